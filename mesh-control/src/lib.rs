@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The control server of the mesh: Istio YAML in, xDS out.
+
+pub mod catalog;

@@ -1,0 +1,98 @@
+//! What the ADS server (`serve/`) asks of the rest of mesh-control: one resource, as one client sees it.
+//!
+//! `policy/` and `registry/` decide what a resource means, `render/` encodes it once per kind of client;
+//! `serve/` only compares versions and moves bytes. A catalog is immutable: a change publishes a new one.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// The kinds of resource, in make-before-break order: a new cluster and its endpoints travel before the
+/// route that names them (xDS protocol, "eventual consistency considerations").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// `envoy.config.cluster.v3.Cluster`
+    Cluster,
+    /// `envoy.config.endpoint.v3.ClusterLoadAssignment`
+    Endpoints,
+    /// `envoy.config.listener.v3.Listener`
+    Listener,
+    /// `envoy.config.route.v3.RouteConfiguration`
+    Route,
+}
+
+impl Kind {
+    /// All kinds, in the order in which they are pushed.
+    pub const ALL: [Kind; 4] = [Kind::Cluster, Kind::Endpoints, Kind::Listener, Kind::Route];
+
+    /// The type URL on the wire.
+    pub const fn type_url(self) -> &'static str {
+        match self {
+            Kind::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+            Kind::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+            Kind::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
+            Kind::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+        }
+    }
+
+    /// The kind of a type URL, if it is one that mesh-control serves.
+    pub fn from_type_url(url: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.type_url() == url)
+    }
+}
+
+/// Which dialect of xDS a client accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ClientClass {
+    /// This project's own library: everything that mesh-control can express.
+    Library,
+    /// gRPC's xDS clients: the subset that they accept without a NACK.
+    Grpc,
+    /// Envoy.
+    Envoy,
+}
+
+/// What mesh-control knows of a connected client, from its node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// `node.id`, as sent.
+    pub node_id: Arc<str>,
+    /// The dialect to render.
+    pub class: ClientClass,
+    /// The namespace that short host names are resolved in.
+    pub namespace: Arc<str>,
+    /// Workload labels: match `sourceLabels` and service selectors.
+    pub labels: Arc<BTreeMap<String, String>>,
+    /// The addresses that the workload calls its own (`INSTANCE_IPS`).
+    pub instance_ips: Vec<IpAddr>,
+    /// The address that the stream comes from.
+    pub peer_ip: IpAddr,
+    /// Named container ports (`POD_PORTS`): name and number.
+    pub ports: Vec<(String, u16)>,
+    /// `region/zone/subzone`, empty parts allowed.
+    pub locality: [Arc<str>; 3],
+}
+
+/// One resource, encoded once and shared by every stream that carries it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// The name it was asked for.
+    pub name: Arc<str>,
+    /// A hash of the content: equal on every replica and after every restart.
+    pub version: Arc<str>,
+    /// The message itself (the `value` of its `Any`).
+    pub body: Bytes,
+    /// Endpoints of workloads that registered themselves: incomplete while mesh-control settles after its
+    /// own start.
+    pub self_registered: bool,
+    /// Endpoints only: there is not one.
+    pub empty: bool,
+}
+
+/// An immutable picture of everything that can be asked for.
+pub trait Catalog: Send + Sync + 'static {
+    /// The resource called `name` as `client` sees it, or `None` where no such thing exists.
+    fn resource(&self, client: &Client, kind: Kind, name: &str) -> Option<Encoded>;
+}
