@@ -1,1 +1,5 @@
-//! Placeholder.
+//! Nouns and decisions of the mesh.
+
+pub mod error;
+pub mod id;
+pub mod model;
