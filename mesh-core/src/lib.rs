@@ -1,5 +1,12 @@
 //! Nouns and decisions of the mesh.
 
+pub mod balance;
+pub mod call;
 pub mod error;
+pub mod filter;
 pub mod id;
+pub mod matcher;
 pub mod model;
+pub mod observe;
+pub mod request;
+pub mod state;
