@@ -34,7 +34,8 @@ impl Drain {
     }
 
     /// Drains: returns when the lame-duck time is over and listeners have stopped accepting. Connections may
-    /// still be finishing then. Calling it again waits for the same end.
+    /// still be finishing then. Dropping the future does not stop the drain; calling it again waits for the
+    /// same end. Needs a tokio runtime.
     pub async fn begin(&self) {
         let first = self.phase.send_if_modified(|phase| {
             let first = *phase == Phase::Serving;
@@ -44,8 +45,11 @@ impl Drain {
             first
         });
         if first {
-            tokio::time::sleep(self.lame_duck).await;
-            self.phase.send_replace(Phase::Closing);
+            let (phase, lame_duck) = (Arc::clone(&self.phase), self.lame_duck);
+            tokio::spawn(async move {
+                tokio::time::sleep(lame_duck).await;
+                phase.send_replace(Phase::Closing);
+            });
         }
         self.reached(Phase::Closing).await;
     }
