@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 use hyper::body::Incoming;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::Address;
@@ -22,8 +22,7 @@ use mesh_core::state::EndpointState;
 use tokio::net::TcpStream;
 
 use super::attempt::Failure;
-use super::change;
-use crate::body::Body;
+use super::{Outgoing, change};
 use replay::Replay;
 
 /// The connections to one endpoint.
@@ -42,64 +41,59 @@ pub(crate) enum Lease {
     Http2(http2::Stream),
 }
 
+/// How many HTTP/2 connections may close under a request before that counts as a failed try.
+const MAX_CLOSED: u32 = 3;
+
 /// Sends a request to an endpoint and waits for the head of the response.
 pub(super) async fn exchange(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<EndpointState>,
     host: Option<&HeaderValue>,
     is_grpc: bool,
-    request: (Parts, Body),
+    request: &mut Outgoing,
 ) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
     let Some(pool) = endpoint.attachment(Pool::default) else {
         let error = MeshError::new(ErrorKind::ConnectFailure, "the endpoint's state belongs to another data plane");
-        return Err(Failure { error, request: None });
+        return Err(Failure { error, unsent: false });
     };
-    let (mut parts, body) = request;
-    if speaks_http2(cluster.protocol, is_grpc, &parts) {
-        if let Err(error) = change::to_http2(&mut parts) {
-            return Err(Failure { error, request: None });
-        }
-        over_http2(cluster, endpoint, pool, parts, body).await
+    if speaks_http2(cluster.protocol, is_grpc, &request.parts) {
+        change::to_http2(&mut request.parts).map_err(|error| Failure { error, unsent: false })?;
+        over_http2(cluster, endpoint, pool, request).await
     } else {
-        change::to_http1(&mut parts, host);
-        over_http1(cluster, endpoint, pool, parts, body).await
+        change::to_http1(&mut request.parts, host);
+        over_http1(cluster, endpoint, pool, request).await
     }
 }
 
 fn speaks_http2(protocol: ClusterProtocol, is_grpc: bool, parts: &Parts) -> bool {
-    let upgrades = parts.headers.contains_key(http::header::UPGRADE) || parts.method == http::Method::CONNECT;
     let wants = match protocol {
         ClusterProtocol::Http1 => is_grpc,
         ClusterProtocol::Http2 => true,
         ClusterProtocol::AsCaller => is_grpc || parts.version == http::Version::HTTP_2,
     };
     // An upgrade is a matter of HTTP/1.1.
-    wants && !upgrades
+    wants && parts.method != http::Method::CONNECT && !parts.headers.contains_key(http::header::UPGRADE)
 }
 
 async fn over_http1(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<EndpointState>,
     pool: &Pool,
-    parts: Parts,
-    mut body: Body,
+    request: &mut Outgoing,
 ) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
-    let mut parts = parts;
     loop {
-        let (mut connection, reused) = match pool.http1.take(cluster.idle_timeout).await {
+        let (mut connection, reused) = match pool.http1.take().await {
             Some(connection) => (connection, true),
-            None => match http1::dial(cluster, endpoint).await {
-                Ok(connection) => {
-                    start_reaper(pool, endpoint, cluster.idle_timeout);
-                    (connection, false)
-                }
-                Err(error) => return Err(Failure { error, request: Some((parts, body)) }),
-            },
+            None => {
+                let dialled = Box::pin(http1::dial(cluster, endpoint)).await;
+                start_reaper(pool, endpoint, cluster.idle_timeout);
+                (dialled.map_err(|error| Failure { error, unsent: true })?, false)
+            }
         };
         // A server may close an idle connection just when a request is on its way. Where sending twice does no
         // harm, it is sent again (RFC 9112, 9.3.1).
-        let replay = (reused && parts.method.is_idempotent()).then(|| Replay::of(&parts, &mut body));
-        let mut failed = match connection.send(Request::from_parts(parts, body)).await {
+        let replay = (reused && request.parts.method.is_idempotent()).then(|| Replay::of(request));
+        let mut failed = match connection.send(request.take()).await {
             Ok(response) => {
                 let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
                 let lease = (!upgraded && connection.may_go_on(cluster)).then_some(Lease::Http1(connection));
@@ -107,12 +101,19 @@ async fn over_http1(
             }
             Err(failed) => failed,
         };
-        let unsent = failed.take_message().map(Request::into_parts);
+        let unsent = failed.take_message();
         let error = failed.into_error();
         let closed = error.is_closed() || error.is_incomplete_message() || error.is_canceled();
-        match unsent.or_else(|| replay.filter(|_| closed).and_then(Replay::take)) {
-            Some(again) if reused => (parts, body) = again,
-            again => return Err(Failure { error: lost(error, again.is_some()), request: again }),
+        let whole = match (unsent, replay) {
+            (Some(unsent), _) => {
+                request.put_back(unsent);
+                true
+            }
+            (None, Some(replay)) if closed => replay.restore(request),
+            (None, _) => false,
+        };
+        if !whole || !reused {
+            return Err(Failure { error: lost(error, whole), unsent: whole });
         }
     }
 }
@@ -121,34 +122,42 @@ async fn over_http2(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<EndpointState>,
     pool: &Pool,
-    parts: Parts,
-    mut body: Body,
+    request: &mut Outgoing,
 ) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
-    let mut parts = parts;
+    let mut closed = 0;
     loop {
-        let mut stream = match pool.http2.take(cluster, endpoint).await {
-            Ok(stream) => stream,
-            Err(error) => return Err(Failure { error, request: Some((parts, body)) }),
+        let mut stream = match pool.http2.take(cluster) {
+            Some(stream) => stream,
+            None => {
+                let dialled = Box::pin(pool.http2.dial(cluster, endpoint)).await;
+                start_reaper(pool, endpoint, cluster.idle_timeout);
+                match dialled {
+                    Ok(()) => continue,
+                    Err(error) => return Err(Failure { error, unsent: true }),
+                }
+            }
         };
-        if stream.is_first() {
-            start_reaper(pool, endpoint, cluster.idle_timeout);
-        }
-        let replay = Replay::of(&parts, &mut body);
-        let mut failed = match stream.send(Request::from_parts(parts, body)).await {
+        let replay = Replay::of(request);
+        let mut failed = match stream.send(request.take()).await {
             Ok(response) => return Ok((response, Some(Lease::Http2(stream)))),
             Err(failed) => failed,
         };
-        if let Some(unsent) = failed.take_message() {
-            // The connection closed before the stream was opened: it is not offered again.
-            (parts, body) = unsent.into_parts();
+        let unsent = failed.take_message();
+        let error = failed.into_error();
+        if let Some(unsent) = unsent {
+            // The connection closed before the stream was opened; it is not offered again.
+            request.put_back(unsent);
+            closed += 1;
+            if closed == MAX_CLOSED {
+                return Err(Failure { error: lost(error, true), unsent: true });
+            }
             continue;
         }
-        let error = failed.into_error();
         if was_refused(&error) {
             let error = MeshError::new(ErrorKind::RefusedStream, "the stream was refused").caused_by(error);
-            return Err(Failure { error, request: replay.take() });
+            return Err(Failure { error, unsent: replay.restore(request) });
         }
-        return Err(Failure { error: lost(error, false), request: None });
+        return Err(Failure { error: lost(error, false), unsent: false });
     }
 }
 

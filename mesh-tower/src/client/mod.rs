@@ -18,6 +18,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use http::request::Parts;
 use http::uri::Authority;
 use http::{Request, Response, Uri};
 use mesh_core::error::{ErrorKind, MeshError};
@@ -59,6 +60,27 @@ pub(crate) use balance::Guard;
 pub struct Client {
     mesh: Mesh,
     target: Option<Arc<FixedTarget>>,
+}
+
+/// A request on its way. The stations pass it on by reference; the last one empties it into hyper, and fills it
+/// again where the request can be sent once more.
+struct Outgoing {
+    parts: Parts,
+    body: Body,
+}
+
+impl Outgoing {
+    /// Moves the request out, for hyper.
+    fn take(&mut self) -> Request<Body> {
+        let (nothing, ()) = Request::new(()).into_parts();
+        let parts = std::mem::replace(&mut self.parts, nothing);
+        Request::from_parts(parts, std::mem::replace(&mut self.body, Body::empty()))
+    }
+
+    /// Takes a request back that was not sent.
+    fn put_back(&mut self, request: Request<Body>) {
+        (self.parts, self.body) = request.into_parts();
+    }
 }
 
 /// The one target of a client that has one, such as a gRPC channel.
@@ -111,7 +133,8 @@ impl Client {
         B::Error: Into<BoxError>,
     {
         let (parts, body) = request.into_parts();
-        ResponseFuture(Box::pin(route::send(self.mesh.clone(), self.target.clone(), parts, Body::new(body))))
+        let request = Outgoing { parts, body: Body::new(body) };
+        ResponseFuture(Box::pin(route::send(self.mesh.clone(), self.target.clone(), request)))
     }
 }
 

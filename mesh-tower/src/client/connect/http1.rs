@@ -45,20 +45,18 @@ const SETTLE: Duration = Duration::from_millis(1);
 
 impl Idle {
     /// A connection that is ready for a request.
-    pub(super) async fn take(&self, idle_timeout: Option<Duration>) -> Option<Connection> {
+    pub(super) async fn take(&self) -> Option<Connection> {
         loop {
             let mut connection = self.pop()?;
             if connection.sender.is_closed() {
-                continue;
-            }
-            if idle_timeout.is_some_and(|timeout| connection.idle_since.elapsed() > timeout) {
                 continue;
             }
             if connection.sender.is_ready() {
                 return Some(connection);
             }
             // The response ended an instant ago and the connection's task has not run since.
-            if let Ok(Ok(())) = tokio::time::timeout(SETTLE, connection.sender.ready()).await {
+            let settled = Box::pin(tokio::time::timeout(SETTLE, connection.sender.ready())).await;
+            if let Ok(Ok(())) = settled {
                 return Some(connection);
             }
         }

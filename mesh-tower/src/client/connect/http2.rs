@@ -38,7 +38,6 @@ struct Connection {
 pub(crate) struct Stream {
     connection: Arc<Connection>,
     sender: http2::SendRequest<Body>,
-    first: bool,
 }
 
 impl Stream {
@@ -48,11 +47,6 @@ impl Stream {
         request: Request<Body>,
     ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
         self.sender.try_send_request(request).await
-    }
-
-    /// Whether it is the first of its connection.
-    pub(super) fn is_first(&self) -> bool {
-        self.first
     }
 }
 
@@ -76,25 +70,17 @@ struct Connections {
 
 impl Shared {
     /// A stream on a connection that has room for one.
-    pub(super) async fn take(
-        &self,
-        cluster: &Arc<Cluster>,
-        endpoint: &Arc<EndpointState>,
-    ) -> Result<Stream, MeshError> {
-        loop {
-            let mut dial = {
-                let mut connections = lock(&self.0);
-                if let Some(stream) = connections.stream(cluster) {
-                    return Ok(stream);
-                }
-                connections.dial(cluster, endpoint)
-            };
-            // A dial that goes on without those who wait for it has dropped its end: then somebody dials again.
-            if let Ok(outcome) = dial.wait_for(Option::is_some).await
-                && let Some(Err(error)) = &*outcome
-            {
-                return Err(error.clone());
-            }
+    pub(super) fn take(&self, cluster: &Cluster) -> Option<Stream> {
+        lock(&self.0).stream(cluster)
+    }
+
+    /// Waits until there is one more connection, or until room appeared on another.
+    pub(super) async fn dial(&self, cluster: &Arc<Cluster>, endpoint: &Arc<EndpointState>) -> Result<(), MeshError> {
+        let mut dial = lock(&self.0).dial(cluster, endpoint);
+        // A dial whose task is gone (its runtime was shut down) says nothing: then somebody dials again.
+        match dial.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
+            Err(_) => Ok(()),
         }
     }
 
@@ -124,7 +110,7 @@ impl Connections {
                     connection.retired.store(true, Ordering::Relaxed);
                 }
                 let sender = connection.sender.clone();
-                return Some(Stream { connection: Arc::clone(connection), sender, first: requests == 1 });
+                return Some(Stream { connection: Arc::clone(connection), sender });
             }
         }
         None
