@@ -7,6 +7,11 @@ use smallvec::SmallVec;
 
 use crate::state::EndpointState;
 
+/// When the caller of a request stops waiting. Put it into a request's extensions: the client enforces it, and
+/// a server puts it there for the requests that its handlers make in turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Deadline(pub Instant);
+
 /// One request on its way. Decisions read it; the async code around them updates it.
 #[derive(Debug)]
 pub struct Call {

@@ -8,6 +8,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
+
 use crate::balance::{Levels, LoadBalancer, built_in};
 use crate::call::Call;
 use crate::error::{ErrorKind, Invalid, MeshError};
@@ -353,6 +355,7 @@ fn address_of(authority: &str) -> Option<Address> {
 #[derive(Debug)]
 pub struct TargetView {
     target: Target,
+    host: Option<HeaderValue>,
     content: Result<Content, MeshError>,
 }
 
@@ -383,17 +386,27 @@ pub struct Routed<'v> {
 impl TargetView {
     /// A view of these routes; `clusters` are those that the table names, in its order.
     pub fn new(target: Target, http: &HttpManager, routes: Arc<RouteTable>, clusters: Vec<Arc<ClusterView>>) -> Self {
-        TargetView { target, content: Ok(Content { max_stream_duration: http.max_stream_duration, routes, clusters }) }
+        let host = HeaderValue::from_str(target.as_str()).ok();
+        TargetView {
+            target,
+            host,
+            content: Ok(Content { max_stream_duration: http.max_stream_duration, routes, clusters }),
+        }
     }
 
     /// A view that fails every request, because the target's own configuration does not exist.
     pub fn failed(target: Target, error: MeshError) -> Self {
-        TargetView { target, content: Err(error) }
+        TargetView { target, host: None, content: Err(error) }
     }
 
     /// Whose view it is.
     pub fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// The target's name as a `Host` header, made once.
+    pub fn host(&self) -> Option<&HeaderValue> {
+        self.host.as_ref()
     }
 
     /// The compiled routes, unless the view is a failure.

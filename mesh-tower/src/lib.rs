@@ -1,9 +1,13 @@
 //! The HTTP data plane of the mesh.
 
+pub mod body;
+pub mod client;
 pub mod drain;
 pub mod health;
 mod mesh;
+pub mod reply;
 pub mod server;
 
+pub use client::Client;
 pub use mesh::{Mesh, MeshBuilder, StartError};
 pub use mesh_core as core;
