@@ -106,9 +106,7 @@ impl Drain {
 
     /// Waits until it has come this far.
     pub async fn reached(&self, phase: Phase) {
-        let mut watched = self.watch();
-        // The sender lives as long as `self`, so this waits for the phase and nothing else.
-        let _ = watched.wait_for(|present| *present >= phase).await;
+        reached(&mut self.watch(), phase).await;
     }
 
     /// Waits until it is closed and the last request is answered to the end of its body.
@@ -174,6 +172,13 @@ impl Drain {
     }
 }
 
+/// Waits until a drain has come this far. One whose last owner is gone gets no further: pending for ever.
+pub(crate) async fn reached(watched: &mut watch::Receiver<Phase>, phase: Phase) {
+    if watched.wait_for(|present| *present >= phase).await.is_err() {
+        std::future::pending().await
+    }
+}
+
 async fn go_on(shared: Arc<Shared>) {
     tokio::time::sleep(shared.lame_duck).await;
     shared.phase.send_replace(Phase::Closing);
@@ -186,6 +191,13 @@ async fn go_on(shared: Arc<Shared>) {
 /// A request in flight.
 #[derive(Debug)]
 pub(crate) struct InFlight(Arc<Shared>);
+
+impl InFlight {
+    /// Whether the drain has begun.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.0.leaving.load(Ordering::Acquire)
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {

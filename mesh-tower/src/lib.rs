@@ -3,6 +3,7 @@
 pub mod body;
 pub mod client;
 pub mod drain;
+mod headers;
 pub mod health;
 mod mesh;
 pub mod reply;
