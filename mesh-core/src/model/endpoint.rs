@@ -55,8 +55,9 @@ impl Endpoint {
 pub struct LocalityEndpoints {
     /// Where they are.
     pub locality: Locality,
-    /// The locality's share within its priority, at least 1.
-    pub weight: u32,
+    /// The locality's share within its priority, at least 1. Where no locality of a priority has one, all
+    /// endpoints of the priority count alike.
+    pub weight: Option<u32>,
     /// 0 is used first.
     pub priority: u32,
     /// The endpoints.
@@ -87,7 +88,7 @@ impl Endpoints {
         Endpoints {
             localities: vec![LocalityEndpoints {
                 locality: Locality::default(),
-                weight: 1,
+                weight: None,
                 priority: 0,
                 endpoints: addresses.into_iter().map(|addr| Endpoint::new(EndpointId::new(addr))).collect(),
             }],

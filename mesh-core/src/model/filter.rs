@@ -36,8 +36,6 @@ pub struct Fault {
     pub abort: Option<FaultAbort>,
     /// Only requests whose headers all pass.
     pub headers: Vec<HeaderTest>,
-    /// How many requests of the process may be under a fault at once.
-    pub max_active: Option<u32>,
 }
 
 /// A delay.

@@ -1,0 +1,4 @@
+//! The xDS client.
+
+pub mod decode;
+pub(crate) mod names;
