@@ -1,10 +1,20 @@
 //! Nouns and decisions of the mesh.
 
+pub mod balance;
+pub mod call;
 pub mod error;
+pub mod filter;
+pub mod fixed;
 pub mod id;
+pub mod matcher;
 pub mod model;
+pub mod observe;
+pub mod request;
 pub mod resources;
+pub mod state;
+pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod view;
 #[cfg(feature = "xds")]
 pub mod xds;

@@ -1,1 +1,11 @@
-//! Placeholder.
+//! The HTTP data plane of the mesh.
+
+pub mod body;
+pub mod client;
+pub mod drain;
+mod mesh;
+pub mod reply;
+
+pub use client::Client;
+pub use mesh::{Mesh, MeshBuilder, StartError};
+pub use mesh_core as core;

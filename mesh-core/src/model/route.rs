@@ -213,6 +213,31 @@ impl Forward {
     }
 }
 
+/// Envoy's default for a route that says nothing.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+
+impl Forward {
+    /// How long a request may take on this route; `None` = as long as the caller waits.
+    ///
+    /// gRPC follows gRFC A31: `grpc_timeout_header_max`, else the route's `max_stream_duration`, else the
+    /// listener's; the route timeout does not count, and zero leaves it to the caller. Other requests follow
+    /// Envoy: the route timeout, 15 s where there is none, and the stream limit where there is one.
+    pub fn time_limit(&self, is_grpc: bool, listener_limit: Option<Duration>) -> Option<Duration> {
+        let limited = |limit: Duration| (!limit.is_zero()).then_some(limit);
+        let stream = self.max_stream_duration;
+        let stream_limit = stream.and_then(|stream| stream.limit).or(listener_limit);
+        if is_grpc {
+            let limit = stream.and_then(|stream| stream.grpc_timeout_max).or(stream_limit);
+            return limit.and_then(limited);
+        }
+        let timeout = limited(self.timeout.unwrap_or(DEFAULT_TIMEOUT));
+        match (timeout, stream_limit.and_then(limited)) {
+            (Some(timeout), Some(stream)) => Some(timeout.min(stream)),
+            (timeout, stream) => timeout.or(stream),
+        }
+    }
+}
+
 /// Which cluster a request goes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Clusters {
@@ -386,4 +411,42 @@ pub enum HeaderChange {
     ReplaceIfPresent(HeaderName, HeaderValue),
     /// Remove every value.
     Remove(HeaderName),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_limit_of_a_route() {
+        let second = Duration::from_secs(1);
+        let stream = |limit, grpc_timeout_max| Some(MaxStreamDuration { limit, grpc_timeout_max });
+        let zero = Some(Duration::ZERO);
+        // (gRPC?, route timeout, stream limits, listener's limit) -> limit
+        let cases = [
+            (false, None, None, None, Some(DEFAULT_TIMEOUT)),
+            (false, zero, None, None, None),
+            (false, Some(2 * second), None, None, Some(2 * second)),
+            (false, Some(2 * second), stream(Some(second), None), None, Some(second)),
+            (false, zero, None, Some(second), Some(second)),
+            (true, Some(second), None, None, None),
+            (true, None, stream(Some(second), None), Some(2 * second), Some(second)),
+            (true, None, None, Some(2 * second), Some(2 * second)),
+            (true, None, stream(zero, None), Some(2 * second), None),
+            (true, None, stream(Some(second), Some(3 * second)), None, Some(3 * second)),
+            (true, None, stream(Some(second), zero), None, None),
+        ];
+        for (is_grpc, timeout, max_stream_duration, listener, expected) in cases {
+            let forward = Forward { timeout, max_stream_duration, ..Forward::to("c") };
+            assert_eq!(forward.time_limit(is_grpc, listener), expected, "{forward:?} {listener:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_rewrite_knows_its_groups() {
+        let rewrite = PathRewrite::new("^/a/(.*)$", r"/b/\1$x").unwrap();
+        assert_eq!(rewrite.apply("/a/c"), "/b/c$x");
+        assert!(PathRewrite::new("a", r"\1").is_err());
+        assert!(PathRewrite::new("(", "").is_err());
+    }
 }

@@ -1,0 +1,238 @@
+//! The fifth station: a connection to the endpoint, reused or dialled, and the exchange over it.
+//!
+//! Every endpoint has a pool of its own, attached to the endpoint's state, so connections outlive configuration
+//! and go away with their endpoint. A connection that turns out to be closed before the request was written
+//! costs the request nothing: hyper gives it back and it goes to another connection.
+
+mod http1;
+mod http2;
+mod replay;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use http::request::Parts;
+use http::{HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::id::Address;
+use mesh_core::model::{Cluster, ClusterProtocol};
+use mesh_core::state::EndpointState;
+use tokio::net::TcpStream;
+
+use super::attempt::Failure;
+use super::change;
+use crate::body::Body;
+use replay::Replay;
+
+/// The connections to one endpoint.
+#[derive(Default)]
+struct Pool {
+    http1: http1::Idle,
+    http2: http2::Shared,
+    reaper: AtomicBool,
+}
+
+/// A connection in use.
+pub(crate) enum Lease {
+    /// Nobody else uses it meanwhile.
+    Http1(http1::Connection),
+    /// One stream of many.
+    Http2(http2::Stream),
+}
+
+/// Sends a request to an endpoint and waits for the head of the response.
+pub(super) async fn exchange(
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<EndpointState>,
+    host: Option<&HeaderValue>,
+    is_grpc: bool,
+    request: (Parts, Body),
+) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
+    let Some(pool) = endpoint.attachment(Pool::default) else {
+        let error = MeshError::new(ErrorKind::ConnectFailure, "the endpoint's state belongs to another data plane");
+        return Err(Failure { error, request: None });
+    };
+    let (mut parts, body) = request;
+    if speaks_http2(cluster.protocol, is_grpc, &parts) {
+        if let Err(error) = change::to_http2(&mut parts) {
+            return Err(Failure { error, request: None });
+        }
+        over_http2(cluster, endpoint, pool, parts, body).await
+    } else {
+        change::to_http1(&mut parts, host);
+        over_http1(cluster, endpoint, pool, parts, body).await
+    }
+}
+
+fn speaks_http2(protocol: ClusterProtocol, is_grpc: bool, parts: &Parts) -> bool {
+    let upgrades = parts.headers.contains_key(http::header::UPGRADE) || parts.method == http::Method::CONNECT;
+    let wants = match protocol {
+        ClusterProtocol::Http1 => is_grpc,
+        ClusterProtocol::Http2 => true,
+        ClusterProtocol::AsCaller => is_grpc || parts.version == http::Version::HTTP_2,
+    };
+    // An upgrade is a matter of HTTP/1.1.
+    wants && !upgrades
+}
+
+async fn over_http1(
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<EndpointState>,
+    pool: &Pool,
+    parts: Parts,
+    mut body: Body,
+) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
+    let mut parts = parts;
+    loop {
+        let (mut connection, reused) = match pool.http1.take(cluster.idle_timeout).await {
+            Some(connection) => (connection, true),
+            None => match http1::dial(cluster, endpoint).await {
+                Ok(connection) => {
+                    start_reaper(pool, endpoint, cluster.idle_timeout);
+                    (connection, false)
+                }
+                Err(error) => return Err(Failure { error, request: Some((parts, body)) }),
+            },
+        };
+        // A server may close an idle connection just when a request is on its way. Where sending twice does no
+        // harm, it is sent again (RFC 9112, 9.3.1).
+        let replay = (reused && parts.method.is_idempotent()).then(|| Replay::of(&parts, &mut body));
+        let mut failed = match connection.send(Request::from_parts(parts, body)).await {
+            Ok(response) => {
+                let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                let lease = (!upgraded && connection.may_go_on(cluster)).then_some(Lease::Http1(connection));
+                return Ok((response, lease));
+            }
+            Err(failed) => failed,
+        };
+        let unsent = failed.take_message().map(Request::into_parts);
+        let error = failed.into_error();
+        let closed = error.is_closed() || error.is_incomplete_message() || error.is_canceled();
+        match unsent.or_else(|| replay.filter(|_| closed).and_then(Replay::take)) {
+            Some(again) if reused => (parts, body) = again,
+            again => return Err(Failure { error: lost(error, again.is_some()), request: again }),
+        }
+    }
+}
+
+async fn over_http2(
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<EndpointState>,
+    pool: &Pool,
+    parts: Parts,
+    mut body: Body,
+) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
+    let mut parts = parts;
+    loop {
+        let mut stream = match pool.http2.take(cluster, endpoint).await {
+            Ok(stream) => stream,
+            Err(error) => return Err(Failure { error, request: Some((parts, body)) }),
+        };
+        if stream.is_first() {
+            start_reaper(pool, endpoint, cluster.idle_timeout);
+        }
+        let replay = Replay::of(&parts, &mut body);
+        let mut failed = match stream.send(Request::from_parts(parts, body)).await {
+            Ok(response) => return Ok((response, Some(Lease::Http2(stream)))),
+            Err(failed) => failed,
+        };
+        if let Some(unsent) = failed.take_message() {
+            // The connection closed before the stream was opened: it is not offered again.
+            (parts, body) = unsent.into_parts();
+            continue;
+        }
+        let error = failed.into_error();
+        if was_refused(&error) {
+            let error = MeshError::new(ErrorKind::RefusedStream, "the stream was refused").caused_by(error);
+            return Err(Failure { error, request: replay.take() });
+        }
+        return Err(Failure { error: lost(error, false), request: None });
+    }
+}
+
+/// Whether the peer says that it has not looked at the stream: REFUSED_STREAM, or a GOAWAY below it (RFC 9113,
+/// 8.7 and 6.8; gRFC A6 calls the retry of it transparent).
+fn was_refused(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<h2::Error>() {
+            let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM) && error.is_remote();
+            let leaving = error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
+            return refused || leaving;
+        }
+        source = cause.source();
+    }
+    false
+}
+
+fn lost(error: hyper::Error, unsent: bool) -> MeshError {
+    match unsent {
+        true => MeshError::new(ErrorKind::ConnectFailure, "the connection closed before the request was sent"),
+        false => MeshError::new(ErrorKind::ConnectionLost, "the connection failed before a response came"),
+    }
+    .caused_by(error)
+}
+
+/// Takes a connection back whose response has ended.
+pub(super) fn give_back(endpoint: &Arc<EndpointState>, lease: Lease) {
+    match lease {
+        Lease::Http1(connection) => {
+            if let Some(pool) = endpoint.attachment(Pool::default) {
+                pool.http1.give_back(connection);
+            }
+        }
+        Lease::Http2(stream) => drop(stream),
+    }
+}
+
+/// Opens a TCP connection to the first address of the endpoint that accepts, within the cluster's timeout.
+pub(super) async fn open(cluster: &Cluster, endpoint: &EndpointState) -> Result<TcpStream, MeshError> {
+    let failed = |what: String| MeshError::new(ErrorKind::ConnectFailure, what);
+    let try_all = async {
+        let mut last = None;
+        for address in endpoint.id().addresses() {
+            let opened = match address {
+                Address::Socket(socket) => TcpStream::connect(socket).await,
+                Address::Host(host, port) => TcpStream::connect((&**host, *port)).await,
+            };
+            match opened {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = Some(failed(format!("cannot connect to {address}")).caused_by(error)),
+            }
+        }
+        Err(last.unwrap_or_else(|| failed("the endpoint has no address".into())))
+    };
+    let timeout = cluster.connect_timeout;
+    let stream = tokio::time::timeout(timeout, try_all)
+        .await
+        .unwrap_or_else(|_| Err(failed(format!("cannot connect within {timeout:?}"))))?;
+    // A request is written in few pieces and its answer waited for: never hold the last piece back.
+    stream.set_nodelay(true).map_err(|error| failed("cannot set TCP_NODELAY".into()).caused_by(error))?;
+    Ok(stream)
+}
+
+/// Sees to it that connections which nobody uses are closed in time: one task an endpoint, while it has any.
+fn start_reaper(pool: &Pool, endpoint: &Arc<EndpointState>, idle_timeout: Option<Duration>) {
+    let Some(idle) = idle_timeout else { return };
+    if pool.reaper.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let endpoint = Arc::downgrade(endpoint);
+    tokio::spawn(async move {
+        let period = (idle / 4).clamp(Duration::from_millis(10), Duration::from_secs(60));
+        loop {
+            tokio::time::sleep(period).await;
+            // Gone with the endpoint: then its connections are gone, too.
+            let Some(endpoint) = endpoint.upgrade() else { return };
+            let Some(pool) = endpoint.attachment(Pool::default) else { return };
+            let now = Instant::now();
+            let left = pool.http1.reap(now, idle) + pool.http2.reap(now, idle);
+            if left == 0 {
+                pool.reaper.store(false, Ordering::Relaxed);
+                return;
+            }
+        }
+    });
+}
