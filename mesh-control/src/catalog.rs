@@ -95,4 +95,16 @@ pub struct Encoded {
 pub trait Catalog: Send + Sync + 'static {
     /// The resource called `name` as `client` sees it, or `None` where no such thing exists.
     fn resource(&self, client: &Client, kind: Kind, name: &str) -> Option<Encoded>;
+
+    /// What a client gets that asks for everything of a kind (the wildcard; Envoy's habit for listeners
+    /// and clusters). Nothing, where a kind is only ever asked for by name.
+    fn everything(&self, _client: &Client, _kind: Kind) -> Vec<Arc<str>> {
+        Vec::new()
+    }
+
+    /// A number that moves whenever any resource of this kind may have changed for any client. Two
+    /// catalogs with the same number need not be compared; `None` compares them every time.
+    fn revision(&self, _kind: Kind) -> Option<u64> {
+        None
+    }
 }

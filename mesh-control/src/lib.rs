@@ -1,3 +1,4 @@
 //! The control server of the mesh: Istio YAML in, xDS out.
 
 pub mod catalog;
+pub mod serve;
