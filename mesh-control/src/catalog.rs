@@ -54,6 +54,17 @@ pub enum ClientClass {
     Envoy,
 }
 
+impl ClientClass {
+    /// `library`, `grpc` or `envoy`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ClientClass::Library => "library",
+            ClientClass::Grpc => "grpc",
+            ClientClass::Envoy => "envoy",
+        }
+    }
+}
+
 /// What mesh-control knows of a connected client, from its node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {

@@ -135,7 +135,7 @@ impl World {
     }
 
     fn change(&mut self, key: Key, version: Option<u8>) {
-        let known = self.shelf.items.get(&(key.0, key.1.to_owned())).is_some();
+        let known = self.shelf.items.contains_key(&(key.0, key.1.to_owned()));
         match version {
             Some(version) => {
                 let resource = self.shelf.put(key.0, key.1, &format!("v{version}"));

@@ -140,13 +140,14 @@ impl Sets {
     }
 
     fn remove(&mut self, name: &str) {
-        [
+        for set in [
             &mut self.owed,
             &mut self.changed,
             &mut self.leaving,
             &mut self.settling,
-        ]
-        .map(|set| set.remove(name));
+        ] {
+            set.remove(name);
+        }
     }
 
     fn contains(&self, name: &str) -> bool {

@@ -28,6 +28,15 @@ pub enum Protocol {
     Delta,
 }
 
+impl Protocol {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Protocol::Sotw => "sotw",
+            Protocol::Delta => "delta",
+        }
+    }
+}
+
 /// What a session is made from.
 pub(crate) struct Opening {
     pub(crate) client: Client,
@@ -209,6 +218,9 @@ impl Session {
 
     /// Takes a newer catalog. Nothing is queued: what differs is marked, and sent as it then is.
     pub(crate) fn on_catalog(&mut self, catalog: Arc<dyn Catalog>, now: Instant) {
+        if Arc::ptr_eq(&self.catalog, &catalog) {
+            return;
+        }
         self.catalog = catalog;
         for kind in Kind::ALL {
             let revision = self.catalog.revision(kind);
@@ -343,15 +355,6 @@ impl Session {
             .chain(settle)
             .chain(self.gate.opens_at(&self.pace));
         times.filter(|at| *at > now).min()
-    }
-
-    /// The names of the server listeners that the client asks for.
-    pub(crate) fn server_listeners(&self) -> Vec<Arc<str>> {
-        let listeners = self.ledgers[Kind::Listener as usize].explicit();
-        listeners
-            .filter(|name| name.starts_with(SERVER_LISTENER_PREFIX))
-            .cloned()
-            .collect()
     }
 
     /// What there is to say about every kind that the client asks for.

@@ -1,0 +1,4 @@
+//! The ADS server over real sockets.
+
+mod streams;
+mod support;
