@@ -1,3 +1,5 @@
 //! The control server of the mesh: Istio YAML in, xDS out.
 
 pub mod catalog;
+pub mod config;
+pub mod policy;
