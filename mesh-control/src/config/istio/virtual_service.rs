@@ -204,7 +204,7 @@ message! {
         grpc_status: Option<Text> = "grpcStatus",
         /// Istio has the field and does not implement it.
         http2_error: Option<Opaque> = "http2Error",
-        /// How many requests; all if absent.
+        /// How many requests; none if absent.
         percentage: Option<Percent> = "percentage",
         /// Deprecated: whole percents.
         percent: Option<i32> = "percent",
