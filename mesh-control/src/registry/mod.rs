@@ -255,7 +255,9 @@ impl Endpoints {
 
     /// The sets as they are now.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot { by_service: self.by_service.clone() }
+        Snapshot {
+            by_service: self.by_service.clone(),
+        }
     }
 
     /// Everyone who registered, in the order of their keys.
@@ -292,7 +294,7 @@ impl Endpoints {
         if self.workloads.get(&workload.key) == Some(&workload) {
             return false;
         }
-        let before = self.unplace(&workload.key);
+        let before = self.forget(&workload.key);
         self.workloads
             .insert(workload.key.clone(), workload.clone());
         let placed = self.place(services, &workload);
