@@ -4,3 +4,4 @@ pub mod catalog;
 pub mod config;
 pub mod policy;
 pub mod registry;
+pub mod render;

@@ -137,7 +137,7 @@ impl VirtualServices {
     }
 
     fn report_conflicts(&self, found: &mut Vec<Diagnostic>) {
-        let hosts = self.exact.iter().map(|(host, indexes)| (host, indexes));
+        let hosts = self.exact.iter();
         let wildcards = self.wildcards.iter().map(|(host, indexes)| (host, indexes));
         let mut conflicts: Vec<(usize, Diagnostic)> = Vec::new();
         for (host, indexes) in hosts.chain(wildcards) {

@@ -227,9 +227,8 @@ pub fn of_service(object: &Object<service::Service>) -> Service {
             },
         }
     });
-    let external = (spec.service_type.as_deref() == Some("ExternalName"))
-        .then(|| spec.external_name.as_ref())
-        .flatten();
+    let is_external = spec.service_type.as_deref() == Some("ExternalName");
+    let external = spec.external_name.as_ref().filter(|_| is_external);
     let export_to = meta.annotations.get("networking.istio.io/exportTo");
     let export_to = export_to.into_iter().flat_map(|text| text.split(','));
     Service {
