@@ -2,4 +2,8 @@
 
 pub mod catalog;
 pub mod cli;
+pub mod config;
+pub mod policy;
+pub mod registry;
+pub mod render;
 pub mod serve;
