@@ -2,6 +2,7 @@
 
 pub mod catalog;
 pub mod config;
+pub mod plane;
 pub mod policy;
 pub mod registry;
 pub mod render;
