@@ -1,4 +1,6 @@
 //! Configuration, registry, policy and rendering from the outside: YAML in, xDS out.
 
+mod calling;
+mod routing;
 mod support;
 mod walk;
