@@ -2,4 +2,9 @@
 
 pub mod catalog;
 pub mod cli;
+pub mod config;
+pub mod plane;
+pub mod policy;
+pub mod registry;
+pub mod render;
 pub mod serve;
