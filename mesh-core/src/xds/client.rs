@@ -337,18 +337,15 @@ impl<C: Consumer> Client<C> {
         let mut outcomes = VecDeque::from([(session, outcome)]);
         while let Some((session, Outcome { actions, changes })) = outcomes.pop_front() {
             // First the store, then the acknowledgement: what was acknowledged is in use.
+            let mut progress = Progress::default();
             if !changes.is_empty() {
                 self.note_names(&changes);
-                let progress = self.consumer.apply(Update { changes });
-                for action in actions {
-                    outcomes.extend(self.act(session, action));
-                }
-                outcomes.extend(self.route(progress));
-            } else {
-                for action in actions {
-                    outcomes.extend(self.act(session, action));
-                }
+                progress = self.consumer.apply(Update { changes });
             }
+            for action in actions {
+                outcomes.extend(self.act(session, action));
+            }
+            outcomes.extend(self.route(progress));
         }
     }
 

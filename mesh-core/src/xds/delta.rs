@@ -187,3 +187,7 @@ fn delete(cache: &mut Cache, step: &mut Step<'_>, kind: ResourceType, taken: &mu
         }
     }
 }
+
+#[cfg(test)]
+#[path = "tests/delta.rs"]
+mod tests;

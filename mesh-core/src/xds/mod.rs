@@ -23,3 +23,10 @@ pub use client::{Consumer, XdsSource};
 pub use client_status::{ClientStatus, StatusHandle};
 pub use connect::{Connector, Io};
 pub use dns::Resolver;
+
+#[cfg(test)]
+#[path = "tests/histories.rs"]
+mod histories;
+#[cfg(test)]
+#[path = "tests/rig.rs"]
+pub(crate) mod rig;

@@ -402,3 +402,7 @@ impl Protocol {
 fn send<R>(index: usize, requests: Vec<R>, wrap: fn(R) -> Request) -> Vec<Action> {
     requests.into_iter().map(|request| Action::Send(index, wrap(request))).collect()
 }
+
+#[cfg(test)]
+#[path = "tests/session.rs"]
+mod tests;

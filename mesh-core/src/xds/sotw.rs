@@ -156,3 +156,7 @@ fn delete_absent(
         }
     }
 }
+
+#[cfg(test)]
+#[path = "tests/sotw.rs"]
+mod tests;
