@@ -119,7 +119,8 @@ async fn http2_client(registry: Arc<Registry>) {
                     match sender.try_send_request(registry.request()).await {
                         Ok(response) => registry.answer(response).await,
                         Err(mut error) => {
-                            assert!(error.take_message().is_some(), "a request was lost: {:?}", error.error());
+                            let unseen = error.take_message().is_some() || refused_unseen(error.error());
+                            assert!(unseen, "a request was lost: {:?}", error.error());
                             return;
                         }
                     }
@@ -130,6 +131,16 @@ async fn http2_client(registry: Arc<Registry>) {
             stream.unwrap();
         }
     }
+}
+
+/// A stream that is newer than the last one that a GOAWAY names.
+fn refused_unseen(error: &hyper::Error) -> bool {
+    let error = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    error.is_some_and(|error| {
+        let reason = error.reason();
+        (error.is_go_away() && error.is_remote() && reason == Some(h2::Reason::NO_ERROR))
+            || reason == Some(h2::Reason::REFUSED_STREAM)
+    })
 }
 
 /// Replaces the server again and again under load.
