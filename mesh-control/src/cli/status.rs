@@ -154,7 +154,7 @@ fn refusals(status: &Status, out: &mut String) {
 }
 
 fn workloads(status: &Status, out: &mut String) {
-    let mut rows = vec![["WORKLOAD", "ADDRESS", "STATE", "LABELS"].map(str::to_owned)];
+    let mut rows = vec![["WORKLOAD", "ADDRESS", "STATE", "SERVES", "LABELS"].map(str::to_owned)];
     rows.extend(status.workloads.iter().map(|workload| {
         let labels: Vec<_> = workload
             .labels
@@ -165,10 +165,15 @@ fn workloads(status: &Status, out: &mut String) {
             Some(left) => format!("lost, gone in {left:.0}s"),
             None => "connected".to_owned(),
         };
+        let serves = match &workload.note {
+            Some(note) => note.clone(),
+            None => workload.serves.join(","),
+        };
         [
             short(&workload.node),
             workload.address.to_string(),
             state,
+            serves,
             labels.join(","),
         ]
     }));

@@ -77,7 +77,7 @@ fn config(connection: &Connection) -> ClientConfig {
     ClientConfig {
         node: Some(Node {
             id,
-            user_agent_name: connection.user_agent.clone(),
+            user_agent_name: connection.about.user_agent.clone(),
             ..Node::default()
         }),
         generic_xds_configs: reports.iter().flat_map(resources).collect(),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use crate::catalog::Client;
+use crate::serve::client::About;
 use crate::serve::session::SERVER_LISTENER_PREFIX;
 
 /// A process that serves at an address.
@@ -19,13 +20,15 @@ use crate::serve::session::SERVER_LISTENER_PREFIX;
 pub struct Workload {
     /// What its node says.
     pub client: Client,
+    /// What else it says.
+    pub about: About,
     /// Where it can be reached: the address it is bound to, or one of its own where that is unspecified.
     pub address: SocketAddr,
 }
 
 impl Workload {
     /// The workload that a client announces by asking for a server listener, if the name is one.
-    pub fn announced(client: &Client, listener: &str) -> Option<Workload> {
+    pub fn announced(client: &Client, about: &About, listener: &str) -> Option<Workload> {
         let bound: SocketAddr = listener
             .strip_prefix(SERVER_LISTENER_PREFIX)?
             .parse()
@@ -40,6 +43,7 @@ impl Workload {
         };
         (bound.port() != 0).then(|| Workload {
             client: client.clone(),
+            about: about.clone(),
             address: SocketAddr::new(ip, bound.port()),
         })
     }
@@ -62,6 +66,12 @@ pub struct WorkloadKey {
     pub address: SocketAddr,
 }
 
+impl std::fmt::Display for WorkloadKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.node_id, self.address)
+    }
+}
+
 /// The registry, as far as self-registration needs it. A change must be visible in the catalog when the
 /// call returns.
 pub trait Workloads: Send + Sync + 'static {
@@ -74,7 +84,7 @@ pub trait Workloads: Send + Sync + 'static {
 /// What the registry has to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Change {
-    Register(Workload),
+    Register(Box<Workload>),
     Unregister(WorkloadKey),
 }
 
@@ -100,11 +110,11 @@ impl Roll {
                 entry.expires = None;
                 if entry.workload != workload {
                     entry.workload = workload.clone();
-                    changes.push(Change::Register(workload));
+                    changes.push(Change::Register(Box::new(workload)));
                 }
             }
             None => {
-                changes.push(Change::Register(workload.clone()));
+                changes.push(Change::Register(Box::new(workload.clone())));
                 self.0.insert(
                     key.clone(),
                     Entry {
@@ -246,7 +256,7 @@ impl Presence {
             match change {
                 Change::Register(workload) => {
                     tracing::info!(node = &*workload.client.node_id, address = %workload.address, "workload registered");
-                    self.workloads.register(workload);
+                    self.workloads.register(*workload);
                 }
                 Change::Unregister(key) => {
                     tracing::info!(node = &*key.node_id, address = %key.address, "workload gone");
@@ -274,15 +284,20 @@ mod tests {
         };
         Workload {
             client,
+            about: About::default(),
             address: SocketAddr::from(([10, 0, 0, 1], port)),
         }
+    }
+
+    fn register(workload: &Workload) -> Change {
+        Change::Register(Box::new(workload.clone()))
     }
 
     #[test]
     fn an_announcement_is_read_from_the_name_of_the_listener() {
         let mut client = client(ClientClass::Grpc);
         let address = |client: &Client, name: &str| {
-            Workload::announced(client, name).map(|w| w.address.to_string())
+            Workload::announced(client, &About::default(), name).map(|w| w.address.to_string())
         };
         let prefix = "xds.istio.io/grpc/lds/inbound/";
         for (name, expected) in [
@@ -313,7 +328,7 @@ mod tests {
     fn goodbye_removes_at_once_and_a_broken_stream_after_the_grace() {
         let now = Instant::now();
         let (mut roll, web) = (Roll::default(), workload("web", 80));
-        assert_eq!(roll.join(1, web.clone()), [Change::Register(web.clone())]);
+        assert_eq!(roll.join(1, web.clone()), [register(&web)]);
         assert_eq!(roll.leave(1, &web.key()), [Change::Unregister(web.key())]);
 
         roll.join(2, web.clone());
@@ -360,10 +375,7 @@ mod tests {
         roll.join(1, old.clone());
         roll.lose(1, now);
         let changes = roll.join(2, new.clone());
-        assert_eq!(
-            changes,
-            [Change::Register(new.clone()), Change::Unregister(old.key())]
-        );
+        assert_eq!(changes, [register(&new), Change::Unregister(old.key())]);
     }
 
     #[test]
@@ -372,6 +384,6 @@ mod tests {
         roll.join(1, web.clone());
         let mut other = web;
         other.client.labels = Arc::new([("version".to_owned(), "v2".to_owned())].into());
-        assert_eq!(roll.join(2, other.clone()), [Change::Register(other)]);
+        assert_eq!(roll.join(2, other.clone()), [register(&other)]);
     }
 }
