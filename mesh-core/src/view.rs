@@ -62,6 +62,23 @@ pub struct Destination {
     response: Vec<HeaderChange>,
 }
 
+impl Destination {
+    /// The filters to pass, in order.
+    pub fn filters(&self) -> &[Arc<dyn Filter>] {
+        &self.filters
+    }
+
+    /// Header changes of the request, in order.
+    pub fn request_changes(&self) -> &[HeaderChange] {
+        &self.request
+    }
+
+    /// Header changes of the response, in order.
+    pub fn response_changes(&self) -> &[HeaderChange] {
+        &self.response
+    }
+}
+
 impl RouteTable {
     /// Compiles a route configuration under a listener's filters.
     pub fn compile(
@@ -298,14 +315,14 @@ impl ClusterView {
                 .all(|(a, b)| Arc::ptr_eq(&a.cluster, &b.cluster) && same_endpoints(&a.endpoints, &b.endpoints))
     }
 
-    /// Chooses an endpoint. `authority` is what the caller asked for; only a pass-through cluster uses it.
-    pub fn pick(&self, call: &mut Call, authority: &str) -> Result<Pick<'_>, MeshError> {
+    /// Chooses an endpoint. `authority` is what the caller asked for; only a pass-through cluster asks for it.
+    pub fn pick<'a>(&self, call: &mut Call, authority: impl FnOnce() -> &'a str) -> Result<Pick<'_>, MeshError> {
         if let Some((level, endpoint)) = self.levels.pick(call)
             && let Some(leaf) = self.leaves.get(level.leaf)
         {
             return Ok(Pick { cluster: &leaf.cluster, in_flight: endpoint.enter() });
         }
-        self.pick_without_endpoints(authority)
+        self.pick_without_endpoints(authority())
     }
 
     #[cold]

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Response;
-use http::request::Parts;
 use mesh_core::call::Call;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::RetryPolicy;
 use mesh_core::view::{ClusterView, TargetView};
 
-use super::balance;
-use crate::body::{Body, ResponseBody};
+use super::{Outgoing, balance};
+use crate::body::ResponseBody;
 
 /// Istio's default number of retries, for routes that say nothing.
 const DEFAULT_RETRIES: u32 = 2;
@@ -23,8 +22,8 @@ const DEFAULT_BACKOFF: (Duration, Duration) = (Duration::from_millis(25), Durati
 pub(super) struct Failure {
     /// Why.
     pub(super) error: MeshError,
-    /// The request, where it can be sent again.
-    pub(super) request: Option<(Parts, Body)>,
+    /// Whether the request is whole again and can be sent once more.
+    pub(super) unsent: bool,
 }
 
 /// Sends a request to a cluster, as often as its policy allows.
@@ -33,24 +32,22 @@ pub(super) async fn run(
     cluster: &Arc<ClusterView>,
     policy: Option<&RetryPolicy>,
     call: &mut Call,
-    parts: Parts,
-    body: Body,
+    request: &mut Outgoing,
 ) -> Result<Response<ResponseBody>, MeshError> {
-    let mut request = (parts, body);
     loop {
         let failure = match balance::try_once(view, cluster, call, request).await {
             Ok(response) => return Ok(response),
             Err(failure) => failure,
         };
-        let again = failure.request.filter(|_| may_retry(policy, &failure.error, call.attempt));
-        let Some(unsent) = again else { return Err(failure.error) };
+        if !failure.unsent || !may_retry(policy, &failure.error, call.attempt) {
+            return Err(failure.error);
+        }
         let pause = backoff(policy, call);
         if call.deadline.is_some_and(|deadline| Instant::now() + pause >= deadline) {
             return Err(failure.error);
         }
-        tokio::time::sleep(pause).await;
+        Box::pin(tokio::time::sleep(pause)).await;
         call.attempt += 1;
-        request = unsent;
     }
 }
 

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use http::Response;
-use http::request::Parts;
 use mesh_core::call::Call;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::ClusterTls;
@@ -11,9 +10,10 @@ use mesh_core::request::RequestHead;
 use mesh_core::state::InFlight;
 use mesh_core::view::{ClusterView, TargetView};
 
+use super::Outgoing;
 use super::attempt::Failure;
 use super::connect::{self, Lease};
-use crate::body::{Body, ResponseBody};
+use crate::body::ResponseBody;
 
 /// What a response in progress holds: its place among the requests in flight, and its connection.
 #[derive(Default)]
@@ -42,17 +42,17 @@ pub(super) async fn try_once(
     view: &TargetView,
     cluster: &Arc<ClusterView>,
     call: &mut Call,
-    request: (Parts, Body),
+    request: &mut Outgoing,
 ) -> Result<Response<ResponseBody>, Failure> {
-    let authority = RequestHead::of(&request.0).map(|head| head.authority).unwrap_or_default();
+    let authority = || RequestHead::of(&request.parts).map_or("", |head| head.authority);
     let pick = match cluster.pick(call, authority) {
         Ok(pick) => pick,
-        Err(error) => return Err(Failure { error, request: None }),
+        Err(error) => return Err(Failure { error, unsent: false }),
     };
     let endpoint = pick.in_flight.endpoint();
     if let ClusterTls::Unusable(reason) = &pick.cluster.tls {
         let detail = format!("cluster {}: {reason}", pick.cluster.name);
-        return Err(Failure { error: MeshError::new(ErrorKind::Security, detail), request: None });
+        return Err(Failure { error: MeshError::new(ErrorKind::Security, detail), unsent: false });
     }
     match connect::exchange(pick.cluster, endpoint, view.host(), call.is_grpc, request).await {
         Ok((response, lease)) => {

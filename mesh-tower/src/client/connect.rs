@@ -8,22 +8,22 @@ mod http1;
 mod http2;
 mod replay;
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 use hyper::body::Incoming;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::Address;
 use mesh_core::model::{Cluster, ClusterProtocol};
 use mesh_core::state::EndpointState;
+use mesh_core::store::Targets;
 use tokio::net::TcpStream;
 
 use super::attempt::Failure;
-use super::change;
-use crate::body::Body;
+use super::{Outgoing, change};
 use replay::Replay;
 
 /// The connections to one endpoint.
@@ -31,7 +31,6 @@ use replay::Replay;
 struct Pool {
     http1: http1::Idle,
     http2: http2::Shared,
-    reaper: AtomicBool,
 }
 
 /// A connection in use.
@@ -42,64 +41,58 @@ pub(crate) enum Lease {
     Http2(http2::Stream),
 }
 
+/// How many HTTP/2 connections may close under a request before that counts as a failed try.
+const MAX_CLOSED: u32 = 3;
+
 /// Sends a request to an endpoint and waits for the head of the response.
 pub(super) async fn exchange(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<EndpointState>,
     host: Option<&HeaderValue>,
     is_grpc: bool,
-    request: (Parts, Body),
+    request: &mut Outgoing,
 ) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
     let Some(pool) = endpoint.attachment(Pool::default) else {
         let error = MeshError::new(ErrorKind::ConnectFailure, "the endpoint's state belongs to another data plane");
-        return Err(Failure { error, request: None });
+        return Err(Failure { error, unsent: false });
     };
-    let (mut parts, body) = request;
-    if speaks_http2(cluster.protocol, is_grpc, &parts) {
-        if let Err(error) = change::to_http2(&mut parts) {
-            return Err(Failure { error, request: None });
-        }
-        over_http2(cluster, endpoint, pool, parts, body).await
+    if speaks_http2(cluster.protocol, is_grpc, &request.parts) {
+        change::to_http2(&mut request.parts).map_err(|error| Failure { error, unsent: false })?;
+        over_http2(cluster, endpoint, pool, request).await
     } else {
-        change::to_http1(&mut parts, host);
-        over_http1(cluster, endpoint, pool, parts, body).await
+        change::to_http1(&mut request.parts, host);
+        over_http1(cluster, endpoint, pool, request).await
     }
 }
 
 fn speaks_http2(protocol: ClusterProtocol, is_grpc: bool, parts: &Parts) -> bool {
-    let upgrades = parts.headers.contains_key(http::header::UPGRADE) || parts.method == http::Method::CONNECT;
     let wants = match protocol {
         ClusterProtocol::Http1 => is_grpc,
         ClusterProtocol::Http2 => true,
         ClusterProtocol::AsCaller => is_grpc || parts.version == http::Version::HTTP_2,
     };
     // An upgrade is a matter of HTTP/1.1.
-    wants && !upgrades
+    wants && parts.method != http::Method::CONNECT && !parts.headers.contains_key(http::header::UPGRADE)
 }
 
 async fn over_http1(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<EndpointState>,
     pool: &Pool,
-    parts: Parts,
-    mut body: Body,
+    request: &mut Outgoing,
 ) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
-    let mut parts = parts;
     loop {
-        let (mut connection, reused) = match pool.http1.take(cluster.idle_timeout).await {
+        let (mut connection, reused) = match pool.http1.take().await {
             Some(connection) => (connection, true),
-            None => match http1::dial(cluster, endpoint).await {
-                Ok(connection) => {
-                    start_reaper(pool, endpoint, cluster.idle_timeout);
-                    (connection, false)
-                }
-                Err(error) => return Err(Failure { error, request: Some((parts, body)) }),
-            },
+            None => {
+                let dialled = Box::pin(http1::dial(cluster, endpoint)).await;
+                (dialled.map_err(|error| Failure { error, unsent: true })?, false)
+            }
         };
         // A server may close an idle connection just when a request is on its way. Where sending twice does no
         // harm, it is sent again (RFC 9112, 9.3.1).
-        let replay = (reused && parts.method.is_idempotent()).then(|| Replay::of(&parts, &mut body));
-        let mut failed = match connection.send(Request::from_parts(parts, body)).await {
+        let replay = (reused && request.parts.method.is_idempotent()).then(|| Replay::of(request));
+        let mut failed = match connection.send(request.take()).await {
             Ok(response) => {
                 let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
                 let lease = (!upgraded && connection.may_go_on(cluster)).then_some(Lease::Http1(connection));
@@ -107,12 +100,19 @@ async fn over_http1(
             }
             Err(failed) => failed,
         };
-        let unsent = failed.take_message().map(Request::into_parts);
+        let unsent = failed.take_message();
         let error = failed.into_error();
-        let closed = error.is_closed() || error.is_incomplete_message() || error.is_canceled();
-        match unsent.or_else(|| replay.filter(|_| closed).and_then(Replay::take)) {
-            Some(again) if reused => (parts, body) = again,
-            again => return Err(Failure { error: lost(error, again.is_some()), request: again }),
+        let closed = was_closed(&error);
+        let whole = match (unsent, replay) {
+            (Some(unsent), _) => {
+                request.put_back(unsent);
+                true
+            }
+            (None, Some(replay)) if closed => replay.restore(request),
+            (None, _) => false,
+        };
+        if !whole || !reused {
+            return Err(Failure { error: lost(error, whole), unsent: whole });
         }
     }
 }
@@ -121,34 +121,38 @@ async fn over_http2(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<EndpointState>,
     pool: &Pool,
-    parts: Parts,
-    mut body: Body,
+    request: &mut Outgoing,
 ) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
-    let mut parts = parts;
+    let mut closed = 0;
     loop {
-        let mut stream = match pool.http2.take(cluster, endpoint).await {
-            Ok(stream) => stream,
-            Err(error) => return Err(Failure { error, request: Some((parts, body)) }),
+        let mut stream = match pool.http2.take(cluster) {
+            Some(stream) => stream,
+            None => match Box::pin(pool.http2.dial(cluster, endpoint)).await {
+                Ok(()) => continue,
+                Err(error) => return Err(Failure { error, unsent: true }),
+            },
         };
-        if stream.is_first() {
-            start_reaper(pool, endpoint, cluster.idle_timeout);
-        }
-        let replay = Replay::of(&parts, &mut body);
-        let mut failed = match stream.send(Request::from_parts(parts, body)).await {
+        let replay = Replay::of(request);
+        let mut failed = match stream.send(request.take()).await {
             Ok(response) => return Ok((response, Some(Lease::Http2(stream)))),
             Err(failed) => failed,
         };
-        if let Some(unsent) = failed.take_message() {
-            // The connection closed before the stream was opened: it is not offered again.
-            (parts, body) = unsent.into_parts();
+        let unsent = failed.take_message();
+        let error = failed.into_error();
+        if let Some(unsent) = unsent {
+            // The connection closed before the stream was opened; it is not offered again.
+            request.put_back(unsent);
+            closed += 1;
+            if closed == MAX_CLOSED {
+                return Err(Failure { error: lost(error, true), unsent: true });
+            }
             continue;
         }
-        let error = failed.into_error();
         if was_refused(&error) {
             let error = MeshError::new(ErrorKind::RefusedStream, "the stream was refused").caused_by(error);
-            return Err(Failure { error, request: replay.take() });
+            return Err(Failure { error, unsent: replay.restore(request) });
         }
-        return Err(Failure { error: lost(error, false), request: None });
+        return Err(Failure { error: lost(error, false), unsent: false });
     }
 }
 
@@ -165,6 +169,14 @@ fn was_refused(error: &hyper::Error) -> bool {
         source = cause.source();
     }
     false
+}
+
+/// Whether an HTTP/1.1 connection ended before any response came: closed, or reset.
+fn was_closed(error: &hyper::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    let reset = io.is_some_and(|io| matches!(io.kind(), ConnectionReset | ConnectionAborted | BrokenPipe));
+    reset || error.is_closed() || error.is_incomplete_message() || error.is_canceled()
 }
 
 fn lost(error: hyper::Error, unsent: bool) -> MeshError {
@@ -213,26 +225,33 @@ pub(super) async fn open(cluster: &Cluster, endpoint: &EndpointState) -> Result<
     Ok(stream)
 }
 
-/// Sees to it that connections which nobody uses are closed in time: one task an endpoint, while it has any.
-fn start_reaper(pool: &Pool, endpoint: &Arc<EndpointState>, idle_timeout: Option<Duration>) {
-    let Some(idle) = idle_timeout else { return };
-    if pool.reaper.swap(true, Ordering::Relaxed) {
-        return;
-    }
-    let endpoint = Arc::downgrade(endpoint);
-    tokio::spawn(async move {
-        let period = (idle / 4).clamp(Duration::from_millis(10), Duration::from_secs(60));
-        loop {
-            tokio::time::sleep(period).await;
-            // Gone with the endpoint: then its connections are gone, too.
-            let Some(endpoint) = endpoint.upgrade() else { return };
-            let Some(pool) = endpoint.attachment(Pool::default) else { return };
-            let now = Instant::now();
-            let left = pool.http1.reap(now, idle) + pool.http2.reap(now, idle);
-            if left == 0 {
-                pool.reaper.store(false, Ordering::Relaxed);
-                return;
+/// Closes connections that nobody uses, in time: one task for the whole mesh, on its own runtime, so that
+/// neither requests nor the application's timers know of it.
+pub(crate) async fn close_idle(targets: Targets) {
+    let mut period = PERIODS.1;
+    loop {
+        tokio::time::sleep(period).await;
+        let mut shortest = PERIODS.1 * 4;
+        let mut seen = HashSet::new();
+        for entry in targets.list() {
+            let Some(view) = entry.peek() else { continue };
+            for leaf in view.clusters().iter().flat_map(|cluster| cluster.leaves()) {
+                let Some(limit) = leaf.cluster.idle_timeout else { continue };
+                shortest = shortest.min(limit);
+                if !seen.insert(Arc::as_ptr(&leaf.state)) {
+                    continue;
+                }
+                leaf.state.each(|endpoint| {
+                    if let Some(pool) = endpoint.attachment(Pool::default) {
+                        pool.http1.pass(period, limit);
+                        pool.http2.pass(period, limit);
+                    }
+                });
             }
         }
-    });
+        period = (shortest / 4).clamp(PERIODS.0, PERIODS.1);
+    }
 }
+
+/// How often idle connections are looked at: a quarter of the shortest idle timeout, within these bounds.
+const PERIODS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));

@@ -4,13 +4,11 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use http::{Request, Uri};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection as Describe};
 use hyper_util::rt::TokioIo;
-use mesh_core::call::Call;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::ClusterTls;
 use mesh_core::request::RequestHead;
@@ -53,12 +51,15 @@ impl Service<Uri> for Connector {
 async fn open(mesh: Mesh, uri: Uri) -> Result<Connection, MeshError> {
     let (mut parts, ()) = Request::new(()).into_parts();
     parts.uri = uri;
-    let mut call = Call::new(Instant::now(), fastrand::Rng::new());
-    let view = route::view(&mesh, None, &parts, &call).await?;
+    let mut call = route::open(&parts);
     let head = RequestHead::of(&parts)?;
+    let view = match route::view(&mesh, None, &head)? {
+        Ok(view) => view,
+        Err(entry) => entry.wait(route::patience(&mesh, &call)).await?,
+    };
     let routed = view.find(&head, &mut call)?;
     let cluster = routed.cluster.ok_or_else(|| MeshError::new(ErrorKind::NoRoute, "the route has no cluster"))?;
-    let pick = cluster.pick(&mut call, head.authority)?;
+    let pick = cluster.pick(&mut call, || head.authority)?;
     if let ClusterTls::Unusable(reason) = &pick.cluster.tls {
         return Err(MeshError::new(ErrorKind::Security, format!("cluster {}: {reason}", pick.cluster.name)));
     }

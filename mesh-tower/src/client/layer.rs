@@ -4,17 +4,15 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::HOST;
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Request, Response, Uri};
 use http_body::{Frame, SizeHint};
-use mesh_core::call::Call;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::{ClusterTls, RouteAction};
-use mesh_core::request::{RequestHead, is_grpc};
+use mesh_core::request::RequestHead;
 use mesh_core::state::InFlight;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -91,9 +89,11 @@ where
     S::Error: Into<BoxError>,
 {
     let (mut parts, body) = request.into_parts();
-    let mut call = Call::new(Instant::now(), fastrand::Rng::new());
-    call.is_grpc = is_grpc(&parts.headers);
-    let view = route::view(&mesh, None, &parts, &call).await?;
+    let mut call = route::open(&parts);
+    let view = match route::view(&mesh, None, &RequestHead::of(&parts)?)? {
+        Ok(view) => view,
+        Err(entry) => entry.wait(route::patience(&mesh, &call)).await?,
+    };
     let routed = view.find(&RequestHead::of(&parts)?, &mut call)?;
     if let Some(reply) = filter::pass(&routed, &mut call, &mut parts).await? {
         return Ok(reply.map(LayerBody::mesh));
@@ -111,7 +111,8 @@ where
     };
     let cluster = routed.cluster.ok_or_else(|| MeshError::new(ErrorKind::NoCluster, "the route has no cluster"))?;
     change::prepare(&mut parts, forward, &routed, None)?;
-    let pick = cluster.pick(&mut call, RequestHead::of(&parts)?.authority)?;
+    let authority = || RequestHead::of(&parts).map_or("", |head| head.authority);
+    let pick = cluster.pick(&mut call, authority)?;
     if let ClusterTls::Unusable(reason) = &pick.cluster.tls {
         return Err(MeshError::new(ErrorKind::Security, format!("cluster {}: {reason}", pick.cluster.name)).into());
     }

@@ -18,6 +18,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use http::request::Parts;
 use http::uri::Authority;
 use http::{Request, Response, Uri};
 use mesh_core::error::{ErrorKind, MeshError};
@@ -31,6 +32,7 @@ pub use connector::{Connection, Connector};
 pub use layer::{LayerBody, MeshLayer, MeshService};
 
 pub(crate) use balance::Guard;
+pub(crate) use connect::close_idle;
 
 /// A client of the mesh: `tower::Service<http::Request<B>>` for any body. Cheap to clone, always ready.
 ///
@@ -59,6 +61,27 @@ pub(crate) use balance::Guard;
 pub struct Client {
     mesh: Mesh,
     target: Option<Arc<FixedTarget>>,
+}
+
+/// A request on its way. The stations pass it on by reference; the last one empties it into hyper, and fills it
+/// again where the request can be sent once more.
+struct Outgoing {
+    parts: Parts,
+    body: Body,
+}
+
+impl Outgoing {
+    /// Moves the request out, for hyper.
+    fn take(&mut self) -> Request<Body> {
+        let (nothing, ()) = Request::new(()).into_parts();
+        let parts = std::mem::replace(&mut self.parts, nothing);
+        Request::from_parts(parts, std::mem::replace(&mut self.body, Body::empty()))
+    }
+
+    /// Takes a request back that was not sent.
+    fn put_back(&mut self, request: Request<Body>) {
+        (self.parts, self.body) = request.into_parts();
+    }
 }
 
 /// The one target of a client that has one, such as a gRPC channel.
@@ -111,7 +134,8 @@ impl Client {
         B::Error: Into<BoxError>,
     {
         let (parts, body) = request.into_parts();
-        ResponseFuture(Box::pin(route::send(self.mesh.clone(), self.target.clone(), parts, Body::new(body))))
+        let request = Outgoing { parts, body: Body::new(body) };
+        ResponseFuture(Box::pin(route::send(self.mesh.clone(), self.target.clone(), request)))
     }
 }
 
@@ -156,5 +180,25 @@ impl Future for ResponseFuture {
 impl fmt::Debug for ResponseFuture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ResponseFuture")
+    }
+}
+
+#[cfg(test)]
+mod sizes {
+    #[test]
+    fn print() {
+        let mesh = crate::Mesh::builder().source(mesh_core::fixed::Fixed::new()).start().unwrap();
+        let (parts, ()) = http::Request::new(()).into_parts();
+        let request = super::Outgoing { parts, body: super::Body::empty() };
+        println!("Outgoing {}", size_of::<super::Outgoing>());
+        println!("Body {}", size_of::<super::Body>());
+        println!("Call {}", size_of::<mesh_core::call::Call>());
+        println!("Response {}", size_of::<http::Response<super::ResponseBody>>());
+        println!("ResponseBody {}", size_of::<super::ResponseBody>());
+        println!("Guard {}", size_of::<super::Guard>());
+        println!("Failure {}", size_of::<super::attempt::Failure>());
+        println!("MeshError {}", size_of::<mesh_core::error::MeshError>());
+        println!("TrySend {}", size_of::<hyper::client::conn::TrySendError<http::Request<super::Body>>>());
+        println!("send {}", size_of_val(&super::route::send(mesh.clone(), None, request)));
     }
 }

@@ -1,6 +1,6 @@
 //! The first station: find the target's view, the route, the deadline; the last: tell the observers.
 
-use std::borrow::Cow;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,11 +11,10 @@ use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::{Route, RouteAction};
 use mesh_core::observe::Event;
 use mesh_core::request::{RequestHead, host_and_port, is_grpc};
-use mesh_core::store::TargetEntry;
 use mesh_core::view::{Routed, TargetView};
 
-use super::{FixedTarget, attempt, change, filter};
-use crate::body::{Body, ResponseBody};
+use super::{FixedTarget, Outgoing, attempt, change, filter};
+use crate::body::ResponseBody;
 use crate::mesh::Mesh;
 use crate::reply;
 
@@ -23,33 +22,16 @@ use crate::reply;
 pub(super) async fn send(
     mesh: Mesh,
     target: Option<Arc<FixedTarget>>,
-    parts: Parts,
-    body: Body,
+    mut request: Outgoing,
 ) -> Result<Response<ResponseBody>, MeshError> {
-    let mut call = Call::new(Instant::now(), fastrand::Rng::new());
-    call.is_grpc = is_grpc(&parts.headers);
-    call.deadline = parts.extensions.get::<Deadline>().map(|deadline| deadline.0);
+    let mut call = open(&request.parts);
+    let target = target.as_deref();
     if mesh.observers().is_empty() {
-        let view = view(&mesh, target.as_deref(), &parts, &call).await?;
-        return walk(&view, target.as_deref(), &mut call, parts, body).await;
+        return walk(&mesh, target, &mut call, &mut request).await;
     }
-    observed(&mesh, target.as_deref(), &mut call, parts, body).await
-}
-
-/// The same, telling the observers how it ended.
-async fn observed(
-    mesh: &Mesh,
-    target: Option<&FixedTarget>,
-    call: &mut Call,
-    parts: Parts,
-    body: Body,
-) -> Result<Response<ResponseBody>, MeshError> {
-    let authority = RequestHead::of(&parts).map(|head| head.authority.to_owned()).unwrap_or_default();
-    let result = match view(mesh, target, &parts, call).await {
-        Ok(view) => walk(&view, target, call, parts, body).await,
-        Err(error) => Err(error),
-    };
-    let mut event = Event::new(target.map_or(&authority, |target| target.authority.as_str()));
+    let authority = target.map(|target| target.authority.clone()).or_else(|| request.parts.uri.authority().cloned());
+    let result = walk(&mesh, target, &mut call, &mut request).await;
+    let mut event = Event::new(authority.as_ref().map_or("", |authority| authority.as_str()));
     event.status = result.as_ref().ok().map(Response::status);
     event.error = result.as_ref().err().map(MeshError::kind);
     event.attempts = call.attempt;
@@ -58,52 +40,65 @@ async fn observed(
     result
 }
 
-/// The view of the request's target. The first request to a target subscribes to it and waits.
-pub(super) async fn view(
-    mesh: &Mesh,
-    target: Option<&FixedTarget>,
-    parts: &Parts,
-    call: &Call,
-) -> Result<Arc<TargetView>, MeshError> {
-    let entry: Cow<'_, Arc<TargetEntry>> = match target {
-        Some(target) => Cow::Borrowed(&target.entry),
-        None => {
-            let head = RequestHead::of(parts)?;
-            let name = host_and_port(head.authority, head.scheme)?;
-            Cow::Owned(match mesh.store().find(&name) {
-                Some(entry) => entry,
-                None => mesh.store().target(&name)?,
-            })
-        }
-    };
-    match entry.view() {
-        Some(view) => Ok(view),
-        None => {
-            let patience = call.started + mesh.cold_start_wait();
-            entry.wait(call.deadline.map_or(patience, |deadline| deadline.min(patience))).await
-        }
-    }
+/// Opens the call: what is known of a request before it is routed.
+pub(super) fn open(parts: &Parts) -> Call {
+    let mut call = Call::new(Instant::now(), fastrand::Rng::new());
+    call.is_grpc = is_grpc(&parts.headers);
+    call.deadline = parts.extensions.get::<Deadline>().map(|deadline| deadline.0);
+    call
 }
 
 async fn walk(
-    view: &TargetView,
+    mesh: &Mesh,
     target: Option<&FixedTarget>,
     call: &mut Call,
-    mut parts: Parts,
-    body: Body,
+    request: &mut Outgoing,
 ) -> Result<Response<ResponseBody>, MeshError> {
-    let head = match target {
-        Some(target) => RequestHead::with_authority(&parts, target.authority.as_str()),
-        None => RequestHead::of(&parts)?,
+    let head = head(target, &request.parts)?;
+    let view = match view(mesh, target, &head)? {
+        Ok(view) => view,
+        Err(entry) => Box::pin(entry.wait(patience(mesh, call))).await?,
     };
     let routed = view.find(&head, call)?;
-    if let Some(reply) = filter::pass(&routed, call, &mut parts).await? {
+    if !routed.filters.is_empty()
+        && let Some(reply) = Box::pin(filter::pass(&routed, call, &mut request.parts)).await?
+    {
         return Ok(reply);
     }
-    let mut response =
-        act(view, &routed, target, call, parts, body).await.map_err(|error| within(error, routed.route))?;
+    let mut response = act(&view, &routed, target, call, request).await.map_err(|error| within(error, routed.route))?;
     change::apply(routed.response_changes, response.headers_mut());
     Ok(response)
+}
+
+fn head<'r>(target: Option<&'r FixedTarget>, parts: &'r Parts) -> Result<RequestHead<'r>, MeshError> {
+    match target {
+        Some(target) => Ok(RequestHead::with_authority(parts, target.authority.as_str())),
+        None => RequestHead::of(parts),
+    }
+}
+
+/// The view of the request's target, or the entry to wait at: the first request to a target subscribes to it.
+#[allow(clippy::type_complexity, reason = "a view or where it will appear")]
+pub(super) fn view(
+    mesh: &Mesh,
+    target: Option<&FixedTarget>,
+    head: &RequestHead<'_>,
+) -> Result<Result<Arc<TargetView>, Arc<mesh_core::store::TargetEntry>>, MeshError> {
+    if let Some(target) = target {
+        return Ok(target.entry.view().ok_or_else(|| Arc::clone(&target.entry)));
+    }
+    // Targets are kept by valid, normal names, so a hit on the name as written needs no look at its form.
+    let entry = match mesh.store().find(head.authority) {
+        Some(entry) => entry,
+        None => mesh.store().target(&host_and_port(head.authority, head.scheme)?)?,
+    };
+    Ok(entry.view().ok_or(entry))
+}
+
+/// Until when a request waits for the first configuration of its target.
+pub(super) fn patience(mesh: &Mesh, call: &Call) -> Instant {
+    let patience = call.started + mesh.cold_start_wait();
+    call.deadline.map_or(patience, |deadline| deadline.min(patience))
 }
 
 async fn act(
@@ -111,12 +106,11 @@ async fn act(
     routed: &Routed<'_>,
     target: Option<&FixedTarget>,
     call: &mut Call,
-    mut parts: Parts,
-    body: Body,
+    request: &mut Outgoing,
 ) -> Result<Response<ResponseBody>, MeshError> {
     let forward = match &routed.route.action {
         RouteAction::Forward(forward) => forward,
-        RouteAction::Redirect(redirect) => return reply::redirect(redirect, &routed.route.matches, &parts),
+        RouteAction::Redirect(redirect) => return reply::redirect(redirect, &routed.route.matches, &request.parts),
         RouteAction::Direct(direct) => return Ok(reply::direct(direct)),
         RouteAction::Unusable(reason) => return Err(MeshError::new(ErrorKind::NoRoute, Arc::clone(reason))),
         RouteAction::NonForwarding => {
@@ -128,11 +122,11 @@ async fn act(
         // From here, as in Envoy: what a fault filter held back does not count.
         call.not_after(Instant::now() + limit);
     }
-    change::prepare(&mut parts, forward, routed, target.map(|target| &target.authority))?;
+    change::prepare(&mut request.parts, forward, routed, target.map(|target| &target.authority))?;
     let deadline = call.deadline;
-    let tries = attempt::run(view, cluster, forward.retry.as_ref(), call, parts, body);
+    let mut tries = pin!(attempt::run(view, cluster, forward.retry.as_ref(), call, request));
     let Some(deadline) = deadline else { return tries.await };
-    tokio::time::timeout_at(deadline.into(), tries).await.unwrap_or_else(|_| {
+    tokio::time::timeout_at(deadline.into(), tries.as_mut()).await.unwrap_or_else(|_| {
         let detail = format!("cluster {}: no response by the deadline", cluster.name());
         Err(MeshError::new(ErrorKind::Timeout, detail))
     })

@@ -1,22 +1,23 @@
-//! What it takes to send a request once more, kept while it is on its way. Up to eight headers cost no
+//! What it takes to send a request once more, kept while it is on its way. Up to four headers cost no
 //! allocation.
 
-use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use smallvec::SmallVec;
 
-use crate::body::{self, Body};
+use super::Outgoing;
+use crate::body;
 
 pub(super) struct Replay {
     method: Method,
     uri: Uri,
     version: http::Version,
-    headers: SmallVec<[(HeaderName, HeaderValue); 8]>,
+    headers: SmallVec<[(HeaderName, HeaderValue); 4]>,
     body: body::Replay,
 }
 
 impl Replay {
-    pub(super) fn of(parts: &Parts, body: &mut Body) -> Self {
+    pub(super) fn of(request: &mut Outgoing) -> Self {
+        let Outgoing { parts, body } = request;
         Replay {
             method: parts.method.clone(),
             uri: parts.uri.clone(),
@@ -26,10 +27,10 @@ impl Replay {
         }
     }
 
-    /// The request once more, unless some of its body is gone. Extensions are not kept: they are of no use on
-    /// the wire.
-    pub(super) fn take(self) -> Option<(Parts, Body)> {
-        let body = self.body.take()?;
+    /// Makes the request whole again; `false` if some of its body is gone. Extensions are not kept: they are of
+    /// no use on the wire.
+    pub(super) fn restore(self, request: &mut Outgoing) -> bool {
+        let Some(body) = self.body.take() else { return false };
         let (mut parts, ()) = Request::new(()).into_parts();
         parts.method = self.method;
         parts.uri = self.uri;
@@ -37,6 +38,7 @@ impl Replay {
         for (name, value) in self.headers {
             parts.headers.append(name, value);
         }
-        Some((parts, body))
+        *request = Outgoing { parts, body };
+        true
     }
 }
