@@ -3,7 +3,6 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -18,7 +17,7 @@ use tonic::body::Body;
 use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Status, Streaming};
 
-use crate::catalog::Kind;
+use crate::catalog::{Client, Kind};
 use crate::serve::admission::Admission;
 use crate::serve::feed::Feed;
 use crate::serve::fleet::{Connection, Fleet};
@@ -119,10 +118,7 @@ impl tonic::codegen::Service<http::Request<Body>> for Ads {
     }
 }
 
-async fn answer<V: Variant>(
-    shared: Arc<Shared>,
-    request: http::Request<Body>,
-) -> http::Response<Body> {
+async fn answer<V: Variant>(shared: Arc<Shared>, request: http::Request<Body>) -> http::Response<Body> {
     Grpc::new(AdsCodec::<V::Request>::default())
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_RESPONSE)
@@ -138,15 +134,11 @@ impl<V: Variant> StreamingService<V::Request> for Method<V> {
     type Future = std::future::Ready<Result<tonic::Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<V::Request>>) -> Self::Future {
-        let Some(peer) = request.extensions().get::<Peer>().map(|peer| peer.ip) else {
+        let Some(peer) = request.extensions().get::<Peer>().cloned() else {
             return std::future::ready(Err(Status::internal("a connection without an address")));
         };
         let admitted = {
-            let mut admission = self
-                .0
-                .admission
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut admission = self.0.admission.lock().unwrap_or_else(PoisonError::into_inner);
             admission.admit(now())
         };
         let Ok(wait) = admitted else {
@@ -156,13 +148,7 @@ impl<V: Variant> StreamingService<V::Request> for Method<V> {
         };
         // One response of room: what a slow client has not taken is not made yet.
         let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(converse::<V>(
-            self.0.clone(),
-            peer,
-            wait,
-            request.into_inner(),
-            sender,
-        ));
+        tokio::spawn(converse::<V>(self.0.clone(), peer, wait, request.into_inner(), sender));
         std::future::ready(Ok(tonic::Response::new(ReceiverStream::new(receiver))))
     }
 }
@@ -173,7 +159,7 @@ type Sender = mpsc::Sender<Result<Response, Status>>;
 /// channels then close), by age, or when the server stops.
 async fn converse<V: Variant>(
     shared: Arc<Shared>,
-    peer: IpAddr,
+    peer: Peer,
     wait: Duration,
     mut requests: Streaming<V::Request>,
     sender: Sender,
@@ -193,35 +179,53 @@ async fn converse<V: Variant>(
         Ok(Ok(None)) => return,
         Ok(Err(status)) => return fail(&sender, status).await,
         Err(_) => {
-            return fail(
-                &sender,
-                Status::deadline_exceeded("no request on this stream"),
-            )
-            .await;
+            return fail(&sender, Status::deadline_exceeded("no request on this stream")).await;
         }
     };
     let anonymous = Node::default();
     let node = V::node(&request).unwrap_or(&anonymous);
+    let client = match identify(node, &peer) {
+        Ok(client) => client,
+        Err(status) => return fail(&sender, status).await,
+    };
     let opening = Opening {
-        client: client::read(node, peer),
+        client,
         catalog: shared.feed.latest(),
         pace: shared.pace,
         settles_at: shared.settles_at,
         tag: fastrand::u32(..),
     };
     let session = Session::new(V::PROTOCOL, opening, now());
-    let stay = Stay {
-        connection: shared.fleet.enter(session, &user_agent(node)),
-        shared: &shared,
-    };
+    let stay = Stay { connection: shared.fleet.enter(session, &user_agent(node)), shared: &shared };
     shared.metrics.stream_opened();
-    tracing::debug!(node = node.id, %peer, protocol = ?V::PROTOCOL, "stream opened");
+    tracing::debug!(node = node.id, peer = %peer.ip, protocol = ?V::PROTOCOL, "stream opened");
     let end = exchange::<V>(&stay, request, &mut requests, &sender, stop).await;
     tracing::debug!(node = &*stay.connection.session().client().node_id, end = ?end, "stream ended");
     drop(stay);
     if let Err(status) = end {
         fail(&sender, status).await;
     }
+}
+
+/// A client with a certificate is who that says; its node may not claim to be somebody else.
+fn identify(node: &Node, peer: &Peer) -> Result<Client, Status> {
+    let mut client = client::read(node, peer.ip);
+    match &peer.identity {
+        None => {}
+        Some(Err(anonymous)) => {
+            let why = anonymous.0;
+            return Err(Status::permission_denied(format!(
+                "the client certificate names nobody: {why}"
+            )));
+        }
+        Some(Ok(identity)) => {
+            if let Some(contradiction) = client::contradiction(node, identity) {
+                return Err(Status::permission_denied(contradiction));
+            }
+            client.namespace = Arc::from(&*identity.namespace);
+        }
+    }
+    Ok(client)
 }
 
 async fn fail(sender: &Sender, status: Status) {
@@ -260,9 +264,7 @@ async fn exchange<V: Variant>(
     let shared = stay.shared;
     let mut pulse = shared.feed.pulse();
     pulse.mark_changed();
-    let age = shared
-        .max_stream_age
-        .map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()));
+    let age = shared.max_stream_age.map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()));
     let mut old = std::pin::pin!(tokio::time::sleep(age.unwrap_or(FAR)));
     stay.hear::<V>(&first)?;
     let mut room = None;
@@ -272,10 +274,7 @@ async fn exchange<V: Variant>(
             match room.take() {
                 Some(permit) => match session.next(now()) {
                     Some(response) => {
-                        shared.metrics.pushed(
-                            response.kind,
-                            response.resources.iter().map(|one| one.body.len()).sum(),
-                        );
+                        shared.metrics.pushed(response.kind, response.resources.iter().map(|one| one.body.len()).sum());
                         mpsc::Permit::send(permit, Ok(response));
                         continue;
                     }
@@ -320,9 +319,7 @@ impl Stay<'_> {
             self.shared.metrics.converged(time);
         }
         if heard.overfull {
-            return Err(Status::resource_exhausted(
-                "this stream asks for too many names",
-            ));
+            return Err(Status::resource_exhausted("this stream asks for too many names"));
         }
         self.attend(&heard);
         Ok(())
@@ -332,12 +329,7 @@ impl Stay<'_> {
         self.shared.metrics.nacked(kind);
         let text: String = text.chars().take(300).collect();
         let session = self.connection.session();
-        tracing::warn!(
-            node = &*session.client().node_id,
-            kind = short(kind),
-            text,
-            "client refused a response"
-        );
+        tracing::warn!(node = &*session.client().node_id, kind = short(kind), text, "client refused a response");
     }
 
     /// Tells the registry who came and went, and takes the catalog that knows of it: the answer to the
@@ -348,15 +340,10 @@ impl Stay<'_> {
         }
         let client = self.connection.session().client().clone();
         let workloads = |names: &[Arc<str>]| -> Vec<Workload> {
-            names
-                .iter()
-                .filter_map(|name| Workload::announced(&client, name))
-                .collect()
+            names.iter().filter_map(|name| Workload::announced(&client, name)).collect()
         };
         for workload in workloads(&heard.left) {
-            self.shared
-                .presence
-                .leave(self.connection.id, &workload.key());
+            self.shared.presence.leave(self.connection.id, &workload.key());
         }
         for workload in workloads(&heard.joined) {
             self.shared.presence.join(self.connection.id, workload);
@@ -365,9 +352,7 @@ impl Stay<'_> {
     }
 
     fn refresh(&self) {
-        self.connection
-            .session()
-            .on_catalog(self.shared.feed.latest(), now());
+        self.connection.session().on_catalog(self.shared.feed.latest(), now());
     }
 }
 

@@ -490,6 +490,7 @@ impl HttpRoute {
                 error(retries.span, "retries.retryOn", message);
             }
         }
+        self.check_headers(path, d);
         if let Some(regex) = self
             .rewrite
             .as_ref()
@@ -498,6 +499,86 @@ impl HttpRoute {
             check_regex(&regex.matches, regex.span, d);
         }
     }
+}
+
+impl HttpRoute {
+    fn check_headers(&self, path: &str, d: &mut Decoder<'_>) {
+        for (index, condition) in self.matches.iter().enumerate() {
+            let path = format!("{path}.match[{index}]");
+            for name in condition
+                .headers
+                .keys()
+                .chain(condition.without_headers.keys())
+            {
+                if name.starts_with("@request.auth.") {
+                    let message = "not supported yet: claims of a token; the condition never holds";
+                    let path = format!("{path}.headers");
+                    d.report_at(
+                        condition.span,
+                        path,
+                        Severity::Warning,
+                        Code::NotSupportedYet,
+                        message,
+                    );
+                } else if !is_header_name(name) {
+                    let message = format!("{} is not the name of a header", quoted(name));
+                    let path = format!("{path}.headers");
+                    d.report_at(
+                        condition.span,
+                        path,
+                        Severity::Error,
+                        Code::InvalidValue,
+                        message,
+                    );
+                }
+            }
+        }
+        let own = [("headers".to_owned(), &self.headers)];
+        let of_destinations = self.route.iter().enumerate();
+        let of_destinations = of_destinations
+            .map(|(index, route)| (format!("route[{index}].headers"), &route.headers));
+        for (field, headers) in own.into_iter().chain(of_destinations) {
+            for (direction, operations) in [
+                ("request", &headers.request),
+                ("response", &headers.response),
+            ] {
+                if let Some(message) = operations.fault() {
+                    let path = format!("{path}.{field}.{direction}");
+                    d.report_at(
+                        operations.span,
+                        path,
+                        Severity::Error,
+                        Code::InvalidValue,
+                        message,
+                    );
+                }
+            }
+        }
+    }
+}
+
+impl HeaderOperations {
+    fn fault(&self) -> Option<String> {
+        let pairs = || self.set.iter().chain(&self.add);
+        let names = pairs().map(|(name, _)| name).chain(&self.remove);
+        let is_name = |name: &str| is_header_name(name) || name.eq_ignore_ascii_case(":authority");
+        if let Some(name) = names.into_iter().find(|name| !is_name(name)) {
+            return Some(format!("{} is not the name of a header", quoted(name)));
+        }
+        if self
+            .remove
+            .iter()
+            .any(|name| name.eq_ignore_ascii_case("host") || name.starts_with(':'))
+        {
+            return Some("the authority cannot be removed".to_owned());
+        }
+        let value = pairs().find(|(_, value)| http::HeaderValue::from_str(value).is_err());
+        value.map(|(_, value)| format!("{} is not the value of a header", quoted(value)))
+    }
+}
+
+fn is_header_name(name: &str) -> bool {
+    http::HeaderName::from_bytes(name.as_bytes()).is_ok()
 }
 
 fn check_body(body: &ResponseBody, error: &mut impl FnMut(crate::config::Span, &str, String)) {
