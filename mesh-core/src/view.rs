@@ -62,6 +62,23 @@ pub struct Destination {
     response: Vec<HeaderChange>,
 }
 
+impl Destination {
+    /// The filters to pass, in order.
+    pub fn filters(&self) -> &[Arc<dyn Filter>] {
+        &self.filters
+    }
+
+    /// Header changes of the request, in order.
+    pub fn request_changes(&self) -> &[HeaderChange] {
+        &self.request
+    }
+
+    /// Header changes of the response, in order.
+    pub fn response_changes(&self) -> &[HeaderChange] {
+        &self.response
+    }
+}
+
 impl RouteTable {
     /// Compiles a route configuration under a listener's filters.
     pub fn compile(

@@ -214,6 +214,14 @@ impl ResponseBody {
         ResponseBody { content: Content::Incoming(incoming), held: None, guard, deadline }
     }
 
+    /// The bytes of a body that the mesh answers with itself; of any other, none.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        match self.content {
+            Content::Full(bytes) => bytes,
+            Content::Incoming(_) => Bytes::new(),
+        }
+    }
+
     /// Keeps something alive until the body has been read or dropped.
     pub fn hold(mut self, value: impl Any + Send + Sync) -> Self {
         self.held = Some(match self.held.take() {

@@ -3,8 +3,11 @@
 pub mod body;
 pub mod client;
 pub mod drain;
+mod headers;
+pub mod health;
 mod mesh;
 pub mod reply;
+pub mod server;
 
 pub use client::Client;
 pub use mesh::{Mesh, MeshBuilder, StartError};

@@ -11,6 +11,7 @@ use mesh_core::store::{Source, Store};
 use mesh_core::view::Extensions;
 
 use crate::drain::Drain;
+use crate::server::Listeners;
 
 /// The mesh of this process. Cheap to clone; when the last clone, client and listener are gone, its
 /// configuration thread stops.
@@ -34,6 +35,7 @@ struct Inner {
     store: Store,
     observers: Vec<Arc<dyn Observer>>,
     drain: Drain,
+    listeners: Arc<Listeners>,
     cold_start_wait: Duration,
 }
 
@@ -62,6 +64,11 @@ impl Mesh {
     /// The drain that all listeners of this mesh share.
     pub fn drain(&self) -> &Drain {
         &self.inner.drain
+    }
+
+    /// The listeners that are bound now.
+    pub(crate) fn listeners(&self) -> &Arc<Listeners> {
+        &self.inner.listeners
     }
 }
 
@@ -147,6 +154,7 @@ impl MeshBuilder {
             store,
             observers: self.observers,
             drain: Drain::new(self.lame_duck.unwrap_or(Duration::from_secs(1))),
+            listeners: Arc::default(),
             cold_start_wait: self.cold_start_wait.unwrap_or(Duration::from_secs(20)),
         };
         Ok(Mesh { inner: Arc::new(inner) })

@@ -3,31 +3,13 @@
 use http::header::HOST;
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Uri};
+use http::{HeaderValue, Uri};
 use mesh_core::error::{ErrorKind, MeshError};
-use mesh_core::model::{Forward, HeaderChange};
+use mesh_core::model::Forward;
 use mesh_core::view::Routed;
 
+pub(super) use crate::headers::apply;
 use crate::reply::change_path;
-
-/// Applies header changes in their order.
-pub(super) fn apply(changes: &[HeaderChange], headers: &mut HeaderMap) {
-    for change in changes {
-        match change {
-            HeaderChange::Append(name, value) => _ = headers.append(name.clone(), value.clone()),
-            HeaderChange::Set(name, value) => _ = headers.insert(name.clone(), value.clone()),
-            HeaderChange::AddIfAbsent(name, value) => {
-                headers.entry(name).or_insert_with(|| value.clone());
-            }
-            HeaderChange::ReplaceIfPresent(name, value) => {
-                if headers.contains_key(name) {
-                    headers.insert(name.clone(), value.clone());
-                }
-            }
-            HeaderChange::Remove(name) => _ = headers.remove(name),
-        }
-    }
-}
 
 /// Makes a request what its route wants the cluster to see.
 pub(super) fn prepare(
@@ -136,23 +118,5 @@ mod tests {
             assert_eq!((two.uri.to_string().as_str(), two.headers.get(HOST)), ("http://a:1/p?q", None), "{uri}");
         }
         assert!(to_http2(&mut parts("/p", None)).is_err());
-    }
-
-    #[test]
-    fn header_changes_apply_in_order() {
-        let (name, value) = (http::header::ACCEPT, HeaderValue::from_static("1"));
-        let two = HeaderValue::from_static("2");
-        let mut headers = HeaderMap::new();
-        apply(&[HeaderChange::ReplaceIfPresent(name.clone(), value.clone())], &mut headers);
-        assert!(headers.is_empty());
-        apply(&[HeaderChange::AddIfAbsent(name.clone(), value.clone())], &mut headers);
-        apply(&[HeaderChange::AddIfAbsent(name.clone(), two.clone())], &mut headers);
-        assert_eq!(headers[&name], "1");
-        apply(&[HeaderChange::Append(name.clone(), two.clone())], &mut headers);
-        assert_eq!(headers.get_all(&name).iter().count(), 2);
-        apply(&[HeaderChange::Set(name.clone(), two)], &mut headers);
-        assert_eq!(headers.get_all(&name).iter().count(), 1);
-        apply(&[HeaderChange::Remove(name)], &mut headers);
-        assert!(headers.is_empty());
     }
 }

@@ -1,0 +1,282 @@
+//! A server loop on hyper: HTTP/1.1 and HTTP/2 on one port, with limits, and an end that loses nothing.
+
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use mesh_core::error::{ErrorKind, MeshError};
+use pin_project_lite::pin_project;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tower_service::Service;
+
+use crate::body::BoxError;
+use crate::drain::{Phase, reached};
+use crate::server::accept::{Connection, MeshIo, MeshListener};
+use crate::server::activity::{Activity, Busy, Watched};
+
+/// What one server allows its clients, so that none of them can exhaust it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Connections at once; more wait in the socket's backlog. 10,000 by default.
+    pub max_connections: usize,
+    /// HTTP/2 streams at once, by connection. 100 by default.
+    pub max_concurrent_streams: u32,
+    /// The size of a request's head, in bytes: above it, 431. 64 KiB by default.
+    pub max_head: u32,
+    /// How long a request's head may take from its first byte on, and an HTTP/1.1 connection to its first
+    /// request. 10 s by default.
+    pub head_timeout: Duration,
+    /// After how long without a request a connection is closed, at the earliest. 65 min by default: clients that
+    /// follow Envoy close after an hour, and a server that is first may cross with a request.
+    pub idle_timeout: Duration,
+    /// What a client may send ahead of what is read, by HTTP/2 stream, in bytes. 256 KiB by default.
+    pub stream_window: u32,
+    /// The same by connection. 1 MiB by default.
+    pub connection_window: u32,
+    /// How often an HTTP/2 connection is pinged. 60 s by default.
+    pub ping_interval: Duration,
+    /// How long the answer to a ping may take before the connection counts as lost. 20 s by default.
+    pub ping_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_connections: 10_000,
+            max_concurrent_streams: 100,
+            max_head: 64 << 10,
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(65 * 60),
+            stream_window: 256 << 10,
+            connection_window: 1 << 20,
+            ping_interval: Duration::from_secs(60),
+            ping_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Serves until the mesh has drained. The service sees every request of the listener; put
+/// [`crate::Mesh::server_layer`] around the application.
+///
+/// Await it, or spawn it with `into_future`. When the drain is over, connections end with their last request;
+/// those that take longer than the deadline are cut, and that is an error. Dropping the future cuts all of
+/// them. Connections that were upgraded belong to the application and are left alone.
+///
+/// ```
+/// use mesh_core::fixed::Fixed;
+/// use mesh_tower::{Mesh, server};
+/// use tower_layer::Layer;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mesh = Mesh::builder().source(Fixed::new()).start()?;
+/// let app = tower::service_fn(|_| async { Ok::<_, std::io::Error>(http::Response::new("hello".to_owned())) });
+/// let listener = mesh.bind("127.0.0.1:0").await?;
+/// mesh.drain_on_signals()?;
+/// # let draining = mesh.clone();
+/// # tokio::spawn(async move { draining.drain().begin().await });
+/// server::serve(listener, mesh.server_layer().layer(app)).await?;
+/// # Ok(()) }
+/// ```
+pub fn serve<S>(listener: MeshListener, service: S) -> Serve<S> {
+    Serve { listener, service, limits: Limits::default(), deadline: Duration::from_secs(25) }
+}
+
+/// A server that is about to serve.
+#[derive(Debug)]
+#[must_use = "it serves when awaited"]
+pub struct Serve<S> {
+    listener: MeshListener,
+    service: S,
+    limits: Limits,
+    deadline: Duration,
+}
+
+impl<S> Serve<S> {
+    /// Other limits than the default ones.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// How long requests may take once nobody connects any more. 25 s by default: with the lame-duck time, a
+    /// little less than the 30 s that Kubernetes grants.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+}
+
+impl<S, B> IntoFuture for Serve<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<BoxError> + Send,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<(), MeshError>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Result<(), MeshError>> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run())
+    }
+}
+
+impl<S, B> Serve<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<BoxError> + Send,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    async fn run(mut self) -> Result<(), MeshError> {
+        let phase = self.listener.mesh().drain().watch();
+        let limits = Arc::new(self.limits);
+        let mut connections = JoinSet::new();
+        loop {
+            if connections.len() >= limits.max_connections.max(1) {
+                connections.join_next().await;
+                continue;
+            }
+            tokio::select! {
+                Some(_) = connections.join_next() => {}
+                accepted = self.listener.accept() => match accepted {
+                    None => break,
+                    Some((io, _)) => {
+                        let (connection, limits) = (io.connection(), Arc::clone(&limits));
+                        let one = converse(io, self.service.clone(), limits, phase.clone());
+                        connections.spawn(connection.scope(one));
+                    }
+                }
+            }
+        }
+        let all = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(self.deadline, all).await.is_ok() {
+            return Ok(());
+        }
+        let left = connections.len();
+        connections.shutdown().await;
+        let detail = format!("cut {left} connections that did not end within {:?}", self.deadline);
+        Err(MeshError::new(ErrorKind::Draining, detail).within(format_args!("listener {}", self.listener.name())))
+    }
+}
+
+/// One connection from its first byte to its last.
+async fn converse<S, B>(io: MeshIo, service: S, limits: Arc<Limits>, mut phase: watch::Receiver<Phase>)
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<BoxError> + Send,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let connection = io.connection();
+    let activity = Activity::new();
+    let io = TokioIo::new(Watched::new(io, &activity));
+    let requests = Arc::clone(&activity);
+    let service = service_fn(move |request| {
+        let (busy, mut service) = (requests.begin(), service.clone());
+        async move {
+            std::future::poll_fn(|cx| service.poll_ready(cx)).await?;
+            let response = service.call(request).await?;
+            Ok::<_, S::Error>(response.map(|body| BusyBody { body, busy }))
+        }
+    });
+    let builder = builder(connection, &limits);
+    let mut conversation = pin!(builder.serve_connection_with_upgrades(io, service));
+    let mut slow_head = pin!(activity.slow_head(limits.head_timeout));
+    let mut idle = pin!(activity.idle(limits.idle_timeout));
+    let mut ending = false;
+    loop {
+        tokio::select! {
+            biased;
+            ended = conversation.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(peer = %connection.peer, error, "connection failed");
+                }
+                return;
+            }
+            () = slow_head.as_mut() => {
+                tracing::debug!(peer = %connection.peer, "connection closed: a request's head took too long");
+                return;
+            }
+            () = idle.as_mut(), if !ending => {
+                ending = true;
+                conversation.as_mut().graceful_shutdown();
+            }
+            () = reached(&mut phase, Phase::Closed), if !ending => {
+                ending = true;
+                conversation.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+fn builder(connection: Connection, limits: &Limits) -> Builder<OnBehalf> {
+    let mut builder = Builder::new(OnBehalf(connection));
+    let head = usize::try_from(limits.max_head).unwrap_or(usize::MAX);
+    // hyper's own timeout of the head also ends connections that are idle between requests. Its least buffer is
+    // 8 KiB.
+    builder.http1().header_read_timeout(None).max_buf_size(head.max(8 << 10));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.max_concurrent_streams)
+        .max_header_list_size(limits.max_head)
+        .initial_stream_window_size(limits.stream_window)
+        .initial_connection_window_size(limits.connection_window)
+        .keep_alive_interval(limits.ping_interval)
+        .keep_alive_timeout(limits.ping_timeout);
+    builder
+}
+
+/// Runs HTTP/2 streams so that they know their connection.
+#[derive(Clone, Debug)]
+struct OnBehalf(Connection);
+
+impl<F> hyper::rt::Executor<F> for OnBehalf
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, stream: F) {
+        tokio::spawn(self.0.scope(stream));
+    }
+}
+
+pin_project! {
+    /// A response's body; its connection is busy for as long as it lives.
+    struct BusyBody<B> {
+        #[pin]
+        body: B,
+        busy: Busy,
+    }
+}
+
+impl<B: http_body::Body> http_body::Body for BusyBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
