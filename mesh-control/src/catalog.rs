@@ -54,6 +54,17 @@ pub enum ClientClass {
     Envoy,
 }
 
+impl ClientClass {
+    /// `library`, `grpc` or `envoy`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ClientClass::Library => "library",
+            ClientClass::Grpc => "grpc",
+            ClientClass::Envoy => "envoy",
+        }
+    }
+}
+
 /// What mesh-control knows of a connected client, from its node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
@@ -95,4 +106,16 @@ pub struct Encoded {
 pub trait Catalog: Send + Sync + 'static {
     /// The resource called `name` as `client` sees it, or `None` where no such thing exists.
     fn resource(&self, client: &Client, kind: Kind, name: &str) -> Option<Encoded>;
+
+    /// What a client gets that asks for everything of a kind (the wildcard; Envoy's habit for listeners
+    /// and clusters). Nothing, where a kind is only ever asked for by name.
+    fn everything(&self, _client: &Client, _kind: Kind) -> Vec<Arc<str>> {
+        Vec::new()
+    }
+
+    /// A number that moves whenever any resource of this kind may have changed for any client. Two
+    /// catalogs with the same number need not be compared; `None` compares them every time.
+    fn revision(&self, _kind: Kind) -> Option<u64> {
+        None
+    }
 }

@@ -1,3 +1,9 @@
 //! The control server of the mesh: Istio YAML in, xDS out.
 
 pub mod catalog;
+pub mod cli;
+pub mod config;
+pub mod policy;
+pub mod registry;
+pub mod render;
+pub mod serve;

@@ -13,4 +13,8 @@ pub mod request;
 pub mod resources;
 pub mod state;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod view;
+#[cfg(feature = "xds")]
+pub mod xds;

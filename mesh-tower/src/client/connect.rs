@@ -103,7 +103,7 @@ async fn over_http1(
         };
         let unsent = failed.take_message();
         let error = failed.into_error();
-        let closed = error.is_closed() || error.is_incomplete_message() || error.is_canceled();
+        let closed = was_closed(&error);
         let whole = match (unsent, replay) {
             (Some(unsent), _) => {
                 request.put_back(unsent);
@@ -174,6 +174,14 @@ fn was_refused(error: &hyper::Error) -> bool {
         source = cause.source();
     }
     false
+}
+
+/// Whether an HTTP/1.1 connection ended before any response came: closed, or reset.
+fn was_closed(error: &hyper::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    let reset = io.is_some_and(|io| matches!(io.kind(), ConnectionReset | ConnectionAborted | BrokenPipe));
+    reset || error.is_closed() || error.is_incomplete_message() || error.is_canceled()
 }
 
 fn lost(error: hyper::Error, unsent: bool) -> MeshError {

@@ -138,8 +138,8 @@ impl MeshListener {
     /// Waits until it may serve. Accepting does not need this.
     ///
     /// # Errors
-    /// [`ErrorKind::Draining`] with the reason, when the configuration says no or the drain begins, or after the
-    /// mesh's [`Mesh::cold_start_wait`] without an answer. It may still serve later.
+    /// [`ErrorKind::Draining`] with the reason, when the drain begins, or when the configuration still says no, or
+    /// nothing, after the mesh's [`Mesh::cold_start_wait`]. It may serve later: it goes on asking.
     pub async fn serving(&self) -> Result<(), MeshError> {
         let deadline = Instant::now() + self.patience;
         serving(self.listening(), self.mesh.drain(), deadline).await
@@ -270,17 +270,16 @@ pub(super) async fn serving(listening: &Listening, drain: &Drain, deadline: Inst
     };
     let mut news = listening.news();
     loop {
-        match &**listening.state() {
-            ServerState::Serving(_) => return Ok(()),
-            ServerState::NotServing(reason) => return refused(reason),
-            ServerState::Waiting => {}
+        if let ServerState::Serving(_) = **listening.state() {
+            return Ok(());
         }
         tokio::select! {
             _ = news.changed() => {}
             () = drain.reached(Phase::LameDuck) => return refused("the mesh is draining"),
-            () = tokio::time::sleep_until(deadline) => {
-                return refused("no configuration yet (no answer from the control plane)");
-            }
+            () = tokio::time::sleep_until(deadline) => return match &**listening.state() {
+                ServerState::NotServing(reason) => refused(reason),
+                _ => refused("no configuration yet (no answer from the control plane)"),
+            },
         }
     }
 }

@@ -94,8 +94,8 @@ impl Mesh {
     /// Waits until every listener that is bound now may serve.
     ///
     /// # Errors
-    /// [`ErrorKind::Draining`] with the reason, when the configuration says no or the drain begins, or after
-    /// [`Mesh::cold_start_wait`] without an answer. Serving may still begin later: the listeners go on asking.
+    /// [`ErrorKind::Draining`] with the reason, when the drain begins, or when the configuration still says no, or
+    /// nothing, after [`Mesh::cold_start_wait`]. They may serve later: they go on asking.
     pub async fn serving(&self) -> Result<(), MeshError> {
         let bound = self.listeners().load().to_vec();
         if bound.is_empty() {

@@ -1,0 +1,221 @@
+//! `mesh-control bootstrap`: the file with which an xDS client finds mesh-control, and tells who it is.
+//!
+//! The format is gRPC's (gRFC A27), so any gRPC language reads it from `GRPC_XDS_BOOTSTRAP`, and so does our
+//! library.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use anyhow::Context;
+use serde_json::{Map, Value, json};
+
+/// Prints a bootstrap file.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Args {
+    /// Where mesh-control serves xDS.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15010")]
+    server: String,
+    /// The namespace of the workload: where its short names are looked up and its services are.
+    #[arg(long, default_value = "default", value_parser = label)]
+    namespace: String,
+    /// The name of the workload.
+    #[arg(long, default_value = "workload", value_parser = name)]
+    name: String,
+    /// A label of the workload: what selectors and `sourceLabels` match. May be repeated.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
+    labels: Vec<(String, String)>,
+    /// The service account that the workload runs as.
+    #[arg(long)]
+    service_account: Option<String>,
+    /// The address at which others reach the workload, if it binds to all of them.
+    #[arg(long)]
+    ip: Option<IpAddr>,
+    /// A port of the workload by the name that services know it by. May be repeated.
+    #[arg(long = "port-name", value_name = "NAME=PORT", value_parser = port)]
+    ports: Vec<(String, u16)>,
+    /// Where the workload runs.
+    #[arg(long, value_name = "REGION/ZONE/SUBZONE", default_value = "")]
+    locality: String,
+    /// Writes to a file instead.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let text = format!("{:#}\n", bootstrap(args));
+    match &args.out {
+        Some(path) => {
+            fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+        }
+        None => {
+            print!("{text}");
+            Ok(())
+        }
+    }
+}
+
+fn bootstrap(args: &Args) -> Value {
+    let Args {
+        namespace, name, ..
+    } = args;
+    let ip = args.ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let mut parts = args.locality.splitn(3, '/');
+    let [region, zone, sub_zone] = [(); 3].map(|()| parts.next().unwrap_or_default());
+    json!({
+        "xds_servers": [{
+            "server_uri": args.server,
+            "channel_creds": [{ "type": "insecure" }],
+            "server_features": ["xds_v3", "delta"],
+        }],
+        "node": {
+            "id": format!("mesh~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"),
+            "cluster": format!("{name}.{namespace}"),
+            "locality": { "region": region, "zone": zone, "sub_zone": sub_zone },
+            "metadata": metadata(args),
+        },
+        "server_listener_resource_name_template": format!("{}%s", crate::serve::SERVER_LISTENER_PREFIX),
+    })
+}
+
+fn metadata(args: &Args) -> Value {
+    let labels: BTreeMap<_, _> = args.labels.iter().cloned().collect();
+    let mut metadata = Map::from_iter([
+        ("NAMESPACE".to_owned(), json!(args.namespace)),
+        ("NAME".to_owned(), json!(args.name)),
+        ("WORKLOAD_NAME".to_owned(), json!(args.name)),
+        ("LABELS".to_owned(), json!(labels)),
+    ]);
+    if let Some(account) = &args.service_account {
+        metadata.insert("SERVICE_ACCOUNT".to_owned(), json!(account));
+    }
+    if let Some(ip) = args.ip {
+        metadata.insert("INSTANCE_IPS".to_owned(), json!(ip.to_string()));
+    }
+    if !args.ports.is_empty() {
+        let ports = args.ports.iter();
+        let ports = ports
+            .map(|(name, port)| json!({ "name": name, "containerPort": port, "protocol": "TCP" }));
+        // A list as text: the form in which Istio's agent writes it.
+        metadata.insert(
+            "POD_PORTS".to_owned(),
+            json!(json!(ports.collect::<Vec<_>>()).to_string()),
+        );
+    }
+    Value::Object(metadata)
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+fn port(text: &str) -> Result<(String, u16), String> {
+    let (name, port) = pair(text).map_err(|_| "expected NAME=PORT".to_owned())?;
+    let port = port
+        .parse()
+        .map_err(|_| format!("`{port}` is not a port"))?;
+    Ok((name, port))
+}
+
+fn label(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    match (1..=63).contains(&text.len()) && text.bytes().all(plain) {
+        true => Ok(text.to_owned()),
+        false => Err(
+            "expected a namespace: lower-case letters, digits and dashes, 63 at most".to_owned(),
+        ),
+    }
+}
+
+// `~` separates the parts of a node id.
+fn name(text: &str) -> Result<String, String> {
+    match !text.is_empty() && !text.contains(['~', '/']) {
+        true => Ok(text.to_owned()),
+        false => Err("expected a name without `~` and `/`".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn from(line: &[&str]) -> Result<Value, clap::Error> {
+        Line::try_parse_from([&["bootstrap"], line].concat()).map(|line| bootstrap(&line.args))
+    }
+
+    #[test]
+    fn a_bootstrap_says_where_the_server_is_and_who_the_client_is() {
+        let line = [
+            "--server",
+            "10.0.0.9:15010",
+            "--namespace",
+            "shop",
+            "--name",
+            "web-1",
+            "--label",
+            "app=web",
+            "--label",
+            "version=v1",
+            "--ip",
+            "10.0.0.1",
+            "--port-name",
+            "http=8080",
+            "--locality",
+            "r/z",
+        ];
+        let bootstrap = from(&line).expect("a good line");
+        let server = &bootstrap["xds_servers"][0];
+        assert_eq!(server["server_uri"], "10.0.0.9:15010");
+        assert_eq!(server["channel_creds"][0]["type"], "insecure");
+        assert_eq!(server["server_features"], json!(["xds_v3", "delta"]));
+        let node = &bootstrap["node"];
+        assert_eq!(
+            node["id"],
+            "mesh~10.0.0.1~web-1.shop~shop.svc.cluster.local"
+        );
+        assert_eq!(
+            node["locality"],
+            json!({ "region": "r", "zone": "z", "sub_zone": "" })
+        );
+        assert_eq!(
+            node["metadata"]["LABELS"],
+            json!({ "app": "web", "version": "v1" })
+        );
+        assert_eq!(node["metadata"]["INSTANCE_IPS"], "10.0.0.1");
+        let ports: Value =
+            serde_json::from_str(node["metadata"]["POD_PORTS"].as_str().expect("text"))
+                .expect("JSON");
+        assert_eq!(
+            ports,
+            json!([{ "name": "http", "containerPort": 8080, "protocol": "TCP" }])
+        );
+        assert_eq!(
+            bootstrap["server_listener_resource_name_template"],
+            "xds.istio.io/grpc/lds/inbound/%s"
+        );
+    }
+
+    #[test]
+    fn what_would_not_work_is_refused() {
+        for line in [
+            ["--label", "app"],
+            ["--port-name", "http=99999"],
+            ["--namespace", "Shop"],
+            ["--name", "a~b"],
+        ] {
+            assert!(from(&line).is_err(), "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The `mesh-control` command.
+
+mod bootstrap;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The control server of the mesh: reads Istio's YAML, serves xDS.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-control", version, arg_required_else_help = true)]
+struct Line {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Bootstrap(bootstrap::Args),
+    Status(status::Args),
+}
+
+/// Runs the command that the process was started with. The exit code is 0 if it did what it was asked for,
+/// 1 if it could not, 2 if the command line makes no sense.
+pub fn main() -> ExitCode {
+    match run(Line::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("mesh-control: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Bootstrap(args) => bootstrap::run(&args)?,
+        Command::Status(args) => runtime()?.block_on(status::run(&args))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Line::command().debug_assert();
+    }
+}

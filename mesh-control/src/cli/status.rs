@@ -1,0 +1,315 @@
+//! `mesh-control status`: who is connected, what they were sent, and what they said to it.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::serve::status::Status;
+use crate::serve::{ClientStatus, KindStatus};
+
+/// Shows who is connected, what was sent to whom, and whether it was accepted.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Args {
+    /// Where mesh-control serves its status.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
+    addr: String,
+    /// Prints the report as JSON, with every name.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A report is an answer of a local server: it comes soon or not at all.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// No report is larger.
+const MAX_REPORT: u64 = 256 << 20;
+
+pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
+    let path = if args.json {
+        "/status?names=all"
+    } else {
+        "/status"
+    };
+    let body = tokio::time::timeout(PATIENCE, get(&args.addr, path)).await;
+    let body = body.map_err(|_| anyhow::anyhow!("{}: no answer in {PATIENCE:?}", args.addr))??;
+    match args.json {
+        true => println!("{body}"),
+        false => print!(
+            "{}",
+            table(&serde_json::from_str(&body).context("not a status report")?)
+        ),
+    }
+    Ok(())
+}
+
+/// One GET over HTTP/1.0: the answer ends where the connection ends.
+async fn get(address: &str, path: &str) -> anyhow::Result<String> {
+    let unreachable = || format!("cannot reach mesh-control's status at {address}");
+    let mut stream = TcpStream::connect(address)
+        .await
+        .with_context(unreachable)?;
+    let request = format!("GET {path} HTTP/1.0\r\nhost: {address}\r\n\r\n");
+    stream
+        .write_all(request.as_bytes())
+        .await
+        .with_context(unreachable)?;
+    let mut answer = String::new();
+    stream
+        .take(MAX_REPORT)
+        .read_to_string(&mut answer)
+        .await
+        .with_context(unreachable)?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .context("not an HTTP answer")?;
+    if head.split(' ').nth(1) != Some("200") {
+        bail!(
+            "{address}{path}: {}",
+            head.lines().next().unwrap_or_default()
+        );
+    }
+    Ok(body.to_owned())
+}
+
+const KINDS: [&str; 4] = ["lds", "rds", "cds", "eds"];
+
+fn table(status: &Status) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "mesh-control {}: {} services, {} clients, {} workloads{}{}",
+        status.version,
+        status.services,
+        status.clients.len(),
+        status.workloads.len(),
+        if status.ready {
+            ""
+        } else {
+            ", no configuration"
+        },
+        status
+            .settling_seconds
+            .map(|left| format!(", settling for {left:.1}s"))
+            .unwrap_or_default(),
+    );
+    clients(status, &mut out);
+    refusals(status, &mut out);
+    workloads(status, &mut out);
+    diagnostics(status, &mut out);
+    out
+}
+
+fn clients(status: &Status, out: &mut String) {
+    let mut rows =
+        vec![["CLIENT", "CLASS", "PROTOCOL", "LDS", "RDS", "CDS", "EDS"].map(str::to_owned)];
+    rows.extend(status.clients.iter().map(|client| {
+        let [lds, rds, cds, eds] = KINDS.map(|kind| cell(client, kind));
+        [
+            short(&client.node),
+            client.class.clone(),
+            client.protocol.clone(),
+            lds,
+            rds,
+            cds,
+            eds,
+        ]
+    }));
+    section(rows, out);
+}
+
+fn cell(client: &ClientStatus, kind: &str) -> String {
+    let Some(KindStatus {
+        state, subscribed, ..
+    }) = client.kinds.iter().find(|one| one.kind == kind)
+    else {
+        return "-".to_owned();
+    };
+    if subscribed == &0 {
+        "-".to_owned()
+    } else {
+        format!("{state} {subscribed}")
+    }
+}
+
+fn refusals(status: &Status, out: &mut String) {
+    let mut rows =
+        vec![["REFUSED BY", "TYPE", "AGO", "STANDS", "RESOURCES", "REASON"].map(str::to_owned)];
+    for client in &status.clients {
+        for kind in &client.kinds {
+            if let Some(nack) = &kind.last_nack {
+                rows.push([
+                    short(&client.node),
+                    kind.kind.clone(),
+                    format!("{:.0}s", nack.seconds_ago),
+                    if kind.state == "refused" { "yes" } else { "no" }.to_owned(),
+                    nack.names.join(", "),
+                    nack.text.clone(),
+                ]);
+            }
+        }
+    }
+    section(rows, out);
+}
+
+fn workloads(status: &Status, out: &mut String) {
+    let mut rows = vec![["WORKLOAD", "ADDRESS", "STATE", "LABELS"].map(str::to_owned)];
+    rows.extend(status.workloads.iter().map(|workload| {
+        let labels: Vec<_> = workload
+            .labels
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        let state = match workload.expires_seconds {
+            Some(left) => format!("lost, gone in {left:.0}s"),
+            None => "connected".to_owned(),
+        };
+        [
+            short(&workload.node),
+            workload.address.to_string(),
+            state,
+            labels.join(","),
+        ]
+    }));
+    section(rows, out);
+}
+
+fn diagnostics(status: &Status, out: &mut String) {
+    let mut rows = vec![["SEVERITY", "WHERE", "WHAT", "MESSAGE"].map(str::to_owned)];
+    rows.extend(status.diagnostics.iter().map(|one| {
+        let place = match (&one.file, one.line) {
+            (Some(file), Some(line)) => format!("{file}:{line}"),
+            (Some(file), None) => file.clone(),
+            _ => "-".to_owned(),
+        };
+        let what = [one.object.as_deref(), one.field.as_deref()];
+        [
+            one.severity.clone(),
+            place,
+            what.into_iter().flatten().collect::<Vec<_>>().join(" "),
+            one.message.clone(),
+        ]
+    }));
+    section(rows, out);
+}
+
+/// `name.namespace` of an Istio node id; any other id as it is.
+fn short(node: &str) -> String {
+    let name = node
+        .split('~')
+        .nth(2)
+        .filter(|name| !name.is_empty())
+        .unwrap_or(node);
+    if name.is_empty() {
+        "(no id)".to_owned()
+    } else {
+        name.to_owned()
+    }
+}
+
+/// Columns as wide as their widest cell; nothing at all without a row.
+fn section<const N: usize>(rows: Vec<[String; N]>, out: &mut String) {
+    if rows.len() < 2 {
+        return;
+    }
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    });
+    out.push('\n');
+    for row in rows {
+        let cells = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{:width$}", printable(cell)));
+        let _ = writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+}
+
+/// What clients say about themselves must not reach the terminal as control sequences.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::NackStatus;
+
+    #[test]
+    fn the_table_says_who_refused_what_and_why() {
+        let kind = |kind: &str, state: &str, nack| KindStatus {
+            kind: kind.to_owned(),
+            state: state.to_owned(),
+            wildcard: false,
+            subscribed: 2,
+            names: Vec::new(),
+            sent_version: String::new(),
+            acked_version: String::new(),
+            acked_seconds_ago: None,
+            pending_seconds: None,
+            unsent: 0,
+            pushes: 1,
+            nacks: 1,
+            last_nack: nack,
+        };
+        let nack = NackStatus {
+            text: "no such\u{1b}[2Jpolicy".to_owned(),
+            names: vec!["b".to_owned()],
+            seconds_ago: 3.0,
+        };
+        let status = Status {
+            version: "0.1.0".to_owned(),
+            started: 0,
+            ready: true,
+            settling_seconds: None,
+            services: 4,
+            clients: vec![ClientStatus {
+                node: "mesh~10.0.0.1~web-1.shop~shop.svc.cluster.local".to_owned(),
+                class: "grpc".to_owned(),
+                user_agent: "gRPC C-core".to_owned(),
+                namespace: "shop".to_owned(),
+                labels: Default::default(),
+                peer: [10, 0, 0, 1].into(),
+                protocol: "sotw".to_owned(),
+                connected_since: 0,
+                kinds: vec![
+                    kind("cds", "refused", Some(nack)),
+                    kind("lds", "synced", None),
+                ],
+            }],
+            workloads: Vec::new(),
+            diagnostics: Vec::new(),
+        };
+        let table = table(&status);
+        let lines: Vec<&str> = table.lines().collect();
+        assert_eq!(
+            lines[0],
+            "mesh-control 0.1.0: 4 services, 1 clients, 0 workloads"
+        );
+        assert_eq!(
+            lines[3].split_whitespace().collect::<Vec<_>>(),
+            [
+                "web-1.shop",
+                "grpc",
+                "sotw",
+                "synced",
+                "2",
+                "-",
+                "refused",
+                "2",
+                "-"
+            ]
+        );
+        assert!(
+            lines[6].contains("web-1.shop") && lines[6].contains("no such [2Jpolicy"),
+            "{table}"
+        );
+        assert!(!table.contains('\u{1b}'));
+    }
+}

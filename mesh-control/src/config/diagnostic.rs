@@ -1,0 +1,459 @@
+//! What mesh-control has to say about a configuration: one finding, with its place in the file.
+//!
+//! Every reader and checker of YAML reports through [`Diagnostic`]; `validate`, the status page and the
+//! log print it as one line (`Display`) or with the lines of the file it speaks of ([`Diagnostic::render`]).
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet, renderer::DecorStyle};
+use serde::Serialize;
+
+/// How much it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Worth knowing; nothing is lost.
+    Info,
+    /// Something that was written has no effect, or not the effect one would expect.
+    Warning,
+    /// The file is wrong, or something that guards security has no effect.
+    Error,
+}
+
+impl Severity {
+    /// `info`, `warning` or `error`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Severity::Info => "info",
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        }
+    }
+}
+
+/// What kind of finding it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Code {
+    /// Not YAML, or more of it than the limits allow.
+    Syntax,
+    /// A field that the kind does not have.
+    UnknownField,
+    /// A value of another type than the field's.
+    WrongType,
+    /// A value of the right type that means nothing.
+    InvalidValue,
+    /// A field that must be there and is not.
+    MissingField,
+    /// A field that Istio has and this mesh does not enforce yet.
+    NotSupportedYet,
+    /// A kind that is of no concern to a mesh without a cluster (Deployment, ConfigMap, ...).
+    Ignored,
+    /// The same object twice.
+    Duplicate,
+    /// Two objects claim the same thing.
+    Conflict,
+    /// A name that nothing answers to.
+    UnknownReference,
+    /// A file that cannot be read, or is kept at its last good state.
+    File,
+    /// Everything disappeared at once; the last good state is kept.
+    Vanished,
+    /// A gRPC client cannot do this; what it does instead is in the message.
+    Degraded,
+}
+
+impl Code {
+    /// The name in kebab case, as printed and serialised.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Code::Syntax => "syntax",
+            Code::UnknownField => "unknown-field",
+            Code::WrongType => "wrong-type",
+            Code::InvalidValue => "invalid-value",
+            Code::MissingField => "missing-field",
+            Code::NotSupportedYet => "not-supported-yet",
+            Code::Ignored => "ignored",
+            Code::Duplicate => "duplicate",
+            Code::Conflict => "conflict",
+            Code::UnknownReference => "unknown-reference",
+            Code::File => "file",
+            Code::Vanished => "vanished",
+            Code::Degraded => "degraded",
+        }
+    }
+
+    /// Whether an error of this kind makes its file unusable, so that its last good state stays.
+    pub const fn rejects_file(self) -> bool {
+        matches!(
+            self,
+            Code::Syntax
+                | Code::UnknownField
+                | Code::WrongType
+                | Code::InvalidValue
+                | Code::MissingField
+        )
+    }
+}
+
+/// One text and its name, as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The file's name, relative to the configuration directory.
+    pub name: Arc<str>,
+    /// Its content.
+    pub text: Arc<str>,
+}
+
+/// A place in a text: where it starts (1-based line and column, in characters) and which bytes it covers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// 1-based line, 0 where unknown.
+    pub line: u32,
+    /// 1-based column in characters, 0 where unknown.
+    pub column: u32,
+    /// First byte.
+    pub start: u32,
+    /// One past the last byte.
+    pub end: u32,
+}
+
+/// A place in a known text: what an object keeps of where it was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The text.
+    pub source: Source,
+    /// Where in the text.
+    pub span: Span,
+}
+
+impl Origin {
+    /// The same text, another place in it.
+    pub fn at(&self, span: Span) -> Origin {
+        Origin {
+            source: self.source.clone(),
+            span,
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.source.name, self.span.line)
+    }
+}
+
+/// One finding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Diagnostic {
+    /// How much it matters.
+    pub severity: Severity,
+    /// What kind of finding it is.
+    pub code: Code,
+    /// The file, relative to the configuration directory; empty where the finding is about all of them.
+    pub file: Arc<str>,
+    /// 1-based line, 0 where the finding is about the file as a whole.
+    pub line: u32,
+    /// 1-based column in characters, 0 where unknown.
+    pub column: u32,
+    /// `Kind namespace/name` of the object, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub object: Option<Arc<str>>,
+    /// The path of the field, `http[0].route[1].weight`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<Arc<str>>,
+    /// What is the matter, in a few lower-case words.
+    pub message: String,
+    #[serde(skip)]
+    excerpt: Option<Excerpt>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Excerpt {
+    text: Arc<str>,
+    range: Range<usize>,
+}
+
+impl Diagnostic {
+    /// A finding at a place in a text.
+    pub fn at(
+        origin: &Origin,
+        severity: Severity,
+        code: Code,
+        message: impl Into<String>,
+    ) -> Diagnostic {
+        let Origin { source, span } = origin;
+        let excerpt = (span.line > 0).then(|| Excerpt {
+            text: source.text.clone(),
+            range: span.start as usize..span.end as usize,
+        });
+        Diagnostic {
+            severity,
+            code,
+            file: source.name.clone(),
+            line: span.line,
+            column: span.column,
+            object: None,
+            field: None,
+            message: message.into(),
+            excerpt,
+        }
+    }
+
+    /// A finding about a file as a whole, or about all files where the name is empty.
+    pub fn of_file(
+        file: impl Into<Arc<str>>,
+        severity: Severity,
+        code: Code,
+        message: impl Into<String>,
+    ) -> Diagnostic {
+        Diagnostic {
+            severity,
+            code,
+            file: file.into(),
+            line: 0,
+            column: 0,
+            object: None,
+            field: None,
+            message: message.into(),
+            excerpt: None,
+        }
+    }
+
+    /// The same finding, about this object.
+    pub fn object(mut self, object: impl Into<Arc<str>>) -> Diagnostic {
+        self.object = Some(object.into());
+        self
+    }
+
+    /// The same finding, about this field.
+    pub fn field(mut self, field: impl Into<Arc<str>>) -> Diagnostic {
+        self.field = Some(field.into());
+        self
+    }
+
+    /// Whether the finding makes its file unusable.
+    pub fn rejects_file(&self) -> bool {
+        self.severity == Severity::Error && self.code.rejects_file()
+    }
+
+    /// The finding with the lines of the file that it speaks of, for a terminal.
+    pub fn render(&self) -> String {
+        let Some(window) = self
+            .excerpt
+            .as_ref()
+            .and_then(|excerpt| window(excerpt, self.line))
+        else {
+            return self.to_string();
+        };
+        let level = match self.severity {
+            Severity::Info => Level::INFO,
+            Severity::Warning => Level::WARNING,
+            Severity::Error => Level::ERROR,
+        };
+        let title = self.headline();
+        let report = &[level
+            .primary_title(title.as_str())
+            .id(self.code.as_str())
+            .element(
+                Snippet::source(window.text)
+                    .line_start(window.first_line)
+                    .path(&*self.file)
+                    .fold(false)
+                    .annotation(AnnotationKind::Primary.span(window.range)),
+            )];
+        let mut rendered = Renderer::plain()
+            .decor_style(DecorStyle::Ascii)
+            .render(report);
+        rendered.push('\n');
+        rendered
+    }
+
+    fn headline(&self) -> String {
+        let mut line = String::new();
+        if let Some(object) = &self.object {
+            line.push_str(object);
+            line.push_str(": ");
+        }
+        if let Some(field) = &self.field {
+            line.push_str(field);
+            line.push_str(": ");
+        }
+        line.push_str(&self.message);
+        line
+    }
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.file.is_empty() {
+            write!(f, "{}:", self.file)?;
+            if self.line > 0 {
+                write!(f, "{}:{}:", self.line, self.column)?;
+            }
+            f.write_str(" ")?;
+        }
+        write!(
+            f,
+            "{}[{}]: {}",
+            self.severity.as_str(),
+            self.code.as_str(),
+            self.headline()
+        )
+    }
+}
+
+/// Text from outside, fit for one line of a message: short, and without control characters.
+pub fn quoted(text: &str) -> String {
+    const LONGEST: usize = 80;
+    let mut out = String::from("`");
+    for (count, c) in text.chars().enumerate() {
+        if count == LONGEST {
+            out.push('…');
+            break;
+        }
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out.push('`');
+    out
+}
+
+struct Window<'a> {
+    text: &'a str,
+    first_line: usize,
+    range: Range<usize>,
+}
+
+/// The lines around the excerpt: one before, one after, and no line longer than a terminal would bear.
+fn window(excerpt: &Excerpt, line: u32) -> Option<Window<'_>> {
+    const LONGEST: usize = 400;
+    let text = &*excerpt.text;
+    let start = floor_boundary(text, excerpt.range.start);
+    let line_start = text.get(..start)?.rfind('\n').map_or(0, |at| at + 1);
+    let line_end = text
+        .get(start..)?
+        .find('\n')
+        .map_or(text.len(), |at| start + at);
+    let end = floor_boundary(text, excerpt.range.end.clamp(start, line_end));
+    if line_end - line_start > LONGEST {
+        let from = floor_boundary(text, start.saturating_sub(60).max(line_start));
+        let to = floor_boundary(text, (start + 120).min(line_end));
+        let end = end.min(to).max(start);
+        return Some(Window {
+            text: text.get(from..to)?,
+            first_line: line as usize,
+            range: start - from..end - from,
+        });
+    }
+    let mut from = line_start;
+    let mut first_line = line as usize;
+    if line_start > 0 {
+        let before = text
+            .get(..line_start - 1)?
+            .rfind('\n')
+            .map_or(0, |at| at + 1);
+        if line_start - before <= LONGEST && first_line > 1 {
+            from = before;
+            first_line -= 1;
+        }
+    }
+    let mut to = line_end;
+    if line_end < text.len() {
+        let rest = text.get(line_end + 1..)?;
+        let after = rest.find('\n').unwrap_or(rest.len());
+        if after <= LONGEST {
+            to = line_end + 1 + after;
+        }
+    }
+    Some(Window {
+        text: text.get(from..to)?,
+        first_line,
+        range: start - from..end - from,
+    })
+}
+
+fn floor_boundary(text: &str, at: usize) -> usize {
+    let mut at = at.min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(text: &str, line: u32, column: u32, range: Range<u32>) -> Origin {
+        Origin {
+            source: Source {
+                name: "a.yaml".into(),
+                text: text.into(),
+            },
+            span: Span {
+                line,
+                column,
+                start: range.start,
+                end: range.end,
+            },
+        }
+    }
+
+    #[test]
+    fn a_finding_prints_as_one_line_and_with_its_excerpt() {
+        let text = "spec:\n  hosst: reviews\n  http: []\n";
+        let finding = Diagnostic::at(
+            &origin(text, 2, 3, 8..13),
+            Severity::Error,
+            Code::UnknownField,
+            "unknown field",
+        )
+        .object("VirtualService default/reviews")
+        .field("hosst");
+        assert_eq!(
+            finding.to_string(),
+            "a.yaml:2:3: error[unknown-field]: VirtualService default/reviews: hosst: unknown field"
+        );
+        let rendered = finding.render();
+        assert!(rendered.contains("a.yaml:2:3"), "{rendered}");
+        assert!(rendered.contains("hosst: reviews"), "{rendered}");
+        assert!(rendered.contains("^^^^^"), "{rendered}");
+    }
+
+    #[test]
+    fn a_very_long_line_is_cropped_around_the_place() {
+        let text = format!("a: {}\n", "é".repeat(5000));
+        let finding = Diagnostic::at(
+            &origin(&text, 1, 2000, 4001..4005),
+            Severity::Error,
+            Code::Syntax,
+            "no",
+        );
+        let rendered = finding.render();
+        assert!(rendered.len() < 2000, "{}", rendered.len());
+    }
+
+    #[test]
+    fn a_place_outside_the_text_still_prints() {
+        let finding = Diagnostic::at(
+            &origin("a", 9, 9, 500..900),
+            Severity::Info,
+            Code::Ignored,
+            "nothing",
+        );
+        assert!(finding.render().contains("nothing"));
+    }
+
+    #[test]
+    fn quoted_text_has_no_control_characters_and_an_end() {
+        assert_eq!(quoted("a\u{1b}[31m\n"), "`a\\u{1b}[31m\\n`");
+        assert!(quoted(&"x".repeat(1000)).chars().count() < 100);
+    }
+}

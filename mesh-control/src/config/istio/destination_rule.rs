@@ -1,0 +1,435 @@
+//! `DestinationRule` (networking.istio.io): how a service is called once routing has chosen it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::PortSelector;
+use crate::config::decode::{Decoder, Opaque, Text, keywords, message};
+use crate::config::diagnostic::{Code, Severity, quoted};
+
+message! {
+    /// The specification.
+    pub struct DestinationRule {
+        /// The service; short names belong to the object's namespace.
+        host: Text = "host" required,
+        /// For every port and subset.
+        traffic_policy: Option<TrafficPolicy> = "trafficPolicy",
+        /// Named parts of the service.
+        subsets: Vec<Subset> = "subsets",
+        /// Namespaces that see it; empty means all.
+        export_to: Vec<Text> = "exportTo",
+        /// Clients, of the object's namespace, that it is for; absent means all.
+        workload_selector: Option<MatchLabels> = "workloadSelector",
+    }
+    /// A selection by labels.
+    pub struct MatchLabels {
+        /// Labels that must all be there.
+        match_labels: BTreeMap<String, String> = "matchLabels",
+    }
+    /// A part of a service: the endpoints with these labels.
+    pub struct Subset {
+        /// The name that routes use.
+        name: Text = "name" required,
+        /// Labels that must all be there.
+        labels: BTreeMap<String, String> = "labels",
+        /// Overrides, setting by setting.
+        traffic_policy: Option<TrafficPolicy> = "trafficPolicy",
+    }
+    /// How to call.
+    pub struct TrafficPolicy {
+        /// Load balancing.
+        load_balancer: Option<LoadBalancer> = "loadBalancer",
+        /// Connections and limits.
+        connection_pool: Option<ConnectionPool> = "connectionPool",
+        /// Ejection of failing endpoints.
+        outlier_detection: Option<OutlierDetection> = "outlierDetection",
+        /// Transport security.
+        tls: Option<ClientTls> = "tls",
+        /// Instead of the above, for one port.
+        port_level_settings: Vec<PortTrafficPolicy> = "portLevelSettings",
+        /// Through an HTTP proxy.
+        tunnel: Option<Tunnel> = "tunnel",
+        /// PROXY protocol.
+        proxy_protocol: Option<ProxyProtocol> = "proxyProtocol",
+        /// How many retries may be under way.
+        retry_budget: Option<RetryBudget> = "retryBudget",
+    }
+    /// How to call one port.
+    pub struct PortTrafficPolicy {
+        /// The port.
+        port: PortSelector = "port" required,
+        /// Load balancing.
+        load_balancer: Option<LoadBalancer> = "loadBalancer",
+        /// Connections and limits.
+        connection_pool: Option<ConnectionPool> = "connectionPool",
+        /// Ejection of failing endpoints.
+        outlier_detection: Option<OutlierDetection> = "outlierDetection",
+        /// Transport security.
+        tls: Option<ClientTls> = "tls",
+    }
+    /// Load balancing.
+    pub struct LoadBalancer {
+        /// An algorithm by name.
+        simple: Option<SimpleLb> = "simple",
+        /// Stickiness by hash.
+        consistent_hash: Option<ConsistentHash> = "consistentHash",
+        /// Preference for near endpoints.
+        locality_lb_setting: Option<LocalityLb> = "localityLbSetting",
+        /// Deprecated form of `warmup.duration`.
+        warmup_duration_secs: Option<Duration> = "warmupDurationSecs",
+        /// Slow start.
+        warmup: Option<Warmup> = "warmup",
+        /// Envoy's zone-aware routing.
+        zone_aware_lb_setting: Option<Opaque> = "zoneAwareLbSetting",
+    }
+    /// Stickiness by hash.
+    pub struct ConsistentHash {
+        /// Hash this header.
+        http_header_name: Option<String> = "httpHeaderName",
+        /// Hash this cookie.
+        http_cookie: Option<HttpCookie> = "httpCookie",
+        /// Hash the client's address.
+        use_source_ip: Option<bool> = "useSourceIp",
+        /// Hash this query parameter.
+        http_query_parameter_name: Option<String> = "httpQueryParameterName",
+        /// Deprecated form of `ringHash.minimumRingSize`.
+        minimum_ring_size: Option<u64> = "minimumRingSize",
+        /// With a ring.
+        ring_hash: Option<RingHash> = "ringHash",
+        /// With Maglev's table.
+        maglev: Option<Maglev> = "maglev",
+    }
+    /// A cookie to hash.
+    pub struct HttpCookie {
+        /// Its name.
+        name: String = "name" required,
+        /// Its path.
+        path: String = "path",
+        /// Its life; absent means that it is never made.
+        ttl: Option<Duration> = "ttl",
+        /// Its attributes.
+        attributes: Vec<CookieAttribute> = "attributes",
+    }
+    /// An attribute of a cookie.
+    pub struct CookieAttribute {
+        /// Its name.
+        name: String = "name",
+        /// Its value.
+        value: String = "value",
+    }
+    /// A ring.
+    pub struct RingHash {
+        /// Points on the ring; 1024 by default.
+        minimum_ring_size: Option<u64> = "minimumRingSize",
+    }
+    /// Maglev's table.
+    pub struct Maglev {
+        /// Its size; 65537 by default.
+        table_size: Option<u64> = "tableSize",
+    }
+    /// Preference for near endpoints.
+    pub struct LocalityLb {
+        /// Shares by locality.
+        distribute: Vec<Distribute> = "distribute",
+        /// Where a region fails over to.
+        failover: Vec<Failover> = "failover",
+        /// Labels that rank endpoints.
+        failover_priority: Vec<String> = "failoverPriority",
+        /// Whether at all.
+        enabled: Option<bool> = "enabled",
+    }
+    /// Shares by locality.
+    pub struct Distribute {
+        /// Clients there.
+        from: String = "from",
+        /// Percent by locality.
+        to: BTreeMap<String, u32> = "to",
+    }
+    /// Where a region fails over to.
+    pub struct Failover {
+        /// The failed region.
+        from: String = "from",
+        /// The region instead.
+        to: String = "to",
+    }
+    /// Slow start.
+    pub struct Warmup {
+        /// How long an endpoint is new.
+        duration: Option<Duration> = "duration",
+        /// Percent to start with; 10 by default.
+        minimum_percent: Option<f64> = "minimumPercent",
+        /// The curve; 1 by default.
+        aggression: Option<f64> = "aggression",
+    }
+    /// Connections and limits.
+    pub struct ConnectionPool {
+        /// For every protocol.
+        tcp: Option<TcpPool> = "tcp",
+        /// For HTTP.
+        http: Option<HttpPool> = "http",
+    }
+    /// Connections.
+    pub struct TcpPool {
+        /// How many.
+        max_connections: Option<i32> = "maxConnections",
+        /// How long establishing one may take; 10 s by default.
+        connect_timeout: Option<Duration> = "connectTimeout",
+        /// Probes of the operating system.
+        tcp_keepalive: Option<TcpKeepalive> = "tcpKeepalive",
+        /// How old one may become.
+        max_connection_duration: Option<Duration> = "maxConnectionDuration",
+        /// How long one may be idle; 1 h by default.
+        idle_timeout: Option<Duration> = "idleTimeout",
+    }
+    /// Probes of the operating system.
+    pub struct TcpKeepalive {
+        /// How many.
+        probes: Option<u32> = "probes",
+        /// After how much silence.
+        time: Option<Duration> = "time",
+        /// How far apart.
+        interval: Option<Duration> = "interval",
+    }
+    /// HTTP limits.
+    pub struct HttpPool {
+        /// Requests that wait for a connection.
+        http1_max_pending_requests: Option<i32> = "http1MaxPendingRequests",
+        /// Requests under way.
+        http2_max_requests: Option<i32> = "http2MaxRequests",
+        /// Requests before a connection is closed; 0 means no limit.
+        max_requests_per_connection: Option<i32> = "maxRequestsPerConnection",
+        /// Retries under way.
+        max_retries: Option<i32> = "maxRetries",
+        /// How long a connection may be idle; 1 h by default.
+        idle_timeout: Option<Duration> = "idleTimeout",
+        /// Whether HTTP/1.1 becomes HTTP/2.
+        h2_upgrade_policy: H2UpgradePolicy = "h2UpgradePolicy",
+        /// The protocol of the client, kept.
+        use_client_protocol: Option<bool> = "useClientProtocol",
+        /// Streams on one connection.
+        max_concurrent_streams: Option<i32> = "maxConcurrentStreams",
+        /// HTTP/2 pings.
+        http2_keep_alive: Option<Opaque> = "http2KeepAlive",
+    }
+    /// Ejection of failing endpoints.
+    pub struct OutlierDetection {
+        /// Deprecated.
+        consecutive_errors: Option<i32> = "consecutiveErrors",
+        /// Whether local failures count apart.
+        split_external_local_origin_errors: Option<bool> = "splitExternalLocalOriginErrors",
+        /// Local failures in a row.
+        consecutive_local_origin_failures: Option<u32> = "consecutiveLocalOriginFailures",
+        /// 502, 503, 504 in a row.
+        consecutive_gateway_errors: Option<u32> = "consecutiveGatewayErrors",
+        /// 5xx in a row; 5 by default.
+        consecutive_5xx_errors: Option<u32> = "consecutive5xxErrors",
+        /// Between two looks; 10 s by default.
+        interval: Option<Duration> = "interval",
+        /// The first ejection; 30 s by default.
+        base_ejection_time: Option<Duration> = "baseEjectionTime",
+        /// Percent of endpoints that may be out; 10 by default.
+        max_ejection_percent: Option<u32> = "maxEjectionPercent",
+        /// Percent of healthy endpoints below which all are used.
+        min_health_percent: Option<u32> = "minHealthPercent",
+        /// Statuses that count as errors.
+        outlier_detection_http_error_codes: Option<Opaque> = "outlierDetectionHttpErrorCodes",
+    }
+    /// Transport security.
+    pub struct ClientTls {
+        /// Which kind.
+        mode: TlsMode = "mode",
+        /// A file.
+        client_certificate: Option<String> = "clientCertificate",
+        /// A file.
+        private_key: Option<String> = "privateKey",
+        /// A file.
+        ca_certificates: Option<String> = "caCertificates",
+        /// A secret with all three.
+        credential_name: Option<String> = "credentialName",
+        /// Names of which the server must prove one.
+        subject_alt_names: Vec<String> = "subjectAltNames",
+        /// The name to ask for.
+        sni: Option<String> = "sni",
+        /// Whether any server will do.
+        insecure_skip_verify: Option<bool> = "insecureSkipVerify",
+        /// A file.
+        ca_crl: Option<String> = "caCrl",
+    }
+    /// Through an HTTP proxy.
+    pub struct Tunnel {
+        /// CONNECT or POST.
+        protocol: Option<String> = "protocol",
+        /// The host behind the proxy.
+        target_host: Option<String> = "targetHost",
+        /// The port behind the proxy.
+        target_port: Option<u32> = "targetPort",
+    }
+    /// PROXY protocol.
+    pub struct ProxyProtocol {
+        /// Its version.
+        version: ProxyProtocolVersion = "version",
+    }
+    /// How many retries may be under way.
+    pub struct RetryBudget {
+        /// Percent of the requests; 20 by default.
+        percent: Option<f64> = "percent",
+        /// So many at least; 3 by default.
+        min_retry_concurrency: Option<u32> = "minRetryConcurrency",
+        /// Over which time.
+        budget_interval: Option<Duration> = "budgetInterval",
+    }
+}
+
+keywords! {
+    /// A load balancing algorithm.
+    pub enum SimpleLb {
+        /// The default.
+        Unspecified = "UNSPECIFIED",
+        /// Deprecated name of `LEAST_REQUEST`.
+        LeastConn = "LEAST_CONN",
+        /// Any.
+        Random = "RANDOM",
+        /// Where the caller asked for, without balancing.
+        Passthrough = "PASSTHROUGH",
+        /// One after the other.
+        RoundRobin = "ROUND_ROBIN",
+        /// The less loaded of two.
+        LeastRequest = "LEAST_REQUEST",
+    }
+    /// Whether HTTP/1.1 becomes HTTP/2.
+    pub enum H2UpgradePolicy {
+        /// As the mesh has it: no.
+        Default = "DEFAULT",
+        /// No.
+        DoNotUpgrade = "DO_NOT_UPGRADE",
+        /// Yes.
+        Upgrade = "UPGRADE",
+    }
+    /// A kind of transport security.
+    pub enum TlsMode {
+        /// None.
+        Disable = "DISABLE",
+        /// The server proves itself.
+        Simple = "SIMPLE",
+        /// Both do, with certificates named here.
+        Mutual = "MUTUAL",
+        /// Both do, with the mesh's certificates.
+        IstioMutual = "ISTIO_MUTUAL",
+    }
+    /// A version of the PROXY protocol.
+    pub enum ProxyProtocolVersion {
+        /// The readable one.
+        V1 = "V1",
+        /// The binary one.
+        V2 = "V2",
+    }
+}
+
+impl DestinationRule {
+    /// What Istio's own validation refuses.
+    pub fn check(&self, d: &mut Decoder<'_>) {
+        if self.host.is_empty() {
+            d.report_at(
+                self.host.span,
+                "host",
+                Severity::Error,
+                Code::InvalidValue,
+                "empty",
+            );
+        }
+        for (index, subset) in self.subsets.iter().enumerate() {
+            if self
+                .subsets
+                .iter()
+                .take(index)
+                .any(|other| other.name.value == subset.name.value)
+            {
+                let message = format!("subset {} is defined twice", quoted(&subset.name));
+                let path = format!("subsets[{index}].name");
+                d.report_at(
+                    subset.name.span,
+                    path,
+                    Severity::Error,
+                    Code::InvalidValue,
+                    message,
+                );
+            }
+            if let Some(policy) = &subset.traffic_policy {
+                policy.check(&format!("subsets[{index}].trafficPolicy"), d);
+            }
+        }
+        if let Some(policy) = &self.traffic_policy {
+            policy.check("trafficPolicy", d);
+        }
+    }
+}
+
+impl TrafficPolicy {
+    fn check(&self, path: &str, d: &mut Decoder<'_>) {
+        check_settings(
+            self.load_balancer.as_ref(),
+            self.connection_pool.as_ref(),
+            path,
+            d,
+        );
+        for (index, port) in self.port_level_settings.iter().enumerate() {
+            let path = format!("{path}.portLevelSettings[{index}]");
+            check_settings(
+                port.load_balancer.as_ref(),
+                port.connection_pool.as_ref(),
+                &path,
+                d,
+            );
+        }
+    }
+}
+
+fn check_settings(
+    balancer: Option<&LoadBalancer>,
+    pool: Option<&ConnectionPool>,
+    path: &str,
+    d: &mut Decoder<'_>,
+) {
+    if let Some(balancer) = balancer
+        && balancer.simple.is_some()
+        && balancer.consistent_hash.is_some()
+    {
+        let message = "only one of `simple` and `consistentHash` can be set";
+        let path = format!("{path}.loadBalancer");
+        d.report_at(
+            balancer.span,
+            path,
+            Severity::Error,
+            Code::InvalidValue,
+            message,
+        );
+    }
+    let Some(pool) = pool else { return };
+    if let Some(tcp) = &pool.tcp
+        && let Some(timeout) = tcp.connect_timeout
+        && timeout < Duration::from_millis(1)
+    {
+        let path = format!("{path}.connectionPool.tcp.connectTimeout");
+        d.report_at(
+            tcp.span,
+            path,
+            Severity::Error,
+            Code::InvalidValue,
+            "less than 1ms",
+        );
+    }
+    if let Some(http) = &pool.http
+        && http
+            .max_requests_per_connection
+            .is_some_and(|count| count < 0)
+    {
+        let path = format!("{path}.connectionPool.http.maxRequestsPerConnection");
+        d.report_at(
+            http.span,
+            path,
+            Severity::Error,
+            Code::InvalidValue,
+            "less than 0",
+        );
+    }
+}

@@ -1,0 +1,632 @@
+//! `VirtualService` (networking.istio.io): which requests go where, and what happens to them on the way.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::PortSelector;
+use super::string_match::{StringMatch, check_regex};
+use crate::config::decode::{At, Decode, Decoder, Opaque, PortNumber, Text, keywords, message};
+use crate::config::diagnostic::{Code, Severity, quoted};
+use crate::config::node::Node;
+
+message! {
+    /// The specification.
+    pub struct VirtualService {
+        /// Authorities that the rules are for; short names belong to the object's namespace.
+        hosts: Vec<Text> = "hosts",
+        /// Gateways, and `mesh` for every workload; empty means `mesh`.
+        gateways: Vec<Text> = "gateways",
+        /// HTTP rules, the first match wins.
+        http: Vec<HttpRoute> = "http",
+        /// Rules on SNI.
+        tls: Vec<TlsRoute> = "tls",
+        /// Rules on connections.
+        tcp: Vec<TcpRoute> = "tcp",
+        /// Namespaces that see it; empty means all.
+        export_to: Vec<Text> = "exportTo",
+    }
+    /// One HTTP rule.
+    pub struct HttpRoute {
+        /// A name for logs and statistics.
+        name: String = "name",
+        /// Conditions of which one must hold; none means always.
+        matches: Vec<HttpMatch> = "match",
+        /// Where to.
+        route: Vec<HttpDestination> = "route",
+        /// Answer with a redirect.
+        redirect: Option<Redirect> = "redirect",
+        /// Answer at once.
+        direct_response: Option<DirectResponse> = "directResponse",
+        /// Continue with the rules of another object.
+        delegate: Option<Delegate> = "delegate",
+        /// Change path and authority.
+        rewrite: Option<Rewrite> = "rewrite",
+        /// For the whole request, retries included; absent means none.
+        timeout: Option<Duration> = "timeout",
+        /// When to try again.
+        retries: Option<Retry> = "retries",
+        /// Faults to inject.
+        fault: Option<Fault> = "fault",
+        /// A copy of the requests goes there.
+        mirror: Option<Destination> = "mirror",
+        /// Copies of the requests go there.
+        mirrors: Vec<Mirror> = "mirrors",
+        /// Deprecated form of `mirrorPercentage`.
+        mirror_percent: Option<u32> = "mirrorPercent",
+        /// How many are copied.
+        mirror_percentage: Option<Percent> = "mirrorPercentage",
+        /// Cross-origin rules.
+        cors_policy: Option<CorsPolicy> = "corsPolicy",
+        /// Changes to headers.
+        headers: Headers = "headers",
+    }
+    /// Conditions that must all hold.
+    pub struct HttpMatch {
+        /// A name, appended to the rule's.
+        name: String = "name",
+        /// The path.
+        uri: Option<StringMatch> = "uri",
+        /// The scheme.
+        scheme: Option<StringMatch> = "scheme",
+        /// The method.
+        method: Option<StringMatch> = "method",
+        /// The authority.
+        authority: Option<StringMatch> = "authority",
+        /// Headers that must match; `{}` asks for presence.
+        headers: BTreeMap<String, StringMatch> = "headers",
+        /// The port that is being addressed.
+        port: Option<PortNumber> = "port",
+        /// Labels that the client must have.
+        source_labels: BTreeMap<String, String> = "sourceLabels",
+        /// Overrides the object's `gateways`.
+        gateways: Vec<Text> = "gateways",
+        /// Query parameters that must match.
+        query_params: BTreeMap<String, StringMatch> = "queryParams",
+        /// Compare exact paths and prefixes without case.
+        ignore_uri_case: bool = "ignoreUriCase",
+        /// Headers that must not match.
+        without_headers: BTreeMap<String, StringMatch> = "withoutHeaders",
+        /// The namespace that the client must be in.
+        source_namespace: String = "sourceNamespace",
+        /// A prefix for statistics.
+        stat_prefix: String = "statPrefix",
+    }
+    /// A destination with its share.
+    pub struct HttpDestination {
+        /// Where to.
+        destination: Destination = "destination" required,
+        /// Share of the requests, relative to the sum.
+        weight: Option<At<i32>> = "weight",
+        /// Changes to headers on the way to this destination.
+        headers: Headers = "headers",
+    }
+    /// A service, a part of it, and a port.
+    pub struct Destination {
+        /// The service; short names belong to the object's namespace.
+        host: Text = "host" required,
+        /// A subset that a DestinationRule defines.
+        subset: Option<Text> = "subset",
+        /// The port; needed only where the service has several.
+        port: Option<PortSelector> = "port",
+    }
+    /// The answer is a redirect.
+    pub struct Redirect {
+        /// The new path.
+        uri: Option<String> = "uri",
+        /// The new authority.
+        authority: Option<String> = "authority",
+        /// The new port.
+        port: Option<PortNumber> = "port",
+        /// How to derive the new port.
+        derive_port: Option<DerivePort> = "derivePort",
+        /// The new scheme.
+        scheme: Option<String> = "scheme",
+        /// 301 (the default), 302, 303, 307 or 308.
+        redirect_code: Option<At<u32>> = "redirectCode",
+        /// Replaces the matched prefix.
+        prefix_rewrite: Option<String> = "prefixRewrite",
+    }
+    /// The answer is given at once.
+    pub struct DirectResponse {
+        /// The HTTP status.
+        status: At<u32> = "status" required,
+        /// The body.
+        body: Option<ResponseBody> = "body",
+    }
+    /// A body: text, or bytes in base64.
+    pub struct ResponseBody {
+        /// Text.
+        string: Option<String> = "string",
+        /// Bytes in base64.
+        bytes: Option<String> = "bytes",
+    }
+    /// Another object whose rules continue this one.
+    pub struct Delegate {
+        /// Its name.
+        name: Text = "name" required,
+        /// Its namespace; absent means this one's.
+        namespace: String = "namespace",
+    }
+    /// Changes to path and authority before the request leaves.
+    pub struct Rewrite {
+        /// Replaces the matched prefix, or the path.
+        uri: Option<String> = "uri",
+        /// Replaces the authority.
+        authority: Option<String> = "authority",
+        /// Replaces what an expression matches.
+        uri_regex_rewrite: Option<RegexRewrite> = "uriRegexRewrite",
+    }
+    /// An expression and what replaces it.
+    pub struct RegexRewrite {
+        /// RE2.
+        matches: String = "match" required,
+        /// The replacement, with `\1` for groups.
+        rewrite: String = "rewrite",
+    }
+    /// When to try again.
+    pub struct Retry {
+        /// Retries after the first try; 0 or less turns them off.
+        attempts: i32 = "attempts",
+        /// The limit of each try.
+        per_try_timeout: Option<Duration> = "perTryTimeout",
+        /// Comma-separated conditions.
+        retry_on: Option<String> = "retryOn",
+        /// May a retry go to another locality.
+        retry_remote_localities: Option<bool> = "retryRemoteLocalities",
+        /// Must a retry avoid the hosts tried before; on by default.
+        retry_ignore_previous_hosts: Option<bool> = "retryIgnorePreviousHosts",
+        /// The first pause; 25 ms by default.
+        backoff: Option<Duration> = "backoff",
+    }
+    /// Faults to inject.
+    pub struct Fault {
+        /// Wait before sending.
+        delay: Option<FaultDelay> = "delay",
+        /// Answer with an error instead of sending.
+        abort: Option<FaultAbort> = "abort",
+    }
+    /// A pause.
+    pub struct FaultDelay {
+        /// Deprecated: whole percents.
+        percent: Option<i32> = "percent",
+        /// How long.
+        fixed_delay: Option<Duration> = "fixedDelay",
+        /// Istio has the field and does not implement it.
+        exponential_delay: Option<Duration> = "exponentialDelay",
+        /// How many requests; none if absent.
+        percentage: Option<Percent> = "percentage",
+    }
+    /// An error.
+    pub struct FaultAbort {
+        /// An HTTP status.
+        http_status: Option<At<u32>> = "httpStatus",
+        /// A gRPC status by name or number.
+        grpc_status: Option<Text> = "grpcStatus",
+        /// Istio has the field and does not implement it.
+        http2_error: Option<Opaque> = "http2Error",
+        /// How many requests; none if absent.
+        percentage: Option<Percent> = "percentage",
+        /// Deprecated: whole percents.
+        percent: Option<i32> = "percent",
+    }
+    /// A copy of the requests.
+    pub struct Mirror {
+        /// Where to.
+        destination: Destination = "destination" required,
+        /// How many.
+        percentage: Option<Percent> = "percentage",
+    }
+    /// Cross-origin rules.
+    pub struct CorsPolicy {
+        /// Deprecated: exact origins.
+        allow_origin: Vec<String> = "allowOrigin",
+        /// Origins.
+        allow_origins: Vec<StringMatch> = "allowOrigins",
+        /// Methods.
+        allow_methods: Vec<String> = "allowMethods",
+        /// Request headers.
+        allow_headers: Vec<String> = "allowHeaders",
+        /// Response headers that the page may read.
+        expose_headers: Vec<String> = "exposeHeaders",
+        /// How long a browser may remember.
+        max_age: Option<Duration> = "maxAge",
+        /// Whether credentials may travel.
+        allow_credentials: Option<bool> = "allowCredentials",
+        /// What happens to other preflight requests.
+        unmatched_preflights: Option<UnmatchedPreflights> = "unmatchedPreflights",
+    }
+    /// Changes to headers.
+    pub struct Headers {
+        /// Of the request.
+        request: HeaderOperations = "request",
+        /// Of the response.
+        response: HeaderOperations = "response",
+    }
+    /// Changes to one set of headers, applied in this order: remove, set, add.
+    pub struct HeaderOperations {
+        /// Replace.
+        set: BTreeMap<String, String> = "set",
+        /// Append.
+        add: BTreeMap<String, String> = "add",
+        /// Remove.
+        remove: Vec<String> = "remove",
+    }
+    /// A rule on SNI.
+    pub struct TlsRoute {
+        /// Conditions of which one must hold.
+        matches: Vec<TlsMatch> = "match",
+        /// Where to.
+        route: Vec<RouteDestination> = "route",
+    }
+    /// Conditions on a TLS connection.
+    pub struct TlsMatch {
+        /// Server names.
+        sni_hosts: Vec<String> = "sniHosts",
+        /// Destination addresses.
+        destination_subnets: Vec<String> = "destinationSubnets",
+        /// The port that is being addressed.
+        port: Option<PortNumber> = "port",
+        /// Deprecated: client addresses.
+        source_subnet: Option<String> = "sourceSubnet",
+        /// Labels that the client must have.
+        source_labels: BTreeMap<String, String> = "sourceLabels",
+        /// Gateways.
+        gateways: Vec<String> = "gateways",
+        /// The namespace that the client must be in.
+        source_namespace: String = "sourceNamespace",
+    }
+    /// A rule on connections.
+    pub struct TcpRoute {
+        /// Conditions of which one must hold.
+        matches: Vec<TcpMatch> = "match",
+        /// Where to.
+        route: Vec<RouteDestination> = "route",
+    }
+    /// Conditions on a connection.
+    pub struct TcpMatch {
+        /// Destination addresses.
+        destination_subnets: Vec<String> = "destinationSubnets",
+        /// The port that is being addressed.
+        port: Option<PortNumber> = "port",
+        /// Deprecated: client addresses.
+        source_subnet: Option<String> = "sourceSubnet",
+        /// Labels that the client must have.
+        source_labels: BTreeMap<String, String> = "sourceLabels",
+        /// Gateways.
+        gateways: Vec<String> = "gateways",
+        /// The namespace that the client must be in.
+        source_namespace: String = "sourceNamespace",
+    }
+    /// A destination of connections with its share.
+    pub struct RouteDestination {
+        /// Where to.
+        destination: Destination = "destination" required,
+        /// Share of the connections.
+        weight: Option<i32> = "weight",
+    }
+}
+
+keywords! {
+    /// How the port of a redirect is derived.
+    pub enum DerivePort {
+        /// 80 for http, 443 for https.
+        FromProtocolDefault = "FROM_PROTOCOL_DEFAULT",
+        /// The request's own.
+        FromRequestPort = "FROM_REQUEST_PORT",
+    }
+    /// What happens to a preflight request that no rule allows.
+    pub enum UnmatchedPreflights {
+        /// The default.
+        Unspecified = "UNSPECIFIED",
+        /// It travels on.
+        Forward = "FORWARD",
+        /// It is answered without permission.
+        Ignore = "IGNORE",
+    }
+}
+
+/// A percentage with up to four decimals, as Envoy counts it: parts of a million.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Percent {
+    /// Parts of a million, at most 1,000,000.
+    pub millionths: u32,
+}
+
+impl Decode for Percent {
+    fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
+        d.message(node, &["value"])?;
+        let value: f64 = d.optional(node, "value")?;
+        if !(0.0..=100.0).contains(&value) {
+            d.error(
+                node.span,
+                Code::InvalidValue,
+                format!("{value} is not between 0 and 100"),
+            );
+            return None;
+        }
+        // route.go translatePercentToFractionalPercent: truncated to a ten-thousandth of a percent.
+        Some(Percent {
+            millionths: (value * 10_000.0) as u32,
+        })
+    }
+
+    fn fields(prefix: &str, out: &mut Vec<String>) {
+        out.push(format!("{prefix}.value"));
+    }
+}
+
+impl VirtualService {
+    /// What Istio's own validation refuses.
+    pub fn check(&self, d: &mut Decoder<'_>) {
+        if self.http.is_empty() && self.tls.is_empty() && self.tcp.is_empty() {
+            d.error(
+                self.span,
+                Code::MissingField,
+                "one of `http`, `tls` and `tcp` is needed",
+            );
+        }
+        for (index, route) in self.http.iter().enumerate() {
+            route.check(&format!("http[{index}]"), d);
+        }
+    }
+}
+
+impl HttpRoute {
+    fn check(&self, path: &str, d: &mut Decoder<'_>) {
+        let mut error = |span, field: &str, message: String| {
+            let field = if field.is_empty() {
+                path.to_owned()
+            } else {
+                format!("{path}.{field}")
+            };
+            d.report_at(span, field, Severity::Error, Code::InvalidValue, message);
+        };
+        let actions = [
+            !self.route.is_empty(),
+            self.redirect.is_some(),
+            self.direct_response.is_some(),
+            self.delegate.is_some(),
+        ];
+        match actions.into_iter().filter(|set| *set).count() {
+            0 => error(
+                self.span,
+                "",
+                "one of `route`, `redirect`, `directResponse` and `delegate` is needed".into(),
+            ),
+            1 => {}
+            _ => error(
+                self.span,
+                "",
+                "only one of `route`, `redirect`, `directResponse` and `delegate` can be set"
+                    .into(),
+            ),
+        }
+        let mut total: i64 = 0;
+        for (index, destination) in self.route.iter().enumerate() {
+            let Some(weight) = &destination.weight else {
+                continue;
+            };
+            total += i64::from(weight.value);
+            if weight.value < 0 {
+                error(
+                    weight.span,
+                    &format!("route[{index}].weight"),
+                    "less than 0".into(),
+                );
+            }
+        }
+        if total > i64::from(u32::MAX) {
+            error(
+                self.span,
+                "route",
+                "the weights add up to more than 4294967295".into(),
+            );
+        }
+        if self.route.len() > 1
+            && self
+                .route
+                .iter()
+                .all(|d| d.weight.as_ref().is_none_or(|w| w.value == 0))
+        {
+            error(
+                self.span,
+                "route",
+                "no destination has a weight above 0".into(),
+            );
+        }
+        if let Some(redirect) = &self.redirect {
+            if let Some(code) = &redirect.redirect_code
+                && !matches!(code.value, 301 | 302 | 303 | 307 | 308)
+            {
+                let message = format!("{} is none of 301, 302, 303, 307, 308", code.value);
+                error(code.span, "redirect.redirectCode", message);
+            }
+            if redirect.uri.is_some() && redirect.prefix_rewrite.is_some() {
+                error(
+                    redirect.span,
+                    "redirect",
+                    "only one of `uri` and `prefixRewrite` can be set".into(),
+                );
+            }
+            if redirect.port.is_some() && redirect.derive_port.is_some() {
+                error(
+                    redirect.span,
+                    "redirect",
+                    "only one of `port` and `derivePort` can be set".into(),
+                );
+            }
+        }
+        if let Some(answer) = &self.direct_response {
+            if !(200..=599).contains(&answer.status.value) {
+                let message = format!(
+                    "{} is not an HTTP status from 200 to 599",
+                    answer.status.value
+                );
+                error(answer.status.span, "directResponse.status", message);
+            }
+            if let Some(body) = &answer.body {
+                check_body(body, &mut error);
+            }
+        }
+        if let Some(abort) = self.fault.as_ref().and_then(|fault| fault.abort.as_ref()) {
+            check_abort(abort, &mut error);
+        }
+        if let Some(delay) = self.fault.as_ref().and_then(|fault| fault.delay.as_ref())
+            && delay.fixed_delay.is_none()
+            && delay.exponential_delay.is_none()
+        {
+            error(
+                delay.span,
+                "fault.delay",
+                "field `fixedDelay` is missing".into(),
+            );
+        }
+        if let Some(retries) = &self.retries {
+            if retries.attempts < 0 {
+                error(retries.span, "retries.attempts", "less than 0".into());
+            }
+            if let Some(token) = retries.retry_on.as_deref().and_then(unknown_retry_token) {
+                let message = format!("{} is not a condition that Istio knows", quoted(token));
+                error(retries.span, "retries.retryOn", message);
+            }
+        }
+        if let Some(regex) = self
+            .rewrite
+            .as_ref()
+            .and_then(|rewrite| rewrite.uri_regex_rewrite.as_ref())
+        {
+            check_regex(&regex.matches, regex.span, d);
+        }
+    }
+}
+
+fn check_body(body: &ResponseBody, error: &mut impl FnMut(crate::config::Span, &str, String)) {
+    // core/route/route.go: a direct response may carry 1 MB.
+    const LONGEST: usize = 1 << 20;
+    match (&body.string, &body.bytes) {
+        (Some(_), Some(_)) => {
+            error(
+                body.span,
+                "directResponse.body",
+                "only one of `string` and `bytes` can be set".into(),
+            );
+        }
+        (Some(text), None) if text.len() > LONGEST => {
+            error(body.span, "directResponse.body", "larger than 1 MiB".into());
+        }
+        (None, Some(text)) => match decode_base64(text) {
+            None => error(body.span, "directResponse.body.bytes", "not base64".into()),
+            Some(bytes) if bytes.len() > LONGEST => {
+                error(body.span, "directResponse.body", "larger than 1 MiB".into());
+            }
+            Some(_) => {}
+        },
+        _ => {}
+    }
+}
+
+fn check_abort(abort: &FaultAbort, error: &mut impl FnMut(crate::config::Span, &str, String)) {
+    let set = [
+        abort.http_status.is_some(),
+        abort.grpc_status.is_some(),
+        abort.http2_error.is_some(),
+    ];
+    if set.into_iter().filter(|set| *set).count() != 1 {
+        let message = "exactly one of `httpStatus` and `grpcStatus` is needed";
+        error(abort.span, "fault.abort", message.into());
+    }
+    if let Some(status) = &abort.http_status
+        && !(200..=599).contains(&status.value)
+    {
+        let message = format!("{} is not an HTTP status from 200 to 599", status.value);
+        error(status.span, "fault.abort.httpStatus", message);
+    }
+    if let Some(status) = &abort.grpc_status
+        && grpc_status_code(status).is_none()
+    {
+        let message = format!("{} is not a gRPC status", quoted(status));
+        error(status.span, "fault.abort.grpcStatus", message);
+    }
+}
+
+/// A gRPC status by its name, or by its number.
+pub fn grpc_status_code(text: &str) -> Option<u32> {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "CANCELLED",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "DEADLINE_EXCEEDED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+        "UNAUTHENTICATED",
+    ];
+    let by_name = (0u32..)
+        .zip(NAMES)
+        .find(|(_, name)| *name == text)
+        .map(|(code, _)| code);
+    by_name.or_else(|| text.parse().ok().filter(|code| *code <= 16))
+}
+
+/// Envoy's retry conditions for HTTP and gRPC, as Istio passes them on.
+const RETRY_TOKENS: [&str; 15] = [
+    "5xx",
+    "gateway-error",
+    "reset",
+    "reset-before-request",
+    "connect-failure",
+    "retriable-4xx",
+    "refused-stream",
+    "retriable-status-codes",
+    "retriable-headers",
+    "envoy-ratelimited",
+    "http3-post-connect-failure",
+    "cancelled",
+    "deadline-exceeded",
+    "internal",
+    "resource-exhausted",
+];
+
+fn unknown_retry_token(retry_on: &str) -> Option<&str> {
+    retry_on.split(',').map(str::trim).find(|token| {
+        let is_status = token
+            .parse::<u32>()
+            .is_ok_and(|code| (100..=599).contains(&code));
+        !(token.is_empty() || is_status || *token == "unavailable" || RETRY_TOKENS.contains(token))
+    })
+}
+
+/// Standard base64, padded or not.
+pub fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(text.len() / 4 * 3);
+    let mut buffer: u32 = 0;
+    let mut bits = 0;
+    for c in text.trim_end_matches('=').bytes() {
+        let value = match c {
+            b'A'..=b'Z' => c - b'A',
+            b'a'..=b'z' => c - b'a' + 26,
+            b'0'..=b'9' => c - b'0' + 52,
+            b'+' | b'-' => 62,
+            b'/' | b'_' => 63,
+            b'\r' | b'\n' => continue,
+            _ => return None,
+        };
+        buffer = (buffer << 6) | u32::from(value);
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            out.push((buffer >> bits) as u8);
+            buffer &= (1 << bits) - 1;
+        }
+    }
+    Some(out)
+}

@@ -1,0 +1,386 @@
+//! YAML as a tree in which every value and every key knows its place in the file.
+//!
+//! `decode` turns the tree into typed objects and `policy::support` walks it to find what is written and
+//! not enforced: one parse for both, so nothing that was written can escape both. The limits hold for any
+//! input: a bomb, a deep nest or a huge file is an error with a position, in bounded memory.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{self, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::options::DuplicateKeyPolicy;
+use serde_saphyr::{Location, Spanned};
+
+use super::diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span};
+
+/// The largest file that is read, in bytes.
+pub const MAX_FILE_BYTES: u64 = 16 << 20;
+const MAX_NODES: usize = 300_000;
+const MAX_DEPTH: usize = 64;
+const STACK_BYTES: usize = 16 << 20;
+
+/// A value and its place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Where it is written.
+    pub span: Span,
+    /// What it is.
+    pub value: Value,
+}
+
+/// What a node can be: JSON's types, with integers apart.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// `null`, `~` or nothing at all.
+    Null,
+    /// A boolean, in any of YAML 1.1's spellings (as kubectl reads them).
+    Bool(bool),
+    /// A whole number.
+    Int(i128),
+    /// Any other number.
+    Float(f64),
+    /// A string.
+    Str(String),
+    /// A sequence.
+    Seq(Vec<Node>),
+    /// A mapping, in the order in which it is written; no key occurs twice.
+    Map(Vec<(Key, Node)>),
+}
+
+/// The key of a mapping and its place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Key {
+    /// The key.
+    pub name: String,
+    /// Where it is written.
+    pub span: Span,
+}
+
+impl Node {
+    /// The value under a key, where this is a mapping that has it and it is not null.
+    pub fn get(&self, name: &str) -> Option<&Node> {
+        self.entries()
+            .iter()
+            .find(|(key, value)| key.name == name && value.value != Value::Null)
+            .map(|(_, value)| value)
+    }
+
+    /// The entries of a mapping; none for anything else.
+    pub fn entries(&self) -> &[(Key, Node)] {
+        match &self.value {
+            Value::Map(entries) => entries,
+            _ => &[],
+        }
+    }
+
+    /// The items of a sequence; none for anything else.
+    pub fn items(&self) -> &[Node] {
+        match &self.value {
+            Value::Seq(items) => items,
+            _ => &[],
+        }
+    }
+
+    /// The text, where this is a string.
+    pub fn as_str(&self) -> Option<&str> {
+        match &self.value {
+            Value::Str(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The type's name, for messages.
+    pub fn type_name(&self) -> &'static str {
+        match self.value {
+            Value::Null => "nothing",
+            Value::Bool(_) => "a boolean",
+            Value::Int(_) | Value::Float(_) => "a number",
+            Value::Str(_) => "a string",
+            Value::Seq(_) => "a list",
+            Value::Map(_) => "a mapping",
+        }
+    }
+}
+
+/// Reads every document of a text. Documents that say nothing are left out.
+pub fn parse(source: &Source) -> Result<Vec<Node>, Diagnostic> {
+    if source.text.len() as u64 > MAX_FILE_BYTES {
+        let message = format!("larger than {} MiB; split it", MAX_FILE_BYTES >> 20);
+        return Err(unreadable(source, &message));
+    }
+    // Reading recurses once per level of nesting, with frames that are large in a debug build: the depth
+    // limit and this stack belong together, whatever thread the caller is on.
+    let outcome = std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("yaml".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, || read(source))
+            .map(|handle| handle.join())
+    });
+    match outcome {
+        Ok(Ok(documents)) => documents,
+        Ok(Err(_)) => Err(unreadable(source, "the YAML reader failed on it")),
+        Err(error) => Err(unreadable(
+            source,
+            &format!("no thread to read it on: {error}"),
+        )),
+    }
+}
+
+fn read(source: &Source) -> Result<Vec<Node>, Diagnostic> {
+    let options = serde_saphyr::options! {
+        duplicate_keys: DuplicateKeyPolicy::Error,
+        with_snippet: false,
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: MAX_NODES,
+            max_replay_stack_depth: 16,
+        },
+        budget: serde_saphyr::budget! {
+            max_depth: MAX_DEPTH,
+            flow_nesting_limit: MAX_DEPTH,
+            max_nodes: MAX_NODES,
+            max_events: 4 * MAX_NODES,
+            max_documents: 20_000,
+            max_aliases: 10_000,
+            max_anchors: 10_000,
+            max_recorded_anchor_events: MAX_NODES,
+            max_recorded_anchor_bytes: 8 << 20,
+            max_total_scalar_bytes: 16 << 20,
+        },
+    };
+    match serde_saphyr::from_multiple_with_options::<Node>(&source.text, options) {
+        Ok(mut documents) => {
+            documents.retain(|document| document.value != Value::Null);
+            Ok(documents)
+        }
+        Err(error) => Err(syntax_error(source, &error)),
+    }
+}
+
+fn unreadable(source: &Source, message: &str) -> Diagnostic {
+    Diagnostic::of_file(source.name.clone(), Severity::Error, Code::Syntax, message)
+}
+
+fn syntax_error(source: &Source, error: &serde_saphyr::Error) -> Diagnostic {
+    let span = error.location().map(span_of).unwrap_or_default();
+    let options = serde_saphyr::render_options! {
+        formatter: &serde_saphyr::UserMessageFormatter,
+        snippets: serde_saphyr::SnippetMode::Off,
+    };
+    let text = error.render_with_options(options);
+    // The position is a part of the diagnostic: the parser's own would say it twice.
+    let message = text.lines().next().unwrap_or("not YAML");
+    let message = match message.find(" at line ") {
+        Some(at) => &message[..at],
+        None => message,
+    };
+    let message = message.trim_start_matches("error: ").to_owned();
+    Diagnostic::at(
+        &Origin {
+            source: source.clone(),
+            span,
+        },
+        Severity::Error,
+        Code::Syntax,
+        message,
+    )
+}
+
+fn span_of(location: Location) -> Span {
+    let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+    let span = location.span();
+    let start = span.byte_offset().unwrap_or(0);
+    let len = span.byte_len().unwrap_or(0);
+    Span {
+        line: small(location.line()),
+        column: small(location.column()),
+        start: small(start),
+        end: small(start.saturating_add(len)),
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Node, D::Error> {
+        let spanned = Spanned::<Value>::deserialize(deserializer)?;
+        Ok(Node {
+            span: span_of(spanned.referenced),
+            value: spanned.value,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Key, D::Error> {
+        let spanned = Spanned::<String>::deserialize(deserializer)?;
+        Ok(Key {
+            name: spanned.value,
+            span: span_of(spanned.referenced),
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(ValueVisitor)
+    }
+}
+
+struct ValueVisitor;
+
+impl<'de> Visitor<'de> for ValueVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a YAML value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: de::Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(ValueVisitor)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Int(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Int(value.into()))
+    }
+
+    fn visit_i128<E>(self, value: i128) -> Result<Value, E> {
+        Ok(Value::Int(value))
+    }
+
+    fn visit_u128<E>(self, value: u128) -> Result<Value, E> {
+        Ok(i128::try_from(value).map_or(Value::Float(value as f64), Value::Int))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::Float(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::Str(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::Str(value))
+    }
+
+    fn visit_bytes<E: de::Error>(self, value: &[u8]) -> Result<Value, E> {
+        match std::str::from_utf8(value) {
+            Ok(text) => Ok(Value::Str(text.to_owned())),
+            Err(_) => Err(E::custom("binary data is not a string")),
+        }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = access.next_element::<Node>()? {
+            items.push(item);
+        }
+        Ok(Value::Seq(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = access.next_entry::<Key, Node>()? {
+            entries.push(entry);
+        }
+        Ok(Value::Map(entries))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(text: &str) -> Source {
+        Source {
+            name: "t.yaml".into(),
+            text: text.into(),
+        }
+    }
+
+    #[test]
+    fn keys_and_values_know_their_places() {
+        let docs = parse(&source("a: 1\nbé:\n  - x\n  - 2.5\n---\n---\nc: true\n")).unwrap();
+        assert_eq!(docs.len(), 2);
+        let (key, value) = &docs[0].entries()[1];
+        assert_eq!(
+            (key.name.as_str(), key.span.line, key.span.column),
+            ("bé", 2, 1)
+        );
+        assert_eq!((key.span.start, key.span.end), (5, 8));
+        assert_eq!(
+            (value.items()[0].span.line, value.items()[0].span.column),
+            (3, 5)
+        );
+        assert_eq!(value.items()[1].value, Value::Float(2.5));
+        assert_eq!(docs[1].get("c").unwrap().span.line, 7);
+    }
+
+    #[test]
+    fn json_is_yaml() {
+        let docs = parse(&source("{\"a\": {\"b\": [1, null, \"x\"]}}")).unwrap();
+        assert_eq!(docs[0].get("a").unwrap().get("b").unwrap().items().len(), 3);
+    }
+
+    #[test]
+    fn an_integer_key_is_its_spelling() {
+        let docs = parse(&source("80: a\n")).unwrap();
+        assert_eq!(docs[0].entries()[0].0.name, "80");
+    }
+
+    #[test]
+    fn broken_and_hostile_texts_are_errors_with_a_position() {
+        let deep_flow = "[".repeat(100_000);
+        let deep_block: String = (0..2000).map(|n| " ".repeat(n) + "a:\n").collect();
+        let mut bomb = String::from("a: &a [x,x,x,x,x,x,x,x,x]\n");
+        for (name, of) in "bcdefghi".chars().zip("abcdefgh".chars()) {
+            bomb += &format!(
+                "{name}: &{name} [{}]\n",
+                vec![format!("*{of}"); 9].join(",")
+            );
+        }
+        let many: String = "---\na: 1\n".repeat(30_000);
+        let cases = [
+            ("a: [", "unclosed"),
+            ("a: 1\na: 2\n", "duplicate key"),
+            ("a: *b\n", "unknown anchor"),
+            ("a: &a [*a]\n", "self-reference"),
+            ("a: \u{0}b\n", "NUL"),
+            ("a:\n\tb: c\n", "tab"),
+            (deep_flow.as_str(), "deep flow"),
+            (deep_block.as_str(), "deep block"),
+            (bomb.as_str(), "bomb"),
+            (many.as_str(), "documents"),
+            ("? [a, b]\n: c\n", "a key that is no scalar"),
+            ("a: !!binary x%%\n", "bad base64"),
+        ];
+        for (text, name) in cases {
+            let error = match parse(&source(text)) {
+                Err(error) => error,
+                Ok(_) => panic!("{name} was accepted"),
+            };
+            assert_eq!(error.code, Code::Syntax, "{name}");
+            eprintln!("{error}");
+            assert!(error.line > 0, "{name}: {error}");
+            assert!(
+                !error.message.is_empty() && error.message.len() < 300,
+                "{name}: {error}"
+            );
+        }
+    }
+}

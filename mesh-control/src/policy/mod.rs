@@ -1,0 +1,222 @@
+//! The meaning of the configuration: what a client in some namespace, with some labels, is to do when it
+//! calls a host and port.
+
+pub mod delegate;
+pub mod destination_rules;
+pub mod retry;
+pub mod route;
+pub mod support;
+pub mod view;
+pub mod virtual_services;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::config::{Diagnostic, Objects};
+use crate::registry::host::{candidates, split_port};
+use crate::registry::{Service, ServiceId, ServicePort, Services};
+use destination_rules::{DestinationRules, MergedRule, Settings};
+use route::{
+    Action, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, Route, Target,
+};
+use view::View;
+use virtual_services::VirtualServices;
+
+/// Everything that the configuration says, ready to be asked. Immutable.
+#[derive(Debug, Default)]
+pub struct Policy {
+    /// The services.
+    pub services: Services,
+    /// The routing rules.
+    pub virtual_services: VirtualServices,
+    /// The rules on how to call.
+    pub destination_rules: DestinationRules,
+    label_keys: BTreeSet<String>,
+}
+
+/// What a client means by `host:port`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Address {
+    /// The full host name.
+    pub host: Arc<str>,
+    /// The port.
+    pub port: u16,
+}
+
+/// A cluster as a client sees it.
+#[derive(Debug)]
+pub struct Cluster<'a> {
+    /// What it is of.
+    pub key: ClusterKey,
+    /// The service's place among all services.
+    pub id: ServiceId,
+    /// The service.
+    pub service: &'a Arc<Service>,
+    /// The port.
+    pub port: &'a ServicePort,
+    /// The rule in force.
+    pub rule: Option<&'a Arc<MergedRule>>,
+    /// The labels of the subset.
+    pub labels: Option<Arc<BTreeMap<String, String>>>,
+    /// What holds for it.
+    pub settings: Settings<'a>,
+}
+
+impl Policy {
+    /// The meaning of these objects, and what is to be said about them.
+    pub fn new(objects: &Objects) -> (Policy, Vec<Diagnostic>) {
+        let (services, mut found) = Services::new(objects);
+        let (virtual_services, conflicts) = VirtualServices::new(&objects.virtual_services);
+        found.extend(conflicts);
+        let (destination_rules, conflicts) = DestinationRules::new(&objects.destination_rules);
+        found.extend(conflicts);
+        let label_keys = virtual_services
+            .label_keys
+            .union(&destination_rules.label_keys)
+            .cloned()
+            .collect();
+        (
+            Policy {
+                services,
+                virtual_services,
+                destination_rules,
+                label_keys,
+            },
+            found,
+        )
+    }
+
+    /// A client, reduced to what can change what it is told.
+    pub fn view(&self, namespace: &Arc<str>, labels: &BTreeMap<String, String>) -> View {
+        if self.label_keys.is_empty() {
+            return View {
+                namespace: namespace.clone(),
+                labels: Arc::default(),
+            };
+        }
+        let kept = labels
+            .iter()
+            .filter(|(key, _)| self.label_keys.contains(*key));
+        let labels = kept
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        View {
+            namespace: namespace.clone(),
+            labels: Arc::new(labels),
+        }
+    }
+
+    /// What a client means by a target as the application wrote it, `host:port` or `host`.
+    ///
+    /// A service of exactly that name goes first, then a name that a rule gives routes to, then a service
+    /// whose wildcard covers it. Without a port, it is 80 or else the service's only port.
+    pub fn resolve(&self, target: &str, view: &View) -> Option<Address> {
+        let (host, port) = split_port(target)?;
+        let names = candidates(host, &view.namespace);
+        let exact = names
+            .iter()
+            .find(|name| self.services.exact(name, &view.namespace).is_some());
+        let named = || {
+            names
+                .iter()
+                .find(|name| self.virtual_services.names(name, &view.namespace))
+        };
+        let covered = || {
+            names
+                .iter()
+                .find(|name| self.services.find(name, &view.namespace).is_some())
+        };
+        let host = exact.or_else(named).or_else(covered)?;
+        let service = self
+            .services
+            .find(host, &view.namespace)
+            .map(|(_, service)| service);
+        let port = match (port, service) {
+            (Some(port), Some(service)) => service.port(port)?.number,
+            (None, Some(service)) => match service.ports.as_slice() {
+                [only] => only.number,
+                _ => service.port(80)?.number,
+            },
+            (port, None) => port.unwrap_or(80),
+        };
+        Some(Address {
+            host: host.as_str().into(),
+            port,
+        })
+    }
+
+    /// Whether an address is one that exists for a client, so that it has routes.
+    pub fn exists(&self, address: &Address, view: &View) -> bool {
+        match self.services.find(&address.host, &view.namespace) {
+            Some((_, service)) => service.port(address.port).is_some(),
+            None => self.virtual_services.names(&address.host, &view.namespace),
+        }
+    }
+
+    /// The routes of an address: those of the rules in force for it, or the one to the service itself.
+    pub fn routes(&self, address: &Address, view: &View) -> Vec<Route> {
+        let entry = self.virtual_services.find(&address.host, &view.namespace);
+        if let Some(entry) = entry.filter(|entry| !entry.rules.is_empty()) {
+            let ports_of = |host: &str| {
+                let (_, service) = self.services.find(host, &view.namespace)?;
+                Some(service.ports.iter().map(|port| port.number).collect())
+            };
+            return route::compile(&entry.rules, view, address.port, &ports_of);
+        }
+        vec![default_route(address)]
+    }
+
+    /// A cluster, where the client sees its service, and the service has the port and the subset.
+    pub fn cluster(&self, key: ClusterKey, view: &View) -> Option<Cluster<'_>> {
+        let (id, service) = self.services.find(&key.host, &view.namespace)?;
+        let port = service.port(key.port)?;
+        let rule = self
+            .destination_rules
+            .find(&key.host, &service.namespace, view);
+        let subset = match &*key.subset {
+            "" => None,
+            name => Some(rule?.subset(name)?),
+        };
+        let settings = rule
+            .map(|rule| rule.settings(key.port, subset))
+            .unwrap_or_default();
+        let labels = subset.filter(|subset| !subset.labels.is_empty());
+        let labels = labels.map(|subset| Arc::new(subset.labels.clone()));
+        Some(Cluster {
+            key,
+            id,
+            service,
+            port,
+            rule,
+            labels,
+            settings,
+        })
+    }
+}
+
+fn default_route(address: &Address) -> Route {
+    let cluster = ClusterKey {
+        host: address.host.clone(),
+        port: address.port,
+        subset: "".into(),
+    };
+    Route {
+        name: "default".to_owned(),
+        condition: Condition::default(),
+        action: Action::Forward(Forward {
+            targets: vec![Target {
+                cluster,
+                weight: 1,
+                headers: HeaderChanges::default(),
+                authority: None,
+            }],
+            rewrite: PathRewrite::None,
+            authority: None,
+            timeout: None,
+            retry: Some(retry::default_policy()),
+        }),
+        faults: Faults::default(),
+        headers: HeaderChanges::default(),
+        written: None,
+    }
+}

@@ -1,0 +1,23 @@
+//! What of a client can change what it is told: its namespace, and those of its labels that rules ask for.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A client, reduced to what matters. Clients with equal views are told the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct View {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its labels that some rule asks for.
+    pub labels: Arc<BTreeMap<String, String>>,
+}
+
+impl View {
+    /// A client of this namespace without labels.
+    pub fn of_namespace(namespace: &str) -> View {
+        View {
+            namespace: namespace.into(),
+            labels: Arc::default(),
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Which VirtualService is in force for a host, as a client of some namespace sees it.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::delegate;
+use super::route::{Rule, Written};
+use crate::config::file::{Meta, Object};
+use crate::config::istio::virtual_service::VirtualService;
+use crate::config::{Code, Diagnostic, Severity};
+use crate::registry::Visibility;
+use crate::registry::host::{covers, in_namespace, specificity};
+
+/// A VirtualService, ready to be asked.
+#[derive(Debug)]
+pub struct Entry {
+    /// The object.
+    pub meta: Meta,
+    /// Its hosts in full.
+    pub hosts: Vec<String>,
+    /// Who sees it.
+    pub visibility: Visibility,
+    /// Its rules.
+    pub rules: Vec<Rule>,
+}
+
+/// All that apply inside the mesh.
+#[derive(Debug, Default)]
+pub struct VirtualServices {
+    /// In the order in which they compete.
+    entries: Vec<Arc<Entry>>,
+    exact: HashMap<String, Vec<usize>>,
+    /// The most specific pattern first.
+    wildcards: Vec<(String, Vec<usize>)>,
+    /// The labels of clients that some rule asks for.
+    pub label_keys: BTreeSet<String>,
+}
+
+impl VirtualServices {
+    /// Those of these objects, and what is to be said about them.
+    pub fn new(objects: &[Arc<Object<VirtualService>>]) -> (VirtualServices, Vec<Diagnostic>) {
+        let mut sorted: Vec<&Arc<Object<VirtualService>>> = objects.iter().collect();
+        sorted.sort_by(|a, b| a.meta.order().cmp(&b.meta.order()));
+        let mut all = VirtualServices::default();
+        let mut found = Vec::new();
+        for object in &sorted {
+            let gateways = &object.spec.gateways;
+            let in_mesh = gateways.is_empty() || gateways.iter().any(|name| name.value == "mesh");
+            if !in_mesh || object.spec.hosts.is_empty() {
+                continue;
+            }
+            let entry = Entry {
+                hosts: object
+                    .spec
+                    .hosts
+                    .iter()
+                    .map(|host| in_namespace(host, &object.meta.namespace))
+                    .collect(),
+                visibility: visibility(object),
+                rules: rules(object, &sorted, &mut found),
+                meta: object.meta.clone(),
+            };
+            all.add(entry);
+        }
+        all.wildcards
+            .sort_by(|a, b| (Reverse(a.0.len()), &a.0).cmp(&(Reverse(b.0.len()), &b.0)));
+        all.report_conflicts(&mut found);
+        (all, found)
+    }
+
+    fn add(&mut self, entry: Entry) {
+        let index = self.entries.len();
+        for host in &entry.hosts {
+            if host.starts_with('*') {
+                match self
+                    .wildcards
+                    .iter_mut()
+                    .find(|(pattern, _)| pattern == host)
+                {
+                    Some((_, indexes)) => indexes.push(index),
+                    None => self.wildcards.push((host.clone(), vec![index])),
+                }
+            } else {
+                self.exact.entry(host.clone()).or_default().push(index);
+            }
+        }
+        for condition in entry.rules.iter().flat_map(|rule| &rule.route.matches) {
+            self.label_keys
+                .extend(condition.source_labels.keys().cloned());
+        }
+        self.entries.push(Arc::new(entry));
+    }
+
+    /// The one in force for a full host name: that of the most specific host; of equals, what only the
+    /// client's namespace sees goes before what is exported to it by name, and that before what all see;
+    /// then the oldest, then by name.
+    pub fn find(&self, host: &str, client_namespace: &str) -> Option<&Arc<Entry>> {
+        let exact = self
+            .exact
+            .get(host)
+            .and_then(|indexes| self.best(indexes, client_namespace));
+        exact.or_else(|| {
+            let mut covering = self
+                .wildcards
+                .iter()
+                .filter(|(pattern, _)| covers(pattern, host));
+            covering.find_map(|(_, indexes)| self.best(indexes, client_namespace))
+        })
+    }
+
+    /// Whether some object names this host, and not merely everything.
+    pub fn names(&self, host: &str, client_namespace: &str) -> bool {
+        self.find(host, client_namespace).is_some_and(|entry| {
+            entry
+                .hosts
+                .iter()
+                .any(|pattern| pattern != "*" && covers(pattern, host))
+        })
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.entries.iter()
+    }
+
+    fn best(&self, indexes: &[usize], client_namespace: &str) -> Option<&Arc<Entry>> {
+        indexes
+            .iter()
+            .filter_map(|index| self.entries.get(*index))
+            .filter(|entry| entry.visibility.includes(client_namespace))
+            .min_by_key(|entry| match &entry.visibility {
+                Visibility::Namespaces(_) if *entry.meta.namespace == *client_namespace => 0,
+                Visibility::Namespaces(_) => 1,
+                Visibility::All => 2,
+            })
+    }
+
+    fn report_conflicts(&self, found: &mut Vec<Diagnostic>) {
+        let hosts = self.exact.iter();
+        let wildcards = self.wildcards.iter().map(|(host, indexes)| (host, indexes));
+        let mut conflicts: Vec<(usize, Diagnostic)> = Vec::new();
+        for (host, indexes) in hosts.chain(wildcards) {
+            for (position, index) in indexes.iter().enumerate() {
+                let earlier = indexes
+                    .iter()
+                    .take(position)
+                    .filter(|earlier| *earlier != index);
+                let hidden_by = earlier
+                    .filter_map(|earlier| self.entries.get(*earlier))
+                    .find(|earlier| {
+                        self.entries
+                            .get(*index)
+                            .is_some_and(|own| own.visibility == earlier.visibility)
+                    });
+                let (Some(winner), Some(own)) = (hidden_by, self.entries.get(*index)) else {
+                    continue;
+                };
+                let message = format!(
+                    "host {host} is also that of {} ({}), whose rules count for it",
+                    winner.meta.id(),
+                    winner.meta.origin
+                );
+                let finding =
+                    Diagnostic::at(&own.meta.origin, Severity::Warning, Code::Conflict, message);
+                conflicts.push((*index, finding.object(own.meta.id()).field("hosts")));
+            }
+        }
+        conflicts.sort_by(|a, b| (a.0, &a.1.message).cmp(&(b.0, &b.1.message)));
+        found.extend(conflicts.into_iter().map(|(_, finding)| finding));
+    }
+}
+
+/// The most specific of an object's hosts that covers a host.
+pub fn matching_host<'e>(entry: &'e Entry, host: &str) -> Option<&'e str> {
+    let covering = entry.hosts.iter().filter(|pattern| covers(pattern, host));
+    covering
+        .max_by_key(|pattern| specificity(pattern))
+        .map(String::as_str)
+}
+
+fn visibility(object: &Object<VirtualService>) -> Visibility {
+    let export_to = object.spec.export_to.iter().map(|text| text.value.as_str());
+    Visibility::new(export_to, &object.meta.namespace)
+}
+
+fn rules(
+    object: &Arc<Object<VirtualService>>,
+    all: &[&Arc<Object<VirtualService>>],
+    found: &mut Vec<Diagnostic>,
+) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for (index, route) in object.spec.http.iter().enumerate() {
+        let field: Arc<str> = format!("http[{index}]").into();
+        let origin = object.meta.origin.at(route.span);
+        let Some(target) = &route.delegate else {
+            rules.push(Rule {
+                route: route.clone(),
+                namespace: object.meta.namespace.clone(),
+                written: Written {
+                    object: object.meta.id(),
+                    field,
+                    origin,
+                },
+            });
+            continue;
+        };
+        let mut report = |code, message: String| {
+            let origin = object.meta.origin.at(target.name.span);
+            let finding = Diagnostic::at(&origin, Severity::Warning, code, message);
+            found.push(
+                finding
+                    .object(object.meta.id())
+                    .field(format!("{field}.delegate")),
+            );
+        };
+        let namespace = match target.namespace.as_str() {
+            "" => &*object.meta.namespace,
+            namespace => namespace,
+        };
+        let Some(child) = all.iter().find(|other| {
+            *other.meta.name == *target.name.value && *other.meta.namespace == *namespace
+        }) else {
+            let message = format!(
+                "there is no VirtualService {namespace}/{}",
+                target.name.value
+            );
+            report(Code::UnknownReference, message);
+            continue;
+        };
+        if !child.spec.hosts.is_empty() {
+            report(
+                Code::Conflict,
+                format!(
+                    "{} has hosts of its own, so it is no delegate",
+                    child.meta.id()
+                ),
+            );
+            continue;
+        }
+        if !visibility(child).includes(&object.meta.namespace) {
+            report(
+                Code::Conflict,
+                format!("{} is not exported to this namespace", child.meta.id()),
+            );
+            continue;
+        }
+        for (child_index, child_route) in child.spec.http.iter().enumerate() {
+            if child_route.delegate.is_some() {
+                let message = format!(
+                    "{} delegates again, which is one level too deep",
+                    child.meta.id()
+                );
+                report(Code::Conflict, message);
+                continue;
+            }
+            let Some(merged) = delegate::merge(route, child_route) else {
+                let message = format!(
+                    "http[{child_index}] of {} matches requests that this rule does not; it is left out",
+                    child.meta.id()
+                );
+                report(Code::Conflict, message);
+                continue;
+            };
+            rules.push(Rule {
+                route: merged,
+                namespace: child.meta.namespace.clone(),
+                written: Written {
+                    object: child.meta.id(),
+                    field: format!("http[{child_index}]").into(),
+                    origin: child.meta.origin.at(child_route.span),
+                },
+            });
+        }
+    }
+    rules
+}

@@ -1,0 +1,183 @@
+//! The endpoints of a service, port by port.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use super::service::{Service, WrittenEndpoint};
+use super::workload::{Health, Workload, only_port, ports_by_target};
+use crate::catalog::Encoded;
+
+/// One endpoint of one port.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Endpoint {
+    /// Where it is reached.
+    pub address: SocketAddr,
+    /// Its labels.
+    pub labels: Arc<BTreeMap<String, String>>,
+    /// Share of the load, at least 1.
+    pub weight: u32,
+    /// Region, zone, subzone.
+    pub locality: [Arc<str>; 3],
+    /// How well it is.
+    pub health: Health,
+    /// The workload's name.
+    pub workload: Arc<str>,
+    /// The workload's namespace.
+    pub namespace: Arc<str>,
+    /// The workload's cluster.
+    pub cluster: Arc<str>,
+    /// The registration that it comes from, where it registered itself.
+    pub key: Option<Arc<str>>,
+}
+
+/// All endpoints of a service, immutable, with the encodings that were made of them: they are good for as
+/// long as the endpoints are, and go away with them.
+#[derive(Debug, Default)]
+pub struct ServiceEndpoints {
+    by_port: BTreeMap<u16, Vec<Endpoint>>,
+    encoded: Mutex<HashMap<EncodedKey, Encoded>>,
+}
+
+/// What an encoded set of endpoints depends on, apart from the endpoints.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EncodedKey {
+    /// The name of the resource.
+    pub name: Arc<str>,
+    /// The labels that the subset asks for.
+    pub labels: Option<Arc<BTreeMap<String, String>>>,
+}
+
+impl ServiceEndpoints {
+    /// The endpoints of a port, in a fixed order.
+    pub fn of_port(&self, port: u16) -> &[Endpoint] {
+        self.by_port
+            .get(&port)
+            .map(Vec::as_slice)
+            .unwrap_or_default()
+    }
+
+    /// Ports that have endpoints, and these.
+    pub fn ports(&self) -> impl Iterator<Item = (u16, &[Endpoint])> {
+        self.by_port
+            .iter()
+            .map(|(port, endpoints)| (*port, endpoints.as_slice()))
+    }
+
+    /// Whether both hold the same endpoints.
+    pub fn is_same(&self, other: &ServiceEndpoints) -> bool {
+        self.by_port == other.by_port
+    }
+
+    /// The encoding for this key, made once.
+    pub fn encoded(&self, key: EncodedKey, make: impl FnOnce() -> Encoded) -> Encoded {
+        let mut encoded = self
+            .encoded
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        encoded.entry(key).or_insert_with(make).clone()
+    }
+}
+
+/// Puts together the endpoints of a service from what is written down and who registered.
+///
+/// `written` are the service's own endpoints and the WorkloadEntries that it selects; `workloads` are all
+/// registered workloads of its namespace.
+pub fn collect<'a>(
+    service: &Service,
+    written: impl Iterator<Item = &'a WrittenEndpoint>,
+    workloads: impl Iterator<Item = &'a Arc<Workload>> + Clone,
+) -> ServiceEndpoints {
+    let mut by_port: BTreeMap<u16, Vec<Endpoint>> = BTreeMap::new();
+    if service.takes_registrations() {
+        for (workload, ports) in assign(service, workloads) {
+            for port in ports {
+                by_port.entry(port).or_default().push(registered(workload));
+            }
+        }
+    }
+    for written in written {
+        let Some(ip) = written.ip() else { continue };
+        for port in &service.ports {
+            if let Some(number) = written.port_for(port) {
+                let address = SocketAddr::new(ip, number);
+                by_port
+                    .entry(port.number)
+                    .or_default()
+                    .push(of_written(written, address));
+            }
+        }
+    }
+    for endpoints in by_port.values_mut() {
+        // One address is one endpoint: gRPC rejects the whole set otherwise. The sort is stable, so who
+        // registered stays ahead of what is written down, and the rest has a fixed order.
+        endpoints.sort_by(|a, b| {
+            (a.address, a.key.is_none(), &a.key).cmp(&(b.address, b.key.is_none(), &b.key))
+        });
+        let mut seen = HashSet::new();
+        endpoints.retain(|endpoint| seen.insert(endpoint.address));
+    }
+    ServiceEndpoints {
+        by_port,
+        encoded: Mutex::default(),
+    }
+}
+
+/// Which of the workloads serve which ports of the service.
+///
+/// A bound port is matched by number, then by name. One that matches neither serves the only port of the
+/// service, unless another listener of the same process does: the second one is then something else, an
+/// admin port for instance.
+pub fn assign<'a>(
+    service: &Service,
+    workloads: impl Iterator<Item = &'a Arc<Workload>> + Clone,
+) -> Vec<(&'a Arc<Workload>, Vec<u16>)> {
+    let selected: Vec<(&Arc<Workload>, Vec<u16>)> = workloads
+        .filter(|workload| service.selects(&workload.labels))
+        .map(|workload| (workload, ports_by_target(service, workload)))
+        .collect();
+    let placed: HashSet<&str> = selected
+        .iter()
+        .filter(|(_, ports)| !ports.is_empty())
+        .map(|(workload, _)| &*workload.node)
+        .collect();
+    let mut assigned = Vec::with_capacity(selected.len());
+    for (workload, ports) in &selected {
+        let ports = match ports.is_empty() && !placed.contains(&*workload.node) {
+            true => only_port(service).into_iter().collect(),
+            false => ports.clone(),
+        };
+        if !ports.is_empty() {
+            assigned.push((*workload, ports));
+        }
+    }
+    assigned
+}
+
+fn registered(workload: &Workload) -> Endpoint {
+    Endpoint {
+        address: workload.address,
+        labels: workload.labels.clone(),
+        weight: workload.weight.max(1),
+        locality: workload.locality.clone(),
+        health: workload.health,
+        workload: workload.name.clone(),
+        namespace: workload.namespace.clone(),
+        cluster: workload.cluster.clone(),
+        key: Some(workload.key.clone()),
+    }
+}
+
+fn of_written(written: &WrittenEndpoint, address: SocketAddr) -> Endpoint {
+    Endpoint {
+        address,
+        labels: written.labels.clone(),
+        weight: written.weight,
+        locality: written.locality.clone(),
+        health: Health::Healthy,
+        workload: written.workload.clone(),
+        namespace: written.namespace.clone(),
+        cluster: Arc::default(),
+        key: None,
+    }
+}

@@ -1,0 +1,164 @@
+//! Host names: short and full, exact and with a wildcard.
+
+use std::net::IpAddr;
+
+/// The domain under which Kubernetes services have their names.
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
+
+/// The full name of a Kubernetes service.
+pub fn service_host(name: &str, namespace: &str) -> String {
+    format!("{name}.{namespace}.svc.{CLUSTER_DOMAIN}")
+}
+
+/// A host as an object writes it, in full: a name without a dot belongs to the object's namespace
+/// (Istio: ResolveShortnameToFQDN); anything else stands for itself.
+pub fn in_namespace(host: &str, namespace: &str) -> String {
+    let is_short = !host.contains(['.', ':', '*']);
+    if is_short {
+        service_host(host, namespace)
+    } else {
+        host.to_ascii_lowercase()
+    }
+}
+
+/// The full names that a host can mean when a client of some namespace asks for it, the likeliest first.
+pub fn candidates(host: &str, namespace: &str) -> Vec<String> {
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    let mut names = vec![host.clone()];
+    if host.parse::<IpAddr>().is_err() {
+        match host.split('.').collect::<Vec<_>>().as_slice() {
+            [name] => names.push(service_host(name, namespace)),
+            [name, namespace] => names.push(service_host(name, namespace)),
+            [_, _, "svc"] => names.push(format!("{host}.{CLUSTER_DOMAIN}")),
+            _ => {}
+        }
+    }
+    names
+}
+
+/// The shorter names by which a client of some namespace may call a service.
+pub fn short_forms(host: &str, client_namespace: &str) -> Vec<String> {
+    let suffix = format!(".svc.{CLUSTER_DOMAIN}");
+    let Some(short) = host.strip_suffix(&suffix) else {
+        return Vec::new();
+    };
+    let Some((name, namespace)) = short.split_once('.') else {
+        return Vec::new();
+    };
+    let mut forms = Vec::new();
+    if namespace == client_namespace {
+        forms.push(name.to_owned());
+    }
+    forms.push(short.to_owned());
+    forms.push(format!("{short}.svc"));
+    forms
+}
+
+/// Whether a host, possibly `*` or `*.suffix`, covers another.
+pub fn covers(pattern: &str, host: &str) -> bool {
+    pattern == host
+        || pattern
+            .strip_prefix('*')
+            .is_some_and(|suffix| host.len() > suffix.len() && host.ends_with(suffix))
+}
+
+/// How specific a pattern is: exact before wildcard, longer before shorter.
+pub fn specificity(pattern: &str) -> (bool, usize) {
+    (!pattern.starts_with('*'), pattern.len())
+}
+
+/// `host:port` or `host`, as a target is written; an IPv6 address with a port stands in brackets.
+pub fn split_port(target: &str) -> Option<(&str, Option<u16>)> {
+    let (host, port) = match target.strip_prefix('[') {
+        Some(rest) => {
+            let (host, after) = rest.split_once(']')?;
+            match after.strip_prefix(':') {
+                Some(port) => (host, Some(port)),
+                None if after.is_empty() => (host, None),
+                None => return None,
+            }
+        }
+        None => match target.rsplit_once(':') {
+            Some((host, _)) if host.contains(':') => (target, None),
+            Some((host, port)) => (host, Some(port)),
+            None => (target, None),
+        },
+    };
+    if host.is_empty() {
+        return None;
+    }
+    match port {
+        Some(port) if port.bytes().all(|c| c.is_ascii_digit()) => match port.parse() {
+            Ok(port) if port > 0 => Some((host, Some(port))),
+            _ => None,
+        },
+        Some(_) => None,
+        None => Some((host, None)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_names_belong_to_a_namespace() {
+        assert_eq!(
+            in_namespace("reviews", "shop"),
+            "reviews.shop.svc.cluster.local"
+        );
+        assert_eq!(in_namespace("Api.Example.com", "shop"), "api.example.com");
+        assert_eq!(in_namespace("*", "shop"), "*");
+        for (asked, expected) in [
+            ("reviews", "reviews.shop.svc.cluster.local"),
+            ("reviews.other", "reviews.other.svc.cluster.local"),
+            ("reviews.other.svc", "reviews.other.svc.cluster.local"),
+        ] {
+            assert_eq!(candidates(asked, "shop"), [asked, expected]);
+        }
+        assert_eq!(candidates("a.b.c.d.", "shop"), ["a.b.c.d"]);
+        assert_eq!(candidates("10.0.0.1", "shop"), ["10.0.0.1"]);
+    }
+
+    #[test]
+    fn a_service_is_called_by_shorter_names_too() {
+        let host = "reviews.shop.svc.cluster.local";
+        assert_eq!(
+            short_forms(host, "shop"),
+            ["reviews", "reviews.shop", "reviews.shop.svc"]
+        );
+        assert_eq!(
+            short_forms(host, "other"),
+            ["reviews.shop", "reviews.shop.svc"]
+        );
+        assert!(short_forms("api.example.com", "shop").is_empty());
+    }
+
+    #[test]
+    fn wildcards_cover_longer_names_only() {
+        assert!(covers("*", "a"));
+        assert!(covers("*.x.com", "a.x.com"));
+        assert!(covers("*.x.com", "a.b.x.com"));
+        assert!(covers("*.x.com", "*.x.com"));
+        assert!(covers("*.com", "*.x.com"));
+        assert!(!covers("*.x.com", "x.com"));
+        assert!(!covers("*.x.com", "*.com"));
+        assert!(!covers("a", "b"));
+        assert!(specificity("a.x") > specificity("*.very.long"));
+        assert!(specificity("*.a.x") > specificity("*.x"));
+    }
+
+    #[test]
+    fn targets_split_into_host_and_port() {
+        assert_eq!(split_port("a:80"), Some(("a", Some(80))));
+        assert_eq!(split_port("a"), Some(("a", None)));
+        assert_eq!(split_port("[::1]:80"), Some(("::1", Some(80))));
+        assert_eq!(split_port("[::1]"), Some(("::1", None)));
+        assert_eq!(split_port("::1"), Some(("::1", None)));
+        for bad in [
+            "", ":80", "a:", "a:0", "a:70000", "a:b", "a:+1", "[::1", "[::1]80",
+        ] {
+            assert_eq!(split_port(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! The endpoints of all services as workloads come and go.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::endpoints::{self, ServiceEndpoints};
+use super::service::{Discovery, Service};
+use super::services::{NamespacedLabel, ServiceId, Services, first_label};
+use super::workload::Workload;
+
+/// The endpoints of all services at one moment, immutable.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    by_service: Vec<Arc<ServiceEndpoints>>,
+}
+
+impl Snapshot {
+    /// The endpoints of a service.
+    pub fn of(&self, id: ServiceId) -> Option<&Arc<ServiceEndpoints>> {
+        self.by_service.get(id.0)
+    }
+}
+
+/// The endpoints of all services, and who registered: the state that [`Snapshot`]s are taken of.
+#[derive(Debug, Default)]
+pub struct Endpoints {
+    by_service: Vec<Arc<ServiceEndpoints>>,
+    /// As they registered.
+    workloads: HashMap<Arc<str>, Arc<Workload>>,
+    /// With what their group adds, by every label and then by key.
+    by_label: HashMap<NamespacedLabel, BTreeMap<Arc<str>, Arc<Workload>>>,
+}
+
+impl Endpoints {
+    /// The endpoints of these services, with the workloads that registered so far. Sets that come out as
+    /// they were are kept, encodings and all.
+    pub fn new(services: &Services, before: &Endpoints, before_services: &Services) -> Endpoints {
+        let mut endpoints = Endpoints {
+            workloads: before.workloads.clone(),
+            ..Endpoints::default()
+        };
+        for workload in before.workloads.values() {
+            endpoints.place(services, workload);
+        }
+        for (id, service) in services.iter() {
+            let fresh = endpoints.collect(services, id, service);
+            let old = before_services
+                .exact(&service.host, &service.namespace)
+                .filter(|(_, old)| old.namespace == service.namespace)
+                .and_then(|(old_id, _)| before.by_service.get(old_id.0))
+                .filter(|old| old.is_same(&fresh));
+            endpoints
+                .by_service
+                .push(old.cloned().unwrap_or_else(|| Arc::new(fresh)));
+        }
+        endpoints
+    }
+
+    /// The endpoints of a service.
+    pub fn of(&self, id: ServiceId) -> Option<&Arc<ServiceEndpoints>> {
+        self.by_service.get(id.0)
+    }
+
+    /// The sets as they are now.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            by_service: self.by_service.clone(),
+        }
+    }
+
+    /// Everyone who registered, in the order of their keys.
+    pub fn workloads(&self) -> Vec<Arc<Workload>> {
+        let mut workloads: Vec<Arc<Workload>> = self.workloads.values().cloned().collect();
+        workloads.sort_by(|a, b| a.key.cmp(&b.key));
+        workloads
+    }
+
+    /// The ports that a workload serves, service by service.
+    pub fn served_by(&self, services: &Services, key: &str) -> Vec<(ServiceId, u16)> {
+        let Some(workload) = self.workloads.get(key) else {
+            return Vec::new();
+        };
+        let mut served = Vec::new();
+        for (id, _) in services.selecting(&services.with_group(workload)) {
+            let Some(endpoints) = self.of(id) else {
+                continue;
+            };
+            for (port, endpoints) in endpoints.ports() {
+                if endpoints
+                    .iter()
+                    .any(|endpoint| endpoint.key.as_deref() == Some(key))
+                {
+                    served.push((id, port));
+                }
+            }
+        }
+        served
+    }
+
+    /// Takes in a workload. Returns whether any set of endpoints is different.
+    pub fn register(&mut self, services: &Services, workload: Arc<Workload>) -> bool {
+        if self.workloads.get(&workload.key) == Some(&workload) {
+            return false;
+        }
+        let before = self.forget(services, &workload.key);
+        self.workloads
+            .insert(workload.key.clone(), workload.clone());
+        let placed = self.place(services, &workload);
+        let mut touched: Vec<Arc<Workload>> = before.into_iter().collect();
+        touched.push(placed);
+        self.refresh(services, &touched)
+    }
+
+    /// Forgets a workload. Returns whether any set of endpoints is different.
+    pub fn unregister(&mut self, services: &Services, key: &str) -> bool {
+        match self.forget(services, key) {
+            Some(workload) => self.refresh(services, &[workload]),
+            None => false,
+        }
+    }
+
+    fn place(&mut self, services: &Services, workload: &Arc<Workload>) -> Arc<Workload> {
+        let placed = services.with_group(workload);
+        for (key, value) in placed.labels.iter() {
+            let label = (placed.namespace.clone(), key.clone(), value.clone());
+            let labelled = self.by_label.entry(label).or_default();
+            labelled.insert(placed.key.clone(), placed.clone());
+        }
+        placed
+    }
+
+    fn forget(&mut self, services: &Services, key: &str) -> Option<Arc<Workload>> {
+        let workload = self.workloads.remove(key)?;
+        let placed = services.with_group(&workload);
+        for (name, value) in placed.labels.iter() {
+            let label = (placed.namespace.clone(), name.clone(), value.clone());
+            if let Some(labelled) = self.by_label.get_mut(&label) {
+                labelled.remove(key);
+                if labelled.is_empty() {
+                    self.by_label.remove(&label);
+                }
+            }
+        }
+        Some(placed)
+    }
+
+    fn refresh(&mut self, services: &Services, touched: &[Arc<Workload>]) -> bool {
+        let mut changed = false;
+        let selecting = touched
+            .iter()
+            .flat_map(|workload| services.selecting(workload));
+        let mut ids: Vec<ServiceId> = selecting.map(|(id, _)| id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        for id in ids {
+            let Some(service) = services.get(id) else {
+                continue;
+            };
+            let fresh = self.collect(services, id, service);
+            if let Some(slot) = self.by_service.get_mut(id.0)
+                && !slot.is_same(&fresh)
+            {
+                *slot = Arc::new(fresh);
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    fn collect(&self, services: &Services, id: ServiceId, service: &Service) -> ServiceEndpoints {
+        if service.discovery != Discovery::Registry {
+            return ServiceEndpoints::default();
+        }
+        let candidates = first_label(service).and_then(|label| self.by_label.get(&label));
+        let candidates = candidates.into_iter().flat_map(BTreeMap::values);
+        endpoints::collect(service, services.written(id), candidates)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load;
+
+    fn services(yaml: &str) -> Services {
+        let loaded = load::from_texts([("t.yaml", yaml)]).loaded();
+        assert!(loaded.diagnostics.is_empty(), "{:?}", loaded.diagnostics);
+        Services::new(&loaded.objects).0
+    }
+
+    const SHOP: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, namespace: shop}
+spec:
+  selector: {app: reviews}
+  ports: [{port: 9080, name: http}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: several, namespace: shop}
+spec:
+  selector: {app: several}
+  ports:
+  - {port: 80, name: http, targetPort: 8080}
+  - {port: 81, name: admin, targetPort: admin}
+";
+
+    fn workload(key: &str, app: &str, address: &str) -> Arc<Workload> {
+        Arc::new(Workload::new(key, "shop", key, address.parse().unwrap()).labelled([("app", app)]))
+    }
+
+    fn addresses(endpoints: &Endpoints, services: &Services, host: &str, port: u16) -> Vec<String> {
+        let (id, _) = services.find(host, "shop").unwrap();
+        let endpoints = endpoints.of(id).unwrap().of_port(port);
+        endpoints
+            .iter()
+            .map(|endpoint| endpoint.address.to_string())
+            .collect()
+    }
+
+    #[test]
+    fn a_workload_serves_the_port_that_it_bound() {
+        let services = services(SHOP);
+        let mut endpoints = Endpoints::new(&services, &Endpoints::default(), &Services::default());
+        let reviews = "reviews.shop.svc.cluster.local";
+        let several = "several.shop.svc.cluster.local";
+        let of = |endpoints: &Endpoints, host, port| addresses(endpoints, &services, host, port);
+
+        // By number, or as the only port there is.
+        assert!(endpoints.register(&services, workload("a", "reviews", "10.0.0.1:9080")));
+        assert!(endpoints.register(&services, workload("b", "reviews", "10.0.0.2:40000")));
+        assert_eq!(
+            of(&endpoints, reviews, 9080),
+            ["10.0.0.1:9080", "10.0.0.2:40000"]
+        );
+
+        // By target port; a port that the service does not name is no endpoint of one with several.
+        assert!(endpoints.register(&services, workload("c", "several", "10.0.0.3:8080")));
+        assert!(!endpoints.register(&services, workload("d", "several", "10.0.0.4:40000")));
+        assert_eq!(of(&endpoints, several, 80), ["10.0.0.3:8080"]);
+        assert!(endpoints.served_by(&services, "d").is_empty());
+        assert_eq!(endpoints.served_by(&services, "c").len(), 1);
+
+        // By name.
+        let mut named = (*workload("e", "several", "10.0.0.5:7000")).clone();
+        named.ports = vec![("admin".to_owned(), 7000)];
+        assert!(endpoints.register(&services, Arc::new(named)));
+        assert_eq!(of(&endpoints, several, 81), ["10.0.0.5:7000"]);
+
+        // The same again changes nothing, another address moves it, and it goes.
+        assert!(!endpoints.register(&services, workload("a", "reviews", "10.0.0.1:9080")));
+        assert!(endpoints.register(&services, workload("a", "reviews", "10.0.0.9:9080")));
+        assert_eq!(
+            of(&endpoints, reviews, 9080),
+            ["10.0.0.2:40000", "10.0.0.9:9080"]
+        );
+        assert!(endpoints.unregister(&services, "a"));
+        assert!(!endpoints.unregister(&services, "a"));
+        assert_eq!(of(&endpoints, reviews, 9080), ["10.0.0.2:40000"]);
+    }
+
+    #[test]
+    fn a_second_listener_of_a_process_is_no_endpoint_of_a_port_that_the_first_one_serves() {
+        let services = services(SHOP);
+        let mut endpoints = Endpoints::new(&services, &Endpoints::default(), &Services::default());
+        let listener = |key: &str, address: &str| {
+            let mut workload = (*workload(key, "reviews", address)).clone();
+            workload.node = "pod-1".into();
+            Arc::new(workload)
+        };
+        endpoints.register(&services, listener("admin", "10.0.0.1:15000"));
+        endpoints.register(&services, listener("app", "10.0.0.1:9080"));
+        let of = |endpoints: &Endpoints| {
+            addresses(endpoints, &services, "reviews.shop.svc.cluster.local", 9080)
+        };
+        assert_eq!(of(&endpoints), ["10.0.0.1:9080"]);
+    }
+
+    #[test]
+    fn a_workload_of_another_namespace_is_no_endpoint() {
+        let services = services(SHOP);
+        let mut endpoints = Endpoints::new(&services, &Endpoints::default(), &Services::default());
+        let stranger = Workload::new("x", "other", "x", "10.0.0.1:9080".parse().unwrap());
+        assert!(!endpoints.register(&services, Arc::new(stranger.labelled([("app", "reviews")]))));
+    }
+
+    #[test]
+    fn endpoints_that_are_written_down_have_ports_weights_labels_and_localities() {
+        let services = services(
+            "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: db, namespace: shop}
+spec:
+  hosts: [db.internal, db2.internal]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}]
+  endpoints:
+  - {address: 10.1.0.1, labels: {v: a}, weight: 3, locality: r/z/s}
+  - {address: 10.1.0.2, ports: {http: 9999}}
+  - {address: '::1'}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: vms, namespace: shop}
+spec:
+  hosts: [vms.internal]
+  resolution: STATIC
+  ports: [{number: 80, name: http}]
+  workloadSelector: {labels: {app: vm}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: vm1, namespace: shop, labels: {v: meta}}
+spec: {address: 10.2.0.1, labels: {app: vm, v: spec}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: vm2, namespace: other}
+spec: {address: 10.2.0.2, labels: {app: vm}}
+",
+        );
+        let endpoints = Endpoints::new(&services, &Endpoints::default(), &Services::default());
+        for host in ["db.internal", "db2.internal"] {
+            assert_eq!(
+                addresses(&endpoints, &services, host, 80),
+                ["10.1.0.1:8080", "10.1.0.2:9999", "[::1]:8080"]
+            );
+        }
+        let (id, _) = services.find("db.internal", "x").unwrap();
+        let first = &endpoints.of(id).unwrap().of_port(80)[0];
+        assert_eq!(
+            (
+                first.weight,
+                &*first.locality[2],
+                first.labels["v"].as_str()
+            ),
+            (3, "s", "a")
+        );
+        assert_eq!(
+            addresses(&endpoints, &services, "vms.internal", 80),
+            ["10.2.0.1:80"]
+        );
+        let (id, _) = services.find("vms.internal", "x").unwrap();
+        assert_eq!(endpoints.of(id).unwrap().of_port(80)[0].labels["v"], "meta");
+    }
+
+    #[test]
+    fn a_service_is_found_by_host_by_wildcard_and_only_by_those_who_see_it() {
+        let services = services(
+            "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: wild, namespace: shop}
+spec: {hosts: ['*.example.com'], ports: [{number: 80, name: http}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: wilder, namespace: shop}
+spec: {hosts: ['*.com'], ports: [{number: 80, name: http}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: private, namespace: shop}
+spec: {hosts: [api.example.com], ports: [{number: 80, name: http}], exportTo: ['.']}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: other, namespace: alpha}
+spec: {hosts: [api.example.com], ports: [{number: 80, name: http}], exportTo: ['.']}
+",
+        );
+        let name = |host, namespace| {
+            services
+                .find(host, namespace)
+                .map(|(_, s)| s.name.to_string())
+        };
+        assert_eq!(name("api.example.com", "shop").as_deref(), Some("private"));
+        assert_eq!(name("api.example.com", "alpha").as_deref(), Some("other"));
+        assert_eq!(name("api.example.com", "beta").as_deref(), Some("wild"));
+        assert_eq!(name("b.com", "beta").as_deref(), Some("wilder"));
+        assert_eq!(name("b.org", "beta"), None);
+    }
+
+    #[test]
+    fn a_configuration_change_keeps_registrations_and_unchanged_sets() {
+        let old = services(SHOP);
+        let mut before = Endpoints::new(&old, &Endpoints::default(), &Services::default());
+        before.register(&old, workload("a", "reviews", "10.0.0.1:9080"));
+        let grown = format!(
+            "{SHOP}---\napiVersion: v1\nkind: Service\nmetadata: {{name: a, namespace: shop}}\nspec: {{selector: {{app: reviews}}, ports: [{{port: 1}}]}}\n"
+        );
+        let new = services(&grown);
+        let after = Endpoints::new(&new, &before, &old);
+        assert_eq!(
+            addresses(&after, &new, "a.shop.svc.cluster.local", 1),
+            ["10.0.0.1:9080"]
+        );
+        let host = "reviews.shop.svc.cluster.local";
+        let (old_id, new_id) = (
+            old.find(host, "x").unwrap().0,
+            new.find(host, "x").unwrap().0,
+        );
+        assert!(Arc::ptr_eq(
+            before.of(old_id).unwrap(),
+            after.of(new_id).unwrap()
+        ));
+    }
+
+    #[test]
+    fn a_group_gives_its_members_labels() {
+        let services = services(&format!(
+            "{SHOP}---
+apiVersion: networking.istio.io/v1
+kind: WorkloadGroup
+metadata: {{name: vms, namespace: shop}}
+spec:
+  metadata: {{labels: {{app: reviews}}}}
+  template: {{locality: r/z, weight: 5}}
+"
+        ));
+        let mut endpoints = Endpoints::new(&services, &Endpoints::default(), &Services::default());
+        let mut member = Workload::new("m", "shop", "m", "10.0.0.7:9080".parse().unwrap());
+        member.group = Some("vms".into());
+        assert!(endpoints.register(&services, Arc::new(member)));
+        let (id, _) = services
+            .find("reviews.shop.svc.cluster.local", "shop")
+            .unwrap();
+        let endpoint = &endpoints.of(id).unwrap().of_port(9080)[0];
+        assert_eq!((endpoint.weight, &*endpoint.locality[1]), (5, "z"));
+        assert!(endpoints.unregister(&services, "m"));
+    }
+}

@@ -1,0 +1,19 @@
+//! Which services there are and where they are reached: from `Service` and `ServiceEntry`, with endpoints
+//! that are written down, selected by labels, or registered by the workloads themselves.
+//!
+//! [`Services`] changes with the configuration; [`Endpoints`] changes with every workload that comes or
+//! goes, and shares everything that a change does not touch.
+
+pub mod endpoints;
+pub mod host;
+pub mod live;
+pub mod protocol;
+pub mod service;
+pub mod services;
+pub mod workload;
+
+pub use endpoints::{Endpoint, ServiceEndpoints};
+pub use live::{Endpoints, Snapshot};
+pub use service::{Discovery, Service, ServicePort, Visibility, WrittenEndpoint};
+pub use services::{ServiceId, Services};
+pub use workload::{Health, Workload};

@@ -1,0 +1,339 @@
+//! Services, from `Service` and `ServiceEntry`: a host, its ports, and how its endpoints are found.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::host::{in_namespace, service_host};
+use super::protocol::{self, Protocol};
+use crate::config::file::{Meta, Object};
+use crate::config::istio::service::{self, TargetPort};
+use crate::config::istio::service_entry::{self, ServiceEntry};
+use crate::config::istio::workload_entry::WorkloadEntry;
+
+/// Who may see an object (`exportTo`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Visibility {
+    /// Every namespace.
+    All,
+    /// These namespaces.
+    Namespaces(BTreeSet<String>),
+}
+
+impl Visibility {
+    /// What `exportTo` says in an object of some namespace: `*`, `.`, `~` (nobody) and names.
+    pub fn new<'a>(export_to: impl IntoIterator<Item = &'a str>, namespace: &str) -> Visibility {
+        let mut namespaces = BTreeSet::new();
+        let mut is_empty = true;
+        for entry in export_to {
+            is_empty = false;
+            match entry.trim() {
+                "*" => return Visibility::All,
+                "." => namespaces.insert(namespace.to_owned()),
+                "~" => false,
+                name => namespaces.insert(name.to_owned()),
+            };
+        }
+        if is_empty {
+            Visibility::All
+        } else {
+            Visibility::Namespaces(namespaces)
+        }
+    }
+
+    /// Whether a client of this namespace sees it.
+    pub fn includes(&self, namespace: &str) -> bool {
+        match self {
+            Visibility::All => true,
+            Visibility::Namespaces(namespaces) => namespaces.contains(namespace),
+        }
+    }
+}
+
+/// How the endpoints of a service are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discovery {
+    /// mesh-control knows them: written down, or registered.
+    Registry,
+    /// The client asks DNS; every address is an endpoint.
+    Dns,
+    /// The client asks DNS; one address at a time.
+    LogicalDns,
+    /// There is none: the address that the caller asks for.
+    Passthrough,
+}
+
+/// A port of a service.
+#[derive(Clone, Debug)]
+pub struct ServicePort {
+    /// Its number.
+    pub number: u16,
+    /// Its name, empty where the only port has none.
+    pub name: Arc<str>,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// The port of the endpoints.
+    pub target: Target,
+}
+
+/// The port of the endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// This number.
+    Number(u16),
+    /// The container port of this name.
+    Name(Arc<str>),
+}
+
+/// An endpoint that is written down.
+#[derive(Clone, Debug)]
+pub struct WrittenEndpoint {
+    /// An IP address or a DNS name.
+    pub address: Arc<str>,
+    /// Ports by name.
+    pub ports: BTreeMap<String, u16>,
+    /// Labels.
+    pub labels: Arc<BTreeMap<String, String>>,
+    /// Share of the load, at least 1.
+    pub weight: u32,
+    /// Region, zone, subzone.
+    pub locality: [Arc<str>; 3],
+    /// The workload's name, for telemetry.
+    pub workload: Arc<str>,
+    /// The workload's namespace.
+    pub namespace: Arc<str>,
+}
+
+impl WrittenEndpoint {
+    /// The endpoint of a WorkloadEntry; `None` for a unix socket, which is reported where it is read.
+    pub fn new(
+        entry: &WorkloadEntry,
+        meta: &Meta,
+        labels: BTreeMap<String, String>,
+    ) -> Option<Self> {
+        if entry.address.is_empty() || entry.address.starts_with("unix://") {
+            return None;
+        }
+        Some(WrittenEndpoint {
+            address: entry.address.value.as_str().into(),
+            ports: entry
+                .ports
+                .iter()
+                .map(|(name, port)| (name.clone(), port.0))
+                .collect(),
+            labels: Arc::new(labels),
+            weight: entry.weight.max(1),
+            locality: parse_locality(&entry.locality),
+            workload: meta.name.clone(),
+            namespace: meta.namespace.clone(),
+        })
+    }
+
+    /// The address, where it is an IP address.
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.address.parse().ok()
+    }
+
+    /// The port on which it serves a port of the service.
+    pub fn port_for(&self, port: &ServicePort) -> Option<u16> {
+        if let Some(number) = self.ports.get(&*port.name) {
+            return Some(*number);
+        }
+        match &port.target {
+            Target::Number(number) => Some(*number),
+            Target::Name(name) => self.ports.get(&**name).copied(),
+        }
+    }
+}
+
+/// `region/zone/subzone`; missing parts are empty.
+pub fn parse_locality(text: &str) -> [Arc<str>; 3] {
+    let mut parts = text.splitn(3, '/').map(Arc::<str>::from);
+    std::array::from_fn(|_| parts.next().unwrap_or_default())
+}
+
+/// A service as clients know it.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its full name, or `*.suffix`.
+    pub host: Arc<str>,
+    /// Its name for telemetry: the object's.
+    pub name: Arc<str>,
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+    /// How its endpoints are found.
+    pub discovery: Discovery,
+    /// Labels of the workloads that are its endpoints.
+    pub selector: Option<BTreeMap<String, String>>,
+    /// Endpoints that are written down in the object itself.
+    pub endpoints: Vec<WrittenEndpoint>,
+    /// Who sees it.
+    pub visibility: Visibility,
+    /// The object.
+    pub meta: Meta,
+}
+
+impl Service {
+    /// The port of this number.
+    pub fn port(&self, number: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|port| port.number == number)
+    }
+
+    /// Whether workloads can register themselves as its endpoints.
+    pub fn takes_registrations(&self) -> bool {
+        self.selector.is_some() && self.discovery == Discovery::Registry
+    }
+
+    /// Whether a workload with these labels is an endpoint.
+    pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.selector
+            .as_ref()
+            .is_some_and(|selector| is_subset(selector, labels))
+    }
+
+    /// Of services with the same host, a client takes the one of its own namespace, then a Kubernetes
+    /// service, then the oldest.
+    pub fn rank<'a>(&'a self, client_namespace: &str) -> impl Ord + 'a {
+        let is_foreign = &*self.namespace != client_namespace;
+        let is_entry = self.meta.kind != crate::policy::support::ObjectKind::Service;
+        (is_foreign, is_entry, self.meta.order())
+    }
+}
+
+/// Whether all of these labels are among those.
+pub fn is_subset(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
+    !selector.is_empty()
+        && selector
+            .iter()
+            .all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// The service that a Kubernetes `Service` declares.
+pub fn of_service(object: &Object<service::Service>) -> Service {
+    let Object { meta, spec } = object;
+    let is_tcp = |port: &&service::Port| port.protocol.as_deref().is_none_or(|text| text == "TCP");
+    let ports = spec.ports.iter().filter(is_tcp).map(|port| {
+        let number = port.port.0;
+        ServicePort {
+            number,
+            name: port.name.as_str().into(),
+            protocol: protocol::of_service_port(port.app_protocol.as_deref(), &port.name, number),
+            target: match &port.target_port {
+                Some(TargetPort::Number(target)) => Target::Number(target.0),
+                Some(TargetPort::Name(name)) => Target::Name(name.as_str().into()),
+                Some(TargetPort::Same) | None => Target::Number(number),
+            },
+        }
+    });
+    let is_external = spec.service_type.as_deref() == Some("ExternalName");
+    let external = spec.external_name.as_ref().filter(|_| is_external);
+    let export_to = meta.annotations.get("networking.istio.io/exportTo");
+    let export_to = export_to.into_iter().flat_map(|text| text.split(','));
+    Service {
+        host: service_host(&meta.name, &meta.namespace).into(),
+        name: meta.name.clone(),
+        namespace: meta.namespace.clone(),
+        ports: ports.collect(),
+        discovery: if external.is_some() {
+            Discovery::Dns
+        } else {
+            Discovery::Registry
+        },
+        selector: (!spec.selector.is_empty() && external.is_none()).then(|| spec.selector.clone()),
+        endpoints: external
+            .into_iter()
+            .map(|name| dns_endpoint(name, meta))
+            .collect(),
+        visibility: Visibility::new(export_to, &meta.namespace),
+        meta: meta.clone(),
+    }
+}
+
+/// The services that a `ServiceEntry` declares, one for each host.
+pub fn of_entry(object: &Object<ServiceEntry>) -> Vec<Service> {
+    let Object { meta, spec } = object;
+    let ports: Vec<ServicePort> = spec
+        .ports
+        .iter()
+        .map(|port| {
+            let number = port.number.0;
+            ServicePort {
+                number,
+                name: port.name.as_str().into(),
+                protocol: protocol::of_entry_port(port.protocol.as_deref(), &port.name, number),
+                target: Target::Number(port.target_port.map_or(number, |target| target.0)),
+            }
+        })
+        .collect();
+    let endpoints: Vec<WrittenEndpoint> = spec
+        .endpoints
+        .iter()
+        .filter_map(|entry| WrittenEndpoint::new(entry, meta, entry.labels.clone()))
+        .collect();
+    let all_ips = !endpoints.is_empty() && endpoints.iter().all(|endpoint| endpoint.ip().is_some());
+    let discovery = match spec.resolution {
+        service_entry::Resolution::None | service_entry::Resolution::DynamicDns => {
+            Discovery::Passthrough
+        }
+        service_entry::Resolution::Static => Discovery::Registry,
+        // There is nothing to ask DNS for.
+        service_entry::Resolution::Dns | service_entry::Resolution::DnsRoundRobin if all_ips => {
+            Discovery::Registry
+        }
+        service_entry::Resolution::Dns => Discovery::Dns,
+        service_entry::Resolution::DnsRoundRobin => Discovery::LogicalDns,
+    };
+    let visibility = Visibility::new(
+        spec.export_to.iter().map(|text| text.as_str()),
+        &meta.namespace,
+    );
+    spec.hosts
+        .iter()
+        .map(|host| {
+            let host: Arc<str> = in_namespace_unless_short(host).into();
+            let by_host = matches!(discovery, Discovery::Dns | Discovery::LogicalDns)
+                && endpoints.is_empty()
+                && spec.workload_selector.is_none();
+            Service {
+                endpoints: match by_host {
+                    true => vec![dns_endpoint(&host, meta)],
+                    false => endpoints.clone(),
+                },
+                host,
+                name: meta.name.clone(),
+                namespace: meta.namespace.clone(),
+                ports: ports.clone(),
+                discovery,
+                selector: spec
+                    .workload_selector
+                    .as_ref()
+                    .map(|selector| selector.labels.clone()),
+                visibility: visibility.clone(),
+                meta: meta.clone(),
+            }
+        })
+        .collect()
+}
+
+/// A ServiceEntry's host stands for itself, dot or no dot.
+fn in_namespace_unless_short(host: &str) -> String {
+    if host.contains('.') {
+        in_namespace(host, "")
+    } else {
+        host.to_ascii_lowercase()
+    }
+}
+
+fn dns_endpoint(name: &str, meta: &Meta) -> WrittenEndpoint {
+    WrittenEndpoint {
+        address: name.into(),
+        ports: BTreeMap::new(),
+        labels: Arc::default(),
+        weight: 1,
+        locality: Default::default(),
+        workload: meta.name.clone(),
+        namespace: meta.namespace.clone(),
+    }
+}

@@ -1,0 +1,162 @@
+//! `ClusterLoadAssignment`, the same for every kind of client.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::core::v3::{HealthStatus, Locality};
+use envoy_types::pb::envoy::config::endpoint::v3 as pb;
+use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
+
+use super::proto::{address, number, socket_address, text_metadata};
+use crate::policy::Cluster;
+use crate::registry::service::is_subset;
+use crate::registry::{Endpoint, Health, WrittenEndpoint};
+
+type LocalityParts = [Arc<str>; 3];
+
+/// The endpoints of a cluster that have these labels, grouped by locality. Every locality has a weight:
+/// without one, gRPC passes over it (gRFC A27).
+pub fn load_assignment(
+    name: &str,
+    endpoints: &[Endpoint],
+    labels: Option<&BTreeMap<String, String>>,
+) -> pb::ClusterLoadAssignment {
+    let chosen = endpoints
+        .iter()
+        .filter(|endpoint| has_labels(&endpoint.labels, labels));
+    grouped(
+        name,
+        chosen.map(|endpoint| (&endpoint.locality, endpoint.weight, lb_endpoint(endpoint))),
+    )
+}
+
+/// The endpoints that a client finds by DNS: names, and the port of each.
+pub fn dns_assignment(
+    cluster: &Cluster<'_>,
+    endpoints: &[(&WrittenEndpoint, u16)],
+) -> pb::ClusterLoadAssignment {
+    let name = cluster.key.to_string();
+    let endpoints = endpoints.iter().map(|(written, port)| {
+        let endpoint = plain(&written.address, *port, written.weight);
+        (&written.locality, written.weight, endpoint)
+    });
+    grouped(&name, endpoints)
+}
+
+/// One name and port.
+pub fn single_assignment(name: &str, host: &str, port: u16) -> pb::ClusterLoadAssignment {
+    grouped(
+        name,
+        [(&LocalityParts::default(), 1, plain(host, port, 1))].into_iter(),
+    )
+}
+
+/// Whether an endpoint has the labels that a subset asks for.
+pub fn has_labels(
+    labels: &BTreeMap<String, String>,
+    wanted: Option<&BTreeMap<String, String>>,
+) -> bool {
+    wanted.is_none_or(|wanted| is_subset(wanted, labels))
+}
+
+fn grouped<'a>(
+    name: &str,
+    endpoints: impl Iterator<Item = (&'a LocalityParts, u32, pb::LbEndpoint)>,
+) -> pb::ClusterLoadAssignment {
+    let mut localities: BTreeMap<&LocalityParts, (u64, Vec<pb::LbEndpoint>)> = BTreeMap::new();
+    let mut total: u64 = 0;
+    for (locality, weight, endpoint) in endpoints {
+        let (sum, endpoints) = localities.entry(locality).or_default();
+        *sum += u64::from(weight);
+        total += u64::from(weight);
+        endpoints.push(endpoint);
+    }
+    // Sums beyond 32 bits are rejected by every client: keep the proportions, and shrink the numbers.
+    let shrink = total / u64::from(u32::MAX / 2) + 1;
+    let endpoints = localities
+        .into_iter()
+        .map(|(locality, (sum, mut endpoints))| {
+            if shrink > 1 {
+                for endpoint in &mut endpoints {
+                    if let Some(weight) = &mut endpoint.load_balancing_weight {
+                        weight.value = shrunk(weight.value.into(), shrink);
+                    }
+                }
+            }
+            let [region, zone, sub_zone] = locality.each_ref().map(|part| part.to_string());
+            pb::LocalityLbEndpoints {
+                locality: Some(Locality {
+                    region,
+                    zone,
+                    sub_zone,
+                }),
+                lb_endpoints: endpoints,
+                load_balancing_weight: number(shrunk(sum, shrink)),
+                ..Default::default()
+            }
+        });
+    pb::ClusterLoadAssignment {
+        cluster_name: name.to_owned(),
+        endpoints: endpoints.collect(),
+        ..Default::default()
+    }
+}
+
+fn shrunk(weight: u64, by: u64) -> u32 {
+    u32::try_from(weight / by).unwrap_or(u32::MAX).max(1)
+}
+
+fn lb_endpoint(endpoint: &Endpoint) -> pb::LbEndpoint {
+    let health = match endpoint.health {
+        Health::Healthy => HealthStatus::Unknown,
+        Health::Draining => HealthStatus::Draining,
+        Health::Unhealthy => HealthStatus::Unhealthy,
+    };
+    pb::LbEndpoint {
+        health_status: health.into(),
+        metadata: Some(text_metadata("istio", "workload", workload(endpoint))),
+        load_balancing_weight: number(endpoint.weight),
+        host_identifier: Some(HostIdentifier::Endpoint(pb::Endpoint {
+            address: Some(socket_address(endpoint.address)),
+            ..Default::default()
+        })),
+    }
+}
+
+fn plain(host: &str, port: u16, weight: u32) -> pb::LbEndpoint {
+    pb::LbEndpoint {
+        load_balancing_weight: number(weight),
+        host_identifier: Some(HostIdentifier::Endpoint(pb::Endpoint {
+            address: Some(address(host, port)),
+            ..Default::default()
+        })),
+        ..Default::default()
+    }
+}
+
+/// `workload;namespace;canonical name;canonical revision;cluster` (Istio: networking/util/util.go, with
+/// the labels of pkg/kube/labels).
+fn workload(endpoint: &Endpoint) -> String {
+    let label = |keys: &[&str]| {
+        keys.iter()
+            .find_map(|key| endpoint.labels.get(*key).map(String::as_str))
+    };
+    let name = label(&[
+        "service.istio.io/canonical-name",
+        "app.kubernetes.io/name",
+        "app",
+    ]);
+    let revision = label(&[
+        "service.istio.io/canonical-revision",
+        "app.kubernetes.io/version",
+        "version",
+    ]);
+    format!(
+        "{};{};{};{};{}",
+        endpoint.workload,
+        endpoint.namespace,
+        name.unwrap_or(&endpoint.workload),
+        revision.unwrap_or("latest"),
+        endpoint.cluster
+    )
+}

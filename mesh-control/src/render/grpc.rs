@@ -1,0 +1,424 @@
+//! Routes and clusters for gRPC's own xDS clients: only what they accept without rejecting the resource,
+//! and for everything that they cannot do, what they do instead (`Degraded`).
+//!
+//! gRFC A28 routes, A31 timeouts, A33 faults, A37 logical DNS, A39 filters, A44 retries, A52 balancing.
+
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::cluster::v3 as cluster;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{
+    ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy,
+};
+use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
+use envoy_types::pb::envoy::config::route::v3::route_action::{
+    ClusterSpecifier, MaxStreamDuration,
+};
+use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::round_robin::v3::RoundRobin;
+use envoy_types::pb::google::protobuf::BoolValue;
+
+use super::endpoints::single_assignment;
+use super::library::{back_off, is_presence};
+use super::proto::{FAULT_FILTER, ads, any, duration, extension, number, regex};
+use super::{BLACK_HOLE, Degraded, Found, fault, found_by, tls};
+use crate::config::istio::destination_rule::SimpleLb;
+use crate::config::istio::string_match::{StringMatch, whole_text_regex};
+use crate::policy::Cluster;
+use crate::policy::route::{
+    AbortWith, Action, Condition, Faults, Forward, PathRewrite, Retry, Route,
+};
+use crate::policy::support::GRPC_RETRY_TOKENS;
+use crate::registry::WrittenEndpoint;
+
+/// Beyond this many conditions on missing headers, their combinations are too many.
+const MOST_ALTERNATIVES: usize = 8;
+
+/// The routes of one address, and what they cannot do.
+pub(super) fn route_configuration(
+    name: &str,
+    domains: Vec<String>,
+    routes: &[Route],
+    degraded: &mut Vec<Degraded>,
+) -> route::RouteConfiguration {
+    let mut rendered = Vec::new();
+    for route in routes {
+        let mut note = |field: &str, what: String| {
+            if let Some(written) = &route.written {
+                degraded.push(Degraded::new(written, field, what));
+            }
+        };
+        let conditions = render_matches(&route.condition, &mut note);
+        let template = render_route(route, &mut note);
+        rendered.extend(conditions.into_iter().map(|condition| route::Route {
+            r#match: Some(condition),
+            ..template.clone()
+        }));
+    }
+    route::RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![route::VirtualHost {
+            name: name.to_owned(),
+            domains,
+            routes: rendered,
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+fn render_route(route: &Route, note: &mut impl FnMut(&str, String)) -> route::Route {
+    let mut faults = route.faults.clone();
+    let action = match &route.action {
+        Action::Forward(forward) => render_forward(forward, note),
+        // An action that they do not know is not accepted by all of them; a fault of the same status is.
+        Action::Redirect(redirect) => {
+            let status = redirect.status;
+            note(
+                "redirect",
+                format!("calls fail with the gRPC status that HTTP {status} maps to"),
+            );
+            always_abort(&mut faults, status)
+        }
+        Action::Respond(response) => {
+            let status = response.status;
+            note(
+                "directResponse",
+                format!("calls fail with the gRPC status that HTTP {status} maps to"),
+            );
+            always_abort(&mut faults, status)
+        }
+    };
+    if !route.headers.is_none() {
+        note("headers", "headers stay as they are".to_owned());
+    }
+    let fault = fault(&faults).map(|fault| (FAULT_FILTER.to_owned(), any(&fault)));
+    route::Route {
+        name: route.name.clone(),
+        typed_per_filter_config: fault.into_iter().collect(),
+        action: Some(route::route::Action::Route(action)),
+        ..Default::default()
+    }
+}
+
+fn always_abort(faults: &mut Faults, status: u32) -> route::RouteAction {
+    faults.abort = Some((AbortWith::Http(status), 1_000_000));
+    route::RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::Cluster(BLACK_HOLE.to_owned())),
+        ..Default::default()
+    }
+}
+
+fn render_forward(forward: &Forward, note: &mut impl FnMut(&str, String)) -> route::RouteAction {
+    if forward.rewrite != PathRewrite::None || forward.authority.is_some() {
+        note("rewrite", "path and authority stay as they are".to_owned());
+    }
+    let changed = |target: &crate::policy::route::Target| {
+        !target.headers.is_none() || target.authority.is_some()
+    };
+    if forward.targets.iter().any(changed) {
+        note("route.headers", "headers stay as they are".to_owned());
+    }
+    let specifier = match forward.targets.as_slice() {
+        [only] => ClusterSpecifier::Cluster(only.cluster.to_string()),
+        several => {
+            let clusters = several.iter().map(|target| ClusterWeight {
+                name: target.cluster.to_string(),
+                weight: number(target.weight),
+                ..Default::default()
+            });
+            let clusters = clusters.collect();
+            ClusterSpecifier::WeightedClusters(route::WeightedCluster {
+                clusters,
+                ..Default::default()
+            })
+        }
+    };
+    route::RouteAction {
+        cluster_specifier: Some(specifier),
+        // gRFC A31: 0 leaves the deadline to the application.
+        max_stream_duration: Some(MaxStreamDuration {
+            max_stream_duration: Some(duration(forward.timeout.unwrap_or(Duration::ZERO))),
+            ..Default::default()
+        }),
+        retry_policy: forward
+            .retry
+            .as_ref()
+            .and_then(|retry| render_retry(retry, note)),
+        ..Default::default()
+    }
+}
+
+/// gRFC A44: five conditions, one retry at least; what is left out would be ignored or rejected.
+fn render_retry(retry: &Retry, note: &mut impl FnMut(&str, String)) -> Option<route::RetryPolicy> {
+    if retry.per_try_timeout.is_some() {
+        note(
+            "retries.perTryTimeout",
+            "a try lasts as long as the call may".to_owned(),
+        );
+    }
+    let is_known = |token: &&String| GRPC_RETRY_TOKENS.contains(&token.as_str());
+    let conditions: Vec<&str> = retry
+        .conditions
+        .iter()
+        .filter(is_known)
+        .map(String::as_str)
+        .collect();
+    if conditions.is_empty() {
+        note("retries.retryOn", "nothing is tried again".to_owned());
+        return None;
+    }
+    Some(route::RetryPolicy {
+        retry_on: conditions.join(","),
+        num_retries: number(retry.attempts),
+        retry_back_off: retry.backoff.map(back_off),
+        ..Default::default()
+    })
+}
+
+/// The conditions under which a call meets this one: none if no call can, several if "this header is
+/// missing or different" has to be said, for which a gRPC client has no single matcher.
+fn render_matches(
+    condition: &Condition,
+    note: &mut impl FnMut(&str, String),
+) -> Vec<route::RouteMatch> {
+    if !meets_pseudo_headers(condition, note) {
+        return Vec::new();
+    }
+    if !condition.query.is_empty() {
+        note(
+            "match.queryParams",
+            "a call has no query, so the rule is left out".to_owned(),
+        );
+        return Vec::new();
+    }
+    let names = || {
+        condition
+            .headers
+            .keys()
+            .chain(condition.without_headers.keys())
+    };
+    if let Some(name) = names().find(|name| name.ends_with("-bin")) {
+        note(
+            "match.headers",
+            format!("{name} is binary and never matches, so the rule is left out"),
+        );
+        return Vec::new();
+    }
+    let path_specifier = match &condition.path {
+        StringMatch::Present => PathSpecifier::Prefix(String::new()),
+        StringMatch::Exact(path) => PathSpecifier::Path(path.clone()),
+        StringMatch::Prefix(prefix) => PathSpecifier::Prefix(prefix.clone()),
+        StringMatch::Regex(text) if text == "*" => PathSpecifier::Prefix(String::new()),
+        StringMatch::Regex(text) => PathSpecifier::SafeRegex(regex(text)),
+    };
+    let mut alternatives: Vec<Vec<route::HeaderMatcher>> = vec![
+        condition
+            .headers
+            .iter()
+            .map(|(name, value)| header_matcher(name, value, false))
+            .collect(),
+    ];
+    for (name, value) in &condition.without_headers {
+        let missing = header_matcher(name, &StringMatch::Present, true);
+        if is_presence(value) {
+            alternatives
+                .iter_mut()
+                .for_each(|headers| headers.push(missing.clone()));
+            continue;
+        }
+        // A value that differs, or, since a missing one counts as empty, none at all.
+        let different = header_matcher(name, value, true);
+        let mut both: Vec<Vec<route::HeaderMatcher>> = Vec::new();
+        for headers in alternatives {
+            if !value.matches_empty() {
+                both.push(headers.iter().cloned().chain([missing.clone()]).collect());
+            }
+            both.push(headers.into_iter().chain([different.clone()]).collect());
+        }
+        alternatives = both;
+        if alternatives.len() > MOST_ALTERNATIVES {
+            note(
+                "match.withoutHeaders",
+                "there are too many, so the rule is left out".to_owned(),
+            );
+            return Vec::new();
+        }
+    }
+    let case_sensitive = condition
+        .ignore_path_case
+        .then_some(BoolValue { value: false });
+    let rendered = alternatives.into_iter().map(|headers| route::RouteMatch {
+        path_specifier: Some(path_specifier.clone()),
+        case_sensitive,
+        headers,
+        ..Default::default()
+    });
+    rendered.collect()
+}
+
+/// gRPC does not match on pseudo headers, but it is known what they are: the method is always POST, and of
+/// the scheme and the authority a rule cannot be sure.
+fn meets_pseudo_headers(condition: &Condition, note: &mut impl FnMut(&str, String)) -> bool {
+    if let Some(method) = &condition.method
+        && !matches_text(method, "POST")
+    {
+        note(
+            "match.method",
+            "a call is always a POST, so the rule is left out".to_owned(),
+        );
+        return false;
+    }
+    for (field, value) in [
+        ("match.scheme", &condition.scheme),
+        ("match.authority", &condition.authority),
+    ] {
+        if value.as_ref().is_some_and(|value| !is_presence(value)) {
+            note(
+                field,
+                "a gRPC client cannot match on it, so the rule is left out".to_owned(),
+            );
+            return false;
+        }
+    }
+    true
+}
+
+fn matches_text(condition: &StringMatch, text: &str) -> bool {
+    match condition {
+        StringMatch::Present => true,
+        StringMatch::Exact(exact) => exact == text,
+        StringMatch::Prefix(prefix) => text.starts_with(prefix.as_str()),
+        StringMatch::Regex(regex) => {
+            whole_text_regex(regex).is_some_and(|regex| regex.is_match(text))
+        }
+    }
+}
+
+// The older forms of the matcher are understood by every release that speaks xDS v3.
+#[expect(
+    deprecated,
+    reason = "string_match needs gRFC A63, which older clients lack"
+)]
+fn header_matcher(name: &str, value: &StringMatch, invert_match: bool) -> route::HeaderMatcher {
+    let specifier = match value {
+        StringMatch::Exact(text) => HeaderMatchSpecifier::ExactMatch(text.clone()),
+        StringMatch::Prefix(text) if text.is_empty() => HeaderMatchSpecifier::PresentMatch(true),
+        StringMatch::Prefix(text) => HeaderMatchSpecifier::PrefixMatch(text.clone()),
+        StringMatch::Regex(text) if text != "*" => {
+            HeaderMatchSpecifier::SafeRegexMatch(regex(text))
+        }
+        StringMatch::Regex(_) | StringMatch::Present => HeaderMatchSpecifier::PresentMatch(true),
+    };
+    route::HeaderMatcher {
+        name: name.to_owned(),
+        invert_match,
+        header_match_specifier: Some(specifier),
+        ..Default::default()
+    }
+}
+
+/// A cluster, and what it cannot do. `written` are the endpoints of a service that is found by DNS.
+pub(super) fn render_cluster(
+    seen: &Cluster<'_>,
+    written: &[(&WrittenEndpoint, u16)],
+    degraded: &mut Vec<Degraded>,
+) -> cluster::Cluster {
+    let name = seen.key.to_string();
+    let mut rendered = cluster::Cluster {
+        name: name.clone(),
+        lb_policy: LbPolicy::RoundRobin.into(),
+        circuit_breakers: Some(circuit_breakers(seen)),
+        transport_socket: tls(seen),
+        ..Default::default()
+    };
+    let simple = seen
+        .settings
+        .load_balancer
+        .and_then(|balancer| balancer.simple)
+        .unwrap_or_default();
+    match simple {
+        SimpleLb::LeastRequest | SimpleLb::LeastConn => {
+            // gRFC A52: the first one that a client knows.
+            rendered.load_balancing_policy = Some(least_request_or_round_robin());
+        }
+        SimpleLb::Random => {
+            if let Some(rule) = seen.rule {
+                let what = "calls are balanced by round robin".to_owned();
+                degraded.push(Degraded::of_rule(rule, "loadBalancer.simple", what));
+            }
+        }
+        SimpleLb::Unspecified | SimpleLb::RoundRobin | SimpleLb::Passthrough => {}
+    }
+    let discovery = match found_by(seen) {
+        Found::Endpoints => {
+            let eds_config = Some(ads());
+            rendered.eds_cluster_config = Some(EdsClusterConfig {
+                eds_config,
+                service_name: name,
+            });
+            DiscoveryType::Eds
+        }
+        Found::Host => {
+            rendered.load_assignment =
+                Some(single_assignment(&name, &seen.key.host, seen.port.number));
+            DiscoveryType::LogicalDns
+        }
+        Found::Dns { .. } => {
+            // gRFC A37: one name and no more.
+            if written.len() > 1 {
+                degraded.push(Degraded::of_service(
+                    seen,
+                    "endpoints",
+                    "the first name is used".to_owned(),
+                ));
+            }
+            let first = written.first();
+            let (host, port) = first.map_or((&seen.key.host, seen.port.number), |(e, port)| {
+                (&e.address, *port)
+            });
+            rendered.load_assignment = Some(single_assignment(&name, host, port));
+            DiscoveryType::LogicalDns
+        }
+    };
+    rendered.cluster_discovery_type = Some(ClusterDiscoveryType::Type(discovery.into()));
+    rendered
+}
+
+/// gRFC A32 looks at `max_requests` only, and takes 1024 where there is none; Istio's default is no limit.
+fn circuit_breakers(seen: &Cluster<'_>) -> cluster::CircuitBreakers {
+    let http = seen
+        .settings
+        .connection_pool
+        .and_then(|pool| pool.http.as_ref());
+    let limit = http
+        .and_then(|http| http.http2_max_requests)
+        .and_then(|limit| u32::try_from(limit).ok());
+    let max_requests = number(limit.filter(|limit| *limit > 0).unwrap_or(u32::MAX));
+    cluster::CircuitBreakers {
+        thresholds: vec![cluster::circuit_breakers::Thresholds {
+            max_requests,
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+fn least_request_or_round_robin() -> cluster::LoadBalancingPolicy {
+    let policy = |config| cluster::load_balancing_policy::Policy {
+        typed_extension_config: Some(config),
+    };
+    let least = extension(
+        "envoy.load_balancing_policies.least_request",
+        &LeastRequest::default(),
+    );
+    let robin = extension(
+        "envoy.load_balancing_policies.round_robin",
+        &RoundRobin::default(),
+    );
+    cluster::LoadBalancingPolicy {
+        policies: vec![policy(least), policy(robin)],
+    }
+}

@@ -1,0 +1,468 @@
+//! Routes and clusters for this project's own library: everything that the configuration means, in the
+//! terms of xDS, whether or not the library enforces it already (`policy::support` reports what it does
+//! not).
+
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::cluster::v3 as cluster;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{
+    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbPolicy,
+};
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
+use envoy_types::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
+use envoy_types::pb::envoy::config::route::v3::redirect_action::{
+    PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
+};
+use envoy_types::pb::envoy::config::route::v3::route_action::{
+    ClusterSpecifier, HostRewriteSpecifier,
+};
+use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use envoy_types::pb::envoy::config::route::v3::weighted_cluster::{ClusterWeight, cluster_weight};
+use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatchAndSubstitute, StringMatcher};
+use envoy_types::pb::envoy::r#type::v3::Percent;
+use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
+
+use super::endpoints::{dns_assignment, single_assignment};
+use super::proto::{FAULT_FILTER, ads, any, duration, number, regex};
+use super::{Found, fault, found_by, http_options, tls};
+use crate::config::istio::destination_rule::{ConnectionPool, OutlierDetection, SimpleLb};
+use crate::config::istio::string_match::StringMatch;
+use crate::policy::Cluster;
+use crate::policy::route::{
+    Action, Body, Changes, Condition, Forward, HeaderChanges, PathRewrite, RedirectTo, Response,
+    Retry, Route,
+};
+use crate::registry::WrittenEndpoint;
+
+/// Istio answers with up to 1 MiB; Envoy's own limit is 4 KiB.
+const LARGEST_BODY: u32 = 1 << 20;
+/// Istio's default (pkg/config/mesh/mesh.go).
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The routes of one address.
+pub(super) fn route_configuration(
+    name: &str,
+    domains: Vec<String>,
+    routes: &[Route],
+) -> route::RouteConfiguration {
+    route::RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![route::VirtualHost {
+            name: name.to_owned(),
+            domains,
+            routes: routes.iter().map(render_route).collect(),
+            ..Default::default()
+        }],
+        max_direct_response_body_size_bytes: number(LARGEST_BODY),
+        ..Default::default()
+    }
+}
+
+fn render_route(rendered: &Route) -> route::Route {
+    let mut own = HeaderOptions::default();
+    let action = match &rendered.action {
+        Action::Forward(forward) => {
+            let (action, of_target) = render_forward(forward);
+            own.extend(&of_target);
+            route::route::Action::Route(action)
+        }
+        Action::Redirect(redirect) => route::route::Action::Redirect(render_redirect(redirect)),
+        Action::Respond(response) => {
+            route::route::Action::DirectResponse(render_response(response))
+        }
+    };
+    // Those of the rule come after those of the destination.
+    own.extend(&rendered.headers);
+    let fault = fault(&rendered.faults).map(|fault| (FAULT_FILTER.to_owned(), any(&fault)));
+    route::Route {
+        name: rendered.name.clone(),
+        r#match: Some(render_match(&rendered.condition)),
+        typed_per_filter_config: fault.into_iter().collect(),
+        request_headers_to_add: own.request_add,
+        request_headers_to_remove: own.request_remove,
+        response_headers_to_add: own.response_add,
+        response_headers_to_remove: own.response_remove,
+        action: Some(action),
+        ..Default::default()
+    }
+}
+
+fn render_match(condition: &Condition) -> route::RouteMatch {
+    let path_specifier = match &condition.path {
+        StringMatch::Present => PathSpecifier::Prefix("/".to_owned()),
+        StringMatch::Exact(path) => PathSpecifier::Path(path.clone()),
+        StringMatch::Prefix(prefix) => PathSpecifier::Prefix(prefix.clone()),
+        StringMatch::Regex(text) if text == "*" => PathSpecifier::Prefix("/".to_owned()),
+        StringMatch::Regex(text) => PathSpecifier::SafeRegex(regex(text)),
+    };
+    let pseudo = [
+        (":method", &condition.method),
+        (":scheme", &condition.scheme),
+        (":authority", &condition.authority),
+    ];
+    let pseudo = pseudo
+        .into_iter()
+        .filter_map(|(name, value)| Some(header_matcher(name, value.as_ref()?)));
+    let headers = condition
+        .headers
+        .iter()
+        .map(|(name, value)| header_matcher(name, value));
+    let without = condition
+        .without_headers
+        .iter()
+        .map(|(name, value)| route::HeaderMatcher {
+            invert_match: true,
+            // A header that is missing is a header that does not match (Istio: route.go).
+            treat_missing_header_as_empty: !is_presence(value),
+            ..header_matcher(name, value)
+        });
+    route::RouteMatch {
+        path_specifier: Some(path_specifier),
+        // For an expression, Envoy ignores it.
+        case_sensitive: condition
+            .ignore_path_case
+            .then_some(BoolValue { value: false }),
+        headers: pseudo.chain(headers).chain(without).collect(),
+        query_parameters: condition
+            .query
+            .iter()
+            .map(|(name, value)| query_matcher(name, value))
+            .collect(),
+        ..Default::default()
+    }
+}
+
+pub(super) fn is_presence(value: &StringMatch) -> bool {
+    matches!(value, StringMatch::Present)
+        || matches!(value, StringMatch::Regex(text) if text == "*")
+}
+
+fn string_matcher(value: &StringMatch) -> Option<StringMatcher> {
+    let pattern = match value {
+        StringMatch::Exact(text) => MatchPattern::Exact(text.clone()),
+        StringMatch::Prefix(text) => MatchPattern::Prefix(text.clone()),
+        StringMatch::Regex(text) if text != "*" => MatchPattern::SafeRegex(regex(text)),
+        StringMatch::Regex(_) | StringMatch::Present => return None,
+    };
+    Some(StringMatcher {
+        match_pattern: Some(pattern),
+        ignore_case: false,
+    })
+}
+
+fn header_matcher(name: &str, value: &StringMatch) -> route::HeaderMatcher {
+    let specifier = match string_matcher(value) {
+        Some(matcher) => HeaderMatchSpecifier::StringMatch(matcher),
+        None => HeaderMatchSpecifier::PresentMatch(true),
+    };
+    route::HeaderMatcher {
+        name: name.to_owned(),
+        header_match_specifier: Some(specifier),
+        ..Default::default()
+    }
+}
+
+fn query_matcher(name: &str, value: &StringMatch) -> route::QueryParameterMatcher {
+    let specifier = match string_matcher(value) {
+        Some(matcher) => QueryParameterMatchSpecifier::StringMatch(matcher),
+        None => QueryParameterMatchSpecifier::PresentMatch(true),
+    };
+    route::QueryParameterMatcher {
+        name: name.to_owned(),
+        query_parameter_match_specifier: Some(specifier),
+    }
+}
+
+/// The action, and the changes to headers of its only destination; several destinations have their own.
+fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
+    let literal = |authority: &String| HostRewriteSpecifier::HostRewriteLiteral(authority.clone());
+    let mut host_rewrite = forward.authority.as_ref().map(literal);
+    let (specifier, of_target) = match forward.targets.as_slice() {
+        [only] => {
+            host_rewrite = only.authority.as_ref().map(literal).or(host_rewrite);
+            (
+                ClusterSpecifier::Cluster(only.cluster.to_string()),
+                only.headers.clone(),
+            )
+        }
+        several => {
+            let clusters = several.iter().map(|target| {
+                let mut headers = HeaderOptions::default();
+                headers.extend(&target.headers);
+                let authority = target.authority.clone();
+                ClusterWeight {
+                    name: target.cluster.to_string(),
+                    weight: number(target.weight),
+                    request_headers_to_add: headers.request_add,
+                    request_headers_to_remove: headers.request_remove,
+                    response_headers_to_add: headers.response_add,
+                    response_headers_to_remove: headers.response_remove,
+                    host_rewrite_specifier: authority
+                        .map(cluster_weight::HostRewriteSpecifier::HostRewriteLiteral),
+                    ..Default::default()
+                }
+            });
+            let clusters = route::WeightedCluster {
+                clusters: clusters.collect(),
+                ..Default::default()
+            };
+            (
+                ClusterSpecifier::WeightedClusters(clusters),
+                HeaderChanges::default(),
+            )
+        }
+    };
+    let mut action = route::RouteAction {
+        cluster_specifier: Some(specifier),
+        host_rewrite_specifier: host_rewrite,
+        // Without a value Envoy's own default of 15 s would hold; Istio's is none, which is written 0.
+        timeout: Some(duration(forward.timeout.unwrap_or_default())),
+        retry_policy: forward.retry.as_ref().map(render_retry),
+        ..Default::default()
+    };
+    match &forward.rewrite {
+        PathRewrite::None => {}
+        PathRewrite::Matched(path) => action.prefix_rewrite.clone_from(path),
+        PathRewrite::Regex(pattern, substitution) => {
+            action.regex_rewrite = Some(RegexMatchAndSubstitute {
+                pattern: Some(regex(pattern)),
+                substitution: substitution.clone(),
+            });
+        }
+    }
+    (action, of_target)
+}
+
+fn render_retry(retry: &Retry) -> route::RetryPolicy {
+    route::RetryPolicy {
+        retry_on: retry.conditions.join(","),
+        num_retries: number(retry.attempts),
+        per_try_timeout: retry.per_try_timeout.map(duration),
+        retriable_status_codes: retry.statuses.clone(),
+        retry_back_off: retry.backoff.map(back_off),
+        ..Default::default()
+    }
+}
+
+/// The pauses grow to ten times the first one (VirtualService, `backoff`).
+pub(super) fn back_off(base: Duration) -> route::retry_policy::RetryBackOff {
+    route::retry_policy::RetryBackOff {
+        base_interval: Some(duration(base)),
+        max_interval: Some(duration(base.saturating_mul(10))),
+    }
+}
+
+fn render_redirect(redirect: &RedirectTo) -> route::RedirectAction {
+    let code = match redirect.status {
+        302 => RedirectResponseCode::Found,
+        303 => RedirectResponseCode::SeeOther,
+        307 => RedirectResponseCode::TemporaryRedirect,
+        308 => RedirectResponseCode::PermanentRedirect,
+        _ => RedirectResponseCode::MovedPermanently,
+    };
+    let path = redirect
+        .path
+        .clone()
+        .map(PathRewriteSpecifier::PathRedirect);
+    let prefix = redirect
+        .prefix
+        .clone()
+        .map(PathRewriteSpecifier::PrefixRewrite);
+    route::RedirectAction {
+        host_redirect: redirect.authority.clone().unwrap_or_default(),
+        port_redirect: redirect.port.map_or(0, u32::from),
+        response_code: code.into(),
+        scheme_rewrite_specifier: redirect
+            .scheme
+            .clone()
+            .map(SchemeRewriteSpecifier::SchemeRedirect),
+        path_rewrite_specifier: path.or(prefix),
+        ..Default::default()
+    }
+}
+
+fn render_response(response: &Response) -> route::DirectResponseAction {
+    use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
+    let specifier = match &response.body {
+        Body::Empty => None,
+        Body::Text(text) => Some(Specifier::InlineString(text.clone())),
+        Body::Bytes(bytes) => Some(Specifier::InlineBytes(bytes.clone())),
+    };
+    route::DirectResponseAction {
+        status: response.status,
+        body: specifier.map(|specifier| core::DataSource {
+            specifier: Some(specifier),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+#[derive(Default)]
+struct HeaderOptions {
+    request_add: Vec<core::HeaderValueOption>,
+    request_remove: Vec<String>,
+    response_add: Vec<core::HeaderValueOption>,
+    response_remove: Vec<String>,
+}
+
+impl HeaderOptions {
+    fn extend(&mut self, changes: &HeaderChanges) {
+        let options = |changes: &Changes| {
+            let set = changes
+                .set
+                .iter()
+                .map(|pair| (pair, HeaderAppendAction::OverwriteIfExistsOrAdd));
+            let add = changes
+                .add
+                .iter()
+                .map(|pair| (pair, HeaderAppendAction::AppendIfExistsOrAdd));
+            let all = set
+                .chain(add)
+                .map(|((name, value), action)| core::HeaderValueOption {
+                    header: Some(core::HeaderValue {
+                        key: name.clone(),
+                        value: value.clone(),
+                        ..Default::default()
+                    }),
+                    append_action: action.into(),
+                    ..Default::default()
+                });
+            all.collect::<Vec<_>>()
+        };
+        self.request_add.extend(options(&changes.request));
+        self.response_add.extend(options(&changes.response));
+        self.request_remove
+            .extend(changes.request.remove.iter().cloned());
+        self.response_remove
+            .extend(changes.response.remove.iter().cloned());
+    }
+}
+
+/// A cluster. `written` are the endpoints of a service that is found by DNS.
+pub(super) fn render_cluster(
+    seen: &Cluster<'_>,
+    written: &[(&WrittenEndpoint, u16)],
+) -> cluster::Cluster {
+    let name = seen.key.to_string();
+    let mut rendered = cluster::Cluster {
+        name: name.clone(),
+        connect_timeout: Some(duration(connect_timeout(seen))),
+        lb_policy: lb_policy(seen).into(),
+        circuit_breakers: Some(circuit_breakers(seen.settings.connection_pool)),
+        outlier_detection: seen.settings.outlier_detection.map(outlier_detection),
+        common_lb_config: seen.settings.outlier_detection.map(panic_threshold),
+        typed_extension_protocol_options: http_options(seen),
+        transport_socket: tls(seen),
+        ..Default::default()
+    };
+    let discovery = match found_by(seen) {
+        Found::Endpoints => {
+            rendered.eds_cluster_config = Some(EdsClusterConfig {
+                eds_config: Some(ads()),
+                service_name: name,
+            });
+            DiscoveryType::Eds
+        }
+        Found::Host => {
+            rendered.load_assignment =
+                Some(single_assignment(&name, &seen.key.host, seen.port.number));
+            DiscoveryType::StrictDns
+        }
+        Found::Dns { logical } => {
+            rendered.load_assignment = Some(dns_assignment(seen, written));
+            // One name only: Envoy rejects more for a logical cluster.
+            if logical && written.len() == 1 {
+                DiscoveryType::LogicalDns
+            } else {
+                DiscoveryType::StrictDns
+            }
+        }
+    };
+    rendered.cluster_discovery_type = Some(ClusterDiscoveryType::Type(discovery.into()));
+    rendered
+}
+
+fn connect_timeout(seen: &Cluster<'_>) -> Duration {
+    let tcp = seen
+        .settings
+        .connection_pool
+        .and_then(|pool| pool.tcp.as_ref());
+    tcp.and_then(|tcp| tcp.connect_timeout)
+        .unwrap_or(CONNECT_TIMEOUT)
+}
+
+fn lb_policy(seen: &Cluster<'_>) -> LbPolicy {
+    match seen
+        .settings
+        .load_balancer
+        .and_then(|balancer| balancer.simple)
+        .unwrap_or_default()
+    {
+        SimpleLb::RoundRobin => LbPolicy::RoundRobin,
+        SimpleLb::Random => LbPolicy::Random,
+        SimpleLb::Unspecified
+        | SimpleLb::LeastConn
+        | SimpleLb::LeastRequest
+        | SimpleLb::Passthrough => LbPolicy::LeastRequest,
+    }
+}
+
+/// Istio's limits are 2³²−1 where nothing is said, not Envoy's 1024 and 3 (cluster_traffic_policy.go).
+fn circuit_breakers(pool: Option<&ConnectionPool>) -> cluster::CircuitBreakers {
+    let limit = |value: Option<i32>| -> Option<UInt32Value> {
+        number(
+            value
+                .and_then(|value| u32::try_from(value).ok())
+                .filter(|value| *value > 0)
+                .unwrap_or(u32::MAX),
+        )
+    };
+    let tcp = pool.and_then(|pool| pool.tcp.as_ref());
+    let http = pool.and_then(|pool| pool.http.as_ref());
+    cluster::CircuitBreakers {
+        thresholds: vec![cluster::circuit_breakers::Thresholds {
+            max_connections: limit(tcp.and_then(|tcp| tcp.max_connections)),
+            max_pending_requests: limit(http.and_then(|http| http.http1_max_pending_requests)),
+            max_requests: limit(http.and_then(|http| http.http2_max_requests)),
+            max_retries: limit(http.and_then(|http| http.max_retries)),
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+fn outlier_detection(written: &OutlierDetection) -> cluster::OutlierDetection {
+    let enforced = |count: u32| number(if count > 0 { 100 } else { 0 });
+    let in_a_row = written.consecutive_5xx_errors.unwrap_or(5);
+    let gateway = written.consecutive_gateway_errors.unwrap_or(0);
+    let split = written.split_external_local_origin_errors.unwrap_or(false);
+    let local = written.consecutive_local_origin_failures.filter(|_| split);
+    cluster::OutlierDetection {
+        consecutive_5xx: number(in_a_row),
+        enforcing_consecutive_5xx: enforced(in_a_row),
+        consecutive_gateway_failure: number(gateway),
+        enforcing_consecutive_gateway_failure: enforced(gateway),
+        // Istio turns success rates off (cluster_traffic_policy.go).
+        enforcing_success_rate: number(0),
+        split_external_local_origin_errors: split,
+        consecutive_local_origin_failure: local.and_then(number),
+        enforcing_consecutive_local_origin_failure: local.and_then(enforced),
+        interval: written.interval.map(duration),
+        base_ejection_time: written.base_ejection_time.map(duration),
+        max_ejection_percent: written.max_ejection_percent.and_then(number),
+        ..Default::default()
+    }
+}
+
+fn panic_threshold(written: &OutlierDetection) -> CommonLbConfig {
+    let value = f64::from(written.min_health_percent.unwrap_or(0));
+    CommonLbConfig {
+        healthy_panic_threshold: Some(Percent { value }),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,86 @@
+//! Listeners: a client's, which only names its routes, and a server's.
+
+use std::net::SocketAddr;
+
+use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
+use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+
+use super::proto::{ads, any, http_filters, socket_address};
+
+/// What names of server listeners start with (Istio: grpc_bootstrap.go).
+pub const SERVER_PREFIX: &str = "xds.istio.io/grpc/lds/inbound/";
+
+/// The listener that a client asks for by `host:port`; its routes are another resource.
+pub fn client(name: &str, routes: &str, with_faults: bool) -> pb::Listener {
+    let manager = hcm::HttpConnectionManager {
+        stat_prefix: routes.to_owned(),
+        route_specifier: Some(RouteSpecifier::Rds(hcm::Rds {
+            config_source: Some(ads()),
+            route_config_name: routes.to_owned(),
+        })),
+        http_filters: http_filters(with_faults),
+        ..Default::default()
+    };
+    pb::Listener {
+        name: name.to_owned(),
+        api_listener: Some(pb::ApiListener {
+            api_listener: Some(any(&manager)),
+        }),
+        ..Default::default()
+    }
+}
+
+/// The listener of a server that bound this address: everything goes to the application (gRFC A36 wants
+/// the address of the resource to be the one that is bound, and a non-forwarding action).
+pub fn server(name: &str, bound: SocketAddr) -> pb::Listener {
+    let inbound = format!("inbound|{}||", bound.port());
+    let everything = route::Route {
+        name: "default".to_owned(),
+        r#match: Some(route::RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+            ..Default::default()
+        }),
+        action: Some(route::route::Action::NonForwardingAction(
+            route::NonForwardingAction {},
+        )),
+        ..Default::default()
+    };
+    let manager = hcm::HttpConnectionManager {
+        stat_prefix: inbound.clone(),
+        route_specifier: Some(RouteSpecifier::RouteConfig(route::RouteConfiguration {
+            name: inbound.clone(),
+            virtual_hosts: vec![route::VirtualHost {
+                name: inbound.clone(),
+                domains: vec!["*".to_owned()],
+                routes: vec![everything],
+                ..Default::default()
+            }],
+            ..Default::default()
+        })),
+        http_filters: http_filters(false),
+        ..Default::default()
+    };
+    pb::Listener {
+        name: name.to_owned(),
+        address: Some(socket_address(bound)),
+        filter_chains: vec![pb::FilterChain {
+            name: "inbound".to_owned(),
+            filters: vec![pb::Filter {
+                name: "envoy.filters.network.http_connection_manager".to_owned(),
+                config_type: Some(ConfigType::TypedConfig(any(&manager))),
+            }],
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+/// The address in the name of a server listener.
+pub fn bound_address(name: &str) -> Option<SocketAddr> {
+    let bound: SocketAddr = name.strip_prefix(SERVER_PREFIX)?.parse().ok()?;
+    (bound.port() > 0).then_some(bound)
+}

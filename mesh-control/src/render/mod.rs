@@ -1,0 +1,453 @@
+//! The meaning of the configuration as xDS, for each kind of client.
+//!
+//! Equal meaning gives equal bytes, on every replica and after every restart: the version of a resource is
+//! a hash of them.
+
+pub mod endpoints;
+mod grpc;
+mod library;
+pub mod listener;
+pub mod proto;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::cluster::v3 as cluster;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use envoy_types::pb::envoy::extensions::filters::common::fault::v3::FaultDelay;
+use envoy_types::pb::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3 as fault_pb;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls_pb;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
+use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
+use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
+use envoy_types::pb::google::protobuf::Any;
+use prost::Message;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::catalog::{ClientClass, Encoded};
+use crate::config::diagnostic::{Code, Diagnostic, Origin, Severity};
+use crate::config::istio::destination_rule::{H2UpgradePolicy, SimpleLb, TlsMode};
+use crate::policy::destination_rules::MergedRule;
+use crate::policy::route::{AbortWith, ClusterKey, Faults, Route, Written};
+use crate::policy::view::View;
+use crate::policy::{Address, Cluster, Policy};
+use crate::registry::host::{candidates, short_forms, split_port};
+use crate::registry::{Discovery, ServiceEndpoints, WrittenEndpoint};
+
+/// The cluster of calls that go nowhere, by Istio's name.
+pub const BLACK_HOLE: &str = "BlackHoleCluster";
+
+/// A resource, and what the client cannot do of what it means.
+#[derive(Clone, Debug)]
+pub struct Rendered {
+    /// The resource.
+    pub encoded: Encoded,
+    /// What the client cannot do.
+    pub degraded: Vec<Degraded>,
+}
+
+/// Something that a gRPC client cannot do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Degraded {
+    object: Arc<str>,
+    field: String,
+    message: String,
+    origin: Origin,
+}
+
+impl Degraded {
+    fn new(written: &Written, field: &str, message: String) -> Degraded {
+        Degraded {
+            object: written.object.clone(),
+            field: format!("{}.{field}", written.field),
+            message,
+            origin: written.origin.clone(),
+        }
+    }
+
+    fn of_rule(rule: &MergedRule, field: &str, message: String) -> Degraded {
+        let origin = rule.meta.origin.clone();
+        Degraded {
+            object: rule.meta.id(),
+            field: format!("trafficPolicy.{field}"),
+            message,
+            origin,
+        }
+    }
+
+    fn of_service(seen: &Cluster<'_>, field: &str, message: String) -> Degraded {
+        let meta = &seen.service.meta;
+        Degraded {
+            object: meta.id(),
+            field: field.to_owned(),
+            message,
+            origin: meta.origin.clone(),
+        }
+    }
+
+    /// As a finding.
+    pub fn diagnostic(&self) -> Diagnostic {
+        let message = format!("a gRPC client cannot do this: {}", self.message);
+        Diagnostic::at(&self.origin, Severity::Warning, Code::Degraded, message)
+            .object(self.object.clone())
+            .field(self.field.as_str())
+    }
+}
+
+/// The listener of this name: a server's own, or the one of `host:port`.
+pub fn render_listener(
+    policy: &Policy,
+    class: ClientClass,
+    view: &View,
+    name: &str,
+) -> Option<Rendered> {
+    if class == ClientClass::Envoy {
+        return None;
+    }
+    if name.starts_with(listener::SERVER_PREFIX) {
+        let bound = listener::bound_address(name)?;
+        return Some(plain(encode(name, &listener::server(name, bound))));
+    }
+    let address = policy.resolve(name, view)?;
+    let routes = policy.routes(&address, view);
+    let with_faults = routes.iter().any(|route| has_fault(route, class));
+    let rendered = listener::client(name, &routes_name(&address), with_faults);
+    Some(plain(encode(name, &rendered)))
+}
+
+/// The routes of this name, `outbound|port||host`.
+pub fn render_routes(
+    policy: &Policy,
+    class: ClientClass,
+    view: &View,
+    name: &str,
+) -> Option<Rendered> {
+    let key = ClusterKey::parse(name).filter(|key| key.subset.is_empty())?;
+    let address = Address {
+        host: key.host,
+        port: key.port,
+    };
+    if !policy.exists(&address, view) {
+        return None;
+    }
+    let routes = policy.routes(&address, view);
+    let domains = domains(&address, view);
+    let mut degraded = Vec::new();
+    let rendered = match class {
+        ClientClass::Library => library::route_configuration(name, domains, &routes),
+        ClientClass::Grpc => grpc::route_configuration(name, domains, &routes, &mut degraded),
+        ClientClass::Envoy => return None,
+    };
+    Some(Rendered {
+        encoded: encode(name, &rendered),
+        degraded,
+    })
+}
+
+/// The cluster of this name, `outbound|port|subset|host`.
+pub fn render_cluster(
+    policy: &Policy,
+    class: ClientClass,
+    view: &View,
+    name: &str,
+) -> Option<Rendered> {
+    if class == ClientClass::Envoy {
+        return None;
+    }
+    if name == BLACK_HOLE {
+        return Some(plain(encode(name, &black_hole())));
+    }
+    let seen = policy.cluster(ClusterKey::parse(name)?, view)?;
+    if found_by(&seen) == Found::Host && seen.key.host.starts_with('*') {
+        return None;
+    }
+    let written = dns_endpoints(policy, &seen);
+    let mut degraded = Vec::new();
+    let rendered = match class {
+        ClientClass::Library => library::render_cluster(&seen, &written),
+        ClientClass::Grpc => grpc::render_cluster(&seen, &written, &mut degraded),
+        ClientClass::Envoy => return None,
+    };
+    // The metadata comes last and by hand: it is a map of several entries, which has to be sorted.
+    let service = &seen.service;
+    let metadata = proto::service_metadata(&service.host, &service.name, &service.namespace);
+    let metadata = ClusterMetadata {
+        metadata: Some(metadata),
+    };
+    let mut bytes = rendered.encode_to_vec();
+    bytes.extend(metadata.encode_to_vec());
+    Some(Rendered {
+        encoded: encoded(name, bytes),
+        degraded,
+    })
+}
+
+/// The endpoints of a cluster that is found by them.
+pub fn render_endpoints(seen: &Cluster<'_>, name: &str, endpoints: &ServiceEndpoints) -> Encoded {
+    let labels = seen.labels.as_deref();
+    let assignment = endpoints::load_assignment(name, endpoints.of_port(seen.key.port), labels);
+    let empty = assignment.endpoints.is_empty();
+    let self_registered = seen.service.takes_registrations();
+    Encoded {
+        self_registered,
+        empty,
+        ..encode(name, &assignment)
+    }
+}
+
+/// The endpoints of the cluster of calls that go nowhere: none.
+pub fn render_no_endpoints(name: &str) -> Encoded {
+    let assignment = ClusterLoadAssignment {
+        cluster_name: name.to_owned(),
+        ..Default::default()
+    };
+    Encoded {
+        empty: true,
+        ..encode(name, &assignment)
+    }
+}
+
+/// Whether a name is one of the few by which a service is known, so that remembering what was made for it
+/// is bounded by the configuration and not by what clients ask for.
+pub fn is_worth_remembering(policy: &Policy, view: &View, name: &str) -> bool {
+    let by_host = |host: &str| policy.services.exact(host, &view.namespace).is_some();
+    match ClusterKey::parse(name) {
+        Some(key) => by_host(&key.host),
+        None => split_port(name).is_some_and(|(host, _)| {
+            candidates(host, &view.namespace)
+                .iter()
+                .any(|host| by_host(host))
+        }),
+    }
+}
+
+/// `outbound|port||host`.
+fn routes_name(address: &Address) -> String {
+    ClusterKey {
+        host: address.host.clone(),
+        port: address.port,
+        subset: "".into(),
+    }
+    .to_string()
+}
+
+/// The authorities of one address: its names with and without the port (Istio: httproute.go), and, since a
+/// listener is of one address only, anything else as well.
+fn domains(address: &Address, view: &View) -> Vec<String> {
+    let mut names = vec![address.host.to_string()];
+    names.extend(short_forms(&address.host, &view.namespace));
+    let mut domains = Vec::new();
+    for name in names {
+        let with_port = match name.contains(':') {
+            true => format!("[{name}]:{}", address.port),
+            false => format!("{name}:{}", address.port),
+        };
+        for domain in [name, with_port] {
+            if !domains.contains(&domain) {
+                domains.push(domain);
+            }
+        }
+    }
+    domains.push("*".to_owned());
+    domains
+}
+
+fn has_fault(route: &Route, class: ClientClass) -> bool {
+    use crate::policy::route::Action;
+    let stands_in = class == ClientClass::Grpc && !matches!(route.action, Action::Forward(_));
+    stands_in || !route.faults.is_none()
+}
+
+/// How a client finds the endpoints of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// mesh-control tells them.
+    Endpoints,
+    /// The host itself is resolved.
+    Host,
+    /// The names that are written down are resolved.
+    Dns { logical: bool },
+}
+
+fn found_by(seen: &Cluster<'_>) -> Found {
+    let simple = seen
+        .settings
+        .load_balancer
+        .and_then(|balancer| balancer.simple);
+    match seen.service.discovery {
+        _ if simple == Some(SimpleLb::Passthrough) => Found::Host,
+        Discovery::Registry => Found::Endpoints,
+        Discovery::Dns => Found::Dns { logical: false },
+        Discovery::LogicalDns => Found::Dns { logical: true },
+        Discovery::Passthrough => Found::Host,
+    }
+}
+
+/// Whether the endpoints of a cluster are a resource of their own.
+pub fn has_endpoints_resource(seen: &Cluster<'_>) -> bool {
+    found_by(seen) == Found::Endpoints
+}
+
+fn dns_endpoints<'p>(policy: &'p Policy, seen: &Cluster<'_>) -> Vec<(&'p WrittenEndpoint, u16)> {
+    policy
+        .services
+        .dns_endpoints(seen.id)
+        .filter(|written| endpoints::has_labels(&written.labels, seen.labels.as_deref()))
+        .filter_map(|written| Some((written, written.port_for(seen.port)?)))
+        .collect()
+}
+
+fn fault(faults: &Faults) -> Option<fault_pb::HttpFault> {
+    let share = |millionths: u32| FractionalPercent {
+        numerator: millionths,
+        denominator: DenominatorType::Million.into(),
+    };
+    let delay = faults.delay.map(|(pause, millionths)| FaultDelay {
+        percentage: Some(share(millionths)),
+        fault_delay_secifier: Some(FaultDelaySecifier::FixedDelay(proto::duration(pause))),
+    });
+    let abort = faults.abort.map(|(with, millionths)| fault_pb::FaultAbort {
+        percentage: Some(share(millionths)),
+        error_type: Some(match with {
+            AbortWith::Http(status) => fault_pb::fault_abort::ErrorType::HttpStatus(status),
+            AbortWith::Grpc(status) => fault_pb::fault_abort::ErrorType::GrpcStatus(status),
+        }),
+        ..Default::default()
+    });
+    (!faults.is_none()).then(|| fault_pb::HttpFault {
+        delay,
+        abort,
+        ..Default::default()
+    })
+}
+
+/// The HTTP settings of a cluster, where any differ from HTTP/1.1 with Envoy's defaults.
+fn http_options(seen: &Cluster<'_>) -> HashMap<String, Any> {
+    use upstream::http_protocol_options::explicit_http_config::ProtocolConfig;
+    use upstream::http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions};
+    let pool = seen
+        .settings
+        .connection_pool
+        .and_then(|pool| pool.http.as_ref());
+    let is_upgraded = pool.is_some_and(|http| http.h2_upgrade_policy == H2UpgradePolicy::Upgrade);
+    let is_http2 = seen.port.protocol.is_http2() || is_upgraded;
+    let idle_timeout = pool.and_then(|http| http.idle_timeout);
+    let max_requests = pool.and_then(|http| http.max_requests_per_connection);
+    let max_requests = max_requests
+        .and_then(|count| u32::try_from(count).ok())
+        .filter(|count| *count > 0);
+    if !is_http2 && idle_timeout.is_none() && max_requests.is_none() {
+        return HashMap::new();
+    }
+    let protocol = match is_http2 {
+        true => ProtocolConfig::Http2ProtocolOptions(Default::default()),
+        false => ProtocolConfig::HttpProtocolOptions(Default::default()),
+    };
+    let options = upstream::HttpProtocolOptions {
+        common_http_protocol_options: Some(core::HttpProtocolOptions {
+            idle_timeout: idle_timeout.map(proto::duration),
+            max_requests_per_connection: max_requests.and_then(proto::number),
+            ..Default::default()
+        }),
+        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(
+            ExplicitHttpConfig {
+                protocol_config: Some(protocol),
+            },
+        )),
+        ..Default::default()
+    };
+    [(
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(),
+        proto::any(&options),
+    )]
+    .into()
+}
+
+/// Transport security, where a rule asks for it. It is not built yet: a client that is told of it must
+/// refuse to call rather than call in plaintext.
+fn tls(seen: &Cluster<'_>) -> Option<core::TransportSocket> {
+    let written = seen
+        .settings
+        .tls
+        .filter(|tls| tls.mode != TlsMode::Disable)?;
+    let instance = |certificate: &str| tls_pb::CertificateProviderPluginInstance {
+        instance_name: "default".to_owned(),
+        certificate_name: certificate.to_owned(),
+    };
+    let key = &seen.key;
+    let sni = match (&written.sni, written.mode) {
+        (Some(sni), _) => sni.clone(),
+        (None, TlsMode::IstioMutual) => {
+            format!("outbound_.{}_.{}_.{}", key.port, key.subset, key.host)
+        }
+        (None, _) => key.host.to_string(),
+    };
+    let is_mutual = matches!(written.mode, TlsMode::Mutual | TlsMode::IstioMutual);
+    let context = tls_pb::UpstreamTlsContext {
+        common_tls_context: Some(tls_pb::CommonTlsContext {
+            tls_certificate_provider_instance: is_mutual.then(|| instance("default")),
+            validation_context_type: Some(
+                tls_pb::common_tls_context::ValidationContextType::ValidationContext(
+                    tls_pb::CertificateValidationContext {
+                        ca_certificate_provider_instance: Some(instance("ROOTCA")),
+                        ..Default::default()
+                    },
+                ),
+            ),
+            ..Default::default()
+        }),
+        sni,
+        ..Default::default()
+    };
+    Some(core::TransportSocket {
+        name: "envoy.transport_sockets.tls".to_owned(),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(proto::any(
+            &context,
+        ))),
+    })
+}
+
+fn black_hole() -> cluster::Cluster {
+    use cluster::cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig};
+    cluster::Cluster {
+        name: BLACK_HOLE.to_owned(),
+        connect_timeout: Some(proto::duration(library::CONNECT_TIMEOUT)),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
+        eds_cluster_config: Some(EdsClusterConfig {
+            eds_config: Some(proto::ads()),
+            service_name: BLACK_HOLE.to_owned(),
+        }),
+        ..Default::default()
+    }
+}
+
+/// The one field of `envoy.config.cluster.v3.Cluster` that is encoded apart.
+#[derive(Clone, PartialEq, Message)]
+struct ClusterMetadata {
+    #[prost(message, optional, tag = "25")]
+    metadata: Option<proto::OrderedMetadata>,
+}
+
+fn plain(encoded: Encoded) -> Rendered {
+    Rendered {
+        encoded,
+        degraded: Vec::new(),
+    }
+}
+
+fn encode(name: &str, message: &impl Message) -> Encoded {
+    encoded(name, message.encode_to_vec())
+}
+
+fn encoded(name: &str, bytes: Vec<u8>) -> Encoded {
+    Encoded {
+        name: name.into(),
+        version: format!("{:016x}", xxh3_64(&bytes)).into(),
+        body: Bytes::from(bytes),
+        self_registered: false,
+        empty: false,
+    }
+}

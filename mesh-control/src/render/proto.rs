@@ -1,0 +1,167 @@
+//! Small pieces of protobuf that every rendering needs.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
+use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatcher;
+use envoy_types::pb::google::protobuf;
+use envoy_types::pb::google::protobuf::value::Kind;
+use prost::{Message, Name};
+
+/// The filter that injects faults, by name.
+pub const FAULT_FILTER: &str = "envoy.filters.http.fault";
+/// The filter at the end of every chain, by name.
+pub const ROUTER_FILTER: &str = "envoy.filters.http.router";
+
+/// A message inside an `Any`.
+pub fn any<M: Message + Name>(message: &M) -> protobuf::Any {
+    protobuf::Any {
+        type_url: M::type_url(),
+        value: message.encode_to_vec(),
+    }
+}
+
+/// A duration.
+pub fn duration(duration: Duration) -> protobuf::Duration {
+    protobuf::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+/// A number that may be absent.
+pub fn number(value: u32) -> Option<protobuf::UInt32Value> {
+    Some(protobuf::UInt32Value { value })
+}
+
+/// An address: an IP address, or a name that the client resolves.
+pub fn address(host: &str, port: u16) -> core::Address {
+    core::Address {
+        address: Some(core::address::Address::SocketAddress(core::SocketAddress {
+            address: host.to_owned(),
+            port_specifier: Some(PortSpecifier::PortValue(port.into())),
+            ..Default::default()
+        })),
+    }
+}
+
+/// An IP address and port.
+pub fn socket_address(address_and_port: SocketAddr) -> core::Address {
+    address(&address_and_port.ip().to_string(), address_and_port.port())
+}
+
+/// "By the same stream".
+pub fn ads() -> core::ConfigSource {
+    core::ConfigSource {
+        resource_api_version: core::ApiVersion::V3.into(),
+        config_source_specifier: Some(ConfigSourceSpecifier::Ads(core::AggregatedConfigSource {})),
+        ..Default::default()
+    }
+}
+
+/// An expression.
+pub fn regex(regex: &str) -> RegexMatcher {
+    RegexMatcher {
+        regex: regex.to_owned(),
+        ..Default::default()
+    }
+}
+
+/// An extension and its configuration.
+pub fn extension<M: Message + Name>(name: &str, config: &M) -> core::TypedExtensionConfig {
+    core::TypedExtensionConfig {
+        name: name.to_owned(),
+        typed_config: Some(any(config)),
+    }
+}
+
+/// The filters of a client's or server's connection manager.
+pub fn http_filters(with_faults: bool) -> Vec<hcm::HttpFilter> {
+    let filter = |name: &str, config| hcm::HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
+        ..Default::default()
+    };
+    let fault = with_faults.then(|| filter(FAULT_FILTER, any(&HttpFault::default())));
+    fault
+        .into_iter()
+        .chain([filter(ROUTER_FILTER, any(&Router::default()))])
+        .collect()
+}
+
+/// Metadata with one text under one key of one filter: maps of one entry have one encoding.
+pub fn text_metadata(filter: &str, key: &str, text: String) -> core::Metadata {
+    let value = protobuf::Value {
+        kind: Some(Kind::StringValue(text)),
+    };
+    let fields = [(key.to_owned(), value)].into();
+    core::Metadata {
+        filter_metadata: [(filter.to_owned(), protobuf::Struct { fields })].into(),
+        ..Default::default()
+    }
+}
+
+/// `envoy.config.core.v3.Metadata` with sorted maps, so that equal metadata has equal bytes.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct OrderedMetadata {
+    #[prost(btree_map = "string, message", tag = "1")]
+    filter_metadata: BTreeMap<String, OrderedStruct>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OrderedStruct {
+    #[prost(btree_map = "string, message", tag = "1")]
+    fields: BTreeMap<String, OrderedValue>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OrderedValue {
+    #[prost(oneof = "OrderedKind", tags = "3, 5, 6")]
+    kind: Option<OrderedKind>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum OrderedKind {
+    #[prost(string, tag = "3")]
+    Text(String),
+    #[prost(message, tag = "5")]
+    Struct(OrderedStruct),
+    #[prost(message, tag = "6")]
+    List(OrderedList),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OrderedList {
+    #[prost(message, repeated, tag = "1")]
+    values: Vec<OrderedValue>,
+}
+
+/// `filter_metadata["istio"].services[]` of a cluster (Istio: cluster_builder.go), in which telemetry finds
+/// the service behind it.
+pub(super) fn service_metadata(host: &str, name: &str, namespace: &str) -> OrderedMetadata {
+    let value = |kind| OrderedValue { kind: Some(kind) };
+    let text = |key: &str, text: &str| (key.to_owned(), value(OrderedKind::Text(text.to_owned())));
+    let fields = [
+        text("host", host),
+        text("name", name),
+        text("namespace", namespace),
+    ]
+    .into();
+    let service = value(OrderedKind::Struct(OrderedStruct { fields }));
+    let services = value(OrderedKind::List(OrderedList {
+        values: vec![service],
+    }));
+    let istio = OrderedStruct {
+        fields: [("services".to_owned(), services)].into(),
+    };
+    OrderedMetadata {
+        filter_metadata: [("istio".to_owned(), istio)].into(),
+    }
+}

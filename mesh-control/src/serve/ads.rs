@@ -1,0 +1,397 @@
+//! The gRPC service. One task per stream moves requests into its [`Session`] and responses out of it, one
+//! at a time and only when the client has taken the one before; it decides nothing.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use prost::Message;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tonic::server::{Grpc, NamedService, StreamingService};
+use tonic::{Request, Status, Streaming};
+
+use crate::catalog::Kind;
+use crate::serve::admission::Admission;
+use crate::serve::feed::Feed;
+use crate::serve::fleet::{Connection, Fleet};
+use crate::serve::metrics::{Metrics, short};
+use crate::serve::presence::{Presence, Workload};
+use crate::serve::push::Pace;
+use crate::serve::server::Peer;
+use crate::serve::session::{Answer, Heard, Opening, Protocol, Response, Session};
+use crate::serve::wire::AdsCodec;
+use crate::serve::{client, delta, sotw};
+
+/// A client that has opened a stream says who it is within this time.
+const FIRST_REQUEST: Duration = Duration::from_secs(15);
+/// The largest request; a list of a hundred thousand long names.
+const MAX_REQUEST: usize = 16 << 20;
+/// The largest response: one resource that is larger is an error on our side, not a reason to run the
+/// client out of memory (hazard X5).
+const MAX_RESPONSE: usize = 64 << 20;
+
+/// What all streams share.
+pub(crate) struct Shared {
+    pub(crate) feed: Feed,
+    pub(crate) presence: Presence,
+    pub(crate) fleet: Fleet,
+    pub(crate) metrics: Metrics,
+    pub(crate) admission: Mutex<Admission>,
+    pub(crate) pace: Pace,
+    pub(crate) settles_at: Instant,
+    pub(crate) max_stream_age: Option<Duration>,
+    /// Turns true when streams are to end.
+    pub(crate) stop: watch::Receiver<bool>,
+}
+
+/// One of the two methods of the service.
+trait Variant: Send + 'static {
+    type Request: Message + Default + Send + 'static;
+    const PROTOCOL: Protocol;
+    fn node(request: &Self::Request) -> Option<&Node>;
+    fn hear(session: &mut Session, request: &Self::Request, now: Instant) -> Heard;
+}
+
+struct Sotw;
+
+impl Variant for Sotw {
+    type Request = DiscoveryRequest;
+    const PROTOCOL: Protocol = Protocol::Sotw;
+
+    fn node(request: &DiscoveryRequest) -> Option<&Node> {
+        request.node.as_ref()
+    }
+
+    fn hear(session: &mut Session, request: &DiscoveryRequest, now: Instant) -> Heard {
+        sotw::on_request(session, request, now)
+    }
+}
+
+struct Delta;
+
+impl Variant for Delta {
+    type Request = DeltaDiscoveryRequest;
+    const PROTOCOL: Protocol = Protocol::Delta;
+
+    fn node(request: &DeltaDiscoveryRequest) -> Option<&Node> {
+        request.node.as_ref()
+    }
+
+    fn hear(session: &mut Session, request: &DeltaDiscoveryRequest, now: Instant) -> Heard {
+        delta::on_request(session, request, now)
+    }
+}
+
+/// The `AggregatedDiscoveryService` as a tower service.
+#[derive(Clone)]
+pub(crate) struct Ads(pub(crate) Arc<Shared>);
+
+impl NamedService for Ads {
+    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+}
+
+impl tonic::codegen::Service<http::Request<Body>> for Ads {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let shared = self.0.clone();
+        Box::pin(async move {
+            Ok(match request.uri().path().rsplit('/').next() {
+                Some("StreamAggregatedResources") => answer::<Sotw>(shared, request).await,
+                Some("DeltaAggregatedResources") => answer::<Delta>(shared, request).await,
+                _ => Status::unimplemented("no such method").into_http(),
+            })
+        })
+    }
+}
+
+async fn answer<V: Variant>(
+    shared: Arc<Shared>,
+    request: http::Request<Body>,
+) -> http::Response<Body> {
+    Grpc::new(AdsCodec::<V::Request>::default())
+        .max_decoding_message_size(MAX_REQUEST)
+        .max_encoding_message_size(MAX_RESPONSE)
+        .streaming(Method::<V>(shared, std::marker::PhantomData), request)
+        .await
+}
+
+struct Method<V>(Arc<Shared>, std::marker::PhantomData<fn() -> V>);
+
+impl<V: Variant> StreamingService<V::Request> for Method<V> {
+    type Response = Response;
+    type ResponseStream = ReceiverStream<Result<Response, Status>>;
+    type Future = std::future::Ready<Result<tonic::Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<V::Request>>) -> Self::Future {
+        let Some(peer) = request.extensions().get::<Peer>().map(|peer| peer.ip) else {
+            return std::future::ready(Err(Status::internal("a connection without an address")));
+        };
+        let admitted = {
+            let mut admission = self
+                .0
+                .admission
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            admission.admit(now())
+        };
+        let Ok(wait) = admitted else {
+            self.0.metrics.turned_away();
+            let status = Status::unavailable("too many streams began at once; try again later");
+            return std::future::ready(Err(status));
+        };
+        // One response of room: what a slow client has not taken is not made yet.
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(converse::<V>(
+            self.0.clone(),
+            peer,
+            wait,
+            request.into_inner(),
+            sender,
+        ));
+        std::future::ready(Ok(tonic::Response::new(ReceiverStream::new(receiver))))
+    }
+}
+
+type Sender = mpsc::Sender<Result<Response, Status>>;
+
+/// The life of one stream. It ends when the client goes, when the connection breaks (both ends of the
+/// channels then close), by age, or when the server stops.
+async fn converse<V: Variant>(
+    shared: Arc<Shared>,
+    peer: IpAddr,
+    wait: Duration,
+    mut requests: Streaming<V::Request>,
+    sender: Sender,
+) {
+    let mut stop = shared.stop.clone();
+    let first = async {
+        tokio::time::sleep(wait).await;
+        tokio::time::timeout(FIRST_REQUEST, requests.message()).await
+    };
+    let first = tokio::select! {
+        first = first => first,
+        _ = stop.wait_for(|stop| *stop) => return,
+        () = sender.closed() => return,
+    };
+    let request = match first {
+        Ok(Ok(Some(request))) => request,
+        Ok(Ok(None)) => return,
+        Ok(Err(status)) => return fail(&sender, status).await,
+        Err(_) => {
+            return fail(
+                &sender,
+                Status::deadline_exceeded("no request on this stream"),
+            )
+            .await;
+        }
+    };
+    let anonymous = Node::default();
+    let node = V::node(&request).unwrap_or(&anonymous);
+    let opening = Opening {
+        client: client::read(node, peer),
+        catalog: shared.feed.latest(),
+        pace: shared.pace,
+        settles_at: shared.settles_at,
+        tag: fastrand::u32(..),
+    };
+    let session = Session::new(V::PROTOCOL, opening, now());
+    let stay = Stay {
+        connection: shared.fleet.enter(session, &user_agent(node)),
+        shared: &shared,
+    };
+    shared.metrics.stream_opened();
+    tracing::debug!(node = node.id, %peer, protocol = ?V::PROTOCOL, "stream opened");
+    let end = exchange::<V>(&stay, request, &mut requests, &sender, stop).await;
+    tracing::debug!(node = &*stay.connection.session().client().node_id, end = ?end, "stream ended");
+    drop(stay);
+    if let Err(status) = end {
+        fail(&sender, status).await;
+    }
+}
+
+async fn fail(sender: &Sender, status: Status) {
+    // The client may be gone: then there is nobody to tell.
+    let _ = sender.send(Err(status)).await;
+}
+
+/// A stream's presence in the fleet, and its end in every case.
+struct Stay<'a> {
+    connection: Arc<Connection>,
+    shared: &'a Arc<Shared>,
+}
+
+impl Drop for Stay<'_> {
+    fn drop(&mut self) {
+        self.shared.fleet.exit(self.connection.id);
+        self.shared.presence.lose(self.connection.id, now());
+    }
+}
+
+/// Why a stream ended, if not with an error.
+#[derive(Debug)]
+enum End {
+    ClientLeft,
+    Age,
+    Stop,
+}
+
+async fn exchange<V: Variant>(
+    stay: &Stay<'_>,
+    first: V::Request,
+    requests: &mut Streaming<V::Request>,
+    sender: &Sender,
+    mut stop: watch::Receiver<bool>,
+) -> Result<End, Status> {
+    let shared = stay.shared;
+    let mut pulse = shared.feed.pulse();
+    pulse.mark_changed();
+    let age = shared
+        .max_stream_age
+        .map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()));
+    let mut old = std::pin::pin!(tokio::time::sleep(age.unwrap_or(FAR)));
+    stay.hear::<V>(&first)?;
+    let mut room = None;
+    loop {
+        let wake = {
+            let mut session = stay.connection.session();
+            match room.take() {
+                Some(permit) => match session.next(now()) {
+                    Some(response) => {
+                        shared.metrics.pushed(
+                            response.kind,
+                            response.resources.iter().map(|one| one.body.len()).sum(),
+                        );
+                        mpsc::Permit::send(permit, Ok(response));
+                        continue;
+                    }
+                    None => {
+                        room = Some(permit);
+                        session.wakes_at(now())
+                    }
+                },
+                None => None,
+            }
+        };
+        tokio::select! {
+            permit = sender.reserve(), if room.is_none() => match permit {
+                Ok(permit) => room = Some(permit),
+                Err(_) => return Ok(End::ClientLeft),
+            },
+            request = requests.message() => match request? {
+                Some(request) => stay.hear::<V>(&request)?,
+                None => return Ok(End::ClientLeft),
+            },
+            changed = pulse.changed() => match changed {
+                Ok(()) => stay.refresh(),
+                Err(_) => return Ok(End::Stop),
+            },
+            () = sleep_until(wake), if wake.is_some() => {}
+            () = sender.closed() => return Ok(End::ClientLeft),
+            () = &mut old, if age.is_some() => return Ok(End::Age),
+            _ = stop.wait_for(|stop| *stop) => return Ok(End::Stop),
+        }
+    }
+}
+
+impl Stay<'_> {
+    fn hear<V: Variant>(&self, request: &V::Request) -> Result<(), Status> {
+        let heard = V::hear(&mut self.connection.session(), request, now());
+        match &heard.answer {
+            Some(Answer::Ack(kind)) => self.shared.metrics.acked(*kind),
+            Some(Answer::Nack(kind, text)) => self.refused(*kind, text),
+            None => {}
+        }
+        if let Some(time) = heard.converged {
+            self.shared.metrics.converged(time);
+        }
+        if heard.overfull {
+            return Err(Status::resource_exhausted(
+                "this stream asks for too many names",
+            ));
+        }
+        self.attend(&heard);
+        Ok(())
+    }
+
+    fn refused(&self, kind: Kind, text: &str) {
+        self.shared.metrics.nacked(kind);
+        let text: String = text.chars().take(300).collect();
+        let session = self.connection.session();
+        tracing::warn!(
+            node = &*session.client().node_id,
+            kind = short(kind),
+            text,
+            "client refused a response"
+        );
+    }
+
+    /// Tells the registry who came and went, and takes the catalog that knows of it: the answer to the
+    /// request must not be older than the registration.
+    fn attend(&self, heard: &Heard) {
+        if heard.joined.is_empty() && heard.left.is_empty() {
+            return;
+        }
+        let client = self.connection.session().client().clone();
+        let workloads = |names: &[Arc<str>]| -> Vec<Workload> {
+            names
+                .iter()
+                .filter_map(|name| Workload::announced(&client, name))
+                .collect()
+        };
+        for workload in workloads(&heard.left) {
+            self.shared
+                .presence
+                .leave(self.connection.id, &workload.key());
+        }
+        for workload in workloads(&heard.joined) {
+            self.shared.presence.join(self.connection.id, workload);
+        }
+        self.refresh();
+    }
+
+    fn refresh(&self) {
+        self.connection
+            .session()
+            .on_catalog(self.shared.feed.latest(), now());
+    }
+}
+
+/// Long enough to be never, short enough for the timer.
+const FAR: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The runtime's clock: tests stop and turn it.
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+fn user_agent(node: &Node) -> String {
+    use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
+    match &node.user_agent_version_type {
+        Some(UserAgentVersionType::UserAgentVersion(version)) => {
+            format!("{} {version}", node.user_agent_name)
+        }
+        _ => node.user_agent_name.clone(),
+    }
+}

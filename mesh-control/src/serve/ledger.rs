@@ -1,0 +1,804 @@
+//! What one stream asked for, was told and confirmed, for one kind of resource.
+//!
+//! A ledger holds names and versions, never queued responses: the sets say *that* a name has to be sent,
+//! and the resource itself is looked up in the newest catalog at the moment of sending. A slow client
+//! therefore costs a few sets of names, skips every version it had no time for, and never holds up the
+//! publisher (xDS server rule 13).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::catalog::{Catalog, Client, Encoded, Kind};
+
+/// The catalog as one client sees it now.
+pub(crate) struct View<'a> {
+    pub(crate) catalog: &'a dyn Catalog,
+    pub(crate) client: &'a Client,
+    /// Workloads had the time to register themselves again after the start of mesh-control.
+    pub(crate) settled: bool,
+}
+
+impl View<'_> {
+    fn find(&self, kind: Kind, name: &str) -> Option<Encoded> {
+        self.catalog.resource(self.client, kind, name)
+    }
+}
+
+/// What the client was last told about a name.
+#[derive(Clone, Debug)]
+enum Told {
+    /// Nothing yet.
+    Nothing,
+    /// That it does not exist.
+    Absent,
+    /// On another stream; the version where the client says which (`initial_resource_versions`).
+    Cached(Option<Arc<str>>),
+    /// On this stream.
+    Sent(Arc<str>),
+}
+
+impl Told {
+    fn version(&self) -> Option<&Arc<str>> {
+        match self {
+            Told::Nothing | Told::Absent | Told::Cached(None) => None,
+            Told::Cached(Some(version)) | Told::Sent(version) => Some(version),
+        }
+    }
+
+    fn is_held(&self) -> bool {
+        matches!(self, Told::Cached(_) | Told::Sent(_))
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    /// Asked for by name, rather than by the wildcard.
+    explicit: bool,
+    told: Told,
+    /// Owed an answer, whatever its version.
+    asked: bool,
+    /// To be pushed once more although its version is unchanged.
+    again: bool,
+    /// A list that came too late to count was without it: the client has dropped it in between.
+    forgotten: bool,
+}
+
+impl Entry {
+    fn new(explicit: bool, told: Told) -> Entry {
+        Entry {
+            explicit,
+            told,
+            asked: false,
+            again: false,
+            forgotten: false,
+        }
+    }
+}
+
+/// What has to happen for a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Duty {
+    Nothing,
+    Send,
+    Withdraw,
+    /// Wait until mesh-control has settled.
+    Hold,
+}
+
+fn duty(entry: &Entry, found: Option<&Encoded>, settled: bool) -> Duty {
+    let Some(found) = found else {
+        return if entry.told.is_held() {
+            Duty::Withdraw
+        } else {
+            Duty::Nothing
+        };
+    };
+    if entry.told.version() == Some(&found.version) {
+        return if entry.again {
+            Duty::Send
+        } else {
+            Duty::Nothing
+        };
+    }
+    // After a start the registry fills up again as workloads come back. What a client brought along may
+    // not shrink meanwhile; one that has nothing is served as soon as there is an endpoint.
+    let incomplete = match entry.told {
+        Told::Cached(_) => true,
+        Told::Nothing | Told::Absent => found.empty,
+        Told::Sent(_) => false,
+    };
+    if found.self_registered && !settled && incomplete {
+        Duty::Hold
+    } else {
+        Duty::Send
+    }
+}
+
+/// The names for which something has to happen; each is in one set at most.
+#[derive(Debug, Default)]
+struct Sets {
+    owed: BTreeSet<Arc<str>>,
+    changed: BTreeSet<Arc<str>>,
+    leaving: BTreeSet<Arc<str>>,
+    settling: BTreeSet<Arc<str>>,
+}
+
+impl Sets {
+    fn of(&mut self, duty: Duty, asked: bool) -> Option<&mut BTreeSet<Arc<str>>> {
+        match duty {
+            Duty::Hold => Some(&mut self.settling),
+            Duty::Withdraw => Some(&mut self.leaving),
+            Duty::Nothing | Duty::Send if asked => Some(&mut self.owed),
+            Duty::Send => Some(&mut self.changed),
+            Duty::Nothing => None,
+        }
+    }
+
+    fn remove(&mut self, name: &str) {
+        for set in [
+            &mut self.owed,
+            &mut self.changed,
+            &mut self.leaving,
+            &mut self.settling,
+        ] {
+            set.remove(name);
+        }
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        [&self.owed, &self.changed, &self.leaving, &self.settling]
+            .iter()
+            .any(|set| set.contains(name))
+    }
+
+    fn len(&self) -> usize {
+        self.owed.len() + self.changed.len() + self.leaving.len() + self.settling.len()
+    }
+
+    fn clear(&mut self) {
+        *self = Sets::default();
+    }
+}
+
+/// A response that the client has not answered.
+#[derive(Debug)]
+struct Flight {
+    nonce: u64,
+    version: String,
+    names: Vec<Arc<str>>,
+    sent_at: Instant,
+}
+
+/// The last refusal of a kind.
+#[derive(Clone, Debug)]
+pub(crate) struct Nack {
+    pub(crate) at: Instant,
+    pub(crate) text: String,
+    /// The resources that the text names, or else all of the refused response.
+    pub(crate) names: Vec<Arc<str>>,
+}
+
+/// Which sets a response may draw from, besides the answers that are owed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Scope {
+    pub(crate) pushes: bool,
+    pub(crate) removals: bool,
+}
+
+/// The content of one response.
+#[derive(Debug, Default)]
+pub(crate) struct Parcel {
+    pub(crate) resources: Vec<Encoded>,
+    pub(crate) absent: Vec<Arc<str>>,
+}
+
+impl Parcel {
+    fn is_empty(&self) -> bool {
+        self.resources.is_empty() && self.absent.is_empty()
+    }
+}
+
+/// How many unanswered responses are remembered, so that a refusal can be put down to its resources.
+const FLIGHTS: usize = 8;
+/// How many names of a refused response are remembered.
+const NACK_NAMES: usize = 64;
+/// How many bytes of a refusal's text are remembered.
+const NACK_TEXT: usize = 2048;
+/// How many bytes of names one stream may subscribe to per kind, 64 bytes of bookkeeping each included.
+const NAME_BYTES: usize = 16 << 20;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    kind: Kind,
+    whole: bool,
+    window: usize,
+    entries: BTreeMap<Arc<str>, Entry>,
+    /// What was sent, where a later response has to repeat it.
+    bodies: BTreeMap<Arc<str>, Bytes>,
+    name_bytes: usize,
+    opened: bool,
+    wildcard: bool,
+    /// A wildcard's first answer is owed even if it is empty.
+    greeting: bool,
+    sets: Sets,
+    flights: VecDeque<Flight>,
+    nonce: u64,
+    nack: Option<Nack>,
+    /// What the client refused and has not accepted since.
+    refused: BTreeSet<Arc<str>>,
+    sent_version: String,
+    acked_version: String,
+    acked_at: Option<Instant>,
+    pushes: u64,
+    nacks: u64,
+}
+
+impl Ledger {
+    /// `whole`: every response of this kind repeats the whole subscribed set, since what is left out
+    /// counts as deleted. `window`: how many responses may be unanswered while requests are answered.
+    pub(crate) fn new(kind: Kind, whole: bool, window: usize) -> Ledger {
+        Ledger {
+            kind,
+            whole,
+            window,
+            entries: BTreeMap::new(),
+            bodies: BTreeMap::new(),
+            name_bytes: 0,
+            opened: false,
+            wildcard: false,
+            greeting: false,
+            sets: Sets::default(),
+            flights: VecDeque::new(),
+            nonce: 0,
+            nack: None,
+            refused: BTreeSet::new(),
+            sent_version: String::new(),
+            acked_version: String::new(),
+            acked_at: None,
+            pushes: 0,
+            nacks: 0,
+        }
+    }
+
+    /// Notes a request of this kind; whether it is the first one of the stream.
+    pub(crate) fn open(&mut self) -> bool {
+        !mem::replace(&mut self.opened, true)
+    }
+
+    /// Subscribes to a name, which is thereby owed an answer even if the client was told before: it may
+    /// have forgotten. Whether the name is new.
+    pub(crate) fn subscribe(&mut self, name: &str, view: &View<'_>) -> bool {
+        self.enter(name, Told::Nothing, true, view)
+    }
+
+    /// Subscribes to a name that the client holds from another stream: with the version it tells, only a
+    /// difference is sent; without one, the name is owed an answer.
+    pub(crate) fn resume(&mut self, name: &str, version: Option<&str>, view: &View<'_>) -> bool {
+        self.enter(
+            name,
+            Told::Cached(version.map(Arc::from)),
+            version.is_none(),
+            view,
+        )
+    }
+
+    /// Remembers what a wildcard client holds without having asked for it by name.
+    pub(crate) fn inherit(&mut self, name: &str, version: &str, view: &View<'_>) {
+        if self.entries.contains_key(name) {
+            return;
+        }
+        let (name, found) = intern(name, self.kind, view);
+        self.name_bytes += weight(&name);
+        let told = Told::Cached(Some(Arc::from(version)));
+        self.entries.insert(name.clone(), Entry::new(false, told));
+        self.place(&name, found.as_ref(), false, view.settled);
+    }
+
+    /// Notes a whole list that does not count, because its nonce is stale. It does not change the
+    /// subscription; but what it leaves out the client has dropped, and if the next list that counts has it
+    /// again, it must be sent again.
+    pub(crate) fn doubt(&mut self, names: &BTreeSet<&str>) {
+        for (name, entry) in &mut self.entries {
+            entry.forgotten |= entry.explicit && !names.contains(&**name);
+        }
+    }
+
+    /// The client may have dropped the name since it was told. Asking clears it.
+    pub(crate) fn take_forgotten(&mut self, name: &str) -> bool {
+        self.entries
+            .get_mut(name)
+            .is_some_and(|entry| mem::take(&mut entry.forgotten))
+    }
+
+    fn enter(&mut self, name: &str, told: Told, owed: bool, view: &View<'_>) -> bool {
+        let (name, found) = intern(name, self.kind, view);
+        let is_new = match self.entries.get_mut(&name) {
+            Some(entry) => !mem::replace(&mut entry.explicit, true),
+            None => {
+                self.name_bytes += weight(&name);
+                self.entries.insert(name.clone(), Entry::new(true, told));
+                true
+            }
+        };
+        self.place(&name, found.as_ref(), owed, view.settled);
+        is_new
+    }
+
+    /// Gives up a name. Under a wildcard it stays, and is owed an answer: the client has just forgotten
+    /// it (xDS protocol, "unsubscribing from resources").
+    pub(crate) fn unsubscribe(&mut self, name: &str, view: &View<'_>) -> bool {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return false;
+        };
+        let was_explicit = mem::replace(&mut entry.explicit, false);
+        if self.wildcard
+            && view
+                .catalog
+                .everything(view.client, self.kind)
+                .iter()
+                .any(|one| &**one == name)
+        {
+            let (name, found) = intern(name, self.kind, view);
+            self.place(&name, found.as_ref(), true, view.settled);
+        } else {
+            self.forget(name);
+        }
+        was_explicit
+    }
+
+    /// Switches the wildcard on or off.
+    pub(crate) fn set_wildcard(&mut self, on: bool, view: &View<'_>) {
+        if self.wildcard == on {
+            return;
+        }
+        self.wildcard = on;
+        self.greeting = on;
+        if on {
+            self.expand(view);
+        } else {
+            let implicit: Vec<_> = self
+                .entries
+                .iter()
+                .filter(|(_, entry)| !entry.explicit)
+                .map(|(name, _)| name.clone())
+                .collect();
+            implicit.iter().for_each(|name| self.forget(name));
+        }
+    }
+
+    fn expand(&mut self, view: &View<'_>) {
+        for name in view.catalog.everything(view.client, self.kind) {
+            if !self.entries.contains_key(&name) {
+                self.name_bytes += weight(&name);
+                self.entries
+                    .insert(name.clone(), Entry::new(false, Told::Nothing));
+                let found = view.find(self.kind, &name);
+                self.place(&name, found.as_ref(), false, view.settled);
+            }
+        }
+    }
+
+    fn forget(&mut self, name: &str) {
+        if let Some((name, _)) = self.entries.remove_entry(name) {
+            self.name_bytes = self.name_bytes.saturating_sub(weight(&name));
+        }
+        self.sets.remove(name);
+        self.bodies.remove(name);
+        // A refusal of resources that the client no longer wants is settled.
+        self.refused.remove(name);
+    }
+
+    /// Compares everything with a new catalog. Whether something came up for removal that was not before.
+    pub(crate) fn compare(&mut self, view: &View<'_>) -> bool {
+        let left = mem::take(&mut self.sets.leaving);
+        self.sets.clear();
+        for (name, entry) in &self.entries {
+            let found = view.find(self.kind, name);
+            if let Some(set) = self
+                .sets
+                .of(duty(entry, found.as_ref(), view.settled), entry.asked)
+            {
+                set.insert(name.clone());
+            }
+        }
+        if self.wildcard {
+            self.expand(view);
+        }
+        self.sets.leaving.iter().any(|name| !left.contains(name))
+    }
+
+    fn place(&mut self, name: &Arc<str>, found: Option<&Encoded>, owed: bool, settled: bool) {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return;
+        };
+        entry.asked |= owed;
+        self.sets.remove(name);
+        if let Some(set) = self.sets.of(duty(entry, found, settled), entry.asked) {
+            set.insert(name.clone());
+        }
+    }
+
+    /// Has these names sent once more, in push order, if the client has them from this stream.
+    pub(crate) fn repeat<'a>(&mut self, names: impl Iterator<Item = &'a Arc<str>>) {
+        for name in names {
+            if let Some(entry) = self.entries.get_mut(name)
+                && matches!(entry.told, Told::Sent(_))
+                && !self.sets.leaving.contains(name)
+            {
+                entry.again = true;
+                self.sets.changed.insert(name.clone());
+            }
+        }
+    }
+
+    /// The client waits for an answer that can be given now.
+    pub(crate) fn has_answers(&self, removals: bool) -> bool {
+        (self.greeting || !self.sets.owed.is_empty()) && (removals || !self.is_blind())
+    }
+
+    /// A whole-set response cannot be put together: it would have to repeat a resource that the client
+    /// has from another stream and that no longer exists, and leaving it out would delete it.
+    fn is_blind(&self) -> bool {
+        self.whole
+            && self.kind != Kind::Listener
+            && self
+                .sets
+                .leaving
+                .iter()
+                .filter_map(|name| self.entries.get(name))
+                .any(|entry| matches!(entry.told, Told::Cached(_)))
+    }
+
+    /// There is something to push. A listener that disappeared counts: nothing refers to a listener, so
+    /// its removal need not wait for anything.
+    pub(crate) fn has_pushes(&self, removals: bool) -> bool {
+        let listener_left = self.kind == Kind::Listener && !self.sets.leaving.is_empty();
+        (!self.sets.changed.is_empty() || listener_left) && (removals || !self.is_blind())
+    }
+
+    /// There is something to remove, once the gate is open.
+    pub(crate) fn has_removals(&self) -> bool {
+        self.held() > 0
+    }
+
+    /// How much there is to remove, once the gate is open.
+    pub(crate) fn held(&self) -> usize {
+        if self.kind == Kind::Listener {
+            0
+        } else {
+            self.sets.leaving.len()
+        }
+    }
+
+    /// Something waits until mesh-control has settled.
+    pub(crate) fn is_settling(&self) -> bool {
+        !self.sets.settling.is_empty()
+    }
+
+    /// Another answer may be sent although earlier ones are unanswered.
+    pub(crate) fn has_window(&self, now: Instant, grace: Duration) -> bool {
+        self.flights.len() < self.window || self.unanswered().is_none_or(|at| at + grace <= now)
+    }
+
+    /// When the newest unanswered response was sent.
+    pub(crate) fn unanswered(&self) -> Option<Instant> {
+        self.flights.back().map(|flight| flight.sent_at)
+    }
+
+    /// The present refusal of this kind: the client has accepted nothing since.
+    pub(crate) fn refusal(&self) -> Option<&Nack> {
+        self.nack.as_ref().filter(|_| !self.refused.is_empty())
+    }
+
+    /// The client works with an older version of something that still exists.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused
+            .iter()
+            .any(|name| !self.sets.leaving.contains(name))
+    }
+
+    /// Takes the next response out of the sets, about `limit` bytes of it where it may be divided.
+    pub(crate) fn compose(
+        &mut self,
+        scope: Scope,
+        limit: usize,
+        view: &View<'_>,
+    ) -> Option<Parcel> {
+        let removals = scope.removals || self.kind == Kind::Listener;
+        let parcel = match self.whole {
+            true => self.compose_whole(Scope { removals, ..scope }, view),
+            false => self.compose_part(Scope { removals, ..scope }, limit, view),
+        };
+        let greeting = mem::take(&mut self.greeting);
+        (greeting || !parcel.is_empty()).then_some(parcel)
+    }
+
+    fn compose_part(&mut self, scope: Scope, limit: usize, view: &View<'_>) -> Parcel {
+        let mut parcel = Parcel::default();
+        let mut bytes = 0;
+        while bytes < limit {
+            let next = self.sets.owed.pop_first();
+            let next = next.or_else(|| {
+                if scope.pushes || self.greeting {
+                    self.sets.changed.pop_first()
+                } else {
+                    None
+                }
+            });
+            let Some(name) = next else { break };
+            bytes += self.give(name, view, &mut parcel);
+        }
+        while scope.removals && bytes < limit {
+            let Some(name) = self.sets.leaving.pop_first() else {
+                break;
+            };
+            bytes += name.len();
+            self.withdraw(name, &mut parcel);
+        }
+        parcel
+    }
+
+    fn compose_whole(&mut self, scope: Scope, view: &View<'_>) -> Parcel {
+        let mut parcel = Parcel::default();
+        let owed = mem::take(&mut self.sets.owed);
+        let pushed = if scope.pushes || self.greeting {
+            mem::take(&mut self.sets.changed)
+        } else {
+            BTreeSet::new()
+        };
+        let removed = if scope.removals {
+            mem::take(&mut self.sets.leaving)
+        } else {
+            BTreeSet::new()
+        };
+        for name in self.entries.keys().cloned().collect::<Vec<_>>() {
+            if removed.contains(&name) {
+                self.withdraw(name, &mut parcel);
+            } else if owed.contains(&name) || pushed.contains(&name) {
+                self.give(name, view, &mut parcel);
+            } else if let Some(entry) = self.entries.get(&name) {
+                match (&entry.told, self.bodies.get(&name)) {
+                    (Told::Sent(version), Some(body)) => parcel.resources.push(Encoded {
+                        name,
+                        version: version.clone(),
+                        body: body.clone(),
+                        self_registered: false,
+                        empty: false,
+                    }),
+                    (Told::Absent, _) => parcel.absent.push(name),
+                    _ => {}
+                }
+            }
+        }
+        parcel
+    }
+
+    fn give(&mut self, name: Arc<str>, view: &View<'_>, parcel: &mut Parcel) -> usize {
+        let Some(entry) = self.entries.get_mut(&name) else {
+            return 0;
+        };
+        entry.asked = false;
+        entry.again = false;
+        match view.find(self.kind, &name) {
+            Some(found) => {
+                entry.told = Told::Sent(found.version.clone());
+                if self.whole {
+                    self.bodies.insert(name.clone(), found.body.clone());
+                }
+                let bytes = found.body.len() + name.len();
+                parcel.resources.push(found);
+                bytes
+            }
+            None => {
+                self.withdraw(name, parcel);
+                0
+            }
+        }
+    }
+
+    fn withdraw(&mut self, name: Arc<str>, parcel: &mut Parcel) {
+        self.bodies.remove(&name);
+        match self.entries.get_mut(&name) {
+            Some(entry) if entry.explicit => {
+                entry.told = Told::Absent;
+                entry.asked = false;
+            }
+            Some(_) => self.forget(&name),
+            None => return,
+        }
+        parcel.absent.push(name);
+    }
+
+    /// Notes a response as sent and returns its nonce: nonces of a kind only grow.
+    pub(crate) fn launch(&mut self, parcel: &Parcel, now: Instant) -> (u64, String) {
+        self.nonce += 1;
+        self.pushes += 1;
+        if self.flights.len() >= FLIGHTS {
+            self.flights.pop_front();
+        }
+        let version = self.fingerprint();
+        let names = parcel
+            .resources
+            .iter()
+            .map(|resource| resource.name.clone())
+            .chain(parcel.absent.iter().cloned());
+        self.flights.push_back(Flight {
+            nonce: self.nonce,
+            version: version.clone(),
+            names: names.collect(),
+            sent_at: now,
+        });
+        self.sent_version.clone_from(&version);
+        (self.nonce, version)
+    }
+
+    /// One version for all that the client was told: a hash over names and content versions, and so the
+    /// same on every replica and after every restart.
+    fn fingerprint(&self) -> String {
+        let mut hash = Xxh3::new();
+        for (name, entry) in &self.entries {
+            if let Some(version) = entry.told.version() {
+                hash.update(name.as_bytes());
+                hash.update(&[0]);
+                hash.update(version.as_bytes());
+                hash.update(&[0]);
+            }
+        }
+        format!("{:016x}", hash.digest())
+    }
+
+    /// The number of the last response, 0 before the first one.
+    pub(crate) fn last_nonce(&self) -> u64 {
+        self.nonce
+    }
+
+    /// The client accepted a response. Whether that response was still unanswered.
+    pub(crate) fn accept(&mut self, nonce: u64, now: Instant) -> bool {
+        let Some(flight) = self.land(nonce) else {
+            return false;
+        };
+        self.acked_version = flight.version;
+        self.acked_at = Some(now);
+        if flight.names.iter().any(|name| self.refused.contains(name)) {
+            self.refused.clear();
+        }
+        true
+    }
+
+    /// The client refused a response. Whether that response was still unanswered.
+    pub(crate) fn refuse(&mut self, nonce: u64, text: &str, now: Instant) -> bool {
+        let Some(flight) = self.land(nonce) else {
+            return false;
+        };
+        let mut names = flight.names;
+        if names.iter().any(|name| text.contains(&**name)) {
+            names.retain(|name| text.contains(&**name));
+        }
+        names.truncate(NACK_NAMES);
+        self.refused.extend(
+            names
+                .iter()
+                .filter(|name| self.entries.contains_key(*name))
+                .cloned(),
+        );
+        let end = (0..=NACK_TEXT.min(text.len()))
+            .rev()
+            .find(|at| text.is_char_boundary(*at))
+            .unwrap_or(0);
+        self.nack = Some(Nack {
+            at: now,
+            text: text[..end].to_owned(),
+            names,
+        });
+        self.nacks += 1;
+        true
+    }
+
+    fn land(&mut self, nonce: u64) -> Option<Flight> {
+        let at = self
+            .flights
+            .iter()
+            .position(|flight| flight.nonce == nonce)?;
+        self.flights.remove(at)
+    }
+
+    /// More names than one stream may have.
+    pub(crate) fn is_overfull(&self) -> bool {
+        self.name_bytes > NAME_BYTES
+    }
+
+    /// Everything is asked for.
+    pub(crate) fn is_wildcard(&self) -> bool {
+        self.wildcard
+    }
+
+    /// The name is asked for by itself.
+    pub(crate) fn is_subscribed(&self, name: &str) -> bool {
+        self.entries.get(name).is_some_and(|entry| entry.explicit)
+    }
+
+    /// The names asked for one by one.
+    pub(crate) fn explicit(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.entries
+            .iter()
+            .filter(|(_, entry)| entry.explicit)
+            .map(|(name, _)| name)
+    }
+
+    /// What there is to say about this kind in a status report.
+    pub(crate) fn report(&self) -> Report {
+        Report {
+            kind: self.kind,
+            wildcard: self.wildcard,
+            names: self
+                .entries
+                .iter()
+                .map(|(name, entry)| NameReport {
+                    name: name.clone(),
+                    version: entry.told.version().cloned(),
+                    absent: matches!(entry.told, Told::Absent),
+                    pending: self.sets.contains(name),
+                    refused: self.refused.contains(name),
+                })
+                .collect(),
+            sent_version: self.sent_version.clone(),
+            acked_version: self.acked_version.clone(),
+            acked_at: self.acked_at,
+            pending_since: self.flights.front().map(|flight| flight.sent_at),
+            unsent: self.sets.len(),
+            settling: self.sets.settling.len(),
+            nack: self.nack.clone(),
+            refused: !self.refused.is_empty(),
+            pushes: self.pushes,
+            nacks: self.nacks,
+        }
+    }
+}
+
+/// One kind of one stream, for status.
+#[derive(Clone, Debug)]
+pub(crate) struct Report {
+    pub(crate) kind: Kind,
+    pub(crate) wildcard: bool,
+    pub(crate) names: Vec<NameReport>,
+    pub(crate) sent_version: String,
+    pub(crate) acked_version: String,
+    pub(crate) acked_at: Option<Instant>,
+    pub(crate) pending_since: Option<Instant>,
+    pub(crate) unsent: usize,
+    pub(crate) settling: usize,
+    pub(crate) nack: Option<Nack>,
+    pub(crate) refused: bool,
+    pub(crate) pushes: u64,
+    pub(crate) nacks: u64,
+}
+
+/// One name of one stream, for status.
+#[derive(Clone, Debug)]
+pub(crate) struct NameReport {
+    pub(crate) name: Arc<str>,
+    pub(crate) version: Option<Arc<str>>,
+    pub(crate) absent: bool,
+    pub(crate) pending: bool,
+    pub(crate) refused: bool,
+}
+
+/// The catalog's own copy of a name where it has one, so that 200 streams share it.
+fn intern(name: &str, kind: Kind, view: &View<'_>) -> (Arc<str>, Option<Encoded>) {
+    let found = view.find(kind, name);
+    let name = match &found {
+        Some(found) if &*found.name == name => found.name.clone(),
+        _ => Arc::from(name),
+    };
+    (name, found)
+}
+
+fn weight(name: &str) -> usize {
+    name.len() + 64
+}

@@ -1,0 +1,199 @@
+//! Counters of the ADS server, under Istiod's names where it has one, as Prometheus text.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::catalog::Kind;
+
+/// Upper bounds of the convergence histogram, in seconds: Istiod's.
+const BOUNDS: [f64; 10] = [0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0];
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub(crate) struct Metrics {
+    pushes: [AtomicU64; 4],
+    acks: [AtomicU64; 4],
+    nacks: [AtomicU64; 4],
+    pushed_bytes: AtomicU64,
+    streams: AtomicU64,
+    turned_away: AtomicU64,
+    convergence: [AtomicU64; BOUNDS.len()],
+    convergence_count: AtomicU64,
+    convergence_micros: AtomicU64,
+}
+
+impl Metrics {
+    pub(crate) fn pushed(&self, kind: Kind, bytes: usize) {
+        add(&self.pushes[kind as usize], 1);
+        add(&self.pushed_bytes, bytes as u64);
+    }
+
+    pub(crate) fn acked(&self, kind: Kind) {
+        add(&self.acks[kind as usize], 1);
+    }
+
+    pub(crate) fn nacked(&self, kind: Kind) {
+        add(&self.nacks[kind as usize], 1);
+    }
+
+    pub(crate) fn stream_opened(&self) {
+        add(&self.streams, 1);
+    }
+
+    pub(crate) fn turned_away(&self) {
+        add(&self.turned_away, 1);
+    }
+
+    /// A client has all that a change brought, this long after it.
+    pub(crate) fn converged(&self, time: Duration) {
+        let seconds = time.as_secs_f64();
+        for (bound, bucket) in BOUNDS.iter().zip(&self.convergence) {
+            if seconds <= *bound {
+                add(bucket, 1);
+            }
+        }
+        add(&self.convergence_count, 1);
+        add(
+            &self.convergence_micros,
+            u64::try_from(time.as_micros()).unwrap_or(u64::MAX),
+        );
+    }
+
+    /// Appends the text form.
+    pub(crate) fn write(&self, out: &mut String) {
+        family(
+            out,
+            "pilot_xds_pushes",
+            "counter",
+            "Responses sent, by type.",
+        );
+        per_kind(out, "pilot_xds_pushes", &self.pushes);
+        family(
+            out,
+            "mesh_xds_acks_total",
+            "counter",
+            "Responses that clients accepted, by type.",
+        );
+        per_kind(out, "mesh_xds_acks_total", &self.acks);
+        family(
+            out,
+            "mesh_xds_rejects_total",
+            "counter",
+            "Responses that clients refused, by type.",
+        );
+        per_kind(out, "mesh_xds_rejects_total", &self.nacks);
+        let rejects: u64 = self.nacks.iter().map(get).sum();
+        single(
+            out,
+            "pilot_total_xds_rejects",
+            "counter",
+            "Responses that clients refused.",
+            rejects,
+        );
+        single(
+            out,
+            "mesh_xds_sent_bytes_total",
+            "counter",
+            "Bytes of resources sent.",
+            get(&self.pushed_bytes),
+        );
+        single(
+            out,
+            "mesh_xds_streams_total",
+            "counter",
+            "Streams opened since the start.",
+            get(&self.streams),
+        );
+        let crowded = get(&self.turned_away);
+        single(
+            out,
+            "mesh_xds_turned_away_total",
+            "counter",
+            "Streams refused because too many began at once.",
+            crowded,
+        );
+
+        let name = "pilot_proxy_convergence_time";
+        family(
+            out,
+            name,
+            "histogram",
+            "Seconds from a change to the moment when a client has accepted all of it.",
+        );
+        for (bound, bucket) in BOUNDS.iter().zip(&self.convergence) {
+            let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {}", get(bucket));
+        }
+        let count = get(&self.convergence_count);
+        let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {count}");
+        let _ = writeln!(
+            out,
+            "{name}_sum {}",
+            Duration::from_micros(get(&self.convergence_micros)).as_secs_f64()
+        );
+        let _ = writeln!(out, "{name}_count {count}");
+    }
+}
+
+/// Istiod's short name of a kind.
+pub(crate) fn short(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Cluster => "cds",
+        Kind::Endpoints => "eds",
+        Kind::Listener => "lds",
+        Kind::Route => "rds",
+    }
+}
+
+/// Starts a metric family.
+pub(crate) fn family(out: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+/// A family of one number.
+pub(crate) fn single(out: &mut String, name: &str, kind: &str, help: &str, value: u64) {
+    family(out, name, kind, help);
+    let _ = writeln!(out, "{name} {value}");
+}
+
+fn per_kind(out: &mut String, name: &str, values: &[AtomicU64; 4]) {
+    for (kind, value) in Kind::ALL.into_iter().zip(values) {
+        let _ = writeln!(out, "{name}{{type=\"{}\"}} {}", short(kind), get(value));
+    }
+}
+
+fn add(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_has_a_line_per_type_and_cumulative_buckets() {
+        let metrics = Metrics::default();
+        metrics.pushed(Kind::Endpoints, 10);
+        metrics.nacked(Kind::Route);
+        metrics.converged(Duration::from_millis(400));
+        let mut text = String::new();
+        metrics.write(&mut text);
+        for line in [
+            "pilot_xds_pushes{type=\"eds\"} 1",
+            "pilot_xds_pushes{type=\"cds\"} 0",
+            "mesh_xds_rejects_total{type=\"rds\"} 1",
+            "pilot_total_xds_rejects 1",
+            "pilot_proxy_convergence_time_bucket{le=\"0.1\"} 0",
+            "pilot_proxy_convergence_time_bucket{le=\"0.5\"} 1",
+            "pilot_proxy_convergence_time_bucket{le=\"+Inf\"} 1",
+            "pilot_proxy_convergence_time_sum 0.4",
+            "pilot_proxy_convergence_time_count 1",
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line} in {text}");
+        }
+    }
+}

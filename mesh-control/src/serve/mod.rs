@@ -1,0 +1,40 @@
+//! The ADS server: what was decided elsewhere, on the wire.
+//!
+//! ```text
+//!  catalogs ─▶ feed ─▶ ads ─▶ session (sotw | delta, ledger, push) ─▶ wire
+//!                       │
+//!                       └──▶ presence ─▶ registry
+//! ```
+//!
+//! [`Server`] holds the connections; [`session`] decides what each stream is told; [`status`] says what
+//! became of it.
+
+mod admission;
+mod ads;
+mod client;
+mod csds;
+mod delta;
+mod feed;
+#[cfg(test)]
+mod fixture;
+mod fleet;
+#[cfg(test)]
+mod histories;
+mod ledger;
+mod metrics;
+mod presence;
+mod push;
+#[cfg(test)]
+mod rules;
+mod server;
+mod session;
+mod sotw;
+pub mod status;
+mod wire;
+
+pub use feed::Feed;
+pub use fleet::{ClientStatus, KindStatus, NackStatus, NameStatus};
+pub use presence::{Workload, WorkloadKey, Workloads};
+pub use push::Pace;
+pub use server::{Options, Server};
+pub use session::{Protocol, SERVER_LISTENER_PREFIX};

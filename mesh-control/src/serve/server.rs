@@ -1,0 +1,341 @@
+//! The server around the streams: listeners, connections, the end of them all.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+
+use crate::serve::admission::Admission;
+use crate::serve::ads::{Ads, Shared, now};
+use crate::serve::csds::Csds;
+use crate::serve::feed::Feed;
+use crate::serve::fleet::Fleet;
+use crate::serve::metrics::Metrics;
+use crate::serve::presence::{Presence, Workloads};
+use crate::serve::push::Pace;
+
+/// How the ADS server behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// For how long after the start clients keep the endpoints that they brought along, while workloads
+    /// register themselves again.
+    pub settle: Duration,
+    /// How long a workload stays registered after its stream broke.
+    pub grace: Duration,
+    /// How pushes wait for answers.
+    pub pace: Pace,
+    /// When streams are ended so that clients spread over servers again; ten percent more or less. Never,
+    /// unless set.
+    pub max_stream_age: Option<Duration>,
+    /// Streams that may begin per second, after a burst of [`stream_burst`](Self::stream_burst).
+    pub stream_rate: u32,
+    /// Streams that may begin at once.
+    pub stream_burst: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            settle: Duration::from_secs(5),
+            grace: Duration::from_secs(10),
+            pace: Pace::default(),
+            max_stream_age: None,
+            // 2,000 clients that come back together are spread over more than ten seconds.
+            stream_rate: 150,
+            stream_burst: 100,
+        }
+    }
+}
+
+// Istiod's: a dead peer is noticed after 40 seconds.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams of one connection: one for most clients, many where a process runs many.
+const STREAMS_PER_CONNECTION: u32 = 1024;
+/// Connections that were accepted and are not served yet.
+const BACKLOG: usize = 64;
+/// Between the GOAWAY of a connection and the end of its streams, so that clients see a server that
+/// leaves, rather than an error (gRFC A57).
+const GOAWAY_LEAD: Duration = Duration::from_millis(100);
+/// How long a stop waits for connections to close.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// The buffer of an in-memory connection, per direction.
+const MEMORY_BUFFER: usize = 64 << 10;
+
+/// The ADS server. Dropping it ends everything at once; [`shutdown`](Self::shutdown) does it gracefully.
+pub struct Server {
+    shared: Arc<Shared>,
+    started: SystemTime,
+    connections: mpsc::Sender<Conn>,
+    goaway: watch::Sender<bool>,
+    stop: watch::Sender<bool>,
+    acceptors: Mutex<Vec<JoinHandle<()>>>,
+    expiry: JoinHandle<()>,
+    serving: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Server {
+    /// Starts serving the feed's catalogs to whoever connects; nobody can until [`listen`](Self::listen) or
+    /// [`connect`](Self::connect). To be called inside a runtime.
+    pub fn new(feed: Feed, workloads: Arc<dyn Workloads>, options: &Options) -> Server {
+        let (stop, stopped) = watch::channel(false);
+        let (goaway, mut leaving) = watch::channel(false);
+        let patience = Duration::from_secs(15);
+        let shared = Arc::new(Shared {
+            feed,
+            presence: Presence::new(workloads, options.grace),
+            fleet: Fleet::default(),
+            metrics: Metrics::default(),
+            admission: Mutex::new(Admission::new(
+                options.stream_rate,
+                options.stream_burst,
+                patience,
+            )),
+            pace: options.pace,
+            settles_at: now() + options.settle,
+            max_stream_age: options.max_stream_age,
+            stop: stopped,
+        });
+        let (connections, incoming) = mpsc::channel(BACKLOG);
+        let router = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .max_concurrent_streams(STREAMS_PER_CONNECTION)
+            .add_service(Ads(shared.clone()))
+            .add_service(Csds::service(shared.clone()));
+        let serving = tokio::spawn(async move {
+            let incoming =
+                tokio_stream::StreamExt::map(ReceiverStream::new(incoming), Ok::<_, io::Error>);
+            let signal = async move { drop(leaving.wait_for(|leaving| *leaving).await) };
+            if let Err(error) = router.serve_with_incoming_shutdown(incoming, signal).await {
+                tracing::error!(%error, "the xDS server stopped");
+            }
+        });
+        let expiring = shared.clone();
+        let expiry = tokio::spawn(async move { expiring.presence.expire().await });
+        Server {
+            shared,
+            started: SystemTime::now(),
+            connections,
+            goaway,
+            stop,
+            acceptors: Mutex::default(),
+            expiry,
+            serving: Mutex::new(Some(serving)),
+        }
+    }
+
+    /// Accepts plaintext connections at `address`; port 0 takes a free one. Returns the address bound.
+    pub async fn listen(&self, address: SocketAddr) -> io::Result<SocketAddr> {
+        let listener = TcpListener::bind(address).await?;
+        let bound = listener.local_addr()?;
+        let connections = self.connections.clone();
+        self.keep(tokio::spawn(async move {
+            while let Some((stream, peer)) = accept(&listener, &connections).await {
+                let conn = Conn {
+                    peer: Peer { ip: peer.ip() },
+                    io: Io::Tcp(stream),
+                };
+                if connections.send(conn).await.is_err() {
+                    return;
+                }
+            }
+        }));
+        Ok(bound)
+    }
+
+    /// A connection inside the process, to the same server.
+    pub async fn connect(&self) -> io::Result<DuplexStream> {
+        let (near, far) = tokio::io::duplex(MEMORY_BUFFER);
+        let conn = Conn {
+            peer: Peer {
+                ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            },
+            io: Io::Memory(far),
+        };
+        match self.connections.send(conn).await {
+            Ok(()) => Ok(near),
+            Err(_) => Err(io::Error::new(
+                io::ErrorKind::ConnectionRefused,
+                "the control plane has stopped",
+            )),
+        }
+    }
+
+    /// Stops listening, tells every client that the server leaves, ends the streams, waits for the
+    /// connections to close.
+    pub async fn shutdown(&self) {
+        self.acceptors().drain(..).for_each(|task| task.abort());
+        self.goaway.send_replace(true);
+        tokio::time::sleep(GOAWAY_LEAD).await;
+        self.stop.send_replace(true);
+        let serving = self
+            .serving
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(mut serving) = serving
+            && tokio::time::timeout(STOP_PATIENCE, &mut serving)
+                .await
+                .is_err()
+        {
+            serving.abort();
+        }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(crate) fn started(&self) -> SystemTime {
+        self.started
+    }
+
+    fn keep(&self, task: JoinHandle<()>) {
+        self.acceptors().push(task);
+    }
+
+    fn acceptors(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.acceptors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.goaway.send_replace(true);
+        self.stop.send_replace(true);
+        self.expiry.abort();
+        self.acceptors().drain(..).for_each(|task| task.abort());
+        let serving = self
+            .serving
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        serving.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").finish_non_exhaustive()
+    }
+}
+
+/// The next connection, as long as there is a server to take it.
+async fn accept(
+    listener: &TcpListener,
+    server: &mpsc::Sender<Conn>,
+) -> Option<(TcpStream, SocketAddr)> {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = server.closed() => return None,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                // A response is written in pieces, and each is waited for.
+                let _ = stream.set_nodelay(true);
+                return Some((stream, peer));
+            }
+            Err(error) => {
+                // Out of file descriptors, most likely: trying again at once would only burn time.
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Who is on the other end of a connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    pub(crate) ip: IpAddr,
+}
+
+/// A connection of either sort.
+struct Conn {
+    peer: Peer,
+    io: Io,
+}
+
+enum Io {
+    Tcp(TcpStream),
+    Memory(DuplexStream),
+}
+
+impl Connected for Conn {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Conn {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_read(cx, buf),
+            Io::Memory(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_write(cx, buf),
+            Io::Memory(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Io::Memory(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.io {
+            Io::Tcp(io) => io.is_write_vectored(),
+            Io::Memory(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_flush(cx),
+            Io::Memory(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_shutdown(cx),
+            Io::Memory(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The ADS server over real sockets.
+
+mod scale;
+mod streams;
+mod support;
