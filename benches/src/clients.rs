@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::LazyLock;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Request, Response, Uri};
+use http::header::HOST as HOST_HEADER;
+use http::{HeaderValue, Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -30,6 +32,15 @@ pub enum Version {
 
 /// The host by which the mesh knows the server.
 pub const HOST: &str = "server.bench:8080";
+
+/// URIs are parsed once by everybody who is measured.
+static MESH_URI: LazyLock<Uri> = LazyLock::new(|| Uri::from_static("http://server.bench:8080/echo"));
+static PATH: LazyLock<Uri> = LazyLock::new(|| Uri::from_static("/echo"));
+
+/// The URI of a server for those who know its address.
+pub fn direct_uri(address: SocketAddr) -> Result<Uri> {
+    Ok(format!("http://{address}/echo").parse()?)
+}
 
 /// A bare connection, driven by a task of its own.
 pub enum Raw {
@@ -63,13 +74,13 @@ impl Raw {
     pub async fn send(&mut self, body: Bytes) -> Result<usize> {
         let response = match self {
             Raw::Http1(sender) => {
-                let request = Request::post("/echo").header("host", HOST).body(Full::new(body))?;
+                let host = const { HeaderValue::from_static(HOST) };
+                let request = Request::post(PATH.clone()).header(HOST_HEADER, host).body(Full::new(body))?;
                 sender.ready().await?;
                 sender.send_request(request).await?
             }
             Raw::Http2(sender) => {
-                let uri = Uri::from_static("http://server.bench:8080/echo");
-                let request = Request::post(uri).body(Full::new(body))?;
+                let request = Request::post(MESH_URI.clone()).body(Full::new(body))?;
                 sender.ready().await?;
                 sender.send_request(request).await?
             }
@@ -89,8 +100,8 @@ pub fn pooled(version: Version) -> Pooled {
 }
 
 /// One request through a pooled client.
-pub async fn send_pooled(client: &Pooled, address: SocketAddr, body: Bytes) -> Result<usize> {
-    let request = Request::post(format!("http://{address}/echo")).body(Full::new(body))?;
+pub async fn send_pooled(client: &Pooled, uri: &Uri, body: Bytes) -> Result<usize> {
+    let request = Request::post(uri.clone()).body(Full::new(body))?;
     read(client.request(request).await?).await
 }
 
@@ -105,8 +116,7 @@ pub async fn send_mesh(client: &Client, version: Version, body: Bytes) -> Result
         Version::Http1 => http::Version::HTTP_11,
         Version::Http2 => http::Version::HTTP_2,
     };
-    let uri = Uri::from_static("http://server.bench:8080/echo");
-    let request = Request::post(uri).version(version).body(Full::new(body))?;
+    let request = Request::post(MESH_URI.clone()).version(version).body(Full::new(body))?;
     read(client.request(request).await?).await
 }
 

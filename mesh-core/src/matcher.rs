@@ -21,7 +21,7 @@ use crate::request::RequestHead;
 /// then `*`. Case is folded.
 #[derive(Debug, Default)]
 pub struct DomainIndex {
-    exact: HashMap<Box<str>, usize>,
+    exact: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
     suffixes: Vec<(Box<str>, usize)>,
     prefixes: Vec<(Box<str>, usize)>,
     any: Option<usize>,
@@ -53,6 +53,14 @@ impl DomainIndex {
 
     /// The position of the host of `authority`.
     pub fn find(&self, authority: &str) -> Option<usize> {
+        if let Some(position) = self.exact.get(authority) {
+            return Some(*position);
+        }
+        let only_any = self.exact.is_empty() && self.suffixes.is_empty() && self.prefixes.is_empty();
+        if only_any {
+            return self.any;
+        }
+        // Names are kept in lower case, and nearly every caller writes them so.
         if authority.bytes().any(|byte| byte.is_ascii_uppercase()) {
             return self.find_lower(&authority.to_ascii_lowercase());
         }
@@ -73,6 +81,9 @@ impl DomainIndex {
             .or(self.any)
     }
 }
+
+/// Up to this many routes are tried one after the other: cheaper than any index.
+const WALKED: usize = 8;
 
 /// Finds the first of many routes that matches a request.
 #[derive(Debug, Default)]
@@ -109,6 +120,9 @@ impl RouteIndex {
 
     /// The position of the first route that matches.
     pub fn find(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Option<usize> {
+        if self.matchers.len() <= WALKED {
+            return self.matchers.iter().position(|matcher| matcher.is_match(head, random));
+        }
         let mut candidates: SmallVec<[&[u32]; 16]> = SmallVec::new();
         let path = head.path();
         candidates.extend(self.exact.equal(path));

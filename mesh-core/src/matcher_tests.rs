@@ -177,7 +177,7 @@ proptest! {
 
     #[test]
     fn the_index_finds_what_a_plain_walk_in_order_finds(
-        routes in proptest::collection::vec((0..4u8, "/[ab/]{0,4}", any::<bool>()), 0..24),
+        routes in proptest::collection::vec((0..4u8, "/[ab/]{0,4}", any::<bool>()), 0..40),
         path in "/[ab/]{0,6}",
     ) {
         let routes: Vec<RouteMatch> = routes

@@ -93,6 +93,12 @@ impl ClusterState {
         state
     }
 
+    /// Shows every endpoint that is in use.
+    pub fn each(&self, mut look: impl FnMut(&Arc<EndpointState>)) {
+        let endpoints: Vec<_> = lock(&self.endpoints).values().filter_map(Weak::upgrade).collect();
+        endpoints.iter().for_each(&mut look);
+    }
+
     /// How many endpoints are remembered.
     pub fn len(&self) -> usize {
         lock(&self.endpoints).len()

@@ -54,13 +54,16 @@ pub struct Store {
 }
 
 struct Shared {
-    targets: ArcSwap<HashMap<Box<str>, Arc<TargetEntry>>>,
+    targets: ArcSwap<Entries>,
     commands: Mutex<Vec<Command>>,
     news: Notify,
     closed: AtomicBool,
     source: Arc<dyn Source>,
     idle: Duration,
 }
+
+/// Looked into once per request, by names that callers may choose: a fast hash with a random seed.
+type Entries = HashMap<Box<str>, Arc<TargetEntry>, foldhash::fast::RandomState>;
 
 enum Command {
     AddTarget(Arc<TargetEntry>),
@@ -99,6 +102,11 @@ impl TargetEntry {
         if !self.used.load(Ordering::Relaxed) {
             self.used.store(true, Ordering::Relaxed);
         }
+        self.view.load_full()
+    }
+
+    /// The current view, without counting as a use of the target.
+    pub fn peek(&self) -> Option<Arc<TargetView>> {
         self.view.load_full()
     }
 
@@ -184,7 +192,7 @@ impl Store {
             first: Notify::new(),
             used: AtomicBool::new(true),
         });
-        let mut targets = HashMap::clone(&present);
+        let mut targets = Entries::clone(&present);
         targets.insert(target.as_str().into(), Arc::clone(&entry));
         self.shared.targets.store(Arc::new(targets));
         commands.push(Command::AddTarget(Arc::clone(&entry)));
@@ -193,9 +201,9 @@ impl Store {
         Ok(entry)
     }
 
-    /// The targets that are known now.
-    pub fn targets(&self) -> Vec<Arc<TargetEntry>> {
-        self.shared.targets.load().values().cloned().collect()
+    /// A look at all targets that does not keep the store alive.
+    pub fn targets(&self) -> Targets {
+        Targets(Arc::clone(&self.shared))
     }
 
     /// Subscribes to the listener of a server that is bound to `address`, until the handle is dropped.
@@ -220,6 +228,23 @@ impl Store {
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Store({} targets)", self.shared.targets.load().len())
+    }
+}
+
+/// A look at all targets of a store.
+#[derive(Clone)]
+pub struct Targets(Arc<Shared>);
+
+impl Targets {
+    /// The targets that are known now.
+    pub fn list(&self) -> Vec<Arc<TargetEntry>> {
+        self.0.targets.load().values().cloned().collect()
+    }
+}
+
+impl fmt::Debug for Targets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.list().iter().map(|entry| &entry.target)).finish()
     }
 }
 
@@ -297,7 +322,7 @@ impl Sink {
     fn forget_idle(&mut self) {
         let _commands = lock(&self.shared.commands);
         let present = self.shared.targets.load_full();
-        let mut targets = HashMap::clone(&present);
+        let mut targets = Entries::clone(&present);
         drop(present);
         targets.retain(|_, entry| {
             // Held by this map, the published map and the assembly: anyone else still wants it.

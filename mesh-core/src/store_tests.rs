@@ -88,7 +88,7 @@ fn send(entry: &TargetEntry) -> Result<String, MeshError> {
     let head = RequestHead::of(&request)?;
     let mut call = Call::new(Instant::now(), fastrand::Rng::with_seed(1));
     let routed = view.find(&head, &mut call)?;
-    let pick = routed.cluster.expect("a forwarding route").pick(&mut call, "t:80")?;
+    let pick = routed.cluster.expect("a forwarding route").pick(&mut call, || "t:80")?;
     Ok(pick.in_flight.endpoint().id().to_string())
 }
 
@@ -159,7 +159,7 @@ async fn an_update_shares_what_it_did_not_touch_and_carries_state_over() {
     sink.apply(update([endpoints("a", &[1]), endpoints("b", &[2])]));
     let before = entry.view().unwrap();
     let mut call = Call::new(Instant::now(), fastrand::Rng::with_seed(1));
-    let held = before.clusters()[1].pick(&mut call, "").unwrap();
+    let held = before.clusters()[1].pick(&mut call, || "").unwrap();
     sink.apply(update([endpoints("b", &[2, 3])]));
     let after = entry.view().unwrap();
     assert!(Arc::ptr_eq(&before.clusters()[0], &after.clusters()[0]));

@@ -315,14 +315,14 @@ impl ClusterView {
                 .all(|(a, b)| Arc::ptr_eq(&a.cluster, &b.cluster) && same_endpoints(&a.endpoints, &b.endpoints))
     }
 
-    /// Chooses an endpoint. `authority` is what the caller asked for; only a pass-through cluster uses it.
-    pub fn pick(&self, call: &mut Call, authority: &str) -> Result<Pick<'_>, MeshError> {
+    /// Chooses an endpoint. `authority` is what the caller asked for; only a pass-through cluster asks for it.
+    pub fn pick<'a>(&self, call: &mut Call, authority: impl FnOnce() -> &'a str) -> Result<Pick<'_>, MeshError> {
         if let Some((level, endpoint)) = self.levels.pick(call)
             && let Some(leaf) = self.leaves.get(level.leaf)
         {
             return Ok(Pick { cluster: &leaf.cluster, in_flight: endpoint.enter() });
         }
-        self.pick_without_endpoints(authority)
+        self.pick_without_endpoints(authority())
     }
 
     #[cold]

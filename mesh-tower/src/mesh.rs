@@ -144,11 +144,17 @@ impl MeshBuilder {
         let source = self.source.ok_or_else(|| StartError("no source of configuration was set".into()))?;
         let idle = self.target_idle.unwrap_or(Duration::from_secs(600));
         let (store, sink) = Store::new(Arc::clone(&source), self.extensions, idle);
+        let targets = store.targets();
         let failed = |error: std::io::Error| StartError(format!("cannot start the configuration thread: {error}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         std::thread::Builder::new()
             .name("mesh-config".into())
-            .spawn(move || runtime.block_on(source.run(sink)))
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::spawn(crate::client::close_idle(targets));
+                    source.run(sink).await;
+                });
+            })
             .map_err(failed)?;
         let inner = Inner {
             store,

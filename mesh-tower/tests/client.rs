@@ -369,7 +369,7 @@ async fn an_idle_connection_is_closed_in_time() {
         let mesh = mesh(Fixed::new().routes("s:80", vec![route_to("c")]).cluster(cluster));
         for _ in 0..2 {
             read(mesh.client().request(get("http://s:80/", version)).await.unwrap()).await;
-            tokio::time::sleep(Duration::from_millis(400)).await;
+            tokio::time::sleep(Duration::from_millis(1500)).await;
         }
         assert_eq!(accepted.load(Ordering::SeqCst), 2, "{version:?}");
     }

@@ -91,8 +91,8 @@ fn run(case: &str, requests: u64, bytes: usize) -> Result<f64> {
         }
         "pooled-http1" | "pooled-http2" => {
             let address = runtime.block_on(servers::bare(bytes))?;
-            let client = clients::pooled(version);
-            count(&mut || runtime.block_on(clients::send_pooled(&client, address, body.clone())).map(drop))
+            let (client, uri) = (clients::pooled(version), clients::direct_uri(address)?);
+            count(&mut || runtime.block_on(clients::send_pooled(&client, &uri, body.clone())).map(drop))
         }
         "mesh-http1" | "mesh-http2" => {
             let address = runtime.block_on(servers::bare(bytes))?;

@@ -70,13 +70,7 @@ struct Entry {
 
 impl Entry {
     fn new(explicit: bool, told: Told) -> Entry {
-        Entry {
-            explicit,
-            told,
-            asked: false,
-            again: false,
-            forgotten: false,
-        }
+        Entry { explicit, told, asked: false, again: false, forgotten: false }
     }
 }
 
@@ -92,18 +86,10 @@ enum Duty {
 
 fn duty(entry: &Entry, found: Option<&Encoded>, settled: bool) -> Duty {
     let Some(found) = found else {
-        return if entry.told.is_held() {
-            Duty::Withdraw
-        } else {
-            Duty::Nothing
-        };
+        return if entry.told.is_held() { Duty::Withdraw } else { Duty::Nothing };
     };
     if entry.told.version() == Some(&found.version) {
-        return if entry.again {
-            Duty::Send
-        } else {
-            Duty::Nothing
-        };
+        return if entry.again { Duty::Send } else { Duty::Nothing };
     }
     // After a start the registry fills up again as workloads come back. What a client brought along may
     // not shrink meanwhile; one that has nothing is served as soon as there is an endpoint.
@@ -112,11 +98,7 @@ fn duty(entry: &Entry, found: Option<&Encoded>, settled: bool) -> Duty {
         Told::Nothing | Told::Absent => found.empty,
         Told::Sent(_) => false,
     };
-    if found.self_registered && !settled && incomplete {
-        Duty::Hold
-    } else {
-        Duty::Send
-    }
+    if found.self_registered && !settled && incomplete { Duty::Hold } else { Duty::Send }
 }
 
 /// The names for which something has to happen; each is in one set at most.
@@ -140,20 +122,13 @@ impl Sets {
     }
 
     fn remove(&mut self, name: &str) {
-        for set in [
-            &mut self.owed,
-            &mut self.changed,
-            &mut self.leaving,
-            &mut self.settling,
-        ] {
+        for set in [&mut self.owed, &mut self.changed, &mut self.leaving, &mut self.settling] {
             set.remove(name);
         }
     }
 
     fn contains(&self, name: &str) -> bool {
-        [&self.owed, &self.changed, &self.leaving, &self.settling]
-            .iter()
-            .any(|set| set.contains(name))
+        [&self.owed, &self.changed, &self.leaving, &self.settling].iter().any(|set| set.contains(name))
     }
 
     fn len(&self) -> usize {
@@ -280,12 +255,7 @@ impl Ledger {
     /// Subscribes to a name that the client holds from another stream: with the version it tells, only a
     /// difference is sent; without one, the name is owed an answer.
     pub(crate) fn resume(&mut self, name: &str, version: Option<&str>, view: &View<'_>) -> bool {
-        self.enter(
-            name,
-            Told::Cached(version.map(Arc::from)),
-            version.is_none(),
-            view,
-        )
+        self.enter(name, Told::Cached(version.map(Arc::from)), version.is_none(), view)
     }
 
     /// Remembers what a wildcard client holds without having asked for it by name.
@@ -311,9 +281,7 @@ impl Ledger {
 
     /// The client may have dropped the name since it was told. Asking clears it.
     pub(crate) fn take_forgotten(&mut self, name: &str) -> bool {
-        self.entries
-            .get_mut(name)
-            .is_some_and(|entry| mem::take(&mut entry.forgotten))
+        self.entries.get_mut(name).is_some_and(|entry| mem::take(&mut entry.forgotten))
     }
 
     fn enter(&mut self, name: &str, told: Told, owed: bool, view: &View<'_>) -> bool {
@@ -337,13 +305,7 @@ impl Ledger {
             return false;
         };
         let was_explicit = mem::replace(&mut entry.explicit, false);
-        if self.wildcard
-            && view
-                .catalog
-                .everything(view.client, self.kind)
-                .iter()
-                .any(|one| &**one == name)
-        {
+        if self.wildcard && view.catalog.everything(view.client, self.kind).iter().any(|one| &**one == name) {
             let (name, found) = intern(name, self.kind, view);
             self.place(&name, found.as_ref(), true, view.settled);
         } else {
@@ -362,12 +324,8 @@ impl Ledger {
         if on {
             self.expand(view);
         } else {
-            let implicit: Vec<_> = self
-                .entries
-                .iter()
-                .filter(|(_, entry)| !entry.explicit)
-                .map(|(name, _)| name.clone())
-                .collect();
+            let implicit: Vec<_> =
+                self.entries.iter().filter(|(_, entry)| !entry.explicit).map(|(name, _)| name.clone()).collect();
             implicit.iter().for_each(|name| self.forget(name));
         }
     }
@@ -376,8 +334,7 @@ impl Ledger {
         for name in view.catalog.everything(view.client, self.kind) {
             if !self.entries.contains_key(&name) {
                 self.name_bytes += weight(&name);
-                self.entries
-                    .insert(name.clone(), Entry::new(false, Told::Nothing));
+                self.entries.insert(name.clone(), Entry::new(false, Told::Nothing));
                 let found = view.find(self.kind, &name);
                 self.place(&name, found.as_ref(), false, view.settled);
             }
@@ -400,10 +357,7 @@ impl Ledger {
         self.sets.clear();
         for (name, entry) in &self.entries {
             let found = view.find(self.kind, name);
-            if let Some(set) = self
-                .sets
-                .of(duty(entry, found.as_ref(), view.settled), entry.asked)
-            {
+            if let Some(set) = self.sets.of(duty(entry, found.as_ref(), view.settled), entry.asked) {
                 set.insert(name.clone());
             }
         }
@@ -469,11 +423,7 @@ impl Ledger {
 
     /// How much there is to remove, once the gate is open.
     pub(crate) fn held(&self) -> usize {
-        if self.kind == Kind::Listener {
-            0
-        } else {
-            self.sets.leaving.len()
-        }
+        if self.kind == Kind::Listener { 0 } else { self.sets.leaving.len() }
     }
 
     /// Something waits until mesh-control has settled.
@@ -498,18 +448,11 @@ impl Ledger {
 
     /// The client works with an older version of something that still exists.
     pub(crate) fn is_refused(&self) -> bool {
-        self.refused
-            .iter()
-            .any(|name| !self.sets.leaving.contains(name))
+        self.refused.iter().any(|name| !self.sets.leaving.contains(name))
     }
 
     /// Takes the next response out of the sets, about `limit` bytes of it where it may be divided.
-    pub(crate) fn compose(
-        &mut self,
-        scope: Scope,
-        limit: usize,
-        view: &View<'_>,
-    ) -> Option<Parcel> {
+    pub(crate) fn compose(&mut self, scope: Scope, limit: usize, view: &View<'_>) -> Option<Parcel> {
         let removals = scope.removals || self.kind == Kind::Listener;
         let parcel = match self.whole {
             true => self.compose_whole(Scope { removals, ..scope }, view),
@@ -524,13 +467,8 @@ impl Ledger {
         let mut bytes = 0;
         while bytes < limit {
             let next = self.sets.owed.pop_first();
-            let next = next.or_else(|| {
-                if scope.pushes || self.greeting {
-                    self.sets.changed.pop_first()
-                } else {
-                    None
-                }
-            });
+            let next =
+                next.or_else(|| if scope.pushes || self.greeting { self.sets.changed.pop_first() } else { None });
             let Some(name) = next else { break };
             bytes += self.give(name, view, &mut parcel);
         }
@@ -547,16 +485,8 @@ impl Ledger {
     fn compose_whole(&mut self, scope: Scope, view: &View<'_>) -> Parcel {
         let mut parcel = Parcel::default();
         let owed = mem::take(&mut self.sets.owed);
-        let pushed = if scope.pushes || self.greeting {
-            mem::take(&mut self.sets.changed)
-        } else {
-            BTreeSet::new()
-        };
-        let removed = if scope.removals {
-            mem::take(&mut self.sets.leaving)
-        } else {
-            BTreeSet::new()
-        };
+        let pushed = if scope.pushes || self.greeting { mem::take(&mut self.sets.changed) } else { BTreeSet::new() };
+        let removed = if scope.removals { mem::take(&mut self.sets.leaving) } else { BTreeSet::new() };
         for name in self.entries.keys().cloned().collect::<Vec<_>>() {
             if removed.contains(&name) {
                 self.withdraw(name, &mut parcel);
@@ -623,11 +553,7 @@ impl Ledger {
             self.flights.pop_front();
         }
         let version = self.fingerprint();
-        let names = parcel
-            .resources
-            .iter()
-            .map(|resource| resource.name.clone())
-            .chain(parcel.absent.iter().cloned());
+        let names = parcel.resources.iter().map(|resource| resource.name.clone()).chain(parcel.absent.iter().cloned());
         self.flights.push_back(Flight {
             nonce: self.nonce,
             version: version.clone(),
@@ -681,30 +607,15 @@ impl Ledger {
             names.retain(|name| text.contains(&**name));
         }
         names.truncate(NACK_NAMES);
-        self.refused.extend(
-            names
-                .iter()
-                .filter(|name| self.entries.contains_key(*name))
-                .cloned(),
-        );
-        let end = (0..=NACK_TEXT.min(text.len()))
-            .rev()
-            .find(|at| text.is_char_boundary(*at))
-            .unwrap_or(0);
-        self.nack = Some(Nack {
-            at: now,
-            text: text[..end].to_owned(),
-            names,
-        });
+        self.refused.extend(names.iter().filter(|name| self.entries.contains_key(*name)).cloned());
+        let end = (0..=NACK_TEXT.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        self.nack = Some(Nack { at: now, text: text[..end].to_owned(), names });
         self.nacks += 1;
         true
     }
 
     fn land(&mut self, nonce: u64) -> Option<Flight> {
-        let at = self
-            .flights
-            .iter()
-            .position(|flight| flight.nonce == nonce)?;
+        let at = self.flights.iter().position(|flight| flight.nonce == nonce)?;
         self.flights.remove(at)
     }
 
@@ -725,10 +636,7 @@ impl Ledger {
 
     /// The names asked for one by one.
     pub(crate) fn explicit(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.entries
-            .iter()
-            .filter(|(_, entry)| entry.explicit)
-            .map(|(name, _)| name)
+        self.entries.iter().filter(|(_, entry)| entry.explicit).map(|(name, _)| name)
     }
 
     /// What there is to say about this kind in a status report.

@@ -95,11 +95,7 @@ impl Server {
             presence: Presence::new(workloads, options.grace),
             fleet: Fleet::default(),
             metrics: Metrics::default(),
-            admission: Mutex::new(Admission::new(
-                options.stream_rate,
-                options.stream_burst,
-                patience,
-            )),
+            admission: Mutex::new(Admission::new(options.stream_rate, options.stream_burst, patience)),
             pace: options.pace,
             settles_at: now() + options.settle,
             max_stream_age: options.max_stream_age,
@@ -113,8 +109,7 @@ impl Server {
             .add_service(Ads(shared.clone()))
             .add_service(Csds::service(shared.clone()));
         let serving = tokio::spawn(async move {
-            let incoming =
-                tokio_stream::StreamExt::map(ReceiverStream::new(incoming), Ok::<_, io::Error>);
+            let incoming = tokio_stream::StreamExt::map(ReceiverStream::new(incoming), Ok::<_, io::Error>);
             let signal = async move { drop(leaving.wait_for(|leaving| *leaving).await) };
             if let Err(error) = router.serve_with_incoming_shutdown(incoming, signal).await {
                 tracing::error!(%error, "the xDS server stopped");
@@ -141,10 +136,7 @@ impl Server {
         let connections = self.connections.clone();
         self.keep(tokio::spawn(async move {
             while let Some((stream, peer)) = accept(&listener, &connections).await {
-                let conn = Conn {
-                    peer: Peer { ip: peer.ip() },
-                    io: Io::Tcp(stream),
-                };
+                let conn = Conn { peer: Peer { ip: peer.ip() }, io: Io::Tcp(stream) };
                 if connections.send(conn).await.is_err() {
                     return;
                 }
@@ -156,18 +148,10 @@ impl Server {
     /// A connection inside the process, to the same server.
     pub async fn connect(&self) -> io::Result<DuplexStream> {
         let (near, far) = tokio::io::duplex(MEMORY_BUFFER);
-        let conn = Conn {
-            peer: Peer {
-                ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            },
-            io: Io::Memory(far),
-        };
+        let conn = Conn { peer: Peer { ip: IpAddr::V4(Ipv4Addr::LOCALHOST) }, io: Io::Memory(far) };
         match self.connections.send(conn).await {
             Ok(()) => Ok(near),
-            Err(_) => Err(io::Error::new(
-                io::ErrorKind::ConnectionRefused,
-                "the control plane has stopped",
-            )),
+            Err(_) => Err(io::Error::new(io::ErrorKind::ConnectionRefused, "the control plane has stopped")),
         }
     }
 
@@ -178,15 +162,9 @@ impl Server {
         self.goaway.send_replace(true);
         tokio::time::sleep(GOAWAY_LEAD).await;
         self.stop.send_replace(true);
-        let serving = self
-            .serving
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut serving) = serving
-            && tokio::time::timeout(STOP_PATIENCE, &mut serving)
-                .await
-                .is_err()
+            && tokio::time::timeout(STOP_PATIENCE, &mut serving).await.is_err()
         {
             serving.abort();
         }
@@ -205,9 +183,7 @@ impl Server {
     }
 
     fn acceptors(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.acceptors
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.acceptors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -217,11 +193,7 @@ impl Drop for Server {
         self.stop.send_replace(true);
         self.expiry.abort();
         self.acceptors().drain(..).for_each(|task| task.abort());
-        let serving = self
-            .serving
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner).take();
         serving.iter().for_each(JoinHandle::abort);
     }
 }
@@ -233,10 +205,7 @@ impl std::fmt::Debug for Server {
 }
 
 /// The next connection, as long as there is a server to take it.
-async fn accept(
-    listener: &TcpListener,
-    server: &mpsc::Sender<Conn>,
-) -> Option<(TcpStream, SocketAddr)> {
+async fn accept(listener: &TcpListener, server: &mpsc::Sender<Conn>) -> Option<(TcpStream, SocketAddr)> {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -283,11 +252,7 @@ impl Connected for Conn {
 }
 
 impl AsyncRead for Conn {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.io {
             Io::Tcp(io) => Pin::new(io).poll_read(cx, buf),
             Io::Memory(io) => Pin::new(io).poll_read(cx, buf),
@@ -296,11 +261,7 @@ impl AsyncRead for Conn {
 }
 
 impl AsyncWrite for Conn {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.io {
             Io::Tcp(io) => Pin::new(io).poll_write(cx, buf),
             Io::Memory(io) => Pin::new(io).poll_write(cx, buf),

@@ -16,9 +16,8 @@ async fn every_client_has_accepted_a_change_soon_after_it() {
     let sizes = std::env::var("MESH_SCALE").unwrap_or_else(|_| "50,10,20".to_owned());
     let sizes: Vec<usize> = sizes.split(',').map(|size| size.parse().unwrap()).collect();
     let (services, endpoints, clients) = (sizes[0], sizes[1], sizes[2]);
-    let names: Vec<String> = (0..services)
-        .map(|n| format!("outbound|9080||service-{n:04}.shop.svc.cluster.local"))
-        .collect();
+    let names: Vec<String> =
+        (0..services).map(|n| format!("outbound|9080||service-{n:04}.shop.svc.cluster.local")).collect();
     let mut shelf = Shelf::default();
     for name in &names {
         shelf.put(Kind::Cluster, name, &"c".repeat(400));
@@ -56,30 +55,18 @@ async fn every_client_has_accepted_a_change_soon_after_it() {
     let mut round = async |since: Instant| {
         let mut times = Vec::new();
         while times.len() < clients {
-            let at = tokio::time::timeout(PATIENCE, all_seen.recv())
-                .await
-                .unwrap()
-                .unwrap();
+            let at = tokio::time::timeout(PATIENCE, all_seen.recv()).await.unwrap().unwrap();
             times.push(at.duration_since(since));
         }
         times
     };
     let first = round(start).await;
-    println!(
-        "all {clients} clients hold {services} services after {:?}",
-        first.iter().max().unwrap()
-    );
+    println!("all {clients} clients hold {services} services after {:?}", first.iter().max().unwrap());
     let mut times = Vec::new();
     for change in 0..CHANGES {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let name = &names[change % names.len()];
-        fixture.publish(|shelf| {
-            shelf.put(
-                Kind::Endpoints,
-                name,
-                &format!("{change}{}", "e".repeat(90 * endpoints)),
-            )
-        });
+        fixture.publish(|shelf| shelf.put(Kind::Endpoints, name, &format!("{change}{}", "e".repeat(90 * endpoints))));
         times.extend(round(Instant::now()).await);
     }
     times.sort();
@@ -89,10 +76,7 @@ async fn every_client_has_accepted_a_change_soon_after_it() {
         times[times.len() * 99 / 100],
         times[times.len() - 1]
     );
-    println!(
-        "resident {:?} MiB, clients included",
-        resident().map(|bytes| bytes >> 20)
-    );
+    println!("resident {:?} MiB, clients included", resident().map(|bytes| bytes >> 20));
     while let Some(done) = tasks.join_next().await {
         done.unwrap();
     }
@@ -101,9 +85,5 @@ async fn every_client_has_accepted_a_change_soon_after_it() {
 fn resident() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-    line.split_whitespace()
-        .nth(1)?
-        .parse::<u64>()
-        .ok()
-        .map(|kib| kib << 10)
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
 }

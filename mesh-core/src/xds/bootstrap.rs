@@ -267,9 +267,10 @@ impl Bootstrap {
 
     /// The listener of a server that is bound to `address`.
     pub(crate) fn server_listener_name(&self, address: SocketAddr) -> Result<ListenerName, Invalid> {
-        let template = self.server_listener_template.as_ref().ok_or_else(|| {
-            Invalid::new("server_listener_resource_name_template is not set in the xDS bootstrap")
-        })?;
+        let template = self
+            .server_listener_template
+            .as_ref()
+            .ok_or_else(|| Invalid::new("server_listener_resource_name_template is not set in the xDS bootstrap"))?;
         let name = names::canonical(ResourceType::Listener, &fill(template, &address.to_string()))?;
         Ok(ListenerName::from(&*name))
     }
@@ -312,10 +313,7 @@ mod tests {
             assert!(name(&bootstrap, target).is_err(), "{target}");
         }
         bootstrap.client_listener_template = "xdstp://east/envoy.config.listener.v3.Listener/%s".into();
-        assert_eq!(
-            name(&bootstrap, "a b").as_deref(),
-            Ok("xdstp://east/envoy.config.listener.v3.Listener/a%20b")
-        );
+        assert_eq!(name(&bootstrap, "a b").as_deref(), Ok("xdstp://east/envoy.config.listener.v3.Listener/a%20b"));
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub(super) async fn try_once(
     call: &mut Call,
     request: &mut Outgoing,
 ) -> Result<Response<ResponseBody>, Failure> {
-    let authority = RequestHead::of(&request.parts).map(|head| head.authority).unwrap_or_default();
+    let authority = || RequestHead::of(&request.parts).map_or("", |head| head.authority);
     let pick = match cluster.pick(call, authority) {
         Ok(pick) => pick,
         Err(error) => return Err(Failure { error, unsent: false }),

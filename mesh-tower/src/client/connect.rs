@@ -8,9 +8,9 @@ mod http1;
 mod http2;
 mod replay;
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode};
@@ -19,6 +19,7 @@ use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::Address;
 use mesh_core::model::{Cluster, ClusterProtocol};
 use mesh_core::state::EndpointState;
+use mesh_core::store::Targets;
 use tokio::net::TcpStream;
 
 use super::attempt::Failure;
@@ -30,7 +31,6 @@ use replay::Replay;
 struct Pool {
     http1: http1::Idle,
     http2: http2::Shared,
-    reaper: AtomicBool,
 }
 
 /// A connection in use.
@@ -86,7 +86,6 @@ async fn over_http1(
             Some(connection) => (connection, true),
             None => {
                 let dialled = Box::pin(http1::dial(cluster, endpoint)).await;
-                start_reaper(pool, endpoint, cluster.idle_timeout);
                 (dialled.map_err(|error| Failure { error, unsent: true })?, false)
             }
         };
@@ -128,14 +127,10 @@ async fn over_http2(
     loop {
         let mut stream = match pool.http2.take(cluster) {
             Some(stream) => stream,
-            None => {
-                let dialled = Box::pin(pool.http2.dial(cluster, endpoint)).await;
-                start_reaper(pool, endpoint, cluster.idle_timeout);
-                match dialled {
-                    Ok(()) => continue,
-                    Err(error) => return Err(Failure { error, unsent: true }),
-                }
-            }
+            None => match Box::pin(pool.http2.dial(cluster, endpoint)).await {
+                Ok(()) => continue,
+                Err(error) => return Err(Failure { error, unsent: true }),
+            },
         };
         let replay = Replay::of(request);
         let mut failed = match stream.send(request.take()).await {
@@ -230,26 +225,33 @@ pub(super) async fn open(cluster: &Cluster, endpoint: &EndpointState) -> Result<
     Ok(stream)
 }
 
-/// Sees to it that connections which nobody uses are closed in time: one task an endpoint, while it has any.
-fn start_reaper(pool: &Pool, endpoint: &Arc<EndpointState>, idle_timeout: Option<Duration>) {
-    let Some(idle) = idle_timeout else { return };
-    if pool.reaper.swap(true, Ordering::Relaxed) {
-        return;
-    }
-    let endpoint = Arc::downgrade(endpoint);
-    tokio::spawn(async move {
-        let period = (idle / 4).clamp(Duration::from_millis(10), Duration::from_secs(60));
-        loop {
-            tokio::time::sleep(period).await;
-            // Gone with the endpoint: then its connections are gone, too.
-            let Some(endpoint) = endpoint.upgrade() else { return };
-            let Some(pool) = endpoint.attachment(Pool::default) else { return };
-            let now = Instant::now();
-            let left = pool.http1.reap(now, idle) + pool.http2.reap(now, idle);
-            if left == 0 {
-                pool.reaper.store(false, Ordering::Relaxed);
-                return;
+/// Closes connections that nobody uses, in time: one task for the whole mesh, on its own runtime, so that
+/// neither requests nor the application's timers know of it.
+pub(crate) async fn close_idle(targets: Targets) {
+    let mut period = PERIODS.1;
+    loop {
+        tokio::time::sleep(period).await;
+        let mut shortest = PERIODS.1 * 4;
+        let mut seen = HashSet::new();
+        for entry in targets.list() {
+            let Some(view) = entry.peek() else { continue };
+            for leaf in view.clusters().iter().flat_map(|cluster| cluster.leaves()) {
+                let Some(limit) = leaf.cluster.idle_timeout else { continue };
+                shortest = shortest.min(limit);
+                if !seen.insert(Arc::as_ptr(&leaf.state)) {
+                    continue;
+                }
+                leaf.state.each(|endpoint| {
+                    if let Some(pool) = endpoint.attachment(Pool::default) {
+                        pool.http1.pass(period, limit);
+                        pool.http2.pass(period, limit);
+                    }
+                });
             }
         }
-    });
+        period = (shortest / 4).clamp(PERIODS.0, PERIODS.1);
+    }
 }
+
+/// How often idle connections are looked at: a quarter of the shortest idle timeout, within these bounds.
+const PERIODS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));

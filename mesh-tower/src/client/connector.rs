@@ -52,14 +52,14 @@ async fn open(mesh: Mesh, uri: Uri) -> Result<Connection, MeshError> {
     let (mut parts, ()) = Request::new(()).into_parts();
     parts.uri = uri;
     let mut call = route::open(&parts);
-    let view = match route::view(&mesh, None, &parts)? {
+    let head = RequestHead::of(&parts)?;
+    let view = match route::view(&mesh, None, &head)? {
         Ok(view) => view,
         Err(entry) => entry.wait(route::patience(&mesh, &call)).await?,
     };
-    let head = RequestHead::of(&parts)?;
     let routed = view.find(&head, &mut call)?;
     let cluster = routed.cluster.ok_or_else(|| MeshError::new(ErrorKind::NoRoute, "the route has no cluster"))?;
-    let pick = cluster.pick(&mut call, head.authority)?;
+    let pick = cluster.pick(&mut call, || head.authority)?;
     if let ClusterTls::Unusable(reason) = &pick.cluster.tls {
         return Err(MeshError::new(ErrorKind::Security, format!("cluster {}: {reason}", pick.cluster.name)));
     }

@@ -90,7 +90,7 @@ where
 {
     let (mut parts, body) = request.into_parts();
     let mut call = route::open(&parts);
-    let view = match route::view(&mesh, None, &parts)? {
+    let view = match route::view(&mesh, None, &RequestHead::of(&parts)?)? {
         Ok(view) => view,
         Err(entry) => entry.wait(route::patience(&mesh, &call)).await?,
     };
@@ -111,7 +111,8 @@ where
     };
     let cluster = routed.cluster.ok_or_else(|| MeshError::new(ErrorKind::NoCluster, "the route has no cluster"))?;
     change::prepare(&mut parts, forward, &routed, None)?;
-    let pick = cluster.pick(&mut call, RequestHead::of(&parts)?.authority)?;
+    let authority = || RequestHead::of(&parts).map_or("", |head| head.authority);
+    let pick = cluster.pick(&mut call, authority)?;
     if let ClusterTls::Unusable(reason) = &pick.cluster.tls {
         return Err(MeshError::new(ErrorKind::Security, format!("cluster {}: {reason}", pick.cluster.name)).into());
     }

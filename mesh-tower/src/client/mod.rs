@@ -32,6 +32,7 @@ pub use connector::{Connection, Connector};
 pub use layer::{LayerBody, MeshLayer, MeshService};
 
 pub(crate) use balance::Guard;
+pub(crate) use connect::close_idle;
 
 /// A client of the mesh: `tower::Service<http::Request<B>>` for any body. Cheap to clone, always ready.
 ///
@@ -179,5 +180,25 @@ impl Future for ResponseFuture {
 impl fmt::Debug for ResponseFuture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ResponseFuture")
+    }
+}
+
+#[cfg(test)]
+mod sizes {
+    #[test]
+    fn print() {
+        let mesh = crate::Mesh::builder().source(mesh_core::fixed::Fixed::new()).start().unwrap();
+        let (parts, ()) = http::Request::new(()).into_parts();
+        let request = super::Outgoing { parts, body: super::Body::empty() };
+        println!("Outgoing {}", size_of::<super::Outgoing>());
+        println!("Body {}", size_of::<super::Body>());
+        println!("Call {}", size_of::<mesh_core::call::Call>());
+        println!("Response {}", size_of::<http::Response<super::ResponseBody>>());
+        println!("ResponseBody {}", size_of::<super::ResponseBody>());
+        println!("Guard {}", size_of::<super::Guard>());
+        println!("Failure {}", size_of::<super::attempt::Failure>());
+        println!("MeshError {}", size_of::<mesh_core::error::MeshError>());
+        println!("TrySend {}", size_of::<hyper::client::conn::TrySendError<http::Request<super::Body>>>());
+        println!("send {}", size_of_val(&super::route::send(mesh.clone(), None, request)));
     }
 }

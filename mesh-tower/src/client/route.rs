@@ -54,13 +54,10 @@ async fn walk(
     call: &mut Call,
     request: &mut Outgoing,
 ) -> Result<Response<ResponseBody>, MeshError> {
-    let view = match view(mesh, target, &request.parts)? {
+    let head = head(target, &request.parts)?;
+    let view = match view(mesh, target, &head)? {
         Ok(view) => view,
         Err(entry) => Box::pin(entry.wait(patience(mesh, call))).await?,
-    };
-    let head = match target {
-        Some(target) => RequestHead::with_authority(&request.parts, target.authority.as_str()),
-        None => RequestHead::of(&request.parts)?,
     };
     let routed = view.find(&head, call)?;
     if !routed.filters.is_empty()
@@ -73,17 +70,23 @@ async fn walk(
     Ok(response)
 }
 
+fn head<'r>(target: Option<&'r FixedTarget>, parts: &'r Parts) -> Result<RequestHead<'r>, MeshError> {
+    match target {
+        Some(target) => Ok(RequestHead::with_authority(parts, target.authority.as_str())),
+        None => RequestHead::of(parts),
+    }
+}
+
 /// The view of the request's target, or the entry to wait at: the first request to a target subscribes to it.
 #[allow(clippy::type_complexity, reason = "a view or where it will appear")]
 pub(super) fn view(
     mesh: &Mesh,
     target: Option<&FixedTarget>,
-    parts: &Parts,
+    head: &RequestHead<'_>,
 ) -> Result<Result<Arc<TargetView>, Arc<mesh_core::store::TargetEntry>>, MeshError> {
     if let Some(target) = target {
         return Ok(target.entry.view().ok_or_else(|| Arc::clone(&target.entry)));
     }
-    let head = RequestHead::of(parts)?;
     // Targets are kept by valid, normal names, so a hit on the name as written needs no look at its form.
     let entry = match mesh.store().find(head.authority) {
         Some(entry) => entry,

@@ -23,8 +23,7 @@ pub(super) fn bootstrap(value: Value) -> Result<Bootstrap, Invalid> {
         return Err(Invalid::new("at least one server is needed").at("xds_servers"));
     }
     let node = keys.with("node", |value| node(value, &mut ignored))?.unwrap_or_default();
-    let certificate_providers =
-        keys.with("certificate_providers", certificate_providers)?.unwrap_or_default();
+    let certificate_providers = keys.with("certificate_providers", certificate_providers)?.unwrap_or_default();
     let server_listener_template = keys.with("server_listener_resource_name_template", text)?;
     let client_listener_template = keys
         .with("client_default_listener_resource_name_template", text)?
@@ -62,11 +61,7 @@ impl Keys {
         self.take(key).ok_or_else(|| Invalid::new("missing").at(key))
     }
 
-    fn with<T>(
-        &mut self,
-        key: &str,
-        parse: impl FnOnce(Value) -> Result<T, Invalid>,
-    ) -> Result<Option<T>, Invalid> {
+    fn with<T>(&mut self, key: &str, parse: impl FnOnce(Value) -> Result<T, Invalid>) -> Result<Option<T>, Invalid> {
         self.take(key).map(parse).transpose().map_err(|invalid| invalid.at(key))
     }
 
@@ -293,7 +288,9 @@ mod tests {
                 "xds_servers[0].channel_creds[0].config: certificate_file and private_key_file",
             ),
             (
-                server(r#""server_uri": "s:1", "channel_creds": [{"type": "tls", "config": {"refresh_interval": "x"}}]"#),
+                server(
+                    r#""server_uri": "s:1", "channel_creds": [{"type": "tls", "config": {"refresh_interval": "x"}}]"#,
+                ),
                 "channel_creds[0].config.refresh_interval: expected seconds",
             ),
             (

@@ -1,7 +1,7 @@
 //! HTTP/1.1: one request at a time, so idle connections wait on a stack; the one used last is used next.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -13,21 +13,21 @@ use mesh_core::state::EndpointState;
 
 use crate::body::Body;
 
+/// How an exchange went: a response, or an error that has the request if it was not written.
+pub(super) type Sent = Result<Response<Incoming>, TrySendError<Request<Body>>>;
+
 /// One connection.
 pub(crate) struct Connection {
     sender: http1::SendRequest<Body>,
     requests: u32,
-    idle_since: Instant,
+    idle_for: Duration,
 }
 
 impl Connection {
     /// Sends a request. Where it was not written, the error has it.
-    pub(super) async fn send(
-        &mut self,
-        request: Request<Body>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+    pub(super) fn send(&mut self, request: Request<Body>) -> impl Future<Output = Sent> + use<> {
         self.requests += 1;
-        self.sender.try_send_request(request).await
+        self.sender.try_send_request(request)
     }
 
     /// Whether the cluster allows another request.
@@ -64,18 +64,17 @@ impl Idle {
 
     pub(super) fn give_back(&self, mut connection: Connection) {
         if !connection.sender.is_closed() {
-            connection.idle_since = Instant::now();
+            connection.idle_for = Duration::ZERO;
             self.0.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         }
     }
 
-    /// Closes what has been idle for too long; how many are left.
-    pub(super) fn reap(&self, now: Instant, idle: Duration) -> usize {
-        let mut connections = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        connections.retain(|connection| {
-            !connection.sender.is_closed() && now.saturating_duration_since(connection.idle_since) <= idle
+    /// Counts time that has passed, and closes what has been idle for too long.
+    pub(super) fn pass(&self, time: Duration, limit: Duration) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain_mut(|connection| {
+            connection.idle_for = connection.idle_for.saturating_add(time);
+            !connection.sender.is_closed() && connection.idle_for <= limit
         });
-        connections.len()
     }
 
     fn pop(&self) -> Option<Connection> {
@@ -93,5 +92,5 @@ pub(super) async fn dial(cluster: &Cluster, endpoint: &Arc<EndpointState>) -> Re
         // Its end is seen by whoever holds the sender.
         let _ = connection.with_upgrades().await;
     });
-    Ok(Connection { sender, requests: 0, idle_since: Instant::now() })
+    Ok(Connection { sender, requests: 0, idle_for: Duration::ZERO })
 }

@@ -5,11 +5,10 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http2};
+use http::Request;
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::Cluster;
@@ -17,6 +16,7 @@ use mesh_core::state::EndpointState;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use super::http1::Sent;
 use crate::body::Body;
 
 /// Until the peer says otherwise, a connection is taken to carry this many streams.
@@ -31,7 +31,14 @@ struct Connection {
     requests: AtomicU32,
     limit: Arc<AtomicU32>,
     retired: AtomicBool,
-    idle_since: Mutex<Instant>,
+    idle: Mutex<IdleTime>,
+}
+
+/// How long nobody has used a connection, as of the last look.
+#[derive(Default)]
+struct IdleTime {
+    requests: u32,
+    idle_for: Duration,
 }
 
 /// One stream in use; its place is free again when it is dropped.
@@ -42,19 +49,14 @@ pub(crate) struct Stream {
 
 impl Stream {
     /// Sends a request. Where no stream was opened, the error has it.
-    pub(super) async fn send(
-        &mut self,
-        request: Request<Body>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
-        self.sender.try_send_request(request).await
+    pub(super) fn send(&mut self, request: Request<Body>) -> impl Future<Output = Sent> + use<> {
+        self.sender.try_send_request(request)
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.connection.streams.fetch_sub(1, Ordering::AcqRel) == 1 {
-            *lock(&self.connection.idle_since) = Instant::now();
-        }
+        self.connection.streams.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -84,15 +86,16 @@ impl Shared {
         }
     }
 
-    /// Closes what has been idle for too long; how many are left.
-    pub(super) fn reap(&self, now: Instant, idle: Duration) -> usize {
-        let mut connections = lock(&self.0);
-        connections.open.retain(|connection| {
-            let busy = connection.streams.load(Ordering::Acquire) > 0;
-            let since = *lock(&connection.idle_since);
-            !connection.sender.is_closed() && (busy || now.saturating_duration_since(since) <= idle)
+    /// Counts time that has passed, and closes what has been idle for too long.
+    pub(super) fn pass(&self, time: Duration, limit: Duration) {
+        lock(&self.0).open.retain(|connection| {
+            let mut idle = lock(&connection.idle);
+            let requests = connection.requests.load(Ordering::Relaxed);
+            let used = connection.streams.load(Ordering::Acquire) > 0 || idle.requests != requests;
+            idle.requests = requests;
+            idle.idle_for = if used { Duration::ZERO } else { idle.idle_for.saturating_add(time) };
+            !connection.sender.is_closed() && idle.idle_for <= limit
         });
-        connections.open.len()
     }
 }
 
@@ -160,7 +163,7 @@ async fn dial(cluster: &Cluster, endpoint: &EndpointState) -> Result<Connection,
         requests: AtomicU32::new(0),
         limit,
         retired: AtomicBool::new(false),
-        idle_since: Mutex::new(Instant::now()),
+        idle: Mutex::default(),
     })
 }
 
