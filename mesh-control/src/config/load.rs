@@ -108,6 +108,8 @@ pub struct Store {
 #[derive(Debug, Default)]
 struct FileState {
     seen: Option<Result<Arc<str>, String>>,
+    /// Not of the directory: it was handed in as text.
+    is_text: bool,
     good: Objects,
     diagnostics: Vec<Diagnostic>,
 }
@@ -136,23 +138,46 @@ impl Store {
                 return self.raise(message);
             }
         };
-        let held = self.files.values().any(|file| !file.good.is_empty());
+        let mut of_directory = self.files.values().filter(|file| !file.is_text);
+        let held = of_directory.any(|file| !file.good.is_empty());
         if scan.files.is_empty() && held && !self.allow_empty {
             return self.raise("every configuration file is gone".to_owned());
         }
         let mut changed = self.alarm.take().is_some() || self.notes != scan.diagnostics;
         self.notes = scan.diagnostics;
         let before = self.files.len();
-        self.files.retain(|name, _| scan.files.contains_key(name));
+        self.files
+            .retain(|name, file| file.is_text || scan.files.contains_key(name));
         changed |= self.files.len() != before;
         for (name, text) in scan.files {
-            changed |= self.set(name, text);
+            if !self.files.get(&name).is_some_and(|file| file.is_text) {
+                changed |= self.set(name, text);
+            }
         }
         changed
     }
 
-    /// Takes in the text of one file, or why it cannot be read. Returns whether anything is different.
-    pub fn set(&mut self, name: Arc<str>, text: Result<Arc<str>, String>) -> bool {
+    /// Takes in a text that is no file of the directory; one of the same name there is not read any more.
+    /// Returns whether anything is different, and what is wrong with the text if it is.
+    pub fn set_text(&mut self, name: &str, text: &str) -> (bool, Vec<Diagnostic>) {
+        let name: Arc<str> = quoted(name).trim_matches('`').into();
+        let changed = self.set(name.clone(), Ok(text.into()));
+        let Some(file) = self.files.get_mut(&name) else {
+            return (changed, Vec::new());
+        };
+        file.is_text = true;
+        let rejected = file.diagnostics.iter().any(Diagnostic::rejects_file);
+        (
+            changed,
+            if rejected {
+                file.diagnostics.clone()
+            } else {
+                Vec::new()
+            },
+        )
+    }
+
+    fn set(&mut self, name: Arc<str>, text: Result<Arc<str>, String>) -> bool {
         let file = self.files.entry(name.clone()).or_default();
         if file.seen.as_ref() == Some(&text) {
             return false;
@@ -182,8 +207,8 @@ impl Store {
         true
     }
 
-    /// Forgets a file. Returns whether there was one.
-    pub fn remove(&mut self, name: &str) -> bool {
+    /// Forgets a text. Returns whether there was one.
+    pub fn remove_text(&mut self, name: &str) -> bool {
         self.files.remove(name).is_some()
     }
 
@@ -260,7 +285,7 @@ fn duplicate(earlier: &Meta, later: &Meta) -> Diagnostic {
 pub fn from_texts<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Store {
     let mut store = Store::new(true);
     for (name, text) in texts {
-        store.set(quoted(name).trim_matches('`').into(), Ok(text.into()));
+        store.set_text(name, text);
     }
     store
 }

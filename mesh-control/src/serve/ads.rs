@@ -3,7 +3,6 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -18,7 +17,7 @@ use tonic::body::Body;
 use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Status, Streaming};
 
-use crate::catalog::Kind;
+use crate::catalog::{Client, Kind};
 use crate::serve::admission::Admission;
 use crate::serve::feed::Feed;
 use crate::serve::fleet::{Connection, Fleet};
@@ -135,7 +134,7 @@ impl<V: Variant> StreamingService<V::Request> for Method<V> {
     type Future = std::future::Ready<Result<tonic::Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<V::Request>>) -> Self::Future {
-        let Some(peer) = request.extensions().get::<Peer>().map(|peer| peer.ip) else {
+        let Some(peer) = request.extensions().get::<Peer>().cloned() else {
             return std::future::ready(Err(Status::internal("a connection without an address")));
         };
         let admitted = {
@@ -160,7 +159,7 @@ type Sender = mpsc::Sender<Result<Response, Status>>;
 /// channels then close), by age, or when the server stops.
 async fn converse<V: Variant>(
     shared: Arc<Shared>,
-    peer: IpAddr,
+    peer: Peer,
     wait: Duration,
     mut requests: Streaming<V::Request>,
     sender: Sender,
@@ -185,8 +184,12 @@ async fn converse<V: Variant>(
     };
     let anonymous = Node::default();
     let node = V::node(&request).unwrap_or(&anonymous);
+    let client = match identify(node, &peer) {
+        Ok(client) => client,
+        Err(status) => return fail(&sender, status).await,
+    };
     let opening = Opening {
-        client: client::read(node, peer),
+        client,
         catalog: shared.feed.latest(),
         pace: shared.pace,
         settles_at: shared.settles_at,
@@ -195,13 +198,34 @@ async fn converse<V: Variant>(
     let session = Session::new(V::PROTOCOL, opening, now());
     let stay = Stay { connection: shared.fleet.enter(session, &user_agent(node)), shared: &shared };
     shared.metrics.stream_opened();
-    tracing::debug!(node = node.id, %peer, protocol = ?V::PROTOCOL, "stream opened");
+    tracing::debug!(node = node.id, peer = %peer.ip, protocol = ?V::PROTOCOL, "stream opened");
     let end = exchange::<V>(&stay, request, &mut requests, &sender, stop).await;
     tracing::debug!(node = &*stay.connection.session().client().node_id, end = ?end, "stream ended");
     drop(stay);
     if let Err(status) = end {
         fail(&sender, status).await;
     }
+}
+
+/// A client with a certificate is who that says; its node may not claim to be somebody else.
+fn identify(node: &Node, peer: &Peer) -> Result<Client, Status> {
+    let mut client = client::read(node, peer.ip);
+    match &peer.identity {
+        None => {}
+        Some(Err(anonymous)) => {
+            let why = anonymous.0;
+            return Err(Status::permission_denied(format!(
+                "the client certificate names nobody: {why}"
+            )));
+        }
+        Some(Ok(identity)) => {
+            if let Some(contradiction) = client::contradiction(node, identity) {
+                return Err(Status::permission_denied(contradiction));
+            }
+            client.namespace = Arc::from(&*identity.namespace);
+        }
+    }
+    Ok(client)
 }
 
 async fn fail(sender: &Sender, status: Status) {

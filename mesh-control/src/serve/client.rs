@@ -14,9 +14,37 @@ use envoy_types::pb::google::protobuf::{Struct, Value as Wrapped};
 use serde::Deserialize;
 
 use crate::catalog::{Client, ClientClass};
+use crate::serve::tls::Identity;
 
 /// How many labels, addresses and ports one client may have.
 const MANY: usize = 256;
+
+/// Whether a node claims only what its owner's certificate says: the certificate decides who somebody is,
+/// the node may repeat it or leave it out (hazard X10).
+pub(crate) fn contradiction(node: &Node, identity: &Identity) -> Option<String> {
+    let empty = Struct::default();
+    let metadata = node.metadata.as_ref().unwrap_or(&empty);
+    let from_id = namespace_of_id(&node.id);
+    let claims = [
+        (
+            "NAMESPACE",
+            text(metadata, "NAMESPACE"),
+            &identity.namespace,
+        ),
+        ("the namespace of its id", from_id, &identity.namespace),
+        (
+            "SERVICE_ACCOUNT",
+            text(metadata, "SERVICE_ACCOUNT"),
+            &identity.service_account,
+        ),
+    ];
+    claims.into_iter().find_map(|(what, claimed, certified)| {
+        let claimed = claimed.filter(|claimed| claimed != certified)?;
+        Some(format!(
+            "the node says {what} is {claimed:?}, its certificate says {certified:?}"
+        ))
+    })
+}
 
 /// Reads a node.
 pub(crate) fn read(node: &Node, peer_ip: IpAddr) -> Client {
@@ -56,6 +84,13 @@ fn namespace<'a>(metadata: &'a Struct, id: &'a str) -> &'a str {
     // `type~ip~name.namespace~namespace.svc.domain` (Istio's node id).
     let from_id = id.split('~').nth(3).and_then(|domain| domain.split('.').next());
     [claimed, from_id].into_iter().flatten().find(|name| is_label(name)).unwrap_or("default")
+}
+
+// `type~ip~name.namespace~namespace.svc.domain` (Istio's node id).
+fn namespace_of_id(id: &str) -> Option<&str> {
+    id.split('~')
+        .nth(3)
+        .and_then(|domain| domain.split('.').next())
 }
 
 fn is_label(name: &str) -> bool {
@@ -180,6 +215,31 @@ mod tests {
         ] {
             assert_eq!(class(user_agent), expected, "{user_agent}");
         }
+    }
+
+    #[test]
+    fn a_node_may_repeat_what_its_certificate_says_and_not_contradict_it() {
+        let identity = Identity {
+            namespace: "shop".to_owned(),
+            service_account: "web".to_owned(),
+        };
+        let says =
+            |id: &str, metadata: &[(&str, Value)]| contradiction(&node(id, metadata), &identity);
+        let id = "mesh~10.0.0.1~web-1.shop~shop.svc.cluster.local";
+        assert_eq!(says("", &[]), None);
+        assert_eq!(
+            says(
+                id,
+                &[
+                    ("NAMESPACE", string("shop")),
+                    ("SERVICE_ACCOUNT", string("web"))
+                ]
+            ),
+            None
+        );
+        assert!(says(id, &[("NAMESPACE", string("checkout"))]).is_some());
+        assert!(says(id, &[("SERVICE_ACCOUNT", string("root"))]).is_some());
+        assert!(says("mesh~10.0.0.1~web-1.pay~pay.svc.cluster.local", &[]).is_some());
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod server;
 mod session;
 mod sotw;
 pub mod status;
+mod tls;
 mod wire;
 
 pub use feed::Feed;
@@ -38,3 +39,4 @@ pub use presence::{Workload, WorkloadKey, Workloads};
 pub use push::Pace;
 pub use server::{Options, Server};
 pub use session::{Protocol, SERVER_LISTENER_PREFIX};
+pub use tls::TlsFiles;
