@@ -31,7 +31,7 @@ pub(crate) enum Action {
     /// Give up the stream, or the attempt, to this server. It reports nothing more.
     Disconnect(usize),
     /// Send this over the stream.
-    Send(usize, Request),
+    Send(usize, Box<Request>),
 }
 
 /// A request of either protocol.
@@ -235,7 +235,7 @@ impl Session {
         for error in taken.errors.iter().take(10) {
             tracing::warn!(node = %self.node.id, server = %link.server.uri, "resource rejected: {error}");
         }
-        outcome.actions.extend(request.map(|request| Action::Send(index, request)));
+        outcome.actions.extend(request.map(|request| Action::Send(index, Box::new(request))));
         // gRFC A71: the servers after this one are not needed any more.
         for (later, link) in self.links.iter_mut().enumerate().skip(index + 1) {
             if std::mem::replace(&mut link.phase, Phase::Idle) != Phase::Idle {
@@ -311,7 +311,7 @@ impl Session {
 
     /// Falls back where that can help; where no server is left, those who wait for a first answer learn why.
     fn after_failure(&mut self, now: Instant, outcome: &mut Outcome) {
-        if !self.links.get(self.active).is_some_and(|link| link.error.is_some()) || !self.cache.lacks_something() {
+        if self.links.get(self.active).is_none_or(|link| link.error.is_none()) || !self.cache.lacks_something() {
             return;
         }
         if let Some(next) = self.links.get_mut(self.active + 1) {
@@ -400,7 +400,7 @@ impl Protocol {
 }
 
 fn send<R>(index: usize, requests: Vec<R>, wrap: fn(R) -> Request) -> Vec<Action> {
-    requests.into_iter().map(|request| Action::Send(index, wrap(request))).collect()
+    requests.into_iter().map(|request| Action::Send(index, Box::new(wrap(request)))).collect()
 }
 
 #[cfg(test)]

@@ -44,11 +44,13 @@ impl Bench {
         let shown = |action| match action {
             Action::Connect(index) => format!("connect {index}"),
             Action::Disconnect(index) => format!("disconnect {index}"),
-            Action::Send(index, Request::Sotw(request)) => {
-                let kind = request.type_url.rsplit('.').next().unwrap().to_owned();
-                format!("{index}: {kind} [{}] v={:?}", request.resource_names.join(","), request.version_info)
-            }
-            Action::Send(index, Request::Delta(_)) => format!("{index}: delta"),
+            Action::Send(index, request) => match *request {
+                Request::Sotw(request) => {
+                    let kind = request.type_url.rsplit('.').next().unwrap().to_owned();
+                    format!("{index}: {kind} [{}] v={:?}", request.resource_names.join(","), request.version_info)
+                }
+                Request::Delta(_) => format!("{index}: delta"),
+            },
         };
         outcome.actions.into_iter().map(shown).collect()
     }
