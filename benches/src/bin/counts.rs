@@ -74,6 +74,8 @@ fn main() -> Result {
 
 /// Runs a case; allocations per request after a warm-up.
 fn run(case: &str, requests: u64, bytes: usize) -> Result<f64> {
+    // A second thread, as in any real program: allocators and system calls cost a little more with one.
+    std::thread::spawn(std::thread::park);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let body = Bytes::from(vec![b'y'; bytes]);
     let version = if case.ends_with("http2") { Version::Http2 } else { Version::Http1 };

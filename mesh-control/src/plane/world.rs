@@ -153,4 +153,11 @@ impl Catalog for World {
             _ => self.compiled.resource(client.class, view, kind, name),
         }
     }
+
+    fn revision(&self, kind: Kind) -> Option<u64> {
+        Some(match kind {
+            Kind::Endpoints => self.generation,
+            _ => self.config_generation,
+        })
+    }
 }

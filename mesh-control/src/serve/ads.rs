@@ -19,6 +19,7 @@ use tonic::{Request, Status, Streaming};
 
 use crate::catalog::{Client, Kind};
 use crate::serve::admission::Admission;
+use crate::serve::client::About;
 use crate::serve::feed::Feed;
 use crate::serve::fleet::{Connection, Fleet};
 use crate::serve::metrics::{Metrics, short};
@@ -196,7 +197,10 @@ async fn converse<V: Variant>(
         tag: fastrand::u32(..),
     };
     let session = Session::new(V::PROTOCOL, opening, now());
-    let stay = Stay { connection: shared.fleet.enter(session, &user_agent(node)), shared: &shared };
+    let stay = Stay {
+        connection: shared.fleet.enter(session, About::read(node)),
+        shared: &shared,
+    };
     shared.metrics.stream_opened();
     tracing::debug!(node = node.id, peer = %peer.ip, protocol = ?V::PROTOCOL, "stream opened");
     let end = exchange::<V>(&stay, request, &mut requests, &sender, stop).await;
@@ -339,8 +343,12 @@ impl Stay<'_> {
             return;
         }
         let client = self.connection.session().client().clone();
+        let about = &self.connection.about;
         let workloads = |names: &[Arc<str>]| -> Vec<Workload> {
-            names.iter().filter_map(|name| Workload::announced(&client, name)).collect()
+            names
+                .iter()
+                .filter_map(|name| Workload::announced(&client, about, name))
+                .collect()
         };
         for workload in workloads(&heard.left) {
             self.shared.presence.leave(self.connection.id, &workload.key());
@@ -369,14 +377,4 @@ async fn sleep_until(at: Option<Instant>) {
 /// The runtime's clock: tests stop and turn it.
 pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
-}
-
-fn user_agent(node: &Node) -> String {
-    use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
-    match &node.user_agent_version_type {
-        Some(UserAgentVersionType::UserAgentVersion(version)) => {
-            format!("{} {version}", node.user_agent_name)
-        }
-        _ => node.user_agent_name.clone(),
-    }
 }

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
 use envoy_types::pb::google::protobuf::value::Kind as Value;
 use envoy_types::pb::google::protobuf::{Struct, Value as Wrapped};
 use serde::Deserialize;
@@ -44,6 +45,57 @@ pub(crate) fn contradiction(node: &Node, identity: &Identity) -> Option<String> 
             "the node says {what} is {claimed:?}, its certificate says {certified:?}"
         ))
     })
+}
+
+/// What a node says beyond what resources are rendered by: for telemetry and for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct About {
+    /// The workload's name (`WORKLOAD_NAME`, else `NAME`, else the one in its id).
+    pub name: String,
+    /// The cluster it is in (`CLUSTER_ID`).
+    pub cluster: String,
+    /// The WorkloadGroup that it says it belongs to (`AUTO_REGISTER_GROUP`).
+    pub group: Option<String>,
+    /// What it runs: `node.user_agent_name` and version.
+    pub user_agent: String,
+}
+
+impl About {
+    /// Reads a node.
+    pub(crate) fn read(node: &Node) -> About {
+        let empty = Struct::default();
+        let metadata = node.metadata.as_ref().unwrap_or(&empty);
+        let said = |key| {
+            text(metadata, key)
+                .filter(|text| !text.is_empty())
+                .map(brief)
+        };
+        let from_id = || {
+            node.id
+                .split('~')
+                .nth(2)
+                .and_then(|name| name.rsplit_once('.'))
+                .map(|(name, _)| brief(name))
+        };
+        let name = said("WORKLOAD_NAME")
+            .or_else(|| said("NAME"))
+            .or_else(from_id);
+        About {
+            name: name.unwrap_or_else(|| brief(&node.id)),
+            cluster: said("CLUSTER_ID").unwrap_or_default(),
+            group: said("AUTO_REGISTER_GROUP"),
+            user_agent: match &node.user_agent_version_type {
+                Some(UserAgentVersionType::UserAgentVersion(version)) => {
+                    brief(&format!("{} {version}", node.user_agent_name))
+                }
+                _ => brief(&node.user_agent_name),
+            },
+        }
+    }
+}
+
+fn brief(text: &str) -> String {
+    text.chars().take(MANY).collect()
 }
 
 /// Reads a node.
@@ -240,6 +292,23 @@ mod tests {
         assert!(says(id, &[("NAMESPACE", string("checkout"))]).is_some());
         assert!(says(id, &[("SERVICE_ACCOUNT", string("root"))]).is_some());
         assert!(says("mesh~10.0.0.1~web-1.pay~pay.svc.cluster.local", &[]).is_some());
+    }
+
+    #[test]
+    fn a_workload_is_called_what_it_says_or_what_its_id_says() {
+        let id = "mesh~10.0.0.1~web-1.v2.shop~shop.svc.cluster.local";
+        for (metadata, id, expected) in [
+            (
+                vec![("WORKLOAD_NAME", string("web")), ("NAME", string("web-1"))],
+                id,
+                "web",
+            ),
+            (vec![("NAME", string("web-1"))], id, "web-1"),
+            (vec![], id, "web-1.v2"),
+            (vec![], "anything", "anything"),
+        ] {
+            assert_eq!(About::read(&node(id, &metadata)).name, expected);
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@
 
 mod admission;
 mod ads;
+mod backing;
 mod client;
 mod csds;
 mod delta;
@@ -33,6 +34,7 @@ pub mod status;
 mod tls;
 mod wire;
 
+pub use client::About;
 pub use feed::Feed;
 pub use fleet::{ClientStatus, KindStatus, NackStatus, NameStatus};
 pub use presence::{Workload, WorkloadKey, Workloads};

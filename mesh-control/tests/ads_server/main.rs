@@ -1,5 +1,7 @@
 //! The ADS server over real sockets.
 
+mod embedded;
+mod process;
 mod scale;
 mod secured;
 mod streams;

@@ -154,6 +154,18 @@ impl Delta {
         self.requests.send(request).await.unwrap();
     }
 
+    /// Asks for a resource that an earlier stream brought.
+    pub(crate) async fn resume(&mut self, kind: Kind, name: &str, version: &str) {
+        let request = DeltaDiscoveryRequest {
+            node: self.node.take(),
+            type_url: kind.type_url().to_owned(),
+            resource_names_subscribe: vec![name.to_owned()],
+            initial_resource_versions: [(name.to_owned(), version.to_owned())].into(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        self.requests.send(request).await.unwrap();
+    }
+
     pub(crate) async fn next(&mut self) -> DeltaDiscoveryResponse {
         let message = tokio::time::timeout(PATIENCE, self.responses.message()).await.expect("a response in time");
         message.expect("no error").expect("a response")

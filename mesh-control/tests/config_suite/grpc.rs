@@ -223,7 +223,7 @@ fn check_header(header: &HeaderMatcher) {
 
 fn check_fault(fault: &HttpFault) {
     let known = HttpFault {
-        delay: fault.delay.clone(),
+        delay: fault.delay,
         abort: fault.abort.clone(),
         ..Default::default()
     };
@@ -329,7 +329,7 @@ fn check_cluster(cluster: &Cluster, name: &str) -> bool {
     assert_eq!(*cluster, known, "nothing but what gRPC takes");
     assert_eq!(cluster.lb_policy(), LbPolicy::RoundRobin);
     if let Some(policy) = &cluster.load_balancing_policy {
-        let kinds = policy.policies.iter().map(|policy| {
+        let mut kinds = policy.policies.iter().map(|policy| {
             policy
                 .typed_extension_config
                 .as_ref()
@@ -341,7 +341,7 @@ fn check_cluster(cluster: &Cluster, name: &str) -> bool {
                 .as_str()
         });
         assert_eq!(
-            kinds.last(),
+            kinds.next_back(),
             Some(ROUND_ROBIN),
             "there is one that every client knows"
         );

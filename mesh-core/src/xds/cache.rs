@@ -353,7 +353,7 @@ impl Entry {
     /// The server has a version that works. The store hears of it if it is new, or if an error came in between
     /// (rule 17).
     fn recovered(&mut self, key: &ResourceKey, out: &mut Vec<Change>, is_new: bool) {
-        self.seen = self.parked.is_none();
+        self.seen = true;
         let had_failed = self.failure.take().is_some();
         if had_failed && self.state == ResourceState::DoesNotExist && !is_new {
             tracing::info!("{key} is there again");
