@@ -15,7 +15,7 @@ use super::diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span};
 
 /// The largest file that is read, in bytes.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
-const MAX_NODES: usize = 250_000;
+const MAX_NODES: usize = 200_000;
 const MAX_DEPTH: usize = 64;
 const STACK_BYTES: usize = 16 << 20;
 

@@ -1,6 +1,7 @@
 //! Configuration, registry, policy and rendering from the outside: YAML in, xDS out.
 
 mod calling;
+mod cross;
 mod determinism;
 mod fields;
 mod grpc;
