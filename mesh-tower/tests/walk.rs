@@ -53,7 +53,8 @@ async fn serve(control: &Embedded, version: &'static str) -> Mesh {
     let mesh = mesh(control, "reviews", version);
     let listener = mesh.bind("127.0.0.1:0").await.unwrap();
     let app = axum::Router::new().route("/", axum::routing::get(move || async move { version }));
-    tokio::spawn(mesh_tower::server::serve(listener, app.layer(mesh.server_layer())));
+    let app = app.layer(mesh.server_layer());
+    tokio::spawn(async move { mesh_tower::server::serve(listener, app).await });
     mesh
 }
 
