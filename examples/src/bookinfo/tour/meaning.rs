@@ -106,11 +106,16 @@ impl Meaning {
         }
     }
 
-    /// The hosts that are not those of bookinfo, with the ports to try, and the objects that speak of them.
+    /// The hosts that are not those of bookinfo, with their ports for HTTP, and the objects that speak of them.
     pub fn foreign_hosts(&self) -> BTreeMap<(String, u64), BTreeSet<String>> {
         let mut hosts = BTreeMap::<(String, u64), BTreeSet<String>>::new();
         for entry in self.objects.iter().filter(|object| object.kind == "ServiceEntry") {
-            let ports: Vec<u64> = list(&entry.spec, "ports").filter_map(|port| port.get("number")?.as_u64()).collect();
+            let is_http = |port: &&Value| {
+                let protocol = port.get("protocol").and_then(Value::as_str);
+                protocol.is_some_and(|protocol| matches!(protocol, "HTTP" | "HTTP2" | "GRPC"))
+            };
+            let ports = list(&entry.spec, "ports").filter(is_http);
+            let ports: Vec<u64> = ports.filter_map(|port| port.get("number")?.as_u64()).collect();
             for host in list(&entry.spec, "hosts").filter_map(Value::as_str).filter(|host| !host.contains('*')) {
                 for port in &ports {
                     let names = |object: &&Object| {

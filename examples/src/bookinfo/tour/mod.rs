@@ -5,7 +5,7 @@ mod meaning;
 mod report;
 mod tally;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -34,8 +34,9 @@ const BEFORE: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The name of the text of a phase; sorts after that of the services below it.
 const OVERLAY: &str = "overlay.yaml";
-/// The name of the text with the routes that show what subsets are for, where a phase has subsets only.
-const PROBE: &str = "probe.yaml";
+/// For how long a service may fall back on what it knew: the xDS client remembers for 5 s what it gave up, and uses it
+/// until it is told better.
+const MEMORY: Duration = Duration::from_secs(6);
 
 /// Who the traffic is from: one of four pages is for `jason`.
 const USERS: [Option<&str>; 4] = [None, None, None, Some("jason")];
@@ -107,15 +108,15 @@ impl Record {
         Record { started, user, page, product }
     }
 
-    /// The calls that it took.
-    fn legs(&self) -> Vec<(App, Leg)> {
-        let mut legs = vec![(App::Productpage, self.page.clone())];
+    /// The calls that it took, and on behalf of whom.
+    fn calls(&self) -> Vec<(App, Option<&'static str>, Leg)> {
+        let mut calls = vec![(App::Productpage, self.user, self.page.clone())];
         if let Some(product) = &self.product {
-            legs.push((App::Details, product.details.call.clone()));
-            legs.push((App::Reviews, product.reviews.call.clone()));
-            legs.extend(product.ratings().map(|ratings| (App::Ratings, ratings)));
+            calls.push((App::Details, self.user, product.details.call.clone()));
+            calls.push((App::Reviews, self.user, product.reviews.call.clone()));
+            calls.extend(product.ratings().map(|ratings| (App::Ratings, self.user, ratings)));
         }
-        legs
+        calls
     }
 }
 
@@ -130,17 +131,26 @@ pub async fn run(
     reporter: &mut dyn Reporter,
 ) -> anyhow::Result<Vec<Outlook>> {
     let mesh = bookinfo.caller("traffic")?;
-    let mut before = BTreeMap::new();
+    let mut before = VecDeque::<Past>::new();
     let mut outlooks = Vec::new();
     for phase in phases {
         reporter.begin(&phase.name)?;
         let outlook = visit(bookinfo, &mesh, phase, options, &before, reporter).await?;
         reporter.end(&outlook)?;
-        before.clone_from(&outlook.expected);
+        while before.front().is_some_and(|past| past.ended.elapsed() > MEMORY) {
+            before.pop_front();
+        }
+        before.push_back(Past { expected: outlook.expected.clone(), ended: Instant::now() });
         outlooks.push(outlook);
     }
     reporter.summary(&outlooks)?;
     Ok(outlooks)
+}
+
+/// What was expected in an earlier phase, and until when.
+struct Past {
+    expected: BTreeMap<Edge, Expectation>,
+    ended: Instant,
 }
 
 /// Puts one phase in force and looks at it.
@@ -149,15 +159,15 @@ async fn visit(
     mesh: &Mesh,
     phase: &Phase,
     options: Options,
-    before: &BTreeMap<Edge, Expectation>,
+    before: &VecDeque<Past>,
     reporter: &mut dyn Reporter,
 ) -> anyhow::Result<Outlook> {
-    let joined = phase.joined();
-    let probe = probe(&joined.text);
+    let own = phase.joined().text;
+    let joined = with_probe(phase).joined();
     let in_force: Arc<OnceLock<Instant>> = Arc::default();
     let change = async {
         tokio::time::sleep(BEFORE).await;
-        let reports = apply(bookinfo, &joined, &probe);
+        let reports = apply(bookinfo, &joined);
         let changed = Instant::now();
         until_confirmed(bookinfo).await;
         in_force.get_or_init(Instant::now);
@@ -180,8 +190,8 @@ async fn visit(
         pages += 1;
         failed += u64::from(!record.page.is_ok());
         latencies.add(Duration::from_secs_f64(record.page.ms.max(0.0) / 1e3));
-        for (app, leg) in record.legs() {
-            seen.entry((app, record.user)).or_default().add(app, &leg);
+        for (app, user, leg) in record.calls() {
+            seen.entry((app, user)).or_default().add(app, &leg);
         }
         reporter.progress(&seen, pages);
     };
@@ -203,32 +213,29 @@ async fn visit(
         reports,
         problems: Vec::new(),
     };
-    match Meaning::of(&[&base, &joined.text, &probe]) {
-        Ok(meaning) => {
-            let own = Meaning::of(&[&joined.text]);
-            outlook.compare(&meaning, options.strict);
+    match (Meaning::of(&[&base, &joined.text]), Meaning::of(&[&own])) {
+        (Ok(meaning), Ok(own)) => {
             outlook.foreign = foreign(mesh, &meaning).await;
-            if let Ok(own) = own {
-                outlook.account_for(&own, options.strict);
-            }
+            outlook.compare(&meaning, options.strict);
+            outlook.account_for(&own, options.strict);
             outlook.look_at_transition(&transition, before);
         }
         // A text that is wrong changes nothing, and must be reported.
-        Err(wrong) if outlook.reports.is_empty() || options.strict => outlook.problems.push(wrong.0),
-        Err(_) => {}
+        (Err(wrong), _) | (_, Err(wrong)) => {
+            if outlook.reports.is_empty() || options.strict {
+                outlook.problems.push(wrong.0);
+            }
+        }
     }
     Ok(outlook)
 }
 
 /// Puts the texts of a phase in force. Returns what the control plane says of them, in the words of the phase's own
 /// files.
-fn apply(bookinfo: &Bookinfo, joined: &Joined, probe: &str) -> Vec<Diagnostic> {
+fn apply(bookinfo: &Bookinfo, joined: &Joined) -> Vec<Diagnostic> {
     let embedded = bookinfo.embedded();
-    let rejected = [(OVERLAY, joined.text.as_str()), (PROBE, probe)]
-        .into_iter()
-        .filter_map(|(name, text)| embedded.set_yaml(name, text).err())
-        .flat_map(|rejected| rejected.diagnostics);
-    let mut reports: Vec<Diagnostic> = rejected.collect();
+    let rejected = embedded.set_yaml(OVERLAY, &joined.text).err();
+    let mut reports = rejected.map(|rejected| rejected.diagnostics).unwrap_or_default();
     for finding in embedded.plane().diagnostics() {
         // That a phase's object takes the place of one of the base is the point of a phase.
         if &*finding.file == OVERLAY && finding.code != Code::Duplicate && !reports.contains(&finding) {
@@ -258,30 +265,30 @@ async fn until_confirmed(bookinfo: &Bookinfo) {
     }
 }
 
-/// Routes that spread calls over the subsets of a text, for the services that it has subsets for and no routes.
-fn probe(text: &str) -> String {
-    let Ok(meaning) = Meaning::of(&[text]) else { return String::new() };
+/// The phase, and for services that it has subsets for and no routes, routes that spread calls over these subsets:
+/// they show what the subsets are for.
+fn with_probe(phase: &Phase) -> Phase {
+    let mut phase = phase.clone();
+    let Ok(meaning) = Meaning::of(&[&phase.joined().text]) else { return phase };
     let mut routes = String::new();
     for app in App::ALL {
         let subsets = meaning.running_subsets(app);
-        if subsets.is_empty() || meaning.has_route(app) {
-            continue;
-        }
-        let weight = |position: usize| 100 / subsets.len() + usize::from(position < 100 % subsets.len());
-        let routed: Vec<String> = subsets
-            .iter()
-            .enumerate()
-            .map(|(position, subset)| {
+        if !subsets.is_empty() && !meaning.has_route(app) {
+            let weight = |position: usize| 100 / subsets.len() + usize::from(position < 100 % subsets.len());
+            let routed = subsets.iter().enumerate().map(|(position, subset)| {
                 format!("{{destination: {{host: {app}, subset: {subset}}}, weight: {}}}", weight(position))
-            })
-            .collect();
-        routes.push_str(&format!(
-            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: probe-{app}}}\n\
-             spec: {{hosts: [{app}], http: [{{route: [{}]}}]}}\n---\n",
-            routed.join(", "),
-        ));
+            });
+            routes.push_str(&format!(
+                "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: probe-{app}}}\n\
+                 spec: {{hosts: [{app}], http: [{{route: [{}]}}]}}\n",
+                routed.collect::<Vec<_>>().join(", "),
+            ));
+        }
     }
-    routes
+    if !routes.is_empty() {
+        phase.files.push(("(subsets, routed to)".to_owned(), routes));
+    }
+    phase
 }
 
 /// Where calls to hosts outside of bookinfo go. Nothing is sent to them.
@@ -373,19 +380,16 @@ impl Outlook {
     }
 
     /// While a change travels, each call must end as the old files allow, or the new ones.
-    fn look_at_transition(&mut self, records: &[Record], before: &BTreeMap<Edge, Expectation>) {
+    fn look_at_transition(&mut self, records: &[Record], before: &VecDeque<Past>) {
         let mut wrong = BTreeMap::<String, (u64, Option<String>)>::new();
-        for record in records {
-            for (app, leg) in record.legs() {
-                let edge = (app, record.user);
-                let (old, new) = (before.get(&edge), self.expected.get(&edge));
-                let judges: Vec<_> = old.into_iter().chain(new).collect();
-                if judges.len() == 2 && !judges.iter().any(|expected| tally::is_possible(expected, app, &leg)) {
-                    let who = leg.backend.clone().unwrap_or_else(|| format!("failed {}", leg.status));
-                    let entry = wrong.entry(format!("{app}: during the change, {who}")).or_default();
-                    entry.0 += 1;
-                    entry.1 = leg.error;
-                }
+        for (app, user, leg) in records.iter().flat_map(Record::calls) {
+            let edge = (app, user);
+            let mut old = before.iter().filter_map(|past| past.expected.get(&edge)).peekable();
+            let (true, Some(new)) = (old.peek().is_some(), self.expected.get(&edge)) else { continue };
+            if !old.chain([new]).any(|expected| tally::is_possible(expected, app, &leg)) {
+                let who = leg.backend.unwrap_or_else(|| format!("failed {}", leg.status));
+                let entry = wrong.entry(format!("{app}: during the change, {who}")).or_default();
+                *entry = (entry.0 + 1, leg.error);
             }
         }
         for (what, (times, error)) in wrong {
@@ -394,7 +398,11 @@ impl Outlook {
         }
     }
 
+    /// Whether the control plane says that an object, or a part of it, has no effect.
     fn is_reported(&self, object: &str) -> bool {
-        self.reports.iter().any(|report| report.object.as_deref() == Some(object))
+        let without_effect = |report: &&Diagnostic| {
+            matches!(report.code, Code::NotSupportedYet | Code::Ignored) || report.rejects_file()
+        };
+        self.reports.iter().filter(without_effect).any(|report| report.object.as_deref() == Some(object))
     }
 }
