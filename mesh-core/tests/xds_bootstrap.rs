@@ -40,6 +40,7 @@ fn the_environment_names_a_file_or_holds_the_text() {
 
 #[test]
 #[ignore = "the test above runs it in processes of their own"]
+#[allow(clippy::print_stdout, reason = "that is how the other test reads it")]
 fn shows_the_bootstrap_of_its_environment() {
     match Bootstrap::from_env() {
         Ok(bootstrap) => println!("{}", bootstrap.servers[0].uri),
