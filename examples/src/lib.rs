@@ -3,9 +3,12 @@
 //! The programs are in `src/bin`. Those that are meant to be read, `hello_http`, `hello_grpc` and
 //! `existing_client`, use nothing of this library.
 
+pub mod bookinfo;
+pub mod cli;
 pub mod curl;
 pub mod echo;
 pub mod grpc;
 pub mod load;
+pub mod node;
 pub mod stats;
 pub mod text;

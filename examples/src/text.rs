@@ -59,6 +59,6 @@ mod tests {
 
     #[test]
     fn milliseconds_have_three_decimals() {
-        assert_eq!(millis(Duration::from_nanos(1_234_567)), 1.235);
+        assert_eq!(millis(Duration::from_nanos(1_234_567)).to_string(), "1.235");
     }
 }

@@ -154,6 +154,20 @@ impl ManagementServer {
         })
     }
 
+    /// Connections to several servers through memory, by the URI of each; there is nobody at any other URI.
+    pub fn connector_to(servers: &[(&str, &ManagementServer)]) -> Connector {
+        let servers: Vec<_> = servers.iter().map(|(uri, server)| ((*uri).to_owned(), (*server).clone())).collect();
+        Connector::new(move |wanted| {
+            let server = servers.iter().find(|(uri, _)| *uri == wanted.uri).map(|(_, server)| server.clone());
+            async move {
+                match server {
+                    Some(server) => server.connect().await,
+                    None => Err(io::ErrorKind::NotFound.into()),
+                }
+            }
+        })
+    }
+
     /// Accepts connections over loopback TCP, too.
     ///
     /// # Errors
@@ -311,7 +325,8 @@ impl ManagementServer {
 
     async fn connect(&self) -> io::Result<DuplexStream> {
         let (client, outer) = tokio::io::duplex(1 << 16);
-        match self.state().mode {
+        let mode = self.state().mode;
+        match mode {
             Mode::Refuse => return Err(io::ErrorKind::ConnectionRefused.into()),
             Mode::Mute => {
                 self.state().muted.push(Box::new(outer));

@@ -193,10 +193,12 @@ impl Cache {
         decoded: Decoded,
     ) {
         let Some(entry) = self.entries.get_mut(key) else { return };
-        // Other bytes may say the same: Protobuf maps have no order.
-        let is_new = entry.good.as_ref().is_none_or(|good| good.resource != decoded.resource);
+        // Other bytes may say the same: Protobuf maps have no order. Then the value that is in use stays in use, so
+        // that whoever compares by pointer sees no change.
+        let same = entry.good.take().map(|good| good.resource).filter(|resource| *resource == decoded.resource);
+        let is_new = same.is_none();
         entry.good = Some(Good {
-            resource: decoded.resource,
+            resource: same.unwrap_or(decoded.resource),
             version: Arc::from(version),
             raw,
             ignored: decoded.ignored.into(),

@@ -435,7 +435,7 @@ impl<C: Consumer> Client<C> {
             }
             Action::Send(index, request) => {
                 let slot = running.streams.get_mut(index)?;
-                if slot.as_ref().and_then(|stream| stream.requests.as_ref())?.send(request) {
+                if slot.as_ref().and_then(|stream| stream.requests.as_ref())?.send(*request) {
                     return None;
                 }
                 // Its queue is full: it does not read. Or it has ended, and its last event is on the way.

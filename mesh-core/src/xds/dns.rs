@@ -278,9 +278,11 @@ mod tests {
         ClusterKind::StrictDns { endpoints, refresh: Duration::from_secs(60) }
     }
 
+    type Table = Arc<Mutex<HashMap<String, Vec<IpAddr>>>>;
+
     /// A resolver whose answers can be changed.
-    fn scripted() -> (Resolver, Arc<Mutex<HashMap<String, Vec<IpAddr>>>>) {
-        let table: Arc<Mutex<HashMap<String, Vec<IpAddr>>>> = Arc::default();
+    fn scripted() -> (Resolver, Table) {
+        let table = Table::default();
         let answers = Arc::clone(&table);
         let resolver = Resolver::new(move |name| {
             let answer = answers.lock().unwrap().get(name).cloned();

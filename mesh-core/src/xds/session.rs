@@ -5,7 +5,7 @@
 //! wanted is not known. The one before is tried on, and its first response sends the later ones away.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::service::discovery::v3::{
@@ -23,6 +23,10 @@ use crate::xds::intake::{self, Taken};
 use crate::xds::names::KINDS;
 use crate::xds::sotw::Sotw;
 
+/// How long no server can be reached before those who wait for a first answer are told. An application may be
+/// started a moment before its control plane: its requests wait, within their own limits, instead of failing.
+const GRACE: Duration = Duration::from_secs(15);
+
 /// What is to be done.
 #[derive(Debug)]
 pub(crate) enum Action {
@@ -31,7 +35,7 @@ pub(crate) enum Action {
     /// Give up the stream, or the attempt, to this server. It reports nothing more.
     Disconnect(usize),
     /// Send this over the stream.
-    Send(usize, Request),
+    Send(usize, Box<Request>),
 }
 
 /// A request of either protocol.
@@ -71,8 +75,17 @@ pub(crate) struct Session {
     links: Vec<Link>,
     /// The least preferred server in use.
     active: usize,
+    /// Every server has failed.
+    outage: Option<Outage>,
     cache: Cache,
     rng: fastrand::Rng,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Outage {
+    since: Instant,
+    /// Those who wait for a first answer are told from now on.
+    told: bool,
 }
 
 /// One server.
@@ -140,6 +153,7 @@ impl Session {
             options,
             links: servers.iter().map(link).collect(),
             active: 0,
+            outage: None,
             cache: Cache::new(node.id.as_str()),
             rng: fastrand::Rng::with_seed(seed),
         }
@@ -235,7 +249,7 @@ impl Session {
         for error in taken.errors.iter().take(10) {
             tracing::warn!(node = %self.node.id, server = %link.server.uri, "resource rejected: {error}");
         }
-        outcome.actions.extend(request.map(|request| Action::Send(index, request)));
+        outcome.actions.extend(request.map(|request| Action::Send(index, Box::new(request))));
         // gRFC A71: the servers after this one are not needed any more.
         for (later, link) in self.links.iter_mut().enumerate().skip(index + 1) {
             if std::mem::replace(&mut link.phase, Phase::Idle) != Phase::Idle {
@@ -244,6 +258,7 @@ impl Session {
             }
         }
         self.active = self.active.min(index);
+        self.outage = None;
         outcome
     }
 
@@ -261,12 +276,14 @@ impl Session {
                 }
             }
         }
+        self.report_outage(now, &mut outcome);
         self.cache.forget(now);
         outcome
     }
 
     /// When to call [`Self::tick`].
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let outage = self.outage.filter(|outage| !outage.told).map(|outage| outage.since + GRACE);
         let of_links = self.links.iter().flat_map(|link| {
             let retry = match link.phase {
                 Phase::Waiting(until) => Some(until),
@@ -274,7 +291,7 @@ impl Session {
             };
             [retry, link.protocol.next_deadline()]
         });
-        of_links.chain([self.cache.next_forget()]).flatten().min()
+        of_links.chain([self.cache.next_forget(), outage]).flatten().min()
     }
 
     /// How the servers are doing.
@@ -305,13 +322,18 @@ impl Session {
             && let Some(link) = self.links.first_mut().filter(|link| link.phase == Phase::Idle)
         {
             self.active = 0;
+            self.outage = None;
             link.connect(0, now, outcome);
         }
     }
 
-    /// Falls back where that can help; where no server is left, those who wait for a first answer learn why.
+    /// Falls back where that can help.
     fn after_failure(&mut self, now: Instant, outcome: &mut Outcome) {
-        if !self.links.get(self.active).is_some_and(|link| link.error.is_some()) || !self.cache.lacks_something() {
+        if self.cache.is_wanted() && self.links.iter().all(|link| link.error.is_some()) {
+            self.outage.get_or_insert(Outage { since: now, told: false });
+            self.report_outage(now, outcome);
+        }
+        if self.links.get(self.active).is_none_or(|link| link.error.is_none()) || !self.cache.lacks_something() {
             return;
         }
         if let Some(next) = self.links.get_mut(self.active + 1) {
@@ -320,12 +342,15 @@ impl Session {
                 tracing::warn!(node = %self.node.id, "falling back to the management server {}", next.server.uri);
                 next.connect(self.active, now, outcome);
             }
-            return;
         }
-        // gRFC A71: an error is reported only when every server has failed.
-        if self.links.iter().all(|link| link.error.is_some())
+    }
+
+    /// gRFC A71: connectivity is an error only when every server has failed.
+    fn report_outage(&mut self, now: Instant, outcome: &mut Outcome) {
+        if let Some(outage) = self.outage.as_mut().filter(|outage| outage.since + GRACE <= now)
             && let Some(link) = self.links.first()
         {
+            outage.told = true;
             let mut step = Step { index: 0, server: &link.server, now, out: &mut outcome.changes };
             self.cache.unreachable(&mut step, link.error.as_deref().unwrap_or_default());
         }
@@ -400,7 +425,7 @@ impl Protocol {
 }
 
 fn send<R>(index: usize, requests: Vec<R>, wrap: fn(R) -> Request) -> Vec<Action> {
-    requests.into_iter().map(|request| Action::Send(index, wrap(request))).collect()
+    requests.into_iter().map(|request| Action::Send(index, Box::new(wrap(request)))).collect()
 }
 
 #[cfg(test)]

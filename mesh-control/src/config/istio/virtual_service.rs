@@ -581,7 +581,7 @@ fn is_header_name(name: &str) -> bool {
     http::HeaderName::from_bytes(name.as_bytes()).is_ok()
 }
 
-fn check_body(body: &ResponseBody, error: &mut impl FnMut(crate::config::Span, &str, String)) {
+fn check_body(body: &ResponseBody, error: &mut impl FnMut(crate::config::diagnostic::Span, &str, String)) {
     // core/route/route.go: a direct response may carry 1 MB.
     const LONGEST: usize = 1 << 20;
     match (&body.string, &body.bytes) {
@@ -606,7 +606,7 @@ fn check_body(body: &ResponseBody, error: &mut impl FnMut(crate::config::Span, &
     }
 }
 
-fn check_abort(abort: &FaultAbort, error: &mut impl FnMut(crate::config::Span, &str, String)) {
+fn check_abort(abort: &FaultAbort, error: &mut impl FnMut(crate::config::diagnostic::Span, &str, String)) {
     let set = [
         abort.http_status.is_some(),
         abort.grpc_status.is_some(),
