@@ -22,6 +22,7 @@ use crate::serve::admission::Admission;
 use crate::serve::client::About;
 use crate::serve::feed::Feed;
 use crate::serve::fleet::{Connection, Fleet};
+use crate::serve::load::Load;
 use crate::serve::metrics::{Metrics, short};
 use crate::serve::presence::{Presence, Workload};
 use crate::serve::push::Pace;
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) presence: Presence,
     pub(crate) fleet: Fleet,
     pub(crate) metrics: Metrics,
+    pub(crate) load: Load,
     pub(crate) admission: Mutex<Admission>,
     pub(crate) pace: Pace,
     pub(crate) settles_at: Instant,
@@ -365,8 +367,7 @@ impl Stay<'_> {
         );
     }
 
-    /// Tells the registry who came and went, and takes the catalog that knows of it: the answer to the
-    /// request must not be older than the registration.
+    /// Tells the registry who came and went, and takes the catalog that knows of it, if it is made already.
     fn attend(&self, heard: &Heard) {
         if heard.joined.is_empty() && heard.left.is_empty() {
             return;

@@ -20,6 +20,7 @@ use crate::serve::ads::{Ads, Shared, now};
 use crate::serve::csds::Csds;
 use crate::serve::feed::Feed;
 use crate::serve::fleet::Fleet;
+use crate::serve::load::{Load, Reporting};
 use crate::serve::metrics::Metrics;
 use crate::serve::presence::{Presence, Workloads};
 use crate::serve::push::Pace;
@@ -101,6 +102,7 @@ impl Server {
             presence: Presence::new(workloads, options.grace),
             fleet: Fleet::default(),
             metrics: Metrics::default(),
+            load: Load::default(),
             admission: Mutex::new(Admission::new(
                 options.stream_rate,
                 options.stream_burst,
@@ -117,7 +119,8 @@ impl Server {
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .add_service(Ads(shared.clone()))
-            .add_service(Csds::service(shared.clone()));
+            .add_service(Csds::service(shared.clone()))
+            .add_service(Reporting::service(shared.clone()));
         let serving = tokio::spawn(async move {
             let incoming =
                 tokio_stream::StreamExt::map(ReceiverStream::new(incoming), Ok::<_, io::Error>);

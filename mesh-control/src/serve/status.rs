@@ -210,6 +210,7 @@ pub fn metrics(server: &Server, inspect: &dyn Inspect) -> String {
         );
     }
     shared.metrics.write(&mut out);
+    shared.load.write(&mut out);
     let workloads = shared.presence.registered().len() as u64;
     single(
         &mut out,
