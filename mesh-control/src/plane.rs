@@ -281,6 +281,7 @@ impl Plane {
             });
             WorkloadSummary {
                 key: workload.key.to_string(),
+                node: workload.node.to_string(),
                 name: workload.name.to_string(),
                 namespace: workload.namespace.to_string(),
                 address: workload.address.to_string(),
@@ -462,6 +463,8 @@ pub struct EndpointSummary {
 pub struct WorkloadSummary {
     /// Its registration.
     pub key: String,
+    /// The id of its node.
+    pub node: String,
     /// Its name.
     pub name: String,
     /// Its namespace.

@@ -37,7 +37,7 @@ pub fn scan(dir: &Path) -> io::Result<Scan> {
     let mut bytes = 0;
     for entry in fs::read_dir(&root)? {
         let entry = entry?;
-        let name: Arc<str> = entry.file_name().to_string_lossy().into();
+        let name: Arc<str> = printable(&entry.file_name().to_string_lossy()).into();
         if name.starts_with('.') {
             continue;
         }
@@ -66,6 +66,18 @@ pub fn scan(dir: &Path) -> io::Result<Scan> {
         scan.files.insert(name, text);
     }
     Ok(scan)
+}
+
+/// A file's name may hold anything but a slash; what is printed may not.
+fn printable(name: &str) -> String {
+    let escaped = |c: char| {
+        if c.is_control() {
+            c.escape_default().to_string()
+        } else {
+            c.to_string()
+        }
+    };
+    name.chars().map(escaped).collect()
 }
 
 /// Whether a file of this name is read.

@@ -15,9 +15,9 @@ use crate::policy::Policy;
 use crate::policy::route::{ClusterKey, Rule};
 use crate::policy::view::View;
 use crate::policy::virtual_services::Entry;
-use crate::registry::Service;
 use crate::registry::host::{candidates, in_namespace};
 use crate::registry::protocol::Protocol;
+use crate::registry::{Discovery, Service, ServiceId};
 use crate::render;
 
 /// What there is to say about a configuration.
@@ -101,10 +101,43 @@ pub fn check(objects: &Objects, policy: &Policy) -> Vec<Diagnostic> {
             found.push(finding.object(object.meta.id()).field("host"));
         }
     }
-    for (_, service) in policy.services.iter() {
+    for (id, service) in policy.services.iter() {
         check_grpc(policy, service, &mut found);
+        check_endpoints(policy, id, service, &mut found);
     }
     found
+}
+
+/// Endpoints that are written down and cannot be used.
+fn check_endpoints(policy: &Policy, id: ServiceId, service: &Service, found: &mut Vec<Diagnostic>) {
+    for written in policy.services.written(id) {
+        let mut say = |message: String| {
+            let finding = Diagnostic::at(
+                &written.origin,
+                Severity::Warning,
+                Code::UnknownReference,
+                message,
+            );
+            found.push(finding.object(written.object.clone()).field("address"));
+        };
+        if service.discovery == Discovery::Registry && written.ip().is_none() {
+            say(format!(
+                "a name, but {} takes addresses only; it is no endpoint",
+                service.host
+            ));
+            continue;
+        }
+        for port in service
+            .ports
+            .iter()
+            .filter(|port| written.port_for(port).is_none())
+        {
+            say(format!(
+                "it has no port for port {} of {}",
+                port.number, service.host
+            ));
+        }
+    }
 }
 
 struct Checker<'a> {

@@ -10,7 +10,7 @@ use crate::config::file::{Meta, Object};
 use crate::config::istio::virtual_service::VirtualService;
 use crate::config::{Code, Diagnostic, Severity};
 use crate::registry::Visibility;
-use crate::registry::host::{covers, in_namespace, specificity};
+use crate::registry::host::{covers, in_namespace};
 
 /// A VirtualService, ready to be asked.
 #[derive(Debug)]
@@ -169,14 +169,6 @@ impl VirtualServices {
         conflicts.sort_by(|a, b| (a.0, &a.1.message).cmp(&(b.0, &b.1.message)));
         found.extend(conflicts.into_iter().map(|(_, finding)| finding));
     }
-}
-
-/// The most specific of an object's hosts that covers a host.
-pub fn matching_host<'e>(entry: &'e Entry, host: &str) -> Option<&'e str> {
-    let covering = entry.hosts.iter().filter(|pattern| covers(pattern, host));
-    covering
-        .max_by_key(|pattern| specificity(pattern))
-        .map(String::as_str)
 }
 
 fn visibility(object: &Object<VirtualService>) -> Visibility {

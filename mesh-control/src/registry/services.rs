@@ -158,18 +158,14 @@ impl Services {
         services.filter(|(_, service)| service.selects(&workload.labels))
     }
 
-    pub(super) fn written(&self, id: ServiceId) -> impl Iterator<Item = &WrittenEndpoint> {
+    /// The endpoints of a service that are written down, in its own object or in WorkloadEntries.
+    pub fn written(&self, id: ServiceId) -> impl Iterator<Item = &WrittenEndpoint> {
         let own = self
             .all
             .get(id.0)
             .into_iter()
             .flat_map(|service| &service.endpoints);
         own.chain(self.selected.get(id.0).into_iter().flatten())
-    }
-
-    /// Endpoints of a service that is found by DNS: names or addresses.
-    pub fn dns_endpoints(&self, id: ServiceId) -> impl Iterator<Item = &WrittenEndpoint> {
-        self.written(id)
     }
 
     /// A workload with what its group adds to it.

@@ -334,6 +334,7 @@ pub(super) fn render_cluster(
         transport_socket: tls(seen),
         ..Default::default()
     };
+    note_limits(seen, degraded);
     let simple = seen
         .settings
         .load_balancer
@@ -385,6 +386,37 @@ pub(super) fn render_cluster(
     };
     rendered.cluster_discovery_type = Some(ClusterDiscoveryType::Type(discovery.into()));
     rendered
+}
+
+/// gRPC's clients have their own ways with connections.
+fn note_limits(seen: &Cluster<'_>, degraded: &mut Vec<Degraded>) {
+    let (Some(rule), Some(pool)) = (seen.rule, seen.settings.connection_pool) else {
+        return;
+    };
+    let tcp = pool.tcp.as_ref();
+    let http = pool.http.as_ref();
+    let limits = [
+        (
+            "tcp.connectTimeout",
+            tcp.is_some_and(|tcp| tcp.connect_timeout.is_some()),
+        ),
+        (
+            "http.idleTimeout",
+            http.is_some_and(|http| http.idle_timeout.is_some()),
+        ),
+        (
+            "http.maxRequestsPerConnection",
+            http.is_some_and(|http| http.max_requests_per_connection.is_some()),
+        ),
+    ];
+    for (field, _) in limits.into_iter().filter(|(_, is_set)| *is_set) {
+        let what = "the client's own setting holds".to_owned();
+        degraded.push(Degraded::of_rule(
+            rule,
+            &format!("connectionPool.{field}"),
+            what,
+        ));
+    }
 }
 
 /// gRFC A32 looks at `max_requests` only, and takes 1024 where there is none; Istio's default is no limit.

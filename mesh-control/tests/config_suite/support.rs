@@ -11,7 +11,14 @@ use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
-use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
+use envoy_types::pb::envoy::config::route::v3::route::Action;
+use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
+use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use envoy_types::pb::envoy::config::route::v3::{HeaderMatcher, Route, RouteAction, RouteConfiguration};
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher;
+use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
 use mesh_control::catalog::{Catalog, Client, ClientClass, Encoded, Kind};
@@ -166,5 +173,183 @@ pub(crate) fn address_of(address: &Address) -> String {
     match socket.address.contains(':') {
         true => format!("[{}]:{port}", socket.address),
         false => format!("{}:{port}", socket.address),
+    }
+}
+
+/// A plane with this text alone.
+pub(crate) fn plane_from(text: &str) -> Plane {
+    Plane::from_yaml(text).unwrap_or_else(|rejected| panic!("{rejected}"))
+}
+
+/// `name: conditions -> what happens`, one line for each route: short enough to write down in a test.
+pub(crate) fn told(routes: &RouteConfiguration) -> Vec<String> {
+    routes.virtual_hosts[0]
+        .routes
+        .iter()
+        .map(tell_route)
+        .collect()
+}
+
+fn tell_route(route: &Route) -> String {
+    let condition = route.r#match.as_ref().unwrap();
+    let mut line = match condition.path_specifier.as_ref().unwrap() {
+        PathSpecifier::Prefix(path) => format!("{path}*"),
+        PathSpecifier::Path(path) => format!("={path}"),
+        PathSpecifier::SafeRegex(regex) => format!("~{}", regex.regex),
+        other => format!("{other:?}"),
+    };
+    if condition
+        .case_sensitive
+        .as_ref()
+        .is_some_and(|sensitive| !sensitive.value)
+    {
+        line += " nocase";
+    }
+    for header in &condition.headers {
+        line += &format!(" {}", tell_header(header));
+    }
+    for query in &condition.query_parameters {
+        use envoy_types::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier as Q;
+        line += &match query.query_parameter_match_specifier.as_ref().unwrap() {
+            Q::StringMatch(matcher) => format!(" ?{}{}", query.name, tell_string(matcher)),
+            Q::PresentMatch(_) => format!(" ?{}", query.name),
+        };
+    }
+    line += " -> ";
+    line += &match route.action.as_ref().unwrap() {
+        Action::Route(action) => tell_action(action),
+        Action::Redirect(redirect) => format!(
+            "redirect {} {}:{} {:?} {:?}",
+            redirect.response_code,
+            redirect.host_redirect,
+            redirect.port_redirect,
+            redirect.scheme_rewrite_specifier,
+            redirect.path_rewrite_specifier
+        ),
+        Action::DirectResponse(response) => {
+            format!("answer {} {:?}", response.status, response.body)
+        }
+        other => format!("{other:?}"),
+    };
+    for (what, options) in [
+        ("req", &route.request_headers_to_add),
+        ("res", &route.response_headers_to_add),
+    ] {
+        for option in options {
+            let header = option.header.as_ref().unwrap();
+            let sign = if option.append_action == 0 { "+=" } else { "=" };
+            line += &format!(" {what}:{}{sign}{}", header.key, header.value);
+        }
+    }
+    for (what, names) in [
+        ("req", &route.request_headers_to_remove),
+        ("res", &route.response_headers_to_remove),
+    ] {
+        for name in names {
+            line += &format!(" {what}:-{name}");
+        }
+    }
+    if let Some(fault) = route
+        .typed_per_filter_config
+        .get("envoy.filters.http.fault")
+    {
+        let fault = HttpFault::decode(fault.value.as_slice()).unwrap();
+        if let Some(delay) = &fault.delay {
+            let pause = delay.fault_delay_secifier.as_ref().unwrap();
+            line += &format!(
+                " delay {} {}",
+                tell_debug(pause),
+                delay.percentage.as_ref().unwrap().numerator
+            );
+        }
+        if let Some(abort) = &fault.abort {
+            let with = abort.error_type.as_ref().unwrap();
+            line += &format!(
+                " abort {} {}",
+                tell_debug(with),
+                abort.percentage.as_ref().unwrap().numerator
+            );
+        }
+    }
+    if route.name.is_empty() {
+        line
+    } else {
+        format!("{}: {line}", route.name)
+    }
+}
+
+fn tell_debug(value: &impl std::fmt::Debug) -> String {
+    format!("{value:?}").replace(' ', "")
+}
+
+fn tell_action(action: &RouteAction) -> String {
+    let mut line = match action.cluster_specifier.as_ref().unwrap() {
+        ClusterSpecifier::Cluster(name) => name.clone(),
+        ClusterSpecifier::WeightedClusters(clusters) => clusters
+            .clusters
+            .iter()
+            .map(|cluster| {
+                format!(
+                    "{} {}",
+                    cluster.weight.as_ref().unwrap().value,
+                    cluster.name
+                )
+            })
+            .collect::<Vec<_>>()
+            .join(" / "),
+        other => format!("{other:?}"),
+    };
+    if let Some(timeout) = action
+        .timeout
+        .as_ref()
+        .filter(|timeout| timeout.seconds > 0 || timeout.nanos > 0)
+    {
+        line += &format!(
+            " within {}.{:03}s",
+            timeout.seconds,
+            timeout.nanos / 1_000_000
+        );
+    }
+    if !action.prefix_rewrite.is_empty() {
+        line += &format!(" path={}", action.prefix_rewrite);
+    }
+    if let Some(regex) = &action.regex_rewrite {
+        line += &format!(
+            " path~{}={}",
+            regex.pattern.as_ref().unwrap().regex,
+            regex.substitution
+        );
+    }
+    if let Some(rewrite) = &action.host_rewrite_specifier {
+        line += &format!(" {rewrite:?}");
+    }
+    line
+}
+
+#[expect(deprecated, reason = "gRPC clients are told the older forms")]
+fn tell_header(header: &HeaderMatcher) -> String {
+    let not = if header.invert_match { "!" } else { "" };
+    let or_missing = if header.treat_missing_header_as_empty {
+        "?"
+    } else {
+        ""
+    };
+    let value = match header.header_match_specifier.as_ref().unwrap() {
+        HeaderMatchSpecifier::StringMatch(matcher) => tell_string(matcher),
+        HeaderMatchSpecifier::PresentMatch(_) => String::new(),
+        HeaderMatchSpecifier::ExactMatch(text) => format!("={text}"),
+        HeaderMatchSpecifier::PrefixMatch(text) => format!("={text}*"),
+        HeaderMatchSpecifier::SafeRegexMatch(regex) => format!("~{}", regex.regex),
+        other => format!("{other:?}"),
+    };
+    format!("{not}{}{value}{or_missing}", header.name)
+}
+
+fn tell_string(matcher: &StringMatcher) -> String {
+    match matcher.match_pattern.as_ref().unwrap() {
+        MatchPattern::Exact(text) => format!("={text}"),
+        MatchPattern::Prefix(text) => format!("={text}*"),
+        MatchPattern::SafeRegex(regex) => format!("~{}", regex.regex),
+        other => format!("{other:?}"),
     }
 }
