@@ -79,11 +79,11 @@ fn table(status: &Status) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "mesh-control {}: {} services, {} clients, {} workloads{}{}",
+        "mesh-control {}: {}, {}, {}{}{}",
         status.version,
-        status.services,
-        status.clients.len(),
-        status.workloads.len(),
+        count(status.services, "service"),
+        count(status.clients.len(), "client"),
+        count(status.workloads.len(), "workload"),
         if status.ready {
             ""
         } else {
@@ -99,6 +99,10 @@ fn table(status: &Status) -> String {
     workloads(status, &mut out);
     diagnostics(status, &mut out);
     out
+}
+
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 fn clients(status: &Status, out: &mut String) {
@@ -295,7 +299,7 @@ mod tests {
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(
             lines[0],
-            "mesh-control 0.1.0: 4 services, 1 clients, 0 workloads"
+            "mesh-control 0.1.0: 4 services, 1 client, 0 workloads"
         );
         assert_eq!(
             lines[3].split_whitespace().collect::<Vec<_>>(),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use futures_util::FutureExt;
 use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -223,6 +224,13 @@ async fn converse<V: Variant>(
     shared.metrics.stream_opened();
     tracing::debug!(node = node.id, peer = %peer.ip, protocol = ?V::PROTOCOL, "stream opened");
     let end = exchange::<V>(&stay, request, &mut requests, &sender, stop).await;
+    // A goodbye may lie unread behind the end of the stream: it makes the difference between an endpoint
+    // that is gone and one that is waited for.
+    while let Some(Ok(Some(request))) = requests.message().now_or_never() {
+        if stay.hear::<V>(&request).is_err() {
+            break;
+        }
+    }
     tracing::debug!(node = &*stay.connection.session().client().node_id, end = ?end, "stream ended");
     drop(stay);
     if let Err(status) = end {
