@@ -1,6 +1,8 @@
 //! Requests one after the other, client and server on one thread: what is counted by the program `counts` and
 //! held by the allocation test.
 
+use std::sync::Once;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use tokio::runtime::Runtime;
@@ -35,6 +37,9 @@ const WARM_UP: u64 = 100;
 /// # Errors
 /// If no case is called so, or a request fails.
 pub fn run(case: &str, requests: u64, body: usize, measure: impl FnOnce(&mut dyn FnMut())) -> Result {
+    // A second thread, as in any real program: allocators and system calls cost a little more with one.
+    static SECOND_THREAD: Once = Once::new();
+    SECOND_THREAD.call_once(|| drop(std::thread::spawn(std::thread::park)));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (who, protocol) = case.split_once('-').unwrap_or((case, ""));
     let mut send = match protocol {

@@ -3,6 +3,8 @@
 pub mod catalog;
 pub mod cli;
 pub mod config;
+pub mod embedded;
+pub mod plane;
 pub mod policy;
 pub mod registry;
 pub mod render;

@@ -45,6 +45,20 @@ impl Mesh {
         MeshBuilder::default()
     }
 
+    /// A mesh that the environment configures, as every xDS client: by `GRPC_XDS_BOOTSTRAP` (a file) or
+    /// `GRPC_XDS_BOOTSTRAP_CONFIG` (its text). `mesh-control bootstrap` prints one.
+    ///
+    /// It returns at once: the control plane need not be up yet. Requests wait for the configuration of their
+    /// target, see [`MeshBuilder::cold_start_wait`].
+    ///
+    /// # Errors
+    /// [`StartError`] when there is no bootstrap or it is wrong; the text names the file, line, column or key.
+    #[cfg(feature = "xds")]
+    pub fn from_env() -> Result<Mesh, StartError> {
+        let bootstrap = mesh_core::xds::Bootstrap::from_env().map_err(|error| StartError(error.to_string()))?;
+        Mesh::builder().source(mesh_core::xds::XdsSource::new(bootstrap)).start()
+    }
+
     /// Targets and their views.
     pub fn store(&self) -> &Store {
         &self.inner.store

@@ -195,9 +195,9 @@ async fn accept_with_few_descriptors() {
         held.push(file);
     }
     held.pop();
-    let mut clients = vec![TcpStream::connect(address).await.unwrap()];
+    let mut client = TcpStream::connect(address).await.unwrap();
     assert!(accept_for(&mut listener, 300).await.is_none(), "no descriptor is left");
-    clients[0].write_all(b"x").await.unwrap();
+    client.write_all(b"x").await.unwrap();
     drop(held);
     let (mut io, _) = within(listener.accept()).await.unwrap();
     assert_eq!(within(io.read_u8()).await.unwrap(), b'x');

@@ -1,11 +1,15 @@
 //! The `mesh-control` command.
 
 mod bootstrap;
+mod serve;
 mod status;
+mod validate;
 
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
 /// The control server of the mesh: reads Istio's YAML, serves xDS.
 #[derive(Debug, Parser)]
@@ -17,6 +21,8 @@ struct Line {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Serve(Box<serve::Args>),
+    Validate(validate::Args),
     Bootstrap(bootstrap::Args),
     Status(status::Args),
 }
@@ -35,10 +41,26 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Serve(args) => {
+            log();
+            runtime()?.block_on(serve::run(&args))?;
+        }
+        Command::Validate(args) => return validate::run(&args),
         Command::Bootstrap(args) => bootstrap::run(&args)?,
         Command::Status(args) => runtime()?.block_on(status::run(&args))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Logs to stderr, by `RUST_LOG`, or else from `info` up: stdout is for what was asked for.
+fn log() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let is_terminal = io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(is_terminal)
+        .with_writer(io::stderr)
+        .init();
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

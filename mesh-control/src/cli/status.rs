@@ -109,14 +109,24 @@ fn refusals(status: &Status, out: &mut String) {
 }
 
 fn workloads(status: &Status, out: &mut String) {
-    let mut rows = vec![["WORKLOAD", "ADDRESS", "STATE", "LABELS"].map(str::to_owned)];
+    let mut rows = vec![["WORKLOAD", "ADDRESS", "STATE", "SERVES", "LABELS"].map(str::to_owned)];
     rows.extend(status.workloads.iter().map(|workload| {
         let labels: Vec<_> = workload.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let state = match workload.expires_seconds {
             Some(left) => format!("lost, gone in {left:.0}s"),
             None => "connected".to_owned(),
         };
-        [short(&workload.node), workload.address.to_string(), state, labels.join(",")]
+        let serves = match &workload.note {
+            Some(note) => note.clone(),
+            None => workload.serves.join(","),
+        };
+        [
+            short(&workload.node),
+            workload.address.to_string(),
+            state,
+            serves,
+            labels.join(","),
+        ]
     }));
     section(rows, out);
 }

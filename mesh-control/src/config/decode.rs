@@ -120,7 +120,8 @@ impl<'a> Decoder<'a> {
         for (key, _) in entries {
             if !known.contains(&key.name.as_str()) {
                 let mut message = "unknown field".to_owned();
-                if let Some(near) = nearest(&key.name, known) {
+                let is_heard = self.found.len() < MOST_FINDINGS;
+                if let Some(near) = is_heard.then(|| nearest(&key.name, known)).flatten() {
                     message.push_str(&format!("; did you mean `{near}`?"));
                 }
                 let name = quoted(&key.name).trim_matches('`').to_owned();
@@ -347,7 +348,7 @@ impl Decode for f64 {
 
 fn integer(node: &Node, d: &mut Decoder<'_>, range: std::ops::RangeInclusive<i128>) -> Option<i128> {
     let value = match node.value {
-        Value::Int(value) => value,
+        Value::Int(value) => i128::from(value),
         // JSON knows one kind of number: 80.0 is 80.
         Value::Float(value) if value.fract() == 0.0 && value.abs() < 1e15 => value as i128,
         _ => {

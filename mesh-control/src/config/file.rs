@@ -175,9 +175,29 @@ const NETWORKING_KINDS: [(&str, ObjectKind); 5] = [
     ("WorkloadGroup", ObjectKind::WorkloadGroup),
 ];
 
+/// The other kinds of the group without a name: a mistyped `Service` is not one of them.
+const CORE_KINDS: [&str; 17] = [
+    "Binding",
+    "ComponentStatus",
+    "ConfigMap",
+    "Event",
+    "LimitRange",
+    "Namespace",
+    "Node",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "Pod",
+    "PodList",
+    "PodTemplate",
+    "ReplicationController",
+    "ResourceQuota",
+    "Secret",
+    "ServiceAccount",
+    "Status",
+];
+
 fn classify(api_version: &str, kind: &str) -> Class {
     let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
-    let known_version = matches!(version, "v1" | "v1beta1" | "v1alpha3" | "v1alpha1" | "v1beta2" | "v1alpha2");
     match group {
         "networking.istio.io" => {
             if let Some((_, read)) = NETWORKING_KINDS.iter().find(|(name, _)| *name == kind) {
@@ -211,10 +231,9 @@ fn classify(api_version: &str, kind: &str) -> Class {
             "Service" => Class::UnknownVersion("v1"),
             "List" if version == "v1" => Class::List,
             "Endpoints" => Class::NotYet(Severity::Warning),
-            _ if known_version => Class::Elsewhere,
+            _ if version == "v1" && CORE_KINDS.contains(&kind) => Class::Elsewhere,
             _ => Class::UnknownKind,
         },
-        // A List of Istio objects, as `kubectl get -o yaml` of old printed it.
         _ => Class::Elsewhere,
     }
 }
@@ -457,7 +476,13 @@ spec:
 
     #[test]
     fn a_document_without_a_kind_is_no_object() {
-        for text in ["a: 1", "- 1", "just words", "apiVersion: 3\nkind: Service\n"] {
+        for text in [
+            "apiVersion: v1\nkind: Servce\n",
+            "a: 1",
+            "- 1",
+            "just words",
+            "apiVersion: 3\nkind: Service\n",
+        ] {
             let (file, found) = found(text);
             assert!(file.rejected, "{text}");
             assert_eq!(found.len(), 1, "{found:?}");

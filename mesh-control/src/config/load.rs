@@ -37,7 +37,7 @@ pub fn scan(dir: &Path) -> io::Result<Scan> {
     let mut bytes = 0;
     for entry in fs::read_dir(&root)? {
         let entry = entry?;
-        let name: Arc<str> = entry.file_name().to_string_lossy().into();
+        let name: Arc<str> = printable(&entry.file_name().to_string_lossy()).into();
         if name.starts_with('.') {
             continue;
         }
@@ -63,6 +63,18 @@ pub fn scan(dir: &Path) -> io::Result<Scan> {
         scan.files.insert(name, text);
     }
     Ok(scan)
+}
+
+/// A file's name may hold anything but a slash; what is printed may not.
+fn printable(name: &str) -> String {
+    let escaped = |c: char| {
+        if c.is_control() {
+            c.escape_default().to_string()
+        } else {
+            c.to_string()
+        }
+    };
+    name.chars().map(escaped).collect()
 }
 
 /// Whether a file of this name is read.
@@ -108,6 +120,8 @@ pub struct Store {
 #[derive(Debug, Default)]
 struct FileState {
     seen: Option<Result<Arc<str>, String>>,
+    /// Not of the directory: it was handed in as text.
+    is_text: bool,
     good: Objects,
     diagnostics: Vec<Diagnostic>,
 }
@@ -136,23 +150,46 @@ impl Store {
                 return self.raise(message);
             }
         };
-        let held = self.files.values().any(|file| !file.good.is_empty());
+        let mut of_directory = self.files.values().filter(|file| !file.is_text);
+        let held = of_directory.any(|file| !file.good.is_empty());
         if scan.files.is_empty() && held && !self.allow_empty {
             return self.raise("every configuration file is gone".to_owned());
         }
         let mut changed = self.alarm.take().is_some() || self.notes != scan.diagnostics;
         self.notes = scan.diagnostics;
         let before = self.files.len();
-        self.files.retain(|name, _| scan.files.contains_key(name));
+        self.files
+            .retain(|name, file| file.is_text || scan.files.contains_key(name));
         changed |= self.files.len() != before;
         for (name, text) in scan.files {
-            changed |= self.set(name, text);
+            if !self.files.get(&name).is_some_and(|file| file.is_text) {
+                changed |= self.set(name, text);
+            }
         }
         changed
     }
 
-    /// Takes in the text of one file, or why it cannot be read. Returns whether anything is different.
-    pub fn set(&mut self, name: Arc<str>, text: Result<Arc<str>, String>) -> bool {
+    /// Takes in a text that is no file of the directory; one of the same name there is not read any more.
+    /// Returns whether anything is different, and what is wrong with the text if it is.
+    pub fn set_text(&mut self, name: &str, text: &str) -> (bool, Vec<Diagnostic>) {
+        let name: Arc<str> = quoted(name).trim_matches('`').into();
+        let changed = self.set(name.clone(), Ok(text.into()));
+        let Some(file) = self.files.get_mut(&name) else {
+            return (changed, Vec::new());
+        };
+        file.is_text = true;
+        let rejected = file.diagnostics.iter().any(Diagnostic::rejects_file);
+        (
+            changed,
+            if rejected {
+                file.diagnostics.clone()
+            } else {
+                Vec::new()
+            },
+        )
+    }
+
+    fn set(&mut self, name: Arc<str>, text: Result<Arc<str>, String>) -> bool {
         let file = self.files.entry(name.clone()).or_default();
         if file.seen.as_ref() == Some(&text) {
             return false;
@@ -182,8 +219,8 @@ impl Store {
         true
     }
 
-    /// Forgets a file. Returns whether there was one.
-    pub fn remove(&mut self, name: &str) -> bool {
+    /// Forgets a text. Returns whether there was one.
+    pub fn remove_text(&mut self, name: &str) -> bool {
         self.files.remove(name).is_some()
     }
 
@@ -260,7 +297,7 @@ fn duplicate(earlier: &Meta, later: &Meta) -> Diagnostic {
 pub fn from_texts<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Store {
     let mut store = Store::new(true);
     for (name, text) in texts {
-        store.set(quoted(name).trim_matches('`').into(), Ok(text.into()));
+        store.set_text(name, text);
     }
     store
 }

@@ -10,7 +10,9 @@ pub mod file;
 pub mod istio;
 pub mod load;
 pub mod node;
+pub mod validate;
 pub mod watch;
 
 pub use diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span};
 pub use file::{Meta, Object, Objects, ParsedFile};
+pub use validate::{Report, validate, validate_dir};

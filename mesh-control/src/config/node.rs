@@ -15,7 +15,7 @@ use super::diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span};
 
 /// The largest file that is read, in bytes.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
-const MAX_NODES: usize = 300_000;
+const MAX_NODES: usize = 200_000;
 const MAX_DEPTH: usize = 64;
 const STACK_BYTES: usize = 16 << 20;
 
@@ -36,7 +36,7 @@ pub enum Value {
     /// A boolean, in any of YAML 1.1's spellings (as kubectl reads them).
     Bool(bool),
     /// A whole number.
-    Int(i128),
+    Int(i64),
     /// Any other number.
     Float(f64),
     /// A string.
@@ -234,19 +234,20 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(Value::Int(value.into()))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(Value::Int(value.into()))
-    }
-
-    fn visit_i128<E>(self, value: i128) -> Result<Value, E> {
         Ok(Value::Int(value))
     }
 
+    // No field takes numbers beyond 63 bits: what they were exactly makes no difference to the message.
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(i64::try_from(value).map_or(Value::Float(value as f64), Value::Int))
+    }
+
+    fn visit_i128<E>(self, value: i128) -> Result<Value, E> {
+        Ok(i64::try_from(value).map_or(Value::Float(value as f64), Value::Int))
+    }
+
     fn visit_u128<E>(self, value: u128) -> Result<Value, E> {
-        Ok(i128::try_from(value).map_or(Value::Float(value as f64), Value::Int))
+        Ok(i64::try_from(value).map_or(Value::Float(value as f64), Value::Int))
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {

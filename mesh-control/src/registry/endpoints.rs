@@ -78,12 +78,12 @@ impl ServiceEndpoints {
 pub fn collect<'a>(
     service: &Service,
     written: impl Iterator<Item = &'a WrittenEndpoint>,
-    workloads: impl Iterator<Item = &'a Arc<Workload>> + Clone,
+    workloads: impl Iterator<Item = &'a Arc<Workload>>,
 ) -> ServiceEndpoints {
     let mut by_port: BTreeMap<u16, Vec<Endpoint>> = BTreeMap::new();
     if service.takes_registrations() {
-        for (workload, ports) in assign(service, workloads) {
-            for port in ports {
+        for workload in workloads {
+            for port in ports_served(service, workload) {
                 by_port.entry(port).or_default().push(registered(workload));
             }
         }
@@ -107,32 +107,20 @@ pub fn collect<'a>(
     ServiceEndpoints { by_port, encoded: Mutex::default() }
 }
 
-/// Which of the workloads serve which ports of the service.
+/// Which ports of the service a workload serves, if it is selected: those that its bound port matches by
+/// number or by name, else the only one that there is.
 ///
-/// A bound port is matched by number, then by name. One that matches neither serves the only port of the
-/// service, unless another listener of the same process does: the second one is then something else, an
-/// admin port for instance.
-pub fn assign<'a>(
-    service: &Service,
-    workloads: impl Iterator<Item = &'a Arc<Workload>> + Clone,
-) -> Vec<(&'a Arc<Workload>, Vec<u16>)> {
-    let selected: Vec<(&Arc<Workload>, Vec<u16>)> = workloads
-        .filter(|workload| service.selects(&workload.labels))
-        .map(|workload| (workload, ports_by_target(service, workload)))
-        .collect();
-    let placed: HashSet<&str> =
-        selected.iter().filter(|(_, ports)| !ports.is_empty()).map(|(workload, _)| &*workload.node).collect();
-    let mut assigned = Vec::with_capacity(selected.len());
-    for (workload, ports) in &selected {
-        let ports = match ports.is_empty() && !placed.contains(&*workload.node) {
-            true => only_port(service).into_iter().collect(),
-            false => ports.clone(),
-        };
-        if !ports.is_empty() {
-            assigned.push((*workload, ports));
-        }
+/// Listeners are judged one by one, not by process: nodes that share a bootstrap file share their id.
+fn ports_served(service: &Service, workload: &Workload) -> Vec<u16> {
+    if !service.selects(&workload.labels) {
+        return Vec::new();
     }
-    assigned
+    let ports = ports_by_target(service, workload);
+    if ports.is_empty() {
+        only_port(service).into_iter().collect()
+    } else {
+        ports
+    }
 }
 
 fn registered(workload: &Workload) -> Endpoint {

@@ -239,18 +239,20 @@ spec:
     }
 
     #[test]
-    fn a_second_listener_of_a_process_is_no_endpoint_of_a_port_that_the_first_one_serves() {
+    fn replicas_that_share_a_node_id_are_endpoints_each() {
         let services = services(SHOP);
         let mut endpoints = Endpoints::new(&services, &Endpoints::default(), &Services::default());
-        let listener = |key: &str, address: &str| {
+        for (key, address) in [
+            ("a", "127.0.0.1:9080"),
+            ("b", "127.0.0.1:9081"),
+            ("c", "127.0.0.1:9082"),
+        ] {
             let mut workload = (*workload(key, "reviews", address)).clone();
-            workload.node = "pod-1".into();
-            Arc::new(workload)
-        };
-        endpoints.register(&services, listener("admin", "10.0.0.1:15000"));
-        endpoints.register(&services, listener("app", "10.0.0.1:9080"));
-        let of = |endpoints: &Endpoints| addresses(endpoints, &services, "reviews.shop.svc.cluster.local", 9080);
-        assert_eq!(of(&endpoints), ["10.0.0.1:9080"]);
+            workload.node = "from-one-bootstrap-file".into();
+            assert!(endpoints.register(&services, Arc::new(workload)));
+        }
+        let host = "reviews.shop.svc.cluster.local";
+        assert_eq!(addresses(&endpoints, &services, host, 9080).len(), 3);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::host::{in_namespace, service_host};
 use super::protocol::{self, Protocol};
+use crate::config::Origin;
 use crate::config::file::{Meta, Object};
 use crate::config::istio::service::{self, TargetPort};
 use crate::config::istio::service_entry::{self, ServiceEntry};
@@ -98,6 +99,10 @@ pub struct WrittenEndpoint {
     pub workload: Arc<str>,
     /// The workload's namespace.
     pub namespace: Arc<str>,
+    /// The object that it is written in.
+    pub object: Arc<str>,
+    /// Where it is written.
+    pub origin: Origin,
 }
 
 impl WrittenEndpoint {
@@ -114,6 +119,8 @@ impl WrittenEndpoint {
             locality: parse_locality(&entry.locality),
             workload: meta.name.clone(),
             namespace: meta.namespace.clone(),
+            object: meta.id(),
+            origin: meta.origin.at(entry.address.span),
         })
     }
 
@@ -294,5 +301,7 @@ fn dns_endpoint(name: &str, meta: &Meta) -> WrittenEndpoint {
         locality: Default::default(),
         workload: meta.name.clone(),
         namespace: meta.namespace.clone(),
+        object: meta.id(),
+        origin: meta.origin.clone(),
     }
 }

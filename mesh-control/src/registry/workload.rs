@@ -24,7 +24,7 @@ pub enum Health {
 pub struct Workload {
     /// Identifies the registration: the same key again replaces it.
     pub key: Arc<str>,
-    /// The node that it belongs to; several listeners of one process share it.
+    /// The id of the node that it belongs to, for people to look at: it need not be unique.
     pub node: Arc<str>,
     /// The workload's name, for telemetry.
     pub name: Arc<str>,

@@ -238,7 +238,7 @@ pub fn has_endpoints_resource(seen: &Cluster<'_>) -> bool {
 fn dns_endpoints<'p>(policy: &'p Policy, seen: &Cluster<'_>) -> Vec<(&'p WrittenEndpoint, u16)> {
     policy
         .services
-        .dns_endpoints(seen.id)
+        .written(seen.id)
         .filter(|written| endpoints::has_labels(&written.labels, seen.labels.as_deref()))
         .filter_map(|written| Some((written, written.port_for(seen.port)?)))
         .collect()

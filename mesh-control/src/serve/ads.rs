@@ -3,7 +3,6 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -18,8 +17,9 @@ use tonic::body::Body;
 use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Status, Streaming};
 
-use crate::catalog::Kind;
+use crate::catalog::{Client, Kind};
 use crate::serve::admission::Admission;
+use crate::serve::client::About;
 use crate::serve::feed::Feed;
 use crate::serve::fleet::{Connection, Fleet};
 use crate::serve::metrics::{Metrics, short};
@@ -135,7 +135,7 @@ impl<V: Variant> StreamingService<V::Request> for Method<V> {
     type Future = std::future::Ready<Result<tonic::Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<V::Request>>) -> Self::Future {
-        let Some(peer) = request.extensions().get::<Peer>().map(|peer| peer.ip) else {
+        let Some(peer) = request.extensions().get::<Peer>().cloned() else {
             return std::future::ready(Err(Status::internal("a connection without an address")));
         };
         let admitted = {
@@ -160,7 +160,7 @@ type Sender = mpsc::Sender<Result<Response, Status>>;
 /// channels then close), by age, or when the server stops.
 async fn converse<V: Variant>(
     shared: Arc<Shared>,
-    peer: IpAddr,
+    peer: Peer,
     wait: Duration,
     mut requests: Streaming<V::Request>,
     sender: Sender,
@@ -185,23 +185,51 @@ async fn converse<V: Variant>(
     };
     let anonymous = Node::default();
     let node = V::node(&request).unwrap_or(&anonymous);
+    let client = match identify(node, &peer) {
+        Ok(client) => client,
+        Err(status) => return fail(&sender, status).await,
+    };
     let opening = Opening {
-        client: client::read(node, peer),
+        client,
         catalog: shared.feed.latest(),
         pace: shared.pace,
         settles_at: shared.settles_at,
         tag: fastrand::u32(..),
     };
     let session = Session::new(V::PROTOCOL, opening, now());
-    let stay = Stay { connection: shared.fleet.enter(session, &user_agent(node)), shared: &shared };
+    let stay = Stay {
+        connection: shared.fleet.enter(session, About::read(node)),
+        shared: &shared,
+    };
     shared.metrics.stream_opened();
-    tracing::debug!(node = node.id, %peer, protocol = ?V::PROTOCOL, "stream opened");
+    tracing::debug!(node = node.id, peer = %peer.ip, protocol = ?V::PROTOCOL, "stream opened");
     let end = exchange::<V>(&stay, request, &mut requests, &sender, stop).await;
     tracing::debug!(node = &*stay.connection.session().client().node_id, end = ?end, "stream ended");
     drop(stay);
     if let Err(status) = end {
         fail(&sender, status).await;
     }
+}
+
+/// A client with a certificate is who that says; its node may not claim to be somebody else.
+fn identify(node: &Node, peer: &Peer) -> Result<Client, Status> {
+    let mut client = client::read(node, peer.ip);
+    match &peer.identity {
+        None => {}
+        Some(Err(anonymous)) => {
+            let why = anonymous.0;
+            return Err(Status::permission_denied(format!(
+                "the client certificate names nobody: {why}"
+            )));
+        }
+        Some(Ok(identity)) => {
+            if let Some(contradiction) = client::contradiction(node, identity) {
+                return Err(Status::permission_denied(contradiction));
+            }
+            client.namespace = Arc::from(&*identity.namespace);
+        }
+    }
+    Ok(client)
 }
 
 async fn fail(sender: &Sender, status: Status) {
@@ -315,8 +343,12 @@ impl Stay<'_> {
             return;
         }
         let client = self.connection.session().client().clone();
+        let about = &self.connection.about;
         let workloads = |names: &[Arc<str>]| -> Vec<Workload> {
-            names.iter().filter_map(|name| Workload::announced(&client, name)).collect()
+            names
+                .iter()
+                .filter_map(|name| Workload::announced(&client, about, name))
+                .collect()
         };
         for workload in workloads(&heard.left) {
             self.shared.presence.leave(self.connection.id, &workload.key());
@@ -345,14 +377,4 @@ async fn sleep_until(at: Option<Instant>) {
 /// The runtime's clock: tests stop and turn it.
 pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
-}
-
-fn user_agent(node: &Node) -> String {
-    use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
-    match &node.user_agent_version_type {
-        Some(UserAgentVersionType::UserAgentVersion(version)) => {
-            format!("{} {version}", node.user_agent_name)
-        }
-        _ => node.user_agent_name.clone(),
-    }
 }

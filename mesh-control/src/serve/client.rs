@@ -9,14 +9,94 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
 use envoy_types::pb::google::protobuf::value::Kind as Value;
 use envoy_types::pb::google::protobuf::{Struct, Value as Wrapped};
 use serde::Deserialize;
 
 use crate::catalog::{Client, ClientClass};
+use crate::serve::tls::Identity;
 
 /// How many labels, addresses and ports one client may have.
 const MANY: usize = 256;
+
+/// Whether a node claims only what its owner's certificate says: the certificate decides who somebody is,
+/// the node may repeat it or leave it out (hazard X10).
+pub(crate) fn contradiction(node: &Node, identity: &Identity) -> Option<String> {
+    let empty = Struct::default();
+    let metadata = node.metadata.as_ref().unwrap_or(&empty);
+    let from_id = namespace_of_id(&node.id);
+    let claims = [
+        (
+            "NAMESPACE",
+            text(metadata, "NAMESPACE"),
+            &identity.namespace,
+        ),
+        ("the namespace of its id", from_id, &identity.namespace),
+        (
+            "SERVICE_ACCOUNT",
+            text(metadata, "SERVICE_ACCOUNT"),
+            &identity.service_account,
+        ),
+    ];
+    claims.into_iter().find_map(|(what, claimed, certified)| {
+        let claimed = claimed.filter(|claimed| claimed != certified)?;
+        Some(format!(
+            "the node says {what} is {claimed:?}, its certificate says {certified:?}"
+        ))
+    })
+}
+
+/// What a node says beyond what resources are rendered by: for telemetry and for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct About {
+    /// The workload's name (`WORKLOAD_NAME`, else `NAME`, else the one in its id).
+    pub name: String,
+    /// The cluster it is in (`CLUSTER_ID`).
+    pub cluster: String,
+    /// The WorkloadGroup that it says it belongs to (`AUTO_REGISTER_GROUP`).
+    pub group: Option<String>,
+    /// What it runs: `node.user_agent_name` and version.
+    pub user_agent: String,
+}
+
+impl About {
+    /// Reads a node.
+    pub(crate) fn read(node: &Node) -> About {
+        let empty = Struct::default();
+        let metadata = node.metadata.as_ref().unwrap_or(&empty);
+        let said = |key| {
+            text(metadata, key)
+                .filter(|text| !text.is_empty())
+                .map(brief)
+        };
+        let from_id = || {
+            node.id
+                .split('~')
+                .nth(2)
+                .and_then(|name| name.rsplit_once('.'))
+                .map(|(name, _)| brief(name))
+        };
+        let name = said("WORKLOAD_NAME")
+            .or_else(|| said("NAME"))
+            .or_else(from_id);
+        About {
+            name: name.unwrap_or_else(|| brief(&node.id)),
+            cluster: said("CLUSTER_ID").unwrap_or_default(),
+            group: said("AUTO_REGISTER_GROUP"),
+            user_agent: match &node.user_agent_version_type {
+                Some(UserAgentVersionType::UserAgentVersion(version)) => {
+                    brief(&format!("{} {version}", node.user_agent_name))
+                }
+                _ => brief(&node.user_agent_name),
+            },
+        }
+    }
+}
+
+fn brief(text: &str) -> String {
+    text.chars().take(MANY).collect()
+}
 
 /// Reads a node.
 pub(crate) fn read(node: &Node, peer_ip: IpAddr) -> Client {
@@ -56,6 +136,13 @@ fn namespace<'a>(metadata: &'a Struct, id: &'a str) -> &'a str {
     // `type~ip~name.namespace~namespace.svc.domain` (Istio's node id).
     let from_id = id.split('~').nth(3).and_then(|domain| domain.split('.').next());
     [claimed, from_id].into_iter().flatten().find(|name| is_label(name)).unwrap_or("default")
+}
+
+// `type~ip~name.namespace~namespace.svc.domain` (Istio's node id).
+fn namespace_of_id(id: &str) -> Option<&str> {
+    id.split('~')
+        .nth(3)
+        .and_then(|domain| domain.split('.').next())
 }
 
 fn is_label(name: &str) -> bool {
@@ -179,6 +266,48 @@ mod tests {
             ("something else", ClientClass::Grpc),
         ] {
             assert_eq!(class(user_agent), expected, "{user_agent}");
+        }
+    }
+
+    #[test]
+    fn a_node_may_repeat_what_its_certificate_says_and_not_contradict_it() {
+        let identity = Identity {
+            namespace: "shop".to_owned(),
+            service_account: "web".to_owned(),
+        };
+        let says =
+            |id: &str, metadata: &[(&str, Value)]| contradiction(&node(id, metadata), &identity);
+        let id = "mesh~10.0.0.1~web-1.shop~shop.svc.cluster.local";
+        assert_eq!(says("", &[]), None);
+        assert_eq!(
+            says(
+                id,
+                &[
+                    ("NAMESPACE", string("shop")),
+                    ("SERVICE_ACCOUNT", string("web"))
+                ]
+            ),
+            None
+        );
+        assert!(says(id, &[("NAMESPACE", string("checkout"))]).is_some());
+        assert!(says(id, &[("SERVICE_ACCOUNT", string("root"))]).is_some());
+        assert!(says("mesh~10.0.0.1~web-1.pay~pay.svc.cluster.local", &[]).is_some());
+    }
+
+    #[test]
+    fn a_workload_is_called_what_it_says_or_what_its_id_says() {
+        let id = "mesh~10.0.0.1~web-1.v2.shop~shop.svc.cluster.local";
+        for (metadata, id, expected) in [
+            (
+                vec![("WORKLOAD_NAME", string("web")), ("NAME", string("web-1"))],
+                id,
+                "web",
+            ),
+            (vec![("NAME", string("web-1"))], id, "web-1"),
+            (vec![], id, "web-1.v2"),
+            (vec![], "anything", "anything"),
+        ] {
+            assert_eq!(About::read(&node(id, &metadata)).name, expected);
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::serve::client::About;
 use crate::serve::ledger::Report;
 use crate::serve::metrics::short;
 use crate::serve::session::Session;
@@ -17,7 +18,7 @@ use crate::serve::session::Session;
 pub(crate) struct Connection {
     pub(crate) id: u64,
     pub(crate) since: SystemTime,
-    pub(crate) user_agent: String,
+    pub(crate) about: About,
     pub(crate) peer_ip: IpAddr,
     session: Mutex<Session>,
 }
@@ -36,12 +37,12 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    pub(crate) fn enter(&self, session: Session, user_agent: &str) -> Arc<Connection> {
+    pub(crate) fn enter(&self, session: Session, about: About) -> Arc<Connection> {
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let connection = Arc::new(Connection {
             id,
             since: SystemTime::now(),
-            user_agent: user_agent.chars().take(128).collect(),
+            about,
             peer_ip: session.client().peer_ip,
             session: Mutex::new(session),
         });
@@ -149,7 +150,7 @@ impl Connection {
         ClientStatus {
             node: client.node_id.to_string(),
             class: client.class.name().to_owned(),
-            user_agent: self.user_agent.clone(),
+            user_agent: self.about.user_agent.clone(),
             namespace: client.namespace.to_string(),
             labels: (*client.labels).clone(),
             peer: self.peer_ip,

@@ -11,6 +11,7 @@
 
 mod admission;
 mod ads;
+mod backing;
 mod client;
 mod csds;
 mod delta;
@@ -30,11 +31,14 @@ mod server;
 mod session;
 mod sotw;
 pub mod status;
+mod tls;
 mod wire;
 
+pub use client::About;
 pub use feed::Feed;
 pub use fleet::{ClientStatus, KindStatus, NackStatus, NameStatus};
 pub use presence::{Workload, WorkloadKey, Workloads};
 pub use push::Pace;
 pub use server::{Options, Server};
 pub use session::{Protocol, SERVER_LISTENER_PREFIX};
+pub use tls::TlsFiles;

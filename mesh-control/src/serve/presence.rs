@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use crate::catalog::Client;
+use crate::serve::client::About;
 use crate::serve::session::SERVER_LISTENER_PREFIX;
 
 /// A process that serves at an address.
@@ -19,19 +20,28 @@ use crate::serve::session::SERVER_LISTENER_PREFIX;
 pub struct Workload {
     /// What its node says.
     pub client: Client,
+    /// What else it says.
+    pub about: About,
     /// Where it can be reached: the address it is bound to, or one of its own where that is unspecified.
     pub address: SocketAddr,
 }
 
 impl Workload {
     /// The workload that a client announces by asking for a server listener, if the name is one.
-    pub fn announced(client: &Client, listener: &str) -> Option<Workload> {
-        let bound: SocketAddr = listener.strip_prefix(SERVER_LISTENER_PREFIX)?.parse().ok()?;
+    pub fn announced(client: &Client, about: &About, listener: &str) -> Option<Workload> {
+        let bound: SocketAddr = listener
+            .strip_prefix(SERVER_LISTENER_PREFIX)?
+            .parse()
+            .ok()?;
         let ip = match bound.ip().to_canonical() {
             ip if ip.is_unspecified() => client.instance_ips.first().copied().unwrap_or(client.peer_ip),
             ip => ip,
         };
-        (bound.port() != 0).then(|| Workload { client: client.clone(), address: SocketAddr::new(ip, bound.port()) })
+        (bound.port() != 0).then(|| Workload {
+            client: client.clone(),
+            about: about.clone(),
+            address: SocketAddr::new(ip, bound.port()),
+        })
     }
 
     /// What tells it from every other.
@@ -49,6 +59,12 @@ pub struct WorkloadKey {
     pub address: SocketAddr,
 }
 
+impl std::fmt::Display for WorkloadKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.node_id, self.address)
+    }
+}
+
 /// The registry, as far as self-registration needs it. A change must be visible in the catalog when the
 /// call returns.
 pub trait Workloads: Send + Sync + 'static {
@@ -61,7 +77,7 @@ pub trait Workloads: Send + Sync + 'static {
 /// What the registry has to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Change {
-    Register(Workload),
+    Register(Box<Workload>),
     Unregister(WorkloadKey),
 }
 
@@ -87,12 +103,19 @@ impl Roll {
                 entry.expires = None;
                 if entry.workload != workload {
                     entry.workload = workload.clone();
-                    changes.push(Change::Register(workload));
+                    changes.push(Change::Register(Box::new(workload)));
                 }
             }
             None => {
-                changes.push(Change::Register(workload.clone()));
-                self.0.insert(key.clone(), Entry { workload, streams: [stream].into(), expires: None });
+                changes.push(Change::Register(Box::new(workload.clone())));
+                self.0.insert(
+                    key.clone(),
+                    Entry {
+                        workload,
+                        streams: [stream].into(),
+                        expires: None,
+                    },
+                );
             }
         }
         // A process that was started again at the same address under a new id: the old one is not there
@@ -219,7 +242,7 @@ impl Presence {
             match change {
                 Change::Register(workload) => {
                     tracing::info!(node = &*workload.client.node_id, address = %workload.address, "workload registered");
-                    self.workloads.register(workload);
+                    self.workloads.register(*workload);
                 }
                 Change::Unregister(key) => {
                     tracing::info!(node = &*key.node_id, address = %key.address, "workload gone");
@@ -241,14 +264,27 @@ mod tests {
     use crate::serve::fixture::client;
 
     fn workload(id: &str, port: u16) -> Workload {
-        let client = Client { node_id: id.into(), ..client(ClientClass::Library) };
-        Workload { client, address: SocketAddr::from(([10, 0, 0, 1], port)) }
+        let client = Client {
+            node_id: id.into(),
+            ..client(ClientClass::Library)
+        };
+        Workload {
+            client,
+            about: About::default(),
+            address: SocketAddr::from(([10, 0, 0, 1], port)),
+        }
+    }
+
+    fn register(workload: &Workload) -> Change {
+        Change::Register(Box::new(workload.clone()))
     }
 
     #[test]
     fn an_announcement_is_read_from_the_name_of_the_listener() {
         let mut client = client(ClientClass::Grpc);
-        let address = |client: &Client, name: &str| Workload::announced(client, name).map(|w| w.address.to_string());
+        let address = |client: &Client, name: &str| {
+            Workload::announced(client, &About::default(), name).map(|w| w.address.to_string())
+        };
         let prefix = "xds.istio.io/grpc/lds/inbound/";
         for (name, expected) in [
             ("10.1.2.3:9080", Some("10.1.2.3:9080")),
@@ -271,7 +307,7 @@ mod tests {
     fn goodbye_removes_at_once_and_a_broken_stream_after_the_grace() {
         let now = Instant::now();
         let (mut roll, web) = (Roll::default(), workload("web", 80));
-        assert_eq!(roll.join(1, web.clone()), [Change::Register(web.clone())]);
+        assert_eq!(roll.join(1, web.clone()), [register(&web)]);
         assert_eq!(roll.leave(1, &web.key()), [Change::Unregister(web.key())]);
 
         roll.join(2, web.clone());
@@ -311,7 +347,7 @@ mod tests {
         roll.join(1, old.clone());
         roll.lose(1, now);
         let changes = roll.join(2, new.clone());
-        assert_eq!(changes, [Change::Register(new.clone()), Change::Unregister(old.key())]);
+        assert_eq!(changes, [register(&new), Change::Unregister(old.key())]);
     }
 
     #[test]
@@ -320,6 +356,6 @@ mod tests {
         roll.join(1, web.clone());
         let mut other = web;
         other.client.labels = Arc::new([("version".to_owned(), "v2".to_owned())].into());
-        assert_eq!(roll.join(2, other.clone()), [Change::Register(other)]);
+        assert_eq!(roll.join(2, other.clone()), [register(&other)]);
     }
 }

@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
@@ -22,6 +23,7 @@ use crate::serve::fleet::Fleet;
 use crate::serve::metrics::Metrics;
 use crate::serve::presence::{Presence, Workloads};
 use crate::serve::push::Pace;
+use crate::serve::tls::{Anonymous, Identity, TlsFiles};
 
 /// How the ADS server behaves.
 #[derive(Clone, Debug)]
@@ -63,6 +65,10 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAMS_PER_CONNECTION: u32 = 1024;
 /// Connections that were accepted and are not served yet.
 const BACKLOG: usize = 64;
+/// Handshakes at a time.
+const HANDSHAKES: usize = 256;
+/// How long one may take.
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
 /// Between the GOAWAY of a connection and the end of its streams, so that clients see a server that
 /// leaves, rather than an error (gRFC A57).
 const GOAWAY_LEAD: Duration = Duration::from_millis(100);
@@ -136,7 +142,10 @@ impl Server {
         let connections = self.connections.clone();
         self.keep(tokio::spawn(async move {
             while let Some((stream, peer)) = accept(&listener, &connections).await {
-                let conn = Conn { peer: Peer { ip: peer.ip() }, io: Io::Tcp(stream) };
+                let conn = Conn {
+                    peer: Peer::nameless(peer.ip()),
+                    io: Io::Tcp(stream),
+                };
                 if connections.send(conn).await.is_err() {
                     return;
                 }
@@ -145,10 +154,70 @@ impl Server {
         Ok(bound)
     }
 
+    /// Accepts TLS connections at `address`; port 0 takes a free one. Returns the address bound. A client
+    /// that shows a certificate is held to it: a node that claims another namespace is refused.
+    pub async fn listen_tls(
+        &self,
+        address: SocketAddr,
+        files: &TlsFiles,
+    ) -> anyhow::Result<SocketAddr> {
+        let acceptor = files.acceptor()?;
+        let verifies = files.client_ca.is_some();
+        let listener = TcpListener::bind(address).await?;
+        let bound = listener.local_addr()?;
+        let connections = self.connections.clone();
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        self.keep(tokio::spawn(async move {
+            while let Some((stream, peer)) = accept(&listener, &connections).await {
+                // Without a permit the next ones wait in the kernel's queue.
+                let Ok(permit) = handshakes.clone().acquire_owned().await else {
+                    return;
+                };
+                let (acceptor, connections) = (acceptor.clone(), connections.clone());
+                tokio::spawn(async move {
+                    let handshake =
+                        tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await;
+                    drop(permit);
+                    match handshake {
+                        Ok(Ok(stream)) => {
+                            let leaf = stream
+                                .get_ref()
+                                .1
+                                .peer_certificates()
+                                .and_then(|chain| chain.first());
+                            let identity = match leaf {
+                                Some(leaf) => Some(Identity::of(leaf)),
+                                None if verifies => Some(Err(Anonymous("there is none"))),
+                                None => None,
+                            };
+                            let peer = Peer {
+                                ip: peer.ip(),
+                                identity,
+                            };
+                            // The server may have stopped meanwhile.
+                            let _ = connections
+                                .send(Conn {
+                                    peer,
+                                    io: Io::Tls(Box::new(stream)),
+                                })
+                                .await;
+                        }
+                        Ok(Err(error)) => tracing::debug!(%peer, %error, "handshake failed"),
+                        Err(_) => tracing::debug!(%peer, "handshake timed out"),
+                    }
+                });
+            }
+        }));
+        Ok(bound)
+    }
+
     /// A connection inside the process, to the same server.
     pub async fn connect(&self) -> io::Result<DuplexStream> {
         let (near, far) = tokio::io::duplex(MEMORY_BUFFER);
-        let conn = Conn { peer: Peer { ip: IpAddr::V4(Ipv4Addr::LOCALHOST) }, io: Io::Memory(far) };
+        let conn = Conn {
+            peer: Peer::nameless(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            io: Io::Memory(far),
+        };
         match self.connections.send(conn).await {
             Ok(()) => Ok(near),
             Err(_) => Err(io::Error::new(io::ErrorKind::ConnectionRefused, "the control plane has stopped")),
@@ -230,6 +299,14 @@ async fn accept(listener: &TcpListener, server: &mpsc::Sender<Conn>) -> Option<(
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     pub(crate) ip: IpAddr,
+    /// What its certificate says, where it had to show one.
+    pub(crate) identity: Option<Result<Identity, Anonymous>>,
+}
+
+impl Peer {
+    fn nameless(ip: IpAddr) -> Peer {
+        Peer { ip, identity: None }
+    }
 }
 
 /// A connection of either sort.
@@ -240,6 +317,7 @@ struct Conn {
 
 enum Io {
     Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
     Memory(DuplexStream),
 }
 
@@ -255,6 +333,7 @@ impl AsyncRead for Conn {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.io {
             Io::Tcp(io) => Pin::new(io).poll_read(cx, buf),
+            Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
             Io::Memory(io) => Pin::new(io).poll_read(cx, buf),
         }
     }
@@ -264,6 +343,7 @@ impl AsyncWrite for Conn {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.io {
             Io::Tcp(io) => Pin::new(io).poll_write(cx, buf),
+            Io::Tls(io) => Pin::new(io).poll_write(cx, buf),
             Io::Memory(io) => Pin::new(io).poll_write(cx, buf),
         }
     }
@@ -275,6 +355,7 @@ impl AsyncWrite for Conn {
     ) -> Poll<io::Result<usize>> {
         match &mut self.io {
             Io::Tcp(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Io::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Io::Memory(io) => Pin::new(io).poll_write_vectored(cx, bufs),
         }
     }
@@ -282,6 +363,7 @@ impl AsyncWrite for Conn {
     fn is_write_vectored(&self) -> bool {
         match &self.io {
             Io::Tcp(io) => io.is_write_vectored(),
+            Io::Tls(io) => io.is_write_vectored(),
             Io::Memory(io) => io.is_write_vectored(),
         }
     }
@@ -289,6 +371,7 @@ impl AsyncWrite for Conn {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.io {
             Io::Tcp(io) => Pin::new(io).poll_flush(cx),
+            Io::Tls(io) => Pin::new(io).poll_flush(cx),
             Io::Memory(io) => Pin::new(io).poll_flush(cx),
         }
     }
@@ -296,6 +379,7 @@ impl AsyncWrite for Conn {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.io {
             Io::Tcp(io) => Pin::new(io).poll_shutdown(cx),
+            Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
             Io::Memory(io) => Pin::new(io).poll_shutdown(cx),
         }
     }

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
 use axum::extract::{Query, State};
@@ -18,6 +19,7 @@ use tokio::sync::watch;
 use crate::serve::ads::now;
 use crate::serve::fleet::{ClientStatus, KindStatus, seconds, unix};
 use crate::serve::metrics::{family, single};
+use crate::serve::presence::Registered;
 use crate::serve::server::Server;
 
 /// What the rest of mesh-control has to say in a status report.
@@ -36,6 +38,20 @@ pub trait Inspect: Send + Sync + 'static {
     fn services(&self) -> usize {
         0
     }
+
+    /// What the workloads that registered serve, by the text form of their keys.
+    fn serving(&self) -> BTreeMap<String, Serving> {
+        BTreeMap::new()
+    }
+}
+
+/// What one workload serves.
+#[derive(Clone, Debug, Default)]
+pub struct Serving {
+    /// `host:port` of every service of which it is an endpoint.
+    pub services: Vec<String>,
+    /// Why it is an endpoint of none, where it is not.
+    pub note: Option<String>,
 }
 
 /// Everything that a status report says.
@@ -70,6 +86,11 @@ pub struct WorkloadStatus {
     pub namespace: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// `host:port` of every service of which it is an endpoint.
+    pub serves: Vec<String>,
+    /// Why it is an endpoint of none, where it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// Its stream is there.
     pub connected: bool,
     /// When its stream is gone: the seconds until it is no longer an endpoint.
@@ -106,6 +127,7 @@ pub struct DiagnosticStatus {
 /// hundred of each kind.
 pub fn report(server: &Server, inspect: &dyn Inspect, all_names: bool) -> Status {
     let (shared, now) = (server.shared(), now());
+    let mut serving = inspect.serving();
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started: unix(server.started()),
@@ -117,16 +139,34 @@ pub fn report(server: &Server, inspect: &dyn Inspect, all_names: bool) -> Status
             .presence
             .registered()
             .into_iter()
-            .map(|registered| WorkloadStatus {
-                node: registered.workload.client.node_id.to_string(),
-                address: registered.workload.address,
-                namespace: registered.workload.client.namespace.to_string(),
-                labels: (*registered.workload.client.labels).clone(),
-                connected: registered.connected,
-                expires_seconds: registered.expires.map(|at| seconds(at.saturating_duration_since(now))),
-            })
+            .map(|one| workload(one, &mut serving, now))
             .collect(),
         diagnostics: inspect.diagnostics(),
+    }
+}
+
+fn workload(
+    registered: Registered,
+    serving: &mut BTreeMap<String, Serving>,
+    now: Instant,
+) -> WorkloadStatus {
+    let Registered {
+        workload,
+        connected,
+        expires,
+    } = registered;
+    let serving = serving
+        .remove(&workload.key().to_string())
+        .unwrap_or_default();
+    WorkloadStatus {
+        node: workload.client.node_id.to_string(),
+        address: workload.address,
+        namespace: workload.client.namespace.to_string(),
+        labels: (*workload.client.labels).clone(),
+        serves: serving.services,
+        note: serving.note,
+        connected,
+        expires_seconds: expires.map(|at| seconds(at.saturating_duration_since(now))),
     }
 }
 

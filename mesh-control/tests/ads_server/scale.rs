@@ -1,89 +1,165 @@
-//! One endpoint changes while many clients hold many services: how long until all of them have accepted.
+//! One endpoint changes while many clients hold many services: how long until all of them have accepted,
+//! and what the server needs for it.
 //!
-//! The test keeps small. `MESH_SCALE=500,10,200` (services, endpoints each, clients), in release, prints
-//! the figures of the whole size.
+//! The test keeps small. `MESH_SCALE=500,10,200` (services, endpoints each, clients), in release and with
+//! `--nocapture`, prints the figures of the whole size.
 
+use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use mesh_control::catalog::Kind;
+use tokio::sync::mpsc;
+use tonic::transport::Channel;
 
-use crate::support::{Delta, Fixture, PATIENCE, Shelf, node};
+use crate::embedded::labelled;
+use crate::process::Control;
+use crate::support::{Delta, PATIENCE, node};
 
 const CHANGES: usize = 20;
+
+/// Services with fixed endpoints, and one whose workloads register themselves.
+fn config(services: usize, endpoints: usize) -> String {
+    let mut yaml = String::from(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: moving, namespace: shop}\n\
+         spec: {selector: {app: moving}, ports: [{name: http, port: 9080}]}\n",
+    );
+    for service in 1..services {
+        let _ = write!(
+            yaml,
+            "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+             metadata: {{name: service-{service}, namespace: shop}}\n\
+             spec:\n  hosts: [service-{service}.shop.example]\n  ports: [{{name: http, number: 9080, protocol: HTTP}}]\n  \
+             resolution: STATIC\n  location: MESH_INTERNAL\n  endpoints:\n"
+        );
+        for endpoint in 0..endpoints {
+            let _ = writeln!(
+                yaml,
+                "  - {{address: 10.{}.{}.{endpoint}}}",
+                service / 250,
+                service % 250
+            );
+        }
+    }
+    yaml
+}
+
+fn names(services: usize) -> BTreeMap<Kind, Vec<String>> {
+    let moving = "moving.shop.svc.cluster.local".to_owned();
+    let hosts = (1..services).map(|service| format!("service-{service}.shop.example"));
+    let hosts: Vec<String> = std::iter::once(moving).chain(hosts).collect();
+    let of = |kind| {
+        let name = |host: &String| match kind {
+            Kind::Listener => format!("{host}:9080"),
+            _ => format!("outbound|9080||{host}"),
+        };
+        (kind, hosts.iter().map(name).collect())
+    };
+    Kind::ALL.into_iter().map(of).collect()
+}
+
+async fn connect(address: std::net::SocketAddr) -> Channel {
+    Channel::from_shared(format!("http://{address}"))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap()
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_client_has_accepted_a_change_soon_after_it() {
     let sizes = std::env::var("MESH_SCALE").unwrap_or_else(|_| "50,10,20".to_owned());
     let sizes: Vec<usize> = sizes.split(',').map(|size| size.parse().unwrap()).collect();
     let (services, endpoints, clients) = (sizes[0], sizes[1], sizes[2]);
-    let names: Vec<String> =
-        (0..services).map(|n| format!("outbound|9080||service-{n:04}.shop.svc.cluster.local")).collect();
-    let mut shelf = Shelf::default();
-    for name in &names {
-        shelf.put(Kind::Cluster, name, &"c".repeat(400));
-        shelf.put(Kind::Endpoints, name, &"e".repeat(90 * endpoints));
-        shelf.put(Kind::Route, name, &"r".repeat(600));
-        shelf.put(Kind::Listener, name, &"l".repeat(300));
-    }
-    let fixture = Fixture::plain(shelf).await;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("mesh.yaml"), config(services, endpoints)).unwrap();
+    let mut control = Control::start(dir.path(), &["--settle", "0"]);
+    let address = control.address("xds listening on ");
+
+    let mut workload = Delta::open(connect(address).await, labelled("moving-1", "moving"))
+        .await
+        .unwrap();
+    let listeners: Vec<String> = (0..=endpoints)
+        .map(|n| format!("xds.istio.io/grpc/lds/inbound/127.0.0.1:{}", 20_000 + n))
+        .collect();
+    let listeners: Vec<&str> = listeners.iter().map(String::as_str).collect();
+    workload.send(Kind::Listener, &listeners[1..], &[]).await;
+    workload.take().await;
+    println!("without clients: resident {} MiB", control.resident() >> 20);
+
     let start = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
-    let (seen, mut all_seen) = tokio::sync::mpsc::channel::<Instant>(clients);
+    let (seen, mut all_seen) = mpsc::channel::<Instant>(clients);
     for _ in 0..clients {
-        let (channel, names, seen) = (fixture.channel().await, names.clone(), seen.clone());
-        tasks.spawn(async move {
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            let mut client = Delta::open(channel, node("mesh-core")).await.unwrap();
-            for kind in Kind::ALL {
-                client.send(kind, &names, &[]).await;
-            }
-            let mut held = 0;
-            while held < 4 * names.len() {
-                let response = client.next().await;
-                client.answer(&response, None).await;
-                held += response.resources.len();
-            }
-            seen.send(Instant::now()).await.unwrap();
-            for _ in 0..CHANGES {
-                let response = client.next().await;
-                assert_eq!(response.resources.len(), 1);
-                client.answer(&response, None).await;
-                seen.send(Instant::now()).await.unwrap();
-            }
-        });
+        tasks.spawn(client(
+            connect(address).await,
+            names(services),
+            seen.clone(),
+        ));
     }
     let mut round = async |since: Instant| {
         let mut times = Vec::new();
         while times.len() < clients {
-            let at = tokio::time::timeout(PATIENCE, all_seen.recv()).await.unwrap().unwrap();
-            times.push(at.duration_since(since));
+            let at = tokio::time::timeout(PATIENCE, all_seen.recv())
+                .await
+                .unwrap()
+                .unwrap();
+            times.push(at.saturating_duration_since(since));
         }
         times
     };
     let first = round(start).await;
-    println!("all {clients} clients hold {services} services after {:?}", first.iter().max().unwrap());
+    println!(
+        "{clients} clients hold {services} services after {:?}",
+        first.iter().max().unwrap()
+    );
+    println!("with clients: resident {} MiB", control.resident() >> 20);
     let mut times = Vec::new();
     for change in 0..CHANGES {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let name = &names[change % names.len()];
-        fixture.publish(|shelf| shelf.put(Kind::Endpoints, name, &format!("{change}{}", "e".repeat(90 * endpoints))));
-        times.extend(round(Instant::now()).await);
+        let since = Instant::now();
+        match change % 2 {
+            0 => workload.send(Kind::Listener, &listeners[..1], &[]).await,
+            _ => workload.send(Kind::Listener, &[], &listeners[..1]).await,
+        }
+        times.extend(round(since).await);
     }
     times.sort();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
     println!(
-        "p50 {:?}, p99 {:?}, max {:?}",
-        times[times.len() / 2],
-        times[times.len() * 99 / 100],
-        times[times.len() - 1]
+        "accepted by all: p50 {:?}, p99 {:?}, max {:?}",
+        at(50),
+        at(99),
+        at(100)
     );
-    println!("resident {:?} MiB, clients included", resident().map(|bytes| bytes >> 20));
+    println!(
+        "after {CHANGES} changes: resident {} MiB",
+        control.resident() >> 20
+    );
     while let Some(done) = tasks.join_next().await {
         done.unwrap();
     }
 }
 
-fn resident() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
+/// Asks for everything, and says when it has it, and when it has accepted each change.
+async fn client(channel: Channel, names: BTreeMap<Kind, Vec<String>>, seen: mpsc::Sender<Instant>) {
+    let mut client = Delta::open(channel, node("mesh-core")).await.unwrap();
+    let mut missing = 0;
+    for (kind, names) in &names {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        missing += names.len();
+        client.send(*kind, &names, &[]).await;
+    }
+    while missing > 0 {
+        let response = client.next().await;
+        client.answer(&response, None).await;
+        missing -= response.resources.len() + response.removed_resources.len();
+    }
+    seen.send(Instant::now()).await.unwrap();
+    for _ in 0..CHANGES {
+        let response = client.next().await;
+        assert_eq!(response.resources.len(), 1, "only what changed");
+        client.answer(&response, None).await;
+        seen.send(Instant::now()).await.unwrap();
+    }
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{self, Delta, Fixture, Shelf, Sotw, bodies, node, said, settled, until};
+use crate::support::{
+    self, Delta, Fixture, ServiceFn, Shelf, Sotw, bodies, node, said, settled, until,
+};
 use envoy_types::pb::envoy::service::status::v3::client_status_discovery_service_client::ClientStatusDiscoveryServiceClient;
 use envoy_types::pb::envoy::service::status::v3::{ClientStatusRequest, ConfigStatus};
 use hyper_util::rt::TokioIo;
@@ -106,7 +108,7 @@ async fn a_workload_whose_stream_breaks_stays_for_the_grace_unless_it_comes_back
 async fn an_in_memory_connection_is_served_by_the_same_server() {
     let fixture = Fixture::plain(Shelf::default().with(Cluster, "a", "1")).await;
     let server = fixture.server.clone();
-    let connector = tower_service_fn(move || {
+    let connector = ServiceFn(move || {
         let server = server.clone();
         async move { server.connect().await.map(TokioIo::new) }
     });
@@ -221,30 +223,4 @@ async fn http(address: std::net::SocketAddr, request: &str) -> String {
     let read = tokio::time::timeout(support::PATIENCE, stream.read_to_string(&mut answer));
     read.await.unwrap().unwrap();
     answer
-}
-
-/// A connector from a closure, as tonic wants it.
-fn tower_service_fn<F>(connect: F) -> ServiceFn<F> {
-    ServiceFn(connect)
-}
-
-#[derive(Clone)]
-struct ServiceFn<F>(F);
-
-impl<F, Fut, T> tonic::codegen::Service<http::Uri> for ServiceFn<F>
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = std::io::Result<T>> + Send + 'static,
-{
-    type Response = T;
-    type Error = std::io::Error;
-    type Future = std::pin::Pin<Box<dyn Future<Output = std::io::Result<T>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<std::io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: http::Uri) -> Self::Future {
-        Box::pin((self.0)())
-    }
 }

@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 };
 use envoy_types::pb::google::rpc;
 use mesh_control::catalog::{Catalog, Client, Encoded, Kind};
-use mesh_control::serve::{Feed, Options, Server, Workload, WorkloadKey, Workloads};
+use mesh_control::serve::{Feed, Options, Server, Workload, WorkloadKey, Workloads, status};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -91,6 +91,12 @@ impl Fixture {
         Fixture { server, shelf: sender, registry, address }
     }
 
+    pub(crate) fn report(&self) -> status::Status {
+        struct Quiet;
+        impl status::Inspect for Quiet {}
+        status::report(&self.server, &Quiet, true)
+    }
+
     pub(crate) async fn plain(shelf: Shelf) -> Fixture {
         Fixture::start(shelf, settled()).await
     }
@@ -143,6 +149,18 @@ impl Delta {
             type_url: kind.type_url().to_owned(),
             resource_names_subscribe: subscribe.iter().map(|name| (*name).to_owned()).collect(),
             resource_names_unsubscribe: unsubscribe.iter().map(|name| (*name).to_owned()).collect(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        self.requests.send(request).await.unwrap();
+    }
+
+    /// Asks for a resource that an earlier stream brought.
+    pub(crate) async fn resume(&mut self, kind: Kind, name: &str, version: &str) {
+        let request = DeltaDiscoveryRequest {
+            node: self.node.take(),
+            type_url: kind.type_url().to_owned(),
+            resource_names_subscribe: vec![name.to_owned()],
+            initial_resource_versions: [(name.to_owned(), version.to_owned())].into(),
             ..DeltaDiscoveryRequest::default()
         };
         self.requests.send(request).await.unwrap();
@@ -228,4 +246,29 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
         }
     });
     waited.await.unwrap_or_else(|_| panic!("waited in vain until {what}"));
+}
+
+/// A connector from a closure, as tonic wants it.
+#[derive(Clone)]
+pub(crate) struct ServiceFn<F>(pub(crate) F);
+
+impl<F, Fut, T> tonic::codegen::Service<http::Uri> for ServiceFn<F>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = std::io::Result<T>> + Send + 'static,
+{
+    type Response = T;
+    type Error = std::io::Error;
+    type Future = std::pin::Pin<Box<dyn Future<Output = std::io::Result<T>> + Send>>;
+
+    fn poll_ready(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: http::Uri) -> Self::Future {
+        Box::pin((self.0)())
+    }
 }

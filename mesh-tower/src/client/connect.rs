@@ -125,7 +125,7 @@ async fn over_http2(
 ) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
     let mut closed = 0;
     loop {
-        let mut stream = match pool.http2.take(cluster) {
+        let stream = match pool.http2.take(cluster) {
             Some(stream) => stream,
             None => match Box::pin(pool.http2.dial(cluster, endpoint)).await {
                 Ok(()) => continue,

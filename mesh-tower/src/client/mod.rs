@@ -182,23 +182,3 @@ impl fmt::Debug for ResponseFuture {
         f.write_str("ResponseFuture")
     }
 }
-
-#[cfg(test)]
-mod sizes {
-    #[test]
-    fn print() {
-        let mesh = crate::Mesh::builder().source(mesh_core::fixed::Fixed::new()).start().unwrap();
-        let (parts, ()) = http::Request::new(()).into_parts();
-        let request = super::Outgoing { parts, body: super::Body::empty() };
-        println!("Outgoing {}", size_of::<super::Outgoing>());
-        println!("Body {}", size_of::<super::Body>());
-        println!("Call {}", size_of::<mesh_core::call::Call>());
-        println!("Response {}", size_of::<http::Response<super::ResponseBody>>());
-        println!("ResponseBody {}", size_of::<super::ResponseBody>());
-        println!("Guard {}", size_of::<super::Guard>());
-        println!("Failure {}", size_of::<super::attempt::Failure>());
-        println!("MeshError {}", size_of::<mesh_core::error::MeshError>());
-        println!("TrySend {}", size_of::<hyper::client::conn::TrySendError<http::Request<super::Body>>>());
-        println!("send {}", size_of_val(&super::route::send(mesh.clone(), None, request)));
-    }
-}

@@ -26,18 +26,23 @@ pub(super) async fn send(
 ) -> Result<Response<ResponseBody>, MeshError> {
     let mut call = open(&request.parts);
     let target = target.as_deref();
-    if mesh.observers().is_empty() {
-        return walk(&mesh, target, &mut call, &mut request).await;
-    }
-    let authority = target.map(|target| target.authority.clone()).or_else(|| request.parts.uri.authority().cloned());
+    let observed = (!mesh.observers().is_empty())
+        .then(|| target.map(|target| target.authority.clone()).or_else(|| request.parts.uri.authority().cloned()));
     let result = walk(&mesh, target, &mut call, &mut request).await;
-    let mut event = Event::new(authority.as_ref().map_or("", |authority| authority.as_str()));
+    if let Some(authority) = observed {
+        tell(&mesh, authority.as_ref().map_or("", |authority| authority.as_str()), &call, &result);
+    }
+    result
+}
+
+#[cold]
+fn tell(mesh: &Mesh, authority: &str, call: &Call, result: &Result<Response<ResponseBody>, MeshError>) {
+    let mut event = Event::new(authority);
     event.status = result.as_ref().ok().map(Response::status);
     event.error = result.as_ref().err().map(MeshError::kind);
     event.attempts = call.attempt;
     event.duration = call.started.elapsed();
     mesh.observers().iter().for_each(|observer| observer.on_event(&event));
-    result
 }
 
 /// Opens the call: what is known of a request before it is routed.

@@ -145,7 +145,8 @@ impl MeshListener {
         serving(self.listening(), self.mesh.drain(), deadline).await
     }
 
-    pub(super) fn mesh(&self) -> &Mesh {
+    /// Whose it is.
+    pub fn mesh(&self) -> &Mesh {
         &self.mesh
     }
 

@@ -1,6 +1,7 @@
 //! A source of configuration that a test plays itself, and servers' resources for it to play.
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -20,13 +21,13 @@ use tokio::sync::{mpsc, watch};
 
 /// The source: it applies what the player sends, until the player is gone.
 pub struct Played {
-    updates: Mutex<Option<mpsc::UnboundedReceiver<Update>>>,
+    updates: Mutex<Option<mpsc::UnboundedReceiver<Change>>>,
     wanted: watch::Sender<Vec<ResourceKey>>,
 }
 
 /// The hand that plays the control plane. When it is dropped, the control plane is gone for good.
 pub struct Player {
-    updates: mpsc::UnboundedSender<Update>,
+    updates: mpsc::UnboundedSender<Change>,
     wanted: watch::Receiver<Vec<ResourceKey>>,
 }
 
@@ -46,7 +47,7 @@ pub fn mesh() -> (Player, Mesh) {
 
 impl Player {
     pub fn send(&self, change: Change) {
-        self.updates.send(Update { changes: vec![change] }).expect("the source runs");
+        self.updates.send(change).expect("the source runs");
     }
 
     /// Waits until exactly these listeners are subscribed to.
@@ -95,6 +96,12 @@ pub fn serve_all(address: SocketAddr) -> Change {
     listener(address, vec![chain(vec![app_route()], vec![])])
 }
 
+fn key_of(change: &Change) -> ResourceKey {
+    match change {
+        Change::Put(key, _) | Change::Absent(key, _) => key.clone(),
+    }
+}
+
 impl Source for Played {
     fn listener_name(&self, target: &Target) -> Result<ListenerName, Invalid> {
         Ok(target.as_str().into())
@@ -107,10 +114,14 @@ impl Source for Played {
     fn run(self: Arc<Self>, mut sink: Sink) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(async move {
             let mut updates = self.updates.lock().unwrap().take().expect("run once");
+            let mut offered = HashMap::new();
             loop {
-                let progress = tokio::select! {
+                let mut progress = tokio::select! {
                     update = updates.recv() => match update {
-                        Some(update) => sink.apply(update),
+                        Some(change) => {
+                            offered.insert(key_of(&change), change.clone());
+                            sink.apply(Update { changes: vec![change] })
+                        }
                         None => return,
                     },
                     progress = sink.changed() => match progress {
@@ -118,6 +129,10 @@ impl Source for Played {
                         None => return,
                     },
                 };
+                // What was offered before anybody asked.
+                let changes: Vec<_> = progress.subscribe.iter().filter_map(|key| offered.get(key).cloned()).collect();
+                let next = sink.apply(Update { changes });
+                progress.subscribe.extend(next.subscribe);
                 self.wanted.send_modify(|wanted| {
                     wanted.extend(progress.subscribe);
                     wanted.retain(|key| !progress.unsubscribe.contains(key));

@@ -64,7 +64,7 @@ pub fn whole_text_regex(text: &str) -> Option<Regex> {
 }
 
 /// Reports an expression that is no RE2.
-pub fn check_regex(text: &str, span: crate::config::Span, d: &mut Decoder<'_>) -> Option<()> {
+pub fn check_regex(text: &str, span: crate::config::diagnostic::Span, d: &mut Decoder<'_>) -> Option<()> {
     if whole_text_regex(text).is_some() {
         return Some(());
     }

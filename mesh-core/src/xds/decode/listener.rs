@@ -98,7 +98,8 @@ fn listener(notes: &mut Notes<'_>, name: ListenerName, value: pb::Listener) -> R
     else {
         return Err(Invalid::new("must be an IP address").at("address"));
     };
-    let filter_chains = notes.each("filter_chains", filter_chains, filter_chain)?.into_iter().flatten().collect();
+    let filter_chains: Vec<FilterChain> =
+        notes.each("filter_chains", filter_chains, filter_chain)?.into_iter().flatten().collect();
     no_overlap(&filter_chains)?;
     let default_filter_chain = notes.optional("default_filter_chain", default_filter_chain, |notes, mut chain| {
         chain.filter_chain_match = None;
@@ -230,7 +231,7 @@ fn masked(ip: IpAddr, length: u8) -> IpAddr {
 }
 
 /// Two chains with the same criteria would leave it open which one takes a connection.
-fn no_overlap(chains: &Vec<FilterChain>) -> Result<(), Invalid> {
+fn no_overlap(chains: &[FilterChain]) -> Result<(), Invalid> {
     fn any_or<T: Copy>(items: &[T]) -> Vec<Option<T>> {
         if items.is_empty() { vec![None] } else { items.iter().copied().map(Some).collect() }
     }

@@ -26,12 +26,19 @@ const MAX_HEADER_LIST_BYTES: u32 = 64 * 1024;
 
 /// One connection, shared by its streams.
 struct Connection {
-    sender: http2::SendRequest<Body>,
+    /// Behind a lock, and not cloned for each request: sending is a push onto a queue.
+    sender: Mutex<http2::SendRequest<Body>>,
     streams: AtomicU32,
     requests: AtomicU32,
     limit: Arc<AtomicU32>,
     retired: AtomicBool,
     idle: Mutex<IdleTime>,
+}
+
+impl Connection {
+    fn is_closed(&self) -> bool {
+        lock(&self.sender).is_closed()
+    }
 }
 
 /// How long nobody has used a connection, as of the last look.
@@ -44,13 +51,12 @@ struct IdleTime {
 /// One stream in use; its place is free again when it is dropped.
 pub(crate) struct Stream {
     connection: Arc<Connection>,
-    sender: http2::SendRequest<Body>,
 }
 
 impl Stream {
     /// Sends a request. Where no stream was opened, the error has it.
-    pub(super) fn send(&mut self, request: Request<Body>) -> impl Future<Output = Sent> + use<> {
-        self.sender.try_send_request(request)
+    pub(super) fn send(&self, request: Request<Body>) -> impl Future<Output = Sent> + use<> {
+        lock(&self.connection.sender).try_send_request(request)
     }
 }
 
@@ -94,14 +100,14 @@ impl Shared {
             let used = connection.streams.load(Ordering::Acquire) > 0 || idle.requests != requests;
             idle.requests = requests;
             idle.idle_for = if used { Duration::ZERO } else { idle.idle_for.saturating_add(time) };
-            !connection.sender.is_closed() && idle.idle_for <= limit
+            !connection.is_closed() && idle.idle_for <= limit
         });
     }
 }
 
 impl Connections {
     fn stream(&mut self, cluster: &Cluster) -> Option<Stream> {
-        self.open.retain(|connection| !connection.sender.is_closed() && !connection.retired.load(Ordering::Relaxed));
+        self.open.retain(|connection| !connection.is_closed() && !connection.retired.load(Ordering::Relaxed));
         let own_limit = cluster.max_concurrent_streams.unwrap_or(u32::MAX);
         for connection in &self.open {
             // Streams come only under the lock of `Connections`, so the room seen here is there.
@@ -112,8 +118,7 @@ impl Connections {
                 if cluster.max_requests_per_connection.is_some_and(|max| requests >= max) {
                     connection.retired.store(true, Ordering::Relaxed);
                 }
-                let sender = connection.sender.clone();
-                return Some(Stream { connection: Arc::clone(connection), sender });
+                return Some(Stream { connection: Arc::clone(connection) });
             }
         }
         None
@@ -158,7 +163,7 @@ async fn dial(cluster: &Cluster, endpoint: &EndpointState) -> Result<Connection,
     let limit = Arc::new(AtomicU32::new(INITIAL_STREAMS));
     tokio::spawn(Driver { connection, limit: Arc::clone(&limit) });
     Ok(Connection {
-        sender,
+        sender: Mutex::new(sender),
         streams: AtomicU32::new(0),
         requests: AtomicU32::new(0),
         limit,

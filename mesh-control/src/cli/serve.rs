@@ -1,0 +1,155 @@
+//! `mesh-control serve`: the control server.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::plane::{Plane, PlaneOptions};
+use crate::serve::{Feed, Options, Server, TlsFiles, status};
+
+/// Serves the configuration in a directory over xDS.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Args {
+    /// The directory with the configuration; it is read again whenever it changes.
+    #[arg(long, value_name = "DIR")]
+    config: PathBuf,
+    /// Where to serve xDS in plaintext. Port 0 takes a free one.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15010", value_parser = address)]
+    xds_addr: SocketAddr,
+    /// Where to serve xDS over TLS; needs --tls-cert and --tls-key.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15012", value_parser = address)]
+    secure_addr: SocketAddr,
+    /// Where to serve status and metrics over HTTP.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15014", value_parser = address)]
+    status_addr: SocketAddr,
+    /// The certificate chain of the secured listener, as PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The private key of the secured listener, as PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Whose certificates clients of the secured listener must have, as PEM. A client is then held to the
+    /// SPIFFE id in its certificate.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    client_ca: Option<PathBuf>,
+    /// Serves plaintext xDS to other machines, too: whoever reaches the port can read the configuration
+    /// and register workloads.
+    #[arg(long)]
+    insecure_allow_remote: bool,
+    /// For how long after the start clients keep the endpoints that they had, while workloads come back.
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
+    settle: Duration,
+    /// How long a workload stays an endpoint after its connection broke.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    grace: Duration,
+    /// Ends a client's stream at about this age, so that clients spread over servers again.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    max_stream_age: Option<Duration>,
+}
+
+pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
+    // Taken over before anything is said: whoever reads an address may send a signal at once.
+    let mut signals = Signals::new()?;
+    if !args.xds_addr.ip().is_loopback() && !args.insecure_allow_remote {
+        bail!(
+            "--xds-addr {} is reachable from other machines, and plaintext xDS neither encrypts nor knows its \
+             clients; use a loopback address, serve others on --secure-addr, or say --insecure-allow-remote",
+            args.xds_addr
+        );
+    }
+    let options = PlaneOptions {
+        config_dir: Some(args.config.clone()),
+        ..PlaneOptions::default()
+    };
+    let plane =
+        Plane::start(options).with_context(|| format!("cannot read {}", args.config.display()))?;
+    let options = Options {
+        settle: args.settle,
+        grace: args.grace,
+        max_stream_age: args.max_stream_age,
+        ..Options::default()
+    };
+    let server = Arc::new(Server::new(
+        Feed::of(&plane),
+        Arc::new(plane.clone()),
+        &options,
+    ));
+    let (stop, stopped) = watch::channel(false);
+
+    let cannot = |what: &str, address: SocketAddr| format!("cannot serve {what} on {address}");
+    let bound = server
+        .listen(args.xds_addr)
+        .await
+        .with_context(|| cannot("xDS", args.xds_addr))?;
+    println!("xds listening on {bound}");
+    match (&args.tls_cert, &args.tls_key) {
+        (Some(cert), Some(key)) => {
+            let files = TlsFiles {
+                cert: cert.clone(),
+                key: key.clone(),
+                client_ca: args.client_ca.clone(),
+            };
+            let bound = server.listen_tls(args.secure_addr, &files).await;
+            let bound = bound.with_context(|| cannot("secured xDS", args.secure_addr))?;
+            println!("secured xds listening on {bound}");
+        }
+        _ => println!("secured xds not listening: no --tls-cert and --tls-key"),
+    }
+    let (bound, status) =
+        status::listen(args.status_addr, server.clone(), Arc::new(plane), stopped)
+            .await
+            .with_context(|| cannot("status", args.status_addr))?;
+    println!("status listening on {bound}");
+
+    signals.next().await;
+    tracing::info!("stopping");
+    tokio::select! {
+        () = server.shutdown() => {}
+        () = signals.next() => tracing::warn!("stopping at once"),
+    }
+    stop.send_replace(true);
+    status.await.context("the status page")
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let mut addresses = text
+        .to_socket_addrs()
+        .map_err(|error| format!("expected HOST:PORT: {error}"))?;
+    addresses
+        .next()
+        .ok_or_else(|| "this host has no address".to_owned())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text
+        .trim_end_matches('s')
+        .parse()
+        .map_err(|_| "expected a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}

@@ -1,0 +1,211 @@
+//! The control plane in the application's own process: no server to run, the same configuration, the same
+//! protocol. It is also the fixture of whole-system tests.
+//!
+//! ```
+//! # tokio::runtime::Runtime::new().unwrap().block_on(async {
+//! use mesh_control::embedded::{Config, Embedded, Options};
+//!
+//! let yaml = "
+//! apiVersion: v1
+//! kind: Service
+//! metadata: {name: reviews, namespace: shop}
+//! spec: {selector: {app: reviews}, ports: [{name: http, port: 9080}]}
+//! ";
+//! let mesh = Embedded::start(Config::yaml(yaml), Options::default()).await.unwrap();
+//! assert!(mesh.xds_addr().ip().is_loopback()); // for gRPC clients of other languages
+//! let _stream = mesh.connect().await.unwrap(); // for this process: no socket
+//! assert_eq!(mesh.status().services, 1);
+//! # });
+//! ```
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::xds::{Bootstrap, Connector, XdsSource};
+use tokio::io::DuplexStream;
+
+use crate::plane::{Plane, PlaneOptions, Rejected};
+use crate::serve::status::{self, Status};
+use crate::serve::{self, Feed, Server};
+
+/// Where the configuration comes from.
+#[derive(Clone, Debug)]
+pub enum Config {
+    /// A directory, read again whenever it changes.
+    Dir(PathBuf),
+    /// A text, in force until [`Embedded::set_yaml`] changes it.
+    Yaml(String),
+}
+
+impl Config {
+    /// A text.
+    pub fn yaml(text: impl Into<String>) -> Config {
+        Config::Yaml(text.into())
+    }
+
+    /// A directory.
+    pub fn dir(path: impl Into<PathBuf>) -> Config {
+        Config::Dir(path.into())
+    }
+}
+
+/// How an embedded control plane behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where it serves xDS to other processes. A free port of the loopback address unless set; plaintext,
+    /// so any other address opens the configuration to whoever reaches it.
+    pub xds_addr: SocketAddr,
+    /// How it serves. It does not settle: its clients start together with it.
+    pub serve: serve::Options,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            xds_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            serve: serve::Options {
+                settle: Duration::ZERO,
+                ..serve::Options::default()
+            },
+        }
+    }
+}
+
+/// Why there is no control plane.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The directory cannot be read.
+    Unreadable(PathBuf, io::Error),
+    /// The text is wrong. (A wrong file in a directory is no obstacle: it is reported, and the rest is
+    /// served.)
+    Rejected(Rejected),
+    /// The address cannot be served on.
+    Unavailable(SocketAddr, io::Error),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Unreadable(path, error) => {
+                write!(f, "cannot read {}: {error}", path.display())
+            }
+            StartError::Rejected(rejected) => write!(f, "{rejected}"),
+            StartError::Unavailable(address, error) => {
+                write!(f, "cannot serve xDS on {address}: {error}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// A control plane in this process. Dropping it ends it.
+#[derive(Debug)]
+pub struct Embedded {
+    plane: Plane,
+    server: Arc<Server>,
+    xds_addr: SocketAddr,
+}
+
+/// The name under which [`Embedded::start`] keeps its text.
+const MAIN: &str = "config.yaml";
+
+impl Embedded {
+    /// Starts a control plane inside the runtime that this is called in.
+    pub async fn start(config: Config, options: Options) -> Result<Embedded, StartError> {
+        let plane = match config {
+            Config::Dir(path) => {
+                let options = PlaneOptions {
+                    config_dir: Some(path.clone()),
+                    ..PlaneOptions::default()
+                };
+                Plane::start(options).map_err(|error| StartError::Unreadable(path, error))?
+            }
+            Config::Yaml(text) => {
+                let plane = Plane::empty();
+                plane.set_yaml(MAIN, &text).map_err(StartError::Rejected)?;
+                plane
+            }
+        };
+        let server = Server::new(Feed::of(&plane), Arc::new(plane.clone()), &options.serve);
+        let bound = server.listen(options.xds_addr).await;
+        let xds_addr = bound.map_err(|error| StartError::Unavailable(options.xds_addr, error))?;
+        Ok(Embedded {
+            plane,
+            server: Arc::new(server),
+            xds_addr,
+        })
+    }
+
+    /// Where it serves xDS in plaintext: the `server_uri` of a gRPC bootstrap.
+    pub fn xds_addr(&self) -> SocketAddr {
+        self.xds_addr
+    }
+
+    /// A connection that never leaves the process; HTTP/2 is expected on it, as on a socket.
+    pub async fn connect(&self) -> io::Result<DuplexStream> {
+        self.server.connect().await
+    }
+
+    /// A source for a mesh in this process: the bootstrap says who the mesh is, its servers are not used.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use mesh_control::embedded::{Config, Embedded, Options};
+    /// use mesh_core::xds::Bootstrap;
+    ///
+    /// let control = Embedded::start(Config::yaml(""), Options::default()).await.unwrap();
+    /// let source = control.source(Bootstrap::new("embedded").node_id("web-1"));
+    /// // Mesh::builder().source(source).start()
+    /// # });
+    /// ```
+    pub fn source(&self, bootstrap: Bootstrap) -> XdsSource {
+        let server = Arc::downgrade(&self.server);
+        XdsSource::new(bootstrap).connector(Connector::new(move |_| {
+            let server = server.upgrade();
+            async move {
+                match server {
+                    Some(server) => server.connect().await,
+                    None => Err(io::Error::new(io::ErrorKind::ConnectionRefused, "the embedded control plane has ended")),
+                }
+            }
+        }))
+    }
+
+    /// Puts a text in force under a name, in place of an earlier one of that name; the text given at the
+    /// start is called `config.yaml`. A text that is wrong changes nothing. Returns the generation of the
+    /// configuration that contains it.
+    pub fn set_yaml(&self, name: &str, text: &str) -> Result<u64, Rejected> {
+        self.plane.set_yaml(name, text)
+    }
+
+    /// The decisions behind it.
+    pub fn plane(&self) -> &Plane {
+        &self.plane
+    }
+
+    /// The server that carries them.
+    pub fn server(&self) -> &Arc<Server> {
+        &self.server
+    }
+
+    /// Who is connected, what they were sent and what they said to it, with every name.
+    pub fn status(&self) -> Status {
+        status::report(&self.server, &self.plane, true)
+    }
+
+    /// The metrics as Prometheus text.
+    pub fn metrics(&self) -> String {
+        status::metrics(&self.server, &self.plane)
+    }
+
+    /// Ends it gracefully: clients see a server that leaves, and keep what they have.
+    pub async fn shutdown(self) {
+        self.server.shutdown().await;
+    }
+}

@@ -1,0 +1,479 @@
+//! The control plane without its server: configuration and workloads in, [`World`]s out.
+//!
+//! A change of the configuration compiles a new policy; a workload that comes or goes changes the endpoints
+//! of its services and nothing else. Every change publishes a new, immutable [`World`] to everyone who
+//! watches. What was in force stays in force while a new configuration is wrong.
+
+mod world;
+
+use std::collections::HashSet;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, spawn_blocking};
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, info, warn};
+
+use crate::config::load::{self, Store};
+use crate::config::validate::examine;
+use crate::config::watch::Watcher;
+use crate::config::{Diagnostic, Severity};
+use crate::registry::{Discovery, Endpoints, Workload};
+use world::Compiled;
+pub use world::World;
+
+/// The first workload that comes or goes is published at once; more of them within this time together.
+const COALESCE: Duration = Duration::from_millis(10);
+
+/// What a plane is made of.
+#[derive(Clone, Debug, Default)]
+pub struct PlaneOptions {
+    /// The directory with the configuration, read again whenever it changes.
+    pub config_dir: Option<PathBuf>,
+    /// Take a directory that has been emptied at its word, instead of keeping what it held.
+    pub allow_empty: bool,
+}
+
+/// The control plane without its server. Cheap to clone; the last clone ends its task.
+#[derive(Clone, Debug)]
+pub struct Plane {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    options: PlaneOptions,
+    /// Locked before `live` where both are needed.
+    store: Mutex<Store>,
+    live: Mutex<Live>,
+    worlds: watch::Sender<Arc<World>>,
+    loader: OnceLock<AbortHandle>,
+}
+
+#[derive(Debug, Default)]
+struct Live {
+    compiled: Arc<Compiled>,
+    endpoints: Endpoints,
+    generation: u64,
+    config_generation: u64,
+    published: Option<Instant>,
+    is_due: bool,
+}
+
+/// A text that is wrong; what it said before, if anything, stays in force.
+#[derive(Clone, Debug)]
+pub struct Rejected {
+    /// Why.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl std::fmt::Display for Rejected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the configuration is wrong")?;
+        for finding in self
+            .diagnostics
+            .iter()
+            .filter(|finding| finding.rejects_file())
+        {
+            write!(f, "\n{finding}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Rejected {}
+
+impl Plane {
+    /// Reads the configuration and keeps reading it. Fails only where the directory cannot be read at all;
+    /// what is wrong in its files is a matter of [`Plane::diagnostics`].
+    ///
+    /// Must be called within a Tokio runtime where there is a directory to watch.
+    pub fn start(options: PlaneOptions) -> io::Result<Plane> {
+        let plane = Plane::new(options);
+        if let Some(dir) = plane.inner.options.config_dir.clone() {
+            let scan = load::scan(&dir)?;
+            plane.inner.apply(|store| store.apply(Ok(scan)));
+            let watcher = Watcher::new(&dir);
+            let task = tokio::spawn(keep_loading(Arc::downgrade(&plane.inner), watcher));
+            let _ = plane.inner.loader.set(task.abort_handle());
+        }
+        Ok(plane)
+    }
+
+    /// A plane whose configuration is this text alone.
+    pub fn from_yaml(text: &str) -> Result<Plane, Rejected> {
+        let plane = Plane::new(PlaneOptions::default());
+        plane.set_yaml("config.yaml", text)?;
+        Ok(plane)
+    }
+
+    /// A plane without any configuration.
+    pub fn empty() -> Plane {
+        Plane::new(PlaneOptions::default())
+    }
+
+    fn new(options: PlaneOptions) -> Plane {
+        let inner = Inner {
+            store: Mutex::new(Store::new(options.allow_empty)),
+            options,
+            live: Mutex::default(),
+            worlds: watch::Sender::new(Arc::new(World::default())),
+            loader: OnceLock::new(),
+        };
+        Plane {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// Takes in a text under a name, as if it were a file of that name, in place of an earlier one. Returns
+    /// the generation of the configuration in which it is in force.
+    pub fn set_yaml(&self, name: &str, text: &str) -> Result<u64, Rejected> {
+        let mut wrong = Vec::new();
+        let generation = self.inner.apply(|store| {
+            let (changed, diagnostics) = store.set_text(name, text);
+            wrong = diagnostics;
+            changed
+        });
+        if wrong.is_empty() {
+            Ok(generation)
+        } else {
+            Err(Rejected { diagnostics: wrong })
+        }
+    }
+
+    /// Forgets a text. Returns the generation of the configuration without it.
+    pub fn remove_yaml(&self, name: &str) -> u64 {
+        self.inner.apply(|store| store.remove_text(name))
+    }
+
+    /// Reads the directory now, instead of soon. Returns the generation of the configuration in which what
+    /// the directory holds at the time of the call is in force.
+    pub async fn reload(&self) -> u64 {
+        let inner = self.inner.clone();
+        let reloaded = spawn_blocking(move || inner.rescan()).await;
+        reloaded.unwrap_or_else(|_| self.inner.live().config_generation)
+    }
+
+    /// The worlds, as they are published.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<World>> {
+        self.inner.worlds.subscribe()
+    }
+
+    /// The world as it is now.
+    pub fn world(&self) -> Arc<World> {
+        self.inner.worlds.borrow().clone()
+    }
+
+    /// Waits until a configuration of at least this generation is in force.
+    pub async fn wait_for_config(&self, generation: u64) {
+        let mut worlds = self.subscribe();
+        // It cannot fail: the sender lives as long as `self`.
+        let _ = worlds
+            .wait_for(|world| world.config_generation() >= generation)
+            .await;
+    }
+
+    /// Takes in a workload, in place of an earlier one with the same key.
+    pub fn register(&self, workload: Workload) {
+        let mut live = self.inner.live();
+        let compiled = live.compiled.clone();
+        if live
+            .endpoints
+            .register(&compiled.policy.services, Arc::new(workload))
+        {
+            self.inner.publish_soon(live);
+        }
+    }
+
+    /// Forgets a workload.
+    pub fn unregister(&self, key: &str) {
+        let mut live = self.inner.live();
+        let compiled = live.compiled.clone();
+        if live.endpoints.unregister(&compiled.policy.services, key) {
+            self.inner.publish_soon(live);
+        }
+    }
+
+    /// Everything there is to say: of the configuration, and of what gRPC clients were found not to be able
+    /// to do.
+    pub fn diagnostics(&self) -> Vec<Diagnostic> {
+        let compiled = self.inner.live().compiled.clone();
+        let mut all = compiled.diagnostics.clone();
+        let known: HashSet<String> = all.iter().map(ToString::to_string).collect();
+        all.extend(
+            compiled
+                .degraded()
+                .into_iter()
+                .filter(|finding| !known.contains(&finding.to_string())),
+        );
+        all
+    }
+
+    /// How many objects of the configuration are in force.
+    pub fn objects(&self) -> usize {
+        self.inner.live().compiled.objects
+    }
+
+    /// All services, for people to look at.
+    pub fn services(&self) -> Vec<ServiceSummary> {
+        let world = self.world();
+        let services = world.compiled.policy.services.iter();
+        let summaries = services.map(|(id, service)| {
+            let endpoints = world.endpoints.of(id);
+            let ports = service.ports.iter().map(|port| PortSummary {
+                number: port.number,
+                name: port.name.to_string(),
+                protocol: port.protocol.as_str(),
+                endpoints: endpoints
+                    .map(|endpoints| endpoints.of_port(port.number))
+                    .unwrap_or_default()
+                    .iter()
+                    .map(|endpoint| EndpointSummary {
+                        address: endpoint.address.to_string(),
+                        workload: format!("{}/{}", endpoint.namespace, endpoint.workload),
+                        weight: endpoint.weight,
+                        self_registered: endpoint.key.is_some(),
+                    })
+                    .collect(),
+            });
+            ServiceSummary {
+                host: service.host.to_string(),
+                namespace: service.namespace.to_string(),
+                object: service.meta.id().to_string(),
+                written: service.meta.origin.to_string(),
+                discovery: match service.discovery {
+                    Discovery::Registry => "registry",
+                    Discovery::Dns => "dns",
+                    Discovery::LogicalDns => "logical-dns",
+                    Discovery::Passthrough => "passthrough",
+                },
+                ports: ports.collect(),
+            }
+        });
+        summaries.collect()
+    }
+
+    /// Everyone who registered, and which ports they serve, for people to look at.
+    pub fn workloads(&self) -> Vec<WorkloadSummary> {
+        let live = self.inner.live();
+        let services = &live.compiled.policy.services;
+        let hosts: std::collections::HashMap<_, _> = services
+            .iter()
+            .map(|(id, service)| (id, service.host.clone()))
+            .collect();
+        let workloads = live.endpoints.workloads().into_iter();
+        let summaries = workloads.map(|workload| {
+            let served = live.endpoints.served_by(services, &workload.key);
+            let serves: Vec<String> = served
+                .into_iter()
+                .filter_map(|(id, port)| Some(format!("{}:{port}", hosts.get(&id)?)))
+                .collect();
+            let note = serves.is_empty().then(|| {
+                format!(
+                    "no service of namespace {} selects its labels and has a port for {}",
+                    workload.namespace,
+                    workload.address.port()
+                )
+            });
+            WorkloadSummary {
+                key: workload.key.to_string(),
+                node: workload.node.to_string(),
+                name: workload.name.to_string(),
+                namespace: workload.namespace.to_string(),
+                address: workload.address.to_string(),
+                serves,
+                note,
+            }
+        });
+        summaries.collect()
+    }
+}
+
+impl Inner {
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the texts, and puts what they say now in force. Returns the configuration's generation.
+    fn apply(&self, change: impl FnOnce(&mut Store) -> bool) -> u64 {
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        if !change(&mut store) {
+            return self.live().config_generation;
+        }
+        let loaded = store.loaded();
+        let objects = loaded.objects.len();
+        let (policy, diagnostics) = examine(loaded);
+        let compiled = Arc::new(Compiled::new(policy, diagnostics, objects));
+        let mut live = self.live();
+        tell(&live.compiled.diagnostics, &compiled.diagnostics, objects);
+        let old = std::mem::replace(&mut live.compiled, compiled.clone());
+        live.endpoints = Endpoints::new(
+            &compiled.policy.services,
+            &live.endpoints,
+            &old.policy.services,
+        );
+        live.config_generation += 1;
+        let generation = live.config_generation;
+        self.publish(&mut live);
+        generation
+    }
+
+    fn rescan(&self) -> u64 {
+        match &self.options.config_dir {
+            Some(dir) => {
+                let scan = load::scan(dir);
+                self.apply(|store| store.apply(scan))
+            }
+            None => self.live().config_generation,
+        }
+    }
+
+    fn publish(&self, live: &mut Live) {
+        live.generation += 1;
+        live.is_due = false;
+        live.published = Some(Instant::now());
+        let world = World {
+            generation: live.generation,
+            config_generation: live.config_generation,
+            compiled: live.compiled.clone(),
+            endpoints: live.endpoints.snapshot(),
+        };
+        self.worlds.send_replace(Arc::new(world));
+    }
+
+    /// Publishes at once if nothing was published just now, and otherwise a moment later.
+    fn publish_soon(self: &Arc<Self>, mut live: MutexGuard<'_, Live>) {
+        if live.is_due {
+            return;
+        }
+        let due = live
+            .published
+            .map(|published| published + COALESCE)
+            .filter(|due| *due > Instant::now());
+        let runtime = tokio::runtime::Handle::try_current();
+        match (due, runtime) {
+            (Some(due), Ok(runtime)) => {
+                live.is_due = true;
+                let inner = Arc::downgrade(self);
+                runtime.spawn(async move {
+                    sleep_until(due).await;
+                    if let Some(inner) = inner.upgrade() {
+                        let mut live = inner.live();
+                        if live.is_due {
+                            inner.publish(&mut live);
+                        }
+                    }
+                });
+            }
+            _ => self.publish(&mut live),
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(loader) = self.loader.get() {
+            loader.abort();
+        }
+    }
+}
+
+async fn keep_loading(inner: Weak<Inner>, watcher: Watcher) {
+    loop {
+        watcher.changed().await;
+        let Some(inner) = inner.upgrade() else { return };
+        if spawn_blocking(move || inner.rescan()).await.is_err() {
+            error!("reading the configuration failed; the last good state stays");
+        }
+    }
+}
+
+/// Logs what was not the matter before.
+fn tell(before: &[Diagnostic], now: &[Diagnostic], objects: usize) {
+    let before: HashSet<String> = before.iter().map(ToString::to_string).collect();
+    let count = |severity| {
+        now.iter()
+            .filter(|finding| finding.severity == severity)
+            .count()
+    };
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    info!(objects, errors, warnings, "configuration in force");
+    for finding in now {
+        let line = finding.to_string();
+        if before.contains(&line) {
+            continue;
+        }
+        match finding.severity {
+            Severity::Error => error!("{line}"),
+            Severity::Warning => warn!("{line}"),
+            Severity::Info => {}
+        }
+    }
+}
+
+/// A service, for people to look at.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServiceSummary {
+    /// Its full host name.
+    pub host: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// `Kind namespace/name`.
+    pub object: String,
+    /// `file:line`.
+    pub written: String,
+    /// How its endpoints are found: `registry`, `dns`, `logical-dns` or `passthrough`.
+    pub discovery: &'static str,
+    /// Its ports.
+    pub ports: Vec<PortSummary>,
+}
+
+/// A port, for people to look at.
+#[derive(Clone, Debug, Serialize)]
+pub struct PortSummary {
+    /// Its number.
+    pub number: u16,
+    /// Its name.
+    pub name: String,
+    /// What it speaks.
+    pub protocol: &'static str,
+    /// Its endpoints that mesh-control knows.
+    pub endpoints: Vec<EndpointSummary>,
+}
+
+/// An endpoint, for people to look at.
+#[derive(Clone, Debug, Serialize)]
+pub struct EndpointSummary {
+    /// `ip:port`.
+    pub address: String,
+    /// `namespace/name`.
+    pub workload: String,
+    /// Share of the load.
+    pub weight: u32,
+    /// Whether it registered itself.
+    pub self_registered: bool,
+}
+
+/// A workload that registered itself, for people to look at.
+#[derive(Clone, Debug, Serialize)]
+pub struct WorkloadSummary {
+    /// Its registration.
+    pub key: String,
+    /// The id of its node.
+    pub node: String,
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// `ip:port`.
+    pub address: String,
+    /// `host:port` of what it serves.
+    pub serves: Vec<String>,
+    /// Why it serves nothing, where it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}

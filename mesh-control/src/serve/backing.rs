@@ -1,0 +1,98 @@
+//! The plane as the server sees it: catalogs, a registry, and something to report.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::catalog::Catalog;
+use crate::config::Diagnostic;
+use crate::plane::{Plane, World};
+use crate::registry;
+use crate::serve::feed::Feed;
+use crate::serve::presence::{Workload, WorkloadKey, Workloads};
+use crate::serve::status::{DiagnosticStatus, Inspect, Serving};
+
+impl Feed {
+    /// Follows the worlds of a plane. To be called inside a runtime.
+    pub fn of(plane: &Plane) -> Feed {
+        Feed::new(
+            plane.subscribe(),
+            |world: &Arc<World>| -> Arc<dyn Catalog> { world.clone() },
+        )
+    }
+}
+
+impl Workloads for Plane {
+    fn register(&self, workload: Workload) {
+        let key = workload.key().to_string();
+        let Workload {
+            client,
+            about,
+            address,
+        } = workload;
+        let base = registry::Workload::new(&key, &client.namespace, &about.name, address);
+        Plane::register(
+            self,
+            registry::Workload {
+                node: client.node_id,
+                labels: client.labels,
+                ports: client.ports,
+                locality: client.locality,
+                cluster: about.cluster.into(),
+                group: about.group.map(Into::into),
+                ..base
+            },
+        );
+    }
+
+    fn unregister(&self, key: &WorkloadKey) {
+        Plane::unregister(self, &key.to_string());
+    }
+}
+
+impl Inspect for Plane {
+    fn diagnostics(&self) -> Vec<DiagnosticStatus> {
+        Plane::diagnostics(self)
+            .into_iter()
+            .map(Into::into)
+            .collect()
+    }
+
+    fn services(&self) -> usize {
+        Plane::services(self).len()
+    }
+
+    fn serving(&self) -> BTreeMap<String, Serving> {
+        let workloads = Plane::workloads(self).into_iter();
+        workloads
+            .map(|one| {
+                (
+                    one.key,
+                    Serving {
+                        services: one.serves,
+                        note: one.note,
+                    },
+                )
+            })
+            .collect()
+    }
+}
+
+impl From<Diagnostic> for DiagnosticStatus {
+    fn from(finding: Diagnostic) -> DiagnosticStatus {
+        let known = |number: u32| usize::try_from(number).ok().filter(|number| *number > 0);
+        DiagnosticStatus {
+            severity: finding.severity.as_str().to_owned(),
+            // The names of codes are those of their JSON form.
+            code: serde_json::to_value(finding.code)
+                .ok()
+                .and_then(|code| code.as_str().map(str::to_owned))
+                .unwrap_or_default(),
+            message: finding.message,
+            object: finding.object.map(|object| object.to_string()),
+            field: finding.field.map(|field| field.to_string()),
+            file: Some(finding.file.to_string()).filter(|file| !file.is_empty()),
+            line: known(finding.line),
+            column: known(finding.column),
+        }
+    }
+}

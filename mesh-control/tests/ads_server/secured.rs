@@ -1,0 +1,161 @@
+//! The secured listener: who may connect, and as whom.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::core::v3::Node;
+use hyper_util::rt::TokioIo;
+use mesh_control::catalog::Kind;
+use mesh_control::serve::TlsFiles;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tonic::transport::Channel;
+
+use crate::support::{Delta, Fixture, PATIENCE, ServiceFn, Shelf, node, until};
+
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Authority {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    /// A certificate for a name, and its key.
+    fn issue(&self, name: SanType) -> (String, KeyPair, CertificateDer<'static>) {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![name];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        (certificate.pem(), key, certificate.der().clone())
+    }
+}
+
+struct Secured {
+    fixture: Fixture,
+    authority: Authority,
+    address: std::net::SocketAddr,
+    _directory: tempfile::TempDir,
+}
+
+impl Secured {
+    async fn start(verifies_clients: bool) -> Secured {
+        let authority = Authority::new();
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: String| -> PathBuf {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let (cert, key, _) = authority.issue(SanType::DnsName("control".try_into().unwrap()));
+        let files = TlsFiles {
+            cert: write("cert.pem", cert),
+            key: write("key.pem", key.serialize_pem()),
+            client_ca: verifies_clients.then(|| write("ca.pem", authority.0.pem())),
+        };
+        let fixture = Fixture::plain(Shelf::default().with(Kind::Cluster, "a", "1")).await;
+        let address = fixture
+            .server
+            .listen_tls(([127, 0, 0, 1], 0).into(), &files)
+            .await
+            .unwrap();
+        Secured {
+            fixture,
+            authority,
+            address,
+            _directory: directory,
+        }
+    }
+
+    /// A channel of a client with the certificate for a URI, or without any.
+    async fn channel(&self, uri: Option<&str>) -> Result<Channel, tonic::transport::Error> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.authority.0.der().clone()).unwrap();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap();
+        let config = config.with_root_certificates(roots);
+        let mut config = match uri {
+            Some(uri) => {
+                let (_, key, certificate) =
+                    self.authority.issue(SanType::URI(uri.try_into().unwrap()));
+                let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+                config
+                    .with_client_auth_cert(vec![certificate], key)
+                    .unwrap()
+            }
+            None => config.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let (connector, address) = (TlsConnector::from(Arc::new(config)), self.address);
+        let connect = ServiceFn(move || {
+            let connector = connector.clone();
+            async move {
+                let stream = tokio::net::TcpStream::connect(address).await?;
+                let name = ServerName::try_from("control").unwrap();
+                connector.connect(name, stream).await.map(TokioIo::new)
+            }
+        });
+        Channel::from_static("http://control")
+            .connect_with_connector(connect)
+            .await
+    }
+
+    /// What a client with this certificate and this node is told about `a`.
+    async fn ask(&self, uri: Option<&str>, node: Node) -> Result<(), tonic::Code> {
+        let channel = self
+            .channel(uri)
+            .await
+            .map_err(|_| tonic::Code::Unavailable)?;
+        let mut client = Delta::open(channel, node)
+            .await
+            .map_err(|status| status.code())?;
+        client.send(Kind::Cluster, &["a"], &[]).await;
+        let answer = tokio::time::timeout(PATIENCE, client.responses.message())
+            .await
+            .unwrap();
+        answer.map(drop).map_err(|status| status.code())
+    }
+}
+
+const SHOP: &str = "spiffe://cluster.local/ns/shop/sa/web";
+
+#[tokio::test]
+async fn server_rule_18_a_node_is_held_to_its_client_certificate() {
+    let secured = Secured::start(true).await;
+    assert_eq!(secured.ask(Some(SHOP), node("mesh-core")).await, Ok(()));
+    assert_eq!(
+        secured.ask(Some(SHOP), Node::default()).await,
+        Ok(()),
+        "the certificate says who it is"
+    );
+    let other = "spiffe://cluster.local/ns/pay/sa/web";
+    assert_eq!(
+        secured.ask(Some(other), node("mesh-core")).await,
+        Err(tonic::Code::PermissionDenied)
+    );
+    let nobody = "https://example.org";
+    assert_eq!(
+        secured.ask(Some(nobody), node("mesh-core")).await,
+        Err(tonic::Code::PermissionDenied)
+    );
+    assert!(
+        secured.ask(None, node("mesh-core")).await.is_err(),
+        "no certificate, no connection"
+    );
+    until("nobody is left", || {
+        secured.fixture.report().clients.is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_a_client_ca_the_secured_listener_encrypts() {
+    let secured = Secured::start(false).await;
+    assert_eq!(secured.ask(None, node("mesh-core")).await, Ok(()));
+}

@@ -1,0 +1,264 @@
+//! What is said of objects that do not fit together, with its place.
+
+use mesh_control::config::validate;
+
+const SERVICES: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80, name: http}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: two}
+spec: {selector: {app: two}, ports: [{port: 8080, name: http}, {port: 9090, name: admin}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web}
+spec: {host: web, subsets: [{name: v1, labels: {v: '1'}}]}
+";
+
+fn check(text: &str, expected: &[&str]) {
+    let found = validate([("0-services.yaml", SERVICES), ("t.yaml", text)]);
+    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+    assert_eq!(found, expected);
+}
+
+fn vs(http: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: web}}\nspec:\n  hosts: [web]\n  http:\n{http}"
+    )
+}
+
+#[test]
+fn what_fits_together_is_not_mentioned() {
+    check(
+        &vs("  - route: [{destination: {host: web, subset: v1, port: {number: 80}}}]\n"),
+        &[],
+    );
+}
+
+#[test]
+fn destinations_that_do_not_exist_are_named() {
+    check(
+        &vs("  - route: [{destination: {host: nobody}}]\n"),
+        &[
+            "t.yaml:7:34: warning[unknown-reference]: VirtualService default/web: http[0].route[0].destination.host: no service is called nobody.default.svc.cluster.local",
+        ],
+    );
+    check(
+        &vs("  - route: [{destination: {host: web.default}}]\n"),
+        &[
+            "t.yaml:7:34: warning[unknown-reference]: VirtualService default/web: http[0].route[0].destination.host: no service is called web.default; web.default.svc.cluster.local is",
+        ],
+    );
+    check(
+        &vs("  - route: [{destination: {host: web, subset: v9}}]\n"),
+        &[
+            "t.yaml:7:47: warning[unknown-reference]: VirtualService default/web: http[0].route[0].destination.subset: `v9` is no subset: web.default.svc.cluster.local has the subsets v1",
+        ],
+    );
+    check(
+        &vs("  - route: [{destination: {host: web, port: {number: 81}}}]\n"),
+        &[
+            "t.yaml:7:45: warning[unknown-reference]: VirtualService default/web: http[0].route[0].destination.port: web.default.svc.cluster.local has no port 81, only 80",
+        ],
+    );
+    // Of several ports, the one that is being addressed is taken; here there is none of that number.
+    check(
+        &vs("  - route: [{destination: {host: two}}]\n"),
+        &[
+            "t.yaml:7:27: warning[unknown-reference]: VirtualService default/web: http[0].route[0].destination.port: two.default.svc.cluster.local has no port 80, only 8080, 9090",
+        ],
+    );
+}
+
+#[test]
+fn rules_without_effect_are_named() {
+    check(
+        &vs(
+            "  - route: [{destination: {host: web}}]\n  - match: [{uri: {exact: /late}}]\n    redirect: {uri: /}\n",
+        ),
+        &[
+            "t.yaml:8:5: warning[conflict]: VirtualService default/web: http[1]: never reached: http[0] matches every request",
+        ],
+    );
+    check(
+        &vs(
+            "  - match: [{uri: {prefix: /}, sourceLabels: {a: b}}]\n    redirect: {uri: /a}\n  - redirect: {uri: /}\n",
+        ),
+        &[],
+    );
+    check(
+        &vs(
+            "  - route:\n    - {destination: {host: web}, weight: 1}\n    - {destination: {host: web, subset: v1}}\n",
+        ),
+        &[
+            "t.yaml:9:7: info[ignored]: VirtualService default/web: http[0].route[1].weight: 0, so it gets no request",
+        ],
+    );
+    check(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: orphan}\nspec: {http: [{redirect: {uri: /}}]}\n",
+        &[
+            "t.yaml:1:1: warning[unknown-reference]: VirtualService default/orphan: hosts: it has no hosts, and no other object delegates to it: it has no effect",
+        ],
+    );
+    check(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: lost}\nspec: {host: nobody}\n",
+        &[
+            "t.yaml:4:14: warning[unknown-reference]: DestinationRule default/lost: host: no service is called nobody.default.svc.cluster.local",
+        ],
+    );
+    check(
+        "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: vm}\nspec: {address: vm.example.com, labels: {app: web}}\n",
+        &[
+            "t.yaml:4:17: warning[unknown-reference]: WorkloadEntry default/vm: address: a name, but web.default.svc.cluster.local takes addresses only; it is no endpoint",
+        ],
+    );
+}
+
+#[test]
+fn what_istio_itself_refuses_is_refused() {
+    for (http, expected) in [
+        ("  - {}\n", "http[0]: one of `route`, `redirect`"),
+        (
+            "  - {route: [{destination: {host: web}}], redirect: {uri: /}}\n",
+            "only one of `route`, `redirect`",
+        ),
+        (
+            "  - route: [{destination: {host: web}, weight: -1}]\n",
+            "http[0].route[0].weight: less than 0",
+        ),
+        (
+            "  - route: [{destination: {host: web}}, {destination: {host: web}}]\n",
+            "no destination has a weight above 0",
+        ),
+        (
+            "  - {redirect: {redirectCode: 200}}\n",
+            "http[0].redirect.redirectCode: 200 is none of",
+        ),
+        (
+            "  - {directResponse: {status: 99}}\n",
+            "http[0].directResponse.status: 99 is not",
+        ),
+        (
+            "  - {directResponse: {status: 200, body: {bytes: '?'}}}\n",
+            "not base64",
+        ),
+        (
+            "  - {match: [{uri: {regex: '('}}], redirect: {uri: /}}\n",
+            "match[0].uri: `(` is not a regular expression",
+        ),
+        (
+            "  - {match: [{uri: {exact: a, prefix: b}}], redirect: {uri: /}}\n",
+            "only one of exact, prefix and regex",
+        ),
+        (
+            "  - {match: [{headers: {'a b': {}}}], redirect: {uri: /}}\n",
+            "`a b` is not the name of a header",
+        ),
+        (
+            "  - {headers: {request: {set: {'x': \"a\\nb\"}}}, redirect: {uri: /}}\n",
+            "is not the value of a header",
+        ),
+        (
+            "  - {headers: {request: {remove: [Host]}}, redirect: {uri: /}}\n",
+            "the authority cannot be removed",
+        ),
+        (
+            "  - {retries: {attempts: 1, retryOn: sometimes}, redirect: {uri: /}}\n",
+            "`sometimes` is not a condition",
+        ),
+        (
+            "  - {fault: {abort: {percentage: {value: 1}}}, redirect: {uri: /}}\n",
+            "exactly one of `httpStatus` and `grpcStatus`",
+        ),
+        (
+            "  - {fault: {abort: {grpcStatus: NOPE}}, redirect: {uri: /}}\n",
+            "`NOPE` is not a gRPC status",
+        ),
+        (
+            "  - {fault: {delay: {fixedDelay: 1s, percentage: {value: 101}}}, redirect: {uri: /}}\n",
+            "101 is not between 0 and 100",
+        ),
+        (
+            "  - {timeout: 5, redirect: {uri: /}}\n",
+            "http[0].timeout: expected a duration",
+        ),
+        (
+            "  - {match: [{port: 0}], redirect: {uri: /}}\n",
+            "http[0].match[0].port: 0 is not between",
+        ),
+    ] {
+        let text = vs(http);
+        let found = validate([("t.yaml", text.as_str())]);
+        let line = found
+            .iter()
+            .map(ToString::to_string)
+            .find(|line| line.contains(expected));
+        assert!(
+            line.is_some_and(|line| line.starts_with("t.yaml:7:") && line.contains("error[")),
+            "{http}: {found:?}"
+        );
+    }
+    for (spec, expected) in [
+        (
+            "ServiceEntry\nmetadata: {name: a}\nspec: {hosts: ['*']}",
+            "a bare `*` is not a host",
+        ),
+        (
+            "ServiceEntry\nmetadata: {name: a}\nspec: {hosts: ['*.x.com'], resolution: DNS}",
+            "a wildcard has no addresses in DNS",
+        ),
+        (
+            "ServiceEntry\nmetadata: {name: a}\nspec: {hosts: [x.com], resolution: STATIC, endpoints: [{address: y.com}]}",
+            "is not an IP address, as STATIC needs",
+        ),
+        (
+            "ServiceEntry\nmetadata: {name: a}\nspec: {hosts: [x.com], ports: [{number: 1, name: a}, {number: 1, name: b}]}",
+            "port 1 is defined twice",
+        ),
+        (
+            "ServiceEntry\nmetadata: {name: a}\nspec: {hosts: [x.com], endpoints: [{address: 1.2.3.4}], resolution: STATIC, workloadSelector: {labels: {a: b}}}",
+            "only one of `endpoints` and `workloadSelector`",
+        ),
+        (
+            "ServiceEntry\nmetadata: {name: a}\nspec: {hosts: [x.com], resolution: MAGIC}",
+            "`MAGIC` is none of NONE, STATIC",
+        ),
+        (
+            "DestinationRule\nmetadata: {name: a}\nspec: {host: x, subsets: [{name: v1}, {name: v1}]}",
+            "subset `v1` is defined twice",
+        ),
+        (
+            "DestinationRule\nmetadata: {name: a}\nspec: {host: x, trafficPolicy: {loadBalancer: {simple: RANDOM, consistentHash: {}}}}",
+            "only one of `simple` and `consistentHash`",
+        ),
+        (
+            "WorkloadEntry\nmetadata: {name: a}\nspec: {labels: {a: b}}",
+            "field `address` is missing",
+        ),
+        (
+            "VirtualService\nmetadata: {name: a}\nspec: {hosts: [x]}",
+            "one of `http`, `tls` and `tcp` is needed",
+        ),
+        (
+            "VirtualService\nmetadata: {name: A_b}\nspec: {hosts: [x], http: []}",
+            "`A_b` is not a name",
+        ),
+        (
+            "VirtualService\nmetadata: {}\nspec: {hosts: [x], http: []}",
+            "field `name` is missing",
+        ),
+    ] {
+        let text = format!("apiVersion: networking.istio.io/v1\nkind: {spec}\n");
+        let found = validate([("t.yaml", text.as_str())]);
+        assert!(
+            found
+                .iter()
+                .any(|finding| finding.rejects_file() && finding.to_string().contains(expected)),
+            "{spec}: {found:?}"
+        );
+    }
+}

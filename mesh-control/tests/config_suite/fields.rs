@@ -1,0 +1,147 @@
+//! Every field that Istio's protos have, kind by kind: known, and enforced or reported.
+//!
+//! The lists in `testdata/fields` are the fields of the protos; a field that Istio adds is added there, and
+//! the tests then ask for it.
+
+use std::collections::BTreeSet;
+
+use mesh_control::config::decode::Decode;
+use mesh_control::config::file::read;
+use mesh_control::config::istio::destination_rule::DestinationRule;
+use mesh_control::config::istio::service::Service;
+use mesh_control::config::istio::service_entry::ServiceEntry;
+use mesh_control::config::istio::virtual_service::VirtualService;
+use mesh_control::config::istio::workload_entry::WorkloadEntry;
+use mesh_control::config::istio::workload_group::WorkloadGroup;
+use mesh_control::config::node::{self, Node};
+use mesh_control::config::{Code, Source};
+use mesh_control::policy::support::{ObjectKind, Support, row};
+
+use crate::support::testdata;
+
+fn typed(kind: ObjectKind) -> Vec<String> {
+    let mut out = Vec::new();
+    match kind {
+        ObjectKind::VirtualService => VirtualService::fields("", &mut out),
+        ObjectKind::DestinationRule => DestinationRule::fields("", &mut out),
+        ObjectKind::ServiceEntry => ServiceEntry::fields("", &mut out),
+        ObjectKind::WorkloadEntry => WorkloadEntry::fields("", &mut out),
+        ObjectKind::WorkloadGroup => WorkloadGroup::fields("", &mut out),
+        ObjectKind::Service => Service::fields("", &mut out),
+    }
+    out.sort();
+    out
+}
+
+fn listed(kind: ObjectKind) -> Vec<String> {
+    let path = testdata("fields").join(format!("{}.txt", kind.name()));
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut fields: Vec<String> = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect();
+    fields.sort();
+    fields
+}
+
+/// Every file of `testdata/everything`, in which every field is written.
+fn everything() -> Vec<Source> {
+    let files = std::fs::read_dir(testdata("everything"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    files
+        .map(|path| Source {
+            name: path.file_name().unwrap().to_string_lossy().into(),
+            text: std::fs::read_to_string(&path).unwrap().into(),
+        })
+        .collect()
+}
+
+#[test]
+fn the_fields_that_are_read_are_those_of_the_protos() {
+    for kind in ObjectKind::ALL {
+        assert_eq!(typed(kind), listed(kind), "{kind:?}");
+    }
+}
+
+/// The dotted paths of everything that is written, without indexes.
+fn written(node: &Node, path: &str, out: &mut BTreeSet<String>) {
+    if !path.is_empty() {
+        out.insert(path.to_owned());
+    }
+    for item in node.items() {
+        written(item, path, out);
+    }
+    for (key, value) in node.entries() {
+        let path = if path.is_empty() {
+            key.name.clone()
+        } else {
+            format!("{path}.{}", key.name)
+        };
+        written(value, &path, out);
+    }
+}
+
+/// Whether a path is the field, apart from the key of a map somewhere in it.
+fn is_field(path: &str, field: &str) -> bool {
+    let mut segments = path.split('.');
+    field
+        .split('.')
+        .all(|wanted| segments.any(|segment| segment == wanted))
+}
+
+#[test]
+fn every_field_is_written_somewhere_and_then_enforced_or_reported() {
+    for kind in ObjectKind::ALL {
+        let mut paths = BTreeSet::new();
+        let mut reported = BTreeSet::new();
+        for source in everything() {
+            for document in node::parse(&source).unwrap() {
+                if document.get("kind").and_then(Node::as_str) == Some(kind.name()) {
+                    written(document.get("spec").unwrap(), "", &mut paths);
+                }
+            }
+            let file = read(source);
+            assert!(!file.rejected, "{:?}", file.diagnostics);
+            for finding in file.diagnostics {
+                let of_kind = finding
+                    .object
+                    .as_deref()
+                    .is_some_and(|id| id.starts_with(kind.name()));
+                if of_kind && finding.code == Code::NotSupportedYet {
+                    let field = finding.field.as_deref().unwrap();
+                    let parts = field.split(['[', ']']);
+                    // `http[0].match[1].port`: what stands in brackets is an index or a key.
+                    let names: Vec<&str> = parts
+                        .step_by(2)
+                        .map(|part| part.trim_matches('.'))
+                        .collect();
+                    let names: Vec<&str> =
+                        names.into_iter().filter(|part| !part.is_empty()).collect();
+                    reported.insert(names.join("."));
+                }
+            }
+        }
+        let missing: Vec<String> = listed(kind)
+            .into_iter()
+            .filter(|field| !paths.iter().any(|path| is_field(path, field)))
+            .collect();
+        assert!(missing.is_empty(), "{kind:?}: written nowhere: {missing:?}");
+        for field in listed(kind) {
+            let row = row(kind, &field).unwrap();
+            if let Support::NotYet(_) = row.library {
+                let is_reported = reported.iter().any(|path| {
+                    *path == field
+                        || field
+                            .strip_prefix(path.as_str())
+                            .is_some_and(|rest| rest.starts_with('.'))
+                });
+                assert!(
+                    is_reported,
+                    "{kind:?} {field} is not reported: {reported:?}"
+                );
+            }
+        }
+    }
+}

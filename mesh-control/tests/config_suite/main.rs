@@ -1,0 +1,13 @@
+//! Configuration, registry, policy and rendering from the outside: YAML in, xDS out.
+
+mod calling;
+mod cross;
+mod determinism;
+mod fields;
+mod grpc;
+mod reload;
+mod robust;
+mod routing;
+mod scale;
+mod support;
+mod walk;
