@@ -141,7 +141,7 @@ impl Load {
             let call = |number: u64, _| {
                 let client = client.clone();
                 async move {
-                    let user = (number % 4 == 0).then_some("jason");
+                    let user = number.is_multiple_of(4).then_some("jason");
                     (started.elapsed(), product(&client, user, Duration::from_secs(10)).await)
                 }
             };
@@ -254,7 +254,7 @@ async fn a_control_plane_that_hangs_fails_no_request() {
     tokio::time::sleep(Duration::from_secs(8)).await;
     let pages = load.end_without_failure().await;
     report(&format!(
-        "control plane stopped for {hangs:?}: 0 of {pages} pages failed; visible {back:?} after it is back"
+        "control plane hung for {hangs:?}: 0 of {pages} pages failed; all clients back and up to date after {back:?}"
     ));
 }
 
