@@ -129,3 +129,14 @@ async fn the_echo_tells_its_health_and_keeps_grpc_deadlines() {
     assert_eq!(lines[0]["status"], "DEADLINE_EXCEEDED");
     assert!(lines[0]["ms"].as_f64().unwrap() < 4000.0);
 }
+
+#[tokio::test]
+async fn a_backend_without_a_name_is_its_endpoint() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new()).await });
+    let source = Fixed::new().service("plain:80", [address]);
+    let mesh = Mesh::builder().source(source).observer(Endpoints).start().unwrap();
+    let (_, lines) = run(&mesh, call("http://plain:80/", ""), 1).await;
+    assert_eq!((&lines[0]["status"], &lines[0]["backend"]), (&404.into(), &address.to_string().into()));
+}
