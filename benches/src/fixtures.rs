@@ -150,13 +150,10 @@ impl Played {
     /// A store whose target has this many clusters, none of which has endpoints yet; and what is still wanted:
     /// the endpoints.
     pub fn new(clusters: usize) -> Result<(Self, Progress)> {
-        let (store, sink) =
-            Store::new(Arc::new(Named), Extensions::default(), std::time::Duration::from_secs(3600));
+        let (store, sink) = Store::new(Arc::new(Named), Extensions::default(), std::time::Duration::from_secs(3600));
         let name = |number: usize| format!("cluster-{number:04}");
-        let routes = (0..clusters).map(|number| Route {
-            matches: Routes::Prefix.route(number).matches,
-            ..route_to(&name(number))
-        });
+        let routes = (0..clusters)
+            .map(|number| Route { matches: Routes::Prefix.route(number).matches, ..route_to(&name(number)) });
         let config = Arc::new(configuration(routes.collect()));
         let listener = Listener::Api(ApiListener { name: TARGET.into(), http: manager(&config) });
         let cluster = |number| {
