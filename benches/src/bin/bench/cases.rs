@@ -187,7 +187,7 @@ async fn unary(list: &mut List<'_>, sides: &Sides, meshes: &Meshes, case: &Case,
     }
     #[cfg(feature = "tonic-xds")]
     if list.wants(case, "tonic-xds") {
-        let service = crate::xds::channel(&sides.control)?;
+        let service = crate::xds::channel(&sides.control).await?;
         list.add(case, "tonic-xds", crew(case, GrpcCaller { service, body: body.clone() }), None, &bare_process);
     }
     if list.wants(case, "mesh") {
