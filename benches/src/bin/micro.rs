@@ -77,8 +77,7 @@ fn find(kind: Routes, count: usize) -> Result<f64> {
     const REQUESTS: usize = 1024;
     let view = kind.view(count)?;
     let mut random = fastrand::Rng::with_seed(1);
-    let requests: Vec<Parts> =
-        (0..REQUESTS).map(|_| kind.request(random.usize(0..count))).collect::<Result<_>>()?;
+    let requests: Vec<Parts> = (0..REQUESTS).map(|_| kind.request(random.usize(0..count))).collect::<Result<_>>()?;
     let heads: Vec<RequestHead<'_>> = requests.iter().map(RequestHead::of).collect::<Result<_, _>>()?;
     for head in &heads {
         view.find(head, &mut call())?;

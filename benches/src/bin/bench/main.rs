@@ -68,11 +68,7 @@ fn main() -> Result {
 
 async fn compare(args: &Args) -> Result {
     let machine = process::machine();
-    let sides = Sides {
-        bare: server("bare", args.threads)?,
-        mesh: server("mesh", args.threads)?,
-        envoy: None,
-    };
+    let sides = Sides { bare: server("bare", args.threads)?, mesh: server("mesh", args.threads)?, envoy: None };
     let sides = match &args.envoy {
         Some(binary) => sides.with_sidecars(binary).await?,
         None => sides,
