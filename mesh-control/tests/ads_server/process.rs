@@ -144,7 +144,7 @@ async fn serve_prints_its_addresses_serves_reports_and_stops_on_a_signal() {
         assert!(start.elapsed() < PATIENCE, "{table} {}", text(&out.stderr));
     };
     assert!(
-        table.starts_with("mesh-control ") && table.contains("1 services, 1 clients"),
+        table.starts_with("mesh-control ") && table.contains("1 service, 1 client,"),
         "{table}"
     );
     let json = output(&["status", "--addr", &status, "--json"]);
