@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::LazyLock;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -20,9 +19,10 @@ use tonic::body::Body as GrpcBody;
 use tower::Service;
 
 use crate::Result;
+use crate::exchange::{FRAME_BYTES, FRAMES, Frames, STREAM_PATH, plain, plain_path};
 
 /// Which HTTP is spoken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
     /// HTTP/1.1
     Http1,
@@ -33,24 +33,73 @@ pub enum Version {
 /// The host by which the mesh knows the server.
 pub const HOST: &str = "server.bench:8080";
 
-/// URIs are parsed once by everybody who is measured.
-static MESH_URI: LazyLock<Uri> = LazyLock::new(|| Uri::from_static("http://server.bench:8080/echo"));
-static PATH: LazyLock<Uri> = LazyLock::new(|| Uri::from_static("/echo"));
+/// What any client can send, again and again.
+pub trait Payload: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Clone + Send + Sync + Unpin + 'static {}
+impl<B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Clone + Send + Sync + Unpin + 'static> Payload for B {}
 
-/// The URI of a server for those who know its address.
-pub fn direct_uri(address: SocketAddr) -> Result<Uri> {
-    Ok(format!("http://{address}/echo").parse()?)
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// One kind of request, made once. Everybody who is measured clones it.
+#[derive(Clone, Debug)]
+pub struct Job<B> {
+    path: Uri,
+    uri: Uri,
+    body: B,
+    answer: usize,
 }
 
-/// A bare connection, driven by a task of its own.
-pub enum Raw {
+impl Job<Full<Bytes>> {
+    /// Bodies of this many bytes, each way; the URI is for those who know the server as `host`.
+    pub fn plain(host: &str, bytes: usize) -> Result<Self> {
+        Job::new(host, &plain_path(bytes), plain(bytes), bytes)
+    }
+}
+
+impl Job<Frames> {
+    /// A stream each way.
+    pub fn streamed(host: &str) -> Result<Self> {
+        Job::new(host, STREAM_PATH, Frames::default(), FRAMES * FRAME_BYTES)
+    }
+}
+
+impl<B: Payload> Job<B> {
+    fn new(host: &str, path: &str, body: B, answer: usize) -> Result<Self> {
+        // For as long as the program runs, as a literal would be.
+        let uri: &'static str = String::leak(format!("http://{host}{path}"));
+        let path = uri.get("http://".len() + host.len()..).unwrap_or("/");
+        let parse = |text: &'static str| Uri::from_maybe_shared(Bytes::from_static(text.as_bytes()));
+        Ok(Job { path: parse(path)?, uri: parse(uri)?, body, answer })
+    }
+
+    fn request(&self, uri: &Uri) -> Result<Request<B>> {
+        Ok(Request::post(uri.clone()).body(self.body.clone())?)
+    }
+
+    async fn read<R>(&self, response: Response<R>) -> Result
+    where
+        R: http_body::Body<Data = Bytes> + Unpin,
+        R::Error: std::error::Error + Send + Sync + 'static,
+    {
+        anyhow::ensure!(response.status().is_success(), "status {}", response.status());
+        let mut body = response.into_body();
+        let mut bytes = 0;
+        while let Some(frame) = body.frame().await {
+            bytes += frame?.data_ref().map_or(0, Bytes::len);
+        }
+        anyhow::ensure!(bytes == self.answer, "{bytes} bytes came for {}", self.answer);
+        Ok(())
+    }
+}
+
+/// A bare connection, driven by a task of its own. Clones share an HTTP/2 connection.
+pub enum Raw<B> {
     /// HTTP/1.1
-    Http1(http1::SendRequest<Full<Bytes>>),
+    Http1(http1::SendRequest<B>),
     /// HTTP/2
-    Http2(http2::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<B>),
 }
 
-impl Raw {
+impl<B: Payload> Raw<B> {
     /// Connects.
     pub async fn connect(address: SocketAddr, version: Version) -> Result<Self> {
         let stream = TcpStream::connect(address).await?;
@@ -70,39 +119,51 @@ impl Raw {
         })
     }
 
-    /// One request, its response read to the end; how many bytes it had.
-    pub async fn send(&mut self, body: Bytes) -> Result<usize> {
+    /// As many as are needed for callers at the same time: HTTP/2 shares one connection.
+    pub async fn several(address: SocketAddr, version: Version, count: usize) -> Result<Vec<Self>> {
+        let mut all = vec![Raw::connect(address, version).await?];
+        while all.len() < count {
+            let next = match &all[0] {
+                Raw::Http1(_) => Raw::connect(address, version).await?,
+                Raw::Http2(sender) => Raw::Http2(sender.clone()),
+            };
+            all.push(next);
+        }
+        Ok(all)
+    }
+
+    /// One request, its response read to the end.
+    pub async fn send(&mut self, job: &Job<B>) -> Result {
         let response = match self {
             Raw::Http1(sender) => {
-                let host = const { HeaderValue::from_static(HOST) };
-                let request = Request::post(PATH.clone()).header(HOST_HEADER, host).body(Full::new(body))?;
+                let mut request = job.request(&job.path)?;
+                request.headers_mut().insert(HOST_HEADER, const { HeaderValue::from_static(HOST) });
                 sender.ready().await?;
                 sender.send_request(request).await?
             }
             Raw::Http2(sender) => {
-                let request = Request::post(MESH_URI.clone()).body(Full::new(body))?;
+                let request = job.request(&job.uri)?;
                 sender.ready().await?;
                 sender.send_request(request).await?
             }
         };
-        read(response).await
+        job.read(response).await
     }
 }
 
 /// hyper-util's pooled client.
-pub type Pooled = legacy::Client<legacy::connect::HttpConnector, Full<Bytes>>;
+pub type Pooled<B> = legacy::Client<legacy::connect::HttpConnector, B>;
 
 /// A pooled client.
-pub fn pooled(version: Version) -> Pooled {
+pub fn pooled<B: Payload>(version: Version) -> Pooled<B> {
     let mut connector = legacy::connect::HttpConnector::new();
     connector.set_nodelay(true);
     legacy::Client::builder(TokioExecutor::new()).http2_only(version == Version::Http2).build(connector)
 }
 
 /// One request through a pooled client.
-pub async fn send_pooled(client: &Pooled, uri: &Uri, body: Bytes) -> Result<usize> {
-    let request = Request::post(uri.clone()).body(Full::new(body))?;
-    read(client.request(request).await?).await
+pub async fn send_pooled<B: Payload>(client: &Pooled<B>, job: &Job<B>) -> Result {
+    job.read(client.request(job.request(&job.uri)?).await?).await
 }
 
 /// A mesh that knows one service under [`HOST`].
@@ -111,27 +172,13 @@ pub fn mesh(addresses: impl IntoIterator<Item = SocketAddr>) -> Result<Mesh> {
 }
 
 /// One request through the mesh.
-pub async fn send_mesh(client: &Client, version: Version, body: Bytes) -> Result<usize> {
-    let version = match version {
+pub async fn send_mesh<B: Payload>(client: &Client, version: Version, job: &Job<B>) -> Result {
+    let mut request = job.request(&job.uri)?;
+    *request.version_mut() = match version {
         Version::Http1 => http::Version::HTTP_11,
         Version::Http2 => http::Version::HTTP_2,
     };
-    let request = Request::post(MESH_URI.clone()).version(version).body(Full::new(body))?;
-    read(client.request(request).await?).await
-}
-
-async fn read<B>(response: Response<B>) -> Result<usize>
-where
-    B: http_body::Body<Data = Bytes> + Unpin,
-    B::Error: std::error::Error + Send + Sync + 'static,
-{
-    anyhow::ensure!(response.status().is_success(), "status {}", response.status());
-    let mut body = response.into_body();
-    let mut bytes = 0;
-    while let Some(frame) = body.frame().await {
-        bytes += frame?.data_ref().map_or(0, Bytes::len);
-    }
-    Ok(bytes)
+    job.read(client.request(request).await?).await
 }
 
 /// tonic's codec over hyper's bare connection.

@@ -1,57 +1,115 @@
-//! Servers without a mesh: hyper alone, and tonic's service over hyper.
+//! The servers: hyper alone, tonic's service over hyper, and both behind the mesh's listener and layer.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::{BodyExt, Full};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use tokio::net::TcpListener;
+use hyper_util::service::TowerToHyperService;
+use mesh_core::fixed::Fixed;
+use mesh_tower::server::{self, MeshListener};
+use mesh_tower::{Mesh, server::ServerLayer};
+use tokio::net::{TcpListener, TcpStream};
+use tower::Layer;
 
 use crate::Result;
+use crate::exchange::{PLAIN_PREFIX, STREAM_PATH, bytes};
+use crate::grpc::EchoServer;
 
-/// Reads the request's body and answers with one of `bytes` bytes.
-pub async fn echo(request: Request<Incoming>, body: Bytes) -> std::result::Result<Response<Full<Bytes>>, Infallible> {
+/// Where a process serves.
+#[derive(Clone, Copy, Debug)]
+pub struct Served {
+    /// HTTP/1.1 and HTTP/2.
+    pub http: SocketAddr,
+    /// gRPC.
+    pub grpc: SocketAddr,
+}
+
+/// Whether the mesh is in front of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ServerKind {
+    /// hyper, and tonic's service over hyper.
+    Bare,
+    /// `mesh.bind`, `mesh_tower::server::serve` and `mesh.server_layer()`.
+    Mesh,
+}
+
+type Answer = Either<Full<Bytes>, Incoming>;
+
+/// Answers with as many bytes as the path says, once the request is read; or with the request's own stream.
+async fn echo(request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
+    if request.uri().path() == STREAM_PATH {
+        return Ok(Response::new(Either::Right(request.into_body())));
+    }
+    let count = request.uri().path().strip_prefix(PLAIN_PREFIX).and_then(|count| count.parse().ok());
     let mut incoming = request.into_body();
     while let Some(Ok(_)) = incoming.frame().await {}
-    Ok(Response::new(Full::new(body)))
+    let mut response = Response::new(Either::Left(Full::new(bytes(count.unwrap_or(0)))));
+    if count.is_none() {
+        *response.status_mut() = StatusCode::NOT_FOUND;
+    }
+    Ok(response)
+}
+
+/// Serves both protocols on free ports of this machine, on the present runtime.
+pub async fn start(kind: ServerKind) -> Result<Served> {
+    Ok(Served { http: http(kind).await?, grpc: grpc(kind).await? })
 }
 
 /// Serves HTTP/1.1 and HTTP/2 on a free port of this machine, on the present runtime.
-pub async fn bare(bytes: usize) -> Result<SocketAddr> {
+pub async fn http(kind: ServerKind) -> Result<SocketAddr> {
+    if kind == ServerKind::Mesh {
+        let (listener, layer) = listen().await?;
+        let address = listener.local_addr();
+        tokio::spawn(server::serve(listener, layer.layer(tower::service_fn(echo))).into_future());
+        return Ok(address);
+    }
+    accept(|stream| async move {
+        let builder = auto::Builder::new(TokioExecutor::new());
+        _ = builder.serve_connection(TokioIo::new(stream), service_fn(echo)).await;
+    })
+    .await
+}
+
+/// Serves gRPC on a free port of this machine, on the present runtime.
+pub async fn grpc(kind: ServerKind) -> Result<SocketAddr> {
+    if kind == ServerKind::Mesh {
+        let (listener, layer) = listen().await?;
+        let address = listener.local_addr();
+        tokio::spawn(server::serve(listener, layer.layer(EchoServer)).into_future());
+        return Ok(address);
+    }
+    accept(|stream| async move {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        _ = builder.http2().serve_connection(TokioIo::new(stream), TowerToHyperService::new(EchoServer)).await;
+    })
+    .await
+}
+
+async fn accept<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> Result<SocketAddr>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let body = Bytes::from(vec![b'x'; bytes]);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let body = body.clone();
             _ = stream.set_nodelay(true);
-            tokio::spawn(async move {
-                let service = service_fn(move |request| echo(request, body.clone()));
-                _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
-            });
+            tokio::spawn(serve(stream));
         }
     });
     Ok(address)
 }
 
-/// Serves the gRPC echo on a free port of this machine, on the present runtime.
-pub async fn grpc() -> Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            _ = stream.set_nodelay(true);
-            tokio::spawn(async move {
-                let service = hyper_util::service::TowerToHyperService::new(crate::grpc::EchoServer);
-                let mut builder = auto::Builder::new(TokioExecutor::new());
-                _ = builder.http2().serve_connection(TokioIo::new(stream), service).await;
-            });
-        }
-    });
-    Ok(address)
+/// A listener of a mesh of its own, which serves everything.
+async fn listen() -> Result<(MeshListener, ServerLayer)> {
+    let mesh = Mesh::builder().source(Fixed::new()).start()?;
+    let listener = mesh.bind("127.0.0.1:0").await?;
+    mesh.serving().await?;
+    Ok((listener, mesh.server_layer()))
 }

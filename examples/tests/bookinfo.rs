@@ -5,7 +5,7 @@ use mesh_examples::bookinfo::{Bookinfo, Product};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_is_put_together_from_all_services() {
-    let bookinfo = Bookinfo::start(None).await.unwrap();
+    let bookinfo = Bookinfo::start().await.unwrap();
     let client = bookinfo.caller("reader").unwrap().client();
     let mut versions = std::collections::BTreeSet::new();
     for _ in 0..60 {

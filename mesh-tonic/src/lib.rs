@@ -8,6 +8,8 @@
 //! | `server` | [`serve`] and [`server_layer`]: a tonic server behind the mesh, from bound to drained |
 //! | `health` | `grpc.health.v1`, told by the mesh |
 
+#![warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
 pub mod channel;
 pub mod deadline;
 pub mod health;

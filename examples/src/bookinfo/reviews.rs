@@ -19,7 +19,7 @@ use crate::echo::{BACKEND, Identity};
 use crate::grpc;
 
 /// How long a review waits for its stars: reviews without stars are better than no reviews.
-const BUDGET: Duration = Duration::from_secs(1);
+pub(super) const BUDGET: Duration = Duration::from_secs(1);
 
 const REVIEWS: [(&str, &str); 2] = [
     ("Reader1", "Two pairs of twins and a day of mistaken identities: I laughed at every one of them."),

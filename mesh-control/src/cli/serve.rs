@@ -137,6 +137,7 @@ impl Signals {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the command line is read before anything runs")]
 fn address(text: &str) -> Result<SocketAddr, String> {
     let mut addresses = text
         .to_socket_addrs()

@@ -275,7 +275,7 @@ fn last_of_each<'a, T: 'a>(
     for object in objects {
         let key = (object.meta.namespace.clone(), object.meta.name.clone());
         if let Some(earlier) = by_id.insert(key, kept.len()) {
-            found.push(duplicate(&kept[earlier].meta, &object.meta));
+            found.extend(kept.get(earlier).map(|earlier| duplicate(&earlier.meta, &object.meta)));
             dropped.insert(earlier);
         }
         kept.push(object.clone());

@@ -331,9 +331,14 @@ pub(super) fn render_cluster(
         name: name.clone(),
         lb_policy: LbPolicy::RoundRobin.into(),
         circuit_breakers: Some(circuit_breakers(seen)),
-        transport_socket: tls(seen),
         ..Default::default()
     };
+    if tls(seen).is_some() {
+        // With plain channel credentials a gRPC client calls in plaintext, whatever the transport socket says
+        // (gRFC A29), and one that has no such certificate provider refuses the resource and goes on with the
+        // last one, in plaintext, too. Without endpoints, calls fail from the moment the rule is in force.
+        return nowhere(rendered);
+    }
     note_limits(seen, degraded);
     let simple = seen
         .settings
@@ -386,6 +391,13 @@ pub(super) fn render_cluster(
     };
     rendered.cluster_discovery_type = Some(ClusterDiscoveryType::Type(discovery.into()));
     rendered
+}
+
+fn nowhere(mut cluster: cluster::Cluster) -> cluster::Cluster {
+    cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into()));
+    cluster.eds_cluster_config =
+        Some(EdsClusterConfig { eds_config: Some(ads()), service_name: BLACK_HOLE.to_owned() });
+    cluster
 }
 
 /// gRPC's clients have their own ways with connections.

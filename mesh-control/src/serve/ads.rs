@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use futures_util::FutureExt;
 use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,6 +23,7 @@ use crate::serve::admission::Admission;
 use crate::serve::client::About;
 use crate::serve::feed::Feed;
 use crate::serve::fleet::{Connection, Fleet};
+use crate::serve::load::Load;
 use crate::serve::metrics::{Metrics, short};
 use crate::serve::presence::{Presence, Workload};
 use crate::serve::push::Pace;
@@ -44,6 +46,7 @@ pub(crate) struct Shared {
     pub(crate) presence: Presence,
     pub(crate) fleet: Fleet,
     pub(crate) metrics: Metrics,
+    pub(crate) load: Load,
     pub(crate) admission: Mutex<Admission>,
     pub(crate) pace: Pace,
     pub(crate) settles_at: Instant,
@@ -204,6 +207,13 @@ async fn converse<V: Variant>(
     shared.metrics.stream_opened();
     tracing::debug!(node = node.id, peer = %peer.ip, protocol = ?V::PROTOCOL, "stream opened");
     let end = exchange::<V>(&stay, request, &mut requests, &sender, stop).await;
+    // A goodbye may lie unread behind the end of the stream: it makes the difference between an endpoint
+    // that is gone and one that is waited for.
+    while let Some(Ok(Some(request))) = requests.message().now_or_never() {
+        if stay.hear::<V>(&request).is_err() {
+            break;
+        }
+    }
     tracing::debug!(node = &*stay.connection.session().client().node_id, end = ?end, "stream ended");
     drop(stay);
     if let Err(status) = end {
@@ -336,8 +346,7 @@ impl Stay<'_> {
         tracing::warn!(node = &*session.client().node_id, kind = short(kind), text, "client refused a response");
     }
 
-    /// Tells the registry who came and went, and takes the catalog that knows of it: the answer to the
-    /// request must not be older than the registration.
+    /// Tells the registry who came and went, and takes the catalog that knows of it, if it is made already.
     fn attend(&self, heard: &Heard) {
         if heard.joined.is_empty() && heard.left.is_empty() {
             return;

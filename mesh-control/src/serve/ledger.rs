@@ -5,6 +5,9 @@
 //! therefore costs a few sets of names, skips every version it had no time for, and never holds up the
 //! publisher (xDS server rule 13).
 
+mod entry;
+mod report;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 use std::sync::Arc;
@@ -14,6 +17,8 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::catalog::{Catalog, Client, Encoded, Kind};
+use entry::{Entry, Sets, Told, duty};
+pub(crate) use report::{NameReport, Report};
 
 /// The catalog as one client sees it now.
 pub(crate) struct View<'a> {
@@ -26,117 +31,6 @@ pub(crate) struct View<'a> {
 impl View<'_> {
     fn find(&self, kind: Kind, name: &str) -> Option<Encoded> {
         self.catalog.resource(self.client, kind, name)
-    }
-}
-
-/// What the client was last told about a name.
-#[derive(Clone, Debug)]
-enum Told {
-    /// Nothing yet.
-    Nothing,
-    /// That it does not exist.
-    Absent,
-    /// On another stream; the version where the client says which (`initial_resource_versions`).
-    Cached(Option<Arc<str>>),
-    /// On this stream.
-    Sent(Arc<str>),
-}
-
-impl Told {
-    fn version(&self) -> Option<&Arc<str>> {
-        match self {
-            Told::Nothing | Told::Absent | Told::Cached(None) => None,
-            Told::Cached(Some(version)) | Told::Sent(version) => Some(version),
-        }
-    }
-
-    fn is_held(&self) -> bool {
-        matches!(self, Told::Cached(_) | Told::Sent(_))
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Entry {
-    /// Asked for by name, rather than by the wildcard.
-    explicit: bool,
-    told: Told,
-    /// Owed an answer, whatever its version.
-    asked: bool,
-    /// To be pushed once more although its version is unchanged.
-    again: bool,
-    /// A list that came too late to count was without it: the client has dropped it in between.
-    forgotten: bool,
-}
-
-impl Entry {
-    fn new(explicit: bool, told: Told) -> Entry {
-        Entry { explicit, told, asked: false, again: false, forgotten: false }
-    }
-}
-
-/// What has to happen for a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Duty {
-    Nothing,
-    Send,
-    Withdraw,
-    /// Wait until mesh-control has settled.
-    Hold,
-}
-
-fn duty(entry: &Entry, found: Option<&Encoded>, settled: bool) -> Duty {
-    let Some(found) = found else {
-        return if entry.told.is_held() { Duty::Withdraw } else { Duty::Nothing };
-    };
-    if entry.told.version() == Some(&found.version) {
-        return if entry.again { Duty::Send } else { Duty::Nothing };
-    }
-    // After a start the registry fills up again as workloads come back. What a client brought along may
-    // not shrink meanwhile; one that has nothing is served as soon as there is an endpoint.
-    let incomplete = match entry.told {
-        Told::Cached(_) => true,
-        Told::Nothing | Told::Absent => found.empty,
-        Told::Sent(_) => false,
-    };
-    if found.self_registered && !settled && incomplete { Duty::Hold } else { Duty::Send }
-}
-
-/// The names for which something has to happen; each is in one set at most.
-#[derive(Debug, Default)]
-struct Sets {
-    owed: BTreeSet<Arc<str>>,
-    changed: BTreeSet<Arc<str>>,
-    leaving: BTreeSet<Arc<str>>,
-    settling: BTreeSet<Arc<str>>,
-}
-
-impl Sets {
-    fn of(&mut self, duty: Duty, asked: bool) -> Option<&mut BTreeSet<Arc<str>>> {
-        match duty {
-            Duty::Hold => Some(&mut self.settling),
-            Duty::Withdraw => Some(&mut self.leaving),
-            Duty::Nothing | Duty::Send if asked => Some(&mut self.owed),
-            Duty::Send => Some(&mut self.changed),
-            Duty::Nothing => None,
-        }
-    }
-
-    fn remove(&mut self, name: &str) {
-        for set in [&mut self.owed, &mut self.changed, &mut self.leaving, &mut self.settling] {
-            set.remove(name);
-        }
-    }
-
-    fn contains(&self, name: &str) -> bool {
-        [&self.owed, &self.changed, &self.leaving, &self.settling].iter().any(|set| set.contains(name))
-    }
-
-    fn len(&self) -> usize {
-        self.owed.len() + self.changed.len() + self.leaving.len() + self.settling.len()
-    }
-
-    fn clear(&mut self) {
-        *self = Sets::default();
     }
 }
 
@@ -255,7 +149,12 @@ impl Ledger {
     /// Subscribes to a name that the client holds from another stream: with the version it tells, only a
     /// difference is sent; without one, the name is owed an answer.
     pub(crate) fn resume(&mut self, name: &str, version: Option<&str>, view: &View<'_>) -> bool {
-        self.enter(name, Told::Cached(version.map(Arc::from)), version.is_none(), view)
+        self.enter(
+            name,
+            Told::Cached(version.map(Arc::from)),
+            version.is_none(),
+            view,
+        )
     }
 
     /// Remembers what a wildcard client holds without having asked for it by name.
@@ -281,7 +180,9 @@ impl Ledger {
 
     /// The client may have dropped the name since it was told. Asking clears it.
     pub(crate) fn take_forgotten(&mut self, name: &str) -> bool {
-        self.entries.get_mut(name).is_some_and(|entry| mem::take(&mut entry.forgotten))
+        self.entries
+            .get_mut(name)
+            .is_some_and(|entry| mem::take(&mut entry.forgotten))
     }
 
     fn enter(&mut self, name: &str, told: Told, owed: bool, view: &View<'_>) -> bool {
@@ -305,7 +206,13 @@ impl Ledger {
             return false;
         };
         let was_explicit = mem::replace(&mut entry.explicit, false);
-        if self.wildcard && view.catalog.everything(view.client, self.kind).iter().any(|one| &**one == name) {
+        if self.wildcard
+            && view
+                .catalog
+                .everything(view.client, self.kind)
+                .iter()
+                .any(|one| &**one == name)
+        {
             let (name, found) = intern(name, self.kind, view);
             self.place(&name, found.as_ref(), true, view.settled);
         } else {
@@ -324,8 +231,12 @@ impl Ledger {
         if on {
             self.expand(view);
         } else {
-            let implicit: Vec<_> =
-                self.entries.iter().filter(|(_, entry)| !entry.explicit).map(|(name, _)| name.clone()).collect();
+            let implicit: Vec<_> = self
+                .entries
+                .iter()
+                .filter(|(_, entry)| !entry.explicit)
+                .map(|(name, _)| name.clone())
+                .collect();
             implicit.iter().for_each(|name| self.forget(name));
         }
     }
@@ -334,7 +245,8 @@ impl Ledger {
         for name in view.catalog.everything(view.client, self.kind) {
             if !self.entries.contains_key(&name) {
                 self.name_bytes += weight(&name);
-                self.entries.insert(name.clone(), Entry::new(false, Told::Nothing));
+                self.entries
+                    .insert(name.clone(), Entry::new(false, Told::Nothing));
                 let found = view.find(self.kind, &name);
                 self.place(&name, found.as_ref(), false, view.settled);
             }
@@ -357,7 +269,10 @@ impl Ledger {
         self.sets.clear();
         for (name, entry) in &self.entries {
             let found = view.find(self.kind, name);
-            if let Some(set) = self.sets.of(duty(entry, found.as_ref(), view.settled), entry.asked) {
+            if let Some(set) = self
+                .sets
+                .of(duty(entry, found.as_ref(), view.settled), entry.asked)
+            {
                 set.insert(name.clone());
             }
         }
@@ -423,7 +338,11 @@ impl Ledger {
 
     /// How much there is to remove, once the gate is open.
     pub(crate) fn held(&self) -> usize {
-        if self.kind == Kind::Listener { 0 } else { self.sets.leaving.len() }
+        if self.kind == Kind::Listener {
+            0
+        } else {
+            self.sets.leaving.len()
+        }
     }
 
     /// Something waits until mesh-control has settled.
@@ -448,11 +367,18 @@ impl Ledger {
 
     /// The client works with an older version of something that still exists.
     pub(crate) fn is_refused(&self) -> bool {
-        self.refused.iter().any(|name| !self.sets.leaving.contains(name))
+        self.refused
+            .iter()
+            .any(|name| !self.sets.leaving.contains(name))
     }
 
     /// Takes the next response out of the sets, about `limit` bytes of it where it may be divided.
-    pub(crate) fn compose(&mut self, scope: Scope, limit: usize, view: &View<'_>) -> Option<Parcel> {
+    pub(crate) fn compose(
+        &mut self,
+        scope: Scope,
+        limit: usize,
+        view: &View<'_>,
+    ) -> Option<Parcel> {
         let removals = scope.removals || self.kind == Kind::Listener;
         let parcel = match self.whole {
             true => self.compose_whole(Scope { removals, ..scope }, view),
@@ -467,8 +393,13 @@ impl Ledger {
         let mut bytes = 0;
         while bytes < limit {
             let next = self.sets.owed.pop_first();
-            let next =
-                next.or_else(|| if scope.pushes || self.greeting { self.sets.changed.pop_first() } else { None });
+            let next = next.or_else(|| {
+                if scope.pushes || self.greeting {
+                    self.sets.changed.pop_first()
+                } else {
+                    None
+                }
+            });
             let Some(name) = next else { break };
             bytes += self.give(name, view, &mut parcel);
         }
@@ -485,8 +416,16 @@ impl Ledger {
     fn compose_whole(&mut self, scope: Scope, view: &View<'_>) -> Parcel {
         let mut parcel = Parcel::default();
         let owed = mem::take(&mut self.sets.owed);
-        let pushed = if scope.pushes || self.greeting { mem::take(&mut self.sets.changed) } else { BTreeSet::new() };
-        let removed = if scope.removals { mem::take(&mut self.sets.leaving) } else { BTreeSet::new() };
+        let pushed = if scope.pushes || self.greeting {
+            mem::take(&mut self.sets.changed)
+        } else {
+            BTreeSet::new()
+        };
+        let removed = if scope.removals {
+            mem::take(&mut self.sets.leaving)
+        } else {
+            BTreeSet::new()
+        };
         for name in self.entries.keys().cloned().collect::<Vec<_>>() {
             if removed.contains(&name) {
                 self.withdraw(name, &mut parcel);
@@ -553,7 +492,11 @@ impl Ledger {
             self.flights.pop_front();
         }
         let version = self.fingerprint();
-        let names = parcel.resources.iter().map(|resource| resource.name.clone()).chain(parcel.absent.iter().cloned());
+        let names = parcel
+            .resources
+            .iter()
+            .map(|resource| resource.name.clone())
+            .chain(parcel.absent.iter().cloned());
         self.flights.push_back(Flight {
             nonce: self.nonce,
             version: version.clone(),
@@ -607,15 +550,30 @@ impl Ledger {
             names.retain(|name| text.contains(&**name));
         }
         names.truncate(NACK_NAMES);
-        self.refused.extend(names.iter().filter(|name| self.entries.contains_key(*name)).cloned());
-        let end = (0..=NACK_TEXT.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-        self.nack = Some(Nack { at: now, text: text[..end].to_owned(), names });
+        self.refused.extend(
+            names
+                .iter()
+                .filter(|name| self.entries.contains_key(*name))
+                .cloned(),
+        );
+        let end = (0..=NACK_TEXT.min(text.len()))
+            .rev()
+            .find(|at| text.is_char_boundary(*at))
+            .unwrap_or(0);
+        self.nack = Some(Nack {
+            at: now,
+            text: text[..end].to_owned(),
+            names,
+        });
         self.nacks += 1;
         true
     }
 
     fn land(&mut self, nonce: u64) -> Option<Flight> {
-        let at = self.flights.iter().position(|flight| flight.nonce == nonce)?;
+        let at = self
+            .flights
+            .iter()
+            .position(|flight| flight.nonce == nonce)?;
         self.flights.remove(at)
     }
 
@@ -636,7 +594,10 @@ impl Ledger {
 
     /// The names asked for one by one.
     pub(crate) fn explicit(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.entries.iter().filter(|(_, entry)| entry.explicit).map(|(name, _)| name)
+        self.entries
+            .iter()
+            .filter(|(_, entry)| entry.explicit)
+            .map(|(name, _)| name)
     }
 
     /// What there is to say about this kind in a status report.
@@ -667,34 +628,6 @@ impl Ledger {
             nacks: self.nacks,
         }
     }
-}
-
-/// One kind of one stream, for status.
-#[derive(Clone, Debug)]
-pub(crate) struct Report {
-    pub(crate) kind: Kind,
-    pub(crate) wildcard: bool,
-    pub(crate) names: Vec<NameReport>,
-    pub(crate) sent_version: String,
-    pub(crate) acked_version: String,
-    pub(crate) acked_at: Option<Instant>,
-    pub(crate) pending_since: Option<Instant>,
-    pub(crate) unsent: usize,
-    pub(crate) settling: usize,
-    pub(crate) nack: Option<Nack>,
-    pub(crate) refused: bool,
-    pub(crate) pushes: u64,
-    pub(crate) nacks: u64,
-}
-
-/// One name of one stream, for status.
-#[derive(Clone, Debug)]
-pub(crate) struct NameReport {
-    pub(crate) name: Arc<str>,
-    pub(crate) version: Option<Arc<str>>,
-    pub(crate) absent: bool,
-    pub(crate) pending: bool,
-    pub(crate) refused: bool,
 }
 
 /// The catalog's own copy of a name where it has one, so that 200 streams share it.

@@ -22,6 +22,7 @@ mod fleet;
 #[cfg(test)]
 mod histories;
 mod ledger;
+mod load;
 mod metrics;
 mod presence;
 mod push;

@@ -65,8 +65,8 @@ impl std::fmt::Display for WorkloadKey {
     }
 }
 
-/// The registry, as far as self-registration needs it. A change must be visible in the catalog when the
-/// call returns.
+/// The registry, as far as self-registration needs it. It is called one call at a time, in the order of
+/// events, and must not call back.
 pub trait Workloads: Send + Sync + 'static {
     /// The workload serves; replaces what was known under the same key.
     fn register(&self, workload: Workload);

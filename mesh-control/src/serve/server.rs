@@ -20,6 +20,7 @@ use crate::serve::ads::{Ads, Shared, now};
 use crate::serve::csds::Csds;
 use crate::serve::feed::Feed;
 use crate::serve::fleet::Fleet;
+use crate::serve::load::{Load, Reporting};
 use crate::serve::metrics::Metrics;
 use crate::serve::presence::{Presence, Workloads};
 use crate::serve::push::Pace;
@@ -101,7 +102,12 @@ impl Server {
             presence: Presence::new(workloads, options.grace),
             fleet: Fleet::default(),
             metrics: Metrics::default(),
-            admission: Mutex::new(Admission::new(options.stream_rate, options.stream_burst, patience)),
+            load: Load::default(),
+            admission: Mutex::new(Admission::new(
+                options.stream_rate,
+                options.stream_burst,
+                patience,
+            )),
             pace: options.pace,
             settles_at: now() + options.settle,
             max_stream_age: options.max_stream_age,
@@ -113,9 +119,11 @@ impl Server {
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .add_service(Ads(shared.clone()))
-            .add_service(Csds::service(shared.clone()));
+            .add_service(Csds::service(shared.clone()))
+            .add_service(Reporting::service(shared.clone()));
         let serving = tokio::spawn(async move {
-            let incoming = tokio_stream::StreamExt::map(ReceiverStream::new(incoming), Ok::<_, io::Error>);
+            let incoming =
+                tokio_stream::StreamExt::map(ReceiverStream::new(incoming), Ok::<_, io::Error>);
             let signal = async move { drop(leaving.wait_for(|leaving| *leaving).await) };
             if let Err(error) = router.serve_with_incoming_shutdown(incoming, signal).await {
                 tracing::error!(%error, "the xDS server stopped");
@@ -220,7 +228,10 @@ impl Server {
         };
         match self.connections.send(conn).await {
             Ok(()) => Ok(near),
-            Err(_) => Err(io::Error::new(io::ErrorKind::ConnectionRefused, "the control plane has stopped")),
+            Err(_) => Err(io::Error::new(
+                io::ErrorKind::ConnectionRefused,
+                "the control plane has stopped",
+            )),
         }
     }
 
@@ -231,9 +242,15 @@ impl Server {
         self.goaway.send_replace(true);
         tokio::time::sleep(GOAWAY_LEAD).await;
         self.stop.send_replace(true);
-        let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let serving = self
+            .serving
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(mut serving) = serving
-            && tokio::time::timeout(STOP_PATIENCE, &mut serving).await.is_err()
+            && tokio::time::timeout(STOP_PATIENCE, &mut serving)
+                .await
+                .is_err()
         {
             serving.abort();
         }
@@ -252,7 +269,9 @@ impl Server {
     }
 
     fn acceptors(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.acceptors.lock().unwrap_or_else(PoisonError::into_inner)
+        self.acceptors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -262,7 +281,11 @@ impl Drop for Server {
         self.stop.send_replace(true);
         self.expiry.abort();
         self.acceptors().drain(..).for_each(|task| task.abort());
-        let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let serving = self
+            .serving
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         serving.iter().for_each(JoinHandle::abort);
     }
 }
@@ -274,7 +297,10 @@ impl std::fmt::Debug for Server {
 }
 
 /// The next connection, as long as there is a server to take it.
-async fn accept(listener: &TcpListener, server: &mpsc::Sender<Conn>) -> Option<(TcpStream, SocketAddr)> {
+async fn accept(
+    listener: &TcpListener,
+    server: &mpsc::Sender<Conn>,
+) -> Option<(TcpStream, SocketAddr)> {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -330,7 +356,11 @@ impl Connected for Conn {
 }
 
 impl AsyncRead for Conn {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match &mut self.io {
             Io::Tcp(io) => Pin::new(io).poll_read(cx, buf),
             Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
@@ -340,7 +370,11 @@ impl AsyncRead for Conn {
 }
 
 impl AsyncWrite for Conn {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match &mut self.io {
             Io::Tcp(io) => Pin::new(io).poll_write(cx, buf),
             Io::Tls(io) => Pin::new(io).poll_write(cx, buf),

@@ -187,6 +187,7 @@ pub fn metrics(server: &Server, inspect: &dyn Inspect) -> String {
         let _ = writeln!(out, "mesh_xds_connections{{class=\"{class}\",protocol=\"{protocol}\"}} {count}");
     }
     shared.metrics.write(&mut out);
+    shared.load.write(&mut out);
     let workloads = shared.presence.registered().len() as u64;
     single(&mut out, "mesh_registered_workloads", "gauge", "Workloads that registered themselves.", workloads);
     single(&mut out, "pilot_services", "gauge", "Services that are known.", inspect.services() as u64);

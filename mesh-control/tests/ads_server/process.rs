@@ -93,6 +93,7 @@ impl Control {
         kib.unwrap_or_default() << 10
     }
 
+    #[expect(clippy::disallowed_methods, reason = "no task is held up: the test has no runtime")]
     fn exit_code(&mut self) -> Option<i32> {
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
@@ -143,7 +144,7 @@ async fn serve_prints_its_addresses_serves_reports_and_stops_on_a_signal() {
         assert!(start.elapsed() < PATIENCE, "{table} {}", text(&out.stderr));
     };
     assert!(
-        table.starts_with("mesh-control ") && table.contains("1 services, 1 clients"),
+        table.starts_with("mesh-control ") && table.contains("1 service, 1 client,"),
         "{table}"
     );
     let json = output(&["status", "--addr", &status, "--json"]);

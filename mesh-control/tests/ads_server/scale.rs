@@ -67,6 +67,7 @@ async fn connect(address: std::net::SocketAddr) -> Channel {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::disallowed_methods, reason = "how large to go is asked of whoever runs it")]
 async fn every_client_has_accepted_a_change_soon_after_it() {
     let sizes = std::env::var("MESH_SCALE").unwrap_or_else(|_| "50,10,20".to_owned());
     let sizes: Vec<usize> = sizes.split(',').map(|size| size.parse().unwrap()).collect();

@@ -232,19 +232,18 @@ fn transport_security_that_is_not_built_makes_clients_fail_and_is_an_error() {
         "  trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}\n  subsets: [{name: plain, labels: {v: '1'}, trafficPolicy: {tls: {mode: DISABLE}}}]\n",
     );
     let plane = plane_from(&format!("{SERVICES}{rule}"));
-    for client in [client("shop"), grpc_client("shop")] {
-        let seen = Seen::new(&plane, client);
-        let socket = seen
-            .cluster(WEB)
-            .transport_socket
-            .expect("a transport socket");
-        assert_eq!(socket.name, "envoy.transport_sockets.tls");
-        assert!(
-            seen.cluster("outbound|80|plain|web.shop.svc.cluster.local")
-                .transport_socket
-                .is_none()
-        );
-    }
+    let plain = "outbound|80|plain|web.shop.svc.cluster.local";
+    let library = Seen::new(&plane, client("shop"));
+    let socket = library.cluster(WEB).transport_socket.expect("a transport socket");
+    assert_eq!(socket.name, "envoy.transport_sockets.tls");
+    assert!(library.cluster(plain).transport_socket.is_none());
+
+    // Plain channel credentials would ignore the socket: there is nowhere to call.
+    let grpc = Seen::new(&plane, grpc_client("shop"));
+    let secured = grpc.cluster(WEB);
+    assert_eq!(secured.eds_cluster_config.expect("EDS").service_name, "BlackHoleCluster");
+    assert!(secured.transport_socket.is_none());
+    assert_eq!(grpc.cluster(plain).eds_cluster_config.expect("EDS").service_name, plain);
     let error = plane
         .diagnostics()
         .into_iter()
