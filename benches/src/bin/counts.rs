@@ -8,6 +8,7 @@
 //! cargo run --release --bin counts                    # the table
 //! cargo run --release --bin counts -- --case mesh-http1 --requests 1000   # one case, to profile
 //! ```
+#![allow(clippy::print_stdout, reason = "a program that prints a table")]
 
 use std::process::Command;
 

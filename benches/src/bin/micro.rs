@@ -5,6 +5,7 @@
 //! ```
 //!
 //! Ends with status 1 if a bar is missed by more than twice: less than that may be the machine's noise.
+#![allow(clippy::print_stdout, reason = "a program that prints a table")]
 
 use std::hint::black_box;
 use std::process::ExitCode;
