@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_core::xds::{Bootstrap, Connector, XdsSource};
 use tokio::io::DuplexStream;
 
 use crate::plane::{Plane, PlaneOptions, Rejected};
@@ -66,10 +67,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             xds_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            serve: serve::Options {
-                settle: Duration::ZERO,
-                ..serve::Options::default()
-            },
+            serve: serve::Options { settle: Duration::ZERO, ..serve::Options::default() },
         }
     }
 }
@@ -119,10 +117,7 @@ impl Embedded {
     pub async fn start(config: Config, options: Options) -> Result<Embedded, StartError> {
         let plane = match config {
             Config::Dir(path) => {
-                let options = PlaneOptions {
-                    config_dir: Some(path.clone()),
-                    ..PlaneOptions::default()
-                };
+                let options = PlaneOptions { config_dir: Some(path.clone()), ..PlaneOptions::default() };
                 Plane::start(options).map_err(|error| StartError::Unreadable(path, error))?
             }
             Config::Yaml(text) => {
@@ -134,11 +129,7 @@ impl Embedded {
         let server = Server::new(Feed::of(&plane), Arc::new(plane.clone()), &options.serve);
         let bound = server.listen(options.xds_addr).await;
         let xds_addr = bound.map_err(|error| StartError::Unavailable(options.xds_addr, error))?;
-        Ok(Embedded {
-            plane,
-            server: Arc::new(server),
-            xds_addr,
-        })
+        Ok(Embedded { plane, server: Arc::new(server), xds_addr })
     }
 
     /// Where it serves xDS in plaintext: the `server_uri` of a gRPC bootstrap.
@@ -149,6 +140,33 @@ impl Embedded {
     /// A connection that never leaves the process; HTTP/2 is expected on it, as on a socket.
     pub async fn connect(&self) -> io::Result<DuplexStream> {
         self.server.connect().await
+    }
+
+    /// A source for a mesh in this process: the bootstrap says who the mesh is, its servers are not used.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use mesh_control::embedded::{Config, Embedded, Options};
+    /// use mesh_core::xds::Bootstrap;
+    ///
+    /// let control = Embedded::start(Config::yaml(""), Options::default()).await.unwrap();
+    /// let source = control.source(Bootstrap::new("embedded").node_id("web-1"));
+    /// // Mesh::builder().source(source).start()
+    /// # });
+    /// ```
+    pub fn source(&self, bootstrap: Bootstrap) -> XdsSource {
+        let server = Arc::downgrade(&self.server);
+        XdsSource::new(bootstrap).connector(Connector::new(move |_| {
+            let server = server.upgrade();
+            async move {
+                match server {
+                    Some(server) => server.connect().await,
+                    None => {
+                        Err(io::Error::new(io::ErrorKind::ConnectionRefused, "the embedded control plane has ended"))
+                    }
+                }
+            }
+        }))
     }
 
     /// Puts a text in force under a name, in place of an earlier one of that name; the text given at the

@@ -1,1 +1,22 @@
-//! Placeholder.
+//! Nouns and decisions of the mesh.
+
+#![warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+pub mod balance;
+pub mod call;
+pub mod error;
+pub mod filter;
+pub mod fixed;
+pub mod id;
+pub mod matcher;
+pub mod model;
+pub mod observe;
+pub mod request;
+pub mod resources;
+pub mod state;
+pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod view;
+#[cfg(feature = "xds")]
+pub mod xds;

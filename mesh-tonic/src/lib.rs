@@ -1,1 +1,21 @@
-//! Placeholder.
+//! The gRPC face of the mesh: a channel for clients that tonic generates, and what a tonic server needs.
+//!
+//! | file | what |
+//! |---|---|
+//! | `channel` | [`channel()`]: a `GrpcService` whose requests the mesh routes, balances and sends |
+//! | `status` | every failure of the mesh as exactly one `tonic::Status`, with the mesh's own message |
+//! | `deadline` | `grpc-timeout` in and out; a call never outlives the one that it is made for |
+//! | `server` | [`serve`] and [`server_layer`]: a tonic server behind the mesh, from bound to drained |
+//! | `health` | `grpc.health.v1`, told by the mesh |
+
+#![warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+pub mod channel;
+pub mod deadline;
+pub mod health;
+pub mod server;
+pub mod status;
+
+pub use channel::{Channel, channel};
+pub use deadline::Deadline;
+pub use server::{serve, server_layer};

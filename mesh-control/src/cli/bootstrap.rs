@@ -46,9 +46,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let text = format!("{:#}\n", bootstrap(args));
     match &args.out {
-        Some(path) => {
-            fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-        }
+        Some(path) => fs::write(path, text).with_context(|| format!("cannot write {}", path.display())),
         None => {
             print!("{text}");
             Ok(())
@@ -57,9 +55,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn bootstrap(args: &Args) -> Value {
-    let Args {
-        namespace, name, ..
-    } = args;
+    let Args { namespace, name, .. } = args;
     let ip = args.ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let mut parts = args.locality.splitn(3, '/');
     let [region, zone, sub_zone] = [(); 3].map(|()| parts.next().unwrap_or_default());
@@ -95,13 +91,9 @@ fn metadata(args: &Args) -> Value {
     }
     if !args.ports.is_empty() {
         let ports = args.ports.iter();
-        let ports = ports
-            .map(|(name, port)| json!({ "name": name, "containerPort": port, "protocol": "TCP" }));
+        let ports = ports.map(|(name, port)| json!({ "name": name, "containerPort": port, "protocol": "TCP" }));
         // A list as text: the form in which Istio's agent writes it.
-        metadata.insert(
-            "POD_PORTS".to_owned(),
-            json!(json!(ports.collect::<Vec<_>>()).to_string()),
-        );
+        metadata.insert("POD_PORTS".to_owned(), json!(json!(ports.collect::<Vec<_>>()).to_string()));
     }
     Value::Object(metadata)
 }
@@ -115,9 +107,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 fn port(text: &str) -> Result<(String, u16), String> {
     let (name, port) = pair(text).map_err(|_| "expected NAME=PORT".to_owned())?;
-    let port = port
-        .parse()
-        .map_err(|_| format!("`{port}` is not a port"))?;
+    let port = port.parse().map_err(|_| format!("`{port}` is not a port"))?;
     Ok((name, port))
 }
 
@@ -125,9 +115,7 @@ fn label(text: &str) -> Result<String, String> {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     match (1..=63).contains(&text.len()) && text.bytes().all(plain) {
         true => Ok(text.to_owned()),
-        false => Err(
-            "expected a namespace: lower-case letters, digits and dashes, 63 at most".to_owned(),
-        ),
+        false => Err("expected a namespace: lower-case letters, digits and dashes, 63 at most".to_owned()),
     }
 }
 
@@ -181,40 +169,18 @@ mod tests {
         assert_eq!(server["channel_creds"][0]["type"], "insecure");
         assert_eq!(server["server_features"], json!(["xds_v3", "delta"]));
         let node = &bootstrap["node"];
-        assert_eq!(
-            node["id"],
-            "mesh~10.0.0.1~web-1.shop~shop.svc.cluster.local"
-        );
-        assert_eq!(
-            node["locality"],
-            json!({ "region": "r", "zone": "z", "sub_zone": "" })
-        );
-        assert_eq!(
-            node["metadata"]["LABELS"],
-            json!({ "app": "web", "version": "v1" })
-        );
+        assert_eq!(node["id"], "mesh~10.0.0.1~web-1.shop~shop.svc.cluster.local");
+        assert_eq!(node["locality"], json!({ "region": "r", "zone": "z", "sub_zone": "" }));
+        assert_eq!(node["metadata"]["LABELS"], json!({ "app": "web", "version": "v1" }));
         assert_eq!(node["metadata"]["INSTANCE_IPS"], "10.0.0.1");
-        let ports: Value =
-            serde_json::from_str(node["metadata"]["POD_PORTS"].as_str().expect("text"))
-                .expect("JSON");
-        assert_eq!(
-            ports,
-            json!([{ "name": "http", "containerPort": 8080, "protocol": "TCP" }])
-        );
-        assert_eq!(
-            bootstrap["server_listener_resource_name_template"],
-            "xds.istio.io/grpc/lds/inbound/%s"
-        );
+        let ports: Value = serde_json::from_str(node["metadata"]["POD_PORTS"].as_str().expect("text")).expect("JSON");
+        assert_eq!(ports, json!([{ "name": "http", "containerPort": 8080, "protocol": "TCP" }]));
+        assert_eq!(bootstrap["server_listener_resource_name_template"], "xds.istio.io/grpc/lds/inbound/%s");
     }
 
     #[test]
     fn what_would_not_work_is_refused() {
-        for line in [
-            ["--label", "app"],
-            ["--port-name", "http=99999"],
-            ["--namespace", "Shop"],
-            ["--name", "a~b"],
-        ] {
+        for line in [["--label", "app"], ["--port-name", "http=99999"], ["--namespace", "Shop"], ["--name", "a~b"]] {
             assert!(from(&line).is_err(), "{line:?}");
         }
     }

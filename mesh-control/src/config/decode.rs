@@ -42,14 +42,7 @@ pub trait Decode: Sized {
 impl<'a> Decoder<'a> {
     /// A decoder for one document of this text.
     pub fn new(source: &'a Source) -> Decoder<'a> {
-        Decoder {
-            source,
-            object: None,
-            path: Vec::new(),
-            found: Vec::new(),
-            left_out: 0,
-            rejected: false,
-        }
+        Decoder { source, object: None, path: Vec::new(), found: Vec::new(), left_out: 0, rejected: false }
     }
 
     /// From here on, findings are about this object, and paths start anew.
@@ -63,12 +56,7 @@ impl<'a> Decoder<'a> {
         if self.left_out > 0 {
             let message = format!("{} more findings are left out", self.left_out);
             let name = self.source.name.clone();
-            self.found.push(Diagnostic::of_file(
-                name,
-                Severity::Warning,
-                Code::File,
-                message,
-            ));
+            self.found.push(Diagnostic::of_file(name, Severity::Warning, Code::File, message));
         }
         self.found
     }
@@ -79,13 +67,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// Says something about the value that is being read.
-    pub fn report(
-        &mut self,
-        span: Span,
-        severity: Severity,
-        code: Code,
-        message: impl Into<String>,
-    ) {
+    pub fn report(&mut self, span: Span, severity: Severity, code: Code, message: impl Into<String>) {
         let path = self.path_text();
         self.report_at(span, path, severity, code, message);
     }
@@ -99,10 +81,7 @@ impl<'a> Decoder<'a> {
         code: Code,
         message: impl Into<String>,
     ) {
-        let origin = Origin {
-            source: self.source.clone(),
-            span,
-        };
+        let origin = Origin { source: self.source.clone(), span };
         let mut finding = Diagnostic::at(&origin, severity, code, message);
         finding.object = self.object.clone();
         let path = path.into();
@@ -125,9 +104,7 @@ impl<'a> Decoder<'a> {
     /// The value has another type than the field.
     pub fn wrong_type(&mut self, node: &Node, expected: &str) {
         let hint = match node.value {
-            Value::Bool(_) | Value::Int(_) | Value::Float(_) if expected == "a string" => {
-                "; quote it"
-            }
+            Value::Bool(_) | Value::Int(_) | Value::Float(_) if expected == "a string" => "; quote it",
             _ => "",
         };
         let message = format!("expected {expected}, found {}{hint}", node.type_name());
@@ -149,11 +126,7 @@ impl<'a> Decoder<'a> {
                 }
                 let name = quoted(&key.name).trim_matches('`').to_owned();
                 let parent = self.path_text();
-                let path = if parent.is_empty() {
-                    name
-                } else {
-                    format!("{parent}.{name}")
-                };
+                let path = if parent.is_empty() { name } else { format!("{parent}.{name}") };
                 self.report_at(key.span, path, Severity::Error, Code::UnknownField, message);
             }
         }
@@ -173,11 +146,7 @@ impl<'a> Decoder<'a> {
         match node.get(name) {
             Some(value) => self.within(Step::Field(name), |d| T::decode(value, d)),
             None => {
-                self.error(
-                    node.span,
-                    Code::MissingField,
-                    format!("field `{name}` is missing"),
-                );
+                self.error(node.span, Code::MissingField, format!("field `{name}` is missing"));
                 None
             }
         }
@@ -278,11 +247,7 @@ pub(crate) use keywords;
 
 /// Appends the paths below a field, or the field itself where it is a scalar.
 pub fn field_paths<T: Decode>(prefix: &str, name: &str, out: &mut Vec<String>) {
-    let path = if prefix.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{prefix}.{name}")
-    };
+    let path = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") };
     let before = out.len();
     T::fields(&path, out);
     if out.len() == before {
@@ -323,10 +288,7 @@ impl<T> Deref for At<T> {
 
 impl<T: Decode> Decode for At<T> {
     fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
-        Some(At {
-            value: T::decode(node, d)?,
-            span: node.span,
-        })
+        Some(At { value: T::decode(node, d)?, span: node.span })
     }
 
     fn fields(prefix: &str, out: &mut Vec<String>) {
@@ -384,11 +346,7 @@ impl Decode for f64 {
     }
 }
 
-fn integer(
-    node: &Node,
-    d: &mut Decoder<'_>,
-    range: std::ops::RangeInclusive<i128>,
-) -> Option<i128> {
+fn integer(node: &Node, d: &mut Decoder<'_>, range: std::ops::RangeInclusive<i128>) -> Option<i128> {
     let value = match node.value {
         Value::Int(value) => i128::from(value),
         // JSON knows one kind of number: 80.0 is 80.
@@ -401,11 +359,7 @@ fn integer(
     if range.contains(&value) {
         return Some(value);
     }
-    let message = format!(
-        "{value} is not between {} and {}",
-        range.start(),
-        range.end()
-    );
+    let message = format!("{value} is not between {} and {}", range.start(), range.end());
     d.error(node.span, Code::InvalidValue, message);
     None
 }
@@ -472,8 +426,7 @@ impl<T: Decode> Decode for BTreeMap<String, T> {
             .iter()
             .map(|(key, value)| {
                 let name = key.name.clone();
-                d.within(Step::Key(name.clone()), |d| T::decode(value, d))
-                    .map(|value| (name, value))
+                d.within(Step::Key(name.clone()), |d| T::decode(value, d)).map(|value| (name, value))
             })
             .collect();
         read.into_iter().collect()
@@ -493,10 +446,7 @@ impl Decode for Duration {
         match parse_duration(text) {
             Some(duration) => Some(duration),
             None => {
-                let message = format!(
-                    "{} is not a duration such as 1h, 1.5s or 10ms",
-                    quoted(text)
-                );
+                let message = format!("{} is not a duration such as 1h, 1.5s or 10ms", quoted(text));
                 d.error(node.span, Code::InvalidValue, message);
                 None
             }
@@ -523,9 +473,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
             return None;
         }
         let number: f64 = number.parse().ok()?;
-        let unit_len = after
-            .find(|c: char| c.is_ascii_digit() || c == '.')
-            .unwrap_or(after.len());
+        let unit_len = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
         let (unit, after) = after.split_at(unit_len);
         let nanos_per_unit = match unit {
             "ns" => 1.0,
@@ -618,41 +566,30 @@ mod tests {
     }
 
     fn read(text: &str) -> (Option<Outer>, Vec<String>) {
-        let source = Source {
-            name: "t".into(),
-            text: text.into(),
-        };
+        let source = Source { name: "t".into(), text: text.into() };
         let docs = node::parse(&source).unwrap();
         let mut d = Decoder::new(&source);
         let outer = Outer::decode(&docs[0], &mut d);
-        (
-            outer,
-            d.into_found().iter().map(ToString::to_string).collect(),
-        )
+        (outer, d.into_found().iter().map(ToString::to_string).collect())
     }
 
     #[test]
     fn a_message_reads_into_its_struct() {
-        let (outer, found) = read(
-            "timeout: 1.5s\ninner:\n- port: 80\n- port: 81.0\n  colour: BLUE\nnamed:\n  a: {port: 1}\n",
-        );
+        let (outer, found) =
+            read("timeout: 1.5s\ninner:\n- port: 80\n- port: 81.0\n  colour: BLUE\nnamed:\n  a: {port: 1}\n");
         assert!(found.is_empty(), "{found:?}");
         let outer = outer.unwrap();
         assert_eq!(outer.span.line, 1);
         assert_eq!(outer.timeout, Some(Duration::from_millis(1500)));
-        assert_eq!(
-            (outer.inner[1].port.0, outer.inner[1].colour),
-            (81, Colour::Blue)
-        );
+        assert_eq!((outer.inner[1].port.0, outer.inner[1].colour), (81, Colour::Blue));
         assert_eq!(outer.inner[1].span.line, 4);
         assert!(outer.named.contains_key("a"));
     }
 
     #[test]
     fn every_fault_is_reported_at_its_place_in_one_pass() {
-        let (outer, found) = read(
-            "timeout: 5\ninner:\n- port: 99999\n- colour: GREEN\n  prot: 1\nnamed:\n  x: 3\nTimeOut: 1s\n",
-        );
+        let (outer, found) =
+            read("timeout: 5\ninner:\n- port: 99999\n- colour: GREEN\n  prot: 1\nnamed:\n  x: 3\nTimeOut: 1s\n");
         assert!(outer.is_none());
         assert_eq!(
             found,
@@ -679,50 +616,17 @@ mod tests {
     fn the_paths_of_all_leaves_are_listed() {
         let mut paths = Vec::new();
         Outer::fields("", &mut paths);
-        assert_eq!(
-            paths,
-            [
-                "timeout",
-                "inner.port",
-                "inner.colour",
-                "named.port",
-                "named.colour"
-            ]
-        );
+        assert_eq!(paths, ["timeout", "inner.port", "inner.colour", "named.port", "named.colour"]);
     }
 
     #[test]
     fn durations_are_numbers_with_units() {
-        for (text, millis) in [
-            ("1s", 1000),
-            ("1h15m", 4_500_000),
-            ("1.5s", 1500),
-            ("10ms", 10),
-            ("0s", 0),
-            ("0", 0),
-            ("1m0.5s", 60_500),
-        ] {
-            assert_eq!(
-                parse_duration(text),
-                Some(Duration::from_millis(millis)),
-                "{text}"
-            );
+        for (text, millis) in
+            [("1s", 1000), ("1h15m", 4_500_000), ("1.5s", 1500), ("10ms", 10), ("0s", 0), ("0", 0), ("1m0.5s", 60_500)]
+        {
+            assert_eq!(parse_duration(text), Some(Duration::from_millis(millis)), "{text}");
         }
-        for text in [
-            "",
-            "5",
-            "-1s",
-            "1",
-            "s",
-            "1x",
-            "1s ",
-            " 1s",
-            "1..2s",
-            "1e3s",
-            "999999999999h",
-            ".s",
-            "∞s",
-        ] {
+        for text in ["", "5", "-1s", "1", "s", "1x", "1s ", " 1s", "1..2s", "1e3s", "999999999999h", ".s", "∞s"] {
             assert_eq!(parse_duration(text), None, "{text}");
         }
     }

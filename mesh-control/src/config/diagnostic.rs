@@ -88,14 +88,7 @@ impl Code {
 
     /// Whether an error of this kind makes its file unusable, so that its last good state stays.
     pub const fn rejects_file(self) -> bool {
-        matches!(
-            self,
-            Code::Syntax
-                | Code::UnknownField
-                | Code::WrongType
-                | Code::InvalidValue
-                | Code::MissingField
-        )
+        matches!(self, Code::Syntax | Code::UnknownField | Code::WrongType | Code::InvalidValue | Code::MissingField)
     }
 }
 
@@ -133,10 +126,7 @@ pub struct Origin {
 impl Origin {
     /// The same text, another place in it.
     pub fn at(&self, span: Span) -> Origin {
-        Origin {
-            source: self.source.clone(),
-            span,
-        }
+        Origin { source: self.source.clone(), span }
     }
 }
 
@@ -179,17 +169,10 @@ struct Excerpt {
 
 impl Diagnostic {
     /// A finding at a place in a text.
-    pub fn at(
-        origin: &Origin,
-        severity: Severity,
-        code: Code,
-        message: impl Into<String>,
-    ) -> Diagnostic {
+    pub fn at(origin: &Origin, severity: Severity, code: Code, message: impl Into<String>) -> Diagnostic {
         let Origin { source, span } = origin;
-        let excerpt = (span.line > 0).then(|| Excerpt {
-            text: source.text.clone(),
-            range: span.start as usize..span.end as usize,
-        });
+        let excerpt = (span.line > 0)
+            .then(|| Excerpt { text: source.text.clone(), range: span.start as usize..span.end as usize });
         Diagnostic {
             severity,
             code,
@@ -242,11 +225,7 @@ impl Diagnostic {
 
     /// The finding with the lines of the file that it speaks of, for a terminal.
     pub fn render(&self) -> String {
-        let Some(window) = self
-            .excerpt
-            .as_ref()
-            .and_then(|excerpt| window(excerpt, self.line))
-        else {
+        let Some(window) = self.excerpt.as_ref().and_then(|excerpt| window(excerpt, self.line)) else {
             return self.to_string();
         };
         let level = match self.severity {
@@ -255,19 +234,14 @@ impl Diagnostic {
             Severity::Error => Level::ERROR,
         };
         let title = self.headline();
-        let report = &[level
-            .primary_title(title.as_str())
-            .id(self.code.as_str())
-            .element(
-                Snippet::source(window.text)
-                    .line_start(window.first_line)
-                    .path(&*self.file)
-                    .fold(false)
-                    .annotation(AnnotationKind::Primary.span(window.range)),
-            )];
-        let mut rendered = Renderer::plain()
-            .decor_style(DecorStyle::Ascii)
-            .render(report);
+        let report = &[level.primary_title(title.as_str()).id(self.code.as_str()).element(
+            Snippet::source(window.text)
+                .line_start(window.first_line)
+                .path(&*self.file)
+                .fold(false)
+                .annotation(AnnotationKind::Primary.span(window.range)),
+        )];
+        let mut rendered = Renderer::plain().decor_style(DecorStyle::Ascii).render(report);
         rendered.push('\n');
         rendered
     }
@@ -296,13 +270,7 @@ impl fmt::Display for Diagnostic {
             }
             f.write_str(" ")?;
         }
-        write!(
-            f,
-            "{}[{}]: {}",
-            self.severity.as_str(),
-            self.code.as_str(),
-            self.headline()
-        )
+        write!(f, "{}[{}]: {}", self.severity.as_str(), self.code.as_str(), self.headline())
     }
 }
 
@@ -337,28 +305,18 @@ fn window(excerpt: &Excerpt, line: u32) -> Option<Window<'_>> {
     let text = &*excerpt.text;
     let start = floor_boundary(text, excerpt.range.start);
     let line_start = text.get(..start)?.rfind('\n').map_or(0, |at| at + 1);
-    let line_end = text
-        .get(start..)?
-        .find('\n')
-        .map_or(text.len(), |at| start + at);
+    let line_end = text.get(start..)?.find('\n').map_or(text.len(), |at| start + at);
     let end = floor_boundary(text, excerpt.range.end.clamp(start, line_end));
     if line_end - line_start > LONGEST {
         let from = floor_boundary(text, start.saturating_sub(60).max(line_start));
         let to = floor_boundary(text, (start + 120).min(line_end));
         let end = end.min(to).max(start);
-        return Some(Window {
-            text: text.get(from..to)?,
-            first_line: line as usize,
-            range: start - from..end - from,
-        });
+        return Some(Window { text: text.get(from..to)?, first_line: line as usize, range: start - from..end - from });
     }
     let mut from = line_start;
     let mut first_line = line as usize;
     if line_start > 0 {
-        let before = text
-            .get(..line_start - 1)?
-            .rfind('\n')
-            .map_or(0, |at| at + 1);
+        let before = text.get(..line_start - 1)?.rfind('\n').map_or(0, |at| at + 1);
         if line_start - before <= LONGEST && first_line > 1 {
             from = before;
             first_line -= 1;
@@ -372,11 +330,7 @@ fn window(excerpt: &Excerpt, line: u32) -> Option<Window<'_>> {
             to = line_end + 1 + after;
         }
     }
-    Some(Window {
-        text: text.get(from..to)?,
-        first_line,
-        range: start - from..end - from,
-    })
+    Some(Window { text: text.get(from..to)?, first_line, range: start - from..end - from })
 }
 
 fn floor_boundary(text: &str, at: usize) -> usize {
@@ -393,30 +347,17 @@ mod tests {
 
     fn origin(text: &str, line: u32, column: u32, range: Range<u32>) -> Origin {
         Origin {
-            source: Source {
-                name: "a.yaml".into(),
-                text: text.into(),
-            },
-            span: Span {
-                line,
-                column,
-                start: range.start,
-                end: range.end,
-            },
+            source: Source { name: "a.yaml".into(), text: text.into() },
+            span: Span { line, column, start: range.start, end: range.end },
         }
     }
 
     #[test]
     fn a_finding_prints_as_one_line_and_with_its_excerpt() {
         let text = "spec:\n  hosst: reviews\n  http: []\n";
-        let finding = Diagnostic::at(
-            &origin(text, 2, 3, 8..13),
-            Severity::Error,
-            Code::UnknownField,
-            "unknown field",
-        )
-        .object("VirtualService default/reviews")
-        .field("hosst");
+        let finding = Diagnostic::at(&origin(text, 2, 3, 8..13), Severity::Error, Code::UnknownField, "unknown field")
+            .object("VirtualService default/reviews")
+            .field("hosst");
         assert_eq!(
             finding.to_string(),
             "a.yaml:2:3: error[unknown-field]: VirtualService default/reviews: hosst: unknown field"
@@ -430,24 +371,14 @@ mod tests {
     #[test]
     fn a_very_long_line_is_cropped_around_the_place() {
         let text = format!("a: {}\n", "é".repeat(5000));
-        let finding = Diagnostic::at(
-            &origin(&text, 1, 2000, 4001..4005),
-            Severity::Error,
-            Code::Syntax,
-            "no",
-        );
+        let finding = Diagnostic::at(&origin(&text, 1, 2000, 4001..4005), Severity::Error, Code::Syntax, "no");
         let rendered = finding.render();
         assert!(rendered.len() < 2000, "{}", rendered.len());
     }
 
     #[test]
     fn a_place_outside_the_text_still_prints() {
-        let finding = Diagnostic::at(
-            &origin("a", 9, 9, 500..900),
-            Severity::Info,
-            Code::Ignored,
-            "nothing",
-        );
+        let finding = Diagnostic::at(&origin("a", 9, 9, 500..900), Severity::Info, Code::Ignored, "nothing");
         assert!(finding.render().contains("nothing"));
     }
 

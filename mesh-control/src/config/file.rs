@@ -107,12 +107,7 @@ pub fn read(source: Source) -> ParsedFile {
     let documents = match node::parse(&source) {
         Ok(documents) => documents,
         Err(error) => {
-            return ParsedFile {
-                source,
-                objects: Objects::default(),
-                diagnostics: vec![error],
-                rejected: true,
-            };
+            return ParsedFile { source, objects: Objects::default(), diagnostics: vec![error], rejected: true };
         }
     };
     let mut d = Decoder::new(&source);
@@ -125,12 +120,7 @@ pub fn read(source: Source) -> ParsedFile {
         objects = Objects::default();
     }
     let diagnostics = d.into_found();
-    ParsedFile {
-        source,
-        objects,
-        diagnostics,
-        rejected,
-    }
+    ParsedFile { source, objects, diagnostics, rejected }
 }
 
 message! {
@@ -217,25 +207,19 @@ fn classify(api_version: &str, kind: &str) -> Class {
                 };
             }
             match kind {
-                "Gateway" | "Sidecar" | "EnvoyFilter" | "ProxyConfig" => {
-                    Class::NotYet(Severity::Warning)
-                }
+                "Gateway" | "Sidecar" | "EnvoyFilter" | "ProxyConfig" => Class::NotYet(Severity::Warning),
                 _ => Class::UnknownKind,
             }
         }
         // Security that has no effect is never a mere warning.
         "security.istio.io" => match kind {
-            "AuthorizationPolicy" | "PeerAuthentication" | "RequestAuthentication" => {
-                Class::NotYet(Severity::Error)
-            }
+            "AuthorizationPolicy" | "PeerAuthentication" | "RequestAuthentication" => Class::NotYet(Severity::Error),
             _ => Class::UnknownKind,
         },
         "telemetry.istio.io" | "extensions.istio.io" | "install.istio.io" | "operator.istio.io" => {
             Class::NotYet(Severity::Warning)
         }
-        "gateway.networking.k8s.io"
-        | "gateway.networking.x-k8s.io"
-        | "inference.networking.k8s.io" => match kind {
+        "gateway.networking.k8s.io" | "gateway.networking.x-k8s.io" | "inference.networking.k8s.io" => match kind {
             "BackendTLSPolicy" => Class::NotYet(Severity::Error),
             _ => Class::NotYet(Severity::Warning),
         },
@@ -263,11 +247,7 @@ fn read_document(document: &Node, source: &Source, d: &mut Decoder<'_>, objects:
         return;
     };
     let (Some(api_version_text), Some(kind)) = (api_version.as_str(), kind_node.as_str()) else {
-        d.error(
-            document.span,
-            Code::WrongType,
-            "`apiVersion` and `kind` are strings",
-        );
+        d.error(document.span, Code::WrongType, "`apiVersion` and `kind` are strings");
         return;
     };
     let class = classify(api_version_text, kind);
@@ -288,10 +268,7 @@ fn read_document(document: &Node, source: &Source, d: &mut Decoder<'_>, objects:
             d.report(kind_node.span, Severity::Info, Code::Ignored, message);
         }
         Class::UnknownVersion(known) => {
-            let message = format!(
-                "{kind} has no version {}; {known}",
-                quoted(api_version_text)
-            );
+            let message = format!("{kind} has no version {}; {known}", quoted(api_version_text));
             d.error(api_version.span, Code::InvalidValue, message);
         }
         Class::UnknownKind => {
@@ -312,11 +289,7 @@ fn read_list_item(item: &Node, source: &Source, d: &mut Decoder<'_>, objects: &m
 /// `Kind namespace/name` of a document that may be wrong in every other way.
 fn loose_id(document: &Node, kind: &str) -> Arc<str> {
     let metadata = document.get("metadata");
-    let text = |name: &str| {
-        metadata
-            .and_then(|node| node.get(name))
-            .and_then(Node::as_str)
-    };
+    let text = |name: &str| metadata.and_then(|node| node.get(name)).and_then(Node::as_str);
     let short = |text: &str| quoted(text).trim_matches('`').to_owned();
     let namespace = text("namespace").map_or_else(|| "default".to_owned(), short);
     match text("name") {
@@ -325,19 +298,8 @@ fn loose_id(document: &Node, kind: &str) -> Arc<str> {
     }
 }
 
-fn read_object(
-    document: &Node,
-    kind: ObjectKind,
-    source: &Source,
-    d: &mut Decoder<'_>,
-    objects: &mut Objects,
-) {
-    if d.message(
-        document,
-        &["apiVersion", "kind", "metadata", "spec", "status"],
-    )
-    .is_none()
-    {
+fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder<'_>, objects: &mut Objects) {
+    if d.message(document, &["apiVersion", "kind", "metadata", "spec", "status"]).is_none() {
         return;
     }
     let Some(meta) = read_meta(document, kind, source, d) else {
@@ -350,45 +312,15 @@ fn read_object(
         return;
     };
     match kind {
-        ObjectKind::VirtualService => keep(
-            meta,
-            spec,
-            d,
-            VirtualService::check,
-            &mut objects.virtual_services,
-        ),
+        ObjectKind::VirtualService => keep(meta, spec, d, VirtualService::check, &mut objects.virtual_services),
         ObjectKind::DestinationRule => {
-            keep(
-                meta,
-                spec,
-                d,
-                DestinationRule::check,
-                &mut objects.destination_rules,
-            );
+            keep(meta, spec, d, DestinationRule::check, &mut objects.destination_rules);
         }
-        ObjectKind::ServiceEntry => keep(
-            meta,
-            spec,
-            d,
-            ServiceEntry::check,
-            &mut objects.service_entries,
-        ),
+        ObjectKind::ServiceEntry => keep(meta, spec, d, ServiceEntry::check, &mut objects.service_entries),
         ObjectKind::WorkloadEntry => {
-            keep(
-                meta,
-                spec,
-                d,
-                |entry, d| entry.check("", d),
-                &mut objects.workload_entries,
-            );
+            keep(meta, spec, d, |entry, d| entry.check("", d), &mut objects.workload_entries);
         }
-        ObjectKind::WorkloadGroup => keep(
-            meta,
-            spec,
-            d,
-            WorkloadGroup::check,
-            &mut objects.workload_groups,
-        ),
+        ObjectKind::WorkloadGroup => keep(meta, spec, d, WorkloadGroup::check, &mut objects.workload_groups),
         ObjectKind::Service => keep(meta, spec, d, Service::check, &mut objects.services),
     }
 }
@@ -407,29 +339,17 @@ fn keep<T: Decode>(
     }
 }
 
-fn read_meta(
-    document: &Node,
-    kind: ObjectKind,
-    source: &Source,
-    d: &mut Decoder<'_>,
-) -> Option<Meta> {
+fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder<'_>) -> Option<Meta> {
     let metadata: Metadata = d.required(document, "metadata")?;
-    let namespace = metadata
-        .namespace
-        .as_ref()
-        .map_or("default", |text| text.value.as_str());
+    let namespace = metadata.namespace.as_ref().map_or("default", |text| text.value.as_str());
     let is_name = |text: &str, longest: usize| {
-        let allowed =
-            |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
         !text.is_empty() && text.len() <= longest && text.chars().all(allowed)
     };
     let mut fine = true;
     let mut check = |text: &str, longest: usize, span: Span, field: &'static str| {
         if !is_name(text, longest) {
-            let message = format!(
-                "{} is not a name: lower-case letters, digits, `-` and `.`",
-                quoted(text)
-            );
+            let message = format!("{} is not a name: lower-case letters, digits, `-` and `.`", quoted(text));
             d.report_at(span, field, Severity::Error, Code::InvalidValue, message);
             fine = false;
         }
@@ -444,18 +364,9 @@ fn read_meta(
     for key in metadata.annotations.keys() {
         let read = key == "networking.istio.io/exportTo" && kind == ObjectKind::Service;
         if key.contains("istio.io/") && !read {
-            let message = format!(
-                "not supported yet: annotation {} has no effect",
-                quoted(key)
-            );
+            let message = format!("not supported yet: annotation {} has no effect", quoted(key));
             let field = "metadata.annotations";
-            d.report_at(
-                metadata.span,
-                field,
-                Severity::Warning,
-                Code::NotSupportedYet,
-                message,
-            );
+            d.report_at(metadata.span, field, Severity::Warning, Code::NotSupportedYet, message);
         }
     }
     Some(Meta {
@@ -465,10 +376,7 @@ fn read_meta(
         labels: metadata.labels,
         annotations: metadata.annotations,
         created: metadata.created,
-        origin: Origin {
-            source: source.clone(),
-            span: document.span,
-        },
+        origin: Origin { source: source.clone(), span: document.span },
     })
 }
 
@@ -477,10 +385,7 @@ mod tests {
     use super::*;
 
     fn found(text: &str) -> (ParsedFile, Vec<String>) {
-        let file = read(Source {
-            name: "t.yaml".into(),
-            text: text.into(),
-        });
+        let file = read(Source { name: "t.yaml".into(), text: text.into() });
         let found = file.diagnostics.iter().map(ToString::to_string).collect();
         (file, found)
     }
@@ -493,19 +398,12 @@ mod tests {
             );
             let (file, found) = found(&text);
             assert!(found.is_empty(), "{found:?}");
-            assert_eq!(
-                &*file.objects.destination_rules[0].meta.id(),
-                "DestinationRule default/a"
-            );
+            assert_eq!(&*file.objects.destination_rules[0].meta.id(), "DestinationRule default/a");
         }
-        let (file, found) = found(
-            "apiVersion: networking.istio.io/v2\nkind: DestinationRule\nmetadata: {name: a}\nspec: {host: b}\n",
-        );
+        let (file, found) =
+            found("apiVersion: networking.istio.io/v2\nkind: DestinationRule\nmetadata: {name: a}\nspec: {host: b}\n");
         assert!(file.rejected);
-        assert!(
-            found[0].starts_with("t.yaml:1:13: error[invalid-value]"),
-            "{found:?}"
-        );
+        assert!(found[0].starts_with("t.yaml:1:13: error[invalid-value]"), "{found:?}");
     }
 
     #[test]
@@ -570,26 +468,15 @@ spec:
 
     #[test]
     fn an_unknown_field_rejects_the_file_and_names_itself() {
-        let (file, found) = found(
-            "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec:\n  port:\n  - port: 80\n",
-        );
+        let (file, found) = found("apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec:\n  port:\n  - port: 80\n");
         assert!(file.rejected && file.objects.is_empty());
-        assert!(
-            found[0].ends_with("Service default/s: port: unknown field; did you mean `ports`?"),
-            "{found:?}"
-        );
+        assert!(found[0].ends_with("Service default/s: port: unknown field; did you mean `ports`?"), "{found:?}");
         assert!(found[0].starts_with("t.yaml:5:3:"), "{found:?}");
     }
 
     #[test]
     fn a_document_without_a_kind_is_no_object() {
-        for text in [
-            "apiVersion: v1\nkind: Servce\n",
-            "a: 1",
-            "- 1",
-            "just words",
-            "apiVersion: 3\nkind: Service\n",
-        ] {
+        for text in ["apiVersion: v1\nkind: Servce\n", "a: 1", "- 1", "just words", "apiVersion: 3\nkind: Service\n"] {
             let (file, found) = found(text);
             assert!(file.rejected, "{text}");
             assert_eq!(found.len(), 1, "{found:?}");

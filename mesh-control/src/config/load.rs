@@ -58,10 +58,7 @@ pub fn scan(dir: &Path) -> io::Result<Scan> {
             bytes += text.len() as u64;
         }
         if bytes > MOST_BYTES {
-            return Err(io::Error::other(format!(
-                "more than {} MiB in all",
-                MOST_BYTES >> 20
-            )));
+            return Err(io::Error::other(format!("more than {} MiB in all", MOST_BYTES >> 20)));
         }
         scan.files.insert(name, text);
     }
@@ -71,20 +68,14 @@ pub fn scan(dir: &Path) -> io::Result<Scan> {
 /// A file's name may hold anything but a slash; what is printed may not.
 fn printable(name: &str) -> String {
     let escaped = |c: char| {
-        if c.is_control() {
-            c.escape_default().to_string()
-        } else {
-            c.to_string()
-        }
+        if c.is_control() { c.escape_default().to_string() } else { c.to_string() }
     };
     name.chars().map(escaped).collect()
 }
 
 /// Whether a file of this name is read.
 pub fn is_config_name(name: &str) -> bool {
-    let extension = Path::new(name)
-        .extension()
-        .and_then(|extension| extension.to_str());
+    let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
     matches!(extension, Some("yaml" | "yml" | "json"))
 }
 
@@ -99,10 +90,7 @@ fn read_file(root: &Path, path: &Path) -> Result<Arc<str>, String> {
         return Err("not a regular file".to_owned());
     }
     if metadata.len() > MAX_FILE_BYTES {
-        return Err(format!(
-            "larger than {} MiB; split it",
-            MAX_FILE_BYTES >> 20
-        ));
+        return Err(format!("larger than {} MiB; split it", MAX_FILE_BYTES >> 20));
     }
     let mut bytes = Vec::new();
     File::open(&target)
@@ -110,13 +98,7 @@ fn read_file(root: &Path, path: &Path) -> Result<Arc<str>, String> {
         .map_err(|error| error.to_string())?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        let line = error
-            .as_bytes()
-            .iter()
-            .take(at)
-            .filter(|byte| **byte == b'\n')
-            .count()
-            + 1;
+        let line = error.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count() + 1;
         format!("not UTF-8, from line {line} on")
     })?;
     Ok(text.into())
@@ -152,10 +134,7 @@ pub struct Loaded {
 impl Store {
     /// An empty store. With `allow_empty`, a directory that has been emptied is taken at its word.
     pub fn new(allow_empty: bool) -> Store {
-        Store {
-            allow_empty,
-            ..Store::default()
-        }
+        Store { allow_empty, ..Store::default() }
     }
 
     /// Takes in what a directory holds now. Returns whether anything is different.
@@ -175,8 +154,7 @@ impl Store {
         let mut changed = self.alarm.take().is_some() || self.notes != scan.diagnostics;
         self.notes = scan.diagnostics;
         let before = self.files.len();
-        self.files
-            .retain(|name, file| file.is_text || scan.files.contains_key(name));
+        self.files.retain(|name, file| file.is_text || scan.files.contains_key(name));
         changed |= self.files.len() != before;
         for (name, text) in scan.files {
             if !self.files.get(&name).is_some_and(|file| file.is_text) {
@@ -196,14 +174,7 @@ impl Store {
         };
         file.is_text = true;
         let rejected = file.diagnostics.iter().any(Diagnostic::rejects_file);
-        (
-            changed,
-            if rejected {
-                file.diagnostics.clone()
-            } else {
-                Vec::new()
-            },
-        )
+        (changed, if rejected { file.diagnostics.clone() } else { Vec::new() })
     }
 
     fn set(&mut self, name: Arc<str>, text: Result<Arc<str>, String>) -> bool {
@@ -214,12 +185,7 @@ impl Store {
         match &text {
             Err(error) => {
                 let what = format!("cannot be read: {error}");
-                file.diagnostics = vec![Diagnostic::of_file(
-                    name.clone(),
-                    Severity::Error,
-                    Code::File,
-                    what,
-                )];
+                file.diagnostics = vec![Diagnostic::of_file(name.clone(), Severity::Error, Code::File, what)];
                 file.keep(&name);
             }
             // Editors empty a file before they write it: what it said goes away with the file only.
@@ -228,10 +194,7 @@ impl Store {
                 file.keep(&name);
             }
             Ok(text) => {
-                let parsed = file::read(Source {
-                    name: name.clone(),
-                    text: text.clone(),
-                });
+                let parsed = file::read(Source { name: name.clone(), text: text.clone() });
                 file.diagnostics = parsed.diagnostics;
                 if parsed.rejected {
                     file.keep(&name);
@@ -267,10 +230,7 @@ impl Store {
             workload_groups: last_of_each(all().flat_map(|o| &o.workload_groups), found),
             services: last_of_each(all().flat_map(|o| &o.services), found),
         };
-        Loaded {
-            objects,
-            diagnostics,
-        }
+        Loaded { objects, diagnostics }
     }
 
     fn raise(&mut self, what: String) -> bool {
@@ -289,12 +249,7 @@ impl FileState {
             1 => "the object that it held last stays in force".to_owned(),
             count => format!("the {count} objects that it held last stay in force"),
         };
-        self.diagnostics.push(Diagnostic::of_file(
-            name.clone(),
-            Severity::Warning,
-            Code::File,
-            message,
-        ));
+        self.diagnostics.push(Diagnostic::of_file(name.clone(), Severity::Warning, Code::File, message));
     }
 }
 
@@ -308,7 +263,7 @@ fn last_of_each<'a, T: 'a>(
     for object in objects {
         let key = (object.meta.namespace.clone(), object.meta.name.clone());
         if let Some(earlier) = by_id.insert(key, kept.len()) {
-            found.push(duplicate(&kept[earlier].meta, &object.meta));
+            found.extend(kept.get(earlier).map(|earlier| duplicate(&earlier.meta, &object.meta)));
             dropped.insert(earlier);
         }
         kept.push(object.clone());
@@ -322,12 +277,8 @@ fn last_of_each<'a, T: 'a>(
 }
 
 fn duplicate(earlier: &Meta, later: &Meta) -> Diagnostic {
-    let message = format!(
-        "written again in {}, which is the one that counts",
-        later.origin
-    );
-    Diagnostic::at(&earlier.origin, Severity::Warning, Code::Duplicate, message)
-        .object(earlier.id())
+    let message = format!("written again in {}, which is the one that counts", later.origin);
+    Diagnostic::at(&earlier.origin, Severity::Warning, Code::Duplicate, message).object(earlier.id())
 }
 
 /// Reads texts that are not files, by name; the same rules hold.
@@ -343,32 +294,18 @@ pub fn from_texts<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> St
 mod tests {
     use super::*;
 
-    const SERVICE: &str =
-        "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: [{port: 80}]}\n";
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: [{port: 80}]}\n";
 
     fn service(name: &str, port: u16) -> String {
-        SERVICE
-            .replace("name: s", &format!("name: {name}"))
-            .replace("80", &port.to_string())
+        SERVICE.replace("name: s", &format!("name: {name}")).replace("80", &port.to_string())
     }
 
     fn names(store: &Store) -> Vec<String> {
-        store
-            .loaded()
-            .objects
-            .services
-            .iter()
-            .map(|object| object.meta.name.to_string())
-            .collect()
+        store.loaded().objects.services.iter().map(|object| object.meta.name.to_string()).collect()
     }
 
     fn said(store: &Store) -> Vec<String> {
-        store
-            .loaded()
-            .diagnostics
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        store.loaded().diagnostics.iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -387,29 +324,18 @@ mod tests {
                 "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {prots: []}\n",
                 "a.yaml:4:8: error[unknown-field]",
             ),
-            (
-                "",
-                "a.yaml: warning[file]: the object that it held last stays in force",
-            ),
+            ("", "a.yaml: warning[file]: the object that it held last stays in force"),
         ] {
             fs::write(dir.path().join("a.yaml"), bad).unwrap();
             assert!(store.apply(scan(dir.path())));
             assert_eq!(names(&store), ["s", "t"], "{bad}");
             assert!(said(&store)[0].starts_with(starts), "{:?}", said(&store));
-            assert!(
-                said(&store)
-                    .iter()
-                    .any(|line| line.contains("stays in force")),
-                "{bad}"
-            );
+            assert!(said(&store).iter().any(|line| line.contains("stays in force")), "{bad}");
         }
 
         fs::write(dir.path().join("a.yaml"), service("u", 82)).unwrap();
         assert!(store.apply(scan(dir.path())));
-        assert_eq!(
-            (names(&store), said(&store).len()),
-            (vec!["u".to_owned(), "t".to_owned()], 0)
-        );
+        assert_eq!((names(&store), said(&store).len()), (vec!["u".to_owned(), "t".to_owned()], 0));
 
         fs::remove_file(dir.path().join("a.yaml")).unwrap();
         assert!(store.apply(scan(dir.path())));
@@ -439,10 +365,7 @@ mod tests {
         fs::create_dir(&path).unwrap();
         fs::write(path.join("b.yaml"), service("t", 1)).unwrap();
         assert!(store.apply(scan(&path)));
-        assert_eq!(
-            (names(&store), said(&store).len()),
-            (vec!["t".to_owned()], 0)
-        );
+        assert_eq!((names(&store), said(&store).len()), (vec!["t".to_owned()], 0));
 
         let mut trusting = Store::new(true);
         trusting.apply(scan(&path));

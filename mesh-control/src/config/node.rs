@@ -120,10 +120,7 @@ pub fn parse(source: &Source) -> Result<Vec<Node>, Diagnostic> {
     match outcome {
         Ok(Ok(documents)) => documents,
         Ok(Err(_)) => Err(unreadable(source, "the YAML reader failed on it")),
-        Err(error) => Err(unreadable(
-            source,
-            &format!("no thread to read it on: {error}"),
-        )),
+        Err(error) => Err(unreadable(source, &format!("no thread to read it on: {error}"))),
     }
 }
 
@@ -170,20 +167,9 @@ fn syntax_error(source: &Source, error: &serde_saphyr::Error) -> Diagnostic {
     let text = error.render_with_options(options);
     // The position is a part of the diagnostic: the parser's own would say it twice.
     let message = text.lines().next().unwrap_or("not YAML");
-    let message = match message.find(" at line ") {
-        Some(at) => &message[..at],
-        None => message,
-    };
+    let message = message.split_once(" at line ").map_or(message, |(message, _)| message);
     let message = message.trim_start_matches("error: ").to_owned();
-    Diagnostic::at(
-        &Origin {
-            source: source.clone(),
-            span,
-        },
-        Severity::Error,
-        Code::Syntax,
-        message,
-    )
+    Diagnostic::at(&Origin { source: source.clone(), span }, Severity::Error, Code::Syntax, message)
 }
 
 fn span_of(location: Location) -> Span {
@@ -202,20 +188,14 @@ fn span_of(location: Location) -> Span {
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Node, D::Error> {
         let spanned = Spanned::<Value>::deserialize(deserializer)?;
-        Ok(Node {
-            span: span_of(spanned.referenced),
-            value: spanned.value,
-        })
+        Ok(Node { span: span_of(spanned.referenced), value: spanned.value })
     }
 }
 
 impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Key, D::Error> {
         let spanned = Spanned::<String>::deserialize(deserializer)?;
-        Ok(Key {
-            name: spanned.value,
-            span: span_of(spanned.referenced),
-        })
+        Ok(Key { name: spanned.value, span: span_of(spanned.referenced) })
     }
 }
 
@@ -308,10 +288,7 @@ mod tests {
     use super::*;
 
     fn source(text: &str) -> Source {
-        Source {
-            name: "t.yaml".into(),
-            text: text.into(),
-        }
+        Source { name: "t.yaml".into(), text: text.into() }
     }
 
     #[test]
@@ -319,15 +296,9 @@ mod tests {
         let docs = parse(&source("a: 1\nbé:\n  - x\n  - 2.5\n---\n---\nc: true\n")).unwrap();
         assert_eq!(docs.len(), 2);
         let (key, value) = &docs[0].entries()[1];
-        assert_eq!(
-            (key.name.as_str(), key.span.line, key.span.column),
-            ("bé", 2, 1)
-        );
+        assert_eq!((key.name.as_str(), key.span.line, key.span.column), ("bé", 2, 1));
         assert_eq!((key.span.start, key.span.end), (5, 8));
-        assert_eq!(
-            (value.items()[0].span.line, value.items()[0].span.column),
-            (3, 5)
-        );
+        assert_eq!((value.items()[0].span.line, value.items()[0].span.column), (3, 5));
         assert_eq!(value.items()[1].value, Value::Float(2.5));
         assert_eq!(docs[1].get("c").unwrap().span.line, 7);
     }
@@ -350,10 +321,7 @@ mod tests {
         let deep_block: String = (0..2000).map(|n| " ".repeat(n) + "a:\n").collect();
         let mut bomb = String::from("a: &a [x,x,x,x,x,x,x,x,x]\n");
         for (name, of) in "bcdefghi".chars().zip("abcdefgh".chars()) {
-            bomb += &format!(
-                "{name}: &{name} [{}]\n",
-                vec![format!("*{of}"); 9].join(",")
-            );
+            bomb += &format!("{name}: &{name} [{}]\n", vec![format!("*{of}"); 9].join(","));
         }
         let many: String = "---\na: 1\n".repeat(30_000);
         let cases = [
@@ -378,10 +346,7 @@ mod tests {
             assert_eq!(error.code, Code::Syntax, "{name}");
             eprintln!("{error}");
             assert!(error.line > 0, "{name}: {error}");
-            assert!(
-                !error.message.is_empty() && error.message.len() < 300,
-                "{name}: {error}"
-            );
+            assert!(!error.message.is_empty() && error.message.len() < 300, "{name}: {error}");
         }
     }
 }

@@ -30,10 +30,7 @@ impl Watcher {
         if let Err(error) = &system {
             warn!(%error, "configuration changes are noticed by polling only");
         }
-        Watcher {
-            touched,
-            _system: system.ok(),
-        }
+        Watcher { touched, _system: system.ok() }
     }
 
     /// Returns when it is time to look again. Cancelling loses nothing.
@@ -70,13 +67,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let watcher = Watcher::new(dir.path());
         std::fs::write(dir.path().join("a.yaml"), "a").unwrap();
-        timeout(Duration::from_secs(30), watcher.changed())
-            .await
-            .expect("noticed or polled");
+        timeout(Duration::from_secs(30), watcher.changed()).await.expect("noticed or polled");
         let start = Instant::now();
-        timeout(Duration::from_secs(30), watcher.changed())
-            .await
-            .expect("polled");
+        timeout(Duration::from_secs(30), watcher.changed()).await.expect("polled");
         assert!(start.elapsed() >= QUIET);
     }
 }

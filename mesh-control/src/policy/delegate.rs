@@ -74,28 +74,16 @@ fn merge_match(root: &HttpMatch, child: &HttpMatch) -> HttpMatch {
     fill(&mut merged.authority, &root.authority);
     fill(&mut merged.port, &root.port);
     for (name, value) in &root.headers {
-        merged
-            .headers
-            .entry(name.clone())
-            .or_insert_with(|| value.clone());
+        merged.headers.entry(name.clone()).or_insert_with(|| value.clone());
     }
     for (name, value) in &root.without_headers {
-        merged
-            .without_headers
-            .entry(name.clone())
-            .or_insert_with(|| value.clone());
+        merged.without_headers.entry(name.clone()).or_insert_with(|| value.clone());
     }
     for (name, value) in &root.query_params {
-        merged
-            .query_params
-            .entry(name.clone())
-            .or_insert_with(|| value.clone());
+        merged.query_params.entry(name.clone()).or_insert_with(|| value.clone());
     }
     for (name, value) in &root.source_labels {
-        merged
-            .source_labels
-            .entry(name.clone())
-            .or_insert_with(|| value.clone());
+        merged.source_labels.entry(name.clone()).or_insert_with(|| value.clone());
     }
     if merged.gateways.is_empty() {
         merged.gateways.clone_from(&root.gateways);
@@ -125,28 +113,15 @@ fn is_narrower(root: &HttpMatch, child: &HttpMatch) -> bool {
     ]
     .into_iter()
     .all(|(root, child)| {
-        root.iter().all(|(name, root)| {
-            child
-                .get(name)
-                .is_none_or(|child| text_is_narrower(root, child))
-        })
+        root.iter().all(|(name, root)| child.get(name).is_none_or(|child| text_is_narrower(root, child)))
     });
-    let labels = root.source_labels.iter().all(|(name, value)| {
-        child
-            .source_labels
-            .get(name)
-            .is_none_or(|child| child == value)
-    });
+    let labels =
+        root.source_labels.iter().all(|(name, value)| child.source_labels.get(name).is_none_or(|child| child == value));
     let namespace = root.source_namespace.is_empty()
         || child.source_namespace.is_empty()
         || root.source_namespace == child.source_namespace;
     let port = root.port.is_none() || child.port.is_none() || root.port == child.port;
-    by_text
-        && by_name
-        && labels
-        && namespace
-        && port
-        && root.ignore_uri_case == child.ignore_uri_case
+    by_text && by_name && labels && namespace && port && root.ignore_uri_case == child.ignore_uri_case
 }
 
 fn text_is_narrower(root: &StringMatch, child: &StringMatch) -> bool {
@@ -168,14 +143,8 @@ mod tests {
     use std::time::Duration;
 
     fn route(uri: Option<StringMatch>) -> HttpRoute {
-        let condition = HttpMatch {
-            uri,
-            ..Default::default()
-        };
-        HttpRoute {
-            matches: vec![condition],
-            ..Default::default()
-        }
+        let condition = HttpMatch { uri, ..Default::default() };
+        HttpRoute { matches: vec![condition], ..Default::default() }
     }
 
     fn prefix(text: &str) -> Option<StringMatch> {
@@ -195,14 +164,8 @@ mod tests {
         assert_eq!(merged.name, "root-child");
 
         let everything = HttpRoute::default();
-        assert_eq!(
-            merge(&root, &everything).unwrap().matches[0].uri,
-            prefix("/shop")
-        );
-        assert_eq!(
-            merge(&everything, &child).unwrap().matches[0].uri,
-            prefix("/shop/cart")
-        );
+        assert_eq!(merge(&root, &everything).unwrap().matches[0].uri, prefix("/shop"));
+        assert_eq!(merge(&everything, &child).unwrap().matches[0].uri, prefix("/shop/cart"));
     }
 
     #[test]

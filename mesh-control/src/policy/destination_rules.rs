@@ -7,8 +7,7 @@ use std::sync::Arc;
 use super::view::View;
 use crate::config::file::{Meta, Object};
 use crate::config::istio::destination_rule::{
-    ClientTls, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, Subset,
-    TrafficPolicy,
+    ClientTls, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, Subset, TrafficPolicy,
 };
 use crate::config::{Code, Diagnostic, Severity};
 use crate::registry::Visibility;
@@ -67,9 +66,7 @@ impl DestinationRules {
             // Rules for the same host are one rule (Istio: destination_rule.go): the first traffic policy
             // and the first subset of each name count.
             let same = rules.iter_mut().find(|other| {
-                other.host == rule.host
-                    && other.visibility == rule.visibility
-                    && other.selector == rule.selector
+                other.host == rule.host && other.visibility == rule.visibility && other.selector == rule.selector
             });
             match same {
                 Some(earlier) => merge_into(earlier, rule, &mut found),
@@ -80,44 +77,24 @@ impl DestinationRules {
             .into_iter()
             .map(|(namespace, mut rules)| {
                 // What is for some clients only goes before what is for all.
-                rules.sort_by_key(|rule| {
-                    (Reverse(specificity(&rule.host)), rule.selector.is_empty())
-                });
+                rules.sort_by_key(|rule| (Reverse(specificity(&rule.host)), rule.selector.is_empty()));
                 (namespace, rules.into_iter().map(Arc::new).collect())
             })
             .collect();
-        (
-            DestinationRules {
-                by_namespace,
-                label_keys,
-            },
-            found,
-        )
+        (DestinationRules { by_namespace, label_keys }, found)
     }
 
     /// The rule in force for a service: of the client's namespace, else of the service's, else of the root
     /// namespace (Istio: push_context.go); of one namespace, that of the most specific host.
-    pub fn find(
-        &self,
-        host: &str,
-        service_namespace: &str,
-        view: &View,
-    ) -> Option<&Arc<MergedRule>> {
+    pub fn find(&self, host: &str, service_namespace: &str, view: &View) -> Option<&Arc<MergedRule>> {
         let client = &*view.namespace;
-        let own = || {
-            self.of_namespace(client)
-                .find(|rule| covers(&rule.host, host) && rule.is_for(&view.labels))
-        };
+        let own = || self.of_namespace(client).find(|rule| covers(&rule.host, host) && rule.is_for(&view.labels));
         let exported = |namespace: &str| {
-            self.of_namespace(namespace).find(|rule| {
-                covers(&rule.host, host)
-                    && rule.selector.is_empty()
-                    && rule.visibility.includes(client)
-            })
+            self.of_namespace(namespace)
+                .find(|rule| covers(&rule.host, host) && rule.selector.is_empty() && rule.visibility.includes(client))
         };
         let own = (client != ROOT_NAMESPACE).then(own).flatten();
-        own.or_else(|| exported(service_namespace))
-            .or_else(|| exported(ROOT_NAMESPACE))
+        own.or_else(|| exported(service_namespace)).or_else(|| exported(ROOT_NAMESPACE))
     }
 
     fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<MergedRule>> {
@@ -144,10 +121,7 @@ impl MergedRule {
     pub fn settings(&self, port: u16, subset: Option<&Subset>) -> Settings<'_> {
         // The subset's lifetime is the rule's: it is looked up again to say so.
         let subset = subset.and_then(|subset| self.subset(&subset.name));
-        let of_rule = self
-            .policy
-            .as_ref()
-            .map(|policy| Settings::default().overridden_by(policy, port));
+        let of_rule = self.policy.as_ref().map(|policy| Settings::default().overridden_by(policy, port));
         let of_rule = of_rule.unwrap_or_default();
         match subset.and_then(|subset| subset.traffic_policy.as_ref()) {
             Some(policy) => of_rule.overridden_by(policy, port),
@@ -160,10 +134,7 @@ impl<'a> Settings<'a> {
     /// These settings, with those of a policy in their place; a port's own settings inherit nothing
     /// (Istio: mergeTrafficPolicy).
     fn overridden_by(self, policy: &'a TrafficPolicy, port: u16) -> Settings<'a> {
-        let of_port = policy
-            .port_level_settings
-            .iter()
-            .find(|settings| settings.port.number.0 == port);
+        let of_port = policy.port_level_settings.iter().find(|settings| settings.port.number.0 == port);
         match of_port {
             Some(settings) => Settings {
                 load_balancer: settings.load_balancer.as_ref(),
@@ -188,11 +159,7 @@ fn single(object: &Object<DestinationRule>) -> MergedRule {
         host: in_namespace(&spec.host, &meta.namespace),
         meta: meta.clone(),
         visibility: Visibility::new(export_to, &meta.namespace),
-        selector: spec
-            .workload_selector
-            .as_ref()
-            .map(|s| s.match_labels.clone())
-            .unwrap_or_default(),
+        selector: spec.workload_selector.as_ref().map(|s| s.match_labels.clone()).unwrap_or_default(),
         policy: spec.traffic_policy.clone(),
         subsets: spec.subsets.clone(),
     }
@@ -207,20 +174,14 @@ fn merge_into(earlier: &mut MergedRule, later: MergedRule, found: &mut Vec<Diagn
     let winner = format!("{} ({})", earlier.meta.id(), earlier.meta.origin);
     match (&earlier.policy, &later.policy) {
         (Some(_), Some(_)) => {
-            report(format!(
-                "host {} has its traffic policy from {winner} already",
-                later.host
-            ));
+            report(format!("host {} has its traffic policy from {winner} already", later.host));
         }
         (None, Some(policy)) => earlier.policy = Some(policy.clone()),
         _ => {}
     }
     for subset in later.subsets {
         if earlier.subset(&subset.name).is_some() {
-            report(format!(
-                "host {} has its subset `{}` from {winner} already",
-                later.host, subset.name.value
-            ));
+            report(format!("host {} has its subset `{}` from {winner} already", later.host, subset.name.value));
         } else {
             earlier.subsets.push(subset);
         }

@@ -16,9 +16,7 @@ use crate::config::{Diagnostic, Objects};
 use crate::registry::host::{candidates, split_port};
 use crate::registry::{Service, ServiceId, ServicePort, Services};
 use destination_rules::{DestinationRules, MergedRule, Settings};
-use route::{
-    Action, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, Route, Target,
-};
+use route::{Action, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, Route, Target};
 use view::View;
 use virtual_services::VirtualServices;
 
@@ -70,40 +68,18 @@ impl Policy {
         found.extend(conflicts);
         let (destination_rules, conflicts) = DestinationRules::new(&objects.destination_rules);
         found.extend(conflicts);
-        let label_keys = virtual_services
-            .label_keys
-            .union(&destination_rules.label_keys)
-            .cloned()
-            .collect();
-        (
-            Policy {
-                services,
-                virtual_services,
-                destination_rules,
-                label_keys,
-            },
-            found,
-        )
+        let label_keys = virtual_services.label_keys.union(&destination_rules.label_keys).cloned().collect();
+        (Policy { services, virtual_services, destination_rules, label_keys }, found)
     }
 
     /// A client, reduced to what can change what it is told.
     pub fn view(&self, namespace: &Arc<str>, labels: &BTreeMap<String, String>) -> View {
         if self.label_keys.is_empty() {
-            return View {
-                namespace: namespace.clone(),
-                labels: Arc::default(),
-            };
+            return View { namespace: namespace.clone(), labels: Arc::default() };
         }
-        let kept = labels
-            .iter()
-            .filter(|(key, _)| self.label_keys.contains(*key));
-        let labels = kept
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
-        View {
-            namespace: namespace.clone(),
-            labels: Arc::new(labels),
-        }
+        let kept = labels.iter().filter(|(key, _)| self.label_keys.contains(*key));
+        let labels = kept.map(|(key, value)| (key.clone(), value.clone())).collect();
+        View { namespace: namespace.clone(), labels: Arc::new(labels) }
     }
 
     /// What a client means by a target as the application wrote it, `host:port` or `host`.
@@ -113,24 +89,11 @@ impl Policy {
     pub fn resolve(&self, target: &str, view: &View) -> Option<Address> {
         let (host, port) = split_port(target)?;
         let names = candidates(host, &view.namespace);
-        let exact = names
-            .iter()
-            .find(|name| self.services.exact(name, &view.namespace).is_some());
-        let named = || {
-            names
-                .iter()
-                .find(|name| self.virtual_services.names(name, &view.namespace))
-        };
-        let covered = || {
-            names
-                .iter()
-                .find(|name| self.services.find(name, &view.namespace).is_some())
-        };
+        let exact = names.iter().find(|name| self.services.exact(name, &view.namespace).is_some());
+        let named = || names.iter().find(|name| self.virtual_services.names(name, &view.namespace));
+        let covered = || names.iter().find(|name| self.services.find(name, &view.namespace).is_some());
         let host = exact.or_else(named).or_else(covered)?;
-        let service = self
-            .services
-            .find(host, &view.namespace)
-            .map(|(_, service)| service);
+        let service = self.services.find(host, &view.namespace).map(|(_, service)| service);
         let port = match (port, service) {
             (Some(port), Some(service)) => service.port(port)?.number,
             (None, Some(service)) => match service.ports.as_slice() {
@@ -139,10 +102,7 @@ impl Policy {
             },
             (port, None) => port.unwrap_or(80),
         };
-        Some(Address {
-            host: host.as_str().into(),
-            port,
-        })
+        Some(Address { host: host.as_str().into(), port })
     }
 
     /// Whether an address is one that exists for a client, so that it has routes.
@@ -170,46 +130,25 @@ impl Policy {
     pub fn cluster(&self, key: ClusterKey, view: &View) -> Option<Cluster<'_>> {
         let (id, service) = self.services.find(&key.host, &view.namespace)?;
         let port = service.port(key.port)?;
-        let rule = self
-            .destination_rules
-            .find(&key.host, &service.namespace, view);
+        let rule = self.destination_rules.find(&key.host, &service.namespace, view);
         let subset = match &*key.subset {
             "" => None,
             name => Some(rule?.subset(name)?),
         };
-        let settings = rule
-            .map(|rule| rule.settings(key.port, subset))
-            .unwrap_or_default();
+        let settings = rule.map(|rule| rule.settings(key.port, subset)).unwrap_or_default();
         let labels = subset.filter(|subset| !subset.labels.is_empty());
         let labels = labels.map(|subset| Arc::new(subset.labels.clone()));
-        Some(Cluster {
-            key,
-            id,
-            service,
-            port,
-            rule,
-            labels,
-            settings,
-        })
+        Some(Cluster { key, id, service, port, rule, labels, settings })
     }
 }
 
 fn default_route(address: &Address) -> Route {
-    let cluster = ClusterKey {
-        host: address.host.clone(),
-        port: address.port,
-        subset: "".into(),
-    };
+    let cluster = ClusterKey { host: address.host.clone(), port: address.port, subset: "".into() };
     Route {
         name: "default".to_owned(),
         condition: Condition::default(),
         action: Action::Forward(Forward {
-            targets: vec![Target {
-                cluster,
-                weight: 1,
-                headers: HeaderChanges::default(),
-                authority: None,
-            }],
+            targets: vec![Target { cluster, weight: 1, headers: HeaderChanges::default(), authority: None }],
             rewrite: PathRewrite::None,
             authority: None,
             timeout: None,

@@ -4,13 +4,8 @@ use super::route::Retry;
 use crate::config::istio::virtual_service;
 
 /// What is tried again where nobody says anything. There is no 503 among the statuses: the list is empty.
-const DEFAULT_CONDITIONS: [&str; 5] = [
-    "connect-failure",
-    "refused-stream",
-    "unavailable",
-    "cancelled",
-    "retriable-status-codes",
-];
+const DEFAULT_CONDITIONS: [&str; 5] =
+    ["connect-failure", "refused-stream", "unavailable", "cancelled", "retriable-status-codes"];
 const DEFAULT_ATTEMPTS: u32 = 2;
 
 /// The policy of a route that has none.
@@ -29,9 +24,7 @@ pub fn of(written: Option<&virtual_service::Retry>) -> Option<Retry> {
     let Some(written) = written else {
         return Some(default_policy());
     };
-    let attempts = u32::try_from(written.attempts)
-        .ok()
-        .filter(|attempts| *attempts > 0)?;
+    let attempts = u32::try_from(written.attempts).ok().filter(|attempts| *attempts > 0)?;
     let mut policy = Retry {
         attempts,
         per_try_timeout: written.per_try_timeout.filter(|limit| !limit.is_zero()),
@@ -41,11 +34,7 @@ pub fn of(written: Option<&virtual_service::Retry>) -> Option<Retry> {
     let tokens = written.retry_on.as_deref().unwrap_or_default();
     if !tokens.trim().is_empty() {
         policy.conditions = Vec::new();
-        for token in tokens
-            .split(',')
-            .map(str::trim)
-            .filter(|token| !token.is_empty())
-        {
+        for token in tokens.split(',').map(str::trim).filter(|token| !token.is_empty()) {
             // A number is a status, and statuses need the condition that looks at them.
             match token.parse() {
                 Ok(status) => policy.statuses.push(status),
@@ -53,8 +42,7 @@ pub fn of(written: Option<&virtual_service::Retry>) -> Option<Retry> {
             }
         }
         let by_status = "retriable-status-codes";
-        if !policy.statuses.is_empty() && !policy.conditions.iter().any(|token| token == by_status)
-        {
+        if !policy.statuses.is_empty() && !policy.conditions.iter().any(|token| token == by_status) {
             policy.conditions.push(by_status.to_owned());
         }
     }
@@ -94,9 +82,6 @@ mod tests {
         assert_eq!((policy.attempts, policy.statuses), (3, vec![503]));
         assert_eq!(policy.conditions, ["5xx", "retriable-status-codes"]);
         assert_eq!(policy.per_try_timeout, None);
-        assert_eq!(
-            of(Some(&written(1, Some("")))).unwrap().conditions,
-            default_policy().conditions
-        );
+        assert_eq!(of(Some(&written(1, Some("")))).unwrap().conditions, default_policy().conditions);
     }
 }

@@ -12,8 +12,8 @@ use crate::config::Origin;
 use crate::config::decode::Text;
 use crate::config::istio::string_match::StringMatch;
 use crate::config::istio::virtual_service::{
-    DerivePort, DirectResponse, Fault, FaultAbort, HeaderOperations, HttpDestination, HttpMatch,
-    HttpRoute, Percent, Redirect, Rewrite, decode_base64, grpc_status_code,
+    DerivePort, DirectResponse, Fault, FaultAbort, HeaderOperations, HttpDestination, HttpMatch, HttpRoute, Percent,
+    Redirect, Rewrite, decode_base64, grpc_status_code,
 };
 use crate::registry::host::in_namespace;
 use crate::registry::service::is_subset;
@@ -140,18 +140,13 @@ impl ClusterKey {
     /// Reads a name as Istio writes it.
     pub fn parse(name: &str) -> Option<ClusterKey> {
         let mut parts = name.split('|');
-        let (direction, port, subset, host) =
-            (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let (direction, port, subset, host) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let is_plain = !port.starts_with(['+', '0']);
         let port: u16 = port.parse().ok().filter(|port| *port > 0 && is_plain)?;
         if direction != "outbound" || host.is_empty() || parts.next().is_some() {
             return None;
         }
-        Some(ClusterKey {
-            host: host.into(),
-            port,
-            subset: subset.into(),
-        })
+        Some(ClusterKey { host: host.into(), port, subset: subset.into() })
     }
 }
 
@@ -296,11 +291,7 @@ pub fn compile(rules: &[Rule], view: &View, port: u16, ports_of: &PortsOf<'_>) -
     let mut routes: Vec<Route> = Vec::new();
     for rule in rules {
         let unconditional = [HttpMatch::default()];
-        let matches = if rule.route.matches.is_empty() {
-            &unconditional[..]
-        } else {
-            &rule.route.matches
-        };
+        let matches = if rule.route.matches.is_empty() { &unconditional[..] } else { &rule.route.matches };
         for condition in matches {
             if !applies(condition, view, port) {
                 continue;
@@ -320,28 +311,17 @@ pub fn compile(rules: &[Rule], view: &View, port: u16, ports_of: &PortsOf<'_>) -
 
 /// Whether a condition can hold for requests of this client to this port.
 fn applies(condition: &HttpMatch, view: &View, port: u16) -> bool {
-    let mesh =
-        |gateways: &[Text]| gateways.is_empty() || gateways.iter().any(|name| name.value == "mesh");
-    let labels =
-        condition.source_labels.is_empty() || is_subset(&condition.source_labels, &view.labels);
-    let namespace =
-        condition.source_namespace.is_empty() || *condition.source_namespace == *view.namespace;
+    let mesh = |gateways: &[Text]| gateways.is_empty() || gateways.iter().any(|name| name.value == "mesh");
+    let labels = condition.source_labels.is_empty() || is_subset(&condition.source_labels, &view.labels);
+    let namespace = condition.source_namespace.is_empty() || *condition.source_namespace == *view.namespace;
     let port = condition.port.is_none_or(|wanted| wanted.0 == port);
     // Claims of a token are known to a gateway only.
-    let claims = condition
-        .headers
-        .keys()
-        .chain(condition.without_headers.keys());
+    let claims = condition.headers.keys().chain(condition.without_headers.keys());
     let answerable = !claims.clone().any(|name| name.starts_with('@'));
     labels && namespace && port && mesh(&condition.gateways) && answerable
 }
 
-fn compile_one(
-    rule: &Rule,
-    condition: &HttpMatch,
-    port: u16,
-    ports_of: &PortsOf<'_>,
-) -> Option<Route> {
+fn compile_one(rule: &Rule, condition: &HttpMatch, port: u16, ports_of: &PortsOf<'_>) -> Option<Route> {
     let route = &rule.route;
     let action = if let Some(redirect) = &route.redirect {
         Action::Redirect(redirect_to(redirect, port))
@@ -366,10 +346,7 @@ fn compile_one(
 
 fn condition_of(condition: &HttpMatch) -> Condition {
     let lower = |headers: &BTreeMap<String, StringMatch>| {
-        headers
-            .iter()
-            .map(|(name, value)| (name.to_ascii_lowercase(), value.clone()))
-            .collect()
+        headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect()
     };
     Condition {
         path: condition.uri.clone().unwrap_or_default(),
@@ -391,10 +368,7 @@ fn forward(rule: &Rule, port: u16, ports_of: &PortsOf<'_>) -> Option<Forward> {
         u32::try_from(weight).unwrap_or(0)
     };
     // Of several destinations, those of weight 0 get nothing (Istio: route.go).
-    let kept = route
-        .route
-        .iter()
-        .filter(|destination| !several || weight(destination) > 0);
+    let kept = route.route.iter().filter(|destination| !several || weight(destination) > 0);
     let targets: Vec<Target> = kept
         .map(|destination| Target {
             cluster: cluster_of(destination, &rule.namespace, port, ports_of),
@@ -421,12 +395,7 @@ fn forward(rule: &Rule, port: u16, ports_of: &PortsOf<'_>) -> Option<Forward> {
 
 /// The port of a destination is the written one, else the only one that the service has, else the one that
 /// is being addressed (Istio: GetDestinationCluster).
-fn cluster_of(
-    destination: &HttpDestination,
-    namespace: &str,
-    addressed: u16,
-    ports_of: &PortsOf<'_>,
-) -> ClusterKey {
+fn cluster_of(destination: &HttpDestination, namespace: &str, addressed: u16, ports_of: &PortsOf<'_>) -> ClusterKey {
     let destination = &destination.destination;
     let host = in_namespace(&destination.host, namespace);
     let port = match &destination.port {
@@ -436,16 +405,8 @@ fn cluster_of(
             _ => addressed,
         },
     };
-    let subset = destination
-        .subset
-        .as_ref()
-        .map(|subset| subset.value.as_str())
-        .unwrap_or_default();
-    ClusterKey {
-        host: host.into(),
-        port,
-        subset: subset.into(),
-    }
+    let subset = destination.subset.as_ref().map(|subset| subset.value.as_str()).unwrap_or_default();
+    ClusterKey { host: host.into(), port, subset: subset.into() }
 }
 
 fn path_rewrite(rewrite: &Rewrite) -> PathRewrite {
@@ -469,36 +430,22 @@ fn redirect_to(redirect: &Redirect, port: u16) -> RedirectTo {
             (None, Some(DerivePort::FromProtocolDefault) | None) => None,
         },
         scheme: some(&redirect.scheme),
-        status: redirect
-            .redirect_code
-            .as_ref()
-            .map_or(301, |code| code.value),
+        status: redirect.redirect_code.as_ref().map_or(301, |code| code.value),
     }
 }
 
 fn respond(response: &DirectResponse) -> Response {
     let body = response.body.as_ref().and_then(|body| {
         let text = body.string.clone().map(Body::Text);
-        text.or_else(|| {
-            body.bytes
-                .as_deref()
-                .and_then(decode_base64)
-                .map(Body::Bytes)
-        })
+        text.or_else(|| body.bytes.as_deref().and_then(decode_base64).map(Body::Bytes))
     });
-    Response {
-        status: response.status.value,
-        body: body.unwrap_or(Body::Empty),
-    }
+    Response { status: response.status.value, body: body.unwrap_or(Body::Empty) }
 }
 
 fn faults(fault: &Fault) -> Faults {
     let share = |percentage: Option<Percent>, percent: Option<i32>| {
         let whole = || percent.map(|percent| percent.clamp(0, 100).unsigned_abs() * 10_000);
-        percentage
-            .map(|percentage| percentage.millionths)
-            .or_else(whole)
-            .filter(|share| *share > 0)
+        percentage.map(|percentage| percentage.millionths).or_else(whole).filter(|share| *share > 0)
     };
     Faults {
         delay: fault.delay.as_ref().and_then(|delay| {
@@ -516,11 +463,7 @@ fn abort_with(abort: &FaultAbort) -> Option<AbortWith> {
     if let Some(status) = &abort.http_status {
         return Some(AbortWith::Http(status.value));
     }
-    abort
-        .grpc_status
-        .as_ref()
-        .and_then(|status| grpc_status_code(status))
-        .map(AbortWith::Grpc)
+    abort.grpc_status.as_ref().and_then(|status| grpc_status_code(status)).map(AbortWith::Grpc)
 }
 
 fn is_authority(name: &str) -> bool {
@@ -529,35 +472,22 @@ fn is_authority(name: &str) -> bool {
 
 /// Setting the header `Host` is a rewrite of the authority (Istio: translateHeadersOperations).
 fn authority_in(operations: &HeaderOperations) -> Option<String> {
-    operations
-        .set
-        .iter()
-        .chain(&operations.add)
-        .find(|(name, _)| is_authority(name))
-        .map(|(_, v)| v.clone())
+    operations.set.iter().chain(&operations.add).find(|(name, _)| is_authority(name)).map(|(_, v)| v.clone())
 }
 
 fn changes(request: &HeaderOperations, response: &HeaderOperations) -> HeaderChanges {
     let one = |operations: &HeaderOperations| {
         let pairs = |map: &BTreeMap<String, String>| {
             let kept = map.iter().filter(|(name, _)| !is_authority(name));
-            kept.map(|(name, value)| (name.to_ascii_lowercase(), value.clone()))
-                .collect()
+            kept.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect()
         };
         Changes {
-            remove: operations
-                .remove
-                .iter()
-                .map(|name| name.to_ascii_lowercase())
-                .collect(),
+            remove: operations.remove.iter().map(|name| name.to_ascii_lowercase()).collect(),
             set: pairs(&operations.set),
             add: pairs(&operations.add),
         }
     };
-    HeaderChanges {
-        request: one(request),
-        response: one(response),
-    }
+    HeaderChanges { request: one(request), response: one(response) }
 }
 
 #[cfg(test)]
@@ -566,11 +496,7 @@ mod tests {
 
     #[test]
     fn cluster_names_are_istios_byte_for_byte() {
-        let key = ClusterKey {
-            host: "foo.ns.svc.cluster.local".into(),
-            port: 8080,
-            subset: "v1".into(),
-        };
+        let key = ClusterKey { host: "foo.ns.svc.cluster.local".into(), port: 8080, subset: "v1".into() };
         assert_eq!(key.to_string(), "outbound|8080|v1|foo.ns.svc.cluster.local");
         assert_eq!(ClusterKey::parse(&key.to_string()), Some(key));
         for bad in [

@@ -76,19 +76,11 @@ pub struct Row {
 }
 
 const fn both(path: &'static str, support: Support) -> Row {
-    Row {
-        path,
-        library: support,
-        grpc: support,
-    }
+    Row { path, library: support, grpc: support }
 }
 
 const fn http_only(path: &'static str, grpc: &'static str) -> Row {
-    Row {
-        path,
-        library: Enforced,
-        grpc: NotYet(grpc),
-    }
+    Row { path, library: Enforced, grpc: NotYet(grpc) }
 }
 
 const NO_HEADERS: &str = "gRPC's xDS clients leave headers as they are";
@@ -128,10 +120,7 @@ const VIRTUAL_SERVICE: &[Row] = &[
     both("http.match.withoutHeaders.prefix", Enforced),
     both("http.match.withoutHeaders.regex", Enforced),
     both("http.match.sourceNamespace", Enforced),
-    both(
-        "http.match.statPrefix",
-        NotYet("statistics carry the route's name only"),
-    ),
+    both("http.match.statPrefix", NotYet("statistics carry the route's name only")),
     both("http.route.destination.host", Enforced),
     both("http.route.destination.subset", Enforced),
     both("http.route.destination.port.number", Enforced),
@@ -165,29 +154,12 @@ const VIRTUAL_SERVICE: &[Row] = &[
     http_only("http.rewrite.uriRegexRewrite.match", NO_REWRITE),
     http_only("http.rewrite.uriRegexRewrite.rewrite", NO_REWRITE),
     both("http.timeout", Enforced),
-    Row {
-        path: "http.retries",
-        library: Partly(retries_without_conditions),
-        grpc: Enforced,
-    },
+    Row { path: "http.retries", library: Partly(retries_without_conditions), grpc: Enforced },
     both("http.retries.attempts", Enforced),
-    both(
-        "http.retries.perTryTimeout",
-        NotYet("a try lasts as long as the request may"),
-    ),
-    Row {
-        path: "http.retries.retryOn",
-        library: Partly(retry_on),
-        grpc: Partly(grpc_retry_on),
-    },
-    both(
-        "http.retries.retryRemoteLocalities",
-        NotYet("localities are not told apart"),
-    ),
-    both(
-        "http.retries.retryIgnorePreviousHosts",
-        NotYet("a retry picks as the first try does"),
-    ),
+    both("http.retries.perTryTimeout", NotYet("a try lasts as long as the request may")),
+    Row { path: "http.retries.retryOn", library: Partly(retry_on), grpc: Partly(grpc_retry_on) },
+    both("http.retries.retryRemoteLocalities", NotYet("localities are not told apart")),
+    both("http.retries.retryIgnorePreviousHosts", NotYet("a retry picks as the first try does")),
     Row {
         path: "http.retries.backoff",
         library: NotYet("a connection failure is tried again at once"),
@@ -195,27 +167,18 @@ const VIRTUAL_SERVICE: &[Row] = &[
     },
     both("http.fault.delay.percent", Enforced),
     both("http.fault.delay.fixedDelay", Enforced),
-    both(
-        "http.fault.delay.exponentialDelay",
-        NotYet("Istio does not implement it either"),
-    ),
+    both("http.fault.delay.exponentialDelay", NotYet("Istio does not implement it either")),
     both("http.fault.delay.percentage.value", Enforced),
     both("http.fault.abort.httpStatus", Enforced),
     both("http.fault.abort.grpcStatus", Enforced),
-    both(
-        "http.fault.abort.http2Error",
-        NotYet("Istio does not implement it either"),
-    ),
+    both("http.fault.abort.http2Error", NotYet("Istio does not implement it either")),
     both("http.fault.abort.percentage.value", Enforced),
     both("http.fault.abort.percent", Enforced),
     both("http.mirror", NotYet("nothing is mirrored")),
     both("http.mirrors", NotYet("nothing is mirrored")),
     both("http.mirrorPercent", NotYet("nothing is mirrored")),
     both("http.mirrorPercentage", NotYet("nothing is mirrored")),
-    both(
-        "http.corsPolicy",
-        NotYet("no header of it is added or answered"),
-    ),
+    both("http.corsPolicy", NotYet("no header of it is added or answered")),
     both("tls", NotYet("raw TLS connections are not routed")),
     both("tcp", NotYet("raw connections are not routed")),
 ];
@@ -223,80 +186,25 @@ const VIRTUAL_SERVICE: &[Row] = &[
 /// Of a traffic policy, wherever it stands.
 const TRAFFIC_POLICY: &[Row] = &[
     both("loadBalancer.simple", Enforced),
-    both(
-        "loadBalancer.consistentHash",
-        NotYet("requests are balanced by least request"),
-    ),
-    both(
-        "loadBalancer.localityLbSetting",
-        NotYet("localities are not told apart"),
-    ),
-    both(
-        "loadBalancer.warmupDurationSecs",
-        NotYet("new endpoints take their full share at once"),
-    ),
-    both(
-        "loadBalancer.warmup",
-        NotYet("new endpoints take their full share at once"),
-    ),
-    both(
-        "loadBalancer.zoneAwareLbSetting",
-        NotYet("localities are not told apart"),
-    ),
-    http_only(
-        "connectionPool.tcp.connectTimeout",
-        "gRPC's clients have their own",
-    ),
-    both(
-        "connectionPool.tcp.maxConnections",
-        NotYet("there is no such limit"),
-    ),
-    both(
-        "connectionPool.tcp.tcpKeepalive",
-        NotYet("the operating system's setting holds"),
-    ),
-    both(
-        "connectionPool.tcp.maxConnectionDuration",
-        NotYet("connections live on"),
-    ),
-    both(
-        "connectionPool.tcp.idleTimeout",
-        NotYet("set `http.idleTimeout`"),
-    ),
-    http_only(
-        "connectionPool.http.idleTimeout",
-        "gRPC's clients have their own",
-    ),
-    http_only(
-        "connectionPool.http.maxRequestsPerConnection",
-        "gRPC's clients have no such limit",
-    ),
+    both("loadBalancer.consistentHash", NotYet("requests are balanced by least request")),
+    both("loadBalancer.localityLbSetting", NotYet("localities are not told apart")),
+    both("loadBalancer.warmupDurationSecs", NotYet("new endpoints take their full share at once")),
+    both("loadBalancer.warmup", NotYet("new endpoints take their full share at once")),
+    both("loadBalancer.zoneAwareLbSetting", NotYet("localities are not told apart")),
+    http_only("connectionPool.tcp.connectTimeout", "gRPC's clients have their own"),
+    both("connectionPool.tcp.maxConnections", NotYet("there is no such limit")),
+    both("connectionPool.tcp.tcpKeepalive", NotYet("the operating system's setting holds")),
+    both("connectionPool.tcp.maxConnectionDuration", NotYet("connections live on")),
+    both("connectionPool.tcp.idleTimeout", NotYet("set `http.idleTimeout`")),
+    http_only("connectionPool.http.idleTimeout", "gRPC's clients have their own"),
+    http_only("connectionPool.http.maxRequestsPerConnection", "gRPC's clients have no such limit"),
     both("connectionPool.http.h2UpgradePolicy", Enforced),
-    Row {
-        path: "connectionPool.http.http2MaxRequests",
-        library: NotYet("there is no such limit"),
-        grpc: Enforced,
-    },
-    both(
-        "connectionPool.http.http1MaxPendingRequests",
-        NotYet("there is no such limit"),
-    ),
-    both(
-        "connectionPool.http.maxRetries",
-        NotYet("there is no such limit"),
-    ),
-    both(
-        "connectionPool.http.useClientProtocol",
-        NotYet("the port's protocol is used"),
-    ),
-    both(
-        "connectionPool.http.maxConcurrentStreams",
-        NotYet("the server's limit holds"),
-    ),
-    both(
-        "connectionPool.http.http2KeepAlive",
-        NotYet("no pings are sent"),
-    ),
+    Row { path: "connectionPool.http.http2MaxRequests", library: NotYet("there is no such limit"), grpc: Enforced },
+    both("connectionPool.http.http1MaxPendingRequests", NotYet("there is no such limit")),
+    both("connectionPool.http.maxRetries", NotYet("there is no such limit")),
+    both("connectionPool.http.useClientProtocol", NotYet("the port's protocol is used")),
+    both("connectionPool.http.maxConcurrentStreams", NotYet("the server's limit holds")),
+    both("connectionPool.http.http2KeepAlive", NotYet("no pings are sent")),
     both("outlierDetection", NotYet("no endpoint is ejected")),
     both("tls", Partly(tls)),
 ];
@@ -328,10 +236,7 @@ const SERVICE_ENTRY: &[Row] = &[
     both("resolution", Enforced),
     both("workloadSelector.labels", Enforced),
     both("exportTo", Enforced),
-    both(
-        "subjectAltNames",
-        NotYet("no certificate is checked, as no connection is secured"),
-    ),
+    both("subjectAltNames", NotYet("no certificate is checked, as no connection is secured")),
 ];
 
 const ENDPOINT: &[Row] = &[
@@ -371,10 +276,7 @@ const SERVICE: &[Row] = &[
     both("publishNotReadyAddresses", Indifferent),
     both("internalTrafficPolicy", Partly(internal_traffic_policy)),
     both("externalTrafficPolicy", Indifferent),
-    both(
-        "trafficDistribution",
-        NotYet("localities are not told apart"),
-    ),
+    both("trafficDistribution", NotYet("localities are not told apart")),
     both("loadBalancerIP", Indifferent),
     both("loadBalancerClass", Indifferent),
     both("loadBalancerSourceRanges", Indifferent),
@@ -434,11 +336,7 @@ pub fn is_own_row(row: &Row, path: &str) -> bool {
 fn has_rows_below(kind: ObjectKind, path: &str) -> bool {
     tables(kind).iter().any(|(prefix, rows)| {
         rows.iter().any(|row| {
-            let full = if prefix.is_empty() {
-                row.path.to_owned()
-            } else {
-                format!("{prefix}.{}", row.path)
-            };
+            let full = if prefix.is_empty() { row.path.to_owned() } else { format!("{prefix}.{}", row.path) };
             below(&full, path).is_some()
         })
     })
@@ -470,11 +368,7 @@ fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, d: &mut Decoder
             continue;
         }
         let join = |parent: &str| {
-            if parent.is_empty() {
-                key.name.clone()
-            } else {
-                format!("{parent}.{}", key.name)
-            }
+            if parent.is_empty() { key.name.clone() } else { format!("{parent}.{}", key.name) }
         };
         let (path, shown) = (join(path), join(shown));
         if let Some(row) = row(kind, &path).filter(|row| is_own_row(row, &path)) {
@@ -501,16 +395,8 @@ fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, d: &mut Decoder
 }
 
 fn gateways(node: &Node) -> Option<String> {
-    let others: Vec<&str> = node
-        .items()
-        .iter()
-        .filter_map(Node::as_str)
-        .filter(|name| *name != "mesh")
-        .collect();
-    let in_mesh = node
-        .items()
-        .iter()
-        .any(|name| name.as_str() == Some("mesh"));
+    let others: Vec<&str> = node.items().iter().filter_map(Node::as_str).filter(|name| *name != "mesh").collect();
+    let in_mesh = node.items().iter().any(|name| name.as_str() == Some("mesh"));
     if others.is_empty() {
         return None;
     }
@@ -521,51 +407,35 @@ fn gateways(node: &Node) -> Option<String> {
 }
 
 fn retries_without_conditions(node: &Node) -> Option<String> {
-    let off = matches!(
-        node.get("attempts").map(|node| &node.value),
-        Some(Value::Int(0)) | None
-    );
+    let off = matches!(node.get("attempts").map(|node| &node.value), Some(Value::Int(0)) | None);
     (!off && node.get("retryOn").is_none())
         .then(|| "only connection failures and refused streams are retried".to_owned())
 }
 
 fn retry_on(node: &Node) -> Option<String> {
     let others = other_tokens(node, &["connect-failure", "refused-stream"])?;
-    Some(format!(
-        "{others}; only connection failures and refused streams are retried"
-    ))
+    Some(format!("{others}; only connection failures and refused streams are retried"))
 }
 
 /// What gRPC's xDS clients retry on (gRFC A44).
-pub const GRPC_RETRY_TOKENS: [&str; 5] = [
-    "cancelled",
-    "deadline-exceeded",
-    "internal",
-    "resource-exhausted",
-    "unavailable",
-];
+pub const GRPC_RETRY_TOKENS: [&str; 5] =
+    ["cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable"];
 
 fn grpc_retry_on(node: &Node) -> Option<String> {
     let others = other_tokens(node, &GRPC_RETRY_TOKENS)?;
-    Some(format!(
-        "{others}; gRPC's clients retry on five gRPC statuses only"
-    ))
+    Some(format!("{others}; gRPC's clients retry on five gRPC statuses only"))
 }
 
 fn other_tokens(node: &Node, supported: &[&str]) -> Option<String> {
     let text = node.as_str()?;
-    let others: Vec<&str> = text
-        .split(',')
-        .map(str::trim)
-        .filter(|token| !token.is_empty() && !supported.contains(token))
-        .collect();
+    let others: Vec<&str> =
+        text.split(',').map(str::trim).filter(|token| !token.is_empty() && !supported.contains(token)).collect();
     (!others.is_empty()).then(|| others.join(", "))
 }
 
 fn tls(node: &Node) -> Option<String> {
     let mode = node.get("mode").and_then(Node::as_str).unwrap_or("DISABLE");
-    (mode != "DISABLE")
-        .then(|| format!("mode {mode}; calls fail instead of travelling unprotected"))
+    (mode != "DISABLE").then(|| format!("mode {mode}; calls fail instead of travelling unprotected"))
 }
 
 fn address(node: &Node) -> Option<String> {
@@ -622,8 +492,7 @@ mod tests {
             assert!(fields.len() >= 7, "{kind:?}");
             for path in fields {
                 let row = row(kind, &path).unwrap_or_else(|| panic!("{kind:?} {path} has no row"));
-                let covered =
-                    is_own_row(row, &path) || matches!(row.library, NotYet(_) | Partly(_));
+                let covered = is_own_row(row, &path) || matches!(row.library, NotYet(_) | Partly(_));
                 assert!(covered, "{kind:?} {path} hides behind {}", row.path);
             }
         }
@@ -635,14 +504,8 @@ mod tests {
             let fields = fields(kind);
             for (prefix, rows) in tables(kind) {
                 for row in *rows {
-                    let path = if prefix.is_empty() {
-                        row.path.to_owned()
-                    } else {
-                        format!("{prefix}.{}", row.path)
-                    };
-                    let known = fields
-                        .iter()
-                        .any(|field| *field == path || below(field, &path).is_some());
+                    let path = if prefix.is_empty() { row.path.to_owned() } else { format!("{prefix}.{}", row.path) };
+                    let known = fields.iter().any(|field| *field == path || below(field, &path).is_some());
                     assert!(known, "{kind:?} has no field {path}");
                 }
             }

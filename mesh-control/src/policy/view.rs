@@ -15,9 +15,6 @@ pub struct View {
 impl View {
     /// A client of this namespace without labels.
     pub fn of_namespace(namespace: &str) -> View {
-        View {
-            namespace: namespace.into(),
-            labels: Arc::default(),
-        }
+        View { namespace: namespace.into(), labels: Arc::default() }
     }
 }

@@ -51,17 +51,12 @@ pub struct EncodedKey {
 impl ServiceEndpoints {
     /// The endpoints of a port, in a fixed order.
     pub fn of_port(&self, port: u16) -> &[Endpoint] {
-        self.by_port
-            .get(&port)
-            .map(Vec::as_slice)
-            .unwrap_or_default()
+        self.by_port.get(&port).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Ports that have endpoints, and these.
     pub fn ports(&self) -> impl Iterator<Item = (u16, &[Endpoint])> {
-        self.by_port
-            .iter()
-            .map(|(port, endpoints)| (*port, endpoints.as_slice()))
+        self.by_port.iter().map(|(port, endpoints)| (*port, endpoints.as_slice()))
     }
 
     /// Whether both hold the same endpoints.
@@ -71,10 +66,7 @@ impl ServiceEndpoints {
 
     /// The encoding for this key, made once.
     pub fn encoded(&self, key: EncodedKey, make: impl FnOnce() -> Encoded) -> Encoded {
-        let mut encoded = self
-            .encoded
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut encoded = self.encoded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         encoded.entry(key).or_insert_with(make).clone()
     }
 }
@@ -101,26 +93,18 @@ pub fn collect<'a>(
         for port in &service.ports {
             if let Some(number) = written.port_for(port) {
                 let address = SocketAddr::new(ip, number);
-                by_port
-                    .entry(port.number)
-                    .or_default()
-                    .push(of_written(written, address));
+                by_port.entry(port.number).or_default().push(of_written(written, address));
             }
         }
     }
     for endpoints in by_port.values_mut() {
         // One address is one endpoint: gRPC rejects the whole set otherwise. The sort is stable, so who
         // registered stays ahead of what is written down, and the rest has a fixed order.
-        endpoints.sort_by(|a, b| {
-            (a.address, a.key.is_none(), &a.key).cmp(&(b.address, b.key.is_none(), &b.key))
-        });
+        endpoints.sort_by(|a, b| (a.address, a.key.is_none(), &a.key).cmp(&(b.address, b.key.is_none(), &b.key)));
         let mut seen = HashSet::new();
         endpoints.retain(|endpoint| seen.insert(endpoint.address));
     }
-    ServiceEndpoints {
-        by_port,
-        encoded: Mutex::default(),
-    }
+    ServiceEndpoints { by_port, encoded: Mutex::default() }
 }
 
 /// Which ports of the service a workload serves, if it is selected: those that its bound port matches by
@@ -132,11 +116,7 @@ fn ports_served(service: &Service, workload: &Workload) -> Vec<u16> {
         return Vec::new();
     }
     let ports = ports_by_target(service, workload);
-    if ports.is_empty() {
-        only_port(service).into_iter().collect()
-    } else {
-        ports
-    }
+    if ports.is_empty() { only_port(service).into_iter().collect() } else { ports }
 }
 
 fn registered(workload: &Workload) -> Endpoint {

@@ -14,11 +14,7 @@ pub fn service_host(name: &str, namespace: &str) -> String {
 /// (Istio: ResolveShortnameToFQDN); anything else stands for itself.
 pub fn in_namespace(host: &str, namespace: &str) -> String {
     let is_short = !host.contains(['.', ':', '*']);
-    if is_short {
-        service_host(host, namespace)
-    } else {
-        host.to_ascii_lowercase()
-    }
+    if is_short { service_host(host, namespace) } else { host.to_ascii_lowercase() }
 }
 
 /// The full names that a host can mean when a client of some namespace asks for it, the likeliest first.
@@ -57,9 +53,7 @@ pub fn short_forms(host: &str, client_namespace: &str) -> Vec<String> {
 /// Whether a host, possibly `*` or `*.suffix`, covers another.
 pub fn covers(pattern: &str, host: &str) -> bool {
     pattern == host
-        || pattern
-            .strip_prefix('*')
-            .is_some_and(|suffix| host.len() > suffix.len() && host.ends_with(suffix))
+        || pattern.strip_prefix('*').is_some_and(|suffix| host.len() > suffix.len() && host.ends_with(suffix))
 }
 
 /// How specific a pattern is: exact before wildcard, longer before shorter.
@@ -103,10 +97,7 @@ mod tests {
 
     #[test]
     fn short_names_belong_to_a_namespace() {
-        assert_eq!(
-            in_namespace("reviews", "shop"),
-            "reviews.shop.svc.cluster.local"
-        );
+        assert_eq!(in_namespace("reviews", "shop"), "reviews.shop.svc.cluster.local");
         assert_eq!(in_namespace("Api.Example.com", "shop"), "api.example.com");
         assert_eq!(in_namespace("*", "shop"), "*");
         for (asked, expected) in [
@@ -123,14 +114,8 @@ mod tests {
     #[test]
     fn a_service_is_called_by_shorter_names_too() {
         let host = "reviews.shop.svc.cluster.local";
-        assert_eq!(
-            short_forms(host, "shop"),
-            ["reviews", "reviews.shop", "reviews.shop.svc"]
-        );
-        assert_eq!(
-            short_forms(host, "other"),
-            ["reviews.shop", "reviews.shop.svc"]
-        );
+        assert_eq!(short_forms(host, "shop"), ["reviews", "reviews.shop", "reviews.shop.svc"]);
+        assert_eq!(short_forms(host, "other"), ["reviews.shop", "reviews.shop.svc"]);
         assert!(short_forms("api.example.com", "shop").is_empty());
     }
 
@@ -155,9 +140,7 @@ mod tests {
         assert_eq!(split_port("[::1]:80"), Some(("::1", Some(80))));
         assert_eq!(split_port("[::1]"), Some(("::1", None)));
         assert_eq!(split_port("::1"), Some(("::1", None)));
-        for bad in [
-            "", ":80", "a:", "a:0", "a:70000", "a:b", "a:+1", "[::1", "[::1]80",
-        ] {
+        for bad in ["", ":80", "a:", "a:0", "a:70000", "a:b", "a:+1", "[::1", "[::1]80"] {
             assert_eq!(split_port(bad), None, "{bad}");
         }
     }

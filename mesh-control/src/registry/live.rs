@@ -35,10 +35,7 @@ impl Endpoints {
     /// The endpoints of these services, with the workloads that registered so far. Sets that come out as
     /// they were are kept, encodings and all.
     pub fn new(services: &Services, before: &Endpoints, before_services: &Services) -> Endpoints {
-        let mut endpoints = Endpoints {
-            workloads: before.workloads.clone(),
-            ..Endpoints::default()
-        };
+        let mut endpoints = Endpoints { workloads: before.workloads.clone(), ..Endpoints::default() };
         for workload in before.workloads.values() {
             endpoints.place(services, workload);
         }
@@ -49,9 +46,7 @@ impl Endpoints {
                 .filter(|(_, old)| old.namespace == service.namespace)
                 .and_then(|(old_id, _)| before.by_service.get(old_id.0))
                 .filter(|old| old.is_same(&fresh));
-            endpoints
-                .by_service
-                .push(old.cloned().unwrap_or_else(|| Arc::new(fresh)));
+            endpoints.by_service.push(old.cloned().unwrap_or_else(|| Arc::new(fresh)));
         }
         endpoints
     }
@@ -63,9 +58,7 @@ impl Endpoints {
 
     /// The sets as they are now.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot {
-            by_service: self.by_service.clone(),
-        }
+        Snapshot { by_service: self.by_service.clone() }
     }
 
     /// Everyone who registered, in the order of their keys.
@@ -86,10 +79,7 @@ impl Endpoints {
                 continue;
             };
             for (port, endpoints) in endpoints.ports() {
-                if endpoints
-                    .iter()
-                    .any(|endpoint| endpoint.key.as_deref() == Some(key))
-                {
+                if endpoints.iter().any(|endpoint| endpoint.key.as_deref() == Some(key)) {
                     served.push((id, port));
                 }
             }
@@ -103,8 +93,7 @@ impl Endpoints {
             return false;
         }
         let before = self.forget(services, &workload.key);
-        self.workloads
-            .insert(workload.key.clone(), workload.clone());
+        self.workloads.insert(workload.key.clone(), workload.clone());
         let placed = self.place(services, &workload);
         let mut touched: Vec<Arc<Workload>> = before.into_iter().collect();
         touched.push(placed);
@@ -146,9 +135,7 @@ impl Endpoints {
 
     fn refresh(&mut self, services: &Services, touched: &[Arc<Workload>]) -> bool {
         let mut changed = false;
-        let selecting = touched
-            .iter()
-            .flat_map(|workload| services.selecting(workload));
+        let selecting = touched.iter().flat_map(|workload| services.selecting(workload));
         let mut ids: Vec<ServiceId> = selecting.map(|(id, _)| id).collect();
         ids.sort_unstable();
         ids.dedup();
@@ -213,10 +200,7 @@ spec:
     fn addresses(endpoints: &Endpoints, services: &Services, host: &str, port: u16) -> Vec<String> {
         let (id, _) = services.find(host, "shop").unwrap();
         let endpoints = endpoints.of(id).unwrap().of_port(port);
-        endpoints
-            .iter()
-            .map(|endpoint| endpoint.address.to_string())
-            .collect()
+        endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect()
     }
 
     #[test]
@@ -230,10 +214,7 @@ spec:
         // By number, or as the only port there is.
         assert!(endpoints.register(&services, workload("a", "reviews", "10.0.0.1:9080")));
         assert!(endpoints.register(&services, workload("b", "reviews", "10.0.0.2:40000")));
-        assert_eq!(
-            of(&endpoints, reviews, 9080),
-            ["10.0.0.1:9080", "10.0.0.2:40000"]
-        );
+        assert_eq!(of(&endpoints, reviews, 9080), ["10.0.0.1:9080", "10.0.0.2:40000"]);
 
         // By target port; a port that the service does not name is no endpoint of one with several.
         assert!(endpoints.register(&services, workload("c", "several", "10.0.0.3:8080")));
@@ -251,10 +232,7 @@ spec:
         // The same again changes nothing, another address moves it, and it goes.
         assert!(!endpoints.register(&services, workload("a", "reviews", "10.0.0.1:9080")));
         assert!(endpoints.register(&services, workload("a", "reviews", "10.0.0.9:9080")));
-        assert_eq!(
-            of(&endpoints, reviews, 9080),
-            ["10.0.0.2:40000", "10.0.0.9:9080"]
-        );
+        assert_eq!(of(&endpoints, reviews, 9080), ["10.0.0.2:40000", "10.0.0.9:9080"]);
         assert!(endpoints.unregister(&services, "a"));
         assert!(!endpoints.unregister(&services, "a"));
         assert_eq!(of(&endpoints, reviews, 9080), ["10.0.0.2:40000"]);
@@ -264,11 +242,7 @@ spec:
     fn replicas_that_share_a_node_id_are_endpoints_each() {
         let services = services(SHOP);
         let mut endpoints = Endpoints::new(&services, &Endpoints::default(), &Services::default());
-        for (key, address) in [
-            ("a", "127.0.0.1:9080"),
-            ("b", "127.0.0.1:9081"),
-            ("c", "127.0.0.1:9082"),
-        ] {
+        for (key, address) in [("a", "127.0.0.1:9080"), ("b", "127.0.0.1:9081"), ("c", "127.0.0.1:9082")] {
             let mut workload = (*workload(key, "reviews", address)).clone();
             workload.node = "from-one-bootstrap-file".into();
             assert!(endpoints.register(&services, Arc::new(workload)));
@@ -324,25 +298,12 @@ spec: {address: 10.2.0.2, labels: {app: vm}}
         );
         let endpoints = Endpoints::new(&services, &Endpoints::default(), &Services::default());
         for host in ["db.internal", "db2.internal"] {
-            assert_eq!(
-                addresses(&endpoints, &services, host, 80),
-                ["10.1.0.1:8080", "10.1.0.2:9999", "[::1]:8080"]
-            );
+            assert_eq!(addresses(&endpoints, &services, host, 80), ["10.1.0.1:8080", "10.1.0.2:9999", "[::1]:8080"]);
         }
         let (id, _) = services.find("db.internal", "x").unwrap();
         let first = &endpoints.of(id).unwrap().of_port(80)[0];
-        assert_eq!(
-            (
-                first.weight,
-                &*first.locality[2],
-                first.labels["v"].as_str()
-            ),
-            (3, "s", "a")
-        );
-        assert_eq!(
-            addresses(&endpoints, &services, "vms.internal", 80),
-            ["10.2.0.1:80"]
-        );
+        assert_eq!((first.weight, &*first.locality[2], first.labels["v"].as_str()), (3, "s", "a"));
+        assert_eq!(addresses(&endpoints, &services, "vms.internal", 80), ["10.2.0.1:80"]);
         let (id, _) = services.find("vms.internal", "x").unwrap();
         assert_eq!(endpoints.of(id).unwrap().of_port(80)[0].labels["v"], "meta");
     }
@@ -372,11 +333,7 @@ metadata: {name: other, namespace: alpha}
 spec: {hosts: [api.example.com], ports: [{number: 80, name: http}], exportTo: ['.']}
 ",
         );
-        let name = |host, namespace| {
-            services
-                .find(host, namespace)
-                .map(|(_, s)| s.name.to_string())
-        };
+        let name = |host, namespace| services.find(host, namespace).map(|(_, s)| s.name.to_string());
         assert_eq!(name("api.example.com", "shop").as_deref(), Some("private"));
         assert_eq!(name("api.example.com", "alpha").as_deref(), Some("other"));
         assert_eq!(name("api.example.com", "beta").as_deref(), Some("wild"));
@@ -394,19 +351,10 @@ spec: {hosts: [api.example.com], ports: [{number: 80, name: http}], exportTo: ['
         );
         let new = services(&grown);
         let after = Endpoints::new(&new, &before, &old);
-        assert_eq!(
-            addresses(&after, &new, "a.shop.svc.cluster.local", 1),
-            ["10.0.0.1:9080"]
-        );
+        assert_eq!(addresses(&after, &new, "a.shop.svc.cluster.local", 1), ["10.0.0.1:9080"]);
         let host = "reviews.shop.svc.cluster.local";
-        let (old_id, new_id) = (
-            old.find(host, "x").unwrap().0,
-            new.find(host, "x").unwrap().0,
-        );
-        assert!(Arc::ptr_eq(
-            before.of(old_id).unwrap(),
-            after.of(new_id).unwrap()
-        ));
+        let (old_id, new_id) = (old.find(host, "x").unwrap().0, new.find(host, "x").unwrap().0);
+        assert!(Arc::ptr_eq(before.of(old_id).unwrap(), after.of(new_id).unwrap()));
     }
 
     #[test]
@@ -425,9 +373,7 @@ spec:
         let mut member = Workload::new("m", "shop", "m", "10.0.0.7:9080".parse().unwrap());
         member.group = Some("vms".into());
         assert!(endpoints.register(&services, Arc::new(member)));
-        let (id, _) = services
-            .find("reviews.shop.svc.cluster.local", "shop")
-            .unwrap();
+        let (id, _) = services.find("reviews.shop.svc.cluster.local", "shop").unwrap();
         let endpoint = &endpoints.of(id).unwrap().of_port(9080)[0];
         assert_eq!((endpoint.weight, &*endpoint.locality[1]), (5, "z"));
         assert!(endpoints.unregister(&services, "m"));

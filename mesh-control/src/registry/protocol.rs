@@ -94,11 +94,7 @@ mod tests {
             (None, "httpx", 80, Protocol::Unspecified),
         ];
         for (app, name, number, expected) in cases {
-            assert_eq!(
-                of_service_port(app, name, number),
-                expected,
-                "{app:?} {name} {number}"
-            );
+            assert_eq!(of_service_port(app, name, number), expected, "{app:?} {name} {number}");
         }
     }
 }

@@ -35,11 +35,7 @@ impl Visibility {
                 name => namespaces.insert(name.to_owned()),
             };
         }
-        if is_empty {
-            Visibility::All
-        } else {
-            Visibility::Namespaces(namespaces)
-        }
+        if is_empty { Visibility::All } else { Visibility::Namespaces(namespaces) }
     }
 
     /// Whether a client of this namespace sees it.
@@ -111,21 +107,13 @@ pub struct WrittenEndpoint {
 
 impl WrittenEndpoint {
     /// The endpoint of a WorkloadEntry; `None` for a unix socket, which is reported where it is read.
-    pub fn new(
-        entry: &WorkloadEntry,
-        meta: &Meta,
-        labels: BTreeMap<String, String>,
-    ) -> Option<Self> {
+    pub fn new(entry: &WorkloadEntry, meta: &Meta, labels: BTreeMap<String, String>) -> Option<Self> {
         if entry.address.is_empty() || entry.address.starts_with("unix://") {
             return None;
         }
         Some(WrittenEndpoint {
             address: entry.address.value.as_str().into(),
-            ports: entry
-                .ports
-                .iter()
-                .map(|(name, port)| (name.clone(), port.0))
-                .collect(),
+            ports: entry.ports.iter().map(|(name, port)| (name.clone(), port.0)).collect(),
             labels: Arc::new(labels),
             weight: entry.weight.max(1),
             locality: parse_locality(&entry.locality),
@@ -195,9 +183,7 @@ impl Service {
 
     /// Whether a workload with these labels is an endpoint.
     pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
-        self.selector
-            .as_ref()
-            .is_some_and(|selector| is_subset(selector, labels))
+        self.selector.as_ref().is_some_and(|selector| is_subset(selector, labels))
     }
 
     /// Of services with the same host, a client takes the one of its own namespace, then a Kubernetes
@@ -211,10 +197,7 @@ impl Service {
 
 /// Whether all of these labels are among those.
 pub fn is_subset(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
-    !selector.is_empty()
-        && selector
-            .iter()
-            .all(|(key, value)| labels.get(key) == Some(value))
+    !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 /// The service that a Kubernetes `Service` declares.
@@ -243,16 +226,9 @@ pub fn of_service(object: &Object<service::Service>) -> Service {
         name: meta.name.clone(),
         namespace: meta.namespace.clone(),
         ports: ports.collect(),
-        discovery: if external.is_some() {
-            Discovery::Dns
-        } else {
-            Discovery::Registry
-        },
+        discovery: if external.is_some() { Discovery::Dns } else { Discovery::Registry },
         selector: (!spec.selector.is_empty() && external.is_none()).then(|| spec.selector.clone()),
-        endpoints: external
-            .into_iter()
-            .map(|name| dns_endpoint(name, meta))
-            .collect(),
+        endpoints: external.into_iter().map(|name| dns_endpoint(name, meta)).collect(),
         visibility: Visibility::new(export_to, &meta.namespace),
         meta: meta.clone(),
     }
@@ -274,28 +250,18 @@ pub fn of_entry(object: &Object<ServiceEntry>) -> Vec<Service> {
             }
         })
         .collect();
-    let endpoints: Vec<WrittenEndpoint> = spec
-        .endpoints
-        .iter()
-        .filter_map(|entry| WrittenEndpoint::new(entry, meta, entry.labels.clone()))
-        .collect();
+    let endpoints: Vec<WrittenEndpoint> =
+        spec.endpoints.iter().filter_map(|entry| WrittenEndpoint::new(entry, meta, entry.labels.clone())).collect();
     let all_ips = !endpoints.is_empty() && endpoints.iter().all(|endpoint| endpoint.ip().is_some());
     let discovery = match spec.resolution {
-        service_entry::Resolution::None | service_entry::Resolution::DynamicDns => {
-            Discovery::Passthrough
-        }
+        service_entry::Resolution::None | service_entry::Resolution::DynamicDns => Discovery::Passthrough,
         service_entry::Resolution::Static => Discovery::Registry,
         // There is nothing to ask DNS for.
-        service_entry::Resolution::Dns | service_entry::Resolution::DnsRoundRobin if all_ips => {
-            Discovery::Registry
-        }
+        service_entry::Resolution::Dns | service_entry::Resolution::DnsRoundRobin if all_ips => Discovery::Registry,
         service_entry::Resolution::Dns => Discovery::Dns,
         service_entry::Resolution::DnsRoundRobin => Discovery::LogicalDns,
     };
-    let visibility = Visibility::new(
-        spec.export_to.iter().map(|text| text.as_str()),
-        &meta.namespace,
-    );
+    let visibility = Visibility::new(spec.export_to.iter().map(|text| text.as_str()), &meta.namespace);
     spec.hosts
         .iter()
         .map(|host| {
@@ -313,10 +279,7 @@ pub fn of_entry(object: &Object<ServiceEntry>) -> Vec<Service> {
                 namespace: meta.namespace.clone(),
                 ports: ports.clone(),
                 discovery,
-                selector: spec
-                    .workload_selector
-                    .as_ref()
-                    .map(|selector| selector.labels.clone()),
+                selector: spec.workload_selector.as_ref().map(|selector| selector.labels.clone()),
                 visibility: visibility.clone(),
                 meta: meta.clone(),
             }
@@ -326,11 +289,7 @@ pub fn of_entry(object: &Object<ServiceEntry>) -> Vec<Service> {
 
 /// A ServiceEntry's host stands for itself, dot or no dot.
 fn in_namespace_unless_short(host: &str) -> String {
-    if host.contains('.') {
-        in_namespace(host, "")
-    } else {
-        host.to_ascii_lowercase()
-    }
+    if host.contains('.') { in_namespace(host, "") } else { host.to_ascii_lowercase() }
 }
 
 fn dns_endpoint(name: &str, meta: &Meta) -> WrittenEndpoint {

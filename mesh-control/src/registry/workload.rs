@@ -68,10 +68,7 @@ impl Workload {
     }
 
     /// The same workload with these labels.
-    pub fn labelled<'a>(
-        mut self,
-        labels: impl IntoIterator<Item = (&'a str, &'a str)>,
-    ) -> Workload {
+    pub fn labelled<'a>(mut self, labels: impl IntoIterator<Item = (&'a str, &'a str)>) -> Workload {
         let own = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
         self.labels = Arc::new(labels.into_iter().map(own).collect());
         self
@@ -83,12 +80,7 @@ impl Workload {
         let mut merged = self.clone();
         if let Some(template) = &group.template {
             labels.extend(template.labels.clone());
-            merged.ports.extend(
-                template
-                    .ports
-                    .iter()
-                    .map(|(name, port)| (name.clone(), port.0)),
-            );
+            merged.ports.extend(template.ports.iter().map(|(name, port)| (name.clone(), port.0)));
             if merged.locality.iter().all(|part| part.is_empty()) {
                 merged.locality = super::service::parse_locality(&template.locality);
             }
@@ -96,11 +88,7 @@ impl Workload {
                 merged.weight = template.weight;
             }
         }
-        labels.extend(
-            self.labels
-                .iter()
-                .map(|(key, value)| (key.clone(), value.clone())),
-        );
+        labels.extend(self.labels.iter().map(|(key, value)| (key.clone(), value.clone())));
         merged.labels = Arc::new(labels);
         merged
     }
@@ -109,12 +97,7 @@ impl Workload {
 /// The ports of a service that a bound port serves by number or by name.
 pub fn ports_by_target(service: &Service, workload: &Workload) -> Vec<u16> {
     let bound = workload.address.port();
-    let named = |name: &str| {
-        workload
-            .ports
-            .iter()
-            .any(|(port, number)| port == name && *number == bound)
-    };
+    let named = |name: &str| workload.ports.iter().any(|(port, number)| port == name && *number == bound);
     service
         .ports
         .iter()

@@ -21,20 +21,12 @@ pub fn load_assignment(
     endpoints: &[Endpoint],
     labels: Option<&BTreeMap<String, String>>,
 ) -> pb::ClusterLoadAssignment {
-    let chosen = endpoints
-        .iter()
-        .filter(|endpoint| has_labels(&endpoint.labels, labels));
-    grouped(
-        name,
-        chosen.map(|endpoint| (&endpoint.locality, endpoint.weight, lb_endpoint(endpoint))),
-    )
+    let chosen = endpoints.iter().filter(|endpoint| has_labels(&endpoint.labels, labels));
+    grouped(name, chosen.map(|endpoint| (&endpoint.locality, endpoint.weight, lb_endpoint(endpoint))))
 }
 
 /// The endpoints that a client finds by DNS: names, and the port of each.
-pub fn dns_assignment(
-    cluster: &Cluster<'_>,
-    endpoints: &[(&WrittenEndpoint, u16)],
-) -> pb::ClusterLoadAssignment {
+pub fn dns_assignment(cluster: &Cluster<'_>, endpoints: &[(&WrittenEndpoint, u16)]) -> pb::ClusterLoadAssignment {
     let name = cluster.key.to_string();
     let endpoints = endpoints.iter().map(|(written, port)| {
         let endpoint = plain(&written.address, *port, written.weight);
@@ -45,17 +37,11 @@ pub fn dns_assignment(
 
 /// One name and port.
 pub fn single_assignment(name: &str, host: &str, port: u16) -> pb::ClusterLoadAssignment {
-    grouped(
-        name,
-        [(&LocalityParts::default(), 1, plain(host, port, 1))].into_iter(),
-    )
+    grouped(name, [(&LocalityParts::default(), 1, plain(host, port, 1))].into_iter())
 }
 
 /// Whether an endpoint has the labels that a subset asks for.
-pub fn has_labels(
-    labels: &BTreeMap<String, String>,
-    wanted: Option<&BTreeMap<String, String>>,
-) -> bool {
+pub fn has_labels(labels: &BTreeMap<String, String>, wanted: Option<&BTreeMap<String, String>>) -> bool {
     wanted.is_none_or(|wanted| is_subset(wanted, labels))
 }
 
@@ -73,33 +59,23 @@ fn grouped<'a>(
     }
     // Sums beyond 32 bits are rejected by every client: keep the proportions, and shrink the numbers.
     let shrink = total / u64::from(u32::MAX / 2) + 1;
-    let endpoints = localities
-        .into_iter()
-        .map(|(locality, (sum, mut endpoints))| {
-            if shrink > 1 {
-                for endpoint in &mut endpoints {
-                    if let Some(weight) = &mut endpoint.load_balancing_weight {
-                        weight.value = shrunk(weight.value.into(), shrink);
-                    }
+    let endpoints = localities.into_iter().map(|(locality, (sum, mut endpoints))| {
+        if shrink > 1 {
+            for endpoint in &mut endpoints {
+                if let Some(weight) = &mut endpoint.load_balancing_weight {
+                    weight.value = shrunk(weight.value.into(), shrink);
                 }
             }
-            let [region, zone, sub_zone] = locality.each_ref().map(|part| part.to_string());
-            pb::LocalityLbEndpoints {
-                locality: Some(Locality {
-                    region,
-                    zone,
-                    sub_zone,
-                }),
-                lb_endpoints: endpoints,
-                load_balancing_weight: number(shrunk(sum, shrink)),
-                ..Default::default()
-            }
-        });
-    pb::ClusterLoadAssignment {
-        cluster_name: name.to_owned(),
-        endpoints: endpoints.collect(),
-        ..Default::default()
-    }
+        }
+        let [region, zone, sub_zone] = locality.each_ref().map(|part| part.to_string());
+        pb::LocalityLbEndpoints {
+            locality: Some(Locality { region, zone, sub_zone }),
+            lb_endpoints: endpoints,
+            load_balancing_weight: number(shrunk(sum, shrink)),
+            ..Default::default()
+        }
+    });
+    pb::ClusterLoadAssignment { cluster_name: name.to_owned(), endpoints: endpoints.collect(), ..Default::default() }
 }
 
 fn shrunk(weight: u64, by: u64) -> u32 {
@@ -137,20 +113,9 @@ fn plain(host: &str, port: u16, weight: u32) -> pb::LbEndpoint {
 /// `workload;namespace;canonical name;canonical revision;cluster` (Istio: networking/util/util.go, with
 /// the labels of pkg/kube/labels).
 fn workload(endpoint: &Endpoint) -> String {
-    let label = |keys: &[&str]| {
-        keys.iter()
-            .find_map(|key| endpoint.labels.get(*key).map(String::as_str))
-    };
-    let name = label(&[
-        "service.istio.io/canonical-name",
-        "app.kubernetes.io/name",
-        "app",
-    ]);
-    let revision = label(&[
-        "service.istio.io/canonical-revision",
-        "app.kubernetes.io/version",
-        "version",
-    ]);
+    let label = |keys: &[&str]| keys.iter().find_map(|key| endpoint.labels.get(*key).map(String::as_str));
+    let name = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
+    let revision = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
     format!(
         "{};{};{};{};{}",
         endpoint.workload,

@@ -16,9 +16,7 @@ use envoy_types::pb::envoy::config::route::v3::query_parameter_matcher::QueryPar
 use envoy_types::pb::envoy::config::route::v3::redirect_action::{
     PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
 };
-use envoy_types::pb::envoy::config::route::v3::route_action::{
-    ClusterSpecifier, HostRewriteSpecifier,
-};
+use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, HostRewriteSpecifier};
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::{ClusterWeight, cluster_weight};
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
@@ -33,8 +31,7 @@ use crate::config::istio::destination_rule::{ConnectionPool, OutlierDetection, S
 use crate::config::istio::string_match::StringMatch;
 use crate::policy::Cluster;
 use crate::policy::route::{
-    Action, Body, Changes, Condition, Forward, HeaderChanges, PathRewrite, RedirectTo, Response,
-    Retry, Route,
+    Action, Body, Changes, Condition, Forward, HeaderChanges, PathRewrite, RedirectTo, Response, Retry, Route,
 };
 use crate::registry::WrittenEndpoint;
 
@@ -44,11 +41,7 @@ const LARGEST_BODY: u32 = 1 << 20;
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The routes of one address.
-pub(super) fn route_configuration(
-    name: &str,
-    domains: Vec<String>,
-    routes: &[Route],
-) -> route::RouteConfiguration {
+pub(super) fn route_configuration(name: &str, domains: Vec<String>, routes: &[Route]) -> route::RouteConfiguration {
     route::RouteConfiguration {
         name: name.to_owned(),
         virtual_hosts: vec![route::VirtualHost {
@@ -71,9 +64,7 @@ fn render_route(rendered: &Route) -> route::Route {
             route::route::Action::Route(action)
         }
         Action::Redirect(redirect) => route::route::Action::Redirect(render_redirect(redirect)),
-        Action::Respond(response) => {
-            route::route::Action::DirectResponse(render_response(response))
-        }
+        Action::Respond(response) => route::route::Action::DirectResponse(render_response(response)),
     };
     // Those of the rule come after those of the destination.
     own.extend(&rendered.headers);
@@ -99,46 +90,27 @@ fn render_match(condition: &Condition) -> route::RouteMatch {
         StringMatch::Regex(text) if text == "*" => PathSpecifier::Prefix("/".to_owned()),
         StringMatch::Regex(text) => PathSpecifier::SafeRegex(regex(text)),
     };
-    let pseudo = [
-        (":method", &condition.method),
-        (":scheme", &condition.scheme),
-        (":authority", &condition.authority),
-    ];
-    let pseudo = pseudo
-        .into_iter()
-        .filter_map(|(name, value)| Some(header_matcher(name, value.as_ref()?)));
-    let headers = condition
-        .headers
-        .iter()
-        .map(|(name, value)| header_matcher(name, value));
-    let without = condition
-        .without_headers
-        .iter()
-        .map(|(name, value)| route::HeaderMatcher {
-            invert_match: true,
-            // A header that is missing is a header that does not match (Istio: route.go).
-            treat_missing_header_as_empty: !is_presence(value),
-            ..header_matcher(name, value)
-        });
+    let pseudo = [(":method", &condition.method), (":scheme", &condition.scheme), (":authority", &condition.authority)];
+    let pseudo = pseudo.into_iter().filter_map(|(name, value)| Some(header_matcher(name, value.as_ref()?)));
+    let headers = condition.headers.iter().map(|(name, value)| header_matcher(name, value));
+    let without = condition.without_headers.iter().map(|(name, value)| route::HeaderMatcher {
+        invert_match: true,
+        // A header that is missing is a header that does not match (Istio: route.go).
+        treat_missing_header_as_empty: !is_presence(value),
+        ..header_matcher(name, value)
+    });
     route::RouteMatch {
         path_specifier: Some(path_specifier),
         // For an expression, Envoy ignores it.
-        case_sensitive: condition
-            .ignore_path_case
-            .then_some(BoolValue { value: false }),
+        case_sensitive: condition.ignore_path_case.then_some(BoolValue { value: false }),
         headers: pseudo.chain(headers).chain(without).collect(),
-        query_parameters: condition
-            .query
-            .iter()
-            .map(|(name, value)| query_matcher(name, value))
-            .collect(),
+        query_parameters: condition.query.iter().map(|(name, value)| query_matcher(name, value)).collect(),
         ..Default::default()
     }
 }
 
 pub(super) fn is_presence(value: &StringMatch) -> bool {
-    matches!(value, StringMatch::Present)
-        || matches!(value, StringMatch::Regex(text) if text == "*")
+    matches!(value, StringMatch::Present) || matches!(value, StringMatch::Regex(text) if text == "*")
 }
 
 fn string_matcher(value: &StringMatch) -> Option<StringMatcher> {
@@ -148,10 +120,7 @@ fn string_matcher(value: &StringMatch) -> Option<StringMatcher> {
         StringMatch::Regex(text) if text != "*" => MatchPattern::SafeRegex(regex(text)),
         StringMatch::Regex(_) | StringMatch::Present => return None,
     };
-    Some(StringMatcher {
-        match_pattern: Some(pattern),
-        ignore_case: false,
-    })
+    Some(StringMatcher { match_pattern: Some(pattern), ignore_case: false })
 }
 
 fn header_matcher(name: &str, value: &StringMatch) -> route::HeaderMatcher {
@@ -159,11 +128,7 @@ fn header_matcher(name: &str, value: &StringMatch) -> route::HeaderMatcher {
         Some(matcher) => HeaderMatchSpecifier::StringMatch(matcher),
         None => HeaderMatchSpecifier::PresentMatch(true),
     };
-    route::HeaderMatcher {
-        name: name.to_owned(),
-        header_match_specifier: Some(specifier),
-        ..Default::default()
-    }
+    route::HeaderMatcher { name: name.to_owned(), header_match_specifier: Some(specifier), ..Default::default() }
 }
 
 fn query_matcher(name: &str, value: &StringMatch) -> route::QueryParameterMatcher {
@@ -171,10 +136,7 @@ fn query_matcher(name: &str, value: &StringMatch) -> route::QueryParameterMatche
         Some(matcher) => QueryParameterMatchSpecifier::StringMatch(matcher),
         None => QueryParameterMatchSpecifier::PresentMatch(true),
     };
-    route::QueryParameterMatcher {
-        name: name.to_owned(),
-        query_parameter_match_specifier: Some(specifier),
-    }
+    route::QueryParameterMatcher { name: name.to_owned(), query_parameter_match_specifier: Some(specifier) }
 }
 
 /// The action, and the changes to headers of its only destination; several destinations have their own.
@@ -184,10 +146,7 @@ fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
     let (specifier, of_target) = match forward.targets.as_slice() {
         [only] => {
             host_rewrite = only.authority.as_ref().map(literal).or(host_rewrite);
-            (
-                ClusterSpecifier::Cluster(only.cluster.to_string()),
-                only.headers.clone(),
-            )
+            (ClusterSpecifier::Cluster(only.cluster.to_string()), only.headers.clone())
         }
         several => {
             let clusters = several.iter().map(|target| {
@@ -201,19 +160,12 @@ fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
                     request_headers_to_remove: headers.request_remove,
                     response_headers_to_add: headers.response_add,
                     response_headers_to_remove: headers.response_remove,
-                    host_rewrite_specifier: authority
-                        .map(cluster_weight::HostRewriteSpecifier::HostRewriteLiteral),
+                    host_rewrite_specifier: authority.map(cluster_weight::HostRewriteSpecifier::HostRewriteLiteral),
                     ..Default::default()
                 }
             });
-            let clusters = route::WeightedCluster {
-                clusters: clusters.collect(),
-                ..Default::default()
-            };
-            (
-                ClusterSpecifier::WeightedClusters(clusters),
-                HeaderChanges::default(),
-            )
+            let clusters = route::WeightedCluster { clusters: clusters.collect(), ..Default::default() };
+            (ClusterSpecifier::WeightedClusters(clusters), HeaderChanges::default())
         }
     };
     let mut action = route::RouteAction {
@@ -228,10 +180,8 @@ fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
         PathRewrite::None => {}
         PathRewrite::Matched(path) => action.prefix_rewrite.clone_from(path),
         PathRewrite::Regex(pattern, substitution) => {
-            action.regex_rewrite = Some(RegexMatchAndSubstitute {
-                pattern: Some(regex(pattern)),
-                substitution: substitution.clone(),
-            });
+            action.regex_rewrite =
+                Some(RegexMatchAndSubstitute { pattern: Some(regex(pattern)), substitution: substitution.clone() });
         }
     }
     (action, of_target)
@@ -264,22 +214,13 @@ fn render_redirect(redirect: &RedirectTo) -> route::RedirectAction {
         308 => RedirectResponseCode::PermanentRedirect,
         _ => RedirectResponseCode::MovedPermanently,
     };
-    let path = redirect
-        .path
-        .clone()
-        .map(PathRewriteSpecifier::PathRedirect);
-    let prefix = redirect
-        .prefix
-        .clone()
-        .map(PathRewriteSpecifier::PrefixRewrite);
+    let path = redirect.path.clone().map(PathRewriteSpecifier::PathRedirect);
+    let prefix = redirect.prefix.clone().map(PathRewriteSpecifier::PrefixRewrite);
     route::RedirectAction {
         host_redirect: redirect.authority.clone().unwrap_or_default(),
         port_redirect: redirect.port.map_or(0, u32::from),
         response_code: code.into(),
-        scheme_rewrite_specifier: redirect
-            .scheme
-            .clone()
-            .map(SchemeRewriteSpecifier::SchemeRedirect),
+        scheme_rewrite_specifier: redirect.scheme.clone().map(SchemeRewriteSpecifier::SchemeRedirect),
         path_rewrite_specifier: path.or(prefix),
         ..Default::default()
     }
@@ -294,10 +235,7 @@ fn render_response(response: &Response) -> route::DirectResponseAction {
     };
     route::DirectResponseAction {
         status: response.status,
-        body: specifier.map(|specifier| core::DataSource {
-            specifier: Some(specifier),
-            ..Default::default()
-        }),
+        body: specifier.map(|specifier| core::DataSource { specifier: Some(specifier), ..Default::default() }),
         ..Default::default()
     }
 }
@@ -313,41 +251,24 @@ struct HeaderOptions {
 impl HeaderOptions {
     fn extend(&mut self, changes: &HeaderChanges) {
         let options = |changes: &Changes| {
-            let set = changes
-                .set
-                .iter()
-                .map(|pair| (pair, HeaderAppendAction::OverwriteIfExistsOrAdd));
-            let add = changes
-                .add
-                .iter()
-                .map(|pair| (pair, HeaderAppendAction::AppendIfExistsOrAdd));
-            let all = set
-                .chain(add)
-                .map(|((name, value), action)| core::HeaderValueOption {
-                    header: Some(core::HeaderValue {
-                        key: name.clone(),
-                        value: value.clone(),
-                        ..Default::default()
-                    }),
-                    append_action: action.into(),
-                    ..Default::default()
-                });
+            let set = changes.set.iter().map(|pair| (pair, HeaderAppendAction::OverwriteIfExistsOrAdd));
+            let add = changes.add.iter().map(|pair| (pair, HeaderAppendAction::AppendIfExistsOrAdd));
+            let all = set.chain(add).map(|((name, value), action)| core::HeaderValueOption {
+                header: Some(core::HeaderValue { key: name.clone(), value: value.clone(), ..Default::default() }),
+                append_action: action.into(),
+                ..Default::default()
+            });
             all.collect::<Vec<_>>()
         };
         self.request_add.extend(options(&changes.request));
         self.response_add.extend(options(&changes.response));
-        self.request_remove
-            .extend(changes.request.remove.iter().cloned());
-        self.response_remove
-            .extend(changes.response.remove.iter().cloned());
+        self.request_remove.extend(changes.request.remove.iter().cloned());
+        self.response_remove.extend(changes.response.remove.iter().cloned());
     }
 }
 
 /// A cluster. `written` are the endpoints of a service that is found by DNS.
-pub(super) fn render_cluster(
-    seen: &Cluster<'_>,
-    written: &[(&WrittenEndpoint, u16)],
-) -> cluster::Cluster {
+pub(super) fn render_cluster(seen: &Cluster<'_>, written: &[(&WrittenEndpoint, u16)]) -> cluster::Cluster {
     let name = seen.key.to_string();
     let mut rendered = cluster::Cluster {
         name: name.clone(),
@@ -362,25 +283,17 @@ pub(super) fn render_cluster(
     };
     let discovery = match found_by(seen) {
         Found::Endpoints => {
-            rendered.eds_cluster_config = Some(EdsClusterConfig {
-                eds_config: Some(ads()),
-                service_name: name,
-            });
+            rendered.eds_cluster_config = Some(EdsClusterConfig { eds_config: Some(ads()), service_name: name });
             DiscoveryType::Eds
         }
         Found::Host => {
-            rendered.load_assignment =
-                Some(single_assignment(&name, &seen.key.host, seen.port.number));
+            rendered.load_assignment = Some(single_assignment(&name, &seen.key.host, seen.port.number));
             DiscoveryType::StrictDns
         }
         Found::Dns { logical } => {
             rendered.load_assignment = Some(dns_assignment(seen, written));
             // One name only: Envoy rejects more for a logical cluster.
-            if logical && written.len() == 1 {
-                DiscoveryType::LogicalDns
-            } else {
-                DiscoveryType::StrictDns
-            }
+            if logical && written.len() == 1 { DiscoveryType::LogicalDns } else { DiscoveryType::StrictDns }
         }
     };
     rendered.cluster_discovery_type = Some(ClusterDiscoveryType::Type(discovery.into()));
@@ -388,39 +301,24 @@ pub(super) fn render_cluster(
 }
 
 fn connect_timeout(seen: &Cluster<'_>) -> Duration {
-    let tcp = seen
-        .settings
-        .connection_pool
-        .and_then(|pool| pool.tcp.as_ref());
-    tcp.and_then(|tcp| tcp.connect_timeout)
-        .unwrap_or(CONNECT_TIMEOUT)
+    let tcp = seen.settings.connection_pool.and_then(|pool| pool.tcp.as_ref());
+    tcp.and_then(|tcp| tcp.connect_timeout).unwrap_or(CONNECT_TIMEOUT)
 }
 
 fn lb_policy(seen: &Cluster<'_>) -> LbPolicy {
-    match seen
-        .settings
-        .load_balancer
-        .and_then(|balancer| balancer.simple)
-        .unwrap_or_default()
-    {
+    match seen.settings.load_balancer.and_then(|balancer| balancer.simple).unwrap_or_default() {
         SimpleLb::RoundRobin => LbPolicy::RoundRobin,
         SimpleLb::Random => LbPolicy::Random,
-        SimpleLb::Unspecified
-        | SimpleLb::LeastConn
-        | SimpleLb::LeastRequest
-        | SimpleLb::Passthrough => LbPolicy::LeastRequest,
+        SimpleLb::Unspecified | SimpleLb::LeastConn | SimpleLb::LeastRequest | SimpleLb::Passthrough => {
+            LbPolicy::LeastRequest
+        }
     }
 }
 
 /// Istio's limits are 2³²−1 where nothing is said, not Envoy's 1024 and 3 (cluster_traffic_policy.go).
 fn circuit_breakers(pool: Option<&ConnectionPool>) -> cluster::CircuitBreakers {
     let limit = |value: Option<i32>| -> Option<UInt32Value> {
-        number(
-            value
-                .and_then(|value| u32::try_from(value).ok())
-                .filter(|value| *value > 0)
-                .unwrap_or(u32::MAX),
-        )
+        number(value.and_then(|value| u32::try_from(value).ok()).filter(|value| *value > 0).unwrap_or(u32::MAX))
     };
     let tcp = pool.and_then(|pool| pool.tcp.as_ref());
     let http = pool.and_then(|pool| pool.http.as_ref());
@@ -461,8 +359,5 @@ fn outlier_detection(written: &OutlierDetection) -> cluster::OutlierDetection {
 
 fn panic_threshold(written: &OutlierDetection) -> CommonLbConfig {
     let value = f64::from(written.min_health_percent.unwrap_or(0));
-    CommonLbConfig {
-        healthy_panic_threshold: Some(Percent { value }),
-        ..Default::default()
-    }
+    CommonLbConfig { healthy_panic_threshold: Some(Percent { value }), ..Default::default() }
 }

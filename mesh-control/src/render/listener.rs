@@ -27,9 +27,7 @@ pub fn client(name: &str, routes: &str, with_faults: bool) -> pb::Listener {
     };
     pb::Listener {
         name: name.to_owned(),
-        api_listener: Some(pb::ApiListener {
-            api_listener: Some(any(&manager)),
-        }),
+        api_listener: Some(pb::ApiListener { api_listener: Some(any(&manager)) }),
         ..Default::default()
     }
 }
@@ -44,9 +42,7 @@ pub fn server(name: &str, bound: SocketAddr) -> pb::Listener {
             path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
             ..Default::default()
         }),
-        action: Some(route::route::Action::NonForwardingAction(
-            route::NonForwardingAction {},
-        )),
+        action: Some(route::route::Action::NonForwardingAction(route::NonForwardingAction {})),
         ..Default::default()
     };
     let manager = hcm::HttpConnectionManager {

@@ -70,22 +70,12 @@ impl Degraded {
 
     fn of_rule(rule: &MergedRule, field: &str, message: String) -> Degraded {
         let origin = rule.meta.origin.clone();
-        Degraded {
-            object: rule.meta.id(),
-            field: format!("trafficPolicy.{field}"),
-            message,
-            origin,
-        }
+        Degraded { object: rule.meta.id(), field: format!("trafficPolicy.{field}"), message, origin }
     }
 
     fn of_service(seen: &Cluster<'_>, field: &str, message: String) -> Degraded {
         let meta = &seen.service.meta;
-        Degraded {
-            object: meta.id(),
-            field: field.to_owned(),
-            message,
-            origin: meta.origin.clone(),
-        }
+        Degraded { object: meta.id(), field: field.to_owned(), message, origin: meta.origin.clone() }
     }
 
     /// As a finding.
@@ -98,12 +88,7 @@ impl Degraded {
 }
 
 /// The listener of this name: a server's own, or the one of `host:port`.
-pub fn render_listener(
-    policy: &Policy,
-    class: ClientClass,
-    view: &View,
-    name: &str,
-) -> Option<Rendered> {
+pub fn render_listener(policy: &Policy, class: ClientClass, view: &View, name: &str) -> Option<Rendered> {
     if class == ClientClass::Envoy {
         return None;
     }
@@ -119,17 +104,9 @@ pub fn render_listener(
 }
 
 /// The routes of this name, `outbound|port||host`.
-pub fn render_routes(
-    policy: &Policy,
-    class: ClientClass,
-    view: &View,
-    name: &str,
-) -> Option<Rendered> {
+pub fn render_routes(policy: &Policy, class: ClientClass, view: &View, name: &str) -> Option<Rendered> {
     let key = ClusterKey::parse(name).filter(|key| key.subset.is_empty())?;
-    let address = Address {
-        host: key.host,
-        port: key.port,
-    };
+    let address = Address { host: key.host, port: key.port };
     if !policy.exists(&address, view) {
         return None;
     }
@@ -141,19 +118,11 @@ pub fn render_routes(
         ClientClass::Grpc => grpc::route_configuration(name, domains, &routes, &mut degraded),
         ClientClass::Envoy => return None,
     };
-    Some(Rendered {
-        encoded: encode(name, &rendered),
-        degraded,
-    })
+    Some(Rendered { encoded: encode(name, &rendered), degraded })
 }
 
 /// The cluster of this name, `outbound|port|subset|host`.
-pub fn render_cluster(
-    policy: &Policy,
-    class: ClientClass,
-    view: &View,
-    name: &str,
-) -> Option<Rendered> {
+pub fn render_cluster(policy: &Policy, class: ClientClass, view: &View, name: &str) -> Option<Rendered> {
     if class == ClientClass::Envoy {
         return None;
     }
@@ -174,15 +143,10 @@ pub fn render_cluster(
     // The metadata comes last and by hand: it is a map of several entries, which has to be sorted.
     let service = &seen.service;
     let metadata = proto::service_metadata(&service.host, &service.name, &service.namespace);
-    let metadata = ClusterMetadata {
-        metadata: Some(metadata),
-    };
+    let metadata = ClusterMetadata { metadata: Some(metadata) };
     let mut bytes = rendered.encode_to_vec();
     bytes.extend(metadata.encode_to_vec());
-    Some(Rendered {
-        encoded: encoded(name, bytes),
-        degraded,
-    })
+    Some(Rendered { encoded: encoded(name, bytes), degraded })
 }
 
 /// The endpoints of a cluster that is found by them.
@@ -191,23 +155,13 @@ pub fn render_endpoints(seen: &Cluster<'_>, name: &str, endpoints: &ServiceEndpo
     let assignment = endpoints::load_assignment(name, endpoints.of_port(seen.key.port), labels);
     let empty = assignment.endpoints.is_empty();
     let self_registered = seen.service.takes_registrations();
-    Encoded {
-        self_registered,
-        empty,
-        ..encode(name, &assignment)
-    }
+    Encoded { self_registered, empty, ..encode(name, &assignment) }
 }
 
 /// The endpoints of the cluster of calls that go nowhere: none.
 pub fn render_no_endpoints(name: &str) -> Encoded {
-    let assignment = ClusterLoadAssignment {
-        cluster_name: name.to_owned(),
-        ..Default::default()
-    };
-    Encoded {
-        empty: true,
-        ..encode(name, &assignment)
-    }
+    let assignment = ClusterLoadAssignment { cluster_name: name.to_owned(), ..Default::default() };
+    Encoded { empty: true, ..encode(name, &assignment) }
 }
 
 /// Whether a name is one of the few by which a service is known, so that remembering what was made for it
@@ -216,22 +170,15 @@ pub fn is_worth_remembering(policy: &Policy, view: &View, name: &str) -> bool {
     let by_host = |host: &str| policy.services.exact(host, &view.namespace).is_some();
     match ClusterKey::parse(name) {
         Some(key) => by_host(&key.host),
-        None => split_port(name).is_some_and(|(host, _)| {
-            candidates(host, &view.namespace)
-                .iter()
-                .any(|host| by_host(host))
-        }),
+        None => {
+            split_port(name).is_some_and(|(host, _)| candidates(host, &view.namespace).iter().any(|host| by_host(host)))
+        }
     }
 }
 
 /// `outbound|port||host`.
 fn routes_name(address: &Address) -> String {
-    ClusterKey {
-        host: address.host.clone(),
-        port: address.port,
-        subset: "".into(),
-    }
-    .to_string()
+    ClusterKey { host: address.host.clone(), port: address.port, subset: "".into() }.to_string()
 }
 
 /// The authorities of one address: its names with and without the port (Istio: httproute.go), and, since a
@@ -273,10 +220,7 @@ enum Found {
 }
 
 fn found_by(seen: &Cluster<'_>) -> Found {
-    let simple = seen
-        .settings
-        .load_balancer
-        .and_then(|balancer| balancer.simple);
+    let simple = seen.settings.load_balancer.and_then(|balancer| balancer.simple);
     match seen.service.discovery {
         _ if simple == Some(SimpleLb::Passthrough) => Found::Host,
         Discovery::Registry => Found::Endpoints,
@@ -301,10 +245,8 @@ fn dns_endpoints<'p>(policy: &'p Policy, seen: &Cluster<'_>) -> Vec<(&'p Written
 }
 
 fn fault(faults: &Faults) -> Option<fault_pb::HttpFault> {
-    let share = |millionths: u32| FractionalPercent {
-        numerator: millionths,
-        denominator: DenominatorType::Million.into(),
-    };
+    let share =
+        |millionths: u32| FractionalPercent { numerator: millionths, denominator: DenominatorType::Million.into() };
     let delay = faults.delay.map(|(pause, millionths)| FaultDelay {
         percentage: Some(share(millionths)),
         fault_delay_secifier: Some(FaultDelaySecifier::FixedDelay(proto::duration(pause))),
@@ -317,28 +259,19 @@ fn fault(faults: &Faults) -> Option<fault_pb::HttpFault> {
         }),
         ..Default::default()
     });
-    (!faults.is_none()).then(|| fault_pb::HttpFault {
-        delay,
-        abort,
-        ..Default::default()
-    })
+    (!faults.is_none()).then(|| fault_pb::HttpFault { delay, abort, ..Default::default() })
 }
 
 /// The HTTP settings of a cluster, where any differ from HTTP/1.1 with Envoy's defaults.
 fn http_options(seen: &Cluster<'_>) -> HashMap<String, Any> {
     use upstream::http_protocol_options::explicit_http_config::ProtocolConfig;
     use upstream::http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions};
-    let pool = seen
-        .settings
-        .connection_pool
-        .and_then(|pool| pool.http.as_ref());
+    let pool = seen.settings.connection_pool.and_then(|pool| pool.http.as_ref());
     let is_upgraded = pool.is_some_and(|http| http.h2_upgrade_policy == H2UpgradePolicy::Upgrade);
     let is_http2 = seen.port.protocol.is_http2() || is_upgraded;
     let idle_timeout = pool.and_then(|http| http.idle_timeout);
     let max_requests = pool.and_then(|http| http.max_requests_per_connection);
-    let max_requests = max_requests
-        .and_then(|count| u32::try_from(count).ok())
-        .filter(|count| *count > 0);
+    let max_requests = max_requests.and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0);
     if !is_http2 && idle_timeout.is_none() && max_requests.is_none() {
         return HashMap::new();
     }
@@ -352,27 +285,18 @@ fn http_options(seen: &Cluster<'_>) -> HashMap<String, Any> {
             max_requests_per_connection: max_requests.and_then(proto::number),
             ..Default::default()
         }),
-        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(
-            ExplicitHttpConfig {
-                protocol_config: Some(protocol),
-            },
-        )),
+        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+            protocol_config: Some(protocol),
+        })),
         ..Default::default()
     };
-    [(
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(),
-        proto::any(&options),
-    )]
-    .into()
+    [("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(), proto::any(&options))].into()
 }
 
 /// Transport security, where a rule asks for it. It is not built yet: a client that is told of it must
 /// refuse to call rather than call in plaintext.
 fn tls(seen: &Cluster<'_>) -> Option<core::TransportSocket> {
-    let written = seen
-        .settings
-        .tls
-        .filter(|tls| tls.mode != TlsMode::Disable)?;
+    let written = seen.settings.tls.filter(|tls| tls.mode != TlsMode::Disable)?;
     let instance = |certificate: &str| tls_pb::CertificateProviderPluginInstance {
         instance_name: "default".to_owned(),
         certificate_name: certificate.to_owned(),
@@ -389,14 +313,12 @@ fn tls(seen: &Cluster<'_>) -> Option<core::TransportSocket> {
     let context = tls_pb::UpstreamTlsContext {
         common_tls_context: Some(tls_pb::CommonTlsContext {
             tls_certificate_provider_instance: is_mutual.then(|| instance("default")),
-            validation_context_type: Some(
-                tls_pb::common_tls_context::ValidationContextType::ValidationContext(
-                    tls_pb::CertificateValidationContext {
-                        ca_certificate_provider_instance: Some(instance("ROOTCA")),
-                        ..Default::default()
-                    },
-                ),
-            ),
+            validation_context_type: Some(tls_pb::common_tls_context::ValidationContextType::ValidationContext(
+                tls_pb::CertificateValidationContext {
+                    ca_certificate_provider_instance: Some(instance("ROOTCA")),
+                    ..Default::default()
+                },
+            )),
             ..Default::default()
         }),
         sni,
@@ -404,9 +326,7 @@ fn tls(seen: &Cluster<'_>) -> Option<core::TransportSocket> {
     };
     Some(core::TransportSocket {
         name: "envoy.transport_sockets.tls".to_owned(),
-        config_type: Some(core::transport_socket::ConfigType::TypedConfig(proto::any(
-            &context,
-        ))),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(proto::any(&context))),
     })
 }
 
@@ -432,10 +352,7 @@ struct ClusterMetadata {
 }
 
 fn plain(encoded: Encoded) -> Rendered {
-    Rendered {
-        encoded,
-        degraded: Vec::new(),
-    }
+    Rendered { encoded, degraded: Vec::new() }
 }
 
 fn encode(name: &str, message: &impl Message) -> Encoded {

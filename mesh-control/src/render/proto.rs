@@ -22,10 +22,7 @@ pub const ROUTER_FILTER: &str = "envoy.filters.http.router";
 
 /// A message inside an `Any`.
 pub fn any<M: Message + Name>(message: &M) -> protobuf::Any {
-    protobuf::Any {
-        type_url: M::type_url(),
-        value: message.encode_to_vec(),
-    }
+    protobuf::Any { type_url: M::type_url(), value: message.encode_to_vec() }
 }
 
 /// A duration.
@@ -68,18 +65,12 @@ pub fn ads() -> core::ConfigSource {
 
 /// An expression.
 pub fn regex(regex: &str) -> RegexMatcher {
-    RegexMatcher {
-        regex: regex.to_owned(),
-        ..Default::default()
-    }
+    RegexMatcher { regex: regex.to_owned(), ..Default::default() }
 }
 
 /// An extension and its configuration.
 pub fn extension<M: Message + Name>(name: &str, config: &M) -> core::TypedExtensionConfig {
-    core::TypedExtensionConfig {
-        name: name.to_owned(),
-        typed_config: Some(any(config)),
-    }
+    core::TypedExtensionConfig { name: name.to_owned(), typed_config: Some(any(config)) }
 }
 
 /// The filters of a client's or server's connection manager.
@@ -90,22 +81,14 @@ pub fn http_filters(with_faults: bool) -> Vec<hcm::HttpFilter> {
         ..Default::default()
     };
     let fault = with_faults.then(|| filter(FAULT_FILTER, any(&HttpFault::default())));
-    fault
-        .into_iter()
-        .chain([filter(ROUTER_FILTER, any(&Router::default()))])
-        .collect()
+    fault.into_iter().chain([filter(ROUTER_FILTER, any(&Router::default()))]).collect()
 }
 
 /// Metadata with one text under one key of one filter: maps of one entry have one encoding.
 pub fn text_metadata(filter: &str, key: &str, text: String) -> core::Metadata {
-    let value = protobuf::Value {
-        kind: Some(Kind::StringValue(text)),
-    };
+    let value = protobuf::Value { kind: Some(Kind::StringValue(text)) };
     let fields = [(key.to_owned(), value)].into();
-    core::Metadata {
-        filter_metadata: [(filter.to_owned(), protobuf::Struct { fields })].into(),
-        ..Default::default()
-    }
+    core::Metadata { filter_metadata: [(filter.to_owned(), protobuf::Struct { fields })].into(), ..Default::default() }
 }
 
 /// `envoy.config.core.v3.Metadata` with sorted maps, so that equal metadata has equal bytes.
@@ -148,20 +131,9 @@ struct OrderedList {
 pub(super) fn service_metadata(host: &str, name: &str, namespace: &str) -> OrderedMetadata {
     let value = |kind| OrderedValue { kind: Some(kind) };
     let text = |key: &str, text: &str| (key.to_owned(), value(OrderedKind::Text(text.to_owned())));
-    let fields = [
-        text("host", host),
-        text("name", name),
-        text("namespace", namespace),
-    ]
-    .into();
+    let fields = [text("host", host), text("name", name), text("namespace", namespace)].into();
     let service = value(OrderedKind::Struct(OrderedStruct { fields }));
-    let services = value(OrderedKind::List(OrderedList {
-        values: vec![service],
-    }));
-    let istio = OrderedStruct {
-        fields: [("services".to_owned(), services)].into(),
-    };
-    OrderedMetadata {
-        filter_metadata: [("istio".to_owned(), istio)].into(),
-    }
+    let services = value(OrderedKind::List(OrderedList { values: vec![service] }));
+    let istio = OrderedStruct { fields: [("services".to_owned(), services)].into() };
+    OrderedMetadata { filter_metadata: [("istio".to_owned(), istio)].into() }
 }

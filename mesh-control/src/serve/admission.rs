@@ -21,20 +21,13 @@ impl Admission {
     /// sent away.
     pub(crate) fn new(rate: u32, burst: u32, patience: Duration) -> Admission {
         let interval = Duration::from_secs(1) / rate.max(1);
-        Admission {
-            interval,
-            burst: interval * burst,
-            patience,
-            next: None,
-        }
+        Admission { interval, burst: interval * burst, patience, next: None }
     }
 
     /// How long the next stream has to wait.
     pub(crate) fn admit(&mut self, now: Instant) -> Result<Duration, Crowded> {
         let slot = self.next.map_or(now, |next| next.max(now));
-        let wait = slot
-            .saturating_duration_since(now)
-            .saturating_sub(self.burst);
+        let wait = slot.saturating_duration_since(now).saturating_sub(self.burst);
         if wait > self.patience {
             return Err(Crowded);
         }
@@ -56,9 +49,6 @@ mod tests {
         assert_eq!(waits[20], Ok(Duration::from_millis(100)));
         assert_eq!(waits[110], Ok(Duration::from_secs(1)));
         assert_eq!(waits[111], Err(Crowded));
-        assert_eq!(
-            admission.admit(now + Duration::from_secs(10)),
-            Ok(Duration::ZERO)
-        );
+        assert_eq!(admission.admit(now + Duration::from_secs(10)), Ok(Duration::ZERO));
     }
 }

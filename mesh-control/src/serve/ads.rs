@@ -122,10 +122,7 @@ impl tonic::codegen::Service<http::Request<Body>> for Ads {
     }
 }
 
-async fn answer<V: Variant>(
-    shared: Arc<Shared>,
-    request: http::Request<Body>,
-) -> http::Response<Body> {
+async fn answer<V: Variant>(shared: Arc<Shared>, request: http::Request<Body>) -> http::Response<Body> {
     Grpc::new(AdsCodec::<V::Request>::default())
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_RESPONSE)
@@ -145,11 +142,7 @@ impl<V: Variant> StreamingService<V::Request> for Method<V> {
             return std::future::ready(Err(Status::internal("a connection without an address")));
         };
         let admitted = {
-            let mut admission = self
-                .0
-                .admission
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut admission = self.0.admission.lock().unwrap_or_else(PoisonError::into_inner);
             admission.admit(now())
         };
         let Ok(wait) = admitted else {
@@ -159,13 +152,7 @@ impl<V: Variant> StreamingService<V::Request> for Method<V> {
         };
         // One response of room: what a slow client has not taken is not made yet.
         let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(converse::<V>(
-            self.0.clone(),
-            peer,
-            wait,
-            request.into_inner(),
-            sender,
-        ));
+        tokio::spawn(converse::<V>(self.0.clone(), peer, wait, request.into_inner(), sender));
         std::future::ready(Ok(tonic::Response::new(ReceiverStream::new(receiver))))
     }
 }
@@ -196,11 +183,7 @@ async fn converse<V: Variant>(
         Ok(Ok(None)) => return,
         Ok(Err(status)) => return fail(&sender, status).await,
         Err(_) => {
-            return fail(
-                &sender,
-                Status::deadline_exceeded("no request on this stream"),
-            )
-            .await;
+            return fail(&sender, Status::deadline_exceeded("no request on this stream")).await;
         }
     };
     let anonymous = Node::default();
@@ -217,10 +200,7 @@ async fn converse<V: Variant>(
         tag: fastrand::u32(..),
     };
     let session = Session::new(V::PROTOCOL, opening, now());
-    let stay = Stay {
-        connection: shared.fleet.enter(session, About::read(node)),
-        shared: &shared,
-    };
+    let stay = Stay { connection: shared.fleet.enter(session, About::read(node)), shared: &shared };
     shared.metrics.stream_opened();
     tracing::debug!(node = node.id, peer = %peer.ip, protocol = ?V::PROTOCOL, "stream opened");
     let end = exchange::<V>(&stay, request, &mut requests, &sender, stop).await;
@@ -245,9 +225,7 @@ fn identify(node: &Node, peer: &Peer) -> Result<Client, Status> {
         None => {}
         Some(Err(anonymous)) => {
             let why = anonymous.0;
-            return Err(Status::permission_denied(format!(
-                "the client certificate names nobody: {why}"
-            )));
+            return Err(Status::permission_denied(format!("the client certificate names nobody: {why}")));
         }
         Some(Ok(identity)) => {
             if let Some(contradiction) = client::contradiction(node, identity) {
@@ -295,9 +273,7 @@ async fn exchange<V: Variant>(
     let shared = stay.shared;
     let mut pulse = shared.feed.pulse();
     pulse.mark_changed();
-    let age = shared
-        .max_stream_age
-        .map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()));
+    let age = shared.max_stream_age.map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()));
     let mut old = std::pin::pin!(tokio::time::sleep(age.unwrap_or(FAR)));
     stay.hear::<V>(&first)?;
     let mut room = None;
@@ -307,10 +283,7 @@ async fn exchange<V: Variant>(
             match room.take() {
                 Some(permit) => match session.next(now()) {
                     Some(response) => {
-                        shared.metrics.pushed(
-                            response.kind,
-                            response.resources.iter().map(|one| one.body.len()).sum(),
-                        );
+                        shared.metrics.pushed(response.kind, response.resources.iter().map(|one| one.body.len()).sum());
                         mpsc::Permit::send(permit, Ok(response));
                         continue;
                     }
@@ -355,9 +328,7 @@ impl Stay<'_> {
             self.shared.metrics.converged(time);
         }
         if heard.overfull {
-            return Err(Status::resource_exhausted(
-                "this stream asks for too many names",
-            ));
+            return Err(Status::resource_exhausted("this stream asks for too many names"));
         }
         self.attend(&heard);
         Ok(())
@@ -367,12 +338,7 @@ impl Stay<'_> {
         self.shared.metrics.nacked(kind);
         let text: String = text.chars().take(300).collect();
         let session = self.connection.session();
-        tracing::warn!(
-            node = &*session.client().node_id,
-            kind = short(kind),
-            text,
-            "client refused a response"
-        );
+        tracing::warn!(node = &*session.client().node_id, kind = short(kind), text, "client refused a response");
     }
 
     /// Tells the registry who came and went, and takes the catalog that knows of it, if it is made already.
@@ -383,15 +349,10 @@ impl Stay<'_> {
         let client = self.connection.session().client().clone();
         let about = &self.connection.about;
         let workloads = |names: &[Arc<str>]| -> Vec<Workload> {
-            names
-                .iter()
-                .filter_map(|name| Workload::announced(&client, about, name))
-                .collect()
+            names.iter().filter_map(|name| Workload::announced(&client, about, name)).collect()
         };
         for workload in workloads(&heard.left) {
-            self.shared
-                .presence
-                .leave(self.connection.id, &workload.key());
+            self.shared.presence.leave(self.connection.id, &workload.key());
         }
         for workload in workloads(&heard.joined) {
             self.shared.presence.join(self.connection.id, workload);
@@ -400,9 +361,7 @@ impl Stay<'_> {
     }
 
     fn refresh(&self) {
-        self.connection
-            .session()
-            .on_catalog(self.shared.feed.latest(), now());
+        self.connection.session().on_catalog(self.shared.feed.latest(), now());
     }
 }
 

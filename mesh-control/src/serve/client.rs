@@ -27,23 +27,13 @@ pub(crate) fn contradiction(node: &Node, identity: &Identity) -> Option<String> 
     let metadata = node.metadata.as_ref().unwrap_or(&empty);
     let from_id = namespace_of_id(&node.id);
     let claims = [
-        (
-            "NAMESPACE",
-            text(metadata, "NAMESPACE"),
-            &identity.namespace,
-        ),
+        ("NAMESPACE", text(metadata, "NAMESPACE"), &identity.namespace),
         ("the namespace of its id", from_id, &identity.namespace),
-        (
-            "SERVICE_ACCOUNT",
-            text(metadata, "SERVICE_ACCOUNT"),
-            &identity.service_account,
-        ),
+        ("SERVICE_ACCOUNT", text(metadata, "SERVICE_ACCOUNT"), &identity.service_account),
     ];
     claims.into_iter().find_map(|(what, claimed, certified)| {
         let claimed = claimed.filter(|claimed| claimed != certified)?;
-        Some(format!(
-            "the node says {what} is {claimed:?}, its certificate says {certified:?}"
-        ))
+        Some(format!("the node says {what} is {claimed:?}, its certificate says {certified:?}"))
     })
 }
 
@@ -65,21 +55,9 @@ impl About {
     pub(crate) fn read(node: &Node) -> About {
         let empty = Struct::default();
         let metadata = node.metadata.as_ref().unwrap_or(&empty);
-        let said = |key| {
-            text(metadata, key)
-                .filter(|text| !text.is_empty())
-                .map(brief)
-        };
-        let from_id = || {
-            node.id
-                .split('~')
-                .nth(2)
-                .and_then(|name| name.rsplit_once('.'))
-                .map(|(name, _)| brief(name))
-        };
-        let name = said("WORKLOAD_NAME")
-            .or_else(|| said("NAME"))
-            .or_else(from_id);
+        let said = |key| text(metadata, key).filter(|text| !text.is_empty()).map(brief);
+        let from_id = || node.id.split('~').nth(2).and_then(|name| name.rsplit_once('.')).map(|(name, _)| brief(name));
+        let name = said("WORKLOAD_NAME").or_else(|| said("NAME")).or_else(from_id);
         About {
             name: name.unwrap_or_else(|| brief(&node.id)),
             cluster: said("CLUSTER_ID").unwrap_or_default(),
@@ -134,22 +112,13 @@ fn class(user_agent: &str) -> ClientClass {
 fn namespace<'a>(metadata: &'a Struct, id: &'a str) -> &'a str {
     let claimed = text(metadata, "NAMESPACE");
     // `type~ip~name.namespace~namespace.svc.domain` (Istio's node id).
-    let from_id = id
-        .split('~')
-        .nth(3)
-        .and_then(|domain| domain.split('.').next());
-    [claimed, from_id]
-        .into_iter()
-        .flatten()
-        .find(|name| is_label(name))
-        .unwrap_or("default")
+    let from_id = id.split('~').nth(3).and_then(|domain| domain.split('.').next());
+    [claimed, from_id].into_iter().flatten().find(|name| is_label(name)).unwrap_or("default")
 }
 
 // `type~ip~name.namespace~namespace.svc.domain` (Istio's node id).
 fn namespace_of_id(id: &str) -> Option<&str> {
-    id.split('~')
-        .nth(3)
-        .and_then(|domain| domain.split('.').next())
+    id.split('~').nth(3).and_then(|domain| domain.split('.').next())
 }
 
 fn is_label(name: &str) -> bool {
@@ -161,13 +130,10 @@ fn labels(metadata: &Struct) -> BTreeMap<String, String> {
     let Some(Value::StructValue(labels)) = field(metadata, "LABELS") else {
         return BTreeMap::new();
     };
-    let pairs = labels
-        .fields
-        .iter()
-        .filter_map(|(key, value)| match &value.kind {
-            Some(Value::StringValue(text)) => Some((key.clone(), text.clone())),
-            _ => None,
-        });
+    let pairs = labels.fields.iter().filter_map(|(key, value)| match &value.kind {
+        Some(Value::StringValue(text)) => Some((key.clone(), text.clone())),
+        _ => None,
+    });
     // Sorted before they are cut: which ones stay must not depend on the order of a hash map.
     let sorted: BTreeMap<_, _> = pairs.collect();
     sorted.into_iter().take(MANY).collect()
@@ -175,13 +141,8 @@ fn labels(metadata: &Struct) -> BTreeMap<String, String> {
 
 fn instance_ips(metadata: &Struct) -> Vec<IpAddr> {
     let list = text(metadata, "INSTANCE_IPS").unwrap_or_default();
-    let addresses = list
-        .split(',')
-        .filter_map(|address| address.trim().parse::<IpAddr>().ok());
-    addresses
-        .map(|address| address.to_canonical())
-        .take(MANY)
-        .collect()
+    let addresses = list.split(',').filter_map(|address| address.trim().parse::<IpAddr>().ok());
+    addresses.map(|address| address.to_canonical()).take(MANY).collect()
 }
 
 #[derive(Deserialize)]
@@ -197,14 +158,8 @@ fn ports(metadata: &Struct) -> Vec<(String, u16)> {
     let Ok(list) = serde_json::from_str::<Vec<serde_json::Value>>(text) else {
         return Vec::new();
     };
-    let ports = list
-        .into_iter()
-        .filter_map(|port| serde_json::from_value::<PodPort>(port).ok());
-    ports
-        .filter(|port| !port.name.is_empty())
-        .map(|port| (port.name, port.number))
-        .take(MANY)
-        .collect()
+    let ports = list.into_iter().filter_map(|port| serde_json::from_value::<PodPort>(port).ok());
+    ports.filter(|port| !port.name.is_empty()).map(|port| (port.name, port.number)).take(MANY).collect()
 }
 
 fn text<'a>(metadata: &'a Struct, key: &str) -> Option<&'a str> {
@@ -215,10 +170,7 @@ fn text<'a>(metadata: &'a Struct, key: &str) -> Option<&'a str> {
 }
 
 fn field<'a>(metadata: &'a Struct, key: &str) -> Option<&'a Value> {
-    metadata
-        .fields
-        .get(key)
-        .and_then(|Wrapped { kind }| kind.as_ref())
+    metadata.fields.get(key).and_then(|Wrapped { kind }| kind.as_ref())
 }
 
 #[cfg(test)]
@@ -228,21 +180,8 @@ mod tests {
     use super::*;
 
     fn node(id: &str, metadata: &[(&str, Value)]) -> Node {
-        let fields = metadata.iter().map(|(key, value)| {
-            (
-                (*key).to_owned(),
-                Wrapped {
-                    kind: Some(value.clone()),
-                },
-            )
-        });
-        Node {
-            id: id.to_owned(),
-            metadata: Some(Struct {
-                fields: fields.collect(),
-            }),
-            ..Node::default()
-        }
+        let fields = metadata.iter().map(|(key, value)| ((*key).to_owned(), Wrapped { kind: Some(value.clone()) }));
+        Node { id: id.to_owned(), metadata: Some(Struct { fields: fields.collect() }), ..Node::default() }
     }
 
     fn string(text: &str) -> Value {
@@ -253,15 +192,7 @@ mod tests {
 
     #[test]
     fn a_full_node_is_read() {
-        let labels = Struct {
-            fields: [(
-                "app".to_owned(),
-                Wrapped {
-                    kind: Some(string("web")),
-                },
-            )]
-            .into(),
-        };
+        let labels = Struct { fields: [("app".to_owned(), Wrapped { kind: Some(string("web")) })].into() };
         let mut node = node(
             "mesh~10.0.0.1~web-1.shop~shop.svc.cluster.local",
             &[
@@ -270,31 +201,19 @@ mod tests {
                 ("INSTANCE_IPS", string("10.0.0.1, ::ffff:10.0.0.2,nonsense")),
                 (
                     "POD_PORTS",
-                    string(
-                        r#"[{"name":"http","containerPort":8080,"protocol":"TCP"},{"containerPort":1},7]"#,
-                    ),
+                    string(r#"[{"name":"http","containerPort":8080,"protocol":"TCP"},{"containerPort":1},7]"#),
                 ),
             ],
         );
         node.user_agent_name = "gRPC C-core".to_owned();
-        node.locality = Some(Locality {
-            region: "r".into(),
-            zone: "z".into(),
-            sub_zone: String::new(),
-        });
+        node.locality = Some(Locality { region: "r".into(), zone: "z".into(), sub_zone: String::new() });
         let client = read(&node, PEER);
         assert_eq!(client.class, ClientClass::Grpc);
         assert_eq!(&*client.namespace, "checkout");
         assert_eq!(client.labels.get("app").map(String::as_str), Some("web"));
-        assert_eq!(
-            client.instance_ips,
-            [IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2])]
-        );
+        assert_eq!(client.instance_ips, [IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2])]);
         assert_eq!(client.ports, [("http".to_owned(), 8080)]);
-        assert_eq!(
-            client.locality.each_ref().map(|part| &**part),
-            ["r", "z", ""]
-        );
+        assert_eq!(client.locality.each_ref().map(|part| &**part), ["r", "z", ""]);
     }
 
     #[test]
@@ -304,11 +223,7 @@ mod tests {
             (vec![("NAMESPACE", string("checkout"))], id, "checkout"),
             (vec![], id, "shop"),
             (vec![("NAMESPACE", string("Not A Label"))], id, "shop"),
-            (
-                vec![("NAMESPACE", Value::NumberValue(3.0))],
-                "anything",
-                "default",
-            ),
+            (vec![("NAMESPACE", Value::NumberValue(3.0))], "anything", "default"),
             (vec![], "", "default"),
             (vec![], "a~b~c~../..", "default"),
         ] {
@@ -332,24 +247,11 @@ mod tests {
 
     #[test]
     fn a_node_may_repeat_what_its_certificate_says_and_not_contradict_it() {
-        let identity = Identity {
-            namespace: "shop".to_owned(),
-            service_account: "web".to_owned(),
-        };
-        let says =
-            |id: &str, metadata: &[(&str, Value)]| contradiction(&node(id, metadata), &identity);
+        let identity = Identity { namespace: "shop".to_owned(), service_account: "web".to_owned() };
+        let says = |id: &str, metadata: &[(&str, Value)]| contradiction(&node(id, metadata), &identity);
         let id = "mesh~10.0.0.1~web-1.shop~shop.svc.cluster.local";
         assert_eq!(says("", &[]), None);
-        assert_eq!(
-            says(
-                id,
-                &[
-                    ("NAMESPACE", string("shop")),
-                    ("SERVICE_ACCOUNT", string("web"))
-                ]
-            ),
-            None
-        );
+        assert_eq!(says(id, &[("NAMESPACE", string("shop")), ("SERVICE_ACCOUNT", string("web"))]), None);
         assert!(says(id, &[("NAMESPACE", string("checkout"))]).is_some());
         assert!(says(id, &[("SERVICE_ACCOUNT", string("root"))]).is_some());
         assert!(says("mesh~10.0.0.1~web-1.pay~pay.svc.cluster.local", &[]).is_some());
@@ -359,11 +261,7 @@ mod tests {
     fn a_workload_is_called_what_it_says_or_what_its_id_says() {
         let id = "mesh~10.0.0.1~web-1.v2.shop~shop.svc.cluster.local";
         for (metadata, id, expected) in [
-            (
-                vec![("WORKLOAD_NAME", string("web")), ("NAME", string("web-1"))],
-                id,
-                "web",
-            ),
+            (vec![("WORKLOAD_NAME", string("web")), ("NAME", string("web-1"))], id, "web"),
             (vec![("NAME", string("web-1"))], id, "web-1"),
             (vec![], id, "web-1.v2"),
             (vec![], "anything", "anything"),
@@ -374,15 +272,10 @@ mod tests {
 
     #[test]
     fn malformed_metadata_is_left_out() {
-        let metadata = [
-            ("LABELS", string("not a struct")),
-            ("INSTANCE_IPS", Value::BoolValue(true)),
-            ("POD_PORTS", string("{")),
-        ];
+        let metadata =
+            [("LABELS", string("not a struct")), ("INSTANCE_IPS", Value::BoolValue(true)), ("POD_PORTS", string("{"))];
         let client = read(&node("x", &metadata), PEER);
-        assert!(
-            client.labels.is_empty() && client.instance_ips.is_empty() && client.ports.is_empty()
-        );
+        assert!(client.labels.is_empty() && client.instance_ips.is_empty() && client.ports.is_empty());
         assert_eq!(client.peer_ip, PEER);
     }
 }

@@ -40,9 +40,7 @@ impl ClientStatusDiscoveryService for Csds {
         requests: Request<Streaming<ClientStatusRequest>>,
     ) -> Result<Response<Responses>, Status> {
         let shared = self.0.clone();
-        let responses = requests
-            .into_inner()
-            .map(move |request| answer(&shared, &request?));
+        let responses = requests.into_inner().map(move |request| answer(&shared, &request?));
         Ok(Response::new(Box::pin(responses)))
     }
 
@@ -59,14 +57,7 @@ fn answer(shared: &Shared, request: &ClientStatusRequest) -> Result<ClientStatus
         // As gRPC's own clients answer (gRFC A40).
         return Err(Status::invalid_argument("node_matchers are not supported"));
     }
-    Ok(ClientStatusResponse {
-        config: shared
-            .fleet
-            .all()
-            .iter()
-            .map(|connection| config(connection))
-            .collect(),
-    })
+    Ok(ClientStatusResponse { config: shared.fleet.all().iter().map(|connection| config(connection)).collect() })
 }
 
 fn config(connection: &Connection) -> ClientConfig {
@@ -75,11 +66,7 @@ fn config(connection: &Connection) -> ClientConfig {
         (session.client().node_id.to_string(), session.reports())
     };
     ClientConfig {
-        node: Some(Node {
-            id,
-            user_agent_name: connection.about.user_agent.clone(),
-            ..Node::default()
-        }),
+        node: Some(Node { id, user_agent_name: connection.about.user_agent.clone(), ..Node::default() }),
         generic_xds_configs: reports.iter().flat_map(resources).collect(),
         ..ClientConfig::default()
     }

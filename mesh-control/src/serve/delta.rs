@@ -9,11 +9,7 @@ use crate::catalog::Kind;
 use crate::serve::session::{Heard, Nonce, Session};
 
 /// Reads one request into the session.
-pub(crate) fn on_request(
-    session: &mut Session,
-    request: &DeltaDiscoveryRequest,
-    now: Instant,
-) -> Heard {
+pub(crate) fn on_request(session: &mut Session, request: &DeltaDiscoveryRequest, now: Instant) -> Heard {
     let Some(kind) = Kind::from_type_url(&request.type_url) else {
         return Heard::default();
     };
@@ -31,12 +27,7 @@ pub(crate) fn on_request(
 }
 
 // Before the subscriptions: a name in both lists was given up and asked for again.
-fn unsubscribe(
-    session: &mut Session,
-    kind: Kind,
-    request: &DeltaDiscoveryRequest,
-    heard: &mut Heard,
-) {
+fn unsubscribe(session: &mut Session, kind: Kind, request: &DeltaDiscoveryRequest, heard: &mut Heard) {
     let (ledger, view) = session.ledger(kind);
     for name in &request.resource_names_unsubscribe {
         if name == "*" {
@@ -47,25 +38,12 @@ fn unsubscribe(
     }
 }
 
-fn subscribe(
-    session: &mut Session,
-    kind: Kind,
-    request: &DeltaDiscoveryRequest,
-    first: bool,
-    heard: &mut Heard,
-) {
+fn subscribe(session: &mut Session, kind: Kind, request: &DeltaDiscoveryRequest, first: bool, heard: &mut Heard) {
     let legacy = session.has_legacy_wildcard(kind);
     let (ledger, view) = session.ledger(kind);
-    for name in request
-        .resource_names_subscribe
-        .iter()
-        .filter(|name| *name != "*")
-    {
+    for name in request.resource_names_subscribe.iter().filter(|name| *name != "*") {
         // Only the first request of a kind tells what the client brought along.
-        let brought = request
-            .initial_resource_versions
-            .get(name)
-            .filter(|_| first);
+        let brought = request.initial_resource_versions.get(name).filter(|_| first);
         let gained = match brought {
             Some(version) => ledger.resume(name, Some(version), &view),
             None => ledger.subscribe(name, &view),
@@ -74,10 +52,7 @@ fn subscribe(
             heard.joined.push(Arc::from(&**name));
         }
     }
-    let star = request
-        .resource_names_subscribe
-        .iter()
-        .any(|name| name == "*");
+    let star = request.resource_names_subscribe.iter().any(|name| name == "*");
     if star || (legacy && first && request.resource_names_subscribe.is_empty()) {
         if first {
             for (name, version) in &request.initial_resource_versions {

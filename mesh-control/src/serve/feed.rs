@@ -35,11 +35,7 @@ impl Feed {
                 tokio::time::sleep(QUIET).await;
             }
         });
-        Feed {
-            latest: Box::new(move || catalog(&source.borrow())),
-            pulse,
-            task: task.abort_handle(),
-        }
+        Feed { latest: Box::new(move || catalog(&source.borrow())), pulse, task: task.abort_handle() }
     }
 
     /// The newest catalog.
@@ -79,10 +75,7 @@ mod tests {
         let mut beats = Vec::new();
         for _ in 0..20 {
             sender.send_replace(Shelf::default());
-            if tokio::time::timeout(Duration::from_millis(5), pulse.changed())
-                .await
-                .is_ok()
-            {
+            if tokio::time::timeout(Duration::from_millis(5), pulse.changed()).await.is_ok() {
                 beats.push(start.elapsed());
             }
         }
@@ -90,9 +83,6 @@ mod tests {
         beats.push(start.elapsed());
         assert!(beats[0] < Duration::from_millis(5), "{beats:?}");
         assert!(beats.len() <= 4, "{beats:?}");
-        assert!(
-            beats.windows(2).all(|two| two[1] - two[0] >= QUIET),
-            "{beats:?}"
-        );
+        assert!(beats.windows(2).all(|two| two[1] - two[0] >= QUIET), "{beats:?}");
     }
 }

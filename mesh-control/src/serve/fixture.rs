@@ -13,11 +13,8 @@ use crate::serve::push::Pace;
 use crate::serve::session::{Heard, Opening, Protocol, Response, Session};
 use crate::serve::{delta, sotw};
 
-pub(crate) const PACE: Pace = Pace {
-    grace: Duration::from_secs(5),
-    linger: Duration::from_millis(500),
-    nack_pause: Duration::from_secs(1),
-};
+pub(crate) const PACE: Pace =
+    Pace { grace: Duration::from_secs(5), linger: Duration::from_millis(500), nack_pause: Duration::from_secs(1) };
 
 /// A catalog made by hand.
 #[derive(Clone, Debug, Default)]
@@ -41,9 +38,7 @@ impl Shelf {
             empty: false,
         };
         self.items.insert((kind, name.to_owned()), resource);
-        self.items
-            .get_mut(&(kind, name.to_owned()))
-            .expect("was just put there")
+        self.items.get_mut(&(kind, name.to_owned())).expect("was just put there")
     }
 
     pub(crate) fn without(mut self, kind: Kind, name: &str) -> Shelf {
@@ -70,10 +65,7 @@ impl Catalog for Shelf {
     }
 
     fn everything(&self, client: &Client, kind: Kind) -> Vec<Arc<str>> {
-        let all = self
-            .items
-            .iter()
-            .filter(|((of, _), _)| *of == kind && client.class == ClientClass::Envoy);
+        let all = self.items.iter().filter(|((of, _), _)| *of == kind && client.class == ClientClass::Envoy);
         all.map(|(_, resource)| resource.name.clone()).collect()
     }
 }
@@ -106,42 +98,20 @@ impl Talk {
         Talk::open(Protocol::Delta, ClientClass::Library, shelf, Duration::ZERO)
     }
 
-    pub(crate) fn open(
-        protocol: Protocol,
-        class: ClientClass,
-        shelf: &Shelf,
-        settle: Duration,
-    ) -> Talk {
+    pub(crate) fn open(protocol: Protocol, class: ClientClass, shelf: &Shelf, settle: Duration) -> Talk {
         let now = Instant::now();
-        let opening = Opening {
-            client: client(class),
-            catalog: shelf.arc(),
-            pace: PACE,
-            settles_at: now + settle,
-            tag: 0xbeef,
-        };
-        Talk {
-            session: Session::new(protocol, opening, now),
-            now,
-        }
+        let opening =
+            Opening { client: client(class), catalog: shelf.arc(), pace: PACE, settles_at: now + settle, tag: 0xbeef };
+        Talk { session: Session::new(protocol, opening, now), now }
     }
 
     /// A state-of-the-world request with the nonce of a response, or without.
-    pub(crate) fn ask(
-        &mut self,
-        kind: Kind,
-        names: &[&str],
-        after: Option<&Response>,
-    ) -> Vec<Response> {
+    pub(crate) fn ask(&mut self, kind: Kind, names: &[&str], after: Option<&Response>) -> Vec<Response> {
         let request = DiscoveryRequest {
             type_url: kind.type_url().to_owned(),
             resource_names: strings(names),
-            version_info: after
-                .map(|response| response.version.clone())
-                .unwrap_or_default(),
-            response_nonce: after
-                .map(|response| response.nonce.clone())
-                .unwrap_or_default(),
+            version_info: after.map(|response| response.version.clone()).unwrap_or_default(),
+            response_nonce: after.map(|response| response.nonce.clone()).unwrap_or_default(),
             ..DiscoveryRequest::default()
         };
         self.send_sotw(&request);
@@ -179,20 +149,10 @@ impl Talk {
     }
 
     pub(crate) fn answer(&mut self, response: &Response, error: Option<&str>) -> Heard {
-        let error_detail = error.map(|text| rpc::Status {
-            code: 3,
-            message: text.to_owned(),
-            details: Vec::new(),
-        });
+        let error_detail = error.map(|text| rpc::Status { code: 3, message: text.to_owned(), details: Vec::new() });
         match self.session.protocol() {
             Protocol::Sotw => {
-                let names = self
-                    .session
-                    .ledger(response.kind)
-                    .0
-                    .explicit()
-                    .map(|name| name.to_string())
-                    .collect();
+                let names = self.session.ledger(response.kind).0.explicit().map(|name| name.to_string()).collect();
                 self.send_sotw(&DiscoveryRequest {
                     type_url: response.kind.type_url().to_owned(),
                     resource_names: names,
@@ -222,19 +182,9 @@ impl Talk {
     }
 
     pub(crate) fn drain(&mut self) -> Vec<Response> {
-        let responses: Vec<_> = std::iter::from_fn(|| self.session.next(self.now))
-            .take(1000)
-            .collect();
-        assert!(
-            responses.len() < 1000,
-            "the session has no end of responses"
-        );
-        assert!(
-            self.session
-                .wakes_at(self.now)
-                .is_none_or(|at| at > self.now),
-            "the session wakes at once"
-        );
+        let responses: Vec<_> = std::iter::from_fn(|| self.session.next(self.now)).take(1000).collect();
+        assert!(responses.len() < 1000, "the session has no end of responses");
+        assert!(self.session.wakes_at(self.now).is_none_or(|at| at > self.now), "the session wakes at once");
         responses
     }
 
@@ -255,11 +205,7 @@ impl Talk {
     }
 }
 
-pub(crate) fn delta_request(
-    kind: Kind,
-    subscribe: &[&str],
-    unsubscribe: &[&str],
-) -> DeltaDiscoveryRequest {
+pub(crate) fn delta_request(kind: Kind, subscribe: &[&str], unsubscribe: &[&str]) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest {
         type_url: kind.type_url().to_owned(),
         resource_names_subscribe: strings(subscribe),
@@ -274,19 +220,11 @@ pub(crate) fn strings(names: &[&str]) -> Vec<String> {
 
 /// `name=version` of every resource and `!name` of every absence, for short assertions.
 pub(crate) fn said(response: &Response) -> Vec<String> {
-    let given = response
-        .resources
-        .iter()
-        .map(|resource| format!("{}={}", resource.name, resource.version));
-    given
-        .chain(response.absent.iter().map(|name| format!("!{name}")))
-        .collect()
+    let given = response.resources.iter().map(|resource| format!("{}={}", resource.name, resource.version));
+    given.chain(response.absent.iter().map(|name| format!("!{name}"))).collect()
 }
 
 /// The same for several responses, with their kinds.
 pub(crate) fn told(responses: &[Response]) -> Vec<String> {
-    responses
-        .iter()
-        .map(|response| format!("{:?} {}", response.kind, said(response).join(" ")))
-        .collect()
+    responses.iter().map(|response| format!("{:?} {}", response.kind, said(response).join(" "))).collect()
 }

@@ -59,9 +59,7 @@ impl Fleet {
     }
 
     fn connections(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Connection>>> {
-        self.connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -158,11 +156,7 @@ impl Connection {
             peer: self.peer_ip,
             protocol: session.protocol().name().to_owned(),
             connected_since: unix(self.since),
-            kinds: session
-                .reports()
-                .into_iter()
-                .map(|report| kind(report, all_names, now))
-                .collect(),
+            kinds: session.reports().into_iter().map(|report| kind(report, all_names, now)).collect(),
         }
     }
 }
@@ -171,10 +165,7 @@ fn kind(report: Report, all_names: bool, now: Instant) -> KindStatus {
     let ago = |at: Instant| seconds(now.saturating_duration_since(at));
     let state = if report.refused {
         "refused"
-    } else if report.settling > 0
-        && report.settling == report.unsent
-        && report.pending_since.is_none()
-    {
+    } else if report.settling > 0 && report.settling == report.unsent && report.pending_since.is_none() {
         "settling"
     } else if report.unsent > 0 || report.pending_since.is_some() {
         "pending"
@@ -221,8 +212,7 @@ fn kind(report: Report, all_names: bool, now: Instant) -> KindStatus {
 }
 
 pub(crate) fn unix(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs())
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 pub(crate) fn seconds(time: Duration) -> f64 {

@@ -158,13 +158,7 @@ impl World {
         if restarted {
             self.settles_at = self.now + SETTLE;
         }
-        self.session = open(
-            self.protocol,
-            &self.shelf,
-            self.now,
-            self.settles_at,
-            self.streams,
-        );
+        self.session = open(self.protocol, &self.shelf, self.now, self.settles_at, self.streams);
         self.opened.clear();
         self.inbox.clear();
         self.answered.clear();
@@ -181,10 +175,7 @@ impl World {
     }
 
     fn names(&self, kind: Kind) -> impl Iterator<Item = &'static str> {
-        self.subscribed
-            .iter()
-            .filter(move |(of, _)| *of == kind)
-            .map(|(_, name)| *name)
+        self.subscribed.iter().filter(move |(of, _)| *of == kind).map(|(_, name)| *name)
     }
 
     fn ask(&mut self, kind: Kind, subscribe: &[&str], unsubscribe: &[&str]) {
@@ -192,23 +183,15 @@ impl World {
         match self.protocol {
             Protocol::Sotw => self.send_sotw(kind, None),
             Protocol::Delta => {
-                let brought = self
-                    .brought
-                    .iter()
-                    .filter(|((of, name), _)| first && *of == kind && subscribe.contains(name));
+                let brought =
+                    self.brought.iter().filter(|((of, name), _)| first && *of == kind && subscribe.contains(name));
                 let request = DeltaDiscoveryRequest {
                     type_url: kind.type_url().to_owned(),
                     initial_resource_versions: brought
                         .map(|((_, name), version)| ((*name).to_owned(), version.clone()))
                         .collect(),
-                    resource_names_subscribe: subscribe
-                        .iter()
-                        .map(|name| (*name).to_owned())
-                        .collect(),
-                    resource_names_unsubscribe: unsubscribe
-                        .iter()
-                        .map(|name| (*name).to_owned())
-                        .collect(),
+                    resource_names_subscribe: subscribe.iter().map(|name| (*name).to_owned()).collect(),
+                    resource_names_unsubscribe: unsubscribe.iter().map(|name| (*name).to_owned()).collect(),
                     ..DeltaDiscoveryRequest::default()
                 };
                 delta::on_request(&mut self.session, &request, self.now);
@@ -219,14 +202,7 @@ impl World {
     fn send_sotw(&mut self, kind: Kind, error: Option<rpc::Status>) {
         let (version, nonce) = self.answered.get(&kind).cloned().unwrap_or_else(|| {
             let before = self.accepted_before.contains(&kind);
-            (
-                if before {
-                    "of another stream".to_owned()
-                } else {
-                    String::new()
-                },
-                String::new(),
-            )
+            (if before { "of another stream".to_owned() } else { String::new() }, String::new())
         });
         let request = DiscoveryRequest {
             type_url: kind.type_url().to_owned(),
@@ -249,12 +225,7 @@ impl World {
             self.check_settling(&response);
             self.inbox.push_back(response);
         }
-        assert!(
-            self.session
-                .wakes_at(self.now)
-                .is_none_or(|at| at > self.now),
-            "wakes without a cause"
-        );
+        assert!(self.session.wakes_at(self.now).is_none_or(|at| at > self.now), "wakes without a cause");
         assert!(self.inbox.len() < 64, "responses pile up");
     }
 
@@ -268,28 +239,16 @@ impl World {
             if !self.held.contains_key(&key) {
                 continue;
             }
-            let using = self
-                .subscribed
-                .iter()
-                .filter(|(kind, _)| matches!(kind, Kind::Listener | Kind::Route));
+            let using = self.subscribed.iter().filter(|(kind, _)| matches!(kind, Kind::Listener | Kind::Route));
             for using in using {
-                assert!(
-                    !self.refused.contains(using),
-                    "{key:?} withdrawn although {using:?} is refused"
-                );
+                assert!(!self.refused.contains(using), "{key:?} withdrawn although {using:?} is refused");
                 // What disappeared itself is withdrawn just before, on the same stream.
                 let Some(newest) = self.version(*using) else {
                     continue;
                 };
                 let is_newest = self.held.get(using) == Some(&newest);
-                let waited = self
-                    .vanished
-                    .get(&key)
-                    .is_none_or(|at| self.now >= *at + PACE.grace);
-                assert!(
-                    is_newest || waited,
-                    "{key:?} withdrawn before {using:?} was replaced"
-                );
+                let waited = self.vanished.get(&key).is_none_or(|at| self.now >= *at + PACE.grace);
+                assert!(is_newest || waited, "{key:?} withdrawn before {using:?} was replaced");
             }
         }
     }
@@ -302,32 +261,19 @@ impl World {
         for resource in &response.resources {
             let key = self.key(response.kind, &resource.name);
             let brought = self.brought.get(&key);
-            let unsaid = !self.offered.contains_key(&key)
-                && !self.inbox.iter().any(|sent| sent.kind == response.kind);
+            let unsaid = !self.offered.contains_key(&key) && !self.inbox.iter().any(|sent| sent.kind == response.kind);
             if let (Some(brought), true) = (brought, unsaid) {
-                assert_eq!(
-                    brought, &*resource.version,
-                    "{key:?} changed while settling"
-                );
+                assert_eq!(brought, &*resource.version, "{key:?} changed while settling");
             }
         }
     }
 
     fn key(&self, kind: Kind, name: &str) -> Key {
-        (
-            kind,
-            NAMES
-                .into_iter()
-                .find(|one| *one == name)
-                .expect("a name of the test"),
-        )
+        (kind, NAMES.into_iter().find(|one| *one == name).expect("a name of the test"))
     }
 
     fn version(&self, (kind, name): Key) -> Option<String> {
-        self.shelf
-            .items
-            .get(&(kind, name.to_owned()))
-            .map(|resource| resource.version.to_string())
+        self.shelf.items.get(&(kind, name.to_owned())).map(|resource| resource.version.to_string())
     }
 
     fn answer(&mut self, refuse: Option<usize>) {
@@ -340,16 +286,12 @@ impl World {
             (all > 0).then(|| self.key(kind, &response.resources[at % all].name))
         });
         self.apply(&response, bad);
-        let error = bad.map(|(_, name)| rpc::Status {
-            code: 3,
-            message: format!("{name} is bad"),
-            details: Vec::new(),
-        });
+        let error =
+            bad.map(|(_, name)| rpc::Status { code: 3, message: format!("{name} is bad"), details: Vec::new() });
         if error.is_none() {
             self.accepted_before.insert(kind);
         }
-        self.answered
-            .insert(kind, (response.version.clone(), response.nonce.clone()));
+        self.answered.insert(kind, (response.version.clone(), response.nonce.clone()));
         match self.protocol {
             Protocol::Sotw => self.send_sotw(kind, error),
             Protocol::Delta => {
@@ -381,8 +323,7 @@ impl World {
                 self.refused.remove(&key);
             }
         }
-        let left_out =
-            self.protocol == Protocol::Sotw && matches!(kind, Kind::Listener | Kind::Cluster);
+        let left_out = self.protocol == Protocol::Sotw && matches!(kind, Kind::Listener | Kind::Cluster);
         let subscribed: Vec<Key> = self.names(kind).map(|name| (kind, name)).collect();
         for key in subscribed {
             let absent = response.absent.iter().any(|name| **name == *key.1);
@@ -396,9 +337,7 @@ impl World {
 
     fn stale(&mut self, kind: Kind) {
         let nonce = match self.answered.get(&kind) {
-            Some((_, nonce)) if self.inbox.iter().any(|response| response.kind == kind) => {
-                nonce.clone()
-            }
+            Some((_, nonce)) if self.inbox.iter().any(|response| response.kind == kind) => nonce.clone(),
             _ => "feed-1".to_owned(),
         };
         match self.protocol {
@@ -428,10 +367,7 @@ impl World {
         for key in &self.refused {
             // Removals may be held back as long as the refusal of a listener or route stands.
             let newest = self.version(*key);
-            assert!(
-                self.offered.get(key) == Some(&newest) || newest.is_none(),
-                "{key:?} was not offered anew"
-            );
+            assert!(self.offered.get(key) == Some(&newest) || newest.is_none(), "{key:?} was not offered anew");
         }
         let refused: Vec<Key> = self.refused.iter().copied().collect();
         for (kind, name) in refused {
@@ -443,10 +379,7 @@ impl World {
         self.rest();
         assert!(self.refused.is_empty());
         let held: BTreeMap<Key, String> = self.held.clone();
-        let newest = self
-            .subscribed
-            .iter()
-            .filter_map(|key| Some((*key, self.version(*key)?)));
+        let newest = self.subscribed.iter().filter_map(|key| Some((*key, self.version(*key)?)));
         assert_eq!(held, newest.collect());
     }
 
@@ -470,13 +403,7 @@ fn open(protocol: Protocol, shelf: &Shelf, now: Instant, settles_at: Instant, ta
         Protocol::Sotw => ClientClass::Grpc,
         Protocol::Delta => ClientClass::Library,
     };
-    let opening = Opening {
-        client: client(class),
-        catalog: shelf.arc(),
-        pace: PACE,
-        settles_at,
-        tag,
-    };
+    let opening = Opening { client: client(class), catalog: shelf.arc(), pace: PACE, settles_at, tag };
     Session::new(protocol, opening, now)
 }
 

@@ -54,57 +54,21 @@ impl Metrics {
             }
         }
         add(&self.convergence_count, 1);
-        add(
-            &self.convergence_micros,
-            u64::try_from(time.as_micros()).unwrap_or(u64::MAX),
-        );
+        add(&self.convergence_micros, u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
     }
 
     /// Appends the text form.
     pub(crate) fn write(&self, out: &mut String) {
-        family(
-            out,
-            "pilot_xds_pushes",
-            "counter",
-            "Responses sent, by type.",
-        );
+        family(out, "pilot_xds_pushes", "counter", "Responses sent, by type.");
         per_kind(out, "pilot_xds_pushes", &self.pushes);
-        family(
-            out,
-            "mesh_xds_acks_total",
-            "counter",
-            "Responses that clients accepted, by type.",
-        );
+        family(out, "mesh_xds_acks_total", "counter", "Responses that clients accepted, by type.");
         per_kind(out, "mesh_xds_acks_total", &self.acks);
-        family(
-            out,
-            "mesh_xds_rejects_total",
-            "counter",
-            "Responses that clients refused, by type.",
-        );
+        family(out, "mesh_xds_rejects_total", "counter", "Responses that clients refused, by type.");
         per_kind(out, "mesh_xds_rejects_total", &self.nacks);
         let rejects: u64 = self.nacks.iter().map(get).sum();
-        single(
-            out,
-            "pilot_total_xds_rejects",
-            "counter",
-            "Responses that clients refused.",
-            rejects,
-        );
-        single(
-            out,
-            "mesh_xds_sent_bytes_total",
-            "counter",
-            "Bytes of resources sent.",
-            get(&self.pushed_bytes),
-        );
-        single(
-            out,
-            "mesh_xds_streams_total",
-            "counter",
-            "Streams opened since the start.",
-            get(&self.streams),
-        );
+        single(out, "pilot_total_xds_rejects", "counter", "Responses that clients refused.", rejects);
+        single(out, "mesh_xds_sent_bytes_total", "counter", "Bytes of resources sent.", get(&self.pushed_bytes));
+        single(out, "mesh_xds_streams_total", "counter", "Streams opened since the start.", get(&self.streams));
         let crowded = get(&self.turned_away);
         single(
             out,
@@ -115,22 +79,13 @@ impl Metrics {
         );
 
         let name = "pilot_proxy_convergence_time";
-        family(
-            out,
-            name,
-            "histogram",
-            "Seconds from a change to the moment when a client has accepted all of it.",
-        );
+        family(out, name, "histogram", "Seconds from a change to the moment when a client has accepted all of it.");
         for (bound, bucket) in BOUNDS.iter().zip(&self.convergence) {
             let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {}", get(bucket));
         }
         let count = get(&self.convergence_count);
         let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {count}");
-        let _ = writeln!(
-            out,
-            "{name}_sum {}",
-            Duration::from_micros(get(&self.convergence_micros)).as_secs_f64()
-        );
+        let _ = writeln!(out, "{name}_sum {}", Duration::from_micros(get(&self.convergence_micros)).as_secs_f64());
         let _ = writeln!(out, "{name}_count {count}");
     }
 }

@@ -29,16 +29,9 @@ pub struct Workload {
 impl Workload {
     /// The workload that a client announces by asking for a server listener, if the name is one.
     pub fn announced(client: &Client, about: &About, listener: &str) -> Option<Workload> {
-        let bound: SocketAddr = listener
-            .strip_prefix(SERVER_LISTENER_PREFIX)?
-            .parse()
-            .ok()?;
+        let bound: SocketAddr = listener.strip_prefix(SERVER_LISTENER_PREFIX)?.parse().ok()?;
         let ip = match bound.ip().to_canonical() {
-            ip if ip.is_unspecified() => client
-                .instance_ips
-                .first()
-                .copied()
-                .unwrap_or(client.peer_ip),
+            ip if ip.is_unspecified() => client.instance_ips.first().copied().unwrap_or(client.peer_ip),
             ip => ip,
         };
         (bound.port() != 0).then(|| Workload {
@@ -50,10 +43,7 @@ impl Workload {
 
     /// What tells it from every other.
     pub fn key(&self) -> WorkloadKey {
-        WorkloadKey {
-            node_id: self.client.node_id.clone(),
-            address: self.address,
-        }
+        WorkloadKey { node_id: self.client.node_id.clone(), address: self.address }
     }
 }
 
@@ -115,21 +105,15 @@ impl Roll {
             }
             None => {
                 changes.push(Change::Register(Box::new(workload.clone())));
-                self.0.insert(
-                    key.clone(),
-                    Entry {
-                        workload,
-                        streams: [stream].into(),
-                        expires: None,
-                    },
-                );
+                self.0.insert(key.clone(), Entry { workload, streams: [stream].into(), expires: None });
             }
         }
         // A process that was started again at the same address under a new id: the old one is not there
         // any more. Make before break: the new one is registered first.
-        let replaced = self.0.iter().filter(|(other, entry)| {
-            other.address == key.address && **other != key && entry.streams.is_empty()
-        });
+        let replaced = self
+            .0
+            .iter()
+            .filter(|(other, entry)| other.address == key.address && **other != key && entry.streams.is_empty());
         let replaced: Vec<WorkloadKey> = replaced.map(|(key, _)| key.clone()).collect();
         for key in replaced {
             self.0.remove(&key);
@@ -159,10 +143,7 @@ impl Roll {
     }
 
     fn expire(&mut self, now: Instant) -> Vec<Change> {
-        let due = self
-            .0
-            .iter()
-            .filter(|(_, entry)| entry.expires.is_some_and(|at| at <= now));
+        let due = self.0.iter().filter(|(_, entry)| entry.expires.is_some_and(|at| at <= now));
         let due: Vec<WorkloadKey> = due.map(|(key, _)| key.clone()).collect();
         due.iter().for_each(|key| drop(self.0.remove(key)));
         due.into_iter().map(Change::Unregister).collect()
@@ -191,12 +172,7 @@ pub(crate) struct Registered {
 
 impl Presence {
     pub(crate) fn new(workloads: Arc<dyn Workloads>, grace: Duration) -> Presence {
-        Presence {
-            roll: Mutex::default(),
-            workloads,
-            grace,
-            lost: Notify::new(),
-        }
+        Presence { roll: Mutex::default(), workloads, grace, lost: Notify::new() }
     }
 
     /// A stream announces a workload.
@@ -278,15 +254,8 @@ mod tests {
     use crate::serve::fixture::client;
 
     fn workload(id: &str, port: u16) -> Workload {
-        let client = Client {
-            node_id: id.into(),
-            ..client(ClientClass::Library)
-        };
-        Workload {
-            client,
-            about: About::default(),
-            address: SocketAddr::from(([10, 0, 0, 1], port)),
-        }
+        let client = Client { node_id: id.into(), ..client(ClientClass::Library) };
+        Workload { client, about: About::default(), address: SocketAddr::from(([10, 0, 0, 1], port)) }
     }
 
     fn register(workload: &Workload) -> Change {
@@ -310,18 +279,11 @@ mod tests {
             ("10.1.2.3", None),
             ("web:9080", None),
         ] {
-            assert_eq!(
-                address(&client, &format!("{prefix}{name}")).as_deref(),
-                expected,
-                "{name}"
-            );
+            assert_eq!(address(&client, &format!("{prefix}{name}")).as_deref(), expected, "{name}");
         }
         assert_eq!(address(&client, "reviews:9080"), None);
         client.instance_ips = vec![[10, 0, 0, 7].into(), [10, 0, 0, 8].into()];
-        assert_eq!(
-            address(&client, &format!("{prefix}0.0.0.0:9080")).as_deref(),
-            Some("10.0.0.7:9080")
-        );
+        assert_eq!(address(&client, &format!("{prefix}0.0.0.0:9080")).as_deref(), Some("10.0.0.7:9080"));
     }
 
     #[test]
@@ -357,21 +319,14 @@ mod tests {
         roll.join(2, web.clone());
         roll.lose(1, now);
         assert!(roll.expire(now).is_empty());
-        assert!(
-            roll.leave(1, &web.key()).is_empty(),
-            "the other stream still asks"
-        );
+        assert!(roll.leave(1, &web.key()).is_empty(), "the other stream still asks");
         assert_eq!(roll.leave(2, &web.key()).len(), 1);
     }
 
     #[test]
     fn a_new_process_at_the_same_address_takes_the_place_of_a_lost_one() {
         let now = Instant::now();
-        let (mut roll, old, new) = (
-            Roll::default(),
-            workload("web-1", 80),
-            workload("web-2", 80),
-        );
+        let (mut roll, old, new) = (Roll::default(), workload("web-1", 80), workload("web-2", 80));
         roll.join(1, old.clone());
         roll.lose(1, now);
         let changes = roll.join(2, new.clone());

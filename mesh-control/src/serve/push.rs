@@ -25,11 +25,7 @@ pub struct Pace {
 
 impl Default for Pace {
     fn default() -> Self {
-        Pace {
-            grace: Duration::from_secs(5),
-            linger: Duration::from_millis(500),
-            nack_pause: Duration::from_secs(1),
-        }
+        Pace { grace: Duration::from_secs(5), linger: Duration::from_millis(500), nack_pause: Duration::from_secs(1) }
     }
 }
 
@@ -46,15 +42,11 @@ pub(crate) struct Lane {
 
 impl Lane {
     fn blocked_until(&self, now: Instant, pace: &Pace) -> Option<Instant> {
-        self.unanswered
-            .map(|at| at + pace.grace)
-            .filter(|at| *at > now)
+        self.unanswered.map(|at| at + pace.grace).filter(|at| *at > now)
     }
 
     fn paused_until(&self, now: Instant, pace: &Pace) -> Option<Instant> {
-        self.refused
-            .map(|at| at + pace.nack_pause)
-            .filter(|at| *at > now)
+        self.refused.map(|at| at + pace.nack_pause).filter(|at| *at > now)
     }
 }
 
@@ -104,14 +96,7 @@ pub(crate) struct Gate {
 impl Gate {
     /// Takes note of the present state. `held`: there is something to remove. `quiet`: nothing else is
     /// left to send or to be answered. `refused`: a listener or route is refused at present.
-    pub(crate) fn observe(
-        &mut self,
-        held: bool,
-        quiet: bool,
-        refused: bool,
-        now: Instant,
-        pace: &Pace,
-    ) {
+    pub(crate) fn observe(&mut self, held: bool, quiet: bool, refused: bool, now: Instant, pace: &Pace) {
         if !held || refused {
             *self = Gate::default();
             return;
@@ -142,10 +127,7 @@ impl Gate {
     /// When the gate opens if nothing else happens.
     pub(crate) fn opens_at(&self, pace: &Pace) -> Option<Instant> {
         let grace = self.held_since.map(|at| at + pace.grace)?;
-        Some(
-            self.quiet_since
-                .map_or(grace, |at| grace.min(at + pace.linger)),
-        )
+        Some(self.quiet_since.map_or(grace, |at| grace.min(at + pace.linger)))
     }
 }
 
@@ -153,11 +135,8 @@ impl Gate {
 mod tests {
     use super::*;
 
-    const PACE: Pace = Pace {
-        grace: Duration::from_secs(5),
-        linger: Duration::from_millis(500),
-        nack_pause: Duration::from_secs(1),
-    };
+    const PACE: Pace =
+        Pace { grace: Duration::from_secs(5), linger: Duration::from_millis(500), nack_pause: Duration::from_secs(1) };
 
     fn lanes(edit: impl FnOnce(&mut Lanes)) -> Lanes {
         let mut lanes = Lanes::default();
@@ -183,10 +162,7 @@ mod tests {
             lanes[3].work = true;
         });
         assert_eq!(turn(&held, now, &PACE), Turn::Wait(now + PACE.grace));
-        assert_eq!(
-            turn(&held, now + PACE.grace, &PACE),
-            Turn::Push(Kind::Route)
-        );
+        assert_eq!(turn(&held, now + PACE.grace, &PACE), Turn::Push(Kind::Route));
     }
 
     #[test]
@@ -207,10 +183,7 @@ mod tests {
             lanes[1].refused = Some(now);
         });
         assert_eq!(turn(&lanes, now, &PACE), Turn::Wait(now + PACE.nack_pause));
-        assert_eq!(
-            turn(&lanes, now + PACE.nack_pause, &PACE),
-            Turn::Push(Kind::Endpoints)
-        );
+        assert_eq!(turn(&lanes, now + PACE.nack_pause, &PACE), Turn::Push(Kind::Endpoints));
     }
 
     #[test]
@@ -221,29 +194,17 @@ mod tests {
         assert!(!gate.is_open());
         gate.observe(true, true, false, start + Duration::from_secs(1), &PACE);
         assert!(!gate.is_open(), "quiet has only begun");
-        gate.observe(
-            true,
-            true,
-            false,
-            start + Duration::from_secs(1) + PACE.linger,
-            &PACE,
-        );
+        gate.observe(true, true, false, start + Duration::from_secs(1) + PACE.linger, &PACE);
         assert!(gate.is_open());
 
         let mut gate = Gate::default();
         gate.observe(true, false, false, start, &PACE);
         gate.observe(true, false, false, start + PACE.grace, &PACE);
-        assert!(
-            gate.is_open(),
-            "a silent client does not hold removals for ever"
-        );
+        assert!(gate.is_open(), "a silent client does not hold removals for ever");
 
         let mut gate = Gate::default();
         gate.observe(true, true, true, start, &PACE);
         gate.observe(true, true, true, start + 10 * PACE.grace, &PACE);
-        assert!(
-            !gate.is_open(),
-            "a client that refuses the new route still uses the old one"
-        );
+        assert!(!gate.is_open(), "a client that refuses the new route still uses the old one");
     }
 }

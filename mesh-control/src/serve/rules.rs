@@ -23,12 +23,7 @@ fn whole(version: &str) -> Shelf {
 /// A delta client that holds `l`, `r`, `a` and the endpoints of `a`, and has accepted them.
 fn settled_delta(shelf: &Shelf) -> Talk {
     let mut talk = Talk::delta(shelf);
-    for (kind, name) in [
-        (Listener, "l"),
-        (Route, "r"),
-        (Cluster, "a"),
-        (Endpoints, "a"),
-    ] {
+    for (kind, name) in [(Listener, "l"), (Route, "r"), (Cluster, "a"), (Endpoints, "a")] {
         let answers = talk.subscribe(kind, &[name]);
         talk.finish(answers);
     }
@@ -39,12 +34,7 @@ fn settled_delta(shelf: &Shelf) -> Talk {
 fn settled_sotw(shelf: &Shelf) -> (Talk, Vec<Response>) {
     let mut talk = Talk::sotw(shelf);
     let mut last = Vec::new();
-    for (kind, name) in [
-        (Listener, "l"),
-        (Route, "r"),
-        (Cluster, "a"),
-        (Endpoints, "a"),
-    ] {
+    for (kind, name) in [(Listener, "l"), (Route, "r"), (Cluster, "a"), (Endpoints, "a")] {
         let answers = talk.ask(kind, &[name], None);
         last.extend(talk.finish(answers));
     }
@@ -52,8 +42,7 @@ fn settled_sotw(shelf: &Shelf) -> (Talk, Vec<Response>) {
 }
 
 #[test]
-fn server_rule_01_a_change_travels_clusters_endpoints_listeners_routes_each_after_the_ack_of_the_one_before()
- {
+fn server_rule_01_a_change_travels_clusters_endpoints_listeners_routes_each_after_the_ack_of_the_one_before() {
     for mut talk in [settled_delta(&whole("1")), settled_sotw(&whole("1")).0] {
         let mut sent = talk.publish(&whole("2"));
         for expected in ["Cluster a=2", "Endpoints a=2", "Listener l=2", "Route r=2"] {
@@ -65,40 +54,27 @@ fn server_rule_01_a_change_travels_clusters_endpoints_listeners_routes_each_afte
 }
 
 #[test]
-fn server_rule_01_a_client_that_neither_acks_nor_nacks_holds_back_the_next_kind_for_the_grace_only()
-{
+fn server_rule_01_a_client_that_neither_acks_nor_nacks_holds_back_the_next_kind_for_the_grace_only() {
     let mut talk = settled_delta(&whole("1"));
     assert_eq!(told(&talk.publish(&whole("2"))), ["Cluster a=2"]);
     assert!(talk.wait(PACE.grace - Duration::from_millis(1)).is_empty());
-    assert_eq!(
-        told(&talk.wait(Duration::from_millis(1))),
-        ["Endpoints a=2"]
-    );
+    assert_eq!(told(&talk.wait(Duration::from_millis(1))), ["Endpoints a=2"]);
 }
 
 #[test]
 fn server_rule_01_a_refused_cluster_does_not_hold_back_the_good_rest() {
     let mut talk = settled_delta(&whole("1"));
     let sent = talk.publish(&whole("2"));
-    assert_eq!(
-        told(&talk.nack(&sent[0], "no such policy")),
-        ["Endpoints a=2"]
-    );
+    assert_eq!(told(&talk.nack(&sent[0], "no such policy")), ["Endpoints a=2"]);
 }
 
 #[test]
 fn server_rule_02_a_cluster_is_removed_only_after_the_route_without_it_is_acked_and_all_is_quiet() {
     for mut talk in [settled_delta(&whole("1")), settled_sotw(&whole("1")).0] {
-        let next = whole("1")
-            .with(Route, "r", "2")
-            .without(Cluster, "a")
-            .without(Endpoints, "a");
+        let next = whole("1").with(Route, "r", "2").without(Cluster, "a").without(Endpoints, "a");
         let sent = talk.publish(&next);
         assert_eq!(told(&sent), ["Route r=2"]);
-        assert!(
-            talk.ack(&sent[0]).is_empty(),
-            "the client still has to find the new cluster"
-        );
+        assert!(talk.ack(&sent[0]).is_empty(), "the client still has to find the new cluster");
         let removed = talk.wait(PACE.linger);
         assert_eq!(told(&removed), ["Cluster !a", "Endpoints !a"]);
     }
@@ -127,20 +103,13 @@ fn server_rule_02_a_refused_route_keeps_the_clusters_that_the_old_one_uses() {
 #[test]
 fn server_rule_02_a_whole_set_response_repeats_a_cluster_whose_removal_is_held_back() {
     let (mut talk, held) = settled_sotw(&whole("1"));
-    let next = whole("1")
-        .with(Route, "r", "2")
-        .without(Cluster, "a")
-        .with(Cluster, "b", "1");
+    let next = whole("1").with(Route, "r", "2").without(Cluster, "a").with(Cluster, "b", "1");
     let route = talk.publish(&next);
     assert_eq!(told(&route), ["Route r=2"]);
     talk.ack(&route[0]);
     let cluster = held.iter().find(|response| response.kind == Cluster);
     let answer = talk.ask(Cluster, &["a", "b"], cluster);
-    assert_eq!(
-        told(&answer),
-        ["Cluster a=1 b=1"],
-        "leaving `a` out would delete it"
-    );
+    assert_eq!(told(&answer), ["Cluster a=1 b=1"], "leaving `a` out would delete it");
     talk.ack(&answer[0]);
     assert_eq!(told(&talk.wait(PACE.linger)), ["Cluster b=1 !a"]);
 }
@@ -155,10 +124,7 @@ fn server_rule_02_a_reconnecting_client_keeps_a_cluster_that_is_gone_until_it_ha
         version_info: "an earlier server's".to_owned(),
         ..DiscoveryRequest::default()
     });
-    assert!(
-        talk.drain().is_empty(),
-        "a response without `a` would delete it"
-    );
+    assert!(talk.drain().is_empty(), "a response without `a` would delete it");
     let route = talk.ask(Route, &["r"], None);
     talk.ack(&route[0]);
     assert_eq!(told(&talk.wait(PACE.linger)), ["Cluster !a"]);
@@ -175,10 +141,7 @@ fn server_rule_02_what_comes_back_before_it_was_removed_is_never_removed() {
 #[test]
 fn server_rule_03_envoy_gets_endpoints_again_after_its_cluster_changed_though_they_did_not() {
     for protocol in [Protocol::Sotw, Protocol::Delta] {
-        for (class, expected) in [
-            (ClientClass::Envoy, vec!["Endpoints a=1"]),
-            (ClientClass::Grpc, vec![]),
-        ] {
+        for (class, expected) in [(ClientClass::Envoy, vec!["Endpoints a=1"]), (ClientClass::Grpc, vec![])] {
             let mut talk = Talk::open(protocol, class, &whole("1"), Duration::ZERO);
             for kind in [Cluster, Endpoints] {
                 let answers = match protocol {
@@ -189,27 +152,16 @@ fn server_rule_03_envoy_gets_endpoints_again_after_its_cluster_changed_though_th
             }
             let sent = talk.publish(&whole("1").with(Cluster, "a", "2"));
             assert_eq!(told(&sent), ["Cluster a=2"]);
-            assert_eq!(
-                told(&talk.ack(&sent[0])),
-                expected,
-                "{class:?} {protocol:?}"
-            );
+            assert_eq!(told(&talk.ack(&sent[0])), expected, "{class:?} {protocol:?}");
         }
     }
 }
 
 #[test]
 fn server_rule_04_a_reference_without_a_target_holds_nothing_back() {
-    let mut talk =
-        Talk::delta(&Shelf::default().with(Route, "names a cluster that is not there", "1"));
-    assert_eq!(
-        told(&talk.subscribe(Route, &["names a cluster that is not there"])).len(),
-        1
-    );
-    assert_eq!(
-        told(&talk.subscribe(Cluster, &["missing"])),
-        ["Cluster !missing"]
-    );
+    let mut talk = Talk::delta(&Shelf::default().with(Route, "names a cluster that is not there", "1"));
+    assert_eq!(told(&talk.subscribe(Route, &["names a cluster that is not there"])).len(), 1);
+    assert_eq!(told(&talk.subscribe(Cluster, &["missing"])), ["Cluster !missing"]);
 }
 
 #[test]
@@ -224,11 +176,7 @@ fn server_rule_05_nonces_of_a_kind_only_grow_and_carry_their_stream() {
         }
     }
     assert_eq!(numbers, [1, 2, 3]);
-    assert_eq!(
-        talk.subscribe(Endpoints, &["a"])[0].nonce,
-        "beef-1",
-        "every kind counts for itself"
-    );
+    assert_eq!(talk.subscribe(Endpoints, &["a"])[0].nonce, "beef-1", "every kind counts for itself");
 }
 
 #[test]
@@ -241,17 +189,12 @@ fn server_rule_05_a_stale_nonce_is_ignored_in_sotw_but_its_subscription_applies_
     let heard = talk.answer(&first[0], Some("too late"));
     assert_eq!(heard.answer, None);
     assert!(talk.ask(Cluster, &[], Some(&first[0])).is_empty());
-    assert!(
-        talk.session.ledger(Cluster).0.is_subscribed("b"),
-        "a stale list changes nothing"
-    );
+    assert!(talk.session.ledger(Cluster).0.is_subscribed("b"), "a stale list changes nothing");
 
     let mut talk = Talk::delta(&shelf);
     talk.subscribe(Cluster, &["a"]);
-    let stale = DeltaDiscoveryRequest {
-        response_nonce: "beef-77".to_owned(),
-        ..delta_request(Cluster, &["b"], &["a"])
-    };
+    let stale =
+        DeltaDiscoveryRequest { response_nonce: "beef-77".to_owned(), ..delta_request(Cluster, &["b"], &["a"]) };
     assert_eq!(talk.send_delta(&stale).answer, None);
     assert_eq!(told(&talk.drain()), ["Cluster b=1"]);
     assert!(!talk.session.ledger(Cluster).0.is_subscribed("a"));
@@ -263,34 +206,21 @@ fn server_rule_05_what_a_stale_list_left_out_is_sent_again_when_the_next_list_ha
     let first = talk.ask(Endpoints, &["a"], None);
     let second = talk.ask(Endpoints, &["a", "b"], Some(&first[0]));
     assert_eq!(told(&second), ["Endpoints !b"]);
-    assert!(
-        talk.ask(Endpoints, &["b"], Some(&first[0])).is_empty(),
-        "stale, and `a` is dropped"
-    );
-    assert!(
-        talk.ask(Endpoints, &["a", "b"], Some(&first[0])).is_empty(),
-        "stale"
-    );
-    assert_eq!(
-        told(&talk.ask(Endpoints, &["a", "b"], Some(&second[0]))),
-        ["Endpoints a=1"]
-    );
+    assert!(talk.ask(Endpoints, &["b"], Some(&first[0])).is_empty(), "stale, and `a` is dropped");
+    assert!(talk.ask(Endpoints, &["a", "b"], Some(&first[0])).is_empty(), "stale");
+    assert_eq!(told(&talk.ask(Endpoints, &["a", "b"], Some(&second[0]))), ["Endpoints a=1"]);
 }
 
 #[test]
 fn server_rule_05_a_nonce_of_another_stream_is_not_an_answer() {
     let mut talk = Talk::delta(&whole("1"));
     talk.subscribe(Cluster, &["a"]);
-    let foreign = DeltaDiscoveryRequest {
-        response_nonce: "cafe-1".to_owned(),
-        ..delta_request(Cluster, &[], &[])
-    };
+    let foreign = DeltaDiscoveryRequest { response_nonce: "cafe-1".to_owned(), ..delta_request(Cluster, &[], &[]) };
     assert_eq!(talk.send_delta(&foreign).answer, None);
 }
 
 #[test]
-fn server_rule_06_sotw_answers_the_first_request_a_gained_name_and_a_changed_version_and_nothing_else()
- {
+fn server_rule_06_sotw_answers_the_first_request_a_gained_name_and_a_changed_version_and_nothing_else() {
     let shelf = whole("1").with(Route, "s", "1");
     let mut talk = Talk::sotw(&shelf);
     let first = talk.ask(Route, &["r"], None);
@@ -298,23 +228,12 @@ fn server_rule_06_sotw_answers_the_first_request_a_gained_name_and_a_changed_ver
     assert!(talk.ack(&first[0]).is_empty(), "an ACK is no question");
     let gained = talk.ask(Route, &["r", "s"], Some(&first[0]));
     assert_eq!(told(&gained), ["Route s=1"], "a gained name");
-    assert!(
-        talk.ask(Route, &["s"], Some(&gained[0])).is_empty(),
-        "a lost name is no question"
-    );
+    assert!(talk.ask(Route, &["s"], Some(&gained[0])).is_empty(), "a lost name is no question");
     let again = talk.ask(Route, &["r", "s"], Some(&gained[0]));
-    assert_eq!(
-        told(&again),
-        ["Route r=1"],
-        "given up and asked for again, though its version is the same"
-    );
+    assert_eq!(told(&again), ["Route r=1"], "given up and asked for again, though its version is the same");
     talk.ack(&again[0]);
     assert!(talk.publish(&shelf).is_empty(), "the same versions");
-    assert_eq!(
-        told(&talk.publish(&shelf.with(Route, "s", "2"))),
-        ["Route s=2"],
-        "a changed version"
-    );
+    assert_eq!(told(&talk.publish(&shelf.with(Route, "s", "2"))), ["Route s=2"], "a changed version");
 }
 
 #[test]
@@ -324,11 +243,7 @@ fn server_rule_06_a_whole_set_kind_is_always_sent_whole() {
     for (kind, names) in [(Cluster, ["a", "b"]), (Listener, ["l", "m"])] {
         let first = talk.ask(kind, &names[..1], None);
         let second = talk.ask(kind, &names, Some(&first[0]));
-        assert_eq!(
-            second[0].resources.len(),
-            2,
-            "what is left out of {kind:?} counts as deleted"
-        );
+        assert_eq!(second[0].resources.len(), 2, "what is left out of {kind:?} counts as deleted");
         talk.ack(&second[0]);
     }
     let sent = talk.publish(&shelf.without(Listener, "l"));
@@ -342,38 +257,22 @@ fn server_rule_07_an_unknown_name_is_answered_at_once_remembered_and_pushed_when
         let answer = talk.subscribe(kind, &["later"]);
         assert_eq!(said(&answer[0]), ["!later"]);
         talk.ack(&answer[0]);
-        assert_eq!(
-            said(&talk.publish(&Shelf::default().with(kind, "later", "1"))[0]),
-            ["later=1"]
-        );
+        assert_eq!(said(&talk.publish(&Shelf::default().with(kind, "later", "1"))[0]), ["later=1"]);
 
         let mut talk = Talk::sotw(&Shelf::default());
         let answer = talk.ask(kind, &["later"], None);
         assert_eq!(said(&answer[0]), ["!later"]);
         talk.ack(&answer[0]);
-        assert_eq!(
-            said(&talk.publish(&Shelf::default().with(kind, "later", "1"))[0]),
-            ["later=1"]
-        );
+        assert_eq!(said(&talk.publish(&Shelf::default().with(kind, "later", "1"))[0]), ["later=1"]);
     }
 }
 
 #[test]
-fn server_rule_08_a_subset_of_what_exists_is_answered_without_waiting_for_the_rest_to_be_asked_for()
-{
+fn server_rule_08_a_subset_of_what_exists_is_answered_without_waiting_for_the_rest_to_be_asked_for() {
     let shelf = whole("1").with(Cluster, "b", "1").with(Cluster, "c", "1");
-    assert_eq!(
-        told(&Talk::sotw(&shelf).ask(Cluster, &["b"], None)),
-        ["Cluster b=1"]
-    );
-    assert_eq!(
-        told(&Talk::sotw(&shelf).ask(Cluster, &["b", "not there"], None)),
-        ["Cluster b=1 !not there"]
-    );
-    assert_eq!(
-        told(&Talk::delta(&shelf).subscribe(Cluster, &["c"])),
-        ["Cluster c=1"]
-    );
+    assert_eq!(told(&Talk::sotw(&shelf).ask(Cluster, &["b"], None)), ["Cluster b=1"]);
+    assert_eq!(told(&Talk::sotw(&shelf).ask(Cluster, &["b", "not there"], None)), ["Cluster b=1 !not there"]);
+    assert_eq!(told(&Talk::delta(&shelf).subscribe(Cluster, &["c"])), ["Cluster c=1"]);
 }
 
 #[test]
@@ -382,14 +281,8 @@ fn server_rule_09_a_name_subscribed_again_in_delta_is_sent_again() {
     assert_eq!(told(&talk.subscribe(Cluster, &["a"])), ["Cluster a=1"]);
     talk.unsubscribe(Cluster, &["a"]);
     assert_eq!(told(&talk.subscribe(Cluster, &["a"])), ["Cluster a=1"]);
-    assert_eq!(
-        told(&talk.subscribe(Cluster, &["nowhere"])),
-        ["Cluster !nowhere"]
-    );
-    assert_eq!(
-        told(&talk.subscribe(Cluster, &["nowhere"])),
-        ["Cluster !nowhere"]
-    );
+    assert_eq!(told(&talk.subscribe(Cluster, &["nowhere"])), ["Cluster !nowhere"]);
+    assert_eq!(told(&talk.subscribe(Cluster, &["nowhere"])), ["Cluster !nowhere"]);
 }
 
 #[test]
@@ -400,16 +293,11 @@ fn server_rule_09_a_name_in_both_lists_of_a_request_ends_up_subscribed_and_answe
 }
 
 #[test]
-fn server_rule_10_an_empty_first_request_means_everything_for_envoy_and_nothing_for_grpc_and_the_library()
- {
+fn server_rule_10_an_empty_first_request_means_everything_for_envoy_and_nothing_for_grpc_and_the_library() {
     let shelf = whole("1").with(Cluster, "b", "1");
     for protocol in [Protocol::Sotw, Protocol::Delta] {
         for class in [ClientClass::Envoy, ClientClass::Grpc, ClientClass::Library] {
-            for (kind, everything) in [
-                (Cluster, "Cluster a=1 b=1"),
-                (Listener, "Listener l=1"),
-                (Route, ""),
-            ] {
+            for (kind, everything) in [(Cluster, "Cluster a=1 b=1"), (Listener, "Listener l=1"), (Route, "")] {
                 let mut talk = Talk::open(protocol, class, &shelf, Duration::ZERO);
                 let answers = match protocol {
                     Protocol::Sotw => talk.ask(kind, &[], None),
@@ -444,61 +332,38 @@ fn server_rule_10_a_wildcard_client_gets_what_is_created_and_loses_what_is_remov
 
 #[test]
 fn server_rule_10_a_wildcard_with_nothing_to_give_is_answered_all_the_same() {
-    let mut talk = Talk::open(
-        Protocol::Sotw,
-        ClientClass::Envoy,
-        &Shelf::default(),
-        Duration::ZERO,
-    );
+    let mut talk = Talk::open(Protocol::Sotw, ClientClass::Envoy, &Shelf::default(), Duration::ZERO);
     assert_eq!(told(&talk.ask(Cluster, &[], None)), ["Cluster "]);
 }
 
 #[test]
 fn server_rule_10_an_explicit_name_given_up_under_a_wildcard_is_sent_again() {
-    let mut talk = Talk::open(
-        Protocol::Delta,
-        ClientClass::Envoy,
-        &whole("1"),
-        Duration::ZERO,
-    );
+    let mut talk = Talk::open(Protocol::Delta, ClientClass::Envoy, &whole("1"), Duration::ZERO);
     let answers = talk.subscribe(Cluster, &["*", "a"]);
     talk.finish(answers);
     assert_eq!(told(&talk.unsubscribe(Cluster, &["a"])), ["Cluster a=1"]);
     assert!(talk.unsubscribe(Cluster, &["*"]).is_empty());
-    assert!(
-        talk.publish(&whole("2")).is_empty(),
-        "nothing is subscribed to any more"
-    );
+    assert!(talk.publish(&whole("2")).is_empty(), "nothing is subscribed to any more");
 }
 
 #[test]
 fn server_rule_11_on_reconnect_only_differences_and_removals_are_sent() {
-    let shelf = Shelf::default()
-        .with(Cluster, "same", "1")
-        .with(Cluster, "changed", "2")
-        .with(Cluster, "new", "1");
+    let shelf = Shelf::default().with(Cluster, "same", "1").with(Cluster, "changed", "2").with(Cluster, "new", "1");
     let mut talk = Talk::delta(&shelf);
     let brought = [("same", "1"), ("changed", "1"), ("gone", "1")];
     talk.send_delta(&DeltaDiscoveryRequest {
-        initial_resource_versions: brought
-            .iter()
-            .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
-            .collect(),
+        initial_resource_versions: brought.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect(),
         ..delta_request(Cluster, &["same", "changed", "gone", "new"], &[])
     });
     let answers = talk.drain();
     let all = talk.finish(answers);
-    assert_eq!(
-        told(&all),
-        ["Cluster new=1", "Cluster changed=2", "Cluster !gone"]
-    );
+    assert_eq!(told(&all), ["Cluster new=1", "Cluster changed=2", "Cluster !gone"]);
 }
 
 #[test]
 fn server_rule_11_versions_are_equal_on_every_replica() {
     let [one, other] = [1, 2].map(|_| {
-        let answer =
-            Talk::sotw(&whole("1").with(Cluster, "b", "1")).ask(Cluster, &["b", "a"], None);
+        let answer = Talk::sotw(&whole("1").with(Cluster, "b", "1")).ask(Cluster, &["b", "a"], None);
         answer[0].version.clone()
     });
     assert_eq!(one, other);
@@ -509,10 +374,7 @@ fn server_rule_12_every_stream_carries_the_same_bytes() {
     let shelf = whole("1");
     let one = Talk::delta(&shelf).subscribe(Cluster, &["a"]);
     let other = Talk::sotw(&shelf).ask(Cluster, &["a"], None);
-    assert_eq!(
-        one[0].resources[0].body.as_ptr(),
-        other[0].resources[0].body.as_ptr()
-    );
+    assert_eq!(one[0].resources[0].body.as_ptr(), other[0].resources[0].body.as_ptr());
 }
 
 #[test]
@@ -520,10 +382,7 @@ fn server_rule_13_a_slow_client_skips_to_the_newest_version() {
     let mut talk = settled_delta(&whole("1"));
     let sent = talk.publish(&whole("2").without(Listener, "l").without(Route, "r"));
     for version in 3..1000 {
-        assert!(
-            talk.publish(&whole(&version.to_string())).is_empty(),
-            "the first push is not answered yet"
-        );
+        assert!(talk.publish(&whole(&version.to_string())).is_empty(), "the first push is not answered yet");
     }
     assert_eq!(told(&talk.ack(&sent[0])), ["Cluster a=999"]);
 }
@@ -539,11 +398,7 @@ fn server_rule_13_large_answers_are_divided() {
     let mut talk = Talk::delta(&shelf);
     let answers = talk.subscribe(Endpoints, &names);
     assert!(answers.len() > 1 && answers.iter().all(|answer| answer.resources.len() <= 16));
-    let total: usize = talk
-        .finish(answers)
-        .iter()
-        .map(|answer| answer.resources.len())
-        .sum();
+    let total: usize = talk.finish(answers).iter().map(|answer| answer.resources.len()).sum();
     assert_eq!(total, 64);
 }
 
@@ -552,23 +407,11 @@ fn server_rule_15_a_nack_is_told_by_its_error_detail_and_kept_with_text_and_name
     for mut talk in [settled_delta(&whole("1")), settled_sotw(&whole("1")).0] {
         let sent = talk.publish(&whole("2"));
         let heard = talk.answer(&sent[0], Some("cluster \"a\": no such policy"));
-        assert_eq!(
-            heard.answer,
-            Some(Answer::Nack(
-                Cluster,
-                "cluster \"a\": no such policy".to_owned()
-            ))
-        );
+        assert_eq!(heard.answer, Some(Answer::Nack(Cluster, "cluster \"a\": no such policy".to_owned())));
         let reports = talk.session.reports();
-        let report = reports
-            .iter()
-            .find(|report| report.kind == Cluster)
-            .expect("subscribed");
+        let report = reports.iter().find(|report| report.kind == Cluster).expect("subscribed");
         let nack = report.nack.as_ref().expect("refused");
-        assert_eq!(
-            (&*nack.text, &*nack.names[0]),
-            ("cluster \"a\": no such policy", "a")
-        );
+        assert_eq!((&*nack.text, &*nack.names[0]), ("cluster \"a\": no such policy", "a"));
         assert!(report.refused && report.names[0].refused);
         assert_ne!(report.acked_version, report.sent_version);
     }
@@ -581,14 +424,8 @@ fn server_rule_15_a_nacked_version_is_sent_again_only_when_it_changed_or_was_sub
         let sent = talk.publish(&next);
         assert!(talk.nack(&sent[0], "bad regex").is_empty());
         assert!(talk.wait(10 * PACE.grace).is_empty());
-        assert!(
-            talk.publish(&next).is_empty(),
-            "the same version in a newer catalog"
-        );
-        assert_eq!(
-            told(&talk.publish(&whole("1").with(Route, "r", "3"))),
-            ["Route r=3"]
-        );
+        assert!(talk.publish(&next).is_empty(), "the same version in a newer catalog");
+        assert_eq!(told(&talk.publish(&whole("1").with(Route, "r", "3"))), ["Route r=3"]);
     }
     let mut talk = settled_delta(&whole("1"));
     let sent = talk.publish(&whole("1").with(Route, "r", "2"));
@@ -607,27 +444,18 @@ fn server_rule_15_while_a_kind_is_refused_it_is_pushed_at_most_once_a_second() {
     let next = talk.wait(PACE.nack_pause);
     assert_eq!(told(&next), ["Route r=4"]);
     talk.ack(&next[0]);
-    assert_eq!(
-        told(&talk.publish(&whole("1").with(Route, "r", "5"))),
-        ["Route r=5"],
-        "accepted: no pause any more"
-    );
+    assert_eq!(told(&talk.publish(&whole("1").with(Route, "r", "5"))), ["Route r=5"], "accepted: no pause any more");
 }
 
 #[test]
-fn server_rule_20_a_first_request_may_carry_a_nack_a_foreign_nonce_and_the_version_of_another_replica()
- {
+fn server_rule_20_a_first_request_may_carry_a_nack_a_foreign_nonce_and_the_version_of_another_replica() {
     let mut talk = Talk::sotw(&whole("1"));
     talk.send_sotw(&DiscoveryRequest {
         type_url: Cluster.type_url().to_owned(),
         resource_names: strings(&["a"]),
         version_info: "of another replica".to_owned(),
         response_nonce: "17".to_owned(),
-        error_detail: Some(rpc::Status {
-            code: 3,
-            message: "what I refused before".to_owned(),
-            details: Vec::new(),
-        }),
+        error_detail: Some(rpc::Status { code: 3, message: "what I refused before".to_owned(), details: Vec::new() }),
         ..DiscoveryRequest::default()
     });
     assert_eq!(told(&talk.drain()), ["Cluster a=1"]);
@@ -640,10 +468,7 @@ fn server_rule_20_an_empty_list_unsubscribes_from_everything_and_is_no_wildcard(
         let first = talk.ask(Listener, &["l"], None);
         assert!(talk.ask(Listener, &[], Some(&first[0])).is_empty());
         assert!(talk.publish(&whole("2")).is_empty());
-        assert_eq!(
-            told(&talk.ask(Listener, &["l"], Some(&first[0]))),
-            ["Listener l=2"]
-        );
+        assert_eq!(told(&talk.ask(Listener, &["l"], Some(&first[0]))), ["Listener l=2"]);
     }
 }
 
@@ -656,10 +481,7 @@ fn server_rule_20_names_are_opaque_and_unknown_types_are_left_alone() {
         type_url: "type.googleapis.com/envoy.service.runtime.v3.Runtime".to_owned(),
         ..delta_request(Cluster, &["x"], &[])
     };
-    assert_eq!(
-        talk.send_delta(&unknown),
-        crate::serve::session::Heard::default()
-    );
+    assert_eq!(talk.send_delta(&unknown), crate::serve::session::Heard::default());
     assert!(talk.drain().is_empty());
 }
 
@@ -670,10 +492,7 @@ fn server_rule_21_known_faults_of_other_servers() {
     let mut talk = Talk::sotw(&shelf);
     let first = talk.ask(Endpoints, &["a"], None);
     talk.ack(&first[0]);
-    assert_eq!(
-        told(&talk.ask(Endpoints, &["a", "b"], Some(&first[0]))),
-        ["Endpoints b=1"]
-    );
+    assert_eq!(told(&talk.ask(Endpoints, &["a", "b"], Some(&first[0]))), ["Endpoints b=1"]);
 
     // java-control-plane#339: a list that was already on its way carries no nonce.
     let mut talk = Talk::sotw(&shelf);
@@ -692,10 +511,7 @@ fn server_rule_21_known_faults_of_other_servers() {
 
     // go-control-plane#1318: the removal of the only resource is told.
     let mut talk = settled_delta(&whole("1"));
-    assert_eq!(
-        told(&talk.publish(&whole("1").without(Listener, "l"))),
-        ["Listener !l"]
-    );
+    assert_eq!(told(&talk.publish(&whole("1").without(Listener, "l"))), ["Listener !l"]);
 }
 
 #[test]
@@ -712,11 +528,7 @@ fn while_settling_a_client_is_never_given_fewer_endpoints_than_it_brought_along(
     assert!(talk.drain().is_empty());
     assert!(talk.publish(&all).is_empty(), "what the client has");
     assert!(talk.publish(&some).is_empty());
-    assert_eq!(
-        told(&talk.wait(settle)),
-        ["Endpoints a=1 of 3"],
-        "settled: that is what there is"
-    );
+    assert_eq!(told(&talk.wait(settle)), ["Endpoints a=1 of 3"], "settled: that is what there is");
 
     let mut talk = Talk::open(Protocol::Sotw, ClientClass::Grpc, &some, settle);
     talk.send_sotw(&DiscoveryRequest {
@@ -734,36 +546,19 @@ fn while_settling_a_client_is_never_given_fewer_endpoints_than_it_brought_along(
 fn while_settling_a_fresh_client_is_answered_as_soon_as_there_is_an_endpoint() {
     let settle = Duration::from_secs(5);
     for protocol in [Protocol::Sotw, Protocol::Delta] {
-        let mut talk = Talk::open(
-            protocol,
-            ClientClass::Library,
-            &Shelf::default().with_workloads("a", ""),
-            settle,
-        );
+        let mut talk = Talk::open(protocol, ClientClass::Library, &Shelf::default().with_workloads("a", ""), settle);
         let answers = match protocol {
             Protocol::Sotw => talk.ask(Endpoints, &["a"], None),
             Protocol::Delta => talk.subscribe(Endpoints, &["a"]),
         };
         assert!(answers.is_empty());
-        assert_eq!(
-            told(&talk.publish(&Shelf::default().with_workloads("a", "1"))),
-            ["Endpoints a=1"]
-        );
-        let mut talk = Talk::open(
-            protocol,
-            ClientClass::Library,
-            &Shelf::default().with_workloads("a", ""),
-            settle,
-        );
+        assert_eq!(told(&talk.publish(&Shelf::default().with_workloads("a", "1"))), ["Endpoints a=1"]);
+        let mut talk = Talk::open(protocol, ClientClass::Library, &Shelf::default().with_workloads("a", ""), settle);
         match protocol {
             Protocol::Sotw => talk.ask(Endpoints, &["a"], None),
             Protocol::Delta => talk.subscribe(Endpoints, &["a"]),
         };
-        assert_eq!(
-            told(&talk.wait(settle)),
-            ["Endpoints a="],
-            "settled without any"
-        );
+        assert_eq!(told(&talk.wait(settle)), ["Endpoints a="], "settled without any");
     }
 }
 
@@ -774,10 +569,7 @@ fn a_server_listener_is_reported_as_joined_and_left() {
     let heard = talk.send_delta(&delta_request(Listener, &[name, "reviews:9080"], &[]));
     assert_eq!(heard.joined, [name.into()]);
     let heard = talk.send_delta(&delta_request(Listener, &[name], &[]));
-    assert!(
-        heard.joined.is_empty(),
-        "subscribed again is not joined again"
-    );
+    assert!(heard.joined.is_empty(), "subscribed again is not joined again");
     let heard = talk.send_delta(&delta_request(Listener, &[], &[name, "reviews:9080"]));
     assert_eq!(heard.left, [name.into()]);
 

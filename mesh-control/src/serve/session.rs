@@ -142,11 +142,7 @@ impl Session {
 
     /// The ledger of a kind, and what its names are looked up in.
     pub(crate) fn ledger(&mut self, kind: Kind) -> (&mut Ledger, View<'_>) {
-        let view = View {
-            catalog: &*self.catalog,
-            client: &self.client,
-            settled: self.settled,
-        };
+        let view = View { catalog: &*self.catalog, client: &self.client, settled: self.settled };
         (&mut self.ledgers[kind as usize], view)
     }
 
@@ -163,28 +159,16 @@ impl Session {
         if text.is_empty() {
             return Nonce::None;
         }
-        let number = text
-            .split_once('-')
-            .filter(|(tag, _)| u32::from_str_radix(tag, 16) == Ok(self.tag));
-        number
-            .and_then(|(_, number)| number.parse().ok())
-            .map_or(Nonce::Foreign, Nonce::Number)
+        let number = text.split_once('-').filter(|(tag, _)| u32::from_str_radix(tag, 16) == Ok(self.tag));
+        number.and_then(|(_, number)| number.parse().ok()).map_or(Nonce::Foreign, Nonce::Number)
     }
 
     /// Notes the client's verdict on response `number`.
-    pub(crate) fn verdict(
-        &mut self,
-        kind: Kind,
-        number: u64,
-        error: Option<&str>,
-        now: Instant,
-    ) -> Option<Answer> {
+    pub(crate) fn verdict(&mut self, kind: Kind, number: u64, error: Option<&str>, now: Instant) -> Option<Answer> {
         let (ledger, _) = self.ledger(kind);
         match error {
             None => ledger.accept(number, now).then_some(Answer::Ack(kind)),
-            Some(text) => ledger
-                .refuse(number, text, now)
-                .then(|| Answer::Nack(kind, text.to_owned())),
+            Some(text) => ledger.refuse(number, text, now).then(|| Answer::Nack(kind, text.to_owned())),
         }
     }
 
@@ -194,12 +178,8 @@ impl Session {
             heard.joined.clear();
             heard.left.clear();
         }
-        heard
-            .joined
-            .retain(|name| name.starts_with(SERVER_LISTENER_PREFIX));
-        heard
-            .left
-            .retain(|name| name.starts_with(SERVER_LISTENER_PREFIX));
+        heard.joined.retain(|name| name.starts_with(SERVER_LISTENER_PREFIX));
+        heard.left.retain(|name| name.starts_with(SERVER_LISTENER_PREFIX));
         // What a client brings along and no longer exists waits its own time, too.
         let held = self.ledgers.iter().map(Ledger::held).sum();
         if held > std::mem::replace(&mut self.held, held) {
@@ -208,10 +188,7 @@ impl Session {
         heard.overfull = self.ledgers.iter().any(Ledger::is_overfull);
         let quiet = push::turn(&self.lanes(), now, &self.pace) == Turn::Quiet;
         if quiet && let Some(since) = self.behind_since.take() {
-            heard.converged = heard
-                .answer
-                .is_some()
-                .then(|| now.saturating_duration_since(since));
+            heard.converged = heard.answer.is_some().then(|| now.saturating_duration_since(since));
         }
         heard
     }
@@ -229,11 +206,7 @@ impl Session {
                 self.compare(kind);
             }
         }
-        if self
-            .ledgers
-            .iter()
-            .any(|ledger| ledger.has_pushes(true) || ledger.has_removals())
-        {
+        if self.ledgers.iter().any(|ledger| ledger.has_pushes(true) || ledger.has_removals()) {
             self.behind_since.get_or_insert(now);
         }
     }
@@ -255,35 +228,16 @@ impl Session {
             ledger.has_answers(open) && ledger.has_window(now, self.pace.grace)
         });
         if let Some(kind) = answers {
-            let scope = Scope {
-                pushes: false,
-                removals: open,
-            };
+            let scope = Scope { pushes: false, removals: open };
             return self.compose(kind, scope, now);
         }
         if let Turn::Push(kind) = push::turn(&self.lanes(), now, &self.pace) {
-            return self.compose(
-                kind,
-                Scope {
-                    pushes: true,
-                    removals: open,
-                },
-                now,
-            );
+            return self.compose(kind, Scope { pushes: true, removals: open }, now);
         }
         // The route goes first: it is what referred to the cluster, and the cluster to its endpoints.
         let removals = [Kind::Route, Kind::Cluster, Kind::Endpoints];
-        let kind = removals
-            .into_iter()
-            .find(|kind| open && self.ledgers[*kind as usize].has_removals())?;
-        self.compose(
-            kind,
-            Scope {
-                pushes: false,
-                removals: true,
-            },
-            now,
-        )
+        let kind = removals.into_iter().find(|kind| open && self.ledgers[*kind as usize].has_removals())?;
+        self.compose(kind, Scope { pushes: false, removals: true }, now)
     }
 
     fn tick(&mut self, now: Instant) {
@@ -295,9 +249,7 @@ impl Session {
         let open = self.gate.is_open();
         let quiet = push::turn(&self.lanes(), now, &self.pace) == Turn::Quiet
             && !self.ledgers.iter().any(|ledger| ledger.has_answers(open));
-        let refused = [Kind::Listener, Kind::Route]
-            .iter()
-            .any(|kind| self.ledgers[*kind as usize].is_refused());
+        let refused = [Kind::Listener, Kind::Route].iter().any(|kind| self.ledgers[*kind as usize].is_refused());
         self.gate.observe(held, quiet, refused, now, &self.pace);
     }
 
@@ -339,21 +291,10 @@ impl Session {
             Turn::Wait(at) => Some(at),
             Turn::Push(_) | Turn::Quiet => None,
         };
-        let window = self
-            .ledgers
-            .iter()
-            .filter(|ledger| ledger.has_answers(self.gate.is_open()));
+        let window = self.ledgers.iter().filter(|ledger| ledger.has_answers(self.gate.is_open()));
         let window = window.filter_map(|ledger| ledger.unanswered().map(|at| at + self.pace.grace));
-        let settle = self
-            .ledgers
-            .iter()
-            .any(Ledger::is_settling)
-            .then_some(self.settles_at);
-        let times = turn
-            .into_iter()
-            .chain(window)
-            .chain(settle)
-            .chain(self.gate.opens_at(&self.pace));
+        let settle = self.ledgers.iter().any(Ledger::is_settling).then_some(self.settles_at);
+        let times = turn.into_iter().chain(window).chain(settle).chain(self.gate.opens_at(&self.pace));
         times.filter(|at| *at > now).min()
     }
 
@@ -361,11 +302,7 @@ impl Session {
     pub(crate) fn reports(&self) -> Vec<Report> {
         self.ledgers
             .iter()
-            .filter(|ledger| {
-                ledger.is_wildcard()
-                    || ledger.explicit().next().is_some()
-                    || ledger.last_nonce() > 0
-            })
+            .filter(|ledger| ledger.is_wildcard() || ledger.explicit().next().is_some() || ledger.last_nonce() > 0)
             .map(Ledger::report)
             .collect()
     }

@@ -38,27 +38,16 @@ pub(crate) fn on_request(session: &mut Session, request: &DiscoveryRequest, now:
 }
 
 /// Makes the subscription what the request says.
-fn subscribe(
-    session: &mut Session,
-    kind: Kind,
-    request: &DiscoveryRequest,
-    first: bool,
-    heard: &mut Heard,
-) {
+fn subscribe(session: &mut Session, kind: Kind, request: &DiscoveryRequest, first: bool, heard: &mut Heard) {
     let legacy = session.has_legacy_wildcard(kind);
     let mut names: BTreeSet<&str> = request.resource_names.iter().map(String::as_str).collect();
     let star = names.remove("*");
     let (ledger, view) = session.ledger(kind);
     // An empty list means everything only until the first name was asked for; after that it means nothing.
-    let still_legacy = legacy
-        && names.is_empty()
-        && (first || (ledger.is_wildcard() && ledger.explicit().next().is_none()));
+    let still_legacy =
+        legacy && names.is_empty() && (first || (ledger.is_wildcard() && ledger.explicit().next().is_none()));
     ledger.set_wildcard(star || still_legacy, &view);
-    let gone: Vec<Arc<str>> = ledger
-        .explicit()
-        .filter(|name| !names.contains(&***name))
-        .cloned()
-        .collect();
+    let gone: Vec<Arc<str>> = ledger.explicit().filter(|name| !names.contains(&***name)).cloned().collect();
     for name in gone {
         ledger.unsubscribe(&name, &view);
         heard.left.push(name);

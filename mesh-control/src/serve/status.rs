@@ -132,41 +132,17 @@ pub fn report(server: &Server, inspect: &dyn Inspect, all_names: bool) -> Status
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started: unix(server.started()),
         ready: inspect.is_ready(),
-        settling_seconds: shared
-            .settles_at
-            .checked_duration_since(now)
-            .filter(|left| !left.is_zero())
-            .map(seconds),
+        settling_seconds: shared.settles_at.checked_duration_since(now).filter(|left| !left.is_zero()).map(seconds),
         services: inspect.services(),
-        clients: shared
-            .fleet
-            .all()
-            .iter()
-            .map(|connection| connection.status(all_names, now))
-            .collect(),
-        workloads: shared
-            .presence
-            .registered()
-            .into_iter()
-            .map(|one| workload(one, &mut serving, now))
-            .collect(),
+        clients: shared.fleet.all().iter().map(|connection| connection.status(all_names, now)).collect(),
+        workloads: shared.presence.registered().into_iter().map(|one| workload(one, &mut serving, now)).collect(),
         diagnostics: inspect.diagnostics(),
     }
 }
 
-fn workload(
-    registered: Registered,
-    serving: &mut BTreeMap<String, Serving>,
-    now: Instant,
-) -> WorkloadStatus {
-    let Registered {
-        workload,
-        connected,
-        expires,
-    } = registered;
-    let serving = serving
-        .remove(&workload.key().to_string())
-        .unwrap_or_default();
+fn workload(registered: Registered, serving: &mut BTreeMap<String, Serving>, now: Instant) -> WorkloadStatus {
+    let Registered { workload, connected, expires } = registered;
+    let serving = serving.remove(&workload.key().to_string()).unwrap_or_default();
     WorkloadStatus {
         node: workload.client.node_id.to_string(),
         address: workload.address,
@@ -186,73 +162,29 @@ pub fn metrics(server: &Server, inspect: &dyn Inspect) -> String {
     let mut connections: BTreeMap<(&'static str, &'static str), u64> = BTreeMap::new();
     for connection in shared.fleet.all() {
         let session = connection.session();
-        *connections
-            .entry((session.client().class.name(), session.protocol().name()))
-            .or_default() += 1;
+        *connections.entry((session.client().class.name(), session.protocol().name())).or_default() += 1;
     }
     let version = env!("CARGO_PKG_VERSION");
     family(&mut out, "pilot_xds", "gauge", "Streams that are open.");
-    let _ = writeln!(
-        out,
-        "pilot_xds{{version=\"{version}\"}} {}",
-        connections.values().sum::<u64>()
-    );
-    family(
-        &mut out,
-        "mesh_xds_connections",
-        "gauge",
-        "Streams that are open, by class of client and protocol.",
-    );
+    let _ = writeln!(out, "pilot_xds{{version=\"{version}\"}} {}", connections.values().sum::<u64>());
+    family(&mut out, "mesh_xds_connections", "gauge", "Streams that are open, by class of client and protocol.");
     for ((class, protocol), count) in connections {
-        let _ = writeln!(
-            out,
-            "mesh_xds_connections{{class=\"{class}\",protocol=\"{protocol}\"}} {count}"
-        );
+        let _ = writeln!(out, "mesh_xds_connections{{class=\"{class}\",protocol=\"{protocol}\"}} {count}");
     }
     shared.metrics.write(&mut out);
     shared.load.write(&mut out);
     let workloads = shared.presence.registered().len() as u64;
-    single(
-        &mut out,
-        "mesh_registered_workloads",
-        "gauge",
-        "Workloads that registered themselves.",
-        workloads,
-    );
-    single(
-        &mut out,
-        "pilot_services",
-        "gauge",
-        "Services that are known.",
-        inspect.services() as u64,
-    );
-    let mut severities = BTreeMap::from([
-        ("error".to_owned(), 0),
-        ("warning".to_owned(), 0),
-        ("info".to_owned(), 0),
-    ]);
+    single(&mut out, "mesh_registered_workloads", "gauge", "Workloads that registered themselves.", workloads);
+    single(&mut out, "pilot_services", "gauge", "Services that are known.", inspect.services() as u64);
+    let mut severities = BTreeMap::from([("error".to_owned(), 0), ("warning".to_owned(), 0), ("info".to_owned(), 0)]);
     for diagnostic in inspect.diagnostics() {
         *severities.entry(diagnostic.severity).or_insert(0) += 1;
     }
-    family(
-        &mut out,
-        "mesh_config_diagnostics",
-        "gauge",
-        "What is wrong with the configuration, by severity.",
-    );
+    family(&mut out, "mesh_config_diagnostics", "gauge", "What is wrong with the configuration, by severity.");
     for (severity, count) in severities {
-        let _ = writeln!(
-            out,
-            "mesh_config_diagnostics{{severity=\"{severity}\"}} {count}"
-        );
+        let _ = writeln!(out, "mesh_config_diagnostics{{severity=\"{severity}\"}} {count}");
     }
-    single(
-        &mut out,
-        "mesh_ready",
-        "gauge",
-        "Whether there is a configuration to serve.",
-        inspect.is_ready().into(),
-    );
+    single(&mut out, "mesh_ready", "gauge", "Whether there is a configuration to serve.", inspect.is_ready().into());
     out
 }
 
@@ -298,15 +230,8 @@ struct Detail {
     names: String,
 }
 
-async fn status_page(
-    State(sources): State<Sources>,
-    Query(detail): Query<Detail>,
-) -> impl IntoResponse {
-    Json(report(
-        &sources.server,
-        &*sources.inspect,
-        detail.names == "all",
-    ))
+async fn status_page(State(sources): State<Sources>, Query(detail): Query<Detail>) -> impl IntoResponse {
+    Json(report(&sources.server, &*sources.inspect, detail.names == "all"))
 }
 
 async fn metrics_page(State(sources): State<Sources>) -> impl IntoResponse {
@@ -317,10 +242,7 @@ async fn metrics_page(State(sources): State<Sources>) -> impl IntoResponse {
 async fn ready(State(sources): State<Sources>) -> impl IntoResponse {
     match sources.inspect.is_ready() {
         true => (StatusCode::OK, "ready\n"),
-        false => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "no configuration is loaded\n",
-        ),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "no configuration is loaded\n"),
     }
 }
 
@@ -350,8 +272,5 @@ fn versions(kind: KindStatus) -> [(String, String); 2] {
         "lds" => "listener",
         _ => "route",
     };
-    [
-        (format!("{name}_sent"), kind.sent_version),
-        (format!("{name}_acked"), kind.acked_version),
-    ]
+    [(format!("{name}_sent"), kind.sent_version), (format!("{name}_acked"), kind.acked_version)]
 }

@@ -45,9 +45,7 @@ impl<Q: Message + Default> Decoder for RequestDecoder<Q> {
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<Q>, Status> {
         let request = Q::decode(buf);
-        request
-            .map(Some)
-            .map_err(|error| Status::invalid_argument(format!("request: {error}")))
+        request.map(Some).map_err(|error| Status::invalid_argument(format!("request: {error}")))
     }
 }
 
@@ -93,13 +91,7 @@ fn encode(response: &Response, buf: &mut impl BufMut) {
                 put_any(type_url, &resource.body, buf);
             }
             Protocol::Delta => {
-                head(
-                    RESOURCES,
-                    text_len(1, &resource.version)
-                        + field_len(2, any)
-                        + text_len(3, &resource.name),
-                    buf,
-                );
+                head(RESOURCES, text_len(1, &resource.version) + field_len(2, any) + text_len(3, &resource.name), buf);
                 text(1, &resource.version, buf);
                 head(2, any, buf);
                 put_any(type_url, &resource.body, buf);
@@ -125,9 +117,7 @@ fn encoded_len(response: &Response) -> usize {
             RESOURCES,
             match response.protocol {
                 Protocol::Sotw => any,
-                Protocol::Delta => {
-                    text_len(1, &resource.version) + field_len(2, any) + text_len(3, &resource.name)
-                }
+                Protocol::Delta => text_len(1, &resource.version) + field_len(2, any) + text_len(3, &resource.name),
             },
         )
     });
@@ -187,11 +177,7 @@ fn bytes(tag: u32, bytes: &[u8], buf: &mut impl BufMut) {
 }
 
 fn bytes_len(tag: u32, bytes: &[u8]) -> usize {
-    if bytes.is_empty() {
-        0
-    } else {
-        field_len(tag, bytes.len())
-    }
+    if bytes.is_empty() { 0 } else { field_len(tag, bytes.len()) }
 }
 
 fn head(tag: u32, len: usize, buf: &mut impl BufMut) {
@@ -206,9 +192,7 @@ fn field_len(tag: u32, len: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use envoy_types::pb::envoy::service::discovery::v3::{
-        DeltaDiscoveryResponse, DiscoveryResponse,
-    };
+    use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
     use proptest::collection::vec;
     use proptest::prelude::*;
 
@@ -216,24 +200,11 @@ mod tests {
     use crate::catalog::{Encoded, Kind};
 
     fn responses() -> impl Strategy<Value = Response> {
-        let resource = (
-            "[a-z|:./]{0,200}",
-            "[0-9a-f]{0,16}",
-            vec(any::<u8>(), 0..300),
-        );
-        let parts = (
-            any::<bool>(),
-            0..4usize,
-            "[0-9a-f]{0,16}",
-            "[0-9a-f-]{0,20}",
-        );
+        let resource = ("[a-z|:./]{0,200}", "[0-9a-f]{0,16}", vec(any::<u8>(), 0..300));
+        let parts = (any::<bool>(), 0..4usize, "[0-9a-f]{0,16}", "[0-9a-f-]{0,20}");
         (parts, vec(resource, 0..20), vec("[a-z|:./]{1,200}", 0..20)).prop_map(
             |((delta, kind, version, nonce), resources, absent)| Response {
-                protocol: if delta {
-                    Protocol::Delta
-                } else {
-                    Protocol::Sotw
-                },
+                protocol: if delta { Protocol::Delta } else { Protocol::Sotw },
                 kind: Kind::ALL[kind],
                 version,
                 nonce,

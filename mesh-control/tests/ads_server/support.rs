@@ -59,10 +59,7 @@ pub(crate) struct Registry {
 
 impl Workloads for Registry {
     fn register(&self, workload: Workload) {
-        self.told
-            .lock()
-            .unwrap()
-            .push(format!("+{}", workload.address));
+        self.told.lock().unwrap().push(format!("+{}", workload.address));
         self.shelf.send_modify(|shelf| {
             let name = format!("xds.istio.io/grpc/lds/inbound/{}", workload.address);
             let mut next = Shelf::clone(shelf);
@@ -87,21 +84,11 @@ pub(crate) struct Fixture {
 impl Fixture {
     pub(crate) async fn start(shelf: Shelf, options: Options) -> Fixture {
         let (sender, receiver) = watch::channel(Arc::new(shelf));
-        let feed = Feed::new(receiver, |shelf: &Arc<Shelf>| {
-            shelf.clone() as Arc<dyn Catalog>
-        });
-        let registry = Arc::new(Registry {
-            told: Mutex::default(),
-            shelf: sender.clone(),
-        });
+        let feed = Feed::new(receiver, |shelf: &Arc<Shelf>| shelf.clone() as Arc<dyn Catalog>);
+        let registry = Arc::new(Registry { told: Mutex::default(), shelf: sender.clone() });
         let server = Arc::new(Server::new(feed, registry.clone(), &options));
         let address = server.listen(([127, 0, 0, 1], 0).into()).await.unwrap();
-        Fixture {
-            server,
-            shelf: sender,
-            registry,
-            address,
-        }
+        Fixture { server, shelf: sender, registry, address }
     }
 
     pub(crate) fn report(&self) -> status::Status {
@@ -130,10 +117,7 @@ impl Fixture {
 
 /// Options of a server that has been running for a while.
 pub(crate) fn settled() -> Options {
-    Options {
-        settle: Duration::ZERO,
-        ..Options::default()
-    }
+    Options { settle: Duration::ZERO, ..Options::default() }
 }
 
 pub(crate) fn node(user_agent: &str) -> Node {
@@ -154,17 +138,9 @@ pub(crate) struct Delta {
 impl Delta {
     pub(crate) async fn open(channel: Channel, node: Node) -> Result<Delta, Status> {
         let (requests, stream) = mpsc::channel(16);
-        let mut client =
-            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(64 << 20);
-        let responses = client
-            .delta_aggregated_resources(ReceiverStream::new(stream))
-            .await?
-            .into_inner();
-        Ok(Delta {
-            requests,
-            responses,
-            node: Some(node),
-        })
+        let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(64 << 20);
+        let responses = client.delta_aggregated_resources(ReceiverStream::new(stream)).await?.into_inner();
+        Ok(Delta { requests, responses, node: Some(node) })
     }
 
     pub(crate) async fn send(&mut self, kind: Kind, subscribe: &[&str], unsubscribe: &[&str]) {
@@ -191,9 +167,7 @@ impl Delta {
     }
 
     pub(crate) async fn next(&mut self) -> DeltaDiscoveryResponse {
-        let message = tokio::time::timeout(PATIENCE, self.responses.message())
-            .await
-            .expect("a response in time");
+        let message = tokio::time::timeout(PATIENCE, self.responses.message()).await.expect("a response in time");
         message.expect("no error").expect("a response")
     }
 
@@ -201,11 +175,7 @@ impl Delta {
         let request = DeltaDiscoveryRequest {
             type_url: response.type_url.clone(),
             response_nonce: response.nonce.clone(),
-            error_detail: error.map(|text| rpc::Status {
-                code: 3,
-                message: text.to_owned(),
-                details: vec![],
-            }),
+            error_detail: error.map(|text| rpc::Status { code: 3, message: text.to_owned(), details: vec![] }),
             ..DeltaDiscoveryRequest::default()
         };
         self.requests.send(request).await.unwrap();
@@ -220,18 +190,8 @@ impl Delta {
 }
 
 pub(crate) fn said(response: &DeltaDiscoveryResponse) -> Vec<String> {
-    let given = response
-        .resources
-        .iter()
-        .map(|one| format!("{}={}", one.name, one.version));
-    given
-        .chain(
-            response
-                .removed_resources
-                .iter()
-                .map(|name| format!("!{name}")),
-        )
-        .collect()
+    let given = response.resources.iter().map(|one| format!("{}={}", one.name, one.version));
+    given.chain(response.removed_resources.iter().map(|name| format!("!{name}"))).collect()
 }
 
 /// One state-of-the-world stream.
@@ -245,15 +205,8 @@ impl Sotw {
     pub(crate) async fn open(channel: Channel, node: Node) -> Result<Sotw, Status> {
         let (requests, stream) = mpsc::channel(16);
         let mut client = AggregatedDiscoveryServiceClient::new(channel);
-        let responses = client
-            .stream_aggregated_resources(ReceiverStream::new(stream))
-            .await?
-            .into_inner();
-        Ok(Sotw {
-            requests,
-            responses,
-            node: Some(node),
-        })
+        let responses = client.stream_aggregated_resources(ReceiverStream::new(stream)).await?.into_inner();
+        Ok(Sotw { requests, responses, node: Some(node) })
     }
 
     pub(crate) async fn send(
@@ -267,36 +220,22 @@ impl Sotw {
             node: self.node.take(),
             type_url: kind.type_url().to_owned(),
             resource_names: names.iter().map(|name| (*name).to_owned()).collect(),
-            version_info: after
-                .map(|response| response.version_info.clone())
-                .unwrap_or_default(),
-            response_nonce: after
-                .map(|response| response.nonce.clone())
-                .unwrap_or_default(),
-            error_detail: error.map(|text| rpc::Status {
-                code: 3,
-                message: text.to_owned(),
-                details: vec![],
-            }),
+            version_info: after.map(|response| response.version_info.clone()).unwrap_or_default(),
+            response_nonce: after.map(|response| response.nonce.clone()).unwrap_or_default(),
+            error_detail: error.map(|text| rpc::Status { code: 3, message: text.to_owned(), details: vec![] }),
             ..DiscoveryRequest::default()
         };
         self.requests.send(request).await.unwrap();
     }
 
     pub(crate) async fn next(&mut self) -> DiscoveryResponse {
-        let message = tokio::time::timeout(PATIENCE, self.responses.message())
-            .await
-            .expect("a response in time");
+        let message = tokio::time::timeout(PATIENCE, self.responses.message()).await.expect("a response in time");
         message.expect("no error").expect("a response")
     }
 }
 
 pub(crate) fn bodies(response: &DiscoveryResponse) -> Vec<String> {
-    response
-        .resources
-        .iter()
-        .map(|any| String::from_utf8_lossy(&any.value).into_owned())
-        .collect()
+    response.resources.iter().map(|any| String::from_utf8_lossy(&any.value).into_owned()).collect()
 }
 
 /// Waits until `condition` holds.
@@ -306,9 +245,7 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
-    waited
-        .await
-        .unwrap_or_else(|_| panic!("waited in vain until {what}"));
+    waited.await.unwrap_or_else(|_| panic!("waited in vain until {what}"));
 }
 
 /// A connector from a closure, as tonic wants it.
@@ -324,10 +261,7 @@ where
     type Error = std::io::Error;
     type Future = std::pin::Pin<Box<dyn Future<Output = std::io::Result<T>> + Send>>;
 
-    fn poll_ready(
-        &mut self,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<std::io::Result<()>> {
         std::task::Poll::Ready(Ok(()))
     }
 

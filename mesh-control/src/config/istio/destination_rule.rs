@@ -329,30 +329,13 @@ impl DestinationRule {
     /// What Istio's own validation refuses.
     pub fn check(&self, d: &mut Decoder<'_>) {
         if self.host.is_empty() {
-            d.report_at(
-                self.host.span,
-                "host",
-                Severity::Error,
-                Code::InvalidValue,
-                "empty",
-            );
+            d.report_at(self.host.span, "host", Severity::Error, Code::InvalidValue, "empty");
         }
         for (index, subset) in self.subsets.iter().enumerate() {
-            if self
-                .subsets
-                .iter()
-                .take(index)
-                .any(|other| other.name.value == subset.name.value)
-            {
+            if self.subsets.iter().take(index).any(|other| other.name.value == subset.name.value) {
                 let message = format!("subset {} is defined twice", quoted(&subset.name));
                 let path = format!("subsets[{index}].name");
-                d.report_at(
-                    subset.name.span,
-                    path,
-                    Severity::Error,
-                    Code::InvalidValue,
-                    message,
-                );
+                d.report_at(subset.name.span, path, Severity::Error, Code::InvalidValue, message);
             }
             if let Some(policy) = &subset.traffic_policy {
                 policy.check(&format!("subsets[{index}].trafficPolicy"), d);
@@ -366,43 +349,22 @@ impl DestinationRule {
 
 impl TrafficPolicy {
     fn check(&self, path: &str, d: &mut Decoder<'_>) {
-        check_settings(
-            self.load_balancer.as_ref(),
-            self.connection_pool.as_ref(),
-            path,
-            d,
-        );
+        check_settings(self.load_balancer.as_ref(), self.connection_pool.as_ref(), path, d);
         for (index, port) in self.port_level_settings.iter().enumerate() {
             let path = format!("{path}.portLevelSettings[{index}]");
-            check_settings(
-                port.load_balancer.as_ref(),
-                port.connection_pool.as_ref(),
-                &path,
-                d,
-            );
+            check_settings(port.load_balancer.as_ref(), port.connection_pool.as_ref(), &path, d);
         }
     }
 }
 
-fn check_settings(
-    balancer: Option<&LoadBalancer>,
-    pool: Option<&ConnectionPool>,
-    path: &str,
-    d: &mut Decoder<'_>,
-) {
+fn check_settings(balancer: Option<&LoadBalancer>, pool: Option<&ConnectionPool>, path: &str, d: &mut Decoder<'_>) {
     if let Some(balancer) = balancer
         && balancer.simple.is_some()
         && balancer.consistent_hash.is_some()
     {
         let message = "only one of `simple` and `consistentHash` can be set";
         let path = format!("{path}.loadBalancer");
-        d.report_at(
-            balancer.span,
-            path,
-            Severity::Error,
-            Code::InvalidValue,
-            message,
-        );
+        d.report_at(balancer.span, path, Severity::Error, Code::InvalidValue, message);
     }
     let Some(pool) = pool else { return };
     if let Some(tcp) = &pool.tcp
@@ -410,26 +372,12 @@ fn check_settings(
         && timeout < Duration::from_millis(1)
     {
         let path = format!("{path}.connectionPool.tcp.connectTimeout");
-        d.report_at(
-            tcp.span,
-            path,
-            Severity::Error,
-            Code::InvalidValue,
-            "less than 1ms",
-        );
+        d.report_at(tcp.span, path, Severity::Error, Code::InvalidValue, "less than 1ms");
     }
     if let Some(http) = &pool.http
-        && http
-            .max_requests_per_connection
-            .is_some_and(|count| count < 0)
+        && http.max_requests_per_connection.is_some_and(|count| count < 0)
     {
         let path = format!("{path}.connectionPool.http.maxRequestsPerConnection");
-        d.report_at(
-            http.span,
-            path,
-            Severity::Error,
-            Code::InvalidValue,
-            "less than 0",
-        );
+        d.report_at(http.span, path, Severity::Error, Code::InvalidValue, "less than 0");
     }
 }

@@ -98,11 +98,7 @@ impl Service {
     pub fn check(&self, d: &mut Decoder<'_>) {
         let is_external = self.service_type.as_deref() == Some("ExternalName");
         if is_external && self.external_name.is_none() {
-            d.error(
-                self.span,
-                Code::MissingField,
-                "field `externalName` is missing",
-            );
+            d.error(self.span, Code::MissingField, "field `externalName` is missing");
         }
         if self.ports.is_empty() && !is_external && self.cluster_ip.as_deref() != Some("None") {
             d.error(self.span, Code::MissingField, "field `ports` is missing");
@@ -111,34 +107,16 @@ impl Service {
             let path = format!("ports[{index}]");
             if port.name.is_empty() && self.ports.len() > 1 {
                 let message = "a service with several ports must name them";
-                d.report_at(
-                    port.span,
-                    path.clone(),
-                    Severity::Error,
-                    Code::MissingField,
-                    message,
-                );
+                d.report_at(port.span, path.clone(), Severity::Error, Code::MissingField, message);
             }
             let earlier = || self.ports.iter().take(index);
             if !port.name.is_empty() && earlier().any(|other| other.name == port.name) {
                 let message = format!("port name {} is used twice", quoted(&port.name));
-                d.report_at(
-                    port.span,
-                    path.clone(),
-                    Severity::Error,
-                    Code::InvalidValue,
-                    message,
-                );
+                d.report_at(port.span, path.clone(), Severity::Error, Code::InvalidValue, message);
             }
             if earlier().any(|other| other.port == port.port && other.protocol == port.protocol) {
                 let message = format!("port {} is defined twice", port.port.0);
-                d.report_at(
-                    port.span,
-                    path,
-                    Severity::Error,
-                    Code::InvalidValue,
-                    message,
-                );
+                d.report_at(port.span, path, Severity::Error, Code::InvalidValue, message);
             }
         }
     }

@@ -76,29 +76,16 @@ impl ServiceEntry {
             d.report_at(span, path, Severity::Error, Code::InvalidValue, message);
         };
         if self.hosts.is_empty() {
-            error(
-                self.span,
-                "hosts".into(),
-                "at least one host is needed".into(),
-            );
+            error(self.span, "hosts".into(), "at least one host is needed".into());
         }
         for (index, host) in self.hosts.iter().enumerate() {
             let path = format!("hosts[{index}]");
             if host.value == "*" {
                 error(host.span, path, "a bare `*` is not a host".into());
-            } else if host.is_empty()
-                || host.trim_start_matches("*.").contains(['*', '/', ' ', ':'])
-            {
+            } else if host.is_empty() || host.trim_start_matches("*.").contains(['*', '/', ' ', ':']) {
                 error(host.span, path, format!("{} is not a host", quoted(host)));
-            } else if host.starts_with("*.")
-                && self.resolution == Resolution::Dns
-                && self.endpoints.is_empty()
-            {
-                error(
-                    host.span,
-                    path,
-                    "a wildcard has no addresses in DNS; give endpoints".into(),
-                );
+            } else if host.starts_with("*.") && self.resolution == Resolution::Dns && self.endpoints.is_empty() {
+                error(host.span, path, "a wildcard has no addresses in DNS; give endpoints".into());
             }
         }
         for (index, port) in self.ports.iter().enumerate() {
@@ -119,11 +106,7 @@ impl ServiceEntry {
             error(selector.span, "workloadSelector".into(), message.into());
         }
         if self.resolution == Resolution::None && !self.endpoints.is_empty() {
-            error(
-                self.span,
-                "endpoints".into(),
-                "resolution NONE takes no endpoints".into(),
-            );
+            error(self.span, "endpoints".into(), "resolution NONE takes no endpoints".into());
         }
         for (index, endpoint) in self.endpoints.iter().enumerate() {
             let path = format!("endpoints[{index}]");
@@ -137,32 +120,15 @@ impl ServiceEntry {
             if !self.ports.iter().any(|port| port.name == *name) {
                 let message = format!("the service has no port named {}", quoted(name));
                 let path = format!("{path}.ports");
-                d.report_at(
-                    endpoint.span,
-                    path,
-                    Severity::Error,
-                    Code::InvalidValue,
-                    message,
-                );
+                d.report_at(endpoint.span, path, Severity::Error, Code::InvalidValue, message);
             }
         }
         let is_ip = endpoint.address.parse::<std::net::IpAddr>().is_ok();
         let is_unix = endpoint.address.starts_with("unix://");
-        if self.resolution == Resolution::Static
-            && !(is_ip || is_unix || endpoint.address.is_empty())
-        {
-            let message = format!(
-                "{} is not an IP address, as STATIC needs",
-                quoted(&endpoint.address)
-            );
+        if self.resolution == Resolution::Static && !(is_ip || is_unix || endpoint.address.is_empty()) {
+            let message = format!("{} is not an IP address, as STATIC needs", quoted(&endpoint.address));
             let path = format!("{path}.address");
-            d.report_at(
-                endpoint.address.span,
-                path,
-                Severity::Error,
-                Code::InvalidValue,
-                message,
-            );
+            d.report_at(endpoint.address.span, path, Severity::Error, Code::InvalidValue, message);
         }
     }
 }

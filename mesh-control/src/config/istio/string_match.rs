@@ -60,22 +60,15 @@ pub fn whole_text_regex(text: &str) -> Option<Regex> {
     }
     // Istio writes `*` for "anything" (route.go, `metadataMatch: "*"`).
     let pattern = if text == "*" { ".*" } else { text };
-    RegexBuilder::new(&format!("^(?:{pattern})$"))
-        .size_limit(1 << 20)
-        .build()
-        .ok()
+    RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(1 << 20).build().ok()
 }
 
 /// Reports an expression that is no RE2.
-pub fn check_regex(text: &str, span: crate::config::Span, d: &mut Decoder<'_>) -> Option<()> {
+pub fn check_regex(text: &str, span: crate::config::diagnostic::Span, d: &mut Decoder<'_>) -> Option<()> {
     if whole_text_regex(text).is_some() {
         return Some(());
     }
-    d.error(
-        span,
-        Code::InvalidValue,
-        format!("{} is not a regular expression", quoted(text)),
-    );
+    d.error(span, Code::InvalidValue, format!("{} is not a regular expression", quoted(text)));
     None
 }
 
@@ -85,9 +78,7 @@ impl StringMatch {
         match self {
             StringMatch::Present => true,
             StringMatch::Exact(text) | StringMatch::Prefix(text) => text.is_empty(),
-            StringMatch::Regex(text) => {
-                whole_text_regex(text).is_some_and(|regex| regex.is_match(""))
-            }
+            StringMatch::Regex(text) => whole_text_regex(text).is_some_and(|regex| regex.is_match("")),
         }
     }
 }

@@ -29,31 +29,15 @@ impl WorkloadEntry {
     /// What Istio's own validation refuses.
     pub fn check(&self, path: &str, d: &mut Decoder<'_>) {
         let field = |name: &str| {
-            if path.is_empty() {
-                name.to_owned()
-            } else {
-                format!("{path}.{name}")
-            }
+            if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
         };
         if self.address.is_empty() && self.network.is_empty() {
             let message = "field `address` is missing";
-            d.report_at(
-                self.span,
-                field("address"),
-                Severity::Error,
-                Code::MissingField,
-                message,
-            );
+            d.report_at(self.span, field("address"), Severity::Error, Code::MissingField, message);
         }
         if self.address.starts_with("unix://") && !self.ports.is_empty() {
             let message = "a unix socket has no ports";
-            d.report_at(
-                self.span,
-                field("ports"),
-                Severity::Error,
-                Code::InvalidValue,
-                message,
-            );
+            d.report_at(self.span, field("ports"), Severity::Error, Code::InvalidValue, message);
         }
     }
 }

@@ -1,0 +1,122 @@
+//! What was measured, as tables and as JSON, and whether the mesh keeps its bars.
+
+use mesh_benches::load::Figures;
+use mesh_benches::stats::{Ratio, median};
+use serde_json::{Value, json};
+
+use crate::cases::Contender;
+
+/// Whom the mesh must not be slower than.
+const BARS: [&str; 3] = ["pooled", "channel", "balance_list"];
+
+/// The mesh beside another, in the same case and rounds.
+struct Comparison<'a> {
+    case: &'a str,
+    mesh: &'static str,
+    other: &'static str,
+    rate: Ratio,
+    p99: Ratio,
+    cpu: Ratio,
+    /// Whether it keeps its bar; `None` where there is none.
+    passed: Option<bool>,
+}
+
+/// Prints two tables; whether every bar is kept.
+pub(crate) fn tables(contenders: &[Contender], machine: &str, seconds: f64) -> bool {
+    let rounds = contenders.first().map_or(0, |contender| contender.rounds.len());
+    println!("{machine}. Medians of {rounds} interleaved rounds of {seconds} s. CPU in µs a request.\n");
+    println!("| case | client | requests/s | p50 µs | p99 µs | p99.9 µs | client CPU | server CPU |");
+    println!("|---|---|---:|---:|---:|---:|---:|---:|");
+    for contender in contenders {
+        let of = |field: fn(&Figures) -> f64| median_of(contender, field);
+        println!(
+            "| {} | {} | {:.0} | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} |",
+            contender.case,
+            contender.name,
+            of(|it| it.rate),
+            of(|it| it.p50),
+            of(|it| it.p99),
+            of(|it| it.p999),
+            of(|it| it.client_cpu),
+            of(|it| it.server_cpu)
+        );
+    }
+    println!(
+        "\nThe mesh compared: ratios to the other, with the error of the median. CPU is of both sides together.\n"
+    );
+    println!("| case | | against | requests/s | p99 | CPU | bar |");
+    println!("|---|---|---|---:|---:|---:|---|");
+    let comparisons = compare(contenders);
+    for it in &comparisons {
+        let show = |ratio: Ratio| format!("{:.3} ± {:.3}", ratio.median, ratio.noise);
+        let bar = it.passed.map_or("", |passed| if passed { "pass" } else { "**fail**" });
+        let (rate, p99, cpu) = (show(it.rate), show(it.p99), show(it.cpu));
+        println!("| {} | {} | {} | {rate} | {p99} | {cpu} | {bar} |", it.case, it.mesh, it.other);
+    }
+    passed(&comparisons)
+}
+
+/// Prints everything as one JSON object; whether every bar is kept.
+pub(crate) fn json(contenders: &[Contender], machine: &str, seconds: f64) -> bool {
+    let comparisons = compare(contenders);
+    let measured = |it: &Contender| json!({ "case": it.case, "client": it.name, "rounds": it.rounds });
+    let ratio = |ratio: Ratio| json!({ "median": ratio.median, "noise": ratio.noise });
+    let compared = |it: &Comparison<'_>| {
+        json!({
+            "case": it.case, "mesh": it.mesh, "against": it.other, "passed": it.passed,
+            "rate": ratio(it.rate), "p99": ratio(it.p99), "cpu": ratio(it.cpu),
+        })
+    };
+    let all = json!({
+        "machine": machine,
+        "seconds": seconds,
+        "measured": contenders.iter().map(measured).collect::<Vec<Value>>(),
+        "compared": comparisons.iter().map(compared).collect::<Vec<Value>>(),
+    });
+    println!("{all}");
+    passed(&comparisons)
+}
+
+fn passed(comparisons: &[Comparison<'_>]) -> bool {
+    comparisons.iter().all(|comparison| comparison.passed != Some(false))
+}
+
+/// The mesh's client beside every other client, and the mesh on both sides beside the sidecars.
+fn compare(contenders: &[Contender]) -> Vec<Comparison<'_>> {
+    let mut comparisons = Vec::new();
+    for case in contenders.chunk_by(|a, b| a.case == b.case) {
+        let find = |name: &str| case.iter().find(|contender| contender.name == name);
+        for other in case {
+            let mesh = match other.name {
+                "mesh" | "mesh both" => continue,
+                "sidecars" => find("mesh both"),
+                _ => find("mesh"),
+            };
+            comparisons.extend(mesh.map(|mesh| comparison(mesh, other)));
+        }
+    }
+    comparisons
+}
+
+fn comparison<'a>(mesh: &'a Contender, other: &'a Contender) -> Comparison<'a> {
+    let ratio = |field: fn(&Figures) -> f64| Ratio::of(&values(mesh, field), &values(other, field));
+    let (rate, p99) = (ratio(|it| it.rate), ratio(|it| it.p99));
+    let kept = rate.may_reach_one() && p99.may_stay_at_one();
+    Comparison {
+        case: &mesh.case,
+        mesh: mesh.name,
+        other: other.name,
+        rate,
+        p99,
+        cpu: ratio(|it| it.client_cpu + it.server_cpu),
+        passed: BARS.contains(&other.name).then_some(kept),
+    }
+}
+
+fn values(contender: &Contender, field: fn(&Figures) -> f64) -> Vec<f64> {
+    contender.rounds.iter().map(field).collect()
+}
+
+fn median_of(contender: &Contender, field: fn(&Figures) -> f64) -> f64 {
+    median(&values(contender, field))
+}

@@ -1,0 +1,156 @@
+//! What single decisions cost: finding a route, picking an endpoint, compiling a view, taking in an update.
+//!
+//! ```text
+//! cargo run --release --bin micro
+//! ```
+//!
+//! Ends with status 1 if a bar is missed by more than twice: less than that may be the machine's noise.
+#![allow(clippy::print_stdout, reason = "a program that prints a table")]
+
+use std::hint::black_box;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use http::request::Parts;
+use mesh_benches::Result;
+use mesh_benches::fixtures::{Played, Routes, call, cluster, endpoints};
+use mesh_benches::process::machine;
+use mesh_benches::stats::median;
+use mesh_core::model::BalancerPolicy;
+use mesh_core::request::RequestHead;
+use mesh_core::resources::Update;
+
+/// Sizes of route tables, smallest first.
+const ROUTES: [usize; 3] = [1, 100, 10_000];
+/// Sizes of clusters, smallest first.
+const ENDPOINTS: [usize; 3] = [3, 100, 10_000];
+/// What a decision among the most may cost, in nanoseconds.
+const FIND_BAR: f64 = 2000.0;
+const PICK_BAR: f64 = 200.0;
+/// How much more than the smallest case the largest may cost.
+const GROWTH_BAR: f64 = 3.0;
+
+fn main() -> Result<ExitCode> {
+    println!("{}. Medians, one thread.\n", machine());
+    println!("| decision | among | ns | bar |");
+    println!("|---|---:|---:|---|");
+    let mut worst: f64 = 0.0;
+    for (kind, name) in [(Routes::Exact, "exact"), (Routes::Prefix, "prefix"), (Routes::Mixed, "mixed with headers")] {
+        let times = ROUTES.map(|count| find(kind, count));
+        worst = worst.max(show(&format!("find a route: {name}"), ROUTES, times, FIND_BAR)?);
+    }
+    let policies = [
+        (BalancerPolicy::LeastRequest { choices: 2 }, "least request"),
+        (BalancerPolicy::RoundRobin, "round robin"),
+        (BalancerPolicy::Random, "random"),
+    ];
+    for (policy, name) in policies {
+        let times = ENDPOINTS.map(|count| pick(policy.clone(), count));
+        worst = worst.max(show(&format!("pick: {name}"), ENDPOINTS, times, PICK_BAR)?);
+    }
+    let (compile, update) = (compile(1000, 100)?, update(1000, 100)?);
+    println!("| compile a view | 1,000 clusters × 100 | {compile:.0} | |");
+    println!("| one endpoint changes, until visible | 1,000 clusters × 100 | {update:.0} | |");
+    println!("| one endpoint changes, until visible | 1 cluster × 100 | {:.0} | |", self::update(1, 100)?);
+    println!("\nWorst bar: {worst:.2} of what is allowed.");
+    Ok(if worst > 2.0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Prints the rows of one decision; how much of its bars the largest case uses up.
+fn show(name: &str, sizes: [usize; 3], times: [Result<f64>; 3], bar: f64) -> Result<f64> {
+    let [small, middle, large] = times;
+    let (small, middle, large) = (small?, middle?, large?);
+    let used = (large / bar).max(large / small / GROWTH_BAR);
+    println!("| {name} | {} | {small:.1} | |", sizes[0]);
+    println!("| {name} | {} | {middle:.1} | |", sizes[1]);
+    let verdict = if used <= 1.0 { "pass" } else { "**fail**" };
+    let growth = large / small;
+    println!(
+        "| {name} | {} | {large:.1} | {verdict}: ≤ {bar} ns, {growth:.1} (≤ {GROWTH_BAR}) × the smallest |",
+        sizes[2]
+    );
+    Ok(used)
+}
+
+/// Finding a route with requests for all parts of the table.
+fn find(kind: Routes, count: usize) -> Result<f64> {
+    const REQUESTS: usize = 1024;
+    let view = kind.view(count)?;
+    let mut random = fastrand::Rng::with_seed(1);
+    let requests: Vec<Parts> = (0..REQUESTS).map(|_| kind.request(random.usize(0..count))).collect::<Result<_>>()?;
+    let heads: Vec<RequestHead<'_>> = requests.iter().map(RequestHead::of).collect::<Result<_, _>>()?;
+    for head in &heads {
+        view.find(head, &mut call())?;
+    }
+    let mut call = call();
+    Ok(time(|turn| {
+        let head = &heads[turn % REQUESTS];
+        black_box(view.find(black_box(head), &mut call).is_ok());
+    }))
+}
+
+/// Picking an endpoint, and letting it go.
+fn pick(policy: BalancerPolicy, count: usize) -> Result<f64> {
+    let cluster = cluster(policy, count);
+    let mut call = call();
+    cluster.pick(&mut call, || "")?;
+    Ok(time(|_| {
+        black_box(cluster.pick(&mut call, || "").is_ok());
+    }))
+}
+
+/// From the last missing endpoints to the view.
+fn compile(clusters: usize, each: usize) -> Result<f64> {
+    let mut times = Vec::new();
+    for _ in 0..9 {
+        let (mut played, wanted) = Played::new(clusters)?;
+        let assign = |(group, key)| Played::assign(key, endpoints(group, each));
+        let changes = wanted.subscribe.into_iter().enumerate().map(assign).collect();
+        let start = Instant::now();
+        played.sink.apply(Update { changes });
+        times.push(start.elapsed().as_nanos() as f64);
+        anyhow::ensure!(played.view().is_some(), "the view is not complete");
+    }
+    Ok(median(&times))
+}
+
+/// From a changed endpoint, decoded, to the view that has it.
+fn update(clusters: usize, each: usize) -> Result<f64> {
+    let (mut played, wanted) = Played::new(clusters)?;
+    let keys = wanted.subscribe;
+    let all = keys.iter().cloned().enumerate();
+    let changes = all.map(|(group, key)| Played::assign(key, endpoints(group, each))).collect();
+    played.sink.apply(Update { changes });
+    let mut before = played.view().context("the view is not complete")?;
+    let mut times = Vec::new();
+    for turn in 0..201 {
+        let group = turn % keys.len();
+        // By turns one endpoint less and all of them again.
+        let count = if (turn / keys.len()).is_multiple_of(2) { each - 1 } else { each };
+        let update = Update { changes: vec![Played::assign(keys[group].clone(), endpoints(group, count))] };
+        let start = Instant::now();
+        played.sink.apply(update);
+        let view = played.view();
+        times.push(start.elapsed().as_nanos() as f64);
+        let view = view.context("the view is gone")?;
+        anyhow::ensure!(!std::sync::Arc::ptr_eq(&view, &before), "the update is not visible");
+        before = view;
+    }
+    Ok(median(&times))
+}
+
+/// Nanoseconds of one call: the median of many batches, each long against the clock's own cost.
+fn time(mut one: impl FnMut(usize)) -> f64 {
+    let mut batch = |size: usize| {
+        let start = Instant::now();
+        (0..size).for_each(&mut one);
+        start.elapsed()
+    };
+    let mut size = 64;
+    while batch(size) < Duration::from_micros(500) {
+        size *= 2;
+    }
+    let times: Vec<f64> = (0..201).map(|_| batch(size).as_nanos() as f64 / size as f64).collect();
+    median(&times)
+}

@@ -1,0 +1,218 @@
+//! The clients that are compared: hyper's bare connection, hyper-util's pool, tonic's channels, the mesh.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::HOST as HOST_HEADER;
+use http::{HeaderValue, Request, Response, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::client::legacy;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_core::fixed::Fixed;
+use mesh_tower::{Client, Mesh};
+use tokio::net::TcpStream;
+use tonic::body::Body as GrpcBody;
+use tower::Service;
+
+use crate::Result;
+use crate::exchange::{FRAME_BYTES, FRAMES, Frames, STREAM_PATH, plain, plain_path};
+
+/// Which HTTP is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.1
+    Http1,
+    /// HTTP/2
+    Http2,
+}
+
+/// The host by which the mesh knows the server.
+pub const HOST: &str = "server.bench:8080";
+
+/// What any client can send, again and again.
+pub trait Payload:
+    http_body::Body<Data = Bytes, Error: Into<BoxError>> + Clone + Send + Sync + Unpin + 'static
+{
+}
+impl<B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Clone + Send + Sync + Unpin + 'static> Payload for B {}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// One kind of request, made once. Everybody who is measured clones it.
+#[derive(Clone, Debug)]
+pub struct Job<B> {
+    path: Uri,
+    uri: Uri,
+    body: B,
+    answer: usize,
+}
+
+impl Job<Full<Bytes>> {
+    /// Bodies of this many bytes, each way; the URI is for those who know the server as `host`.
+    pub fn plain(host: &str, bytes: usize) -> Result<Self> {
+        Job::new(host, &plain_path(bytes), plain(bytes), bytes)
+    }
+}
+
+impl Job<Frames> {
+    /// A stream each way.
+    pub fn streamed(host: &str) -> Result<Self> {
+        Job::new(host, STREAM_PATH, Frames::default(), FRAMES * FRAME_BYTES)
+    }
+}
+
+impl<B: Payload> Job<B> {
+    fn new(host: &str, path: &str, body: B, answer: usize) -> Result<Self> {
+        // For as long as the program runs, as a literal would be.
+        let uri: &'static str = String::leak(format!("http://{host}{path}"));
+        let path = uri.get("http://".len() + host.len()..).unwrap_or("/");
+        let parse = |text: &'static str| Uri::from_maybe_shared(Bytes::from_static(text.as_bytes()));
+        Ok(Job { path: parse(path)?, uri: parse(uri)?, body, answer })
+    }
+
+    fn request(&self, uri: &Uri) -> Result<Request<B>> {
+        Ok(Request::post(uri.clone()).body(self.body.clone())?)
+    }
+
+    async fn read<R>(&self, response: Response<R>) -> Result
+    where
+        R: http_body::Body<Data = Bytes> + Unpin,
+        R::Error: std::error::Error + Send + Sync + 'static,
+    {
+        anyhow::ensure!(response.status().is_success(), "status {}", response.status());
+        let mut body = response.into_body();
+        let mut bytes = 0;
+        while let Some(frame) = body.frame().await {
+            bytes += frame?.data_ref().map_or(0, Bytes::len);
+        }
+        anyhow::ensure!(bytes == self.answer, "{bytes} bytes came for {}", self.answer);
+        Ok(())
+    }
+}
+
+/// A bare connection, driven by a task of its own. Clones share an HTTP/2 connection.
+pub enum Raw<B> {
+    /// HTTP/1.1
+    Http1(http1::SendRequest<B>),
+    /// HTTP/2
+    Http2(http2::SendRequest<B>),
+}
+
+impl<B: Payload> Raw<B> {
+    /// Connects.
+    pub async fn connect(address: SocketAddr, version: Version) -> Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let io = TokioIo::new(stream);
+        Ok(match version {
+            Version::Http1 => {
+                let (sender, connection) = http1::handshake(io).await?;
+                tokio::spawn(connection);
+                Raw::Http1(sender)
+            }
+            Version::Http2 => {
+                let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
+                tokio::spawn(connection);
+                Raw::Http2(sender)
+            }
+        })
+    }
+
+    /// As many as are needed for callers at the same time: HTTP/2 shares one connection.
+    pub async fn several(address: SocketAddr, version: Version, count: usize) -> Result<Vec<Self>> {
+        let mut all = vec![Raw::connect(address, version).await?];
+        while all.len() < count {
+            let next = match &all[0] {
+                Raw::Http1(_) => Raw::connect(address, version).await?,
+                Raw::Http2(sender) => Raw::Http2(sender.clone()),
+            };
+            all.push(next);
+        }
+        Ok(all)
+    }
+
+    /// One request, its response read to the end.
+    pub async fn send(&mut self, job: &Job<B>) -> Result {
+        let response = match self {
+            Raw::Http1(sender) => {
+                let mut request = job.request(&job.path)?;
+                request.headers_mut().insert(HOST_HEADER, const { HeaderValue::from_static(HOST) });
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+            Raw::Http2(sender) => {
+                let request = job.request(&job.uri)?;
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+        };
+        job.read(response).await
+    }
+}
+
+/// hyper-util's pooled client.
+pub type Pooled<B> = legacy::Client<legacy::connect::HttpConnector, B>;
+
+/// A pooled client.
+pub fn pooled<B: Payload>(version: Version) -> Pooled<B> {
+    let mut connector = legacy::connect::HttpConnector::new();
+    connector.set_nodelay(true);
+    legacy::Client::builder(TokioExecutor::new()).http2_only(version == Version::Http2).build(connector)
+}
+
+/// One request through a pooled client.
+pub async fn send_pooled<B: Payload>(client: &Pooled<B>, job: &Job<B>) -> Result {
+    job.read(client.request(job.request(&job.uri)?).await?).await
+}
+
+/// A mesh that knows one service under [`HOST`].
+pub fn mesh(addresses: impl IntoIterator<Item = SocketAddr>) -> Result<Mesh> {
+    Ok(Mesh::builder().source(Fixed::new().service(HOST, addresses)).start()?)
+}
+
+/// One request through the mesh.
+pub async fn send_mesh<B: Payload>(client: &Client, version: Version, job: &Job<B>) -> Result {
+    let mut request = job.request(&job.uri)?;
+    *request.version_mut() = match version {
+        Version::Http1 => http::Version::HTTP_11,
+        Version::Http2 => http::Version::HTTP_2,
+    };
+    job.read(client.request(request).await?).await
+}
+
+/// tonic's codec over hyper's bare connection.
+#[derive(Clone)]
+pub struct RawGrpc(http2::SendRequest<GrpcBody>);
+
+impl RawGrpc {
+    /// Connects.
+    pub async fn connect(address: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(RawGrpc(sender))
+    }
+}
+
+impl Service<Request<GrpcBody>> for RawGrpc {
+    type Response = Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = Pin<Box<dyn Future<Output = std::result::Result<Response<Incoming>, hyper::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<GrpcBody>) -> Self::Future {
+        let mut uri = std::mem::take(request.uri_mut()).into_parts();
+        uri.scheme = Some(http::uri::Scheme::HTTP);
+        uri.authority = Some(http::uri::Authority::from_static(HOST));
+        *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+        Box::pin(self.0.send_request(request))
+    }
+}

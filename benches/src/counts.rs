@@ -1,0 +1,102 @@
+//! Requests one after the other, client and server on one thread: what is counted by the program `counts` and
+//! held by the allocation test.
+
+use std::sync::Once;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use tokio::runtime::Runtime;
+
+use crate::clients::{self, HOST, Job, Raw, RawGrpc, Version};
+use crate::exchange::bytes;
+use crate::servers::{self, ServerKind};
+use crate::{Result, grpc};
+
+/// All cases, by what they compare with: the first of each protocol is the floor.
+pub const CASES: [&str; 12] = [
+    "raw-http1",
+    "pooled-http1",
+    "mesh-http1",
+    "server-http1",
+    "raw-http2",
+    "pooled-http2",
+    "mesh-http2",
+    "server-http2",
+    "raw-grpc",
+    "channel-grpc",
+    "mesh-grpc",
+    "server-grpc",
+];
+
+/// Requests before anything is counted.
+const WARM_UP: u64 = 100;
+
+/// Runs a case: some requests to warm up, then `requests` inside `measure`. In `mesh-` cases the client is the
+/// mesh's and the server bare, in `server-` cases the client is raw and the server is the mesh's.
+///
+/// # Errors
+/// If no case is called so, or a request fails.
+pub fn run(case: &str, requests: u64, body: usize, measure: impl FnOnce(&mut dyn FnMut())) -> Result {
+    // A second thread, as in any real program: allocators and system calls cost a little more with one.
+    static SECOND_THREAD: Once = Once::new();
+    SECOND_THREAD.call_once(|| drop(std::thread::spawn(std::thread::park)));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (who, protocol) = case.split_once('-').unwrap_or((case, ""));
+    let mut send = match protocol {
+        "http1" => http(&runtime, who, Version::Http1, body)?,
+        "http2" => http(&runtime, who, Version::Http2, body)?,
+        "grpc" => unary(&runtime, who, body)?,
+        _ => anyhow::bail!("no case is called {case}"),
+    };
+    (0..WARM_UP).try_for_each(|_| send())?;
+    let mut result = Ok(());
+    measure(&mut || result = (0..requests).try_for_each(|_| send()));
+    result
+}
+
+type Send<'r> = Box<dyn FnMut() -> Result + 'r>;
+
+fn server_of(who: &str) -> ServerKind {
+    if who == "server" { ServerKind::Mesh } else { ServerKind::Bare }
+}
+
+fn http<'r>(runtime: &'r Runtime, who: &str, version: Version, bytes: usize) -> Result<Send<'r>> {
+    let address = runtime.block_on(servers::http(server_of(who)))?;
+    Ok(match who {
+        "pooled" => {
+            let job = Job::plain(&address.to_string(), bytes)?;
+            let client = clients::pooled::<Full<Bytes>>(version);
+            Box::new(move || runtime.block_on(clients::send_pooled(&client, &job)))
+        }
+        "mesh" => {
+            let job = Job::plain(HOST, bytes)?;
+            let client = clients::mesh([address])?.client();
+            Box::new(move || runtime.block_on(clients::send_mesh(&client, version, &job)))
+        }
+        _ => {
+            let job = Job::plain(HOST, bytes)?;
+            let mut client = runtime.block_on(Raw::connect(address, version))?;
+            Box::new(move || runtime.block_on(client.send(&job)))
+        }
+    })
+}
+
+fn unary<'r>(runtime: &'r Runtime, who: &str, count: usize) -> Result<Send<'r>> {
+    let body = bytes(count);
+    let address = runtime.block_on(servers::grpc(server_of(who)))?;
+    Ok(match who {
+        "channel" => {
+            let endpoint = tonic::transport::Endpoint::new(format!("http://{address}"))?;
+            let client = runtime.block_on(endpoint.connect())?;
+            Box::new(move || Ok(runtime.block_on(grpc::call(client.clone(), body.clone())).map(drop)?))
+        }
+        "mesh" => {
+            let client = mesh_tonic::channel(&clients::mesh([address])?, HOST);
+            Box::new(move || Ok(runtime.block_on(grpc::call(client.clone(), body.clone())).map(drop)?))
+        }
+        _ => {
+            let client = runtime.block_on(RawGrpc::connect(address))?;
+            Box::new(move || Ok(runtime.block_on(grpc::call(client.clone(), body.clone())).map(drop)?))
+        }
+    })
+}

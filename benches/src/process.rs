@@ -1,0 +1,89 @@
+//! Processes beside this one: what they say when they start, and what they cost.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::Result;
+
+/// A process that ends with this value, and, if it is ours, with this process too.
+#[derive(Debug)]
+pub struct Process(Child);
+
+impl Process {
+    /// Starts a command; its standard output is left to whoever reads it.
+    pub fn start(command: &mut Command) -> Result<Self> {
+        let child = command.stdin(Stdio::piped()).spawn();
+        Ok(Process(child.with_context(|| format!("cannot start {:?}", command.get_program()))?))
+    }
+
+    /// Starts this very program with other arguments, and reads the first line that it prints.
+    pub fn again(arguments: &[&str]) -> Result<(Self, String)> {
+        let mut command = Command::new(std::env::current_exe()?);
+        let mut process = Process::start(command.args(arguments).stdout(Stdio::piped()))?;
+        let mut line = String::new();
+        let output = process.0.stdout.take().context("no standard output")?;
+        let mut output = BufReader::new(output);
+        output.read_line(&mut line)?;
+        anyhow::ensure!(!line.is_empty(), "{arguments:?} ended before it said anything");
+        // Kept open, so that the process can go on printing.
+        std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
+        Ok((process, line.trim().to_owned()))
+    }
+
+    /// Its id.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
+/// For a process started by [`Process::again`]: waits until whoever started it is gone.
+pub fn until_orphaned() {
+    _ = std::io::stdin().read_to_end(&mut Vec::new());
+}
+
+/// CPU time that a process has used so far, of threads that are alive.
+pub fn cpu(process: u32) -> Result<Duration> {
+    let mut nanoseconds = 0;
+    for task in fs::read_dir(format!("/proc/{process}/task"))? {
+        // A thread may end while the others are read.
+        let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
+        nanoseconds += text.split(' ').next().unwrap_or_default().parse::<u64>().context("/proc: schedstat")?;
+    }
+    Ok(Duration::from_nanos(nanoseconds))
+}
+
+/// Resident memory of a process, in bytes.
+pub fn resident(process: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("/proc: no VmRSS")?;
+    let kibibytes: u64 = line.trim().trim_end_matches("kB").trim().parse().context("/proc: VmRSS")?;
+    Ok(kibibytes << 10)
+}
+
+/// The processor, the cores, and how busy they are: what a table of figures is worth.
+pub fn machine() -> String {
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    let cpus = read("/proc/cpuinfo");
+    let model = cpus.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split(": ").nth(1));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let load = read("/proc/loadavg");
+    let load = load.split(' ').next().unwrap_or("unknown");
+    let memory = read("/proc/meminfo");
+    let memory = memory.lines().next().and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    format!(
+        "{}, {cores} cores, {} GiB; load before: {load}",
+        model.unwrap_or("unknown processor"),
+        memory.unwrap_or(0).div_ceil(1 << 20)
+    )
+}

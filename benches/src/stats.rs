@@ -1,0 +1,73 @@
+//! Medians, percentiles and the noise of rounds.
+
+/// The median; of an even number the mean of the middle two. NaN of nothing.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match (sorted.len(), sorted.len() / 2) {
+        (0, _) => f64::NAN,
+        (count, middle) if count % 2 == 1 => sorted[middle],
+        (_, middle) => (sorted[middle - 1] + sorted[middle]) / 2.0,
+    }
+}
+
+/// The value that this share of the sorted ones does not exceed. 0 of nothing.
+pub fn percentile(sorted: &[u32], share: f64) -> u32 {
+    let rank = (sorted.len() as f64 * share).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)
+}
+
+/// A ratio over several rounds: its median, and how far it may be off.
+#[derive(Clone, Copy, Debug)]
+pub struct Ratio {
+    /// The median of the rounds' own ratios.
+    pub median: f64,
+    /// The standard error of the median, from the rounds' median deviation: what one more series of rounds
+    /// would differ by.
+    pub noise: f64,
+}
+
+impl Ratio {
+    /// Of values to others, measured in the same rounds.
+    pub fn of(values: &[f64], others: &[f64]) -> Self {
+        let ratios: Vec<f64> = values.iter().zip(others).map(|(value, other)| value / other).collect();
+        let middle = median(&ratios);
+        let deviations: Vec<f64> = ratios.iter().map(|ratio| (ratio - middle).abs()).collect();
+        // 1.4826 median deviations are a standard deviation; the median of n has an error of 1.2533/√n of that.
+        let noise = 1.4826 * 1.2533 * median(&deviations) / (ratios.len() as f64).sqrt();
+        Ratio { median: middle, noise }
+    }
+
+    /// Whether it may be at least 1: below by no more than two standard errors.
+    pub fn may_reach_one(self) -> bool {
+        self.median + 2.0 * self.noise >= 1.0
+    }
+
+    /// Whether it may be at most 1.
+    pub fn may_stay_at_one(self) -> bool {
+        self.median - 2.0 * self.noise <= 1.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_values_that_were_measured() {
+        let sorted: Vec<u32> = (1..=1000).collect();
+        assert_eq!([0.5, 0.99, 0.999, 1.0].map(|share| percentile(&sorted, share)), [500, 990, 999, 1000]);
+        assert_eq!(percentile(&[7], 0.5), 7);
+        assert_eq!(percentile(&[], 0.5), 0);
+    }
+
+    #[test]
+    fn a_ratio_is_judged_within_its_noise() {
+        let others = [100.0; 5];
+        let steady = Ratio::of(&[90.0; 5], &others);
+        assert!(!steady.may_reach_one() && steady.may_stay_at_one());
+        let noisy = Ratio::of(&[80.0, 85.0, 97.0, 110.0, 115.0], &others);
+        assert!(noisy.may_reach_one() && noisy.may_stay_at_one(), "{noisy:?}");
+        assert_eq!(median(&[1.0, 4.0, 2.0, 3.0]), 2.5);
+    }
+}

@@ -1,0 +1,56 @@
+//! The budget of heap allocations: nothing to decide where a request goes, little to send it and to serve it.
+//!
+//! Client and server share one thread, and what the mesh adds is the difference to hyper and tonic alone.
+
+use allocation_counter::measure;
+use mesh_benches::counts::run;
+use mesh_benches::fixtures::{Routes, call, cluster};
+use mesh_core::model::BalancerPolicy;
+use mesh_core::request::RequestHead;
+
+/// What a client of the mesh may allocate for a request, above the bare connection.
+const CLIENT: f64 = 3.0;
+/// What a server of the mesh may, above the bare server.
+const SERVER: f64 = 2.0;
+
+#[test]
+fn finding_a_route_and_picking_an_endpoint_allocates_nothing() {
+    let policies = [BalancerPolicy::LeastRequest { choices: 2 }, BalancerPolicy::RoundRobin, BalancerPolicy::Random];
+    for (kind, policy) in [Routes::Exact, Routes::Prefix, Routes::Mixed].into_iter().zip(policies) {
+        let view = kind.view(1000).unwrap();
+        let other = cluster(policy.clone(), 100);
+        for position in [0, 1, 2, 3, 998] {
+            let parts = kind.request(position).unwrap();
+            let mut call = call();
+            let mut found = false;
+            let count = measure(|| {
+                let head = RequestHead::of(&parts).unwrap();
+                let routed = view.find(&head, &mut call).unwrap();
+                let pick = routed.cluster.unwrap().pick(&mut call, || head.authority);
+                found = pick.is_ok() && other.pick(&mut call, || head.authority).is_ok();
+            });
+            assert!(found);
+            assert_eq!(count.count_total, 0, "{kind:?} route {position}, {policy:?}");
+        }
+    }
+}
+
+#[test]
+fn a_request_keeps_its_budget() {
+    for protocol in ["http1", "http2", "grpc"] {
+        let raw = allocations("raw", protocol);
+        let client = allocations("mesh", protocol) - raw;
+        let server = allocations("server", protocol) - raw;
+        println!("{protocol}: raw {raw:.2}, client {client:+.2}, server {server:+.2}");
+        assert!(client <= CLIENT, "{protocol}: the client allocates {client:.2} times above raw");
+        assert!(server <= SERVER, "{protocol}: the server allocates {server:.2} times above bare");
+    }
+}
+
+/// Allocations per request, to a tenth: now and then hyper grows a buffer.
+fn allocations(who: &str, protocol: &str) -> f64 {
+    const REQUESTS: u64 = 500;
+    let mut count = 0;
+    run(&format!("{who}-{protocol}"), REQUESTS, 256, |send| count = measure(send).count_total).unwrap();
+    (count as f64 / REQUESTS as f64 * 10.0).round() / 10.0
+}

@@ -1,0 +1,60 @@
+//! A web service and its caller in one mesh, with the control plane in the same process.
+//!
+//! The service says who it is by its labels; the route finds it by its name. `cargo run --bin hello_http`.
+
+use axum::{Router, routing::get};
+use http_body_util::BodyExt;
+use mesh_control::embedded::{Config, Embedded, Options};
+use mesh_core::xds::Bootstrap;
+use mesh_tower::Mesh;
+use serde_json::json;
+
+const CONFIG: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: hello}
+spec:
+  selector: {app: hello}
+  ports: [{name: http, port: 80}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: hello}
+spec:
+  hosts: [hello]
+  http:
+  - match: [{uri: {prefix: /greet/}}]
+    rewrite: {uri: /hello/}
+    route: [{destination: {host: hello}}]
+  - route: [{destination: {host: hello}}]
+";
+
+#[tokio::main]
+#[allow(clippy::print_stdout, reason = "a program that says hello")]
+async fn main() -> anyhow::Result<()> {
+    let control = Embedded::start(Config::yaml(CONFIG), Options::default()).await?;
+
+    // The service: any axum router, with the mesh's listener below it and the mesh's layer around it.
+    let node = Bootstrap::new("embedded").node_id("hello-1").metadata("LABELS", json!({"app": "hello"}));
+    let mesh = Mesh::builder().source(control.source(node)).start()?;
+    let listener = mesh.bind("127.0.0.1:0").await?;
+    let hello = get(|name: axum::extract::Path<String>| async move { format!("hello, {}", *name) });
+    let app = Router::new().route("/hello/{name}", hello).layer(mesh.server_layer());
+    let server = axum::serve(listener, app).with_graceful_shutdown(mesh.drained());
+    let server = tokio::spawn(server.into_future());
+    mesh.serving().await?;
+
+    // The caller: a tower service for any `http::Request`, with a mesh of its own.
+    let caller = Mesh::builder().source(control.source(Bootstrap::new("embedded").node_id("caller-1"))).start()?;
+    for path in ["hello/world", "greet/mesh"] {
+        let response = caller.client().get(format!("http://hello/{path}")).await?;
+        println!(
+            "{} {}",
+            response.status(),
+            String::from_utf8_lossy(&response.into_body().collect().await?.to_bytes())
+        );
+    }
+
+    mesh.drain().begin().await;
+    Ok(server.await??)
+}

@@ -1,0 +1,51 @@
+//! An echo behind the mesh: see `mesh-echo --help`.
+
+use std::net::SocketAddr;
+
+use clap::Parser;
+use mesh_examples::cli::{log, say};
+use mesh_examples::echo::{self, Identity};
+use mesh_examples::node::Join;
+use mesh_tower::server;
+use tower::Layer;
+
+/// Answers every request with what it saw of it, over HTTP/1.1, HTTP/2 and gRPC on one port.
+///
+/// It registers itself with the control plane through its server listener: the services whose selectors match its
+/// labels have it as an endpoint. On SIGTERM or SIGINT it leaves without losing a request; on a second one, at once.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-echo", disable_version_flag = true, after_help = echo::HELP)]
+struct Args {
+    /// What it calls itself.
+    #[arg(long, default_value = "echo")]
+    name: String,
+    /// The version that it calls itself.
+    #[arg(long, default_value = "v1")]
+    version: String,
+    /// Where it listens; port 0 takes a free one, and the line that it prints says which.
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "IP:PORT")]
+    listen: SocketAddr,
+    #[command(flatten)]
+    join: Join,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    log();
+    let mesh = args.join.mesh(&args.name, &args.version)?.start()?;
+    // Before anything is said: whoever reads the address may send a signal at once.
+    mesh.drain_on_signals()?;
+    let listener = mesh.bind(args.listen).await?;
+    let address = listener.local_addr();
+    let identity = Identity::new(&args.name, &args.version, address);
+    let app = mesh_tonic::server_layer(&mesh).layer(echo::app(&mesh, identity.clone()));
+    let serving = tokio::spawn(server::serve(listener, app).into_future());
+    say(format_args!("{} listening on {address}", identity.backend))?;
+    match mesh.serving().await {
+        Ok(()) => say(format_args!("{} serving", identity.backend))?,
+        Err(reason) => tracing::warn!("not serving yet: {reason}"),
+    }
+    serving.await??;
+    Ok(())
+}

@@ -1,0 +1,206 @@
+//! One call: sent, read to its end, and judged.
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use mesh_core::call::Deadline;
+use mesh_core::error::MeshError;
+use mesh_core::observe::{Event, Observer};
+use mesh_tonic::Channel;
+use mesh_tower::{Client, Mesh};
+use prost::Message;
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Streaming};
+
+use super::wire::{Raw, describe};
+use super::{Call, Target};
+use crate::echo::BACKEND;
+use crate::echo::proto::{EchoReply, SERVICE};
+
+/// The most of a response's body that is read.
+const MAX_BODY: usize = 64 << 20;
+
+/// What became of a call, in the words of its protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// The status of the response, or the one that the mesh answers such a failure with.
+    Http(StatusCode),
+    /// gRPC.
+    Grpc(Code),
+}
+
+impl Status {
+    /// Whether the call succeeded: HTTP below 400, gRPC `OK`.
+    pub fn is_ok(self) -> bool {
+        match self {
+            Status::Http(status) => status.as_u16() < 400,
+            Status::Grpc(code) => code == Code::Ok,
+        }
+    }
+}
+
+/// What became of a call.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Its status.
+    pub status: Status,
+    /// From when it was due to the end of the response.
+    pub took: Duration,
+    /// Who answered: what the backend calls itself, else the endpoint.
+    pub backend: Option<String>,
+    /// The response's body as text; for gRPC, its messages.
+    pub body: String,
+    /// What the mesh says, where it failed the call.
+    pub error: Option<String>,
+}
+
+impl Outcome {
+    /// Whether the call succeeded.
+    pub fn is_ok(&self) -> bool {
+        self.status.is_ok() && self.error.is_none()
+    }
+}
+
+tokio::task_local! {
+    /// The endpoint of the call that this task makes.
+    static ENDPOINT: RefCell<Option<String>>;
+}
+
+/// Notes the endpoint of each call. Put it among the observers of the mesh, and backends that do not name
+/// themselves are named by their address.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Endpoints;
+
+impl Observer for Endpoints {
+    fn on_event(&self, event: &Event<'_>) {
+        if let Some(endpoint) = event.endpoint {
+            // Outside of a call of this tool there is nobody to tell.
+            _ = ENDPOINT.try_with(|seen| seen.replace(Some(endpoint.id().to_string())));
+        }
+    }
+}
+
+/// Sends one call again and again.
+pub(super) struct Sender {
+    call: Call,
+    way: Way,
+}
+
+/// How it is sent.
+enum Way {
+    Http(Client, Uri),
+    Grpc(Channel, PathAndQuery),
+}
+
+impl Sender {
+    pub(super) fn new(mesh: &Mesh, call: Call) -> Self {
+        let way = match &call.target {
+            Target::Http(uri) => Way::Http(mesh.client(), uri.clone()),
+            Target::Grpc { channel, method } => Way::Grpc(mesh_tonic::channel(mesh, channel), method.clone()),
+        };
+        Sender { call, way }
+    }
+
+    /// Sends it once; its time counts from `due`.
+    pub(super) async fn send(&self, due: tokio::time::Instant) -> Outcome {
+        let deadline = Deadline(Instant::now() + self.call.timeout);
+        let sent = ENDPOINT.scope(RefCell::default(), async {
+            let mut outcome = match &self.way {
+                Way::Http(client, uri) => self.http(client, uri, deadline).await,
+                Way::Grpc(channel, method) => self.grpc(channel, method, deadline).await,
+            };
+            outcome.backend = outcome.backend.or_else(|| ENDPOINT.with(RefCell::take));
+            outcome
+        });
+        let mut outcome = sent.await;
+        outcome.took = due.elapsed();
+        outcome
+    }
+
+    async fn http(&self, client: &Client, uri: &Uri, deadline: Deadline) -> Outcome {
+        let mut request = Request::new(Full::new(self.call.body.clone()));
+        *request.uri_mut() = uri.clone();
+        *request.method_mut() = self.call.method.clone();
+        *request.headers_mut() = self.call.headers.clone();
+        if self.call.http2 {
+            *request.version_mut() = http::Version::HTTP_2;
+        }
+        request.extensions_mut().insert(deadline);
+        let response = match client.request(request).await {
+            Ok(response) => response,
+            Err(error) => return failed(&error),
+        };
+        let (head, body) = response.into_parts();
+        let (body, error) = match Limited::new(body, MAX_BODY).collect().await {
+            Ok(body) => (String::from_utf8_lossy(&body.to_bytes()).into_owned(), None),
+            Err(error) => (String::new(), Some(error.to_string())),
+        };
+        let backend = named(&head.headers).or_else(|| {
+            let answer: serde_json::Value = serde_json::from_str(&body).ok()?;
+            Some(answer.get("backend")?.as_str()?.to_owned())
+        });
+        Outcome { status: Status::Http(head.status), took: Duration::ZERO, backend, body, error }
+    }
+
+    async fn grpc(&self, channel: &Channel, method: &PathAndQuery, deadline: Deadline) -> Outcome {
+        let message = tokio_stream::once(self.call.body.clone());
+        let mut request = tonic::Request::new(message);
+        *request.metadata_mut() = MetadataMap::from_headers(self.call.headers.clone());
+        request.extensions_mut().insert(deadline);
+        let mut grpc = tonic::client::Grpc::new(channel.clone());
+        // As a stream of messages, a method of any kind can be called.
+        let answer = match grpc.streaming(request, method.clone(), Raw).await {
+            Ok(response) => {
+                let backend = named(&response.metadata().clone().into_headers());
+                let (messages, ended) = read(response.into_inner()).await;
+                (backend, messages, ended)
+            }
+            Err(status) => (named(&status.metadata().clone().into_headers()), Vec::new(), Err(status)),
+        };
+        let (backend, messages, ended) = answer;
+        let is_echo = method.path().trim_start_matches('/').split('/').next() == Some(SERVICE);
+        let replies: Vec<EchoReply> = match is_echo {
+            true => messages.iter().filter_map(|message| EchoReply::decode(&**message).ok()).collect(),
+            false => Vec::new(),
+        };
+        let shown: Vec<String> = match replies.is_empty() {
+            true => messages.iter().map(|message| describe(message)).collect(),
+            false => replies.iter().map(|reply| reply.body.clone()).collect(),
+        };
+        let backend = backend.or_else(|| replies.first().map(|reply| reply.backend.clone()));
+        let (code, error) = match ended {
+            Ok(()) => (Code::Ok, None),
+            Err(status) => (status.code(), Some(status.message().to_owned())),
+        };
+        Outcome { status: Status::Grpc(code), took: Duration::ZERO, backend, body: shown.join("\n"), error }
+    }
+}
+
+/// The messages of a response, and how it ended.
+async fn read(mut messages: Streaming<Bytes>) -> (Vec<Bytes>, Result<(), tonic::Status>) {
+    let mut seen = Vec::new();
+    while let Some(message) = messages.next().await {
+        match message {
+            Ok(message) => seen.push(message),
+            Err(status) => return (seen, Err(status)),
+        }
+    }
+    (seen, Ok(()))
+}
+
+/// What the backend calls itself.
+fn named(headers: &HeaderMap) -> Option<String> {
+    headers.get(BACKEND)?.to_str().ok().map(str::to_owned)
+}
+
+/// A call that the mesh failed: the status is the one that it answers such a failure with.
+fn failed(error: &MeshError) -> Outcome {
+    let status = StatusCode::from_u16(error.kind().http_status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    let error = Some(error.to_string());
+    Outcome { status: Status::Http(status), took: Duration::ZERO, backend: None, body: String::new(), error }
+}

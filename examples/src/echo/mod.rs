@@ -1,0 +1,131 @@
+//! An echo: tells the caller what arrived, by HTTP/1.1, HTTP/2 and gRPC on one port, and misbehaves when asked.
+
+mod control;
+pub mod proto;
+mod rpc;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use mesh_tonic::health::HealthService;
+use mesh_tower::Mesh;
+use serde::Serialize;
+use tonic::Status;
+
+use crate::grpc;
+
+pub use control::{Control, HELP};
+
+/// The header that says which instance answered.
+pub const BACKEND: &str = "x-mesh-backend";
+
+/// The most that a request's body may have; above it, 413.
+const MAX_BODY: usize = 4 << 20;
+
+/// Who answers.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The service's name.
+    pub name: Arc<str>,
+    /// Its version.
+    pub version: Arc<str>,
+    /// Which instance it is: `name-version-ip:port`.
+    pub backend: Arc<str>,
+}
+
+impl Identity {
+    /// The instance of a service at this address.
+    pub fn new(name: &str, version: &str, address: SocketAddr) -> Self {
+        let backend = format!("{name}-{version}-{address}").into();
+        Identity { name: name.into(), version: version.into(), backend }
+    }
+
+    /// The instance as a header's value.
+    pub fn header(&self) -> HeaderValue {
+        HeaderValue::from_str(&self.backend).unwrap_or(HeaderValue::from_static("not-a-header-value"))
+    }
+}
+
+/// What arrived, as JSON.
+#[derive(Debug, Serialize)]
+struct Echo<'e> {
+    backend: &'e str,
+    name: &'e str,
+    version: &'e str,
+    http: String,
+    method: &'e str,
+    path: &'e str,
+    query: Option<&'e str>,
+    headers: BTreeMap<&'e str, String>,
+    body: String,
+    peer: Option<SocketAddr>,
+}
+
+/// The echo as a service: gRPC at `/mesh.echo.v1.Echo/…` and, as the mesh knows it, health at
+/// `/grpc.health.v1.Health/…`; HTTP everywhere else.
+pub fn app(mesh: &Mesh, identity: Identity) -> Router {
+    let health = HealthService::new(mesh).named(proto::SERVICE).into_server();
+    let rpc = |method: &str| format!("/{}/{method}", proto::SERVICE);
+    let (one, two, three, four, rest) =
+        (identity.clone(), identity.clone(), identity.clone(), identity.clone(), identity);
+    Router::new()
+        .route_service("/grpc.health.v1.Health/{method}", health)
+        .route(&rpc("Unary"), post(move |request| rpc::unary(one.clone(), request)))
+        .route(&rpc("ServerStream"), post(move |request| rpc::server_stream(two.clone(), request)))
+        .route(&rpc("ClientStream"), post(move |request| rpc::client_stream(three.clone(), request)))
+        .route(&rpc("BidiStream"), post(move |request| rpc::bidi_stream(four.clone(), request)))
+        .fallback(move |request| http_echo(rest.clone(), request))
+}
+
+async fn http_echo(identity: Identity, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    if grpc::is_grpc(&parts.headers) {
+        return grpc::status(&Status::unimplemented(format!("no method {}", parts.uri.path())));
+    }
+    let control = match Control::of(&parts.headers, parts.uri.query()) {
+        Ok(control) => control,
+        Err(what) => return (StatusCode::BAD_REQUEST, what).into_response(),
+    };
+    control.wait().await;
+    let Ok(body) = axum::body::to_bytes(body, MAX_BODY).await else {
+        return (StatusCode::PAYLOAD_TOO_LARGE, "the body is too large, or did not arrive").into_response();
+    };
+    let echo = Echo {
+        backend: &identity.backend,
+        name: &identity.name,
+        version: &identity.version,
+        http: format!("{:?}", parts.version),
+        method: parts.method.as_str(),
+        path: parts.uri.path(),
+        query: parts.uri.query(),
+        headers: texts(&parts.headers),
+        body: String::from_utf8_lossy(&body).into_owned(),
+        peer: peer(),
+    };
+    let status = control.status.unwrap_or(StatusCode::OK);
+    (status, [(BACKEND, identity.header())], axum::Json(echo)).into_response()
+}
+
+/// Headers as text; of several that have one name, the values are joined.
+fn texts(headers: &HeaderMap) -> BTreeMap<&str, String> {
+    let mut texts = BTreeMap::<&str, String>::new();
+    for (name, value) in headers {
+        let value = String::from_utf8_lossy(value.as_bytes());
+        let text = texts.entry(name.as_str()).or_default();
+        if !text.is_empty() {
+            text.push_str(", ");
+        }
+        text.push_str(&value);
+    }
+    texts
+}
+
+fn peer() -> Option<SocketAddr> {
+    mesh_tower::server::Connection::current().map(|connection| connection.peer)
+}

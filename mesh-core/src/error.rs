@@ -1,0 +1,267 @@
+//! What can go wrong, said once: [`MeshError`] for a request, [`Invalid`] for a resource.
+//!
+//! A `MeshError` answers the three questions of whoever reads it: what kind of failure, whose fault, and
+//! whether to try again. Its text reads outward and names the resources on the way:
+//! `route default/v2: cluster payments: no healthy endpoint (3 known)`.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// The ways in which the mesh itself fails a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The request cannot be understood: no authority, a malformed one, or an unusable scheme.
+    BadRequest,
+    /// No configuration is known for the target (yet), or the control plane says that there is none.
+    UnknownTarget,
+    /// No virtual host or no route matches the request.
+    NoRoute,
+    /// The route names a cluster that does not exist or cannot be used.
+    NoCluster,
+    /// The cluster has no endpoint that may be picked.
+    NoHealthyEndpoint,
+    /// No connection to the endpoint could be made.
+    ConnectFailure,
+    /// The peer refused the stream without looking at it (HTTP/2 REFUSED_STREAM).
+    RefusedStream,
+    /// The connection failed after the request was sent.
+    ConnectionLost,
+    /// The deadline of the request has passed.
+    Timeout,
+    /// A limit of the mesh was reached.
+    Overflow,
+    /// A fault filter aborted the request.
+    FaultInjected,
+    /// The configuration asks for TLS that cannot be provided. Never plaintext instead.
+    Security,
+    /// The mesh is draining or shut down.
+    Draining,
+}
+
+/// Whose fault a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// The application that made the request.
+    Caller,
+    /// The configuration, or its absence.
+    Config,
+    /// The network or the endpoint.
+    Upstream,
+    /// The mesh, by design: a limit, a fault, a drain.
+    Mesh,
+}
+
+/// May the caller try again?
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RetryAdvice {
+    /// The request was not processed: safe to send again, whatever its method.
+    Safe,
+    /// It may have been processed: only where the operation is idempotent.
+    IfIdempotent,
+    /// It will fail again until something changes.
+    Never,
+}
+
+impl ErrorKind {
+    /// Whose fault it is.
+    pub fn origin(self) -> Origin {
+        match self {
+            ErrorKind::BadRequest => Origin::Caller,
+            ErrorKind::UnknownTarget | ErrorKind::NoRoute | ErrorKind::NoCluster | ErrorKind::Security => {
+                Origin::Config
+            }
+            ErrorKind::NoHealthyEndpoint
+            | ErrorKind::ConnectFailure
+            | ErrorKind::RefusedStream
+            | ErrorKind::ConnectionLost
+            | ErrorKind::Timeout => Origin::Upstream,
+            ErrorKind::Overflow | ErrorKind::FaultInjected | ErrorKind::Draining => Origin::Mesh,
+        }
+    }
+
+    /// May the caller try again?
+    pub fn retry(self) -> RetryAdvice {
+        match self {
+            ErrorKind::ConnectFailure
+            | ErrorKind::RefusedStream
+            | ErrorKind::NoHealthyEndpoint
+            | ErrorKind::Overflow
+            | ErrorKind::Draining => RetryAdvice::Safe,
+            ErrorKind::ConnectionLost | ErrorKind::Timeout => RetryAdvice::IfIdempotent,
+            ErrorKind::BadRequest
+            | ErrorKind::UnknownTarget
+            | ErrorKind::NoRoute
+            | ErrorKind::NoCluster
+            | ErrorKind::FaultInjected
+            | ErrorKind::Security => RetryAdvice::Never,
+        }
+    }
+
+    /// The HTTP status of the local reply (Envoy's: 404 NR, 503 UH/UF/UC/UO, 504 UT, 400 DPE).
+    pub fn http_status(self) -> u16 {
+        match self {
+            ErrorKind::BadRequest => 400,
+            ErrorKind::NoRoute => 404,
+            ErrorKind::UnknownTarget => 502,
+            ErrorKind::Timeout => 504,
+            _ => 503,
+        }
+    }
+
+    /// The gRPC status code of the local reply. UNAVAILABLE wherever the control plane is the cause
+    /// (gRFC A54: it may not surface codes that applications own).
+    pub fn grpc_code(self) -> u32 {
+        match self {
+            ErrorKind::Timeout => 4,     // DEADLINE_EXCEEDED
+            ErrorKind::BadRequest => 13, // INTERNAL
+            _ => 14,                     // UNAVAILABLE
+        }
+    }
+
+    /// Envoy's response flag, for access logs and metrics.
+    pub fn response_flag(self) -> &'static str {
+        match self {
+            ErrorKind::BadRequest => "DPE",
+            ErrorKind::UnknownTarget | ErrorKind::NoRoute => "NR",
+            ErrorKind::NoCluster => "NC",
+            ErrorKind::NoHealthyEndpoint => "UH",
+            ErrorKind::ConnectFailure | ErrorKind::Security => "UF",
+            ErrorKind::RefusedStream | ErrorKind::ConnectionLost => "UC",
+            ErrorKind::Timeout => "UT",
+            ErrorKind::Overflow => "UO",
+            ErrorKind::FaultInjected => "FI",
+            ErrorKind::Draining => "LR",
+        }
+    }
+}
+
+/// A request that the mesh failed.
+///
+/// ```
+/// use mesh_core::error::{ErrorKind, MeshError, RetryAdvice};
+///
+/// let error = MeshError::new(ErrorKind::NoHealthyEndpoint, "cluster payments: no healthy endpoint (3 known)");
+/// assert_eq!(error.kind().http_status(), 503);
+/// assert_eq!(error.kind().retry(), RetryAdvice::Safe);
+/// assert_eq!(error.within("route default").to_string(),
+///            "route default: cluster payments: no healthy endpoint (3 known)");
+/// ```
+#[derive(Clone)]
+pub struct MeshError {
+    kind: ErrorKind,
+    detail: Arc<str>,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+impl MeshError {
+    /// A failure of this kind; `detail` names what failed, from the outside in.
+    pub fn new(kind: ErrorKind, detail: impl Into<Arc<str>>) -> Self {
+        MeshError { kind, detail: detail.into(), source: None }
+    }
+
+    /// The same failure with what caused it.
+    pub fn caused_by(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(Arc::from(source.into()));
+        self
+    }
+
+    /// The same failure seen from further out.
+    pub fn within(mut self, place: impl fmt::Display) -> Self {
+        self.detail = format!("{place}: {}", self.detail).into();
+        self
+    }
+
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The text, without the causes.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+}
+
+impl fmt::Display for MeshError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail)?;
+        match &self.source {
+            Some(source) => write!(f, ": {source}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for MeshError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MeshError({:?}: {self})", self.kind)
+    }
+}
+
+impl std::error::Error for MeshError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| source.as_ref() as _)
+    }
+}
+
+/// A resource, or a part of one, that cannot be used: what a NACK says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invalid {
+    /// The resource's name; empty while it is not known.
+    pub resource: String,
+    /// The path of the field: `virtual_hosts[0].routes[2].match.safe_regex`.
+    pub field: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl Invalid {
+    /// Something wrong with the value itself.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Invalid { resource: String::new(), field: String::new(), reason: reason.into() }
+    }
+
+    /// The same, found in this field of something larger.
+    pub fn at(mut self, field: impl fmt::Display) -> Self {
+        self.field = if self.field.is_empty() {
+            field.to_string()
+        } else if self.field.starts_with('[') {
+            format!("{field}{}", self.field)
+        } else {
+            format!("{field}.{}", self.field)
+        };
+        self
+    }
+
+    /// The same, in the resource of this name.
+    pub fn of(mut self, resource: impl Into<String>) -> Self {
+        self.resource = resource.into();
+        self
+    }
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.resource.is_empty() {
+            write!(f, "{:?}: ", self.resource)?;
+        }
+        if !self.field.is_empty() {
+            write!(f, "{}: ", self.field)?;
+        }
+        f.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invalid_field_reads_as_a_path_from_the_resource_inwards() {
+        let invalid = Invalid::new("not a regex").at("safe_regex").at("match").at("[2]").at("routes").of("r1");
+        assert_eq!(invalid.to_string(), "\"r1\": routes[2].match.safe_regex: not a regex");
+    }
+}

@@ -1,0 +1,131 @@
+//! A source that knows everything from the start: configuration built in code, no control plane.
+//!
+//! ```
+//! use mesh_core::fixed::Fixed;
+//!
+//! let source = Fixed::new().service("reviews:9080", ["127.0.0.1:8080".parse().unwrap()]);
+//! ```
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::error::Invalid;
+use crate::id::{ListenerName, Target};
+use crate::model::{
+    ApiListener, Cluster, ClusterKind, Endpoints, FilterChain, FilterChainMatch, Forward, HeaderMutations, HttpManager,
+    Listener, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, ServerListener, VirtualHost,
+};
+use crate::resources::{Change, Progress, Resource, ResourceKey, ResourceType, Update};
+use crate::store::{Sink, Source};
+
+/// Resources that do not change. Whatever is not among them does not exist; every server may serve.
+#[derive(Clone, Debug, Default)]
+pub struct Fixed {
+    resources: HashMap<ResourceKey, Resource>,
+}
+
+impl Fixed {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Fixed::default()
+    }
+
+    /// A target whose requests all go to these endpoints, over HTTP/1.1 or HTTP/2 as the caller's request is.
+    pub fn service(self, target: &str, endpoints: impl IntoIterator<Item = SocketAddr>) -> Self {
+        let mut cluster = Cluster::new(target, ClusterKind::Static(Endpoints::fixed(endpoints)));
+        cluster.protocol = crate::model::ClusterProtocol::AsCaller;
+        self.routes(target, vec![route_to(target)]).cluster(cluster)
+    }
+
+    /// A target with routes of its own.
+    pub fn routes(mut self, target: &str, routes: Vec<Route>) -> Self {
+        let host = VirtualHost { name: target.into(), domains: vec!["*".into()], routes, ..VirtualHost::default() };
+        let config = RouteConfiguration { virtual_hosts: vec![host], ..RouteConfiguration::default() };
+        let http = HttpManager {
+            routes: RouteSource::Inline(Arc::new(config)),
+            filters: Vec::new(),
+            max_stream_duration: None,
+        };
+        let listener = Listener::Api(ApiListener { name: target.into(), http });
+        self.put(ResourceType::Listener, target, Resource::Listener(Arc::new(listener)));
+        self
+    }
+
+    /// A cluster for routes to name.
+    pub fn cluster(mut self, cluster: Cluster) -> Self {
+        let name = cluster.name.clone();
+        self.put(ResourceType::Cluster, name.as_str(), Resource::Cluster(Arc::new(cluster)));
+        self
+    }
+
+    fn put(&mut self, kind: ResourceType, name: &str, resource: Resource) {
+        self.resources.insert(ResourceKey::new(kind, name), resource);
+    }
+
+    fn answer(&self, key: ResourceKey) -> Change {
+        match self.resources.get(&key) {
+            Some(resource) => Change::Put(key, resource.clone()),
+            None => match key.name.strip_prefix(SERVER).and_then(|address| address.parse().ok()) {
+                Some(address) => Change::Put(key, Resource::Listener(Arc::new(serve_everything(address)))),
+                None => {
+                    let reason = format!("{key}: not among the fixed resources");
+                    Change::Absent(key, reason.into())
+                }
+            },
+        }
+    }
+}
+
+/// A route that sends everything to one cluster, without a time limit.
+pub fn route_to(cluster: &str) -> Route {
+    Route {
+        name: "default".into(),
+        matches: RouteMatch::any(),
+        action: RouteAction::Forward(Forward::to(cluster)),
+        mutations: HeaderMutations::default(),
+        filters: Default::default(),
+    }
+}
+
+const SERVER: &str = "server/";
+
+fn serve_everything(address: SocketAddr) -> Listener {
+    let route = Route { action: RouteAction::NonForwarding, ..route_to("") };
+    let host = VirtualHost { domains: vec!["*".into()], routes: vec![route], ..VirtualHost::default() };
+    let config = RouteConfiguration { virtual_hosts: vec![host], ..RouteConfiguration::default() };
+    let http =
+        HttpManager { routes: RouteSource::Inline(Arc::new(config)), filters: Vec::new(), max_stream_duration: None };
+    let matches = FilterChainMatch::default();
+    let chain = FilterChain { name: "default".into(), matches, http, unusable_tls: None };
+    Listener::Server(ServerListener {
+        name: format!("{SERVER}{address}").into(),
+        address,
+        filter_chains: Vec::new(),
+        default_filter_chain: Some(chain),
+    })
+}
+
+impl Source for Fixed {
+    fn listener_name(&self, target: &Target) -> Result<ListenerName, Invalid> {
+        Ok(target.as_str().into())
+    }
+
+    fn server_listener_name(&self, address: SocketAddr) -> Result<ListenerName, Invalid> {
+        Ok(format!("{SERVER}{address}").into())
+    }
+
+    fn run(self: Arc<Self>, mut sink: Sink) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            while let Some(progress) = sink.changed().await {
+                let mut wanted = progress.subscribe;
+                while !wanted.is_empty() {
+                    let changes = wanted.into_iter().map(|key| self.answer(key)).collect();
+                    let Progress { subscribe, .. } = sink.apply(Update { changes });
+                    wanted = subscribe;
+                }
+            }
+        })
+    }
+}

@@ -1,0 +1,402 @@
+//! Which route a request takes: domains, then the first route in order whose every condition holds.
+//!
+//! The order of routes is what users write and rely on, so the index never changes it. It only narrows the
+//! candidates: exact paths and prefixes are found by binary search over sorted strings; routes that cannot be
+//! indexed (expressions, templates, folded case) stay in a list of their own; candidates are then tried in the
+//! order of the configuration. Rules: `envoy.config.route.v3`, gRFC A28, A63.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName};
+use smallvec::SmallVec;
+
+use crate::error::Invalid;
+use crate::model::{
+    HeaderTest, PathTest, QueryTest, RouteMatch, SegmentTemplate, StringTest, TemplatePart, VirtualHost,
+};
+use crate::request::RequestHead;
+
+/// Finds the virtual host of an authority: exact, then the longest `*.suffix`, then the longest `prefix.*`,
+/// then `*`. Case is folded.
+#[derive(Debug, Default)]
+pub struct DomainIndex {
+    exact: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
+    suffixes: Vec<(Box<str>, usize)>,
+    prefixes: Vec<(Box<str>, usize)>,
+    any: Option<usize>,
+}
+
+impl DomainIndex {
+    /// Indexes the domains of all hosts; where one is listed twice, the first host has it.
+    pub fn new(hosts: &[VirtualHost]) -> Self {
+        let mut index = DomainIndex::default();
+        for (position, host) in hosts.iter().enumerate() {
+            for domain in &host.domains {
+                let domain = domain.to_ascii_lowercase();
+                if domain == "*" {
+                    index.any.get_or_insert(position);
+                } else if let Some(suffix) = domain.strip_prefix('*') {
+                    index.suffixes.push((suffix.into(), position));
+                } else if let Some(prefix) = domain.strip_suffix('*') {
+                    index.prefixes.push((prefix.into(), position));
+                } else {
+                    index.exact.entry(domain.into()).or_insert(position);
+                }
+            }
+        }
+        // Longest first; the sort is stable, so the first host listed wins among equals.
+        index.suffixes.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
+        index.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+        index
+    }
+
+    /// The position of the host of `authority`.
+    pub fn find(&self, authority: &str) -> Option<usize> {
+        if let Some(position) = self.exact.get(authority) {
+            return Some(*position);
+        }
+        let only_any = self.exact.is_empty() && self.suffixes.is_empty() && self.prefixes.is_empty();
+        if only_any {
+            return self.any;
+        }
+        // Names are kept in lower case, and nearly every caller writes them so.
+        if authority.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return self.find_lower(&authority.to_ascii_lowercase());
+        }
+        self.find_lower(authority)
+    }
+
+    fn find_lower(&self, authority: &str) -> Option<usize> {
+        if let Some(position) = self.exact.get(authority) {
+            return Some(*position);
+        }
+        // The part that a wildcard stands for is never empty.
+        let longer = |part: &str| authority.len() > part.len();
+        self.suffixes
+            .iter()
+            .find(|(suffix, _)| longer(suffix) && authority.ends_with(&**suffix))
+            .or_else(|| self.prefixes.iter().find(|(prefix, _)| longer(prefix) && authority.starts_with(&**prefix)))
+            .map(|(_, position)| *position)
+            .or(self.any)
+    }
+}
+
+/// Up to this many routes are tried one after the other: cheaper than any index.
+const WALKED: usize = 8;
+
+/// Finds the first of many routes that matches a request.
+#[derive(Debug, Default)]
+pub struct RouteIndex {
+    matchers: Vec<Matcher>,
+    exact: SortedPaths,
+    prefixes: SortedPaths,
+    separated: SortedPaths,
+    /// Routes that no sorted path leads to.
+    others: Vec<u32>,
+}
+
+impl RouteIndex {
+    /// Indexes routes in their order.
+    pub fn new<'m>(matches: impl IntoIterator<Item = &'m RouteMatch>) -> Result<Self, Invalid> {
+        let mut index = RouteIndex::default();
+        for (position, route) in matches.into_iter().enumerate() {
+            let at = u32::try_from(position).map_err(|_| Invalid::new("too many routes"))?;
+            match &route.path {
+                PathTest::Exact { value, ignore_case: false } => index.exact.insert(value, at),
+                PathTest::Prefix { value, ignore_case: false } => index.prefixes.insert(value, at),
+                PathTest::Separated { value, ignore_case: false } => index.separated.insert(value, at),
+                _ => index.others.push(at),
+            }
+            index
+                .matchers
+                .push(Matcher::new(route).map_err(|invalid| invalid.at(format!("routes[{position}].match")))?);
+        }
+        index.exact.link();
+        index.prefixes.link();
+        index.separated.link();
+        Ok(index)
+    }
+
+    /// The position of the first route that matches.
+    pub fn find(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Option<usize> {
+        if self.matchers.len() <= WALKED {
+            return self.matchers.iter().position(|matcher| matcher.is_match(head, random));
+        }
+        let mut candidates: SmallVec<[&[u32]; 16]> = SmallVec::new();
+        let path = head.path();
+        candidates.extend(self.exact.equal(path));
+        candidates.extend(self.prefixes.prefixes_of(head.path_and_query).map(|(_, routes)| routes));
+        candidates.extend(self.separated.prefixes_of(path).filter_map(|(prefix, routes)| {
+            let boundary = path.as_bytes().get(prefix.len());
+            matches!(boundary, None | Some(b'/')).then_some(routes)
+        }));
+        if !self.others.is_empty() {
+            candidates.push(&self.others);
+        }
+        loop {
+            // The lists are few and each is sorted: the smallest head is the next route in the user's order.
+            let list = candidates.iter_mut().filter(|list| !list.is_empty()).min_by_key(|list| list[0])?;
+            let position = list[0] as usize;
+            *list = &list[1..];
+            if self.matchers.get(position)?.is_match(head, random) {
+                return Some(position);
+            }
+        }
+    }
+}
+
+/// Paths in order, each with the routes that have it and a link to the longest other path that it starts with.
+#[derive(Debug, Default)]
+struct SortedPaths {
+    entries: Vec<SortedPath>,
+}
+
+#[derive(Debug)]
+struct SortedPath {
+    path: Box<str>,
+    parent: Option<u32>,
+    routes: Vec<u32>,
+}
+
+impl SortedPaths {
+    /// Routes come in ascending order, paths in any.
+    fn insert(&mut self, path: &str, route: u32) {
+        self.entries.push(SortedPath { path: path.into(), parent: None, routes: vec![route] });
+    }
+
+    /// Sorts, joins equal paths and links each to its parent.
+    fn link(&mut self) {
+        let mut entries = std::mem::take(&mut self.entries);
+        entries.sort_by(|a, b| a.path.cmp(&b.path));
+        let mut open: Vec<u32> = Vec::new();
+        for entry in entries {
+            if let Some(last) = self.entries.last_mut().filter(|last| last.path == entry.path) {
+                last.routes.extend(entry.routes);
+                continue;
+            }
+            while let Some(top) = open.last() {
+                if entry.path.starts_with(&*self.entries[*top as usize].path) {
+                    break;
+                }
+                open.pop();
+            }
+            let position = self.entries.len() as u32;
+            self.entries.push(SortedPath { parent: open.last().copied(), ..entry });
+            open.push(position);
+        }
+    }
+
+    fn equal(&self, path: &str) -> Option<&[u32]> {
+        let position = self.entries.binary_search_by(|entry| (*entry.path).cmp(path)).ok()?;
+        Some(&self.entries[position].routes)
+    }
+
+    /// Every entry that `path` starts with, longest first. Whatever sorts between the longest of them and
+    /// `path` starts with it too, so it is an ancestor of the last entry that is not greater than `path`.
+    fn prefixes_of<'a>(&'a self, path: &'a str) -> impl Iterator<Item = (&'a str, &'a [u32])> {
+        let after = self.entries.partition_point(|entry| &*entry.path <= path);
+        let mut next = after.checked_sub(1).and_then(|position| self.entries.get(position));
+        std::iter::from_fn(move || {
+            while let Some(entry) = next {
+                next = entry.parent.and_then(|parent| self.entries.get(parent as usize));
+                if path.starts_with(&*entry.path) {
+                    return Some((&*entry.path, entry.routes.as_slice()));
+                }
+            }
+            None
+        })
+    }
+}
+
+/// One route's conditions, with header names resolved.
+#[derive(Debug)]
+struct Matcher {
+    path: PathTest,
+    headers: Vec<(Field, HeaderTest)>,
+    query: Vec<QueryTest>,
+    grpc: bool,
+    fraction: Option<crate::model::Fraction>,
+}
+
+impl Matcher {
+    fn new(route: &RouteMatch) -> Result<Self, Invalid> {
+        let headers = route
+            .headers
+            .iter()
+            .enumerate()
+            .map(|(position, test)| {
+                let field = Field::of(test).map_err(|invalid| invalid.at(format!("headers[{position}]")))?;
+                Ok((field, test.clone()))
+            })
+            .collect::<Result<_, Invalid>>()?;
+        Ok(Matcher {
+            path: route.path.clone(),
+            headers,
+            query: route.query.clone(),
+            grpc: route.grpc,
+            fraction: route.fraction,
+        })
+    }
+
+    fn is_match(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> bool {
+        path_matches(&self.path, head)
+            && (!self.grpc || head.is_grpc())
+            && self.headers.iter().all(|(field, test)| header_matches(field, test, head))
+            && self.query.iter().all(|test| query_matches(test, head.query()))
+            // Last: one draw a route that matches otherwise.
+            && self.fraction.is_none_or(|fraction| fraction.contains(random.u32(0..1_000_000)))
+    }
+}
+
+/// Where a header condition looks.
+#[derive(Clone, Debug)]
+pub enum Field {
+    /// `:method`
+    Method,
+    /// `:path`
+    Path,
+    /// `:authority`, also written `host`
+    Authority,
+    /// `:scheme`
+    Scheme,
+    /// A real header.
+    Header(HeaderName),
+}
+
+impl Field {
+    /// The field that a test names.
+    pub fn of(test: &HeaderTest) -> Result<Field, Invalid> {
+        let name = match test {
+            HeaderTest::Value { name, .. } | HeaderTest::Range { name, .. } | HeaderTest::Present { name, .. } => name,
+        };
+        Field::named(name)
+    }
+
+    fn named(name: &Arc<str>) -> Result<Field, Invalid> {
+        Ok(match &**name {
+            ":method" => Field::Method,
+            ":path" => Field::Path,
+            ":authority" | "host" | "Host" => Field::Authority,
+            ":scheme" => Field::Scheme,
+            name => Field::Header(
+                HeaderName::from_bytes(name.as_bytes())
+                    .map_err(|_| Invalid::new(format!("{name:?} is no header name")).at("name"))?,
+            ),
+        })
+    }
+}
+
+/// Whether a request passes a test on its path.
+pub fn path_matches(test: &PathTest, head: &RequestHead<'_>) -> bool {
+    match test {
+        PathTest::Prefix { value, ignore_case } => starts_with(head.path_and_query, value, *ignore_case),
+        PathTest::Exact { value, ignore_case: false } => head.path() == value,
+        PathTest::Exact { value, ignore_case: true } => head.path().eq_ignore_ascii_case(value),
+        PathTest::Regex(regex) => regex.is_match(head.path().as_bytes()),
+        PathTest::Separated { value, ignore_case } => {
+            let path = head.path();
+            starts_with(path, value, *ignore_case) && matches!(path.as_bytes().get(value.len()), None | Some(b'/'))
+        }
+        PathTest::Template(template) => template_matches(template, head.path()),
+    }
+}
+
+fn starts_with(path: &str, prefix: &str, ignore_case: bool) -> bool {
+    let Some(head) = path.as_bytes().get(..prefix.len()) else { return false };
+    if ignore_case { head.eq_ignore_ascii_case(prefix.as_bytes()) } else { head == prefix.as_bytes() }
+}
+
+/// Whether a path fits a template. `{**}` may stand anywhere; the path is walked once per position of it.
+pub fn template_matches(template: &SegmentTemplate, path: &str) -> bool {
+    let Some(path) = path.strip_prefix('/') else { return false };
+    let segments: SmallVec<[&str; 16]> = path.split('/').collect();
+    // Two cursors and one place to go back to: linear in practice, quadratic at worst, never exponential.
+    let (mut part, mut segment, mut retry) = (0, 0, None);
+    loop {
+        match (template.parts.get(part), segments.get(segment)) {
+            (None, None) => return true,
+            (Some(TemplatePart::Many), _) => {
+                retry = Some((part + 1, segment));
+                part += 1;
+                continue;
+            }
+            (Some(TemplatePart::Literal(literal)), Some(text)) if literal == text => {}
+            (Some(TemplatePart::One), Some(text)) if !text.is_empty() => {}
+            _ => {
+                let Some((after, from)) = retry.filter(|(_, from)| *from < segments.len()) else { return false };
+                retry = Some((after, from + 1));
+                (part, segment) = (after, from + 1);
+                continue;
+            }
+        }
+        part += 1;
+        segment += 1;
+    }
+}
+
+/// Whether a request passes a test on one of its headers.
+pub fn header_matches(field: &Field, test: &HeaderTest, head: &RequestHead<'_>) -> bool {
+    let pseudo = |text: &str, test: &dyn Fn(&[u8]) -> bool| test(text.as_bytes());
+    let value_is = |condition: &dyn Fn(&[u8]) -> bool| -> Option<bool> {
+        match field {
+            Field::Method => Some(pseudo(head.method.as_str(), condition)),
+            Field::Path => Some(pseudo(head.path_and_query, condition)),
+            Field::Authority => Some(pseudo(head.authority, condition)),
+            Field::Scheme => Some(pseudo(head.scheme, condition)),
+            Field::Header(name) => joined_value(head.headers, name, condition),
+        }
+    };
+    match test {
+        HeaderTest::Value { test, invert, missing_is_empty, .. } => {
+            tested(value_is(&|value| test.is_match(value)), test.is_match(b""), *missing_is_empty, *invert)
+        }
+        HeaderTest::Range { start, end, invert, missing_is_empty, .. } => {
+            let in_range = |value: &[u8]| {
+                let number = std::str::from_utf8(value).ok().and_then(|value| value.parse::<i64>().ok());
+                number.is_some_and(|number| (*start..*end).contains(&number))
+            };
+            tested(value_is(&in_range), false, *missing_is_empty, *invert)
+        }
+        HeaderTest::Present { present, .. } => value_is(&|_| true).is_some() == *present,
+    }
+}
+
+/// A missing header fails the test, inverted or not, unless it stands for the empty string.
+fn tested(outcome: Option<bool>, outcome_of_empty: bool, missing_is_empty: bool, invert: bool) -> bool {
+    match outcome {
+        Some(passes) => passes != invert,
+        None if missing_is_empty => outcome_of_empty != invert,
+        None => false,
+    }
+}
+
+/// Applies a condition to a header's value, several joined by `,`. `None` where there is no such header.
+fn joined_value(headers: &HeaderMap, name: &HeaderName, condition: &dyn Fn(&[u8]) -> bool) -> Option<bool> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next()?;
+    let Some(second) = values.next() else { return Some(condition(first.as_bytes())) };
+    let mut joined: SmallVec<[u8; 256]> = SmallVec::from_slice(first.as_bytes());
+    for value in std::iter::once(second).chain(values) {
+        joined.push(b',');
+        joined.extend_from_slice(value.as_bytes());
+    }
+    Some(condition(&joined))
+}
+
+/// Whether a query passes a test on one parameter; the first of several counts.
+pub fn query_matches(test: &QueryTest, query: Option<&str>) -> bool {
+    let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+    let value = pairs
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .find_map(|(name, value)| (name == test.name).then_some(value));
+    match (&test.test, value) {
+        (None, value) => value.is_some(),
+        (Some(_), None) => false,
+        (Some(test), Some(value)) => StringTest::is_match(test, value.as_bytes()),
+    }
+}
+
+#[cfg(test)]
+#[path = "matcher_tests.rs"]
+mod tests;

@@ -1,0 +1,201 @@
+//! Tables of which request passes which condition, and a comparison of the index with a plain walk.
+
+use http::Request;
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::{Fraction, FullRegex, RouteMatch};
+
+fn request(method: &str, uri: &str, headers: &[(&str, &[u8])]) -> http::request::Parts {
+    let mut request = Request::builder().method(method).uri(uri);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(()).unwrap().into_parts().0
+}
+
+#[test]
+fn the_most_specific_domain_has_the_request() {
+    let host = |domains: &[&str]| VirtualHost {
+        domains: domains.iter().map(|domain| domain.to_string()).collect(),
+        ..VirtualHost::default()
+    };
+    let index = DomainIndex::new(&[
+        host(&["*"]),
+        host(&["*.com", "www.*"]),
+        host(&["*.foo.com", "www.foo.*"]),
+        host(&["www.foo.com", "Foo:80"]),
+    ]);
+    let cases = [
+        ("www.foo.com", 3),
+        ("WWW.foo.COM", 3),
+        ("foo:80", 3),
+        ("a.foo.com", 2),
+        ("b.com", 1),
+        ("www.foo.org", 2),
+        ("www.bar.org", 1),
+        (".com", 0),
+        ("x", 0),
+    ];
+    for (authority, expected) in cases {
+        assert_eq!(index.find(authority), Some(expected), "{authority}");
+    }
+    assert_eq!(DomainIndex::new(&[host(&["a"])]).find("b"), None);
+}
+
+#[test]
+fn paths() {
+    use PathTest::{Exact, Prefix, Regex, Separated};
+    let text = |value: &str| value.to_owned();
+    let cases = [
+        (Prefix { value: text("/a"), ignore_case: false }, "/ab", true),
+        (Prefix { value: text("/a?x"), ignore_case: false }, "/a?x=1", true),
+        (Prefix { value: text("/A"), ignore_case: true }, "/ab", true),
+        (Prefix { value: text("/A"), ignore_case: false }, "/ab", false),
+        (Exact { value: text("/a"), ignore_case: false }, "/a?q", true),
+        (Exact { value: text("/a"), ignore_case: false }, "/a/", false),
+        (Exact { value: text("/A"), ignore_case: true }, "/a", true),
+        (Regex(FullRegex::new("/a.*").unwrap()), "/abc?q", true),
+        (Regex(FullRegex::new("/a").unwrap()), "/abc", false),
+        (Separated { value: text("/a"), ignore_case: false }, "/a", true),
+        (Separated { value: text("/a"), ignore_case: false }, "/a?q", true),
+        (Separated { value: text("/a"), ignore_case: false }, "/a/b", true),
+        (Separated { value: text("/a"), ignore_case: false }, "/ab", false),
+        (Separated { value: text("/A"), ignore_case: true }, "/a/b", true),
+    ];
+    for (test, uri, expected) in cases {
+        let parts = request("GET", uri, &[]);
+        assert_eq!(path_matches(&test, &RequestHead::with_authority(&parts, "h")), expected, "{test:?} on {uri}");
+        let index = RouteIndex::new([&RouteMatch { path: test.clone(), ..RouteMatch::any() }]).unwrap();
+        let found = index.find(&RequestHead::with_authority(&parts, "h"), &mut fastrand::Rng::with_seed(1));
+        assert_eq!(found.is_some(), expected, "the index on {test:?} and {uri}");
+    }
+}
+
+#[test]
+fn templates() {
+    use TemplatePart::{Literal, Many, One};
+    let literal = |text: &str| Literal(text.to_owned());
+    let cases = [
+        (vec![literal("a"), One], "/a/b", true),
+        (vec![literal("a"), One], "/a/", false),
+        (vec![literal("a"), One], "/a/b/c", false),
+        // `*` is a legal character of a path (CVE-2025-46821).
+        (vec![literal("a"), One], "/a/b*c", true),
+        (vec![literal("a"), Many], "/a/b/c", true),
+        (vec![literal("a"), Many], "/a", true),
+        (vec![Many, literal("z")], "/a/b/z", true),
+        (vec![Many, literal("z")], "/a/b/y", false),
+        (vec![literal("a"), Many, literal("z"), One], "/a/z/z/q", true),
+    ];
+    for (parts, path, expected) in cases {
+        let template = SegmentTemplate { parts };
+        assert_eq!(template_matches(&template, path), expected, "{template:?} on {path}");
+    }
+}
+
+#[test]
+fn headers() {
+    let name = |name: &str| Arc::<str>::from(name);
+    let exact = |header: &str, value: &str, invert, missing_is_empty| HeaderTest::Value {
+        name: name(header),
+        test: StringTest::Exact { value: value.into(), ignore_case: false },
+        invert,
+        missing_is_empty,
+    };
+    let range = |invert| HeaderTest::Range { name: name("n"), start: 1, end: 10, invert, missing_is_empty: false };
+    let present = |header: &str, present| HeaderTest::Present { name: name(header), present };
+    let plain: &[(&str, &[u8])] = &[("x", b"1"), ("n", b"9"), ("twice", b"a"), ("twice", b"b"), ("raw", b"a\xff")];
+    let cases = [
+        (exact("x", "1", false, false), true),
+        (exact("X", "1", false, false), true),
+        (exact("x", "2", false, false), false),
+        (exact("x", "2", true, false), true),
+        (exact("missing", "1", true, false), false),
+        (exact("missing", "", false, true), true),
+        (exact("missing", "1", true, true), true),
+        (exact("twice", "a,b", false, false), true),
+        (exact("twice", "a", false, false), false),
+        (exact(":method", "GET", false, false), true),
+        (exact(":path", "/p?q", false, false), true),
+        (exact(":authority", "h", false, false), true),
+        (exact("host", "h", false, false), true),
+        (exact(":scheme", "http", false, false), true),
+        (range(false), true),
+        (range(true), false),
+        (HeaderTest::Range { name: name("x"), start: 2, end: 9, invert: true, missing_is_empty: false }, true),
+        (present("x", true), true),
+        (present("x", false), false),
+        (present("missing", false), true),
+        (
+            HeaderTest::Value {
+                name: name("raw"),
+                test: StringTest::Prefix { value: "a".into(), ignore_case: false },
+                invert: false,
+                missing_is_empty: false,
+            },
+            true,
+        ),
+    ];
+    let parts = request("GET", "/p?q", plain);
+    for (test, expected) in cases {
+        let field = Field::of(&test).unwrap();
+        assert_eq!(header_matches(&field, &test, &RequestHead::with_authority(&parts, "h")), expected, "{test:?}");
+    }
+}
+
+#[test]
+fn query_parameters() {
+    let exact = |value: &str| Some(StringTest::Exact { value: value.into(), ignore_case: false });
+    let cases = [
+        ("a", exact("1"), Some("a=1"), true),
+        ("a", exact("1"), Some("b=2&a=1"), true),
+        ("a", exact("2"), Some("a=1&a=2"), false),
+        ("a", None, Some("a"), true),
+        ("a", None, None, false),
+        ("a", exact(""), Some("a"), true),
+    ];
+    for (name, test, query, expected) in cases {
+        let test = QueryTest { name: name.into(), test };
+        assert_eq!(query_matches(&test, query), expected, "{test:?} on {query:?}");
+    }
+}
+
+#[test]
+fn a_fraction_takes_its_share_and_leaves_the_rest_to_the_next_route() {
+    let tenth = RouteMatch { fraction: Some(Fraction::new(10, 100)), ..RouteMatch::any() };
+    let index = RouteIndex::new([&tenth, &RouteMatch::any()]).unwrap();
+    let parts = request("GET", "/", &[]);
+    let mut random = fastrand::Rng::with_seed(7);
+    let head = RequestHead::with_authority(&parts, "h");
+    let taken = (0..10_000).filter(|_| index.find(&head, &mut random) == Some(0)).count();
+    assert!((800..1200).contains(&taken), "{taken}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn the_index_finds_what_a_plain_walk_in_order_finds(
+        routes in proptest::collection::vec((0..4u8, "/[ab/]{0,4}", any::<bool>()), 0..40),
+        path in "/[ab/]{0,6}",
+    ) {
+        let routes: Vec<RouteMatch> = routes
+            .into_iter()
+            .map(|(kind, value, ignore_case)| {
+                let path = match kind {
+                    0 => PathTest::Exact { value, ignore_case },
+                    1 => PathTest::Prefix { value, ignore_case },
+                    2 => PathTest::Separated { value: value.trim_end_matches('/').into(), ignore_case },
+                    _ => PathTest::Regex(FullRegex::new(&value).unwrap()),
+                };
+                RouteMatch { path, ..RouteMatch::any() }
+            })
+            .collect();
+        let parts = request("GET", &path, &[]);
+        let head = RequestHead::with_authority(&parts, "h");
+        let walked = routes.iter().position(|route| path_matches(&route.path, &head));
+        let index = RouteIndex::new(&routes).unwrap();
+        prop_assert_eq!(index.find(&head, &mut fastrand::Rng::with_seed(1)), walked);
+    }
+}

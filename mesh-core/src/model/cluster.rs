@@ -1,0 +1,137 @@
+//! Clusters: a set of endpoints, and how to choose among them and talk to them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::id::ClusterName;
+use crate::model::Endpoints;
+
+/// A validated Cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// Its name.
+    pub name: ClusterName,
+    /// Where its endpoints come from.
+    pub kind: ClusterKind,
+    /// How an endpoint is chosen.
+    pub balancer: BalancerPolicy,
+    /// How priorities, panic and locality weights are treated.
+    pub priorities: PriorityPolicy,
+    /// What its endpoints speak.
+    pub protocol: ClusterProtocol,
+    /// Whether connections must be secured.
+    pub tls: ClusterTls,
+    /// How long a dial may take. Envoy's default is 5 s.
+    pub connect_timeout: Duration,
+    /// When an unused connection is closed. Envoy's default is 1 h; `None` = never.
+    pub idle_timeout: Option<Duration>,
+    /// After how many requests a connection is retired.
+    pub max_requests_per_connection: Option<u32>,
+    /// How many streams one HTTP/2 connection may carry at once; the peer's own limit counts too.
+    pub max_concurrent_streams: Option<u32>,
+    /// The service it stands for: host, name and namespace (`metadata.filter_metadata["istio"].services[0]`).
+    pub service: Option<Arc<(String, String, String)>>,
+}
+
+/// Where a cluster's endpoints come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClusterKind {
+    /// From the ClusterLoadAssignment of this name.
+    Eds {
+        /// `eds_cluster_config.service_name`, or the cluster's own name.
+        service_name: Arc<str>,
+    },
+    /// Inline.
+    Static(Endpoints),
+    /// Every address that the inline host names resolve to, looked up again every `refresh`.
+    StrictDns {
+        /// The endpoints, by name.
+        endpoints: Endpoints,
+        /// How often the names are looked up. Envoy's default is 5 s.
+        refresh: Duration,
+    },
+    /// One endpoint by name, resolved at every dial.
+    LogicalDns(Endpoints),
+    /// The clusters of these names, in order of priority (gRFC A37, A75).
+    Aggregate(Vec<ClusterName>),
+    /// The address that the caller asked for (Envoy's ORIGINAL_DST).
+    PassThrough,
+}
+
+/// How an endpoint is chosen within a priority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BalancerPolicy {
+    /// Of `choices` random ones, the one with the fewest requests in flight (gRFC A48; Envoy: 2).
+    LeastRequest {
+        /// How many are looked at, 2 to 10.
+        choices: u32,
+    },
+    /// One after the other, by weight.
+    RoundRobin,
+    /// Any, by weight.
+    Random,
+    /// A policy of the application's own, by the name it was registered under.
+    Custom(Arc<str>),
+}
+
+impl Default for BalancerPolicy {
+    fn default() -> Self {
+        BalancerPolicy::LeastRequest { choices: 2 }
+    }
+}
+
+/// How load moves between priorities (Envoy's `common_lb_config`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PriorityPolicy {
+    /// Below this share of healthy endpoints, health is ignored. Envoy: 50; gRPC and Istio: 0 (never).
+    pub panic_percent: u8,
+}
+
+impl Default for PriorityPolicy {
+    fn default() -> Self {
+        PriorityPolicy { panic_percent: 50 }
+    }
+}
+
+/// What the endpoints of a cluster speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClusterProtocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2, with prior knowledge where there is no TLS.
+    Http2,
+    /// As the caller's request (`use_downstream_protocol_config`).
+    AsCaller,
+}
+
+/// Whether connections to a cluster are secured.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ClusterTls {
+    /// Nothing was said.
+    #[default]
+    None,
+    /// TLS is asked for and this build cannot provide it: every dial fails with this reason, and nothing is
+    /// ever sent in plaintext.
+    Unusable(Arc<str>),
+}
+
+impl Cluster {
+    /// A cluster with every default.
+    pub fn new(name: impl Into<ClusterName>, kind: ClusterKind) -> Self {
+        Cluster {
+            name: name.into(),
+            kind,
+            balancer: BalancerPolicy::default(),
+            priorities: PriorityPolicy::default(),
+            protocol: ClusterProtocol::default(),
+            tls: ClusterTls::None,
+            connect_timeout: Duration::from_secs(5),
+            idle_timeout: Some(Duration::from_secs(3600)),
+            max_requests_per_connection: None,
+            max_concurrent_streams: None,
+            service: None,
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! HTTP filters as data: what a listener lists and a route overrides (gRFC A39).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::model::HeaderTest;
+
+/// One entry of a listener's filter list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedFilter {
+    /// The instance's name: overrides refer to it, and state is kept by it.
+    pub name: Arc<str>,
+    /// What it does.
+    pub config: FilterConfig,
+}
+
+/// The configuration of one filter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FilterConfig {
+    /// `envoy.filters.http.fault` (gRFC A33).
+    Fault(Arc<Fault>),
+    /// A filter of the application's own: the name that it was registered under, and its configuration as
+    /// canonical JSON.
+    Custom(Arc<str>, Arc<str>),
+    /// Turned off for this route.
+    Disabled,
+}
+
+/// Delay and abort on purpose.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fault {
+    /// Hold the request back.
+    pub delay: Option<FaultDelay>,
+    /// Answer in place of the upstream.
+    pub abort: Option<FaultAbort>,
+    /// Only requests whose headers all pass.
+    pub headers: Vec<HeaderTest>,
+}
+
+/// A delay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FaultDelay {
+    /// How long.
+    pub duration: Duration,
+    /// How many requests.
+    pub fraction: Fraction,
+}
+
+/// An abort: with an HTTP status, or with a gRPC code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FaultAbort {
+    /// The HTTP status, 200 to 599, where given.
+    pub http_status: Option<u16>,
+    /// The gRPC code, where given.
+    pub grpc_code: Option<u32>,
+    /// How many requests.
+    pub fraction: Fraction,
+}
+
+/// A share of requests, in parts per million.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fraction(u32);
+
+impl Fraction {
+    /// Every request.
+    pub const ALL: Fraction = Fraction(1_000_000);
+
+    /// `numerator` of `denominator`, at most all. A denominator of zero is none.
+    pub fn new(numerator: u32, denominator: u32) -> Self {
+        if denominator == 0 {
+            return Fraction(0);
+        }
+        let per_million = u64::from(numerator) * 1_000_000 / u64::from(denominator);
+        Fraction(u32::try_from(per_million.min(1_000_000)).unwrap_or(1_000_000))
+    }
+
+    /// In parts per million.
+    pub fn per_million(self) -> u32 {
+        self.0
+    }
+
+    /// Whether a draw from `0..1_000_000` falls into the share.
+    pub fn contains(self, draw: u32) -> bool {
+        draw < self.0
+    }
+}

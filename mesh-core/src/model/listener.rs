@@ -1,0 +1,117 @@
+//! Listeners: the entry of a client's walk (API listener) and of a server's (socket listener).
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::id::{ListenerName, RouteName};
+use crate::model::{NamedFilter, RouteConfiguration};
+
+/// A validated Listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listener {
+    /// What a client resolves its target to.
+    Api(ApiListener),
+    /// What a server accepts by.
+    Server(ServerListener),
+}
+
+impl Listener {
+    /// The resource's name.
+    pub fn name(&self) -> &ListenerName {
+        match self {
+            Listener::Api(listener) => &listener.name,
+            Listener::Server(listener) => &listener.name,
+        }
+    }
+
+    /// The route configurations that it asks for by name.
+    pub fn route_names(&self) -> Vec<&RouteName> {
+        let managers: Vec<&HttpManager> = match self {
+            Listener::Api(listener) => vec![&listener.http],
+            Listener::Server(listener) => listener.chains().map(|chain| &chain.http).collect(),
+        };
+        managers
+            .into_iter()
+            .filter_map(|http| match &http.routes {
+                RouteSource::Named(name) => Some(name),
+                RouteSource::Inline(_) => None,
+            })
+            .collect()
+    }
+}
+
+/// A client's listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiListener {
+    /// Its name.
+    pub name: ListenerName,
+    /// Routes and filters.
+    pub http: HttpManager,
+}
+
+/// What an HttpConnectionManager says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpManager {
+    /// The routes.
+    pub routes: RouteSource,
+    /// HTTP filters in the order in which requests pass them; the terminal router is left out.
+    pub filters: Vec<NamedFilter>,
+    /// The longest a stream may last; `None` or zero = no limit.
+    pub max_stream_duration: Option<Duration>,
+}
+
+/// Where routes come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteSource {
+    /// The RouteConfiguration of this name.
+    Named(RouteName),
+    /// Inline.
+    Inline(Arc<RouteConfiguration>),
+}
+
+/// A server's listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerListener {
+    /// Its name.
+    pub name: ListenerName,
+    /// The address that it must be bound to (gRFC A36).
+    pub address: SocketAddr,
+    /// Alternatives; the most specific match wins.
+    pub filter_chains: Vec<FilterChain>,
+    /// Where nothing matches.
+    pub default_filter_chain: Option<FilterChain>,
+}
+
+impl ServerListener {
+    /// All chains, the default one last.
+    pub fn chains(&self) -> impl Iterator<Item = &FilterChain> {
+        self.filter_chains.iter().chain(&self.default_filter_chain)
+    }
+}
+
+/// One way to treat an accepted connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilterChain {
+    /// Its name, for messages.
+    pub name: Arc<str>,
+    /// Which connections it takes.
+    pub matches: FilterChainMatch,
+    /// Routes and filters.
+    pub http: HttpManager,
+    /// Set when the chain asks for TLS that this build cannot provide: its connections are refused.
+    pub unusable_tls: Option<Arc<str>>,
+}
+
+/// Which connections a filter chain takes (gRFC A36's subset). Prefixes are (address, length in bits).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FilterChainMatch {
+    /// Destination prefixes; empty = any.
+    pub destination: Vec<(IpAddr, u8)>,
+    /// `Some(true)`: only from this machine; `Some(false)`: only from others.
+    pub source_is_local: Option<bool>,
+    /// Source prefixes; empty = any.
+    pub source: Vec<(IpAddr, u8)>,
+    /// Source ports; empty = any.
+    pub source_ports: Vec<u16>,
+}

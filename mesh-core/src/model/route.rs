@@ -1,0 +1,452 @@
+//! Routes: what a request must look like, and what becomes of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, StatusCode};
+
+use crate::error::Invalid;
+use crate::id::{ClusterName, RouteName};
+use crate::model::{FilterConfig, Fraction, FullRegex, StringTest};
+
+/// Filter overrides by filter name (`typed_per_filter_config`).
+type FilterOverrides = BTreeMap<Arc<str>, FilterConfig>;
+
+/// A validated RouteConfiguration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RouteConfiguration {
+    /// Its name; empty when inline.
+    pub name: Option<RouteName>,
+    /// By domain.
+    pub virtual_hosts: Vec<VirtualHost>,
+    /// Header changes of every route, applied last.
+    pub mutations: HeaderMutations,
+    /// Apply the most specific header changes last, so that they win.
+    pub most_specific_mutations_win: bool,
+}
+
+/// The routes of some domains.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VirtualHost {
+    /// Its name.
+    pub name: Arc<str>,
+    /// `a.b`, `*.b`, `a.*` or `*`; lower case.
+    pub domains: Vec<String>,
+    /// In order; the first match wins.
+    pub routes: Vec<Route>,
+    /// Header changes of every route in it.
+    pub mutations: HeaderMutations,
+    /// Filter overrides of every route in it.
+    pub filters: FilterOverrides,
+}
+
+/// One route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Its name, for messages and telemetry; may be empty.
+    pub name: Arc<str>,
+    /// What the request must look like.
+    pub matches: RouteMatch,
+    /// What becomes of it.
+    pub action: RouteAction,
+    /// Header changes.
+    pub mutations: HeaderMutations,
+    /// Filter overrides.
+    pub filters: FilterOverrides,
+}
+
+/// What a request must look like; every part must hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteMatch {
+    /// The path.
+    pub path: PathTest,
+    /// Headers.
+    pub headers: Vec<HeaderTest>,
+    /// Query parameters.
+    pub query: Vec<QueryTest>,
+    /// Only requests that carry gRPC.
+    pub grpc: bool,
+    /// Only this share of requests.
+    pub fraction: Option<Fraction>,
+}
+
+impl RouteMatch {
+    /// Every request.
+    pub fn any() -> Self {
+        RouteMatch {
+            path: PathTest::Prefix { value: "/".into(), ignore_case: false },
+            headers: Vec::new(),
+            query: Vec::new(),
+            grpc: false,
+            fraction: None,
+        }
+    }
+}
+
+/// A test on the path. All but `Prefix` look at the path without its query; ASCII case is folded on demand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields say what they are")]
+pub enum PathTest {
+    /// The start of the path, query included.
+    Prefix { value: String, ignore_case: bool },
+    /// The whole path.
+    Exact { value: String, ignore_case: bool },
+    /// The whole path, by expression.
+    Regex(FullRegex),
+    /// The path itself or anything below it: `/a` matches `/a` and `/a/b`, not `/ab`.
+    Separated { value: String, ignore_case: bool },
+    /// A URI template (`envoy.path.match.uri_template`).
+    Template(SegmentTemplate),
+}
+
+/// A path template of `/`-separated segments: literals, `{*}` or `{name}` for one segment, `{**}` or
+/// `{name=**}` for any number of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentTemplate {
+    /// Its parts.
+    pub parts: Vec<TemplatePart>,
+}
+
+/// One part of a path template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TemplatePart {
+    /// This very segment.
+    Literal(String),
+    /// Any one segment, not empty.
+    One,
+    /// Any number of segments, none too.
+    Many,
+}
+
+/// A test on one header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HeaderTest {
+    /// The value, several joined by `,`. `missing_is_empty`: an absent header is tested as the empty string;
+    /// otherwise it fails, inverted or not (`envoy.config.route.v3.HeaderMatcher`).
+    Value {
+        /// The header: a real one, or `:method`, `:path`, `:authority`, `:scheme`.
+        name: Arc<str>,
+        /// The test.
+        test: StringTest,
+        /// Pass where the test fails.
+        invert: bool,
+        /// Treat an absent header as empty.
+        missing_is_empty: bool,
+    },
+    /// A decimal number in `start..end`.
+    Range {
+        /// The header.
+        name: Arc<str>,
+        /// First number that passes.
+        start: i64,
+        /// First number that does not.
+        end: i64,
+        /// Pass where the test fails.
+        invert: bool,
+        /// Treat an absent header as empty, which is no number.
+        missing_is_empty: bool,
+    },
+    /// Whether the header is there.
+    Present {
+        /// The header.
+        name: Arc<str>,
+        /// `true`: it must be; `false`: it must not.
+        present: bool,
+    },
+}
+
+/// A test on one query parameter; the first of several counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueryTest {
+    /// The parameter, as it stands in the query.
+    pub name: String,
+    /// On its value; `None` = it must be there, whatever its value.
+    pub test: Option<StringTest>,
+}
+
+/// What becomes of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteAction {
+    /// It goes to a cluster.
+    Forward(Forward),
+    /// It is answered with another place.
+    Redirect(Redirect),
+    /// It is answered at once.
+    Direct(DirectResponse),
+    /// A server's route: the application answers (gRFC A36).
+    NonForwarding,
+    /// It fails, and this is why: the route asks for something that is not built. Taking the next route
+    /// instead would send the request where nobody wanted it.
+    Unusable(Arc<str>),
+}
+
+/// How a request goes to a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// Which one.
+    pub clusters: Clusters,
+    /// What the path becomes.
+    pub path: Option<PathChange>,
+    /// What the authority becomes.
+    pub authority: Option<HeaderValue>,
+    /// From the end of the request to the end of the response. `None` = 15 s (Envoy); zero = no limit.
+    pub timeout: Option<Duration>,
+    /// Limits of streams.
+    pub max_stream_duration: Option<MaxStreamDuration>,
+    /// When to try again.
+    pub retry: Option<RetryPolicy>,
+}
+
+impl Forward {
+    /// To one cluster, without a time limit.
+    pub fn to(cluster: impl Into<ClusterName>) -> Self {
+        Forward {
+            clusters: Clusters::One(cluster.into()),
+            path: None,
+            authority: None,
+            timeout: Some(Duration::ZERO),
+            max_stream_duration: None,
+            retry: None,
+        }
+    }
+}
+
+/// Envoy's default for a route that says nothing.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+
+impl Forward {
+    /// How long a request may take on this route; `None` = as long as the caller waits.
+    ///
+    /// gRPC follows gRFC A31: `grpc_timeout_header_max`, else the route's `max_stream_duration`, else the
+    /// listener's; the route timeout does not count, and zero leaves it to the caller. Other requests follow
+    /// Envoy: the route timeout, 15 s where there is none, and the stream limit where there is one.
+    pub fn time_limit(&self, is_grpc: bool, listener_limit: Option<Duration>) -> Option<Duration> {
+        let limited = |limit: Duration| (!limit.is_zero()).then_some(limit);
+        let stream = self.max_stream_duration;
+        let stream_limit = stream.and_then(|stream| stream.limit).or(listener_limit);
+        if is_grpc {
+            let limit = stream.and_then(|stream| stream.grpc_timeout_max).or(stream_limit);
+            return limit.and_then(limited);
+        }
+        let timeout = limited(self.timeout.unwrap_or(DEFAULT_TIMEOUT));
+        match (timeout, stream_limit.and_then(limited)) {
+            (Some(timeout), Some(stream)) => Some(timeout.min(stream)),
+            (timeout, stream) => timeout.or(stream),
+        }
+    }
+}
+
+/// Which cluster a request goes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Clusters {
+    /// Always this one.
+    One(ClusterName),
+    /// By weight, in the order listed; never empty, the weights add up to 1 to `u32::MAX`.
+    Weighted(Vec<WeightedCluster>),
+}
+
+impl Clusters {
+    /// Every cluster that is named.
+    pub fn names(&self) -> impl Iterator<Item = &ClusterName> {
+        let (one, weighted) = match self {
+            Clusters::One(name) => (Some(name), [].as_slice()),
+            Clusters::Weighted(clusters) => (None, clusters.as_slice()),
+        };
+        one.into_iter().chain(weighted.iter().map(|cluster| &cluster.name))
+    }
+}
+
+/// One of several clusters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightedCluster {
+    /// Which.
+    pub name: ClusterName,
+    /// Its share, at least 1.
+    pub weight: u32,
+    /// Header changes, applied first.
+    pub mutations: HeaderMutations,
+    /// Filter overrides.
+    pub filters: FilterOverrides,
+}
+
+/// What a path becomes. The query stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathChange {
+    /// The matched prefix (or whole path) is replaced.
+    Prefix(String),
+    /// Every match of the expression is replaced; `\\1` stands for its first group.
+    Regex(PathRewrite),
+    /// The whole path is replaced.
+    Full(String),
+}
+
+/// A rewrite of the path by expression (`regex_rewrite`).
+#[derive(Clone, Debug)]
+pub struct PathRewrite {
+    pattern: regex::Regex,
+    substitution: String,
+}
+
+impl PathRewrite {
+    /// Every match of `pattern` becomes `substitution`, in which `\\1` to `\\9` are the groups and `\\0` the
+    /// whole match (RE2's syntax).
+    pub fn new(pattern: &str, substitution: &str) -> Result<Self, Invalid> {
+        let pattern = regex::RegexBuilder::new(pattern)
+            .size_limit(1 << 20)
+            .build()
+            .map_err(|error| Invalid::new(format!("invalid regex {pattern:?}: {error}")).at("pattern"))?;
+        let mut expansion = String::with_capacity(substitution.len());
+        let mut chars = substitution.chars();
+        while let Some(c) = chars.next() {
+            match c {
+                '$' => expansion.push_str("$$"),
+                '\\' => match chars.next() {
+                    Some('\\') => expansion.push('\\'),
+                    Some(group) if group.is_ascii_digit() => {
+                        let known = group.to_digit(10).is_some_and(|group| (group as usize) < pattern.captures_len());
+                        if !known {
+                            return Err(Invalid::new(format!("no group {group} in the pattern")).at("substitution"));
+                        }
+                        expansion.push_str(&format!("${{{group}}}"));
+                    }
+                    _ => return Err(Invalid::new("a backslash must be followed by a digit").at("substitution")),
+                },
+                c => expansion.push(c),
+            }
+        }
+        Ok(PathRewrite { pattern, substitution: expansion })
+    }
+
+    /// The rewritten path.
+    pub fn apply<'p>(&self, path: &'p str) -> std::borrow::Cow<'p, str> {
+        self.pattern.replace_all(path, self.substitution.as_str())
+    }
+}
+
+impl PartialEq for PathRewrite {
+    fn eq(&self, other: &Self) -> bool {
+        self.pattern.as_str() == other.pattern.as_str() && self.substitution == other.substitution
+    }
+}
+
+impl Eq for PathRewrite {}
+
+/// Limits of streams (gRFC A31).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaxStreamDuration {
+    /// The longest a stream may last; zero = the application's deadline alone.
+    pub limit: Option<Duration>,
+    /// The longest that a caller's `grpc-timeout` may ask for; zero = anything.
+    pub grpc_timeout_max: Option<Duration>,
+}
+
+/// When to try again, as configured. Only `connect-failure` and `refused-stream` are acted upon by now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// The conditions, in Envoy's words.
+    pub on: Vec<String>,
+    /// Attempts after the first.
+    pub retries: u32,
+    /// The back-off before the first retry; doubles. 25 ms by default.
+    pub base_interval: Duration,
+    /// The longest back-off. Ten times the base by default.
+    pub max_interval: Duration,
+}
+
+/// An answer that names another place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// 301, 302, 303, 307 or 308.
+    pub status: StatusCode,
+    /// The scheme, where it changes.
+    pub scheme: Option<String>,
+    /// The host, where it changes.
+    pub host: Option<String>,
+    /// The port, where it changes.
+    pub port: Option<u16>,
+    /// The path, where it changes.
+    pub path: Option<PathChange>,
+    /// Leave the query out.
+    pub strip_query: bool,
+}
+
+/// An answer from the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectResponse {
+    /// The status.
+    pub status: StatusCode,
+    /// The body, at most 1 MiB.
+    pub body: bytes::Bytes,
+}
+
+/// Changes to the headers of requests and responses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderMutations {
+    /// On the way to the cluster.
+    pub request: Vec<HeaderChange>,
+    /// On the way back.
+    pub response: Vec<HeaderChange>,
+}
+
+impl HeaderMutations {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.request.is_empty() && self.response.is_empty()
+    }
+}
+
+/// One change to a header map, in the order given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "names and values of headers")]
+pub enum HeaderChange {
+    /// Add a value, whatever is there.
+    Append(HeaderName, HeaderValue),
+    /// Replace, or add.
+    Set(HeaderName, HeaderValue),
+    /// Add only where there is none.
+    AddIfAbsent(HeaderName, HeaderValue),
+    /// Replace only where there is one.
+    ReplaceIfPresent(HeaderName, HeaderValue),
+    /// Remove every value.
+    Remove(HeaderName),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_limit_of_a_route() {
+        let second = Duration::from_secs(1);
+        let stream = |limit, grpc_timeout_max| Some(MaxStreamDuration { limit, grpc_timeout_max });
+        let zero = Some(Duration::ZERO);
+        // (gRPC?, route timeout, stream limits, listener's limit) -> limit
+        let cases = [
+            (false, None, None, None, Some(DEFAULT_TIMEOUT)),
+            (false, zero, None, None, None),
+            (false, Some(2 * second), None, None, Some(2 * second)),
+            (false, Some(2 * second), stream(Some(second), None), None, Some(second)),
+            (false, zero, None, Some(second), Some(second)),
+            (true, Some(second), None, None, None),
+            (true, None, stream(Some(second), None), Some(2 * second), Some(second)),
+            (true, None, None, Some(2 * second), Some(2 * second)),
+            (true, None, stream(zero, None), Some(2 * second), None),
+            (true, None, stream(Some(second), Some(3 * second)), None, Some(3 * second)),
+            (true, None, stream(Some(second), zero), None, None),
+        ];
+        for (is_grpc, timeout, max_stream_duration, listener, expected) in cases {
+            let forward = Forward { timeout, max_stream_duration, ..Forward::to("c") };
+            assert_eq!(forward.time_limit(is_grpc, listener), expected, "{forward:?} {listener:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_rewrite_knows_its_groups() {
+        let rewrite = PathRewrite::new("^/a/(.*)$", r"/b/\1$x").unwrap();
+        assert_eq!(rewrite.apply("/a/c"), "/b/c$x");
+        assert!(PathRewrite::new("a", r"\1").is_err());
+        assert!(PathRewrite::new("(", "").is_err());
+    }
+}

@@ -1,0 +1,183 @@
+//! The one view of a request that everything decides by: routing, filters, balancing, telemetry.
+//!
+//! A request is looked at once; `:path`, `:method`, `:authority` and `:scheme` are parts of this view and not
+//! of the header map, so that a matcher cannot look for them in the wrong place.
+
+use std::borrow::Cow;
+
+use http::{HeaderMap, Method, Request, Uri, request::Parts};
+
+use crate::error::{ErrorKind, MeshError};
+
+/// A borrowed view of a request's head.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestHead<'r> {
+    /// The method.
+    pub method: &'r Method,
+    /// `http` or `https`.
+    pub scheme: &'r str,
+    /// Host and port as the caller wrote them.
+    pub authority: &'r str,
+    /// Path and query; `/` where there is none.
+    pub path_and_query: &'r str,
+    /// The headers, without the pseudo ones.
+    pub headers: &'r HeaderMap,
+}
+
+impl<'r> RequestHead<'r> {
+    /// The view of a request: its authority is the URI's, else the `Host` header's. More than one `Host`, or one
+    /// that is not text, is a bad request.
+    pub fn of(parts: &'r Parts) -> Result<Self, MeshError> {
+        Ok(RequestHead { authority: authority_of(&parts.uri, &parts.headers)?, ..Self::with_authority(parts, "") })
+    }
+
+    /// The same of a request that stays whole.
+    pub fn of_request<B>(request: &'r Request<B>) -> Result<Self, MeshError> {
+        let authority = authority_of(request.uri(), request.headers())?;
+        Ok(Self::new(request.method(), request.uri(), request.headers(), authority))
+    }
+
+    /// The view of a request whose authority is known from elsewhere, such as a gRPC target.
+    pub fn with_authority(parts: &'r Parts, authority: &'r str) -> Self {
+        Self::new(&parts.method, &parts.uri, &parts.headers, authority)
+    }
+
+    fn new(method: &'r Method, uri: &'r Uri, headers: &'r HeaderMap, authority: &'r str) -> Self {
+        RequestHead {
+            method,
+            scheme: uri.scheme_str().unwrap_or("http"),
+            authority,
+            path_and_query: uri.path_and_query().map_or("/", |path| path.as_str()),
+            headers,
+        }
+    }
+
+    /// The path, without the query.
+    pub fn path(&self) -> &'r str {
+        self.path_and_query.split_once('?').map_or(self.path_and_query, |(path, _)| path)
+    }
+
+    /// The query, without its `?`.
+    pub fn query(&self) -> Option<&'r str> {
+        self.path_and_query.split_once('?').map(|(_, query)| query)
+    }
+
+    /// Whether the request carries gRPC, by its content type.
+    pub fn is_grpc(&self) -> bool {
+        is_grpc(self.headers)
+    }
+}
+
+/// The authority of a request: the URI's, else its only `Host` header.
+fn authority_of<'r>(uri: &'r Uri, headers: &'r HeaderMap) -> Result<&'r str, MeshError> {
+    if let Some(authority) = uri.authority() {
+        let text = authority.as_str();
+        // User information is rare and authorities are short: a plain loop beats a general search.
+        return Ok(match text.bytes().position(|byte| byte == b'@') {
+            Some(at) => text.get(at + 1..).unwrap_or_default(),
+            None => text,
+        });
+    }
+    let mut hosts = headers.get_all(http::header::HOST).iter();
+    let bad = |what: &str| Err(MeshError::new(ErrorKind::BadRequest, what));
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => match host.to_str() {
+            Ok(host) if !host.is_empty() => Ok(host),
+            _ => bad("malformed Host header"),
+        },
+        (None, _) => bad("no authority in the URI and no Host header"),
+        (Some(_), Some(_)) => bad("more than one Host header"),
+    }
+}
+
+/// Whether these headers are those of gRPC: a content type of `application/grpc`, alone or with `+` or `;`.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(http::header::CONTENT_TYPE) else { return false };
+    let Some(rest) = value.as_bytes().strip_prefix(b"application/grpc") else { return false };
+    matches!(rest.first(), None | Some(b'+' | b';'))
+}
+
+/// The name by which xDS knows an HTTP destination: host in lower case, and always a port.
+///
+/// ```
+/// use mesh_core::request::host_and_port;
+///
+/// assert_eq!(host_and_port("Reviews.shop", "http").unwrap(), "reviews.shop:80");
+/// assert_eq!(host_and_port("reviews:9080", "http").unwrap(), "reviews:9080");
+/// assert!(host_and_port("reviews:x", "http").is_err());
+/// ```
+pub fn host_and_port<'a>(authority: &'a str, scheme: &str) -> Result<Cow<'a, str>, MeshError> {
+    let malformed = || {
+        MeshError::new(ErrorKind::BadRequest, format!("malformed authority {:?}", authority.escape_debug().to_string()))
+    };
+    let (host, port) = match authority.rfind(':') {
+        // The colon of an unbracketed IPv6 address, or of a bracketed one without a port.
+        Some(colon) if authority[colon..].contains(']') => (authority, None),
+        Some(colon) => (&authority[..colon], Some(&authority[colon + 1..])),
+        None => (authority, None),
+    };
+    let plausible =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']' | b'~');
+    if host.is_empty() || !host.bytes().all(plausible) {
+        return Err(malformed());
+    }
+    let lower = host.bytes().any(|byte| byte.is_ascii_uppercase());
+    match port {
+        Some(port) => {
+            port.parse::<u16>().map_err(|_| malformed())?;
+            Ok(if lower { Cow::Owned(authority.to_ascii_lowercase()) } else { Cow::Borrowed(authority) })
+        }
+        None => {
+            let port = if scheme == "https" { 443 } else { 80 };
+            Ok(Cow::Owned(format!("{}:{port}", host.to_ascii_lowercase())))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(build: http::request::Builder) -> Parts {
+        build.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn the_authority_is_the_uris_else_the_host_headers() {
+        let get = http::Request::builder();
+        let cases = [
+            (parts(get.uri("http://a:1/p")), Ok("a:1")),
+            (parts(http::Request::get("http://u:p@a/p").header("host", "b")), Ok("a")),
+            (parts(http::Request::get("/p").header("host", "b:2")), Ok("b:2")),
+            (parts(http::Request::get("/p")), Err(())),
+            (parts(http::Request::get("/p").header("host", "a").header("host", "b")), Err(())),
+            (parts(http::Request::get("/p").header("host", "")), Err(())),
+        ];
+        for (parts, expected) in cases {
+            assert_eq!(RequestHead::of(&parts).map(|head| head.authority).map_err(|_| ()), expected);
+        }
+    }
+
+    #[test]
+    fn a_malformed_authority_is_a_bad_request() {
+        for authority in ["", ":80", "a:", "a:99999", "a b", "a/b", "a:-1", "ä"] {
+            let error = host_and_port(authority, "http").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::BadRequest, "{authority}");
+        }
+        assert_eq!(host_and_port("[::1]", "https").unwrap(), "[::1]:443");
+        assert_eq!(host_and_port("[::1]:80", "http").unwrap(), "[::1]:80");
+    }
+
+    #[test]
+    fn grpc_is_told_by_the_whole_content_type() {
+        for (value, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc-web", false),
+            ("text/html", false),
+        ] {
+            let parts = parts(http::Request::get("/").header("content-type", value));
+            assert_eq!(is_grpc(&parts.headers), expected, "{value}");
+        }
+    }
+}

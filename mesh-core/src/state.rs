@@ -1,0 +1,170 @@
+//! What outlives a configuration: counts and connections, keyed by identity and carried into the next view.
+//!
+//! A view holds `Arc`s of these; the registry holds only weak ones. So state lives exactly as long as some
+//! view or some request in flight refers to it, and an update that mentions the same endpoint finds it again.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use crate::id::{ClusterName, EndpointId};
+
+/// The state of one endpoint of one cluster.
+pub struct EndpointState {
+    id: EndpointId,
+    in_flight: AtomicU32,
+    attachment: OnceLock<Box<dyn Any + Send + Sync>>,
+}
+
+impl EndpointState {
+    fn new(id: EndpointId) -> Self {
+        EndpointState { id, in_flight: AtomicU32::new(0), attachment: OnceLock::new() }
+    }
+
+    /// Who it is.
+    pub fn id(&self) -> &EndpointId {
+        &self.id
+    }
+
+    /// Requests in flight, counted to the end of the response body.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request in; it is counted out when the guard is dropped.
+    pub fn enter(self: &Arc<Self>) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(Arc::clone(self))
+    }
+
+    /// What a data plane keeps with the endpoint, such as its connection pool: made once, dropped with it.
+    /// `None` if something of another type was attached before.
+    pub fn attachment<T: Send + Sync + 'static>(&self, make: impl FnOnce() -> T) -> Option<&T> {
+        self.attachment.get_or_init(|| Box::new(make())).downcast_ref()
+    }
+}
+
+impl fmt::Debug for EndpointState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EndpointState({}, {} in flight)", self.id, self.in_flight())
+    }
+}
+
+/// One request in flight at an endpoint.
+#[derive(Debug)]
+pub struct InFlight(Arc<EndpointState>);
+
+impl InFlight {
+    /// The endpoint.
+    pub fn endpoint(&self) -> &Arc<EndpointState> {
+        &self.0
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The state of one cluster.
+#[derive(Debug, Default)]
+pub struct ClusterState {
+    /// The position of round robin, by priority.
+    pub round_robin: AtomicU32,
+    endpoints: Mutex<HashMap<EndpointId, Weak<EndpointState>>>,
+}
+
+impl ClusterState {
+    /// The state of an endpoint: the present one while anything refers to it, else a new one.
+    pub fn endpoint(&self, id: &EndpointId) -> Arc<EndpointState> {
+        let mut endpoints = lock(&self.endpoints);
+        if let Some(state) = endpoints.get(id).and_then(Weak::upgrade) {
+            return state;
+        }
+        if endpoints.len().is_power_of_two() {
+            // Now and then, so that addresses that come and go leave nothing behind.
+            endpoints.retain(|_, state| state.strong_count() > 0);
+        }
+        let state = Arc::new(EndpointState::new(id.clone()));
+        endpoints.insert(id.clone(), Arc::downgrade(&state));
+        state
+    }
+
+    /// Shows every endpoint that is in use.
+    pub fn each(&self, mut look: impl FnMut(&Arc<EndpointState>)) {
+        let endpoints: Vec<_> = lock(&self.endpoints).values().filter_map(Weak::upgrade).collect();
+        endpoints.iter().for_each(&mut look);
+    }
+
+    /// How many endpoints are remembered.
+    pub fn len(&self) -> usize {
+        lock(&self.endpoints).len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// All state of a mesh.
+#[derive(Debug, Default)]
+pub struct States {
+    clusters: Mutex<HashMap<ClusterName, Weak<ClusterState>>>,
+}
+
+impl States {
+    /// The state of a cluster: the present one while anything refers to it, else a new one.
+    pub fn cluster(&self, name: &ClusterName) -> Arc<ClusterState> {
+        let mut clusters = lock(&self.clusters);
+        if let Some(state) = clusters.get(name).and_then(Weak::upgrade) {
+            return state;
+        }
+        clusters.retain(|_, state| state.strong_count() > 0);
+        let state = Arc::new(ClusterState::default());
+        clusters.insert(name.clone(), Arc::downgrade(&state));
+        state
+    }
+}
+
+/// Nothing is left half-done under these locks, so a poisoned one is as good as any.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(port: u16) -> EndpointId {
+        EndpointId::new(std::net::SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+
+    #[test]
+    fn state_is_found_again_while_a_request_holds_it_and_forgotten_after() {
+        let states = States::default();
+        let cluster = states.cluster(&"c".into());
+        let guard = cluster.endpoint(&id(1)).enter();
+        assert_eq!(cluster.endpoint(&id(1)).in_flight(), 1);
+        drop(guard);
+        assert_eq!(cluster.endpoint(&id(1)).in_flight(), 0);
+        for port in 2..100 {
+            drop(cluster.endpoint(&id(port)));
+        }
+        assert!(cluster.len() < 10, "{}", cluster.len());
+        let before = Arc::downgrade(&cluster);
+        drop(cluster);
+        assert!(before.upgrade().is_none());
+    }
+
+    #[test]
+    fn an_attachment_is_made_once_and_keeps_its_type() {
+        let state = ClusterState::default().endpoint(&id(1));
+        assert_eq!(state.attachment(|| 1u32), Some(&1));
+        assert_eq!(state.attachment(|| 2u32), Some(&1));
+        assert_eq!(state.attachment(|| "text"), None);
+    }
+}

@@ -1,0 +1,354 @@
+//! Targets and their views: what the application asks for on one side, what a source learns on the other.
+//!
+//! The application holds a [`Store`]: it looks a target up and finds the current view, or waits for the first.
+//! A [`Source`] holds the [`Sink`]: it is told what is wanted, applies what it learns, and every target that is
+//! complete gets a new view by one swap (gRFC A74). Nothing that a request does with a view waits for the
+//! source; a target's last good view serves until a better one is complete.
+
+mod assemble;
+mod server;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::{Notify, watch};
+
+use crate::error::{ErrorKind, Invalid, MeshError};
+use crate::id::{ListenerName, Target};
+use crate::resources::{Progress, Update};
+use crate::state::lock;
+use crate::view::{Extensions, TargetView};
+
+pub use server::{ChainView, ServerState, ServerView};
+
+use assemble::Assembly;
+
+/// How many targets one store remembers; more are refused, so that a caller who makes host names up cannot
+/// exhaust memory.
+const MAX_TARGETS: usize = 10_000;
+
+/// Where configuration comes from.
+pub trait Source: Send + Sync + 'static {
+    /// The listener of a target.
+    fn listener_name(&self, target: &Target) -> Result<ListenerName, Invalid>;
+
+    /// The listener of a server that is bound to this address.
+    fn server_listener_name(&self, address: SocketAddr) -> Result<ListenerName, Invalid>;
+
+    /// Learns until the last [`Store`] is gone.
+    fn run(self: Arc<Self>, sink: Sink) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// The application's side: targets, views, server listeners. Cheap to clone; when the last clone is gone the
+/// source stops.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+    _alive: Arc<Alive>,
+}
+
+struct Shared {
+    targets: ArcSwap<Entries>,
+    commands: Mutex<Vec<Command>>,
+    news: Notify,
+    closed: AtomicBool,
+    source: Arc<dyn Source>,
+    idle: Duration,
+}
+
+/// Looked into once per request, by names that callers may choose: a fast hash with a random seed.
+type Entries = HashMap<Box<str>, Arc<TargetEntry>, foldhash::fast::RandomState>;
+
+enum Command {
+    AddTarget(Arc<TargetEntry>),
+    AddServer { listener: ListenerName, address: SocketAddr, state: watch::Sender<ServerState> },
+    DropServer(ListenerName, SocketAddr),
+}
+
+/// Tells the source when the last store is gone.
+struct Alive(Arc<Shared>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.closed.store(true, Ordering::Release);
+        self.0.news.notify_one();
+    }
+}
+
+/// One target: its view now, and a way to wait for the first one.
+pub struct TargetEntry {
+    target: Target,
+    listener: ListenerName,
+    view: ArcSwapOption<TargetView>,
+    first: Notify,
+    used: AtomicBool,
+}
+
+impl TargetEntry {
+    /// Whose it is.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The current view, if there is one.
+    pub fn view(&self) -> Option<Arc<TargetView>> {
+        // Written only when it changes: readers on other cores keep the line shared.
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+        self.view.load_full()
+    }
+
+    /// The current view, without counting as a use of the target.
+    pub fn peek(&self) -> Option<Arc<TargetView>> {
+        self.view.load_full()
+    }
+
+    /// The current view, or the first one once it is there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::UnknownTarget`] when there is none by `deadline`: nothing has answered yet.
+    pub async fn wait(&self, deadline: Instant) -> Result<Arc<TargetView>, MeshError> {
+        loop {
+            let mut news = std::pin::pin!(self.first.notified());
+            news.as_mut().enable();
+            if let Some(view) = self.view() {
+                return Ok(view);
+            }
+            if tokio::time::timeout_at(deadline.into(), news).await.is_err() {
+                let detail =
+                    format!("listener {}: no configuration yet (no answer from the control plane)", self.listener);
+                return Err(MeshError::new(ErrorKind::UnknownTarget, detail));
+            }
+        }
+    }
+
+    fn publish(&self, view: Arc<TargetView>) {
+        self.view.store(Some(view));
+        self.first.notify_waiters();
+    }
+}
+
+impl fmt::Debug for TargetEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TargetEntry({})", self.target)
+    }
+}
+
+impl Store {
+    /// A store and the sink that fills it; run the source with the sink. A target that nobody asked for during `idle` is forgotten.
+    pub fn new(source: Arc<dyn Source>, extensions: Extensions, idle: Duration) -> (Store, Sink) {
+        let shared = Arc::new(Shared {
+            targets: ArcSwap::default(),
+            commands: Mutex::default(),
+            news: Notify::new(),
+            closed: AtomicBool::new(false),
+            source,
+            idle,
+        });
+        let alive = Arc::new(Alive(Arc::clone(&shared)));
+        let sink = Sink { shared: Arc::clone(&shared), assembly: Assembly::new(extensions), idle_check: None };
+        (Store { shared, _alive: alive }, sink)
+    }
+
+    /// The entry of a target, if somebody asked for it before. Allocates nothing.
+    pub fn find(&self, target: &str) -> Option<Arc<TargetEntry>> {
+        self.shared.targets.load().get(target).cloned()
+    }
+
+    /// The entry of a target; a new one is subscribed to.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BadRequest`] if the target cannot be named, [`ErrorKind::Overflow`] above 10,000 targets.
+    pub fn target(&self, target: &str) -> Result<Arc<TargetEntry>, MeshError> {
+        if let Some(entry) = self.find(target) {
+            return Ok(entry);
+        }
+        let target = Target::from(target);
+        let name = self.shared.source.listener_name(&target);
+        let listener =
+            name.map_err(|invalid| MeshError::new(ErrorKind::BadRequest, format!("target {target}: {invalid}")))?;
+        let mut commands = lock(&self.shared.commands);
+        if let Some(entry) = self.find(target.as_str()) {
+            return Ok(entry);
+        }
+        let present = self.shared.targets.load();
+        if present.len() >= MAX_TARGETS {
+            return Err(MeshError::new(
+                ErrorKind::Overflow,
+                format!("target {target}: more than {MAX_TARGETS} targets"),
+            ));
+        }
+        let entry = Arc::new(TargetEntry {
+            target: target.clone(),
+            listener,
+            view: ArcSwapOption::empty(),
+            first: Notify::new(),
+            used: AtomicBool::new(true),
+        });
+        let mut targets = Entries::clone(&present);
+        targets.insert(target.as_str().into(), Arc::clone(&entry));
+        self.shared.targets.store(Arc::new(targets));
+        commands.push(Command::AddTarget(Arc::clone(&entry)));
+        drop(commands);
+        self.shared.news.notify_one();
+        Ok(entry)
+    }
+
+    /// A look at all targets that does not keep the store alive.
+    pub fn targets(&self) -> Targets {
+        Targets(Arc::clone(&self.shared))
+    }
+
+    /// Subscribes to the listener of a server that is bound to `address`, until the handle is dropped.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BadRequest`] if the source has no name for it.
+    pub fn server(&self, address: SocketAddr) -> Result<ServerHandle, MeshError> {
+        let name = self.shared.source.server_listener_name(address);
+        let listener =
+            name.map_err(|invalid| MeshError::new(ErrorKind::BadRequest, format!("server {address}: {invalid}")))?;
+        let (state, watched) = watch::channel(ServerState::Waiting);
+        self.command(Command::AddServer { listener: listener.clone(), address, state });
+        Ok(ServerHandle { store: self.clone(), listener, address, state: watched })
+    }
+
+    fn command(&self, command: Command) {
+        lock(&self.shared.commands).push(command);
+        self.shared.news.notify_one();
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Store({} targets)", self.shared.targets.load().len())
+    }
+}
+
+/// A look at all targets of a store.
+#[derive(Clone)]
+pub struct Targets(Arc<Shared>);
+
+impl Targets {
+    /// The targets that are known now.
+    pub fn list(&self) -> Vec<Arc<TargetEntry>> {
+        self.0.targets.load().values().cloned().collect()
+    }
+}
+
+impl fmt::Debug for Targets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.list().iter().map(|entry| &entry.target)).finish()
+    }
+}
+
+/// A server's subscription to its listener. Dropping it unsubscribes: the control plane then stops sending
+/// clients to this server.
+#[derive(Debug)]
+pub struct ServerHandle {
+    store: Store,
+    listener: ListenerName,
+    address: SocketAddr,
+    state: watch::Receiver<ServerState>,
+}
+
+impl ServerHandle {
+    /// The listener's name.
+    pub fn listener(&self) -> &ListenerName {
+        &self.listener
+    }
+
+    /// Whether to serve, and how; changes with the configuration.
+    pub fn state(&self) -> watch::Receiver<ServerState> {
+        self.state.clone()
+    }
+}
+
+impl Drop for ServerHandle {
+    fn drop(&mut self) {
+        self.store.command(Command::DropServer(self.listener.clone(), self.address));
+    }
+}
+
+/// The source's side of a store.
+pub struct Sink {
+    shared: Arc<Shared>,
+    assembly: Assembly,
+    /// When idle targets are looked for next: kept here, since `changed` is dropped at every other event.
+    idle_check: Option<tokio::time::Instant>,
+}
+
+impl Sink {
+    /// Takes in what was learned, gives every target that is complete its new view, and says what is wanted
+    /// next. Synchronous: call it on the source's own thread.
+    pub fn apply(&mut self, update: Update) -> Progress {
+        self.assembly.apply(update);
+        self.assembly.progress()
+    }
+
+    /// Waits until the application wants other things than before; `None` when the last store is gone. Nothing
+    /// is lost if the future is dropped.
+    pub async fn changed(&mut self) -> Option<Progress> {
+        loop {
+            if self.shared.closed.load(Ordering::Acquire) {
+                return None;
+            }
+            let commands = std::mem::take(&mut *lock(&self.shared.commands));
+            for command in commands {
+                match command {
+                    Command::AddTarget(entry) => self.assembly.add_target(entry),
+                    Command::AddServer { listener, address, state } => {
+                        self.assembly.add_server(listener, address, state);
+                    }
+                    Command::DropServer(listener, address) => self.assembly.drop_server(&listener, address),
+                }
+            }
+            let progress = self.assembly.progress();
+            if !progress.is_empty() {
+                return Some(progress);
+            }
+            let idle_check = *self.idle_check.get_or_insert_with(|| tokio::time::Instant::now() + self.shared.idle);
+            tokio::select! {
+                () = self.shared.news.notified() => {}
+                () = tokio::time::sleep_until(idle_check) => {
+                    self.idle_check = None;
+                    self.forget_idle();
+                }
+            }
+        }
+    }
+
+    /// Forgets targets that nobody used since the last time and nobody holds.
+    fn forget_idle(&mut self) {
+        let _commands = lock(&self.shared.commands);
+        let present = self.shared.targets.load_full();
+        let mut targets = Entries::clone(&present);
+        drop(present);
+        targets.retain(|_, entry| {
+            // Held by this map, the published map and the assembly: anyone else still wants it.
+            let held = Arc::strong_count(entry) > 3;
+            let keep = entry.used.swap(false, Ordering::Relaxed) || held;
+            if !keep {
+                self.assembly.drop_target(&entry.target);
+            }
+            keep
+        });
+        self.shared.targets.store(Arc::new(targets));
+    }
+}
+
+impl fmt::Debug for Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sink")
+    }
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

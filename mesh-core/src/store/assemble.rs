@@ -1,0 +1,388 @@
+//! From resources to views: which targets are complete, what each needs, what all of them need together.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::TargetEntry;
+use super::server::{ChainView, ServerState, ServerView};
+use crate::error::{ErrorKind, MeshError};
+use crate::id::{ClusterName, ListenerName, Target};
+use crate::model::{Cluster, ClusterKind, HttpManager, Listener, RouteSource, ServerListener};
+use crate::resources::{Known, Progress, ResourceKey, ResourceType, Resources, Update};
+use crate::state::States;
+use crate::view::{ClusterView, Extensions, Leaf, RouteTable, TargetView};
+
+/// How deep aggregate clusters may nest (gRFC A37).
+const MAX_DEPTH: usize = 16;
+
+/// Everything that is wanted and everything that is known, and the views made of it.
+pub(super) struct Assembly {
+    resources: Resources,
+    extensions: Extensions,
+    states: States,
+    users: HashMap<UserId, User>,
+    /// Who needs a resource.
+    needed_by: HashMap<ResourceKey, HashSet<UserId>>,
+    compiled: HashMap<ClusterName, Arc<ClusterView>>,
+    progress: Progress,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum UserId {
+    Target(Target),
+    Server(ListenerName, SocketAddr),
+}
+
+struct User {
+    kind: UserKind,
+    needs: BTreeSet<ResourceKey>,
+}
+
+enum UserKind {
+    Target(Arc<TargetEntry>),
+    Server { address: SocketAddr, listener: ListenerName, state: watch::Sender<ServerState> },
+}
+
+/// A walk from a listener down: what it needs, and whether something on the way is still unknown.
+#[derive(Default)]
+struct Walk {
+    needs: BTreeSet<ResourceKey>,
+    incomplete: bool,
+}
+
+impl Walk {
+    fn need<T>(
+        &mut self,
+        kind: ResourceType,
+        name: &str,
+        get: impl FnOnce(&str) -> Known<T>,
+    ) -> Option<Result<T, Arc<str>>> {
+        self.needs.insert(ResourceKey::new(kind, name));
+        match get(name) {
+            Known::Unknown => {
+                self.incomplete = true;
+                None
+            }
+            Known::Absent(reason) => Some(Err(reason)),
+            Known::Present(content) => Some(Ok(content)),
+        }
+    }
+}
+
+impl Assembly {
+    pub(super) fn new(extensions: Extensions) -> Self {
+        Assembly {
+            resources: Resources::default(),
+            extensions,
+            states: States::default(),
+            users: HashMap::new(),
+            needed_by: HashMap::new(),
+            compiled: HashMap::new(),
+            progress: Progress::default(),
+        }
+    }
+
+    pub(super) fn add_target(&mut self, entry: Arc<TargetEntry>) {
+        let id = UserId::Target(entry.target().clone());
+        self.add(id, UserKind::Target(entry));
+    }
+
+    pub(super) fn drop_target(&mut self, target: &Target) {
+        self.remove(&UserId::Target(target.clone()));
+    }
+
+    pub(super) fn add_server(
+        &mut self,
+        listener: ListenerName,
+        address: SocketAddr,
+        state: watch::Sender<ServerState>,
+    ) {
+        let id = UserId::Server(listener.clone(), address);
+        self.add(id, UserKind::Server { address, listener, state });
+    }
+
+    pub(super) fn drop_server(&mut self, listener: &ListenerName, address: SocketAddr) {
+        self.remove(&UserId::Server(listener.clone(), address));
+    }
+
+    /// Merges what was learned and rebuilds the views of those who need any of it.
+    pub(super) fn apply(&mut self, update: Update) {
+        let mut affected = HashSet::new();
+        for change in update.changes {
+            if let Some(key) = self.resources.merge(change)
+                && let Some(users) = self.needed_by.get(&key)
+            {
+                affected.extend(users.iter().cloned());
+            }
+        }
+        for user in affected {
+            self.rebuild(&user);
+        }
+        self.compiled.retain(|_, view| Arc::strong_count(view) > 1);
+    }
+
+    /// What is wanted since the last time this was asked.
+    pub(super) fn progress(&mut self) -> Progress {
+        let mut progress = std::mem::take(&mut self.progress);
+        // Dropped and wanted again, or wanted and dropped again, in between: the source need not know.
+        let dropped: HashSet<ResourceKey> = progress.unsubscribe.iter().cloned().collect();
+        let wanted: HashSet<ResourceKey> = progress.subscribe.iter().cloned().collect();
+        progress.subscribe.retain(|key| self.needed_by.contains_key(key) && !dropped.contains(key));
+        progress.unsubscribe.retain(|key| !self.needed_by.contains_key(key) && !wanted.contains(key));
+        progress
+    }
+
+    fn add(&mut self, id: UserId, kind: UserKind) {
+        self.users.insert(id.clone(), User { kind, needs: BTreeSet::new() });
+        self.rebuild(&id);
+    }
+
+    fn remove(&mut self, id: &UserId) {
+        if let Some(user) = self.users.remove(id) {
+            for key in user.needs {
+                self.release(id, &key);
+            }
+        }
+        self.compiled.retain(|_, view| Arc::strong_count(view) > 1);
+    }
+
+    fn release(&mut self, id: &UserId, key: &ResourceKey) {
+        if let Some(users) = self.needed_by.get_mut(key) {
+            users.remove(id);
+            if users.is_empty() {
+                self.needed_by.remove(key);
+            }
+        }
+        if self.resources.release(key) {
+            self.progress.unsubscribe.push(key.clone());
+        }
+    }
+
+    /// Walks from a user's listener as far as resources are known. Complete: a new view. Not complete: the
+    /// present view stays, and so does everything that it needs.
+    fn rebuild(&mut self, id: &UserId) {
+        let Some(user) = self.users.get(id) else { return };
+        let mut walk = Walk::default();
+        match &user.kind {
+            UserKind::Target(entry) => {
+                let entry = Arc::clone(entry);
+                let view = self.target_view(&entry, &mut walk);
+                if let Some(view) = view.filter(|_| !walk.incomplete) {
+                    entry.publish(Arc::new(view));
+                }
+            }
+            UserKind::Server { address, listener, state } => {
+                let (address, listener, state) = (*address, listener.clone(), state.clone());
+                let next = self.server_state(&listener, address, &state.borrow().clone(), &mut walk);
+                if let Some(next) = next.filter(|_| !walk.incomplete) {
+                    state.send_replace(next);
+                }
+            }
+        }
+        self.set_needs(id, walk);
+    }
+
+    fn set_needs(&mut self, id: &UserId, walk: Walk) {
+        let Some(user) = self.users.get_mut(id) else { return };
+        let before = std::mem::take(&mut user.needs);
+        let mut needs = walk.needs;
+        if walk.incomplete {
+            needs.extend(before.iter().cloned());
+        }
+        user.needs = needs.clone();
+        for key in needs.difference(&before) {
+            self.needed_by.entry(key.clone()).or_default().insert(id.clone());
+            if self.resources.acquire(key) {
+                self.progress.subscribe.push(key.clone());
+            }
+        }
+        for key in before.difference(&needs) {
+            self.release(id, key);
+        }
+    }
+
+    /// `None` while something is unknown.
+    fn target_view(&mut self, entry: &TargetEntry, walk: &mut Walk) -> Option<TargetView> {
+        let failed = |what: String| {
+            Some(TargetView::failed(entry.target.clone(), MeshError::new(ErrorKind::UnknownTarget, what)))
+        };
+        let name = entry.listener.as_str();
+        let listener = match walk.need(ResourceType::Listener, name, |name| self.resources.listener(name))? {
+            Ok(listener) => listener,
+            Err(reason) => return failed(reason.to_string()),
+        };
+        let Listener::Api(listener) = &*listener else {
+            return failed(format!("listener {name}: a server's listener, where a client's is needed"));
+        };
+        let previous = entry.view.load_full();
+        let present = previous.as_ref().and_then(|view| view.routes());
+        let routes = match self.route_table(&listener.http, present, walk)? {
+            Ok(routes) => routes,
+            Err(reason) => return failed(format!("listener {name}: {reason}")),
+        };
+        let clusters = routes.clusters().to_vec();
+        // Every cluster is walked, known or not, so that all of them are asked for at once.
+        let clusters: Vec<_> = clusters.iter().map(|name| self.cluster_view(name, walk)).collect();
+        let clusters: Option<Vec<_>> = clusters.into_iter().collect();
+        Some(TargetView::new(entry.target.clone(), &listener.http, routes, clusters?))
+    }
+
+    fn server_state(
+        &mut self,
+        listener: &ListenerName,
+        address: SocketAddr,
+        previous: &ServerState,
+        walk: &mut Walk,
+    ) -> Option<ServerState> {
+        let name = listener.as_str();
+        let listener = match walk.need(ResourceType::Listener, name, |name| self.resources.listener(name))? {
+            Ok(listener) => listener,
+            Err(reason) => return Some(ServerState::NotServing(reason)),
+        };
+        let Listener::Server(listener) = &*listener else {
+            return Some(ServerState::NotServing(
+                format!("listener {name}: a client's listener, where a server's is needed").into(),
+            ));
+        };
+        if listener.address != address {
+            // gRFC A36: the address must be the one that is bound.
+            let wrong = listener.address;
+            return Some(ServerState::NotServing(format!("listener {name}: it is for {wrong}, not {address}").into()));
+        }
+        match self.chains(listener, previous, walk)? {
+            Ok(chains) => {
+                Some(ServerState::Serving(Arc::new(ServerView { listener: Arc::new(listener.clone()), chains })))
+            }
+            Err(reason) => Some(ServerState::NotServing(format!("listener {name}: {reason}").into())),
+        }
+    }
+
+    fn chains(
+        &mut self,
+        listener: &ServerListener,
+        previous: &ServerState,
+        walk: &mut Walk,
+    ) -> Option<Result<Vec<ChainView>, String>> {
+        let present = match previous {
+            ServerState::Serving(view) => view.chains.as_slice(),
+            _ => &[],
+        };
+        let mut chains = Vec::new();
+        for (position, chain) in listener.chains().enumerate() {
+            let before = present.get(position).map(|chain| &chain.routes);
+            match self.route_table(&chain.http, before, walk) {
+                None => {}
+                Some(Ok(routes)) => chains.push(ChainView { routes, unusable_tls: chain.unusable_tls.clone() }),
+                Some(Err(reason)) => return Some(Err(format!("filter chain {:?}: {reason}", chain.name))),
+            }
+        }
+        (!walk.incomplete).then_some(Ok(chains))
+    }
+
+    fn route_table(
+        &mut self,
+        http: &HttpManager,
+        present: Option<&Arc<RouteTable>>,
+        walk: &mut Walk,
+    ) -> Option<Result<Arc<RouteTable>, String>> {
+        let config = match &http.routes {
+            RouteSource::Inline(config) => Arc::clone(config),
+            RouteSource::Named(name) => {
+                match walk.need(ResourceType::Route, name.as_str(), |name| self.resources.route(name))? {
+                    Ok(config) => config,
+                    Err(reason) => return Some(Err(reason.to_string())),
+                }
+            }
+        };
+        if let Some(present) = present.filter(|table| table.is_of(&config, http)) {
+            return Some(Ok(Arc::clone(present)));
+        }
+        let table = RouteTable::compile(config, http, &self.extensions.filters);
+        Some(table.map(Arc::new).map_err(|invalid| invalid.to_string()))
+    }
+
+    /// `None` while something is unknown. A cluster that cannot be used fails the requests that go to it, and
+    /// no others.
+    fn cluster_view(&mut self, name: &ClusterName, walk: &mut Walk) -> Option<Arc<ClusterView>> {
+        let mut leaves = Vec::new();
+        let view = match self.leaves(name, 0, &mut leaves, walk)? {
+            Err(reason) => Arc::new(ClusterView::unusable(name.clone(), reason)),
+            Ok(()) => {
+                if let Some(present) = self.compiled.get(name).filter(|present| present.is_of(&leaves)) {
+                    return Some(Arc::clone(present));
+                }
+                let state = self.states.cluster(name);
+                Arc::new(ClusterView::compile(name.clone(), leaves, state, &self.extensions))
+            }
+        };
+        self.compiled.insert(name.clone(), Arc::clone(&view));
+        Some(view)
+    }
+
+    fn leaves(
+        &mut self,
+        name: &ClusterName,
+        depth: usize,
+        leaves: &mut Vec<Leaf>,
+        walk: &mut Walk,
+    ) -> Option<Result<(), Arc<str>>> {
+        if depth >= MAX_DEPTH {
+            return Some(Err(format!("cluster {name}: aggregate clusters nest deeper than {MAX_DEPTH}").into()));
+        }
+        let cluster = match walk.need(ResourceType::Cluster, name.as_str(), |name| self.resources.cluster(name))? {
+            Ok(cluster) => cluster,
+            Err(reason) => return Some(Err(reason)),
+        };
+        if let ClusterKind::Aggregate(children) = &cluster.kind {
+            let (mut unknown, mut failed, before) = (false, None, leaves.len());
+            for child in children {
+                match self.leaves(child, depth + 1, leaves, walk) {
+                    None => unknown = true,
+                    // A leaf that is missing is passed over while there are others (gRFC A37).
+                    Some(Err(reason)) => failed = Some(reason),
+                    Some(Ok(())) => {}
+                }
+            }
+            return match failed {
+                _ if unknown => None,
+                Some(reason) if leaves.len() == before => Some(Err(reason)),
+                _ => Some(Ok(())),
+            };
+        }
+        let endpoints = match self.endpoints(&cluster, walk)? {
+            Ok(endpoints) => endpoints,
+            Err(reason) => return Some(Err(reason)),
+        };
+        // A cluster that stands twice in an aggregate counts once, where it stands first.
+        if !leaves.iter().any(|leaf| leaf.cluster.name == cluster.name) {
+            let state = self.states.cluster(&cluster.name);
+            leaves.push(Leaf { cluster, endpoints, state });
+        }
+        Some(Ok(()))
+    }
+
+    #[allow(clippy::type_complexity, reason = "unknown, unusable, or known to have endpoints or none by design")]
+    fn endpoints(
+        &mut self,
+        cluster: &Arc<Cluster>,
+        walk: &mut Walk,
+    ) -> Option<Result<Option<Arc<crate::model::Endpoints>>, Arc<str>>> {
+        let name = match &cluster.kind {
+            ClusterKind::Eds { service_name } => Arc::clone(service_name),
+            ClusterKind::StrictDns { .. } => ResourceKey::resolved(cluster.name.as_str()).name,
+            ClusterKind::PassThrough | ClusterKind::Aggregate(_) => return Some(Ok(None)),
+            ClusterKind::Static(_) | ClusterKind::LogicalDns(_) => {
+                // The same endpoints as in the present view are the same `Arc`, so that they compare as equal.
+                let present = self.compiled.get(&cluster.name).and_then(|view| {
+                    view.leaves().iter().find(|leaf| Arc::ptr_eq(&leaf.cluster, cluster))?.endpoints.clone()
+                });
+                return Some(Ok(present.or_else(|| cluster.inline_endpoints().cloned().map(Arc::new))));
+            }
+        };
+        let endpoints = walk.need(ResourceType::Endpoints, &name, |name| self.resources.endpoints(name))?;
+        Some(endpoints.map(Some))
+    }
+}

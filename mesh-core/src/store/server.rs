@@ -1,0 +1,112 @@
+//! What a server is told: whether to serve, and by which filter chains.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::model::{FilterChain, FilterChainMatch, ServerListener};
+use crate::view::RouteTable;
+
+/// Whether a server may serve (gRFC A36).
+#[derive(Clone, Debug)]
+pub enum ServerState {
+    /// Nothing is known yet.
+    Waiting,
+    /// It may, in this way.
+    Serving(Arc<ServerView>),
+    /// It may not, and why.
+    NotServing(Arc<str>),
+}
+
+/// A server's configuration, compiled.
+#[derive(Debug)]
+pub struct ServerView {
+    /// The listener that it was made of.
+    pub listener: Arc<ServerListener>,
+    /// Its chains, the default one last.
+    pub chains: Vec<ChainView>,
+}
+
+/// One filter chain, compiled.
+#[derive(Clone, Debug)]
+pub struct ChainView {
+    /// Its routes.
+    pub routes: Arc<RouteTable>,
+    /// Why its connections are refused, where they are.
+    pub unusable_tls: Option<Arc<str>>,
+}
+
+impl ServerView {
+    /// The chain of a connection: the most specific match by destination, then by where it comes from, then by
+    /// source address, then by source port; else the default (gRFC A36).
+    pub fn chain(&self, local: SocketAddr, peer: SocketAddr) -> Option<&ChainView> {
+        let ranked = self.listener.filter_chains.iter().zip(&self.chains);
+        let best = ranked
+            .filter_map(|(chain, view)| Some((specificity(&chain.matches, local, peer)?, view)))
+            .max_by_key(|(rank, _)| *rank);
+        let default = |_: &FilterChain| self.chains.get(self.listener.filter_chains.len());
+        best.map(|(_, view)| view).or_else(|| self.listener.default_filter_chain.as_ref().and_then(default))
+    }
+}
+
+/// How specifically a chain matches a connection, in the order in which that counts; `None` if it does not.
+fn specificity(matches: &FilterChainMatch, local: SocketAddr, peer: SocketAddr) -> Option<[u16; 4]> {
+    let prefix = |prefixes: &[(std::net::IpAddr, u8)], ip| {
+        if prefixes.is_empty() {
+            return Some(0);
+        }
+        let fits = prefixes.iter().filter(|(network, length)| contains(*network, *length, ip));
+        fits.map(|(_, length)| u16::from(*length) + 1).max()
+    };
+    let is_local = peer.ip().is_loopback() || peer.ip() == local.ip();
+    let source = match matches.source_is_local {
+        None => 0,
+        Some(wanted) if wanted == is_local => 1,
+        Some(_) => return None,
+    };
+    let port = match matches.source_ports.as_slice() {
+        [] => 0,
+        ports if ports.contains(&peer.port()) => 1,
+        _ => return None,
+    };
+    Some([prefix(&matches.destination, local.ip())?, source, prefix(&matches.source, peer.ip())?, port])
+}
+
+fn contains(network: std::net::IpAddr, length: u8, ip: std::net::IpAddr) -> bool {
+    use std::net::IpAddr::{V4, V6};
+    let (network, ip, width): (u128, u128, u32) = match (network, ip.to_canonical()) {
+        (V4(network), V4(ip)) => (u128::from(network.to_bits()), u128::from(ip.to_bits()), 32),
+        (V6(network), V6(ip)) => (network.to_bits(), ip.to_bits(), 128),
+        _ => return false,
+    };
+    let shift = width.saturating_sub(u32::from(length));
+    network.checked_shr(shift).unwrap_or(0) == ip.checked_shr(shift).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_specific_chain_is_the_one_that_counts() {
+        let local: SocketAddr = "10.1.2.3:80".parse().unwrap();
+        let peer: SocketAddr = "10.9.9.9:5000".parse().unwrap();
+        let net = |text: &str, length| (text.parse().unwrap(), length);
+        let any = FilterChainMatch::default();
+        let cases = [
+            (any.clone(), Some([0, 0, 0, 0])),
+            (
+                FilterChainMatch { destination: vec![net("10.0.0.0", 8), net("10.1.0.0", 16)], ..any.clone() },
+                Some([17, 0, 0, 0]),
+            ),
+            (FilterChainMatch { destination: vec![net("11.0.0.0", 8)], ..any.clone() }, None),
+            (FilterChainMatch { source_is_local: Some(true), ..any.clone() }, None),
+            (FilterChainMatch { source_is_local: Some(false), ..any.clone() }, Some([0, 1, 0, 0])),
+            (FilterChainMatch { source: vec![net("0.0.0.0", 0)], ..any.clone() }, Some([0, 0, 1, 0])),
+            (FilterChainMatch { source_ports: vec![5000], ..any.clone() }, Some([0, 0, 0, 1])),
+            (FilterChainMatch { source_ports: vec![1], ..any }, None),
+        ];
+        for (matches, expected) in cases {
+            assert_eq!(specificity(&matches, local, peer), expected, "{matches:?}");
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Builders of resources and a scriptable management server, for tests (feature `testing`).
+
+mod answers;
+pub mod resources;
+mod server;
+
+pub use answers::{Answer, Flaw};
+pub use server::{Asked, ManagementServer, Mode};

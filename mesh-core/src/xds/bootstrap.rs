@@ -1,0 +1,328 @@
+//! The bootstrap: which management servers to ask, and who asks (gRFC A27, A47, A65, A71).
+//!
+//! It is read once, before anything runs, so its errors are written for the person who wrote the file: they name
+//! the file, the key, and for syntax the line and column. Keys that are not known are ignored as gRPC does, and
+//! listed.
+
+mod json;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::error::Invalid;
+use crate::id::{ListenerName, Locality, Target};
+use crate::resources::ResourceType;
+use crate::xds::names;
+
+/// Names the file.
+const FILE_VARIABLE: &str = "GRPC_XDS_BOOTSTRAP";
+/// Holds the text itself.
+const TEXT_VARIABLE: &str = "GRPC_XDS_BOOTSTRAP_CONFIG";
+
+/// Which management servers to ask, and who asks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bootstrap {
+    /// The servers in order of preference; never empty.
+    pub servers: Vec<Server>,
+    /// This client.
+    pub node: Node,
+    /// Certificate providers by instance name; kept for those who need them.
+    pub certificate_providers: BTreeMap<String, CertificateProvider>,
+    /// The name of a server's listener, `%s` standing for `IP:PORT` (gRFC A36).
+    pub server_listener_template: Option<String>,
+    /// The name of a target's listener where the target names no authority, `%s` standing for the target.
+    pub client_listener_template: String,
+    /// Federated authorities by name (gRFC A47).
+    pub authorities: BTreeMap<String, Authority>,
+    /// The paths of keys that have no effect.
+    pub ignored: Vec<String>,
+}
+
+/// One management server.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Server {
+    /// Where it is: `host:port`, `dns:///host:port`, `ipv4:…`, `ipv6:…` or `unix:…`.
+    pub uri: String,
+    /// What it can do, in the words of `server_features`.
+    pub features: BTreeSet<String>,
+}
+
+impl Server {
+    /// A plaintext server without features.
+    pub fn new(uri: impl Into<String>) -> Self {
+        Server { uri: uri.into(), features: BTreeSet::new() }
+    }
+
+    /// The same with one feature more.
+    pub fn feature(mut self, feature: impl Into<String>) -> Self {
+        self.features.insert(feature.into());
+        self
+    }
+
+    /// Whether it speaks incremental xDS (feature `delta`, this mesh's own).
+    pub fn is_incremental(&self) -> bool {
+        self.features.contains("delta")
+    }
+
+    /// Whether a resource that it deletes, or says there is none of, is dropped although it worked (gRFC A88).
+    pub fn fails_on_data_errors(&self) -> bool {
+        self.features.contains("fail_on_data_errors")
+    }
+
+    /// Whether silence about a resource is a fault of the server rather than absence (gRFC A88).
+    pub fn timer_is_transient(&self) -> bool {
+        self.features.contains("resource_timer_is_transient_error")
+    }
+}
+
+/// This client, as it presents itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Node {
+    /// Its id; in every log line and error.
+    pub id: String,
+    /// The group it belongs to.
+    pub cluster: String,
+    /// Where it runs.
+    pub locality: Locality,
+    /// Anything else that the control plane should know.
+    pub metadata: Map<String, Value>,
+}
+
+/// A source of certificates (gRFC A29).
+#[derive(Clone, Debug, PartialEq)]
+pub struct CertificateProvider {
+    /// Its kind, for example `file_watcher`.
+    pub plugin: String,
+    /// Its configuration.
+    pub config: Value,
+}
+
+/// A federated authority (gRFC A47).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Authority {
+    /// The name of a target's listener, starting with `xdstp://AUTHORITY/`; `%s` stands for the target.
+    pub client_listener_template: String,
+    /// Its servers; empty = the bootstrap's own.
+    pub servers: Vec<Server>,
+}
+
+/// A bootstrap that cannot be used: what is wrong, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootstrapError {
+    origin: String,
+    place: String,
+    reason: String,
+}
+
+impl fmt::Display for BootstrapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let BootstrapError { origin, place, reason } = self;
+        match place.is_empty() {
+            true => write!(f, "xDS bootstrap {origin}: {reason}"),
+            false => write!(f, "xDS bootstrap {origin}: {place}: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for BootstrapError {}
+
+impl Bootstrap {
+    /// The bootstrap that the environment names, as in every xDS client: the file of `GRPC_XDS_BOOTSTRAP`, else
+    /// the text in `GRPC_XDS_BOOTSTRAP_CONFIG`. Nothing else in the client reads the environment.
+    ///
+    /// # Errors
+    /// When neither is set, the file cannot be read, or its content is wrong.
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+    pub fn from_env() -> Result<Self, BootstrapError> {
+        if let Some(path) = std::env::var_os(FILE_VARIABLE).filter(|path| !path.is_empty()) {
+            return Self::from_file(Path::new(&path));
+        }
+        match std::env::var(TEXT_VARIABLE) {
+            Ok(text) if !text.is_empty() => Self::from_json(&text, TEXT_VARIABLE),
+            Ok(_) | Err(std::env::VarError::NotPresent) => {
+                let reason = format!("neither {FILE_VARIABLE} nor {TEXT_VARIABLE} is set");
+                Err(BootstrapError { origin: "environment".into(), place: String::new(), reason })
+            }
+            Err(error) => {
+                Err(BootstrapError { origin: TEXT_VARIABLE.into(), place: String::new(), reason: error.to_string() })
+            }
+        }
+    }
+
+    /// The bootstrap in a file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or its content is wrong.
+    pub fn from_file(path: &Path) -> Result<Self, BootstrapError> {
+        let origin = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::from_json(&text, &origin),
+            Err(error) => Err(BootstrapError { origin, place: String::new(), reason: error.to_string() }),
+        }
+    }
+
+    /// The bootstrap in a text; `origin` says in errors where the text comes from.
+    ///
+    /// # Errors
+    /// When the text is not JSON, or a key has a wrong or missing value.
+    ///
+    /// ```
+    /// use mesh_core::xds::Bootstrap;
+    ///
+    /// let text = r#"{"xds_servers": [{"server_uri": "127.0.0.1:15010", "channel_creds": [{"type": "tls"}]}]}"#;
+    /// let error = Bootstrap::from_json(text, "mesh.json").unwrap_err();
+    /// assert_eq!(
+    ///     error.to_string(),
+    ///     "xDS bootstrap mesh.json: xds_servers[0].channel_creds: tls channel credentials are not supported yet",
+    /// );
+    /// ```
+    pub fn from_json(text: &str, origin: &str) -> Result<Self, BootstrapError> {
+        let value = serde_json::from_str(text).map_err(|error| BootstrapError {
+            origin: origin.to_owned(),
+            place: format!("line {}, column {}", error.line(), error.column()),
+            reason: json::syntax(&error),
+        })?;
+        json::bootstrap(value).map_err(|invalid| BootstrapError {
+            origin: origin.to_owned(),
+            place: invalid.field,
+            reason: invalid.reason,
+        })
+    }
+
+    /// A bootstrap in code: this server, in plaintext, asked incrementally.
+    ///
+    /// ```
+    /// use mesh_core::xds::Bootstrap;
+    ///
+    /// let bootstrap = Bootstrap::new("127.0.0.1:15010").node_id("mesh~10.0.0.1~web.shop~shop.svc.cluster.local");
+    /// assert!(bootstrap.servers[0].is_incremental());
+    /// ```
+    pub fn new(server: impl Into<String>) -> Self {
+        Bootstrap {
+            servers: vec![Server::new(server).feature("xds_v3").feature("delta")],
+            node: Node::default(),
+            certificate_providers: BTreeMap::new(),
+            server_listener_template: Some("xds.istio.io/grpc/lds/inbound/%s".to_owned()),
+            client_listener_template: "%s".to_owned(),
+            authorities: BTreeMap::new(),
+            ignored: Vec::new(),
+        }
+    }
+
+    /// The same for a node of this id.
+    pub fn node_id(mut self, id: impl Into<String>) -> Self {
+        self.node.id = id.into();
+        self
+    }
+
+    /// The same with one entry of the node's metadata.
+    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.node.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// The same with one server more, asked where those before it cannot be reached (gRFC A71).
+    pub fn fallback(mut self, server: Server) -> Self {
+        self.servers.push(server);
+        self
+    }
+
+    /// The same with a federated authority (gRFC A47).
+    pub fn authority(mut self, name: impl Into<String>, servers: Vec<Server>) -> Self {
+        let name = name.into();
+        let client_listener_template = default_template(&name);
+        self.authorities.insert(name, Authority { client_listener_template, servers });
+        self
+    }
+
+    /// The listener of a target: `xds:///name` and `xds://authority/name` as in gRPC, anything else as it is.
+    pub(crate) fn listener_name(&self, target: &Target) -> Result<ListenerName, Invalid> {
+        let target = target.as_str();
+        let (template, name) = match target.strip_prefix("xds:") {
+            None => (&self.client_listener_template, target),
+            Some(rest) => match rest.strip_prefix("//") {
+                None => (&self.client_listener_template, rest),
+                Some(rest) => match rest.split_once('/') {
+                    None => return Err(Invalid::new(format!("{target:?}: expected xds:///name"))),
+                    Some(("", name)) => (&self.client_listener_template, name),
+                    Some((authority, name)) => match self.authorities.get(authority) {
+                        Some(authority) => (&authority.client_listener_template, name),
+                        None => {
+                            let reason = format!("the authority {authority:?} is not in the xDS bootstrap");
+                            return Err(Invalid::new(reason));
+                        }
+                    },
+                },
+            },
+        };
+        if name.is_empty() {
+            return Err(Invalid::new("the target has no name"));
+        }
+        let name = names::canonical(ResourceType::Listener, &fill(template, name))?;
+        Ok(ListenerName::from(&*name))
+    }
+
+    /// The listener of a server that is bound to `address`.
+    pub(crate) fn server_listener_name(&self, address: SocketAddr) -> Result<ListenerName, Invalid> {
+        let template = self
+            .server_listener_template
+            .as_ref()
+            .ok_or_else(|| Invalid::new("server_listener_resource_name_template is not set in the xDS bootstrap"))?;
+        let name = names::canonical(ResourceType::Listener, &fill(template, &address.to_string()))?;
+        Ok(ListenerName::from(&*name))
+    }
+}
+
+/// Where an authority says nothing of its listeners (gRFC A47).
+fn default_template(authority: &str) -> String {
+    format!("xdstp://{authority}/{}/%s", names::type_name(ResourceType::Listener))
+}
+
+/// The template with its `%s` filled in; inside a federated name, what is not allowed there is encoded.
+fn fill(template: &str, name: &str) -> String {
+    match names::is_federated(template) {
+        true => template.replace("%s", &names::encode_id(name)),
+        false => template.replace("%s", name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_and_their_listeners() {
+        let mut bootstrap = Bootstrap::new("s:1").authority("east", vec![]);
+        let name = |bootstrap: &Bootstrap, target: &str| {
+            bootstrap.listener_name(&Target::from(target)).map(|name| name.to_string()).map_err(|e| e.to_string())
+        };
+        for (target, expected) in [
+            ("reviews:9080", "reviews:9080"),
+            ("reviews", "reviews"),
+            ("xds:///orders", "orders"),
+            ("xds:orders", "orders"),
+            ("xds://east/orders?x", "xdstp://east/envoy.config.listener.v3.Listener/orders%3Fx"),
+            ("xds://east/a/b:80", "xdstp://east/envoy.config.listener.v3.Listener/a/b:80"),
+        ] {
+            assert_eq!(name(&bootstrap, target).as_deref(), Ok(expected), "{target}");
+        }
+        for target in ["", "xds:///", "xds://east", "xds://west/orders", "*", "a\r\nb"] {
+            assert!(name(&bootstrap, target).is_err(), "{target}");
+        }
+        bootstrap.client_listener_template = "xdstp://east/envoy.config.listener.v3.Listener/%s".into();
+        assert_eq!(name(&bootstrap, "a b").as_deref(), Ok("xdstp://east/envoy.config.listener.v3.Listener/a%20b"));
+    }
+
+    #[test]
+    fn servers_and_their_listeners() {
+        let mut bootstrap = Bootstrap::new("s:1");
+        let name = bootstrap.server_listener_name("10.0.0.1:80".parse().unwrap()).unwrap();
+        assert_eq!(name.as_str(), "xds.istio.io/grpc/lds/inbound/10.0.0.1:80");
+        bootstrap.server_listener_template = None;
+        assert!(bootstrap.server_listener_name("[::1]:80".parse().unwrap()).is_err());
+    }
+}

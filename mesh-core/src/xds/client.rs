@@ -1,0 +1,517 @@
+//! The client's one task: it carries events to the machines and their actions out, and decides nothing itself.
+//!
+//! It runs on a thread of its own, so that a flood of updates never holds the application's threads up.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error::Invalid;
+use crate::id::{ListenerName, Target};
+use crate::model::ClusterKind;
+use crate::resources::{Change, Progress, Resource, ResourceKey, ResourceType, Update};
+use crate::store::{Sink, Source};
+use crate::xds::bootstrap::{Bootstrap, Server};
+use crate::xds::client_status::{ClientStatus, StatusHandle};
+use crate::xds::connect::Connector;
+use crate::xds::decode::Options;
+use crate::xds::dns::{Dns, Resolver, cluster_of};
+use crate::xds::names;
+use crate::xds::session::{Action, End, Outcome, Session};
+use crate::xds::task::Owned;
+use crate::xds::transport::{self, Event, Keepalive, Requests};
+
+/// How often the status is brought up to date at most.
+const STATUS_INTERVAL: Duration = Duration::from_millis(100);
+/// How long the servers are given to take the last requests when the client stops.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// Configuration from management servers, over xDS.
+///
+/// ```
+/// use mesh_core::xds::{Bootstrap, XdsSource};
+///
+/// let source = XdsSource::new(Bootstrap::new("127.0.0.1:15010").node_id("web-1"));
+/// let status = source.status();
+/// assert!(status.get().resources.is_empty());
+/// ```
+#[derive(Clone, Debug)]
+pub struct XdsSource {
+    bootstrap: Arc<Bootstrap>,
+    connector: Connector,
+    resolver: Resolver,
+    options: Options,
+    keepalive: (Duration, Duration),
+    on_own_thread: bool,
+    seed: u64,
+    status: StatusHandle,
+}
+
+impl XdsSource {
+    /// A source that follows this bootstrap.
+    pub fn new(bootstrap: Bootstrap) -> Self {
+        XdsSource {
+            bootstrap: Arc::new(bootstrap),
+            connector: Connector::default(),
+            resolver: Resolver::default(),
+            options: Options::default(),
+            keepalive: (Duration::from_secs(10), Duration::from_secs(5)),
+            on_own_thread: true,
+            seed: fastrand::u64(..),
+            status: StatusHandle::default(),
+        }
+    }
+
+    /// Connects to the servers in another way than by TCP.
+    pub fn connector(mut self, connector: Connector) -> Self {
+        self.connector = connector;
+        self
+    }
+
+    /// Looks the names of STRICT_DNS clusters up in another way than by the system's resolver.
+    pub fn resolver(mut self, resolver: Resolver) -> Self {
+        self.resolver = resolver;
+        self
+    }
+
+    /// What the decoders must know of the application: the names of its own filters and balancers.
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// A ping after so much silence of a server, and so much time to answer it. 10 s and 5 s by default, so that a
+    /// hung server is noticed after 15 s; the interval doubles for a server that finds it too short.
+    pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
+        self.keepalive = (interval, timeout);
+        self
+    }
+
+    /// Runs on the runtime that runs the source instead of on a thread of its own: for tests with paused time.
+    pub fn on_callers_runtime(mut self) -> Self {
+        self.on_own_thread = false;
+        self
+    }
+
+    /// Makes the jitter of the waits repeatable.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Where the client's status is found while it runs.
+    pub fn status(&self) -> StatusHandle {
+        self.status.clone()
+    }
+
+    /// The bootstrap that it follows.
+    pub fn bootstrap(&self) -> &Bootstrap {
+        &self.bootstrap
+    }
+
+    /// Learns for any consumer until it wants no more.
+    pub async fn run_for(&self, consumer: impl Consumer) {
+        Client::new(self, consumer).run().await;
+    }
+}
+
+impl Source for XdsSource {
+    fn listener_name(&self, target: &Target) -> Result<ListenerName, Invalid> {
+        self.bootstrap.listener_name(target)
+    }
+
+    fn server_listener_name(&self, address: SocketAddr) -> Result<ListenerName, Invalid> {
+        self.bootstrap.server_listener_name(address)
+    }
+
+    fn run(self: Arc<Self>, sink: Sink) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        match self.on_own_thread {
+            true => Box::pin(on_own_thread(move || async move { self.run_for(sink).await })),
+            false => Box::pin(async move { self.run_for(sink).await }),
+        }
+    }
+}
+
+/// Runs a future on a thread and runtime of its own; dropping the returned future stops it.
+async fn on_own_thread<F: Future<Output = ()>>(work: impl FnOnce() -> F + Send + 'static) {
+    let (stop, stopped) = oneshot::channel::<()>();
+    let (finish, finished) = oneshot::channel::<()>();
+    let thread = std::thread::Builder::new().name("mesh-xds".to_owned()).spawn(move || {
+        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(async {
+                tokio::select! {
+                    () = work() => {}
+                    _ = stopped => {}
+                }
+            }),
+            Err(error) => tracing::error!("the xDS client cannot start its runtime: {error}"),
+        }
+        // Nobody may be waiting any more.
+        let _ = finish.send(());
+    });
+    if let Err(error) = &thread {
+        tracing::error!("the xDS client cannot start its thread: {error}");
+    }
+    if finished.await.is_err() && thread.is_ok() {
+        tracing::error!("the xDS client's thread has ended unexpectedly; the configuration stays as it is");
+    }
+    drop(stop);
+}
+
+/// Who learns: the store, through its [`Sink`], or a test.
+pub trait Consumer: Send {
+    /// Takes in what was learned, and says what is wanted next.
+    fn apply(&mut self, update: Update) -> Progress;
+
+    /// Waits until other things are wanted than before; `None` = nothing any more. Must lose nothing when dropped.
+    fn changed(&mut self) -> impl Future<Output = Option<Progress>> + Send;
+}
+
+impl Consumer for Sink {
+    fn apply(&mut self, update: Update) -> Progress {
+        Sink::apply(self, update)
+    }
+
+    async fn changed(&mut self) -> Option<Progress> {
+        Sink::changed(self).await
+    }
+}
+
+/// An event of a stream: which session, which server, which of its streams, and what.
+type StreamEvent = (usize, usize, u64, Event);
+
+struct Client<C> {
+    consumer: C,
+    bootstrap: Arc<Bootstrap>,
+    connector: Connector,
+    sessions: Vec<Running>,
+    /// The session of an authority; the default one is that of names without an authority.
+    by_authority: HashMap<String, usize>,
+    events: mpsc::Sender<StreamEvent>,
+    incoming: mpsc::Receiver<StreamEvent>,
+    /// Tells the events of a stream from those of the one that replaced it.
+    turns: u64,
+    dns: Dns,
+    status: StatusHandle,
+    status_due: Option<Instant>,
+    status_set: Option<Instant>,
+}
+
+/// A session with its streams.
+struct Running {
+    session: Session,
+    streams: Vec<Option<Stream>>,
+    keepalives: Vec<Keepalive>,
+}
+
+struct Stream {
+    turn: u64,
+    requests: Option<Requests>,
+    _task: Owned,
+}
+
+impl<C: Consumer> Client<C> {
+    fn new(source: &XdsSource, consumer: C) -> Self {
+        let now = now();
+        let bootstrap = Arc::clone(&source.bootstrap);
+        let options = Arc::new(source.options.clone());
+        // Authorities with the same servers share one session, and so one stream (rule 30).
+        let mut by_servers: BTreeMap<&[Server], usize> = BTreeMap::new();
+        let mut by_authority = HashMap::new();
+        let mut sessions = Vec::new();
+        let own = std::iter::once((None, bootstrap.servers.as_slice()));
+        let others = bootstrap.authorities.iter().map(|(name, authority)| {
+            let own = authority.servers.is_empty();
+            (Some(name), if own { bootstrap.servers.as_slice() } else { authority.servers.as_slice() })
+        });
+        for (authority, servers) in own.chain(others) {
+            let index = *by_servers.entry(servers).or_insert_with(|| {
+                let seed = source.seed.wrapping_add(sessions.len() as u64);
+                let (interval, timeout) = source.keepalive;
+                sessions.push(Running {
+                    session: Session::new(servers, &bootstrap.node, Arc::clone(&options), now, seed),
+                    streams: servers.iter().map(|_| None).collect(),
+                    keepalives: servers.iter().map(|_| Keepalive::new(interval, timeout)).collect(),
+                });
+                sessions.len() - 1
+            });
+            if let Some(authority) = authority {
+                by_authority.insert(authority.clone(), index);
+            }
+        }
+        // Every stream sends one event and waits until it was dealt with, so this bound only spares memory.
+        let (events, incoming) = mpsc::channel(64);
+        Client {
+            consumer,
+            connector: source.connector.clone(),
+            sessions,
+            by_authority,
+            events,
+            incoming,
+            turns: 0,
+            dns: Dns::new(source.resolver.clone()),
+            status: source.status.clone(),
+            status_due: Some(now),
+            status_set: None,
+            bootstrap,
+        }
+    }
+
+    async fn run(mut self) {
+        loop {
+            self.tick();
+            self.report_status();
+            let deadline = self.next_deadline();
+            tokio::select! {
+                biased;
+                progress = self.consumer.changed() => match progress {
+                    Some(progress) => self.interest(progress),
+                    None => break,
+                },
+                Some(event) = self.incoming.recv() => self.stream_event(event),
+                Some(answer) = self.dns.recv() => {
+                    let changes = self.dns.answered(answer).into_iter().collect();
+                    self.settle(0, Outcome { changes, actions: Vec::new() });
+                }
+                () = sleep_until(deadline) => {}
+            }
+            tokio::task::yield_now().await;
+        }
+        self.farewell().await;
+    }
+
+    fn stream_event(&mut self, (session, server, turn, event): StreamEvent) {
+        let Some(running) = self.sessions.get_mut(session) else { return };
+        let Some(slot) = running.streams.get_mut(server) else { return };
+        let Some(stream) = slot.as_mut().filter(|stream| stream.turn == turn) else { return };
+        let now = now();
+        match event {
+            Event::Opened(requests) => {
+                stream.requests = Some(requests);
+                let outcome = running.session.opened(server, now);
+                self.settle(session, outcome);
+            }
+            Event::Response(response, dealt_with) => {
+                let outcome = running.session.response(server, response, now);
+                self.settle(session, outcome);
+                drop(dealt_with);
+            }
+            Event::Closed(end) => {
+                *slot = None;
+                let outcome = running.session.closed(server, end, now);
+                self.settle(session, outcome);
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = now();
+        for session in 0..self.sessions.len() {
+            let Some(running) = self.sessions.get_mut(session) else { continue };
+            if running.session.next_deadline().is_some_and(|at| at <= now) {
+                let outcome = running.session.tick(now);
+                self.settle(session, outcome);
+            }
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let sessions = self.sessions.iter().filter_map(|running| running.session.next_deadline());
+        sessions.chain(self.status_due).min()
+    }
+
+    fn interest(&mut self, progress: Progress) {
+        for (session, outcome) in self.route(progress) {
+            self.settle(session, outcome);
+        }
+    }
+
+    /// Applies an outcome, then whatever follows from it.
+    fn settle(&mut self, session: usize, outcome: Outcome) {
+        self.status_due.get_or_insert_with(now);
+        let mut outcomes = VecDeque::from([(session, outcome)]);
+        while let Some((session, Outcome { actions, changes })) = outcomes.pop_front() {
+            // First the store, then the acknowledgement: what was acknowledged is in use.
+            let mut progress = Progress::default();
+            if !changes.is_empty() {
+                self.note_names(&changes);
+                progress = self.consumer.apply(Update { changes });
+            }
+            for action in actions {
+                outcomes.extend(self.act(session, action));
+            }
+            outcomes.extend(self.route(progress));
+        }
+    }
+
+    /// Clusters whose names are looked up may have changed.
+    fn note_names(&mut self, changes: &[Change]) {
+        for change in changes {
+            if let Change::Put(key, Resource::Cluster(cluster)) = change {
+                self.dns.update(&key.name, &cluster.kind);
+            }
+        }
+    }
+
+    /// Hands what is wanted to those who can provide it.
+    fn route(&mut self, progress: Progress) -> Vec<(usize, Outcome)> {
+        if progress.is_empty() {
+            return Vec::new();
+        }
+        let mut by_session: BTreeMap<usize, Progress> = BTreeMap::new();
+        let mut absent = Vec::new();
+        for key in progress.unsubscribe {
+            match (cluster_of(&key), self.session_of(&key)) {
+                (Some(cluster), _) => self.dns.unsubscribe(cluster),
+                (None, Ok(session)) => by_session.entry(session).or_default().unsubscribe.push(key),
+                (None, Err(_)) => {}
+            }
+        }
+        for key in progress.subscribe {
+            match (cluster_of(&key), self.session_of(&key)) {
+                (Some(cluster), _) => {
+                    let kind = self.cluster_kind(cluster);
+                    self.dns.subscribe(cluster, kind.as_ref());
+                }
+                (None, Ok(session)) => by_session.entry(session).or_default().subscribe.push(key),
+                (None, Err(reason)) => {
+                    let reason = format!("{key}: {reason} [node id {:?}]", self.bootstrap.node.id);
+                    absent.push(Change::Absent(key, reason.into()));
+                }
+            }
+        }
+        let now = now();
+        let mut outcomes = vec![(0, Outcome { actions: Vec::new(), changes: absent })];
+        for (session, progress) in by_session {
+            if let Some(running) = self.sessions.get_mut(session) {
+                outcomes.push((session, running.session.interest(&progress, now)));
+            }
+        }
+        outcomes
+    }
+
+    /// The session that can provide a resource, or why there is none.
+    fn session_of(&self, key: &ResourceKey) -> Result<usize, String> {
+        let name = names::canonical(key.kind, &key.name).map_err(|invalid| invalid.to_string())?;
+        match names::authority(&name) {
+            None => Ok(0),
+            Some(authority) => match self.by_authority.get(authority) {
+                Some(session) => Ok(*session),
+                None => Err(format!("the authority {authority:?} is not in the xDS bootstrap")),
+            },
+        }
+    }
+
+    fn cluster_kind(&self, name: &str) -> Option<ClusterKind> {
+        let key = ResourceKey::new(ResourceType::Cluster, name);
+        let session = self.sessions.get(self.session_of(&key).ok()?)?;
+        match session.session.content(&key)? {
+            Resource::Cluster(cluster) => Some(cluster.kind.clone()),
+            _ => None,
+        }
+    }
+
+    fn act(&mut self, session: usize, action: Action) -> Option<(usize, Outcome)> {
+        let running = self.sessions.get_mut(session)?;
+        match action {
+            Action::Connect(index) => {
+                self.turns += 1;
+                let (turn, events) = (self.turns, self.events.clone());
+                let report = async move |event: Event| events.send((session, index, turn, event)).await.is_ok();
+                let server = running.session.server(index)?.clone();
+                let keepalive = running.keepalives.get(index)?.clone();
+                let task = Owned::spawn(transport::run(self.connector.clone(), server, keepalive, report));
+                *running.streams.get_mut(index)? = Some(Stream { turn, requests: None, _task: task });
+                None
+            }
+            Action::Disconnect(index) => {
+                *running.streams.get_mut(index)? = None;
+                None
+            }
+            Action::Send(index, request) => {
+                let slot = running.streams.get_mut(index)?;
+                if slot.as_ref().and_then(|stream| stream.requests.as_ref())?.send(*request) {
+                    return None;
+                }
+                // Its queue is full: it does not read. Or it has ended, and its last event is on the way.
+                *slot = None;
+                let end = End::Closed("the management server does not read its requests".to_owned());
+                Some((session, running.session.closed(index, end, now())))
+            }
+        }
+    }
+
+    fn report_status(&mut self) {
+        let now = now();
+        let Some(due) = self.status_due else { return };
+        let due = self.status_set.map_or(due, |set| due.max(set + STATUS_INTERVAL));
+        if due > now {
+            self.status_due = Some(due);
+            return;
+        }
+        let wall = SystemTime::now();
+        self.status_due = None;
+        self.status_set = Some(now);
+        let mut resources: Vec<_> =
+            self.sessions.iter().flat_map(|running| running.session.resources(now, wall)).collect();
+        resources.sort_by(|a, b| a.key.cmp(&b.key));
+        self.status.set(ClientStatus {
+            node_id: self.bootstrap.node.id.clone(),
+            servers: self.sessions.iter().flat_map(|running| running.session.servers(now)).collect(),
+            resources,
+        });
+    }
+
+    /// Unsubscribes from everything and gives the servers a moment to read it, so that they need not find out by
+    /// a timeout that this client is gone.
+    async fn farewell(mut self) {
+        let now = now();
+        for session in 0..self.sessions.len() {
+            if let Some(running) = self.sessions.get_mut(session) {
+                let outcome = running.session.abandon(now);
+                for action in outcome.actions {
+                    self.act(session, action);
+                }
+            }
+        }
+        let mut open = 0;
+        for stream in self.sessions.iter_mut().flat_map(|running| &mut running.streams).flatten() {
+            // Without a sender the stream ends as soon as everything was sent.
+            open += usize::from(stream.requests.take().is_some());
+        }
+        let goodbye = async {
+            while open > 0 {
+                match self.incoming.recv().await {
+                    Some((.., Event::Closed(_))) => open -= 1,
+                    Some(_) => {}
+                    None => return,
+                }
+            }
+        };
+        // A server that does not end its side is left alone.
+        let _ = tokio::time::timeout(FAREWELL, goodbye).await;
+    }
+}
+
+impl<C> fmt::Debug for Client<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Client({} sessions)", self.sessions.len())
+    }
+}
+
+/// The time, by the runtime's clock, which tests can hold.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

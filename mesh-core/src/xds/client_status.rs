@@ -1,0 +1,126 @@
+//! What the client knows and how it came by it: the content of CSDS (gRFC A40, A88) as data.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+
+use crate::resources::ResourceKey;
+
+/// What the client knows at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClientStatus {
+    /// The id of this client's node.
+    pub node_id: String,
+    /// The management servers: by authority, then in order of preference.
+    pub servers: Vec<ServerStatus>,
+    /// The resources that are subscribed to, by kind and name.
+    pub resources: Vec<ResourceStatus>,
+}
+
+/// One management server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerStatus {
+    /// Where it is.
+    pub uri: String,
+    /// Whether a stream to it is open and has had a response (gRFC A78, `grpc.xds_client.connected`).
+    pub connected: bool,
+    /// How long ago a response of it was last acknowledged or rejected.
+    pub last_ack_age: Option<Duration>,
+    /// How often it could not be reached or broke off before it had answered (`grpc.xds_client.server_failure`).
+    pub failures: u64,
+    /// Resources received from it that were accepted (`grpc.xds_client.resource_updates_valid`).
+    pub accepted: u64,
+    /// Resources received from it that were rejected (`grpc.xds_client.resource_updates_invalid`).
+    pub rejected: u64,
+    /// The last failure, until the next response.
+    pub error: Option<String>,
+}
+
+/// One resource.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResourceStatus {
+    /// Its kind and name.
+    pub key: ResourceKey,
+    /// What the last news of it was.
+    pub state: ResourceState,
+    /// The version in use; empty while there is none.
+    pub version: String,
+    /// When the version in use arrived.
+    pub last_updated: Option<SystemTime>,
+    /// The version in use as it was received.
+    pub raw: Option<RawResource>,
+    /// What is wrong, while something is: the version in use may be fine all the same.
+    pub error: Option<ErrorState>,
+    /// Fields of the version in use that are set and have no effect here.
+    pub ignored: Arc<[String]>,
+}
+
+/// A resource's bytes with their type.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RawResource {
+    /// The type URL.
+    pub type_url: &'static str,
+    /// The Protobuf bytes.
+    pub value: Bytes,
+}
+
+impl fmt::Debug for RawResource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({} bytes)", self.type_url, self.value.len())
+    }
+}
+
+/// The last thing that went wrong with a resource.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ErrorState {
+    /// What it was.
+    pub details: Arc<str>,
+    /// The version that was rejected; empty where the error is not about one.
+    pub version: String,
+    /// The rejected resource as it was received.
+    pub raw: Option<RawResource>,
+    /// When.
+    pub at: SystemTime,
+}
+
+/// What the last news of a resource was (`envoy.admin.v3.ClientResourceStatus`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ResourceState {
+    /// It was asked for, and there was no answer yet.
+    #[default]
+    Requested,
+    /// The server said that there is none, or kept silent for too long.
+    DoesNotExist,
+    /// It was received and accepted.
+    Acked,
+    /// The last version of it was rejected.
+    Nacked,
+    /// The server reported an error of its own about it.
+    ReceivedError,
+    /// The server kept silent for too long, which is taken as its own fault.
+    Timeout,
+}
+
+/// Where the latest [`ClientStatus`] is found. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct StatusHandle(Arc<ArcSwap<ClientStatus>>);
+
+impl StatusHandle {
+    /// The latest status. It follows changes within a tenth of a second.
+    pub fn get(&self) -> Arc<ClientStatus> {
+        self.0.load_full()
+    }
+
+    pub(crate) fn set(&self, status: ClientStatus) {
+        self.0.store(Arc::new(status));
+    }
+}
+
+impl fmt::Debug for StatusHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StatusHandle")
+    }
+}

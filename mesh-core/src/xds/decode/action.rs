@@ -1,0 +1,380 @@
+//! What becomes of a request (`envoy.config.route.v3.Route.action`, gRFC A28, A31, A44).
+//!
+//! An action that is valid and not built makes its route unusable: requests that match it fail with the reason,
+//! and are not sent to wherever the next route leads.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
+use http::{HeaderValue, StatusCode};
+
+use super::common::{duration, filled, positive};
+use super::headers::{self, mutations};
+use super::notes::{Notes, ignored};
+use super::{filter, route::cluster_name};
+use crate::error::Invalid;
+use crate::model::{
+    Clusters, DirectResponse, Forward, MaxStreamDuration, PathChange, PathRewrite, Redirect, RetryPolicy, RouteAction,
+    WeightedCluster,
+};
+
+/// The largest body of a direct response, in bytes.
+const MAX_BODY: usize = 1 << 20;
+
+/// What a route inherits from its virtual host and route configuration.
+pub(super) struct Inherited {
+    /// Cluster specifier plugins by name; the value says whether they are optional. None is supported.
+    pub(super) plugins: HashMap<String, bool>,
+    /// The retry policy of the virtual host; a route's own replaces it.
+    pub(super) retry: Option<RetryPolicy>,
+}
+
+pub(super) fn action(
+    notes: &mut Notes<'_>,
+    value: Option<pb::route::Action>,
+    inherited: &Inherited,
+) -> Result<RouteAction, Invalid> {
+    use pb::route::Action;
+    match value {
+        Some(Action::Route(value)) => notes.field("route", |notes| forward(notes, value, inherited)),
+        Some(Action::Redirect(value)) => notes.field("redirect", |notes| redirect(notes, value)),
+        Some(Action::DirectResponse(value)) => notes.field("direct_response", |notes| direct(notes, value)),
+        Some(Action::NonForwardingAction(_)) => Ok(RouteAction::NonForwarding),
+        Some(Action::FilterAction(_)) => Ok(unusable("filter_action is not supported")),
+        None => Ok(unusable("the route has no known action")),
+    }
+}
+
+pub(super) fn unusable(reason: &str) -> RouteAction {
+    RouteAction::Unusable(Arc::from(reason))
+}
+
+fn forward(notes: &mut Notes<'_>, value: pb::RouteAction, inherited: &Inherited) -> Result<RouteAction, Invalid> {
+    let pb::RouteAction {
+        cluster_not_found_response_code,
+        metadata_match,
+        prefix_rewrite,
+        regex_rewrite,
+        path_rewrite_policy,
+        path_rewrite,
+        append_x_forwarded_host,
+        timeout,
+        idle_timeout,
+        flush_timeout,
+        early_data_policy,
+        retry_policy,
+        retry_policy_typed_config,
+        request_mirror_policies,
+        priority,
+        rate_limits,
+        include_vh_rate_limits,
+        hash_policy,
+        cors,
+        max_grpc_timeout,
+        grpc_timeout_offset,
+        upgrade_configs,
+        internal_redirect_policy,
+        internal_redirect_action,
+        max_internal_redirects,
+        hedge_policy,
+        max_stream_duration,
+        cluster_specifier,
+        host_rewrite_specifier,
+    } = value;
+    ignored!(notes;
+        cluster_not_found_response_code, append_x_forwarded_host, idle_timeout, flush_timeout, early_data_policy,
+        retry_policy_typed_config, request_mirror_policies, priority, rate_limits, include_vh_rate_limits,
+        hash_policy, cors, max_grpc_timeout, grpc_timeout_offset, upgrade_configs, internal_redirect_policy,
+        internal_redirect_action, max_internal_redirects, hedge_policy);
+    let path = match (prefix_rewrite, regex_rewrite) {
+        (prefix, None) if prefix.is_empty() => None,
+        (prefix, None) => Some(PathChange::Prefix(prefix)),
+        (prefix, Some(regex)) if prefix.is_empty() => {
+            Some(PathChange::Regex(notes.field("regex_rewrite", |_| path_rewrite_regex(regex))?))
+        }
+        _ => return Err(Invalid::new("prefix_rewrite and regex_rewrite exclude each other")),
+    };
+    let authority = match host_rewrite(notes, host_rewrite_specifier)? {
+        Ok(authority) => authority,
+        Err(reason) => return Ok(unusable(reason)),
+    };
+    let clusters = match clusters(notes, cluster_specifier, inherited)? {
+        Ok(clusters) => clusters,
+        Err(reason) => return Ok(unusable(reason)),
+    };
+    let forward = Forward {
+        clusters,
+        path,
+        authority,
+        timeout: notes.optional("timeout", timeout, |_, value| duration(&value))?,
+        max_stream_duration: notes.optional("max_stream_duration", max_stream_duration, stream_duration)?,
+        retry: notes.optional("retry_policy", retry_policy, retry)?.or_else(|| inherited.retry.clone()),
+    };
+    // These choose among endpoints or change what is sent, so that going on without them is no option.
+    for (is_set, reason) in [
+        (metadata_match.is_some(), "metadata_match (subsets of a cluster) is not supported"),
+        (path_rewrite_policy.is_some(), "path_rewrite_policy is not supported yet"),
+        (!path_rewrite.is_empty(), "path_rewrite is not supported yet"),
+    ] {
+        if is_set {
+            return Ok(unusable(reason));
+        }
+    }
+    Ok(RouteAction::Forward(forward))
+}
+
+/// The new authority; the inner error is the reason for which the route cannot be used.
+fn host_rewrite(
+    notes: &mut Notes<'_>,
+    value: Option<pb::route_action::HostRewriteSpecifier>,
+) -> Result<Result<Option<HeaderValue>, &'static str>, Invalid> {
+    use pb::route_action::HostRewriteSpecifier as Kind;
+    Ok(match value {
+        None => Ok(None),
+        Some(Kind::HostRewriteLiteral(host)) if host.is_empty() => Ok(None),
+        Some(Kind::HostRewriteLiteral(host)) => {
+            let host =
+                HeaderValue::try_from(host).map_err(|_| Invalid::new("not a host").at("host_rewrite_literal"))?;
+            Ok(Some(host))
+        }
+        Some(Kind::AutoHostRewrite(on)) => {
+            // gRFC A81: honoured only from a server that is marked as trusted; not built.
+            if on.value {
+                notes.ignore("auto_host_rewrite");
+            }
+            Ok(None)
+        }
+        Some(Kind::HostRewriteHeader(_)) => Err("host_rewrite_header is not supported yet"),
+        Some(Kind::HostRewritePathRegex(_)) => Err("host_rewrite_path_regex is not supported yet"),
+        Some(Kind::HostRewrite(_)) => Err("host_rewrite is not supported yet"),
+    })
+}
+
+/// The clusters; the inner error is the reason for which the route cannot be used.
+fn clusters(
+    notes: &mut Notes<'_>,
+    value: Option<pb::route_action::ClusterSpecifier>,
+    inherited: &Inherited,
+) -> Result<Result<Clusters, &'static str>, Invalid> {
+    use pb::route_action::ClusterSpecifier as Kind;
+    let plugin = "cluster specifier plugins are not supported";
+    Ok(match value {
+        Some(Kind::Cluster(name)) => Ok(Clusters::One(notes.field("cluster", |_| cluster_name(&name))?)),
+        Some(Kind::WeightedClusters(value)) => {
+            return notes.field("weighted_clusters", |notes| weighted(notes, value));
+        }
+        Some(Kind::ClusterHeader(_)) => Err("cluster_header is not supported yet"),
+        Some(Kind::ClusterSpecifierPlugin(name)) => match inherited.plugins.get(&name) {
+            Some(true) => Err(plugin),
+            Some(false) => return Err(Invalid::new(plugin).at("cluster_specifier_plugin")),
+            None => return Err(Invalid::new(format!("no plugin is named {name:?}")).at("cluster_specifier_plugin")),
+        },
+        Some(Kind::InlineClusterSpecifierPlugin(value)) if value.is_optional => Err(plugin),
+        Some(Kind::InlineClusterSpecifierPlugin(_)) => {
+            return Err(Invalid::new(plugin).at("inline_cluster_specifier_plugin"));
+        }
+        None => Err("the route names no known kind of cluster"),
+    })
+}
+
+fn weighted(notes: &mut Notes<'_>, value: pb::WeightedCluster) -> Result<Result<Clusters, &'static str>, Invalid> {
+    let pb::WeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } = value;
+    ignored!(notes; total_weight, runtime_key_prefix, random_value_specifier);
+    let clusters = notes.each("clusters", clusters, weighted_cluster)?;
+    let sum: u64 = clusters.iter().map(|cluster| cluster.as_ref().map_or(0, |cluster| u64::from(cluster.weight))).sum();
+    if sum > u64::from(u32::MAX) {
+        return Err(Invalid::new("the weights add up to more than 4294967295").at("clusters"));
+    }
+    let clusters: Result<Vec<WeightedCluster>, &'static str> = clusters.into_iter().collect();
+    let Ok(mut clusters) = clusters else { return Ok(clusters.map(Clusters::Weighted)) };
+    // Zero-weight entries are skipped (gRFC A28).
+    clusters.retain(|cluster| cluster.weight > 0);
+    if clusters.is_empty() {
+        return Err(Invalid::new("every weight is zero").at("clusters"));
+    }
+    Ok(Ok(Clusters::Weighted(clusters)))
+}
+
+fn weighted_cluster(
+    notes: &mut Notes<'_>,
+    value: pb::weighted_cluster::ClusterWeight,
+) -> Result<Result<WeightedCluster, &'static str>, Invalid> {
+    let pb::weighted_cluster::ClusterWeight {
+        name,
+        cluster_header,
+        weight,
+        metadata_match,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        typed_per_filter_config,
+        host_rewrite_specifier,
+    } = value;
+    if !cluster_header.is_empty() {
+        return Ok(Err("cluster_header is not supported yet"));
+    }
+    if metadata_match.is_some() {
+        return Ok(Err("metadata_match (subsets of a cluster) is not supported"));
+    }
+    if host_rewrite_specifier.is_some() {
+        return Ok(Err("host_rewrite_literal of a weighted cluster is not supported yet"));
+    }
+    Ok(Ok(WeightedCluster {
+        name: notes.field("name", |_| cluster_name(&name))?,
+        weight: weight.map_or(0, |weight| weight.value),
+        mutations: mutations(
+            notes,
+            headers::Lists {
+                request_headers_to_add,
+                request_headers_to_remove,
+                response_headers_to_add,
+                response_headers_to_remove,
+            },
+        )?,
+        filters: filter::overrides(notes, typed_per_filter_config)?,
+    }))
+}
+
+fn stream_duration(
+    notes: &mut Notes<'_>,
+    value: pb::route_action::MaxStreamDuration,
+) -> Result<MaxStreamDuration, Invalid> {
+    let pb::route_action::MaxStreamDuration {
+        max_stream_duration,
+        grpc_timeout_header_max,
+        grpc_timeout_header_offset,
+    } = value;
+    ignored!(notes; grpc_timeout_header_offset);
+    Ok(MaxStreamDuration {
+        limit: notes.optional("max_stream_duration", max_stream_duration, |_, value| duration(&value))?,
+        grpc_timeout_max: notes.optional("grpc_timeout_header_max", grpc_timeout_header_max, |_, v| duration(&v))?,
+    })
+}
+
+/// A retry policy (gRFC A44's rules on its numbers).
+pub(super) fn retry(notes: &mut Notes<'_>, value: pb::RetryPolicy) -> Result<RetryPolicy, Invalid> {
+    let pb::RetryPolicy {
+        retry_on,
+        num_retries,
+        per_try_timeout,
+        per_try_idle_timeout,
+        retry_priority,
+        retry_host_predicate,
+        retry_options_predicates,
+        host_selection_retry_max_attempts,
+        retriable_status_codes,
+        retry_back_off,
+        rate_limited_retry_back_off,
+        retriable_headers,
+        retriable_request_headers,
+        refresh_cluster_on_retry,
+    } = value;
+    ignored!(notes;
+        per_try_timeout, per_try_idle_timeout, retry_priority, retry_host_predicate, retry_options_predicates,
+        host_selection_retry_max_attempts, retriable_status_codes, rate_limited_retry_back_off, retriable_headers,
+        retriable_request_headers, refresh_cluster_on_retry);
+    let retries = num_retries.map_or(1, |retries| retries.value);
+    if retries == 0 {
+        return Err(Invalid::new("must be at least 1").at("num_retries"));
+    }
+    let (base_interval, max_interval) =
+        notes.optional("retry_back_off", retry_back_off, back_off)?.unwrap_or_else(|| {
+            let base = Duration::from_millis(25);
+            (base, base * 10)
+        });
+    let on = retry_on.split(',').map(str::trim).filter(|on| !on.is_empty()).map(str::to_owned).collect();
+    Ok(RetryPolicy { on, retries, base_interval, max_interval })
+}
+
+fn back_off(notes: &mut Notes<'_>, value: pb::retry_policy::RetryBackOff) -> Result<(Duration, Duration), Invalid> {
+    let base = notes.required("base_interval", value.base_interval, |_, value| positive(&value))?;
+    let max = notes.optional("max_interval", value.max_interval, |_, value| positive(&value))?;
+    match max {
+        Some(max) if max < base => Err(Invalid::new("must not be less than base_interval").at("max_interval")),
+        Some(max) => Ok((base, max)),
+        None => Ok((base, base.saturating_mul(10))),
+    }
+}
+
+fn redirect(notes: &mut Notes<'_>, value: pb::RedirectAction) -> Result<RouteAction, Invalid> {
+    use pb::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
+    let pb::RedirectAction {
+        host_redirect,
+        port_redirect,
+        response_code,
+        strip_query,
+        scheme_rewrite_specifier,
+        path_rewrite_specifier,
+    } = value;
+    let status = match RedirectResponseCode::try_from(response_code) {
+        Ok(RedirectResponseCode::MovedPermanently) => StatusCode::MOVED_PERMANENTLY,
+        Ok(RedirectResponseCode::Found) => StatusCode::FOUND,
+        Ok(RedirectResponseCode::SeeOther) => StatusCode::SEE_OTHER,
+        Ok(RedirectResponseCode::TemporaryRedirect) => StatusCode::TEMPORARY_REDIRECT,
+        Ok(RedirectResponseCode::PermanentRedirect) => StatusCode::PERMANENT_REDIRECT,
+        Err(_) => return Err(Invalid::new("not a known value").at("response_code")),
+    };
+    let port = u16::try_from(port_redirect)
+        .map_err(|_| Invalid::new(format!("{port_redirect} is not a port")).at("port_redirect"))?;
+    let path = match path_rewrite_specifier {
+        None => None,
+        Some(PathRewriteSpecifier::PathRedirect(path)) => {
+            HeaderValue::try_from(&path).map_err(|_| Invalid::new("not a path").at("path_redirect"))?;
+            Some(PathChange::Full(path))
+        }
+        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => Some(PathChange::Prefix(prefix)),
+        Some(PathRewriteSpecifier::RegexRewrite(regex)) => {
+            Some(PathChange::Regex(notes.field("regex_rewrite", |_| path_rewrite_regex(regex))?))
+        }
+        Some(PathRewriteSpecifier::PathRewrite(_)) => return Ok(unusable("path_rewrite is not supported yet")),
+    };
+    let host = (!host_redirect.is_empty()).then_some(host_redirect);
+    if let Some(host) = &host {
+        HeaderValue::try_from(host).map_err(|_| Invalid::new("not a host").at("host_redirect"))?;
+    }
+    let scheme = match scheme_rewrite_specifier {
+        Some(SchemeRewriteSpecifier::HttpsRedirect(true)) => Some("https".to_owned()),
+        Some(SchemeRewriteSpecifier::HttpsRedirect(false)) | None => None,
+        Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) => {
+            http::uri::Scheme::try_from(scheme.as_str())
+                .map_err(|_| Invalid::new("not a scheme").at("scheme_redirect"))?;
+            Some(scheme)
+        }
+    };
+    let port = (port > 0).then_some(port);
+    Ok(RouteAction::Redirect(Redirect { status, scheme, host, port, path, strip_query }))
+}
+
+fn path_rewrite_regex(value: RegexMatchAndSubstitute) -> Result<PathRewrite, Invalid> {
+    let pattern = value.pattern.ok_or_else(|| Invalid::new("missing").at("pattern"))?;
+    PathRewrite::new(&filled("pattern.regex", pattern.regex)?, &value.substitution)
+}
+
+fn direct(notes: &mut Notes<'_>, value: pb::DirectResponseAction) -> Result<RouteAction, Invalid> {
+    use core::data_source::Specifier;
+    let pb::DirectResponseAction { status, body, body_format } = value;
+    ignored!(notes; body_format);
+    let status = u16::try_from(status)
+        .ok()
+        .filter(|status| (200..=599).contains(status))
+        .and_then(|status| StatusCode::from_u16(status).ok())
+        .ok_or_else(|| Invalid::new(format!("{status} is not a status from 200 to 599")).at("status"))?;
+    let body = match body.and_then(|body| body.specifier) {
+        None => Vec::new(),
+        Some(Specifier::InlineBytes(bytes)) => bytes,
+        Some(Specifier::InlineString(text)) => text.into_bytes(),
+        // A control plane has no business reading the application's files and environment.
+        Some(Specifier::Filename(_) | Specifier::EnvironmentVariable(_)) => {
+            return Ok(unusable("a direct response's body must be inline"));
+        }
+    };
+    if body.len() > MAX_BODY {
+        return Err(Invalid::new(format!("larger than {MAX_BODY} bytes")).at("body"));
+    }
+    Ok(RouteAction::Direct(DirectResponse { status, body: body.into() }))
+}

@@ -1,0 +1,505 @@
+//! Cluster (`envoy.config.cluster.v3`, gRFC A27, A37, A48, A52).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::cluster::v3 as pb;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use envoy_types::pb::envoy::extensions::clusters::{aggregate::v3 as aggregate, dns::v3 as dns};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
+use envoy_types::pb::google::protobuf::{Any, value::Kind};
+
+use super::common::{duration, holds, parse, percent, positive, same_stream, type_name, unpack};
+use super::endpoint::assignment;
+use super::notes::{Notes, ignored};
+use super::{balancer, route::cluster_name};
+use crate::error::Invalid;
+use crate::id::{Address, ClusterName};
+use crate::model::{Cluster, ClusterKind, ClusterProtocol, ClusterTls, Endpoints, PriorityPolicy};
+use crate::resources::{Resource, ResourceType};
+use crate::xds::names;
+
+/// How often names are looked up where the cluster does not say (Envoy's default).
+const DNS_REFRESH: Duration = Duration::from_secs(5);
+/// The longest name that TLS can announce (gRFC A101).
+const MAX_SNI: usize = 255;
+
+pub(super) fn decode(notes: &mut Notes<'_>, bytes: &[u8]) -> Result<(Arc<str>, Resource), Invalid> {
+    let value: pb::Cluster = parse(bytes)?;
+    let name = names::canonical(ResourceType::Cluster, &value.name).map_err(|invalid| invalid.at("name"))?;
+    let cluster = cluster(notes, ClusterName::from(&*name), value).map_err(|invalid| invalid.of(&*name))?;
+    Ok((name, Resource::Cluster(Arc::new(cluster))))
+}
+
+fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Result<Cluster, Invalid> {
+    let pb::Cluster {
+        transport_socket_matches,
+        transport_socket_matcher,
+        name: _,
+        alt_stat_name: _,
+        stats_matcher: _,
+        eds_cluster_config,
+        connect_timeout,
+        per_connection_buffer_limit_bytes,
+        per_connection_buffer_high_watermark_timeout,
+        lb_policy,
+        load_assignment,
+        health_checks,
+        max_requests_per_connection,
+        circuit_breakers,
+        upstream_http_protocol_options,
+        common_http_protocol_options,
+        http_protocol_options,
+        http2_protocol_options,
+        typed_extension_protocol_options,
+        dns_refresh_rate,
+        dns_jitter,
+        dns_failure_refresh_rate,
+        respect_dns_ttl,
+        dns_lookup_family,
+        dns_resolvers,
+        use_tcp_for_dns_lookups,
+        dns_resolution_config,
+        typed_dns_resolver_config,
+        wait_for_warm_on_init,
+        outlier_detection,
+        cleanup_interval,
+        upstream_bind_config,
+        lb_subset_config,
+        common_lb_config,
+        transport_socket,
+        metadata,
+        protocol_selection,
+        upstream_connection_options,
+        close_connections_on_host_health_failure,
+        ignore_health_on_host_removal,
+        filters,
+        load_balancing_policy,
+        lrs_server,
+        lrs_report_endpoint_metrics,
+        track_timeout_budgets,
+        upstream_config,
+        track_cluster_stats,
+        preconnect_policy,
+        connection_pool_per_downstream_connection,
+        queuing_policies,
+        cluster_discovery_type,
+        lb_config,
+    } = value;
+    ignored!(notes;
+        per_connection_buffer_limit_bytes, per_connection_buffer_high_watermark_timeout,
+        upstream_http_protocol_options, http_protocol_options, dns_jitter, dns_failure_refresh_rate,
+        respect_dns_ttl, dns_lookup_family, dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config,
+        typed_dns_resolver_config, wait_for_warm_on_init, cleanup_interval, upstream_bind_config, lb_subset_config,
+        upstream_connection_options, close_connections_on_host_health_failure, ignore_health_on_host_removal,
+        filters, lrs_report_endpoint_metrics, track_timeout_budgets, upstream_config, track_cluster_stats,
+        preconnect_policy, connection_pool_per_downstream_connection, queuing_policies);
+
+    for (field, is_set) in [
+        ("transport_socket_matches", !transport_socket_matches.is_empty()),
+        ("transport_socket_matcher", transport_socket_matcher.is_some()),
+    ] {
+        if is_set {
+            return Err(Invalid::new("not supported").at(field));
+        }
+    }
+    let kind = Kinds { name: &name, eds_cluster_config, load_assignment, dns_refresh_rate };
+    let kind = kind.decode(notes, cluster_discovery_type)?;
+    let passes_through = kind == ClusterKind::PassThrough;
+    let balancer = balancer::balancer(notes, load_balancing_policy, lb_policy, lb_config, passes_through)?;
+    validate_lrs(notes, lrs_server)?;
+    notes.optional("circuit_breakers", circuit_breakers, circuit_breaker)?;
+    notes.optional("outlier_detection", outlier_detection, outlier)?;
+    notes.each("health_checks", health_checks, health_check)?;
+
+    let mut cluster = Cluster { balancer, ..Cluster::new(name, kind) };
+    // The older places first, so that the newer one wins.
+    cluster.max_requests_per_connection = max_requests_per_connection.map(|max| max.value).filter(|max| *max > 0);
+    notes.optional("common_http_protocol_options", common_http_protocol_options, |notes, options| {
+        common_options(notes, options, &mut cluster)
+    })?;
+    notes.optional("http2_protocol_options", http2_protocol_options, |notes, options| {
+        cluster.protocol = ClusterProtocol::Http2;
+        http2_options(notes, options, &mut cluster)
+    })?;
+    if protocol_selection == pb::cluster::ClusterProtocolSelection::UseDownstreamProtocol as i32 {
+        cluster.protocol = ClusterProtocol::AsCaller;
+    }
+    protocol_extensions(notes, typed_extension_protocol_options, &mut cluster)?;
+    if let Some(timeout) = notes.optional("connect_timeout", connect_timeout, |_, value| positive(&value))? {
+        cluster.connect_timeout = timeout;
+    }
+    if let Some(priorities) = notes.optional("common_lb_config", common_lb_config, common_lb)? {
+        cluster.priorities = priorities;
+    }
+    cluster.tls = notes.optional("transport_socket", transport_socket, tls)?.unwrap_or_default();
+    cluster.service = metadata.and_then(|metadata| istio_service(&metadata)).map(Arc::new);
+    Ok(cluster)
+}
+
+/// The fields that say where endpoints come from.
+struct Kinds<'n> {
+    name: &'n ClusterName,
+    eds_cluster_config: Option<pb::cluster::EdsClusterConfig>,
+    load_assignment: Option<ClusterLoadAssignment>,
+    dns_refresh_rate: Option<envoy_types::pb::google::protobuf::Duration>,
+}
+
+impl Kinds<'_> {
+    fn decode(
+        self,
+        notes: &mut Notes<'_>,
+        discovery: Option<pb::cluster::ClusterDiscoveryType>,
+    ) -> Result<ClusterKind, Invalid> {
+        use pb::cluster::{ClusterDiscoveryType, DiscoveryType};
+        let kind = match discovery {
+            Some(ClusterDiscoveryType::ClusterType(custom)) => return self.custom(notes, custom),
+            Some(ClusterDiscoveryType::Type(kind)) => {
+                DiscoveryType::try_from(kind).map_err(|_| Invalid::new("not a known value").at("type"))?
+            }
+            None => DiscoveryType::Static,
+        };
+        match kind {
+            DiscoveryType::Eds => self.eds(notes),
+            DiscoveryType::Static => self.assignment(notes, false).map(ClusterKind::Static),
+            DiscoveryType::StrictDns => {
+                let refresh = self.refresh(notes)?;
+                Ok(ClusterKind::StrictDns { endpoints: self.assignment(notes, true)?, refresh })
+            }
+            DiscoveryType::LogicalDns => {
+                let endpoints = self.assignment(notes, true)?;
+                one_host(&endpoints).map_err(|invalid| invalid.at("load_assignment"))?;
+                Ok(ClusterKind::LogicalDns(endpoints))
+            }
+            DiscoveryType::OriginalDst => Ok(ClusterKind::PassThrough),
+        }
+    }
+
+    fn eds(self, notes: &mut Notes<'_>) -> Result<ClusterKind, Invalid> {
+        let name = self.name;
+        notes.ignore_if_set("load_assignment", &self.load_assignment);
+        notes.required("eds_cluster_config", self.eds_cluster_config, |notes, config| {
+            notes.field("eds_config", |_| same_stream(config.eds_config.as_ref()))?;
+            notes.field("service_name", |_| match config.service_name.as_str() {
+                // gRFC A47: the cluster's name says its type, so it cannot also name endpoints.
+                "" if names::is_federated(name.as_str()) => {
+                    Err(Invalid::new("must be set where the cluster's name starts with xdstp:"))
+                }
+                "" => Ok(ClusterKind::Eds { service_name: Arc::from(name.as_str()) }),
+                service => names::canonical(ResourceType::Endpoints, service)
+                    .map(|service_name| ClusterKind::Eds { service_name }),
+            })
+        })
+    }
+
+    fn assignment(self, notes: &mut Notes<'_>, may_be_host: bool) -> Result<Endpoints, Invalid> {
+        notes.required("load_assignment", self.load_assignment, |notes, value| assignment(notes, value, may_be_host))
+    }
+
+    fn refresh(&self, notes: &mut Notes<'_>) -> Result<Duration, Invalid> {
+        let rate = self.dns_refresh_rate.as_ref();
+        Ok(notes.optional("dns_refresh_rate", rate, |_, value| positive(value))?.unwrap_or(DNS_REFRESH))
+    }
+
+    fn custom(mut self, notes: &mut Notes<'_>, custom: pb::cluster::CustomClusterType) -> Result<ClusterKind, Invalid> {
+        let name = custom.name;
+        let any = custom.typed_config.ok_or_else(|| Invalid::new("missing").at("cluster_type.typed_config"))?;
+        if holds::<aggregate::ClusterConfig>(&any) {
+            return notes.field("cluster_type", |notes| {
+                let config: aggregate::ClusterConfig = unpack(&any)?;
+                let clusters = notes.each("clusters", config.clusters, |_, name| cluster_name(&name))?;
+                if clusters.is_empty() {
+                    return Err(Invalid::new("an aggregate needs at least one").at("clusters"));
+                }
+                Ok(ClusterKind::Aggregate(clusters))
+            });
+        }
+        if holds::<dns::DnsCluster>(&any) {
+            let is_logical = notes.field("cluster_type", |notes| {
+                let dns::DnsCluster {
+                    dns_refresh_rate,
+                    dns_failure_refresh_rate,
+                    respect_dns_ttl,
+                    dns_jitter,
+                    typed_dns_resolver_config,
+                    dns_lookup_family,
+                    all_addresses_in_single_endpoint,
+                    dns_min_refresh_rate,
+                } = unpack(&any)?;
+                ignored!(notes;
+                    dns_failure_refresh_rate, respect_dns_ttl, dns_jitter, typed_dns_resolver_config,
+                    dns_lookup_family, dns_min_refresh_rate);
+                self.dns_refresh_rate = dns_refresh_rate.or(self.dns_refresh_rate.take());
+                Ok(all_addresses_in_single_endpoint)
+            })?;
+            let refresh = self.refresh(notes)?;
+            let endpoints = self.assignment(notes, true)?;
+            if is_logical {
+                one_host(&endpoints).map_err(|invalid| invalid.at("load_assignment"))?;
+                return Ok(ClusterKind::LogicalDns(endpoints));
+            }
+            return Ok(ClusterKind::StrictDns { endpoints, refresh });
+        }
+        let reason = format!("the cluster type {name:?} ({}) is not supported", type_name(&any.type_url));
+        Err(Invalid::new(reason).at("cluster_type"))
+    }
+}
+
+/// LOGICAL_DNS: one locality with one endpoint (gRFC A37).
+fn one_host(endpoints: &Endpoints) -> Result<(), Invalid> {
+    match endpoints.localities.as_slice() {
+        [locality] => match locality.endpoints.as_slice() {
+            [endpoint] if matches!(endpoint.id.addresses(), [Address::Host(..) | Address::Socket(_)]) => Ok(()),
+            _ => Err(Invalid::new("LOGICAL_DNS needs exactly one endpoint with one address")),
+        },
+        _ => Err(Invalid::new("LOGICAL_DNS needs exactly one locality")),
+    }
+}
+
+/// gRFC A27: load is reported to the server that the cluster came from, or not at all.
+fn validate_lrs(notes: &mut Notes<'_>, source: Option<core::ConfigSource>) -> Result<(), Invalid> {
+    use core::config_source::ConfigSourceSpecifier;
+    match source.map(|source| source.config_source_specifier) {
+        None => Ok(()),
+        Some(Some(ConfigSourceSpecifier::Self_(_))) => {
+            notes.ignore("lrs_server");
+            Ok(())
+        }
+        Some(_) => Err(Invalid::new("must be self").at("lrs_server")),
+    }
+}
+
+fn circuit_breaker(notes: &mut Notes<'_>, value: pb::CircuitBreakers) -> Result<(), Invalid> {
+    let pb::CircuitBreakers { thresholds, per_host_thresholds } = value;
+    ignored!(notes; thresholds, per_host_thresholds);
+    notes.each("thresholds", thresholds, |_, threshold| {
+        match threshold.retry_budget.and_then(|budget| budget.budget_percent) {
+            Some(share) => percent(&share).map(drop).map_err(|invalid| invalid.at("retry_budget.budget_percent")),
+            None => Ok(()),
+        }
+    })?;
+    Ok(())
+}
+
+/// gRFC A50's rules on the numbers; ejection itself is not built yet.
+fn outlier(notes: &mut Notes<'_>, value: pb::OutlierDetection) -> Result<(), Invalid> {
+    let percentages = [
+        ("max_ejection_percent", &value.max_ejection_percent),
+        ("enforcing_consecutive_5xx", &value.enforcing_consecutive_5xx),
+        ("enforcing_success_rate", &value.enforcing_success_rate),
+        ("enforcing_consecutive_gateway_failure", &value.enforcing_consecutive_gateway_failure),
+        ("enforcing_consecutive_local_origin_failure", &value.enforcing_consecutive_local_origin_failure),
+        ("enforcing_local_origin_success_rate", &value.enforcing_local_origin_success_rate),
+        ("failure_percentage_threshold", &value.failure_percentage_threshold),
+        ("enforcing_failure_percentage", &value.enforcing_failure_percentage),
+        ("enforcing_failure_percentage_local_origin", &value.enforcing_failure_percentage_local_origin),
+    ];
+    for (name, percentage) in percentages {
+        if percentage.as_ref().is_some_and(|percentage| percentage.value > 100) {
+            return Err(Invalid::new("more than 100").at(name));
+        }
+    }
+    let durations = [
+        ("interval", &value.interval),
+        ("base_ejection_time", &value.base_ejection_time),
+        ("max_ejection_time", &value.max_ejection_time),
+        ("max_ejection_time_jitter", &value.max_ejection_time_jitter),
+    ];
+    for (name, value) in durations {
+        if let Some(value) = value {
+            duration(value).map_err(|invalid| invalid.at(name))?;
+        }
+    }
+    notes.ignore("(outlier detection is not supported yet)");
+    Ok(())
+}
+
+fn health_check(notes: &mut Notes<'_>, value: core::HealthCheck) -> Result<(), Invalid> {
+    notes.required("timeout", value.timeout, |_, value| positive(&value))?;
+    notes.required("interval", value.interval, |_, value| positive(&value))?;
+    notes.ignore("(active health checks are not supported yet)");
+    Ok(())
+}
+
+/// `HttpProtocolOptions` of the upstream; the map's key is a name, the type decides.
+fn protocol_extensions(
+    notes: &mut Notes<'_>,
+    extensions: HashMap<String, Any>,
+    cluster: &mut Cluster,
+) -> Result<(), Invalid> {
+    let mut extensions: Vec<_> = extensions.into_iter().collect();
+    extensions.sort_by(|(a, _), (b, _)| a.cmp(b));
+    for (name, any) in extensions {
+        if !holds::<http::HttpProtocolOptions>(&any) {
+            notes.ignore(&format!("typed_extension_protocol_options[{name:?}]"));
+            continue;
+        }
+        notes.entry("typed_extension_protocol_options", &name, |notes| {
+            protocol_options(notes, unpack(&any)?, cluster)
+        })?;
+    }
+    Ok(())
+}
+
+fn protocol_options(
+    notes: &mut Notes<'_>,
+    value: http::HttpProtocolOptions,
+    cluster: &mut Cluster,
+) -> Result<(), Invalid> {
+    use http::http_protocol_options::explicit_http_config::ProtocolConfig;
+    use http::http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions};
+    let http::HttpProtocolOptions {
+        common_http_protocol_options,
+        upstream_http_protocol_options,
+        http_filters,
+        header_validation_config,
+        outlier_detection,
+        request_mirror_policies,
+        hash_policy,
+        retry_policy,
+        upstream_protocol_options,
+    } = value;
+    ignored!(notes;
+        upstream_http_protocol_options, header_validation_config, outlier_detection, request_mirror_policies,
+        hash_policy, retry_policy);
+    if !http_filters.is_empty() {
+        return Err(Invalid::new("filters of a cluster are not supported yet").at("http_filters"));
+    }
+    notes.optional("common_http_protocol_options", common_http_protocol_options, |notes, options| {
+        common_options(notes, options, cluster)
+    })?;
+    let http2 = match upstream_protocol_options {
+        None => return Err(Invalid::new("no known protocol")),
+        Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config })) => {
+            match protocol_config {
+                Some(ProtocolConfig::HttpProtocolOptions(http_protocol_options)) => {
+                    ignored!(notes; http_protocol_options);
+                    cluster.protocol = ClusterProtocol::Http1;
+                    None
+                }
+                Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
+                    cluster.protocol = ClusterProtocol::Http2;
+                    Some(options)
+                }
+                Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
+                    return Err(Invalid::new("HTTP/3 is not supported yet").at("explicit_http_config"));
+                }
+                None => return Err(Invalid::new("no known protocol").at("explicit_http_config")),
+            }
+        }
+        Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(options)) => {
+            cluster.protocol = ClusterProtocol::AsCaller;
+            options.http2_protocol_options
+        }
+        Some(UpstreamProtocolOptions::AutoConfig(_)) => {
+            // The protocol is agreed upon in the TLS handshake, which there is none of.
+            notes.ignore("auto_config");
+            None
+        }
+    };
+    notes.optional("http2_protocol_options", http2, |notes, options| http2_options(notes, options, cluster))?;
+    Ok(())
+}
+
+fn common_options(
+    notes: &mut Notes<'_>,
+    value: core::HttpProtocolOptions,
+    cluster: &mut Cluster,
+) -> Result<(), Invalid> {
+    let core::HttpProtocolOptions {
+        idle_timeout,
+        max_connection_duration,
+        max_connection_duration_jitter,
+        max_headers_count,
+        max_response_headers_kb,
+        max_stream_duration,
+        headers_with_underscores_action,
+        max_requests_per_connection,
+    } = value;
+    ignored!(notes;
+        max_connection_duration, max_connection_duration_jitter, max_headers_count, max_response_headers_kb,
+        max_stream_duration, headers_with_underscores_action);
+    if let Some(idle) = notes.optional("idle_timeout", idle_timeout, |_, value| duration(&value))? {
+        cluster.idle_timeout = (idle > Duration::ZERO).then_some(idle);
+    }
+    if let Some(max) = max_requests_per_connection {
+        cluster.max_requests_per_connection = (max.value > 0).then_some(max.value);
+    }
+    Ok(())
+}
+
+fn http2_options(
+    notes: &mut Notes<'_>,
+    value: core::Http2ProtocolOptions,
+    cluster: &mut Cluster,
+) -> Result<(), Invalid> {
+    cluster.max_concurrent_streams = match value.max_concurrent_streams.map(|max| max.value) {
+        Some(max) if max == 0 || max > i32::MAX as u32 => {
+            return Err(Invalid::new("must be from 1 to 2147483647").at("max_concurrent_streams"));
+        }
+        max => max,
+    };
+    let others = core::Http2ProtocolOptions { max_concurrent_streams: None, ..value };
+    notes.ignore_if_set("(flow control and limits of HTTP/2)", &others);
+    Ok(())
+}
+
+fn common_lb(notes: &mut Notes<'_>, value: pb::cluster::CommonLbConfig) -> Result<PriorityPolicy, Invalid> {
+    let pb::cluster::CommonLbConfig {
+        healthy_panic_threshold,
+        update_merge_window,
+        ignore_new_hosts_until_first_hc,
+        close_connections_on_host_set_change,
+        consistent_hashing_lb_config,
+        override_host_status,
+        locality_config_specifier,
+    } = value;
+    ignored!(notes;
+        update_merge_window, ignore_new_hosts_until_first_hc, close_connections_on_host_set_change,
+        consistent_hashing_lb_config, override_host_status);
+    match locality_config_specifier {
+        Some(pb::cluster::common_lb_config::LocalityConfigSpecifier::ZoneAwareLbConfig(config)) => {
+            notes.ignore_if_set("zone_aware_lb_config", &Some(config));
+        }
+        // Weights of localities count wherever there are some.
+        Some(pb::cluster::common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) | None => {}
+    }
+    let panic = notes.optional("healthy_panic_threshold", healthy_panic_threshold, |_, value| percent(&value))?;
+    Ok(match panic {
+        Some(panic) => PriorityPolicy { panic_percent: panic.round() as u8 },
+        None => PriorityPolicy::default(),
+    })
+}
+
+/// Any security that cannot be provided: the cluster is there and every dial fails.
+fn tls(notes: &mut Notes<'_>, socket: core::TransportSocket) -> Result<ClusterTls, Invalid> {
+    use core::transport_socket::ConfigType;
+    if let Some(ConfigType::TypedConfig(any)) = &socket.config_type {
+        if type_name(&any.type_url) == "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" {
+            return Ok(ClusterTls::None);
+        }
+        if holds::<UpstreamTlsContext>(any) {
+            let context: UpstreamTlsContext = notes.field("typed_config", |_| unpack(any))?;
+            if context.sni.len() > MAX_SNI {
+                return Err(Invalid::new(format!("longer than {MAX_SNI} characters")).at("typed_config.sni"));
+            }
+        }
+    }
+    let reason = format!("transport_socket {:?}: TLS to endpoints is not supported yet", socket.name);
+    Ok(ClusterTls::Unusable(Arc::from(reason)))
+}
+
+/// Istio's name of the service behind a cluster: host, name and namespace.
+fn istio_service(metadata: &core::Metadata) -> Option<(String, String, String)> {
+    let services = metadata.filter_metadata.get("istio")?.fields.get("services")?;
+    let Some(Kind::ListValue(services)) = &services.kind else { return None };
+    let Some(Kind::StructValue(service)) = &services.values.first()?.kind else { return None };
+    let text = |key: &str| match service.fields.get(key).and_then(|value| value.kind.as_ref()) {
+        Some(Kind::StringValue(text)) => text.clone(),
+        _ => String::new(),
+    };
+    Some((text("host"), text("name"), text("namespace")))
+}

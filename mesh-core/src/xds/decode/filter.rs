@@ -1,0 +1,155 @@
+//! HTTP filters of a listener, and their overrides per route (gRFC A39).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::route::v3::FilterConfig as Wrapper;
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::google::protobuf::Any;
+
+use super::common::{TypedStruct, filled, holds, type_name, unpack};
+use super::fault::fault;
+use super::notes::Notes;
+use crate::error::Invalid;
+use crate::model::{FilterConfig, NamedFilter};
+
+/// Filters that decide who may do what. Passing requests without one would be a hole, so a control plane cannot
+/// make them optional.
+const SECURITY: [&str; 8] = [
+    "envoy.extensions.filters.http.rbac.v3.",
+    "envoy.extensions.filters.http.jwt_authn.v3.",
+    "envoy.extensions.filters.http.ext_authz.v3.",
+    "envoy.extensions.filters.http.basic_auth.v3.",
+    "envoy.extensions.filters.http.api_key_auth.v3.",
+    "envoy.extensions.filters.http.oauth2.v3.",
+    "envoy.extensions.filters.http.csrf.v3.",
+    "envoy.extensions.filters.http.gcp_authn.v3.",
+];
+
+/// A filter's configuration, once its type is known.
+enum Known {
+    Filter(FilterConfig),
+    Router,
+    /// Not known, and the control plane says that it may be left out.
+    Skipped,
+}
+
+/// The filters of a listener, without the router that must end the list.
+pub(super) fn chain(notes: &mut Notes<'_>, filters: Vec<hcm::HttpFilter>) -> Result<Vec<NamedFilter>, Invalid> {
+    if filters.is_empty() {
+        return Err(Invalid::new("the list is empty").at("http_filters"));
+    }
+    let last = filters.len() - 1;
+    let mut names = BTreeSet::new();
+    let mut position = 0;
+    let decoded = notes.each("http_filters", filters, |notes, filter| {
+        let is_last = position == last;
+        position += 1;
+        let (name, known) = http_filter(notes, filter)?;
+        if !names.insert(Arc::clone(&name)) {
+            return Err(Invalid::new(format!("the name {name:?} is used twice")).at("name"));
+        }
+        match known {
+            Known::Router if is_last => Ok(None),
+            Known::Router => Err(Invalid::new("the router must be the last filter")),
+            _ if is_last => Err(Invalid::new("the last filter must be the router")),
+            Known::Filter(config) => Ok(Some(NamedFilter { name, config })),
+            Known::Skipped => Ok(None),
+        }
+    })?;
+    Ok(decoded.into_iter().flatten().collect())
+}
+
+fn http_filter(notes: &mut Notes<'_>, filter: hcm::HttpFilter) -> Result<(Arc<str>, Known), Invalid> {
+    use hcm::http_filter::ConfigType;
+    let hcm::HttpFilter { name, is_optional, disabled, config_type } = filter;
+    let name: Arc<str> = filled("name", name)?.into();
+    let known = match config_type {
+        Some(ConfigType::TypedConfig(any)) => notes.field("typed_config", |notes| config(notes, &any, is_optional))?,
+        Some(ConfigType::ConfigDiscovery(_)) if is_optional => {
+            notes.ignore("config_discovery");
+            Known::Skipped
+        }
+        Some(ConfigType::ConfigDiscovery(_)) => return Err(Invalid::new("not supported").at("config_discovery")),
+        None => return Err(Invalid::new("missing").at("typed_config")),
+    };
+    let known = match known {
+        // Off unless a route turns it on with a configuration of its own.
+        Known::Filter(_) if disabled => Known::Filter(FilterConfig::Disabled),
+        Known::Router if disabled => return Err(Invalid::new("the router cannot be turned off").at("disabled")),
+        known => known,
+    };
+    Ok((name, known))
+}
+
+/// The overrides of a route, virtual host or weighted cluster.
+pub(super) fn overrides(
+    notes: &mut Notes<'_>,
+    configs: HashMap<String, Any>,
+) -> Result<BTreeMap<Arc<str>, FilterConfig>, Invalid> {
+    let mut overrides = BTreeMap::new();
+    for (name, any) in BTreeMap::from_iter(configs) {
+        let config = notes.entry("typed_per_filter_config", &name, |notes| override_config(notes, &any))?;
+        if let Some(config) = config {
+            overrides.insert(Arc::from(name), config);
+        }
+    }
+    Ok(overrides)
+}
+
+fn override_config(notes: &mut Notes<'_>, any: &Any) -> Result<Option<FilterConfig>, Invalid> {
+    let known = if holds::<Wrapper>(any) {
+        let Wrapper { config: inner, is_optional, disabled } = unpack(any)?;
+        if disabled {
+            return Ok(Some(FilterConfig::Disabled));
+        }
+        match inner {
+            Some(inner) if holds::<Wrapper>(&inner) => {
+                return Err(Invalid::new("a FilterConfig inside a FilterConfig").at("config"));
+            }
+            Some(inner) => notes.field("config", |notes| config(notes, &inner, is_optional))?,
+            None => {
+                // It would turn a filter back on that the listener turned off; this model has lost what to.
+                notes.ignore("config");
+                Known::Skipped
+            }
+        }
+    } else {
+        config(notes, any, false)?
+    };
+    match known {
+        Known::Filter(config) => Ok(Some(config)),
+        Known::Skipped => Ok(None),
+        Known::Router => {
+            notes.ignore("router");
+            Ok(None)
+        }
+    }
+}
+
+fn config(notes: &mut Notes<'_>, any: &Any, is_optional: bool) -> Result<Known, Invalid> {
+    if holds::<Router>(any) {
+        return unpack::<Router>(any).map(|_| Known::Router);
+    }
+    if holds::<HttpFault>(any) {
+        return Ok(Known::Filter(FilterConfig::Fault(Arc::new(fault(notes, unpack(any)?)?))));
+    }
+    let custom = TypedStruct::from_any(any)?;
+    let name = custom.as_ref().map_or(&any.type_url, |custom| &custom.type_url);
+    let name = type_name(name);
+    if let Some(custom) = &custom
+        && let Some(registered) = notes.options.custom_filters.get(name)
+    {
+        return Ok(Known::Filter(FilterConfig::Custom(Arc::clone(registered), custom.json()?)));
+    }
+    if SECURITY.iter().any(|package| name.starts_with(package)) {
+        return Err(Invalid::new(format!("the security filter {name:?} is not supported yet")));
+    }
+    if is_optional {
+        notes.ignore(&format!("({name})"));
+        return Ok(Known::Skipped);
+    }
+    Err(Invalid::new(format!("the filter {name:?} is not supported and not optional")))
+}

@@ -1,0 +1,76 @@
+//! Changes to headers (`envoy.config.core.v3.HeaderValueOption`).
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use http::{HeaderName, HeaderValue};
+
+use super::notes::Notes;
+use crate::error::Invalid;
+use crate::model::{HeaderChange, HeaderMutations};
+
+/// The four lists that routes, virtual hosts and weighted clusters all have.
+pub(super) struct Lists {
+    pub(super) request_headers_to_add: Vec<core::HeaderValueOption>,
+    pub(super) request_headers_to_remove: Vec<String>,
+    pub(super) response_headers_to_add: Vec<core::HeaderValueOption>,
+    pub(super) response_headers_to_remove: Vec<String>,
+}
+
+/// What the lists ask for. Removals come first, as in Envoy: a header that is removed and added is there.
+pub(super) fn mutations(notes: &mut Notes<'_>, lists: Lists) -> Result<HeaderMutations, Invalid> {
+    let mut request = notes.each("request_headers_to_remove", lists.request_headers_to_remove, remove)?;
+    request.extend(notes.each("request_headers_to_add", lists.request_headers_to_add, add)?.into_iter().flatten());
+    let mut response = notes.each("response_headers_to_remove", lists.response_headers_to_remove, remove)?;
+    response.extend(notes.each("response_headers_to_add", lists.response_headers_to_add, add)?.into_iter().flatten());
+    Ok(HeaderMutations { request, response })
+}
+
+fn remove(_: &mut Notes<'_>, name: String) -> Result<HeaderChange, Invalid> {
+    Ok(HeaderChange::Remove(changeable(&name)?))
+}
+
+/// `None` where the value is empty and empty values are not kept.
+fn add(_: &mut Notes<'_>, option: core::HeaderValueOption) -> Result<Option<HeaderChange>, Invalid> {
+    use core::header_value_option::HeaderAppendAction;
+    let core::HeaderValueOption { header, append, append_action, keep_empty_value } = option;
+    let header = header.ok_or_else(|| Invalid::new("missing").at("header"))?;
+    let name = changeable(&header.key).map_err(|invalid| invalid.at("header.key"))?;
+    let value = value(&header).map_err(|invalid| invalid.at("header.value"))?;
+    if value.is_empty() && !keep_empty_value {
+        return Ok(None);
+    }
+    let action = match append {
+        Some(append) if append.value => HeaderAppendAction::AppendIfExistsOrAdd,
+        Some(_) => HeaderAppendAction::OverwriteIfExistsOrAdd,
+        None => HeaderAppendAction::try_from(append_action)
+            .map_err(|_| Invalid::new("not a known value").at("append_action"))?,
+    };
+    Ok(Some(match action {
+        HeaderAppendAction::AppendIfExistsOrAdd => HeaderChange::Append(name, value),
+        HeaderAppendAction::AddIfAbsent => HeaderChange::AddIfAbsent(name, value),
+        HeaderAppendAction::OverwriteIfExistsOrAdd => HeaderChange::Set(name, value),
+        HeaderAppendAction::OverwriteIfExists => HeaderChange::ReplaceIfPresent(name, value),
+    }))
+}
+
+/// The name of a header that configuration may change: Envoy keeps pseudo-headers and `host` out of reach.
+fn changeable(name: &str) -> Result<HeaderName, Invalid> {
+    if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
+        return Err(Invalid::new(format!("{name:?} cannot be changed")));
+    }
+    HeaderName::from_bytes(name.as_bytes()).map_err(|_| Invalid::new(format!("{name:?} is not a header name")))
+}
+
+/// The value. Envoy's substitutions (`%REQ(x)%`) are not supported, and sending them as they stand would be worse
+/// than saying so; `%%` is a percent sign.
+fn value(header: &core::HeaderValue) -> Result<HeaderValue, Invalid> {
+    let raw = if header.raw_value.is_empty() { header.value.as_bytes() } else { &header.raw_value };
+    let mut value = Vec::with_capacity(raw.len());
+    let mut rest = raw.iter().copied();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' && rest.next() != Some(b'%') {
+            return Err(Invalid::new("substitutions (%...%) are not supported yet"));
+        }
+        value.push(byte);
+    }
+    HeaderValue::from_bytes(&value).map_err(|_| Invalid::new("not a header value"))
+}

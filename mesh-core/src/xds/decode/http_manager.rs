@@ -1,0 +1,147 @@
+//! HttpConnectionManager: the routes and filters of a listener.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::core::v3::HttpProtocolOptions;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+
+use super::common::{duration, same_stream};
+use super::notes::{Notes, ignored};
+use super::{filter, route};
+use crate::error::Invalid;
+use crate::id::RouteName;
+use crate::model::{HttpManager, RouteSource};
+use crate::resources::ResourceType;
+use crate::xds::names;
+
+pub(super) fn http_manager(notes: &mut Notes<'_>, value: pb::HttpConnectionManager) -> Result<HttpManager, Invalid> {
+    let pb::HttpConnectionManager {
+        codec_type: _,
+        stat_prefix: _,
+        http_filters,
+        add_user_agent,
+        tracing,
+        common_http_protocol_options,
+        http1_safe_max_connection_duration,
+        http_protocol_options,
+        http2_protocol_options,
+        http3_protocol_options,
+        server_name,
+        server_header_transformation,
+        scheme_header_transformation,
+        max_request_headers_kb,
+        stream_idle_timeout,
+        stream_flush_timeout,
+        request_timeout,
+        request_headers_timeout,
+        drain_timeout,
+        drain_timeout_jitter,
+        delayed_close_timeout,
+        access_log,
+        access_log_flush_interval,
+        flush_access_log_on_new_request,
+        access_log_options,
+        use_remote_address,
+        xff_num_trusted_hops,
+        original_ip_detection_extensions,
+        early_header_mutation_extensions,
+        internal_address_config,
+        skip_xff_append,
+        via,
+        generate_request_id,
+        preserve_external_request_id,
+        always_set_request_id_in_response,
+        forward_client_cert_details,
+        set_current_client_cert_details,
+        forward_client_cert_matcher,
+        proxy_100_continue,
+        represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
+        upgrade_configs,
+        normalize_path,
+        merge_slashes,
+        path_with_escaped_slashes_action,
+        request_id_extension,
+        local_reply_config,
+        strip_matching_host_port,
+        stream_error_on_invalid_http_message,
+        path_normalization_options,
+        strip_trailing_host_dot,
+        proxy_status_config,
+        typed_header_validation_config,
+        append_x_forwarded_port,
+        append_local_overload,
+        add_proxy_protocol_connection_state,
+        forward_proto_config,
+        route_specifier,
+        strip_port_mode,
+    } = value;
+    // gRFC A41: who the caller is must not be taken from a header.
+    if xff_num_trusted_hops != 0 {
+        return Err(Invalid::new("must be 0").at("xff_num_trusted_hops"));
+    }
+    if !original_ip_detection_extensions.is_empty() {
+        return Err(Invalid::new("must be empty").at("original_ip_detection_extensions"));
+    }
+    ignored!(notes;
+        add_user_agent, tracing, http1_safe_max_connection_duration, http_protocol_options, http2_protocol_options,
+        http3_protocol_options, server_name, server_header_transformation, scheme_header_transformation,
+        max_request_headers_kb, stream_idle_timeout, stream_flush_timeout, request_timeout, request_headers_timeout,
+        drain_timeout, drain_timeout_jitter, delayed_close_timeout, access_log, access_log_flush_interval,
+        flush_access_log_on_new_request, access_log_options, use_remote_address, early_header_mutation_extensions,
+        internal_address_config, skip_xff_append, via, generate_request_id, preserve_external_request_id,
+        always_set_request_id_in_response, forward_client_cert_details, set_current_client_cert_details,
+        forward_client_cert_matcher, proxy_100_continue, represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
+        upgrade_configs, normalize_path, merge_slashes, path_with_escaped_slashes_action, request_id_extension,
+        local_reply_config, strip_matching_host_port, stream_error_on_invalid_http_message,
+        path_normalization_options, strip_trailing_host_dot, proxy_status_config, typed_header_validation_config,
+        append_x_forwarded_port, append_local_overload, add_proxy_protocol_connection_state, forward_proto_config,
+        strip_port_mode);
+    Ok(HttpManager {
+        routes: route_source(notes, route_specifier)?,
+        filters: filter::chain(notes, http_filters)?,
+        max_stream_duration: notes
+            .optional("common_http_protocol_options", common_http_protocol_options, max_stream_duration)?
+            .flatten(),
+    })
+}
+
+fn route_source(
+    notes: &mut Notes<'_>,
+    value: Option<pb::http_connection_manager::RouteSpecifier>,
+) -> Result<RouteSource, Invalid> {
+    use pb::http_connection_manager::RouteSpecifier;
+    match value {
+        Some(RouteSpecifier::Rds(rds)) => notes.field("rds", |notes| {
+            notes.field("config_source", |_| same_stream(rds.config_source.as_ref()))?;
+            let name =
+                notes.field("route_config_name", |_| names::canonical(ResourceType::Route, &rds.route_config_name))?;
+            Ok(RouteSource::Named(RouteName::from(&*name)))
+        }),
+        Some(RouteSpecifier::RouteConfig(routes)) => {
+            let routes = notes.field("route_config", |notes| route::configuration(notes, routes))?;
+            Ok(RouteSource::Inline(Arc::new(routes)))
+        }
+        Some(RouteSpecifier::ScopedRoutes(_)) => Err(Invalid::new("not supported").at("scoped_routes")),
+        None => Err(Invalid::new("no known route specifier")),
+    }
+}
+
+fn max_stream_duration(
+    notes: &mut Notes<'_>,
+    value: HttpProtocolOptions,
+) -> Result<Option<std::time::Duration>, Invalid> {
+    let HttpProtocolOptions {
+        idle_timeout,
+        max_connection_duration,
+        max_connection_duration_jitter,
+        max_headers_count,
+        max_response_headers_kb,
+        max_stream_duration,
+        headers_with_underscores_action,
+        max_requests_per_connection,
+    } = value;
+    ignored!(notes;
+        idle_timeout, max_connection_duration, max_connection_duration_jitter, max_headers_count,
+        max_response_headers_kb, headers_with_underscores_action, max_requests_per_connection);
+    notes.optional("max_stream_duration", max_stream_duration, |_, value| duration(&value))
+}

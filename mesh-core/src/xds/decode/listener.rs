@@ -1,0 +1,287 @@
+//! Listener (`envoy.config.listener.v3`): a client's API listener (gRFC A27) or a server's socket (gRFC A36).
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    DownstreamTlsContext, downstream_tls_context::OcspStaplePolicy,
+};
+
+use super::common::{address, filled, holds, parse, type_name, unpack};
+use super::http_manager::http_manager;
+use super::notes::{Notes, ignored};
+use crate::error::Invalid;
+use crate::id::{Address, ListenerName};
+use crate::model::{ApiListener, FilterChain, FilterChainMatch, HttpManager, Listener, ServerListener};
+use crate::resources::{Resource, ResourceType};
+use crate::xds::names;
+
+/// How many combinations of match criteria one listener may spell out.
+const MAX_COMBINATIONS: usize = 100_000;
+
+pub(super) fn decode(notes: &mut Notes<'_>, bytes: &[u8]) -> Result<(Arc<str>, Resource), Invalid> {
+    let value: pb::Listener = parse(bytes)?;
+    let name = names::canonical(ResourceType::Listener, &value.name).map_err(|invalid| invalid.at("name"))?;
+    let listener = listener(notes, ListenerName::from(&*name), value).map_err(|invalid| invalid.of(&*name))?;
+    Ok((name, Resource::Listener(Arc::new(listener))))
+}
+
+fn listener(notes: &mut Notes<'_>, name: ListenerName, value: pb::Listener) -> Result<Listener, Invalid> {
+    let pb::Listener {
+        name: _,
+        address,
+        additional_addresses,
+        stat_prefix: _,
+        stats_matcher: _,
+        filter_chains,
+        fcds_config,
+        filter_chain_matcher,
+        use_original_dst,
+        default_filter_chain,
+        per_connection_buffer_limit_bytes,
+        per_connection_buffer_high_watermark_timeout,
+        metadata: _,
+        deprecated_v1,
+        drain_type,
+        listener_filters,
+        listener_filters_timeout,
+        continue_on_listener_filters_timeout,
+        transparent,
+        freebind,
+        socket_options,
+        tcp_fast_open_queue_length,
+        traffic_direction: _,
+        udp_listener_config,
+        api_listener,
+        connection_balance_config,
+        reuse_port,
+        enable_reuse_port,
+        access_log,
+        tcp_backlog_size,
+        max_connections_to_accept_per_socket_event,
+        bind_to_port,
+        enable_mptcp,
+        ignore_global_conn_limit,
+        bypass_overload_manager,
+        tcp_keepalive,
+        listener_specifier,
+    } = value;
+    ignored!(notes;
+        additional_addresses, per_connection_buffer_limit_bytes, per_connection_buffer_high_watermark_timeout,
+        deprecated_v1, drain_type, listener_filters_timeout, continue_on_listener_filters_timeout, transparent,
+        freebind, socket_options, tcp_fast_open_queue_length, udp_listener_config, connection_balance_config,
+        reuse_port, enable_reuse_port, access_log, tcp_backlog_size, max_connections_to_accept_per_socket_event,
+        bind_to_port, enable_mptcp, ignore_global_conn_limit, bypass_overload_manager, tcp_keepalive,
+        listener_specifier);
+    if let Some(api) = api_listener {
+        ignored!(notes; address, filter_chains, default_filter_chain, listener_filters);
+        let http = notes.field("api_listener", |notes| {
+            notes.required("api_listener", api.api_listener, |notes, any| http_manager(notes, unpack(&any)?))
+        })?;
+        return Ok(Listener::Api(ApiListener { name, http }));
+    }
+    for (field, is_set) in [
+        ("listener_filters", !listener_filters.is_empty()),
+        ("use_original_dst", use_original_dst.is_some_and(|on| on.value)),
+        ("filter_chain_matcher", filter_chain_matcher.is_some()),
+        ("fcds_config", fcds_config.is_some()),
+    ] {
+        if is_set {
+            return Err(Invalid::new("not supported").at(field));
+        }
+    }
+    let Address::Socket(address) = notes.required("address", address, |notes, a| self::address(notes, a, false))?
+    else {
+        return Err(Invalid::new("must be an IP address").at("address"));
+    };
+    let filter_chains: Vec<FilterChain> =
+        notes.each("filter_chains", filter_chains, filter_chain)?.into_iter().flatten().collect();
+    no_overlap(&filter_chains)?;
+    let default_filter_chain = notes.optional("default_filter_chain", default_filter_chain, |notes, mut chain| {
+        chain.filter_chain_match = None;
+        filter_chain(notes, chain)
+    })?;
+    let default_filter_chain = default_filter_chain.flatten();
+    if filter_chains.is_empty() && default_filter_chain.is_none() {
+        return Err(Invalid::new("no supported filter chain and no default one").at("filter_chains"));
+    }
+    Ok(Listener::Server(ServerListener { name, address, filter_chains, default_filter_chain }))
+}
+
+/// `None` where no connection can match.
+fn filter_chain(notes: &mut Notes<'_>, value: pb::FilterChain) -> Result<Option<FilterChain>, Invalid> {
+    let pb::FilterChain {
+        filter_chain_match,
+        filters,
+        use_proxy_proto,
+        metadata: _,
+        transport_socket,
+        transport_socket_connect_timeout,
+        name,
+    } = value;
+    if use_proxy_proto.is_some_and(|on| on.value) {
+        return Err(Invalid::new("not supported").at("use_proxy_proto"));
+    }
+    ignored!(notes; transport_socket_connect_timeout);
+    // The filters are checked even where the chain cannot match: a bad one is a bad one.
+    let http = network_filters(notes, filters)?;
+    let unusable_tls = notes.optional("transport_socket", transport_socket, tls)?.flatten();
+    let matches = notes.field("filter_chain_match", |notes| chain_match(notes, filter_chain_match))?;
+    Ok(matches.map(|matches| FilterChain { name: Arc::from(name), matches, http, unusable_tls }))
+}
+
+/// The only network filter that is supported is the HttpConnectionManager.
+fn network_filters(notes: &mut Notes<'_>, filters: Vec<pb::Filter>) -> Result<HttpManager, Invalid> {
+    use pb::filter::ConfigType;
+    let mut managers = notes.each("filters", filters, |notes, filter| {
+        filled("name", filter.name)?;
+        match filter.config_type {
+            Some(ConfigType::TypedConfig(any)) if holds::<HttpConnectionManager>(&any) => {
+                notes.field("typed_config", |notes| http_manager(notes, unpack(&any)?))
+            }
+            Some(ConfigType::TypedConfig(any)) => {
+                let reason = format!("the network filter {:?} is not supported", type_name(&any.type_url));
+                Err(Invalid::new(reason).at("typed_config"))
+            }
+            Some(ConfigType::ConfigDiscovery(_)) => Err(Invalid::new("not supported").at("config_discovery")),
+            None => Err(Invalid::new("missing").at("typed_config")),
+        }
+    })?;
+    match (managers.pop(), managers.is_empty()) {
+        (Some(manager), true) => Ok(manager),
+        _ => Err(Invalid::new("exactly one HttpConnectionManager is needed").at("filters")),
+    }
+}
+
+/// `None` where no connection can match (gRFC A36: criteria of TLS or of original destinations).
+fn chain_match(
+    notes: &mut Notes<'_>,
+    value: Option<pb::FilterChainMatch>,
+) -> Result<Option<FilterChainMatch>, Invalid> {
+    use pb::filter_chain_match::ConnectionSourceType;
+    let pb::FilterChainMatch {
+        destination_port,
+        prefix_ranges,
+        address_suffix,
+        suffix_len,
+        direct_source_prefix_ranges,
+        source_type,
+        source_prefix_ranges,
+        source_ports,
+        server_names,
+        transport_protocol,
+        application_protocols,
+    } = value.unwrap_or_default();
+    ignored!(notes; address_suffix, suffix_len);
+    if !direct_source_prefix_ranges.is_empty() {
+        return Err(Invalid::new("not supported yet").at("direct_source_prefix_ranges"));
+    }
+    let matches = FilterChainMatch {
+        destination: notes.each("prefix_ranges", prefix_ranges, |_, range| prefix(&range))?,
+        source_is_local: match ConnectionSourceType::try_from(source_type) {
+            Ok(ConnectionSourceType::Any) => None,
+            Ok(ConnectionSourceType::SameIpOrLoopback) => Some(true),
+            Ok(ConnectionSourceType::External) => Some(false),
+            Err(_) => return Err(Invalid::new("not a known value").at("source_type")),
+        },
+        source: notes.each("source_prefix_ranges", source_prefix_ranges, |_, range| prefix(&range))?,
+        source_ports: notes.each("source_ports", source_ports, |_, port| {
+            u16::try_from(port).map_err(|_| Invalid::new(format!("{port} is not a port")))
+        })?,
+    };
+    let is_plain = matches!(transport_protocol.as_str(), "" | "raw_buffer");
+    let can_match =
+        destination_port.is_none() && server_names.is_empty() && application_protocols.is_empty() && is_plain;
+    if !can_match {
+        notes.ignore("(this filter chain matches no connection here)");
+    }
+    Ok(can_match.then_some(matches))
+}
+
+fn prefix(range: &core::CidrRange) -> Result<(IpAddr, u8), Invalid> {
+    let ip: IpAddr = range
+        .address_prefix
+        .parse()
+        .map_err(|_| Invalid::new(format!("{:?} is not an IP address", range.address_prefix)).at("address_prefix"))?;
+    let length = range.prefix_len.as_ref().map_or(0, |length| length.value);
+    let bits = if ip.is_ipv4() { 32 } else { 128 };
+    match u8::try_from(length) {
+        Ok(length) if length <= bits => Ok((masked(ip, length), length)),
+        _ => Err(Invalid::new(format!("more than {bits} bits")).at("prefix_len")),
+    }
+}
+
+/// The address without the bits that the prefix does not cover.
+fn masked(ip: IpAddr, length: u8) -> IpAddr {
+    let length = u32::from(length);
+    match ip {
+        IpAddr::V4(ip) => {
+            let mask = u32::MAX.checked_shl(32 - length).unwrap_or(0);
+            IpAddr::V4((u32::from(ip) & mask).into())
+        }
+        IpAddr::V6(ip) => {
+            let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
+            IpAddr::V6((u128::from(ip) & mask).into())
+        }
+    }
+}
+
+/// Two chains with the same criteria would leave it open which one takes a connection.
+fn no_overlap(chains: &[FilterChain]) -> Result<(), Invalid> {
+    fn any_or<T: Copy>(items: &[T]) -> Vec<Option<T>> {
+        if items.is_empty() { vec![None] } else { items.iter().copied().map(Some).collect() }
+    }
+    let mut seen = HashSet::new();
+    for (index, chain) in chains.iter().enumerate() {
+        let at = |reason: &str| Err(Invalid::new(reason).at(format!("filter_chains[{index}].filter_chain_match")));
+        let FilterChainMatch { destination, source_is_local, source, source_ports } = &chain.matches;
+        let (destinations, sources, ports) = (any_or(destination), any_or(source), any_or(source_ports));
+        let combinations = destinations.len().saturating_mul(sources.len()).saturating_mul(ports.len());
+        if combinations.saturating_add(seen.len()) > MAX_COMBINATIONS {
+            return at("too many combinations of criteria");
+        }
+        // One chain may repeat itself; only another chain is in its way.
+        let mut own = HashSet::new();
+        for destination in &destinations {
+            for source in &sources {
+                own.extend(ports.iter().map(|port| (*destination, *source_is_local, *source, *port)));
+            }
+        }
+        if !seen.is_disjoint(&own) {
+            return at("overlaps with another filter chain");
+        }
+        seen.extend(own);
+    }
+    Ok(())
+}
+
+/// Why a chain's TLS cannot be provided; `None` for a plaintext transport socket.
+fn tls(notes: &mut Notes<'_>, socket: core::TransportSocket) -> Result<Option<Arc<str>>, Invalid> {
+    use core::transport_socket::ConfigType;
+    let any = match socket.config_type {
+        Some(ConfigType::TypedConfig(any)) => any,
+        None => return Err(Invalid::new("missing").at("typed_config")),
+    };
+    if type_name(&any.type_url) == "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" {
+        return Ok(None);
+    }
+    notes.field("typed_config", |_| {
+        if !holds::<DownstreamTlsContext>(&any) {
+            return Ok(());
+        }
+        // gRFC A29: what no gRPC server can honour.
+        let context: DownstreamTlsContext = unpack(&any)?;
+        if context.require_sni.is_some_and(|on| on.value) {
+            return Err(Invalid::new("not supported").at("require_sni"));
+        }
+        if context.ocsp_staple_policy != OcspStaplePolicy::LenientStapling as i32 {
+            return Err(Invalid::new("only LENIENT_STAPLING is supported").at("ocsp_staple_policy"));
+        }
+        Ok(())
+    })?;
+    Ok(Some(Arc::from(format!("transport_socket {:?}: TLS of servers is not supported yet", socket.name))))
+}

@@ -1,0 +1,120 @@
+//! Bytes of a resource → the model, or [`Invalid`] with the path of the field.
+//!
+//! One file a resource. What cannot be honoured is never dropped silently: it makes the resource invalid where
+//! ignoring it would send requests where nobody wanted them, makes the route or the TLS unusable where that is
+//! the smaller harm, and is listed in [`Decoded::ignored`] otherwise. Rules: gRFC A27-A88, `envoy.*.v3`. The
+//! functions take apart every message field by field, so that a field which appears in a new release of the
+//! protocol has to be thought of before this compiles.
+
+#![warn(clippy::indexing_slicing, clippy::string_slice)]
+#![allow(deprecated, reason = "a deprecated field that is set is honoured or named, too")]
+
+mod action;
+mod balancer;
+mod cluster;
+mod common;
+mod endpoint;
+mod fault;
+mod filter;
+mod headers;
+mod http_manager;
+mod listener;
+mod notes;
+mod route;
+mod route_match;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::service::discovery::v3 as discovery;
+use envoy_types::pb::google::protobuf::Any;
+
+use crate::error::Invalid;
+use crate::resources::{Resource, ResourceType};
+use crate::xds::names;
+
+use notes::Notes;
+
+/// What a decoder must know of the application.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The names under which the application registered filters of its own. A filter whose `TypedStruct` has such
+    /// a type is passed on as [`crate::model::FilterConfig::Custom`].
+    pub custom_filters: BTreeSet<Arc<str>>,
+    /// The names under which it registered balancers of its own.
+    pub custom_balancers: BTreeSet<Arc<str>>,
+}
+
+/// A resource that was accepted.
+#[derive(Clone, Debug)]
+pub struct Decoded {
+    /// Its name, in canonical form.
+    pub name: Arc<str>,
+    /// What it says.
+    pub resource: Resource,
+    /// The paths of fields that are set and have no effect here.
+    pub ignored: Vec<String>,
+}
+
+/// Decodes one resource of this kind from its Protobuf bytes.
+///
+/// ```
+/// use mesh_core::resources::ResourceType;
+/// use mesh_core::xds::decode::{Options, decode};
+///
+/// // A cluster with nothing but a name.
+/// let invalid = decode(ResourceType::Cluster, b"\x0a\x01a", &Options::default()).unwrap_err();
+/// assert_eq!(invalid.to_string(), "\"a\": load_assignment: missing");
+/// ```
+pub fn decode(kind: ResourceType, bytes: &[u8], options: &Options) -> Result<Decoded, Invalid> {
+    let mut notes = Notes::new(options);
+    let (name, resource) = match kind {
+        ResourceType::Listener => listener::decode(&mut notes, bytes)?,
+        ResourceType::Route => route::decode(&mut notes, bytes)?,
+        ResourceType::Cluster => cluster::decode(&mut notes, bytes)?,
+        ResourceType::Endpoints => endpoint::decode(&mut notes, bytes)?,
+    };
+    Ok(Decoded { name, resource, ignored: notes.into_ignored() })
+}
+
+/// A resource out of a response, taken out of its `Resource` wrapper where it has one.
+pub(crate) struct Unwrapped {
+    /// The name on the wrapper; empty where there is none.
+    pub(crate) name: String,
+    /// The bytes of the resource itself.
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Takes `any` out of its wrapper and checks its type (`envoy.service.discovery.v3.Resource`; the wrapper may
+/// not hold another one).
+pub(crate) fn unwrap(kind: ResourceType, any: Any) -> Result<Unwrapped, Invalid> {
+    if any.type_url == names::type_url(kind) {
+        return Ok(Unwrapped { name: String::new(), bytes: any.value });
+    }
+    if common::type_name(&any.type_url) != "envoy.service.discovery.v3.Resource" {
+        return Err(Invalid::new(format!("type {:?} where {:?} was expected", any.type_url, names::type_url(kind))));
+    }
+    let wrapper: discovery::Resource = common::unpack(&any)?;
+    let name = wrapper.name;
+    match wrapper.resource {
+        Some(inner) if inner.type_url == names::type_url(kind) => Ok(Unwrapped { name, bytes: inner.value }),
+        Some(inner) => Err(Invalid::new(format!("type {:?} inside a Resource wrapper", inner.type_url)).of(name)),
+        None => Err(Invalid::new("an empty Resource wrapper").of(name)),
+    }
+}
+
+/// Decodes what came out of a wrapper; its name must be the one on the wrapper.
+pub(crate) fn decode_named(
+    kind: ResourceType,
+    wrapper_name: &str,
+    bytes: &[u8],
+    options: &Options,
+) -> Result<Decoded, Invalid> {
+    let decoded = decode(kind, bytes, options)?;
+    if !wrapper_name.is_empty() && names::canonical(kind, wrapper_name).ok().as_ref() != Some(&decoded.name) {
+        return Err(Invalid::new(format!("the name on the wrapper is {wrapper_name:?}")).of(&*decoded.name));
+    }
+    Ok(decoded)
+}

@@ -1,0 +1,245 @@
+//! RouteConfiguration (`envoy.config.route.v3`, gRFC A28): virtual hosts and their routes.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::route::v3 as pb;
+
+use super::action::{self, Inherited, unusable};
+use super::common::{filled, parse};
+use super::headers::{self, mutations};
+use super::notes::{Notes, ignored};
+use super::{filter, route_match};
+use crate::error::Invalid;
+use crate::id::{ClusterName, RouteName};
+use crate::model::{Route, RouteAction, RouteConfiguration, VirtualHost};
+use crate::resources::{Resource, ResourceType};
+use crate::xds::names;
+
+pub(super) fn decode(notes: &mut Notes<'_>, bytes: &[u8]) -> Result<(Arc<str>, Resource), Invalid> {
+    let value: pb::RouteConfiguration = parse(bytes)?;
+    let name = names::canonical(ResourceType::Route, &value.name).map_err(|invalid| invalid.at("name"))?;
+    let mut routes = configuration(notes, value).map_err(|invalid| invalid.of(&*name))?;
+    routes.name = Some(RouteName::from(&*name));
+    Ok((name, Resource::Route(Arc::new(routes))))
+}
+
+/// The name of a cluster, in canonical form.
+pub(super) fn cluster_name(name: &str) -> Result<ClusterName, Invalid> {
+    names::canonical(ResourceType::Cluster, name).map(|name| ClusterName::from(&*name))
+}
+
+/// A route configuration, by itself or inside a listener.
+pub(super) fn configuration(
+    notes: &mut Notes<'_>,
+    value: pb::RouteConfiguration,
+) -> Result<RouteConfiguration, Invalid> {
+    let pb::RouteConfiguration {
+        name: _,
+        virtual_hosts,
+        vhds,
+        internal_only_headers,
+        response_headers_to_add,
+        response_headers_to_remove,
+        request_headers_to_add,
+        request_headers_to_remove,
+        most_specific_header_mutations_wins,
+        validate_clusters,
+        max_direct_response_body_size_bytes,
+        cluster_specifier_plugins,
+        request_mirror_policies,
+        ignore_port_in_host_matching,
+        vhost_header,
+        ignore_path_parameters_in_path_matching,
+        typed_per_filter_config,
+        metadata: _,
+        route_specifiers,
+    } = value;
+    ignored!(notes;
+        internal_only_headers, validate_clusters, max_direct_response_body_size_bytes, request_mirror_policies,
+        ignore_port_in_host_matching, ignore_path_parameters_in_path_matching);
+    for (name, is_set) in [
+        ("vhds", vhds.is_some()),
+        ("vhost_header", !vhost_header.is_empty()),
+        ("route_specifiers", !route_specifiers.is_empty()),
+    ] {
+        if is_set {
+            return Err(Invalid::new("not supported").at(name));
+        }
+    }
+    let plugins = plugins(notes, cluster_specifier_plugins)?;
+    let mut inherited = Inherited { plugins, retry: None };
+    let mut virtual_hosts =
+        notes.each("virtual_hosts", virtual_hosts, |notes, host| virtual_host(notes, host, &mut inherited))?;
+    unique_domains(&virtual_hosts)?;
+    // The model has no filters of the whole configuration: the most specific override wins anyway.
+    for (name, config) in filter::overrides(notes, typed_per_filter_config)? {
+        for host in &mut virtual_hosts {
+            host.filters.entry(Arc::clone(&name)).or_insert_with(|| config.clone());
+        }
+    }
+    Ok(RouteConfiguration {
+        name: None,
+        virtual_hosts,
+        mutations: mutations(
+            notes,
+            headers::Lists {
+                request_headers_to_add,
+                request_headers_to_remove,
+                response_headers_to_add,
+                response_headers_to_remove,
+            },
+        )?,
+        most_specific_mutations_win: most_specific_header_mutations_wins,
+    })
+}
+
+/// The cluster specifier plugins by name, with whether they are optional: none is supported.
+fn plugins(notes: &mut Notes<'_>, values: Vec<pb::ClusterSpecifierPlugin>) -> Result<HashMap<String, bool>, Invalid> {
+    let mut plugins = HashMap::new();
+    notes.each("cluster_specifier_plugins", values, |notes, value| {
+        let extension = value.extension.ok_or_else(|| Invalid::new("missing").at("extension"))?;
+        if !value.is_optional {
+            return Err(Invalid::new(format!("{:?} is not supported and not optional", extension.name)));
+        }
+        notes.ignore("extension");
+        plugins.insert(extension.name, value.is_optional);
+        Ok(())
+    })?;
+    Ok(plugins)
+}
+
+/// Envoy rejects a domain that two virtual hosts claim; gRPC takes one of them.
+fn unique_domains(hosts: &[VirtualHost]) -> Result<(), Invalid> {
+    let mut seen = HashSet::new();
+    for (index, host) in hosts.iter().enumerate() {
+        for domain in &host.domains {
+            if !seen.insert(domain.as_str()) {
+                let reason = format!("the domain {domain:?} is listed twice");
+                return Err(Invalid::new(reason).at(format!("virtual_hosts[{index}].domains")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn virtual_host(
+    notes: &mut Notes<'_>,
+    value: pb::VirtualHost,
+    inherited: &mut Inherited,
+) -> Result<VirtualHost, Invalid> {
+    let pb::VirtualHost {
+        name,
+        domains,
+        routes,
+        matcher,
+        require_tls,
+        virtual_clusters: _,
+        rate_limits,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        cors,
+        typed_per_filter_config,
+        include_request_attempt_count,
+        include_attempt_count_in_response,
+        retry_policy,
+        retry_policy_typed_config,
+        hedge_policy,
+        include_is_timeout_retry_header,
+        per_request_buffer_limit_bytes,
+        request_body_buffer_limit,
+        request_mirror_policies,
+        metadata: _,
+        route_specifiers,
+    } = value;
+    ignored!(notes;
+        rate_limits, cors, include_request_attempt_count, include_attempt_count_in_response,
+        retry_policy_typed_config, hedge_policy, include_is_timeout_retry_header, per_request_buffer_limit_bytes,
+        request_body_buffer_limit, request_mirror_policies);
+    if matcher.is_some() {
+        return Err(Invalid::new("not supported").at("matcher"));
+    }
+    if !route_specifiers.is_empty() {
+        return Err(Invalid::new("not supported").at("route_specifiers"));
+    }
+    let domains = notes.each("domains", domains, |_, domain| self::domain(&domain))?;
+    if domains.is_empty() {
+        return Err(Invalid::new("a virtual host needs at least one").at("domains"));
+    }
+    inherited.retry = notes.optional("retry_policy", retry_policy, action::retry)?;
+    let mut routes = notes.each("routes", routes, |notes, route| self::route(notes, route, inherited))?;
+    if require_tls != pb::virtual_host::TlsRequirementType::None as i32 {
+        for route in &mut routes {
+            route.action = unusable("require_tls is not supported yet");
+        }
+    }
+    Ok(VirtualHost {
+        name: Arc::from(name),
+        domains,
+        routes,
+        mutations: mutations(
+            notes,
+            headers::Lists {
+                request_headers_to_add,
+                request_headers_to_remove,
+                response_headers_to_add,
+                response_headers_to_remove,
+            },
+        )?,
+        filters: filter::overrides(notes, typed_per_filter_config)?,
+    })
+}
+
+/// A domain in lower case: `a.b`, `*.b`, `a.*` or `*`.
+fn domain(text: &str) -> Result<String, Invalid> {
+    let text = filled("domain", text.to_ascii_lowercase())?;
+    let inner = text.strip_prefix('*').unwrap_or_else(|| text.strip_suffix('*').unwrap_or(&text));
+    if inner.contains('*') {
+        return Err(Invalid::new(format!("{text:?}: only one * at the start or the end")));
+    }
+    Ok(text)
+}
+
+fn route(notes: &mut Notes<'_>, value: pb::Route, inherited: &Inherited) -> Result<Route, Invalid> {
+    let pb::Route {
+        name,
+        r#match,
+        metadata: _,
+        decorator: _,
+        typed_per_filter_config,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        tracing,
+        per_request_buffer_limit_bytes,
+        stat_prefix: _,
+        request_body_buffer_limit,
+        route_specifiers,
+        action,
+    } = value;
+    ignored!(notes; tracing, per_request_buffer_limit_bytes, request_body_buffer_limit);
+    let matches = notes.required("match", r#match, route_match::route_match)?;
+    let action = action::action(notes, action, inherited)?;
+    let action = if route_specifiers.is_empty() { action } else { unusable("route_specifiers are not supported") };
+    if let RouteAction::Unusable(reason) = &action {
+        notes.ignore(&format!("action ({reason})"));
+    }
+    Ok(Route {
+        name: Arc::from(name),
+        matches,
+        action,
+        mutations: mutations(
+            notes,
+            headers::Lists {
+                request_headers_to_add,
+                request_headers_to_remove,
+                response_headers_to_add,
+                response_headers_to_remove,
+            },
+        )?,
+        filters: filter::overrides(notes, typed_per_filter_config)?,
+    })
+}

@@ -1,0 +1,355 @@
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::cluster::v3 as pb;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::endpoint::v3::LocalityLbEndpoints;
+use envoy_types::pb::envoy::extensions::clusters::{aggregate::v3::ClusterConfig, dns::v3::DnsCluster};
+use envoy_types::pb::envoy::extensions::load_balancing_policies::{
+    least_request::v3::LeastRequest, pick_first::v3::PickFirst, ring_hash::v3::RingHash, round_robin::v3::RoundRobin,
+    wrr_locality::v3::WrrLocality,
+};
+use envoy_types::pb::envoy::extensions::transport_sockets::{raw_buffer::v3::RawBuffer, tls::v3::UpstreamTlsContext};
+use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
+use envoy_types::pb::envoy::r#type::v3::Percent;
+use envoy_types::pb::google::protobuf::{self, Any, UInt32Value, value::Kind};
+use pb::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
+
+use super::{Case, accept, all_rejected};
+use crate::id::Address;
+use crate::model::{BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls};
+use crate::resources::{Resource, ResourceType};
+use crate::testing::resources::{eds_cluster, inline_cluster, lb_endpoint, pack};
+use crate::xds::decode::{Options, common::TypedStruct, decode};
+
+fn decoded(cluster: &pb::Cluster) -> Cluster {
+    match accept(ResourceType::Cluster, cluster).resource {
+        Resource::Cluster(cluster) => Cluster::clone(&cluster),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn eds() -> pb::Cluster {
+    eds_cluster("c")
+}
+
+fn with(change: impl FnOnce(&mut pb::Cluster)) -> Cluster {
+    let mut cluster = eds();
+    change(&mut cluster);
+    decoded(&cluster)
+}
+
+fn custom(name: &str, config: Any) -> Option<ClusterDiscoveryType> {
+    let custom = pb::cluster::CustomClusterType { name: name.into(), typed_config: Some(config) };
+    Some(ClusterDiscoveryType::ClusterType(custom))
+}
+
+fn policies(configs: Vec<Any>) -> pb::LoadBalancingPolicy {
+    let policy = |config| pb::load_balancing_policy::Policy {
+        typed_extension_config: Some(core::TypedExtensionConfig { name: "p".into(), typed_config: Some(config) }),
+    };
+    pb::LoadBalancingPolicy { policies: configs.into_iter().map(policy).collect() }
+}
+
+fn tls(name: &str, config: Any) -> core::TransportSocket {
+    let config = core::transport_socket::ConfigType::TypedConfig(config);
+    core::TransportSocket { name: name.into(), config_type: Some(config) }
+}
+
+fn too_much() -> Option<UInt32Value> {
+    Some(UInt32Value { value: 101 })
+}
+
+fn negative() -> Option<protobuf::Duration> {
+    Some(protobuf::Duration { seconds: 0, nanos: -1 })
+}
+
+#[test]
+fn client_rule_41_clusters_that_are_rejected() {
+    all_rejected(
+        ResourceType::Cluster,
+        &eds(),
+        &[
+            ("name: the name is empty", |cluster| cluster.name.clear()),
+            ("\"c\": lb_policy: not a known value", |cluster| cluster.lb_policy = 99),
+            ("lb_policy: RING_HASH is not supported yet", |cluster| cluster.lb_policy = LbPolicy::RingHash as i32),
+            ("lb_policy: MAGLEV is not supported yet", |cluster| cluster.lb_policy = LbPolicy::Maglev as i32),
+            ("load_balancing_policy: missing", |cluster| cluster.lb_policy = 7),
+            ("least_request_lb_config.choice_count: 1 is less than 2", |cluster| {
+                cluster.lb_policy = LbPolicy::LeastRequest as i32;
+                cluster.lb_config =
+                    Some(pb::cluster::LbConfig::LeastRequestLbConfig(pb::cluster::LeastRequestLbConfig {
+                        choice_count: Some(UInt32Value { value: 1 }),
+                        ..Default::default()
+                    }));
+            }),
+            ("lrs_server: must be self", |cluster| cluster.lrs_server = Some(Default::default())),
+            ("eds_cluster_config: missing", |cluster| cluster.eds_cluster_config = None),
+            ("eds_cluster_config.eds_config: must be ads or self", |cluster| {
+                cluster.eds_cluster_config = Some(Default::default());
+            }),
+            ("eds_cluster_config.service_name: must be set", |cluster| {
+                cluster.name = "xdstp://a/envoy.config.cluster.v3.Cluster/c".into();
+            }),
+            ("cluster_type.clusters: an aggregate needs at least one", |cluster| {
+                cluster.cluster_discovery_type = custom("envoy.clusters.aggregate", pack(&ClusterConfig::default()));
+            }),
+            ("cluster_type: the cluster type \"odd\"", |cluster| {
+                cluster.cluster_discovery_type = custom("odd", pack(&core::Node::default()));
+            }),
+            ("type: not a known value", |cluster| {
+                cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(99));
+            }),
+            ("transport_socket_matches: not supported", |cluster| {
+                cluster.transport_socket_matches.push(Default::default());
+            }),
+            ("transport_socket.typed_config.sni: longer than 255", |cluster| {
+                let context = UpstreamTlsContext { sni: "a".repeat(256), ..Default::default() };
+                cluster.transport_socket = Some(tls("tls", pack(&context)));
+            }),
+            ("outlier_detection.max_ejection_percent: more than 100", |cluster| {
+                cluster.outlier_detection =
+                    Some(pb::OutlierDetection { max_ejection_percent: too_much(), ..Default::default() });
+            }),
+            ("outlier_detection.enforcing_success_rate: more than 100", |cluster| {
+                cluster.outlier_detection =
+                    Some(pb::OutlierDetection { enforcing_success_rate: too_much(), ..Default::default() });
+            }),
+            ("outlier_detection.failure_percentage_threshold: more than 100", |cluster| {
+                cluster.outlier_detection =
+                    Some(pb::OutlierDetection { failure_percentage_threshold: too_much(), ..Default::default() });
+            }),
+            ("outlier_detection.interval: a negative", |cluster| {
+                cluster.outlier_detection = Some(pb::OutlierDetection { interval: negative(), ..Default::default() });
+            }),
+            ("outlier_detection.max_ejection_time: a negative", |cluster| {
+                cluster.outlier_detection =
+                    Some(pb::OutlierDetection { max_ejection_time: negative(), ..Default::default() });
+            }),
+            ("health_checks[0].timeout: missing", |cluster| cluster.health_checks.push(Default::default())),
+            ("connect_timeout: must be more than zero", |cluster| cluster.connect_timeout = Some(Default::default())),
+            ("common_lb_config.healthy_panic_threshold", |cluster| {
+                let panic = Some(Percent { value: f64::NAN });
+                cluster.common_lb_config =
+                    Some(pb::cluster::CommonLbConfig { healthy_panic_threshold: panic, ..Default::default() });
+            }),
+            ("max_concurrent_streams: must be from 1", |cluster| {
+                let streams = Some(UInt32Value { value: 0 });
+                cluster.http2_protocol_options =
+                    Some(core::Http2ProtocolOptions { max_concurrent_streams: streams, ..Default::default() });
+            }),
+            ("typed_extension_protocol_options[\"h\"]: no known protocol", |cluster| {
+                let options = pack(&http::HttpProtocolOptions::default());
+                cluster.typed_extension_protocol_options.insert("h".into(), options);
+            }),
+            ("HTTP/3 is not supported yet", |cluster| {
+                use http::http_protocol_options::explicit_http_config::ProtocolConfig;
+                protocol(cluster, Some(ProtocolConfig::Http3ProtocolOptions(Default::default())));
+            }),
+        ],
+    );
+}
+
+#[test]
+fn client_rule_41_logical_dns_is_one_host() {
+    let logical = inline_cluster("c", DiscoveryType::LogicalDns, &[("db.example", 1)]);
+    assert!(matches!(decoded(&logical).kind, ClusterKind::LogicalDns(_)));
+    let cases: &[Case<pb::Cluster>] = &[
+        ("load_assignment: missing", |cluster| cluster.load_assignment = None),
+        ("exactly one locality", |cluster| cluster.load_assignment.as_mut().unwrap().endpoints.clear()),
+        ("exactly one locality", |cluster| {
+            let second = LocalityLbEndpoints { priority: 1, ..Default::default() };
+            cluster.load_assignment.as_mut().unwrap().endpoints.push(second);
+        }),
+        ("exactly one endpoint", |cluster| {
+            cluster.load_assignment.as_mut().unwrap().endpoints[0].lb_endpoints.push(lb_endpoint("b", 1));
+        }),
+        ("resolver_name: not supported", |cluster| {
+            use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
+            let endpoint = &mut cluster.load_assignment.as_mut().unwrap().endpoints[0].lb_endpoints[0];
+            let Some(HostIdentifier::Endpoint(endpoint)) = &mut endpoint.host_identifier else { panic!() };
+            let address = endpoint.address.as_mut().unwrap().address.as_mut().unwrap();
+            let core::address::Address::SocketAddress(address) = address else { panic!() };
+            address.resolver_name = "x".into();
+        }),
+    ];
+    all_rejected(ResourceType::Cluster, &logical, cases);
+}
+
+#[test]
+fn where_endpoints_come_from() {
+    assert_eq!(decoded(&eds()).kind, ClusterKind::Eds { service_name: "c".into() });
+    let named = with(|cluster| cluster.eds_cluster_config.as_mut().unwrap().service_name = "e".into());
+    assert_eq!(named.kind, ClusterKind::Eds { service_name: "e".into() });
+    let fixed = decoded(&inline_cluster("c", DiscoveryType::Static, &[("10.0.0.1", 1)]));
+    assert!(matches!(fixed.kind, ClusterKind::Static(endpoints) if endpoints.len() == 1));
+    let mut strict = inline_cluster("c", DiscoveryType::StrictDns, &[("db.example", 1), ("10.0.0.1", 2)]);
+    strict.dns_refresh_rate = Some(protobuf::Duration { seconds: 60, nanos: 0 });
+    let ClusterKind::StrictDns { endpoints, refresh } = decoded(&strict).kind else { panic!() };
+    assert_eq!(refresh, Duration::from_secs(60));
+    let first = &endpoints.localities[0].endpoints[0].id.addresses()[0];
+    assert_eq!(*first, Address::Host("db.example".into(), 1));
+    strict.cluster_discovery_type = custom("envoy.cluster.dns", pack(&DnsCluster::default()));
+    assert!(matches!(decoded(&strict).kind, ClusterKind::StrictDns { .. }));
+    let aggregate = with(|cluster| {
+        let config = ClusterConfig { clusters: vec!["a".into(), "b".into()] };
+        cluster.cluster_discovery_type = custom("envoy.clusters.aggregate", pack(&config));
+    });
+    assert!(matches!(aggregate.kind, ClusterKind::Aggregate(clusters) if clusters.len() == 2));
+    let through = with(|cluster| {
+        cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32));
+        cluster.lb_policy = LbPolicy::ClusterProvided as i32;
+    });
+    assert_eq!(through.kind, ClusterKind::PassThrough);
+    let hosts = inline_cluster("c", DiscoveryType::Static, &[("db.example", 1)]);
+    assert!(super::reject(ResourceType::Cluster, &hosts).reason.contains("not an IP address"));
+}
+
+#[test]
+fn the_first_supported_policy_counts() {
+    let unsupported = || pack(&RingHash::default());
+    let chosen = |configs| with(|cluster| cluster.load_balancing_policy = Some(policies(configs))).balancer;
+    assert_eq!(chosen(vec![unsupported(), pack(&RoundRobin::default())]), BalancerPolicy::RoundRobin);
+    let inner = Some(policies(vec![pack(&PickFirst::default()), pack(&LeastRequest::default())]));
+    let wrapped = pack(&WrrLocality { endpoint_picking_policy: inner });
+    assert_eq!(chosen(vec![wrapped]), BalancerPolicy::LeastRequest { choices: 2 });
+    let many = pack(&LeastRequest { choice_count: Some(UInt32Value { value: 50 }), ..Default::default() });
+    assert_eq!(chosen(vec![many]), BalancerPolicy::LeastRequest { choices: 10 });
+    let reject = |configs| {
+        let mut cluster = eds();
+        cluster.load_balancing_policy = Some(policies(configs));
+        super::reject(ResourceType::Cluster, &cluster).to_string()
+    };
+    assert!(reject(vec![unsupported()]).ends_with("RingHash is not supported yet"));
+    assert!(reject(vec![]).ends_with("no policy is given"));
+    let mut nested = pack(&RoundRobin::default());
+    for _ in 0..17 {
+        nested = pack(&WrrLocality { endpoint_picking_policy: Some(policies(vec![nested])) });
+    }
+    assert!(reject(vec![nested]).ends_with("nested deeper than 16"));
+}
+
+#[test]
+fn the_older_policies() {
+    let chosen = |policy: LbPolicy| with(|cluster| cluster.lb_policy = policy as i32).balancer;
+    assert_eq!(chosen(LbPolicy::RoundRobin), BalancerPolicy::RoundRobin);
+    assert_eq!(chosen(LbPolicy::LeastRequest), BalancerPolicy::LeastRequest { choices: 2 });
+    assert_eq!(chosen(LbPolicy::Random), BalancerPolicy::Random);
+}
+
+#[test]
+fn an_applications_own_balancer() {
+    let typed = TypedStruct { type_url: "type.googleapis.com/acme.Sticky".into(), value: None };
+    let typed = Any {
+        type_url: "type.googleapis.com/udpa.type.v1.TypedStruct".into(),
+        value: prost::Message::encode_to_vec(&typed),
+    };
+    let mut cluster = eds();
+    cluster.load_balancing_policy = Some(policies(vec![typed]));
+    let bytes = prost::Message::encode_to_vec(&cluster);
+    assert!(decode(ResourceType::Cluster, &bytes, &Options::default()).is_err());
+    let options = Options { custom_balancers: ["acme.Sticky".into()].into(), ..Options::default() };
+    let Resource::Cluster(cluster) = decode(ResourceType::Cluster, &bytes, &options).unwrap().resource else {
+        panic!()
+    };
+    assert_eq!(cluster.balancer, BalancerPolicy::Custom("acme.Sticky".into()));
+}
+
+#[test]
+fn tls_that_cannot_be_provided_is_never_plaintext() {
+    let secured = |socket| with(|cluster| cluster.transport_socket = Some(socket)).tls;
+    assert!(matches!(secured(tls("tls", pack(&UpstreamTlsContext::default()))), ClusterTls::Unusable(_)));
+    assert!(matches!(secured(tls("odd", pack(&core::Node::default()))), ClusterTls::Unusable(_)));
+    assert!(matches!(secured(core::TransportSocket::default()), ClusterTls::Unusable(_)));
+    assert_eq!(secured(tls("raw", pack(&RawBuffer {}))), ClusterTls::None);
+    assert_eq!(decoded(&eds()).tls, ClusterTls::None);
+}
+
+fn protocol(
+    cluster: &mut pb::Cluster,
+    config: Option<http::http_protocol_options::explicit_http_config::ProtocolConfig>,
+) {
+    let explicit = http::http_protocol_options::ExplicitHttpConfig { protocol_config: config };
+    let options = http::HttpProtocolOptions {
+        common_http_protocol_options: Some(core::HttpProtocolOptions {
+            idle_timeout: Some(protobuf::Duration { seconds: 9, nanos: 0 }),
+            max_requests_per_connection: Some(UInt32Value { value: 5 }),
+            ..Default::default()
+        }),
+        upstream_protocol_options: Some(http::http_protocol_options::UpstreamProtocolOptions::ExplicitHttpConfig(
+            explicit,
+        )),
+        ..Default::default()
+    };
+    cluster.typed_extension_protocol_options.insert("http".into(), pack(&options));
+}
+
+#[test]
+fn protocols_and_limits_of_connections() {
+    use http::http_protocol_options::explicit_http_config::ProtocolConfig;
+    let streams = Some(UInt32Value { value: 7 });
+    let options = core::Http2ProtocolOptions { max_concurrent_streams: streams, ..Default::default() };
+    let http2 = with(|cluster| protocol(cluster, Some(ProtocolConfig::Http2ProtocolOptions(options.clone()))));
+    assert_eq!((http2.protocol, http2.max_concurrent_streams), (ClusterProtocol::Http2, Some(7)));
+    assert_eq!((http2.idle_timeout, http2.max_requests_per_connection), (Some(Duration::from_secs(9)), Some(5)));
+    let http1 = with(|cluster| protocol(cluster, Some(ProtocolConfig::HttpProtocolOptions(Default::default()))));
+    assert_eq!(http1.protocol, ClusterProtocol::Http1);
+    let older = with(|cluster| cluster.http2_protocol_options = Some(options));
+    assert_eq!((older.protocol, older.max_concurrent_streams), (ClusterProtocol::Http2, Some(7)));
+    let caller = with(|cluster| {
+        let options = http::HttpProtocolOptions {
+            upstream_protocol_options: Some(
+                http::http_protocol_options::UpstreamProtocolOptions::UseDownstreamProtocolConfig(Default::default()),
+            ),
+            ..Default::default()
+        };
+        cluster.typed_extension_protocol_options.insert("http".into(), pack(&options));
+    });
+    assert_eq!(caller.protocol, ClusterProtocol::AsCaller);
+    let forever = with(|cluster| {
+        cluster.common_http_protocol_options =
+            Some(core::HttpProtocolOptions { idle_timeout: Some(Default::default()), ..Default::default() });
+    });
+    assert_eq!(forever.idle_timeout, None);
+    assert_eq!(decoded(&eds()).idle_timeout, Some(Duration::from_secs(3600)));
+}
+
+#[test]
+fn what_is_validated_and_not_yet_built_is_listed() {
+    let mut cluster = eds();
+    cluster.outlier_detection = Some(Default::default());
+    cluster.circuit_breakers = Some(pb::CircuitBreakers { thresholds: vec![Default::default()], ..Default::default() });
+    let second = Some(protobuf::Duration { seconds: 1, nanos: 0 });
+    cluster.health_checks = vec![core::HealthCheck { timeout: second, interval: second, ..Default::default() }];
+    assert_eq!(
+        accept(ResourceType::Cluster, &cluster).ignored,
+        [
+            "circuit_breakers.thresholds",
+            "outlier_detection.(outlier detection is not supported yet)",
+            "health_checks[0].(active health checks are not supported yet)",
+        ]
+    );
+}
+
+#[test]
+fn panic_threshold_and_istios_service_name() {
+    let text = |value: &str| protobuf::Value { kind: Some(Kind::StringValue(value.into())) };
+    let service = protobuf::Struct {
+        fields: [("host".into(), text("r.default")), ("name".into(), text("r")), ("namespace".into(), text("default"))]
+            .into(),
+    };
+    let services = protobuf::ListValue { values: vec![protobuf::Value { kind: Some(Kind::StructValue(service)) }] };
+    let services = protobuf::Value { kind: Some(Kind::ListValue(services)) };
+    let cluster = with(|cluster| {
+        cluster.metadata = Some(core::Metadata {
+            filter_metadata: [("istio".into(), protobuf::Struct { fields: [("services".into(), services)].into() })]
+                .into(),
+            ..Default::default()
+        });
+        cluster.common_lb_config = Some(pb::cluster::CommonLbConfig {
+            healthy_panic_threshold: Some(Percent { value: 0.0 }),
+            ..Default::default()
+        });
+    });
+    assert_eq!(cluster.priorities.panic_percent, 0);
+    assert_eq!(*cluster.service.unwrap(), ("r.default".into(), "r".into(), "default".into()));
+}

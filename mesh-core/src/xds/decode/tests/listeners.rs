@@ -1,0 +1,307 @@
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::envoy::extensions::filters::common::fault::v3 as fault;
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3::{FaultAbort, HttpFault, fault_abort::ErrorType};
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
+use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{DownstreamTlsContext, downstream_tls_context};
+use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
+use envoy_types::pb::google::protobuf::{self, BoolValue, UInt32Value};
+
+use super::{Case, accept, all_rejected};
+use crate::model::{FilterConfig, Fraction, Listener, RouteSource, ServerListener};
+use crate::resources::{Resource, ResourceType};
+use crate::testing::resources::{
+    address, api_listener, api_listener_of, filter_chain, http_filter, http_manager, inline_listener, pack, rds,
+    route_to_application, routes, routes_to, server_listener, virtual_host,
+};
+use crate::xds::decode::{Options, common::TypedStruct, decode};
+
+fn manager() -> hcm::HttpConnectionManager {
+    http_manager(rds("routes"))
+}
+
+fn server() -> pb::Listener {
+    let routes = routes("r", vec![virtual_host("all", &["*"], vec![route_to_application()])]);
+    server_listener("in", "127.0.0.1:80".parse().unwrap(), routes)
+}
+
+fn decoded_server(listener: &pb::Listener) -> ServerListener {
+    match accept(ResourceType::Listener, listener).resource {
+        Resource::Listener(listener) => match &*listener {
+            Listener::Server(server) => server.clone(),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn client_rule_39_managers_that_are_rejected() {
+    let cases: &[Case<hcm::HttpConnectionManager>] = &[
+        ("rds.config_source: must be ads or self", |manager| {
+            manager.route_specifier = Some(hcm::http_connection_manager::RouteSpecifier::Rds(hcm::Rds {
+                route_config_name: "r".into(),
+                config_source: Some(core::ConfigSource {
+                    config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::Path("/etc".into())),
+                    ..Default::default()
+                }),
+            }));
+        }),
+        ("rds.route_config_name: the name is empty", |manager| manager.route_specifier = Some(rds(""))),
+        ("no known route specifier", |manager| manager.route_specifier = None),
+        ("scoped_routes: not supported", |manager| {
+            manager.route_specifier =
+                Some(hcm::http_connection_manager::RouteSpecifier::ScopedRoutes(Default::default()));
+        }),
+        ("xff_num_trusted_hops: must be 0", |manager| manager.xff_num_trusted_hops = 1),
+        ("original_ip_detection_extensions", |manager| {
+            manager.original_ip_detection_extensions.push(Default::default());
+        }),
+        ("http_filters[0].name: must not be empty", |manager| manager.http_filters[0].name.clear()),
+        ("http_filters[1].name: the name \"router\" is used twice", |manager| {
+            manager.http_filters.insert(0, http_filter("router", pack(&HttpFault::default())));
+        }),
+        ("is not supported and not optional", |manager| {
+            manager.http_filters.insert(0, http_filter("odd", pack(&core::Node::default())));
+        }),
+        ("http_filters: the list is empty", |manager| manager.http_filters.clear()),
+        ("the last filter must be the router", |manager| {
+            manager.http_filters[0] = http_filter("fault", pack(&HttpFault::default()));
+        }),
+        ("the router must be the last filter", |manager| {
+            manager.http_filters.push(http_filter("again", pack(&Router::default())));
+        }),
+        ("http_filters[0].typed_config: missing", |manager| manager.http_filters[0].config_type = None),
+        ("http_filters[0].typed_config: the security filter", |manager| {
+            manager.http_filters.insert(0, http_filter("rbac", pack(&Rbac::default())));
+        }),
+        ("http_filters[0].typed_config: the security filter", |manager| {
+            let rbac = hcm::HttpFilter { is_optional: true, ..http_filter("rbac", pack(&Rbac::default())) };
+            manager.http_filters.insert(0, rbac);
+        }),
+    ];
+    for (expected, spoil) in cases {
+        let mut bad = manager();
+        spoil(&mut bad);
+        let text = super::reject(ResourceType::Listener, &api_listener_of("l", &bad)).to_string();
+        assert!(text.contains(expected), "expected {expected:?} in {text:?}");
+        assert!(text.starts_with("\"l\": api_listener.api_listener"), "{text}");
+    }
+}
+
+#[test]
+fn client_rule_39_listeners_that_are_rejected() {
+    all_rejected(
+        ResourceType::Listener,
+        &api_listener("l", "r"),
+        &[
+            ("name: the name is empty", |listener| listener.name.clear()),
+            ("\"l\": api_listener.api_listener: missing", |listener| {
+                listener.api_listener = Some(pb::ApiListener { api_listener: None });
+            }),
+            ("HttpConnectionManager was expected", |listener| {
+                listener.api_listener = Some(pb::ApiListener { api_listener: Some(pack(&Router::default())) });
+            }),
+        ],
+    );
+    all_rejected(
+        ResourceType::Listener,
+        &server(),
+        &[
+            ("listener_filters: not supported", |listener| listener.listener_filters.push(Default::default())),
+            ("use_original_dst: not supported", |listener| listener.use_original_dst = Some(BoolValue { value: true })),
+            ("address: missing", |listener| listener.address = None),
+            ("address.socket_address.port_value: missing", |listener| {
+                listener.address = Some(core::Address {
+                    address: Some(core::address::Address::SocketAddress(core::SocketAddress {
+                        address: "127.0.0.1".into(),
+                        ..Default::default()
+                    })),
+                });
+            }),
+            ("\"host\" is not an IP address", |listener| listener.address = Some(address("host", 80))),
+            ("address.pipe: not supported", |listener| {
+                listener.address =
+                    Some(core::Address { address: Some(core::address::Address::Pipe(Default::default())) });
+            }),
+            ("no supported filter chain and no default one", |listener| listener.default_filter_chain = None),
+            ("exactly one HttpConnectionManager is needed", |listener| {
+                listener.default_filter_chain.as_mut().unwrap().filters.clear();
+            }),
+            ("filters[0].typed_config: the network filter", |listener| {
+                listener.default_filter_chain.as_mut().unwrap().filters[0].config_type =
+                    Some(pb::filter::ConfigType::TypedConfig(pack(&Router::default())));
+            }),
+            ("filters[0].name: must not be empty", |listener| {
+                listener.default_filter_chain.as_mut().unwrap().filters[0].name.clear();
+            }),
+            ("filter_chains[1].filter_chain_match: overlaps", |listener| {
+                listener.filter_chains =
+                    vec![chain(prefixes(&["10.0.0.0/8", "11.0.0.0/8"])), chain(prefixes(&["10.1.0.0/8"]))];
+            }),
+            ("filter_chain_match.prefix_ranges[0].prefix_len: more than 32 bits", |listener| {
+                listener.filter_chains = vec![chain(prefixes(&["10.0.0.0/33"]))];
+            }),
+            ("filter_chain_match.source_ports[0]: 70000 is not a port", |listener| {
+                listener.filter_chains =
+                    vec![chain(pb::FilterChainMatch { source_ports: vec![70_000], ..Default::default() })];
+            }),
+            ("direct_source_prefix_ranges: not supported yet", |listener| {
+                listener.filter_chains = vec![chain(pb::FilterChainMatch {
+                    direct_source_prefix_ranges: prefixes(&["10.0.0.0/8"]).prefix_ranges,
+                    ..Default::default()
+                })];
+            }),
+            ("require_sni: not supported", |listener| {
+                listener.default_filter_chain.as_mut().unwrap().transport_socket = Some(tls(DownstreamTlsContext {
+                    require_sni: Some(BoolValue { value: true }),
+                    ..Default::default()
+                }));
+            }),
+            ("ocsp_staple_policy: only LENIENT_STAPLING", |listener| {
+                listener.default_filter_chain.as_mut().unwrap().transport_socket = Some(tls(DownstreamTlsContext {
+                    ocsp_staple_policy: downstream_tls_context::OcspStaplePolicy::MustStaple as i32,
+                    ..Default::default()
+                }));
+            }),
+        ],
+    );
+}
+
+fn chain(matches: pb::FilterChainMatch) -> pb::FilterChain {
+    pb::FilterChain { filter_chain_match: Some(matches), ..filter_chain(&manager()) }
+}
+
+fn prefixes(ranges: &[&str]) -> pb::FilterChainMatch {
+    let range = |range: &&str| {
+        let (address, length) = range.split_once('/').unwrap();
+        core::CidrRange {
+            address_prefix: address.to_owned(),
+            prefix_len: Some(UInt32Value { value: length.parse().unwrap() }),
+        }
+    };
+    pb::FilterChainMatch { prefix_ranges: ranges.iter().map(range).collect(), ..Default::default() }
+}
+
+fn tls(context: DownstreamTlsContext) -> core::TransportSocket {
+    core::TransportSocket {
+        name: "tls".into(),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(pack(&context))),
+    }
+}
+
+#[test]
+fn a_clients_listener_names_its_routes_or_holds_them() {
+    let named = accept(ResourceType::Listener, &api_listener("l", "r"));
+    let Resource::Listener(listener) = &named.resource else { panic!("{named:?}") };
+    assert_eq!(listener.route_names().into_iter().map(|name| name.as_str()).collect::<Vec<_>>(), ["r"]);
+    let inline = accept(ResourceType::Listener, &inline_listener("l", routes_to("", "c")));
+    let Resource::Listener(listener) = inline.resource else { panic!() };
+    let Listener::Api(api) = &*listener else { panic!() };
+    assert!(matches!(&api.http.routes, RouteSource::Inline(routes) if routes.virtual_hosts.len() == 1));
+}
+
+#[test]
+fn a_servers_tls_is_refused_and_never_dropped() {
+    let mut listener = server();
+    listener.default_filter_chain.as_mut().unwrap().transport_socket = Some(tls(DownstreamTlsContext::default()));
+    let chain = decoded_server(&listener).default_filter_chain.unwrap();
+    assert!(chain.unusable_tls.unwrap().contains("not supported yet"));
+}
+
+#[test]
+fn filter_chains_that_can_match_nothing_here_are_left_out() {
+    let mut listener = server();
+    let tls_only = pb::FilterChainMatch { server_names: vec!["a".into()], ..Default::default() };
+    listener.filter_chains = vec![chain(tls_only), chain(prefixes(&["10.9.8.7/8"]))];
+    let decoded = accept(ResourceType::Listener, &listener);
+    assert!(decoded.ignored.iter().any(|path| path.starts_with("filter_chains[0].filter_chain_match.")));
+    let chains = decoded_server(&listener).filter_chains;
+    assert_eq!(chains.len(), 1);
+    assert_eq!(chains[0].matches.destination, [("10.0.0.0".parse().unwrap(), 8)]);
+}
+
+#[test]
+fn filters_keep_their_order_and_optional_unknown_ones_are_listed() {
+    let mut manager = manager();
+    let half = FractionalPercent { numerator: 50, ..Default::default() };
+    let config = HttpFault {
+        delay: Some(fault::FaultDelay {
+            percentage: Some(half),
+            fault_delay_secifier: Some(fault::fault_delay::FaultDelaySecifier::FixedDelay(protobuf::Duration {
+                seconds: 2,
+                nanos: 0,
+            })),
+        }),
+        abort: Some(FaultAbort { error_type: Some(ErrorType::HttpStatus(503)), ..Default::default() }),
+        ..Default::default()
+    };
+    let odd = hcm::HttpFilter { is_optional: true, ..http_filter("odd", pack(&core::Node::default())) };
+    let off = hcm::HttpFilter { disabled: true, ..http_filter("off", pack(&HttpFault::default())) };
+    manager.http_filters.splice(0..0, [http_filter("fault", pack(&config)), odd, off]);
+    let decoded = accept(ResourceType::Listener, &api_listener_of("l", &manager));
+    let Resource::Listener(listener) = &decoded.resource else { panic!() };
+    let Listener::Api(api) = &**listener else { panic!() };
+    let names: Vec<&str> = api.http.filters.iter().map(|filter| &*filter.name).collect();
+    assert_eq!(names, ["fault", "off"]);
+    let FilterConfig::Fault(fault) = &api.http.filters[0].config else { panic!() };
+    let delay = fault.delay.as_ref().unwrap();
+    assert_eq!((delay.duration, delay.fraction), (Duration::from_secs(2), Fraction::new(1, 2)));
+    let abort = fault.abort.as_ref().unwrap();
+    assert_eq!((abort.http_status, abort.fraction), (Some(503), Fraction::default()));
+    assert_eq!(api.http.filters[1].config, FilterConfig::Disabled);
+    assert!(decoded.ignored.iter().any(|path| path.contains("envoy.config.core.v3.Node")), "{:?}", decoded.ignored);
+}
+
+#[test]
+fn faults_that_are_rejected() {
+    let cases: &[Case<HttpFault>] = &[
+        ("upstream_cluster: not supported yet", |fault| fault.upstream_cluster = "c".into()),
+        ("downstream_nodes: not supported yet", |fault| fault.downstream_nodes.push("n".into())),
+        ("abort.http_status: 600", |fault| {
+            fault.abort = Some(FaultAbort { error_type: Some(ErrorType::HttpStatus(600)), ..Default::default() });
+        }),
+        ("abort: no known kind", |fault| fault.abort = Some(FaultAbort::default())),
+        ("delay: no known kind", |fault| fault.delay = Some(Default::default())),
+        ("abort.percentage.denominator", |fault| {
+            let percentage = FractionalPercent { numerator: 1, denominator: 9 };
+            fault.abort = Some(FaultAbort { percentage: Some(percentage), ..Default::default() });
+        }),
+        ("headers[0]", |fault| fault.headers.push(Default::default())),
+    ];
+    for (expected, spoil) in cases {
+        let (mut fault, mut manager) = (HttpFault::default(), manager());
+        spoil(&mut fault);
+        manager.http_filters.insert(0, http_filter("fault", pack(&fault)));
+        let text = super::reject(ResourceType::Listener, &api_listener_of("l", &manager)).to_string();
+        assert!(text.contains(expected), "expected {expected:?} in {text:?}");
+    }
+}
+
+#[test]
+fn an_applications_own_filter_is_passed_on_as_json() {
+    let number = protobuf::Value { kind: Some(protobuf::value::Kind::NumberValue(3.0)) };
+    let typed = TypedStruct {
+        type_url: "type.googleapis.com/acme.Shadow".into(),
+        value: Some(protobuf::Struct { fields: [("b".to_owned(), number.clone()), ("a".to_owned(), number)].into() }),
+    };
+    let typed = protobuf::Any {
+        type_url: "type.googleapis.com/xds.type.v3.TypedStruct".into(),
+        value: prost::Message::encode_to_vec(&typed),
+    };
+    let mut manager = manager();
+    manager.http_filters.insert(0, http_filter("shadow", typed));
+    let bytes = prost::Message::encode_to_vec(&api_listener_of("l", &manager));
+    assert!(decode(ResourceType::Listener, &bytes, &Options::default()).is_err());
+    let options = Options { custom_filters: ["acme.Shadow".into()].into(), ..Options::default() };
+    let Resource::Listener(listener) = decode(ResourceType::Listener, &bytes, &options).unwrap().resource else {
+        panic!()
+    };
+    let Listener::Api(api) = &*listener else { panic!() };
+    let expected = FilterConfig::Custom("acme.Shadow".into(), r#"{"a":3,"b":3}"#.into());
+    assert_eq!(api.http.filters[0].config, expected);
+}

@@ -1,0 +1,193 @@
+//! The incremental protocol as a machine: events in, requests and changes out, no I/O and no clock.
+//!
+//! A request names only what changed; every resource has a version of its own; what the server deletes, it says.
+//! Rules 33 to 35 of `docs/xds-client-rules.md`. Names are always spelled out: this client never asks for
+//! everything there is.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+
+use crate::error::Invalid;
+use crate::resources::{ResourceKey, ResourceType};
+use crate::xds::cache::{Cache, Step};
+use crate::xds::decode::Options;
+use crate::xds::intake::{self, Item, Taken};
+use crate::xds::names::{ByKind, KINDS, canonical, kind_of, type_url};
+use crate::xds::stream::Stream;
+
+/// The machine of one server.
+#[derive(Debug, Default)]
+pub(crate) struct Delta {
+    stream: Stream,
+    /// By type, what this stream was asked for; `None` before its first request.
+    asked: ByKind<Option<BTreeSet<Arc<str>>>>,
+}
+
+impl Delta {
+    /// A stream is open: asks for everything that is wanted, and says what is known already.
+    pub(crate) fn opened(&mut self, cache: &Cache, step: &Step<'_>, node: &core::Node) -> Vec<DeltaDiscoveryRequest> {
+        self.stream.open(node);
+        self.asked = Default::default();
+        KINDS.into_iter().filter_map(|kind| self.first(cache, step, kind)).collect()
+    }
+
+    /// The stream is gone.
+    pub(crate) fn closed(&mut self) {
+        self.stream.close();
+    }
+
+    /// These resources are wanted now, or not any more.
+    pub(crate) fn changed(
+        &mut self,
+        cache: &Cache,
+        step: &Step<'_>,
+        keys: &[ResourceKey],
+    ) -> Vec<DeltaDiscoveryRequest> {
+        if !self.stream.is_live() {
+            return Vec::new();
+        }
+        self.stream.answered(keys);
+        KINDS.into_iter().filter_map(|kind| self.change(cache, step, kind, keys)).collect()
+    }
+
+    /// A response has arrived: takes it in, and acknowledges or rejects it.
+    pub(crate) fn response(
+        &mut self,
+        cache: &mut Cache,
+        step: &mut Step<'_>,
+        response: DeltaDiscoveryResponse,
+        options: &Options,
+    ) -> (Taken, Option<DeltaDiscoveryRequest>) {
+        let kind = kind_of(&response.type_url);
+        let Some(kind) = kind.filter(|kind| self.asked.of(*kind).is_some()) else {
+            tracing::warn!(server = %step.server.uri, "response of type {:?}, which was not asked for", response.type_url);
+            return (Taken::default(), None);
+        };
+        let mut missing = Vec::new();
+        let items = response.resources.into_iter().filter_map(|resource| item(resource, &mut missing)).collect();
+        let mut taken = intake::take_in(cache, step, kind, items, options);
+        taken.errors.extend(missing);
+        let removed = response.removed_resource_names.into_iter().map(|name| name.name);
+        let removed = removed.chain(response.removed_resources);
+        delete(cache, step, kind, &mut taken, removed.collect());
+        taken.named.extend(intake::take_errors(cache, step, kind, response.resource_errors));
+        let answered: Vec<ResourceKey> =
+            taken.named.iter().map(|name| ResourceKey { kind, name: Arc::clone(name) }).collect();
+        self.stream.answered(&answered);
+        let request = DeltaDiscoveryRequest {
+            response_nonce: response.nonce,
+            error_detail: intake::error_detail(&taken.errors),
+            ..self.request(kind)
+        };
+        (taken, Some(request))
+    }
+
+    /// Time has passed.
+    pub(crate) fn expire(&mut self, cache: &mut Cache, step: &mut Step<'_>) {
+        self.stream.expire(cache, step);
+    }
+
+    /// When to call [`Self::expire`].
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.stream.next_deadline()
+    }
+
+    /// The first request of a type on a stream: all names, and the versions of what is known. Nothing where
+    /// nothing is wanted: a first request without names would ask for everything there is (rule 34).
+    fn first(&mut self, cache: &Cache, step: &Step<'_>, kind: ResourceType) -> Option<DeltaDiscoveryRequest> {
+        let names: BTreeSet<Arc<str>> = cache.names(kind).cloned().collect();
+        if names.is_empty() {
+            return None;
+        }
+        let subscribe = names.iter().map(|name| name.to_string()).collect();
+        let versions = cache.versions(kind, step.index);
+        let versions = versions.map(|(name, version)| (name.to_owned(), version.to_owned())).collect();
+        *self.asked.of_mut(kind) = Some(names);
+        self.stream.await_answers(cache, kind, step);
+        Some(DeltaDiscoveryRequest {
+            resource_names_subscribe: subscribe,
+            initial_resource_versions: versions,
+            ..self.request(kind)
+        })
+    }
+
+    /// A later request: only what changed. A name that is wanted again is asked for again even if the server
+    /// still knows of it, since that makes it send the resource.
+    fn change(
+        &mut self,
+        cache: &Cache,
+        step: &Step<'_>,
+        kind: ResourceType,
+        keys: &[ResourceKey],
+    ) -> Option<DeltaDiscoveryRequest> {
+        let touched: BTreeSet<&Arc<str>> = keys.iter().filter(|key| key.kind == kind).map(|key| &key.name).collect();
+        if touched.is_empty() {
+            return None;
+        }
+        let Some(asked) = self.asked.of_mut(kind) else { return self.first(cache, step, kind) };
+        let wanted: HashSet<&Arc<str>> = cache.names(kind).collect();
+        let (subscribe, unsubscribe): (Vec<_>, Vec<_>) = touched.into_iter().partition(|name| wanted.contains(*name));
+        asked.extend(subscribe.iter().map(|name| Arc::clone(name)));
+        let unsubscribe: Vec<String> =
+            unsubscribe.into_iter().filter(|name| asked.remove(*name)).map(|name| name.to_string()).collect();
+        let subscribe: Vec<String> = subscribe.into_iter().map(|name| name.to_string()).collect();
+        self.stream.await_answers(cache, kind, step);
+        if subscribe.is_empty() && unsubscribe.is_empty() {
+            return None;
+        }
+        Some(DeltaDiscoveryRequest {
+            resource_names_subscribe: subscribe,
+            resource_names_unsubscribe: unsubscribe,
+            ..self.request(kind)
+        })
+    }
+
+    fn request(&mut self, kind: ResourceType) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest {
+            node: self.stream.take_node(),
+            type_url: type_url(kind).to_owned(),
+            ..Default::default()
+        }
+    }
+}
+
+/// A resource of a response. One without content but with a time to live only says that it lives on.
+fn item(resource: Resource, missing: &mut Vec<String>) -> Option<Item> {
+    let Resource { name, version, resource: any, ttl, .. } = resource;
+    match any {
+        Some(any) => Some(Item { name, version, any }),
+        None => {
+            if ttl.is_none() {
+                missing.push(Invalid::new("missing").at("resource").of(name).to_string());
+            }
+            None
+        }
+    }
+}
+
+/// Deletes what the server says it has no more, of any type (rule 33).
+fn delete(cache: &mut Cache, step: &mut Step<'_>, kind: ResourceType, taken: &mut Taken, removed: Vec<String>) {
+    let sent = taken.named.clone();
+    for name in removed {
+        match canonical(kind, &name) {
+            Ok(name) if sent.contains(&name) => {
+                let invalid = Invalid::new("both sent and removed in one response").of(&*name);
+                taken.errors.push(invalid.to_string());
+            }
+            Ok(name) => {
+                cache.delete(step, &ResourceKey { kind, name: Arc::clone(&name) });
+                taken.named.insert(name);
+            }
+            // Nothing of such a name was ever asked for.
+            Err(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "tests/delta.rs"]
+mod tests;

@@ -1,0 +1,358 @@
+//! STRICT_DNS clusters: their names are looked up again and again, and every address is an endpoint.
+//!
+//! A name that cannot be looked up keeps the addresses it had. Where a name has addresses of both families, the
+//! IPv4 ones are used: a server that listens on one family only usually listens on that one.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::id::{Address, EndpointId};
+use crate::model::{ClusterKind, Endpoint, Endpoints};
+use crate::resources::{Change, Resource, ResourceKey, ResourceType};
+use crate::xds::task::Owned;
+
+/// The prefix of keys that are answered here and by no server.
+const PREFIX: &str = "dns:";
+/// The shortest time between two look-ups, whatever a cluster says.
+const MIN_REFRESH: Duration = Duration::from_millis(100);
+
+type Lookup = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
+
+/// How names are looked up; the system's resolver by default.
+#[derive(Clone)]
+pub struct Resolver(Arc<dyn Fn(&str) -> Lookup + Send + Sync>);
+
+impl Resolver {
+    /// A resolver that asks `lookup` for the addresses of a name.
+    pub fn new<F, L>(lookup: F) -> Self
+    where
+        F: Fn(&str) -> L + Send + Sync + 'static,
+        L: Future<Output = io::Result<Vec<IpAddr>>> + Send + 'static,
+    {
+        Resolver(Arc::new(move |name| Box::pin(lookup(name))))
+    }
+}
+
+impl Default for Resolver {
+    fn default() -> Self {
+        Resolver::new(|name| {
+            let name = name.to_owned();
+            async move { Ok(tokio::net::lookup_host((name, 0)).await?.map(|address| address.ip()).collect()) }
+        })
+    }
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Resolver")
+    }
+}
+
+/// The cluster whose addresses a key stands for.
+pub(crate) fn cluster_of(key: &ResourceKey) -> Option<&str> {
+    match key.kind {
+        ResourceType::Endpoints => key.name.strip_prefix(PREFIX),
+        _ => None,
+    }
+}
+
+/// The clusters whose names are being looked up.
+pub(crate) struct Dns {
+    resolver: Resolver,
+    clusters: HashMap<String, Names>,
+    answers: mpsc::Sender<Answer>,
+    incoming: mpsc::Receiver<Answer>,
+    /// Tells the answers of a task from those of the one that replaced it.
+    turns: u64,
+}
+
+/// One cluster.
+struct Names {
+    endpoints: Endpoints,
+    refresh: Duration,
+    known: HashMap<Arc<str>, Vec<IpAddr>>,
+    delivered: Option<Change>,
+    turn: u64,
+    _task: Option<Owned>,
+}
+
+/// What the names of a cluster came to.
+pub(crate) struct Answer {
+    cluster: String,
+    turn: u64,
+    hosts: Vec<(Arc<str>, io::Result<Vec<IpAddr>>)>,
+}
+
+impl Dns {
+    pub(crate) fn new(resolver: Resolver) -> Self {
+        // Every task sends one answer and then sleeps: a full queue holds a task back, and loses nothing.
+        let (answers, incoming) = mpsc::channel(16);
+        Dns { resolver, clusters: HashMap::new(), answers, incoming, turns: 0 }
+    }
+
+    /// The next answer.
+    pub(crate) async fn recv(&mut self) -> Option<Answer> {
+        self.incoming.recv().await
+    }
+
+    /// Somebody wants the addresses of a cluster.
+    pub(crate) fn subscribe(&mut self, cluster: &str, kind: Option<&ClusterKind>) {
+        let names = Names {
+            endpoints: Endpoints::default(),
+            refresh: MIN_REFRESH,
+            known: HashMap::new(),
+            delivered: None,
+            turn: 0,
+            _task: None,
+        };
+        self.clusters.entry(cluster.to_owned()).or_insert(names);
+        if let Some(kind) = kind {
+            self.update(cluster, kind);
+        }
+    }
+
+    /// Nobody wants them any more.
+    pub(crate) fn unsubscribe(&mut self, cluster: &str) {
+        self.clusters.remove(cluster);
+    }
+
+    /// A cluster was received: if its names are wanted, the new ones are looked up at once.
+    pub(crate) fn update(&mut self, cluster: &str, kind: &ClusterKind) {
+        let (Some(names), ClusterKind::StrictDns { endpoints, refresh }) = (self.clusters.get_mut(cluster), kind)
+        else {
+            return;
+        };
+        let refresh = (*refresh).max(MIN_REFRESH);
+        if names.turn > 0 && names.endpoints == *endpoints && names.refresh == refresh {
+            return;
+        }
+        self.turns += 1;
+        let hosts = hosts(endpoints);
+        names.known.retain(|host, _| hosts.contains(host));
+        names.endpoints = endpoints.clone();
+        names.refresh = refresh;
+        names.turn = self.turns;
+        let task = Task {
+            cluster: cluster.to_owned(),
+            turn: self.turns,
+            hosts: hosts.into_iter().collect(),
+            refresh,
+            resolver: self.resolver.clone(),
+            answers: self.answers.clone(),
+        };
+        names._task = Some(Owned::spawn(task.run()));
+    }
+
+    /// Takes in an answer; what the store is to be told of it.
+    pub(crate) fn answered(&mut self, answer: Answer) -> Option<Change> {
+        let names = self.clusters.get_mut(&answer.cluster).filter(|names| names.turn == answer.turn)?;
+        let mut errors = Vec::new();
+        for (host, result) in answer.hosts {
+            match result {
+                Ok(addresses) if !addresses.is_empty() => {
+                    names.known.insert(host, one_family(addresses));
+                }
+                Ok(_) => errors.push(format!("{host}: no addresses")),
+                Err(error) => errors.push(format!("{host}: {error}")),
+            }
+        }
+        if !errors.is_empty() {
+            tracing::warn!("cluster {}: {}", answer.cluster, errors.join("; "));
+        }
+        let key = ResourceKey::new(ResourceType::Endpoints, format!("{PREFIX}{}", answer.cluster));
+        let endpoints = resolved(&names.endpoints, &names.known);
+        let change = if endpoints.is_empty() && !errors.is_empty() {
+            let reason = format!("cluster {}: no name can be resolved: {}", answer.cluster, errors.join("; "));
+            Change::Absent(key, reason.into())
+        } else {
+            Change::Put(key, Resource::Endpoints(Arc::new(endpoints)))
+        };
+        if names.delivered.as_ref() == Some(&change) {
+            return None;
+        }
+        names.delivered = Some(change.clone());
+        Some(change)
+    }
+}
+
+/// The names among the addresses.
+fn hosts(endpoints: &Endpoints) -> BTreeSet<Arc<str>> {
+    let all = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
+    all.flat_map(|endpoint| endpoint.id.addresses())
+        .filter_map(|address| match address {
+            Address::Host(host, _) => Some(Arc::clone(host)),
+            Address::Socket(_) => None,
+        })
+        .collect()
+}
+
+/// The endpoints with every name replaced by its addresses. An address that two names have is one endpoint.
+fn resolved(endpoints: &Endpoints, known: &HashMap<Arc<str>, Vec<IpAddr>>) -> Endpoints {
+    let mut seen = HashSet::new();
+    let mut endpoints = endpoints.clone();
+    for locality in &mut endpoints.localities {
+        let named = std::mem::take(&mut locality.endpoints);
+        for endpoint in named {
+            for address in addresses(&endpoint, known) {
+                if seen.insert(address.clone()) {
+                    locality.endpoints.push(Endpoint { id: EndpointId::new(address), ..endpoint.clone() });
+                }
+            }
+        }
+    }
+    endpoints
+}
+
+fn addresses(endpoint: &Endpoint, known: &HashMap<Arc<str>, Vec<IpAddr>>) -> Vec<Address> {
+    let mut addresses = Vec::new();
+    for address in endpoint.id.addresses() {
+        match address {
+            Address::Socket(_) => addresses.push(address.clone()),
+            Address::Host(host, port) => {
+                let ips = known.get(host).into_iter().flatten();
+                addresses.extend(ips.map(|ip| Address::Socket((*ip, *port).into())));
+            }
+        }
+    }
+    addresses
+}
+
+/// The IPv4 addresses, else the IPv6 ones, each once and in order.
+fn one_family(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    let all: BTreeSet<IpAddr> = addresses.into_iter().collect();
+    let v4: Vec<IpAddr> = all.iter().copied().filter(IpAddr::is_ipv4).collect();
+    if v4.is_empty() { all.into_iter().collect() } else { v4 }
+}
+
+/// Looks the names of one cluster up, again and again.
+struct Task {
+    cluster: String,
+    turn: u64,
+    hosts: Vec<Arc<str>>,
+    refresh: Duration,
+    resolver: Resolver,
+    answers: mpsc::Sender<Answer>,
+}
+
+impl Task {
+    async fn run(self) {
+        loop {
+            let mut hosts = Vec::with_capacity(self.hosts.len());
+            for host in &self.hosts {
+                hosts.push((Arc::clone(host), (self.resolver.0)(host).await));
+            }
+            let answer = Answer { cluster: self.cluster.clone(), turn: self.turn, hosts };
+            if self.answers.send(answer).await.is_err() || self.hosts.is_empty() {
+                return;
+            }
+            tokio::time::sleep(self.refresh).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::model::LocalityEndpoints;
+
+    fn cluster(hosts: &[(&str, u16)]) -> ClusterKind {
+        let endpoint = |(host, port): &(&str, u16)| {
+            let address = match host.parse::<IpAddr>() {
+                Ok(ip) => Address::Socket((ip, *port).into()),
+                Err(_) => Address::Host((*host).into(), *port),
+            };
+            Endpoint::new(EndpointId::new(address))
+        };
+        let endpoints = hosts.iter().map(endpoint).collect();
+        let locality = LocalityEndpoints { locality: Default::default(), weight: None, priority: 0, endpoints };
+        let endpoints = Endpoints { localities: vec![locality], ..Endpoints::default() };
+        ClusterKind::StrictDns { endpoints, refresh: Duration::from_secs(60) }
+    }
+
+    type Table = Arc<Mutex<HashMap<String, Vec<IpAddr>>>>;
+
+    /// A resolver whose answers can be changed.
+    fn scripted() -> (Resolver, Table) {
+        let table = Table::default();
+        let answers = Arc::clone(&table);
+        let resolver = Resolver::new(move |name| {
+            let answer = answers.lock().unwrap().get(name).cloned();
+            async move { answer.ok_or_else(|| io::Error::other("no such name")) }
+        });
+        (resolver, table)
+    }
+
+    fn shown(change: Option<Change>) -> String {
+        match change {
+            None => "nothing".to_owned(),
+            Some(Change::Absent(key, reason)) => format!("{} absent: {reason}", key.name),
+            Some(Change::Put(_, Resource::Endpoints(endpoints))) => {
+                let all = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
+                all.map(|endpoint| endpoint.id.to_string()).collect::<Vec<_>>().join(" ")
+            }
+            Some(other) => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn names_are_looked_up_again_and_keep_their_last_good_addresses() {
+        let (resolver, table) = scripted();
+        let set = |name: &str, ips: &[&str]| {
+            table.lock().unwrap().insert(name.to_owned(), ips.iter().map(|ip| ip.parse().unwrap()).collect());
+        };
+        let mut dns = Dns::new(resolver);
+        dns.subscribe("c", Some(&cluster(&[("a.b", 80), ("10.9.9.9", 81), ("gone", 82)])));
+        set("a.b", &["10.0.0.2", "::1", "10.0.0.1"]);
+        let mut next = async || {
+            let answer = dns.recv().await.unwrap();
+            shown(dns.answered(answer))
+        };
+        assert_eq!(next().await, "10.0.0.1:80 10.0.0.2:80 10.9.9.9:81");
+        table.lock().unwrap().clear();
+        assert_eq!(next().await, "nothing");
+        set("a.b", &["10.0.0.3"]);
+        assert_eq!(next().await, "10.0.0.3:80 10.9.9.9:81");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cluster_of_which_no_name_was_ever_found_is_absent() {
+        let (resolver, _) = scripted();
+        let mut dns = Dns::new(resolver);
+        dns.subscribe("c", Some(&cluster(&[("a.b", 80)])));
+        let answer = dns.recv().await.unwrap();
+        let expected = "dns:c absent: cluster c: no name can be resolved: a.b: no such name";
+        assert_eq!(shown(dns.answered(answer)), expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_changed_cluster_is_looked_up_at_once_and_old_answers_are_dropped() {
+        let (resolver, table) = scripted();
+        table.lock().unwrap().insert("x".to_owned(), vec!["10.0.0.1".parse().unwrap()]);
+        let mut dns = Dns::new(resolver);
+        dns.subscribe("c", Some(&cluster(&[("a", 1)])));
+        let stale = dns.recv().await.unwrap();
+        dns.update("c", &cluster(&[("x", 1)]));
+        assert_eq!(shown(dns.answered(stale)), "nothing");
+        let answer = dns.recv().await.unwrap();
+        assert_eq!(shown(dns.answered(answer)), "10.0.0.1:1");
+        dns.unsubscribe("c");
+        assert!(dns.clusters.is_empty());
+    }
+
+    #[test]
+    fn an_address_of_two_names_is_one_endpoint() {
+        let ClusterKind::StrictDns { endpoints, .. } = cluster(&[("a", 1), ("b", 1), ("b", 2)]) else { panic!() };
+        let ip: IpAddr = "10.0.0.1".parse().unwrap();
+        let known = [(Arc::from("a"), vec![ip]), (Arc::from("b"), vec![ip])].into();
+        assert_eq!(resolved(&endpoints, &known).len(), 2);
+    }
+}

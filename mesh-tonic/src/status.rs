@@ -1,0 +1,137 @@
+//! Failures of the mesh as gRPC statuses: one code for each kind of error, and the mesh's own message.
+//!
+//! The codes that applications own (gRFC A54) are never among them: a caller that sees NOT_FOUND knows that the
+//! server's own code said so.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use mesh_core::error::{ErrorKind, MeshError};
+use tonic::{Code, Status};
+
+/// The status of a request that the mesh failed. The error stays with it; see [`mesh_error`].
+///
+/// ```
+/// use mesh_core::error::{ErrorKind, MeshError};
+/// use mesh_tonic::status::{mesh_error, status};
+///
+/// let error = MeshError::new(ErrorKind::NoHealthyEndpoint, "cluster payments: no healthy endpoint (3 known)");
+/// let status = status(error);
+/// assert_eq!(status.code(), tonic::Code::Unavailable);
+/// assert_eq!(status.message(), "cluster payments: no healthy endpoint (3 known)");
+/// assert_eq!(mesh_error(&status).map(|error| error.kind()), Some(ErrorKind::NoHealthyEndpoint));
+/// ```
+pub fn status(error: MeshError) -> Status {
+    let mut status = Status::new(code(&error), error.to_string());
+    status.set_source(Arc::new(error));
+    status
+}
+
+/// The mesh's error behind a status, if the mesh failed the call; `None` if the server answered.
+pub fn mesh_error(status: &Status) -> Option<&MeshError> {
+    status.source()?.downcast_ref()
+}
+
+fn code(error: &MeshError) -> Code {
+    let reset = (error.kind() == ErrorKind::ConnectionLost).then(|| reset_by(error)).flatten();
+    reset.map_or_else(|| Code::from(i32::try_from(error.kind().grpc_code()).unwrap_or(2)), code_of_reset)
+}
+
+/// The reason for which the peer reset the stream, if that is what happened.
+fn reset_by(error: &MeshError) -> Option<h2::Reason> {
+    let mut cause = error.source();
+    while let Some(present) = cause {
+        if let Some(error) = present.downcast_ref::<h2::Error>() {
+            return error.reason().filter(|_| error.is_reset() && error.is_remote());
+        }
+        cause = present.source();
+    }
+    None
+}
+
+/// gRPC over HTTP/2, "Errors".
+fn code_of_reset(reason: h2::Reason) -> Code {
+    match reason {
+        h2::Reason::REFUSED_STREAM => Code::Unavailable,
+        h2::Reason::CANCEL => Code::Cancelled,
+        h2::Reason::ENHANCE_YOUR_CALM => Code::ResourceExhausted,
+        h2::Reason::INADEQUATE_SECURITY => Code::PermissionDenied,
+        _ => Code::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_error_has_one_code_and_keeps_its_message() {
+        let table = [
+            (ErrorKind::BadRequest, Code::Internal),
+            (ErrorKind::UnknownTarget, Code::Unavailable),
+            (ErrorKind::NoRoute, Code::Unavailable),
+            (ErrorKind::NoCluster, Code::Unavailable),
+            (ErrorKind::NoHealthyEndpoint, Code::Unavailable),
+            (ErrorKind::ConnectFailure, Code::Unavailable),
+            (ErrorKind::RefusedStream, Code::Unavailable),
+            (ErrorKind::ConnectionLost, Code::Unavailable),
+            (ErrorKind::Timeout, Code::DeadlineExceeded),
+            (ErrorKind::Overflow, Code::Unavailable),
+            (ErrorKind::FaultInjected, Code::Unavailable),
+            (ErrorKind::Security, Code::Unavailable),
+            (ErrorKind::Draining, Code::Unavailable),
+        ];
+        // gRFC A54.
+        let owned_by_applications = [
+            Code::Ok,
+            Code::InvalidArgument,
+            Code::NotFound,
+            Code::AlreadyExists,
+            Code::FailedPrecondition,
+            Code::Aborted,
+            Code::OutOfRange,
+            Code::DataLoss,
+        ];
+        for (kind, code) in table {
+            let error = MeshError::new(kind, "cluster payments: it failed").caused_by("a reason");
+            let status = status(error);
+            assert_eq!(status.code(), code, "{kind:?}");
+            assert_eq!(status.message(), "cluster payments: it failed: a reason", "{kind:?}");
+            assert!(!owned_by_applications.contains(&status.code()), "{kind:?}");
+            assert_eq!(mesh_error(&status).map(MeshError::kind), Some(kind));
+        }
+        assert!(mesh_error(&Status::unavailable("the server's own")).is_none());
+    }
+
+    #[test]
+    fn a_stream_that_the_peer_reset_has_the_code_of_the_reason() {
+        let table = [
+            (h2::Reason::NO_ERROR, Code::Internal),
+            (h2::Reason::PROTOCOL_ERROR, Code::Internal),
+            (h2::Reason::INTERNAL_ERROR, Code::Internal),
+            (h2::Reason::FLOW_CONTROL_ERROR, Code::Internal),
+            (h2::Reason::SETTINGS_TIMEOUT, Code::Internal),
+            (h2::Reason::FRAME_SIZE_ERROR, Code::Internal),
+            (h2::Reason::COMPRESSION_ERROR, Code::Internal),
+            (h2::Reason::CONNECT_ERROR, Code::Internal),
+            (h2::Reason::REFUSED_STREAM, Code::Unavailable),
+            (h2::Reason::CANCEL, Code::Cancelled),
+            (h2::Reason::ENHANCE_YOUR_CALM, Code::ResourceExhausted),
+            (h2::Reason::INADEQUATE_SECURITY, Code::PermissionDenied),
+        ];
+        for (reason, code) in table {
+            assert_eq!(code_of_reset(reason), code, "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn a_lost_connection_is_unavailable_whatever_broke_it() {
+        let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        for error in [
+            MeshError::new(ErrorKind::ConnectionLost, "lost").caused_by(broken),
+            MeshError::new(ErrorKind::ConnectionLost, "lost").caused_by(h2::Error::from(h2::Reason::CANCEL)),
+        ] {
+            assert_eq!(status(error).code(), Code::Unavailable);
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! Bodies: what the mesh sends (any body, without a box where it is complete) and what it answers with.
+
+use std::any::Any;
+use std::convert::Infallible;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Buf, Bytes};
+use http_body::{Frame, SizeHint};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming;
+use mesh_core::error::{ErrorKind, MeshError};
+
+/// An error of somebody else's body.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A request's body. One that is empty or complete is held as bytes and can be sent again; any other is
+/// streamed.
+pub struct Body(Kind);
+
+enum Kind {
+    Full(Bytes),
+    Stream(Streamed),
+    /// Shared with a [`Replay`], which takes the stream back if nobody read from it.
+    Shared(Arc<Mutex<Option<Streamed>>>),
+    Done,
+}
+
+type Streamed = Pin<Box<dyn http_body::Body<Data = Bytes, Error = BoxError> + Send>>;
+
+impl Body {
+    /// No body.
+    pub fn empty() -> Self {
+        Body(Kind::Full(Bytes::new()))
+    }
+
+    /// Any body. Full and empty ones of `http-body-util` cost no allocation.
+    pub fn new<B>(body: B) -> Self
+    where
+        B: http_body::Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        if body.is_end_stream() {
+            return Body::empty();
+        }
+        let mut body = Some(body);
+        let any: &mut dyn Any = &mut body;
+        if let Some(full) = any.downcast_mut::<Option<Full<Bytes>>>().and_then(Option::take) {
+            return Body::from(full);
+        }
+        if any.downcast_ref::<Option<Empty<Bytes>>>().is_some() {
+            return Body::empty();
+        }
+        if let Some(body) = any.downcast_mut::<Option<Body>>().and_then(Option::take) {
+            return body;
+        }
+        match body {
+            Some(body) => {
+                let bytes = |mut data: B::Data| data.copy_to_bytes(data.remaining());
+                Body(Kind::Stream(Box::pin(body.map_frame(move |frame| frame.map_data(bytes)).map_err(Into::into))))
+            }
+            None => Body::empty(),
+        }
+    }
+
+    /// Makes a copy of what can be sent again, and a way to get back what cannot be copied.
+    pub(crate) fn replay(&mut self) -> Replay {
+        match std::mem::replace(&mut self.0, Kind::Done) {
+            Kind::Full(bytes) => {
+                self.0 = Kind::Full(bytes.clone());
+                Replay::Bytes(bytes)
+            }
+            Kind::Stream(stream) => {
+                let shared = Arc::new(Mutex::new(Some(stream)));
+                self.0 = Kind::Shared(Arc::clone(&shared));
+                Replay::Unread(shared)
+            }
+            Kind::Shared(shared) => {
+                self.0 = Kind::Shared(Arc::clone(&shared));
+                Replay::Unread(shared)
+            }
+            Kind::Done => Replay::Gone,
+        }
+    }
+}
+
+/// A body that may have to be sent again.
+pub(crate) enum Replay {
+    Bytes(Bytes),
+    Unread(Arc<Mutex<Option<Streamed>>>),
+    Gone,
+}
+
+impl Replay {
+    /// The body once more; `None` if any of it was read.
+    pub(crate) fn take(self) -> Option<Body> {
+        match self {
+            Replay::Bytes(bytes) => Some(Body(Kind::Full(bytes))),
+            Replay::Unread(shared) => {
+                let stream = shared.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+                Some(Body(Kind::Stream(stream)))
+            }
+            Replay::Gone => None,
+        }
+    }
+}
+
+impl From<Full<Bytes>> for Body {
+    fn from(mut full: Full<Bytes>) -> Self {
+        // A full body is ready at once and in one piece.
+        let frame = http_body::Body::poll_frame(Pin::new(&mut full), &mut Context::from_waker(Waker::noop()));
+        match frame {
+            Poll::Ready(Some(Ok(frame))) => Body(Kind::Full(frame.into_data().unwrap_or_default())),
+            _ => Body::empty(),
+        }
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        Body(Kind::Full(bytes))
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Kind::Shared(shared) = &self.0 {
+            // The first read: from here on the stream is this body's alone.
+            let stream = shared.lock().unwrap_or_else(PoisonError::into_inner).take();
+            self.0 = stream.map_or(Kind::Done, Kind::Stream);
+        }
+        match &mut self.0 {
+            Kind::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Kind::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.0 = Kind::Done;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Kind::Stream(stream) => stream.as_mut().poll_frame(cx),
+            Kind::Shared(_) | Kind::Done => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Full(bytes) => bytes.is_empty(),
+            Kind::Stream(stream) => stream.is_end_stream(),
+            Kind::Shared(_) => false,
+            Kind::Done => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Stream(stream) => stream.size_hint(),
+            Kind::Shared(shared) => {
+                let stream = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                stream.as_ref().map_or(SizeHint::default(), |stream| stream.size_hint())
+            }
+            Kind::Done => SizeHint::with_exact(0),
+        }
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kind::Full(bytes) => write!(f, "Body({} bytes)", bytes.len()),
+            Kind::Stream(_) | Kind::Shared(_) => f.write_str("Body(stream)"),
+            Kind::Done => f.write_str("Body(done)"),
+        }
+    }
+}
+
+/// A response's body. While it is read, the request counts as in flight and its connection is in use; both end
+/// with the last frame, or when it is dropped.
+pub struct ResponseBody {
+    content: Content,
+    /// Given up with the last frame.
+    held: Option<Box<dyn Any + Send + Sync>>,
+    guard: crate::client::Guard,
+    deadline: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+enum Content {
+    Incoming(Incoming),
+    Full(Bytes),
+}
+
+impl ResponseBody {
+    /// A body that the mesh answers with itself.
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        ResponseBody { content: Content::Full(bytes.into()), held: None, guard: Default::default(), deadline: None }
+    }
+
+    pub(crate) fn incoming(
+        incoming: Incoming,
+        mut guard: crate::client::Guard,
+        deadline: Option<std::time::Instant>,
+    ) -> Self {
+        let deadline = if http_body::Body::is_end_stream(&incoming) {
+            guard.finished();
+            None
+        } else {
+            deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline.into())))
+        };
+        ResponseBody { content: Content::Incoming(incoming), held: None, guard, deadline }
+    }
+
+    /// The bytes of a body that the mesh answers with itself; of any other, none.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        match self.content {
+            Content::Full(bytes) => bytes,
+            Content::Incoming(_) => Bytes::new(),
+        }
+    }
+
+    /// Keeps something alive until the body has been read or dropped.
+    pub fn hold(mut self, value: impl Any + Send + Sync) -> Self {
+        self.held = Some(match self.held.take() {
+            Some(before) => Box::new((before, value)),
+            None => Box::new(value),
+        });
+        self
+    }
+
+    fn finish(&mut self) {
+        self.guard.finished();
+        self.held = None;
+        self.deadline = None;
+    }
+}
+
+impl http_body::Body for ResponseBody {
+    type Data = Bytes;
+    type Error = MeshError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, MeshError>>> {
+        let body = &mut *self;
+        let frame = match &mut body.content {
+            Content::Full(bytes) if bytes.is_empty() => return Poll::Ready(None),
+            Content::Full(bytes) => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Content::Incoming(incoming) => Pin::new(incoming).poll_frame(cx),
+        };
+        match frame {
+            Poll::Pending => {
+                let expired = body.deadline.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready());
+                if !expired {
+                    return Poll::Pending;
+                }
+                body.content = Content::Full(Bytes::new());
+                body.guard.failed();
+                body.finish();
+                Poll::Ready(Some(Err(MeshError::new(ErrorKind::Timeout, "the response did not end by the deadline"))))
+            }
+            Poll::Ready(None) => {
+                body.finish();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if http_body::Body::is_end_stream(body) {
+                    body.finish();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                body.guard.failed();
+                body.finish();
+                let lost = MeshError::new(ErrorKind::ConnectionLost, "the response ended early").caused_by(error);
+                Poll::Ready(Some(Err(lost)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Incoming(incoming) => incoming.is_end_stream(),
+            Content::Full(bytes) => bytes.is_empty(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Incoming(incoming) => incoming.size_hint(),
+            Content::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+        }
+    }
+}
+
+impl fmt::Debug for ResponseBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResponseBody")
+    }
+}
+
+impl From<Infallible> for Body {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use http_body::Body as _;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    fn collect(body: Body) -> Bytes {
+        body.collect().now_or_never().expect("ready at once").expect("no error").to_bytes()
+    }
+
+    fn stream(parts: &[&'static str]) -> Body {
+        let frames: Vec<_> =
+            parts.iter().map(|part| Ok::<_, BoxError>(Frame::data(Bytes::from_static(part.as_bytes())))).collect();
+        Body::new(StreamBody::new(futures_util::stream::iter(frames)))
+    }
+
+    #[test]
+    fn a_complete_body_keeps_its_length_and_can_be_sent_again() {
+        let mut body = Body::new(Full::new(Bytes::from_static(b"abc")));
+        assert_eq!(body.size_hint().exact(), Some(3));
+        let replay = body.replay();
+        assert_eq!(collect(body), "abc");
+        assert_eq!(collect(replay.take().unwrap()), "abc");
+        assert!(Body::new(Empty::<Bytes>::new()).is_end_stream());
+    }
+
+    #[test]
+    fn a_stream_can_be_sent_again_only_while_nobody_has_read_it() {
+        let mut body = stream(&["a", "b"]);
+        let replay = body.replay();
+        drop(body);
+        assert_eq!(collect(replay.take().unwrap()), "ab");
+
+        let mut body = stream(&["a", "b"]);
+        let replay = body.replay();
+        body.frame().now_or_never();
+        assert!(replay.take().is_none());
+        assert_eq!(collect(body), "b");
+    }
+}

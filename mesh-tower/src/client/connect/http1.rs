@@ -1,0 +1,96 @@
+//! HTTP/1.1: one request at a time, so idle connections wait on a stack; the one used last is used next.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1};
+use hyper_util::rt::TokioIo;
+use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::model::Cluster;
+use mesh_core::state::EndpointState;
+
+use crate::body::Body;
+
+/// How an exchange went: a response, or an error that has the request if it was not written.
+pub(super) type Sent = Result<Response<Incoming>, TrySendError<Request<Body>>>;
+
+/// One connection.
+pub(crate) struct Connection {
+    sender: http1::SendRequest<Body>,
+    requests: u32,
+    idle_for: Duration,
+}
+
+impl Connection {
+    /// Sends a request. Where it was not written, the error has it.
+    pub(super) fn send(&mut self, request: Request<Body>) -> impl Future<Output = Sent> + use<> {
+        self.requests += 1;
+        self.sender.try_send_request(request)
+    }
+
+    /// Whether the cluster allows another request.
+    pub(super) fn may_go_on(&self, cluster: &Cluster) -> bool {
+        cluster.max_requests_per_connection.is_none_or(|max| self.requests < max)
+    }
+}
+
+/// Connections that nobody uses.
+#[derive(Default)]
+pub(super) struct Idle(Mutex<Vec<Connection>>);
+
+/// How long a connection may take to become ready after its last response, before another is dialled instead.
+const SETTLE: Duration = Duration::from_millis(1);
+
+impl Idle {
+    /// A connection that is ready for a request.
+    pub(super) async fn take(&self) -> Option<Connection> {
+        loop {
+            let mut connection = self.pop()?;
+            if connection.sender.is_closed() {
+                continue;
+            }
+            if connection.sender.is_ready() {
+                return Some(connection);
+            }
+            // The response ended an instant ago and the connection's task has not run since.
+            let settled = Box::pin(tokio::time::timeout(SETTLE, connection.sender.ready())).await;
+            if let Ok(Ok(())) = settled {
+                return Some(connection);
+            }
+        }
+    }
+
+    pub(super) fn give_back(&self, mut connection: Connection) {
+        if !connection.sender.is_closed() {
+            connection.idle_for = Duration::ZERO;
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        }
+    }
+
+    /// Counts time that has passed, and closes what has been idle for too long.
+    pub(super) fn pass(&self, time: Duration, limit: Duration) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain_mut(|connection| {
+            connection.idle_for = connection.idle_for.saturating_add(time);
+            !connection.sender.is_closed() && connection.idle_for <= limit
+        });
+    }
+
+    fn pop(&self) -> Option<Connection> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+}
+
+/// Opens a connection. It is driven by a task of its own, which ends with it.
+pub(super) async fn dial(cluster: &Cluster, endpoint: &Arc<EndpointState>) -> Result<Connection, MeshError> {
+    let stream = super::open(cluster, endpoint).await?;
+    let (sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| MeshError::new(ErrorKind::ConnectFailure, "HTTP/1.1 handshake").caused_by(error))?;
+    tokio::spawn(async move {
+        // Its end is seen by whoever holds the sender.
+        let _ = connection.with_upgrades().await;
+    });
+    Ok(Connection { sender, requests: 0, idle_for: Duration::ZERO })
+}

@@ -1,0 +1,196 @@
+//! HTTP/2: many requests at a time over one connection; another is dialled when its streams run out. One dial
+//! at a time: whoever comes meanwhile waits for it.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use http::Request;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::model::Cluster;
+use mesh_core::state::EndpointState;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use super::http1::Sent;
+use crate::body::Body;
+
+/// Until the peer says otherwise, a connection is taken to carry this many streams.
+const INITIAL_STREAMS: u32 = 100;
+/// The most that a peer may send in the headers of one response.
+const MAX_HEADER_LIST_BYTES: u32 = 64 * 1024;
+
+/// One connection, shared by its streams.
+struct Connection {
+    /// Behind a lock, and not cloned for each request: sending is a push onto a queue.
+    sender: Mutex<http2::SendRequest<Body>>,
+    streams: AtomicU32,
+    requests: AtomicU32,
+    limit: Arc<AtomicU32>,
+    retired: AtomicBool,
+    idle: Mutex<IdleTime>,
+}
+
+impl Connection {
+    fn is_closed(&self) -> bool {
+        lock(&self.sender).is_closed()
+    }
+}
+
+/// How long nobody has used a connection, as of the last look.
+#[derive(Default)]
+struct IdleTime {
+    requests: u32,
+    idle_for: Duration,
+}
+
+/// One stream in use; its place is free again when it is dropped.
+pub(crate) struct Stream {
+    connection: Arc<Connection>,
+}
+
+impl Stream {
+    /// Sends a request. Where no stream was opened, the error has it.
+    pub(super) fn send(&self, request: Request<Body>) -> impl Future<Output = Sent> + use<> {
+        lock(&self.connection.sender).try_send_request(request)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.connection.streams.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// All connections to one endpoint.
+#[derive(Default)]
+pub(super) struct Shared(Mutex<Connections>);
+
+#[derive(Default)]
+struct Connections {
+    open: Vec<Arc<Connection>>,
+    dialling: Option<watch::Receiver<Option<Result<(), MeshError>>>>,
+}
+
+impl Shared {
+    /// A stream on a connection that has room for one.
+    pub(super) fn take(&self, cluster: &Cluster) -> Option<Stream> {
+        lock(&self.0).stream(cluster)
+    }
+
+    /// Waits until there is one more connection, or until room appeared on another.
+    pub(super) async fn dial(&self, cluster: &Arc<Cluster>, endpoint: &Arc<EndpointState>) -> Result<(), MeshError> {
+        let mut dial = lock(&self.0).dial(cluster, endpoint);
+        // A dial whose task is gone (its runtime was shut down) says nothing: then somebody dials again.
+        match dial.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Counts time that has passed, and closes what has been idle for too long.
+    pub(super) fn pass(&self, time: Duration, limit: Duration) {
+        lock(&self.0).open.retain(|connection| {
+            let mut idle = lock(&connection.idle);
+            let requests = connection.requests.load(Ordering::Relaxed);
+            let used = connection.streams.load(Ordering::Acquire) > 0 || idle.requests != requests;
+            idle.requests = requests;
+            idle.idle_for = if used { Duration::ZERO } else { idle.idle_for.saturating_add(time) };
+            !connection.is_closed() && idle.idle_for <= limit
+        });
+    }
+}
+
+impl Connections {
+    fn stream(&mut self, cluster: &Cluster) -> Option<Stream> {
+        self.open.retain(|connection| !connection.is_closed() && !connection.retired.load(Ordering::Relaxed));
+        let own_limit = cluster.max_concurrent_streams.unwrap_or(u32::MAX);
+        for connection in &self.open {
+            // Streams come only under the lock of `Connections`, so the room seen here is there.
+            let limit = connection.limit.load(Ordering::Relaxed).min(own_limit);
+            if connection.streams.load(Ordering::Acquire) < limit {
+                connection.streams.fetch_add(1, Ordering::AcqRel);
+                let requests = connection.requests.fetch_add(1, Ordering::Relaxed) + 1;
+                if cluster.max_requests_per_connection.is_some_and(|max| requests >= max) {
+                    connection.retired.store(true, Ordering::Relaxed);
+                }
+                return Some(Stream { connection: Arc::clone(connection) });
+            }
+        }
+        None
+    }
+
+    /// The dial in progress, or a new one. It has a task of its own, so that the request which started it can
+    /// be cancelled without the others.
+    fn dial(
+        &mut self,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<EndpointState>,
+    ) -> watch::Receiver<Option<Result<(), MeshError>>> {
+        // A dial that has not answered and whose task is gone is over: its runtime was shut down.
+        if let Some(dialling) = self.dialling.as_ref().filter(|dialling| dialling.has_changed().is_ok()) {
+            return dialling.clone();
+        }
+        let (outcome, dialling) = watch::channel(None);
+        self.dialling = Some(dialling.clone());
+        let (cluster, endpoint) = (Arc::clone(cluster), Arc::clone(endpoint));
+        tokio::spawn(async move {
+            let dialled = dial(&cluster, &endpoint).await;
+            let Some(pool) = endpoint.attachment(super::Pool::default) else { return };
+            let mut connections = lock(&pool.http2.0);
+            connections.dialling = None;
+            let answer = dialled.map(|connection| connections.open.push(Arc::new(connection)));
+            drop(connections);
+            outcome.send_replace(Some(answer));
+        });
+        dialling
+    }
+}
+
+async fn dial(cluster: &Cluster, endpoint: &EndpointState) -> Result<Connection, MeshError> {
+    let stream = super::open(cluster, endpoint).await?;
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_header_list_size(MAX_HEADER_LIST_BYTES)
+        .initial_max_send_streams(INITIAL_STREAMS as usize)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| MeshError::new(ErrorKind::ConnectFailure, "HTTP/2 handshake").caused_by(error))?;
+    let limit = Arc::new(AtomicU32::new(INITIAL_STREAMS));
+    tokio::spawn(Driver { connection, limit: Arc::clone(&limit) });
+    Ok(Connection {
+        sender: Mutex::new(sender),
+        streams: AtomicU32::new(0),
+        requests: AtomicU32::new(0),
+        limit,
+        retired: AtomicBool::new(false),
+        idle: Mutex::default(),
+    })
+}
+
+/// Drives a connection, and notes how many streams the peer allows.
+struct Driver {
+    connection: http2::Connection<TokioIo<TcpStream>, Body, TokioExecutor>,
+    limit: Arc<AtomicU32>,
+}
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let polled = Pin::new(&mut self.connection).poll(cx);
+        let limit = u32::try_from(self.connection.current_max_send_streams()).unwrap_or(u32::MAX);
+        self.limit.store(limit, Ordering::Relaxed);
+        // Its end is seen by whoever holds a sender.
+        let _ = ready!(polled);
+        Poll::Ready(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

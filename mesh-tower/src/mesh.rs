@@ -1,0 +1,216 @@
+//! The mesh of one process: one store of configuration, one drain, and the faces that applications use.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::balance::LoadBalancer;
+use mesh_core::filter::FilterFactory;
+use mesh_core::observe::Observer;
+use mesh_core::store::{Source, Store};
+use mesh_core::view::Extensions;
+
+use crate::drain::Drain;
+use crate::server::Listeners;
+
+/// The mesh of this process. Cheap to clone; when the last clone, client and listener are gone, its
+/// configuration thread stops.
+///
+/// ```
+/// use mesh_core::fixed::Fixed;
+/// use mesh_tower::Mesh;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let source = Fixed::new().service("reviews:9080", ["127.0.0.1:8080".parse()?]);
+/// let mesh = Mesh::builder().source(source).start()?;
+/// let client = mesh.client();
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Mesh {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    observers: Vec<Arc<dyn Observer>>,
+    drain: Drain,
+    listeners: Arc<Listeners>,
+    cold_start_wait: Duration,
+    background: tokio::runtime::Handle,
+}
+
+impl Mesh {
+    /// A mesh to be configured in code.
+    pub fn builder() -> MeshBuilder {
+        MeshBuilder::default()
+    }
+
+    /// A mesh that the environment configures, as every xDS client: by `GRPC_XDS_BOOTSTRAP` (a file) or
+    /// `GRPC_XDS_BOOTSTRAP_CONFIG` (its text). `mesh-control bootstrap` prints one.
+    ///
+    /// It returns at once: the control plane need not be up yet. Requests wait for the configuration of their
+    /// target, see [`MeshBuilder::cold_start_wait`].
+    ///
+    /// # Errors
+    /// [`StartError`] when there is no bootstrap or it is wrong; the text names the file, line, column or key.
+    #[cfg(feature = "xds")]
+    pub fn from_env() -> Result<Mesh, StartError> {
+        let bootstrap = mesh_core::xds::Bootstrap::from_env().map_err(|error| StartError(error.to_string()))?;
+        Mesh::builder().source(mesh_core::xds::XdsSource::new(bootstrap)).start()
+    }
+
+    /// Targets and their views.
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// Those who are told of every finished request.
+    pub fn observers(&self) -> &[Arc<dyn Observer>] {
+        &self.inner.observers
+    }
+
+    /// How long the first request to a target waits for configuration, if its own deadline does not end it
+    /// sooner.
+    pub fn cold_start_wait(&self) -> Duration {
+        self.inner.cold_start_wait
+    }
+
+    /// The drain that all listeners of this mesh share.
+    pub fn drain(&self) -> &Drain {
+        &self.inner.drain
+    }
+
+    /// Where chores run that must not cost the application's threads anything: on the configuration thread, for
+    /// as long as it lives.
+    pub(crate) fn background(&self) -> &tokio::runtime::Handle {
+        &self.inner.background
+    }
+
+    /// The listeners that are bound now.
+    pub(crate) fn listeners(&self) -> &Arc<Listeners> {
+        &self.inner.listeners
+    }
+}
+
+impl fmt::Debug for Mesh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mesh").field("store", &self.inner.store).finish_non_exhaustive()
+    }
+}
+
+/// What a mesh is made of.
+#[derive(Default)]
+pub struct MeshBuilder {
+    source: Option<Arc<dyn Source>>,
+    extensions: Extensions,
+    observers: Vec<Arc<dyn Observer>>,
+    cold_start_wait: Option<Duration>,
+    target_idle: Option<Duration>,
+    lame_duck: Option<Duration>,
+}
+
+impl MeshBuilder {
+    /// Where configuration comes from. The last one set counts.
+    pub fn source(mut self, source: impl Source) -> Self {
+        self.source = Some(Arc::new(source));
+        self
+    }
+
+    /// An HTTP filter of the application's own, by the name that configuration uses for it.
+    pub fn filter(mut self, name: &str, factory: FilterFactory) -> Self {
+        self.extensions.filters.register(name, factory);
+        self
+    }
+
+    /// A balancing policy of the application's own, by the name that configuration uses for it.
+    pub fn balancer(mut self, name: &str, balancer: impl LoadBalancer + 'static) -> Self {
+        self.extensions.balancers.insert(name.into(), Arc::new(balancer));
+        self
+    }
+
+    /// Someone to be told of every finished request.
+    pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
+        self.observers.push(Arc::new(observer));
+        self
+    }
+
+    /// How long the first request to a target waits for configuration. 20 s by default: a little more than
+    /// the 15 s after which a resource is taken not to exist (gRFC A57).
+    pub fn cold_start_wait(mut self, wait: Duration) -> Self {
+        self.cold_start_wait = Some(wait);
+        self
+    }
+
+    /// After how long without a request a target is forgotten and its resources unsubscribed. 10 min by
+    /// default.
+    pub fn target_idle(mut self, idle: Duration) -> Self {
+        self.target_idle = Some(idle);
+        self
+    }
+
+    /// For how long a draining server goes on accepting, so that clients learn that it is leaving. 1 s by
+    /// default.
+    pub fn lame_duck(mut self, lame_duck: Duration) -> Self {
+        self.lame_duck = Some(lame_duck);
+        self
+    }
+
+    /// Starts the mesh: the source gets a thread of its own, so that a flood of updates cannot stall the
+    /// application's.
+    ///
+    /// # Errors
+    /// [`StartError`] without a source, or if no thread can be had.
+    pub fn start(self) -> Result<Mesh, StartError> {
+        let source = self.source.ok_or_else(|| StartError("no source of configuration was set".into()))?;
+        let idle = self.target_idle.unwrap_or(Duration::from_secs(600));
+        let (store, sink) = Store::new(Arc::clone(&source), self.extensions, idle);
+        let targets = store.targets();
+        let failed = |error: std::io::Error| StartError(format!("cannot start the configuration thread: {error}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let background = runtime.handle().clone();
+        std::thread::Builder::new()
+            .name("mesh-config".into())
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::spawn(crate::client::close_idle(targets));
+                    source.run(sink).await;
+                });
+            })
+            .map_err(failed)?;
+        let inner = Inner {
+            store,
+            observers: self.observers,
+            drain: Drain::new(self.lame_duck.unwrap_or(Duration::from_secs(1))),
+            listeners: Arc::default(),
+            cold_start_wait: self.cold_start_wait.unwrap_or(Duration::from_secs(20)),
+            background,
+        };
+        Ok(Mesh { inner: Arc::new(inner) })
+    }
+}
+
+impl fmt::Debug for MeshBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MeshBuilder").field("extensions", &self.extensions).finish_non_exhaustive()
+    }
+}
+
+/// Why a mesh could not be started.
+#[derive(Debug)]
+pub struct StartError(String);
+
+impl StartError {
+    /// Something that keeps a mesh from starting.
+    pub fn new(reason: impl Into<String>) -> Self {
+        StartError(reason.into())
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StartError {}

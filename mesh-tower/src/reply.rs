@@ -1,0 +1,188 @@
+//! Answers of the mesh itself, in the caller's own tongue: an HTTP status and a text, or, for gRPC, a
+//! trailers-only response with a gRPC status (gRPC over HTTP/2, "Responses").
+
+use std::fmt::Write as _;
+
+use http::header::{CONTENT_TYPE, LOCATION};
+use http::request::Parts;
+use http::{HeaderValue, Response, StatusCode};
+use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::filter::Reply;
+use mesh_core::model::{DirectResponse, PathChange, PathTest, Redirect, RouteMatch};
+use mesh_core::request::RequestHead;
+
+use crate::body::ResponseBody;
+
+/// The answer to a request that the mesh failed: the status of the error's kind, and the error's own text.
+///
+/// ```
+/// use mesh_core::error::{ErrorKind, MeshError};
+///
+/// let error = MeshError::new(ErrorKind::NoRoute, "no route for GET /x");
+/// assert_eq!(mesh_tower::reply::error(&error, false).status(), 404);
+/// let grpc = mesh_tower::reply::error(&error, true);
+/// assert_eq!((grpc.status(), &grpc.headers()["grpc-status"]), (http::StatusCode::OK, &"14".parse().unwrap()));
+/// ```
+pub fn error(error: &MeshError, is_grpc: bool) -> Response<ResponseBody> {
+    if is_grpc {
+        return trailers_only(error.kind().grpc_code(), &error.to_string());
+    }
+    let status = StatusCode::from_u16(error.kind().http_status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    text(status, error.to_string())
+}
+
+/// A filter's answer.
+pub(crate) fn filter(reply: Reply, is_grpc: bool) -> Response<ResponseBody> {
+    if is_grpc {
+        let code = reply.grpc_code.unwrap_or_else(|| grpc_code(reply.status));
+        return trailers_only(code, &String::from_utf8_lossy(&reply.body));
+    }
+    text(reply.status, reply.body)
+}
+
+/// An answer from the configuration.
+pub(crate) fn direct(direct: &DirectResponse) -> Response<ResponseBody> {
+    text(direct.status, direct.body.clone())
+}
+
+/// Where a request should go instead.
+pub(crate) fn redirect(
+    redirect: &Redirect,
+    matches: &RouteMatch,
+    parts: &Parts,
+) -> Result<Response<ResponseBody>, MeshError> {
+    let head = RequestHead::of(parts)?;
+    let scheme = redirect.scheme.as_deref().unwrap_or(head.scheme);
+    let (host, port) = match head.authority.rfind(':') {
+        Some(colon) if !head.authority[colon..].contains(']') => {
+            (&head.authority[..colon], Some(&head.authority[colon + 1..]))
+        }
+        _ => (head.authority, None),
+    };
+    let mut location = format!("{scheme}://{}", redirect.host.as_deref().unwrap_or(host));
+    let standard = |port: &str| matches!((scheme, port), ("http", "80") | ("https", "443"));
+    match (redirect.port, port) {
+        (Some(port), _) if !standard(&port.to_string()) => _ = write!(location, ":{port}"),
+        // A port of the old scheme does not belong to the new one (Envoy's scheme redirect).
+        (None, Some(port)) if redirect.scheme.is_none() && redirect.host.is_none() => _ = write!(location, ":{port}"),
+        _ => {}
+    }
+    let path = match &redirect.path {
+        Some(change) => change_path(change, &matches.path, head.path()),
+        None => head.path().to_owned(),
+    };
+    location.push_str(&path);
+    if let Some(query) = head.query().filter(|_| !redirect.strip_query && !path.contains('?')) {
+        _ = write!(location, "?{query}");
+    }
+    let location = HeaderValue::try_from(location).map_err(|error| {
+        MeshError::new(ErrorKind::BadRequest, "the redirect has no valid location").caused_by(error)
+    })?;
+    let mut response = text(redirect.status, "");
+    response.headers_mut().insert(LOCATION, location);
+    Ok(response)
+}
+
+/// What a path becomes; `matched` says how much of it a prefix change replaces.
+pub(crate) fn change_path(change: &PathChange, matched: &PathTest, path: &str) -> String {
+    match change {
+        PathChange::Full(new) => new.clone(),
+        PathChange::Regex(rewrite) => rewrite.apply(path).into_owned(),
+        PathChange::Prefix(new) => {
+            let matched = match matched {
+                PathTest::Prefix { value, .. } | PathTest::Separated { value, .. } => value.len().min(path.len()),
+                _ => path.len(),
+            };
+            let rest = path.get(matched..).unwrap_or_default();
+            match matched_boundary(new, rest) {
+                true => format!("{new}/{rest}"),
+                false => format!("{new}{rest}"),
+            }
+        }
+    }
+}
+
+/// Whether a slash is missing between a new prefix and the rest: a path must begin with one.
+fn matched_boundary(new: &str, rest: &str) -> bool {
+    new.is_empty() && !rest.starts_with('/')
+}
+
+fn text(status: StatusCode, body: impl Into<bytes::Bytes>) -> Response<ResponseBody> {
+    let body = body.into();
+    let has_text = !body.is_empty();
+    let mut response = Response::new(ResponseBody::full(body));
+    *response.status_mut() = status;
+    if has_text {
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    response
+}
+
+fn trailers_only(code: u32, message: &str) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::full(""));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from(code));
+    let mut encoded = String::with_capacity(message.len());
+    for byte in message.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => encoded.push(char::from(byte)),
+            _ => _ = write!(encoded, "%{byte:02X}"),
+        }
+    }
+    if let Ok(message) = HeaderValue::try_from(encoded) {
+        headers.insert("grpc-message", message);
+    }
+    response
+}
+
+/// The gRPC code of an HTTP status (gRPC's `http-grpc-status-mapping`; OK without a gRPC status is UNKNOWN).
+pub(crate) fn grpc_code(status: StatusCode) -> u32 {
+    match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        _ => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects() {
+        let prefix = |value: &str| PathTest::Prefix { value: value.into(), ignore_case: false };
+        let plain = Redirect {
+            status: StatusCode::MOVED_PERMANENTLY,
+            scheme: None,
+            host: None,
+            port: None,
+            path: None,
+            strip_query: false,
+        };
+        let some = |text: &str| Some(text.to_owned());
+        let cases = [
+            (Redirect { host: some("b"), ..plain.clone() }, "http://a:1/x?q", "http://b/x?q"),
+            (Redirect { scheme: some("https"), ..plain.clone() }, "http://a:80/x", "https://a/x"),
+            (Redirect { port: Some(8443), ..plain.clone() }, "http://a/x", "http://a:8443/x"),
+            (Redirect { strip_query: true, ..plain.clone() }, "http://a:1/x?q", "http://a:1/x"),
+            (Redirect { path: Some(PathChange::Full("/y".into())), ..plain.clone() }, "http://a/x?q", "http://a/y?q"),
+            (Redirect { path: Some(PathChange::Prefix("/y".into())), ..plain }, "http://a/x/z", "http://a/y/z"),
+        ];
+        for (it, uri, expected) in cases {
+            let parts = http::Request::get(uri).body(()).unwrap().into_parts().0;
+            let matches = RouteMatch { path: prefix("/x"), ..RouteMatch::any() };
+            let response = redirect(&it, &matches, &parts).unwrap();
+            assert_eq!((response.status(), response.headers()[LOCATION].to_str().unwrap()), (it.status, expected));
+        }
+    }
+
+    #[test]
+    fn a_grpc_message_is_percent_encoded() {
+        let response = trailers_only(14, "50% of a\nb ä");
+        assert_eq!(response.headers()["grpc-message"], "50%25 of a%0Ab %C3%A4");
+    }
+}

@@ -1,0 +1,435 @@
+//! The first station of a server: connections, handed out only while the configuration lets the listener serve
+//! (gRFC A36).
+//!
+//! While nothing is known, connections wait in the backlog. Where the configuration says no, or has no filter
+//! chain for a connection, or asks for TLS that cannot be had, they are closed. Nothing is served without a
+//! listener resource; once there is one, the loss of the control plane changes nothing.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_core::Stream;
+use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::id::ListenerName;
+use mesh_core::store::ServerState;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::futures::TaskLocalFuture;
+use tokio::time::Instant;
+
+use crate::drain::{Accepting, Drain, Phase, reached};
+use crate::mesh::Mesh;
+use crate::server::listening::{Following, Listening, Part, follow};
+use crate::server::route::ServerLayer;
+
+/// After how long without a word a peer is probed, and how often from then on.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
+
+/// How many connections tokio lets wait in a socket's backlog.
+const BACKLOG: usize = 1024;
+
+/// The two ends of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Where the client connected to.
+    pub local: SocketAddr,
+    /// Who it is.
+    pub peer: SocketAddr,
+}
+
+tokio::task_local! {
+    static CURRENT: Arc<Connection>;
+}
+
+impl Connection {
+    /// The connection of the request that this task is working on, under [`crate::server::serve`].
+    pub fn current() -> Option<Connection> {
+        CURRENT.try_with(|connection| **connection).ok()
+    }
+
+    /// Runs a future on behalf of this connection.
+    pub(super) fn scope<F: Future>(connection: Arc<Connection>, future: F) -> TaskLocalFuture<Arc<Connection>, F> {
+        CURRENT.scope(connection, future)
+    }
+}
+
+/// A bound socket that accepts as the configuration allows.
+///
+/// It works with [`crate::server::serve`], with `axum::serve` (Cargo feature `axum`), with tonic (`mesh-tonic`),
+/// and in any loop:
+///
+/// ```
+/// use mesh_core::fixed::Fixed;
+/// use mesh_tower::Mesh;
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mesh = Mesh::builder().source(Fixed::new()).start()?;
+/// let mut listener = mesh.bind("127.0.0.1:0").await?;
+/// let mut client = tokio::net::TcpStream::connect(listener.local_addr()).await?;
+/// client.write_all(b"hello").await?;
+/// let (mut io, _peer) = listener.accept().await.expect("not draining");
+/// let mut hello = [0; 5];
+/// io.read_exact(&mut hello).await?;
+/// # assert_eq!(&hello, b"hello");
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct MeshListener {
+    mesh: Mesh,
+    address: SocketAddr,
+    part: Part,
+    socket: Socket,
+    news: watch::Receiver<()>,
+    phase: watch::Receiver<Phase>,
+    failures: u32,
+    patience: Duration,
+    _following: Following,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Open(TcpListener, Accepting),
+    /// Closed, with what had connected before.
+    Closed(VecDeque<(TcpStream, SocketAddr)>),
+}
+
+impl MeshListener {
+    /// Binds, and subscribes to the listener resource of the address.
+    pub(super) async fn bind(mesh: &Mesh, address: impl tokio::net::ToSocketAddrs) -> io::Result<Self> {
+        let drain = mesh.drain();
+        if drain.is_leaving() {
+            return Err(io::Error::other(MeshError::new(ErrorKind::Draining, "the mesh is draining")));
+        }
+        let socket = TcpListener::bind(address).await?;
+        // Accepted connections inherit it: a peer that vanished without a word is noticed.
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE.0).with_interval(KEEPALIVE.1);
+        _ = SockRef::from(&socket).set_tcp_keepalive(&keepalive);
+        let address = socket.local_addr()?;
+        let handle = mesh.store().server(address).map_err(io::Error::other)?;
+        let (part, following) = follow(mesh.listeners(), handle, address, drain);
+        Ok(MeshListener {
+            address,
+            news: part.listening().news(),
+            phase: drain.watch(),
+            part,
+            socket: Socket::Open(socket, drain.accepting()),
+            failures: 0,
+            patience: mesh.cold_start_wait(),
+            mesh: mesh.clone(),
+            _following: following,
+        })
+    }
+
+    /// Where it is bound.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The resource that it serves by.
+    pub fn name(&self) -> &ListenerName {
+        self.listening().name()
+    }
+
+    /// The layer for a service behind this listener: [`Mesh::server_layer`] when several are bound.
+    pub fn layer(&self) -> ServerLayer {
+        ServerLayer::of(&self.mesh, Some(Arc::clone(self.listening())))
+    }
+
+    /// Waits until it may serve. Accepting does not need this.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Draining`] with the reason, when the drain begins, or when the configuration still says no, or
+    /// nothing, after the mesh's [`Mesh::cold_start_wait`]. It may serve later: it goes on asking.
+    pub async fn serving(&self) -> Result<(), MeshError> {
+        let deadline = Instant::now() + self.patience;
+        serving(self.listening(), self.mesh.drain(), deadline).await
+    }
+
+    /// Whose it is.
+    pub fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
+    fn listening(&self) -> &Arc<Listening> {
+        self.part.listening()
+    }
+
+    /// The next connection, with `TCP_NODELAY` set, and who it is from; `None` when the drain is over. Failures
+    /// to accept are waited out. Cancel safe.
+    pub async fn accept(&mut self) -> Option<(MeshIo, SocketAddr)> {
+        loop {
+            let waiting = matches!(**self.listening().state(), ServerState::Waiting);
+            let accepted = match &mut self.socket {
+                Socket::Closed(backlog) => match backlog.pop_front() {
+                    Some(connected) => Ok(connected),
+                    None => {
+                        reached(&mut self.phase, Phase::Closed).await;
+                        return None;
+                    }
+                },
+                Socket::Open(..) if waiting => {
+                    self.wait_for_configuration().await;
+                    continue;
+                }
+                Socket::Open(socket, _) => tokio::select! {
+                    biased;
+                    () = reached(&mut self.phase, Phase::Closing) => {
+                        self.close();
+                        continue;
+                    }
+                    accepted = socket.accept() => accepted,
+                },
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    self.failures = 0;
+                    if let Some(io) = self.admit(stream, peer) {
+                        return Some((io, peer));
+                    }
+                }
+                Err(error) => {
+                    self.failures = self.failures.saturating_add(1);
+                    tracing::warn!(address = %self.address, %error, "cannot accept a connection");
+                    tokio::time::sleep(backoff(self.failures)).await;
+                }
+            }
+        }
+    }
+
+    /// The connections as a stream, for servers that want one. It ends with the drain.
+    pub fn incoming(self) -> Incoming {
+        Incoming { next: Some(Box::pin(next(self))) }
+    }
+
+    /// Leaves connections in the backlog until something is known, saying so now and then.
+    async fn wait_for_configuration(&mut self) {
+        tokio::select! {
+            _ = self.news.changed() => {}
+            () = reached(&mut self.phase, Phase::Closing) => self.close(),
+            () = tokio::time::sleep(self.patience) => tracing::warn!(
+                listener = %self.listening().name(),
+                address = %self.address,
+                "not serving yet: no configuration, the control plane has not answered",
+            ),
+        }
+    }
+
+    /// Takes what has already connected, and closes the socket: a connection in the backlog of a closed socket
+    /// is reset, and its client cannot know whether the request was read.
+    fn close(&mut self) {
+        let Socket::Open(socket, accepting) = std::mem::replace(&mut self.socket, Socket::Closed(VecDeque::new()))
+        else {
+            return;
+        };
+        let mut backlog = VecDeque::new();
+        if let Ok(socket) = socket.into_std() {
+            // No more than fit, should clients come faster than they can be taken.
+            for (stream, peer) in (0..BACKLOG).map_while(|_| socket.accept().ok()) {
+                if stream.set_nonblocking(true).is_ok()
+                    && let Ok(stream) = TcpStream::from_std(stream)
+                {
+                    backlog.push_back((stream, peer));
+                }
+            }
+        }
+        self.socket = Socket::Closed(backlog);
+        drop(accepting);
+    }
+
+    /// Lets a connection in, or drops it.
+    fn admit(&self, stream: TcpStream, peer: SocketAddr) -> Option<MeshIo> {
+        // A peer that is gone already.
+        let local = stream.local_addr().ok()?;
+        let listening = self.listening();
+        let refused = |reason: &str| {
+            tracing::debug!(listener = %listening.name(), %peer, reason, "connection refused");
+            None
+        };
+        match &**listening.state() {
+            ServerState::Waiting => return refused("no configuration"),
+            ServerState::NotServing(reason) => return refused(reason),
+            ServerState::Serving(view) => match view.chain(local, peer) {
+                None => return refused("no filter chain matches"),
+                Some(chain) => {
+                    if let Some(reason) = &chain.unusable_tls {
+                        tracing::warn!(listener = %listening.name(), %peer, %reason, "connection refused");
+                        return None;
+                    }
+                }
+            },
+        }
+        _ = stream.set_nodelay(true);
+        Some(MeshIo { stream, connection: Connection { local, peer }, _part: self.part.clone() })
+    }
+}
+
+/// Waits until a listener may serve.
+pub(super) async fn serving(listening: &Listening, drain: &Drain, deadline: Instant) -> Result<(), MeshError> {
+    let refused = |reason: &str| {
+        let place = format_args!("listener {}", listening.name());
+        Err(MeshError::new(ErrorKind::Draining, reason).within(place))
+    };
+    let mut news = listening.news();
+    loop {
+        if let ServerState::Serving(_) = **listening.state() {
+            return Ok(());
+        }
+        tokio::select! {
+            _ = news.changed() => {}
+            () = drain.reached(Phase::LameDuck) => return refused("the mesh is draining"),
+            () = tokio::time::sleep_until(deadline) => return match &**listening.state() {
+                ServerState::NotServing(reason) => refused(reason),
+                _ => refused("no configuration yet (no answer from the control plane)"),
+            },
+        }
+    }
+}
+
+/// How long to wait after this many failures in a row to accept: 5 ms, doubling to 100 ms. File descriptors
+/// that ran out come back, and a loop without a pause would take the processor that frees them.
+fn backoff(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(5);
+    Duration::from_millis((5u64 << doublings).min(100))
+}
+
+#[cfg(feature = "axum")]
+mod with_axum {
+    use super::*;
+
+    /// For `axum::serve`, which cannot be told of an end: give it [`Mesh::drained`] as its shutdown signal.
+    ///
+    /// ```
+    /// use axum::routing::get;
+    /// use mesh_core::fixed::Fixed;
+    /// use mesh_tower::Mesh;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mesh = Mesh::builder().source(Fixed::new()).start()?;
+    /// let app = axum::Router::new().route("/", get(|| async { "hello" })).layer(mesh.server_layer());
+    /// let listener = mesh.bind("127.0.0.1:0").await?;
+    /// # let draining = mesh.clone();
+    /// # tokio::spawn(async move { draining.drain().begin().await });
+    /// axum::serve(listener, app).with_graceful_shutdown(mesh.drained()).await?;
+    /// # Ok(()) }
+    /// ```
+    impl axum::serve::Listener for MeshListener {
+        type Io = MeshIo;
+        type Addr = SocketAddr;
+
+        async fn accept(&mut self) -> (MeshIo, SocketAddr) {
+            match MeshListener::accept(self).await {
+                Some(accepted) => accepted,
+                None => std::future::pending().await,
+            }
+        }
+
+        fn local_addr(&self) -> io::Result<SocketAddr> {
+            Ok(self.address)
+        }
+    }
+
+    impl axum::extract::connect_info::Connected<axum::serve::IncomingStream<'_, MeshListener>> for Connection {
+        fn connect_info(stream: axum::serve::IncomingStream<'_, MeshListener>) -> Self {
+            stream.io().connection()
+        }
+    }
+}
+
+type Next = Pin<Box<dyn Future<Output = Option<(MeshListener, MeshIo)>> + Send>>;
+
+/// The connections of a listener, as a stream.
+pub struct Incoming {
+    next: Option<Next>,
+}
+
+async fn next(mut listener: MeshListener) -> Option<(MeshListener, MeshIo)> {
+    let (io, _) = listener.accept().await?;
+    Some((listener, io))
+}
+
+impl Stream for Incoming {
+    type Item = io::Result<MeshIo>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<MeshIo>>> {
+        let Some(pending) = &mut self.next else { return Poll::Ready(None) };
+        let accepted = ready!(pending.as_mut().poll(cx));
+        let (listener, io) = match accepted {
+            Some((listener, io)) => (Some(listener), Some(io)),
+            None => (None, None),
+        };
+        self.next = listener.map(|listener| Box::pin(next(listener)) as Next);
+        Poll::Ready(io.map(Ok))
+    }
+}
+
+impl std::fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Incoming")
+    }
+}
+
+/// A connection that the mesh let in.
+#[derive(Debug)]
+pub struct MeshIo {
+    stream: TcpStream,
+    connection: Connection,
+    _part: Part,
+}
+
+impl MeshIo {
+    /// Its two ends.
+    pub fn connection(&self) -> Connection {
+        self.connection
+    }
+}
+
+impl AsyncRead for MeshIo {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for MeshIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_after_a_failed_accept_grows_from_5_to_100_ms() {
+        let pauses: Vec<_> = [1, 2, 3, 5, 6, 7, u32::MAX].map(|failures| backoff(failures).as_millis()).into();
+        assert_eq!(pauses, [5, 10, 20, 80, 100, 100, 100]);
+    }
+}

@@ -1,0 +1,309 @@
+//! What a connection is doing, seen from outside: a slow request's head is told from a slow body, and both from
+//! idling.
+//!
+//! The connection only counts. Timers of its own would cost every request; so would hyper's, which also takes
+//! the time between two requests for a part of the second one's head.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::server::serve::Limits;
+
+/// The first bytes of HTTP/2. No method of HTTP/1.1 begins with them.
+const HTTP2: &[u8] = b"PRI";
+
+/// What happens on one connection, and what it is told.
+#[derive(Debug)]
+pub(super) struct Activity {
+    /// Bytes of an HTTP/1.1 request came, and the request has not.
+    head: AtomicBool,
+    requests: AtomicUsize,
+    busy: AtomicUsize,
+    order: AtomicU8,
+    task: OnceLock<Waker>,
+}
+
+/// What a connection is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Order {
+    /// Nothing.
+    GoOn,
+    /// To end with its last request.
+    End,
+    /// To end at once.
+    Cut,
+}
+
+/// A request in progress, to the end of its response.
+#[derive(Debug)]
+pub(super) struct Busy(Arc<Activity>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Activity {
+    /// A new connection owes its first request.
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Activity {
+            head: AtomicBool::new(true),
+            requests: AtomicUsize::new(0),
+            busy: AtomicUsize::new(0),
+            order: AtomicU8::new(Order::GoOn as u8),
+            task: OnceLock::new(),
+        })
+    }
+
+    /// A request's head is complete.
+    pub(super) fn begin(self: &Arc<Self>) -> Busy {
+        self.head.store(false, Ordering::Relaxed);
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        Busy(Arc::clone(self))
+    }
+
+    /// What the connection is told. `task` is woken when that changes; it must be the same every time.
+    pub(super) fn order(&self, task: &Waker) -> Order {
+        if self.task.get().is_none() {
+            _ = self.task.set(task.clone());
+        }
+        match self.order.load(Ordering::Acquire) {
+            0 => Order::GoOn,
+            1 => Order::End,
+            _ => Order::Cut,
+        }
+    }
+
+    /// Tells the connection; what it was told before is not taken back.
+    pub(super) fn tell(&self, order: Order) {
+        if self.order.fetch_max(order as u8, Ordering::AcqRel) < order as u8
+            && let Some(task) = self.task.get()
+        {
+            task.wake_by_ref();
+        }
+    }
+
+    fn read(&self) {
+        if self.busy.load(Ordering::Relaxed) == 0 {
+            self.head.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The eye on one connection, from outside: it takes no time of the requests, and looks now and then.
+#[derive(Debug)]
+pub(super) struct Eye {
+    activity: Weak<Activity>,
+    requests: usize,
+    /// Since when it has looked as it looks now.
+    head_since: Option<Instant>,
+    idle_since: Instant,
+}
+
+impl Eye {
+    pub(super) fn on(activity: &Arc<Activity>, now: Instant) -> Self {
+        Eye { activity: Arc::downgrade(activity), requests: 0, head_since: Some(now), idle_since: now }
+    }
+
+    /// The connection, if there still is one.
+    pub(super) fn connection(&self) -> Option<Arc<Activity>> {
+        self.activity.upgrade()
+    }
+
+    /// What to tell a connection: to be cut when a request's head takes too long, to end when it is idle.
+    pub(super) fn judge(&mut self, seen: &Activity, limits: &Limits, now: Instant) -> Order {
+        let requests = seen.requests.load(Ordering::Relaxed);
+        let news = requests != std::mem::replace(&mut self.requests, requests);
+        let head = seen.head.load(Ordering::Relaxed);
+        self.head_since = head.then(|| self.head_since.filter(|_| !news).unwrap_or(now));
+        if news || seen.busy.load(Ordering::Relaxed) > 0 {
+            self.idle_since = now;
+        }
+        if self.head_since.is_some_and(|since| now.duration_since(since) >= limits.head_timeout) {
+            return Order::Cut;
+        }
+        if now.duration_since(self.idle_since) >= limits.idle_timeout { Order::End } else { Order::GoOn }
+    }
+}
+
+/// A connection that notes what is read from it.
+#[derive(Debug)]
+pub(super) struct Watched<I> {
+    io: I,
+    activity: Arc<Activity>,
+    protocol: Protocol,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Protocol {
+    /// This many bytes of HTTP/2's beginning were seen, and no other.
+    Unknown(usize),
+    Http1,
+    Http2,
+}
+
+impl Protocol {
+    fn after(self: &Protocol, bytes: &[u8]) -> Protocol {
+        let Protocol::Unknown(seen) = *self else { return Protocol::Http1 };
+        let rest = HTTP2.get(seen..).unwrap_or_default();
+        let compared = rest.len().min(bytes.len());
+        match rest.get(..compared) == bytes.get(..compared) {
+            false => Protocol::Http1,
+            true if compared == rest.len() => Protocol::Http2,
+            true => Protocol::Unknown(seen + compared),
+        }
+    }
+}
+
+impl<I> Watched<I> {
+    pub(super) fn new(io: I, activity: &Arc<Activity>) -> Self {
+        Watched { io, activity: Arc::clone(activity), protocol: Protocol::Unknown(0) }
+    }
+
+    fn noted(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        if let Protocol::Unknown(_) = self.protocol {
+            self.protocol = self.protocol.after(bytes);
+            if self.protocol == Protocol::Http2 {
+                // It may idle before its first stream, and its frames may come as slowly as they like.
+                self.activity.head.store(false, Ordering::Relaxed);
+            }
+        }
+        if self.protocol == Protocol::Http1 {
+            self.activity.read();
+        }
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if read.is_ready() {
+            self.noted(buf.filled().get(before..).unwrap_or_default());
+        }
+        read
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_protocol_is_told_by_the_first_bytes_however_they_come() {
+        let cases: [(&[&str], Protocol); 6] = [
+            (&["PRI * HTTP/2.0"], Protocol::Http2),
+            (&["P", "R", "I"], Protocol::Http2),
+            (&["PRO"], Protocol::Http1),
+            (&["P", "OST /"], Protocol::Http1),
+            (&["PR"], Protocol::Unknown(2)),
+            (&["GET"], Protocol::Http1),
+        ];
+        for (parts, expected) in cases {
+            let mut protocol = Protocol::Unknown(0);
+            for part in parts {
+                protocol = protocol.after(part.as_bytes());
+            }
+            assert_eq!(protocol, expected, "{parts:?}");
+        }
+    }
+
+    /// Looks every second of `seconds` what a connection is told then.
+    fn look(eye: &mut Eye, activity: &Activity, now: &mut Instant, seconds: u64) -> Order {
+        let limits = Limits::default();
+        (0..seconds).fold(Order::GoOn, |order, _| {
+            *now += Duration::from_secs(1);
+            order.max(eye.judge(activity, &limits, *now))
+        })
+    }
+
+    #[test]
+    fn a_head_is_slow_but_a_body_and_a_pause_between_requests_are_not() {
+        let mut now = Instant::now();
+        let activity = Activity::new();
+        let mut eye = Eye::on(&activity, now);
+        assert_eq!(look(&mut eye, &activity, &mut now, 9), Order::GoOn);
+        let busy = activity.begin();
+        activity.read();
+        assert_eq!(look(&mut eye, &activity, &mut now, 100), Order::GoOn, "a body");
+        drop(busy);
+        assert_eq!(look(&mut eye, &activity, &mut now, 100), Order::GoOn, "a pause");
+        for _ in 0..30 {
+            activity.read();
+            assert_eq!(look(&mut eye, &activity, &mut now, 1), Order::GoOn, "the head of another request each time");
+            activity.begin();
+        }
+        activity.read();
+        assert_eq!(look(&mut eye, &activity, &mut now, 9), Order::GoOn);
+        assert_eq!(look(&mut eye, &activity, &mut now, 2), Order::Cut, "the next head");
+    }
+
+    #[test]
+    fn a_connection_that_never_sends_a_head_is_cut() {
+        let mut now = Instant::now();
+        let activity = Activity::new();
+        let mut eye = Eye::on(&activity, now);
+        assert_eq!(look(&mut eye, &activity, &mut now, 10), Order::Cut);
+    }
+
+    #[test]
+    fn a_connection_is_idle_only_without_requests() {
+        let mut now = Instant::now();
+        let activity = Activity::new();
+        let mut eye = Eye::on(&activity, now);
+        let busy = activity.begin();
+        assert_eq!(look(&mut eye, &activity, &mut now, 10_000), Order::GoOn);
+        drop(busy);
+        drop(activity.begin());
+        assert_eq!(look(&mut eye, &activity, &mut now, 65 * 60), Order::GoOn);
+        assert_eq!(look(&mut eye, &activity, &mut now, 1), Order::End);
+    }
+
+    #[test]
+    fn an_order_is_not_taken_back_and_wakes_the_task() {
+        let activity = Activity::new();
+        assert_eq!(activity.order(Waker::noop()), Order::GoOn);
+        activity.tell(Order::Cut);
+        activity.tell(Order::End);
+        assert_eq!(activity.order(Waker::noop()), Order::Cut);
+    }
+}

@@ -1,0 +1,130 @@
+//! The server: a listener that serves as the configuration allows, and a layer that routes what comes in.
+//!
+//! A request's walk is these files in order: `accept` (may this connection be served), `route` (which route, which
+//! filters, or an answer of the mesh), the application's own service, `response` (the way back). Beside them are
+//! `listening` (what the configuration says of each listener) and `serve` (a server loop on hyper).
+
+mod accept;
+mod activity;
+mod listening;
+mod response;
+mod route;
+mod serve;
+
+use std::io;
+
+use mesh_core::error::{ErrorKind, MeshError};
+
+use crate::drain::Phase;
+use crate::health::HealthWatch;
+use crate::mesh::Mesh;
+
+pub use accept::{Connection, Incoming, MeshIo, MeshListener};
+pub use response::{ResponseFuture, ServerBody};
+pub use route::{ServerLayer, ServerService};
+pub use serve::{Limits, Serve, serve};
+
+pub(crate) use listening::Listeners;
+
+impl Mesh {
+    /// Binds a listener, and asks the configuration whether and how to serve there. The control plane may take
+    /// it as a registration: this process then is an endpoint, until the drain begins or the listener is
+    /// dropped.
+    ///
+    /// Returns at once. Connections wait until the configuration is known; nothing is served without.
+    /// [`Mesh::serving`] tells when that is, or why it is not.
+    ///
+    /// # Errors
+    /// As for any socket; also if the source of configuration has no name for the address, or the mesh is
+    /// draining.
+    ///
+    /// ```
+    /// use http_body_util::BodyExt;
+    /// use mesh_core::fixed::Fixed;
+    /// use mesh_tower::{Mesh, server};
+    /// use tower_layer::Layer;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mesh = Mesh::builder().source(Fixed::new()).start()?;
+    /// let listener = mesh.bind("127.0.0.1:0").await?;
+    /// let source = Fixed::new().service("hello:80", [listener.local_addr()]);
+    /// let hello = tower::service_fn(|_| async { Ok::<_, std::io::Error>(http::Response::new("hello".to_owned())) });
+    /// let app = mesh.server_layer().layer(hello);
+    /// let serving = tokio::spawn(server::serve(listener, app).into_future());
+    ///
+    /// let client = Mesh::builder().source(source).start()?.client();
+    /// let response = client.get("http://hello:80/").await?;
+    /// assert_eq!(response.into_body().collect().await?.to_bytes(), "hello");
+    /// mesh.drain().begin().await;
+    /// serving.await??;
+    /// # Ok(()) }
+    /// ```
+    pub async fn bind(&self, address: impl tokio::net::ToSocketAddrs) -> io::Result<MeshListener> {
+        MeshListener::bind(self, address).await
+    }
+
+    /// The layer for a service behind this mesh's listener: it routes by the listener's current configuration,
+    /// passes filters, changes headers, and answers what has no route. It adds `connection: close` while the
+    /// mesh drains.
+    ///
+    /// Where several listeners are bound, it finds a request's by the connection: under [`serve`] and with
+    /// `mesh-tonic` that is known; with `axum::serve`, use
+    /// `into_make_service_with_connect_info::<Connection>()`, or [`MeshListener::layer`].
+    ///
+    /// ```
+    /// use mesh_core::fixed::Fixed;
+    /// use mesh_tower::Mesh;
+    /// use tower::{ServiceExt, service_fn};
+    /// use tower_layer::Layer;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mesh = Mesh::builder().source(Fixed::new()).start()?;
+    /// let listener = mesh.bind("127.0.0.1:0").await?;
+    /// mesh.serving().await?;
+    /// let hello = service_fn(|_| async { Ok::<_, std::io::Error>(http::Response::new("hello".to_owned())) });
+    /// let service = mesh.server_layer().layer(hello);
+    /// let response = service.oneshot(http::Request::get("http://hello/").body(())?).await?;
+    /// assert_eq!(response.status(), 200);
+    /// # Ok(()) }
+    /// ```
+    pub fn server_layer(&self) -> ServerLayer {
+        ServerLayer::of(self, None)
+    }
+
+    /// Waits until every listener that is bound now may serve.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Draining`] with the reason, when the drain begins, or when the configuration still says no, or
+    /// nothing, after [`Mesh::cold_start_wait`]. They may serve later: they go on asking.
+    pub async fn serving(&self) -> Result<(), MeshError> {
+        let bound = self.listeners().load().to_vec();
+        if bound.is_empty() {
+            return Err(MeshError::new(ErrorKind::Draining, "no listener of this mesh is bound"));
+        }
+        let deadline = tokio::time::Instant::now() + self.cold_start_wait();
+        for listening in bound {
+            accept::serving(&listening, self.drain(), deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether this process wants requests.
+    pub fn health(&self) -> HealthWatch {
+        HealthWatch::new(self.listeners().health(), self.drain())
+    }
+
+    /// Ready when the drain has come so far that nobody connects any more, and connections are to end with their
+    /// last request: the shutdown signal for a server. Pending for ever without a drain.
+    pub fn drained(&self) -> impl Future<Output = ()> + Send + use<> {
+        let drain = self.drain().clone();
+        async move { drain.reached(Phase::Closed).await }
+    }
+
+    /// Begins the drain on SIGTERM or SIGINT; see [`crate::drain::Drain::begin_on_signals`].
+    ///
+    /// # Errors
+    /// If the signals cannot be had.
+    pub fn drain_on_signals(&self) -> io::Result<()> {
+        self.drain().begin_on_signals()
+    }
+}

@@ -1,0 +1,388 @@
+//! A server loop on hyper: HTTP/1.1 and HTTP/2 on one port, with limits, and an end that loses nothing.
+
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use hyper_util::server::conn::auto::Builder;
+use mesh_core::error::{ErrorKind, MeshError};
+use pin_project_lite::pin_project;
+use tokio::task::{AbortHandle, JoinSet};
+use tower_service::Service;
+
+use crate::body::BoxError;
+use crate::mesh::Mesh;
+use crate::server::accept::{Connection, MeshIo, MeshListener};
+use crate::server::activity::{Activity, Busy, Eye, Order, Watched};
+
+/// What one server allows its clients, so that none of them can exhaust it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Connections at once; more wait in the socket's backlog. 10,000 by default.
+    pub max_connections: usize,
+    /// HTTP/2 streams at once, by connection. 100 by default.
+    pub max_concurrent_streams: u32,
+    /// The size of a request's head, in bytes: above it, 431. 64 KiB by default.
+    pub max_head: u32,
+    /// How long a request's head may take from its first byte on, and an HTTP/1.1 connection to its first
+    /// request. 10 s by default.
+    pub head_timeout: Duration,
+    /// After how long without a request a connection is closed, at the earliest. 65 min by default: clients that
+    /// follow Envoy close after an hour, and a server that is first may cross with a request.
+    pub idle_timeout: Duration,
+    /// What a client may send ahead of what is read, by HTTP/2 stream, in bytes. 256 KiB by default.
+    pub stream_window: u32,
+    /// The same by connection. 1 MiB by default.
+    pub connection_window: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_connections: 10_000,
+            max_concurrent_streams: 100,
+            max_head: 64 << 10,
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(65 * 60),
+            stream_window: 256 << 10,
+            connection_window: 1 << 20,
+        }
+    }
+}
+
+/// Serves until the mesh has drained. The service sees every request of the listener; put
+/// [`crate::Mesh::server_layer`] around the application.
+///
+/// Await it, or spawn it with `into_future`. When the drain is over, connections end with their last request;
+/// those that take longer than the deadline are cut, and that is an error. Dropping the future cuts all of
+/// them. Connections that were upgraded belong to the application and are left alone.
+///
+/// ```
+/// use mesh_core::fixed::Fixed;
+/// use mesh_tower::{Mesh, server};
+/// use tower_layer::Layer;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mesh = Mesh::builder().source(Fixed::new()).start()?;
+/// let app = tower::service_fn(|_| async { Ok::<_, std::io::Error>(http::Response::new("hello".to_owned())) });
+/// let listener = mesh.bind("127.0.0.1:0").await?;
+/// mesh.drain_on_signals()?;
+/// # let draining = mesh.clone();
+/// # tokio::spawn(async move { draining.drain().begin().await });
+/// server::serve(listener, mesh.server_layer().layer(app)).await?;
+/// # Ok(()) }
+/// ```
+pub fn serve<S>(listener: MeshListener, service: S) -> Serve<S> {
+    Serve { listener, service, limits: Limits::default(), deadline: Duration::from_secs(25) }
+}
+
+/// A server that is about to serve.
+#[derive(Debug)]
+#[must_use = "it serves when awaited"]
+pub struct Serve<S> {
+    listener: MeshListener,
+    service: S,
+    limits: Limits,
+    deadline: Duration,
+}
+
+impl<S> Serve<S> {
+    /// Other limits than the default ones.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// How long requests may take once nobody connects any more. 25 s by default: with the lame-duck time, a
+    /// little less than the 30 s that Kubernetes grants.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+}
+
+impl<S, B> IntoFuture for Serve<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<BoxError> + Send,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<(), MeshError>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Result<(), MeshError>> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run())
+    }
+}
+
+impl<S, B> Serve<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<BoxError> + Send,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    async fn run(mut self) -> Result<(), MeshError> {
+        let limits = Arc::new(self.limits);
+        let watched = Watchers::start(self.listener.mesh(), &limits);
+        let mut connections = JoinSet::new();
+        loop {
+            if connections.len() >= limits.max_connections.max(1) {
+                connections.join_next().await;
+                continue;
+            }
+            tokio::select! {
+                Some(_) = connections.join_next() => {}
+                accepted = self.listener.accept() => match accepted {
+                    None => break,
+                    Some((io, _)) => {
+                        let activity = watched.add();
+                        let one = converse(io, self.service.clone(), Arc::clone(&limits), activity);
+                        connections.spawn(one);
+                    }
+                }
+            }
+        }
+        watched.tell_all(Order::End);
+        let all = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(self.deadline, all).await.is_ok() {
+            return Ok(());
+        }
+        let left = connections.len();
+        connections.shutdown().await;
+        let detail = format!("cut {left} connections that did not end within {:?}", self.deadline);
+        Err(MeshError::new(ErrorKind::Draining, detail).within(format_args!("listener {}", self.listener.name())))
+    }
+}
+
+/// The connections of a server, and the chore of looking after them.
+struct Watchers {
+    eyes: Arc<Mutex<Vec<Eye>>>,
+    chore: AbortHandle,
+}
+
+impl Watchers {
+    fn start(mesh: &Mesh, limits: &Arc<Limits>) -> Self {
+        let eyes = Arc::<Mutex<Vec<Eye>>>::default();
+        // Often enough to be a tenth late at most.
+        let often = limits.head_timeout.min(limits.idle_timeout) / 10;
+        let often = often.clamp(Duration::from_millis(10), Duration::from_secs(1));
+        let (watched, limits) = (Arc::clone(&eyes), Arc::clone(limits));
+        let chore = mesh.background().spawn(async move {
+            loop {
+                tokio::time::sleep(often).await;
+                let now = Instant::now();
+                lock(&watched).retain_mut(|eye| {
+                    let Some(connection) = eye.connection() else { return false };
+                    connection.tell(eye.judge(&connection, &limits, now));
+                    true
+                });
+            }
+        });
+        Watchers { eyes, chore: chore.abort_handle() }
+    }
+
+    fn add(&self) -> Arc<Activity> {
+        let activity = Activity::new();
+        lock(&self.eyes).push(Eye::on(&activity, Instant::now()));
+        activity
+    }
+
+    fn tell_all(&self, order: Order) {
+        lock(&self.eyes).iter().filter_map(Eye::connection).for_each(|connection| connection.tell(order));
+    }
+}
+
+impl Drop for Watchers {
+    fn drop(&mut self) {
+        self.chore.abort();
+    }
+}
+
+/// Nothing is left half-done under the lock, so a poisoned one is as good as any.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One connection from its first byte to its last.
+async fn converse<S, B>(io: MeshIo, service: S, limits: Arc<Limits>, activity: Arc<Activity>)
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<BoxError> + Send,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let connection = Arc::new(io.connection());
+    let io = TokioIo::new(Watched::new(io, &activity));
+    let service = App { service, activity: Arc::clone(&activity) };
+    let builder = builder(&connection, &limits);
+    let mut conversation = pin!(builder.serve_connection_with_upgrades(io, service));
+    let mut ending = false;
+    let ended = Connection::scope(
+        Arc::clone(&connection),
+        std::future::poll_fn(|cx| {
+            match activity.order(cx.waker()) {
+                Order::GoOn => {}
+                Order::End if ending => {}
+                Order::End => {
+                    ending = true;
+                    conversation.as_mut().graceful_shutdown();
+                }
+                Order::Cut => return Poll::Ready(Err("a request's head took too long".into())),
+            }
+            conversation.as_mut().poll(cx)
+        }),
+    );
+    if let Err(error) = ended.await {
+        tracing::debug!(peer = %connection.peer, error, "connection failed");
+    }
+}
+
+fn builder(connection: &Arc<Connection>, limits: &Limits) -> Builder<OnBehalf> {
+    let mut builder = Builder::new(OnBehalf(Arc::clone(connection)));
+    let head = usize::try_from(limits.max_head).unwrap_or(usize::MAX);
+    // The head's timeout is kept by `activity`. hyper's least buffer is 8 KiB.
+    builder.http1().header_read_timeout(None).max_buf_size(head.max(8 << 10));
+    builder
+        .http2()
+        .max_concurrent_streams(limits.max_concurrent_streams)
+        .max_header_list_size(limits.max_head)
+        .initial_stream_window_size(limits.stream_window)
+        .initial_connection_window_size(limits.connection_window);
+    builder
+}
+
+/// Runs HTTP/2 streams so that they know their connection.
+#[derive(Clone, Debug)]
+struct OnBehalf(Arc<Connection>);
+
+impl<F> hyper::rt::Executor<F> for OnBehalf
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, stream: F) {
+        tokio::spawn(Connection::scope(Arc::clone(&self.0), stream));
+    }
+}
+
+/// The application, as hyper calls it.
+struct App<S> {
+    service: S,
+    activity: Arc<Activity>,
+}
+
+impl<S, B> hyper::service::Service<Request<Incoming>> for App<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone,
+{
+    type Response = Response<BusyBody<B>>;
+    type Error = S::Error;
+    type Future = AppFuture<S>;
+
+    fn call(&self, request: Request<Incoming>) -> AppFuture<S> {
+        let busy = Some(self.activity.begin());
+        let mut service = self.service.clone();
+        // Most services are always ready; the others are asked again by the task.
+        let state = match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => AppState::Called { future: service.call(request) },
+            Poll::Ready(Err(error)) => AppState::Failed { error: Some(error) },
+            Poll::Pending => AppState::Unready { waiting: Some(Box::new((service, request))) },
+        };
+        AppFuture { state, busy }
+    }
+}
+
+pin_project! {
+    /// A response of the application.
+    struct AppFuture<S>
+    where
+        S: Service<Request<Incoming>>,
+    {
+        #[pin]
+        state: AppState<S, S::Future, S::Error>,
+        busy: Option<Busy>,
+    }
+}
+
+pin_project! {
+    #[project = AppProjection]
+    enum AppState<S, F, E> {
+        Called {
+            #[pin]
+            future: F,
+        },
+        Unready {
+            waiting: Option<Box<(S, Request<Incoming>)>>,
+        },
+        Failed {
+            error: Option<E>,
+        },
+    }
+}
+
+impl<S, B> Future for AppFuture<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>>,
+{
+    type Output = Result<Response<BusyBody<B>>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        const ONCE: &str = "a future is not polled after it returned";
+        let mut this = self.project();
+        loop {
+            let future = match this.state.as_mut().project() {
+                AppProjection::Called { future } => {
+                    let response = ready!(future.poll(cx));
+                    let busy = this.busy.take();
+                    return Poll::Ready(response.map(|response| response.map(|body| BusyBody { body, busy })));
+                }
+                AppProjection::Unready { waiting } => {
+                    let (service, _) = waiting.as_deref_mut().expect(ONCE);
+                    ready!(service.poll_ready(cx))?;
+                    let (mut service, request) = *waiting.take().expect(ONCE);
+                    service.call(request)
+                }
+                AppProjection::Failed { error } => return Poll::Ready(Err(error.take().expect(ONCE))),
+            };
+            this.state.set(AppState::Called { future });
+        }
+    }
+}
+
+pin_project! {
+    /// A response's body; its connection is busy for as long as it lives.
+    struct BusyBody<B> {
+        #[pin]
+        body: B,
+        busy: Option<Busy>,
+    }
+}
+
+impl<B: http_body::Body> http_body::Body for BusyBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,63 @@
+//! The listener and the layer under `axum::serve` (Cargo feature `axum`).
+#![cfg(feature = "axum")]
+
+mod server_support;
+
+use std::net::SocketAddr;
+
+use axum::Router;
+use axum::extract::ConnectInfo;
+use axum::routing::get;
+use mesh_core::fixed::Fixed;
+use mesh_tower::Mesh;
+use mesh_tower::drain::Phase;
+use mesh_tower::server::Connection;
+use server_support::{chain, listener, mesh, serve_all, within};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Sends a request that asks for the connection to be closed; the whole answer.
+async fn ask(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    within(stream.read_to_string(&mut answer)).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn axum_serves_a_mesh_listener_and_ends_with_the_drain() {
+    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+    let listener = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    let app = Router::new().route("/hello", get(|| async { "hello" })).layer(mesh.server_layer());
+    let serving = axum::serve(listener, app).with_graceful_shutdown(mesh.drained());
+    let serving = tokio::spawn(serving.into_future());
+    assert!(ask(address, "/hello").await.ends_with("hello"));
+    let drain = mesh.drain().clone();
+    tokio::spawn(async move { drain.begin().await });
+    within(mesh.drain().reached(Phase::LameDuck)).await;
+    assert!(ask(address, "/hello").await.ends_with("hello"));
+    within(serving).await.unwrap().unwrap();
+    assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn axum_may_serve_several_listeners_with_one_layer_if_it_knows_the_connection() {
+    let (player, mesh) = mesh();
+    let open = mesh.bind("127.0.0.1:0").await.unwrap();
+    let shut = mesh.bind("127.0.0.1:0").await.unwrap();
+    player.send(serve_all(open.local_addr()));
+    player.send(listener(shut.local_addr(), vec![chain(vec![], vec![])]));
+    within(mesh.serving()).await.unwrap();
+    let peer = |ConnectInfo(connection): ConnectInfo<Connection>| async move { connection.peer.ip().to_string() };
+    let app = Router::new().route("/", get(peer)).layer(mesh.server_layer());
+    let addresses = [open.local_addr(), shut.local_addr()];
+    for bound in [open, shut] {
+        let app = app.clone().into_make_service_with_connect_info::<Connection>();
+        tokio::spawn(axum::serve(bound, app).into_future());
+    }
+    assert!(ask(addresses[0], "/").await.ends_with("127.0.0.1"));
+    assert!(ask(addresses[1], "/").await.starts_with("HTTP/1.1 404"));
+}

@@ -1,0 +1,241 @@
+//! What a server does not let its clients do (hazards of slow and large heads, streams, connections).
+
+mod server_support;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_core::fixed::Fixed;
+use mesh_tower::server::{Connection, Limits, serve};
+use mesh_tower::{Mesh, server};
+use server_support::within;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tower::service_fn;
+use tower_layer::Layer;
+
+/// Answers with the address of its client.
+async fn app(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let waits = request.uri().path().strip_prefix("/wait/").and_then(|millis| millis.parse().ok());
+    tokio::time::sleep(Duration::from_millis(waits.unwrap_or(0))).await;
+    _ = request.into_body().collect().await;
+    let peer = Connection::current().map(|connection| connection.peer.to_string());
+    Ok(Response::new(Full::new(Bytes::from(peer.unwrap_or_default()))))
+}
+
+async fn start(limits: impl FnOnce(&mut Limits)) -> SocketAddr {
+    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+    let listener = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    let mut chosen = Limits::default();
+    limits(&mut chosen);
+    let service = mesh.server_layer().layer(service_fn(app));
+    tokio::spawn(serve(listener, service).limits(chosen).into_future());
+    address
+}
+
+async fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut text = Vec::new();
+    _ = within(stream.read_to_end(&mut text)).await;
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+fn get(path: &str) -> Request<Full<Bytes>> {
+    Request::get(format!("http://h{path}")).header("host", "h").body(Full::new(Bytes::new())).unwrap()
+}
+
+/// H14.
+#[tokio::test]
+async fn a_slow_head_ends_the_connection_and_a_slow_body_or_a_pause_does_not() {
+    let address = start(|limits| limits.head_timeout = Duration::from_millis(200)).await;
+    let trickle = async |stream: &mut TcpStream, text: &[u8]| {
+        for byte in text {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            stream.write_all(&[*byte]).await?;
+        }
+        std::io::Result::Ok(())
+    };
+    let mut slow = TcpStream::connect(address).await.unwrap();
+    let head = format!("GET / HTTP/1.1\r\nhost: h\r\nx: {}\r\n\r\n", "x".repeat(100));
+    _ = trickle(&mut slow, head.as_bytes()).await;
+    assert_eq!(read_to_end(&mut slow).await, "");
+    let mut silent = TcpStream::connect(address).await.unwrap();
+    assert_eq!(read_to_end(&mut silent).await, "");
+
+    let mut patient = TcpStream::connect(address).await.unwrap();
+    patient.write_all(b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 20\r\n\r\n").await.unwrap();
+    trickle(&mut patient, &[b'x'; 20]).await.unwrap();
+    let mut answer = [0; 15];
+    within(patient.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    patient.write_all(b"GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").await.unwrap();
+    assert!(read_to_end(&mut patient).await.contains("HTTP/1.1 200 OK"));
+
+    // A client of HTTP/2 may connect long before it has a request.
+    let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(within(sender.send_request(get("/"))).await.unwrap().status(), 200);
+}
+
+/// H4.
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused() {
+    let address = start(|_| {}).await;
+    let large = http::HeaderValue::from_bytes(&[b'x'; 70 << 10]).unwrap();
+    let mut request = get("/");
+    request.headers_mut().insert("x-large", large);
+    let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let (mut sender, connection) = http1::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    assert_eq!(within(sender.send_request(request.clone())).await.unwrap().status(), 431);
+    let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    match within(sender.send_request(request)).await {
+        Ok(response) => assert_eq!(response.status(), 431),
+        Err(error) => assert!(!error.is_timeout(), "{error}"),
+    }
+    assert_eq!(within(sender.send_request(get("/"))).await.unwrap().status(), 200, "the stream's error alone");
+}
+
+#[tokio::test]
+async fn streams_above_the_limit_wait_and_none_is_lost() {
+    let address = start(|limits| limits.max_concurrent_streams = 3).await;
+    let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    within(sender.send_request(get("/"))).await.unwrap();
+    let began = std::time::Instant::now();
+    let all = (0..9).map(|_| {
+        let mut sender = sender.clone();
+        async move { sender.send_request(get("/wait/100")).await.unwrap().status() }
+    });
+    let statuses = within(futures_util::future::join_all(all)).await;
+    assert!(statuses.iter().all(|status| *status == 200));
+    assert!(began.elapsed() >= Duration::from_millis(300), "three at a time");
+}
+
+#[tokio::test]
+async fn connections_above_the_limit_wait_until_another_ends() {
+    let address = start(|limits| limits.max_connections = 1).await;
+    let (mut first, connection) =
+        http1::handshake(TokioIo::new(TcpStream::connect(address).await.unwrap())).await.unwrap();
+    let first_ends = tokio::spawn(connection);
+    within(first.send_request(get("/"))).await.unwrap().into_body().collect().await.unwrap();
+    let (mut second, connection) =
+        http1::handshake(TokioIo::new(TcpStream::connect(address).await.unwrap())).await.unwrap();
+    tokio::spawn(connection);
+    let answer = tokio::spawn(second.send_request(get("/")));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!answer.is_finished());
+    drop(first);
+    within(first_ends).await.unwrap().unwrap();
+    assert_eq!(within(answer).await.unwrap().unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_ended() {
+    let address = start(|limits| limits.idle_timeout = Duration::from_millis(100)).await;
+    let mut idle = TcpStream::connect(address).await.unwrap();
+    idle.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
+    assert!(read_to_end(&mut idle).await.starts_with("HTTP/1.1 200 OK"));
+}
+
+#[tokio::test]
+async fn a_handler_knows_the_connection_of_its_request() {
+    let address = start(|_| {}).await;
+    let stream = TcpStream::connect(address).await.unwrap();
+    let local = stream.local_addr().unwrap().to_string();
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let response = within(sender.send_request(get("/"))).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), local);
+    let stream = TcpStream::connect(address).await.unwrap();
+    let local = stream.local_addr().unwrap().to_string();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let response = within(sender.send_request(get("/"))).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), local);
+    assert_eq!(Connection::current(), None);
+}
+
+/// A service that is ready a while after it was asked.
+struct Later {
+    ready: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Clone for Later {
+    fn clone(&self) -> Self {
+        Later { ready: None }
+    }
+}
+
+impl tower::Service<Request<Incoming>> for Later {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Response<Full<Bytes>>, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Infallible>> {
+        let wait = || Box::pin(tokio::time::sleep(Duration::from_millis(30)));
+        self.ready.get_or_insert_with(wait).as_mut().poll(cx).map(Ok)
+    }
+
+    fn call(&mut self, _: Request<Incoming>) -> Self::Future {
+        let ready = self.ready.as_ref().is_some_and(|ready| ready.is_elapsed());
+        assert!(ready, "called before it was ready");
+        std::future::ready(Ok(Response::new(Full::new(Bytes::new()))))
+    }
+}
+
+#[tokio::test]
+async fn a_service_is_called_when_it_is_ready() {
+    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+    let listener = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    tokio::spawn(serve(listener, mesh.server_layer().layer(Later { ready: None })).into_future());
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(TcpStream::connect(address).await.unwrap())).await.unwrap();
+    tokio::spawn(connection);
+    assert_eq!(within(sender.send_request(get("/"))).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_passes_through() {
+    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+    let listener = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    let upgrade = service_fn(|mut request: Request<Incoming>| async move {
+        let upgraded = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let mut io = TokioIo::new(upgraded.await.unwrap());
+            let mut bytes = [0; 4];
+            io.read_exact(&mut bytes).await.unwrap();
+            bytes.reverse();
+            io.write_all(&bytes).await.unwrap();
+        });
+        let response = Response::builder().status(101).header("connection", "upgrade").header("upgrade", "echo");
+        Ok::<_, Infallible>(response.body(Full::new(Bytes::new())).unwrap())
+    });
+    tokio::spawn(server::serve(listener, mesh.server_layer().layer(upgrade)).into_future());
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n").await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(within(stream.read_u8()).await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"));
+    stream.write_all(b"abcd").await.unwrap();
+    let mut bytes = [0; 4];
+    within(stream.read_exact(&mut bytes)).await.unwrap();
+    assert_eq!(&bytes, b"dcba");
+}

@@ -1,0 +1,144 @@
+//! A source of configuration that a test plays itself, and servers' resources for it to play.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use mesh_core::error::Invalid;
+use mesh_core::fixed::route_to;
+use mesh_core::id::{ListenerName, Target};
+use mesh_core::model::{
+    FilterChain, HttpManager, Listener, NamedFilter, Route, RouteAction, RouteConfiguration, RouteSource,
+    ServerListener, VirtualHost,
+};
+use mesh_core::resources::{Change, Resource, ResourceKey, ResourceType, Update};
+use mesh_core::store::{Sink, Source};
+use mesh_tower::Mesh;
+use tokio::sync::{mpsc, watch};
+
+/// The source: it applies what the player sends, until the player is gone.
+pub struct Played {
+    updates: Mutex<Option<mpsc::UnboundedReceiver<Change>>>,
+    wanted: watch::Sender<Vec<ResourceKey>>,
+}
+
+/// The hand that plays the control plane. When it is dropped, the control plane is gone for good.
+pub struct Player {
+    updates: mpsc::UnboundedSender<Change>,
+    wanted: watch::Receiver<Vec<ResourceKey>>,
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test sends a handful")]
+pub fn played() -> (Player, Played) {
+    let (updates, receiver) = mpsc::unbounded_channel();
+    let wanted = watch::Sender::new(Vec::new());
+    let player = Player { updates, wanted: wanted.subscribe() };
+    (player, Played { updates: Mutex::new(Some(receiver)), wanted })
+}
+
+/// A mesh whose configuration the test plays.
+pub fn mesh() -> (Player, Mesh) {
+    let (player, source) = played();
+    let mesh = Mesh::builder().source(source).lame_duck(Duration::from_millis(200));
+    (player, mesh.cold_start_wait(Duration::from_secs(2)).start().expect("the mesh starts"))
+}
+
+impl Player {
+    pub fn send(&self, change: Change) {
+        self.updates.send(change).expect("the source runs");
+    }
+
+    /// Waits until exactly these listeners are subscribed to.
+    pub async fn wants(&mut self, addresses: &[SocketAddr]) {
+        let keys: Vec<_> = addresses.iter().map(|address| key(*address)).collect();
+        within(self.wanted.wait_for(|wanted| *wanted == keys)).await.expect("the source runs");
+    }
+}
+
+/// Nothing in these tests takes this long.
+pub async fn within<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(20), future).await.expect("it hangs")
+}
+
+pub fn key(address: SocketAddr) -> ResourceKey {
+    ResourceKey::new(ResourceType::Listener, format!("server/{address}"))
+}
+
+/// The listener of an address with these chains, of which the last is the default.
+pub fn listener(address: SocketAddr, mut chains: Vec<FilterChain>) -> Change {
+    let default_filter_chain = chains.pop();
+    let name = format!("server/{address}").into();
+    let listener = ServerListener { name, address, filter_chains: chains, default_filter_chain };
+    Change::Put(key(address), Resource::Listener(Arc::new(Listener::Server(listener))))
+}
+
+pub fn absent(address: SocketAddr, reason: &str) -> Change {
+    Change::Absent(key(address), reason.into())
+}
+
+/// A chain for every connection.
+pub fn chain(routes: Vec<Route>, filters: Vec<NamedFilter>) -> FilterChain {
+    let host = VirtualHost { domains: vec!["*".into()], routes, ..VirtualHost::default() };
+    let config = RouteConfiguration { virtual_hosts: vec![host], ..RouteConfiguration::default() };
+    let http = HttpManager { routes: RouteSource::Inline(Arc::new(config)), filters, max_stream_duration: None };
+    FilterChain { name: "chain".into(), matches: Default::default(), http, unusable_tls: None }
+}
+
+/// A route of the application, for every request.
+pub fn app_route() -> Route {
+    Route { action: RouteAction::NonForwarding, ..route_to("") }
+}
+
+/// A listener that serves everything.
+pub fn serve_all(address: SocketAddr) -> Change {
+    listener(address, vec![chain(vec![app_route()], vec![])])
+}
+
+fn key_of(change: &Change) -> ResourceKey {
+    match change {
+        Change::Put(key, _) | Change::Absent(key, _) => key.clone(),
+    }
+}
+
+impl Source for Played {
+    fn listener_name(&self, target: &Target) -> Result<ListenerName, Invalid> {
+        Ok(target.as_str().into())
+    }
+
+    fn server_listener_name(&self, address: SocketAddr) -> Result<ListenerName, Invalid> {
+        Ok(format!("server/{address}").into())
+    }
+
+    fn run(self: Arc<Self>, mut sink: Sink) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            let mut updates = self.updates.lock().unwrap().take().expect("run once");
+            let mut offered = HashMap::new();
+            loop {
+                let mut progress = tokio::select! {
+                    update = updates.recv() => match update {
+                        Some(change) => {
+                            offered.insert(key_of(&change), change.clone());
+                            sink.apply(Update { changes: vec![change] })
+                        }
+                        None => return,
+                    },
+                    progress = sink.changed() => match progress {
+                        Some(progress) => progress,
+                        None => return,
+                    },
+                };
+                // What was offered before anybody asked.
+                let changes: Vec<_> = progress.subscribe.iter().filter_map(|key| offered.get(key).cloned()).collect();
+                let next = sink.apply(Update { changes });
+                progress.subscribe.extend(next.subscribe);
+                self.wanted.send_modify(|wanted| {
+                    wanted.extend(progress.subscribe);
+                    wanted.retain(|key| !progress.unsubscribe.contains(key));
+                });
+            }
+        })
+    }
+}
