@@ -23,9 +23,7 @@ fn tests() -> BTreeSet<(u32, String)> {
     sources(&root.join("tests/ads_server"), &mut files);
     let texts = files.iter().map(|path| fs::read_to_string(path).unwrap());
     let names = texts.flat_map(|text| {
-        let lines = text
-            .lines()
-            .filter_map(|line| line.split("fn server_rule_").nth(1)?.split_once('('));
+        let lines = text.lines().filter_map(|line| line.split("fn server_rule_").nth(1)?.split_once('('));
         lines.map(|(name, _)| name.to_owned()).collect::<Vec<_>>()
     });
     let split = names.filter_map(|name| {
@@ -42,15 +40,10 @@ fn table() -> BTreeSet<(u32, String)> {
     let mut table = BTreeSet::new();
     for row in text.lines().filter(|line| line.starts_with("| ")) {
         let cells: Vec<&str> = row.split('|').map(str::trim).collect();
-        let (Some(Ok(rule)), Some(names)) = (cells.get(1).map(|cell| cell.parse()), cells.get(3))
-        else {
+        let (Some(Ok(rule)), Some(names)) = (cells.get(1).map(|cell| cell.parse()), cells.get(3)) else {
             continue;
         };
-        let names = names
-            .split('`')
-            .skip(1)
-            .step_by(2)
-            .filter(|name| !name.starts_with("streams_"));
+        let names = names.split('`').skip(1).step_by(2).filter(|name| !name.starts_with("streams_"));
         table.extend(names.map(|name| (rule, name.to_owned())));
     }
     table
