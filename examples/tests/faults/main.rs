@@ -141,7 +141,7 @@ impl Load {
             let call = |number: u64, _| {
                 let client = client.clone();
                 async move {
-                    let user = (number % 4 == 0).then_some("jason");
+                    let user = number.is_multiple_of(4).then_some("jason");
                     (started.elapsed(), product(&client, user, Duration::from_secs(10)).await)
                 }
             };
