@@ -158,7 +158,7 @@ impl Played {
         let listener = Listener::Api(ApiListener { name: TARGET.into(), http: manager(&config) });
         let cluster = |number| {
             let kind = ClusterKind::Eds { service_name: name(number).into() };
-            Arc::new(Cluster::new(&name(number), kind))
+            Arc::new(Cluster::new(name(number), kind))
         };
         let clusters = (0..clusters).map(cluster).collect();
         let mut played = Played { store, sink, listener: Arc::new(listener), clusters };

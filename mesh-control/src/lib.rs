@@ -1,5 +1,7 @@
 //! The control server of the mesh: Istio YAML in, xDS out.
 
+#![warn(clippy::unwrap_used)]
+
 pub mod catalog;
 pub mod cli;
 pub mod config;

@@ -1,5 +1,7 @@
 //! Nouns and decisions of the mesh.
 
+#![warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
 pub mod balance;
 pub mod call;
 pub mod error;

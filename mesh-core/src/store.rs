@@ -153,7 +153,7 @@ impl Store {
             idle,
         });
         let alive = Arc::new(Alive(Arc::clone(&shared)));
-        let sink = Sink { shared: Arc::clone(&shared), assembly: Assembly::new(extensions) };
+        let sink = Sink { shared: Arc::clone(&shared), assembly: Assembly::new(extensions), idle_check: None };
         (Store { shared, _alive: alive }, sink)
     }
 
@@ -280,6 +280,8 @@ impl Drop for ServerHandle {
 pub struct Sink {
     shared: Arc<Shared>,
     assembly: Assembly,
+    /// When idle targets are looked for next: kept here, since `changed` is dropped at every other event.
+    idle_check: Option<tokio::time::Instant>,
 }
 
 impl Sink {
@@ -311,9 +313,13 @@ impl Sink {
             if !progress.is_empty() {
                 return Some(progress);
             }
+            let idle_check = *self.idle_check.get_or_insert_with(|| tokio::time::Instant::now() + self.shared.idle);
             tokio::select! {
                 () = self.shared.news.notified() => {}
-                () = tokio::time::sleep(self.shared.idle) => self.forget_idle(),
+                () = tokio::time::sleep_until(idle_check) => {
+                    self.idle_check = None;
+                    self.forget_idle();
+                }
             }
         }
     }

@@ -132,7 +132,7 @@ impl RouteTable {
                 })
             });
             // Weighted cluster, route, virtual host, route configuration: the order in which Envoy applies them.
-            let mut levels = vec![mutations, &route.mutations, &host.mutations, &self.config.mutations];
+            let mut levels = [mutations, &route.mutations, &host.mutations, &self.config.mutations];
             if self.config.most_specific_mutations_win {
                 levels.reverse();
             }

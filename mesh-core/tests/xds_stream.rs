@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as PbCluster;
 use mesh_core::resources::ResourceType::{Cluster, Endpoints, Listener};
+use mesh_core::resources::{Progress, ResourceKey, Update};
 use mesh_core::testing::resources::{api_listener, eds_cluster, endpoints};
 use mesh_core::testing::{Asked, Flaw, ManagementServer, Mode};
 use mesh_core::xds::bootstrap::Server;
 use mesh_core::xds::client_status::ResourceState;
-use mesh_core::xds::{Bootstrap, XdsSource};
+use mesh_core::xds::{Bootstrap, Consumer, XdsSource};
 use tokio::time::Instant;
 use xds_support::{Client, bootstrap};
 
@@ -128,6 +129,64 @@ async fn hazard_x4_a_server_that_accepts_and_says_nothing_is_tried_again() {
     }
 }
 
+/// A consumer that takes as long as the test wants.
+struct Slow {
+    wanted: Option<Progress>,
+    applied: std::sync::mpsc::SyncSender<Update>,
+    go_on: std::sync::mpsc::Receiver<()>,
+}
+
+impl Consumer for Slow {
+    fn apply(&mut self, update: Update) -> Progress {
+        self.applied.send(update).unwrap();
+        // When the test is over there is nobody to wait for.
+        let _ = self.go_on.recv();
+        Progress::default()
+    }
+
+    async fn changed(&mut self) -> Option<Progress> {
+        match self.wanted.take() {
+            Some(wanted) => Some(wanted),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn client_rule_11_a_response_is_applied_before_it_is_acknowledged_and_before_the_next_one_is_read() {
+    let server = ManagementServer::start();
+    server.put("c", &cluster("c", "1"));
+    let (applied, updates) = std::sync::mpsc::sync_channel(16);
+    let (release, go_on) = std::sync::mpsc::sync_channel(16);
+    let wanted = Progress { subscribe: vec![ResourceKey::new(Cluster, "c")], unsubscribe: vec![] };
+    let source = XdsSource::new(bootstrap(&["delta"])).connector(server.connector());
+    // On a thread of its own: it is going to be blocked.
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let slow = Slow { wanted: Some(wanted), applied, go_on };
+        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), source.run_for(slow)).await })
+    });
+    let answers = |asked: &[Asked]| {
+        let is_answer = |asked: &&Asked| match asked {
+            Asked::Delta(_, request) => !request.response_nonce.is_empty(),
+            Asked::Sotw(..) => false,
+        };
+        asked.iter().filter(is_answer).count()
+    };
+    let updates = std::sync::Arc::new(std::sync::Mutex::new(updates));
+    for turn in 1..5 {
+        let updates = std::sync::Arc::clone(&updates);
+        let update = tokio::task::spawn_blocking(move || updates.lock().unwrap().recv_timeout(Duration::from_secs(10)));
+        assert_eq!(update.await.unwrap().unwrap().changes.len(), 1);
+        // The next one is on its way while this one is being applied.
+        server.put("c", &cluster("c", &(turn + 1).to_string()));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(answers(&server.asked()), turn - 1);
+        release.send(()).unwrap();
+        server.wait_for("an answer", |asked| answers(asked) == turn).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn client_rule_13_a_server_that_never_answers_has_none_after_15_s() {
     for features in VARIANTS {
@@ -189,6 +248,9 @@ async fn client_rule_33_an_incremental_client_that_comes_back_is_sent_only_what_
     server.cut();
     server.put("b", &cluster("b", "2"));
     assert_eq!(client.learns(3).await[2], "put b");
+    // A connection that is lost after a response is no failure of the server (gRFC A57).
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(client.status.get().servers[0].failures, 0);
     let first = server.asked().into_iter().find(|asked| asked.stream() == 2).unwrap();
     let Asked::Delta(_, first) = first else { panic!() };
     assert_eq!(

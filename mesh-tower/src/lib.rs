@@ -1,5 +1,7 @@
 //! The HTTP data plane of the mesh.
 
+#![warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
 pub mod body;
 pub mod client;
 pub mod drain;

@@ -37,6 +37,7 @@ struct Inner {
     drain: Drain,
     listeners: Arc<Listeners>,
     cold_start_wait: Duration,
+    background: tokio::runtime::Handle,
 }
 
 impl Mesh {
@@ -78,6 +79,12 @@ impl Mesh {
     /// The drain that all listeners of this mesh share.
     pub fn drain(&self) -> &Drain {
         &self.inner.drain
+    }
+
+    /// Where chores run that must not cost the application's threads anything: on the configuration thread, for
+    /// as long as it lives.
+    pub(crate) fn background(&self) -> &tokio::runtime::Handle {
+        &self.inner.background
     }
 
     /// The listeners that are bound now.
@@ -161,6 +168,7 @@ impl MeshBuilder {
         let targets = store.targets();
         let failed = |error: std::io::Error| StartError(format!("cannot start the configuration thread: {error}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let background = runtime.handle().clone();
         std::thread::Builder::new()
             .name("mesh-config".into())
             .spawn(move || {
@@ -176,6 +184,7 @@ impl MeshBuilder {
             drain: Drain::new(self.lame_duck.unwrap_or(Duration::from_secs(1))),
             listeners: Arc::default(),
             cold_start_wait: self.cold_start_wait.unwrap_or(Duration::from_secs(20)),
+            background,
         };
         Ok(Mesh { inner: Arc::new(inner) })
     }

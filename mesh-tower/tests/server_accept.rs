@@ -168,6 +168,7 @@ async fn the_stream_of_connections_ends_with_the_drain() {
 /// RS-2024-0376, CVE-2020-8663: the loop goes on when file descriptors run out. The descriptors of a process are
 /// shared by all of its tests, so this one runs again in a process of its own with few of them.
 #[test]
+#[expect(clippy::disallowed_methods, reason = "the test tells its child by it")]
 fn the_loop_goes_on_when_there_are_no_file_descriptors() {
     const CHILD: &str = "MESH_TEST_FEW_DESCRIPTORS";
     const NAME: &str = "the_loop_goes_on_when_there_are_no_file_descriptors";

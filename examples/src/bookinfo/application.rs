@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_tower::Mesh;
 
 use super::manifests;
 use super::productpage::product;
-use super::service::{Running, Service};
+use super::service::{App, Running, Service};
 use crate::node::{Control, Workload};
 
 /// The name of the text below every phase; sorts before that of any phase, so that a phase wins.
@@ -28,19 +29,28 @@ pub struct Bookinfo {
 }
 
 impl Bookinfo {
-    /// Starts the control plane, then every service. A directory, if given, is read by the control plane as long as
-    /// it runs.
+    /// Starts the control plane, then every service, each on a free port.
     ///
     /// # Errors
     /// If there is no socket to be had, or a service is not let serve.
-    pub async fn start(config: Option<PathBuf>) -> anyhow::Result<Self> {
+    pub async fn start() -> anyhow::Result<Self> {
+        Bookinfo::start_at(any_port(), None).await
+    }
+
+    /// The same with the product page at this address, and with a directory of routes, if given, which the control
+    /// plane reads whenever it changes.
+    ///
+    /// # Errors
+    /// If there is no socket to be had, or a service is not let serve.
+    pub async fn start_at(page: SocketAddr, config: Option<PathBuf>) -> anyhow::Result<Self> {
         let config = config.map_or_else(|| Config::yaml(""), Config::dir);
         let embedded = Embedded::start(config, Options::default()).await?;
         embedded.set_yaml(BASE, &manifests::base())?;
         let mut bookinfo = Bookinfo { embedded: Arc::new(embedded), services: Vec::new() };
         for service in Service::all() {
-            let running = bookinfo.run(&service, any_port()).await?;
-            bookinfo.services.push(running);
+            let listen = if service.app == App::Productpage { page } else { any_port() };
+            let running = bookinfo.run(&service, listen).await;
+            bookinfo.services.push(running.with_context(|| format!("cannot start {service} on {listen}"))?);
         }
         bookinfo.until_complete().await?;
         Ok(bookinfo)

@@ -19,6 +19,7 @@ mod productpage;
 pub mod ratings;
 mod reviews;
 pub mod service;
+pub mod tour;
 
 pub use application::Bookinfo;
 pub use onward::{Leg, USER};

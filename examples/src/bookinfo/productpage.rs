@@ -18,7 +18,7 @@ use super::{PORT, page};
 use crate::echo::{BACKEND, Identity};
 
 /// How long the page waits for each of its parts.
-const BUDGET: Duration = Duration::from_secs(3);
+pub(super) const BUDGET: Duration = Duration::from_secs(3);
 
 /// A product with all its parts, and what became of the calls that brought them.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -58,11 +58,11 @@ fn table(status: &Status) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "mesh-control {}: {} services, {} clients, {} workloads{}{}",
+        "mesh-control {}: {}, {}, {}{}{}",
         status.version,
-        status.services,
-        status.clients.len(),
-        status.workloads.len(),
+        count(status.services, "service"),
+        count(status.clients.len(), "client"),
+        count(status.workloads.len(), "workload"),
         if status.ready { "" } else { ", no configuration" },
         status.settling_seconds.map(|left| format!(", settling for {left:.1}s")).unwrap_or_default(),
     );
@@ -71,6 +71,10 @@ fn table(status: &Status) -> String {
     workloads(status, &mut out);
     diagnostics(status, &mut out);
     out
+}
+
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 fn clients(status: &Status, out: &mut String) {
@@ -120,13 +124,7 @@ fn workloads(status: &Status, out: &mut String) {
             Some(note) => note.clone(),
             None => workload.serves.join(","),
         };
-        [
-            short(&workload.node),
-            workload.address.to_string(),
-            state,
-            serves,
-            labels.join(","),
-        ]
+        [short(&workload.node), workload.address.to_string(), state, serves, labels.join(",")]
     }));
     section(rows, out);
 }
@@ -216,7 +214,7 @@ mod tests {
         };
         let table = table(&status);
         let lines: Vec<&str> = table.lines().collect();
-        assert_eq!(lines[0], "mesh-control 0.1.0: 4 services, 1 clients, 0 workloads");
+        assert_eq!(lines[0], "mesh-control 0.1.0: 4 services, 1 client, 0 workloads");
         assert_eq!(
             lines[3].split_whitespace().collect::<Vec<_>>(),
             ["web-1.shop", "grpc", "sotw", "synced", "2", "-", "refused", "2", "-"]

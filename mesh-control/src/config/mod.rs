@@ -4,6 +4,8 @@
 //! `file` makes objects of a text, `load` keeps the last good state of a directory, `validate` checks
 //! objects against each other.
 
+#![warn(clippy::indexing_slicing, clippy::string_slice)]
+
 pub mod decode;
 pub mod diagnostic;
 pub mod file;

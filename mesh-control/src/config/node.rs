@@ -167,10 +167,7 @@ fn syntax_error(source: &Source, error: &serde_saphyr::Error) -> Diagnostic {
     let text = error.render_with_options(options);
     // The position is a part of the diagnostic: the parser's own would say it twice.
     let message = text.lines().next().unwrap_or("not YAML");
-    let message = match message.find(" at line ") {
-        Some(at) => &message[..at],
-        None => message,
-    };
+    let message = message.split_once(" at line ").map_or(message, |(message, _)| message);
     let message = message.trim_start_matches("error: ").to_owned();
     Diagnostic::at(&Origin { source: source.clone(), span }, Severity::Error, Code::Syntax, message)
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use futures_util::FutureExt;
 use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,6 +23,7 @@ use crate::serve::admission::Admission;
 use crate::serve::client::About;
 use crate::serve::feed::Feed;
 use crate::serve::fleet::{Connection, Fleet};
+use crate::serve::load::Load;
 use crate::serve::metrics::{Metrics, short};
 use crate::serve::presence::{Presence, Workload};
 use crate::serve::push::Pace;
@@ -44,6 +46,7 @@ pub(crate) struct Shared {
     pub(crate) presence: Presence,
     pub(crate) fleet: Fleet,
     pub(crate) metrics: Metrics,
+    pub(crate) load: Load,
     pub(crate) admission: Mutex<Admission>,
     pub(crate) pace: Pace,
     pub(crate) settles_at: Instant,
@@ -197,13 +200,17 @@ async fn converse<V: Variant>(
         tag: fastrand::u32(..),
     };
     let session = Session::new(V::PROTOCOL, opening, now());
-    let stay = Stay {
-        connection: shared.fleet.enter(session, About::read(node)),
-        shared: &shared,
-    };
+    let stay = Stay { connection: shared.fleet.enter(session, About::read(node)), shared: &shared };
     shared.metrics.stream_opened();
     tracing::debug!(node = node.id, peer = %peer.ip, protocol = ?V::PROTOCOL, "stream opened");
     let end = exchange::<V>(&stay, request, &mut requests, &sender, stop).await;
+    // A goodbye may lie unread behind the end of the stream: it makes the difference between an endpoint
+    // that is gone and one that is waited for.
+    while let Some(Ok(Some(request))) = requests.message().now_or_never() {
+        if stay.hear::<V>(&request).is_err() {
+            break;
+        }
+    }
     tracing::debug!(node = &*stay.connection.session().client().node_id, end = ?end, "stream ended");
     drop(stay);
     if let Err(status) = end {
@@ -218,9 +225,7 @@ fn identify(node: &Node, peer: &Peer) -> Result<Client, Status> {
         None => {}
         Some(Err(anonymous)) => {
             let why = anonymous.0;
-            return Err(Status::permission_denied(format!(
-                "the client certificate names nobody: {why}"
-            )));
+            return Err(Status::permission_denied(format!("the client certificate names nobody: {why}")));
         }
         Some(Ok(identity)) => {
             if let Some(contradiction) = client::contradiction(node, identity) {
@@ -336,8 +341,7 @@ impl Stay<'_> {
         tracing::warn!(node = &*session.client().node_id, kind = short(kind), text, "client refused a response");
     }
 
-    /// Tells the registry who came and went, and takes the catalog that knows of it: the answer to the
-    /// request must not be older than the registration.
+    /// Tells the registry who came and went, and takes the catalog that knows of it, if it is made already.
     fn attend(&self, heard: &Heard) {
         if heard.joined.is_empty() && heard.left.is_empty() {
             return;
@@ -345,10 +349,7 @@ impl Stay<'_> {
         let client = self.connection.session().client().clone();
         let about = &self.connection.about;
         let workloads = |names: &[Arc<str>]| -> Vec<Workload> {
-            names
-                .iter()
-                .filter_map(|name| Workload::announced(&client, about, name))
-                .collect()
+            names.iter().filter_map(|name| Workload::announced(&client, about, name)).collect()
         };
         for workload in workloads(&heard.left) {
             self.shared.presence.leave(self.connection.id, &workload.key());

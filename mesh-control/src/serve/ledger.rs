@@ -5,6 +5,9 @@
 //! therefore costs a few sets of names, skips every version it had no time for, and never holds up the
 //! publisher (xDS server rule 13).
 
+mod entry;
+mod report;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 use std::sync::Arc;
@@ -14,6 +17,8 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::catalog::{Catalog, Client, Encoded, Kind};
+use entry::{Entry, Sets, Told, duty};
+pub(crate) use report::{NameReport, Report};
 
 /// The catalog as one client sees it now.
 pub(crate) struct View<'a> {
@@ -26,117 +31,6 @@ pub(crate) struct View<'a> {
 impl View<'_> {
     fn find(&self, kind: Kind, name: &str) -> Option<Encoded> {
         self.catalog.resource(self.client, kind, name)
-    }
-}
-
-/// What the client was last told about a name.
-#[derive(Clone, Debug)]
-enum Told {
-    /// Nothing yet.
-    Nothing,
-    /// That it does not exist.
-    Absent,
-    /// On another stream; the version where the client says which (`initial_resource_versions`).
-    Cached(Option<Arc<str>>),
-    /// On this stream.
-    Sent(Arc<str>),
-}
-
-impl Told {
-    fn version(&self) -> Option<&Arc<str>> {
-        match self {
-            Told::Nothing | Told::Absent | Told::Cached(None) => None,
-            Told::Cached(Some(version)) | Told::Sent(version) => Some(version),
-        }
-    }
-
-    fn is_held(&self) -> bool {
-        matches!(self, Told::Cached(_) | Told::Sent(_))
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Entry {
-    /// Asked for by name, rather than by the wildcard.
-    explicit: bool,
-    told: Told,
-    /// Owed an answer, whatever its version.
-    asked: bool,
-    /// To be pushed once more although its version is unchanged.
-    again: bool,
-    /// A list that came too late to count was without it: the client has dropped it in between.
-    forgotten: bool,
-}
-
-impl Entry {
-    fn new(explicit: bool, told: Told) -> Entry {
-        Entry { explicit, told, asked: false, again: false, forgotten: false }
-    }
-}
-
-/// What has to happen for a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Duty {
-    Nothing,
-    Send,
-    Withdraw,
-    /// Wait until mesh-control has settled.
-    Hold,
-}
-
-fn duty(entry: &Entry, found: Option<&Encoded>, settled: bool) -> Duty {
-    let Some(found) = found else {
-        return if entry.told.is_held() { Duty::Withdraw } else { Duty::Nothing };
-    };
-    if entry.told.version() == Some(&found.version) {
-        return if entry.again { Duty::Send } else { Duty::Nothing };
-    }
-    // After a start the registry fills up again as workloads come back. What a client brought along may
-    // not shrink meanwhile; one that has nothing is served as soon as there is an endpoint.
-    let incomplete = match entry.told {
-        Told::Cached(_) => true,
-        Told::Nothing | Told::Absent => found.empty,
-        Told::Sent(_) => false,
-    };
-    if found.self_registered && !settled && incomplete { Duty::Hold } else { Duty::Send }
-}
-
-/// The names for which something has to happen; each is in one set at most.
-#[derive(Debug, Default)]
-struct Sets {
-    owed: BTreeSet<Arc<str>>,
-    changed: BTreeSet<Arc<str>>,
-    leaving: BTreeSet<Arc<str>>,
-    settling: BTreeSet<Arc<str>>,
-}
-
-impl Sets {
-    fn of(&mut self, duty: Duty, asked: bool) -> Option<&mut BTreeSet<Arc<str>>> {
-        match duty {
-            Duty::Hold => Some(&mut self.settling),
-            Duty::Withdraw => Some(&mut self.leaving),
-            Duty::Nothing | Duty::Send if asked => Some(&mut self.owed),
-            Duty::Send => Some(&mut self.changed),
-            Duty::Nothing => None,
-        }
-    }
-
-    fn remove(&mut self, name: &str) {
-        for set in [&mut self.owed, &mut self.changed, &mut self.leaving, &mut self.settling] {
-            set.remove(name);
-        }
-    }
-
-    fn contains(&self, name: &str) -> bool {
-        [&self.owed, &self.changed, &self.leaving, &self.settling].iter().any(|set| set.contains(name))
-    }
-
-    fn len(&self) -> usize {
-        self.owed.len() + self.changed.len() + self.leaving.len() + self.settling.len()
-    }
-
-    fn clear(&mut self) {
-        *self = Sets::default();
     }
 }
 
@@ -667,34 +561,6 @@ impl Ledger {
             nacks: self.nacks,
         }
     }
-}
-
-/// One kind of one stream, for status.
-#[derive(Clone, Debug)]
-pub(crate) struct Report {
-    pub(crate) kind: Kind,
-    pub(crate) wildcard: bool,
-    pub(crate) names: Vec<NameReport>,
-    pub(crate) sent_version: String,
-    pub(crate) acked_version: String,
-    pub(crate) acked_at: Option<Instant>,
-    pub(crate) pending_since: Option<Instant>,
-    pub(crate) unsent: usize,
-    pub(crate) settling: usize,
-    pub(crate) nack: Option<Nack>,
-    pub(crate) refused: bool,
-    pub(crate) pushes: u64,
-    pub(crate) nacks: u64,
-}
-
-/// One name of one stream, for status.
-#[derive(Clone, Debug)]
-pub(crate) struct NameReport {
-    pub(crate) name: Arc<str>,
-    pub(crate) version: Option<Arc<str>>,
-    pub(crate) absent: bool,
-    pub(crate) pending: bool,
-    pub(crate) refused: bool,
 }
 
 /// The catalog's own copy of a name where it has one, so that 200 streams share it.

@@ -6,7 +6,7 @@
 //!                       └──▶ presence ─▶ registry
 //! ```
 //!
-//! [`Server`] holds the connections; [`session`] decides what each stream is told; [`status`] says what
+//! [`Server`] holds the connections; `session` decides what each stream is told; [`status`] says what
 //! became of it.
 
 mod admission;
@@ -22,6 +22,7 @@ mod fleet;
 #[cfg(test)]
 mod histories;
 mod ledger;
+mod load;
 mod metrics;
 mod presence;
 mod push;

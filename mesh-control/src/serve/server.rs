@@ -20,6 +20,7 @@ use crate::serve::ads::{Ads, Shared, now};
 use crate::serve::csds::Csds;
 use crate::serve::feed::Feed;
 use crate::serve::fleet::Fleet;
+use crate::serve::load::{Load, Reporting};
 use crate::serve::metrics::Metrics;
 use crate::serve::presence::{Presence, Workloads};
 use crate::serve::push::Pace;
@@ -101,6 +102,7 @@ impl Server {
             presence: Presence::new(workloads, options.grace),
             fleet: Fleet::default(),
             metrics: Metrics::default(),
+            load: Load::default(),
             admission: Mutex::new(Admission::new(options.stream_rate, options.stream_burst, patience)),
             pace: options.pace,
             settles_at: now() + options.settle,
@@ -113,7 +115,8 @@ impl Server {
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .add_service(Ads(shared.clone()))
-            .add_service(Csds::service(shared.clone()));
+            .add_service(Csds::service(shared.clone()))
+            .add_service(Reporting::service(shared.clone()));
         let serving = tokio::spawn(async move {
             let incoming = tokio_stream::StreamExt::map(ReceiverStream::new(incoming), Ok::<_, io::Error>);
             let signal = async move { drop(leaving.wait_for(|leaving| *leaving).await) };
@@ -142,10 +145,7 @@ impl Server {
         let connections = self.connections.clone();
         self.keep(tokio::spawn(async move {
             while let Some((stream, peer)) = accept(&listener, &connections).await {
-                let conn = Conn {
-                    peer: Peer::nameless(peer.ip()),
-                    io: Io::Tcp(stream),
-                };
+                let conn = Conn { peer: Peer::nameless(peer.ip()), io: Io::Tcp(stream) };
                 if connections.send(conn).await.is_err() {
                     return;
                 }
@@ -156,11 +156,7 @@ impl Server {
 
     /// Accepts TLS connections at `address`; port 0 takes a free one. Returns the address bound. A client
     /// that shows a certificate is held to it: a node that claims another namespace is refused.
-    pub async fn listen_tls(
-        &self,
-        address: SocketAddr,
-        files: &TlsFiles,
-    ) -> anyhow::Result<SocketAddr> {
+    pub async fn listen_tls(&self, address: SocketAddr, files: &TlsFiles) -> anyhow::Result<SocketAddr> {
         let acceptor = files.acceptor()?;
         let verifies = files.client_ca.is_some();
         let listener = TcpListener::bind(address).await?;
@@ -175,32 +171,19 @@ impl Server {
                 };
                 let (acceptor, connections) = (acceptor.clone(), connections.clone());
                 tokio::spawn(async move {
-                    let handshake =
-                        tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await;
+                    let handshake = tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await;
                     drop(permit);
                     match handshake {
                         Ok(Ok(stream)) => {
-                            let leaf = stream
-                                .get_ref()
-                                .1
-                                .peer_certificates()
-                                .and_then(|chain| chain.first());
+                            let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
                             let identity = match leaf {
                                 Some(leaf) => Some(Identity::of(leaf)),
                                 None if verifies => Some(Err(Anonymous("there is none"))),
                                 None => None,
                             };
-                            let peer = Peer {
-                                ip: peer.ip(),
-                                identity,
-                            };
+                            let peer = Peer { ip: peer.ip(), identity };
                             // The server may have stopped meanwhile.
-                            let _ = connections
-                                .send(Conn {
-                                    peer,
-                                    io: Io::Tls(Box::new(stream)),
-                                })
-                                .await;
+                            let _ = connections.send(Conn { peer, io: Io::Tls(Box::new(stream)) }).await;
                         }
                         Ok(Err(error)) => tracing::debug!(%peer, %error, "handshake failed"),
                         Err(_) => tracing::debug!(%peer, "handshake timed out"),
@@ -214,10 +197,7 @@ impl Server {
     /// A connection inside the process, to the same server.
     pub async fn connect(&self) -> io::Result<DuplexStream> {
         let (near, far) = tokio::io::duplex(MEMORY_BUFFER);
-        let conn = Conn {
-            peer: Peer::nameless(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-            io: Io::Memory(far),
-        };
+        let conn = Conn { peer: Peer::nameless(IpAddr::V4(Ipv4Addr::LOCALHOST)), io: Io::Memory(far) };
         match self.connections.send(conn).await {
             Ok(()) => Ok(near),
             Err(_) => Err(io::Error::new(io::ErrorKind::ConnectionRefused, "the control plane has stopped")),

@@ -17,7 +17,7 @@ pub const SERVER_LISTENER_PREFIX: &str = "xds.istio.io/grpc/lds/inbound/";
 
 /// About how much one response carries where it may be divided: keeps a client with small buffers going
 /// and bounds what a slow one makes the server hold.
-const RESPONSE_BYTES: usize = 256 << 10;
+const RESPONSE_BYTES: usize = 64 << 10;
 
 /// The two variants of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -208,10 +208,12 @@ mod tests {
         levels
     }
 
+    type Level = (u32, Option<u32>, u16, u16);
+
     #[test]
     fn load_moves_to_the_next_priority_as_health_falls() {
         // (localities, panic threshold, running totals of load)
-        let cases: &[(&[(u32, Option<u32>, u16, u16)], u8, &[u64])] = &[
+        let cases: &[(&[Level], u8, &[u64])] = &[
             (&[(0, None, 10, 0), (1, None, 10, 0)], 50, &[100, 100]),
             // 72 % healthy × 1.4 is still all of it.
             (&[(0, None, 72, 28), (1, None, 10, 0)], 50, &[100, 100]),

@@ -136,6 +136,7 @@ impl Bootstrap {
     ///
     /// # Errors
     /// When neither is set, the file cannot be read, or its content is wrong.
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     pub fn from_env() -> Result<Self, BootstrapError> {
         if let Some(path) = std::env::var_os(FILE_VARIABLE).filter(|path| !path.is_empty()) {
             return Self::from_file(Path::new(&path));

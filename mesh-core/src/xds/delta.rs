@@ -16,7 +16,7 @@ use crate::resources::{ResourceKey, ResourceType};
 use crate::xds::cache::{Cache, Step};
 use crate::xds::decode::Options;
 use crate::xds::intake::{self, Item, Taken};
-use crate::xds::names::{KINDS, canonical, kind_of, type_url};
+use crate::xds::names::{ByKind, KINDS, canonical, kind_of, type_url};
 use crate::xds::stream::Stream;
 
 /// The machine of one server.
@@ -24,7 +24,7 @@ use crate::xds::stream::Stream;
 pub(crate) struct Delta {
     stream: Stream,
     /// By type, what this stream was asked for; `None` before its first request.
-    asked: [Option<BTreeSet<Arc<str>>>; KINDS.len()],
+    asked: ByKind<Option<BTreeSet<Arc<str>>>>,
 }
 
 impl Delta {
@@ -63,7 +63,7 @@ impl Delta {
         options: &Options,
     ) -> (Taken, Option<DeltaDiscoveryRequest>) {
         let kind = kind_of(&response.type_url);
-        let Some(kind) = kind.filter(|kind| self.asked[*kind as usize].is_some()) else {
+        let Some(kind) = kind.filter(|kind| self.asked.of(*kind).is_some()) else {
             tracing::warn!(server = %step.server.uri, "response of type {:?}, which was not asked for", response.type_url);
             return (Taken::default(), None);
         };
@@ -106,7 +106,7 @@ impl Delta {
         let subscribe = names.iter().map(|name| name.to_string()).collect();
         let versions = cache.versions(kind, step.index);
         let versions = versions.map(|(name, version)| (name.to_owned(), version.to_owned())).collect();
-        self.asked[kind as usize] = Some(names);
+        *self.asked.of_mut(kind) = Some(names);
         self.stream.await_answers(cache, kind, step);
         Some(DeltaDiscoveryRequest {
             resource_names_subscribe: subscribe,
@@ -128,7 +128,7 @@ impl Delta {
         if touched.is_empty() {
             return None;
         }
-        let Some(asked) = &mut self.asked[kind as usize] else { return self.first(cache, step, kind) };
+        let Some(asked) = self.asked.of_mut(kind) else { return self.first(cache, step, kind) };
         let wanted: HashSet<&Arc<str>> = cache.names(kind).collect();
         let (subscribe, unsubscribe): (Vec<_>, Vec<_>) = touched.into_iter().partition(|name| wanted.contains(*name));
         asked.extend(subscribe.iter().map(|name| Arc::clone(name)));

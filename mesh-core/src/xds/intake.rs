@@ -200,10 +200,9 @@ pub(crate) fn error_detail(errors: &[String]) -> Option<Status> {
 }
 
 fn shortened(text: &str) -> String {
-    match text.char_indices().nth(MAX_ERROR) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
+    let mut rest = text.chars();
+    let start: String = rest.by_ref().take(MAX_ERROR).collect();
+    if rest.next().is_some() { start + "…" } else { start }
 }
 
 /// The node as it is told to every server, once a stream (rules 1, 10 and 12).

@@ -1,4 +1,32 @@
 //! The xDS client: it keeps what the application asked for up to date, from a bootstrap on.
+//!
+//! The walk of an update: `transport` reads a response → `session` hands it to the machine of its server
+//! (`sotw` or `delta`) → `intake` decodes it resource by resource ([`decode`]) → `cache` decides what it means →
+//! [`client`] applies the change to the store, then sends the acknowledgement, then asks for what the store misses.
+//!
+//! Everything but `transport`, [`client`] and [`dns`] is synchronous and takes the time as an argument. The rules
+//! and the tests that hold them are listed in `docs/xds-client-rules.md`.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//!
+//! use mesh_core::store::{Source, Store};
+//! use mesh_core::view::Extensions;
+//! use mesh_core::xds::{Bootstrap, BootstrapError, XdsSource};
+//!
+//! # async fn run() -> Result<(), BootstrapError> {
+//! let source = Arc::new(XdsSource::new(Bootstrap::from_env()?));
+//! let idle = Duration::from_secs(300);
+//! let (store, sink) = Store::new(Arc::clone(&source) as Arc<dyn Source>, Extensions::default(), idle);
+//! tokio::spawn(source.run(sink));
+//! let reviews = store.target("reviews.shop:9080");
+//! # Ok(())
+//! # }
+//! ```
+
+// What a management server or a file says must never end in a panic.
+#![warn(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used)]
 
 pub(crate) mod backoff;
 pub mod bootstrap;
@@ -18,7 +46,7 @@ pub(crate) mod task;
 pub(crate) mod timers;
 pub(crate) mod transport;
 
-pub use bootstrap::Bootstrap;
+pub use bootstrap::{Bootstrap, BootstrapError};
 pub use client::{Consumer, XdsSource};
 pub use client_status::{ClientStatus, StatusHandle};
 pub use connect::{Connector, Io};

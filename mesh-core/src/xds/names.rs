@@ -34,6 +34,35 @@ pub(crate) fn type_url(kind: ResourceType) -> &'static str {
 pub(crate) const KINDS: [ResourceType; 4] =
     [ResourceType::Listener, ResourceType::Route, ResourceType::Cluster, ResourceType::Endpoints];
 
+/// Something for every kind.
+#[derive(Debug, Default)]
+pub(crate) struct ByKind<T> {
+    listener: T,
+    route: T,
+    cluster: T,
+    endpoints: T,
+}
+
+impl<T> ByKind<T> {
+    pub(crate) fn of(&self, kind: ResourceType) -> &T {
+        match kind {
+            ResourceType::Listener => &self.listener,
+            ResourceType::Route => &self.route,
+            ResourceType::Cluster => &self.cluster,
+            ResourceType::Endpoints => &self.endpoints,
+        }
+    }
+
+    pub(crate) fn of_mut(&mut self, kind: ResourceType) -> &mut T {
+        match kind {
+            ResourceType::Listener => &mut self.listener,
+            ResourceType::Route => &mut self.route,
+            ResourceType::Cluster => &mut self.cluster,
+            ResourceType::Endpoints => &mut self.endpoints,
+        }
+    }
+}
+
 /// The kind that a type URL names, if it is one of ours.
 pub(crate) fn kind_of(url: &str) -> Option<ResourceType> {
     KINDS.into_iter().find(|kind| url == type_url(*kind))

@@ -15,14 +15,14 @@ use crate::resources::{ResourceKey, ResourceType};
 use crate::xds::cache::{Cache, Step};
 use crate::xds::decode::Options;
 use crate::xds::intake::{self, Item, Taken};
-use crate::xds::names::{KINDS, kind_of, type_url};
+use crate::xds::names::{ByKind, KINDS, kind_of, type_url};
 use crate::xds::stream::Stream;
 
 /// The machine of one server.
 #[derive(Debug, Default)]
 pub(crate) struct Sotw {
     stream: Stream,
-    types: [Subscription; KINDS.len()],
+    types: ByKind<Subscription>,
 }
 
 /// One type of resource.
@@ -41,7 +41,8 @@ impl Sotw {
     /// A stream is open: asks for everything that is wanted.
     pub(crate) fn opened(&mut self, cache: &Cache, step: &Step<'_>, node: &core::Node) -> Vec<DiscoveryRequest> {
         self.stream.open(node);
-        for subscription in &mut self.types {
+        for kind in KINDS {
+            let subscription = self.types.of_mut(kind);
             subscription.nonce.clear();
             subscription.asked = false;
         }
@@ -71,7 +72,7 @@ impl Sotw {
         response: DiscoveryResponse,
         options: &Options,
     ) -> (Taken, Option<DiscoveryRequest>) {
-        let Some(kind) = kind_of(&response.type_url).filter(|kind| self.types[*kind as usize].asked) else {
+        let Some(kind) = kind_of(&response.type_url).filter(|kind| self.types.of(*kind).asked) else {
             // Answering would subscribe to something that nobody wants (rule 5).
             tracing::warn!(server = %step.server.uri, "response of type {:?}, which was not asked for", response.type_url);
             return (Taken::default(), None);
@@ -83,7 +84,7 @@ impl Sotw {
         let reported = intake::take_errors(cache, step, kind, response.resource_errors);
         self.answer(kind, taken.named.iter().chain(&reported));
         delete_absent(cache, step, kind, &taken, &reported);
-        let subscription = &mut self.types[kind as usize];
+        let subscription = self.types.of_mut(kind);
         subscription.nonce = response.nonce;
         if taken.errors.is_empty() {
             subscription.version = version;
@@ -107,7 +108,7 @@ impl Sotw {
     /// A request for everything that is wanted of a type, if the stream may be sent one.
     fn ask(&mut self, cache: &Cache, step: &Step<'_>, kind: ResourceType) -> Option<DiscoveryRequest> {
         let wants_something = cache.names(kind).next().is_some();
-        let subscription = &mut self.types[kind as usize];
+        let subscription = self.types.of_mut(kind);
         if !wants_something && !subscription.asked {
             return None;
         }
@@ -118,7 +119,7 @@ impl Sotw {
 
     fn request(&mut self, cache: &Cache, kind: ResourceType, error_detail: Option<Status>) -> DiscoveryRequest {
         let node = self.stream.take_node();
-        let subscription = &self.types[kind as usize];
+        let subscription = self.types.of(kind);
         DiscoveryRequest {
             version_info: subscription.version.clone(),
             node,

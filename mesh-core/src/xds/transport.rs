@@ -181,11 +181,14 @@ async fn read<R>(
 
 fn ended(status: &Status) -> End {
     let text = format!("{:?}: {}", status.code(), chain(status));
-    match status.code() {
-        // Larger than allowed, or not Protobuf. A server may also end its stream so; then it loses nothing but time.
-        Code::OutOfRange | Code::Internal => End::Unreadable(text),
-        _ => End::Closed(text),
-    }
+    // What tonic and prost say of a message that is too large, or no Protobuf. A status of the server's own that
+    // happens to read the same costs it nothing but time.
+    let is_unreadable = match status.code() {
+        Code::OutOfRange => status.message().contains("message length too large"),
+        Code::Internal => status.message().contains("failed to decode Protobuf message"),
+        _ => false,
+    };
+    if is_unreadable { End::Unreadable(text) } else { End::Closed(text) }
 }
 
 /// An error with all its causes.
@@ -222,7 +225,17 @@ impl tonic::codegen::Service<http::Uri> for Once {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
+
+    #[test]
+    fn a_message_that_cannot_be_read_is_not_just_the_end_of_a_stream() {
+        let error = DiscoveryRequest::decode(b"\xff".as_slice()).unwrap_err();
+        assert!(matches!(ended(&Status::internal(error.to_string())), End::Unreadable(_)));
+        assert!(matches!(ended(&Status::internal("restarting")), End::Closed(_)));
+        assert!(matches!(ended(&Status::unavailable("gone")), End::Closed(_)));
+    }
 
     #[test]
     fn pings_become_rarer_where_they_are_not_welcome() {

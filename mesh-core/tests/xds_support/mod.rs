@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(900);
 
 /// The running client.
 pub(crate) struct Client {
-    wants: mpsc::UnboundedSender<Progress>,
+    wants: mpsc::Sender<Progress>,
     log: Arc<Mutex<Vec<Change>>>,
     news: watch::Receiver<usize>,
     pub(crate) status: StatusHandle,
@@ -24,7 +24,7 @@ pub(crate) struct Client {
 }
 
 struct Recorder {
-    wants: mpsc::UnboundedReceiver<Progress>,
+    wants: mpsc::Receiver<Progress>,
     log: Arc<Mutex<Vec<Change>>>,
     news: watch::Sender<usize>,
 }
@@ -56,8 +56,9 @@ impl Client {
     }
 
     /// A client with this source, on the test's runtime.
+    #[allow(clippy::disallowed_methods, reason = "a test sends a handful")]
     pub(crate) fn run(source: XdsSource) -> Client {
-        let (wants, wanted) = mpsc::unbounded_channel();
+        let (wants, wanted) = mpsc::channel(64);
         let log = Arc::<Mutex<Vec<Change>>>::default();
         let (news_sender, news) = watch::channel(0);
         let recorder = Recorder { wants: wanted, log: Arc::clone(&log), news: news_sender };
@@ -69,12 +70,12 @@ impl Client {
 
     pub(crate) fn want(&self, keys: &[(ResourceType, &str)]) {
         let subscribe = keys.iter().map(|(kind, name)| ResourceKey::new(*kind, *name)).collect();
-        self.wants.send(Progress { subscribe, unsubscribe: vec![] }).unwrap();
+        self.wants.try_send(Progress { subscribe, unsubscribe: vec![] }).unwrap();
     }
 
     pub(crate) fn drop_interest(&self, keys: &[(ResourceType, &str)]) {
         let unsubscribe = keys.iter().map(|(kind, name)| ResourceKey::new(*kind, *name)).collect();
-        self.wants.send(Progress { subscribe: vec![], unsubscribe }).unwrap();
+        self.wants.try_send(Progress { subscribe: vec![], unsubscribe }).unwrap();
     }
 
     /// Everything learned so far, in short.

@@ -17,15 +17,20 @@ use futures_core::Stream;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::ListenerName;
 use mesh_core::store::ServerState;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::futures::TaskLocalFuture;
 use tokio::time::Instant;
 
 use crate::drain::{Accepting, Drain, Phase, reached};
 use crate::mesh::Mesh;
 use crate::server::listening::{Following, Listening, Part, follow};
 use crate::server::route::ServerLayer;
+
+/// After how long without a word a peer is probed, and how often from then on.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
 
 /// How many connections tokio lets wait in a socket's backlog.
 const BACKLOG: usize = 1024;
@@ -40,18 +45,18 @@ pub struct Connection {
 }
 
 tokio::task_local! {
-    static CURRENT: Connection;
+    static CURRENT: Arc<Connection>;
 }
 
 impl Connection {
     /// The connection of the request that this task is working on, under [`crate::server::serve`].
     pub fn current() -> Option<Connection> {
-        CURRENT.try_with(|connection| *connection).ok()
+        CURRENT.try_with(|connection| **connection).ok()
     }
 
     /// Runs a future on behalf of this connection.
-    pub(super) fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
-        CURRENT.scope(self, future)
+    pub(super) fn scope<F: Future>(connection: Arc<Connection>, future: F) -> TaskLocalFuture<Arc<Connection>, F> {
+        CURRENT.scope(connection, future)
     }
 }
 
@@ -104,6 +109,9 @@ impl MeshListener {
             return Err(io::Error::other(MeshError::new(ErrorKind::Draining, "the mesh is draining")));
         }
         let socket = TcpListener::bind(address).await?;
+        // Accepted connections inherit it: a peer that vanished without a word is noticed.
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE.0).with_interval(KEEPALIVE.1);
+        _ = SockRef::from(&socket).set_tcp_keepalive(&keepalive);
         let address = socket.local_addr()?;
         let handle = mesh.store().server(address).map_err(io::Error::other)?;
         let (part, following) = follow(mesh.listeners(), handle, address, drain);

@@ -1,26 +1,43 @@
-//! What a connection is doing: what tells a slow request's head from a slow body, and both from idling.
+//! What a connection is doing, seen from outside: a slow request's head is told from a slow body, and both from
+//! idling.
+//!
+//! The connection only counts. Timers of its own would cost every request; so would hyper's, which also takes
+//! the time between two requests for a part of the second one's head.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::server::serve::Limits;
 
 /// The first bytes of HTTP/2. No method of HTTP/1.1 begins with them.
 const HTTP2: &[u8] = b"PRI";
 
-/// What happens on one connection. Reading, requests and timers of a connection are all polled by its one task,
-/// except for the ends of HTTP/2 streams; so nothing is ordered but the count.
+/// What happens on one connection, and what it is told.
 #[derive(Debug)]
 pub(super) struct Activity {
     /// Bytes of an HTTP/1.1 request came, and the request has not.
     head: AtomicBool,
     requests: AtomicUsize,
     busy: AtomicUsize,
+    order: AtomicU8,
+    task: OnceLock<Waker>,
+}
+
+/// What a connection is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Order {
+    /// Nothing.
+    GoOn,
+    /// To end with its last request.
+    End,
+    /// To end at once.
+    Cut,
 }
 
 /// A request in progress, to the end of its response.
@@ -29,57 +46,91 @@ pub(super) struct Busy(Arc<Activity>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.busy.fetch_sub(1, Ordering::AcqRel);
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Activity {
     /// A new connection owes its first request.
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Activity { head: AtomicBool::new(true), requests: AtomicUsize::new(0), busy: AtomicUsize::new(0) })
+        Arc::new(Activity {
+            head: AtomicBool::new(true),
+            requests: AtomicUsize::new(0),
+            busy: AtomicUsize::new(0),
+            order: AtomicU8::new(Order::GoOn as u8),
+            task: OnceLock::new(),
+        })
     }
 
     /// A request's head is complete.
     pub(super) fn begin(self: &Arc<Self>) -> Busy {
         self.head.store(false, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.busy.fetch_add(1, Ordering::AcqRel);
+        self.busy.fetch_add(1, Ordering::Relaxed);
         Busy(Arc::clone(self))
     }
 
-    /// Ready when a request's head has taken this long. A timer runs only while one is awaited.
-    pub(super) async fn slow_head(self: &Arc<Self>, limit: Duration) {
-        let mut timer = None;
-        std::future::poll_fn(|cx| {
-            if !self.head.load(Ordering::Relaxed) {
-                timer = None;
-                return Poll::Pending;
-            }
-            timer.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx)
-        })
-        .await;
+    /// What the connection is told. `task` is woken when that changes; it must be the same every time.
+    pub(super) fn order(&self, task: &Waker) -> Order {
+        if self.task.get().is_none() {
+            _ = self.task.set(task.clone());
+        }
+        match self.order.load(Ordering::Acquire) {
+            0 => Order::GoOn,
+            1 => Order::End,
+            _ => Order::Cut,
+        }
     }
 
-    /// Ready when there was no request for this long, or up to twice as long: the time of each request is not
-    /// taken, only their number, now and then.
-    pub(super) async fn idle(self: &Arc<Self>, limit: Duration) {
-        let mut seen = self.requests.load(Ordering::Relaxed);
-        let mut next = Instant::now() + limit;
-        loop {
-            sleep_until(next).await;
-            let requests = self.requests.load(Ordering::Relaxed);
-            if requests == seen && self.busy.load(Ordering::Acquire) == 0 {
-                return;
-            }
-            seen = requests;
-            next += limit;
+    /// Tells the connection; what it was told before is not taken back.
+    pub(super) fn tell(&self, order: Order) {
+        if self.order.fetch_max(order as u8, Ordering::AcqRel) < order as u8
+            && let Some(task) = self.task.get()
+        {
+            task.wake_by_ref();
         }
     }
 
     fn read(&self) {
-        if self.busy.load(Ordering::Acquire) == 0 {
+        if self.busy.load(Ordering::Relaxed) == 0 {
             self.head.store(true, Ordering::Relaxed);
         }
+    }
+}
+
+/// The eye on one connection, from outside: it takes no time of the requests, and looks now and then.
+#[derive(Debug)]
+pub(super) struct Eye {
+    activity: Weak<Activity>,
+    requests: usize,
+    /// Since when it has looked as it looks now.
+    head_since: Option<Instant>,
+    idle_since: Instant,
+}
+
+impl Eye {
+    pub(super) fn on(activity: &Arc<Activity>, now: Instant) -> Self {
+        Eye { activity: Arc::downgrade(activity), requests: 0, head_since: Some(now), idle_since: now }
+    }
+
+    /// The connection, if there still is one.
+    pub(super) fn connection(&self) -> Option<Arc<Activity>> {
+        self.activity.upgrade()
+    }
+
+    /// What to tell a connection: to be cut when a request's head takes too long, to end when it is idle.
+    pub(super) fn judge(&mut self, seen: &Activity, limits: &Limits, now: Instant) -> Order {
+        let requests = seen.requests.load(Ordering::Relaxed);
+        let news = requests != std::mem::replace(&mut self.requests, requests);
+        let head = seen.head.load(Ordering::Relaxed);
+        self.head_since = head.then(|| self.head_since.filter(|_| !news).unwrap_or(now));
+        if news || seen.busy.load(Ordering::Relaxed) > 0 {
+            self.idle_since = now;
+        }
+        if self.head_since.is_some_and(|since| now.duration_since(since) >= limits.head_timeout) {
+            return Order::Cut;
+        }
+        if now.duration_since(self.idle_since) >= limits.idle_timeout { Order::End } else { Order::GoOn }
     }
 }
 
@@ -124,8 +175,7 @@ impl<I> Watched<I> {
         if let Protocol::Unknown(_) = self.protocol {
             self.protocol = self.protocol.after(bytes);
             if self.protocol == Protocol::Http2 {
-                // It may idle before its first stream, and its frames may come as slowly as they like: it is the
-                // pings that tell whether it lives.
+                // It may idle before its first stream, and its frames may come as slowly as they like.
                 self.activity.head.store(false, Ordering::Relaxed);
             }
         }
@@ -174,6 +224,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -195,42 +247,63 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_head_is_slow_but_a_body_and_a_pause_between_requests_are_not() {
-        let limit = Duration::from_secs(10);
-        let activity = Activity::new();
-        let slow = activity.slow_head(limit);
-        tokio::pin!(slow);
-        let wait = |seconds| sleep(Duration::from_secs(seconds));
-        let mut is_slow_after = async |seconds| {
-            tokio::select! {
-                biased;
-                () = wait(seconds) => false,
-                () = &mut slow => true,
-            }
-        };
-        assert!(!is_slow_after(9).await);
-        let busy = activity.begin();
-        activity.read();
-        assert!(!is_slow_after(100).await, "a body");
-        drop(busy);
-        assert!(!is_slow_after(100).await, "a pause");
-        activity.read();
-        assert!(!is_slow_after(9).await);
-        assert!(is_slow_after(2).await, "the next head");
+    /// Looks every second of `seconds` what a connection is told then.
+    fn look(eye: &mut Eye, activity: &Activity, now: &mut Instant, seconds: u64) -> Order {
+        let limits = Limits::default();
+        (0..seconds).fold(Order::GoOn, |order, _| {
+            *now += Duration::from_secs(1);
+            order.max(eye.judge(activity, &limits, *now))
+        })
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_connection_is_idle_only_without_requests() {
-        let hour = Duration::from_secs(3600);
+    #[test]
+    fn a_head_is_slow_but_a_body_and_a_pause_between_requests_are_not() {
+        let mut now = Instant::now();
         let activity = Activity::new();
-        let began = Instant::now();
-        let idle = activity.idle(hour);
-        tokio::pin!(idle);
+        let mut eye = Eye::on(&activity, now);
+        assert_eq!(look(&mut eye, &activity, &mut now, 9), Order::GoOn);
         let busy = activity.begin();
-        assert!(tokio::time::timeout(10 * hour, &mut idle).await.is_err());
+        activity.read();
+        assert_eq!(look(&mut eye, &activity, &mut now, 100), Order::GoOn, "a body");
         drop(busy);
-        idle.await;
-        assert!(began.elapsed() <= 12 * hour);
+        assert_eq!(look(&mut eye, &activity, &mut now, 100), Order::GoOn, "a pause");
+        for _ in 0..30 {
+            activity.read();
+            assert_eq!(look(&mut eye, &activity, &mut now, 1), Order::GoOn, "the head of another request each time");
+            activity.begin();
+        }
+        activity.read();
+        assert_eq!(look(&mut eye, &activity, &mut now, 9), Order::GoOn);
+        assert_eq!(look(&mut eye, &activity, &mut now, 2), Order::Cut, "the next head");
+    }
+
+    #[test]
+    fn a_connection_that_never_sends_a_head_is_cut() {
+        let mut now = Instant::now();
+        let activity = Activity::new();
+        let mut eye = Eye::on(&activity, now);
+        assert_eq!(look(&mut eye, &activity, &mut now, 10), Order::Cut);
+    }
+
+    #[test]
+    fn a_connection_is_idle_only_without_requests() {
+        let mut now = Instant::now();
+        let activity = Activity::new();
+        let mut eye = Eye::on(&activity, now);
+        let busy = activity.begin();
+        assert_eq!(look(&mut eye, &activity, &mut now, 10_000), Order::GoOn);
+        drop(busy);
+        drop(activity.begin());
+        assert_eq!(look(&mut eye, &activity, &mut now, 65 * 60), Order::GoOn);
+        assert_eq!(look(&mut eye, &activity, &mut now, 1), Order::End);
+    }
+
+    #[test]
+    fn an_order_is_not_taken_back_and_wakes_the_task() {
+        let activity = Activity::new();
+        assert_eq!(activity.order(Waker::noop()), Order::GoOn);
+        activity.tell(Order::Cut);
+        activity.tell(Order::End);
+        assert_eq!(activity.order(Waker::noop()), Order::Cut);
     }
 }

@@ -1,27 +1,25 @@
 //! A server loop on hyper: HTTP/1.1 and HTTP/2 on one port, with limits, and an end that loses nothing.
 
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::Builder;
 use mesh_core::error::{ErrorKind, MeshError};
 use pin_project_lite::pin_project;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tower_service::Service;
 
 use crate::body::BoxError;
-use crate::drain::{Phase, reached};
+use crate::mesh::Mesh;
 use crate::server::accept::{Connection, MeshIo, MeshListener};
-use crate::server::activity::{Activity, Busy, Watched};
+use crate::server::activity::{Activity, Busy, Eye, Order, Watched};
 
 /// What one server allows its clients, so that none of them can exhaust it.
 #[derive(Clone, Debug)]
@@ -43,10 +41,6 @@ pub struct Limits {
     pub stream_window: u32,
     /// The same by connection. 1 MiB by default.
     pub connection_window: u32,
-    /// How often an HTTP/2 connection is pinged. 60 s by default.
-    pub ping_interval: Duration,
-    /// How long the answer to a ping may take before the connection counts as lost. 20 s by default.
-    pub ping_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -59,8 +53,6 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(65 * 60),
             stream_window: 256 << 10,
             connection_window: 1 << 20,
-            ping_interval: Duration::from_secs(60),
-            ping_timeout: Duration::from_secs(20),
         }
     }
 }
@@ -141,8 +133,8 @@ where
     B::Error: Into<BoxError>,
 {
     async fn run(mut self) -> Result<(), MeshError> {
-        let phase = self.listener.mesh().drain().watch();
         let limits = Arc::new(self.limits);
+        let watched = Watchers::start(self.listener.mesh(), &limits);
         let mut connections = JoinSet::new();
         loop {
             if connections.len() >= limits.max_connections.max(1) {
@@ -154,13 +146,14 @@ where
                 accepted = self.listener.accept() => match accepted {
                     None => break,
                     Some((io, _)) => {
-                        let (connection, limits) = (io.connection(), Arc::clone(&limits));
-                        let one = converse(io, self.service.clone(), limits, phase.clone());
-                        connections.spawn(connection.scope(one));
+                        let activity = watched.add();
+                        let one = converse(io, self.service.clone(), Arc::clone(&limits), activity);
+                        connections.spawn(one);
                     }
                 }
             }
         }
+        watched.tell_all(Order::End);
         let all = async { while connections.join_next().await.is_some() {} };
         if tokio::time::timeout(self.deadline, all).await.is_ok() {
             return Ok(());
@@ -172,8 +165,57 @@ where
     }
 }
 
+/// The connections of a server, and the chore of looking after them.
+struct Watchers {
+    eyes: Arc<Mutex<Vec<Eye>>>,
+    chore: AbortHandle,
+}
+
+impl Watchers {
+    fn start(mesh: &Mesh, limits: &Arc<Limits>) -> Self {
+        let eyes = Arc::<Mutex<Vec<Eye>>>::default();
+        // Often enough to be a tenth late at most.
+        let often = limits.head_timeout.min(limits.idle_timeout) / 10;
+        let often = often.clamp(Duration::from_millis(10), Duration::from_secs(1));
+        let (watched, limits) = (Arc::clone(&eyes), Arc::clone(limits));
+        let chore = mesh.background().spawn(async move {
+            loop {
+                tokio::time::sleep(often).await;
+                let now = Instant::now();
+                lock(&watched).retain_mut(|eye| {
+                    let Some(connection) = eye.connection() else { return false };
+                    connection.tell(eye.judge(&connection, &limits, now));
+                    true
+                });
+            }
+        });
+        Watchers { eyes, chore: chore.abort_handle() }
+    }
+
+    fn add(&self) -> Arc<Activity> {
+        let activity = Activity::new();
+        lock(&self.eyes).push(Eye::on(&activity, Instant::now()));
+        activity
+    }
+
+    fn tell_all(&self, order: Order) {
+        lock(&self.eyes).iter().filter_map(Eye::connection).for_each(|connection| connection.tell(order));
+    }
+}
+
+impl Drop for Watchers {
+    fn drop(&mut self) {
+        self.chore.abort();
+    }
+}
+
+/// Nothing is left half-done under the lock, so a poisoned one is as good as any.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// One connection from its first byte to its last.
-async fn converse<S, B>(io: MeshIo, service: S, limits: Arc<Limits>, mut phase: watch::Receiver<Phase>)
+async fn converse<S, B>(io: MeshIo, service: S, limits: Arc<Limits>, activity: Arc<Activity>)
 where
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send,
@@ -181,69 +223,49 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let connection = io.connection();
-    let activity = Activity::new();
+    let connection = Arc::new(io.connection());
     let io = TokioIo::new(Watched::new(io, &activity));
-    let requests = Arc::clone(&activity);
-    let service = service_fn(move |request| {
-        let (busy, mut service) = (requests.begin(), service.clone());
-        async move {
-            std::future::poll_fn(|cx| service.poll_ready(cx)).await?;
-            let response = service.call(request).await?;
-            Ok::<_, S::Error>(response.map(|body| BusyBody { body, busy }))
-        }
-    });
-    let builder = builder(connection, &limits);
+    let service = App { service, activity: Arc::clone(&activity) };
+    let builder = builder(&connection, &limits);
     let mut conversation = pin!(builder.serve_connection_with_upgrades(io, service));
-    let mut slow_head = pin!(activity.slow_head(limits.head_timeout));
-    let mut idle = pin!(activity.idle(limits.idle_timeout));
     let mut ending = false;
-    loop {
-        tokio::select! {
-            biased;
-            ended = conversation.as_mut() => {
-                if let Err(error) = ended {
-                    tracing::debug!(peer = %connection.peer, error, "connection failed");
+    let ended = Connection::scope(
+        Arc::clone(&connection),
+        std::future::poll_fn(|cx| {
+            match activity.order(cx.waker()) {
+                Order::GoOn => {}
+                Order::End if ending => {}
+                Order::End => {
+                    ending = true;
+                    conversation.as_mut().graceful_shutdown();
                 }
-                return;
+                Order::Cut => return Poll::Ready(Err("a request's head took too long".into())),
             }
-            () = slow_head.as_mut() => {
-                tracing::debug!(peer = %connection.peer, "connection closed: a request's head took too long");
-                return;
-            }
-            () = idle.as_mut(), if !ending => {
-                ending = true;
-                conversation.as_mut().graceful_shutdown();
-            }
-            () = reached(&mut phase, Phase::Closed), if !ending => {
-                ending = true;
-                conversation.as_mut().graceful_shutdown();
-            }
-        }
+            conversation.as_mut().poll(cx)
+        }),
+    );
+    if let Err(error) = ended.await {
+        tracing::debug!(peer = %connection.peer, error, "connection failed");
     }
 }
 
-fn builder(connection: Connection, limits: &Limits) -> Builder<OnBehalf> {
-    let mut builder = Builder::new(OnBehalf(connection));
+fn builder(connection: &Arc<Connection>, limits: &Limits) -> Builder<OnBehalf> {
+    let mut builder = Builder::new(OnBehalf(Arc::clone(connection)));
     let head = usize::try_from(limits.max_head).unwrap_or(usize::MAX);
-    // hyper's own timeout of the head also ends connections that are idle between requests. Its least buffer is
-    // 8 KiB.
+    // The head's timeout is kept by `activity`. hyper's least buffer is 8 KiB.
     builder.http1().header_read_timeout(None).max_buf_size(head.max(8 << 10));
     builder
         .http2()
-        .timer(TokioTimer::new())
         .max_concurrent_streams(limits.max_concurrent_streams)
         .max_header_list_size(limits.max_head)
         .initial_stream_window_size(limits.stream_window)
-        .initial_connection_window_size(limits.connection_window)
-        .keep_alive_interval(limits.ping_interval)
-        .keep_alive_timeout(limits.ping_timeout);
+        .initial_connection_window_size(limits.connection_window);
     builder
 }
 
 /// Runs HTTP/2 streams so that they know their connection.
 #[derive(Clone, Debug)]
-struct OnBehalf(Connection);
+struct OnBehalf(Arc<Connection>);
 
 impl<F> hyper::rt::Executor<F> for OnBehalf
 where
@@ -251,7 +273,91 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        tokio::spawn(self.0.scope(stream));
+        tokio::spawn(Connection::scope(Arc::clone(&self.0), stream));
+    }
+}
+
+/// The application, as hyper calls it.
+struct App<S> {
+    service: S,
+    activity: Arc<Activity>,
+}
+
+impl<S, B> hyper::service::Service<Request<Incoming>> for App<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone,
+{
+    type Response = Response<BusyBody<B>>;
+    type Error = S::Error;
+    type Future = AppFuture<S>;
+
+    fn call(&self, request: Request<Incoming>) -> AppFuture<S> {
+        let busy = Some(self.activity.begin());
+        let mut service = self.service.clone();
+        // Most services are always ready; the others are asked again by the task.
+        let state = match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => AppState::Called { future: service.call(request) },
+            Poll::Ready(Err(error)) => AppState::Failed { error: Some(error) },
+            Poll::Pending => AppState::Unready { waiting: Some(Box::new((service, request))) },
+        };
+        AppFuture { state, busy }
+    }
+}
+
+pin_project! {
+    /// A response of the application.
+    struct AppFuture<S>
+    where
+        S: Service<Request<Incoming>>,
+    {
+        #[pin]
+        state: AppState<S, S::Future, S::Error>,
+        busy: Option<Busy>,
+    }
+}
+
+pin_project! {
+    #[project = AppProjection]
+    enum AppState<S, F, E> {
+        Called {
+            #[pin]
+            future: F,
+        },
+        Unready {
+            waiting: Option<Box<(S, Request<Incoming>)>>,
+        },
+        Failed {
+            error: Option<E>,
+        },
+    }
+}
+
+impl<S, B> Future for AppFuture<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>>,
+{
+    type Output = Result<Response<BusyBody<B>>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        const ONCE: &str = "a future is not polled after it returned";
+        let mut this = self.project();
+        loop {
+            let future = match this.state.as_mut().project() {
+                AppProjection::Called { future } => {
+                    let response = ready!(future.poll(cx));
+                    let busy = this.busy.take();
+                    return Poll::Ready(response.map(|response| response.map(|body| BusyBody { body, busy })));
+                }
+                AppProjection::Unready { waiting } => {
+                    let (service, _) = waiting.as_deref_mut().expect(ONCE);
+                    ready!(service.poll_ready(cx))?;
+                    let (mut service, request) = *waiting.take().expect(ONCE);
+                    service.call(request)
+                }
+                AppProjection::Failed { error } => return Poll::Ready(Err(error.take().expect(ONCE))),
+            };
+            this.state.set(AppState::Called { future });
+        }
     }
 }
 
@@ -260,7 +366,7 @@ pin_project! {
     struct BusyBody<B> {
         #[pin]
         body: B,
-        busy: Busy,
+        busy: Option<Busy>,
     }
 }
 

@@ -31,6 +31,7 @@ pub struct Player {
     wanted: watch::Receiver<Vec<ResourceKey>>,
 }
 
+#[expect(clippy::disallowed_methods, reason = "a test sends a handful")]
 pub fn played() -> (Player, Played) {
     let (updates, receiver) = mpsc::unbounded_channel();
     let wanted = watch::Sender::new(Vec::new());

@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn a_wrong_bootstrap_says_which_key() {
         let server = |rest: &str| format!(r#"{{"xds_servers": [{{{rest}}}]}}"#);
-        let with = |rest: &str| format!("{}, {rest}}}", &MINIMAL[..MINIMAL.len() - 1]);
+        let with = |rest: &str| format!("{}, {rest}}}", MINIMAL.strip_suffix('}').unwrap());
         let cases = [
             ("{\n  \"xds_servers\": [}".to_owned(), "line 2, column 19: expected value"),
             ("[]".to_owned(), "expected an object, found a list"),

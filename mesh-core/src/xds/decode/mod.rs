@@ -6,6 +6,7 @@
 //! functions take apart every message field by field, so that a field which appears in a new release of the
 //! protocol has to be thought of before this compiles.
 
+#![warn(clippy::indexing_slicing, clippy::string_slice)]
 #![allow(deprecated, reason = "a deprecated field that is set is honoured or named, too")]
 
 mod action;

@@ -574,7 +574,7 @@ proptest! {
     #[test]
     fn every_history_of_the_state_of_the_world_machine(
         fails in any::<bool>(),
-        history in prop::collection::vec(event(), 1..40),
+        history in prop::collection::vec(event(), 1..30),
     ) {
         replay(Rig::<Sotw>::new(&features(false, fails)), fails, &history);
     }
@@ -582,7 +582,7 @@ proptest! {
     #[test]
     fn every_history_of_the_incremental_machine(
         fails in any::<bool>(),
-        history in prop::collection::vec(event(), 1..40),
+        history in prop::collection::vec(event(), 1..30),
     ) {
         replay(Rig::<Delta>::new(&features(true, fails)), fails, &history);
     }

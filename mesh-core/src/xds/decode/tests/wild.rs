@@ -113,7 +113,7 @@ fn hazard_x9_an_expression_that_needs_much_memory_is_rejected() {
 }
 
 #[test]
-fn protobuf_nested_beyond_any_need_is_rejected() {
+fn client_rule_21_protobuf_nested_beyond_any_need_is_rejected() {
     // NotMatch inside NotMatch inside a listener filter, by hand: field 3 of a predicate, length-delimited.
     let mut bytes = Vec::new();
     for _ in 0..10_000 {
@@ -139,7 +139,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2_000) })]
 
     #[test]
-    fn random_bytes_never_panic(bytes in prop::collection::vec(any_byte(), 0..300)) {
+    fn client_rule_21_random_bytes_never_panic(bytes in prop::collection::vec(any_byte(), 0..300)) {
         for kind in KINDS {
             let _ = decode(kind, &bytes, &Options::default());
             let wrapped = Any { type_url: "x/envoy.service.discovery.v3.Resource".into(), value: bytes.clone() };
@@ -148,7 +148,7 @@ proptest! {
     }
 
     #[test]
-    fn a_spoiled_resource_never_panics(
+    fn client_rule_21_a_spoiled_resource_never_panics(
         sample in 0..7_usize,
         spoils in prop::collection::vec((any::<prop::sample::Index>(), any_byte()), 1..6),
         cut in any::<prop::sample::Index>(),
