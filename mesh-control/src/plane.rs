@@ -307,7 +307,6 @@ impl Inner {
     fn publish(&self, live: &mut Live) {
         live.generation += 1;
         live.is_due = false;
-        live.published = Some(Instant::now());
         let world = World {
             generation: live.generation,
             config_generation: live.config_generation,
@@ -333,13 +332,20 @@ impl Inner {
                     if let Some(inner) = inner.upgrade() {
                         let mut live = inner.live();
                         if live.is_due {
-                            inner.publish(&mut live);
+                            inner.publish_endpoints(&mut live);
                         }
                     }
                 });
             }
-            _ => self.publish(&mut live),
+            _ => self.publish_endpoints(&mut live),
         }
+    }
+
+    /// Only these count as "just now": the first workload after a change of the configuration is not held back, so
+    /// that it is an endpoint before it is told to serve.
+    fn publish_endpoints(&self, live: &mut Live) {
+        self.publish(live);
+        live.published = Some(Instant::now());
     }
 }
 
