@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, Method, request::Parts};
+use http::{HeaderMap, Method, Request, Uri, request::Parts};
 
 use crate::error::{ErrorKind, MeshError};
 
@@ -28,17 +28,27 @@ impl<'r> RequestHead<'r> {
     /// The view of a request: its authority is the URI's, else the `Host` header's. More than one `Host`, or one
     /// that is not text, is a bad request.
     pub fn of(parts: &'r Parts) -> Result<Self, MeshError> {
-        Ok(RequestHead { authority: authority_of(parts)?, ..Self::with_authority(parts, "") })
+        Ok(RequestHead { authority: authority_of(&parts.uri, &parts.headers)?, ..Self::with_authority(parts, "") })
+    }
+
+    /// The same of a request that stays whole.
+    pub fn of_request<B>(request: &'r Request<B>) -> Result<Self, MeshError> {
+        let authority = authority_of(request.uri(), request.headers())?;
+        Ok(Self::new(request.method(), request.uri(), request.headers(), authority))
     }
 
     /// The view of a request whose authority is known from elsewhere, such as a gRPC target.
     pub fn with_authority(parts: &'r Parts, authority: &'r str) -> Self {
+        Self::new(&parts.method, &parts.uri, &parts.headers, authority)
+    }
+
+    fn new(method: &'r Method, uri: &'r Uri, headers: &'r HeaderMap, authority: &'r str) -> Self {
         RequestHead {
-            method: &parts.method,
-            scheme: parts.uri.scheme_str().unwrap_or("http"),
+            method,
+            scheme: uri.scheme_str().unwrap_or("http"),
             authority,
-            path_and_query: parts.uri.path_and_query().map_or("/", |path| path.as_str()),
-            headers: &parts.headers,
+            path_and_query: uri.path_and_query().map_or("/", |path| path.as_str()),
+            headers,
         }
     }
 
@@ -59,8 +69,8 @@ impl<'r> RequestHead<'r> {
 }
 
 /// The authority of a request: the URI's, else its only `Host` header.
-fn authority_of(parts: &Parts) -> Result<&str, MeshError> {
-    if let Some(authority) = parts.uri.authority() {
+fn authority_of<'r>(uri: &'r Uri, headers: &'r HeaderMap) -> Result<&'r str, MeshError> {
+    if let Some(authority) = uri.authority() {
         let text = authority.as_str();
         // User information is rare and authorities are short: a plain loop beats a general search.
         return Ok(match text.bytes().position(|byte| byte == b'@') {
@@ -68,7 +78,7 @@ fn authority_of(parts: &Parts) -> Result<&str, MeshError> {
             None => text,
         });
     }
-    let mut hosts = parts.headers.get_all(http::header::HOST).iter();
+    let mut hosts = headers.get_all(http::header::HOST).iter();
     let bad = |what: &str| Err(MeshError::new(ErrorKind::BadRequest, what));
     match (hosts.next(), hosts.next()) {
         (Some(host), None) => match host.to_str() {

@@ -169,6 +169,46 @@ async fn a_handler_knows_the_connection_of_its_request() {
     assert_eq!(Connection::current(), None);
 }
 
+/// A service that is ready a while after it was asked.
+struct Later {
+    ready: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Clone for Later {
+    fn clone(&self) -> Self {
+        Later { ready: None }
+    }
+}
+
+impl tower::Service<Request<Incoming>> for Later {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Response<Full<Bytes>>, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Infallible>> {
+        let wait = || Box::pin(tokio::time::sleep(Duration::from_millis(30)));
+        self.ready.get_or_insert_with(wait).as_mut().poll(cx).map(Ok)
+    }
+
+    fn call(&mut self, _: Request<Incoming>) -> Self::Future {
+        let ready = self.ready.as_ref().is_some_and(|ready| ready.is_elapsed());
+        assert!(ready, "called before it was ready");
+        std::future::ready(Ok(Response::new(Full::new(Bytes::new()))))
+    }
+}
+
+#[tokio::test]
+async fn a_service_is_called_when_it_is_ready() {
+    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+    let listener = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    tokio::spawn(serve(listener, mesh.server_layer().layer(Later { ready: None })).into_future());
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(TcpStream::connect(address).await.unwrap())).await.unwrap();
+    tokio::spawn(connection);
+    assert_eq!(within(sender.send_request(get("/"))).await.unwrap().status(), 200);
+}
+
 #[tokio::test]
 async fn an_upgraded_connection_passes_through() {
     let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();

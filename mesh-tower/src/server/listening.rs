@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
+use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::ListenerName;
 use mesh_core::store::{ServerHandle, ServerState};
 use tokio::sync::watch;
@@ -51,13 +52,20 @@ impl Listeners {
     }
 }
 
-/// The listener that a request came by: the one that its connection is known to belong to, or the only one.
-pub(super) fn find<'l>(all: &'l [Arc<Listening>], connection: Option<&Connection>) -> Option<&'l Arc<Listening>> {
-    match (connection, all) {
-        (None, [only]) => Some(only),
-        (None, _) => None,
-        (Some(connection), all) => all.iter().find(|listening| listening.is_at(connection.local)),
-    }
+/// The listener that a request came by, by its connection.
+pub(super) fn find(all: &[Arc<Listening>], connection: Option<Connection>) -> Result<&Arc<Listening>, MeshError> {
+    let Some(connection) = connection else {
+        let detail = match all.len() {
+            0 => "no listener of this mesh is bound",
+            _ => "several listeners of this mesh are bound, and the connection is not known",
+        };
+        return Err(MeshError::new(ErrorKind::Draining, detail));
+    };
+    let found = all.iter().find(|listening| listening.is_at(connection.local));
+    found.ok_or_else(|| {
+        let detail = format!("no listener of this mesh is bound at {}", connection.local);
+        MeshError::new(ErrorKind::Draining, detail)
+    })
 }
 
 /// One listener, as its requests see it. It outlives the socket for as long as there are connections.
@@ -182,12 +190,11 @@ mod tests {
     }
 
     #[test]
-    fn a_request_finds_its_listener_by_its_connection_or_because_it_is_the_only_one() {
+    fn a_request_finds_its_listener_by_its_connection() {
         let any = listening("0.0.0.0:80");
         let one = listening("127.0.0.1:81");
         let connection = |local: &str| Connection { local: local.parse().unwrap(), peer: "1.2.3.4:5".parse().unwrap() };
         let cases = [
-            (vec![&any], None, Some(&any)),
             (vec![&any, &one], None, None),
             (vec![], None, None),
             (vec![&any, &one], Some("127.0.0.1:80"), Some(&any)),
@@ -197,7 +204,7 @@ mod tests {
         ];
         for (all, local, expected) in cases {
             let all: Vec<_> = all.into_iter().cloned().collect();
-            let found = find(&all, local.map(connection).as_ref());
+            let found = find(&all, local.map(connection)).ok();
             assert_eq!(found.map(|it| it.address), expected.map(|it| it.address), "{local:?} among {all:?}");
         }
     }

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::CONNECTION;
-use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use mesh_core::error::ErrorKind;
@@ -130,15 +129,17 @@ where
 pub(super) struct Ending {
     pub(super) in_flight: InFlight,
     pub(super) is_http1: bool,
-    pub(super) changes: Vec<HeaderChange>,
-    pub(super) report: Option<Report>,
+    pub(super) changes: Option<Box<[HeaderChange]>>,
+    pub(super) report: Option<Box<Report>>,
 }
 
 impl Ending {
     fn pass<A, R>(self, response: Response<A>, content: impl FnOnce(A) -> Content<R>) -> Response<ServerBody<R>> {
         let leaving = self.in_flight.is_leaving();
         let mut response = response.map(|body| ServerBody { content: content(body), in_flight: self.in_flight });
-        headers::apply(&self.changes, response.headers_mut());
+        if let Some(changes) = self.changes {
+            headers::apply(&changes, response.headers_mut());
+        }
         // HTTP/2 says it by GOAWAY, which is the connection's and not a response's.
         if leaving && self.is_http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -161,8 +162,8 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn of(mesh: &Mesh, parts: &Parts, started: Instant) -> Self {
-        let authority = RequestHead::of(parts).map_or("", |head| head.authority).into();
+    pub(super) fn of<B>(mesh: &Mesh, request: &Request<B>, started: Instant) -> Self {
+        let authority = RequestHead::of_request(request).map_or("", |head| head.authority).into();
         Report { mesh: mesh.clone(), authority, started, status: None, route: None, error: None }
     }
 }

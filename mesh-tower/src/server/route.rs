@@ -35,6 +35,11 @@ type ConnectionOf = fn(&Extensions) -> Option<Connection>;
 /// Puts a service behind the mesh: see [`Mesh::server_layer`].
 #[derive(Clone, Debug)]
 pub struct ServerLayer {
+    shared: Arc<Shared>,
+}
+
+#[derive(Clone, Debug)]
+struct Shared {
     mesh: Mesh,
     listener: Option<Arc<Listening>>,
     connection_of: ConnectionOf,
@@ -42,13 +47,13 @@ pub struct ServerLayer {
 
 impl ServerLayer {
     pub(super) fn of(mesh: &Mesh, listener: Option<Arc<Listening>>) -> Self {
-        ServerLayer { mesh: mesh.clone(), listener, connection_of: connection_extension }
+        ServerLayer { shared: Arc::new(Shared { mesh: mesh.clone(), listener, connection_of: connection_extension }) }
     }
 
     /// The same, for servers that keep the connection's addresses in an extension of their own. Under
     /// [`crate::server::serve`] they are known without.
     pub fn connection_by(mut self, connection_of: fn(&Extensions) -> Option<Connection>) -> Self {
-        self.connection_of = connection_of;
+        Arc::make_mut(&mut self.shared).connection_of = connection_of;
         self
     }
 }
@@ -57,7 +62,7 @@ impl<S> Layer<S> for ServerLayer {
     type Service = ServerService<S>;
 
     fn layer(&self, inner: S) -> ServerService<S> {
-        ServerService { layer: self.clone(), inner }
+        ServerService { shared: Arc::clone(&self.shared), inner }
     }
 }
 
@@ -72,7 +77,7 @@ fn connection_extension(extensions: &Extensions) -> Option<Connection> {
 /// A service behind the mesh.
 #[derive(Clone, Debug)]
 pub struct ServerService<S> {
-    layer: ServerLayer,
+    shared: Arc<Shared>,
     inner: S,
 }
 
@@ -88,28 +93,20 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> ResponseFuture<S, B> {
-        let (mut parts, body) = request.into_parts();
-        let mesh = &self.layer.mesh;
+    fn call(&mut self, mut request: Request<B>) -> ResponseFuture<S, B> {
+        let mesh = &self.shared.mesh;
         let mut call = Call::new(Instant::now(), fastrand::Rng::new());
-        call.is_grpc = is_grpc(&parts.headers);
-        let mut report = (!mesh.observers().is_empty()).then(|| Report::of(mesh, &parts, call.started));
-        let routed = self.layer.route(&mut parts, &mut call, report.as_mut());
-        let ending = Ending {
-            in_flight: mesh.drain().enter(),
-            is_http1: parts.version <= Version::HTTP_11,
-            changes: routed.response_changes,
-            report,
-        };
+        let mut report = (!mesh.observers().is_empty()).then(|| Box::new(Report::of(mesh, &request, call.started)));
+        let routed = self.shared.route(&mut request, &mut call, report.as_deref_mut());
+        let is_http1 = request.version() <= Version::HTTP_11;
+        let ending = Ending { in_flight: mesh.drain().enter(), is_http1, changes: routed.response_changes, report };
         match routed.then {
-            Then::Forward if routed.delay.is_zero() => {
-                ResponseFuture::forward(self.inner.call(Request::from_parts(parts, body)), ending)
-            }
+            Then::Forward if routed.delay.is_zero() => ResponseFuture::forward(self.inner.call(request), ending),
             Then::Forward => {
                 // The service that is ready is the one that will be called.
                 let next = self.inner.clone();
                 let ready = std::mem::replace(&mut self.inner, next);
-                ResponseFuture::held(routed.delay, ready, Request::from_parts(parts, body), ending)
+                ResponseFuture::held(routed.delay, ready, request, ending)
             }
             Then::Answer(response) => ResponseFuture::answer(routed.delay, *response, ending),
         }
@@ -120,7 +117,8 @@ where
 struct Routed {
     delay: Duration,
     then: Then,
-    response_changes: Vec<HeaderChange>,
+    /// Mostly none: then there is no box.
+    response_changes: Option<Box<[HeaderChange]>>,
 }
 
 enum Then {
@@ -130,30 +128,34 @@ enum Then {
     Answer(Box<Response<ResponseBody>>),
 }
 
-impl ServerLayer {
-    fn route(&self, parts: &mut Parts, call: &mut Call, mut report: Option<&mut Report>) -> Routed {
-        self.find_and_filter(parts, call, report.as_deref_mut()).unwrap_or_else(|error| {
+impl Shared {
+    fn route<B>(&self, request: &mut Request<B>, call: &mut Call, mut report: Option<&mut Report>) -> Routed {
+        self.find_and_filter(request, call, report.as_deref_mut()).unwrap_or_else(|error| {
             if let Some(report) = report {
                 report.error = Some(error.kind());
             }
-            let response = reply::error(&error, call.is_grpc);
-            Routed { delay: Duration::ZERO, then: Then::Answer(Box::new(response)), response_changes: Vec::new() }
+            let response = reply::error(&error, is_grpc(request.headers()));
+            Routed { delay: Duration::ZERO, then: Then::Answer(Box::new(response)), response_changes: None }
         })
     }
 
-    fn find_and_filter(
+    fn find_and_filter<B>(
         &self,
-        parts: &mut Parts,
+        request: &mut Request<B>,
         call: &mut Call,
         report: Option<&mut Report>,
     ) -> Result<Routed, MeshError> {
-        let connection = Connection::current().or_else(|| (self.connection_of)(&parts.extensions));
+        // Asked for only where there is a choice.
+        let connection = || Connection::current().or_else(|| (self.connection_of)(request.extensions()));
         let all;
         let listening = match &self.listener {
             Some(listening) => listening,
             None => {
                 all = self.mesh.listeners().load();
-                find(&all, connection.as_ref()).ok_or_else(|| no_listener(connection.as_ref()))?
+                match all.as_slice() {
+                    [only] => only,
+                    all => find(all, connection())?,
+                }
             }
         };
         let state = listening.state();
@@ -162,18 +164,19 @@ impl ServerLayer {
             ServerState::NotServing(reason) => return Err(MeshError::new(ErrorKind::Draining, Arc::clone(reason))),
             ServerState::Waiting => return Err(MeshError::new(ErrorKind::Draining, "no configuration yet")),
         };
-        let routes = routes(view, connection.as_ref())?;
-        let (route, destination) = routes.find(&RequestHead::of(parts)?, call)?;
+        let routes = routes(view, connection)?;
+        let (route, destination) = routes.find(&RequestHead::of_request(request)?, call)?;
         if let Some(report) = report {
             report.route = Some(Arc::clone(&route.name));
         }
-        let (delay, answer) = pass(destination.filters(), call, parts);
-        let response_changes = destination.response_changes().to_vec();
+        let (delay, answer) = pass(destination.filters(), call, request);
+        let changes = destination.response_changes();
+        let response_changes = (!changes.is_empty()).then(|| changes.into());
         let then = match answer {
-            Some(answer) => Then::Answer(Box::new(reply::filter(answer, call.is_grpc))),
+            Some(answer) => Then::Answer(Box::new(reply::filter(answer, is_grpc(request.headers())))),
             None => {
                 for_the_application(route)?;
-                headers::apply(destination.request_changes(), &mut parts.headers);
+                headers::apply(destination.request_changes(), request.headers_mut());
                 Then::Forward
             }
         };
@@ -182,16 +185,21 @@ impl ServerLayer {
 }
 
 /// The routes of a connection's filter chain. Where the connection is not known, those of the only chain.
-fn routes<'v>(view: &'v ServerView, connection: Option<&Connection>) -> Result<&'v Arc<RouteTable>, MeshError> {
+fn routes(view: &ServerView, connection: impl Fn() -> Option<Connection>) -> Result<&Arc<RouteTable>, MeshError> {
     let refused = |kind, what: &str| MeshError::new(kind, format!("listener {}: {what}", view.listener.name));
-    let chain = match (connection, view.chains.as_slice()) {
-        (Some(connection), _) => view
-            .chain(connection.local, connection.peer)
-            .ok_or_else(|| refused(ErrorKind::NoRoute, "no filter chain matches the connection"))?,
-        (None, [only]) => only,
-        (None, _) => {
-            return Err(refused(ErrorKind::Draining, "several filter chains, and the connection is not known"));
-        }
+    let chain = match (view.listener.filter_chains.as_slice(), view.chains.as_slice()) {
+        // The default chain alone.
+        ([], [only]) => only,
+        (_, chains) => match (connection(), chains) {
+            (Some(connection), _) => view
+                .chain(connection.local, connection.peer)
+                .ok_or_else(|| refused(ErrorKind::NoRoute, "no filter chain matches the connection"))?,
+            (None, [only]) => only,
+            (None, _) => {
+                let what = "several filter chains, and the connection is not known";
+                return Err(refused(ErrorKind::Draining, what));
+            }
+        },
     };
     match &chain.unusable_tls {
         // The connection is older than the demand. It cannot meet it.
@@ -200,30 +208,43 @@ fn routes<'v>(view: &'v ServerView, connection: Option<&Connection>) -> Result<&
     }
 }
 
-#[cold]
-fn no_listener(connection: Option<&Connection>) -> MeshError {
-    let detail = match connection {
-        Some(connection) => format!("no listener of this mesh is bound at {}", connection.local),
-        None => "not exactly one listener of this mesh is bound, and the connection is not known".to_owned(),
-    };
-    MeshError::new(ErrorKind::Draining, detail)
+/// Passes the filters; what they hold the request back for adds up, and the first answer ends it.
+fn pass<B>(filters: &[Arc<dyn Filter>], call: &mut Call, request: &mut Request<B>) -> (Duration, Option<Reply>) {
+    if filters.is_empty() {
+        return (Duration::ZERO, None);
+    }
+    call.is_grpc = is_grpc(request.headers());
+    with_parts(request, |parts| {
+        let mut delay = Duration::ZERO;
+        for filter in filters {
+            let (wait, answer) = match filter.on_request(call, parts) {
+                Decision::Continue => continue,
+                Decision::Wait(wait, answer) => (wait, answer),
+                Decision::Reply(answer) => (Duration::ZERO, Some(answer)),
+            };
+            delay = delay.saturating_add(wait);
+            if answer.is_some() {
+                return (delay, answer);
+            }
+        }
+        (delay, None)
+    })
 }
 
-/// Passes the filters; what they hold the request back for adds up, and the first answer ends it.
-fn pass(filters: &[Arc<dyn Filter>], call: &mut Call, parts: &mut Parts) -> (Duration, Option<Reply>) {
-    let mut delay = Duration::ZERO;
-    for filter in filters {
-        let (wait, answer) = match filter.on_request(call, parts) {
-            Decision::Continue => continue,
-            Decision::Wait(wait, answer) => (wait, answer),
-            Decision::Reply(answer) => (Duration::ZERO, Some(answer)),
-        };
-        delay = delay.saturating_add(wait);
-        if answer.is_some() {
-            return (delay, answer);
-        }
-    }
-    (delay, None)
+/// Does something with the parts of a request that stays in its place.
+fn with_parts<B, T>(request: &mut Request<B>, change: impl FnOnce(&mut Parts) -> T) -> T {
+    let (mut parts, ()) = Request::new(()).into_parts();
+    let mut swap = |parts: &mut Parts| {
+        std::mem::swap(&mut parts.method, request.method_mut());
+        std::mem::swap(&mut parts.uri, request.uri_mut());
+        std::mem::swap(&mut parts.version, request.version_mut());
+        std::mem::swap(&mut parts.headers, request.headers_mut());
+        std::mem::swap(&mut parts.extensions, request.extensions_mut());
+    };
+    swap(&mut parts);
+    let result = change(&mut parts);
+    swap(&mut parts);
+    result
 }
 
 /// A server's route has no other action (gRFC A36).

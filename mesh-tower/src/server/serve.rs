@@ -2,14 +2,13 @@
 
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::Builder;
 use mesh_core::error::{ErrorKind, MeshError};
@@ -226,15 +225,7 @@ where
 {
     let connection = Arc::new(io.connection());
     let io = TokioIo::new(Watched::new(io, &activity));
-    let requests = Arc::clone(&activity);
-    let service = service_fn(move |request| {
-        let (busy, mut service) = (requests.begin(), service.clone());
-        async move {
-            std::future::poll_fn(|cx| service.poll_ready(cx)).await?;
-            let response = service.call(request).await?;
-            Ok::<_, S::Error>(response.map(|body| BusyBody { body, busy }))
-        }
-    });
+    let service = App { service, activity: Arc::clone(&activity) };
     let builder = builder(&connection, &limits);
     let mut conversation = pin!(builder.serve_connection_with_upgrades(io, service));
     let mut ending = false;
@@ -286,12 +277,96 @@ where
     }
 }
 
+/// The application, as hyper calls it.
+struct App<S> {
+    service: S,
+    activity: Arc<Activity>,
+}
+
+impl<S, B> hyper::service::Service<Request<Incoming>> for App<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone,
+{
+    type Response = Response<BusyBody<B>>;
+    type Error = S::Error;
+    type Future = AppFuture<S>;
+
+    fn call(&self, request: Request<Incoming>) -> AppFuture<S> {
+        let busy = Some(self.activity.begin());
+        let mut service = self.service.clone();
+        // Most services are always ready; the others are asked again by the task.
+        let state = match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => AppState::Called { future: service.call(request) },
+            Poll::Ready(Err(error)) => AppState::Failed { error: Some(error) },
+            Poll::Pending => AppState::Unready { waiting: Some(Box::new((service, request))) },
+        };
+        AppFuture { state, busy }
+    }
+}
+
+pin_project! {
+    /// A response of the application.
+    struct AppFuture<S>
+    where
+        S: Service<Request<Incoming>>,
+    {
+        #[pin]
+        state: AppState<S, S::Future, S::Error>,
+        busy: Option<Busy>,
+    }
+}
+
+pin_project! {
+    #[project = AppProjection]
+    enum AppState<S, F, E> {
+        Called {
+            #[pin]
+            future: F,
+        },
+        Unready {
+            waiting: Option<Box<(S, Request<Incoming>)>>,
+        },
+        Failed {
+            error: Option<E>,
+        },
+    }
+}
+
+impl<S, B> Future for AppFuture<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>>,
+{
+    type Output = Result<Response<BusyBody<B>>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        const ONCE: &str = "a future is not polled after it returned";
+        let mut this = self.project();
+        loop {
+            let future = match this.state.as_mut().project() {
+                AppProjection::Called { future } => {
+                    let response = ready!(future.poll(cx));
+                    let busy = this.busy.take();
+                    return Poll::Ready(response.map(|response| response.map(|body| BusyBody { body, busy })));
+                }
+                AppProjection::Unready { waiting } => {
+                    let (service, _) = waiting.as_deref_mut().expect(ONCE);
+                    ready!(service.poll_ready(cx))?;
+                    let (mut service, request) = *waiting.take().expect(ONCE);
+                    service.call(request)
+                }
+                AppProjection::Failed { error } => return Poll::Ready(Err(error.take().expect(ONCE))),
+            };
+            this.state.set(AppState::Called { future });
+        }
+    }
+}
+
 pin_project! {
     /// A response's body; its connection is busy for as long as it lives.
     struct BusyBody<B> {
         #[pin]
         body: B,
-        busy: Busy,
+        busy: Option<Busy>,
     }
 }
 
