@@ -168,7 +168,9 @@ async fn a_call_that_is_made_for_another_one_has_at_most_its_deadline() {
     let client = CalculatorClient(channel(&[first.address]));
     let ask = async |timeout: Option<Duration>| {
         let mut request = Request::new(number(0));
-        timeout.map(|timeout| request.set_timeout(timeout));
+        if let Some(timeout) = timeout {
+            request.set_timeout(timeout);
+        }
         within(client.unary("Relay", request)).await.unwrap().into_inner().value
     };
     assert_eq!(ask(None).await, -1);
