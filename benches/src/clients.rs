@@ -34,7 +34,10 @@ pub enum Version {
 pub const HOST: &str = "server.bench:8080";
 
 /// What any client can send, again and again.
-pub trait Payload: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Clone + Send + Sync + Unpin + 'static {}
+pub trait Payload:
+    http_body::Body<Data = Bytes, Error: Into<BoxError>> + Clone + Send + Sync + Unpin + 'static
+{
+}
 impl<B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Clone + Send + Sync + Unpin + 'static> Payload for B {}
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -91,7 +91,7 @@ fn unary<'r>(runtime: &'r Runtime, who: &str, count: usize) -> Result<Send<'r>> 
             Box::new(move || Ok(runtime.block_on(grpc::call(client.clone(), body.clone())).map(drop)?))
         }
         "mesh" => {
-            let client = clients::mesh([address])?.client_for(HOST)?;
+            let client = mesh_tonic::channel(&clients::mesh([address])?, HOST);
             Box::new(move || Ok(runtime.block_on(grpc::call(client.clone(), body.clone())).map(drop)?))
         }
         _ => {

@@ -150,18 +150,15 @@ impl Played {
     /// A store whose target has this many clusters, none of which has endpoints yet; and what is still wanted:
     /// the endpoints.
     pub fn new(clusters: usize) -> Result<(Self, Progress)> {
-        let (store, sink) =
-            Store::new(Arc::new(Named), Extensions::default(), std::time::Duration::from_secs(3600));
+        let (store, sink) = Store::new(Arc::new(Named), Extensions::default(), std::time::Duration::from_secs(3600));
         let name = |number: usize| format!("cluster-{number:04}");
-        let routes = (0..clusters).map(|number| Route {
-            matches: Routes::Prefix.route(number).matches,
-            ..route_to(&name(number))
-        });
+        let routes = (0..clusters)
+            .map(|number| Route { matches: Routes::Prefix.route(number).matches, ..route_to(&name(number)) });
         let config = Arc::new(configuration(routes.collect()));
         let listener = Listener::Api(ApiListener { name: TARGET.into(), http: manager(&config) });
         let cluster = |number| {
             let kind = ClusterKind::Eds { service_name: name(number).into() };
-            Arc::new(Cluster::new(&name(number), kind))
+            Arc::new(Cluster::new(name(number), kind))
         };
         let clusters = (0..clusters).map(cluster).collect();
         let mut played = Played { store, sink, listener: Arc::new(listener), clusters };

@@ -31,14 +31,17 @@ pub struct Figures {
     pub server_cpu: f64,
 }
 
+/// A crew at work: the sorted latencies in nanoseconds, and how long it was.
+type Work<'w> = Pin<Box<dyn Future<Output = Result<(Vec<u32>, Duration)>> + 'w>>;
+
 /// Callers at work at the same time, whatever they are.
 pub trait Crew {
     /// Works for about this long; the sorted latencies in nanoseconds, and how long it was.
-    fn work(&mut self, time: Duration) -> Pin<Box<dyn Future<Output = Result<(Vec<u32>, Duration)>> + '_>>;
+    fn work(&mut self, time: Duration) -> Work<'_>;
 }
 
 impl<C: Caller> Crew for Vec<C> {
-    fn work(&mut self, time: Duration) -> Pin<Box<dyn Future<Output = Result<(Vec<u32>, Duration)>> + '_>> {
+    fn work(&mut self, time: Duration) -> Work<'_> {
         Box::pin(async move {
             let start = Instant::now();
             let working: Vec<_> = self.drain(..).map(|caller| tokio::spawn(call_until(caller, start + time))).collect();

@@ -23,7 +23,8 @@ impl Process {
     /// Starts this very program with other arguments, and reads the first line that it prints.
     pub fn again(arguments: &[&str]) -> Result<(Self, String)> {
         let mut command = Command::new(std::env::current_exe()?);
-        let mut process = Process::start(command.args(arguments).stdout(Stdio::piped()))?;
+        command.args(arguments).stdout(Stdio::piped()).env("RUST_LOG", "warn");
+        let mut process = Process::start(&mut command)?;
         let mut line = String::new();
         let output = process.0.stdout.take().context("no standard output")?;
         let mut output = BufReader::new(output);

@@ -1,7 +1,7 @@
 //! The servers: hyper alone, tonic's service over hyper, and both behind the mesh's listener and layer.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -12,8 +12,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use mesh_core::fixed::Fixed;
+use mesh_tower::Mesh;
 use mesh_tower::server::{self, MeshListener};
-use mesh_tower::{Mesh, server::ServerLayer};
 use tokio::net::{TcpListener, TcpStream};
 use tower::Layer;
 
@@ -39,6 +39,9 @@ pub enum ServerKind {
     Mesh,
 }
 
+/// Any free port of this machine.
+const FREE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
 type Answer = Either<Full<Bytes>, Incoming>;
 
 /// Answers with as many bytes as the path says, once the request is read; or with the request's own stream.
@@ -63,13 +66,20 @@ pub async fn start(kind: ServerKind) -> Result<Served> {
 
 /// Serves HTTP/1.1 and HTTP/2 on a free port of this machine, on the present runtime.
 pub async fn http(kind: ServerKind) -> Result<SocketAddr> {
+    http_at(kind, FREE).await
+}
+
+/// The same at an address.
+pub async fn http_at(kind: ServerKind, address: SocketAddr) -> Result<SocketAddr> {
     if kind == ServerKind::Mesh {
-        let (listener, layer) = listen().await?;
+        let mesh = serving_mesh()?;
+        let listener = listen(&mesh, address).await?;
+        let layer = mesh.server_layer();
         let address = listener.local_addr();
         tokio::spawn(server::serve(listener, layer.layer(tower::service_fn(echo))).into_future());
         return Ok(address);
     }
-    accept(|stream| async move {
+    accept(address, |stream| async move {
         let builder = auto::Builder::new(TokioExecutor::new());
         _ = builder.serve_connection(TokioIo::new(stream), service_fn(echo)).await;
     })
@@ -79,23 +89,25 @@ pub async fn http(kind: ServerKind) -> Result<SocketAddr> {
 /// Serves gRPC on a free port of this machine, on the present runtime.
 pub async fn grpc(kind: ServerKind) -> Result<SocketAddr> {
     if kind == ServerKind::Mesh {
-        let (listener, layer) = listen().await?;
+        let mesh = serving_mesh()?;
+        let listener = listen(&mesh, FREE).await?;
+        let layer = mesh_tonic::server_layer(&mesh);
         let address = listener.local_addr();
         tokio::spawn(server::serve(listener, layer.layer(EchoServer)).into_future());
         return Ok(address);
     }
-    accept(|stream| async move {
+    accept(FREE, |stream| async move {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         _ = builder.http2().serve_connection(TokioIo::new(stream), TowerToHyperService::new(EchoServer)).await;
     })
     .await
 }
 
-async fn accept<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> Result<SocketAddr>
+async fn accept<F>(address: SocketAddr, serve: impl Fn(TcpStream) -> F + Send + 'static) -> Result<SocketAddr>
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
@@ -106,10 +118,14 @@ where
     Ok(address)
 }
 
-/// A listener of a mesh of its own, which serves everything.
-async fn listen() -> Result<(MeshListener, ServerLayer)> {
-    let mesh = Mesh::builder().source(Fixed::new()).start()?;
-    let listener = mesh.bind("127.0.0.1:0").await?;
+/// A mesh whose servers serve everything.
+fn serving_mesh() -> Result<Mesh> {
+    Ok(Mesh::builder().source(Fixed::new()).start()?)
+}
+
+/// The one listener of a mesh, once it may serve.
+async fn listen(mesh: &Mesh, address: SocketAddr) -> Result<MeshListener> {
+    let listener = mesh.bind(address).await?;
     mesh.serving().await?;
-    Ok((listener, mesh.server_layer()))
+    Ok(listener)
 }

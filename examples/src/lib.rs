@@ -12,3 +12,8 @@ pub mod load;
 pub mod node;
 pub mod stats;
 pub mod text;
+
+/// The README's example compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

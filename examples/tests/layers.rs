@@ -37,7 +37,7 @@ const CRATES: [Crate; 4] = [
         name: "mesh-tower",
         layers: &[&["headers", "drain"], &["health", "body"], &["reply"], &["mesh"], &["client", "server"]],
     },
-    Crate { name: "mesh-tonic", layers: &[] },
+    Crate { name: "mesh-tonic", layers: &[&["status", "health"], &["deadline"], &["channel", "server"]] },
     Crate {
         name: "mesh-control",
         layers: &[

@@ -16,7 +16,8 @@ async fn mesh_with_echo() -> Mesh {
     let server_mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
     let listener = server_mesh.bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr();
-    let app = server_mesh.server_layer().layer(echo::app(Identity::new("echo", "v1", address)));
+    let app =
+        mesh_tonic::server_layer(&server_mesh).layer(echo::app(&server_mesh, Identity::new("echo", "v1", address)));
     tokio::spawn(server::serve(listener, app).into_future());
     Mesh::builder()
         .source(Fixed::new().service("echo:80", [address]).service("xds:///echo:80", [address]))
@@ -111,4 +112,31 @@ async fn what_the_mesh_cannot_send_is_told_in_its_own_words() {
     assert!(!summary.is_ok());
     assert_eq!(lines[0]["status"], 502);
     assert!(lines[0]["error"].as_str().unwrap().contains("nobody:80"), "{lines:?}");
+    let (_, lines) = run(&mesh, call("xds:///nobody:80/a.B/C", ""), 1).await;
+    assert_eq!(lines[0]["status"], "UNAVAILABLE");
+    assert!(lines[0]["error"].as_str().unwrap().contains("nobody:80"), "{lines:?}");
+}
+
+#[tokio::test]
+async fn the_echo_tells_its_health_and_keeps_grpc_deadlines() {
+    let mesh = mesh_with_echo().await;
+    let (_, lines) = run(&mesh, call("xds:///echo:80/grpc.health.v1.Health/Check", "mesh.echo.v1.Echo"), 1).await;
+    assert_eq!((&lines[0]["status"], &lines[0]["body"]), (&"OK".into(), &r#"{"1": 1}"#.into()));
+    let mut late = call("xds:///echo:80", "");
+    late.headers.insert("x-echo-delay", "5s".parse().unwrap());
+    late.timeout = Duration::from_millis(100);
+    let (_, lines) = run(&mesh, late, 1).await;
+    assert_eq!(lines[0]["status"], "DEADLINE_EXCEEDED");
+    assert!(lines[0]["ms"].as_f64().unwrap() < 4000.0);
+}
+
+#[tokio::test]
+async fn a_backend_without_a_name_is_its_endpoint() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new()).await });
+    let source = Fixed::new().service("plain:80", [address]);
+    let mesh = Mesh::builder().source(source).observer(Endpoints).start().unwrap();
+    let (_, lines) = run(&mesh, call("http://plain:80/", ""), 1).await;
+    assert_eq!((&lines[0]["status"], &lines[0]["backend"]), (&404.into(), &address.to_string().into()));
 }

@@ -67,10 +67,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             xds_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            serve: serve::Options {
-                settle: Duration::ZERO,
-                ..serve::Options::default()
-            },
+            serve: serve::Options { settle: Duration::ZERO, ..serve::Options::default() },
         }
     }
 }
@@ -120,10 +117,7 @@ impl Embedded {
     pub async fn start(config: Config, options: Options) -> Result<Embedded, StartError> {
         let plane = match config {
             Config::Dir(path) => {
-                let options = PlaneOptions {
-                    config_dir: Some(path.clone()),
-                    ..PlaneOptions::default()
-                };
+                let options = PlaneOptions { config_dir: Some(path.clone()), ..PlaneOptions::default() };
                 Plane::start(options).map_err(|error| StartError::Unreadable(path, error))?
             }
             Config::Yaml(text) => {
@@ -135,11 +129,7 @@ impl Embedded {
         let server = Server::new(Feed::of(&plane), Arc::new(plane.clone()), &options.serve);
         let bound = server.listen(options.xds_addr).await;
         let xds_addr = bound.map_err(|error| StartError::Unavailable(options.xds_addr, error))?;
-        Ok(Embedded {
-            plane,
-            server: Arc::new(server),
-            xds_addr,
-        })
+        Ok(Embedded { plane, server: Arc::new(server), xds_addr })
     }
 
     /// Where it serves xDS in plaintext: the `server_uri` of a gRPC bootstrap.
@@ -171,7 +161,9 @@ impl Embedded {
             async move {
                 match server {
                     Some(server) => server.connect().await,
-                    None => Err(io::Error::new(io::ErrorKind::ConnectionRefused, "the embedded control plane has ended")),
+                    None => {
+                        Err(io::Error::new(io::ErrorKind::ConnectionRefused, "the embedded control plane has ended"))
+                    }
                 }
             }
         }))

@@ -74,11 +74,7 @@ pub struct Rejected {
 impl std::fmt::Display for Rejected {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("the configuration is wrong")?;
-        for finding in self
-            .diagnostics
-            .iter()
-            .filter(|finding| finding.rejects_file())
-        {
+        for finding in self.diagnostics.iter().filter(|finding| finding.rejects_file()) {
             write!(f, "\n{finding}")?;
         }
         Ok(())
@@ -124,9 +120,7 @@ impl Plane {
             worlds: watch::Sender::new(Arc::new(World::default())),
             loader: OnceLock::new(),
         };
-        Plane {
-            inner: Arc::new(inner),
-        }
+        Plane { inner: Arc::new(inner) }
     }
 
     /// Takes in a text under a name, as if it were a file of that name, in place of an earlier one. Returns
@@ -138,11 +132,7 @@ impl Plane {
             wrong = diagnostics;
             changed
         });
-        if wrong.is_empty() {
-            Ok(generation)
-        } else {
-            Err(Rejected { diagnostics: wrong })
-        }
+        if wrong.is_empty() { Ok(generation) } else { Err(Rejected { diagnostics: wrong }) }
     }
 
     /// Forgets a text. Returns the generation of the configuration without it.
@@ -172,19 +162,14 @@ impl Plane {
     pub async fn wait_for_config(&self, generation: u64) {
         let mut worlds = self.subscribe();
         // It cannot fail: the sender lives as long as `self`.
-        let _ = worlds
-            .wait_for(|world| world.config_generation() >= generation)
-            .await;
+        let _ = worlds.wait_for(|world| world.config_generation() >= generation).await;
     }
 
     /// Takes in a workload, in place of an earlier one with the same key.
     pub fn register(&self, workload: Workload) {
         let mut live = self.inner.live();
         let compiled = live.compiled.clone();
-        if live
-            .endpoints
-            .register(&compiled.policy.services, Arc::new(workload))
-        {
+        if live.endpoints.register(&compiled.policy.services, Arc::new(workload)) {
             self.inner.publish_soon(live);
         }
     }
@@ -204,12 +189,7 @@ impl Plane {
         let compiled = self.inner.live().compiled.clone();
         let mut all = compiled.diagnostics.clone();
         let known: HashSet<String> = all.iter().map(ToString::to_string).collect();
-        all.extend(
-            compiled
-                .degraded()
-                .into_iter()
-                .filter(|finding| !known.contains(&finding.to_string())),
-        );
+        all.extend(compiled.degraded().into_iter().filter(|finding| !known.contains(&finding.to_string())));
         all
     }
 
@@ -261,17 +241,13 @@ impl Plane {
     pub fn workloads(&self) -> Vec<WorkloadSummary> {
         let live = self.inner.live();
         let services = &live.compiled.policy.services;
-        let hosts: std::collections::HashMap<_, _> = services
-            .iter()
-            .map(|(id, service)| (id, service.host.clone()))
-            .collect();
+        let hosts: std::collections::HashMap<_, _> =
+            services.iter().map(|(id, service)| (id, service.host.clone())).collect();
         let workloads = live.endpoints.workloads().into_iter();
         let summaries = workloads.map(|workload| {
             let served = live.endpoints.served_by(services, &workload.key);
-            let serves: Vec<String> = served
-                .into_iter()
-                .filter_map(|(id, port)| Some(format!("{}:{port}", hosts.get(&id)?)))
-                .collect();
+            let serves: Vec<String> =
+                served.into_iter().filter_map(|(id, port)| Some(format!("{}:{port}", hosts.get(&id)?))).collect();
             let note = serves.is_empty().then(|| {
                 format!(
                     "no service of namespace {} selects its labels and has a port for {}",
@@ -311,11 +287,7 @@ impl Inner {
         let mut live = self.live();
         tell(&live.compiled.diagnostics, &compiled.diagnostics, objects);
         let old = std::mem::replace(&mut live.compiled, compiled.clone());
-        live.endpoints = Endpoints::new(
-            &compiled.policy.services,
-            &live.endpoints,
-            &old.policy.services,
-        );
+        live.endpoints = Endpoints::new(&compiled.policy.services, &live.endpoints, &old.policy.services);
         live.config_generation += 1;
         let generation = live.config_generation;
         self.publish(&mut live);
@@ -335,7 +307,6 @@ impl Inner {
     fn publish(&self, live: &mut Live) {
         live.generation += 1;
         live.is_due = false;
-        live.published = Some(Instant::now());
         let world = World {
             generation: live.generation,
             config_generation: live.config_generation,
@@ -350,10 +321,7 @@ impl Inner {
         if live.is_due {
             return;
         }
-        let due = live
-            .published
-            .map(|published| published + COALESCE)
-            .filter(|due| *due > Instant::now());
+        let due = live.published.map(|published| published + COALESCE).filter(|due| *due > Instant::now());
         let runtime = tokio::runtime::Handle::try_current();
         match (due, runtime) {
             (Some(due), Ok(runtime)) => {
@@ -364,13 +332,20 @@ impl Inner {
                     if let Some(inner) = inner.upgrade() {
                         let mut live = inner.live();
                         if live.is_due {
-                            inner.publish(&mut live);
+                            inner.publish_endpoints(&mut live);
                         }
                     }
                 });
             }
-            _ => self.publish(&mut live),
+            _ => self.publish_endpoints(&mut live),
         }
+    }
+
+    /// Only these count as "just now": the first workload after a change of the configuration is not held back, so
+    /// that it is an endpoint before it is told to serve.
+    fn publish_endpoints(&self, live: &mut Live) {
+        self.publish(live);
+        live.published = Some(Instant::now());
     }
 }
 
@@ -395,11 +370,7 @@ async fn keep_loading(inner: Weak<Inner>, watcher: Watcher) {
 /// Logs what was not the matter before.
 fn tell(before: &[Diagnostic], now: &[Diagnostic], objects: usize) {
     let before: HashSet<String> = before.iter().map(ToString::to_string).collect();
-    let count = |severity| {
-        now.iter()
-            .filter(|finding| finding.severity == severity)
-            .count()
-    };
+    let count = |severity| now.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     info!(objects, errors, warnings, "configuration in force");
     for finding in now {

@@ -27,6 +27,10 @@ pub struct Call {
     pub attempt: u32,
     /// The endpoints of earlier tries: not to be picked again while there are others.
     pub tried: SmallVec<[Arc<EndpointState>; 2]>,
+    /// Whether somebody is told of it in the end.
+    pub is_observed: bool,
+    /// The endpoint of the last try; noted only where the call is observed.
+    pub endpoint: Option<Arc<EndpointState>>,
     /// The source of every random choice of this request. Seed it to make them repeat.
     pub random: fastrand::Rng,
 }
@@ -34,7 +38,17 @@ pub struct Call {
 impl Call {
     /// A request that starts now.
     pub fn new(now: Instant, random: fastrand::Rng) -> Self {
-        Call { started: now, deadline: None, is_grpc: false, hash: None, attempt: 1, tried: SmallVec::new(), random }
+        Call {
+            started: now,
+            deadline: None,
+            is_grpc: false,
+            hash: None,
+            attempt: 1,
+            tried: SmallVec::new(),
+            is_observed: false,
+            endpoint: None,
+            random,
+        }
     }
 
     /// Brings the deadline forward; a later one than the present has no effect.

@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `channel` | [`channel`]: a `GrpcService` whose requests the mesh routes, balances and sends |
+//! | `channel` | [`channel()`]: a `GrpcService` whose requests the mesh routes, balances and sends |
 //! | `status` | every failure of the mesh as exactly one `tonic::Status`, with the mesh's own message |
 //! | `deadline` | `grpc-timeout` in and out; a call never outlives the one that it is made for |
 //! | `server` | [`serve`] and [`server_layer`]: a tonic server behind the mesh, from bound to drained |

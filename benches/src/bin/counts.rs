@@ -8,6 +8,7 @@
 //! cargo run --release --bin counts                    # the table
 //! cargo run --release --bin counts -- --case mesh-http1 --requests 1000   # one case, to profile
 //! ```
+#![allow(clippy::print_stdout, reason = "a program that prints a table")]
 
 use std::process::Command;
 
@@ -15,6 +16,7 @@ use anyhow::{Context, ensure};
 use clap::Parser;
 use mesh_benches::Result;
 use mesh_benches::counts::{CASES, run};
+use mesh_benches::process::machine;
 
 #[derive(Parser)]
 #[command(about = "Allocations and instructions per request")]
@@ -38,32 +40,35 @@ fn main() -> Result {
     if let Some(case) = &args.case {
         return run(case, args.requests, args.bytes, |send| send());
     }
-    println!("| case | allocations | above raw | instructions | above raw |");
-    println!("|---|---:|---:|---:|---:|");
-    let mut raw = (0.0, 0.0);
+    println!("{}. {} B each way.\n", machine(), args.bytes);
+    println!("| case | allocations | above raw | bytes allocated | above raw | instructions | above raw |");
+    println!("|---|---:|---:|---:|---:|---:|---:|");
+    let mut raw = (0.0, 0.0, 0.0);
     for case in CASES {
-        let allocations = allocations(case, args.requests, args.bytes)?;
+        let (allocations, allocated) = allocations(case, args.requests, args.bytes)?;
         let instructions = match args.allocations_only {
             true => f64::NAN,
             false => instructions(case, args.bytes)?,
         };
         if case.starts_with("raw") {
-            raw = (allocations, instructions);
+            raw = (allocations, allocated, instructions);
         }
         println!(
-            "| {case} | {allocations:.1} | {:+.1} | {instructions:.0} | {:+.0} |",
+            "| {case} | {allocations:.1} | {:+.1} | {allocated:.0} | {:+.0} | {instructions:.0} | {:+.0} |",
             allocations - raw.0,
-            instructions - raw.1
+            allocated - raw.1,
+            instructions - raw.2
         );
     }
     Ok(())
 }
 
-/// Allocations per request, of both sides.
-fn allocations(case: &str, requests: u64, bytes: usize) -> Result<f64> {
-    let mut count = 0;
-    run(case, requests, bytes, |send| count = allocation_counter::measure(send).count_total)?;
-    Ok(count as f64 / requests as f64)
+/// Allocations per request, of both sides: how many, and of how many bytes.
+fn allocations(case: &str, requests: u64, bytes: usize) -> Result<(f64, f64)> {
+    let mut info = allocation_counter::AllocationInfo::default();
+    run(case, requests, bytes, |send| info = allocation_counter::measure(send))?;
+    let each = |total: u64| total as f64 / requests as f64;
+    Ok((each(info.count_total), each(info.bytes_total)))
 }
 
 /// Instructions per request: callgrind on this very program, twice.

@@ -5,6 +5,7 @@
 //! ```
 //!
 //! Ends with status 1 if a bar is missed by more than twice: less than that may be the machine's noise.
+#![allow(clippy::print_stdout, reason = "a program that prints a table")]
 
 use std::hint::black_box;
 use std::process::ExitCode;
@@ -77,8 +78,7 @@ fn find(kind: Routes, count: usize) -> Result<f64> {
     const REQUESTS: usize = 1024;
     let view = kind.view(count)?;
     let mut random = fastrand::Rng::with_seed(1);
-    let requests: Vec<Parts> =
-        (0..REQUESTS).map(|_| kind.request(random.usize(0..count))).collect::<Result<_>>()?;
+    let requests: Vec<Parts> = (0..REQUESTS).map(|_| kind.request(random.usize(0..count))).collect::<Result<_>>()?;
     let heads: Vec<RequestHead<'_>> = requests.iter().map(RequestHead::of).collect::<Result<_, _>>()?;
     for head in &heads {
         view.find(head, &mut call())?;

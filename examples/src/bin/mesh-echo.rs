@@ -39,7 +39,7 @@ async fn main() -> anyhow::Result<()> {
     let listener = mesh.bind(args.listen).await?;
     let address = listener.local_addr();
     let identity = Identity::new(&args.name, &args.version, address);
-    let app = mesh.server_layer().layer(echo::app(identity.clone()));
+    let app = mesh_tonic::server_layer(&mesh).layer(echo::app(&mesh, identity.clone()));
     let serving = tokio::spawn(server::serve(listener, app).into_future());
     say(format_args!("{} listening on {address}", identity.backend))?;
     match mesh.serving().await {

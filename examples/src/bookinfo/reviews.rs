@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use axum::extract::Path;
 use axum::routing::get;
 use axum::{Json, Router};
+use http::uri::PathAndQuery;
+use mesh_tonic::Channel;
 use mesh_tower::Mesh;
 use serde_json::{Value, json};
 use tonic::metadata::MetadataMap;
@@ -26,25 +28,33 @@ const REVIEWS: [(&str, &str); 2] = [
     ("Reader2", "Light, quick and very funny, though there is less behind it than in the later plays."),
 ];
 
-pub(super) fn router(mesh: Mesh, identity: Identity) -> Router {
-    Router::new()
-        .route("/reviews/{id}", get(move |id, onward| reviews(mesh.clone(), identity.clone(), id, onward)))
-        .route("/health", get(|| async { "reviews are healthy" }))
-}
-
-async fn reviews(mesh: Mesh, identity: Identity, Path(id): Path<u64>, onward: Onward) -> Json<Value> {
+pub(super) fn router(mesh: &Mesh, identity: Identity) -> Router {
     let color = match &*identity.version {
         "v1" => None,
         "v2" => Some("black"),
         _ => Some("red"),
     };
-    let mut stars = Ok(HashMap::new());
-    let mut leg = None;
-    if color.is_some() {
-        let (ended, answer) = ratings(&mesh, id, &onward).await;
-        stars = answer.map(|reply| reply.stars);
-        leg = Some(ended);
-    }
+    let stars = color.map(|color| (color, mesh_tonic::channel(mesh, &format!("xds:///ratings:{PORT}"))));
+    Router::new()
+        .route("/reviews/{id}", get(move |id, onward| reviews(stars.clone(), identity.clone(), id, onward)))
+        .route("/health", get(|| async { "reviews are healthy" }))
+}
+
+/// Reviews, with stars of this color from this channel.
+async fn reviews(
+    stars: Option<(&'static str, Channel)>,
+    identity: Identity,
+    Path(id): Path<u64>,
+    onward: Onward,
+) -> Json<Value> {
+    let color = stars.as_ref().map(|(color, _)| *color);
+    let (leg, stars) = match stars {
+        None => (None, Ok(HashMap::new())),
+        Some((_, channel)) => {
+            let (leg, answer) = ratings(channel, id, &onward).await;
+            (Some(leg), answer.map(|reply| reply.stars))
+        }
+    };
     let reviews = REVIEWS.map(|(reader, text)| {
         let rating = match (color, &stars) {
             (None, _) => None,
@@ -63,18 +73,13 @@ async fn reviews(mesh: Mesh, identity: Identity, Path(id): Path<u64>, onward: On
 }
 
 /// Asks for the stars.
-async fn ratings(mesh: &Mesh, id: u64, onward: &Onward) -> (Leg, Result<ratings::GetReply, Status>) {
+async fn ratings(channel: Channel, id: u64, onward: &Onward) -> (Leg, Result<ratings::GetReply, Status>) {
     let started = Instant::now();
-    let answer = match mesh.client_for(&format!("xds:///ratings:{PORT}")) {
-        Ok(channel) => {
-            let mut request = Request::new(ratings::GetRequest { product: id.to_string() });
-            *request.metadata_mut() = MetadataMap::from_headers(onward.headers().clone());
-            request.extensions_mut().insert(onward.deadline(BUDGET));
-            let path = http::uri::PathAndQuery::from_static(ratings::GET);
-            tonic::client::Grpc::new(channel).unary(request, path, ProstCodec::default()).await
-        }
-        Err(error) => Err(Status::internal(error.to_string())),
-    };
+    let mut request = Request::new(ratings::GetRequest { product: id.to_string() });
+    *request.metadata_mut() = MetadataMap::from_headers(onward.headers().clone());
+    request.extensions_mut().insert(onward.deadline(BUDGET));
+    let path = PathAndQuery::from_static(ratings::GET);
+    let answer = tonic::client::Grpc::new(channel).unary(request, path, ProstCodec::default()).await;
     match answer {
         Ok(response) => {
             let backend = response.metadata().get(BACKEND).and_then(|backend| backend.to_str().ok());

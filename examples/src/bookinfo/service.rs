@@ -99,7 +99,7 @@ impl Service {
         match self.app {
             App::Productpage => productpage::router(mesh.client(), identity.clone()),
             App::Details => details::router(identity.clone()),
-            App::Reviews => reviews::router(mesh.clone(), identity.clone()),
+            App::Reviews => reviews::router(mesh, identity.clone()),
             App::Ratings => ratings::router(identity.clone()),
         }
     }
@@ -118,7 +118,8 @@ impl Service {
             std::future::ready(response)
         };
         let app = self.router(&mesh, &identity).layer(axum::middleware::map_response(name));
-        let serving = server::serve(listener, mesh.server_layer().layer(app)).deadline(GIVE_UP).into_future();
+        let serving =
+            server::serve(listener, mesh_tonic::server_layer(&mesh).layer(app)).deadline(GIVE_UP).into_future();
         let serving = tokio::spawn(serving);
         mesh.serving().await.map_err(io::Error::other)?;
         Ok(Running { service: self.clone(), address, mesh, serving })

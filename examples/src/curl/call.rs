@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use http::{HeaderMap, Request, StatusCode};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use mesh_core::call::Deadline;
 use mesh_core::error::MeshError;
 use mesh_core::observe::{Event, Observer};
+use mesh_tonic::Channel;
 use mesh_tower::{Client, Mesh};
 use prost::Message;
 use tonic::metadata::MetadataMap;
@@ -86,25 +88,31 @@ impl Observer for Endpoints {
 /// Sends one call again and again.
 pub(super) struct Sender {
     call: Call,
-    client: Client,
+    way: Way,
+}
+
+/// How it is sent.
+enum Way {
+    Http(Client, Uri),
+    Grpc(Channel, PathAndQuery),
 }
 
 impl Sender {
-    pub(super) fn new(mesh: &Mesh, call: Call) -> Result<Self, MeshError> {
-        let client = match &call.target {
-            Target::Http(_) => mesh.client(),
-            Target::Grpc { channel, .. } => mesh.client_for(channel)?,
+    pub(super) fn new(mesh: &Mesh, call: Call) -> Self {
+        let way = match &call.target {
+            Target::Http(uri) => Way::Http(mesh.client(), uri.clone()),
+            Target::Grpc { channel, method } => Way::Grpc(mesh_tonic::channel(mesh, channel), method.clone()),
         };
-        Ok(Sender { call, client })
+        Sender { call, way }
     }
 
     /// Sends it once; its time counts from `due`.
     pub(super) async fn send(&self, due: tokio::time::Instant) -> Outcome {
         let deadline = Deadline(Instant::now() + self.call.timeout);
         let sent = ENDPOINT.scope(RefCell::default(), async {
-            let mut outcome = match &self.call.target {
-                Target::Http(uri) => self.http(uri, deadline).await,
-                Target::Grpc { method, .. } => self.grpc(method, deadline).await,
+            let mut outcome = match &self.way {
+                Way::Http(client, uri) => self.http(client, uri, deadline).await,
+                Way::Grpc(channel, method) => self.grpc(channel, method, deadline).await,
             };
             outcome.backend = outcome.backend.or_else(|| ENDPOINT.with(RefCell::take));
             outcome
@@ -114,7 +122,7 @@ impl Sender {
         outcome
     }
 
-    async fn http(&self, uri: &http::Uri, deadline: Deadline) -> Outcome {
+    async fn http(&self, client: &Client, uri: &Uri, deadline: Deadline) -> Outcome {
         let mut request = Request::new(Full::new(self.call.body.clone()));
         *request.uri_mut() = uri.clone();
         *request.method_mut() = self.call.method.clone();
@@ -123,7 +131,7 @@ impl Sender {
             *request.version_mut() = http::Version::HTTP_2;
         }
         request.extensions_mut().insert(deadline);
-        let response = match self.client.request(request).await {
+        let response = match client.request(request).await {
             Ok(response) => response,
             Err(error) => return failed(&error),
         };
@@ -139,12 +147,12 @@ impl Sender {
         Outcome { status: Status::Http(head.status), took: Duration::ZERO, backend, body, error }
     }
 
-    async fn grpc(&self, method: &http::uri::PathAndQuery, deadline: Deadline) -> Outcome {
+    async fn grpc(&self, channel: &Channel, method: &PathAndQuery, deadline: Deadline) -> Outcome {
         let message = tokio_stream::once(self.call.body.clone());
         let mut request = tonic::Request::new(message);
         *request.metadata_mut() = MetadataMap::from_headers(self.call.headers.clone());
         request.extensions_mut().insert(deadline);
-        let mut grpc = tonic::client::Grpc::new(self.client.clone());
+        let mut grpc = tonic::client::Grpc::new(channel.clone());
         // As a stream of messages, a method of any kind can be called.
         let answer = match grpc.streaming(request, method.clone(), Raw).await {
             Ok(response) => {

@@ -49,7 +49,7 @@ pub enum Output {
 /// Sends the call as often as the pace says, or until `stop`, and writes the outcome.
 ///
 /// # Errors
-/// When the target cannot be named, or the outcome cannot be written. A call that fails is part of the outcome.
+/// When the outcome cannot be written. A call that fails is part of the outcome.
 pub async fn run(
     mesh: &Mesh,
     call: Call,
@@ -58,7 +58,7 @@ pub async fn run(
     stop: impl Future<Output = ()>,
     out: &mut dyn Write,
 ) -> io::Result<Summary> {
-    let sender = Arc::new(call::Sender::new(mesh, call).map_err(io::Error::other)?);
+    let sender = Arc::new(call::Sender::new(mesh, call));
     let mut summary = Summary::start();
     let mut written = Ok(());
     let alone = pace.count == Some(1);

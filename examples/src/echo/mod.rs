@@ -13,6 +13,8 @@ use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use http::{HeaderMap, HeaderValue, StatusCode};
+use mesh_tonic::health::HealthService;
+use mesh_tower::Mesh;
 use serde::Serialize;
 use tonic::Status;
 
@@ -65,12 +67,15 @@ struct Echo<'e> {
     peer: Option<SocketAddr>,
 }
 
-/// The echo as a service: gRPC at `/mesh.echo.v1.Echo/…`, HTTP everywhere else.
-pub fn app(identity: Identity) -> Router {
+/// The echo as a service: gRPC at `/mesh.echo.v1.Echo/…` and, as the mesh knows it, health at
+/// `/grpc.health.v1.Health/…`; HTTP everywhere else.
+pub fn app(mesh: &Mesh, identity: Identity) -> Router {
+    let health = HealthService::new(mesh).named(proto::SERVICE).into_server();
     let rpc = |method: &str| format!("/{}/{method}", proto::SERVICE);
     let (one, two, three, four, rest) =
         (identity.clone(), identity.clone(), identity.clone(), identity.clone(), identity);
     Router::new()
+        .route_service("/grpc.health.v1.Health/{method}", health)
         .route(&rpc("Unary"), post(move |request| rpc::unary(one.clone(), request)))
         .route(&rpc("ServerStream"), post(move |request| rpc::server_stream(two.clone(), request)))
         .route(&rpc("ClientStream"), post(move |request| rpc::client_stream(three.clone(), request)))

@@ -62,48 +62,28 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             args.xds_addr
         );
     }
-    let options = PlaneOptions {
-        config_dir: Some(args.config.clone()),
-        ..PlaneOptions::default()
-    };
-    let plane =
-        Plane::start(options).with_context(|| format!("cannot read {}", args.config.display()))?;
-    let options = Options {
-        settle: args.settle,
-        grace: args.grace,
-        max_stream_age: args.max_stream_age,
-        ..Options::default()
-    };
-    let server = Arc::new(Server::new(
-        Feed::of(&plane),
-        Arc::new(plane.clone()),
-        &options,
-    ));
+    let options = PlaneOptions { config_dir: Some(args.config.clone()), ..PlaneOptions::default() };
+    let plane = Plane::start(options).with_context(|| format!("cannot read {}", args.config.display()))?;
+    let options =
+        Options { settle: args.settle, grace: args.grace, max_stream_age: args.max_stream_age, ..Options::default() };
+    let server = Arc::new(Server::new(Feed::of(&plane), Arc::new(plane.clone()), &options));
     let (stop, stopped) = watch::channel(false);
 
     let cannot = |what: &str, address: SocketAddr| format!("cannot serve {what} on {address}");
-    let bound = server
-        .listen(args.xds_addr)
-        .await
-        .with_context(|| cannot("xDS", args.xds_addr))?;
+    let bound = server.listen(args.xds_addr).await.with_context(|| cannot("xDS", args.xds_addr))?;
     println!("xds listening on {bound}");
     match (&args.tls_cert, &args.tls_key) {
         (Some(cert), Some(key)) => {
-            let files = TlsFiles {
-                cert: cert.clone(),
-                key: key.clone(),
-                client_ca: args.client_ca.clone(),
-            };
+            let files = TlsFiles { cert: cert.clone(), key: key.clone(), client_ca: args.client_ca.clone() };
             let bound = server.listen_tls(args.secure_addr, &files).await;
             let bound = bound.with_context(|| cannot("secured xDS", args.secure_addr))?;
             println!("secured xds listening on {bound}");
         }
         _ => println!("secured xds not listening: no --tls-cert and --tls-key"),
     }
-    let (bound, status) =
-        status::listen(args.status_addr, server.clone(), Arc::new(plane), stopped)
-            .await
-            .with_context(|| cannot("status", args.status_addr))?;
+    let (bound, status) = status::listen(args.status_addr, server.clone(), Arc::new(plane), stopped)
+        .await
+        .with_context(|| cannot("status", args.status_addr))?;
     println!("status listening on {bound}");
 
     signals.next().await;
@@ -123,10 +103,7 @@ struct Signals {
 
 impl Signals {
     fn new() -> anyhow::Result<Signals> {
-        Ok(Signals {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
+        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
     async fn next(&mut self) {
@@ -139,18 +116,11 @@ impl Signals {
 
 #[expect(clippy::disallowed_methods, reason = "the command line is read before anything runs")]
 fn address(text: &str) -> Result<SocketAddr, String> {
-    let mut addresses = text
-        .to_socket_addrs()
-        .map_err(|error| format!("expected HOST:PORT: {error}"))?;
-    addresses
-        .next()
-        .ok_or_else(|| "this host has no address".to_owned())
+    let mut addresses = text.to_socket_addrs().map_err(|error| format!("expected HOST:PORT: {error}"))?;
+    addresses.next().ok_or_else(|| "this host has no address".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text
-        .trim_end_matches('s')
-        .parse()
-        .map_err(|_| "expected a number of seconds".to_owned())?;
+    let seconds: f64 = text.trim_end_matches('s').parse().map_err(|_| "expected a number of seconds".to_owned())?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }

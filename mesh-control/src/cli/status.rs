@@ -27,19 +27,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_REPORT: u64 = 256 << 20;
 
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let path = if args.json {
-        "/status?names=all"
-    } else {
-        "/status"
-    };
+    let path = if args.json { "/status?names=all" } else { "/status" };
     let body = tokio::time::timeout(PATIENCE, get(&args.addr, path)).await;
     let body = body.map_err(|_| anyhow::anyhow!("{}: no answer in {PATIENCE:?}", args.addr))??;
     match args.json {
         true => println!("{body}"),
-        false => print!(
-            "{}",
-            table(&serde_json::from_str(&body).context("not a status report")?)
-        ),
+        false => print!("{}", table(&serde_json::from_str(&body).context("not a status report")?)),
     }
     Ok(())
 }
@@ -47,28 +40,14 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
 /// One GET over HTTP/1.0: the answer ends where the connection ends.
 async fn get(address: &str, path: &str) -> anyhow::Result<String> {
     let unreachable = || format!("cannot reach mesh-control's status at {address}");
-    let mut stream = TcpStream::connect(address)
-        .await
-        .with_context(unreachable)?;
+    let mut stream = TcpStream::connect(address).await.with_context(unreachable)?;
     let request = format!("GET {path} HTTP/1.0\r\nhost: {address}\r\n\r\n");
-    stream
-        .write_all(request.as_bytes())
-        .await
-        .with_context(unreachable)?;
+    stream.write_all(request.as_bytes()).await.with_context(unreachable)?;
     let mut answer = String::new();
-    stream
-        .take(MAX_REPORT)
-        .read_to_string(&mut answer)
-        .await
-        .with_context(unreachable)?;
-    let (head, body) = answer
-        .split_once("\r\n\r\n")
-        .context("not an HTTP answer")?;
+    stream.take(MAX_REPORT).read_to_string(&mut answer).await.with_context(unreachable)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("not an HTTP answer")?;
     if head.split(' ').nth(1) != Some("200") {
-        bail!(
-            "{address}{path}: {}",
-            head.lines().next().unwrap_or_default()
-        );
+        bail!("{address}{path}: {}", head.lines().next().unwrap_or_default());
     }
     Ok(body.to_owned())
 }
@@ -84,15 +63,8 @@ fn table(status: &Status) -> String {
         count(status.services, "service"),
         count(status.clients.len(), "client"),
         count(status.workloads.len(), "workload"),
-        if status.ready {
-            ""
-        } else {
-            ", no configuration"
-        },
-        status
-            .settling_seconds
-            .map(|left| format!(", settling for {left:.1}s"))
-            .unwrap_or_default(),
+        if status.ready { "" } else { ", no configuration" },
+        status.settling_seconds.map(|left| format!(", settling for {left:.1}s")).unwrap_or_default(),
     );
     clients(status, &mut out);
     refusals(status, &mut out);
@@ -106,40 +78,23 @@ fn count(number: usize, what: &str) -> String {
 }
 
 fn clients(status: &Status, out: &mut String) {
-    let mut rows =
-        vec![["CLIENT", "CLASS", "PROTOCOL", "LDS", "RDS", "CDS", "EDS"].map(str::to_owned)];
+    let mut rows = vec![["CLIENT", "CLASS", "PROTOCOL", "LDS", "RDS", "CDS", "EDS"].map(str::to_owned)];
     rows.extend(status.clients.iter().map(|client| {
         let [lds, rds, cds, eds] = KINDS.map(|kind| cell(client, kind));
-        [
-            short(&client.node),
-            client.class.clone(),
-            client.protocol.clone(),
-            lds,
-            rds,
-            cds,
-            eds,
-        ]
+        [short(&client.node), client.class.clone(), client.protocol.clone(), lds, rds, cds, eds]
     }));
     section(rows, out);
 }
 
 fn cell(client: &ClientStatus, kind: &str) -> String {
-    let Some(KindStatus {
-        state, subscribed, ..
-    }) = client.kinds.iter().find(|one| one.kind == kind)
-    else {
+    let Some(KindStatus { state, subscribed, .. }) = client.kinds.iter().find(|one| one.kind == kind) else {
         return "-".to_owned();
     };
-    if subscribed == &0 {
-        "-".to_owned()
-    } else {
-        format!("{state} {subscribed}")
-    }
+    if subscribed == &0 { "-".to_owned() } else { format!("{state} {subscribed}") }
 }
 
 fn refusals(status: &Status, out: &mut String) {
-    let mut rows =
-        vec![["REFUSED BY", "TYPE", "AGO", "STANDS", "RESOURCES", "REASON"].map(str::to_owned)];
+    let mut rows = vec![["REFUSED BY", "TYPE", "AGO", "STANDS", "RESOURCES", "REASON"].map(str::to_owned)];
     for client in &status.clients {
         for kind in &client.kinds {
             if let Some(nack) = &kind.last_nack {
@@ -160,11 +115,7 @@ fn refusals(status: &Status, out: &mut String) {
 fn workloads(status: &Status, out: &mut String) {
     let mut rows = vec![["WORKLOAD", "ADDRESS", "STATE", "SERVES", "LABELS"].map(str::to_owned)];
     rows.extend(status.workloads.iter().map(|workload| {
-        let labels: Vec<_> = workload
-            .labels
-            .iter()
-            .map(|(key, value)| format!("{key}={value}"))
-            .collect();
+        let labels: Vec<_> = workload.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let state = match workload.expires_seconds {
             Some(left) => format!("lost, gone in {left:.0}s"),
             None => "connected".to_owned(),
@@ -173,13 +124,7 @@ fn workloads(status: &Status, out: &mut String) {
             Some(note) => note.clone(),
             None => workload.serves.join(","),
         };
-        [
-            short(&workload.node),
-            workload.address.to_string(),
-            state,
-            serves,
-            labels.join(","),
-        ]
+        [short(&workload.node), workload.address.to_string(), state, serves, labels.join(",")]
     }));
     section(rows, out);
 }
@@ -193,28 +138,15 @@ fn diagnostics(status: &Status, out: &mut String) {
             _ => "-".to_owned(),
         };
         let what = [one.object.as_deref(), one.field.as_deref()];
-        [
-            one.severity.clone(),
-            place,
-            what.into_iter().flatten().collect::<Vec<_>>().join(" "),
-            one.message.clone(),
-        ]
+        [one.severity.clone(), place, what.into_iter().flatten().collect::<Vec<_>>().join(" "), one.message.clone()]
     }));
     section(rows, out);
 }
 
 /// `name.namespace` of an Istio node id; any other id as it is.
 fn short(node: &str) -> String {
-    let name = node
-        .split('~')
-        .nth(2)
-        .filter(|name| !name.is_empty())
-        .unwrap_or(node);
-    if name.is_empty() {
-        "(no id)".to_owned()
-    } else {
-        name.to_owned()
-    }
+    let name = node.split('~').nth(2).filter(|name| !name.is_empty()).unwrap_or(node);
+    if name.is_empty() { "(no id)".to_owned() } else { name.to_owned() }
 }
 
 /// Columns as wide as their widest cell; nothing at all without a row.
@@ -222,27 +154,18 @@ fn section<const N: usize>(rows: Vec<[String; N]>, out: &mut String) {
     if rows.len() < 2 {
         return;
     }
-    let widths: [usize; N] = std::array::from_fn(|column| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    });
+    let widths: [usize; N] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
     out.push('\n');
     for row in rows {
-        let cells = row
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{:width$}", printable(cell)));
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{:width$}", printable(cell)));
         let _ = writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
     }
 }
 
 /// What clients say about themselves must not reach the terminal as control sequences.
 fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -267,11 +190,8 @@ mod tests {
             nacks: 1,
             last_nack: nack,
         };
-        let nack = NackStatus {
-            text: "no such\u{1b}[2Jpolicy".to_owned(),
-            names: vec!["b".to_owned()],
-            seconds_ago: 3.0,
-        };
+        let nack =
+            NackStatus { text: "no such\u{1b}[2Jpolicy".to_owned(), names: vec!["b".to_owned()], seconds_ago: 3.0 };
         let status = Status {
             version: "0.1.0".to_owned(),
             started: 0,
@@ -287,38 +207,19 @@ mod tests {
                 peer: [10, 0, 0, 1].into(),
                 protocol: "sotw".to_owned(),
                 connected_since: 0,
-                kinds: vec![
-                    kind("cds", "refused", Some(nack)),
-                    kind("lds", "synced", None),
-                ],
+                kinds: vec![kind("cds", "refused", Some(nack)), kind("lds", "synced", None)],
             }],
             workloads: Vec::new(),
             diagnostics: Vec::new(),
         };
         let table = table(&status);
         let lines: Vec<&str> = table.lines().collect();
-        assert_eq!(
-            lines[0],
-            "mesh-control 0.1.0: 4 services, 1 client, 0 workloads"
-        );
+        assert_eq!(lines[0], "mesh-control 0.1.0: 4 services, 1 client, 0 workloads");
         assert_eq!(
             lines[3].split_whitespace().collect::<Vec<_>>(),
-            [
-                "web-1.shop",
-                "grpc",
-                "sotw",
-                "synced",
-                "2",
-                "-",
-                "refused",
-                "2",
-                "-"
-            ]
+            ["web-1.shop", "grpc", "sotw", "synced", "2", "-", "refused", "2", "-"]
         );
-        assert!(
-            lines[6].contains("web-1.shop") && lines[6].contains("no such [2Jpolicy"),
-            "{table}"
-        );
+        assert!(lines[6].contains("web-1.shop") && lines[6].contains("no such [2Jpolicy"), "{table}");
         assert!(!table.contains('\u{1b}'));
     }
 }

@@ -22,17 +22,9 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let diagnostics = examine(&args.paths)?;
-    let count = |severity| {
-        diagnostics
-            .iter()
-            .filter(|one| one.severity == severity)
-            .count()
-    };
-    let summary = Summary {
-        errors: count(Severity::Error),
-        warnings: count(Severity::Warning),
-        diagnostics: &diagnostics,
-    };
+    let count = |severity| diagnostics.iter().filter(|one| one.severity == severity).count();
+    let summary =
+        Summary { errors: count(Severity::Error), warnings: count(Severity::Warning), diagnostics: &diagnostics };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&summary)?);
     } else {
@@ -41,11 +33,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         println!("{} errors, {} warnings", summary.errors, summary.warnings);
     }
-    Ok(if summary.errors == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if summary.errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 #[derive(Serialize)]
@@ -59,8 +47,7 @@ fn examine(paths: &[PathBuf]) -> anyhow::Result<Vec<Diagnostic>> {
     if let [path] = paths
         && path.is_dir()
     {
-        let report: Report =
-            validate_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let report: Report = validate_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
         return Ok(report.diagnostics);
     }
     let mut texts = Vec::new();
@@ -68,23 +55,14 @@ fn examine(paths: &[PathBuf]) -> anyhow::Result<Vec<Diagnostic>> {
     for path in paths {
         read(path, &mut texts, &mut diagnostics)?;
     }
-    diagnostics.extend(validate(
-        texts.iter().map(|(name, text)| (&**name, &**text)),
-    ));
+    diagnostics.extend(validate(texts.iter().map(|(name, text)| (&**name, &**text))));
     Ok(diagnostics)
 }
 
-fn read(
-    path: &Path,
-    texts: &mut Vec<(String, String)>,
-    diagnostics: &mut Vec<Diagnostic>,
-) -> anyhow::Result<()> {
+fn read(path: &Path, texts: &mut Vec<(String, String)>, diagnostics: &mut Vec<Diagnostic>) -> anyhow::Result<()> {
     let context = || format!("cannot read {}", path.display());
     if !path.is_dir() {
-        texts.push((
-            path.display().to_string(),
-            fs::read_to_string(path).with_context(context)?,
-        ));
+        texts.push((path.display().to_string(), fs::read_to_string(path).with_context(context)?));
         return Ok(());
     }
     let scan = load::scan(path).with_context(context)?;
@@ -120,21 +98,10 @@ mod tests {
             "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web}\nspec: {host: web}\n",
         );
         let bad = write("bad.yaml", "kind: [\n");
-        assert_eq!(
-            examine(&[service.clone(), rule.clone()]).expect("readable"),
-            []
-        );
-        assert!(
-            !examine(std::slice::from_ref(&rule))
-                .expect("readable")
-                .is_empty(),
-            "a rule for nobody"
-        );
+        assert_eq!(examine(&[service.clone(), rule.clone()]).expect("readable"), []);
+        assert!(!examine(std::slice::from_ref(&rule)).expect("readable").is_empty(), "a rule for nobody");
         let found = examine(&[service, bad]).expect("readable");
-        assert!(
-            found.iter().any(|one| one.severity == Severity::Error),
-            "{found:?}"
-        );
+        assert!(found.iter().any(|one| one.severity == Severity::Error), "{found:?}");
         assert!(examine(&[dir.path().join("missing.yaml")]).is_err());
     }
 }

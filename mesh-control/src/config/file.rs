@@ -476,13 +476,7 @@ spec:
 
     #[test]
     fn a_document_without_a_kind_is_no_object() {
-        for text in [
-            "apiVersion: v1\nkind: Servce\n",
-            "a: 1",
-            "- 1",
-            "just words",
-            "apiVersion: 3\nkind: Service\n",
-        ] {
+        for text in ["apiVersion: v1\nkind: Servce\n", "a: 1", "- 1", "just words", "apiVersion: 3\nkind: Service\n"] {
             let (file, found) = found(text);
             assert!(file.rejected, "{text}");
             assert_eq!(found.len(), 1, "{found:?}");

@@ -68,11 +68,7 @@ pub fn scan(dir: &Path) -> io::Result<Scan> {
 /// A file's name may hold anything but a slash; what is printed may not.
 fn printable(name: &str) -> String {
     let escaped = |c: char| {
-        if c.is_control() {
-            c.escape_default().to_string()
-        } else {
-            c.to_string()
-        }
+        if c.is_control() { c.escape_default().to_string() } else { c.to_string() }
     };
     name.chars().map(escaped).collect()
 }
@@ -158,8 +154,7 @@ impl Store {
         let mut changed = self.alarm.take().is_some() || self.notes != scan.diagnostics;
         self.notes = scan.diagnostics;
         let before = self.files.len();
-        self.files
-            .retain(|name, file| file.is_text || scan.files.contains_key(name));
+        self.files.retain(|name, file| file.is_text || scan.files.contains_key(name));
         changed |= self.files.len() != before;
         for (name, text) in scan.files {
             if !self.files.get(&name).is_some_and(|file| file.is_text) {
@@ -179,14 +174,7 @@ impl Store {
         };
         file.is_text = true;
         let rejected = file.diagnostics.iter().any(Diagnostic::rejects_file);
-        (
-            changed,
-            if rejected {
-                file.diagnostics.clone()
-            } else {
-                Vec::new()
-            },
-        )
+        (changed, if rejected { file.diagnostics.clone() } else { Vec::new() })
     }
 
     fn set(&mut self, name: Arc<str>, text: Result<Arc<str>, String>) -> bool {

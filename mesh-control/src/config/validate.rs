@@ -32,10 +32,7 @@ pub struct Report {
 impl Report {
     /// How many findings are this severe.
     pub fn count(&self, severity: Severity) -> usize {
-        self.diagnostics
-            .iter()
-            .filter(|finding| finding.severity == severity)
-            .count()
+        self.diagnostics.iter().filter(|finding| finding.severity == severity).count()
     }
 }
 
@@ -53,18 +50,12 @@ pub fn validate<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<
 
 fn report(loaded: Loaded) -> Report {
     let (_, diagnostics) = examine(loaded.clone());
-    Report {
-        diagnostics,
-        objects: loaded.objects.len(),
-    }
+    Report { diagnostics, objects: loaded.objects.len() }
 }
 
 /// The policy of what is loaded, and everything there is to say about it.
 pub fn examine(loaded: Loaded) -> (Policy, Vec<Diagnostic>) {
-    let Loaded {
-        objects,
-        mut diagnostics,
-    } = loaded;
+    let Loaded { objects, mut diagnostics } = loaded;
     let (policy, found) = Policy::new(&objects);
     diagnostics.extend(found);
     diagnostics.extend(check(&objects, &policy));
@@ -77,27 +68,19 @@ pub fn examine(loaded: Loaded) -> (Policy, Vec<Diagnostic>) {
 pub fn check(objects: &Objects, policy: &Policy) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     for entry in policy.virtual_services.iter() {
-        let mut checker = Checker {
-            policy,
-            entry,
-            found: &mut found,
-        };
+        let mut checker = Checker { policy, entry, found: &mut found };
         checker.check();
     }
     check_delegates(objects, &mut found);
     for object in &objects.destination_rules {
         let host = in_namespace(&object.spec.host, &object.meta.namespace);
         let is_known = host.starts_with('*')
-            || policy
-                .services
-                .find(&host, &object.meta.namespace)
-                .is_some()
+            || policy.services.find(&host, &object.meta.namespace).is_some()
             || policy.virtual_services.names(&host, &object.meta.namespace);
         if !is_known {
             let origin = object.meta.origin.at(object.spec.host.span);
             let message = unknown_host(policy, &host, &object.meta.namespace);
-            let finding =
-                Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
+            let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
             found.push(finding.object(object.meta.id()).field("host"));
         }
     }
@@ -112,30 +95,15 @@ pub fn check(objects: &Objects, policy: &Policy) -> Vec<Diagnostic> {
 fn check_endpoints(policy: &Policy, id: ServiceId, service: &Service, found: &mut Vec<Diagnostic>) {
     for written in policy.services.written(id) {
         let mut say = |message: String| {
-            let finding = Diagnostic::at(
-                &written.origin,
-                Severity::Warning,
-                Code::UnknownReference,
-                message,
-            );
+            let finding = Diagnostic::at(&written.origin, Severity::Warning, Code::UnknownReference, message);
             found.push(finding.object(written.object.clone()).field("address"));
         };
         if service.discovery == Discovery::Registry && written.ip().is_none() {
-            say(format!(
-                "a name, but {} takes addresses only; it is no endpoint",
-                service.host
-            ));
+            say(format!("a name, but {} takes addresses only; it is no endpoint", service.host));
             continue;
         }
-        for port in service
-            .ports
-            .iter()
-            .filter(|port| written.port_for(port).is_none())
-        {
-            say(format!(
-                "it has no port for port {} of {}",
-                port.number, service.host
-            ));
+        for port in service.ports.iter().filter(|port| written.port_for(port).is_none()) {
+            say(format!("it has no port for port {} of {}", port.number, service.host));
         }
     }
 }
@@ -154,18 +122,8 @@ impl Checker<'_> {
         let mut catch_all: Option<&Rule> = None;
         for rule in &self.entry.rules {
             if let Some(earlier) = catch_all {
-                let message = format!(
-                    "never reached: {} matches every request",
-                    earlier.written.field
-                );
-                self.say(
-                    rule,
-                    rule.route.span,
-                    "",
-                    Severity::Warning,
-                    Code::Conflict,
-                    message,
-                );
+                let message = format!("never reached: {} matches every request", earlier.written.field);
+                self.say(rule, rule.route.span, "", Severity::Warning, Code::Conflict, message);
             } else if is_catch_all(rule) {
                 catch_all = Some(rule);
             }
@@ -179,14 +137,7 @@ impl Checker<'_> {
             if several && weight <= 0 {
                 let field = format!("route[{index}].weight");
                 let message = "0, so it gets no request";
-                self.say(
-                    rule,
-                    destination.span,
-                    &field,
-                    Severity::Info,
-                    Code::Ignored,
-                    message,
-                );
+                self.say(rule, destination.span, &field, Severity::Info, Code::Ignored, message);
                 continue;
             }
             let to = &destination.destination;
@@ -195,14 +146,7 @@ impl Checker<'_> {
             let Some((_, service)) = self.policy.services.find(&host, client) else {
                 let message = unknown_host(self.policy, &host, client);
                 let field = format!("route[{index}].destination.host");
-                self.say(
-                    rule,
-                    to.host.span,
-                    &field,
-                    Severity::Warning,
-                    Code::UnknownReference,
-                    message,
-                );
+                self.say(rule, to.host.span, &field, Severity::Warning, Code::UnknownReference, message);
                 continue;
             };
             match &to.port {
@@ -219,83 +163,35 @@ impl Checker<'_> {
         }
     }
 
-    fn check_port(
-        &mut self,
-        rule: &Rule,
-        index: usize,
-        service: &Service,
-        ports: &[u16],
-        span: Span,
-    ) {
+    fn check_port(&mut self, rule: &Rule, index: usize, service: &Service, ports: &[u16], span: Span) {
         for port in ports.iter().filter(|port| service.port(**port).is_none()) {
-            let known: Vec<String> = service
-                .ports
-                .iter()
-                .map(|port| port.number.to_string())
-                .collect();
-            let message = format!(
-                "{} has no port {port}, only {}",
-                service.host,
-                known.join(", ")
-            );
+            let known: Vec<String> = service.ports.iter().map(|port| port.number.to_string()).collect();
+            let message = format!("{} has no port {port}, only {}", service.host, known.join(", "));
             let field = format!("route[{index}].destination.port");
-            self.say(
-                rule,
-                span,
-                &field,
-                Severity::Warning,
-                Code::UnknownReference,
-                message,
-            );
+            self.say(rule, span, &field, Severity::Warning, Code::UnknownReference, message);
         }
     }
 
-    fn check_subset(
-        &mut self,
-        rule: &Rule,
-        index: usize,
-        host: &str,
-        service: &Service,
-        subset: &str,
-        span: Span,
-    ) {
+    fn check_subset(&mut self, rule: &Rule, index: usize, host: &str, service: &Service, subset: &str, span: Span) {
         let view = View::of_namespace(&self.entry.meta.namespace);
-        let defined = self
-            .policy
-            .destination_rules
-            .find(host, &service.namespace, &view);
+        let defined = self.policy.destination_rules.find(host, &service.namespace, &view);
         if defined.is_some_and(|defined| defined.subset(subset).is_some()) {
             return;
         }
-        let known: Vec<&str> = defined
-            .iter()
-            .flat_map(|defined| defined.subset_names())
-            .collect();
+        let known: Vec<&str> = defined.iter().flat_map(|defined| defined.subset_names()).collect();
         let message = match known.is_empty() {
             true => format!("no DestinationRule defines a subset of {host}"),
             false => format!("{host} has the subsets {}", known.join(", ")),
         };
         let message = format!("`{subset}` is no subset: {message}");
         let field = format!("route[{index}].destination.subset");
-        self.say(
-            rule,
-            span,
-            &field,
-            Severity::Warning,
-            Code::UnknownReference,
-            message,
-        );
+        self.say(rule, span, &field, Severity::Warning, Code::UnknownReference, message);
     }
 
     /// The ports of the services that the object's hosts name.
     fn addressed_ports(&self) -> Vec<u16> {
-        let hosts = self
-            .entry
-            .hosts
-            .iter()
-            .filter(|host| !host.starts_with('*'));
-        let services =
-            hosts.filter_map(|host| self.policy.services.find(host, &self.entry.meta.namespace));
+        let hosts = self.entry.hosts.iter().filter(|host| !host.starts_with('*'));
+        let services = hosts.filter_map(|host| self.policy.services.find(host, &self.entry.meta.namespace));
         let ports = services.flat_map(|(_, service)| service.ports.iter().map(|port| port.number));
         ports.collect::<BTreeSet<u16>>().into_iter().collect()
     }
@@ -315,8 +211,7 @@ impl Checker<'_> {
             field => format!("{}.{field}", written.field),
         };
         let finding = Diagnostic::at(&written.origin.at(span), severity, code, message);
-        self.found
-            .push(finding.object(written.object.clone()).field(path));
+        self.found.push(finding.object(written.object.clone()).field(path));
     }
 }
 
@@ -344,12 +239,7 @@ fn is_catch_all(rule: &Rule) -> bool {
 fn check_delegates(objects: &Objects, found: &mut Vec<Diagnostic>) {
     let mut targets: BTreeSet<(&str, &str)> = BTreeSet::new();
     for object in &objects.virtual_services {
-        for delegate in object
-            .spec
-            .http
-            .iter()
-            .filter_map(|route| route.delegate.as_ref())
-        {
+        for delegate in object.spec.http.iter().filter_map(|route| route.delegate.as_ref()) {
             let namespace = match delegate.namespace.as_str() {
                 "" => &*object.meta.namespace,
                 namespace => namespace,
@@ -357,19 +247,10 @@ fn check_delegates(objects: &Objects, found: &mut Vec<Diagnostic>) {
             targets.insert((namespace, &delegate.name));
         }
     }
-    for object in objects
-        .virtual_services
-        .iter()
-        .filter(|object| object.spec.hosts.is_empty())
-    {
+    for object in objects.virtual_services.iter().filter(|object| object.spec.hosts.is_empty()) {
         if !targets.contains(&(&*object.meta.namespace, &*object.meta.name)) {
             let message = "it has no hosts, and no other object delegates to it: it has no effect";
-            let finding = Diagnostic::at(
-                &object.meta.origin,
-                Severity::Warning,
-                Code::UnknownReference,
-                message,
-            );
+            let finding = Diagnostic::at(&object.meta.origin, Severity::Warning, Code::UnknownReference, message);
             found.push(finding.object(object.meta.id()).field("hosts"));
         }
     }
@@ -378,24 +259,12 @@ fn check_delegates(objects: &Objects, found: &mut Vec<Diagnostic>) {
 /// What a gRPC client of the service's own namespace cannot do, for ports that speak gRPC.
 fn check_grpc(policy: &Policy, service: &Service, found: &mut Vec<Diagnostic>) {
     let view = View::of_namespace(&service.namespace);
-    for port in service
-        .ports
-        .iter()
-        .filter(|port| port.protocol == Protocol::Grpc)
-    {
-        let key = ClusterKey {
-            host: service.host.clone(),
-            port: port.number,
-            subset: "".into(),
-        };
+    for port in service.ports.iter().filter(|port| port.protocol == Protocol::Grpc) {
+        let key = ClusterKey { host: service.host.clone(), port: port.number, subset: "".into() };
         let name = key.to_string();
         let routes = render::render_routes(policy, ClientClass::Grpc, &view, &name);
         let cluster = render::render_cluster(policy, ClientClass::Grpc, &view, &name);
-        for degraded in routes
-            .into_iter()
-            .chain(cluster)
-            .flat_map(|rendered| rendered.degraded)
-        {
+        for degraded in routes.into_iter().chain(cluster).flat_map(|rendered| rendered.degraded) {
             found.push(degraded.diagnostic());
         }
     }
@@ -403,10 +272,7 @@ fn check_grpc(policy: &Policy, service: &Service, found: &mut Vec<Diagnostic>) {
 
 fn unknown_host(policy: &Policy, host: &str, namespace: &str) -> String {
     let names = candidates(host, namespace);
-    let meant = names
-        .iter()
-        .skip(1)
-        .find(|name| policy.services.exact(name, namespace).is_some());
+    let meant = names.iter().skip(1).find(|name| policy.services.exact(name, namespace).is_some());
     match meant {
         Some(meant) => format!("no service is called {host}; {meant} is"),
         None => format!("no service is called {host}"),

@@ -38,12 +38,7 @@ const MOST_DEGRADED: usize = 1_000;
 
 impl Compiled {
     pub(super) fn new(policy: Policy, diagnostics: Vec<Diagnostic>, objects: usize) -> Compiled {
-        Compiled {
-            policy,
-            diagnostics,
-            objects,
-            made: Mutex::default(),
-        }
+        Compiled { policy, diagnostics, objects, made: Mutex::default() }
     }
 
     /// What gRPC clients were found not to be able to do.
@@ -86,10 +81,7 @@ impl Compiled {
             }
             made.count += 1;
             let by_view = made.resources.entry((class, kind)).or_default();
-            by_view
-                .entry(view)
-                .or_default()
-                .insert(encoded.name.clone(), encoded.clone());
+            by_view.entry(view).or_default().insert(encoded.name.clone(), encoded.clone());
         }
         Some(encoded)
     }
@@ -129,16 +121,10 @@ impl World {
         if !render::is_worth_remembering(policy, view, name) {
             return Some(make());
         }
-        let key = EncodedKey {
-            name: name.into(),
-            labels: cluster.labels.clone(),
-        };
+        let key = EncodedKey { name: name.into(), labels: cluster.labels.clone() };
         // The endpoints may have outlived a configuration in which nobody could register.
         let self_registered = cluster.service.takes_registrations();
-        Some(Encoded {
-            self_registered,
-            ..endpoints.encoded(key, make)
-        })
+        Some(Encoded { self_registered, ..endpoints.encoded(key, make) })
     }
 }
 

@@ -51,20 +51,14 @@ impl VirtualServices {
                 continue;
             }
             let entry = Entry {
-                hosts: object
-                    .spec
-                    .hosts
-                    .iter()
-                    .map(|host| in_namespace(host, &object.meta.namespace))
-                    .collect(),
+                hosts: object.spec.hosts.iter().map(|host| in_namespace(host, &object.meta.namespace)).collect(),
                 visibility: visibility(object),
                 rules: rules(object, &sorted, &mut found),
                 meta: object.meta.clone(),
             };
             all.add(entry);
         }
-        all.wildcards
-            .sort_by(|a, b| (Reverse(a.0.len()), &a.0).cmp(&(Reverse(b.0.len()), &b.0)));
+        all.wildcards.sort_by(|a, b| (Reverse(a.0.len()), &a.0).cmp(&(Reverse(b.0.len()), &b.0)));
         all.report_conflicts(&mut found);
         (all, found)
     }
@@ -73,11 +67,7 @@ impl VirtualServices {
         let index = self.entries.len();
         for host in &entry.hosts {
             if host.starts_with('*') {
-                match self
-                    .wildcards
-                    .iter_mut()
-                    .find(|(pattern, _)| pattern == host)
-                {
+                match self.wildcards.iter_mut().find(|(pattern, _)| pattern == host) {
                     Some((_, indexes)) => indexes.push(index),
                     None => self.wildcards.push((host.clone(), vec![index])),
                 }
@@ -86,8 +76,7 @@ impl VirtualServices {
             }
         }
         for condition in entry.rules.iter().flat_map(|rule| &rule.route.matches) {
-            self.label_keys
-                .extend(condition.source_labels.keys().cloned());
+            self.label_keys.extend(condition.source_labels.keys().cloned());
         }
         self.entries.push(Arc::new(entry));
     }
@@ -96,27 +85,17 @@ impl VirtualServices {
     /// client's namespace sees goes before what is exported to it by name, and that before what all see;
     /// then the oldest, then by name.
     pub fn find(&self, host: &str, client_namespace: &str) -> Option<&Arc<Entry>> {
-        let exact = self
-            .exact
-            .get(host)
-            .and_then(|indexes| self.best(indexes, client_namespace));
+        let exact = self.exact.get(host).and_then(|indexes| self.best(indexes, client_namespace));
         exact.or_else(|| {
-            let mut covering = self
-                .wildcards
-                .iter()
-                .filter(|(pattern, _)| covers(pattern, host));
+            let mut covering = self.wildcards.iter().filter(|(pattern, _)| covers(pattern, host));
             covering.find_map(|(_, indexes)| self.best(indexes, client_namespace))
         })
     }
 
     /// Whether some object names this host, and not merely everything.
     pub fn names(&self, host: &str, client_namespace: &str) -> bool {
-        self.find(host, client_namespace).is_some_and(|entry| {
-            entry
-                .hosts
-                .iter()
-                .any(|pattern| pattern != "*" && covers(pattern, host))
-        })
+        self.find(host, client_namespace)
+            .is_some_and(|entry| entry.hosts.iter().any(|pattern| pattern != "*" && covers(pattern, host)))
     }
 
     /// All of them.
@@ -142,17 +121,10 @@ impl VirtualServices {
         let mut conflicts: Vec<(usize, Diagnostic)> = Vec::new();
         for (host, indexes) in hosts.chain(wildcards) {
             for (position, index) in indexes.iter().enumerate() {
-                let earlier = indexes
-                    .iter()
-                    .take(position)
-                    .filter(|earlier| *earlier != index);
+                let earlier = indexes.iter().take(position).filter(|earlier| *earlier != index);
                 let hidden_by = earlier
                     .filter_map(|earlier| self.entries.get(*earlier))
-                    .find(|earlier| {
-                        self.entries
-                            .get(*index)
-                            .is_some_and(|own| own.visibility == earlier.visibility)
-                    });
+                    .find(|earlier| self.entries.get(*index).is_some_and(|own| own.visibility == earlier.visibility));
                 let (Some(winner), Some(own)) = (hidden_by, self.entries.get(*index)) else {
                     continue;
                 };
@@ -161,8 +133,7 @@ impl VirtualServices {
                     winner.meta.id(),
                     winner.meta.origin
                 );
-                let finding =
-                    Diagnostic::at(&own.meta.origin, Severity::Warning, Code::Conflict, message);
+                let finding = Diagnostic::at(&own.meta.origin, Severity::Warning, Code::Conflict, message);
                 conflicts.push((*index, finding.object(own.meta.id()).field("hosts")));
             }
         }
@@ -189,60 +160,37 @@ fn rules(
             rules.push(Rule {
                 route: route.clone(),
                 namespace: object.meta.namespace.clone(),
-                written: Written {
-                    object: object.meta.id(),
-                    field,
-                    origin,
-                },
+                written: Written { object: object.meta.id(), field, origin },
             });
             continue;
         };
         let mut report = |code, message: String| {
             let origin = object.meta.origin.at(target.name.span);
             let finding = Diagnostic::at(&origin, Severity::Warning, code, message);
-            found.push(
-                finding
-                    .object(object.meta.id())
-                    .field(format!("{field}.delegate")),
-            );
+            found.push(finding.object(object.meta.id()).field(format!("{field}.delegate")));
         };
         let namespace = match target.namespace.as_str() {
             "" => &*object.meta.namespace,
             namespace => namespace,
         };
-        let Some(child) = all.iter().find(|other| {
-            *other.meta.name == *target.name.value && *other.meta.namespace == *namespace
-        }) else {
-            let message = format!(
-                "there is no VirtualService {namespace}/{}",
-                target.name.value
-            );
+        let Some(child) =
+            all.iter().find(|other| *other.meta.name == *target.name.value && *other.meta.namespace == *namespace)
+        else {
+            let message = format!("there is no VirtualService {namespace}/{}", target.name.value);
             report(Code::UnknownReference, message);
             continue;
         };
         if !child.spec.hosts.is_empty() {
-            report(
-                Code::Conflict,
-                format!(
-                    "{} has hosts of its own, so it is no delegate",
-                    child.meta.id()
-                ),
-            );
+            report(Code::Conflict, format!("{} has hosts of its own, so it is no delegate", child.meta.id()));
             continue;
         }
         if !visibility(child).includes(&object.meta.namespace) {
-            report(
-                Code::Conflict,
-                format!("{} is not exported to this namespace", child.meta.id()),
-            );
+            report(Code::Conflict, format!("{} is not exported to this namespace", child.meta.id()));
             continue;
         }
         for (child_index, child_route) in child.spec.http.iter().enumerate() {
             if child_route.delegate.is_some() {
-                let message = format!(
-                    "{} delegates again, which is one level too deep",
-                    child.meta.id()
-                );
+                let message = format!("{} delegates again, which is one level too deep", child.meta.id());
                 report(Code::Conflict, message);
                 continue;
             }

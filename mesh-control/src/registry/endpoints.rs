@@ -116,11 +116,7 @@ fn ports_served(service: &Service, workload: &Workload) -> Vec<u16> {
         return Vec::new();
     }
     let ports = ports_by_target(service, workload);
-    if ports.is_empty() {
-        only_port(service).into_iter().collect()
-    } else {
-        ports
-    }
+    if ports.is_empty() { only_port(service).into_iter().collect() } else { ports }
 }
 
 fn registered(workload: &Workload) -> Endpoint {

@@ -242,11 +242,7 @@ spec:
     fn replicas_that_share_a_node_id_are_endpoints_each() {
         let services = services(SHOP);
         let mut endpoints = Endpoints::new(&services, &Endpoints::default(), &Services::default());
-        for (key, address) in [
-            ("a", "127.0.0.1:9080"),
-            ("b", "127.0.0.1:9081"),
-            ("c", "127.0.0.1:9082"),
-        ] {
+        for (key, address) in [("a", "127.0.0.1:9080"), ("b", "127.0.0.1:9081"), ("c", "127.0.0.1:9082")] {
             let mut workload = (*workload(key, "reviews", address)).clone();
             workload.node = "from-one-bootstrap-file".into();
             assert!(endpoints.register(&services, Arc::new(workload)));

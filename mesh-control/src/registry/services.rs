@@ -37,23 +37,10 @@ impl Services {
     pub fn new(objects: &Objects) -> (Services, Vec<Diagnostic>) {
         let mut services = Services::default();
         let mut found = Vec::new();
-        let mut all: Vec<Service> = objects
-            .services
-            .iter()
-            .map(|object| service::of_service(object))
-            .collect();
-        all.extend(
-            objects
-                .service_entries
-                .iter()
-                .flat_map(|object| service::of_entry(object)),
-        );
+        let mut all: Vec<Service> = objects.services.iter().map(|object| service::of_service(object)).collect();
+        all.extend(objects.service_entries.iter().flat_map(|object| service::of_entry(object)));
         all.sort_by(|a, b| {
-            (&a.host, &a.namespace, a.rank(&a.namespace)).cmp(&(
-                &b.host,
-                &b.namespace,
-                b.rank(&b.namespace),
-            ))
+            (&a.host, &a.namespace, a.rank(&a.namespace)).cmp(&(&b.host, &b.namespace, b.rank(&b.namespace)))
         });
         for service in all {
             services.add(service, &mut found);
@@ -63,15 +50,9 @@ impl Services {
                 services.wildcards.push((host.clone(), ids.clone()));
             }
         }
-        services
-            .wildcards
-            .sort_by(|a, b| (b.0.len(), &a.0).cmp(&(a.0.len(), &b.0)));
+        services.wildcards.sort_by(|a, b| (b.0.len(), &a.0).cmp(&(a.0.len(), &b.0)));
         let entries = entries_by_namespace(objects);
-        services.selected = services
-            .all
-            .iter()
-            .map(|service| selected(service, &entries))
-            .collect();
+        services.selected = services.all.iter().map(|service| selected(service, &entries)).collect();
         for group in &objects.workload_groups {
             let key = (group.meta.namespace.clone(), group.meta.name.clone());
             services.groups.insert(key, group.clone());
@@ -81,11 +62,7 @@ impl Services {
 
     fn add(&mut self, service: Service, found: &mut Vec<Diagnostic>) {
         let ids = self.by_host.entry(service.host.clone()).or_default();
-        let same = ids.iter().find_map(|id| {
-            self.all
-                .get(id.0)
-                .filter(|other| other.namespace == service.namespace)
-        });
+        let same = ids.iter().find_map(|id| self.all.get(id.0).filter(|other| other.namespace == service.namespace));
         if let Some(other) = same {
             let message = format!(
                 "host {} is already that of {} ({}), which is the one that counts",
@@ -112,10 +89,7 @@ impl Services {
 
     /// All services, with their places.
     pub fn iter(&self) -> impl Iterator<Item = (ServiceId, &Arc<Service>)> {
-        self.all
-            .iter()
-            .enumerate()
-            .map(|(index, service)| (ServiceId(index), service))
+        self.all.iter().enumerate().map(|(index, service)| (ServiceId(index), service))
     }
 
     /// The service of this exact host that a client of this namespace sees.
@@ -126,19 +100,12 @@ impl Services {
     /// The service that answers to this full host name, exactly or by its wildcard.
     pub fn find(&self, host: &str, client_namespace: &str) -> Option<(ServiceId, &Arc<Service>)> {
         self.exact(host, client_namespace).or_else(|| {
-            let mut covering = self
-                .wildcards
-                .iter()
-                .filter(|(pattern, _)| host::covers(pattern, host));
+            let mut covering = self.wildcards.iter().filter(|(pattern, _)| host::covers(pattern, host));
             covering.find_map(|(_, ids)| self.best(ids, client_namespace))
         })
     }
 
-    fn best(
-        &self,
-        ids: &[ServiceId],
-        client_namespace: &str,
-    ) -> Option<(ServiceId, &Arc<Service>)> {
+    fn best(&self, ids: &[ServiceId], client_namespace: &str) -> Option<(ServiceId, &Arc<Service>)> {
         ids.iter()
             .filter_map(|id| Some((*id, self.all.get(id.0)?)))
             .filter(|(_, service)| service.visibility.includes(client_namespace))
@@ -151,8 +118,7 @@ impl Services {
         workload: &'s Workload,
     ) -> impl Iterator<Item = (ServiceId, &'s Arc<Service>)> {
         let labels = workload.labels.iter();
-        let keys =
-            labels.map(|(key, value)| (workload.namespace.clone(), key.clone(), value.clone()));
+        let keys = labels.map(|(key, value)| (workload.namespace.clone(), key.clone(), value.clone()));
         let ids = keys.filter_map(|key| self.by_selector.get(&key)).flatten();
         let services = ids.filter_map(|id| Some((*id, self.all.get(id.0)?)));
         services.filter(|(_, service)| service.selects(&workload.labels))
@@ -160,20 +126,14 @@ impl Services {
 
     /// The endpoints of a service that are written down, in its own object or in WorkloadEntries.
     pub fn written(&self, id: ServiceId) -> impl Iterator<Item = &WrittenEndpoint> {
-        let own = self
-            .all
-            .get(id.0)
-            .into_iter()
-            .flat_map(|service| &service.endpoints);
+        let own = self.all.get(id.0).into_iter().flat_map(|service| &service.endpoints);
         own.chain(self.selected.get(id.0).into_iter().flatten())
     }
 
     /// A workload with what its group adds to it.
     pub(super) fn with_group(&self, workload: &Arc<Workload>) -> Arc<Workload> {
-        let group = workload.group.as_ref().and_then(|group| {
-            self.groups
-                .get(&(workload.namespace.clone(), group.clone()))
-        });
+        let group =
+            workload.group.as_ref().and_then(|group| self.groups.get(&(workload.namespace.clone(), group.clone())));
         match group {
             Some(group) => Arc::new(workload.with_group(&group.spec)),
             None => workload.clone(),
@@ -182,10 +142,7 @@ impl Services {
 }
 
 pub(super) fn first_label(service: &Service) -> Option<NamespacedLabel> {
-    let selector = service
-        .selector
-        .as_ref()
-        .filter(|_| service.takes_registrations())?;
+    let selector = service.selector.as_ref().filter(|_| service.takes_registrations())?;
     let (key, value) = selector.iter().next()?;
     Some((service.namespace.clone(), key.clone(), value.clone()))
 }
@@ -195,10 +152,7 @@ type Entries<'a> = HashMap<&'a str, Vec<&'a Arc<Object<WorkloadEntry>>>>;
 fn entries_by_namespace(objects: &Objects) -> Entries<'_> {
     let mut entries: Entries<'_> = HashMap::new();
     for object in &objects.workload_entries {
-        entries
-            .entry(&object.meta.namespace)
-            .or_default()
-            .push(object);
+        entries.entry(&object.meta.namespace).or_default().push(object);
     }
     for entries in entries.values_mut() {
         entries.sort_by(|a, b| a.meta.order().cmp(&b.meta.order()));

@@ -11,9 +11,7 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster::{
 };
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
-use envoy_types::pb::envoy::config::route::v3::route_action::{
-    ClusterSpecifier, MaxStreamDuration,
-};
+use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, MaxStreamDuration};
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
@@ -27,9 +25,7 @@ use super::{BLACK_HOLE, Degraded, Found, fault, found_by, tls};
 use crate::config::istio::destination_rule::SimpleLb;
 use crate::config::istio::string_match::{StringMatch, whole_text_regex};
 use crate::policy::Cluster;
-use crate::policy::route::{
-    AbortWith, Action, Condition, Faults, Forward, PathRewrite, Retry, Route,
-};
+use crate::policy::route::{AbortWith, Action, Condition, Faults, Forward, PathRewrite, Retry, Route};
 use crate::policy::support::GRPC_RETRY_TOKENS;
 use crate::registry::WrittenEndpoint;
 
@@ -52,10 +48,9 @@ pub(super) fn route_configuration(
         };
         let conditions = render_matches(&route.condition, &mut note);
         let template = render_route(route, &mut note);
-        rendered.extend(conditions.into_iter().map(|condition| route::Route {
-            r#match: Some(condition),
-            ..template.clone()
-        }));
+        rendered.extend(
+            conditions.into_iter().map(|condition| route::Route { r#match: Some(condition), ..template.clone() }),
+        );
     }
     route::RouteConfiguration {
         name: name.to_owned(),
@@ -76,18 +71,12 @@ fn render_route(route: &Route, note: &mut impl FnMut(&str, String)) -> route::Ro
         // An action that they do not know is not accepted by all of them; a fault of the same status is.
         Action::Redirect(redirect) => {
             let status = redirect.status;
-            note(
-                "redirect",
-                format!("calls fail with the gRPC status that HTTP {status} maps to"),
-            );
+            note("redirect", format!("calls fail with the gRPC status that HTTP {status} maps to"));
             always_abort(&mut faults, status)
         }
         Action::Respond(response) => {
             let status = response.status;
-            note(
-                "directResponse",
-                format!("calls fail with the gRPC status that HTTP {status} maps to"),
-            );
+            note("directResponse", format!("calls fail with the gRPC status that HTTP {status} maps to"));
             always_abort(&mut faults, status)
         }
     };
@@ -115,9 +104,7 @@ fn render_forward(forward: &Forward, note: &mut impl FnMut(&str, String)) -> rou
     if forward.rewrite != PathRewrite::None || forward.authority.is_some() {
         note("rewrite", "path and authority stay as they are".to_owned());
     }
-    let changed = |target: &crate::policy::route::Target| {
-        !target.headers.is_none() || target.authority.is_some()
-    };
+    let changed = |target: &crate::policy::route::Target| !target.headers.is_none() || target.authority.is_some();
     if forward.targets.iter().any(changed) {
         note("route.headers", "headers stay as they are".to_owned());
     }
@@ -130,10 +117,7 @@ fn render_forward(forward: &Forward, note: &mut impl FnMut(&str, String)) -> rou
                 ..Default::default()
             });
             let clusters = clusters.collect();
-            ClusterSpecifier::WeightedClusters(route::WeightedCluster {
-                clusters,
-                ..Default::default()
-            })
+            ClusterSpecifier::WeightedClusters(route::WeightedCluster { clusters, ..Default::default() })
         }
     };
     route::RouteAction {
@@ -143,10 +127,7 @@ fn render_forward(forward: &Forward, note: &mut impl FnMut(&str, String)) -> rou
             max_stream_duration: Some(duration(forward.timeout.unwrap_or(Duration::ZERO))),
             ..Default::default()
         }),
-        retry_policy: forward
-            .retry
-            .as_ref()
-            .and_then(|retry| render_retry(retry, note)),
+        retry_policy: forward.retry.as_ref().and_then(|retry| render_retry(retry, note)),
         ..Default::default()
     }
 }
@@ -154,18 +135,10 @@ fn render_forward(forward: &Forward, note: &mut impl FnMut(&str, String)) -> rou
 /// gRFC A44: five conditions, one retry at least; what is left out would be ignored or rejected.
 fn render_retry(retry: &Retry, note: &mut impl FnMut(&str, String)) -> Option<route::RetryPolicy> {
     if retry.per_try_timeout.is_some() {
-        note(
-            "retries.perTryTimeout",
-            "a try lasts as long as the call may".to_owned(),
-        );
+        note("retries.perTryTimeout", "a try lasts as long as the call may".to_owned());
     }
     let is_known = |token: &&String| GRPC_RETRY_TOKENS.contains(&token.as_str());
-    let conditions: Vec<&str> = retry
-        .conditions
-        .iter()
-        .filter(is_known)
-        .map(String::as_str)
-        .collect();
+    let conditions: Vec<&str> = retry.conditions.iter().filter(is_known).map(String::as_str).collect();
     if conditions.is_empty() {
         note("retries.retryOn", "nothing is tried again".to_owned());
         return None;
@@ -180,31 +153,17 @@ fn render_retry(retry: &Retry, note: &mut impl FnMut(&str, String)) -> Option<ro
 
 /// The conditions under which a call meets this one: none if no call can, several if "this header is
 /// missing or different" has to be said, for which a gRPC client has no single matcher.
-fn render_matches(
-    condition: &Condition,
-    note: &mut impl FnMut(&str, String),
-) -> Vec<route::RouteMatch> {
+fn render_matches(condition: &Condition, note: &mut impl FnMut(&str, String)) -> Vec<route::RouteMatch> {
     if !meets_pseudo_headers(condition, note) {
         return Vec::new();
     }
     if !condition.query.is_empty() {
-        note(
-            "match.queryParams",
-            "a call has no query, so the rule is left out".to_owned(),
-        );
+        note("match.queryParams", "a call has no query, so the rule is left out".to_owned());
         return Vec::new();
     }
-    let names = || {
-        condition
-            .headers
-            .keys()
-            .chain(condition.without_headers.keys())
-    };
+    let names = || condition.headers.keys().chain(condition.without_headers.keys());
     if let Some(name) = names().find(|name| name.ends_with("-bin")) {
-        note(
-            "match.headers",
-            format!("{name} is binary and never matches, so the rule is left out"),
-        );
+        note("match.headers", format!("{name} is binary and never matches, so the rule is left out"));
         return Vec::new();
     }
     let path_specifier = match &condition.path {
@@ -214,19 +173,12 @@ fn render_matches(
         StringMatch::Regex(text) if text == "*" => PathSpecifier::Prefix(String::new()),
         StringMatch::Regex(text) => PathSpecifier::SafeRegex(regex(text)),
     };
-    let mut alternatives: Vec<Vec<route::HeaderMatcher>> = vec![
-        condition
-            .headers
-            .iter()
-            .map(|(name, value)| header_matcher(name, value, false))
-            .collect(),
-    ];
+    let mut alternatives: Vec<Vec<route::HeaderMatcher>> =
+        vec![condition.headers.iter().map(|(name, value)| header_matcher(name, value, false)).collect()];
     for (name, value) in &condition.without_headers {
         let missing = header_matcher(name, &StringMatch::Present, true);
         if is_presence(value) {
-            alternatives
-                .iter_mut()
-                .for_each(|headers| headers.push(missing.clone()));
+            alternatives.iter_mut().for_each(|headers| headers.push(missing.clone()));
             continue;
         }
         // A value that differs, or, since a missing one counts as empty, none at all.
@@ -240,16 +192,11 @@ fn render_matches(
         }
         alternatives = both;
         if alternatives.len() > MOST_ALTERNATIVES {
-            note(
-                "match.withoutHeaders",
-                "there are too many, so the rule is left out".to_owned(),
-            );
+            note("match.withoutHeaders", "there are too many, so the rule is left out".to_owned());
             return Vec::new();
         }
     }
-    let case_sensitive = condition
-        .ignore_path_case
-        .then_some(BoolValue { value: false });
+    let case_sensitive = condition.ignore_path_case.then_some(BoolValue { value: false });
     let rendered = alternatives.into_iter().map(|headers| route::RouteMatch {
         path_specifier: Some(path_specifier.clone()),
         case_sensitive,
@@ -265,21 +212,12 @@ fn meets_pseudo_headers(condition: &Condition, note: &mut impl FnMut(&str, Strin
     if let Some(method) = &condition.method
         && !matches_text(method, "POST")
     {
-        note(
-            "match.method",
-            "a call is always a POST, so the rule is left out".to_owned(),
-        );
+        note("match.method", "a call is always a POST, so the rule is left out".to_owned());
         return false;
     }
-    for (field, value) in [
-        ("match.scheme", &condition.scheme),
-        ("match.authority", &condition.authority),
-    ] {
+    for (field, value) in [("match.scheme", &condition.scheme), ("match.authority", &condition.authority)] {
         if value.as_ref().is_some_and(|value| !is_presence(value)) {
-            note(
-                field,
-                "a gRPC client cannot match on it, so the rule is left out".to_owned(),
-            );
+            note(field, "a gRPC client cannot match on it, so the rule is left out".to_owned());
             return false;
         }
     }
@@ -291,25 +229,18 @@ fn matches_text(condition: &StringMatch, text: &str) -> bool {
         StringMatch::Present => true,
         StringMatch::Exact(exact) => exact == text,
         StringMatch::Prefix(prefix) => text.starts_with(prefix.as_str()),
-        StringMatch::Regex(regex) => {
-            whole_text_regex(regex).is_some_and(|regex| regex.is_match(text))
-        }
+        StringMatch::Regex(regex) => whole_text_regex(regex).is_some_and(|regex| regex.is_match(text)),
     }
 }
 
 // The older forms of the matcher are understood by every release that speaks xDS v3.
-#[expect(
-    deprecated,
-    reason = "string_match needs gRFC A63, which older clients lack"
-)]
+#[expect(deprecated, reason = "string_match needs gRFC A63, which older clients lack")]
 fn header_matcher(name: &str, value: &StringMatch, invert_match: bool) -> route::HeaderMatcher {
     let specifier = match value {
         StringMatch::Exact(text) => HeaderMatchSpecifier::ExactMatch(text.clone()),
         StringMatch::Prefix(text) if text.is_empty() => HeaderMatchSpecifier::PresentMatch(true),
         StringMatch::Prefix(text) => HeaderMatchSpecifier::PrefixMatch(text.clone()),
-        StringMatch::Regex(text) if text != "*" => {
-            HeaderMatchSpecifier::SafeRegexMatch(regex(text))
-        }
+        StringMatch::Regex(text) if text != "*" => HeaderMatchSpecifier::SafeRegexMatch(regex(text)),
         StringMatch::Regex(_) | StringMatch::Present => HeaderMatchSpecifier::PresentMatch(true),
     };
     route::HeaderMatcher {
@@ -340,11 +271,7 @@ pub(super) fn render_cluster(
         return nowhere(rendered);
     }
     note_limits(seen, degraded);
-    let simple = seen
-        .settings
-        .load_balancer
-        .and_then(|balancer| balancer.simple)
-        .unwrap_or_default();
+    let simple = seen.settings.load_balancer.and_then(|balancer| balancer.simple).unwrap_or_default();
     match simple {
         SimpleLb::LeastRequest | SimpleLb::LeastConn => {
             // gRFC A52: the first one that a client knows.
@@ -361,30 +288,20 @@ pub(super) fn render_cluster(
     let discovery = match found_by(seen) {
         Found::Endpoints => {
             let eds_config = Some(ads());
-            rendered.eds_cluster_config = Some(EdsClusterConfig {
-                eds_config,
-                service_name: name,
-            });
+            rendered.eds_cluster_config = Some(EdsClusterConfig { eds_config, service_name: name });
             DiscoveryType::Eds
         }
         Found::Host => {
-            rendered.load_assignment =
-                Some(single_assignment(&name, &seen.key.host, seen.port.number));
+            rendered.load_assignment = Some(single_assignment(&name, &seen.key.host, seen.port.number));
             DiscoveryType::LogicalDns
         }
         Found::Dns { .. } => {
             // gRFC A37: one name and no more.
             if written.len() > 1 {
-                degraded.push(Degraded::of_service(
-                    seen,
-                    "endpoints",
-                    "the first name is used".to_owned(),
-                ));
+                degraded.push(Degraded::of_service(seen, "endpoints", "the first name is used".to_owned()));
             }
             let first = written.first();
-            let (host, port) = first.map_or((&seen.key.host, seen.port.number), |(e, port)| {
-                (&e.address, *port)
-            });
+            let (host, port) = first.map_or((&seen.key.host, seen.port.number), |(e, port)| (&e.address, *port));
             rendered.load_assignment = Some(single_assignment(&name, host, port));
             DiscoveryType::LogicalDns
         }
@@ -408,61 +325,30 @@ fn note_limits(seen: &Cluster<'_>, degraded: &mut Vec<Degraded>) {
     let tcp = pool.tcp.as_ref();
     let http = pool.http.as_ref();
     let limits = [
-        (
-            "tcp.connectTimeout",
-            tcp.is_some_and(|tcp| tcp.connect_timeout.is_some()),
-        ),
-        (
-            "http.idleTimeout",
-            http.is_some_and(|http| http.idle_timeout.is_some()),
-        ),
-        (
-            "http.maxRequestsPerConnection",
-            http.is_some_and(|http| http.max_requests_per_connection.is_some()),
-        ),
+        ("tcp.connectTimeout", tcp.is_some_and(|tcp| tcp.connect_timeout.is_some())),
+        ("http.idleTimeout", http.is_some_and(|http| http.idle_timeout.is_some())),
+        ("http.maxRequestsPerConnection", http.is_some_and(|http| http.max_requests_per_connection.is_some())),
     ];
     for (field, _) in limits.into_iter().filter(|(_, is_set)| *is_set) {
         let what = "the client's own setting holds".to_owned();
-        degraded.push(Degraded::of_rule(
-            rule,
-            &format!("connectionPool.{field}"),
-            what,
-        ));
+        degraded.push(Degraded::of_rule(rule, &format!("connectionPool.{field}"), what));
     }
 }
 
 /// gRFC A32 looks at `max_requests` only, and takes 1024 where there is none; Istio's default is no limit.
 fn circuit_breakers(seen: &Cluster<'_>) -> cluster::CircuitBreakers {
-    let http = seen
-        .settings
-        .connection_pool
-        .and_then(|pool| pool.http.as_ref());
-    let limit = http
-        .and_then(|http| http.http2_max_requests)
-        .and_then(|limit| u32::try_from(limit).ok());
+    let http = seen.settings.connection_pool.and_then(|pool| pool.http.as_ref());
+    let limit = http.and_then(|http| http.http2_max_requests).and_then(|limit| u32::try_from(limit).ok());
     let max_requests = number(limit.filter(|limit| *limit > 0).unwrap_or(u32::MAX));
     cluster::CircuitBreakers {
-        thresholds: vec![cluster::circuit_breakers::Thresholds {
-            max_requests,
-            ..Default::default()
-        }],
+        thresholds: vec![cluster::circuit_breakers::Thresholds { max_requests, ..Default::default() }],
         ..Default::default()
     }
 }
 
 fn least_request_or_round_robin() -> cluster::LoadBalancingPolicy {
-    let policy = |config| cluster::load_balancing_policy::Policy {
-        typed_extension_config: Some(config),
-    };
-    let least = extension(
-        "envoy.load_balancing_policies.least_request",
-        &LeastRequest::default(),
-    );
-    let robin = extension(
-        "envoy.load_balancing_policies.round_robin",
-        &RoundRobin::default(),
-    );
-    cluster::LoadBalancingPolicy {
-        policies: vec![policy(least), policy(robin)],
-    }
+    let policy = |config| cluster::load_balancing_policy::Policy { typed_extension_config: Some(config) };
+    let least = extension("envoy.load_balancing_policies.least_request", &LeastRequest::default());
+    let robin = extension("envoy.load_balancing_policies.round_robin", &RoundRobin::default());
+    cluster::LoadBalancingPolicy { policies: vec![policy(least), policy(robin)] }
 }

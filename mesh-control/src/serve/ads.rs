@@ -200,10 +200,7 @@ async fn converse<V: Variant>(
         tag: fastrand::u32(..),
     };
     let session = Session::new(V::PROTOCOL, opening, now());
-    let stay = Stay {
-        connection: shared.fleet.enter(session, About::read(node)),
-        shared: &shared,
-    };
+    let stay = Stay { connection: shared.fleet.enter(session, About::read(node)), shared: &shared };
     shared.metrics.stream_opened();
     tracing::debug!(node = node.id, peer = %peer.ip, protocol = ?V::PROTOCOL, "stream opened");
     let end = exchange::<V>(&stay, request, &mut requests, &sender, stop).await;
@@ -228,9 +225,7 @@ fn identify(node: &Node, peer: &Peer) -> Result<Client, Status> {
         None => {}
         Some(Err(anonymous)) => {
             let why = anonymous.0;
-            return Err(Status::permission_denied(format!(
-                "the client certificate names nobody: {why}"
-            )));
+            return Err(Status::permission_denied(format!("the client certificate names nobody: {why}")));
         }
         Some(Ok(identity)) => {
             if let Some(contradiction) = client::contradiction(node, identity) {
@@ -354,10 +349,7 @@ impl Stay<'_> {
         let client = self.connection.session().client().clone();
         let about = &self.connection.about;
         let workloads = |names: &[Arc<str>]| -> Vec<Workload> {
-            names
-                .iter()
-                .filter_map(|name| Workload::announced(&client, about, name))
-                .collect()
+            names.iter().filter_map(|name| Workload::announced(&client, about, name)).collect()
         };
         for workload in workloads(&heard.left) {
             self.shared.presence.leave(self.connection.id, &workload.key());

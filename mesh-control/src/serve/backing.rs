@@ -14,21 +14,14 @@ use crate::serve::status::{DiagnosticStatus, Inspect, Serving};
 impl Feed {
     /// Follows the worlds of a plane. To be called inside a runtime.
     pub fn of(plane: &Plane) -> Feed {
-        Feed::new(
-            plane.subscribe(),
-            |world: &Arc<World>| -> Arc<dyn Catalog> { world.clone() },
-        )
+        Feed::new(plane.subscribe(), |world: &Arc<World>| -> Arc<dyn Catalog> { world.clone() })
     }
 }
 
 impl Workloads for Plane {
     fn register(&self, workload: Workload) {
         let key = workload.key().to_string();
-        let Workload {
-            client,
-            about,
-            address,
-        } = workload;
+        let Workload { client, about, address } = workload;
         let base = registry::Workload::new(&key, &client.namespace, &about.name, address);
         Plane::register(
             self,
@@ -51,10 +44,7 @@ impl Workloads for Plane {
 
 impl Inspect for Plane {
     fn diagnostics(&self) -> Vec<DiagnosticStatus> {
-        Plane::diagnostics(self)
-            .into_iter()
-            .map(Into::into)
-            .collect()
+        Plane::diagnostics(self).into_iter().map(Into::into).collect()
     }
 
     fn services(&self) -> usize {
@@ -63,17 +53,7 @@ impl Inspect for Plane {
 
     fn serving(&self) -> BTreeMap<String, Serving> {
         let workloads = Plane::workloads(self).into_iter();
-        workloads
-            .map(|one| {
-                (
-                    one.key,
-                    Serving {
-                        services: one.serves,
-                        note: one.note,
-                    },
-                )
-            })
-            .collect()
+        workloads.map(|one| (one.key, Serving { services: one.serves, note: one.note })).collect()
     }
 }
 

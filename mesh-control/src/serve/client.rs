@@ -27,23 +27,13 @@ pub(crate) fn contradiction(node: &Node, identity: &Identity) -> Option<String> 
     let metadata = node.metadata.as_ref().unwrap_or(&empty);
     let from_id = namespace_of_id(&node.id);
     let claims = [
-        (
-            "NAMESPACE",
-            text(metadata, "NAMESPACE"),
-            &identity.namespace,
-        ),
+        ("NAMESPACE", text(metadata, "NAMESPACE"), &identity.namespace),
         ("the namespace of its id", from_id, &identity.namespace),
-        (
-            "SERVICE_ACCOUNT",
-            text(metadata, "SERVICE_ACCOUNT"),
-            &identity.service_account,
-        ),
+        ("SERVICE_ACCOUNT", text(metadata, "SERVICE_ACCOUNT"), &identity.service_account),
     ];
     claims.into_iter().find_map(|(what, claimed, certified)| {
         let claimed = claimed.filter(|claimed| claimed != certified)?;
-        Some(format!(
-            "the node says {what} is {claimed:?}, its certificate says {certified:?}"
-        ))
+        Some(format!("the node says {what} is {claimed:?}, its certificate says {certified:?}"))
     })
 }
 
@@ -65,21 +55,9 @@ impl About {
     pub(crate) fn read(node: &Node) -> About {
         let empty = Struct::default();
         let metadata = node.metadata.as_ref().unwrap_or(&empty);
-        let said = |key| {
-            text(metadata, key)
-                .filter(|text| !text.is_empty())
-                .map(brief)
-        };
-        let from_id = || {
-            node.id
-                .split('~')
-                .nth(2)
-                .and_then(|name| name.rsplit_once('.'))
-                .map(|(name, _)| brief(name))
-        };
-        let name = said("WORKLOAD_NAME")
-            .or_else(|| said("NAME"))
-            .or_else(from_id);
+        let said = |key| text(metadata, key).filter(|text| !text.is_empty()).map(brief);
+        let from_id = || node.id.split('~').nth(2).and_then(|name| name.rsplit_once('.')).map(|(name, _)| brief(name));
+        let name = said("WORKLOAD_NAME").or_else(|| said("NAME")).or_else(from_id);
         About {
             name: name.unwrap_or_else(|| brief(&node.id)),
             cluster: said("CLUSTER_ID").unwrap_or_default(),
@@ -140,9 +118,7 @@ fn namespace<'a>(metadata: &'a Struct, id: &'a str) -> &'a str {
 
 // `type~ip~name.namespace~namespace.svc.domain` (Istio's node id).
 fn namespace_of_id(id: &str) -> Option<&str> {
-    id.split('~')
-        .nth(3)
-        .and_then(|domain| domain.split('.').next())
+    id.split('~').nth(3).and_then(|domain| domain.split('.').next())
 }
 
 fn is_label(name: &str) -> bool {
@@ -271,24 +247,11 @@ mod tests {
 
     #[test]
     fn a_node_may_repeat_what_its_certificate_says_and_not_contradict_it() {
-        let identity = Identity {
-            namespace: "shop".to_owned(),
-            service_account: "web".to_owned(),
-        };
-        let says =
-            |id: &str, metadata: &[(&str, Value)]| contradiction(&node(id, metadata), &identity);
+        let identity = Identity { namespace: "shop".to_owned(), service_account: "web".to_owned() };
+        let says = |id: &str, metadata: &[(&str, Value)]| contradiction(&node(id, metadata), &identity);
         let id = "mesh~10.0.0.1~web-1.shop~shop.svc.cluster.local";
         assert_eq!(says("", &[]), None);
-        assert_eq!(
-            says(
-                id,
-                &[
-                    ("NAMESPACE", string("shop")),
-                    ("SERVICE_ACCOUNT", string("web"))
-                ]
-            ),
-            None
-        );
+        assert_eq!(says(id, &[("NAMESPACE", string("shop")), ("SERVICE_ACCOUNT", string("web"))]), None);
         assert!(says(id, &[("NAMESPACE", string("checkout"))]).is_some());
         assert!(says(id, &[("SERVICE_ACCOUNT", string("root"))]).is_some());
         assert!(says("mesh~10.0.0.1~web-1.pay~pay.svc.cluster.local", &[]).is_some());
@@ -298,11 +261,7 @@ mod tests {
     fn a_workload_is_called_what_it_says_or_what_its_id_says() {
         let id = "mesh~10.0.0.1~web-1.v2.shop~shop.svc.cluster.local";
         for (metadata, id, expected) in [
-            (
-                vec![("WORKLOAD_NAME", string("web")), ("NAME", string("web-1"))],
-                id,
-                "web",
-            ),
+            (vec![("WORKLOAD_NAME", string("web")), ("NAME", string("web-1"))], id, "web"),
             (vec![("NAME", string("web-1"))], id, "web-1"),
             (vec![], id, "web-1.v2"),
             (vec![], "anything", "anything"),

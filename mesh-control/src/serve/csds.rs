@@ -66,11 +66,7 @@ fn config(connection: &Connection) -> ClientConfig {
         (session.client().node_id.to_string(), session.reports())
     };
     ClientConfig {
-        node: Some(Node {
-            id,
-            user_agent_name: connection.about.user_agent.clone(),
-            ..Node::default()
-        }),
+        node: Some(Node { id, user_agent_name: connection.about.user_agent.clone(), ..Node::default() }),
         generic_xds_configs: reports.iter().flat_map(resources).collect(),
         ..ClientConfig::default()
     }

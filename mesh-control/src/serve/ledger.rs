@@ -149,12 +149,7 @@ impl Ledger {
     /// Subscribes to a name that the client holds from another stream: with the version it tells, only a
     /// difference is sent; without one, the name is owed an answer.
     pub(crate) fn resume(&mut self, name: &str, version: Option<&str>, view: &View<'_>) -> bool {
-        self.enter(
-            name,
-            Told::Cached(version.map(Arc::from)),
-            version.is_none(),
-            view,
-        )
+        self.enter(name, Told::Cached(version.map(Arc::from)), version.is_none(), view)
     }
 
     /// Remembers what a wildcard client holds without having asked for it by name.
@@ -180,9 +175,7 @@ impl Ledger {
 
     /// The client may have dropped the name since it was told. Asking clears it.
     pub(crate) fn take_forgotten(&mut self, name: &str) -> bool {
-        self.entries
-            .get_mut(name)
-            .is_some_and(|entry| mem::take(&mut entry.forgotten))
+        self.entries.get_mut(name).is_some_and(|entry| mem::take(&mut entry.forgotten))
     }
 
     fn enter(&mut self, name: &str, told: Told, owed: bool, view: &View<'_>) -> bool {
@@ -206,13 +199,7 @@ impl Ledger {
             return false;
         };
         let was_explicit = mem::replace(&mut entry.explicit, false);
-        if self.wildcard
-            && view
-                .catalog
-                .everything(view.client, self.kind)
-                .iter()
-                .any(|one| &**one == name)
-        {
+        if self.wildcard && view.catalog.everything(view.client, self.kind).iter().any(|one| &**one == name) {
             let (name, found) = intern(name, self.kind, view);
             self.place(&name, found.as_ref(), true, view.settled);
         } else {
@@ -231,12 +218,8 @@ impl Ledger {
         if on {
             self.expand(view);
         } else {
-            let implicit: Vec<_> = self
-                .entries
-                .iter()
-                .filter(|(_, entry)| !entry.explicit)
-                .map(|(name, _)| name.clone())
-                .collect();
+            let implicit: Vec<_> =
+                self.entries.iter().filter(|(_, entry)| !entry.explicit).map(|(name, _)| name.clone()).collect();
             implicit.iter().for_each(|name| self.forget(name));
         }
     }
@@ -245,8 +228,7 @@ impl Ledger {
         for name in view.catalog.everything(view.client, self.kind) {
             if !self.entries.contains_key(&name) {
                 self.name_bytes += weight(&name);
-                self.entries
-                    .insert(name.clone(), Entry::new(false, Told::Nothing));
+                self.entries.insert(name.clone(), Entry::new(false, Told::Nothing));
                 let found = view.find(self.kind, &name);
                 self.place(&name, found.as_ref(), false, view.settled);
             }
@@ -269,10 +251,7 @@ impl Ledger {
         self.sets.clear();
         for (name, entry) in &self.entries {
             let found = view.find(self.kind, name);
-            if let Some(set) = self
-                .sets
-                .of(duty(entry, found.as_ref(), view.settled), entry.asked)
-            {
+            if let Some(set) = self.sets.of(duty(entry, found.as_ref(), view.settled), entry.asked) {
                 set.insert(name.clone());
             }
         }
@@ -338,11 +317,7 @@ impl Ledger {
 
     /// How much there is to remove, once the gate is open.
     pub(crate) fn held(&self) -> usize {
-        if self.kind == Kind::Listener {
-            0
-        } else {
-            self.sets.leaving.len()
-        }
+        if self.kind == Kind::Listener { 0 } else { self.sets.leaving.len() }
     }
 
     /// Something waits until mesh-control has settled.
@@ -367,18 +342,11 @@ impl Ledger {
 
     /// The client works with an older version of something that still exists.
     pub(crate) fn is_refused(&self) -> bool {
-        self.refused
-            .iter()
-            .any(|name| !self.sets.leaving.contains(name))
+        self.refused.iter().any(|name| !self.sets.leaving.contains(name))
     }
 
     /// Takes the next response out of the sets, about `limit` bytes of it where it may be divided.
-    pub(crate) fn compose(
-        &mut self,
-        scope: Scope,
-        limit: usize,
-        view: &View<'_>,
-    ) -> Option<Parcel> {
+    pub(crate) fn compose(&mut self, scope: Scope, limit: usize, view: &View<'_>) -> Option<Parcel> {
         let removals = scope.removals || self.kind == Kind::Listener;
         let parcel = match self.whole {
             true => self.compose_whole(Scope { removals, ..scope }, view),
@@ -393,13 +361,8 @@ impl Ledger {
         let mut bytes = 0;
         while bytes < limit {
             let next = self.sets.owed.pop_first();
-            let next = next.or_else(|| {
-                if scope.pushes || self.greeting {
-                    self.sets.changed.pop_first()
-                } else {
-                    None
-                }
-            });
+            let next =
+                next.or_else(|| if scope.pushes || self.greeting { self.sets.changed.pop_first() } else { None });
             let Some(name) = next else { break };
             bytes += self.give(name, view, &mut parcel);
         }
@@ -416,16 +379,8 @@ impl Ledger {
     fn compose_whole(&mut self, scope: Scope, view: &View<'_>) -> Parcel {
         let mut parcel = Parcel::default();
         let owed = mem::take(&mut self.sets.owed);
-        let pushed = if scope.pushes || self.greeting {
-            mem::take(&mut self.sets.changed)
-        } else {
-            BTreeSet::new()
-        };
-        let removed = if scope.removals {
-            mem::take(&mut self.sets.leaving)
-        } else {
-            BTreeSet::new()
-        };
+        let pushed = if scope.pushes || self.greeting { mem::take(&mut self.sets.changed) } else { BTreeSet::new() };
+        let removed = if scope.removals { mem::take(&mut self.sets.leaving) } else { BTreeSet::new() };
         for name in self.entries.keys().cloned().collect::<Vec<_>>() {
             if removed.contains(&name) {
                 self.withdraw(name, &mut parcel);
@@ -492,11 +447,7 @@ impl Ledger {
             self.flights.pop_front();
         }
         let version = self.fingerprint();
-        let names = parcel
-            .resources
-            .iter()
-            .map(|resource| resource.name.clone())
-            .chain(parcel.absent.iter().cloned());
+        let names = parcel.resources.iter().map(|resource| resource.name.clone()).chain(parcel.absent.iter().cloned());
         self.flights.push_back(Flight {
             nonce: self.nonce,
             version: version.clone(),
@@ -550,30 +501,15 @@ impl Ledger {
             names.retain(|name| text.contains(&**name));
         }
         names.truncate(NACK_NAMES);
-        self.refused.extend(
-            names
-                .iter()
-                .filter(|name| self.entries.contains_key(*name))
-                .cloned(),
-        );
-        let end = (0..=NACK_TEXT.min(text.len()))
-            .rev()
-            .find(|at| text.is_char_boundary(*at))
-            .unwrap_or(0);
-        self.nack = Some(Nack {
-            at: now,
-            text: text[..end].to_owned(),
-            names,
-        });
+        self.refused.extend(names.iter().filter(|name| self.entries.contains_key(*name)).cloned());
+        let end = (0..=NACK_TEXT.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        self.nack = Some(Nack { at: now, text: text[..end].to_owned(), names });
         self.nacks += 1;
         true
     }
 
     fn land(&mut self, nonce: u64) -> Option<Flight> {
-        let at = self
-            .flights
-            .iter()
-            .position(|flight| flight.nonce == nonce)?;
+        let at = self.flights.iter().position(|flight| flight.nonce == nonce)?;
         self.flights.remove(at)
     }
 
@@ -594,10 +530,7 @@ impl Ledger {
 
     /// The names asked for one by one.
     pub(crate) fn explicit(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.entries
-            .iter()
-            .filter(|(_, entry)| entry.explicit)
-            .map(|(name, _)| name)
+        self.entries.iter().filter(|(_, entry)| entry.explicit).map(|(name, _)| name)
     }
 
     /// What there is to say about this kind in a status report.

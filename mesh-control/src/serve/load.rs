@@ -23,10 +23,7 @@ use crate::serve::ads::Shared;
 use crate::serve::metrics::family;
 
 /// How often clients report.
-const INTERVAL: Duration = Duration {
-    seconds: 10,
-    nanos: 0,
-};
+const INTERVAL: Duration = Duration { seconds: 10, nanos: 0 };
 /// How many clusters are counted: their names come from clients.
 const CLUSTERS: usize = 4096;
 /// A client with this feature takes "all clusters" for an answer.
@@ -67,34 +64,13 @@ impl Load {
             return;
         }
         let name = "mesh_reported_requests_total";
-        family(
-            out,
-            name,
-            "counter",
-            "Requests that clients reported, by cluster and what became of them.",
-        );
+        family(out, name, "counter", "Requests that clients reported, by cluster and what became of them.");
         for (cluster, totals) in clusters.iter() {
-            let cluster = cluster
-                .replace('\\', "\\\\")
-                .replace('"', "\\\"")
-                .replace('\n', "\\n");
-            let Totals {
-                issued,
-                succeeded,
-                failed,
-                dropped,
-            } = *totals;
-            let outcomes = [
-                ("issued", issued),
-                ("succeeded", succeeded),
-                ("failed", failed),
-                ("dropped", dropped),
-            ];
+            let cluster = cluster.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let Totals { issued, succeeded, failed, dropped } = *totals;
+            let outcomes = [("issued", issued), ("succeeded", succeeded), ("failed", failed), ("dropped", dropped)];
             for (outcome, count) in outcomes {
-                let _ = writeln!(
-                    out,
-                    "{name}{{cluster=\"{cluster}\",outcome=\"{outcome}\"}} {count}"
-                );
+                let _ = writeln!(out, "{name}{{cluster=\"{cluster}\",outcome=\"{outcome}\"}} {count}");
             }
         }
     }
@@ -144,23 +120,14 @@ async fn gather(
         let Ok(Some(request)) = request else { return };
         if !std::mem::replace(&mut answered, true) {
             // The client may have left; the next turn of the loop finds out.
-            let _ = sender
-                .send(Ok(answer(&shared, request.node.as_ref())))
-                .await;
+            let _ = sender.send(Ok(answer(&shared, request.node.as_ref()))).await;
         }
-        request
-            .cluster_stats
-            .iter()
-            .for_each(|report| shared.load.add(report));
+        request.cluster_stats.iter().for_each(|report| shared.load.add(report));
     }
 }
 
 fn answer(shared: &Shared, node: Option<&Node>) -> LoadStatsResponse {
-    let all = node.is_some_and(|node| {
-        node.client_features
-            .iter()
-            .any(|feature| feature == SEND_ALL)
-    });
+    let all = node.is_some_and(|node| node.client_features.iter().any(|feature| feature == SEND_ALL));
     let clusters = match node {
         Some(node) if !all => clusters_of(shared, &node.id),
         _ => Vec::new(),
@@ -182,10 +149,7 @@ fn clusters_of(shared: &Shared, node_id: &str) -> Vec<String> {
         .filter(|session| &*session.client().node_id == node_id)
         .flat_map(|mut session| {
             let (ledger, _) = session.ledger(Kind::Cluster);
-            ledger
-                .explicit()
-                .map(|name| name.to_string())
-                .collect::<Vec<_>>()
+            ledger.explicit().map(|name| name.to_string()).collect::<Vec<_>>()
         })
         .collect();
     names.sort();
@@ -224,13 +188,7 @@ mod tests {
         assert_eq!(load.clusters().len(), CLUSTERS);
         load.add(&report("a\"b", u64::MAX, 0));
         load.write(&mut text);
-        assert!(
-            text.contains("{cluster=\"a\\\"b\",outcome=\"dropped\"} 1"),
-            "{text}"
-        );
-        assert!(text.contains(&format!(
-            "{{cluster=\"a\\\"b\",outcome=\"issued\"}} {}",
-            u64::MAX
-        )));
+        assert!(text.contains("{cluster=\"a\\\"b\",outcome=\"dropped\"} 1"), "{text}");
+        assert!(text.contains(&format!("{{cluster=\"a\\\"b\",outcome=\"issued\"}} {}", u64::MAX)));
     }
 }

@@ -6,7 +6,7 @@
 //!                       └──▶ presence ─▶ registry
 //! ```
 //!
-//! [`Server`] holds the connections; [`session`] decides what each stream is told; [`status`] says what
+//! [`Server`] holds the connections; `session` decides what each stream is told; [`status`] says what
 //! became of it.
 
 mod admission;

@@ -29,10 +29,7 @@ pub struct Workload {
 impl Workload {
     /// The workload that a client announces by asking for a server listener, if the name is one.
     pub fn announced(client: &Client, about: &About, listener: &str) -> Option<Workload> {
-        let bound: SocketAddr = listener
-            .strip_prefix(SERVER_LISTENER_PREFIX)?
-            .parse()
-            .ok()?;
+        let bound: SocketAddr = listener.strip_prefix(SERVER_LISTENER_PREFIX)?.parse().ok()?;
         let ip = match bound.ip().to_canonical() {
             ip if ip.is_unspecified() => client.instance_ips.first().copied().unwrap_or(client.peer_ip),
             ip => ip,
@@ -108,14 +105,7 @@ impl Roll {
             }
             None => {
                 changes.push(Change::Register(Box::new(workload.clone())));
-                self.0.insert(
-                    key.clone(),
-                    Entry {
-                        workload,
-                        streams: [stream].into(),
-                        expires: None,
-                    },
-                );
+                self.0.insert(key.clone(), Entry { workload, streams: [stream].into(), expires: None });
             }
         }
         // A process that was started again at the same address under a new id: the old one is not there
@@ -264,15 +254,8 @@ mod tests {
     use crate::serve::fixture::client;
 
     fn workload(id: &str, port: u16) -> Workload {
-        let client = Client {
-            node_id: id.into(),
-            ..client(ClientClass::Library)
-        };
-        Workload {
-            client,
-            about: About::default(),
-            address: SocketAddr::from(([10, 0, 0, 1], port)),
-        }
+        let client = Client { node_id: id.into(), ..client(ClientClass::Library) };
+        Workload { client, about: About::default(), address: SocketAddr::from(([10, 0, 0, 1], port)) }
     }
 
     fn register(workload: &Workload) -> Change {

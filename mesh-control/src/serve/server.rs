@@ -103,11 +103,7 @@ impl Server {
             fleet: Fleet::default(),
             metrics: Metrics::default(),
             load: Load::default(),
-            admission: Mutex::new(Admission::new(
-                options.stream_rate,
-                options.stream_burst,
-                patience,
-            )),
+            admission: Mutex::new(Admission::new(options.stream_rate, options.stream_burst, patience)),
             pace: options.pace,
             settles_at: now() + options.settle,
             max_stream_age: options.max_stream_age,
@@ -122,8 +118,7 @@ impl Server {
             .add_service(Csds::service(shared.clone()))
             .add_service(Reporting::service(shared.clone()));
         let serving = tokio::spawn(async move {
-            let incoming =
-                tokio_stream::StreamExt::map(ReceiverStream::new(incoming), Ok::<_, io::Error>);
+            let incoming = tokio_stream::StreamExt::map(ReceiverStream::new(incoming), Ok::<_, io::Error>);
             let signal = async move { drop(leaving.wait_for(|leaving| *leaving).await) };
             if let Err(error) = router.serve_with_incoming_shutdown(incoming, signal).await {
                 tracing::error!(%error, "the xDS server stopped");
@@ -150,10 +145,7 @@ impl Server {
         let connections = self.connections.clone();
         self.keep(tokio::spawn(async move {
             while let Some((stream, peer)) = accept(&listener, &connections).await {
-                let conn = Conn {
-                    peer: Peer::nameless(peer.ip()),
-                    io: Io::Tcp(stream),
-                };
+                let conn = Conn { peer: Peer::nameless(peer.ip()), io: Io::Tcp(stream) };
                 if connections.send(conn).await.is_err() {
                     return;
                 }
@@ -164,11 +156,7 @@ impl Server {
 
     /// Accepts TLS connections at `address`; port 0 takes a free one. Returns the address bound. A client
     /// that shows a certificate is held to it: a node that claims another namespace is refused.
-    pub async fn listen_tls(
-        &self,
-        address: SocketAddr,
-        files: &TlsFiles,
-    ) -> anyhow::Result<SocketAddr> {
+    pub async fn listen_tls(&self, address: SocketAddr, files: &TlsFiles) -> anyhow::Result<SocketAddr> {
         let acceptor = files.acceptor()?;
         let verifies = files.client_ca.is_some();
         let listener = TcpListener::bind(address).await?;
@@ -183,32 +171,19 @@ impl Server {
                 };
                 let (acceptor, connections) = (acceptor.clone(), connections.clone());
                 tokio::spawn(async move {
-                    let handshake =
-                        tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await;
+                    let handshake = tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await;
                     drop(permit);
                     match handshake {
                         Ok(Ok(stream)) => {
-                            let leaf = stream
-                                .get_ref()
-                                .1
-                                .peer_certificates()
-                                .and_then(|chain| chain.first());
+                            let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
                             let identity = match leaf {
                                 Some(leaf) => Some(Identity::of(leaf)),
                                 None if verifies => Some(Err(Anonymous("there is none"))),
                                 None => None,
                             };
-                            let peer = Peer {
-                                ip: peer.ip(),
-                                identity,
-                            };
+                            let peer = Peer { ip: peer.ip(), identity };
                             // The server may have stopped meanwhile.
-                            let _ = connections
-                                .send(Conn {
-                                    peer,
-                                    io: Io::Tls(Box::new(stream)),
-                                })
-                                .await;
+                            let _ = connections.send(Conn { peer, io: Io::Tls(Box::new(stream)) }).await;
                         }
                         Ok(Err(error)) => tracing::debug!(%peer, %error, "handshake failed"),
                         Err(_) => tracing::debug!(%peer, "handshake timed out"),
@@ -222,16 +197,10 @@ impl Server {
     /// A connection inside the process, to the same server.
     pub async fn connect(&self) -> io::Result<DuplexStream> {
         let (near, far) = tokio::io::duplex(MEMORY_BUFFER);
-        let conn = Conn {
-            peer: Peer::nameless(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-            io: Io::Memory(far),
-        };
+        let conn = Conn { peer: Peer::nameless(IpAddr::V4(Ipv4Addr::LOCALHOST)), io: Io::Memory(far) };
         match self.connections.send(conn).await {
             Ok(()) => Ok(near),
-            Err(_) => Err(io::Error::new(
-                io::ErrorKind::ConnectionRefused,
-                "the control plane has stopped",
-            )),
+            Err(_) => Err(io::Error::new(io::ErrorKind::ConnectionRefused, "the control plane has stopped")),
         }
     }
 
@@ -242,15 +211,9 @@ impl Server {
         self.goaway.send_replace(true);
         tokio::time::sleep(GOAWAY_LEAD).await;
         self.stop.send_replace(true);
-        let serving = self
-            .serving
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut serving) = serving
-            && tokio::time::timeout(STOP_PATIENCE, &mut serving)
-                .await
-                .is_err()
+            && tokio::time::timeout(STOP_PATIENCE, &mut serving).await.is_err()
         {
             serving.abort();
         }
@@ -269,9 +232,7 @@ impl Server {
     }
 
     fn acceptors(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.acceptors
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.acceptors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -281,11 +242,7 @@ impl Drop for Server {
         self.stop.send_replace(true);
         self.expiry.abort();
         self.acceptors().drain(..).for_each(|task| task.abort());
-        let serving = self
-            .serving
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner).take();
         serving.iter().for_each(JoinHandle::abort);
     }
 }
@@ -297,10 +254,7 @@ impl std::fmt::Debug for Server {
 }
 
 /// The next connection, as long as there is a server to take it.
-async fn accept(
-    listener: &TcpListener,
-    server: &mpsc::Sender<Conn>,
-) -> Option<(TcpStream, SocketAddr)> {
+async fn accept(listener: &TcpListener, server: &mpsc::Sender<Conn>) -> Option<(TcpStream, SocketAddr)> {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -356,11 +310,7 @@ impl Connected for Conn {
 }
 
 impl AsyncRead for Conn {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.io {
             Io::Tcp(io) => Pin::new(io).poll_read(cx, buf),
             Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
@@ -370,11 +320,7 @@ impl AsyncRead for Conn {
 }
 
 impl AsyncWrite for Conn {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.io {
             Io::Tcp(io) => Pin::new(io).poll_write(cx, buf),
             Io::Tls(io) => Pin::new(io).poll_write(cx, buf),

@@ -135,29 +135,14 @@ pub fn report(server: &Server, inspect: &dyn Inspect, all_names: bool) -> Status
         settling_seconds: shared.settles_at.checked_duration_since(now).filter(|left| !left.is_zero()).map(seconds),
         services: inspect.services(),
         clients: shared.fleet.all().iter().map(|connection| connection.status(all_names, now)).collect(),
-        workloads: shared
-            .presence
-            .registered()
-            .into_iter()
-            .map(|one| workload(one, &mut serving, now))
-            .collect(),
+        workloads: shared.presence.registered().into_iter().map(|one| workload(one, &mut serving, now)).collect(),
         diagnostics: inspect.diagnostics(),
     }
 }
 
-fn workload(
-    registered: Registered,
-    serving: &mut BTreeMap<String, Serving>,
-    now: Instant,
-) -> WorkloadStatus {
-    let Registered {
-        workload,
-        connected,
-        expires,
-    } = registered;
-    let serving = serving
-        .remove(&workload.key().to_string())
-        .unwrap_or_default();
+fn workload(registered: Registered, serving: &mut BTreeMap<String, Serving>, now: Instant) -> WorkloadStatus {
+    let Registered { workload, connected, expires } = registered;
+    let serving = serving.remove(&workload.key().to_string()).unwrap_or_default();
     WorkloadStatus {
         node: workload.client.node_id.to_string(),
         address: workload.address,

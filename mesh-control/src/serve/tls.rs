@@ -32,8 +32,7 @@ impl TlsFiles {
         let chain = certificates(&self.cert)?;
         let key = PrivateKeyDer::from_pem_file(&self.key)
             .with_context(|| format!("cannot read a private key from {}", self.key.display()))?;
-        let config = ServerConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()?;
+        let config = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
         let config = match &self.client_ca {
             Some(path) => config.with_client_cert_verifier(verifier(path, provider)?),
             None => config.with_no_client_auth(),
@@ -51,19 +50,15 @@ fn verifier(
 ) -> anyhow::Result<Arc<dyn tokio_rustls::rustls::server::danger::ClientCertVerifier>> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
-        roots
-            .add(certificate)
-            .with_context(|| format!("{}: not a root certificate", path.display()))?;
+        roots.add(certificate).with_context(|| format!("{}: not a root certificate", path.display()))?;
     }
     Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?)
 }
 
 fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let context = || format!("cannot read certificates from {}", path.display());
-    let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
-        .with_context(context)?
-        .collect::<Result<_, _>>()
-        .with_context(context)?;
+    let certificates: Vec<_> =
+        CertificateDer::pem_file_iter(path).with_context(context)?.collect::<Result<_, _>>().with_context(context)?;
     if certificates.is_empty() {
         bail!("no certificate in {}", path.display());
     }
@@ -84,23 +79,16 @@ pub(crate) struct Anonymous(pub(crate) &'static str);
 impl Identity {
     /// Reads the leaf of a verified chain.
     pub(crate) fn of(leaf: &[u8]) -> Result<Identity, Anonymous> {
-        let (_, certificate) =
-            X509Certificate::from_der(leaf).map_err(|_| Anonymous("it cannot be parsed"))?;
-        let names = certificate
-            .subject_alternative_name()
-            .map_err(|_| Anonymous("its names cannot be parsed"))?;
-        let names = names
-            .map(|names| &names.value.general_names[..])
-            .unwrap_or_default();
+        let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| Anonymous("it cannot be parsed"))?;
+        let names = certificate.subject_alternative_name().map_err(|_| Anonymous("its names cannot be parsed"))?;
+        let names = names.map(|names| &names.value.general_names[..]).unwrap_or_default();
         let mut uris = names.iter().filter_map(|name| match name {
             GeneralName::URI(uri) => Some(*uri),
             _ => None,
         });
         // X.509-SVID: exactly one URI.
         match (uris.next(), uris.next()) {
-            (Some(uri), None) => {
-                Identity::parse(uri).ok_or(Anonymous("its URI is not spiffe://DOMAIN/ns/NS/sa/SA"))
-            }
+            (Some(uri), None) => Identity::parse(uri).ok_or(Anonymous("its URI is not spiffe://DOMAIN/ns/NS/sa/SA")),
             (Some(_), Some(_)) => Err(Anonymous("it has more than one URI")),
             (None, _) => Err(Anonymous("it has no URI")),
         }
@@ -109,18 +97,13 @@ impl Identity {
     fn parse(uri: &str) -> Option<Identity> {
         let mut parts = uri.strip_prefix("spiffe://")?.split('/');
         let domain = parts.next()?;
-        let ["ns", namespace, "sa", service_account] =
-            [parts.next()?, parts.next()?, parts.next()?, parts.next()?]
+        let ["ns", namespace, "sa", service_account] = [parts.next()?, parts.next()?, parts.next()?, parts.next()?]
         else {
             return None;
         };
-        let complete = [domain, namespace, service_account]
-            .iter()
-            .all(|part| !part.is_empty());
-        (complete && parts.next().is_none()).then(|| Identity {
-            namespace: namespace.to_owned(),
-            service_account: service_account.to_owned(),
-        })
+        let complete = [domain, namespace, service_account].iter().all(|part| !part.is_empty());
+        (complete && parts.next().is_none())
+            .then(|| Identity { namespace: namespace.to_owned(), service_account: service_account.to_owned() })
     }
 }
 
@@ -132,28 +115,15 @@ mod tests {
 
     fn leaf(uris: &[&str]) -> Vec<u8> {
         let mut params = CertificateParams::default();
-        params.subject_alt_names = uris
-            .iter()
-            .map(|uri| SanType::URI((*uri).try_into().expect("ASCII")))
-            .collect();
+        params.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().expect("ASCII"))).collect();
         let key = KeyPair::generate().expect("a key");
-        params
-            .self_signed(&key)
-            .expect("a certificate")
-            .der()
-            .to_vec()
+        params.self_signed(&key).expect("a certificate").der().to_vec()
     }
 
     #[test]
     fn an_identity_is_read_from_the_only_uri_of_the_leaf() {
         let identity = Identity::of(&leaf(&["spiffe://cluster.local/ns/shop/sa/web"]));
-        assert_eq!(
-            identity,
-            Ok(Identity {
-                namespace: "shop".to_owned(),
-                service_account: "web".to_owned()
-            })
-        );
+        assert_eq!(identity, Ok(Identity { namespace: "shop".to_owned(), service_account: "web".to_owned() }));
         for uris in [
             &[][..],
             &["spiffe://a/ns/b/sa/c", "spiffe://a/ns/d/sa/c"],

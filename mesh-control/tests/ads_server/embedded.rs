@@ -26,24 +26,13 @@ spec: {selector: {app: reviews}, ports: [{name: http, port: 9080}]}
 const CLUSTER: &str = "outbound|9080||reviews.shop.svc.cluster.local";
 
 pub(crate) fn labelled(name: &str, app: &str) -> Node {
-    let string = |text: &str| Value {
-        kind: Some(value::Kind::StringValue(text.to_owned())),
-    };
-    let labels = Struct {
-        fields: [("app".to_owned(), string(app))].into(),
-    };
-    let labels = Value {
-        kind: Some(value::Kind::StructValue(labels)),
-    };
-    let fields = [
-        ("NAMESPACE".to_owned(), string("shop")),
-        ("LABELS".to_owned(), labels),
-    ];
+    let string = |text: &str| Value { kind: Some(value::Kind::StringValue(text.to_owned())) };
+    let labels = Struct { fields: [("app".to_owned(), string(app))].into() };
+    let labels = Value { kind: Some(value::Kind::StructValue(labels)) };
+    let fields = [("NAMESPACE".to_owned(), string("shop")), ("LABELS".to_owned(), labels)];
     Node {
         id: format!("mesh~127.0.0.1~{name}.shop~shop.svc.cluster.local"),
-        metadata: Some(Struct {
-            fields: fields.into(),
-        }),
+        metadata: Some(Struct { fields: fields.into() }),
         ..node("mesh-core")
     }
 }
@@ -54,30 +43,18 @@ async fn in_memory(mesh: &Embedded) -> Channel {
         let server = server.clone();
         async move { server.connect().await.map(TokioIo::new) }
     });
-    Endpoint::from_static("http://embedded")
-        .connect_with_connector(connect)
-        .await
-        .unwrap()
+    Endpoint::from_static("http://embedded").connect_with_connector(connect).await.unwrap()
 }
 
 async fn socket(mesh: &Embedded) -> Channel {
-    Channel::from_shared(format!("http://{}", mesh.xds_addr()))
-        .unwrap()
-        .connect()
-        .await
-        .unwrap()
+    Channel::from_shared(format!("http://{}", mesh.xds_addr())).unwrap().connect().await.unwrap()
 }
 
 fn ports(response: &DeltaDiscoveryResponse) -> Vec<u32> {
     let body = &response.resources[0].resource.as_ref().unwrap().value[..];
     let load = ClusterLoadAssignment::decode(body).unwrap();
-    let endpoints = load
-        .endpoints
-        .iter()
-        .flat_map(|locality| &locality.lb_endpoints);
-    let mut ports: Vec<u32> = endpoints
-        .filter_map(|endpoint| port(endpoint.host_identifier.as_ref()?))
-        .collect();
+    let endpoints = load.endpoints.iter().flat_map(|locality| &locality.lb_endpoints);
+    let mut ports: Vec<u32> = endpoints.filter_map(|endpoint| port(endpoint.host_identifier.as_ref()?)).collect();
     ports.sort_unstable();
     ports
 }
@@ -97,28 +74,20 @@ fn port(host: &HostIdentifier) -> Option<u32> {
 }
 
 #[tokio::test]
-async fn a_workload_becomes_an_endpoint_by_asking_for_its_listener_and_clients_see_it_come_and_go()
-{
-    let mesh = Embedded::start(Config::yaml(SHOP), Options::default())
-        .await
-        .unwrap();
-    let mut client = Delta::open(in_memory(&mesh).await, labelled("web", "web"))
-        .await
-        .unwrap();
+async fn a_workload_becomes_an_endpoint_by_asking_for_its_listener_and_clients_see_it_come_and_go() {
+    let mesh = Embedded::start(Config::yaml(SHOP), Options::default()).await.unwrap();
+    let mut client = Delta::open(in_memory(&mesh).await, labelled("web", "web")).await.unwrap();
     client.send(Kind::Cluster, &[CLUSTER], &[]).await;
     let response = client.next().await;
     client.answer(&response, None).await;
-    let cluster =
-        Cluster::decode(&response.resources[0].resource.as_ref().unwrap().value[..]).unwrap();
+    let cluster = Cluster::decode(&response.resources[0].resource.as_ref().unwrap().value[..]).unwrap();
     assert_eq!(cluster.name, CLUSTER);
     client.send(Kind::Endpoints, &[CLUSTER], &[]).await;
     let empty = client.next().await;
     client.answer(&empty, None).await;
     assert_eq!(ports(&empty), [0u32; 0]);
 
-    let mut server = Delta::open(socket(&mesh).await, labelled("reviews-1", "reviews"))
-        .await
-        .unwrap();
+    let mut server = Delta::open(socket(&mesh).await, labelled("reviews-1", "reviews")).await.unwrap();
     let listener = "xds.istio.io/grpc/lds/inbound/127.0.0.1:9080";
     server.send(Kind::Listener, &[listener], &[]).await;
     assert_eq!(server.next().await.resources[0].name, listener);
@@ -126,33 +95,20 @@ async fn a_workload_becomes_an_endpoint_by_asking_for_its_listener_and_clients_s
     client.answer(&one, None).await;
     assert_eq!(ports(&one), [9080]);
     let status = mesh.status();
-    assert_eq!(
-        status.workloads[0].serves,
-        ["reviews.shop.svc.cluster.local:9080"]
-    );
+    assert_eq!(status.workloads[0].serves, ["reviews.shop.svc.cluster.local:9080"]);
 
     server.send(Kind::Listener, &[], &[listener]).await;
-    assert_eq!(
-        ports(&client.next().await),
-        [0u32; 0],
-        "goodbye: gone at once"
-    );
+    assert_eq!(ports(&client.next().await), [0u32; 0], "goodbye: gone at once");
     mesh.shutdown().await;
 }
 
 #[tokio::test]
 async fn a_text_set_later_reaches_clients_and_a_wrong_one_changes_nothing() {
-    let mesh = Embedded::start(Config::yaml(SHOP), Options::default())
-        .await
-        .unwrap();
-    let mut client = Sotw::open(socket(&mesh).await, labelled("web", "web"))
-        .await
-        .unwrap();
+    let mesh = Embedded::start(Config::yaml(SHOP), Options::default()).await.unwrap();
+    let mut client = Sotw::open(socket(&mesh).await, labelled("web", "web")).await.unwrap();
     client.send(Kind::Cluster, &[CLUSTER], None, None).await;
     let first = client.next().await;
-    client
-        .send(Kind::Cluster, &[CLUSTER], Some(&first), None)
-        .await;
+    client.send(Kind::Cluster, &[CLUSTER], Some(&first), None).await;
     assert!(mesh.set_yaml("rule.yaml", "kind: [").is_err());
     let rule = "
 apiVersion: networking.istio.io/v1
@@ -163,67 +119,36 @@ spec: {host: reviews, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 3s}
     mesh.set_yaml("rule.yaml", rule).unwrap();
     let second = client.next().await;
     let cluster = Cluster::decode(&second.resources[0].value[..]).unwrap();
-    assert_eq!(
-        cluster.connect_timeout.map(|timeout| timeout.seconds),
-        Some(3)
-    );
+    assert_eq!(cluster.connect_timeout.map(|timeout| timeout.seconds), Some(3));
     assert_ne!(first.version_info, second.version_info);
 }
 
 #[tokio::test]
 async fn a_workload_that_no_service_selects_is_reported() {
-    let mesh = Embedded::start(Config::yaml(SHOP), Options::default())
-        .await
-        .unwrap();
-    let mut server = Delta::open(in_memory(&mesh).await, labelled("other", "other"))
-        .await
-        .unwrap();
-    server
-        .send(
-            Kind::Listener,
-            &["xds.istio.io/grpc/lds/inbound/0.0.0.0:7070"],
-            &[],
-        )
-        .await;
+    let mesh = Embedded::start(Config::yaml(SHOP), Options::default()).await.unwrap();
+    let mut server = Delta::open(in_memory(&mesh).await, labelled("other", "other")).await.unwrap();
+    server.send(Kind::Listener, &["xds.istio.io/grpc/lds/inbound/0.0.0.0:7070"], &[]).await;
     until("it is registered", || !mesh.status().workloads.is_empty()).await;
     let workload = mesh.status().workloads.remove(0);
     assert_eq!(workload.address.to_string(), "127.0.0.1:7070");
-    assert!(
-        workload.serves.is_empty() && workload.note.is_some(),
-        "{workload:?}"
-    );
+    assert!(workload.serves.is_empty() && workload.note.is_some(), "{workload:?}");
 }
 
 #[tokio::test]
 async fn while_a_restarted_control_plane_settles_nobody_loses_endpoints() {
     let settle = Duration::from_millis(700);
-    let options = Options {
-        serve: serve::Options {
-            settle,
-            ..serve::Options::default()
-        },
-        ..Options::default()
-    };
-    let before = Embedded::start(Config::yaml(SHOP), Options::default())
-        .await
-        .unwrap();
-    let listeners =
-        [9080, 19080].map(|port| format!("xds.istio.io/grpc/lds/inbound/127.0.0.1:{port}"));
+    let options = Options { serve: serve::Options { settle, ..serve::Options::default() }, ..Options::default() };
+    let before = Embedded::start(Config::yaml(SHOP), Options::default()).await.unwrap();
+    let listeners = [9080, 19080].map(|port| format!("xds.istio.io/grpc/lds/inbound/127.0.0.1:{port}"));
     let mut servers = Vec::new();
     for (n, listener) in listeners.iter().enumerate() {
-        let mut server = Delta::open(
-            socket(&before).await,
-            labelled(&format!("reviews-{n}"), "reviews"),
-        )
-        .await
-        .unwrap();
+        let mut server =
+            Delta::open(socket(&before).await, labelled(&format!("reviews-{n}"), "reviews")).await.unwrap();
         server.send(Kind::Listener, &[listener], &[]).await;
         server.next().await;
         servers.push(server);
     }
-    let mut client = Delta::open(socket(&before).await, labelled("web", "web"))
-        .await
-        .unwrap();
+    let mut client = Delta::open(socket(&before).await, labelled("web", "web")).await.unwrap();
     client.send(Kind::Endpoints, &[CLUSTER], &[]).await;
     // The two registrations may be told one after the other.
     let held = loop {
@@ -238,13 +163,9 @@ async fn while_a_restarted_control_plane_settles_nobody_loses_endpoints() {
 
     let after = Embedded::start(Config::yaml(SHOP), options).await.unwrap();
     let start = tokio::time::Instant::now();
-    let mut client = Delta::open(socket(&after).await, labelled("web", "web"))
-        .await
-        .unwrap();
+    let mut client = Delta::open(socket(&after).await, labelled("web", "web")).await.unwrap();
     client.resume(Kind::Endpoints, CLUSTER, &held_version).await;
-    let mut server = Delta::open(socket(&after).await, labelled("reviews-0", "reviews"))
-        .await
-        .unwrap();
+    let mut server = Delta::open(socket(&after).await, labelled("reviews-0", "reviews")).await.unwrap();
     server.send(Kind::Listener, &[&listeners[0]], &[]).await;
     server.next().await;
     // Only one of two came back: the client hears of it when the time to come back is over.
@@ -257,10 +178,5 @@ async fn a_wrong_text_or_directory_is_an_error_that_says_so() {
     let wrong = Embedded::start(Config::yaml("kind: ["), Options::default()).await;
     assert!(matches!(wrong, Err(StartError::Rejected(_))));
     let missing = Embedded::start(Config::dir("no/such/directory"), Options::default()).await;
-    assert!(
-        missing
-            .unwrap_err()
-            .to_string()
-            .contains("no/such/directory")
-    );
+    assert!(missing.unwrap_err().to_string().contains("no/such/directory"));
 }

@@ -2,6 +2,7 @@
 
 mod embedded;
 mod process;
+mod rules_table;
 mod scale;
 mod secured;
 mod streams;

@@ -33,12 +33,7 @@ fn config(services: usize, endpoints: usize) -> String {
              resolution: STATIC\n  location: MESH_INTERNAL\n  endpoints:\n"
         );
         for endpoint in 0..endpoints {
-            let _ = writeln!(
-                yaml,
-                "  - {{address: 10.{}.{}.{endpoint}}}",
-                service / 250,
-                service % 250
-            );
+            let _ = writeln!(yaml, "  - {{address: 10.{}.{}.{endpoint}}}", service / 250, service % 250);
         }
     }
     yaml
@@ -59,11 +54,7 @@ fn names(services: usize) -> BTreeMap<Kind, Vec<String>> {
 }
 
 async fn connect(address: std::net::SocketAddr) -> Channel {
-    Channel::from_shared(format!("http://{address}"))
-        .unwrap()
-        .connect()
-        .await
-        .unwrap()
+    Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -77,12 +68,9 @@ async fn every_client_has_accepted_a_change_soon_after_it() {
     let mut control = Control::start(dir.path(), &["--settle", "0"]);
     let address = control.address("xds listening on ");
 
-    let mut workload = Delta::open(connect(address).await, labelled("moving-1", "moving"))
-        .await
-        .unwrap();
-    let listeners: Vec<String> = (0..=endpoints)
-        .map(|n| format!("xds.istio.io/grpc/lds/inbound/127.0.0.1:{}", 20_000 + n))
-        .collect();
+    let mut workload = Delta::open(connect(address).await, labelled("moving-1", "moving")).await.unwrap();
+    let listeners: Vec<String> =
+        (0..=endpoints).map(|n| format!("xds.istio.io/grpc/lds/inbound/127.0.0.1:{}", 20_000 + n)).collect();
     let listeners: Vec<&str> = listeners.iter().map(String::as_str).collect();
     workload.send(Kind::Listener, &listeners[1..], &[]).await;
     workload.take().await;
@@ -92,28 +80,18 @@ async fn every_client_has_accepted_a_change_soon_after_it() {
     let mut tasks = tokio::task::JoinSet::new();
     let (seen, mut all_seen) = mpsc::channel::<Instant>(clients);
     for _ in 0..clients {
-        tasks.spawn(client(
-            connect(address).await,
-            names(services),
-            seen.clone(),
-        ));
+        tasks.spawn(client(connect(address).await, names(services), seen.clone()));
     }
     let mut round = async |since: Instant| {
         let mut times = Vec::new();
         while times.len() < clients {
-            let at = tokio::time::timeout(PATIENCE, all_seen.recv())
-                .await
-                .unwrap()
-                .unwrap();
+            let at = tokio::time::timeout(PATIENCE, all_seen.recv()).await.unwrap().unwrap();
             times.push(at.saturating_duration_since(since));
         }
         times
     };
     let first = round(start).await;
-    println!(
-        "{clients} clients hold {services} services after {:?}",
-        first.iter().max().unwrap()
-    );
+    println!("{clients} clients hold {services} services after {:?}", first.iter().max().unwrap());
     println!("with clients: resident {} MiB", control.resident() >> 20);
     let mut times = Vec::new();
     for change in 0..CHANGES {
@@ -127,16 +105,8 @@ async fn every_client_has_accepted_a_change_soon_after_it() {
     }
     times.sort();
     let at = |percent: usize| times[(times.len() - 1) * percent / 100];
-    println!(
-        "accepted by all: p50 {:?}, p99 {:?}, max {:?}",
-        at(50),
-        at(99),
-        at(100)
-    );
-    println!(
-        "after {CHANGES} changes: resident {} MiB",
-        control.resident() >> 20
-    );
+    println!("accepted by all: p50 {:?}, p99 {:?}, max {:?}", at(50), at(99), at(100));
+    println!("after {CHANGES} changes: resident {} MiB", control.resident() >> 20);
     while let Some(done) = tasks.join_next().await {
         done.unwrap();
     }

@@ -58,17 +58,8 @@ impl Secured {
             client_ca: verifies_clients.then(|| write("ca.pem", authority.0.pem())),
         };
         let fixture = Fixture::plain(Shelf::default().with(Kind::Cluster, "a", "1")).await;
-        let address = fixture
-            .server
-            .listen_tls(([127, 0, 0, 1], 0).into(), &files)
-            .await
-            .unwrap();
-        Secured {
-            fixture,
-            authority,
-            address,
-            _directory: directory,
-        }
+        let address = fixture.server.listen_tls(([127, 0, 0, 1], 0).into(), &files).await.unwrap();
+        Secured { fixture, authority, address, _directory: directory }
     }
 
     /// A channel of a client with the certificate for a URI, or without any.
@@ -76,18 +67,13 @@ impl Secured {
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.0.der().clone()).unwrap();
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap();
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let config = config.with_root_certificates(roots);
         let mut config = match uri {
             Some(uri) => {
-                let (_, key, certificate) =
-                    self.authority.issue(SanType::URI(uri.try_into().unwrap()));
+                let (_, key, certificate) = self.authority.issue(SanType::URI(uri.try_into().unwrap()));
                 let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-                config
-                    .with_client_auth_cert(vec![certificate], key)
-                    .unwrap()
+                config.with_client_auth_cert(vec![certificate], key).unwrap()
             }
             None => config.with_no_client_auth(),
         };
@@ -101,24 +87,15 @@ impl Secured {
                 connector.connect(name, stream).await.map(TokioIo::new)
             }
         });
-        Channel::from_static("http://control")
-            .connect_with_connector(connect)
-            .await
+        Channel::from_static("http://control").connect_with_connector(connect).await
     }
 
     /// What a client with this certificate and this node is told about `a`.
     async fn ask(&self, uri: Option<&str>, node: Node) -> Result<(), tonic::Code> {
-        let channel = self
-            .channel(uri)
-            .await
-            .map_err(|_| tonic::Code::Unavailable)?;
-        let mut client = Delta::open(channel, node)
-            .await
-            .map_err(|status| status.code())?;
+        let channel = self.channel(uri).await.map_err(|_| tonic::Code::Unavailable)?;
+        let mut client = Delta::open(channel, node).await.map_err(|status| status.code())?;
         client.send(Kind::Cluster, &["a"], &[]).await;
-        let answer = tokio::time::timeout(PATIENCE, client.responses.message())
-            .await
-            .unwrap();
+        let answer = tokio::time::timeout(PATIENCE, client.responses.message()).await.unwrap();
         answer.map(drop).map_err(|status| status.code())
     }
 }
@@ -129,29 +106,13 @@ const SHOP: &str = "spiffe://cluster.local/ns/shop/sa/web";
 async fn server_rule_18_a_node_is_held_to_its_client_certificate() {
     let secured = Secured::start(true).await;
     assert_eq!(secured.ask(Some(SHOP), node("mesh-core")).await, Ok(()));
-    assert_eq!(
-        secured.ask(Some(SHOP), Node::default()).await,
-        Ok(()),
-        "the certificate says who it is"
-    );
+    assert_eq!(secured.ask(Some(SHOP), Node::default()).await, Ok(()), "the certificate says who it is");
     let other = "spiffe://cluster.local/ns/pay/sa/web";
-    assert_eq!(
-        secured.ask(Some(other), node("mesh-core")).await,
-        Err(tonic::Code::PermissionDenied)
-    );
+    assert_eq!(secured.ask(Some(other), node("mesh-core")).await, Err(tonic::Code::PermissionDenied));
     let nobody = "https://example.org";
-    assert_eq!(
-        secured.ask(Some(nobody), node("mesh-core")).await,
-        Err(tonic::Code::PermissionDenied)
-    );
-    assert!(
-        secured.ask(None, node("mesh-core")).await.is_err(),
-        "no certificate, no connection"
-    );
-    until("nobody is left", || {
-        secured.fixture.report().clients.is_empty()
-    })
-    .await;
+    assert_eq!(secured.ask(Some(nobody), node("mesh-core")).await, Err(tonic::Code::PermissionDenied));
+    assert!(secured.ask(None, node("mesh-core")).await.is_err(), "no certificate, no connection");
+    until("nobody is left", || secured.fixture.report().clients.is_empty()).await;
 }
 
 #[tokio::test]

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{
-    self, Delta, Fixture, ServiceFn, Shelf, Sotw, bodies, node, said, settled, until,
-};
+use crate::support::{self, Delta, Fixture, ServiceFn, Shelf, Sotw, bodies, node, said, settled, until};
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::config::endpoint::v3::{ClusterStats, UpstreamLocalityStats};
 use envoy_types::pb::envoy::service::load_stats::v3::LoadStatsRequest;
@@ -82,53 +80,29 @@ async fn server_rule_17_the_fleet_is_told_over_csds() {
 #[tokio::test]
 async fn server_rule_19_load_reports_are_taken_from_any_number_of_streams_of_a_node() {
     let fixture = Fixture::plain(Shelf::default().with(Cluster, "a", "1")).await;
-    let mut client = Delta::open(fixture.channel().await, node("mesh-core"))
-        .await
-        .unwrap();
+    let mut client = Delta::open(fixture.channel().await, node("mesh-core")).await.unwrap();
     client.send(Cluster, &["a"], &[]).await;
     client.take().await;
     for feature in ["envoy.lrs.supports_send_all_clusters", ""] {
-        let node = Node {
-            client_features: vec![feature.to_owned()],
-            ..node("mesh-core")
-        };
-        let first = LoadStatsRequest {
-            node: Some(node),
-            ..LoadStatsRequest::default()
-        };
-        let locality = UpstreamLocalityStats {
-            total_issued_requests: 5,
-            ..UpstreamLocalityStats::default()
-        };
+        let node = Node { client_features: vec![feature.to_owned()], ..node("mesh-core") };
+        let first = LoadStatsRequest { node: Some(node), ..LoadStatsRequest::default() };
+        let locality = UpstreamLocalityStats { total_issued_requests: 5, ..UpstreamLocalityStats::default() };
         let cluster = ClusterStats {
             cluster_name: "a".to_owned(),
             upstream_locality_stats: vec![locality],
             ..ClusterStats::default()
         };
-        let report = LoadStatsRequest {
-            cluster_stats: vec![cluster],
-            ..LoadStatsRequest::default()
-        };
+        let report = LoadStatsRequest { cluster_stats: vec![cluster], ..LoadStatsRequest::default() };
         let requests = tokio_stream::iter([first, report]);
         let mut lrs = LoadReportingServiceClient::new(fixture.channel().await);
         let mut answers = lrs.stream_load_stats(requests).await.unwrap().into_inner();
         let answer = answers.message().await.unwrap().unwrap();
         assert_eq!(answer.load_reporting_interval.unwrap().seconds, 10);
         assert_eq!(answer.send_all_clusters, !feature.is_empty());
-        assert_eq!(
-            answer.clusters,
-            if feature.is_empty() {
-                vec!["a"]
-            } else {
-                vec![]
-            }
-        );
+        assert_eq!(answer.clusters, if feature.is_empty() { vec!["a"] } else { vec![] });
     }
     let sum = "mesh_reported_requests_total{cluster=\"a\",outcome=\"issued\"} 10";
-    until("both reports are counted", || {
-        status::metrics(&fixture.server, &Quiet).contains(sum)
-    })
-    .await;
+    until("both reports are counted", || status::metrics(&fixture.server, &Quiet).contains(sum)).await;
 }
 
 #[tokio::test]

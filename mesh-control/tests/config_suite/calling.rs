@@ -39,29 +39,21 @@ fn lb(seen: &Seen, name: &str) -> String {
 
 fn http_options(cluster: &Cluster) -> Option<HttpProtocolOptions> {
     let any = cluster.typed_extension_protocol_options.values().next()?;
-    assert_eq!(
-        any.type_url,
-        "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    );
+    assert_eq!(any.type_url, "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions");
     Some(HttpProtocolOptions::decode(any.value.as_slice()).unwrap())
 }
 
 fn is_http2(cluster: &Cluster) -> bool {
     match http_options(cluster).and_then(|options| options.upstream_protocol_options) {
         Some(UpstreamProtocolOptions::ExplicitHttpConfig(config)) => {
-            matches!(
-                config.protocol_config,
-                Some(ProtocolConfig::Http2ProtocolOptions(_))
-            )
+            matches!(config.protocol_config, Some(ProtocolConfig::Http2ProtocolOptions(_)))
         }
         _ => false,
     }
 }
 
 fn discovery(cluster: &Cluster) -> DiscoveryType {
-    let Some(ClusterDiscoveryType::Type(kind)) = cluster.cluster_discovery_type else {
-        panic!("no type")
-    };
+    let Some(ClusterDiscoveryType::Type(kind)) = cluster.cluster_discovery_type else { panic!("no type") };
     DiscoveryType::try_from(kind).unwrap()
 }
 
@@ -70,23 +62,13 @@ fn the_client_s_namespace_goes_first_then_the_service_s_then_the_root() {
     let root = dr("istio-system", "root", &policy("RANDOM"));
     let service = dr("shop", "service", &policy("ROUND_ROBIN"));
     let own = dr("mine", "own", &policy("LEAST_REQUEST"));
-    let hidden = dr(
-        "shop",
-        "service",
-        &format!("  exportTo: ['.']\n{}", policy("ROUND_ROBIN")),
-    );
+    let hidden = dr("shop", "service", &format!("  exportTo: ['.']\n{}", policy("ROUND_ROBIN")));
     let lb_of = |rules: &str, namespace: &str| {
         let plane = plane_from(&format!("{SERVICES}{rules}"));
         lb(&Seen::new(&plane, client(namespace)), WEB)
     };
-    assert_eq!(
-        lb_of(&format!("{root}{service}{own}"), "mine"),
-        "LEAST_REQUEST"
-    );
-    assert_eq!(
-        lb_of(&format!("{root}{service}{own}"), "yours"),
-        "ROUND_ROBIN"
-    );
+    assert_eq!(lb_of(&format!("{root}{service}{own}"), "mine"), "LEAST_REQUEST");
+    assert_eq!(lb_of(&format!("{root}{service}{own}"), "yours"), "ROUND_ROBIN");
     assert_eq!(lb_of(&format!("{root}{own}"), "yours"), "RANDOM");
     assert_eq!(lb_of(&format!("{root}{hidden}"), "yours"), "RANDOM");
     assert_eq!(lb_of(&format!("{root}{hidden}"), "shop"), "ROUND_ROBIN");
@@ -96,20 +78,11 @@ fn the_client_s_namespace_goes_first_then_the_service_s_then_the_root() {
 #[test]
 fn a_rule_for_some_clients_is_for_them_only() {
     let all = dr("shop", "all", &policy("RANDOM"));
-    let some = dr(
-        "shop",
-        "some",
-        &format!(
-            "  workloadSelector: {{matchLabels: {{app: batch}}}}\n{}",
-            policy("ROUND_ROBIN")
-        ),
-    );
+    let some =
+        dr("shop", "some", &format!("  workloadSelector: {{matchLabels: {{app: batch}}}}\n{}", policy("ROUND_ROBIN")));
     let plane = plane_from(&format!("{SERVICES}{all}{some}"));
     let of = |labels: &[(&str, &str)], namespace| {
-        lb(
-            &Seen::new(&plane, client_of(ClientClass::Library, namespace, labels)),
-            WEB,
-        )
+        lb(&Seen::new(&plane, client_of(ClientClass::Library, namespace, labels)), WEB)
     };
     assert_eq!(of(&[], "shop"), "RANDOM");
     assert_eq!(of(&[("app", "batch")], "shop"), "ROUND_ROBIN");
@@ -122,37 +95,18 @@ fn rules_for_one_host_are_merged_and_the_first_policy_counts() {
     let b = dr(
         "shop",
         "b",
-        &format!(
-            "{}  subsets: [{{name: v2, labels: {{v: '2'}}}}, {{name: v1, labels: {{v: x}}}}]\n",
-            policy("RANDOM")
-        ),
+        &format!("{}  subsets: [{{name: v2, labels: {{v: '2'}}}}, {{name: v1, labels: {{v: x}}}}]\n", policy("RANDOM")),
     );
     let c = dr("shop", "c", &policy("ROUND_ROBIN"));
     let plane = plane_from(&format!("{SERVICES}{c}{b}{a}"));
     let seen = Seen::new(&plane, client("shop"));
     assert_eq!(lb(&seen, WEB), "RANDOM");
+    assert!(seen.get(Kind::Cluster, "outbound|80|v1|web.shop.svc.cluster.local").is_some());
+    assert!(seen.get(Kind::Cluster, "outbound|80|v2|web.shop.svc.cluster.local").is_some());
+    let said = plane.diagnostics().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    assert!(said.contains("subset `v1` from DestinationRule shop/a"), "{said}");
     assert!(
-        seen.get(Kind::Cluster, "outbound|80|v1|web.shop.svc.cluster.local")
-            .is_some()
-    );
-    assert!(
-        seen.get(Kind::Cluster, "outbound|80|v2|web.shop.svc.cluster.local")
-            .is_some()
-    );
-    let said = plane
-        .diagnostics()
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join("\n");
-    assert!(
-        said.contains("subset `v1` from DestinationRule shop/a"),
-        "{said}"
-    );
-    assert!(
-        said.contains(
-            "DestinationRule shop/c: host web.shop.svc.cluster.local has its traffic policy from"
-        ),
+        said.contains("DestinationRule shop/c: host web.shop.svc.cluster.local has its traffic policy from"),
         "{said}"
     );
 }
@@ -178,21 +132,12 @@ fn a_subset_overrides_setting_by_setting_and_a_port_inherits_nothing() {
     let seen = Seen::new(&plane, client("shop"));
     let settings = |name: &str| {
         let cluster = seen.cluster(name);
-        (
-            cluster.lb_policy().as_str_name().to_owned(),
-            cluster.connect_timeout.unwrap().seconds,
-        )
+        (cluster.lb_policy().as_str_name().to_owned(), cluster.connect_timeout.unwrap().seconds)
     };
     assert_eq!(settings(WEB), ("RANDOM".to_owned(), 1));
     assert_eq!(settings(GRPC), ("ROUND_ROBIN".to_owned(), 10));
-    assert_eq!(
-        settings("outbound|80|v1|web.shop.svc.cluster.local"),
-        ("RANDOM".to_owned(), 2)
-    );
-    assert_eq!(
-        settings("outbound|81|v1|web.shop.svc.cluster.local"),
-        ("ROUND_ROBIN".to_owned(), 2)
-    );
+    assert_eq!(settings("outbound|80|v1|web.shop.svc.cluster.local"), ("RANDOM".to_owned(), 2));
+    assert_eq!(settings("outbound|81|v1|web.shop.svc.cluster.local"), ("ROUND_ROBIN".to_owned(), 2));
 }
 
 #[test]
@@ -201,9 +146,7 @@ fn the_protocol_and_the_limits_of_connections_are_told() {
     let seen = Seen::new(&plane, client("shop"));
     assert!(http_options(&seen.cluster(WEB)).is_none());
     assert!(is_http2(&seen.cluster(GRPC)));
-    assert!(is_http2(
-        &seen.cluster("outbound|82||web.shop.svc.cluster.local")
-    ));
+    assert!(is_http2(&seen.cluster("outbound|82||web.shop.svc.cluster.local")));
 
     let rule = dr(
         "shop",
@@ -213,10 +156,7 @@ fn the_protocol_and_the_limits_of_connections_are_told() {
     let plane = plane_from(&format!("{SERVICES}{rule}"));
     let cluster = Seen::new(&plane, client("shop")).cluster(WEB);
     assert!(is_http2(&cluster));
-    let common = http_options(&cluster)
-        .unwrap()
-        .common_http_protocol_options
-        .unwrap();
+    let common = http_options(&cluster).unwrap().common_http_protocol_options.unwrap();
     assert_eq!(common.idle_timeout.unwrap().seconds, 5);
     assert_eq!(common.max_requests_per_connection.unwrap().value, 7);
     // Istio's limits are none, not Envoy's 1024.
@@ -244,54 +184,35 @@ fn transport_security_that_is_not_built_makes_clients_fail_and_is_an_error() {
     assert_eq!(secured.eds_cluster_config.expect("EDS").service_name, "BlackHoleCluster");
     assert!(secured.transport_socket.is_none());
     assert_eq!(grpc.cluster(plain).eds_cluster_config.expect("EDS").service_name, plain);
-    let error = plane
-        .diagnostics()
-        .into_iter()
-        .find(|finding| finding.field.as_deref() == Some("trafficPolicy.tls"));
-    assert!(
-        error
-            .unwrap()
-            .to_string()
-            .contains("error[not-supported-yet]")
-    );
+    let error = plane.diagnostics().into_iter().find(|finding| finding.field.as_deref() == Some("trafficPolicy.tls"));
+    assert!(error.unwrap().to_string().contains("error[not-supported-yet]"));
 }
 
 #[test]
 fn telemetry_finds_the_service_in_the_cluster_and_the_workload_in_the_endpoint() {
     let plane = plane_from(SERVICES);
-    let mut workload =
-        mesh_control::registry::Workload::new("k", "shop", "web-1", "10.0.0.1:80".parse().unwrap())
-            .labelled([("app", "web"), ("version", "v3")]);
+    let mut workload = mesh_control::registry::Workload::new("k", "shop", "web-1", "10.0.0.1:80".parse().unwrap())
+        .labelled([("app", "web"), ("version", "v3")]);
     workload.cluster = "east".into();
     plane.register(workload);
     let seen = Seen::new(&plane, client("shop"));
     let metadata = seen.cluster(WEB).metadata.unwrap();
-    let Some(ValueKind::ListValue(services)) =
-        &metadata.filter_metadata["istio"].fields["services"].kind
-    else {
+    let Some(ValueKind::ListValue(services)) = &metadata.filter_metadata["istio"].fields["services"].kind else {
         panic!("a list")
     };
-    let Some(ValueKind::StructValue(service)) = &services.values[0].kind else {
-        panic!("a struct")
-    };
+    let Some(ValueKind::StructValue(service)) = &services.values[0].kind else { panic!("a struct") };
     let text = |key: &str| match &service.fields[key].kind {
         Some(ValueKind::StringValue(text)) => text.clone(),
         other => panic!("{other:?}"),
     };
     assert_eq!(
-        (
-            text("host").as_str(),
-            text("name").as_str(),
-            text("namespace").as_str()
-        ),
+        (text("host").as_str(), text("name").as_str(), text("namespace").as_str()),
         ("web.shop.svc.cluster.local", "web", "shop")
     );
     let assignment = seen.assignment(WEB);
     let endpoint = &assignment.endpoints[0].lb_endpoints[0];
     let metadata = endpoint.metadata.as_ref().unwrap();
-    let Some(ValueKind::StringValue(workload)) =
-        &metadata.filter_metadata["istio"].fields["workload"].kind
-    else {
+    let Some(ValueKind::StringValue(workload)) = &metadata.filter_metadata["istio"].fields["workload"].kind else {
         panic!("text")
     };
     assert_eq!(workload, "web-1;shop;web;v3;east");
@@ -318,36 +239,16 @@ fn a_service_outside_is_found_as_its_entry_says() {
     let seen = Seen::new(&plane, client("shop"));
     let grpc = Seen::new(&plane, grpc_client("shop"));
     for (target, library, of_library, of_grpc) in [
-        (
-            "api.example.com",
-            DiscoveryType::StrictDns,
-            &["api.example.com:8080"][..],
-            &["api.example.com:8080"][..],
-        ),
+        ("api.example.com", DiscoveryType::StrictDns, &["api.example.com:8080"][..], &["api.example.com:8080"][..]),
         (
             "names.example.com",
             DiscoveryType::StrictDns,
             &["a.example.com:8080", "b.example.com:99"],
             &["a.example.com:8080"],
         ),
-        (
-            "one.example.com",
-            DiscoveryType::LogicalDns,
-            &["one.example.com:8080"],
-            &["one.example.com:8080"],
-        ),
-        (
-            "x.wild.example.com",
-            DiscoveryType::StrictDns,
-            &["x.wild.example.com:80"],
-            &["x.wild.example.com:80"],
-        ),
-        (
-            "alias",
-            DiscoveryType::StrictDns,
-            &["far.example.com:80"],
-            &["far.example.com:80"],
-        ),
+        ("one.example.com", DiscoveryType::LogicalDns, &["one.example.com:8080"], &["one.example.com:8080"]),
+        ("x.wild.example.com", DiscoveryType::StrictDns, &["x.wild.example.com:80"], &["x.wild.example.com:80"]),
+        ("alias", DiscoveryType::StrictDns, &["far.example.com:80"], &["far.example.com:80"]),
     ] {
         let name = seen.routes_of(&format!("{target}:80")).name;
         let cluster = seen.cluster(&name);
@@ -358,19 +259,10 @@ fn a_service_outside_is_found_as_its_entry_says() {
         assert_eq!(addresses_in(&cluster.load_assignment.unwrap()), of_grpc);
         assert!(seen.get(Kind::Endpoints, &name).is_none(), "{target}");
     }
-    assert_eq!(
-        discovery(&seen.cluster("outbound|80||ips.example.com")),
-        DiscoveryType::Eds
-    );
-    assert_eq!(
-        seen.addresses("outbound|80||ips.example.com"),
-        ["10.0.0.1:8080"]
-    );
+    assert_eq!(discovery(&seen.cluster("outbound|80||ips.example.com")), DiscoveryType::Eds);
+    assert_eq!(seen.addresses("outbound|80||ips.example.com"), ["10.0.0.1:8080"]);
     // Of a wildcard alone nobody can say where it is.
-    assert!(
-        seen.get(Kind::Cluster, "outbound|80||*.wild.example.com")
-            .is_none()
-    );
+    assert!(seen.get(Kind::Cluster, "outbound|80||*.wild.example.com").is_none());
 }
 
 #[test]
@@ -380,10 +272,7 @@ fn passing_through_means_asking_for_the_host_itself() {
     let seen = Seen::new(&plane, client("shop"));
     let cluster = seen.cluster(WEB);
     assert_eq!(discovery(&cluster), DiscoveryType::StrictDns);
-    assert_eq!(
-        addresses_in(&cluster.load_assignment.unwrap()),
-        ["web.shop.svc.cluster.local:80"]
-    );
+    assert_eq!(addresses_in(&cluster.load_assignment.unwrap()), ["web.shop.svc.cluster.local:80"]);
 }
 
 #[test]
@@ -407,28 +296,20 @@ fn endpoints_are_grouped_by_locality_with_their_weights() {
         .iter()
         .map(|group| {
             let at = group.locality.as_ref().unwrap();
-            (
-                format!("{}/{}/{}", at.region, at.zone, at.sub_zone),
-                group.lb_endpoints.len(),
-            )
+            (format!("{}/{}/{}", at.region, at.zone, at.sub_zone), group.lb_endpoints.len())
         })
         .collect();
     // The address that is written twice is one endpoint.
-    assert_eq!(
-        localities,
-        [("r1/z1/".to_owned(), 2), ("r2/z1/s1".to_owned(), 2)]
-    );
-    let sum: u64 = assignment
-        .endpoints
-        .iter()
-        .map(|group| u64::from(group.load_balancing_weight.as_ref().unwrap().value))
-        .sum();
+    assert_eq!(localities, [("r1/z1/".to_owned(), 2), ("r2/z1/s1".to_owned(), 2)]);
+    let sum: u64 =
+        assignment.endpoints.iter().map(|group| u64::from(group.load_balancing_weight.as_ref().unwrap().value)).sum();
     assert!(sum <= u64::from(u32::MAX), "{sum}");
     assert!(
-        assignment
-            .endpoints
-            .iter()
-            .flat_map(|group| &group.lb_endpoints)
-            .all(|endpoint| endpoint.load_balancing_weight.as_ref().unwrap().value > 0)
+        assignment.endpoints.iter().flat_map(|group| &group.lb_endpoints).all(|endpoint| endpoint
+            .load_balancing_weight
+            .as_ref()
+            .unwrap()
+            .value
+            > 0)
     );
 }

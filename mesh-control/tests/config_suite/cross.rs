@@ -33,10 +33,7 @@ fn vs(http: &str) -> String {
 
 #[test]
 fn what_fits_together_is_not_mentioned() {
-    check(
-        &vs("  - route: [{destination: {host: web, subset: v1, port: {number: 80}}}]\n"),
-        &[],
-    );
+    check(&vs("  - route: [{destination: {host: web, subset: v1, port: {number: 80}}}]\n"), &[]);
 }
 
 #[test]
@@ -77,26 +74,18 @@ fn destinations_that_do_not_exist_are_named() {
 #[test]
 fn rules_without_effect_are_named() {
     check(
-        &vs(
-            "  - route: [{destination: {host: web}}]\n  - match: [{uri: {exact: /late}}]\n    redirect: {uri: /}\n",
-        ),
+        &vs("  - route: [{destination: {host: web}}]\n  - match: [{uri: {exact: /late}}]\n    redirect: {uri: /}\n"),
         &[
             "t.yaml:8:5: warning[conflict]: VirtualService default/web: http[1]: never reached: http[0] matches every request",
         ],
     );
     check(
-        &vs(
-            "  - match: [{uri: {prefix: /}, sourceLabels: {a: b}}]\n    redirect: {uri: /a}\n  - redirect: {uri: /}\n",
-        ),
+        &vs("  - match: [{uri: {prefix: /}, sourceLabels: {a: b}}]\n    redirect: {uri: /a}\n  - redirect: {uri: /}\n"),
         &[],
     );
     check(
-        &vs(
-            "  - route:\n    - {destination: {host: web}, weight: 1}\n    - {destination: {host: web, subset: v1}}\n",
-        ),
-        &[
-            "t.yaml:9:7: info[ignored]: VirtualService default/web: http[0].route[1].weight: 0, so it gets no request",
-        ],
+        &vs("  - route:\n    - {destination: {host: web}, weight: 1}\n    - {destination: {host: web, subset: v1}}\n"),
+        &["t.yaml:9:7: info[ignored]: VirtualService default/web: http[0].route[1].weight: 0, so it gets no request"],
     );
     check(
         "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: orphan}\nspec: {http: [{redirect: {uri: /}}]}\n",
@@ -122,91 +111,40 @@ fn rules_without_effect_are_named() {
 fn what_istio_itself_refuses_is_refused() {
     for (http, expected) in [
         ("  - {}\n", "http[0]: one of `route`, `redirect`"),
-        (
-            "  - {route: [{destination: {host: web}}], redirect: {uri: /}}\n",
-            "only one of `route`, `redirect`",
-        ),
-        (
-            "  - route: [{destination: {host: web}, weight: -1}]\n",
-            "http[0].route[0].weight: less than 0",
-        ),
+        ("  - {route: [{destination: {host: web}}], redirect: {uri: /}}\n", "only one of `route`, `redirect`"),
+        ("  - route: [{destination: {host: web}, weight: -1}]\n", "http[0].route[0].weight: less than 0"),
         (
             "  - route: [{destination: {host: web}}, {destination: {host: web}}]\n",
             "no destination has a weight above 0",
         ),
-        (
-            "  - {redirect: {redirectCode: 200}}\n",
-            "http[0].redirect.redirectCode: 200 is none of",
-        ),
-        (
-            "  - {directResponse: {status: 99}}\n",
-            "http[0].directResponse.status: 99 is not",
-        ),
-        (
-            "  - {directResponse: {status: 200, body: {bytes: '?'}}}\n",
-            "not base64",
-        ),
-        (
-            "  - {match: [{uri: {regex: '('}}], redirect: {uri: /}}\n",
-            "match[0].uri: `(` is not a regular expression",
-        ),
-        (
-            "  - {match: [{uri: {exact: a, prefix: b}}], redirect: {uri: /}}\n",
-            "only one of exact, prefix and regex",
-        ),
-        (
-            "  - {match: [{headers: {'a b': {}}}], redirect: {uri: /}}\n",
-            "`a b` is not the name of a header",
-        ),
-        (
-            "  - {headers: {request: {set: {'x': \"a\\nb\"}}}, redirect: {uri: /}}\n",
-            "is not the value of a header",
-        ),
-        (
-            "  - {headers: {request: {remove: [Host]}}, redirect: {uri: /}}\n",
-            "the authority cannot be removed",
-        ),
-        (
-            "  - {retries: {attempts: 1, retryOn: sometimes}, redirect: {uri: /}}\n",
-            "`sometimes` is not a condition",
-        ),
+        ("  - {redirect: {redirectCode: 200}}\n", "http[0].redirect.redirectCode: 200 is none of"),
+        ("  - {directResponse: {status: 99}}\n", "http[0].directResponse.status: 99 is not"),
+        ("  - {directResponse: {status: 200, body: {bytes: '?'}}}\n", "not base64"),
+        ("  - {match: [{uri: {regex: '('}}], redirect: {uri: /}}\n", "match[0].uri: `(` is not a regular expression"),
+        ("  - {match: [{uri: {exact: a, prefix: b}}], redirect: {uri: /}}\n", "only one of exact, prefix and regex"),
+        ("  - {match: [{headers: {'a b': {}}}], redirect: {uri: /}}\n", "`a b` is not the name of a header"),
+        ("  - {headers: {request: {set: {'x': \"a\\nb\"}}}, redirect: {uri: /}}\n", "is not the value of a header"),
+        ("  - {headers: {request: {remove: [Host]}}, redirect: {uri: /}}\n", "the authority cannot be removed"),
+        ("  - {retries: {attempts: 1, retryOn: sometimes}, redirect: {uri: /}}\n", "`sometimes` is not a condition"),
         (
             "  - {fault: {abort: {percentage: {value: 1}}}, redirect: {uri: /}}\n",
             "exactly one of `httpStatus` and `grpcStatus`",
         ),
-        (
-            "  - {fault: {abort: {grpcStatus: NOPE}}, redirect: {uri: /}}\n",
-            "`NOPE` is not a gRPC status",
-        ),
+        ("  - {fault: {abort: {grpcStatus: NOPE}}, redirect: {uri: /}}\n", "`NOPE` is not a gRPC status"),
         (
             "  - {fault: {delay: {fixedDelay: 1s, percentage: {value: 101}}}, redirect: {uri: /}}\n",
             "101 is not between 0 and 100",
         ),
-        (
-            "  - {timeout: 5, redirect: {uri: /}}\n",
-            "http[0].timeout: expected a duration",
-        ),
-        (
-            "  - {match: [{port: 0}], redirect: {uri: /}}\n",
-            "http[0].match[0].port: 0 is not between",
-        ),
+        ("  - {timeout: 5, redirect: {uri: /}}\n", "http[0].timeout: expected a duration"),
+        ("  - {match: [{port: 0}], redirect: {uri: /}}\n", "http[0].match[0].port: 0 is not between"),
     ] {
         let text = vs(http);
         let found = validate([("t.yaml", text.as_str())]);
-        let line = found
-            .iter()
-            .map(ToString::to_string)
-            .find(|line| line.contains(expected));
-        assert!(
-            line.is_some_and(|line| line.starts_with("t.yaml:7:") && line.contains("error[")),
-            "{http}: {found:?}"
-        );
+        let line = found.iter().map(ToString::to_string).find(|line| line.contains(expected));
+        assert!(line.is_some_and(|line| line.starts_with("t.yaml:7:") && line.contains("error[")), "{http}: {found:?}");
     }
     for (spec, expected) in [
-        (
-            "ServiceEntry\nmetadata: {name: a}\nspec: {hosts: ['*']}",
-            "a bare `*` is not a host",
-        ),
+        ("ServiceEntry\nmetadata: {name: a}\nspec: {hosts: ['*']}", "a bare `*` is not a host"),
         (
             "ServiceEntry\nmetadata: {name: a}\nspec: {hosts: ['*.x.com'], resolution: DNS}",
             "a wildcard has no addresses in DNS",
@@ -235,29 +173,15 @@ fn what_istio_itself_refuses_is_refused() {
             "DestinationRule\nmetadata: {name: a}\nspec: {host: x, trafficPolicy: {loadBalancer: {simple: RANDOM, consistentHash: {}}}}",
             "only one of `simple` and `consistentHash`",
         ),
-        (
-            "WorkloadEntry\nmetadata: {name: a}\nspec: {labels: {a: b}}",
-            "field `address` is missing",
-        ),
-        (
-            "VirtualService\nmetadata: {name: a}\nspec: {hosts: [x]}",
-            "one of `http`, `tls` and `tcp` is needed",
-        ),
-        (
-            "VirtualService\nmetadata: {name: A_b}\nspec: {hosts: [x], http: []}",
-            "`A_b` is not a name",
-        ),
-        (
-            "VirtualService\nmetadata: {}\nspec: {hosts: [x], http: []}",
-            "field `name` is missing",
-        ),
+        ("WorkloadEntry\nmetadata: {name: a}\nspec: {labels: {a: b}}", "field `address` is missing"),
+        ("VirtualService\nmetadata: {name: a}\nspec: {hosts: [x]}", "one of `http`, `tls` and `tcp` is needed"),
+        ("VirtualService\nmetadata: {name: A_b}\nspec: {hosts: [x], http: []}", "`A_b` is not a name"),
+        ("VirtualService\nmetadata: {}\nspec: {hosts: [x], http: []}", "field `name` is missing"),
     ] {
         let text = format!("apiVersion: networking.istio.io/v1\nkind: {spec}\n");
         let found = validate([("t.yaml", text.as_str())]);
         assert!(
-            found
-                .iter()
-                .any(|finding| finding.rejects_file() && finding.to_string().contains(expected)),
+            found.iter().any(|finding| finding.rejects_file() && finding.to_string().contains(expected)),
             "{spec}: {found:?}"
         );
     }

@@ -11,10 +11,8 @@ use crate::support::{Seen, client, grpc_client, testdata, workload};
 fn documents() -> Vec<String> {
     let mut documents = Vec::new();
     for folder in ["shop", "everything"] {
-        let mut files: Vec<_> = std::fs::read_dir(testdata(folder))
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .collect();
+        let mut files: Vec<_> =
+            std::fs::read_dir(testdata(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
         for file in files {
             let text = std::fs::read_to_string(file).unwrap();
@@ -33,10 +31,7 @@ fn everything_told(plane: &Plane) -> BTreeMap<String, Vec<u8>> {
                 return;
             };
             assert_eq!(encoded.version.len(), 16);
-            let key = format!(
-                "{:?} {} {kind:?} {name} {}",
-                client.class, client.namespace, encoded.version
-            );
+            let key = format!("{:?} {} {kind:?} {name} {}", client.class, client.namespace, encoded.version);
             told.insert(key, encoded.body.to_vec());
         };
         for service in plane.services() {
@@ -57,28 +52,16 @@ fn everything_told(plane: &Plane) -> BTreeMap<String, Vec<u8>> {
 fn plane_in_order(documents: &[String], order: impl Iterator<Item = usize>) -> Plane {
     let plane = Plane::empty();
     for (position, index) in order.enumerate() {
-        plane
-            .set_yaml(&format!("{position:03}.yaml"), &documents[index])
-            .unwrap_or_else(|e| panic!("{e}"));
+        plane.set_yaml(&format!("{position:03}.yaml"), &documents[index]).unwrap_or_else(|e| panic!("{e}"));
         if position % 5 == 0 {
-            plane.register(workload(
-                &format!("w{index}"),
-                "catalog",
-                "v1",
-                &format!("10.0.0.{}:8080", index + 1),
-            ));
+            plane.register(workload(&format!("w{index}"), "catalog", "v1", &format!("10.0.0.{}:8080", index + 1)));
         }
     }
     for index in 0..documents.len() {
         plane.unregister(&format!("w{index}"));
     }
     for number in [3, 1, 2] {
-        plane.register(workload(
-            &format!("k{number}"),
-            "catalog",
-            "v2",
-            &format!("10.9.0.{number}:8080"),
-        ));
+        plane.register(workload(&format!("k{number}"), "catalog", "v2", &format!("10.9.0.{number}:8080")));
     }
     plane
 }

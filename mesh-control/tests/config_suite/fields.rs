@@ -36,20 +36,14 @@ fn typed(kind: ObjectKind) -> Vec<String> {
 fn listed(kind: ObjectKind) -> Vec<String> {
     let path = testdata("fields").join(format!("{}.txt", kind.name()));
     let text = std::fs::read_to_string(path).unwrap();
-    let mut fields: Vec<String> = text
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .map(str::to_owned)
-        .collect();
+    let mut fields: Vec<String> = text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
     fields.sort();
     fields
 }
 
 /// Every file of `testdata/everything`, in which every field is written.
 fn everything() -> Vec<Source> {
-    let files = std::fs::read_dir(testdata("everything"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
+    let files = std::fs::read_dir(testdata("everything")).unwrap().map(|entry| entry.unwrap().path());
     files
         .map(|path| Source {
             name: path.file_name().unwrap().to_string_lossy().into(),
@@ -74,11 +68,7 @@ fn written(node: &Node, path: &str, out: &mut BTreeSet<String>) {
         written(item, path, out);
     }
     for (key, value) in node.entries() {
-        let path = if path.is_empty() {
-            key.name.clone()
-        } else {
-            format!("{path}.{}", key.name)
-        };
+        let path = if path.is_empty() { key.name.clone() } else { format!("{path}.{}", key.name) };
         written(value, &path, out);
     }
 }
@@ -86,9 +76,7 @@ fn written(node: &Node, path: &str, out: &mut BTreeSet<String>) {
 /// Whether a path is the field, apart from the key of a map somewhere in it.
 fn is_field(path: &str, field: &str) -> bool {
     let mut segments = path.split('.');
-    field
-        .split('.')
-        .all(|wanted| segments.any(|segment| segment == wanted))
+    field.split('.').all(|wanted| segments.any(|segment| segment == wanted))
 }
 
 #[test]
@@ -105,42 +93,27 @@ fn every_field_is_written_somewhere_and_then_enforced_or_reported() {
             let file = read(source);
             assert!(!file.rejected, "{:?}", file.diagnostics);
             for finding in file.diagnostics {
-                let of_kind = finding
-                    .object
-                    .as_deref()
-                    .is_some_and(|id| id.starts_with(kind.name()));
+                let of_kind = finding.object.as_deref().is_some_and(|id| id.starts_with(kind.name()));
                 if of_kind && finding.code == Code::NotSupportedYet {
                     let field = finding.field.as_deref().unwrap();
                     let parts = field.split(['[', ']']);
                     // `http[0].match[1].port`: what stands in brackets is an index or a key.
-                    let names: Vec<&str> = parts
-                        .step_by(2)
-                        .map(|part| part.trim_matches('.'))
-                        .collect();
-                    let names: Vec<&str> =
-                        names.into_iter().filter(|part| !part.is_empty()).collect();
+                    let names: Vec<&str> = parts.step_by(2).map(|part| part.trim_matches('.')).collect();
+                    let names: Vec<&str> = names.into_iter().filter(|part| !part.is_empty()).collect();
                     reported.insert(names.join("."));
                 }
             }
         }
-        let missing: Vec<String> = listed(kind)
-            .into_iter()
-            .filter(|field| !paths.iter().any(|path| is_field(path, field)))
-            .collect();
+        let missing: Vec<String> =
+            listed(kind).into_iter().filter(|field| !paths.iter().any(|path| is_field(path, field))).collect();
         assert!(missing.is_empty(), "{kind:?}: written nowhere: {missing:?}");
         for field in listed(kind) {
             let row = row(kind, &field).unwrap();
             if let Support::NotYet(_) = row.library {
                 let is_reported = reported.iter().any(|path| {
-                    *path == field
-                        || field
-                            .strip_prefix(path.as_str())
-                            .is_some_and(|rest| rest.starts_with('.'))
+                    *path == field || field.strip_prefix(path.as_str()).is_some_and(|rest| rest.starts_with('.'))
                 });
-                assert!(
-                    is_reported,
-                    "{kind:?} {field} is not reported: {reported:?}"
-                );
+                assert!(is_reported, "{kind:?} {field} is not reported: {reported:?}");
             }
         }
     }

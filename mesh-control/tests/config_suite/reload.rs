@@ -20,16 +20,11 @@ fn service(name: &str) -> String {
 }
 
 fn options(dir: &Path) -> PlaneOptions {
-    PlaneOptions {
-        config_dir: Some(dir.to_owned()),
-        allow_empty: false,
-    }
+    PlaneOptions { config_dir: Some(dir.to_owned()), allow_empty: false }
 }
 
 fn knows(plane: &Plane, name: &str) -> bool {
-    Seen::new(plane, client("default"))
-        .get(Kind::Listener, &format!("{name}:80"))
-        .is_some()
+    Seen::new(plane, client("default")).get(Kind::Listener, &format!("{name}:80")).is_some()
 }
 
 #[tokio::test]
@@ -48,9 +43,7 @@ async fn a_change_of_a_file_is_in_force_soon_and_a_reload_says_when() {
     fs::write(dir.path().join("c.yaml"), service("c")).unwrap();
     let generation = plane.reload().await;
     assert!(knows(&plane, "c"));
-    timeout(LONG, plane.wait_for_config(generation))
-        .await
-        .expect("it is in force already");
+    timeout(LONG, plane.wait_for_config(generation)).await.expect("it is in force already");
     assert_eq!(plane.reload().await, plane.world().config_generation());
 }
 
@@ -62,21 +55,11 @@ async fn a_bad_file_and_an_emptied_directory_change_nothing_and_are_visible() {
     fs::write(dir.path().join("a.yaml"), "nonsense: [").unwrap();
     plane.reload().await;
     assert!(knows(&plane, "a"));
-    assert!(
-        plane
-            .diagnostics()
-            .iter()
-            .any(|finding| finding.code == Code::Syntax)
-    );
+    assert!(plane.diagnostics().iter().any(|finding| finding.code == Code::Syntax));
     fs::remove_file(dir.path().join("a.yaml")).unwrap();
     plane.reload().await;
     assert!(knows(&plane, "a"));
-    assert!(
-        plane
-            .diagnostics()
-            .iter()
-            .any(|finding| finding.code == Code::Vanished)
-    );
+    assert!(plane.diagnostics().iter().any(|finding| finding.code == Code::Vanished));
     // A text that was handed in lives beside the directory.
     plane.set_yaml("b.yaml", &service("b")).unwrap();
     fs::write(dir.path().join("c.yaml"), service("c")).unwrap();
@@ -93,12 +76,7 @@ async fn a_directory_that_is_not_there_is_an_error_at_the_start() {
     assert!(Plane::start(options(&dir.path().join("none"))).is_err());
     assert!(validate_dir(&dir.path().join("none")).is_err());
     let report = validate_dir(&testdata("shop")).unwrap();
-    assert_eq!(
-        report.count(mesh_control::config::Severity::Error),
-        0,
-        "{:?}",
-        report.diagnostics
-    );
+    assert_eq!(report.count(mesh_control::config::Severity::Error), 0, "{:?}", report.diagnostics);
     assert_eq!(report.objects, 8);
 }
 
@@ -106,31 +84,17 @@ async fn a_directory_that_is_not_there_is_an_error_at_the_start() {
 async fn the_first_of_many_workloads_is_published_at_once_and_the_others_together() {
     let plane = Plane::from_yaml(&service("a")).unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let count = |plane: &Plane| {
-        Seen::new(plane, client("default"))
-            .addresses("outbound|80||a.default.svc.cluster.local")
-            .len()
-    };
+    let count =
+        |plane: &Plane| Seen::new(plane, client("default")).addresses("outbound|80||a.default.svc.cluster.local").len();
     let generation = plane.world().generation();
     for number in 1..=50 {
-        plane.register(workload(
-            &format!("k{number}"),
-            "a",
-            "v1",
-            &format!("10.0.0.{number}:80"),
-        ));
+        plane.register(workload(&format!("k{number}"), "a", "v1", &format!("10.0.0.{number}:80")));
     }
-    assert_eq!(
-        (count(&plane), plane.world().generation()),
-        (1, generation + 1)
-    );
+    assert_eq!((count(&plane), plane.world().generation()), (1, generation + 1));
     tokio::time::sleep(Duration::from_millis(9)).await;
     assert_eq!(count(&plane), 1);
     tokio::time::sleep(Duration::from_millis(2)).await;
-    assert_eq!(
-        (count(&plane), plane.world().generation()),
-        (50, generation + 2)
-    );
+    assert_eq!((count(&plane), plane.world().generation()), (50, generation + 2));
     plane.unregister("k1");
     tokio::time::sleep(Duration::from_millis(11)).await;
     assert_eq!(count(&plane), 49);

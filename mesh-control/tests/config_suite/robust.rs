@@ -152,40 +152,20 @@ proptest! {
 #[test]
 fn a_hostile_file_is_refused_with_its_place_and_a_bounded_report() {
     let many_unknown: String = (0..50_000).map(|n| format!("  unknown{n}: 1\n")).collect();
-    let wide =
-        format!("apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\nspec:\n{many_unknown}");
+    let wide = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\nspec:\n{many_unknown}");
     let findings = validate([("wide.yaml", wide.as_str())]);
     assert!(findings.len() < 300, "{}", findings.len());
-    assert!(
-        findings
-            .iter()
-            .any(|finding| finding.message.contains("more findings"))
-    );
+    assert!(findings.iter().any(|finding| finding.message.contains("more findings")));
 
-    let long = format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\nspec: {{{}: 1}}\n",
-        "x".repeat(1000)
-    );
+    let long = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\nspec: {{{}: 1}}\n", "x".repeat(1000));
     for finding in validate([("long.yaml", long.as_str())]) {
         assert!(finding.to_string().len() < 1000, "{finding}");
     }
-    let labels: String = (0..2_000)
-        .map(|n| format!("- {{uri: {{exact: /{n}}}}}\n"))
-        .collect();
+    let labels: String = (0..2_000).map(|n| format!("- {{uri: {{exact: /{n}}}}}\n")).collect();
     let long_list = format!(
         "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: a}}\nspec:\n  hosts: [a.b]\n  http:\n  - redirect: {{uri: /}}\n    match:\n{}",
-        labels
-            .lines()
-            .map(|line| format!("    {line}\n"))
-            .collect::<String>()
+        labels.lines().map(|line| format!("    {line}\n")).collect::<String>()
     );
     let plane = Plane::from_yaml(&long_list).unwrap();
-    assert_eq!(
-        Seen::new(&plane, client("x"))
-            .routes_of("a.b:80")
-            .virtual_hosts[0]
-            .routes
-            .len(),
-        2_000
-    );
+    assert_eq!(Seen::new(&plane, client("x")).routes_of("a.b:80").virtual_hosts[0].routes.len(), 2_000);
 }

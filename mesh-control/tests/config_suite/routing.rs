@@ -58,10 +58,7 @@ fn without_rules_everything_goes_to_the_service() {
         panic!("a route")
     };
     // None is written 0, since Envoy's own default is 15 s; Istio retries twice.
-    assert_eq!(
-        action.timeout.as_ref().map(|timeout| timeout.seconds),
-        Some(0)
-    );
+    assert_eq!(action.timeout.as_ref().map(|timeout| timeout.seconds), Some(0));
     let retry = action.retry_policy.as_ref().unwrap();
     assert_eq!(retry.num_retries.as_ref().unwrap().value, 2);
     assert!(!retry.retry_on.contains("5xx"));
@@ -80,24 +77,12 @@ fn every_kind_of_condition_is_rendered() {
         ("method: {exact: GET}", "/* :method=GET"),
         ("authority: {prefix: api.}", "/* :authority=api.*"),
         ("headers: {X-User: {exact: ann}}", "/* x-user=ann"),
-        (
-            "headers: {a: {prefix: x}, b: {regex: 'y+'}, c: {}}",
-            "/* a=x* b~y+ c",
-        ),
+        ("headers: {a: {prefix: x}, b: {regex: 'y+'}, c: {}}", "/* a=x* b~y+ c"),
         ("withoutHeaders: {a: {exact: x}, b: {}}", "/* !a=x? !b"),
-        (
-            "queryParams: {q: {exact: '1'}, r: {}, s: {regex: 'z.'}, t: {prefix: p}}",
-            "/* ?q=1 ?r ?s~z. ?t=p*",
-        ),
-        (
-            "uri: {exact: /a}\n      headers: {h: {exact: x}}",
-            "=/a h=x",
-        ),
+        ("queryParams: {q: {exact: '1'}, r: {}, s: {regex: 'z.'}, t: {prefix: p}}", "/* ?q=1 ?r ?s~z. ?t=p*"),
+        ("uri: {exact: /a}\n      headers: {h: {exact: x}}", "=/a h=x"),
     ] {
-        check(
-            &format!("  - match:\n    - {condition}\n{to}"),
-            &[&format!("{expected} -> {WEB}")],
-        );
+        check(&format!("  - match:\n    - {condition}\n{to}"), &[&format!("{expected} -> {WEB}")]);
     }
 }
 
@@ -109,11 +94,7 @@ fn conditions_of_a_rule_are_alternatives_and_nothing_follows_a_catch_all() {
     route: [{destination: {host: web}}]
   - route: [{destination: {host: web, subset: v1}}]
   - route: [{destination: {host: web, subset: v2}}]",
-        &[
-            &format!("r: =/a -> {WEB}"),
-            &format!("r.m: =/b -> {WEB}"),
-            &format!("/* -> {V1}"),
-        ],
+        &[&format!("r: =/a -> {WEB}"), &format!("r.m: =/b -> {WEB}"), &format!("/* -> {V1}")],
     );
 }
 
@@ -137,27 +118,13 @@ fn the_client_and_the_port_are_judged_here_and_not_by_the_client() {
     );
     let plane = plane_from(&format!("{SERVICES}{rules}"));
     let two = |port| format!("/* -> outbound|{port}||two.shop.svc.cluster.local");
-    let own = |labels: &[(&str, &str)]| {
-        Seen::new(&plane, client_of(ClientClass::Library, "shop", labels))
-    };
+    let own = |labels: &[(&str, &str)]| Seen::new(&plane, client_of(ClientClass::Library, "shop", labels));
     assert_eq!(told(&own(&[]).routes_of("two:8080")), [two(8080)]);
-    assert_eq!(
-        told(&own(&[("tier", "gold")]).routes_of("two:8080")),
-        [format!("/* -> {V1}")]
-    );
-    assert_eq!(
-        told(&own(&[("tier", "tin")]).routes_of("two:8080")),
-        [two(8080)]
-    );
-    assert_eq!(
-        told(&own(&[]).routes_of("two:9090")),
-        [format!("/* -> {WEB}")]
-    );
+    assert_eq!(told(&own(&[("tier", "gold")]).routes_of("two:8080")), [format!("/* -> {V1}")]);
+    assert_eq!(told(&own(&[("tier", "tin")]).routes_of("two:8080")), [two(8080)]);
+    assert_eq!(told(&own(&[]).routes_of("two:9090")), [format!("/* -> {WEB}")]);
     let foreign = Seen::new(&plane, client("other"));
-    assert_eq!(
-        told(&foreign.routes_of("two.shop:8080")),
-        [format!("/* -> {V2}")]
-    );
+    assert_eq!(told(&foreign.routes_of("two.shop:8080")), [format!("/* -> {V2}")]);
 }
 
 #[test]
@@ -190,10 +157,7 @@ fn of_several_destinations_those_without_weight_get_nothing() {
     - {destination: {host: web, subset: v2}, weight: 0}
     - {destination: {host: web}, weight: 1}";
     check(three, &[&format!("/* -> 3 {V1} / 1 {WEB}")]);
-    check(
-        "  - route: [{destination: {host: web, subset: v1}, weight: 0}]",
-        &[&format!("/* -> {V1}")],
-    );
+    check("  - route: [{destination: {host: web, subset: v1}, weight: 0}]", &[&format!("/* -> {V1}")]);
     check(
         "  - route:\n    - {destination: {host: web, subset: v1}, weight: 100}\n    - {destination: {host: web}}",
         &[&format!("/* -> {V1}")],
@@ -221,9 +185,7 @@ fn paths_authorities_and_headers_are_rewritten() {
     route:
     - destination: {host: web}
       headers: {request: {set: {Host: other.example.com}}}",
-        &[&format!(
-            "/* -> {WEB} path~^/v(\\d)/(.*)=/\\2?v=\\1 HostRewriteLiteral(\"other.example.com\")"
-        )],
+        &[&format!("/* -> {WEB} path~^/v(\\d)/(.*)=/\\2?v=\\1 HostRewriteLiteral(\"other.example.com\")")],
     );
 }
 
@@ -234,31 +196,16 @@ fn redirects_and_direct_responses_answer_in_place() {
             "{uri: /x, authority: y.com, redirectCode: 308, scheme: https, port: 8443}",
             "redirect 4 y.com:8443 Some(SchemeRedirect(\"https\")) Some(PathRedirect(\"/x\"))",
         ),
-        (
-            "{prefixRewrite: /z}",
-            "redirect 0 :0 None Some(PrefixRewrite(\"/z\"))",
-        ),
-        (
-            "{derivePort: FROM_REQUEST_PORT}",
-            "redirect 0 :80 None None",
-        ),
+        ("{prefixRewrite: /z}", "redirect 0 :0 None Some(PrefixRewrite(\"/z\"))"),
+        ("{derivePort: FROM_REQUEST_PORT}", "redirect 0 :80 None None"),
         ("{redirectCode: 302}", "redirect 1 :0 None None"),
     ] {
-        check(
-            &format!("  - redirect: {redirect}"),
-            &[&format!("/* -> {expected}")],
-        );
+        check(&format!("  - redirect: {redirect}"), &[&format!("/* -> {expected}")]);
     }
-    let rules = vs(
-        "web",
-        "  hosts: [web]\n  http: [{directResponse: {status: 503, body: {string: later}}}]",
-    );
+    let rules = vs("web", "  hosts: [web]\n  http: [{directResponse: {status: 503, body: {string: later}}}]");
     let plane = plane_from(&format!("{SERVICES}{rules}"));
     let told = told(&Seen::new(&plane, client("shop")).routes_of("web:80"));
-    assert!(
-        told[0].starts_with("/* -> answer 503") && told[0].contains("later"),
-        "{told:?}"
-    );
+    assert!(told[0].starts_with("/* -> answer 503") && told[0].contains("later"), "{told:?}");
 }
 
 #[test]
@@ -269,25 +216,13 @@ fn faults_hit_their_share_and_none_without_one() {
             "{delay: {fixedDelay: 7s, percentage: {value: 100}}}",
             " delay FixedDelay(Duration{seconds:7,nanos:0}) 1000000",
         ),
-        (
-            "{delay: {fixedDelay: 7s, percent: 5}}",
-            " delay FixedDelay(Duration{seconds:7,nanos:0}) 50000",
-        ),
+        ("{delay: {fixedDelay: 7s, percent: 5}}", " delay FixedDelay(Duration{seconds:7,nanos:0}) 50000"),
         ("{delay: {fixedDelay: 7s}}", ""),
-        (
-            "{abort: {httpStatus: 555, percentage: {value: 0.0001}}}",
-            " abort HttpStatus(555) 1",
-        ),
-        (
-            "{abort: {grpcStatus: UNAVAILABLE, percentage: {value: 50}}}",
-            " abort GrpcStatus(14) 500000",
-        ),
+        ("{abort: {httpStatus: 555, percentage: {value: 0.0001}}}", " abort HttpStatus(555) 1"),
+        ("{abort: {grpcStatus: UNAVAILABLE, percentage: {value: 50}}}", " abort GrpcStatus(14) 500000"),
         ("{abort: {httpStatus: 500, percentage: {value: 0}}}", ""),
     ] {
-        check(
-            &format!("  - fault: {fault}\n{to}"),
-            &[&format!("/* -> {WEB}{expected}")],
-        );
+        check(&format!("  - fault: {fault}\n{to}"), &[&format!("/* -> {WEB}{expected}")]);
     }
 }
 
@@ -295,15 +230,9 @@ fn faults_hit_their_share_and_none_without_one() {
 fn the_most_specific_host_counts_and_then_the_first_by_name() {
     let rules = [
         vs("a", "  hosts: ['*']\n  http: [{redirect: {uri: /a}}]"),
-        vs(
-            "b",
-            "  hosts: ['*.shop.svc.cluster.local']\n  http: [{redirect: {uri: /b}}]",
-        ),
+        vs("b", "  hosts: ['*.shop.svc.cluster.local']\n  http: [{redirect: {uri: /b}}]"),
         vs("d", "  hosts: [web]\n  http: [{redirect: {uri: /d}}]"),
-        vs(
-            "c",
-            "  hosts: [web.shop.svc.cluster.local]\n  http: [{redirect: {uri: /c}}]",
-        ),
+        vs("c", "  hosts: [web.shop.svc.cluster.local]\n  http: [{redirect: {uri: /c}}]"),
     ]
     .concat();
     let plane = plane_from(&format!("{SERVICES}{rules}"));
@@ -311,13 +240,11 @@ fn the_most_specific_host_counts_and_then_the_first_by_name() {
     assert!(path("web:80").contains("/c"));
     assert!(path("two:8080").contains("/b"));
     assert!(path("web.other:80").contains("/a"));
-    let found: Vec<String> = plane
-        .diagnostics()
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let found: Vec<String> = plane.diagnostics().iter().map(ToString::to_string).collect();
     assert!(
-        found.iter().any(|line| line.contains("VirtualService shop/d: hosts: host web.shop.svc.cluster.local is also that of VirtualService shop/c")),
+        found.iter().any(|line| line.contains(
+            "VirtualService shop/d: hosts: host web.shop.svc.cluster.local is also that of VirtualService shop/c"
+        )),
         "{found:?}"
     );
 }
@@ -325,14 +252,8 @@ fn the_most_specific_host_counts_and_then_the_first_by_name() {
 #[test]
 fn the_oldest_goes_first_where_ages_are_known() {
     let aged = |name: &str, year: &str, path: &str| {
-        vs(
-            name,
-            &format!("  hosts: [web]\n  http: [{{redirect: {{uri: {path}}}}}]"),
-        )
-        .replace(
-            "namespace: shop}",
-            &format!("namespace: shop, creationTimestamp: '{year}-01-01T00:00:00Z'}}"),
-        )
+        vs(name, &format!("  hosts: [web]\n  http: [{{redirect: {{uri: {path}}}}}]"))
+            .replace("namespace: shop}", &format!("namespace: shop, creationTimestamp: '{year}-01-01T00:00:00Z'}}"))
     };
     let rules = aged("a", "2025", "/young") + &aged("b", "2020", "/old");
     let plane = plane_from(&format!("{SERVICES}{rules}"));
@@ -341,26 +262,12 @@ fn the_oldest_goes_first_where_ages_are_known() {
 
 #[test]
 fn what_is_not_exported_to_a_client_does_not_exist_for_it() {
-    let private = vs(
-        "private",
-        "  hosts: [web]\n  exportTo: ['.']\n  http: [{redirect: {uri: /private}}]",
-    );
-    let public = vs(
-        "public",
-        "  hosts: [web]\n  http: [{redirect: {uri: /public}}]",
-    );
-    let named = vs(
-        "named",
-        "  hosts: [web]\n  exportTo: [friend]\n  http: [{redirect: {uri: /named}}]",
-    );
-    let nobody = vs(
-        "a-nobody",
-        "  hosts: [web]\n  exportTo: ['~']\n  http: [{redirect: {uri: /nobody}}]",
-    );
+    let private = vs("private", "  hosts: [web]\n  exportTo: ['.']\n  http: [{redirect: {uri: /private}}]");
+    let public = vs("public", "  hosts: [web]\n  http: [{redirect: {uri: /public}}]");
+    let named = vs("named", "  hosts: [web]\n  exportTo: [friend]\n  http: [{redirect: {uri: /named}}]");
+    let nobody = vs("a-nobody", "  hosts: [web]\n  exportTo: ['~']\n  http: [{redirect: {uri: /nobody}}]");
     let plane = plane_from(&format!("{SERVICES}{private}{public}{named}{nobody}"));
-    let path = |namespace: &str| {
-        told(&Seen::new(&plane, client(namespace)).routes_of("web.shop:80"))[0].clone()
-    };
+    let path = |namespace: &str| told(&Seen::new(&plane, client(namespace)).routes_of("web.shop:80"))[0].clone();
     assert!(path("shop").contains("/private"));
     assert!(path("friend").contains("/named"));
     assert!(path("stranger").contains("/public"));
@@ -368,51 +275,31 @@ fn what_is_not_exported_to_a_client_does_not_exist_for_it() {
 
 #[test]
 fn rules_for_gateways_only_are_not_for_the_mesh() {
-    let edge = vs(
-        "edge",
-        "  hosts: [web]\n  gateways: [ingress]\n  http: [{redirect: {uri: /edge}}]",
-    );
-    let both = vs(
-        "two",
-        "  hosts: [two]\n  gateways: [ingress, mesh]\n  http: [{redirect: {uri: /both}}]",
-    );
+    let edge = vs("edge", "  hosts: [web]\n  gateways: [ingress]\n  http: [{redirect: {uri: /edge}}]");
+    let both = vs("two", "  hosts: [two]\n  gateways: [ingress, mesh]\n  http: [{redirect: {uri: /both}}]");
     let plane = plane_from(&format!("{SERVICES}{edge}{both}"));
     let seen = Seen::new(&plane, client("shop"));
-    assert_eq!(
-        told(&seen.routes_of("web:80")),
-        [format!("default: /* -> {WEB}")]
-    );
+    assert_eq!(told(&seen.routes_of("web:80")), [format!("default: /* -> {WEB}")]);
     assert!(told(&seen.routes_of("two:8080"))[0].contains("/both"));
-    let reported = plane
-        .diagnostics()
-        .iter()
-        .filter(|finding| finding.message.contains("gateways"))
-        .count();
+    let reported = plane.diagnostics().iter().filter(|finding| finding.message.contains("gateways")).count();
     assert_eq!(reported, 2);
 }
 
 #[test]
 fn a_host_without_a_service_has_routes_if_a_rule_names_it() {
-    let rules = vs(
-        "api",
-        "  hosts: [api.example.com]\n  http: [{route: [{destination: {host: web}}]}]",
-    );
+    let rules = vs("api", "  hosts: [api.example.com]\n  http: [{route: [{destination: {host: web}}]}]");
     let plane = plane_from(&format!("{SERVICES}{rules}"));
     let seen = Seen::new(&plane, client("shop"));
     let routes = seen.routes_of("api.example.com:8443");
     assert_eq!(routes.name, "outbound|8443||api.example.com");
     assert_eq!(told(&routes), [format!("/* -> {WEB}")]);
-    assert_eq!(
-        seen.routes_of("api.example.com").name,
-        "outbound|80||api.example.com"
-    );
+    assert_eq!(seen.routes_of("api.example.com").name, "outbound|80||api.example.com");
 }
 
 #[test]
 fn names_are_resolved_in_the_namespace_of_the_client() {
     let plane = plane_from(SERVICES);
-    let name =
-        |namespace: &str, target: &str| Seen::new(&plane, client(namespace)).routes_of(target).name;
+    let name = |namespace: &str, target: &str| Seen::new(&plane, client(namespace)).routes_of(target).name;
     let of = |namespace: &str| format!("outbound|80||web.{namespace}.svc.cluster.local");
     assert_eq!(name("shop", "web:80"), of("shop"));
     assert_eq!(name("other", "web:80"), of("other"));
@@ -462,21 +349,10 @@ spec:
             format!("/* -> {WEB}"),
         ]
     );
-    let found: Vec<String> = plane
-        .diagnostics()
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let found: Vec<String> = plane.diagnostics().iter().map(ToString::to_string).collect();
+    assert!(found.iter().any(|line| line.contains("there is no VirtualService shop/nobody")), "{found:?}");
     assert!(
-        found
-            .iter()
-            .any(|line| line.contains("there is no VirtualService shop/nobody")),
-        "{found:?}"
-    );
-    assert!(
-        found
-            .iter()
-            .any(|line| line.contains("http[1] of VirtualService other/child matches requests")),
+        found.iter().any(|line| line.contains("http[1] of VirtualService other/child matches requests")),
         "{found:?}"
     );
 }

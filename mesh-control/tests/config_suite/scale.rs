@@ -28,12 +28,9 @@ fn plane() -> Plane {
 }
 
 fn endpoint(service: usize, number: usize, port: u16) -> Workload {
-    let address = format!("10.{}.{}.{number}:{port}", service / 250, service % 250)
-        .parse()
-        .unwrap();
+    let address = format!("10.{}.{}.{number}:{port}", service / 250, service % 250).parse().unwrap();
     let app = format!("s{service}");
-    Workload::new(&format!("{service}-{number}"), "default", &app, address)
-        .labelled([("app", app.as_str())])
+    Workload::new(&format!("{service}-{number}"), "default", &app, address).labelled([("app", app.as_str())])
 }
 
 #[test]
@@ -60,8 +57,6 @@ fn one_endpoint_of_five_thousand_re_renders_its_own_set_only() {
     println!("published after {published:?}, seen by a client of everything after {seen:?}");
     // Ten times what it may take in a release build, since this is none.
     assert!(published < Duration::from_millis(100), "{published:?}");
-    let fresh: Vec<usize> = (0..before.len())
-        .filter(|n| before[*n].as_ptr() != after[*n].as_ptr())
-        .collect();
+    let fresh: Vec<usize> = (0..before.len()).filter(|n| before[*n].as_ptr() != after[*n].as_ptr()).collect();
     assert_eq!(fresh, [123 * 4], "nothing else was rendered again");
 }

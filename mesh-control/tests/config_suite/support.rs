@@ -17,35 +17,29 @@ use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::{HeaderMatcher, Route, RouteAction, RouteConfiguration};
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
-use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher;
-use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher;
+use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use mesh_control::catalog::{Catalog, Client, ClientClass, Encoded, Kind};
 use mesh_control::plane::{Plane, World};
 use mesh_control::registry::Workload;
 use prost::Message;
 
 pub(crate) fn testdata(folder: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("testdata")
-        .join(folder)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata").join(folder)
 }
 
 /// A plane with every file of a folder of `testdata`, as texts.
 pub(crate) fn plane_of(folder: &str) -> Plane {
     let plane = Plane::empty();
-    let mut files: Vec<PathBuf> = std::fs::read_dir(testdata(folder))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(testdata(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     for file in files {
         let name = file.file_name().unwrap().to_string_lossy().into_owned();
         let text = std::fs::read_to_string(&file).unwrap();
-        plane
-            .set_yaml(&name, &text)
-            .unwrap_or_else(|rejected| panic!("{name}: {rejected}"));
+        plane.set_yaml(&name, &text).unwrap_or_else(|rejected| panic!("{name}: {rejected}"));
     }
     plane
 }
@@ -59,10 +53,8 @@ pub(crate) fn grpc_client(namespace: &str) -> Client {
 }
 
 pub(crate) fn client_of(class: ClientClass, namespace: &str, labels: &[(&str, &str)]) -> Client {
-    let labels: BTreeMap<String, String> = labels
-        .iter()
-        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-        .collect();
+    let labels: BTreeMap<String, String> =
+        labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     Client {
         node_id: "mesh~127.0.0.1~test.default~default.svc.cluster.local".into(),
         class,
@@ -76,8 +68,7 @@ pub(crate) fn client_of(class: ClientClass, namespace: &str, labels: &[(&str, &s
 }
 
 pub(crate) fn workload(key: &str, app: &str, version: &str, address: &str) -> Workload {
-    Workload::new(key, "default", key, address.parse().unwrap())
-        .labelled([("app", app), ("version", version)])
+    Workload::new(key, "default", key, address.parse().unwrap()).labelled([("app", app), ("version", version)])
 }
 
 /// The world as one client sees it, decoded.
@@ -88,10 +79,7 @@ pub(crate) struct Seen {
 
 impl Seen {
     pub(crate) fn new(plane: &Plane, client: Client) -> Seen {
-        Seen {
-            world: plane.world(),
-            client,
-        }
+        Seen { world: plane.world(), client }
     }
 
     pub(crate) fn get(&self, kind: Kind, name: &str) -> Option<Encoded> {
@@ -99,8 +87,7 @@ impl Seen {
     }
 
     fn must(&self, kind: Kind, name: &str) -> Encoded {
-        self.get(kind, name)
-            .unwrap_or_else(|| panic!("there is no {kind:?} {name}"))
+        self.get(kind, name).unwrap_or_else(|| panic!("there is no {kind:?} {name}"))
     }
 
     pub(crate) fn manager(&self, target: &str) -> HttpConnectionManager {
@@ -111,18 +98,12 @@ impl Seen {
     }
 
     pub(crate) fn filters_of(&self, target: &str) -> Vec<String> {
-        self.manager(target)
-            .http_filters
-            .into_iter()
-            .map(|filter| filter.name)
-            .collect()
+        self.manager(target).http_filters.into_iter().map(|filter| filter.name).collect()
     }
 
     /// The routes that a target leads to.
     pub(crate) fn routes_of(&self, target: &str) -> RouteConfiguration {
-        let Some(RouteSpecifier::Rds(rds)) = self.manager(target).route_specifier else {
-            panic!("not by RDS")
-        };
+        let Some(RouteSpecifier::Rds(rds)) = self.manager(target).route_specifier else { panic!("not by RDS") };
         self.routes(&rds.route_config_name)
     }
 
@@ -150,26 +131,16 @@ impl Seen {
 
 pub(crate) fn addresses_in(assignment: &ClusterLoadAssignment) -> Vec<String> {
     let mut addresses = Vec::new();
-    for endpoint in assignment
-        .endpoints
-        .iter()
-        .flat_map(|locality| &locality.lb_endpoints)
-    {
-        let Some(HostIdentifier::Endpoint(endpoint)) = &endpoint.host_identifier else {
-            panic!("no endpoint")
-        };
+    for endpoint in assignment.endpoints.iter().flat_map(|locality| &locality.lb_endpoints) {
+        let Some(HostIdentifier::Endpoint(endpoint)) = &endpoint.host_identifier else { panic!("no endpoint") };
         addresses.push(address_of(endpoint.address.as_ref().unwrap()));
     }
     addresses
 }
 
 pub(crate) fn address_of(address: &Address) -> String {
-    let Some(Kinds::SocketAddress(socket)) = &address.address else {
-        panic!("no socket address")
-    };
-    let Some(PortSpecifier::PortValue(port)) = socket.port_specifier else {
-        panic!("no port")
-    };
+    let Some(Kinds::SocketAddress(socket)) = &address.address else { panic!("no socket address") };
+    let Some(PortSpecifier::PortValue(port)) = socket.port_specifier else { panic!("no port") };
     match socket.address.contains(':') {
         true => format!("[{}]:{port}", socket.address),
         false => format!("{}:{port}", socket.address),
@@ -183,11 +154,7 @@ pub(crate) fn plane_from(text: &str) -> Plane {
 
 /// `name: conditions -> what happens`, one line for each route: short enough to write down in a test.
 pub(crate) fn told(routes: &RouteConfiguration) -> Vec<String> {
-    routes.virtual_hosts[0]
-        .routes
-        .iter()
-        .map(tell_route)
-        .collect()
+    routes.virtual_hosts[0].routes.iter().map(tell_route).collect()
 }
 
 fn tell_route(route: &Route) -> String {
@@ -198,11 +165,7 @@ fn tell_route(route: &Route) -> String {
         PathSpecifier::SafeRegex(regex) => format!("~{}", regex.regex),
         other => format!("{other:?}"),
     };
-    if condition
-        .case_sensitive
-        .as_ref()
-        .is_some_and(|sensitive| !sensitive.value)
-    {
+    if condition.case_sensitive.as_ref().is_some_and(|sensitive| !sensitive.value) {
         line += " nocase";
     }
     for header in &condition.headers {
@@ -231,51 +194,30 @@ fn tell_route(route: &Route) -> String {
         }
         other => format!("{other:?}"),
     };
-    for (what, options) in [
-        ("req", &route.request_headers_to_add),
-        ("res", &route.response_headers_to_add),
-    ] {
+    for (what, options) in [("req", &route.request_headers_to_add), ("res", &route.response_headers_to_add)] {
         for option in options {
             let header = option.header.as_ref().unwrap();
             let sign = if option.append_action == 0 { "+=" } else { "=" };
             line += &format!(" {what}:{}{sign}{}", header.key, header.value);
         }
     }
-    for (what, names) in [
-        ("req", &route.request_headers_to_remove),
-        ("res", &route.response_headers_to_remove),
-    ] {
+    for (what, names) in [("req", &route.request_headers_to_remove), ("res", &route.response_headers_to_remove)] {
         for name in names {
             line += &format!(" {what}:-{name}");
         }
     }
-    if let Some(fault) = route
-        .typed_per_filter_config
-        .get("envoy.filters.http.fault")
-    {
+    if let Some(fault) = route.typed_per_filter_config.get("envoy.filters.http.fault") {
         let fault = HttpFault::decode(fault.value.as_slice()).unwrap();
         if let Some(delay) = &fault.delay {
             let pause = delay.fault_delay_secifier.as_ref().unwrap();
-            line += &format!(
-                " delay {} {}",
-                tell_debug(pause),
-                delay.percentage.as_ref().unwrap().numerator
-            );
+            line += &format!(" delay {} {}", tell_debug(pause), delay.percentage.as_ref().unwrap().numerator);
         }
         if let Some(abort) = &fault.abort {
             let with = abort.error_type.as_ref().unwrap();
-            line += &format!(
-                " abort {} {}",
-                tell_debug(with),
-                abort.percentage.as_ref().unwrap().numerator
-            );
+            line += &format!(" abort {} {}", tell_debug(with), abort.percentage.as_ref().unwrap().numerator);
         }
     }
-    if route.name.is_empty() {
-        line
-    } else {
-        format!("{}: {line}", route.name)
-    }
+    if route.name.is_empty() { line } else { format!("{}: {line}", route.name) }
 }
 
 fn tell_debug(value: &impl std::fmt::Debug) -> String {
@@ -288,37 +230,19 @@ fn tell_action(action: &RouteAction) -> String {
         ClusterSpecifier::WeightedClusters(clusters) => clusters
             .clusters
             .iter()
-            .map(|cluster| {
-                format!(
-                    "{} {}",
-                    cluster.weight.as_ref().unwrap().value,
-                    cluster.name
-                )
-            })
+            .map(|cluster| format!("{} {}", cluster.weight.as_ref().unwrap().value, cluster.name))
             .collect::<Vec<_>>()
             .join(" / "),
         other => format!("{other:?}"),
     };
-    if let Some(timeout) = action
-        .timeout
-        .as_ref()
-        .filter(|timeout| timeout.seconds > 0 || timeout.nanos > 0)
-    {
-        line += &format!(
-            " within {}.{:03}s",
-            timeout.seconds,
-            timeout.nanos / 1_000_000
-        );
+    if let Some(timeout) = action.timeout.as_ref().filter(|timeout| timeout.seconds > 0 || timeout.nanos > 0) {
+        line += &format!(" within {}.{:03}s", timeout.seconds, timeout.nanos / 1_000_000);
     }
     if !action.prefix_rewrite.is_empty() {
         line += &format!(" path={}", action.prefix_rewrite);
     }
     if let Some(regex) = &action.regex_rewrite {
-        line += &format!(
-            " path~{}={}",
-            regex.pattern.as_ref().unwrap().regex,
-            regex.substitution
-        );
+        line += &format!(" path~{}={}", regex.pattern.as_ref().unwrap().regex, regex.substitution);
     }
     if let Some(rewrite) = &action.host_rewrite_specifier {
         line += &format!(" {rewrite:?}");
@@ -329,11 +253,7 @@ fn tell_action(action: &RouteAction) -> String {
 #[expect(deprecated, reason = "gRPC clients are told the older forms")]
 fn tell_header(header: &HeaderMatcher) -> String {
     let not = if header.invert_match { "!" } else { "" };
-    let or_missing = if header.treat_missing_header_as_empty {
-        "?"
-    } else {
-        ""
-    };
+    let or_missing = if header.treat_missing_header_as_empty { "?" } else { "" };
     let value = match header.header_match_specifier.as_ref().unwrap() {
         HeaderMatchSpecifier::StringMatch(matcher) => tell_string(matcher),
         HeaderMatchSpecifier::PresentMatch(_) => String::new(),

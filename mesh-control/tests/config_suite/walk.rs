@@ -11,10 +11,7 @@ fn a_request_is_routed_split_delayed_and_bounded_as_the_yaml_says() {
     let plane = plane_of("shop");
     let seen = Seen::new(&plane, client("default"));
     let routes = seen.routes_of("catalog:8080");
-    assert_eq!(
-        routes.name,
-        "outbound|8080||catalog.default.svc.cluster.local"
-    );
+    assert_eq!(routes.name, "outbound|8080||catalog.default.svc.cluster.local");
     assert_eq!(
         routes.virtual_hosts[0].domains,
         [
@@ -29,29 +26,15 @@ fn a_request_is_routed_split_delayed_and_bounded_as_the_yaml_says() {
             "*",
         ]
     );
-    let [ann, split] = &routes.virtual_hosts[0].routes[..] else {
-        panic!("two routes")
-    };
-    assert_eq!(
-        (ann.name.as_str(), split.name.as_str()),
-        ("for-ann", "split")
-    );
+    let [ann, split] = &routes.virtual_hosts[0].routes[..] else { panic!("two routes") };
+    assert_eq!((ann.name.as_str(), split.name.as_str()), ("for-ann", "split"));
     assert_eq!(ann.r#match.as_ref().unwrap().headers[0].name, "end-user");
-    let Some(Action::Route(action)) = &split.action else {
-        panic!("a route")
-    };
-    let Some(ClusterSpecifier::WeightedClusters(clusters)) = &action.cluster_specifier else {
-        panic!("weights")
-    };
+    let Some(Action::Route(action)) = &split.action else { panic!("a route") };
+    let Some(ClusterSpecifier::WeightedClusters(clusters)) = &action.cluster_specifier else { panic!("weights") };
     let weights: Vec<(&str, u32)> = clusters
         .clusters
         .iter()
-        .map(|cluster| {
-            (
-                cluster.name.as_str(),
-                cluster.weight.as_ref().unwrap().value,
-            )
-        })
+        .map(|cluster| (cluster.name.as_str(), cluster.weight.as_ref().unwrap().value))
         .collect();
     assert_eq!(
         weights,
@@ -61,20 +44,10 @@ fn a_request_is_routed_split_delayed_and_bounded_as_the_yaml_says() {
         ]
     );
     assert_eq!(action.timeout.as_ref().unwrap().seconds, 3);
-    assert!(
-        split
-            .typed_per_filter_config
-            .contains_key("envoy.filters.http.fault")
-    );
+    assert!(split.typed_per_filter_config.contains_key("envoy.filters.http.fault"));
     // The listener has the fault filter because a route of it has a fault.
-    assert_eq!(
-        seen.filters_of("catalog:8080"),
-        ["envoy.filters.http.fault", "envoy.filters.http.router"]
-    );
-    assert_eq!(
-        seen.filters_of("storefront:8080"),
-        ["envoy.filters.http.router"]
-    );
+    assert_eq!(seen.filters_of("catalog:8080"), ["envoy.filters.http.fault", "envoy.filters.http.router"]);
+    assert_eq!(seen.filters_of("storefront:8080"), ["envoy.filters.http.router"]);
 }
 
 #[test]
@@ -109,26 +82,14 @@ fn names_that_mean_nothing_are_nothing() {
             (Kind::Listener, "xds.istio.io/grpc/lds/inbound/"),
             (Kind::Listener, "xds.istio.io/grpc/lds/inbound/host:80"),
             (Kind::Listener, "xds.istio.io/grpc/lds/inbound/1.2.3.4:0"),
-            (
-                Kind::Route,
-                "outbound|8080|v1|catalog.default.svc.cluster.local",
-            ),
+            (Kind::Route, "outbound|8080|v1|catalog.default.svc.cluster.local"),
             (Kind::Route, "outbound|9||catalog.default.svc.cluster.local"),
-            (
-                Kind::Cluster,
-                "outbound|8080|v9|catalog.default.svc.cluster.local",
-            ),
+            (Kind::Cluster, "outbound|8080|v9|catalog.default.svc.cluster.local"),
             (Kind::Cluster, "catalog:8080"),
-            (
-                Kind::Endpoints,
-                "outbound|8080|v9|catalog.default.svc.cluster.local",
-            ),
+            (Kind::Endpoints, "outbound|8080|v9|catalog.default.svc.cluster.local"),
             (Kind::Endpoints, "\u{0}"),
         ] {
-            assert!(
-                world.resource(&class, kind, name).is_none(),
-                "{kind:?} {name:?}"
-            );
+            assert!(world.resource(&class, kind, name).is_none(), "{kind:?} {name:?}");
         }
     }
 }
@@ -150,42 +111,19 @@ fn a_workload_that_comes_and_goes_changes_its_endpoints_and_nothing_else() {
     assert!(after.generation() > before.generation());
     let one = after.resource(&client, Kind::Endpoints, name).unwrap();
     assert!(!one.empty && one.version != empty.version);
-    assert_eq!(
-        after.resource(&client, Kind::Cluster, name).unwrap(),
-        cluster
-    );
+    assert_eq!(after.resource(&client, Kind::Cluster, name).unwrap(), cluster);
     let same = after.resource(&client, Kind::Endpoints, other).unwrap();
-    assert_eq!(
-        same,
-        before.resource(&client, Kind::Endpoints, other).unwrap()
-    );
+    assert_eq!(same, before.resource(&client, Kind::Endpoints, other).unwrap());
     // The old world is what it was.
-    assert!(
-        before
-            .resource(&client, Kind::Endpoints, name)
-            .unwrap()
-            .empty
-    );
+    assert!(before.resource(&client, Kind::Endpoints, name).unwrap().empty);
 
     let mut draining = workload("a", "catalog", "v1", "10.0.0.1:8080");
     draining.health = Health::Draining;
     plane.register(draining);
     let world = plane.world();
-    assert_ne!(
-        world
-            .resource(&client, Kind::Endpoints, name)
-            .unwrap()
-            .version,
-        one.version
-    );
+    assert_ne!(world.resource(&client, Kind::Endpoints, name).unwrap().version, one.version);
     plane.unregister("a");
-    assert_eq!(
-        plane
-            .world()
-            .resource(&client, Kind::Endpoints, name)
-            .unwrap(),
-        empty
-    );
+    assert_eq!(plane.world().resource(&client, Kind::Endpoints, name).unwrap(), empty);
 }
 
 #[test]
@@ -197,15 +135,9 @@ fn a_workload_that_serves_nothing_is_visible() {
     assert!(workloads[0].note.as_deref().unwrap().contains("40000"));
     assert_eq!(workloads[1].serves, ["ledger.default.svc.cluster.local:80"]);
     let services = plane.services();
-    let ledger = services
-        .iter()
-        .find(|service| service.host.starts_with("ledger"))
-        .unwrap();
+    let ledger = services.iter().find(|service| service.host.starts_with("ledger")).unwrap();
     assert_eq!(ledger.ports[0].endpoints.len(), 1);
-    assert_eq!(
-        (ledger.discovery, ledger.written.as_str()),
-        ("registry", "services.yaml:30")
-    );
+    assert_eq!((ledger.discovery, ledger.written.as_str()), ("registry", "services.yaml:30"));
 }
 
 #[test]
@@ -217,30 +149,14 @@ fn a_wrong_text_is_refused_and_what_was_in_force_stays() {
     let routes = before.resource(&client, Kind::Route, name).unwrap();
     let wrong = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: catalog}\nspec: {hosts: [catalog], htp: []}\n";
     let rejected = plane.set_yaml("routes.yaml", wrong).unwrap_err();
-    assert!(
-        rejected
-            .to_string()
-            .contains("routes.yaml:4:26: error[unknown-field]"),
-        "{rejected}"
-    );
-    assert_eq!(
-        plane.world().resource(&client, Kind::Route, name).unwrap(),
-        routes
-    );
-    assert!(
-        plane
-            .diagnostics()
-            .iter()
-            .any(|finding| finding.message.contains("stay in force"))
-    );
+    assert!(rejected.to_string().contains("routes.yaml:4:26: error[unknown-field]"), "{rejected}");
+    assert_eq!(plane.world().resource(&client, Kind::Route, name).unwrap(), routes);
+    assert!(plane.diagnostics().iter().any(|finding| finding.message.contains("stay in force")));
 
     let all_v1 = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: catalog}\nspec:\n  hosts: [catalog]\n  http:\n  - route: [{destination: {host: catalog, subset: v1}}]\n";
     let generation = plane.set_yaml("routes.yaml", all_v1).unwrap();
     assert_eq!(plane.world().config_generation(), generation);
-    assert_ne!(
-        plane.world().resource(&client, Kind::Route, name).unwrap(),
-        routes
-    );
+    assert_ne!(plane.world().resource(&client, Kind::Route, name).unwrap(), routes);
     // Setting the same text again changes nothing.
     assert_eq!(plane.set_yaml("routes.yaml", all_v1).unwrap(), generation);
 }

@@ -56,7 +56,7 @@ impl Client {
     }
 
     /// A client with this source, on the test's runtime.
-    #[expect(clippy::disallowed_methods, reason = "a test sends a handful")]
+    #[allow(clippy::disallowed_methods, reason = "a test sends a handful")]
     pub(crate) fn run(source: XdsSource) -> Client {
         let (wants, wanted) = mpsc::channel(64);
         let log = Arc::<Mutex<Vec<Change>>>::default();

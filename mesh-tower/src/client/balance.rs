@@ -50,6 +50,9 @@ pub(super) async fn try_once(
         Err(error) => return Err(Failure { error, unsent: false }),
     };
     let endpoint = pick.in_flight.endpoint();
+    if call.is_observed {
+        call.endpoint = Some(Arc::clone(endpoint));
+    }
     if let ClusterTls::Unusable(reason) = &pick.cluster.tls {
         let detail = format!("cluster {}: {reason}", pick.cluster.name);
         return Err(Failure { error: MeshError::new(ErrorKind::Security, detail), unsent: false });

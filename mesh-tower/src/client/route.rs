@@ -28,6 +28,7 @@ pub(super) async fn send(
     let target = target.as_deref();
     let observed = (!mesh.observers().is_empty())
         .then(|| target.map(|target| target.authority.clone()).or_else(|| request.parts.uri.authority().cloned()));
+    call.is_observed = observed.is_some();
     let result = walk(&mesh, target, &mut call, &mut request).await;
     if let Some(authority) = observed {
         tell(&mesh, authority.as_ref().map_or("", |authority| authority.as_str()), &call, &result);
@@ -40,6 +41,7 @@ fn tell(mesh: &Mesh, authority: &str, call: &Call, result: &Result<Response<Resp
     let mut event = Event::new(authority);
     event.status = result.as_ref().ok().map(Response::status);
     event.error = result.as_ref().err().map(MeshError::kind);
+    event.endpoint = call.endpoint.as_ref();
     event.attempts = call.attempt;
     event.duration = call.started.elapsed();
     mesh.observers().iter().for_each(|observer| observer.on_event(&event));

@@ -48,6 +48,9 @@ pub(crate) struct Sides {
     pub(crate) mesh: Side,
     /// The client's and the server's, in front of the bare server.
     pub(crate) envoy: Option<(Sidecar, Sidecar)>,
+    /// What tonic-xds asks.
+    #[cfg(feature = "tonic-xds")]
+    pub(crate) control: mesh_control::embedded::Embedded,
 }
 
 impl Sides {
@@ -182,12 +185,17 @@ async fn unary(list: &mut List<'_>, sides: &Sides, meshes: &Meshes, case: &Case,
         let service = Channel::balance_list([endpoint(bare)?].into_iter());
         list.add(case, "balance_list", crew(case, GrpcCaller { service, body: body.clone() }), None, &bare_process);
     }
+    #[cfg(feature = "tonic-xds")]
+    if list.wants(case, "tonic-xds") {
+        let service = crate::xds::channel(&sides.control).await?;
+        list.add(case, "tonic-xds", crew(case, GrpcCaller { service, body: body.clone() }), None, &bare_process);
+    }
     if list.wants(case, "mesh") {
-        let caller = GrpcCaller { service: meshes.grpc_to_bare.client_for(HOST)?, body: body.clone() };
+        let caller = GrpcCaller { service: mesh_tonic::channel(&meshes.grpc_to_bare, HOST), body: body.clone() };
         list.add(case, "mesh", crew(case, caller), None, &bare_process);
     }
     if list.wants(case, "mesh both") {
-        let caller = GrpcCaller { service: meshes.grpc_to_mesh.client_for(HOST)?, body: body.clone() };
+        let caller = GrpcCaller { service: mesh_tonic::channel(&meshes.grpc_to_mesh, HOST), body: body.clone() };
         list.add(case, "mesh both", crew(case, caller), None, &[sides.mesh.process.id()]);
     }
     if let Some((near_client, near_server)) = &sides.envoy

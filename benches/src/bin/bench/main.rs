@@ -4,11 +4,14 @@
 //! ```text
 //! cargo run --release --bin bench                                   # every case, about fifteen minutes
 //! cargo run --release --bin bench -- --only 'http1/c1/256B' --seconds 0.5
-//! cargo run --release --bin bench --features tonic-xds -- --envoy path/to/envoy
+//! cargo run --release -p mesh-benches --bin bench --features tonic-xds -- --envoy path/to/envoy
 //! ```
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints tables")]
 
 mod cases;
 mod report;
+#[cfg(feature = "tonic-xds")]
+mod xds;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -68,11 +71,20 @@ fn main() -> Result {
 
 async fn compare(args: &Args) -> Result {
     let machine = process::machine();
+    let bare = server("bare", args.threads)?;
     let sides = Sides {
-        bare: server("bare", args.threads)?,
+        #[cfg(feature = "tonic-xds")]
+        control: xds::control(bare.served.grpc).await?,
+        bare,
         mesh: server("mesh", args.threads)?,
         envoy: None,
     };
+    if !cfg!(feature = "tonic-xds") {
+        eprintln!("tonic-xds is left out: run with `--features tonic-xds` to compare with it");
+    }
+    if args.envoy.is_none() {
+        eprintln!("sidecars are left out: give `--envoy PATH` to compare with them");
+    }
     let sides = match &args.envoy {
         Some(binary) => sides.with_sidecars(binary).await?,
         None => sides,

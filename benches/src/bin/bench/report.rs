@@ -41,7 +41,9 @@ pub(crate) fn tables(contenders: &[Contender], machine: &str, seconds: f64) -> b
             of(|it| it.server_cpu)
         );
     }
-    println!("\nThe mesh compared: ratios to the other, with the error of the median. CPU is of both sides together.\n");
+    println!(
+        "\nThe mesh compared: ratios to the other, with the error of the median. CPU is of both sides together.\n"
+    );
     println!("| case | | against | requests/s | p99 | CPU | bar |");
     println!("|---|---|---|---:|---:|---:|---|");
     let comparisons = compare(contenders);

@@ -181,7 +181,7 @@ impl Meaning {
     }
 
     /// Whether calls must fail because TLS is asked for, which this mesh cannot do yet.
-    fn is_closed(&self, app: App) -> bool {
+    pub fn is_closed(&self, app: App) -> bool {
         let mode = self.rule(app).and_then(|rule| rule.spec.get("trafficPolicy")?.get("tls")?.get("mode")?.as_str());
         mode.is_some_and(|mode| mode != "DISABLE")
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use super::tally::describe;
-use super::{Edge, Expectation, Outcome, Outlook, Seen, Tally};
+use super::{Expectation, Outcome, Outlook, Tally};
 
 /// Somebody who is told how a tour goes.
 pub trait Reporter: Send {
@@ -18,7 +18,7 @@ pub trait Reporter: Send {
     fn begin(&mut self, phase: &str) -> io::Result<()>;
 
     /// So much was seen of it so far.
-    fn progress(&mut self, seen: &Seen, pages: u64);
+    fn progress(&mut self, outlook: &Outlook);
 
     /// It is over.
     ///
@@ -56,7 +56,9 @@ impl<W: Write> Human<W> {
             // Up to the first line of the frame before, and clear from there.
             write!(self.out, "\x1b[{}A\x1b[J", self.drawn)?;
         }
-        self.out.write_all(frame.as_bytes())?;
+        // On a narrow terminal, lines are cut rather than wrapped: a frame has as many as were counted.
+        let (cut, wrap) = if self.is_live { ("\x1b[?7l", "\x1b[?7h") } else { ("", "") };
+        write!(self.out, "{cut}{frame}{wrap}")?;
         self.drawn = if self.is_live { frame.lines().count() } else { 0 };
         self.out.flush()
     }
@@ -70,16 +72,16 @@ impl<W: Write + Send> Reporter for Human<W> {
         self.out.flush()
     }
 
-    fn progress(&mut self, seen: &Seen, _pages: u64) {
+    fn progress(&mut self, outlook: &Outlook) {
         if self.is_live && self.last.is_none_or(|last| last.elapsed() >= FRAME) {
             self.last = Some(Instant::now());
             // A terminal that is gone is noticed at the end of the phase.
-            _ = self.draw(&table(seen, &|_| None));
+            _ = self.draw(&table(outlook));
         }
     }
 
     fn end(&mut self, outlook: &Outlook) -> io::Result<()> {
-        let mut frame = table(&outlook.seen, &|edge| outlook.expected.get(edge));
+        let mut frame = table(outlook);
         let ms = outlook.latencies.percentiles();
         let rate = outlook.pages as f64 / outlook.time.as_secs_f64().max(f64::MIN_POSITIVE);
         let Outlook { pages, failed, settled, .. } = outlook;
@@ -120,15 +122,15 @@ impl<W: Write + Send> Reporter for Human<W> {
 }
 
 /// What was seen, and what was expected where that is known.
-fn table<'e>(seen: &Seen, expected: &dyn Fn(&Edge) -> Option<&'e Expectation>) -> String {
+fn table(outlook: &Outlook) -> String {
     let mut table = format!(
         "  {:<12} {:<7} {:>6}  {:<34} {:<26} {:>9} {:>9}\n",
         "service", "for", "calls", "answered by", "expected", "p50 ms", "p99 ms"
     );
-    for (edge, tally) in seen {
+    for (edge, tally) in &outlook.seen {
         let (app, user) = edge;
         let ms = tally.latencies.percentiles();
-        let wanted = expected(edge).map(wanted).unwrap_or_default();
+        let wanted = outlook.expected.get(edge).map(wanted).unwrap_or_default();
         _ = writeln!(
             table,
             "  {:<12} {:<7} {:>6}  {:<34} {:<26} {:>9.1} {:>9.1}",
@@ -179,7 +181,7 @@ impl<W: Write + Send> Reporter for Json<W> {
         Ok(())
     }
 
-    fn progress(&mut self, _seen: &Seen, _pages: u64) {}
+    fn progress(&mut self, _outlook: &Outlook) {}
 
     fn end(&mut self, outlook: &Outlook) -> io::Result<()> {
         let mut services = Map::new();

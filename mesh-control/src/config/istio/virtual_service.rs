@@ -337,17 +337,11 @@ impl Decode for Percent {
         d.message(node, &["value"])?;
         let value: f64 = d.optional(node, "value")?;
         if !(0.0..=100.0).contains(&value) {
-            d.error(
-                node.span,
-                Code::InvalidValue,
-                format!("{value} is not between 0 and 100"),
-            );
+            d.error(node.span, Code::InvalidValue, format!("{value} is not between 0 and 100"));
             return None;
         }
         // route.go translatePercentToFractionalPercent: truncated to a ten-thousandth of a percent.
-        Some(Percent {
-            millionths: (value * 10_000.0) as u32,
-        })
+        Some(Percent { millionths: (value * 10_000.0) as u32 })
     }
 
     fn fields(prefix: &str, out: &mut Vec<String>) {
@@ -359,11 +353,7 @@ impl VirtualService {
     /// What Istio's own validation refuses.
     pub fn check(&self, d: &mut Decoder<'_>) {
         if self.http.is_empty() && self.tls.is_empty() && self.tcp.is_empty() {
-            d.error(
-                self.span,
-                Code::MissingField,
-                "one of `http`, `tls` and `tcp` is needed",
-            );
+            d.error(self.span, Code::MissingField, "one of `http`, `tls` and `tcp` is needed");
         }
         for (index, route) in self.http.iter().enumerate() {
             route.check(&format!("http[{index}]"), d);
@@ -374,31 +364,18 @@ impl VirtualService {
 impl HttpRoute {
     fn check(&self, path: &str, d: &mut Decoder<'_>) {
         let mut error = |span, field: &str, message: String| {
-            let field = if field.is_empty() {
-                path.to_owned()
-            } else {
-                format!("{path}.{field}")
-            };
+            let field = if field.is_empty() { path.to_owned() } else { format!("{path}.{field}") };
             d.report_at(span, field, Severity::Error, Code::InvalidValue, message);
         };
-        let actions = [
-            !self.route.is_empty(),
-            self.redirect.is_some(),
-            self.direct_response.is_some(),
-            self.delegate.is_some(),
-        ];
+        let actions =
+            [!self.route.is_empty(), self.redirect.is_some(), self.direct_response.is_some(), self.delegate.is_some()];
         match actions.into_iter().filter(|set| *set).count() {
-            0 => error(
-                self.span,
-                "",
-                "one of `route`, `redirect`, `directResponse` and `delegate` is needed".into(),
-            ),
+            0 => error(self.span, "", "one of `route`, `redirect`, `directResponse` and `delegate` is needed".into()),
             1 => {}
             _ => error(
                 self.span,
                 "",
-                "only one of `route`, `redirect`, `directResponse` and `delegate` can be set"
-                    .into(),
+                "only one of `route`, `redirect`, `directResponse` and `delegate` can be set".into(),
             ),
         }
         let mut total: i64 = 0;
@@ -408,31 +385,14 @@ impl HttpRoute {
             };
             total += i64::from(weight.value);
             if weight.value < 0 {
-                error(
-                    weight.span,
-                    &format!("route[{index}].weight"),
-                    "less than 0".into(),
-                );
+                error(weight.span, &format!("route[{index}].weight"), "less than 0".into());
             }
         }
         if total > i64::from(u32::MAX) {
-            error(
-                self.span,
-                "route",
-                "the weights add up to more than 4294967295".into(),
-            );
+            error(self.span, "route", "the weights add up to more than 4294967295".into());
         }
-        if self.route.len() > 1
-            && self
-                .route
-                .iter()
-                .all(|d| d.weight.as_ref().is_none_or(|w| w.value == 0))
-        {
-            error(
-                self.span,
-                "route",
-                "no destination has a weight above 0".into(),
-            );
+        if self.route.len() > 1 && self.route.iter().all(|d| d.weight.as_ref().is_none_or(|w| w.value == 0)) {
+            error(self.span, "route", "no destination has a weight above 0".into());
         }
         if let Some(redirect) = &self.redirect {
             if let Some(code) = &redirect.redirect_code
@@ -442,26 +402,15 @@ impl HttpRoute {
                 error(code.span, "redirect.redirectCode", message);
             }
             if redirect.uri.is_some() && redirect.prefix_rewrite.is_some() {
-                error(
-                    redirect.span,
-                    "redirect",
-                    "only one of `uri` and `prefixRewrite` can be set".into(),
-                );
+                error(redirect.span, "redirect", "only one of `uri` and `prefixRewrite` can be set".into());
             }
             if redirect.port.is_some() && redirect.derive_port.is_some() {
-                error(
-                    redirect.span,
-                    "redirect",
-                    "only one of `port` and `derivePort` can be set".into(),
-                );
+                error(redirect.span, "redirect", "only one of `port` and `derivePort` can be set".into());
             }
         }
         if let Some(answer) = &self.direct_response {
             if !(200..=599).contains(&answer.status.value) {
-                let message = format!(
-                    "{} is not an HTTP status from 200 to 599",
-                    answer.status.value
-                );
+                let message = format!("{} is not an HTTP status from 200 to 599", answer.status.value);
                 error(answer.status.span, "directResponse.status", message);
             }
             if let Some(body) = &answer.body {
@@ -475,11 +424,7 @@ impl HttpRoute {
             && delay.fixed_delay.is_none()
             && delay.exponential_delay.is_none()
         {
-            error(
-                delay.span,
-                "fault.delay",
-                "field `fixedDelay` is missing".into(),
-            );
+            error(delay.span, "fault.delay", "field `fixedDelay` is missing".into());
         }
         if let Some(retries) = &self.retries {
             if retries.attempts < 0 {
@@ -491,11 +436,7 @@ impl HttpRoute {
             }
         }
         self.check_headers(path, d);
-        if let Some(regex) = self
-            .rewrite
-            .as_ref()
-            .and_then(|rewrite| rewrite.uri_regex_rewrite.as_ref())
-        {
+        if let Some(regex) = self.rewrite.as_ref().and_then(|rewrite| rewrite.uri_regex_rewrite.as_ref()) {
             check_regex(&regex.matches, regex.span, d);
         }
     }
@@ -505,52 +446,26 @@ impl HttpRoute {
     fn check_headers(&self, path: &str, d: &mut Decoder<'_>) {
         for (index, condition) in self.matches.iter().enumerate() {
             let path = format!("{path}.match[{index}]");
-            for name in condition
-                .headers
-                .keys()
-                .chain(condition.without_headers.keys())
-            {
+            for name in condition.headers.keys().chain(condition.without_headers.keys()) {
                 if name.starts_with("@request.auth.") {
                     let message = "not supported yet: claims of a token; the condition never holds";
                     let path = format!("{path}.headers");
-                    d.report_at(
-                        condition.span,
-                        path,
-                        Severity::Warning,
-                        Code::NotSupportedYet,
-                        message,
-                    );
+                    d.report_at(condition.span, path, Severity::Warning, Code::NotSupportedYet, message);
                 } else if !is_header_name(name) {
                     let message = format!("{} is not the name of a header", quoted(name));
                     let path = format!("{path}.headers");
-                    d.report_at(
-                        condition.span,
-                        path,
-                        Severity::Error,
-                        Code::InvalidValue,
-                        message,
-                    );
+                    d.report_at(condition.span, path, Severity::Error, Code::InvalidValue, message);
                 }
             }
         }
         let own = [("headers".to_owned(), &self.headers)];
         let of_destinations = self.route.iter().enumerate();
-        let of_destinations = of_destinations
-            .map(|(index, route)| (format!("route[{index}].headers"), &route.headers));
+        let of_destinations = of_destinations.map(|(index, route)| (format!("route[{index}].headers"), &route.headers));
         for (field, headers) in own.into_iter().chain(of_destinations) {
-            for (direction, operations) in [
-                ("request", &headers.request),
-                ("response", &headers.response),
-            ] {
+            for (direction, operations) in [("request", &headers.request), ("response", &headers.response)] {
                 if let Some(message) = operations.fault() {
                     let path = format!("{path}.{field}.{direction}");
-                    d.report_at(
-                        operations.span,
-                        path,
-                        Severity::Error,
-                        Code::InvalidValue,
-                        message,
-                    );
+                    d.report_at(operations.span, path, Severity::Error, Code::InvalidValue, message);
                 }
             }
         }
@@ -565,11 +480,7 @@ impl HeaderOperations {
         if let Some(name) = names.into_iter().find(|name| !is_name(name)) {
             return Some(format!("{} is not the name of a header", quoted(name)));
         }
-        if self
-            .remove
-            .iter()
-            .any(|name| name.eq_ignore_ascii_case("host") || name.starts_with(':'))
-        {
+        if self.remove.iter().any(|name| name.eq_ignore_ascii_case("host") || name.starts_with(':')) {
             return Some("the authority cannot be removed".to_owned());
         }
         let value = pairs().find(|(_, value)| http::HeaderValue::from_str(value).is_err());
@@ -586,11 +497,7 @@ fn check_body(body: &ResponseBody, error: &mut impl FnMut(crate::config::diagnos
     const LONGEST: usize = 1 << 20;
     match (&body.string, &body.bytes) {
         (Some(_), Some(_)) => {
-            error(
-                body.span,
-                "directResponse.body",
-                "only one of `string` and `bytes` can be set".into(),
-            );
+            error(body.span, "directResponse.body", "only one of `string` and `bytes` can be set".into());
         }
         (Some(text), None) if text.len() > LONGEST => {
             error(body.span, "directResponse.body", "larger than 1 MiB".into());
@@ -607,11 +514,7 @@ fn check_body(body: &ResponseBody, error: &mut impl FnMut(crate::config::diagnos
 }
 
 fn check_abort(abort: &FaultAbort, error: &mut impl FnMut(crate::config::diagnostic::Span, &str, String)) {
-    let set = [
-        abort.http_status.is_some(),
-        abort.grpc_status.is_some(),
-        abort.http2_error.is_some(),
-    ];
+    let set = [abort.http_status.is_some(), abort.grpc_status.is_some(), abort.http2_error.is_some()];
     if set.into_iter().filter(|set| *set).count() != 1 {
         let message = "exactly one of `httpStatus` and `grpcStatus` is needed";
         error(abort.span, "fault.abort", message.into());
@@ -651,10 +554,7 @@ pub fn grpc_status_code(text: &str) -> Option<u32> {
         "DATA_LOSS",
         "UNAUTHENTICATED",
     ];
-    let by_name = (0u32..)
-        .zip(NAMES)
-        .find(|(_, name)| *name == text)
-        .map(|(code, _)| code);
+    let by_name = (0u32..).zip(NAMES).find(|(_, name)| *name == text).map(|(code, _)| code);
     by_name.or_else(|| text.parse().ok().filter(|code| *code <= 16))
 }
 
@@ -679,9 +579,7 @@ const RETRY_TOKENS: [&str; 15] = [
 
 fn unknown_retry_token(retry_on: &str) -> Option<&str> {
     retry_on.split(',').map(str::trim).find(|token| {
-        let is_status = token
-            .parse::<u32>()
-            .is_ok_and(|code| (100..=599).contains(&code));
+        let is_status = token.parse::<u32>().is_ok_and(|code| (100..=599).contains(&code));
         !(token.is_empty() || is_status || *token == "unavailable" || RETRY_TOKENS.contains(token))
     })
 }

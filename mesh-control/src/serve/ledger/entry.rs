@@ -47,13 +47,7 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn new(explicit: bool, told: Told) -> Entry {
-        Entry {
-            explicit,
-            told,
-            asked: false,
-            again: false,
-            forgotten: false,
-        }
+        Entry { explicit, told, asked: false, again: false, forgotten: false }
     }
 }
 
@@ -70,18 +64,10 @@ pub(super) enum Duty {
 /// What has to happen for a name of which the catalog says this.
 pub(super) fn duty(entry: &Entry, found: Option<&Encoded>, settled: bool) -> Duty {
     let Some(found) = found else {
-        return if entry.told.is_held() {
-            Duty::Withdraw
-        } else {
-            Duty::Nothing
-        };
+        return if entry.told.is_held() { Duty::Withdraw } else { Duty::Nothing };
     };
     if entry.told.version() == Some(&found.version) {
-        return if entry.again {
-            Duty::Send
-        } else {
-            Duty::Nothing
-        };
+        return if entry.again { Duty::Send } else { Duty::Nothing };
     }
     // After a start the registry fills up again as workloads come back. What a client brought along may
     // not shrink meanwhile; one that has nothing is served as soon as there is an endpoint.
@@ -90,11 +76,7 @@ pub(super) fn duty(entry: &Entry, found: Option<&Encoded>, settled: bool) -> Dut
         Told::Nothing | Told::Absent => found.empty,
         Told::Sent(_) => false,
     };
-    if found.self_registered && !settled && incomplete {
-        Duty::Hold
-    } else {
-        Duty::Send
-    }
+    if found.self_registered && !settled && incomplete { Duty::Hold } else { Duty::Send }
 }
 
 /// The names for which something has to happen; each is in one set at most.
@@ -118,20 +100,13 @@ impl Sets {
     }
 
     pub(super) fn remove(&mut self, name: &str) {
-        for set in [
-            &mut self.owed,
-            &mut self.changed,
-            &mut self.leaving,
-            &mut self.settling,
-        ] {
+        for set in [&mut self.owed, &mut self.changed, &mut self.leaving, &mut self.settling] {
             set.remove(name);
         }
     }
 
     pub(super) fn contains(&self, name: &str) -> bool {
-        [&self.owed, &self.changed, &self.leaving, &self.settling]
-            .iter()
-            .any(|set| set.contains(name))
+        [&self.owed, &self.changed, &self.leaving, &self.settling].iter().any(|set| set.contains(name))
     }
 
     pub(super) fn len(&self) -> usize {

@@ -7,7 +7,6 @@
 //! protocol has to be thought of before this compiles.
 
 #![warn(clippy::indexing_slicing, clippy::string_slice)]
-
 #![allow(deprecated, reason = "a deprecated field that is set is honoured or named, too")]
 
 mod action;

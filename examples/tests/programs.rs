@@ -1,0 +1,43 @@
+//! The programs that are meant to be read, run as a user runs them.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+
+/// Runs a program to its end, which must be a good one, and returns what it printed.
+async fn run(program: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(Duration::from_secs(120), command.output()).await;
+    let output = output.expect("the program ends").expect("the program starts");
+    let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{program}: {}\n{out}\n{errors}", output.status);
+    out.into_owned()
+}
+
+#[tokio::test]
+async fn hello_http_says_hello_through_a_route_of_yaml() {
+    let out = run(env!("CARGO_BIN_EXE_hello_http"), &[]).await;
+    assert_eq!(out, "200 OK hello, world\n200 OK hello, mesh\n");
+}
+
+#[tokio::test]
+async fn hello_grpc_calls_a_tonic_service_with_a_generated_client() {
+    let out = run(env!("CARGO_BIN_EXE_hello_grpc"), &[]).await;
+    assert_eq!(out, "greeter is SERVING\n");
+}
+
+#[tokio::test]
+async fn existing_clients_get_the_mesh_below_or_around_them() {
+    let out = run(env!("CARGO_BIN_EXE_existing_client"), &[]).await;
+    assert_eq!(out, "below:  hello, connector\naround: hello, layer\n");
+}
+
+#[tokio::test]
+async fn every_program_explains_itself() {
+    for program in [env!("CARGO_BIN_EXE_mesh-echo"), env!("CARGO_BIN_EXE_mesh-curl"), env!("CARGO_BIN_EXE_bookinfo")] {
+        let help = run(program, &["--help"]).await;
+        assert!(help.contains("Usage:") && help.lines().count() > 20, "{program}:\n{help}");
+    }
+}
