@@ -18,7 +18,7 @@ use crate::id::{Address, ClusterName, EndpointId, Target};
 use crate::matcher::{DomainIndex, RouteIndex};
 use crate::model::{
     BalancerPolicy, Cluster, ClusterKind, Clusters, Endpoints, FilterConfig, Forward, HeaderChange, HeaderMutations,
-    HttpManager, NamedFilter, Route, RouteAction, RouteConfiguration, VirtualHost,
+    HttpManager, NamedFilter, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
 };
 use crate::request::RequestHead;
 use crate::state::{ClusterState, InFlight};
@@ -39,6 +39,8 @@ pub struct RouteTable {
     domains: DomainIndex,
     hosts: Vec<Host>,
     clusters: Vec<ClusterName>,
+    /// Whether the first route of the only host is for every path: most servers have no more than that.
+    catches_all: bool,
 }
 
 struct Host {
@@ -91,6 +93,7 @@ impl RouteTable {
             hosts: Vec::with_capacity(config.virtual_hosts.len()),
             clusters: Vec::new(),
             filters: http.filters.clone(),
+            catches_all: catches_all(&config),
             config: Arc::clone(&config),
         };
         let mut known = HashMap::new();
@@ -175,6 +178,14 @@ impl RouteTable {
             let at = format!("{} {}{}", head.method, head.authority, head.path());
             MeshError::new(ErrorKind::NoRoute, format!("route configuration {name}: {what} {at}"))
         };
+        if self.catches_all
+            && head.path_and_query.starts_with('/')
+            && let ([host], [config]) = (self.hosts.as_slice(), self.config.virtual_hosts.as_slice())
+            && let (Some(compiled), Some(route)) = (host.routes.first(), config.routes.first())
+            && let Some(destination) = compiled.choose(call)
+        {
+            return Ok((route, destination));
+        }
         let host = self.domains.find(head.authority).ok_or_else(|| no_route("no virtual host for"))?;
         let found = self.hosts.get(host).zip(self.config.virtual_hosts.get(host));
         let (compiled, config) = found.ok_or_else(|| no_route("no virtual host for"))?;
@@ -184,6 +195,12 @@ impl RouteTable {
         let destination = compiled.choose(call).ok_or_else(|| no_route("no destination for"))?;
         Ok((route, destination))
     }
+}
+
+fn catches_all(config: &RouteConfiguration) -> bool {
+    let [host] = config.virtual_hosts.as_slice() else { return false };
+    let every_path = host.routes.first().is_some_and(|route| route.matches == RouteMatch::any());
+    every_path && host.domains.iter().any(|domain| domain == "*")
 }
 
 impl CompiledRoute {

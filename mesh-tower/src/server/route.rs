@@ -43,11 +43,13 @@ struct Shared {
     mesh: Mesh,
     listener: Option<Arc<Listening>>,
     connection_of: ConnectionOf,
+    made: Instant,
 }
 
 impl ServerLayer {
     pub(super) fn of(mesh: &Mesh, listener: Option<Arc<Listening>>) -> Self {
-        ServerLayer { shared: Arc::new(Shared { mesh: mesh.clone(), listener, connection_of: connection_extension }) }
+        let (mesh, made) = (mesh.clone(), Instant::now());
+        ServerLayer { shared: Arc::new(Shared { mesh, listener, connection_of: connection_extension, made }) }
     }
 
     /// The same, for servers that keep the connection's addresses in an extension of their own. Under
@@ -95,8 +97,9 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> ResponseFuture<S, B> {
         let mesh = &self.shared.mesh;
-        let mut call = Call::new(Instant::now(), fastrand::Rng::new());
-        let mut report = (!mesh.observers().is_empty()).then(|| Box::new(Report::of(mesh, &request, call.started)));
+        // The clock is read where somebody looks at it: for filters, and here for observers.
+        let mut call = Call::new(self.shared.made, fastrand::Rng::new());
+        let mut report = (!mesh.observers().is_empty()).then(|| Box::new(Report::of(mesh, &request, Instant::now())));
         let routed = self.shared.route(&mut request, &mut call, report.as_deref_mut());
         let is_http1 = request.version() <= Version::HTTP_11;
         let ending = Ending { in_flight: mesh.drain().enter(), is_http1, changes: routed.response_changes, report };
@@ -213,6 +216,7 @@ fn pass<B>(filters: &[Arc<dyn Filter>], call: &mut Call, request: &mut Request<B
     if filters.is_empty() {
         return (Duration::ZERO, None);
     }
+    call.started = Instant::now();
     call.is_grpc = is_grpc(request.headers());
     with_parts(request, |parts| {
         let mut delay = Duration::ZERO;
