@@ -2,7 +2,6 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
 use std::convert::Infallible;
-use std::future::{Ready, ready};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -65,20 +64,20 @@ impl Calculator {
     }
 
     /// Unary: the milliseconds of `grpc-timeout` that came with the call, or -1; rounded down.
-    fn left(self, request: tonic::Request<Number>) -> Ready<Result<tonic::Response<Number>, Status>> {
+    async fn left(self, request: tonic::Request<Number>) -> Result<tonic::Response<Number>, Status> {
         let timeout = request.metadata().get("grpc-timeout").and_then(|it| mesh_tonic::deadline::parse(it.as_bytes()));
         let millis = timeout.map_or(-1, |timeout| i64::try_from(timeout.as_millis()).unwrap());
-        ready(Ok(tonic::Response::new(number(millis))))
+        Ok(tonic::Response::new(number(millis)))
     }
 
     /// Server streaming: counts down, one a millisecond.
-    fn count(self, request: tonic::Request<Number>) -> Ready<Result<tonic::Response<Numbers>, Status>> {
+    async fn count(self, request: tonic::Request<Number>) -> Result<tonic::Response<Numbers>, Status> {
         let from = request.into_inner().value;
         let ticks = tokio_stream::iter((0..from).rev()).then(|value| async move {
             tokio::time::sleep(Duration::from_millis(1)).await;
             Ok(number(value))
         });
-        ready(Ok(tonic::Response::new(Box::pin(ticks))))
+        Ok(tonic::Response::new(Box::pin(ticks)))
     }
 
     /// Client streaming: the sum.
@@ -92,13 +91,13 @@ impl Calculator {
     }
 
     /// Bidirectional: the sum so far, after each number.
-    fn sums(self, request: tonic::Request<Streaming<Number>>) -> Ready<Result<tonic::Response<Numbers>, Status>> {
+    async fn sums(self, request: tonic::Request<Streaming<Number>>) -> Result<tonic::Response<Numbers>, Status> {
         let mut sum = 0;
         let sums = request.into_inner().map(move |next| {
             sum += next?.value;
             Ok(number(sum))
         });
-        ready(Ok(tonic::Response::new(Box::pin(sums))))
+        Ok(tonic::Response::new(Box::pin(sums)))
     }
 }
 
