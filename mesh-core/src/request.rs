@@ -28,7 +28,8 @@ impl<'r> RequestHead<'r> {
     /// The view of a request: its authority is the URI's, else the `Host` header's. More than one `Host`, or one
     /// that is not text, is a bad request.
     pub fn of(parts: &'r Parts) -> Result<Self, MeshError> {
-        Ok(RequestHead { authority: authority_of(&parts.uri, &parts.headers)?, ..Self::with_authority(parts, "") })
+        let authority = authority_of(&parts.uri, &parts.headers)?;
+        Ok(Self::new(&parts.method, &parts.uri, &parts.headers, authority))
     }
 
     /// The same of a request that stays whole.
@@ -38,8 +39,8 @@ impl<'r> RequestHead<'r> {
     }
 
     /// The view of a request whose authority is known from elsewhere, such as a gRPC target.
-    pub fn with_authority(parts: &'r Parts, authority: &'r str) -> Self {
-        Self::new(&parts.method, &parts.uri, &parts.headers, authority)
+    pub fn with_authority<B>(request: &'r Request<B>, authority: &'r str) -> Self {
+        Self::new(request.method(), request.uri(), request.headers(), authority)
     }
 
     fn new(method: &'r Method, uri: &'r Uri, headers: &'r HeaderMap, authority: &'r str) -> Self {

@@ -172,29 +172,41 @@ impl RouteTable {
     }
 
     /// The first route that a request matches, and of its destinations one by weight.
-    pub fn find(&self, head: &RequestHead<'_>, call: &mut Call) -> Result<(&Route, &Destination), MeshError> {
+    pub fn find(&self, head: &RequestHead<'_>, call: &mut Call) -> Result<(Place, &Route, &Destination), MeshError> {
         let no_route = |what: &str| {
             let name = self.config.name.as_ref().map_or("inline", |name| name.as_str());
             let at = format!("{} {}{}", head.method, head.authority, head.path());
             MeshError::new(ErrorKind::NoRoute, format!("route configuration {name}: {what} {at}"))
         };
-        if self.catches_all
-            && head.path_and_query.starts_with('/')
-            && let ([host], [config]) = (self.hosts.as_slice(), self.config.virtual_hosts.as_slice())
-            && let (Some(compiled), Some(route)) = (host.routes.first(), config.routes.first())
-            && let Some(destination) = compiled.choose(call)
-        {
-            return Ok((route, destination));
-        }
-        let host = self.domains.find(head.authority).ok_or_else(|| no_route("no virtual host for"))?;
-        let found = self.hosts.get(host).zip(self.config.virtual_hosts.get(host));
-        let (compiled, config) = found.ok_or_else(|| no_route("no virtual host for"))?;
-        let position = compiled.index.find(head, &mut call.random).ok_or_else(|| no_route("no route for"))?;
-        let found = compiled.routes.get(position).zip(config.routes.get(position));
-        let (compiled, route) = found.ok_or_else(|| no_route("no route for"))?;
-        let destination = compiled.choose(call).ok_or_else(|| no_route("no destination for"))?;
-        Ok((route, destination))
+        let (host, route) = if self.catches_all && head.path_and_query.starts_with('/') {
+            (0, 0)
+        } else {
+            let host = self.domains.find(head.authority).ok_or_else(|| no_route("no virtual host for"))?;
+            let compiled = self.hosts.get(host).ok_or_else(|| no_route("no virtual host for"))?;
+            (host, compiled.index.find(head, &mut call.random).ok_or_else(|| no_route("no route for"))?)
+        };
+        let compiled = self.hosts.get(host).and_then(|host| host.routes.get(route));
+        let destination =
+            compiled.and_then(|route| route.choose(call)).ok_or_else(|| no_route("no destination for"))?;
+        let place = Place { host, route, destination };
+        let (route, destination) = self.at(place).ok_or_else(|| no_route("no route for"))?;
+        Ok((place, route, destination))
     }
+
+    /// What is at a place; `None` only where it is another table's.
+    pub fn at(&self, place: Place) -> Option<(&Route, &Destination)> {
+        let route = self.config.virtual_hosts.get(place.host)?.routes.get(place.route)?;
+        let compiled = self.hosts.get(place.host)?.routes.get(place.route)?;
+        Some((route, compiled.destinations.get(place.destination)?))
+    }
+}
+
+/// Where in a table a request's route and destination are, for who comes back to them later in its walk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    host: usize,
+    route: usize,
+    destination: usize,
 }
 
 fn catches_all(config: &RouteConfiguration) -> bool {
@@ -205,12 +217,12 @@ fn catches_all(config: &RouteConfiguration) -> bool {
 
 impl CompiledRoute {
     /// By weight, in the order listed (Envoy, `weighted_clusters`).
-    fn choose(&self, call: &mut Call) -> Option<&Destination> {
-        if let [only] = self.destinations.as_slice() {
-            return Some(only);
+    fn choose(&self, call: &mut Call) -> Option<usize> {
+        if self.destinations.len() == 1 {
+            return Some(0);
         }
         let mut ticket = call.random.u64(0..self.total_weight.max(1));
-        self.destinations.iter().find(|destination| {
+        self.destinations.iter().position(|destination| {
             let weight = u64::from(destination.weight);
             let taken = ticket < weight;
             ticket = ticket.saturating_sub(weight);
@@ -267,6 +279,8 @@ pub struct Leaf {
 pub struct Pick<'v> {
     /// The cluster that the endpoint belongs to: for an aggregate, the leaf.
     pub cluster: &'v Arc<Cluster>,
+    /// Which of [`ClusterView::leaves`] that is.
+    pub leaf: usize,
     /// The endpoint, counted in.
     pub in_flight: InFlight,
 }
@@ -337,7 +351,7 @@ impl ClusterView {
         if let Some((level, endpoint)) = self.levels.pick(call)
             && let Some(leaf) = self.leaves.get(level.leaf)
         {
-            return Ok(Pick { cluster: &leaf.cluster, in_flight: endpoint.enter() });
+            return Ok(Pick { cluster: &leaf.cluster, leaf: level.leaf, in_flight: endpoint.enter() });
         }
         self.pick_without_endpoints(authority())
     }
@@ -352,7 +366,7 @@ impl ClusterView {
             let id = address_of(authority).map(EndpointId::new);
             let id =
                 id.ok_or_else(|| error(ErrorKind::BadRequest, "the authority is no address to pass through to"))?;
-            return Ok(Pick { cluster, in_flight: self.state.endpoint(&id).enter() });
+            return Ok(Pick { cluster, leaf: 0, in_flight: self.state.endpoint(&id).enter() });
         }
         let known: usize = self.leaves.iter().filter_map(|leaf| leaf.endpoints.as_ref()).map(|all| all.len()).sum();
         Err(error(ErrorKind::NoHealthyEndpoint, &format!("no healthy endpoint ({known} known)")))
@@ -398,6 +412,8 @@ pub struct Routed<'v> {
     pub response_changes: &'v [HeaderChange],
     /// The listener's limit of streams.
     pub max_stream_duration: Option<Duration>,
+    /// For [`TargetView::at`].
+    pub place: Place,
 }
 
 impl TargetView {
@@ -442,15 +458,29 @@ impl TargetView {
     /// [`ErrorKind::UnknownTarget`] or [`ErrorKind::NoRoute`], with a detail that names the resource.
     pub fn find(&self, head: &RequestHead<'_>, call: &mut Call) -> Result<Routed<'_>, MeshError> {
         let content = self.content.as_ref().map_err(MeshError::clone)?;
-        let (route, destination) = content.routes.find(head, call)?;
-        Ok(Routed {
+        let (place, route, destination) = content.routes.find(head, call)?;
+        Ok(content.routed(place, route, destination))
+    }
+
+    /// Where a request went: what [`Routed::place`] of this same view was found at.
+    pub fn at(&self, place: Place) -> Option<Routed<'_>> {
+        let content = self.content.as_ref().ok()?;
+        let (route, destination) = content.routes.at(place)?;
+        Some(content.routed(place, route, destination))
+    }
+}
+
+impl Content {
+    fn routed<'v>(&'v self, place: Place, route: &'v Route, destination: &'v Destination) -> Routed<'v> {
+        Routed {
             route,
-            cluster: destination.cluster.and_then(|position| content.clusters.get(position)),
+            cluster: destination.cluster.and_then(|position| self.clusters.get(position)),
             filters: &destination.filters,
             request_changes: &destination.request,
             response_changes: &destination.response,
-            max_stream_duration: content.max_stream_duration,
-        })
+            max_stream_duration: self.max_stream_duration,
+            place,
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use mesh_core::error::{ErrorKind, MeshError};
+use tokio::time::Sleep;
 
 /// An error of somebody else's body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -186,7 +187,7 @@ pub struct ResponseBody {
     /// Given up with the last frame.
     held: Option<Box<dyn Any + Send + Sync>>,
     guard: crate::client::Guard,
-    deadline: Option<Pin<Box<tokio::time::Sleep>>>,
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
 enum Content {
@@ -203,15 +204,19 @@ impl ResponseBody {
     pub(crate) fn incoming(
         incoming: Incoming,
         mut guard: crate::client::Guard,
-        deadline: Option<std::time::Instant>,
+        deadline: Option<Pin<Box<Sleep>>>,
     ) -> Self {
-        let deadline = if http_body::Body::is_end_stream(&incoming) {
+        let ended = http_body::Body::is_end_stream(&incoming);
+        if ended {
             guard.finished();
-            None
-        } else {
-            deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline.into())))
-        };
+        }
+        let deadline = deadline.filter(|_| !ended);
         ResponseBody { content: Content::Incoming(incoming), held: None, guard, deadline }
+    }
+
+    /// When a response has to have ended.
+    pub(crate) fn until(deadline: std::time::Instant) -> Pin<Box<Sleep>> {
+        Box::pin(tokio::time::sleep_until(deadline.into()))
     }
 
     /// The bytes of a body that the mesh answers with itself; of any other, none.

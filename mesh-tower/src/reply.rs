@@ -4,7 +4,6 @@
 use std::fmt::Write as _;
 
 use http::header::{CONTENT_TYPE, LOCATION};
-use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Reply;
@@ -49,9 +48,8 @@ pub(crate) fn direct(direct: &DirectResponse) -> Response<ResponseBody> {
 pub(crate) fn redirect(
     redirect: &Redirect,
     matches: &RouteMatch,
-    parts: &Parts,
+    head: &RequestHead<'_>,
 ) -> Result<Response<ResponseBody>, MeshError> {
-    let head = RequestHead::of(parts)?;
     let scheme = redirect.scheme.as_deref().unwrap_or(head.scheme);
     let (host, port) = match head.authority.rfind(':') {
         Some(colon) if !head.authority[colon..].contains(']') => {
@@ -175,7 +173,7 @@ mod tests {
         for (it, uri, expected) in cases {
             let parts = http::Request::get(uri).body(()).unwrap().into_parts().0;
             let matches = RouteMatch { path: prefix("/x"), ..RouteMatch::any() };
-            let response = redirect(&it, &matches, &parts).unwrap();
+            let response = redirect(&it, &matches, &RequestHead::of(&parts).unwrap()).unwrap();
             assert_eq!((response.status(), response.headers()[LOCATION].to_str().unwrap()), (it.status, expected));
         }
     }

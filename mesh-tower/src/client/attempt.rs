@@ -1,54 +1,56 @@
 //! The third station: tries. One is made again only where nothing was processed: no connection was had, the
 //! request was never written, or the peer refused the stream unseen.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::Response;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use mesh_core::call::Call;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::RetryPolicy;
 use mesh_core::view::{ClusterView, TargetView};
 
-use super::{Outgoing, balance};
-use crate::body::ResponseBody;
+use super::balance;
+use super::connect::{Failure, Guard};
+use crate::body::Body;
 
 /// Istio's default number of retries, for routes that say nothing.
 const DEFAULT_RETRIES: u32 = 2;
 /// Envoy's default back-off.
 const DEFAULT_BACKOFF: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(250));
 
-/// A try that failed.
-pub(super) struct Failure {
-    /// Why.
-    pub(super) error: MeshError,
-    /// Whether the request is whole again and can be sent once more.
-    pub(super) unsent: bool,
-}
-
 /// Sends a request to a cluster, as often as its policy allows.
 pub(super) async fn run(
     view: &TargetView,
-    cluster: &Arc<ClusterView>,
+    cluster: &ClusterView,
     policy: Option<&RetryPolicy>,
     call: &mut Call,
-    request: &mut Outgoing,
-) -> Result<Response<ResponseBody>, MeshError> {
+    mut request: Request<Body>,
+) -> Result<(Response<Incoming>, Guard), MeshError> {
     loop {
-        let failure = match balance::try_once(view, cluster, call, request).await {
-            Ok(response) => return Ok(response),
-            Err(failure) => failure,
-        };
-        if !failure.unsent || !may_retry(policy, &failure.error, call.attempt) {
-            return Err(failure.error);
+        match balance::try_once(view, cluster, call, request).await {
+            Ok(answer) => return Ok(answer),
+            Err(failure) => request = Box::pin(next(policy, call, failure)).await?,
         }
-        let pause = backoff(policy, call);
-        if call.deadline.is_some_and(|deadline| Instant::now() + pause >= deadline) {
-            return Err(failure.error);
-        }
-        Box::pin(tokio::time::sleep(pause)).await;
-        call.attempt += 1;
     }
+}
+
+/// After a failed try: the request for the next one, once it is time; or the failure, if it was the last.
+pub(super) async fn next(
+    policy: Option<&RetryPolicy>,
+    call: &mut Call,
+    failure: Failure,
+) -> Result<Request<Body>, MeshError> {
+    let Some(request) = failure.request.filter(|_| may_retry(policy, &failure.error, call.attempt)) else {
+        return Err(failure.error);
+    };
+    let pause = backoff(policy, call);
+    if call.deadline.is_some_and(|deadline| Instant::now() + pause >= deadline) {
+        return Err(failure.error);
+    }
+    tokio::time::sleep(pause).await;
+    call.attempt += 1;
+    Ok(*request)
 }
 
 /// Whether a policy has another try after this many.

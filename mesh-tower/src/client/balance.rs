@@ -1,72 +1,55 @@
-//! The fourth station: an endpoint for one try, held until the response's body has ended.
+//! The fourth station: an endpoint for one try, and a connection to it.
 
 use std::sync::Arc;
 
-use http::Response;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use mesh_core::call::Call;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::ClusterTls;
 use mesh_core::request::RequestHead;
-use mesh_core::state::InFlight;
 use mesh_core::view::{ClusterView, TargetView};
 
-use super::Outgoing;
-use super::attempt::Failure;
-use super::connect::{self, Lease};
-use crate::body::ResponseBody;
+use super::connect::{self, Failure, Guard, Protocol};
+use crate::body::Body;
 
-/// What a response in progress holds: its place among the requests in flight, and its connection.
-#[derive(Default)]
-pub(crate) struct Guard {
-    in_flight: Option<InFlight>,
-    lease: Option<Lease>,
-}
-
-impl Guard {
-    /// The response has ended well: the connection can be used again.
-    pub(crate) fn finished(&mut self) {
-        if let (Some(in_flight), Some(lease)) = (self.in_flight.take(), self.lease.take()) {
-            connect::give_back(in_flight.endpoint(), lease);
-        }
-    }
-
-    /// The response has not ended well: the connection is given up.
-    pub(crate) fn failed(&mut self) {
-        self.lease = None;
-        self.in_flight = None;
-    }
-}
+/// How many connections may turn out to be closed under one try, before a new one is dialled for it.
+const MAX_STALE: u32 = 3;
 
 /// One try: pick, connect, send.
 pub(super) async fn try_once(
     view: &TargetView,
-    cluster: &Arc<ClusterView>,
+    cluster: &ClusterView,
     call: &mut Call,
-    request: &mut Outgoing,
-) -> Result<Response<ResponseBody>, Failure> {
-    let authority = || RequestHead::of(&request.parts).map_or("", |head| head.authority);
-    let pick = match cluster.pick(call, authority) {
-        Ok(pick) => pick,
-        Err(error) => return Err(Failure { error, unsent: false }),
-    };
+    mut request: Request<Body>,
+) -> Result<(Response<Incoming>, Guard), Failure> {
+    let authority = || RequestHead::of_request(&request).map_or("", |head| head.authority);
+    let pick = cluster.pick(call, authority).map_err(Failure::last)?;
     let endpoint = pick.in_flight.endpoint();
     if call.is_observed {
         call.endpoint = Some(Arc::clone(endpoint));
     }
     if let ClusterTls::Unusable(reason) = &pick.cluster.tls {
         let detail = format!("cluster {}: {reason}", pick.cluster.name);
-        return Err(Failure { error: MeshError::new(ErrorKind::Security, detail), unsent: false });
+        return Err(Failure::last(MeshError::new(ErrorKind::Security, detail)));
     }
-    match connect::exchange(pick.cluster, endpoint, view.host(), call.is_grpc, request).await {
-        Ok((response, lease)) => {
-            let guard = Guard { in_flight: Some(pick.in_flight), lease };
-            let deadline = call.deadline;
-            Ok(response.map(|incoming| ResponseBody::incoming(incoming, guard, deadline)))
+    let protocol = Protocol::of(&request, pick.cluster, call.is_grpc);
+    protocol.form(&mut request, view.host()).map_err(Failure::last)?;
+    let mut stale = 0;
+    let failure = loop {
+        let lease = match connect::lease(pick.cluster, endpoint, protocol, stale < MAX_STALE).await {
+            Ok(lease) => lease,
+            Err(error) => break Failure::unsent(error, request),
+        };
+        match connect::start(pick.cluster, lease, request).await {
+            Ok((response, lease)) => return Ok((response, Guard::new(pick.in_flight, lease))),
+            Err(Failure { request: Some(whole), stale: true, .. }) if stale < MAX_STALE => {
+                request = *whole;
+                stale += 1;
+            }
+            Err(failure) => break failure,
         }
-        Err(failure) => {
-            call.tried.push(Arc::clone(endpoint));
-            let place = format!("cluster {}: endpoint {}", pick.cluster.name, endpoint.id());
-            Err(Failure { error: failure.error.within(place), ..failure })
-        }
-    }
+    };
+    call.tried.push(Arc::clone(endpoint));
+    Err(failure.within(pick.cluster, endpoint))
 }

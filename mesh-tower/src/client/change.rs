@@ -1,9 +1,8 @@
 //! Changes that a route makes to a request and its response: headers, path, authority.
 
 use http::header::HOST;
-use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderValue, Uri};
+use http::{HeaderValue, Method, Request, Uri, Version};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::Forward;
 use mesh_core::view::Routed;
@@ -12,29 +11,29 @@ pub(super) use crate::headers::apply;
 use crate::reply::change_path;
 
 /// Makes a request what its route wants the cluster to see.
-pub(super) fn prepare(
-    parts: &mut Parts,
+pub(super) fn prepare<B>(
+    request: &mut Request<B>,
     forward: &Forward,
     routed: &Routed<'_>,
     authority: Option<&Authority>,
 ) -> Result<(), MeshError> {
-    apply(routed.request_changes, &mut parts.headers);
+    apply(routed.request_changes, request.headers_mut());
     if let Some(change) = &forward.path {
-        let path = change_path(change, &routed.route.matches.path, parts.uri.path());
-        let path = match parts.uri.query().filter(|_| !path.contains('?')) {
+        let path = change_path(change, &routed.route.matches.path, request.uri().path());
+        let path = match request.uri().query().filter(|_| !path.contains('?')) {
             Some(query) => format!("{path}?{query}"),
             None => path,
         };
         let path = PathAndQuery::try_from(path).map_err(|error| {
             MeshError::new(ErrorKind::BadRequest, "the rewritten path is malformed").caused_by(error)
         })?;
-        edit(&mut parts.uri, |uri| uri.path_and_query = Some(path));
+        edit(request.uri_mut(), |uri| uri.path_and_query = Some(path));
     }
     if let Some(host) = &forward.authority {
-        parts.headers.insert(HOST, host.clone());
-        edit(&mut parts.uri, |uri| (uri.scheme, uri.authority) = (None, None));
+        request.headers_mut().insert(HOST, host.clone());
+        edit(request.uri_mut(), |uri| (uri.scheme, uri.authority) = (None, None));
     } else if let Some(authority) = authority {
-        edit(&mut parts.uri, |uri| {
+        edit(request.uri_mut(), |uri| {
             uri.scheme.get_or_insert(Scheme::HTTP);
             uri.authority = Some(authority.clone());
         });
@@ -43,39 +42,38 @@ pub(super) fn prepare(
 }
 
 /// The form of HTTP/1.1: path alone, and the authority in `Host`. `known` is the usual value, made before.
-pub(super) fn to_http1(parts: &mut Parts, known: Option<&HeaderValue>) {
-    parts.version = http::Version::HTTP_11;
-    let Some(authority) = parts.uri.authority() else { return };
-    let is = |host: &HeaderValue| host.as_bytes() == authority.as_str().as_bytes();
-    if !parts.headers.get(HOST).is_some_and(is) {
-        let host = match known.filter(|known| is(known)) {
-            Some(known) => Ok(known.clone()),
-            None => HeaderValue::from_str(authority.as_str().rsplit('@').next().unwrap_or_default()),
-        };
-        // An authority is always visible ASCII.
-        if let Ok(host) = host {
-            parts.headers.insert(HOST, host);
-        }
+pub(super) fn to_http1<B>(request: &mut Request<B>, known: Option<&HeaderValue>) {
+    *request.version_mut() = Version::HTTP_11;
+    let Some(authority) = request.uri().authority() else { return };
+    let host = match known.filter(|known| known.as_bytes() == authority.as_str().as_bytes()) {
+        Some(known) => Ok(known.clone()),
+        None => HeaderValue::from_str(authority.as_str().rsplit('@').next().unwrap_or_default()),
+    };
+    // An authority is always visible ASCII.
+    if let Ok(host) = host {
+        request.headers_mut().insert(HOST, host);
     }
-    if parts.method != http::Method::CONNECT {
-        edit(&mut parts.uri, |uri| (uri.scheme, uri.authority) = (None, None));
+    if request.method() != Method::CONNECT {
+        let path = std::mem::take(request.uri_mut()).into_parts().path_and_query;
+        *request.uri_mut() = path.map(Uri::from).unwrap_or_default();
     }
 }
 
 /// The form of HTTP/2: scheme and authority in the URI, and no `Host`.
-pub(super) fn to_http2(parts: &mut Parts) -> Result<(), MeshError> {
-    parts.version = http::Version::HTTP_2;
-    let host = parts.headers.remove(HOST);
-    if parts.uri.authority().is_some() && parts.uri.scheme().is_some() {
+pub(super) fn to_http2<B>(request: &mut Request<B>) -> Result<(), MeshError> {
+    *request.version_mut() = Version::HTTP_2;
+    let host = request.headers_mut().remove(HOST);
+    let uri = request.uri();
+    if uri.authority().is_some() && uri.scheme().is_some() {
         return Ok(());
     }
-    let authority = match (parts.uri.authority(), host) {
+    let authority = match (uri.authority(), host) {
         (Some(authority), _) => authority.clone(),
         (None, Some(host)) => Authority::try_from(host.as_bytes())
             .map_err(|error| MeshError::new(ErrorKind::BadRequest, "malformed authority").caused_by(error))?,
         (None, None) => return Err(MeshError::new(ErrorKind::BadRequest, "no authority")),
     };
-    edit(&mut parts.uri, |uri| {
+    edit(request.uri_mut(), |uri| {
         uri.scheme.get_or_insert(Scheme::HTTP);
         uri.authority = Some(authority);
     });
@@ -99,24 +97,25 @@ mod tests {
 
     use super::*;
 
-    fn parts(uri: &str, host: Option<&str>) -> Parts {
+    fn request(uri: &str, host: Option<&str>) -> Request<()> {
         let mut request = Request::get(uri);
         if let Some(host) = host {
             request = request.header(HOST, host);
         }
-        request.body(()).unwrap().into_parts().0
+        request.body(()).unwrap()
     }
 
     #[test]
     fn http1_has_the_authority_in_host_and_http2_in_the_uri() {
         for (uri, host) in [("http://a:1/p?q", None), ("/p?q", Some("a:1")), ("http://a:1/p?q", Some("other"))] {
-            let mut one = parts(uri, host);
+            let mut one = request(uri, host);
             to_http1(&mut one, None);
-            assert_eq!((one.uri.to_string().as_str(), one.headers[HOST].to_str().unwrap()), ("/p?q", "a:1"), "{uri}");
-            let mut two = parts(uri, host);
+            let form = (one.uri().to_string(), one.headers()[HOST].to_str().unwrap().to_owned());
+            assert_eq!(form, ("/p?q".into(), "a:1".into()), "{uri}");
+            let mut two = request(uri, host);
             to_http2(&mut two).unwrap();
-            assert_eq!((two.uri.to_string().as_str(), two.headers.get(HOST)), ("http://a:1/p?q", None), "{uri}");
+            assert_eq!((two.uri().to_string().as_str(), two.headers().get(HOST)), ("http://a:1/p?q", None), "{uri}");
         }
-        assert!(to_http2(&mut parts("/p", None)).is_err());
+        assert!(to_http2(&mut request("/p", None)).is_err());
     }
 }

@@ -1,36 +1,70 @@
-//! The fifth station: a connection to the endpoint, reused or dialled, and the exchange over it.
+//! The fifth station: a connection to the endpoint, reused or dialled.
 //!
 //! Every endpoint has a pool of its own, attached to the endpoint's state, so connections outlive configuration
-//! and go away with their endpoint. A connection that turns out to be closed before the request was written
-//! costs the request nothing: hyper gives it back and it goes to another connection.
+//! and go away with their endpoint.
 
+mod exchange;
 mod http1;
 mod http2;
 mod replay;
 
 use std::collections::HashSet;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::request::Parts;
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, Version};
 use hyper::body::Incoming;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::Address;
 use mesh_core::model::{Cluster, ClusterProtocol};
-use mesh_core::state::EndpointState;
+use mesh_core::state::{EndpointState, InFlight};
 use mesh_core::store::Targets;
 use tokio::net::TcpStream;
 
-use super::attempt::Failure;
-use super::{Outgoing, change};
-use replay::Replay;
+use super::change;
+use crate::body::Body;
+
+pub(super) use exchange::{Exchange, Failure, start};
 
 /// The connections to one endpoint.
 #[derive(Default)]
 struct Pool {
     http1: http1::Idle,
     http2: http2::Shared,
+}
+
+/// The protocol of an exchange.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http1,
+    Http2,
+}
+
+impl Protocol {
+    /// What a request to a cluster is sent by.
+    pub(super) fn of<B>(request: &Request<B>, cluster: &Cluster, is_grpc: bool) -> Self {
+        let wants = match cluster.protocol {
+            ClusterProtocol::Http1 => is_grpc,
+            ClusterProtocol::Http2 => true,
+            ClusterProtocol::AsCaller => is_grpc || request.version() == Version::HTTP_2,
+        };
+        // An upgrade is a matter of HTTP/1.1.
+        let upgrades = || request.method() == Method::CONNECT || request.headers().contains_key(http::header::UPGRADE);
+        if wants && !upgrades() { Protocol::Http2 } else { Protocol::Http1 }
+    }
+
+    /// Gives a request this protocol's form. `host` is the usual `Host` header, made before.
+    pub(super) fn form<B>(self, request: &mut Request<B>, host: Option<&HeaderValue>) -> Result<(), MeshError> {
+        match self {
+            Protocol::Http1 => {
+                change::to_http1(request, host);
+                Ok(())
+            }
+            Protocol::Http2 => change::to_http2(request),
+        }
+    }
 }
 
 /// A connection in use.
@@ -41,154 +75,94 @@ pub(crate) enum Lease {
     Http2(http2::Stream),
 }
 
-/// How many HTTP/2 connections may close under a request before that counts as a failed try.
-const MAX_CLOSED: u32 = 3;
+impl Lease {
+    /// Sends a request. hyper keeps it in a queue until the connection's task writes it.
+    fn send(&mut self, request: Request<Body>) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
+        match self {
+            Lease::Http1(connection) => Either::Left { future: connection.send(request) },
+            Lease::Http2(stream) => Either::Right { future: stream.send(request) },
+        }
+    }
 
-/// Sends a request to an endpoint and waits for the head of the response.
-pub(super) async fn exchange(
-    cluster: &Arc<Cluster>,
-    endpoint: &Arc<EndpointState>,
-    host: Option<&HeaderValue>,
-    is_grpc: bool,
-    request: &mut Outgoing,
-) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
-    let Some(pool) = endpoint.attachment(Pool::default) else {
-        let error = MeshError::new(ErrorKind::ConnectFailure, "the endpoint's state belongs to another data plane");
-        return Err(Failure { error, unsent: false });
-    };
-    if speaks_http2(cluster.protocol, is_grpc, &request.parts) {
-        change::to_http2(&mut request.parts).map_err(|error| Failure { error, unsent: false })?;
-        over_http2(cluster, endpoint, pool, request).await
-    } else {
-        change::to_http1(&mut request.parts, host);
-        over_http1(cluster, endpoint, pool, request).await
+    /// Whether the connection has carried a request before.
+    fn is_reused(&self) -> bool {
+        match self {
+            Lease::Http1(connection) => connection.is_reused(),
+            Lease::Http2(stream) => stream.is_reused(),
+        }
+    }
+
+    /// Whether the cluster allows another request on the connection.
+    fn may_go_on(&self, cluster: &Cluster) -> bool {
+        match self {
+            Lease::Http1(connection) => connection.may_go_on(cluster),
+            Lease::Http2(_) => true,
+        }
     }
 }
 
-fn speaks_http2(protocol: ClusterProtocol, is_grpc: bool, parts: &Parts) -> bool {
-    let wants = match protocol {
-        ClusterProtocol::Http1 => is_grpc,
-        ClusterProtocol::Http2 => true,
-        ClusterProtocol::AsCaller => is_grpc || parts.version == http::Version::HTTP_2,
-    };
-    // An upgrade is a matter of HTTP/1.1.
-    wants && parts.method != http::Method::CONNECT && !parts.headers.contains_key(http::header::UPGRADE)
+/// What a response in progress holds: its place among the requests in flight, and its connection.
+#[derive(Default)]
+pub(crate) struct Guard {
+    in_flight: Option<InFlight>,
+    lease: Option<Lease>,
 }
 
-async fn over_http1(
+impl Guard {
+    /// Of a response that has begun. Without a lease its connection ends with it.
+    pub(super) fn new(in_flight: InFlight, lease: Option<Lease>) -> Self {
+        Guard { in_flight: Some(in_flight), lease }
+    }
+
+    /// The response has ended well: the connection can be used again.
+    pub(crate) fn finished(&mut self) {
+        if let (Some(in_flight), Some(lease)) = (self.in_flight.take(), self.lease.take()) {
+            give_back(in_flight.endpoint(), lease);
+        }
+    }
+
+    /// The response has not ended well: the connection is given up.
+    pub(crate) fn failed(&mut self) {
+        self.lease = None;
+        self.in_flight = None;
+    }
+}
+
+/// A connection that can take a request at once.
+pub(super) fn ready(cluster: &Cluster, endpoint: &EndpointState, protocol: Protocol) -> Option<Lease> {
+    let pool = endpoint.attachment(Pool::default)?;
+    match protocol {
+        Protocol::Http1 => pool.http1.ready().map(Lease::Http1),
+        Protocol::Http2 => pool.http2.take(cluster).map(Lease::Http2),
+    }
+}
+
+/// A connection: one that is there, if `reuse` says so, or a new one. Of HTTP/2 it may be one that somebody else
+/// dialled meanwhile.
+pub(super) async fn lease(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<EndpointState>,
-    pool: &Pool,
-    request: &mut Outgoing,
-) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
+    protocol: Protocol,
+    reuse: bool,
+) -> Result<Lease, MeshError> {
+    let foreign = || MeshError::new(ErrorKind::ConnectFailure, "the endpoint's state belongs to another data plane");
+    let pool = endpoint.attachment(Pool::default).ok_or_else(foreign)?;
+    if protocol == Protocol::Http1 {
+        if reuse && let Some(connection) = pool.http1.take().await {
+            return Ok(Lease::Http1(connection));
+        }
+        return Box::pin(http1::dial(cluster, endpoint)).await.map(Lease::Http1);
+    }
     loop {
-        let (mut connection, reused) = match pool.http1.take().await {
-            Some(connection) => (connection, true),
-            None => {
-                let dialled = Box::pin(http1::dial(cluster, endpoint)).await;
-                (dialled.map_err(|error| Failure { error, unsent: true })?, false)
-            }
-        };
-        // A server may close an idle connection just when a request is on its way. Where sending twice does no
-        // harm, it is sent again (RFC 9112, 9.3.1).
-        let replay = (reused && request.parts.method.is_idempotent()).then(|| Replay::of(request));
-        let mut failed = match connection.send(request.take()).await {
-            Ok(response) => {
-                let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-                let lease = (!upgraded && connection.may_go_on(cluster)).then_some(Lease::Http1(connection));
-                return Ok((response, lease));
-            }
-            Err(failed) => failed,
-        };
-        let unsent = failed.take_message();
-        let error = failed.into_error();
-        let closed = was_closed(&error);
-        let whole = match (unsent, replay) {
-            (Some(unsent), _) => {
-                request.put_back(unsent);
-                true
-            }
-            (None, Some(replay)) if closed => replay.restore(request),
-            (None, _) => false,
-        };
-        if !whole || !reused {
-            return Err(Failure { error: lost(error, whole), unsent: whole });
+        match pool.http2.take(cluster) {
+            Some(stream) => return Ok(Lease::Http2(stream)),
+            None => Box::pin(pool.http2.dial(cluster, endpoint)).await?,
         }
     }
 }
 
-async fn over_http2(
-    cluster: &Arc<Cluster>,
-    endpoint: &Arc<EndpointState>,
-    pool: &Pool,
-    request: &mut Outgoing,
-) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
-    let mut closed = 0;
-    loop {
-        let stream = match pool.http2.take(cluster) {
-            Some(stream) => stream,
-            None => match Box::pin(pool.http2.dial(cluster, endpoint)).await {
-                Ok(()) => continue,
-                Err(error) => return Err(Failure { error, unsent: true }),
-            },
-        };
-        let replay = Replay::of(request);
-        let mut failed = match stream.send(request.take()).await {
-            Ok(response) => return Ok((response, Some(Lease::Http2(stream)))),
-            Err(failed) => failed,
-        };
-        let unsent = failed.take_message();
-        let error = failed.into_error();
-        if let Some(unsent) = unsent {
-            // The connection closed before the stream was opened; it is not offered again.
-            request.put_back(unsent);
-            closed += 1;
-            if closed == MAX_CLOSED {
-                return Err(Failure { error: lost(error, true), unsent: true });
-            }
-            continue;
-        }
-        if was_refused(&error) {
-            let error = MeshError::new(ErrorKind::RefusedStream, "the stream was refused").caused_by(error);
-            return Err(Failure { error, unsent: replay.restore(request) });
-        }
-        return Err(Failure { error: lost(error, false), unsent: false });
-    }
-}
-
-/// Whether the peer says that it has not looked at the stream: REFUSED_STREAM, or a GOAWAY below it (RFC 9113,
-/// 8.7 and 6.8; gRFC A6 calls the retry of it transparent).
-fn was_refused(error: &hyper::Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(error) = cause.downcast_ref::<h2::Error>() {
-            let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM) && error.is_remote();
-            let leaving = error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
-            return refused || leaving;
-        }
-        source = cause.source();
-    }
-    false
-}
-
-/// Whether an HTTP/1.1 connection ended before any response came: closed, or reset.
-fn was_closed(error: &hyper::Error) -> bool {
-    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
-    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
-    let reset = io.is_some_and(|io| matches!(io.kind(), ConnectionReset | ConnectionAborted | BrokenPipe));
-    reset || error.is_closed() || error.is_incomplete_message() || error.is_canceled()
-}
-
-fn lost(error: hyper::Error, unsent: bool) -> MeshError {
-    match unsent {
-        true => MeshError::new(ErrorKind::ConnectFailure, "the connection closed before the request was sent"),
-        false => MeshError::new(ErrorKind::ConnectionLost, "the connection failed before a response came"),
-    }
-    .caused_by(error)
-}
-
-/// Takes a connection back whose response has ended.
-pub(super) fn give_back(endpoint: &Arc<EndpointState>, lease: Lease) {
+/// Takes a connection back that carries no request any more.
+pub(super) fn give_back(endpoint: &EndpointState, lease: Lease) {
     match lease {
         Lease::Http1(connection) => {
             if let Some(pool) = endpoint.attachment(Pool::default) {
@@ -255,3 +229,23 @@ pub(crate) async fn close_idle(targets: Targets) {
 
 /// How often idle connections are looked at: a quarter of the shortest idle timeout, within these bounds.
 const PERIODS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+
+pin_project_lite::pin_project! {
+    /// One of two futures.
+    #[project = EitherProjection]
+    enum Either<L, R> {
+        Left { #[pin] future: L },
+        Right { #[pin] future: R },
+    }
+}
+
+impl<L: Future, R: Future<Output = L::Output>> Future for Either<L, R> {
+    type Output = L::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<L::Output> {
+        match self.project() {
+            EitherProjection::Left { future } => future.poll(cx),
+            EitherProjection::Right { future } => future.poll(cx),
+        }
+    }
+}

@@ -49,10 +49,10 @@ impl Service<Uri> for Connector {
 }
 
 async fn open(mesh: Mesh, uri: Uri) -> Result<Connection, MeshError> {
-    let (mut parts, ()) = Request::new(()).into_parts();
-    parts.uri = uri;
-    let mut call = route::open(&parts);
-    let head = RequestHead::of(&parts)?;
+    let mut request = Request::new(());
+    *request.uri_mut() = uri;
+    let mut call = route::open(request.headers(), request.extensions());
+    let head = RequestHead::of_request(&request)?;
     let view = match route::view(&mesh, None, &head)? {
         Ok(view) => view,
         Err(entry) => entry.wait(route::patience(&mesh, &call)).await?,

@@ -88,8 +88,8 @@ where
     S: Service<Request<B>, Response = Response<R>>,
     S::Error: Into<BoxError>,
 {
+    let mut call = route::open(request.headers(), request.extensions());
     let (mut parts, body) = request.into_parts();
-    let mut call = route::open(&parts);
     let view = match route::view(&mesh, None, &RequestHead::of(&parts)?)? {
         Ok(view) => view,
         Err(entry) => entry.wait(route::patience(&mesh, &call)).await?,
@@ -101,7 +101,9 @@ where
     let forward = match &routed.route.action {
         RouteAction::Forward(forward) => forward,
         RouteAction::Redirect(redirect) => {
-            return Ok(reply::redirect(redirect, &routed.route.matches, &parts)?.map(LayerBody::mesh));
+            return Ok(
+                reply::redirect(redirect, &routed.route.matches, &RequestHead::of(&parts)?)?.map(LayerBody::mesh)
+            );
         }
         RouteAction::Direct(direct) => return Ok(reply::direct(direct).map(LayerBody::mesh)),
         RouteAction::Unusable(reason) => return Err(MeshError::new(ErrorKind::NoRoute, Arc::clone(reason)).into()),
@@ -110,14 +112,15 @@ where
         }
     };
     let cluster = routed.cluster.ok_or_else(|| MeshError::new(ErrorKind::NoCluster, "the route has no cluster"))?;
-    change::prepare(&mut parts, forward, &routed, None)?;
-    let authority = || RequestHead::of(&parts).map_or("", |head| head.authority);
+    let mut request = Request::from_parts(parts, body);
+    change::prepare(&mut request, forward, &routed, None)?;
+    let authority = || RequestHead::of_request(&request).map_or("", |head| head.authority);
     let pick = cluster.pick(&mut call, authority)?;
     if let ClusterTls::Unusable(reason) = &pick.cluster.tls {
         return Err(MeshError::new(ErrorKind::Security, format!("cluster {}: {reason}", pick.cluster.name)).into());
     }
-    aim(&mut parts, &pick.in_flight)?;
-    let response = inner.call(Request::from_parts(parts, body));
+    aim(&mut request, &pick.in_flight)?;
+    let response = inner.call(request);
     let limit = forward.time_limit(call.is_grpc, routed.max_stream_duration);
     let response = match limit {
         None => response.await.map_err(Into::into)?,
@@ -134,17 +137,17 @@ where
 }
 
 /// Sends the request to the endpoint's address; its authority stays in `Host`.
-fn aim(parts: &mut http::request::Parts, endpoint: &InFlight) -> Result<(), MeshError> {
+fn aim<B>(request: &mut Request<B>, endpoint: &InFlight) -> Result<(), MeshError> {
     let malformed = |error: http::Error| MeshError::new(ErrorKind::BadRequest, "malformed authority").caused_by(error);
-    if let Some(authority) = parts.uri.authority() {
+    if let Some(authority) = request.uri().authority() {
         let host = HeaderValue::from_str(authority.as_str()).map_err(|error| malformed(error.into()))?;
-        parts.headers.insert(HOST, host);
+        request.headers_mut().insert(HOST, host);
     }
     let address = endpoint.endpoint().id().to_string();
-    let mut uri = std::mem::take(&mut parts.uri).into_parts();
+    let mut uri = std::mem::take(request.uri_mut()).into_parts();
     uri.scheme = Some(Scheme::HTTP);
     uri.authority = Some(Authority::try_from(address).map_err(|error| malformed(error.into()))?);
-    parts.uri = Uri::from_parts(uri).map_err(|error| malformed(error.into()))?;
+    *request.uri_mut() = Uri::from_parts(uri).map_err(|error| malformed(error.into()))?;
     Ok(())
 }
 

@@ -1,14 +1,16 @@
 //! The client: a tower service for any request, routed, balanced and sent by the mesh.
 //!
 //! A request's walk is these files in order: here the faces of the client, then `route` (view, route, deadline),
-//! `filter` (faults and the like), `attempt` (tries), `balance` (an endpoint), `connect` (a connection), then
-//! hyper. The outcome comes home the same way.
+//! `filter` (faults and the like), `attempt` (tries), `balance` (an endpoint), `connect` (a connection, and the
+//! exchange over it), then hyper. The outcome comes home the same way. Where none of them has to wait for
+//! anything, `direct` passes them all at once: that is how most requests go.
 
 mod attempt;
 mod balance;
 mod change;
 mod connect;
 mod connector;
+mod direct;
 mod filter;
 mod layer;
 mod route;
@@ -18,7 +20,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::request::Parts;
 use http::uri::Authority;
 use http::{Request, Response, Uri};
 use mesh_core::error::{ErrorKind, MeshError};
@@ -31,8 +32,7 @@ use crate::mesh::Mesh;
 pub use connector::{Connection, Connector};
 pub use layer::{LayerBody, MeshLayer, MeshService};
 
-pub(crate) use balance::Guard;
-pub(crate) use connect::close_idle;
+pub(crate) use connect::{Guard, close_idle};
 
 /// A client of the mesh: `tower::Service<http::Request<B>>` for any body. Cheap to clone, always ready.
 ///
@@ -61,27 +61,6 @@ pub(crate) use connect::close_idle;
 pub struct Client {
     mesh: Mesh,
     target: Option<Arc<FixedTarget>>,
-}
-
-/// A request on its way. The stations pass it on by reference; the last one empties it into hyper, and fills it
-/// again where the request can be sent once more.
-struct Outgoing {
-    parts: Parts,
-    body: Body,
-}
-
-impl Outgoing {
-    /// Moves the request out, for hyper.
-    fn take(&mut self) -> Request<Body> {
-        let (nothing, ()) = Request::new(()).into_parts();
-        let parts = std::mem::replace(&mut self.parts, nothing);
-        Request::from_parts(parts, std::mem::replace(&mut self.body, Body::empty()))
-    }
-
-    /// Takes a request back that was not sent.
-    fn put_back(&mut self, request: Request<Body>) {
-        (self.parts, self.body) = request.into_parts();
-    }
 }
 
 /// The one target of a client that has one, such as a gRPC channel.
@@ -133,9 +112,7 @@ impl Client {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let (parts, body) = request.into_parts();
-        let request = Outgoing { parts, body: Body::new(body) };
-        ResponseFuture(Box::pin(route::send(self.mesh.clone(), self.target.clone(), request)))
+        route::send(&self.mesh, self.target.as_ref(), request.map(Body::new))
     }
 }
 

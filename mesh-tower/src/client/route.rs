@@ -1,86 +1,90 @@
 //! The first station: find the target's view, the route, the deadline; the last: tell the observers.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::Response;
-use http::request::Parts;
+use http::{HeaderMap, Request, Response};
 use mesh_core::call::{Call, Deadline};
 use mesh_core::error::{ErrorKind, MeshError};
-use mesh_core::model::{Route, RouteAction};
+use mesh_core::model::{Forward, Route, RouteAction};
 use mesh_core::observe::Event;
 use mesh_core::request::{RequestHead, host_and_port, is_grpc};
-use mesh_core::view::{Routed, TargetView};
+use mesh_core::store::TargetEntry;
+use mesh_core::view::{ClusterView, Routed, TargetView};
 
-use super::{FixedTarget, Outgoing, attempt, change, filter};
-use crate::body::ResponseBody;
+use super::{FixedTarget, ResponseFuture, attempt, change, direct, filter};
+use crate::body::{Body, ResponseBody};
 use crate::mesh::Mesh;
 use crate::reply;
 
-/// Sends one request through the mesh.
-pub(super) async fn send(
-    mesh: Mesh,
-    target: Option<Arc<FixedTarget>>,
-    mut request: Outgoing,
-) -> Result<Response<ResponseBody>, MeshError> {
-    let mut call = open(&request.parts);
-    let target = target.as_deref();
-    let observed = (!mesh.observers().is_empty())
-        .then(|| target.map(|target| target.authority.clone()).or_else(|| request.parts.uri.authority().cloned()));
-    call.is_observed = observed.is_some();
-    let result = walk(&mesh, target, &mut call, &mut request).await;
-    if let Some(authority) = observed {
-        tell(&mesh, authority.as_ref().map_or("", |authority| authority.as_str()), &call, &result);
+/// Sends one request through the mesh: directly if nothing is to be waited for, else from station to station.
+pub(super) fn send(mesh: &Mesh, target: Option<&Arc<FixedTarget>>, request: Request<Body>) -> ResponseFuture {
+    let mut call = open(request.headers(), request.extensions());
+    call.is_observed = !mesh.observers().is_empty();
+    match direct::ready(mesh, target.map(|target| &**target), &request, &mut call) {
+        Some(ready) => ready.send(mesh, target.map(|target| &**target), call, request),
+        None => ResponseFuture(Box::pin(travel(mesh.clone(), target.cloned(), call, request))),
     }
-    result
-}
-
-#[cold]
-fn tell(mesh: &Mesh, authority: &str, call: &Call, result: &Result<Response<ResponseBody>, MeshError>) {
-    let mut event = Event::new(authority);
-    event.status = result.as_ref().ok().map(Response::status);
-    event.error = result.as_ref().err().map(MeshError::kind);
-    event.endpoint = call.endpoint.as_ref();
-    event.attempts = call.attempt;
-    event.duration = call.started.elapsed();
-    mesh.observers().iter().for_each(|observer| observer.on_event(&event));
 }
 
 /// Opens the call: what is known of a request before it is routed.
-pub(super) fn open(parts: &Parts) -> Call {
+pub(super) fn open(headers: &HeaderMap, extensions: &http::Extensions) -> Call {
     let mut call = Call::new(Instant::now(), fastrand::Rng::new());
-    call.is_grpc = is_grpc(&parts.headers);
-    call.deadline = parts.extensions.get::<Deadline>().map(|deadline| deadline.0);
+    call.is_grpc = is_grpc(headers);
+    call.deadline = extensions.get::<Deadline>().map(|deadline| deadline.0);
     call
+}
+
+async fn travel(
+    mesh: Mesh,
+    target: Option<Arc<FixedTarget>>,
+    mut call: Call,
+    request: Request<Body>,
+) -> Result<Response<ResponseBody>, MeshError> {
+    let observed = Observed::of(&mesh, target.as_deref(), &call, &request);
+    let result = walk(&mesh, target.as_deref(), &mut call, request).await;
+    if let Some(observed) = observed {
+        observed.tell(&call, &result);
+    }
+    result
 }
 
 async fn walk(
     mesh: &Mesh,
     target: Option<&FixedTarget>,
     call: &mut Call,
-    request: &mut Outgoing,
+    mut request: Request<Body>,
 ) -> Result<Response<ResponseBody>, MeshError> {
-    let head = head(target, &request.parts)?;
-    let view = match view(mesh, target, &head)? {
+    let view = match view(mesh, target, &head(target, &request)?)? {
         Ok(view) => view,
-        Err(entry) => Box::pin(entry.wait(patience(mesh, call))).await?,
+        Err(entry) => entry.wait(patience(mesh, call)).await?,
     };
-    let routed = view.find(&head, call)?;
-    if !routed.filters.is_empty()
-        && let Some(reply) = Box::pin(filter::pass(&routed, call, &mut request.parts)).await?
-    {
-        return Ok(reply);
+    let routed = view.find(&head(target, &request)?, call)?;
+    if !routed.filters.is_empty() {
+        let (mut parts, body) = request.into_parts();
+        if let Some(reply) = filter::pass(&routed, call, &mut parts).await? {
+            return Ok(reply);
+        }
+        request = Request::from_parts(parts, body);
     }
-    let mut response = act(&view, &routed, target, call, request).await.map_err(|error| within(error, routed.route))?;
-    change::apply(routed.response_changes, response.headers_mut());
-    Ok(response)
+    let answer = match &routed.route.action {
+        RouteAction::Forward(forward) => act(&view, &routed, forward, target, call, request).await,
+        RouteAction::Redirect(redirect) => {
+            reply::redirect(redirect, &routed.route.matches, &RequestHead::of_request(&request)?)
+        }
+        RouteAction::Direct(direct) => Ok(reply::direct(direct)),
+        RouteAction::Unusable(reason) => Err(MeshError::new(ErrorKind::NoRoute, Arc::clone(reason))),
+        RouteAction::NonForwarding => {
+            Err(MeshError::new(ErrorKind::NoRoute, "the route is for a server and leads nowhere"))
+        }
+    };
+    arrive(&routed, answer)
 }
 
-fn head<'r>(target: Option<&'r FixedTarget>, parts: &'r Parts) -> Result<RequestHead<'r>, MeshError> {
+fn head<'r>(target: Option<&'r FixedTarget>, request: &'r Request<Body>) -> Result<RequestHead<'r>, MeshError> {
     match target {
-        Some(target) => Ok(RequestHead::with_authority(parts, target.authority.as_str())),
-        None => RequestHead::of(parts),
+        Some(target) => Ok(RequestHead::with_authority(request, target.authority.as_str())),
+        None => RequestHead::of_request(request),
     }
 }
 
@@ -90,7 +94,7 @@ pub(super) fn view(
     mesh: &Mesh,
     target: Option<&FixedTarget>,
     head: &RequestHead<'_>,
-) -> Result<Result<Arc<TargetView>, Arc<mesh_core::store::TargetEntry>>, MeshError> {
+) -> Result<Result<Arc<TargetView>, Arc<TargetEntry>>, MeshError> {
     if let Some(target) = target {
         return Ok(target.entry.view().ok_or_else(|| Arc::clone(&target.entry)));
     }
@@ -111,34 +115,87 @@ pub(super) fn patience(mesh: &Mesh, call: &Call) -> Instant {
 async fn act(
     view: &TargetView,
     routed: &Routed<'_>,
+    forward: &Forward,
     target: Option<&FixedTarget>,
     call: &mut Call,
-    request: &mut Outgoing,
+    mut request: Request<Body>,
 ) -> Result<Response<ResponseBody>, MeshError> {
-    let forward = match &routed.route.action {
-        RouteAction::Forward(forward) => forward,
-        RouteAction::Redirect(redirect) => return reply::redirect(redirect, &routed.route.matches, &request.parts),
-        RouteAction::Direct(direct) => return Ok(reply::direct(direct)),
-        RouteAction::Unusable(reason) => return Err(MeshError::new(ErrorKind::NoRoute, Arc::clone(reason))),
-        RouteAction::NonForwarding => {
-            return Err(MeshError::new(ErrorKind::NoRoute, "the route is for a server and leads nowhere"));
-        }
-    };
     let cluster = routed.cluster.ok_or_else(|| MeshError::new(ErrorKind::NoCluster, "the route has no cluster"))?;
-    if let Some(limit) = forward.time_limit(call.is_grpc, routed.max_stream_duration) {
-        // From here, as in Envoy: what a fault filter held back does not count.
-        call.not_after(Instant::now() + limit);
-    }
-    change::prepare(&mut request.parts, forward, routed, target.map(|target| &target.authority))?;
+    limit(call, forward, routed);
+    change::prepare(&mut request, forward, routed, target.map(|target| &target.authority))?;
     let deadline = call.deadline;
-    let mut tries = pin!(attempt::run(view, cluster, forward.retry.as_ref(), call, request));
-    let Some(deadline) = deadline else { return tries.await };
-    tokio::time::timeout_at(deadline.into(), tries.as_mut()).await.unwrap_or_else(|_| {
-        let detail = format!("cluster {}: no response by the deadline", cluster.name());
-        Err(MeshError::new(ErrorKind::Timeout, detail))
-    })
+    let (response, guard) =
+        in_time(deadline, cluster, attempt::run(view, cluster, forward.retry.as_ref(), call, request)).await?;
+    Ok(response.map(|body| ResponseBody::incoming(body, guard, deadline.map(ResponseBody::until))))
 }
 
-fn within(error: MeshError, route: &Route) -> MeshError {
-    if route.name.is_empty() { error } else { error.within(format_args!("route {}", route.name)) }
+/// Brings the deadline forward to the route's limit. From here, as in Envoy: what a fault filter held back does
+/// not count.
+pub(super) fn limit(call: &mut Call, forward: &Forward, routed: &Routed<'_>) {
+    if let Some(limit) = forward.time_limit(call.is_grpc, routed.max_stream_duration) {
+        call.not_after(Instant::now() + limit);
+    }
+}
+
+/// The tries, up to the deadline.
+pub(super) async fn in_time<T>(
+    deadline: Option<Instant>,
+    cluster: &ClusterView,
+    tries: impl Future<Output = Result<T, MeshError>>,
+) -> Result<T, MeshError> {
+    let Some(deadline) = deadline else { return tries.await };
+    tokio::time::timeout_at(deadline.into(), tries).await.unwrap_or_else(|_| Err(too_late(cluster)))
+}
+
+/// The failure of a request whose deadline has passed.
+pub(super) fn too_late(cluster: &ClusterView) -> MeshError {
+    MeshError::new(ErrorKind::Timeout, format!("cluster {}: no response by the deadline", cluster.name()))
+}
+
+/// What the route makes of an answer.
+pub(super) fn arrive(
+    routed: &Routed<'_>,
+    answer: Result<Response<ResponseBody>, MeshError>,
+) -> Result<Response<ResponseBody>, MeshError> {
+    let Route { name, .. } = routed.route;
+    match answer {
+        Ok(mut response) => {
+            change::apply(routed.response_changes, response.headers_mut());
+            Ok(response)
+        }
+        Err(error) if name.is_empty() => Err(error),
+        Err(error) => Err(error.within(format_args!("route {name}"))),
+    }
+}
+
+/// A request that somebody is told of in the end.
+pub(super) struct Observed {
+    mesh: Mesh,
+    authority: String,
+}
+
+impl Observed {
+    /// `None` where nobody wants to know.
+    pub(super) fn of(
+        mesh: &Mesh,
+        target: Option<&FixedTarget>,
+        call: &Call,
+        request: &Request<Body>,
+    ) -> Option<Box<Self>> {
+        if !call.is_observed {
+            return None;
+        }
+        let authority = head(target, request).map_or("", |head| head.authority).to_owned();
+        Some(Box::new(Observed { mesh: mesh.clone(), authority }))
+    }
+
+    pub(super) fn tell(&self, call: &Call, result: &Result<Response<ResponseBody>, MeshError>) {
+        let mut event = Event::new(&self.authority);
+        event.status = result.as_ref().ok().map(Response::status);
+        event.error = result.as_ref().err().map(MeshError::kind);
+        event.endpoint = call.endpoint.as_ref();
+        event.attempts = call.attempt;
+        event.duration = call.started.elapsed();
+        self.mesh.observers().iter().for_each(|observer| observer.on_event(&event));
+    }
 }

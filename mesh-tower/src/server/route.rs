@@ -168,7 +168,7 @@ impl Shared {
             ServerState::Waiting => return Err(MeshError::new(ErrorKind::Draining, "no configuration yet")),
         };
         let routes = routes(view, connection)?;
-        let (route, destination) = routes.find(&RequestHead::of_request(request)?, call)?;
+        let (_, route, destination) = routes.find(&RequestHead::of_request(request)?, call)?;
         if let Some(report) = report {
             report.route = Some(Arc::clone(&route.name));
         }

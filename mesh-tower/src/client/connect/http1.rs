@@ -5,16 +5,13 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1};
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::Cluster;
 use mesh_core::state::EndpointState;
 
 use crate::body::Body;
-
-/// How an exchange went: a response, or an error that has the request if it was not written.
-pub(super) type Sent = Result<Response<Incoming>, TrySendError<Request<Body>>>;
 
 /// One connection.
 pub(crate) struct Connection {
@@ -24,10 +21,18 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Sends a request. Where it was not written, the error has it.
-    pub(super) fn send(&mut self, request: Request<Body>) -> impl Future<Output = Sent> + use<> {
+    /// Sends a request.
+    pub(super) fn send(
+        &mut self,
+        request: Request<Body>,
+    ) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
         self.requests += 1;
-        self.sender.try_send_request(request)
+        self.sender.send_request(request)
+    }
+
+    /// Whether it has carried a request before.
+    pub(super) fn is_reused(&self) -> bool {
+        self.requests > 0
     }
 
     /// Whether the cluster allows another request.
@@ -44,7 +49,14 @@ pub(super) struct Idle(Mutex<Vec<Connection>>);
 const SETTLE: Duration = Duration::from_millis(1);
 
 impl Idle {
-    /// A connection that is ready for a request.
+    /// A connection that is ready for a request now: of those, the one used last.
+    pub(super) fn ready(&self) -> Option<Connection> {
+        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let position = idle.iter().rposition(|connection| connection.sender.is_ready())?;
+        Some(idle.remove(position))
+    }
+
+    /// A connection that is ready for a request in a moment.
     pub(super) async fn take(&self) -> Option<Connection> {
         loop {
             let mut connection = self.pop()?;

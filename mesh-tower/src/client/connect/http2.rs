@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::Request;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_core::error::{ErrorKind, MeshError};
@@ -16,7 +17,6 @@ use mesh_core::state::EndpointState;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use super::http1::Sent;
 use crate::body::Body;
 
 /// Until the peer says otherwise, a connection is taken to carry this many streams.
@@ -51,12 +51,22 @@ struct IdleTime {
 /// One stream in use; its place is free again when it is dropped.
 pub(crate) struct Stream {
     connection: Arc<Connection>,
+    /// Whether the connection has carried a request before.
+    reused: bool,
 }
 
 impl Stream {
-    /// Sends a request. Where no stream was opened, the error has it.
-    pub(super) fn send(&self, request: Request<Body>) -> impl Future<Output = Sent> + use<> {
-        lock(&self.connection.sender).try_send_request(request)
+    /// Sends a request.
+    pub(super) fn send(
+        &self,
+        request: Request<Body>,
+    ) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
+        lock(&self.connection.sender).send_request(request)
+    }
+
+    /// Whether the connection has carried a request before.
+    pub(super) fn is_reused(&self) -> bool {
+        self.reused
     }
 }
 
@@ -118,7 +128,7 @@ impl Connections {
                 if cluster.max_requests_per_connection.is_some_and(|max| requests >= max) {
                     connection.retired.store(true, Ordering::Relaxed);
                 }
-                return Some(Stream { connection: Arc::clone(connection) });
+                return Some(Stream { connection: Arc::clone(connection), reused: requests > 1 });
             }
         }
         None

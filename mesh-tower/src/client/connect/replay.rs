@@ -4,8 +4,7 @@
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use smallvec::SmallVec;
 
-use super::Outgoing;
-use crate::body;
+use crate::body::{self, Body};
 
 pub(super) struct Replay {
     method: Method,
@@ -16,29 +15,31 @@ pub(super) struct Replay {
 }
 
 impl Replay {
-    pub(super) fn of(request: &mut Outgoing) -> Self {
-        let Outgoing { parts, body } = request;
+    pub(super) fn of(request: &mut Request<Body>) -> Self {
         Replay {
-            method: parts.method.clone(),
-            uri: parts.uri.clone(),
-            version: parts.version,
-            headers: parts.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
-            body: body.replay(),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            version: request.version(),
+            headers: request.headers().iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+            body: request.body_mut().replay(),
         }
     }
 
-    /// Makes the request whole again; `false` if some of its body is gone. Extensions are not kept: they are of
-    /// no use on the wire.
-    pub(super) fn restore(self, request: &mut Outgoing) -> bool {
-        let Some(body) = self.body.take() else { return false };
-        let (mut parts, ()) = Request::new(()).into_parts();
-        parts.method = self.method;
-        parts.uri = self.uri;
-        parts.version = self.version;
+    /// Whether sending it twice does no more harm than sending it once.
+    pub(super) fn is_idempotent(&self) -> bool {
+        self.method.is_idempotent()
+    }
+
+    /// The request, whole again; `None` if some of its body is gone. Extensions are not kept: they are of no use
+    /// on the wire.
+    pub(super) fn restore(self) -> Option<Request<Body>> {
+        let mut request = Request::new(self.body.take()?);
+        *request.method_mut() = self.method;
+        *request.uri_mut() = self.uri;
+        *request.version_mut() = self.version;
         for (name, value) in self.headers {
-            parts.headers.append(name, value);
+            request.headers_mut().append(name, value);
         }
-        *request = Outgoing { parts, body };
-        true
+        Some(request)
     }
 }

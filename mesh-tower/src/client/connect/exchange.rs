@@ -1,0 +1,139 @@
+//! The exchange: a request on its way over a connection, until the head of its response is here.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::model::Cluster;
+use mesh_core::state::EndpointState;
+use pin_project_lite::pin_project;
+
+use super::Lease;
+use super::replay::Replay;
+use crate::body::Body;
+
+pin_project! {
+    /// An exchange under way. Dropping it gives the request up, and an HTTP/1.1 connection with it.
+    pub(in crate::client) struct Exchange<F> {
+        #[pin]
+        response: F,
+        // Taken when the response is there.
+        kept: Option<Kept>,
+    }
+}
+
+/// What an exchange holds while it is under way.
+struct Kept {
+    lease: Lease,
+    /// Whether the connection had carried requests before: then it may have been closed since.
+    reused: bool,
+    /// Whether the connection may carry another request after this one.
+    goes_on: bool,
+    replay: Replay,
+}
+
+/// An exchange that failed.
+pub(in crate::client) struct Failure {
+    /// Why.
+    pub(in crate::client) error: MeshError,
+    /// The request, if it is whole again and sending it once more does no harm.
+    pub(in crate::client) request: Option<Box<Request<Body>>>,
+    /// Whether only the connection was to blame, which had closed while nobody used it: no try was made.
+    pub(in crate::client) stale: bool,
+}
+
+impl Failure {
+    /// A failure that no further try can mend.
+    pub(in crate::client) fn last(error: MeshError) -> Self {
+        Failure { error, request: None, stale: false }
+    }
+
+    /// A failure before anything was sent.
+    pub(in crate::client) fn unsent(error: MeshError, request: Request<Body>) -> Self {
+        Failure { error, request: Some(Box::new(request)), stale: false }
+    }
+
+    /// The same, with the place where it happened.
+    pub(in crate::client) fn within(mut self, cluster: &Cluster, endpoint: &EndpointState) -> Self {
+        self.error = self.error.within(format_args!("cluster {}: endpoint {}", cluster.name, endpoint.id()));
+        self
+    }
+}
+
+/// Sends a request, which has the connection's form, and leaves the rest to the future.
+pub(in crate::client) fn start(
+    cluster: &Cluster,
+    mut lease: Lease,
+    mut request: Request<Body>,
+) -> Exchange<impl Future<Output = hyper::Result<Response<Incoming>>> + use<>> {
+    let replay = Replay::of(&mut request);
+    let reused = lease.is_reused();
+    let response = lease.send(request);
+    let goes_on = lease.may_go_on(cluster);
+    Exchange { response, kept: Some(Kept { lease, reused, goes_on, replay }) }
+}
+
+impl<F: Future<Output = hyper::Result<Response<Incoming>>>> Future for Exchange<F> {
+    /// The lease is missing where the connection ends with this response.
+    type Output = Result<(Response<Incoming>, Option<Lease>), Failure>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let answer = ready!(this.response.poll(cx));
+        let kept = this.kept.take().expect("a future is not polled after it returned");
+        Poll::Ready(match answer {
+            Ok(response) => {
+                // An upgraded connection belongs to whoever took the upgrade.
+                let goes_on = kept.goes_on && response.status() != StatusCode::SWITCHING_PROTOCOLS;
+                Ok((response, goes_on.then_some(kept.lease)))
+            }
+            Err(cause) => Err(kept.failed(cause)),
+        })
+    }
+}
+
+impl Kept {
+    /// What to make of an error. A request that was never written is whole; so is one whose stream was refused
+    /// unseen. A server may close an idle connection just when a request is on its way: where sending twice does
+    /// no harm, it is sent again (RFC 9112, 9.3.1).
+    #[cold]
+    fn failed(self, cause: hyper::Error) -> Failure {
+        // hyper cancels only what it has not taken from its queue.
+        let unsent = cause.is_canceled();
+        let refused = !unsent && was_refused(&cause);
+        let closed = matches!(self.lease, Lease::Http1(_)) && self.reused && was_closed(&cause);
+        let harmless = unsent || refused || (closed && self.replay.is_idempotent());
+        let request = harmless.then(|| self.replay.restore()).flatten().map(Box::new);
+        let error = match &request {
+            _ if refused => MeshError::new(ErrorKind::RefusedStream, "the stream was refused"),
+            Some(_) => MeshError::new(ErrorKind::ConnectFailure, "the connection closed before the request was sent"),
+            None => MeshError::new(ErrorKind::ConnectionLost, "the connection failed before a response came"),
+        };
+        Failure { error: error.caused_by(cause), stale: request.is_some() && self.reused && !refused, request }
+    }
+}
+
+/// Whether the peer says that it has not looked at the stream: REFUSED_STREAM, or a GOAWAY below it (RFC 9113,
+/// 8.7 and 6.8; gRFC A6 calls the retry of it transparent).
+fn was_refused(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<h2::Error>() {
+            let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM) && error.is_remote();
+            let leaving = error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
+            return refused || leaving;
+        }
+        source = cause.source();
+    }
+    false
+}
+
+/// Whether an HTTP/1.1 connection ended before any response came: closed, or reset.
+fn was_closed(error: &hyper::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    let reset = io.is_some_and(|io| matches!(io.kind(), ConnectionReset | ConnectionAborted | BrokenPipe));
+    reset || error.is_closed() || error.is_incomplete_message() || error.is_canceled()
+}
