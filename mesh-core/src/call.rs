@@ -37,6 +37,7 @@ pub struct Call {
 
 impl Call {
     /// A request that starts now.
+    #[inline]
     pub fn new(now: Instant, random: fastrand::Rng) -> Self {
         Call {
             started: now,

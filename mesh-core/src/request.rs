@@ -39,10 +39,17 @@ impl<'r> RequestHead<'r> {
     }
 
     /// The view of a request whose authority is known from elsewhere, such as a gRPC target.
-    pub fn with_authority<B>(request: &'r Request<B>, authority: &'r str) -> Self {
+    pub fn with_authority(parts: &'r Parts, authority: &'r str) -> Self {
+        Self::new(&parts.method, &parts.uri, &parts.headers, authority)
+    }
+
+    /// The same of a request that stays whole.
+    #[inline]
+    pub fn of_request_to<B>(request: &'r Request<B>, authority: &'r str) -> Self {
         Self::new(request.method(), request.uri(), request.headers(), authority)
     }
 
+    #[inline]
     fn new(method: &'r Method, uri: &'r Uri, headers: &'r HeaderMap, authority: &'r str) -> Self {
         RequestHead {
             method,
@@ -92,6 +99,7 @@ fn authority_of<'r>(uri: &'r Uri, headers: &'r HeaderMap) -> Result<&'r str, Mes
 }
 
 /// Whether these headers are those of gRPC: a content type of `application/grpc`, alone or with `+` or `;`.
+#[inline]
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     let Some(value) = headers.get(http::header::CONTENT_TYPE) else { return false };
     let Some(rest) = value.as_bytes().strip_prefix(b"application/grpc") else { return false };

@@ -29,11 +29,13 @@ impl EndpointState {
     }
 
     /// Requests in flight, counted to the end of the response body.
+    #[inline]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
     }
 
     /// Counts a request in; it is counted out when the guard is dropped.
+    #[inline]
     pub fn enter(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         InFlight(Arc::clone(self))
@@ -41,6 +43,7 @@ impl EndpointState {
 
     /// What a data plane keeps with the endpoint, such as its connection pool: made once, dropped with it.
     /// `None` if something of another type was attached before.
+    #[inline]
     pub fn attachment<T: Send + Sync + 'static>(&self, make: impl FnOnce() -> T) -> Option<&T> {
         self.attachment.get_or_init(|| Box::new(make())).downcast_ref()
     }
@@ -58,6 +61,7 @@ pub struct InFlight(Arc<EndpointState>);
 
 impl InFlight {
     /// The endpoint.
+    #[inline]
     pub fn endpoint(&self) -> &Arc<EndpointState> {
         &self.0
     }

@@ -97,6 +97,7 @@ impl TargetEntry {
     }
 
     /// The current view, if there is one.
+    #[inline]
     pub fn view(&self) -> Option<Arc<TargetView>> {
         // Written only when it changes: readers on other cores keep the line shared.
         if !self.used.load(Ordering::Relaxed) {
@@ -155,6 +156,11 @@ impl Store {
         let alive = Arc::new(Alive(Arc::clone(&shared)));
         let sink = Sink { shared: Arc::clone(&shared), assembly: Assembly::new(extensions), idle_check: None };
         (Store { shared, _alive: alive }, sink)
+    }
+
+    /// The view of a target, if somebody asked for it before and it is there. Allocates nothing.
+    pub fn view(&self, target: &str) -> Option<Arc<TargetView>> {
+        self.shared.targets.load().get(target)?.view()
     }
 
     /// The entry of a target, if somebody asked for it before. Allocates nothing.

@@ -172,6 +172,7 @@ impl RouteTable {
     }
 
     /// The first route that a request matches, and of its destinations one by weight.
+    #[inline]
     pub fn find(&self, head: &RequestHead<'_>, call: &mut Call) -> Result<(Place, &Route, &Destination), MeshError> {
         let no_route = |what: &str| {
             let name = self.config.name.as_ref().map_or("inline", |name| name.as_str());
@@ -347,6 +348,7 @@ impl ClusterView {
     }
 
     /// Chooses an endpoint. `authority` is what the caller asked for; only a pass-through cluster asks for it.
+    #[inline]
     pub fn pick<'a>(&self, call: &mut Call, authority: impl FnOnce() -> &'a str) -> Result<Pick<'_>, MeshError> {
         if let Some((level, endpoint)) = self.levels.pick(call)
             && let Some(leaf) = self.leaves.get(level.leaf)
@@ -471,6 +473,7 @@ impl TargetView {
 }
 
 impl Content {
+    #[inline]
     fn routed<'v>(&'v self, place: Place, route: &'v Route, destination: &'v Destination) -> Routed<'v> {
         Routed {
             route,

@@ -23,11 +23,19 @@ pub struct Body(Kind);
 
 enum Kind {
     Full(Bytes),
+    Other(Other),
+}
+
+/// By itself, so that a body is no larger than `Bytes`: a request is moved several times on its way.
+enum Other {
     Stream(Streamed),
     /// Shared with a [`Replay`], which takes the stream back if nobody read from it.
     Shared(Arc<Mutex<Option<Streamed>>>),
     Done,
 }
+
+const _: () = assert!(size_of::<Body>() == size_of::<Bytes>());
+const DONE: Kind = Kind::Other(Other::Done);
 
 type Streamed = Pin<Box<dyn http_body::Body<Data = Bytes, Error = BoxError> + Send>>;
 
@@ -61,7 +69,9 @@ impl Body {
         match body {
             Some(body) => {
                 let bytes = |mut data: B::Data| data.copy_to_bytes(data.remaining());
-                Body(Kind::Stream(Box::pin(body.map_frame(move |frame| frame.map_data(bytes)).map_err(Into::into))))
+                Body(Kind::Other(Other::Stream(Box::pin(
+                    body.map_frame(move |frame| frame.map_data(bytes)).map_err(Into::into),
+                ))))
             }
             None => Body::empty(),
         }
@@ -69,29 +79,31 @@ impl Body {
 
     /// Makes a copy of what can be sent again, and a way to get back what cannot be copied.
     pub(crate) fn replay(&mut self) -> Replay {
-        match std::mem::replace(&mut self.0, Kind::Done) {
+        match std::mem::replace(&mut self.0, DONE) {
             Kind::Full(bytes) => {
                 self.0 = Kind::Full(bytes.clone());
                 Replay::Bytes(bytes)
             }
-            Kind::Stream(stream) => {
+            Kind::Other(Other::Stream(stream)) => {
                 let shared = Arc::new(Mutex::new(Some(stream)));
-                self.0 = Kind::Shared(Arc::clone(&shared));
+                self.0 = Kind::Other(Other::Shared(Arc::clone(&shared)));
                 Replay::Unread(shared)
             }
-            Kind::Shared(shared) => {
-                self.0 = Kind::Shared(Arc::clone(&shared));
+            Kind::Other(Other::Shared(shared)) => {
+                self.0 = Kind::Other(Other::Shared(Arc::clone(&shared)));
                 Replay::Unread(shared)
             }
-            Kind::Done => Replay::Gone,
+            Kind::Other(Other::Done) => Replay::Gone,
         }
     }
 }
 
 /// A body that may have to be sent again.
+#[derive(Default)]
 pub(crate) enum Replay {
     Bytes(Bytes),
     Unread(Arc<Mutex<Option<Streamed>>>),
+    #[default]
     Gone,
 }
 
@@ -102,7 +114,7 @@ impl Replay {
             Replay::Bytes(bytes) => Some(Body(Kind::Full(bytes))),
             Replay::Unread(shared) => {
                 let stream = shared.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-                Some(Body(Kind::Stream(stream)))
+                Some(Body(Kind::Other(Other::Stream(stream))))
             }
             Replay::Gone => None,
         }
@@ -131,41 +143,41 @@ impl http_body::Body for Body {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if let Kind::Shared(shared) = &self.0 {
+        if let Kind::Other(Other::Shared(shared)) = &self.0 {
             // The first read: from here on the stream is this body's alone.
             let stream = shared.lock().unwrap_or_else(PoisonError::into_inner).take();
-            self.0 = stream.map_or(Kind::Done, Kind::Stream);
+            self.0 = stream.map_or(DONE, |stream| Kind::Other(Other::Stream(stream)));
         }
         match &mut self.0 {
             Kind::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
             Kind::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
-                self.0 = Kind::Done;
+                self.0 = DONE;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Kind::Stream(stream) => stream.as_mut().poll_frame(cx),
-            Kind::Shared(_) | Kind::Done => Poll::Ready(None),
+            Kind::Other(Other::Stream(stream)) => stream.as_mut().poll_frame(cx),
+            Kind::Other(Other::Shared(_) | Other::Done) => Poll::Ready(None),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Kind::Full(bytes) => bytes.is_empty(),
-            Kind::Stream(stream) => stream.is_end_stream(),
-            Kind::Shared(_) => false,
-            Kind::Done => true,
+            Kind::Other(Other::Stream(stream)) => stream.is_end_stream(),
+            Kind::Other(Other::Shared(_)) => false,
+            Kind::Other(Other::Done) => true,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Stream(stream) => stream.size_hint(),
-            Kind::Shared(shared) => {
+            Kind::Other(Other::Stream(stream)) => stream.size_hint(),
+            Kind::Other(Other::Shared(shared)) => {
                 let stream = shared.lock().unwrap_or_else(PoisonError::into_inner);
                 stream.as_ref().map_or(SizeHint::default(), |stream| stream.size_hint())
             }
-            Kind::Done => SizeHint::with_exact(0),
+            Kind::Other(Other::Done) => SizeHint::with_exact(0),
         }
     }
 }
@@ -174,8 +186,8 @@ impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Kind::Full(bytes) => write!(f, "Body({} bytes)", bytes.len()),
-            Kind::Stream(_) | Kind::Shared(_) => f.write_str("Body(stream)"),
-            Kind::Done => f.write_str("Body(done)"),
+            Kind::Other(Other::Stream(_) | Other::Shared(_)) => f.write_str("Body(stream)"),
+            Kind::Other(Other::Done) => f.write_str("Body(done)"),
         }
     }
 }
@@ -201,6 +213,7 @@ impl ResponseBody {
         ResponseBody { content: Content::Full(bytes.into()), held: None, guard: Default::default(), deadline: None }
     }
 
+    #[inline]
     pub(crate) fn incoming(
         incoming: Incoming,
         mut guard: crate::client::Guard,

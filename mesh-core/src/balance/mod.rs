@@ -75,21 +75,25 @@ impl EndpointSet {
     }
 
     /// How many endpoints there are.
+    #[inline]
     pub fn len(&self) -> usize {
         self.endpoints.len()
     }
 
     /// Whether there is none.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.endpoints.is_empty()
     }
 
     /// The endpoint at a position.
+    #[inline]
     pub fn get(&self, position: usize) -> Option<&Arc<EndpointState>> {
         self.endpoints.get(position)
     }
 
     /// The share of the endpoint at a position, from 1; equal shares are all 1.
+    #[inline]
     pub fn weight(&self, position: usize) -> u64 {
         match &self.weights {
             Weights::Equal => 1,
@@ -108,6 +112,7 @@ impl EndpointSet {
     }
 
     /// A random position, by weight. `None` where the set is empty.
+    #[inline]
     pub fn draw(&self, random: &mut fastrand::Rng) -> Option<usize> {
         if self.endpoints.is_empty() {
             return None;
@@ -124,6 +129,7 @@ impl EndpointSet {
 
     /// Picks by a policy, and again, up to five times, while it picks an endpoint that this call has tried
     /// (Envoy's `previous_hosts` with Istio's five attempts).
+    #[inline]
     pub fn pick(&self, policy: &dyn LoadBalancer, call: &mut Call) -> Option<&Arc<EndpointState>> {
         let mut picked = self.get(policy.pick(self, call)?)?;
         if !call.tried.is_empty() {

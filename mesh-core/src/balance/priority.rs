@@ -79,6 +79,7 @@ impl Levels {
     }
 
     /// Picks a priority by load, then an endpoint by policy.
+    #[inline]
     pub fn pick(&self, call: &mut Call) -> Option<(&Level, &Arc<EndpointState>)> {
         let position = match self.loads.first() {
             Some(100) => 0,

@@ -10,7 +10,7 @@ use mesh_core::model::ClusterTls;
 use mesh_core::request::RequestHead;
 use mesh_core::view::{ClusterView, TargetView};
 
-use super::connect::{self, Failure, Guard, Protocol};
+use super::connect::{self, Exchange, Failure, Guard, Lease, Protocol};
 use crate::body::Body;
 
 /// How many connections may turn out to be closed under one try, before a new one is dialled for it.
@@ -23,8 +23,8 @@ pub(super) async fn try_once(
     call: &mut Call,
     mut request: Request<Body>,
 ) -> Result<(Response<Incoming>, Guard), Failure> {
-    let authority = || RequestHead::of_request(&request).map_or("", |head| head.authority);
-    let pick = cluster.pick(call, authority).map_err(Failure::last)?;
+    let head = RequestHead::of_request(&request).map_err(Failure::last)?;
+    let pick = cluster.pick(call, || head.authority).map_err(Failure::last)?;
     let endpoint = pick.in_flight.endpoint();
     if call.is_observed {
         call.endpoint = Some(Arc::clone(endpoint));
@@ -33,7 +33,7 @@ pub(super) async fn try_once(
         let detail = format!("cluster {}: {reason}", pick.cluster.name);
         return Err(Failure::last(MeshError::new(ErrorKind::Security, detail)));
     }
-    let protocol = Protocol::of(&request, pick.cluster, call.is_grpc);
+    let protocol = Protocol::of(&head, request.version(), pick.cluster, call.is_grpc);
     protocol.form(&mut request, view.host()).map_err(Failure::last)?;
     let mut stale = 0;
     let failure = loop {
@@ -41,7 +41,10 @@ pub(super) async fn try_once(
             Ok(lease) => lease,
             Err(error) => break Failure::unsent(error, request),
         };
-        match connect::start(pick.cluster, lease, request).await {
+        let goes_on = lease.may_go_on(pick.cluster);
+        let mut exchange = Exchange::new(lease, goes_on);
+        exchange.begin(request, Lease::send);
+        match exchange.await {
             Ok((response, lease)) => return Ok((response, Guard::new(pick.in_flight, lease))),
             Err(Failure { request: Some(whole), stale: true, .. }) if stale < MAX_STALE => {
                 request = *whole;

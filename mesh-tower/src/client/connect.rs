@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::Address;
 use mesh_core::model::{Cluster, ClusterProtocol};
+use mesh_core::request::RequestHead;
 use mesh_core::state::{EndpointState, InFlight};
 use mesh_core::store::Targets;
 use tokio::net::TcpStream;
@@ -26,7 +27,7 @@ use tokio::net::TcpStream;
 use super::change;
 use crate::body::Body;
 
-pub(super) use exchange::{Exchange, Failure, start};
+pub(super) use exchange::{Exchange, Failure};
 
 /// The connections to one endpoint.
 #[derive(Default)]
@@ -44,14 +45,15 @@ pub(super) enum Protocol {
 
 impl Protocol {
     /// What a request to a cluster is sent by.
-    pub(super) fn of<B>(request: &Request<B>, cluster: &Cluster, is_grpc: bool) -> Self {
+    #[inline]
+    pub(super) fn of(head: &RequestHead<'_>, version: Version, cluster: &Cluster, is_grpc: bool) -> Self {
         let wants = match cluster.protocol {
             ClusterProtocol::Http1 => is_grpc,
             ClusterProtocol::Http2 => true,
-            ClusterProtocol::AsCaller => is_grpc || request.version() == Version::HTTP_2,
+            ClusterProtocol::AsCaller => is_grpc || version == Version::HTTP_2,
         };
         // An upgrade is a matter of HTTP/1.1.
-        let upgrades = || request.method() == Method::CONNECT || request.headers().contains_key(http::header::UPGRADE);
+        let upgrades = || head.method == Method::CONNECT || head.headers.contains_key(http::header::UPGRADE);
         if wants && !upgrades() { Protocol::Http2 } else { Protocol::Http1 }
     }
 
@@ -77,7 +79,11 @@ pub(crate) enum Lease {
 
 impl Lease {
     /// Sends a request. hyper keeps it in a queue until the connection's task writes it.
-    fn send(&mut self, request: Request<Body>) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
+    #[inline]
+    pub(super) fn send(
+        &mut self,
+        request: Request<Body>,
+    ) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
         match self {
             Lease::Http1(connection) => Either::Left { future: connection.send(request) },
             Lease::Http2(stream) => Either::Right { future: stream.send(request) },
@@ -85,6 +91,7 @@ impl Lease {
     }
 
     /// Whether the connection has carried a request before.
+    #[inline]
     fn is_reused(&self) -> bool {
         match self {
             Lease::Http1(connection) => connection.is_reused(),
@@ -92,8 +99,9 @@ impl Lease {
         }
     }
 
-    /// Whether the cluster allows another request on the connection.
-    fn may_go_on(&self, cluster: &Cluster) -> bool {
+    /// Whether the cluster allows another request on the connection after the next one.
+    #[inline]
+    pub(super) fn may_go_on(&self, cluster: &Cluster) -> bool {
         match self {
             Lease::Http1(connection) => connection.may_go_on(cluster),
             Lease::Http2(_) => true,
@@ -110,6 +118,7 @@ pub(crate) struct Guard {
 
 impl Guard {
     /// Of a response that has begun. Without a lease its connection ends with it.
+    #[inline]
     pub(super) fn new(in_flight: InFlight, lease: Option<Lease>) -> Self {
         Guard { in_flight: Some(in_flight), lease }
     }
@@ -129,6 +138,7 @@ impl Guard {
 }
 
 /// A connection that can take a request at once.
+#[inline]
 pub(super) fn ready(cluster: &Cluster, endpoint: &EndpointState, protocol: Protocol) -> Option<Lease> {
     let pool = endpoint.attachment(Pool::default)?;
     match protocol {
@@ -242,6 +252,7 @@ pin_project_lite::pin_project! {
 impl<L: Future, R: Future<Output = L::Output>> Future for Either<L, R> {
     type Output = L::Output;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<L::Output> {
         match self.project() {
             EitherProjection::Left { future } => future.poll(cx),

@@ -1,19 +1,19 @@
 //! The short way: a request that nothing has to wait for goes to its connection before the call returns, and the
-//! future holds no more than the exchange. It passes the same stations, as far as they are open; one that is not
-//! leads the request to the long way, untouched.
+//! future holds no more than the exchange. It passes the same stations, as far as they are open; at one that is
+//! not, the request takes the long way, from the start and untouched.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use mesh_core::call::Call;
 use mesh_core::error::{ErrorKind, MeshError};
-use mesh_core::model::{Cluster, ClusterTls, Forward, RouteAction};
+use mesh_core::model::{Cluster, ClusterTls, Forward, RetryPolicy, RouteAction};
 use mesh_core::request::RequestHead;
 use mesh_core::state::InFlight;
-use mesh_core::view::{ClusterView, Place, Routed, TargetView};
+use mesh_core::view::{ClusterView, Pick, Place, Routed, TargetView};
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 
@@ -23,36 +23,76 @@ use super::{FixedTarget, ResponseFuture, attempt, change};
 use crate::body::{Body, ResponseBody};
 use crate::mesh::Mesh;
 
-/// Everything that a request needs to be sent now.
-pub(super) struct Ready {
-    view: Arc<TargetView>,
-    place: Place,
-    leaf: usize,
+/// Sends a request, or gives it back as it was.
+#[allow(clippy::result_large_err, reason = "the request itself")]
+pub(super) fn send(
+    mesh: &Mesh,
+    target: Option<&FixedTarget>,
+    mut call: Call,
+    mut request: Request<Body>,
+) -> Result<ResponseFuture, (Call, Request<Body>)> {
+    let Some((view, authority)) = view(mesh, target, &request) else { return Err((call, request)) };
+    let head = RequestHead::of_request_to(&request, authority);
+    let Some(open) = stations(&view, &head, &mut call, request.version()) else { return Err((call, request)) };
+    // Everything is there. From here on the request is changed and does not come back.
+    let Open { routed, forward, pick, protocol, lease } = open;
+    let observed = Observed::of(mesh, target, &call, &request);
+    if call.is_observed {
+        call.endpoint = Some(Arc::clone(pick.in_flight.endpoint()));
+    }
+    route::limit(&mut call, forward, &routed);
+    let formed = change::prepare(&mut request, forward, &routed, target.map(|target| &target.authority))
+        .and_then(|()| protocol.form(&mut request, view.host()));
+    if let Err(error) = formed {
+        connect::give_back(pick.in_flight.endpoint(), lease);
+        let error = route::within(&routed, error);
+        if let Some(observed) = observed {
+            observed.tell(&call, None, Some(&error));
+        }
+        return Ok(ResponseFuture(Box::pin(std::future::ready(Err(error)))));
+    }
+    let (place, leaf, changes) = (routed.place, pick.leaf, !routed.response_changes.is_empty());
+    let (goes_on, in_flight) = (lease.may_go_on(pick.cluster), pick.in_flight);
+    let mut direct = Box::new(Direct {
+        exchange: Exchange::new(lease, goes_on),
+        trip: Some((Trip { view, place, leaf, changes, call, observed }, in_flight)),
+        deadline: None,
+        again: None,
+    });
+    direct.exchange.begin(request, Lease::send);
+    Ok(ResponseFuture(Box::into_pin(direct)))
+}
+
+/// The view of the request's target, and its authority.
+fn view<'r>(
+    mesh: &Mesh,
+    target: Option<&'r FixedTarget>,
+    request: &'r Request<Body>,
+) -> Option<(Arc<TargetView>, &'r str)> {
+    if let Some(target) = target {
+        return Some((target.entry.view()?, target.authority.as_str()));
+    }
+    let authority = match request.uri().authority() {
+        // A name that the store knows is a valid one.
+        Some(authority) => authority.as_str(),
+        None => RequestHead::of_request(request).ok()?.authority,
+    };
+    Some((mesh.store().view(authority)?, authority))
+}
+
+/// What the stations of a view have for a request.
+struct Open<'v> {
+    routed: Routed<'v>,
+    forward: &'v Forward,
+    pick: Pick<'v>,
     protocol: Protocol,
-    in_flight: InFlight,
     lease: Lease,
 }
 
-/// What a request needs, if all of it is there.
-pub(super) fn ready(
-    mesh: &Mesh,
-    target: Option<&FixedTarget>,
-    request: &Request<Body>,
-    call: &mut Call,
-) -> Option<Ready> {
-    let (view, head) = match target {
-        Some(target) => (target.entry.view()?, RequestHead::with_authority(request, target.authority.as_str())),
-        None => {
-            let authority = match request.uri().authority() {
-                // A name that the store knows is a valid one.
-                Some(authority) => authority.as_str(),
-                None => RequestHead::of_request(request).ok()?.authority,
-            };
-            (mesh.store().find(authority)?.view()?, RequestHead::with_authority(request, authority))
-        }
-    };
-    let routed = view.find(&head, call).ok()?;
-    let RouteAction::Forward(_) = &routed.route.action else { return None };
+#[inline]
+fn stations<'v>(view: &'v TargetView, head: &RequestHead<'_>, call: &mut Call, version: Version) -> Option<Open<'v>> {
+    let routed = view.find(head, call).ok()?;
+    let RouteAction::Forward(forward) = &routed.route.action else { return None };
     if !routed.filters.is_empty() {
         return None;
     }
@@ -60,39 +100,9 @@ pub(super) fn ready(
     if matches!(pick.cluster.tls, ClusterTls::Unusable(_)) {
         return None;
     }
-    let protocol = Protocol::of(request, pick.cluster, call.is_grpc);
+    let protocol = Protocol::of(head, version, pick.cluster, call.is_grpc);
     let lease = connect::ready(pick.cluster, pick.in_flight.endpoint(), protocol)?;
-    let (place, leaf, in_flight) = (routed.place, pick.leaf, pick.in_flight);
-    Some(Ready { view, place, leaf, protocol, in_flight, lease })
-}
-
-impl Ready {
-    /// Sends the request.
-    pub(super) fn send(
-        self,
-        mesh: &Mesh,
-        target: Option<&FixedTarget>,
-        mut call: Call,
-        mut request: Request<Body>,
-    ) -> ResponseFuture {
-        let Ready { view, place, leaf, protocol, in_flight, lease } = self;
-        let observed = Observed::of(mesh, target, &call, &request);
-        if call.is_observed {
-            call.endpoint = Some(Arc::clone(in_flight.endpoint()));
-        }
-        let mut trip = Trip { view, place, leaf, call, observed };
-        match trip.prepare(target, protocol, &mut request) {
-            Ok(cluster) => {
-                let exchange = connect::start(cluster, lease, request);
-                let trip = Some((trip, in_flight));
-                ResponseFuture(Box::pin(Direct { exchange, deadline: None, trip, again: None }))
-            }
-            Err(error) => {
-                connect::give_back(in_flight.endpoint(), lease);
-                ResponseFuture(Box::pin(std::future::ready(trip.arrive(Err(error)))))
-            }
-        }
-    }
+    Some(Open { routed, forward, pick, protocol, lease })
 }
 
 /// What a request keeps until its answer is there.
@@ -100,87 +110,92 @@ struct Trip {
     view: Arc<TargetView>,
     place: Place,
     leaf: usize,
+    /// Whether the route changes the response.
+    changes: bool,
     call: Call,
     observed: Option<Box<Observed>>,
 }
 
 impl Trip {
-    /// Where the request goes: its route, and of an aggregate cluster the leaf.
-    fn course(&self) -> Result<Course<'_>, MeshError> {
-        course(&self.view, self.place, self.leaf)
-    }
-
-    /// Makes the request what its cluster is to see.
-    fn prepare(
-        &mut self,
-        target: Option<&FixedTarget>,
-        protocol: Protocol,
-        request: &mut Request<Body>,
-    ) -> Result<&Cluster, MeshError> {
-        let course = course(&self.view, self.place, self.leaf)?;
-        route::limit(&mut self.call, course.forward, &course.routed);
-        change::prepare(request, course.forward, &course.routed, target.map(|target| &target.authority))?;
-        protocol.form(request, self.view.host())?;
-        Ok(course.cluster)
-    }
-
     /// The last station.
-    fn arrive(&self, answer: Result<Response<ResponseBody>, MeshError>) -> Result<Response<ResponseBody>, MeshError> {
-        let result = self.course().and_then(|course| route::arrive(&course.routed, answer));
-        if let Some(observed) = &self.observed {
-            observed.tell(&self.call, &result);
+    #[inline]
+    fn arrive(&self, response: &mut Response<Incoming>) {
+        if self.changes
+            && let Some(routed) = self.view.at(self.place)
+        {
+            change::apply(routed.response_changes, response.headers_mut());
         }
-        result
+        if let Some(observed) = &self.observed {
+            observed.tell(&self.call, Some(response.status()), None);
+        }
     }
 
-    fn too_late(&self) -> Result<Response<ResponseBody>, MeshError> {
-        let error = self.course().map_or_else(|error| error, |course| route::too_late(course.destination));
-        self.arrive(Err(error))
+    /// The last station of a request that failed.
+    #[cold]
+    fn fail(&self, why: impl FnOnce(&ClusterView) -> MeshError) -> MeshError {
+        let error = match self.course() {
+            Ok(course) => route::within(&course.routed, why(course.destination)),
+            Err(error) => error,
+        };
+        if let Some(observed) = &self.observed {
+            observed.tell(&self.call, None, Some(&error));
+        }
+        error
     }
 
     /// The long way, from a try that failed.
     async fn go_on(mut self, in_flight: InFlight, failure: Failure) -> Result<Response<ResponseBody>, MeshError> {
-        let call = &mut self.call;
-        let Course { forward, destination, cluster, .. } = course(&self.view, self.place, self.leaf)?;
-        let policy = forward.retry.as_ref();
+        let view = Arc::clone(&self.view);
+        let Course { policy, destination, cluster, .. } = Course::of(&view, self.place, self.leaf)?;
+        let Trip { call, .. } = &mut self;
         let stale = failure.stale;
-        let failure = failure.within(cluster, in_flight.endpoint());
+        let mut failure = failure.within(cluster, in_flight.endpoint());
         if !stale {
             call.tried.push(Arc::clone(in_flight.endpoint()));
         }
         drop(in_flight);
         let deadline = call.deadline;
         let tries = async {
-            let request = match failure.request {
-                Some(request) if stale => *request,
-                request => attempt::next(policy, call, Failure { request, ..failure }).await?,
+            let request = match failure.request.take_if(|_| stale) {
+                Some(request) => *request,
+                None => attempt::next(policy, call, failure).await?,
             };
-            attempt::run(&self.view, destination, policy, call, request).await
+            attempt::run(&view, destination, policy, call, request).await
         };
-        let answer = route::in_time(deadline, destination, tries).await;
-        let answer = answer.map(|(response, guard)| {
-            response.map(|body| ResponseBody::incoming(body, guard, deadline.map(ResponseBody::until)))
-        });
-        self.arrive(answer)
+        match route::in_time(deadline, destination, tries).await {
+            Ok((mut response, guard)) => {
+                self.arrive(&mut response);
+                let deadline = deadline.map(ResponseBody::until);
+                Ok(response.map(|body| ResponseBody::incoming(body, guard, deadline)))
+            }
+            Err(error) => Err(self.fail(|_| error)),
+        }
+    }
+
+    fn course(&self) -> Result<Course<'_>, MeshError> {
+        Course::of(&self.view, self.place, self.leaf)
     }
 }
 
-/// Where a request goes, looked up again in its view.
+/// Where a request went, looked up again in its view.
 struct Course<'v> {
     routed: Routed<'v>,
-    forward: &'v Forward,
+    policy: Option<&'v RetryPolicy>,
     destination: &'v ClusterView,
     cluster: &'v Cluster,
 }
 
-fn course(view: &TargetView, place: Place, leaf: usize) -> Result<Course<'_>, MeshError> {
-    let found = || {
-        let routed = view.at(place)?;
-        let RouteAction::Forward(forward) = &routed.route.action else { return None };
-        let destination = routed.cluster?;
-        Some(Course { routed, forward, destination, cluster: &destination.leaves().get(leaf)?.cluster })
-    };
-    found().ok_or_else(|| MeshError::new(ErrorKind::NoRoute, "the route is not the view's"))
+impl<'v> Course<'v> {
+    fn of(view: &'v TargetView, place: Place, leaf: usize) -> Result<Self, MeshError> {
+        let find = || {
+            let routed = view.at(place)?;
+            let RouteAction::Forward(Forward { retry, .. }) = &routed.route.action else { return None };
+            let destination = routed.cluster?;
+            let cluster = &destination.leaves().get(leaf)?.cluster;
+            Some(Course { routed, policy: retry.as_ref(), destination, cluster })
+        };
+        find().ok_or_else(|| MeshError::new(ErrorKind::NoRoute, "the place is another view's"))
+    }
 }
 
 pin_project! {
@@ -188,11 +203,11 @@ pin_project! {
     struct Direct<F> {
         #[pin]
         exchange: Exchange<F>,
-        // Runs from when the exchange has to be waited for.
-        deadline: Option<Pin<Box<Sleep>>>,
         // Taken when the exchange ends.
         trip: Option<(Trip, InFlight)>,
-        // Where the request went on after its first try failed.
+        // Runs from when the exchange has to be waited for.
+        deadline: Option<Pin<Box<Sleep>>>,
+        // The long way, where the exchange failed.
         again: Option<ResponseFuture>,
     }
 }
@@ -209,14 +224,15 @@ impl<F: Future<Output = hyper::Result<Response<Incoming>>>> Future for Direct<F>
             let Some((trip, _)) = this.trip else { return Poll::Pending };
             let Some(until) = trip.call.deadline else { return Poll::Pending };
             ready!(this.deadline.get_or_insert_with(|| ResponseBody::until(until)).as_mut().poll(cx));
-            return Poll::Ready(trip.too_late());
+            return Poll::Ready(Err(trip.fail(route::too_late)));
         };
         let (trip, in_flight) = this.trip.take().expect("a future is not polled after it returned");
         match answer {
-            Ok((response, lease)) => {
+            Ok((mut response, lease)) => {
+                trip.arrive(&mut response);
                 let deadline = this.deadline.take().or_else(|| trip.call.deadline.map(ResponseBody::until));
                 let guard = Guard::new(in_flight, lease);
-                Poll::Ready(trip.arrive(Ok(response.map(|body| ResponseBody::incoming(body, guard, deadline)))))
+                Poll::Ready(Ok(response.map(|body| ResponseBody::incoming(body, guard, deadline))))
             }
             Err(failure) => {
                 let again = this.again.insert(ResponseFuture(Box::pin(trip.go_on(in_flight, failure))));

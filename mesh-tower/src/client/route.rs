@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode};
 use mesh_core::call::{Call, Deadline};
 use mesh_core::error::{ErrorKind, MeshError};
-use mesh_core::model::{Forward, Route, RouteAction};
+use mesh_core::model::{Forward, RouteAction};
 use mesh_core::observe::Event;
 use mesh_core::request::{RequestHead, host_and_port, is_grpc};
 use mesh_core::store::TargetEntry;
@@ -21,9 +21,9 @@ use crate::reply;
 pub(super) fn send(mesh: &Mesh, target: Option<&Arc<FixedTarget>>, request: Request<Body>) -> ResponseFuture {
     let mut call = open(request.headers(), request.extensions());
     call.is_observed = !mesh.observers().is_empty();
-    match direct::ready(mesh, target.map(|target| &**target), &request, &mut call) {
-        Some(ready) => ready.send(mesh, target.map(|target| &**target), call, request),
-        None => ResponseFuture(Box::pin(travel(mesh.clone(), target.cloned(), call, request))),
+    match direct::send(mesh, target.map(|target| &**target), call, request) {
+        Ok(sent) => sent,
+        Err((call, request)) => ResponseFuture(Box::pin(travel(mesh.clone(), target.cloned(), call, request))),
     }
 }
 
@@ -44,7 +44,7 @@ async fn travel(
     let observed = Observed::of(&mesh, target.as_deref(), &call, &request);
     let result = walk(&mesh, target.as_deref(), &mut call, request).await;
     if let Some(observed) = observed {
-        observed.tell(&call, &result);
+        observed.tell(&call, result.as_ref().ok().map(Response::status), result.as_ref().err());
     }
     result
 }
@@ -68,7 +68,7 @@ async fn walk(
         request = Request::from_parts(parts, body);
     }
     let answer = match &routed.route.action {
-        RouteAction::Forward(forward) => act(&view, &routed, forward, target, call, request).await,
+        RouteAction::Forward(forward) => forwarded(&view, &routed, forward, target, call, request).await,
         RouteAction::Redirect(redirect) => {
             reply::redirect(redirect, &routed.route.matches, &RequestHead::of_request(&request)?)
         }
@@ -78,12 +78,18 @@ async fn walk(
             Err(MeshError::new(ErrorKind::NoRoute, "the route is for a server and leads nowhere"))
         }
     };
-    arrive(&routed, answer)
+    match answer {
+        Ok(mut response) => {
+            change::apply(routed.response_changes, response.headers_mut());
+            Ok(response)
+        }
+        Err(error) => Err(within(&routed, error)),
+    }
 }
 
 fn head<'r>(target: Option<&'r FixedTarget>, request: &'r Request<Body>) -> Result<RequestHead<'r>, MeshError> {
     match target {
-        Some(target) => Ok(RequestHead::with_authority(request, target.authority.as_str())),
+        Some(target) => Ok(RequestHead::of_request_to(request, target.authority.as_str())),
         None => RequestHead::of_request(request),
     }
 }
@@ -112,7 +118,7 @@ pub(super) fn patience(mesh: &Mesh, call: &Call) -> Instant {
     call.deadline.map_or(patience, |deadline| deadline.min(patience))
 }
 
-async fn act(
+async fn forwarded(
     view: &TargetView,
     routed: &Routed<'_>,
     forward: &Forward,
@@ -152,20 +158,10 @@ pub(super) fn too_late(cluster: &ClusterView) -> MeshError {
     MeshError::new(ErrorKind::Timeout, format!("cluster {}: no response by the deadline", cluster.name()))
 }
 
-/// What the route makes of an answer.
-pub(super) fn arrive(
-    routed: &Routed<'_>,
-    answer: Result<Response<ResponseBody>, MeshError>,
-) -> Result<Response<ResponseBody>, MeshError> {
-    let Route { name, .. } = routed.route;
-    match answer {
-        Ok(mut response) => {
-            change::apply(routed.response_changes, response.headers_mut());
-            Ok(response)
-        }
-        Err(error) if name.is_empty() => Err(error),
-        Err(error) => Err(error.within(format_args!("route {name}"))),
-    }
+/// What the route makes of an error.
+pub(super) fn within(routed: &Routed<'_>, error: MeshError) -> MeshError {
+    let name = &routed.route.name;
+    if name.is_empty() { error } else { error.within(format_args!("route {name}")) }
 }
 
 /// A request that somebody is told of in the end.
@@ -189,10 +185,11 @@ impl Observed {
         Some(Box::new(Observed { mesh: mesh.clone(), authority }))
     }
 
-    pub(super) fn tell(&self, call: &Call, result: &Result<Response<ResponseBody>, MeshError>) {
+    #[cold]
+    pub(super) fn tell(&self, call: &Call, status: Option<StatusCode>, error: Option<&MeshError>) {
         let mut event = Event::new(&self.authority);
-        event.status = result.as_ref().ok().map(Response::status);
-        event.error = result.as_ref().err().map(MeshError::kind);
+        event.status = status;
+        event.error = error.map(MeshError::kind);
         event.endpoint = call.endpoint.as_ref();
         event.attempts = call.attempt;
         event.duration = call.started.elapsed();

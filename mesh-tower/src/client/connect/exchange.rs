@@ -18,20 +18,14 @@ pin_project! {
     /// An exchange under way. Dropping it gives the request up, and an HTTP/1.1 connection with it.
     pub(in crate::client) struct Exchange<F> {
         #[pin]
-        response: F,
-        // Taken when the response is there.
-        kept: Option<Kept>,
+        response: Option<F>,
+        lease: Option<Lease>,
+        // Whether the connection had carried requests before: then it may have been closed since.
+        reused: bool,
+        // Whether the connection may carry another request after this one.
+        goes_on: bool,
+        replay: Replay,
     }
-}
-
-/// What an exchange holds while it is under way.
-struct Kept {
-    lease: Lease,
-    /// Whether the connection had carried requests before: then it may have been closed since.
-    reused: bool,
-    /// Whether the connection may carry another request after this one.
-    goes_on: bool,
-    replay: Replay,
 }
 
 /// An exchange that failed.
@@ -62,57 +56,66 @@ impl Failure {
     }
 }
 
-/// Sends a request, which has the connection's form, and leaves the rest to the future.
-pub(in crate::client) fn start(
-    cluster: &Cluster,
-    mut lease: Lease,
-    mut request: Request<Body>,
-) -> Exchange<impl Future<Output = hyper::Result<Response<Incoming>>> + use<>> {
-    let replay = Replay::of(&mut request);
-    let reused = lease.is_reused();
-    let response = lease.send(request);
-    let goes_on = lease.may_go_on(cluster);
-    Exchange { response, kept: Some(Kept { lease, reused, goes_on, replay }) }
+impl<F: Future<Output = hyper::Result<Response<Incoming>>>> Exchange<F> {
+    /// An exchange over a connection, yet to begin. `goes_on` says whether the connection may carry another one
+    /// after it.
+    #[inline(always)]
+    pub(in crate::client) fn new(lease: Lease, goes_on: bool) -> Self {
+        let reused = lease.is_reused();
+        Exchange { response: None, lease: Some(lease), reused, goes_on, replay: Replay::default() }
+    }
+
+    /// Sends the request, which has the connection's form. `send` is [`Lease::send`], whose future has no name.
+    #[inline(always)]
+    pub(in crate::client) fn begin(
+        &mut self,
+        mut request: Request<Body>,
+        send: impl FnOnce(&mut Lease, Request<Body>) -> F,
+    ) {
+        self.replay.keep(&mut request);
+        self.response = self.lease.as_mut().map(|lease| send(lease, request));
+    }
 }
 
 impl<F: Future<Output = hyper::Result<Response<Incoming>>>> Future for Exchange<F> {
     /// The lease is missing where the connection ends with this response.
     type Output = Result<(Response<Incoming>, Option<Lease>), Failure>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let answer = ready!(this.response.poll(cx));
-        let kept = this.kept.take().expect("a future is not polled after it returned");
-        Poll::Ready(match answer {
+        let response = this.response.as_pin_mut().expect("it has begun");
+        Poll::Ready(match ready!(response.poll(cx)) {
             Ok(response) => {
                 // An upgraded connection belongs to whoever took the upgrade.
-                let goes_on = kept.goes_on && response.status() != StatusCode::SWITCHING_PROTOCOLS;
-                Ok((response, goes_on.then_some(kept.lease)))
+                let goes_on = *this.goes_on && response.status() != StatusCode::SWITCHING_PROTOCOLS;
+                Ok((response, this.lease.take().filter(|_| goes_on)))
             }
-            Err(cause) => Err(kept.failed(cause)),
+            Err(cause) => {
+                let http1 = matches!(this.lease, Some(Lease::Http1(_)));
+                Err(failure(cause, *this.reused, http1, this.replay))
+            }
         })
     }
 }
 
-impl Kept {
-    /// What to make of an error. A request that was never written is whole; so is one whose stream was refused
-    /// unseen. A server may close an idle connection just when a request is on its way: where sending twice does
-    /// no harm, it is sent again (RFC 9112, 9.3.1).
-    #[cold]
-    fn failed(self, cause: hyper::Error) -> Failure {
-        // hyper cancels only what it has not taken from its queue.
-        let unsent = cause.is_canceled();
-        let refused = !unsent && was_refused(&cause);
-        let closed = matches!(self.lease, Lease::Http1(_)) && self.reused && was_closed(&cause);
-        let harmless = unsent || refused || (closed && self.replay.is_idempotent());
-        let request = harmless.then(|| self.replay.restore()).flatten().map(Box::new);
-        let error = match &request {
-            _ if refused => MeshError::new(ErrorKind::RefusedStream, "the stream was refused"),
-            Some(_) => MeshError::new(ErrorKind::ConnectFailure, "the connection closed before the request was sent"),
-            None => MeshError::new(ErrorKind::ConnectionLost, "the connection failed before a response came"),
-        };
-        Failure { error: error.caused_by(cause), stale: request.is_some() && self.reused && !refused, request }
-    }
+/// What to make of an error. A request that was never written is whole; so is one whose stream was refused
+/// unseen. A server may close an idle connection just when a request is on its way: where sending twice does
+/// no harm, it is sent again (RFC 9112, 9.3.1).
+#[cold]
+fn failure(cause: hyper::Error, reused: bool, http1: bool, replay: &mut Replay) -> Failure {
+    // hyper cancels only what it has not taken from its queue.
+    let unsent = cause.is_canceled();
+    let refused = !unsent && was_refused(&cause);
+    let closed = http1 && reused && was_closed(&cause);
+    let harmless = unsent || refused || (closed && replay.is_idempotent());
+    let request = harmless.then(|| replay.restore()).flatten().map(Box::new);
+    let error = match &request {
+        _ if refused => MeshError::new(ErrorKind::RefusedStream, "the stream was refused"),
+        Some(_) => MeshError::new(ErrorKind::ConnectFailure, "the connection closed before the request was sent"),
+        None => MeshError::new(ErrorKind::ConnectionLost, "the connection failed before a response came"),
+    };
+    Failure { error: error.caused_by(cause), stale: request.is_some() && reused && !refused, request }
 }
 
 /// Whether the peer says that it has not looked at the stream: REFUSED_STREAM, or a GOAWAY below it (RFC 9113,

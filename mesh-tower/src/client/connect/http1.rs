@@ -22,6 +22,7 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Sends a request.
+    #[inline]
     pub(super) fn send(
         &mut self,
         request: Request<Body>,
@@ -31,13 +32,15 @@ impl Connection {
     }
 
     /// Whether it has carried a request before.
+    #[inline]
     pub(super) fn is_reused(&self) -> bool {
         self.requests > 0
     }
 
-    /// Whether the cluster allows another request.
+    /// Whether the cluster allows another request after the next one.
+    #[inline]
     pub(super) fn may_go_on(&self, cluster: &Cluster) -> bool {
-        cluster.max_requests_per_connection.is_none_or(|max| self.requests < max)
+        cluster.max_requests_per_connection.is_none_or(|max| self.requests.saturating_add(1) < max)
     }
 }
 
@@ -50,10 +53,14 @@ const SETTLE: Duration = Duration::from_millis(1);
 
 impl Idle {
     /// A connection that is ready for a request now: of those, the one used last.
+    #[inline]
     pub(super) fn ready(&self) -> Option<Connection> {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let position = idle.iter().rposition(|connection| connection.sender.is_ready())?;
-        Some(idle.remove(position))
+        let ready = |connection: &Connection| connection.sender.is_ready();
+        if idle.last().is_some_and(ready) {
+            return idle.pop();
+        }
+        idle.iter().rposition(ready).map(|position| idle.remove(position))
     }
 
     /// A connection that is ready for a request in a moment.

@@ -57,6 +57,7 @@ pub(crate) struct Stream {
 
 impl Stream {
     /// Sends a request.
+    #[inline]
     pub(super) fn send(
         &self,
         request: Request<Body>,

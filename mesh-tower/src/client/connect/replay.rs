@@ -1,28 +1,43 @@
 //! What it takes to send a request once more, kept while it is on its way. Up to four headers cost no
 //! allocation.
 
-use http::{HeaderName, HeaderValue, Method, Request, Uri};
+use http::{HeaderName, HeaderValue, Method, Request, Uri, Version};
 use smallvec::SmallVec;
 
 use crate::body::{self, Body};
 
+/// Nothing, until it is told to [`keep`](Replay::keep) a request. It is filled where it stands: as large as it is,
+/// moving it about would cost more than filling it.
 pub(super) struct Replay {
     method: Method,
     uri: Uri,
-    version: http::Version,
+    version: Version,
     headers: SmallVec<[(HeaderName, HeaderValue); 4]>,
     body: body::Replay,
 }
 
-impl Replay {
-    pub(super) fn of(request: &mut Request<Body>) -> Self {
+impl Default for Replay {
+    #[inline(always)]
+    fn default() -> Self {
         Replay {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            version: request.version(),
-            headers: request.headers().iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
-            body: request.body_mut().replay(),
+            method: Method::GET,
+            uri: Uri::default(),
+            version: Version::HTTP_11,
+            headers: SmallVec::new(),
+            body: body::Replay::Gone,
         }
+    }
+}
+
+impl Replay {
+    pub(super) fn keep(&mut self, request: &mut Request<Body>) {
+        self.method = request.method().clone();
+        self.uri = request.uri().clone();
+        self.version = request.version();
+        for (name, value) in request.headers() {
+            self.headers.push((name.clone(), value.clone()));
+        }
+        self.body = request.body_mut().replay();
     }
 
     /// Whether sending it twice does no more harm than sending it once.
@@ -32,12 +47,12 @@ impl Replay {
 
     /// The request, whole again; `None` if some of its body is gone. Extensions are not kept: they are of no use
     /// on the wire.
-    pub(super) fn restore(self) -> Option<Request<Body>> {
-        let mut request = Request::new(self.body.take()?);
-        *request.method_mut() = self.method;
-        *request.uri_mut() = self.uri;
+    pub(super) fn restore(&mut self) -> Option<Request<Body>> {
+        let mut request = Request::new(std::mem::take(&mut self.body).take()?);
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
         *request.version_mut() = self.version;
-        for (name, value) in self.headers {
+        for (name, value) in self.headers.drain(..) {
             request.headers_mut().append(name, value);
         }
         Some(request)
