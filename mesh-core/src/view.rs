@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use smallvec::{SmallVec, smallvec};
 
 use crate::balance::{Levels, LoadBalancer, built_in};
 use crate::call::Call;
@@ -49,8 +50,8 @@ struct Host {
 }
 
 struct CompiledRoute {
-    /// One, or several by weight; none where the route goes to no cluster.
-    destinations: Vec<Destination>,
+    /// One, or several by weight; the only one in place, since a large table is as fast as it is near.
+    destinations: SmallVec<[Destination; 1]>,
     total_weight: u64,
 }
 
@@ -147,15 +148,15 @@ impl RouteTable {
                 response: levels.iter().flat_map(|level| level.response.clone()).collect(),
             })
         };
-        let destinations = match &route.action {
+        let destinations: SmallVec<[Destination; 1]> = match &route.action {
             RouteAction::Forward(Forward { clusters: Clusters::One(name), .. }) => {
-                vec![destination(Some(name), 1, (&none.0, &none.1))?]
+                smallvec![destination(Some(name), 1, (&none.0, &none.1))?]
             }
             RouteAction::Forward(Forward { clusters: Clusters::Weighted(clusters), .. }) => clusters
                 .iter()
                 .map(|it| destination(Some(&it.name), it.weight, (&it.mutations, &it.filters)))
                 .collect::<Result<_, _>>()?,
-            _ => vec![destination(None, 1, (&none.0, &none.1))?],
+            _ => smallvec![destination(None, 1, (&none.0, &none.1))?],
         };
         let total_weight = destinations.iter().map(|destination| u64::from(destination.weight)).sum();
         Ok(CompiledRoute { destinations, total_weight })
