@@ -24,7 +24,7 @@ const CRATES: [Crate; 4] = [
             &["error"],
             &["request", "model"],
             &["matcher", "resources"],
-            &["state"],
+            &["state", "client_status"],
             &["call"],
             &["balance", "filter", "observe"],
             &["view"],

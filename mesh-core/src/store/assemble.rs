@@ -85,6 +85,10 @@ impl Assembly {
         }
     }
 
+    pub(super) fn extensions(&self) -> &Extensions {
+        &self.extensions
+    }
+
     pub(super) fn add_target(&mut self, entry: Arc<TargetEntry>) {
         let id = UserId::Target(entry.target().clone());
         self.add(id, UserKind::Target(entry));

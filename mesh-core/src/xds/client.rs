@@ -45,7 +45,6 @@ pub struct XdsSource {
     bootstrap: Arc<Bootstrap>,
     connector: Connector,
     resolver: Resolver,
-    options: Options,
     keepalive: (Duration, Duration),
     on_own_thread: bool,
     seed: u64,
@@ -59,7 +58,6 @@ impl XdsSource {
             bootstrap: Arc::new(bootstrap),
             connector: Connector::default(),
             resolver: Resolver::default(),
-            options: Options::default(),
             keepalive: (Duration::from_secs(10), Duration::from_secs(5)),
             on_own_thread: true,
             seed: fastrand::u64(..),
@@ -76,12 +74,6 @@ impl XdsSource {
     /// Looks the names of STRICT_DNS clusters up in another way than by the system's resolver.
     pub fn resolver(mut self, resolver: Resolver) -> Self {
         self.resolver = resolver;
-        self
-    }
-
-    /// What the decoders must know of the application: the names of its own filters and balancers.
-    pub fn options(mut self, options: Options) -> Self {
-        self.options = options;
         self
     }
 
@@ -129,6 +121,10 @@ impl Source for XdsSource {
         self.bootstrap.server_listener_name(address)
     }
 
+    fn status(&self) -> StatusHandle {
+        self.status.clone()
+    }
+
     fn run(self: Arc<Self>, sink: Sink) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         match self.on_own_thread {
             true => Box::pin(on_own_thread(move || async move { self.run_for(sink).await })),
@@ -165,6 +161,11 @@ async fn on_own_thread<F: Future<Output = ()>>(work: impl FnOnce() -> F + Send +
 
 /// Who learns: the store, through its [`Sink`], or a test.
 pub trait Consumer: Send {
+    /// What the decoders must know of the application: its own filters and balancers. None, unless it says otherwise.
+    fn options(&self) -> Options {
+        Options::default()
+    }
+
     /// Takes in what was learned, and says what is wanted next.
     fn apply(&mut self, update: Update) -> Progress;
 
@@ -173,6 +174,10 @@ pub trait Consumer: Send {
 }
 
 impl Consumer for Sink {
+    fn options(&self) -> Options {
+        self.extensions().into()
+    }
+
     fn apply(&mut self, update: Update) -> Progress {
         Sink::apply(self, update)
     }
@@ -219,7 +224,7 @@ impl<C: Consumer> Client<C> {
     fn new(source: &XdsSource, consumer: C) -> Self {
         let now = now();
         let bootstrap = Arc::clone(&source.bootstrap);
-        let options = Arc::new(source.options.clone());
+        let options = Arc::new(consumer.options());
         // Authorities with the same servers share one session, and so one stream (rule 30).
         let mut by_servers: BTreeMap<&[Server], usize> = BTreeMap::new();
         let mut by_authority = HashMap::new();

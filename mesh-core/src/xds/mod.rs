@@ -32,7 +32,6 @@ pub(crate) mod backoff;
 pub mod bootstrap;
 pub(crate) mod cache;
 pub mod client;
-pub mod client_status;
 pub(crate) mod connect;
 pub mod decode;
 pub(crate) mod delta;
@@ -46,9 +45,9 @@ pub(crate) mod task;
 pub(crate) mod timers;
 pub(crate) mod transport;
 
+pub use crate::client_status::{self, ClientStatus, StatusHandle};
 pub use bootstrap::{Bootstrap, BootstrapError};
 pub use client::{Consumer, XdsSource};
-pub use client_status::{ClientStatus, StatusHandle};
 pub use connect::{Connector, Io};
 pub use dns::Resolver;
 
