@@ -47,7 +47,8 @@ pub trait Source: Send + Sync + 'static {
         StatusHandle::default()
     }
 
-    /// Learns until the last [`Store`] is gone.
+    /// Learns until the last [`Store`] is gone. It decodes and compiles on the thread that polls it, and may keep it busy
+    /// for a while: run it on one that has nothing else to do, as a mesh does.
     fn run(self: Arc<Self>, sink: Sink) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 

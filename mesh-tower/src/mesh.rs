@@ -182,8 +182,8 @@ impl MeshBuilder {
         self
     }
 
-    /// Starts the mesh: the source gets a thread of its own, so that a flood of updates cannot stall the
-    /// application's.
+    /// Starts the mesh: the source gets a thread of its own, the only one that the mesh has, so that a flood of updates
+    /// cannot stall the application's.
     ///
     /// # Errors
     /// [`StartError`] without a source, or if no thread can be had.

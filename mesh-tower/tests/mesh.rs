@@ -1,6 +1,7 @@
 //! What an application makes of a mesh: its own filters and balancers over xDS, and what it is told about them.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -141,6 +142,46 @@ async fn a_configuration_that_a_filter_refuses_leaves_its_last_good_one_in_force
     let details = rejected.error.unwrap().details;
     assert!(details.contains("echo does not talk nonsense"), "{details}");
     assert_eq!(ask(&mesh).await.unwrap(), r#"{"say":"hello"}"#);
+}
+
+/// An update that takes as long as the test wants, in the middle of being decoded.
+#[tokio::test]
+async fn an_update_that_takes_long_keeps_the_meshs_one_thread_busy_and_not_the_applications() {
+    let server = ManagementServer::start();
+    serve(&server, "hello");
+    let (release, released) = mpsc::sync_channel::<()>(1);
+    let (released, entered) = (Mutex::new(released), Arc::new(AtomicBool::new(false)));
+    let slow = {
+        let entered = Arc::clone(&entered);
+        move |config: &str| {
+            assert_eq!(std::thread::current().name(), Some("mesh-config"));
+            if config.contains("slow") && !entered.swap(true, Ordering::SeqCst) {
+                released.lock().unwrap().recv_timeout(WAIT).unwrap();
+            }
+            echo(config)
+        }
+    };
+    let mesh = builder(&server).filter("acme.Echo", Arc::new(slow)).balancer("acme.Last", Last).start().unwrap();
+    assert_eq!(ask(&mesh).await.unwrap(), r#"{"say":"hello"}"#);
+    server.put("app:80", &listener("slow"));
+    tokio::time::timeout(WAIT, async {
+        while !entered.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .expect("the update arrives");
+    // The application has one thread here, which serves the control plane as well.
+    for _ in 0..100 {
+        assert_eq!(ask(&mesh).await.unwrap(), r#"{"say":"hello"}"#);
+    }
+    release.send(()).unwrap();
+    let changed = async {
+        while ask(&mesh).await.unwrap() != r#"{"say":"slow"}"# {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(WAIT, changed).await.expect("the update takes effect");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The client's one task: it carries events to the machines and their actions out, and decides nothing itself.
 //!
-//! It runs on a thread of its own, so that a flood of updates never holds the application's threads up.
+//! It runs where the source is run. A mesh gives its source a thread of its own, so that a flood of updates never
+//! holds the application's threads up; whoever runs a source himself should do the same.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -9,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::error::Invalid;
 use crate::id::{ListenerName, Target};
@@ -46,7 +47,6 @@ pub struct XdsSource {
     connector: Connector,
     resolver: Resolver,
     keepalive: (Duration, Duration),
-    on_own_thread: bool,
     seed: u64,
     status: StatusHandle,
 }
@@ -59,7 +59,6 @@ impl XdsSource {
             connector: Connector::default(),
             resolver: Resolver::default(),
             keepalive: (Duration::from_secs(10), Duration::from_secs(5)),
-            on_own_thread: true,
             seed: fastrand::u64(..),
             status: StatusHandle::default(),
         }
@@ -81,12 +80,6 @@ impl XdsSource {
     /// hung server is noticed after 15 s; the interval doubles for a server that finds it too short.
     pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
         self.keepalive = (interval, timeout);
-        self
-    }
-
-    /// Runs on the runtime that runs the source instead of on a thread of its own: for tests with paused time.
-    pub fn on_callers_runtime(mut self) -> Self {
-        self.on_own_thread = false;
         self
     }
 
@@ -126,37 +119,8 @@ impl Source for XdsSource {
     }
 
     fn run(self: Arc<Self>, sink: Sink) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        match self.on_own_thread {
-            true => Box::pin(on_own_thread(move || async move { self.run_for(sink).await })),
-            false => Box::pin(async move { self.run_for(sink).await }),
-        }
+        Box::pin(async move { self.run_for(sink).await })
     }
-}
-
-/// Runs a future on a thread and runtime of its own; dropping the returned future stops it.
-async fn on_own_thread<F: Future<Output = ()>>(work: impl FnOnce() -> F + Send + 'static) {
-    let (stop, stopped) = oneshot::channel::<()>();
-    let (finish, finished) = oneshot::channel::<()>();
-    let thread = std::thread::Builder::new().name("mesh-xds".to_owned()).spawn(move || {
-        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime.block_on(async {
-                tokio::select! {
-                    () = work() => {}
-                    _ = stopped => {}
-                }
-            }),
-            Err(error) => tracing::error!("the xDS client cannot start its runtime: {error}"),
-        }
-        // Nobody may be waiting any more.
-        let _ = finish.send(());
-    });
-    if let Err(error) = &thread {
-        tracing::error!("the xDS client cannot start its thread: {error}");
-    }
-    if finished.await.is_err() && thread.is_ok() {
-        tracing::error!("the xDS client's thread has ended unexpectedly; the configuration stays as it is");
-    }
-    drop(stop);
 }
 
 /// Who learns: the store, through its [`Sink`], or a test.
