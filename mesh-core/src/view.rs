@@ -412,6 +412,14 @@ impl TargetView {
         }
     }
 
+    /// The same with its clusters renewed, in the same order; `None` if it is a failure.
+    pub fn with_clusters(&self, clusters: Vec<Arc<ClusterView>>) -> Option<Self> {
+        let Content { max_stream_duration, routes, .. } = self.content.as_ref().ok()?;
+        let (max_stream_duration, routes) = (*max_stream_duration, Arc::clone(routes));
+        let content = Ok(Content { max_stream_duration, routes, clusters });
+        Some(TargetView { target: self.target.clone(), host: self.host.clone(), content })
+    }
+
     /// A view that fails every request, because the target's own configuration does not exist.
     pub fn failed(target: Target, error: MeshError) -> Self {
         TargetView { target, host: None, content: Err(error) }
