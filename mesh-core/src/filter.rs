@@ -61,6 +61,11 @@ impl FilterRegistry {
         self.factories.insert(name.into(), factory);
     }
 
+    /// The name as it was registered, if it was.
+    pub fn registered(&self, name: &str) -> Option<&Arc<str>> {
+        self.factories.get_key_value(name).map(|(name, _)| name)
+    }
+
     /// The filter of a configuration; `None` where it is turned off.
     pub fn build(&self, config: &FilterConfig) -> Result<Option<Arc<dyn Filter>>, Invalid> {
         match config {

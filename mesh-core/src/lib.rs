@@ -4,6 +4,7 @@
 
 pub mod balance;
 pub mod call;
+pub mod client_status;
 pub mod error;
 pub mod filter;
 pub mod fixed;

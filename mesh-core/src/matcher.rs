@@ -1,9 +1,9 @@
 //! Which route a request takes: domains, then the first route in order whose every condition holds.
 //!
-//! The order of routes is what users write and rely on, so the index never changes it. It only narrows the
-//! candidates: exact paths and prefixes are found by binary search over sorted strings; routes that cannot be
-//! indexed (expressions, templates, folded case) stay in a list of their own; candidates are then tried in the
-//! order of the configuration. Rules: `envoy.config.route.v3`, gRFC A28, A63.
+//! The order of routes is what users write and rely on, so the index (`matcher/index.rs`) never changes it: it only
+//! narrows the candidates. Rules: `envoy.config.route.v3`, gRFC A28, A63.
+
+mod index;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use http::{HeaderMap, HeaderName};
 use smallvec::SmallVec;
 
 use crate::error::Invalid;
-use crate::model::{
-    HeaderTest, PathTest, QueryTest, RouteMatch, SegmentTemplate, StringTest, TemplatePart, VirtualHost,
-};
+use crate::model::{HeaderTest, PathTest, QueryTest, SegmentTemplate, StringTest, TemplatePart, VirtualHost};
 use crate::request::RequestHead;
+
+pub use index::RouteIndex;
 
 /// Finds the virtual host of an authority: exact, then the longest `*.suffix`, then the longest `prefix.*`,
 /// then `*`. Case is folded.
@@ -79,173 +79,6 @@ impl DomainIndex {
             .or_else(|| self.prefixes.iter().find(|(prefix, _)| longer(prefix) && authority.starts_with(&**prefix)))
             .map(|(_, position)| *position)
             .or(self.any)
-    }
-}
-
-/// Up to this many routes are tried one after the other: cheaper than any index.
-const WALKED: usize = 8;
-
-/// Finds the first of many routes that matches a request.
-#[derive(Debug, Default)]
-pub struct RouteIndex {
-    matchers: Vec<Matcher>,
-    exact: SortedPaths,
-    prefixes: SortedPaths,
-    separated: SortedPaths,
-    /// Routes that no sorted path leads to.
-    others: Vec<u32>,
-}
-
-impl RouteIndex {
-    /// Indexes routes in their order.
-    pub fn new<'m>(matches: impl IntoIterator<Item = &'m RouteMatch>) -> Result<Self, Invalid> {
-        let mut index = RouteIndex::default();
-        for (position, route) in matches.into_iter().enumerate() {
-            let at = u32::try_from(position).map_err(|_| Invalid::new("too many routes"))?;
-            match &route.path {
-                PathTest::Exact { value, ignore_case: false } => index.exact.insert(value, at),
-                PathTest::Prefix { value, ignore_case: false } => index.prefixes.insert(value, at),
-                PathTest::Separated { value, ignore_case: false } => index.separated.insert(value, at),
-                _ => index.others.push(at),
-            }
-            index
-                .matchers
-                .push(Matcher::new(route).map_err(|invalid| invalid.at(format!("routes[{position}].match")))?);
-        }
-        index.exact.link();
-        index.prefixes.link();
-        index.separated.link();
-        Ok(index)
-    }
-
-    /// The position of the first route that matches.
-    pub fn find(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Option<usize> {
-        if self.matchers.len() <= WALKED {
-            return self.matchers.iter().position(|matcher| matcher.is_match(head, random));
-        }
-        let mut candidates: SmallVec<[&[u32]; 16]> = SmallVec::new();
-        let path = head.path();
-        candidates.extend(self.exact.equal(path));
-        candidates.extend(self.prefixes.prefixes_of(head.path_and_query).map(|(_, routes)| routes));
-        candidates.extend(self.separated.prefixes_of(path).filter_map(|(prefix, routes)| {
-            let boundary = path.as_bytes().get(prefix.len());
-            matches!(boundary, None | Some(b'/')).then_some(routes)
-        }));
-        if !self.others.is_empty() {
-            candidates.push(&self.others);
-        }
-        loop {
-            // The lists are few and each is sorted: the smallest head is the next route in the user's order.
-            let list = candidates.iter_mut().filter(|list| !list.is_empty()).min_by_key(|list| list[0])?;
-            let position = list[0] as usize;
-            *list = &list[1..];
-            if self.matchers.get(position)?.is_match(head, random) {
-                return Some(position);
-            }
-        }
-    }
-}
-
-/// Paths in order, each with the routes that have it and a link to the longest other path that it starts with.
-#[derive(Debug, Default)]
-struct SortedPaths {
-    entries: Vec<SortedPath>,
-}
-
-#[derive(Debug)]
-struct SortedPath {
-    path: Box<str>,
-    parent: Option<u32>,
-    routes: Vec<u32>,
-}
-
-impl SortedPaths {
-    /// Routes come in ascending order, paths in any.
-    fn insert(&mut self, path: &str, route: u32) {
-        self.entries.push(SortedPath { path: path.into(), parent: None, routes: vec![route] });
-    }
-
-    /// Sorts, joins equal paths and links each to its parent.
-    fn link(&mut self) {
-        let mut entries = std::mem::take(&mut self.entries);
-        entries.sort_by(|a, b| a.path.cmp(&b.path));
-        let mut open: Vec<u32> = Vec::new();
-        for entry in entries {
-            if let Some(last) = self.entries.last_mut().filter(|last| last.path == entry.path) {
-                last.routes.extend(entry.routes);
-                continue;
-            }
-            while let Some(top) = open.last() {
-                if entry.path.starts_with(&*self.entries[*top as usize].path) {
-                    break;
-                }
-                open.pop();
-            }
-            let position = self.entries.len() as u32;
-            self.entries.push(SortedPath { parent: open.last().copied(), ..entry });
-            open.push(position);
-        }
-    }
-
-    fn equal(&self, path: &str) -> Option<&[u32]> {
-        let position = self.entries.binary_search_by(|entry| (*entry.path).cmp(path)).ok()?;
-        Some(&self.entries[position].routes)
-    }
-
-    /// Every entry that `path` starts with, longest first. Whatever sorts between the longest of them and
-    /// `path` starts with it too, so it is an ancestor of the last entry that is not greater than `path`.
-    fn prefixes_of<'a>(&'a self, path: &'a str) -> impl Iterator<Item = (&'a str, &'a [u32])> {
-        let after = self.entries.partition_point(|entry| &*entry.path <= path);
-        let mut next = after.checked_sub(1).and_then(|position| self.entries.get(position));
-        std::iter::from_fn(move || {
-            while let Some(entry) = next {
-                next = entry.parent.and_then(|parent| self.entries.get(parent as usize));
-                if path.starts_with(&*entry.path) {
-                    return Some((&*entry.path, entry.routes.as_slice()));
-                }
-            }
-            None
-        })
-    }
-}
-
-/// One route's conditions, with header names resolved.
-#[derive(Debug)]
-struct Matcher {
-    path: PathTest,
-    headers: Vec<(Field, HeaderTest)>,
-    query: Vec<QueryTest>,
-    grpc: bool,
-    fraction: Option<crate::model::Fraction>,
-}
-
-impl Matcher {
-    fn new(route: &RouteMatch) -> Result<Self, Invalid> {
-        let headers = route
-            .headers
-            .iter()
-            .enumerate()
-            .map(|(position, test)| {
-                let field = Field::of(test).map_err(|invalid| invalid.at(format!("headers[{position}]")))?;
-                Ok((field, test.clone()))
-            })
-            .collect::<Result<_, Invalid>>()?;
-        Ok(Matcher {
-            path: route.path.clone(),
-            headers,
-            query: route.query.clone(),
-            grpc: route.grpc,
-            fraction: route.fraction,
-        })
-    }
-
-    fn is_match(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> bool {
-        path_matches(&self.path, head)
-            && (!self.grpc || head.is_grpc())
-            && self.headers.iter().all(|(field, test)| header_matches(field, test, head))
-            && self.query.iter().all(|test| query_matches(test, head.query()))
-            // Last: one draw a route that matches otherwise.
-            && self.fraction.is_none_or(|fraction| fraction.contains(random.u32(0..1_000_000)))
     }
 }
 

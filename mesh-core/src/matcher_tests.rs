@@ -172,30 +172,78 @@ fn a_fraction_takes_its_share_and_leaves_the_rest_to_the_next_route() {
     assert!((800..1200).contains(&taken), "{taken}");
 }
 
+#[test]
+fn two_thousand_routes_of_as_many_lengths_keep_their_order() {
+    // Every third one is a prefix of the path, the longest first; none of the others is.
+    let route = |position: usize| {
+        let letter = if position.is_multiple_of(3) { "a" } else { "b" };
+        RouteMatch {
+            path: PathTest::Prefix { value: format!("/{}", letter.repeat(2_000 - position)), ignore_case: false },
+            ..RouteMatch::any()
+        }
+    };
+    let routes: Vec<RouteMatch> = (0..2_000).map(route).collect();
+    let index = RouteIndex::new(&routes).unwrap();
+    for (length, expected) in [(2_000, Some(0)), (1_999, Some(3)), (1_000, Some(1_002)), (2, Some(1_998)), (1, None)] {
+        let parts = request("GET", &format!("/{}", "a".repeat(length)), &[]);
+        let found = index.find(&RequestHead::with_authority(&parts, "h"), &mut fastrand::Rng::with_seed(1));
+        assert_eq!(found, expected, "{length}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
     fn the_index_finds_what_a_plain_walk_in_order_finds(
-        routes in proptest::collection::vec((0..4u8, "/[ab/]{0,4}", any::<bool>()), 0..40),
-        path in "/[ab/]{0,6}",
+        routes in proptest::collection::vec(any_route("/[ab/]{0,4}|/[ab/?]{0,12}|"), 0..40),
+        path in "/[ab/]{0,14}(\\?[ab/]{0,3})?",
+        marked in any::<bool>(),
     ) {
-        let routes: Vec<RouteMatch> = routes
-            .into_iter()
-            .map(|(kind, value, ignore_case)| {
-                let path = match kind {
-                    0 => PathTest::Exact { value, ignore_case },
-                    1 => PathTest::Prefix { value, ignore_case },
-                    2 => PathTest::Separated { value: value.trim_end_matches('/').into(), ignore_case },
-                    _ => PathTest::Regex(FullRegex::new(&value).unwrap()),
-                };
-                RouteMatch { path, ..RouteMatch::any() }
-            })
-            .collect();
-        let parts = request("GET", &path, &[]);
-        let head = RequestHead::with_authority(&parts, "h");
-        let walked = routes.iter().position(|route| path_matches(&route.path, &head));
-        let index = RouteIndex::new(&routes).unwrap();
-        prop_assert_eq!(index.find(&head, &mut fastrand::Rng::with_seed(1)), walked);
+        compare(&routes, &path, marked)?;
     }
+
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// More keys that are starts of one another than are followed side by side.
+    #[test]
+    fn the_index_finds_the_first_of_many_nested_prefixes(
+        routes in proptest::collection::vec(any_route("/a{0,60}"), 40..120),
+        path in "/a{20,70}(/a)?",
+        marked in any::<bool>(),
+    ) {
+        compare(&routes, &path, marked)?;
+    }
+}
+
+/// A route of any kind, with a text that fits it and by turns with a header to ask for.
+fn any_route(text: &'static str) -> impl Strategy<Value = RouteMatch> {
+    (0..5u8, text, proptest::bool::weighted(0.2), proptest::bool::weighted(0.4)).prop_map(
+        |(kind, value, ignore_case, marked)| {
+            let path = match kind {
+                0 => PathTest::Exact { value, ignore_case },
+                1 | 2 => PathTest::Prefix { value, ignore_case },
+                3 => PathTest::Separated { value: value.trim_end_matches('/').into(), ignore_case },
+                _ => PathTest::Regex(FullRegex::new(&value.replace('?', "")).unwrap()),
+            };
+            let present = HeaderTest::Present { name: "marked".into(), present: true };
+            RouteMatch { path, headers: marked.then_some(present).into_iter().collect(), ..RouteMatch::any() }
+        },
+    )
+}
+
+fn compare(routes: &[RouteMatch], path: &str, marked: bool) -> Result<(), TestCaseError> {
+    let headers: &[(&str, &[u8])] = if marked { &[("marked", b"")] } else { &[] };
+    let parts = request("GET", path, headers);
+    let head = RequestHead::with_authority(&parts, "h");
+    let walked = routes.iter().position(|route| {
+        let mut headers = route.headers.iter();
+        path_matches(&route.path, &head) && headers.all(|test| header_matches(&Field::of(test).unwrap(), test, &head))
+    });
+    let index = RouteIndex::new(routes).unwrap();
+    prop_assert_eq!(index.find(&head, &mut fastrand::Rng::with_seed(1)), walked);
+    Ok(())
 }

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Notify, watch};
 
+use crate::client_status::StatusHandle;
 use crate::error::{ErrorKind, Invalid, MeshError};
 use crate::id::{ListenerName, Target};
 use crate::resources::{Progress, Update};
@@ -41,7 +42,13 @@ pub trait Source: Send + Sync + 'static {
     /// The listener of a server that is bound to this address.
     fn server_listener_name(&self, address: SocketAddr) -> Result<ListenerName, Invalid>;
 
-    /// Learns until the last [`Store`] is gone.
+    /// Where it tells what it knows and how it came by it. Nothing, unless a source says otherwise.
+    fn status(&self) -> StatusHandle {
+        StatusHandle::default()
+    }
+
+    /// Learns until the last [`Store`] is gone. It decodes and compiles on the thread that polls it, and may keep it busy
+    /// for a while: run it on one that has nothing else to do, as a mesh does.
     fn run(self: Arc<Self>, sink: Sink) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
@@ -296,6 +303,11 @@ impl Sink {
     pub fn apply(&mut self, update: Update) -> Progress {
         self.assembly.apply(update);
         self.assembly.progress()
+    }
+
+    /// What the application adds to the built-in parts: names beyond these mean nothing to it.
+    pub fn extensions(&self) -> &Extensions {
+        self.assembly.extensions()
     }
 
     /// Waits until the application wants other things than before; `None` when the last store is gone. Nothing

@@ -1,6 +1,10 @@
 //! Whole walks from a target to its view, with a source that the test plays itself.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::task::{Context, Poll, Waker};
+
+use proptest::prelude::*;
 
 use super::*;
 use crate::call::Call;
@@ -122,11 +126,57 @@ async fn a_route_to_a_cluster_that_is_not_complete_does_not_become_visible() {
     assert_eq!(progress.subscribe, [key(ResourceType::Cluster, "b")]);
     assert_eq!(progress.unsubscribe, [], "what serves now is still needed");
     sink.apply(update([eds("b")]));
-    // An update of what serves now is not held up by what does not serve yet... it becomes visible with it.
     assert_eq!(send(&entry).unwrap(), "127.0.0.1:1");
     let progress = sink.apply(update([endpoints("b", &[2])]));
     assert_eq!(send(&entry).unwrap(), "127.0.0.1:2");
     assert_eq!(progress.unsubscribe, [key(ResourceType::Cluster, "a"), key(ResourceType::Endpoints, "a")]);
+}
+
+#[tokio::test]
+async fn endpoints_in_use_change_at_once_while_a_new_route_waits_for_its_cluster() {
+    let (store, mut sink) = store();
+    let entry = store.target("t").unwrap();
+    sink.changed().await.unwrap();
+    sink.apply(update([listener("t", "r")]));
+    sink.apply(update([route("r", &["a"])]));
+    sink.apply(update([eds("a")]));
+    sink.apply(update([endpoints("a", &[1])]));
+    let routes = Arc::clone(entry.view().unwrap().routes().unwrap());
+    // Both at once: the route has to wait, the endpoints have not.
+    sink.apply(update([route("r", &["b"]), endpoints("a", &[2])]));
+    assert_eq!(send(&entry).unwrap(), "127.0.0.1:2");
+    sink.apply(update([eds("b"), endpoints("a", &[3])]));
+    assert_eq!(send(&entry).unwrap(), "127.0.0.1:3");
+    let view = entry.view().unwrap();
+    assert!(Arc::ptr_eq(view.routes().unwrap(), &routes), "the routes are the old ones");
+    // What does not touch the view does not make a new one.
+    sink.apply(update([endpoints("a", &[3])]));
+    assert!(Arc::ptr_eq(&view, &entry.view().unwrap()));
+    sink.apply(update([endpoints("b", &[4])]));
+    assert_eq!(send(&entry).unwrap(), "127.0.0.1:4");
+}
+
+#[tokio::test]
+async fn a_cluster_in_use_that_goes_or_moves_while_a_new_route_waits_serves_on() {
+    let (store, mut sink) = store();
+    let entry = store.target("t").unwrap();
+    sink.changed().await.unwrap();
+    sink.apply(update([listener("t", "r")]));
+    sink.apply(update([route("r", &["a"])]));
+    sink.apply(update([eds("a")]));
+    sink.apply(update([endpoints("a", &[1])]));
+    sink.apply(update([route("r", &["b"])]));
+    // Its endpoints are to be found under another name, of which nothing is known.
+    sink.apply(update([cluster("a", ClusterKind::Eds { service_name: "elsewhere".into() })]));
+    sink.apply(update([endpoints("a", &[2])]));
+    assert_eq!(send(&entry).unwrap(), "127.0.0.1:2");
+    sink.apply(update([Change::Absent(key(ResourceType::Cluster, "a"), "gone".into())]));
+    assert_eq!(send(&entry).unwrap(), "127.0.0.1:2");
+    sink.apply(update([endpoints("a", &[3])]));
+    assert_eq!(send(&entry).unwrap(), "127.0.0.1:3");
+    sink.apply(update([eds("b")]));
+    sink.apply(update([endpoints("b", &[4])]));
+    assert_eq!(send(&entry).unwrap(), "127.0.0.1:4");
 }
 
 #[tokio::test]
@@ -266,4 +316,123 @@ async fn the_sink_ends_when_the_last_store_is_gone() {
     let (store, mut sink) = store();
     drop(store);
     assert!(sink.changed().await.is_none());
+}
+
+const NAMES: [&str; 3] = ["a", "b", "c"];
+
+/// One thing that a control plane changes: the clusters of the only route, where a cluster's endpoints are, or the
+/// endpoints; `None` takes the resource away.
+#[derive(Clone, Debug)]
+enum Turn {
+    Route(Vec<usize>),
+    Cluster(usize, Option<usize>),
+    Endpoints(usize, Option<u16>),
+}
+
+fn turn() -> impl Strategy<Value = Turn> {
+    let known = |of| proptest::option::weighted(0.8, of);
+    prop_oneof![
+        proptest::sample::subsequence(vec![0, 1, 2], 1..=3).prop_map(Turn::Route),
+        (0..3usize, known(0..3usize)).prop_map(|(name, service)| Turn::Cluster(name, service)),
+        (0..3usize, proptest::option::weighted(0.8, 1..9u16)).prop_map(|(name, port)| Turn::Endpoints(name, port)),
+    ]
+}
+
+/// What a control plane has, and a sink that is told of it as far as it asks.
+struct World {
+    sink: Sink,
+    has: BTreeMap<ResourceKey, Change>,
+    subscribed: BTreeSet<ResourceKey>,
+}
+
+impl World {
+    /// Takes up what is wanted from the start, which needs no waiting.
+    fn start(&mut self) {
+        let wanted = {
+            let changed = std::pin::pin!(self.sink.changed());
+            changed.poll(&mut Context::from_waker(Waker::noop()))
+        };
+        let Poll::Ready(Some(progress)) = wanted else { panic!("nothing is wanted") };
+        self.answer(progress);
+    }
+
+    fn set(&mut self, key: ResourceKey, change: Change) {
+        // What is the same is no news, and the store keeps the one that it has.
+        if self.has.get(&key) == Some(&change) {
+            return;
+        }
+        self.has.insert(key.clone(), change.clone());
+        if self.subscribed.contains(&key) {
+            let progress = self.sink.apply(update([change]));
+            self.answer(progress);
+        }
+    }
+
+    fn answer(&mut self, mut progress: Progress) {
+        while !progress.is_empty() {
+            for key in &progress.unsubscribe {
+                self.subscribed.remove(key);
+            }
+            self.subscribed.extend(progress.subscribe.iter().cloned());
+            let answers = progress.subscribe.iter().filter_map(|key| self.has.get(key).cloned());
+            progress = self.sink.apply(update(answers.collect::<Vec<_>>()));
+        }
+    }
+
+    fn take(&mut self, turn: &Turn) {
+        let gone = |key: ResourceKey| (key.clone(), Change::Absent(key, "gone".into()));
+        let (key, change) = match turn {
+            Turn::Route(clusters) => {
+                let clusters: Vec<_> = clusters.iter().map(|name| NAMES[*name]).collect();
+                (key(ResourceType::Route, "r"), route("r", &clusters))
+            }
+            Turn::Cluster(name, None) => gone(key(ResourceType::Cluster, NAMES[*name])),
+            Turn::Cluster(name, Some(service)) => {
+                let kind = ClusterKind::Eds { service_name: NAMES[*service].into() };
+                (key(ResourceType::Cluster, NAMES[*name]), cluster(NAMES[*name], kind))
+            }
+            Turn::Endpoints(name, None) => gone(key(ResourceType::Endpoints, NAMES[*name])),
+            Turn::Endpoints(name, Some(port)) => {
+                (key(ResourceType::Endpoints, NAMES[*name]), endpoints(NAMES[*name], &[*port]))
+            }
+        };
+        self.set(key, change);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(10_000) })]
+
+    /// Whatever waits for whatever: endpoints in use are the newest that there are, and a view with all that its
+    /// routes name known is never an old one.
+    #[test]
+    fn every_history_leaves_the_endpoints_in_use_up_to_date(history in proptest::collection::vec(turn(), 1..24)) {
+        let (store, sink) = store();
+        let entry = store.target("t").unwrap();
+        let mut world = World { sink, has: BTreeMap::new(), subscribed: BTreeSet::new() };
+        world.set(key(ResourceType::Listener, "t"), listener("t", "r"));
+        world.start();
+        for (position, turn) in history.iter().enumerate() {
+            world.take(turn);
+            let Some(view) = entry.view() else { continue };
+            for leaf in view.clusters().iter().flat_map(|cluster| cluster.leaves()) {
+                let ClusterKind::Eds { service_name } = &leaf.cluster.kind else { panic!("{leaf:?}") };
+                let known = world.has.get(&key(ResourceType::Endpoints, service_name));
+                if let Some(Change::Put(_, Resource::Endpoints(known))) = known {
+                    prop_assert_eq!(leaf.endpoints.as_ref(), Some(known), "after turn {}", position);
+                }
+            }
+            let Some(Change::Put(_, Resource::Route(newest))) = world.has.get(&key(ResourceType::Route, "r")) else {
+                continue;
+            };
+            if world.subscribed.iter().all(|key| world.has.contains_key(key)) {
+                let http = HttpManager {
+                    routes: RouteSource::Named("r".into()),
+                    filters: vec![],
+                    max_stream_duration: None,
+                };
+                prop_assert!(view.routes().is_some_and(|routes| routes.is_of(newest, &http)), "after turn {position}");
+            }
+        }
+    }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use smallvec::{SmallVec, smallvec};
 
 use crate::balance::{Levels, LoadBalancer, built_in};
 use crate::call::Call;
@@ -49,8 +50,8 @@ struct Host {
 }
 
 struct CompiledRoute {
-    /// One, or several by weight; none where the route goes to no cluster.
-    destinations: Vec<Destination>,
+    /// One, or several by weight; the only one in place, since a large table is as fast as it is near.
+    destinations: SmallVec<[Destination; 1]>,
     total_weight: u64,
 }
 
@@ -147,15 +148,15 @@ impl RouteTable {
                 response: levels.iter().flat_map(|level| level.response.clone()).collect(),
             })
         };
-        let destinations = match &route.action {
+        let destinations: SmallVec<[Destination; 1]> = match &route.action {
             RouteAction::Forward(Forward { clusters: Clusters::One(name), .. }) => {
-                vec![destination(Some(name), 1, (&none.0, &none.1))?]
+                smallvec![destination(Some(name), 1, (&none.0, &none.1))?]
             }
             RouteAction::Forward(Forward { clusters: Clusters::Weighted(clusters), .. }) => clusters
                 .iter()
                 .map(|it| destination(Some(&it.name), it.weight, (&it.mutations, &it.filters)))
                 .collect::<Result<_, _>>()?,
-            _ => vec![destination(None, 1, (&none.0, &none.1))?],
+            _ => smallvec![destination(None, 1, (&none.0, &none.1))?],
         };
         let total_weight = destinations.iter().map(|destination| u64::from(destination.weight)).sum();
         Ok(CompiledRoute { destinations, total_weight })
@@ -427,6 +428,14 @@ impl TargetView {
             host,
             content: Ok(Content { max_stream_duration: http.max_stream_duration, routes, clusters }),
         }
+    }
+
+    /// The same with its clusters renewed, in the same order; `None` if it is a failure.
+    pub fn with_clusters(&self, clusters: Vec<Arc<ClusterView>>) -> Option<Self> {
+        let Content { max_stream_duration, routes, .. } = self.content.as_ref().ok()?;
+        let (max_stream_duration, routes) = (*max_stream_duration, Arc::clone(routes));
+        let content = Ok(Content { max_stream_duration, routes, clusters });
+        Some(TargetView { target: self.target.clone(), host: self.host.clone(), content })
     }
 
     /// A view that fails every request, because the target's own configuration does not exist.

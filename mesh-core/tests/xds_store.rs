@@ -30,7 +30,7 @@ const IDLE: Duration = Duration::from_secs(60);
 
 /// An application's side, with the xDS source running on the test's runtime.
 fn mesh(server: &ManagementServer, features: &[&str]) -> Store {
-    run(source(server, features).on_callers_runtime())
+    run(source(server, features))
 }
 
 fn source(server: &ManagementServer, features: &[&str]) -> XdsSource {
@@ -290,7 +290,7 @@ async fn the_names_of_a_strict_dns_cluster_are_looked_up_and_followed() {
             }
         }
     });
-    let store = run(source(&server, &["delta"]).resolver(resolver).on_callers_runtime());
+    let store = run(source(&server, &["delta"]).resolver(resolver));
     let entry = store.target("app").unwrap();
     let error = goes_to(&*view(&entry).await).unwrap_err();
     assert!(error.to_string().contains("no name can be resolved: db.example: no such name"), "{error}");

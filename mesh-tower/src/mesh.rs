@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::balance::LoadBalancer;
+use mesh_core::client_status::{ClientStatus, StatusHandle};
 use mesh_core::filter::FilterFactory;
 use mesh_core::observe::Observer;
 use mesh_core::store::{Source, Store};
@@ -38,6 +39,7 @@ struct Inner {
     listeners: Arc<Listeners>,
     cold_start_wait: Duration,
     background: tokio::runtime::Handle,
+    status: StatusHandle,
 }
 
 impl Mesh {
@@ -63,6 +65,27 @@ impl Mesh {
     /// Targets and their views.
     pub fn store(&self) -> &Store {
         &self.inner.store
+    }
+
+    /// What the control plane told this process and what became of it, as CSDS has it: the servers, every resource
+    /// with its version, its error and its fields without effect. A tenth of a second old at most; empty where
+    /// nothing is followed, as with configuration made in code.
+    ///
+    /// ```
+    /// use mesh_core::client_status::ResourceState;
+    /// use mesh_tower::Mesh;
+    ///
+    /// /// One line for each resource whose last version was rejected; an older one stays in use.
+    /// fn rejected(mesh: &Mesh) -> Vec<String> {
+    ///     let status = mesh.client_status();
+    ///     let rejected = status.resources.iter().filter(|resource| resource.state == ResourceState::Nacked);
+    ///     rejected.map(|resource| format!("{}: {:?}", resource.key, resource.error)).collect()
+    /// }
+    /// # let mesh = Mesh::builder().source(mesh_core::fixed::Fixed::new()).start().unwrap();
+    /// # assert!(rejected(&mesh).is_empty());
+    /// ```
+    pub fn client_status(&self) -> Arc<ClientStatus> {
+        self.inner.status.get()
     }
 
     /// Those who are told of every finished request.
@@ -117,13 +140,16 @@ impl MeshBuilder {
         self
     }
 
-    /// An HTTP filter of the application's own, by the name that configuration uses for it.
+    /// An HTTP filter of the application's own, by the name that configuration uses for it: over xDS, the type of a
+    /// `TypedStruct`. A name that is not registered, or a configuration that `factory` refuses, is rejected with
+    /// the resource that has it, and the last good one stays in force.
     pub fn filter(mut self, name: &str, factory: FilterFactory) -> Self {
         self.extensions.filters.register(name, factory);
         self
     }
 
-    /// A balancing policy of the application's own, by the name that configuration uses for it.
+    /// A balancing policy of the application's own, by the name that configuration uses for it: over xDS, the type
+    /// of a `TypedStruct` in a cluster's `load_balancing_policy`.
     pub fn balancer(mut self, name: &str, balancer: impl LoadBalancer + 'static) -> Self {
         self.extensions.balancers.insert(name.into(), Arc::new(balancer));
         self
@@ -156,14 +182,15 @@ impl MeshBuilder {
         self
     }
 
-    /// Starts the mesh: the source gets a thread of its own, so that a flood of updates cannot stall the
-    /// application's.
+    /// Starts the mesh: the source gets a thread of its own, the only one that the mesh has, so that a flood of updates
+    /// cannot stall the application's.
     ///
     /// # Errors
     /// [`StartError`] without a source, or if no thread can be had.
     pub fn start(self) -> Result<Mesh, StartError> {
         let source = self.source.ok_or_else(|| StartError("no source of configuration was set".into()))?;
         let idle = self.target_idle.unwrap_or(Duration::from_secs(600));
+        let status = source.status();
         let (store, sink) = Store::new(Arc::clone(&source), self.extensions, idle);
         let targets = store.targets();
         let failed = |error: std::io::Error| StartError(format!("cannot start the configuration thread: {error}"));
@@ -185,6 +212,7 @@ impl MeshBuilder {
             listeners: Arc::default(),
             cold_start_wait: self.cold_start_wait.unwrap_or(Duration::from_secs(20)),
             background,
+            status,
         };
         Ok(Mesh { inner: Arc::new(inner) })
     }

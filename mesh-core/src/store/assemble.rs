@@ -85,6 +85,10 @@ impl Assembly {
         }
     }
 
+    pub(super) fn extensions(&self) -> &Extensions {
+        &self.extensions
+    }
+
     pub(super) fn add_target(&mut self, entry: Arc<TargetEntry>) {
         let id = UserId::Target(entry.target().clone());
         self.add(id, UserKind::Target(entry));
@@ -161,8 +165,8 @@ impl Assembly {
         }
     }
 
-    /// Walks from a user's listener as far as resources are known. Complete: a new view. Not complete: the
-    /// present view stays, and so does everything that it needs.
+    /// Walks from a user's listener as far as resources are known. Complete: a new view. Not complete: the routes of
+    /// the present view stay, and so does everything that they need; its clusters keep up with what is learned.
     fn rebuild(&mut self, id: &UserId) {
         let Some(user) = self.users.get(id) else { return };
         let mut walk = Walk::default();
@@ -170,7 +174,8 @@ impl Assembly {
             UserKind::Target(entry) => {
                 let entry = Arc::clone(entry);
                 let view = self.target_view(&entry, &mut walk);
-                if let Some(view) = view.filter(|_| !walk.incomplete) {
+                let view = view.filter(|_| !walk.incomplete).or_else(|| self.refreshed(&entry));
+                if let Some(view) = view {
                     entry.publish(Arc::new(view));
                 }
             }
@@ -228,6 +233,37 @@ impl Assembly {
         let clusters: Vec<_> = clusters.iter().map(|name| self.cluster_view(name, walk)).collect();
         let clusters: Option<Vec<_>> = clusters.into_iter().collect();
         Some(TargetView::new(entry.target.clone(), &listener.http, routes, clusters?))
+    }
+
+    /// The present view with what is known of its clusters by now; `None` if nothing of that is new. New routes may
+    /// wait for their clusters for as long as 15 s, and the endpoints in use cannot.
+    fn refreshed(&mut self, entry: &TargetEntry) -> Option<TargetView> {
+        let present = entry.view.load_full()?;
+        let clusters: Vec<_> = present.clusters().iter().map(|cluster| self.refreshed_cluster(cluster)).collect();
+        let changed = clusters.iter().zip(present.clusters()).any(|(now, before)| !Arc::ptr_eq(now, before));
+        if changed { present.with_clusters(clusters) } else { None }
+    }
+
+    /// A cluster in use as it is known by now. What is gone, or not complete in its new form, stays in use as it was,
+    /// since routes that may not name it any more are on their way; its endpoints are renewed all the same.
+    fn refreshed_cluster(&mut self, present: &Arc<ClusterView>) -> Arc<ClusterView> {
+        let mut leaves = Vec::new();
+        // What this walk needs and nobody wants yet is for the new routes to ask for.
+        if let Some(Ok(())) = self.leaves(present.name(), 0, &mut leaves, &mut Walk::default()) {
+            return self.compiled_of(present.name(), leaves);
+        }
+        let renewed = present.leaves().iter().map(|leaf| {
+            let known = endpoints_name(&leaf.cluster).map(|name| self.resources.endpoints(&name));
+            match known {
+                Some(Known::Present(endpoints)) => Leaf { endpoints: Some(endpoints), ..leaf.clone() },
+                _ => leaf.clone(),
+            }
+        });
+        let renewed: Vec<Leaf> = renewed.collect();
+        if renewed.is_empty() || present.is_of(&renewed) {
+            return Arc::clone(present);
+        }
+        self.compiled_of(present.name(), renewed)
     }
 
     fn server_state(
@@ -308,18 +344,25 @@ impl Assembly {
     /// no others.
     fn cluster_view(&mut self, name: &ClusterName, walk: &mut Walk) -> Option<Arc<ClusterView>> {
         let mut leaves = Vec::new();
-        let view = match self.leaves(name, 0, &mut leaves, walk)? {
-            Err(reason) => Arc::new(ClusterView::unusable(name.clone(), reason)),
-            Ok(()) => {
-                if let Some(present) = self.compiled.get(name).filter(|present| present.is_of(&leaves)) {
-                    return Some(Arc::clone(present));
-                }
-                let state = self.states.cluster(name);
-                Arc::new(ClusterView::compile(name.clone(), leaves, state, &self.extensions))
+        match self.leaves(name, 0, &mut leaves, walk)? {
+            Err(reason) => {
+                let view = Arc::new(ClusterView::unusable(name.clone(), reason));
+                self.compiled.insert(name.clone(), Arc::clone(&view));
+                Some(view)
             }
-        };
+            Ok(()) => Some(self.compiled_of(name, leaves)),
+        }
+    }
+
+    /// The cluster of these leaves: the present one, if it was made of them.
+    fn compiled_of(&mut self, name: &ClusterName, leaves: Vec<Leaf>) -> Arc<ClusterView> {
+        if let Some(present) = self.compiled.get(name).filter(|present| present.is_of(&leaves)) {
+            return Arc::clone(present);
+        }
+        let state = self.states.cluster(name);
+        let view = Arc::new(ClusterView::compile(name.clone(), leaves, state, &self.extensions));
         self.compiled.insert(name.clone(), Arc::clone(&view));
-        Some(view)
+        view
     }
 
     fn leaves(
@@ -370,19 +413,25 @@ impl Assembly {
         cluster: &Arc<Cluster>,
         walk: &mut Walk,
     ) -> Option<Result<Option<Arc<crate::model::Endpoints>>, Arc<str>>> {
-        let name = match &cluster.kind {
-            ClusterKind::Eds { service_name } => Arc::clone(service_name),
-            ClusterKind::StrictDns { .. } => ResourceKey::resolved(cluster.name.as_str()).name,
-            ClusterKind::PassThrough | ClusterKind::Aggregate(_) => return Some(Ok(None)),
-            ClusterKind::Static(_) | ClusterKind::LogicalDns(_) => {
-                // The same endpoints as in the present view are the same `Arc`, so that they compare as equal.
-                let present = self.compiled.get(&cluster.name).and_then(|view| {
-                    view.leaves().iter().find(|leaf| Arc::ptr_eq(&leaf.cluster, cluster))?.endpoints.clone()
-                });
-                return Some(Ok(present.or_else(|| cluster.inline_endpoints().cloned().map(Arc::new))));
-            }
+        let Some(name) = endpoints_name(cluster) else {
+            // The same endpoints as in the present view are the same `Arc`, so that they compare as equal.
+            let present = self.compiled.get(&cluster.name).and_then(|view| {
+                view.leaves().iter().find(|leaf| Arc::ptr_eq(&leaf.cluster, cluster))?.endpoints.clone()
+            });
+            return Some(Ok(present.or_else(|| cluster.inline_endpoints().cloned().map(Arc::new))));
         };
         let endpoints = walk.need(ResourceType::Endpoints, &name, |name| self.resources.endpoints(name))?;
         Some(endpoints.map(Some))
+    }
+}
+
+/// Under which name the endpoints of a cluster arrive; `None` where it brings them itself or has none by design.
+fn endpoints_name(cluster: &Cluster) -> Option<Arc<str>> {
+    match &cluster.kind {
+        ClusterKind::Eds { service_name } => Some(Arc::clone(service_name)),
+        ClusterKind::StrictDns { .. } => Some(ResourceKey::resolved(cluster.name.as_str()).name),
+        ClusterKind::PassThrough | ClusterKind::Aggregate(_) | ClusterKind::Static(_) | ClusterKind::LogicalDns(_) => {
+            None
+        }
     }
 }

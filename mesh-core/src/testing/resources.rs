@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::config::listener::v3 as listener;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
-use envoy_types::pb::google::protobuf::{Any, UInt32Value};
+use envoy_types::pb::google::protobuf::{Any, Struct, UInt32Value, Value, value};
 use prost::{Message, Name};
 
 /// Any message with its type.
@@ -74,6 +74,16 @@ pub fn http_filter(name: &str, config: Any) -> hcm::HttpFilter {
         config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
         ..Default::default()
     }
+}
+
+/// The configuration of an extension that has no message of its own: its type, and strings by name.
+pub fn typed_struct(name: &str, values: &[(&str, &str)]) -> Any {
+    let value = |text: &str| Value { kind: Some(value::Kind::StringValue(text.to_owned())) };
+    let fields = values.iter().map(|(name, text)| ((*name).to_owned(), value(text))).collect();
+    let mut bytes = Vec::new();
+    prost::encoding::string::encode(1, &format!("type.googleapis.com/{name}"), &mut bytes);
+    prost::encoding::message::encode(2, &Struct { fields }, &mut bytes);
+    Any { type_url: "type.googleapis.com/xds.type.v3.TypedStruct".to_owned(), value: bytes }
 }
 
 /// Routes by name, over the same stream.

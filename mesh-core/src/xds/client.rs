@@ -1,6 +1,7 @@
 //! The client's one task: it carries events to the machines and their actions out, and decides nothing itself.
 //!
-//! It runs on a thread of its own, so that a flood of updates never holds the application's threads up.
+//! It runs where the source is run. A mesh gives its source a thread of its own, so that a flood of updates never
+//! holds the application's threads up; whoever runs a source himself should do the same.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -9,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::error::Invalid;
 use crate::id::{ListenerName, Target};
@@ -45,9 +46,7 @@ pub struct XdsSource {
     bootstrap: Arc<Bootstrap>,
     connector: Connector,
     resolver: Resolver,
-    options: Options,
     keepalive: (Duration, Duration),
-    on_own_thread: bool,
     seed: u64,
     status: StatusHandle,
 }
@@ -59,9 +58,7 @@ impl XdsSource {
             bootstrap: Arc::new(bootstrap),
             connector: Connector::default(),
             resolver: Resolver::default(),
-            options: Options::default(),
             keepalive: (Duration::from_secs(10), Duration::from_secs(5)),
-            on_own_thread: true,
             seed: fastrand::u64(..),
             status: StatusHandle::default(),
         }
@@ -79,22 +76,10 @@ impl XdsSource {
         self
     }
 
-    /// What the decoders must know of the application: the names of its own filters and balancers.
-    pub fn options(mut self, options: Options) -> Self {
-        self.options = options;
-        self
-    }
-
     /// A ping after so much silence of a server, and so much time to answer it. 10 s and 5 s by default, so that a
     /// hung server is noticed after 15 s; the interval doubles for a server that finds it too short.
     pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
         self.keepalive = (interval, timeout);
-        self
-    }
-
-    /// Runs on the runtime that runs the source instead of on a thread of its own: for tests with paused time.
-    pub fn on_callers_runtime(mut self) -> Self {
-        self.on_own_thread = false;
         self
     }
 
@@ -129,42 +114,22 @@ impl Source for XdsSource {
         self.bootstrap.server_listener_name(address)
     }
 
-    fn run(self: Arc<Self>, sink: Sink) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        match self.on_own_thread {
-            true => Box::pin(on_own_thread(move || async move { self.run_for(sink).await })),
-            false => Box::pin(async move { self.run_for(sink).await }),
-        }
+    fn status(&self) -> StatusHandle {
+        self.status.clone()
     }
-}
 
-/// Runs a future on a thread and runtime of its own; dropping the returned future stops it.
-async fn on_own_thread<F: Future<Output = ()>>(work: impl FnOnce() -> F + Send + 'static) {
-    let (stop, stopped) = oneshot::channel::<()>();
-    let (finish, finished) = oneshot::channel::<()>();
-    let thread = std::thread::Builder::new().name("mesh-xds".to_owned()).spawn(move || {
-        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime.block_on(async {
-                tokio::select! {
-                    () = work() => {}
-                    _ = stopped => {}
-                }
-            }),
-            Err(error) => tracing::error!("the xDS client cannot start its runtime: {error}"),
-        }
-        // Nobody may be waiting any more.
-        let _ = finish.send(());
-    });
-    if let Err(error) = &thread {
-        tracing::error!("the xDS client cannot start its thread: {error}");
+    fn run(self: Arc<Self>, sink: Sink) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move { self.run_for(sink).await })
     }
-    if finished.await.is_err() && thread.is_ok() {
-        tracing::error!("the xDS client's thread has ended unexpectedly; the configuration stays as it is");
-    }
-    drop(stop);
 }
 
 /// Who learns: the store, through its [`Sink`], or a test.
 pub trait Consumer: Send {
+    /// What the decoders must know of the application: its own filters and balancers. None, unless it says otherwise.
+    fn options(&self) -> Options {
+        Options::default()
+    }
+
     /// Takes in what was learned, and says what is wanted next.
     fn apply(&mut self, update: Update) -> Progress;
 
@@ -173,6 +138,10 @@ pub trait Consumer: Send {
 }
 
 impl Consumer for Sink {
+    fn options(&self) -> Options {
+        self.extensions().into()
+    }
+
     fn apply(&mut self, update: Update) -> Progress {
         Sink::apply(self, update)
     }
@@ -219,7 +188,7 @@ impl<C: Consumer> Client<C> {
     fn new(source: &XdsSource, consumer: C) -> Self {
         let now = now();
         let bootstrap = Arc::clone(&source.bootstrap);
-        let options = Arc::new(source.options.clone());
+        let options = Arc::new(consumer.options());
         // Authorities with the same servers share one session, and so one stream (rule 30).
         let mut by_servers: BTreeMap<&[Server], usize> = BTreeMap::new();
         let mut by_authority = HashMap::new();

@@ -19,7 +19,9 @@
 //! let source = Arc::new(XdsSource::new(Bootstrap::from_env()?));
 //! let idle = Duration::from_secs(300);
 //! let (store, sink) = Store::new(Arc::clone(&source) as Arc<dyn Source>, Extensions::default(), idle);
-//! tokio::spawn(source.run(sink));
+//! // Not on the application's threads: a large update may keep the one that it is decoded on busy for a while.
+//! let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+//! std::thread::spawn(move || runtime.block_on(source.run(sink)));
 //! let reviews = store.target("reviews.shop:9080");
 //! # Ok(())
 //! # }
@@ -32,7 +34,6 @@ pub(crate) mod backoff;
 pub mod bootstrap;
 pub(crate) mod cache;
 pub mod client;
-pub mod client_status;
 pub(crate) mod connect;
 pub mod decode;
 pub(crate) mod delta;
@@ -46,9 +47,9 @@ pub(crate) mod task;
 pub(crate) mod timers;
 pub(crate) mod transport;
 
+pub use crate::client_status::{self, ClientStatus, StatusHandle};
 pub use bootstrap::{Bootstrap, BootstrapError};
 pub use client::{Consumer, XdsSource};
-pub use client_status::{ClientStatus, StatusHandle};
 pub use connect::{Connector, Io};
 pub use dns::Resolver;
 

@@ -140,9 +140,12 @@ fn config(notes: &mut Notes<'_>, any: &Any, is_optional: bool) -> Result<Known, 
     let name = custom.as_ref().map_or(&any.type_url, |custom| &custom.type_url);
     let name = type_name(name);
     if let Some(custom) = &custom
-        && let Some(registered) = notes.options.custom_filters.get(name)
+        && let Some(registered) = notes.options.custom_filters.registered(name)
     {
-        return Ok(Known::Filter(FilterConfig::Custom(Arc::clone(registered), custom.json()?)));
+        let config = FilterConfig::Custom(Arc::clone(registered), custom.json()?);
+        // Tried out here, so that what the filter refuses is rejected and the last good configuration stays in force.
+        notes.options.custom_filters.build(&config)?;
+        return Ok(Known::Filter(config));
     }
     if SECURITY.iter().any(|package| name.starts_with(package)) {
         return Err(Invalid::new(format!("the security filter {name:?} is not supported yet")));

@@ -32,7 +32,9 @@ use envoy_types::pb::envoy::service::discovery::v3 as discovery;
 use envoy_types::pb::google::protobuf::Any;
 
 use crate::error::Invalid;
+use crate::filter::FilterRegistry;
 use crate::resources::{Resource, ResourceType};
+use crate::view::Extensions;
 use crate::xds::names;
 
 use notes::Notes;
@@ -40,11 +42,20 @@ use notes::Notes;
 /// What a decoder must know of the application.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// The names under which the application registered filters of its own. A filter whose `TypedStruct` has such
-    /// a type is passed on as [`crate::model::FilterConfig::Custom`].
-    pub custom_filters: BTreeSet<Arc<str>>,
+    /// The application's own filters. A filter whose `TypedStruct` has the type of one of them is passed on as
+    /// [`crate::model::FilterConfig::Custom`], unless it cannot be made with that configuration.
+    pub custom_filters: FilterRegistry,
     /// The names under which it registered balancers of its own.
     pub custom_balancers: BTreeSet<Arc<str>>,
+}
+
+impl From<&Extensions> for Options {
+    fn from(extensions: &Extensions) -> Self {
+        Options {
+            custom_filters: extensions.filters.clone(),
+            custom_balancers: extensions.balancers.keys().cloned().collect(),
+        }
+    }
 }
 
 /// A resource that was accepted.

@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
@@ -12,7 +13,9 @@ use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
 use envoy_types::pb::google::protobuf::{self, BoolValue, UInt32Value};
 
 use super::{Case, accept, all_rejected};
-use crate::model::{FilterConfig, Fraction, Listener, RouteSource, ServerListener};
+use crate::error::Invalid;
+use crate::filter::{FaultFilter, Filter};
+use crate::model::{Fault, FilterConfig, Fraction, Listener, RouteSource, ServerListener};
 use crate::resources::{Resource, ResourceType};
 use crate::testing::resources::{
     address, api_listener, api_listener_of, filter_chain, http_filter, http_manager, inline_listener, pack, rds,
@@ -297,7 +300,12 @@ fn an_applications_own_filter_is_passed_on_as_json() {
     manager.http_filters.insert(0, http_filter("shadow", typed));
     let bytes = prost::Message::encode_to_vec(&api_listener_of("l", &manager));
     assert!(decode(ResourceType::Listener, &bytes, &Options::default()).is_err());
-    let options = Options { custom_filters: ["acme.Shadow".into()].into(), ..Options::default() };
+    let mut options = Options::default();
+    options.custom_filters.register("acme.Shadow", Arc::new(|_| Err(Invalid::new("three is too many"))));
+    let refused = decode(ResourceType::Listener, &bytes, &options).unwrap_err().to_string();
+    assert!(refused.ends_with("three is too many"), "{refused}");
+    let built = Arc::new(FaultFilter::new(&Arc::new(Fault { delay: None, abort: None, headers: vec![] })).unwrap());
+    options.custom_filters.register("acme.Shadow", Arc::new(move |_| Ok(Arc::clone(&built) as Arc<dyn Filter>)));
     let Resource::Listener(listener) = decode(ResourceType::Listener, &bytes, &options).unwrap().resource else {
         panic!()
     };

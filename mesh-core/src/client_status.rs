@@ -1,4 +1,4 @@
-//! What the client knows and how it came by it: the content of CSDS (gRFC A40, A88) as data.
+//! What a source of configuration knows and how it came by it: the content of CSDS (gRFC A40, A88) as data.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::resources::ResourceKey;
 
-/// What the client knows at one moment.
+/// What a source knows at one moment. A source that follows no servers, such as [`crate::fixed::Fixed`], tells nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClientStatus {
     /// The id of this client's node.
@@ -114,7 +114,8 @@ impl StatusHandle {
         self.0.load_full()
     }
 
-    pub(crate) fn set(&self, status: ClientStatus) {
+    /// What everybody who holds the handle finds from now on. For sources.
+    pub fn set(&self, status: ClientStatus) {
         self.0.store(Arc::new(status));
     }
 }
