@@ -20,7 +20,7 @@ const CRATES: [Crate; 4] = [
     Crate {
         name: "mesh-core",
         layers: &[
-            &["id"],
+            &["id", "grpc_timeout"],
             &["error"],
             &["request", "model"],
             &["matcher", "resources"],

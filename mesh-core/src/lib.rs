@@ -8,6 +8,7 @@ pub mod client_status;
 pub mod error;
 pub mod filter;
 pub mod fixed;
+pub mod grpc_timeout;
 pub mod id;
 pub mod matcher;
 pub mod model;

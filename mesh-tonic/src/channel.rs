@@ -19,7 +19,7 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 use tower_service::Service;
 
-use crate::deadline::{GRPC_TIMEOUT, format, of_call};
+use crate::deadline::of_call;
 use crate::status::status;
 
 /// A channel to a target: `xds:///name:port`, `xds://authority/name`, `http://name:port` or plain `name:port`.
@@ -91,18 +91,16 @@ const _: () = {
     is_channel::<Channel>();
 };
 
-/// Sets the deadline of a call, and tells the server how long that is from now.
+/// Sets the deadline of a call. With each try the mesh tells the server what is left of it.
 fn limit<B>(request: &mut Request<B>) -> Result<(), Status> {
     let now = Instant::now();
     let Ok(deadline) = of_call(request.headers(), request.extensions(), now) else {
         return Err(Status::internal("malformed grpc-timeout"));
     };
     if let Some(deadline) = deadline {
-        let left = deadline.0.saturating_duration_since(now);
-        if left.is_zero() {
+        if deadline.0 <= now {
             return Err(Status::deadline_exceeded("the deadline had passed before the call was made"));
         }
-        request.headers_mut().insert(GRPC_TIMEOUT, format(left));
         request.extensions_mut().insert(deadline);
     }
     Ok(())

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mesh_core::error::ErrorKind;
 use mesh_core::fixed::{Fixed, route_to};
-use mesh_core::model::{Route, RouteAction};
+use mesh_core::model::{Forward, MaxStreamDuration, Route, RouteAction};
 use mesh_tonic::status::mesh_error;
 use mesh_tower::Mesh;
 use mesh_tower::drain::Phase;
@@ -140,6 +140,28 @@ async fn a_call_ends_at_its_deadline_on_both_sides() {
     let mut nonsense = Request::new(number(1));
     nonsense.metadata_mut().insert("grpc-timeout", "soon".parse().unwrap());
     assert_eq!(within(client.unary("Double", nonsense)).await.unwrap_err().code(), Code::Internal);
+}
+
+/// gRFC A31: the nearer of the two is the deadline, and the server is told.
+#[tokio::test]
+async fn a_route_limits_a_call_and_the_server_knows() {
+    let server = start(Calculator::default()).await;
+    let limit = MaxStreamDuration { limit: Some(Duration::from_secs(5)), grpc_timeout_max: None };
+    let mut route = route_to("calculator:50051");
+    route.action =
+        RouteAction::Forward(Forward { max_stream_duration: Some(limit), ..Forward::to("calculator:50051") });
+    let source = Fixed::new().service("calculator:50051", [server.address]).routes("calculator:50051", vec![route]);
+    let mesh = Mesh::builder().source(source).start().unwrap();
+    let client = CalculatorClient(mesh_tonic::channel(&mesh, "xds:///calculator:50051"));
+    // Twice: the first call waits for its connection, the second finds it open.
+    for _ in 0..2 {
+        for (own, expected) in [(None, 2_000..=5_000), (Some(100), 2_000..=5_000), (Some(1), 0..=1_000)] {
+            let mut request = Request::new(number(0));
+            own.map(|seconds| request.set_timeout(Duration::from_secs(seconds)));
+            let left = within(client.unary("Left", request)).await.unwrap().into_inner().value;
+            assert!(expected.contains(&left), "own timeout {own:?} s: the server was told {left} ms");
+        }
+    }
 }
 
 /// gRFC A31: the server itself answers, for clients that do not watch the time.

@@ -11,6 +11,7 @@ use mesh_core::request::RequestHead;
 use mesh_core::view::{ClusterView, TargetView};
 
 use super::connect::{self, Exchange, Failure, Guard, Lease, Protocol};
+use super::route;
 use crate::body::Body;
 
 /// How many connections may turn out to be closed under one try, before a new one is dialled for it.
@@ -35,6 +36,7 @@ pub(super) async fn try_once(
     }
     let protocol = Protocol::of(&head, request.version(), pick.cluster, call.is_grpc);
     protocol.form(&mut request, view.host()).map_err(Failure::last)?;
+    route::tell_deadline(call, request.headers_mut());
     let mut stale = 0;
     let failure = loop {
         let lease = match connect::lease(pick.cluster, endpoint, protocol, stale < MAX_STALE).await {

@@ -41,6 +41,7 @@ pub(super) fn send(
         call.endpoint = Some(Arc::clone(pick.in_flight.endpoint()));
     }
     route::limit(&mut call, forward, &routed);
+    route::tell_deadline(&call, request.headers_mut());
     let formed = change::prepare(&mut request, forward, &routed, target.map(|target| &target.authority))
         .and_then(|()| protocol.form(&mut request, view.host()));
     if let Err(error) = formed {

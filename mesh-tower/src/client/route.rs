@@ -6,6 +6,7 @@ use std::time::Instant;
 use http::{HeaderMap, Request, Response, StatusCode};
 use mesh_core::call::{Call, Deadline};
 use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::grpc_timeout;
 use mesh_core::model::{Forward, RouteAction};
 use mesh_core::observe::Event;
 use mesh_core::request::{RequestHead, host_and_port, is_grpc};
@@ -140,6 +141,13 @@ async fn forwarded(
 pub(super) fn limit(call: &mut Call, forward: &Forward, routed: &Routed<'_>) {
     if let Some(limit) = forward.time_limit(call.is_grpc, routed.max_stream_duration) {
         call.not_after(Instant::now() + limit);
+    }
+}
+
+/// Tells a gRPC server how long it has; of each try.
+pub(super) fn tell_deadline(call: &Call, headers: &mut HeaderMap) {
+    if let Some(deadline) = call.deadline.filter(|_| call.is_grpc) {
+        grpc_timeout::tell(headers, deadline.saturating_duration_since(Instant::now()));
     }
 }
 
