@@ -22,8 +22,8 @@ use mesh_core::call::Deadline;
 use mesh_core::error::{ErrorKind, RetryAdvice};
 use mesh_core::fixed::{Fixed, route_to};
 use mesh_core::model::{
-    Cluster, ClusterKind, ClusterTls, Clusters, DirectResponse, Endpoints, Forward, HeaderChange, PathChange, Redirect,
-    Route, RouteAction, WeightedCluster,
+    BalancerPolicy, Cluster, ClusterKind, ClusterTls, Clusters, DirectResponse, Endpoints, Forward, HeaderChange,
+    PathChange, Redirect, Route, RouteAction, WeightedCluster,
 };
 use mesh_core::state::EndpointState;
 use mesh_tower::Mesh;
@@ -476,6 +476,21 @@ async fn weights_divide_the_requests() {
     }
     // Six standard deviations.
     assert!((124..276).contains(&from_b), "{from_b}");
+}
+
+#[tokio::test]
+async fn round_robin_takes_turns_whether_or_not_a_connection_is_there() {
+    let (a, _) = serve(100, |_| async { text("a") }).await;
+    let (b, _) = serve(100, |_| async { text("b") }).await;
+    let mut cluster = fixed_cluster("c", a);
+    cluster.kind = ClusterKind::Static(Endpoints::fixed([a, b]));
+    cluster.balancer = BalancerPolicy::RoundRobin;
+    let mesh = mesh(Fixed::new().routes("s:80", vec![route_to("c")]).cluster(cluster));
+    let mut answers = String::new();
+    for _ in 0..10 {
+        answers += &read(mesh.client().get("http://s:80/").await.unwrap()).await;
+    }
+    assert!(["ababababab", "bababababa"].contains(&answers.as_str()), "{answers}");
 }
 
 #[tokio::test]

@@ -127,19 +127,31 @@ impl EndpointSet {
         }
     }
 
-    /// Picks by a policy, and again, up to five times, while it picks an endpoint that this call has tried
-    /// (Envoy's `previous_hosts` with Istio's five attempts).
+    /// Picks by a policy. An endpoint that this call has tried is passed over as long as there is another.
     #[inline]
     pub fn pick(&self, policy: &dyn LoadBalancer, call: &mut Call) -> Option<&Arc<EndpointState>> {
-        let mut picked = self.get(policy.pick(self, call)?)?;
-        if !call.tried.is_empty() {
-            for _ in 0..5 {
-                if !call.tried.iter().any(|tried| Arc::ptr_eq(tried, picked)) {
-                    break;
-                }
-                picked = self.get(policy.pick(self, call)?)?;
+        let picked = self.get(policy.pick(self, call)?)?;
+        if call.tried.is_empty() { Some(picked) } else { self.pick_untried(picked, policy, call) }
+    }
+
+    /// Again, up to five times (Envoy's `previous_hosts` with Istio's five attempts). Then, where Envoy settles for
+    /// what it has, any other: an endpoint that refuses connections looks idle, so that a policy may go on picking
+    /// it.
+    #[cold]
+    fn pick_untried<'s>(
+        &'s self,
+        mut picked: &'s Arc<EndpointState>,
+        policy: &dyn LoadBalancer,
+        call: &mut Call,
+    ) -> Option<&'s Arc<EndpointState>> {
+        let tried = |call: &Call, endpoint| call.tried.iter().any(|tried| Arc::ptr_eq(tried, endpoint));
+        for _ in 0..5 {
+            if !tried(call, picked) {
+                return Some(picked);
             }
+            picked = self.get(policy.pick(self, call)?)?;
         }
-        Some(picked)
+        let (before, after) = self.endpoints.split_at(call.random.usize(0..self.endpoints.len()));
+        after.iter().chain(before).find(|endpoint| !tried(call, endpoint)).or(Some(picked))
     }
 }

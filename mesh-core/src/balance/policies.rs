@@ -132,11 +132,18 @@ mod tests {
 
     #[test]
     fn an_endpoint_that_was_tried_is_avoided_while_there_is_another() {
-        let set = set(&[1, 1]);
-        let mut call = Call::new(Instant::now(), fastrand::Rng::with_seed(1));
-        call.tried.push(Arc::clone(set.get(0).unwrap()));
-        let retried =
-            (0..1000).filter(|_| Arc::ptr_eq(set.pick(&Random, &mut call).unwrap(), set.get(0).unwrap())).count();
-        assert!(retried < 60, "five more picks leave one chance in 64: {retried}");
+        let policies: [&dyn LoadBalancer; 3] = [&LeastRequest { choices: 2 }, &Random, &RoundRobin];
+        for policy in policies {
+            let set = set(&[1, 1]);
+            // The one that was tried refuses connections, so it is idle, and the other one is busy.
+            let _busy: Vec<_> = (0..10).map(|_| set.get(1).unwrap().enter()).collect();
+            let mut call = Call::new(Instant::now(), fastrand::Rng::with_seed(1));
+            call.tried.push(Arc::clone(set.get(0).unwrap()));
+            for _ in 0..1000 {
+                assert!(Arc::ptr_eq(set.pick(policy, &mut call).unwrap(), set.get(1).unwrap()), "{policy:?}");
+            }
+            call.tried.push(Arc::clone(set.get(1).unwrap()));
+            assert!(set.pick(policy, &mut call).is_some(), "{policy:?}: all were tried");
+        }
     }
 }

@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 use mesh_core::call::Call;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::RetryPolicy;
-use mesh_core::view::{ClusterView, TargetView};
+use mesh_core::view::{ClusterView, Pick, TargetView};
 
 use super::balance;
 use super::connect::{Failure, Guard};
@@ -19,16 +19,22 @@ const DEFAULT_RETRIES: u32 = 2;
 /// Envoy's default back-off.
 const DEFAULT_BACKOFF: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(250));
 
-/// Sends a request to a cluster, as often as its policy allows.
+/// Sends a request to a cluster, as often as its policy allows. The endpoint of the first try may have been picked
+/// before.
 pub(super) async fn run(
     view: &TargetView,
     cluster: &ClusterView,
     policy: Option<&RetryPolicy>,
     call: &mut Call,
     mut request: Request<Body>,
+    mut picked: Option<Pick<'_>>,
 ) -> Result<(Response<Incoming>, Guard), MeshError> {
     loop {
-        match balance::try_once(view, cluster, call, request).await {
+        let pick = match picked.take() {
+            Some(pick) => pick,
+            None => balance::pick(cluster, call, &request)?,
+        };
+        match balance::try_once(view, pick, call, request).await {
             Ok(answer) => return Ok(answer),
             Err(failure) => request = Box::pin(next(policy, call, failure)).await?,
         }

@@ -8,7 +8,7 @@ use mesh_core::call::Call;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::ClusterTls;
 use mesh_core::request::RequestHead;
-use mesh_core::view::{ClusterView, TargetView};
+use mesh_core::view::{ClusterView, Pick, TargetView};
 
 use super::connect::{self, Exchange, Failure, Guard, Lease, Protocol};
 use super::route;
@@ -17,15 +17,22 @@ use crate::body::Body;
 /// How many connections may turn out to be closed under one try, before a new one is dialled for it.
 const MAX_STALE: u32 = 3;
 
-/// One try: pick, connect, send.
+/// An endpoint for a try.
+pub(super) fn pick<'v>(
+    cluster: &'v ClusterView,
+    call: &mut Call,
+    request: &Request<Body>,
+) -> Result<Pick<'v>, MeshError> {
+    cluster.pick(call, || RequestHead::of_request(request).map_or("", |head| head.authority))
+}
+
+/// One try: connect, send.
 pub(super) async fn try_once(
     view: &TargetView,
-    cluster: &ClusterView,
+    pick: Pick<'_>,
     call: &mut Call,
     mut request: Request<Body>,
 ) -> Result<(Response<Incoming>, Guard), Failure> {
-    let head = RequestHead::of_request(&request).map_err(Failure::last)?;
-    let pick = cluster.pick(call, || head.authority).map_err(Failure::last)?;
     let endpoint = pick.in_flight.endpoint();
     if call.is_observed {
         call.endpoint = Some(Arc::clone(endpoint));
@@ -34,6 +41,7 @@ pub(super) async fn try_once(
         let detail = format!("cluster {}: {reason}", pick.cluster.name);
         return Err(Failure::last(MeshError::new(ErrorKind::Security, detail)));
     }
+    let head = RequestHead::of_request(&request).map_err(Failure::last)?;
     let protocol = Protocol::of(&head, request.version(), pick.cluster, call.is_grpc);
     protocol.form(&mut request, view.host()).map_err(Failure::last)?;
     route::tell_deadline(call, request.headers_mut());

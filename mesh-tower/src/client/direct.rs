@@ -1,6 +1,7 @@
 //! The short way: a request that nothing has to wait for goes to its connection before the call returns, and the
-//! future holds no more than the exchange. It passes the same stations, as far as they are open; at one that is
-//! not, the request takes the long way, from the start and untouched.
+//! future holds no more than the exchange. It passes the same stations as on the long way, as far as they are
+//! open. At one that is not, it takes the long way: untouched, if that is before an endpoint was picked, else to
+//! that very endpoint.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -34,7 +35,7 @@ pub(super) fn send(
     let Some((view, authority)) = view(mesh, target, &request) else { return Err((call, request)) };
     let head = RequestHead::of_request_to(&request, authority);
     let Some(open) = stations(&view, &head, &mut call, request.version()) else { return Err((call, request)) };
-    // Everything is there. From here on the request is changed and does not come back.
+    // There is an endpoint. From here on the request is changed and does not come back.
     let Open { routed, forward, pick, protocol, lease } = open;
     let observed = Observed::of(mesh, target, &call, &request);
     if call.is_observed {
@@ -45,7 +46,7 @@ pub(super) fn send(
     let formed = change::prepare(&mut request, forward, &routed, target.map(|target| &target.authority))
         .and_then(|()| protocol.form(&mut request, view.host()));
     if let Err(error) = formed {
-        connect::give_back(pick.in_flight.endpoint(), lease);
+        lease.into_iter().for_each(|lease| connect::give_back(pick.in_flight.endpoint(), lease));
         let error = route::within(&routed, error);
         if let Some(observed) = observed {
             observed.tell(&call, None, Some(&error));
@@ -53,10 +54,13 @@ pub(super) fn send(
         return Ok(ResponseFuture(Box::pin(std::future::ready(Err(error)))));
     }
     let (place, leaf, changes) = (routed.place, pick.leaf, !routed.response_changes.is_empty());
-    let (goes_on, in_flight) = (lease.may_go_on(pick.cluster), pick.in_flight);
+    let goes_on = lease.as_ref().is_some_and(|lease| lease.may_go_on(pick.cluster));
+    let in_flight = pick.in_flight;
+    let trip = Trip { view, place, leaf, changes, call, observed };
+    let Some(lease) = lease else { return Ok(ResponseFuture(Box::pin(trip.connect(in_flight, request)))) };
     let mut direct = Box::new(Direct {
         exchange: Exchange::new(lease, goes_on),
-        trip: Some((Trip { view, place, leaf, changes, call, observed }, in_flight)),
+        trip: Some((trip, in_flight)),
         deadline: None,
         again: None,
     });
@@ -87,7 +91,8 @@ struct Open<'v> {
     forward: &'v Forward,
     pick: Pick<'v>,
     protocol: Protocol,
-    lease: Lease,
+    /// A connection to the endpoint, if one is ready.
+    lease: Option<Lease>,
 }
 
 #[inline]
@@ -98,11 +103,11 @@ fn stations<'v>(view: &'v TargetView, head: &RequestHead<'_>, call: &mut Call, v
         return None;
     }
     let pick = routed.cluster?.pick(call, || head.authority).ok()?;
-    if matches!(pick.cluster.tls, ClusterTls::Unusable(_)) {
-        return None;
-    }
     let protocol = Protocol::of(head, version, pick.cluster, call.is_grpc);
-    let lease = connect::ready(pick.cluster, pick.in_flight.endpoint(), protocol)?;
+    let lease = match pick.cluster.tls {
+        ClusterTls::Unusable(_) => None,
+        _ => connect::ready(pick.cluster, pick.in_flight.endpoint(), protocol),
+    };
     Some(Open { routed, forward, pick, protocol, lease })
 }
 
@@ -144,26 +149,43 @@ impl Trip {
         error
     }
 
-    /// The long way, from a try that failed.
-    async fn go_on(mut self, in_flight: InFlight, failure: Failure) -> Result<Response<ResponseBody>, MeshError> {
+    /// The long way from here: a connection to the endpoint has to be waited for.
+    async fn connect(self, in_flight: InFlight, request: Request<Body>) -> Result<Response<ResponseBody>, MeshError> {
         let view = Arc::clone(&self.view);
         let Course { policy, destination, cluster, .. } = Course::of(&view, self.place, self.leaf)?;
-        let Trip { call, .. } = &mut self;
-        let stale = failure.stale;
-        let mut failure = failure.within(cluster, in_flight.endpoint());
-        if !stale {
+        let first = Pick { cluster, leaf: self.leaf, in_flight };
+        self.tries(destination, async |call| attempt::run(&view, destination, policy, call, request, Some(first)).await)
+            .await
+    }
+
+    /// The long way, from a try that failed.
+    async fn go_on(self, in_flight: InFlight, failure: Failure) -> Result<Response<ResponseBody>, MeshError> {
+        let (view, leaf) = (Arc::clone(&self.view), self.leaf);
+        let Course { policy, destination, cluster, .. } = Course::of(&view, self.place, leaf)?;
+        self.tries(destination, async |call| {
+            if failure.stale
+                && let Some(request) = failure.request
+            {
+                let first = Pick { cluster, leaf, in_flight };
+                return attempt::run(&view, destination, policy, call, *request, Some(first)).await;
+            }
             call.tried.push(Arc::clone(in_flight.endpoint()));
-        }
-        drop(in_flight);
-        let deadline = call.deadline;
-        let tries = async {
-            let request = match failure.request.take_if(|_| stale) {
-                Some(request) => *request,
-                None => attempt::next(policy, call, failure).await?,
-            };
-            attempt::run(&view, destination, policy, call, request).await
-        };
-        match route::in_time(deadline, destination, tries).await {
+            let failure = failure.within(cluster, in_flight.endpoint());
+            drop(in_flight);
+            let request = attempt::next(policy, call, failure).await?;
+            attempt::run(&view, destination, policy, call, request, None).await
+        })
+        .await
+    }
+
+    /// Tries up to the deadline, and the last station.
+    async fn tries(
+        mut self,
+        destination: &ClusterView,
+        tries: impl AsyncFnOnce(&mut Call) -> Result<(Response<Incoming>, Guard), MeshError>,
+    ) -> Result<Response<ResponseBody>, MeshError> {
+        let deadline = self.call.deadline;
+        match route::in_time(deadline, destination, tries(&mut self.call)).await {
             Ok((mut response, guard)) => {
                 self.arrive(&mut response);
                 let deadline = deadline.map(ResponseBody::until);
@@ -183,7 +205,7 @@ struct Course<'v> {
     routed: Routed<'v>,
     policy: Option<&'v RetryPolicy>,
     destination: &'v ClusterView,
-    cluster: &'v Cluster,
+    cluster: &'v Arc<Cluster>,
 }
 
 impl<'v> Course<'v> {

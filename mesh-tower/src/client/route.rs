@@ -132,7 +132,7 @@ async fn forwarded(
     change::prepare(&mut request, forward, routed, target.map(|target| &target.authority))?;
     let deadline = call.deadline;
     let (response, guard) =
-        in_time(deadline, cluster, attempt::run(view, cluster, forward.retry.as_ref(), call, request)).await?;
+        in_time(deadline, cluster, attempt::run(view, cluster, forward.retry.as_ref(), call, request, None)).await?;
     Ok(response.map(|body| ResponseBody::incoming(body, guard, deadline.map(ResponseBody::until))))
 }
 
