@@ -70,15 +70,18 @@ impl Processes {
         started.elapsed()
     }
 
-    /// Waits until every service and the caller are clients of the control plane, and every service is registered.
+    /// Waits until every service and the caller are clients of the control plane and have accepted all that there is
+    /// for them, and every service is registered.
     async fn until_all_are_back(&self) -> Duration {
         let started = Instant::now();
         loop {
             let status = self.control.status().await;
-            let clients = status["clients"].as_array().map_or(0, Vec::len);
+            let clients = status["clients"].as_array().cloned().unwrap_or_default();
+            let mut kinds = clients.iter().flat_map(|client| client["kinds"].as_array().into_iter().flatten());
+            let current = kinds.all(|kind| matches!(kind["state"].as_str(), Some("synced" | "idle")));
             let workloads = status["workloads"].as_array().into_iter().flatten();
             let connected = workloads.filter(|workload| workload["connected"] == true).count();
-            if clients == self.services.len() + 1 && connected == self.services.len() {
+            if current && clients.len() == self.services.len() + 1 && connected == self.services.len() {
                 return started.elapsed();
             }
             assert!(started.elapsed() < PATIENCE, "not all are back: {status:#}");

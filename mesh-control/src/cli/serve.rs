@@ -41,8 +41,8 @@ pub(super) struct Args {
     /// and register workloads.
     #[arg(long)]
     insecure_allow_remote: bool,
-    /// For how long after the start clients keep the endpoints that they had, while workloads come back.
-    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
+    /// For how long after the start clients are given no fewer endpoints than they had, while workloads come back.
+    #[arg(long, value_name = "SECONDS", default_value = "4", value_parser = seconds)]
     settle: Duration,
     /// How long a workload stays an endpoint after its connection broke.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
