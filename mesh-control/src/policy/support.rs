@@ -5,7 +5,7 @@
 //! reported with its position when the file is read, so nothing is ever dropped in silence.
 
 use crate::config::decode::Decoder;
-use crate::config::diagnostic::{Code, Severity};
+use crate::config::diagnostic::{Code, Severity, Span};
 use crate::config::node::{Node, Value};
 
 use Support::{Enforced, Indifferent, NotYet, Partly};
@@ -60,7 +60,7 @@ pub enum Support {
     NotYet(&'static str),
     /// Some of its values are not supported yet: for those, the text to report.
     Partly(fn(&Node) -> Option<String>),
-    /// It says something about a cluster or a sidecar that this mesh does not have; nothing is lost.
+    /// It says something about a cluster or a sidecar that this mesh does not have; nothing is lost, and it is noted.
     Indifferent,
 }
 
@@ -81,6 +81,11 @@ const fn both(path: &'static str, support: Support) -> Row {
 
 const fn http_only(path: &'static str, grpc: &'static str) -> Row {
     Row { path, library: Enforced, grpc: NotYet(grpc) }
+}
+
+/// Of what is spoken on a connection; gRPC's clients speak HTTP/2 whatever is written.
+const fn unneeded_by_grpc(path: &'static str) -> Row {
+    Row { path, library: Enforced, grpc: Indifferent }
 }
 
 const NO_HEADERS: &str = "gRPC's xDS clients leave headers as they are";
@@ -185,7 +190,7 @@ const VIRTUAL_SERVICE: &[Row] = &[
 
 /// Of a traffic policy, wherever it stands.
 const TRAFFIC_POLICY: &[Row] = &[
-    both("loadBalancer.simple", Enforced),
+    Row { path: "loadBalancer.simple", library: Enforced, grpc: Partly(grpc_balancer) },
     both("loadBalancer.consistentHash", NotYet("requests are balanced by least request")),
     both("loadBalancer.localityLbSetting", NotYet("localities are not told apart")),
     both("loadBalancer.warmupDurationSecs", NotYet("new endpoints take their full share at once")),
@@ -198,7 +203,7 @@ const TRAFFIC_POLICY: &[Row] = &[
     both("connectionPool.tcp.idleTimeout", NotYet("set `http.idleTimeout`")),
     http_only("connectionPool.http.idleTimeout", "gRPC's clients have their own"),
     http_only("connectionPool.http.maxRequestsPerConnection", "gRPC's clients have no such limit"),
-    both("connectionPool.http.h2UpgradePolicy", Enforced),
+    unneeded_by_grpc("connectionPool.http.h2UpgradePolicy"),
     Row { path: "connectionPool.http.http2MaxRequests", library: NotYet("there is no such limit"), grpc: Enforced },
     both("connectionPool.http.http1MaxPendingRequests", NotYet("there is no such limit")),
     both("connectionPool.http.maxRetries", NotYet("there is no such limit")),
@@ -228,7 +233,7 @@ const SERVICE_ENTRY: &[Row] = &[
     both("hosts", Enforced),
     both("addresses", NotYet("the service answers to its hosts only")),
     both("ports.number", Enforced),
-    both("ports.protocol", Enforced),
+    unneeded_by_grpc("ports.protocol"),
     both("ports.name", Enforced),
     both("ports.targetPort", Enforced),
     // It decides on mutual TLS and on labels of metrics, neither of which depends on it yet.
@@ -253,6 +258,7 @@ const ENDPOINT: &[Row] = &[
 const WORKLOAD_GROUP: &[Row] = &[
     both("metadata.labels", Enforced),
     both("metadata.annotations", Indifferent),
+    both("template.address", NotYet("a member is reached where it registered itself")),
     both("probe", NotYet("a member is healthy while it is connected")),
 ];
 
@@ -262,7 +268,7 @@ const SERVICE: &[Row] = &[
     both("ports.port", Enforced),
     both("ports.protocol", Partly(transport)),
     both("ports.targetPort", Enforced),
-    both("ports.appProtocol", Enforced),
+    unneeded_by_grpc("ports.appProtocol"),
     both("ports.nodePort", Indifferent),
     both("type", Enforced),
     both("clusterIP", Indifferent),
@@ -351,15 +357,24 @@ fn below<'p>(path: &'p str, parent: &str) -> Option<&'p str> {
 
 /// Reports everything in a specification that this project's library does not enforce.
 pub fn report(kind: ObjectKind, spec: &Node, d: &mut Decoder<'_>) {
-    visit(kind, spec, "", "", d);
+    let mut idle = Vec::new();
+    visit(kind, spec, "", "", &mut idle, d);
+    // What Kubernetes writes by itself into every Service is one line, not ten.
+    if let Some((span, first)) = idle.first().cloned() {
+        let fields: Vec<&str> = idle.iter().map(|(_, field)| field.as_str()).collect();
+        let message = format!("without effect in this mesh: {}", fields.join(", "));
+        d.report_at(span, first, Severity::Info, Code::Ignored, message);
+    }
 }
 
-fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, d: &mut Decoder<'_>) {
+type Idle = Vec<(Span, String)>;
+
+fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, idle: &mut Idle, d: &mut Decoder<'_>) {
     if let Value::Seq(items) = &node.value
         && (path.is_empty() || has_rows_below(kind, path))
     {
         for (index, item) in items.iter().enumerate() {
-            visit(kind, item, path, &format!("{shown}[{index}]"), d);
+            visit(kind, item, path, &format!("{shown}[{index}]"), idle, d);
         }
         return;
     }
@@ -373,7 +388,11 @@ fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, d: &mut Decoder
         let (path, shown) = (join(path), join(shown));
         if let Some(row) = row(kind, &path).filter(|row| is_own_row(row, &path)) {
             let what = match row.library {
-                Enforced | Indifferent => None,
+                Enforced => None,
+                Indifferent => {
+                    idle.push((key.span, shown));
+                    continue;
+                }
                 NotYet(instead) => Some(instead.to_owned()),
                 Partly(judge) => judge(value),
             };
@@ -389,7 +408,7 @@ fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, d: &mut Decoder
             }
         }
         if has_rows_below(kind, &path) {
-            visit(kind, value, &path, &shown, d);
+            visit(kind, value, &path, &shown, idle, d);
         }
     }
 }
@@ -424,6 +443,10 @@ pub const GRPC_RETRY_TOKENS: [&str; 5] =
 fn grpc_retry_on(node: &Node) -> Option<String> {
     let others = other_tokens(node, &GRPC_RETRY_TOKENS)?;
     Some(format!("{others}; gRPC's clients retry on five gRPC statuses only"))
+}
+
+fn grpc_balancer(node: &Node) -> Option<String> {
+    (node.as_str()? == "RANDOM").then(|| "gRPC's clients take turns".to_owned())
 }
 
 fn other_tokens(node: &Node, supported: &[&str]) -> Option<String> {
