@@ -83,7 +83,7 @@ impl<'a> Decoder<'a> {
     ) {
         let origin = Origin { source: self.source.clone(), span };
         let mut finding = Diagnostic::at(&origin, severity, code, message);
-        finding.object = self.object.clone();
+        finding.object = self.object.clone().filter(|object| !object.is_empty());
         let path = path.into();
         if !path.is_empty() {
             finding.field = Some(path);

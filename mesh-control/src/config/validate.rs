@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::diagnostic::{Code, Diagnostic, Severity, Span};
 use super::file::Objects;
-use super::load::{self, Loaded, Store};
+use super::load::{self, Loaded, Scan, Store};
 use crate::catalog::ClientClass;
 use crate::policy::Policy;
 use crate::policy::route::{ClusterKey, Rule};
@@ -38,9 +38,14 @@ impl Report {
 
 /// Everything there is to say about a directory, as `Plane` would load it.
 pub fn validate_dir(dir: &Path) -> io::Result<Report> {
+    Ok(validate_scan(load::scan(dir)?))
+}
+
+/// Everything there is to say about some files.
+pub fn validate_scan(scan: Scan) -> Report {
     let mut store = Store::new(true);
-    store.apply(Ok(load::scan(dir)?));
-    Ok(report(store.loaded()))
+    store.apply(Ok(scan));
+    report(store.loaded())
 }
 
 /// Everything there is to say about some texts, by name.

@@ -215,6 +215,7 @@ pub async fn listen(
         .route("/debug/syncz", get(syncz))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/ready", get(ready))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "there are /status, /metrics, /healthz, /ready, /debug/syncz\n") })
         .with_state(Sources { server, inspect });
     let task = tokio::spawn(async move {
         // Reports are read and gone: nothing is worth waiting for.
