@@ -5,7 +5,7 @@
 //! reported with its position when the file is read, so nothing is ever dropped in silence.
 
 use crate::config::decode::Decoder;
-use crate::config::diagnostic::{Code, Severity, Span};
+use crate::config::diagnostic::{Code, Severity};
 use crate::config::node::{Node, Value};
 
 use Support::{Enforced, Indifferent, NotYet, Partly};
@@ -357,24 +357,15 @@ fn below<'p>(path: &'p str, parent: &str) -> Option<&'p str> {
 
 /// Reports everything in a specification that this project's library does not enforce.
 pub fn report(kind: ObjectKind, spec: &Node, d: &mut Decoder<'_>) {
-    let mut idle = Vec::new();
-    visit(kind, spec, "", "", &mut idle, d);
-    // What Kubernetes writes by itself into every Service is one line, not ten.
-    if let Some((span, first)) = idle.first().cloned() {
-        let fields: Vec<&str> = idle.iter().map(|(_, field)| field.as_str()).collect();
-        let message = format!("without effect in this mesh: {}", fields.join(", "));
-        d.report_at(span, first, Severity::Info, Code::Ignored, message);
-    }
+    visit(kind, spec, "", "", d);
 }
 
-type Idle = Vec<(Span, String)>;
-
-fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, idle: &mut Idle, d: &mut Decoder<'_>) {
+fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, d: &mut Decoder<'_>) {
     if let Value::Seq(items) = &node.value
         && (path.is_empty() || has_rows_below(kind, path))
     {
         for (index, item) in items.iter().enumerate() {
-            visit(kind, item, path, &format!("{shown}[{index}]"), idle, d);
+            visit(kind, item, path, &format!("{shown}[{index}]"), d);
         }
         return;
     }
@@ -390,7 +381,7 @@ fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, idle: &mut Idle
             let what = match row.library {
                 Enforced => None,
                 Indifferent => {
-                    idle.push((key.span, shown));
+                    d.idle(kind.name(), &path, key.span);
                     continue;
                 }
                 NotYet(instead) => Some(instead.to_owned()),
@@ -408,7 +399,7 @@ fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, idle: &mut Idle
             }
         }
         if has_rows_below(kind, &path) {
-            visit(kind, value, &path, &shown, idle, d);
+            visit(kind, value, &path, &shown, d);
         }
     }
 }
