@@ -164,7 +164,11 @@ const VIRTUAL_SERVICE: &[Row] = &[
     both("http.retries.perTryTimeout", NotYet("a try lasts as long as the request may")),
     Row { path: "http.retries.retryOn", library: Partly(retry_on), grpc: Partly(grpc_retry_on) },
     both("http.retries.retryRemoteLocalities", NotYet("localities are not told apart")),
-    both("http.retries.retryIgnorePreviousHosts", NotYet("a retry picks as the first try does")),
+    Row {
+        path: "http.retries.retryIgnorePreviousHosts",
+        library: Partly(previous_hosts),
+        grpc: NotYet("a retry picks as the first try does"),
+    },
     Row {
         path: "http.retries.backoff",
         library: NotYet("a connection failure is tried again at once"),
@@ -420,6 +424,11 @@ fn retries_without_conditions(node: &Node) -> Option<String> {
     let off = matches!(node.get("attempts").map(|node| &node.value), Some(Value::Int(0)) | None);
     (!off && node.get("retryOn").is_none())
         .then(|| "only connection failures and refused streams are retried".to_owned())
+}
+
+/// Istio's own default is to pass over them.
+fn previous_hosts(node: &Node) -> Option<String> {
+    (node.value == Value::Bool(false)).then(|| "endpoints that were tried are passed over all the same".to_owned())
 }
 
 fn retry_on(node: &Node) -> Option<String> {

@@ -91,7 +91,7 @@ spec:
     - {uri: {prefix: /namespace}, sourceNamespace: shop}
     timeout: 2s
     fault: {abort: {httpStatus: 503, percent: 5}, delay: {fixedDelay: 2s, percentage: {value: 3}}}
-    retries: {attempts: 2, retryOn: unavailable, backoff: 2s}
+    retries: {attempts: 2, retryOn: "unavailable,503", backoff: 2s, perTryTimeout: 1s, retryRemoteLocalities: true, retryIgnorePreviousHosts: true}
     route: [{destination: {host: two, port: {number: 8080}}, weight: 1}, {destination: {host: web, port: {number: 80}, subset: v1}, weight: 2}]
   - match: [{gateways: [mesh], uri: {prefix: /mesh}}]
     fault: {abort: {httpStatus: 500, percentage: {value: 2}}}
@@ -343,6 +343,46 @@ fn check(class: ClientClass) {
         .filter(|(field, places)| !reported.contains(*field) && !has_effect(&documents, places, &before, class));
     let idle: Vec<&String> = idle.map(|(field, _)| field).collect();
     assert!(idle.is_empty(), "enforced for {class:?}, and nobody is told: {idle:#?}");
+}
+
+/// The library's own decoder takes everything, and what it finds set and passes over belongs to a field that is
+/// reported.
+#[test]
+fn the_library_accepts_what_it_is_told_and_passes_over_nothing_that_is_not_reported() {
+    use mesh_core::resources::ResourceType;
+    let mut ignored = BTreeSet::new();
+    for ((_, kind, name), body) in told(&documents(), ClientClass::Library).unwrap() {
+        let kind = match kind {
+            Kind::Cluster => ResourceType::Cluster,
+            Kind::Endpoints => ResourceType::Endpoints,
+            Kind::Listener => ResourceType::Listener,
+            Kind::Route => ResourceType::Route,
+        };
+        let decoded = mesh_core::xds::decode::decode(kind, &body, &Default::default());
+        let decoded = decoded.unwrap_or_else(|invalid| panic!("{kind:?} {name}: {invalid}"));
+        let fields = decoded.ignored.iter().map(|field| field.split(['[', ']']).step_by(2).collect::<String>());
+        ignored.extend(fields.map(|field| format!("{kind:?} {field}")));
+    }
+    let reported = reported(&documents());
+    for (passed_over, because_of) in [
+        ("Route virtual_hosts.routes.route.retry_policy.per_try_timeout", "VirtualService http.retries.perTryTimeout"),
+        ("Route virtual_hosts.routes.route.retry_policy.retriable_status_codes", "VirtualService http.retries.retryOn"),
+        ("Cluster circuit_breakers.thresholds", "DestinationRule trafficPolicy.connectionPool.http.http2MaxRequests"),
+        (
+            "Cluster outlier_detection.(outlier detection is not supported yet)",
+            "DestinationRule trafficPolicy.outlierDetection",
+        ),
+        (
+            "Route virtual_hosts.routes.action (host_rewrite_literal of a weighted cluster is not supported yet)",
+            "VirtualService http.route.headers.request",
+        ),
+    ] {
+        assert!(ignored.remove(passed_over), "{passed_over} has an effect by now: change the table");
+        assert!(reported.contains(because_of), "{because_of}: {reported:#?}");
+    }
+    // Lifts Envoy's limit of a direct response's body; the library has none.
+    ignored.remove("Route max_direct_response_body_size_bytes");
+    assert!(ignored.is_empty(), "{ignored:#?}");
 }
 
 #[test]
