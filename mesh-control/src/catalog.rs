@@ -98,8 +98,21 @@ pub struct Encoded {
     /// Endpoints of workloads that registered themselves: incomplete while mesh-control settles after its
     /// own start.
     pub self_registered: bool,
-    /// Endpoints only: there is not one.
-    pub empty: bool,
+    /// Endpoints only: how many there are. Their [version](Encoded::version_of) says so, too.
+    pub endpoints: usize,
+}
+
+impl Encoded {
+    /// The version of a set of endpoints: a hash of the content, and how many there are. A client that comes back
+    /// after a restart of mesh-control thereby says how many it had.
+    pub(crate) fn version_of(hash: u64, endpoints: usize) -> String {
+        format!("{hash:016x}-{endpoints}")
+    }
+
+    /// How many endpoints a set of that version has, if it says so.
+    pub(crate) fn endpoints_of(version: &str) -> Option<usize> {
+        version.rsplit_once('-').and_then(|(_, count)| count.parse().ok())
+    }
 }
 
 /// An immutable picture of everything that can be asked for.

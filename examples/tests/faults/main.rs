@@ -70,15 +70,18 @@ impl Processes {
         started.elapsed()
     }
 
-    /// Waits until every service and the caller are clients of the control plane, and every service is registered.
+    /// Waits until every service and the caller are clients of the control plane and have accepted all that there is
+    /// for them, and every service is registered.
     async fn until_all_are_back(&self) -> Duration {
         let started = Instant::now();
         loop {
             let status = self.control.status().await;
-            let clients = status["clients"].as_array().map_or(0, Vec::len);
+            let clients = status["clients"].as_array().cloned().unwrap_or_default();
+            let mut kinds = clients.iter().flat_map(|client| client["kinds"].as_array().into_iter().flatten());
+            let current = kinds.all(|kind| matches!(kind["state"].as_str(), Some("synced" | "idle")));
             let workloads = status["workloads"].as_array().into_iter().flatten();
             let connected = workloads.filter(|workload| workload["connected"] == true).count();
-            if clients == self.services.len() + 1 && connected == self.services.len() {
+            if current && clients.len() == self.services.len() + 1 && connected == self.services.len() {
                 return started.elapsed();
             }
             assert!(started.elapsed() < PATIENCE, "not all are back: {status:#}");
@@ -230,6 +233,33 @@ async fn a_control_plane_that_is_killed_and_comes_back_fails_no_request() {
     tokio::time::sleep(Duration::from_secs(8)).await;
     let pages = load.end_without_failure().await;
     report(&format!("control plane killed: 0 of {pages} pages failed; all clients back and up to date after {back:?}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_left_while_the_control_plane_was_down_is_known_soon_after_it_is_back() {
+    let mut processes = Processes::start().await;
+    let details = processes.services.iter().find(|(service, _)| service.app == App::Details).unwrap().0.clone();
+    let mut second = start_service(&details, &processes.control.address).await;
+    let seen = std::cell::RefCell::new(std::collections::BTreeSet::new());
+    let are_both = |page: &Product| {
+        seen.borrow_mut().extend(page.details.call.backend.clone());
+        seen.borrow().len() == 2
+    };
+    processes.until("both of details are called", 1, are_both).await;
+
+    processes.control.process.signal("KILL").await;
+    processes.control.process.ended().await;
+    second.signal("TERM").await;
+    assert!(second.ended().await.success(), "the second {details} cut requests");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+
+    // Clients keep both until those who come back had the time to, and then have one.
+    let control = ControlPlane::start(processes.config.path(), &processes.control.address).await;
+    processes.control = control;
+    let back = processes.until_all_are_back().await;
+    assert!(back < Duration::from_secs(5), "all are back and up to date only after {back:?}");
+    processes.until("the one of details is called", 100, Product::is_complete).await;
+    report(&format!("an endpoint left while the control plane was down: all clients up to date after {back:?}"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -47,10 +47,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let text = format!("{:#}\n", bootstrap(args));
     match &args.out {
         Some(path) => fs::write(path, text).with_context(|| format!("cannot write {}", path.display())),
-        None => {
-            print!("{text}");
-            Ok(())
-        }
+        None => Ok(super::say(&text)?),
     }
 }
 

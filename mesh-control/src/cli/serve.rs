@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use super::say;
 use crate::plane::{Plane, PlaneOptions};
 use crate::serve::{Feed, Options, Server, TlsFiles, status};
 
@@ -41,8 +42,8 @@ pub(super) struct Args {
     /// and register workloads.
     #[arg(long)]
     insecure_allow_remote: bool,
-    /// For how long after the start clients keep the endpoints that they had, while workloads come back.
-    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
+    /// For how long after the start clients are given no fewer endpoints than they had, while workloads come back.
+    #[arg(long, value_name = "SECONDS", default_value = "4", value_parser = seconds)]
     settle: Duration,
     /// How long a workload stays an endpoint after its connection broke.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
@@ -71,20 +72,20 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
 
     let cannot = |what: &str, address: SocketAddr| format!("cannot serve {what} on {address}");
     let bound = server.listen(args.xds_addr).await.with_context(|| cannot("xDS", args.xds_addr))?;
-    println!("xds listening on {bound}");
+    say(&format!("xds listening on {bound}\n"))?;
     match (&args.tls_cert, &args.tls_key) {
         (Some(cert), Some(key)) => {
             let files = TlsFiles { cert: cert.clone(), key: key.clone(), client_ca: args.client_ca.clone() };
             let bound = server.listen_tls(args.secure_addr, &files).await;
             let bound = bound.with_context(|| cannot("secured xDS", args.secure_addr))?;
-            println!("secured xds listening on {bound}");
+            say(&format!("secured xds listening on {bound}\n"))?;
         }
-        _ => println!("secured xds not listening: no --tls-cert and --tls-key"),
+        _ => say("secured xds not listening: no --tls-cert and --tls-key\n")?,
     }
     let (bound, status) = status::listen(args.status_addr, server.clone(), Arc::new(plane), stopped)
         .await
         .with_context(|| cannot("status", args.status_addr))?;
-    println!("status listening on {bound}");
+    say(&format!("status listening on {bound}\n"))?;
 
     signals.next().await;
     tracing::info!("stopping");

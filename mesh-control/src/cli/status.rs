@@ -30,11 +30,11 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let path = if args.json { "/status?names=all" } else { "/status" };
     let body = tokio::time::timeout(PATIENCE, get(&args.addr, path)).await;
     let body = body.map_err(|_| anyhow::anyhow!("{}: no answer in {PATIENCE:?}", args.addr))??;
-    match args.json {
-        true => println!("{body}"),
-        false => print!("{}", table(&serde_json::from_str(&body).context("not a status report")?)),
-    }
-    Ok(())
+    let text = match args.json {
+        true => format!("{body}\n"),
+        false => table(&serde_json::from_str(&body).context("not a status report")?),
+    };
+    Ok(super::say(&text)?)
 }
 
 /// One GET over HTTP/1.0: the answer ends where the connection ends.
@@ -131,7 +131,8 @@ fn workloads(status: &Status, out: &mut String) {
 
 fn diagnostics(status: &Status, out: &mut String) {
     let mut rows = vec![["SEVERITY", "WHERE", "WHAT", "MESSAGE"].map(str::to_owned)];
-    rows.extend(status.diagnostics.iter().map(|one| {
+    // What asks for nothing is for `validate` to say, and for those who read JSON.
+    rows.extend(status.diagnostics.iter().filter(|one| one.severity != "info").map(|one| {
         let place = match (&one.file, one.line) {
             (Some(file), Some(line)) => format!("{file}:{line}"),
             (Some(file), None) => file.clone(),

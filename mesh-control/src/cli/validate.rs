@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde::Serialize;
 
-use crate::config::{Diagnostic, Report, Severity, load, validate, validate_dir};
+use crate::config::load::{self, Scan, text_of};
+use crate::config::{Diagnostic, Report, Severity, validate_dir, validate_scan};
 
 /// Checks configuration files. The exit code is 1 if there is an error in them.
 #[derive(Clone, Debug, clap::Args)]
@@ -21,59 +22,65 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let diagnostics = examine(&args.paths)?;
-    let count = |severity| diagnostics.iter().filter(|one| one.severity == severity).count();
-    let summary =
-        Summary { errors: count(Severity::Error), warnings: count(Severity::Warning), diagnostics: &diagnostics };
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&summary)?);
-    } else {
-        for finding in &diagnostics {
-            println!("{}\n", finding.render());
-        }
-        println!("{} errors, {} warnings", summary.errors, summary.warnings);
+    let report = examine(&args.paths)?;
+    let summary = Summary {
+        objects: report.objects,
+        errors: report.count(Severity::Error),
+        warnings: report.count(Severity::Warning),
+        diagnostics: &report.diagnostics,
+    };
+    match args.json {
+        true => super::say(&format!("{}\n", serde_json::to_string_pretty(&summary)?))?,
+        false => super::say(&text(&summary))?,
     }
     Ok(if summary.errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// What asks for nothing is one line each; the rest comes with its place in the file.
+fn text(summary: &Summary<'_>) -> String {
+    let mut text = String::new();
+    for finding in summary.diagnostics {
+        match finding.severity {
+            Severity::Info => text += &format!("{finding}\n"),
+            Severity::Warning | Severity::Error => text += &format!("{}\n\n", finding.render().trim_end()),
+        }
+    }
+    let count = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
+    let Summary { objects, errors, warnings, .. } = *summary;
+    text + &format!("{}: {}, {}\n", count(objects, "object"), count(errors, "error"), count(warnings, "warning"))
+}
+
 #[derive(Serialize)]
 struct Summary<'a> {
+    objects: usize,
     errors: usize,
     warnings: usize,
     diagnostics: &'a [Diagnostic],
 }
 
-fn examine(paths: &[PathBuf]) -> anyhow::Result<Vec<Diagnostic>> {
+fn examine(paths: &[PathBuf]) -> anyhow::Result<Report> {
     if let [path] = paths
         && path.is_dir()
     {
-        let report: Report = validate_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
-        return Ok(report.diagnostics);
+        return validate_dir(path).with_context(|| format!("cannot read {}", path.display()));
     }
-    let mut texts = Vec::new();
-    let mut diagnostics = Vec::new();
+    let mut scan = Scan::default();
     for path in paths {
-        read(path, &mut texts, &mut diagnostics)?;
+        read(path, &mut scan)?;
     }
-    diagnostics.extend(validate(texts.iter().map(|(name, text)| (&**name, &**text))));
-    Ok(diagnostics)
+    Ok(validate_scan(scan))
 }
 
-fn read(path: &Path, texts: &mut Vec<(String, String)>, diagnostics: &mut Vec<Diagnostic>) -> anyhow::Result<()> {
+fn read(path: &Path, into: &mut Scan) -> anyhow::Result<()> {
     let context = || format!("cannot read {}", path.display());
     if !path.is_dir() {
-        texts.push((path.display().to_string(), fs::read_to_string(path).with_context(context)?));
+        into.files.insert(path.display().to_string().into(), text_of(fs::read(path).with_context(context)?));
         return Ok(());
     }
     let scan = load::scan(path).with_context(context)?;
-    diagnostics.extend(scan.diagnostics);
-    for (name, text) in scan.files {
-        let name = path.join(&*name).display().to_string();
-        match text {
-            Ok(text) => texts.push((name, text.to_string())),
-            Err(error) => bail!("cannot read {name}: {error}"),
-        }
-    }
+    into.diagnostics.extend(scan.diagnostics);
+    let files = scan.files.into_iter();
+    into.files.extend(files.map(|(name, text)| (path.join(&*name).display().to_string().into(), text)));
     Ok(())
 }
 
@@ -98,10 +105,15 @@ mod tests {
             "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web}\nspec: {host: web}\n",
         );
         let bad = write("bad.yaml", "kind: [\n");
-        assert_eq!(examine(&[service.clone(), rule.clone()]).expect("readable"), []);
-        assert!(!examine(std::slice::from_ref(&rule)).expect("readable").is_empty(), "a rule for nobody");
-        let found = examine(&[service, bad]).expect("readable");
-        assert!(found.iter().any(|one| one.severity == Severity::Error), "{found:?}");
-        assert!(examine(&[dir.path().join("missing.yaml")]).is_err());
+        let examine = |paths: &[&PathBuf]| examine(&paths.iter().map(|path| (*path).clone()).collect::<Vec<_>>());
+        let both = examine(&[&service, &rule]).expect("readable");
+        assert_eq!((both.objects, both.diagnostics), (2, vec![]));
+        assert!(!examine(&[&rule]).expect("readable").diagnostics.is_empty(), "a rule for nobody");
+        assert_eq!(examine(&[&service, &bad]).expect("readable").count(Severity::Error), 1);
+        fs::write(&bad, b"a: 1\nb: \xff\n").expect("written");
+        let found = examine(&[&service, &bad]).expect("readable");
+        assert_eq!((found.objects, found.count(Severity::Error)), (1, 1), "the rest is looked at all the same");
+        assert!(text_of(fs::read(&bad).expect("readable")).is_err_and(|error| error.contains("line 2")));
+        assert!(examine(&[&dir.path().join("missing.yaml")]).is_err());
     }
 }

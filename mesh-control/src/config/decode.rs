@@ -17,11 +17,14 @@ pub struct Decoder<'a> {
     object: Option<Arc<str>>,
     path: Vec<Step>,
     found: Vec<Diagnostic>,
-    left_out: usize,
+    /// How many there are of each severity, those left out included.
+    counts: BTreeMap<Severity, usize>,
+    idle: BTreeMap<(&'static str, String), (Span, usize)>,
     rejected: bool,
 }
 
-/// A file that is wrong in more places than this is not read on by anybody.
+/// A file that is wrong in more places than this is not read on by anybody. Each severity has its own: notes must not
+/// keep errors out.
 const MOST_FINDINGS: usize = 200;
 
 enum Step {
@@ -42,7 +45,15 @@ pub trait Decode: Sized {
 impl<'a> Decoder<'a> {
     /// A decoder for one document of this text.
     pub fn new(source: &'a Source) -> Decoder<'a> {
-        Decoder { source, object: None, path: Vec::new(), found: Vec::new(), left_out: 0, rejected: false }
+        Decoder {
+            source,
+            object: None,
+            path: Vec::new(),
+            found: Vec::new(),
+            counts: BTreeMap::new(),
+            idle: BTreeMap::new(),
+            rejected: false,
+        }
     }
 
     /// From here on, findings are about this object, and paths start anew.
@@ -53,12 +64,27 @@ impl<'a> Decoder<'a> {
 
     /// Everything found, up to a bound.
     pub fn into_found(mut self) -> Vec<Diagnostic> {
-        if self.left_out > 0 {
-            let message = format!("{} more findings are left out", self.left_out);
-            let name = self.source.name.clone();
-            self.found.push(Diagnostic::of_file(name, Severity::Warning, Code::File, message));
+        for ((kind, field), (span, count)) in std::mem::take(&mut self.idle) {
+            let times = if count > 1 { format!(" (here and {} times more)", count - 1) } else { String::new() };
+            let message = format!("without effect in this mesh{times}");
+            let origin = Origin { source: self.source.clone(), span };
+            let note = Diagnostic::at(&origin, Severity::Info, Code::Ignored, message);
+            self.found.push(note.object(kind).field(field));
+        }
+        for (severity, count) in self.counts {
+            if count > MOST_FINDINGS {
+                let message = format!("{} more findings like these are left out", count - MOST_FINDINGS);
+                let name = self.source.name.clone();
+                self.found.push(Diagnostic::of_file(name, severity.min(Severity::Warning), Code::File, message));
+            }
         }
         self.found
+    }
+
+    /// Notes a field that says nothing to this mesh. Kubernetes writes many by itself: they are told once a file.
+    pub fn idle(&mut self, kind: &'static str, field: &str, span: Span) {
+        let (_, count) = self.idle.entry((kind, field.to_owned())).or_insert((span, 0));
+        *count += 1;
     }
 
     /// Whether anything found makes the file unusable.
@@ -83,16 +109,16 @@ impl<'a> Decoder<'a> {
     ) {
         let origin = Origin { source: self.source.clone(), span };
         let mut finding = Diagnostic::at(&origin, severity, code, message);
-        finding.object = self.object.clone();
+        finding.object = self.object.clone().filter(|object| !object.is_empty());
         let path = path.into();
         if !path.is_empty() {
             finding.field = Some(path);
         }
         self.rejected |= finding.rejects_file();
-        if self.found.len() < MOST_FINDINGS {
+        let count = self.counts.entry(severity).or_default();
+        *count += 1;
+        if *count <= MOST_FINDINGS {
             self.found.push(finding);
-        } else {
-            self.left_out += 1;
         }
     }
 

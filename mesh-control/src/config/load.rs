@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::diagnostic::{Code, Diagnostic, Severity, Source, quoted};
+use super::diagnostic::{Code, Diagnostic, Severity, Source};
 use super::file::{self, Meta, Object, Objects};
 use super::node::MAX_FILE_BYTES;
 
@@ -96,6 +96,11 @@ fn read_file(root: &Path, path: &Path) -> Result<Arc<str>, String> {
     File::open(&target)
         .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
         .map_err(|error| error.to_string())?;
+    text_of(bytes)
+}
+
+/// The text of a file, or why there is none.
+pub fn text_of(bytes: Vec<u8>) -> Result<Arc<str>, String> {
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let line = error.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count() + 1;
@@ -149,7 +154,7 @@ impl Store {
         let mut of_directory = self.files.values().filter(|file| !file.is_text);
         let held = of_directory.any(|file| !file.good.is_empty());
         if scan.files.is_empty() && held && !self.allow_empty {
-            return self.raise("every configuration file is gone".to_owned());
+            return self.raise("every configuration file is gone (if that is meant, restart)".to_owned());
         }
         let mut changed = self.alarm.take().is_some() || self.notes != scan.diagnostics;
         self.notes = scan.diagnostics;
@@ -167,7 +172,7 @@ impl Store {
     /// Takes in a text that is no file of the directory; one of the same name there is not read any more.
     /// Returns whether anything is different, and what is wrong with the text if it is.
     pub fn set_text(&mut self, name: &str, text: &str) -> (bool, Vec<Diagnostic>) {
-        let name: Arc<str> = quoted(name).trim_matches('`').into();
+        let name: Arc<str> = printable(name).into();
         let changed = self.set(name.clone(), Ok(text.into()));
         let Some(file) = self.files.get_mut(&name) else {
             return (changed, Vec::new());

@@ -17,4 +17,4 @@ pub mod watch;
 
 pub use diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span};
 pub use file::{Meta, Object, Objects, ParsedFile};
-pub use validate::{Report, validate, validate_dir};
+pub use validate::{Report, validate, validate_dir, validate_scan};

@@ -15,7 +15,10 @@ use super::diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span};
 
 /// The largest file that is read, in bytes.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
-const MAX_NODES: usize = 200_000;
+const MAX_NODES: usize = 1_000_000;
+const MAX_DOCUMENTS: usize = 50_000;
+/// Nodes that come out of aliases; each was written by six characters, not by itself.
+const MAX_REPLAYED: usize = 200_000;
 const MAX_DEPTH: usize = 64;
 const STACK_BYTES: usize = 16 << 20;
 
@@ -129,7 +132,7 @@ fn read(source: &Source) -> Result<Vec<Node>, Diagnostic> {
         duplicate_keys: DuplicateKeyPolicy::Error,
         with_snippet: false,
         alias_limits: serde_saphyr::alias_limits! {
-            max_total_replayed_events: MAX_NODES,
+            max_total_replayed_events: MAX_REPLAYED,
             max_replay_stack_depth: 16,
         },
         budget: serde_saphyr::budget! {
@@ -137,10 +140,10 @@ fn read(source: &Source) -> Result<Vec<Node>, Diagnostic> {
             flow_nesting_limit: MAX_DEPTH,
             max_nodes: MAX_NODES,
             max_events: 4 * MAX_NODES,
-            max_documents: 20_000,
+            max_documents: MAX_DOCUMENTS,
             max_aliases: 10_000,
             max_anchors: 10_000,
-            max_recorded_anchor_events: MAX_NODES,
+            max_recorded_anchor_events: MAX_REPLAYED,
             max_recorded_anchor_bytes: 8 << 20,
             max_total_scalar_bytes: 16 << 20,
         },
@@ -159,7 +162,7 @@ fn unreadable(source: &Source, message: &str) -> Diagnostic {
 }
 
 fn syntax_error(source: &Source, error: &serde_saphyr::Error) -> Diagnostic {
-    let span = error.location().map(span_of).unwrap_or_default();
+    let span = error.location().map(|location| placed(span_of(location), &source.text)).unwrap_or_default();
     let options = serde_saphyr::render_options! {
         formatter: &serde_saphyr::UserMessageFormatter,
         snippets: serde_saphyr::SnippetMode::Off,
@@ -168,8 +171,35 @@ fn syntax_error(source: &Source, error: &serde_saphyr::Error) -> Diagnostic {
     // The position is a part of the diagnostic: the parser's own would say it twice.
     let message = text.lines().next().unwrap_or("not YAML");
     let message = message.split_once(" at line ").map_or(message, |(message, _)| message);
-    let message = message.trim_start_matches("error: ").to_owned();
+    let message = in_words(message.trim_start_matches("error: "));
     Diagnostic::at(&Origin { source: source.clone(), span }, Severity::Error, Code::Syntax, message)
+}
+
+/// The limits in words: the parser has the names of its own fields for them.
+fn in_words(message: &str) -> String {
+    let is_limit = |name: &str| message.contains(&format!("limits breached: {name} "));
+    match () {
+        () if is_limit("Nodes") => format!("more than {MAX_NODES} values in one file; divide it"),
+        () if is_limit("Documents") => format!("more than {MAX_DOCUMENTS} documents in one file; divide it"),
+        () if is_limit("Depth") || message.starts_with("recursion limit") => {
+            format!("nested more than {MAX_DEPTH} levels deep")
+        }
+        () if is_limit("RecordedAnchorEvents") => "its aliases stand for too much".to_owned(),
+        () => message.to_owned(),
+    }
+}
+
+/// Errors of the scanner have a line and a column only.
+fn placed(span: Span, text: &str) -> Span {
+    if span.start > 0 || span.line == 0 {
+        return span;
+    }
+    let lines = text.split_inclusive('\n');
+    let line_start: usize = lines.clone().take(span.line as usize - 1).map(str::len).sum();
+    let line = lines.clone().nth(span.line as usize - 1).unwrap_or_default();
+    let within: usize = line.chars().take((span.column as usize).saturating_sub(1)).map(char::len_utf8).sum();
+    let start = u32::try_from(line_start + within).unwrap_or(u32::MAX);
+    Span { start, end: start.saturating_add(span.end), ..span }
 }
 
 fn span_of(location: Location) -> Span {
@@ -316,6 +346,35 @@ mod tests {
     }
 
     #[test]
+    fn an_error_of_the_scanner_shows_the_line_that_it_speaks_of() {
+        for (text, line) in
+            [("a: 1\nb: *nope\n", "b: *nope"), ("é: 1\nb:\n\tc: d\n", "\tc: d"), ("a: 1\r\nb: [\r\nc: 1\r\n", "c: 1")]
+        {
+            let error = parse(&source(text)).unwrap_err();
+            let rendered = error.render();
+            let number = text.lines().position(|one| one == line).unwrap() + 1;
+            let shown = rendered.lines().find(|shown| shown.trim_start().starts_with(&format!("{number} |")));
+            let tail = line.trim_start();
+            assert!(shown.is_some_and(|shown| shown.ends_with(tail)) || error.line as usize != number, "{rendered}");
+            assert!(rendered.contains(&format!("t.yaml:{}:", error.line)), "{rendered}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_is_told_in_words() {
+        let deep = format!("{}1{}", "{a: ".repeat(MAX_DEPTH + 9), "}".repeat(MAX_DEPTH + 9));
+        assert!(parse(&source(&deep)).unwrap_err().message.contains("levels deep"));
+        let bomb: String = ('b'..'i')
+            .zip('a'..'h')
+            .map(|(name, of)| format!("{name}: &{name} [{}]\n", vec![format!("*{of}"); 9].join(",")))
+            .collect();
+        let bomb = format!("a: &a [x,x,x,x,x,x,x,x,x]\n{bomb}");
+        assert!(parse(&source(&bomb)).unwrap_err().message.contains("aliases"));
+        let many: String = "---\na: 1\n".repeat(MAX_DOCUMENTS + 1);
+        assert!(parse(&source(&many)).unwrap_err().message.contains("divide it"));
+    }
+
+    #[test]
     fn broken_and_hostile_texts_are_errors_with_a_position() {
         let deep_flow = "[".repeat(100_000);
         let deep_block: String = (0..2000).map(|n| " ".repeat(n) + "a:\n").collect();
@@ -323,7 +382,7 @@ mod tests {
         for (name, of) in "bcdefghi".chars().zip("abcdefgh".chars()) {
             bomb += &format!("{name}: &{name} [{}]\n", vec![format!("*{of}"); 9].join(","));
         }
-        let many: String = "---\na: 1\n".repeat(30_000);
+        let many: String = "---\na: 1\n".repeat(MAX_DOCUMENTS + 1);
         let cases = [
             ("a: [", "unclosed"),
             ("a: 1\na: 2\n", "duplicate key"),

@@ -9,10 +9,11 @@ use std::path::Path;
 
 use super::diagnostic::{Code, Diagnostic, Severity, Span};
 use super::file::Objects;
-use super::load::{self, Loaded, Store};
+use super::istio::virtual_service::HttpDestination;
+use super::load::{self, Loaded, Scan, Store};
 use crate::catalog::ClientClass;
 use crate::policy::Policy;
-use crate::policy::route::{ClusterKey, Rule};
+use crate::policy::route::{ClusterKey, Rule, authority_in};
 use crate::policy::view::View;
 use crate::policy::virtual_services::Entry;
 use crate::registry::host::{candidates, in_namespace};
@@ -38,9 +39,14 @@ impl Report {
 
 /// Everything there is to say about a directory, as `Plane` would load it.
 pub fn validate_dir(dir: &Path) -> io::Result<Report> {
+    Ok(validate_scan(load::scan(dir)?))
+}
+
+/// Everything there is to say about some files.
+pub fn validate_scan(scan: Scan) -> Report {
     let mut store = Store::new(true);
-    store.apply(Ok(load::scan(dir)?));
-    Ok(report(store.loaded()))
+    store.apply(Ok(scan));
+    report(store.loaded())
 }
 
 /// Everything there is to say about some texts, by name.
@@ -132,13 +138,21 @@ impl Checker<'_> {
 
     fn check_rule(&mut self, rule: &Rule) {
         let several = rule.route.route.len() > 1;
+        let weight_of = |destination: &HttpDestination| destination.weight.as_ref().map_or(0, |weight| weight.value);
+        let is_split = rule.route.route.iter().filter(|destination| weight_of(destination) > 0).count() > 1;
         for (index, destination) in rule.route.route.iter().enumerate() {
-            let weight = destination.weight.as_ref().map_or(0, |weight| weight.value);
+            let weight = weight_of(destination);
             if several && weight <= 0 {
                 let field = format!("route[{index}].weight");
                 let message = "0, so it gets no request";
                 self.say(rule, destination.span, &field, Severity::Info, Code::Ignored, message);
                 continue;
+            }
+            if is_split && authority_in(&destination.headers.request).is_some() {
+                let field = format!("route[{index}].headers.request");
+                let message =
+                    "not supported yet: an authority for one of several destinations; requests of this route fail";
+                self.say(rule, destination.span, &field, Severity::Warning, Code::NotSupportedYet, message);
             }
             let to = &destination.destination;
             let host = in_namespace(&to.host, &rule.namespace);

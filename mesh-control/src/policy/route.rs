@@ -471,7 +471,7 @@ fn is_authority(name: &str) -> bool {
 }
 
 /// Setting the header `Host` is a rewrite of the authority (Istio: translateHeadersOperations).
-fn authority_in(operations: &HeaderOperations) -> Option<String> {
+pub(crate) fn authority_in(operations: &HeaderOperations) -> Option<String> {
     operations.set.iter().chain(&operations.add).find(|(name, _)| is_authority(name)).map(|(_, v)| v.clone())
 }
 

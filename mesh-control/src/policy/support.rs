@@ -60,7 +60,7 @@ pub enum Support {
     NotYet(&'static str),
     /// Some of its values are not supported yet: for those, the text to report.
     Partly(fn(&Node) -> Option<String>),
-    /// It says something about a cluster or a sidecar that this mesh does not have; nothing is lost.
+    /// It says something about a cluster or a sidecar that this mesh does not have; nothing is lost, and it is noted.
     Indifferent,
 }
 
@@ -81,6 +81,11 @@ const fn both(path: &'static str, support: Support) -> Row {
 
 const fn http_only(path: &'static str, grpc: &'static str) -> Row {
     Row { path, library: Enforced, grpc: NotYet(grpc) }
+}
+
+/// Of what is spoken on a connection; gRPC's clients speak HTTP/2 whatever is written.
+const fn unneeded_by_grpc(path: &'static str) -> Row {
+    Row { path, library: Enforced, grpc: Indifferent }
 }
 
 const NO_HEADERS: &str = "gRPC's xDS clients leave headers as they are";
@@ -159,7 +164,11 @@ const VIRTUAL_SERVICE: &[Row] = &[
     both("http.retries.perTryTimeout", NotYet("a try lasts as long as the request may")),
     Row { path: "http.retries.retryOn", library: Partly(retry_on), grpc: Partly(grpc_retry_on) },
     both("http.retries.retryRemoteLocalities", NotYet("localities are not told apart")),
-    both("http.retries.retryIgnorePreviousHosts", NotYet("a retry picks as the first try does")),
+    Row {
+        path: "http.retries.retryIgnorePreviousHosts",
+        library: Partly(previous_hosts),
+        grpc: NotYet("a retry picks as the first try does"),
+    },
     Row {
         path: "http.retries.backoff",
         library: NotYet("a connection failure is tried again at once"),
@@ -185,7 +194,7 @@ const VIRTUAL_SERVICE: &[Row] = &[
 
 /// Of a traffic policy, wherever it stands.
 const TRAFFIC_POLICY: &[Row] = &[
-    both("loadBalancer.simple", Enforced),
+    Row { path: "loadBalancer.simple", library: Enforced, grpc: Partly(grpc_balancer) },
     both("loadBalancer.consistentHash", NotYet("requests are balanced by least request")),
     both("loadBalancer.localityLbSetting", NotYet("localities are not told apart")),
     both("loadBalancer.warmupDurationSecs", NotYet("new endpoints take their full share at once")),
@@ -198,7 +207,7 @@ const TRAFFIC_POLICY: &[Row] = &[
     both("connectionPool.tcp.idleTimeout", NotYet("set `http.idleTimeout`")),
     http_only("connectionPool.http.idleTimeout", "gRPC's clients have their own"),
     http_only("connectionPool.http.maxRequestsPerConnection", "gRPC's clients have no such limit"),
-    both("connectionPool.http.h2UpgradePolicy", Enforced),
+    unneeded_by_grpc("connectionPool.http.h2UpgradePolicy"),
     Row { path: "connectionPool.http.http2MaxRequests", library: NotYet("there is no such limit"), grpc: Enforced },
     both("connectionPool.http.http1MaxPendingRequests", NotYet("there is no such limit")),
     both("connectionPool.http.maxRetries", NotYet("there is no such limit")),
@@ -228,7 +237,7 @@ const SERVICE_ENTRY: &[Row] = &[
     both("hosts", Enforced),
     both("addresses", NotYet("the service answers to its hosts only")),
     both("ports.number", Enforced),
-    both("ports.protocol", Enforced),
+    unneeded_by_grpc("ports.protocol"),
     both("ports.name", Enforced),
     both("ports.targetPort", Enforced),
     // It decides on mutual TLS and on labels of metrics, neither of which depends on it yet.
@@ -253,6 +262,7 @@ const ENDPOINT: &[Row] = &[
 const WORKLOAD_GROUP: &[Row] = &[
     both("metadata.labels", Enforced),
     both("metadata.annotations", Indifferent),
+    both("template.address", NotYet("a member is reached where it registered itself")),
     both("probe", NotYet("a member is healthy while it is connected")),
 ];
 
@@ -262,7 +272,7 @@ const SERVICE: &[Row] = &[
     both("ports.port", Enforced),
     both("ports.protocol", Partly(transport)),
     both("ports.targetPort", Enforced),
-    both("ports.appProtocol", Enforced),
+    unneeded_by_grpc("ports.appProtocol"),
     both("ports.nodePort", Indifferent),
     both("type", Enforced),
     both("clusterIP", Indifferent),
@@ -373,7 +383,11 @@ fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, d: &mut Decoder
         let (path, shown) = (join(path), join(shown));
         if let Some(row) = row(kind, &path).filter(|row| is_own_row(row, &path)) {
             let what = match row.library {
-                Enforced | Indifferent => None,
+                Enforced => None,
+                Indifferent => {
+                    d.idle(kind.name(), &path, key.span);
+                    continue;
+                }
                 NotYet(instead) => Some(instead.to_owned()),
                 Partly(judge) => judge(value),
             };
@@ -412,6 +426,11 @@ fn retries_without_conditions(node: &Node) -> Option<String> {
         .then(|| "only connection failures and refused streams are retried".to_owned())
 }
 
+/// Istio's own default is to pass over them.
+fn previous_hosts(node: &Node) -> Option<String> {
+    (node.value == Value::Bool(false)).then(|| "endpoints that were tried are passed over all the same".to_owned())
+}
+
 fn retry_on(node: &Node) -> Option<String> {
     let others = other_tokens(node, &["connect-failure", "refused-stream"])?;
     Some(format!("{others}; only connection failures and refused streams are retried"))
@@ -424,6 +443,10 @@ pub const GRPC_RETRY_TOKENS: [&str; 5] =
 fn grpc_retry_on(node: &Node) -> Option<String> {
     let others = other_tokens(node, &GRPC_RETRY_TOKENS)?;
     Some(format!("{others}; gRPC's clients retry on five gRPC statuses only"))
+}
+
+fn grpc_balancer(node: &Node) -> Option<String> {
+    (node.as_str()? == "RANDOM").then(|| "gRPC's clients take turns".to_owned())
 }
 
 fn other_tokens(node: &Node, supported: &[&str]) -> Option<String> {

@@ -153,15 +153,20 @@ pub fn render_cluster(policy: &Policy, class: ClientClass, view: &View, name: &s
 pub fn render_endpoints(seen: &Cluster<'_>, name: &str, endpoints: &ServiceEndpoints) -> Encoded {
     let labels = seen.labels.as_deref();
     let assignment = endpoints::load_assignment(name, endpoints.of_port(seen.key.port), labels);
-    let empty = assignment.endpoints.is_empty();
-    let self_registered = seen.service.takes_registrations();
-    Encoded { self_registered, empty, ..encode(name, &assignment) }
+    Encoded { self_registered: seen.service.takes_registrations(), ..encoded_endpoints(name, &assignment) }
 }
 
 /// The endpoints of the cluster of calls that go nowhere: none.
 pub fn render_no_endpoints(name: &str) -> Encoded {
     let assignment = ClusterLoadAssignment { cluster_name: name.to_owned(), ..Default::default() };
-    Encoded { empty: true, ..encode(name, &assignment) }
+    encoded_endpoints(name, &assignment)
+}
+
+fn encoded_endpoints(name: &str, assignment: &ClusterLoadAssignment) -> Encoded {
+    let bytes = assignment.encode_to_vec();
+    let endpoints = assignment.endpoints.iter().map(|locality| locality.lb_endpoints.len()).sum();
+    let version = Encoded::version_of(xxh3_64(&bytes), endpoints);
+    Encoded { version: version.into(), endpoints, ..encoded(name, bytes) }
 }
 
 /// Whether a name is one of the few by which a service is known, so that remembering what was made for it
@@ -365,6 +370,6 @@ fn encoded(name: &str, bytes: Vec<u8>) -> Encoded {
         version: format!("{:016x}", xxh3_64(&bytes)).into(),
         body: Bytes::from(bytes),
         self_registered: false,
-        empty: false,
+        endpoints: 0,
     }
 }

@@ -29,6 +29,7 @@ use crate::serve::presence::{Presence, Workload};
 use crate::serve::push::Pace;
 use crate::serve::server::Peer;
 use crate::serve::session::{Answer, Heard, Opening, Protocol, Response, Session};
+use crate::serve::settling::Settling;
 use crate::serve::wire::AdsCodec;
 use crate::serve::{client, delta, sotw};
 
@@ -49,7 +50,7 @@ pub(crate) struct Shared {
     pub(crate) load: Load,
     pub(crate) admission: Mutex<Admission>,
     pub(crate) pace: Pace,
-    pub(crate) settles_at: Instant,
+    pub(crate) settling: Settling,
     pub(crate) max_stream_age: Option<Duration>,
     /// Turns true when streams are to end.
     pub(crate) stop: watch::Receiver<bool>,
@@ -145,6 +146,9 @@ impl<V: Variant> StreamingService<V::Request> for Method<V> {
             let mut admission = self.0.admission.lock().unwrap_or_else(PoisonError::into_inner);
             admission.admit(now())
         };
+        if let Ok(wait) = admitted {
+            self.0.settling.on_stream(wait, now());
+        }
         let Ok(wait) = admitted else {
             self.0.metrics.turned_away();
             let status = Status::unavailable("too many streams began at once; try again later");
@@ -196,7 +200,7 @@ async fn converse<V: Variant>(
         client,
         catalog: shared.feed.latest(),
         pace: shared.pace,
-        settles_at: shared.settles_at,
+        settles_at: shared.settling.ends_at(),
         tag: fastrand::u32(..),
     };
     let session = Session::new(V::PROTOCOL, opening, now());
@@ -280,6 +284,7 @@ async fn exchange<V: Variant>(
     loop {
         let wake = {
             let mut session = stay.connection.session();
+            session.on_settling(shared.settling.ends_at());
             match room.take() {
                 Some(permit) => match session.next(now()) {
                     Some(response) => {

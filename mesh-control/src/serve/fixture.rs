@@ -35,7 +35,7 @@ impl Shelf {
             version: version.into(),
             body: Bytes::copy_from_slice(version.as_bytes()),
             self_registered: false,
-            empty: false,
+            endpoints: 0,
         };
         self.items.insert((kind, name.to_owned()), resource);
         self.items.get_mut(&(kind, name.to_owned())).expect("was just put there")
@@ -46,11 +46,11 @@ impl Shelf {
         self
     }
 
-    /// Endpoints of workloads that register themselves; none if the version is empty.
+    /// Endpoints of workloads that register themselves; the version ends with how many there are.
     pub(crate) fn with_workloads(mut self, name: &str, version: &str) -> Shelf {
         let resource = self.put(Kind::Endpoints, name, version);
         resource.self_registered = true;
-        resource.empty = version.is_empty();
+        resource.endpoints = Encoded::endpoints_of(version).unwrap_or_default();
         self
     }
 

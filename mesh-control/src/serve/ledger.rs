@@ -393,7 +393,7 @@ impl Ledger {
                         version: version.clone(),
                         body: body.clone(),
                         self_registered: false,
-                        empty: false,
+                        endpoints: 0,
                     }),
                     (Told::Absent, _) => parcel.absent.push(name),
                     _ => {}

@@ -30,6 +30,7 @@ mod push;
 mod rules;
 mod server;
 mod session;
+mod settling;
 mod sotw;
 pub mod status;
 mod tls;

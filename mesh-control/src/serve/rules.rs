@@ -517,18 +517,18 @@ fn server_rule_21_known_faults_of_other_servers() {
 #[test]
 fn while_settling_a_client_is_never_given_fewer_endpoints_than_it_brought_along() {
     let settle = Duration::from_secs(5);
-    let some = Shelf::default().with_workloads("a", "1 of 3");
-    let all = Shelf::default().with_workloads("a", "3 of 3");
+    let some = Shelf::default().with_workloads("a", "some-1");
+    let all = Shelf::default().with_workloads("a", "all-3");
 
     let mut talk = Talk::open(Protocol::Delta, ClientClass::Library, &some, settle);
     talk.send_delta(&DeltaDiscoveryRequest {
-        initial_resource_versions: [("a".to_owned(), "3 of 3".to_owned())].into(),
+        initial_resource_versions: [("a".to_owned(), "all-3".to_owned())].into(),
         ..delta_request(Endpoints, &["a"], &[])
     });
     assert!(talk.drain().is_empty());
     assert!(talk.publish(&all).is_empty(), "what the client has");
     assert!(talk.publish(&some).is_empty());
-    assert_eq!(told(&talk.wait(settle)), ["Endpoints a=1 of 3"], "settled: that is what there is");
+    assert_eq!(told(&talk.wait(settle)), ["Endpoints a=some-1"], "settled: that is what there is");
 
     let mut talk = Talk::open(Protocol::Sotw, ClientClass::Grpc, &some, settle);
     talk.send_sotw(&DiscoveryRequest {
@@ -539,7 +539,49 @@ fn while_settling_a_client_is_never_given_fewer_endpoints_than_it_brought_along(
     });
     assert!(talk.drain().is_empty());
     assert!(talk.publish(&all).is_empty());
-    assert_eq!(told(&talk.wait(settle)), ["Endpoints a=3 of 3"]);
+    assert_eq!(told(&talk.wait(settle)), ["Endpoints a=all-3"]);
+}
+
+#[test]
+fn while_settling_a_client_is_told_of_a_change_as_soon_as_there_are_as_many_endpoints_as_it_had() {
+    let settle = Duration::from_secs(4);
+    let endpoints = |version: &str| Shelf::default().with_workloads("a", version);
+    let resume = |has: &str| {
+        let mut talk = Talk::open(Protocol::Delta, ClientClass::Library, &endpoints("none-0"), settle);
+        talk.send_delta(&DeltaDiscoveryRequest {
+            initial_resource_versions: [("a".to_owned(), has.to_owned())].into(),
+            ..delta_request(Endpoints, &["a"], &[])
+        });
+        assert!(talk.drain().is_empty());
+        talk
+    };
+    // One of two was replaced while mesh-control was down, and one came in addition.
+    let mut talk = resume("old-2");
+    assert!(talk.publish(&endpoints("one-1")).is_empty());
+    let replaced = talk.publish(&endpoints("new-2"));
+    assert_eq!(told(&replaced), ["Endpoints a=new-2"]);
+    assert!(talk.ack(&replaced[0]).is_empty());
+    assert_eq!(told(&talk.publish(&endpoints("more-3"))), ["Endpoints a=more-3"]);
+    // A version of an earlier release does not say how many there were.
+    let mut talk = resume("0123456789abcdef");
+    assert!(talk.publish(&endpoints("new-9")).is_empty());
+    assert_eq!(told(&talk.wait(settle)), ["Endpoints a=new-9"]);
+}
+
+#[test]
+fn while_a_crowd_waits_for_its_turn_settling_goes_on() {
+    let settle = Duration::from_secs(4);
+    let some = Shelf::default().with_workloads("a", "some-1");
+    let mut talk = Talk::open(Protocol::Delta, ClientClass::Library, &some, settle);
+    talk.send_delta(&DeltaDiscoveryRequest {
+        initial_resource_versions: [("a".to_owned(), "all-3".to_owned())].into(),
+        ..delta_request(Endpoints, &["a"], &[])
+    });
+    let longer = talk.now + 2 * settle;
+    talk.session.on_settling(longer);
+    assert!(talk.wait(settle).is_empty());
+    assert_eq!(talk.session.wakes_at(talk.now), Some(longer));
+    assert_eq!(told(&talk.wait(settle)), ["Endpoints a=some-1"]);
 }
 
 #[test]
@@ -552,7 +594,7 @@ fn while_settling_a_fresh_client_is_answered_as_soon_as_there_is_an_endpoint() {
             Protocol::Delta => talk.subscribe(Endpoints, &["a"]),
         };
         assert!(answers.is_empty());
-        assert_eq!(told(&talk.publish(&Shelf::default().with_workloads("a", "1"))), ["Endpoints a=1"]);
+        assert_eq!(told(&talk.publish(&Shelf::default().with_workloads("a", "one-1"))), ["Endpoints a=one-1"]);
         let mut talk = Talk::open(protocol, ClientClass::Library, &Shelf::default().with_workloads("a", ""), settle);
         match protocol {
             Protocol::Sotw => talk.ask(Endpoints, &["a"], None),

@@ -24,13 +24,14 @@ use crate::serve::load::{Load, Reporting};
 use crate::serve::metrics::Metrics;
 use crate::serve::presence::{Presence, Workloads};
 use crate::serve::push::Pace;
+use crate::serve::settling::Settling;
 use crate::serve::tls::{Anonymous, Identity, TlsFiles};
 
 /// How the ADS server behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// For how long after the start clients keep the endpoints that they brought along, while workloads
-    /// register themselves again.
+    /// For how long after the start clients are given no fewer endpoints than they brought along, while workloads
+    /// register themselves again; longer, if they are so many that they have to wait for their turn.
     pub settle: Duration,
     /// How long a workload stays registered after its stream broke.
     pub grace: Duration,
@@ -48,7 +49,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
-            settle: Duration::from_secs(5),
+            // Our library dials a server that was down again within 3.6 s; all have caught up within 5 s.
+            settle: Duration::from_secs(4),
             grace: Duration::from_secs(10),
             pace: Pace::default(),
             max_stream_age: None,
@@ -59,6 +61,8 @@ impl Default for Options {
     }
 }
 
+/// How long a stream waits for its turn to begin; who would have to wait longer is sent away.
+const STREAM_PATIENCE: Duration = Duration::from_secs(15);
 // Istiod's: a dead peer is noticed after 40 seconds.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -96,16 +100,15 @@ impl Server {
     pub fn new(feed: Feed, workloads: Arc<dyn Workloads>, options: &Options) -> Server {
         let (stop, stopped) = watch::channel(false);
         let (goaway, mut leaving) = watch::channel(false);
-        let patience = Duration::from_secs(15);
         let shared = Arc::new(Shared {
             feed,
             presence: Presence::new(workloads, options.grace),
             fleet: Fleet::default(),
             metrics: Metrics::default(),
             load: Load::default(),
-            admission: Mutex::new(Admission::new(options.stream_rate, options.stream_burst, patience)),
+            admission: Mutex::new(Admission::new(options.stream_rate, options.stream_burst, STREAM_PATIENCE)),
             pace: options.pace,
-            settles_at: now() + options.settle,
+            settling: Settling::new(now(), options.settle, STREAM_PATIENCE),
             max_stream_age: options.max_stream_age,
             stop: stopped,
         });

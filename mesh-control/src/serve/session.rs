@@ -218,6 +218,11 @@ impl Session {
         }
     }
 
+    /// Notes until when the registry is filling up after a start: a crowd that comes back takes longer.
+    pub(crate) fn on_settling(&mut self, until: Instant) {
+        self.settles_at = until;
+    }
+
     /// The next response, if one may be sent now. To be called whenever the stream has room, until it
     /// returns nothing.
     pub(crate) fn next(&mut self, now: Instant) -> Option<Response> {

@@ -132,7 +132,12 @@ pub fn report(server: &Server, inspect: &dyn Inspect, all_names: bool) -> Status
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started: unix(server.started()),
         ready: inspect.is_ready(),
-        settling_seconds: shared.settles_at.checked_duration_since(now).filter(|left| !left.is_zero()).map(seconds),
+        settling_seconds: shared
+            .settling
+            .ends_at()
+            .checked_duration_since(now)
+            .filter(|left| !left.is_zero())
+            .map(seconds),
         services: inspect.services(),
         clients: shared.fleet.all().iter().map(|connection| connection.status(all_names, now)).collect(),
         workloads: shared.presence.registered().into_iter().map(|one| workload(one, &mut serving, now)).collect(),
@@ -210,6 +215,7 @@ pub async fn listen(
         .route("/debug/syncz", get(syncz))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/ready", get(ready))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "there are /status, /metrics, /healthz, /ready, /debug/syncz\n") })
         .with_state(Sources { server, inspect });
     let task = tokio::spawn(async move {
         // Reports are read and gone: nothing is worth waiting for.

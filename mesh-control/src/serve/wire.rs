@@ -215,7 +215,7 @@ mod tests {
                         version: version.into(),
                         body: Bytes::from(body),
                         self_registered: false,
-                        empty: false,
+                        endpoints: 0,
                     })
                     .collect(),
                 absent: absent.into_iter().map(Into::into).collect(),

@@ -155,7 +155,7 @@ fn validate_says_what_is_wrong_and_where_and_exits_with_it() {
     let path = dir.path().join("shop.yaml");
     std::fs::write(&path, SHOP).unwrap();
     let out = output(&["validate", dir.path().to_str().unwrap()]);
-    assert_eq!((out.status.code(), text(&out.stdout).trim()), (Some(0), "0 errors, 0 warnings"));
+    assert_eq!((out.status.code(), text(&out.stdout).trim()), (Some(0), "1 object: 0 errors, 0 warnings"));
 
     std::fs::write(&path, SHOP.replace("port: 9080", "port: ninety")).unwrap();
     let out = output(&["validate", path.to_str().unwrap()]);
@@ -165,6 +165,16 @@ fn validate_says_what_is_wrong_and_where_and_exits_with_it() {
     let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!((report["errors"].as_u64(), report["diagnostics"][0]["line"].as_u64()), (Some(1), Some(5)));
     assert_eq!(output(&["validate", "no/such/file.yaml"]).status.code(), Some(1));
+}
+
+#[test]
+fn whoever_has_read_enough_may_close_the_pipe() {
+    for arguments in [&["bootstrap"] as &[&str], &["validate", env!("CARGO_MANIFEST_DIR")]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
+        let mut child = command.args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{arguments:?}");
+    }
 }
 
 #[test]

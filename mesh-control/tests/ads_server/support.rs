@@ -34,7 +34,7 @@ impl Shelf {
             version: version.into(),
             body: Bytes::copy_from_slice(version.as_bytes()),
             self_registered: false,
-            empty: false,
+            endpoints: 0,
         };
         self.0.insert((kind, name), resource);
     }

@@ -80,6 +80,27 @@ fn is_field(path: &str, field: &str) -> bool {
 }
 
 #[test]
+fn fields_without_effect_are_noted_once_a_file_and_keep_no_error_out() {
+    let entry = |number: usize, port: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: s{number}}}\n\
+             spec: {{hosts: [h{number}.example.com], location: MESH_INTERNAL, ports: [{{number: {port}, name: http}}]}}\n---\n"
+        )
+    };
+    let deployment = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n---\n";
+    let text: String = (0..300).map(|number| entry(number, "80")).collect();
+    let text = text + &deployment.repeat(300) + &entry(300, "eighty");
+    let file = read(Source { name: "many.yaml".into(), text: text.into() });
+    assert!(file.rejected && file.diagnostics.len() < 210, "{}", file.diagnostics.len());
+    let said: Vec<String> = file.diagnostics.iter().map(ToString::to_string).collect();
+    let one =
+        |part: &str| assert_eq!(said.iter().filter(|one| one.contains(part)).count(), 1, "{part}: {:#?}", &said[190..]);
+    one("error[wrong-type]");
+    one("many.yaml:4:33: info[ignored]: ServiceEntry: location: without effect in this mesh (here and 300 times more)");
+    one("info[file]: 100 more findings like these are left out");
+}
+
+#[test]
 fn every_field_is_written_somewhere_and_then_enforced_or_reported() {
     for kind in ObjectKind::ALL {
         let mut paths = BTreeSet::new();

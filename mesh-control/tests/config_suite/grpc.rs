@@ -498,5 +498,5 @@ fn calls_that_go_nowhere_have_a_cluster_without_endpoints() {
     let seen = Seen::new(&plane, grpc_client("default"));
     assert!(check_cluster(&seen.cluster("BlackHoleCluster"), "BlackHoleCluster"));
     let encoded = seen.get(Kind::Endpoints, "BlackHoleCluster").unwrap();
-    assert!(encoded.empty);
+    assert_eq!(encoded.endpoints, 0);
 }

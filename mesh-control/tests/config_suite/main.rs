@@ -3,6 +3,7 @@
 mod calling;
 mod cross;
 mod determinism;
+mod effects;
 mod fields;
 mod grpc;
 mod reload;

@@ -102,7 +102,7 @@ fn a_workload_that_comes_and_goes_changes_its_endpoints_and_nothing_else() {
     let client = client("default");
     let before = plane.world();
     let empty = before.resource(&client, Kind::Endpoints, name).unwrap();
-    assert!(empty.empty && empty.self_registered);
+    assert!(empty.endpoints == 0 && empty.self_registered);
     let cluster = before.resource(&client, Kind::Cluster, name).unwrap();
 
     plane.register(workload("a", "catalog", "v1", "10.0.0.1:8080"));
@@ -110,12 +110,12 @@ fn a_workload_that_comes_and_goes_changes_its_endpoints_and_nothing_else() {
     assert_eq!(after.config_generation(), before.config_generation());
     assert!(after.generation() > before.generation());
     let one = after.resource(&client, Kind::Endpoints, name).unwrap();
-    assert!(!one.empty && one.version != empty.version);
+    assert!(one.endpoints == 1 && one.version != empty.version);
     assert_eq!(after.resource(&client, Kind::Cluster, name).unwrap(), cluster);
     let same = after.resource(&client, Kind::Endpoints, other).unwrap();
     assert_eq!(same, before.resource(&client, Kind::Endpoints, other).unwrap());
     // The old world is what it was.
-    assert!(before.resource(&client, Kind::Endpoints, name).unwrap().empty);
+    assert!(before.resource(&client, Kind::Endpoints, name).unwrap().endpoints == 0);
 
     let mut draining = workload("a", "catalog", "v1", "10.0.0.1:8080");
     draining.health = Health::Draining;

@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Control {
     pub(crate) alone: f64,
     pub(crate) with_clients: f64,
+    /// The most that it ever was.
+    pub(crate) peak: f64,
     /// From the first connection until all clients hold everything.
     pub(crate) first: f64,
     pub(crate) p50: f64,
@@ -61,8 +63,8 @@ pub(crate) async fn measure(clients: usize, changes: usize) -> Result<Control> {
     let start = Instant::now();
     let mut tasks = JoinSet::new();
     let (seen, mut all_seen) = mpsc::channel(clients.max(1));
-    for _ in 0..clients {
-        tasks.spawn(client(xds, changes, seen.clone()));
+    for number in 0..clients {
+        tasks.spawn(client(xds, number, changes, seen.clone()));
     }
     // Times since then until all clients have said that they have it.
     let mut round = async |since: Instant| -> Result<Vec<f64>> {
@@ -90,15 +92,25 @@ pub(crate) async fn measure(clients: usize, changes: usize) -> Result<Control> {
         |share: f64| times.get((times.len() as f64 * share) as usize).or(times.last()).copied().unwrap_or(f64::NAN);
     let (p50, p99, last) = (at(0.5), at(0.99), at(1.0));
     let with_clients = mebibytes()?;
+    let peak = peak(process.id())?;
     while let Some(done) = tasks.join_next().await {
         done??;
     }
-    Ok(Control { alone, with_clients, first, p50, p99, last })
+    Ok(Control { alone, with_clients, peak, first, p50, p99, last })
 }
 
-/// One client: it asks for everything, and says when it holds it, and when it has accepted each change.
-async fn client(xds: SocketAddr, changes: usize, seen: mpsc::Sender<Instant>) -> Result {
-    let mut stream = Stream::open(xds, "web", None).await?;
+/// The most memory that a process has had, in MiB.
+fn peak(process: u32) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("/proc: no VmHWM")?;
+    let kibibytes: f64 = line.trim().trim_end_matches("kB").trim().parse().context("/proc: VmHWM")?;
+    Ok(kibibytes / 1024.0)
+}
+
+/// One client, of a node and a connection of its own: it asks for everything, and says when it holds it, and when it
+/// has accepted each change.
+async fn client(xds: SocketAddr, number: usize, changes: usize, seen: mpsc::Sender<Instant>) -> Result {
+    let mut stream = Stream::open(xds, &format!("web-{number}"), Some(&format!("web-{}", number % 10))).await?;
     let mut missing = 0;
     for kind in Kind::ALL {
         let hosts = (0..SERVICES - 1).map(host).chain([MOVING_HOST.to_owned()]);

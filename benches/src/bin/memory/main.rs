@@ -80,6 +80,7 @@ async fn measure(args: &Args) -> Result<ExitCode> {
     row("mesh-control without clients", format!("{:.1} MiB", control.alone), None);
     let most = control.with_clients;
     worst = worst.max(row(&format!("mesh-control: {about}"), format!("{most:.1} MiB"), Some((most, CONTROL_BAR))));
+    row("the same, the most it ever was", format!("{:.1} MiB", control.peak), None);
     row("all clients hold everything after", format!("{:.0} ms", control.first), None);
     row("one endpoint changes, accepted: p50", format!("{:.1} ms", control.p50), None);
     let p99 = control.p99;

@@ -70,10 +70,14 @@ pub(super) fn duty(entry: &Entry, found: Option<&Encoded>, settled: bool) -> Dut
         return if entry.again { Duty::Send } else { Duty::Nothing };
     }
     // After a start the registry fills up again as workloads come back. What a client brought along may
-    // not shrink meanwhile; one that has nothing is served as soon as there is an endpoint.
-    let incomplete = match entry.told {
-        Told::Cached(_) => true,
-        Told::Nothing | Told::Absent => found.empty,
+    // not shrink meanwhile, if it says how many there were; one that has nothing is served as soon as there is an
+    // endpoint.
+    let incomplete = match &entry.told {
+        Told::Cached(version) => {
+            let had = version.as_deref().and_then(Encoded::endpoints_of);
+            had.is_none_or(|had| found.endpoints < had)
+        }
+        Told::Nothing | Told::Absent => found.endpoints == 0,
         Told::Sent(_) => false,
     };
     if found.self_registered && !settled && incomplete { Duty::Hold } else { Duty::Send }
