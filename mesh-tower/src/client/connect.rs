@@ -47,14 +47,15 @@ impl Protocol {
     /// What a request to a cluster is sent by.
     #[inline]
     pub(super) fn of(head: &RequestHead<'_>, version: Version, cluster: &Cluster, is_grpc: bool) -> Self {
-        let wants = match cluster.protocol {
-            ClusterProtocol::Http1 => is_grpc,
-            ClusterProtocol::Http2 => true,
-            ClusterProtocol::AsCaller => is_grpc || version == Version::HTTP_2,
-        };
-        // An upgrade is a matter of HTTP/1.1.
+        // gRPC is HTTP/2, whatever the cluster says. An upgrade is a matter of HTTP/1.1.
         let upgrades = || head.method == Method::CONNECT || head.headers.contains_key(http::header::UPGRADE);
-        if wants && !upgrades() { Protocol::Http2 } else { Protocol::Http1 }
+        let wants = is_grpc
+            || match cluster.protocol {
+                ClusterProtocol::Http1 => false,
+                ClusterProtocol::Http2 => !upgrades(),
+                ClusterProtocol::AsCaller => version == Version::HTTP_2 && !upgrades(),
+            };
+        if wants { Protocol::Http2 } else { Protocol::Http1 }
     }
 
     /// Gives a request this protocol's form. `host` is the usual `Host` header, made before.

@@ -39,6 +39,11 @@ impl Connection {
     fn is_closed(&self) -> bool {
         lock(&self.sender).is_closed()
     }
+
+    /// Whether it takes new requests.
+    fn is_usable(&self) -> bool {
+        !self.retired.load(Ordering::Relaxed) && !self.is_closed()
+    }
 }
 
 /// How long nobody has used a connection, as of the last look.
@@ -118,12 +123,12 @@ impl Shared {
 
 impl Connections {
     fn stream(&mut self, cluster: &Cluster) -> Option<Stream> {
-        self.open.retain(|connection| !connection.is_closed() && !connection.retired.load(Ordering::Relaxed));
         let own_limit = cluster.max_concurrent_streams.unwrap_or(u32::MAX);
         for connection in &self.open {
             // Streams come only under the lock of `Connections`, so the room seen here is there.
             let limit = connection.limit.load(Ordering::Relaxed).min(own_limit);
-            if connection.streams.load(Ordering::Acquire) < limit {
+            let has_room = connection.streams.load(Ordering::Acquire) < limit;
+            if has_room && connection.is_usable() {
                 connection.streams.fetch_add(1, Ordering::AcqRel);
                 let requests = connection.requests.fetch_add(1, Ordering::Relaxed) + 1;
                 if cluster.max_requests_per_connection.is_some_and(|max| requests >= max) {
@@ -132,6 +137,7 @@ impl Connections {
                 return Some(Stream { connection: Arc::clone(connection), reused: requests > 1 });
             }
         }
+        self.open.retain(|connection| connection.is_usable());
         None
     }
 
