@@ -14,12 +14,14 @@ const OVERPROVISIONING_PERCENT: u64 = 140;
 /// All priorities of a cluster, with the share of load that each takes.
 #[derive(Debug, Default)]
 pub struct Levels {
+    /// What was added since the last time that load was distributed.
+    priorities: Vec<Priority>,
     levels: Vec<Level>,
     /// Running totals of load, in percent; the last is 100 unless nothing can be picked.
     loads: Vec<u64>,
 }
 
-/// One priority.
+/// What takes a share of load: the healthy endpoints of a priority, its degraded ones, or in panic all of them.
 #[derive(Debug)]
 pub struct Level {
     /// Which of the cluster's leaves it belongs to (aggregate clusters have several).
@@ -27,13 +29,24 @@ pub struct Level {
     /// What may be picked now.
     pub endpoints: EndpointSet,
     balancer: Arc<dyn LoadBalancer>,
-    /// Healthy share × overprovisioning, at most 100.
+}
+
+/// One priority, before it is known whether the others can make up for what it lacks.
+#[derive(Debug)]
+struct Priority {
+    leaf: usize,
+    balancer: Arc<dyn LoadBalancer>,
+    healthy: EndpointSet,
+    degraded: EndpointSet,
+    /// All endpoints, whatever their health, where fewer than the panic threshold are available.
+    all: Option<EndpointSet>,
+    /// Healthy share × overprovisioning, at most 100; and the same for degraded.
     health: u64,
-    panic: bool,
+    degraded_health: u64,
 }
 
 impl Levels {
-    /// Adds the priorities of one leaf after those that are there.
+    /// Adds the priorities of one leaf after those that are there; [`Levels::settle`] makes them count.
     pub fn add_leaf(
         &mut self,
         leaf: usize,
@@ -49,28 +62,50 @@ impl Levels {
         for priority in priorities {
             let localities: Vec<&LocalityEndpoints> =
                 endpoints.localities.iter().filter(|locality| locality.priority == priority).collect();
-            self.levels.push(Level::new(leaf, &localities, factor, policy, balancer, state));
+            self.priorities.push(Priority::new(leaf, &localities, factor, policy, balancer, state));
         }
     }
 
-    /// Distributes load over the priorities, highest first.
+    /// Distributes load over what was added: over healthy endpoints, highest priority first; what they cannot take,
+    /// over degraded ones. Where all of them together cannot take everything, each takes its share of what they can,
+    /// and a priority below the panic threshold spreads it over all of its endpoints.
     pub fn settle(&mut self) {
-        let available: u64 = self.levels.iter().map(|level| level.health).sum::<u64>().min(100);
+        let priorities = std::mem::take(&mut self.priorities);
+        let available =
+            priorities.iter().map(|priority| priority.health + priority.degraded_health).sum::<u64>().min(100);
         let mut left = 100;
-        let mut total = 0;
-        self.loads.clear();
-        for level in &self.levels {
-            // Where all priorities together cannot take everything, each takes its share of what they can.
-            let share = if level.panic && available == 0 {
-                if total == 0 { 100 } else { 0 }
-            } else {
-                (level.health * 100).checked_div(available).unwrap_or(0).min(left)
-            };
+        let mut share = |health: u64| {
+            let share = (health * 100).checked_div(available).unwrap_or(0).min(left);
             left -= share;
-            total += share;
-            self.loads.push(total);
+            share
+        };
+        let mut healthy: Vec<u64> = priorities.iter().map(|priority| share(priority.health)).collect();
+        let degraded: Vec<u64> = priorities.iter().map(|priority| share(priority.degraded_health)).collect();
+        // Nothing is available anywhere: the first that may serve in panic takes everything.
+        if available == 0
+            && let Some((share, _)) = healthy.iter_mut().zip(&priorities).find(|(_, priority)| priority.all.is_some())
+        {
+            *share = 100;
         }
-        // Whole percents leave a remainder: the last priority that takes any load takes it too.
+        (self.levels, self.loads) = (Vec::new(), Vec::new());
+        let mut total = 0;
+        for (priority, (healthy, degraded)) in priorities.into_iter().zip(healthy.into_iter().zip(degraded)) {
+            let mut add = |endpoints, share: u64| {
+                total += share;
+                self.levels.push(Level { leaf: priority.leaf, endpoints, balancer: Arc::clone(&priority.balancer) });
+                self.loads.push(total);
+            };
+            match priority.all.filter(|_| available < 100) {
+                Some(all) => add(all, healthy + degraded),
+                None => {
+                    add(priority.healthy, healthy);
+                    if !priority.degraded.is_empty() {
+                        add(priority.degraded, degraded);
+                    }
+                }
+            }
+        }
+        // Whole percents leave a remainder: the last that takes any load takes it too.
         if total > 0 && total < 100 {
             for load in self.loads.iter_mut().filter(|load| **load == total) {
                 *load = 100;
@@ -93,13 +128,13 @@ impl Levels {
         Some((level, level.endpoints.pick(&*level.balancer, call)?))
     }
 
-    /// The priorities, highest first.
+    /// What takes load, highest priority first.
     pub fn iter(&self) -> impl Iterator<Item = &Level> {
         self.levels.iter()
     }
 }
 
-impl Level {
+impl Priority {
     fn new(
         leaf: usize,
         localities: &[&LocalityEndpoints],
@@ -107,29 +142,26 @@ impl Level {
         policy: PriorityPolicy,
         balancer: &Arc<dyn LoadBalancer>,
         state: &Arc<ClusterState>,
-    ) -> Level {
+    ) -> Priority {
         let count = |wanted: fn(Health) -> bool| -> u64 {
             let endpoints = localities.iter().flat_map(|locality| &locality.endpoints);
             endpoints.filter(|endpoint| wanted(endpoint.health)).count() as u64
         };
-        let all = count(|health| health != Health::Draining);
-        let healthy = count(Health::is_pickable);
-        let panic = all > 0 && healthy * 100 < u64::from(policy.panic_percent) * all;
-        // Degraded endpoints serve only where no healthy one does; in panic, health is not looked at.
-        let wanted: fn(Health) -> bool = if panic {
-            |health| health != Health::Draining
-        } else if healthy > 0 {
-            Health::is_pickable
-        } else {
-            |health| health == Health::Degraded
-        };
-        let available = if healthy > 0 { healthy } else { count(|health| health == Health::Degraded) };
-        Level {
+        let set = |wanted| EndpointSet::new(weighted(localities, wanted, factor, state), Arc::clone(state));
+        let is_degraded: fn(Health) -> bool = |health| health == Health::Degraded;
+        let is_not_leaving: fn(Health) -> bool = |health| health != Health::Draining;
+        let (all, healthy, degraded) = (count(is_not_leaving), count(Health::is_pickable), count(is_degraded));
+        let health = |available: u64| (factor * available).checked_div(all).unwrap_or(0).min(100);
+        // Degraded endpoints are available ones (Envoy, panic threshold).
+        let may_panic = all > 0 && (healthy + degraded) * 100 < u64::from(policy.panic_percent) * all;
+        Priority {
             leaf,
-            endpoints: EndpointSet::new(weighted(localities, wanted, factor, state), Arc::clone(state)),
             balancer: Arc::clone(balancer),
-            health: (factor * available).checked_div(all).unwrap_or(0).min(100),
-            panic,
+            healthy: set(Health::is_pickable),
+            degraded: set(is_degraded),
+            all: may_panic.then(|| set(is_not_leaving)),
+            health: health(healthy),
+            degraded_health: health(degraded),
         }
     }
 }
@@ -182,20 +214,26 @@ mod tests {
     use crate::id::{EndpointId, Locality};
     use crate::model::Endpoint;
 
-    /// One locality a tuple: (priority, weight, healthy, unhealthy).
-    fn levels(localities: &[(u32, Option<u32>, u16, u16)], panic_percent: u8) -> Levels {
+    /// One locality: its priority, its weight, and how many endpoints are healthy, degraded and unhealthy.
+    type Group = (u32, Option<u32>, [u16; 3]);
+
+    fn levels(localities: &[Group], panic_percent: u8) -> Levels {
         let mut port = 0;
         let localities = localities
             .iter()
-            .map(|(priority, weight, healthy, unhealthy)| LocalityEndpoints {
+            .map(|(priority, weight, [healthy, degraded, unhealthy])| LocalityEndpoints {
                 locality: Locality::default(),
                 weight: *weight,
                 priority: *priority,
-                endpoints: (0..healthy + unhealthy)
+                endpoints: (0..healthy + degraded + unhealthy)
                     .map(|at| {
                         port += 1;
                         let address = SocketAddr::from(([10, 0, *priority as u8, 1], port));
-                        let health = if at < *healthy { Health::Healthy } else { Health::Unhealthy };
+                        let health = match at {
+                            at if at < *healthy => Health::Healthy,
+                            at if at < healthy + degraded => Health::Degraded,
+                            _ => Health::Unhealthy,
+                        };
                         Endpoint { health, ..Endpoint::new(EndpointId::new(address)) }
                     })
                     .collect(),
@@ -209,20 +247,18 @@ mod tests {
         levels
     }
 
-    type Level = (u32, Option<u32>, u16, u16);
-
     #[test]
     fn load_moves_to_the_next_priority_as_health_falls() {
         // (localities, panic threshold, running totals of load)
-        let cases: &[(&[Level], u8, &[u64])] = &[
-            (&[(0, None, 10, 0), (1, None, 10, 0)], 50, &[100, 100]),
+        let cases: &[(&[Group], u8, &[u64])] = &[
+            (&[(0, None, [10, 0, 0]), (1, None, [10, 0, 0])], 50, &[100, 100]),
             // 72 % healthy × 1.4 is still all of it.
-            (&[(0, None, 72, 28), (1, None, 10, 0)], 50, &[100, 100]),
-            (&[(0, None, 50, 50), (1, None, 10, 0)], 50, &[70, 100]),
-            (&[(0, None, 0, 10), (1, None, 10, 0)], 50, &[0, 100]),
-            (&[(0, None, 25, 75), (1, None, 25, 75)], 0, &[50, 100]),
-            (&[(0, None, 0, 10), (1, None, 0, 10)], 50, &[100, 100]),
-            (&[(0, None, 0, 10)], 0, &[0]),
+            (&[(0, None, [72, 0, 28]), (1, None, [10, 0, 0])], 50, &[100, 100]),
+            (&[(0, None, [50, 0, 50]), (1, None, [10, 0, 0])], 50, &[70, 100]),
+            (&[(0, None, [0, 0, 10]), (1, None, [10, 0, 0])], 50, &[0, 100]),
+            (&[(0, None, [25, 0, 75]), (1, None, [25, 0, 75])], 0, &[50, 100]),
+            (&[(0, None, [0, 0, 10]), (1, None, [0, 0, 10])], 50, &[100, 100]),
+            (&[(0, None, [0, 0, 10])], 0, &[0]),
             (&[], 50, &[]),
         ];
         for (localities, panic_percent, expected) in cases {
@@ -231,16 +267,47 @@ mod tests {
     }
 
     #[test]
+    fn panic_is_only_where_all_priorities_together_cannot_take_the_load() {
+        // (localities, how many endpoints share which part of the load), with a panic threshold of 50 %.
+        type Shares = [(usize, u64)];
+        let cases: &[(&[Group], &Shares)] = &[
+            // The other priority makes up for it: nothing goes to endpoints that are known to be unhealthy.
+            (&[(0, None, [2, 0, 8]), (1, None, [10, 0, 0])], &[(2, 28), (10, 72)]),
+            (&[(0, None, [1, 0, 19]), (1, None, [13, 0, 7])], &[(20, 7), (13, 93)]),
+            (&[(0, None, [5, 0, 15]), (1, None, [5, 0, 15])], &[(20, 50), (20, 50)]),
+            (&[(0, None, [0, 0, 10]), (1, None, [0, 0, 10])], &[(10, 100), (10, 0)]),
+            // Degraded endpoints are available, and take what the healthy ones cannot.
+            (&[(0, None, [25, 65, 10])], &[(25, 35), (65, 65)]),
+            (&[(0, None, [2, 8, 0])], &[(2, 28), (8, 72)]),
+            (&[(0, None, [71, 29, 0])], &[(71, 99), (29, 1)]),
+            (&[(0, None, [0, 4, 6])], &[(10, 100)]),
+            (&[(0, None, [0, 6, 4])], &[(0, 0), (6, 100)]),
+            // A healthy endpoint of a lower priority comes before a degraded one of a higher.
+            (&[(0, None, [0, 10, 0]), (1, None, [10, 0, 0])], &[(0, 0), (10, 0), (10, 100)]),
+        ];
+        for (localities, expected) in cases {
+            let levels = levels(localities, 50);
+            let mut before = 0;
+            let shares = levels.iter().zip(&levels.loads).map(|(level, load)| {
+                let share = load - before;
+                before = *load;
+                (level.endpoints.len(), share)
+            });
+            assert_eq!(shares.collect::<Vec<_>>(), *expected, "{localities:?}");
+        }
+    }
+
+    #[test]
     fn nothing_healthy_and_no_panic_is_no_pick() {
         let mut call = Call::new(Instant::now(), fastrand::Rng::with_seed(1));
-        assert!(levels(&[(0, None, 0, 3)], 0).pick(&mut call).is_none());
-        assert!(levels(&[(0, None, 0, 3)], 50).pick(&mut call).is_some());
+        assert!(levels(&[(0, None, [0, 0, 3])], 0).pick(&mut call).is_none());
+        assert!(levels(&[(0, None, [0, 0, 3])], 50).pick(&mut call).is_some());
         assert!(levels(&[], 50).pick(&mut call).is_none());
     }
 
     #[test]
     fn localities_share_by_weight_whatever_their_size() {
-        let levels = levels(&[(0, Some(3), 1, 0), (0, Some(1), 9, 0), (0, None, 5, 0)], 50);
+        let levels = levels(&[(0, Some(3), [1, 0, 0]), (0, Some(1), [9, 0, 0]), (0, None, [5, 0, 0])], 50);
         let level = levels.iter().next().unwrap();
         assert_eq!(level.endpoints.len(), 10, "a locality without a weight gets nothing where others have one");
         let first = level.endpoints.weight(0) as f64;
