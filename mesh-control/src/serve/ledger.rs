@@ -52,6 +52,15 @@ pub(crate) struct Nack {
     pub(crate) names: Vec<Arc<str>>,
 }
 
+/// How a name came to be refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blame {
+    /// It was named, or alone in the response.
+    Certain,
+    /// The refusal named none of its response, which has this nonce: any of them may be the cause.
+    Shared(u64),
+}
+
 /// Which sets a response may draw from, besides the answers that are owed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Scope {
@@ -100,7 +109,7 @@ pub(crate) struct Ledger {
     nonce: u64,
     nack: Option<Nack>,
     /// What the client refused and has not accepted since.
-    refused: BTreeSet<Arc<str>>,
+    refused: BTreeMap<Arc<str>, Blame>,
     sent_version: String,
     acked_version: String,
     acked_at: Option<Instant>,
@@ -126,7 +135,7 @@ impl Ledger {
             flights: VecDeque::new(),
             nonce: 0,
             nack: None,
-            refused: BTreeSet::new(),
+            refused: BTreeMap::new(),
             sent_version: String::new(),
             acked_version: String::new(),
             acked_at: None,
@@ -342,7 +351,7 @@ impl Ledger {
 
     /// The client works with an older version of something that still exists.
     pub(crate) fn is_refused(&self) -> bool {
-        self.refused.iter().any(|name| !self.sets.leaving.contains(name))
+        self.refused.keys().any(|name| !self.sets.leaving.contains(name))
     }
 
     /// Takes the next response out of the sets, about `limit` bytes of it where it may be divided.
@@ -485,8 +494,12 @@ impl Ledger {
         };
         self.acked_version = flight.version;
         self.acked_at = Some(now);
-        if flight.names.iter().any(|name| self.refused.contains(name)) {
-            self.refused.clear();
+        for name in &flight.names {
+            if let Some(blame @ Blame::Shared(_)) = self.refused.remove(name) {
+                // Who refuses without a name and then accepts one of them may never be sent the others again: a refusal
+                // that nothing can end would hold back removals for ever.
+                self.refused.retain(|_, other| *other != blame);
+            }
         }
         true
     }
@@ -497,11 +510,19 @@ impl Ledger {
             return false;
         };
         let mut names = flight.names;
-        if names.iter().any(|name| text.contains(&**name)) {
+        let is_named = names.iter().any(|name| text.contains(&**name));
+        if is_named {
             names.retain(|name| text.contains(&**name));
         }
+        let blame = if is_named || names.len() == 1 { Blame::Certain } else { Blame::Shared(nonce) };
+        for name in names.iter().filter(|name| self.entries.contains_key(*name)) {
+            let before = *self.refused.entry(name.clone()).or_insert(blame);
+            // Those that shared the blame with it before share it from now on as well.
+            if matches!((before, blame), (Blame::Shared(before), Blame::Shared(now)) if before != now) {
+                self.refused.values_mut().filter(|other| **other == before).for_each(|other| *other = blame);
+            }
+        }
         names.truncate(NACK_NAMES);
-        self.refused.extend(names.iter().filter(|name| self.entries.contains_key(*name)).cloned());
         let end = (0..=NACK_TEXT.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         self.nack = Some(Nack { at: now, text: text[..end].to_owned(), names });
         self.nacks += 1;
@@ -546,7 +567,7 @@ impl Ledger {
                     version: entry.told.version().cloned(),
                     absent: matches!(entry.told, Told::Absent),
                     pending: self.sets.contains(name),
-                    refused: self.refused.contains(name),
+                    refused: self.refused.contains_key(name),
                 })
                 .collect(),
             sent_version: self.sent_version.clone(),

@@ -101,6 +101,46 @@ fn server_rule_02_a_refused_route_keeps_the_clusters_that_the_old_one_uses() {
 }
 
 #[test]
+fn server_rule_02_each_refused_route_keeps_the_clusters_until_it_is_accepted_itself() {
+    // (what the refusal says, whether accepting `r` settles that of `q` too)
+    let cases = [
+        ("r: bad regex; q: bad regex", false),
+        // It names neither, and `q`, if it was not the cause, is never sent again.
+        ("bad regex", true),
+    ];
+    for (text, settles_all) in cases {
+        for protocol in [Protocol::Delta, Protocol::Sotw] {
+            let both = |r: &str, q: &str| whole("1").with(Route, "r", r).with(Route, "q", q);
+            let mut talk = Talk::open(protocol, ClientClass::Grpc, &both("1", "1"), Duration::ZERO);
+            for (kind, names) in [(Listener, vec!["l"]), (Route, vec!["q", "r"]), (Cluster, vec!["a"])] {
+                let answers = match protocol {
+                    Protocol::Delta => talk.subscribe(kind, &names),
+                    Protocol::Sotw => talk.ask(kind, &names, None),
+                };
+                talk.finish(answers);
+            }
+            let sent = talk.publish(&both("2", "2").without(Cluster, "a"));
+            assert_eq!(told(&sent), ["Route q=2 r=2"]);
+            assert!(talk.nack(&sent[0], text).is_empty());
+            assert!(talk.wait(10 * PACE.grace).is_empty());
+            let good = talk.publish(&both("3", "2").without(Cluster, "a"));
+            assert_eq!(told(&good), ["Route r=3"]);
+            assert!(talk.ack(&good[0]).is_empty());
+            let after = talk.wait(10 * PACE.grace);
+            if settles_all {
+                assert_eq!(told(&after), ["Cluster !a"]);
+                continue;
+            }
+            assert!(after.is_empty(), "{protocol:?}: `q` still uses it: {:?}", told(&after));
+            let good = talk.publish(&both("3", "3").without(Cluster, "a"));
+            assert_eq!(told(&good), ["Route q=3"]);
+            assert!(talk.ack(&good[0]).is_empty());
+            assert_eq!(told(&talk.wait(PACE.linger)), ["Cluster !a"]);
+        }
+    }
+}
+
+#[test]
 fn server_rule_02_a_whole_set_response_repeats_a_cluster_whose_removal_is_held_back() {
     let (mut talk, held) = settled_sotw(&whole("1"));
     let next = whole("1").with(Route, "r", "2").without(Cluster, "a").with(Cluster, "b", "1");
