@@ -34,6 +34,9 @@ use assemble::Assembly;
 /// exhaust memory.
 const MAX_TARGETS: usize = 10_000;
 
+/// How long a target that nobody asks for is remembered at most.
+const LONGEST_IDLE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// Where configuration comes from.
 pub trait Source: Send + Sync + 'static {
     /// The listener of a target.
@@ -150,7 +153,8 @@ impl fmt::Debug for TargetEntry {
 }
 
 impl Store {
-    /// A store and the sink that fills it; run the source with the sink. A target that nobody asked for during `idle` is forgotten.
+    /// A store and the sink that fills it; run the source with the sink. A target that nobody asked for during `idle`,
+    /// or for a year, is forgotten.
     pub fn new(source: Arc<dyn Source>, extensions: Extensions, idle: Duration) -> (Store, Sink) {
         let shared = Arc::new(Shared {
             targets: ArcSwap::default(),
@@ -158,7 +162,8 @@ impl Store {
             news: Notify::new(),
             closed: AtomicBool::new(false),
             source,
-            idle,
+            // A clock cannot add any duration to the present.
+            idle: idle.min(LONGEST_IDLE),
         });
         let alive = Arc::new(Alive(Arc::clone(&shared)));
         let sink = Sink { shared: Arc::clone(&shared), assembly: Assembly::new(extensions), idle_check: None };

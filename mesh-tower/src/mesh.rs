@@ -14,6 +14,9 @@ use mesh_core::view::Extensions;
 use crate::drain::Drain;
 use crate::server::Listeners;
 
+/// The longest time that can be set. Longer ones mean "for ever", and a clock cannot add them to the present.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// The mesh of this process. Cheap to clone; when the last clone, client and listener are gone, its
 /// configuration thread stops.
 ///
@@ -162,23 +165,23 @@ impl MeshBuilder {
     }
 
     /// How long the first request to a target waits for configuration. 20 s by default: a little more than
-    /// the 15 s after which a resource is taken not to exist (gRFC A57).
+    /// the 15 s after which a resource is taken not to exist (gRFC A57). One year at most: what is longer counts as that.
     pub fn cold_start_wait(mut self, wait: Duration) -> Self {
-        self.cold_start_wait = Some(wait);
+        self.cold_start_wait = Some(wait.min(LONGEST));
         self
     }
 
     /// After how long without a request a target is forgotten and its resources unsubscribed. 10 min by
-    /// default.
+    /// default, one year at most: what is longer counts as that.
     pub fn target_idle(mut self, idle: Duration) -> Self {
-        self.target_idle = Some(idle);
+        self.target_idle = Some(idle.min(LONGEST));
         self
     }
 
     /// For how long a draining server goes on accepting, so that clients learn that it is leaving. 1 s by
-    /// default.
+    /// default, one year at most: what is longer counts as that.
     pub fn lame_duck(mut self, lame_duck: Duration) -> Self {
-        self.lame_duck = Some(lame_duck);
+        self.lame_duck = Some(lame_duck.min(LONGEST));
         self
     }
 

@@ -14,8 +14,9 @@ use http_body_util::BodyExt;
 use mesh_core::balance::{EndpointSet, LoadBalancer};
 use mesh_core::call::Call;
 use mesh_core::client_status::{ResourceState, ResourceStatus};
-use mesh_core::error::Invalid;
+use mesh_core::error::{ErrorKind, Invalid};
 use mesh_core::filter::{Decision, Filter, Reply};
+use mesh_core::fixed::Fixed;
 use mesh_core::resources::{ResourceKey, ResourceType};
 use mesh_core::testing::ManagementServer;
 use mesh_core::testing::resources::{
@@ -188,4 +189,20 @@ async fn an_update_that_takes_long_keeps_the_meshs_one_thread_busy_and_not_the_a
 async fn a_mesh_without_a_control_plane_tells_nothing() {
     let mesh = Mesh::builder().source(mesh_core::fixed::Fixed::new()).start().unwrap();
     assert_eq!(*mesh.client_status(), Default::default());
+}
+
+#[tokio::test]
+async fn times_that_no_clock_can_add_to_the_present_mean_for_ever() {
+    let source = Fixed::new().service("a:80", []).service("b:80", []);
+    let builder = Mesh::builder().source(source).cold_start_wait(Duration::MAX).target_idle(Duration::MAX);
+    let mesh = builder.lame_duck(Duration::MAX).start().unwrap();
+    let all = async {
+        let _listener = mesh.bind("127.0.0.1:0").await.unwrap();
+        mesh.serving().await.unwrap();
+        // The configuration of each is still to come, from the thread that forgets idle ones.
+        for uri in ["http://a:80/", "http://b:80/"] {
+            assert_eq!(mesh.client().get(uri).await.unwrap_err().kind(), ErrorKind::NoHealthyEndpoint);
+        }
+    };
+    tokio::time::timeout(WAIT, all).await.expect("in time");
 }
