@@ -357,6 +357,11 @@ impl ClusterView {
                 .all(|(a, b)| Arc::ptr_eq(&a.cluster, &b.cluster) && same_endpoints(&a.endpoints, &b.endpoints))
     }
 
+    /// Whether requests go to the address that the caller asked for.
+    pub fn passes_through(&self) -> bool {
+        matches!(self.leaves.as_slice(), [Leaf { endpoints: None, .. }])
+    }
+
     /// Chooses an endpoint. `authority` is what the caller asked for; only a pass-through cluster asks for it.
     #[inline]
     pub fn pick<'a>(&self, call: &mut Call, authority: impl FnOnce() -> &'a str) -> Result<Pick<'_>, MeshError> {
