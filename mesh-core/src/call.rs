@@ -21,9 +21,11 @@ pub struct Call {
     pub deadline: Option<Instant>,
     /// Whether it carries gRPC.
     pub is_grpc: bool,
+    /// Whether the caller speaks HTTP/2; the protocol of a try may be another.
+    pub is_http2: bool,
     /// What consistent hashing chooses by, where a policy computed it.
     pub hash: Option<u64>,
-    /// Tries so far, the current one included.
+    /// Tries so far, the current one included; 1 also before there is any.
     pub attempt: u32,
     /// The endpoints of earlier tries: not to be picked again while there are others.
     pub tried: SmallVec<[Arc<EndpointState>; 2]>,
@@ -43,6 +45,7 @@ impl Call {
             started: now,
             deadline: None,
             is_grpc: false,
+            is_http2: false,
             hash: None,
             attempt: 1,
             tried: SmallVec::new(),

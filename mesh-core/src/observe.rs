@@ -21,9 +21,9 @@ pub struct Event<'e> {
     pub endpoint: Option<&'e Arc<EndpointState>>,
     /// The HTTP status, where an answer came.
     pub status: Option<http::StatusCode>,
-    /// Why the mesh failed it, where it did.
+    /// Why the mesh failed it, where it did. Neither status nor error: the caller gave it up.
     pub error: Option<ErrorKind>,
-    /// Tries.
+    /// Tries; 0 where no endpoint was picked.
     pub attempts: u32,
     /// From the start to the end of the response's head.
     pub duration: Duration,

@@ -122,6 +122,13 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     matches!(rest.first(), None | Some(b'+' | b';'))
 }
 
+/// Whether an authority ends in a port.
+pub fn has_port(authority: &str) -> bool {
+    let digits = authority.bytes().rev().take_while(u8::is_ascii_digit).count();
+    let colon = authority.len().checked_sub(digits + 1).and_then(|at| authority.as_bytes().get(at));
+    digits > 0 && colon == Some(&b':')
+}
+
 /// The name by which xDS knows an HTTP destination: host in lower case, and always a port.
 ///
 /// ```
@@ -200,6 +207,15 @@ mod tests {
         }
         assert_eq!(host_and_port("[::1]", "https").unwrap(), "[::1]:443");
         assert_eq!(host_and_port("[::1]:80", "http").unwrap(), "[::1]:80");
+    }
+
+    #[test]
+    fn a_port_is_what_follows_the_last_colon() {
+        for (authority, expected) in [("a:80", true), ("[::1]:80", true), ("a", false), ("[::1]", false), ("a:", false)]
+        {
+            assert_eq!(has_port(authority), expected, "{authority}");
+        }
+        assert!(!has_port("80") && !has_port(""));
     }
 
     #[test]

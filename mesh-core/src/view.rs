@@ -55,12 +55,18 @@ struct CompiledRoute {
     total_weight: u64,
 }
 
-/// One way that a route can send a request.
+/// One way that a route can send a request. Small, so that what is asked of a route is in one cache line.
 pub struct Destination {
     /// Position in the table's and the view's clusters; `None` where the route goes to no cluster.
-    cluster: Option<usize>,
+    cluster: Option<u32>,
     weight: u32,
-    filters: Vec<Arc<dyn Filter>>,
+    filters: Box<[Arc<dyn Filter>]>,
+    /// Mostly none.
+    changes: Option<Box<Changes>>,
+}
+
+/// Header changes, in order.
+struct Changes {
     request: Vec<HeaderChange>,
     response: Vec<HeaderChange>,
 }
@@ -73,12 +79,12 @@ impl Destination {
 
     /// Header changes of the request, in order.
     pub fn request_changes(&self) -> &[HeaderChange] {
-        &self.request
+        self.changes.as_ref().map_or(&[], |changes| &changes.request)
     }
 
     /// Header changes of the response, in order.
     pub fn response_changes(&self) -> &[HeaderChange] {
-        &self.response
+        self.changes.as_ref().map_or(&[], |changes| &changes.response)
     }
 }
 
@@ -108,7 +114,7 @@ impl RouteTable {
     fn compile_host(
         &mut self,
         host: &VirtualHost,
-        known: &mut HashMap<ClusterName, usize>,
+        known: &mut HashMap<ClusterName, u32>,
         registry: &FilterRegistry,
     ) -> Result<Host, Invalid> {
         let index = RouteIndex::new(host.routes.iter().map(|route| &route.matches))?;
@@ -124,7 +130,7 @@ impl RouteTable {
         &mut self,
         host: &VirtualHost,
         route: &Route,
-        known: &mut HashMap<ClusterName, usize>,
+        known: &mut HashMap<ClusterName, u32>,
         registry: &FilterRegistry,
     ) -> Result<CompiledRoute, Invalid> {
         let none = (HeaderMutations::default(), BTreeMap::new());
@@ -132,7 +138,7 @@ impl RouteTable {
             let cluster = name.map(|name| {
                 *known.entry(name.clone()).or_insert_with(|| {
                     self.clusters.push(name.clone());
-                    self.clusters.len() - 1
+                    (self.clusters.len() - 1) as u32
                 })
             });
             // Weighted cluster, route, virtual host, route configuration: the order in which Envoy applies them.
@@ -140,12 +146,15 @@ impl RouteTable {
             if self.config.most_specific_mutations_win {
                 levels.reverse();
             }
+            let request: Vec<_> = levels.iter().flat_map(|level| level.request.clone()).collect();
+            let response: Vec<_> = levels.iter().flat_map(|level| level.response.clone()).collect();
+            let changes = !(request.is_empty() && response.is_empty());
+            let filters = effective_filters(&self.filters, [overrides, &route.filters, &host.filters], registry)?;
             Ok::<_, Invalid>(Destination {
                 cluster,
                 weight,
-                filters: effective_filters(&self.filters, [overrides, &route.filters, &host.filters], registry)?,
-                request: levels.iter().flat_map(|level| level.request.clone()).collect(),
-                response: levels.iter().flat_map(|level| level.response.clone()).collect(),
+                filters: filters.into(),
+                changes: changes.then(|| Box::new(Changes { request, response })),
             })
         };
         let destinations: SmallVec<[Destination; 1]> = match &route.action {
@@ -187,12 +196,12 @@ impl RouteTable {
             let compiled = self.hosts.get(host).ok_or_else(|| no_route("no virtual host for"))?;
             (host, compiled.index.find(head, &mut call.random).ok_or_else(|| no_route("no route for"))?)
         };
-        let compiled = self.hosts.get(host).and_then(|host| host.routes.get(route));
-        let destination =
-            compiled.and_then(|route| route.choose(call)).ok_or_else(|| no_route("no destination for"))?;
-        let place = Place { host, route, destination };
-        let (route, destination) = self.at(place).ok_or_else(|| no_route("no route for"))?;
-        Ok((place, route, destination))
+        let found = self.hosts.get(host).zip(self.config.virtual_hosts.get(host));
+        let found = found.and_then(|(host, config)| host.routes.get(route).zip(config.routes.get(route)));
+        let (compiled, config) = found.ok_or_else(|| no_route("no route for"))?;
+        let chosen = compiled.choose(call).and_then(|chosen| Some((chosen, compiled.destinations.get(chosen)?)));
+        let (chosen, destination) = chosen.ok_or_else(|| no_route("no destination for"))?;
+        Ok((Place { host, route, destination: chosen }, config, destination))
     }
 
     /// What is at a place; `None` only where it is another table's.
@@ -348,6 +357,11 @@ impl ClusterView {
                 .all(|(a, b)| Arc::ptr_eq(&a.cluster, &b.cluster) && same_endpoints(&a.endpoints, &b.endpoints))
     }
 
+    /// Whether requests go to the address that the caller asked for.
+    pub fn passes_through(&self) -> bool {
+        matches!(self.leaves.as_slice(), [Leaf { endpoints: None, .. }])
+    }
+
     /// Chooses an endpoint. `authority` is what the caller asked for; only a pass-through cluster asks for it.
     #[inline]
     pub fn pick<'a>(&self, call: &mut Call, authority: impl FnOnce() -> &'a str) -> Result<Pick<'_>, MeshError> {
@@ -486,10 +500,10 @@ impl Content {
     fn routed<'v>(&'v self, place: Place, route: &'v Route, destination: &'v Destination) -> Routed<'v> {
         Routed {
             route,
-            cluster: destination.cluster.and_then(|position| self.clusters.get(position)),
+            cluster: destination.cluster.and_then(|position| self.clusters.get(position as usize)),
             filters: &destination.filters,
-            request_changes: &destination.request,
-            response_changes: &destination.response,
+            request_changes: destination.request_changes(),
+            response_changes: destination.response_changes(),
             max_stream_duration: self.max_stream_duration,
             place,
         }

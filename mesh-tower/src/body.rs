@@ -1,11 +1,10 @@
 //! Bodies: what the mesh sends (any body, without a box where it is complete) and what it answers with.
 
 use std::any::Any;
-use std::convert::Infallible;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
 use http_body::{Frame, SizeHint};
@@ -196,8 +195,6 @@ impl fmt::Debug for Body {
 /// with the last frame, or when it is dropped.
 pub struct ResponseBody {
     content: Content,
-    /// Given up with the last frame.
-    held: Option<Box<dyn Any + Send + Sync>>,
     guard: crate::client::Guard,
     deadline: Option<Pin<Box<Sleep>>>,
 }
@@ -210,7 +207,7 @@ enum Content {
 impl ResponseBody {
     /// A body that the mesh answers with itself.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
-        ResponseBody { content: Content::Full(bytes.into()), held: None, guard: Default::default(), deadline: None }
+        ResponseBody { content: Content::Full(bytes.into()), guard: Default::default(), deadline: None }
     }
 
     #[inline]
@@ -224,7 +221,7 @@ impl ResponseBody {
             guard.finished();
         }
         let deadline = deadline.filter(|_| !ended);
-        ResponseBody { content: Content::Incoming(incoming), held: None, guard, deadline }
+        ResponseBody { content: Content::Incoming(incoming), guard, deadline }
     }
 
     /// When a response has to have ended.
@@ -240,18 +237,8 @@ impl ResponseBody {
         }
     }
 
-    /// Keeps something alive until the body has been read or dropped.
-    pub fn hold(mut self, value: impl Any + Send + Sync) -> Self {
-        self.held = Some(match self.held.take() {
-            Some(before) => Box::new((before, value)),
-            None => Box::new(value),
-        });
-        self
-    }
-
     fn finish(&mut self) {
         self.guard.finished();
-        self.held = None;
         self.deadline = None;
     }
 }
@@ -262,39 +249,37 @@ impl http_body::Body for ResponseBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, MeshError>>> {
         let body = &mut *self;
+        // First, so that a reader who always finds something to read is not exempt.
+        if body.deadline.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready()) {
+            body.content = Content::Full(Bytes::new());
+            body.guard.failed();
+            body.finish();
+            let late = MeshError::new(ErrorKind::Timeout, "the response did not end by the deadline");
+            return Poll::Ready(Some(Err(late)));
+        }
         let frame = match &mut body.content {
             Content::Full(bytes) if bytes.is_empty() => return Poll::Ready(None),
             Content::Full(bytes) => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Content::Incoming(incoming) => Pin::new(incoming).poll_frame(cx),
+            Content::Incoming(incoming) => ready!(Pin::new(incoming).poll_frame(cx)),
         };
-        match frame {
-            Poll::Pending => {
-                let expired = body.deadline.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready());
-                if !expired {
-                    return Poll::Pending;
-                }
-                body.content = Content::Full(Bytes::new());
-                body.guard.failed();
+        Poll::Ready(match frame {
+            None => {
                 body.finish();
-                Poll::Ready(Some(Err(MeshError::new(ErrorKind::Timeout, "the response did not end by the deadline"))))
+                None
             }
-            Poll::Ready(None) => {
-                body.finish();
-                Poll::Ready(None)
-            }
-            Poll::Ready(Some(Ok(frame))) => {
+            Some(Ok(frame)) => {
                 if http_body::Body::is_end_stream(body) {
                     body.finish();
                 }
-                Poll::Ready(Some(Ok(frame)))
+                Some(Ok(frame))
             }
-            Poll::Ready(Some(Err(error))) => {
+            Some(Err(error)) => {
                 body.guard.failed();
                 body.finish();
                 let lost = MeshError::new(ErrorKind::ConnectionLost, "the response ended early").caused_by(error);
-                Poll::Ready(Some(Err(lost)))
+                Some(Err(lost))
             }
-        }
+        })
     }
 
     fn is_end_stream(&self) -> bool {
@@ -315,12 +300,6 @@ impl http_body::Body for ResponseBody {
 impl fmt::Debug for ResponseBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ResponseBody")
-    }
-}
-
-impl From<Infallible> for Body {
-    fn from(never: Infallible) -> Self {
-        match never {}
     }
 }
 

@@ -1,5 +1,6 @@
 //! The third station: tries. One is made again only where nothing was processed: no connection was had, the
-//! request was never written, or the peer refused the stream unseen.
+//! request was never written, or the peer refused the stream unseen. (What [`super::connect`] does by itself with an
+//! old connection that closes under a request is not a try.)
 
 use std::time::{Duration, Instant};
 
@@ -19,44 +20,59 @@ const DEFAULT_RETRIES: u32 = 2;
 /// Envoy's default back-off.
 const DEFAULT_BACKOFF: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(250));
 
-/// Sends a request to a cluster, as often as its policy allows. The endpoint of the first try may have been picked
-/// before.
-pub(super) async fn run(
-    view: &TargetView,
-    cluster: &ClusterView,
-    policy: Option<&RetryPolicy>,
-    call: &mut Call,
-    mut request: Request<Body>,
-    mut picked: Option<Pick<'_>>,
-) -> Result<(Response<Incoming>, Guard), MeshError> {
-    loop {
-        let pick = match picked.take() {
-            Some(pick) => pick,
-            None => balance::pick(cluster, call, &request)?,
-        };
-        match balance::try_once(view, pick, call, request).await {
-            Ok(answer) => return Ok(answer),
-            Err(failure) => request = Box::pin(next(policy, call, failure)).await?,
-        }
-    }
+/// The way from a cluster on: what a request needs to be tried and tried again.
+pub(super) struct Tries<'v> {
+    pub(super) view: &'v TargetView,
+    pub(super) cluster: &'v ClusterView,
+    pub(super) policy: Option<&'v RetryPolicy>,
+    /// What the caller asked for, where that is where requests go.
+    pub(super) authority: Option<&'v str>,
 }
 
-/// After a failed try: the request for the next one, once it is time; or the failure, if it was the last.
-pub(super) async fn next(
-    policy: Option<&RetryPolicy>,
-    call: &mut Call,
-    failure: Failure,
-) -> Result<Request<Body>, MeshError> {
-    let Some(request) = failure.request.filter(|_| may_retry(policy, &failure.error, call.attempt)) else {
-        return Err(failure.error);
-    };
-    let pause = backoff(policy, call);
-    if call.deadline.is_some_and(|deadline| Instant::now() + pause >= deadline) {
-        return Err(failure.error);
+impl<'v> Tries<'v> {
+    /// Sends a request, as often as its policy allows.
+    pub(super) async fn run(
+        &self,
+        call: &mut Call,
+        request: Request<Body>,
+    ) -> Result<(Response<Incoming>, Guard), MeshError> {
+        let pick = self.pick(call)?;
+        self.from(pick, true, call, request).await
     }
-    tokio::time::sleep(pause).await;
-    call.attempt += 1;
-    Ok(*request)
+
+    /// The same with the endpoint of the first try; `reuse` says whether an old connection to it will do.
+    pub(super) async fn from(
+        &self,
+        mut pick: Pick<'v>,
+        mut reuse: bool,
+        call: &mut Call,
+        mut request: Request<Body>,
+    ) -> Result<(Response<Incoming>, Guard), MeshError> {
+        loop {
+            match balance::try_once(self.view, pick, reuse, call, request).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => request = Box::pin(self.next(call, failure)).await?,
+            }
+            (pick, reuse) = (self.pick(call)?, true);
+        }
+    }
+
+    /// After a failed try: the request for the next one, once it is time; or the failure, if it was the last.
+    pub(super) async fn next(&self, call: &mut Call, failure: Failure) -> Result<Request<Body>, MeshError> {
+        let again = may_retry(self.policy, &failure.error, call.attempt);
+        let Some(request) = failure.request.filter(|_| again) else { return Err(failure.error) };
+        let pause = backoff(self.policy, call);
+        if call.deadline.is_some_and(|deadline| Instant::now() + pause >= deadline) {
+            return Err(failure.error);
+        }
+        tokio::time::sleep(pause).await;
+        call.attempt += 1;
+        Ok(*request)
+    }
+
+    fn pick(&self, call: &mut Call) -> Result<Pick<'v>, MeshError> {
+        self.cluster.pick(call, || self.authority.unwrap_or_default())
+    }
 }
 
 /// Whether a policy has another try after this many.

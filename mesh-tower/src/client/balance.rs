@@ -7,29 +7,20 @@ use hyper::body::Incoming;
 use mesh_core::call::Call;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::ClusterTls;
-use mesh_core::request::RequestHead;
-use mesh_core::view::{ClusterView, Pick, TargetView};
+use mesh_core::view::{Pick, TargetView};
 
-use super::connect::{self, Exchange, Failure, Guard, Lease, Protocol};
+use super::connect::{self, Blame, Exchange, Failure, Guard, Lease, Protocol};
 use super::route;
 use crate::body::Body;
 
 /// How many connections may turn out to be closed under one try, before a new one is dialled for it.
 const MAX_STALE: u32 = 3;
 
-/// An endpoint for a try.
-pub(super) fn pick<'v>(
-    cluster: &'v ClusterView,
-    call: &mut Call,
-    request: &Request<Body>,
-) -> Result<Pick<'v>, MeshError> {
-    cluster.pick(call, || RequestHead::of_request(request).map_or("", |head| head.authority))
-}
-
-/// One try: connect, send.
+/// One try at an endpoint: connect, send. `reuse` says whether an old connection will do.
 pub(super) async fn try_once(
     view: &TargetView,
     pick: Pick<'_>,
+    mut reuse: bool,
     call: &mut Call,
     mut request: Request<Body>,
 ) -> Result<(Response<Incoming>, Guard), Failure> {
@@ -41,26 +32,33 @@ pub(super) async fn try_once(
         let detail = format!("cluster {}: {reason}", pick.cluster.name);
         return Err(Failure::last(MeshError::new(ErrorKind::Security, detail)));
     }
-    let head = RequestHead::of_request(&request).map_err(Failure::last)?;
-    let protocol = Protocol::of(&head, request.version(), pick.cluster, call.is_grpc);
+    let protocol = Protocol::of(&request, pick.cluster, call);
     protocol.form(&mut request, view.host()).map_err(Failure::last)?;
     route::tell_deadline(call, request.headers_mut());
     let mut stale = 0;
     let failure = loop {
-        let lease = match connect::lease(pick.cluster, endpoint, protocol, stale < MAX_STALE).await {
+        let lease = match connect::lease(pick.cluster, endpoint, protocol, reuse).await {
             Ok(lease) => lease,
             Err(error) => break Failure::unsent(error, request),
         };
         let goes_on = lease.may_go_on(pick.cluster);
         let mut exchange = Exchange::new(lease, goes_on);
         exchange.begin(request, Lease::send);
-        match exchange.await {
+        let failure = match exchange.await {
             Ok((response, lease)) => return Ok((response, Guard::new(pick.in_flight, lease))),
-            Err(Failure { request: Some(whole), stale: true, .. }) if stale < MAX_STALE => {
-                request = *whole;
+            Err(failure) => failure,
+        };
+        match (failure.blame, failure.request) {
+            (Blame::Stale, Some(whole)) if stale < MAX_STALE => {
                 stale += 1;
+                reuse = reuse && stale < MAX_STALE;
+                request = *whole;
             }
-            Err(failure) => break failure,
+            (Blame::Cut, Some(whole)) if reuse => {
+                reuse = false;
+                request = *whole;
+            }
+            (_, request) => break Failure { request, ..failure },
         }
     };
     call.tried.push(Arc::clone(endpoint));

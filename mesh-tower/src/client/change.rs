@@ -31,12 +31,9 @@ pub(super) fn prepare<B>(
     }
     if let Some(host) = &forward.authority {
         request.headers_mut().insert(HOST, host.clone());
-        edit(request.uri_mut(), |uri| (uri.scheme, uri.authority) = (None, None));
+        edit(request.uri_mut(), |uri| uri.authority = None);
     } else if let Some(authority) = authority {
-        edit(request.uri_mut(), |uri| {
-            uri.scheme.get_or_insert(Scheme::HTTP);
-            uri.authority = Some(authority.clone());
-        });
+        edit(request.uri_mut(), |uri| uri.authority = Some(authority.clone()));
     }
     Ok(())
 }
@@ -47,7 +44,7 @@ pub(super) fn to_http1<B>(request: &mut Request<B>, known: Option<&HeaderValue>)
     let Some(authority) = request.uri().authority() else { return };
     let host = match known.filter(|known| known.as_bytes() == authority.as_str().as_bytes()) {
         Some(known) => Ok(known.clone()),
-        None => HeaderValue::from_str(authority.as_str().rsplit('@').next().unwrap_or_default()),
+        None => HeaderValue::from_str(authority.as_str()),
     };
     // An authority is always visible ASCII.
     if let Ok(host) = host {
@@ -73,10 +70,17 @@ pub(super) fn to_http2<B>(request: &mut Request<B>) -> Result<(), MeshError> {
             .map_err(|error| MeshError::new(ErrorKind::BadRequest, "malformed authority").caused_by(error))?,
         (None, None) => return Err(MeshError::new(ErrorKind::BadRequest, "no authority")),
     };
-    edit(request.uri_mut(), |uri| {
-        uri.scheme.get_or_insert(Scheme::HTTP);
-        uri.authority = Some(authority);
-    });
+    edit(request.uri_mut(), |uri| uri.authority = Some(authority));
+    Ok(())
+}
+
+/// Takes `user:password@` out of the URI: nobody on the way is to see it (RFC 9110, 4.2.4).
+pub(super) fn strip_user<B>(request: &mut Request<B>) -> Result<(), MeshError> {
+    let Some(text) = request.uri().authority().map(Authority::as_str) else { return Ok(()) };
+    let Some((_, host)) = text.rsplit_once('@') else { return Ok(()) };
+    let host = Authority::try_from(host)
+        .map_err(|error| MeshError::new(ErrorKind::BadRequest, "malformed authority").caused_by(error))?;
+    edit(request.uri_mut(), |uri| uri.authority = Some(host));
     Ok(())
 }
 
@@ -87,7 +91,13 @@ fn edit(uri: &mut Uri, change: impl FnOnce(&mut http::uri::Parts)) {
     if parts.path_and_query.is_none() {
         parts.path_and_query = Some(PathAndQuery::from_static("/"));
     }
-    // Scheme and authority come and go together above, so the parts always fit.
+    if parts.authority.is_some() {
+        // A URI of an authority alone had none.
+        parts.scheme.get_or_insert(Scheme::HTTP);
+    } else {
+        parts.scheme = None;
+    }
+    // With both or neither and a path, the parts always fit.
     *uri = Uri::from_parts(parts).unwrap_or_default();
 }
 
@@ -117,5 +127,24 @@ mod tests {
             assert_eq!((two.uri().to_string().as_str(), two.headers().get(HOST)), ("http://a:1/p?q", None), "{uri}");
         }
         assert!(to_http2(&mut request("/p", None)).is_err());
+    }
+
+    #[test]
+    fn a_uri_that_is_edited_stays_one() {
+        for uri in ["reviews:9080", "http://reviews:9080/p", "http://reviews:9080"] {
+            let mut request = request(uri, None);
+            edit(request.uri_mut(), |uri| uri.path_and_query = Some(PathAndQuery::from_static("/new")));
+            assert_eq!(request.uri(), "http://reviews:9080/new", "{uri}");
+        }
+        let mut path = request("/p", None);
+        edit(path.uri_mut(), |uri| uri.path_and_query = Some(PathAndQuery::from_static("/new")));
+        assert_eq!(path.uri(), "/new");
+    }
+
+    #[test]
+    fn nobody_is_told_of_user_and_password() {
+        let mut request = request("http://user:secret@a:1/p", None);
+        strip_user(&mut request).unwrap();
+        assert_eq!(request.uri(), "http://a:1/p");
     }
 }

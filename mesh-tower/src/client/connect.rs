@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{HeaderValue, Method, Request, Response, Version};
+use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
+use mesh_core::call::Call;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::Address;
 use mesh_core::model::{Cluster, ClusterProtocol};
-use mesh_core::request::RequestHead;
 use mesh_core::state::{EndpointState, InFlight};
 use mesh_core::store::Targets;
 use tokio::net::TcpStream;
@@ -27,7 +27,7 @@ use tokio::net::TcpStream;
 use super::change;
 use crate::body::Body;
 
-pub(super) use exchange::{Exchange, Failure};
+pub(super) use exchange::{Blame, Exchange, Failure};
 
 /// The connections to one endpoint.
 #[derive(Default)]
@@ -46,14 +46,14 @@ pub(super) enum Protocol {
 impl Protocol {
     /// What a request to a cluster is sent by.
     #[inline]
-    pub(super) fn of(head: &RequestHead<'_>, version: Version, cluster: &Cluster, is_grpc: bool) -> Self {
+    pub(super) fn of<B>(request: &Request<B>, cluster: &Cluster, call: &Call) -> Self {
         // gRPC is HTTP/2, whatever the cluster says. An upgrade is a matter of HTTP/1.1.
-        let upgrades = || head.method == Method::CONNECT || head.headers.contains_key(http::header::UPGRADE);
-        let wants = is_grpc
+        let upgrades = || request.method() == Method::CONNECT || request.headers().contains_key(http::header::UPGRADE);
+        let wants = call.is_grpc
             || match cluster.protocol {
                 ClusterProtocol::Http1 => false,
                 ClusterProtocol::Http2 => !upgrades(),
-                ClusterProtocol::AsCaller => version == Version::HTTP_2 && !upgrades(),
+                ClusterProtocol::AsCaller => call.is_http2 && !upgrades(),
             };
         if wants { Protocol::Http2 } else { Protocol::Http1 }
     }

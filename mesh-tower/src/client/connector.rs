@@ -4,11 +4,13 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use http::{Request, Uri};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection as Describe};
 use hyper_util::rt::TokioIo;
+use mesh_core::call::Call;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::ClusterTls;
 use mesh_core::request::RequestHead;
@@ -25,12 +27,21 @@ use crate::mesh::Mesh;
 #[derive(Clone, Debug)]
 pub struct Connector {
     mesh: Mesh,
+    under_tls: bool,
+}
+
+impl Connector {
+    /// For a connector that speaks TLS over this one, such as that of `hyper-rustls`: lets `https` pass.
+    pub fn under_tls(mut self) -> Self {
+        self.under_tls = true;
+        self
+    }
 }
 
 impl Mesh {
     /// A connector for a client that keeps its own connections.
     pub fn connector(&self) -> Connector {
-        Connector { mesh: self.clone() }
+        Connector { mesh: self.clone(), under_tls: false }
     }
 }
 
@@ -44,18 +55,21 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        Box::pin(open(self.mesh.clone(), uri))
+        Box::pin(open(self.mesh.clone(), self.under_tls, uri))
     }
 }
 
-async fn open(mesh: Mesh, uri: Uri) -> Result<Connection, MeshError> {
+async fn open(mesh: Mesh, under_tls: bool, uri: Uri) -> Result<Connection, MeshError> {
+    if !under_tls {
+        route::refuse_tls(&uri)?;
+    }
     let mut request = Request::new(());
     *request.uri_mut() = uri;
-    let mut call = route::open(request.headers(), request.extensions());
+    let mut call = Call::new(Instant::now(), fastrand::Rng::new());
     let head = RequestHead::of_request(&request)?;
     let view = match route::view(&mesh, None, &head)? {
         Ok(view) => view,
-        Err(entry) => entry.wait(route::patience(&mesh, &call)).await?,
+        Err(entry) => route::first_view(&mesh, &entry, &call).await?,
     };
     let routed = view.find(&head, &mut call)?;
     let cluster = routed.cluster.ok_or_else(|| MeshError::new(ErrorKind::NoRoute, "the route has no cluster"))?;

@@ -17,6 +17,7 @@ use mesh_core::state::InFlight;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::route::Journey;
 use super::{change, filter, route};
 use crate::body::{BoxError, ResponseBody};
 use crate::mesh::Mesh;
@@ -88,14 +89,43 @@ where
     S: Service<Request<B>, Response = Response<R>>,
     S::Error: Into<BoxError>,
 {
-    let mut call = route::open(request.headers(), request.extensions());
+    let mut journey = Journey::of(&mesh, None, &request);
+    match through(&mesh, &mut journey, &mut inner, request).await {
+        Ok(response) => {
+            journey.answered(response.status());
+            Ok(response)
+        }
+        Err(error) => match error.downcast::<MeshError>() {
+            Ok(error) => Err(journey.failed(*error).into()),
+            Err(error) => {
+                journey.failed(MeshError::new(ErrorKind::ConnectionLost, "the inner client failed"));
+                Err(error)
+            }
+        },
+    }
+}
+
+async fn through<S, B, R>(
+    mesh: &Mesh,
+    journey: &mut Journey,
+    inner: &mut S,
+    mut request: Request<B>,
+) -> Result<Response<LayerBody<R>>, BoxError>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    S::Error: Into<BoxError>,
+{
+    route::refuse_tls(request.uri())?;
+    change::strip_user(&mut request)?;
     let (mut parts, body) = request.into_parts();
-    let view = match route::view(&mesh, None, &RequestHead::of(&parts)?)? {
+    let view = match route::view(mesh, None, &RequestHead::of(&parts)?)? {
         Ok(view) => view,
-        Err(entry) => entry.wait(route::patience(&mesh, &call)).await?,
+        Err(entry) => route::first_view(mesh, &entry, &journey.call).await?,
     };
-    let routed = view.find(&RequestHead::of(&parts)?, &mut call)?;
-    if let Some(reply) = filter::pass(&routed, &mut call, &mut parts).await? {
+    let routed = view.find(&RequestHead::of(&parts)?, &mut journey.call)?;
+    journey.note(&routed);
+    let call = &mut journey.call;
+    if let Some(reply) = filter::pass(&routed, call, &mut parts).await? {
         return Ok(reply.map(LayerBody::mesh));
     }
     let forward = match &routed.route.action {
@@ -113,9 +143,16 @@ where
     };
     let cluster = routed.cluster.ok_or_else(|| MeshError::new(ErrorKind::NoCluster, "the route has no cluster"))?;
     let mut request = Request::from_parts(parts, body);
+    // What the caller asked for, before the route writes over it.
+    let authority = match cluster.passes_through() {
+        true => RequestHead::of_request(&request)?.authority.to_owned(),
+        false => String::new(),
+    };
     change::prepare(&mut request, forward, &routed, None)?;
-    let authority = || RequestHead::of_request(&request).map_or("", |head| head.authority);
-    let pick = cluster.pick(&mut call, authority)?;
+    let pick = cluster.pick(call, || &authority)?;
+    if call.is_observed {
+        call.endpoint = Some(Arc::clone(pick.in_flight.endpoint()));
+    }
     if let ClusterTls::Unusable(reason) = &pick.cluster.tls {
         return Err(MeshError::new(ErrorKind::Security, format!("cluster {}: {reason}", pick.cluster.name)).into());
     }

@@ -3,73 +3,71 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::uri::Scheme;
+use http::{HeaderMap, Request, Response, StatusCode, Uri, Version};
 use mesh_core::call::{Call, Deadline};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::grpc_timeout;
+use mesh_core::id::ClusterName;
 use mesh_core::model::{Forward, RouteAction};
 use mesh_core::observe::Event;
 use mesh_core::request::{RequestHead, host_and_port, is_grpc};
 use mesh_core::store::TargetEntry;
 use mesh_core::view::{ClusterView, Routed, TargetView};
 
-use super::{FixedTarget, ResponseFuture, attempt, change, direct, filter};
+use super::attempt::Tries;
+use super::{FixedTarget, ResponseFuture, change, direct, filter};
 use crate::body::{Body, ResponseBody};
 use crate::mesh::Mesh;
 use crate::reply;
 
 /// Sends one request through the mesh: directly if nothing is to be waited for, else from station to station.
 pub(super) fn send(mesh: &Mesh, target: Option<&Arc<FixedTarget>>, request: Request<Body>) -> ResponseFuture {
-    let mut call = open(request.headers(), request.extensions());
-    call.is_observed = !mesh.observers().is_empty();
-    match direct::send(mesh, target.map(|target| &**target), call, request) {
+    let journey = Journey::of(mesh, target.map(|target| &**target), &request);
+    match direct::send(mesh, target.map(|target| &**target), journey, request) {
         Ok(sent) => sent,
-        Err((call, request)) => ResponseFuture(Box::pin(travel(mesh.clone(), target.cloned(), call, request))),
+        Err((journey, request)) => ResponseFuture(Box::pin(travel(mesh.clone(), target.cloned(), journey, request))),
     }
-}
-
-/// Opens the call: what is known of a request before it is routed.
-pub(super) fn open(headers: &HeaderMap, extensions: &http::Extensions) -> Call {
-    let mut call = Call::new(Instant::now(), fastrand::Rng::new());
-    call.is_grpc = is_grpc(headers);
-    call.deadline = extensions.get::<Deadline>().map(|deadline| deadline.0);
-    call
 }
 
 async fn travel(
     mesh: Mesh,
     target: Option<Arc<FixedTarget>>,
-    mut call: Call,
+    mut journey: Journey,
     request: Request<Body>,
 ) -> Result<Response<ResponseBody>, MeshError> {
-    let observed = Observed::of(&mesh, target.as_deref(), &call, &request);
-    let result = walk(&mesh, target.as_deref(), &mut call, request).await;
-    if let Some(observed) = observed {
-        observed.tell(&call, result.as_ref().ok().map(Response::status), result.as_ref().err());
+    match walk(&mesh, target.as_deref(), &mut journey, request).await {
+        Ok(response) => {
+            journey.answered(response.status());
+            Ok(response)
+        }
+        Err(error) => Err(journey.failed(error)),
     }
-    result
 }
 
 async fn walk(
     mesh: &Mesh,
     target: Option<&FixedTarget>,
-    call: &mut Call,
+    journey: &mut Journey,
     mut request: Request<Body>,
 ) -> Result<Response<ResponseBody>, MeshError> {
+    refuse_tls(request.uri())?;
+    change::strip_user(&mut request)?;
     let view = match view(mesh, target, &head(target, &request)?)? {
         Ok(view) => view,
-        Err(entry) => entry.wait(patience(mesh, call)).await?,
+        Err(entry) => first_view(mesh, &entry, &journey.call).await?,
     };
-    let routed = view.find(&head(target, &request)?, call)?;
+    let routed = view.find(&head(target, &request)?, &mut journey.call)?;
+    journey.note(&routed);
     if !routed.filters.is_empty() {
         let (mut parts, body) = request.into_parts();
-        if let Some(reply) = filter::pass(&routed, call, &mut parts).await? {
+        if let Some(reply) = filter::pass(&routed, &mut journey.call, &mut parts).await? {
             return Ok(reply);
         }
         request = Request::from_parts(parts, body);
     }
     let answer = match &routed.route.action {
-        RouteAction::Forward(forward) => forwarded(&view, &routed, forward, target, call, request).await,
+        RouteAction::Forward(forward) => forwarded(&view, &routed, forward, target, &mut journey.call, request).await,
         RouteAction::Redirect(redirect) => {
             reply::redirect(redirect, &routed.route.matches, &RequestHead::of_request(&request)?)
         }
@@ -88,7 +86,8 @@ async fn walk(
     }
 }
 
-fn head<'r>(target: Option<&'r FixedTarget>, request: &'r Request<Body>) -> Result<RequestHead<'r>, MeshError> {
+/// What is looked at of a request; a fixed target's authority stands above the request's own.
+fn head<'r, B>(target: Option<&'r FixedTarget>, request: &'r Request<B>) -> Result<RequestHead<'r>, MeshError> {
     match target {
         Some(target) => Ok(RequestHead::of_request_to(request, target.authority.as_str())),
         None => RequestHead::of_request(request),
@@ -105,18 +104,34 @@ pub(super) fn view(
     if let Some(target) = target {
         return Ok(target.entry.view().ok_or_else(|| Arc::clone(&target.entry)));
     }
-    // Targets are kept by valid, normal names, so a hit on the name as written needs no look at its form.
-    let entry = match mesh.store().find(head.authority) {
-        Some(entry) => entry,
-        None => mesh.store().target(&host_and_port(head.authority, head.scheme)?)?,
-    };
+    let entry = mesh.store().target(&host_and_port(head.authority, head.scheme)?)?;
     Ok(entry.view().ok_or(entry))
 }
 
-/// Until when a request waits for the first configuration of its target.
-pub(super) fn patience(mesh: &Mesh, call: &Call) -> Instant {
+/// Whether the caller relies on TLS, which nobody on the way would speak.
+pub(super) fn asks_for_tls(uri: &Uri) -> bool {
+    uri.scheme().is_some_and(|scheme| *scheme == Scheme::HTTPS)
+}
+
+/// Refuses what would go out in plaintext against the caller's will.
+pub(super) fn refuse_tls(uri: &Uri) -> Result<(), MeshError> {
+    if !asks_for_tls(uri) {
+        return Ok(());
+    }
+    let why = "https is not for the mesh: it secures connections itself, where its configuration says so; ask for http";
+    Err(MeshError::new(ErrorKind::Security, why))
+}
+
+/// Waits for the first view of a target: as long as the mesh is patient, or until the deadline.
+pub(super) async fn first_view(mesh: &Mesh, entry: &TargetEntry, call: &Call) -> Result<Arc<TargetView>, MeshError> {
     let patience = call.started + mesh.cold_start_wait();
-    call.deadline.map_or(patience, |deadline| deadline.min(patience))
+    let until = call.deadline.map_or(patience, |deadline| deadline.min(patience));
+    entry.wait(until).await.map_err(|error| match call.deadline {
+        Some(deadline) if deadline <= Instant::now() => {
+            MeshError::new(ErrorKind::Timeout, "the deadline passed before there was a configuration").caused_by(error)
+        }
+        _ => error,
+    })
 }
 
 async fn forwarded(
@@ -129,15 +144,21 @@ async fn forwarded(
 ) -> Result<Response<ResponseBody>, MeshError> {
     let cluster = routed.cluster.ok_or_else(|| MeshError::new(ErrorKind::NoCluster, "the route has no cluster"))?;
     limit(call, forward, routed);
-    change::prepare(&mut request, forward, routed, target.map(|target| &target.authority))?;
     let deadline = call.deadline;
-    let (response, guard) =
-        in_time(deadline, cluster, attempt::run(view, cluster, forward.retry.as_ref(), call, request, None)).await?;
+    if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+        return Err(too_late(cluster));
+    }
+    // What the caller asked for, before the route writes over it.
+    let authority = cluster.passes_through().then(|| head(target, &request).map(|head| head.authority.to_owned()));
+    let authority = authority.transpose()?;
+    change::prepare(&mut request, forward, routed, target.map(|target| &target.authority))?;
+    let tries = Tries { view, cluster, policy: forward.retry.as_ref(), authority: authority.as_deref() };
+    let (response, guard) = in_time(deadline, cluster, tries.run(call, request)).await?;
     Ok(response.map(|body| ResponseBody::incoming(body, guard, deadline.map(ResponseBody::until))))
 }
 
-/// Brings the deadline forward to the route's limit. From here, as in Envoy: what a fault filter held back does
-/// not count.
+/// Brings the deadline forward to the route's limit. It runs from here on: what a filter held back does not count,
+/// as in Envoy; the time that it takes to send the request's body does, unlike there.
 pub(super) fn limit(call: &mut Call, forward: &Forward, routed: &Routed<'_>) {
     if let Some(limit) = forward.time_limit(call.is_grpc, routed.max_stream_duration) {
         call.not_after(Instant::now() + limit);
@@ -172,34 +193,86 @@ pub(super) fn within(routed: &Routed<'_>, error: MeshError) -> MeshError {
     if name.is_empty() { error } else { error.within(format_args!("route {name}")) }
 }
 
-/// A request that somebody is told of in the end.
-pub(super) struct Observed {
+/// A call under way. When it is over, however it ends, the observers are told.
+pub(super) struct Journey {
+    pub(super) call: Call,
+    /// Only where somebody wants to know.
+    observed: Option<Box<Observed>>,
+}
+
+struct Observed {
     mesh: Mesh,
     authority: String,
+    route: Option<Arc<str>>,
+    cluster: Option<ClusterName>,
+    status: Option<StatusCode>,
+    error: Option<ErrorKind>,
+}
+
+impl Journey {
+    /// A call that begins, with what is known of a request before it is routed.
+    #[inline]
+    pub(super) fn of<B>(mesh: &Mesh, target: Option<&FixedTarget>, request: &Request<B>) -> Self {
+        let mut call = Call::new(Instant::now(), fastrand::Rng::new());
+        call.is_grpc = is_grpc(request.headers());
+        call.is_http2 = request.version() == Version::HTTP_2;
+        call.deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
+        call.is_observed = !mesh.observers().is_empty();
+        let observed = call.is_observed.then(|| Observed::of(mesh, target, request));
+        Journey { call, observed }
+    }
+
+    /// Notes where the request goes.
+    #[inline]
+    pub(super) fn note(&mut self, routed: &Routed<'_>) {
+        if let Some(observed) = &mut self.observed {
+            observed.route = Some(Arc::clone(&routed.route.name));
+            observed.cluster = routed.cluster.map(|cluster| cluster.name().clone());
+        }
+    }
+
+    /// Notes the answer.
+    #[inline]
+    pub(super) fn answered(&mut self, status: StatusCode) {
+        if let Some(observed) = &mut self.observed {
+            observed.status = Some(status);
+        }
+    }
+
+    /// Notes the failure.
+    pub(super) fn failed(&mut self, error: MeshError) -> MeshError {
+        if let Some(observed) = &mut self.observed {
+            observed.error = Some(error.kind());
+        }
+        error
+    }
+}
+
+impl Drop for Journey {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(observed) = &self.observed {
+            observed.tell(&self.call);
+        }
+    }
 }
 
 impl Observed {
-    /// `None` where nobody wants to know.
-    pub(super) fn of(
-        mesh: &Mesh,
-        target: Option<&FixedTarget>,
-        call: &Call,
-        request: &Request<Body>,
-    ) -> Option<Box<Self>> {
-        if !call.is_observed {
-            return None;
-        }
+    #[cold]
+    fn of<B>(mesh: &Mesh, target: Option<&FixedTarget>, request: &Request<B>) -> Box<Self> {
         let authority = head(target, request).map_or("", |head| head.authority).to_owned();
-        Some(Box::new(Observed { mesh: mesh.clone(), authority }))
+        Box::new(Observed { mesh: mesh.clone(), authority, route: None, cluster: None, status: None, error: None })
     }
 
     #[cold]
-    pub(super) fn tell(&self, call: &Call, status: Option<StatusCode>, error: Option<&MeshError>) {
+    fn tell(&self, call: &Call) {
         let mut event = Event::new(&self.authority);
-        event.status = status;
-        event.error = error.map(MeshError::kind);
+        event.route = self.route.as_deref().unwrap_or_default();
+        event.cluster = self.cluster.as_ref().map_or("", |cluster| cluster.as_str());
+        event.status = self.status;
+        event.error = self.error;
         event.endpoint = call.endpoint.as_ref();
-        event.attempts = call.attempt;
+        event.attempts = if call.endpoint.is_some() { call.attempt } else { 0 };
         event.duration = call.started.elapsed();
         self.mesh.observers().iter().for_each(|observer| observer.on_event(&event));
     }

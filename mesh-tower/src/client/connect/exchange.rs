@@ -34,19 +34,31 @@ pub(in crate::client) struct Failure {
     pub(in crate::client) error: MeshError,
     /// The request, if it is whole again and sending it once more does no harm.
     pub(in crate::client) request: Option<Box<Request<Body>>>,
-    /// Whether only the connection was to blame, which had closed while nobody used it: no try was made.
-    pub(in crate::client) stale: bool,
+    /// Whether the connection alone was to blame, which had carried requests before.
+    pub(in crate::client) blame: Blame,
+}
+
+/// What a failure says about the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::client) enum Blame {
+    /// Nothing in particular: it is the endpoint that failed.
+    Endpoint,
+    /// It had closed while nobody used it, and nothing was sent: any other connection will do, and no try was made.
+    Stale,
+    /// It closed without an answer. The server may have been about to close it, or the request may have been too
+    /// much for it: once more, over a new connection (RFC 9112, 9.3.1; RFC 9110, 9.2.2 forbids a third time).
+    Cut,
 }
 
 impl Failure {
     /// A failure that no further try can mend.
     pub(in crate::client) fn last(error: MeshError) -> Self {
-        Failure { error, request: None, stale: false }
+        Failure { error, request: None, blame: Blame::Endpoint }
     }
 
     /// A failure before anything was sent.
     pub(in crate::client) fn unsent(error: MeshError, request: Request<Body>) -> Self {
-        Failure { error, request: Some(Box::new(request)), stale: false }
+        Failure { error, request: Some(Box::new(request)), blame: Blame::Endpoint }
     }
 
     /// The same, with the place where it happened.
@@ -92,30 +104,45 @@ impl<F: Future<Output = hyper::Result<Response<Incoming>>>> Future for Exchange<
                 Ok((response, this.lease.take().filter(|_| goes_on)))
             }
             Err(cause) => {
-                let http1 = matches!(this.lease, Some(Lease::Http1(_)));
+                // The connection, or the place on it, is free from here on.
+                let http1 = matches!(this.lease.take(), Some(Lease::Http1(_)));
                 Err(failure(cause, *this.reused, http1, this.replay))
             }
         })
     }
 }
 
+impl<F> Exchange<F> {
+    /// Gives the request up.
+    pub(in crate::client) fn abandon(self: Pin<&mut Self>) {
+        let mut this = self.project();
+        this.response.set(None);
+        *this.lease = None;
+    }
+}
+
 /// What to make of an error. A request that was never written is whole; so is one whose stream was refused
-/// unseen. A server may close an idle connection just when a request is on its way: where sending twice does
-/// no harm, it is sent again (RFC 9112, 9.3.1).
+/// unseen, and where sending twice does no harm one whose old connection closed under it.
 #[cold]
 fn failure(cause: hyper::Error, reused: bool, http1: bool, replay: &mut Replay) -> Failure {
     // hyper cancels only what it has not taken from its queue.
     let unsent = cause.is_canceled();
     let refused = !unsent && was_refused(&cause);
-    let closed = http1 && reused && was_closed(&cause);
-    let harmless = unsent || refused || (closed && replay.is_idempotent());
-    let request = harmless.then(|| replay.restore()).flatten().map(Box::new);
+    let cut = !unsent && http1 && reused && replay.is_idempotent() && was_closed(&cause);
+    let request = (unsent || refused || cut).then(|| replay.restore()).flatten().map(Box::new);
     let error = match &request {
         _ if refused => MeshError::new(ErrorKind::RefusedStream, "the stream was refused"),
-        Some(_) => MeshError::new(ErrorKind::ConnectFailure, "the connection closed before the request was sent"),
-        None => MeshError::new(ErrorKind::ConnectionLost, "the connection failed before a response came"),
+        Some(_) if unsent => {
+            MeshError::new(ErrorKind::ConnectFailure, "the connection closed before the request was sent")
+        }
+        _ => MeshError::new(ErrorKind::ConnectionLost, "the connection failed before a response came"),
     };
-    Failure { error: error.caused_by(cause), stale: request.is_some() && reused && !refused, request }
+    let blame = match &request {
+        Some(_) if cut => Blame::Cut,
+        Some(_) if unsent && reused => Blame::Stale,
+        _ => Blame::Endpoint,
+    };
+    Failure { error: error.caused_by(cause), request, blame }
 }
 
 /// Whether the peer says that it has not looked at the stream: REFUSED_STREAM, or a GOAWAY below it (RFC 9113,
@@ -138,5 +165,5 @@ fn was_closed(error: &hyper::Error) -> bool {
     use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
     let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
     let reset = io.is_some_and(|io| matches!(io.kind(), ConnectionReset | ConnectionAborted | BrokenPipe));
-    reset || error.is_closed() || error.is_incomplete_message() || error.is_canceled()
+    reset || error.is_incomplete_message()
 }

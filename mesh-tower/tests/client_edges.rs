@@ -1,0 +1,212 @@
+//! The client where things do not go smoothly: what must not be sent, not be sent again, not be waited for, and
+//! what is said of it in the end. Each of it on the first request, which takes the long way, and on the next ones.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use http::{HeaderValue, Request};
+use http_body_util::BodyExt;
+use mesh_core::call::Deadline;
+use mesh_core::error::ErrorKind;
+use mesh_core::fixed::{Fixed, route_to};
+use mesh_core::model::{Cluster, ClusterKind, Endpoints, Forward, Route, RouteAction};
+use mesh_core::observe::{Event, Observer};
+use mesh_tower::body::Body;
+use mesh_tower::{Client, Mesh};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+/// A server by hand: it answers as long as `answers` says so for the number of the request, from 1, and closes the
+/// connection without a word otherwise. Counts connections and requests.
+async fn serve(answers: fn(usize) -> bool) -> (SocketAddr, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (connections, requests) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let (accepted, received) = (Arc::clone(&connections), Arc::clone(&requests));
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            accepted.fetch_add(1, Ordering::SeqCst);
+            let received = Arc::clone(&received);
+            tokio::spawn(async move {
+                let mut buffer = [0; 4096];
+                // Requests here have no body and are read in one piece.
+                while stream.read(&mut buffer).await.is_ok_and(|count| count > 0) {
+                    if !answers(received.fetch_add(1, Ordering::SeqCst) + 1) {
+                        return;
+                    }
+                    stream.write_all(ANSWER).await.unwrap();
+                }
+            });
+        }
+    });
+    (address, connections, requests)
+}
+
+fn client(source: Fixed) -> Client {
+    Mesh::builder().source(source).start().unwrap().client()
+}
+
+fn forwarding(change: impl FnOnce(&mut Forward)) -> Route {
+    let mut forward = Forward::to("c");
+    change(&mut forward);
+    Route { action: RouteAction::Forward(forward), ..route_to("c") }
+}
+
+async fn ok(client: &Client, uri: &str) {
+    let response = client.get(uri).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
+}
+
+#[tokio::test]
+async fn what_was_to_be_secret_is_not_sent_in_plaintext() {
+    let (address, connections, _) = serve(|_| true).await;
+    let mesh = Mesh::builder().source(Fixed::new().service("s:443", [address])).start().unwrap();
+    for _ in 0..2 {
+        let error = mesh.client().get("https://s/").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Security);
+        let fixed = mesh.client_for("s:443").unwrap();
+        assert_eq!(fixed.get("https://s/").await.unwrap_err().kind(), ErrorKind::Security);
+    }
+    let pooled = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new());
+    let pooled = pooled.build::<_, http_body_util::Empty<bytes::Bytes>>(mesh.connector());
+    assert!(pooled.get("https://s/".parse().unwrap()).await.is_err());
+    assert_eq!(connections.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_name_without_a_port_is_that_of_port_80_whatever_channels_there_are() {
+    let (grpc, connections, _) = serve(|_| true).await;
+    let (http, _, _) = serve(|_| true).await;
+    let source = Fixed::new().service("orders", [grpc]).service("orders:80", [http]);
+    let mesh = Mesh::builder().source(source).start().unwrap();
+    let _channel = mesh.client_for("orders").unwrap();
+    for _ in 0..2 {
+        ok(&mesh.client(), "http://orders/").await;
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 0, "the channel's target");
+}
+
+#[tokio::test]
+async fn a_request_that_kills_its_server_is_sent_twice_at_most() {
+    // The first request of each connection is answered; then the poison comes.
+    let (address, _, requests) = serve(|number| number <= 4).await;
+    let client = client(Fixed::new().service("s:80", [address]));
+    // Several connections in the pool, each of which could be tried.
+    futures_util::future::join_all((0..4).map(|_| ok(&client, "http://s/"))).await;
+    let error = client.get("http://s/poison").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error}");
+    assert_eq!(requests.load(Ordering::SeqCst), 4 + 2);
+}
+
+#[tokio::test]
+async fn nothing_is_sent_when_the_deadline_has_passed_and_no_connection_is_lost() {
+    let (address, connections, requests) = serve(|_| true).await;
+    let client = client(Fixed::new().service("s:80", [address]));
+    let late = || {
+        let past = Instant::now() - Duration::from_millis(1);
+        Request::get("http://s/").extension(Deadline(past)).body(Body::empty()).unwrap()
+    };
+    assert_eq!(client.request(late()).await.unwrap_err().kind(), ErrorKind::Timeout);
+    ok(&client, "http://s/").await;
+    assert_eq!(client.request(late()).await.unwrap_err().kind(), ErrorKind::Timeout);
+    ok(&client, "http://s/").await;
+    assert_eq!((connections.load(Ordering::SeqCst), requests.load(Ordering::SeqCst)), (1, 2));
+}
+
+#[tokio::test]
+async fn a_caller_that_waits_for_the_first_configuration_does_so_until_its_deadline() {
+    let client = client(Fixed::new());
+    let soon = Deadline(Instant::now() + Duration::from_millis(50));
+    let request = Request::get("http://nobody/").extension(soon).body(Body::empty()).unwrap();
+    let error = client.request(request).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Timeout | ErrorKind::UnknownTarget), "{error}");
+}
+
+#[tokio::test]
+async fn a_response_that_never_ends_ends_at_the_deadline_however_fast_it_is_read() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                _ = stream.read(&mut [0; 4096]).await;
+                _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+                while stream.write_all(&[b'x'; 64 << 10]).await.is_ok() {}
+            });
+        }
+    });
+    let timeout = Some(Duration::from_millis(200));
+    let source = Fixed::new().routes("s:80", vec![forwarding(|forward| forward.timeout = timeout)]);
+    let client = client(source.cluster(Cluster::new("c", ClusterKind::Static(Endpoints::fixed([address])))));
+    for _ in 0..2 {
+        let mut body = client.get("http://s/").await.unwrap().into_body();
+        let error = tokio::time::timeout(Duration::from_secs(20), async {
+            loop {
+                match body.frame().await {
+                    // Slower than the server, so that there is always something to read.
+                    Some(Ok(_)) => tokio::time::sleep(Duration::from_millis(1)).await,
+                    Some(Err(error)) => break error,
+                    None => panic!("the body ended"),
+                }
+            }
+        });
+        assert_eq!(error.await.expect("it ends in time").kind(), ErrorKind::Timeout);
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_passes_through_goes_where_the_caller_said_whatever_the_host_becomes() {
+    let (address, _, requests) = serve(|_| true).await;
+    let name = address.to_string();
+    let host = HeaderValue::from_static("127.0.0.1:1");
+    let source = Fixed::new().routes(&name, vec![forwarding(|forward| forward.authority = Some(host))]);
+    let client = client(source.cluster(Cluster::new("c", ClusterKind::PassThrough)));
+    for _ in 0..3 {
+        ok(&client, &format!("http://{name}/")).await;
+    }
+    assert_eq!(requests.load(Ordering::SeqCst), 3);
+}
+
+#[derive(Clone, Debug, Default)]
+struct Seen(Arc<Mutex<Vec<String>>>);
+
+impl Observer for Seen {
+    fn on_event(&self, event: &Event<'_>) {
+        let status = event.status.map(|status| status.as_u16());
+        let (tries, picked) = (event.attempts, event.endpoint.is_some());
+        let line = format!(
+            "{} {} {} {status:?} {:?} {tries} {picked}",
+            event.authority, event.route, event.cluster, event.error
+        );
+        self.0.lock().unwrap().push(line);
+    }
+}
+
+#[tokio::test]
+async fn observers_are_told_once_of_every_request_however_it_ends() {
+    let (address, _, _) = serve(|_| true).await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent_address = silent.local_addr().unwrap();
+    let source = Fixed::new().service("s:80", [address]).service("silent:80", [silent_address]);
+    let seen = Seen::default();
+    let mesh = Mesh::builder().source(source).observer(seen.clone()).start().unwrap();
+    let client = mesh.client();
+    ok(&client, "http://s/").await;
+    ok(&client, "http://s/").await;
+    client.get("https://s/").await.unwrap_err();
+    let given_up = tokio::time::timeout(Duration::from_millis(100), client.get("http://silent/"));
+    assert!(given_up.await.is_err());
+    assert_eq!(
+        *seen.0.lock().unwrap(),
+        [
+            "s default s:80 Some(200) None 1 true",
+            "s default s:80 Some(200) None 1 true",
+            "s   None Some(Security) 0 false",
+            "silent default silent:80 None None 1 true",
+        ]
+    );
+}
