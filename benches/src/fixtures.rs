@@ -109,8 +109,7 @@ pub fn cluster(policy: BalancerPolicy, count: usize) -> ClusterView {
     let mut cluster = Cluster::new("all", ClusterKind::Eds { service_name: "all".into() });
     cluster.balancer = policy;
     let leaf = Leaf { cluster: Arc::new(cluster), endpoints: Some(endpoints), state: Arc::default() };
-    let state = Arc::clone(&leaf.state);
-    ClusterView::compile("all".into(), vec![leaf], state, &Extensions::default())
+    ClusterView::compile("all".into(), vec![leaf], &Extensions::default())
 }
 
 /// So many endpoints, those of one `group` unlike those of any other.

@@ -1,13 +1,15 @@
 //! What outlives a configuration: counts and connections, keyed by identity and carried into the next view.
 //!
 //! A view holds `Arc`s of these; the registry holds only weak ones. So state lives exactly as long as some
-//! view or some request in flight refers to it, and an update that mentions the same endpoint finds it again.
+//! view or some request in flight refers to it, and an update that mentions the same endpoint finds it again. Only
+//! endpoints that callers name themselves, which no view can hold, are held here for a while.
 
 use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use crate::id::{ClusterName, EndpointId};
 
@@ -79,7 +81,23 @@ pub struct ClusterState {
     /// The position of round robin, by priority.
     pub round_robin: AtomicU32,
     endpoints: Mutex<HashMap<EndpointId, Weak<EndpointState>>>,
+    /// Endpoints that no view holds.
+    visited: Mutex<HashMap<EndpointId, Visited>>,
 }
+
+/// An endpoint that a caller named, kept so that the next one finds its connections.
+#[derive(Debug)]
+struct Visited {
+    state: Arc<EndpointState>,
+    /// Whether somebody came since the last look.
+    used: bool,
+    /// As of the last look.
+    idle_for: Duration,
+}
+
+/// How many endpoints that callers named are kept by a cluster; what is beyond lasts as long as its requests. A caller
+/// who makes addresses up cannot exhaust memory.
+const MAX_VISITED: usize = 1000;
 
 impl ClusterState {
     /// The state of an endpoint: the present one while anything refers to it, else a new one.
@@ -95,6 +113,34 @@ impl ClusterState {
         let state = Arc::new(EndpointState::new(id.clone()));
         endpoints.insert(id.clone(), Arc::downgrade(&state));
         state
+    }
+
+    /// The state of an endpoint that a caller named and no view holds: kept until it has been idle for as long as
+    /// [`ClusterState::pass`] says. Of more than 1,000 the others last as long as their requests.
+    pub fn visit(&self, id: &EndpointId) -> Arc<EndpointState> {
+        let mut visited = lock(&self.visited);
+        if let Some(found) = visited.get_mut(id) {
+            found.used = true;
+            return Arc::clone(&found.state);
+        }
+        let state = self.endpoint(id);
+        if visited.len() < MAX_VISITED {
+            let kept = Visited { state: Arc::clone(&state), used: true, idle_for: Duration::ZERO };
+            visited.insert(id.clone(), kept);
+        }
+        state
+    }
+
+    /// Counts time that has passed, and gives up visited endpoints that have been idle for longer than `limit`.
+    pub fn pass(&self, time: Duration, limit: Duration) {
+        let idle = |_: &EndpointId, endpoint: &mut Visited| {
+            let used = std::mem::take(&mut endpoint.used) || endpoint.state.in_flight() > 0;
+            endpoint.idle_for = if used { Duration::ZERO } else { endpoint.idle_for.saturating_add(time) };
+            endpoint.idle_for > limit
+        };
+        let given_up: Vec<_> = lock(&self.visited).extract_if(idle).collect();
+        // Connections close here, after the lock.
+        drop(given_up);
     }
 
     /// Shows every endpoint that is in use.
@@ -162,6 +208,35 @@ mod tests {
         let before = Arc::downgrade(&cluster);
         drop(cluster);
         assert!(before.upgrade().is_none());
+    }
+
+    #[test]
+    fn a_visited_endpoint_is_kept_until_it_has_been_idle_and_only_so_many() {
+        let cluster = ClusterState::default();
+        let (second, limit) = (Duration::from_secs(1), Duration::from_secs(3));
+        let visit = |port| Arc::downgrade(&cluster.visit(&id(port)));
+        let (idle, again, busy) = (visit(1), visit(2), visit(3));
+        let request = cluster.visit(&id(3)).enter();
+        for _ in 0..5 {
+            assert!(idle.upgrade().is_some());
+            assert!(again.ptr_eq(&visit(2)), "the same while it is in use");
+            cluster.pass(second, limit);
+        }
+        assert!(idle.upgrade().is_none() && again.upgrade().is_some() && busy.upgrade().is_some());
+        drop(request);
+        for _ in 0..5 {
+            cluster.pass(second, limit);
+        }
+        assert!(again.upgrade().is_none() && busy.upgrade().is_none());
+
+        let visited: Vec<_> = (0..5000).map(visit).collect();
+        assert_eq!(visited.iter().filter(|state| state.upgrade().is_some()).count(), MAX_VISITED);
+        assert!(cluster.len() < 3 * MAX_VISITED, "{}", cluster.len());
+        let beyond = cluster.visit(&id(6000));
+        assert!(Arc::ptr_eq(&beyond, &cluster.visit(&id(6000))), "shared while a request holds it");
+        cluster.pass(second, Duration::ZERO);
+        cluster.pass(second, Duration::ZERO);
+        assert!(visited.iter().all(|state| state.upgrade().is_none()));
     }
 
     #[test]

@@ -269,7 +269,6 @@ pub struct ClusterView {
     name: ClusterName,
     leaves: Vec<Leaf>,
     levels: Levels,
-    state: Arc<ClusterState>,
     /// Why it cannot be used at all.
     unusable: Option<Arc<str>>,
 }
@@ -298,7 +297,7 @@ pub struct Pick<'v> {
 
 impl ClusterView {
     /// Compiles a cluster from its leaves.
-    pub fn compile(name: ClusterName, leaves: Vec<Leaf>, state: Arc<ClusterState>, extensions: &Extensions) -> Self {
+    pub fn compile(name: ClusterName, leaves: Vec<Leaf>, extensions: &Extensions) -> Self {
         let mut levels = Levels::default();
         let mut unusable = None;
         for (position, leaf) in leaves.iter().enumerate() {
@@ -317,18 +316,12 @@ impl ClusterView {
             }
         }
         levels.settle();
-        ClusterView { name, leaves, levels, state, unusable }
+        ClusterView { name, leaves, levels, unusable }
     }
 
     /// A cluster that cannot be used, and why.
     pub fn unusable(name: ClusterName, reason: Arc<str>) -> Self {
-        ClusterView {
-            name,
-            leaves: Vec::new(),
-            levels: Levels::default(),
-            state: Arc::default(),
-            unusable: Some(reason),
-        }
+        ClusterView { name, leaves: Vec::new(), levels: Levels::default(), unusable: Some(reason) }
     }
 
     /// Its name.
@@ -379,11 +372,11 @@ impl ClusterView {
         if let Some(reason) = &self.unusable {
             return Err(error(ErrorKind::NoCluster, reason));
         }
-        if let [Leaf { cluster, endpoints: None, .. }] = self.leaves.as_slice() {
+        if let [Leaf { cluster, endpoints: None, state }] = self.leaves.as_slice() {
             let id = address_of(authority).map(EndpointId::new);
             let id =
                 id.ok_or_else(|| error(ErrorKind::BadRequest, "the authority is no address to pass through to"))?;
-            return Ok(Pick { cluster, leaf: 0, in_flight: self.state.endpoint(&id).enter() });
+            return Ok(Pick { cluster, leaf: 0, in_flight: state.visit(&id).enter() });
         }
         let known: usize = self.leaves.iter().filter_map(|leaf| leaf.endpoints.as_ref()).map(|all| all.len()).sum();
         Err(error(ErrorKind::NoHealthyEndpoint, &format!("no healthy endpoint ({known} known)")))

@@ -518,3 +518,34 @@ async fn any_body_can_be_sent() {
         service([address]).client().request(Request::post("http://s:80/").body(body).unwrap()).await.unwrap();
     assert_eq!(read(response).await, "POST / s:80 once");
 }
+
+#[tokio::test]
+async fn requests_through_a_pass_through_cluster_share_a_connection_until_it_has_been_idle() {
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        let (address, accepted) = serve(100, echo).await;
+        let mut cluster = fixed_cluster("through", address);
+        cluster.kind = ClusterKind::PassThrough;
+        cluster.idle_timeout = Some(Duration::from_secs(2));
+        let target = address.to_string();
+        let mesh = mesh(Fixed::new().routes(&target, vec![route_to("through")]).cluster(cluster));
+        for _ in 0..3 {
+            let response = mesh.client().request(get(&format!("http://{target}/"), version)).await.unwrap();
+            assert!(read(response).await.starts_with("GET / "));
+        }
+        assert_eq!(accepted.load(Ordering::SeqCst), 1, "{version:?}");
+        let view = mesh.store().find(&target).unwrap().peek().unwrap();
+        let state = &view.clusters()[0].leaves()[0].state;
+        let in_use = || {
+            let mut count = 0;
+            state.each(|_| count += 1);
+            count
+        };
+        assert_eq!(in_use(), 1);
+        let forgotten = async {
+            while in_use() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), forgotten).await.expect("in time");
+    }
+}

@@ -359,8 +359,7 @@ impl Assembly {
         if let Some(present) = self.compiled.get(name).filter(|present| present.is_of(&leaves)) {
             return Arc::clone(present);
         }
-        let state = self.states.cluster(name);
-        let view = Arc::new(ClusterView::compile(name.clone(), leaves, state, &self.extensions));
+        let view = Arc::new(ClusterView::compile(name.clone(), leaves, &self.extensions));
         self.compiled.insert(name.clone(), Arc::clone(&view));
         view
     }

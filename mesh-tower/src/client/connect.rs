@@ -226,6 +226,7 @@ pub(crate) async fn close_idle(targets: Targets) {
                 if !seen.insert(Arc::as_ptr(&leaf.state)) {
                     continue;
                 }
+                leaf.state.pass(period, limit);
                 leaf.state.each(|endpoint| {
                     if let Some(pool) = endpoint.attachment(Pool::default) {
                         pool.http1.pass(period, limit);
