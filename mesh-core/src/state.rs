@@ -78,7 +78,7 @@ impl Drop for InFlight {
 /// The state of one cluster.
 #[derive(Debug, Default)]
 pub struct ClusterState {
-    /// The position of round robin, by priority.
+    /// The position of round robin, one for all priorities.
     pub round_robin: AtomicU32,
     endpoints: Mutex<HashMap<EndpointId, Weak<EndpointState>>>,
     /// Endpoints that no view holds.

@@ -33,7 +33,7 @@ use tokio::net::TcpListener;
 
 type Reply = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
-/// A server that counts its connections and answers with `answer`.
+/// A server that counts its connections and answers with `answer`. Each open connection holds the count.
 async fn serve<F, A>(max_streams: u32, answer: F) -> (SocketAddr, Arc<AtomicUsize>)
 where
     F: Fn(Request<Incoming>) -> A + Clone + Send + 'static,
@@ -46,8 +46,9 @@ where
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             count.fetch_add(1, Ordering::SeqCst);
-            let answer = answer.clone();
+            let (answer, open) = (answer.clone(), Arc::clone(&count));
             tokio::spawn(async move {
+                let _open = open;
                 let service = service_fn(move |request| {
                     let reply = answer(request);
                     async move { Ok::<_, Infallible>(reply.await) }
@@ -147,8 +148,21 @@ async fn another_http2_connection_is_dialled_when_streams_run_out() {
     for response in join_all((0..20).map(|_| mesh.client().request(post(Version::HTTP_2, "")))).await {
         assert_eq!(read(response.unwrap()).await, "late");
     }
+    // The connections after the first are taken to carry as many before their peer has said so.
+    assert_eq!(accepted.load(Ordering::SeqCst), 4, "connections for 20 requests at 5 streams each");
+}
+
+#[tokio::test]
+async fn a_peer_that_allows_no_stream_is_not_dialled_again_and_again() {
+    let (address, accepted) = serve(0, echo).await;
+    let mesh = service([address]);
+    // The first may slip in before the peer has said so, and is refused then; the others wait.
+    for _ in 0..3 {
+        let request = mesh.client().request(post(Version::HTTP_2, ""));
+        _ = tokio::time::timeout(Duration::from_millis(300), request).await;
+    }
     let connections = accepted.load(Ordering::SeqCst);
-    assert!((2..=6).contains(&connections), "{connections} connections for 20 requests at 5 streams each");
+    assert!((1..=3).contains(&connections), "{connections} connections for 3 requests");
 }
 
 #[tokio::test]
@@ -357,6 +371,13 @@ async fn a_connection_retires_after_its_number_of_requests() {
             read(mesh.client().request(post(version, "")).await.unwrap()).await;
         }
         assert_eq!(accepted.load(Ordering::SeqCst), 4, "{version:?}");
+        // What is left holds the count here and in the server's loop.
+        let closed = async {
+            while Arc::strong_count(&accepted) > 2 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), closed).await.expect("a retired connection closes");
     }
 }
 

@@ -2,7 +2,7 @@
 //! at a time: whoever comes meanwhile waits for it.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use crate::body::Body;
 
-/// Until the peer says otherwise, a connection is taken to carry this many streams.
+/// Until the peer says otherwise, the first connection is taken to carry this many streams.
 const INITIAL_STREAMS: u32 = 100;
 /// The most that a peer may send in the headers of one response.
 const MAX_HEADER_LIST_BYTES: u32 = 64 * 1024;
@@ -30,19 +30,15 @@ struct Connection {
     sender: Mutex<http2::SendRequest<Body>>,
     streams: AtomicU32,
     requests: AtomicU32,
+    /// As many as the peer allows, but never none: a request that the peer does not allow yet waits here, where
+    /// another connection would be no better.
     limit: Arc<AtomicU32>,
-    retired: AtomicBool,
     idle: Mutex<IdleTime>,
 }
 
 impl Connection {
     fn is_closed(&self) -> bool {
         lock(&self.sender).is_closed()
-    }
-
-    /// Whether it takes new requests.
-    fn is_usable(&self) -> bool {
-        !self.retired.load(Ordering::Relaxed) && !self.is_closed()
     }
 }
 
@@ -124,20 +120,22 @@ impl Shared {
 impl Connections {
     fn stream(&mut self, cluster: &Cluster) -> Option<Stream> {
         let own_limit = cluster.max_concurrent_streams.unwrap_or(u32::MAX);
-        for connection in &self.open {
+        for (at, connection) in self.open.iter().enumerate() {
             // Streams come only under the lock of `Connections`, so the room seen here is there.
             let limit = connection.limit.load(Ordering::Relaxed).min(own_limit);
             let has_room = connection.streams.load(Ordering::Acquire) < limit;
-            if has_room && connection.is_usable() {
+            if has_room && !connection.is_closed() {
                 connection.streams.fetch_add(1, Ordering::AcqRel);
                 let requests = connection.requests.fetch_add(1, Ordering::Relaxed) + 1;
+                let stream = Stream { connection: Arc::clone(connection), reused: requests > 1 };
                 if cluster.max_requests_per_connection.is_some_and(|max| requests >= max) {
-                    connection.retired.store(true, Ordering::Relaxed);
+                    // From here on only its streams hold it.
+                    self.open.remove(at);
                 }
-                return Some(Stream { connection: Arc::clone(connection), reused: requests > 1 });
+                return Some(stream);
             }
         }
-        self.open.retain(|connection| connection.is_usable());
+        self.open.retain(|connection| !connection.is_closed());
         None
     }
 
@@ -155,8 +153,10 @@ impl Connections {
         let (outcome, dialling) = watch::channel(None);
         self.dialling = Some(dialling.clone());
         let (cluster, endpoint) = (Arc::clone(cluster), Arc::clone(endpoint));
+        // What the peer allowed on the last connection it will allow on the next.
+        let streams = self.open.last().map_or(INITIAL_STREAMS, |last| last.limit.load(Ordering::Relaxed));
         tokio::spawn(async move {
-            let dialled = dial(&cluster, &endpoint).await;
+            let dialled = dial(&cluster, &endpoint, streams).await;
             let Some(pool) = endpoint.attachment(super::Pool::default) else { return };
             let mut connections = lock(&pool.http2.0);
             connections.dialling = None;
@@ -168,23 +168,22 @@ impl Connections {
     }
 }
 
-async fn dial(cluster: &Cluster, endpoint: &EndpointState) -> Result<Connection, MeshError> {
+async fn dial(cluster: &Cluster, endpoint: &EndpointState, streams: u32) -> Result<Connection, MeshError> {
     let stream = super::open(cluster, endpoint).await?;
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_header_list_size(MAX_HEADER_LIST_BYTES)
-        .initial_max_send_streams(INITIAL_STREAMS as usize)
+        .initial_max_send_streams(streams as usize)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| MeshError::new(ErrorKind::ConnectFailure, "HTTP/2 handshake").caused_by(error))?;
-    let limit = Arc::new(AtomicU32::new(INITIAL_STREAMS));
+    let limit = Arc::new(AtomicU32::new(streams));
     tokio::spawn(Driver { connection, limit: Arc::clone(&limit) });
     Ok(Connection {
         sender: Mutex::new(sender),
         streams: AtomicU32::new(0),
         requests: AtomicU32::new(0),
         limit,
-        retired: AtomicBool::new(false),
         idle: Mutex::default(),
     })
 }
@@ -201,7 +200,7 @@ impl Future for Driver {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let polled = Pin::new(&mut self.connection).poll(cx);
         let limit = u32::try_from(self.connection.current_max_send_streams()).unwrap_or(u32::MAX);
-        self.limit.store(limit, Ordering::Relaxed);
+        self.limit.store(limit.max(1), Ordering::Relaxed);
         // Its end is seen by whoever holds a sender.
         let _ = ready!(polled);
         Poll::Ready(())
