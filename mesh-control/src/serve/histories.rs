@@ -111,7 +111,10 @@ impl World {
         match *step {
             Step::Subscribe(kind, name) => {
                 let name = NAMES[name];
-                self.subscribed.insert((kind, name));
+                if !self.subscribed.insert((kind, name)) && self.protocol == Protocol::Delta {
+                    // Who asks for a name again has forgotten what it was.
+                    self.held.remove(&(kind, name));
+                }
                 self.ask(kind, &[name], &[]);
             }
             Step::Unsubscribe(kind, name) => {
@@ -419,6 +422,15 @@ fn play(protocol: Protocol, steps: &[Step]) {
     let mut world = World::new(protocol);
     steps.iter().for_each(|step| world.step(step));
     world.finish();
+}
+
+#[test]
+fn what_a_client_has_forgotten_need_not_be_held_back_from_removal() {
+    use Step::{Ack, Change, Subscribe, Wait};
+    let gone =
+        [Change(Kind::Endpoints, 0, Some(0)), Subscribe(Kind::Endpoints, 0), Ack, Change(Kind::Endpoints, 0, None)];
+    let pending = [Subscribe(Kind::Listener, 2), Ack, Wait(500), Change(Kind::Listener, 2, Some(0))];
+    play(Protocol::Delta, &[&gone[..], &pending, &[Subscribe(Kind::Endpoints, 0)]].concat());
 }
 
 proptest! {
