@@ -494,14 +494,17 @@ impl Ledger {
         };
         self.acked_version = flight.version;
         self.acked_at = Some(now);
-        for name in &flight.names {
-            if let Some(blame @ Blame::Shared(_)) = self.refused.remove(name) {
-                // Who refuses without a name and then accepts one of them may never be sent the others again: a refusal
-                // that nothing can end would hold back removals for ever.
-                self.refused.retain(|_, other| *other != blame);
-            }
-        }
+        flight.names.iter().for_each(|name| self.clear(name));
         true
+    }
+
+    /// The client works with the newest version of a name.
+    fn clear(&mut self, name: &str) {
+        if let Some(blame @ Blame::Shared(_)) = self.refused.remove(name) {
+            // Who refuses without a name and then accepts one of them may never be sent the others again: a refusal
+            // that nothing can end would hold back removals for ever.
+            self.refused.retain(|_, other| *other != blame);
+        }
     }
 
     /// The client refused a response. Whether that response was still unanswered.
@@ -512,7 +515,8 @@ impl Ledger {
         let mut names = flight.names;
         let is_named = names.iter().any(|name| text.contains(&**name));
         if is_named {
-            names.retain(|name| text.contains(&**name));
+            let accepted = names.extract_if(.., |name| !text.contains(&**name));
+            accepted.for_each(|name| self.clear(&name));
         }
         let blame = if is_named || names.len() == 1 { Blame::Certain } else { Blame::Shared(nonce) };
         for name in names.iter().filter(|name| self.entries.contains_key(*name)) {
@@ -527,6 +531,11 @@ impl Ledger {
         self.nack = Some(Nack { at: now, text: text[..end].to_owned(), names });
         self.nacks += 1;
         true
+    }
+
+    /// Expects no answer to anything sent so far: who has answered the newest response need not answer those before.
+    pub(crate) fn supersede(&mut self) {
+        self.flights.clear();
     }
 
     fn land(&mut self, nonce: u64) -> Option<Flight> {

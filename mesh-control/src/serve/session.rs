@@ -252,8 +252,9 @@ impl Session {
         }
         let held = self.ledgers.iter().any(Ledger::has_removals);
         let open = self.gate.is_open();
+        // Silence is not an answer here, although it does not hold back pushes for ever.
         let quiet = push::turn(&self.lanes(), now, &self.pace) == Turn::Quiet
-            && !self.ledgers.iter().any(|ledger| ledger.has_answers(open));
+            && !self.ledgers.iter().any(|ledger| ledger.has_answers(open) || ledger.unanswered().is_some());
         let refused = [Kind::Listener, Kind::Route].iter().any(|kind| self.ledgers[*kind as usize].is_refused());
         self.gate.observe(held, quiet, refused, now, &self.pace);
     }

@@ -18,17 +18,22 @@ pub(crate) fn on_request(session: &mut Session, request: &DiscoveryRequest, now:
     let (ledger, _) = session.ledger(kind);
     let first = ledger.open();
     let mut heard = Heard::default();
+    let error = request.error_detail.as_ref().map(|status| &*status.message);
     if ledger.last_nonce() > 0 {
         match nonce {
             // A list that was on its way when the client had not seen any response yet.
             Nonce::None => {}
             Nonce::Number(number) if number == ledger.last_nonce() => {
-                let error = request.error_detail.as_ref().map(|status| &*status.message);
                 heard.answer = session.verdict(kind, number, error, now);
+                session.ledger(kind).0.supersede();
             }
-            // The client has a newer response before it, and will repeat its list when it answers that.
+            // The client has a newer response before it, and will repeat its list when it answers that. That it refused
+            // an older one counts: the newer one need not have the same resources.
             Nonce::Number(_) | Nonce::Foreign => {
                 ledger.doubt(&request.resource_names.iter().map(String::as_str).collect());
+                if let (Nonce::Number(number), Some(_)) = (nonce, error) {
+                    heard.answer = session.verdict(kind, number, error, now);
+                }
                 return heard;
             }
         }
