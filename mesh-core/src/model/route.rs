@@ -191,7 +191,8 @@ pub struct Forward {
     pub path: Option<PathChange>,
     /// What the authority becomes.
     pub authority: Option<HeaderValue>,
-    /// From the end of the request to the end of the response. `None` = 15 s (Envoy); zero = no limit.
+    /// From when the route was found to the end of the response; in Envoy from the end of the request. `None` = 15 s
+    /// (Envoy); zero = no limit.
     pub timeout: Option<Duration>,
     /// Limits of streams.
     pub max_stream_duration: Option<MaxStreamDuration>,
