@@ -27,6 +27,8 @@ pub struct Call {
     pub hash: Option<u64>,
     /// Tries so far, the current one included; 1 also before there is any.
     pub attempt: u32,
+    /// Whether a connection that had been in use before closed under it: from then on only new ones will do.
+    pub was_cut: bool,
     /// The endpoints of earlier tries: not to be picked again while there are others.
     pub tried: SmallVec<[Arc<EndpointState>; 2]>,
     /// Whether somebody is told of it in the end.
@@ -48,6 +50,7 @@ impl Call {
             is_http2: false,
             hash: None,
             attempt: 1,
+            was_cut: false,
             tried: SmallVec::new(),
             is_observed: false,
             endpoint: None,

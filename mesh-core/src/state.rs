@@ -124,6 +124,12 @@ impl ClusterState {
             return Arc::clone(&found.state);
         }
         let state = self.endpoint(id);
+        if visited.len() >= MAX_VISITED {
+            // The longest idle one makes room, if there is an idle one.
+            let idle = visited.iter().filter(|(_, one)| !one.used && one.state.in_flight() == 0);
+            let longest = idle.max_by_key(|(_, one)| one.idle_for).map(|(id, _)| id.clone());
+            longest.and_then(|id| visited.remove(&id));
+        }
         if visited.len() < MAX_VISITED {
             let kept = Visited { state: Arc::clone(&state), used: true, idle_for: Duration::ZERO };
             visited.insert(id.clone(), kept);
@@ -234,6 +240,12 @@ mod tests {
         assert!(cluster.len() < 3 * MAX_VISITED, "{}", cluster.len());
         let beyond = cluster.visit(&id(6000));
         assert!(Arc::ptr_eq(&beyond, &cluster.visit(&id(6000))), "shared while a request holds it");
+        drop(beyond);
+        // Once none of them is in use, the one that comes pushes out another.
+        cluster.pass(second, Duration::MAX);
+        let kept = visit(6000);
+        assert!(kept.upgrade().is_some());
+        assert_eq!(visited.iter().filter(|state| state.upgrade().is_some()).count(), MAX_VISITED - 1);
         cluster.pass(second, Duration::ZERO);
         cluster.pass(second, Duration::ZERO);
         assert!(visited.iter().all(|state| state.upgrade().is_none()));

@@ -199,6 +199,11 @@ pub struct ResponseBody {
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
+/// The failure of a response that takes too long.
+pub(crate) fn too_late() -> MeshError {
+    MeshError::new(ErrorKind::Timeout, "the response did not end by the deadline")
+}
+
 enum Content {
     Incoming(Incoming),
     Full(Bytes),
@@ -254,8 +259,7 @@ impl http_body::Body for ResponseBody {
             body.content = Content::Full(Bytes::new());
             body.guard.failed();
             body.finish();
-            let late = MeshError::new(ErrorKind::Timeout, "the response did not end by the deadline");
-            return Poll::Ready(Some(Err(late)));
+            return Poll::Ready(Some(Err(too_late())));
         }
         let frame = match &mut body.content {
             Content::Full(bytes) if bytes.is_empty() => return Poll::Ready(None),

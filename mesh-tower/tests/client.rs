@@ -153,6 +153,50 @@ async fn another_http2_connection_is_dialled_when_streams_run_out() {
 }
 
 #[tokio::test]
+async fn what_a_peer_allowed_on_a_connection_that_is_gone_is_expected_of_the_next() {
+    let slow = |_| async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        text("late")
+    };
+    let (address, accepted) = serve(5, slow).await;
+    let mut cluster = fixed_cluster("c", address);
+    cluster.max_requests_per_connection = Some(10);
+    let mesh = mesh(Fixed::new().routes("s:80", vec![route_to("c")]).cluster(cluster));
+    for round in 0..2 {
+        for response in join_all((0..5).map(|_| mesh.client().request(post(Version::HTTP_2, "")))).await {
+            assert_eq!(read(response.unwrap()).await, "late", "{round}");
+        }
+    }
+    // The first connection has had its ten requests.
+    assert_eq!(accepted.load(Ordering::SeqCst), 1);
+    for response in join_all((0..20).map(|_| mesh.client().request(post(Version::HTTP_2, "")))).await {
+        assert_eq!(read(response.unwrap()).await, "late");
+    }
+    assert_eq!(accepted.load(Ordering::SeqCst), 1 + 4, "connections for 20 requests at 5 streams each");
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_a_stream_is_sent_again_when_the_connection_ends() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut patience = Duration::from_millis(300);
+        let mut streams = 0;
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let service = service_fn(async |request| Ok::<_, Infallible>(echo(request).await));
+                let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                builder.max_concurrent_streams(streams);
+                _ = tokio::time::timeout(patience, builder.serve_connection(TokioIo::new(stream), service)).await;
+            });
+            (patience, streams) = (Duration::from_secs(60), 100);
+        }
+    });
+    let response = service([address]).client().request(get("http://s:80/", Version::HTTP_2)).await.unwrap();
+    assert_eq!(read(response).await, "GET / - ");
+}
+
+#[tokio::test]
 async fn a_peer_that_allows_no_stream_is_not_dialled_again_and_again() {
     let (address, accepted) = serve(0, echo).await;
     let mesh = service([address]);

@@ -1,17 +1,19 @@
 //! The client where things do not go smoothly: what must not be sent, not be sent again, not be waited for, and
 //! what is said of it in the end. Each of it on the first request, which takes the long way, and on the next ones.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Request};
-use http_body_util::BodyExt;
+use bytes::Bytes;
+use http::{HeaderValue, Request, StatusCode};
+use http_body_util::{BodyExt, StreamBody};
 use mesh_core::call::Deadline;
 use mesh_core::error::ErrorKind;
 use mesh_core::fixed::{Fixed, route_to};
-use mesh_core::model::{Cluster, ClusterKind, Endpoints, Forward, Route, RouteAction};
+use mesh_core::model::{Cluster, ClusterKind, DirectResponse, Endpoints, Forward, Fraction, Route, RouteAction};
 use mesh_core::observe::{Event, Observer};
 use mesh_tower::body::Body;
 use mesh_tower::{Client, Mesh};
@@ -100,6 +102,113 @@ async fn a_request_that_kills_its_server_is_sent_twice_at_most() {
     let error = client.get("http://s/poison").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error}");
     assert_eq!(requests.load(Ordering::SeqCst), 4 + 2);
+}
+
+/// A server that ends for good with the first request for `/poison`: connections, listener, all of it.
+async fn mortal(requests: &Arc<AtomicUsize>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (dead, requests) = (Arc::new(tokio::sync::Notify::new()), Arc::clone(requests));
+    tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            let mut stream = tokio::select! {
+                _ = dead.notified() => return,
+                accepted = listener.accept() => accepted.unwrap().0,
+            };
+            let (dead, requests) = (Arc::clone(&dead), Arc::clone(&requests));
+            connections.spawn(async move {
+                let mut buffer = [0; 4096];
+                loop {
+                    let count = stream.read(&mut buffer).await.unwrap_or_default();
+                    requests.fetch_add(usize::from(count > 0), Ordering::SeqCst);
+                    if count == 0 || buffer.starts_with(b"GET /poison") {
+                        if count > 0 {
+                            dead.notify_one();
+                        }
+                        return;
+                    }
+                    stream.write_all(ANSWER).await.unwrap();
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_request_that_kills_its_server_does_not_go_on_to_kill_all_the_others() {
+    let requests = Arc::<AtomicUsize>::default();
+    let servers = [mortal(&requests).await, mortal(&requests).await, mortal(&requests).await];
+    let client = client(Fixed::new().service("s:80", servers));
+    // An old connection to each of them.
+    futures_util::future::join_all((0..30).map(|_| ok(&client, "http://s/"))).await;
+    let before = requests.load(Ordering::SeqCst);
+    client.get("http://s/poison").await.unwrap_err();
+    let sent = requests.load(Ordering::SeqCst) - before;
+    assert!(sent <= 2, "sent {sent} times");
+}
+
+#[tokio::test]
+async fn fractions_are_drawn_once() {
+    let (address, _, _) = serve(|_| true).await;
+    let direct = RouteAction::Direct(DirectResponse { status: StatusCode::IM_A_TEAPOT, body: Bytes::new() });
+    let mut sometimes = Route { action: direct, ..route_to("c") };
+    sometimes.matches.fraction = Some(Fraction::new(1, 2));
+    let source = Fixed::new().routes("s:80", vec![sometimes, route_to("c")]);
+    let client = client(source.cluster(Cluster::new("c", ClusterKind::Static(Endpoints::fixed([address])))));
+    let mut direct = 0;
+    for _ in 0..2000 {
+        let response = client.get("http://s/").await.unwrap();
+        direct += usize::from(response.status() == StatusCode::IM_A_TEAPOT);
+        response.into_body().collect().await.unwrap();
+    }
+    // Nine standard deviations around a half; a quarter, if it were drawn twice.
+    assert!((800..=1200).contains(&direct), "{direct} of 2,000");
+}
+
+#[tokio::test]
+async fn the_layer_holds_deadlines_as_the_client_does() {
+    use tower::{Layer, ServiceExt};
+    let (address, _, _) = serve(|_| true).await;
+    let source = Fixed::new().routes("s:80", vec![forwarding(|forward| forward.timeout = Some(Duration::ZERO))]);
+    let source = source.cluster(Cluster::new("c", ClusterKind::Static(Endpoints::fixed([address]))));
+    let mesh = Mesh::builder().source(source).start().unwrap();
+    let endless = || futures_util::stream::pending::<Result<http_body::Frame<Bytes>, Infallible>>();
+    let calls = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&calls);
+    let inner = tower::service_fn(move |request: Request<()>| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            match request.uri().path() {
+                "/silent" => std::future::pending().await,
+                _ => Ok::<_, Infallible>(http::Response::new(StreamBody::new(endless()))),
+            }
+        }
+    });
+    let send = |path: &str, deadline: Instant| {
+        let request = Request::get(format!("http://s{path}")).extension(Deadline(deadline)).body(()).unwrap();
+        let sent = mesh.layer().layer(inner.clone()).oneshot(request);
+        async { tokio::time::timeout(Duration::from_secs(20), sent).await.expect("in time") }
+    };
+    let kind = |error: mesh_tower::body::BoxError| error.downcast_ref::<mesh_core::error::MeshError>().unwrap().kind();
+    let error = send("/", Instant::now() - Duration::from_millis(1)).await.map(drop).unwrap_err();
+    assert_eq!((kind(error), calls.load(Ordering::SeqCst)), (ErrorKind::Timeout, 0));
+    let soon = || Instant::now() + Duration::from_millis(50);
+    assert_eq!(kind(send("/silent", soon()).await.map(drop).unwrap_err()), ErrorKind::Timeout);
+    let body = send("/endless", soon()).await.unwrap().into_body();
+    let read = tokio::time::timeout(Duration::from_secs(20), body.collect()).await.expect("in time");
+    assert_eq!(kind(read.map(drop).unwrap_err()), ErrorKind::Timeout);
+}
+
+#[tokio::test]
+async fn a_pass_through_name_without_a_port_is_that_of_port_80() {
+    let source = Fixed::new().routes("127.0.0.1:80", vec![route_to("c")]);
+    let client = client(source.cluster(Cluster::new("c", ClusterKind::PassThrough)));
+    // Whether or not somebody listens there: it is dialled.
+    if let Err(error) = client.get("http://127.0.0.1/").await {
+        assert_ne!(error.kind(), ErrorKind::BadRequest, "{error}");
+    }
 }
 
 #[tokio::test]

@@ -476,6 +476,15 @@ mod known {
     }
 
     #[test]
+    fn an_acceptance_counts_although_a_newer_response_is_on_its_way() {
+        let all = [Change(Route, 0, Some(0)), Change(Route, 1, Some(0)), Change(Cluster, 0, Some(0))];
+        let asked = [Subscribe(Route, 0), Ack, Subscribe(Route, 1), Ack, Subscribe(Cluster, 0), Ack];
+        let refused = [Change(Route, 0, Some(1)), Nack(0), Wait(1000), Change(Route, 0, Some(2))];
+        let stalled = [Wait(5000), Change(Route, 1, Some(1)), Ack, Ack, Change(Cluster, 0, None)];
+        play(Protocol::Sotw, &[&all[..], &asked, &refused, &stalled].concat());
+    }
+
+    #[test]
     fn a_refusal_counts_although_a_newer_response_is_on_its_way() {
         let asked = [Change(Endpoints, 1, Some(0)), Subscribe(Route, 0), Ack, Reconnect { restarted: false }];
         let refused = [Change(Route, 0, Some(0)), Subscribe(Endpoints, 1), Wait(3347), Change(Endpoints, 1, None)];

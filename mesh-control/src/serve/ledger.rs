@@ -53,12 +53,12 @@ pub(crate) struct Nack {
 }
 
 /// How a name came to be refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Blame {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Blame {
     /// It was named, or alone in the response.
-    Certain,
-    /// The refusal named none of its response, which has this nonce: any of them may be the cause.
-    Shared(u64),
+    certain: bool,
+    /// A refusal named none of its response, which has this nonce: any of them may be the cause.
+    shared: Option<u64>,
 }
 
 /// Which sets a response may draw from, besides the answers that are owed.
@@ -500,10 +500,10 @@ impl Ledger {
 
     /// The client works with the newest version of a name.
     fn clear(&mut self, name: &str) {
-        if let Some(blame @ Blame::Shared(_)) = self.refused.remove(name) {
+        if let Some(Blame { shared: Some(nonce), .. }) = self.refused.remove(name) {
             // Who refuses without a name and then accepts one of them may never be sent the others again: a refusal
-            // that nothing can end would hold back removals for ever.
-            self.refused.retain(|_, other| *other != blame);
+            // that nothing can end would hold back removals for ever. Those that were refused on their own stay so.
+            self.refused.retain(|_, other| other.certain || other.shared != Some(nonce));
         }
     }
 
@@ -513,17 +513,25 @@ impl Ledger {
             return false;
         };
         let mut names = flight.names;
-        let is_named = names.iter().any(|name| text.contains(&**name));
+        let is_named = names.iter().any(|name| mentions(text, name));
         if is_named {
-            let accepted = names.extract_if(.., |name| !text.contains(&**name));
+            let accepted = names.extract_if(.., |name| !mentions(text, name));
             accepted.for_each(|name| self.clear(&name));
         }
-        let blame = if is_named || names.len() == 1 { Blame::Certain } else { Blame::Shared(nonce) };
+        let certain = is_named || names.len() == 1;
         for name in names.iter().filter(|name| self.entries.contains_key(*name)) {
-            let before = *self.refused.entry(name.clone()).or_insert(blame);
+            let blame = self.refused.entry(name.clone()).or_default();
+            if certain {
+                blame.certain = true;
+                continue;
+            }
             // Those that shared the blame with it before share it from now on as well.
-            if matches!((before, blame), (Blame::Shared(before), Blame::Shared(now)) if before != now) {
-                self.refused.values_mut().filter(|other| **other == before).for_each(|other| *other = blame);
+            match blame.shared.replace(nonce) {
+                Some(before) if before != nonce => {
+                    let others = self.refused.values_mut().filter(|other| other.shared == Some(before));
+                    others.for_each(|other| other.shared = Some(nonce));
+                }
+                _ => {}
             }
         }
         names.truncate(NACK_NAMES);
@@ -603,6 +611,32 @@ fn intern(name: &str, kind: Kind, view: &View<'_>) -> (Arc<str>, Option<Encoded>
     (name, found)
 }
 
+/// Whether a text has this name in it, and not just as a part of a longer one.
+fn mentions(text: &str, name: &str) -> bool {
+    let goes_on = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte));
+    let bytes = text.as_bytes();
+    let is_whole = |at: usize| {
+        let before = at.checked_sub(1).and_then(|before| bytes.get(before));
+        !goes_on(before) && !goes_on(bytes.get(at + name.len()))
+    };
+    text.match_indices(name).any(|(at, _)| is_whole(at))
+}
+
 fn weight(name: &str) -> usize {
     name.len() + 64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mentions;
+
+    #[test]
+    fn a_name_is_mentioned_as_a_whole() {
+        for text in ["80: bad", "bad: 80", "resource \"80\"", "80", "a8080 and 80."] {
+            assert!(mentions(text, "80"), "{text}");
+        }
+        for text in ["", "8080", "port-80", "80-v2", "line 180", "80_"] {
+            assert!(!mentions(text, "80"), "{text}");
+        }
+    }
 }

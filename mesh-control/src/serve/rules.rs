@@ -101,6 +101,30 @@ fn server_rule_02_a_refused_route_keeps_the_clusters_that_the_old_one_uses() {
 }
 
 #[test]
+fn server_rule_02_a_route_refused_by_itself_stays_so_when_one_refused_with_it_is_accepted() {
+    let both = |r: &str, q: &str| whole("1").with(Route, "r", r).with(Route, "q", q);
+    let mut talk = Talk::open(Protocol::Delta, ClientClass::Library, &both("1", "1"), Duration::ZERO);
+    for (kind, names) in [(Listener, vec!["l"]), (Route, vec!["q", "r"]), (Cluster, vec!["a"])] {
+        let answers = talk.subscribe(kind, &names);
+        talk.finish(answers);
+    }
+    let sent = talk.publish(&both("2", "2").without(Cluster, "a"));
+    assert!(talk.nack(&sent[0], "bad regex").is_empty());
+    assert!(talk.wait(PACE.nack_pause).is_empty());
+    let alone = talk.publish(&both("3", "2").without(Cluster, "a"));
+    assert_eq!(told(&alone), ["Route r=3"]);
+    assert!(talk.nack(&alone[0], "bad regex").is_empty());
+    assert!(talk.wait(PACE.nack_pause).is_empty());
+    let other = talk.publish(&both("3", "3").without(Cluster, "a"));
+    assert_eq!(told(&other), ["Route q=3"]);
+    assert!(talk.ack(&other[0]).is_empty());
+    assert!(talk.wait(10 * PACE.grace).is_empty(), "`r` still uses it");
+    let good = talk.publish(&both("4", "3").without(Cluster, "a"));
+    assert!(talk.ack(&good[0]).is_empty());
+    assert_eq!(told(&talk.wait(PACE.linger)), ["Cluster !a"]);
+}
+
+#[test]
 fn server_rule_02_each_refused_route_keeps_the_clusters_until_it_is_accepted_itself() {
     // (what the refusal says, whether accepting `r` settles that of `q` too)
     let cases = [

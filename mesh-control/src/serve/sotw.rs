@@ -27,11 +27,11 @@ pub(crate) fn on_request(session: &mut Session, request: &DiscoveryRequest, now:
                 heard.answer = session.verdict(kind, number, error, now);
                 session.ledger(kind).0.supersede();
             }
-            // The client has a newer response before it, and will repeat its list when it answers that. That it refused
-            // an older one counts: the newer one need not have the same resources.
+            // The client has a newer response before it, and will repeat its list when it answers that. What it says of
+            // the older one counts: the newer one need not have the same resources.
             Nonce::Number(_) | Nonce::Foreign => {
                 ledger.doubt(&request.resource_names.iter().map(String::as_str).collect());
-                if let (Nonce::Number(number), Some(_)) = (nonce, error) {
+                if let Nonce::Number(number) = nonce {
                     heard.answer = session.verdict(kind, number, error, now);
                 }
                 return heard;

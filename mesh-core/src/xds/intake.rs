@@ -18,8 +18,9 @@ use crate::xds::cache::{Cache, Step};
 use crate::xds::decode::{Options, decode_named, unwrap};
 use crate::xds::names;
 
-/// How many errors one NACK spells out, and how long each may be.
-const MAX_ERRORS: usize = 20;
+/// How much one NACK spells out, in bytes, and how long each error may be, in characters. A server takes what is not in
+/// it as accepted.
+const MAX_ERRORS: usize = 64 << 10;
 const MAX_ERROR: usize = 500;
 /// google.rpc.Code.INVALID_ARGUMENT
 const INVALID_ARGUMENT: i32 = 3;
@@ -192,9 +193,15 @@ pub(crate) fn error_detail(errors: &[String]) -> Option<Status> {
     if errors.is_empty() {
         return None;
     }
-    let mut texts: Vec<String> = errors.iter().take(MAX_ERRORS).map(|error| shortened(error)).collect();
-    if errors.len() > MAX_ERRORS {
-        texts.push(format!("and {} more", errors.len() - MAX_ERRORS));
+    let mut bytes = 0;
+    let mut texts: Vec<String> = errors.iter().map(|error| shortened(error)).collect();
+    let fits = texts.iter().position(|text| {
+        bytes += text.len();
+        bytes > MAX_ERRORS
+    });
+    if let Some(fits) = fits {
+        texts.truncate(fits);
+        texts.push(format!("and {} more", errors.len() - fits));
     }
     Some(Status { code: INVALID_ARGUMENT, message: texts.join("; "), details: Vec::new() })
 }
@@ -258,7 +265,9 @@ mod tests {
         assert_eq!(error_detail(&[]), None);
         let errors = vec!["ä".repeat(100_000); 100];
         let status = error_detail(&errors).unwrap();
-        assert!(status.message.len() < 25_000 && status.message.ends_with("and 80 more"));
+        assert!(status.message.len() < 66_000 && status.message.ends_with("and 35 more"), "{}", status.message.len());
+        let routes: Vec<String> = (0..100).map(|number| format!("resource route-{number}: broken")).collect();
+        assert!(error_detail(&routes).unwrap().message.ends_with("; resource route-99: broken"));
     }
 
     #[test]

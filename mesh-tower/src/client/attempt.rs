@@ -37,23 +37,22 @@ impl<'v> Tries<'v> {
         request: Request<Body>,
     ) -> Result<(Response<Incoming>, Guard), MeshError> {
         let pick = self.pick(call)?;
-        self.from(pick, true, call, request).await
+        self.from(pick, call, request).await
     }
 
-    /// The same with the endpoint of the first try; `reuse` says whether an old connection to it will do.
+    /// The same with the endpoint of the first try.
     pub(super) async fn from(
         &self,
         mut pick: Pick<'v>,
-        mut reuse: bool,
         call: &mut Call,
         mut request: Request<Body>,
     ) -> Result<(Response<Incoming>, Guard), MeshError> {
         loop {
-            match balance::try_once(self.view, pick, reuse, call, request).await {
+            match balance::try_once(self.view, pick, call, request).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => request = Box::pin(self.next(call, failure)).await?,
             }
-            (pick, reuse) = (self.pick(call)?, true);
+            pick = self.pick(call)?;
         }
     }
 

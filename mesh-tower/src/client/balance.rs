@@ -16,11 +16,10 @@ use crate::body::Body;
 /// How many connections may turn out to be closed under one try, before a new one is dialled for it.
 const MAX_STALE: u32 = 3;
 
-/// One try at an endpoint: connect, send. `reuse` says whether an old connection will do.
+/// One try at an endpoint: connect, send.
 pub(super) async fn try_once(
     view: &TargetView,
     pick: Pick<'_>,
-    mut reuse: bool,
     call: &mut Call,
     mut request: Request<Body>,
 ) -> Result<(Response<Incoming>, Guard), Failure> {
@@ -35,7 +34,7 @@ pub(super) async fn try_once(
     let protocol = Protocol::of(&request, pick.cluster, call);
     protocol.form(&mut request, view.host()).map_err(Failure::last)?;
     route::tell_deadline(call, request.headers_mut());
-    let mut stale = 0;
+    let (mut stale, mut reuse) = (0, !call.was_cut);
     let failure = loop {
         let lease = match connect::lease(pick.cluster, endpoint, protocol, reuse).await {
             Ok(lease) => lease,
@@ -55,6 +54,7 @@ pub(super) async fn try_once(
                 request = *whole;
             }
             (Blame::Cut, Some(whole)) if reuse => {
+                call.was_cut = true;
                 reuse = false;
                 request = *whole;
             }

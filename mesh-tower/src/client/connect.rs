@@ -221,7 +221,7 @@ pub(crate) async fn close_idle(targets: Targets) {
         for entry in targets.list() {
             let Some(view) = entry.peek() else { continue };
             for leaf in view.clusters().iter().flat_map(|cluster| cluster.leaves()) {
-                let Some(limit) = leaf.cluster.idle_timeout else { continue };
+                let limit = leaf.cluster.idle_timeout.unwrap_or(Duration::MAX);
                 shortest = shortest.min(limit);
                 if !seen.insert(Arc::as_ptr(&leaf.state)) {
                     continue;

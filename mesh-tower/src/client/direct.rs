@@ -34,7 +34,10 @@ pub(super) fn send(
     mut request: Request<Body>,
 ) -> Result<ResponseFuture, (Journey, Request<Body>)> {
     let Some(view) = view(mesh, target, &request) else { return Err((journey, request)) };
+    let random = journey.call.random.clone();
     let Some((routed, forward, pick)) = stations(&view, target, &mut journey.call, &request) else {
+        // The long way is to decide the same.
+        journey.call.random = random;
         return Err((journey, request));
     };
     // There is an endpoint. From here on the request is changed and does not come back.
@@ -172,7 +175,7 @@ impl Trip {
         let (view, place, leaf) = (Arc::clone(&self.view), self.place, self.leaf);
         let course = Course::of(&view, place, leaf)?;
         let first = Pick { cluster: course.cluster, leaf, in_flight };
-        self.finish(&course, async |call| course.tries.from(first, true, call, request).await).await
+        self.finish(&course, async |call| course.tries.from(first, call, request).await).await
     }
 
     /// The long way, from a try that failed.
@@ -182,8 +185,8 @@ impl Trip {
         let Course { tries, cluster, .. } = &course;
         self.finish(&course, async |call| match (failure.blame, failure.request) {
             (Blame::Stale | Blame::Cut, Some(request)) => {
-                let reuse = failure.blame == Blame::Stale;
-                tries.from(Pick { cluster, leaf, in_flight }, reuse, call, *request).await
+                call.was_cut = failure.blame == Blame::Cut;
+                tries.from(Pick { cluster, leaf, in_flight }, call, *request).await
             }
             (_, request) => {
                 let failure = Failure { request, ..failure }.within(cluster, in_flight.endpoint());

@@ -4,6 +4,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::HOST;
@@ -14,6 +15,7 @@ use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::{ClusterTls, RouteAction};
 use mesh_core::request::RequestHead;
 use mesh_core::state::InFlight;
+use tokio::time::Sleep;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -143,13 +145,15 @@ where
     };
     let cluster = routed.cluster.ok_or_else(|| MeshError::new(ErrorKind::NoCluster, "the route has no cluster"))?;
     let mut request = Request::from_parts(parts, body);
-    // What the caller asked for, before the route writes over it.
-    let authority = match cluster.passes_through() {
-        true => RequestHead::of_request(&request)?.authority.to_owned(),
-        false => String::new(),
-    };
+    route::limit(call, forward, &routed);
+    let deadline = call.deadline;
+    if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+        return Err(route::too_late(cluster).into());
+    }
+    let authority = route::own_destination(cluster, &RequestHead::of_request(&request)?)?;
     change::prepare(&mut request, forward, &routed, None)?;
-    let pick = cluster.pick(call, || &authority)?;
+    route::tell_deadline(call, request.headers_mut());
+    let pick = cluster.pick(call, || authority.as_deref().unwrap_or_default())?;
     if call.is_observed {
         call.endpoint = Some(Arc::clone(pick.in_flight.endpoint()));
     }
@@ -157,18 +161,13 @@ where
         return Err(MeshError::new(ErrorKind::Security, format!("cluster {}: {reason}", pick.cluster.name)).into());
     }
     aim(&mut request, &pick.in_flight)?;
-    let response = inner.call(request);
-    let limit = forward.time_limit(call.is_grpc, routed.max_stream_duration);
-    let response = match limit {
-        None => response.await.map_err(Into::into)?,
-        Some(limit) => tokio::time::timeout(limit, response)
-            .await
-            .map_err(|_| {
-                MeshError::new(ErrorKind::Timeout, format!("cluster {}: no response in time", cluster.name()))
-            })?
-            .map_err(Into::into)?,
-    };
-    let mut response = response.map(|body| LayerBody { body: Either::Inner { body }, in_flight: Some(pick.in_flight) });
+    let answer = inner.call(request);
+    let response = route::in_time(deadline, cluster, async { answer.await.map_err(Into::<BoxError>::into) }).await?;
+    let mut response = response.map(|body| LayerBody {
+        body: Either::Inner { body },
+        in_flight: Some(pick.in_flight),
+        deadline: deadline.map(ResponseBody::until),
+    });
     change::apply(routed.response_changes, response.headers_mut());
     Ok(response)
 }
@@ -195,6 +194,7 @@ pin_project_lite::pin_project! {
         #[pin]
         body: Either<R>,
         in_flight: Option<InFlight>,
+        deadline: Option<Pin<Box<Sleep>>>,
     }
 }
 
@@ -208,7 +208,7 @@ pin_project_lite::pin_project! {
 
 impl<R> LayerBody<R> {
     fn mesh(body: ResponseBody) -> Self {
-        LayerBody { body: Either::Mesh { body }, in_flight: None }
+        LayerBody { body: Either::Mesh { body }, in_flight: None, deadline: None }
     }
 }
 
@@ -227,13 +227,19 @@ where
     type Error = BoxError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = self.project();
+        let mut this = self.project();
+        // First, so that a reader who always finds something to read is not exempt.
+        if this.deadline.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready()) {
+            this.body.set(Either::Mesh { body: ResponseBody::full(Bytes::new()) });
+            (*this.in_flight, *this.deadline) = (None, None);
+            return Poll::Ready(Some(Err(crate::body::too_late().into())));
+        }
         let frame = match this.body.project() {
             EitherProjection::Inner { body } => body.poll_frame(cx).map_err(Into::into),
             EitherProjection::Mesh { body } => body.poll_frame(cx).map_err(Into::into),
         };
         if matches!(frame, Poll::Ready(None | Some(Err(_)))) {
-            *this.in_flight = None;
+            (*this.in_flight, *this.deadline) = (None, None);
         }
         frame
     }

@@ -1,5 +1,6 @@
 //! The first station: find the target's view, the route, the deadline; the last: tell the observers.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -148,13 +149,18 @@ async fn forwarded(
     if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
         return Err(too_late(cluster));
     }
-    // What the caller asked for, before the route writes over it.
-    let authority = cluster.passes_through().then(|| head(target, &request).map(|head| head.authority.to_owned()));
-    let authority = authority.transpose()?;
+    let authority = own_destination(cluster, &head(target, &request)?)?;
     change::prepare(&mut request, forward, routed, target.map(|target| &target.authority))?;
     let tries = Tries { view, cluster, policy: forward.retry.as_ref(), authority: authority.as_deref() };
     let (response, guard) = in_time(deadline, cluster, tries.run(call, request)).await?;
     Ok(response.map(|body| ResponseBody::incoming(body, guard, deadline.map(ResponseBody::until))))
+}
+
+/// Where the caller wants to go, if that is where the cluster's requests go: what the route writes over it is only told
+/// there.
+pub(super) fn own_destination(cluster: &ClusterView, head: &RequestHead<'_>) -> Result<Option<String>, MeshError> {
+    let named = || host_and_port(head.authority, head.scheme).map(Cow::into_owned);
+    cluster.passes_through().then(named).transpose()
 }
 
 /// Brings the deadline forward to the route's limit. It runs from here on: what a filter held back does not count,
@@ -173,13 +179,13 @@ pub(super) fn tell_deadline(call: &Call, headers: &mut HeaderMap) {
 }
 
 /// The tries, up to the deadline.
-pub(super) async fn in_time<T>(
+pub(super) async fn in_time<T, E: From<MeshError>>(
     deadline: Option<Instant>,
     cluster: &ClusterView,
-    tries: impl Future<Output = Result<T, MeshError>>,
-) -> Result<T, MeshError> {
+    tries: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     let Some(deadline) = deadline else { return tries.await };
-    tokio::time::timeout_at(deadline.into(), tries).await.unwrap_or_else(|_| Err(too_late(cluster)))
+    tokio::time::timeout_at(deadline.into(), tries).await.unwrap_or_else(|_| Err(too_late(cluster).into()))
 }
 
 /// The failure of a request whose deadline has passed.

@@ -125,14 +125,17 @@ impl<F> Exchange<F> {
 /// unseen, and where sending twice does no harm one whose old connection closed under it.
 #[cold]
 fn failure(cause: hyper::Error, reused: bool, http1: bool, replay: &mut Replay) -> Failure {
-    // hyper cancels only what it has not taken from its queue.
+    // hyper cancels only what it has not sent.
     let unsent = cause.is_canceled();
     let refused = !unsent && was_refused(&cause);
     let cut = !unsent && http1 && reused && replay.is_idempotent() && was_closed(&cause);
-    let request = (unsent || refused || cut).then(|| replay.restore()).flatten().map(Box::new);
+    // A connection that ends drops the one request that waits in it for a stream, and says no more than of one that was
+    // sent.
+    let dropped = !unsent && !http1 && cause.is_user() && replay.is_idempotent();
+    let request = (unsent || refused || cut || dropped).then(|| replay.restore()).flatten().map(Box::new);
     let error = match &request {
         _ if refused => MeshError::new(ErrorKind::RefusedStream, "the stream was refused"),
-        Some(_) if unsent => {
+        Some(_) if unsent || dropped => {
             MeshError::new(ErrorKind::ConnectFailure, "the connection closed before the request was sent")
         }
         _ => MeshError::new(ErrorKind::ConnectionLost, "the connection failed before a response came"),

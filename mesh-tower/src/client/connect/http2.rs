@@ -85,6 +85,8 @@ pub(super) struct Shared(Mutex<Connections>);
 #[derive(Default)]
 struct Connections {
     open: Vec<Arc<Connection>>,
+    /// What the peer allows on the newest connection, which may be gone.
+    allowed: Option<Arc<AtomicU32>>,
     dialling: Option<watch::Receiver<Option<Result<(), MeshError>>>>,
 }
 
@@ -154,13 +156,16 @@ impl Connections {
         self.dialling = Some(dialling.clone());
         let (cluster, endpoint) = (Arc::clone(cluster), Arc::clone(endpoint));
         // What the peer allowed on the last connection it will allow on the next.
-        let streams = self.open.last().map_or(INITIAL_STREAMS, |last| last.limit.load(Ordering::Relaxed));
+        let streams = self.allowed.as_ref().map_or(INITIAL_STREAMS, |allowed| allowed.load(Ordering::Relaxed));
         tokio::spawn(async move {
             let dialled = dial(&cluster, &endpoint, streams).await;
             let Some(pool) = endpoint.attachment(super::Pool::default) else { return };
             let mut connections = lock(&pool.http2.0);
             connections.dialling = None;
-            let answer = dialled.map(|connection| connections.open.push(Arc::new(connection)));
+            let answer = dialled.map(|connection| {
+                connections.allowed = Some(Arc::clone(&connection.limit));
+                connections.open.push(Arc::new(connection));
+            });
             drop(connections);
             outcome.send_replace(Some(answer));
         });
