@@ -98,7 +98,7 @@ pub struct Encoded {
     /// Endpoints of workloads that registered themselves: incomplete while mesh-control settles after its
     /// own start.
     pub self_registered: bool,
-    /// Endpoints only: how many there are. Their [version](Encoded::version_of) says so, too.
+    /// Endpoints only: how many there are. Their version says so, too.
     pub endpoints: usize,
 }
 
