@@ -122,7 +122,13 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     matches!(rest.first(), None | Some(b'+' | b';'))
 }
 
-/// Whether an authority ends in a port.
+/// Whether an authority ends in a port (RFC 3986, 3.2.3).
+///
+/// ```
+/// use mesh_core::request::has_port;
+///
+/// assert!(has_port("[::1]:80") && !has_port("[::1]"));
+/// ```
 pub fn has_port(authority: &str) -> bool {
     let digits = authority.bytes().rev().take_while(u8::is_ascii_digit).count();
     let colon = authority.len().checked_sub(digits + 1).and_then(|at| authority.as_bytes().get(at));

@@ -74,6 +74,12 @@ async fn echo(request: Request<Incoming>) -> Reply {
     text([line.as_bytes(), &body].concat())
 }
 
+/// Answers so late that requests meet.
+async fn slow(_: Request<Incoming>) -> Reply {
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    text("late")
+}
+
 fn mesh(source: Fixed) -> Mesh {
     Mesh::builder().source(source).start().unwrap()
 }
@@ -137,10 +143,6 @@ async fn many_http2_requests_wait_for_one_dial_and_share_its_connection() {
 
 #[tokio::test]
 async fn another_http2_connection_is_dialled_when_streams_run_out() {
-    let slow = |_| async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        text("late")
-    };
     let (address, accepted) = serve(5, slow).await;
     let mesh = service([address]);
     // With the first response the peer's limit is known.
@@ -154,10 +156,6 @@ async fn another_http2_connection_is_dialled_when_streams_run_out() {
 
 #[tokio::test]
 async fn what_a_peer_allowed_on_a_connection_that_is_gone_is_expected_of_the_next() {
-    let slow = |_| async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        text("late")
-    };
     let (address, accepted) = serve(5, slow).await;
     let mut cluster = fixed_cluster("c", address);
     cluster.max_requests_per_connection = Some(10);

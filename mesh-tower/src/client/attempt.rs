@@ -1,6 +1,6 @@
 //! The third station: tries. One is made again only where nothing was processed: no connection was had, the
-//! request was never written, or the peer refused the stream unseen. (What [`super::connect`] does by itself with an
-//! old connection that closes under a request is not a try.)
+//! request was never written, or the peer refused the stream unseen. What a connection that had been in use before
+//! makes of a request by closing is not a try: see [`super::connect::Blame`].
 
 use std::time::{Duration, Instant};
 

@@ -31,7 +31,8 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// For a connector that speaks TLS over this one, such as that of `hyper-rustls`: lets `https` pass.
+    /// For a connector that speaks TLS over this one, such as that of `hyper-rustls`: lets `https` pass, which fails with
+    /// `Security` otherwise, since nobody would speak TLS.
     pub fn under_tls(mut self) -> Self {
         self.under_tls = true;
         self
