@@ -95,8 +95,7 @@ struct Visited {
     idle_for: Duration,
 }
 
-/// How many endpoints that callers named are kept by a cluster; what is beyond lasts as long as its requests. A caller
-/// who makes addresses up cannot exhaust memory.
+/// How many endpoints that callers named are kept by a cluster, so that one who makes addresses up cannot exhaust memory.
 const MAX_VISITED: usize = 1000;
 
 impl ClusterState {
@@ -116,7 +115,8 @@ impl ClusterState {
     }
 
     /// The state of an endpoint that a caller named and no view holds: kept until it has been idle for as long as
-    /// [`ClusterState::pass`] says. Of more than 1,000 the others last as long as their requests.
+    /// [`ClusterState::pass`] says. Where there are 1,000 the longest idle one makes room; where none is idle, the new one
+    /// lasts as long as its requests.
     pub fn visit(&self, id: &EndpointId) -> Arc<EndpointState> {
         let mut visited = lock(&self.visited);
         if let Some(found) = visited.get_mut(id) {
