@@ -3,12 +3,10 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::Context;
 use http::Request;
 use http::request::Parts;
-use mesh_core::call::Call;
 use mesh_core::error::Invalid;
 use mesh_core::filter::FilterRegistry;
 use mesh_core::fixed::route_to;
@@ -19,6 +17,7 @@ use mesh_core::model::{
 };
 use mesh_core::request::RequestHead;
 use mesh_core::resources::{Change, Progress, Resource, ResourceKey, ResourceType, Update};
+use mesh_core::state::States;
 use mesh_core::store::{Sink, Source, Store};
 use mesh_core::view::{ClusterView, Extensions, Leaf, RouteTable, TargetView};
 
@@ -87,7 +86,7 @@ impl Routes {
         let routes = (0..count).map(|position| self.route(position)).collect();
         let config = Arc::new(configuration(routes));
         let http = manager(&config);
-        let table = RouteTable::compile(config, &http, &FilterRegistry::default());
+        let table = RouteTable::compile(config, &http, &FilterRegistry::default(), &States::default(), HOST);
         let table = Arc::new(table.map_err(|invalid| anyhow::anyhow!("{invalid}"))?);
         let cluster = Arc::new(cluster(BalancerPolicy::default(), 3));
         Ok(TargetView::new(HOST.into(), &http, table, vec![cluster]))
@@ -109,7 +108,7 @@ pub fn cluster(policy: BalancerPolicy, count: usize) -> ClusterView {
     let mut cluster = Cluster::new("all", ClusterKind::Eds { service_name: "all".into() });
     cluster.balancer = policy;
     let leaf = Leaf { cluster: Arc::new(cluster), endpoints: Some(endpoints), state: Arc::default() };
-    ClusterView::compile("all".into(), vec![leaf], &Extensions::default())
+    ClusterView::compile("all".into(), vec![leaf], &Extensions::default(), None)
 }
 
 /// So many endpoints, those of one `group` unlike those of any other.
@@ -121,14 +120,14 @@ pub fn endpoints(group: usize, count: usize) -> Endpoints {
     Endpoints::fixed((0..count).map(address))
 }
 
-/// A call whose random choices repeat.
-pub fn call() -> Call {
-    Call::new(Instant::now(), fastrand::Rng::with_seed(7))
+/// Random choices that repeat.
+pub fn random() -> fastrand::Rng {
+    fastrand::Rng::with_seed(7)
 }
 
 /// The name of the route that a request finds.
 pub fn find_name(view: &TargetView, parts: &Parts) -> Result<String> {
-    Ok(view.find(&RequestHead::of(parts)?, &mut call())?.route.name.to_string())
+    Ok(view.find(&RequestHead::of(parts)?, &mut random())?.route.name.to_string())
 }
 
 /// A source of configuration that is played by hand: a target with one route and one cluster for each of its

@@ -4,7 +4,8 @@
 
 use allocation_counter::measure;
 use mesh_benches::counts::run;
-use mesh_benches::fixtures::{Routes, call, cluster};
+use mesh_benches::fixtures::{Routes, cluster, random};
+use mesh_core::balance::PickArgs;
 use mesh_core::model::BalancerPolicy;
 use mesh_core::request::RequestHead;
 
@@ -21,13 +22,13 @@ fn finding_a_route_and_picking_an_endpoint_allocates_nothing() {
         let other = cluster(policy.clone(), 100);
         for position in [0, 1, 2, 3, 998] {
             let parts = kind.request(position).unwrap();
-            let mut call = call();
+            let mut random = random();
             let mut found = false;
             let count = measure(|| {
                 let head = RequestHead::of(&parts).unwrap();
-                let routed = view.find(&head, &mut call).unwrap();
-                let pick = routed.cluster.unwrap().pick(&mut call, || head.authority);
-                found = pick.is_ok() && other.pick(&mut call, || head.authority).is_ok();
+                let routed = view.find(&head, &mut random).unwrap();
+                let pick = routed.cluster.unwrap().pick(&mut PickArgs::new(&mut random), || head.authority);
+                found = pick.is_ok() && other.pick(&mut PickArgs::new(&mut random), || head.authority).is_ok();
             });
             assert!(found);
             assert_eq!(count.count_total, 0, "{kind:?} route {position}, {policy:?}");

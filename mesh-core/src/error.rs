@@ -35,6 +35,8 @@ pub enum ErrorKind {
     FaultInjected,
     /// The configuration asks for TLS that cannot be provided. Never plaintext instead.
     Security,
+    /// A server may not serve here: no listener is bound, its configuration is not known yet, or it says no.
+    NotServing,
     /// The mesh is draining or shut down.
     Draining,
 }
@@ -68,9 +70,11 @@ impl ErrorKind {
     pub fn origin(self) -> Origin {
         match self {
             ErrorKind::BadRequest => Origin::Caller,
-            ErrorKind::UnknownTarget | ErrorKind::NoRoute | ErrorKind::NoCluster | ErrorKind::Security => {
-                Origin::Config
-            }
+            ErrorKind::UnknownTarget
+            | ErrorKind::NoRoute
+            | ErrorKind::NoCluster
+            | ErrorKind::Security
+            | ErrorKind::NotServing => Origin::Config,
             ErrorKind::NoHealthyEndpoint
             | ErrorKind::ConnectFailure
             | ErrorKind::RefusedStream
@@ -87,6 +91,7 @@ impl ErrorKind {
             | ErrorKind::RefusedStream
             | ErrorKind::NoHealthyEndpoint
             | ErrorKind::Overflow
+            | ErrorKind::NotServing
             | ErrorKind::Draining => RetryAdvice::Safe,
             ErrorKind::ConnectionLost | ErrorKind::Timeout => RetryAdvice::IfIdempotent,
             ErrorKind::BadRequest
@@ -131,7 +136,7 @@ impl ErrorKind {
             ErrorKind::Timeout => "UT",
             ErrorKind::Overflow => "UO",
             ErrorKind::FaultInjected => "FI",
-            ErrorKind::Draining => "LR",
+            ErrorKind::NotServing | ErrorKind::Draining => "LR",
         }
     }
 }
@@ -183,19 +188,25 @@ impl MeshError {
     }
 }
 
+/// The text alone, since [`source`](std::error::Error::source) hands out the cause; with the causes as `{:#}`.
 impl fmt::Display for MeshError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.detail)?;
-        match &self.source {
-            Some(source) => write!(f, ": {source}"),
-            None => Ok(()),
+        if !f.alternate() {
+            return Ok(());
         }
+        let mut cause = std::error::Error::source(self);
+        while let Some(present) = cause {
+            write!(f, ": {present}")?;
+            cause = present.source();
+        }
+        Ok(())
     }
 }
 
 impl fmt::Debug for MeshError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MeshError({:?}: {self})", self.kind)
+        write!(f, "MeshError({:?}: {self:#})", self.kind)
     }
 }
 
@@ -258,6 +269,23 @@ impl std::error::Error for Invalid {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_cause_of_an_error_is_printed_once() {
+        let io = std::io::Error::other("connection refused");
+        let inner = MeshError::new(ErrorKind::ConnectFailure, "cannot connect").caused_by(io);
+        let error = MeshError::new(ErrorKind::ConnectFailure, "no way").caused_by(inner).within("cluster c");
+        assert_eq!(error.to_string(), "cluster c: no way");
+        assert_eq!(format!("{error:#}"), "cluster c: no way: cannot connect: connection refused");
+        // What error reporters do: each error of the chain, once.
+        let mut chain = vec![error.to_string()];
+        let mut cause = std::error::Error::source(&error);
+        while let Some(present) = cause {
+            chain.push(present.to_string());
+            cause = present.source();
+        }
+        assert_eq!(chain, ["cluster c: no way", "cannot connect", "connection refused"]);
+    }
 
     #[test]
     fn an_invalid_field_reads_as_a_path_from_the_resource_inwards() {

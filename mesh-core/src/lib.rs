@@ -3,7 +3,6 @@
 #![warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 pub mod balance;
-pub mod call;
 pub mod client_status;
 pub mod error;
 pub mod filter;
@@ -12,9 +11,10 @@ pub mod grpc_timeout;
 pub mod id;
 pub mod matcher;
 pub mod model;
-pub mod observe;
 pub mod request;
+pub mod request_info;
 pub mod resources;
+pub mod retry;
 pub mod state;
 pub mod store;
 #[cfg(feature = "testing")]

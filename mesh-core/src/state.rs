@@ -4,7 +4,7 @@
 //! view or some request in flight refers to it, and an update that mentions the same endpoint finds it again. Only
 //! endpoints that callers name themselves, which no view can hold, are held here for a while.
 
-use std::any::Any;
+use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -167,9 +167,42 @@ impl ClusterState {
 }
 
 /// All state of a mesh.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct States {
     clusters: Mutex<HashMap<ClusterName, Weak<ClusterState>>>,
+    filters: Mutex<HashMap<FilterKey, Weak<dyn Any + Send + Sync>>>,
+}
+
+/// Whose state it is: the place in the configuration where the filter is configured, its name there, and the type.
+type FilterKey = (Box<str>, Arc<str>, TypeId);
+
+/// Where one filter keeps what is to survive the next push: buckets, caches, the circuit of a call-out. Found again by
+/// the filter's name and the place where it is configured: the listener, or the route that overrides it.
+#[derive(Clone, Copy, Debug)]
+pub struct FilterState<'s> {
+    states: &'s States,
+    place: &'s str,
+    name: &'s Arc<str>,
+}
+
+impl FilterState<'_> {
+    /// The state of this type: the present one while anything refers to it, else what `make` makes. The filter that
+    /// holds it keeps it.
+    pub fn get<T: Send + Sync + 'static>(&self, make: impl FnOnce() -> T) -> Arc<T> {
+        let key = (self.place.into(), Arc::clone(self.name), TypeId::of::<T>());
+        if let Some(present) = lock(&self.states.filters).get(&key).and_then(Weak::upgrade)
+            && let Ok(present) = present.downcast()
+        {
+            return present;
+        }
+        // Not under the lock: it may be made of other state.
+        let made = Arc::new(make());
+        let state: Arc<dyn Any + Send + Sync> = made.clone();
+        let mut filters = lock(&self.states.filters);
+        filters.retain(|_, state| state.strong_count() > 0);
+        filters.insert(key, Arc::downgrade(&state));
+        made
+    }
 }
 
 impl States {
@@ -183,6 +216,17 @@ impl States {
         let state = Arc::new(ClusterState::default());
         clusters.insert(name.clone(), Arc::downgrade(&state));
         state
+    }
+
+    /// Where the filter of this name keeps its state, as configured at this place.
+    pub fn filter<'s>(&'s self, place: &'s str, name: &'s Arc<str>) -> FilterState<'s> {
+        FilterState { states: self, place, name }
+    }
+}
+
+impl fmt::Debug for States {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(lock(&self.clusters).keys()).finish()
     }
 }
 
@@ -249,6 +293,22 @@ mod tests {
         cluster.pass(second, Duration::ZERO);
         cluster.pass(second, Duration::ZERO);
         assert!(visited.iter().all(|state| state.upgrade().is_none()));
+    }
+
+    #[test]
+    fn a_filters_state_is_found_again_by_place_and_name_while_a_filter_holds_it() {
+        let (states, a, b) = (States::default(), Arc::from("a"), Arc::from("b"));
+        let counter = |place, name| states.filter(place, name).get(AtomicU32::default);
+        let first = counter("l", &a);
+        first.store(7, Ordering::Relaxed);
+        assert!(Arc::ptr_eq(&first, &counter("l", &a)));
+        for other in [counter("l", &b), counter("l/route", &a)] {
+            assert_eq!(other.load(Ordering::Relaxed), 0);
+        }
+        assert_eq!(*states.filter("l", &a).get(|| "another type"), "another type");
+        assert!(Arc::ptr_eq(&first, &counter("l", &a)), "each type has its own");
+        drop(first);
+        assert_eq!(counter("l", &a).load(Ordering::Relaxed), 0, "nobody held it");
     }
 
     #[test]

@@ -96,7 +96,7 @@ pub struct TargetEntry {
     target: Target,
     listener: ListenerName,
     view: ArcSwapOption<TargetView>,
-    first: Notify,
+    news: Notify,
     used: AtomicBool,
 }
 
@@ -127,7 +127,7 @@ impl TargetEntry {
     /// [`ErrorKind::UnknownTarget`] when there is none by `deadline`: nothing has answered yet.
     pub async fn wait(&self, deadline: Instant) -> Result<Arc<TargetView>, MeshError> {
         loop {
-            let mut news = std::pin::pin!(self.first.notified());
+            let mut news = std::pin::pin!(self.news.notified());
             news.as_mut().enable();
             if let Some(view) = self.view() {
                 return Ok(view);
@@ -140,9 +140,21 @@ impl TargetEntry {
         }
     }
 
+    /// Waits until the view is another than this one.
+    pub async fn changed(&self, present: &Arc<TargetView>) -> Arc<TargetView> {
+        loop {
+            let mut news = std::pin::pin!(self.news.notified());
+            news.as_mut().enable();
+            match self.view() {
+                Some(view) if !Arc::ptr_eq(&view, present) => return view,
+                _ => news.await,
+            }
+        }
+    }
+
     fn publish(&self, view: Arc<TargetView>) {
         self.view.store(Some(view));
-        self.first.notify_waiters();
+        self.news.notify_waiters();
     }
 }
 
@@ -207,7 +219,7 @@ impl Store {
             target: target.clone(),
             listener,
             view: ArcSwapOption::empty(),
-            first: Notify::new(),
+            news: Notify::new(),
             used: AtomicBool::new(true),
         });
         let mut targets = Entries::clone(&present);

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 use proptest::prelude::*;
 
 use super::*;
-use crate::call::Call;
+use crate::balance::PickArgs;
 use crate::model::{
     ApiListener, Cluster, ClusterKind, Clusters, Endpoints, Forward, HttpManager, Listener, Route, RouteAction,
     RouteConfiguration, RouteMatch, RouteSource, VirtualHost, WeightedCluster,
@@ -90,9 +90,9 @@ fn send(entry: &TargetEntry) -> Result<String, MeshError> {
     let view = entry.view().ok_or_else(|| MeshError::new(ErrorKind::UnknownTarget, "no view"))?;
     let request = http::Request::get("http://t/").body(()).unwrap().into_parts().0;
     let head = RequestHead::of(&request)?;
-    let mut call = Call::new(Instant::now(), fastrand::Rng::with_seed(1));
-    let routed = view.find(&head, &mut call)?;
-    let pick = routed.cluster.expect("a forwarding route").pick(&mut call, || "t:80")?;
+    let mut random = fastrand::Rng::with_seed(1);
+    let routed = view.find(&head, &mut random)?;
+    let pick = routed.cluster.expect("a forwarding route").pick(&mut PickArgs::new(&mut random), || "t:80")?;
     Ok(pick.in_flight.endpoint().id().to_string())
 }
 
@@ -208,8 +208,8 @@ async fn an_update_shares_what_it_did_not_touch_and_carries_state_over() {
     sink.apply(update([eds("a"), eds("b")]));
     sink.apply(update([endpoints("a", &[1]), endpoints("b", &[2])]));
     let before = entry.view().unwrap();
-    let mut call = Call::new(Instant::now(), fastrand::Rng::with_seed(1));
-    let held = before.clusters()[1].pick(&mut call, || "").unwrap();
+    let mut random = fastrand::Rng::with_seed(1);
+    let held = before.clusters()[1].pick(&mut PickArgs::new(&mut random), || "").unwrap();
     sink.apply(update([endpoints("b", &[2, 3])]));
     let after = entry.view().unwrap();
     assert!(Arc::ptr_eq(&before.clusters()[0], &after.clusters()[0]));

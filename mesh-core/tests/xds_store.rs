@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::config::listener::v3::Listener as PbListener;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration as PbRoutes;
 use envoy_types::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig;
 use http::Request;
-use mesh_core::call::Call;
+use mesh_core::balance::PickArgs;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::request::RequestHead;
 use mesh_core::store::{ServerState, Source, Store, TargetEntry};
@@ -68,10 +68,10 @@ fn goes_to(view: &TargetView) -> Result<u16, MeshError> {
     let request = Request::get("http://app/").body(()).unwrap();
     let parts = request.into_parts().0;
     let head = RequestHead::of(&parts)?;
-    let mut call = Call::new(std::time::Instant::now(), fastrand::Rng::with_seed(1));
-    let routed = view.find(&head, &mut call)?;
+    let mut random = fastrand::Rng::with_seed(1);
+    let routed = view.find(&head, &mut random)?;
     let cluster = routed.cluster.ok_or_else(|| MeshError::new(ErrorKind::NoCluster, "no cluster"))?;
-    let pick = cluster.pick(&mut call, || "app")?;
+    let pick = cluster.pick(&mut PickArgs::new(&mut random), || "app")?;
     match pick.in_flight.endpoint().id().addresses() {
         [mesh_core::id::Address::Socket(address)] => Ok(address.port()),
         other => panic!("{other:?}"),

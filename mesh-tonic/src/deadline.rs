@@ -8,8 +8,8 @@ use std::time::Instant;
 use http::{Extensions, HeaderMap};
 
 pub use layer::{DeadlineBody, DeadlineFuture, DeadlineLayer, DeadlineService};
-pub use mesh_core::call::Deadline;
 pub use mesh_core::grpc_timeout::{GRPC_TIMEOUT, format, parse};
+pub use mesh_core::request_info::Deadline;
 
 tokio::task_local! {
     static CURRENT: Option<Deadline>;

@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use futures_core::Stream;
 use http::{Extensions, Request, Response};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_tower::Mesh;
-use mesh_tower::server::{Connection, Incoming, MeshIo, MeshListener, ServerLayer};
+use mesh_tower::server::{ConnectionInfo, Incoming, MeshIo, MeshListener, ServerLayer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::body::Body;
 use tonic::service::Routes;
@@ -49,12 +50,12 @@ pub fn server_layer(mesh: &Mesh) -> GrpcLayer {
     Stack::new(mesh.server_layer().connection_by(connection_of), DeadlineLayer)
 }
 
-fn connection_of(extensions: &Extensions) -> Option<Connection> {
-    if let Some(connection) = extensions.get::<Connection>() {
-        return Some(*connection);
+fn connection_of(extensions: &Extensions) -> Option<Arc<ConnectionInfo>> {
+    if let Some(connection) = extensions.get::<Arc<ConnectionInfo>>() {
+        return Some(Arc::clone(connection));
     }
     let ends = extensions.get::<TcpConnectInfo>()?;
-    Some(Connection { local: ends.local_addr()?, peer: ends.remote_addr()? })
+    Some(Arc::new(ConnectionInfo::new(ends.local_addr()?, ends.remote_addr()?)))
 }
 
 /// Serves a tonic router on a listener of the mesh until the mesh has drained and every call has ended, but no
@@ -64,8 +65,8 @@ fn connection_of(extensions: &Extensions) -> Option<Connection> {
 /// [`server_layer`] to [`mesh_tower::server::serve`], which also cuts what outlasts the deadline.
 ///
 /// # Errors
-/// [`ErrorKind::Draining`] if calls outlasted the deadline, which go on until the runtime ends, or if tonic cannot
-/// serve.
+/// [`ErrorKind::Draining`] if calls outlasted the deadline, which go on until the runtime ends;
+/// [`ErrorKind::NotServing`] if tonic cannot serve.
 pub async fn serve<L, R>(listener: MeshListener, router: Router<L>) -> Result<(), MeshError>
 where
     L: Layer<Routes>,
@@ -80,7 +81,7 @@ where
     let serving = router.serve_with_incoming_shutdown(incoming(listener), drained);
     let ended = tokio::select! {
         ended = serving => {
-            ended.map_err(|error| MeshError::new(ErrorKind::Draining, "tonic cannot serve").caused_by(error))
+            ended.map_err(|error| MeshError::new(ErrorKind::NotServing, "tonic cannot serve").caused_by(error))
         }
         () = async { closed.await; tokio::time::sleep(DEADLINE).await } => {
             Err(MeshError::new(ErrorKind::Draining, format!("calls did not end within {DEADLINE:?}")))
@@ -133,8 +134,8 @@ impl Connected for GrpcIo {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        let Connection { local, peer } = self.0.connection();
-        TcpConnectInfo { local_addr: Some(local), remote_addr: Some(peer) }
+        let connection = self.0.connection();
+        TcpConnectInfo { local_addr: Some(connection.local), remote_addr: Some(connection.peer) }
     }
 }
 

@@ -22,7 +22,7 @@ use tonic::{Code, Status};
 /// assert_eq!(mesh_error(&status).map(|error| error.kind()), Some(ErrorKind::NoHealthyEndpoint));
 /// ```
 pub fn status(error: MeshError) -> Status {
-    let mut status = Status::new(code(&error), error.to_string());
+    let mut status = Status::new(code(&error), format!("{error:#}"));
     status.set_source(Arc::new(error));
     status
 }
@@ -79,6 +79,7 @@ mod tests {
             (ErrorKind::Overflow, Code::Unavailable),
             (ErrorKind::FaultInjected, Code::Unavailable),
             (ErrorKind::Security, Code::Unavailable),
+            (ErrorKind::NotServing, Code::Unavailable),
             (ErrorKind::Draining, Code::Unavailable),
         ];
         // gRFC A54.

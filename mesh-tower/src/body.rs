@@ -1,17 +1,15 @@
-//! Bodies: what the mesh sends (any body, without a box where it is complete) and what it answers with.
+//! Bodies that the mesh sends: any body, without a box where it is complete.
 
 use std::any::Any;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
-use hyper::body::Incoming;
-use mesh_core::error::{ErrorKind, MeshError};
-use tokio::time::Sleep;
+use mesh_core::request_info::RequestInfo;
 
 /// An error of somebody else's body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -191,119 +189,12 @@ impl fmt::Debug for Body {
     }
 }
 
-/// A response's body. While it is read, the request counts as in flight and its connection is in use; both end
-/// with the last frame, or when it is dropped.
-pub struct ResponseBody {
-    content: Content,
-    guard: crate::client::Guard,
-    deadline: Option<Pin<Box<Sleep>>>,
-}
-
-/// The failure of a response that takes too long.
-pub(crate) fn too_late() -> MeshError {
-    MeshError::new(ErrorKind::Timeout, "the response did not end by the deadline")
-}
-
-enum Content {
-    Incoming(Incoming),
-    Full(Bytes),
-}
-
-impl ResponseBody {
-    /// A body that the mesh answers with itself.
-    pub fn full(bytes: impl Into<Bytes>) -> Self {
-        ResponseBody { content: Content::Full(bytes.into()), guard: Default::default(), deadline: None }
-    }
-
-    #[inline]
-    pub(crate) fn incoming(
-        incoming: Incoming,
-        mut guard: crate::client::Guard,
-        deadline: Option<Pin<Box<Sleep>>>,
-    ) -> Self {
-        let ended = http_body::Body::is_end_stream(&incoming);
-        if ended {
-            guard.finished();
-        }
-        let deadline = deadline.filter(|_| !ended);
-        ResponseBody { content: Content::Incoming(incoming), guard, deadline }
-    }
-
-    /// When a response has to have ended.
-    pub(crate) fn until(deadline: std::time::Instant) -> Pin<Box<Sleep>> {
-        Box::pin(tokio::time::sleep_until(deadline.into()))
-    }
-
-    /// The bytes of a body that the mesh answers with itself; of any other, none.
-    pub(crate) fn into_bytes(self) -> Bytes {
-        match self.content {
-            Content::Full(bytes) => bytes,
-            Content::Incoming(_) => Bytes::new(),
-        }
-    }
-
-    fn finish(&mut self) {
-        self.guard.finished();
-        self.deadline = None;
-    }
-}
-
-impl http_body::Body for ResponseBody {
-    type Data = Bytes;
-    type Error = MeshError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, MeshError>>> {
-        let body = &mut *self;
-        // First, so that a reader who always finds something to read is not exempt.
-        if body.deadline.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready()) {
-            body.content = Content::Full(Bytes::new());
-            body.guard.failed();
-            body.finish();
-            return Poll::Ready(Some(Err(too_late())));
-        }
-        let frame = match &mut body.content {
-            Content::Full(bytes) if bytes.is_empty() => return Poll::Ready(None),
-            Content::Full(bytes) => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Content::Incoming(incoming) => ready!(Pin::new(incoming).poll_frame(cx)),
-        };
-        Poll::Ready(match frame {
-            None => {
-                body.finish();
-                None
-            }
-            Some(Ok(frame)) => {
-                if http_body::Body::is_end_stream(body) {
-                    body.finish();
-                }
-                Some(Ok(frame))
-            }
-            Some(Err(error)) => {
-                body.guard.failed();
-                body.finish();
-                let lost = MeshError::new(ErrorKind::ConnectionLost, "the response ended early").caused_by(error);
-                Some(Err(lost))
-            }
-        })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.content {
-            Content::Incoming(incoming) => incoming.is_end_stream(),
-            Content::Full(bytes) => bytes.is_empty(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.content {
-            Content::Incoming(incoming) => incoming.size_hint(),
-            Content::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-        }
-    }
-}
-
-impl fmt::Debug for ResponseBody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ResponseBody")
+/// Notes a frame of a response's body.
+pub(crate) fn note_frame(info: &mut RequestInfo, frame: &Frame<Bytes>) {
+    if let Some(data) = frame.data_ref() {
+        info.note_response_bytes(data.len());
+    } else if let Some(trailers) = frame.trailers_ref() {
+        info.note_trailers(trailers);
     }
 }
 

@@ -4,12 +4,18 @@
 
 pub mod body;
 pub mod client;
+pub mod connection;
 pub mod drain;
+mod filters;
 mod headers;
 pub mod health;
+mod listeners;
 mod mesh;
+mod outbound;
 pub mod reply;
 pub mod server;
+mod transport;
+mod uri;
 
 pub use client::Client;
 pub use mesh::{Mesh, MeshBuilder, StartError};

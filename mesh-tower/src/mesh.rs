@@ -7,12 +7,14 @@ use std::time::Duration;
 use mesh_core::balance::LoadBalancer;
 use mesh_core::client_status::{ClientStatus, StatusHandle};
 use mesh_core::filter::FilterFactory;
-use mesh_core::observe::Observer;
+use mesh_core::request_info::{Observer, Observers};
 use mesh_core::store::{Source, Store};
 use mesh_core::view::Extensions;
 
 use crate::drain::Drain;
-use crate::server::Listeners;
+use crate::listeners::Listeners;
+use crate::outbound::{FixedTarget, OutboundContext};
+use crate::transport::close_idle;
 
 /// The longest time that can be set. Longer ones mean "for ever", and a clock cannot add them to the present.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -37,7 +39,7 @@ pub struct Mesh {
 
 struct Inner {
     store: Store,
-    observers: Vec<Arc<dyn Observer>>,
+    observers: Observers,
     drain: Drain,
     listeners: Arc<Listeners>,
     cold_start_wait: Duration,
@@ -92,7 +94,7 @@ impl Mesh {
     }
 
     /// Those who are told of every finished request.
-    pub fn observers(&self) -> &[Arc<dyn Observer>] {
+    pub fn observers(&self) -> &Observers {
         &self.inner.observers
     }
 
@@ -111,6 +113,16 @@ impl Mesh {
     /// as long as it lives.
     pub(crate) fn background(&self) -> &tokio::runtime::Handle {
         &self.inner.background
+    }
+
+    /// What the requests of one client have in common.
+    pub(crate) fn outbound(&self, target: Option<FixedTarget>) -> Arc<OutboundContext> {
+        Arc::new(OutboundContext {
+            store: self.inner.store.clone(),
+            observers: Arc::clone(&self.inner.observers),
+            cold_start_wait: self.inner.cold_start_wait,
+            target,
+        })
     }
 
     /// The listeners that are bound now.
@@ -203,14 +215,14 @@ impl MeshBuilder {
             .name("mesh-config".into())
             .spawn(move || {
                 runtime.block_on(async {
-                    tokio::spawn(crate::client::close_idle(targets));
+                    tokio::spawn(close_idle(targets));
                     source.run(sink).await;
                 });
             })
             .map_err(failed)?;
         let inner = Inner {
             store,
-            observers: self.observers,
+            observers: self.observers.into(),
             drain: Drain::new(self.lame_duck.unwrap_or(Duration::from_secs(1))),
             listeners: Arc::default(),
             cold_start_wait: self.cold_start_wait.unwrap_or(Duration::from_secs(20)),

@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use bytes::Bytes;
 use http::header::{CONTENT_TYPE, LOCATION};
 use http::{HeaderValue, Response, StatusCode};
 use mesh_core::error::{ErrorKind, MeshError};
@@ -10,9 +11,7 @@ use mesh_core::filter::Reply;
 use mesh_core::model::{DirectResponse, PathChange, PathTest, Redirect, RouteMatch};
 use mesh_core::request::RequestHead;
 
-use crate::body::ResponseBody;
-
-/// The answer to a request that the mesh failed: the status of the error's kind, and the error's own text.
+/// The answer to a request that the mesh failed: the status of the error's kind, and the error's own text with its causes.
 ///
 /// ```
 /// use mesh_core::error::{ErrorKind, MeshError};
@@ -22,16 +21,16 @@ use crate::body::ResponseBody;
 /// let grpc = mesh_tower::reply::error(&error, true);
 /// assert_eq!((grpc.status(), &grpc.headers()["grpc-status"]), (http::StatusCode::OK, &"14".parse().unwrap()));
 /// ```
-pub fn error(error: &MeshError, is_grpc: bool) -> Response<ResponseBody> {
+pub fn error(error: &MeshError, is_grpc: bool) -> Response<Bytes> {
     if is_grpc {
-        return trailers_only(error.kind().grpc_code(), &error.to_string());
+        return trailers_only(error.kind().grpc_code(), &format!("{error:#}"));
     }
     let status = StatusCode::from_u16(error.kind().http_status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-    text(status, error.to_string())
+    text(status, format!("{error:#}"))
 }
 
 /// A filter's answer.
-pub(crate) fn filter(reply: Reply, is_grpc: bool) -> Response<ResponseBody> {
+pub(crate) fn filter(reply: Reply, is_grpc: bool) -> Response<Bytes> {
     if is_grpc {
         let code = reply.grpc_code.unwrap_or_else(|| grpc_code(reply.status));
         return trailers_only(code, &String::from_utf8_lossy(&reply.body));
@@ -40,7 +39,7 @@ pub(crate) fn filter(reply: Reply, is_grpc: bool) -> Response<ResponseBody> {
 }
 
 /// An answer from the configuration.
-pub(crate) fn direct(direct: &DirectResponse) -> Response<ResponseBody> {
+pub(crate) fn direct(direct: &DirectResponse) -> Response<Bytes> {
     text(direct.status, direct.body.clone())
 }
 
@@ -49,7 +48,7 @@ pub(crate) fn redirect(
     redirect: &Redirect,
     matches: &RouteMatch,
     head: &RequestHead<'_>,
-) -> Result<Response<ResponseBody>, MeshError> {
+) -> Result<Response<Bytes>, MeshError> {
     let scheme = redirect.scheme.as_deref().unwrap_or(head.scheme);
     let (host, port) = match head.authority.rfind(':') {
         Some(colon) if !head.authority[colon..].contains(']') => {
@@ -105,10 +104,10 @@ fn matched_boundary(new: &str, rest: &str) -> bool {
     new.is_empty() && !rest.starts_with('/')
 }
 
-fn text(status: StatusCode, body: impl Into<bytes::Bytes>) -> Response<ResponseBody> {
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Bytes> {
     let body = body.into();
     let has_text = !body.is_empty();
-    let mut response = Response::new(ResponseBody::full(body));
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     if has_text {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
@@ -116,8 +115,8 @@ fn text(status: StatusCode, body: impl Into<bytes::Bytes>) -> Response<ResponseB
     response
 }
 
-fn trailers_only(code: u32, message: &str) -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::full(""));
+fn trailers_only(code: u32, message: &str) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", HeaderValue::from(code));

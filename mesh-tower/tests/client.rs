@@ -18,13 +18,13 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use mesh_core::call::Deadline;
 use mesh_core::error::{ErrorKind, RetryAdvice};
 use mesh_core::fixed::{Fixed, route_to};
 use mesh_core::model::{
     BalancerPolicy, Cluster, ClusterKind, ClusterTls, Clusters, DirectResponse, Endpoints, Forward, HeaderChange,
     PathChange, Redirect, Route, RouteAction, WeightedCluster,
 };
+use mesh_core::request_info::Deadline;
 use mesh_core::state::EndpointState;
 use mesh_tower::Mesh;
 use mesh_tower::body::Body;
@@ -224,7 +224,7 @@ async fn when_nobody_answers_the_error_says_who_and_that_it_is_safe_to_try_again
     let error = service([address]).client().get("http://s:80/").await.unwrap_err();
     assert_eq!((error.kind(), error.kind().retry()), (ErrorKind::ConnectFailure, RetryAdvice::Safe));
     let expected = format!("route default: cluster s:80: endpoint {address}: cannot connect to {address}: ");
-    assert!(error.to_string().starts_with(&expected), "{error}");
+    assert!(format!("{error:#}").starts_with(&expected), "{error:#}");
 }
 
 #[tokio::test]
@@ -465,7 +465,7 @@ async fn every_failure_has_its_kind_and_names_the_resource() {
     for (uri, kind, text) in cases {
         let error = mesh.client().get(uri).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{uri}: {error}");
-        assert!(error.to_string().contains(text), "{uri}: {error}");
+        assert!(format!("{error:#}").contains(text), "{uri}: {error:#}");
     }
 }
 
@@ -561,7 +561,7 @@ async fn a_client_that_the_application_has_can_go_through_the_mesh() {
     use tower::{Layer, ServiceExt};
     let (address, _) = serve(100, echo).await;
     let mesh = service([address]);
-    let own = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+    let own = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build_http::<Body>();
     let response = mesh.layer().layer(own).oneshot(post(Version::HTTP_11, "layer")).await.unwrap();
     assert_eq!(read(response).await, "POST /p s:80 layer");
     let own = hyper_util::client::legacy::Client::builder(TokioExecutor::new());

@@ -10,11 +10,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
-use mesh_core::call::Deadline;
 use mesh_core::error::ErrorKind;
 use mesh_core::fixed::{Fixed, route_to};
 use mesh_core::model::{Cluster, ClusterKind, DirectResponse, Endpoints, Forward, Fraction, Route, RouteAction};
-use mesh_core::observe::{Event, Observer};
+use mesh_core::request_info::{Deadline, Observer, RequestInfo};
 use mesh_tower::body::Body;
 use mesh_tower::{Client, Mesh};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -177,7 +176,7 @@ async fn the_layer_holds_deadlines_as_the_client_does() {
     let endless = || futures_util::stream::pending::<Result<http_body::Frame<Bytes>, Infallible>>();
     let calls = Arc::<AtomicUsize>::default();
     let counted = Arc::clone(&calls);
-    let inner = tower::service_fn(move |request: Request<()>| {
+    let inner = tower::service_fn(move |request: Request<Body>| {
         counted.fetch_add(1, Ordering::SeqCst);
         async move {
             match request.uri().path() {
@@ -187,11 +186,12 @@ async fn the_layer_holds_deadlines_as_the_client_does() {
         }
     });
     let send = |path: &str, deadline: Instant| {
-        let request = Request::get(format!("http://s{path}")).extension(Deadline(deadline)).body(()).unwrap();
+        let request =
+            Request::get(format!("http://s{path}")).extension(Deadline(deadline)).body(Body::empty()).unwrap();
         let sent = mesh.layer().layer(inner.clone()).oneshot(request);
         async { tokio::time::timeout(Duration::from_secs(20), sent).await.expect("in time") }
     };
-    let kind = |error: mesh_tower::body::BoxError| error.downcast_ref::<mesh_core::error::MeshError>().unwrap().kind();
+    let kind = |error: mesh_core::error::MeshError| error.kind();
     let error = send("/", Instant::now() - Duration::from_millis(1)).await.map(drop).unwrap_err();
     assert_eq!((kind(error), calls.load(Ordering::SeqCst)), (ErrorKind::Timeout, 0));
     let soon = || Instant::now() + Duration::from_millis(50);
@@ -284,12 +284,15 @@ async fn a_request_that_passes_through_goes_where_the_caller_said_whatever_the_h
 struct Seen(Arc<Mutex<Vec<String>>>);
 
 impl Observer for Seen {
-    fn on_event(&self, event: &Event<'_>) {
-        let status = event.status.map(|status| status.as_u16());
-        let (tries, picked) = (event.attempts, event.endpoint.is_some());
+    fn on_end(&self, request: &RequestInfo) {
+        let status = request.status().map(|status| status.as_u16());
+        let (tries, picked) = (request.attempts, request.endpoint().is_some());
+        let cluster = request.cluster().map_or("", |cluster| cluster.as_str());
         let line = format!(
-            "{} {} {} {status:?} {:?} {tries} {picked}",
-            event.authority, event.route, event.cluster, event.error
+            "{} {} {cluster} {status:?} {:?} {tries} {picked}",
+            request.authority(),
+            request.route().unwrap_or_default(),
+            request.error()
         );
         self.0.lock().unwrap().push(line);
     }

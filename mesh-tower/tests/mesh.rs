@@ -11,13 +11,14 @@ use envoy_types::pb::envoy::config::listener::v3::Listener;
 use http::StatusCode;
 use http::request::Parts;
 use http_body_util::BodyExt;
-use mesh_core::balance::{EndpointSet, LoadBalancer};
-use mesh_core::call::Call;
+use mesh_core::balance::{EndpointSet, LoadBalancer, PickArgs, Picker};
 use mesh_core::client_status::{ResourceState, ResourceStatus};
 use mesh_core::error::{ErrorKind, Invalid};
 use mesh_core::filter::{Decision, Filter, Reply};
 use mesh_core::fixed::Fixed;
+use mesh_core::request_info::RequestInfo;
 use mesh_core::resources::{ResourceKey, ResourceType};
+use mesh_core::state::FilterState;
 use mesh_core::testing::ManagementServer;
 use mesh_core::testing::resources::{
     api_listener_of, eds_cluster, endpoints, http_filter, http_manager, rds, routes_to, typed_struct,
@@ -32,12 +33,12 @@ const WAIT: Duration = Duration::from_secs(20);
 struct Echo(Bytes);
 
 impl Filter for Echo {
-    fn on_request(&self, _: &mut Call, _: &mut Parts) -> Decision {
-        Decision::Reply(Reply { status: StatusCode::OK, grpc_code: None, body: self.0.clone() })
+    fn on_request(&self, _: &mut RequestInfo, _: &mut Parts) -> Decision {
+        Decision::Reply(Reply::new(StatusCode::OK, self.0.clone()))
     }
 }
 
-fn echo(config: &str) -> Result<Arc<dyn Filter>, Invalid> {
+fn echo(config: &str, _: &FilterState<'_>) -> Result<Arc<dyn Filter>, Invalid> {
     if config.contains("nonsense") {
         return Err(Invalid::new("echo does not talk nonsense"));
     }
@@ -49,8 +50,17 @@ fn echo(config: &str) -> Result<Arc<dyn Filter>, Invalid> {
 struct Last;
 
 impl LoadBalancer for Last {
-    fn pick(&self, set: &EndpointSet, _: &mut Call) -> Option<usize> {
-        set.len().checked_sub(1)
+    fn build(&self, set: &EndpointSet, _: Option<&dyn Picker>) -> Box<dyn Picker> {
+        Box::new(Position(set.len().checked_sub(1)))
+    }
+}
+
+#[derive(Debug)]
+struct Position(Option<usize>);
+
+impl Picker for Position {
+    fn pick(&self, _: &EndpointSet, _: &mut PickArgs<'_>) -> Option<usize> {
+        self.0
     }
 }
 
@@ -110,8 +120,8 @@ async fn a_filter_and_a_balancer_that_the_application_registered_are_accepted_ov
     becomes(&mesh, ResourceType::Listener, "app:80", ResourceState::Acked).await;
     becomes(&mesh, ResourceType::Cluster, "c", ResourceState::Acked).await;
     let view = mesh.store().find("app:80").unwrap().peek().unwrap();
-    let mut call = Call::new(std::time::Instant::now(), fastrand::Rng::with_seed(1));
-    let pick = view.clusters()[0].pick(&mut call, || "app").unwrap();
+    let mut random = fastrand::Rng::with_seed(1);
+    let pick = view.clusters()[0].pick(&mut PickArgs::new(&mut random), || "app").unwrap();
     assert_eq!(pick.in_flight.endpoint().id().to_string(), "10.0.0.1:2");
 }
 
@@ -154,12 +164,12 @@ async fn an_update_that_takes_long_keeps_the_meshs_one_thread_busy_and_not_the_a
     let (released, entered) = (Mutex::new(released), Arc::new(AtomicBool::new(false)));
     let slow = {
         let entered = Arc::clone(&entered);
-        move |config: &str| {
+        move |config: &str, state: &FilterState<'_>| {
             assert_eq!(std::thread::current().name(), Some("mesh-config"));
             if config.contains("slow") && !entered.swap(true, Ordering::SeqCst) {
                 released.lock().unwrap().recv_timeout(WAIT).unwrap();
             }
-            echo(config)
+            echo(config, state)
         }
     };
     let mesh = builder(&server).filter("acme.Echo", Arc::new(slow)).balancer("acme.Last", Last).start().unwrap();

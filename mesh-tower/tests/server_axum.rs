@@ -11,7 +11,7 @@ use axum::routing::get;
 use mesh_core::fixed::Fixed;
 use mesh_tower::Mesh;
 use mesh_tower::drain::Phase;
-use mesh_tower::server::Connection;
+use mesh_tower::server::ConnectionInfo;
 use server_support::{chain, listener, mesh, serve_all, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -51,11 +51,11 @@ async fn axum_may_serve_several_listeners_with_one_layer_if_it_knows_the_connect
     player.send(serve_all(open.local_addr()));
     player.send(listener(shut.local_addr(), vec![chain(vec![], vec![])]));
     within(mesh.serving()).await.unwrap();
-    let peer = |ConnectInfo(connection): ConnectInfo<Connection>| async move { connection.peer.ip().to_string() };
+    let peer = |ConnectInfo(connection): ConnectInfo<ConnectionInfo>| async move { connection.peer.ip().to_string() };
     let app = Router::new().route("/", get(peer)).layer(mesh.server_layer());
     let addresses = [open.local_addr(), shut.local_addr()];
     for bound in [open, shut] {
-        let app = app.clone().into_make_service_with_connect_info::<Connection>();
+        let app = app.clone().into_make_service_with_connect_info::<ConnectionInfo>();
         tokio::spawn(axum::serve(bound, app).into_future());
     }
     assert!(ask(addresses[0], "/").await.ends_with("127.0.0.1"));

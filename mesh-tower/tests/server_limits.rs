@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::fixed::Fixed;
-use mesh_tower::server::{Connection, Limits, serve};
+use mesh_tower::server::{ConnectionInfo, Limits, serve};
 use mesh_tower::{Mesh, server};
 use server_support::within;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,7 +26,7 @@ async fn app(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infall
     let waits = request.uri().path().strip_prefix("/wait/").and_then(|millis| millis.parse().ok());
     tokio::time::sleep(Duration::from_millis(waits.unwrap_or(0))).await;
     _ = request.into_body().collect().await;
-    let peer = Connection::current().map(|connection| connection.peer.to_string());
+    let peer = ConnectionInfo::current().map(|connection| connection.peer.to_string());
     Ok(Response::new(Full::new(Bytes::from(peer.unwrap_or_default()))))
 }
 
@@ -166,7 +166,7 @@ async fn a_handler_knows_the_connection_of_its_request() {
     tokio::spawn(connection);
     let response = within(sender.send_request(get("/"))).await.unwrap();
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), local);
-    assert_eq!(Connection::current(), None);
+    assert_eq!(ConnectionInfo::current(), None);
 }
 
 /// A service that is ready a while after it was asked.

@@ -14,9 +14,10 @@ use mesh_core::model::{
     Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, HeaderChange, HeaderMutations, NamedFilter, PathTest, Route,
     RouteAction, RouteMatch,
 };
-use mesh_core::observe::{Event, Observer};
+use mesh_core::request_info::{Observer, RequestInfo};
+use mesh_core::state::FilterState;
 use mesh_tower::Mesh;
-use mesh_tower::server::{Connection, MeshListener, ServerBody, ServerLayer};
+use mesh_tower::server::{ConnectionInfo, MeshListener, ServerBody, ServerLayer};
 use server_support::{Player, absent, app_route, chain, listener, mesh, within};
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
@@ -133,17 +134,12 @@ async fn a_filter_of_the_applications_own_is_configured_by_name() {
     #[derive(Debug)]
     struct Teapot(String);
     impl mesh_core::filter::Filter for Teapot {
-        fn on_request(
-            &self,
-            _: &mut mesh_core::call::Call,
-            _: &mut http::request::Parts,
-        ) -> mesh_core::filter::Decision {
-            let (status, body) = (StatusCode::IM_A_TEAPOT, Bytes::from(self.0.clone()));
-            mesh_core::filter::Decision::Reply(mesh_core::filter::Reply { status, grpc_code: None, body })
+        fn on_request(&self, _: &mut RequestInfo, _: &mut http::request::Parts) -> mesh_core::filter::Decision {
+            mesh_core::filter::Decision::Reply(mesh_core::filter::Reply::new(StatusCode::IM_A_TEAPOT, self.0.clone()))
         }
     }
     let (player, source) = server_support::played();
-    let factory = Arc::new(|json: &str| -> Result<Arc<dyn mesh_core::filter::Filter>, Invalid> {
+    let factory = Arc::new(|json: &str, _: &FilterState<'_>| -> Result<Arc<dyn mesh_core::filter::Filter>, Invalid> {
         Ok(Arc::new(Teapot(json.to_owned())))
     });
     let mesh = Mesh::builder().source(source).filter("teapot", factory).start().unwrap();
@@ -195,9 +191,11 @@ async fn with_several_listeners_a_request_is_routed_by_the_one_it_came_to() {
     assert!(text(unknown).await.contains("the connection is not known"));
     for (bound, status) in [(&first, 200), (&second, 404)] {
         assert_eq!(send(&bound.layer(), get("/")).await.status(), status);
-        let connection = Connection { local: bound.local_addr(), peer: "127.0.0.1:9".parse().unwrap() };
-        assert_eq!(send(&mesh.server_layer(), get("/").extension(connection)).await.status(), status);
-        let by = mesh.server_layer().connection_by(|extensions| extensions.get::<(Connection,)>().map(|it| it.0));
+        let connection = Arc::new(ConnectionInfo::new(bound.local_addr(), "127.0.0.1:9".parse().unwrap()));
+        assert_eq!(send(&mesh.server_layer(), get("/").extension(Arc::clone(&connection))).await.status(), status);
+        let by = mesh
+            .server_layer()
+            .connection_by(|extensions| extensions.get::<(Arc<ConnectionInfo>,)>().map(|it| Arc::clone(&it.0)));
         assert_eq!(send(&by, get("/").extension((connection,))).await.status(), status);
     }
 }
@@ -223,9 +221,10 @@ async fn a_request_is_in_flight_to_the_end_of_its_body_and_told_to_close_while_t
 struct Seen(Arc<Mutex<Vec<String>>>);
 
 impl Observer for Seen {
-    fn on_event(&self, event: &Event<'_>) {
-        let status = event.status.map(|status| status.as_u16());
-        let line = format!("{} {:?} {status:?} {:?}", event.authority, event.route, event.error);
+    fn on_end(&self, request: &RequestInfo) {
+        let status = request.status().map(|status| status.as_u16());
+        let route = request.route().unwrap_or_default();
+        let line = format!("{} {route:?} {status:?} {:?}", request.authority(), request.error());
         self.0.lock().unwrap().push(line);
     }
 }

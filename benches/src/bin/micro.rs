@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use http::request::Parts;
 use mesh_benches::Result;
-use mesh_benches::fixtures::{Played, Routes, call, cluster, endpoints};
+use mesh_benches::fixtures::{Played, Routes, cluster, endpoints, random};
 use mesh_benches::process::machine;
 use mesh_benches::stats::median;
+use mesh_core::balance::PickArgs;
 use mesh_core::model::BalancerPolicy;
 use mesh_core::request::RequestHead;
 use mesh_core::resources::Update;
@@ -81,22 +82,21 @@ fn find(kind: Routes, count: usize) -> Result<f64> {
     let requests: Vec<Parts> = (0..REQUESTS).map(|_| kind.request(random.usize(0..count))).collect::<Result<_>>()?;
     let heads: Vec<RequestHead<'_>> = requests.iter().map(RequestHead::of).collect::<Result<_, _>>()?;
     for head in &heads {
-        view.find(head, &mut call())?;
+        view.find(head, &mut random)?;
     }
-    let mut call = call();
     Ok(time(|turn| {
         let head = &heads[turn % REQUESTS];
-        black_box(view.find(black_box(head), &mut call).is_ok());
+        black_box(view.find(black_box(head), &mut random).is_ok());
     }))
 }
 
 /// Picking an endpoint, and letting it go.
 fn pick(policy: BalancerPolicy, count: usize) -> Result<f64> {
     let cluster = cluster(policy, count);
-    let mut call = call();
-    cluster.pick(&mut call, || "")?;
+    let mut random = random();
+    cluster.pick(&mut PickArgs::new(&mut random), || "")?;
     Ok(time(|_| {
-        black_box(cluster.pick(&mut call, || "").is_ok());
+        black_box(cluster.pick(&mut PickArgs::new(&mut random), || "").is_ok());
     }))
 }
 

@@ -52,7 +52,7 @@ async fn main() -> anyhow::Result<()> {
     let plain: Client<HttpConnector, _> = Client::builder(TokioExecutor::new()).build_http();
     let routed = mesh.layer().layer(plain);
     let request = Request::get("http://hello/greet/layer").body(Empty::<Bytes>::new())?;
-    let response = routed.oneshot(request).await.map_err(anyhow::Error::from_boxed)?;
+    let response = routed.oneshot(request).await?;
     println!("around: {}", text(response.into_body()).await?);
 
     service.drain().begin().await;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use mesh_core::call::Deadline;
+use mesh_core::request_info::Deadline;
 use serde::{Deserialize, Serialize};
 
 use crate::text::millis;

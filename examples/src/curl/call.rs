@@ -8,9 +8,8 @@ use futures_util::StreamExt;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
-use mesh_core::call::Deadline;
 use mesh_core::error::MeshError;
-use mesh_core::observe::{Event, Observer};
+use mesh_core::request_info::{Deadline, Observer, RequestInfo};
 use mesh_tonic::Channel;
 use mesh_tower::{Client, Mesh};
 use prost::Message;
@@ -77,8 +76,8 @@ tokio::task_local! {
 pub struct Endpoints;
 
 impl Observer for Endpoints {
-    fn on_event(&self, event: &Event<'_>) {
-        if let Some(endpoint) = event.endpoint {
+    fn on_end(&self, request: &RequestInfo) {
+        if let Some(endpoint) = request.endpoint() {
             // Outside of a call of this tool there is nobody to tell.
             _ = ENDPOINT.try_with(|seen| seen.replace(Some(endpoint.id().to_string())));
         }

@@ -127,5 +127,5 @@ fn texts(headers: &HeaderMap) -> BTreeMap<&str, String> {
 }
 
 fn peer() -> Option<SocketAddr> {
-    mesh_tower::server::Connection::current().map(|connection| connection.peer)
+    mesh_tower::server::ConnectionInfo::current().map(|connection| connection.peer)
 }

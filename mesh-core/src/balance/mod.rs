@@ -1,27 +1,87 @@
 //! Choosing an endpoint: priority first, then one of the priority's endpoints by the cluster's policy.
 //!
 //! A picker is an immutable table plus the counters of the endpoints' own state: no lock, no allocation. Every
-//! random choice comes from the call, so a test repeats it.
+//! random choice comes from the request, so a test repeats it.
 
 mod policies;
 mod priority;
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::call::Call;
 use crate::model::BalancerPolicy;
+use crate::request_info::RequestInfo;
 use crate::state::{ClusterState, EndpointState};
 
 pub use policies::{LeastRequest, Random, RoundRobin};
 pub use priority::{Level, Levels};
 
-/// A policy that chooses among the endpoints of one priority.
+/// A policy that chooses among the endpoints of one priority. It is asked for a [`Picker`] whenever the set of
+/// endpoints is another one, so what takes time to build (a ring, a table) is built here and not for each request.
 ///
 /// The application's own policies implement it and are registered by name with the mesh builder.
+///
+/// ```
+/// use mesh_core::balance::{EndpointSet, LoadBalancer, PickArgs, Picker};
+///
+/// /// The last endpoint, always.
+/// #[derive(Debug)]
+/// struct Last;
+///
+/// impl LoadBalancer for Last {
+///     fn build(&self, set: &EndpointSet, _: Option<&dyn Picker>) -> Box<dyn Picker> {
+///         Box::new(Position(set.len().checked_sub(1)))
+///     }
+/// }
+///
+/// #[derive(Debug)]
+/// struct Position(Option<usize>);
+///
+/// impl Picker for Position {
+///     fn pick(&self, _: &EndpointSet, _: &mut PickArgs<'_>) -> Option<usize> {
+///         self.0
+///     }
+/// }
+/// ```
 pub trait LoadBalancer: Send + Sync + fmt::Debug {
-    /// The position of the chosen endpoint, or `None` where the set is empty. Must not block.
-    fn pick(&self, set: &EndpointSet, call: &mut Call) -> Option<usize>;
+    /// A picker for these endpoints. `previous` is the one that the same priority of the cluster had until now, be it of
+    /// this policy or of another: downcast it (it is `Any`) to take over what it learned. Runs on the mesh's
+    /// configuration thread.
+    fn build(&self, set: &EndpointSet, previous: Option<&dyn Picker>) -> Box<dyn Picker>;
+}
+
+/// What a policy made of one set of endpoints.
+pub trait Picker: Any + Send + Sync + fmt::Debug {
+    /// The position of the chosen endpoint in the set that it was built for, or `None` where that is empty. Must not
+    /// block.
+    fn pick(&self, set: &EndpointSet, args: &mut PickArgs<'_>) -> Option<usize>;
+}
+
+/// What a choice among endpoints goes by.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct PickArgs<'r> {
+    /// What consistent hashing chooses by, where a policy computed it.
+    pub hash: Option<u64>,
+    /// Endpoints that this request has tried: not to be picked again while there are others. The caller of the picker
+    /// sees to it.
+    pub tried: &'r [Arc<EndpointState>],
+    /// The source of every random choice.
+    pub random: &'r mut fastrand::Rng,
+}
+
+impl<'r> PickArgs<'r> {
+    /// A choice that goes by nothing but chance.
+    pub fn new(random: &'r mut fastrand::Rng) -> Self {
+        PickArgs { hash: None, tried: &[], random }
+    }
+
+    /// The choice for a request's next try.
+    #[inline]
+    pub fn of(request: &'r mut RequestInfo) -> Self {
+        PickArgs { hash: request.hash, tried: &request.tried, random: &mut request.random }
+    }
 }
 
 /// The policy that a cluster asks for; `None` if it is one of the application's own.
@@ -92,6 +152,11 @@ impl EndpointSet {
         self.endpoints.get(position)
     }
 
+    /// Whether an endpoint is among them.
+    pub fn contains(&self, endpoint: &EndpointState) -> bool {
+        self.endpoints.iter().any(|present| std::ptr::eq(Arc::as_ptr(present), endpoint))
+    }
+
     /// The share of the endpoint at a position, from 1; equal shares are all 1.
     #[inline]
     pub fn weight(&self, position: usize) -> u64 {
@@ -127,11 +192,11 @@ impl EndpointSet {
         }
     }
 
-    /// Picks by a policy. An endpoint that this call has tried is passed over as long as there is another.
+    /// Picks an endpoint. One that this request has tried is passed over as long as there is another.
     #[inline]
-    pub fn pick(&self, policy: &dyn LoadBalancer, call: &mut Call) -> Option<&Arc<EndpointState>> {
-        let picked = self.get(policy.pick(self, call)?)?;
-        if call.tried.is_empty() { Some(picked) } else { self.pick_untried(picked, policy, call) }
+    pub fn pick(&self, picker: &dyn Picker, args: &mut PickArgs<'_>) -> Option<&Arc<EndpointState>> {
+        let picked = self.get(picker.pick(self, args)?)?;
+        if args.tried.is_empty() { Some(picked) } else { self.pick_untried(picked, picker, args) }
     }
 
     /// Again, up to five times (Envoy's `previous_hosts` with Istio's five attempts). Then, where Envoy settles for
@@ -141,17 +206,17 @@ impl EndpointSet {
     fn pick_untried<'s>(
         &'s self,
         mut picked: &'s Arc<EndpointState>,
-        policy: &dyn LoadBalancer,
-        call: &mut Call,
+        picker: &dyn Picker,
+        args: &mut PickArgs<'_>,
     ) -> Option<&'s Arc<EndpointState>> {
-        let tried = |call: &Call, endpoint| call.tried.iter().any(|tried| Arc::ptr_eq(tried, endpoint));
+        let tried = |args: &PickArgs<'_>, endpoint| args.tried.iter().any(|tried| Arc::ptr_eq(tried, endpoint));
         for _ in 0..5 {
-            if !tried(call, picked) {
+            if !tried(args, picked) {
                 return Some(picked);
             }
-            picked = self.get(policy.pick(self, call)?)?;
+            picked = self.get(picker.pick(self, args)?)?;
         }
-        let (before, after) = self.endpoints.split_at(call.random.usize(0..self.endpoints.len()));
-        after.iter().chain(before).find(|endpoint| !tried(call, endpoint)).or(Some(picked))
+        let (before, after) = self.endpoints.split_at(args.random.usize(0..self.endpoints.len()));
+        after.iter().chain(before).find(|endpoint| !tried(args, endpoint)).or(Some(picked))
     }
 }

@@ -3,8 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{EndpointSet, LoadBalancer};
-use crate::call::Call;
+use super::{EndpointSet, LoadBalancer, PickArgs, Picker};
 use crate::model::{Endpoints, Health, LocalityEndpoints, PriorityPolicy};
 use crate::state::{ClusterState, EndpointState};
 
@@ -28,7 +27,7 @@ pub struct Level {
     pub leaf: usize,
     /// What may be picked now.
     pub endpoints: EndpointSet,
-    balancer: Arc<dyn LoadBalancer>,
+    picker: Box<dyn Picker>,
 }
 
 /// One priority, before it is known whether the others can make up for what it lacks.
@@ -69,7 +68,9 @@ impl Levels {
     /// Distributes load over what was added: over healthy endpoints, highest priority first; what they cannot take,
     /// over degraded ones. Where all of them together cannot take everything, each takes its share of what they can,
     /// and a priority below the panic threshold spreads it over all of its endpoints.
-    pub fn settle(&mut self) {
+    ///
+    /// `previous` is what the cluster had until now: the picker of a level is built with the one before it in mind.
+    pub fn settle(&mut self, previous: Option<&Levels>) {
         let priorities = std::mem::take(&mut self.priorities);
         let available =
             priorities.iter().map(|priority| priority.health + priority.degraded_health).sum::<u64>().min(100);
@@ -92,7 +93,8 @@ impl Levels {
         for (priority, (healthy, degraded)) in priorities.into_iter().zip(healthy.into_iter().zip(degraded)) {
             let mut add = |endpoints, share: u64| {
                 total += share;
-                self.levels.push(Level { leaf: priority.leaf, endpoints, balancer: Arc::clone(&priority.balancer) });
+                let before = previous.and_then(|levels| levels.levels.get(self.levels.len()));
+                self.levels.push(Level::new(priority.leaf, endpoints, &*priority.balancer, before));
                 self.loads.push(total);
             };
             match priority.all.filter(|_| available < 100) {
@@ -115,22 +117,37 @@ impl Levels {
 
     /// Picks a priority by load, then an endpoint by policy.
     #[inline]
-    pub fn pick(&self, call: &mut Call) -> Option<(&Level, &Arc<EndpointState>)> {
+    pub fn pick(&self, args: &mut PickArgs<'_>) -> Option<(&Level, &Arc<EndpointState>)> {
         let position = match self.loads.first() {
             Some(100) => 0,
             None => return None,
             Some(_) => {
-                let ticket = call.random.u64(0..100);
+                let ticket = args.random.u64(0..100);
                 self.loads.iter().position(|load| ticket < *load)?
             }
         };
         let level = self.levels.get(position)?;
-        Some((level, level.endpoints.pick(&*level.balancer, call)?))
+        Some((level, level.endpoints.pick(&*level.picker, args)?))
     }
 
-    /// What takes load, highest priority first.
+    /// All levels, highest priority first.
     pub fn iter(&self) -> impl Iterator<Item = &Level> {
         self.levels.iter()
+    }
+
+    /// Those that take load now, highest priority first.
+    pub fn taking_load(&self) -> impl Iterator<Item = &Level> {
+        let before = std::iter::once(0).chain(self.loads.iter().copied());
+        let shares = self.loads.iter().zip(before).map(|(load, before)| load - before);
+        self.levels.iter().zip(shares).filter(|(_, share)| *share > 0).map(|(level, _)| level)
+    }
+}
+
+impl Level {
+    fn new(leaf: usize, endpoints: EndpointSet, balancer: &dyn LoadBalancer, before: Option<&Level>) -> Self {
+        let before = before.filter(|before| before.leaf == leaf);
+        let picker = balancer.build(&endpoints, before.map(|before| &*before.picker));
+        Level { leaf, endpoints, picker }
     }
 }
 
@@ -207,7 +224,6 @@ fn weighted(
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
-    use std::time::Instant;
 
     use super::*;
     use crate::balance::Random;
@@ -243,7 +259,7 @@ mod tests {
         let endpoints = Endpoints { localities, ..Endpoints::default() };
         let balancer: Arc<dyn LoadBalancer> = Arc::new(Random);
         levels.add_leaf(0, &endpoints, PriorityPolicy { panic_percent }, &balancer, &Arc::default());
-        levels.settle();
+        levels.settle(None);
         levels
     }
 
@@ -299,10 +315,11 @@ mod tests {
 
     #[test]
     fn nothing_healthy_and_no_panic_is_no_pick() {
-        let mut call = Call::new(Instant::now(), fastrand::Rng::with_seed(1));
-        assert!(levels(&[(0, None, [0, 0, 3])], 0).pick(&mut call).is_none());
-        assert!(levels(&[(0, None, [0, 0, 3])], 50).pick(&mut call).is_some());
-        assert!(levels(&[], 50).pick(&mut call).is_none());
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut args = PickArgs::new(&mut random);
+        assert!(levels(&[(0, None, [0, 0, 3])], 0).pick(&mut args).is_none());
+        assert!(levels(&[(0, None, [0, 0, 3])], 50).pick(&mut args).is_some());
+        assert!(levels(&[], 50).pick(&mut args).is_none());
     }
 
     #[test]

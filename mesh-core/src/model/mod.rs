@@ -7,6 +7,7 @@ mod cluster;
 mod endpoint;
 mod filter;
 mod listener;
+mod retry;
 mod route;
 mod strings;
 
@@ -14,9 +15,10 @@ pub use cluster::{BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, Cluster
 pub use endpoint::{Endpoint, Endpoints, Health, LocalityEndpoints};
 pub use filter::{Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, NamedFilter};
 pub use listener::{ApiListener, FilterChain, FilterChainMatch, HttpManager, Listener, RouteSource, ServerListener};
+pub use retry::{RetryCondition, RetryConditions, RetryPolicy};
 pub use route::{
     Clusters, DirectResponse, Forward, HeaderChange, HeaderMutations, HeaderTest, MaxStreamDuration, PathChange,
-    PathRewrite, PathTest, QueryTest, Redirect, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch,
-    SegmentTemplate, TemplatePart, VirtualHost, WeightedCluster,
+    PathRewrite, PathTest, QueryTest, Redirect, Route, RouteAction, RouteConfiguration, RouteMatch, SegmentTemplate,
+    TemplatePart, VirtualHost, WeightedCluster,
 };
 pub use strings::{FullRegex, StringTest};

@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::error::Invalid;
 use crate::id::{ClusterName, RouteName};
-use crate::model::{FilterConfig, Fraction, FullRegex, StringTest};
+use crate::model::{FilterConfig, Fraction, FullRegex, RetryPolicy, StringTest};
 
 /// Filter overrides by filter name (`typed_per_filter_config`).
 type FilterOverrides = BTreeMap<Arc<str>, FilterConfig>;
@@ -249,6 +249,11 @@ pub enum Clusters {
 }
 
 impl Clusters {
+    /// Whether one of them has header changes of its own.
+    pub fn mutate_headers(&self) -> bool {
+        matches!(self, Clusters::Weighted(clusters) if clusters.iter().any(|cluster| !cluster.mutations.is_empty()))
+    }
+
     /// Every cluster that is named.
     pub fn names(&self) -> impl Iterator<Item = &ClusterName> {
         let (one, weighted) = match self {
@@ -341,19 +346,6 @@ pub struct MaxStreamDuration {
     pub limit: Option<Duration>,
     /// The longest that a caller's `grpc-timeout` may ask for; zero = anything.
     pub grpc_timeout_max: Option<Duration>,
-}
-
-/// When to try again, as configured. Only `connect-failure` and `refused-stream` are acted upon by now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RetryPolicy {
-    /// The conditions, in Envoy's words.
-    pub on: Vec<String>,
-    /// Attempts after the first.
-    pub retries: u32,
-    /// The back-off before the first retry; doubles. 25 ms by default.
-    pub base_interval: Duration,
-    /// The longest back-off. Ten times the base by default.
-    pub max_interval: Duration,
 }
 
 /// An answer that names another place.

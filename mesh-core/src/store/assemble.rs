@@ -224,7 +224,7 @@ impl Assembly {
         };
         let previous = entry.view.load_full();
         let present = previous.as_ref().and_then(|view| view.routes());
-        let routes = match self.route_table(&listener.http, present, walk)? {
+        let routes = match self.route_table(&listener.http, present, name, walk)? {
             Ok(routes) => routes,
             Err(reason) => return failed(format!("listener {name}: {reason}")),
         };
@@ -309,7 +309,8 @@ impl Assembly {
         let mut chains = Vec::new();
         for (position, chain) in listener.chains().enumerate() {
             let before = present.get(position).map(|chain| &chain.routes);
-            match self.route_table(&chain.http, before, walk) {
+            let place = format!("{}/{}", listener.name, chain.name);
+            match self.route_table(&chain.http, before, &place, walk) {
                 None => {}
                 Some(Ok(routes)) => chains.push(ChainView { routes, unusable_tls: chain.unusable_tls.clone() }),
                 Some(Err(reason)) => return Some(Err(format!("filter chain {:?}: {reason}", chain.name))),
@@ -322,6 +323,7 @@ impl Assembly {
         &mut self,
         http: &HttpManager,
         present: Option<&Arc<RouteTable>>,
+        place: &str,
         walk: &mut Walk,
     ) -> Option<Result<Arc<RouteTable>, String>> {
         let config = match &http.routes {
@@ -336,7 +338,7 @@ impl Assembly {
         if let Some(present) = present.filter(|table| table.is_of(&config, http)) {
             return Some(Ok(Arc::clone(present)));
         }
-        let table = RouteTable::compile(config, http, &self.extensions.filters);
+        let table = RouteTable::compile(config, http, &self.extensions.filters, &self.states, place);
         Some(table.map(Arc::new).map_err(|invalid| invalid.to_string()))
     }
 
@@ -356,10 +358,12 @@ impl Assembly {
 
     /// The cluster of these leaves: the present one, if it was made of them.
     fn compiled_of(&mut self, name: &ClusterName, leaves: Vec<Leaf>) -> Arc<ClusterView> {
-        if let Some(present) = self.compiled.get(name).filter(|present| present.is_of(&leaves)) {
+        let present = self.compiled.get(name);
+        if let Some(present) = present.filter(|present| present.is_of(&leaves)) {
             return Arc::clone(present);
         }
-        let view = Arc::new(ClusterView::compile(name.clone(), leaves, &self.extensions));
+        let present = present.map(|present| &**present);
+        let view = Arc::new(ClusterView::compile(name.clone(), leaves, &self.extensions, present));
         self.compiled.insert(name.clone(), Arc::clone(&view));
         view
     }

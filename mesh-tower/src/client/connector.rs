@@ -1,33 +1,68 @@
 //! A connector for hyper-util's client: the client keeps its own pool, the mesh chooses where each new
-//! connection goes.
+//! connection goes, and ends connections that the configuration no longer allows.
 
-use std::io;
+mod stream;
+
+use std::collections::HashSet;
+use std::fmt;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use http::request::Parts;
 use http::{Request, Uri};
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::client::legacy::connect::{Connected, Connection as Describe};
-use hyper_util::rt::TokioIo;
-use mesh_core::call::Call;
 use mesh_core::error::{ErrorKind, MeshError};
-use mesh_core::model::ClusterTls;
+use mesh_core::id::Target;
+use mesh_core::model::{Forward, RouteAction};
 use mesh_core::request::RequestHead;
-use mesh_core::state::InFlight;
-use tokio::net::TcpStream;
+use mesh_core::request_info::RequestInfo;
+use mesh_core::retry::RetryDecision;
+use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 use tower_service::Service;
 
-use super::{connect, route};
 use crate::mesh::Mesh;
+use crate::outbound::{self, Attempt, OutboundContext};
+use crate::transport::dial;
+
+pub use stream::ConnectorStream;
 
 /// Connects to an endpoint of the target that a URI names: for `hyper_util::client::legacy::Client` and
-/// anything else that takes a connector. The route is found for `GET` and the URI's path; routing by anything
-/// else needs the mesh's own client or its layer. A connection counts as in flight as long as it is open.
-#[derive(Clone, Debug)]
+/// anything else that takes a connector. Where an endpoint refuses, another one is tried, as the route's retry policy has
+/// it. A connection counts as in flight as long as it is open.
+///
+/// A connector sees names and bytes, and no requests. So it follows the route that `GET` and the URI's path find (most
+/// clients tell a connector the authority alone, and the path is `/` then); weights divide connections. What it cannot
+/// honour is said once for each target, as a warning: other routes, filters such as faults, header changes and rewrites,
+/// timeouts, retries after a connection was made. Requests that need them need the mesh's own client, or its
+/// [layer](super::MeshLayer).
+///
+/// A connection lasts as long as the configuration allows it: see [`ConnectorStream`].
+///
+/// ```
+/// # use std::net::SocketAddr;
+/// use http_body_util::{BodyExt, Empty};
+/// use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+/// use mesh_core::fixed::Fixed;
+/// use mesh_tower::Mesh;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+/// # let address: SocketAddr = listener.local_addr()?;
+/// # let app = axum::Router::new().route("/", axum::routing::get(|| async { "hello" }));
+/// # tokio::spawn(async move { axum::serve(listener, app).await });
+/// let mesh = Mesh::builder().source(Fixed::new().service("hello:80", [address])).start()?;
+/// let client = Client::builder(TokioExecutor::new()).build::<_, Empty<bytes::Bytes>>(mesh.connector());
+/// let response = client.get("http://hello/".parse()?).await?;
+/// assert_eq!(response.into_body().collect().await?.to_bytes(), "hello");
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
 pub struct Connector {
-    mesh: Mesh,
+    context: Arc<OutboundContext>,
     under_tls: bool,
+    /// The targets of which it was said what a connector cannot honour.
+    told: Arc<Mutex<HashSet<Target>>>,
 }
 
 impl Connector {
@@ -42,87 +77,122 @@ impl Connector {
 impl Mesh {
     /// A connector for a client that keeps its own connections.
     pub fn connector(&self) -> Connector {
-        Connector { mesh: self.clone(), under_tls: false }
+        Connector { context: self.outbound(None), under_tls: false, told: Arc::default() }
+    }
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector").field("under_tls", &self.under_tls).finish_non_exhaustive()
     }
 }
 
 impl Service<Uri> for Connector {
-    type Response = Connection;
+    type Response = ConnectorStream;
     type Error = MeshError;
-    type Future = Pin<Box<dyn Future<Output = Result<Connection, MeshError>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<ConnectorStream, MeshError>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), MeshError>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        Box::pin(open(self.mesh.clone(), self.under_tls, uri))
+        Box::pin(self.clone().open(uri))
     }
 }
 
-async fn open(mesh: Mesh, under_tls: bool, uri: Uri) -> Result<Connection, MeshError> {
-    if !under_tls {
-        route::refuse_tls(&uri)?;
+impl Connector {
+    async fn open(self, uri: Uri) -> Result<ConnectorStream, MeshError> {
+        if !self.under_tls {
+            outbound::refuse_tls(&uri)?;
+        }
+        let (mut head, ()) = Request::new(()).into_parts();
+        head.uri = uri;
+        let entry = outbound::entry(&self.context, &mut head)?;
+        let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::new());
+        let view = entry.wait(info.started + self.context.cold_start_wait).await?;
+        let route = SelectedRoute::find(Arc::clone(&view), &RequestHead::of(&head)?, &mut info.random)?;
+        let opened = self.open_on(&route, &head, &mut info).await;
+        let (attempt, stream) = opened.map_err(|error| outbound::within(&route, error))?;
+        Ok(ConnectorStream::new(stream, attempt, entry, view, head))
     }
-    let mut request = Request::new(());
-    *request.uri_mut() = uri;
-    let mut call = Call::new(Instant::now(), fastrand::Rng::new());
-    let head = RequestHead::of_request(&request)?;
-    let view = match route::view(&mesh, None, &head)? {
-        Ok(view) => view,
-        Err(entry) => route::first_view(&mesh, &entry, &call).await?,
+
+    async fn open_on(
+        &self,
+        route: &SelectedRoute,
+        head: &Parts,
+        info: &mut RequestInfo,
+    ) -> Result<(Attempt, tokio::net::TcpStream), MeshError> {
+        self.tell(route.view(), forward(&route.get())?);
+        let destination = outbound::destination(&RequestHead::of(head)?)?;
+        loop {
+            let attempt = Attempt::pick(&route.get(), info, &destination)?;
+            let cluster = attempt.cluster(route);
+            let cluster = cluster.ok_or_else(|| MeshError::new(ErrorKind::NoCluster, "the route has no cluster"))?;
+            let error = match dial(cluster, attempt.endpoint(), attempt.allowed).await {
+                Ok(stream) => return Ok((attempt, stream)),
+                Err(error) => error,
+            };
+            match attempt.failed(error, route, info) {
+                (_, RetryDecision::Retry { after }) => tokio::time::sleep(after).await,
+                (error, RetryDecision::Stop) => return Err(error),
+            }
+        }
+    }
+
+    /// Says what a connector cannot honour, once for each target.
+    fn tell(&self, view: &TargetView, forward: &Forward) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.contains(view.target()) {
+            return;
+        }
+        let limits = not_honoured(view, forward);
+        if !limits.is_empty() {
+            told.insert(view.target().clone());
+            drop(told);
+            tracing::warn!(
+                target_name = %view.target(),
+                "a connector cannot honour all of the configuration: {}; use the mesh's client or layer",
+                limits.join(", ")
+            );
+        }
+    }
+}
+
+/// What a route forwards by.
+fn forward<'v>(route: &RouteRef<'v>) -> Result<&'v Forward, MeshError> {
+    match &route.route.action {
+        RouteAction::Forward(forward) => Ok(forward),
+        RouteAction::Unusable(reason) => Err(MeshError::new(ErrorKind::NoRoute, Arc::clone(reason))),
+        RouteAction::Redirect(_) | RouteAction::Direct(_) | RouteAction::NonForwarding => {
+            Err(MeshError::new(ErrorKind::NoRoute, "the route leads to no cluster, and a connector cannot answer"))
+        }
+    }
+}
+
+/// What the configuration of a target has, and a connector does not do.
+fn not_honoured(view: &TargetView, forward: &Forward) -> Vec<&'static str> {
+    let Some(table) = view.routes() else { return Vec::new() };
+    let config = table.config();
+    let routes = || config.virtual_hosts.iter().flat_map(|host| &host.routes);
+    let forwards = || {
+        routes().filter_map(|route| match &route.action {
+            RouteAction::Forward(forward) => Some(forward),
+            _ => None,
+        })
     };
-    let routed = view.find(&head, &mut call)?;
-    let cluster = routed.cluster.ok_or_else(|| MeshError::new(ErrorKind::NoRoute, "the route has no cluster"))?;
-    let pick = cluster.pick(&mut call, || head.authority)?;
-    if let ClusterTls::Unusable(reason) = &pick.cluster.tls {
-        return Err(MeshError::new(ErrorKind::Security, format!("cluster {}: {reason}", pick.cluster.name)));
-    }
-    let stream = connect::open(pick.cluster, pick.in_flight.endpoint()).await?;
-    Ok(Connection { io: TokioIo::new(stream), _in_flight: pick.in_flight })
-}
-
-/// A connection to an endpoint that the mesh chose.
-#[derive(Debug)]
-pub struct Connection {
-    io: TokioIo<TcpStream>,
-    _in_flight: InFlight,
-}
-
-impl Describe for Connection {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
-}
-
-impl Read for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl Write for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
+    let limited = |forward: &Forward| forward.time_limit(false, None).is_some();
+    let mutates = config.virtual_hosts.iter().any(|host| !host.mutations.is_empty())
+        || !config.mutations.is_empty()
+        || routes().any(|route| !route.mutations.is_empty())
+        || forwards().any(|forward| forward.clusters.mutate_headers());
+    let limits = [
+        (routes().nth(1).is_some(), "routes other than that of its connections"),
+        (table.has_filters(), "filters"),
+        (mutates, "header changes"),
+        (forward.path.is_some() || forward.authority.is_some(), "rewrites"),
+        (forwards().any(limited), "timeouts"),
+        (forwards().any(|forward| forward.retry.is_some()), "retries of requests"),
+    ];
+    limits.into_iter().filter(|(applies, _)| *applies).map(|(_, what)| what).collect()
 }

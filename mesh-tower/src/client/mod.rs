@@ -1,38 +1,27 @@
-//! The client: a tower service for any request, routed, balanced and sent by the mesh.
-//!
-//! A request's walk is these files in order: here the faces of the client, then `route` (view, route, deadline),
-//! `filter` (faults and the like), `attempt` (tries), `balance` (an endpoint), `connect` (a connection, and the
-//! exchange over it), then hyper. The outcome comes home the same way. Where none of them has to wait for
-//! anything, `direct` passes them all at once: that is how most requests go.
+//! The faces of an outbound request: the [`Client`], a [layer](MeshLayer) around a client that the application has,
+//! and a [connector](Connector) below one. All of them go the same way, see `outbound/`.
 
-mod attempt;
-mod balance;
-mod change;
-mod connect;
 mod connector;
-mod direct;
-mod filter;
 mod layer;
-mod route;
 
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::uri::Authority;
 use http::{Request, Response, Uri};
 use mesh_core::error::{ErrorKind, MeshError};
-use mesh_core::store::TargetEntry;
 use tower_service::Service;
 
-use crate::body::{Body, BoxError, ResponseBody};
+use crate::body::{Body, BoxError};
 use crate::mesh::Mesh;
+use crate::outbound::{self, FixedTarget, OutboundContext};
+use crate::transport::pooled;
 
-pub use connector::{Connection, Connector};
-pub use layer::{LayerBody, MeshLayer, MeshService};
+pub use crate::outbound::{ResponseBody, ResponseFuture};
 
-pub(crate) use connect::{Guard, close_idle};
+pub use connector::{Connector, ConnectorStream};
+pub use layer::{MeshLayer, MeshService};
 
 /// A client of the mesh: `tower::Service<http::Request<B>>` for any body. Cheap to clone, always ready.
 ///
@@ -59,20 +48,13 @@ pub(crate) use connect::{Guard, close_idle};
 /// ```
 #[derive(Clone)]
 pub struct Client {
-    mesh: Mesh,
-    target: Option<Arc<FixedTarget>>,
-}
-
-/// The one target of a client that has one, such as a gRPC channel.
-pub(crate) struct FixedTarget {
-    pub(crate) entry: Arc<TargetEntry>,
-    pub(crate) authority: Authority,
+    context: Arc<OutboundContext>,
 }
 
 impl Mesh {
     /// A client for every target; each request names its own.
     pub fn client(&self) -> Client {
-        Client { mesh: self.clone(), target: None }
+        Client { context: self.outbound(None) }
     }
 
     /// A client whose every request goes to one target, whatever its URI says: `host:port` or
@@ -85,7 +67,7 @@ impl Mesh {
         let host = target.rsplit_once('/').map_or(target, |(_, host)| host);
         let malformed = |_| MeshError::new(ErrorKind::BadRequest, format!("target {target}: malformed authority"));
         let authority = Authority::try_from(host).map_err(malformed)?;
-        Ok(Client { mesh: self.clone(), target: Some(Arc::new(FixedTarget { entry, authority })) })
+        Ok(Client { context: self.outbound(Some(FixedTarget { entry, authority })) })
     }
 }
 
@@ -100,7 +82,7 @@ impl Client {
             Ok(request) => self.request(request),
             Err(error) => {
                 let error = MeshError::new(ErrorKind::BadRequest, "malformed URI").caused_by(error);
-                ResponseFuture(Box::pin(std::future::ready(Err(error))))
+                ResponseFuture::ready(Err(error))
             }
         }
     }
@@ -112,13 +94,13 @@ impl Client {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        route::send(&self.mesh, self.target.as_ref(), request.map(Body::new))
+        outbound::send(Arc::clone(&self.context), pooled(), request.map(Body::new))
     }
 }
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let target = self.target.as_ref().map(|target| target.entry.target());
+        let target = self.context.target.as_ref().map(|target| target.entry.target());
         f.debug_struct("Client").field("target", &target).finish_non_exhaustive()
     }
 }
@@ -140,22 +122,5 @@ where
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
         self.request(request)
-    }
-}
-
-/// A response to come: the one boxed future of a request.
-pub struct ResponseFuture(Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, MeshError>> + Send>>);
-
-impl Future for ResponseFuture {
-    type Output = Result<Response<ResponseBody>, MeshError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx)
-    }
-}
-
-impl fmt::Debug for ResponseFuture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ResponseFuture")
     }
 }

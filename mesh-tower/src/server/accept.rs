@@ -21,44 +21,19 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::futures::TaskLocalFuture;
 use tokio::time::Instant;
 
+use crate::connection::ConnectionInfo;
 use crate::drain::{Accepting, Drain, Phase, reached};
+use crate::listeners::{ListenerGuard, ListenerState, WatchTask, watch_listener};
 use crate::mesh::Mesh;
-use crate::server::listening::{Following, Listening, Part, follow};
-use crate::server::route::ServerLayer;
+use crate::server::request::ServerLayer;
 
 /// After how long without a word a peer is probed, and how often from then on.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
 
 /// How many connections tokio lets wait in a socket's backlog.
 const BACKLOG: usize = 1024;
-
-/// The two ends of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Connection {
-    /// Where the client connected to.
-    pub local: SocketAddr,
-    /// Who it is.
-    pub peer: SocketAddr,
-}
-
-tokio::task_local! {
-    static CURRENT: Arc<Connection>;
-}
-
-impl Connection {
-    /// The connection of the request that this task is working on, under [`crate::server::serve`].
-    pub fn current() -> Option<Connection> {
-        CURRENT.try_with(|connection| **connection).ok()
-    }
-
-    /// Runs a future on behalf of this connection.
-    pub(super) fn scope<F: Future>(connection: Arc<Connection>, future: F) -> TaskLocalFuture<Arc<Connection>, F> {
-        CURRENT.scope(connection, future)
-    }
-}
 
 /// A bound socket that accepts as the configuration allows.
 ///
@@ -85,13 +60,13 @@ impl Connection {
 pub struct MeshListener {
     mesh: Mesh,
     address: SocketAddr,
-    part: Part,
+    guard: ListenerGuard,
     socket: Socket,
     news: watch::Receiver<()>,
     phase: watch::Receiver<Phase>,
     failures: u32,
     patience: Duration,
-    _following: Following,
+    _watching: WatchTask,
 }
 
 #[derive(Debug)]
@@ -114,17 +89,17 @@ impl MeshListener {
         _ = SockRef::from(&socket).set_tcp_keepalive(&keepalive);
         let address = socket.local_addr()?;
         let handle = mesh.store().server(address).map_err(io::Error::other)?;
-        let (part, following) = follow(mesh.listeners(), handle, address, drain);
+        let (guard, watching) = watch_listener(mesh.listeners(), handle, address, drain);
         Ok(MeshListener {
             address,
-            news: part.listening().news(),
+            news: guard.listener().news(),
             phase: drain.watch(),
-            part,
+            guard,
             socket: Socket::Open(socket, drain.accepting()),
             failures: 0,
             patience: mesh.cold_start_wait(),
             mesh: mesh.clone(),
-            _following: following,
+            _watching: watching,
         })
     }
 
@@ -135,22 +110,22 @@ impl MeshListener {
 
     /// The resource that it serves by.
     pub fn name(&self) -> &ListenerName {
-        self.listening().name()
+        self.listener().name()
     }
 
     /// The layer for a service behind this listener: [`Mesh::server_layer`] when several are bound.
     pub fn layer(&self) -> ServerLayer {
-        ServerLayer::of(&self.mesh, Some(Arc::clone(self.listening())))
+        ServerLayer::of(&self.mesh, Some(Arc::clone(self.listener())))
     }
 
     /// Waits until it may serve. Accepting does not need this.
     ///
     /// # Errors
-    /// [`ErrorKind::Draining`] with the reason, when the drain begins, or when the configuration still says no, or
-    /// nothing, after the mesh's [`Mesh::cold_start_wait`]. It may serve later: it goes on asking.
+    /// [`ErrorKind::Draining`] when the drain begins; [`ErrorKind::NotServing`] with the reason when the configuration
+    /// still says no, or nothing, after the mesh's [`Mesh::cold_start_wait`]. It may serve later: it goes on asking.
     pub async fn serving(&self) -> Result<(), MeshError> {
         let deadline = Instant::now() + self.patience;
-        serving(self.listening(), self.mesh.drain(), deadline).await
+        serving(self.listener(), self.mesh.drain(), deadline).await
     }
 
     /// Whose it is.
@@ -158,15 +133,15 @@ impl MeshListener {
         &self.mesh
     }
 
-    fn listening(&self) -> &Arc<Listening> {
-        self.part.listening()
+    fn listener(&self) -> &Arc<ListenerState> {
+        self.guard.listener()
     }
 
     /// The next connection, with `TCP_NODELAY` set, and who it is from; `None` when the drain is over. Failures
     /// to accept are waited out. Cancel safe.
     pub async fn accept(&mut self) -> Option<(MeshIo, SocketAddr)> {
         loop {
-            let waiting = matches!(**self.listening().state(), ServerState::Waiting);
+            let waiting = matches!(**self.listener().state(), ServerState::Waiting);
             let accepted = match &mut self.socket {
                 Socket::Closed(backlog) => match backlog.pop_front() {
                     Some(connected) => Ok(connected),
@@ -215,7 +190,7 @@ impl MeshListener {
             _ = self.news.changed() => {}
             () = reached(&mut self.phase, Phase::Closing) => self.close(),
             () = tokio::time::sleep(self.patience) => tracing::warn!(
-                listener = %self.listening().name(),
+                listener = %self.listener().name(),
                 address = %self.address,
                 "not serving yet: no configuration, the control plane has not answered",
             ),
@@ -248,46 +223,47 @@ impl MeshListener {
     fn admit(&self, stream: TcpStream, peer: SocketAddr) -> Option<MeshIo> {
         // A peer that is gone already.
         let local = stream.local_addr().ok()?;
-        let listening = self.listening();
+        let listener = self.listener();
         let refused = |reason: &str| {
-            tracing::debug!(listener = %listening.name(), %peer, reason, "connection refused");
+            tracing::debug!(listener = %listener.name(), %peer, reason, "connection refused");
             None
         };
-        match &**listening.state() {
+        match &**listener.state() {
             ServerState::Waiting => return refused("no configuration"),
             ServerState::NotServing(reason) => return refused(reason),
             ServerState::Serving(view) => match view.chain(local, peer) {
                 None => return refused("no filter chain matches"),
                 Some(chain) => {
                     if let Some(reason) = &chain.unusable_tls {
-                        tracing::warn!(listener = %listening.name(), %peer, %reason, "connection refused");
+                        tracing::warn!(listener = %listener.name(), %peer, %reason, "connection refused");
                         return None;
                     }
                 }
             },
         }
         _ = stream.set_nodelay(true);
-        Some(MeshIo { stream, connection: Connection { local, peer }, _part: self.part.clone() })
+        let connection = Arc::new(ConnectionInfo::new(local, peer));
+        Some(MeshIo { stream, connection, _listener: self.guard.clone() })
     }
 }
 
 /// Waits until a listener may serve.
-pub(super) async fn serving(listening: &Listening, drain: &Drain, deadline: Instant) -> Result<(), MeshError> {
-    let refused = |reason: &str| {
-        let place = format_args!("listener {}", listening.name());
-        Err(MeshError::new(ErrorKind::Draining, reason).within(place))
+pub(super) async fn serving(listener: &ListenerState, drain: &Drain, deadline: Instant) -> Result<(), MeshError> {
+    let refused = |kind, reason: &str| {
+        let place = format_args!("listener {}", listener.name());
+        Err(MeshError::new(kind, reason).within(place))
     };
-    let mut news = listening.news();
+    let mut news = listener.news();
     loop {
-        if let ServerState::Serving(_) = **listening.state() {
+        if let ServerState::Serving(_) = **listener.state() {
             return Ok(());
         }
         tokio::select! {
             _ = news.changed() => {}
-            () = drain.reached(Phase::LameDuck) => return refused("the mesh is draining"),
-            () = tokio::time::sleep_until(deadline) => return match &**listening.state() {
-                ServerState::NotServing(reason) => refused(reason),
-                _ => refused("no configuration yet (no answer from the control plane)"),
+            () = drain.reached(Phase::LameDuck) => return refused(ErrorKind::Draining, "the mesh is draining"),
+            () = tokio::time::sleep_until(deadline) => return match &**listener.state() {
+                ServerState::NotServing(reason) => refused(ErrorKind::NotServing, reason),
+                _ => refused(ErrorKind::NotServing, "no configuration yet (no answer from the control plane)"),
             },
         }
     }
@@ -336,9 +312,9 @@ mod with_axum {
         }
     }
 
-    impl axum::extract::connect_info::Connected<axum::serve::IncomingStream<'_, MeshListener>> for Connection {
+    impl axum::extract::connect_info::Connected<axum::serve::IncomingStream<'_, MeshListener>> for ConnectionInfo {
         fn connect_info(stream: axum::serve::IncomingStream<'_, MeshListener>) -> Self {
-            stream.io().connection()
+            (**stream.io().connection()).clone()
         }
     }
 }
@@ -380,14 +356,14 @@ impl std::fmt::Debug for Incoming {
 #[derive(Debug)]
 pub struct MeshIo {
     stream: TcpStream,
-    connection: Connection,
-    _part: Part,
+    connection: Arc<ConnectionInfo>,
+    _listener: ListenerGuard,
 }
 
 impl MeshIo {
-    /// Its two ends.
-    pub fn connection(&self) -> Connection {
-        self.connection
+    /// What is known of it.
+    pub fn connection(&self) -> &Arc<ConnectionInfo> {
+        &self.connection
     }
 }
 

@@ -1,14 +1,13 @@
 //! The server: a listener that serves as the configuration allows, and a layer that routes what comes in.
 //!
-//! A request's walk is these files in order: `accept` (may this connection be served), `route` (which route, which
+//! A request's walk is these files in order: `accept` (may this connection be served), `request` (which route, which
 //! filters, or an answer of the mesh), the application's own service, `response` (the way back). Beside them are
-//! `listening` (what the configuration says of each listener) and `serve` (a server loop on hyper).
+//! `serve` (a server loop on hyper) and `monitor` (what each connection is doing).
 
 mod accept;
-mod activity;
-mod listening;
+mod monitor;
+mod request;
 mod response;
-mod route;
 mod serve;
 
 use std::io;
@@ -19,12 +18,11 @@ use crate::drain::Phase;
 use crate::health::HealthWatch;
 use crate::mesh::Mesh;
 
-pub use accept::{Connection, Incoming, MeshIo, MeshListener};
+pub use crate::connection::ConnectionInfo;
+pub use accept::{Incoming, MeshIo, MeshListener};
+pub use request::{ServerLayer, ServerService};
 pub use response::{ResponseFuture, ServerBody};
-pub use route::{ServerLayer, ServerService};
 pub use serve::{Limits, Serve, serve};
-
-pub(crate) use listening::Listeners;
 
 impl Mesh {
     /// Binds a listener, and asks the configuration whether and how to serve there. The control plane may take
@@ -69,7 +67,7 @@ impl Mesh {
     ///
     /// Where several listeners are bound, it finds a request's by the connection: under [`serve`] and with
     /// `mesh-tonic` that is known; with `axum::serve`, use
-    /// `into_make_service_with_connect_info::<Connection>()`, or [`MeshListener::layer`].
+    /// `into_make_service_with_connect_info::<ConnectionInfo>()`, or [`MeshListener::layer`].
     ///
     /// ```
     /// use mesh_core::fixed::Fixed;
@@ -94,16 +92,16 @@ impl Mesh {
     /// Waits until every listener that is bound now may serve.
     ///
     /// # Errors
-    /// [`ErrorKind::Draining`] with the reason, when the drain begins, or when the configuration still says no, or
-    /// nothing, after [`Mesh::cold_start_wait`]. They may serve later: they go on asking.
+    /// [`ErrorKind::Draining`] when the drain begins; [`ErrorKind::NotServing`] with the reason when nothing is bound,
+    /// or the configuration still says no, or nothing, after [`Mesh::cold_start_wait`]. They may serve later: they go on asking.
     pub async fn serving(&self) -> Result<(), MeshError> {
         let bound = self.listeners().load().to_vec();
         if bound.is_empty() {
-            return Err(MeshError::new(ErrorKind::Draining, "no listener of this mesh is bound"));
+            return Err(MeshError::new(ErrorKind::NotServing, "no listener of this mesh is bound"));
         }
         let deadline = tokio::time::Instant::now() + self.cold_start_wait();
-        for listening in bound {
-            accept::serving(&listening, self.drain(), deadline).await?;
+        for listener in bound {
+            accept::serving(&listener, self.drain(), deadline).await?;
         }
         Ok(())
     }

@@ -4,24 +4,22 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::CONNECTION;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
-use mesh_core::error::ErrorKind;
-use mesh_core::model::HeaderChange;
-use mesh_core::observe::Event;
-use mesh_core::request::RequestHead;
+use mesh_core::filter::Callout;
+use mesh_core::request_info::RequestInfo;
+use mesh_core::view::{RoutePosition, RouteTable};
 use pin_project_lite::pin_project;
-use tokio::time::Sleep;
 use tower_service::Service;
 
-use crate::body::ResponseBody;
+use crate::body::note_frame;
 use crate::drain::InFlight;
-use crate::headers;
-use crate::mesh::Mesh;
+use crate::server::request::{Admission, resume};
+use crate::{filters, headers};
 
 pin_project! {
     /// A response to come from a service behind the mesh.
@@ -31,7 +29,7 @@ pin_project! {
     {
         #[pin]
         state: State<S, B, S::Future>,
-        ending: Option<Ending>,
+        request: Option<ActiveRequest>,
     }
 }
 
@@ -43,44 +41,41 @@ pin_project! {
             #[pin]
             future: F,
         },
-        /// A filter holds the request back, or it is answered here.
+        /// A filter holds the request back.
         Held {
-            sleep: Option<Pin<Box<Sleep>>>,
-            then: Option<Box<Then<S, B>>>,
+            callout: Callout,
+            then: Option<Box<(S, Request<B>)>>,
+        },
+        /// It is answered here.
+        Answered {
+            response: Option<Box<Response<Bytes>>>,
         },
     }
-}
-
-enum Then<S, B> {
-    Forward(S, Request<B>),
-    Answer(Response<ResponseBody>),
 }
 
 impl<S, B> ResponseFuture<S, B>
 where
     S: Service<Request<B>>,
 {
-    pub(super) fn forward(future: S::Future, ending: Ending) -> Self {
-        ResponseFuture { state: State::Forwarded { future }, ending: Some(ending) }
+    #[inline]
+    pub(super) fn forward(future: S::Future, request: ActiveRequest) -> Self {
+        ResponseFuture { state: State::Forwarded { future }, request: Some(request) }
     }
 
-    pub(super) fn held(delay: Duration, service: S, request: Request<B>, ending: Ending) -> Self {
-        Self::after(delay, Then::Forward(service, request), ending)
+    pub(super) fn held(callout: Callout, service: S, request: Request<B>, active: ActiveRequest) -> Self {
+        let then = Some(Box::new((service, request)));
+        ResponseFuture { state: State::Held { callout, then }, request: Some(active) }
     }
 
-    pub(super) fn answer(delay: Duration, response: Response<ResponseBody>, ending: Ending) -> Self {
-        Self::after(delay, Then::Answer(response), ending)
-    }
-
-    fn after(delay: Duration, then: Then<S, B>, ending: Ending) -> Self {
-        let sleep = (!delay.is_zero()).then(|| Box::pin(tokio::time::sleep(delay)));
-        ResponseFuture { state: State::Held { sleep, then: Some(Box::new(then)) }, ending: Some(ending) }
+    pub(super) fn answer(response: Box<Response<Bytes>>, request: ActiveRequest) -> Self {
+        ResponseFuture { state: State::Answered { response: Some(response) }, request: Some(request) }
     }
 }
 
 impl<S, B, R> Future for ResponseFuture<S, B>
 where
     S: Service<Request<B>, Response = Response<R>>,
+    R: http_body::Body<Data = Bytes>,
 {
     type Output = Result<Response<ServerBody<R>>, S::Error>;
 
@@ -88,30 +83,30 @@ where
         const ONCE: &str = "a future is not polled after it returned";
         let mut this = self.project();
         loop {
-            let then = match this.state.as_mut().project() {
+            let next = match this.state.as_mut().project() {
                 StateProjection::Forwarded { future } => {
                     let response = ready!(future.poll(cx));
-                    let ending = this.ending.take().expect(ONCE);
-                    return Poll::Ready(response.map(|response| ending.pass(response, |body| Content::App { body })));
+                    let request = this.request.take().expect(ONCE);
+                    return Poll::Ready(
+                        response.map(|response| request.pass_back(response, |body| Content::App { body })),
+                    );
                 }
-                StateProjection::Held { sleep, then } => {
-                    if let Some(sleep) = sleep {
-                        ready!(sleep.as_mut().poll(cx));
+                StateProjection::Answered { response } => {
+                    let (request, response) = (this.request.take().expect(ONCE), response.take().expect(ONCE));
+                    return Poll::Ready(Ok(request.pass_back(*response, |bytes| Content::Local { bytes })));
+                }
+                StateProjection::Held { callout, then } => {
+                    let decide = ready!(callout.as_mut().poll(cx));
+                    let (mut service, mut request) = *then.take().expect(ONCE);
+                    let facts = this.request.as_mut().and_then(|request| request.facts.as_deref_mut());
+                    match resume(decide, facts.expect("a request that has filters has facts"), &mut request) {
+                        Admission::Forward => State::Forwarded { future: service.call(request) },
+                        Admission::Answer(response) => State::Answered { response: Some(response) },
+                        Admission::Held(callout) => State::Held { callout, then: Some(Box::new((service, request))) },
                     }
-                    then.take().expect(ONCE)
                 }
             };
-            match *then {
-                Then::Forward(mut service, request) => {
-                    let future = service.call(request);
-                    this.state.set(State::Forwarded { future });
-                }
-                Then::Answer(response) => {
-                    let ending = this.ending.take().expect(ONCE);
-                    let local = |body: ResponseBody| Content::Local { bytes: body.into_bytes() };
-                    return Poll::Ready(Ok(ending.pass(response, local)));
-                }
-            }
+            this.state.set(next);
         }
     }
 }
@@ -125,57 +120,83 @@ where
     }
 }
 
-/// What is done when the head of a response passes.
-pub(super) struct Ending {
-    pub(super) in_flight: InFlight,
-    pub(super) is_http1: bool,
-    pub(super) changes: Option<Box<[HeaderChange]>>,
-    pub(super) report: Option<Box<Report>>,
+/// A request that was let in, to the end of its response's body.
+#[derive(Debug)]
+pub(super) struct ActiveRequest {
+    in_flight: InFlight,
+    is_http1: bool,
+    /// Only where an observer, a filter or the route wants to see the response.
+    facts: Option<Box<Facts>>,
 }
 
-impl Ending {
-    fn pass<A, R>(self, response: Response<A>, content: impl FnOnce(A) -> Content<R>) -> Response<ServerBody<R>> {
-        let leaving = self.in_flight.is_leaving();
-        let mut response = response.map(|body| ServerBody { content: content(body), in_flight: self.in_flight });
-        if let Some(changes) = self.changes {
-            headers::apply(&changes, response.headers_mut());
+/// What is known of a request, and who wants to know.
+pub(super) struct Facts {
+    pub(super) info: RequestInfo,
+    /// `None` until it is found.
+    pub(super) route: Option<(Arc<RouteTable>, RoutePosition)>,
+    /// How many of the route's filters have seen it.
+    pub(super) filters_entered: usize,
+}
+
+impl Facts {
+    pub(super) fn new(now: Instant) -> Self {
+        Facts { info: RequestInfo::new(now, fastrand::Rng::new()), route: None, filters_entered: 0 }
+    }
+
+    /// Filters and the route's changes, on the way back.
+    fn pass_back<B>(&mut self, mut response: Response<B>) -> Response<B> {
+        if let Some((_, destination)) = self.route.as_ref().and_then(|(routes, position)| routes.at(*position)) {
+            if self.filters_entered > 0 {
+                let (mut head, body) = response.into_parts();
+                filters::on_response(destination.filters(), self.filters_entered, &mut self.info, &mut head);
+                response = Response::from_parts(head, body);
+            }
+            headers::apply(destination.response_changes(), response.headers_mut());
         }
-        // HTTP/2 says it by GOAWAY, which is the connection's and not a response's.
-        if leaving && self.is_http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        if let Some(mut report) = self.report {
-            report.status = Some(response.status());
-        }
+        self.info.note_response(response.status(), response.headers());
         response
     }
 }
 
-/// What the observers will be told, when it is dropped: also of a request whose client went away.
-pub(super) struct Report {
-    mesh: Mesh,
-    authority: Box<str>,
-    started: Instant,
-    status: Option<StatusCode>,
-    pub(super) route: Option<Arc<str>>,
-    pub(super) error: Option<ErrorKind>,
-}
-
-impl Report {
-    pub(super) fn of<B>(mesh: &Mesh, request: &Request<B>, started: Instant) -> Self {
-        let authority = RequestHead::of_request(request).map_or("", |head| head.authority).into();
-        Report { mesh: mesh.clone(), authority, started, status: None, route: None, error: None }
+impl Drop for Facts {
+    fn drop(&mut self) {
+        if let Some((_, destination)) = self.route.as_ref().and_then(|(routes, position)| routes.at(*position)) {
+            filters::on_end(destination.filters(), self.filters_entered, &self.info);
+        }
     }
 }
 
-impl Drop for Report {
-    fn drop(&mut self) {
-        let mut event = Event::new(&self.authority);
-        event.route = self.route.as_deref().unwrap_or_default();
-        event.status = self.status;
-        event.error = self.error;
-        event.duration = self.started.elapsed();
-        self.mesh.observers().iter().for_each(|observer| observer.on_event(&event));
+impl fmt::Debug for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.info.fmt(f)
+    }
+}
+
+impl ActiveRequest {
+    #[inline]
+    pub(super) fn new(in_flight: InFlight, is_http1: bool, facts: Option<Box<Facts>>) -> Self {
+        ActiveRequest { in_flight, is_http1, facts }
+    }
+
+    /// The head of the response passes.
+    #[inline]
+    fn pass_back<A, R: http_body::Body>(
+        mut self,
+        response: Response<A>,
+        content: impl FnOnce(A) -> Content<R>,
+    ) -> Response<ServerBody<R>> {
+        let mut response = response.map(content);
+        if let Some(facts) = &mut self.facts {
+            response = facts.pass_back(response);
+            if response.body().is_end_stream() {
+                facts.info.note_complete();
+            }
+        }
+        // HTTP/2 says it by GOAWAY, which is the connection's and not a response's.
+        if self.in_flight.is_leaving() && self.is_http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response.map(|content| ServerBody { content, request: self })
     }
 }
 
@@ -185,7 +206,7 @@ pin_project! {
     pub struct ServerBody<B> {
         #[pin]
         content: Content<B>,
-        in_flight: InFlight,
+        request: ActiveRequest,
     }
 }
 
@@ -207,18 +228,25 @@ impl<B: http_body::Body<Data = Bytes>> http_body::Body for ServerBody<B> {
     type Error = B::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        match self.project().content.project() {
-            ContentProjection::App { body } => body.poll_frame(cx),
-            ContentProjection::Local { bytes } if bytes.is_empty() => Poll::Ready(None),
-            ContentProjection::Local { bytes } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+        let mut this = self.project();
+        let frame = match this.content.as_mut().project() {
+            ContentProjection::App { body } => ready!(body.poll_frame(cx)),
+            ContentProjection::Local { bytes } if bytes.is_empty() => None,
+            ContentProjection::Local { bytes } => Some(Ok(Frame::data(std::mem::take(bytes)))),
+        };
+        if let Some(facts) = &mut this.request.facts {
+            if let Some(Ok(frame)) = &frame {
+                note_frame(&mut facts.info, frame);
+            }
+            if frame.is_none() || this.content.is_end_stream() {
+                facts.info.note_complete();
+            }
         }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.content {
-            Content::App { body } => body.is_end_stream(),
-            Content::Local { bytes } => bytes.is_empty(),
-        }
+        self.content.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -229,8 +257,17 @@ impl<B: http_body::Body<Data = Bytes>> http_body::Body for ServerBody<B> {
     }
 }
 
+impl<B: http_body::Body> Content<B> {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Content::App { body } => body.is_end_stream(),
+            Content::Local { bytes } => bytes.is_empty(),
+        }
+    }
+}
+
 impl<B> fmt::Debug for ServerBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerBody").field("in_flight", &self.in_flight).finish_non_exhaustive()
+        f.debug_struct("ServerBody").field("request", &self.request).finish_non_exhaustive()
     }
 }

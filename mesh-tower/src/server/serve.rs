@@ -17,9 +17,10 @@ use tokio::task::{AbortHandle, JoinSet};
 use tower_service::Service;
 
 use crate::body::BoxError;
+use crate::connection::ConnectionInfo;
 use crate::mesh::Mesh;
-use crate::server::accept::{Connection, MeshIo, MeshListener};
-use crate::server::activity::{Activity, Busy, Eye, Order, Watched};
+use crate::server::accept::{MeshIo, MeshListener};
+use crate::server::monitor::{Activity, BusyGuard, ConnectionMonitor, Signal, Watched};
 
 /// What one server allows its clients, so that none of them can exhaust it.
 #[derive(Clone, Debug)]
@@ -153,7 +154,7 @@ where
                 }
             }
         }
-        watched.tell_all(Order::End);
+        watched.tell_all(Signal::End);
         let all = async { while connections.join_next().await.is_some() {} };
         if tokio::time::timeout(self.deadline, all).await.is_ok() {
             return Ok(());
@@ -167,39 +168,42 @@ where
 
 /// The connections of a server, and the chore of looking after them.
 struct Watchers {
-    eyes: Arc<Mutex<Vec<Eye>>>,
+    monitors: Arc<Mutex<Vec<ConnectionMonitor>>>,
     chore: AbortHandle,
 }
 
 impl Watchers {
     fn start(mesh: &Mesh, limits: &Arc<Limits>) -> Self {
-        let eyes = Arc::<Mutex<Vec<Eye>>>::default();
+        let monitors = Arc::<Mutex<Vec<ConnectionMonitor>>>::default();
         // Often enough to be a tenth late at most.
         let often = limits.head_timeout.min(limits.idle_timeout) / 10;
         let often = often.clamp(Duration::from_millis(10), Duration::from_secs(1));
-        let (watched, limits) = (Arc::clone(&eyes), Arc::clone(limits));
+        let (watched, limits) = (Arc::clone(&monitors), Arc::clone(limits));
         let chore = mesh.background().spawn(async move {
             loop {
                 tokio::time::sleep(often).await;
                 let now = Instant::now();
-                lock(&watched).retain_mut(|eye| {
-                    let Some(connection) = eye.connection() else { return false };
-                    connection.tell(eye.judge(&connection, &limits, now));
+                lock(&watched).retain_mut(|monitor| {
+                    let Some(connection) = monitor.connection() else { return false };
+                    connection.tell(monitor.judge(&connection, &limits, now));
                     true
                 });
             }
         });
-        Watchers { eyes, chore: chore.abort_handle() }
+        Watchers { monitors, chore: chore.abort_handle() }
     }
 
     fn add(&self) -> Arc<Activity> {
         let activity = Activity::new();
-        lock(&self.eyes).push(Eye::on(&activity, Instant::now()));
+        lock(&self.monitors).push(ConnectionMonitor::on(&activity, Instant::now()));
         activity
     }
 
-    fn tell_all(&self, order: Order) {
-        lock(&self.eyes).iter().filter_map(Eye::connection).for_each(|connection| connection.tell(order));
+    fn tell_all(&self, signal: Signal) {
+        lock(&self.monitors)
+            .iter()
+            .filter_map(ConnectionMonitor::connection)
+            .for_each(|connection| connection.tell(signal));
     }
 }
 
@@ -223,23 +227,23 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let connection = Arc::new(io.connection());
+    let connection = Arc::clone(io.connection());
     let io = TokioIo::new(Watched::new(io, &activity));
     let service = App { service, activity: Arc::clone(&activity) };
     let builder = builder(&connection, &limits);
     let mut conversation = pin!(builder.serve_connection_with_upgrades(io, service));
     let mut ending = false;
-    let ended = Connection::scope(
+    let ended = ConnectionInfo::scope(
         Arc::clone(&connection),
         std::future::poll_fn(|cx| {
-            match activity.order(cx.waker()) {
-                Order::GoOn => {}
-                Order::End if ending => {}
-                Order::End => {
+            match activity.signal(cx.waker()) {
+                Signal::GoOn => {}
+                Signal::End if ending => {}
+                Signal::End => {
                     ending = true;
                     conversation.as_mut().graceful_shutdown();
                 }
-                Order::Cut => return Poll::Ready(Err("a request's head took too long".into())),
+                Signal::Cut => return Poll::Ready(Err("a request's head took too long".into())),
             }
             conversation.as_mut().poll(cx)
         }),
@@ -249,10 +253,10 @@ where
     }
 }
 
-fn builder(connection: &Arc<Connection>, limits: &Limits) -> Builder<OnBehalf> {
+fn builder(connection: &Arc<ConnectionInfo>, limits: &Limits) -> Builder<OnBehalf> {
     let mut builder = Builder::new(OnBehalf(Arc::clone(connection)));
     let head = usize::try_from(limits.max_head).unwrap_or(usize::MAX);
-    // The head's timeout is kept by `activity`. hyper's least buffer is 8 KiB.
+    // The head's timeout is kept by `monitor`. hyper's least buffer is 8 KiB.
     builder.http1().header_read_timeout(None).max_buf_size(head.max(8 << 10));
     builder
         .http2()
@@ -265,7 +269,7 @@ fn builder(connection: &Arc<Connection>, limits: &Limits) -> Builder<OnBehalf> {
 
 /// Runs HTTP/2 streams so that they know their connection.
 #[derive(Clone, Debug)]
-struct OnBehalf(Arc<Connection>);
+struct OnBehalf(Arc<ConnectionInfo>);
 
 impl<F> hyper::rt::Executor<F> for OnBehalf
 where
@@ -273,7 +277,7 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        tokio::spawn(Connection::scope(Arc::clone(&self.0), stream));
+        tokio::spawn(ConnectionInfo::scope(Arc::clone(&self.0), stream));
     }
 }
 
@@ -312,7 +316,7 @@ pin_project! {
     {
         #[pin]
         state: AppState<S, S::Future, S::Error>,
-        busy: Option<Busy>,
+        busy: Option<BusyGuard>,
     }
 }
 
@@ -366,7 +370,7 @@ pin_project! {
     struct BusyBody<B> {
         #[pin]
         body: B,
-        busy: Option<Busy>,
+        busy: Option<BusyGuard>,
     }
 }
 

@@ -10,7 +10,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use mesh_control::config::diagnostic::{Code, Diagnostic};
-use mesh_core::call::Call;
 use mesh_core::request::RequestHead;
 use mesh_tower::{Client, Mesh};
 
@@ -282,12 +281,11 @@ async fn foreign(mesh: &Mesh, meaning: &Meaning) -> Vec<(String, Result<String, 
 }
 
 async fn explain(mesh: &Mesh, authority: &str) -> Result<String, String> {
-    let target = mesh.store().target(authority).map_err(|error| error.to_string())?;
-    let view = target.wait(Instant::now() + PATIENCE).await.map_err(|error| error.to_string())?;
+    let target = mesh.store().target(authority).map_err(|error| format!("{error:#}"))?;
+    let view = target.wait(Instant::now() + PATIENCE).await.map_err(|error| format!("{error:#}"))?;
     let (parts, ()) = http::Request::new(()).into_parts();
     let head = RequestHead::with_authority(&parts, authority);
-    let mut call = Call::new(Instant::now(), fastrand::Rng::new());
-    let routed = view.find(&head, &mut call).map_err(|error| error.to_string())?;
+    let routed = view.find(&head, &mut fastrand::Rng::new()).map_err(|error| format!("{error:#}"))?;
     Ok(routed.cluster.map_or_else(|| "an answer of the mesh".to_owned(), |cluster| cluster.name().to_string()))
 }
 

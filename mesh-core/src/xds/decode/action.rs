@@ -18,8 +18,8 @@ use super::notes::{Notes, ignored};
 use super::{filter, route::cluster_name};
 use crate::error::Invalid;
 use crate::model::{
-    Clusters, DirectResponse, Forward, MaxStreamDuration, PathChange, PathRewrite, Redirect, RetryPolicy, RouteAction,
-    WeightedCluster,
+    Clusters, DirectResponse, Forward, MaxStreamDuration, PathChange, PathRewrite, Redirect, RetryConditions,
+    RetryPolicy, RouteAction, WeightedCluster,
 };
 
 /// The largest body of a direct response, in bytes.
@@ -287,8 +287,7 @@ pub(super) fn retry(notes: &mut Notes<'_>, value: pb::RetryPolicy) -> Result<Ret
             let base = Duration::from_millis(25);
             (base, base * 10)
         });
-    let on = retry_on.split(',').map(str::trim).filter(|on| !on.is_empty()).map(str::to_owned).collect();
-    Ok(RetryPolicy { on, retries, base_interval, max_interval })
+    Ok(RetryPolicy { on: RetryConditions::parse(&retry_on), retries, base_interval, max_interval })
 }
 
 fn back_off(notes: &mut Notes<'_>, value: pb::retry_policy::RetryBackOff) -> Result<(Duration, Duration), Invalid> {

@@ -14,6 +14,7 @@ use super::fault::fault;
 use super::notes::Notes;
 use crate::error::Invalid;
 use crate::model::{FilterConfig, NamedFilter};
+use crate::state::States;
 
 /// Filters that decide who may do what. Passing requests without one would be a hole, so a control plane cannot
 /// make them optional.
@@ -144,7 +145,8 @@ fn config(notes: &mut Notes<'_>, any: &Any, is_optional: bool) -> Result<Known, 
     {
         let config = FilterConfig::Custom(Arc::clone(registered), custom.json()?);
         // Tried out here, so that what the filter refuses is rejected and the last good configuration stays in force.
-        notes.options.custom_filters.build(&config)?;
+        // A trial: what is made of it here, its state too, is dropped.
+        notes.options.custom_filters.build(&config, &States::default().filter("", registered))?;
         return Ok(Known::Filter(config));
     }
     if SECURITY.iter().any(|package| name.starts_with(package)) {

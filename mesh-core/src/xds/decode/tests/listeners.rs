@@ -301,11 +301,11 @@ fn an_applications_own_filter_is_passed_on_as_json() {
     let bytes = prost::Message::encode_to_vec(&api_listener_of("l", &manager));
     assert!(decode(ResourceType::Listener, &bytes, &Options::default()).is_err());
     let mut options = Options::default();
-    options.custom_filters.register("acme.Shadow", Arc::new(|_| Err(Invalid::new("three is too many"))));
+    options.custom_filters.register("acme.Shadow", Arc::new(|_, _| Err(Invalid::new("three is too many"))));
     let refused = decode(ResourceType::Listener, &bytes, &options).unwrap_err().to_string();
     assert!(refused.ends_with("three is too many"), "{refused}");
     let built = Arc::new(FaultFilter::new(&Arc::new(Fault { delay: None, abort: None, headers: vec![] })).unwrap());
-    options.custom_filters.register("acme.Shadow", Arc::new(move |_| Ok(Arc::clone(&built) as Arc<dyn Filter>)));
+    options.custom_filters.register("acme.Shadow", Arc::new(move |_, _| Ok(Arc::clone(&built) as Arc<dyn Filter>)));
     let Resource::Listener(listener) = decode(ResourceType::Listener, &bytes, &options).unwrap().resource else {
         panic!()
     };

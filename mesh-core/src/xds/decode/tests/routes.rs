@@ -15,8 +15,8 @@ use pb::route_match::PathSpecifier;
 
 use super::{accept, all_rejected};
 use crate::model::{
-    Clusters, FilterConfig, Forward, Fraction, HeaderChange, HeaderTest, PathChange, PathTest, Route, RouteAction,
-    RouteConfiguration, StringTest,
+    Clusters, FilterConfig, Forward, Fraction, HeaderChange, HeaderTest, PathChange, PathTest, RetryConditions, Route,
+    RouteAction, RouteConfiguration, StringTest,
 };
 use crate::resources::{Resource, ResourceType};
 use crate::testing::resources::{pack, route, route_of, routes, routes_to, virtual_host};
@@ -392,7 +392,7 @@ fn rewrites_limits_and_retries_are_kept() {
     let limits = forward.max_stream_duration.unwrap();
     assert_eq!((limits.limit, limits.grpc_timeout_max), (Some(Duration::ZERO), Some(Duration::from_secs(7))));
     let retry = forward.retry.unwrap();
-    assert_eq!(retry.on, ["connect-failure", "unavailable"]);
+    assert_eq!(retry.on, RetryConditions::parse("connect-failure,unavailable"));
     assert_eq!((retry.retries, retry.base_interval), (1, Duration::from_millis(25)));
     assert_eq!(retry.max_interval, Duration::from_millis(250));
 }
@@ -408,8 +408,8 @@ fn a_routes_retry_policy_replaces_that_of_its_virtual_host() {
         let RouteAction::Forward(forward) = route.action else { panic!() };
         forward.retry.unwrap().on
     };
-    assert_eq!(retry_on(None), ["reset"]);
-    assert_eq!(retry_on(policy("5xx")), ["5xx"]);
+    assert_eq!(retry_on(None), RetryConditions::parse("reset"));
+    assert_eq!(retry_on(policy("5xx")), RetryConditions::parse("5xx"));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! HTTP/1.1: one request at a time, so idle connections wait on a stack; the one used last is used next.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -11,16 +11,17 @@ use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::Cluster;
 use mesh_core::state::EndpointState;
 
+use super::Plaintext;
 use crate::body::Body;
 
 /// One connection.
-pub(crate) struct Connection {
+pub(crate) struct Http1Connection {
     sender: http1::SendRequest<Body>,
     requests: u32,
     idle_for: Duration,
 }
 
-impl Connection {
+impl Http1Connection {
     /// Sends a request.
     #[inline]
     pub(super) fn send(
@@ -31,32 +32,26 @@ impl Connection {
         self.sender.send_request(request)
     }
 
-    /// Whether it has carried a request before.
+    /// Whether it had carried a request before the present one.
     #[inline]
-    pub(super) fn is_reused(&self) -> bool {
-        self.requests > 0
-    }
-
-    /// Whether the cluster allows another request after the next one.
-    #[inline]
-    pub(super) fn may_go_on(&self, cluster: &Cluster) -> bool {
-        cluster.max_requests_per_connection.is_none_or(|max| self.requests.saturating_add(1) < max)
+    pub(super) fn was_reused(&self) -> bool {
+        self.requests > 1
     }
 }
 
 /// Connections that nobody uses.
 #[derive(Default)]
-pub(super) struct Idle(Mutex<Vec<Connection>>);
+pub(super) struct Http1Pool(Mutex<Vec<Http1Connection>>);
 
 /// How long a connection may take to become ready after its last response, before another is dialled instead.
 const SETTLE: Duration = Duration::from_millis(1);
 
-impl Idle {
+impl Http1Pool {
     /// A connection that is ready for a request now: of those, the one used last.
     #[inline]
-    pub(super) fn ready(&self) -> Option<Connection> {
+    pub(super) fn ready(&self) -> Option<Http1Connection> {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let ready = |connection: &Connection| connection.sender.is_ready();
+        let ready = |connection: &Http1Connection| connection.sender.is_ready();
         if idle.last().is_some_and(ready) {
             return idle.pop();
         }
@@ -64,7 +59,7 @@ impl Idle {
     }
 
     /// A connection that is ready for a request in a moment.
-    pub(super) async fn take(&self) -> Option<Connection> {
+    pub(super) async fn take(&self) -> Option<Http1Connection> {
         loop {
             let mut connection = self.pop()?;
             if connection.sender.is_closed() {
@@ -81,8 +76,11 @@ impl Idle {
         }
     }
 
-    pub(super) fn give_back(&self, mut connection: Connection) {
-        if !connection.sender.is_closed() {
+    /// Takes a connection back, unless it has closed, or has carried as many requests as the cluster allows.
+    #[inline]
+    pub(super) fn give_back(&self, mut connection: Http1Connection, cluster: &Cluster) {
+        let may_go_on = cluster.max_requests_per_connection.is_none_or(|max| connection.requests < max);
+        if may_go_on && !connection.sender.is_closed() {
             connection.idle_for = Duration::ZERO;
             self.0.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         }
@@ -96,14 +94,18 @@ impl Idle {
         });
     }
 
-    fn pop(&self) -> Option<Connection> {
+    fn pop(&self) -> Option<Http1Connection> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 }
 
 /// Opens a connection. It is driven by a task of its own, which ends with it.
-pub(super) async fn dial(cluster: &Cluster, endpoint: &Arc<EndpointState>) -> Result<Connection, MeshError> {
-    let stream = super::open(cluster, endpoint).await?;
+pub(super) async fn dial(
+    cluster: &Cluster,
+    endpoint: &EndpointState,
+    allowed: Plaintext,
+) -> Result<Http1Connection, MeshError> {
+    let stream = super::dial(cluster, endpoint, allowed).await?;
     let (sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| MeshError::new(ErrorKind::ConnectFailure, "HTTP/1.1 handshake").caused_by(error))?;
@@ -111,5 +113,5 @@ pub(super) async fn dial(cluster: &Cluster, endpoint: &Arc<EndpointState>) -> Re
         // Its end is seen by whoever holds the sender.
         let _ = connection.with_upgrades().await;
     });
-    Ok(Connection { sender, requests: 0, idle_for: Duration::ZERO })
+    Ok(Http1Connection { sender, requests: 0, idle_for: Duration::ZERO })
 }

@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use mesh_core::state::EndpointState;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use super::Plaintext;
 use crate::body::Body;
 
 /// Until the peer says otherwise, the first connection is taken to carry this many streams.
@@ -25,7 +26,7 @@ const INITIAL_STREAMS: u32 = 100;
 const MAX_HEADER_LIST_BYTES: u32 = 64 * 1024;
 
 /// One connection, shared by its streams.
-struct Connection {
+struct Http2Connection {
     /// Behind a lock, and not cloned for each request: sending is a push onto a queue.
     sender: Mutex<http2::SendRequest<Body>>,
     streams: AtomicU32,
@@ -36,7 +37,7 @@ struct Connection {
     idle: Mutex<IdleTime>,
 }
 
-impl Connection {
+impl Http2Connection {
     fn is_closed(&self) -> bool {
         lock(&self.sender).is_closed()
     }
@@ -50,13 +51,13 @@ struct IdleTime {
 }
 
 /// One stream in use; its place is free again when it is dropped.
-pub(crate) struct Stream {
-    connection: Arc<Connection>,
+pub(crate) struct Http2Stream {
+    connection: Arc<Http2Connection>,
     /// Whether the connection has carried a request before.
     reused: bool,
 }
 
-impl Stream {
+impl Http2Stream {
     /// Sends a request.
     #[inline]
     pub(super) fn send(
@@ -66,13 +67,13 @@ impl Stream {
         lock(&self.connection.sender).send_request(request)
     }
 
-    /// Whether the connection has carried a request before.
-    pub(super) fn is_reused(&self) -> bool {
+    /// Whether the connection had carried a request before the present one.
+    pub(super) fn was_reused(&self) -> bool {
         self.reused
     }
 }
 
-impl Drop for Stream {
+impl Drop for Http2Stream {
     fn drop(&mut self) {
         self.connection.streams.fetch_sub(1, Ordering::AcqRel);
     }
@@ -80,25 +81,30 @@ impl Drop for Stream {
 
 /// All connections to one endpoint.
 #[derive(Default)]
-pub(super) struct Shared(Mutex<Connections>);
+pub(super) struct Http2Pool(Arc<Mutex<Connections>>);
 
 #[derive(Default)]
 struct Connections {
-    open: Vec<Arc<Connection>>,
+    open: Vec<Arc<Http2Connection>>,
     /// What the peer allows on the newest connection, which may be gone.
     allowed: Option<Arc<AtomicU32>>,
     dialling: Option<watch::Receiver<Option<Result<(), MeshError>>>>,
 }
 
-impl Shared {
+impl Http2Pool {
     /// A stream on a connection that has room for one.
-    pub(super) fn take(&self, cluster: &Cluster) -> Option<Stream> {
+    pub(super) fn take(&self, cluster: &Cluster) -> Option<Http2Stream> {
         lock(&self.0).stream(cluster)
     }
 
     /// Waits until there is one more connection, or until room appeared on another.
-    pub(super) async fn dial(&self, cluster: &Arc<Cluster>, endpoint: &Arc<EndpointState>) -> Result<(), MeshError> {
-        let mut dial = lock(&self.0).dial(cluster, endpoint);
+    pub(super) async fn dial(
+        &self,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<EndpointState>,
+        allowed: Plaintext,
+    ) -> Result<(), MeshError> {
+        let mut dial = lock(&self.0).dial(&Arc::downgrade(&self.0), cluster, endpoint, allowed);
         // A dial whose task is gone (its runtime was shut down) says nothing: then somebody dials again.
         match dial.wait_for(Option::is_some).await {
             Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
@@ -120,7 +126,7 @@ impl Shared {
 }
 
 impl Connections {
-    fn stream(&mut self, cluster: &Cluster) -> Option<Stream> {
+    fn stream(&mut self, cluster: &Cluster) -> Option<Http2Stream> {
         let own_limit = cluster.max_concurrent_streams.unwrap_or(u32::MAX);
         for (at, connection) in self.open.iter().enumerate() {
             // Streams come only under the lock of `Connections`, so the room seen here is there.
@@ -129,7 +135,7 @@ impl Connections {
             if has_room && !connection.is_closed() {
                 connection.streams.fetch_add(1, Ordering::AcqRel);
                 let requests = connection.requests.fetch_add(1, Ordering::Relaxed) + 1;
-                let stream = Stream { connection: Arc::clone(connection), reused: requests > 1 };
+                let stream = Http2Stream { connection: Arc::clone(connection), reused: requests > 1 };
                 if cluster.max_requests_per_connection.is_some_and(|max| requests >= max) {
                     // From here on only its streams hold it.
                     self.open.remove(at);
@@ -145,8 +151,10 @@ impl Connections {
     /// be cancelled without the others.
     fn dial(
         &mut self,
+        pool: &Weak<Mutex<Connections>>,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<EndpointState>,
+        allowed: Plaintext,
     ) -> watch::Receiver<Option<Result<(), MeshError>>> {
         // A dial that has not answered and whose task is gone is over: its runtime was shut down.
         if let Some(dialling) = self.dialling.as_ref().filter(|dialling| dialling.has_changed().is_ok()) {
@@ -154,13 +162,13 @@ impl Connections {
         }
         let (outcome, dialling) = watch::channel(None);
         self.dialling = Some(dialling.clone());
-        let (cluster, endpoint) = (Arc::clone(cluster), Arc::clone(endpoint));
+        let (pool, cluster, endpoint) = (Weak::clone(pool), Arc::clone(cluster), Arc::clone(endpoint));
         // What the peer allowed on the last connection it will allow on the next.
         let streams = self.allowed.as_ref().map_or(INITIAL_STREAMS, |allowed| allowed.load(Ordering::Relaxed));
         tokio::spawn(async move {
-            let dialled = dial(&cluster, &endpoint, streams).await;
-            let Some(pool) = endpoint.attachment(super::Pool::default) else { return };
-            let mut connections = lock(&pool.http2.0);
+            let dialled = dial(&cluster, &endpoint, allowed, streams).await;
+            let Some(pool) = pool.upgrade() else { return };
+            let mut connections = lock(&pool);
             connections.dialling = None;
             let answer = dialled.map(|connection| {
                 connections.allowed = Some(Arc::clone(&connection.limit));
@@ -173,8 +181,13 @@ impl Connections {
     }
 }
 
-async fn dial(cluster: &Cluster, endpoint: &EndpointState, streams: u32) -> Result<Connection, MeshError> {
-    let stream = super::open(cluster, endpoint).await?;
+async fn dial(
+    cluster: &Cluster,
+    endpoint: &EndpointState,
+    allowed: Plaintext,
+    streams: u32,
+) -> Result<Http2Connection, MeshError> {
+    let stream = super::dial(cluster, endpoint, allowed).await?;
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_header_list_size(MAX_HEADER_LIST_BYTES)
@@ -184,7 +197,7 @@ async fn dial(cluster: &Cluster, endpoint: &EndpointState, streams: u32) -> Resu
         .map_err(|error| MeshError::new(ErrorKind::ConnectFailure, "HTTP/2 handshake").caused_by(error))?;
     let limit = Arc::new(AtomicU32::new(streams));
     tokio::spawn(Driver { connection, limit: Arc::clone(&limit) });
-    Ok(Connection {
+    Ok(Http2Connection {
         sender: Mutex::new(sender),
         streams: AtomicU32::new(0),
         requests: AtomicU32::new(0),

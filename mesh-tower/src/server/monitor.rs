@@ -25,13 +25,13 @@ pub(super) struct Activity {
     head: AtomicBool,
     requests: AtomicUsize,
     busy: AtomicUsize,
-    order: AtomicU8,
+    signal: AtomicU8,
     task: OnceLock<Waker>,
 }
 
 /// What a connection is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Order {
+pub(super) enum Signal {
     /// Nothing.
     GoOn,
     /// To end with its last request.
@@ -42,9 +42,9 @@ pub(super) enum Order {
 
 /// A request in progress, to the end of its response.
 #[derive(Debug)]
-pub(super) struct Busy(Arc<Activity>);
+pub(super) struct BusyGuard(Arc<Activity>);
 
-impl Drop for Busy {
+impl Drop for BusyGuard {
     fn drop(&mut self) {
         self.0.busy.fetch_sub(1, Ordering::Relaxed);
     }
@@ -57,34 +57,34 @@ impl Activity {
             head: AtomicBool::new(true),
             requests: AtomicUsize::new(0),
             busy: AtomicUsize::new(0),
-            order: AtomicU8::new(Order::GoOn as u8),
+            signal: AtomicU8::new(Signal::GoOn as u8),
             task: OnceLock::new(),
         })
     }
 
     /// A request's head is complete.
-    pub(super) fn begin(self: &Arc<Self>) -> Busy {
+    pub(super) fn begin(self: &Arc<Self>) -> BusyGuard {
         self.head.store(false, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.busy.fetch_add(1, Ordering::Relaxed);
-        Busy(Arc::clone(self))
+        BusyGuard(Arc::clone(self))
     }
 
     /// What the connection is told. `task` is woken when that changes; it must be the same every time.
-    pub(super) fn order(&self, task: &Waker) -> Order {
+    pub(super) fn signal(&self, task: &Waker) -> Signal {
         if self.task.get().is_none() {
             _ = self.task.set(task.clone());
         }
-        match self.order.load(Ordering::Acquire) {
-            0 => Order::GoOn,
-            1 => Order::End,
-            _ => Order::Cut,
+        match self.signal.load(Ordering::Acquire) {
+            0 => Signal::GoOn,
+            1 => Signal::End,
+            _ => Signal::Cut,
         }
     }
 
     /// Tells the connection; what it was told before is not taken back.
-    pub(super) fn tell(&self, order: Order) {
-        if self.order.fetch_max(order as u8, Ordering::AcqRel) < order as u8
+    pub(super) fn tell(&self, signal: Signal) {
+        if self.signal.fetch_max(signal as u8, Ordering::AcqRel) < signal as u8
             && let Some(task) = self.task.get()
         {
             task.wake_by_ref();
@@ -98,9 +98,9 @@ impl Activity {
     }
 }
 
-/// The eye on one connection, from outside: it takes no time of the requests, and looks now and then.
+/// Watches one connection from outside: it takes no time of the requests, and looks now and then.
 #[derive(Debug)]
-pub(super) struct Eye {
+pub(super) struct ConnectionMonitor {
     activity: Weak<Activity>,
     requests: usize,
     /// Since when it has looked as it looks now.
@@ -108,9 +108,9 @@ pub(super) struct Eye {
     idle_since: Instant,
 }
 
-impl Eye {
+impl ConnectionMonitor {
     pub(super) fn on(activity: &Arc<Activity>, now: Instant) -> Self {
-        Eye { activity: Arc::downgrade(activity), requests: 0, head_since: Some(now), idle_since: now }
+        ConnectionMonitor { activity: Arc::downgrade(activity), requests: 0, head_since: Some(now), idle_since: now }
     }
 
     /// The connection, if there still is one.
@@ -119,7 +119,7 @@ impl Eye {
     }
 
     /// What to tell a connection: to be cut when a request's head takes too long, to end when it is idle.
-    pub(super) fn judge(&mut self, seen: &Activity, limits: &Limits, now: Instant) -> Order {
+    pub(super) fn judge(&mut self, seen: &Activity, limits: &Limits, now: Instant) -> Signal {
         let requests = seen.requests.load(Ordering::Relaxed);
         let news = requests != std::mem::replace(&mut self.requests, requests);
         let head = seen.head.load(Ordering::Relaxed);
@@ -128,9 +128,9 @@ impl Eye {
             self.idle_since = now;
         }
         if self.head_since.is_some_and(|since| now.duration_since(since) >= limits.head_timeout) {
-            return Order::Cut;
+            return Signal::Cut;
         }
-        if now.duration_since(self.idle_since) >= limits.idle_timeout { Order::End } else { Order::GoOn }
+        if now.duration_since(self.idle_since) >= limits.idle_timeout { Signal::End } else { Signal::GoOn }
     }
 }
 
@@ -139,47 +139,47 @@ impl Eye {
 pub(super) struct Watched<I> {
     io: I,
     activity: Arc<Activity>,
-    protocol: Protocol,
+    preface: Preface,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Protocol {
+enum Preface {
     /// This many bytes of HTTP/2's beginning were seen, and no other.
     Unknown(usize),
     Http1,
     Http2,
 }
 
-impl Protocol {
-    fn after(self: &Protocol, bytes: &[u8]) -> Protocol {
-        let Protocol::Unknown(seen) = *self else { return Protocol::Http1 };
+impl Preface {
+    fn after(self: &Preface, bytes: &[u8]) -> Preface {
+        let Preface::Unknown(seen) = *self else { return Preface::Http1 };
         let rest = HTTP2.get(seen..).unwrap_or_default();
         let compared = rest.len().min(bytes.len());
         match rest.get(..compared) == bytes.get(..compared) {
-            false => Protocol::Http1,
-            true if compared == rest.len() => Protocol::Http2,
-            true => Protocol::Unknown(seen + compared),
+            false => Preface::Http1,
+            true if compared == rest.len() => Preface::Http2,
+            true => Preface::Unknown(seen + compared),
         }
     }
 }
 
 impl<I> Watched<I> {
     pub(super) fn new(io: I, activity: &Arc<Activity>) -> Self {
-        Watched { io, activity: Arc::clone(activity), protocol: Protocol::Unknown(0) }
+        Watched { io, activity: Arc::clone(activity), preface: Preface::Unknown(0) }
     }
 
     fn noted(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
-        if let Protocol::Unknown(_) = self.protocol {
-            self.protocol = self.protocol.after(bytes);
-            if self.protocol == Protocol::Http2 {
+        if let Preface::Unknown(_) = self.preface {
+            self.preface = self.preface.after(bytes);
+            if self.preface == Preface::Http2 {
                 // It may idle before its first stream, and its frames may come as slowly as they like.
                 self.activity.head.store(false, Ordering::Relaxed);
             }
         }
-        if self.protocol == Protocol::Http1 {
+        if self.preface == Preface::Http1 {
             self.activity.read();
         }
     }
@@ -230,29 +230,29 @@ mod tests {
 
     #[test]
     fn the_protocol_is_told_by_the_first_bytes_however_they_come() {
-        let cases: [(&[&str], Protocol); 6] = [
-            (&["PRI * HTTP/2.0"], Protocol::Http2),
-            (&["P", "R", "I"], Protocol::Http2),
-            (&["PRO"], Protocol::Http1),
-            (&["P", "OST /"], Protocol::Http1),
-            (&["PR"], Protocol::Unknown(2)),
-            (&["GET"], Protocol::Http1),
+        let cases: [(&[&str], Preface); 6] = [
+            (&["PRI * HTTP/2.0"], Preface::Http2),
+            (&["P", "R", "I"], Preface::Http2),
+            (&["PRO"], Preface::Http1),
+            (&["P", "OST /"], Preface::Http1),
+            (&["PR"], Preface::Unknown(2)),
+            (&["GET"], Preface::Http1),
         ];
         for (parts, expected) in cases {
-            let mut protocol = Protocol::Unknown(0);
+            let mut preface = Preface::Unknown(0);
             for part in parts {
-                protocol = protocol.after(part.as_bytes());
+                preface = preface.after(part.as_bytes());
             }
-            assert_eq!(protocol, expected, "{parts:?}");
+            assert_eq!(preface, expected, "{parts:?}");
         }
     }
 
     /// Looks every second of `seconds` what a connection is told then.
-    fn look(eye: &mut Eye, activity: &Activity, now: &mut Instant, seconds: u64) -> Order {
+    fn look(monitor: &mut ConnectionMonitor, activity: &Activity, now: &mut Instant, seconds: u64) -> Signal {
         let limits = Limits::default();
-        (0..seconds).fold(Order::GoOn, |order, _| {
+        (0..seconds).fold(Signal::GoOn, |signal, _| {
             *now += Duration::from_secs(1);
-            order.max(eye.judge(activity, &limits, *now))
+            signal.max(monitor.judge(activity, &limits, *now))
         })
     }
 
@@ -260,50 +260,54 @@ mod tests {
     fn a_head_is_slow_but_a_body_and_a_pause_between_requests_are_not() {
         let mut now = Instant::now();
         let activity = Activity::new();
-        let mut eye = Eye::on(&activity, now);
-        assert_eq!(look(&mut eye, &activity, &mut now, 9), Order::GoOn);
+        let mut monitor = ConnectionMonitor::on(&activity, now);
+        assert_eq!(look(&mut monitor, &activity, &mut now, 9), Signal::GoOn);
         let busy = activity.begin();
         activity.read();
-        assert_eq!(look(&mut eye, &activity, &mut now, 100), Order::GoOn, "a body");
+        assert_eq!(look(&mut monitor, &activity, &mut now, 100), Signal::GoOn, "a body");
         drop(busy);
-        assert_eq!(look(&mut eye, &activity, &mut now, 100), Order::GoOn, "a pause");
+        assert_eq!(look(&mut monitor, &activity, &mut now, 100), Signal::GoOn, "a pause");
         for _ in 0..30 {
             activity.read();
-            assert_eq!(look(&mut eye, &activity, &mut now, 1), Order::GoOn, "the head of another request each time");
+            assert_eq!(
+                look(&mut monitor, &activity, &mut now, 1),
+                Signal::GoOn,
+                "the head of another request each time"
+            );
             activity.begin();
         }
         activity.read();
-        assert_eq!(look(&mut eye, &activity, &mut now, 9), Order::GoOn);
-        assert_eq!(look(&mut eye, &activity, &mut now, 2), Order::Cut, "the next head");
+        assert_eq!(look(&mut monitor, &activity, &mut now, 9), Signal::GoOn);
+        assert_eq!(look(&mut monitor, &activity, &mut now, 2), Signal::Cut, "the next head");
     }
 
     #[test]
     fn a_connection_that_never_sends_a_head_is_cut() {
         let mut now = Instant::now();
         let activity = Activity::new();
-        let mut eye = Eye::on(&activity, now);
-        assert_eq!(look(&mut eye, &activity, &mut now, 10), Order::Cut);
+        let mut monitor = ConnectionMonitor::on(&activity, now);
+        assert_eq!(look(&mut monitor, &activity, &mut now, 10), Signal::Cut);
     }
 
     #[test]
     fn a_connection_is_idle_only_without_requests() {
         let mut now = Instant::now();
         let activity = Activity::new();
-        let mut eye = Eye::on(&activity, now);
+        let mut monitor = ConnectionMonitor::on(&activity, now);
         let busy = activity.begin();
-        assert_eq!(look(&mut eye, &activity, &mut now, 10_000), Order::GoOn);
+        assert_eq!(look(&mut monitor, &activity, &mut now, 10_000), Signal::GoOn);
         drop(busy);
         drop(activity.begin());
-        assert_eq!(look(&mut eye, &activity, &mut now, 65 * 60), Order::GoOn);
-        assert_eq!(look(&mut eye, &activity, &mut now, 1), Order::End);
+        assert_eq!(look(&mut monitor, &activity, &mut now, 65 * 60), Signal::GoOn);
+        assert_eq!(look(&mut monitor, &activity, &mut now, 1), Signal::End);
     }
 
     #[test]
     fn an_order_is_not_taken_back_and_wakes_the_task() {
         let activity = Activity::new();
-        assert_eq!(activity.order(Waker::noop()), Order::GoOn);
-        activity.tell(Order::Cut);
-        activity.tell(Order::End);
-        assert_eq!(activity.order(Waker::noop()), Order::Cut);
+        assert_eq!(activity.signal(Waker::noop()), Signal::GoOn);
+        activity.tell(Signal::Cut);
+        activity.tell(Signal::End);
+        assert_eq!(activity.signal(Waker::noop()), Signal::Cut);
     }
 }

@@ -9,14 +9,14 @@ use mesh_core::id::ListenerName;
 use mesh_core::store::{ServerHandle, ServerState};
 use tokio::sync::watch;
 
+use crate::connection::ConnectionInfo;
 use crate::drain::{Drain, Phase, reached};
 use crate::health::Health;
-use crate::server::accept::Connection;
 
 /// All listeners of a mesh that are bound or have connections.
 #[derive(Debug)]
 pub(crate) struct Listeners {
-    all: ArcSwap<Vec<Arc<Listening>>>,
+    all: ArcSwap<Vec<Arc<ListenerState>>>,
     health: watch::Sender<Health>,
 }
 
@@ -27,7 +27,7 @@ impl Default for Listeners {
 }
 
 impl Listeners {
-    pub(super) fn load(&self) -> Guard<Arc<Vec<Arc<Listening>>>> {
+    pub(crate) fn load(&self) -> Guard<Arc<Vec<Arc<ListenerState>>>> {
         self.all.load()
     }
 
@@ -35,60 +35,63 @@ impl Listeners {
         self.health.subscribe()
     }
 
-    fn add(&self, listening: &Arc<Listening>) {
-        self.all.rcu(|all| all.iter().chain([listening]).cloned().collect::<Vec<_>>());
+    fn add(&self, listener: &Arc<ListenerState>) {
+        self.all.rcu(|all| all.iter().chain([listener]).cloned().collect::<Vec<_>>());
         self.assess();
     }
 
-    fn remove(&self, listening: &Arc<Listening>) {
-        self.all.rcu(|all| all.iter().filter(|it| !Arc::ptr_eq(it, listening)).cloned().collect::<Vec<_>>());
+    fn remove(&self, listener: &Arc<ListenerState>) {
+        self.all.rcu(|all| all.iter().filter(|it| !Arc::ptr_eq(it, listener)).cloned().collect::<Vec<_>>());
         self.assess();
     }
 
     fn assess(&self) {
-        let states: Vec<_> = self.all.load().iter().map(|listening| listening.state.load_full()).collect();
+        let states: Vec<_> = self.all.load().iter().map(|listener| listener.state.load_full()).collect();
         let health = Health::of(states.iter().map(AsRef::as_ref));
         self.health.send_if_modified(|present| std::mem::replace(present, health.clone()) != health);
     }
 }
 
 /// The listener that a request came by, by its connection.
-pub(super) fn find(all: &[Arc<Listening>], connection: Option<Connection>) -> Result<&Arc<Listening>, MeshError> {
+pub(crate) fn find<'l>(
+    all: &'l [Arc<ListenerState>],
+    connection: Option<&ConnectionInfo>,
+) -> Result<&'l Arc<ListenerState>, MeshError> {
     let Some(connection) = connection else {
         let detail = match all.len() {
             0 => "no listener of this mesh is bound",
             _ => "several listeners of this mesh are bound, and the connection is not known",
         };
-        return Err(MeshError::new(ErrorKind::Draining, detail));
+        return Err(MeshError::new(ErrorKind::NotServing, detail));
     };
-    let found = all.iter().find(|listening| listening.is_at(connection.local));
+    let found = all.iter().find(|listener| listener.is_at(connection.local));
     found.ok_or_else(|| {
         let detail = format!("no listener of this mesh is bound at {}", connection.local);
-        MeshError::new(ErrorKind::Draining, detail)
+        MeshError::new(ErrorKind::NotServing, detail)
     })
 }
 
 /// One listener, as its requests see it. It outlives the socket for as long as there are connections.
 #[derive(Debug)]
-pub(super) struct Listening {
+pub(crate) struct ListenerState {
     address: SocketAddr,
     name: ListenerName,
     state: ArcSwap<ServerState>,
     news: watch::Sender<()>,
 }
 
-impl Listening {
-    pub(super) fn name(&self) -> &ListenerName {
+impl ListenerState {
+    pub(crate) fn name(&self) -> &ListenerName {
         &self.name
     }
 
     /// Whether to serve, and how.
-    pub(super) fn state(&self) -> Guard<Arc<ServerState>> {
+    pub(crate) fn state(&self) -> Guard<Arc<ServerState>> {
         self.state.load()
     }
 
     /// Tells of every change of the state from now on.
-    pub(super) fn news(&self) -> watch::Receiver<()> {
+    pub(crate) fn news(&self) -> watch::Receiver<()> {
         self.news.subscribe()
     }
 
@@ -113,49 +116,49 @@ impl Listening {
 
 /// A part of a listener: the socket or one of its connections. The last one to go takes it off the list.
 #[derive(Clone, Debug)]
-pub(super) struct Part(Arc<Whole>);
+pub(crate) struct ListenerGuard(Arc<Whole>);
 
 #[derive(Debug)]
 struct Whole {
-    listening: Arc<Listening>,
+    listener: Arc<ListenerState>,
     listeners: Arc<Listeners>,
 }
 
-impl Part {
-    pub(super) fn listening(&self) -> &Arc<Listening> {
-        &self.0.listening
+impl ListenerGuard {
+    pub(crate) fn listener(&self) -> &Arc<ListenerState> {
+        &self.0.listener
     }
 }
 
 impl Drop for Whole {
     fn drop(&mut self) {
-        self.listeners.remove(&self.listening);
+        self.listeners.remove(&self.listener);
     }
 }
 
 /// Follows what the configuration says of a listener until the drain begins or the task is aborted; the
 /// subscription ends with it, and the last state stays.
-pub(super) fn follow(
+pub(crate) fn watch_listener(
     listeners: &Arc<Listeners>,
     handle: ServerHandle,
     address: SocketAddr,
     drain: &Drain,
-) -> (Part, Following) {
-    let listening = Arc::new(Listening {
+) -> (ListenerGuard, WatchTask) {
+    let listener = Arc::new(ListenerState {
         address,
         name: handle.listener().clone(),
         state: ArcSwap::from_pointee(ServerState::Waiting),
         news: watch::Sender::new(()),
     });
-    listeners.add(&listening);
-    let part = Part(Arc::new(Whole { listening: Arc::clone(&listening), listeners: Arc::clone(listeners) }));
+    listeners.add(&listener);
+    let part = ListenerGuard(Arc::new(Whole { listener: Arc::clone(&listener), listeners: Arc::clone(listeners) }));
     let (listeners, mut phase) = (Arc::clone(listeners), drain.watch());
     let task = tokio::spawn(async move {
         let mut state = handle.state();
         let mut news = true;
         while news {
             let next = state.borrow_and_update().clone();
-            listening.publish(next);
+            listener.publish(next);
             listeners.assess();
             news = tokio::select! {
                 changed = state.changed() => changed.is_ok(),
@@ -163,14 +166,14 @@ pub(super) fn follow(
             };
         }
     });
-    (part, Following(task))
+    (part, WatchTask(task))
 }
 
 /// The task that follows a listener; ends when dropped.
 #[derive(Debug)]
-pub(super) struct Following(tokio::task::JoinHandle<()>);
+pub(crate) struct WatchTask(tokio::task::JoinHandle<()>);
 
-impl Drop for Following {
+impl Drop for WatchTask {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -180,8 +183,8 @@ impl Drop for Following {
 mod tests {
     use super::*;
 
-    fn listening(address: &str) -> Arc<Listening> {
-        Arc::new(Listening {
+    fn listener(address: &str) -> Arc<ListenerState> {
+        Arc::new(ListenerState {
             address: address.parse().unwrap(),
             name: address.into(),
             state: ArcSwap::from_pointee(ServerState::Waiting),
@@ -191,9 +194,9 @@ mod tests {
 
     #[test]
     fn a_request_finds_its_listener_by_its_connection() {
-        let any = listening("0.0.0.0:80");
-        let one = listening("127.0.0.1:81");
-        let connection = |local: &str| Connection { local: local.parse().unwrap(), peer: "1.2.3.4:5".parse().unwrap() };
+        let any = listener("0.0.0.0:80");
+        let one = listener("127.0.0.1:81");
+        let connection = |local: &str| ConnectionInfo::new(local.parse().unwrap(), "1.2.3.4:5".parse().unwrap());
         let cases = [
             (vec![&any, &one], None, None),
             (vec![], None, None),
@@ -204,7 +207,7 @@ mod tests {
         ];
         for (all, local, expected) in cases {
             let all: Vec<_> = all.into_iter().cloned().collect();
-            let found = find(&all, local.map(connection)).ok();
+            let found = find(&all, local.map(connection).as_ref()).ok();
             assert_eq!(found.map(|it| it.address), expected.map(|it| it.address), "{local:?} among {all:?}");
         }
     }

@@ -1,0 +1,179 @@
+//! HTTP filters: what may look at a request before it is balanced, change it, answer it, or hold it back, and what may
+//! look at the response on its way home.
+//!
+//! A filter decides and does not act: it returns a [`Decision`], and the data plane waits or replies. The
+//! application's own filters are registered by name and configured from YAML like the built-in ones; this folder has a
+//! file for each built-in one.
+
+mod fault;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::{request, response};
+
+use crate::error::Invalid;
+use crate::model::FilterConfig;
+use crate::request_info::RequestInfo;
+use crate::state::FilterState;
+
+pub use fault::FaultFilter;
+
+/// What becomes of a request after a filter saw it.
+pub enum Decision {
+    /// It goes on.
+    Continue,
+    /// It is answered here.
+    Reply(Reply),
+    /// It is held back for this long, then goes on, or is answered where there is a reply.
+    Delay(Duration, Option<Reply>),
+    /// It waits for somebody else's word, which decides. Nothing but the request itself waits with it.
+    Callout(Callout),
+}
+
+/// What a filter waits for. Dropped unfinished if the caller gives the request up or its deadline passes.
+pub type Callout = Pin<Box<dyn Future<Output = Resume> + Send>>;
+
+/// What a filter does with the request once it knows more.
+pub type Resume = Box<dyn FnOnce(&mut RequestInfo, &mut request::Parts) -> Decision + Send>;
+
+/// An answer of the mesh itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reply {
+    /// The HTTP status. A caller that speaks gRPC gets 200 and a gRPC status instead.
+    pub status: StatusCode,
+    /// The gRPC code, where the filter was told one; else it follows from the HTTP status.
+    pub grpc_code: Option<u32>,
+    /// The body for HTTP callers, the message for gRPC callers.
+    pub body: Bytes,
+}
+
+impl Reply {
+    /// An answer with this status and text; the gRPC code follows from the status.
+    pub fn new(status: StatusCode, body: impl Into<Bytes>) -> Self {
+        Reply { status, grpc_code: None, body: body.into() }
+    }
+
+    /// The same with a gRPC code of its own.
+    pub fn grpc_code(mut self, code: u32) -> Self {
+        self.grpc_code = Some(code);
+        self
+    }
+}
+
+/// Something that requests pass on their way to the balancer, or on a server to the application.
+///
+/// ```
+/// use http::{StatusCode, request, response};
+/// use mesh_core::filter::{Decision, Filter, Reply};
+/// use mesh_core::request_info::RequestInfo;
+///
+/// /// Lets nobody in without a key, and says so.
+/// #[derive(Debug)]
+/// struct NeedsKey;
+///
+/// impl Filter for NeedsKey {
+///     fn on_request(&self, _: &mut RequestInfo, head: &mut request::Parts) -> Decision {
+///         match head.headers.contains_key("x-key") {
+///             true => Decision::Continue,
+///             false => Decision::Reply(Reply::new(StatusCode::UNAUTHORIZED, "a key is needed")),
+///         }
+///     }
+///
+///     fn on_response(&self, _: &mut RequestInfo, head: &mut response::Parts) {
+///         head.headers.insert("x-checked", "1".parse().expect("a header's value"));
+///     }
+/// }
+/// ```
+pub trait Filter: Send + Sync + fmt::Debug {
+    /// Looks at a request, and may change its head. Must not block.
+    fn on_request(&self, request: &mut RequestInfo, head: &mut request::Parts) -> Decision;
+
+    /// Looks at the head of the response, be it the server's or the mesh's own, and may change it. Filters see
+    /// it in reverse order, and only those that saw the request. Must not block.
+    fn on_response(&self, request: &mut RequestInfo, head: &mut response::Parts) {
+        _ = (request, head);
+    }
+
+    /// The request is over, however it ended. Told those that saw the request. Must not block.
+    fn on_end(&self, request: &RequestInfo) {
+        _ = request;
+    }
+}
+
+/// Makes a filter from its configuration (canonical JSON). What is to survive the next push is kept in the
+/// [`FilterState`].
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicU64, Ordering};
+/// use http::request;
+/// use mesh_core::filter::{Decision, Filter, FilterFactory};
+/// use mesh_core::request_info::RequestInfo;
+///
+/// #[derive(Debug)]
+/// struct Count(Arc<AtomicU64>);
+///
+/// impl Filter for Count {
+///     fn on_request(&self, _: &mut RequestInfo, _: &mut request::Parts) -> Decision {
+///         self.0.fetch_add(1, Ordering::Relaxed);
+///         Decision::Continue
+///     }
+/// }
+///
+/// let factory: FilterFactory = Arc::new(|_, state| Ok(Arc::new(Count(state.get(AtomicU64::default)))));
+/// ```
+pub type FilterFactory = Arc<dyn Fn(&str, &FilterState<'_>) -> Result<Arc<dyn Filter>, Invalid> + Send + Sync>;
+
+/// The application's own filters by name. The builder fills it; it does not change after.
+#[derive(Clone, Default)]
+pub struct FilterRegistry {
+    factories: HashMap<Arc<str>, FilterFactory>,
+}
+
+impl FilterRegistry {
+    /// Adds a filter under a name; a second one of the same name replaces the first.
+    pub fn register(&mut self, name: impl Into<Arc<str>>, factory: FilterFactory) {
+        self.factories.insert(name.into(), factory);
+    }
+
+    /// The name as it was registered, if it was.
+    pub fn registered(&self, name: &str) -> Option<&Arc<str>> {
+        self.factories.get_key_value(name).map(|(name, _)| name)
+    }
+
+    /// The filter of a configuration; `None` where it is turned off.
+    pub fn build(&self, config: &FilterConfig, state: &FilterState<'_>) -> Result<Option<Arc<dyn Filter>>, Invalid> {
+        match config {
+            FilterConfig::Disabled => Ok(None),
+            FilterConfig::Fault(fault) => Ok(Some(Arc::new(FaultFilter::new(fault)?))),
+            FilterConfig::Custom(name, json) => match self.factories.get(name) {
+                Some(factory) => factory(json, state).map(Some),
+                None => Err(Invalid::new(format!("no filter is registered as {name:?}"))),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Decision::Continue => f.write_str("Continue"),
+            Decision::Reply(reply) => f.debug_tuple("Reply").field(reply).finish(),
+            Decision::Delay(delay, reply) => f.debug_tuple("Delay").field(delay).field(reply).finish(),
+            Decision::Callout(_) => f.write_str("Callout"),
+        }
+    }
+}
+
+impl fmt::Debug for FilterRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.factories.keys()).finish()
+    }
+}

@@ -1,0 +1,377 @@
+//! The facts of one request, on either side of the mesh, from its arrival to the end of its response's body.
+//!
+//! Decisions read them, the async code around the decisions notes what happens, and whoever registered as an
+//! [`Observer`] is told of all of it once, when the request is over. Envoy calls this `StreamInfo`.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{HeaderMap, Method, StatusCode};
+use smallvec::SmallVec;
+
+use crate::error::{ErrorKind, MeshError};
+use crate::id::ClusterName;
+use crate::state::EndpointState;
+
+/// When the caller of a request stops waiting. Put it into a request's extensions: the client enforces it, and
+/// a server puts it there for the requests that its handlers make in turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Deadline(pub Instant);
+
+/// Which way a request goes, seen from this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// The application makes it.
+    Outbound,
+    /// The application answers it.
+    Inbound,
+}
+
+/// Someone who wants to know what became of requests.
+///
+/// ```
+/// use std::sync::atomic::{AtomicUsize, Ordering};
+/// use mesh_core::request_info::{Observer, RequestInfo};
+///
+/// /// Counts what failed, by the mesh or by the server.
+/// #[derive(Debug, Default)]
+/// struct Failures(AtomicUsize);
+///
+/// impl Observer for Failures {
+///     fn on_end(&self, request: &RequestInfo) {
+///         let failed = request.error().is_some() || request.status().is_some_and(|status| status.is_server_error());
+///         self.0.fetch_add(usize::from(failed), Ordering::Relaxed);
+///     }
+/// }
+/// ```
+pub trait Observer: Send + Sync + fmt::Debug {
+    /// A request is over: its response was read to the end, failed, or was given up. Told once for each request, on
+    /// the request's task, with [`RequestInfo::started`] to measure from. Must not block.
+    fn on_end(&self, request: &RequestInfo);
+}
+
+/// Those who are told of every request.
+pub type Observers = Arc<[Arc<dyn Observer>]>;
+
+/// One request on its way.
+///
+/// The public fields are what decisions go by. The rest is noted only where somebody is told in the end, and read
+/// through methods; without an observer they answer `None`.
+#[non_exhaustive]
+pub struct RequestInfo {
+    /// When it entered the mesh.
+    pub started: Instant,
+    /// When the caller stops waiting.
+    pub deadline: Option<Instant>,
+    /// Whether it carries gRPC.
+    pub is_grpc: bool,
+    /// Whether the caller speaks HTTP/2; the protocol of a try may be another.
+    pub is_http2: bool,
+    /// What consistent hashing chooses by, where a policy computed it.
+    pub hash: Option<u64>,
+    /// Tries so far, the current one included; 0 before the first.
+    pub attempts: u32,
+    /// The endpoints of earlier tries: not to be picked again while there are others.
+    pub tried: SmallVec<[Arc<EndpointState>; 2]>,
+    /// The source of every random choice of this request. Seed it to make them repeat.
+    pub random: fastrand::Rng,
+    record: Option<Box<Record>>,
+}
+
+/// What only observers ask for.
+struct Record {
+    observers: Observers,
+    direction: Direction,
+    authority: SmallVec<[u8; 64]>,
+    method: Method,
+    peer: Option<SocketAddr>,
+    route: Option<Arc<str>>,
+    cluster: Option<ClusterName>,
+    endpoint: Option<Arc<EndpointState>>,
+    status: Option<StatusCode>,
+    grpc_status: Option<u32>,
+    error: Option<ErrorKind>,
+    response_bytes: u64,
+    is_complete: bool,
+}
+
+impl RequestInfo {
+    /// A request that starts now.
+    #[inline]
+    pub fn new(now: Instant, random: fastrand::Rng) -> Self {
+        RequestInfo {
+            started: now,
+            deadline: None,
+            is_grpc: false,
+            is_http2: false,
+            hash: None,
+            attempts: 0,
+            tried: SmallVec::new(),
+            random,
+            record: None,
+        }
+    }
+
+    /// Has these told of the request when it is over.
+    pub fn observe(&mut self, observers: &Observers, direction: Direction, method: &Method) {
+        self.record = Some(Box::new(Record {
+            observers: Arc::clone(observers),
+            direction,
+            authority: SmallVec::new(),
+            method: method.clone(),
+            peer: None,
+            route: None,
+            cluster: None,
+            endpoint: None,
+            status: None,
+            grpc_status: None,
+            error: None,
+            response_bytes: 0,
+            is_complete: false,
+        }));
+    }
+
+    /// Whether somebody is told of it in the end.
+    #[inline]
+    pub fn is_observed(&self) -> bool {
+        self.record.is_some()
+    }
+
+    /// Brings the deadline forward; a later one than the present has no effect.
+    pub fn not_after(&mut self, deadline: Instant) {
+        self.deadline = Some(self.deadline.map_or(deadline, |present| present.min(deadline)));
+    }
+
+    /// Notes what was asked for.
+    #[inline]
+    pub fn note_authority(&mut self, authority: &str) {
+        if let Some(record) = &mut self.record {
+            record.authority = SmallVec::from_slice(authority.as_bytes());
+        }
+    }
+
+    /// Notes who asks, on a server.
+    pub fn note_peer(&mut self, peer: SocketAddr) {
+        if let Some(record) = &mut self.record {
+            record.peer = Some(peer);
+        }
+    }
+
+    /// Notes where it goes.
+    #[inline]
+    pub fn note_route(&mut self, route: &Arc<str>, cluster: Option<&ClusterName>) {
+        if let Some(record) = &mut self.record {
+            record.route = Some(Arc::clone(route));
+            record.cluster = cluster.cloned();
+        }
+    }
+
+    /// Notes a try, and the endpoint that it goes to.
+    #[inline]
+    pub fn note_attempt(&mut self, endpoint: &Arc<EndpointState>) {
+        self.attempts = self.attempts.saturating_add(1);
+        if let Some(record) = &mut self.record {
+            record.endpoint = Some(Arc::clone(endpoint));
+        }
+    }
+
+    /// Notes the head of the response. A gRPC status in it is that of a response without a body (trailers-only).
+    #[inline]
+    pub fn note_response(&mut self, status: StatusCode, headers: &HeaderMap) {
+        if let Some(record) = &mut self.record {
+            record.status = Some(status);
+            record.grpc_status = grpc_status(headers);
+        }
+    }
+
+    /// Notes bytes of the response's body.
+    #[inline]
+    pub fn note_response_bytes(&mut self, bytes: usize) {
+        if let Some(record) = &mut self.record {
+            record.response_bytes = record.response_bytes.saturating_add(bytes as u64);
+        }
+    }
+
+    /// Notes the trailers of the response.
+    #[inline]
+    pub fn note_trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(record) = &mut self.record {
+            record.grpc_status = grpc_status(trailers).or(record.grpc_status);
+        }
+    }
+
+    /// Notes that the mesh failed it, or that its response broke off.
+    pub fn note_error(&mut self, error: &MeshError) {
+        if let Some(record) = &mut self.record {
+            record.error = Some(error.kind());
+        }
+    }
+
+    /// Notes that the response came to its end.
+    #[inline]
+    pub fn note_complete(&mut self) {
+        if let Some(record) = &mut self.record {
+            record.is_complete = true;
+        }
+    }
+
+    /// Which way it goes.
+    pub fn direction(&self) -> Option<Direction> {
+        self.record.as_ref().map(|record| record.direction)
+    }
+
+    /// Host and port as the application, or on a server the client, wrote them; empty where there were none.
+    pub fn authority(&self) -> &str {
+        self.record.as_ref().map_or("", |record| std::str::from_utf8(&record.authority).unwrap_or_default())
+    }
+
+    /// The method.
+    pub fn method(&self) -> Option<&Method> {
+        self.record.as_ref().map(|record| &record.method)
+    }
+
+    /// Who asked: on a server, where the connection is known.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.record.as_ref()?.peer
+    }
+
+    /// The route's name; `None` where none was found. Routes may be nameless.
+    pub fn route(&self) -> Option<&str> {
+        self.record.as_ref()?.route.as_deref()
+    }
+
+    /// The cluster; `None` where none was chosen, as on a server.
+    pub fn cluster(&self) -> Option<&ClusterName> {
+        self.record.as_ref()?.cluster.as_ref()
+    }
+
+    /// The endpoint of the last try; `None` where none was picked.
+    pub fn endpoint(&self) -> Option<&Arc<EndpointState>> {
+        self.record.as_ref()?.endpoint.as_ref()
+    }
+
+    /// The HTTP status, where an answer came.
+    pub fn status(&self) -> Option<StatusCode> {
+        self.record.as_ref()?.status
+    }
+
+    /// The gRPC status code, where an answer had one: in its trailers, or in the head of one without a body.
+    pub fn grpc_status(&self) -> Option<u32> {
+        self.record.as_ref()?.grpc_status
+    }
+
+    /// Why the mesh failed it, or why its response broke off. Neither this nor [`RequestInfo::is_complete`]: the caller
+    /// gave it up.
+    pub fn error(&self) -> Option<ErrorKind> {
+        self.record.as_ref()?.error
+    }
+
+    /// Envoy's response flag: why the mesh failed it, `DC` where the caller gave it up, else empty.
+    pub fn response_flag(&self) -> &'static str {
+        match self.error() {
+            Some(error) => error.response_flag(),
+            None if self.is_observed() && !self.is_complete() => "DC",
+            None => "",
+        }
+    }
+
+    /// Bytes of the response's body, without framing.
+    pub fn response_bytes(&self) -> u64 {
+        self.record.as_ref().map_or(0, |record| record.response_bytes)
+    }
+
+    /// Whether the response was read to its end.
+    pub fn is_complete(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.is_complete)
+    }
+
+    #[cold]
+    fn tell(&self, observers: &Observers) {
+        observers.iter().for_each(|observer| observer.on_end(self));
+    }
+}
+
+impl Drop for RequestInfo {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(record) = &self.record {
+            self.tell(&record.observers);
+        }
+    }
+}
+
+impl fmt::Debug for RequestInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("RequestInfo");
+        shown.field("attempts", &self.attempts).field("deadline", &self.deadline).field("is_grpc", &self.is_grpc);
+        if self.is_observed() {
+            shown.field("direction", &self.direction()).field("authority", &self.authority());
+            shown.field("route", &self.route()).field("cluster", &self.cluster());
+            shown.field("endpoint", &self.endpoint()).field("status", &self.status());
+            shown.field("grpc_status", &self.grpc_status()).field("error", &self.error());
+        }
+        shown.finish_non_exhaustive()
+    }
+}
+
+/// The status in a gRPC response's trailers; `None` where there is none, or no number.
+fn grpc_status(headers: &HeaderMap) -> Option<u32> {
+    std::str::from_utf8(headers.get("grpc-status")?.as_bytes()).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Told(Mutex<Vec<String>>);
+
+    impl Observer for Told {
+        fn on_end(&self, request: &RequestInfo) {
+            self.0.lock().unwrap().push(format!("{request:?} {} {}", request.response_bytes(), request.is_complete()));
+        }
+    }
+
+    #[test]
+    fn an_observer_is_told_once_of_everything_that_was_noted() {
+        let told = Arc::new(Told::default());
+        let observers: Observers = Arc::from([Arc::clone(&told) as Arc<dyn Observer>]);
+        let mut request = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(1));
+        request.observe(&observers, Direction::Outbound, &Method::GET);
+        request.note_authority("a:80");
+        request.note_response(StatusCode::OK, &HeaderMap::new());
+        request.note_response_bytes(3);
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", 14.into());
+        request.note_trailers(&trailers);
+        request.note_complete();
+        assert!(told.0.lock().unwrap().is_empty(), "it is not over");
+        drop(request);
+        let told = told.0.lock().unwrap();
+        assert_eq!(told.len(), 1);
+        for part in ["Outbound", "\"a:80\"", "Some(200)", "grpc_status: Some(14)", " 3 true"] {
+            assert!(told[0].contains(part), "{part} in {}", told[0]);
+        }
+    }
+
+    #[test]
+    fn what_nobody_is_told_of_is_not_kept() {
+        let mut request = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(1));
+        request.note_authority("a:80");
+        request.note_response(StatusCode::OK, &HeaderMap::new());
+        assert_eq!((request.authority(), request.status(), request.is_observed()), ("", None, false));
+    }
+
+    #[test]
+    fn a_grpc_status_is_a_number() {
+        for (text, expected) in [("0", Some(0)), ("14", Some(14)), ("", None), ("x", None), ("-1", None)] {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-status", text.parse().unwrap());
+            assert_eq!(grpc_status(&headers), expected, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! The routes of a listener: which one a request takes, and by which filters to which cluster.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use smallvec::{SmallVec, smallvec};
+
+use crate::error::{ErrorKind, Invalid, MeshError};
+use crate::filter::{Filter, FilterRegistry};
+use crate::id::ClusterName;
+use crate::matcher::{DomainIndex, RouteIndex};
+use crate::model::{
+    Clusters, FilterConfig, Forward, HeaderChange, HttpManager, NamedFilter, Route, RouteAction, RouteConfiguration,
+    RouteMatch, VirtualHost, WeightedCluster,
+};
+use crate::request::RequestHead;
+use crate::state::States;
+
+/// The routes of a listener, compiled.
+pub struct RouteTable {
+    config: Arc<RouteConfiguration>,
+    filters: Vec<NamedFilter>,
+    domains: DomainIndex,
+    hosts: Vec<Host>,
+    clusters: Vec<ClusterName>,
+    /// Whether the first route of the only host is for every path: most servers have no more than that.
+    catches_all: bool,
+}
+
+struct Host {
+    index: RouteIndex,
+    routes: Vec<CompiledRoute>,
+}
+
+struct CompiledRoute {
+    /// One, or several by weight; the only one in place, since a large table is as fast as it is near.
+    destinations: SmallVec<[Destination; 1]>,
+    total_weight: u64,
+}
+
+/// One way that a route can send a request. Small, so that what is asked of a route is in one cache line.
+pub struct Destination {
+    /// Position in the table's and the view's clusters; `None` where the route goes to no cluster.
+    cluster: Option<u32>,
+    weight: u32,
+    filters: Box<[Arc<dyn Filter>]>,
+    /// Mostly none.
+    changes: Option<Box<Changes>>,
+}
+
+/// Header changes, in order.
+struct Changes {
+    request: Vec<HeaderChange>,
+    response: Vec<HeaderChange>,
+}
+
+impl Destination {
+    pub(super) fn cluster(&self) -> Option<usize> {
+        self.cluster.map(|position| position as usize)
+    }
+
+    /// The filters to pass, in order.
+    pub fn filters(&self) -> &[Arc<dyn Filter>] {
+        &self.filters
+    }
+
+    /// Header changes of the request, in order.
+    pub fn request_changes(&self) -> &[HeaderChange] {
+        self.changes.as_ref().map_or(&[], |changes| &changes.request)
+    }
+
+    /// Header changes of the response, in order.
+    pub fn response_changes(&self) -> &[HeaderChange] {
+        self.changes.as_ref().map_or(&[], |changes| &changes.response)
+    }
+}
+
+impl RouteTable {
+    /// Compiles a route configuration under a listener's filters. `listener` names the place where the filters' state
+    /// belongs, which is kept in `states`.
+    pub fn compile(
+        config: Arc<RouteConfiguration>,
+        http: &HttpManager,
+        registry: &FilterRegistry,
+        states: &States,
+        listener: &str,
+    ) -> Result<RouteTable, Invalid> {
+        let builder = FilterBuilder { filters: &http.filters, registry, states };
+        let mut table = RouteTable {
+            domains: DomainIndex::new(&config.virtual_hosts),
+            hosts: Vec::with_capacity(config.virtual_hosts.len()),
+            clusters: Vec::new(),
+            filters: http.filters.clone(),
+            catches_all: catches_all(&config),
+            config: Arc::clone(&config),
+        };
+        let base = builder.base(listener)?;
+        let mut known = HashMap::new();
+        for (position, host) in config.virtual_hosts.iter().enumerate() {
+            let place = format!("{listener}/{}", host.name);
+            let compiled = table.compile_host(host, &mut known, &builder, &base, &place);
+            table.hosts.push(compiled.map_err(|invalid| invalid.at(format!("virtual_hosts[{position}]")))?);
+        }
+        Ok(table)
+    }
+
+    fn compile_host(
+        &mut self,
+        host: &VirtualHost,
+        known: &mut HashMap<ClusterName, u32>,
+        builder: &FilterBuilder<'_>,
+        base: &FilterLevel,
+        place: &str,
+    ) -> Result<Host, Invalid> {
+        let index = RouteIndex::new(host.routes.iter().map(|route| &route.matches))?;
+        let filters = builder.level(&host.filters, place)?;
+        let mut routes = Vec::with_capacity(host.routes.len());
+        for (position, route) in host.routes.iter().enumerate() {
+            let compiled = self.compile_route(host, (position, route), known, builder, &[&filters, base], place);
+            routes.push(compiled.map_err(|invalid| invalid.at(format!("routes[{position}]")))?);
+        }
+        Ok(Host { index, routes })
+    }
+
+    fn compile_route(
+        &mut self,
+        host: &VirtualHost,
+        (position, route): (usize, &Route),
+        known: &mut HashMap<ClusterName, u32>,
+        builder: &FilterBuilder<'_>,
+        above: &[&FilterLevel; 2],
+        place: &str,
+    ) -> Result<CompiledRoute, Invalid> {
+        let place = match &*route.name {
+            "" => format!("{place}/#{position}"),
+            name => format!("{place}/{name}"),
+        };
+        let filters = builder.level(&route.filters, &place)?;
+        let mut destination = |name: Option<&ClusterName>, weight, own: Option<&WeightedCluster>| {
+            let cluster = name.map(|name| {
+                *known.entry(name.clone()).or_insert_with(|| {
+                    self.clusters.push(name.clone());
+                    (self.clusters.len() - 1) as u32
+                })
+            });
+            // Weighted cluster, route, virtual host, route configuration: the order in which Envoy applies them.
+            let above_it = [&route.mutations, &host.mutations, &self.config.mutations];
+            let mut levels: Vec<_> = own.map(|own| &own.mutations).into_iter().chain(above_it).collect();
+            if self.config.most_specific_mutations_win {
+                levels.reverse();
+            }
+            let request: Vec<_> = levels.iter().flat_map(|level| level.request.clone()).collect();
+            let response: Vec<_> = levels.iter().flat_map(|level| level.response.clone()).collect();
+            let changes = !(request.is_empty() && response.is_empty());
+            let own_filters = match own {
+                Some(own) => builder.level(&own.filters, &format!("{place}/{}", own.name))?,
+                None => FilterLevel::new(),
+            };
+            Ok::<_, Invalid>(Destination {
+                cluster,
+                weight,
+                filters: builder.effective([&own_filters, &filters, above[0], above[1]]),
+                changes: changes.then(|| Box::new(Changes { request, response })),
+            })
+        };
+        let destinations: SmallVec<[Destination; 1]> = match &route.action {
+            RouteAction::Forward(Forward { clusters: Clusters::One(name), .. }) => {
+                smallvec![destination(Some(name), 1, None)?]
+            }
+            RouteAction::Forward(Forward { clusters: Clusters::Weighted(clusters), .. }) => {
+                clusters.iter().map(|it| destination(Some(&it.name), it.weight, Some(it))).collect::<Result<_, _>>()?
+            }
+            _ => smallvec![destination(None, 1, None)?],
+        };
+        let total_weight = destinations.iter().map(|destination| u64::from(destination.weight)).sum();
+        Ok(CompiledRoute { destinations, total_weight })
+    }
+
+    /// Whether it was compiled from these very inputs.
+    pub fn is_of(&self, config: &Arc<RouteConfiguration>, http: &HttpManager) -> bool {
+        Arc::ptr_eq(&self.config, config) && self.filters == http.filters
+    }
+
+    /// The clusters that its routes name, each once.
+    pub fn clusters(&self) -> &[ClusterName] {
+        &self.clusters
+    }
+
+    /// The first route that a request matches, and of its destinations one by weight.
+    #[inline]
+    pub fn find(
+        &self,
+        head: &RequestHead<'_>,
+        random: &mut fastrand::Rng,
+    ) -> Result<(RoutePosition, &Route, &Destination), MeshError> {
+        let no_route = |what: &str| {
+            let name = self.config.name.as_ref().map_or("inline", |name| name.as_str());
+            let at = format!("{} {}{}", head.method, head.authority, head.path());
+            MeshError::new(ErrorKind::NoRoute, format!("route configuration {name}: {what} {at}"))
+        };
+        let (host, route) = if self.catches_all && head.path_and_query.starts_with('/') {
+            (0, 0)
+        } else {
+            let host = self.domains.find(head.authority).ok_or_else(|| no_route("no virtual host for"))?;
+            let compiled = self.hosts.get(host).ok_or_else(|| no_route("no virtual host for"))?;
+            (host, compiled.index.find(head, random).ok_or_else(|| no_route("no route for"))?)
+        };
+        let found = self.hosts.get(host).zip(self.config.virtual_hosts.get(host));
+        let found = found.and_then(|(host, config)| host.routes.get(route).zip(config.routes.get(route)));
+        let (compiled, config) = found.ok_or_else(|| no_route("no route for"))?;
+        let chosen = compiled.choose(random).and_then(|chosen| Some((chosen, compiled.destinations.get(chosen)?)));
+        let (chosen, destination) = chosen.ok_or_else(|| no_route("no destination for"))?;
+        Ok((RoutePosition { host, route, destination: chosen }, config, destination))
+    }
+
+    /// What it was compiled from.
+    pub fn config(&self) -> &Arc<RouteConfiguration> {
+        &self.config
+    }
+
+    /// Whether requests pass any filter on any of its routes.
+    pub fn has_filters(&self) -> bool {
+        let routes = self.hosts.iter().flat_map(|host| &host.routes);
+        routes.flat_map(|route| &route.destinations).any(|destination| !destination.filters.is_empty())
+    }
+
+    /// All that the route at a position may choose among, by weight.
+    pub(super) fn alternatives(&self, position: RoutePosition) -> &[Destination] {
+        let route = self.hosts.get(position.host).and_then(|host| host.routes.get(position.route));
+        route.map_or(&[], |route| &route.destinations)
+    }
+
+    /// What is at a position; `None` only where it is another table's.
+    pub fn at(&self, position: RoutePosition) -> Option<(&Route, &Destination)> {
+        let route = self.config.virtual_hosts.get(position.host)?.routes.get(position.route)?;
+        let compiled = self.hosts.get(position.host)?.routes.get(position.route)?;
+        Some((route, compiled.destinations.get(position.destination)?))
+    }
+}
+
+/// Where in a table a request's route and destination are, for who comes back to them later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoutePosition {
+    host: usize,
+    route: usize,
+    destination: usize,
+}
+
+fn catches_all(config: &RouteConfiguration) -> bool {
+    let [host] = config.virtual_hosts.as_slice() else { return false };
+    let every_path = host.routes.first().is_some_and(|route| route.matches == RouteMatch::any());
+    every_path && host.domains.iter().any(|domain| domain == "*")
+}
+
+impl CompiledRoute {
+    /// By weight, in the order listed (Envoy, `weighted_clusters`).
+    fn choose(&self, random: &mut fastrand::Rng) -> Option<usize> {
+        if self.destinations.len() == 1 {
+            return Some(0);
+        }
+        let mut ticket = random.u64(0..self.total_weight.max(1));
+        self.destinations.iter().position(|destination| {
+            let weight = u64::from(destination.weight);
+            let taken = ticket < weight;
+            ticket = ticket.saturating_sub(weight);
+            taken
+        })
+    }
+}
+
+impl fmt::Debug for RouteTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RouteTable({:?}, {} clusters)", self.config.name, self.clusters.len())
+    }
+}
+
+/// Makes the filters of a table: each once for the place where it is configured, however many routes pass it.
+struct FilterBuilder<'c> {
+    /// The listener's, in order.
+    filters: &'c [NamedFilter],
+    registry: &'c FilterRegistry,
+    states: &'c States,
+}
+
+/// The filters that one level of the configuration says something of, by name; `None` where it turns one off.
+type FilterLevel = BTreeMap<Arc<str>, Option<Arc<dyn Filter>>>;
+
+impl FilterBuilder<'_> {
+    /// The listener's own.
+    fn base(&self, place: &str) -> Result<FilterLevel, Invalid> {
+        let filters = self.filters.iter();
+        filters.map(|filter| Ok((Arc::clone(&filter.name), self.build(&filter.name, &filter.config, place)?))).collect()
+    }
+
+    /// What a virtual host, a route or a weighted cluster says of the listener's filters.
+    fn level(&self, overrides: &BTreeMap<Arc<str>, FilterConfig>, place: &str) -> Result<FilterLevel, Invalid> {
+        let known = |name: &Arc<str>| self.filters.iter().any(|filter| filter.name == *name);
+        let overrides = overrides.iter().filter(|(name, _)| known(name));
+        overrides.map(|(name, config)| Ok((Arc::clone(name), self.build(name, config, place)?))).collect()
+    }
+
+    fn build(&self, name: &Arc<str>, config: &FilterConfig, place: &str) -> Result<Option<Arc<dyn Filter>>, Invalid> {
+        let built = self.registry.build(config, &self.states.filter(place, name));
+        built.map_err(|invalid| invalid.at(format!("filter {name:?}")))
+    }
+
+    /// The listener's filters with the most specific override of each (gRFC A39). The most specific level is first.
+    fn effective(&self, levels: [&FilterLevel; 4]) -> Box<[Arc<dyn Filter>]> {
+        let of = |filter: &NamedFilter| levels.iter().find_map(|level| level.get(&filter.name)).cloned().flatten();
+        self.filters.iter().filter_map(of).collect()
+    }
+}

@@ -1,0 +1,150 @@
+//! One target: its routes and the clusters that they lead to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+
+use super::{ClusterView, Destination, RoutePosition, RouteTable};
+use crate::error::MeshError;
+use crate::id::Target;
+use crate::model::{HttpManager, Route};
+use crate::request::RequestHead;
+
+/// Everything that a request to one target needs, compiled.
+#[derive(Debug)]
+pub struct TargetView {
+    target: Target,
+    host: Option<HeaderValue>,
+    content: Result<Content, MeshError>,
+}
+
+#[derive(Debug)]
+struct Content {
+    max_stream_duration: Option<Duration>,
+    routes: Arc<RouteTable>,
+    clusters: Vec<Arc<ClusterView>>,
+}
+
+/// Where a request goes, as long as its view is borrowed.
+#[derive(Clone, Copy)]
+#[non_exhaustive]
+pub struct RouteRef<'v> {
+    /// The route, as configured.
+    pub route: &'v Route,
+    /// The cluster; `None` where the route goes to none.
+    pub cluster: Option<&'v Arc<ClusterView>>,
+    /// Filters and header changes, all levels of the configuration together.
+    pub destination: &'v Destination,
+    /// The listener's limit of streams.
+    pub max_stream_duration: Option<Duration>,
+    position: RoutePosition,
+}
+
+/// Where a request goes, for as long as it lasts: the view stays with it to the end of its body.
+#[derive(Clone, Debug)]
+pub struct SelectedRoute {
+    view: Arc<TargetView>,
+    position: RoutePosition,
+}
+
+impl SelectedRoute {
+    /// Finds the route of a request. Allocates nothing unless it fails.
+    ///
+    /// # Errors
+    /// As [`TargetView::find`].
+    #[inline]
+    pub fn find(view: Arc<TargetView>, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Result<Self, MeshError> {
+        let position = view.find(head, random)?.position;
+        Ok(SelectedRoute { view, position })
+    }
+
+    /// The view that it was found in.
+    pub fn view(&self) -> &Arc<TargetView> {
+        &self.view
+    }
+
+    /// What was found.
+    #[inline]
+    pub fn get(&self) -> RouteRef<'_> {
+        self.view.at(self.position).expect("`find` found it in this very view, which does not change")
+    }
+}
+
+impl TargetView {
+    /// A view of these routes; `clusters` are those that the table names, in its order.
+    pub fn new(target: Target, http: &HttpManager, routes: Arc<RouteTable>, clusters: Vec<Arc<ClusterView>>) -> Self {
+        let host = HeaderValue::from_str(target.as_str()).ok();
+        TargetView {
+            target,
+            host,
+            content: Ok(Content { max_stream_duration: http.max_stream_duration, routes, clusters }),
+        }
+    }
+
+    /// The same with its clusters renewed, in the same order; `None` if it is a failure.
+    pub fn with_clusters(&self, clusters: Vec<Arc<ClusterView>>) -> Option<Self> {
+        let Content { max_stream_duration, routes, .. } = self.content.as_ref().ok()?;
+        let (max_stream_duration, routes) = (*max_stream_duration, Arc::clone(routes));
+        let content = Ok(Content { max_stream_duration, routes, clusters });
+        Some(TargetView { target: self.target.clone(), host: self.host.clone(), content })
+    }
+
+    /// A view that fails every request, because the target's own configuration does not exist.
+    pub fn failed(target: Target, error: MeshError) -> Self {
+        TargetView { target, host: None, content: Err(error) }
+    }
+
+    /// Whose view it is.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The target's name as a `Host` header, made once.
+    pub fn host(&self) -> Option<&HeaderValue> {
+        self.host.as_ref()
+    }
+
+    /// The compiled routes, unless the view is a failure.
+    pub fn routes(&self) -> Option<&Arc<RouteTable>> {
+        self.content.as_ref().ok().map(|content| &content.routes)
+    }
+
+    /// The compiled clusters, in the order of the routes' own list.
+    pub fn clusters(&self) -> &[Arc<ClusterView>] {
+        self.content.as_ref().map_or(&[], |content| &content.clusters)
+    }
+
+    /// Where a request goes. Allocates nothing unless it fails.
+    ///
+    /// # Errors
+    /// [`UnknownTarget`](crate::error::ErrorKind::UnknownTarget) or [`NoRoute`](crate::error::ErrorKind::NoRoute), with a detail that names the resource.
+    pub fn find(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Result<RouteRef<'_>, MeshError> {
+        let content = self.content.as_ref().map_err(MeshError::clone)?;
+        let (position, route, destination) = content.routes.find(head, random)?;
+        Ok(content.route(position, route, destination))
+    }
+
+    /// The clusters that requests on this route may go to: one, or several by weight.
+    pub fn alternatives(&self, route: &RouteRef<'_>) -> impl Iterator<Item = &Arc<ClusterView>> {
+        let content = self.content.as_ref().ok();
+        let destinations = content.map_or(&[][..], |content| content.routes.alternatives(route.position));
+        let cluster = move |destination: &Destination| content?.clusters.get(destination.cluster()?);
+        destinations.iter().filter_map(cluster)
+    }
+
+    #[inline]
+    fn at(&self, position: RoutePosition) -> Option<RouteRef<'_>> {
+        let content = self.content.as_ref().ok()?;
+        let (route, destination) = content.routes.at(position)?;
+        Some(content.route(position, route, destination))
+    }
+}
+
+impl Content {
+    #[inline]
+    fn route<'v>(&'v self, position: RoutePosition, route: &'v Route, destination: &'v Destination) -> RouteRef<'v> {
+        let cluster = destination.cluster().and_then(|position| self.clusters.get(position));
+        RouteRef { route, cluster, destination, max_stream_duration: self.max_stream_duration, position }
+    }
+}

@@ -1,0 +1,84 @@
+//! Runs a chain of filters: the one place that carries out what they decide, for both sides and both directions.
+
+use std::sync::Arc;
+
+use http::{request, response};
+use mesh_core::filter::{Callout, Decision, Filter, Reply, Resume};
+use mesh_core::request_info::RequestInfo;
+
+/// How far a request came in its chain.
+pub(crate) enum Passage {
+    /// Through all of it.
+    Passed,
+    /// It is answered here.
+    Answered(Reply),
+    /// A filter holds it back. What it wakes up with goes to [`resume`].
+    Held(Callout),
+}
+
+/// Passes the filters from the one at `entered` on; `entered` is how many have seen the request.
+#[inline]
+pub(crate) fn on_request(
+    filters: &[Arc<dyn Filter>],
+    entered: &mut usize,
+    info: &mut RequestInfo,
+    head: &mut request::Parts,
+) -> Passage {
+    while let Some(filter) = filters.get(*entered) {
+        *entered += 1;
+        match filter.on_request(info, head) {
+            Decision::Continue => {}
+            decision => match carry_out(decision) {
+                Passage::Passed => {}
+                ended => return ended,
+            },
+        }
+    }
+    Passage::Passed
+}
+
+/// The filter that held the request back decides; then the chain goes on.
+pub(crate) fn resume(
+    decide: Resume,
+    filters: &[Arc<dyn Filter>],
+    entered: &mut usize,
+    info: &mut RequestInfo,
+    head: &mut request::Parts,
+) -> Passage {
+    match carry_out(decide(info, head)) {
+        Passage::Passed => on_request(filters, entered, info, head),
+        ended => ended,
+    }
+}
+
+fn carry_out(decision: Decision) -> Passage {
+    match decision {
+        Decision::Continue => Passage::Passed,
+        Decision::Reply(reply) => Passage::Answered(reply),
+        Decision::Callout(callout) => Passage::Held(callout),
+        Decision::Delay(delay, reply) => Passage::Held(Box::pin(async move {
+            tokio::time::sleep(delay).await;
+            let then = reply.map_or(Decision::Continue, Decision::Reply);
+            Box::new(move |_: &mut RequestInfo, _: &mut request::Parts| then) as Resume
+        })),
+    }
+}
+
+/// Passes the filters on the way back: those that saw the request, the last one first.
+pub(crate) fn on_response(
+    filters: &[Arc<dyn Filter>],
+    entered: usize,
+    info: &mut RequestInfo,
+    head: &mut response::Parts,
+) {
+    for filter in filters.iter().take(entered).rev() {
+        filter.on_response(info, head);
+    }
+}
+
+/// Tells those that saw the request that it is over.
+pub(crate) fn on_end(filters: &[Arc<dyn Filter>], entered: usize, info: &RequestInfo) {
+    for filter in filters.iter().take(entered) {
+        filter.on_end(info);
+    }
+}

@@ -1,0 +1,225 @@
+//! A request under way: what it knows, what it holds, and what the steps of its walk come to.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use http::Response;
+use http::request::Parts;
+use http::uri::Authority;
+use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::filter::Resume;
+use mesh_core::model::Cluster;
+use mesh_core::request_info::{Observers, RequestInfo};
+use mesh_core::state::{EndpointState, InFlight};
+use mesh_core::store::{Store, TargetEntry};
+use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
+use tokio::time::Sleep;
+
+use super::response_body::Content;
+use crate::body::Body;
+use crate::transport::{Plaintext, Protocol, Replay, Transport};
+use crate::{filters, headers};
+
+/// What the requests of one client have in common.
+pub(crate) struct OutboundContext {
+    pub(crate) store: Store,
+    pub(crate) observers: Observers,
+    /// How long the first request to a target waits for its configuration.
+    pub(crate) cold_start_wait: Duration,
+    pub(crate) target: Option<FixedTarget>,
+}
+
+/// The one target of a client that has one, such as a gRPC channel.
+pub(crate) struct FixedTarget {
+    pub(crate) entry: Arc<TargetEntry>,
+    pub(crate) authority: Authority,
+}
+
+/// What a request knows and holds, to the end of its response's body: then its connection and its place among the
+/// requests in flight are given back, and whoever wants to know is told.
+pub(super) struct ActiveRequest<T: Transport> {
+    pub(super) context: Arc<OutboundContext>,
+    pub(super) transport: T,
+    pub(super) info: RequestInfo,
+    /// `None` until it is found.
+    pub(super) route: Option<SelectedRoute>,
+    /// How many of the route's filters have seen it.
+    pub(super) filters_entered: usize,
+    /// `None` while it is on its way.
+    pub(super) request: Option<(Parts, Body)>,
+    /// What the caller asked for, where that is where requests go.
+    pub(super) destination: Option<String>,
+    /// The present try.
+    pub(super) attempt: Option<Attempt>,
+    pub(super) connection: Option<T::Connection>,
+    pub(super) replay: Replay,
+    /// Whether a connection that had been in use before closed under it: from then on only new ones will do.
+    pub(super) was_cut: bool,
+    /// Runs from when there is something to wait for.
+    pub(super) deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// What a step comes to.
+pub(super) enum Step<T: Transport> {
+    /// The request goes over the connection that was found for it.
+    Send,
+    /// Something has to be waited for.
+    Wait(Wait<T::Connection>),
+    /// It is over, as far as the head of the response.
+    Done(Result<Response<Content<T::Body>>, MeshError>),
+}
+
+/// Something to wait for.
+pub(super) type Wait<C> = Pin<Box<dyn Future<Output = Woken<C>> + Send>>;
+
+/// What a wait ended with, and so where to go on.
+pub(super) enum Woken<C> {
+    /// The first view of the target is there, or there is none.
+    View(Result<Arc<TargetView>, MeshError>),
+    /// A filter knows more.
+    Filter(Resume),
+    /// The pause before another try is over.
+    Retry,
+    /// There is a connection, or none could be had.
+    Connected(Result<C, MeshError>),
+}
+
+impl<T: Transport> ActiveRequest<T> {
+    /// The way back of every response: filters, the route's changes.
+    #[inline]
+    pub(super) fn pass_back<B>(&mut self, mut response: Response<B>) -> Response<B> {
+        if let Some(route) = &self.route {
+            let destination = route.get().destination;
+            if self.filters_entered > 0 {
+                let (mut head, body) = response.into_parts();
+                filters::on_response(destination.filters(), self.filters_entered, &mut self.info, &mut head);
+                response = Response::from_parts(head, body);
+            }
+            headers::apply(destination.response_changes(), response.headers_mut());
+        }
+        self.info.note_response(response.status(), response.headers());
+        response
+    }
+
+    /// The failure of a request whose deadline has passed.
+    #[cold]
+    pub(super) fn too_late(&self) -> MeshError {
+        match &self.route {
+            None => MeshError::new(ErrorKind::Timeout, "the deadline passed before there was a configuration"),
+            Some(_) if self.request.is_some() && self.info.attempts == 0 => {
+                MeshError::new(ErrorKind::Timeout, "the deadline passed while a filter held the request back")
+            }
+            Some(route) => too_late(&route.get()),
+        }
+    }
+
+    /// The request fails; the error says on which route.
+    #[cold]
+    pub(super) fn fail(&mut self, error: MeshError) -> Step<T> {
+        self.abandon();
+        Step::Done(Err(match &self.route {
+            Some(route) => within(route, error),
+            None => error,
+        }))
+    }
+
+    /// The deadline, for the response's body.
+    #[inline]
+    pub(super) fn take_deadline(&mut self) -> Option<Pin<Box<Sleep>>> {
+        let until = self.info.deadline?;
+        Some(self.deadline.take().unwrap_or_else(|| sleep_until(until)))
+    }
+
+    /// Where the deadline has passed, the failure that this is.
+    #[inline]
+    pub(super) fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<MeshError> {
+        let Some(until) = self.info.deadline else { return Poll::Pending };
+        ready!(self.deadline.get_or_insert_with(|| sleep_until(until)).as_mut().poll(cx));
+        let error = self.too_late();
+        match self.fail(error) {
+            Step::Done(Err(error)) => {
+                self.info.note_error(&error);
+                Poll::Ready(error)
+            }
+            _ => Poll::Pending,
+        }
+    }
+
+    /// The response has come to its end: the connection can be used again.
+    #[inline]
+    pub(super) fn complete(&mut self) {
+        self.info.note_complete();
+        if let Some(attempt) = self.attempt.take()
+            && let Some(connection) = self.connection.take()
+            && let Some(route) = &self.route
+            && let Some(cluster) = attempt.cluster(route)
+        {
+            self.transport.release(connection, cluster, attempt.endpoint());
+        }
+    }
+
+    /// Nothing more comes: the connection is given up.
+    pub(super) fn abandon(&mut self) {
+        self.connection = None;
+        self.attempt = None;
+    }
+}
+
+impl<T: Transport> Drop for ActiveRequest<T> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.filters_entered > 0
+            && let Some(route) = &self.route
+        {
+            filters::on_end(route.get().destination.filters(), self.filters_entered, &self.info);
+        }
+    }
+}
+
+fn sleep_until(deadline: std::time::Instant) -> Pin<Box<Sleep>> {
+    Box::pin(tokio::time::sleep_until(deadline.into()))
+}
+
+/// One try: the endpoint that it goes to, counted among its requests in flight.
+pub(crate) struct Attempt {
+    pub(super) in_flight: InFlight,
+    /// Which of the cluster's leaves the endpoint belongs to.
+    pub(super) leaf: usize,
+    /// That the leaf may be talked to as it stands.
+    pub(crate) allowed: Plaintext,
+    pub(super) protocol: Protocol,
+    /// How many connections turned out to be closed.
+    pub(super) stale: u8,
+}
+
+impl Attempt {
+    /// The cluster that the endpoint belongs to: for an aggregate, the leaf.
+    #[inline]
+    pub(crate) fn cluster<'v>(&self, route: &'v SelectedRoute) -> Option<&'v Arc<Cluster>> {
+        Some(&route.get().cluster?.leaves().get(self.leaf)?.cluster)
+    }
+
+    /// The endpoint.
+    #[inline]
+    pub(crate) fn endpoint(&self) -> &Arc<EndpointState> {
+        self.in_flight.endpoint()
+    }
+}
+
+/// What the route makes of an error.
+#[cold]
+pub(crate) fn within(route: &SelectedRoute, error: MeshError) -> MeshError {
+    let name = &route.get().route.name;
+    if name.is_empty() { error } else { error.within(format_args!("route {name}")) }
+}
+
+/// The failure of a request that was not answered in time.
+pub(super) fn too_late(route: &RouteRef<'_>) -> MeshError {
+    let cluster = route.cluster.map_or("", |cluster| cluster.name().as_str());
+    MeshError::new(ErrorKind::Timeout, format!("cluster {cluster}: no response by the deadline"))
+}
+
+pub(super) const NOT_SENT: &str = "the request is here until it is sent";
+pub(super) const FOUND: &str = "the route was found";

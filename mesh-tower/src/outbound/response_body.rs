@@ -1,0 +1,172 @@
+//! The body of a response. While it is read, the request counts as in flight and its connection is in use; its end is
+//! the end of the request.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::Response;
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use mesh_core::error::{ErrorKind, MeshError};
+use pin_project_lite::pin_project;
+use tokio::time::Sleep;
+
+use crate::body::BoxError;
+
+/// A request under way, whatever its transport: what the caller's future polls, and what the response's body tells of
+/// its progress.
+pub(super) trait Underway<B>: Send {
+    /// Goes on until the head of the response is there.
+    fn poll_response(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Response<ResponseBody<B>>, MeshError>>;
+
+    /// A frame of the body has come. Told only where somebody observes the request.
+    fn on_frame(self: Pin<&mut Self>, frame: &Frame<Bytes>);
+
+    /// The body has come to its end, or broken off.
+    fn on_end(self: Pin<&mut Self>, result: Result<(), &MeshError>);
+}
+
+pin_project! {
+    #[project = Projection]
+    /// A response's body: that of the server, as the transport has it (`B`), or an answer of the mesh itself. While it
+    /// is read, the request counts as in flight and its connection is in use; both end with the last frame, or when it is
+    /// dropped. A request that has a deadline fails here, too, with [`ErrorKind::Timeout`].
+    pub struct ResponseBody<B = Incoming> {
+        #[pin]
+        content: Content<B>,
+        // What the end of the body is the end of. `None` where nothing is left to be done.
+        request: Option<Pin<Box<dyn Underway<B>>>>,
+        is_observed: bool,
+        deadline: Option<Pin<Box<Sleep>>>,
+    }
+}
+
+pin_project! {
+    #[project = ContentProjection]
+    pub(super) enum Content<B> {
+        Upstream {
+            #[pin]
+            body: B,
+        },
+        Mesh {
+            bytes: Bytes,
+        },
+    }
+}
+
+impl<B> ResponseBody<B> {
+    #[inline]
+    pub(super) fn new(content: Content<B>, deadline: Option<Pin<Box<Sleep>>>, is_observed: bool) -> Self {
+        ResponseBody { content, request: None, is_observed, deadline }
+    }
+}
+
+/// The failure of a response that takes too long.
+fn too_late() -> MeshError {
+    MeshError::new(ErrorKind::Timeout, "the response did not end by the deadline")
+}
+
+impl<B> ResponseBody<B>
+where
+    B: http_body::Body<Data = Bytes> + 'static,
+    B::Error: Into<BoxError>,
+{
+    /// Hands the request over to its body, unless the response is over already.
+    #[inline]
+    pub(super) fn attach(&mut self, mut request: Pin<Box<dyn Underway<B>>>) {
+        match &self.content {
+            Content::Mesh { .. } => self.deadline = None,
+            Content::Upstream { body } => {
+                if !body.is_end_stream() {
+                    self.request = Some(request);
+                    return;
+                }
+                request.as_mut().on_end(Ok(()));
+                self.deadline = None;
+            }
+        }
+    }
+}
+
+impl<B> http_body::Body for ResponseBody<B>
+where
+    B: http_body::Body<Data = Bytes> + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = MeshError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, MeshError>>> {
+        let mut this = self.as_mut().project();
+        // First, so that a reader who always finds something to read is not exempt.
+        if this.deadline.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready()) {
+            this.content.set(Content::Mesh { bytes: Bytes::new() });
+            let error = too_late();
+            end(&mut this, Err(&error));
+            return Poll::Ready(Some(Err(error)));
+        }
+        let frame = match this.content.as_mut().project() {
+            ContentProjection::Mesh { bytes } if bytes.is_empty() => return Poll::Ready(None),
+            ContentProjection::Mesh { bytes } => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            ContentProjection::Upstream { body } => ready!(body.poll_frame(cx)),
+        };
+        Poll::Ready(match frame {
+            None => {
+                end(&mut this, Ok(()));
+                None
+            }
+            Some(Ok(frame)) => {
+                if *this.is_observed
+                    && let Some(request) = this.request
+                {
+                    request.as_mut().on_frame(&frame);
+                }
+                if this.content.is_end_stream() {
+                    end(&mut this, Ok(()));
+                }
+                Some(Ok(frame))
+            }
+            Some(Err(error)) => {
+                let lost = MeshError::new(ErrorKind::ConnectionLost, "the response ended early").caused_by(error);
+                end(&mut this, Err(&lost));
+                Some(Err(lost))
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.content.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Upstream { body } => body.size_hint(),
+            Content::Mesh { bytes } => SizeHint::with_exact(bytes.len() as u64),
+        }
+    }
+}
+
+impl<B: http_body::Body> Content<B> {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Content::Upstream { body } => body.is_end_stream(),
+            Content::Mesh { bytes } => bytes.is_empty(),
+        }
+    }
+}
+
+/// The end of the body, and with it of the request.
+fn end<B>(body: &mut Projection<'_, B>, result: Result<(), &MeshError>) {
+    *body.deadline = None;
+    if let Some(mut request) = body.request.take() {
+        request.as_mut().on_end(result);
+    }
+}
+
+impl<B> fmt::Debug for ResponseBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResponseBody")
+    }
+}

@@ -1,0 +1,294 @@
+//! The second station of a server: a request finds its route, passes the filters, and goes on to the
+//! application, or is answered here.
+//!
+//! Each request sees the configuration of its moment, so that a change bites on the next request of a live
+//! connection. On the way to the application nothing is allocated unless the configuration or an observer asks
+//! for it.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Extensions, Request, Response, Version};
+use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::filter::{Callout, Resume};
+use mesh_core::model::{Route, RouteAction};
+use mesh_core::request::{RequestHead, is_grpc};
+use mesh_core::request_info::Direction;
+use mesh_core::store::{ServerState, ServerView};
+use mesh_core::view::{Destination, RouteTable};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::connection::ConnectionInfo;
+use crate::filters::{self, Passage};
+use crate::listeners::{ListenerState, find};
+use crate::mesh::Mesh;
+use crate::server::response::{ActiveRequest, Facts, ResponseFuture, ServerBody};
+use crate::{headers, reply};
+
+/// Finds a request's connection in its extensions.
+type ConnectionOf = fn(&Extensions) -> Option<Arc<ConnectionInfo>>;
+
+/// Puts a service behind the mesh: see [`Mesh::server_layer`].
+#[derive(Clone, Debug)]
+pub struct ServerLayer {
+    context: Arc<ServerContext>,
+}
+
+/// What the requests of one layer have in common.
+#[derive(Clone, Debug)]
+struct ServerContext {
+    mesh: Mesh,
+    listener: Option<Arc<ListenerState>>,
+    connection_of: ConnectionOf,
+}
+
+impl ServerLayer {
+    pub(super) fn of(mesh: &Mesh, listener: Option<Arc<ListenerState>>) -> Self {
+        let context = ServerContext { mesh: mesh.clone(), listener, connection_of: connection_extension };
+        ServerLayer { context: Arc::new(context) }
+    }
+
+    /// The same, for servers that keep the connection's addresses in an extension of their own. Under
+    /// [`crate::server::serve`] they are known without.
+    pub fn connection_by(mut self, connection_of: fn(&Extensions) -> Option<Arc<ConnectionInfo>>) -> Self {
+        Arc::make_mut(&mut self.context).connection_of = connection_of;
+        self
+    }
+}
+
+impl<S> Layer<S> for ServerLayer {
+    type Service = ServerService<S>;
+
+    fn layer(&self, inner: S) -> ServerService<S> {
+        ServerService { context: Arc::clone(&self.context), inner }
+    }
+}
+
+fn connection_extension(extensions: &Extensions) -> Option<Arc<ConnectionInfo>> {
+    #[cfg(feature = "axum")]
+    if let Some(info) = extensions.get::<axum::extract::ConnectInfo<ConnectionInfo>>() {
+        return Some(Arc::new(info.0.clone()));
+    }
+    extensions.get().cloned()
+}
+
+/// A service behind the mesh.
+#[derive(Clone, Debug)]
+pub struct ServerService<S> {
+    context: Arc<ServerContext>,
+    inner: S,
+}
+
+impl<S, B, R> Service<Request<B>> for ServerService<S>
+where
+    S: Service<Request<B>, Response = Response<R>> + Clone,
+    R: http_body::Body<Data = Bytes>,
+{
+    type Response = Response<ServerBody<R>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, B>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> ResponseFuture<S, B> {
+        let mut facts = self.context.observed(&request);
+        let admission = self.context.route(&mut request, &mut facts);
+        let is_http1 = request.version() <= Version::HTTP_11;
+        let active = ActiveRequest::new(self.context.mesh.drain().enter(), is_http1, facts);
+        match admission {
+            Admission::Forward => ResponseFuture::forward(self.inner.call(request), active),
+            Admission::Held(callout) => {
+                // The service that is ready is the one that will be called.
+                let next = self.inner.clone();
+                let ready = std::mem::replace(&mut self.inner, next);
+                ResponseFuture::held(callout, ready, request, active)
+            }
+            Admission::Answer(response) => ResponseFuture::answer(response, active),
+        }
+    }
+}
+
+/// What becomes of a request.
+pub(super) enum Admission {
+    /// It goes on to the application.
+    Forward,
+    /// It is answered here.
+    Answer(Box<Response<Bytes>>),
+    /// A filter holds it back.
+    Held(Callout),
+}
+
+impl ServerContext {
+    /// The facts of a request, where somebody is told of them.
+    #[inline]
+    fn observed<B>(&self, request: &Request<B>) -> Option<Box<Facts>> {
+        let observers = self.mesh.observers();
+        if observers.is_empty() {
+            return None;
+        }
+        let mut facts = facts_of(request);
+        facts.info.observe(observers, Direction::Inbound, request.method());
+        facts.info.note_authority(RequestHead::of_request(request).map_or("", |head| head.authority));
+        if let Some(connection) = self.connection(request) {
+            facts.info.note_peer(connection.peer);
+        }
+        Some(facts)
+    }
+
+    fn connection<B>(&self, request: &Request<B>) -> Option<Arc<ConnectionInfo>> {
+        ConnectionInfo::current().or_else(|| (self.connection_of)(request.extensions()))
+    }
+
+    #[inline]
+    fn route<B>(&self, request: &mut Request<B>, facts: &mut Option<Box<Facts>>) -> Admission {
+        self.find_and_filter(request, facts).unwrap_or_else(|error| {
+            if let Some(facts) = facts {
+                facts.info.note_error(&error);
+            }
+            Admission::Answer(Box::new(reply::error(&error, is_grpc(request.headers()))))
+        })
+    }
+
+    fn find_and_filter<B>(
+        &self,
+        request: &mut Request<B>,
+        facts: &mut Option<Box<Facts>>,
+    ) -> Result<Admission, MeshError> {
+        // Asked for only where there is a choice.
+        let connection = || self.connection(request);
+        let all;
+        let listener = match &self.listener {
+            Some(listener) => listener,
+            None => {
+                all = self.mesh.listeners().load();
+                match all.as_slice() {
+                    [only] => only,
+                    all => find(all, connection().as_deref())?,
+                }
+            }
+        };
+        let state = listener.state();
+        let view = match &**state {
+            ServerState::Serving(view) => view,
+            ServerState::NotServing(reason) => return Err(MeshError::new(ErrorKind::NotServing, Arc::clone(reason))),
+            ServerState::Waiting => return Err(MeshError::new(ErrorKind::NotServing, "no configuration yet")),
+        };
+        let routes = routes(view, connection)?;
+        let mut random = fastrand::Rng::new();
+        let (position, route, destination) = routes.find(&RequestHead::of_request(request)?, &mut random)?;
+        if facts.is_none() && destination.filters().is_empty() && destination.response_changes().is_empty() {
+            return forward(route, destination, request);
+        }
+        let facts = facts.get_or_insert_with(|| facts_of(request));
+        facts.info.note_route(&route.name, None);
+        facts.route = Some((Arc::clone(routes), position));
+        if destination.filters().is_empty() {
+            return forward(route, destination, request);
+        }
+        let Facts { info, filters_entered, .. } = &mut **facts;
+        let passage =
+            with_parts(request, |parts| filters::on_request(destination.filters(), filters_entered, info, parts));
+        passed(passage, route, destination, request)
+    }
+}
+
+/// The filter that held a request back knows more.
+pub(super) fn resume<B>(decide: Resume, facts: &mut Facts, request: &mut Request<B>) -> Admission {
+    let Facts { info, filters_entered, route, .. } = facts;
+    let found = route.as_ref().and_then(|(routes, position)| routes.at(*position));
+    let (route, destination) = found.expect("a request that is held back passes the filters of its route");
+    let passage =
+        with_parts(request, |parts| filters::resume(decide, destination.filters(), filters_entered, info, parts));
+    passed(passage, route, destination, request).unwrap_or_else(|error| {
+        info.note_error(&error);
+        Admission::Answer(Box::new(reply::error(&error, info.is_grpc)))
+    })
+}
+
+fn passed<B>(
+    passage: Passage,
+    route: &Route,
+    destination: &Destination,
+    request: &mut Request<B>,
+) -> Result<Admission, MeshError> {
+    match passage {
+        Passage::Passed => forward(route, destination, request),
+        Passage::Answered(answer) => Ok(Admission::Answer(Box::new(reply::filter(answer, is_grpc(request.headers()))))),
+        Passage::Held(callout) => Ok(Admission::Held(callout)),
+    }
+}
+
+/// The last thing before the application.
+#[inline]
+fn forward<B>(route: &Route, destination: &Destination, request: &mut Request<B>) -> Result<Admission, MeshError> {
+    for_the_application(route)?;
+    headers::apply(destination.request_changes(), request.headers_mut());
+    Ok(Admission::Forward)
+}
+
+/// The facts of a request that arrives now.
+fn facts_of<B>(request: &Request<B>) -> Box<Facts> {
+    let mut facts = Box::new(Facts::new(Instant::now()));
+    facts.info.is_grpc = is_grpc(request.headers());
+    facts.info.is_http2 = request.version() == Version::HTTP_2;
+    facts
+}
+
+/// The routes of a connection's filter chain. Where the connection is not known, those of the only chain.
+fn routes(
+    view: &ServerView,
+    connection: impl Fn() -> Option<Arc<ConnectionInfo>>,
+) -> Result<&Arc<RouteTable>, MeshError> {
+    let refused = |kind, what: &str| MeshError::new(kind, format!("listener {}: {what}", view.listener.name));
+    let chain = match (view.listener.filter_chains.as_slice(), view.chains.as_slice()) {
+        // The default chain alone.
+        ([], [only]) => only,
+        (_, chains) => match (connection(), chains) {
+            (Some(connection), _) => view
+                .chain(connection.local, connection.peer)
+                .ok_or_else(|| refused(ErrorKind::NoRoute, "no filter chain matches the connection"))?,
+            (None, [only]) => only,
+            (None, _) => {
+                let what = "several filter chains, and the connection is not known";
+                return Err(refused(ErrorKind::NotServing, what));
+            }
+        },
+    };
+    match &chain.unusable_tls {
+        // The connection is older than the demand. It cannot meet it.
+        Some(reason) => Err(refused(ErrorKind::Security, reason)),
+        None => Ok(&chain.routes),
+    }
+}
+
+/// Does something with the parts of a request that stays in its place.
+fn with_parts<B, T>(request: &mut Request<B>, change: impl FnOnce(&mut Parts) -> T) -> T {
+    let (mut parts, ()) = Request::new(()).into_parts();
+    let mut swap = |parts: &mut Parts| {
+        std::mem::swap(&mut parts.method, request.method_mut());
+        std::mem::swap(&mut parts.uri, request.uri_mut());
+        std::mem::swap(&mut parts.version, request.version_mut());
+        std::mem::swap(&mut parts.headers, request.headers_mut());
+        std::mem::swap(&mut parts.extensions, request.extensions_mut());
+    };
+    swap(&mut parts);
+    let result = change(&mut parts);
+    swap(&mut parts);
+    result
+}
+
+/// A server's route has no other action (gRFC A36).
+fn for_the_application(route: &Route) -> Result<(), MeshError> {
+    let reason = match &route.action {
+        RouteAction::NonForwarding => return Ok(()),
+        RouteAction::Unusable(reason) => Arc::clone(reason),
+        _ => "a server's route must have a non-forwarding action".into(),
+    };
+    Err(MeshError::new(ErrorKind::NoRoute, reason).within(format_args!("route {}", route.name)))
+}

@@ -1,0 +1,110 @@
+//! What a failed exchange says: about the request, the connection, the endpoint.
+
+use hyper_util::client::legacy;
+use mesh_core::error::{ErrorKind, MeshError};
+
+use crate::body::BoxError;
+
+/// An exchange that failed.
+pub(crate) struct Failure {
+    /// Why.
+    pub(crate) error: MeshError,
+    /// What it says about the connection.
+    pub(crate) cause: FailureCause,
+    /// Whether sending the request once more does no harm: nothing was processed, or it is idempotent and its
+    /// connection closed under it.
+    pub(crate) harmless: bool,
+}
+
+/// What a failure says about the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FailureCause {
+    /// Nothing in particular: it is the endpoint that failed.
+    Endpoint,
+    /// It had closed while nobody used it, and nothing was sent: any other connection will do, and no try was made.
+    Stale,
+    /// It closed without an answer. The server may have been about to close it, or the request may have been too
+    /// much for it: once more, over a new connection (RFC 9112, 9.3.1; RFC 9110, 9.2.2 forbids a third time).
+    Cut,
+}
+
+impl Failure {
+    /// What to make of an error of hyper's. A request that was never written is whole; so is one whose stream was
+    /// refused unseen, and where sending twice does no harm one whose old connection closed under it. `reused` says
+    /// whether the connection had carried requests before: then it may have been closed since.
+    #[cold]
+    pub(super) fn of_exchange(cause: hyper::Error, reused: bool, http1: bool, is_idempotent: bool) -> Failure {
+        // hyper cancels only what it has not sent.
+        let unsent = cause.is_canceled();
+        let refused = !unsent && was_refused(&cause);
+        let cut = !unsent && http1 && reused && is_idempotent && was_closed(&cause);
+        // A connection that ends drops the one request that waits in it for a stream, and says no more than of one that
+        // was sent.
+        let dropped = !unsent && !http1 && cause.is_user() && is_idempotent;
+        let error = match () {
+            () if refused => MeshError::new(ErrorKind::RefusedStream, "the stream was refused"),
+            () if unsent || dropped => {
+                MeshError::new(ErrorKind::ConnectFailure, "the connection closed before the request was sent")
+            }
+            () => MeshError::new(ErrorKind::ConnectionLost, "the connection failed before a response came"),
+        };
+        let conclusion = match () {
+            () if cut => FailureCause::Cut,
+            () if unsent && reused => FailureCause::Stale,
+            () => FailureCause::Endpoint,
+        };
+        let harmless = unsent || refused || cut || dropped;
+        Failure { error: error.caused_by(cause), cause: conclusion, harmless }
+    }
+
+    /// What to make of an error of a client that the application brought. Only what it says itself, or what the
+    /// network says, is known of the request.
+    #[cold]
+    pub(crate) fn of_other_client(cause: BoxError) -> Failure {
+        let refused = was_refused(&*cause);
+        let unsent = !refused && was_not_connected(&*cause);
+        let error = match () {
+            () if refused => MeshError::new(ErrorKind::RefusedStream, "the inner client: the stream was refused"),
+            () if unsent => MeshError::new(ErrorKind::ConnectFailure, "the inner client cannot connect"),
+            () => MeshError::new(ErrorKind::ConnectionLost, "the inner client failed"),
+        };
+        Failure { error: error.caused_by(cause), cause: FailureCause::Endpoint, harmless: refused || unsent }
+    }
+}
+
+/// The errors of a chain, the first included.
+fn chain<'e>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'e (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+/// Whether the peer says that it has not looked at the stream: REFUSED_STREAM, or a GOAWAY below it (RFC 9113,
+/// 8.7 and 6.8; gRFC A6 calls the retry of it transparent).
+fn was_refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    let Some(error) = chain(error).find_map(|cause| cause.downcast_ref::<h2::Error>()) else { return false };
+    let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM) && error.is_remote();
+    let leaving = error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
+    refused || leaving
+}
+
+/// Whether an HTTP/1.1 connection ended before any response came: closed, or reset.
+fn was_closed(error: &hyper::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    let reset = io.is_some_and(|io| matches!(io.kind(), ConnectionReset | ConnectionAborted | BrokenPipe));
+    reset || error.is_incomplete_message()
+}
+
+/// Whether a client says that there was no connection: hyper gave the request back unsent, or nobody listens.
+fn was_not_connected(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkUnreachable};
+    let nobody = |io: &std::io::Error| {
+        matches!(io.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | AddrNotAvailable)
+    };
+    chain(error).any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(nobody)
+            || cause.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect)
+            || cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
+    })
+}

@@ -1,0 +1,100 @@
+//! The last part of an outbound request's way: a connection to the endpoint, and the exchange over it.
+//!
+//! The mesh's own connections wait in a pool for each endpoint ([`pool`]), attached to the endpoint's state, so they
+//! outlive configuration and go away with their endpoint. A client that the application brought is another
+//! [`Transport`]. Nothing outside this folder looks at a cluster's TLS: whoever wants a connection needs a
+//! [`Plaintext`], and only [`Plaintext::allowed`] makes one.
+
+mod dial;
+mod failure;
+mod http1;
+mod http2;
+mod pool;
+mod replay;
+mod security;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderValue, Request, Response};
+use mesh_core::error::MeshError;
+use mesh_core::model::Cluster;
+use mesh_core::request_info::RequestInfo;
+use mesh_core::state::EndpointState;
+
+use crate::body::{Body, BoxError};
+
+pub(crate) use dial::dial;
+pub(crate) use failure::{Failure, FailureCause};
+pub(crate) use pool::{close_idle, pooled};
+pub(crate) use replay::Replay;
+pub(crate) use security::Plaintext;
+
+/// The protocol of an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// HTTP/1.1
+    Http1,
+    /// HTTP/2
+    Http2,
+}
+
+/// A connection to come.
+pub(crate) type Connecting<C> = Pin<Box<dyn Future<Output = Result<C, MeshError>> + Send>>;
+
+/// What takes a request to its endpoint: the mesh's own connections, or a client that the application brought.
+pub(crate) trait Transport: Send + 'static {
+    /// What one request has for itself while it is on its way.
+    type Connection: Send + 'static;
+    /// The response's body.
+    type Body: http_body::Body<Data = Bytes, Error: Into<BoxError>> + 'static;
+    /// What an exchange fails with.
+    type Error;
+    /// A request on its way, until the head of its response is here. Dropping it gives the request up.
+    type Exchange: Future<Output = Result<Response<Self::Body>, Self::Error>> + Send;
+
+    /// Gives a request the form in which it goes to the endpoints of this cluster. `host` is the usual `Host`, made
+    /// before.
+    fn form(
+        &self,
+        head: &mut Parts,
+        cluster: &Cluster,
+        info: &RequestInfo,
+        host: Option<&HeaderValue>,
+    ) -> Result<Protocol, MeshError>;
+
+    /// A connection that can take a request at once.
+    fn ready(
+        &mut self,
+        cluster: &Cluster,
+        endpoint: &EndpointState,
+        protocol: Protocol,
+        allowed: Plaintext,
+    ) -> Option<Self::Connection>;
+
+    /// A connection: one that is there, if `reuse` says so, or a new one.
+    fn connect(
+        &self,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<EndpointState>,
+        protocol: Protocol,
+        allowed: Plaintext,
+        reuse: bool,
+    ) -> Connecting<Self::Connection>;
+
+    /// Sends a request. It is on its way when this returns.
+    fn send(
+        &self,
+        connection: &mut Self::Connection,
+        request: Request<Body>,
+        endpoint: &EndpointState,
+    ) -> Self::Exchange;
+
+    /// What to make of a failed exchange. The connection ends here.
+    fn failure(&self, error: Self::Error, connection: Option<Self::Connection>, replay: &mut Replay) -> Failure;
+
+    /// Takes a connection back whose response has come to its end.
+    fn release(&self, connection: Self::Connection, cluster: &Cluster, endpoint: &EndpointState);
+}

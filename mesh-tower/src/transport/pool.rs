@@ -1,0 +1,232 @@
+//! The mesh's own connections: a pool for each endpoint, attached to the endpoint's state.
+
+use std::collections::HashSet;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use hyper::body::Incoming;
+use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::model::{Cluster, ClusterProtocol};
+use mesh_core::request_info::RequestInfo;
+use mesh_core::state::EndpointState;
+use mesh_core::store::Targets;
+
+use super::http1::{Http1Connection, Http1Pool};
+use super::http2::{Http2Pool, Http2Stream};
+use super::{Connecting, Failure, Plaintext, Protocol, Replay, Transport};
+use crate::body::Body;
+use crate::uri::{to_http1, to_http2};
+
+/// The connections to one endpoint.
+#[derive(Default)]
+struct Pool {
+    http1: Http1Pool,
+    http2: Http2Pool,
+}
+
+/// A connection in use.
+pub(crate) enum PooledConnection {
+    /// Nobody else uses it meanwhile.
+    Http1(Http1Connection),
+    /// One stream of many.
+    Http2(Http2Stream),
+}
+
+impl PooledConnection {
+    /// Sends a request. hyper keeps it in a queue until the connection's task writes it.
+    #[inline]
+    fn send(&mut self, request: Request<Body>) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
+        match self {
+            PooledConnection::Http1(connection) => Either::Left { future: connection.send(request) },
+            PooledConnection::Http2(stream) => Either::Right { future: stream.send(request) },
+        }
+    }
+}
+
+/// The pool as a transport. hyper's futures have no name, and so has what makes them none either.
+pub(crate) struct Pooled<S, F> {
+    send: S,
+    exchange: PhantomData<fn() -> F>,
+}
+
+/// The mesh's own connections.
+#[inline]
+pub(crate) fn pooled() -> impl Transport<Connection = PooledConnection, Body = Incoming, Error = hyper::Error> {
+    Pooled { send: PooledConnection::send, exchange: PhantomData }
+}
+
+impl<S, F> Transport for Pooled<S, F>
+where
+    S: Fn(&mut PooledConnection, Request<Body>) -> F + Send + 'static,
+    F: Future<Output = hyper::Result<Response<Incoming>>> + Send + 'static,
+{
+    type Connection = PooledConnection;
+    type Body = Incoming;
+    type Error = hyper::Error;
+    type Exchange = F;
+
+    #[inline]
+    fn form(
+        &self,
+        head: &mut Parts,
+        cluster: &Cluster,
+        info: &RequestInfo,
+        host: Option<&HeaderValue>,
+    ) -> Result<Protocol, MeshError> {
+        let protocol = protocol(&head.method, &head.headers, cluster, info);
+        match protocol {
+            Protocol::Http1 => to_http1(head, host),
+            Protocol::Http2 => to_http2(head)?,
+        }
+        Ok(protocol)
+    }
+
+    #[inline]
+    fn ready(
+        &mut self,
+        cluster: &Cluster,
+        endpoint: &EndpointState,
+        protocol: Protocol,
+        _allowed: Plaintext,
+    ) -> Option<PooledConnection> {
+        let pool = endpoint.attachment(Pool::default)?;
+        match protocol {
+            Protocol::Http1 => pool.http1.ready().map(PooledConnection::Http1),
+            Protocol::Http2 => pool.http2.take(cluster).map(PooledConnection::Http2),
+        }
+    }
+
+    fn connect(
+        &self,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<EndpointState>,
+        protocol: Protocol,
+        allowed: Plaintext,
+        reuse: bool,
+    ) -> Connecting<PooledConnection> {
+        Box::pin(connect(Arc::clone(cluster), Arc::clone(endpoint), protocol, allowed, reuse))
+    }
+
+    #[inline]
+    fn send(&self, connection: &mut PooledConnection, request: Request<Body>, _: &EndpointState) -> F {
+        (self.send)(connection, request)
+    }
+
+    fn failure(&self, error: hyper::Error, connection: Option<PooledConnection>, replay: &mut Replay) -> Failure {
+        let (reused, http1) = match &connection {
+            Some(PooledConnection::Http1(connection)) => (connection.was_reused(), true),
+            Some(PooledConnection::Http2(stream)) => (stream.was_reused(), false),
+            None => (false, false),
+        };
+        Failure::of_exchange(error, reused, http1, replay.is_idempotent())
+    }
+
+    #[inline]
+    fn release(&self, connection: PooledConnection, cluster: &Cluster, endpoint: &EndpointState) {
+        match connection {
+            PooledConnection::Http1(connection) => {
+                if let Some(pool) = endpoint.attachment(Pool::default) {
+                    pool.http1.give_back(connection, cluster);
+                }
+            }
+            PooledConnection::Http2(stream) => drop(stream),
+        }
+    }
+}
+
+/// What a request to a cluster is sent by.
+#[inline]
+fn protocol(method: &Method, headers: &HeaderMap, cluster: &Cluster, info: &RequestInfo) -> Protocol {
+    // gRPC is HTTP/2, whatever the cluster says. An upgrade is a matter of HTTP/1.1.
+    let upgrades = || method == Method::CONNECT || headers.contains_key(http::header::UPGRADE);
+    let wants = info.is_grpc
+        || match cluster.protocol {
+            ClusterProtocol::Http1 => false,
+            ClusterProtocol::Http2 => !upgrades(),
+            ClusterProtocol::AsCaller => info.is_http2 && !upgrades(),
+        };
+    if wants { Protocol::Http2 } else { Protocol::Http1 }
+}
+
+/// A connection: one that is there, if `reuse` says so, or a new one. Of HTTP/2 it may be one that somebody else
+/// dialled meanwhile.
+async fn connect(
+    cluster: Arc<Cluster>,
+    endpoint: Arc<EndpointState>,
+    protocol: Protocol,
+    allowed: Plaintext,
+    reuse: bool,
+) -> Result<PooledConnection, MeshError> {
+    let foreign = || MeshError::new(ErrorKind::ConnectFailure, "the endpoint's state belongs to another data plane");
+    let pool = endpoint.attachment(Pool::default).ok_or_else(foreign)?;
+    if protocol == Protocol::Http1 {
+        if reuse && let Some(connection) = pool.http1.take().await {
+            return Ok(PooledConnection::Http1(connection));
+        }
+        return super::http1::dial(&cluster, &endpoint, allowed).await.map(PooledConnection::Http1);
+    }
+    loop {
+        match pool.http2.take(&cluster) {
+            Some(stream) => return Ok(PooledConnection::Http2(stream)),
+            None => pool.http2.dial(&cluster, &endpoint, allowed).await?,
+        }
+    }
+}
+
+/// Closes connections that nobody uses, in time: one task for the whole mesh, on its own runtime, so that
+/// neither requests nor the application's timers know of it.
+pub(crate) async fn close_idle(targets: Targets) {
+    let mut period = PERIODS.1;
+    loop {
+        tokio::time::sleep(period).await;
+        let mut shortest = PERIODS.1 * 4;
+        let mut seen = HashSet::new();
+        for entry in targets.list() {
+            let Some(view) = entry.peek() else { continue };
+            for leaf in view.clusters().iter().flat_map(|cluster| cluster.leaves()) {
+                let limit = leaf.cluster.idle_timeout.unwrap_or(Duration::MAX);
+                shortest = shortest.min(limit);
+                if !seen.insert(Arc::as_ptr(&leaf.state)) {
+                    continue;
+                }
+                leaf.state.pass(period, limit);
+                leaf.state.each(|endpoint| {
+                    if let Some(pool) = endpoint.attachment(Pool::default) {
+                        pool.http1.pass(period, limit);
+                        pool.http2.pass(period, limit);
+                    }
+                });
+            }
+        }
+        period = (shortest / 4).clamp(PERIODS.0, PERIODS.1);
+    }
+}
+
+/// How often idle connections are looked at: a quarter of the shortest idle timeout, within these bounds.
+const PERIODS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+
+pin_project_lite::pin_project! {
+    /// One of two futures.
+    #[project = EitherProjection]
+    enum Either<L, R> {
+        Left { #[pin] future: L },
+        Right { #[pin] future: R },
+    }
+}
+
+impl<L: Future, R: Future<Output = L::Output>> Future for Either<L, R> {
+    type Output = L::Output;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<L::Output> {
+        match self.project() {
+            EitherProjection::Left { future } => future.poll(cx),
+            EitherProjection::Right { future } => future.poll(cx),
+        }
+    }
+}
