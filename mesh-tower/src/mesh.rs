@@ -1,12 +1,14 @@
 //! The mesh of one process: one store of configuration, one drain, and the faces that applications use.
 
+use std::collections::HashSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mesh_core::balance::LoadBalancer;
 use mesh_core::client_status::{ClientStatus, StatusHandle};
 use mesh_core::filter::FilterFactory;
+use mesh_core::id::Target;
 use mesh_core::request_info::{Observer, Observers};
 use mesh_core::store::{Source, Store};
 use mesh_core::view::Extensions;
@@ -45,6 +47,7 @@ struct Inner {
     cold_start_wait: Duration,
     background: tokio::runtime::Handle,
     status: StatusHandle,
+    limits_told: Arc<Mutex<HashSet<Target>>>,
 }
 
 impl Mesh {
@@ -123,6 +126,11 @@ impl Mesh {
             cold_start_wait: self.inner.cold_start_wait,
             target,
         })
+    }
+
+    /// The targets of which it was said what a connector cannot honour.
+    pub(crate) fn limits_told(&self) -> &Arc<Mutex<HashSet<Target>>> {
+        &self.inner.limits_told
     }
 
     /// The listeners that are bound now.
@@ -228,6 +236,7 @@ impl MeshBuilder {
             cold_start_wait: self.cold_start_wait.unwrap_or(Duration::from_secs(20)),
             background,
             status,
+            limits_told: Arc::default(),
         };
         Ok(Mesh { inner: Arc::new(inner) })
     }

@@ -202,6 +202,56 @@ async fn the_layer_holds_deadlines_as_the_client_does() {
 }
 
 #[tokio::test]
+async fn the_layer_tries_another_endpoint_where_one_refuses_and_says_what_failed() {
+    use tower::{Layer, ServiceExt};
+    let (address, _, _) = serve(|_| true).await;
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let pooled = || {
+        let executor = hyper_util::rt::TokioExecutor::new();
+        hyper_util::client::legacy::Client::builder(executor).pool_max_idle_per_host(0).build_http::<Body>()
+    };
+    let source = Fixed::new().service("s:80", [address, nobody]).service("gone:80", [nobody]);
+    let seen = Seen::default();
+    let mesh = Mesh::builder().source(source).observer(seen.clone()).start().unwrap();
+    let send = |uri: &str, body: &'static str| {
+        let request = Request::put(uri).body(http_body_util::Full::new(Bytes::from_static(body.as_bytes()))).unwrap();
+        mesh.layer().layer(pooled()).oneshot(request)
+    };
+    for _ in 0..40 {
+        let response = send("http://s/", "once").await.expect("the other endpoint is there");
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
+    }
+    let error = send("http://gone/", "").await.map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectFailure);
+    let text = format!("{error:#}");
+    assert!(
+        text.starts_with(&format!("route default: cluster gone:80: endpoint {nobody}: the inner client")),
+        "{text}"
+    );
+    assert!(text.to_lowercase().contains("connection refused"), "the inner client's own words: {text}");
+    let told = seen.0.lock().unwrap();
+    assert!(told.iter().any(|line| line == "s default s:80 Some(200) None 2 true"), "{told:?}");
+    assert_eq!(told.last().unwrap(), "gone default gone:80 None Some(ConnectFailure) 3 true");
+}
+
+/// The same retry as everywhere: what may have been processed is not sent again.
+#[tokio::test]
+async fn the_layer_does_not_send_again_what_may_have_been_processed() {
+    use tower::{Layer, ServiceExt};
+    let calls = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&calls);
+    let inner = tower::service_fn(move |_: Request<Body>| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async { Err::<http::Response<Body>, _>(std::io::Error::from(std::io::ErrorKind::ConnectionReset)) }
+    });
+    let source = Fixed::new().service("s:80", ["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()]);
+    let mesh = Mesh::builder().source(source).start().unwrap();
+    let request = Request::get("http://s/").body(Body::empty()).unwrap();
+    let error = mesh.layer().layer(inner).oneshot(request).await.map(drop).unwrap_err();
+    assert_eq!((error.kind(), calls.load(Ordering::SeqCst)), (ErrorKind::ConnectionLost, 1));
+}
+
+#[tokio::test]
 async fn a_pass_through_name_without_a_port_is_that_of_port_80() {
     let source = Fixed::new().routes("127.0.0.1:80", vec![route_to("c")]);
     let client = client(source.cluster(Cluster::new("c", ClusterKind::PassThrough)));

@@ -77,7 +77,7 @@ impl Connector {
 impl Mesh {
     /// A connector for a client that keeps its own connections.
     pub fn connector(&self) -> Connector {
-        Connector { context: self.outbound(None), under_tls: false, told: Arc::default() }
+        Connector { context: self.outbound(None), under_tls: false, told: Arc::clone(self.limits_told()) }
     }
 }
 

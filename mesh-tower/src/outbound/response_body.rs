@@ -123,7 +123,8 @@ where
                 {
                     request.as_mut().on_frame(&frame);
                 }
-                if this.content.is_end_stream() {
+                // Nothing comes after trailers.
+                if this.content.is_end_stream() || frame.is_trailers() {
                     end(&mut this, Ok(()));
                 }
                 Some(Ok(frame))

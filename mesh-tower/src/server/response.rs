@@ -238,7 +238,9 @@ impl<B: http_body::Body<Data = Bytes>> http_body::Body for ServerBody<B> {
             if let Some(Ok(frame)) = &frame {
                 note_frame(&mut facts.info, frame);
             }
-            if frame.is_none() || this.content.is_end_stream() {
+            // Nothing comes after trailers, and nobody asks.
+            let is_over = frame.as_ref().is_none_or(|frame| frame.as_ref().is_ok_and(Frame::is_trailers));
+            if is_over || this.content.is_end_stream() {
                 facts.info.note_complete();
             }
         }

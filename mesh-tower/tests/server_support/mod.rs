@@ -131,9 +131,12 @@ impl Source for Played {
                     },
                 };
                 // What was offered before anybody asked.
-                let changes: Vec<_> = progress.subscribe.iter().filter_map(|key| offered.get(key).cloned()).collect();
-                let next = sink.apply(Update { changes });
-                progress.subscribe.extend(next.subscribe);
+                let mut wanted = progress.subscribe.clone();
+                while !wanted.is_empty() {
+                    let changes: Vec<_> = wanted.iter().filter_map(|key| offered.get(key).cloned()).collect();
+                    wanted = sink.apply(Update { changes }).subscribe;
+                    progress.subscribe.extend(wanted.iter().cloned());
+                }
                 self.wanted.send_modify(|wanted| {
                     wanted.extend(progress.subscribe);
                     wanted.retain(|key| !progress.unsubscribe.contains(key));

@@ -1,0 +1,392 @@
+//! Filters on both sides: what they see of a request and its response, what they may decide, what they keep, and
+//! what is known of the request at its end.
+
+mod server_support;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, request, response};
+use http_body::Frame;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use mesh_core::error::ErrorKind;
+use mesh_core::filter::{Decision, Filter, FilterFactory, Reply, Resume};
+use mesh_core::fixed::{Fixed, route_to};
+use mesh_core::model::{
+    ApiListener, Cluster, ClusterKind, ClusterProtocol, Endpoints, FilterConfig, HeaderChange, HttpManager, Listener,
+    NamedFilter, Route, RouteConfiguration, RouteSource, VirtualHost,
+};
+use mesh_core::request_info::{Deadline, Observer, RequestInfo};
+use mesh_core::resources::{Change, Resource, ResourceKey, ResourceType};
+use mesh_tower::body::Body;
+use mesh_tower::{Mesh, MeshBuilder, server};
+use server_support::{Played, Player, app_route, chain, listener, played, within};
+use tokio::net::TcpListener;
+use tower_layer::Layer;
+
+type Log = Arc<Mutex<Vec<String>>>;
+
+/// Does what its configuration says, and writes down what it sees.
+#[derive(Debug)]
+struct Probe {
+    name: String,
+    log: Log,
+    /// How many requests passed, through all configurations.
+    count: Arc<AtomicUsize>,
+}
+
+impl Probe {
+    fn note(&self, what: impl std::fmt::Display) {
+        self.log.lock().unwrap().push(format!("{} {what}", self.name));
+    }
+}
+
+impl Filter for Probe {
+    fn on_request(&self, _: &mut RequestInfo, head: &mut request::Parts) -> Decision {
+        let count = self.count.fetch_add(1, Ordering::SeqCst) + 1;
+        self.note(format_args!("request {count}"));
+        head.headers.append("x-passed", HeaderValue::from_str(&self.name).unwrap());
+        match self.name.as_str() {
+            "refuse" => Decision::Reply(Reply::new(StatusCode::FORBIDDEN, "no")),
+            "delay" => Decision::Delay(Duration::from_millis(50), None),
+            "ask" => Decision::Callout(Box::pin(async {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let go_on: Resume = Box::new(|_, head| {
+                    head.headers.insert("x-asked", HeaderValue::from_static("yes"));
+                    Decision::Continue
+                });
+                go_on
+            })),
+            "ask-twice" => Decision::Callout(Box::pin(async {
+                let ask_again: Resume = Box::new(|_, _| {
+                    Decision::Callout(Box::pin(async {
+                        let refuse: Resume =
+                            Box::new(|_, _| Decision::Reply(Reply::new(StatusCode::UNAUTHORIZED, "asked twice")));
+                        refuse
+                    }))
+                });
+                ask_again
+            })),
+            "hang" => Decision::Callout(Box::pin(std::future::pending())),
+            _ => Decision::Continue,
+        }
+    }
+
+    fn on_response(&self, _: &mut RequestInfo, head: &mut response::Parts) {
+        self.note(format_args!("response {}", head.status.as_u16()));
+        head.headers.append("x-returned", HeaderValue::from_str(&self.name).unwrap());
+    }
+
+    fn on_end(&self, _: &RequestInfo) {
+        self.note("end");
+    }
+}
+
+fn probes(log: &Log) -> FilterFactory {
+    let log = Arc::clone(log);
+    Arc::new(move |config, state| {
+        let name = config.trim_matches('"').to_owned();
+        Ok(Arc::new(Probe { name, log: Arc::clone(&log), count: state.get(AtomicUsize::default) }))
+    })
+}
+
+fn filters(names: &[&str]) -> Vec<NamedFilter> {
+    let filter = |name: &&str| NamedFilter {
+        name: Arc::from(*name),
+        config: FilterConfig::Custom("probe".into(), Arc::from(format!("{name:?}"))),
+    };
+    names.iter().map(filter).collect()
+}
+
+/// A server that answers with the headers that filters added to the request.
+async fn upstream() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let service = service_fn(|request: Request<hyper::body::Incoming>| async move { answer(&request) });
+                _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    address
+}
+
+type Answer = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
+
+fn answer<B>(request: &Request<B>) -> Result<Response<Answer>, Infallible> {
+    let seen: Vec<_> = request.headers().get_all("x-passed").iter().map(|value| value.to_str().unwrap()).collect();
+    let asked = request.headers().get("x-asked").map_or("", |value| value.to_str().unwrap());
+    let text = Bytes::from(format!("{} {asked}", seen.join(",")));
+    if request.uri().path() == "/grpc" {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from_static("8"));
+        let frames = [Ok(Frame::data(text)), Ok(Frame::trailers(trailers))];
+        return Ok(Response::new(StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync()));
+    }
+    Ok(Response::new(Full::new(text).boxed_unsync()))
+}
+
+/// The same mesh on both sides: requests pass its filters where they are made, or where they are answered.
+struct Side {
+    name: &'static str,
+    player: Player,
+    client: mesh_tower::Client,
+    log: Log,
+    /// What the filters' configuration is written to.
+    put: Box<dyn Fn(&Player, &[&str])>,
+    _meshes: Vec<Mesh>,
+}
+
+fn builder(log: &Log, source: Played) -> MeshBuilder {
+    Mesh::builder().source(source).filter("probe", probes(log))
+}
+
+async fn outbound() -> Side {
+    let address = upstream().await;
+    let log = Log::default();
+    let (player, source) = played();
+    let mesh = builder(&log, source).start().unwrap();
+    let mut cluster = Cluster::new("c", ClusterKind::Static(Endpoints::fixed([address])));
+    cluster.protocol = ClusterProtocol::AsCaller;
+    player.send(Change::Put(ResourceKey::new(ResourceType::Cluster, "c"), Resource::Cluster(Arc::new(cluster))));
+    let put = |player: &Player, names: &[&str]| put_client(player, vec![changed(route_to("c"))], filters(names));
+    Side { name: "outbound", player, client: mesh.client(), log, put: Box::new(put), _meshes: vec![mesh] }
+}
+
+/// The route changes the response, too.
+fn changed(mut route: Route) -> Route {
+    let name = http::HeaderName::from_static("x-route");
+    route.mutations.response.push(HeaderChange::Set(name, HeaderValue::from_static("1")));
+    route
+}
+
+fn put_client(player: &Player, routes: Vec<Route>, filters: Vec<NamedFilter>) {
+    let host = VirtualHost { domains: vec!["*".into()], routes, ..VirtualHost::default() };
+    let config = RouteConfiguration { virtual_hosts: vec![host], ..RouteConfiguration::default() };
+    let http = HttpManager { routes: RouteSource::Inline(Arc::new(config)), filters, max_stream_duration: None };
+    let listener = Listener::Api(ApiListener { name: "s:80".into(), http });
+    player.send(Change::Put(ResourceKey::new(ResourceType::Listener, "s:80"), Resource::Listener(Arc::new(listener))));
+}
+
+async fn inbound() -> Side {
+    let log = Log::default();
+    let (player, source) = played();
+    let mesh = builder(&log, source).start().unwrap();
+    let bound = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = bound.local_addr();
+    let app = tower::service_fn(|request: Request<hyper::body::Incoming>| async move { answer(&request) });
+    tokio::spawn(server::serve(bound, mesh.server_layer().layer(app)).into_future());
+    let client = Mesh::builder().source(Fixed::new().service("s:80", [address])).start().unwrap();
+    let put = move |player: &Player, names: &[&str]| {
+        player.send(listener(address, vec![chain(vec![changed(app_route())], filters(names))]));
+    };
+    Side { name: "inbound", player, client: client.client(), log, put: Box::new(put), _meshes: vec![mesh, client] }
+}
+
+impl Side {
+    fn put(&self, names: &[&str]) {
+        (self.put)(&self.player, names);
+    }
+
+    async fn ask(&self, path: &str) -> (StatusCode, HeaderMap, String) {
+        let response = within(self.client.get(format!("http://s{path}"))).await.unwrap();
+        let (head, body) = response.into_parts();
+        let bytes = within(body.collect()).await.unwrap().to_bytes();
+        (head.status, head.headers, String::from_utf8(bytes.to_vec()).unwrap())
+    }
+
+    /// Asks until the configuration of these filters is in use, and forgets what was written down.
+    async fn settle(&self, first: &str) {
+        within(async {
+            loop {
+                self.log.lock().unwrap().clear();
+                _ = tokio::time::timeout(Duration::from_millis(500), self.client.get("http://s/")).await;
+                if self.log.lock().unwrap().first().is_some_and(|line| line.starts_with(&format!("{first} "))) {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        self.told("end").await;
+        self.log.lock().unwrap().clear();
+    }
+
+    /// Waits until a line that ends so was written down, and returns all of them.
+    async fn told(&self, end: &str) -> Vec<String> {
+        within(async {
+            loop {
+                let lines = self.log.lock().unwrap().clone();
+                if lines.iter().any(|line| line.ends_with(end)) {
+                    return lines;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await
+    }
+}
+
+async fn both() -> [Side; 2] {
+    [outbound().await, inbound().await]
+}
+
+#[tokio::test]
+async fn filters_see_the_request_in_order_the_response_in_reverse_and_the_end() {
+    for side in both().await {
+        side.put(&["a", "b", "c"]);
+        side.settle("a").await;
+        let (status, headers, body) = side.ask("/").await;
+        assert_eq!((status.as_u16(), body.as_str()), (200, "a,b,c "), "{}", side.name);
+        let returned: Vec<_> = headers.get_all("x-returned").iter().collect();
+        assert_eq!(returned, ["c", "b", "a"], "{}", side.name);
+        assert_eq!(headers["x-route"], "1");
+        let lines = side.told("c end").await;
+        let what: Vec<_> = lines.iter().map(|line| line.trim_end_matches(char::is_numeric).trim()).collect();
+        let expected = [
+            "a request",
+            "b request",
+            "c request",
+            "c response",
+            "b response",
+            "a response",
+            "a end",
+            "b end",
+            "c end",
+        ];
+        assert_eq!(what, expected, "{}", side.name);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_of_a_filter_goes_back_by_those_that_saw_the_request() {
+    for side in both().await {
+        side.put(&["a", "refuse", "never"]);
+        side.settle("a").await;
+        let (status, headers, body) = side.ask("/").await;
+        assert_eq!((status.as_u16(), body.as_str()), (403, "no"), "{}", side.name);
+        assert_eq!(headers.get_all("x-returned").iter().collect::<Vec<_>>(), ["refuse", "a"], "{}", side.name);
+        assert_eq!(headers["x-route"], "1", "{}", side.name);
+        let lines = side.told("refuse end").await;
+        assert!(lines.iter().all(|line| !line.starts_with("never")), "{}: {lines:?}", side.name);
+    }
+}
+
+#[tokio::test]
+async fn a_filter_may_wait_or_ask_somebody_and_the_next_one_comes_after() {
+    for side in both().await {
+        side.put(&["delay", "ask", "after"]);
+        side.settle("delay").await;
+        let started = Instant::now();
+        let (status, _, body) = side.ask("/").await;
+        assert_eq!((status.as_u16(), body.as_str()), (200, "delay,ask,after yes"), "{}", side.name);
+        assert!(started.elapsed() >= Duration::from_millis(70), "{}", side.name);
+        side.put(&["ask-twice", "never"]);
+        side.settle("ask-twice").await;
+        let (status, _, body) = side.ask("/").await;
+        assert_eq!((status.as_u16(), body.as_str()), (401, "asked twice"), "{}", side.name);
+    }
+}
+
+#[tokio::test]
+async fn a_filter_that_waits_for_ever_ends_with_the_deadline_or_with_its_caller() {
+    let side = outbound().await;
+    side.put(&["hang"]);
+    side.settle("hang").await;
+    let request = Request::get("http://s/").extension(Deadline(Instant::now() + Duration::from_millis(50)));
+    let error = within(side.client.request(request.body(Body::empty()).unwrap())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(error.to_string().contains("a filter held the request back"), "{error}");
+    assert_eq!(side.told("end").await.len(), 2, "it saw the request and its end");
+    let side = inbound().await;
+    side.put(&["hang"]);
+    // The client gives up, and so does its connection: the filter is told.
+    side.settle("hang").await;
+}
+
+#[tokio::test]
+async fn what_a_filter_keeps_survives_a_push() {
+    for side in both().await {
+        side.put(&["a"]);
+        side.settle("a").await;
+        side.ask("/").await;
+        let before: usize = last_count(&side.told("a end").await);
+        // Another list of filters, and so every filter made anew.
+        side.put(&["first", "a"]);
+        side.settle("first").await;
+        side.ask("/").await;
+        let lines = side.told("a end").await;
+        assert!(last_count(&lines) > before, "{}: {lines:?} after {before}", side.name);
+    }
+}
+
+fn last_count(lines: &[String]) -> usize {
+    let counts = lines.iter().filter_map(|line| line.strip_prefix("a request ")?.parse().ok());
+    counts.max().expect("it saw a request")
+}
+
+#[derive(Clone, Debug, Default)]
+struct Told(Log);
+
+impl Observer for Told {
+    fn on_end(&self, request: &RequestInfo) {
+        let line = format!(
+            "{:?} {} {} peer={} {:?} grpc={:?} {} bytes complete={} flag={:?}",
+            request.direction().unwrap(),
+            request.method().unwrap(),
+            request.authority(),
+            request.peer().is_some(),
+            request.status().map(|status| status.as_u16()),
+            request.grpc_status(),
+            request.response_bytes(),
+            request.is_complete(),
+            request.response_flag(),
+        );
+        self.0.lock().unwrap().push(line);
+    }
+}
+
+#[tokio::test]
+async fn at_the_end_of_the_body_both_sides_know_all_of_the_request() {
+    let (client_told, server_told) = (Told::default(), Told::default());
+    let served = Mesh::builder().source(Fixed::new()).observer(server_told.clone()).start().unwrap();
+    let bound = served.bind("127.0.0.1:0").await.unwrap();
+    let source = Fixed::new().service("s:80", [bound.local_addr()]);
+    let app = tower::service_fn(|request: Request<hyper::body::Incoming>| async move { answer(&request) });
+    tokio::spawn(server::serve(bound, served.server_layer().layer(app)).into_future());
+    let mesh = Mesh::builder().source(source).observer(client_told.clone()).start().unwrap();
+    let request = Request::post("http://s:80/grpc").version(http::Version::HTTP_2).body(Empty::<Bytes>::new()).unwrap();
+    let response = within(mesh.client().request(request)).await.unwrap();
+    assert!(client_told.0.lock().unwrap().is_empty(), "the body is not read yet");
+    within(response.into_body().collect()).await.unwrap();
+    assert_eq!(
+        *client_told.0.lock().unwrap(),
+        ["Outbound POST s:80 peer=false Some(200) grpc=Some(8) 1 bytes complete=true flag=\"\""]
+    );
+    within(async {
+        while server_told.0.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    assert_eq!(
+        *server_told.0.lock().unwrap(),
+        ["Inbound POST s:80 peer=true Some(200) grpc=Some(8) 1 bytes complete=true flag=\"\""]
+    );
+    // A body that is given up.
+    client_told.0.lock().unwrap().clear();
+    drop(within(mesh.client().get("http://s:80/")).await.unwrap());
+    assert_eq!(
+        *client_told.0.lock().unwrap(),
+        ["Outbound GET s:80 peer=false Some(200) grpc=None 0 bytes complete=false flag=\"DC\""]
+    );
+}
