@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{request, response};
+use http::{Request, request, response};
 use mesh_core::filter::{Callout, Decision, Filter, Reply, Resume};
 use mesh_core::request_info::RequestInfo;
 
@@ -17,8 +17,16 @@ pub(crate) enum Passage {
 }
 
 /// Passes the filters from the one at `entered` on; `entered` is how many have seen the request.
-#[inline]
-pub(crate) fn on_request(
+pub(crate) fn on_request<B>(
+    filters: &[Arc<dyn Filter>],
+    entered: &mut usize,
+    info: &mut RequestInfo,
+    request: &mut Request<B>,
+) -> Passage {
+    with_parts(request, |head| go_on(filters, entered, info, head))
+}
+
+fn go_on(
     filters: &[Arc<dyn Filter>],
     entered: &mut usize,
     info: &mut RequestInfo,
@@ -38,17 +46,17 @@ pub(crate) fn on_request(
 }
 
 /// The filter that held the request back decides; then the chain goes on.
-pub(crate) fn resume(
+pub(crate) fn resume<B>(
     decide: Resume,
     filters: &[Arc<dyn Filter>],
     entered: &mut usize,
     info: &mut RequestInfo,
-    head: &mut request::Parts,
+    request: &mut Request<B>,
 ) -> Passage {
-    match carry_out(decide(info, head)) {
-        Passage::Passed => on_request(filters, entered, info, head),
+    with_parts(request, |head| match carry_out(decide(info, head)) {
+        Passage::Passed => go_on(filters, entered, info, head),
         ended => ended,
-    }
+    })
 }
 
 fn carry_out(decision: Decision) -> Passage {
@@ -81,4 +89,20 @@ pub(crate) fn on_end(filters: &[Arc<dyn Filter>], entered: usize, info: &Request
     for filter in filters.iter().take(entered) {
         filter.on_end(info);
     }
+}
+
+/// Does something with the parts of a request that stays in its place.
+fn with_parts<B, T>(request: &mut Request<B>, change: impl FnOnce(&mut request::Parts) -> T) -> T {
+    let (mut parts, ()) = Request::new(()).into_parts();
+    let mut swap = |parts: &mut request::Parts| {
+        std::mem::swap(&mut parts.method, request.method_mut());
+        std::mem::swap(&mut parts.uri, request.uri_mut());
+        std::mem::swap(&mut parts.version, request.version_mut());
+        std::mem::swap(&mut parts.headers, request.headers_mut());
+        std::mem::swap(&mut parts.extensions, request.extensions_mut());
+    };
+    swap(&mut parts);
+    let result = change(&mut parts);
+    swap(&mut parts);
+    result
 }

@@ -211,7 +211,7 @@ impl RouteTable {
         let (compiled, config) = found.ok_or_else(|| no_route("no route for"))?;
         let chosen = compiled.choose(random).and_then(|chosen| Some((chosen, compiled.destinations.get(chosen)?)));
         let (chosen, destination) = chosen.ok_or_else(|| no_route("no destination for"))?;
-        Ok((RoutePosition { host, route, destination: chosen }, config, destination))
+        Ok((RoutePosition { host: host as u32, route: route as u32, destination: chosen as u32 }, config, destination))
     }
 
     /// What it was compiled from.
@@ -227,24 +227,24 @@ impl RouteTable {
 
     /// All that the route at a position may choose among, by weight.
     pub(super) fn alternatives(&self, position: RoutePosition) -> &[Destination] {
-        let route = self.hosts.get(position.host).and_then(|host| host.routes.get(position.route));
+        let route = self.hosts.get(position.host as usize).and_then(|host| host.routes.get(position.route as usize));
         route.map_or(&[], |route| &route.destinations)
     }
 
     /// What is at a position; `None` only where it is another table's.
     pub fn at(&self, position: RoutePosition) -> Option<(&Route, &Destination)> {
-        let route = self.config.virtual_hosts.get(position.host)?.routes.get(position.route)?;
-        let compiled = self.hosts.get(position.host)?.routes.get(position.route)?;
-        Some((route, compiled.destinations.get(position.destination)?))
+        let route = self.config.virtual_hosts.get(position.host as usize)?.routes.get(position.route as usize)?;
+        let compiled = self.hosts.get(position.host as usize)?.routes.get(position.route as usize)?;
+        Some((route, compiled.destinations.get(position.destination as usize)?))
     }
 }
 
 /// Where in a table a request's route and destination are, for who comes back to them later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoutePosition {
-    host: usize,
-    route: usize,
-    destination: usize,
+    host: u32,
+    route: u32,
+    destination: u32,
 }
 
 fn catches_all(config: &RouteConfiguration) -> bool {

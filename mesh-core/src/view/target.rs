@@ -49,14 +49,18 @@ pub struct SelectedRoute {
 }
 
 impl SelectedRoute {
-    /// Finds the route of a request. Allocates nothing unless it fails.
+    /// Finds the route of a request: to be kept, and to be looked at for now. Allocates nothing unless it fails.
     ///
     /// # Errors
     /// As [`TargetView::find`].
     #[inline]
-    pub fn find(view: Arc<TargetView>, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Result<Self, MeshError> {
-        let position = view.find(head, random)?.position;
-        Ok(SelectedRoute { view, position })
+    pub fn find<'v>(
+        view: &'v Arc<TargetView>,
+        head: &RequestHead<'_>,
+        random: &mut fastrand::Rng,
+    ) -> Result<(Self, RouteRef<'v>), MeshError> {
+        let found = view.find(head, random)?;
+        Ok((SelectedRoute { view: Arc::clone(view), position: found.position }, found))
     }
 
     /// The view that it was found in.

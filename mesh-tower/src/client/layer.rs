@@ -6,7 +6,6 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::HOST;
-use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Request, Response};
 use mesh_core::error::{ErrorKind, MeshError};
@@ -105,7 +104,7 @@ where
         let clone = self.inner.clone();
         let ready = std::mem::replace(&mut self.inner, clone.clone());
         let transport = OtherClient { ready: Some(ready), inner: clone };
-        outbound::send(Arc::clone(&self.context), transport, request.map(Body::new))
+        outbound::send(&self.context, transport, request.map(Body::new))
     }
 }
 
@@ -130,15 +129,15 @@ where
     /// What the authority was stays in `Host`; the version is the other client's to choose.
     fn form(
         &self,
-        head: &mut Parts,
+        request: &mut Request<Body>,
         _: &Cluster,
         info: &RequestInfo,
         host: Option<&HeaderValue>,
     ) -> Result<Protocol, MeshError> {
-        let version = head.version;
-        to_http1(head, host);
-        head.version = version;
-        if !head.headers.contains_key(HOST) {
+        let version = request.version();
+        to_http1(request, host);
+        *request.version_mut() = version;
+        if !request.headers().contains_key(HOST) {
             return Err(MeshError::new(ErrorKind::BadRequest, "no authority"));
         }
         Ok(if info.is_http2 { Protocol::Http2 } else { Protocol::Http1 })
@@ -171,5 +170,9 @@ where
         Failure::of_other_client(error.into())
     }
 
-    fn release(&self, _: S, _: &Cluster, _: &EndpointState) {}
+    fn may_go_on(&self, _: &S, _: &Cluster) -> bool {
+        true
+    }
+
+    fn release(&self, _: S, _: &EndpointState) {}
 }

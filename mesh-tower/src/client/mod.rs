@@ -94,7 +94,7 @@ impl Client {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        outbound::send(Arc::clone(&self.context), pooled(), request.map(Body::new))
+        outbound::send(&self.context, pooled(), request.map(Body::new))
     }
 }
 

@@ -5,98 +5,123 @@
 //! a try: see [`FailureCause`].
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use mesh_core::balance::PickArgs;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::grpc_timeout;
-use mesh_core::model::{RetryPolicy, RouteAction};
+use mesh_core::model::{Cluster, RetryPolicy, RouteAction};
 use mesh_core::request_info::RequestInfo;
 use mesh_core::retry::{self, Outcome, RetryDecision};
-use mesh_core::view::{RouteRef, SelectedRoute};
+use mesh_core::view::RouteRef;
 
-use super::request::{ActiveRequest, Attempt, FOUND, NOT_SENT, Step, Woken};
-use super::response_body::Content;
+use super::request::{ActiveRequest, Attempt, FOUND, Step, Woken};
+use crate::body::Body;
 use crate::transport::{Failure, FailureCause, Plaintext, Protocol, Transport};
 
 /// How many connections may turn out to be closed under one try, before a new one is dialled for it.
 const MAX_STALE: u8 = 3;
 
 impl Attempt {
-    /// Picks an endpoint for the next try of a request. `destination` is where the caller wants to go, for clusters that
-    /// pass through.
+    /// Picks an endpoint for the next try of a request, and tells which cluster it belongs to: for an aggregate, the
+    /// leaf. `destination` is where the caller wants to go, for clusters that pass through.
     ///
     /// # Errors
     /// Where there is no endpoint, or the cluster must not be talked to in plaintext.
     #[inline]
-    pub(crate) fn pick(route: &RouteRef<'_>, info: &mut RequestInfo, destination: &str) -> Result<Attempt, MeshError> {
-        let no_cluster = || MeshError::new(ErrorKind::NoCluster, "the route has no cluster");
-        let pick = route.cluster.ok_or_else(no_cluster)?.pick(&mut PickArgs::of(info), || destination)?;
+    pub(crate) fn pick<'v>(
+        route: &RouteRef<'v>,
+        info: &mut RequestInfo,
+        destination: &str,
+    ) -> Result<(Attempt, &'v Arc<Cluster>), MeshError> {
+        let Some(cluster) = route.cluster else {
+            return Err(MeshError::new(ErrorKind::NoCluster, "the route has no cluster"));
+        };
+        let pick = cluster.pick(&mut PickArgs::of(info), || destination)?;
         info.note_attempt(pick.in_flight.endpoint());
-        let allowed = Plaintext::allowed(pick.cluster)?;
-        Ok(Attempt { in_flight: pick.in_flight, leaf: pick.leaf, allowed, protocol: Protocol::Http1, stale: 0 })
+        let attempt = Attempt {
+            in_flight: pick.in_flight,
+            leaf: pick.leaf,
+            allowed: Plaintext::allowed(pick.cluster)?,
+            protocol: Protocol::Http1,
+            stale: 0,
+            goes_on: false,
+        };
+        Ok((attempt, pick.cluster))
     }
 
     /// What becomes of a try that failed: the pause before the next one, or the error, which says where it happened.
     pub(crate) fn failed(
         self,
         error: MeshError,
-        route: &SelectedRoute,
+        route: &RouteRef<'_>,
         info: &mut RequestInfo,
     ) -> (MeshError, RetryDecision) {
         let cluster = self.cluster(route).map_or("", |cluster| cluster.name.as_str());
         let error = error.within(format_args!("cluster {cluster}: endpoint {}", self.endpoint().id()));
         info.tried.push(Arc::clone(self.endpoint()));
-        let outcome = Outcome::Failed(error.kind());
-        let decision =
-            retry::decide(policy(route), outcome, info.attempts, info.deadline, Instant::now(), &mut info.random);
-        (error, decision)
+        (error.clone(), decide(route, Outcome::Failed(error.kind()), info))
+    }
+
+    /// The cluster that the endpoint belongs to.
+    fn cluster<'v>(&self, route: &RouteRef<'v>) -> Option<&'v Arc<Cluster>> {
+        Some(&route.cluster?.leaves().get(self.leaf)?.cluster)
     }
 }
 
 /// The retry policy of a route.
 #[inline]
-fn policy(route: &SelectedRoute) -> &RetryPolicy {
-    match &route.get().route.action {
+fn policy<'v>(route: &RouteRef<'v>) -> &'v RetryPolicy {
+    match &route.route.action {
         RouteAction::Forward(forward) => forward.retry.as_ref().unwrap_or(&retry::DEFAULT_POLICY),
         _ => &retry::DEFAULT_POLICY,
     }
 }
 
+fn decide(route: &RouteRef<'_>, outcome: Outcome<'_>, info: &mut RequestInfo) -> RetryDecision {
+    retry::decide(policy(route), outcome, info.attempts, info.deadline, Instant::now(), &mut info.random)
+}
+
 impl<T: Transport> ActiveRequest<T> {
+    /// Another try: the pause is over.
+    pub(super) fn retry(&mut self, request: &mut Request<Body>) -> Result<Step<T>, MeshError> {
+        let selected = self.route.clone().expect(FOUND);
+        self.try_once(&selected.get(), request)
+    }
+
     /// Begins a try.
     #[inline]
-    pub(super) fn try_once(&mut self) -> Result<Step<T>, MeshError> {
-        let route = self.route.as_ref().expect(FOUND);
-        let (head, _) = self.request.as_mut().expect(NOT_SENT);
+    pub(super) fn try_once(&mut self, route: &RouteRef<'_>, request: &mut Request<Body>) -> Result<Step<T>, MeshError> {
         let destination = self.destination.as_deref().unwrap_or_default();
-        let mut attempt = Attempt::pick(&route.get(), &mut self.info, destination)?;
-        let cluster = attempt.cluster(route).expect(OF_THE_VIEW);
-        attempt.protocol = self.transport.form(head, cluster, &self.info, route.view().host())?;
+        let (mut attempt, cluster) = Attempt::pick(route, &mut self.info, destination)?;
+        let host = self.route.as_ref().and_then(|route| route.view().host());
+        attempt.protocol = self.transport.form(request, cluster, &self.info, host)?;
         if let Some(deadline) = self.info.deadline.filter(|_| self.info.is_grpc) {
-            grpc_timeout::tell(&mut head.headers, deadline.saturating_duration_since(Instant::now()));
+            grpc_timeout::tell(request.headers_mut(), deadline.saturating_duration_since(Instant::now()));
         }
+        self.route_wants_response = self.filters_entered > 0
+            || !route.destination.response_changes().is_empty()
+            || retry::looks_at_answers(policy(route));
         let ready = match self.was_cut {
             false => self.transport.ready(cluster, attempt.endpoint(), attempt.protocol, attempt.allowed),
             true => None,
         };
-        self.attempt = Some(attempt);
         match ready {
             Some(connection) => {
+                attempt.goes_on = self.transport.may_go_on(&connection, cluster);
                 self.connection = Some(connection);
+                self.attempt = Some(attempt);
                 Ok(Step::Send)
             }
-            None => Ok(self.connect(!self.was_cut)),
+            None => Ok(self.connect(attempt, cluster, !self.was_cut)),
         }
     }
 
     /// Waits for a connection, an old one only if `reuse` says so.
-    fn connect(&mut self, reuse: bool) -> Step<T> {
-        let route = self.route.as_ref().expect(FOUND);
-        let attempt = self.attempt.as_ref().expect(PICKED);
-        let cluster = attempt.cluster(route).expect(OF_THE_VIEW);
+    fn connect(&mut self, attempt: Attempt, cluster: &Arc<Cluster>, reuse: bool) -> Step<T> {
         let connecting = self.transport.connect(cluster, attempt.endpoint(), attempt.protocol, attempt.allowed, reuse);
+        self.attempt = Some(attempt);
         Step::Wait(Box::pin(async move { Woken::Connected(connecting.await) }))
     }
 
@@ -104,99 +129,83 @@ impl<T: Transport> ActiveRequest<T> {
     pub(super) fn connected(&mut self, connected: Result<T::Connection, MeshError>) -> Result<Step<T>, MeshError> {
         match connected {
             Ok(connection) => {
+                let (attempt, route) = (self.attempt.as_mut().expect(PICKED), self.route.as_ref().expect(FOUND));
+                let cluster = attempt.cluster(&route.get()).expect(OF_THE_VIEW);
+                attempt.goes_on = self.transport.may_go_on(&connection, cluster);
                 self.connection = Some(connection);
                 Ok(Step::Send)
             }
-            Err(error) => self.failed(Failure { error, cause: FailureCause::Endpoint, harmless: true }),
+            Err(error) => {
+                let failure = Failure { error, cause: FailureCause::Endpoint, harmless: true };
+                self.failed(failure, true)
+            }
         }
     }
 
     /// Sends the request over its connection, and keeps what it takes to send it once more.
     #[inline]
-    pub(super) fn dispatch(&mut self) -> T::Exchange {
-        let (head, mut body) = self.request.take().expect(NOT_SENT);
-        self.replay.keep(&head, &mut body);
+    pub(super) fn dispatch(&mut self, mut request: Request<Body>) -> T::Exchange {
+        self.replay.keep(&mut request);
         let endpoint = self.attempt.as_ref().expect(PICKED).endpoint();
         let connection = self.connection.as_mut().expect("a connection was found for the try");
-        self.transport.send(connection, Request::from_parts(head, body), endpoint)
+        self.transport.send(connection, request, endpoint)
     }
 
-    /// The exchange is over: the head of the response is here, or there will be none.
-    #[inline]
-    pub(super) fn concluded(&mut self, outcome: Result<Response<T::Body>, T::Error>) -> Step<T> {
-        match outcome {
-            Ok(response) => self.answered(response),
-            Err(error) => {
-                let connection = self.connection.take();
-                let failure = self.transport.failure(error, connection, &mut self.replay);
-                self.failed(failure).unwrap_or_else(|error| self.fail(error))
+    /// The exchange failed: what that says of it, and the request, if it is whole again and another try does no harm.
+    #[cold]
+    pub(super) fn exchange_failed(&mut self, error: T::Error) -> (Failure, Option<Request<Body>>) {
+        let connection = self.connection.take();
+        let failure = self.transport.failure(error, connection, &mut self.replay);
+        let request = failure.harmless.then(|| self.replay.restore()).flatten();
+        (failure, request)
+    }
+
+    /// A try failed: the same once more over another connection, another try, or the end. `is_whole` says whether the
+    /// request is still there.
+    pub(super) fn failed(&mut self, failure: Failure, is_whole: bool) -> Result<Step<T>, MeshError> {
+        let selected = self.route.clone().expect(FOUND);
+        let route = selected.get();
+        let mut attempt = self.attempt.take().expect(PICKED);
+        match failure.cause {
+            FailureCause::Stale if is_whole && attempt.stale < MAX_STALE => {
+                attempt.stale += 1;
+                let (cluster, reuse) = (attempt.cluster(&route), !self.was_cut && attempt.stale < MAX_STALE);
+                return Ok(self.connect(attempt, cluster.expect(OF_THE_VIEW), reuse));
             }
+            FailureCause::Cut if is_whole && !self.was_cut => {
+                self.was_cut = true;
+                let cluster = attempt.cluster(&route);
+                return Ok(self.connect(attempt, cluster.expect(OF_THE_VIEW), false));
+            }
+            _ => {}
         }
-    }
-
-    #[inline]
-    fn answered(&mut self, response: Response<T::Body>) -> Step<T> {
-        let route = self.route.as_ref().expect(FOUND);
-        if retry::looks_at_answers(policy(route))
-            && let Some(step) = self.try_again_after(&response)
-        {
-            return step;
+        match attempt.failed(failure.error, &route, &mut self.info) {
+            (_, RetryDecision::Retry { after }) if is_whole => Ok(pause(after)),
+            (error, _) => Err(error),
         }
-        self.replay.forget();
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            // An upgraded connection belongs to whoever took the upgrade.
-            self.connection = None;
-        }
-        let response = self.pass_back(response);
-        Step::Done(Ok(response.map(|body| Content::Upstream { body })))
     }
 
     /// Another try, where the policy wants one after this answer and the request is still whole.
     #[cold]
-    fn try_again_after(&mut self, response: &Response<T::Body>) -> Option<Step<T>> {
-        let policy = policy(self.route.as_ref().expect(FOUND));
+    pub(super) fn try_again_after(&mut self, response: &Response<T::Body>) -> Option<(Step<T>, Request<Body>)> {
+        let selected = self.route.clone()?;
+        let route = selected.get();
+        if !retry::looks_at_answers(policy(&route)) {
+            return None;
+        }
         let outcome = Outcome::Answered(response.status(), response.headers());
-        let (info, now) = (&mut self.info, Instant::now());
-        let decision = retry::decide(policy, outcome, info.attempts, info.deadline, now, &mut info.random);
-        let RetryDecision::Retry { after } = decision else { return None };
-        self.request = Some(self.replay.restore()?);
+        let RetryDecision::Retry { after } = decide(&route, outcome, &mut self.info) else { return None };
+        let request = self.replay.restore()?;
         // The answer is not read, so its connection cannot be used again.
         self.connection = None;
         if let Some(attempt) = self.attempt.take() {
             self.info.tried.push(Arc::clone(attempt.endpoint()));
         }
-        Some(pause(after))
-    }
-
-    /// A try failed: the same once more over another connection, another try, or the end.
-    fn failed(&mut self, failure: Failure) -> Result<Step<T>, MeshError> {
-        if failure.harmless && self.request.is_none() {
-            self.request = self.replay.restore();
-        }
-        let is_whole = failure.harmless && self.request.is_some();
-        let mut attempt = self.attempt.take().expect(PICKED);
-        match failure.cause {
-            FailureCause::Stale if is_whole && attempt.stale < MAX_STALE => {
-                attempt.stale += 1;
-                let reuse = !self.was_cut && attempt.stale < MAX_STALE;
-                self.attempt = Some(attempt);
-                return Ok(self.connect(reuse));
-            }
-            FailureCause::Cut if is_whole && !self.was_cut => {
-                self.was_cut = true;
-                self.attempt = Some(attempt);
-                return Ok(self.connect(false));
-            }
-            _ => {}
-        }
-        match attempt.failed(failure.error, self.route.as_ref().expect(FOUND), &mut self.info) {
-            (_, RetryDecision::Retry { after }) if is_whole => Ok(pause(after)),
-            (error, _) => Err(error),
-        }
+        Some((pause(after), request))
     }
 }
 
-fn pause<T: Transport>(after: std::time::Duration) -> Step<T> {
+fn pause<T: Transport>(after: Duration) -> Step<T> {
     Step::Wait(Box::pin(async move {
         tokio::time::sleep(after).await;
         Woken::Retry

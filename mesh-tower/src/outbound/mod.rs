@@ -1,11 +1,12 @@
 //! An outbound request, from the caller's hands to the end of its response's body: one state machine, whoever the
 //! caller is and whatever takes the request to its endpoint.
 //!
-//! [`request`] has what a request knows and holds. Its steps are plain functions, in the order of the walk: [`route`] finds the target's view, the route, and what
-//! the route wants; [`attempt`] picks an endpoint and a connection, and decides what becomes of a failure;
-//! [`response_body`] is the way home. A step goes on to the next one as long as nothing has to be waited for, so
-//! most requests are in the connection's queue before the call returns. What is waited for, that is a first view, a
-//! filter, a pause, a dial, is a [`Wait`], and what it wakes up with says where to go on.
+//! [`request`] has what a request knows and holds. Its steps are plain functions, in the order of the walk: [`route`]
+//! finds the target's view, the route, and what the route wants; [`attempt`] picks an endpoint and a connection, and
+//! decides what becomes of a failure; [`response_body`] is the way home. A step goes on to the next one as long as
+//! nothing has to be waited for, so most requests are in the connection's queue before the call returns. What is
+//! waited for, that is a first view, a filter, a pause, a dial, is a [`Wait`], and what it wakes up with says where to
+//! go on.
 
 mod attempt;
 mod request;
@@ -16,10 +17,10 @@ mod route;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::Frame;
 use hyper::body::Incoming;
 use mesh_core::error::MeshError;
@@ -33,19 +34,35 @@ pub use response_body::ResponseBody;
 pub(crate) use route::{destination, entry, refuse_tls};
 
 use request::{ActiveRequest, Step, Wait, Woken};
-use response_body::Underway;
+use response_body::{Content, Underway};
 
 /// Sends a request as far as it gets without waiting. The one allocation of a request is made here, and lasts to the
 /// end of the response's body.
 #[inline]
 pub(crate) fn send<T: Transport>(
-    context: Arc<OutboundContext>,
+    context: &Arc<OutboundContext>,
     transport: T,
     request: Request<Body>,
 ) -> ResponseFuture<T::Body> {
-    let mut outbound = Outbound::new(context, transport, request);
-    let step = outbound.as_mut().project().request.start();
-    match outbound.as_mut().carry_out(step) {
+    let mut outbound = Box::pin(Outbound {
+        request: ActiveRequest {
+            context: Arc::clone(context),
+            transport,
+            info: route::info_of(context, &request),
+            route: None,
+            filters_entered: 0,
+            destination: None,
+            attempt: None,
+            connection: None,
+            replay: Replay::default(),
+            was_cut: false,
+            route_wants_response: false,
+            deadline: None,
+        },
+        flight: Flight::Here { request },
+        wait: None,
+    });
+    match outbound.as_mut().step(ActiveRequest::start) {
         None => ResponseFuture { state: State::Underway { outbound } },
         Some(result) => ResponseFuture::ready(result),
     }
@@ -58,83 +75,107 @@ pin_project! {
         T: Transport,
     {
         request: ActiveRequest<T>,
-        wait: Option<Wait<T::Connection>>,
         #[pin]
-        exchange: Option<T::Exchange>,
+        flight: Flight<T::Exchange>,
+        wait: Option<Wait<T::Connection>>,
     }
 }
 
+pin_project! {
+    /// Where the request itself is.
+    #[project = FlightProjection]
+    #[project_replace = FlightReplaced]
+    enum Flight<F> {
+        /// Not sent yet, or whole again.
+        Here { request: Request<Body> },
+        /// On its way.
+        Away {
+            #[pin]
+            exchange: F,
+        },
+        /// Answered, or lost.
+        Gone,
+    }
+}
+
+/// The head of the response, or why there is none.
+type Concluded<B> = Result<Response<ResponseBody<B>>, MeshError>;
+
 impl<T: Transport> Outbound<T> {
+    /// Takes a step with the request; what the request came to, if that was the last one.
     #[inline]
-    fn new(context: Arc<OutboundContext>, transport: T, request: Request<Body>) -> Pin<Box<Self>> {
-        let (head, body) = request.into_parts();
-        let info = route::info_of(&context, &head);
-        let request = ActiveRequest {
-            context,
-            transport,
-            info,
-            route: None,
-            filters_entered: 0,
-            request: Some((head, body)),
-            destination: None,
-            attempt: None,
-            connection: None,
-            replay: Replay::default(),
-            was_cut: false,
-            deadline: None,
+    fn step(
+        mut self: Pin<&mut Self>,
+        step: impl FnOnce(&mut ActiveRequest<T>, &mut Request<Body>) -> Result<Step<T>, MeshError>,
+    ) -> Option<Concluded<T::Body>> {
+        let mut this = self.as_mut().project();
+        let step = match this.flight.as_mut().project() {
+            FlightProjection::Here { request } => step(this.request, request),
+            FlightProjection::Away { .. } | FlightProjection::Gone => unreachable!("it is here until it is sent"),
         };
-        Box::pin(Outbound { request, wait: None, exchange: None })
+        self.carry_out(step)
     }
 
-    /// Does what a step asks for; the result, if that was the last one.
+    /// Does what a step asks for.
     #[inline]
-    fn carry_out(self: Pin<&mut Self>, step: Step<T>) -> Option<Result<Response<ResponseBody<T::Body>>, MeshError>> {
+    fn carry_out(self: Pin<&mut Self>, step: Result<Step<T>, MeshError>) -> Option<Concluded<T::Body>> {
         let mut this = self.project();
         match step {
-            Step::Send => this.exchange.set(Some(this.request.dispatch())),
-            Step::Wait(wait) => *this.wait = Some(wait),
-            Step::Done(Ok(response)) => {
-                let deadline = this.request.take_deadline();
-                let is_observed = this.request.info.is_observed();
-                return Some(Ok(response.map(|content| ResponseBody::new(content, deadline, is_observed))));
+            Ok(Step::Send) => {
+                if let FlightReplaced::Here { request } = this.flight.as_mut().project_replace(Flight::Gone) {
+                    this.flight.set(Flight::Away { exchange: this.request.dispatch(request) });
+                }
+                None
             }
-            Step::Done(Err(error)) => {
-                this.request.info.note_error(&error);
-                return Some(Err(error));
+            Ok(Step::Wait(wait)) => {
+                *this.wait = Some(wait);
+                None
             }
+            Ok(Step::Done(response)) => Some(Ok(this.request.deliver(response))),
+            Err(error) => Some(Err(this.request.fail(error))),
         }
-        None
     }
 }
 
 impl<T: Transport> Underway<T::Body> for Outbound<T> {
     #[inline]
-    fn poll_response(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Response<ResponseBody<T::Body>>, MeshError>> {
+    fn poll_response(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Concluded<T::Body>> {
         loop {
             let mut this = self.as_mut().project();
-            let step = if let Some(wait) = this.wait {
-                match wait.as_mut().poll(cx) {
-                    Poll::Pending => return this.request.poll_deadline(cx).map(Err),
-                    Poll::Ready(woken) => {
-                        *this.wait = None;
-                        this.request.woken(woken)
+            let concluded = if let Some(wait) = this.wait {
+                let Poll::Ready(woken) = wait.as_mut().poll(cx) else {
+                    return this.request.poll_deadline(cx).map(Err);
+                };
+                *this.wait = None;
+                self.as_mut().step(|active, request| active.woken(woken, request))
+            } else if let FlightProjection::Away { exchange } = this.flight.as_mut().project() {
+                let Poll::Ready(answer) = exchange.poll(cx) else {
+                    return this.request.poll_deadline(cx).map(Err);
+                };
+                match answer {
+                    Ok(response) if !this.request.route_wants_response => {
+                        return Poll::Ready(Ok(this.request.answered(response)));
+                    }
+                    Ok(response) => match this.request.try_again_after(&response) {
+                        None => return Poll::Ready(Ok(this.request.answered(response))),
+                        Some((step, request)) => {
+                            this.flight.set(Flight::Here { request });
+                            self.as_mut().carry_out(Ok(step))
+                        }
+                    },
+                    Err(error) => {
+                        let (failure, whole) = this.request.exchange_failed(error);
+                        let is_whole = whole.is_some();
+                        this.flight.set(whole.map_or(Flight::Gone, |request| Flight::Here { request }));
+                        let step = this.request.failed(failure, is_whole);
+                        self.as_mut().carry_out(step)
                     }
                 }
             } else {
-                let exchange = this.exchange.as_mut().as_pin_mut().expect("what is not waited for is on its way");
-                match exchange.poll(cx) {
-                    Poll::Pending => return this.request.poll_deadline(cx).map(Err),
-                    Poll::Ready(outcome) => {
-                        this.exchange.set(None);
-                        this.request.concluded(outcome)
-                    }
-                }
+                unreachable!("what is not waited for is on its way, and is not polled again when it was answered")
             };
-            if let Some(result) = self.as_mut().carry_out(step) {
-                return Poll::Ready(result);
+            if let Some(concluded) = concluded {
+                return Poll::Ready(concluded);
             }
         }
     }
@@ -158,14 +199,34 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
 
 impl<T: Transport> ActiveRequest<T> {
     /// Goes on where a wait left off.
-    fn woken(&mut self, woken: Woken<T::Connection>) -> Step<T> {
-        let step = match woken {
-            Woken::View(view) => view.and_then(|view| self.select(view)),
-            Woken::Filter(decide) => self.resume(decide),
-            Woken::Retry => self.try_once(),
+    fn woken(&mut self, woken: Woken<T::Connection>, request: &mut Request<Body>) -> Result<Step<T>, MeshError> {
+        match woken {
+            Woken::View(view) => self.select(view?, request),
+            Woken::Filter(decide) => self.resume(decide, request),
+            Woken::Retry => self.retry(request),
             Woken::Connected(connected) => self.connected(connected),
-        };
-        step.unwrap_or_else(|error| self.fail(error))
+        }
+    }
+
+    /// The endpoint's answer goes home.
+    #[inline]
+    fn answered(&mut self, response: Response<T::Body>) -> Response<ResponseBody<T::Body>> {
+        self.replay.forget();
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            // An upgraded connection belongs to whoever took the upgrade.
+            self.connection = None;
+        }
+        let (deadline, is_observed) = (self.take_deadline(), self.info.is_observed());
+        let body = |body| ResponseBody::new(Content::Upstream { body }, deadline, is_observed);
+        self.pass_back(response.map(body))
+    }
+
+    /// An answer of the mesh itself goes home.
+    fn deliver(&mut self, response: Response<Bytes>) -> Response<ResponseBody<T::Body>> {
+        self.route_wants_response = true;
+        self.info.note_response_bytes(response.body().len());
+        self.info.note_complete();
+        self.pass_back(response.map(|bytes| ResponseBody::new(Content::Mesh { bytes }, None, false)))
     }
 }
 
@@ -176,12 +237,12 @@ pub struct ResponseFuture<B: 'static = Incoming> {
 
 enum State<B: 'static> {
     Underway { outbound: Pin<Box<dyn Underway<B>>> },
-    Ready { result: Option<Box<Result<Response<ResponseBody<B>>, MeshError>>> },
+    Ready { result: Option<Box<Concluded<B>>> },
 }
 
 impl<B: 'static> ResponseFuture<B> {
     #[cold]
-    pub(crate) fn ready(result: Result<Response<ResponseBody<B>>, MeshError>) -> Self {
+    pub(crate) fn ready(result: Concluded<B>) -> Self {
         ResponseFuture { state: State::Ready { result: Some(Box::new(result)) } }
     }
 }
@@ -190,22 +251,24 @@ impl<B> Future for ResponseFuture<B>
 where
     B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + 'static,
 {
-    type Output = Result<Response<ResponseBody<B>>, MeshError>;
+    type Output = Concluded<B>;
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let result = match &mut self.state {
-            State::Underway { outbound } => ready!(outbound.as_mut().poll_response(cx)),
-            State::Ready { result } => *result.take().expect("a future is not polled after it returned"),
-        };
-        let state = std::mem::replace(&mut self.state, State::Ready { result: None });
-        Poll::Ready(match (result, state) {
-            (Ok(mut response), State::Underway { outbound }) => {
-                response.body_mut().attach(outbound);
-                Ok(response)
+        match &mut self.state {
+            State::Underway { outbound } => {
+                let mut concluded = outbound.as_mut().poll_response(cx);
+                if let Poll::Ready(concluded) = &mut concluded
+                    && let State::Underway { outbound } =
+                        std::mem::replace(&mut self.state, State::Ready { result: None })
+                    && let Ok(response) = concluded
+                {
+                    response.body_mut().attach(outbound);
+                }
+                concluded
             }
-            (result, _) => result,
-        })
+            State::Ready { result } => Poll::Ready(*result.take().expect("a future is not polled after it returned")),
+        }
     }
 }
 

@@ -5,20 +5,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::Response;
-use http::request::Parts;
 use http::uri::Authority;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
-use mesh_core::model::Cluster;
 use mesh_core::request_info::{Observers, RequestInfo};
 use mesh_core::state::{EndpointState, InFlight};
 use mesh_core::store::{Store, TargetEntry};
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 use tokio::time::Sleep;
 
-use super::response_body::Content;
-use crate::body::Body;
 use crate::transport::{Plaintext, Protocol, Replay, Transport};
 use crate::{filters, headers};
 
@@ -47,16 +44,16 @@ pub(super) struct ActiveRequest<T: Transport> {
     pub(super) route: Option<SelectedRoute>,
     /// How many of the route's filters have seen it.
     pub(super) filters_entered: usize,
-    /// `None` while it is on its way.
-    pub(super) request: Option<(Parts, Body)>,
     /// What the caller asked for, where that is where requests go.
-    pub(super) destination: Option<String>,
+    pub(super) destination: Option<Box<str>>,
     /// The present try.
     pub(super) attempt: Option<Attempt>,
     pub(super) connection: Option<T::Connection>,
     pub(super) replay: Replay,
     /// Whether a connection that had been in use before closed under it: from then on only new ones will do.
     pub(super) was_cut: bool,
+    /// Whether the route has something to do with the response. Where it has not, nobody looks the route up again.
+    pub(super) route_wants_response: bool,
     /// Runs from when there is something to wait for.
     pub(super) deadline: Option<Pin<Box<Sleep>>>,
 }
@@ -67,8 +64,8 @@ pub(super) enum Step<T: Transport> {
     Send,
     /// Something has to be waited for.
     Wait(Wait<T::Connection>),
-    /// It is over, as far as the head of the response.
-    Done(Result<Response<Content<T::Body>>, MeshError>),
+    /// The mesh answers itself.
+    Done(Response<Bytes>),
 }
 
 /// Something to wait for.
@@ -86,43 +83,61 @@ pub(super) enum Woken<C> {
     Connected(Result<C, MeshError>),
 }
 
+/// One try: the endpoint that it goes to, counted among its requests in flight.
+pub(crate) struct Attempt {
+    pub(super) in_flight: InFlight,
+    /// Which of the cluster's leaves the endpoint belongs to.
+    pub(super) leaf: usize,
+    /// That the leaf may be talked to as it stands.
+    pub(crate) allowed: Plaintext,
+    pub(super) protocol: Protocol,
+    /// How many connections turned out to be closed.
+    pub(super) stale: u8,
+    /// Whether the connection may carry another request after this one.
+    pub(super) goes_on: bool,
+}
+
+impl Attempt {
+    /// The endpoint.
+    #[inline]
+    pub(crate) fn endpoint(&self) -> &Arc<EndpointState> {
+        self.in_flight.endpoint()
+    }
+}
+
 impl<T: Transport> ActiveRequest<T> {
     /// The way back of every response: filters, the route's changes.
     #[inline]
     pub(super) fn pass_back<B>(&mut self, mut response: Response<B>) -> Response<B> {
-        if let Some(route) = &self.route {
-            let destination = route.get().destination;
-            if self.filters_entered > 0 {
-                let (mut head, body) = response.into_parts();
-                filters::on_response(destination.filters(), self.filters_entered, &mut self.info, &mut head);
-                response = Response::from_parts(head, body);
-            }
-            headers::apply(destination.response_changes(), response.headers_mut());
+        if self.route_wants_response {
+            response = self.changed(response);
         }
         self.info.note_response(response.status(), response.headers());
         response
     }
 
-    /// The failure of a request whose deadline has passed.
-    #[cold]
-    pub(super) fn too_late(&self) -> MeshError {
-        match &self.route {
-            None => MeshError::new(ErrorKind::Timeout, "the deadline passed before there was a configuration"),
-            Some(_) if self.request.is_some() && self.info.attempts == 0 => {
-                MeshError::new(ErrorKind::Timeout, "the deadline passed while a filter held the request back")
-            }
-            Some(route) => too_late(&route.get()),
+    fn changed<B>(&mut self, mut response: Response<B>) -> Response<B> {
+        let Some(route) = &self.route else { return response };
+        let destination = route.get().destination;
+        if self.filters_entered > 0 {
+            let (mut head, body) = response.into_parts();
+            filters::on_response(destination.filters(), self.filters_entered, &mut self.info, &mut head);
+            response = Response::from_parts(head, body);
         }
+        headers::apply(destination.response_changes(), response.headers_mut());
+        response
     }
 
     /// The request fails; the error says on which route.
     #[cold]
-    pub(super) fn fail(&mut self, error: MeshError) -> Step<T> {
+    pub(super) fn fail(&mut self, error: MeshError) -> MeshError {
         self.abandon();
-        Step::Done(Err(match &self.route {
+        let error = match &self.route {
             Some(route) => within(route, error),
             None => error,
-        }))
+        };
+        self.info.note_error(&error);
+        error
     }
 
     /// The deadline, for the response's body.
@@ -137,14 +152,14 @@ impl<T: Transport> ActiveRequest<T> {
     pub(super) fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<MeshError> {
         let Some(until) = self.info.deadline else { return Poll::Pending };
         ready!(self.deadline.get_or_insert_with(|| sleep_until(until)).as_mut().poll(cx));
-        let error = self.too_late();
-        match self.fail(error) {
-            Step::Done(Err(error)) => {
-                self.info.note_error(&error);
-                Poll::Ready(error)
+        let error = match &self.route {
+            None => MeshError::new(ErrorKind::Timeout, "the deadline passed before there was a configuration"),
+            Some(_) if self.info.attempts == 0 => {
+                MeshError::new(ErrorKind::Timeout, "the deadline passed while a filter held the request back")
             }
-            _ => Poll::Pending,
-        }
+            Some(route) => too_late(&route.get()),
+        };
+        Poll::Ready(self.fail(error))
     }
 
     /// The response has come to its end: the connection can be used again.
@@ -153,10 +168,9 @@ impl<T: Transport> ActiveRequest<T> {
         self.info.note_complete();
         if let Some(attempt) = self.attempt.take()
             && let Some(connection) = self.connection.take()
-            && let Some(route) = &self.route
-            && let Some(cluster) = attempt.cluster(route)
+            && attempt.goes_on
         {
-            self.transport.release(connection, cluster, attempt.endpoint());
+            self.transport.release(connection, attempt.endpoint());
         }
     }
 
@@ -182,32 +196,6 @@ fn sleep_until(deadline: std::time::Instant) -> Pin<Box<Sleep>> {
     Box::pin(tokio::time::sleep_until(deadline.into()))
 }
 
-/// One try: the endpoint that it goes to, counted among its requests in flight.
-pub(crate) struct Attempt {
-    pub(super) in_flight: InFlight,
-    /// Which of the cluster's leaves the endpoint belongs to.
-    pub(super) leaf: usize,
-    /// That the leaf may be talked to as it stands.
-    pub(crate) allowed: Plaintext,
-    pub(super) protocol: Protocol,
-    /// How many connections turned out to be closed.
-    pub(super) stale: u8,
-}
-
-impl Attempt {
-    /// The cluster that the endpoint belongs to: for an aggregate, the leaf.
-    #[inline]
-    pub(crate) fn cluster<'v>(&self, route: &'v SelectedRoute) -> Option<&'v Arc<Cluster>> {
-        Some(&route.get().cluster?.leaves().get(self.leaf)?.cluster)
-    }
-
-    /// The endpoint.
-    #[inline]
-    pub(crate) fn endpoint(&self) -> &Arc<EndpointState> {
-        self.in_flight.endpoint()
-    }
-}
-
 /// What the route makes of an error.
 #[cold]
 pub(crate) fn within(route: &SelectedRoute, error: MeshError) -> MeshError {
@@ -221,5 +209,4 @@ pub(super) fn too_late(route: &RouteRef<'_>) -> MeshError {
     MeshError::new(ErrorKind::Timeout, format!("cluster {cluster}: no response by the deadline"))
 }
 
-pub(super) const NOT_SENT: &str = "the request is here until it is sent";
 pub(super) const FOUND: &str = "the route was found";

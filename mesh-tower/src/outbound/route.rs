@@ -4,9 +4,8 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::request::Parts;
 use http::uri::Scheme;
-use http::{Response, Uri, Version};
+use http::{Request, Uri, Version};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
 use mesh_core::model::{Forward, RouteAction};
@@ -15,9 +14,9 @@ use mesh_core::request_info::{Deadline, Direction, RequestInfo};
 use mesh_core::store::TargetEntry;
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 
-use super::request::{ActiveRequest, FOUND, NOT_SENT, OutboundContext, Step, Woken, too_late};
-use super::response_body::Content;
+use super::request::{ActiveRequest, FOUND, OutboundContext, Step, Woken, too_late};
 use super::rewrite::rewrite;
+use crate::body::Body;
 use crate::filters::{self, Passage};
 use crate::reply;
 use crate::transport::Transport;
@@ -25,58 +24,61 @@ use crate::uri::strip_user;
 
 /// What is known of a request before it is routed.
 #[inline]
-pub(super) fn info_of(context: &OutboundContext, head: &Parts) -> RequestInfo {
+pub(super) fn info_of<B>(context: &OutboundContext, request: &Request<B>) -> RequestInfo {
     let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::new());
-    info.is_grpc = is_grpc(&head.headers);
-    info.is_http2 = head.version == Version::HTTP_2;
-    info.deadline = head.extensions.get::<Deadline>().map(|deadline| deadline.0);
+    info.is_grpc = is_grpc(request.headers());
+    info.is_http2 = request.version() == Version::HTTP_2;
+    info.deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
     if !context.observers.is_empty() {
-        info.observe(&context.observers, Direction::Outbound, &head.method);
-        info.note_authority(head_of(context, head).map_or("", |head| head.authority));
+        info.observe(&context.observers, Direction::Outbound, request.method());
+        info.note_authority(match &context.target {
+            Some(target) => target.authority.as_str(),
+            None => RequestHead::of_request(request).map_or("", |head| head.authority),
+        });
     }
     info
 }
 
-/// What is looked at of a request; a fixed target's authority stands above the request's own.
+/// What is looked at of a request; a fixed target's authority stands above the request's own. There is no user in the
+/// request's own any more: [`view`] saw to it.
 #[inline]
-fn head_of<'r>(context: &'r OutboundContext, head: &'r Parts) -> Result<RequestHead<'r>, MeshError> {
-    match &context.target {
-        Some(target) => Ok(RequestHead::with_authority(head, target.authority.as_str())),
-        None => RequestHead::of(head),
+fn head_of<'r, B>(context: &'r OutboundContext, request: &'r Request<B>) -> Result<RequestHead<'r>, MeshError> {
+    let authority = match &context.target {
+        Some(target) => Some(&target.authority),
+        None => request.uri().authority(),
+    };
+    match authority {
+        Some(authority) => Ok(RequestHead::of_request_to(request, authority.as_str())),
+        None => RequestHead::of_request(request),
     }
 }
 
 /// The view of the request's target, or the entry to wait at: the first request to a target subscribes to it.
 #[allow(clippy::type_complexity, reason = "a view or where it will appear")]
 #[inline]
-fn view(context: &OutboundContext, head: &mut Parts) -> Result<Result<Arc<TargetView>, Arc<TargetEntry>>, MeshError> {
-    refuse_tls(&head.uri)?;
+fn view<B>(
+    context: &OutboundContext,
+    request: &mut Request<B>,
+) -> Result<Result<Arc<TargetView>, Arc<TargetEntry>>, MeshError> {
+    refuse_tls(request.uri())?;
     if let Some(target) = &context.target {
         return Ok(target.entry.view().ok_or_else(|| Arc::clone(&target.entry)));
     }
     // A name that the store knows has no user in it, nor anything else that would have to be taken out.
-    if let Some(authority) = head.uri.authority()
+    if let Some(authority) = request.uri().authority()
         && has_port(authority.as_str())
         && let Some(view) = context.store.view(authority.as_str())
     {
         return Ok(Ok(view));
     }
-    view_by_name(context, head)
-}
-
-#[allow(clippy::type_complexity, reason = "as above")]
-fn view_by_name(
-    context: &OutboundContext,
-    head: &mut Parts,
-) -> Result<Result<Arc<TargetView>, Arc<TargetEntry>>, MeshError> {
-    let entry = entry(context, head)?;
+    let entry = entry(context, request)?;
     Ok(entry.view().ok_or(entry))
 }
 
 /// The entry of the target that a request names.
-pub(crate) fn entry(context: &OutboundContext, head: &mut Parts) -> Result<Arc<TargetEntry>, MeshError> {
-    strip_user(head)?;
-    let head = RequestHead::of(head)?;
+pub(crate) fn entry<B>(context: &OutboundContext, request: &mut Request<B>) -> Result<Arc<TargetEntry>, MeshError> {
+    strip_user(request)?;
+    let head = RequestHead::of_request(request)?;
     context.store.target(&host_and_port(head.authority, head.scheme)?)
 }
 
@@ -95,15 +97,9 @@ pub(crate) fn refuse_tls(uri: &Uri) -> Result<(), MeshError> {
 impl<T: Transport> ActiveRequest<T> {
     /// Begins the walk.
     #[inline]
-    pub(super) fn start(&mut self) -> Step<T> {
-        self.resolve().unwrap_or_else(|error| self.fail(error))
-    }
-
-    #[inline]
-    fn resolve(&mut self) -> Result<Step<T>, MeshError> {
-        let (head, _) = self.request.as_mut().expect(NOT_SENT);
-        match view(&self.context, head)? {
-            Ok(view) => self.select(view),
+    pub(super) fn start(&mut self, request: &mut Request<Body>) -> Result<Step<T>, MeshError> {
+        match view(&self.context, request)? {
+            Ok(view) => self.select(view, request),
             Err(entry) => {
                 let until = self.info.started + self.context.cold_start_wait;
                 Ok(Step::Wait(Box::pin(async move { Woken::View(entry.wait(until).await) })))
@@ -113,61 +109,61 @@ impl<T: Transport> ActiveRequest<T> {
 
     /// Finds the route.
     #[inline]
-    pub(super) fn select(&mut self, view: Arc<TargetView>) -> Result<Step<T>, MeshError> {
-        let (head, _) = self.request.as_ref().expect(NOT_SENT);
-        let selected = SelectedRoute::find(view, &head_of(&self.context, head)?, &mut self.info.random)?;
-        let route = selected.get();
-        self.info.note_route(&route.route.name, route.cluster.map(|cluster| cluster.name()));
-        let has_filters = !route.destination.filters().is_empty();
+    pub(super) fn select(&mut self, view: Arc<TargetView>, request: &mut Request<Body>) -> Result<Step<T>, MeshError> {
+        let (selected, route) = SelectedRoute::find(&view, &head_of(&self.context, request)?, &mut self.info.random)?;
         self.route = Some(selected);
-        if has_filters { self.filter() } else { self.act() }
+        self.info.note_route(&route.route.name, route.cluster.map(|cluster| cluster.name()));
+        if route.destination.filters().is_empty() { self.act(&route, request) } else { self.filter(&route, request) }
     }
 
     /// Passes the route's filters.
-    fn filter(&mut self) -> Result<Step<T>, MeshError> {
-        let filters = self.route.as_ref().expect(FOUND).get().destination.filters();
-        let (head, _) = self.request.as_mut().expect(NOT_SENT);
-        let passage = filters::on_request(filters, &mut self.filters_entered, &mut self.info, head);
-        self.passed(passage)
+    fn filter(&mut self, route: &RouteRef<'_>, request: &mut Request<Body>) -> Result<Step<T>, MeshError> {
+        let filters = route.destination.filters();
+        let passage = filters::on_request(filters, &mut self.filters_entered, &mut self.info, request);
+        self.passed(passage, route, request)
     }
 
     /// The filter that held the request back knows more.
-    pub(super) fn resume(&mut self, decide: Resume) -> Result<Step<T>, MeshError> {
-        let filters = self.route.as_ref().expect(FOUND).get().destination.filters();
-        let (head, _) = self.request.as_mut().expect(NOT_SENT);
-        let passage = filters::resume(decide, filters, &mut self.filters_entered, &mut self.info, head);
-        self.passed(passage)
+    pub(super) fn resume(&mut self, decide: Resume, request: &mut Request<Body>) -> Result<Step<T>, MeshError> {
+        let selected = self.route.clone().expect(FOUND);
+        let route = selected.get();
+        let filters = route.destination.filters();
+        let passage = filters::resume(decide, filters, &mut self.filters_entered, &mut self.info, request);
+        self.passed(passage, &route, request)
     }
 
-    fn passed(&mut self, passage: Passage) -> Result<Step<T>, MeshError> {
+    fn passed(
+        &mut self,
+        passage: Passage,
+        route: &RouteRef<'_>,
+        request: &mut Request<Body>,
+    ) -> Result<Step<T>, MeshError> {
         match passage {
-            Passage::Passed => self.act(),
-            Passage::Answered(answer) => Ok(self.reply(reply::filter(answer, self.info.is_grpc))),
+            Passage::Passed => self.act(route, request),
+            Passage::Answered(answer) => Ok(Step::Done(reply::filter(answer, self.info.is_grpc))),
             Passage::Held(callout) => Ok(Step::Wait(Box::pin(async move { Woken::Filter(callout.await) }))),
         }
     }
 
     /// Does what the route wants.
     #[inline]
-    fn act(&mut self) -> Result<Step<T>, MeshError> {
-        let route = self.route.as_ref().expect(FOUND).get();
-        let (head, _) = self.request.as_mut().expect(NOT_SENT);
+    fn act(&mut self, route: &RouteRef<'_>, request: &mut Request<Body>) -> Result<Step<T>, MeshError> {
         let response = match &route.route.action {
             RouteAction::Forward(forward) => {
-                if limit(&mut self.info, forward, &route)? {
+                if limit(&mut self.info, forward, route)? {
                     self.deadline = None;
                 }
                 // Where the caller wants to go, if that is where the cluster's requests go: what the route writes over
                 // it is only told there.
                 if route.cluster.is_some_and(|cluster| cluster.passes_through()) {
-                    self.destination = Some(destination(&head_of(&self.context, head)?)?);
+                    self.destination = Some(destination(&head_of(&self.context, request)?)?.into());
                 }
                 let authority = self.context.target.as_ref().map(|target| &target.authority);
-                rewrite(head, forward, &route, authority)?;
-                return self.try_once();
+                rewrite(request, forward, route, authority)?;
+                return self.try_once(route, request);
             }
             RouteAction::Redirect(redirect) => {
-                reply::redirect(redirect, &route.route.matches, &head_of(&self.context, head)?)?
+                reply::redirect(redirect, &route.route.matches, &head_of(&self.context, request)?)?
             }
             RouteAction::Direct(direct) => reply::direct(direct),
             RouteAction::Unusable(reason) => return Err(MeshError::new(ErrorKind::NoRoute, Arc::clone(reason))),
@@ -175,15 +171,7 @@ impl<T: Transport> ActiveRequest<T> {
                 return Err(MeshError::new(ErrorKind::NoRoute, "the route is for a server and leads nowhere"));
             }
         };
-        Ok(self.reply(response))
-    }
-
-    /// The mesh answers itself.
-    fn reply(&mut self, response: Response<bytes::Bytes>) -> Step<T> {
-        let response = self.pass_back(response);
-        self.info.note_response_bytes(response.body().len());
-        self.info.note_complete();
-        Step::Done(Ok(response.map(|bytes| Content::Mesh { bytes })))
+        Ok(Step::Done(response))
     }
 }
 

@@ -32,6 +32,12 @@ impl Http1Connection {
         self.sender.send_request(request)
     }
 
+    /// Whether the cluster allows another request after the next one.
+    #[inline]
+    pub(super) fn may_go_on(&self, cluster: &Cluster) -> bool {
+        cluster.max_requests_per_connection.is_none_or(|max| self.requests.saturating_add(1) < max)
+    }
+
     /// Whether it had carried a request before the present one.
     #[inline]
     pub(super) fn was_reused(&self) -> bool {
@@ -76,11 +82,10 @@ impl Http1Pool {
         }
     }
 
-    /// Takes a connection back, unless it has closed, or has carried as many requests as the cluster allows.
+    /// Takes a connection back, unless it has closed.
     #[inline]
-    pub(super) fn give_back(&self, mut connection: Http1Connection, cluster: &Cluster) {
-        let may_go_on = cluster.max_requests_per_connection.is_none_or(|max| connection.requests < max);
-        if may_go_on && !connection.sender.is_closed() {
+    pub(super) fn give_back(&self, mut connection: Http1Connection) {
+        if !connection.sender.is_closed() {
             connection.idle_for = Duration::ZERO;
             self.0.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         }

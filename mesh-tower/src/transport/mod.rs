@@ -17,7 +17,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use mesh_core::error::MeshError;
 use mesh_core::model::Cluster;
@@ -59,7 +58,7 @@ pub(crate) trait Transport: Send + 'static {
     /// before.
     fn form(
         &self,
-        head: &mut Parts,
+        request: &mut Request<Body>,
         cluster: &Cluster,
         info: &RequestInfo,
         host: Option<&HeaderValue>,
@@ -95,6 +94,9 @@ pub(crate) trait Transport: Send + 'static {
     /// What to make of a failed exchange. The connection ends here.
     fn failure(&self, error: Self::Error, connection: Option<Self::Connection>, replay: &mut Replay) -> Failure;
 
-    /// Takes a connection back whose response has come to its end.
-    fn release(&self, connection: Self::Connection, cluster: &Cluster, endpoint: &EndpointState);
+    /// Whether the cluster allows another request on a connection after the next one.
+    fn may_go_on(&self, connection: &Self::Connection, cluster: &Cluster) -> bool;
+
+    /// Takes a connection back whose response has come to its end, and which may go on.
+    fn release(&self, connection: Self::Connection, endpoint: &EndpointState);
 }

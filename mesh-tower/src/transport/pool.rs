@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use mesh_core::error::{ErrorKind, MeshError};
@@ -73,15 +72,15 @@ where
     #[inline]
     fn form(
         &self,
-        head: &mut Parts,
+        request: &mut Request<Body>,
         cluster: &Cluster,
         info: &RequestInfo,
         host: Option<&HeaderValue>,
     ) -> Result<Protocol, MeshError> {
-        let protocol = protocol(&head.method, &head.headers, cluster, info);
+        let protocol = protocol(request.method(), request.headers(), cluster, info);
         match protocol {
-            Protocol::Http1 => to_http1(head, host),
-            Protocol::Http2 => to_http2(head)?,
+            Protocol::Http1 => to_http1(request, host),
+            Protocol::Http2 => to_http2(request)?,
         }
         Ok(protocol)
     }
@@ -127,11 +126,19 @@ where
     }
 
     #[inline]
-    fn release(&self, connection: PooledConnection, cluster: &Cluster, endpoint: &EndpointState) {
+    fn may_go_on(&self, connection: &PooledConnection, cluster: &Cluster) -> bool {
+        match connection {
+            PooledConnection::Http1(connection) => connection.may_go_on(cluster),
+            PooledConnection::Http2(_) => true,
+        }
+    }
+
+    #[inline]
+    fn release(&self, connection: PooledConnection, endpoint: &EndpointState) {
         match connection {
             PooledConnection::Http1(connection) => {
                 if let Some(pool) = endpoint.attachment(Pool::default) {
-                    pool.http1.give_back(connection, cluster);
+                    pool.http1.give_back(connection);
                 }
             }
             PooledConnection::Http2(stream) => drop(stream),
