@@ -48,13 +48,23 @@ pub fn run(case: &str, requests: u64, body: usize, measure: impl FnOnce(&mut dyn
         "grpc" => unary(&runtime, who, body)?,
         _ => anyhow::bail!("no case is called {case}"),
     };
-    (0..WARM_UP).try_for_each(|_| send())?;
+    send(WARM_UP)?;
     let mut result = Ok(());
-    measure(&mut || result = (0..requests).try_for_each(|_| send()));
+    measure(&mut || result = send(requests));
     result
 }
 
-type Send<'r> = Box<dyn FnMut() -> Result + 'r>;
+/// Sends so many requests, one after the other, in one call of the runtime: what it costs to start and end one is not the
+/// requests'.
+type Send<'r> = Box<dyn FnMut(u64) -> Result + 'r>;
+
+/// Does something so many times.
+async fn repeat(times: u64, mut each: impl AsyncFnMut() -> Result) -> Result {
+    for _ in 0..times {
+        each().await?;
+    }
+    Ok(())
+}
 
 fn server_of(who: &str) -> ServerKind {
     if who == "server" { ServerKind::Mesh } else { ServerKind::Bare }
@@ -66,17 +76,19 @@ fn http<'r>(runtime: &'r Runtime, who: &str, version: Version, bytes: usize) -> 
         "pooled" => {
             let job = Job::plain(&address.to_string(), bytes)?;
             let client = clients::pooled::<Full<Bytes>>(version);
-            Box::new(move || runtime.block_on(clients::send_pooled(&client, &job)))
+            Box::new(move |times| runtime.block_on(repeat(times, async || clients::send_pooled(&client, &job).await)))
         }
         "mesh" => {
             let job = Job::plain(HOST, bytes)?;
             let client = clients::mesh([address])?.client();
-            Box::new(move || runtime.block_on(clients::send_mesh(&client, version, &job)))
+            Box::new(move |times| {
+                runtime.block_on(repeat(times, async || clients::send_mesh(&client, version, &job).await))
+            })
         }
         _ => {
             let job = Job::plain(HOST, bytes)?;
             let mut client = runtime.block_on(Raw::connect(address, version))?;
-            Box::new(move || runtime.block_on(client.send(&job)))
+            Box::new(move |times| runtime.block_on(repeat(times, async || client.send(&job).await)))
         }
     })
 }
@@ -88,15 +100,24 @@ fn unary<'r>(runtime: &'r Runtime, who: &str, count: usize) -> Result<Send<'r>> 
         "channel" => {
             let endpoint = tonic::transport::Endpoint::new(format!("http://{address}"))?;
             let client = runtime.block_on(endpoint.connect())?;
-            Box::new(move || Ok(runtime.block_on(grpc::call(client.clone(), body.clone())).map(drop)?))
+            Box::new(move |times| {
+                runtime
+                    .block_on(repeat(times, async || Ok(grpc::call(client.clone(), body.clone()).await.map(drop)?)))
+            })
         }
         "mesh" => {
             let client = mesh_tonic::channel(&clients::mesh([address])?, HOST);
-            Box::new(move || Ok(runtime.block_on(grpc::call(client.clone(), body.clone())).map(drop)?))
+            Box::new(move |times| {
+                runtime
+                    .block_on(repeat(times, async || Ok(grpc::call(client.clone(), body.clone()).await.map(drop)?)))
+            })
         }
         _ => {
             let client = runtime.block_on(RawGrpc::connect(address))?;
-            Box::new(move || Ok(runtime.block_on(grpc::call(client.clone(), body.clone())).map(drop)?))
+            Box::new(move |times| {
+                runtime
+                    .block_on(repeat(times, async || Ok(grpc::call(client.clone(), body.clone()).await.map(drop)?)))
+            })
         }
     })
 }

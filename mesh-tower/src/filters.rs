@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{Request, request, response};
+use http::{Request, Response, request, response};
 use mesh_core::filter::{Callout, Decision, Filter, Reply, Resume};
 use mesh_core::request_info::RequestInfo;
 
@@ -73,15 +73,27 @@ fn carry_out(decision: Decision) -> Passage {
 }
 
 /// Passes the filters on the way back: those that saw the request, the last one first.
-pub(crate) fn on_response(
+pub(crate) fn on_response<B>(
     filters: &[Arc<dyn Filter>],
     entered: usize,
     info: &mut RequestInfo,
-    head: &mut response::Parts,
+    response: &mut Response<B>,
 ) {
-    for filter in filters.iter().take(entered).rev() {
-        filter.on_response(info, head);
+    if entered == 0 {
+        return;
     }
+    let (mut head, ()) = Response::new(()).into_parts();
+    let mut swap = |head: &mut response::Parts| {
+        std::mem::swap(&mut head.status, response.status_mut());
+        std::mem::swap(&mut head.version, response.version_mut());
+        std::mem::swap(&mut head.headers, response.headers_mut());
+        std::mem::swap(&mut head.extensions, response.extensions_mut());
+    };
+    swap(&mut head);
+    for filter in filters.iter().take(entered).rev() {
+        filter.on_response(info, &mut head);
+    }
+    swap(&mut head);
 }
 
 /// Tells those that saw the request that it is over.

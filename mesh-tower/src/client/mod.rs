@@ -94,7 +94,13 @@ impl Client {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        outbound::send(&self.context, pooled(), request.map(Body::new))
+        self.send(request.map(Body::new))
+    }
+
+    /// Not generic, so that it is compiled once, and not again in each crate that sends another body.
+    #[inline(never)]
+    fn send(&self, request: Request<Body>) -> ResponseFuture {
+        outbound::send(&self.context, pooled(), request)
     }
 }
 

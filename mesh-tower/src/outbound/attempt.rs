@@ -143,7 +143,7 @@ impl<T: Transport> ActiveRequest<T> {
     }
 
     /// Sends the request over its connection, and keeps what it takes to send it once more.
-    #[inline]
+    #[inline(always)]
     pub(super) fn dispatch(&mut self, mut request: Request<Body>) -> T::Exchange {
         self.replay.keep(&mut request);
         let endpoint = self.attempt.as_ref().expect(PICKED).endpoint();

@@ -59,10 +59,10 @@ pub(crate) fn send<T: Transport>(
             route_wants_response: false,
             deadline: None,
         },
-        flight: Flight::Here { request },
+        flight: Flight::Here { request: None },
         wait: None,
     });
-    match outbound.as_mut().step(ActiveRequest::start) {
+    match outbound.as_mut().step(request, ActiveRequest::start) {
         None => ResponseFuture { state: State::Underway { outbound } },
         Some(result) => ResponseFuture::ready(result),
     }
@@ -84,17 +84,14 @@ pin_project! {
 pin_project! {
     /// Where the request itself is.
     #[project = FlightProjection]
-    #[project_replace = FlightReplaced]
     enum Flight<F> {
-        /// Not sent yet, or whole again.
-        Here { request: Request<Body> },
+        /// Not sent yet, or whole again; `None` while a step has it, and where it is lost.
+        Here { request: Option<Request<Body>> },
         /// On its way.
         Away {
             #[pin]
             exchange: F,
         },
-        /// Answered, or lost.
-        Gone,
     }
 }
 
@@ -102,37 +99,37 @@ pin_project! {
 type Concluded<B> = Result<Response<ResponseBody<B>>, MeshError>;
 
 impl<T: Transport> Outbound<T> {
-    /// Takes a step with the request; what the request came to, if that was the last one.
-    #[inline]
+    /// Takes a step with the request, and does what it asks for; what the request came to, if that was the last one.
+    #[inline(always)]
     fn step(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
+        mut request: Request<Body>,
         step: impl FnOnce(&mut ActiveRequest<T>, &mut Request<Body>) -> Result<Step<T>, MeshError>,
     ) -> Option<Concluded<T::Body>> {
-        let mut this = self.as_mut().project();
-        let step = match this.flight.as_mut().project() {
-            FlightProjection::Here { request } => step(this.request, request),
-            FlightProjection::Away { .. } | FlightProjection::Gone => unreachable!("it is here until it is sent"),
-        };
-        self.carry_out(step)
+        let mut this = self.project();
+        match step(this.request, &mut request) {
+            Ok(Step::Send) => this.flight.set(Flight::Away { exchange: this.request.dispatch(request) }),
+            Ok(Step::Wait(wait)) => {
+                this.flight.set(Flight::Here { request: Some(request) });
+                *this.wait = Some(wait);
+            }
+            Ok(Step::Done(response)) => return Some(Ok(this.request.deliver(response))),
+            Err(error) => return Some(Err(this.request.fail(error))),
+        }
+        None
     }
 
-    /// Does what a step asks for.
-    #[inline]
-    fn carry_out(self: Pin<&mut Self>, step: Result<Step<T>, MeshError>) -> Option<Concluded<T::Body>> {
-        let mut this = self.project();
-        match step {
-            Ok(Step::Send) => {
-                if let FlightReplaced::Here { request } = this.flight.as_mut().project_replace(Flight::Gone) {
-                    this.flight.set(Flight::Away { exchange: this.request.dispatch(request) });
-                }
-                None
-            }
-            Ok(Step::Wait(wait)) => {
-                *this.wait = Some(wait);
-                None
-            }
-            Ok(Step::Done(response)) => Some(Ok(this.request.deliver(response))),
-            Err(error) => Some(Err(this.request.fail(error))),
+    /// The same after an exchange, which has left the request whole or not.
+    #[cold]
+    fn step_after(
+        self: Pin<&mut Self>,
+        request: Option<Request<Body>>,
+        step: Result<Step<T>, MeshError>,
+    ) -> Option<Concluded<T::Body>> {
+        match (request, step) {
+            (Some(request), step) => self.step(request, |_, _| step),
+            (None, Err(error)) => Some(Err(self.project().request.fail(error))),
+            (None, Ok(_)) => unreachable!("a request that is not whole is not tried again"),
         }
     }
 }
@@ -147,7 +144,12 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
                     return this.request.poll_deadline(cx).map(Err);
                 };
                 *this.wait = None;
-                self.as_mut().step(|active, request| active.woken(woken, request))
+                let request = match this.flight.as_mut().project() {
+                    FlightProjection::Here { request } => request.take(),
+                    FlightProjection::Away { .. } => None,
+                };
+                let request = request.expect("the request is here while something is waited for");
+                self.as_mut().step(request, |active, request| active.woken(woken, request))
             } else if let FlightProjection::Away { exchange } = this.flight.as_mut().project() {
                 let Poll::Ready(answer) = exchange.poll(cx) else {
                     return this.request.poll_deadline(cx).map(Err);
@@ -158,17 +160,12 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
                     }
                     Ok(response) => match this.request.try_again_after(&response) {
                         None => return Poll::Ready(Ok(this.request.answered(response))),
-                        Some((step, request)) => {
-                            this.flight.set(Flight::Here { request });
-                            self.as_mut().carry_out(Ok(step))
-                        }
+                        Some((step, request)) => self.as_mut().step_after(Some(request), Ok(step)),
                     },
                     Err(error) => {
                         let (failure, whole) = this.request.exchange_failed(error);
-                        let is_whole = whole.is_some();
-                        this.flight.set(whole.map_or(Flight::Gone, |request| Flight::Here { request }));
-                        let step = this.request.failed(failure, is_whole);
-                        self.as_mut().carry_out(step)
+                        let step = this.request.failed(failure, whole.is_some());
+                        self.as_mut().step_after(whole, step)
                     }
                 }
             } else {
@@ -209,24 +206,25 @@ impl<T: Transport> ActiveRequest<T> {
     }
 
     /// The endpoint's answer goes home.
-    #[inline]
-    fn answered(&mut self, response: Response<T::Body>) -> Response<ResponseBody<T::Body>> {
+    #[inline(always)]
+    fn answered(&mut self, mut response: Response<T::Body>) -> Response<ResponseBody<T::Body>> {
         self.replay.forget();
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             // An upgraded connection belongs to whoever took the upgrade.
             self.connection = None;
         }
+        self.pass_back(&mut response);
         let (deadline, is_observed) = (self.take_deadline(), self.info.is_observed());
-        let body = |body| ResponseBody::new(Content::Upstream { body }, deadline, is_observed);
-        self.pass_back(response.map(body))
+        response.map(|body| ResponseBody::new(Content::Upstream { body }, deadline, is_observed))
     }
 
     /// An answer of the mesh itself goes home.
-    fn deliver(&mut self, response: Response<Bytes>) -> Response<ResponseBody<T::Body>> {
+    fn deliver(&mut self, mut response: Response<Bytes>) -> Response<ResponseBody<T::Body>> {
         self.route_wants_response = true;
         self.info.note_response_bytes(response.body().len());
         self.info.note_complete();
-        self.pass_back(response.map(|bytes| ResponseBody::new(Content::Mesh { bytes }, None, false)))
+        self.pass_back(&mut response);
+        response.map(|bytes| ResponseBody::new(Content::Mesh { bytes }, None, false))
     }
 }
 
@@ -253,7 +251,6 @@ where
 {
     type Output = Concluded<B>;
 
-    #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.state {
             State::Underway { outbound } => {

@@ -107,25 +107,19 @@ impl Attempt {
 
 impl<T: Transport> ActiveRequest<T> {
     /// The way back of every response: filters, the route's changes.
-    #[inline]
-    pub(super) fn pass_back<B>(&mut self, mut response: Response<B>) -> Response<B> {
+    #[inline(always)]
+    pub(super) fn pass_back<B>(&mut self, response: &mut Response<B>) {
         if self.route_wants_response {
-            response = self.changed(response);
+            self.change(response);
         }
         self.info.note_response(response.status(), response.headers());
-        response
     }
 
-    fn changed<B>(&mut self, mut response: Response<B>) -> Response<B> {
-        let Some(route) = &self.route else { return response };
+    fn change<B>(&mut self, response: &mut Response<B>) {
+        let Some(route) = &self.route else { return };
         let destination = route.get().destination;
-        if self.filters_entered > 0 {
-            let (mut head, body) = response.into_parts();
-            filters::on_response(destination.filters(), self.filters_entered, &mut self.info, &mut head);
-            response = Response::from_parts(head, body);
-        }
+        filters::on_response(destination.filters(), self.filters_entered, &mut self.info, response);
         headers::apply(destination.response_changes(), response.headers_mut());
-        response
     }
 
     /// The request fails; the error says on which route.

@@ -144,17 +144,12 @@ impl Facts {
     }
 
     /// Filters and the route's changes, on the way back.
-    fn pass_back<B>(&mut self, mut response: Response<B>) -> Response<B> {
+    fn pass_back<B>(&mut self, response: &mut Response<B>) {
         if let Some((_, destination)) = self.route.as_ref().and_then(|(routes, position)| routes.at(*position)) {
-            if self.filters_entered > 0 {
-                let (mut head, body) = response.into_parts();
-                filters::on_response(destination.filters(), self.filters_entered, &mut self.info, &mut head);
-                response = Response::from_parts(head, body);
-            }
+            filters::on_response(destination.filters(), self.filters_entered, &mut self.info, response);
             headers::apply(destination.response_changes(), response.headers_mut());
         }
         self.info.note_response(response.status(), response.headers());
-        response
     }
 }
 
@@ -187,7 +182,7 @@ impl ActiveRequest {
     ) -> Response<ServerBody<R>> {
         let mut response = response.map(content);
         if let Some(facts) = &mut self.facts {
-            response = facts.pass_back(response);
+            facts.pass_back(&mut response);
             if response.body().is_end_stream() {
                 facts.info.note_complete();
             }

@@ -38,7 +38,7 @@ pub(crate) enum PooledConnection {
 
 impl PooledConnection {
     /// Sends a request. hyper keeps it in a queue until the connection's task writes it.
-    #[inline]
+    #[inline(always)]
     fn send(&mut self, request: Request<Body>) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
         match self {
             PooledConnection::Http1(connection) => Either::Left { future: connection.send(request) },
@@ -111,7 +111,7 @@ where
         Box::pin(connect(Arc::clone(cluster), Arc::clone(endpoint), protocol, allowed, reuse))
     }
 
-    #[inline]
+    #[inline(always)]
     fn send(&self, connection: &mut PooledConnection, request: Request<Body>, _: &EndpointState) -> F {
         (self.send)(connection, request)
     }
