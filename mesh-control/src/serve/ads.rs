@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -19,17 +19,14 @@ use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Status, Streaming};
 
 use crate::catalog::{Client, Kind};
-use crate::serve::admission::Admission;
 use crate::serve::client::About;
-use crate::serve::feed::Feed;
-use crate::serve::fleet::{Connection, Fleet};
-use crate::serve::load::Load;
-use crate::serve::metrics::{Metrics, short};
-use crate::serve::presence::{Presence, Workload};
-use crate::serve::push::Pace;
+use crate::serve::clock::now;
+use crate::serve::fleet::ClientStream;
+use crate::serve::metrics::short;
+use crate::serve::presence::Workload;
 use crate::serve::server::Peer;
-use crate::serve::session::{Answer, Heard, Opening, Protocol, Response, Session};
-use crate::serve::settling::Settling;
+use crate::serve::session::{Answer, Heard, Opening, Response, Session, Variant};
+use crate::serve::state::ServerState;
 use crate::serve::wire::AdsCodec;
 use crate::serve::{client, delta, sotw};
 
@@ -41,34 +38,19 @@ const MAX_REQUEST: usize = 16 << 20;
 /// client out of memory (hazard X5).
 const MAX_RESPONSE: usize = 64 << 20;
 
-/// What all streams share.
-pub(crate) struct Shared {
-    pub(crate) feed: Feed,
-    pub(crate) presence: Presence,
-    pub(crate) fleet: Fleet,
-    pub(crate) metrics: Metrics,
-    pub(crate) load: Load,
-    pub(crate) admission: Mutex<Admission>,
-    pub(crate) pace: Pace,
-    pub(crate) settling: Settling,
-    pub(crate) max_stream_age: Option<Duration>,
-    /// Turns true when streams are to end.
-    pub(crate) stop: watch::Receiver<bool>,
-}
-
 /// One of the two methods of the service.
-trait Variant: Send + 'static {
+trait Method: Send + 'static {
     type Request: Message + Default + Send + 'static;
-    const PROTOCOL: Protocol;
+    const VARIANT: Variant;
     fn node(request: &Self::Request) -> Option<&Node>;
     fn hear(session: &mut Session, request: &Self::Request, now: Instant) -> Heard;
 }
 
 struct Sotw;
 
-impl Variant for Sotw {
+impl Method for Sotw {
     type Request = DiscoveryRequest;
-    const PROTOCOL: Protocol = Protocol::Sotw;
+    const VARIANT: Variant = Variant::Sotw;
 
     fn node(request: &DiscoveryRequest) -> Option<&Node> {
         request.node.as_ref()
@@ -81,9 +63,9 @@ impl Variant for Sotw {
 
 struct Delta;
 
-impl Variant for Delta {
+impl Method for Delta {
     type Request = DeltaDiscoveryRequest;
-    const PROTOCOL: Protocol = Protocol::Delta;
+    const VARIANT: Variant = Variant::Delta;
 
     fn node(request: &DeltaDiscoveryRequest) -> Option<&Node> {
         request.node.as_ref()
@@ -96,7 +78,7 @@ impl Variant for Delta {
 
 /// The `AggregatedDiscoveryService` as a tower service.
 #[derive(Clone)]
-pub(crate) struct Ads(pub(crate) Arc<Shared>);
+pub(crate) struct Ads(pub(crate) Arc<ServerState>);
 
 impl NamedService for Ads {
     const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
@@ -112,33 +94,33 @@ impl tonic::codegen::Service<http::Request<Body>> for Ads {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let shared = self.0.clone();
+        let state = self.0.clone();
         Box::pin(async move {
             Ok(match request.uri().path().rsplit('/').next() {
-                Some("StreamAggregatedResources") => answer::<Sotw>(shared, request).await,
-                Some("DeltaAggregatedResources") => answer::<Delta>(shared, request).await,
+                Some("StreamAggregatedResources") => answer::<Sotw>(state, request).await,
+                Some("DeltaAggregatedResources") => answer::<Delta>(state, request).await,
                 _ => Status::unimplemented("no such method").into_http(),
             })
         })
     }
 }
 
-async fn answer<V: Variant>(shared: Arc<Shared>, request: http::Request<Body>) -> http::Response<Body> {
-    Grpc::new(AdsCodec::<V::Request>::default())
+async fn answer<M: Method>(state: Arc<ServerState>, request: http::Request<Body>) -> http::Response<Body> {
+    Grpc::new(AdsCodec::<M::Request>::default())
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_RESPONSE)
-        .streaming(Method::<V>(shared, std::marker::PhantomData), request)
+        .streaming(Streams::<M>(state, std::marker::PhantomData), request)
         .await
 }
 
-struct Method<V>(Arc<Shared>, std::marker::PhantomData<fn() -> V>);
+struct Streams<M>(Arc<ServerState>, std::marker::PhantomData<fn() -> M>);
 
-impl<V: Variant> StreamingService<V::Request> for Method<V> {
+impl<M: Method> StreamingService<M::Request> for Streams<M> {
     type Response = Response;
     type ResponseStream = ReceiverStream<Result<Response, Status>>;
     type Future = std::future::Ready<Result<tonic::Response<Self::ResponseStream>, Status>>;
 
-    fn call(&mut self, request: Request<Streaming<V::Request>>) -> Self::Future {
+    fn call(&mut self, request: Request<Streaming<M::Request>>) -> Self::Future {
         let Some(peer) = request.extensions().get::<Peer>().cloned() else {
             return std::future::ready(Err(Status::internal("a connection without an address")));
         };
@@ -156,7 +138,7 @@ impl<V: Variant> StreamingService<V::Request> for Method<V> {
         };
         // One response of room: what a slow client has not taken is not made yet.
         let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(converse::<V>(self.0.clone(), peer, wait, request.into_inner(), sender));
+        tokio::spawn(converse::<M>(self.0.clone(), peer, wait, request.into_inner(), sender));
         std::future::ready(Ok(tonic::Response::new(ReceiverStream::new(receiver))))
     }
 }
@@ -165,14 +147,14 @@ type Sender = mpsc::Sender<Result<Response, Status>>;
 
 /// The life of one stream. It ends when the client goes, when the connection breaks (both ends of the
 /// channels then close), by age, or when the server stops.
-async fn converse<V: Variant>(
-    shared: Arc<Shared>,
+async fn converse<M: Method>(
+    state: Arc<ServerState>,
     peer: Peer,
     wait: Duration,
-    mut requests: Streaming<V::Request>,
+    mut requests: Streaming<M::Request>,
     sender: Sender,
 ) {
-    let mut stop = shared.stop.clone();
+    let mut stop = state.stop.clone();
     let first = async {
         tokio::time::sleep(wait).await;
         tokio::time::timeout(FIRST_REQUEST, requests.message()).await
@@ -191,31 +173,31 @@ async fn converse<V: Variant>(
         }
     };
     let anonymous = Node::default();
-    let node = V::node(&request).unwrap_or(&anonymous);
+    let node = M::node(&request).unwrap_or(&anonymous);
     let client = match identify(node, &peer) {
         Ok(client) => client,
         Err(status) => return fail(&sender, status).await,
     };
     let opening = Opening {
         client,
-        catalog: shared.feed.latest(),
-        pace: shared.pace,
-        settles_at: shared.settling.ends_at(),
+        catalog: state.feed.latest(),
+        pace: state.pace,
+        settles_at: state.settling.ends_at(),
         tag: fastrand::u32(..),
     };
-    let session = Session::new(V::PROTOCOL, opening, now());
-    let stay = Stay { connection: shared.fleet.enter(session, About::read(node)), shared: &shared };
-    shared.metrics.stream_opened();
-    tracing::debug!(node = node.id, peer = %peer.ip, protocol = ?V::PROTOCOL, "stream opened");
-    let end = exchange::<V>(&stay, request, &mut requests, &sender, stop).await;
+    let session = Session::new(M::VARIANT, opening, now());
+    let stay = Stay { stream: state.fleet.enter(session, About::read(node)), state: &state };
+    state.metrics.stream_opened();
+    tracing::debug!(node = node.id, peer = %peer.ip, protocol = M::VARIANT.name(), "stream opened");
+    let end = exchange::<M>(&stay, request, &mut requests, &sender, stop).await;
     // A goodbye may lie unread behind the end of the stream: it makes the difference between an endpoint
     // that is gone and one that is waited for.
     while let Some(Ok(Some(request))) = requests.message().now_or_never() {
-        if stay.hear::<V>(&request).is_err() {
+        if stay.hear::<M>(&request).is_err() {
             break;
         }
     }
-    tracing::debug!(node = &*stay.connection.session().client().node_id, end = ?end, "stream ended");
+    tracing::debug!(node = &*stay.stream.session().client().node_id, end = ?end, "stream ended");
     drop(stay);
     if let Err(status) = end {
         fail(&sender, status).await;
@@ -248,14 +230,14 @@ async fn fail(sender: &Sender, status: Status) {
 
 /// A stream's presence in the fleet, and its end in every case.
 struct Stay<'a> {
-    connection: Arc<Connection>,
-    shared: &'a Arc<Shared>,
+    stream: Arc<ClientStream>,
+    state: &'a Arc<ServerState>,
 }
 
 impl Drop for Stay<'_> {
     fn drop(&mut self) {
-        self.shared.fleet.exit(self.connection.id);
-        self.shared.presence.lose(self.connection.id, now());
+        self.state.fleet.exit(self.stream.id);
+        self.state.presence.lose(self.stream.id, now());
     }
 }
 
@@ -267,28 +249,28 @@ enum End {
     Stop,
 }
 
-async fn exchange<V: Variant>(
+async fn exchange<M: Method>(
     stay: &Stay<'_>,
-    first: V::Request,
-    requests: &mut Streaming<V::Request>,
+    first: M::Request,
+    requests: &mut Streaming<M::Request>,
     sender: &Sender,
     mut stop: watch::Receiver<bool>,
 ) -> Result<End, Status> {
-    let shared = stay.shared;
-    let mut pulse = shared.feed.pulse();
+    let state = stay.state;
+    let mut pulse = state.feed.pulse();
     pulse.mark_changed();
-    let age = shared.max_stream_age.map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()));
+    let age = state.max_stream_age.map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()));
     let mut old = std::pin::pin!(tokio::time::sleep(age.unwrap_or(FAR)));
-    stay.hear::<V>(&first)?;
+    stay.hear::<M>(&first)?;
     let mut room = None;
     loop {
         let wake = {
-            let mut session = stay.connection.session();
-            session.on_settling(shared.settling.ends_at());
+            let mut session = stay.stream.session();
+            session.on_settling(state.settling.ends_at());
             match room.take() {
                 Some(permit) => match session.next(now()) {
                     Some(response) => {
-                        shared.metrics.pushed(response.kind, response.resources.iter().map(|one| one.body.len()).sum());
+                        state.metrics.pushed(response.kind, response.resources.iter().map(|one| one.body.len()).sum());
                         mpsc::Permit::send(permit, Ok(response));
                         continue;
                     }
@@ -306,7 +288,7 @@ async fn exchange<V: Variant>(
                 Err(_) => return Ok(End::ClientLeft),
             },
             request = requests.message() => match request? {
-                Some(request) => stay.hear::<V>(&request)?,
+                Some(request) => stay.hear::<M>(&request)?,
                 None => return Ok(End::ClientLeft),
             },
             changed = pulse.changed() => match changed {
@@ -322,15 +304,15 @@ async fn exchange<V: Variant>(
 }
 
 impl Stay<'_> {
-    fn hear<V: Variant>(&self, request: &V::Request) -> Result<(), Status> {
-        let heard = V::hear(&mut self.connection.session(), request, now());
+    fn hear<M: Method>(&self, request: &M::Request) -> Result<(), Status> {
+        let heard = M::hear(&mut self.stream.session(), request, now());
         match &heard.answer {
-            Some(Answer::Ack(kind)) => self.shared.metrics.acked(*kind),
+            Some(Answer::Ack(kind)) => self.state.metrics.acked(*kind),
             Some(Answer::Nack(kind, text)) => self.refused(*kind, text),
             None => {}
         }
         if let Some(time) = heard.converged {
-            self.shared.metrics.converged(time);
+            self.state.metrics.converged(time);
         }
         if heard.overfull {
             return Err(Status::resource_exhausted("this stream asks for too many names"));
@@ -340,9 +322,9 @@ impl Stay<'_> {
     }
 
     fn refused(&self, kind: Kind, text: &str) {
-        self.shared.metrics.nacked(kind);
+        self.state.metrics.nacked(kind);
         let text: String = text.chars().take(300).collect();
-        let session = self.connection.session();
+        let session = self.stream.session();
         tracing::warn!(node = &*session.client().node_id, kind = short(kind), text, "client refused a response");
     }
 
@@ -351,22 +333,22 @@ impl Stay<'_> {
         if heard.joined.is_empty() && heard.left.is_empty() {
             return;
         }
-        let client = self.connection.session().client().clone();
-        let about = &self.connection.about;
+        let client = self.stream.session().client().clone();
+        let about = &self.stream.about;
         let workloads = |names: &[Arc<str>]| -> Vec<Workload> {
             names.iter().filter_map(|name| Workload::announced(&client, about, name)).collect()
         };
         for workload in workloads(&heard.left) {
-            self.shared.presence.leave(self.connection.id, &workload.key());
+            self.state.presence.leave(self.stream.id, &workload.key());
         }
         for workload in workloads(&heard.joined) {
-            self.shared.presence.join(self.connection.id, workload);
+            self.state.presence.join(self.stream.id, workload);
         }
         self.refresh();
     }
 
     fn refresh(&self) {
-        self.connection.session().on_catalog(self.shared.feed.latest(), now());
+        self.stream.session().on_catalog(self.state.feed.latest(), now());
     }
 }
 
@@ -378,9 +360,4 @@ async fn sleep_until(at: Option<Instant>) {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
     }
-}
-
-/// The runtime's clock: tests stop and turn it.
-pub(crate) fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }

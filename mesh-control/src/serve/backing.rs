@@ -9,7 +9,7 @@ use crate::plane::{Plane, World};
 use crate::registry;
 use crate::serve::feed::Feed;
 use crate::serve::presence::{Workload, WorkloadKey, Workloads};
-use crate::serve::status::{DiagnosticStatus, Inspect, Serving};
+use crate::serve::status_report::{DiagnosticStatus, Inspect, Serving};
 
 impl Feed {
     /// Follows the worlds of a plane. To be called inside a runtime.

@@ -16,16 +16,16 @@ use envoy_types::pb::envoy::service::status::v3::{
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use crate::serve::ads::Shared;
-use crate::serve::fleet::Connection;
+use crate::serve::fleet::ClientStream;
 use crate::serve::ledger::Report;
+use crate::serve::state::ServerState;
 
 /// See the [module](self).
-pub(crate) struct Csds(Arc<Shared>);
+pub(crate) struct Csds(Arc<ServerState>);
 
 impl Csds {
-    pub(crate) fn service(shared: Arc<Shared>) -> ClientStatusDiscoveryServiceServer<Csds> {
-        ClientStatusDiscoveryServiceServer::new(Csds(shared))
+    pub(crate) fn service(state: Arc<ServerState>) -> ClientStatusDiscoveryServiceServer<Csds> {
+        ClientStatusDiscoveryServiceServer::new(Csds(state))
     }
 }
 
@@ -39,8 +39,8 @@ impl ClientStatusDiscoveryService for Csds {
         &self,
         requests: Request<Streaming<ClientStatusRequest>>,
     ) -> Result<Response<Responses>, Status> {
-        let shared = self.0.clone();
-        let responses = requests.into_inner().map(move |request| answer(&shared, &request?));
+        let state = self.0.clone();
+        let responses = requests.into_inner().map(move |request| answer(&state, &request?));
         Ok(Response::new(Box::pin(responses)))
     }
 
@@ -52,21 +52,21 @@ impl ClientStatusDiscoveryService for Csds {
     }
 }
 
-fn answer(shared: &Shared, request: &ClientStatusRequest) -> Result<ClientStatusResponse, Status> {
+fn answer(state: &ServerState, request: &ClientStatusRequest) -> Result<ClientStatusResponse, Status> {
     if !request.node_matchers.is_empty() {
         // As gRPC's own clients answer (gRFC A40).
         return Err(Status::invalid_argument("node_matchers are not supported"));
     }
-    Ok(ClientStatusResponse { config: shared.fleet.all().iter().map(|connection| config(connection)).collect() })
+    Ok(ClientStatusResponse { config: state.fleet.all().iter().map(|stream| config(stream)).collect() })
 }
 
-fn config(connection: &Connection) -> ClientConfig {
+fn config(stream: &ClientStream) -> ClientConfig {
     let (id, reports) = {
-        let session = connection.session();
+        let session = stream.session();
         (session.client().node_id.to_string(), session.reports())
     };
     ClientConfig {
-        node: Some(Node { id, user_agent_name: connection.about.user_agent.clone(), ..Node::default() }),
+        node: Some(Node { id, user_agent_name: stream.about.user_agent.clone(), ..Node::default() }),
         generic_xds_configs: reports.iter().flat_map(resources).collect(),
         ..ClientConfig::default()
     }

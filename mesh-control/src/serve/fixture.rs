@@ -10,7 +10,7 @@ use envoy_types::pb::google::rpc;
 
 use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind};
 use crate::serve::push::Pace;
-use crate::serve::session::{Heard, Opening, Protocol, Response, Session};
+use crate::serve::session::{Heard, Opening, Response, Session, Variant};
 use crate::serve::{delta, sotw};
 
 pub(crate) const PACE: Pace =
@@ -91,18 +91,18 @@ pub(crate) struct Talk {
 
 impl Talk {
     pub(crate) fn sotw(shelf: &Shelf) -> Talk {
-        Talk::open(Protocol::Sotw, ClientClass::Grpc, shelf, Duration::ZERO)
+        Talk::open(Variant::Sotw, ClientClass::Grpc, shelf, Duration::ZERO)
     }
 
     pub(crate) fn delta(shelf: &Shelf) -> Talk {
-        Talk::open(Protocol::Delta, ClientClass::Library, shelf, Duration::ZERO)
+        Talk::open(Variant::Delta, ClientClass::Library, shelf, Duration::ZERO)
     }
 
-    pub(crate) fn open(protocol: Protocol, class: ClientClass, shelf: &Shelf, settle: Duration) -> Talk {
+    pub(crate) fn open(variant: Variant, class: ClientClass, shelf: &Shelf, settle: Duration) -> Talk {
         let now = Instant::now();
         let opening =
             Opening { client: client(class), catalog: shelf.arc(), pace: PACE, settles_at: now + settle, tag: 0xbeef };
-        Talk { session: Session::new(protocol, opening, now), now }
+        Talk { session: Session::new(variant, opening, now), now }
     }
 
     /// A state-of-the-world request with the nonce of a response, or without.
@@ -150,8 +150,8 @@ impl Talk {
 
     pub(crate) fn answer(&mut self, response: &Response, error: Option<&str>) -> Heard {
         let error_detail = error.map(|text| rpc::Status { code: 3, message: text.to_owned(), details: Vec::new() });
-        match self.session.protocol() {
-            Protocol::Sotw => {
+        match self.session.variant() {
+            Variant::Sotw => {
                 let names = self.session.ledger(response.kind).0.explicit().map(|name| name.to_string()).collect();
                 self.send_sotw(&DiscoveryRequest {
                     type_url: response.kind.type_url().to_owned(),
@@ -162,7 +162,7 @@ impl Talk {
                     ..DiscoveryRequest::default()
                 })
             }
-            Protocol::Delta => self.send_delta(&DeltaDiscoveryRequest {
+            Variant::Delta => self.send_delta(&DeltaDiscoveryRequest {
                 type_url: response.kind.type_url().to_owned(),
                 response_nonce: response.nonce.clone(),
                 error_detail,

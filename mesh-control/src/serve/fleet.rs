@@ -15,7 +15,7 @@ use crate::serve::session::Session;
 
 /// One stream. Its session is locked for the time of one decision, by its own task and by a status
 /// request, and never across an await.
-pub(crate) struct Connection {
+pub(crate) struct ClientStream {
     pub(crate) id: u64,
     pub(crate) since: SystemTime,
     pub(crate) about: About,
@@ -23,7 +23,7 @@ pub(crate) struct Connection {
     session: Mutex<Session>,
 }
 
-impl Connection {
+impl ClientStream {
     pub(crate) fn session(&self) -> MutexGuard<'_, Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -32,34 +32,34 @@ impl Connection {
 /// All streams.
 #[derive(Default)]
 pub(crate) struct Fleet {
-    connections: Mutex<BTreeMap<u64, Arc<Connection>>>,
+    streams: Mutex<BTreeMap<u64, Arc<ClientStream>>>,
     last: AtomicU64,
 }
 
 impl Fleet {
-    pub(crate) fn enter(&self, session: Session, about: About) -> Arc<Connection> {
+    pub(crate) fn enter(&self, session: Session, about: About) -> Arc<ClientStream> {
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        let connection = Arc::new(Connection {
+        let stream = Arc::new(ClientStream {
             id,
             since: SystemTime::now(),
             about,
             peer_ip: session.client().peer_ip,
             session: Mutex::new(session),
         });
-        self.connections().insert(id, connection.clone());
-        connection
+        self.streams().insert(id, stream.clone());
+        stream
     }
 
     pub(crate) fn exit(&self, id: u64) {
-        self.connections().remove(&id);
+        self.streams().remove(&id);
     }
 
-    pub(crate) fn all(&self) -> Vec<Arc<Connection>> {
-        self.connections().values().cloned().collect()
+    pub(crate) fn all(&self) -> Vec<Arc<ClientStream>> {
+        self.streams().values().cloned().collect()
     }
 
-    fn connections(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Connection>>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    fn streams(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<ClientStream>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -142,7 +142,7 @@ pub struct NackStatus {
 /// How many names of a kind are listed unless all are asked for.
 const NAMES: usize = 100;
 
-impl Connection {
+impl ClientStream {
     /// What there is to say about this stream.
     pub(crate) fn status(&self, all_names: bool, now: Instant) -> ClientStatus {
         let session = self.session();
@@ -154,7 +154,7 @@ impl Connection {
             namespace: client.namespace.to_string(),
             labels: (*client.labels).clone(),
             peer: self.peer_ip,
-            protocol: session.protocol().name().to_owned(),
+            protocol: session.variant().name().to_owned(),
             connected_since: unix(self.since),
             kinds: session.reports().into_iter().map(|report| kind(report, all_names, now)).collect(),
         }

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use crate::catalog::{ClientClass, Encoded, Kind};
 use crate::serve::fixture::{PACE, Shelf, client};
-use crate::serve::session::{Opening, Protocol, Response, Session};
+use crate::serve::session::{Opening, Response, Session, Variant};
 use crate::serve::{delta, sotw};
 
 const NAMES: [&str; 4] = ["n0", "n1", "n2", "n3"];
@@ -59,7 +59,7 @@ type Key = (Kind, &'static str);
 
 /// A client that does what the protocol says, and the stream that it talks to.
 struct World {
-    protocol: Protocol,
+    variant: Variant,
     session: Session,
     shelf: Shelf,
     now: Instant,
@@ -83,12 +83,12 @@ struct World {
 }
 
 impl World {
-    fn new(protocol: Protocol) -> World {
+    fn new(variant: Variant) -> World {
         let shelf = Shelf::default();
         let now = Instant::now();
-        let session = open(protocol, &shelf, now, now, 1);
+        let session = open(variant, &shelf, now, now, 1);
         World {
-            protocol,
+            variant,
             session,
             shelf,
             now,
@@ -111,7 +111,7 @@ impl World {
         match *step {
             Step::Subscribe(kind, name) => {
                 let name = NAMES[name];
-                if !self.subscribed.insert((kind, name)) && self.protocol == Protocol::Delta {
+                if !self.subscribed.insert((kind, name)) && self.variant == Variant::Delta {
                     // Who asks for a name again has forgotten what it was.
                     self.forget((kind, name));
                 }
@@ -172,7 +172,7 @@ impl World {
         if restarted {
             self.settles_at = self.now + SETTLE;
         }
-        self.session = open(self.protocol, &self.shelf, self.now, self.settles_at, self.streams);
+        self.session = open(self.variant, &self.shelf, self.now, self.settles_at, self.streams);
         self.opened.clear();
         self.inbox.clear();
         self.answered.clear();
@@ -194,9 +194,9 @@ impl World {
 
     fn ask(&mut self, kind: Kind, subscribe: &[&str], unsubscribe: &[&str]) {
         let first = self.opened.insert(kind);
-        match self.protocol {
-            Protocol::Sotw => self.send_sotw(kind, None),
-            Protocol::Delta => {
+        match self.variant {
+            Variant::Sotw => self.send_sotw(kind, None),
+            Variant::Delta => {
                 let brought =
                     self.brought.iter().filter(|((of, name), _)| first && *of == kind && subscribe.contains(name));
                 let request = DeltaDiscoveryRequest {
@@ -259,9 +259,8 @@ impl World {
                     // What disappeared itself is withdrawn just before, on the same stream, where that can be said.
                     let gone =
                         |sent: &Response| sent.kind == using.0 && sent.absent.iter().any(|name| **name == *using.1);
-                    let is_known = self.protocol == Protocol::Sotw
-                        || !self.held.contains_key(using)
-                        || self.inbox.iter().any(gone);
+                    let is_known =
+                        self.variant == Variant::Sotw || !self.held.contains_key(using) || self.inbox.iter().any(gone);
                     assert!(is_known, "{key:?} withdrawn before {using:?}");
                     continue;
                 };
@@ -284,9 +283,9 @@ impl World {
             let unsaid = !self.offered.contains_key(&key) && !self.inbox.iter().any(|sent| sent.kind == response.kind);
             if let (Some(brought), true) = (brought, unsaid) {
                 // An incremental client says which version it has of each; for the other, all stay as they are.
-                let fewer = match self.protocol {
-                    Protocol::Delta => Some(resource.endpoints) < Encoded::endpoints_of(brought),
-                    Protocol::Sotw => *brought != *resource.version,
+                let fewer = match self.variant {
+                    Variant::Delta => Some(resource.endpoints) < Encoded::endpoints_of(brought),
+                    Variant::Sotw => *brought != *resource.version,
                 };
                 assert!(!fewer, "{key:?} became fewer while settling: {brought}, {}", resource.version);
             }
@@ -296,7 +295,7 @@ impl World {
     /// Whether the client can tell a new stream that it brings something along: in SotW, one that has only ever refused
     /// cannot, although it may work with a part of what it refused.
     fn can_tell(&self, kind: Kind) -> bool {
-        self.protocol == Protocol::Delta || self.accepted_before.contains(&kind)
+        self.variant == Variant::Delta || self.accepted_before.contains(&kind)
     }
 
     fn key(&self, kind: Kind, name: &str) -> Key {
@@ -323,9 +322,9 @@ impl World {
             self.accepted_before.insert(kind);
         }
         self.answered.insert(kind, (response.version.clone(), response.nonce.clone()));
-        match self.protocol {
-            Protocol::Sotw => self.send_sotw(kind, error),
-            Protocol::Delta => {
+        match self.variant {
+            Variant::Sotw => self.send_sotw(kind, error),
+            Variant::Delta => {
                 let request = DeltaDiscoveryRequest {
                     type_url: kind.type_url().to_owned(),
                     response_nonce: response.nonce,
@@ -354,7 +353,7 @@ impl World {
                 self.refused.remove(&key);
             }
         }
-        let left_out = self.protocol == Protocol::Sotw && matches!(kind, Kind::Listener | Kind::Cluster);
+        let left_out = self.variant == Variant::Sotw && matches!(kind, Kind::Listener | Kind::Cluster);
         let subscribed: Vec<Key> = self.names(kind).map(|name| (kind, name)).collect();
         for key in subscribed {
             let absent = response.absent.iter().any(|name| **name == *key.1);
@@ -371,8 +370,8 @@ impl World {
             Some((_, nonce)) if self.inbox.iter().any(|response| response.kind == kind) => nonce.clone(),
             _ => "feed-1".to_owned(),
         };
-        match self.protocol {
-            Protocol::Sotw if self.answered.contains_key(&kind) => {
+        match self.variant {
+            Variant::Sotw if self.answered.contains_key(&kind) => {
                 let request = DiscoveryRequest {
                     type_url: kind.type_url().to_owned(),
                     response_nonce: nonce,
@@ -380,8 +379,8 @@ impl World {
                 };
                 sotw::on_request(&mut self.session, &request, self.now);
             }
-            Protocol::Sotw => {}
-            Protocol::Delta => {
+            Variant::Sotw => {}
+            Variant::Delta => {
                 let request = DeltaDiscoveryRequest {
                     type_url: kind.type_url().to_owned(),
                     response_nonce: nonce,
@@ -429,17 +428,17 @@ impl World {
     }
 }
 
-fn open(protocol: Protocol, shelf: &Shelf, now: Instant, settles_at: Instant, tag: u32) -> Session {
-    let class = match protocol {
-        Protocol::Sotw => ClientClass::Grpc,
-        Protocol::Delta => ClientClass::Library,
+fn open(variant: Variant, shelf: &Shelf, now: Instant, settles_at: Instant, tag: u32) -> Session {
+    let class = match variant {
+        Variant::Sotw => ClientClass::Grpc,
+        Variant::Delta => ClientClass::Library,
     };
     let opening = Opening { client: client(class), catalog: shelf.arc(), pace: PACE, settles_at, tag };
-    Session::new(protocol, opening, now)
+    Session::new(variant, opening, now)
 }
 
-fn play(protocol: Protocol, steps: &[Step]) {
-    let mut world = World::new(protocol);
+fn play(variant: Variant, steps: &[Step]) {
+    let mut world = World::new(variant);
     steps.iter().for_each(|step| world.step(step));
     world.finish();
 }
@@ -448,13 +447,13 @@ fn play(protocol: Protocol, steps: &[Step]) {
 mod known {
     use super::Kind::{Cluster, Endpoints, Listener, Route};
     use super::Step::{Ack, Change, Nack, Reconnect, StaleAck, Subscribe, Wait};
-    use super::{Protocol, play};
+    use super::{Variant, play};
 
     #[test]
     fn what_a_client_has_forgotten_need_not_be_held_back_from_removal() {
         let gone = [Change(Endpoints, 0, Some(0)), Subscribe(Endpoints, 0), Ack, Change(Endpoints, 0, None)];
         let pending = [Subscribe(Listener, 2), Ack, Wait(500), Change(Listener, 2, Some(0))];
-        play(Protocol::Delta, &[&gone[..], &pending, &[Subscribe(Endpoints, 0)]].concat());
+        play(Variant::Delta, &[&gone[..], &pending, &[Subscribe(Endpoints, 0)]].concat());
     }
 
     #[test]
@@ -462,8 +461,8 @@ mod known {
         let asked =
             [Change(Route, 2, Some(0)), Change(Cluster, 0, Some(0)), Subscribe(Cluster, 0), Subscribe(Route, 2)];
         let silent = [Wait(1479), Ack, Change(Cluster, 0, None), Wait(3521), Wait(500)];
-        for protocol in [Protocol::Sotw, Protocol::Delta] {
-            play(protocol, &[&asked[..], &silent].concat());
+        for variant in [Variant::Sotw, Variant::Delta] {
+            play(variant, &[&asked[..], &silent].concat());
         }
     }
 
@@ -472,7 +471,7 @@ mod known {
         let asked = [Subscribe(Endpoints, 0), Subscribe(Cluster, 0), Subscribe(Route, 0), Ack, Subscribe(Route, 2)];
         let back = [Subscribe(Cluster, 2), Ack, Reconnect { restarted: false }, Change(Cluster, 2, Some(0))];
         let refused = [Change(Route, 0, Some(0)), Ack, Nack(0), Wait(1000), StaleAck(Route), Change(Route, 2, Some(0))];
-        play(Protocol::Sotw, &[&asked[..], &back, &refused, &[Ack, Nack(1)]].concat());
+        play(Variant::Sotw, &[&asked[..], &back, &refused, &[Ack, Nack(1)]].concat());
     }
 
     #[test]
@@ -481,14 +480,14 @@ mod known {
         let asked = [Subscribe(Route, 0), Ack, Subscribe(Route, 1), Ack, Subscribe(Cluster, 0), Ack];
         let refused = [Change(Route, 0, Some(1)), Nack(0), Wait(1000), Change(Route, 0, Some(2))];
         let stalled = [Wait(5000), Change(Route, 1, Some(1)), Ack, Ack, Change(Cluster, 0, None)];
-        play(Protocol::Sotw, &[&all[..], &asked, &refused, &stalled].concat());
+        play(Variant::Sotw, &[&all[..], &asked, &refused, &stalled].concat());
     }
 
     #[test]
     fn a_refusal_counts_although_a_newer_response_is_on_its_way() {
         let asked = [Change(Endpoints, 1, Some(0)), Subscribe(Route, 0), Ack, Reconnect { restarted: false }];
         let refused = [Change(Route, 0, Some(0)), Subscribe(Endpoints, 1), Wait(3347), Change(Endpoints, 1, None)];
-        play(Protocol::Sotw, &[&asked[..], &refused, &[Subscribe(Route, 1), Wait(1653), Nack(0)]].concat());
+        play(Variant::Sotw, &[&asked[..], &refused, &[Subscribe(Route, 1), Wait(1653), Nack(0)]].concat());
     }
 }
 
@@ -497,11 +496,11 @@ proptest! {
 
     #[test]
     fn after_any_history_a_sotw_client_has_the_newest_view_of_its_subscriptions(steps in steps()) {
-        play(Protocol::Sotw, &steps);
+        play(Variant::Sotw, &steps);
     }
 
     #[test]
     fn after_any_history_a_delta_client_has_the_newest_view_of_its_subscriptions(steps in steps()) {
-        play(Protocol::Delta, &steps);
+        play(Variant::Delta, &steps);
     }
 }

@@ -19,8 +19,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::catalog::Kind;
-use crate::serve::ads::Shared;
 use crate::serve::metrics::family;
+use crate::serve::state::ServerState;
 
 /// How often clients report.
 const INTERVAL: Duration = Duration { seconds: 10, nanos: 0 };
@@ -81,11 +81,11 @@ impl Load {
 }
 
 /// The service.
-pub(crate) struct Reporting(Arc<Shared>);
+pub(crate) struct Reporting(Arc<ServerState>);
 
 impl Reporting {
-    pub(crate) fn service(shared: Arc<Shared>) -> LoadReportingServiceServer<Reporting> {
-        LoadReportingServiceServer::new(Reporting(shared))
+    pub(crate) fn service(state: Arc<ServerState>) -> LoadReportingServiceServer<Reporting> {
+        LoadReportingServiceServer::new(Reporting(state))
     }
 }
 
@@ -105,11 +105,11 @@ impl LoadReportingService for Reporting {
 
 /// The life of one stream: one answer to the first request, then reports until somebody leaves.
 async fn gather(
-    shared: Arc<Shared>,
+    state: Arc<ServerState>,
     mut requests: Streaming<LoadStatsRequest>,
     sender: mpsc::Sender<Result<LoadStatsResponse, Status>>,
 ) {
-    let mut stop = shared.stop.clone();
+    let mut stop = state.stop.clone();
     let mut answered = false;
     loop {
         let request = tokio::select! {
@@ -120,16 +120,16 @@ async fn gather(
         let Ok(Some(request)) = request else { return };
         if !std::mem::replace(&mut answered, true) {
             // The client may have left; the next turn of the loop finds out.
-            let _ = sender.send(Ok(answer(&shared, request.node.as_ref()))).await;
+            let _ = sender.send(Ok(answer(&state, request.node.as_ref()))).await;
         }
-        request.cluster_stats.iter().for_each(|report| shared.load.add(report));
+        request.cluster_stats.iter().for_each(|report| state.load.add(report));
     }
 }
 
-fn answer(shared: &Shared, node: Option<&Node>) -> LoadStatsResponse {
+fn answer(state: &ServerState, node: Option<&Node>) -> LoadStatsResponse {
     let all = node.is_some_and(|node| node.client_features.iter().any(|feature| feature == SEND_ALL));
     let clusters = match node {
-        Some(node) if !all => clusters_of(shared, &node.id),
+        Some(node) if !all => clusters_of(state, &node.id),
         _ => Vec::new(),
     };
     LoadStatsResponse {
@@ -141,11 +141,11 @@ fn answer(shared: &Shared, node: Option<&Node>) -> LoadStatsResponse {
 }
 
 /// Every cluster that a node asks for, on whichever stream.
-fn clusters_of(shared: &Shared, node_id: &str) -> Vec<String> {
-    let connections = shared.fleet.all();
-    let mut names: Vec<String> = connections
+fn clusters_of(state: &ServerState, node_id: &str) -> Vec<String> {
+    let streams = state.fleet.all();
+    let mut names: Vec<String> = streams
         .iter()
-        .map(|connection| connection.session())
+        .map(|stream| stream.session())
         .filter(|session| &*session.client().node_id == node_id)
         .flat_map(|mut session| {
             let (ledger, _) = session.ledger(Kind::Cluster);

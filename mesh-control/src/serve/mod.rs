@@ -9,10 +9,12 @@
 //! [`Server`] holds the connections; `session` decides what each stream is told; [`status`] says what
 //! became of it.
 
+mod admin;
 mod admission;
 mod ads;
 mod backing;
 mod client;
+mod clock;
 mod csds;
 mod delta;
 mod feed;
@@ -21,6 +23,7 @@ mod fixture;
 mod fleet;
 #[cfg(test)]
 mod histories;
+mod identity;
 mod ledger;
 mod load;
 mod metrics;
@@ -32,7 +35,8 @@ mod server;
 mod session;
 mod settling;
 mod sotw;
-pub mod status;
+mod state;
+mod status_report;
 mod tls;
 mod wire;
 
@@ -42,5 +46,11 @@ pub use fleet::{ClientStatus, KindStatus, NackStatus, NameStatus};
 pub use presence::{Workload, WorkloadKey, Workloads};
 pub use push::Pace;
 pub use server::{Options, Server};
-pub use session::{Protocol, SERVER_LISTENER_PREFIX};
+pub use session::SERVER_LISTENER_PREFIX;
 pub use tls::TlsFiles;
+
+/// What the server knows, for people and for Prometheus.
+pub mod status {
+    pub use super::admin::{listen, metrics, report};
+    pub use super::status_report::{DiagnosticStatus, Inspect, Serving, Status, WorkloadStatus};
+}

@@ -8,7 +8,7 @@ use envoy_types::pb::google::rpc;
 
 use crate::catalog::{ClientClass, Kind};
 use crate::serve::fixture::{PACE, Shelf, Talk, delta_request, said, strings, told};
-use crate::serve::session::{Answer, Protocol, Response};
+use crate::serve::session::{Answer, Response, Variant};
 
 use Kind::{Cluster, Endpoints, Listener, Route};
 
@@ -103,7 +103,7 @@ fn server_rule_02_a_refused_route_keeps_the_clusters_that_the_old_one_uses() {
 #[test]
 fn server_rule_02_a_route_refused_by_itself_stays_so_when_one_refused_with_it_is_accepted() {
     let both = |r: &str, q: &str| whole("1").with(Route, "r", r).with(Route, "q", q);
-    let mut talk = Talk::open(Protocol::Delta, ClientClass::Library, &both("1", "1"), Duration::ZERO);
+    let mut talk = Talk::open(Variant::Delta, ClientClass::Library, &both("1", "1"), Duration::ZERO);
     for (kind, names) in [(Listener, vec!["l"]), (Route, vec!["q", "r"]), (Cluster, vec!["a"])] {
         let answers = talk.subscribe(kind, &names);
         talk.finish(answers);
@@ -133,13 +133,13 @@ fn server_rule_02_each_refused_route_keeps_the_clusters_until_it_is_accepted_its
         ("bad regex", true),
     ];
     for (text, settles_all) in cases {
-        for protocol in [Protocol::Delta, Protocol::Sotw] {
+        for variant in [Variant::Delta, Variant::Sotw] {
             let both = |r: &str, q: &str| whole("1").with(Route, "r", r).with(Route, "q", q);
-            let mut talk = Talk::open(protocol, ClientClass::Grpc, &both("1", "1"), Duration::ZERO);
+            let mut talk = Talk::open(variant, ClientClass::Grpc, &both("1", "1"), Duration::ZERO);
             for (kind, names) in [(Listener, vec!["l"]), (Route, vec!["q", "r"]), (Cluster, vec!["a"])] {
-                let answers = match protocol {
-                    Protocol::Delta => talk.subscribe(kind, &names),
-                    Protocol::Sotw => talk.ask(kind, &names, None),
+                let answers = match variant {
+                    Variant::Delta => talk.subscribe(kind, &names),
+                    Variant::Sotw => talk.ask(kind, &names, None),
                 };
                 talk.finish(answers);
             }
@@ -155,7 +155,7 @@ fn server_rule_02_each_refused_route_keeps_the_clusters_until_it_is_accepted_its
                 assert_eq!(told(&after), ["Cluster !a"]);
                 continue;
             }
-            assert!(after.is_empty(), "{protocol:?}: `q` still uses it: {:?}", told(&after));
+            assert!(after.is_empty(), "{variant:?}: `q` still uses it: {:?}", told(&after));
             let good = talk.publish(&both("3", "3").without(Cluster, "a"));
             assert_eq!(told(&good), ["Route q=3"]);
             assert!(talk.ack(&good[0]).is_empty());
@@ -204,19 +204,19 @@ fn server_rule_02_what_comes_back_before_it_was_removed_is_never_removed() {
 
 #[test]
 fn server_rule_03_envoy_gets_endpoints_again_after_its_cluster_changed_though_they_did_not() {
-    for protocol in [Protocol::Sotw, Protocol::Delta] {
+    for variant in [Variant::Sotw, Variant::Delta] {
         for (class, expected) in [(ClientClass::Envoy, vec!["Endpoints a=1"]), (ClientClass::Grpc, vec![])] {
-            let mut talk = Talk::open(protocol, class, &whole("1"), Duration::ZERO);
+            let mut talk = Talk::open(variant, class, &whole("1"), Duration::ZERO);
             for kind in [Cluster, Endpoints] {
-                let answers = match protocol {
-                    Protocol::Sotw => talk.ask(kind, &["a"], None),
-                    Protocol::Delta => talk.subscribe(kind, &["a"]),
+                let answers = match variant {
+                    Variant::Sotw => talk.ask(kind, &["a"], None),
+                    Variant::Delta => talk.subscribe(kind, &["a"]),
                 };
                 talk.finish(answers);
             }
             let sent = talk.publish(&whole("1").with(Cluster, "a", "2"));
             assert_eq!(told(&sent), ["Cluster a=2"]);
-            assert_eq!(told(&talk.ack(&sent[0])), expected, "{class:?} {protocol:?}");
+            assert_eq!(told(&talk.ack(&sent[0])), expected, "{class:?} {variant:?}");
         }
     }
 }
@@ -359,13 +359,13 @@ fn server_rule_09_a_name_in_both_lists_of_a_request_ends_up_subscribed_and_answe
 #[test]
 fn server_rule_10_an_empty_first_request_means_everything_for_envoy_and_nothing_for_grpc_and_the_library() {
     let shelf = whole("1").with(Cluster, "b", "1");
-    for protocol in [Protocol::Sotw, Protocol::Delta] {
+    for variant in [Variant::Sotw, Variant::Delta] {
         for class in [ClientClass::Envoy, ClientClass::Grpc, ClientClass::Library] {
             for (kind, everything) in [(Cluster, "Cluster a=1 b=1"), (Listener, "Listener l=1"), (Route, "")] {
-                let mut talk = Talk::open(protocol, class, &shelf, Duration::ZERO);
-                let answers = match protocol {
-                    Protocol::Sotw => talk.ask(kind, &[], None),
-                    Protocol::Delta => talk.subscribe(kind, &[]),
+                let mut talk = Talk::open(variant, class, &shelf, Duration::ZERO);
+                let answers = match variant {
+                    Variant::Sotw => talk.ask(kind, &[], None),
+                    Variant::Delta => talk.subscribe(kind, &[]),
                 };
                 match class == ClientClass::Envoy && !everything.is_empty() {
                     true => assert_eq!(told(&answers), [everything]),
@@ -378,11 +378,11 @@ fn server_rule_10_an_empty_first_request_means_everything_for_envoy_and_nothing_
 
 #[test]
 fn server_rule_10_a_wildcard_client_gets_what_is_created_and_loses_what_is_removed() {
-    for protocol in [Protocol::Sotw, Protocol::Delta] {
-        let mut talk = Talk::open(protocol, ClientClass::Envoy, &whole("1"), Duration::ZERO);
-        let answers = match protocol {
-            Protocol::Sotw => talk.ask(Cluster, &["*"], None),
-            Protocol::Delta => talk.subscribe(Cluster, &["*"]),
+    for variant in [Variant::Sotw, Variant::Delta] {
+        let mut talk = Talk::open(variant, ClientClass::Envoy, &whole("1"), Duration::ZERO);
+        let answers = match variant {
+            Variant::Sotw => talk.ask(Cluster, &["*"], None),
+            Variant::Delta => talk.subscribe(Cluster, &["*"]),
         };
         talk.finish(answers);
         let created = talk.publish(&whole("1").with(Cluster, "b", "1"));
@@ -396,13 +396,13 @@ fn server_rule_10_a_wildcard_client_gets_what_is_created_and_loses_what_is_remov
 
 #[test]
 fn server_rule_10_a_wildcard_with_nothing_to_give_is_answered_all_the_same() {
-    let mut talk = Talk::open(Protocol::Sotw, ClientClass::Envoy, &Shelf::default(), Duration::ZERO);
+    let mut talk = Talk::open(Variant::Sotw, ClientClass::Envoy, &Shelf::default(), Duration::ZERO);
     assert_eq!(told(&talk.ask(Cluster, &[], None)), ["Cluster "]);
 }
 
 #[test]
 fn server_rule_10_an_explicit_name_given_up_under_a_wildcard_is_sent_again() {
-    let mut talk = Talk::open(Protocol::Delta, ClientClass::Envoy, &whole("1"), Duration::ZERO);
+    let mut talk = Talk::open(Variant::Delta, ClientClass::Envoy, &whole("1"), Duration::ZERO);
     let answers = talk.subscribe(Cluster, &["*", "a"]);
     talk.finish(answers);
     assert_eq!(told(&talk.unsubscribe(Cluster, &["a"])), ["Cluster a=1"]);
@@ -528,7 +528,7 @@ fn server_rule_20_a_first_request_may_carry_a_nack_a_foreign_nonce_and_the_versi
 #[test]
 fn server_rule_20_an_empty_list_unsubscribes_from_everything_and_is_no_wildcard() {
     for class in [ClientClass::Grpc, ClientClass::Envoy] {
-        let mut talk = Talk::open(Protocol::Sotw, class, &whole("1"), Duration::ZERO);
+        let mut talk = Talk::open(Variant::Sotw, class, &whole("1"), Duration::ZERO);
         let first = talk.ask(Listener, &["l"], None);
         assert!(talk.ask(Listener, &[], Some(&first[0])).is_empty());
         assert!(talk.publish(&whole("2")).is_empty());
@@ -584,7 +584,7 @@ fn while_settling_a_client_is_never_given_fewer_endpoints_than_it_brought_along(
     let some = Shelf::default().with_workloads("a", "some-1");
     let all = Shelf::default().with_workloads("a", "all-3");
 
-    let mut talk = Talk::open(Protocol::Delta, ClientClass::Library, &some, settle);
+    let mut talk = Talk::open(Variant::Delta, ClientClass::Library, &some, settle);
     talk.send_delta(&DeltaDiscoveryRequest {
         initial_resource_versions: [("a".to_owned(), "all-3".to_owned())].into(),
         ..delta_request(Endpoints, &["a"], &[])
@@ -594,7 +594,7 @@ fn while_settling_a_client_is_never_given_fewer_endpoints_than_it_brought_along(
     assert!(talk.publish(&some).is_empty());
     assert_eq!(told(&talk.wait(settle)), ["Endpoints a=some-1"], "settled: that is what there is");
 
-    let mut talk = Talk::open(Protocol::Sotw, ClientClass::Grpc, &some, settle);
+    let mut talk = Talk::open(Variant::Sotw, ClientClass::Grpc, &some, settle);
     talk.send_sotw(&DiscoveryRequest {
         type_url: Endpoints.type_url().to_owned(),
         resource_names: strings(&["a"]),
@@ -611,7 +611,7 @@ fn while_settling_a_client_is_told_of_a_change_as_soon_as_there_are_as_many_endp
     let settle = Duration::from_secs(4);
     let endpoints = |version: &str| Shelf::default().with_workloads("a", version);
     let resume = |has: &str| {
-        let mut talk = Talk::open(Protocol::Delta, ClientClass::Library, &endpoints("none-0"), settle);
+        let mut talk = Talk::open(Variant::Delta, ClientClass::Library, &endpoints("none-0"), settle);
         talk.send_delta(&DeltaDiscoveryRequest {
             initial_resource_versions: [("a".to_owned(), has.to_owned())].into(),
             ..delta_request(Endpoints, &["a"], &[])
@@ -636,7 +636,7 @@ fn while_settling_a_client_is_told_of_a_change_as_soon_as_there_are_as_many_endp
 fn while_a_crowd_waits_for_its_turn_settling_goes_on() {
     let settle = Duration::from_secs(4);
     let some = Shelf::default().with_workloads("a", "some-1");
-    let mut talk = Talk::open(Protocol::Delta, ClientClass::Library, &some, settle);
+    let mut talk = Talk::open(Variant::Delta, ClientClass::Library, &some, settle);
     talk.send_delta(&DeltaDiscoveryRequest {
         initial_resource_versions: [("a".to_owned(), "all-3".to_owned())].into(),
         ..delta_request(Endpoints, &["a"], &[])
@@ -651,18 +651,18 @@ fn while_a_crowd_waits_for_its_turn_settling_goes_on() {
 #[test]
 fn while_settling_a_fresh_client_is_answered_as_soon_as_there_is_an_endpoint() {
     let settle = Duration::from_secs(5);
-    for protocol in [Protocol::Sotw, Protocol::Delta] {
-        let mut talk = Talk::open(protocol, ClientClass::Library, &Shelf::default().with_workloads("a", ""), settle);
-        let answers = match protocol {
-            Protocol::Sotw => talk.ask(Endpoints, &["a"], None),
-            Protocol::Delta => talk.subscribe(Endpoints, &["a"]),
+    for variant in [Variant::Sotw, Variant::Delta] {
+        let mut talk = Talk::open(variant, ClientClass::Library, &Shelf::default().with_workloads("a", ""), settle);
+        let answers = match variant {
+            Variant::Sotw => talk.ask(Endpoints, &["a"], None),
+            Variant::Delta => talk.subscribe(Endpoints, &["a"]),
         };
         assert!(answers.is_empty());
         assert_eq!(told(&talk.publish(&Shelf::default().with_workloads("a", "one-1"))), ["Endpoints a=one-1"]);
-        let mut talk = Talk::open(protocol, ClientClass::Library, &Shelf::default().with_workloads("a", ""), settle);
-        match protocol {
-            Protocol::Sotw => talk.ask(Endpoints, &["a"], None),
-            Protocol::Delta => talk.subscribe(Endpoints, &["a"]),
+        let mut talk = Talk::open(variant, ClientClass::Library, &Shelf::default().with_workloads("a", ""), settle);
+        match variant {
+            Variant::Sotw => talk.ask(Endpoints, &["a"], None),
+            Variant::Delta => talk.subscribe(Endpoints, &["a"]),
         };
         assert_eq!(told(&talk.wait(settle)), ["Endpoints a="], "settled without any");
     }

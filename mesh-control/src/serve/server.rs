@@ -16,16 +16,19 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use crate::serve::admission::Admission;
-use crate::serve::ads::{Ads, Shared, now};
+use crate::serve::ads::Ads;
+use crate::serve::clock::now;
 use crate::serve::csds::Csds;
 use crate::serve::feed::Feed;
 use crate::serve::fleet::Fleet;
+use crate::serve::identity::{Anonymous, Identity};
 use crate::serve::load::{Load, Reporting};
 use crate::serve::metrics::Metrics;
 use crate::serve::presence::{Presence, Workloads};
 use crate::serve::push::Pace;
 use crate::serve::settling::Settling;
-use crate::serve::tls::{Anonymous, Identity, TlsFiles};
+use crate::serve::state::ServerState;
+use crate::serve::tls::TlsFiles;
 
 /// How the ADS server behaves.
 #[derive(Clone, Debug)]
@@ -84,8 +87,7 @@ const MEMORY_BUFFER: usize = 64 << 10;
 
 /// The ADS server. Dropping it ends everything at once; [`shutdown`](Self::shutdown) does it gracefully.
 pub struct Server {
-    shared: Arc<Shared>,
-    started: SystemTime,
+    state: Arc<ServerState>,
     connections: mpsc::Sender<Conn>,
     goaway: watch::Sender<bool>,
     stop: watch::Sender<bool>,
@@ -100,7 +102,8 @@ impl Server {
     pub fn new(feed: Feed, workloads: Arc<dyn Workloads>, options: &Options) -> Server {
         let (stop, stopped) = watch::channel(false);
         let (goaway, mut leaving) = watch::channel(false);
-        let shared = Arc::new(Shared {
+        let state = Arc::new(ServerState {
+            started: SystemTime::now(),
             feed,
             presence: Presence::new(workloads, options.grace),
             fleet: Fleet::default(),
@@ -117,9 +120,9 @@ impl Server {
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
-            .add_service(Ads(shared.clone()))
-            .add_service(Csds::service(shared.clone()))
-            .add_service(Reporting::service(shared.clone()));
+            .add_service(Ads(state.clone()))
+            .add_service(Csds::service(state.clone()))
+            .add_service(Reporting::service(state.clone()));
         let serving = tokio::spawn(async move {
             let incoming = tokio_stream::StreamExt::map(ReceiverStream::new(incoming), Ok::<_, io::Error>);
             let signal = async move { drop(leaving.wait_for(|leaving| *leaving).await) };
@@ -127,11 +130,10 @@ impl Server {
                 tracing::error!(%error, "the xDS server stopped");
             }
         });
-        let expiring = shared.clone();
+        let expiring = state.clone();
         let expiry = tokio::spawn(async move { expiring.presence.expire().await });
         Server {
-            shared,
-            started: SystemTime::now(),
+            state,
             connections,
             goaway,
             stop,
@@ -222,12 +224,8 @@ impl Server {
         }
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
-    }
-
-    pub(crate) fn started(&self) -> SystemTime {
-        self.started
+    pub(crate) fn state(&self) -> &Arc<ServerState> {
+        &self.state
     }
 
     fn keep(&self, task: JoinHandle<()>) {

@@ -21,18 +21,18 @@ const RESPONSE_BYTES: usize = 64 << 10;
 
 /// The two variants of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
+pub(crate) enum Variant {
     /// `StreamAggregatedResources`: a response of a whole-set kind repeats everything.
     Sotw,
     /// `DeltaAggregatedResources`: a response carries differences.
     Delta,
 }
 
-impl Protocol {
+impl Variant {
     pub(crate) const fn name(self) -> &'static str {
         match self {
-            Protocol::Sotw => "sotw",
-            Protocol::Delta => "delta",
+            Variant::Sotw => "sotw",
+            Variant::Delta => "delta",
         }
     }
 }
@@ -51,7 +51,7 @@ pub(crate) struct Opening {
 /// One response, ready to be written.
 #[derive(Debug)]
 pub(crate) struct Response {
-    pub(crate) protocol: Protocol,
+    pub(crate) variant: Variant,
     pub(crate) kind: Kind,
     pub(crate) version: String,
     pub(crate) nonce: String,
@@ -93,7 +93,7 @@ pub(crate) enum Nonce {
 
 /// See the [module](self).
 pub(crate) struct Session {
-    protocol: Protocol,
+    variant: Variant,
     client: Client,
     catalog: Arc<dyn Catalog>,
     revisions: [Option<u64>; 4],
@@ -109,14 +109,14 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(protocol: Protocol, opening: Opening, now: Instant) -> Session {
-        let ledgers = Kind::ALL.map(|kind| match protocol {
+    pub(crate) fn new(variant: Variant, opening: Opening, now: Instant) -> Session {
+        let ledgers = Kind::ALL.map(|kind| match variant {
             // A listener or cluster that a state-of-the-world response leaves out counts as deleted.
-            Protocol::Sotw => Ledger::new(kind, matches!(kind, Kind::Listener | Kind::Cluster), 1),
-            Protocol::Delta => Ledger::new(kind, false, 4),
+            Variant::Sotw => Ledger::new(kind, matches!(kind, Kind::Listener | Kind::Cluster), 1),
+            Variant::Delta => Ledger::new(kind, false, 4),
         });
         Session {
-            protocol,
+            variant,
             revisions: Kind::ALL.map(|kind| opening.catalog.revision(kind)),
             client: opening.client,
             catalog: opening.catalog,
@@ -136,8 +136,8 @@ impl Session {
         &self.client
     }
 
-    pub(crate) fn protocol(&self) -> Protocol {
-        self.protocol
+    pub(crate) fn variant(&self) -> Variant {
+        self.variant
     }
 
     /// The ledger of a kind, and what its names are looked up in.
@@ -281,7 +281,7 @@ impl Session {
             self.ledgers[Kind::Endpoints as usize].repeat(names);
         }
         Some(Response {
-            protocol: self.protocol,
+            variant: self.variant,
             kind,
             version,
             nonce: format!("{:x}-{number}", self.tag),

@@ -9,7 +9,7 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, k
 use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
-use crate::serve::session::{Protocol, Response};
+use crate::serve::session::{Response, Variant};
 
 /// Reads requests of type `Q`, writes [`Response`]s.
 #[derive(Debug)]
@@ -85,12 +85,12 @@ fn encode(response: &Response, buf: &mut impl BufMut) {
     text(VERSION, &response.version, buf);
     for resource in &response.resources {
         let any = any_len(type_url, &resource.body);
-        match response.protocol {
-            Protocol::Sotw => {
+        match response.variant {
+            Variant::Sotw => {
                 head(RESOURCES, any, buf);
                 put_any(type_url, &resource.body, buf);
             }
-            Protocol::Delta => {
+            Variant::Delta => {
                 head(RESOURCES, text_len(1, &resource.version) + field_len(2, any) + text_len(3, &resource.name), buf);
                 text(1, &resource.version, buf);
                 head(2, any, buf);
@@ -102,9 +102,9 @@ fn encode(response: &Response, buf: &mut impl BufMut) {
     text(TYPE_URL, type_url, buf);
     text(NONCE, &response.nonce, buf);
     for name in &response.absent {
-        match response.protocol {
-            Protocol::Sotw => put_error(name, buf),
-            Protocol::Delta => text(REMOVED_RESOURCES, name, buf),
+        match response.variant {
+            Variant::Sotw => put_error(name, buf),
+            Variant::Delta => text(REMOVED_RESOURCES, name, buf),
         }
     }
 }
@@ -115,15 +115,15 @@ fn encoded_len(response: &Response) -> usize {
         let any = any_len(type_url, &resource.body);
         field_len(
             RESOURCES,
-            match response.protocol {
-                Protocol::Sotw => any,
-                Protocol::Delta => text_len(1, &resource.version) + field_len(2, any) + text_len(3, &resource.name),
+            match response.variant {
+                Variant::Sotw => any,
+                Variant::Delta => text_len(1, &resource.version) + field_len(2, any) + text_len(3, &resource.name),
             },
         )
     });
-    let absent = response.absent.iter().map(|name| match response.protocol {
-        Protocol::Sotw => field_len(RESOURCE_ERRORS, error_len(name)),
-        Protocol::Delta => text_len(REMOVED_RESOURCES, name),
+    let absent = response.absent.iter().map(|name| match response.variant {
+        Variant::Sotw => field_len(RESOURCE_ERRORS, error_len(name)),
+        Variant::Delta => text_len(REMOVED_RESOURCES, name),
     });
     text_len(VERSION, &response.version)
         + resources.sum::<usize>()
@@ -204,7 +204,7 @@ mod tests {
         let parts = (any::<bool>(), 0..4usize, "[0-9a-f]{0,16}", "[0-9a-f-]{0,20}");
         (parts, vec(resource, 0..20), vec("[a-z|:./]{1,200}", 0..20)).prop_map(
             |((delta, kind, version, nonce), resources, absent)| Response {
-                protocol: if delta { Protocol::Delta } else { Protocol::Sotw },
+                variant: if delta { Variant::Delta } else { Variant::Sotw },
                 kind: Kind::ALL[kind],
                 version,
                 nonce,
@@ -229,8 +229,8 @@ mod tests {
             let mut buf = Vec::new();
             encode(&response, &mut buf);
             prop_assert_eq!(buf.len(), encoded_len(&response));
-            match response.protocol {
-                Protocol::Sotw => {
+            match response.variant {
+                Variant::Sotw => {
                     let read = DiscoveryResponse::decode(&*buf).expect("a DiscoveryResponse");
                     prop_assert_eq!(read.encoded_len(), buf.len());
                     prop_assert_eq!(&read.version_info, &response.version);
@@ -246,7 +246,7 @@ mod tests {
                         prop_assert_eq!(error.error_detail.as_ref().expect("a status").code, 5);
                     }
                 }
-                Protocol::Delta => {
+                Variant::Delta => {
                     let read = DeltaDiscoveryResponse::decode(&*buf).expect("a DeltaDiscoveryResponse");
                     prop_assert_eq!(read.encoded_len(), buf.len());
                     prop_assert_eq!(&read.nonce, &response.nonce);
