@@ -7,9 +7,9 @@ use crate::catalog::Catalog;
 use crate::config::Diagnostic;
 use crate::plane::{Plane, World};
 use crate::registry;
-use crate::serve::feed::Feed;
-use crate::serve::presence::{Workload, WorkloadKey, Workloads};
-use crate::serve::status_report::{DiagnosticStatus, Inspect, Serving};
+use crate::serve::clients::feed::Feed;
+use crate::serve::clients::presence::{Workload, WorkloadKey, Workloads};
+use crate::serve::clients::status::{DiagnosticStatus, Inspect, Serving};
 
 impl Feed {
     /// Follows the worlds of a plane. To be called inside a runtime.

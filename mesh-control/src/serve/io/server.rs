@@ -15,20 +15,20 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
-use crate::serve::admission::Admission;
-use crate::serve::ads::Ads;
-use crate::serve::clock::now;
-use crate::serve::csds::Csds;
-use crate::serve::feed::Feed;
-use crate::serve::fleet::Fleet;
-use crate::serve::identity::{Anonymous, Identity};
-use crate::serve::load::{Load, Reporting};
-use crate::serve::metrics::Metrics;
-use crate::serve::presence::{Presence, Workloads};
-use crate::serve::push::Pace;
-use crate::serve::settling::Settling;
-use crate::serve::state::ServerState;
-use crate::serve::tls::TlsFiles;
+use crate::serve::clients::admission::Admission;
+use crate::serve::clients::clock::now;
+use crate::serve::clients::csds::Csds;
+use crate::serve::clients::feed::Feed;
+use crate::serve::clients::fleet::Fleet;
+use crate::serve::clients::identity::{Anonymous, Identity};
+use crate::serve::clients::load::{Load, Reporting};
+use crate::serve::clients::metrics::Metrics;
+use crate::serve::clients::presence::{Presence, Workloads};
+use crate::serve::clients::settling::Settling;
+use crate::serve::clients::state::ServerState;
+use crate::serve::io::ads::Ads;
+use crate::serve::io::tls::TlsFiles;
+use crate::serve::protocol::push::Pace;
 
 /// How the ADS server behaves.
 #[derive(Clone, Debug)]

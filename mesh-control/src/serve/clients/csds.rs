@@ -16,9 +16,9 @@ use envoy_types::pb::envoy::service::status::v3::{
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use crate::serve::fleet::ClientStream;
-use crate::serve::ledger::Report;
-use crate::serve::state::ServerState;
+use crate::serve::clients::fleet::ClientStream;
+use crate::serve::clients::state::ServerState;
+use crate::serve::protocol::ledger::Report;
 
 /// See the [module](self).
 pub(crate) struct Csds(Arc<ServerState>);

@@ -15,7 +15,7 @@ use envoy_types::pb::google::protobuf::{Struct, Value as Wrapped};
 use serde::Deserialize;
 
 use crate::catalog::{Client, ClientClass};
-use crate::serve::identity::Identity;
+use crate::serve::clients::identity::Identity;
 
 /// How many labels, addresses and ports one client may have.
 const MANY: usize = 256;

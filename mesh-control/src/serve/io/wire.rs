@@ -9,7 +9,7 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, k
 use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
-use crate::serve::session::{Response, Variant};
+use crate::serve::protocol::session::{Response, Variant};
 
 /// Reads requests of type `Q`, writes [`Response`]s.
 #[derive(Debug)]

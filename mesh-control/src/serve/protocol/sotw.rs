@@ -7,7 +7,7 @@ use std::time::Instant;
 use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
 
 use crate::catalog::Kind;
-use crate::serve::session::{Heard, Nonce, Session};
+use crate::serve::protocol::session::{Heard, Nonce, Session};
 
 /// Reads one request into the session.
 pub(crate) fn on_request(session: &mut Session, request: &DiscoveryRequest, now: Instant) -> Heard {

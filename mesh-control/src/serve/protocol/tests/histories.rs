@@ -11,9 +11,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::catalog::{ClientClass, Encoded, Kind};
-use crate::serve::fixture::{PACE, Shelf, client};
-use crate::serve::session::{Opening, Response, Session, Variant};
-use crate::serve::{delta, sotw};
+use crate::serve::protocol::session::{Opening, Response, Session, Variant};
+use crate::serve::protocol::tests::fixture::{PACE, Shelf, client};
+use crate::serve::protocol::{delta, sotw};
 
 const NAMES: [&str; 4] = ["n0", "n1", "n2", "n3"];
 const SETTLE: Duration = Duration::from_secs(3);

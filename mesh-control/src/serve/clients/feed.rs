@@ -64,7 +64,7 @@ impl std::fmt::Debug for Feed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::fixture::Shelf;
+    use crate::serve::protocol::tests::fixture::Shelf;
 
     #[tokio::test(start_paused = true)]
     async fn server_rule_14_the_first_change_is_told_at_once_and_a_burst_together() {

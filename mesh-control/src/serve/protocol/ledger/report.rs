@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::catalog::Kind;
-use crate::serve::ledger::Nack;
+use crate::serve::protocol::ledger::Nack;
 
 /// One kind of one stream, for status.
 #[derive(Clone, Debug)]

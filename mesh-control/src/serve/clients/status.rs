@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::serve::clock::now;
-use crate::serve::fleet::{ClientStatus, seconds, unix};
-use crate::serve::metrics::{family, single};
-use crate::serve::presence::Registered;
-use crate::serve::state::ServerState;
+use crate::serve::clients::clock::now;
+use crate::serve::clients::fleet::{ClientStatus, seconds, unix};
+use crate::serve::clients::metrics::{family, single};
+use crate::serve::clients::presence::Registered;
+use crate::serve::clients::state::ServerState;
 
 /// What the rest of mesh-control has to say in a status report.
 pub trait Inspect: Send + Sync + 'static {

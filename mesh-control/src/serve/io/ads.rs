@@ -19,16 +19,16 @@ use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Status, Streaming};
 
 use crate::catalog::{Client, Kind};
-use crate::serve::client::About;
-use crate::serve::clock::now;
-use crate::serve::fleet::ClientStream;
-use crate::serve::metrics::short;
-use crate::serve::presence::Workload;
-use crate::serve::server::Peer;
-use crate::serve::session::{Answer, Heard, Opening, Response, Session, Variant};
-use crate::serve::state::ServerState;
-use crate::serve::wire::AdsCodec;
-use crate::serve::{client, delta, sotw};
+use crate::serve::clients::clock::now;
+use crate::serve::clients::fleet::ClientStream;
+use crate::serve::clients::metrics::short;
+use crate::serve::clients::node::{self, About};
+use crate::serve::clients::presence::Workload;
+use crate::serve::clients::state::ServerState;
+use crate::serve::io::server::Peer;
+use crate::serve::io::wire::AdsCodec;
+use crate::serve::protocol::session::{Answer, Heard, Opening, Response, Session, Variant};
+use crate::serve::protocol::{delta, sotw};
 
 /// A client that has opened a stream says who it is within this time.
 const FIRST_REQUEST: Duration = Duration::from_secs(15);
@@ -206,7 +206,7 @@ async fn converse<M: Method>(
 
 /// A client with a certificate is who that says; its node may not claim to be somebody else.
 fn identify(node: &Node, peer: &Peer) -> Result<Client, Status> {
-    let mut client = client::read(node, peer.ip);
+    let mut client = node::read(node, peer.ip);
     match &peer.identity {
         None => {}
         Some(Err(anonymous)) => {
@@ -214,7 +214,7 @@ fn identify(node: &Node, peer: &Peer) -> Result<Client, Status> {
             return Err(Status::permission_denied(format!("the client certificate names nobody: {why}")));
         }
         Some(Ok(identity)) => {
-            if let Some(contradiction) = client::contradiction(node, identity) {
+            if let Some(contradiction) = node::contradiction(node, identity) {
                 return Err(Status::permission_denied(contradiction));
             }
             client.namespace = Arc::from(&*identity.namespace);

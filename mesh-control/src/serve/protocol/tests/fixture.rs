@@ -9,9 +9,9 @@ use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Disc
 use envoy_types::pb::google::rpc;
 
 use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind};
-use crate::serve::push::Pace;
-use crate::serve::session::{Heard, Opening, Response, Session, Variant};
-use crate::serve::{delta, sotw};
+use crate::serve::protocol::push::Pace;
+use crate::serve::protocol::session::{Heard, Opening, Response, Session, Variant};
+use crate::serve::protocol::{delta, sotw};
 
 pub(crate) const PACE: Pace =
     Pace { grace: Duration::from_secs(5), linger: Duration::from_millis(500), nack_pause: Duration::from_secs(1) };

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind};
-use crate::serve::ledger::{Ledger, Report, Scope, View};
-use crate::serve::push::{self, Gate, Lane, Lanes, Pace, Turn};
+use crate::serve::protocol::ledger::{Ledger, Report, Scope, View};
+use crate::serve::protocol::push::{self, Gate, Lane, Lanes, Pace, Turn};
 
 /// The listener names that a server asks for to become part of the mesh; the address follows.
 pub const SERVER_LISTENER_PREFIX: &str = "xds.istio.io/grpc/lds/inbound/";

@@ -19,8 +19,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::catalog::Kind;
-use crate::serve::metrics::family;
-use crate::serve::state::ServerState;
+use crate::serve::clients::metrics::family;
+use crate::serve::clients::state::ServerState;
 
 /// How often clients report.
 const INTERVAL: Duration = Duration { seconds: 10, nanos: 0 };

@@ -14,19 +14,19 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::serve::fleet::KindStatus;
-use crate::serve::server::Server;
-use crate::serve::status_report::{self, Inspect, Status};
+use crate::serve::clients::fleet::KindStatus;
+use crate::serve::clients::status::{self, Inspect, Status};
+use crate::serve::io::server::Server;
 
 /// Puts a report together. `all_names` lists every name that a client asks for, rather than the first
 /// hundred of each kind.
 pub fn report(server: &Server, inspect: &dyn Inspect, all_names: bool) -> Status {
-    status_report::report(server.state(), inspect, all_names)
+    status::report(server.state(), inspect, all_names)
 }
 
 /// The metrics as Prometheus text.
 pub fn metrics(server: &Server, inspect: &dyn Inspect) -> String {
-    status_report::metrics(server.state(), inspect)
+    status::metrics(server.state(), inspect)
 }
 
 #[derive(Clone)]

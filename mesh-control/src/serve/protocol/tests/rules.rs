@@ -7,8 +7,8 @@ use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Disc
 use envoy_types::pb::google::rpc;
 
 use crate::catalog::{ClientClass, Kind};
-use crate::serve::fixture::{PACE, Shelf, Talk, delta_request, said, strings, told};
-use crate::serve::session::{Answer, Response, Variant};
+use crate::serve::protocol::session::{Answer, Response, Variant};
+use crate::serve::protocol::tests::fixture::{PACE, Shelf, Talk, delta_request, said, strings, told};
 
 use Kind::{Cluster, Endpoints, Listener, Route};
 
@@ -545,7 +545,7 @@ fn server_rule_20_names_are_opaque_and_unknown_types_are_left_alone() {
         type_url: "type.googleapis.com/envoy.service.runtime.v3.Runtime".to_owned(),
         ..delta_request(Cluster, &["x"], &[])
     };
-    assert_eq!(talk.send_delta(&unknown), crate::serve::session::Heard::default());
+    assert_eq!(talk.send_delta(&unknown), crate::serve::protocol::session::Heard::default());
     assert!(talk.drain().is_empty());
 }
 

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use crate::catalog::Client;
-use crate::serve::client::About;
-use crate::serve::session::SERVER_LISTENER_PREFIX;
+use crate::serve::clients::node::About;
+use crate::serve::protocol::session::SERVER_LISTENER_PREFIX;
 
 /// A process that serves at an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -251,7 +251,7 @@ impl Presence {
 mod tests {
     use super::*;
     use crate::catalog::ClientClass;
-    use crate::serve::fixture::client;
+    use crate::serve::protocol::tests::fixture::client;
 
     fn workload(id: &str, port: u16) -> Workload {
         let client = Client { node_id: id.into(), ..client(ClientClass::Library) };

@@ -5,14 +5,14 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
-use crate::serve::admission::Admission;
-use crate::serve::feed::Feed;
-use crate::serve::fleet::Fleet;
-use crate::serve::load::Load;
-use crate::serve::metrics::Metrics;
-use crate::serve::presence::Presence;
-use crate::serve::push::Pace;
-use crate::serve::settling::Settling;
+use crate::serve::clients::admission::Admission;
+use crate::serve::clients::feed::Feed;
+use crate::serve::clients::fleet::Fleet;
+use crate::serve::clients::load::Load;
+use crate::serve::clients::metrics::Metrics;
+use crate::serve::clients::presence::Presence;
+use crate::serve::clients::settling::Settling;
+use crate::serve::protocol::push::Pace;
 
 /// See the [module](self).
 pub(crate) struct ServerState {

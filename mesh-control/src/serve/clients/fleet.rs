@@ -8,10 +8,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::serve::client::About;
-use crate::serve::ledger::Report;
-use crate::serve::metrics::short;
-use crate::serve::session::Session;
+use crate::serve::clients::metrics::short;
+use crate::serve::clients::node::About;
+use crate::serve::protocol::ledger::Report;
+use crate::serve::protocol::session::Session;
 
 /// One stream. Its session is locked for the time of one decision, by its own task and by a status
 /// request, and never across an await.
