@@ -50,7 +50,7 @@ const CRATES: [Crate; 4] = [
             &["registry"],
             &["policy"],
             &["render"],
-            &["config/validate"],
+            &["analysis"],
             &["plane"],
             &["serve/protocol"],
             &["serve/clients"],

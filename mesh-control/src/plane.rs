@@ -18,8 +18,8 @@ use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
+use crate::analysis::examine;
 use crate::config::load::{self, Store};
-use crate::config::validate::examine;
 use crate::config::watch::Watcher;
 use crate::config::{Diagnostic, Severity};
 use crate::registry::{Discovery, Endpoints, Workload};

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use mesh_control::analysis::validate_dir;
 use mesh_control::catalog::Kind;
-use mesh_control::config::{Code, validate_dir};
+use mesh_control::config::Code;
 use mesh_control::plane::{Plane, PlaneOptions};
 use tokio::time::timeout;
 

@@ -3,15 +3,17 @@
 //!
 //! Nothing here makes a file unusable: an object may well be written before the one that it speaks of.
 
+#![warn(clippy::indexing_slicing, clippy::string_slice)]
+
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use super::diagnostic::{Code, Diagnostic, Severity, Span};
-use super::file::Objects;
-use super::istio::virtual_service::HttpDestination;
-use super::load::{self, Loaded, Scan, Store};
 use crate::catalog::ClientClass;
+use crate::config::diagnostic::{Code, Diagnostic, Severity, Span};
+use crate::config::file::Objects;
+use crate::config::istio::virtual_service::HttpDestination;
+use crate::config::load::{self, Loaded, Scan, Store};
 use crate::policy::Policy;
 use crate::policy::route::{ClusterKey, Rule, authority_in};
 use crate::policy::view::View;
