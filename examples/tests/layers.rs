@@ -44,7 +44,7 @@ const CRATES: [Crate; 4] = [
             &["catalog", "config/diagnostic"],
             &["config/node"],
             &["config/decode"],
-            &["config/istio", "policy/support"],
+            &["config/istio", "config/support"],
             &["config/file"],
             &["config"],
             &["registry"],

@@ -11,6 +11,7 @@ pub mod file;
 pub mod istio;
 pub mod load;
 pub mod node;
+pub mod support;
 pub mod watch;
 
 pub use diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span};

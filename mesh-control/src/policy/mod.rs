@@ -5,7 +5,6 @@ pub mod delegate;
 pub mod destination_rules;
 pub mod retry;
 pub mod route;
-pub mod support;
 pub mod view;
 pub mod virtual_services;
 

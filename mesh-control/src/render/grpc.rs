@@ -24,9 +24,9 @@ use super::proto::{FAULT_FILTER, ads, any, duration, extension, number, regex};
 use super::{BLACK_HOLE, Degraded, Found, fault, found_by, tls};
 use crate::config::istio::destination_rule::SimpleLb;
 use crate::config::istio::string_match::{StringMatch, whole_text_regex};
+use crate::config::support::GRPC_RETRY_TOKENS;
 use crate::policy::Cluster;
 use crate::policy::route::{AbortWith, Action, Condition, Faults, Forward, PathRewrite, Retry, Route};
-use crate::policy::support::GRPC_RETRY_TOKENS;
 use crate::registry::WrittenEndpoint;
 
 /// Beyond this many conditions on missing headers, their combinations are too many.

@@ -1,5 +1,5 @@
 //! Routes and clusters for this project's own library: everything that the configuration means, in the
-//! terms of xDS, whether or not the library enforces it already (`policy::support` reports what it does
+//! terms of xDS, whether or not the library enforces it already (`config::support` reports what it does
 //! not).
 
 use std::time::Duration;

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use mesh_control::catalog::{Catalog, Client, ClientClass, Kind};
 use mesh_control::config::node::{self, Node, Value};
+use mesh_control::config::support::{ObjectKind, Support, is_own_row, row};
 use mesh_control::config::{Code, Source};
 use mesh_control::plane::Plane;
-use mesh_control::policy::support::{ObjectKind, Support, is_own_row, row};
 use prost::Message;
 use serde_json::Value as Json;
 
