@@ -1,12 +1,22 @@
-//! Which field is enforced for which kind of client: the one table to change when that changes.
+//! Which field is enforced for which kind of client: the one table to change when that changes, a file for each kind
+//! of object.
 //!
 //! Every field of every kind that is read has a row, itself or through a parent that is not enforced as a
 //! whole; a test walks the fields and holds the table to that. What is written and not enforced is
 //! reported with its position when the file is read, so nothing is ever dropped in silence.
 
+mod destination_rule;
+mod service;
+mod service_entry;
+mod virtual_service;
+mod workload_entry;
+mod workload_group;
+
 use crate::config::decode::Decoder;
 use crate::config::diagnostic::{Code, Severity};
 use crate::config::node::{Node, Value};
+
+pub use virtual_service::GRPC_RETRY_TOKENS;
 
 use Support::{Enforced, Indifferent, NotYet, Partly};
 
@@ -88,237 +98,19 @@ const fn unneeded_by_grpc(path: &'static str) -> Row {
     Row { path, library: Enforced, grpc: Indifferent }
 }
 
-const NO_HEADERS: &str = "gRPC's xDS clients leave headers as they are";
-const NO_REWRITE: &str = "gRPC's xDS clients leave path and authority as they are";
-const AS_STATUS: &str = "a gRPC client fails the call with the status that the HTTP status maps to";
-const NO_PSEUDO: &str = "gRPC's xDS clients do not match on pseudo headers";
-
-const VIRTUAL_SERVICE: &[Row] = &[
-    both("hosts", Enforced),
-    both("gateways", Partly(gateways)),
-    both("exportTo", Enforced),
-    both("http.name", Enforced),
-    both("http.match.name", Enforced),
-    both("http.match.uri.exact", Enforced),
-    both("http.match.uri.prefix", Enforced),
-    both("http.match.uri.regex", Enforced),
-    http_only("http.match.scheme.exact", NO_PSEUDO),
-    http_only("http.match.scheme.prefix", NO_PSEUDO),
-    http_only("http.match.scheme.regex", NO_PSEUDO),
-    http_only("http.match.method.exact", NO_PSEUDO),
-    http_only("http.match.method.prefix", NO_PSEUDO),
-    http_only("http.match.method.regex", NO_PSEUDO),
-    http_only("http.match.authority.exact", NO_PSEUDO),
-    http_only("http.match.authority.prefix", NO_PSEUDO),
-    http_only("http.match.authority.regex", NO_PSEUDO),
-    both("http.match.headers.exact", Enforced),
-    both("http.match.headers.prefix", Enforced),
-    both("http.match.headers.regex", Enforced),
-    both("http.match.port", Enforced),
-    both("http.match.sourceLabels", Enforced),
-    both("http.match.gateways", Partly(gateways)),
-    http_only("http.match.queryParams.exact", "a gRPC call has no query"),
-    http_only("http.match.queryParams.prefix", "a gRPC call has no query"),
-    http_only("http.match.queryParams.regex", "a gRPC call has no query"),
-    both("http.match.ignoreUriCase", Enforced),
-    both("http.match.withoutHeaders.exact", Enforced),
-    both("http.match.withoutHeaders.prefix", Enforced),
-    both("http.match.withoutHeaders.regex", Enforced),
-    both("http.match.sourceNamespace", Enforced),
-    both("http.match.statPrefix", NotYet("statistics carry the route's name only")),
-    both("http.route.destination.host", Enforced),
-    both("http.route.destination.subset", Enforced),
-    both("http.route.destination.port.number", Enforced),
-    both("http.route.weight", Enforced),
-    http_only("http.route.headers.request.set", NO_HEADERS),
-    http_only("http.route.headers.request.add", NO_HEADERS),
-    http_only("http.route.headers.request.remove", NO_HEADERS),
-    http_only("http.route.headers.response.set", NO_HEADERS),
-    http_only("http.route.headers.response.add", NO_HEADERS),
-    http_only("http.route.headers.response.remove", NO_HEADERS),
-    http_only("http.headers.request.set", NO_HEADERS),
-    http_only("http.headers.request.add", NO_HEADERS),
-    http_only("http.headers.request.remove", NO_HEADERS),
-    http_only("http.headers.response.set", NO_HEADERS),
-    http_only("http.headers.response.add", NO_HEADERS),
-    http_only("http.headers.response.remove", NO_HEADERS),
-    http_only("http.redirect.uri", AS_STATUS),
-    http_only("http.redirect.authority", AS_STATUS),
-    http_only("http.redirect.port", AS_STATUS),
-    http_only("http.redirect.derivePort", AS_STATUS),
-    http_only("http.redirect.scheme", AS_STATUS),
-    http_only("http.redirect.redirectCode", AS_STATUS),
-    http_only("http.redirect.prefixRewrite", AS_STATUS),
-    http_only("http.directResponse.status", AS_STATUS),
-    http_only("http.directResponse.body.string", AS_STATUS),
-    http_only("http.directResponse.body.bytes", AS_STATUS),
-    both("http.delegate.name", Enforced),
-    both("http.delegate.namespace", Enforced),
-    http_only("http.rewrite.uri", NO_REWRITE),
-    http_only("http.rewrite.authority", NO_REWRITE),
-    http_only("http.rewrite.uriRegexRewrite.match", NO_REWRITE),
-    http_only("http.rewrite.uriRegexRewrite.rewrite", NO_REWRITE),
-    both("http.timeout", Enforced),
-    Row { path: "http.retries", library: Partly(retries_without_conditions), grpc: Enforced },
-    both("http.retries.attempts", Enforced),
-    both("http.retries.perTryTimeout", NotYet("a try lasts as long as the request may")),
-    Row { path: "http.retries.retryOn", library: Partly(retry_on), grpc: Partly(grpc_retry_on) },
-    both("http.retries.retryRemoteLocalities", NotYet("localities are not told apart")),
-    Row {
-        path: "http.retries.retryIgnorePreviousHosts",
-        library: Partly(previous_hosts),
-        grpc: NotYet("a retry picks as the first try does"),
-    },
-    Row {
-        path: "http.retries.backoff",
-        library: NotYet("a connection failure is tried again at once"),
-        grpc: Enforced,
-    },
-    both("http.fault.delay.percent", Enforced),
-    both("http.fault.delay.fixedDelay", Enforced),
-    both("http.fault.delay.exponentialDelay", NotYet("Istio does not implement it either")),
-    both("http.fault.delay.percentage.value", Enforced),
-    both("http.fault.abort.httpStatus", Enforced),
-    both("http.fault.abort.grpcStatus", Enforced),
-    both("http.fault.abort.http2Error", NotYet("Istio does not implement it either")),
-    both("http.fault.abort.percentage.value", Enforced),
-    both("http.fault.abort.percent", Enforced),
-    both("http.mirror", NotYet("nothing is mirrored")),
-    both("http.mirrors", NotYet("nothing is mirrored")),
-    both("http.mirrorPercent", NotYet("nothing is mirrored")),
-    both("http.mirrorPercentage", NotYet("nothing is mirrored")),
-    both("http.corsPolicy", NotYet("no header of it is added or answered")),
-    both("tls", NotYet("raw TLS connections are not routed")),
-    both("tcp", NotYet("raw connections are not routed")),
-];
-
-/// Of a traffic policy, wherever it stands.
-const TRAFFIC_POLICY: &[Row] = &[
-    Row { path: "loadBalancer.simple", library: Enforced, grpc: Partly(grpc_balancer) },
-    both("loadBalancer.consistentHash", NotYet("requests are balanced by least request")),
-    both("loadBalancer.localityLbSetting", NotYet("localities are not told apart")),
-    both("loadBalancer.warmupDurationSecs", NotYet("new endpoints take their full share at once")),
-    both("loadBalancer.warmup", NotYet("new endpoints take their full share at once")),
-    both("loadBalancer.zoneAwareLbSetting", NotYet("localities are not told apart")),
-    http_only("connectionPool.tcp.connectTimeout", "gRPC's clients have their own"),
-    both("connectionPool.tcp.maxConnections", NotYet("there is no such limit")),
-    both("connectionPool.tcp.tcpKeepalive", NotYet("the operating system's setting holds")),
-    both("connectionPool.tcp.maxConnectionDuration", NotYet("connections live on")),
-    both("connectionPool.tcp.idleTimeout", NotYet("set `http.idleTimeout`")),
-    http_only("connectionPool.http.idleTimeout", "gRPC's clients have their own"),
-    http_only("connectionPool.http.maxRequestsPerConnection", "gRPC's clients have no such limit"),
-    unneeded_by_grpc("connectionPool.http.h2UpgradePolicy"),
-    Row { path: "connectionPool.http.http2MaxRequests", library: NotYet("there is no such limit"), grpc: Enforced },
-    both("connectionPool.http.http1MaxPendingRequests", NotYet("there is no such limit")),
-    both("connectionPool.http.maxRetries", NotYet("there is no such limit")),
-    both("connectionPool.http.useClientProtocol", NotYet("the port's protocol is used")),
-    both("connectionPool.http.maxConcurrentStreams", NotYet("the server's limit holds")),
-    both("connectionPool.http.http2KeepAlive", NotYet("no pings are sent")),
-    both("outlierDetection", NotYet("no endpoint is ejected")),
-    both("tls", Partly(tls)),
-];
-
-const DESTINATION_RULE: &[Row] = &[
-    both("host", Enforced),
-    both("exportTo", Enforced),
-    both("workloadSelector.matchLabels", Enforced),
-    both("subsets.name", Enforced),
-    both("subsets.labels", Enforced),
-];
-
-/// Of a traffic policy that is not a port's.
-const WHOLE_POLICY: &[Row] = &[
-    both("tunnel", NotYet("connections are made directly")),
-    both("proxyProtocol", NotYet("connections start without it")),
-    both("retryBudget", NotYet("there is no such limit")),
-];
-
-const SERVICE_ENTRY: &[Row] = &[
-    both("hosts", Enforced),
-    both("addresses", NotYet("the service answers to its hosts only")),
-    both("ports.number", Enforced),
-    unneeded_by_grpc("ports.protocol"),
-    both("ports.name", Enforced),
-    both("ports.targetPort", Enforced),
-    // It decides on mutual TLS and on labels of metrics, neither of which depends on it yet.
-    both("location", Indifferent),
-    both("resolution", Enforced),
-    both("workloadSelector.labels", Enforced),
-    both("exportTo", Enforced),
-    both("subjectAltNames", NotYet("no certificate is checked, as no connection is secured")),
-];
-
-const ENDPOINT: &[Row] = &[
-    both("address", Partly(address)),
-    both("ports", Enforced),
-    both("labels", Enforced),
-    both("network", Partly(network)),
-    both("locality", Enforced),
-    both("weight", Enforced),
-    // It names the certificate that the endpoint will show; no connection is secured yet.
-    both("serviceAccount", Indifferent),
-];
-
-const WORKLOAD_GROUP: &[Row] = &[
-    both("metadata.labels", Enforced),
-    both("metadata.annotations", Indifferent),
-    both("template.address", NotYet("a member is reached where it registered itself")),
-    both("probe", NotYet("a member is healthy while it is connected")),
-];
-
-const SERVICE: &[Row] = &[
-    both("selector", Enforced),
-    both("ports.name", Enforced),
-    both("ports.port", Enforced),
-    both("ports.protocol", Partly(transport)),
-    both("ports.targetPort", Enforced),
-    unneeded_by_grpc("ports.appProtocol"),
-    both("ports.nodePort", Indifferent),
-    both("type", Enforced),
-    both("clusterIP", Indifferent),
-    both("clusterIPs", Indifferent),
-    both("externalName", Enforced),
-    both("externalIPs", Indifferent),
-    both("sessionAffinity", Partly(session_affinity)),
-    both("sessionAffinityConfig", Indifferent),
-    both("ipFamilies", Indifferent),
-    both("ipFamilyPolicy", Indifferent),
-    both("publishNotReadyAddresses", Indifferent),
-    both("internalTrafficPolicy", Partly(internal_traffic_policy)),
-    both("externalTrafficPolicy", Indifferent),
-    both("trafficDistribution", NotYet("localities are not told apart")),
-    both("loadBalancerIP", Indifferent),
-    both("loadBalancerClass", Indifferent),
-    both("loadBalancerSourceRanges", Indifferent),
-    both("allocateLoadBalancerNodePorts", Indifferent),
-    both("healthCheckNodePort", Indifferent),
-];
-
 /// Tables, and the field that each stands under.
 type Tables = &'static [(&'static str, &'static [Row])];
 
 fn tables(kind: ObjectKind) -> Tables {
     match kind {
-        ObjectKind::VirtualService => &[("", VIRTUAL_SERVICE)],
-        ObjectKind::DestinationRule => &[
-            ("", DESTINATION_RULE),
-            ("trafficPolicy", TRAFFIC_POLICY),
-            ("trafficPolicy", WHOLE_POLICY),
-            ("trafficPolicy.portLevelSettings.port", PORT_NUMBER),
-            ("trafficPolicy.portLevelSettings", TRAFFIC_POLICY),
-            ("subsets.trafficPolicy", TRAFFIC_POLICY),
-            ("subsets.trafficPolicy", WHOLE_POLICY),
-            ("subsets.trafficPolicy.portLevelSettings.port", PORT_NUMBER),
-            ("subsets.trafficPolicy.portLevelSettings", TRAFFIC_POLICY),
-        ],
-        ObjectKind::ServiceEntry => &[("", SERVICE_ENTRY), ("endpoints", ENDPOINT)],
-        ObjectKind::WorkloadEntry => &[("", ENDPOINT)],
-        ObjectKind::WorkloadGroup => &[("", WORKLOAD_GROUP), ("template", ENDPOINT)],
-        ObjectKind::Service => &[("", SERVICE)],
+        ObjectKind::VirtualService => virtual_service::TABLES,
+        ObjectKind::DestinationRule => destination_rule::TABLES,
+        ObjectKind::ServiceEntry => service_entry::TABLES,
+        ObjectKind::WorkloadEntry => workload_entry::TABLES,
+        ObjectKind::WorkloadGroup => workload_group::TABLES,
+        ObjectKind::Service => service::TABLES,
     }
 }
-
-const PORT_NUMBER: &[Row] = &[both("number", Enforced)];
 
 /// What the table says of a field: its own row, or that of the nearest parent which has one.
 pub fn row(kind: ObjectKind, path: &str) -> Option<&'static Row> {
@@ -406,82 +198,6 @@ fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, d: &mut Decoder
             visit(kind, value, &path, &shown, d);
         }
     }
-}
-
-fn gateways(node: &Node) -> Option<String> {
-    let others: Vec<&str> = node.items().iter().filter_map(Node::as_str).filter(|name| *name != "mesh").collect();
-    let in_mesh = node.items().iter().any(|name| name.as_str() == Some("mesh"));
-    if others.is_empty() {
-        return None;
-    }
-    Some(match in_mesh {
-        true => "gateways are not built; the rules apply inside the mesh".to_owned(),
-        false => "gateways are not built; the rules apply nowhere".to_owned(),
-    })
-}
-
-fn retries_without_conditions(node: &Node) -> Option<String> {
-    let off = matches!(node.get("attempts").map(|node| &node.value), Some(Value::Int(0)) | None);
-    (!off && node.get("retryOn").is_none())
-        .then(|| "only connection failures and refused streams are retried".to_owned())
-}
-
-/// Istio's own default is to pass over them.
-fn previous_hosts(node: &Node) -> Option<String> {
-    (node.value == Value::Bool(false)).then(|| "endpoints that were tried are passed over all the same".to_owned())
-}
-
-fn retry_on(node: &Node) -> Option<String> {
-    let others = other_tokens(node, &["connect-failure", "refused-stream"])?;
-    Some(format!("{others}; only connection failures and refused streams are retried"))
-}
-
-/// What gRPC's xDS clients retry on (gRFC A44).
-pub const GRPC_RETRY_TOKENS: [&str; 5] =
-    ["cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable"];
-
-fn grpc_retry_on(node: &Node) -> Option<String> {
-    let others = other_tokens(node, &GRPC_RETRY_TOKENS)?;
-    Some(format!("{others}; gRPC's clients retry on five gRPC statuses only"))
-}
-
-fn grpc_balancer(node: &Node) -> Option<String> {
-    (node.as_str()? == "RANDOM").then(|| "gRPC's clients take turns".to_owned())
-}
-
-fn other_tokens(node: &Node, supported: &[&str]) -> Option<String> {
-    let text = node.as_str()?;
-    let others: Vec<&str> =
-        text.split(',').map(str::trim).filter(|token| !token.is_empty() && !supported.contains(token)).collect();
-    (!others.is_empty()).then(|| others.join(", "))
-}
-
-fn tls(node: &Node) -> Option<String> {
-    let mode = node.get("mode").and_then(Node::as_str).unwrap_or("DISABLE");
-    (mode != "DISABLE").then(|| format!("mode {mode}; calls fail instead of travelling unprotected"))
-}
-
-fn address(node: &Node) -> Option<String> {
-    let is_unix = node.as_str()?.starts_with("unix://");
-    is_unix.then(|| "unix sockets; the endpoint is left out".to_owned())
-}
-
-fn network(node: &Node) -> Option<String> {
-    let is_set = !node.as_str()?.is_empty();
-    is_set.then(|| "the endpoint is reached directly, without a gateway".to_owned())
-}
-
-fn transport(node: &Node) -> Option<String> {
-    let protocol = node.as_str()?;
-    (protocol != "TCP").then(|| format!("{protocol}; the port is left out"))
-}
-
-fn session_affinity(node: &Node) -> Option<String> {
-    (node.as_str()? != "None").then(|| "requests are balanced without affinity".to_owned())
-}
-
-fn internal_traffic_policy(node: &Node) -> Option<String> {
-    (node.as_str()? != "Cluster").then(|| "every endpoint is used, wherever it runs".to_owned())
 }
 
 #[cfg(test)]
