@@ -8,7 +8,7 @@ use crate::config::diagnostic::{Code, Diagnostic, Severity, Span};
 use crate::config::file::Objects;
 use crate::config::istio::virtual_service::HttpDestination;
 use crate::policy::Policy;
-use crate::policy::route::{Rule, authority_in, compile};
+use crate::policy::compile::{self, Rule, authority_in};
 use crate::policy::view::View;
 use crate::policy::virtual_services::Entry;
 use crate::registry::Service;
@@ -96,7 +96,7 @@ impl Checker<'_> {
     fn check_subset(&mut self, rule: &Rule, index: usize, host: &str, service: &Service, subset: &str, span: Span) {
         let view = View::of_namespace(&self.entry.meta.namespace);
         let defined = self.policy.destination_rules.find(host, &service.namespace, &view);
-        if defined.is_some_and(|defined| defined.subset(subset).is_some()) {
+        if defined.is_some_and(|defined| defined.has_subset(subset)) {
             return;
         }
         let known: Vec<&str> = defined.iter().flat_map(|defined| defined.subset_names()).collect();
@@ -152,7 +152,7 @@ fn is_catch_all(rule: &Rule) -> bool {
     open_rule.route.matches = open.cloned().collect();
     let routes = match open_rule.route.matches.is_empty() {
         true => return false,
-        false => compile(&[open_rule], &everyone, 0, &|_| None),
+        false => compile::routes(&[open_rule], &everyone, 0, &|_| None),
     };
     routes.iter().any(|route| route.condition.is_catch_all())
 }
