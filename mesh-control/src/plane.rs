@@ -4,7 +4,7 @@
 //! of its services and nothing else. Every change publishes a new, immutable [`World`] to everyone who
 //! watches. What was in force stays in force while a new configuration is wrong.
 
-mod world;
+mod snapshot;
 
 use std::collections::HashSet;
 use std::io;
@@ -23,8 +23,8 @@ use crate::config::load::{self, Store};
 use crate::config::watch::Watcher;
 use crate::config::{Diagnostic, Severity};
 use crate::registry::{Discovery, Endpoints, Workload};
-use world::Compiled;
-pub use world::World;
+use snapshot::Compiled;
+pub use snapshot::World;
 
 /// The first workload that comes or goes is published at once; more of them within this time together.
 const COALESCE: Duration = Duration::from_millis(10);
