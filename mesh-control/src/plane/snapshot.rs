@@ -9,51 +9,51 @@ use crate::config::Diagnostic;
 use crate::policy::Policy;
 use crate::policy::route::ClusterKey;
 use crate::policy::view::View;
-use crate::registry::Snapshot;
+use crate::registry::EndpointsSnapshot;
 use crate::registry::endpoints::EncodedKey;
 use crate::render::{self, Rendered};
 
-/// What a configuration means, and what was made of it so far; shared by every world until the
+/// What a configuration means, and what was made of it so far; shared by every snapshot until the
 /// configuration changes, so that a workload that comes or goes costs one set of endpoints.
 #[derive(Debug, Default)]
 pub(super) struct Compiled {
     pub(super) policy: Policy,
     pub(super) diagnostics: Vec<Diagnostic>,
     pub(super) objects: usize,
-    made: Mutex<Made>,
+    cache: Mutex<RenderCache>,
 }
 
 type ByName = HashMap<Arc<str>, Encoded>;
 
 #[derive(Debug, Default)]
-struct Made {
+struct RenderCache {
     resources: HashMap<(ClientClass, Kind), HashMap<View, ByName>>,
     count: usize,
     degraded: BTreeMap<String, Diagnostic>,
 }
 
 /// Names and namespaces come from clients: what is remembered for them has a bound.
-const MOST_MADE: usize = 65_536;
+const MOST_CACHED: usize = 65_536;
 const MOST_DEGRADED: usize = 1_000;
 
 impl Compiled {
     pub(super) fn new(policy: Policy, diagnostics: Vec<Diagnostic>, objects: usize) -> Compiled {
-        Compiled { policy, diagnostics, objects, made: Mutex::default() }
+        Compiled { policy, diagnostics, objects, cache: Mutex::default() }
     }
 
     /// What gRPC clients were found not to be able to do.
     pub(super) fn degraded(&self) -> Vec<Diagnostic> {
-        self.made().degraded.values().cloned().collect()
+        self.cache().degraded.values().cloned().collect()
     }
 
-    fn made(&self) -> MutexGuard<'_, Made> {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cache(&self) -> MutexGuard<'_, RenderCache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn resource(&self, class: ClientClass, view: View, kind: Kind, name: &str) -> Option<Encoded> {
         let remembered = {
-            let made = self.made();
-            let by_view = made.resources.get(&(class, kind));
+            let cache = self.cache();
+            let by_view = cache.resources.get(&(class, kind));
             by_view.and_then(|by_view| by_view.get(&view)?.get(name).cloned())
         };
         if remembered.is_some() {
@@ -67,20 +67,20 @@ impl Compiled {
         };
         let Rendered { encoded, degraded } = make(&self.policy, class, &view, name)?;
         let remember = render::is_worth_remembering(&self.policy, &view, name);
-        let mut made = self.made();
+        let mut cache = self.cache();
         for degraded in degraded {
-            if made.degraded.len() < MOST_DEGRADED {
+            if cache.degraded.len() < MOST_DEGRADED {
                 let finding = degraded.diagnostic();
-                made.degraded.insert(finding.to_string(), finding);
+                cache.degraded.insert(finding.to_string(), finding);
             }
         }
         if remember {
-            if made.count >= MOST_MADE {
-                made.resources.clear();
-                made.count = 0;
+            if cache.count >= MOST_CACHED {
+                cache.resources.clear();
+                cache.count = 0;
             }
-            made.count += 1;
-            let by_view = made.resources.entry((class, kind)).or_default();
+            cache.count += 1;
+            let by_view = cache.resources.entry((class, kind)).or_default();
             by_view.entry(view).or_default().insert(encoded.name.clone(), encoded.clone());
         }
         Some(encoded)
@@ -89,20 +89,20 @@ impl Compiled {
 
 /// Everything that can be asked for at one moment. Immutable.
 #[derive(Debug, Default)]
-pub struct World {
+pub struct Snapshot {
     pub(super) generation: u64,
     pub(super) config_generation: u64,
     pub(super) compiled: Arc<Compiled>,
-    pub(super) endpoints: Snapshot,
+    pub(super) endpoints: EndpointsSnapshot,
 }
 
-impl World {
+impl Snapshot {
     /// Counts every change, of configuration and of workloads alike.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Counts changes of the configuration; between worlds with the same count, only endpoints differ.
+    /// Counts changes of the configuration; between snapshots with the same count, only endpoints differ.
     pub fn config_generation(&self) -> u64 {
         self.config_generation
     }
@@ -128,7 +128,7 @@ impl World {
     }
 }
 
-impl Catalog for World {
+impl Catalog for Snapshot {
     fn resource(&self, client: &Client, kind: Kind, name: &str) -> Option<Encoded> {
         if client.class == ClientClass::Envoy {
             return None;

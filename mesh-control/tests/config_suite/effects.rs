@@ -145,13 +145,13 @@ fn told(documents: &[Json], class: ClientClass) -> Option<Told> {
         let labels = [("app", app), ("v", if address.ends_with("7000") { "2" } else { "1" })];
         plane.register(if group.is_some() { workload } else { workload.labelled(labels) });
     }
-    let world = plane.world();
+    let snapshot = plane.snapshot();
     let mut told = Told::new();
     let mut hosts: BTreeSet<String> = plane.services().into_iter().map(|service| service.host).collect();
     hosts.extend(["a.web.example.com".to_owned(), "b.dns.example.com".to_owned(), "changed".to_owned()]);
     for (who, client) in clients(class).iter().enumerate() {
         let mut tell = |kind: Kind, name: String| {
-            if let Some(resource) = world.resource(client, kind, &name) {
+            if let Some(resource) = snapshot.resource(client, kind, &name) {
                 told.insert((who, kind, name), resource.body.to_vec());
             }
         };

@@ -22,7 +22,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher;
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use mesh_control::catalog::{Catalog, Client, ClientClass, Encoded, Kind};
-use mesh_control::plane::{Plane, World};
+use mesh_control::plane::{Plane, Snapshot};
 use mesh_control::registry::Workload;
 use prost::Message;
 
@@ -71,19 +71,19 @@ pub(crate) fn workload(key: &str, app: &str, version: &str, address: &str) -> Wo
     Workload::new(key, "default", key, address.parse().unwrap()).labelled([("app", app), ("version", version)])
 }
 
-/// The world as one client sees it, decoded.
+/// The snapshot as one client sees it, decoded.
 pub(crate) struct Seen {
-    pub(crate) world: Arc<World>,
+    pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) client: Client,
 }
 
 impl Seen {
     pub(crate) fn new(plane: &Plane, client: Client) -> Seen {
-        Seen { world: plane.world(), client }
+        Seen { snapshot: plane.snapshot(), client }
     }
 
     pub(crate) fn get(&self, kind: Kind, name: &str) -> Option<Encoded> {
-        self.world.resource(&self.client, kind, name)
+        self.snapshot.resource(&self.client, kind, name)
     }
 
     fn must(&self, kind: Kind, name: &str) -> Encoded {
