@@ -31,11 +31,26 @@ const COALESCE: Duration = Duration::from_millis(10);
 
 /// What a plane is made of.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct PlaneOptions {
     /// The directory with the configuration, read again whenever it changes.
     pub config_dir: Option<PathBuf>,
     /// Take a directory that has been emptied at its word, instead of keeping what it held.
     pub allow_empty: bool,
+}
+
+impl PlaneOptions {
+    /// Reads the configuration from this directory.
+    pub fn config_dir(mut self, dir: impl Into<PathBuf>) -> PlaneOptions {
+        self.config_dir = Some(dir.into());
+        self
+    }
+
+    /// Whether a directory that has been emptied is taken at its word.
+    pub fn allow_empty(mut self, allowed: bool) -> PlaneOptions {
+        self.allow_empty = allowed;
+        self
+    }
 }
 
 /// The control plane without its server. Cheap to clone; the last clone ends its task.
@@ -388,6 +403,7 @@ fn tell(before: &[Diagnostic], now: &[Diagnostic], objects: usize) {
 
 /// A service, for people to look at.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct ServiceSummary {
     /// Its full host name.
     pub host: String,
@@ -405,6 +421,7 @@ pub struct ServiceSummary {
 
 /// A port, for people to look at.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct PortSummary {
     /// Its number.
     pub number: u16,
@@ -418,6 +435,7 @@ pub struct PortSummary {
 
 /// An endpoint, for people to look at.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct EndpointSummary {
     /// `ip:port`.
     pub address: String,
@@ -431,6 +449,7 @@ pub struct EndpointSummary {
 
 /// A workload that registered itself, for people to look at.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct WorkloadSummary {
     /// Its registration.
     pub key: String,

@@ -20,6 +20,7 @@ use crate::registry::host::candidates;
 
 /// What there is to say about a configuration.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Report {
     /// Everything, in the order of files and lines.
     pub diagnostics: Vec<Diagnostic>,

@@ -9,6 +9,7 @@ use crate::config::diagnostic::Origin;
 
 /// One route.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Route {
     /// Its name, for logs and statistics.
     pub name: String,
@@ -37,6 +38,7 @@ pub struct Written {
 
 /// Conditions on a request that must all hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Condition {
     /// On the path; `Present` means any.
     pub path: TextMatch,
@@ -77,6 +79,7 @@ impl Condition {
 
 /// What happens to a request.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Action {
     /// It goes to one of these.
     Forward(Forward),
@@ -88,6 +91,7 @@ pub enum Action {
 
 /// Where a request goes.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Forward {
     /// One or more targets; with several, every weight is above 0.
     pub targets: Vec<Target>,
@@ -147,6 +151,7 @@ impl std::fmt::Display for ClusterKey {
 
 /// How the path changes before the request leaves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PathRewrite {
     /// Not at all.
     #[default]
@@ -159,6 +164,7 @@ pub enum PathRewrite {
 
 /// When to try again.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Retry {
     /// Retries after the first try.
     pub attempts: NonZeroU32,
@@ -183,6 +189,7 @@ pub struct Backoff {
 
 /// Something that is tried again, in the terms of Envoy (`x-envoy-retry-on`, `x-envoy-retry-grpc-on`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RetryOn {
     /// Any 5xx, and no answer.
     ServerError,
@@ -284,6 +291,7 @@ pub struct Response {
 
 /// A body.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Body {
     /// None.
     Empty,
@@ -311,6 +319,7 @@ impl Faults {
 
 /// The error of an abort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AbortWith {
     /// An HTTP status.
     Http(u32),

@@ -8,6 +8,7 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How to call a cluster.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct TrafficPolicy {
     /// Which endpoint a request goes to.
     pub balancer: Balancer,
@@ -21,6 +22,7 @@ pub struct TrafficPolicy {
 
 /// Which endpoint a request goes to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Balancer {
     /// Nobody says; each kind of client has its own way.
     #[default]
@@ -37,6 +39,7 @@ pub enum Balancer {
 
 /// Connections and limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ConnectionPool {
     /// How long establishing a connection may take, if a rule says so.
     pub connect_timeout: Option<Duration>,
@@ -85,6 +88,7 @@ impl Limit {
 
 /// Which endpoints are left out for a while.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OutlierDetection {
     /// Those with so many 5xx answers in a row; `None` if these do not count.
     pub consecutive_5xx: Option<NonZeroU32>,

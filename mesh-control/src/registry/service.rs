@@ -49,6 +49,7 @@ impl Visibility {
 
 /// How the endpoints of a service are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Discovery {
     /// mesh-control knows them: written down, or registered.
     Registry,

@@ -53,7 +53,7 @@ impl Inspect for Plane {
 
     fn serving(&self) -> BTreeMap<String, Serving> {
         let workloads = Plane::workloads(self).into_iter();
-        workloads.map(|one| (one.key, Serving { services: one.serves, note: one.note })).collect()
+        workloads.map(|one| (one.key, Serving::new(one.serves).note(one.note))).collect()
     }
 }
 

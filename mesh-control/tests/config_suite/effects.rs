@@ -357,6 +357,7 @@ fn the_library_accepts_what_it_is_told_and_passes_over_nothing_that_is_not_repor
             Kind::Endpoints => ResourceType::Endpoints,
             Kind::Listener => ResourceType::Listener,
             Kind::Route => ResourceType::Route,
+            other => panic!("{other:?} is no kind that the library asks for"),
         };
         let decoded = mesh_core::xds::decode::decode(kind, &body, &Default::default());
         let decoded = decoded.unwrap_or_else(|invalid| panic!("{kind:?} {name}: {invalid}"));

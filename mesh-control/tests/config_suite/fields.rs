@@ -28,6 +28,7 @@ fn typed(kind: ObjectKind) -> Vec<String> {
         ObjectKind::WorkloadEntry => WorkloadEntry::fields("", &mut out),
         ObjectKind::WorkloadGroup => WorkloadGroup::fields("", &mut out),
         ObjectKind::Service => Service::fields("", &mut out),
+        other => panic!("{other:?} has no fields here"),
     }
     out.sort();
     out

@@ -21,7 +21,7 @@ fn service(name: &str) -> String {
 }
 
 fn options(dir: &Path) -> PlaneOptions {
-    PlaneOptions { config_dir: Some(dir.to_owned()), allow_empty: false }
+    PlaneOptions::default().config_dir(dir)
 }
 
 fn knows(plane: &Plane, name: &str) -> bool {

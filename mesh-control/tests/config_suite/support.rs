@@ -1,5 +1,4 @@
 //! What the tests of configuration and rendering share.
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,18 +52,9 @@ pub(crate) fn grpc_client(namespace: &str) -> Client {
 }
 
 pub(crate) fn client_of(class: ClientClass, namespace: &str, labels: &[(&str, &str)]) -> Client {
-    let labels: BTreeMap<String, String> =
-        labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    Client {
-        node_id: "mesh~127.0.0.1~test.default~default.svc.cluster.local".into(),
-        class,
-        namespace: namespace.into(),
-        labels: Arc::new(labels),
-        instance_ips: Vec::new(),
-        peer_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        ports: Vec::new(),
-        locality: Default::default(),
-    }
+    let node_id = "mesh~127.0.0.1~test.default~default.svc.cluster.local";
+    let client = Client::new(node_id, class, IpAddr::V4(Ipv4Addr::LOCALHOST));
+    client.namespace(namespace).labels(labels.iter().copied())
 }
 
 pub(crate) fn workload(key: &str, app: &str, version: &str, address: &str) -> Workload {

@@ -22,6 +22,7 @@ use Support::{Enforced, Indifferent, NotYet, Partly};
 
 /// The kinds that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum ObjectKind {
     /// `VirtualService` of networking.istio.io.
     VirtualService,
@@ -63,6 +64,7 @@ impl ObjectKind {
 
 /// What becomes of a field.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum Support {
     /// It does what Istio says.
     Enforced,

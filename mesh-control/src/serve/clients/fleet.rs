@@ -65,6 +65,7 @@ impl Fleet {
 
 /// One connected client, as `/status` tells it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ClientStatus {
     /// `node.id`
     pub node: String,
@@ -88,6 +89,7 @@ pub struct ClientStatus {
 
 /// What one client asked for of one kind, and what became of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct KindStatus {
     /// `cds`, `eds`, `lds` or `rds`.
     pub kind: String,
@@ -119,6 +121,7 @@ pub struct KindStatus {
 
 /// One name that a client asks for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct NameStatus {
     /// The name.
     pub name: String,
@@ -130,6 +133,7 @@ pub struct NameStatus {
 
 /// A refusal.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct NackStatus {
     /// The client's own words.
     pub text: String,

@@ -39,6 +39,7 @@ pub(crate) fn contradiction(node: &Node, identity: &Identity) -> Option<String> 
 
 /// What a node says beyond what resources are rendered by: for telemetry and for people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct About {
     /// The workload's name (`WORKLOAD_NAME`, else `NAME`, else the one in its id).
     pub name: String,

@@ -17,6 +17,7 @@ use crate::serve::protocol::session::SERVER_LISTENER_PREFIX;
 
 /// A process that serves at an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Workload {
     /// What its node says.
     pub client: Client,
@@ -49,6 +50,7 @@ impl Workload {
 
 /// What tells one workload from every other: who it says it is, and where it serves.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub struct WorkloadKey {
     /// `node.id`
     pub node_id: Arc<str>,

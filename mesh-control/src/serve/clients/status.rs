@@ -38,6 +38,7 @@ pub trait Inspect: Send + Sync + 'static {
 
 /// What one workload serves.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Serving {
     /// `host:port` of every service of which it is an endpoint.
     pub services: Vec<String>,
@@ -47,6 +48,7 @@ pub struct Serving {
 
 /// Everything that a status report says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Status {
     /// The version of mesh-control.
     pub version: String,
@@ -68,6 +70,7 @@ pub struct Status {
 
 /// A workload that registered itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct WorkloadStatus {
     /// `node.id`
     pub node: String,
@@ -90,6 +93,7 @@ pub struct WorkloadStatus {
 
 /// Something wrong with the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct DiagnosticStatus {
     /// `error`, `warning` or `info`.
     pub severity: String,
@@ -112,6 +116,35 @@ pub struct DiagnosticStatus {
     /// The column in that line, counted from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub column: Option<usize>,
+}
+
+impl Serving {
+    /// An endpoint of these services, each as `host:port`.
+    pub fn new(services: Vec<String>) -> Serving {
+        Serving { services, note: None }
+    }
+
+    /// With the reason why it is an endpoint of none.
+    pub fn note(mut self, note: impl Into<Option<String>>) -> Serving {
+        self.note = note.into();
+        self
+    }
+}
+
+impl DiagnosticStatus {
+    /// A finding about nothing in particular.
+    pub fn new(severity: &str, code: &str, message: &str) -> DiagnosticStatus {
+        DiagnosticStatus {
+            severity: severity.to_owned(),
+            code: code.to_owned(),
+            message: message.to_owned(),
+            object: None,
+            field: None,
+            file: None,
+            line: None,
+            column: None,
+        }
+    }
 }
 
 /// Puts a report together. `all_names` lists every name that a client asks for, rather than the first

@@ -31,7 +31,15 @@ use crate::serve::io::tls::TlsFiles;
 use crate::serve::protocol::push::Pace;
 
 /// How the ADS server behaves.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let options = mesh_control::serve::Options::default().settle(Duration::ZERO).grace(Duration::from_secs(3));
+/// assert_eq!(options.max_stream_age, None);
+/// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Options {
     /// For how long after the start clients are given no fewer endpoints than they brought along, while workloads
     /// register themselves again; longer, if they are so many that they have to wait for their turn.
@@ -61,6 +69,39 @@ impl Default for Options {
             stream_rate: 150,
             stream_burst: 100,
         }
+    }
+}
+
+impl Options {
+    /// Settles for this long after the start; see [`settle`](field@Self::settle).
+    pub fn settle(mut self, time: Duration) -> Options {
+        self.settle = time;
+        self
+    }
+
+    /// Keeps a workload whose stream broke for this long.
+    pub fn grace(mut self, time: Duration) -> Options {
+        self.grace = time;
+        self
+    }
+
+    /// Waits for answers like this.
+    pub fn pace(mut self, pace: Pace) -> Options {
+        self.pace = pace;
+        self
+    }
+
+    /// Ends streams of this age, or none; see [`max_stream_age`](field@Self::max_stream_age).
+    pub fn max_stream_age(mut self, age: impl Into<Option<Duration>>) -> Options {
+        self.max_stream_age = age.into();
+        self
+    }
+
+    /// Lets so many streams begin per second, after a burst of so many.
+    pub fn stream_rate(mut self, per_second: u32, burst: u32) -> Options {
+        self.stream_rate = per_second;
+        self.stream_burst = burst;
+        self
     }
 }
 

@@ -13,6 +13,7 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 /// Where the secured listener's keys are.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct TlsFiles {
     /// The server's certificate and its chain, as PEM.
     pub cert: PathBuf,
@@ -24,6 +25,17 @@ pub struct TlsFiles {
 }
 
 impl TlsFiles {
+    /// The server's certificate with its chain, and its private key; whoever connects is who it claims to be.
+    pub fn new(cert: impl Into<PathBuf>, key: impl Into<PathBuf>) -> TlsFiles {
+        TlsFiles { cert: cert.into(), key: key.into(), client_ca: None }
+    }
+
+    /// Asks clients for a certificate of this authority, or of none; see [`client_ca`](field@Self::client_ca).
+    pub fn client_ca(mut self, authority: impl Into<Option<PathBuf>>) -> TlsFiles {
+        self.client_ca = authority.into();
+        self
+    }
+
     /// Reads the files.
     pub(crate) fn acceptor(&self) -> anyhow::Result<TlsAcceptor> {
         // The provider is a value: a process-wide default belongs to the application.

@@ -12,6 +12,7 @@ use crate::catalog::Kind;
 
 /// How long one stream waits for its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Pace {
     /// A client that has neither confirmed nor refused for this long no longer holds back what comes next.
     pub grace: Duration,
@@ -26,6 +27,26 @@ pub struct Pace {
 impl Default for Pace {
     fn default() -> Self {
         Pace { grace: Duration::from_secs(5), linger: Duration::from_millis(500), nack_pause: Duration::from_secs(1) }
+    }
+}
+
+impl Pace {
+    /// Waits this long for an answer; see [`grace`](field@Self::grace).
+    pub fn grace(mut self, time: Duration) -> Pace {
+        self.grace = time;
+        self
+    }
+
+    /// Waits this long between a confirmation and a removal; see [`linger`](field@Self::linger).
+    pub fn linger(mut self, time: Duration) -> Pace {
+        self.linger = time;
+        self
+    }
+
+    /// Waits this long between pushes that are refused; see [`nack_pause`](field@Self::nack_pause).
+    pub fn nack_pause(mut self, time: Duration) -> Pace {
+        self.nack_pause = time;
+        self
     }
 }
 
