@@ -226,34 +226,51 @@ pub enum RetryOn {
 }
 
 impl RetryOn {
-    /// All of them, by Envoy's names.
-    const NAMES: [(RetryOn, &str); 16] = [
-        (RetryOn::ServerError, "5xx"),
-        (RetryOn::GatewayError, "gateway-error"),
-        (RetryOn::Reset, "reset"),
-        (RetryOn::ResetBeforeRequest, "reset-before-request"),
-        (RetryOn::ConnectFailure, "connect-failure"),
-        (RetryOn::Retriable4xx, "retriable-4xx"),
-        (RetryOn::RefusedStream, "refused-stream"),
-        (RetryOn::RetriableStatusCodes, "retriable-status-codes"),
-        (RetryOn::RetriableHeaders, "retriable-headers"),
-        (RetryOn::EnvoyRatelimited, "envoy-ratelimited"),
-        (RetryOn::Http3PostConnectFailure, "http3-post-connect-failure"),
-        (RetryOn::Cancelled, "cancelled"),
-        (RetryOn::DeadlineExceeded, "deadline-exceeded"),
-        (RetryOn::Internal, "internal"),
-        (RetryOn::ResourceExhausted, "resource-exhausted"),
-        (RetryOn::Unavailable, "unavailable"),
+    /// All of them.
+    const ALL: [RetryOn; 16] = [
+        RetryOn::ServerError,
+        RetryOn::GatewayError,
+        RetryOn::Reset,
+        RetryOn::ResetBeforeRequest,
+        RetryOn::ConnectFailure,
+        RetryOn::Retriable4xx,
+        RetryOn::RefusedStream,
+        RetryOn::RetriableStatusCodes,
+        RetryOn::RetriableHeaders,
+        RetryOn::EnvoyRatelimited,
+        RetryOn::Http3PostConnectFailure,
+        RetryOn::Cancelled,
+        RetryOn::DeadlineExceeded,
+        RetryOn::Internal,
+        RetryOn::ResourceExhausted,
+        RetryOn::Unavailable,
     ];
 
     /// The condition of this name.
     pub fn parse(name: &str) -> Option<RetryOn> {
-        RetryOn::NAMES.into_iter().find(|(_, known)| *known == name).map(|(condition, _)| condition)
+        RetryOn::ALL.into_iter().find(|condition| condition.name() == name)
     }
 
     /// Its name.
-    pub fn name(self) -> &'static str {
-        RetryOn::NAMES.into_iter().find(|(known, _)| *known == self).map_or("", |(_, name)| name)
+    pub const fn name(self) -> &'static str {
+        match self {
+            RetryOn::ServerError => "5xx",
+            RetryOn::GatewayError => "gateway-error",
+            RetryOn::Reset => "reset",
+            RetryOn::ResetBeforeRequest => "reset-before-request",
+            RetryOn::ConnectFailure => "connect-failure",
+            RetryOn::Retriable4xx => "retriable-4xx",
+            RetryOn::RefusedStream => "refused-stream",
+            RetryOn::RetriableStatusCodes => "retriable-status-codes",
+            RetryOn::RetriableHeaders => "retriable-headers",
+            RetryOn::EnvoyRatelimited => "envoy-ratelimited",
+            RetryOn::Http3PostConnectFailure => "http3-post-connect-failure",
+            RetryOn::Cancelled => "cancelled",
+            RetryOn::DeadlineExceeded => "deadline-exceeded",
+            RetryOn::Internal => "internal",
+            RetryOn::ResourceExhausted => "resource-exhausted",
+            RetryOn::Unavailable => "unavailable",
+        }
     }
 
     /// Whether it is a gRPC status, which is all that gRPC's own clients look at (gRFC A44).

@@ -14,7 +14,7 @@ pub enum TextMatch {
     Exact(String),
     /// A text that starts with this.
     Prefix(String),
-    /// A text that this RE2 expression, which is one and not merely `*`, matches as a whole.
+    /// A text that this RE2 expression matches as a whole.
     Regex(String),
 }
 
