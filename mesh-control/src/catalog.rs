@@ -12,6 +12,7 @@ use bytes::Bytes;
 /// The kinds of resource, in make-before-break order: a new cluster and its endpoints travel before the
 /// route that names them (xDS protocol, "eventual consistency considerations").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Kind {
     /// `envoy.config.cluster.v3.Cluster`
     Cluster,
@@ -45,6 +46,7 @@ impl Kind {
 
 /// Which dialect of xDS a client accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum ClientClass {
     /// This project's own library: everything that mesh-control can express.
     Library,
@@ -67,6 +69,7 @@ impl ClientClass {
 
 /// What mesh-control knows of a connected client, from its node.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Client {
     /// `node.id`, as sent.
     pub node_id: Arc<str>,
@@ -86,8 +89,44 @@ pub struct Client {
     pub locality: [Arc<str>; 3],
 }
 
+impl Client {
+    /// A client of the namespace `default` that says nothing else of itself.
+    ///
+    /// ```
+    /// use mesh_control::catalog::{Client, ClientClass};
+    ///
+    /// let client = Client::new("web-1", ClientClass::Grpc, [127, 0, 0, 1].into()).namespace("shop").labels([("app", "web")]);
+    /// assert_eq!(client.labels["app"], "web");
+    /// ```
+    pub fn new(node_id: impl Into<Arc<str>>, class: ClientClass, peer_ip: IpAddr) -> Client {
+        Client {
+            node_id: node_id.into(),
+            class,
+            namespace: "default".into(),
+            labels: Arc::default(),
+            instance_ips: Vec::new(),
+            peer_ip,
+            ports: Vec::new(),
+            locality: Default::default(),
+        }
+    }
+
+    /// The same client in this namespace.
+    pub fn namespace(mut self, namespace: impl Into<Arc<str>>) -> Client {
+        self.namespace = namespace.into();
+        self
+    }
+
+    /// The same client with these labels.
+    pub fn labels<'a>(mut self, labels: impl IntoIterator<Item = (&'a str, &'a str)>) -> Client {
+        self.labels = Arc::new(labels.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect());
+        self
+    }
+}
+
 /// One resource, encoded once and shared by every stream that carries it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Encoded {
     /// The name it was asked for.
     pub name: Arc<str>,
@@ -103,6 +142,11 @@ pub struct Encoded {
 }
 
 impl Encoded {
+    /// A resource other than a set of endpoints.
+    pub fn new(name: impl Into<Arc<str>>, version: impl Into<Arc<str>>, body: impl Into<Bytes>) -> Encoded {
+        Encoded { name: name.into(), version: version.into(), body: body.into(), self_registered: false, endpoints: 0 }
+    }
+
     /// The version of a set of endpoints: a hash of the content, and how many there are. A client that comes back
     /// after a restart of mesh-control thereby says how many it had.
     pub(crate) fn version_of(hash: u64, endpoints: usize) -> String {

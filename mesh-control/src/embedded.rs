@@ -34,6 +34,7 @@ use crate::serve::{self, Feed, Server};
 
 /// Where the configuration comes from.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Config {
     /// A directory, read again whenever it changes.
     Dir(PathBuf),
@@ -55,6 +56,7 @@ impl Config {
 
 /// How an embedded control plane behaves.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Options {
     /// Where it serves xDS to other processes. A free port of the loopback address unless set; plaintext,
     /// so any other address opens the configuration to whoever reaches it.
@@ -67,8 +69,22 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             xds_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            serve: serve::Options { settle: Duration::ZERO, ..serve::Options::default() },
+            serve: serve::Options::default().settle(Duration::ZERO),
         }
+    }
+}
+
+impl Options {
+    /// Serves xDS at this address; see [`xds_addr`](field@Self::xds_addr).
+    pub fn xds_addr(mut self, address: SocketAddr) -> Options {
+        self.xds_addr = address;
+        self
+    }
+
+    /// Serves like this; see [`serve`](field@Self::serve).
+    pub fn serve(mut self, options: serve::Options) -> Options {
+        self.serve = options;
+        self
     }
 }
 
@@ -117,7 +133,7 @@ impl Embedded {
     pub async fn start(config: Config, options: Options) -> Result<Embedded, StartError> {
         let plane = match config {
             Config::Dir(path) => {
-                let options = PlaneOptions { config_dir: Some(path.clone()), ..PlaneOptions::default() };
+                let options = PlaneOptions::default().config_dir(&path);
                 Plane::start(options).map_err(|error| StartError::Unreadable(path, error))?
             }
             Config::Yaml(text) => {

@@ -2,6 +2,7 @@
 
 #![warn(clippy::unwrap_used)]
 
+pub mod analysis;
 pub mod catalog;
 pub mod cli;
 pub mod config;

@@ -1,10 +1,10 @@
-//! The control plane without its server: configuration and workloads in, [`World`]s out.
+//! The control plane without its server: configuration and workloads in, [`Snapshot`]s out.
 //!
 //! A change of the configuration compiles a new policy; a workload that comes or goes changes the endpoints
-//! of its services and nothing else. Every change publishes a new, immutable [`World`] to everyone who
+//! of its services and nothing else. Every change publishes a new, immutable [`Snapshot`] to everyone who
 //! watches. What was in force stays in force while a new configuration is wrong.
 
-mod world;
+mod snapshot;
 
 use std::collections::HashSet;
 use std::io;
@@ -18,24 +18,39 @@ use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
+use crate::analysis::examine;
 use crate::config::load::{self, Store};
-use crate::config::validate::examine;
 use crate::config::watch::Watcher;
 use crate::config::{Diagnostic, Severity};
 use crate::registry::{Discovery, Endpoints, Workload};
-use world::Compiled;
-pub use world::World;
+use snapshot::Compiled;
+pub use snapshot::Snapshot;
 
 /// The first workload that comes or goes is published at once; more of them within this time together.
 const COALESCE: Duration = Duration::from_millis(10);
 
 /// What a plane is made of.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct PlaneOptions {
     /// The directory with the configuration, read again whenever it changes.
     pub config_dir: Option<PathBuf>,
     /// Take a directory that has been emptied at its word, instead of keeping what it held.
     pub allow_empty: bool,
+}
+
+impl PlaneOptions {
+    /// Reads the configuration from this directory.
+    pub fn config_dir(mut self, dir: impl Into<PathBuf>) -> PlaneOptions {
+        self.config_dir = Some(dir.into());
+        self
+    }
+
+    /// Whether a directory that has been emptied is taken at its word.
+    pub fn allow_empty(mut self, allowed: bool) -> PlaneOptions {
+        self.allow_empty = allowed;
+        self
+    }
 }
 
 /// The control plane without its server. Cheap to clone; the last clone ends its task.
@@ -50,7 +65,7 @@ struct Inner {
     /// Locked before `live` where both are needed.
     store: Mutex<Store>,
     live: Mutex<Live>,
-    worlds: watch::Sender<Arc<World>>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
     loader: OnceLock<AbortHandle>,
 }
 
@@ -117,7 +132,7 @@ impl Plane {
             store: Mutex::new(Store::new(options.allow_empty)),
             options,
             live: Mutex::default(),
-            worlds: watch::Sender::new(Arc::new(World::default())),
+            snapshots: watch::Sender::new(Arc::new(Snapshot::default())),
             loader: OnceLock::new(),
         };
         Plane { inner: Arc::new(inner) }
@@ -148,21 +163,21 @@ impl Plane {
         reloaded.unwrap_or_else(|_| self.inner.live().config_generation)
     }
 
-    /// The worlds, as they are published.
-    pub fn subscribe(&self) -> watch::Receiver<Arc<World>> {
-        self.inner.worlds.subscribe()
+    /// The snapshots, as they are published.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.inner.snapshots.subscribe()
     }
 
-    /// The world as it is now.
-    pub fn world(&self) -> Arc<World> {
-        self.inner.worlds.borrow().clone()
+    /// The snapshot as it is now.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.inner.snapshots.borrow().clone()
     }
 
     /// Waits until a configuration of at least this generation is in force.
     pub async fn wait_for_config(&self, generation: u64) {
-        let mut worlds = self.subscribe();
+        let mut snapshots = self.subscribe();
         // It cannot fail: the sender lives as long as `self`.
-        let _ = worlds.wait_for(|world| world.config_generation() >= generation).await;
+        let _ = snapshots.wait_for(|snapshot| snapshot.config_generation() >= generation).await;
     }
 
     /// Takes in a workload, in place of an earlier one with the same key.
@@ -200,10 +215,10 @@ impl Plane {
 
     /// All services, for people to look at.
     pub fn services(&self) -> Vec<ServiceSummary> {
-        let world = self.world();
-        let services = world.compiled.policy.services.iter();
+        let snapshot = self.snapshot();
+        let services = snapshot.compiled.policy.services.iter();
         let summaries = services.map(|(id, service)| {
-            let endpoints = world.endpoints.of(id);
+            let endpoints = snapshot.endpoints.of(id);
             let ports = service.ports.iter().map(|port| PortSummary {
                 number: port.number,
                 name: port.name.to_string(),
@@ -307,13 +322,13 @@ impl Inner {
     fn publish(&self, live: &mut Live) {
         live.generation += 1;
         live.is_due = false;
-        let world = World {
+        let snapshot = Snapshot {
             generation: live.generation,
             config_generation: live.config_generation,
             compiled: live.compiled.clone(),
             endpoints: live.endpoints.snapshot(),
         };
-        self.worlds.send_replace(Arc::new(world));
+        self.snapshots.send_replace(Arc::new(snapshot));
     }
 
     /// Publishes at once if nothing was published just now, and otherwise a moment later.
@@ -388,6 +403,7 @@ fn tell(before: &[Diagnostic], now: &[Diagnostic], objects: usize) {
 
 /// A service, for people to look at.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct ServiceSummary {
     /// Its full host name.
     pub host: String,
@@ -405,6 +421,7 @@ pub struct ServiceSummary {
 
 /// A port, for people to look at.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct PortSummary {
     /// Its number.
     pub number: u16,
@@ -418,6 +435,7 @@ pub struct PortSummary {
 
 /// An endpoint, for people to look at.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct EndpointSummary {
     /// `ip:port`.
     pub address: String,
@@ -431,6 +449,7 @@ pub struct EndpointSummary {
 
 /// A workload that registered itself, for people to look at.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct WorkloadSummary {
     /// Its registration.
     pub key: String,

@@ -63,10 +63,9 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             args.xds_addr
         );
     }
-    let options = PlaneOptions { config_dir: Some(args.config.clone()), ..PlaneOptions::default() };
+    let options = PlaneOptions::default().config_dir(&args.config);
     let plane = Plane::start(options).with_context(|| format!("cannot read {}", args.config.display()))?;
-    let options =
-        Options { settle: args.settle, grace: args.grace, max_stream_age: args.max_stream_age, ..Options::default() };
+    let options = Options::default().settle(args.settle).grace(args.grace).max_stream_age(args.max_stream_age);
     let server = Arc::new(Server::new(Feed::of(&plane), Arc::new(plane.clone()), &options));
     let (stop, stopped) = watch::channel(false);
 
@@ -75,7 +74,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     say(&format!("xds listening on {bound}\n"))?;
     match (&args.tls_cert, &args.tls_key) {
         (Some(cert), Some(key)) => {
-            let files = TlsFiles { cert: cert.clone(), key: key.clone(), client_ca: args.client_ca.clone() };
+            let files = TlsFiles::new(cert, key).client_ca(args.client_ca.clone());
             let bound = server.listen_tls(args.secure_addr, &files).await;
             let bound = bound.with_context(|| cannot("secured xDS", args.secure_addr))?;
             say(&format!("secured xds listening on {bound}\n"))?;

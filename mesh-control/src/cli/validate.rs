@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use serde::Serialize;
 
+use crate::analysis::{Report, validate_dir, validate_scan};
 use crate::config::load::{self, Scan, text_of};
-use crate::config::{Diagnostic, Report, Severity, validate_dir, validate_scan};
+use crate::config::{Diagnostic, Severity};
 
 /// Checks configuration files. The exit code is 1 if there is an error in them.
 #[derive(Clone, Debug, clap::Args)]

@@ -12,7 +12,7 @@ use super::istio::virtual_service::VirtualService;
 use super::istio::workload_entry::WorkloadEntry;
 use super::istio::workload_group::WorkloadGroup;
 use super::node::{self, Node};
-use crate::policy::support::{self, ObjectKind};
+use super::support::{self, ObjectKind};
 
 /// Who an object is and where it is written.
 #[derive(Clone, Debug)]

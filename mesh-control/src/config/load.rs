@@ -19,6 +19,7 @@ const MOST_BYTES: u64 = 256 << 20;
 
 /// What a directory holds at one moment.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Scan {
     /// Texts by file name, or why one could not be read.
     pub files: BTreeMap<Arc<str>, Result<Arc<str>, String>>,
@@ -129,6 +130,7 @@ struct FileState {
 
 /// All objects of all files, each once.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Loaded {
     /// The objects.
     pub objects: Objects,

@@ -1,8 +1,7 @@
 //! Istio's YAML, typed, with the place of everything in its file.
 //!
 //! `node` reads text into a tree with positions, `decode` types it, `istio/` has one file for each kind,
-//! `file` makes objects of a text, `load` keeps the last good state of a directory, `validate` checks
-//! objects against each other.
+//! `file` makes objects of a text, `load` keeps the last good state of a directory.
 
 #![warn(clippy::indexing_slicing, clippy::string_slice)]
 
@@ -12,9 +11,8 @@ pub mod file;
 pub mod istio;
 pub mod load;
 pub mod node;
-pub mod validate;
+pub mod support;
 pub mod watch;
 
 pub use diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span};
 pub use file::{Meta, Object, Objects, ParsedFile};
-pub use validate::{Report, validate, validate_dir, validate_scan};

@@ -1,6 +1,6 @@
 //! YAML as a tree in which every value and every key knows its place in the file.
 //!
-//! `decode` turns the tree into typed objects and `policy::support` walks it to find what is written and
+//! `decode` turns the tree into typed objects and `config::support` walks it to find what is written and
 //! not enforced: one parse for both, so nothing that was written can escape both. The limits hold for any
 //! input: a bomb, a deep nest or a huge file is an error with a position, in bounded memory.
 

@@ -2,12 +2,16 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use super::route::ClusterKey;
+use super::traffic::{self, Balancer, Limit, LocalOrigin, Tls};
 use super::view::View;
 use crate::config::file::{Meta, Object};
 use crate::config::istio::destination_rule::{
-    ClientTls, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, Subset, TrafficPolicy,
+    ClientTls, ConnectionPool, DestinationRule, H2UpgradePolicy, LoadBalancer, OutlierDetection, SimpleLb, Subset,
+    TlsMode, TrafficPolicy,
 };
 use crate::config::{Code, Diagnostic, Severity};
 use crate::registry::Visibility;
@@ -38,17 +42,13 @@ pub struct DestinationRules {
     pub label_keys: BTreeSet<String>,
 }
 
-/// What holds for one port of a service, or of a subset of it.
+/// What is written for one port of a service, or of a subset of it.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Settings<'a> {
-    /// Load balancing.
-    pub load_balancer: Option<&'a LoadBalancer>,
-    /// Connections and limits.
-    pub connection_pool: Option<&'a ConnectionPool>,
-    /// Ejection of failing endpoints.
-    pub outlier_detection: Option<&'a OutlierDetection>,
-    /// Transport security.
-    pub tls: Option<&'a ClientTls>,
+struct Settings<'a> {
+    load_balancer: Option<&'a LoadBalancer>,
+    connection_pool: Option<&'a ConnectionPool>,
+    outlier_detection: Option<&'a OutlierDetection>,
+    tls: Option<&'a ClientTls>,
 }
 
 impl DestinationRules {
@@ -107,8 +107,17 @@ impl MergedRule {
         self.selector.is_empty() || is_subset(&self.selector, labels)
     }
 
-    /// The subset of this name.
-    pub fn subset(&self, name: &str) -> Option<&Subset> {
+    /// Whether it defines a subset of this name.
+    pub fn has_subset(&self, name: &str) -> bool {
+        self.subset(name).is_some()
+    }
+
+    /// The labels of the subset of this name: all of them must be there.
+    pub fn labels_of(&self, subset: &str) -> Option<&BTreeMap<String, String>> {
+        self.subset(subset).map(|subset| &subset.labels)
+    }
+
+    fn subset(&self, name: &str) -> Option<&Subset> {
         self.subsets.iter().find(|subset| subset.name.value == name)
     }
 
@@ -117,15 +126,20 @@ impl MergedRule {
         self.subsets.iter().map(|subset| subset.name.value.as_str())
     }
 
-    /// What holds for a port of the service, or of a subset of it.
-    pub fn settings(&self, port: u16, subset: Option<&Subset>) -> Settings<'_> {
-        // The subset's lifetime is the rule's: it is looked up again to say so.
-        let subset = subset.and_then(|subset| self.subset(&subset.name));
-        let of_rule = self.policy.as_ref().map(|policy| Settings::default().overridden_by(policy, port));
+    /// How to call a cluster of the service: the whole of it, or the subset that the key names.
+    pub fn traffic_policy(&self, key: &ClusterKey) -> traffic::TrafficPolicy {
+        let of_rule = self.policy.as_ref().map(|policy| Settings::default().overridden_by(policy, key.port));
         let of_rule = of_rule.unwrap_or_default();
-        match subset.and_then(|subset| subset.traffic_policy.as_ref()) {
-            Some(policy) => of_rule.overridden_by(policy, port),
+        let subset = Some(&*key.subset).filter(|name| !name.is_empty()).and_then(|name| self.subset(name));
+        let settings = match subset.and_then(|subset| subset.traffic_policy.as_ref()) {
+            Some(policy) => of_rule.overridden_by(policy, key.port),
             None => of_rule,
+        };
+        traffic::TrafficPolicy {
+            balancer: settings.load_balancer.and_then(|balancer| balancer.simple).map(balancer).unwrap_or_default(),
+            connection_pool: settings.connection_pool.map(connection_pool).unwrap_or_default(),
+            outlier_detection: settings.outlier_detection.map(outlier_detection),
+            tls: settings.tls.and_then(|written| tls(written, key)),
         }
     }
 }
@@ -150,6 +164,64 @@ impl<'a> Settings<'a> {
             },
         }
     }
+}
+
+fn balancer(written: SimpleLb) -> Balancer {
+    match written {
+        SimpleLb::Unspecified => Balancer::Unspecified,
+        SimpleLb::LeastConn | SimpleLb::LeastRequest => Balancer::LeastRequest,
+        SimpleLb::RoundRobin => Balancer::RoundRobin,
+        SimpleLb::Random => Balancer::Random,
+        SimpleLb::Passthrough => Balancer::Passthrough,
+    }
+}
+
+fn connection_pool(written: &ConnectionPool) -> traffic::ConnectionPool {
+    let tcp = written.tcp.as_ref();
+    let http = written.http.as_ref();
+    traffic::ConnectionPool {
+        connect_timeout: tcp.and_then(|tcp| tcp.connect_timeout),
+        idle_timeout: http.and_then(|http| http.idle_timeout),
+        max_requests_per_connection: http.and_then(|http| http.max_requests_per_connection).map(limit),
+        max_connections: tcp.and_then(|tcp| tcp.max_connections).map(limit).unwrap_or_default(),
+        max_pending_requests: http.and_then(|http| http.http1_max_pending_requests).map(limit).unwrap_or_default(),
+        max_requests: http.and_then(|http| http.http2_max_requests).map(limit).unwrap_or_default(),
+        max_retries: http.and_then(|http| http.max_retries).map(limit).unwrap_or_default(),
+        upgrades_to_http2: http.is_some_and(|http| http.h2_upgrade_policy == H2UpgradePolicy::Upgrade),
+    }
+}
+
+/// 0 and less mean no limit.
+fn limit(written: i32) -> Limit {
+    u32::try_from(written).ok().and_then(NonZeroU32::new).map_or(Limit::Unlimited, Limit::AtMost)
+}
+
+fn outlier_detection(written: &OutlierDetection) -> traffic::OutlierDetection {
+    traffic::OutlierDetection {
+        consecutive_5xx: NonZeroU32::new(written.consecutive_5xx_errors.unwrap_or(5)),
+        consecutive_gateway_errors: written.consecutive_gateway_errors.and_then(NonZeroU32::new),
+        local_origin: match written.split_external_local_origin_errors.unwrap_or(false) {
+            true => LocalOrigin::Failures(written.consecutive_local_origin_failures),
+            false => LocalOrigin::Answers,
+        },
+        interval: written.interval,
+        base_ejection_time: written.base_ejection_time,
+        max_ejection_percent: written.max_ejection_percent,
+        min_health_percent: written.min_health_percent.unwrap_or(0),
+    }
+}
+
+/// The name to ask for is the written one, else the cluster's by Istio's own scheme, else the host.
+fn tls(written: &ClientTls, key: &ClusterKey) -> Option<Tls> {
+    if written.mode == TlsMode::Disable {
+        return None;
+    }
+    let sni = match (&written.sni, written.mode) {
+        (Some(sni), _) => sni.clone(),
+        (None, TlsMode::IstioMutual) => format!("outbound_.{}_.{}_.{}", key.port, key.subset, key.host),
+        (None, _) => key.host.to_string(),
+    };
+    Some(Tls { sni, is_mutual: matches!(written.mode, TlsMode::Mutual | TlsMode::IstioMutual) })
 }
 
 fn single(object: &Object<DestinationRule>) -> MergedRule {
@@ -180,7 +252,7 @@ fn merge_into(earlier: &mut MergedRule, later: MergedRule, found: &mut Vec<Diagn
         _ => {}
     }
     for subset in later.subsets {
-        if earlier.subset(&subset.name).is_some() {
+        if earlier.has_subset(&subset.name) {
             report(format!("host {} has its subset `{}` from {winner} already", later.host, subset.name.value));
         } else {
             earlier.subsets.push(subset);

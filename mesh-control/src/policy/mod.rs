@@ -1,11 +1,16 @@
 //! The meaning of the configuration: what a client in some namespace, with some labels, is to do when it
 //! calls a host and port.
+//!
+//! `route`, `text`, `traffic` and `view` are that meaning, and all that rendering reads; the others make it of Istio's
+//! objects.
 
+pub mod compile;
 pub mod delegate;
 pub mod destination_rules;
 pub mod retry;
 pub mod route;
-pub mod support;
+pub mod text;
+pub mod traffic;
 pub mod view;
 pub mod virtual_services;
 
@@ -15,8 +20,9 @@ use std::sync::Arc;
 use crate::config::{Diagnostic, Objects};
 use crate::registry::host::{candidates, split_port};
 use crate::registry::{Service, ServiceId, ServicePort, Services};
-use destination_rules::{DestinationRules, MergedRule, Settings};
+use destination_rules::{DestinationRules, MergedRule};
 use route::{Action, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, Route, Target};
+use traffic::TrafficPolicy;
 use view::View;
 use virtual_services::VirtualServices;
 
@@ -56,8 +62,8 @@ pub struct Cluster<'a> {
     pub rule: Option<&'a Arc<MergedRule>>,
     /// The labels of the subset.
     pub labels: Option<Arc<BTreeMap<String, String>>>,
-    /// What holds for it.
-    pub settings: Settings<'a>,
+    /// How to call it.
+    pub traffic: TrafficPolicy,
 }
 
 impl Policy {
@@ -121,7 +127,7 @@ impl Policy {
                 let (_, service) = self.services.find(host, &view.namespace)?;
                 Some(service.ports.iter().map(|port| port.number).collect())
             };
-            return route::compile(&entry.rules, view, address.port, &ports_of);
+            return compile::routes(&entry.rules, view, address.port, &ports_of);
         }
         vec![default_route(address)]
     }
@@ -131,14 +137,13 @@ impl Policy {
         let (id, service) = self.services.find(&key.host, &view.namespace)?;
         let port = service.port(key.port)?;
         let rule = self.destination_rules.find(&key.host, &service.namespace, view);
-        let subset = match &*key.subset {
+        let labels = match &*key.subset {
             "" => None,
-            name => Some(rule?.subset(name)?),
+            name => Some(rule?.labels_of(name)?),
         };
-        let settings = rule.map(|rule| rule.settings(key.port, subset)).unwrap_or_default();
-        let labels = subset.filter(|subset| !subset.labels.is_empty());
-        let labels = labels.map(|subset| Arc::new(subset.labels.clone()));
-        Some(Cluster { key, id, service, port, rule, labels, settings })
+        let labels = labels.filter(|labels| !labels.is_empty()).map(|labels| Arc::new(labels.clone()));
+        let traffic = rule.map(|rule| rule.traffic_policy(&key)).unwrap_or_default();
+        Some(Cluster { key, id, service, port, rule, labels, traffic })
     }
 }
 

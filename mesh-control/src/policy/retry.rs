@@ -1,18 +1,27 @@
 //! Istio's retry defaults (core/route/retry/retry.go).
 
-use super::route::Retry;
+use std::num::NonZeroU32;
+
+use super::route::{Backoff, Retry, RetryOn};
 use crate::config::istio::virtual_service;
 
 /// What is tried again where nobody says anything. There is no 503 among the statuses: the list is empty.
-const DEFAULT_CONDITIONS: [&str; 5] =
-    ["connect-failure", "refused-stream", "unavailable", "cancelled", "retriable-status-codes"];
-const DEFAULT_ATTEMPTS: u32 = 2;
+const DEFAULT_CONDITIONS: [RetryOn; 5] = [
+    RetryOn::ConnectFailure,
+    RetryOn::RefusedStream,
+    RetryOn::Unavailable,
+    RetryOn::Cancelled,
+    RetryOn::RetriableStatusCodes,
+];
+const DEFAULT_ATTEMPTS: NonZeroU32 = NonZeroU32::MIN.saturating_add(1);
+/// How much longer than the first one the pauses may become (VirtualService, `backoff`).
+const BACKOFF_GROWTH: u32 = 10;
 
 /// The policy of a route that has none.
 pub fn default_policy() -> Retry {
     Retry {
         attempts: DEFAULT_ATTEMPTS,
-        conditions: DEFAULT_CONDITIONS.map(str::to_owned).to_vec(),
+        conditions: DEFAULT_CONDITIONS.to_vec(),
         statuses: Vec::new(),
         per_try_timeout: None,
         backoff: None,
@@ -24,11 +33,12 @@ pub fn of(written: Option<&virtual_service::Retry>) -> Option<Retry> {
     let Some(written) = written else {
         return Some(default_policy());
     };
-    let attempts = u32::try_from(written.attempts).ok().filter(|attempts| *attempts > 0)?;
+    let attempts = u32::try_from(written.attempts).ok().and_then(NonZeroU32::new)?;
+    let first_pause = written.backoff.filter(|pause| !pause.is_zero());
     let mut policy = Retry {
         attempts,
         per_try_timeout: written.per_try_timeout.filter(|limit| !limit.is_zero()),
-        backoff: written.backoff.filter(|pause| !pause.is_zero()),
+        backoff: first_pause.map(|base| Backoff { base, max: base.saturating_mul(BACKOFF_GROWTH) }),
         ..default_policy()
     };
     let tokens = written.retry_on.as_deref().unwrap_or_default();
@@ -38,12 +48,12 @@ pub fn of(written: Option<&virtual_service::Retry>) -> Option<Retry> {
             // A number is a status, and statuses need the condition that looks at them.
             match token.parse() {
                 Ok(status) => policy.statuses.push(status),
-                Err(_) => policy.conditions.push(token.to_owned()),
+                // Any other word was refused where it was read.
+                Err(_) => policy.conditions.extend(RetryOn::parse(token)),
             }
         }
-        let by_status = "retriable-status-codes";
-        if !policy.statuses.is_empty() && !policy.conditions.iter().any(|token| token == by_status) {
-            policy.conditions.push(by_status.to_owned());
+        if !policy.statuses.is_empty() && !policy.conditions.contains(&RetryOn::RetriableStatusCodes) {
+            policy.conditions.push(RetryOn::RetriableStatusCodes);
         }
     }
     Some(policy)
@@ -66,9 +76,9 @@ mod tests {
     #[test]
     fn the_defaults_are_istios() {
         let policy = of(None).unwrap();
-        assert_eq!(policy.attempts, 2);
+        assert_eq!(policy.attempts.get(), 2);
         assert_eq!(
-            policy.conditions.join(","),
+            policy.conditions.iter().map(|condition| condition.name()).collect::<Vec<_>>().join(","),
             "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
         );
         assert!(policy.statuses.is_empty());
@@ -79,9 +89,21 @@ mod tests {
         assert_eq!(of(Some(&written(0, Some("5xx")))), None);
         assert_eq!(of(Some(&written(-1, None))), None);
         let policy = of(Some(&written(3, Some("503, 5xx,")))).unwrap();
-        assert_eq!((policy.attempts, policy.statuses), (3, vec![503]));
-        assert_eq!(policy.conditions, ["5xx", "retriable-status-codes"]);
+        assert_eq!((policy.attempts.get(), policy.statuses), (3, vec![503]));
+        assert_eq!(policy.conditions, [RetryOn::ServerError, RetryOn::RetriableStatusCodes]);
         assert_eq!(policy.per_try_timeout, None);
         assert_eq!(of(Some(&written(1, Some("")))).unwrap().conditions, default_policy().conditions);
+    }
+
+    #[test]
+    fn every_condition_that_is_read_means_something() {
+        for token in virtual_service::RETRY_TOKENS {
+            assert_eq!(RetryOn::parse(token).map(RetryOn::name), Some(token));
+        }
+        let statuses = virtual_service::RETRY_TOKENS.into_iter().filter(|token| {
+            let condition = RetryOn::parse(token);
+            condition.is_some_and(RetryOn::is_grpc_status)
+        });
+        assert_eq!(statuses.collect::<Vec<_>>(), crate::config::support::GRPC_RETRY_TOKENS);
     }
 }

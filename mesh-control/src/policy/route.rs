@@ -1,25 +1,15 @@
-//! Routes as a client is to follow them: conditions on requests, and what happens to those that meet them.
-//!
-//! Everything that depends on the client or on the port (`sourceLabels`, `sourceNamespace`, `port`,
-//! `gateways`) is decided here; what is left are conditions on requests alone.
+//! Routes as a client is to follow them: conditions on requests alone, and what happens to those that meet them.
 
-use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::view::View;
-use crate::config::Origin;
-use crate::config::decode::Text;
-use crate::config::istio::string_match::StringMatch;
-use crate::config::istio::virtual_service::{
-    DerivePort, DirectResponse, Fault, FaultAbort, HeaderOperations, HttpDestination, HttpMatch, HttpRoute, Percent,
-    Redirect, Rewrite, decode_base64, grpc_status_code,
-};
-use crate::registry::host::in_namespace;
-use crate::registry::service::is_subset;
+use super::text::{TextMatch, TextMatches};
+use crate::config::diagnostic::Origin;
 
 /// One route.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Route {
     /// Its name, for logs and statistics.
     pub name: String,
@@ -48,33 +38,34 @@ pub struct Written {
 
 /// Conditions on a request that must all hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Condition {
     /// On the path; `Present` means any.
-    pub path: StringMatch,
+    pub path: TextMatch,
     /// Compare exact paths and prefixes without case.
     pub ignore_path_case: bool,
     /// On the method.
-    pub method: Option<StringMatch>,
+    pub method: Option<TextMatch>,
     /// On the scheme.
-    pub scheme: Option<StringMatch>,
+    pub scheme: Option<TextMatch>,
     /// On the authority.
-    pub authority: Option<StringMatch>,
+    pub authority: Option<TextMatch>,
     /// On headers, by lower-case name.
-    pub headers: BTreeMap<String, StringMatch>,
+    pub headers: TextMatches,
     /// On headers that must not match; a missing one counts as empty.
-    pub without_headers: BTreeMap<String, StringMatch>,
+    pub without_headers: TextMatches,
     /// On query parameters.
-    pub query: BTreeMap<String, StringMatch>,
+    pub query: TextMatches,
 }
 
 impl Condition {
     /// Whether every request meets it, so that no later route is ever reached.
     pub fn is_catch_all(&self) -> bool {
         let any_path = match &self.path {
-            StringMatch::Present => true,
-            StringMatch::Prefix(prefix) => prefix == "/" || prefix.is_empty(),
-            StringMatch::Regex(regex) => regex == "*" || regex == ".*",
-            StringMatch::Exact(_) => false,
+            TextMatch::Present => true,
+            TextMatch::Prefix(prefix) => prefix == "/" || prefix.is_empty(),
+            TextMatch::Regex(regex) => regex == ".*",
+            TextMatch::Exact(_) => false,
         };
         any_path
             && self.method.is_none()
@@ -88,6 +79,7 @@ impl Condition {
 
 /// What happens to a request.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Action {
     /// It goes to one of these.
     Forward(Forward),
@@ -99,6 +91,7 @@ pub enum Action {
 
 /// Where a request goes.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Forward {
     /// One or more targets; with several, every weight is above 0.
     pub targets: Vec<Target>,
@@ -158,6 +151,7 @@ impl std::fmt::Display for ClusterKey {
 
 /// How the path changes before the request leaves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PathRewrite {
     /// Not at all.
     #[default]
@@ -170,17 +164,120 @@ pub enum PathRewrite {
 
 /// When to try again.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Retry {
-    /// Retries after the first try, at least 1.
-    pub attempts: u32,
-    /// Envoy's conditions.
-    pub conditions: Vec<String>,
+    /// Retries after the first try.
+    pub attempts: NonZeroU32,
+    /// What is tried again.
+    pub conditions: Vec<RetryOn>,
     /// HTTP statuses that are tried again.
     pub statuses: Vec<u32>,
     /// The limit of each try.
     pub per_try_timeout: Option<Duration>,
-    /// The first pause.
-    pub backoff: Option<Duration>,
+    /// The pauses between tries; the client's own where no rule says so.
+    pub backoff: Option<Backoff>,
+}
+
+/// The pauses between tries: they grow from the first to the longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    /// The first one.
+    pub base: Duration,
+    /// The longest one.
+    pub max: Duration,
+}
+
+/// Something that is tried again, in the terms of Envoy (`x-envoy-retry-on`, `x-envoy-retry-grpc-on`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RetryOn {
+    /// Any 5xx, and no answer.
+    ServerError,
+    /// 502, 503 and 504.
+    GatewayError,
+    /// No answer.
+    Reset,
+    /// No answer, and no request.
+    ResetBeforeRequest,
+    /// No connection.
+    ConnectFailure,
+    /// 409.
+    Retriable4xx,
+    /// A stream that the server refused.
+    RefusedStream,
+    /// The statuses of [`Retry::statuses`].
+    RetriableStatusCodes,
+    /// Headers of the answer.
+    RetriableHeaders,
+    /// 429 of Envoy's rate limit.
+    EnvoyRatelimited,
+    /// HTTP/3 that failed after it was connected.
+    Http3PostConnectFailure,
+    /// A gRPC status.
+    Cancelled,
+    /// A gRPC status.
+    DeadlineExceeded,
+    /// A gRPC status.
+    Internal,
+    /// A gRPC status.
+    ResourceExhausted,
+    /// A gRPC status.
+    Unavailable,
+}
+
+impl RetryOn {
+    /// All of them.
+    const ALL: [RetryOn; 16] = [
+        RetryOn::ServerError,
+        RetryOn::GatewayError,
+        RetryOn::Reset,
+        RetryOn::ResetBeforeRequest,
+        RetryOn::ConnectFailure,
+        RetryOn::Retriable4xx,
+        RetryOn::RefusedStream,
+        RetryOn::RetriableStatusCodes,
+        RetryOn::RetriableHeaders,
+        RetryOn::EnvoyRatelimited,
+        RetryOn::Http3PostConnectFailure,
+        RetryOn::Cancelled,
+        RetryOn::DeadlineExceeded,
+        RetryOn::Internal,
+        RetryOn::ResourceExhausted,
+        RetryOn::Unavailable,
+    ];
+
+    /// The condition of this name.
+    pub fn parse(name: &str) -> Option<RetryOn> {
+        RetryOn::ALL.into_iter().find(|condition| condition.name() == name)
+    }
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            RetryOn::ServerError => "5xx",
+            RetryOn::GatewayError => "gateway-error",
+            RetryOn::Reset => "reset",
+            RetryOn::ResetBeforeRequest => "reset-before-request",
+            RetryOn::ConnectFailure => "connect-failure",
+            RetryOn::Retriable4xx => "retriable-4xx",
+            RetryOn::RefusedStream => "refused-stream",
+            RetryOn::RetriableStatusCodes => "retriable-status-codes",
+            RetryOn::RetriableHeaders => "retriable-headers",
+            RetryOn::EnvoyRatelimited => "envoy-ratelimited",
+            RetryOn::Http3PostConnectFailure => "http3-post-connect-failure",
+            RetryOn::Cancelled => "cancelled",
+            RetryOn::DeadlineExceeded => "deadline-exceeded",
+            RetryOn::Internal => "internal",
+            RetryOn::ResourceExhausted => "resource-exhausted",
+            RetryOn::Unavailable => "unavailable",
+        }
+    }
+
+    /// Whether it is a gRPC status, which is all that gRPC's own clients look at (gRFC A44).
+    pub fn is_grpc_status(self) -> bool {
+        use RetryOn::{Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unavailable};
+        matches!(self, Cancelled | DeadlineExceeded | Internal | ResourceExhausted | Unavailable)
+    }
 }
 
 /// A redirect.
@@ -211,6 +308,7 @@ pub struct Response {
 
 /// A body.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Body {
     /// None.
     Empty,
@@ -238,6 +336,7 @@ impl Faults {
 
 /// The error of an abort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AbortWith {
     /// An HTTP status.
     Http(u32),
@@ -270,224 +369,6 @@ impl HeaderChanges {
     pub fn is_none(&self) -> bool {
         *self == HeaderChanges::default()
     }
-}
-
-/// A rule of a VirtualService, with what a delegate brought along merged in.
-#[derive(Clone, Debug)]
-pub struct Rule {
-    /// The rule.
-    pub route: HttpRoute,
-    /// The namespace in which its short host names are resolved.
-    pub namespace: Arc<str>,
-    /// Where it is written.
-    pub written: Written,
-}
-
-/// Which ports a service has, by its full host name: `None` where there is no such service.
-pub type PortsOf<'a> = dyn Fn(&str) -> Option<Vec<u16>> + 'a;
-
-/// The routes that these rules are for a client that addresses this port.
-pub fn compile(rules: &[Rule], view: &View, port: u16, ports_of: &PortsOf<'_>) -> Vec<Route> {
-    let mut routes: Vec<Route> = Vec::new();
-    for rule in rules {
-        let unconditional = [HttpMatch::default()];
-        let matches = if rule.route.matches.is_empty() { &unconditional[..] } else { &rule.route.matches };
-        for condition in matches {
-            if !applies(condition, view, port) {
-                continue;
-            }
-            let Some(route) = compile_one(rule, condition, port, ports_of) else {
-                continue;
-            };
-            let is_last = route.condition.is_catch_all();
-            routes.push(route);
-            if is_last {
-                return routes;
-            }
-        }
-    }
-    routes
-}
-
-/// Whether a condition can hold for requests of this client to this port.
-fn applies(condition: &HttpMatch, view: &View, port: u16) -> bool {
-    let mesh = |gateways: &[Text]| gateways.is_empty() || gateways.iter().any(|name| name.value == "mesh");
-    let labels = condition.source_labels.is_empty() || is_subset(&condition.source_labels, &view.labels);
-    let namespace = condition.source_namespace.is_empty() || *condition.source_namespace == *view.namespace;
-    let port = condition.port.is_none_or(|wanted| wanted.0 == port);
-    // Claims of a token are known to a gateway only.
-    let claims = condition.headers.keys().chain(condition.without_headers.keys());
-    let answerable = !claims.clone().any(|name| name.starts_with('@'));
-    labels && namespace && port && mesh(&condition.gateways) && answerable
-}
-
-fn compile_one(rule: &Rule, condition: &HttpMatch, port: u16, ports_of: &PortsOf<'_>) -> Option<Route> {
-    let route = &rule.route;
-    let action = if let Some(redirect) = &route.redirect {
-        Action::Redirect(redirect_to(redirect, port))
-    } else if let Some(response) = &route.direct_response {
-        Action::Respond(respond(response))
-    } else {
-        Action::Forward(forward(rule, port, ports_of)?)
-    };
-    let name = match (route.name.as_str(), condition.name.as_str()) {
-        ("", name) | (name, "") => name.to_owned(),
-        (route, condition) => format!("{route}.{condition}"),
-    };
-    Some(Route {
-        name,
-        condition: condition_of(condition),
-        action,
-        faults: route.fault.as_ref().map(faults).unwrap_or_default(),
-        headers: changes(&route.headers.request, &route.headers.response),
-        written: Some(rule.written.clone()),
-    })
-}
-
-fn condition_of(condition: &HttpMatch) -> Condition {
-    let lower = |headers: &BTreeMap<String, StringMatch>| {
-        headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect()
-    };
-    Condition {
-        path: condition.uri.clone().unwrap_or_default(),
-        ignore_path_case: condition.ignore_uri_case,
-        method: condition.method.clone(),
-        scheme: condition.scheme.clone(),
-        authority: condition.authority.clone(),
-        headers: lower(&condition.headers),
-        without_headers: lower(&condition.without_headers),
-        query: condition.query_params.clone(),
-    }
-}
-
-fn forward(rule: &Rule, port: u16, ports_of: &PortsOf<'_>) -> Option<Forward> {
-    let route = &rule.route;
-    let several = route.route.len() > 1;
-    let weight = |destination: &HttpDestination| {
-        let weight = destination.weight.as_ref().map_or(0, |weight| weight.value);
-        u32::try_from(weight).unwrap_or(0)
-    };
-    // Of several destinations, those of weight 0 get nothing (Istio: route.go).
-    let kept = route.route.iter().filter(|destination| !several || weight(destination) > 0);
-    let targets: Vec<Target> = kept
-        .map(|destination| Target {
-            cluster: cluster_of(destination, &rule.namespace, port, ports_of),
-            weight: weight(destination).max(1),
-            headers: changes(&destination.headers.request, &destination.headers.response),
-            authority: authority_in(&destination.headers.request),
-        })
-        .collect();
-    if targets.is_empty() {
-        return None;
-    }
-    let rewritten = route.rewrite.as_ref();
-    Some(Forward {
-        targets,
-        rewrite: rewritten.map(path_rewrite).unwrap_or_default(),
-        authority: rewritten
-            .and_then(|rewrite| rewrite.authority.clone())
-            .filter(|authority| !authority.is_empty())
-            .or_else(|| authority_in(&route.headers.request)),
-        timeout: route.timeout.filter(|timeout| !timeout.is_zero()),
-        retry: super::retry::of(route.retries.as_ref()),
-    })
-}
-
-/// The port of a destination is the written one, else the only one that the service has, else the one that
-/// is being addressed (Istio: GetDestinationCluster).
-fn cluster_of(destination: &HttpDestination, namespace: &str, addressed: u16, ports_of: &PortsOf<'_>) -> ClusterKey {
-    let destination = &destination.destination;
-    let host = in_namespace(&destination.host, namespace);
-    let port = match &destination.port {
-        Some(port) => port.number.0,
-        None => match ports_of(&host).as_deref() {
-            Some([only]) => *only,
-            _ => addressed,
-        },
-    };
-    let subset = destination.subset.as_ref().map(|subset| subset.value.as_str()).unwrap_or_default();
-    ClusterKey { host: host.into(), port, subset: subset.into() }
-}
-
-fn path_rewrite(rewrite: &Rewrite) -> PathRewrite {
-    match (&rewrite.uri_regex_rewrite, &rewrite.uri) {
-        (Some(regex), _) => PathRewrite::Regex(regex.matches.clone(), regex.rewrite.clone()),
-        (None, Some(uri)) if !uri.is_empty() => PathRewrite::Matched(uri.clone()),
-        _ => PathRewrite::None,
-    }
-}
-
-fn redirect_to(redirect: &Redirect, port: u16) -> RedirectTo {
-    let some = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-    RedirectTo {
-        path: some(&redirect.uri),
-        prefix: redirect.prefix_rewrite.clone(),
-        authority: some(&redirect.authority),
-        // The routes are those of one port, so that is the port of the request (Istio: route.go).
-        port: match (redirect.port, redirect.derive_port) {
-            (Some(port), _) => Some(port.0),
-            (None, Some(DerivePort::FromRequestPort)) => Some(port),
-            (None, Some(DerivePort::FromProtocolDefault) | None) => None,
-        },
-        scheme: some(&redirect.scheme),
-        status: redirect.redirect_code.as_ref().map_or(301, |code| code.value),
-    }
-}
-
-fn respond(response: &DirectResponse) -> Response {
-    let body = response.body.as_ref().and_then(|body| {
-        let text = body.string.clone().map(Body::Text);
-        text.or_else(|| body.bytes.as_deref().and_then(decode_base64).map(Body::Bytes))
-    });
-    Response { status: response.status.value, body: body.unwrap_or(Body::Empty) }
-}
-
-fn faults(fault: &Fault) -> Faults {
-    let share = |percentage: Option<Percent>, percent: Option<i32>| {
-        let whole = || percent.map(|percent| percent.clamp(0, 100).unsigned_abs() * 10_000);
-        percentage.map(|percentage| percentage.millionths).or_else(whole).filter(|share| *share > 0)
-    };
-    Faults {
-        delay: fault.delay.as_ref().and_then(|delay| {
-            let pause = delay.fixed_delay.filter(|pause| !pause.is_zero())?;
-            Some((pause, share(delay.percentage, delay.percent)?))
-        }),
-        abort: fault
-            .abort
-            .as_ref()
-            .and_then(|abort| Some((abort_with(abort)?, share(abort.percentage, abort.percent)?))),
-    }
-}
-
-fn abort_with(abort: &FaultAbort) -> Option<AbortWith> {
-    if let Some(status) = &abort.http_status {
-        return Some(AbortWith::Http(status.value));
-    }
-    abort.grpc_status.as_ref().and_then(|status| grpc_status_code(status)).map(AbortWith::Grpc)
-}
-
-fn is_authority(name: &str) -> bool {
-    name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
-}
-
-/// Setting the header `Host` is a rewrite of the authority (Istio: translateHeadersOperations).
-pub(crate) fn authority_in(operations: &HeaderOperations) -> Option<String> {
-    operations.set.iter().chain(&operations.add).find(|(name, _)| is_authority(name)).map(|(_, v)| v.clone())
-}
-
-fn changes(request: &HeaderOperations, response: &HeaderOperations) -> HeaderChanges {
-    let one = |operations: &HeaderOperations| {
-        let pairs = |map: &BTreeMap<String, String>| {
-            let kept = map.iter().filter(|(name, _)| !is_authority(name));
-            kept.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect()
-        };
-        Changes {
-            remove: operations.remove.iter().map(|name| name.to_ascii_lowercase()).collect(),
-            set: pairs(&operations.set),
-            add: pairs(&operations.add),
-        }
-    };
-    HeaderChanges { request: one(request), response: one(response) }
 }
 
 #[cfg(test)]

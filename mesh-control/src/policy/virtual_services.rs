@@ -4,8 +4,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::compile::Rule;
 use super::delegate;
-use super::route::{Rule, Written};
+use super::route::Written;
 use crate::config::file::{Meta, Object};
 use crate::config::istio::virtual_service::VirtualService;
 use crate::config::{Code, Diagnostic, Severity};

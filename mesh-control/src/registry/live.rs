@@ -10,18 +10,18 @@ use super::workload::Workload;
 
 /// The endpoints of all services at one moment, immutable.
 #[derive(Clone, Debug, Default)]
-pub struct Snapshot {
+pub struct EndpointsSnapshot {
     by_service: Vec<Arc<ServiceEndpoints>>,
 }
 
-impl Snapshot {
+impl EndpointsSnapshot {
     /// The endpoints of a service.
     pub fn of(&self, id: ServiceId) -> Option<&Arc<ServiceEndpoints>> {
         self.by_service.get(id.0)
     }
 }
 
-/// The endpoints of all services, and who registered: the state that [`Snapshot`]s are taken of.
+/// The endpoints of all services, and who registered: the state that [`EndpointsSnapshot`]s are taken of.
 #[derive(Debug, Default)]
 pub struct Endpoints {
     by_service: Vec<Arc<ServiceEndpoints>>,
@@ -57,8 +57,8 @@ impl Endpoints {
     }
 
     /// The sets as they are now.
-    pub fn snapshot(&self) -> Snapshot {
-        Snapshot { by_service: self.by_service.clone() }
+    pub fn snapshot(&self) -> EndpointsSnapshot {
+        EndpointsSnapshot { by_service: self.by_service.clone() }
     }
 
     /// Everyone who registered, in the order of their keys.

@@ -13,7 +13,7 @@ pub mod services;
 pub mod workload;
 
 pub use endpoints::{Endpoint, ServiceEndpoints};
-pub use live::{Endpoints, Snapshot};
+pub use live::{Endpoints, EndpointsSnapshot};
 pub use service::{Discovery, Service, ServicePort, Visibility, WrittenEndpoint};
 pub use services::{ServiceId, Services};
 pub use workload::{Health, Workload};

@@ -2,6 +2,7 @@
 
 /// What a port speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Protocol {
     /// HTTP/1.1.
     Http,

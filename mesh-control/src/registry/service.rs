@@ -49,6 +49,7 @@ impl Visibility {
 
 /// How the endpoints of a service are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Discovery {
     /// mesh-control knows them: written down, or registered.
     Registry,
@@ -190,7 +191,7 @@ impl Service {
     /// service, then the oldest.
     pub fn rank<'a>(&'a self, client_namespace: &str) -> impl Ord + 'a {
         let is_foreign = &*self.namespace != client_namespace;
-        let is_entry = self.meta.kind != crate::policy::support::ObjectKind::Service;
+        let is_entry = self.meta.kind != crate::config::support::ObjectKind::Service;
         (is_foreign, is_entry, self.meta.order())
     }
 }

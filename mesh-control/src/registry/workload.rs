@@ -9,6 +9,7 @@ use crate::config::istio::workload_group::WorkloadGroup;
 
 /// How well a workload is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Health {
     /// It takes requests.
     #[default]
@@ -21,6 +22,7 @@ pub enum Health {
 
 /// One server listener of a workload that registered itself.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Workload {
     /// Identifies the registration: the same key again replaces it.
     pub key: Arc<str>,

@@ -19,14 +19,13 @@ use envoy_types::pb::envoy::extensions::load_balancing_policies::round_robin::v3
 use envoy_types::pb::google::protobuf::BoolValue;
 
 use super::endpoints::single_assignment;
-use super::library::{back_off, is_presence};
+use super::library::{back_off, retry_on, threshold};
 use super::proto::{FAULT_FILTER, ads, any, duration, extension, number, regex};
 use super::{BLACK_HOLE, Degraded, Found, fault, found_by, tls};
-use crate::config::istio::destination_rule::SimpleLb;
-use crate::config::istio::string_match::{StringMatch, whole_text_regex};
 use crate::policy::Cluster;
-use crate::policy::route::{AbortWith, Action, Condition, Faults, Forward, PathRewrite, Retry, Route};
-use crate::policy::support::GRPC_RETRY_TOKENS;
+use crate::policy::route::{AbortWith, Action, Condition, Faults, Forward, PathRewrite, Retry, RetryOn, Route};
+use crate::policy::text::TextMatch;
+use crate::policy::traffic::Balancer;
 use crate::registry::WrittenEndpoint;
 
 /// Beyond this many conditions on missing headers, their combinations are too many.
@@ -137,15 +136,14 @@ fn render_retry(retry: &Retry, note: &mut impl FnMut(&str, String)) -> Option<ro
     if retry.per_try_timeout.is_some() {
         note("retries.perTryTimeout", "a try lasts as long as the call may".to_owned());
     }
-    let is_known = |token: &&String| GRPC_RETRY_TOKENS.contains(&token.as_str());
-    let conditions: Vec<&str> = retry.conditions.iter().filter(is_known).map(String::as_str).collect();
+    let conditions: Vec<RetryOn> = retry.conditions.iter().copied().filter(|on| on.is_grpc_status()).collect();
     if conditions.is_empty() {
         note("retries.retryOn", "nothing is tried again".to_owned());
         return None;
     }
     Some(route::RetryPolicy {
-        retry_on: conditions.join(","),
-        num_retries: number(retry.attempts),
+        retry_on: retry_on(conditions.into_iter()),
+        num_retries: number(retry.attempts.get()),
         retry_back_off: retry.backoff.map(back_off),
         ..Default::default()
     })
@@ -167,17 +165,16 @@ fn render_matches(condition: &Condition, note: &mut impl FnMut(&str, String)) ->
         return Vec::new();
     }
     let path_specifier = match &condition.path {
-        StringMatch::Present => PathSpecifier::Prefix(String::new()),
-        StringMatch::Exact(path) => PathSpecifier::Path(path.clone()),
-        StringMatch::Prefix(prefix) => PathSpecifier::Prefix(prefix.clone()),
-        StringMatch::Regex(text) if text == "*" => PathSpecifier::Prefix(String::new()),
-        StringMatch::Regex(text) => PathSpecifier::SafeRegex(regex(text)),
+        TextMatch::Present => PathSpecifier::Prefix(String::new()),
+        TextMatch::Exact(path) => PathSpecifier::Path(path.clone()),
+        TextMatch::Prefix(prefix) => PathSpecifier::Prefix(prefix.clone()),
+        TextMatch::Regex(text) => PathSpecifier::SafeRegex(regex(text)),
     };
     let mut alternatives: Vec<Vec<route::HeaderMatcher>> =
         vec![condition.headers.iter().map(|(name, value)| header_matcher(name, value, false)).collect()];
     for (name, value) in &condition.without_headers {
-        let missing = header_matcher(name, &StringMatch::Present, true);
-        if is_presence(value) {
+        let missing = header_matcher(name, &TextMatch::Present, true);
+        if *value == TextMatch::Present {
             alternatives.iter_mut().for_each(|headers| headers.push(missing.clone()));
             continue;
         }
@@ -185,7 +182,7 @@ fn render_matches(condition: &Condition, note: &mut impl FnMut(&str, String)) ->
         let different = header_matcher(name, value, true);
         let mut both: Vec<Vec<route::HeaderMatcher>> = Vec::new();
         for headers in alternatives {
-            if !value.matches_empty() {
+            if !value.matches("") {
                 both.push(headers.iter().cloned().chain([missing.clone()]).collect());
             }
             both.push(headers.into_iter().chain([different.clone()]).collect());
@@ -210,13 +207,13 @@ fn render_matches(condition: &Condition, note: &mut impl FnMut(&str, String)) ->
 /// the scheme and the authority a rule cannot be sure.
 fn meets_pseudo_headers(condition: &Condition, note: &mut impl FnMut(&str, String)) -> bool {
     if let Some(method) = &condition.method
-        && !matches_text(method, "POST")
+        && !method.matches("POST")
     {
         note("match.method", "a call is always a POST, so the rule is left out".to_owned());
         return false;
     }
     for (field, value) in [("match.scheme", &condition.scheme), ("match.authority", &condition.authority)] {
-        if value.as_ref().is_some_and(|value| !is_presence(value)) {
+        if value.as_ref().is_some_and(|value| *value != TextMatch::Present) {
             note(field, "a gRPC client cannot match on it, so the rule is left out".to_owned());
             return false;
         }
@@ -224,24 +221,15 @@ fn meets_pseudo_headers(condition: &Condition, note: &mut impl FnMut(&str, Strin
     true
 }
 
-fn matches_text(condition: &StringMatch, text: &str) -> bool {
-    match condition {
-        StringMatch::Present => true,
-        StringMatch::Exact(exact) => exact == text,
-        StringMatch::Prefix(prefix) => text.starts_with(prefix.as_str()),
-        StringMatch::Regex(regex) => whole_text_regex(regex).is_some_and(|regex| regex.is_match(text)),
-    }
-}
-
 // The older forms of the matcher are understood by every release that speaks xDS v3.
 #[expect(deprecated, reason = "string_match needs gRFC A63, which older clients lack")]
-fn header_matcher(name: &str, value: &StringMatch, invert_match: bool) -> route::HeaderMatcher {
+fn header_matcher(name: &str, value: &TextMatch, invert_match: bool) -> route::HeaderMatcher {
     let specifier = match value {
-        StringMatch::Exact(text) => HeaderMatchSpecifier::ExactMatch(text.clone()),
-        StringMatch::Prefix(text) if text.is_empty() => HeaderMatchSpecifier::PresentMatch(true),
-        StringMatch::Prefix(text) => HeaderMatchSpecifier::PrefixMatch(text.clone()),
-        StringMatch::Regex(text) if text != "*" => HeaderMatchSpecifier::SafeRegexMatch(regex(text)),
-        StringMatch::Regex(_) | StringMatch::Present => HeaderMatchSpecifier::PresentMatch(true),
+        TextMatch::Exact(text) => HeaderMatchSpecifier::ExactMatch(text.clone()),
+        TextMatch::Prefix(text) if text.is_empty() => HeaderMatchSpecifier::PresentMatch(true),
+        TextMatch::Prefix(text) => HeaderMatchSpecifier::PrefixMatch(text.clone()),
+        TextMatch::Regex(text) => HeaderMatchSpecifier::SafeRegexMatch(regex(text)),
+        TextMatch::Present => HeaderMatchSpecifier::PresentMatch(true),
     };
     route::HeaderMatcher {
         name: name.to_owned(),
@@ -271,19 +259,18 @@ pub(super) fn render_cluster(
         return nowhere(rendered);
     }
     note_limits(seen, degraded);
-    let simple = seen.settings.load_balancer.and_then(|balancer| balancer.simple).unwrap_or_default();
-    match simple {
-        SimpleLb::LeastRequest | SimpleLb::LeastConn => {
+    match seen.traffic.balancer {
+        Balancer::LeastRequest => {
             // gRFC A52: the first one that a client knows.
             rendered.load_balancing_policy = Some(least_request_or_round_robin());
         }
-        SimpleLb::Random => {
+        Balancer::Random => {
             if let Some(rule) = seen.rule {
                 let what = "calls are balanced by round robin".to_owned();
                 degraded.push(Degraded::of_rule(rule, "loadBalancer.simple", what));
             }
         }
-        SimpleLb::Unspecified | SimpleLb::RoundRobin | SimpleLb::Passthrough => {}
+        Balancer::Unspecified | Balancer::RoundRobin | Balancer::Passthrough => {}
     }
     let discovery = match found_by(seen) {
         Found::Endpoints => {
@@ -319,15 +306,14 @@ fn nowhere(mut cluster: cluster::Cluster) -> cluster::Cluster {
 
 /// gRPC's clients have their own ways with connections.
 fn note_limits(seen: &Cluster<'_>, degraded: &mut Vec<Degraded>) {
-    let (Some(rule), Some(pool)) = (seen.rule, seen.settings.connection_pool) else {
+    let Some(rule) = seen.rule else {
         return;
     };
-    let tcp = pool.tcp.as_ref();
-    let http = pool.http.as_ref();
+    let pool = &seen.traffic.connection_pool;
     let limits = [
-        ("tcp.connectTimeout", tcp.is_some_and(|tcp| tcp.connect_timeout.is_some())),
-        ("http.idleTimeout", http.is_some_and(|http| http.idle_timeout.is_some())),
-        ("http.maxRequestsPerConnection", http.is_some_and(|http| http.max_requests_per_connection.is_some())),
+        ("tcp.connectTimeout", pool.connect_timeout.is_some()),
+        ("http.idleTimeout", pool.idle_timeout.is_some()),
+        ("http.maxRequestsPerConnection", pool.max_requests_per_connection.is_some()),
     ];
     for (field, _) in limits.into_iter().filter(|(_, is_set)| *is_set) {
         let what = "the client's own setting holds".to_owned();
@@ -337,9 +323,7 @@ fn note_limits(seen: &Cluster<'_>, degraded: &mut Vec<Degraded>) {
 
 /// gRFC A32 looks at `max_requests` only, and takes 1024 where there is none; Istio's default is no limit.
 fn circuit_breakers(seen: &Cluster<'_>) -> cluster::CircuitBreakers {
-    let http = seen.settings.connection_pool.and_then(|pool| pool.http.as_ref());
-    let limit = http.and_then(|http| http.http2_max_requests).and_then(|limit| u32::try_from(limit).ok());
-    let max_requests = number(limit.filter(|limit| *limit > 0).unwrap_or(u32::MAX));
+    let max_requests = threshold(seen.traffic.connection_pool.max_requests);
     cluster::CircuitBreakers {
         thresholds: vec![cluster::circuit_breakers::Thresholds { max_requests, ..Default::default() }],
         ..Default::default()

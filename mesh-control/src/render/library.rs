@@ -1,8 +1,8 @@
 //! Routes and clusters for this project's own library: everything that the configuration means, in the
-//! terms of xDS, whether or not the library enforces it already (`policy::support` reports what it does
+//! terms of xDS, whether or not the library enforces it already (`config::support` reports what it does
 //! not).
 
-use std::time::Duration;
+use std::num::NonZeroU32;
 
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
@@ -27,18 +27,17 @@ use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
 use super::endpoints::{dns_assignment, single_assignment};
 use super::proto::{FAULT_FILTER, ads, any, duration, number, regex};
 use super::{Found, fault, found_by, http_options, tls};
-use crate::config::istio::destination_rule::{ConnectionPool, OutlierDetection, SimpleLb};
-use crate::config::istio::string_match::StringMatch;
 use crate::policy::Cluster;
 use crate::policy::route::{
-    Action, Body, Changes, Condition, Forward, HeaderChanges, PathRewrite, RedirectTo, Response, Retry, Route,
+    Action, Backoff, Body, Changes, Condition, Forward, HeaderChanges, PathRewrite, RedirectTo, Response, Retry,
+    RetryOn, Route,
 };
+use crate::policy::text::TextMatch;
+use crate::policy::traffic::{Balancer, ConnectionPool, Limit, LocalOrigin, OutlierDetection};
 use crate::registry::WrittenEndpoint;
 
 /// Istio answers with up to 1 MiB; Envoy's own limit is 4 KiB.
 const LARGEST_BODY: u32 = 1 << 20;
-/// Istio's default (pkg/config/mesh/mesh.go).
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The routes of one address.
 pub(super) fn route_configuration(name: &str, domains: Vec<String>, routes: &[Route]) -> route::RouteConfiguration {
@@ -84,11 +83,10 @@ fn render_route(rendered: &Route) -> route::Route {
 
 fn render_match(condition: &Condition) -> route::RouteMatch {
     let path_specifier = match &condition.path {
-        StringMatch::Present => PathSpecifier::Prefix("/".to_owned()),
-        StringMatch::Exact(path) => PathSpecifier::Path(path.clone()),
-        StringMatch::Prefix(prefix) => PathSpecifier::Prefix(prefix.clone()),
-        StringMatch::Regex(text) if text == "*" => PathSpecifier::Prefix("/".to_owned()),
-        StringMatch::Regex(text) => PathSpecifier::SafeRegex(regex(text)),
+        TextMatch::Present => PathSpecifier::Prefix("/".to_owned()),
+        TextMatch::Exact(path) => PathSpecifier::Path(path.clone()),
+        TextMatch::Prefix(prefix) => PathSpecifier::Prefix(prefix.clone()),
+        TextMatch::Regex(text) => PathSpecifier::SafeRegex(regex(text)),
     };
     let pseudo = [(":method", &condition.method), (":scheme", &condition.scheme), (":authority", &condition.authority)];
     let pseudo = pseudo.into_iter().filter_map(|(name, value)| Some(header_matcher(name, value.as_ref()?)));
@@ -96,7 +94,7 @@ fn render_match(condition: &Condition) -> route::RouteMatch {
     let without = condition.without_headers.iter().map(|(name, value)| route::HeaderMatcher {
         invert_match: true,
         // A header that is missing is a header that does not match (Istio: route.go).
-        treat_missing_header_as_empty: !is_presence(value),
+        treat_missing_header_as_empty: *value != TextMatch::Present,
         ..header_matcher(name, value)
     });
     route::RouteMatch {
@@ -109,21 +107,17 @@ fn render_match(condition: &Condition) -> route::RouteMatch {
     }
 }
 
-pub(super) fn is_presence(value: &StringMatch) -> bool {
-    matches!(value, StringMatch::Present) || matches!(value, StringMatch::Regex(text) if text == "*")
-}
-
-fn string_matcher(value: &StringMatch) -> Option<StringMatcher> {
+fn string_matcher(value: &TextMatch) -> Option<StringMatcher> {
     let pattern = match value {
-        StringMatch::Exact(text) => MatchPattern::Exact(text.clone()),
-        StringMatch::Prefix(text) => MatchPattern::Prefix(text.clone()),
-        StringMatch::Regex(text) if text != "*" => MatchPattern::SafeRegex(regex(text)),
-        StringMatch::Regex(_) | StringMatch::Present => return None,
+        TextMatch::Exact(text) => MatchPattern::Exact(text.clone()),
+        TextMatch::Prefix(text) => MatchPattern::Prefix(text.clone()),
+        TextMatch::Regex(text) => MatchPattern::SafeRegex(regex(text)),
+        TextMatch::Present => return None,
     };
     Some(StringMatcher { match_pattern: Some(pattern), ignore_case: false })
 }
 
-fn header_matcher(name: &str, value: &StringMatch) -> route::HeaderMatcher {
+fn header_matcher(name: &str, value: &TextMatch) -> route::HeaderMatcher {
     let specifier = match string_matcher(value) {
         Some(matcher) => HeaderMatchSpecifier::StringMatch(matcher),
         None => HeaderMatchSpecifier::PresentMatch(true),
@@ -131,7 +125,7 @@ fn header_matcher(name: &str, value: &StringMatch) -> route::HeaderMatcher {
     route::HeaderMatcher { name: name.to_owned(), header_match_specifier: Some(specifier), ..Default::default() }
 }
 
-fn query_matcher(name: &str, value: &StringMatch) -> route::QueryParameterMatcher {
+fn query_matcher(name: &str, value: &TextMatch) -> route::QueryParameterMatcher {
     let specifier = match string_matcher(value) {
         Some(matcher) => QueryParameterMatchSpecifier::StringMatch(matcher),
         None => QueryParameterMatchSpecifier::PresentMatch(true),
@@ -189,8 +183,8 @@ fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
 
 fn render_retry(retry: &Retry) -> route::RetryPolicy {
     route::RetryPolicy {
-        retry_on: retry.conditions.join(","),
-        num_retries: number(retry.attempts),
+        retry_on: retry_on(retry.conditions.iter().copied()),
+        num_retries: number(retry.attempts.get()),
         per_try_timeout: retry.per_try_timeout.map(duration),
         retriable_status_codes: retry.statuses.clone(),
         retry_back_off: retry.backoff.map(back_off),
@@ -198,11 +192,15 @@ fn render_retry(retry: &Retry) -> route::RetryPolicy {
     }
 }
 
-/// The pauses grow to ten times the first one (VirtualService, `backoff`).
-pub(super) fn back_off(base: Duration) -> route::retry_policy::RetryBackOff {
+/// Conditions as Envoy lists them.
+pub(super) fn retry_on(conditions: impl Iterator<Item = RetryOn>) -> String {
+    conditions.map(RetryOn::name).collect::<Vec<_>>().join(",")
+}
+
+pub(super) fn back_off(pauses: Backoff) -> route::retry_policy::RetryBackOff {
     route::retry_policy::RetryBackOff {
-        base_interval: Some(duration(base)),
-        max_interval: Some(duration(base.saturating_mul(10))),
+        base_interval: Some(duration(pauses.base)),
+        max_interval: Some(duration(pauses.max)),
     }
 }
 
@@ -272,11 +270,11 @@ pub(super) fn render_cluster(seen: &Cluster<'_>, written: &[(&WrittenEndpoint, u
     let name = seen.key.to_string();
     let mut rendered = cluster::Cluster {
         name: name.clone(),
-        connect_timeout: Some(duration(connect_timeout(seen))),
-        lb_policy: lb_policy(seen).into(),
-        circuit_breakers: Some(circuit_breakers(seen.settings.connection_pool)),
-        outlier_detection: seen.settings.outlier_detection.map(outlier_detection),
-        common_lb_config: seen.settings.outlier_detection.map(panic_threshold),
+        connect_timeout: Some(duration(seen.traffic.connection_pool.connect_timeout_or_default())),
+        lb_policy: lb_policy(seen.traffic.balancer).into(),
+        circuit_breakers: Some(circuit_breakers(&seen.traffic.connection_pool)),
+        outlier_detection: seen.traffic.outlier_detection.as_ref().map(outlier_detection),
+        common_lb_config: seen.traffic.outlier_detection.as_ref().map(panic_threshold),
         typed_extension_protocol_options: http_options(seen),
         transport_socket: tls(seen),
         ..Default::default()
@@ -300,46 +298,40 @@ pub(super) fn render_cluster(seen: &Cluster<'_>, written: &[(&WrittenEndpoint, u
     rendered
 }
 
-fn connect_timeout(seen: &Cluster<'_>) -> Duration {
-    let tcp = seen.settings.connection_pool.and_then(|pool| pool.tcp.as_ref());
-    tcp.and_then(|tcp| tcp.connect_timeout).unwrap_or(CONNECT_TIMEOUT)
-}
-
-fn lb_policy(seen: &Cluster<'_>) -> LbPolicy {
-    match seen.settings.load_balancer.and_then(|balancer| balancer.simple).unwrap_or_default() {
-        SimpleLb::RoundRobin => LbPolicy::RoundRobin,
-        SimpleLb::Random => LbPolicy::Random,
-        SimpleLb::Unspecified | SimpleLb::LeastConn | SimpleLb::LeastRequest | SimpleLb::Passthrough => {
-            LbPolicy::LeastRequest
-        }
+fn lb_policy(balancer: Balancer) -> LbPolicy {
+    match balancer {
+        Balancer::RoundRobin => LbPolicy::RoundRobin,
+        Balancer::Random => LbPolicy::Random,
+        Balancer::Unspecified | Balancer::LeastRequest | Balancer::Passthrough => LbPolicy::LeastRequest,
     }
 }
 
 /// Istio's limits are 2³²−1 where nothing is said, not Envoy's 1024 and 3 (cluster_traffic_policy.go).
-fn circuit_breakers(pool: Option<&ConnectionPool>) -> cluster::CircuitBreakers {
-    let limit = |value: Option<i32>| -> Option<UInt32Value> {
-        number(value.and_then(|value| u32::try_from(value).ok()).filter(|value| *value > 0).unwrap_or(u32::MAX))
-    };
-    let tcp = pool.and_then(|pool| pool.tcp.as_ref());
-    let http = pool.and_then(|pool| pool.http.as_ref());
+fn circuit_breakers(pool: &ConnectionPool) -> cluster::CircuitBreakers {
     cluster::CircuitBreakers {
         thresholds: vec![cluster::circuit_breakers::Thresholds {
-            max_connections: limit(tcp.and_then(|tcp| tcp.max_connections)),
-            max_pending_requests: limit(http.and_then(|http| http.http1_max_pending_requests)),
-            max_requests: limit(http.and_then(|http| http.http2_max_requests)),
-            max_retries: limit(http.and_then(|http| http.max_retries)),
+            max_connections: threshold(pool.max_connections),
+            max_pending_requests: threshold(pool.max_pending_requests),
+            max_requests: threshold(pool.max_requests),
+            max_retries: threshold(pool.max_retries),
             ..Default::default()
         }],
         ..Default::default()
     }
 }
 
-fn outlier_detection(written: &OutlierDetection) -> cluster::OutlierDetection {
+pub(super) fn threshold(limit: Limit) -> Option<UInt32Value> {
+    number(limit.number().unwrap_or(u32::MAX))
+}
+
+fn outlier_detection(detection: &OutlierDetection) -> cluster::OutlierDetection {
     let enforced = |count: u32| number(if count > 0 { 100 } else { 0 });
-    let in_a_row = written.consecutive_5xx_errors.unwrap_or(5);
-    let gateway = written.consecutive_gateway_errors.unwrap_or(0);
-    let split = written.split_external_local_origin_errors.unwrap_or(false);
-    let local = written.consecutive_local_origin_failures.filter(|_| split);
+    let in_a_row = detection.consecutive_5xx.map_or(0, NonZeroU32::get);
+    let gateway = detection.consecutive_gateway_errors.map_or(0, NonZeroU32::get);
+    let (split, local) = match detection.local_origin {
+        LocalOrigin::Answers => (false, None),
+        LocalOrigin::Failures(in_a_row) => (true, in_a_row),
+    };
     cluster::OutlierDetection {
         consecutive_5xx: number(in_a_row),
         enforcing_consecutive_5xx: enforced(in_a_row),
@@ -350,14 +342,14 @@ fn outlier_detection(written: &OutlierDetection) -> cluster::OutlierDetection {
         split_external_local_origin_errors: split,
         consecutive_local_origin_failure: local.and_then(number),
         enforcing_consecutive_local_origin_failure: local.and_then(enforced),
-        interval: written.interval.map(duration),
-        base_ejection_time: written.base_ejection_time.map(duration),
-        max_ejection_percent: written.max_ejection_percent.and_then(number),
+        interval: detection.interval.map(duration),
+        base_ejection_time: detection.base_ejection_time.map(duration),
+        max_ejection_percent: detection.max_ejection_percent.and_then(number),
         ..Default::default()
     }
 }
 
-fn panic_threshold(written: &OutlierDetection) -> CommonLbConfig {
-    let value = f64::from(written.min_health_percent.unwrap_or(0));
+fn panic_threshold(detection: &OutlierDetection) -> CommonLbConfig {
+    let value = f64::from(detection.min_health_percent);
     CommonLbConfig { healthy_panic_threshold: Some(Percent { value }), ..Default::default() }
 }

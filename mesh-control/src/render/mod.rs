@@ -29,9 +29,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::catalog::{ClientClass, Encoded};
 use crate::config::diagnostic::{Code, Diagnostic, Origin, Severity};
-use crate::config::istio::destination_rule::{H2UpgradePolicy, SimpleLb, TlsMode};
 use crate::policy::destination_rules::MergedRule;
 use crate::policy::route::{AbortWith, ClusterKey, Faults, Route, Written};
+use crate::policy::traffic::{Balancer, CONNECT_TIMEOUT, Limit};
 use crate::policy::view::View;
 use crate::policy::{Address, Cluster, Policy};
 use crate::registry::host::{candidates, short_forms, split_port};
@@ -225,9 +225,8 @@ enum Found {
 }
 
 fn found_by(seen: &Cluster<'_>) -> Found {
-    let simple = seen.settings.load_balancer.and_then(|balancer| balancer.simple);
     match seen.service.discovery {
-        _ if simple == Some(SimpleLb::Passthrough) => Found::Host,
+        _ if seen.traffic.balancer == Balancer::Passthrough => Found::Host,
         Discovery::Registry => Found::Endpoints,
         Discovery::Dns => Found::Dns { logical: false },
         Discovery::LogicalDns => Found::Dns { logical: true },
@@ -271,12 +270,10 @@ fn fault(faults: &Faults) -> Option<fault_pb::HttpFault> {
 fn http_options(seen: &Cluster<'_>) -> HashMap<String, Any> {
     use upstream::http_protocol_options::explicit_http_config::ProtocolConfig;
     use upstream::http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions};
-    let pool = seen.settings.connection_pool.and_then(|pool| pool.http.as_ref());
-    let is_upgraded = pool.is_some_and(|http| http.h2_upgrade_policy == H2UpgradePolicy::Upgrade);
-    let is_http2 = seen.port.protocol.is_http2() || is_upgraded;
-    let idle_timeout = pool.and_then(|http| http.idle_timeout);
-    let max_requests = pool.and_then(|http| http.max_requests_per_connection);
-    let max_requests = max_requests.and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0);
+    let pool = &seen.traffic.connection_pool;
+    let is_http2 = seen.port.protocol.is_http2() || pool.upgrades_to_http2;
+    let idle_timeout = pool.idle_timeout;
+    let max_requests = pool.max_requests_per_connection.and_then(Limit::number);
     if !is_http2 && idle_timeout.is_none() && max_requests.is_none() {
         return HashMap::new();
     }
@@ -301,23 +298,14 @@ fn http_options(seen: &Cluster<'_>) -> HashMap<String, Any> {
 /// Transport security, where a rule asks for it. It is not built yet: a client that is told of it must
 /// refuse to call rather than call in plaintext.
 fn tls(seen: &Cluster<'_>) -> Option<core::TransportSocket> {
-    let written = seen.settings.tls.filter(|tls| tls.mode != TlsMode::Disable)?;
+    let tls = seen.traffic.tls.as_ref()?;
     let instance = |certificate: &str| tls_pb::CertificateProviderPluginInstance {
         instance_name: "default".to_owned(),
         certificate_name: certificate.to_owned(),
     };
-    let key = &seen.key;
-    let sni = match (&written.sni, written.mode) {
-        (Some(sni), _) => sni.clone(),
-        (None, TlsMode::IstioMutual) => {
-            format!("outbound_.{}_.{}_.{}", key.port, key.subset, key.host)
-        }
-        (None, _) => key.host.to_string(),
-    };
-    let is_mutual = matches!(written.mode, TlsMode::Mutual | TlsMode::IstioMutual);
     let context = tls_pb::UpstreamTlsContext {
         common_tls_context: Some(tls_pb::CommonTlsContext {
-            tls_certificate_provider_instance: is_mutual.then(|| instance("default")),
+            tls_certificate_provider_instance: tls.is_mutual.then(|| instance("default")),
             validation_context_type: Some(tls_pb::common_tls_context::ValidationContextType::ValidationContext(
                 tls_pb::CertificateValidationContext {
                     ca_certificate_provider_instance: Some(instance("ROOTCA")),
@@ -326,7 +314,7 @@ fn tls(seen: &Cluster<'_>) -> Option<core::TransportSocket> {
             )),
             ..Default::default()
         }),
-        sni,
+        sni: tls.sni.clone(),
         ..Default::default()
     };
     Some(core::TransportSocket {
@@ -339,7 +327,7 @@ fn black_hole() -> cluster::Cluster {
     use cluster::cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig};
     cluster::Cluster {
         name: BLACK_HOLE.to_owned(),
-        connect_timeout: Some(proto::duration(library::CONNECT_TIMEOUT)),
+        connect_timeout: Some(proto::duration(CONNECT_TIMEOUT)),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(EdsClusterConfig {
             eds_config: Some(proto::ads()),

@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use crate::catalog::Catalog;
 use crate::config::Diagnostic;
-use crate::plane::{Plane, World};
+use crate::plane::{Plane, Snapshot};
 use crate::registry;
-use crate::serve::feed::Feed;
-use crate::serve::presence::{Workload, WorkloadKey, Workloads};
-use crate::serve::status::{DiagnosticStatus, Inspect, Serving};
+use crate::serve::clients::feed::Feed;
+use crate::serve::clients::presence::{Workload, WorkloadKey, Workloads};
+use crate::serve::clients::status::{DiagnosticStatus, Inspect, Serving};
 
 impl Feed {
-    /// Follows the worlds of a plane. To be called inside a runtime.
+    /// Follows the snapshots of a plane. To be called inside a runtime.
     pub fn of(plane: &Plane) -> Feed {
-        Feed::new(plane.subscribe(), |world: &Arc<World>| -> Arc<dyn Catalog> { world.clone() })
+        Feed::new(plane.subscribe(), |snapshot: &Arc<Snapshot>| -> Arc<dyn Catalog> { snapshot.clone() })
     }
 }
 
@@ -53,7 +53,7 @@ impl Inspect for Plane {
 
     fn serving(&self) -> BTreeMap<String, Serving> {
         let workloads = Plane::workloads(self).into_iter();
-        workloads.map(|one| (one.key, Serving { services: one.serves, note: one.note })).collect()
+        workloads.map(|one| (one.key, Serving::new(one.serves).note(one.note))).collect()
     }
 }
 

@@ -6,41 +6,25 @@
 //!                       └──▶ presence ─▶ registry
 //! ```
 //!
-//! [`Server`] holds the connections; `session` decides what each stream is told; [`status`] says what
-//! became of it.
+//! Three rooms, each of which uses only those before it: `protocol` decides what each stream is told, `clients` knows
+//! who is connected, `io` holds the connections. [`Server`] is all of them, and [`status`] says what became of it.
 
-mod admission;
-mod ads;
 mod backing;
-mod client;
-mod csds;
-mod delta;
-mod feed;
-#[cfg(test)]
-mod fixture;
-mod fleet;
-#[cfg(test)]
-mod histories;
-mod ledger;
-mod load;
-mod metrics;
-mod presence;
-mod push;
-#[cfg(test)]
-mod rules;
-mod server;
-mod session;
-mod settling;
-mod sotw;
-pub mod status;
-mod tls;
-mod wire;
+mod clients;
+mod io;
+mod protocol;
 
-pub use client::About;
-pub use feed::Feed;
-pub use fleet::{ClientStatus, KindStatus, NackStatus, NameStatus};
-pub use presence::{Workload, WorkloadKey, Workloads};
-pub use push::Pace;
-pub use server::{Options, Server};
-pub use session::{Protocol, SERVER_LISTENER_PREFIX};
-pub use tls::TlsFiles;
+pub use clients::feed::Feed;
+pub use clients::fleet::{ClientStatus, KindStatus, NackStatus, NameStatus};
+pub use clients::node::About;
+pub use clients::presence::{Workload, WorkloadKey, Workloads};
+pub use io::server::{Options, Server};
+pub use io::tls::TlsFiles;
+pub use protocol::push::Pace;
+pub use protocol::session::SERVER_LISTENER_PREFIX;
+
+/// What the server knows, for people and for Prometheus.
+pub mod status {
+    pub use super::clients::status::{DiagnosticStatus, Inspect, Serving, Status, WorkloadStatus};
+    pub use super::io::admin::{listen, metrics, report};
+}

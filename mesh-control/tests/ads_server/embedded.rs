@@ -137,7 +137,7 @@ async fn a_workload_that_no_service_selects_is_reported() {
 #[tokio::test]
 async fn while_a_restarted_control_plane_settles_nobody_loses_endpoints() {
     let settle = Duration::from_millis(700);
-    let options = Options { serve: serve::Options { settle, ..serve::Options::default() }, ..Options::default() };
+    let options = Options::default().serve(serve::Options::default().settle(settle));
     let before = Embedded::start(Config::yaml(SHOP), Options::default()).await.unwrap();
     let listeners = [9080, 19080].map(|port| format!("xds.istio.io/grpc/lds/inbound/127.0.0.1:{port}"));
     let mut servers = Vec::new();

@@ -52,11 +52,8 @@ impl Secured {
             path
         };
         let (cert, key, _) = authority.issue(SanType::DnsName("control".try_into().unwrap()));
-        let files = TlsFiles {
-            cert: write("cert.pem", cert),
-            key: write("key.pem", key.serialize_pem()),
-            client_ca: verifies_clients.then(|| write("ca.pem", authority.0.pem())),
-        };
+        let files = TlsFiles::new(write("cert.pem", cert), write("key.pem", key.serialize_pem()))
+            .client_ca(verifies_clients.then(|| write("ca.pem", authority.0.pem())));
         let fixture = Fixture::plain(Shelf::default().with(Kind::Cluster, "a", "1")).await;
         let address = fixture.server.listen_tls(([127, 0, 0, 1], 0).into(), &files).await.unwrap();
         Secured { fixture, authority, address, _directory: directory }

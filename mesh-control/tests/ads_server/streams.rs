@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::service::status::v3::client_status_discovery_service
 use envoy_types::pb::envoy::service::status::v3::{ClientStatusRequest, ConfigStatus};
 use hyper_util::rt::TokioIo;
 use mesh_control::catalog::Kind;
-use mesh_control::serve::{Options, status};
+use mesh_control::serve::status;
 
 use Kind::{Cluster, Endpoints, Listener, Route};
 
@@ -120,7 +120,7 @@ async fn a_workload_registers_by_asking_for_its_listener_and_goes_by_giving_it_u
 
 #[tokio::test]
 async fn a_workload_whose_stream_breaks_stays_for_the_grace_unless_it_comes_back() {
-    let options = Options { grace: Duration::from_millis(300), ..settled() };
+    let options = settled().grace(Duration::from_millis(300));
     let fixture = Fixture::start(Shelf::default(), options).await;
     let told = || fixture.registry.told.lock().unwrap().clone();
     let name = "xds.istio.io/grpc/lds/inbound/0.0.0.0:9080";
@@ -166,7 +166,7 @@ async fn server_rule_16_a_stop_ends_streams_without_an_error_and_connections_aft
 
 #[tokio::test]
 async fn server_rule_16_a_stream_ends_at_its_age_with_jitter() {
-    let options = Options { max_stream_age: Some(Duration::from_millis(200)), ..settled() };
+    let options = settled().max_stream_age(Duration::from_millis(200));
     let fixture = Fixture::start(Shelf::default(), options).await;
     let mut client = Delta::open(fixture.channel().await, node("mesh-core")).await.unwrap();
     client.send(Cluster, &["a"], &[]).await;
@@ -177,7 +177,7 @@ async fn server_rule_16_a_stream_ends_at_its_age_with_jitter() {
 
 #[tokio::test]
 async fn streams_beyond_the_rate_wait_and_a_crowd_is_told_to_come_back_later() {
-    let options = Options { stream_rate: 1, stream_burst: 1, ..settled() };
+    let options = settled().stream_rate(1, 1);
     let fixture = Fixture::start(Shelf::default(), options).await;
     let channel = fixture.channel().await;
     let mut codes = Vec::new();

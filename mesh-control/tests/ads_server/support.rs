@@ -29,13 +29,7 @@ pub(crate) struct Shelf(pub(crate) BTreeMap<(Kind, Arc<str>), Encoded>);
 impl Shelf {
     pub(crate) fn put(&mut self, kind: Kind, name: &str, version: &str) {
         let name: Arc<str> = name.into();
-        let resource = Encoded {
-            name: name.clone(),
-            version: version.into(),
-            body: Bytes::copy_from_slice(version.as_bytes()),
-            self_registered: false,
-            endpoints: 0,
-        };
+        let resource = Encoded::new(name.clone(), version, Bytes::copy_from_slice(version.as_bytes()));
         self.0.insert((kind, name), resource);
     }
 
@@ -117,7 +111,7 @@ impl Fixture {
 
 /// Options of a server that has been running for a while.
 pub(crate) fn settled() -> Options {
-    Options { settle: Duration::ZERO, ..Options::default() }
+    Options::default().settle(Duration::ZERO)
 }
 
 pub(crate) fn node(user_agent: &str) -> Node {

@@ -1,6 +1,6 @@
 //! What is said of objects that do not fit together, with its place.
 
-use mesh_control::config::validate;
+use mesh_control::analysis::validate;
 
 const SERVICES: &str = "
 apiVersion: v1

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use mesh_control::catalog::{Catalog, Client, ClientClass, Kind};
 use mesh_control::config::node::{self, Node, Value};
+use mesh_control::config::support::{ObjectKind, Support, is_own_row, row};
 use mesh_control::config::{Code, Source};
 use mesh_control::plane::Plane;
-use mesh_control::policy::support::{ObjectKind, Support, is_own_row, row};
 use prost::Message;
 use serde_json::Value as Json;
 
@@ -145,13 +145,13 @@ fn told(documents: &[Json], class: ClientClass) -> Option<Told> {
         let labels = [("app", app), ("v", if address.ends_with("7000") { "2" } else { "1" })];
         plane.register(if group.is_some() { workload } else { workload.labelled(labels) });
     }
-    let world = plane.world();
+    let snapshot = plane.snapshot();
     let mut told = Told::new();
     let mut hosts: BTreeSet<String> = plane.services().into_iter().map(|service| service.host).collect();
     hosts.extend(["a.web.example.com".to_owned(), "b.dns.example.com".to_owned(), "changed".to_owned()]);
     for (who, client) in clients(class).iter().enumerate() {
         let mut tell = |kind: Kind, name: String| {
-            if let Some(resource) = world.resource(client, kind, &name) {
+            if let Some(resource) = snapshot.resource(client, kind, &name) {
                 told.insert((who, kind, name), resource.body.to_vec());
             }
         };
@@ -357,6 +357,7 @@ fn the_library_accepts_what_it_is_told_and_passes_over_nothing_that_is_not_repor
             Kind::Endpoints => ResourceType::Endpoints,
             Kind::Listener => ResourceType::Listener,
             Kind::Route => ResourceType::Route,
+            other => panic!("{other:?} is no kind that the library asks for"),
         };
         let decoded = mesh_core::xds::decode::decode(kind, &body, &Default::default());
         let decoded = decoded.unwrap_or_else(|invalid| panic!("{kind:?} {name}: {invalid}"));

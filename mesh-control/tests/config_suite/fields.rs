@@ -14,8 +14,8 @@ use mesh_control::config::istio::virtual_service::VirtualService;
 use mesh_control::config::istio::workload_entry::WorkloadEntry;
 use mesh_control::config::istio::workload_group::WorkloadGroup;
 use mesh_control::config::node::{self, Node};
+use mesh_control::config::support::{ObjectKind, Support, row};
 use mesh_control::config::{Code, Source};
-use mesh_control::policy::support::{ObjectKind, Support, row};
 
 use crate::support::testdata;
 
@@ -28,6 +28,7 @@ fn typed(kind: ObjectKind) -> Vec<String> {
         ObjectKind::WorkloadEntry => WorkloadEntry::fields("", &mut out),
         ObjectKind::WorkloadGroup => WorkloadGroup::fields("", &mut out),
         ObjectKind::Service => Service::fields("", &mut out),
+        other => panic!("{other:?} has no fields here"),
     }
     out.sort();
     out

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use mesh_control::analysis::validate_dir;
 use mesh_control::catalog::Kind;
-use mesh_control::config::{Code, validate_dir};
+use mesh_control::config::Code;
 use mesh_control::plane::{Plane, PlaneOptions};
 use tokio::time::timeout;
 
@@ -20,7 +21,7 @@ fn service(name: &str) -> String {
 }
 
 fn options(dir: &Path) -> PlaneOptions {
-    PlaneOptions { config_dir: Some(dir.to_owned()), allow_empty: false }
+    PlaneOptions::default().config_dir(dir)
 }
 
 fn knows(plane: &Plane, name: &str) -> bool {
@@ -34,9 +35,9 @@ async fn a_change_of_a_file_is_in_force_soon_and_a_reload_says_when() {
     let plane = Plane::start(options(dir.path())).unwrap();
     assert!(knows(&plane, "a"));
 
-    let mut worlds = plane.subscribe();
+    let mut snapshots = plane.subscribe();
     fs::write(dir.path().join("b.yaml"), service("b")).unwrap();
-    let changed = worlds.wait_for(|world| world.config_generation() >= 2);
+    let changed = snapshots.wait_for(|snapshot| snapshot.config_generation() >= 2);
     timeout(LONG, changed).await.expect("noticed").unwrap();
     assert!(knows(&plane, "b"));
 
@@ -44,7 +45,7 @@ async fn a_change_of_a_file_is_in_force_soon_and_a_reload_says_when() {
     let generation = plane.reload().await;
     assert!(knows(&plane, "c"));
     timeout(LONG, plane.wait_for_config(generation)).await.expect("it is in force already");
-    assert_eq!(plane.reload().await, plane.world().config_generation());
+    assert_eq!(plane.reload().await, plane.snapshot().config_generation());
 }
 
 #[tokio::test]
@@ -86,15 +87,15 @@ async fn the_first_of_many_workloads_is_published_at_once_and_the_others_togethe
     tokio::time::sleep(Duration::from_secs(1)).await;
     let count =
         |plane: &Plane| Seen::new(plane, client("default")).addresses("outbound|80||a.default.svc.cluster.local").len();
-    let generation = plane.world().generation();
+    let generation = plane.snapshot().generation();
     for number in 1..=50 {
         plane.register(workload(&format!("k{number}"), "a", "v1", &format!("10.0.0.{number}:80")));
     }
-    assert_eq!((count(&plane), plane.world().generation()), (1, generation + 1));
+    assert_eq!((count(&plane), plane.snapshot().generation()), (1, generation + 1));
     tokio::time::sleep(Duration::from_millis(9)).await;
     assert_eq!(count(&plane), 1);
     tokio::time::sleep(Duration::from_millis(2)).await;
-    assert_eq!((count(&plane), plane.world().generation()), (50, generation + 2));
+    assert_eq!((count(&plane), plane.snapshot().generation()), (50, generation + 2));
     plane.unregister("k1");
     tokio::time::sleep(Duration::from_millis(11)).await;
     assert_eq!(count(&plane), 49);
@@ -105,7 +106,7 @@ async fn the_last_clone_ends_the_task() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a.yaml"), service("a")).unwrap();
     let plane = Plane::start(options(dir.path())).unwrap();
-    let mut worlds = plane.clone().subscribe();
+    let mut snapshots = plane.clone().subscribe();
     drop(plane);
-    assert!(worlds.changed().await.is_err(), "nobody publishes any more");
+    assert!(snapshots.changed().await.is_err(), "nobody publishes any more");
 }

@@ -1,6 +1,7 @@
 //! No text panics, and no text that is accepted makes anything that a gRPC client would reject.
 
-use mesh_control::config::{Severity, validate};
+use mesh_control::analysis::validate;
+use mesh_control::config::Severity;
 use mesh_control::plane::Plane;
 use proptest::prelude::*;
 

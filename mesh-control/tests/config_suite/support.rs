@@ -1,5 +1,4 @@
 //! What the tests of configuration and rendering share.
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +21,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher;
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use mesh_control::catalog::{Catalog, Client, ClientClass, Encoded, Kind};
-use mesh_control::plane::{Plane, World};
+use mesh_control::plane::{Plane, Snapshot};
 use mesh_control::registry::Workload;
 use prost::Message;
 
@@ -53,37 +52,28 @@ pub(crate) fn grpc_client(namespace: &str) -> Client {
 }
 
 pub(crate) fn client_of(class: ClientClass, namespace: &str, labels: &[(&str, &str)]) -> Client {
-    let labels: BTreeMap<String, String> =
-        labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    Client {
-        node_id: "mesh~127.0.0.1~test.default~default.svc.cluster.local".into(),
-        class,
-        namespace: namespace.into(),
-        labels: Arc::new(labels),
-        instance_ips: Vec::new(),
-        peer_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        ports: Vec::new(),
-        locality: Default::default(),
-    }
+    let node_id = "mesh~127.0.0.1~test.default~default.svc.cluster.local";
+    let client = Client::new(node_id, class, IpAddr::V4(Ipv4Addr::LOCALHOST));
+    client.namespace(namespace).labels(labels.iter().copied())
 }
 
 pub(crate) fn workload(key: &str, app: &str, version: &str, address: &str) -> Workload {
     Workload::new(key, "default", key, address.parse().unwrap()).labelled([("app", app), ("version", version)])
 }
 
-/// The world as one client sees it, decoded.
+/// The snapshot as one client sees it, decoded.
 pub(crate) struct Seen {
-    pub(crate) world: Arc<World>,
+    pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) client: Client,
 }
 
 impl Seen {
     pub(crate) fn new(plane: &Plane, client: Client) -> Seen {
-        Seen { world: plane.world(), client }
+        Seen { snapshot: plane.snapshot(), client }
     }
 
     pub(crate) fn get(&self, kind: Kind, name: &str) -> Option<Encoded> {
-        self.world.resource(&self.client, kind, name)
+        self.snapshot.resource(&self.client, kind, name)
     }
 
     fn must(&self, kind: Kind, name: &str) -> Encoded {

@@ -72,7 +72,7 @@ fn a_subset_has_its_own_endpoints_and_settings() {
 #[test]
 fn names_that_mean_nothing_are_nothing() {
     let plane = plane_of("shop");
-    let world = plane.world();
+    let snapshot = plane.snapshot();
     for class in [client("default"), grpc_client("default")] {
         for (kind, name) in [
             (Kind::Listener, "nowhere:80"),
@@ -89,7 +89,7 @@ fn names_that_mean_nothing_are_nothing() {
             (Kind::Endpoints, "outbound|8080|v9|catalog.default.svc.cluster.local"),
             (Kind::Endpoints, "\u{0}"),
         ] {
-            assert!(world.resource(&class, kind, name).is_none(), "{kind:?} {name:?}");
+            assert!(snapshot.resource(&class, kind, name).is_none(), "{kind:?} {name:?}");
         }
     }
 }
@@ -100,13 +100,13 @@ fn a_workload_that_comes_and_goes_changes_its_endpoints_and_nothing_else() {
     let name = "outbound|8080||catalog.default.svc.cluster.local";
     let other = "outbound|8080||storefront.default.svc.cluster.local";
     let client = client("default");
-    let before = plane.world();
+    let before = plane.snapshot();
     let empty = before.resource(&client, Kind::Endpoints, name).unwrap();
     assert!(empty.endpoints == 0 && empty.self_registered);
     let cluster = before.resource(&client, Kind::Cluster, name).unwrap();
 
     plane.register(workload("a", "catalog", "v1", "10.0.0.1:8080"));
-    let after = plane.world();
+    let after = plane.snapshot();
     assert_eq!(after.config_generation(), before.config_generation());
     assert!(after.generation() > before.generation());
     let one = after.resource(&client, Kind::Endpoints, name).unwrap();
@@ -114,16 +114,16 @@ fn a_workload_that_comes_and_goes_changes_its_endpoints_and_nothing_else() {
     assert_eq!(after.resource(&client, Kind::Cluster, name).unwrap(), cluster);
     let same = after.resource(&client, Kind::Endpoints, other).unwrap();
     assert_eq!(same, before.resource(&client, Kind::Endpoints, other).unwrap());
-    // The old world is what it was.
+    // The old snapshot is what it was.
     assert!(before.resource(&client, Kind::Endpoints, name).unwrap().endpoints == 0);
 
     let mut draining = workload("a", "catalog", "v1", "10.0.0.1:8080");
     draining.health = Health::Draining;
     plane.register(draining);
-    let world = plane.world();
-    assert_ne!(world.resource(&client, Kind::Endpoints, name).unwrap().version, one.version);
+    let snapshot = plane.snapshot();
+    assert_ne!(snapshot.resource(&client, Kind::Endpoints, name).unwrap().version, one.version);
     plane.unregister("a");
-    assert_eq!(plane.world().resource(&client, Kind::Endpoints, name).unwrap(), empty);
+    assert_eq!(plane.snapshot().resource(&client, Kind::Endpoints, name).unwrap(), empty);
 }
 
 #[test]
@@ -144,19 +144,19 @@ fn a_workload_that_serves_nothing_is_visible() {
 fn a_wrong_text_is_refused_and_what_was_in_force_stays() {
     let plane = plane_of("shop");
     let client = client("default");
-    let before = plane.world();
+    let before = plane.snapshot();
     let name = "outbound|8080||catalog.default.svc.cluster.local";
     let routes = before.resource(&client, Kind::Route, name).unwrap();
     let wrong = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: catalog}\nspec: {hosts: [catalog], htp: []}\n";
     let rejected = plane.set_yaml("routes.yaml", wrong).unwrap_err();
     assert!(rejected.to_string().contains("routes.yaml:4:26: error[unknown-field]"), "{rejected}");
-    assert_eq!(plane.world().resource(&client, Kind::Route, name).unwrap(), routes);
+    assert_eq!(plane.snapshot().resource(&client, Kind::Route, name).unwrap(), routes);
     assert!(plane.diagnostics().iter().any(|finding| finding.message.contains("stay in force")));
 
     let all_v1 = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: catalog}\nspec:\n  hosts: [catalog]\n  http:\n  - route: [{destination: {host: catalog, subset: v1}}]\n";
     let generation = plane.set_yaml("routes.yaml", all_v1).unwrap();
-    assert_eq!(plane.world().config_generation(), generation);
-    assert_ne!(plane.world().resource(&client, Kind::Route, name).unwrap(), routes);
+    assert_eq!(plane.snapshot().config_generation(), generation);
+    assert_ne!(plane.snapshot().resource(&client, Kind::Route, name).unwrap(), routes);
     // Setting the same text again changes nothing.
     assert_eq!(plane.set_yaml("routes.yaml", all_v1).unwrap(), generation);
 }

@@ -1,6 +1,6 @@
 //! The kinds that are read, one file each: Istio's field names, typed.
 //!
-//! Every field that Istio's protos have is here, whether it is enforced or not: `policy::support` says
+//! Every field that Istio's protos have is here, whether it is enforced or not: `config::support` says
 //! which ones are.
 
 pub mod destination_rule;

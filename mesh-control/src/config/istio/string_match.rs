@@ -71,14 +71,3 @@ pub fn check_regex(text: &str, span: crate::config::diagnostic::Span, d: &mut De
     d.error(span, Code::InvalidValue, format!("{} is not a regular expression", quoted(text)));
     None
 }
-
-impl StringMatch {
-    /// Whether the empty text satisfies the condition.
-    pub fn matches_empty(&self) -> bool {
-        match self {
-            StringMatch::Present => true,
-            StringMatch::Exact(text) | StringMatch::Prefix(text) => text.is_empty(),
-            StringMatch::Regex(text) => whole_text_regex(text).is_some_and(|regex| regex.is_match("")),
-        }
-    }
-}

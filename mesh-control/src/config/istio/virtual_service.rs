@@ -559,7 +559,7 @@ pub fn grpc_status_code(text: &str) -> Option<u32> {
 }
 
 /// Envoy's retry conditions for HTTP and gRPC, as Istio passes them on.
-const RETRY_TOKENS: [&str; 15] = [
+pub const RETRY_TOKENS: [&str; 16] = [
     "5xx",
     "gateway-error",
     "reset",
@@ -575,12 +575,13 @@ const RETRY_TOKENS: [&str; 15] = [
     "deadline-exceeded",
     "internal",
     "resource-exhausted",
+    "unavailable",
 ];
 
 fn unknown_retry_token(retry_on: &str) -> Option<&str> {
     retry_on.split(',').map(str::trim).find(|token| {
         let is_status = token.parse::<u32>().is_ok_and(|code| (100..=599).contains(&code));
-        !(token.is_empty() || is_status || *token == "unavailable" || RETRY_TOKENS.contains(token))
+        !(token.is_empty() || is_status || RETRY_TOKENS.contains(token))
     })
 }
 

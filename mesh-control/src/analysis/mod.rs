@@ -1,0 +1,87 @@
+//! Objects against each other: names that nothing answers to, rules that never get a turn, and what a gRPC
+//! client cannot do for services that speak gRPC.
+//!
+//! Nothing here makes a file unusable: an object may well be written before the one that it speaks of.
+
+#![warn(clippy::indexing_slicing, clippy::string_slice)]
+
+mod destination_rule;
+mod service;
+mod virtual_service;
+
+use std::io;
+use std::path::Path;
+
+use crate::config::diagnostic::{Diagnostic, Severity};
+use crate::config::file::Objects;
+use crate::config::load::{self, Loaded, Scan, Store};
+use crate::policy::Policy;
+use crate::registry::host::candidates;
+
+/// What there is to say about a configuration.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Report {
+    /// Everything, in the order of files and lines.
+    pub diagnostics: Vec<Diagnostic>,
+    /// How many objects are in force.
+    pub objects: usize,
+}
+
+impl Report {
+    /// How many findings are this severe.
+    pub fn count(&self, severity: Severity) -> usize {
+        self.diagnostics.iter().filter(|finding| finding.severity == severity).count()
+    }
+}
+
+/// Everything there is to say about a directory, as `Plane` would load it.
+pub fn validate_dir(dir: &Path) -> io::Result<Report> {
+    Ok(validate_scan(load::scan(dir)?))
+}
+
+/// Everything there is to say about some files.
+pub fn validate_scan(scan: Scan) -> Report {
+    let mut store = Store::new(true);
+    store.apply(Ok(scan));
+    report(store.loaded())
+}
+
+/// Everything there is to say about some texts, by name.
+pub fn validate<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<Diagnostic> {
+    report(load::from_texts(texts).loaded()).diagnostics
+}
+
+fn report(loaded: Loaded) -> Report {
+    let (_, diagnostics) = examine(loaded.clone());
+    Report { diagnostics, objects: loaded.objects.len() }
+}
+
+/// The policy of what is loaded, and everything there is to say about it.
+pub fn examine(loaded: Loaded) -> (Policy, Vec<Diagnostic>) {
+    let Loaded { objects, mut diagnostics } = loaded;
+    let (policy, found) = Policy::new(&objects);
+    diagnostics.extend(found);
+    diagnostics.extend(check(&objects, &policy));
+    diagnostics.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+    diagnostics.dedup();
+    (policy, diagnostics)
+}
+
+/// What objects have to do with each other.
+pub fn check(objects: &Objects, policy: &Policy) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    virtual_service::check(objects, policy, &mut found);
+    destination_rule::check(objects, policy, &mut found);
+    service::check(policy, &mut found);
+    found
+}
+
+fn unknown_host(policy: &Policy, host: &str, namespace: &str) -> String {
+    let names = candidates(host, namespace);
+    let meant = names.iter().skip(1).find(|name| policy.services.exact(name, namespace).is_some());
+    match meant {
+        Some(meant) => format!("no service is called {host}; {meant} is"),
+        None => format!("no service is called {host}"),
+    }
+}

@@ -1,0 +1,178 @@
+//! VirtualServices: destinations, ports and subsets that do not exist, rules that never get a turn, and delegates
+//! to which nobody delegates.
+
+use std::collections::BTreeSet;
+
+use super::unknown_host;
+use crate::config::diagnostic::{Code, Diagnostic, Severity, Span};
+use crate::config::file::Objects;
+use crate::config::istio::virtual_service::HttpDestination;
+use crate::policy::Policy;
+use crate::policy::compile::{self, Rule, authority_in};
+use crate::policy::view::View;
+use crate::policy::virtual_services::Entry;
+use crate::registry::Service;
+use crate::registry::host::in_namespace;
+
+pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    for entry in policy.virtual_services.iter() {
+        Checker { policy, entry, found }.check();
+    }
+    check_delegates(objects, found);
+}
+
+struct Checker<'a> {
+    policy: &'a Policy,
+    entry: &'a Entry,
+    found: &'a mut Vec<Diagnostic>,
+}
+
+impl Checker<'_> {
+    fn check(&mut self) {
+        for rule in &self.entry.rules {
+            self.check_rule(rule);
+        }
+        let mut catch_all: Option<&Rule> = None;
+        for rule in &self.entry.rules {
+            if let Some(earlier) = catch_all {
+                let message = format!("never reached: {} matches every request", earlier.written.field);
+                self.say(rule, rule.route.span, "", Severity::Warning, Code::Conflict, message);
+            } else if is_catch_all(rule) {
+                catch_all = Some(rule);
+            }
+        }
+    }
+
+    fn check_rule(&mut self, rule: &Rule) {
+        let several = rule.route.route.len() > 1;
+        let weight_of = |destination: &HttpDestination| destination.weight.as_ref().map_or(0, |weight| weight.value);
+        let is_split = rule.route.route.iter().filter(|destination| weight_of(destination) > 0).count() > 1;
+        for (index, destination) in rule.route.route.iter().enumerate() {
+            let weight = weight_of(destination);
+            if several && weight <= 0 {
+                let field = format!("route[{index}].weight");
+                let message = "0, so it gets no request";
+                self.say(rule, destination.span, &field, Severity::Info, Code::Ignored, message);
+                continue;
+            }
+            if is_split && authority_in(&destination.headers.request).is_some() {
+                let field = format!("route[{index}].headers.request");
+                let message =
+                    "not supported yet: an authority for one of several destinations; requests of this route fail";
+                self.say(rule, destination.span, &field, Severity::Warning, Code::NotSupportedYet, message);
+            }
+            let to = &destination.destination;
+            let host = in_namespace(&to.host, &rule.namespace);
+            let client = &self.entry.meta.namespace;
+            let Some((_, service)) = self.policy.services.find(&host, client) else {
+                let message = unknown_host(self.policy, &host, client);
+                let field = format!("route[{index}].destination.host");
+                self.say(rule, to.host.span, &field, Severity::Warning, Code::UnknownReference, message);
+                continue;
+            };
+            match &to.port {
+                Some(port) => self.check_port(rule, index, service, &[port.number.0], port.span),
+                None if service.ports.len() != 1 => {
+                    let addressed = self.addressed_ports();
+                    self.check_port(rule, index, service, &addressed, to.span);
+                }
+                None => {}
+            }
+            if let Some(subset) = &to.subset {
+                self.check_subset(rule, index, &host, service, &subset.value, subset.span);
+            }
+        }
+    }
+
+    fn check_port(&mut self, rule: &Rule, index: usize, service: &Service, ports: &[u16], span: Span) {
+        for port in ports.iter().filter(|port| service.port(**port).is_none()) {
+            let known: Vec<String> = service.ports.iter().map(|port| port.number.to_string()).collect();
+            let message = format!("{} has no port {port}, only {}", service.host, known.join(", "));
+            let field = format!("route[{index}].destination.port");
+            self.say(rule, span, &field, Severity::Warning, Code::UnknownReference, message);
+        }
+    }
+
+    fn check_subset(&mut self, rule: &Rule, index: usize, host: &str, service: &Service, subset: &str, span: Span) {
+        let view = View::of_namespace(&self.entry.meta.namespace);
+        let defined = self.policy.destination_rules.find(host, &service.namespace, &view);
+        if defined.is_some_and(|defined| defined.has_subset(subset)) {
+            return;
+        }
+        let known: Vec<&str> = defined.iter().flat_map(|defined| defined.subset_names()).collect();
+        let message = match known.is_empty() {
+            true => format!("no DestinationRule defines a subset of {host}"),
+            false => format!("{host} has the subsets {}", known.join(", ")),
+        };
+        let message = format!("`{subset}` is no subset: {message}");
+        let field = format!("route[{index}].destination.subset");
+        self.say(rule, span, &field, Severity::Warning, Code::UnknownReference, message);
+    }
+
+    /// The ports of the services that the object's hosts name.
+    fn addressed_ports(&self) -> Vec<u16> {
+        let hosts = self.entry.hosts.iter().filter(|host| !host.starts_with('*'));
+        let services = hosts.filter_map(|host| self.policy.services.find(host, &self.entry.meta.namespace));
+        let ports = services.flat_map(|(_, service)| service.ports.iter().map(|port| port.number));
+        ports.collect::<BTreeSet<u16>>().into_iter().collect()
+    }
+
+    fn say(
+        &mut self,
+        rule: &Rule,
+        span: Span,
+        field: &str,
+        severity: Severity,
+        code: Code,
+        message: impl Into<String>,
+    ) {
+        let written = &rule.written;
+        let path = match field {
+            "" => written.field.to_string(),
+            field => format!("{}.{field}", written.field),
+        };
+        let finding = Diagnostic::at(&written.origin.at(span), severity, code, message);
+        self.found.push(finding.object(written.object.clone()).field(path));
+    }
+}
+
+/// Whether a rule takes every request of every client, whatever the port.
+fn is_catch_all(rule: &Rule) -> bool {
+    let everyone = View::default();
+    if rule.route.matches.is_empty() {
+        return true;
+    }
+    let open = rule.route.matches.iter().filter(|condition| {
+        condition.source_labels.is_empty()
+            && condition.source_namespace.is_empty()
+            && condition.gateways.is_empty()
+            && condition.port.is_none()
+    });
+    let mut open_rule = rule.clone();
+    open_rule.route.matches = open.cloned().collect();
+    let routes = match open_rule.route.matches.is_empty() {
+        true => return false,
+        false => compile::routes(&[open_rule], &everyone, 0, &|_| None),
+    };
+    routes.iter().any(|route| route.condition.is_catch_all())
+}
+
+fn check_delegates(objects: &Objects, found: &mut Vec<Diagnostic>) {
+    let mut targets: BTreeSet<(&str, &str)> = BTreeSet::new();
+    for object in &objects.virtual_services {
+        for delegate in object.spec.http.iter().filter_map(|route| route.delegate.as_ref()) {
+            let namespace = match delegate.namespace.as_str() {
+                "" => &*object.meta.namespace,
+                namespace => namespace,
+            };
+            targets.insert((namespace, &delegate.name));
+        }
+    }
+    for object in objects.virtual_services.iter().filter(|object| object.spec.hosts.is_empty()) {
+        if !targets.contains(&(&*object.meta.namespace, &*object.meta.name)) {
+            let message = "it has no hosts, and no other object delegates to it: it has no effect";
+            let finding = Diagnostic::at(&object.meta.origin, Severity::Warning, Code::UnknownReference, message);
+            found.push(finding.object(object.meta.id()).field("hosts"));
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! What becomes of the fields of a `DestinationRule`.
+
+use super::Support::{Enforced, NotYet, Partly};
+use super::{Row, Tables, both, http_only, unneeded_by_grpc};
+use crate::config::node::Node;
+
+pub(super) const TABLES: Tables = &[
+    ("", DESTINATION_RULE),
+    ("trafficPolicy", TRAFFIC_POLICY),
+    ("trafficPolicy", WHOLE_POLICY),
+    ("trafficPolicy.portLevelSettings.port", PORT_NUMBER),
+    ("trafficPolicy.portLevelSettings", TRAFFIC_POLICY),
+    ("subsets.trafficPolicy", TRAFFIC_POLICY),
+    ("subsets.trafficPolicy", WHOLE_POLICY),
+    ("subsets.trafficPolicy.portLevelSettings.port", PORT_NUMBER),
+    ("subsets.trafficPolicy.portLevelSettings", TRAFFIC_POLICY),
+];
+
+const DESTINATION_RULE: &[Row] = &[
+    both("host", Enforced),
+    both("exportTo", Enforced),
+    both("workloadSelector.matchLabels", Enforced),
+    both("subsets.name", Enforced),
+    both("subsets.labels", Enforced),
+];
+
+/// Of a traffic policy, wherever it stands.
+const TRAFFIC_POLICY: &[Row] = &[
+    Row { path: "loadBalancer.simple", library: Enforced, grpc: Partly(grpc_balancer) },
+    both("loadBalancer.consistentHash", NotYet("requests are balanced by least request")),
+    both("loadBalancer.localityLbSetting", NotYet("localities are not told apart")),
+    both("loadBalancer.warmupDurationSecs", NotYet("new endpoints take their full share at once")),
+    both("loadBalancer.warmup", NotYet("new endpoints take their full share at once")),
+    both("loadBalancer.zoneAwareLbSetting", NotYet("localities are not told apart")),
+    http_only("connectionPool.tcp.connectTimeout", "gRPC's clients have their own"),
+    both("connectionPool.tcp.maxConnections", NotYet("there is no such limit")),
+    both("connectionPool.tcp.tcpKeepalive", NotYet("the operating system's setting holds")),
+    both("connectionPool.tcp.maxConnectionDuration", NotYet("connections live on")),
+    both("connectionPool.tcp.idleTimeout", NotYet("set `http.idleTimeout`")),
+    http_only("connectionPool.http.idleTimeout", "gRPC's clients have their own"),
+    http_only("connectionPool.http.maxRequestsPerConnection", "gRPC's clients have no such limit"),
+    unneeded_by_grpc("connectionPool.http.h2UpgradePolicy"),
+    Row { path: "connectionPool.http.http2MaxRequests", library: NotYet("there is no such limit"), grpc: Enforced },
+    both("connectionPool.http.http1MaxPendingRequests", NotYet("there is no such limit")),
+    both("connectionPool.http.maxRetries", NotYet("there is no such limit")),
+    both("connectionPool.http.useClientProtocol", NotYet("the port's protocol is used")),
+    both("connectionPool.http.maxConcurrentStreams", NotYet("the server's limit holds")),
+    both("connectionPool.http.http2KeepAlive", NotYet("no pings are sent")),
+    both("outlierDetection", NotYet("no endpoint is ejected")),
+    both("tls", Partly(tls)),
+];
+
+/// Of a traffic policy that is not a port's.
+const WHOLE_POLICY: &[Row] = &[
+    both("tunnel", NotYet("connections are made directly")),
+    both("proxyProtocol", NotYet("connections start without it")),
+    both("retryBudget", NotYet("there is no such limit")),
+];
+
+const PORT_NUMBER: &[Row] = &[both("number", Enforced)];
+
+fn grpc_balancer(node: &Node) -> Option<String> {
+    (node.as_str()? == "RANDOM").then(|| "gRPC's clients take turns".to_owned())
+}
+
+fn tls(node: &Node) -> Option<String> {
+    let mode = node.get("mode").and_then(Node::as_str).unwrap_or("DISABLE");
+    (mode != "DISABLE").then(|| format!("mode {mode}; calls fail instead of travelling unprotected"))
+}

@@ -1,0 +1,255 @@
+//! Which field is enforced for which kind of client: the one table to change when that changes, a file for each kind
+//! of object.
+//!
+//! Every field of every kind that is read has a row, itself or through a parent that is not enforced as a
+//! whole; a test walks the fields and holds the table to that. What is written and not enforced is
+//! reported with its position when the file is read, so nothing is ever dropped in silence.
+
+mod destination_rule;
+mod service;
+mod service_entry;
+mod virtual_service;
+mod workload_entry;
+mod workload_group;
+
+use crate::config::decode::Decoder;
+use crate::config::diagnostic::{Code, Severity};
+use crate::config::node::{Node, Value};
+
+pub use virtual_service::GRPC_RETRY_TOKENS;
+
+use Support::{Enforced, Indifferent, NotYet, Partly};
+
+/// The kinds that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum ObjectKind {
+    /// `VirtualService` of networking.istio.io.
+    VirtualService,
+    /// `DestinationRule` of networking.istio.io.
+    DestinationRule,
+    /// `ServiceEntry` of networking.istio.io.
+    ServiceEntry,
+    /// `WorkloadEntry` of networking.istio.io.
+    WorkloadEntry,
+    /// `WorkloadGroup` of networking.istio.io.
+    WorkloadGroup,
+    /// `Service` of Kubernetes.
+    Service,
+}
+
+impl ObjectKind {
+    /// All kinds.
+    pub const ALL: [ObjectKind; 6] = [
+        ObjectKind::VirtualService,
+        ObjectKind::DestinationRule,
+        ObjectKind::ServiceEntry,
+        ObjectKind::WorkloadEntry,
+        ObjectKind::WorkloadGroup,
+        ObjectKind::Service,
+    ];
+
+    /// The word after `kind:`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ObjectKind::VirtualService => "VirtualService",
+            ObjectKind::DestinationRule => "DestinationRule",
+            ObjectKind::ServiceEntry => "ServiceEntry",
+            ObjectKind::WorkloadEntry => "WorkloadEntry",
+            ObjectKind::WorkloadGroup => "WorkloadGroup",
+            ObjectKind::Service => "Service",
+        }
+    }
+}
+
+/// What becomes of a field.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Support {
+    /// It does what Istio says.
+    Enforced,
+    /// It is reported as not supported yet; the text says what happens instead.
+    NotYet(&'static str),
+    /// Some of its values are not supported yet: for those, the text to report.
+    Partly(fn(&Node) -> Option<String>),
+    /// It says something about a cluster or a sidecar that this mesh does not have; nothing is lost, and it is noted.
+    Indifferent,
+}
+
+/// One field.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// Its path below `spec`, without indexes and keys of maps.
+    pub path: &'static str,
+    /// For this project's library.
+    pub library: Support,
+    /// For gRPC's own xDS clients; `render::grpc` reports what they do instead.
+    pub grpc: Support,
+}
+
+const fn both(path: &'static str, support: Support) -> Row {
+    Row { path, library: support, grpc: support }
+}
+
+const fn http_only(path: &'static str, grpc: &'static str) -> Row {
+    Row { path, library: Enforced, grpc: NotYet(grpc) }
+}
+
+/// Of what is spoken on a connection; gRPC's clients speak HTTP/2 whatever is written.
+const fn unneeded_by_grpc(path: &'static str) -> Row {
+    Row { path, library: Enforced, grpc: Indifferent }
+}
+
+/// Tables, and the field that each stands under.
+type Tables = &'static [(&'static str, &'static [Row])];
+
+fn tables(kind: ObjectKind) -> Tables {
+    match kind {
+        ObjectKind::VirtualService => virtual_service::TABLES,
+        ObjectKind::DestinationRule => destination_rule::TABLES,
+        ObjectKind::ServiceEntry => service_entry::TABLES,
+        ObjectKind::WorkloadEntry => workload_entry::TABLES,
+        ObjectKind::WorkloadGroup => workload_group::TABLES,
+        ObjectKind::Service => service::TABLES,
+    }
+}
+
+/// What the table says of a field: its own row, or that of the nearest parent which has one.
+pub fn row(kind: ObjectKind, path: &str) -> Option<&'static Row> {
+    let mut best: Option<(usize, &'static Row)> = None;
+    for (prefix, rows) in tables(kind) {
+        let Some(rest) = below(path, prefix) else {
+            continue;
+        };
+        for row in *rows {
+            let covers = rest == row.path || below(rest, row.path).is_some();
+            let length = prefix.len() + row.path.len();
+            if covers && best.is_none_or(|(longest, _)| length > longest) {
+                best = Some((length, row));
+            }
+        }
+    }
+    best.map(|(_, row)| row)
+}
+
+/// Whether the path of this row is the whole path.
+pub fn is_own_row(row: &Row, path: &str) -> bool {
+    path == row.path || path.ends_with(&format!(".{}", row.path))
+}
+
+fn has_rows_below(kind: ObjectKind, path: &str) -> bool {
+    tables(kind).iter().any(|(prefix, rows)| {
+        rows.iter().any(|row| {
+            let full = if prefix.is_empty() { row.path.to_owned() } else { format!("{prefix}.{}", row.path) };
+            below(&full, path).is_some()
+        })
+    })
+}
+
+fn below<'p>(path: &'p str, parent: &str) -> Option<&'p str> {
+    if parent.is_empty() {
+        return Some(path);
+    }
+    path.strip_prefix(parent)?.strip_prefix('.')
+}
+
+/// Reports everything in a specification that this project's library does not enforce.
+pub fn report(kind: ObjectKind, spec: &Node, d: &mut Decoder<'_>) {
+    visit(kind, spec, "", "", d);
+}
+
+fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, d: &mut Decoder<'_>) {
+    if let Value::Seq(items) = &node.value
+        && (path.is_empty() || has_rows_below(kind, path))
+    {
+        for (index, item) in items.iter().enumerate() {
+            visit(kind, item, path, &format!("{shown}[{index}]"), d);
+        }
+        return;
+    }
+    for (key, value) in node.entries() {
+        if value.value == Value::Null {
+            continue;
+        }
+        let join = |parent: &str| {
+            if parent.is_empty() { key.name.clone() } else { format!("{parent}.{}", key.name) }
+        };
+        let (path, shown) = (join(path), join(shown));
+        if let Some(row) = row(kind, &path).filter(|row| is_own_row(row, &path)) {
+            let what = match row.library {
+                Enforced => None,
+                Indifferent => {
+                    d.idle(kind.name(), &path, key.span);
+                    continue;
+                }
+                NotYet(instead) => Some(instead.to_owned()),
+                Partly(judge) => judge(value),
+            };
+            if let Some(instead) = what {
+                // Calls fail until it is built, rather than travel unprotected: more than a warning.
+                let severity = match path.ends_with("tls") && kind == ObjectKind::DestinationRule {
+                    true => Severity::Error,
+                    false => Severity::Warning,
+                };
+                let message = format!("not supported yet: {instead}");
+                d.report_at(key.span, shown, severity, Code::NotSupportedYet, message);
+                continue;
+            }
+        }
+        if has_rows_below(kind, &path) {
+            visit(kind, value, &path, &shown, d);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::decode::Decode;
+    use crate::config::istio::destination_rule::DestinationRule;
+    use crate::config::istio::service::Service;
+    use crate::config::istio::service_entry::ServiceEntry;
+    use crate::config::istio::virtual_service::VirtualService;
+    use crate::config::istio::workload_entry::WorkloadEntry;
+    use crate::config::istio::workload_group::WorkloadGroup;
+
+    fn fields(kind: ObjectKind) -> Vec<String> {
+        let mut out = Vec::new();
+        match kind {
+            ObjectKind::VirtualService => VirtualService::fields("", &mut out),
+            ObjectKind::DestinationRule => DestinationRule::fields("", &mut out),
+            ObjectKind::ServiceEntry => ServiceEntry::fields("", &mut out),
+            ObjectKind::WorkloadEntry => WorkloadEntry::fields("", &mut out),
+            ObjectKind::WorkloadGroup => WorkloadGroup::fields("", &mut out),
+            ObjectKind::Service => Service::fields("", &mut out),
+        }
+        out
+    }
+
+    #[test]
+    fn every_field_of_every_kind_is_enforced_or_reported() {
+        for kind in ObjectKind::ALL {
+            let fields = fields(kind);
+            assert!(fields.len() >= 7, "{kind:?}");
+            for path in fields {
+                let row = row(kind, &path).unwrap_or_else(|| panic!("{kind:?} {path} has no row"));
+                let covered = is_own_row(row, &path) || matches!(row.library, NotYet(_) | Partly(_));
+                assert!(covered, "{kind:?} {path} hides behind {}", row.path);
+            }
+        }
+    }
+
+    #[test]
+    fn every_row_is_a_field() {
+        for kind in ObjectKind::ALL {
+            let fields = fields(kind);
+            for (prefix, rows) in tables(kind) {
+                for row in *rows {
+                    let path = if prefix.is_empty() { row.path.to_owned() } else { format!("{prefix}.{}", row.path) };
+                    let known = fields.iter().any(|field| *field == path || below(field, &path).is_some());
+                    assert!(known, "{kind:?} has no field {path}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! What becomes of the fields of a `WorkloadGroup`.
+
+use super::Support::{Enforced, Indifferent, NotYet};
+use super::{Row, Tables, both, workload_entry};
+
+pub(super) const TABLES: Tables = &[("", WORKLOAD_GROUP), ("template", workload_entry::ENDPOINT)];
+
+const WORKLOAD_GROUP: &[Row] = &[
+    both("metadata.labels", Enforced),
+    both("metadata.annotations", Indifferent),
+    both("template.address", NotYet("a member is reached where it registered itself")),
+    both("probe", NotYet("a member is healthy while it is connected")),
+];

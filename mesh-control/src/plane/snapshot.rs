@@ -1,0 +1,149 @@
+//! Everything that can be asked for at one moment: the policy and the endpoints, and what was already made
+//! of them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind};
+use crate::config::Diagnostic;
+use crate::policy::Policy;
+use crate::policy::route::ClusterKey;
+use crate::policy::view::View;
+use crate::registry::EndpointsSnapshot;
+use crate::registry::endpoints::EncodedKey;
+use crate::render::{self, Rendered};
+
+/// What a configuration means, and what was made of it so far; shared by every snapshot until the
+/// configuration changes, so that a workload that comes or goes costs one set of endpoints.
+#[derive(Debug, Default)]
+pub(super) struct Compiled {
+    pub(super) policy: Policy,
+    pub(super) diagnostics: Vec<Diagnostic>,
+    pub(super) objects: usize,
+    cache: Mutex<RenderCache>,
+}
+
+type ByName = HashMap<Arc<str>, Encoded>;
+
+#[derive(Debug, Default)]
+struct RenderCache {
+    resources: HashMap<(ClientClass, Kind), HashMap<View, ByName>>,
+    count: usize,
+    degraded: BTreeMap<String, Diagnostic>,
+}
+
+/// Names and namespaces come from clients: what is remembered for them has a bound.
+const MOST_CACHED: usize = 65_536;
+const MOST_DEGRADED: usize = 1_000;
+
+impl Compiled {
+    pub(super) fn new(policy: Policy, diagnostics: Vec<Diagnostic>, objects: usize) -> Compiled {
+        Compiled { policy, diagnostics, objects, cache: Mutex::default() }
+    }
+
+    /// What gRPC clients were found not to be able to do.
+    pub(super) fn degraded(&self) -> Vec<Diagnostic> {
+        self.cache().degraded.values().cloned().collect()
+    }
+
+    fn cache(&self) -> MutexGuard<'_, RenderCache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn resource(&self, class: ClientClass, view: View, kind: Kind, name: &str) -> Option<Encoded> {
+        let remembered = {
+            let cache = self.cache();
+            let by_view = cache.resources.get(&(class, kind));
+            by_view.and_then(|by_view| by_view.get(&view)?.get(name).cloned())
+        };
+        if remembered.is_some() {
+            return remembered;
+        }
+        let make = match kind {
+            Kind::Listener => render::render_listener,
+            Kind::Route => render::render_routes,
+            Kind::Cluster => render::render_cluster,
+            Kind::Endpoints => return None,
+        };
+        let Rendered { encoded, degraded } = make(&self.policy, class, &view, name)?;
+        let remember = render::is_worth_remembering(&self.policy, &view, name);
+        let mut cache = self.cache();
+        for degraded in degraded {
+            if cache.degraded.len() < MOST_DEGRADED {
+                let finding = degraded.diagnostic();
+                cache.degraded.insert(finding.to_string(), finding);
+            }
+        }
+        if remember {
+            if cache.count >= MOST_CACHED {
+                cache.resources.clear();
+                cache.count = 0;
+            }
+            cache.count += 1;
+            let by_view = cache.resources.entry((class, kind)).or_default();
+            by_view.entry(view).or_default().insert(encoded.name.clone(), encoded.clone());
+        }
+        Some(encoded)
+    }
+}
+
+/// Everything that can be asked for at one moment. Immutable.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    pub(super) generation: u64,
+    pub(super) config_generation: u64,
+    pub(super) compiled: Arc<Compiled>,
+    pub(super) endpoints: EndpointsSnapshot,
+}
+
+impl Snapshot {
+    /// Counts every change, of configuration and of workloads alike.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Counts changes of the configuration; between snapshots with the same count, only endpoints differ.
+    pub fn config_generation(&self) -> u64 {
+        self.config_generation
+    }
+
+    fn endpoints(&self, view: &View, name: &str) -> Option<Encoded> {
+        if name == render::BLACK_HOLE {
+            return Some(render::render_no_endpoints(name));
+        }
+        let policy = &self.compiled.policy;
+        let cluster = policy.cluster(ClusterKey::parse(name)?, view)?;
+        if !render::has_endpoints_resource(&cluster) {
+            return None;
+        }
+        let endpoints = self.endpoints.of(cluster.id)?;
+        let make = || render::render_endpoints(&cluster, name, endpoints);
+        if !render::is_worth_remembering(policy, view, name) {
+            return Some(make());
+        }
+        let key = EncodedKey { name: name.into(), labels: cluster.labels.clone() };
+        // The endpoints may have outlived a configuration in which nobody could register.
+        let self_registered = cluster.service.takes_registrations();
+        Some(Encoded { self_registered, ..endpoints.encoded(key, make) })
+    }
+}
+
+impl Catalog for Snapshot {
+    fn resource(&self, client: &Client, kind: Kind, name: &str) -> Option<Encoded> {
+        if client.class == ClientClass::Envoy {
+            return None;
+        }
+        let view = self.compiled.policy.view(&client.namespace, &client.labels);
+        match kind {
+            Kind::Endpoints => self.endpoints(&view, name),
+            _ => self.compiled.resource(client.class, view, kind, name),
+        }
+    }
+
+    fn revision(&self, kind: Kind) -> Option<u64> {
+        Some(match kind {
+            Kind::Endpoints => self.generation,
+            _ => self.config_generation,
+        })
+    }
+}

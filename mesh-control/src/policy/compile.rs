@@ -1,0 +1,242 @@
+//! From the rules of a VirtualService to the routes of one client.
+//!
+//! Everything that depends on the client or on the port (`sourceLabels`, `sourceNamespace`, `port`,
+//! `gateways`) is decided here; what is left are conditions on requests alone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::retry;
+use super::route::{
+    AbortWith, Action, Body, Changes, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, RedirectTo,
+    Response, Route, Target, Written,
+};
+use super::text::TextMatch;
+use super::view::View;
+use crate::config::decode::Text;
+use crate::config::istio::string_match::StringMatch;
+use crate::config::istio::virtual_service::{
+    DerivePort, DirectResponse, Fault, FaultAbort, HeaderOperations, HttpDestination, HttpMatch, HttpRoute, Percent,
+    Redirect, Rewrite, decode_base64, grpc_status_code,
+};
+use crate::registry::host::in_namespace;
+use crate::registry::service::is_subset;
+
+/// A rule of a VirtualService, with what a delegate brought along merged in.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// The rule.
+    pub route: HttpRoute,
+    /// The namespace in which its short host names are resolved.
+    pub namespace: Arc<str>,
+    /// Where it is written.
+    pub written: Written,
+}
+
+/// Which ports a service has, by its full host name: `None` where there is no such service.
+pub type PortsOf<'a> = dyn Fn(&str) -> Option<Vec<u16>> + 'a;
+
+/// The routes that these rules are for a client that addresses this port.
+pub fn routes(rules: &[Rule], view: &View, port: u16, ports_of: &PortsOf<'_>) -> Vec<Route> {
+    let mut routes: Vec<Route> = Vec::new();
+    for rule in rules {
+        let unconditional = [HttpMatch::default()];
+        let matches = if rule.route.matches.is_empty() { &unconditional[..] } else { &rule.route.matches };
+        for condition in matches {
+            if !applies(condition, view, port) {
+                continue;
+            }
+            let Some(route) = compile_one(rule, condition, port, ports_of) else {
+                continue;
+            };
+            let is_last = route.condition.is_catch_all();
+            routes.push(route);
+            if is_last {
+                return routes;
+            }
+        }
+    }
+    routes
+}
+
+/// Whether a condition can hold for requests of this client to this port.
+fn applies(condition: &HttpMatch, view: &View, port: u16) -> bool {
+    let mesh = |gateways: &[Text]| gateways.is_empty() || gateways.iter().any(|name| name.value == "mesh");
+    let labels = condition.source_labels.is_empty() || is_subset(&condition.source_labels, &view.labels);
+    let namespace = condition.source_namespace.is_empty() || *condition.source_namespace == *view.namespace;
+    let port = condition.port.is_none_or(|wanted| wanted.0 == port);
+    // Claims of a token are known to a gateway only.
+    let claims = condition.headers.keys().chain(condition.without_headers.keys());
+    let answerable = !claims.clone().any(|name| name.starts_with('@'));
+    labels && namespace && port && mesh(&condition.gateways) && answerable
+}
+
+fn compile_one(rule: &Rule, condition: &HttpMatch, port: u16, ports_of: &PortsOf<'_>) -> Option<Route> {
+    let route = &rule.route;
+    let action = if let Some(redirect) = &route.redirect {
+        Action::Redirect(redirect_to(redirect, port))
+    } else if let Some(response) = &route.direct_response {
+        Action::Respond(respond(response))
+    } else {
+        Action::Forward(forward(rule, port, ports_of)?)
+    };
+    let name = match (route.name.as_str(), condition.name.as_str()) {
+        ("", name) | (name, "") => name.to_owned(),
+        (route, condition) => format!("{route}.{condition}"),
+    };
+    Some(Route {
+        name,
+        condition: condition_of(condition),
+        action,
+        faults: route.fault.as_ref().map(faults).unwrap_or_default(),
+        headers: changes(&route.headers.request, &route.headers.response),
+        written: Some(rule.written.clone()),
+    })
+}
+
+fn condition_of(condition: &HttpMatch) -> Condition {
+    let text = |written: &Option<StringMatch>| written.as_ref().map(TextMatch::from);
+    let lower = |headers: &BTreeMap<String, StringMatch>| {
+        headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.into())).collect()
+    };
+    Condition {
+        path: text(&condition.uri).unwrap_or_default(),
+        ignore_path_case: condition.ignore_uri_case,
+        method: text(&condition.method),
+        scheme: text(&condition.scheme),
+        authority: text(&condition.authority),
+        headers: lower(&condition.headers),
+        without_headers: lower(&condition.without_headers),
+        query: condition.query_params.iter().map(|(name, value)| (name.clone(), value.into())).collect(),
+    }
+}
+
+fn forward(rule: &Rule, port: u16, ports_of: &PortsOf<'_>) -> Option<Forward> {
+    let route = &rule.route;
+    let several = route.route.len() > 1;
+    let weight = |destination: &HttpDestination| {
+        let weight = destination.weight.as_ref().map_or(0, |weight| weight.value);
+        u32::try_from(weight).unwrap_or(0)
+    };
+    // Of several destinations, those of weight 0 get nothing (Istio: route.go).
+    let kept = route.route.iter().filter(|destination| !several || weight(destination) > 0);
+    let targets: Vec<Target> = kept
+        .map(|destination| Target {
+            cluster: cluster_of(destination, &rule.namespace, port, ports_of),
+            weight: weight(destination).max(1),
+            headers: changes(&destination.headers.request, &destination.headers.response),
+            authority: authority_in(&destination.headers.request),
+        })
+        .collect();
+    if targets.is_empty() {
+        return None;
+    }
+    let rewritten = route.rewrite.as_ref();
+    Some(Forward {
+        targets,
+        rewrite: rewritten.map(path_rewrite).unwrap_or_default(),
+        authority: rewritten
+            .and_then(|rewrite| rewrite.authority.clone())
+            .filter(|authority| !authority.is_empty())
+            .or_else(|| authority_in(&route.headers.request)),
+        timeout: route.timeout.filter(|timeout| !timeout.is_zero()),
+        retry: retry::of(route.retries.as_ref()),
+    })
+}
+
+/// The port of a destination is the written one, else the only one that the service has, else the one that
+/// is being addressed (Istio: GetDestinationCluster).
+fn cluster_of(destination: &HttpDestination, namespace: &str, addressed: u16, ports_of: &PortsOf<'_>) -> ClusterKey {
+    let destination = &destination.destination;
+    let host = in_namespace(&destination.host, namespace);
+    let port = match &destination.port {
+        Some(port) => port.number.0,
+        None => match ports_of(&host).as_deref() {
+            Some([only]) => *only,
+            _ => addressed,
+        },
+    };
+    let subset = destination.subset.as_ref().map(|subset| subset.value.as_str()).unwrap_or_default();
+    ClusterKey { host: host.into(), port, subset: subset.into() }
+}
+
+fn path_rewrite(rewrite: &Rewrite) -> PathRewrite {
+    match (&rewrite.uri_regex_rewrite, &rewrite.uri) {
+        (Some(regex), _) => PathRewrite::Regex(regex.matches.clone(), regex.rewrite.clone()),
+        (None, Some(uri)) if !uri.is_empty() => PathRewrite::Matched(uri.clone()),
+        _ => PathRewrite::None,
+    }
+}
+
+fn redirect_to(redirect: &Redirect, port: u16) -> RedirectTo {
+    let some = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    RedirectTo {
+        path: some(&redirect.uri),
+        prefix: redirect.prefix_rewrite.clone(),
+        authority: some(&redirect.authority),
+        // The routes are those of one port, so that is the port of the request (Istio: route.go).
+        port: match (redirect.port, redirect.derive_port) {
+            (Some(port), _) => Some(port.0),
+            (None, Some(DerivePort::FromRequestPort)) => Some(port),
+            (None, Some(DerivePort::FromProtocolDefault) | None) => None,
+        },
+        scheme: some(&redirect.scheme),
+        status: redirect.redirect_code.as_ref().map_or(301, |code| code.value),
+    }
+}
+
+fn respond(response: &DirectResponse) -> Response {
+    let body = response.body.as_ref().and_then(|body| {
+        let text = body.string.clone().map(Body::Text);
+        text.or_else(|| body.bytes.as_deref().and_then(decode_base64).map(Body::Bytes))
+    });
+    Response { status: response.status.value, body: body.unwrap_or(Body::Empty) }
+}
+
+fn faults(fault: &Fault) -> Faults {
+    let share = |percentage: Option<Percent>, percent: Option<i32>| {
+        let whole = || percent.map(|percent| percent.clamp(0, 100).unsigned_abs() * 10_000);
+        percentage.map(|percentage| percentage.millionths).or_else(whole).filter(|share| *share > 0)
+    };
+    Faults {
+        delay: fault.delay.as_ref().and_then(|delay| {
+            let pause = delay.fixed_delay.filter(|pause| !pause.is_zero())?;
+            Some((pause, share(delay.percentage, delay.percent)?))
+        }),
+        abort: fault
+            .abort
+            .as_ref()
+            .and_then(|abort| Some((abort_with(abort)?, share(abort.percentage, abort.percent)?))),
+    }
+}
+
+fn abort_with(abort: &FaultAbort) -> Option<AbortWith> {
+    if let Some(status) = &abort.http_status {
+        return Some(AbortWith::Http(status.value));
+    }
+    abort.grpc_status.as_ref().and_then(|status| grpc_status_code(status)).map(AbortWith::Grpc)
+}
+
+fn is_authority(name: &str) -> bool {
+    name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
+}
+
+/// Setting the header `Host` is a rewrite of the authority (Istio: translateHeadersOperations).
+pub(crate) fn authority_in(operations: &HeaderOperations) -> Option<String> {
+    operations.set.iter().chain(&operations.add).find(|(name, _)| is_authority(name)).map(|(_, v)| v.clone())
+}
+
+fn changes(request: &HeaderOperations, response: &HeaderOperations) -> HeaderChanges {
+    let one = |operations: &HeaderOperations| {
+        let pairs = |map: &BTreeMap<String, String>| {
+            let kept = map.iter().filter(|(name, _)| !is_authority(name));
+            kept.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect()
+        };
+        Changes {
+            remove: operations.remove.iter().map(|name| name.to_ascii_lowercase()).collect(),
+            set: pairs(&operations.set),
+            add: pairs(&operations.add),
+        }
+    };
+    HeaderChanges { request: one(request), response: one(response) }
+}

@@ -1,0 +1,125 @@
+//! How a client is to call a cluster: what the rules in force say, with Istio's defaults where they say nothing.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+/// How long establishing a connection may take where no rule says so: Istio's default (pkg/config/mesh/mesh.go).
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How to call a cluster.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct TrafficPolicy {
+    /// Which endpoint a request goes to.
+    pub balancer: Balancer,
+    /// Connections and limits.
+    pub connection_pool: ConnectionPool,
+    /// Which endpoints are left out for a while; `None` if none are.
+    pub outlier_detection: Option<OutlierDetection>,
+    /// Transport security; `None` for plaintext.
+    pub tls: Option<Tls>,
+}
+
+/// Which endpoint a request goes to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Balancer {
+    /// Nobody says; each kind of client has its own way.
+    #[default]
+    Unspecified,
+    /// The less loaded of two.
+    LeastRequest,
+    /// One after the other.
+    RoundRobin,
+    /// Any.
+    Random,
+    /// None of them: where the caller asked for.
+    Passthrough,
+}
+
+/// Connections and limits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectionPool {
+    /// How long establishing a connection may take, if a rule says so.
+    pub connect_timeout: Option<Duration>,
+    /// How long a connection may be idle, if a rule says so.
+    pub idle_timeout: Option<Duration>,
+    /// Requests before a connection is closed, if a rule says so.
+    pub max_requests_per_connection: Option<Limit>,
+    /// Connections.
+    pub max_connections: Limit,
+    /// Requests that wait for a connection.
+    pub max_pending_requests: Limit,
+    /// Requests under way.
+    pub max_requests: Limit,
+    /// Retries under way.
+    pub max_retries: Limit,
+    /// Whether what is HTTP/1.1 by its port becomes HTTP/2.
+    pub upgrades_to_http2: bool,
+}
+
+impl ConnectionPool {
+    /// How long establishing a connection may take.
+    pub fn connect_timeout_or_default(&self) -> Duration {
+        self.connect_timeout.unwrap_or(CONNECT_TIMEOUT)
+    }
+}
+
+/// How many of something there may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Limit {
+    /// Any number.
+    #[default]
+    Unlimited,
+    /// So many.
+    AtMost(NonZeroU32),
+}
+
+impl Limit {
+    /// The number, where there is one.
+    pub fn number(self) -> Option<u32> {
+        match self {
+            Limit::Unlimited => None,
+            Limit::AtMost(number) => Some(number.get()),
+        }
+    }
+}
+
+/// Which endpoints are left out for a while.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OutlierDetection {
+    /// Those with so many 5xx answers in a row; `None` if these do not count.
+    pub consecutive_5xx: Option<NonZeroU32>,
+    /// Those with so many 502, 503 and 504 answers in a row; `None` if these do not count.
+    pub consecutive_gateway_errors: Option<NonZeroU32>,
+    /// What failures to connect count as.
+    pub local_origin: LocalOrigin,
+    /// Between two looks; the client's own where no rule says so.
+    pub interval: Option<Duration>,
+    /// The first time out; the client's own where no rule says so.
+    pub base_ejection_time: Option<Duration>,
+    /// Percent of endpoints that may be out; the client's own where no rule says so.
+    pub max_ejection_percent: Option<u32>,
+    /// Percent of healthy endpoints below which all are used.
+    pub min_health_percent: u32,
+}
+
+/// What failures to connect count as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalOrigin {
+    /// As 5xx answers.
+    Answers,
+    /// As themselves: so many in a row, 0 for never, the client's own number where no rule says so.
+    Failures(Option<u32>),
+}
+
+/// Transport security.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// The name to ask for.
+    pub sni: String,
+    /// Whether the client shows a certificate, too.
+    pub is_mutual: bool,
+}

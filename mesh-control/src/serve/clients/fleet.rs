@@ -1,0 +1,224 @@
+//! Everybody who is connected.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::serve::clients::metrics::short;
+use crate::serve::clients::node::About;
+use crate::serve::protocol::ledger::Report;
+use crate::serve::protocol::session::Session;
+
+/// One stream. Its session is locked for the time of one decision, by its own task and by a status
+/// request, and never across an await.
+pub(crate) struct ClientStream {
+    pub(crate) id: u64,
+    pub(crate) since: SystemTime,
+    pub(crate) about: About,
+    pub(crate) peer_ip: IpAddr,
+    session: Mutex<Session>,
+}
+
+impl ClientStream {
+    pub(crate) fn session(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All streams.
+#[derive(Default)]
+pub(crate) struct Fleet {
+    streams: Mutex<BTreeMap<u64, Arc<ClientStream>>>,
+    last: AtomicU64,
+}
+
+impl Fleet {
+    pub(crate) fn enter(&self, session: Session, about: About) -> Arc<ClientStream> {
+        let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let stream = Arc::new(ClientStream {
+            id,
+            since: SystemTime::now(),
+            about,
+            peer_ip: session.client().peer_ip,
+            session: Mutex::new(session),
+        });
+        self.streams().insert(id, stream.clone());
+        stream
+    }
+
+    pub(crate) fn exit(&self, id: u64) {
+        self.streams().remove(&id);
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<ClientStream>> {
+        self.streams().values().cloned().collect()
+    }
+
+    fn streams(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<ClientStream>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One connected client, as `/status` tells it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ClientStatus {
+    /// `node.id`
+    pub node: String,
+    /// `library`, `grpc` or `envoy`: the dialect it is served.
+    pub class: String,
+    /// `node.user_agent_name` and version.
+    pub user_agent: String,
+    /// The namespace in which its short names are resolved.
+    pub namespace: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Where its stream comes from.
+    pub peer: IpAddr,
+    /// `sotw` or `delta`.
+    pub protocol: String,
+    /// Unix time in seconds at which its stream began.
+    pub connected_since: u64,
+    /// What it asks for, by kind.
+    pub kinds: Vec<KindStatus>,
+}
+
+/// What one client asked for of one kind, and what became of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct KindStatus {
+    /// `cds`, `eds`, `lds` or `rds`.
+    pub kind: String,
+    /// `synced`, `pending` (sent, or to be sent, and not answered yet), `refused`, `settling` or `idle`.
+    pub state: String,
+    /// It asks for everything.
+    pub wildcard: bool,
+    /// How many names it asks for.
+    pub subscribed: usize,
+    /// The names, the first hundred of them unless more were asked for.
+    pub names: Vec<NameStatus>,
+    /// The version last sent; a hash over names and contents.
+    pub sent_version: String,
+    /// The version last accepted.
+    pub acked_version: String,
+    /// How long ago that was, in seconds.
+    pub acked_seconds_ago: Option<f64>,
+    /// For how long the oldest response has been unanswered, in seconds.
+    pub pending_seconds: Option<f64>,
+    /// How many names wait to be sent.
+    pub unsent: usize,
+    /// How many responses were sent.
+    pub pushes: u64,
+    /// How many of them were refused.
+    pub nacks: u64,
+    /// The last refusal, whether or not it was overcome since.
+    pub last_nack: Option<NackStatus>,
+}
+
+/// One name that a client asks for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct NameStatus {
+    /// The name.
+    pub name: String,
+    /// The version that the client was last sent, if any.
+    pub version: Option<String>,
+    /// `sent`, `absent` (no such resource), `pending` or `refused`.
+    pub state: String,
+}
+
+/// A refusal.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct NackStatus {
+    /// The client's own words.
+    pub text: String,
+    /// The resources in question.
+    pub names: Vec<String>,
+    /// How long ago, in seconds.
+    pub seconds_ago: f64,
+}
+
+/// How many names of a kind are listed unless all are asked for.
+const NAMES: usize = 100;
+
+impl ClientStream {
+    /// What there is to say about this stream.
+    pub(crate) fn status(&self, all_names: bool, now: Instant) -> ClientStatus {
+        let session = self.session();
+        let client = session.client();
+        ClientStatus {
+            node: client.node_id.to_string(),
+            class: client.class.name().to_owned(),
+            user_agent: self.about.user_agent.clone(),
+            namespace: client.namespace.to_string(),
+            labels: (*client.labels).clone(),
+            peer: self.peer_ip,
+            protocol: session.variant().name().to_owned(),
+            connected_since: unix(self.since),
+            kinds: session.reports().into_iter().map(|report| kind(report, all_names, now)).collect(),
+        }
+    }
+}
+
+fn kind(report: Report, all_names: bool, now: Instant) -> KindStatus {
+    let ago = |at: Instant| seconds(now.saturating_duration_since(at));
+    let state = if report.refused {
+        "refused"
+    } else if report.settling > 0 && report.settling == report.unsent && report.pending_since.is_none() {
+        "settling"
+    } else if report.unsent > 0 || report.pending_since.is_some() {
+        "pending"
+    } else if report.names.is_empty() {
+        "idle"
+    } else {
+        "synced"
+    };
+    let subscribed = report.names.len();
+    let limit = if all_names { usize::MAX } else { NAMES };
+    let names = report.names.into_iter().take(limit).map(|name| NameStatus {
+        name: name.name.to_string(),
+        version: name.version.map(|version| version.to_string()),
+        state: if name.refused {
+            "refused"
+        } else if name.pending {
+            "pending"
+        } else if name.absent {
+            "absent"
+        } else {
+            "sent"
+        }
+        .to_owned(),
+    });
+    KindStatus {
+        kind: short(report.kind).to_owned(),
+        state: state.to_owned(),
+        wildcard: report.wildcard,
+        subscribed,
+        names: names.collect(),
+        sent_version: report.sent_version,
+        acked_version: report.acked_version,
+        acked_seconds_ago: report.acked_at.map(ago),
+        pending_seconds: report.pending_since.map(ago),
+        unsent: report.unsent,
+        pushes: report.pushes,
+        nacks: report.nacks,
+        last_nack: report.nack.map(|nack| NackStatus {
+            text: nack.text,
+            names: nack.names.iter().map(|name| name.to_string()).collect(),
+            seconds_ago: ago(nack.at),
+        }),
+    }
+}
+
+pub(crate) fn unix(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+pub(crate) fn seconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1000.0).round() / 1000.0
+}

@@ -1,0 +1,16 @@
+//! The connected clients: who they are, which workloads they are, when they may begin, and what is told of them
+//! to people and to tools.
+
+pub(crate) mod admission;
+pub(crate) mod clock;
+pub(crate) mod csds;
+pub(crate) mod feed;
+pub(crate) mod fleet;
+pub(crate) mod identity;
+pub(crate) mod load;
+pub(crate) mod metrics;
+pub(crate) mod node;
+pub(crate) mod presence;
+pub(crate) mod settling;
+pub(crate) mod state;
+pub(crate) mod status;

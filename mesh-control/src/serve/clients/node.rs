@@ -1,0 +1,282 @@
+//! Who is on the other end of a stream: the node of its first request, read with patience.
+//!
+//! A node is what a client claims about itself, in Istio's form where it comes from a bootstrap of ours or
+//! of Istio's, in any form where a person wrote it. Whatever does not read well is left out; nothing here
+//! fails.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
+use envoy_types::pb::google::protobuf::value::Kind as Value;
+use envoy_types::pb::google::protobuf::{Struct, Value as Wrapped};
+use serde::Deserialize;
+
+use crate::catalog::{Client, ClientClass};
+use crate::serve::clients::identity::Identity;
+
+/// How many labels, addresses and ports one client may have.
+const MANY: usize = 256;
+
+/// Whether a node claims only what its owner's certificate says: the certificate decides who somebody is,
+/// the node may repeat it or leave it out (hazard X10).
+pub(crate) fn contradiction(node: &Node, identity: &Identity) -> Option<String> {
+    let empty = Struct::default();
+    let metadata = node.metadata.as_ref().unwrap_or(&empty);
+    let from_id = namespace_of_id(&node.id);
+    let claims = [
+        ("NAMESPACE", text(metadata, "NAMESPACE"), &identity.namespace),
+        ("the namespace of its id", from_id, &identity.namespace),
+        ("SERVICE_ACCOUNT", text(metadata, "SERVICE_ACCOUNT"), &identity.service_account),
+    ];
+    claims.into_iter().find_map(|(what, claimed, certified)| {
+        let claimed = claimed.filter(|claimed| claimed != certified)?;
+        Some(format!("the node says {what} is {claimed:?}, its certificate says {certified:?}"))
+    })
+}
+
+/// What a node says beyond what resources are rendered by: for telemetry and for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct About {
+    /// The workload's name (`WORKLOAD_NAME`, else `NAME`, else the one in its id).
+    pub name: String,
+    /// The cluster it is in (`CLUSTER_ID`).
+    pub cluster: String,
+    /// The WorkloadGroup that it says it belongs to (`AUTO_REGISTER_GROUP`).
+    pub group: Option<String>,
+    /// What it runs: `node.user_agent_name` and version.
+    pub user_agent: String,
+}
+
+impl About {
+    /// Reads a node.
+    pub(crate) fn read(node: &Node) -> About {
+        let empty = Struct::default();
+        let metadata = node.metadata.as_ref().unwrap_or(&empty);
+        let said = |key| text(metadata, key).filter(|text| !text.is_empty()).map(brief);
+        let from_id = || node.id.split('~').nth(2).and_then(|name| name.rsplit_once('.')).map(|(name, _)| brief(name));
+        let name = said("WORKLOAD_NAME").or_else(|| said("NAME")).or_else(from_id);
+        About {
+            name: name.unwrap_or_else(|| brief(&node.id)),
+            cluster: said("CLUSTER_ID").unwrap_or_default(),
+            group: said("AUTO_REGISTER_GROUP"),
+            user_agent: match &node.user_agent_version_type {
+                Some(UserAgentVersionType::UserAgentVersion(version)) => {
+                    brief(&format!("{} {version}", node.user_agent_name))
+                }
+                _ => brief(&node.user_agent_name),
+            },
+        }
+    }
+}
+
+fn brief(text: &str) -> String {
+    text.chars().take(MANY).collect()
+}
+
+/// Reads a node.
+pub(crate) fn read(node: &Node, peer_ip: IpAddr) -> Client {
+    let empty = Struct::default();
+    let metadata = node.metadata.as_ref().unwrap_or(&empty);
+    let locality = node.locality.as_ref();
+    Client {
+        node_id: Arc::from(&*node.id),
+        class: class(&node.user_agent_name),
+        namespace: Arc::from(namespace(metadata, &node.id)),
+        labels: Arc::new(labels(metadata)),
+        instance_ips: instance_ips(metadata),
+        peer_ip: peer_ip.to_canonical(),
+        ports: ports(metadata),
+        locality: [
+            locality.map_or("", |locality| &locality.region).into(),
+            locality.map_or("", |locality| &locality.zone).into(),
+            locality.map_or("", |locality| &locality.sub_zone).into(),
+        ],
+    }
+}
+
+// Who does not say is taken for gRPC: the subset that everybody accepts.
+fn class(user_agent: &str) -> ClientClass {
+    let user_agent = user_agent.to_ascii_lowercase();
+    if user_agent == "mesh-core" {
+        ClientClass::Library
+    } else if user_agent.starts_with("envoy") {
+        ClientClass::Envoy
+    } else {
+        ClientClass::Grpc
+    }
+}
+
+fn namespace<'a>(metadata: &'a Struct, id: &'a str) -> &'a str {
+    let claimed = text(metadata, "NAMESPACE");
+    // `type~ip~name.namespace~namespace.svc.domain` (Istio's node id).
+    let from_id = id.split('~').nth(3).and_then(|domain| domain.split('.').next());
+    [claimed, from_id].into_iter().flatten().find(|name| is_label(name)).unwrap_or("default")
+}
+
+// `type~ip~name.namespace~namespace.svc.domain` (Istio's node id).
+fn namespace_of_id(id: &str) -> Option<&str> {
+    id.split('~').nth(3).and_then(|domain| domain.split('.').next())
+}
+
+fn is_label(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&name.len()) && name.bytes().all(plain)
+}
+
+fn labels(metadata: &Struct) -> BTreeMap<String, String> {
+    let Some(Value::StructValue(labels)) = field(metadata, "LABELS") else {
+        return BTreeMap::new();
+    };
+    let pairs = labels.fields.iter().filter_map(|(key, value)| match &value.kind {
+        Some(Value::StringValue(text)) => Some((key.clone(), text.clone())),
+        _ => None,
+    });
+    // Sorted before they are cut: which ones stay must not depend on the order of a hash map.
+    let sorted: BTreeMap<_, _> = pairs.collect();
+    sorted.into_iter().take(MANY).collect()
+}
+
+fn instance_ips(metadata: &Struct) -> Vec<IpAddr> {
+    let list = text(metadata, "INSTANCE_IPS").unwrap_or_default();
+    let addresses = list.split(',').filter_map(|address| address.trim().parse::<IpAddr>().ok());
+    addresses.map(|address| address.to_canonical()).take(MANY).collect()
+}
+
+#[derive(Deserialize)]
+struct PodPort {
+    #[serde(default)]
+    name: String,
+    #[serde(rename = "containerPort")]
+    number: u16,
+}
+
+fn ports(metadata: &Struct) -> Vec<(String, u16)> {
+    let text = text(metadata, "POD_PORTS").unwrap_or_default();
+    let Ok(list) = serde_json::from_str::<Vec<serde_json::Value>>(text) else {
+        return Vec::new();
+    };
+    let ports = list.into_iter().filter_map(|port| serde_json::from_value::<PodPort>(port).ok());
+    ports.filter(|port| !port.name.is_empty()).map(|port| (port.name, port.number)).take(MANY).collect()
+}
+
+fn text<'a>(metadata: &'a Struct, key: &str) -> Option<&'a str> {
+    match field(metadata, key)? {
+        Value::StringValue(text) => Some(text),
+        _ => None,
+    }
+}
+
+fn field<'a>(metadata: &'a Struct, key: &str) -> Option<&'a Value> {
+    metadata.fields.get(key).and_then(|Wrapped { kind }| kind.as_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::envoy::config::core::v3::Locality;
+
+    use super::*;
+
+    fn node(id: &str, metadata: &[(&str, Value)]) -> Node {
+        let fields = metadata.iter().map(|(key, value)| ((*key).to_owned(), Wrapped { kind: Some(value.clone()) }));
+        Node { id: id.to_owned(), metadata: Some(Struct { fields: fields.collect() }), ..Node::default() }
+    }
+
+    fn string(text: &str) -> Value {
+        Value::StringValue(text.to_owned())
+    }
+
+    const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
+
+    #[test]
+    fn a_full_node_is_read() {
+        let labels = Struct { fields: [("app".to_owned(), Wrapped { kind: Some(string("web")) })].into() };
+        let mut node = node(
+            "mesh~10.0.0.1~web-1.shop~shop.svc.cluster.local",
+            &[
+                ("NAMESPACE", string("checkout")),
+                ("LABELS", Value::StructValue(labels)),
+                ("INSTANCE_IPS", string("10.0.0.1, ::ffff:10.0.0.2,nonsense")),
+                (
+                    "POD_PORTS",
+                    string(r#"[{"name":"http","containerPort":8080,"protocol":"TCP"},{"containerPort":1},7]"#),
+                ),
+            ],
+        );
+        node.user_agent_name = "gRPC C-core".to_owned();
+        node.locality = Some(Locality { region: "r".into(), zone: "z".into(), sub_zone: String::new() });
+        let client = read(&node, PEER);
+        assert_eq!(client.class, ClientClass::Grpc);
+        assert_eq!(&*client.namespace, "checkout");
+        assert_eq!(client.labels.get("app").map(String::as_str), Some("web"));
+        assert_eq!(client.instance_ips, [IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2])]);
+        assert_eq!(client.ports, [("http".to_owned(), 8080)]);
+        assert_eq!(client.locality.each_ref().map(|part| &**part), ["r", "z", ""]);
+    }
+
+    #[test]
+    fn the_namespace_comes_from_the_metadata_then_the_id_then_is_default() {
+        let id = "sidecar~10.0.0.1~web-1.shop~shop.svc.cluster.local";
+        for (metadata, id, expected) in [
+            (vec![("NAMESPACE", string("checkout"))], id, "checkout"),
+            (vec![], id, "shop"),
+            (vec![("NAMESPACE", string("Not A Label"))], id, "shop"),
+            (vec![("NAMESPACE", Value::NumberValue(3.0))], "anything", "default"),
+            (vec![], "", "default"),
+            (vec![], "a~b~c~../..", "default"),
+        ] {
+            assert_eq!(&*read(&node(id, &metadata), PEER).namespace, expected);
+        }
+    }
+
+    #[test]
+    fn the_class_is_told_by_the_user_agent() {
+        for (user_agent, expected) in [
+            ("mesh-core", ClientClass::Library),
+            ("gRPC C-core", ClientClass::Grpc),
+            ("gRPC Node Pure JS", ClientClass::Grpc),
+            ("envoy", ClientClass::Envoy),
+            ("", ClientClass::Grpc),
+            ("something else", ClientClass::Grpc),
+        ] {
+            assert_eq!(class(user_agent), expected, "{user_agent}");
+        }
+    }
+
+    #[test]
+    fn a_node_may_repeat_what_its_certificate_says_and_not_contradict_it() {
+        let identity = Identity { namespace: "shop".to_owned(), service_account: "web".to_owned() };
+        let says = |id: &str, metadata: &[(&str, Value)]| contradiction(&node(id, metadata), &identity);
+        let id = "mesh~10.0.0.1~web-1.shop~shop.svc.cluster.local";
+        assert_eq!(says("", &[]), None);
+        assert_eq!(says(id, &[("NAMESPACE", string("shop")), ("SERVICE_ACCOUNT", string("web"))]), None);
+        assert!(says(id, &[("NAMESPACE", string("checkout"))]).is_some());
+        assert!(says(id, &[("SERVICE_ACCOUNT", string("root"))]).is_some());
+        assert!(says("mesh~10.0.0.1~web-1.pay~pay.svc.cluster.local", &[]).is_some());
+    }
+
+    #[test]
+    fn a_workload_is_called_what_it_says_or_what_its_id_says() {
+        let id = "mesh~10.0.0.1~web-1.v2.shop~shop.svc.cluster.local";
+        for (metadata, id, expected) in [
+            (vec![("WORKLOAD_NAME", string("web")), ("NAME", string("web-1"))], id, "web"),
+            (vec![("NAME", string("web-1"))], id, "web-1"),
+            (vec![], id, "web-1.v2"),
+            (vec![], "anything", "anything"),
+        ] {
+            assert_eq!(About::read(&node(id, &metadata)).name, expected);
+        }
+    }
+
+    #[test]
+    fn malformed_metadata_is_left_out() {
+        let metadata =
+            [("LABELS", string("not a struct")), ("INSTANCE_IPS", Value::BoolValue(true)), ("POD_PORTS", string("{"))];
+        let client = read(&node("x", &metadata), PEER);
+        assert!(client.labels.is_empty() && client.instance_ips.is_empty() && client.ports.is_empty());
+        assert_eq!(client.peer_ip, PEER);
+    }
+}

@@ -1,0 +1,217 @@
+//! What the server knows, for people and for Prometheus.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::serve::clients::clock::now;
+use crate::serve::clients::fleet::{ClientStatus, seconds, unix};
+use crate::serve::clients::metrics::{family, single};
+use crate::serve::clients::presence::Registered;
+use crate::serve::clients::state::ServerState;
+
+/// What the rest of mesh-control has to say in a status report.
+pub trait Inspect: Send + Sync + 'static {
+    /// Whether there is a configuration to serve.
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    /// What is wrong with the configuration.
+    fn diagnostics(&self) -> Vec<DiagnosticStatus> {
+        Vec::new()
+    }
+
+    /// How many services are known.
+    fn services(&self) -> usize {
+        0
+    }
+
+    /// What the workloads that registered serve, by the text form of their keys.
+    fn serving(&self) -> BTreeMap<String, Serving> {
+        BTreeMap::new()
+    }
+}
+
+/// What one workload serves.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Serving {
+    /// `host:port` of every service of which it is an endpoint.
+    pub services: Vec<String>,
+    /// Why it is an endpoint of none, where it is not.
+    pub note: Option<String>,
+}
+
+/// Everything that a status report says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Status {
+    /// The version of mesh-control.
+    pub version: String,
+    /// Unix time in seconds of its start.
+    pub started: u64,
+    /// Whether there is a configuration to serve.
+    pub ready: bool,
+    /// How long it goes on settling after its start, in seconds.
+    pub settling_seconds: Option<f64>,
+    /// How many services it knows.
+    pub services: usize,
+    /// Who is connected.
+    pub clients: Vec<ClientStatus>,
+    /// Who registered itself.
+    pub workloads: Vec<WorkloadStatus>,
+    /// What is wrong with the configuration.
+    pub diagnostics: Vec<DiagnosticStatus>,
+}
+
+/// A workload that registered itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct WorkloadStatus {
+    /// `node.id`
+    pub node: String,
+    /// Where it serves.
+    pub address: SocketAddr,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// `host:port` of every service of which it is an endpoint.
+    pub serves: Vec<String>,
+    /// Why it is an endpoint of none, where it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// Its stream is there.
+    pub connected: bool,
+    /// When its stream is gone: the seconds until it is no longer an endpoint.
+    pub expires_seconds: Option<f64>,
+}
+
+/// Something wrong with the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct DiagnosticStatus {
+    /// `error`, `warning` or `info`.
+    pub severity: String,
+    /// Which kind of thing.
+    pub code: String,
+    /// In words.
+    pub message: String,
+    /// The object, if it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
+    /// The field, if it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// The file, if it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// The line in that file, counted from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
+    /// The column in that line, counted from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub column: Option<usize>,
+}
+
+impl Serving {
+    /// An endpoint of these services, each as `host:port`.
+    pub fn new(services: Vec<String>) -> Serving {
+        Serving { services, note: None }
+    }
+
+    /// With the reason why it is an endpoint of none.
+    pub fn note(mut self, note: impl Into<Option<String>>) -> Serving {
+        self.note = note.into();
+        self
+    }
+}
+
+impl DiagnosticStatus {
+    /// A finding about nothing in particular.
+    pub fn new(severity: &str, code: &str, message: &str) -> DiagnosticStatus {
+        DiagnosticStatus {
+            severity: severity.to_owned(),
+            code: code.to_owned(),
+            message: message.to_owned(),
+            object: None,
+            field: None,
+            file: None,
+            line: None,
+            column: None,
+        }
+    }
+}
+
+/// Puts a report together. `all_names` lists every name that a client asks for, rather than the first
+/// hundred of each kind.
+pub(crate) fn report(state: &ServerState, inspect: &dyn Inspect, all_names: bool) -> Status {
+    let now = now();
+    let mut serving = inspect.serving();
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started: unix(state.started),
+        ready: inspect.is_ready(),
+        settling_seconds: state
+            .settling
+            .ends_at()
+            .checked_duration_since(now)
+            .filter(|left| !left.is_zero())
+            .map(seconds),
+        services: inspect.services(),
+        clients: state.fleet.all().iter().map(|stream| stream.status(all_names, now)).collect(),
+        workloads: state.presence.registered().into_iter().map(|one| workload(one, &mut serving, now)).collect(),
+        diagnostics: inspect.diagnostics(),
+    }
+}
+
+fn workload(registered: Registered, serving: &mut BTreeMap<String, Serving>, now: Instant) -> WorkloadStatus {
+    let Registered { workload, connected, expires } = registered;
+    let serving = serving.remove(&workload.key().to_string()).unwrap_or_default();
+    WorkloadStatus {
+        node: workload.client.node_id.to_string(),
+        address: workload.address,
+        namespace: workload.client.namespace.to_string(),
+        labels: (*workload.client.labels).clone(),
+        serves: serving.services,
+        note: serving.note,
+        connected,
+        expires_seconds: expires.map(|at| seconds(at.saturating_duration_since(now))),
+    }
+}
+
+/// The metrics as Prometheus text.
+pub(crate) fn metrics(state: &ServerState, inspect: &dyn Inspect) -> String {
+    let mut out = String::with_capacity(8 << 10);
+    let mut streams: BTreeMap<(&'static str, &'static str), u64> = BTreeMap::new();
+    for stream in state.fleet.all() {
+        let session = stream.session();
+        *streams.entry((session.client().class.name(), session.variant().name())).or_default() += 1;
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    family(&mut out, "pilot_xds", "gauge", "Streams that are open.");
+    let _ = writeln!(out, "pilot_xds{{version=\"{version}\"}} {}", streams.values().sum::<u64>());
+    family(&mut out, "mesh_xds_connections", "gauge", "Streams that are open, by class of client and protocol.");
+    for ((class, protocol), count) in streams {
+        let _ = writeln!(out, "mesh_xds_connections{{class=\"{class}\",protocol=\"{protocol}\"}} {count}");
+    }
+    state.metrics.write(&mut out);
+    state.load.write(&mut out);
+    let workloads = state.presence.registered().len() as u64;
+    single(&mut out, "mesh_registered_workloads", "gauge", "Workloads that registered themselves.", workloads);
+    single(&mut out, "pilot_services", "gauge", "Services that are known.", inspect.services() as u64);
+    let mut severities = BTreeMap::from([("error".to_owned(), 0), ("warning".to_owned(), 0), ("info".to_owned(), 0)]);
+    for diagnostic in inspect.diagnostics() {
+        *severities.entry(diagnostic.severity).or_insert(0) += 1;
+    }
+    family(&mut out, "mesh_config_diagnostics", "gauge", "What is wrong with the configuration, by severity.");
+    for (severity, count) in severities {
+        let _ = writeln!(out, "mesh_config_diagnostics{{severity=\"{severity}\"}} {count}");
+    }
+    single(&mut out, "mesh_ready", "gauge", "Whether there is a configuration to serve.", inspect.is_ready().into());
+    out
+}

@@ -1,0 +1,363 @@
+//! The gRPC service. One task per stream moves requests into its [`Session`] and responses out of it, one
+//! at a time and only when the client has taken the one before; it decides nothing.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use futures_util::FutureExt;
+use prost::Message;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tonic::server::{Grpc, NamedService, StreamingService};
+use tonic::{Request, Status, Streaming};
+
+use crate::catalog::{Client, Kind};
+use crate::serve::clients::clock::now;
+use crate::serve::clients::fleet::ClientStream;
+use crate::serve::clients::metrics::short;
+use crate::serve::clients::node::{self, About};
+use crate::serve::clients::presence::Workload;
+use crate::serve::clients::state::ServerState;
+use crate::serve::io::server::Peer;
+use crate::serve::io::wire::AdsCodec;
+use crate::serve::protocol::session::{Answer, Heard, Opening, Response, Session, Variant};
+use crate::serve::protocol::{delta, sotw};
+
+/// A client that has opened a stream says who it is within this time.
+const FIRST_REQUEST: Duration = Duration::from_secs(15);
+/// The largest request; a list of a hundred thousand long names.
+const MAX_REQUEST: usize = 16 << 20;
+/// The largest response: one resource that is larger is an error on our side, not a reason to run the
+/// client out of memory (hazard X5).
+const MAX_RESPONSE: usize = 64 << 20;
+
+/// One of the two methods of the service.
+trait Method: Send + 'static {
+    type Request: Message + Default + Send + 'static;
+    const VARIANT: Variant;
+    fn node(request: &Self::Request) -> Option<&Node>;
+    fn hear(session: &mut Session, request: &Self::Request, now: Instant) -> Heard;
+}
+
+struct Sotw;
+
+impl Method for Sotw {
+    type Request = DiscoveryRequest;
+    const VARIANT: Variant = Variant::Sotw;
+
+    fn node(request: &DiscoveryRequest) -> Option<&Node> {
+        request.node.as_ref()
+    }
+
+    fn hear(session: &mut Session, request: &DiscoveryRequest, now: Instant) -> Heard {
+        sotw::on_request(session, request, now)
+    }
+}
+
+struct Delta;
+
+impl Method for Delta {
+    type Request = DeltaDiscoveryRequest;
+    const VARIANT: Variant = Variant::Delta;
+
+    fn node(request: &DeltaDiscoveryRequest) -> Option<&Node> {
+        request.node.as_ref()
+    }
+
+    fn hear(session: &mut Session, request: &DeltaDiscoveryRequest, now: Instant) -> Heard {
+        delta::on_request(session, request, now)
+    }
+}
+
+/// The `AggregatedDiscoveryService` as a tower service.
+#[derive(Clone)]
+pub(crate) struct Ads(pub(crate) Arc<ServerState>);
+
+impl NamedService for Ads {
+    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+}
+
+impl tonic::codegen::Service<http::Request<Body>> for Ads {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let state = self.0.clone();
+        Box::pin(async move {
+            Ok(match request.uri().path().rsplit('/').next() {
+                Some("StreamAggregatedResources") => answer::<Sotw>(state, request).await,
+                Some("DeltaAggregatedResources") => answer::<Delta>(state, request).await,
+                _ => Status::unimplemented("no such method").into_http(),
+            })
+        })
+    }
+}
+
+async fn answer<M: Method>(state: Arc<ServerState>, request: http::Request<Body>) -> http::Response<Body> {
+    Grpc::new(AdsCodec::<M::Request>::default())
+        .max_decoding_message_size(MAX_REQUEST)
+        .max_encoding_message_size(MAX_RESPONSE)
+        .streaming(Streams::<M>(state, std::marker::PhantomData), request)
+        .await
+}
+
+struct Streams<M>(Arc<ServerState>, std::marker::PhantomData<fn() -> M>);
+
+impl<M: Method> StreamingService<M::Request> for Streams<M> {
+    type Response = Response;
+    type ResponseStream = ReceiverStream<Result<Response, Status>>;
+    type Future = std::future::Ready<Result<tonic::Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<M::Request>>) -> Self::Future {
+        let Some(peer) = request.extensions().get::<Peer>().cloned() else {
+            return std::future::ready(Err(Status::internal("a connection without an address")));
+        };
+        let admitted = {
+            let mut admission = self.0.admission.lock().unwrap_or_else(PoisonError::into_inner);
+            admission.admit(now())
+        };
+        if let Ok(wait) = admitted {
+            self.0.settling.on_stream(wait, now());
+        }
+        let Ok(wait) = admitted else {
+            self.0.metrics.turned_away();
+            let status = Status::unavailable("too many streams began at once; try again later");
+            return std::future::ready(Err(status));
+        };
+        // One response of room: what a slow client has not taken is not made yet.
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(converse::<M>(self.0.clone(), peer, wait, request.into_inner(), sender));
+        std::future::ready(Ok(tonic::Response::new(ReceiverStream::new(receiver))))
+    }
+}
+
+type Sender = mpsc::Sender<Result<Response, Status>>;
+
+/// The life of one stream. It ends when the client goes, when the connection breaks (both ends of the
+/// channels then close), by age, or when the server stops.
+async fn converse<M: Method>(
+    state: Arc<ServerState>,
+    peer: Peer,
+    wait: Duration,
+    mut requests: Streaming<M::Request>,
+    sender: Sender,
+) {
+    let mut stop = state.stop.clone();
+    let first = async {
+        tokio::time::sleep(wait).await;
+        tokio::time::timeout(FIRST_REQUEST, requests.message()).await
+    };
+    let first = tokio::select! {
+        first = first => first,
+        _ = stop.wait_for(|stop| *stop) => return,
+        () = sender.closed() => return,
+    };
+    let request = match first {
+        Ok(Ok(Some(request))) => request,
+        Ok(Ok(None)) => return,
+        Ok(Err(status)) => return fail(&sender, status).await,
+        Err(_) => {
+            return fail(&sender, Status::deadline_exceeded("no request on this stream")).await;
+        }
+    };
+    let anonymous = Node::default();
+    let node = M::node(&request).unwrap_or(&anonymous);
+    let client = match identify(node, &peer) {
+        Ok(client) => client,
+        Err(status) => return fail(&sender, status).await,
+    };
+    let opening = Opening {
+        client,
+        catalog: state.feed.latest(),
+        pace: state.pace,
+        settles_at: state.settling.ends_at(),
+        tag: fastrand::u32(..),
+    };
+    let session = Session::new(M::VARIANT, opening, now());
+    let stay = Stay { stream: state.fleet.enter(session, About::read(node)), state: &state };
+    state.metrics.stream_opened();
+    tracing::debug!(node = node.id, peer = %peer.ip, protocol = M::VARIANT.name(), "stream opened");
+    let end = exchange::<M>(&stay, request, &mut requests, &sender, stop).await;
+    // A goodbye may lie unread behind the end of the stream: it makes the difference between an endpoint
+    // that is gone and one that is waited for.
+    while let Some(Ok(Some(request))) = requests.message().now_or_never() {
+        if stay.hear::<M>(&request).is_err() {
+            break;
+        }
+    }
+    tracing::debug!(node = &*stay.stream.session().client().node_id, end = ?end, "stream ended");
+    drop(stay);
+    if let Err(status) = end {
+        fail(&sender, status).await;
+    }
+}
+
+/// A client with a certificate is who that says; its node may not claim to be somebody else.
+fn identify(node: &Node, peer: &Peer) -> Result<Client, Status> {
+    let mut client = node::read(node, peer.ip);
+    match &peer.identity {
+        None => {}
+        Some(Err(anonymous)) => {
+            let why = anonymous.0;
+            return Err(Status::permission_denied(format!("the client certificate names nobody: {why}")));
+        }
+        Some(Ok(identity)) => {
+            if let Some(contradiction) = node::contradiction(node, identity) {
+                return Err(Status::permission_denied(contradiction));
+            }
+            client.namespace = Arc::from(&*identity.namespace);
+        }
+    }
+    Ok(client)
+}
+
+async fn fail(sender: &Sender, status: Status) {
+    // The client may be gone: then there is nobody to tell.
+    let _ = sender.send(Err(status)).await;
+}
+
+/// A stream's presence in the fleet, and its end in every case.
+struct Stay<'a> {
+    stream: Arc<ClientStream>,
+    state: &'a Arc<ServerState>,
+}
+
+impl Drop for Stay<'_> {
+    fn drop(&mut self) {
+        self.state.fleet.exit(self.stream.id);
+        self.state.presence.lose(self.stream.id, now());
+    }
+}
+
+/// Why a stream ended, if not with an error.
+#[derive(Debug)]
+enum End {
+    ClientLeft,
+    Age,
+    Stop,
+}
+
+async fn exchange<M: Method>(
+    stay: &Stay<'_>,
+    first: M::Request,
+    requests: &mut Streaming<M::Request>,
+    sender: &Sender,
+    mut stop: watch::Receiver<bool>,
+) -> Result<End, Status> {
+    let state = stay.state;
+    let mut pulse = state.feed.pulse();
+    pulse.mark_changed();
+    let age = state.max_stream_age.map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()));
+    let mut old = std::pin::pin!(tokio::time::sleep(age.unwrap_or(FAR)));
+    stay.hear::<M>(&first)?;
+    let mut room = None;
+    loop {
+        let wake = {
+            let mut session = stay.stream.session();
+            session.on_settling(state.settling.ends_at());
+            match room.take() {
+                Some(permit) => match session.next(now()) {
+                    Some(response) => {
+                        state.metrics.pushed(response.kind, response.resources.iter().map(|one| one.body.len()).sum());
+                        mpsc::Permit::send(permit, Ok(response));
+                        continue;
+                    }
+                    None => {
+                        room = Some(permit);
+                        session.wakes_at(now())
+                    }
+                },
+                None => None,
+            }
+        };
+        tokio::select! {
+            permit = sender.reserve(), if room.is_none() => match permit {
+                Ok(permit) => room = Some(permit),
+                Err(_) => return Ok(End::ClientLeft),
+            },
+            request = requests.message() => match request? {
+                Some(request) => stay.hear::<M>(&request)?,
+                None => return Ok(End::ClientLeft),
+            },
+            changed = pulse.changed() => match changed {
+                Ok(()) => stay.refresh(),
+                Err(_) => return Ok(End::Stop),
+            },
+            () = sleep_until(wake), if wake.is_some() => {}
+            () = sender.closed() => return Ok(End::ClientLeft),
+            () = &mut old, if age.is_some() => return Ok(End::Age),
+            _ = stop.wait_for(|stop| *stop) => return Ok(End::Stop),
+        }
+    }
+}
+
+impl Stay<'_> {
+    fn hear<M: Method>(&self, request: &M::Request) -> Result<(), Status> {
+        let heard = M::hear(&mut self.stream.session(), request, now());
+        match &heard.answer {
+            Some(Answer::Ack(kind)) => self.state.metrics.acked(*kind),
+            Some(Answer::Nack(kind, text)) => self.refused(*kind, text),
+            None => {}
+        }
+        if let Some(time) = heard.converged {
+            self.state.metrics.converged(time);
+        }
+        if heard.overfull {
+            return Err(Status::resource_exhausted("this stream asks for too many names"));
+        }
+        self.attend(&heard);
+        Ok(())
+    }
+
+    fn refused(&self, kind: Kind, text: &str) {
+        self.state.metrics.nacked(kind);
+        let text: String = text.chars().take(300).collect();
+        let session = self.stream.session();
+        tracing::warn!(node = &*session.client().node_id, kind = short(kind), text, "client refused a response");
+    }
+
+    /// Tells the registry who came and went, and takes the catalog that knows of it, if it is made already.
+    fn attend(&self, heard: &Heard) {
+        if heard.joined.is_empty() && heard.left.is_empty() {
+            return;
+        }
+        let client = self.stream.session().client().clone();
+        let about = &self.stream.about;
+        let workloads = |names: &[Arc<str>]| -> Vec<Workload> {
+            names.iter().filter_map(|name| Workload::announced(&client, about, name)).collect()
+        };
+        for workload in workloads(&heard.left) {
+            self.state.presence.leave(self.stream.id, &workload.key());
+        }
+        for workload in workloads(&heard.joined) {
+            self.state.presence.join(self.stream.id, workload);
+        }
+        self.refresh();
+    }
+
+    fn refresh(&self) {
+        self.stream.session().on_catalog(self.state.feed.latest(), now());
+    }
+}
+
+/// Long enough to be never, short enough for the timer.
+const FAR: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,7 @@
+//! Sockets, connections and streams: bytes to the state machines and back. Nothing is decided here.
+
+pub(crate) mod admin;
+pub(crate) mod ads;
+pub(crate) mod server;
+pub(crate) mod tls;
+pub(crate) mod wire;

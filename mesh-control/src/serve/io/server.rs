@@ -1,0 +1,408 @@
+//! The server around the streams: listeners, connections, the end of them all.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+
+use crate::serve::clients::admission::Admission;
+use crate::serve::clients::clock::now;
+use crate::serve::clients::csds::Csds;
+use crate::serve::clients::feed::Feed;
+use crate::serve::clients::fleet::Fleet;
+use crate::serve::clients::identity::{Anonymous, Identity};
+use crate::serve::clients::load::{Load, Reporting};
+use crate::serve::clients::metrics::Metrics;
+use crate::serve::clients::presence::{Presence, Workloads};
+use crate::serve::clients::settling::Settling;
+use crate::serve::clients::state::ServerState;
+use crate::serve::io::ads::Ads;
+use crate::serve::io::tls::TlsFiles;
+use crate::serve::protocol::push::Pace;
+
+/// How the ADS server behaves.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let options = mesh_control::serve::Options::default().settle(Duration::ZERO).grace(Duration::from_secs(3));
+/// assert_eq!(options.max_stream_age, None);
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Options {
+    /// For how long after the start clients are given no fewer endpoints than they brought along, while workloads
+    /// register themselves again; longer, if they are so many that they have to wait for their turn.
+    pub settle: Duration,
+    /// How long a workload stays registered after its stream broke.
+    pub grace: Duration,
+    /// How pushes wait for answers.
+    pub pace: Pace,
+    /// When streams are ended so that clients spread over servers again; ten percent more or less. Never,
+    /// unless set.
+    pub max_stream_age: Option<Duration>,
+    /// Streams that may begin per second, after a burst of [`stream_burst`](Self::stream_burst).
+    pub stream_rate: u32,
+    /// Streams that may begin at once.
+    pub stream_burst: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            // Our library dials a server that was down again within 3.6 s; all have caught up within 5 s.
+            settle: Duration::from_secs(4),
+            grace: Duration::from_secs(10),
+            pace: Pace::default(),
+            max_stream_age: None,
+            // 2,000 clients that come back together are spread over more than ten seconds.
+            stream_rate: 150,
+            stream_burst: 100,
+        }
+    }
+}
+
+impl Options {
+    /// Settles for this long after the start; see [`settle`](field@Self::settle).
+    pub fn settle(mut self, time: Duration) -> Options {
+        self.settle = time;
+        self
+    }
+
+    /// Keeps a workload whose stream broke for this long.
+    pub fn grace(mut self, time: Duration) -> Options {
+        self.grace = time;
+        self
+    }
+
+    /// Waits for answers like this.
+    pub fn pace(mut self, pace: Pace) -> Options {
+        self.pace = pace;
+        self
+    }
+
+    /// Ends streams of this age, or none; see [`max_stream_age`](field@Self::max_stream_age).
+    pub fn max_stream_age(mut self, age: impl Into<Option<Duration>>) -> Options {
+        self.max_stream_age = age.into();
+        self
+    }
+
+    /// Lets so many streams begin per second, after a burst of so many.
+    pub fn stream_rate(mut self, per_second: u32, burst: u32) -> Options {
+        self.stream_rate = per_second;
+        self.stream_burst = burst;
+        self
+    }
+}
+
+/// How long a stream waits for its turn to begin; who would have to wait longer is sent away.
+const STREAM_PATIENCE: Duration = Duration::from_secs(15);
+// Istiod's: a dead peer is noticed after 40 seconds.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams of one connection: one for most clients, many where a process runs many.
+const STREAMS_PER_CONNECTION: u32 = 1024;
+/// Connections that were accepted and are not served yet.
+const BACKLOG: usize = 64;
+/// Handshakes at a time.
+const HANDSHAKES: usize = 256;
+/// How long one may take.
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
+/// Between the GOAWAY of a connection and the end of its streams, so that clients see a server that
+/// leaves, rather than an error (gRFC A57).
+const GOAWAY_LEAD: Duration = Duration::from_millis(100);
+/// How long a stop waits for connections to close.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// The buffer of an in-memory connection, per direction.
+const MEMORY_BUFFER: usize = 64 << 10;
+
+/// The ADS server. Dropping it ends everything at once; [`shutdown`](Self::shutdown) does it gracefully.
+pub struct Server {
+    state: Arc<ServerState>,
+    connections: mpsc::Sender<Conn>,
+    goaway: watch::Sender<bool>,
+    stop: watch::Sender<bool>,
+    acceptors: Mutex<Vec<JoinHandle<()>>>,
+    expiry: JoinHandle<()>,
+    serving: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Server {
+    /// Starts serving the feed's catalogs to whoever connects; nobody can until [`listen`](Self::listen) or
+    /// [`connect`](Self::connect). To be called inside a runtime.
+    pub fn new(feed: Feed, workloads: Arc<dyn Workloads>, options: &Options) -> Server {
+        let (stop, stopped) = watch::channel(false);
+        let (goaway, mut leaving) = watch::channel(false);
+        let state = Arc::new(ServerState {
+            started: SystemTime::now(),
+            feed,
+            presence: Presence::new(workloads, options.grace),
+            fleet: Fleet::default(),
+            metrics: Metrics::default(),
+            load: Load::default(),
+            admission: Mutex::new(Admission::new(options.stream_rate, options.stream_burst, STREAM_PATIENCE)),
+            pace: options.pace,
+            settling: Settling::new(now(), options.settle, STREAM_PATIENCE),
+            max_stream_age: options.max_stream_age,
+            stop: stopped,
+        });
+        let (connections, incoming) = mpsc::channel(BACKLOG);
+        let router = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .max_concurrent_streams(STREAMS_PER_CONNECTION)
+            .add_service(Ads(state.clone()))
+            .add_service(Csds::service(state.clone()))
+            .add_service(Reporting::service(state.clone()));
+        let serving = tokio::spawn(async move {
+            let incoming = tokio_stream::StreamExt::map(ReceiverStream::new(incoming), Ok::<_, io::Error>);
+            let signal = async move { drop(leaving.wait_for(|leaving| *leaving).await) };
+            if let Err(error) = router.serve_with_incoming_shutdown(incoming, signal).await {
+                tracing::error!(%error, "the xDS server stopped");
+            }
+        });
+        let expiring = state.clone();
+        let expiry = tokio::spawn(async move { expiring.presence.expire().await });
+        Server {
+            state,
+            connections,
+            goaway,
+            stop,
+            acceptors: Mutex::default(),
+            expiry,
+            serving: Mutex::new(Some(serving)),
+        }
+    }
+
+    /// Accepts plaintext connections at `address`; port 0 takes a free one. Returns the address bound.
+    pub async fn listen(&self, address: SocketAddr) -> io::Result<SocketAddr> {
+        let listener = TcpListener::bind(address).await?;
+        let bound = listener.local_addr()?;
+        let connections = self.connections.clone();
+        self.keep(tokio::spawn(async move {
+            while let Some((stream, peer)) = accept(&listener, &connections).await {
+                let conn = Conn { peer: Peer::nameless(peer.ip()), io: Io::Tcp(stream) };
+                if connections.send(conn).await.is_err() {
+                    return;
+                }
+            }
+        }));
+        Ok(bound)
+    }
+
+    /// Accepts TLS connections at `address`; port 0 takes a free one. Returns the address bound. A client
+    /// that shows a certificate is held to it: a node that claims another namespace is refused.
+    pub async fn listen_tls(&self, address: SocketAddr, files: &TlsFiles) -> anyhow::Result<SocketAddr> {
+        let acceptor = files.acceptor()?;
+        let verifies = files.client_ca.is_some();
+        let listener = TcpListener::bind(address).await?;
+        let bound = listener.local_addr()?;
+        let connections = self.connections.clone();
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        self.keep(tokio::spawn(async move {
+            while let Some((stream, peer)) = accept(&listener, &connections).await {
+                // Without a permit the next ones wait in the kernel's queue.
+                let Ok(permit) = handshakes.clone().acquire_owned().await else {
+                    return;
+                };
+                let (acceptor, connections) = (acceptor.clone(), connections.clone());
+                tokio::spawn(async move {
+                    let handshake = tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await;
+                    drop(permit);
+                    match handshake {
+                        Ok(Ok(stream)) => {
+                            let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+                            let identity = match leaf {
+                                Some(leaf) => Some(Identity::of(leaf)),
+                                None if verifies => Some(Err(Anonymous("there is none"))),
+                                None => None,
+                            };
+                            let peer = Peer { ip: peer.ip(), identity };
+                            // The server may have stopped meanwhile.
+                            let _ = connections.send(Conn { peer, io: Io::Tls(Box::new(stream)) }).await;
+                        }
+                        Ok(Err(error)) => tracing::debug!(%peer, %error, "handshake failed"),
+                        Err(_) => tracing::debug!(%peer, "handshake timed out"),
+                    }
+                });
+            }
+        }));
+        Ok(bound)
+    }
+
+    /// A connection inside the process, to the same server.
+    pub async fn connect(&self) -> io::Result<DuplexStream> {
+        let (near, far) = tokio::io::duplex(MEMORY_BUFFER);
+        let conn = Conn { peer: Peer::nameless(IpAddr::V4(Ipv4Addr::LOCALHOST)), io: Io::Memory(far) };
+        match self.connections.send(conn).await {
+            Ok(()) => Ok(near),
+            Err(_) => Err(io::Error::new(io::ErrorKind::ConnectionRefused, "the control plane has stopped")),
+        }
+    }
+
+    /// Stops listening, tells every client that the server leaves, ends the streams, waits for the
+    /// connections to close.
+    pub async fn shutdown(&self) {
+        self.acceptors().drain(..).for_each(|task| task.abort());
+        self.goaway.send_replace(true);
+        tokio::time::sleep(GOAWAY_LEAD).await;
+        self.stop.send_replace(true);
+        let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut serving) = serving
+            && tokio::time::timeout(STOP_PATIENCE, &mut serving).await.is_err()
+        {
+            serving.abort();
+        }
+    }
+
+    pub(crate) fn state(&self) -> &Arc<ServerState> {
+        &self.state
+    }
+
+    fn keep(&self, task: JoinHandle<()>) {
+        self.acceptors().push(task);
+    }
+
+    fn acceptors(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.acceptors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.goaway.send_replace(true);
+        self.stop.send_replace(true);
+        self.expiry.abort();
+        self.acceptors().drain(..).for_each(|task| task.abort());
+        let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner).take();
+        serving.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").finish_non_exhaustive()
+    }
+}
+
+/// The next connection, as long as there is a server to take it.
+async fn accept(listener: &TcpListener, server: &mpsc::Sender<Conn>) -> Option<(TcpStream, SocketAddr)> {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = server.closed() => return None,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                // A response is written in pieces, and each is waited for.
+                let _ = stream.set_nodelay(true);
+                return Some((stream, peer));
+            }
+            Err(error) => {
+                // Out of file descriptors, most likely: trying again at once would only burn time.
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Who is on the other end of a connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    pub(crate) ip: IpAddr,
+    /// What its certificate says, where it had to show one.
+    pub(crate) identity: Option<Result<Identity, Anonymous>>,
+}
+
+impl Peer {
+    fn nameless(ip: IpAddr) -> Peer {
+        Peer { ip, identity: None }
+    }
+}
+
+/// A connection of either sort.
+struct Conn {
+    peer: Peer,
+    io: Io,
+}
+
+enum Io {
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+    Memory(DuplexStream),
+}
+
+impl Connected for Conn {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Conn {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_read(cx, buf),
+            Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
+            Io::Memory(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_write(cx, buf),
+            Io::Tls(io) => Pin::new(io).poll_write(cx, buf),
+            Io::Memory(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Io::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Io::Memory(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.io {
+            Io::Tcp(io) => io.is_write_vectored(),
+            Io::Tls(io) => io.is_write_vectored(),
+            Io::Memory(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_flush(cx),
+            Io::Tls(io) => Pin::new(io).poll_flush(cx),
+            Io::Memory(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_shutdown(cx),
+            Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
+            Io::Memory(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}

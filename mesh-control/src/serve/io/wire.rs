@@ -1,0 +1,264 @@
+//! Responses as bytes. The resources were encoded when the catalog was made and are shared by all streams;
+//! here they are only copied into the frame, between the few fields that differ per stream.
+
+use std::marker::PhantomData;
+
+use bytes::BufMut;
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use tonic::Status;
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+use crate::serve::protocol::session::{Response, Variant};
+
+/// Reads requests of type `Q`, writes [`Response`]s.
+#[derive(Debug)]
+pub(crate) struct AdsCodec<Q>(PhantomData<fn() -> Q>);
+
+impl<Q> Default for AdsCodec<Q> {
+    fn default() -> Self {
+        AdsCodec(PhantomData)
+    }
+}
+
+impl<Q: Message + Default + 'static> Codec for AdsCodec<Q> {
+    type Encode = Response;
+    type Decode = Q;
+    type Encoder = ResponseEncoder;
+    type Decoder = RequestDecoder<Q>;
+
+    fn encoder(&mut self) -> ResponseEncoder {
+        ResponseEncoder
+    }
+
+    fn decoder(&mut self) -> RequestDecoder<Q> {
+        RequestDecoder(PhantomData)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct RequestDecoder<Q>(PhantomData<fn() -> Q>);
+
+impl<Q: Message + Default> Decoder for RequestDecoder<Q> {
+    type Item = Q;
+    type Error = Status;
+
+    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<Q>, Status> {
+        let request = Q::decode(buf);
+        request.map(Some).map_err(|error| Status::invalid_argument(format!("request: {error}")))
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct ResponseEncoder;
+
+impl Encoder for ResponseEncoder {
+    type Item = Response;
+    type Error = Status;
+
+    fn encode(&mut self, response: Response, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buf.reserve(encoded_len(&response));
+        encode(&response, buf);
+        Ok(())
+    }
+
+    // An idle stream keeps this much; `encode` reserves what a response needs.
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(1024, 32 * 1024)
+    }
+}
+
+/// `google.rpc.Code.NOT_FOUND`
+const NOT_FOUND: u64 = 5;
+const NOT_FOUND_TEXT: &str = "mesh-control knows no such resource";
+
+// Field numbers of DiscoveryResponse and DeltaDiscoveryResponse; those of the first five are the same.
+const VERSION: u32 = 1;
+const RESOURCES: u32 = 2;
+const TYPE_URL: u32 = 4;
+const NONCE: u32 = 5;
+const REMOVED_RESOURCES: u32 = 6;
+const RESOURCE_ERRORS: u32 = 7;
+
+fn encode(response: &Response, buf: &mut impl BufMut) {
+    let type_url = response.kind.type_url();
+    text(VERSION, &response.version, buf);
+    for resource in &response.resources {
+        let any = any_len(type_url, &resource.body);
+        match response.variant {
+            Variant::Sotw => {
+                head(RESOURCES, any, buf);
+                put_any(type_url, &resource.body, buf);
+            }
+            Variant::Delta => {
+                head(RESOURCES, text_len(1, &resource.version) + field_len(2, any) + text_len(3, &resource.name), buf);
+                text(1, &resource.version, buf);
+                head(2, any, buf);
+                put_any(type_url, &resource.body, buf);
+                text(3, &resource.name, buf);
+            }
+        }
+    }
+    text(TYPE_URL, type_url, buf);
+    text(NONCE, &response.nonce, buf);
+    for name in &response.absent {
+        match response.variant {
+            Variant::Sotw => put_error(name, buf),
+            Variant::Delta => text(REMOVED_RESOURCES, name, buf),
+        }
+    }
+}
+
+fn encoded_len(response: &Response) -> usize {
+    let type_url = response.kind.type_url();
+    let resources = response.resources.iter().map(|resource| {
+        let any = any_len(type_url, &resource.body);
+        field_len(
+            RESOURCES,
+            match response.variant {
+                Variant::Sotw => any,
+                Variant::Delta => text_len(1, &resource.version) + field_len(2, any) + text_len(3, &resource.name),
+            },
+        )
+    });
+    let absent = response.absent.iter().map(|name| match response.variant {
+        Variant::Sotw => field_len(RESOURCE_ERRORS, error_len(name)),
+        Variant::Delta => text_len(REMOVED_RESOURCES, name),
+    });
+    text_len(VERSION, &response.version)
+        + resources.sum::<usize>()
+        + text_len(TYPE_URL, type_url)
+        + text_len(NONCE, &response.nonce)
+        + absent.sum::<usize>()
+}
+
+fn any_len(type_url: &str, body: &[u8]) -> usize {
+    text_len(1, type_url) + bytes_len(2, body)
+}
+
+fn put_any(type_url: &str, body: &[u8], buf: &mut impl BufMut) {
+    text(1, type_url, buf);
+    bytes(2, body, buf);
+}
+
+// ResourceError { resource_name: ResourceName { name }, error_detail: Status { code, message } }
+fn error_len(name: &str) -> usize {
+    field_len(1, text_len(1, name)) + field_len(2, status_len())
+}
+
+fn status_len() -> usize {
+    key_len(1) + encoded_len_varint(NOT_FOUND) + text_len(2, NOT_FOUND_TEXT)
+}
+
+fn put_error(name: &str, buf: &mut impl BufMut) {
+    head(RESOURCE_ERRORS, error_len(name), buf);
+    head(1, text_len(1, name), buf);
+    text(1, name, buf);
+    head(2, status_len(), buf);
+    encode_key(1, WireType::Varint, buf);
+    encode_varint(NOT_FOUND, buf);
+    text(2, NOT_FOUND_TEXT, buf);
+}
+
+fn text(tag: u32, text: &str, buf: &mut impl BufMut) {
+    bytes(tag, text.as_bytes(), buf);
+}
+
+fn text_len(tag: u32, text: &str) -> usize {
+    bytes_len(tag, text.as_bytes())
+}
+
+// Fields of their default value are left out (protobuf, "field presence").
+fn bytes(tag: u32, bytes: &[u8], buf: &mut impl BufMut) {
+    if !bytes.is_empty() {
+        head(tag, bytes.len(), buf);
+        buf.put_slice(bytes);
+    }
+}
+
+fn bytes_len(tag: u32, bytes: &[u8]) -> usize {
+    if bytes.is_empty() { 0 } else { field_len(tag, bytes.len()) }
+}
+
+fn head(tag: u32, len: usize, buf: &mut impl BufMut) {
+    encode_key(tag, WireType::LengthDelimited, buf);
+    encode_varint(len as u64, buf);
+}
+
+fn field_len(tag: u32, len: usize) -> usize {
+    key_len(tag) + encoded_len_varint(len as u64) + len
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::catalog::{Encoded, Kind};
+
+    fn responses() -> impl Strategy<Value = Response> {
+        let resource = ("[a-z|:./]{0,200}", "[0-9a-f]{0,16}", vec(any::<u8>(), 0..300));
+        let parts = (any::<bool>(), 0..4usize, "[0-9a-f]{0,16}", "[0-9a-f-]{0,20}");
+        (parts, vec(resource, 0..20), vec("[a-z|:./]{1,200}", 0..20)).prop_map(
+            |((delta, kind, version, nonce), resources, absent)| Response {
+                variant: if delta { Variant::Delta } else { Variant::Sotw },
+                kind: Kind::ALL[kind],
+                version,
+                nonce,
+                resources: resources
+                    .into_iter()
+                    .map(|(name, version, body)| Encoded {
+                        name: name.into(),
+                        version: version.into(),
+                        body: Bytes::from(body),
+                        self_registered: false,
+                        endpoints: 0,
+                    })
+                    .collect(),
+                absent: absent.into_iter().map(Into::into).collect(),
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_as_the_message_it_stands_for(response in responses()) {
+            let mut buf = Vec::new();
+            encode(&response, &mut buf);
+            prop_assert_eq!(buf.len(), encoded_len(&response));
+            match response.variant {
+                Variant::Sotw => {
+                    let read = DiscoveryResponse::decode(&*buf).expect("a DiscoveryResponse");
+                    prop_assert_eq!(read.encoded_len(), buf.len());
+                    prop_assert_eq!(&read.version_info, &response.version);
+                    prop_assert_eq!(&read.nonce, &response.nonce);
+                    prop_assert_eq!(&read.type_url, response.kind.type_url());
+                    prop_assert_eq!(read.resources.len(), response.resources.len());
+                    for (any, resource) in read.resources.iter().zip(&response.resources) {
+                        prop_assert_eq!(&any.type_url, response.kind.type_url());
+                        prop_assert_eq!(&any.value[..], &resource.body[..]);
+                    }
+                    for (error, name) in read.resource_errors.iter().zip(&response.absent) {
+                        prop_assert_eq!(&error.resource_name.as_ref().expect("a name").name, &**name);
+                        prop_assert_eq!(error.error_detail.as_ref().expect("a status").code, 5);
+                    }
+                }
+                Variant::Delta => {
+                    let read = DeltaDiscoveryResponse::decode(&*buf).expect("a DeltaDiscoveryResponse");
+                    prop_assert_eq!(read.encoded_len(), buf.len());
+                    prop_assert_eq!(&read.nonce, &response.nonce);
+                    for (read, resource) in read.resources.iter().zip(&response.resources) {
+                        prop_assert_eq!(&read.name, &*resource.name);
+                        prop_assert_eq!(&read.version, &*resource.version);
+                        prop_assert_eq!(&read.resource.as_ref().expect("a body").value[..], &resource.body[..]);
+                    }
+                    let absent: Vec<&str> = response.absent.iter().map(|name| &**name).collect();
+                    prop_assert_eq!(&read.removed_resources, &absent);
+                }
+            }
+        }
+    }
+}
