@@ -135,6 +135,9 @@ fn answer<B>(request: &Request<B>) -> Result<Response<Answer>, Infallible> {
     Ok(Response::new(Full::new(text).boxed_unsync()))
 }
 
+/// Sends a configuration with filters of these names.
+type Put = Box<dyn Fn(&Player, &[&str])>;
+
 /// The same mesh on both sides: requests pass its filters where they are made, or where they are answered.
 struct Side {
     name: &'static str,
@@ -142,7 +145,7 @@ struct Side {
     client: mesh_tower::Client,
     log: Log,
     /// What the filters' configuration is written to.
-    put: Box<dyn Fn(&Player, &[&str])>,
+    put: Put,
     _meshes: Vec<Mesh>,
 }
 
