@@ -2,17 +2,24 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::HOST as HOST_HEADER;
+use http::request::Parts;
 use http::{HeaderValue, Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use mesh_core::fixed::Fixed;
+use mesh_core::filter::{Decision, Filter, FilterFactory};
+use mesh_core::fixed::{Fixed, route_to};
+use mesh_core::model::{FilterConfig, Forward, NamedFilter, RetryPolicy, Route, RouteAction};
+use mesh_core::request_info::{Observer, RequestInfo};
+use mesh_core::retry::DEFAULT_POLICY;
 use mesh_tower::{Client, Mesh};
 use tokio::net::TcpStream;
 use tonic::body::Body as GrpcBody;
@@ -172,6 +179,41 @@ pub async fn send_pooled<B: Payload>(client: &Pooled<B>, job: &Job<B>) -> Result
 /// A mesh that knows one service under [`HOST`].
 pub fn mesh(addresses: impl IntoIterator<Item = SocketAddr>) -> Result<Mesh> {
     Ok(Mesh::builder().source(Fixed::new().service(HOST, addresses)).start()?)
+}
+
+/// The same, with what production has: an observer, three filters that let every request go on, and a retry policy.
+pub fn armed_mesh(addresses: impl IntoIterator<Item = SocketAddr>) -> Result<Mesh> {
+    let filter =
+        |name: &str| NamedFilter { name: name.into(), config: FilterConfig::Custom("pass".into(), "{}".into()) };
+    let retry = RetryPolicy { retries: 3, ..DEFAULT_POLICY };
+    let forward = Forward { retry: Some(retry), ..Forward::to(HOST) };
+    let route = Route { action: RouteAction::Forward(forward), ..route_to(HOST) };
+    let source = Fixed::new().service(HOST, addresses).routes(HOST, vec![route]);
+    let source = source.filters(HOST, ["one", "two", "three"].map(filter).into());
+    let factory: FilterFactory = Arc::new(|_, _| Ok(Arc::new(Pass)));
+    Ok(Mesh::builder().source(source).filter("pass", factory).observer(Count::default()).start()?)
+}
+
+/// A filter that lets every request go on.
+#[derive(Debug)]
+struct Pass;
+
+impl Filter for Pass {
+    fn on_request(&self, _: &mut RequestInfo, _: &mut Parts) -> Decision {
+        Decision::Continue
+    }
+}
+
+/// An observer that counts what failed.
+#[derive(Debug, Default)]
+struct Count(AtomicU64);
+
+impl Observer for Count {
+    fn on_end(&self, request: &RequestInfo) {
+        if request.error().is_some() || !request.is_complete() {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// One request through the mesh.

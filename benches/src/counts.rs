@@ -1,10 +1,12 @@
 //! Requests one after the other, client and server on one thread: what is counted by the program `counts` and
 //! held by the allocation test.
 
+use std::net::SocketAddr;
 use std::sync::Once;
 
 use bytes::Bytes;
 use http_body_util::Full;
+use mesh_tower::Mesh;
 use tokio::runtime::Runtime;
 
 use crate::clients::{self, HOST, Job, Raw, RawGrpc, Version};
@@ -13,18 +15,21 @@ use crate::servers::{self, ServerKind};
 use crate::{Result, grpc};
 
 /// All cases, by what they compare with: the first of each protocol is the floor.
-pub const CASES: [&str; 12] = [
+pub const CASES: [&str; 15] = [
     "raw-http1",
     "pooled-http1",
     "mesh-http1",
+    "armed-http1",
     "server-http1",
     "raw-http2",
     "pooled-http2",
     "mesh-http2",
+    "armed-http2",
     "server-http2",
     "raw-grpc",
     "channel-grpc",
     "mesh-grpc",
+    "armed-grpc",
     "server-grpc",
 ];
 
@@ -32,7 +37,8 @@ pub const CASES: [&str; 12] = [
 const WARM_UP: u64 = 100;
 
 /// Runs a case: some requests to warm up, then `requests` inside `measure`. In `mesh-` cases the client is the
-/// mesh's and the server bare, in `server-` cases the client is raw and the server is the mesh's.
+/// mesh's and the server bare; in `armed-` cases that client has an observer, three filters and a retry policy; in
+/// `server-` cases the client is raw and the server is the mesh's.
 ///
 /// # Errors
 /// If no case is called so, or a request fails.
@@ -70,6 +76,10 @@ fn server_of(who: &str) -> ServerKind {
     if who == "server" { ServerKind::Mesh } else { ServerKind::Bare }
 }
 
+fn mesh_of(who: &str, address: SocketAddr) -> Result<Mesh> {
+    if who == "armed" { clients::armed_mesh([address]) } else { clients::mesh([address]) }
+}
+
 fn http<'r>(runtime: &'r Runtime, who: &str, version: Version, bytes: usize) -> Result<Send<'r>> {
     let address = runtime.block_on(servers::http(server_of(who)))?;
     Ok(match who {
@@ -78,9 +88,9 @@ fn http<'r>(runtime: &'r Runtime, who: &str, version: Version, bytes: usize) -> 
             let client = clients::pooled::<Full<Bytes>>(version);
             Box::new(move |times| runtime.block_on(repeat(times, async || clients::send_pooled(&client, &job).await)))
         }
-        "mesh" => {
+        "mesh" | "armed" => {
             let job = Job::plain(HOST, bytes)?;
-            let client = clients::mesh([address])?.client();
+            let client = mesh_of(who, address)?.client();
             Box::new(move |times| {
                 runtime.block_on(repeat(times, async || clients::send_mesh(&client, version, &job).await))
             })
@@ -105,8 +115,8 @@ fn unary<'r>(runtime: &'r Runtime, who: &str, count: usize) -> Result<Send<'r>> 
                     .block_on(repeat(times, async || Ok(grpc::call(client.clone(), body.clone()).await.map(drop)?)))
             })
         }
-        "mesh" => {
-            let client = mesh_tonic::channel(&clients::mesh([address])?, HOST);
+        "mesh" | "armed" => {
+            let client = mesh_tonic::channel(&mesh_of(who, address)?, HOST);
             Box::new(move |times| {
                 runtime
                     .block_on(repeat(times, async || Ok(grpc::call(client.clone(), body.clone()).await.map(drop)?)))

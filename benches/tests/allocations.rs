@@ -11,6 +11,8 @@ use mesh_core::request::RequestHead;
 
 /// What a client of the mesh may allocate for a request, above the bare connection.
 const CLIENT: f64 = 3.0;
+/// What an observer, three filters that let the request go on, and a retry policy may add to that.
+const ARMED: f64 = 1.0;
 /// What a server of the mesh may, above the bare server.
 const SERVER: f64 = 2.0;
 
@@ -42,7 +44,12 @@ fn a_request_keeps_its_budget() {
         let raw = allocations("raw", protocol);
         let client = allocations("mesh", protocol) - raw;
         let server = allocations("server", protocol) - raw;
-        println!("{protocol}: raw {raw:.2}, client {client:+.2}, server {server:+.2}");
+        let armed = allocations("armed", protocol) - raw - client;
+        println!("{protocol}: raw {raw:.2}, client {client:+.2}, armed {armed:+.2}, server {server:+.2}");
+        assert!(
+            armed <= ARMED,
+            "{protocol}: an observer, three filters and a retry policy allocate {armed:.2} times more"
+        );
         assert!(client <= CLIENT, "{protocol}: the client allocates {client:.2} times above raw");
         assert!(server <= SERVER, "{protocol}: the server allocates {server:.2} times above bare");
     }

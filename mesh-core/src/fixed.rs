@@ -15,7 +15,8 @@ use crate::error::Invalid;
 use crate::id::{ListenerName, Target};
 use crate::model::{
     ApiListener, Cluster, ClusterKind, Endpoints, FilterChain, FilterChainMatch, Forward, HeaderMutations, HttpManager,
-    Listener, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, ServerListener, VirtualHost,
+    Listener, NamedFilter, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, ServerListener,
+    VirtualHost,
 };
 use crate::resources::{Change, Progress, Resource, ResourceKey, ResourceType, Update};
 use crate::store::{Sink, Source};
@@ -50,6 +51,17 @@ impl Fixed {
         };
         let listener = Listener::Api(ApiListener { name: target.into(), http });
         self.put(ResourceType::Listener, target, Resource::Listener(Arc::new(listener)));
+        self
+    }
+
+    /// HTTP filters of a target that was added before, in order; without effect for any other.
+    pub fn filters(mut self, target: &str, filters: Vec<NamedFilter>) -> Self {
+        let key = ResourceKey::new(ResourceType::Listener, target);
+        if let Some(Resource::Listener(listener)) = self.resources.get_mut(&key)
+            && let Listener::Api(listener) = Arc::make_mut(listener)
+        {
+            listener.http.filters = filters;
+        }
         self
     }
 

@@ -59,11 +59,11 @@ pub trait Source: Send + Sync + 'static {
 /// source stops.
 #[derive(Clone)]
 pub struct Store {
-    shared: Arc<Shared>,
+    shared: Arc<StoreState>,
     _alive: Arc<Alive>,
 }
 
-struct Shared {
+struct StoreState {
     targets: ArcSwap<Entries>,
     commands: Mutex<Vec<Command>>,
     news: Notify,
@@ -82,7 +82,7 @@ enum Command {
 }
 
 /// Tells the source when the last store is gone.
-struct Alive(Arc<Shared>);
+struct Alive(Arc<StoreState>);
 
 impl Drop for Alive {
     fn drop(&mut self) {
@@ -168,7 +168,7 @@ impl Store {
     /// A store and the sink that fills it; run the source with the sink. A target that nobody asked for during `idle`,
     /// or for a year, is forgotten.
     pub fn new(source: Arc<dyn Source>, extensions: Extensions, idle: Duration) -> (Store, Sink) {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(StoreState {
             targets: ArcSwap::default(),
             commands: Mutex::default(),
             news: Notify::new(),
@@ -263,7 +263,7 @@ impl fmt::Debug for Store {
 
 /// A look at all targets of a store.
 #[derive(Clone)]
-pub struct Targets(Arc<Shared>);
+pub struct Targets(Arc<StoreState>);
 
 impl Targets {
     /// The targets that are known now.
@@ -308,7 +308,7 @@ impl Drop for ServerHandle {
 
 /// The source's side of a store.
 pub struct Sink {
-    shared: Arc<Shared>,
+    shared: Arc<StoreState>,
     assembly: Assembly,
     /// When idle targets are looked for next: kept here, since `changed` is dropped at every other event.
     idle_check: Option<tokio::time::Instant>,

@@ -47,11 +47,11 @@ pub enum Phase {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Drain {
-    shared: Arc<Shared>,
+    shared: Arc<DrainState>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct DrainState {
     phase: watch::Sender<Phase>,
     /// Whether the phase is past `Serving`: what every response asks, so it takes no lock.
     leaving: AtomicBool,
@@ -65,7 +65,7 @@ struct Shared {
 impl Drain {
     /// A drain that has not begun. `lame_duck` is for how long the listeners go on accepting once it has.
     pub fn new(lame_duck: Duration) -> Self {
-        let shared = Shared {
+        let shared = DrainState {
             phase: watch::Sender::new(Phase::Serving),
             leaving: AtomicBool::new(false),
             listeners: watch::Sender::new(0),
@@ -179,7 +179,7 @@ pub(crate) async fn reached(watched: &mut watch::Receiver<Phase>, phase: Phase) 
     }
 }
 
-async fn go_on(shared: Arc<Shared>) {
+async fn go_on(shared: Arc<DrainState>) {
     tokio::time::sleep(shared.lame_duck).await;
     shared.phase.send_replace(Phase::Closing);
     let mut listeners = shared.listeners.subscribe();
@@ -190,7 +190,7 @@ async fn go_on(shared: Arc<Shared>) {
 
 /// A request in flight.
 #[derive(Debug)]
-pub(crate) struct InFlight(Arc<Shared>);
+pub(crate) struct InFlight(Arc<DrainState>);
 
 impl InFlight {
     /// Whether the drain has begun.
@@ -209,7 +209,7 @@ impl Drop for InFlight {
 
 /// A listener that accepts.
 #[derive(Debug)]
-pub(crate) struct Accepting(Arc<Shared>);
+pub(crate) struct Accepting(Arc<DrainState>);
 
 impl Drop for Accepting {
     fn drop(&mut self) {

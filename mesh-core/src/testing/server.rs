@@ -79,9 +79,9 @@ impl Asked {
 
 /// A management server. Clones are the same server.
 #[derive(Clone)]
-pub struct ManagementServer(Arc<Shared>);
+pub struct ManagementServer(Arc<ManagementState>);
 
-struct Shared {
+struct ManagementState {
     state: Mutex<State>,
     /// Counts changes of the state; streams and tests wait for them.
     changes: watch::Sender<u64>,
@@ -128,7 +128,7 @@ impl ManagementServer {
             pumps: Vec::new(),
             muted: Vec::new(),
         };
-        let shared = Shared {
+        let shared = ManagementState {
             state: Mutex::new(state),
             changes: watch::Sender::new(0),
             frozen: watch::Sender::new(false),

@@ -92,7 +92,7 @@ struct Outage {
 #[derive(Debug)]
 struct Link {
     server: Server,
-    protocol: Protocol,
+    variant: Variant,
     phase: Phase,
     backoff: Backoff,
     started: Instant,
@@ -115,7 +115,7 @@ enum Phase {
 }
 
 #[derive(Debug)]
-enum Protocol {
+enum Variant {
     Sotw(Sotw),
     Delta(Delta),
 }
@@ -134,9 +134,9 @@ impl Session {
     pub(crate) fn new(servers: &[Server], node: &Node, options: Arc<Options>, now: Instant, seed: u64) -> Self {
         let link = |server: &Server| Link {
             server: server.clone(),
-            protocol: match server.is_incremental() {
-                true => Protocol::Delta(Delta::default()),
-                false => Protocol::Sotw(Sotw::default()),
+            variant: match server.is_incremental() {
+                true => Variant::Delta(Delta::default()),
+                false => Variant::Sotw(Sotw::default()),
             },
             phase: Phase::Idle,
             backoff: Backoff::default(),
@@ -176,7 +176,7 @@ impl Session {
         }
         for (index, link) in self.links.iter_mut().enumerate() {
             let step = Step { index, server: &link.server, now, out: &mut outcome.changes };
-            outcome.actions.extend(link.protocol.changed(&self.cache, &step, &changed, index));
+            outcome.actions.extend(link.variant.changed(&self.cache, &step, &changed, index));
         }
         self.connect_preferred(now, &mut outcome);
         self.after_failure(now, &mut outcome);
@@ -199,7 +199,7 @@ impl Session {
             link.phase = Phase::Open;
             link.responded = false;
             let step = Step { index, server: &link.server, now, out: &mut outcome.changes };
-            outcome.actions = link.protocol.opened(&self.cache, &step, &self.node, index);
+            outcome.actions = link.variant.opened(&self.cache, &step, &self.node, index);
         }
         outcome
     }
@@ -211,7 +211,7 @@ impl Session {
         if !matches!(link.phase, Phase::Connecting | Phase::Open) {
             return outcome;
         }
-        link.protocol.closed();
+        link.variant.closed();
         let served = std::mem::take(&mut link.responded);
         let (attempt, error) = match end {
             // gRFC A57: a stream that ends after a response is how servers balance their clients.
@@ -240,7 +240,7 @@ impl Session {
             tracing::info!(node = %self.node.id, server = %link.server.uri, "the management server answers again");
         }
         let mut step = Step { index, server: &link.server, now, out: &mut outcome.changes };
-        let (taken, request) = link.protocol.response(&mut self.cache, &mut step, response, &self.options);
+        let (taken, request) = link.variant.response(&mut self.cache, &mut step, response, &self.options);
         if request.is_some() {
             link.last_ack = Some(now);
         }
@@ -253,7 +253,7 @@ impl Session {
         // gRFC A71: the servers after this one are not needed any more.
         for (later, link) in self.links.iter_mut().enumerate().skip(index + 1) {
             if std::mem::replace(&mut link.phase, Phase::Idle) != Phase::Idle {
-                link.protocol.closed();
+                link.variant.closed();
                 outcome.actions.push(Action::Disconnect(later));
             }
         }
@@ -267,7 +267,7 @@ impl Session {
         let mut outcome = Outcome::default();
         for (index, link) in self.links.iter_mut().enumerate() {
             let mut step = Step { index, server: &link.server, now, out: &mut outcome.changes };
-            link.protocol.expire(&mut self.cache, &mut step);
+            link.variant.expire(&mut self.cache, &mut step);
             if matches!(link.phase, Phase::Waiting(until) if until <= now) {
                 if self.cache.is_wanted() {
                     link.connect(index, now, &mut outcome);
@@ -289,7 +289,7 @@ impl Session {
                 Phase::Waiting(until) => Some(until),
                 _ => None,
             };
-            [retry, link.protocol.next_deadline()]
+            [retry, link.variant.next_deadline()]
         });
         of_links.chain([self.cache.next_forget(), outage]).flatten().min()
     }
@@ -366,25 +366,25 @@ impl Link {
     }
 }
 
-impl Protocol {
+impl Variant {
     fn opened(&mut self, cache: &Cache, step: &Step<'_>, node: &core::Node, index: usize) -> Vec<Action> {
         match self {
-            Protocol::Sotw(machine) => send(index, machine.opened(cache, step, node), Request::Sotw),
-            Protocol::Delta(machine) => send(index, machine.opened(cache, step, node), Request::Delta),
+            Variant::Sotw(machine) => send(index, machine.opened(cache, step, node), Request::Sotw),
+            Variant::Delta(machine) => send(index, machine.opened(cache, step, node), Request::Delta),
         }
     }
 
     fn closed(&mut self) {
         match self {
-            Protocol::Sotw(machine) => machine.closed(),
-            Protocol::Delta(machine) => machine.closed(),
+            Variant::Sotw(machine) => machine.closed(),
+            Variant::Delta(machine) => machine.closed(),
         }
     }
 
     fn changed(&mut self, cache: &Cache, step: &Step<'_>, keys: &[ResourceKey], index: usize) -> Vec<Action> {
         match self {
-            Protocol::Sotw(machine) => send(index, machine.changed(cache, step, keys), Request::Sotw),
-            Protocol::Delta(machine) => send(index, machine.changed(cache, step, keys), Request::Delta),
+            Variant::Sotw(machine) => send(index, machine.changed(cache, step, keys), Request::Sotw),
+            Variant::Delta(machine) => send(index, machine.changed(cache, step, keys), Request::Delta),
         }
     }
 
@@ -396,11 +396,11 @@ impl Protocol {
         options: &Options,
     ) -> (Taken, Option<Request>) {
         match (self, response) {
-            (Protocol::Sotw(machine), Response::Sotw(response)) => {
+            (Variant::Sotw(machine), Response::Sotw(response)) => {
                 let (taken, request) = machine.response(cache, step, response, options);
                 (taken, request.map(Request::Sotw))
             }
-            (Protocol::Delta(machine), Response::Delta(response)) => {
+            (Variant::Delta(machine), Response::Delta(response)) => {
                 let (taken, request) = machine.response(cache, step, response, options);
                 (taken, request.map(Request::Delta))
             }
@@ -411,15 +411,15 @@ impl Protocol {
 
     fn expire(&mut self, cache: &mut Cache, step: &mut Step<'_>) {
         match self {
-            Protocol::Sotw(machine) => machine.expire(cache, step),
-            Protocol::Delta(machine) => machine.expire(cache, step),
+            Variant::Sotw(machine) => machine.expire(cache, step),
+            Variant::Delta(machine) => machine.expire(cache, step),
         }
     }
 
     fn next_deadline(&self) -> Option<Instant> {
         match self {
-            Protocol::Sotw(machine) => machine.next_deadline(),
-            Protocol::Delta(machine) => machine.next_deadline(),
+            Variant::Sotw(machine) => machine.next_deadline(),
+            Variant::Delta(machine) => machine.next_deadline(),
         }
     }
 }

@@ -19,7 +19,7 @@ use super::ResponseFuture;
 use crate::body::{Body, BoxError};
 use crate::mesh::Mesh;
 use crate::outbound::{self, OutboundContext};
-use crate::transport::{Connecting, Failure, Plaintext, Protocol, Replay, Transport};
+use crate::transport::{Connecting, Failure, HttpVersion, Plaintext, Replay, Transport};
 use crate::uri::{edit, to_http1};
 
 /// Puts the mesh in front of another client. The mesh does what its own [`Client`](super::Client) does, from the route to
@@ -133,21 +133,28 @@ where
         _: &Cluster,
         info: &RequestInfo,
         host: Option<&HeaderValue>,
-    ) -> Result<Protocol, MeshError> {
+    ) -> Result<HttpVersion, MeshError> {
         let version = request.version();
         to_http1(request, host);
         *request.version_mut() = version;
         if !request.headers().contains_key(HOST) {
             return Err(MeshError::new(ErrorKind::BadRequest, "no authority"));
         }
-        Ok(if info.is_http2 { Protocol::Http2 } else { Protocol::Http1 })
+        Ok(if info.is_http2 { HttpVersion::Http2 } else { HttpVersion::Http1 })
     }
 
-    fn ready(&mut self, _: &Cluster, _: &EndpointState, _: Protocol, _: Plaintext) -> Option<S> {
+    fn ready(&mut self, _: &Cluster, _: &EndpointState, _: HttpVersion, _: Plaintext) -> Option<S> {
         self.ready.take()
     }
 
-    fn connect(&self, _: &Arc<Cluster>, _: &Arc<EndpointState>, _: Protocol, _: Plaintext, _: bool) -> Connecting<S> {
+    fn connect(
+        &self,
+        _: &Arc<Cluster>,
+        _: &Arc<EndpointState>,
+        _: HttpVersion,
+        _: Plaintext,
+        _: bool,
+    ) -> Connecting<S> {
         let mut inner = self.inner.clone();
         Box::pin(async move {
             let ready = std::future::poll_fn(|cx| inner.poll_ready(cx)).await;

@@ -18,7 +18,7 @@ use mesh_core::view::RouteRef;
 
 use super::request::{ActiveRequest, Attempt, FOUND, Step, Woken};
 use crate::body::Body;
-use crate::transport::{Failure, FailureCause, Plaintext, Protocol, Transport};
+use crate::transport::{Failure, FailureCause, HttpVersion, Plaintext, Transport};
 
 /// How many connections may turn out to be closed under one try, before a new one is dialled for it.
 const MAX_STALE: u8 = 3;
@@ -44,7 +44,7 @@ impl Attempt {
             in_flight: pick.in_flight,
             leaf: pick.leaf,
             allowed: Plaintext::allowed(pick.cluster)?,
-            protocol: Protocol::Http1,
+            version: HttpVersion::Http1,
             stale: 0,
             goes_on: false,
         };
@@ -96,7 +96,7 @@ impl<T: Transport> ActiveRequest<T> {
         let destination = self.destination.as_deref().unwrap_or_default();
         let (mut attempt, cluster) = Attempt::pick(route, &mut self.info, destination)?;
         let host = self.route.as_ref().and_then(|route| route.view().host());
-        attempt.protocol = self.transport.form(request, cluster, &self.info, host)?;
+        attempt.version = self.transport.form(request, cluster, &self.info, host)?;
         if let Some(deadline) = self.info.deadline.filter(|_| self.info.is_grpc) {
             grpc_timeout::tell(request.headers_mut(), deadline.saturating_duration_since(Instant::now()));
         }
@@ -104,7 +104,7 @@ impl<T: Transport> ActiveRequest<T> {
             || !route.destination.response_changes().is_empty()
             || retry::looks_at_answers(policy(route));
         let ready = match self.was_cut {
-            false => self.transport.ready(cluster, attempt.endpoint(), attempt.protocol, attempt.allowed),
+            false => self.transport.ready(cluster, attempt.endpoint(), attempt.version, attempt.allowed),
             true => None,
         };
         match ready {
@@ -120,7 +120,7 @@ impl<T: Transport> ActiveRequest<T> {
 
     /// Waits for a connection, an old one only if `reuse` says so.
     fn connect(&mut self, attempt: Attempt, cluster: &Arc<Cluster>, reuse: bool) -> Step<T> {
-        let connecting = self.transport.connect(cluster, attempt.endpoint(), attempt.protocol, attempt.allowed, reuse);
+        let connecting = self.transport.connect(cluster, attempt.endpoint(), attempt.version, attempt.allowed, reuse);
         self.attempt = Some(attempt);
         Step::Wait(Box::pin(async move { Woken::Connected(connecting.await) }))
     }

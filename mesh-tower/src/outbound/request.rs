@@ -16,7 +16,7 @@ use mesh_core::store::{Store, TargetEntry};
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 use tokio::time::Sleep;
 
-use crate::transport::{Plaintext, Protocol, Replay, Transport};
+use crate::transport::{HttpVersion, Plaintext, Replay, Transport};
 use crate::{filters, headers};
 
 /// What the requests of one client have in common.
@@ -90,7 +90,7 @@ pub(crate) struct Attempt {
     pub(super) leaf: usize,
     /// That the leaf may be talked to as it stands.
     pub(crate) allowed: Plaintext,
-    pub(super) protocol: Protocol,
+    pub(super) version: HttpVersion,
     /// How many connections turned out to be closed.
     pub(super) stale: u8,
     /// Whether the connection may carry another request after this one.

@@ -31,9 +31,9 @@ pub(crate) use pool::{close_idle, pooled};
 pub(crate) use replay::Replay;
 pub(crate) use security::Plaintext;
 
-/// The protocol of an exchange.
+/// The HTTP that an exchange speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Protocol {
+pub(crate) enum HttpVersion {
     /// HTTP/1.1
     Http1,
     /// HTTP/2
@@ -62,14 +62,14 @@ pub(crate) trait Transport: Send + 'static {
         cluster: &Cluster,
         info: &RequestInfo,
         host: Option<&HeaderValue>,
-    ) -> Result<Protocol, MeshError>;
+    ) -> Result<HttpVersion, MeshError>;
 
     /// A connection that can take a request at once.
     fn ready(
         &mut self,
         cluster: &Cluster,
         endpoint: &EndpointState,
-        protocol: Protocol,
+        version: HttpVersion,
         allowed: Plaintext,
     ) -> Option<Self::Connection>;
 
@@ -78,7 +78,7 @@ pub(crate) trait Transport: Send + 'static {
         &self,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<EndpointState>,
-        protocol: Protocol,
+        version: HttpVersion,
         allowed: Plaintext,
         reuse: bool,
     ) -> Connecting<Self::Connection>;

@@ -17,7 +17,7 @@ use mesh_core::store::Targets;
 
 use super::http1::{Http1Connection, Http1Pool};
 use super::http2::{Http2Pool, Http2Stream};
-use super::{Connecting, Failure, Plaintext, Protocol, Replay, Transport};
+use super::{Connecting, Failure, HttpVersion, Plaintext, Replay, Transport};
 use crate::body::Body;
 use crate::uri::{to_http1, to_http2};
 
@@ -76,13 +76,13 @@ where
         cluster: &Cluster,
         info: &RequestInfo,
         host: Option<&HeaderValue>,
-    ) -> Result<Protocol, MeshError> {
-        let protocol = protocol(request.method(), request.headers(), cluster, info);
-        match protocol {
-            Protocol::Http1 => to_http1(request, host),
-            Protocol::Http2 => to_http2(request)?,
+    ) -> Result<HttpVersion, MeshError> {
+        let version = version(request.method(), request.headers(), cluster, info);
+        match version {
+            HttpVersion::Http1 => to_http1(request, host),
+            HttpVersion::Http2 => to_http2(request)?,
         }
-        Ok(protocol)
+        Ok(version)
     }
 
     #[inline]
@@ -90,13 +90,13 @@ where
         &mut self,
         cluster: &Cluster,
         endpoint: &EndpointState,
-        protocol: Protocol,
+        version: HttpVersion,
         _allowed: Plaintext,
     ) -> Option<PooledConnection> {
         let pool = endpoint.attachment(Pool::default)?;
-        match protocol {
-            Protocol::Http1 => pool.http1.ready().map(PooledConnection::Http1),
-            Protocol::Http2 => pool.http2.take(cluster).map(PooledConnection::Http2),
+        match version {
+            HttpVersion::Http1 => pool.http1.ready().map(PooledConnection::Http1),
+            HttpVersion::Http2 => pool.http2.take(cluster).map(PooledConnection::Http2),
         }
     }
 
@@ -104,11 +104,11 @@ where
         &self,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<EndpointState>,
-        protocol: Protocol,
+        version: HttpVersion,
         allowed: Plaintext,
         reuse: bool,
     ) -> Connecting<PooledConnection> {
-        Box::pin(connect(Arc::clone(cluster), Arc::clone(endpoint), protocol, allowed, reuse))
+        Box::pin(connect(Arc::clone(cluster), Arc::clone(endpoint), version, allowed, reuse))
     }
 
     #[inline(always)]
@@ -148,7 +148,7 @@ where
 
 /// What a request to a cluster is sent by.
 #[inline]
-fn protocol(method: &Method, headers: &HeaderMap, cluster: &Cluster, info: &RequestInfo) -> Protocol {
+fn version(method: &Method, headers: &HeaderMap, cluster: &Cluster, info: &RequestInfo) -> HttpVersion {
     // gRPC is HTTP/2, whatever the cluster says. An upgrade is a matter of HTTP/1.1.
     let upgrades = || method == Method::CONNECT || headers.contains_key(http::header::UPGRADE);
     let wants = info.is_grpc
@@ -157,7 +157,7 @@ fn protocol(method: &Method, headers: &HeaderMap, cluster: &Cluster, info: &Requ
             ClusterProtocol::Http2 => !upgrades(),
             ClusterProtocol::AsCaller => info.is_http2 && !upgrades(),
         };
-    if wants { Protocol::Http2 } else { Protocol::Http1 }
+    if wants { HttpVersion::Http2 } else { HttpVersion::Http1 }
 }
 
 /// A connection: one that is there, if `reuse` says so, or a new one. Of HTTP/2 it may be one that somebody else
@@ -165,13 +165,13 @@ fn protocol(method: &Method, headers: &HeaderMap, cluster: &Cluster, info: &Requ
 async fn connect(
     cluster: Arc<Cluster>,
     endpoint: Arc<EndpointState>,
-    protocol: Protocol,
+    version: HttpVersion,
     allowed: Plaintext,
     reuse: bool,
 ) -> Result<PooledConnection, MeshError> {
     let foreign = || MeshError::new(ErrorKind::ConnectFailure, "the endpoint's state belongs to another data plane");
     let pool = endpoint.attachment(Pool::default).ok_or_else(foreign)?;
-    if protocol == Protocol::Http1 {
+    if version == HttpVersion::Http1 {
         if reuse && let Some(connection) = pool.http1.take().await {
             return Ok(PooledConnection::Http1(connection));
         }
