@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderName, Method, StatusCode};
 use smallvec::SmallVec;
 
 use crate::error::{ErrorKind, MeshError};
@@ -177,12 +177,15 @@ impl RequestInfo {
         }
     }
 
-    /// Notes the head of the response. A gRPC status in it is that of a response without a body (trailers-only).
+    /// Notes the head of the response. Where it is all of it, as `is_end` says, its headers are a gRPC response's
+    /// trailers (trailers-only).
     #[inline]
-    pub fn note_response(&mut self, status: StatusCode, headers: &HeaderMap) {
+    pub fn note_response(&mut self, status: StatusCode, headers: &HeaderMap, is_end: bool) {
         if let Some(record) = &mut self.record {
             record.status = Some(status);
-            record.grpc_status = grpc_status(headers);
+            if is_end {
+                record.grpc_status = grpc_status(headers);
+            }
         }
     }
 
@@ -318,7 +321,8 @@ impl fmt::Debug for RequestInfo {
 
 /// The status in a gRPC response's trailers; `None` where there is none, or no number.
 fn grpc_status(headers: &HeaderMap) -> Option<u32> {
-    std::str::from_utf8(headers.get("grpc-status")?.as_bytes()).ok()?.parse().ok()
+    const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+    std::str::from_utf8(headers.get(GRPC_STATUS)?.as_bytes()).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -343,7 +347,7 @@ mod tests {
         let mut request = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(1));
         request.observe(&observers, Direction::Outbound, &Method::GET);
         request.note_authority("a:80");
-        request.note_response(StatusCode::OK, &HeaderMap::new());
+        request.note_response(StatusCode::OK, &HeaderMap::new(), false);
         request.note_response_bytes(3);
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", 14.into());
@@ -362,7 +366,7 @@ mod tests {
     fn what_nobody_is_told_of_is_not_kept() {
         let mut request = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(1));
         request.note_authority("a:80");
-        request.note_response(StatusCode::OK, &HeaderMap::new());
+        request.note_response(StatusCode::OK, &HeaderMap::new(), false);
         assert_eq!((request.authority(), request.status(), request.is_observed()), ("", None, false));
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{Request, Response, request, response};
+use http::{request, response};
 use mesh_core::filter::{Callout, Decision, Filter, Reply, Resume};
 use mesh_core::request_info::RequestInfo;
 
@@ -17,16 +17,7 @@ pub(crate) enum Passage {
 }
 
 /// Passes the filters from the one at `entered` on; `entered` is how many have seen the request.
-pub(crate) fn on_request<B>(
-    filters: &[Arc<dyn Filter>],
-    entered: &mut usize,
-    info: &mut RequestInfo,
-    request: &mut Request<B>,
-) -> Passage {
-    with_parts(request, |head| go_on(filters, entered, info, head))
-}
-
-fn go_on(
+pub(crate) fn on_request(
     filters: &[Arc<dyn Filter>],
     entered: &mut usize,
     info: &mut RequestInfo,
@@ -46,17 +37,17 @@ fn go_on(
 }
 
 /// The filter that held the request back decides; then the chain goes on.
-pub(crate) fn resume<B>(
+pub(crate) fn resume(
     decide: Resume,
     filters: &[Arc<dyn Filter>],
     entered: &mut usize,
     info: &mut RequestInfo,
-    request: &mut Request<B>,
+    head: &mut request::Parts,
 ) -> Passage {
-    with_parts(request, |head| match carry_out(decide(info, head)) {
-        Passage::Passed => go_on(filters, entered, info, head),
+    match carry_out(decide(info, head)) {
+        Passage::Passed => on_request(filters, entered, info, head),
         ended => ended,
-    })
+    }
 }
 
 fn carry_out(decision: Decision) -> Passage {
@@ -73,27 +64,15 @@ fn carry_out(decision: Decision) -> Passage {
 }
 
 /// Passes the filters on the way back: those that saw the request, the last one first.
-pub(crate) fn on_response<B>(
+pub(crate) fn on_response(
     filters: &[Arc<dyn Filter>],
     entered: usize,
     info: &mut RequestInfo,
-    response: &mut Response<B>,
+    head: &mut response::Parts,
 ) {
-    if entered == 0 {
-        return;
-    }
-    let (mut head, ()) = Response::new(()).into_parts();
-    let mut swap = |head: &mut response::Parts| {
-        std::mem::swap(&mut head.status, response.status_mut());
-        std::mem::swap(&mut head.version, response.version_mut());
-        std::mem::swap(&mut head.headers, response.headers_mut());
-        std::mem::swap(&mut head.extensions, response.extensions_mut());
-    };
-    swap(&mut head);
     for filter in filters.iter().take(entered).rev() {
-        filter.on_response(info, &mut head);
+        filter.on_response(info, head);
     }
-    swap(&mut head);
 }
 
 /// Tells those that saw the request that it is over.
@@ -101,20 +80,4 @@ pub(crate) fn on_end(filters: &[Arc<dyn Filter>], entered: usize, info: &Request
     for filter in filters.iter().take(entered) {
         filter.on_end(info);
     }
-}
-
-/// Does something with the parts of a request that stays in its place.
-fn with_parts<B, T>(request: &mut Request<B>, change: impl FnOnce(&mut request::Parts) -> T) -> T {
-    let (mut parts, ()) = Request::new(()).into_parts();
-    let mut swap = |parts: &mut request::Parts| {
-        std::mem::swap(&mut parts.method, request.method_mut());
-        std::mem::swap(&mut parts.uri, request.uri_mut());
-        std::mem::swap(&mut parts.version, request.version_mut());
-        std::mem::swap(&mut parts.headers, request.headers_mut());
-        std::mem::swap(&mut parts.extensions, request.extensions_mut());
-    };
-    swap(&mut parts);
-    let result = change(&mut parts);
-    swap(&mut parts);
-    result
 }

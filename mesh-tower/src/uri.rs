@@ -1,33 +1,34 @@
 //! A request's URI and authority: their form on the wire, and changes that keep a URI whole.
 
 use http::header::HOST;
+use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderValue, Method, Request, Uri, Version};
+use http::{HeaderValue, Method, Uri, Version};
 use mesh_core::error::{ErrorKind, MeshError};
 
 /// The form of HTTP/1.1: path alone, and the authority in `Host`. `known` is the usual value, made before.
-pub(crate) fn to_http1<B>(request: &mut Request<B>, known: Option<&HeaderValue>) {
-    *request.version_mut() = Version::HTTP_11;
-    let Some(authority) = request.uri().authority() else { return };
+pub(crate) fn to_http1(head: &mut Parts, known: Option<&HeaderValue>) {
+    head.version = Version::HTTP_11;
+    let Some(authority) = head.uri.authority() else { return };
     let host = match known.filter(|known| known.as_bytes() == authority.as_str().as_bytes()) {
         Some(known) => Ok(known.clone()),
         None => HeaderValue::from_str(authority.as_str()),
     };
     // An authority is always visible ASCII.
     if let Ok(host) = host {
-        request.headers_mut().insert(HOST, host);
+        head.headers.insert(HOST, host);
     }
-    if request.method() != Method::CONNECT {
-        let path = std::mem::take(request.uri_mut()).into_parts().path_and_query;
-        *request.uri_mut() = path.map(Uri::from).unwrap_or_default();
+    if head.method != Method::CONNECT {
+        let path = std::mem::take(&mut head.uri).into_parts().path_and_query;
+        head.uri = path.map(Uri::from).unwrap_or_default();
     }
 }
 
 /// The form of HTTP/2: scheme and authority in the URI, and no `Host`.
-pub(crate) fn to_http2<B>(request: &mut Request<B>) -> Result<(), MeshError> {
-    *request.version_mut() = Version::HTTP_2;
-    let host = request.headers_mut().remove(HOST);
-    let uri = request.uri();
+pub(crate) fn to_http2(head: &mut Parts) -> Result<(), MeshError> {
+    head.version = Version::HTTP_2;
+    let host = head.headers.remove(HOST);
+    let uri = &head.uri;
     if uri.authority().is_some() && uri.scheme().is_some() {
         return Ok(());
     }
@@ -37,17 +38,17 @@ pub(crate) fn to_http2<B>(request: &mut Request<B>) -> Result<(), MeshError> {
             .map_err(|error| MeshError::new(ErrorKind::BadRequest, "malformed authority").caused_by(error))?,
         (None, None) => return Err(MeshError::new(ErrorKind::BadRequest, "no authority")),
     };
-    edit(request.uri_mut(), |uri| uri.authority = Some(authority));
+    edit(&mut head.uri, |uri| uri.authority = Some(authority));
     Ok(())
 }
 
 /// Takes `user:password@` out of the URI: nobody on the way is to see it (RFC 9110, 4.2.4).
-pub(crate) fn strip_user<B>(request: &mut Request<B>) -> Result<(), MeshError> {
-    let Some(text) = request.uri().authority().map(Authority::as_str) else { return Ok(()) };
+pub(crate) fn strip_user(head: &mut Parts) -> Result<(), MeshError> {
+    let Some(text) = head.uri.authority().map(Authority::as_str) else { return Ok(()) };
     let Some((_, host)) = text.rsplit_once('@') else { return Ok(()) };
     let host = Authority::try_from(host)
         .map_err(|error| MeshError::new(ErrorKind::BadRequest, "malformed authority").caused_by(error))?;
-    edit(request.uri_mut(), |uri| uri.authority = Some(host));
+    edit(&mut head.uri, |uri| uri.authority = Some(host));
     Ok(())
 }
 
@@ -74,44 +75,44 @@ mod tests {
 
     use super::*;
 
-    fn get(uri: &str, host: Option<&str>) -> Request<()> {
+    fn head(uri: &str, host: Option<&str>) -> Parts {
         let mut request = Request::get(uri);
         if let Some(host) = host {
             request = request.header(HOST, host);
         }
-        request.body(()).unwrap()
+        request.body(()).unwrap().into_parts().0
     }
 
     #[test]
     fn http1_has_the_authority_in_host_and_http2_in_the_uri() {
         for (uri, host) in [("http://a:1/p?q", None), ("/p?q", Some("a:1")), ("http://a:1/p?q", Some("other"))] {
-            let mut one = get(uri, host);
+            let mut one = head(uri, host);
             to_http1(&mut one, None);
-            let form = (one.uri().to_string(), one.headers()[HOST].to_str().unwrap().to_owned());
+            let form = (one.uri.to_string(), one.headers[HOST].to_str().unwrap().to_owned());
             assert_eq!(form, ("/p?q".into(), "a:1".into()), "{uri}");
-            let mut two = get(uri, host);
+            let mut two = head(uri, host);
             to_http2(&mut two).unwrap();
-            assert_eq!((two.uri().to_string().as_str(), two.headers().get(HOST)), ("http://a:1/p?q", None), "{uri}");
+            assert_eq!((two.uri.to_string().as_str(), two.headers.get(HOST)), ("http://a:1/p?q", None), "{uri}");
         }
-        assert!(to_http2(&mut get("/p", None)).is_err());
+        assert!(to_http2(&mut head("/p", None)).is_err());
     }
 
     #[test]
     fn a_uri_that_is_edited_stays_one() {
         for uri in ["reviews:9080", "http://reviews:9080/p", "http://reviews:9080"] {
-            let mut request = get(uri, None);
-            edit(request.uri_mut(), |uri| uri.path_and_query = Some(PathAndQuery::from_static("/new")));
-            assert_eq!(request.uri(), "http://reviews:9080/new", "{uri}");
+            let mut request = head(uri, None);
+            edit(&mut request.uri, |uri| uri.path_and_query = Some(PathAndQuery::from_static("/new")));
+            assert_eq!(request.uri, "http://reviews:9080/new", "{uri}");
         }
-        let mut path = get("/p", None);
-        edit(path.uri_mut(), |uri| uri.path_and_query = Some(PathAndQuery::from_static("/new")));
-        assert_eq!(path.uri(), "/new");
+        let mut path = head("/p", None);
+        edit(&mut path.uri, |uri| uri.path_and_query = Some(PathAndQuery::from_static("/new")));
+        assert_eq!(path.uri, "/new");
     }
 
     #[test]
     fn nobody_is_told_of_user_and_password() {
-        let mut request = get("http://user:secret@a:1/p", None);
+        let mut request = head("http://user:secret@a:1/p", None);
         strip_user(&mut request).unwrap();
-        assert_eq!(request.uri(), "http://a:1/p");
+        assert_eq!(request.uri, "http://a:1/p");
     }
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use http::request::Parts;
 use http::{Request, Uri};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::Target;
@@ -105,25 +106,25 @@ impl Connector {
         if !self.under_tls {
             outbound::refuse_tls(&uri)?;
         }
-        let mut request = Request::new(());
-        *request.uri_mut() = uri;
-        let entry = outbound::entry(&self.context, &mut request)?;
+        let (mut head, ()) = Request::new(()).into_parts();
+        head.uri = uri;
+        let entry = outbound::entry(&self.context, &mut head)?;
         let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::new());
         let view = entry.wait(info.started + self.context.cold_start_wait).await?;
-        let (route, _) = SelectedRoute::find(&view, &RequestHead::of_request(&request)?, &mut info.random)?;
-        let opened = self.open_on(&route, &request, &mut info).await;
+        let (route, _) = SelectedRoute::find(&view, &RequestHead::of(&head)?, &mut info.random)?;
+        let opened = self.open_on(&route, &head, &mut info).await;
         let (attempt, stream) = opened.map_err(|error| outbound::within(&route, error))?;
-        Ok(ConnectorStream::new(stream, attempt, entry, view, request))
+        Ok(ConnectorStream::new(stream, attempt, entry, view, head))
     }
 
     async fn open_on(
         &self,
         route: &SelectedRoute,
-        request: &Request<()>,
+        head: &Parts,
         info: &mut RequestInfo,
     ) -> Result<(Attempt, tokio::net::TcpStream), MeshError> {
         self.tell(route.view(), forward(&route.get())?);
-        let destination = outbound::destination(&RequestHead::of_request(request)?)?;
+        let destination = outbound::destination(&RequestHead::of(head)?)?;
         loop {
             let (attempt, cluster) = Attempt::pick(&route.get(), info, &destination)?;
             let error = match dial(cluster, attempt.endpoint(), attempt.allowed).await {

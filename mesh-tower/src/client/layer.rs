@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::HOST;
+use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Request, Response};
 use mesh_core::error::{ErrorKind, MeshError};
@@ -104,7 +105,8 @@ where
         let clone = self.inner.clone();
         let ready = std::mem::replace(&mut self.inner, clone.clone());
         let transport = OtherClient { ready: Some(ready), inner: clone };
-        outbound::send(&self.context, transport, request.map(Body::new))
+        let (head, body) = request.into_parts();
+        outbound::send(&self.context, transport, head, Body::new(body))
     }
 }
 
@@ -129,15 +131,15 @@ where
     /// What the authority was stays in `Host`; the version is the other client's to choose.
     fn form(
         &self,
-        request: &mut Request<Body>,
+        head: &mut Parts,
         _: &Cluster,
         info: &RequestInfo,
         host: Option<&HeaderValue>,
     ) -> Result<HttpVersion, MeshError> {
-        let version = request.version();
-        to_http1(request, host);
-        *request.version_mut() = version;
-        if !request.headers().contains_key(HOST) {
+        let version = head.version;
+        to_http1(head, host);
+        head.version = version;
+        if !head.headers.contains_key(HOST) {
             return Err(MeshError::new(ErrorKind::BadRequest, "no authority"));
         }
         Ok(if info.is_http2 { HttpVersion::Http2 } else { HttpVersion::Http1 })

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use http::request::Parts;
 use http::uri::Authority;
 use http::{Request, Response, Uri};
 use mesh_core::error::{ErrorKind, MeshError};
@@ -94,13 +95,14 @@ impl Client {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        self.send(request.map(Body::new))
+        let (head, body) = request.into_parts();
+        self.send(head, Body::new(body))
     }
 
     /// Not generic, so that it is compiled once, and not again in each crate that sends another body.
     #[inline(never)]
-    fn send(&self, request: Request<Body>) -> ResponseFuture {
-        outbound::send(&self.context, pooled(), request)
+    fn send(&self, head: Parts, body: Body) -> ResponseFuture {
+        outbound::send(&self.context, pooled(), head, body)
     }
 }
 

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::request::Parts;
 use http::{Request, Response};
 use mesh_core::balance::PickArgs;
 use mesh_core::error::{ErrorKind, MeshError};
@@ -85,24 +86,23 @@ fn decide(route: &RouteRef<'_>, outcome: Outcome<'_>, info: &mut RequestInfo) ->
 
 impl<T: Transport> ActiveRequest<T> {
     /// Another try: the pause is over.
-    pub(super) fn retry(&mut self, request: &mut Request<Body>) -> Result<Step<T>, MeshError> {
+    pub(super) fn retry(&mut self, head: &mut Parts) -> Result<Step<T>, MeshError> {
         let selected = self.route.clone().expect(FOUND);
-        self.try_once(&selected.get(), request)
+        self.try_once(&selected.get(), head)
     }
 
     /// Begins a try.
     #[inline]
-    pub(super) fn try_once(&mut self, route: &RouteRef<'_>, request: &mut Request<Body>) -> Result<Step<T>, MeshError> {
+    pub(super) fn try_once(&mut self, route: &RouteRef<'_>, head: &mut Parts) -> Result<Step<T>, MeshError> {
         let destination = self.destination.as_deref().unwrap_or_default();
         let (mut attempt, cluster) = Attempt::pick(route, &mut self.info, destination)?;
         let host = self.route.as_ref().and_then(|route| route.view().host());
-        attempt.version = self.transport.form(request, cluster, &self.info, host)?;
+        attempt.version = self.transport.form(head, cluster, &self.info, host)?;
         if let Some(deadline) = self.info.deadline.filter(|_| self.info.is_grpc) {
-            grpc_timeout::tell(request.headers_mut(), deadline.saturating_duration_since(Instant::now()));
+            grpc_timeout::tell(&mut head.headers, deadline.saturating_duration_since(Instant::now()));
         }
-        self.route_wants_response = self.filters_entered > 0
-            || !route.destination.response_changes().is_empty()
-            || retry::looks_at_answers(policy(route));
+        self.route_wants_response = self.filters_entered > 0 || !route.destination.response_changes().is_empty();
+        self.policy_wants_response = retry::looks_at_answers(policy(route));
         let ready = match self.was_cut {
             false => self.transport.ready(cluster, attempt.endpoint(), attempt.version, attempt.allowed),
             true => None,
@@ -144,16 +144,16 @@ impl<T: Transport> ActiveRequest<T> {
 
     /// Sends the request over its connection, and keeps what it takes to send it once more.
     #[inline(always)]
-    pub(super) fn dispatch(&mut self, mut request: Request<Body>) -> T::Exchange {
-        self.replay.keep(&mut request);
+    pub(super) fn dispatch(&mut self, head: Parts, mut body: Body) -> T::Exchange {
+        self.replay.keep(&head, &mut body);
         let endpoint = self.attempt.as_ref().expect(PICKED).endpoint();
         let connection = self.connection.as_mut().expect("a connection was found for the try");
-        self.transport.send(connection, request, endpoint)
+        self.transport.send(connection, Request::from_parts(head, body), endpoint)
     }
 
     /// The exchange failed: what that says of it, and the request, if it is whole again and another try does no harm.
     #[cold]
-    pub(super) fn exchange_failed(&mut self, error: T::Error) -> (Failure, Option<Request<Body>>) {
+    pub(super) fn exchange_failed(&mut self, error: T::Error) -> (Failure, Option<(Parts, Body)>) {
         let connection = self.connection.take();
         let failure = self.transport.failure(error, connection, &mut self.replay);
         let request = failure.harmless.then(|| self.replay.restore()).flatten();
@@ -187,12 +187,9 @@ impl<T: Transport> ActiveRequest<T> {
 
     /// Another try, where the policy wants one after this answer and the request is still whole.
     #[cold]
-    pub(super) fn try_again_after(&mut self, response: &Response<T::Body>) -> Option<(Step<T>, Request<Body>)> {
+    pub(super) fn try_again_after(&mut self, response: &Response<T::Body>) -> Option<(Step<T>, (Parts, Body))> {
         let selected = self.route.clone()?;
         let route = selected.get();
-        if !retry::looks_at_answers(policy(&route)) {
-            return None;
-        }
         let outcome = Outcome::Answered(response.status(), response.headers());
         let RetryDecision::Retry { after } = decide(&route, outcome, &mut self.info) else { return None };
         let request = self.replay.restore()?;

@@ -20,8 +20,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
-use http_body::Frame;
+use http::request::Parts;
+use http::{Response, StatusCode};
+use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use mesh_core::error::MeshError;
 use pin_project_lite::pin_project;
@@ -42,13 +43,14 @@ use response_body::{Content, Underway};
 pub(crate) fn send<T: Transport>(
     context: &Arc<OutboundContext>,
     transport: T,
-    request: Request<Body>,
+    head: Parts,
+    body: Body,
 ) -> ResponseFuture<T::Body> {
     let mut outbound = Box::pin(Outbound {
         request: ActiveRequest {
             context: Arc::clone(context),
             transport,
-            info: route::info_of(context, &request),
+            info: route::info_of(context, &head),
             route: None,
             filters_entered: 0,
             destination: None,
@@ -57,12 +59,13 @@ pub(crate) fn send<T: Transport>(
             replay: Replay::default(),
             was_cut: false,
             route_wants_response: false,
+            policy_wants_response: false,
             deadline: None,
         },
         flight: Flight::Here { request: None },
         wait: None,
     });
-    match outbound.as_mut().step(request, ActiveRequest::start) {
+    match outbound.as_mut().step(head, body, ActiveRequest::start) {
         None => ResponseFuture { state: State::Underway { outbound } },
         Some(result) => ResponseFuture::ready(result),
     }
@@ -86,7 +89,7 @@ pin_project! {
     #[project = FlightProjection]
     enum Flight<F> {
         /// Not sent yet, or whole again; `None` while a step has it, and where it is lost.
-        Here { request: Option<Request<Body>> },
+        Here { request: Option<(Parts, Body)> },
         /// On its way.
         Away {
             #[pin]
@@ -103,14 +106,15 @@ impl<T: Transport> Outbound<T> {
     #[inline(always)]
     fn step(
         self: Pin<&mut Self>,
-        mut request: Request<Body>,
-        step: impl FnOnce(&mut ActiveRequest<T>, &mut Request<Body>) -> Result<Step<T>, MeshError>,
+        mut head: Parts,
+        body: Body,
+        step: impl FnOnce(&mut ActiveRequest<T>, &mut Parts) -> Result<Step<T>, MeshError>,
     ) -> Option<Concluded<T::Body>> {
         let mut this = self.project();
-        match step(this.request, &mut request) {
-            Ok(Step::Send) => this.flight.set(Flight::Away { exchange: this.request.dispatch(request) }),
+        match step(this.request, &mut head) {
+            Ok(Step::Send) => this.flight.set(Flight::Away { exchange: this.request.dispatch(head, body) }),
             Ok(Step::Wait(wait)) => {
-                this.flight.set(Flight::Here { request: Some(request) });
+                this.flight.set(Flight::Here { request: Some((head, body)) });
                 *this.wait = Some(wait);
             }
             Ok(Step::Done(response)) => return Some(Ok(this.request.deliver(response))),
@@ -123,11 +127,11 @@ impl<T: Transport> Outbound<T> {
     #[cold]
     fn step_after(
         self: Pin<&mut Self>,
-        request: Option<Request<Body>>,
+        request: Option<(Parts, Body)>,
         step: Result<Step<T>, MeshError>,
     ) -> Option<Concluded<T::Body>> {
         match (request, step) {
-            (Some(request), step) => self.step(request, |_, _| step),
+            (Some((head, body)), step) => self.step(head, body, |_, _| step),
             (None, Err(error)) => Some(Err(self.project().request.fail(error))),
             (None, Ok(_)) => unreachable!("a request that is not whole is not tried again"),
         }
@@ -148,14 +152,14 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
                     FlightProjection::Here { request } => request.take(),
                     FlightProjection::Away { .. } => None,
                 };
-                let request = request.expect("the request is here while something is waited for");
-                self.as_mut().step(request, |active, request| active.woken(woken, request))
+                let (head, body) = request.expect("the request is here while something is waited for");
+                self.as_mut().step(head, body, |active, head| active.woken(woken, head))
             } else if let FlightProjection::Away { exchange } = this.flight.as_mut().project() {
                 let Poll::Ready(answer) = exchange.poll(cx) else {
                     return this.request.poll_deadline(cx).map(Err);
                 };
                 match answer {
-                    Ok(response) if !this.request.route_wants_response => {
+                    Ok(response) if !this.request.policy_wants_response => {
                         return Poll::Ready(Ok(this.request.answered(response)));
                     }
                     Ok(response) => match this.request.try_again_after(&response) {
@@ -196,35 +200,37 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
 
 impl<T: Transport> ActiveRequest<T> {
     /// Goes on where a wait left off.
-    fn woken(&mut self, woken: Woken<T::Connection>, request: &mut Request<Body>) -> Result<Step<T>, MeshError> {
+    fn woken(&mut self, woken: Woken<T::Connection>, head: &mut Parts) -> Result<Step<T>, MeshError> {
         match woken {
-            Woken::View(view) => self.select(view?, request),
-            Woken::Filter(decide) => self.resume(decide, request),
-            Woken::Retry => self.retry(request),
+            Woken::View(view) => self.select(view?, head),
+            Woken::Filter(decide) => self.resume(decide, head),
+            Woken::Retry => self.retry(head),
             Woken::Connected(connected) => self.connected(connected),
         }
     }
 
     /// The endpoint's answer goes home.
     #[inline(always)]
-    fn answered(&mut self, mut response: Response<T::Body>) -> Response<ResponseBody<T::Body>> {
+    fn answered(&mut self, response: Response<T::Body>) -> Response<ResponseBody<T::Body>> {
         self.replay.forget();
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let (mut head, body) = response.into_parts();
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
             // An upgraded connection belongs to whoever took the upgrade.
             self.connection = None;
         }
-        self.pass_back(&mut response);
-        let (deadline, is_observed) = (self.take_deadline(), self.info.is_observed());
-        response.map(|body| ResponseBody::new(Content::Upstream { body }, deadline, is_observed))
+        self.pass_back(&mut head, body.is_end_stream());
+        let body = ResponseBody::new(Content::Upstream { body }, self.take_deadline(), self.info.is_observed());
+        Response::from_parts(head, body)
     }
 
     /// An answer of the mesh itself goes home.
-    fn deliver(&mut self, mut response: Response<Bytes>) -> Response<ResponseBody<T::Body>> {
+    fn deliver(&mut self, response: Response<Bytes>) -> Response<ResponseBody<T::Body>> {
         self.route_wants_response = true;
-        self.info.note_response_bytes(response.body().len());
+        let (mut head, bytes) = response.into_parts();
+        self.info.note_response_bytes(bytes.len());
         self.info.note_complete();
-        self.pass_back(&mut response);
-        response.map(|bytes| ResponseBody::new(Content::Mesh { bytes }, None, false))
+        self.pass_back(&mut head, bytes.is_empty());
+        Response::from_parts(head, ResponseBody::new(Content::Mesh { bytes }, None, false))
     }
 }
 

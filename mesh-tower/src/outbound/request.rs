@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
+use http::response::Parts;
 use http::uri::Authority;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
@@ -54,6 +55,8 @@ pub(super) struct ActiveRequest<T: Transport> {
     pub(super) was_cut: bool,
     /// Whether the route has something to do with the response. Where it has not, nobody looks the route up again.
     pub(super) route_wants_response: bool,
+    /// Whether the retry policy may want another try after an answer.
+    pub(super) policy_wants_response: bool,
     /// Runs from when there is something to wait for.
     pub(super) deadline: Option<Pin<Box<Sleep>>>,
 }
@@ -106,20 +109,20 @@ impl Attempt {
 }
 
 impl<T: Transport> ActiveRequest<T> {
-    /// The way back of every response: filters, the route's changes.
+    /// The way back of every response: filters, the route's changes. `is_end` says whether the head is all of it.
     #[inline(always)]
-    pub(super) fn pass_back<B>(&mut self, response: &mut Response<B>) {
+    pub(super) fn pass_back(&mut self, head: &mut Parts, is_end: bool) {
         if self.route_wants_response {
-            self.change(response);
+            self.change(head);
         }
-        self.info.note_response(response.status(), response.headers());
+        self.info.note_response(head.status, &head.headers, is_end);
     }
 
-    fn change<B>(&mut self, response: &mut Response<B>) {
+    fn change(&mut self, head: &mut Parts) {
         let Some(route) = &self.route else { return };
         let destination = route.get().destination;
-        filters::on_response(destination.filters(), self.filters_entered, &mut self.info, response);
-        headers::apply(destination.response_changes(), response.headers_mut());
+        filters::on_response(destination.filters(), self.filters_entered, &mut self.info, head);
+        headers::apply(destination.response_changes(), &mut head.headers);
     }
 
     /// The request fails; the error says on which route.

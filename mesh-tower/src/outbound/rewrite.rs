@@ -1,7 +1,7 @@
 //! What a route makes of a request: headers, path, authority.
 
-use http::Request;
 use http::header::HOST;
+use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::Forward;
@@ -15,29 +15,29 @@ use crate::uri::edit;
 ///
 /// `authority` is that of a client which has one target.
 #[inline]
-pub(super) fn rewrite<B>(
-    request: &mut Request<B>,
+pub(super) fn rewrite(
+    head: &mut Parts,
     forward: &Forward,
     route: &RouteRef<'_>,
     authority: Option<&Authority>,
 ) -> Result<(), MeshError> {
-    apply(route.destination.request_changes(), request.headers_mut());
+    apply(route.destination.request_changes(), &mut head.headers);
     if let Some(change) = &forward.path {
-        let path = change_path(change, &route.route.matches.path, request.uri().path());
-        let path = match request.uri().query().filter(|_| !path.contains('?')) {
+        let path = change_path(change, &route.route.matches.path, head.uri.path());
+        let path = match head.uri.query().filter(|_| !path.contains('?')) {
             Some(query) => format!("{path}?{query}"),
             None => path,
         };
         let path = PathAndQuery::try_from(path).map_err(|error| {
             MeshError::new(ErrorKind::BadRequest, "the rewritten path is malformed").caused_by(error)
         })?;
-        edit(request.uri_mut(), |uri| uri.path_and_query = Some(path));
+        edit(&mut head.uri, |uri| uri.path_and_query = Some(path));
     }
     if let Some(host) = &forward.authority {
-        request.headers_mut().insert(HOST, host.clone());
-        edit(request.uri_mut(), |uri| uri.authority = None);
+        head.headers.insert(HOST, host.clone());
+        edit(&mut head.uri, |uri| uri.authority = None);
     } else if let Some(authority) = authority {
-        edit(request.uri_mut(), |uri| uri.authority = Some(authority.clone()));
+        edit(&mut head.uri, |uri| uri.authority = Some(authority.clone()));
     }
     Ok(())
 }

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::request::Parts;
 use http::uri::Scheme;
-use http::{Request, Uri, Version};
+use http::{Uri, Version};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
 use mesh_core::model::{Forward, RouteAction};
@@ -16,7 +17,6 @@ use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 
 use super::request::{ActiveRequest, FOUND, OutboundContext, Step, Woken, too_late};
 use super::rewrite::rewrite;
-use crate::body::Body;
 use crate::filters::{self, Passage};
 use crate::reply;
 use crate::transport::Transport;
@@ -24,16 +24,18 @@ use crate::uri::strip_user;
 
 /// What is known of a request before it is routed.
 #[inline]
-pub(super) fn info_of<B>(context: &OutboundContext, request: &Request<B>) -> RequestInfo {
+pub(super) fn info_of(context: &OutboundContext, head: &Parts) -> RequestInfo {
     let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::new());
-    info.is_grpc = is_grpc(request.headers());
-    info.is_http2 = request.version() == Version::HTTP_2;
-    info.deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
+    info.is_grpc = is_grpc(&head.headers);
+    info.is_http2 = head.version == Version::HTTP_2;
+    info.deadline = head.extensions.get::<Deadline>().map(|deadline| deadline.0);
     if !context.observers.is_empty() {
-        info.observe(&context.observers, Direction::Outbound, request.method());
-        info.note_authority(match &context.target {
-            Some(target) => target.authority.as_str(),
-            None => RequestHead::of_request(request).map_or("", |head| head.authority),
+        info.observe(&context.observers, Direction::Outbound, &head.method);
+        info.note_authority(match (&context.target, head.uri.authority()) {
+            (Some(target), _) => target.authority.as_str(),
+            // Nobody is told of a user and a password.
+            (None, Some(authority)) => authority.as_str().rsplit('@').next().unwrap_or_default(),
+            (None, None) => RequestHead::of(head).map_or("", |head| head.authority),
         });
     }
     info
@@ -42,43 +44,40 @@ pub(super) fn info_of<B>(context: &OutboundContext, request: &Request<B>) -> Req
 /// What is looked at of a request; a fixed target's authority stands above the request's own. There is no user in the
 /// request's own any more: [`view`] saw to it.
 #[inline]
-fn head_of<'r, B>(context: &'r OutboundContext, request: &'r Request<B>) -> Result<RequestHead<'r>, MeshError> {
+fn head_of<'r>(context: &'r OutboundContext, head: &'r Parts) -> Result<RequestHead<'r>, MeshError> {
     let authority = match &context.target {
         Some(target) => Some(&target.authority),
-        None => request.uri().authority(),
+        None => head.uri.authority(),
     };
     match authority {
-        Some(authority) => Ok(RequestHead::of_request_to(request, authority.as_str())),
-        None => RequestHead::of_request(request),
+        Some(authority) => Ok(RequestHead::with_authority(head, authority.as_str())),
+        None => RequestHead::of(head),
     }
 }
 
 /// The view of the request's target, or the entry to wait at: the first request to a target subscribes to it.
 #[allow(clippy::type_complexity, reason = "a view or where it will appear")]
 #[inline]
-fn view<B>(
-    context: &OutboundContext,
-    request: &mut Request<B>,
-) -> Result<Result<Arc<TargetView>, Arc<TargetEntry>>, MeshError> {
-    refuse_tls(request.uri())?;
+fn view(context: &OutboundContext, head: &mut Parts) -> Result<Result<Arc<TargetView>, Arc<TargetEntry>>, MeshError> {
+    refuse_tls(&head.uri)?;
     if let Some(target) = &context.target {
         return Ok(target.entry.view().ok_or_else(|| Arc::clone(&target.entry)));
     }
     // A name that the store knows has no user in it, nor anything else that would have to be taken out.
-    if let Some(authority) = request.uri().authority()
+    if let Some(authority) = head.uri.authority()
         && has_port(authority.as_str())
         && let Some(view) = context.store.view(authority.as_str())
     {
         return Ok(Ok(view));
     }
-    let entry = entry(context, request)?;
+    let entry = entry(context, head)?;
     Ok(entry.view().ok_or(entry))
 }
 
 /// The entry of the target that a request names.
-pub(crate) fn entry<B>(context: &OutboundContext, request: &mut Request<B>) -> Result<Arc<TargetEntry>, MeshError> {
-    strip_user(request)?;
-    let head = RequestHead::of_request(request)?;
+pub(crate) fn entry(context: &OutboundContext, head: &mut Parts) -> Result<Arc<TargetEntry>, MeshError> {
+    strip_user(head)?;
+    let head = RequestHead::of(head)?;
     context.store.target(&host_and_port(head.authority, head.scheme)?)
 }
 
@@ -97,9 +96,9 @@ pub(crate) fn refuse_tls(uri: &Uri) -> Result<(), MeshError> {
 impl<T: Transport> ActiveRequest<T> {
     /// Begins the walk.
     #[inline]
-    pub(super) fn start(&mut self, request: &mut Request<Body>) -> Result<Step<T>, MeshError> {
-        match view(&self.context, request)? {
-            Ok(view) => self.select(view, request),
+    pub(super) fn start(&mut self, head: &mut Parts) -> Result<Step<T>, MeshError> {
+        match view(&self.context, head)? {
+            Ok(view) => self.select(view, head),
             Err(entry) => {
                 let until = self.info.started + self.context.cold_start_wait;
                 Ok(Step::Wait(Box::pin(async move { Woken::View(entry.wait(until).await) })))
@@ -109,37 +108,32 @@ impl<T: Transport> ActiveRequest<T> {
 
     /// Finds the route.
     #[inline]
-    pub(super) fn select(&mut self, view: Arc<TargetView>, request: &mut Request<Body>) -> Result<Step<T>, MeshError> {
-        let (selected, route) = SelectedRoute::find(&view, &head_of(&self.context, request)?, &mut self.info.random)?;
+    pub(super) fn select(&mut self, view: Arc<TargetView>, head: &mut Parts) -> Result<Step<T>, MeshError> {
+        let (selected, route) = SelectedRoute::find(&view, &head_of(&self.context, head)?, &mut self.info.random)?;
         self.route = Some(selected);
         self.info.note_route(&route.route.name, route.cluster.map(|cluster| cluster.name()));
-        if route.destination.filters().is_empty() { self.act(&route, request) } else { self.filter(&route, request) }
+        if route.destination.filters().is_empty() { self.act(&route, head) } else { self.filter(&route, head) }
     }
 
     /// Passes the route's filters.
-    fn filter(&mut self, route: &RouteRef<'_>, request: &mut Request<Body>) -> Result<Step<T>, MeshError> {
+    fn filter(&mut self, route: &RouteRef<'_>, head: &mut Parts) -> Result<Step<T>, MeshError> {
         let filters = route.destination.filters();
-        let passage = filters::on_request(filters, &mut self.filters_entered, &mut self.info, request);
-        self.passed(passage, route, request)
+        let passage = filters::on_request(filters, &mut self.filters_entered, &mut self.info, head);
+        self.passed(passage, route, head)
     }
 
     /// The filter that held the request back knows more.
-    pub(super) fn resume(&mut self, decide: Resume, request: &mut Request<Body>) -> Result<Step<T>, MeshError> {
+    pub(super) fn resume(&mut self, decide: Resume, head: &mut Parts) -> Result<Step<T>, MeshError> {
         let selected = self.route.clone().expect(FOUND);
         let route = selected.get();
         let filters = route.destination.filters();
-        let passage = filters::resume(decide, filters, &mut self.filters_entered, &mut self.info, request);
-        self.passed(passage, &route, request)
+        let passage = filters::resume(decide, filters, &mut self.filters_entered, &mut self.info, head);
+        self.passed(passage, &route, head)
     }
 
-    fn passed(
-        &mut self,
-        passage: Passage,
-        route: &RouteRef<'_>,
-        request: &mut Request<Body>,
-    ) -> Result<Step<T>, MeshError> {
+    fn passed(&mut self, passage: Passage, route: &RouteRef<'_>, head: &mut Parts) -> Result<Step<T>, MeshError> {
         match passage {
-            Passage::Passed => self.act(route, request),
+            Passage::Passed => self.act(route, head),
             Passage::Answered(answer) => Ok(Step::Done(reply::filter(answer, self.info.is_grpc))),
             Passage::Held(callout) => Ok(Step::Wait(Box::pin(async move { Woken::Filter(callout.await) }))),
         }
@@ -147,7 +141,7 @@ impl<T: Transport> ActiveRequest<T> {
 
     /// Does what the route wants.
     #[inline]
-    fn act(&mut self, route: &RouteRef<'_>, request: &mut Request<Body>) -> Result<Step<T>, MeshError> {
+    fn act(&mut self, route: &RouteRef<'_>, head: &mut Parts) -> Result<Step<T>, MeshError> {
         let response = match &route.route.action {
             RouteAction::Forward(forward) => {
                 if limit(&mut self.info, forward, route)? {
@@ -156,14 +150,14 @@ impl<T: Transport> ActiveRequest<T> {
                 // Where the caller wants to go, if that is where the cluster's requests go: what the route writes over
                 // it is only told there.
                 if route.cluster.is_some_and(|cluster| cluster.passes_through()) {
-                    self.destination = Some(destination(&head_of(&self.context, request)?)?.into());
+                    self.destination = Some(destination(&head_of(&self.context, head)?)?.into());
                 }
                 let authority = self.context.target.as_ref().map(|target| &target.authority);
-                rewrite(request, forward, route, authority)?;
-                return self.try_once(route, request);
+                rewrite(head, forward, route, authority)?;
+                return self.try_once(route, head);
             }
             RouteAction::Redirect(redirect) => {
-                reply::redirect(redirect, &route.route.matches, &head_of(&self.context, request)?)?
+                reply::redirect(redirect, &route.route.matches, &head_of(&self.context, head)?)?
             }
             RouteAction::Direct(direct) => reply::direct(direct),
             RouteAction::Unusable(reason) => return Err(MeshError::new(ErrorKind::NoRoute, Arc::clone(reason))),

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{Extensions, Request, Response, Version};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::{Callout, Resume};
@@ -191,7 +192,8 @@ impl ServerContext {
             return forward(route, destination, request);
         }
         let Facts { info, filters_entered, .. } = &mut **facts;
-        let passage = filters::on_request(destination.filters(), filters_entered, info, request);
+        let passage =
+            with_parts(request, |head| filters::on_request(destination.filters(), filters_entered, info, head));
         passed(passage, route, destination, request)
     }
 }
@@ -201,7 +203,8 @@ pub(super) fn resume<B>(decide: Resume, facts: &mut Facts, request: &mut Request
     let Facts { info, filters_entered, route, .. } = facts;
     let found = route.as_ref().and_then(|(routes, position)| routes.at(*position));
     let (route, destination) = found.expect("a request that is held back passes the filters of its route");
-    let passage = filters::resume(decide, destination.filters(), filters_entered, info, request);
+    let passage =
+        with_parts(request, |head| filters::resume(decide, destination.filters(), filters_entered, info, head));
     passed(passage, route, destination, request).unwrap_or_else(|error| {
         info.note_error(&error);
         Admission::Answer(Box::new(reply::error(&error, info.is_grpc)))
@@ -262,6 +265,22 @@ fn routes(
         Some(reason) => Err(refused(ErrorKind::Security, reason)),
         None => Ok(&chain.routes),
     }
+}
+
+/// Does something with the parts of a request that stays in its place.
+fn with_parts<B, T>(request: &mut Request<B>, change: impl FnOnce(&mut Parts) -> T) -> T {
+    let (mut parts, ()) = Request::new(()).into_parts();
+    let mut swap = |parts: &mut Parts| {
+        std::mem::swap(&mut parts.method, request.method_mut());
+        std::mem::swap(&mut parts.uri, request.uri_mut());
+        std::mem::swap(&mut parts.version, request.version_mut());
+        std::mem::swap(&mut parts.headers, request.headers_mut());
+        std::mem::swap(&mut parts.extensions, request.extensions_mut());
+    };
+    swap(&mut parts);
+    let result = change(&mut parts);
+    swap(&mut parts);
+    result
 }
 
 /// A server's route has no other action (gRFC A36).

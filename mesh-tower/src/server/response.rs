@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::CONNECTION;
+use http::response::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use mesh_core::filter::Callout;
@@ -144,12 +145,24 @@ impl Facts {
     }
 
     /// Filters and the route's changes, on the way back.
-    fn pass_back<B>(&mut self, response: &mut Response<B>) {
+    fn pass_back(&mut self, head: &mut Parts, is_end: bool) {
         if let Some((_, destination)) = self.route.as_ref().and_then(|(routes, position)| routes.at(*position)) {
-            filters::on_response(destination.filters(), self.filters_entered, &mut self.info, response);
-            headers::apply(destination.response_changes(), response.headers_mut());
+            filters::on_response(destination.filters(), self.filters_entered, &mut self.info, head);
+            headers::apply(destination.response_changes(), &mut head.headers);
         }
-        self.info.note_response(response.status(), response.headers());
+        self.info.note_response(head.status, &head.headers, is_end);
+    }
+}
+
+impl Facts {
+    /// Notes a frame of the body, and whether it was the last one.
+    fn note(&mut self, frame: Option<&Frame<Bytes>>, is_over: bool) {
+        if let Some(frame) = frame {
+            note_frame(&mut self.info, frame);
+        }
+        if is_over {
+            self.info.note_complete();
+        }
     }
 }
 
@@ -180,18 +193,20 @@ impl ActiveRequest {
         response: Response<A>,
         content: impl FnOnce(A) -> Content<R>,
     ) -> Response<ServerBody<R>> {
-        let mut response = response.map(content);
+        let (mut head, body) = response.into_parts();
+        let content = content(body);
         if let Some(facts) = &mut self.facts {
-            facts.pass_back(&mut response);
-            if response.body().is_end_stream() {
+            let is_end = content.is_end_stream();
+            facts.pass_back(&mut head, is_end);
+            if is_end {
                 facts.info.note_complete();
             }
         }
         // HTTP/2 says it by GOAWAY, which is the connection's and not a response's.
-        if self.in_flight.is_leaving() && self.is_http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        if self.in_flight.is_leaving() && self.is_http1 && head.status != StatusCode::SWITCHING_PROTOCOLS {
+            head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        response.map(|content| ServerBody { content, request: self })
+        Response::from_parts(head, ServerBody { content, request: self })
     }
 }
 
@@ -222,26 +237,23 @@ impl<B: http_body::Body<Data = Bytes>> http_body::Body for ServerBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
+    #[inline]
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let mut this = self.project();
-        let frame = match this.content.as_mut().project() {
-            ContentProjection::App { body } => ready!(body.poll_frame(cx)),
-            ContentProjection::Local { bytes } if bytes.is_empty() => None,
-            ContentProjection::Local { bytes } => Some(Ok(Frame::data(std::mem::take(bytes)))),
+        let polled = match this.content.as_mut().project() {
+            ContentProjection::App { body } => body.poll_frame(cx),
+            ContentProjection::Local { bytes } if bytes.is_empty() => Poll::Ready(None),
+            ContentProjection::Local { bytes } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
         };
-        if let Some(facts) = &mut this.request.facts {
-            if let Some(Ok(frame)) = &frame {
-                note_frame(&mut facts.info, frame);
-            }
+        if let (Some(facts), Poll::Ready(frame)) = (&mut this.request.facts, &polled) {
             // Nothing comes after trailers, and nobody asks.
             let is_over = frame.as_ref().is_none_or(|frame| frame.as_ref().is_ok_and(Frame::is_trailers));
-            if is_over || this.content.is_end_stream() {
-                facts.info.note_complete();
-            }
+            facts.note(frame.as_ref().and_then(|frame| frame.as_ref().ok()), is_over || this.content.is_end_stream());
         }
-        Poll::Ready(frame)
+        polled
     }
 
+    #[inline]
     fn is_end_stream(&self) -> bool {
         self.content.is_end_stream()
     }

@@ -17,6 +17,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use mesh_core::error::MeshError;
 use mesh_core::model::Cluster;
@@ -58,7 +59,7 @@ pub(crate) trait Transport: Send + 'static {
     /// before.
     fn form(
         &self,
-        request: &mut Request<Body>,
+        head: &mut Parts,
         cluster: &Cluster,
         info: &RequestInfo,
         host: Option<&HeaderValue>,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use mesh_core::error::{ErrorKind, MeshError};
@@ -72,15 +73,15 @@ where
     #[inline]
     fn form(
         &self,
-        request: &mut Request<Body>,
+        head: &mut Parts,
         cluster: &Cluster,
         info: &RequestInfo,
         host: Option<&HeaderValue>,
     ) -> Result<HttpVersion, MeshError> {
-        let version = version(request.method(), request.headers(), cluster, info);
+        let version = version(&head.method, &head.headers, cluster, info);
         match version {
-            HttpVersion::Http1 => to_http1(request, host),
-            HttpVersion::Http2 => to_http2(request)?,
+            HttpVersion::Http1 => to_http1(head, host),
+            HttpVersion::Http2 => to_http2(head)?,
         }
         Ok(version)
     }

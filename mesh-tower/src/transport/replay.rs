@@ -1,6 +1,7 @@
 //! What it takes to send a request once more, kept while it is on its way. Up to four headers cost no
 //! allocation.
 
+use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Uri, Version};
 use smallvec::SmallVec;
 
@@ -32,15 +33,15 @@ impl Default for Replay {
 impl Replay {
     /// Keeps a request that is about to be sent. Extensions are not kept: they are of no use on the wire.
     #[inline]
-    pub(crate) fn keep(&mut self, request: &mut Request<Body>) {
-        self.method = request.method().clone();
-        self.uri = request.uri().clone();
-        self.version = request.version();
+    pub(crate) fn keep(&mut self, head: &Parts, body: &mut Body) {
+        self.method = head.method.clone();
+        self.uri = head.uri.clone();
+        self.version = head.version;
         self.headers.clear();
-        for (name, value) in request.headers() {
+        for (name, value) in &head.headers {
             self.headers.push((name.clone(), value.clone()));
         }
-        self.body = request.body_mut().replay();
+        self.body = body.replay();
     }
 
     /// Whether sending it twice does no more harm than sending it once.
@@ -49,15 +50,16 @@ impl Replay {
     }
 
     /// The request, whole again; `None` if some of its body is gone.
-    pub(crate) fn restore(&mut self) -> Option<Request<Body>> {
-        let mut request = Request::new(std::mem::take(&mut self.body).take()?);
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
-        *request.version_mut() = self.version;
+    pub(crate) fn restore(&mut self) -> Option<(Parts, Body)> {
+        let body = std::mem::take(&mut self.body).take()?;
+        let (mut head, ()) = Request::new(()).into_parts();
+        head.method = self.method.clone();
+        head.uri = self.uri.clone();
+        head.version = self.version;
         for (name, value) in self.headers.drain(..) {
-            request.headers_mut().append(name, value);
+            head.headers.append(name, value);
         }
-        Some(request)
+        Some((head, body))
     }
 
     /// Forgets the request: it was answered.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::Request;
+use http::request::Parts;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
@@ -40,7 +40,7 @@ pub struct ConnectorStream {
     io: TokioIo<TcpStream>,
     attempt: Attempt,
     /// What the connection was asked for.
-    request: Request<()>,
+    head: Parts,
     entry: Arc<TargetEntry>,
     next_view: NextView,
     standing: Standing,
@@ -66,12 +66,12 @@ impl ConnectorStream {
         attempt: Attempt,
         entry: Arc<TargetEntry>,
         view: Arc<TargetView>,
-        request: Request<()>,
+        head: Parts,
     ) -> Self {
         ConnectorStream {
             io: TokioIo::new(stream),
             attempt,
-            request,
+            head,
             next_view: next_view(&entry, view),
             entry,
             standing: Standing::Allowed,
@@ -85,7 +85,7 @@ impl ConnectorStream {
     /// Where the connection must not be used any more.
     fn follow(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         while let Poll::Ready(view) = self.next_view.as_mut().poll(cx) {
-            match (judge(&view, &self.request, self.attempt.endpoint()), &self.standing) {
+            match (judge(&view, &self.head, self.attempt.endpoint()), &self.standing) {
                 (Err(error), _) => self.standing = Standing::Forbidden(error),
                 (Ok(true), Standing::Retired { .. }) => self.standing = Standing::Allowed,
                 (Ok(false), Standing::Allowed) => {
@@ -141,8 +141,8 @@ fn next_view(entry: &Arc<TargetEntry>, present: Arc<TargetView>) -> NextView {
 ///
 /// # Errors
 /// [`Security`](mesh_core::error::ErrorKind::Security) where they must not, from now on.
-fn judge(view: &TargetView, request: &Request<()>, endpoint: &EndpointState) -> Result<bool, MeshError> {
-    let Ok(head) = RequestHead::of_request(request) else { return Ok(false) };
+fn judge(view: &TargetView, head: &Parts, endpoint: &EndpointState) -> Result<bool, MeshError> {
+    let Ok(head) = RequestHead::of(head) else { return Ok(false) };
     // Any route of those that chance decides among will do: its clusters are all looked at.
     let Ok(route) = view.find(&head, &mut fastrand::Rng::new()) else { return Ok(false) };
     if forward(&route).is_err() {
