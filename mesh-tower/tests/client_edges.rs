@@ -234,6 +234,25 @@ async fn the_layer_tries_another_endpoint_where_one_refuses_and_says_what_failed
     assert_eq!(told.last().unwrap(), "gone default gone:80 None Some(ConnectFailure) 3 true");
 }
 
+/// A limit of the inner client holds its permit in its future, which is over with the head of the response.
+#[tokio::test]
+async fn the_layer_lets_go_of_the_inner_clients_future_before_the_body_is_read() {
+    use tower::{Layer, Service, ServiceExt};
+    let inner = tower::service_fn(|_: Request<Body>| async {
+        Ok::<_, Infallible>(http::Response::new(http_body_util::Full::new(Bytes::from_static(b"ok"))))
+    });
+    let limited = tower::limit::ConcurrencyLimitLayer::new(1).layer(inner);
+    let source = Fixed::new().service("s:80", ["127.0.0.1:1".parse().unwrap()]);
+    let mesh = Mesh::builder().source(source).start().unwrap();
+    let mut client = mesh.layer().layer(limited);
+    let mut unread = Vec::new();
+    for _ in 0..3 {
+        let ready = tokio::time::timeout(Duration::from_secs(20), ServiceExt::<Request<Body>>::ready(&mut client));
+        let request = Request::get("http://s/").body(Body::empty()).unwrap();
+        unread.push(ready.await.expect("the permit is free").unwrap().call(request).await.unwrap());
+    }
+}
+
 /// The same retry as everywhere: what may have been processed is not sent again.
 #[tokio::test]
 async fn the_layer_does_not_send_again_what_may_have_been_processed() {

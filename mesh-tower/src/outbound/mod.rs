@@ -158,6 +158,8 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
                 let Poll::Ready(answer) = exchange.poll(cx) else {
                     return this.request.poll_deadline(cx).map(Err);
                 };
+                // Another client's future may hold what its next request waits for.
+                this.flight.set(Flight::Here { request: None });
                 match answer {
                     Ok(response) if !this.request.policy_wants_response => {
                         return Poll::Ready(Ok(this.request.answered(response)));
