@@ -35,6 +35,8 @@ pub enum ErrorKind {
     FaultInjected,
     /// The configuration asks for TLS that cannot be provided. Never plaintext instead.
     Security,
+    /// On a server: the application returned an error instead of a response, or its response's body broke off.
+    Application,
     /// A server may not serve here: no listener is bound, its configuration is not known yet, or it says no.
     NotServing,
     /// The mesh is draining or shut down.
@@ -79,6 +81,7 @@ impl ErrorKind {
             | ErrorKind::ConnectFailure
             | ErrorKind::RefusedStream
             | ErrorKind::ConnectionLost
+            | ErrorKind::Application
             | ErrorKind::Timeout => Origin::Upstream,
             ErrorKind::Overflow | ErrorKind::FaultInjected | ErrorKind::Draining => Origin::Mesh,
         }
@@ -93,7 +96,7 @@ impl ErrorKind {
             | ErrorKind::Overflow
             | ErrorKind::NotServing
             | ErrorKind::Draining => RetryAdvice::Safe,
-            ErrorKind::ConnectionLost | ErrorKind::Timeout => RetryAdvice::IfIdempotent,
+            ErrorKind::ConnectionLost | ErrorKind::Application | ErrorKind::Timeout => RetryAdvice::IfIdempotent,
             ErrorKind::BadRequest
             | ErrorKind::UnknownTarget
             | ErrorKind::NoRoute
@@ -108,6 +111,7 @@ impl ErrorKind {
         match self {
             ErrorKind::BadRequest => 400,
             ErrorKind::NoRoute => 404,
+            ErrorKind::Application => 500,
             ErrorKind::UnknownTarget => 502,
             ErrorKind::Timeout => 504,
             _ => 503,
@@ -132,7 +136,7 @@ impl ErrorKind {
             ErrorKind::NoCluster => "NC",
             ErrorKind::NoHealthyEndpoint => "UH",
             ErrorKind::ConnectFailure | ErrorKind::Security => "UF",
-            ErrorKind::RefusedStream | ErrorKind::ConnectionLost => "UC",
+            ErrorKind::RefusedStream | ErrorKind::ConnectionLost | ErrorKind::Application => "UC",
             ErrorKind::Timeout => "UT",
             ErrorKind::Overflow => "UO",
             ErrorKind::FaultInjected => "FI",

@@ -43,12 +43,6 @@ impl<'r> RequestHead<'r> {
         Self::new(&parts.method, &parts.uri, &parts.headers, authority)
     }
 
-    /// The same of a request that stays whole.
-    #[inline]
-    pub fn of_request_to<B>(request: &'r Request<B>, authority: &'r str) -> Self {
-        Self::new(request.method(), request.uri(), request.headers(), authority)
-    }
-
     #[inline]
     fn new(method: &'r Method, uri: &'r Uri, headers: &'r HeaderMap, authority: &'r str) -> Self {
         RequestHead {
@@ -95,12 +89,7 @@ fn path_length(path_and_query: &str) -> usize {
 /// The authority of a request: the URI's, else its only `Host` header.
 fn authority_of<'r>(uri: &'r Uri, headers: &'r HeaderMap) -> Result<&'r str, MeshError> {
     if let Some(authority) = uri.authority() {
-        let text = authority.as_str();
-        // User information is rare and authorities are short: a plain loop beats a general search.
-        return Ok(match text.bytes().position(|byte| byte == b'@') {
-            Some(at) => text.get(at + 1..).unwrap_or_default(),
-            None => text,
-        });
+        return Ok(without_user(authority.as_str()));
     }
     let mut hosts = headers.get_all(http::header::HOST).iter();
     let bad = |what: &str| Err(MeshError::new(ErrorKind::BadRequest, what));
@@ -112,6 +101,19 @@ fn authority_of<'r>(uri: &'r Uri, headers: &'r HeaderMap) -> Result<&'r str, Mes
         (None, _) => bad("no authority in the URI and no Host header"),
         (Some(_), Some(_)) => bad("more than one Host header"),
     }
+}
+
+/// An authority without `user:password@`: nobody on the way is to see it (RFC 9110, 4.2.4).
+///
+/// ```
+/// use mesh_core::request::without_user;
+///
+/// assert_eq!(without_user("user:secret@a:80"), "a:80");
+/// assert_eq!(without_user("a:80"), "a:80");
+/// ```
+#[inline]
+pub fn without_user(authority: &str) -> &str {
+    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
 }
 
 /// Whether these headers are those of gRPC: a content type of `application/grpc`, alone or with `+` or `;`.

@@ -11,7 +11,7 @@ use std::time::Instant;
 use http::{HeaderMap, HeaderName, Method, StatusCode};
 use smallvec::SmallVec;
 
-use crate::error::{ErrorKind, MeshError};
+use crate::error::ErrorKind;
 use crate::id::ClusterName;
 use crate::state::EndpointState;
 
@@ -57,8 +57,8 @@ pub type Observers = Arc<[Arc<dyn Observer>]>;
 
 /// One request on its way.
 ///
-/// The public fields are what decisions go by. The rest is noted only where somebody is told in the end, and read
-/// through methods; without an observer they answer `None`.
+/// The public fields are what decisions go by. The rest is noted by the data plane, and only where somebody is told in
+/// the end: an observer, or the filters of the request's route. It is read through methods, which know nothing otherwise.
 #[non_exhaustive]
 pub struct RequestInfo {
     /// When it entered the mesh.
@@ -80,7 +80,7 @@ pub struct RequestInfo {
     record: Option<Box<Record>>,
 }
 
-/// What only observers ask for.
+/// What is noted for those who are told in the end.
 struct Record {
     observers: Observers,
     direction: Direction,
@@ -114,7 +114,8 @@ impl RequestInfo {
         }
     }
 
-    /// Has these told of the request when it is over.
+    /// Notes from here on what becomes of the request, and has these told when it is over; filters are told besides. For
+    /// data planes.
     pub fn observe(&mut self, observers: &Observers, direction: Direction, method: &Method) {
         self.record = Some(Box::new(Record {
             observers: Arc::clone(observers),
@@ -133,7 +134,7 @@ impl RequestInfo {
         }));
     }
 
-    /// Whether somebody is told of it in the end.
+    /// Whether it is noted what becomes of it.
     #[inline]
     pub fn is_observed(&self) -> bool {
         self.record.is_some()
@@ -205,10 +206,10 @@ impl RequestInfo {
         }
     }
 
-    /// Notes that the mesh failed it, or that its response broke off.
-    pub fn note_error(&mut self, error: &MeshError) {
+    /// Notes that it failed, or that its response broke off.
+    pub fn note_error(&mut self, error: ErrorKind) {
         if let Some(record) = &mut self.record {
-            record.error = Some(error.kind());
+            record.error = Some(error);
         }
     }
 

@@ -177,7 +177,8 @@ pub struct States {
 type FilterKey = (Box<str>, Arc<str>, TypeId);
 
 /// Where one filter keeps what is to survive the next push: buckets, caches, the circuit of a call-out. Found again by
-/// the filter's name and the place where it is configured: the listener, or the route that overrides it.
+/// the filter's name and the place where it is configured: the listener, or the virtual host, route or weighted cluster
+/// that overrides it, by name. A nameless route goes by its position: give it a name to keep its state where it is.
 #[derive(Clone, Copy, Debug)]
 pub struct FilterState<'s> {
     states: &'s States,

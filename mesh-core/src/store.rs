@@ -140,7 +140,7 @@ impl TargetEntry {
         }
     }
 
-    /// Waits until the view is another than this one.
+    /// Waits until the view is another than this one: for ever, if it stays. Can be dropped at any time.
     pub async fn changed(&self, present: &Arc<TargetView>) -> Arc<TargetView> {
         loop {
             let mut news = std::pin::pin!(self.news.notified());

@@ -79,6 +79,7 @@ mod tests {
             (ErrorKind::Overflow, Code::Unavailable),
             (ErrorKind::FaultInjected, Code::Unavailable),
             (ErrorKind::Security, Code::Unavailable),
+            (ErrorKind::Application, Code::Unavailable),
             (ErrorKind::NotServing, Code::Unavailable),
             (ErrorKind::Draining, Code::Unavailable),
         ];

@@ -5,6 +5,7 @@ use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Uri, Version};
 use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::request::without_user;
 
 /// The form of HTTP/1.1: path alone, and the authority in `Host`. `known` is the usual value, made before.
 pub(crate) fn to_http1(head: &mut Parts, known: Option<&HeaderValue>) {
@@ -42,10 +43,13 @@ pub(crate) fn to_http2(head: &mut Parts) -> Result<(), MeshError> {
     Ok(())
 }
 
-/// Takes `user:password@` out of the URI: nobody on the way is to see it (RFC 9110, 4.2.4).
+/// Takes `user:password@` out of the URI.
 pub(crate) fn strip_user(head: &mut Parts) -> Result<(), MeshError> {
     let Some(text) = head.uri.authority().map(Authority::as_str) else { return Ok(()) };
-    let Some((_, host)) = text.rsplit_once('@') else { return Ok(()) };
+    let host = without_user(text);
+    if host == text {
+        return Ok(());
+    }
     let host = Authority::try_from(host)
         .map_err(|error| MeshError::new(ErrorKind::BadRequest, "malformed authority").caused_by(error))?;
     edit(&mut head.uri, |uri| uri.authority = Some(host));

@@ -84,7 +84,12 @@ impl Filter for Probe {
         head.headers.append("x-returned", HeaderValue::from_str(&self.name).unwrap());
     }
 
-    fn on_end(&self, _: &RequestInfo) {
+    fn on_end(&self, request: &RequestInfo) {
+        if self.name == "witness" {
+            let status = request.status().map(|status| status.as_u16());
+            let (complete, bytes) = (request.is_complete(), request.response_bytes());
+            self.note(format_args!("saw {status:?} {bytes} {complete} {:?}", request.error()));
+        }
         self.note("end");
     }
 }
@@ -207,13 +212,13 @@ impl Side {
         (head.status, head.headers, String::from_utf8(bytes.to_vec()).unwrap())
     }
 
-    /// Asks until the configuration of these filters is in use, and forgets what was written down.
-    async fn settle(&self, first: &str) {
+    /// Asks until the filter of this name is in use, and forgets what was written down.
+    async fn settle(&self, name: &str) {
         within(async {
             loop {
                 self.log.lock().unwrap().clear();
                 _ = tokio::time::timeout(Duration::from_millis(500), self.client.get("http://s/")).await;
-                if self.log.lock().unwrap().first().is_some_and(|line| line.starts_with(&format!("{first} "))) {
+                if self.log.lock().unwrap().iter().any(|line| line.starts_with(&format!("{name} request"))) {
                     break;
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -335,6 +340,52 @@ async fn what_a_filter_keeps_survives_a_push() {
 fn last_count(lines: &[String]) -> usize {
     let counts = lines.iter().filter_map(|line| line.strip_prefix("a request ")?.parse().ok());
     counts.max().expect("it saw a request")
+}
+
+/// Outlier detection and the like are filters or as good as filters: they are told without an observer, too.
+#[tokio::test]
+async fn a_filter_knows_at_the_end_what_became_of_the_request() {
+    for side in both().await {
+        side.put(&["witness"]);
+        side.settle("witness").await;
+        let (_, _, body) = side.ask("/").await;
+        assert_eq!(
+            side.told("end").await[2],
+            format!("witness saw Some(200) {} true None", body.len()),
+            "{}",
+            side.name
+        );
+        side.put(&["witness", "refuse"]);
+        side.settle("refuse").await;
+        side.ask("/").await;
+        let lines = side.told("refuse end").await;
+        assert!(lines.iter().any(|line| line == "witness saw Some(403) 2 true None"), "{}: {lines:?}", side.name);
+    }
+}
+
+/// What an application does wrong is not its caller's giving up.
+#[tokio::test]
+async fn an_application_that_fails_is_told_as_one() {
+    let told = Told::default();
+    let served = Mesh::builder().source(Fixed::new()).observer(told.clone()).start().unwrap();
+    let _bound = served.bind("127.0.0.1:0").await.unwrap();
+    within(served.serving()).await.unwrap();
+    let broken = tower::service_fn(|request: Request<Empty<Bytes>>| async move {
+        if request.uri().path() == "/error" {
+            return Err(std::io::Error::other("no answer"));
+        }
+        let frames = [Ok(Frame::data(Bytes::from_static(b"x"))), Err(std::io::Error::other("no more"))];
+        Ok(Response::new(StreamBody::new(futures_util::stream::iter(frames))))
+    });
+    let service = served.server_layer().layer(broken);
+    let send = |path: &str| {
+        tower::ServiceExt::oneshot(service.clone(), Request::get(format!("http://s{path}")).body(Empty::new()).unwrap())
+    };
+    send("/error").await.map(drop).unwrap_err();
+    send("/body").await.unwrap().into_body().collect().await.map(drop).unwrap_err();
+    let flags: Vec<_> =
+        told.0.lock().unwrap().iter().map(|line| line.split("flag=").nth(1).unwrap().to_owned()).collect();
+    assert_eq!(flags, ["\"UC\"", "\"UC\""]);
 }
 
 #[derive(Clone, Debug, Default)]

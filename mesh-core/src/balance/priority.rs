@@ -28,12 +28,24 @@ pub struct Level {
     /// What may be picked now.
     pub endpoints: EndpointSet,
     picker: Box<dyn Picker>,
+    /// Which of the leaf's priorities it is, and which part of it.
+    part: (u32, Part),
+}
+
+/// The endpoints of a priority that make up a level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Healthy,
+    Degraded,
+    /// In panic.
+    All,
 }
 
 /// One priority, before it is known whether the others can make up for what it lacks.
 #[derive(Debug)]
 struct Priority {
     leaf: usize,
+    number: u32,
     balancer: Arc<dyn LoadBalancer>,
     healthy: EndpointSet,
     degraded: EndpointSet,
@@ -61,7 +73,7 @@ impl Levels {
         for priority in priorities {
             let localities: Vec<&LocalityEndpoints> =
                 endpoints.localities.iter().filter(|locality| locality.priority == priority).collect();
-            self.priorities.push(Priority::new(leaf, &localities, factor, policy, balancer, state));
+            self.priorities.push(Priority::new((leaf, priority), &localities, factor, policy, balancer, state));
         }
     }
 
@@ -91,18 +103,21 @@ impl Levels {
         (self.levels, self.loads) = (Vec::new(), Vec::new());
         let mut total = 0;
         for (priority, (healthy, degraded)) in priorities.into_iter().zip(healthy.into_iter().zip(degraded)) {
-            let mut add = |endpoints, share: u64| {
+            let mut add = |part, endpoints, share: u64| {
                 total += share;
-                let before = previous.and_then(|levels| levels.levels.get(self.levels.len()));
-                self.levels.push(Level::new(priority.leaf, endpoints, &*priority.balancer, before));
+                let part = (priority.number, part);
+                let same = |level: &&Level| (level.leaf, level.part) == (priority.leaf, part);
+                let before = previous.and_then(|levels| levels.levels.iter().find(same));
+                let picker = priority.balancer.build(&endpoints, before.map(|before| &*before.picker));
+                self.levels.push(Level { leaf: priority.leaf, endpoints, picker, part });
                 self.loads.push(total);
             };
             match priority.all.filter(|_| available < 100) {
-                Some(all) => add(all, healthy + degraded),
+                Some(all) => add(Part::All, all, healthy + degraded),
                 None => {
-                    add(priority.healthy, healthy);
+                    add(Part::Healthy, priority.healthy, healthy);
                     if !priority.degraded.is_empty() {
-                        add(priority.degraded, degraded);
+                        add(Part::Degraded, priority.degraded, degraded);
                     }
                 }
             }
@@ -143,17 +158,9 @@ impl Levels {
     }
 }
 
-impl Level {
-    fn new(leaf: usize, endpoints: EndpointSet, balancer: &dyn LoadBalancer, before: Option<&Level>) -> Self {
-        let before = before.filter(|before| before.leaf == leaf);
-        let picker = balancer.build(&endpoints, before.map(|before| &*before.picker));
-        Level { leaf, endpoints, picker }
-    }
-}
-
 impl Priority {
     fn new(
-        leaf: usize,
+        (leaf, number): (usize, u32),
         localities: &[&LocalityEndpoints],
         factor: u64,
         policy: PriorityPolicy,
@@ -173,6 +180,7 @@ impl Priority {
         let may_panic = all > 0 && (healthy + degraded) * 100 < u64::from(policy.panic_percent) * all;
         Priority {
             leaf,
+            number,
             balancer: Arc::clone(balancer),
             healthy: set(Health::is_pickable),
             degraded: set(is_degraded),
@@ -233,9 +241,9 @@ mod tests {
     /// One locality: its priority, its weight, and how many endpoints are healthy, degraded and unhealthy.
     type Group = (u32, Option<u32>, [u16; 3]);
 
-    fn levels(localities: &[Group], panic_percent: u8) -> Levels {
+    fn groups(localities: &[Group]) -> Vec<LocalityEndpoints> {
         let mut port = 0;
-        let localities = localities
+        localities
             .iter()
             .map(|(priority, weight, [healthy, degraded, unhealthy])| LocalityEndpoints {
                 locality: Locality::default(),
@@ -254,9 +262,12 @@ mod tests {
                     })
                     .collect(),
             })
-            .collect();
+            .collect()
+    }
+
+    fn levels(localities: &[Group], panic_percent: u8) -> Levels {
         let mut levels = Levels::default();
-        let endpoints = Endpoints { localities, ..Endpoints::default() };
+        let endpoints = Endpoints { localities: groups(localities), ..Endpoints::default() };
         let balancer: Arc<dyn LoadBalancer> = Arc::new(Random);
         levels.add_leaf(0, &endpoints, PriorityPolicy { panic_percent }, &balancer, &Arc::default());
         levels.settle(None);
@@ -311,6 +322,48 @@ mod tests {
             });
             assert_eq!(shares.collect::<Vec<_>>(), *expected, "{localities:?}");
         }
+    }
+
+    /// A policy whose pickers know how often their level was built.
+    #[derive(Debug)]
+    struct Counting;
+
+    #[derive(Debug)]
+    struct Built(usize);
+
+    impl LoadBalancer for Counting {
+        fn build(&self, _: &EndpointSet, previous: Option<&dyn Picker>) -> Box<dyn Picker> {
+            let previous = previous.and_then(|previous| (previous as &dyn std::any::Any).downcast_ref::<Built>());
+            Box::new(Built(previous.map_or(1, |built| built.0 + 1)))
+        }
+    }
+
+    impl Picker for Built {
+        fn pick(&self, _: &EndpointSet, _: &mut PickArgs<'_>) -> Option<usize> {
+            Some(0)
+        }
+    }
+
+    #[test]
+    fn a_picker_takes_over_from_the_one_of_the_same_priority() {
+        let settle = |localities: &[Group], previous: Option<&Levels>| {
+            let mut levels = Levels::default();
+            let endpoints = Endpoints { localities: groups(localities), ..Endpoints::default() };
+            let balancer: Arc<dyn LoadBalancer> = Arc::new(Counting);
+            levels.add_leaf(0, &endpoints, PriorityPolicy { panic_percent: 0 }, &balancer, &Arc::default());
+            levels.settle(previous);
+            levels
+        };
+        let built = |levels: &Levels| -> Vec<usize> {
+            let picker = |level: &Level| (&*level.picker as &dyn std::any::Any).downcast_ref::<Built>().unwrap().0;
+            levels.iter().map(picker).collect()
+        };
+        let first = settle(&[(0, None, [2, 0, 0]), (1, None, [2, 0, 0])], None);
+        assert_eq!(built(&first), [1, 1]);
+        let second = settle(&[(1, None, [2, 0, 0])], Some(&first));
+        assert_eq!(built(&second), [2], "priority 1 is the first now");
+        let third = settle(&[(0, None, [1, 1, 0]), (1, None, [2, 0, 0])], Some(&second));
+        assert_eq!(built(&third), [1, 1, 3], "healthy, degraded, and priority 1");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //! look at the response on its way home.
 //!
 //! A filter decides and does not act: it returns a [`Decision`], and the data plane waits or replies. The
-//! application's own filters are registered by name and configured from YAML like the built-in ones; this folder has a
-//! file for each built-in one.
+//! application's own filters are registered by name and configured over xDS (as a `TypedStruct`) or in code; this folder
+//! has a file for each built-in one.
 
 mod fault;
 
@@ -95,13 +95,15 @@ pub trait Filter: Send + Sync + fmt::Debug {
     /// Looks at a request, and may change its head. Must not block.
     fn on_request(&self, request: &mut RequestInfo, head: &mut request::Parts) -> Decision;
 
-    /// Looks at the head of the response, be it the server's or the mesh's own, and may change it. Filters see
-    /// it in reverse order, and only those that saw the request. Must not block.
+    /// Looks at the head of the response, be it the server's or an answer of the mesh, and may change it. Filters see
+    /// it in reverse order, and only those that saw the request. On a client, a request that the mesh fails has no
+    /// response. Must not block.
     fn on_response(&self, request: &mut RequestInfo, head: &mut response::Parts) {
         _ = (request, head);
     }
 
-    /// The request is over, however it ended. Told those that saw the request. Must not block.
+    /// The request is over, however it ended, and `request` has all that was noted of it. Told those that saw the
+    /// request. Must not block.
     fn on_end(&self, request: &RequestInfo) {
         _ = request;
     }

@@ -124,9 +124,9 @@ impl Connector {
         info: &mut RequestInfo,
     ) -> Result<(Attempt, tokio::net::TcpStream), MeshError> {
         self.tell(route.view(), forward(&route.get())?);
-        let destination = outbound::destination(&RequestHead::of(head)?)?;
+        let original_destination = outbound::original_destination(&RequestHead::of(head)?)?;
         loop {
-            let (attempt, cluster) = Attempt::pick(&route.get(), info, &destination)?;
+            let (attempt, cluster) = Attempt::pick(&route.get(), info, &original_destination)?;
             let error = match dial(cluster, attempt.endpoint(), attempt.allowed).await {
                 Ok(stream) => return Ok((attempt, stream)),
                 Err(error) => error,

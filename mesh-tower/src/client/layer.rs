@@ -20,7 +20,7 @@ use super::ResponseFuture;
 use crate::body::{Body, BoxError};
 use crate::mesh::Mesh;
 use crate::outbound::{self, OutboundContext};
-use crate::transport::{Connecting, Failure, HttpVersion, Plaintext, Replay, Transport};
+use crate::transport::{Connecting, Failure, HttpVersion, Plaintext, Transport};
 use crate::uri::{edit, to_http1};
 
 /// Puts the mesh in front of another client. The mesh does what its own [`Client`](super::Client) does, from the route to
@@ -175,7 +175,7 @@ where
         ready.call(request)
     }
 
-    fn failure(&self, error: S::Error, _: Option<S>, _: &mut Replay) -> Failure {
+    fn failure(&self, error: S::Error, _: Option<S>, _: bool) -> Failure {
         Failure::of_other_client(error.into())
     }
 

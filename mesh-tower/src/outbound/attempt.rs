@@ -26,7 +26,7 @@ const MAX_STALE: u8 = 3;
 
 impl Attempt {
     /// Picks an endpoint for the next try of a request, and tells which cluster it belongs to: for an aggregate, the
-    /// leaf. `destination` is where the caller wants to go, for clusters that pass through.
+    /// leaf. `original_destination` is what a pass-through cluster is to dial.
     ///
     /// # Errors
     /// Where there is no endpoint, or the cluster must not be talked to in plaintext.
@@ -34,12 +34,12 @@ impl Attempt {
     pub(crate) fn pick<'v>(
         route: &RouteRef<'v>,
         info: &mut RequestInfo,
-        destination: &str,
+        original_destination: &str,
     ) -> Result<(Attempt, &'v Arc<Cluster>), MeshError> {
         let Some(cluster) = route.cluster else {
             return Err(MeshError::new(ErrorKind::NoCluster, "the route has no cluster"));
         };
-        let pick = cluster.pick(&mut PickArgs::of(info), || destination)?;
+        let pick = cluster.pick(&mut PickArgs::of(info), || original_destination)?;
         info.note_attempt(pick.in_flight.endpoint());
         let attempt = Attempt {
             in_flight: pick.in_flight,
@@ -47,27 +47,22 @@ impl Attempt {
             allowed: Plaintext::allowed(pick.cluster)?,
             version: HttpVersion::Http1,
             stale: 0,
-            goes_on: false,
+            is_reusable: false,
         };
         Ok((attempt, pick.cluster))
     }
 
-    /// What becomes of a try that failed: the pause before the next one, or the error, which says where it happened.
+    /// After a try that failed: the error, which says where that happened, and whether there is another try.
     pub(crate) fn failed(
         self,
         error: MeshError,
         route: &RouteRef<'_>,
         info: &mut RequestInfo,
     ) -> (MeshError, RetryDecision) {
-        let cluster = self.cluster(route).map_or("", |cluster| cluster.name.as_str());
-        let error = error.within(format_args!("cluster {cluster}: endpoint {}", self.endpoint().id()));
+        let error = self.within(route, error);
         info.tried.push(Arc::clone(self.endpoint()));
-        (error.clone(), decide(route, Outcome::Failed(error.kind()), info))
-    }
-
-    /// The cluster that the endpoint belongs to.
-    fn cluster<'v>(&self, route: &RouteRef<'v>) -> Option<&'v Arc<Cluster>> {
-        Some(&route.cluster?.leaves().get(self.leaf)?.cluster)
+        let decision = decide(route, Outcome::Failed(error.kind()), info);
+        (error, decision)
     }
 }
 
@@ -94,8 +89,8 @@ impl<T: Transport> ActiveRequest<T> {
     /// Begins a try.
     #[inline]
     pub(super) fn try_once(&mut self, route: &RouteRef<'_>, head: &mut Parts) -> Result<Step<T>, MeshError> {
-        let destination = self.destination.as_deref().unwrap_or_default();
-        let (mut attempt, cluster) = Attempt::pick(route, &mut self.info, destination)?;
+        let original_destination = self.original_destination.as_deref().unwrap_or_default();
+        let (mut attempt, cluster) = Attempt::pick(route, &mut self.info, original_destination)?;
         let host = self.route.as_ref().and_then(|route| route.view().host());
         attempt.version = self.transport.form(head, cluster, &self.info, host)?;
         if let Some(deadline) = self.info.deadline.filter(|_| self.info.is_grpc) {
@@ -109,7 +104,7 @@ impl<T: Transport> ActiveRequest<T> {
         };
         match ready {
             Some(connection) => {
-                attempt.goes_on = self.transport.may_go_on(&connection, cluster);
+                attempt.is_reusable = self.transport.may_go_on(&connection, cluster);
                 self.connection = Some(connection);
                 self.attempt = Some(attempt);
                 Ok(Step::Send)
@@ -131,7 +126,7 @@ impl<T: Transport> ActiveRequest<T> {
             Ok(connection) => {
                 let (attempt, route) = (self.attempt.as_mut().expect(PICKED), self.route.as_ref().expect(FOUND));
                 let cluster = attempt.cluster(&route.get()).expect(OF_THE_VIEW);
-                attempt.goes_on = self.transport.may_go_on(&connection, cluster);
+                attempt.is_reusable = self.transport.may_go_on(&connection, cluster);
                 self.connection = Some(connection);
                 Ok(Step::Send)
             }
@@ -155,7 +150,7 @@ impl<T: Transport> ActiveRequest<T> {
     #[cold]
     pub(super) fn exchange_failed(&mut self, error: T::Error) -> (Failure, Option<(Parts, Body)>) {
         let connection = self.connection.take();
-        let failure = self.transport.failure(error, connection, &mut self.replay);
+        let failure = self.transport.failure(error, connection, self.replay.is_idempotent());
         let request = failure.harmless.then(|| self.replay.restore()).flatten();
         (failure, request)
     }
@@ -165,7 +160,7 @@ impl<T: Transport> ActiveRequest<T> {
     pub(super) fn failed(&mut self, failure: Failure, is_whole: bool) -> Result<Step<T>, MeshError> {
         let selected = self.route.clone().expect(FOUND);
         let route = selected.get();
-        let mut attempt = self.attempt.take().expect(PICKED);
+        let (mut attempt, _) = self.end_attempt().expect(PICKED);
         match failure.cause {
             FailureCause::Stale if is_whole && attempt.stale < MAX_STALE => {
                 attempt.stale += 1;
@@ -194,8 +189,7 @@ impl<T: Transport> ActiveRequest<T> {
         let RetryDecision::Retry { after } = decide(&route, outcome, &mut self.info) else { return None };
         let request = self.replay.restore()?;
         // The answer is not read, so its connection cannot be used again.
-        self.connection = None;
-        if let Some(attempt) = self.attempt.take() {
+        if let Some((attempt, _)) = self.end_attempt() {
             self.info.tried.push(Arc::clone(attempt.endpoint()));
         }
         Some((pause(after), request))

@@ -32,7 +32,7 @@ use crate::transport::{Replay, Transport};
 
 pub(crate) use request::{Attempt, FixedTarget, OutboundContext, within};
 pub use response_body::ResponseBody;
-pub(crate) use route::{destination, entry, refuse_tls};
+pub(crate) use route::{entry, original_destination, refuse_tls};
 
 use request::{ActiveRequest, Step, Wait, Woken};
 use response_body::{Content, Underway};
@@ -53,7 +53,7 @@ pub(crate) fn send<T: Transport>(
             info: route::info_of(context, &head),
             route: None,
             filters_entered: 0,
-            destination: None,
+            original_destination: None,
             attempt: None,
             connection: None,
             replay: Replay::default(),
@@ -67,7 +67,11 @@ pub(crate) fn send<T: Transport>(
     });
     match outbound.as_mut().step(head, body, ActiveRequest::start) {
         None => ResponseFuture { state: State::Underway { outbound } },
-        Some(result) => ResponseFuture::ready(result),
+        Some(Ok(mut response)) => {
+            response.body_mut().attach(outbound);
+            ResponseFuture::ready(Ok(response))
+        }
+        Some(Err(error)) => ResponseFuture::ready(Err(error)),
     }
 }
 
@@ -188,15 +192,12 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
     }
 
     #[inline]
-    fn on_end(self: Pin<&mut Self>, result: Result<(), &MeshError>) {
-        let request = self.project().request;
-        match result {
-            Ok(()) => request.complete(),
-            Err(error) => {
-                request.info.note_error(error);
-                request.abandon();
-            }
-        }
+    fn on_end(self: Pin<&mut Self>) {
+        self.project().request.complete();
+    }
+
+    fn on_error(self: Pin<&mut Self>, error: MeshError) -> MeshError {
+        self.project().request.break_off(error)
     }
 }
 
@@ -227,12 +228,11 @@ impl<T: Transport> ActiveRequest<T> {
 
     /// An answer of the mesh itself goes home.
     fn deliver(&mut self, response: Response<Bytes>) -> Response<ResponseBody<T::Body>> {
+        // There was no try that would have asked.
         self.route_wants_response = true;
         let (mut head, bytes) = response.into_parts();
-        self.info.note_response_bytes(bytes.len());
-        self.info.note_complete();
         self.pass_back(&mut head, bytes.is_empty());
-        Response::from_parts(head, ResponseBody::new(Content::Mesh { bytes }, None, false))
+        Response::from_parts(head, ResponseBody::new(Content::Local { bytes }, None, self.info.is_observed()))
     }
 }
 

@@ -11,6 +11,7 @@ use http::response::Parts;
 use http::uri::Authority;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
+use mesh_core::model::Cluster;
 use mesh_core::request_info::{Observers, RequestInfo};
 use mesh_core::state::{EndpointState, InFlight};
 use mesh_core::store::{Store, TargetEntry};
@@ -45,8 +46,8 @@ pub(super) struct ActiveRequest<T: Transport> {
     pub(super) route: Option<SelectedRoute>,
     /// How many of the route's filters have seen it.
     pub(super) filters_entered: usize,
-    /// What the caller asked for, where that is where requests go.
-    pub(super) destination: Option<Box<str>>,
+    /// The host and port that a pass-through cluster is to dial.
+    pub(super) original_destination: Option<Box<str>>,
     /// The present try.
     pub(super) attempt: Option<Attempt>,
     pub(super) connection: Option<T::Connection>,
@@ -97,7 +98,7 @@ pub(crate) struct Attempt {
     /// How many connections turned out to be closed.
     pub(super) stale: u8,
     /// Whether the connection may carry another request after this one.
-    pub(super) goes_on: bool,
+    pub(super) is_reusable: bool,
 }
 
 impl Attempt {
@@ -105,6 +106,17 @@ impl Attempt {
     #[inline]
     pub(crate) fn endpoint(&self) -> &Arc<EndpointState> {
         self.in_flight.endpoint()
+    }
+
+    /// What the endpoint makes of an error.
+    pub(super) fn within(&self, route: &RouteRef<'_>, error: MeshError) -> MeshError {
+        let cluster = self.cluster(route).map_or("", |cluster| cluster.name.as_str());
+        error.within(format_args!("cluster {cluster}: endpoint {}", self.endpoint().id()))
+    }
+
+    /// The cluster that the endpoint belongs to.
+    pub(super) fn cluster<'v>(&self, route: &RouteRef<'v>) -> Option<&'v Arc<Cluster>> {
+        Some(&route.cluster?.leaves().get(self.leaf)?.cluster)
     }
 }
 
@@ -128,13 +140,23 @@ impl<T: Transport> ActiveRequest<T> {
     /// The request fails; the error says on which route.
     #[cold]
     pub(super) fn fail(&mut self, error: MeshError) -> MeshError {
-        self.abandon();
+        self.end_attempt();
         let error = match &self.route {
             Some(route) => within(route, error),
             None => error,
         };
-        self.info.note_error(&error);
+        self.info.note_error(error.kind());
         error
+    }
+
+    /// The response breaks off; the error says at which endpoint.
+    #[cold]
+    pub(super) fn break_off(&mut self, error: MeshError) -> MeshError {
+        let error = match (&self.attempt, &self.route) {
+            (Some(attempt), Some(route)) => attempt.within(&route.get(), error),
+            _ => error,
+        };
+        self.fail(error)
     }
 
     /// The deadline, for the response's body.
@@ -163,24 +185,25 @@ impl<T: Transport> ActiveRequest<T> {
     #[inline]
     pub(super) fn complete(&mut self) {
         self.info.note_complete();
-        if let Some(attempt) = self.attempt.take()
-            && let Some(connection) = self.connection.take()
-            && attempt.goes_on
+        if let Some((attempt, Some(connection))) = self.end_attempt()
+            && attempt.is_reusable
         {
             self.transport.release(connection, attempt.endpoint());
         }
     }
 
-    /// Nothing more comes: the connection is given up.
-    pub(super) fn abandon(&mut self) {
-        self.connection = None;
-        self.attempt = None;
+    /// The present try is over, and with it its place among the requests in flight. Every try ends here, however it does.
+    #[inline]
+    pub(super) fn end_attempt(&mut self) -> Option<(Attempt, Option<T::Connection>)> {
+        let connection = self.connection.take();
+        Some((self.attempt.take()?, connection))
     }
 }
 
 impl<T: Transport> Drop for ActiveRequest<T> {
     #[inline]
     fn drop(&mut self) {
+        self.end_attempt();
         if self.filters_entered > 0
             && let Some(route) = &self.route
         {

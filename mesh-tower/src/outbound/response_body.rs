@@ -24,8 +24,11 @@ pub(super) trait Underway<B>: Send {
     /// A frame of the body has come. Told only where somebody observes the request.
     fn on_frame(self: Pin<&mut Self>, frame: &Frame<Bytes>);
 
-    /// The body has come to its end, or broken off.
-    fn on_end(self: Pin<&mut Self>, result: Result<(), &MeshError>);
+    /// The body has come to its end.
+    fn on_end(self: Pin<&mut Self>);
+
+    /// The body has broken off; what the request makes of the error.
+    fn on_error(self: Pin<&mut Self>, error: MeshError) -> MeshError;
 }
 
 pin_project! {
@@ -50,7 +53,7 @@ pin_project! {
             #[pin]
             body: B,
         },
-        Mesh {
+        Local {
             bytes: Bytes,
         },
     }
@@ -76,16 +79,11 @@ where
     /// Hands the request over to its body, unless the response is over already.
     #[inline]
     pub(super) fn attach(&mut self, mut request: Pin<Box<dyn Underway<B>>>) {
-        match &self.content {
-            Content::Mesh { .. } => self.deadline = None,
-            Content::Upstream { body } => {
-                if !body.is_end_stream() {
-                    self.request = Some(request);
-                    return;
-                }
-                request.as_mut().on_end(Ok(()));
-                self.deadline = None;
-            }
+        if self.content.is_end_stream() {
+            self.deadline = None;
+            request.as_mut().on_end();
+        } else {
+            self.request = Some(request);
         }
     }
 }
@@ -102,19 +100,17 @@ where
         let mut this = self.as_mut().project();
         // First, so that a reader who always finds something to read is not exempt.
         if this.deadline.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready()) {
-            this.content.set(Content::Mesh { bytes: Bytes::new() });
-            let error = too_late();
-            end(&mut this, Err(&error));
-            return Poll::Ready(Some(Err(error)));
+            this.content.set(Content::Local { bytes: Bytes::new() });
+            return Poll::Ready(Some(Err(break_off(&mut this, too_late()))));
         }
         let frame = match this.content.as_mut().project() {
-            ContentProjection::Mesh { bytes } if bytes.is_empty() => return Poll::Ready(None),
-            ContentProjection::Mesh { bytes } => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             ContentProjection::Upstream { body } => ready!(body.poll_frame(cx)),
+            ContentProjection::Local { bytes } if bytes.is_empty() => None,
+            ContentProjection::Local { bytes } => Some(Ok(Frame::data(std::mem::take(bytes)))),
         };
         Poll::Ready(match frame {
             None => {
-                end(&mut this, Ok(()));
+                end(&mut this);
                 None
             }
             Some(Ok(frame)) => {
@@ -125,14 +121,13 @@ where
                 }
                 // Nothing comes after trailers.
                 if this.content.is_end_stream() || frame.is_trailers() {
-                    end(&mut this, Ok(()));
+                    end(&mut this);
                 }
                 Some(Ok(frame))
             }
             Some(Err(error)) => {
                 let lost = MeshError::new(ErrorKind::ConnectionLost, "the response ended early").caused_by(error);
-                end(&mut this, Err(&lost));
-                Some(Err(lost))
+                Some(Err(break_off(&mut this, lost)))
             }
         })
     }
@@ -144,7 +139,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Upstream { body } => body.size_hint(),
-            Content::Mesh { bytes } => SizeHint::with_exact(bytes.len() as u64),
+            Content::Local { bytes } => SizeHint::with_exact(bytes.len() as u64),
         }
     }
 }
@@ -153,16 +148,26 @@ impl<B: http_body::Body> Content<B> {
     fn is_end_stream(&self) -> bool {
         match self {
             Content::Upstream { body } => body.is_end_stream(),
-            Content::Mesh { bytes } => bytes.is_empty(),
+            Content::Local { bytes } => bytes.is_empty(),
         }
     }
 }
 
 /// The end of the body, and with it of the request.
-fn end<B>(body: &mut Projection<'_, B>, result: Result<(), &MeshError>) {
+fn end<B>(body: &mut Projection<'_, B>) {
     *body.deadline = None;
     if let Some(mut request) = body.request.take() {
-        request.as_mut().on_end(result);
+        request.as_mut().on_end();
+    }
+}
+
+/// The body breaks off, and the request with it.
+#[cold]
+fn break_off<B>(body: &mut Projection<'_, B>, error: MeshError) -> MeshError {
+    *body.deadline = None;
+    match body.request.take() {
+        Some(mut request) => request.as_mut().on_error(error),
+        None => error,
     }
 }
 

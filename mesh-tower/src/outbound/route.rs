@@ -30,19 +30,22 @@ pub(super) fn info_of(context: &OutboundContext, head: &Parts) -> RequestInfo {
     info.is_http2 = head.version == Version::HTTP_2;
     info.deadline = head.extensions.get::<Deadline>().map(|deadline| deadline.0);
     if !context.observers.is_empty() {
-        info.observe(&context.observers, Direction::Outbound, &head.method);
-        info.note_authority(match (&context.target, head.uri.authority()) {
-            (Some(target), _) => target.authority.as_str(),
-            // Nobody is told of a user and a password.
-            (None, Some(authority)) => authority.as_str().rsplit('@').next().unwrap_or_default(),
-            (None, None) => RequestHead::of(head).map_or("", |head| head.authority),
-        });
+        observe(&mut info, context, head);
     }
     info
 }
 
+/// Notes from here on what becomes of the request.
+fn observe(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
+    info.observe(&context.observers, Direction::Outbound, &head.method);
+    info.note_authority(match &context.target {
+        Some(target) => target.authority.as_str(),
+        None => RequestHead::of(head).map_or("", |head| head.authority),
+    });
+}
+
 /// What is looked at of a request; a fixed target's authority stands above the request's own. There is no user in the
-/// request's own any more: [`view`] saw to it.
+/// request's own any more: [`resolve`] saw to it.
 #[inline]
 fn head_of<'r>(context: &'r OutboundContext, head: &'r Parts) -> Result<RequestHead<'r>, MeshError> {
     let authority = match &context.target {
@@ -55,23 +58,30 @@ fn head_of<'r>(context: &'r OutboundContext, head: &'r Parts) -> Result<RequestH
     }
 }
 
-/// The view of the request's target, or the entry to wait at: the first request to a target subscribes to it.
-#[allow(clippy::type_complexity, reason = "a view or where it will appear")]
+/// What is known of a target.
+enum Resolved {
+    /// Its view.
+    View(Arc<TargetView>),
+    /// Nothing yet: the first view will be here.
+    NotYet(Arc<TargetEntry>),
+}
+
+/// Finds the target of a request. The first request to a target subscribes to it.
 #[inline]
-fn view(context: &OutboundContext, head: &mut Parts) -> Result<Result<Arc<TargetView>, Arc<TargetEntry>>, MeshError> {
+fn resolve(context: &OutboundContext, head: &mut Parts) -> Result<Resolved, MeshError> {
     refuse_tls(&head.uri)?;
     if let Some(target) = &context.target {
-        return Ok(target.entry.view().ok_or_else(|| Arc::clone(&target.entry)));
+        return Ok(target.entry.view().map_or_else(|| Resolved::NotYet(Arc::clone(&target.entry)), Resolved::View));
     }
     // A name that the store knows has no user in it, nor anything else that would have to be taken out.
     if let Some(authority) = head.uri.authority()
         && has_port(authority.as_str())
         && let Some(view) = context.store.view(authority.as_str())
     {
-        return Ok(Ok(view));
+        return Ok(Resolved::View(view));
     }
     let entry = entry(context, head)?;
-    Ok(entry.view().ok_or(entry))
+    Ok(entry.view().map_or_else(|| Resolved::NotYet(Arc::clone(&entry)), Resolved::View))
 }
 
 /// The entry of the target that a request names.
@@ -97,9 +107,9 @@ impl<T: Transport> ActiveRequest<T> {
     /// Begins the walk.
     #[inline]
     pub(super) fn start(&mut self, head: &mut Parts) -> Result<Step<T>, MeshError> {
-        match view(&self.context, head)? {
-            Ok(view) => self.select(view, head),
-            Err(entry) => {
+        match resolve(&self.context, head)? {
+            Resolved::View(view) => self.select(view, head),
+            Resolved::NotYet(entry) => {
                 let until = self.info.started + self.context.cold_start_wait;
                 Ok(Step::Wait(Box::pin(async move { Woken::View(entry.wait(until).await) })))
             }
@@ -111,8 +121,12 @@ impl<T: Transport> ActiveRequest<T> {
     pub(super) fn select(&mut self, view: Arc<TargetView>, head: &mut Parts) -> Result<Step<T>, MeshError> {
         let (selected, route) = SelectedRoute::find(&view, &head_of(&self.context, head)?, &mut self.info.random)?;
         self.route = Some(selected);
+        let has_filters = !route.destination.filters().is_empty();
+        if has_filters && !self.info.is_observed() {
+            observe(&mut self.info, &self.context, head);
+        }
         self.info.note_route(&route.route.name, route.cluster.map(|cluster| cluster.name()));
-        if route.destination.filters().is_empty() { self.act(&route, head) } else { self.filter(&route, head) }
+        if has_filters { self.filter(&route, head) } else { self.act(&route, head) }
     }
 
     /// Passes the route's filters.
@@ -150,7 +164,7 @@ impl<T: Transport> ActiveRequest<T> {
                 // Where the caller wants to go, if that is where the cluster's requests go: what the route writes over
                 // it is only told there.
                 if route.cluster.is_some_and(|cluster| cluster.passes_through()) {
-                    self.destination = Some(destination(&head_of(&self.context, head)?)?.into());
+                    self.original_destination = Some(original_destination(&head_of(&self.context, head)?)?.into());
                 }
                 let authority = self.context.target.as_ref().map(|target| &target.authority);
                 rewrite(head, forward, route, authority)?;
@@ -170,7 +184,7 @@ impl<T: Transport> ActiveRequest<T> {
 }
 
 /// The name of what the caller asked for, always with a port.
-pub(crate) fn destination(head: &RequestHead<'_>) -> Result<String, MeshError> {
+pub(crate) fn original_destination(head: &RequestHead<'_>) -> Result<String, MeshError> {
     host_and_port(head.authority, head.scheme).map(Cow::into_owned)
 }
 

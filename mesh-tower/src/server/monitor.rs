@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_is_not_taken_back_and_wakes_the_task() {
+    fn a_signal_is_not_taken_back_and_wakes_the_task() {
         let activity = Activity::new();
         assert_eq!(activity.signal(Waker::noop()), Signal::GoOn);
         activity.tell(Signal::Cut);

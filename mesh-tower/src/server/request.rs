@@ -16,7 +16,7 @@ use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::{Callout, Resume};
 use mesh_core::model::{Route, RouteAction};
 use mesh_core::request::{RequestHead, is_grpc};
-use mesh_core::request_info::Direction;
+use mesh_core::request_info::{Direction, RequestInfo};
 use mesh_core::store::{ServerState, ServerView};
 use mesh_core::view::{Destination, RouteTable};
 use tower_layer::Layer;
@@ -54,7 +54,7 @@ impl ServerLayer {
 
     /// The same, for servers that keep the connection's addresses in an extension of their own. Under
     /// [`crate::server::serve`] they are known without.
-    pub fn connection_by(mut self, connection_of: fn(&Extensions) -> Option<Arc<ConnectionInfo>>) -> Self {
+    pub fn connection_by(mut self, connection_of: ConnectionOf) -> Self {
         Arc::make_mut(&mut self.context).connection_of = connection_of;
         self
     }
@@ -102,7 +102,7 @@ where
         let is_http1 = request.version() <= Version::HTTP_11;
         let active = ActiveRequest::new(self.context.mesh.drain().enter(), is_http1, facts);
         match admission {
-            Admission::Forward => ResponseFuture::forward(self.inner.call(request), active),
+            Admission::Admit => ResponseFuture::forward(self.inner.call(request), active),
             Admission::Held(callout) => {
                 // The service that is ready is the one that will be called.
                 let next = self.inner.clone();
@@ -117,7 +117,7 @@ where
 /// What becomes of a request.
 pub(super) enum Admission {
     /// It goes on to the application.
-    Forward,
+    Admit,
     /// It is answered here.
     Answer(Box<Response<Bytes>>),
     /// A filter holds it back.
@@ -128,17 +128,21 @@ impl ServerContext {
     /// The facts of a request, where somebody is told of them.
     #[inline]
     fn observed<B>(&self, request: &Request<B>) -> Option<Box<Facts>> {
-        let observers = self.mesh.observers();
-        if observers.is_empty() {
+        if self.mesh.observers().is_empty() {
             return None;
         }
         let mut facts = facts_of(request);
-        facts.info.observe(observers, Direction::Inbound, request.method());
-        facts.info.note_authority(RequestHead::of_request(request).map_or("", |head| head.authority));
-        if let Some(connection) = self.connection(request) {
-            facts.info.note_peer(connection.peer);
-        }
+        self.observe(&mut facts.info, request);
         Some(facts)
+    }
+
+    /// Notes from here on what becomes of the request.
+    fn observe<B>(&self, info: &mut RequestInfo, request: &Request<B>) {
+        info.observe(self.mesh.observers(), Direction::Inbound, request.method());
+        info.note_authority(RequestHead::of_request(request).map_or("", |head| head.authority));
+        if let Some(connection) = self.connection(request) {
+            info.note_peer(connection.peer);
+        }
     }
 
     fn connection<B>(&self, request: &Request<B>) -> Option<Arc<ConnectionInfo>> {
@@ -149,7 +153,7 @@ impl ServerContext {
     fn route<B>(&self, request: &mut Request<B>, facts: &mut Option<Box<Facts>>) -> Admission {
         self.find_and_filter(request, facts).unwrap_or_else(|error| {
             if let Some(facts) = facts {
-                facts.info.note_error(&error);
+                facts.info.note_error(error.kind());
             }
             Admission::Answer(Box::new(reply::error(&error, is_grpc(request.headers()))))
         })
@@ -186,6 +190,9 @@ impl ServerContext {
             return forward(route, destination, request);
         }
         let facts = facts.get_or_insert_with(|| facts_of(request));
+        if !destination.filters().is_empty() && !facts.info.is_observed() {
+            self.observe(&mut facts.info, request);
+        }
         facts.info.note_route(&route.name, None);
         facts.route = Some((Arc::clone(routes), position));
         if destination.filters().is_empty() {
@@ -194,7 +201,7 @@ impl ServerContext {
         let Facts { info, filters_entered, .. } = &mut **facts;
         let passage =
             with_parts(request, |head| filters::on_request(destination.filters(), filters_entered, info, head));
-        passed(passage, route, destination, request)
+        passed(passage, info.is_grpc, route, destination, request)
     }
 }
 
@@ -205,21 +212,22 @@ pub(super) fn resume<B>(decide: Resume, facts: &mut Facts, request: &mut Request
     let (route, destination) = found.expect("a request that is held back passes the filters of its route");
     let passage =
         with_parts(request, |head| filters::resume(decide, destination.filters(), filters_entered, info, head));
-    passed(passage, route, destination, request).unwrap_or_else(|error| {
-        info.note_error(&error);
+    passed(passage, info.is_grpc, route, destination, request).unwrap_or_else(|error| {
+        info.note_error(error.kind());
         Admission::Answer(Box::new(reply::error(&error, info.is_grpc)))
     })
 }
 
 fn passed<B>(
     passage: Passage,
+    is_grpc: bool,
     route: &Route,
     destination: &Destination,
     request: &mut Request<B>,
 ) -> Result<Admission, MeshError> {
     match passage {
         Passage::Passed => forward(route, destination, request),
-        Passage::Answered(answer) => Ok(Admission::Answer(Box::new(reply::filter(answer, is_grpc(request.headers()))))),
+        Passage::Answered(answer) => Ok(Admission::Answer(Box::new(reply::filter(answer, is_grpc)))),
         Passage::Held(callout) => Ok(Admission::Held(callout)),
     }
 }
@@ -227,9 +235,9 @@ fn passed<B>(
 /// The last thing before the application.
 #[inline]
 fn forward<B>(route: &Route, destination: &Destination, request: &mut Request<B>) -> Result<Admission, MeshError> {
-    for_the_application(route)?;
+    check_action(route)?;
     headers::apply(destination.request_changes(), request.headers_mut());
-    Ok(Admission::Forward)
+    Ok(Admission::Admit)
 }
 
 /// The facts of a request that arrives now.
@@ -284,7 +292,7 @@ fn with_parts<B, T>(request: &mut Request<B>, change: impl FnOnce(&mut Parts) ->
 }
 
 /// A server's route has no other action (gRFC A36).
-fn for_the_application(route: &Route) -> Result<(), MeshError> {
+fn check_action(route: &Route) -> Result<(), MeshError> {
     let reason = match &route.action {
         RouteAction::NonForwarding => return Ok(()),
         RouteAction::Unusable(reason) => Arc::clone(reason),

@@ -11,6 +11,7 @@ use http::header::CONNECTION;
 use http::response::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
+use mesh_core::error::ErrorKind;
 use mesh_core::filter::Callout;
 use mesh_core::request_info::RequestInfo;
 use mesh_core::view::{RoutePosition, RouteTable};
@@ -87,7 +88,10 @@ where
             let next = match this.state.as_mut().project() {
                 StateProjection::Forwarded { future } => {
                     let response = ready!(future.poll(cx));
-                    let request = this.request.take().expect(ONCE);
+                    let mut request = this.request.take().expect(ONCE);
+                    if response.is_err() {
+                        request.note_application_error();
+                    }
                     return Poll::Ready(
                         response.map(|response| request.pass_back(response, |body| Content::App { body })),
                     );
@@ -101,7 +105,7 @@ where
                     let (mut service, mut request) = *then.take().expect(ONCE);
                     let facts = this.request.as_mut().and_then(|request| request.facts.as_deref_mut());
                     match resume(decide, facts.expect("a request that has filters has facts"), &mut request) {
-                        Admission::Forward => State::Forwarded { future: service.call(request) },
+                        Admission::Admit => State::Forwarded { future: service.call(request) },
                         Admission::Answer(response) => State::Answered { response: Some(response) },
                         Admission::Held(callout) => State::Held { callout, then: Some(Box::new((service, request))) },
                     }
@@ -152,9 +156,7 @@ impl Facts {
         }
         self.info.note_response(head.status, &head.headers, is_end);
     }
-}
 
-impl Facts {
     /// Notes a frame of the body, and whether it was the last one.
     fn note(&mut self, frame: Option<&Frame<Bytes>>, is_over: bool) {
         if let Some(frame) = frame {
@@ -184,6 +186,13 @@ impl ActiveRequest {
     #[inline]
     pub(super) fn new(in_flight: InFlight, is_http1: bool, facts: Option<Box<Facts>>) -> Self {
         ActiveRequest { in_flight, is_http1, facts }
+    }
+
+    /// The application returned an error instead of a response.
+    fn note_application_error(&mut self) {
+        if let Some(facts) = &mut self.facts {
+            facts.info.note_error(ErrorKind::Application);
+        }
     }
 
     /// The head of the response passes.
@@ -246,6 +255,9 @@ impl<B: http_body::Body<Data = Bytes>> http_body::Body for ServerBody<B> {
             ContentProjection::Local { bytes } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
         };
         if let (Some(facts), Poll::Ready(frame)) = (&mut this.request.facts, &polled) {
+            if let Some(Err(_)) = frame {
+                facts.info.note_error(ErrorKind::Application);
+            }
             // Nothing comes after trailers, and nobody asks.
             let is_over = frame.as_ref().is_none_or(|frame| frame.as_ref().is_ok_and(Frame::is_trailers));
             facts.note(frame.as_ref().and_then(|frame| frame.as_ref().ok()), is_over || this.content.is_end_stream());

@@ -74,7 +74,8 @@ pub(crate) trait Transport: Send + 'static {
         allowed: Plaintext,
     ) -> Option<Self::Connection>;
 
-    /// A connection: one that is there, if `reuse` says so, or a new one.
+    /// A connection: one that is there, if `reuse` says so, or a new one. Where connections are shared or somebody
+    /// else's, `reuse` has no meaning.
     fn connect(
         &self,
         cluster: &Arc<Cluster>,
@@ -93,7 +94,7 @@ pub(crate) trait Transport: Send + 'static {
     ) -> Self::Exchange;
 
     /// What to make of a failed exchange. The connection ends here.
-    fn failure(&self, error: Self::Error, connection: Option<Self::Connection>, replay: &mut Replay) -> Failure;
+    fn failure(&self, error: Self::Error, connection: Option<Self::Connection>, is_idempotent: bool) -> Failure;
 
     /// Whether the cluster allows another request on a connection after the next one.
     fn may_go_on(&self, connection: &Self::Connection, cluster: &Cluster) -> bool;

@@ -18,7 +18,7 @@ use mesh_core::store::Targets;
 
 use super::http1::{Http1Connection, Http1Pool};
 use super::http2::{Http2Pool, Http2Stream};
-use super::{Connecting, Failure, HttpVersion, Plaintext, Replay, Transport};
+use super::{Connecting, Failure, HttpVersion, Plaintext, Transport};
 use crate::body::Body;
 use crate::uri::{to_http1, to_http2};
 
@@ -48,7 +48,8 @@ impl PooledConnection {
     }
 }
 
-/// The pool as a transport. hyper's futures have no name, and so has what makes them none either.
+/// The pool as a transport. hyper's futures cannot be named, so the type parameters stand for what makes them (`S`) and
+/// for them (`F`).
 pub(crate) struct Pooled<S, F> {
     send: S,
     exchange: PhantomData<fn() -> F>,
@@ -117,13 +118,13 @@ where
         (self.send)(connection, request)
     }
 
-    fn failure(&self, error: hyper::Error, connection: Option<PooledConnection>, replay: &mut Replay) -> Failure {
+    fn failure(&self, error: hyper::Error, connection: Option<PooledConnection>, is_idempotent: bool) -> Failure {
         let (reused, http1) = match &connection {
             Some(PooledConnection::Http1(connection)) => (connection.was_reused(), true),
             Some(PooledConnection::Http2(stream)) => (stream.was_reused(), false),
             None => (false, false),
         };
-        Failure::of_exchange(error, reused, http1, replay.is_idempotent())
+        Failure::of_exchange(error, reused, http1, is_idempotent)
     }
 
     #[inline]
