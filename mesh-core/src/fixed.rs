@@ -25,6 +25,7 @@ use crate::store::{Sink, Source};
 #[derive(Clone, Debug, Default)]
 pub struct Fixed {
     resources: HashMap<ResourceKey, Resource>,
+    filters: HashMap<Box<str>, Vec<NamedFilter>>,
 }
 
 impl Fixed {
@@ -54,15 +55,23 @@ impl Fixed {
         self
     }
 
-    /// HTTP filters of a target that was added before, in order; without effect for any other.
+    /// HTTP filters of a target, in order, whenever the target itself is added. Filters of a target that is never added
+    /// are reported as an error when the source starts, and no request passes them.
     pub fn filters(mut self, target: &str, filters: Vec<NamedFilter>) -> Self {
-        let key = ResourceKey::new(ResourceType::Listener, target);
-        if let Some(Resource::Listener(listener)) = self.resources.get_mut(&key)
+        self.filters.insert(target.into(), filters);
+        self
+    }
+
+    /// A listener with the filters of its target.
+    fn filtered(&self, name: &str, resource: &Resource) -> Resource {
+        let mut resource = resource.clone();
+        if let Resource::Listener(listener) = &mut resource
+            && let Some(filters) = self.filters.get(name)
             && let Listener::Api(listener) = Arc::make_mut(listener)
         {
-            listener.http.filters = filters;
+            listener.http.filters = filters.clone();
         }
-        self
+        resource
     }
 
     /// A cluster for routes to name.
@@ -78,7 +87,10 @@ impl Fixed {
 
     fn answer(&self, key: ResourceKey) -> Change {
         match self.resources.get(&key) {
-            Some(resource) => Change::Put(key, resource.clone()),
+            Some(resource) => {
+                let resource = self.filtered(&key.name, resource);
+                Change::Put(key, resource)
+            }
             None => match key.name.strip_prefix(SERVER).and_then(|address| address.parse().ok()) {
                 Some(address) => Change::Put(key, Resource::Listener(Arc::new(serve_everything(address)))),
                 None => {
@@ -130,6 +142,10 @@ impl Source for Fixed {
 
     fn run(self: Arc<Self>, mut sink: Sink) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(async move {
+            let added = |target: &str| self.resources.contains_key(&ResourceKey::new(ResourceType::Listener, target));
+            for target in self.filters.keys().filter(|target| !added(target)) {
+                tracing::error!(%target, "filters were given for a target that was never added");
+            }
             while let Some(progress) = sink.changed().await {
                 let mut wanted = progress.subscribe;
                 while !wanted.is_empty() {

@@ -48,7 +48,8 @@ pub enum Direction {
 /// ```
 pub trait Observer: Send + Sync + fmt::Debug {
     /// A request is over: its response was read to the end, failed, or was given up. Told once for each request, on
-    /// the request's task, with [`RequestInfo::started`] to measure from. Must not block.
+    /// the request's task, with [`RequestInfo::started`] to measure from. A connection that is upgraded (101) is over as a
+    /// request with that answer. Must not block, and must not panic.
     fn on_end(&self, request: &RequestInfo);
 }
 

@@ -4,8 +4,8 @@
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, LOCATION};
-use http::{HeaderValue, Response, StatusCode};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
+use http::{HeaderValue, Method, Response, StatusCode};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Reply;
 use mesh_core::model::{DirectResponse, PathChange, PathTest, Redirect, RouteMatch};
@@ -27,6 +27,15 @@ pub fn error(error: &MeshError, is_grpc: bool) -> Response<Bytes> {
     }
     let status = StatusCode::from_u16(error.kind().http_status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
     text(status, format!("{error:#}"))
+}
+
+/// An answer of the mesh to a request of this method: to HEAD, the head alone (RFC 9110, 9.3.2).
+pub(crate) fn to(method: &Method, mut response: Response<Bytes>) -> Response<Bytes> {
+    if method == Method::HEAD {
+        let length = std::mem::take(response.body_mut()).len();
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    response
 }
 
 /// A filter's answer.

@@ -253,6 +253,85 @@ async fn the_layer_lets_go_of_the_inner_clients_future_before_the_body_is_read()
     }
 }
 
+#[tokio::test]
+async fn every_try_of_the_inner_client_has_the_requests_extensions() {
+    use tower::{Layer, ServiceExt};
+    let seen = Arc::<Mutex<Vec<Option<u8>>>>::default();
+    let log = Arc::clone(&seen);
+    let inner = tower::service_fn(move |request: Request<Body>| {
+        log.lock().unwrap().push(request.extensions().get::<u8>().copied());
+        async { Err::<http::Response<Body>, _>(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)) }
+    });
+    let source = Fixed::new().service("s:80", ["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()]);
+    let mesh = Mesh::builder().source(source).start().unwrap();
+    let request = Request::get("http://s/").extension(7u8).body(Body::empty()).unwrap();
+    mesh.layer().layer(inner).oneshot(request).await.map(drop).unwrap_err();
+    assert_eq!(*seen.lock().unwrap(), [Some(7); 3]);
+}
+
+/// gRPC's stubs send a path alone; the target has the authority.
+#[tokio::test]
+async fn filters_see_the_authority_of_a_client_with_one_target() {
+    use mesh_core::model::{Fault, FaultAbort, FilterConfig, HeaderTest, NamedFilter, StringTest};
+    let (address, _, _) = serve(|_| true).await;
+    let test = |name: &str, value: &str| HeaderTest::Value {
+        name: name.into(),
+        test: StringTest::Exact { value: value.into(), ignore_case: false },
+        invert: false,
+        missing_is_empty: false,
+    };
+    for header in [test("end-user", "jason"), test(":authority", "s:80")] {
+        let mut fault = Fault::default();
+        fault.abort = Some(FaultAbort { http_status: Some(555), grpc_code: None, fraction: Fraction::ALL });
+        fault.headers = vec![header];
+        let filter = NamedFilter { name: "fault".into(), config: FilterConfig::Fault(Arc::new(fault)) };
+        let source = Fixed::new().service("s:80", [address]).filters("s:80", vec![filter]);
+        let mesh = Mesh::builder().source(source).start().unwrap();
+        let client = mesh.client_for("s:80").unwrap();
+        for uri in ["/", "http://user:secret@elsewhere/"] {
+            let request = Request::get(uri).header("end-user", "jason").body(Body::empty()).unwrap();
+            assert_eq!(client.request(request).await.unwrap().status().as_u16(), 555, "{uri}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_speaks_no_http2_is_dialled_a_bounded_number_of_times() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let dials = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&dials);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            count.fetch_add(1, Ordering::SeqCst);
+            _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await;
+        }
+    });
+    let client = client(Fixed::new().service("s:80", [address]));
+    let request = Request::post("http://s/").header("content-type", "application/grpc").body(Body::empty()).unwrap();
+    let error = tokio::time::timeout(Duration::from_secs(20), client.request(request)).await.expect("it ends");
+    error.map(drop).unwrap_err();
+    let dials = dials.load(Ordering::SeqCst);
+    assert!((1..=6).contains(&dials), "{dials} dials for three tries");
+}
+
+/// What an inner client does for a request may be refused by somebody else, when the request has long been sent.
+#[tokio::test]
+async fn the_layer_does_not_take_any_refusal_for_that_of_the_endpoint() {
+    use tower::{Layer, ServiceExt};
+    let calls = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&calls);
+    let inner = tower::service_fn(move |_: Request<Body>| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async { Err::<http::Response<Body>, _>(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)) }
+    });
+    let source = Fixed::new().service("s:80", ["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()]);
+    let mesh = Mesh::builder().source(source).start().unwrap();
+    let request = Request::post("http://s/pay").body(Body::empty()).unwrap();
+    let error = mesh.layer().layer(inner).oneshot(request).await.map(drop).unwrap_err();
+    assert_eq!((error.kind(), calls.load(Ordering::SeqCst)), (ErrorKind::ConnectionLost, 1));
+}
+
 /// The same retry as everywhere: what may have been processed is not sent again.
 #[tokio::test]
 async fn the_layer_does_not_send_again_what_may_have_been_processed() {

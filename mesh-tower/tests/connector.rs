@@ -205,6 +205,53 @@ async fn nothing_more_travels_in_plaintext_once_tls_is_asked_for() {
 }
 
 #[tokio::test]
+async fn a_cluster_that_moves_to_a_secured_port_leaves_nothing_in_plaintext_behind() {
+    let ((a, _), (b, _)) = (serve("a").await, serve("b").await);
+    let (player, mesh) = mesh();
+    put_routes(&player, vec![route_to("c")], vec![]);
+    put_cluster(&player, cluster("c", a));
+    let client = pooled(&mesh);
+    assert_eq!(ask(&client, "/").await.unwrap(), "a");
+    let mut secured = cluster("c", b);
+    secured.tls = ClusterTls::Unusable("ISTIO_MUTUAL".into());
+    put_cluster(&player, secured);
+    let entry = mesh.store().find("s:80").unwrap();
+    within(async {
+        while entry.peek().unwrap().clusters()[0].leaves()[0].cluster.tls == ClusterTls::None {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    ask(&client, "/").await.unwrap_err();
+}
+
+#[tokio::test]
+async fn an_http2_request_outlasts_a_change_of_the_weights() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let a = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let answer = service_fn(|_| async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"a"))))
+            });
+            let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(async move { _ = connection.serve_connection(TokioIo::new(stream), answer).await });
+        }
+    });
+    let (b, _) = serve("b").await;
+    let (player, mesh) = mesh();
+    put_routes(&player, vec![weighted(&[("a", 100)])], vec![]);
+    put_cluster(&player, cluster("a", a));
+    put_cluster(&player, cluster("b", b));
+    let client: Pooled = Client::builder(TokioExecutor::new()).http2_only(true).build(mesh.connector());
+    let slow = tokio::spawn(async move { ask(&client, "/").await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    put_routes(&player, vec![weighted(&[("b", 100)])], vec![]);
+    assert_eq!(within(slow).await.unwrap().unwrap(), "a");
+}
+
+#[tokio::test]
 async fn where_an_endpoint_refuses_another_one_is_dialled() {
     let (a, _) = serve("a").await;
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();

@@ -363,6 +363,63 @@ async fn a_filter_knows_at_the_end_what_became_of_the_request() {
     }
 }
 
+/// HEAD is answered by a head, whoever answers, and that is all of it.
+#[tokio::test]
+async fn nothing_follows_the_head_that_answers_head() {
+    for side in both().await {
+        side.put(&["refuse"]);
+        side.settle("refuse").await;
+        for version in [http::Version::HTTP_11, http::Version::HTTP_2] {
+            let request = Request::head("http://s/").version(version).body(Body::empty()).unwrap();
+            let response = within(side.client.request(request)).await.unwrap();
+            assert_eq!(
+                (response.status().as_u16(), response.headers()["content-length"].as_bytes()),
+                (403, &b"2"[..]),
+                "{}",
+                side.name
+            );
+            let body = within(response.into_body().collect()).await.expect("no more than a head");
+            assert!(body.to_bytes().is_empty(), "{} {version:?}", side.name);
+        }
+        side.put(&["witness"]);
+        side.settle("witness").await;
+        let request = Request::head("http://s/").body(Body::empty()).unwrap();
+        within(within(side.client.request(request)).await.unwrap().into_body().collect()).await.unwrap();
+        assert_eq!(side.told("end").await[2], "witness saw Some(200) 0 true None", "{}", side.name);
+    }
+}
+
+#[tokio::test]
+async fn a_server_holds_a_request_back_no_longer_than_its_deadline() {
+    let log = Log::default();
+    let (player, source) = played();
+    let mesh = builder(&log, source).start().unwrap();
+    let bound = mesh.bind("127.0.0.1:0").await.unwrap();
+    player.send(listener(bound.local_addr(), vec![chain(vec![app_route()], filters(&["hang"]))]));
+    within(mesh.serving()).await.unwrap();
+    let app = tower::service_fn(|request: Request<Empty<Bytes>>| async move { answer(&request) });
+    let deadline = Deadline(Instant::now() + Duration::from_millis(50));
+    let request = Request::get("http://s/").extension(deadline).body(Empty::new()).unwrap();
+    let answered = tower::ServiceExt::oneshot(mesh.server_layer().layer(app), request);
+    assert_eq!(within(answered).await.unwrap().status(), StatusCode::GATEWAY_TIMEOUT);
+}
+
+/// Filters that are not there would be a hole.
+#[tokio::test]
+async fn fixed_filters_are_in_force_whenever_their_target_is_added() {
+    let refuse = || filters(&["refuse"]);
+    let address = upstream().await;
+    let sources = [
+        Fixed::new().filters("s:80", refuse()).service("s:80", [address]),
+        Fixed::new().service("s:80", [address]).filters("s:80", refuse()),
+        Fixed::new().service("s:80", [address]).filters("s:80", refuse()).service("s:80", [address]),
+    ];
+    for source in sources {
+        let mesh = Mesh::builder().source(source).filter("probe", probes(&Log::default())).start().unwrap();
+        assert_eq!(within(mesh.client().get("http://s/")).await.unwrap().status(), StatusCode::FORBIDDEN);
+    }
+}
+
 /// What an application does wrong is not its caller's giving up.
 #[tokio::test]
 async fn an_application_that_fails_is_told_as_one() {

@@ -31,7 +31,8 @@ impl FaultFilter {
 impl Filter for FaultFilter {
     fn on_request(&self, request: &mut RequestInfo, head: &mut Parts) -> Decision {
         if !self.headers.is_empty() {
-            let Ok(seen) = RequestHead::of(head) else { return Decision::Continue };
+            // A request without an authority has headers all the same.
+            let seen = RequestHead::of(head).unwrap_or_else(|_| RequestHead::with_authority(head, ""));
             if !self.headers.iter().all(|(field, test)| header_matches(field, test, &seen)) {
                 return Decision::Continue;
             }

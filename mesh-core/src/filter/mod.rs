@@ -36,7 +36,9 @@ pub enum Decision {
     Callout(Callout),
 }
 
-/// What a filter waits for. Dropped unfinished if the caller gives the request up or its deadline passes.
+/// What a filter waits for. Dropped unfinished if the caller gives the request up or its
+/// [`Deadline`](crate::request_info::Deadline) passes. The route's own timeout does not run yet, as in Envoy: bring one of
+/// your own.
 pub type Callout = Pin<Box<dyn Future<Output = Resume> + Send>>;
 
 /// What a filter does with the request once it knows more.

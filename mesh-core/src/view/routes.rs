@@ -56,6 +56,10 @@ struct Changes {
 }
 
 impl Destination {
+    pub(super) fn takes_load(&self) -> bool {
+        self.weight > 0
+    }
+
     pub(super) fn cluster(&self) -> Option<usize> {
         self.cluster.map(|position| position as usize)
     }

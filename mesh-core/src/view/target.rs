@@ -129,12 +129,12 @@ impl TargetView {
         Ok(content.route(position, route, destination))
     }
 
-    /// The clusters that requests on this route may go to: one, or several by weight.
+    /// The clusters that requests on this route may go to: one, or several by weight, without those of none.
     pub fn alternatives(&self, route: &RouteRef<'_>) -> impl Iterator<Item = &Arc<ClusterView>> {
         let content = self.content.as_ref().ok();
         let destinations = content.map_or(&[][..], |content| content.routes.alternatives(route.position));
         let cluster = move |destination: &Destination| content?.clusters.get(destination.cluster()?);
-        destinations.iter().filter_map(cluster)
+        destinations.iter().filter(|destination| destination.takes_load()).filter_map(cluster)
     }
 
     #[inline]

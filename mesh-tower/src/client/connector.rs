@@ -14,7 +14,7 @@ use http::request::Parts;
 use http::{Request, Uri};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::Target;
-use mesh_core::model::{Forward, RouteAction};
+use mesh_core::model::{Forward, RetryCondition, RetryPolicy, RouteAction};
 use mesh_core::request::RequestHead;
 use mesh_core::request_info::RequestInfo;
 use mesh_core::retry::RetryDecision;
@@ -27,6 +27,8 @@ use crate::transport::dial;
 
 pub use stream::ConnectorStream;
 
+use stream::Origin;
+
 /// Connects to an endpoint of the target that a URI names: for `hyper_util::client::legacy::Client` and
 /// anything else that takes a connector. Where an endpoint refuses, another one is tried, as the route's retry policy has
 /// it. A connection counts as in flight as long as it is open.
@@ -34,8 +36,8 @@ pub use stream::ConnectorStream;
 /// A connector sees names and bytes, and no requests. So it follows the route that `GET` and the URI's path find (most
 /// clients tell a connector the authority alone, and the path is `/` then); weights divide connections. What it cannot
 /// honour is said once for each target, as a warning: other routes, filters such as faults, header changes and rewrites,
-/// timeouts, retries after a connection was made. Requests that need them need the mesh's own client, or its
-/// [layer](super::MeshLayer).
+/// timeouts, retries after a connection was made. Observers are told of requests, and so of nothing here. Requests that
+/// need them need the mesh's own client, or its [layer](super::MeshLayer).
 ///
 /// A connection lasts as long as the configuration allows it: see [`ConnectorStream`].
 ///
@@ -109,12 +111,14 @@ impl Connector {
         let (mut head, ()) = Request::new(()).into_parts();
         head.uri = uri;
         let entry = outbound::entry(&self.context, &mut head)?;
-        let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::new());
+        let seed = fastrand::u64(..);
+        let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(seed));
         let view = entry.wait(info.started + self.context.cold_start_wait).await?;
         let (route, _) = SelectedRoute::find(&view, &RequestHead::of(&head)?, &mut info.random)?;
         let opened = self.open_on(&route, &head, &mut info).await;
         let (attempt, stream) = opened.map_err(|error| outbound::within(&route, error))?;
-        Ok(ConnectorStream::new(stream, attempt, entry, view, head))
+        let leaf = route.get().cluster.and_then(|cluster| cluster.leaves().get(attempt.leaf())).cloned();
+        Ok(ConnectorStream::new(stream, Origin { attempt, leaf, head, seed }, entry, view))
     }
 
     async fn open_on(
@@ -179,6 +183,13 @@ fn not_honoured(view: &TargetView, forward: &Forward) -> Vec<&'static str> {
             _ => None,
         })
     };
+    // Whether a connection can be had is all that it tries again.
+    let retries = |forward: &Forward| {
+        let asks = |policy: &RetryPolicy| {
+            policy.on.contains(RetryCondition::Reset) || policy.on.contains(RetryCondition::ServerError)
+        };
+        forward.retry.as_ref().is_some_and(asks)
+    };
     let limited = |forward: &Forward| forward.time_limit(false, None).is_some();
     let mutates = config.virtual_hosts.iter().any(|host| !host.mutations.is_empty())
         || !config.mutations.is_empty()
@@ -190,7 +201,7 @@ fn not_honoured(view: &TargetView, forward: &Forward) -> Vec<&'static str> {
         (mutates, "header changes"),
         (forward.path.is_some() || forward.authority.is_some(), "rewrites"),
         (forwards().any(limited), "timeouts"),
-        (forwards().any(|forward| forward.retry.is_some()), "retries of requests"),
+        (forwards().any(retries), "retries of requests"),
     ];
     limits.into_iter().filter(|(applies, _)| *applies).map(|(_, what)| what).collect()
 }

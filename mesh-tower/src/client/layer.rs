@@ -30,6 +30,10 @@ use crate::uri::{edit, to_http1};
 /// the client's own error as its cause, and is tried at another endpoint where it says that nothing was sent: the
 /// connection was refused, or the stream.
 ///
+/// The other client is given the endpoint's address in the URI, and the authority in `Host`. Over HTTP/1.1 that is what the
+/// server sees; over HTTP/2 such a client makes the address `:authority`, beside `host`: where the server goes by its
+/// name, use the mesh's own client.
+///
 /// ```
 /// # use std::net::SocketAddr;
 /// use http_body_util::BodyExt;
@@ -97,7 +101,7 @@ where
 
     /// As the other client is.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), MeshError>> {
-        self.inner.poll_ready(cx).map_err(|error| Failure::of_other_client(error.into()).error)
+        self.inner.poll_ready(cx).map_err(|error| Failure::of_other_client(error.into(), false).error)
     }
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture<R> {
@@ -127,6 +131,7 @@ where
     type Body = R;
     type Error = S::Error;
     type Exchange = S::Future;
+    const READS_EXTENSIONS: bool = true;
 
     /// What the authority was stays in `Host`; the version is the other client's to choose.
     fn form(
@@ -160,7 +165,7 @@ where
         let mut inner = self.inner.clone();
         Box::pin(async move {
             let ready = std::future::poll_fn(|cx| inner.poll_ready(cx)).await;
-            ready.map_err(|error| Failure::of_other_client(error.into()).error)?;
+            ready.map_err(|error| Failure::of_other_client(error.into(), false).error)?;
             Ok(inner)
         })
     }
@@ -175,8 +180,8 @@ where
         ready.call(request)
     }
 
-    fn failure(&self, error: S::Error, _: Option<S>, _: bool) -> Failure {
-        Failure::of_other_client(error.into())
+    fn failure(&self, error: S::Error, _: Option<S>, is_idempotent: bool) -> Failure {
+        Failure::of_other_client(error.into(), is_idempotent)
     }
 
     fn may_go_on(&self, _: &S, _: &Cluster) -> bool {

@@ -140,7 +140,7 @@ impl<T: Transport> ActiveRequest<T> {
     /// Sends the request over its connection, and keeps what it takes to send it once more.
     #[inline(always)]
     pub(super) fn dispatch(&mut self, head: Parts, mut body: Body) -> T::Exchange {
-        self.replay.keep(&head, &mut body);
+        self.replay.keep(&head, &mut body, T::READS_EXTENSIONS);
         let endpoint = self.attempt.as_ref().expect(PICKED).endpoint();
         let connection = self.connection.as_mut().expect("a connection was found for the try");
         self.transport.send(connection, Request::from_parts(head, body), endpoint)

@@ -28,6 +28,7 @@ use mesh_core::error::MeshError;
 use pin_project_lite::pin_project;
 
 use crate::body::{Body, BoxError, note_frame};
+use crate::reply;
 use crate::transport::{Replay, Transport};
 
 pub(crate) use request::{Attempt, FixedTarget, OutboundContext, within};
@@ -121,7 +122,9 @@ impl<T: Transport> Outbound<T> {
                 this.flight.set(Flight::Here { request: Some((head, body)) });
                 *this.wait = Some(wait);
             }
-            Ok(Step::Done(response)) => return Some(Ok(this.request.deliver(response))),
+            Ok(Step::Done(response)) => {
+                return Some(Ok(this.request.deliver(reply::to(&head.method, response))));
+            }
             Err(error) => return Some(Err(this.request.fail(error))),
         }
         None

@@ -102,6 +102,11 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
+    /// Which of the cluster's leaves the endpoint belongs to.
+    pub(crate) fn leaf(&self) -> usize {
+        self.leaf
+    }
+
     /// The endpoint.
     #[inline]
     pub(crate) fn endpoint(&self) -> &Arc<EndpointState> {
@@ -163,14 +168,18 @@ impl<T: Transport> ActiveRequest<T> {
     #[inline]
     pub(super) fn take_deadline(&mut self) -> Option<Pin<Box<Sleep>>> {
         let until = self.info.deadline?;
-        Some(self.deadline.take().unwrap_or_else(|| sleep_until(until)))
+        let mut sleep = self.deadline.take().unwrap_or_else(|| sleep_until(until));
+        keep_to(&mut sleep, until);
+        Some(sleep)
     }
 
     /// Where the deadline has passed, the failure that this is.
     #[inline]
     pub(super) fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<MeshError> {
         let Some(until) = self.info.deadline else { return Poll::Pending };
-        ready!(self.deadline.get_or_insert_with(|| sleep_until(until)).as_mut().poll(cx));
+        let sleep = self.deadline.get_or_insert_with(|| sleep_until(until));
+        keep_to(sleep, until);
+        ready!(sleep.as_mut().poll(cx));
         let error = match &self.route {
             None => MeshError::new(ErrorKind::Timeout, "the deadline passed before there was a configuration"),
             Some(_) if self.info.attempts == 0 => {
@@ -209,6 +218,13 @@ impl<T: Transport> Drop for ActiveRequest<T> {
         {
             filters::on_end(route.get().destination.filters(), self.filters_entered, &self.info);
         }
+    }
+}
+
+/// The deadline may have come nearer since the sleep was made.
+fn keep_to(sleep: &mut Pin<Box<Sleep>>, deadline: std::time::Instant) {
+    if sleep.deadline() != deadline.into() {
+        sleep.as_mut().reset(deadline.into());
     }
 }
 

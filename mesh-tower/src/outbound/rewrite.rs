@@ -2,7 +2,7 @@
 
 use http::header::HOST;
 use http::request::Parts;
-use http::uri::{Authority, PathAndQuery};
+use http::uri::PathAndQuery;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::Forward;
 use mesh_core::view::RouteRef;
@@ -12,15 +12,8 @@ use crate::reply::change_path;
 use crate::uri::edit;
 
 /// Makes a request what its route wants the cluster to see.
-///
-/// `authority` is that of a client which has one target.
 #[inline]
-pub(super) fn rewrite(
-    head: &mut Parts,
-    forward: &Forward,
-    route: &RouteRef<'_>,
-    authority: Option<&Authority>,
-) -> Result<(), MeshError> {
+pub(super) fn rewrite(head: &mut Parts, forward: &Forward, route: &RouteRef<'_>) -> Result<(), MeshError> {
     apply(route.destination.request_changes(), &mut head.headers);
     if let Some(change) = &forward.path {
         let path = change_path(change, &route.route.matches.path, head.uri.path());
@@ -36,8 +29,6 @@ pub(super) fn rewrite(
     if let Some(host) = &forward.authority {
         head.headers.insert(HOST, host.clone());
         edit(&mut head.uri, |uri| uri.authority = None);
-    } else if let Some(authority) = authority {
-        edit(&mut head.uri, |uri| uri.authority = Some(authority.clone()));
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use http::request::Parts;
 use http::uri::Scheme;
-use http::{Uri, Version};
+use http::{Method, Uri, Version};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
 use mesh_core::model::{Forward, RouteAction};
@@ -20,7 +20,7 @@ use super::rewrite::rewrite;
 use crate::filters::{self, Passage};
 use crate::reply;
 use crate::transport::Transport;
-use crate::uri::strip_user;
+use crate::uri::{edit, strip_user};
 
 /// What is known of a request before it is routed.
 #[inline]
@@ -71,6 +71,10 @@ enum Resolved {
 fn resolve(context: &OutboundContext, head: &mut Parts) -> Result<Resolved, MeshError> {
     refuse_tls(&head.uri)?;
     if let Some(target) = &context.target {
+        // Filters see what is routed by. The target of CONNECT is where the tunnel ends.
+        if head.method != Method::CONNECT {
+            edit(&mut head.uri, |uri| uri.authority = Some(target.authority.clone()));
+        }
         return Ok(target.entry.view().map_or_else(|| Resolved::NotYet(Arc::clone(&target.entry)), Resolved::View));
     }
     // A name that the store knows has no user in it, nor anything else that would have to be taken out.
@@ -158,16 +162,13 @@ impl<T: Transport> ActiveRequest<T> {
     fn act(&mut self, route: &RouteRef<'_>, head: &mut Parts) -> Result<Step<T>, MeshError> {
         let response = match &route.route.action {
             RouteAction::Forward(forward) => {
-                if limit(&mut self.info, forward, route)? {
-                    self.deadline = None;
-                }
+                limit(&mut self.info, forward, route)?;
                 // Where the caller wants to go, if that is where the cluster's requests go: what the route writes over
                 // it is only told there.
                 if route.cluster.is_some_and(|cluster| cluster.passes_through()) {
                     self.original_destination = Some(original_destination(&head_of(&self.context, head)?)?.into());
                 }
-                let authority = self.context.target.as_ref().map(|target| &target.authority);
-                rewrite(head, forward, route, authority)?;
+                rewrite(head, forward, route)?;
                 return self.try_once(route, head);
             }
             RouteAction::Redirect(redirect) => {
@@ -188,20 +189,21 @@ pub(crate) fn original_destination(head: &RequestHead<'_>) -> Result<String, Mes
     host_and_port(head.authority, head.scheme).map(Cow::into_owned)
 }
 
-/// Brings the deadline forward to the route's limit, and tells whether it did. The limit runs from here on: what a
-/// filter held back does not count, as in Envoy; the time that it takes to send the request's body does, unlike there.
+/// Brings the deadline forward to the route's limit. It runs from here on: what a filter held back does not count, as in
+/// Envoy; the time that it takes to send the request's body does, unlike there.
 #[inline]
-fn limit(info: &mut RequestInfo, forward: &Forward, route: &RouteRef<'_>) -> Result<bool, MeshError> {
+fn limit(info: &mut RequestInfo, forward: &Forward, route: &RouteRef<'_>) -> Result<(), MeshError> {
     let limit = forward.time_limit(info.is_grpc, route.max_stream_duration);
     if info.deadline.is_none() && limit.is_none() {
-        return Ok(false);
+        return Ok(());
     }
     let now = Instant::now();
-    if let Some(limit) = limit {
-        info.not_after(now + limit);
+    // What a clock cannot add to the present is no limit.
+    if let Some(limit) = limit.and_then(|limit| now.checked_add(limit)) {
+        info.not_after(limit);
     }
     if info.deadline.is_some_and(|deadline| deadline <= now) {
         return Err(too_late(route));
     }
-    Ok(limit.is_some())
+    Ok(())
 }

@@ -16,7 +16,7 @@ use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::{Callout, Resume};
 use mesh_core::model::{Route, RouteAction};
 use mesh_core::request::{RequestHead, is_grpc};
-use mesh_core::request_info::{Direction, RequestInfo};
+use mesh_core::request_info::{Deadline, Direction, RequestInfo};
 use mesh_core::store::{ServerState, ServerView};
 use mesh_core::view::{Destination, RouteTable};
 use tower_layer::Layer;
@@ -155,7 +155,7 @@ impl ServerContext {
             if let Some(facts) = facts {
                 facts.info.note_error(error.kind());
             }
-            Admission::Answer(Box::new(reply::error(&error, is_grpc(request.headers()))))
+            answer(request, reply::error(&error, is_grpc(request.headers())))
         })
     }
 
@@ -214,8 +214,15 @@ pub(super) fn resume<B>(decide: Resume, facts: &mut Facts, request: &mut Request
         with_parts(request, |head| filters::resume(decide, destination.filters(), filters_entered, info, head));
     passed(passage, info.is_grpc, route, destination, request).unwrap_or_else(|error| {
         info.note_error(error.kind());
-        Admission::Answer(Box::new(reply::error(&error, info.is_grpc)))
+        answer(request, reply::error(&error, info.is_grpc))
     })
+}
+
+/// The deadline has passed while a filter held the request back.
+pub(super) fn too_late<B>(facts: &mut Facts, request: &Request<B>) -> Admission {
+    let error = MeshError::new(ErrorKind::Timeout, "the deadline passed while a filter held the request back");
+    facts.info.note_error(error.kind());
+    answer(request, reply::error(&error, facts.info.is_grpc))
 }
 
 fn passed<B>(
@@ -227,9 +234,14 @@ fn passed<B>(
 ) -> Result<Admission, MeshError> {
     match passage {
         Passage::Passed => forward(route, destination, request),
-        Passage::Answered(answer) => Ok(Admission::Answer(Box::new(reply::filter(answer, is_grpc)))),
+        Passage::Answered(reply) => Ok(answer(request, reply::filter(reply, is_grpc))),
         Passage::Held(callout) => Ok(Admission::Held(callout)),
     }
+}
+
+/// The mesh answers itself.
+fn answer<B>(request: &Request<B>, response: Response<Bytes>) -> Admission {
+    Admission::Answer(Box::new(reply::to(request.method(), response)))
 }
 
 /// The last thing before the application.
@@ -245,6 +257,7 @@ fn facts_of<B>(request: &Request<B>) -> Box<Facts> {
     let mut facts = Box::new(Facts::new(Instant::now()));
     facts.info.is_grpc = is_grpc(request.headers());
     facts.info.is_http2 = request.version() == Version::HTTP_2;
+    facts.info.deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
     facts
 }
 

@@ -7,20 +7,21 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::CONNECTION;
+use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::response::Parts;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use mesh_core::error::ErrorKind;
 use mesh_core::filter::Callout;
 use mesh_core::request_info::RequestInfo;
 use mesh_core::view::{RoutePosition, RouteTable};
 use pin_project_lite::pin_project;
+use tokio::time::Sleep;
 use tower_service::Service;
 
 use crate::body::note_frame;
 use crate::drain::InFlight;
-use crate::server::request::{Admission, resume};
+use crate::server::request::{Admission, resume, too_late};
 use crate::{filters, headers};
 
 pin_project! {
@@ -46,6 +47,7 @@ pin_project! {
         /// A filter holds the request back.
         Held {
             callout: Callout,
+            deadline: Option<Pin<Box<Sleep>>>,
             then: Option<Box<(S, Request<B>)>>,
         },
         /// It is answered here.
@@ -65,8 +67,10 @@ where
     }
 
     pub(super) fn held(callout: Callout, service: S, request: Request<B>, active: ActiveRequest) -> Self {
+        let deadline = active.facts.as_ref().and_then(|facts| facts.info.deadline);
+        let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline.into())));
         let then = Some(Box::new((service, request)));
-        ResponseFuture { state: State::Held { callout, then }, request: Some(active) }
+        ResponseFuture { state: State::Held { callout, deadline, then }, request: Some(active) }
     }
 
     pub(super) fn answer(response: Box<Response<Bytes>>, request: ActiveRequest) -> Self {
@@ -100,14 +104,28 @@ where
                     let (request, response) = (this.request.take().expect(ONCE), response.take().expect(ONCE));
                     return Poll::Ready(Ok(request.pass_back(*response, |bytes| Content::Local { bytes })));
                 }
-                StateProjection::Held { callout, then } => {
-                    let decide = ready!(callout.as_mut().poll(cx));
+                StateProjection::Held { callout, deadline, then } => {
+                    let decide = match callout.as_mut().poll(cx) {
+                        Poll::Ready(decide) => Some(decide),
+                        Poll::Pending => {
+                            let Some(deadline) = deadline else { return Poll::Pending };
+                            ready!(deadline.as_mut().poll(cx));
+                            None
+                        }
+                    };
                     let (mut service, mut request) = *then.take().expect(ONCE);
                     let facts = this.request.as_mut().and_then(|request| request.facts.as_deref_mut());
-                    match resume(decide, facts.expect("a request that has filters has facts"), &mut request) {
+                    let facts = facts.expect("a request that has filters has facts");
+                    let admission = match decide {
+                        Some(decide) => resume(decide, facts, &mut request),
+                        None => too_late(facts, &request),
+                    };
+                    match admission {
                         Admission::Admit => State::Forwarded { future: service.call(request) },
                         Admission::Answer(response) => State::Answered { response: Some(response) },
-                        Admission::Held(callout) => State::Held { callout, then: Some(Box::new((service, request))) },
+                        Admission::Held(callout) => {
+                            State::Held { callout, deadline: deadline.take(), then: Some(Box::new((service, request))) }
+                        }
                     }
                 }
             };
@@ -141,11 +159,18 @@ pub(super) struct Facts {
     pub(super) route: Option<(Arc<RouteTable>, RoutePosition)>,
     /// How many of the route's filters have seen it.
     pub(super) filters_entered: usize,
+    /// How long the response's body is, where the application says so: nobody asks for more.
+    content_length: Option<u64>,
 }
 
 impl Facts {
     pub(super) fn new(now: Instant) -> Self {
-        Facts { info: RequestInfo::new(now, fastrand::Rng::new()), route: None, filters_entered: 0 }
+        Facts {
+            info: RequestInfo::new(now, fastrand::Rng::new()),
+            route: None,
+            filters_entered: 0,
+            content_length: None,
+        }
     }
 
     /// Filters and the route's changes, on the way back.
@@ -162,7 +187,7 @@ impl Facts {
         if let Some(frame) = frame {
             note_frame(&mut self.info, frame);
         }
-        if is_over {
+        if is_over || self.content_length.is_some_and(|length| self.info.response_bytes() >= length) {
             self.info.note_complete();
         }
     }
@@ -205,8 +230,13 @@ impl ActiveRequest {
         let (mut head, body) = response.into_parts();
         let content = content(body);
         if let Some(facts) = &mut self.facts {
-            let is_end = content.is_end_stream();
+            // Nobody reads the body of these.
+            let has_none = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+                || facts.info.method() == Some(&Method::HEAD);
+            let is_end = has_none || content.is_end_stream();
             facts.pass_back(&mut head, is_end);
+            facts.content_length =
+                head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
             if is_end {
                 facts.info.note_complete();
             }

@@ -60,9 +60,10 @@ impl Failure {
     /// What to make of an error of a client that the application brought. Only what it says itself, or what the
     /// network says, is known of the request.
     #[cold]
-    pub(crate) fn of_other_client(cause: BoxError) -> Failure {
+    pub(crate) fn of_other_client(cause: BoxError, is_idempotent: bool) -> Failure {
         let refused = was_refused(&*cause);
-        let unsent = !refused && was_not_connected(&*cause);
+        // That somebody refused a connection may be about another one that the client makes for the request.
+        let unsent = !refused && (was_not_connected(&*cause) || (is_idempotent && somebody_refused(&*cause)));
         let error = match () {
             () if refused => MeshError::new(ErrorKind::RefusedStream, "the inner client: the stream was refused"),
             () if unsent => MeshError::new(ErrorKind::ConnectFailure, "the inner client cannot connect"),
@@ -96,15 +97,19 @@ fn was_closed(error: &hyper::Error) -> bool {
     reset || error.is_incomplete_message()
 }
 
-/// Whether a client says that there was no connection: hyper gave the request back unsent, or nobody listens.
+/// Whether a client says that it has not sent the request: it could not connect, or hyper gave the request back.
 fn was_not_connected(error: &(dyn std::error::Error + 'static)) -> bool {
+    chain(error).any(|cause| {
+        cause.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect)
+            || cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
+    })
+}
+
+/// Whether a connection was refused: nobody listens, or there is no way.
+fn somebody_refused(error: &(dyn std::error::Error + 'static)) -> bool {
     use std::io::ErrorKind::{AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkUnreachable};
     let nobody = |io: &std::io::Error| {
         matches!(io.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | AddrNotAvailable)
     };
-    chain(error).any(|cause| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(nobody)
-            || cause.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect)
-            || cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
-    })
+    chain(error).any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(nobody))
 }

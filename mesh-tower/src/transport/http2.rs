@@ -79,6 +79,20 @@ impl Drop for Http2Stream {
     }
 }
 
+/// What a dial came to; `None` while it goes on.
+type Dialled = Option<Result<NewConnection, MeshError>>;
+
+/// A connection that was just made, as those see it who waited for it.
+#[derive(Clone)]
+pub(super) struct NewConnection(Weak<Http2Connection>);
+
+impl NewConnection {
+    /// Whether it has not closed yet.
+    pub(super) fn is_alive(&self) -> bool {
+        self.0.upgrade().is_some_and(|connection| !connection.is_closed())
+    }
+}
+
 /// All connections to one endpoint.
 #[derive(Default)]
 pub(super) struct Http2Pool(Arc<Mutex<Connections>>);
@@ -88,7 +102,7 @@ struct Connections {
     open: Vec<Arc<Http2Connection>>,
     /// What the peer allows on the newest connection, which may be gone.
     allowed: Option<Arc<AtomicU32>>,
-    dialling: Option<watch::Receiver<Option<Result<(), MeshError>>>>,
+    dialling: Option<watch::Receiver<Dialled>>,
 }
 
 impl Http2Pool {
@@ -103,12 +117,13 @@ impl Http2Pool {
         cluster: &Arc<Cluster>,
         endpoint: &Arc<EndpointState>,
         allowed: Plaintext,
-    ) -> Result<(), MeshError> {
+    ) -> Result<NewConnection, MeshError> {
         let mut dial = lock(&self.0).dial(&Arc::downgrade(&self.0), cluster, endpoint, allowed);
         // A dial whose task is gone (its runtime was shut down) says nothing: then somebody dials again.
+        let gone = || Ok(NewConnection(Weak::new()));
         match dial.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
-            Err(_) => Ok(()),
+            Ok(outcome) => outcome.clone().unwrap_or_else(gone),
+            Err(_) => gone(),
         }
     }
 
@@ -127,7 +142,8 @@ impl Http2Pool {
 
 impl Connections {
     fn stream(&mut self, cluster: &Cluster) -> Option<Http2Stream> {
-        let own_limit = cluster.max_concurrent_streams.unwrap_or(u32::MAX);
+        // With no stream at all, nothing could ever be sent.
+        let own_limit = cluster.max_concurrent_streams.unwrap_or(u32::MAX).max(1);
         for (at, connection) in self.open.iter().enumerate() {
             // Streams come only under the lock of `Connections`, so the room seen here is there.
             let limit = connection.limit.load(Ordering::Relaxed).min(own_limit);
@@ -155,7 +171,7 @@ impl Connections {
         cluster: &Arc<Cluster>,
         endpoint: &Arc<EndpointState>,
         allowed: Plaintext,
-    ) -> watch::Receiver<Option<Result<(), MeshError>>> {
+    ) -> watch::Receiver<Dialled> {
         // A dial that has not answered and whose task is gone is over: its runtime was shut down.
         if let Some(dialling) = self.dialling.as_ref().filter(|dialling| dialling.has_changed().is_ok()) {
             return dialling.clone();
@@ -172,7 +188,9 @@ impl Connections {
             connections.dialling = None;
             let answer = dialled.map(|connection| {
                 connections.allowed = Some(Arc::clone(&connection.limit));
-                connections.open.push(Arc::new(connection));
+                let connection = Arc::new(connection);
+                connections.open.push(Arc::clone(&connection));
+                NewConnection(Arc::downgrade(&connection))
             });
             drop(connections);
             outcome.send_replace(Some(answer));

@@ -54,6 +54,8 @@ pub(crate) trait Transport: Send + 'static {
     type Error;
     /// A request on its way, until the head of its response is here. Dropping it gives the request up.
     type Exchange: Future<Output = Result<Response<Self::Body>, Self::Error>> + Send;
+    /// Whether a request's extensions mean something to it, so that the next try has to have them.
+    const READS_EXTENSIONS: bool;
 
     /// Gives a request the form in which it goes to the endpoints of this cluster. `host` is the usual `Host`, made
     /// before.

@@ -70,6 +70,7 @@ where
     type Body = Incoming;
     type Error = hyper::Error;
     type Exchange = F;
+    const READS_EXTENSIONS: bool = false;
 
     #[inline]
     fn form(
@@ -162,6 +163,9 @@ fn version(method: &Method, headers: &HeaderMap, cluster: &Cluster, info: &Reque
     if wants { HttpVersion::Http2 } else { HttpVersion::Http1 }
 }
 
+/// How many connections to a peer that closes them at once are made for one try.
+const MAX_DEAD: u32 = 1;
+
 /// A connection: one that is there, if `reuse` says so, or a new one. Of HTTP/2 it may be one that somebody else
 /// dialled meanwhile.
 async fn connect(
@@ -179,12 +183,18 @@ async fn connect(
         }
         return super::http1::dial(&cluster, &endpoint, allowed).await.map(PooledConnection::Http1);
     }
-    loop {
-        match pool.http2.take(&cluster) {
-            Some(stream) => return Ok(PooledConnection::Http2(stream)),
-            None => pool.http2.dial(&cluster, &endpoint, allowed).await?,
+    if let Some(stream) = pool.http2.take(&cluster) {
+        return Ok(PooledConnection::Http2(stream));
+    }
+    for _ in 0..=MAX_DEAD {
+        // Others may have taken the streams of the new connection, and there may be several rounds of that.
+        while pool.http2.dial(&cluster, &endpoint, allowed).await?.is_alive() {
+            if let Some(stream) = pool.http2.take(&cluster) {
+                return Ok(PooledConnection::Http2(stream));
+            }
         }
     }
+    Err(MeshError::new(ErrorKind::ConnectFailure, "the connection closed as soon as it was made"))
 }
 
 /// Closes connections that nobody uses, in time: one task for the whole mesh, on its own runtime, so that

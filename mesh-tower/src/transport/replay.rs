@@ -2,7 +2,7 @@
 //! allocation.
 
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Method, Request, Uri, Version};
+use http::{Extensions, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use smallvec::SmallVec;
 
 use crate::body::{self, Body};
@@ -14,6 +14,7 @@ pub(crate) struct Replay {
     uri: Uri,
     version: Version,
     headers: SmallVec<[(HeaderName, HeaderValue); 4]>,
+    extensions: Extensions,
     body: body::Replay,
 }
 
@@ -25,21 +26,25 @@ impl Default for Replay {
             uri: Uri::default(),
             version: Version::HTTP_11,
             headers: SmallVec::new(),
+            extensions: Extensions::new(),
             body: body::Replay::Gone,
         }
     }
 }
 
 impl Replay {
-    /// Keeps a request that is about to be sent. Extensions are not kept: they are of no use on the wire.
+    /// Keeps a request that is about to be sent. Its extensions are of use to another client only, and not on the wire.
     #[inline]
-    pub(crate) fn keep(&mut self, head: &Parts, body: &mut Body) {
+    pub(crate) fn keep(&mut self, head: &Parts, body: &mut Body, with_extensions: bool) {
         self.method = head.method.clone();
         self.uri = head.uri.clone();
         self.version = head.version;
         self.headers.clear();
         for (name, value) in &head.headers {
             self.headers.push((name.clone(), value.clone()));
+        }
+        if with_extensions {
+            self.extensions = head.extensions.clone();
         }
         self.body = body.replay();
     }
@@ -56,6 +61,7 @@ impl Replay {
         head.method = self.method.clone();
         head.uri = self.uri.clone();
         head.version = self.version;
+        head.extensions = std::mem::take(&mut self.extensions);
         for (name, value) in self.headers.drain(..) {
             head.headers.append(name, value);
         }

@@ -13,9 +13,8 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use mesh_core::error::MeshError;
 use mesh_core::request::RequestHead;
-use mesh_core::state::EndpointState;
 use mesh_core::store::TargetEntry;
-use mesh_core::view::TargetView;
+use mesh_core::view::{Leaf, TargetView};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
@@ -24,28 +23,46 @@ use crate::outbound::Attempt;
 use crate::transport::Plaintext;
 
 /// How long a connection that is no longer allowed is quiet before it is closed, after the server had the last word: it
-/// is taken to carry no request then.
-const QUIET: Duration = Duration::from_millis(250);
-/// For how long it may go on at most: from then on it is closed at the first pause after a word of the server.
-const LONGEST: Duration = Duration::from_secs(2);
+/// is taken to carry no request then. And for how long it may go on at most: from then on it is closed at the first pause
+/// after a word of the server.
+struct Patience {
+    quiet: Duration,
+    longest: Duration,
+}
+
+const HTTP1: Patience = Patience { quiet: Duration::from_millis(250), longest: Duration::from_secs(2) };
+/// The server's last word may be about one of many streams, or about none.
+const HTTP2: Patience = Patience { quiet: Duration::from_secs(5), longest: Duration::from_secs(60) };
 
 /// A connection to an endpoint that the mesh chose.
 ///
 /// When the configuration of its target changes so that its endpoint is no longer where the route leads (weights, another
 /// cluster, an endpoint that left or is not healthy), it is closed between two requests, so that its client makes another
 /// one: once nothing went over it for 250 ms after the server's last byte, or after 2 s at the first pause. A connection
-/// sees no requests, so a response that pauses for so long is cut off. When its cluster asks for TLS from now on, it
-/// fails at once: nothing more travels in plaintext.
+/// sees no requests, so a response that pauses for so long is cut off. Over HTTP/2, where requests overlap, it is 5 s and
+/// 60 s, and what is in flight then is lost: for HTTP/2 the mesh's own client is the better one.
+///
+/// When its cluster asks for TLS from now on, it fails at once: nothing more travels in plaintext.
 pub struct ConnectorStream {
     io: TokioIo<TcpStream>,
-    attempt: Attempt,
-    /// What the connection was asked for.
-    head: Parts,
+    origin: Origin,
     entry: Arc<TargetEntry>,
     next_view: NextView,
     standing: Standing,
     /// Whether the server had the last word.
     answered: bool,
+    /// `None` before the client's first byte.
+    patience: Option<&'static Patience>,
+}
+
+/// What a connection was made for, and how.
+pub(super) struct Origin {
+    pub(super) attempt: Attempt,
+    /// The cluster and its state, which stays the same as long as somebody holds it.
+    pub(super) leaf: Option<Leaf>,
+    pub(super) head: Parts,
+    /// Of the choices that led here: with the same routes they lead here again.
+    pub(super) seed: u64,
 }
 
 type NextView = Pin<Box<dyn Future<Output = Arc<TargetView>> + Send>>;
@@ -61,21 +78,15 @@ enum Standing {
 }
 
 impl ConnectorStream {
-    pub(super) fn new(
-        stream: TcpStream,
-        attempt: Attempt,
-        entry: Arc<TargetEntry>,
-        view: Arc<TargetView>,
-        head: Parts,
-    ) -> Self {
+    pub(super) fn new(stream: TcpStream, origin: Origin, entry: Arc<TargetEntry>, view: Arc<TargetView>) -> Self {
         ConnectorStream {
             io: TokioIo::new(stream),
-            attempt,
-            head,
+            origin,
             next_view: next_view(&entry, view),
             entry,
             standing: Standing::Allowed,
             answered: true,
+            patience: None,
         }
     }
 
@@ -85,11 +96,11 @@ impl ConnectorStream {
     /// Where the connection must not be used any more.
     fn follow(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         while let Poll::Ready(view) = self.next_view.as_mut().poll(cx) {
-            match (judge(&view, &self.head, self.attempt.endpoint()), &self.standing) {
+            match (self.origin.judge(&view), &self.standing) {
                 (Err(error), _) => self.standing = Standing::Forbidden(error),
                 (Ok(true), Standing::Retired { .. }) => self.standing = Standing::Allowed,
                 (Ok(false), Standing::Allowed) => {
-                    let quiet = Box::pin(tokio::time::sleep(QUIET));
+                    let quiet = Box::pin(tokio::time::sleep(self.patience().quiet));
                     self.standing = Standing::Retired { since: Instant::now(), quiet };
                 }
                 _ => {}
@@ -102,19 +113,25 @@ impl ConnectorStream {
         }
     }
 
+    fn patience(&self) -> &'static Patience {
+        self.patience.unwrap_or(&HTTP1)
+    }
+
     /// Bytes went over it.
     fn used(&mut self, answered: bool) {
         self.answered = answered;
+        let patience = self.patience();
         if let Standing::Retired { quiet, .. } = &mut self.standing {
-            quiet.as_mut().reset(Instant::now() + QUIET);
+            quiet.as_mut().reset(Instant::now() + patience.quiet);
         }
     }
 
     /// Whether it ends here, where nothing is to be read.
     fn ends(&mut self, cx: &mut Context<'_>) -> bool {
+        let patience = self.patience();
         match &mut self.standing {
             Standing::Retired { since, quiet } if self.answered => {
-                quiet.as_mut().poll(cx).is_ready() || since.elapsed() >= LONGEST
+                quiet.as_mut().poll(cx).is_ready() || since.elapsed() >= patience.longest
             }
             _ => false,
         }
@@ -123,9 +140,12 @@ impl ConnectorStream {
     fn write(
         &mut self,
         cx: &mut Context<'_>,
+        first: &[u8],
         write: impl FnOnce(Pin<&mut TokioIo<TcpStream>>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         self.follow(cx)?;
+        // No method of HTTP/1.1 begins as the preface of HTTP/2 does (RFC 9113, 3.4).
+        self.patience.get_or_insert(if first.starts_with(b"PRI") { &HTTP2 } else { &HTTP1 });
         let written = ready!(write(Pin::new(&mut self.io), cx))?;
         self.used(false);
         Poll::Ready(Ok(written))
@@ -137,31 +157,34 @@ fn next_view(entry: &Arc<TargetEntry>, present: Arc<TargetView>) -> NextView {
     Box::pin(async move { entry.changed(&present).await })
 }
 
-/// Whether connections to an endpoint may go on under a view.
-///
-/// # Errors
-/// [`Security`](mesh_core::error::ErrorKind::Security) where they must not, from now on.
-fn judge(view: &TargetView, head: &Parts, endpoint: &EndpointState) -> Result<bool, MeshError> {
-    let Ok(head) = RequestHead::of(head) else { return Ok(false) };
-    // Any route of those that chance decides among will do: its clusters are all looked at.
-    let Ok(route) = view.find(&head, &mut fastrand::Rng::new()) else { return Ok(false) };
-    if forward(&route).is_err() {
-        return Ok(false);
-    }
-    let mut allowed = false;
-    for cluster in view.alternatives(&route) {
-        for leaf in cluster.leaves() {
-            let known = leaf.endpoints.as_ref().is_none_or(|endpoints| {
-                let mut all = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
-                all.any(|known| known.id == *endpoint.id())
-            });
-            if known {
-                Plaintext::allowed(&leaf.cluster)?;
-            }
+impl Origin {
+    /// Whether the connection may go on under a view.
+    ///
+    /// # Errors
+    /// [`Security`](mesh_core::error::ErrorKind::Security) where it must not, from now on.
+    fn judge(&self, view: &TargetView) -> Result<bool, MeshError> {
+        let endpoint = self.attempt.endpoint();
+        let Ok(head) = RequestHead::of(&self.head) else { return Ok(false) };
+        let Ok(route) = view.find(&head, &mut fastrand::Rng::with_seed(self.seed)) else { return Ok(false) };
+        if forward(&route).is_err() {
+            return Ok(false);
         }
-        allowed |= cluster.may_pick(endpoint);
+        let mut allowed = false;
+        for cluster in view.alternatives(&route) {
+            for leaf in cluster.leaves() {
+                let known = leaf.endpoints.as_ref().is_none_or(|endpoints| {
+                    let mut all = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
+                    all.any(|known| known.id == *endpoint.id())
+                });
+                let own = self.leaf.as_ref().is_some_and(|own| own.cluster.name == leaf.cluster.name);
+                if known || own {
+                    Plaintext::allowed(&leaf.cluster)?;
+                }
+            }
+            allowed |= cluster.may_pick(endpoint);
+        }
+        Ok(allowed)
     }
-    Ok(allowed)
 }
 
 impl Connection for ConnectorStream {
@@ -186,7 +209,7 @@ impl Read for ConnectorStream {
 
 impl Write for ConnectorStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.write(cx, |io, cx| io.poll_write(cx, buf))
+        self.write(cx, buf, |io, cx| io.poll_write(cx, buf))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -206,12 +229,13 @@ impl Write for ConnectorStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.write(cx, |io, cx| io.poll_write_vectored(cx, bufs))
+        let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| buf);
+        self.write(cx, first, |io, cx| io.poll_write_vectored(cx, bufs))
     }
 }
 
 impl fmt::Debug for ConnectorStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConnectorStream").field("endpoint", self.attempt.endpoint()).finish_non_exhaustive()
+        f.debug_struct("ConnectorStream").field("endpoint", self.origin.attempt.endpoint()).finish_non_exhaustive()
     }
 }
