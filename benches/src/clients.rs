@@ -17,9 +17,8 @@ use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::filter::{Decision, Filter, FilterFactory};
 use mesh_core::fixed::{Fixed, route_to};
-use mesh_core::model::{FilterConfig, Forward, NamedFilter, RetryPolicy, Route, RouteAction};
+use mesh_core::model::{FilterConfig, Forward, NamedFilter, RetryPolicy, RouteAction};
 use mesh_core::request_info::{Observer, RequestInfo};
-use mesh_core::retry::DEFAULT_POLICY;
 use mesh_tower::{Client, Mesh};
 use tokio::net::TcpStream;
 use tonic::body::Body as GrpcBody;
@@ -183,11 +182,13 @@ pub fn mesh(addresses: impl IntoIterator<Item = SocketAddr>) -> Result<Mesh> {
 
 /// The same, with what production has: an observer, three filters that let every request go on, and a retry policy.
 pub fn armed_mesh(addresses: impl IntoIterator<Item = SocketAddr>) -> Result<Mesh> {
-    let filter =
-        |name: &str| NamedFilter { name: name.into(), config: FilterConfig::Custom("pass".into(), "{}".into()) };
-    let retry = RetryPolicy { retries: 3, ..DEFAULT_POLICY };
-    let forward = Forward { retry: Some(retry), ..Forward::to(HOST) };
-    let route = Route { action: RouteAction::Forward(forward), ..route_to(HOST) };
+    let filter = |name: &str| NamedFilter::new(name, FilterConfig::Custom("pass".into(), "{}".into()));
+    let mut retry = RetryPolicy::default();
+    retry.retries = 3;
+    let mut forward = Forward::to(HOST);
+    forward.retry = Some(retry);
+    let mut route = route_to(HOST);
+    route.action = RouteAction::Forward(forward);
     let source = Fixed::new().service(HOST, addresses).routes(HOST, vec![route]);
     let source = source.filters(HOST, ["one", "two", "three"].map(filter).into());
     let factory: FilterFactory = Arc::new(|_, _| Ok(Arc::new(Pass)));

@@ -94,12 +94,11 @@ impl Routes {
 }
 
 fn configuration(routes: Vec<Route>) -> RouteConfiguration {
-    let host = VirtualHost { domains: vec!["*".into()], routes, ..VirtualHost::default() };
-    RouteConfiguration { virtual_hosts: vec![host], ..RouteConfiguration::default() }
+    RouteConfiguration::new(vec![VirtualHost::new(["*"], routes)])
 }
 
 fn manager(routes: &Arc<RouteConfiguration>) -> HttpManager {
-    HttpManager { routes: RouteSource::Inline(Arc::clone(routes)), filters: Vec::new(), max_stream_duration: None }
+    HttpManager::new(RouteSource::Inline(Arc::clone(routes)))
 }
 
 /// A cluster of this many endpoints, compiled.
@@ -107,7 +106,7 @@ pub fn cluster(policy: BalancerPolicy, count: usize) -> ClusterView {
     let endpoints = Arc::new(endpoints(0, count));
     let mut cluster = Cluster::new("all", ClusterKind::Eds { service_name: "all".into() });
     cluster.balancer = policy;
-    let leaf = Leaf { cluster: Arc::new(cluster), endpoints: Some(endpoints), state: Arc::default() };
+    let leaf = Leaf::new(Arc::new(cluster), Some(endpoints), Arc::default());
     ClusterView::compile("all".into(), vec![leaf], &Extensions::default(), None)
 }
 
@@ -150,10 +149,13 @@ impl Played {
     pub fn new(clusters: usize) -> Result<(Self, Progress)> {
         let (store, sink) = Store::new(Arc::new(Named), Extensions::default(), std::time::Duration::from_secs(3600));
         let name = |number: usize| format!("cluster-{number:04}");
-        let routes = (0..clusters)
-            .map(|number| Route { matches: Routes::Prefix.route(number).matches, ..route_to(&name(number)) });
+        let routes = (0..clusters).map(|number| {
+            let mut route = route_to(&name(number));
+            route.matches = Routes::Prefix.route(number).matches;
+            route
+        });
         let config = Arc::new(configuration(routes.collect()));
-        let listener = Listener::Api(ApiListener { name: TARGET.into(), http: manager(&config) });
+        let listener = Listener::Api(ApiListener::new(TARGET, manager(&config)));
         let cluster = |number| {
             let kind = ClusterKind::Eds { service_name: name(number).into() };
             Arc::new(Cluster::new(name(number), kind))

@@ -11,6 +11,7 @@ use crate::resources::ResourceKey;
 
 /// What a source knows at one moment. A source that follows no servers, such as [`crate::fixed::Fixed`], tells nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct ClientStatus {
     /// The id of this client's node.
     pub node_id: String,
@@ -22,6 +23,7 @@ pub struct ClientStatus {
 
 /// One management server.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ServerStatus {
     /// Where it is.
     pub uri: String,
@@ -39,8 +41,24 @@ pub struct ServerStatus {
     pub error: Option<String>,
 }
 
+impl ServerStatus {
+    /// A server that nothing was heard of yet.
+    pub fn new(uri: impl Into<String>) -> Self {
+        ServerStatus {
+            uri: uri.into(),
+            connected: false,
+            last_ack_age: None,
+            failures: 0,
+            accepted: 0,
+            rejected: 0,
+            error: None,
+        }
+    }
+}
+
 /// One resource.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ResourceStatus {
     /// Its kind and name.
     pub key: ResourceKey,
@@ -56,6 +74,21 @@ pub struct ResourceStatus {
     pub error: Option<ErrorState>,
     /// Fields of the version in use that are set and have no effect here.
     pub ignored: Arc<[String]>,
+}
+
+impl ResourceStatus {
+    /// A resource that was asked for.
+    pub fn new(key: ResourceKey) -> Self {
+        ResourceStatus {
+            key,
+            state: ResourceState::Requested,
+            version: String::new(),
+            last_updated: None,
+            raw: None,
+            error: None,
+            ignored: Arc::default(),
+        }
+    }
 }
 
 /// A resource's bytes with their type.
@@ -75,6 +108,7 @@ impl fmt::Debug for RawResource {
 
 /// The last thing that went wrong with a resource.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ErrorState {
     /// What it was.
     pub details: Arc<str>,
@@ -86,8 +120,16 @@ pub struct ErrorState {
     pub at: SystemTime,
 }
 
+impl ErrorState {
+    /// An error that is not about a version.
+    pub fn new(details: impl Into<Arc<str>>, at: SystemTime) -> Self {
+        ErrorState { details: details.into(), version: String::new(), raw: None, at }
+    }
+}
+
 /// What the last news of a resource was (`envoy.admin.v3.ClientResourceStatus`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ResourceState {
     /// It was asked for, and there was no answer yet.
     #[default]

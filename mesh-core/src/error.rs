@@ -222,6 +222,7 @@ impl std::error::Error for MeshError {
 
 /// A resource, or a part of one, that cannot be used: what a NACK says.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Invalid {
     /// The resource's name; empty while it is not known.
     pub resource: String,

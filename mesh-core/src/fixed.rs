@@ -14,9 +14,8 @@ use std::sync::Arc;
 use crate::error::Invalid;
 use crate::id::{ListenerName, Target};
 use crate::model::{
-    ApiListener, Cluster, ClusterKind, Endpoints, FilterChain, FilterChainMatch, Forward, HeaderMutations, HttpManager,
-    Listener, NamedFilter, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, ServerListener,
-    VirtualHost,
+    ApiListener, Cluster, ClusterKind, Endpoints, FilterChain, Forward, HttpManager, Listener, NamedFilter, Route,
+    RouteAction, RouteConfiguration, RouteMatch, RouteSource, ServerListener, VirtualHost,
 };
 use crate::resources::{Change, Progress, Resource, ResourceKey, ResourceType, Update};
 use crate::store::{Sink, Source};
@@ -43,14 +42,10 @@ impl Fixed {
 
     /// A target with routes of its own.
     pub fn routes(mut self, target: &str, routes: Vec<Route>) -> Self {
-        let host = VirtualHost { name: target.into(), domains: vec!["*".into()], routes, ..VirtualHost::default() };
-        let config = RouteConfiguration { virtual_hosts: vec![host], ..RouteConfiguration::default() };
-        let http = HttpManager {
-            routes: RouteSource::Inline(Arc::new(config)),
-            filters: Vec::new(),
-            max_stream_duration: None,
-        };
-        let listener = Listener::Api(ApiListener { name: target.into(), http });
+        let host = VirtualHost { name: target.into(), ..VirtualHost::new(["*"], routes) };
+        let config = RouteConfiguration::new(vec![host]);
+        let http = HttpManager::new(RouteSource::Inline(Arc::new(config)));
+        let listener = Listener::Api(ApiListener::new(target, http));
         self.put(ResourceType::Listener, target, Resource::Listener(Arc::new(listener)));
         self
     }
@@ -104,31 +99,19 @@ impl Fixed {
 
 /// A route that sends everything to one cluster, without a time limit.
 pub fn route_to(cluster: &str) -> Route {
-    Route {
-        name: "default".into(),
-        matches: RouteMatch::any(),
-        action: RouteAction::Forward(Forward::to(cluster)),
-        mutations: HeaderMutations::default(),
-        filters: Default::default(),
-    }
+    let route = Route::new(RouteMatch::any(), RouteAction::Forward(Forward::to(cluster)));
+    Route { name: "default".into(), ..route }
 }
 
 const SERVER: &str = "server/";
 
 fn serve_everything(address: SocketAddr) -> Listener {
     let route = Route { action: RouteAction::NonForwarding, ..route_to("") };
-    let host = VirtualHost { domains: vec!["*".into()], routes: vec![route], ..VirtualHost::default() };
-    let config = RouteConfiguration { virtual_hosts: vec![host], ..RouteConfiguration::default() };
-    let http =
-        HttpManager { routes: RouteSource::Inline(Arc::new(config)), filters: Vec::new(), max_stream_duration: None };
-    let matches = FilterChainMatch::default();
-    let chain = FilterChain { name: "default".into(), matches, http, unusable_tls: None };
-    Listener::Server(ServerListener {
-        name: format!("{SERVER}{address}").into(),
-        address,
-        filter_chains: Vec::new(),
-        default_filter_chain: Some(chain),
-    })
+    let config = RouteConfiguration::new(vec![VirtualHost::new(["*"], vec![route])]);
+    let http = HttpManager::new(RouteSource::Inline(Arc::new(config)));
+    let mut listener = ServerListener::new(format!("{SERVER}{address}"), address);
+    listener.default_filter_chain = Some(FilterChain::new("default", http));
+    Listener::Server(listener)
 }
 
 impl Source for Fixed {

@@ -67,7 +67,7 @@ name! {
     ClusterName
 }
 
-/// Where one endpoint can be dialled.
+/// Where one endpoint can be dialled. Exhaustive: one more is one more way to dial.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Address {
     /// An IP address and port.

@@ -11,6 +11,7 @@ use crate::error::{ErrorKind, MeshError};
 
 /// A borrowed view of a request's head.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct RequestHead<'r> {
     /// The method.
     pub method: &'r Method,

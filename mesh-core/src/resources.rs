@@ -8,6 +8,7 @@ use crate::model::{Cluster, Endpoints, Listener, RouteConfiguration};
 
 /// The kinds of resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum ResourceType {
     /// LDS
     Listener,
@@ -59,6 +60,7 @@ impl fmt::Display for ResourceKey {
 
 /// The validated content of a resource.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Resource {
     /// LDS
     Listener(Arc<Listener>),
@@ -89,6 +91,7 @@ pub struct Update {
 
 /// What a source should ask for from now on, and what no longer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Progress {
     /// Wanted since the last time.
     pub subscribe: Vec<ResourceKey>,

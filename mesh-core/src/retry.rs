@@ -20,6 +20,21 @@ pub const DEFAULT_POLICY: RetryPolicy = RetryPolicy {
     max_interval: Duration::from_millis(250),
 };
 
+/// [`DEFAULT_POLICY`].
+///
+/// ```
+/// use mesh_core::model::{RetryConditions, RetryPolicy};
+///
+/// let mut policy = RetryPolicy::default();
+/// policy.on = RetryConditions::parse("connect-failure,unavailable");
+/// policy.retries = 3;
+/// ```
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        DEFAULT_POLICY
+    }
+}
+
 /// How a try ended.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]

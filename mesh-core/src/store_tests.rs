@@ -43,28 +43,17 @@ fn key(kind: ResourceType, name: &str) -> ResourceKey {
 }
 
 fn listener(name: &str, route: &str) -> Change {
-    let http = HttpManager { routes: RouteSource::Named(route.into()), filters: vec![], max_stream_duration: None };
-    let listener = Listener::Api(ApiListener { name: name.into(), http });
+    let http = HttpManager::new(RouteSource::Named(route.into()));
+    let listener = Listener::Api(ApiListener::new(name, http));
     Change::Put(key(ResourceType::Listener, name), Resource::Listener(Arc::new(listener)))
 }
 
 fn route(name: &str, clusters: &[&str]) -> Change {
-    let weighted = clusters.iter().map(|name| WeightedCluster {
-        name: (*name).into(),
-        weight: 1,
-        mutations: Default::default(),
-        filters: Default::default(),
-    });
-    let action = RouteAction::Forward(Forward { clusters: Clusters::Weighted(weighted.collect()), ..Forward::to("x") });
-    let route = Route {
-        name: name.into(),
-        matches: RouteMatch::any(),
-        action,
-        mutations: Default::default(),
-        filters: Default::default(),
-    };
-    let host = VirtualHost { domains: vec!["*".into()], routes: vec![route], ..VirtualHost::default() };
-    let config = RouteConfiguration { name: Some(name.into()), virtual_hosts: vec![host], ..Default::default() };
+    let weighted = clusters.iter().map(|name| WeightedCluster::new(*name, 1)).collect();
+    let action = RouteAction::Forward(Forward::among(Clusters::Weighted(weighted)));
+    let route = Route { name: name.into(), ..Route::new(RouteMatch::any(), action) };
+    let host = VirtualHost::new(["*"], vec![route]);
+    let config = RouteConfiguration { name: Some(name.into()), ..RouteConfiguration::new(vec![host]) };
     Change::Put(key(ResourceType::Route, name), Resource::Route(Arc::new(config)))
 }
 
@@ -289,16 +278,10 @@ async fn a_server_serves_once_its_listener_is_for_the_address_that_it_is_bound_t
     let progress = sink.changed().await.unwrap();
     assert_eq!(progress.subscribe, [key(ResourceType::Listener, name.as_str())]);
     let listen = |address| {
-        let http =
-            HttpManager { routes: RouteSource::Inline(Arc::default()), filters: vec![], max_stream_duration: None };
-        let chain =
-            crate::model::FilterChain { name: "c".into(), matches: Default::default(), http, unusable_tls: None };
-        let listener = Listener::Server(crate::model::ServerListener {
-            name: name.clone(),
-            address,
-            filter_chains: vec![],
-            default_filter_chain: Some(chain),
-        });
+        let http = HttpManager::new(RouteSource::Inline(Arc::default()));
+        let mut listener = crate::model::ServerListener::new(name.clone(), address);
+        listener.default_filter_chain = Some(crate::model::FilterChain::new("c", http));
+        let listener = Listener::Server(listener);
         update([Change::Put(key(ResourceType::Listener, name.as_str()), Resource::Listener(Arc::new(listener)))])
     };
     sink.apply(listen("127.0.0.2:80".parse().unwrap()));
@@ -426,11 +409,7 @@ proptest! {
                 continue;
             };
             if world.subscribed.iter().all(|key| world.has.contains_key(key)) {
-                let http = HttpManager {
-                    routes: RouteSource::Named("r".into()),
-                    filters: vec![],
-                    max_stream_duration: None,
-                };
+                let http = HttpManager::new(RouteSource::Named("r".into()));
                 prop_assert!(view.routes().is_some_and(|routes| routes.is_of(newest, &http)), "after turn {position}");
             }
         }

@@ -158,7 +158,8 @@ async fn client_rule_11_a_response_is_applied_before_it_is_acknowledged_and_befo
     server.put("c", &cluster("c", "1"));
     let (applied, updates) = std::sync::mpsc::sync_channel(16);
     let (release, go_on) = std::sync::mpsc::sync_channel(16);
-    let wanted = Progress { subscribe: vec![ResourceKey::new(Cluster, "c")], unsubscribe: vec![] };
+    let mut wanted = Progress::default();
+    wanted.subscribe = vec![ResourceKey::new(Cluster, "c")];
     let source = XdsSource::new(bootstrap(&["delta"])).connector(server.connector());
     // On a thread of its own: it is going to be blocked.
     std::thread::spawn(move || {

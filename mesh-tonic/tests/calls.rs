@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mesh_core::error::ErrorKind;
 use mesh_core::fixed::{Fixed, route_to};
-use mesh_core::model::{Forward, MaxStreamDuration, Route, RouteAction};
+use mesh_core::model::{Forward, MaxStreamDuration, Route, RouteAction, RouteMatch};
 use mesh_tonic::status::mesh_error;
 use mesh_tower::Mesh;
 use mesh_tower::drain::Phase;
@@ -85,7 +85,7 @@ async fn a_target_that_makes_no_sense_fails_the_call_and_says_why() {
 #[tokio::test]
 async fn every_failure_on_the_way_is_a_status_with_the_meshs_message() {
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let no_route = Route { action: RouteAction::Unusable("asks for what is not built".into()), ..route_to("x") };
+    let no_route = Route::new(RouteMatch::any(), RouteAction::Unusable("asks for what is not built".into()));
     let source = Fixed::new()
         .service("empty:1", [])
         .service("gone:1", [gone])
@@ -146,10 +146,11 @@ async fn a_call_ends_at_its_deadline_on_both_sides() {
 #[tokio::test]
 async fn a_route_limits_a_call_and_the_server_knows() {
     let server = start(Calculator::default()).await;
-    let limit = MaxStreamDuration { limit: Some(Duration::from_secs(5)), grpc_timeout_max: None };
-    let mut route = route_to("calculator:50051");
-    route.action =
-        RouteAction::Forward(Forward { max_stream_duration: Some(limit), ..Forward::to("calculator:50051") });
+    let mut limit = MaxStreamDuration::default();
+    limit.limit = Some(Duration::from_secs(5));
+    let mut forward = Forward::to("calculator:50051");
+    forward.max_stream_duration = Some(limit);
+    let route = Route::new(RouteMatch::any(), RouteAction::Forward(forward));
     let source = Fixed::new().service("calculator:50051", [server.address]).routes("calculator:50051", vec![route]);
     let mesh = Mesh::builder().source(source).start().unwrap();
     let client = CalculatorClient(mesh_tonic::channel(&mesh, "xds:///calculator:50051"));

@@ -93,15 +93,8 @@ mod tests {
 
     #[test]
     fn the_health_of_several_listeners_is_that_of_the_worst() {
-        let view = mesh_core::store::ServerView {
-            listener: Arc::new(mesh_core::model::ServerListener {
-                name: "l".into(),
-                address: "127.0.0.1:1".parse().unwrap(),
-                filter_chains: vec![],
-                default_filter_chain: None,
-            }),
-            chains: vec![],
-        };
+        let listener = mesh_core::model::ServerListener::new("l", "127.0.0.1:1".parse().unwrap());
+        let view = mesh_core::store::ServerView::new(Arc::new(listener), vec![]);
         let (waiting, serving) = (ServerState::Waiting, ServerState::Serving(Arc::new(view)));
         let (gone, reason) = (ServerState::NotServing("gone".into()), Health::NotServing("gone".into()));
         assert_eq!(Health::of([]), Health::Starting);

@@ -161,26 +161,22 @@ mod tests {
     #[test]
     fn redirects() {
         let prefix = |value: &str| PathTest::Prefix { value: value.into(), ignore_case: false };
-        let plain = Redirect {
-            status: StatusCode::MOVED_PERMANENTLY,
-            scheme: None,
-            host: None,
-            port: None,
-            path: None,
-            strip_query: false,
+        let changed = |change: fn(&mut Redirect)| {
+            let mut redirect = Redirect::new(StatusCode::MOVED_PERMANENTLY);
+            change(&mut redirect);
+            redirect
         };
-        let some = |text: &str| Some(text.to_owned());
         let cases = [
-            (Redirect { host: some("b"), ..plain.clone() }, "http://a:1/x?q", "http://b/x?q"),
-            (Redirect { scheme: some("https"), ..plain.clone() }, "http://a:80/x", "https://a/x"),
-            (Redirect { port: Some(8443), ..plain.clone() }, "http://a/x", "http://a:8443/x"),
-            (Redirect { strip_query: true, ..plain.clone() }, "http://a:1/x?q", "http://a:1/x"),
-            (Redirect { path: Some(PathChange::Full("/y".into())), ..plain.clone() }, "http://a/x?q", "http://a/y?q"),
-            (Redirect { path: Some(PathChange::Prefix("/y".into())), ..plain }, "http://a/x/z", "http://a/y/z"),
+            (changed(|it| it.host = Some("b".into())), "http://a:1/x?q", "http://b/x?q"),
+            (changed(|it| it.scheme = Some("https".into())), "http://a:80/x", "https://a/x"),
+            (changed(|it| it.port = Some(8443)), "http://a/x", "http://a:8443/x"),
+            (changed(|it| it.strip_query = true), "http://a:1/x?q", "http://a:1/x"),
+            (changed(|it| it.path = Some(PathChange::Full("/y".into()))), "http://a/x?q", "http://a/y?q"),
+            (changed(|it| it.path = Some(PathChange::Prefix("/y".into()))), "http://a/x/z", "http://a/y/z"),
         ];
         for (it, uri, expected) in cases {
             let parts = http::Request::get(uri).body(()).unwrap().into_parts().0;
-            let matches = RouteMatch { path: prefix("/x"), ..RouteMatch::any() };
+            let matches = RouteMatch::path(prefix("/x"));
             let response = redirect(&it, &matches, &RequestHead::of(&parts).unwrap()).unwrap();
             assert_eq!((response.status(), response.headers()[LOCATION].to_str().unwrap()), (it.status, expected));
         }

@@ -22,7 +22,7 @@ use mesh_core::error::{ErrorKind, RetryAdvice};
 use mesh_core::fixed::{Fixed, route_to};
 use mesh_core::model::{
     BalancerPolicy, Cluster, ClusterKind, ClusterTls, Clusters, DirectResponse, Endpoints, Forward, HeaderChange,
-    PathChange, Redirect, Route, RouteAction, WeightedCluster,
+    PathChange, Redirect, Route, RouteAction, RouteMatch, WeightedCluster,
 };
 use mesh_core::request_info::Deadline;
 use mesh_core::state::EndpointState;
@@ -336,10 +336,15 @@ async fn an_upgrade_passes_through() {
     assert_eq!(&pong, b"pong");
 }
 
+/// A route for every request.
+fn acting(action: RouteAction) -> Route {
+    Route::new(RouteMatch::any(), action)
+}
+
 fn forwarding(change: impl FnOnce(&mut Forward)) -> Route {
     let mut forward = Forward::to("c");
     change(&mut forward);
-    Route { action: RouteAction::Forward(forward), ..route_to("c") }
+    acting(RouteAction::Forward(forward))
 }
 
 fn fixed_cluster(name: &str, address: SocketAddr) -> Cluster {
@@ -441,15 +446,16 @@ async fn an_idle_connection_is_closed_in_time() {
 #[tokio::test]
 async fn every_failure_has_its_kind_and_names_the_resource() {
     let (address, _) = serve(100, echo).await;
-    let tls = ClusterTls::Unusable("TLS is not supported yet".into());
+    let mut secured = fixed_cluster("c", address);
+    secured.tls = ClusterTls::Unusable("TLS is not supported yet".into());
     let mesh = mesh(
         Fixed::new()
             .service("empty:80", [])
             .routes("gone:80", vec![route_to("no such cluster")])
             .routes("none:80", vec![])
-            .routes("odd:80", vec![Route { action: RouteAction::Unusable("a reason".into()), ..route_to("c") }])
+            .routes("odd:80", vec![acting(RouteAction::Unusable("a reason".into()))])
             .routes("secure:80", vec![route_to("c")])
-            .cluster(Cluster { tls, ..fixed_cluster("c", address) }),
+            .cluster(secured),
     );
     let cases = [
         ("http://unknown:80/", ErrorKind::UnknownTarget, "listener unknown:80: not among the fixed resources"),
@@ -471,19 +477,13 @@ async fn every_failure_has_its_kind_and_names_the_resource() {
 
 #[tokio::test]
 async fn answers_that_the_configuration_asks_for_are_responses() {
-    let redirect = Redirect {
-        status: StatusCode::FOUND,
-        scheme: None,
-        host: Some("other".into()),
-        port: None,
-        path: None,
-        strip_query: false,
-    };
-    let direct = DirectResponse { status: StatusCode::IM_A_TEAPOT, body: "tea".into() };
+    let mut redirect = Redirect::new(StatusCode::FOUND);
+    redirect.host = Some("other".into());
+    let direct = DirectResponse::new(StatusCode::IM_A_TEAPOT, "tea");
     let mesh = mesh(
         Fixed::new()
-            .routes("redirect:80", vec![Route { action: RouteAction::Redirect(redirect), ..route_to("") }])
-            .routes("direct:80", vec![Route { action: RouteAction::Direct(direct), ..route_to("") }]),
+            .routes("redirect:80", vec![acting(RouteAction::Redirect(redirect))])
+            .routes("direct:80", vec![acting(RouteAction::Direct(direct))]),
     );
     let response = mesh.client().get("http://redirect:80/x?y").await.unwrap();
     assert_eq!(
@@ -524,13 +524,8 @@ async fn what_a_route_changes_is_what_the_server_sees() {
 async fn weights_divide_the_requests() {
     let (a, _) = serve(100, |_| async { text("a") }).await;
     let (b, _) = serve(100, |_| async { text("b") }).await;
-    let weighted = |name: &str, weight| WeightedCluster {
-        name: name.into(),
-        weight,
-        mutations: Default::default(),
-        filters: Default::default(),
-    };
-    let route = forwarding(|forward| forward.clusters = Clusters::Weighted(vec![weighted("a", 80), weighted("b", 20)]));
+    let weighted = vec![WeightedCluster::new("a", 80), WeightedCluster::new("b", 20)];
+    let route = forwarding(|forward| forward.clusters = Clusters::Weighted(weighted));
     let fixed = Fixed::new().routes("s:80", vec![route]);
     let mesh = mesh(fixed.cluster(fixed_cluster("a", a)).cluster(fixed_cluster("b", b)));
     let mut from_b = 0;

@@ -12,7 +12,9 @@ use http::{HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
 use mesh_core::error::ErrorKind;
 use mesh_core::fixed::{Fixed, route_to};
-use mesh_core::model::{Cluster, ClusterKind, DirectResponse, Endpoints, Forward, Fraction, Route, RouteAction};
+use mesh_core::model::{
+    Cluster, ClusterKind, DirectResponse, Endpoints, Forward, Fraction, Route, RouteAction, RouteMatch,
+};
 use mesh_core::request_info::{Deadline, Observer, RequestInfo};
 use mesh_tower::body::Body;
 use mesh_tower::{Client, Mesh};
@@ -51,10 +53,15 @@ fn client(source: Fixed) -> Client {
     Mesh::builder().source(source).start().unwrap().client()
 }
 
+/// A route for every request.
+fn acting(action: RouteAction) -> Route {
+    Route::new(RouteMatch::any(), action)
+}
+
 fn forwarding(change: impl FnOnce(&mut Forward)) -> Route {
     let mut forward = Forward::to("c");
     change(&mut forward);
-    Route { action: RouteAction::Forward(forward), ..route_to("c") }
+    acting(RouteAction::Forward(forward))
 }
 
 async fn ok(client: &Client, uri: &str) {
@@ -151,8 +158,7 @@ async fn a_request_that_kills_its_server_does_not_go_on_to_kill_all_the_others()
 #[tokio::test]
 async fn fractions_are_drawn_once() {
     let (address, _, _) = serve(|_| true).await;
-    let direct = RouteAction::Direct(DirectResponse { status: StatusCode::IM_A_TEAPOT, body: Bytes::new() });
-    let mut sometimes = Route { action: direct, ..route_to("c") };
+    let mut sometimes = acting(RouteAction::Direct(DirectResponse::new(StatusCode::IM_A_TEAPOT, "")));
     sometimes.matches.fraction = Some(Fraction::new(1, 2));
     let source = Fixed::new().routes("s:80", vec![sometimes, route_to("c")]);
     let client = client(source.cluster(Cluster::new("c", ClusterKind::Static(Endpoints::fixed([address])))));

@@ -18,8 +18,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::fixed::route_to;
 use mesh_core::model::{
-    ApiListener, Cluster, ClusterKind, ClusterTls, Clusters, Endpoints, Fault, FilterConfig, Forward, HttpManager,
-    Listener, NamedFilter, Route, RouteAction, RouteConfiguration, RouteSource, VirtualHost, WeightedCluster,
+    ApiListener, Cluster, ClusterKind, ClusterTls, Clusters, Endpoints, FilterConfig, Forward, HttpManager, Listener,
+    NamedFilter, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, VirtualHost, WeightedCluster,
 };
 use mesh_core::resources::{Change, Resource, ResourceKey, ResourceType};
 use mesh_tower::Mesh;
@@ -63,22 +63,17 @@ fn put_cluster(player: &Player, cluster: Cluster) {
 }
 
 fn put_routes(player: &Player, routes: Vec<Route>, filters: Vec<NamedFilter>) {
-    let host = VirtualHost { domains: vec!["*".into()], routes, ..VirtualHost::default() };
-    let config = RouteConfiguration { virtual_hosts: vec![host], ..RouteConfiguration::default() };
-    let http = HttpManager { routes: RouteSource::Inline(Arc::new(config)), filters, max_stream_duration: None };
-    let listener = Listener::Api(ApiListener { name: "s:80".into(), http });
+    let host = VirtualHost::new(["*"], routes);
+    let config = RouteConfiguration::new(vec![host]);
+    let mut http = HttpManager::new(RouteSource::Inline(Arc::new(config)));
+    http.filters = filters;
+    let listener = Listener::Api(ApiListener::new("s:80", http));
     player.send(Change::Put(ResourceKey::new(ResourceType::Listener, "s:80"), Resource::Listener(Arc::new(listener))));
 }
 
 fn weighted(weights: &[(&str, u32)]) -> Route {
-    let cluster = |(name, weight): &(&str, u32)| WeightedCluster {
-        name: (*name).into(),
-        weight: *weight,
-        mutations: Default::default(),
-        filters: Default::default(),
-    };
-    let clusters = Clusters::Weighted(weights.iter().map(cluster).collect());
-    Route { action: RouteAction::Forward(Forward { clusters, ..Forward::to("") }), ..route_to("") }
+    let clusters = weights.iter().map(|(name, weight)| WeightedCluster::new(*name, *weight)).collect();
+    Route::new(RouteMatch::any(), RouteAction::Forward(Forward::among(Clusters::Weighted(clusters))))
 }
 
 type Pooled = Client<Connector, Empty<Bytes>>;
@@ -185,7 +180,9 @@ async fn nothing_more_travels_in_plaintext_once_tls_is_asked_for() {
     assert_eq!(ask(&client, "/").await.unwrap(), "a");
     let slow = client.clone();
     let slow = tokio::spawn(async move { ask(&slow, "/slow").await });
-    put_cluster(&player, Cluster { tls: ClusterTls::Unusable("ISTIO_MUTUAL".into()), ..cluster("c", a) });
+    let mut secured = cluster("c", a);
+    secured.tls = ClusterTls::Unusable("ISTIO_MUTUAL".into());
+    put_cluster(&player, secured);
     within(async {
         while let Ok(answer) = ask(&client, "/").await {
             assert_eq!(answer, "a", "sent before the change was known");
@@ -304,7 +301,7 @@ async fn what_a_connector_cannot_honour_is_said_once_for_each_target() {
     let (player, mesh) = mesh();
     let mut canary = route_to("c");
     canary.matches.path = mesh_core::model::PathTest::Exact { value: "/canary".into(), ignore_case: false };
-    let fault = NamedFilter { name: "fault".into(), config: FilterConfig::Fault(Arc::new(Fault::default())) };
+    let fault = NamedFilter::new("fault", FilterConfig::Fault(Arc::default()));
     put_routes(&player, vec![canary, route_to("c")], vec![fault]);
     put_cluster(&player, cluster("c", a));
     let client = pooled(&mesh);

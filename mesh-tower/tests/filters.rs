@@ -103,10 +103,8 @@ fn probes(log: &Log) -> FilterFactory {
 }
 
 fn filters(names: &[&str]) -> Vec<NamedFilter> {
-    let filter = |name: &&str| NamedFilter {
-        name: Arc::from(*name),
-        config: FilterConfig::Custom("probe".into(), Arc::from(format!("{name:?}"))),
-    };
+    let config = |name: &str| FilterConfig::Custom("probe".into(), Arc::from(format!("{name:?}")));
+    let filter = |name: &&str| NamedFilter::new(*name, config(name));
     names.iter().map(filter).collect()
 }
 
@@ -178,10 +176,11 @@ fn changed(mut route: Route) -> Route {
 }
 
 fn put_client(player: &Player, routes: Vec<Route>, filters: Vec<NamedFilter>) {
-    let host = VirtualHost { domains: vec!["*".into()], routes, ..VirtualHost::default() };
-    let config = RouteConfiguration { virtual_hosts: vec![host], ..RouteConfiguration::default() };
-    let http = HttpManager { routes: RouteSource::Inline(Arc::new(config)), filters, max_stream_duration: None };
-    let listener = Listener::Api(ApiListener { name: "s:80".into(), http });
+    let host = VirtualHost::new(["*"], routes);
+    let config = RouteConfiguration::new(vec![host]);
+    let mut http = HttpManager::new(RouteSource::Inline(Arc::new(config)));
+    http.filters = filters;
+    let listener = Listener::Api(ApiListener::new("s:80", http));
     player.send(Change::Put(ResourceKey::new(ResourceType::Listener, "s:80"), Resource::Listener(Arc::new(listener))));
 }
 

@@ -6,7 +6,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mesh_core::model::FilterChainMatch;
 use mesh_tower::Mesh;
 use mesh_tower::health::Health;
 use mesh_tower::server::{MeshIo, MeshListener};
@@ -105,7 +104,7 @@ async fn a_connection_without_a_chain_or_with_tls_that_cannot_be_had_is_closed()
     assert!(is_closed(&mut refused).await);
 
     let mut elsewhere = chain(vec![app_route()], vec![]);
-    elsewhere.matches = FilterChainMatch { source_ports: vec![1], ..FilterChainMatch::default() };
+    elsewhere.matches.source_ports = vec![1];
     let mut only_elsewhere = listener(bound.local_addr(), vec![elsewhere, chain(vec![], vec![])]);
     if let mesh_core::resources::Change::Put(_, mesh_core::resources::Resource::Listener(listener)) =
         &mut only_elsewhere

@@ -11,8 +11,7 @@ use http_body_util::{BodyExt, Empty, Full};
 use mesh_core::error::{ErrorKind, Invalid};
 use mesh_core::fixed::{Fixed, route_to};
 use mesh_core::model::{
-    Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, HeaderChange, HeaderMutations, NamedFilter, PathTest, Route,
-    RouteAction, RouteMatch,
+    Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, HeaderChange, NamedFilter, PathTest, Route, RouteAction,
 };
 use mesh_core::request_info::{Observer, RequestInfo};
 use mesh_core::state::FilterState;
@@ -47,9 +46,9 @@ fn grpc(path: &str) -> http::request::Builder {
     Request::post(path).version(Version::HTTP_2).header("host", "h").header("content-type", "application/grpc")
 }
 
-fn at(path: &str, route: Route) -> Route {
-    let path = PathTest::Exact { value: path.into(), ignore_case: false };
-    Route { matches: RouteMatch { path, ..RouteMatch::any() }, ..route }
+fn at(path: &str, mut route: Route) -> Route {
+    route.matches.path = PathTest::Exact { value: path.into(), ignore_case: false };
+    route
 }
 
 async fn served(routes: Vec<Route>, filters: Vec<NamedFilter>) -> (Player, Mesh, MeshListener) {
@@ -61,20 +60,20 @@ async fn served(routes: Vec<Route>, filters: Vec<NamedFilter>) -> (Player, Mesh,
 }
 
 fn fault(delay: Option<u64>, status: Option<u16>) -> NamedFilter {
-    let delay = delay.map(|millis| FaultDelay { duration: Duration::from_millis(millis), fraction: Fraction::ALL });
-    let abort = status.map(|status| FaultAbort { http_status: Some(status), grpc_code: None, fraction: Fraction::ALL });
-    let config = FilterConfig::Fault(Arc::new(Fault { delay, abort, headers: vec![] }));
-    NamedFilter { name: "fault".into(), config }
+    let mut fault = Fault::default();
+    fault.delay = delay.map(|millis| FaultDelay::new(Duration::from_millis(millis), Fraction::ALL));
+    fault.abort = status.map(|status| FaultAbort::http(status, Fraction::ALL));
+    NamedFilter::new("fault", FilterConfig::Fault(Arc::new(fault)))
 }
 
 #[tokio::test]
 async fn a_route_of_the_application_leads_to_it_and_any_other_is_answered() {
-    let unusable = RouteAction::Unusable("asks for what is not built".into());
-    let routes = vec![
-        at("/app", app_route()),
-        at("/forward", Route { name: "f".into(), ..route_to("elsewhere") }),
-        at("/unusable", Route { name: "u".into(), action: unusable, ..app_route() }),
-    ];
+    let mut forward = at("/forward", route_to("elsewhere"));
+    forward.name = "f".into();
+    let mut unusable = at("/unusable", app_route());
+    unusable.name = "u".into();
+    unusable.action = RouteAction::Unusable("asks for what is not built".into());
+    let routes = vec![at("/app", app_route()), forward, unusable];
     let (_player, mesh, _bound) = served(routes, vec![]).await;
     let layer = mesh.server_layer();
     // (path, HTTP status, gRPC code, what the answer says)
@@ -109,8 +108,10 @@ async fn a_malformed_request_is_a_bad_one() {
 #[tokio::test]
 async fn headers_are_changed_on_the_way_in_and_on_the_way_out() {
     let set = |value| HeaderChange::Set("x-added".parse().unwrap(), http::HeaderValue::from_static(value));
-    let mutations = HeaderMutations { request: vec![set("in")], response: vec![set("out")] };
-    let (_player, mesh, _bound) = served(vec![Route { mutations, ..app_route() }], vec![]).await;
+    let mut route = app_route();
+    route.mutations.request.push(set("in"));
+    route.mutations.response.push(set("out"));
+    let (_player, mesh, _bound) = served(vec![route], vec![]).await;
     let response = send(&mesh.server_layer(), get("/")).await;
     assert_eq!(response.headers()["x-added"], "out");
     assert_eq!(text(response).await, "/ Some(\"in\")");
@@ -144,7 +145,7 @@ async fn a_filter_of_the_applications_own_is_configured_by_name() {
     });
     let mesh = Mesh::builder().source(source).filter("teapot", factory).start().unwrap();
     let bound = mesh.bind("127.0.0.1:0").await.unwrap();
-    let filter = NamedFilter { name: "f".into(), config: FilterConfig::Custom("teapot".into(), "{}".into()) };
+    let filter = NamedFilter::new("f", FilterConfig::Custom("teapot".into(), "{}".into()));
     player.send(listener(bound.local_addr(), vec![chain(vec![app_route()], vec![filter])]));
     mesh.serving().await.unwrap();
     let response = send(&mesh.server_layer(), get("/")).await;

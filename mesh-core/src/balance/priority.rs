@@ -22,6 +22,7 @@ pub struct Levels {
 
 /// What takes a share of load: the healthy endpoints of a priority, its degraded ones, or in panic all of them.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Level {
     /// Which of the cluster's leaves it belongs to (aggregate clusters have several).
     pub leaf: usize,

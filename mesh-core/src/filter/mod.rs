@@ -24,7 +24,7 @@ use crate::state::FilterState;
 
 pub use fault::FaultFilter;
 
-/// What becomes of a request after a filter saw it.
+/// What becomes of a request after a filter saw it. Exhaustive: one more must not pass for [`Decision::Continue`].
 pub enum Decision {
     /// It goes on.
     Continue,

@@ -8,6 +8,7 @@ use crate::model::Endpoints;
 
 /// A validated Cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Cluster {
     /// Its name.
     pub name: ClusterName,
@@ -35,6 +36,7 @@ pub struct Cluster {
 
 /// Where a cluster's endpoints come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ClusterKind {
     /// From the ClusterLoadAssignment of this name.
     Eds {
@@ -83,6 +85,7 @@ impl Default for BalancerPolicy {
 
 /// How load moves between priorities (Envoy's `common_lb_config`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PriorityPolicy {
     /// Below this share of healthy endpoints, health is ignored. Envoy: 50; gRPC and Istio: 0 (never).
     pub panic_percent: u8,
@@ -94,7 +97,7 @@ impl Default for PriorityPolicy {
     }
 }
 
-/// What the endpoints of a cluster speak.
+/// What the endpoints of a cluster speak. Exhaustive: one more is one more way to talk to them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClusterProtocol {
     /// HTTP/1.1.
@@ -106,7 +109,8 @@ pub enum ClusterProtocol {
     AsCaller,
 }
 
-/// Whether connections to a cluster are secured.
+/// Whether connections to a cluster are secured. Exhaustive: whoever opens a connection has to know each of them, so
+/// that one more does not pass for [`ClusterTls::None`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ClusterTls {
     /// Nothing was said.
@@ -119,6 +123,14 @@ pub enum ClusterTls {
 
 impl Cluster {
     /// A cluster with every default.
+    ///
+    /// ```
+    /// use mesh_core::model::{Cluster, ClusterKind, ClusterProtocol, Endpoints};
+    ///
+    /// let endpoints = Endpoints::fixed(["127.0.0.1:8080".parse().unwrap()]);
+    /// let mut cluster = Cluster::new("reviews", ClusterKind::Static(endpoints));
+    /// cluster.protocol = ClusterProtocol::Http2;
+    /// ```
     pub fn new(name: impl Into<ClusterName>, kind: ClusterKind) -> Self {
         Cluster {
             name: name.into(),

@@ -7,6 +7,7 @@ use crate::id::{EndpointId, Locality};
 
 /// What the control plane says of an endpoint's health (`envoy.config.core.v3.HealthStatus`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Health {
     /// Nothing: taken as healthy.
     #[default]
@@ -30,6 +31,7 @@ impl Health {
 
 /// One endpoint of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Endpoint {
     /// Its identity, by which state is carried from one configuration to the next.
     pub id: EndpointId,
@@ -52,6 +54,7 @@ impl Endpoint {
 
 /// The endpoints of one locality at one priority.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LocalityEndpoints {
     /// Where they are.
     pub locality: Locality,
@@ -64,8 +67,16 @@ pub struct LocalityEndpoints {
     pub endpoints: Vec<Endpoint>,
 }
 
+impl LocalityEndpoints {
+    /// These endpoints at priority 0, without a weight of their locality.
+    pub fn new(locality: Locality, endpoints: Vec<Endpoint>) -> Self {
+        LocalityEndpoints { locality, weight: None, priority: 0, endpoints }
+    }
+}
+
 /// All endpoints of a cluster (`ClusterLoadAssignment`). Priorities are contiguous from 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Endpoints {
     /// By locality and priority.
     pub localities: Vec<LocalityEndpoints>,
@@ -76,6 +87,11 @@ pub struct Endpoints {
 }
 
 impl Endpoints {
+    /// These localities, none of whose requests are dropped.
+    pub fn new(localities: Vec<LocalityEndpoints>) -> Self {
+        Endpoints { localities, ..Endpoints::default() }
+    }
+
     /// One locality, priority 0: the usual case of tests and fixed configuration.
     ///
     /// ```
@@ -85,15 +101,8 @@ impl Endpoints {
     /// assert_eq!(endpoints.len(), 1);
     /// ```
     pub fn fixed(addresses: impl IntoIterator<Item = std::net::SocketAddr>) -> Self {
-        Endpoints {
-            localities: vec![LocalityEndpoints {
-                locality: Locality::default(),
-                weight: None,
-                priority: 0,
-                endpoints: addresses.into_iter().map(|addr| Endpoint::new(EndpointId::new(addr))).collect(),
-            }],
-            ..Endpoints::default()
-        }
+        let endpoints = addresses.into_iter().map(|addr| Endpoint::new(EndpointId::new(addr))).collect();
+        Endpoints::new(vec![LocalityEndpoints::new(Locality::default(), endpoints)])
     }
 
     /// How many endpoints there are, whatever their health.

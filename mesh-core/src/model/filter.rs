@@ -7,11 +7,19 @@ use crate::model::HeaderTest;
 
 /// One entry of a listener's filter list.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NamedFilter {
     /// The instance's name: overrides refer to it, and state is kept by it.
     pub name: Arc<str>,
     /// What it does.
     pub config: FilterConfig,
+}
+
+impl NamedFilter {
+    /// A filter of this name.
+    pub fn new(name: impl Into<Arc<str>>, config: FilterConfig) -> Self {
+        NamedFilter { name: name.into(), config }
+    }
 }
 
 /// The configuration of one filter.
@@ -29,6 +37,7 @@ pub enum FilterConfig {
 
 /// Delay and abort on purpose.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Fault {
     /// Hold the request back.
     pub delay: Option<FaultDelay>,
@@ -40,6 +49,7 @@ pub struct Fault {
 
 /// A delay.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FaultDelay {
     /// How long.
     pub duration: Duration,
@@ -47,8 +57,16 @@ pub struct FaultDelay {
     pub fraction: Fraction,
 }
 
+impl FaultDelay {
+    /// So long, for so many requests.
+    pub fn new(duration: Duration, fraction: Fraction) -> Self {
+        FaultDelay { duration, fraction }
+    }
+}
+
 /// An abort: with an HTTP status, or with a gRPC code.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FaultAbort {
     /// The HTTP status, 200 to 599, where given.
     pub http_status: Option<u16>,
@@ -56,6 +74,18 @@ pub struct FaultAbort {
     pub grpc_code: Option<u32>,
     /// How many requests.
     pub fraction: Fraction,
+}
+
+impl FaultAbort {
+    /// With an HTTP status.
+    pub fn http(status: u16, fraction: Fraction) -> Self {
+        FaultAbort { http_status: Some(status), grpc_code: None, fraction }
+    }
+
+    /// With a gRPC code.
+    pub fn grpc(code: u32, fraction: Fraction) -> Self {
+        FaultAbort { http_status: None, grpc_code: Some(code), fraction }
+    }
 }
 
 /// A share of requests, in parts per million.

@@ -9,6 +9,7 @@ use crate::model::{NamedFilter, RouteConfiguration};
 
 /// A validated Listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Listener {
     /// What a client resolves its target to.
     Api(ApiListener),
@@ -43,6 +44,7 @@ impl Listener {
 
 /// A client's listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ApiListener {
     /// Its name.
     pub name: ListenerName,
@@ -50,8 +52,16 @@ pub struct ApiListener {
     pub http: HttpManager,
 }
 
+impl ApiListener {
+    /// The listener of this name.
+    pub fn new(name: impl Into<ListenerName>, http: HttpManager) -> Self {
+        ApiListener { name: name.into(), http }
+    }
+}
+
 /// What an HttpConnectionManager says.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HttpManager {
     /// The routes.
     pub routes: RouteSource,
@@ -61,8 +71,16 @@ pub struct HttpManager {
     pub max_stream_duration: Option<Duration>,
 }
 
+impl HttpManager {
+    /// These routes, without filters and without a limit of streams.
+    pub fn new(routes: RouteSource) -> Self {
+        HttpManager { routes, filters: Vec::new(), max_stream_duration: None }
+    }
+}
+
 /// Where routes come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RouteSource {
     /// The RouteConfiguration of this name.
     Named(RouteName),
@@ -72,6 +90,7 @@ pub enum RouteSource {
 
 /// A server's listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ServerListener {
     /// Its name.
     pub name: ListenerName,
@@ -84,6 +103,25 @@ pub struct ServerListener {
 }
 
 impl ServerListener {
+    /// The listener of this name and address. It has no filter chain, and so takes no connection, until it is given one.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use mesh_core::model::{
+    ///     FilterChain, HttpManager, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, ServerListener,
+    ///     VirtualHost,
+    /// };
+    ///
+    /// let route = Route::new(RouteMatch::any(), RouteAction::NonForwarding);
+    /// let routes = RouteConfiguration::new(vec![VirtualHost::new(["*"], vec![route])]);
+    /// let http = HttpManager::new(RouteSource::Inline(Arc::new(routes)));
+    /// let mut listener = ServerListener::new("inbound", "127.0.0.1:8080".parse().unwrap());
+    /// listener.default_filter_chain = Some(FilterChain::new("default", http));
+    /// ```
+    pub fn new(name: impl Into<ListenerName>, address: SocketAddr) -> Self {
+        ServerListener { name: name.into(), address, filter_chains: Vec::new(), default_filter_chain: None }
+    }
+
     /// All chains, the default one last.
     pub fn chains(&self) -> impl Iterator<Item = &FilterChain> {
         self.filter_chains.iter().chain(&self.default_filter_chain)
@@ -92,6 +130,7 @@ impl ServerListener {
 
 /// One way to treat an accepted connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FilterChain {
     /// Its name, for messages.
     pub name: Arc<str>,
@@ -103,8 +142,16 @@ pub struct FilterChain {
     pub unusable_tls: Option<Arc<str>>,
 }
 
+impl FilterChain {
+    /// A chain that takes every connection, in plaintext.
+    pub fn new(name: impl Into<Arc<str>>, http: HttpManager) -> Self {
+        FilterChain { name: name.into(), matches: FilterChainMatch::default(), http, unusable_tls: None }
+    }
+}
+
 /// Which connections a filter chain takes (gRFC A36's subset). Prefixes are (address, length in bits).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FilterChainMatch {
     /// Destination prefixes; empty = any.
     pub destination: Vec<(IpAddr, u8)>,

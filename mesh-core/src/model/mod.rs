@@ -2,6 +2,22 @@
 //!
 //! Nothing here knows protobuf. `xds/decode/` makes these values or says [`crate::error::Invalid`]; code may
 //! also build them by hand (fixed configuration, tests). Everything is immutable and shared by `Arc`.
+//!
+//! What will grow is `#[non_exhaustive]`: its constructor takes what it cannot do without and leaves the rest as a
+//! configuration that says nothing more would; its fields are public, to be set afterwards. Enums that the data plane
+//! has to act on, variant by variant, are exhaustive on purpose: a new one must not find a wildcard there.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use mesh_core::model::{Forward, Route, RouteAction, RouteMatch, VirtualHost};
+//!
+//! let mut forward = Forward::to("reviews");
+//! forward.timeout = Some(Duration::from_secs(3));
+//! let mut route = Route::new(RouteMatch::any(), RouteAction::Forward(forward));
+//! route.name = "all".into();
+//! let host = VirtualHost::new(["reviews.shop"], vec![route]);
+//! ```
 
 mod cluster;
 mod endpoint;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 /// When to try again, as configured. What an outcome means for it is decided by [`crate::retry`].
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RetryPolicy {
     /// After which outcomes.
     pub on: RetryConditions,
@@ -17,6 +18,7 @@ pub struct RetryPolicy {
 
 /// One condition of a retry policy. Envoy knows more of them: what is not here has no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RetryCondition {
     /// `connect-failure`: no connection could be made.
     ConnectFailure,

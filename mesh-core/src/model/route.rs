@@ -15,6 +15,7 @@ type FilterOverrides = BTreeMap<Arc<str>, FilterConfig>;
 
 /// A validated RouteConfiguration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RouteConfiguration {
     /// Its name; empty when inline.
     pub name: Option<RouteName>,
@@ -26,8 +27,16 @@ pub struct RouteConfiguration {
     pub most_specific_mutations_win: bool,
 }
 
+impl RouteConfiguration {
+    /// These virtual hosts, without a name.
+    pub fn new(virtual_hosts: Vec<VirtualHost>) -> Self {
+        RouteConfiguration { virtual_hosts, ..RouteConfiguration::default() }
+    }
+}
+
 /// The routes of some domains.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct VirtualHost {
     /// Its name.
     pub name: Arc<str>,
@@ -41,8 +50,16 @@ pub struct VirtualHost {
     pub filters: FilterOverrides,
 }
 
+impl VirtualHost {
+    /// These routes for these domains, without a name.
+    pub fn new(domains: impl IntoIterator<Item = impl Into<String>>, routes: Vec<Route>) -> Self {
+        VirtualHost { domains: domains.into_iter().map(Into::into).collect(), routes, ..VirtualHost::default() }
+    }
+}
+
 /// One route.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Route {
     /// Its name, for messages and telemetry; may be empty.
     pub name: Arc<str>,
@@ -56,8 +73,29 @@ pub struct Route {
     pub filters: FilterOverrides,
 }
 
+impl Route {
+    /// A route without a name that changes no headers.
+    ///
+    /// ```
+    /// use mesh_core::model::{Forward, PathTest, Route, RouteAction, RouteMatch};
+    ///
+    /// let path = PathTest::Prefix { value: "/v2".into(), ignore_case: false };
+    /// let route = Route::new(RouteMatch::path(path), RouteAction::Forward(Forward::to("reviews-v2")));
+    /// ```
+    pub fn new(matches: RouteMatch, action: RouteAction) -> Self {
+        Route {
+            name: Arc::default(),
+            matches,
+            action,
+            mutations: HeaderMutations::default(),
+            filters: FilterOverrides::new(),
+        }
+    }
+}
+
 /// What a request must look like; every part must hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RouteMatch {
     /// The path.
     pub path: PathTest,
@@ -74,18 +112,18 @@ pub struct RouteMatch {
 impl RouteMatch {
     /// Every request.
     pub fn any() -> Self {
-        RouteMatch {
-            path: PathTest::Prefix { value: "/".into(), ignore_case: false },
-            headers: Vec::new(),
-            query: Vec::new(),
-            grpc: false,
-            fraction: None,
-        }
+        RouteMatch::path(PathTest::Prefix { value: "/".into(), ignore_case: false })
+    }
+
+    /// Every request with such a path.
+    pub fn path(path: PathTest) -> Self {
+        RouteMatch { path, headers: Vec::new(), query: Vec::new(), grpc: false, fraction: None }
     }
 }
 
 /// A test on the path. All but `Prefix` look at the path without its query; ASCII case is folded on demand.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 #[allow(missing_docs, reason = "the fields say what they are")]
 pub enum PathTest {
     /// The start of the path, query included.
@@ -159,6 +197,7 @@ pub enum HeaderTest {
 
 /// A test on one query parameter; the first of several counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct QueryTest {
     /// The parameter, as it stands in the query.
     pub name: String,
@@ -166,7 +205,14 @@ pub struct QueryTest {
     pub test: Option<StringTest>,
 }
 
-/// What becomes of a request.
+impl QueryTest {
+    /// A test on this parameter.
+    pub fn new(name: impl Into<String>, test: Option<StringTest>) -> Self {
+        QueryTest { name: name.into(), test }
+    }
+}
+
+/// What becomes of a request. Exhaustive: whoever carries requests has to know what to do for each of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteAction {
     /// It goes to a cluster.
@@ -184,6 +230,7 @@ pub enum RouteAction {
 
 /// How a request goes to a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Forward {
     /// Which one.
     pub clusters: Clusters,
@@ -203,8 +250,13 @@ pub struct Forward {
 impl Forward {
     /// To one cluster, without a time limit.
     pub fn to(cluster: impl Into<ClusterName>) -> Self {
+        Forward::among(Clusters::One(cluster.into()))
+    }
+
+    /// To one of these clusters, without a time limit.
+    pub fn among(clusters: Clusters) -> Self {
         Forward {
-            clusters: Clusters::One(cluster.into()),
+            clusters,
             path: None,
             authority: None,
             timeout: Some(Duration::ZERO),
@@ -241,6 +293,7 @@ impl Forward {
 
 /// Which cluster a request goes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Clusters {
     /// Always this one.
     One(ClusterName),
@@ -266,6 +319,7 @@ impl Clusters {
 
 /// One of several clusters.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WeightedCluster {
     /// Which.
     pub name: ClusterName,
@@ -277,7 +331,15 @@ pub struct WeightedCluster {
     pub filters: FilterOverrides,
 }
 
-/// What a path becomes. The query stays.
+impl WeightedCluster {
+    /// This cluster with this share; it changes no headers.
+    pub fn new(name: impl Into<ClusterName>, weight: u32) -> Self {
+        let (mutations, filters) = (HeaderMutations::default(), FilterOverrides::new());
+        WeightedCluster { name: name.into(), weight, mutations, filters }
+    }
+}
+
+/// What a path becomes. The query stays. Exhaustive: whoever carries requests has to make each of the changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PathChange {
     /// The matched prefix (or whole path) is replaced.
@@ -339,8 +401,9 @@ impl PartialEq for PathRewrite {
 
 impl Eq for PathRewrite {}
 
-/// Limits of streams (gRFC A31).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Limits of streams (gRFC A31). By default there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MaxStreamDuration {
     /// The longest a stream may last; zero = the application's deadline alone.
     pub limit: Option<Duration>,
@@ -350,6 +413,7 @@ pub struct MaxStreamDuration {
 
 /// An answer that names another place.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Redirect {
     /// 301, 302, 303, 307 or 308.
     pub status: StatusCode,
@@ -365,8 +429,16 @@ pub struct Redirect {
     pub strip_query: bool,
 }
 
+impl Redirect {
+    /// An answer with this status that names the place that was asked for, until a part of it is changed.
+    pub fn new(status: StatusCode) -> Self {
+        Redirect { status, scheme: None, host: None, port: None, path: None, strip_query: false }
+    }
+}
+
 /// An answer from the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DirectResponse {
     /// The status.
     pub status: StatusCode,
@@ -374,8 +446,16 @@ pub struct DirectResponse {
     pub body: bytes::Bytes,
 }
 
+impl DirectResponse {
+    /// An answer with this status and body.
+    pub fn new(status: StatusCode, body: impl Into<bytes::Bytes>) -> Self {
+        DirectResponse { status, body: body.into() }
+    }
+}
+
 /// Changes to the headers of requests and responses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HeaderMutations {
     /// On the way to the cluster.
     pub request: Vec<HeaderChange>,
@@ -390,7 +470,7 @@ impl HeaderMutations {
     }
 }
 
-/// One change to a header map, in the order given.
+/// One change to a header map, in the order given. Exhaustive: whoever carries requests has to make each of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "names and values of headers")]
 pub enum HeaderChange {

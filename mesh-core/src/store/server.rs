@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::model::{FilterChain, FilterChainMatch, ServerListener};
 use crate::view::RouteTable;
 
-/// Whether a server may serve (gRFC A36).
+/// Whether a server may serve (gRFC A36). Exhaustive: one more must not pass for one that may.
 #[derive(Clone, Debug)]
 pub enum ServerState {
     /// Nothing is known yet.
@@ -19,6 +19,7 @@ pub enum ServerState {
 
 /// A server's configuration, compiled.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct ServerView {
     /// The listener that it was made of.
     pub listener: Arc<ServerListener>,
@@ -28,6 +29,7 @@ pub struct ServerView {
 
 /// One filter chain, compiled.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ChainView {
     /// Its routes.
     pub routes: Arc<RouteTable>,
@@ -35,7 +37,19 @@ pub struct ChainView {
     pub unusable_tls: Option<Arc<str>>,
 }
 
+impl ChainView {
+    /// A chain with these routes whose connections are let in.
+    pub fn new(routes: Arc<RouteTable>) -> Self {
+        ChainView { routes, unusable_tls: None }
+    }
+}
+
 impl ServerView {
+    /// This listener with its chains, compiled, the default one last.
+    pub fn new(listener: Arc<ServerListener>, chains: Vec<ChainView>) -> Self {
+        ServerView { listener, chains }
+    }
+
     /// The chain of a connection: the most specific match by destination, then by where it comes from, then by
     /// source address, then by source port; else the default (gRFC A36).
     pub fn chain(&self, local: SocketAddr, peer: SocketAddr) -> Option<&ChainView> {

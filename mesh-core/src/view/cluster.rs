@@ -21,6 +21,7 @@ pub struct ClusterView {
 
 /// What a compiled cluster was made of. An aggregate has several leaves, any other cluster one.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Leaf {
     /// The cluster.
     pub cluster: Arc<Cluster>,
@@ -30,8 +31,16 @@ pub struct Leaf {
     pub state: Arc<ClusterState>,
 }
 
+impl Leaf {
+    /// This cluster with these endpoints.
+    pub fn new(cluster: Arc<Cluster>, endpoints: Option<Arc<Endpoints>>, state: Arc<ClusterState>) -> Self {
+        Leaf { cluster, endpoints, state }
+    }
+}
+
 /// A chosen endpoint. It counts as a request in flight until dropped.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Pick<'v> {
     /// The cluster that the endpoint belongs to: for an aggregate, the leaf.
     pub cluster: &'v Arc<Cluster>,

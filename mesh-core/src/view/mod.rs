@@ -20,6 +20,7 @@ pub use target::{RouteRef, SelectedRoute, TargetView};
 
 /// What the application adds to the built-in parts, by name.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Extensions {
     /// HTTP filters.
     pub filters: FilterRegistry,

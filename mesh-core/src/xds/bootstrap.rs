@@ -25,6 +25,7 @@ const TEXT_VARIABLE: &str = "GRPC_XDS_BOOTSTRAP_CONFIG";
 
 /// Which management servers to ask, and who asks.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Bootstrap {
     /// The servers in order of preference; never empty.
     pub servers: Vec<Server>,
@@ -44,6 +45,7 @@ pub struct Bootstrap {
 
 /// One management server.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct Server {
     /// Where it is: `host:port`, `dns:///host:port`, `ipv4:…`, `ipv6:…` or `unix:…`.
     pub uri: String,
@@ -81,6 +83,7 @@ impl Server {
 
 /// This client, as it presents itself.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Node {
     /// Its id; in every log line and error.
     pub id: String,
@@ -94,6 +97,7 @@ pub struct Node {
 
 /// A source of certificates (gRFC A29).
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct CertificateProvider {
     /// Its kind, for example `file_watcher`.
     pub plugin: String,
@@ -103,6 +107,7 @@ pub struct CertificateProvider {
 
 /// A federated authority (gRFC A47).
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Authority {
     /// The name of a target's listener, starting with `xdstp://AUTHORITY/`; `%s` stands for the target.
     pub client_listener_template: String,

@@ -69,13 +69,15 @@ impl Client {
     }
 
     pub(crate) fn want(&self, keys: &[(ResourceType, &str)]) {
-        let subscribe = keys.iter().map(|(kind, name)| ResourceKey::new(*kind, *name)).collect();
-        self.wants.try_send(Progress { subscribe, unsubscribe: vec![] }).unwrap();
+        let mut progress = Progress::default();
+        progress.subscribe = keys.iter().map(|(kind, name)| ResourceKey::new(*kind, *name)).collect();
+        self.wants.try_send(progress).unwrap();
     }
 
     pub(crate) fn drop_interest(&self, keys: &[(ResourceType, &str)]) {
-        let unsubscribe = keys.iter().map(|(kind, name)| ResourceKey::new(*kind, *name)).collect();
-        self.wants.try_send(Progress { subscribe: vec![], unsubscribe }).unwrap();
+        let mut progress = Progress::default();
+        progress.unsubscribe = keys.iter().map(|(kind, name)| ResourceKey::new(*kind, *name)).collect();
+        self.wants.try_send(progress).unwrap();
     }
 
     /// Everything learned so far, in short.

@@ -8,10 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mesh_core::error::Invalid;
-use mesh_core::fixed::route_to;
 use mesh_core::id::{ListenerName, Target};
 use mesh_core::model::{
-    FilterChain, HttpManager, Listener, NamedFilter, Route, RouteAction, RouteConfiguration, RouteSource,
+    FilterChain, HttpManager, Listener, NamedFilter, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource,
     ServerListener, VirtualHost,
 };
 use mesh_core::resources::{Change, Resource, ResourceKey, ResourceType, Update};
@@ -70,8 +69,8 @@ pub fn key(address: SocketAddr) -> ResourceKey {
 /// The listener of an address with these chains, of which the last is the default.
 pub fn listener(address: SocketAddr, mut chains: Vec<FilterChain>) -> Change {
     let default_filter_chain = chains.pop();
-    let name = format!("server/{address}").into();
-    let listener = ServerListener { name, address, filter_chains: chains, default_filter_chain };
+    let mut listener = ServerListener::new(format!("server/{address}"), address);
+    (listener.filter_chains, listener.default_filter_chain) = (chains, default_filter_chain);
     Change::Put(key(address), Resource::Listener(Arc::new(Listener::Server(listener))))
 }
 
@@ -81,15 +80,16 @@ pub fn absent(address: SocketAddr, reason: &str) -> Change {
 
 /// A chain for every connection.
 pub fn chain(routes: Vec<Route>, filters: Vec<NamedFilter>) -> FilterChain {
-    let host = VirtualHost { domains: vec!["*".into()], routes, ..VirtualHost::default() };
-    let config = RouteConfiguration { virtual_hosts: vec![host], ..RouteConfiguration::default() };
-    let http = HttpManager { routes: RouteSource::Inline(Arc::new(config)), filters, max_stream_duration: None };
-    FilterChain { name: "chain".into(), matches: Default::default(), http, unusable_tls: None }
+    let host = VirtualHost::new(["*"], routes);
+    let config = RouteConfiguration::new(vec![host]);
+    let mut http = HttpManager::new(RouteSource::Inline(Arc::new(config)));
+    http.filters = filters;
+    FilterChain::new("chain", http)
 }
 
 /// A route of the application, for every request.
 pub fn app_route() -> Route {
-    Route { action: RouteAction::NonForwarding, ..route_to("") }
+    Route::new(RouteMatch::any(), RouteAction::NonForwarding)
 }
 
 /// A listener that serves everything.

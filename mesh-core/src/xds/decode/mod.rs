@@ -41,6 +41,7 @@ use notes::Notes;
 
 /// What a decoder must know of the application.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Options {
     /// The application's own filters. A filter whose `TypedStruct` has the type of one of them is passed on as
     /// [`crate::model::FilterConfig::Custom`], unless it cannot be made with that configuration.
@@ -60,6 +61,7 @@ impl From<&Extensions> for Options {
 
 /// A resource that was accepted.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Decoded {
     /// Its name, in canonical form.
     pub name: Arc<str>,
