@@ -288,9 +288,9 @@ async fn filters_see_the_authority_of_a_client_with_one_target() {
     };
     for header in [test("end-user", "jason"), test(":authority", "s:80")] {
         let mut fault = Fault::default();
-        fault.abort = Some(FaultAbort { http_status: Some(555), grpc_code: None, fraction: Fraction::ALL });
+        fault.abort = Some(FaultAbort::http(555, Fraction::ALL));
         fault.headers = vec![header];
-        let filter = NamedFilter { name: "fault".into(), config: FilterConfig::Fault(Arc::new(fault)) };
+        let filter = NamedFilter::new("fault", FilterConfig::Fault(Arc::new(fault)));
         let source = Fixed::new().service("s:80", [address]).filters("s:80", vec![filter]);
         let mesh = Mesh::builder().source(source).start().unwrap();
         let client = mesh.client_for("s:80").unwrap();
