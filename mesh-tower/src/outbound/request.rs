@@ -202,7 +202,7 @@ impl<T: Transport> ActiveRequest<T> {
     }
 
     /// The present try is over, and with it its place among the requests in flight. Every try ends here, however it does.
-    #[inline]
+    #[inline(always)]
     pub(super) fn end_attempt(&mut self) -> Option<(Attempt, Option<T::Connection>)> {
         let connection = self.connection.take();
         Some((self.attempt.take()?, connection))
@@ -212,7 +212,9 @@ impl<T: Transport> ActiveRequest<T> {
 impl<T: Transport> Drop for ActiveRequest<T> {
     #[inline]
     fn drop(&mut self) {
-        self.end_attempt();
+        if self.attempt.is_some() {
+            self.end_attempt();
+        }
         if self.filters_entered > 0
             && let Some(route) = &self.route
         {
