@@ -254,8 +254,6 @@ impl World {
                 continue;
             }
             let using = self.subscribed.iter().filter(|(kind, _)| matches!(kind, Kind::Listener | Kind::Route));
-            // Longer than that a client that does not answer holds nothing back (`Pace::grace`).
-            let waited = self.vanished.get(&key).is_none_or(|at| self.now >= *at + PACE.grace);
             for using in using {
                 let Some(newest) = self.version(*using) else {
                     // What disappeared itself is withdrawn just before, on the same stream, where that can be said.
@@ -263,11 +261,12 @@ impl World {
                         |sent: &Response| sent.kind == using.0 && sent.absent.iter().any(|name| **name == *using.1);
                     let is_known =
                         self.variant == Variant::Sotw || !self.held.contains_key(using) || self.inbox.iter().any(gone);
-                    assert!(is_known || waited, "{key:?} withdrawn before {using:?}");
+                    assert!(is_known, "{key:?} withdrawn before {using:?}");
                     continue;
                 };
                 assert!(!self.refused.contains(using), "{key:?} withdrawn although {using:?} is refused");
                 let is_newest = self.held.get(using) == Some(&newest);
+                let waited = self.vanished.get(&key).is_none_or(|at| self.now >= *at + PACE.grace);
                 assert!(is_newest || waited, "{key:?} withdrawn before {using:?} was replaced");
             }
         }
