@@ -315,16 +315,16 @@ impl Ledger {
     /// There is something to push. A listener that disappeared counts: nothing refers to a listener, so
     /// its removal need not wait for anything.
     pub(crate) fn has_pushes(&self, removals: bool) -> bool {
-        let listener_left = self.kind == Kind::Listener && !self.sets.leaving.is_empty();
+        let listener_left = self.kind == Kind::Listener && self.has_removals();
         (!self.sets.changed.is_empty() || listener_left) && (removals || !self.is_blind())
     }
 
-    /// There is something to remove, once the gate is open.
+    /// There is something to remove.
     pub(crate) fn has_removals(&self) -> bool {
-        self.held() > 0
+        !self.sets.leaving.is_empty()
     }
 
-    /// How much there is to remove, once the gate is open.
+    /// How much there is to remove that waits for the gate.
     pub(crate) fn held(&self) -> usize {
         if self.kind == Kind::Listener { 0 } else { self.sets.leaving.len() }
     }

@@ -239,8 +239,9 @@ impl Session {
         if let Turn::Push(kind) = push::turn(&self.lanes(), now, &self.pace) {
             return self.compose(kind, Scope { pushes: true, removals: open }, now);
         }
-        // The route goes first: it is what referred to the cluster, and the cluster to its endpoints.
-        let removals = [Kind::Route, Kind::Cluster, Kind::Endpoints];
+        // What refers goes before what it refers to, and so does a listener that still waits for its turn to be
+        // pushed: the gate may have opened because the client is silent.
+        let removals = [Kind::Listener, Kind::Route, Kind::Cluster, Kind::Endpoints];
         let kind = removals.into_iter().find(|kind| open && self.ledgers[*kind as usize].has_removals())?;
         self.compose(kind, Scope { pushes: false, removals: true }, now)
     }
@@ -250,7 +251,7 @@ impl Session {
             self.settled = true;
             Kind::ALL.into_iter().for_each(|kind| self.compare(kind));
         }
-        let held = self.ledgers.iter().any(Ledger::has_removals);
+        let held = self.ledgers.iter().any(|ledger| ledger.held() > 0);
         let open = self.gate.is_open();
         // Silence is not an answer here, although it does not hold back pushes for ever.
         let quiet = push::turn(&self.lanes(), now, &self.pace) == Turn::Quiet

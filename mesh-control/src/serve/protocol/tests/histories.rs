@@ -484,6 +484,15 @@ mod known {
     }
 
     #[test]
+    fn a_listener_that_waits_for_its_turn_goes_before_the_cluster_of_a_silent_client() {
+        let gone = [Subscribe(Cluster, 1), Ack, Change(Cluster, 1, Some(0)), Change(Cluster, 1, None)];
+        let asked = [Subscribe(Cluster, 2), Change(Listener, 0, Some(0)), Subscribe(Cluster, 2), Ack];
+        let listener = [Subscribe(Listener, 0), Ack, Ack, Wait(2281), Ack];
+        let silent = [Subscribe(Cluster, 0), Change(Listener, 0, None), Wait(2719)];
+        play(Variant::Delta, &[&gone[..], &asked, &listener, &silent].concat());
+    }
+
+    #[test]
     fn a_refusal_counts_although_a_newer_response_is_on_its_way() {
         let asked = [Change(Endpoints, 1, Some(0)), Subscribe(Route, 0), Ack, Reconnect { restarted: false }];
         let refused = [Change(Route, 0, Some(0)), Subscribe(Endpoints, 1), Wait(3347), Change(Endpoints, 1, None)];
