@@ -507,8 +507,8 @@ async fn what_a_route_changes_is_what_the_server_sees() {
         forward.authority = Some(HeaderValue::from_static("elsewhere:9"));
     });
     let (name, value) = (HeaderName::from_static("x-added"), HeaderValue::from_static("1"));
-    route.mutations.request.push(HeaderChange::Set(name.clone(), value.clone()));
-    route.mutations.response.push(HeaderChange::Set(name.clone(), value.clone()));
+    route.mutations.request.push(HeaderChange::Set(name.clone(), value.clone().into()));
+    route.mutations.response.push(HeaderChange::Set(name.clone(), value.clone().into()));
     let mesh = mesh(Fixed::new().routes("s:80", vec![route]).cluster(fixed_cluster("c", address)));
     for (version, expected) in [
         (Version::HTTP_11, "/new?q=1 host=elsewhere:9 x=1"),

@@ -16,8 +16,8 @@ use super::view::View;
 use crate::config::decode::Text;
 use crate::config::istio::string_match::StringMatch;
 use crate::config::istio::virtual_service::{
-    DerivePort, DirectResponse, Fault, FaultAbort, HeaderOperations, HttpDestination, HttpMatch, HttpRoute, Percent,
-    Redirect, Rewrite, decode_base64, grpc_status_code,
+    AddedValue, DerivePort, DirectResponse, Fault, FaultAbort, HeaderOperations, HttpDestination, HttpMatch, HttpRoute,
+    Percent, Redirect, Rewrite, decode_base64, grpc_status_code,
 };
 use crate::registry::host::in_namespace;
 use crate::registry::service::is_subset;
@@ -55,6 +55,17 @@ pub fn routes(rules: &[Rule], view: &View, port: u16, ports_of: &PortsOf<'_>) ->
                 return routes;
             }
         }
+    }
+    routes
+}
+
+/// Every route that these rules can be, whoever the client is and whatever port it addresses.
+pub fn routes_of_anybody(rules: &[Rule]) -> Vec<Route> {
+    let mut routes = Vec::new();
+    for rule in rules {
+        let unconditional = [HttpMatch::default()];
+        let matches = if rule.route.matches.is_empty() { &unconditional[..] } else { &rule.route.matches };
+        routes.extend(matches.iter().filter_map(|condition| compile_one(rule, condition, 80, &|_| None)));
     }
     routes
 }
@@ -223,14 +234,14 @@ fn is_authority(name: &str) -> bool {
 
 /// Setting the header `Host` is a rewrite of the authority (Istio: translateHeadersOperations).
 pub(crate) fn authority_in(operations: &HeaderOperations) -> Option<String> {
-    operations.set.iter().chain(&operations.add).find(|(name, _)| is_authority(name)).map(|(_, v)| v.clone())
+    operations.set.iter().chain(&operations.add).find(|(name, _)| is_authority(name)).map(|(_, v)| v.0.clone())
 }
 
 fn changes(request: &HeaderOperations, response: &HeaderOperations) -> HeaderChanges {
     let one = |operations: &HeaderOperations| {
-        let pairs = |map: &BTreeMap<String, String>| {
+        let pairs = |map: &BTreeMap<String, AddedValue>| {
             let kept = map.iter().filter(|(name, _)| !is_authority(name));
-            kept.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect()
+            kept.map(|(name, value)| (name.to_ascii_lowercase(), value.0.clone())).collect()
         };
         Changes {
             remove: operations.remove.iter().map(|name| name.to_ascii_lowercase()).collect(),

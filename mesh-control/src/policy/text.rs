@@ -25,7 +25,7 @@ impl TextMatch {
             TextMatch::Present => true,
             TextMatch::Exact(exact) => exact == text,
             TextMatch::Prefix(prefix) => text.starts_with(prefix.as_str()),
-            TextMatch::Regex(regex) => whole_text_regex(regex).is_some_and(|regex| regex.is_match(text)),
+            TextMatch::Regex(regex) => whole_text_regex(regex).is_some_and(|regex| regex.is_match(text.as_bytes())),
         }
     }
 }

@@ -64,6 +64,10 @@ fn render_route(rendered: &Route) -> route::Route {
         }
         Action::Redirect(redirect) => route::route::Action::Redirect(render_redirect(redirect)),
         Action::Respond(response) => route::route::Action::DirectResponse(render_response(response)),
+        Action::Fail(reason) => route::route::Action::DirectResponse(render_response(&Response {
+            status: 503,
+            body: Body::Text(reason.to_string()),
+        })),
     };
     // Those of the rule come after those of the destination.
     own.extend(&rendered.headers);

@@ -120,10 +120,16 @@ fn what_istio_itself_refuses_is_refused() {
         ("  - {redirect: {redirectCode: 200}}\n", "http[0].redirect.redirectCode: 200 is none of"),
         ("  - {directResponse: {status: 99}}\n", "http[0].directResponse.status: 99 is not"),
         ("  - {directResponse: {status: 200, body: {bytes: '?'}}}\n", "not base64"),
-        ("  - {match: [{uri: {regex: '('}}], redirect: {uri: /}}\n", "match[0].uri: `(` is not a regular expression"),
+        (
+            "  - {match: [{uri: {regex: '('}}], redirect: {uri: /}}\n",
+            "match[0].uri.regex: `(` is not a regular expression",
+        ),
         ("  - {match: [{uri: {exact: a, prefix: b}}], redirect: {uri: /}}\n", "only one of exact, prefix and regex"),
         ("  - {match: [{headers: {'a b': {}}}], redirect: {uri: /}}\n", "`a b` is not the name of a header"),
-        ("  - {headers: {request: {set: {'x': \"a\\nb\"}}}, redirect: {uri: /}}\n", "is not the value of a header"),
+        (
+            "  - {headers: {request: {set: {'x': \"a\\nb\"}}}, redirect: {uri: /}}\n",
+            "set[x]: `a\\nb`: not a header value",
+        ),
         ("  - {headers: {request: {remove: [Host]}}, redirect: {uri: /}}\n", "the authority cannot be removed"),
         ("  - {retries: {attempts: 1, retryOn: sometimes}, redirect: {uri: /}}\n", "`sometimes` is not a condition"),
         (

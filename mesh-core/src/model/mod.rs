@@ -22,6 +22,7 @@
 mod cluster;
 mod endpoint;
 mod filter;
+mod header_text;
 mod listener;
 mod retry;
 mod route;
@@ -30,6 +31,7 @@ mod strings;
 pub use cluster::{BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, PriorityPolicy};
 pub use endpoint::{Endpoint, Endpoints, Health, LocalityEndpoints};
 pub use filter::{Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, NamedFilter};
+pub use header_text::{HeaderFormat, HeaderTarget, HeaderText};
 pub use listener::{ApiListener, FilterChain, FilterChainMatch, HttpManager, Listener, RouteSource, ServerListener};
 pub use retry::{RetryCondition, RetryConditions, RetryPolicy};
 pub use route::{

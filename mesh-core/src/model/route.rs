@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::error::Invalid;
 use crate::id::{ClusterName, RouteName};
-use crate::model::{FilterConfig, Fraction, FullRegex, RetryPolicy, StringTest};
+use crate::model::{FilterConfig, Fraction, FullRegex, HeaderText, RetryPolicy, StringTest};
 
 /// Filter overrides by filter name (`typed_per_filter_config`).
 type FilterOverrides = BTreeMap<Arc<str>, FilterConfig>;
@@ -475,13 +475,13 @@ impl HeaderMutations {
 #[allow(missing_docs, reason = "names and values of headers")]
 pub enum HeaderChange {
     /// Add a value, whatever is there.
-    Append(HeaderName, HeaderValue),
+    Append(HeaderName, HeaderText),
     /// Replace, or add.
-    Set(HeaderName, HeaderValue),
+    Set(HeaderName, HeaderText),
     /// Add only where there is none.
-    AddIfAbsent(HeaderName, HeaderValue),
+    AddIfAbsent(HeaderName, HeaderText),
     /// Replace only where there is one.
-    ReplaceIfPresent(HeaderName, HeaderValue),
+    ReplaceIfPresent(HeaderName, HeaderText),
     /// Remove every value.
     Remove(HeaderName),
 }

@@ -139,7 +139,7 @@ impl<T: Transport> ActiveRequest<T> {
         let Some(route) = &self.route else { return };
         let destination = route.get().destination;
         filters::on_response(destination.filters(), self.filters_entered, &mut self.info, head);
-        headers::apply(destination.response_changes(), &mut head.headers);
+        headers::apply_to_response(destination.response_changes(), head);
     }
 
     /// The request fails; the error says on which route.

@@ -248,7 +248,12 @@ fn answer<B>(request: &Request<B>, response: Response<Bytes>) -> Admission {
 #[inline]
 fn forward<B>(route: &Route, destination: &Destination, request: &mut Request<B>) -> Result<Admission, MeshError> {
     check_action(route)?;
-    headers::apply(destination.request_changes(), request.headers_mut());
+    let changes = destination.request_changes();
+    if !changes.is_empty() {
+        let mut headers = std::mem::take(request.headers_mut());
+        headers::apply_to_request(changes, &mut headers, request.method(), request.uri(), request.version());
+        *request.headers_mut() = headers;
+    }
     Ok(Admission::Admit)
 }
 

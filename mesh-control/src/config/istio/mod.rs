@@ -4,6 +4,8 @@
 //! which ones are.
 
 pub mod destination_rule;
+pub mod names;
+pub mod re2;
 pub mod service;
 pub mod service_entry;
 pub mod string_match;

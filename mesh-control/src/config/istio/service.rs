@@ -103,6 +103,12 @@ impl Service {
         if self.ports.is_empty() && !is_external && self.cluster_ip.as_deref() != Some("None") {
             d.error(self.span, Code::MissingField, "field `ports` is missing");
         }
+        if let Some(kind) = self.service_type.as_deref()
+            && !matches!(kind, "" | "ClusterIP" | "NodePort" | "LoadBalancer" | "ExternalName")
+        {
+            let message = format!("{} is none of ClusterIP, NodePort, LoadBalancer, ExternalName", quoted(kind));
+            d.report_at(self.span, "type", Severity::Error, Code::InvalidValue, message);
+        }
         for (index, port) in self.ports.iter().enumerate() {
             let path = format!("ports[{index}]");
             if port.name.is_empty() && self.ports.len() > 1 {
