@@ -1,0 +1,5 @@
+//! What a request experiences: YAML, the embedded control plane, the library's own client, and servers over sockets.
+
+mod rules;
+mod support;
+mod table;
