@@ -77,7 +77,11 @@ impl Policy {
         let (destination_rules, conflicts) = DestinationRules::new(&objects.destination_rules);
         found.extend(conflicts);
         let label_keys = virtual_services.label_keys.union(&destination_rules.label_keys).cloned().collect();
-        let destinations = virtual_services.destinations().collect();
+        let destinations = virtual_services.destinations().flat_map(|(host, subset, namespace)| {
+            let real = services.real(&host, namespace);
+            [Some(host.into()), real].into_iter().flatten().map(move |host| (host, subset.clone()))
+        });
+        let destinations = destinations.collect();
         (Policy { services, virtual_services, destination_rules, label_keys, destinations }, found)
     }
 

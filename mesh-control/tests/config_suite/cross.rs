@@ -227,6 +227,7 @@ fn what_istio_itself_refuses_is_refused() {
         ),
         ("  - {headers: {response: {set: {Host: b}}}, redirect: {uri: /}}\n", "a response has no authority"),
         ("  - {retries: {retryOn: 5xx}, route: [{destination: {host: web}}]}\n", "0 turns retries off"),
+        ("  - {headers: {response: {set: {X-A: a, x-a: b}}}, redirect: {uri: /}}\n", "`x-a` is set twice"),
         ("  - {fault: {}, route: [{destination: {host: web}}]}\n", "http[0].fault: one of `delay` and `abort`"),
         ("  - {route: [{destination: {host: '*'}}]}\n", "http[0].route[0].destination.host: `*` is not a host"),
         ("  - {match: [{port: 0}], redirect: {uri: /}}\n", "http[0].match[0].port: 0 is not between"),

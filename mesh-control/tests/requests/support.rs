@@ -112,7 +112,8 @@ pub(crate) async fn server(name: &'static str) -> SocketAddr {
         if request.uri().path() == "/slow" {
             tokio::time::sleep(Duration::from_millis(400)).await;
         }
-        let mut seen = format!("{name}\n{} {}\n", request.method(), request.uri());
+        let (method, uri, version) = (request.method(), request.uri(), request.version());
+        let mut seen = format!("{name}\n{method} {uri}\n{version:?}\n");
         for (name, value) in request.headers() {
             seen += &format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()));
         }

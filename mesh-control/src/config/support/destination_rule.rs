@@ -60,7 +60,7 @@ const WHOLE_POLICY: &[Row] = &[
 const PORT_NUMBER: &[Row] = &[both("number", Enforced)];
 
 fn balancer(node: &Node) -> Option<String> {
-    let what = "PASSTHROUGH; no connection is intercepted that could be passed on, so requests take turns";
+    let what = "PASSTHROUGH; no connection is intercepted here that could be passed on: known endpoints take turns";
     (node.as_str()? == "PASSTHROUGH").then(|| what.to_owned())
 }
 

@@ -26,7 +26,7 @@ pub(super) fn check(route: &HttpRoute, path: &str, d: &mut Decoder<'_>) {
     {
         checker.error(fault.span, "fault", "one of `delay` and `abort` is needed");
     }
-    checker.authorities(route);
+    checker.headers(route);
     for (index, destination) in route.route.iter().enumerate() {
         let host = &destination.destination.host;
         if *host.value == *"*" {
@@ -132,18 +132,26 @@ impl Checker<'_, '_> {
         }
     }
 
-    /// An authority is set once, and never on a response.
-    fn authorities(&mut self, route: &HttpRoute) {
+    /// A header is set once, an authority, too, and never on a response.
+    fn headers(&mut self, route: &HttpRoute) {
         let rewritten = route.rewrite.as_ref().and_then(|rewrite| rewrite.authority.as_deref());
         let rewritten = rewritten.filter(|authority| !authority.is_empty());
-        self.authority_headers("headers", &route.headers, rewritten.is_some());
+        self.header_operations("headers", &route.headers, rewritten.is_some());
         for (index, destination) in route.route.iter().enumerate() {
-            self.authority_headers(&format!("route[{index}].headers"), &destination.headers, false);
+            self.header_operations(&format!("route[{index}].headers"), &destination.headers, false);
         }
     }
 
-    fn authority_headers(&mut self, field: &str, headers: &Headers, is_set: bool) {
+    fn header_operations(&mut self, field: &str, headers: &Headers, is_set: bool) {
         let request = &headers.request;
+        for (direction, operations) in [("request", request), ("response", &headers.response)] {
+            let mut names: Vec<String> = operations.set.keys().map(|name| name.to_ascii_lowercase()).collect();
+            names.sort();
+            if let Some([name, ..]) = names.windows(2).find(|pair| pair.first() == pair.last()) {
+                let message = format!("{} is set twice: names of headers have no case", quoted(name));
+                self.error(operations.span, &format!("{field}.{direction}.set"), message);
+            }
+        }
         let written = request.set.iter().chain(&request.add).filter(|(name, _)| is_authority(name));
         let field = format!("{field}.request");
         for (position, (_, value)) in written.enumerate() {
