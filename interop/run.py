@@ -92,6 +92,8 @@ EVERYTHING = (
     " route: [{destination: {host: ratings}}]}",
     "{name: mirror, match: [{uri: {prefix: /m}}], mirror: {host: ratings, subset: v1},"
     " mirrorPercentage: {value: 10}, route: [{destination: {host: ratings}}]}",
+    "{name: unknown, match: [{uri: {exact: /u}}], route: [{destination: {host: ratings, subset: v9}, weight: 1},"
+    " {destination: {host: nobody}, weight: 1}]}",
     "{name: last, timeout: 3s, retries: {attempts: 3, perTryTimeout: 1s, backoff: 10ms,"
     " retryOn: '5xx,connect-failure,refused-stream,unavailable,cancelled,deadline-exceeded,internal,503'},"
     " route: [{destination: {host: ratings, subset: v1}, weight: 99},"

@@ -256,17 +256,17 @@ async fn a_refused_stream_is_sent_again_with_its_body_whatever_the_method() {
     let refused = Arc::new(AtomicUsize::new(0));
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(refuse_twice(stream, Arc::clone(&refused)));
+            tokio::spawn(refuse_once(stream, Arc::clone(&refused)));
         }
     });
     let response = service([address]).client().request(post(Version::HTTP_2, "again")).await.unwrap();
     assert_eq!(read(response).await, "again");
 }
 
-async fn refuse_twice(stream: tokio::net::TcpStream, refused: Arc<AtomicUsize>) {
+async fn refuse_once(stream: tokio::net::TcpStream, refused: Arc<AtomicUsize>) {
     let mut connection = h2::server::handshake(stream).await.unwrap();
     while let Some(Ok((request, mut respond))) = connection.accept().await {
-        if refused.fetch_add(1, Ordering::SeqCst) < 2 {
+        if refused.fetch_add(1, Ordering::SeqCst) == 0 {
             respond.send_reset(h2::Reason::REFUSED_STREAM);
             continue;
         }

@@ -1,7 +1,5 @@
 //! Conditions on texts.
 
-use std::collections::BTreeMap;
-
 use crate::config::istio::string_match::{StringMatch, whole_text_regex};
 
 /// A condition on a text.
@@ -43,8 +41,8 @@ impl From<&StringMatch> for TextMatch {
     }
 }
 
-/// Conditions by the names of what they are on.
-pub type TextMatches = BTreeMap<String, TextMatch>;
+/// Conditions with the names of what they are on, in order. All must hold; a name may have several.
+pub type TextMatches = Vec<(String, TextMatch)>;
 
 #[cfg(test)]
 mod tests {

@@ -33,7 +33,7 @@ use crate::catalog::{ClientClass, Encoded};
 use crate::config::diagnostic::{Code, Diagnostic, Origin, Severity};
 use crate::policy::destination_rules::MergedRule;
 use crate::policy::route::{AbortWith, ClusterKey, Faults, Route, Written};
-use crate::policy::traffic::{Balancer, CONNECT_TIMEOUT, Limit};
+use crate::policy::traffic::{CONNECT_TIMEOUT, Limit};
 use crate::policy::view::View;
 use crate::policy::{Address, Cluster, Policy};
 use crate::registry::host::{candidates, short_forms, split_port};
@@ -148,12 +148,19 @@ pub fn render_cluster(policy: &Policy, class: ClientClass, view: &View, name: &s
         return None;
     }
     if name == BLACK_HOLE {
-        return Some(plain(encode(name, &black_hole())));
+        return Some(plain(encode(name, &nowhere(name))));
     }
-    let seen = policy.cluster(ClusterKey::parse(name)?, view)?;
-    if found_by(&seen) == Found::Host && seen.key.host.starts_with('*') {
-        return None;
-    }
+    let key = ClusterKey::parse(name)?;
+    let is_destination = policy.is_destination(&key);
+    let seen =
+        policy.cluster(key, view).filter(|seen| found_by(seen) != Found::Host || !seen.key.host.starts_with('*'));
+    let Some(seen) = seen else {
+        // A client waits for what it is not told of, and with it for every route beside: gRPC's clients for 15 s. Told
+        // that there is no endpoint, it fails what this route takes, and nothing else.
+        let encoded = encode(name, &nowhere(name));
+        let is_good = is_destination && judge::verdict(ResourceType::Cluster, &encoded.body).is_ok();
+        return is_good.then(|| plain(encoded));
+    };
     let written = dns_endpoints(policy, &seen);
     let mut degraded = Vec::new();
     let rendered = match class {
@@ -174,8 +181,7 @@ pub fn render_cluster(policy: &Policy, class: ClientClass, view: &View, name: &s
     let Err(invalid) = judge::verdict(ResourceType::Cluster, &encoded.body) else {
         return Some(Rendered { encoded, degraded, refused: Vec::new() });
     };
-    let empty = cluster::Cluster { name: name.to_owned(), ..Default::default() };
-    let encoded = with_metadata(&nowhere(empty));
+    let encoded = with_metadata(&nowhere(name));
     let refused = vec![judge::of_cluster(&seen, &invalid)];
     judge::verdict(ResourceType::Cluster, &encoded.body).is_ok().then_some(Rendered { encoded, degraded, refused })
 }
@@ -257,7 +263,6 @@ enum Found {
 
 fn found_by(seen: &Cluster<'_>) -> Found {
     match seen.service.discovery {
-        _ if seen.traffic.balancer == Balancer::Passthrough => Found::Host,
         Discovery::Registry => Found::Endpoints,
         Discovery::Dns => Found::Dns { logical: false },
         Discovery::LogicalDns => Found::Dns { logical: true },
@@ -275,7 +280,7 @@ fn dns_endpoints<'p>(policy: &'p Policy, seen: &Cluster<'_>) -> Vec<(&'p Written
         .services
         .written(seen.id)
         .filter(|written| endpoints::has_labels(&written.labels, seen.labels.as_deref()))
-        .filter_map(|written| Some((written, written.port_for(seen.port)?)))
+        .filter_map(|written| Some((written, written.port_for(&seen.port)?)))
         .collect()
 }
 
@@ -354,24 +359,18 @@ fn tls(seen: &Cluster<'_>) -> Option<core::TransportSocket> {
     })
 }
 
-fn black_hole() -> cluster::Cluster {
-    nowhere(cluster::Cluster {
-        name: BLACK_HOLE.to_owned(),
-        connect_timeout: Some(proto::duration(CONNECT_TIMEOUT)),
-        ..Default::default()
-    })
-}
-
 /// The cluster with the endpoints of calls that go nowhere: none.
-fn nowhere(cluster: cluster::Cluster) -> cluster::Cluster {
+fn nowhere(name: &str) -> cluster::Cluster {
     use cluster::cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig};
     cluster::Cluster {
+        name: name.to_owned(),
+        connect_timeout: Some(proto::duration(CONNECT_TIMEOUT)),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(EdsClusterConfig {
             eds_config: Some(proto::ads()),
             service_name: BLACK_HOLE.to_owned(),
         }),
-        ..cluster
+        ..Default::default()
     }
 }
 

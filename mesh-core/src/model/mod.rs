@@ -24,6 +24,7 @@ mod endpoint;
 mod filter;
 mod header_text;
 mod listener;
+mod re2;
 mod retry;
 mod route;
 mod strings;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::names::{host_fault, is_domain, is_label};
 use super::workload_entry::WorkloadEntry;
+use super::{PROTOCOLS, is_protocol};
 use crate::config::decode::{Decoder, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, quoted};
 
@@ -90,6 +91,10 @@ impl ServiceEntry {
             }
         }
         for (index, port) in self.ports.iter().enumerate() {
+            if let Some(protocol) = port.protocol.as_deref().filter(|name| !name.is_empty() && !is_protocol(name)) {
+                let message = format!("{} is none of {}", quoted(protocol), PROTOCOLS.join(", "));
+                error(port.span, format!("ports[{index}].protocol"), message);
+            }
             let earlier = self.ports.iter().take(index);
             if earlier.clone().any(|other| other.number == port.number) {
                 let message = format!("port {} is defined twice", port.number.0);

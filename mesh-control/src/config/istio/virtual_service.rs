@@ -1,13 +1,14 @@
 //! `VirtualService` (networking.istio.io): which requests go where, and what happens to them on the way.
 
+mod actions;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::PortSelector;
 use mesh_core::model::{HeaderTarget, HeaderText, PathRewrite};
 
+use super::PortSelector;
 use super::names::{host_fault, is_label};
-use super::re2;
 use super::string_match::StringMatch;
 use crate::config::decode::{At, Decode, Decoder, Opaque, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, quoted};
@@ -378,6 +379,10 @@ impl VirtualService {
         if self.http.is_empty() && self.tls.is_empty() && self.tcp.is_empty() {
             d.error(self.span, Code::MissingField, "one of `http`, `tls` and `tcp` is needed");
         }
+        if self.hosts.is_empty() && !self.gateways.is_empty() {
+            let message = "without `hosts` it is a delegate, which is for the gateways of those that delegate to it";
+            d.report_at(self.span, "gateways", Severity::Error, Code::InvalidValue, message);
+        }
         for (index, host) in self.hosts.iter().enumerate() {
             if let Some(message) = host_fault(host) {
                 d.report_at(host.span, format!("hosts[{index}]"), Severity::Error, Code::InvalidValue, message);
@@ -482,8 +487,8 @@ impl HttpRoute {
             };
             if regex.matches.is_empty() {
                 error("match", "must not be empty");
-            } else if let Some(fault) = re2::fault(&regex.matches) {
-                error("match", &format!("{} is not a regular expression of RE2: {fault}", quoted(&regex.matches)));
+            } else if regex.rewrite.is_empty() {
+                error("rewrite", "must not be empty");
             } else if let Err(invalid) = PathRewrite::new(&regex.matches, &regex.rewrite) {
                 match invalid.field.as_str() {
                     "substitution" => error("rewrite", &invalid.reason),
@@ -491,6 +496,7 @@ impl HttpRoute {
                 }
             }
         }
+        actions::check(self, path, d);
     }
 }
 
@@ -535,7 +541,6 @@ impl HeaderOperations {
     fn fault(&self, direction: &str) -> Option<String> {
         let pairs = || self.set.iter().chain(&self.add);
         let names = pairs().map(|(name, _)| name).chain(&self.remove);
-        let is_authority = |name: &str| name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority");
         let is_name = |name: &str| is_header_name(name) || is_authority(name);
         if let Some(name) = names.into_iter().find(|name| !is_name(name)) {
             return Some(format!("{} is not the name of a header", quoted(name)));
@@ -551,6 +556,11 @@ impl HeaderOperations {
         let format = authorities.find(|value| value.is_empty() || value.contains('%'));
         format.map(|value| format!("{} is not an authority", quoted(value)))
     }
+}
+
+/// Whether an operation on this header is one on the authority (Istio: translateHeadersOperations).
+pub fn is_authority(name: &str) -> bool {
+    name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
 }
 
 fn is_header_name(name: &str) -> bool {
