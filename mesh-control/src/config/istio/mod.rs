@@ -5,7 +5,6 @@
 
 pub mod destination_rule;
 pub mod names;
-pub mod re2;
 pub mod service;
 pub mod service_entry;
 pub mod string_match;

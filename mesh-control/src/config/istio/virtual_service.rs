@@ -7,7 +7,6 @@ use super::PortSelector;
 use mesh_core::model::{HeaderTarget, HeaderText, PathRewrite};
 
 use super::names::{host_fault, is_label};
-use super::re2;
 use super::string_match::StringMatch;
 use crate::config::decode::{At, Decode, Decoder, Opaque, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, quoted};
@@ -482,8 +481,6 @@ impl HttpRoute {
             };
             if regex.matches.is_empty() {
                 error("match", "must not be empty");
-            } else if let Some(fault) = re2::fault(&regex.matches) {
-                error("match", &format!("{} is not a regular expression of RE2: {fault}", quoted(&regex.matches)));
             } else if let Err(invalid) = PathRewrite::new(&regex.matches, &regex.rewrite) {
                 match invalid.field.as_str() {
                     "substitution" => error("rewrite", &invalid.reason),
