@@ -1,6 +1,6 @@
 //! `ClusterLoadAssignment`, the same for every kind of client.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::{HealthStatus, Locality};
@@ -28,7 +28,10 @@ pub fn load_assignment(
 /// The endpoints that a client finds by DNS: names, and the port of each.
 pub fn dns_assignment(cluster: &Cluster<'_>, endpoints: &[(&WrittenEndpoint, u16)]) -> pb::ClusterLoadAssignment {
     let name = cluster.key.to_string();
-    let endpoints = endpoints.iter().map(|(written, port)| {
+    // Written twice is there once: clients refuse the same address twice.
+    let mut seen = HashSet::new();
+    let endpoints = endpoints.iter().filter(|(written, port)| seen.insert((&written.address, *port)));
+    let endpoints = endpoints.map(|(written, port)| {
         let endpoint = plain(&written.address, *port, written.weight);
         (&written.locality, written.weight, endpoint)
     });

@@ -18,35 +18,36 @@ use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::policy::Cluster;
 use crate::policy::route::{Action, Condition, Faults, HeaderChanges, Route};
 
+/// Hashes of what was accepted. Most resources stay as they are when the configuration changes, and a route is the same
+/// for most clients: each is decoded once. Nothing but time depends on it, so that it is forgotten when it is full.
+static ACCEPTED: LazyLock<Mutex<HashSet<(ResourceType, u64)>>> = LazyLock::new(Mutex::default);
+const MOST_REMEMBERED: usize = 65_536;
+
 /// What the data plane's decoder says of a resource.
 pub(super) fn verdict(kind: ResourceType, bytes: &[u8]) -> Result<(), Invalid> {
-    decode(kind, bytes, &Options::default()).map(drop)
+    let key = (kind, xxh3_64(bytes));
+    let accepted = || ACCEPTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if accepted().contains(&key) {
+        return Ok(());
+    }
+    decode(kind, bytes, &Options::default())?;
+    let mut accepted = accepted();
+    if accepted.len() >= MOST_REMEMBERED {
+        accepted.clear();
+    }
+    accepted.insert(key);
+    Ok(())
 }
-
-/// Hashes of routes that were accepted. A route is the same for most clients, and most stay as they are when the
-/// configuration changes: each is asked about once. Nothing depends on it but time, so that it is forgotten when full.
-static ACCEPTED: LazyLock<Mutex<HashSet<u64>>> = LazyLock::new(Mutex::default);
-const MOST_REMEMBERED: usize = 65_536;
 
 /// The same of a route configuration, route by route: none depends on another.
 pub(super) fn verdict_on_routes(config: &pb::RouteConfiguration) -> Result<(), Invalid> {
     let mut rest = config.clone();
     for host in &mut rest.virtual_hosts {
         for route in std::mem::take(&mut host.routes) {
-            let hash = xxh3_64(&route.encode_to_vec());
-            let accepted = || ACCEPTED.lock().unwrap_or_else(PoisonError::into_inner);
-            if accepted().contains(&hash) {
-                continue;
-            }
             let host = pb::VirtualHost { domains: vec!["*".to_owned()], routes: vec![route], ..Default::default() };
             let alone =
                 pb::RouteConfiguration { name: "judged".to_owned(), virtual_hosts: vec![host], ..Default::default() };
             verdict(ResourceType::Route, &alone.encode_to_vec())?;
-            let mut accepted = accepted();
-            if accepted.len() >= MOST_REMEMBERED {
-                accepted.clear();
-            }
-            accepted.insert(hash);
         }
     }
     verdict(ResourceType::Route, &rest.encode_to_vec())

@@ -298,6 +298,7 @@ fn others(value: &Json) -> Vec<Json> {
             "connect-failure",
             "SIMPLE",
             "dGVy",
+            "(.)(.)",
         ]
         .map(Json::from)
         .into(),
