@@ -39,7 +39,7 @@ pub struct Policy {
 }
 
 /// What a client means by `host:port`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
     /// The full host name.
     pub host: Arc<str>,
@@ -117,6 +117,23 @@ impl Policy {
             Some((_, service)) => service.port(address.port).is_some(),
             None => self.virtual_services.names(&address.host, &view.namespace),
         }
+    }
+
+    /// Every address that has a name of its own: the ports of the services that a client sees, and port 80 of a host
+    /// that only a rule names.
+    pub fn addresses(&self, view: &View) -> BTreeSet<Address> {
+        let is_exact = |host: &str| !host.starts_with('*');
+        let services = self.services.iter().map(|(_, service)| &service.host).filter(|host| is_exact(host));
+        let visible = services.filter_map(|host| self.services.exact(host, &view.namespace));
+        let mut addresses: BTreeSet<Address> = visible
+            .flat_map(|(_, service)| {
+                service.ports.iter().map(|port| Address { host: service.host.clone(), port: port.number })
+            })
+            .collect();
+        let ruled = self.virtual_services.iter().flat_map(|entry| &entry.hosts).filter(|host| is_exact(host));
+        let ruled = ruled.map(|host| Address { host: host.as_str().into(), port: 80 });
+        addresses.extend(ruled.filter(|address| self.exists(address, view)));
+        addresses
     }
 
     /// The routes of an address: those of the rules in force for it, or the one to the service itself.

@@ -7,3 +7,4 @@ mod scale;
 mod secured;
 mod streams;
 mod support;
+mod wildcards;

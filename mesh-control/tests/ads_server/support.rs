@@ -43,6 +43,10 @@ impl Catalog for Shelf {
     fn resource(&self, _client: &Client, kind: Kind, name: &str) -> Option<Encoded> {
         self.0.get(&(kind, name.into())).cloned()
     }
+
+    fn everything(&self, _client: &Client, kind: Kind) -> Vec<Arc<str>> {
+        self.0.keys().filter(|(of, _)| *of == kind).map(|(_, name)| name.clone()).collect()
+    }
 }
 
 /// A registry that remembers what it was told, and publishes the listener of whoever registers.
@@ -89,6 +93,12 @@ impl Fixture {
         struct Quiet;
         impl status::Inspect for Quiet {}
         status::report(&self.server, &Quiet, true)
+    }
+
+    pub(crate) fn metrics(&self) -> String {
+        struct Quiet;
+        impl status::Inspect for Quiet {}
+        status::metrics(&self.server, &Quiet)
     }
 
     pub(crate) async fn plain(shelf: Shelf) -> Fixture {

@@ -29,13 +29,12 @@ pub(crate) fn on_request(session: &mut Session, request: &DeltaDiscoveryRequest,
 // Before the subscriptions: a name in both lists was given up and asked for again.
 fn unsubscribe(session: &mut Session, kind: Kind, request: &DeltaDiscoveryRequest, heard: &mut Heard) {
     let (ledger, view) = session.ledger(kind);
-    for name in &request.resource_names_unsubscribe {
-        if name == "*" {
-            ledger.set_wildcard(false, &view);
-        } else if ledger.unsubscribe(name, &view) {
-            heard.left.push(Arc::from(&**name));
-        }
+    let (stars, names): (Vec<&str>, Vec<&str>) =
+        request.resource_names_unsubscribe.iter().map(String::as_str).partition(|name| *name == "*");
+    if !stars.is_empty() {
+        ledger.set_wildcard(false, &view);
     }
+    heard.left.extend(ledger.unsubscribe(&names, &view));
 }
 
 fn subscribe(session: &mut Session, kind: Kind, request: &DeltaDiscoveryRequest, first: bool, heard: &mut Heard) {

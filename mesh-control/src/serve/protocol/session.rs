@@ -146,11 +146,9 @@ impl Session {
         (&mut self.ledgers[kind as usize], view)
     }
 
-    /// Whether an empty first request means everything. Envoy's habit for listeners and clusters; gRPC and
-    /// our library send such a request only after they gave up their last name (gRFC A53 discussion,
-    /// grpc-go#7013).
+    /// Whether an empty first request means everything: the protocol has that for listeners and clusters only.
     pub(crate) fn has_legacy_wildcard(&self, kind: Kind) -> bool {
-        self.client.class == ClientClass::Envoy && matches!(kind, Kind::Listener | Kind::Cluster)
+        self.client.empty_means_all && matches!(kind, Kind::Listener | Kind::Cluster)
     }
 
     /// Reads a nonce. Nonces carry the stream's tag: one kept from an earlier stream must not be mistaken
