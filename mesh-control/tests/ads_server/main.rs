@@ -5,6 +5,7 @@ mod process;
 mod rules_table;
 mod scale;
 mod secured;
+mod secured_process;
 mod streams;
 mod support;
 mod wildcards;

@@ -16,17 +16,17 @@ use tonic::transport::Channel;
 
 use crate::support::{Delta, Fixture, PATIENCE, ServiceFn, Shelf, node, until};
 
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(pub(crate) CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Authority {
+    pub(crate) fn new() -> Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
     /// A certificate for a name, and its key.
-    fn issue(&self, name: SanType) -> (String, KeyPair, CertificateDer<'static>) {
+    pub(crate) fn issue(&self, name: SanType) -> (String, KeyPair, CertificateDer<'static>) {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![name];
         let key = KeyPair::generate().unwrap();

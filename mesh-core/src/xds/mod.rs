@@ -45,6 +45,7 @@ pub(crate) mod sotw;
 pub(crate) mod stream;
 pub(crate) mod task;
 pub(crate) mod timers;
+pub(crate) mod tls;
 pub(crate) mod transport;
 
 pub use crate::client_status::{self, ClientStatus, StatusHandle};
