@@ -131,6 +131,26 @@ async fn serve_prints_its_addresses_serves_reports_and_stops_on_a_signal() {
     assert_eq!(output(&["status", "--addr", &status]).status.code(), Some(1), "nobody is there any more");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_right_behind_the_first_does_not_cut_the_streams() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("shop.yaml"), SHOP).unwrap();
+    let mut control = Control::start(dir.path(), &[]);
+    let xds = control.address("xds listening on ");
+    control.line();
+    control.address("status listening on ");
+    let channel = Channel::from_shared(format!("http://{xds}")).unwrap().connect().await.unwrap();
+    let mut client = Delta::open(channel, node("mesh-core")).await.unwrap();
+    client.send(Kind::Cluster, &["outbound|9080||reviews.shop.svc.cluster.local"], &[]).await;
+    client.take().await;
+    let twice = format!("kill -s TERM {0}; sleep 0.02; kill -s INT {0}", control.child.id());
+    assert!(Command::new("sh").args(["-c", &twice]).status().unwrap().success());
+    let end = tokio::time::timeout(PATIENCE, client.responses.message()).await.unwrap();
+    assert!(matches!(end, Ok(None)), "the stream ended well: {end:?}");
+    drop(client);
+    assert_eq!(control.exit_code(), Some(0));
+}
+
 #[test]
 fn plaintext_on_an_address_that_others_reach_is_refused_unless_it_is_asked_for() {
     let dir = tempfile::tempdir().unwrap();

@@ -97,17 +97,19 @@ async fn a_server_of_another_authority_and_a_client_without_a_certificate_get_no
             .tls(mesh_core::xds::bootstrap::TlsFiles::new(ca))
             .feature("delta"),
     ];
+    // The server ends the connection right behind its alert, which the client then may not get to read.
+    let refused = ["CertificateRequired", "reset", "roken pipe", "closed", "broke off"];
     for (bootstrap, why) in [
-        (bootstrap(strangers.path(), &secured.to_string()), "invalid peer certificate"),
-        (anonymous, "CertificateRequired"),
-        (bootstrap(Path::new("no/such"), &secured.to_string()), "no/such/ca.pem"),
+        (bootstrap(strangers.path(), &secured.to_string()), &["invalid peer certificate"] as &[&str]),
+        (anonymous, &refused),
+        (bootstrap(Path::new("no/such"), &secured.to_string()), &["no/such/ca.pem"]),
     ] {
         let (store, source) = library(bootstrap);
         let _entry = store.target("reviews:9080").unwrap();
         let error = || source.status().get().servers.first().and_then(|server| server.error.clone());
         until("the attempt failed", || error().is_some()).await;
         let error = error().unwrap();
-        assert!(error.contains(why), "{why} expected: {error}");
+        assert!(why.iter().any(|why| error.contains(why)), "{why:?} expected: {error}");
         assert!(store.view("reviews:9080").is_none());
     }
 }

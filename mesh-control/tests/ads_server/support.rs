@@ -170,6 +170,18 @@ impl Delta {
         self.requests.send(request).await.unwrap();
     }
 
+    /// The same for many, in one request.
+    pub(crate) async fn resume_all(&mut self, kind: Kind, names: &[String], version: &str) {
+        let request = DeltaDiscoveryRequest {
+            node: self.node.take(),
+            type_url: kind.type_url().to_owned(),
+            resource_names_subscribe: names.to_vec(),
+            initial_resource_versions: names.iter().map(|name| (name.clone(), version.to_owned())).collect(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        self.requests.send(request).await.unwrap();
+    }
+
     pub(crate) async fn next(&mut self) -> DeltaDiscoveryResponse {
         let message = tokio::time::timeout(PATIENCE, self.responses.message()).await.expect("a response in time");
         message.expect("no error").expect("a response")

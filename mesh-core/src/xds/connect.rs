@@ -188,6 +188,13 @@ impl Watched {
     }
 }
 
+/// Whoever waits for the first byte waits in vain from now on.
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.heard.set(Err("the connection broke off before a word of HTTP/2".into()));
+    }
+}
+
 impl AsyncRead for Watched {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -211,7 +218,11 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
+        let polled = Pin::new(&mut self.io).poll_write(context, bytes);
+        if let Poll::Ready(Err(error)) = &polled {
+            self.heard.set(Err(error.to_string()));
+        }
+        polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -38,6 +38,7 @@ pub(crate) mod connect;
 pub mod decode;
 pub(crate) mod delta;
 pub mod dns;
+pub(crate) mod ignored;
 pub(crate) mod intake;
 pub(crate) mod names;
 pub(crate) mod session;

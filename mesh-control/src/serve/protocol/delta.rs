@@ -41,8 +41,9 @@ fn subscribe(session: &mut Session, kind: Kind, request: &DeltaDiscoveryRequest,
     let legacy = session.has_legacy_wildcard(kind);
     let (ledger, view) = session.ledger(kind);
     for name in request.resource_names_subscribe.iter().filter(|name| *name != "*") {
-        // Only the first request of a kind tells what the client brought along.
-        let brought = request.initial_resource_versions.get(name).filter(|_| first);
+        // What a client brought along it tells with the first request that has the name: it may be in several, so that
+        // none is too large.
+        let brought = request.initial_resource_versions.get(name).filter(|_| !ledger.is_known(name));
         let gained = match brought {
             Some(version) => ledger.resume(name, Some(version), &view),
             None => ledger.subscribe(name, &view),

@@ -88,7 +88,7 @@ const NACK_NAMES: usize = 64;
 /// How many bytes of a refusal's text are remembered.
 const NACK_TEXT: usize = 2048;
 /// How many bytes of names one stream may subscribe to per kind, 64 bytes of bookkeeping each included.
-const NAME_BYTES: usize = 16 << 20;
+const NAME_BYTES: usize = 32 << 20;
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -593,6 +593,11 @@ impl Ledger {
     /// The name is asked for by itself.
     pub(crate) fn is_subscribed(&self, name: &str) -> bool {
         self.entries.get(name).is_some_and(|entry| entry.explicit)
+    }
+
+    /// The name is asked for, by itself or by the wildcard.
+    pub(crate) fn is_known(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
     }
 
     /// The names asked for one by one.
