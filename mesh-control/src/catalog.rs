@@ -174,6 +174,11 @@ pub trait Catalog: Send + Sync + 'static {
     /// What a client gets that asks for everything of a kind (the wildcard).
     fn everything(&self, client: &Client, kind: Kind) -> Vec<Arc<str>>;
 
+    /// What more there is to say of a resource that does not exist for a client: where else what it wants may be.
+    fn absence(&self, _client: &Client, _kind: Kind, _name: &str) -> Option<String> {
+        None
+    }
+
     /// Whether there is anything for clients of this class. One that is not served is refused, rather than given
     /// nothing.
     fn serves(&self, _class: ClientClass) -> bool {

@@ -164,6 +164,14 @@ impl Catalog for Snapshot {
         names.iter().filter(|name| self.resource(client, kind, name).is_some()).cloned().collect()
     }
 
+    fn absence(&self, client: &Client, kind: Kind, name: &str) -> Option<String> {
+        if kind != Kind::Listener || name.starts_with(render::listener::SERVER_PREFIX) {
+            return None;
+        }
+        let policy = &self.compiled.policy;
+        policy.absence(name, &policy.view(&client.namespace, &client.labels))
+    }
+
     fn serves(&self, class: ClientClass) -> bool {
         class != ClientClass::Envoy
     }

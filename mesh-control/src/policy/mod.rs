@@ -111,6 +111,34 @@ impl Policy {
         Some(Address { host: host.as_str().into(), port })
     }
 
+    /// Where else a target may be that does not exist for a client: at which ports, or in which namespaces. Only what
+    /// the client sees is told.
+    pub fn absence(&self, target: &str, view: &View) -> Option<String> {
+        /// How many services are named.
+        const MOST: usize = 5;
+        let ports = |service: &Service| {
+            let numbers: Vec<_> = service.ports.iter().map(|port| port.number.to_string()).collect();
+            match numbers.as_slice() {
+                [only] => format!("port {only}"),
+                _ => format!("ports {}", numbers.join(", ")),
+            }
+        };
+        let (host, port) = split_port(target)?;
+        let names = candidates(host, &view.namespace);
+        if let Some((_, service)) = names.iter().find_map(|name| self.services.find(name, &view.namespace)) {
+            let (host, port, ports) = (&service.host, port.unwrap_or(80), ports(service));
+            return Some(format!("the host {host} has no port {port}, it has {ports}"));
+        }
+        let name = names.first()?.split('.').next()?;
+        let elsewhere = self.services.namesakes(name, &view.namespace).take(MOST);
+        let elsewhere = elsewhere.map(|service| format!("{name}.{} ({})", service.namespace, ports(service)));
+        let elsewhere: Vec<_> = elsewhere.collect();
+        if elsewhere.is_empty() {
+            return None;
+        }
+        Some(format!("namespace {} has no host {host:?}, there is {}", view.namespace, elsewhere.join(", ")))
+    }
+
     /// Whether an address is one that exists for a client, so that it has routes.
     pub fn exists(&self, address: &Address, view: &View) -> bool {
         match self.services.find(&address.host, &view.namespace) {

@@ -8,4 +8,5 @@ mod secured;
 mod secured_process;
 mod streams;
 mod support;
+mod unknown;
 mod wildcards;

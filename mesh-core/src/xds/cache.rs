@@ -236,9 +236,11 @@ impl Cache {
         entry.failure = Some(Failure { reason, version: Arc::from(version), raw, at: step.now });
     }
 
-    /// The server says, by its silence or in words, that there is no such resource.
-    pub(crate) fn delete(&mut self, step: &mut Step<'_>, key: &ResourceKey) {
-        let reason = self.reason(step.server, key, "the management server has none");
+    /// The server says, by its silence or in words, that there is no such resource; `why`, if it says that, too.
+    pub(crate) fn delete(&mut self, step: &mut Step<'_>, key: &ResourceKey, why: Option<&str>) {
+        let what = "the management server has none";
+        let what = why.map_or_else(|| what.to_owned(), |why| format!("{what}: {why}"));
+        let reason = self.reason(step.server, key, &what);
         let Some(entry) = self.entries.get_mut(key) else { return };
         if entry.parked.is_some() {
             self.entries.remove(key);

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource, ResourceError,
+};
 
 use crate::error::Invalid;
 use crate::resources::{ResourceKey, ResourceType};
@@ -78,9 +80,18 @@ impl Delta {
         let mut taken = intake::take_in(cache, step, kind, items, options);
         taken.errors.extend(missing);
         let removed = response.removed_resource_names.into_iter().map(|name| name.name);
-        let removed = removed.chain(response.removed_resources);
-        delete(cache, step, kind, &mut taken, removed.collect());
-        taken.named.extend(intake::take_errors(cache, step, kind, response.resource_errors));
+        let removed: Vec<String> = removed.chain(response.removed_resources).collect();
+        let names: HashSet<&str> = removed.iter().map(String::as_str).collect();
+        // What is said of a name that is removed is why it is.
+        let name_of = |error: &ResourceError| error.resource_name.as_ref().map(|name| name.name.clone());
+        let (reasons, errors): (Vec<_>, Vec<_>) = response
+            .resource_errors
+            .into_iter()
+            .partition(|error| name_of(error).is_some_and(|name| names.contains(name.as_str())));
+        let reasons =
+            reasons.iter().filter_map(|error| Some((name_of(error)?, error.error_detail.as_ref()?.message.clone())));
+        delete(cache, step, kind, &mut taken, removed.iter(), &reasons.collect());
+        taken.named.extend(intake::take_errors(cache, step, kind, errors));
         let answered: Vec<ResourceKey> =
             taken.named.iter().map(|name| ResourceKey { kind, name: Arc::clone(name) }).collect();
         self.stream.answered(&answered);
@@ -194,16 +205,24 @@ fn item(resource: Resource, missing: &mut Vec<String>) -> Option<Item> {
 }
 
 /// Deletes what the server says it has no more, of any type (rule 33).
-fn delete(cache: &mut Cache, step: &mut Step<'_>, kind: ResourceType, taken: &mut Taken, removed: Vec<String>) {
+fn delete<'n>(
+    cache: &mut Cache,
+    step: &mut Step<'_>,
+    kind: ResourceType,
+    taken: &mut Taken,
+    removed: impl Iterator<Item = &'n String>,
+    reasons: &HashMap<String, String>,
+) {
     let sent = taken.named.clone();
     for name in removed {
-        match canonical(kind, &name) {
+        let why = reasons.get(name).map(String::as_str);
+        match canonical(kind, name) {
             Ok(name) if sent.contains(&name) => {
                 let invalid = Invalid::new("both sent and removed in one response").of(&*name);
                 taken.errors.push(invalid.to_string());
             }
             Ok(name) => {
-                cache.delete(step, &ResourceKey { kind, name: Arc::clone(&name) });
+                cache.delete(step, &ResourceKey { kind, name: Arc::clone(&name) }, why);
                 taken.named.insert(name);
             }
             // Nothing of such a name was ever asked for.
