@@ -57,6 +57,9 @@ pub enum ClientClass {
 }
 
 impl ClientClass {
+    /// All classes.
+    pub const ALL: [ClientClass; 3] = [ClientClass::Library, ClientClass::Grpc, ClientClass::Envoy];
+
     /// `library`, `grpc` or `envoy`.
     pub const fn name(self) -> &'static str {
         match self {
@@ -87,6 +90,9 @@ pub struct Client {
     pub ports: Vec<(String, u16)>,
     /// `region/zone/subzone`, empty parts allowed.
     pub locality: [Arc<str>; 3],
+    /// An empty first request for listeners or clusters means all of them, as the protocol has it. gRPC's clients and
+    /// this project's library never mean that: they send such a request after they gave up their last name.
+    pub empty_means_all: bool,
 }
 
 impl Client {
@@ -108,6 +114,7 @@ impl Client {
             peer_ip,
             ports: Vec::new(),
             locality: Default::default(),
+            empty_means_all: class == ClientClass::Envoy,
         }
     }
 
@@ -164,10 +171,18 @@ pub trait Catalog: Send + Sync + 'static {
     /// The resource called `name` as `client` sees it, or `None` where no such thing exists.
     fn resource(&self, client: &Client, kind: Kind, name: &str) -> Option<Encoded>;
 
-    /// What a client gets that asks for everything of a kind (the wildcard; Envoy's habit for listeners
-    /// and clusters). Nothing, where a kind is only ever asked for by name.
-    fn everything(&self, _client: &Client, _kind: Kind) -> Vec<Arc<str>> {
-        Vec::new()
+    /// What a client gets that asks for everything of a kind (the wildcard).
+    fn everything(&self, client: &Client, kind: Kind) -> Vec<Arc<str>>;
+
+    /// What more there is to say of a resource that does not exist for a client: where else what it wants may be.
+    fn absence(&self, _client: &Client, _kind: Kind, _name: &str) -> Option<String> {
+        None
+    }
+
+    /// Whether there is anything for clients of this class. One that is not served is refused, rather than given
+    /// nothing.
+    fn serves(&self, _class: ClientClass) -> bool {
+        true
     }
 
     /// A number that moves whenever any resource of this kind may have changed for any client. Two

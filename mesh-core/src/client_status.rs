@@ -19,6 +19,38 @@ pub struct ClientStatus {
     pub servers: Vec<ServerStatus>,
     /// The resources that are subscribed to, by kind and name.
     pub resources: Vec<ResourceStatus>,
+    /// How many fields were set in resources and had no effect here, since the start: each counts, and is logged, once
+    /// for each resource, 10,000 at most for each group of servers. [`ResourceStatus::ignored`] names those of now.
+    pub ignored_fields: u64,
+}
+
+impl ClientStatus {
+    /// Why nothing is known of something, as far as the servers are the reason: each that could not be reached, with
+    /// the last error, or else who was asked.
+    ///
+    /// ```
+    /// use mesh_core::client_status::{ClientStatus, ServerStatus};
+    ///
+    /// let mut status = ClientStatus::default();
+    /// assert_eq!(status.silence(), "no answer from the control plane");
+    /// let mut server = ServerStatus::new("mesh:15010");
+    /// server.error = Some("cannot connect: connection refused".to_owned());
+    /// status.servers = vec![server];
+    /// assert_eq!(status.silence(), "no answer from the control plane mesh:15010: cannot connect: connection refused");
+    /// ```
+    pub fn silence(&self) -> String {
+        let failed =
+            self.servers.iter().filter_map(|server| Some(format!("{}: {}", server.uri, server.error.as_ref()?)));
+        let mut servers: Vec<String> = failed.collect();
+        if servers.is_empty() {
+            let asked = self.servers.iter().filter(|server| server.connected);
+            servers = asked.map(|server| format!("{}, which is connected", server.uri)).collect();
+        }
+        match servers.is_empty() {
+            true => "no answer from the control plane".to_owned(),
+            false => format!("no answer from the control plane {}", servers.join("; ")),
+        }
+    }
 }
 
 /// One management server.

@@ -39,8 +39,12 @@ pub enum ErrorKind {
     Security,
     /// On a server: the application returned an error instead of a response, or its response's body broke off.
     Application,
-    /// A server may not serve here: no listener is bound, its configuration is not known yet, or it says no.
+    /// A server may not serve here: its configuration says no, or cannot be used.
     NotServing,
+    /// A server may not serve here yet: its configuration is not known.
+    NotServingYet,
+    /// No listener of the mesh is bound, or none at the address in question.
+    NoListener,
     /// The mesh is draining or shut down.
     Draining,
 }
@@ -73,12 +77,13 @@ impl ErrorKind {
     /// Whose fault it is.
     pub fn origin(self) -> Origin {
         match self {
-            ErrorKind::BadRequest => Origin::Caller,
+            ErrorKind::BadRequest | ErrorKind::NoListener => Origin::Caller,
             ErrorKind::UnknownTarget
             | ErrorKind::NoRoute
             | ErrorKind::NoCluster
             | ErrorKind::Security
-            | ErrorKind::NotServing => Origin::Config,
+            | ErrorKind::NotServing
+            | ErrorKind::NotServingYet => Origin::Config,
             ErrorKind::NoHealthyEndpoint
             | ErrorKind::ConnectFailure
             | ErrorKind::RefusedStream
@@ -97,6 +102,8 @@ impl ErrorKind {
             | ErrorKind::NoHealthyEndpoint
             | ErrorKind::Overflow
             | ErrorKind::NotServing
+            | ErrorKind::NotServingYet
+            | ErrorKind::NoListener
             | ErrorKind::Draining => RetryAdvice::Safe,
             ErrorKind::ConnectionLost | ErrorKind::Application | ErrorKind::Timeout => RetryAdvice::IfIdempotent,
             ErrorKind::BadRequest
@@ -142,7 +149,7 @@ impl ErrorKind {
             ErrorKind::Timeout => "UT",
             ErrorKind::Overflow => "UO",
             ErrorKind::FaultInjected => "FI",
-            ErrorKind::NotServing | ErrorKind::Draining => "LR",
+            ErrorKind::NotServing | ErrorKind::NotServingYet | ErrorKind::NoListener | ErrorKind::Draining => "LR",
         }
     }
 }
@@ -178,9 +185,9 @@ impl MeshError {
         self
     }
 
-    /// The same failure seen from further out.
+    /// The same failure seen from further out. A place that the text names already is not named twice.
     pub fn within(mut self, place: impl fmt::Display) -> Self {
-        self.detail = format!("{place}: {}", self.detail).into();
+        self.detail = within(place, &self.detail).into();
         self
     }
 
@@ -204,6 +211,13 @@ impl MeshError {
     pub fn detail(&self) -> &str {
         &self.detail
     }
+}
+
+/// `place: text`, or the text alone if it begins with the place. Reasons come from near and from far: some name what they
+/// are about, since they may also stand alone.
+pub(crate) fn within(place: impl fmt::Display, text: &str) -> String {
+    let place = format!("{place}: ");
+    if text.starts_with(&place) { text.to_owned() } else { place + text }
 }
 
 /// The text alone, since [`source`](std::error::Error::source) hands out the cause; with the causes as `{:#}`.
@@ -304,6 +318,14 @@ mod tests {
             cause = present.source();
         }
         assert_eq!(chain, ["cluster c: no way", "cannot connect", "connection refused"]);
+    }
+
+    #[test]
+    fn a_place_is_named_once() {
+        let error = MeshError::new(ErrorKind::NoCluster, "cluster c: there is none");
+        assert_eq!(error.clone().within("cluster c").to_string(), "cluster c: there is none");
+        assert_eq!(error.clone().within("cluster").to_string(), "cluster: cluster c: there is none");
+        assert_eq!(error.within("route r").within("route r").to_string(), "route r: cluster c: there is none");
     }
 
     #[test]

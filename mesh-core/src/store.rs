@@ -98,6 +98,7 @@ pub struct TargetEntry {
     view: ArcSwapOption<TargetView>,
     news: Notify,
     used: AtomicBool,
+    status: StatusHandle,
 }
 
 impl TargetEntry {
@@ -124,7 +125,8 @@ impl TargetEntry {
     /// The current view, or the first one once it is there.
     ///
     /// # Errors
-    /// [`ErrorKind::UnknownTarget`] when there is none by `deadline`: nothing has answered yet.
+    /// [`ErrorKind::UnknownTarget`] when there is none by `deadline`: nothing has answered yet, and why if a server could
+    /// not be reached.
     pub async fn wait(&self, deadline: Instant) -> Result<Arc<TargetView>, MeshError> {
         loop {
             let mut news = std::pin::pin!(self.news.notified());
@@ -133,8 +135,8 @@ impl TargetEntry {
                 return Ok(view);
             }
             if tokio::time::timeout_at(deadline.into(), news).await.is_err() {
-                let detail =
-                    format!("listener {}: no configuration yet (no answer from the control plane)", self.listener);
+                let silence = self.status.get().silence();
+                let detail = format!("listener {}: no configuration yet ({silence})", self.listener);
                 return Err(MeshError::new(ErrorKind::UnknownTarget, detail));
             }
         }
@@ -221,6 +223,7 @@ impl Store {
             view: ArcSwapOption::empty(),
             news: Notify::new(),
             used: AtomicBool::new(true),
+            status: self.shared.source.status(),
         });
         let mut targets = Entries::clone(&present);
         targets.insert(target.as_str().into(), Arc::clone(&entry));

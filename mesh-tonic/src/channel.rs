@@ -49,7 +49,11 @@ use crate::status::status;
 /// ```
 pub fn channel(mesh: &Mesh, target: &str) -> Channel {
     let client = name_of(target).and_then(|name| mesh.client_for(&name));
-    Channel { client: client.map_err(|error| error.within(format_args!("target {target:?}"))) }
+    let within = |error: MeshError| match error.detail().starts_with("target ") {
+        true => error,
+        false => error.within(format_args!("target {target:?}")),
+    };
+    Channel { client: client.map_err(within) }
 }
 
 /// A gRPC channel: see [`channel`].

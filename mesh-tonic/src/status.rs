@@ -4,6 +4,7 @@
 //! server's own code said so.
 
 use std::error::Error;
+use std::fmt;
 use std::sync::Arc;
 
 use mesh_core::error::{ErrorKind, MeshError};
@@ -26,14 +27,27 @@ use tonic::{Code, Status};
 pub fn status(error: MeshError) -> Status {
     let metadata = error.response_headers().cloned().map(MetadataMap::from_headers).unwrap_or_default();
     let mut status = Status::with_metadata(code(&error), format!("{error:#}"), metadata);
-    status.set_source(Arc::new(error));
+    status.set_source(Arc::new(Behind(error)));
     status
 }
 
 /// The mesh's error behind a status, if the mesh failed the call; `None` if the server answered.
 pub fn mesh_error(status: &Status) -> Option<&MeshError> {
-    status.source()?.downcast_ref()
+    status.source()?.downcast_ref::<Behind>().map(|Behind(error)| error)
 }
+
+/// The error behind a status. The status has its text with all causes, since it may go over the wire; here is only
+/// the kind, so that whoever prints a chain of errors reads each of them once.
+#[derive(Debug)]
+struct Behind(MeshError);
+
+impl fmt::Display for Behind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0.kind())
+    }
+}
+
+impl Error for Behind {}
 
 fn code(error: &MeshError) -> Code {
     let reset = (error.kind() == ErrorKind::ConnectionLost).then(|| reset_by(error)).flatten();
@@ -84,6 +98,8 @@ mod tests {
             (ErrorKind::Security, Code::Unavailable),
             (ErrorKind::Application, Code::Unavailable),
             (ErrorKind::NotServing, Code::Unavailable),
+            (ErrorKind::NotServingYet, Code::Unavailable),
+            (ErrorKind::NoListener, Code::Unavailable),
             (ErrorKind::Draining, Code::Unavailable),
         ];
         // gRFC A54.
@@ -104,6 +120,14 @@ mod tests {
             assert_eq!(status.message(), "cluster payments: it failed: a reason", "{kind:?}");
             assert!(!owned_by_applications.contains(&status.code()), "{kind:?}");
             assert_eq!(mesh_error(&status).map(MeshError::kind), Some(kind));
+            let mut chain = vec![status.to_string()];
+            let mut cause = status.source();
+            while let Some(present) = cause {
+                chain.push(present.to_string());
+                cause = present.source();
+            }
+            assert_eq!(chain.join("\n").matches("it failed").count(), 1, "{chain:?}");
+            assert_eq!(chain.join("\n").matches("a reason").count(), 1, "{chain:?}");
         }
         assert!(mesh_error(&Status::unavailable("the server's own")).is_none());
     }

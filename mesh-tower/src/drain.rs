@@ -19,6 +19,10 @@ const HAND_OUT: Duration = Duration::from_secs(1);
 /// request yet, and would lose it.
 const FIRST_REQUEST: Duration = Duration::from_millis(200);
 
+/// Signals this soon after the first are the same one: `timeout` tells a process and then its group, a terminal the
+/// group and a shell its children.
+const SAME_SIGNAL: Duration = Duration::from_millis(250);
+
 /// How far a drain has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
@@ -128,8 +132,8 @@ impl Drain {
     }
 
     /// Begins the drain when the process is told to end: SIGTERM or SIGINT; elsewhere than on Unix, Ctrl-C. A
-    /// second signal ends the process at once, with the status that the shell expects. Needs a tokio runtime
-    /// with I/O.
+    /// second signal, later than a quarter of a second, ends the process at once, with the status that the shell
+    /// expects. Needs a tokio runtime with I/O.
     ///
     /// # Errors
     /// If the signals cannot be had.
@@ -143,10 +147,11 @@ impl Drain {
                 _ = phase.wait_for(|_| false) => return,
             }
             let Some(shared) = drain.upgrade() else { return };
+            let told = tokio::time::Instant::now();
             tracing::info!("told to end: draining");
             let drain = Drain { shared };
             let second = tokio::select! {
-                code = signals.next() => code,
+                code = signals.after(told + SAME_SIGNAL) => code,
                 code = async { drain.begin().await; std::future::pending::<i32>().await } => code,
             };
             tracing::warn!("told to end a second time: ending now");
@@ -214,6 +219,18 @@ pub(crate) struct Accepting(Arc<DrainState>);
 impl Drop for Accepting {
     fn drop(&mut self) {
         self.0.listeners.send_modify(|count| *count = count.saturating_sub(1));
+    }
+}
+
+impl Signals {
+    /// The first signal after this time.
+    async fn after(&mut self, time: tokio::time::Instant) -> i32 {
+        loop {
+            let code = self.next().await;
+            if tokio::time::Instant::now() > time {
+                return code;
+            }
+        }
     }
 }
 

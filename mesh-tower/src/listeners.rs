@@ -58,16 +58,18 @@ pub(crate) fn find<'l>(
     connection: Option<&ConnectionInfo>,
 ) -> Result<&'l Arc<ListenerState>, MeshError> {
     let Some(connection) = connection else {
-        let detail = match all.len() {
-            0 => "no listener of this mesh is bound",
-            _ => "several listeners of this mesh are bound, and the connection is not known",
-        };
-        return Err(MeshError::new(ErrorKind::NotServing, detail));
+        return Err(match all.len() {
+            0 => MeshError::new(ErrorKind::NoListener, "no listener of this mesh is bound"),
+            _ => {
+                let detail = "several listeners of this mesh are bound, and the connection is not known";
+                MeshError::new(ErrorKind::NotServing, detail)
+            }
+        });
     };
     let found = all.iter().find(|listener| listener.is_at(connection.local));
     found.ok_or_else(|| {
         let detail = format!("no listener of this mesh is bound at {}", connection.local);
-        MeshError::new(ErrorKind::NotServing, detail)
+        MeshError::new(ErrorKind::NoListener, detail)
     })
 }
 

@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use mesh_core::error::ErrorKind;
 use mesh_tower::Mesh;
 use mesh_tower::health::Health;
 use mesh_tower::server::{MeshIo, MeshListener};
@@ -85,9 +86,11 @@ async fn the_loss_of_the_control_plane_changes_nothing_for_a_listener_that_serve
 async fn without_an_answer_nothing_is_served_and_the_wait_ends_with_the_reason() {
     let (_player, source) = server_support::played();
     let mesh = Mesh::builder().source(source).cold_start_wait(Duration::from_millis(50)).start().unwrap();
-    assert!(mesh.serving().await.unwrap_err().to_string().contains("no listener"));
+    let error = mesh.serving().await.unwrap_err();
+    assert!(error.kind() == ErrorKind::NoListener && error.to_string().contains("no listener"), "{error}");
     let listener = mesh.bind("127.0.0.1:0").await.unwrap();
     let error = within(listener.serving()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotServingYet);
     let place = format!("listener server/{}", listener.local_addr());
     assert_eq!(error.to_string(), format!("{place}: no configuration yet (no answer from the control plane)"));
 }

@@ -14,9 +14,19 @@ use serde_json::{Map, Value, json};
 /// Prints a bootstrap file.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where mesh-control serves xDS.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15010")]
-    server: String,
+    /// Where mesh-control serves xDS. 127.0.0.1:15010 unless set, and 127.0.0.1:15012 over TLS.
+    #[arg(long, value_name = "HOST:PORT")]
+    server: Option<String>,
+    /// Talks to mesh-control over TLS; its certificate has to be of the authority in this file, and name the host of
+    /// --server.
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<String>,
+    /// The certificate chain that the client shows, for a mesh-control with --client-ca.
+    #[arg(long, value_name = "FILE", requires = "tls_key", requires = "tls_ca")]
+    tls_cert: Option<String>,
+    /// The private key of that certificate.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<String>,
     /// The namespace of the workload: where its short names are looked up and its services are.
     #[arg(long, default_value = "default", value_parser = label)]
     namespace: String,
@@ -54,12 +64,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 fn bootstrap(args: &Args) -> Value {
     let Args { namespace, name, .. } = args;
     let ip = args.ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let usual = if args.tls_ca.is_some() { "127.0.0.1:15012" } else { "127.0.0.1:15010" };
+    let server = args.server.as_deref().unwrap_or(usual);
     let mut parts = args.locality.splitn(3, '/');
     let [region, zone, sub_zone] = [(); 3].map(|()| parts.next().unwrap_or_default());
     json!({
         "xds_servers": [{
-            "server_uri": args.server,
-            "channel_creds": [{ "type": "insecure" }],
+            "server_uri": server,
+            "channel_creds": [credentials(args)],
             "server_features": ["xds_v3", "delta"],
         }],
         "node": {
@@ -70,6 +82,18 @@ fn bootstrap(args: &Args) -> Value {
         },
         "server_listener_resource_name_template": format!("{}%s", crate::serve::SERVER_LISTENER_PREFIX),
     })
+}
+
+fn credentials(args: &Args) -> Value {
+    let Some(authority) = &args.tls_ca else {
+        return json!({ "type": "insecure" });
+    };
+    let mut config = json!({ "ca_certificate_file": authority });
+    if let (Some(certificate), Some(key)) = (&args.tls_cert, &args.tls_key) {
+        config["certificate_file"] = json!(certificate);
+        config["private_key_file"] = json!(key);
+    }
+    json!({ "type": "tls", "config": config })
 }
 
 fn metadata(args: &Args) -> Value {
@@ -176,8 +200,31 @@ mod tests {
     }
 
     #[test]
+    fn a_bootstrap_over_tls_names_the_files() {
+        let server = |line: &[&str]| from(line).expect("a good line")["xds_servers"][0].clone();
+        let plain = server(&[]);
+        assert_eq!(
+            (&plain["server_uri"], &plain["channel_creds"][0]["type"]),
+            (&json!("127.0.0.1:15010"), &json!("insecure"))
+        );
+        let tls = server(&["--tls-ca", "ca.pem"]);
+        assert_eq!(tls["server_uri"], "127.0.0.1:15012");
+        assert_eq!(tls["channel_creds"], json!([{ "type": "tls", "config": { "ca_certificate_file": "ca.pem" } }]));
+        let mutual = server(&["--tls-ca", "ca.pem", "--tls-cert", "c.pem", "--tls-key", "k.pem"]);
+        let config = &mutual["channel_creds"][0]["config"];
+        assert_eq!((&config["certificate_file"], &config["private_key_file"]), (&json!("c.pem"), &json!("k.pem")));
+    }
+
+    #[test]
     fn what_would_not_work_is_refused() {
-        for line in [["--label", "app"], ["--port-name", "http=99999"], ["--namespace", "Shop"], ["--name", "a~b"]] {
+        for line in [
+            ["--tls-cert", "c.pem"],
+            ["--tls-key", "k.pem"],
+            ["--label", "app"],
+            ["--port-name", "http=99999"],
+            ["--namespace", "Shop"],
+            ["--name", "a~b"],
+        ] {
             assert!(from(&line).is_err(), "{line:?}");
         }
     }

@@ -23,7 +23,7 @@ struct Line {
 enum Command {
     Serve(Box<serve::Args>),
     Validate(validate::Args),
-    Bootstrap(bootstrap::Args),
+    Bootstrap(Box<bootstrap::Args>),
     Status(status::Args),
 }
 

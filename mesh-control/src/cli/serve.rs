@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tokio::signal::unix::{SignalKind, signal};
@@ -87,14 +87,18 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     say(&format!("status listening on {bound}\n"))?;
 
     signals.next().await;
+    let told = Instant::now();
     tracing::info!("stopping");
     tokio::select! {
         () = server.shutdown() => {}
-        () = signals.next() => tracing::warn!("stopping at once"),
+        () = signals.after(told + SAME_SIGNAL) => tracing::warn!("stopping at once"),
     }
     stop.send_replace(true);
     status.await.context("the status page")
 }
+
+/// Signals this soon after the first are the same one: `timeout` tells a process and then its group.
+const SAME_SIGNAL: Duration = Duration::from_millis(250);
 
 struct Signals {
     terminate: tokio::signal::unix::Signal,
@@ -110,6 +114,16 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// The first signal after this time.
+    async fn after(&mut self, time: Instant) {
+        loop {
+            self.next().await;
+            if Instant::now() > time {
+                return;
+            }
         }
     }
 }

@@ -68,6 +68,7 @@ fn table(status: &Status) -> String {
     );
     clients(status, &mut out);
     refusals(status, &mut out);
+    turned_away(status, &mut out);
     workloads(status, &mut out);
     diagnostics(status, &mut out);
     out
@@ -87,10 +88,14 @@ fn clients(status: &Status, out: &mut String) {
 }
 
 fn cell(client: &ClientStatus, kind: &str) -> String {
-    let Some(KindStatus { state, subscribed, .. }) = client.kinds.iter().find(|one| one.kind == kind) else {
+    let Some(KindStatus { state, subscribed, wildcard, .. }) = client.kinds.iter().find(|one| one.kind == kind) else {
         return "-".to_owned();
     };
-    if subscribed == &0 { "-".to_owned() } else { format!("{state} {subscribed}") }
+    match (wildcard, subscribed) {
+        (true, _) => format!("{state} {subscribed} (all)"),
+        (false, 0) => "-".to_owned(),
+        (false, _) => format!("{state} {subscribed}"),
+    }
 }
 
 fn refusals(status: &Status, out: &mut String) {
@@ -109,6 +114,16 @@ fn refusals(status: &Status, out: &mut String) {
             }
         }
     }
+    section(rows, out);
+}
+
+fn turned_away(status: &Status, out: &mut String) {
+    let mut rows = vec![["TURNED AWAY", "FROM", "REASON", "TIMES", "AGO", "WHY"].map(str::to_owned)];
+    rows.extend(status.refused.iter().map(|one| {
+        let node = if one.node.is_empty() { "-".to_owned() } else { short(&one.node) };
+        let ago = format!("{:.0}s", one.seconds_ago);
+        [node, one.peer.to_string(), one.reason.clone(), one.count.to_string(), ago, one.text.clone()]
+    }));
     section(rows, out);
 }
 
@@ -172,7 +187,7 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::NackStatus;
+    use crate::serve::{NackStatus, RefusalStatus};
 
     #[test]
     fn the_table_says_who_refused_what_and_why() {
@@ -210,6 +225,14 @@ mod tests {
                 connected_since: 0,
                 kinds: vec![kind("cds", "refused", Some(nack)), kind("lds", "synced", None)],
             }],
+            refused: vec![RefusalStatus {
+                peer: [10, 0, 0, 2].into(),
+                node: String::new(),
+                reason: "no-certificate".to_owned(),
+                text: "peer sent no certificates".to_owned(),
+                count: 7,
+                seconds_ago: 2.0,
+            }],
             workloads: Vec::new(),
             diagnostics: Vec::new(),
         };
@@ -222,5 +245,7 @@ mod tests {
         );
         assert!(lines[6].contains("web-1.shop") && lines[6].contains("no such [2Jpolicy"), "{table}");
         assert!(!table.contains('\u{1b}'));
+        let turned_away = lines[9].split_whitespace().collect::<Vec<_>>();
+        assert_eq!(turned_away[..5], ["-", "10.0.0.2", "no-certificate", "7", "2s"], "{table}");
     }
 }

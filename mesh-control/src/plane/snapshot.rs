@@ -28,6 +28,8 @@ type ByName = HashMap<Arc<str>, Encoded>;
 #[derive(Debug, Default)]
 struct RenderCache {
     resources: HashMap<(ClientClass, Kind), HashMap<View, ByName>>,
+    /// Every name of a kind, as clients of a view see it.
+    names: HashMap<(Kind, View), Arc<[Arc<str>]>>,
     count: usize,
     found: BTreeMap<String, Diagnostic>,
 }
@@ -74,15 +76,34 @@ impl Compiled {
             }
         }
         if remember {
-            if cache.count >= MOST_CACHED {
-                cache.resources.clear();
-                cache.count = 0;
-            }
-            cache.count += 1;
+            cache.make_room(1);
             let by_view = cache.resources.entry((class, kind)).or_default();
             by_view.entry(view).or_default().insert(encoded.name.clone(), encoded.clone());
         }
         Some(encoded)
+    }
+
+    fn names(&self, view: View, kind: Kind) -> Arc<[Arc<str>]> {
+        let key = (kind, view);
+        if let Some(names) = self.cache().names.get(&key) {
+            return names.clone();
+        }
+        let names: Arc<[Arc<str>]> = render::names(&self.policy, &key.1, kind).into_iter().map(Arc::from).collect();
+        let mut cache = self.cache();
+        cache.make_room(names.len());
+        cache.names.insert(key, names.clone());
+        names
+    }
+}
+
+impl RenderCache {
+    fn make_room(&mut self, wanted: usize) {
+        if self.count >= MOST_CACHED {
+            self.resources.clear();
+            self.names.clear();
+            self.count = 0;
+        }
+        self.count += wanted;
     }
 }
 
@@ -129,14 +150,30 @@ impl Snapshot {
 
 impl Catalog for Snapshot {
     fn resource(&self, client: &Client, kind: Kind, name: &str) -> Option<Encoded> {
-        if client.class == ClientClass::Envoy {
-            return None;
-        }
         let view = self.compiled.policy.view(&client.namespace, &client.labels);
         match kind {
             Kind::Endpoints => self.endpoints(&view, name),
             _ => self.compiled.resource(client.class, view, kind, name),
         }
+    }
+
+    fn everything(&self, client: &Client, kind: Kind) -> Vec<Arc<str>> {
+        let view = self.compiled.policy.view(&client.namespace, &client.labels);
+        let names = self.compiled.names(view, kind);
+        // A name may stand in a route and have nothing behind it.
+        names.iter().filter(|name| self.resource(client, kind, name).is_some()).cloned().collect()
+    }
+
+    fn absence(&self, client: &Client, kind: Kind, name: &str) -> Option<String> {
+        if kind != Kind::Listener || name.starts_with(render::listener::SERVER_PREFIX) {
+            return None;
+        }
+        let policy = &self.compiled.policy;
+        policy.absence(name, &policy.view(&client.namespace, &client.labels))
+    }
+
+    fn serves(&self, class: ClientClass) -> bool {
+        class != ClientClass::Envoy
     }
 
     fn revision(&self, kind: Kind) -> Option<u64> {

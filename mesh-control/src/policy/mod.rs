@@ -41,7 +41,7 @@ pub struct Policy {
 }
 
 /// What a client means by `host:port`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
     /// The full host name.
     pub host: Arc<str>,
@@ -125,6 +125,34 @@ impl Policy {
         Some(Address { host, port })
     }
 
+    /// Where else a target may be that does not exist for a client: at which ports, or in which namespaces. Only what
+    /// the client sees is told.
+    pub fn absence(&self, target: &str, view: &View) -> Option<String> {
+        /// How many services are named.
+        const MOST: usize = 5;
+        let ports = |service: &Service| {
+            let numbers: Vec<_> = service.ports.iter().map(|port| port.number.to_string()).collect();
+            match numbers.as_slice() {
+                [only] => format!("port {only}"),
+                _ => format!("ports {}", numbers.join(", ")),
+            }
+        };
+        let (host, port) = split_port(target)?;
+        let names = candidates(host, &view.namespace);
+        if let Some((_, service)) = names.iter().find_map(|name| self.services.find(name, &view.namespace)) {
+            let (host, port, ports) = (&service.host, port.unwrap_or(80), ports(service));
+            return Some(format!("the host {host} has no port {port}, it has {ports}"));
+        }
+        let name = names.first()?.split('.').next()?;
+        let elsewhere = self.services.namesakes(name, &view.namespace).take(MOST);
+        let elsewhere = elsewhere.map(|service| format!("{name}.{} ({})", service.namespace, ports(service)));
+        let elsewhere: Vec<_> = elsewhere.collect();
+        if elsewhere.is_empty() {
+            return None;
+        }
+        Some(format!("namespace {} has no host {host:?}, there is {}", view.namespace, elsewhere.join(", ")))
+    }
+
     /// Whether an address is one that exists for a client, so that it has routes.
     pub fn exists(&self, address: &Address, view: &View) -> bool {
         self.has_cluster(address, view)
@@ -175,6 +203,23 @@ impl Policy {
     /// Whether some rule names this as a destination, whether it exists or not.
     pub fn is_destination(&self, key: &ClusterKey) -> bool {
         self.destinations.contains(&(key.host.clone(), key.subset.clone()))
+    }
+
+    /// Every address that has a name of its own: the ports of the services that a client sees, and port 80 of a host
+    /// that only a rule names.
+    pub fn addresses(&self, view: &View) -> BTreeSet<Address> {
+        let is_exact = |host: &str| !host.starts_with('*');
+        let services = self.services.iter().map(|(_, service)| &service.host).filter(|host| is_exact(host));
+        let visible = services.filter_map(|host| self.services.exact(host, &view.namespace));
+        let mut addresses: BTreeSet<Address> = visible
+            .flat_map(|(_, service)| {
+                service.ports.iter().map(|port| Address { host: service.host.clone(), port: port.number })
+            })
+            .collect();
+        let ruled = self.virtual_services.iter().flat_map(|entry| &entry.hosts).filter(|host| is_exact(host));
+        let ruled = ruled.map(|host| Address { host: host.as_str().into(), port: 80 });
+        addresses.extend(ruled.filter(|address| self.exists(address, view)));
+        addresses
     }
 
     /// A cluster, where the client sees its service, and the service has the port and the subset.

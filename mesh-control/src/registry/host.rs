@@ -50,6 +50,13 @@ pub fn short_forms(host: &str, client_namespace: &str) -> Vec<String> {
     forms
 }
 
+/// The name of a Kubernetes service, out of its full name.
+pub fn name_in_cluster(host: &str) -> Option<&str> {
+    let (name, rest) = host.split_once('.')?;
+    let (_, domain) = rest.split_once('.')?;
+    (domain.strip_prefix("svc.") == Some(CLUSTER_DOMAIN)).then_some(name)
+}
+
 /// Whether a host, possibly `*` or `*.suffix`, covers another.
 pub fn covers(pattern: &str, host: &str) -> bool {
     pattern == host

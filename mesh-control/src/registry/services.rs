@@ -20,6 +20,8 @@ pub struct ServiceId(pub(super) usize);
 pub struct Services {
     all: Vec<Arc<Service>>,
     by_host: HashMap<Arc<str>, Vec<ServiceId>>,
+    /// Services of the cluster, by their names without a namespace.
+    by_name: HashMap<Arc<str>, Vec<ServiceId>>,
     /// The longest suffix first.
     wildcards: Vec<(Arc<str>, Vec<ServiceId>)>,
     /// Aliases, by the host that they stand for.
@@ -82,6 +84,9 @@ impl Services {
         if let Some(real) = &service.alias {
             self.aliases.entry(real.clone()).or_default().push(id);
         }
+        if let Some(name) = host::name_in_cluster(&service.host) {
+            self.by_name.entry(name.into()).or_default().push(id);
+        }
         if let Some(label) = first_label(&service) {
             self.by_selector.entry(label).or_default().push(id);
         }
@@ -100,6 +105,13 @@ impl Services {
     /// The service of this exact host that a client of this namespace sees.
     pub fn exact(&self, host: &str, client_namespace: &str) -> Option<(ServiceId, &Arc<Service>)> {
         self.best(self.by_host.get(host)?, client_namespace)
+    }
+
+    /// Services of this name in any namespace, as far as a client of this namespace sees them.
+    pub fn namesakes(&self, name: &str, client_namespace: &str) -> impl Iterator<Item = &Arc<Service>> {
+        let ids = self.by_name.get(name).into_iter().flatten();
+        let services = ids.filter_map(|id| self.all.get(id.0));
+        services.filter(move |service| service.visibility.includes(client_namespace))
     }
 
     /// The service that answers to this full host name, exactly or by its wildcard.

@@ -10,7 +10,7 @@ mod library;
 pub mod listener;
 pub mod proto;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -29,10 +29,10 @@ use mesh_core::resources::ResourceType;
 use prost::Message;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::catalog::{ClientClass, Encoded};
+use crate::catalog::{ClientClass, Encoded, Kind};
 use crate::config::diagnostic::{Code, Diagnostic, Origin, Severity};
 use crate::policy::destination_rules::MergedRule;
-use crate::policy::route::{AbortWith, ClusterKey, Faults, Route, Written};
+use crate::policy::route::{AbortWith, Action, ClusterKey, Faults, Route, Written};
 use crate::policy::traffic::{CONNECT_TIMEOUT, Limit};
 use crate::policy::view::View;
 use crate::policy::{Address, Cluster, Policy};
@@ -89,6 +89,41 @@ impl Degraded {
             .object(self.object.clone())
             .field(self.field.as_str())
     }
+}
+
+/// Every name of a kind for which a client of this view may get something, in order: what a wildcard asks for. A
+/// server's own listener is not among them, since asking for it means to be that server, and neither is what a
+/// wildcard host covers, since it has no end.
+pub fn names(policy: &Policy, view: &View, kind: Kind) -> BTreeSet<String> {
+    let addresses = policy.addresses(view);
+    match kind {
+        Kind::Listener => addresses.iter().map(|Address { host, port }| join(host, *port)).collect(),
+        Kind::Route => addresses.iter().map(routes_name).collect(),
+        Kind::Cluster | Kind::Endpoints => clusters(policy, view, &addresses),
+    }
+}
+
+/// The clusters of these addresses, with their subsets, and those that their routes lead to.
+fn clusters(policy: &Policy, view: &View, addresses: &BTreeSet<Address>) -> BTreeSet<String> {
+    let mut names = BTreeSet::from([BLACK_HOLE.to_owned()]);
+    for address in addresses {
+        let whole = ClusterKey { host: address.host.clone(), port: address.port, subset: "".into() };
+        if let Some(rule) = policy.cluster(whole.clone(), view).and_then(|seen| seen.rule) {
+            let subsets = rule.subset_names().map(|subset| ClusterKey { subset: subset.into(), ..whole.clone() });
+            names.extend(subsets.map(|key| key.to_string()));
+        }
+        for route in policy.routes(address, view) {
+            if let Action::Forward(forward) = &route.action {
+                names.extend(forward.targets.iter().map(|target| target.cluster.to_string()));
+            }
+        }
+        names.insert(whole.to_string());
+    }
+    names
+}
+
+fn join(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 /// The listener of this name: a server's own, or the one of `host:port`.

@@ -18,6 +18,7 @@ pub use clients::feed::Feed;
 pub use clients::fleet::{ClientStatus, KindStatus, NackStatus, NameStatus};
 pub use clients::node::About;
 pub use clients::presence::{Workload, WorkloadKey, Workloads};
+pub use clients::refusals::RefusalStatus;
 pub use io::server::{Options, Server};
 pub use io::tls::TlsFiles;
 pub use protocol::push::Pace;

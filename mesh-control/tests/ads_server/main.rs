@@ -5,5 +5,8 @@ mod process;
 mod rules_table;
 mod scale;
 mod secured;
+mod secured_process;
 mod streams;
 mod support;
+mod unknown;
+mod wildcards;

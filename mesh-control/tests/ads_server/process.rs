@@ -24,7 +24,7 @@ fn command(arguments: &[&str]) -> Command {
     command
 }
 
-fn output(arguments: &[&str]) -> Output {
+pub(crate) fn output(arguments: &[&str]) -> Output {
     command(arguments).output().expect("it runs")
 }
 
@@ -54,13 +54,13 @@ impl Control {
         address.trim().parse().expect("an address")
     }
 
-    fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         self.stdout.read_line(&mut line).expect("a line");
         line
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-s", name, &pid]).status().expect("kill runs").success());
     }
@@ -74,7 +74,7 @@ impl Control {
     }
 
     #[expect(clippy::disallowed_methods, reason = "no task is held up: the test has no runtime")]
-    fn exit_code(&mut self) -> Option<i32> {
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
             if let Some(status) = self.child.try_wait().expect("it is ours") {
@@ -129,6 +129,26 @@ async fn serve_prints_its_addresses_serves_reports_and_stops_on_a_signal() {
     drop(client);
     assert_eq!(control.exit_code(), Some(0));
     assert_eq!(output(&["status", "--addr", &status]).status.code(), Some(1), "nobody is there any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_right_behind_the_first_does_not_cut_the_streams() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("shop.yaml"), SHOP).unwrap();
+    let mut control = Control::start(dir.path(), &[]);
+    let xds = control.address("xds listening on ");
+    control.line();
+    control.address("status listening on ");
+    let channel = Channel::from_shared(format!("http://{xds}")).unwrap().connect().await.unwrap();
+    let mut client = Delta::open(channel, node("mesh-core")).await.unwrap();
+    client.send(Kind::Cluster, &["outbound|9080||reviews.shop.svc.cluster.local"], &[]).await;
+    client.take().await;
+    let twice = format!("kill -s TERM {0}; sleep 0.02; kill -s INT {0}", control.child.id());
+    assert!(Command::new("sh").args(["-c", &twice]).status().unwrap().success());
+    let end = tokio::time::timeout(PATIENCE, client.responses.message()).await.unwrap();
+    assert!(matches!(end, Ok(None)), "the stream ended well: {end:?}");
+    drop(client);
+    assert_eq!(control.exit_code(), Some(0));
 }
 
 #[test]

@@ -16,17 +16,17 @@ use tonic::transport::Channel;
 
 use crate::support::{Delta, Fixture, PATIENCE, ServiceFn, Shelf, node, until};
 
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(pub(crate) CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Authority {
+    pub(crate) fn new() -> Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
     /// A certificate for a name, and its key.
-    fn issue(&self, name: SanType) -> (String, KeyPair, CertificateDer<'static>) {
+    pub(crate) fn issue(&self, name: SanType) -> (String, KeyPair, CertificateDer<'static>) {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![name];
         let key = KeyPair::generate().unwrap();
@@ -39,7 +39,7 @@ struct Secured {
     fixture: Fixture,
     authority: Authority,
     address: std::net::SocketAddr,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Secured {
@@ -56,7 +56,7 @@ impl Secured {
             .client_ca(verifies_clients.then(|| write("ca.pem", authority.0.pem())));
         let fixture = Fixture::plain(Shelf::default().with(Kind::Cluster, "a", "1")).await;
         let address = fixture.server.listen_tls(([127, 0, 0, 1], 0).into(), &files).await.unwrap();
-        Secured { fixture, authority, address, _directory: directory }
+        Secured { fixture, authority, address, directory }
     }
 
     /// A channel of a client with the certificate for a URI, or without any.
@@ -110,6 +110,51 @@ async fn server_rule_18_a_node_is_held_to_its_client_certificate() {
     assert_eq!(secured.ask(Some(nobody), node("mesh-core")).await, Err(tonic::Code::PermissionDenied));
     assert!(secured.ask(None, node("mesh-core")).await.is_err(), "no certificate, no connection");
     until("nobody is left", || secured.fixture.report().clients.is_empty()).await;
+}
+
+#[tokio::test]
+async fn server_rule_18_who_is_turned_away_leaves_a_trace_in_status_and_metrics() {
+    let secured = Secured::start(true).await;
+    let refused = || serde_json::to_value(secured.fixture.report()).unwrap()["refused"].clone();
+    let has = |reason: &str| {
+        let refused = refused();
+        let refused = refused.as_array().into_iter().flatten();
+        refused.filter(|one| one["reason"] == reason).map(|one| one["count"].as_u64().unwrap()).sum::<u64>()
+    };
+    assert!(secured.ask(None, node("mesh-core")).await.is_err());
+    until("the client without a certificate is told", || has("no-certificate") == 1).await;
+    let stranger = Secured { authority: Authority::new(), ..Secured::start(true).await };
+    let stranger = Secured { address: secured.address, ..stranger };
+    assert!(stranger.ask(Some(SHOP), node("mesh-core")).await.is_err());
+    // The client trusts another authority than the server's: it ends the handshake.
+    until("the handshake that failed is told", || has("handshake") == 1).await;
+    let other = "spiffe://cluster.local/ns/pay/sa/web";
+    assert!(secured.ask(Some(other), node("mesh-core")).await.is_err());
+    assert!(secured.ask(Some("https://example.org"), node("mesh-core")).await.is_err());
+    until("the wrong names are told", || has("identity") == 2).await;
+    let told = refused();
+    let identity = told.as_array().unwrap().iter().find(|one| one["reason"] == "identity").unwrap().clone();
+    assert!(identity["text"].as_str().unwrap().contains("names nobody"), "{identity}");
+    assert_eq!(identity["node"], node("").id);
+    let metrics = secured.fixture.metrics();
+    for line in ["{reason=\"no-certificate\"} 1", "{reason=\"handshake\"} 1", "{reason=\"identity\"} 2"] {
+        assert!(metrics.contains(&format!("mesh_xds_refused_total{line}")), "{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn certificates_of_the_server_and_its_authority_are_replaced_while_it_runs() {
+    let mut secured = Secured::start(true).await;
+    assert_eq!(secured.ask(Some(SHOP), node("mesh-core")).await, Ok(()));
+    secured.authority = Authority::new();
+    assert!(secured.ask(Some(SHOP), node("mesh-core")).await.is_err(), "nobody knows the new authority yet");
+    let (cert, key, _) = secured.authority.issue(SanType::DnsName("control".try_into().unwrap()));
+    let write = |name: &str, text: String| std::fs::write(secured.directory.path().join(name), text).unwrap();
+    write("cert.pem", cert);
+    write("ca.pem", secured.authority.0.pem());
+    write("key.pem", key.serialize_pem());
+    let accepted = async { while secured.ask(Some(SHOP), node("mesh-core")).await.is_err() {} };
+    tokio::time::timeout(PATIENCE, accepted).await.expect("the new files are used");
 }
 
 #[tokio::test]

@@ -106,6 +106,23 @@ async fn server_rule_19_load_reports_are_taken_from_any_number_of_streams_of_a_n
 }
 
 #[tokio::test]
+async fn server_rule_11_a_reconnect_may_name_a_hundred_thousand_resources_in_one_request_or_in_several() {
+    let names: Vec<String> = (0..100_000).map(|number| format!("{number:0>90}")).collect();
+    let mut shelf = Shelf::default().with(Cluster, "probe", "1");
+    names.iter().for_each(|name| shelf.put(Cluster, name, "1"));
+    let fixture = Fixture::plain(shelf).await;
+    for size in [100_000, 40_000] {
+        let mut client = Delta::open(fixture.channel().await, node("mesh-core")).await.unwrap();
+        for part in names.chunks(size) {
+            client.resume_all(Cluster, part, "1").await;
+        }
+        client.send(Cluster, &["probe"], &[]).await;
+        // Nothing of what the client has is sent again.
+        assert_eq!(client.take().await, ["probe=1"]);
+    }
+}
+
+#[tokio::test]
 async fn a_workload_registers_by_asking_for_its_listener_and_goes_by_giving_it_up() {
     let fixture = Fixture::plain(Shelf::default()).await;
     let told = || fixture.registry.told.lock().unwrap().clone();

@@ -43,6 +43,10 @@ impl Catalog for Shelf {
     fn resource(&self, _client: &Client, kind: Kind, name: &str) -> Option<Encoded> {
         self.0.get(&(kind, name.into())).cloned()
     }
+
+    fn everything(&self, _client: &Client, kind: Kind) -> Vec<Arc<str>> {
+        self.0.keys().filter(|(of, _)| *of == kind).map(|(_, name)| name.clone()).collect()
+    }
 }
 
 /// A registry that remembers what it was told, and publishes the listener of whoever registers.
@@ -89,6 +93,12 @@ impl Fixture {
         struct Quiet;
         impl status::Inspect for Quiet {}
         status::report(&self.server, &Quiet, true)
+    }
+
+    pub(crate) fn metrics(&self) -> String {
+        struct Quiet;
+        impl status::Inspect for Quiet {}
+        status::metrics(&self.server, &Quiet)
     }
 
     pub(crate) async fn plain(shelf: Shelf) -> Fixture {
@@ -155,6 +165,18 @@ impl Delta {
             type_url: kind.type_url().to_owned(),
             resource_names_subscribe: vec![name.to_owned()],
             initial_resource_versions: [(name.to_owned(), version.to_owned())].into(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        self.requests.send(request).await.unwrap();
+    }
+
+    /// The same for many, in one request.
+    pub(crate) async fn resume_all(&mut self, kind: Kind, names: &[String], version: &str) {
+        let request = DeltaDiscoveryRequest {
+            node: self.node.take(),
+            type_url: kind.type_url().to_owned(),
+            resource_names_subscribe: names.to_vec(),
+            initial_resource_versions: names.iter().map(|name| (name.clone(), version.to_owned())).collect(),
             ..DeltaDiscoveryRequest::default()
         };
         self.requests.send(request).await.unwrap();

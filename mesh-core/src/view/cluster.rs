@@ -137,7 +137,7 @@ impl ClusterView {
 
     #[cold]
     fn pick_without_endpoints(&self, authority: &str) -> Result<Pick<'_>, MeshError> {
-        let error = |kind, what: &str| MeshError::new(kind, format!("cluster {}: {what}", self.name));
+        let error = |kind, what: &str| MeshError::new(kind, what).within(format_args!("cluster {}", self.name));
         if let Some(reason) = &self.unusable {
             return Err(error(ErrorKind::NoCluster, reason));
         }

@@ -9,7 +9,7 @@ mod json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -51,12 +51,63 @@ pub struct Server {
     pub uri: String,
     /// What it can do, in the words of `server_features`.
     pub features: BTreeSet<String>,
+    /// How it is talked to.
+    pub credentials: ChannelCredentials,
+}
+
+/// How a management server is talked to (`channel_creds`). A [`Connector`](crate::xds::Connector) of the application's
+/// own decides for itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChannelCredentials {
+    /// In plaintext.
+    #[default]
+    Insecure,
+    /// Over TLS.
+    Tls(TlsFiles),
+}
+
+/// `tls` channel credentials (gRFC A65). The files hold PEM, and are read for every connection, so that certificates
+/// are replaced while the client runs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub struct TlsFiles {
+    /// The authority that the server's certificate has to be of.
+    pub ca_certificate: PathBuf,
+    /// The client's own certificate with its chain, and its private key, for a server that asks for one.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+impl TlsFiles {
+    /// A server whose certificate is of this authority; the client shows none.
+    pub fn new(ca_certificate: impl Into<PathBuf>) -> Self {
+        TlsFiles { ca_certificate: ca_certificate.into(), identity: None }
+    }
+
+    /// The same with a certificate of the client, and its private key.
+    pub fn identity(mut self, certificate: impl Into<PathBuf>, private_key: impl Into<PathBuf>) -> Self {
+        self.identity = Some((certificate.into(), private_key.into()));
+        self
+    }
 }
 
 impl Server {
     /// A plaintext server without features.
     pub fn new(uri: impl Into<String>) -> Self {
-        Server { uri: uri.into(), features: BTreeSet::new() }
+        Server { uri: uri.into(), features: BTreeSet::new(), credentials: ChannelCredentials::Insecure }
+    }
+
+    /// The same over TLS.
+    ///
+    /// ```
+    /// use mesh_core::xds::bootstrap::{Server, TlsFiles};
+    ///
+    /// let files = TlsFiles::new("ca.pem").identity("web.pem", "web-key.pem");
+    /// let server = Server::new("mesh-control.example:15012").tls(files).feature("delta");
+    /// assert!(server.is_incremental());
+    /// ```
+    pub fn tls(mut self, files: TlsFiles) -> Self {
+        self.credentials = ChannelCredentials::Tls(files);
+        self
     }
 
     /// The same with one feature more.
@@ -178,11 +229,12 @@ impl Bootstrap {
     /// ```
     /// use mesh_core::xds::Bootstrap;
     ///
-    /// let text = r#"{"xds_servers": [{"server_uri": "127.0.0.1:15010", "channel_creds": [{"type": "tls"}]}]}"#;
+    /// let text = r#"{"xds_servers": [{"server_uri": "127.0.0.1:15010", "channel_creds": [{"type": "alts"}]}]}"#;
     /// let error = Bootstrap::from_json(text, "mesh.json").unwrap_err();
     /// assert_eq!(
     ///     error.to_string(),
-    ///     "xDS bootstrap mesh.json: xds_servers[0].channel_creds: tls channel credentials are not supported yet",
+    ///     "xDS bootstrap mesh.json: xds_servers[0].channel_creds: no supported kind among [\"alts\"]; supported are \
+    ///      \"tls\" and \"insecure\"",
     /// );
     /// ```
     pub fn from_json(text: &str, origin: &str) -> Result<Self, BootstrapError> {

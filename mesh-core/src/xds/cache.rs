@@ -16,6 +16,7 @@ use crate::resources::{Change, Resource, ResourceKey, ResourceType};
 use crate::xds::bootstrap::Server;
 use crate::xds::client_status::{ErrorState, RawResource, ResourceState, ResourceStatus};
 use crate::xds::decode::Decoded;
+use crate::xds::ignored::Ignored;
 use crate::xds::names::type_url;
 
 /// How long an unsubscribed resource is remembered. A server may see an unsubscription and the next subscription
@@ -29,6 +30,7 @@ pub(crate) struct Cache {
     node_id: Arc<str>,
     entries: BTreeMap<ResourceKey, Entry>,
     parked: usize,
+    ignored: Ignored,
 }
 
 #[derive(Debug, Default)]
@@ -78,7 +80,7 @@ pub(crate) struct Step<'s> {
 
 impl Cache {
     pub(crate) fn new(node_id: impl Into<Arc<str>>) -> Self {
-        Cache { node_id: node_id.into(), entries: BTreeMap::new(), parked: 0 }
+        Cache { node_id: node_id.into(), entries: BTreeMap::new(), parked: 0, ignored: Ignored::default() }
     }
 
     /// Somebody wants a resource; `false` if somebody did already. What is remembered of it is told at once.
@@ -193,6 +195,13 @@ impl Cache {
         decoded: Decoded,
     ) {
         let Some(entry) = self.entries.get_mut(key) else { return };
+        for field in self.ignored.news(key, &decoded.ignored) {
+            let (node, server) = (&*self.node_id, &*step.server.uri);
+            tracing::warn!(node, server, "{key}: {field} is set and has no effect here");
+            if self.ignored.is_full() {
+                tracing::warn!(node, server, "further fields without effect are told by the client status alone");
+            }
+        }
         // Other bytes may say the same: Protobuf maps have no order. Then the value that is in use stays in use, so
         // that whoever compares by pointer sees no change.
         let same = entry.good.take().map(|good| good.resource).filter(|resource| *resource == decoded.resource);
@@ -227,9 +236,11 @@ impl Cache {
         entry.failure = Some(Failure { reason, version: Arc::from(version), raw, at: step.now });
     }
 
-    /// The server says, by its silence or in words, that there is no such resource.
-    pub(crate) fn delete(&mut self, step: &mut Step<'_>, key: &ResourceKey) {
-        let reason = self.reason(step.server, key, "the management server has none");
+    /// The server says, by its silence or in words, that there is no such resource; `why`, if it says that, too.
+    pub(crate) fn delete(&mut self, step: &mut Step<'_>, key: &ResourceKey, why: Option<&str>) {
+        let what = "the management server has none";
+        let what = why.map_or_else(|| what.to_owned(), |why| format!("{what}: {why}"));
+        let reason = self.reason(step.server, key, &what);
         let Some(entry) = self.entries.get_mut(key) else { return };
         if entry.parked.is_some() {
             self.entries.remove(key);
@@ -300,6 +311,11 @@ impl Cache {
     pub(crate) fn content(&self, key: &ResourceKey) -> Option<&Resource> {
         let entry = self.entries.get(key).filter(|entry| entry.parked.is_none())?;
         entry.good.as_ref().map(|good| &good.resource)
+    }
+
+    /// How many fields were met that have no effect, each counted once for each resource.
+    pub(crate) fn ignored_fields(&self) -> u64 {
+        self.ignored.count()
     }
 
     /// Everything that is wanted, for the status page. Times are told in wall-clock time.

@@ -433,6 +433,7 @@ impl<C: Consumer> Client<C> {
             node_id: self.bootstrap.node.id.clone(),
             servers: self.sessions.iter().flat_map(|running| running.session.servers(now)).collect(),
             resources,
+            ignored_fields: self.sessions.iter().map(|running| running.session.ignored_fields()).sum(),
         });
     }
 

@@ -5,15 +5,15 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
 use crate::error::Invalid;
-use crate::xds::bootstrap::Server;
+use crate::xds::bootstrap::{ChannelCredentials, Server};
+use crate::xds::tls::Tls;
 
 /// A byte stream in both directions.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -22,8 +22,9 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send>>;
 
-/// How connections to management servers are made. TCP (and Unix sockets) by default; a test, or an application
-/// that has the control plane in its own process, hands in a pipe instead.
+/// How connections to management servers are made. TCP (and Unix sockets) by default, over TLS where the bootstrap's
+/// credentials say so; a test, or an application that has the control plane in its own process, hands in a pipe
+/// instead. Whoever does sees to its security: nothing is put around it.
 #[derive(Clone)]
 pub struct Connector(Arc<dyn Fn(&Server) -> Connecting + Send + Sync>);
 
@@ -58,9 +59,18 @@ impl Connector {
 
 impl Default for Connector {
     fn default() -> Self {
-        Connector(Arc::new(|server| {
-            let place = Place::parse(&server.uri);
-            Box::pin(async move { dial(place.map_err(|invalid| io::Error::other(invalid.to_string()))?).await })
+        let tls = Arc::new(Tls::default());
+        Connector(Arc::new(move |server| {
+            let (place, credentials, tls) = (Place::parse(&server.uri), server.credentials.clone(), Arc::clone(&tls));
+            Box::pin(async move {
+                let place = place.map_err(|invalid| io::Error::other(invalid.to_string()))?;
+                let host = place.host().to_owned();
+                let io = dial(place).await?;
+                match credentials {
+                    ChannelCredentials::Insecure => Ok(io),
+                    ChannelCredentials::Tls(files) => tls.connect(files, &host, io).await,
+                }
+            })
         }))
     }
 }
@@ -95,6 +105,17 @@ pub(crate) enum Place {
 }
 
 impl Place {
+    /// The name that its certificate has to have.
+    fn host(&self) -> &str {
+        match self {
+            Place::Host(authority) => {
+                let host = authority.rsplit_once(':').map_or(authority.as_str(), |(host, _)| host);
+                host.trim_start_matches('[').trim_end_matches(']')
+            }
+            Place::Unix(_) => "localhost",
+        }
+    }
+
     /// Parses `host:port`, `dns:host:port`, `dns:///host:port`, `ipv4:…`, `ipv6:…`, `passthrough:///…`,
     /// `unix:path` or `unix:///path`.
     pub(crate) fn parse(uri: &str) -> Result<Self, Invalid> {
@@ -126,7 +147,7 @@ impl Place {
 }
 
 /// A byte stream that tells when the first byte arrived: an HTTP/2 server speaks first (its SETTINGS), so until
-/// then nobody has accepted the connection but the kernel.
+/// then nobody has accepted the connection but the kernel. A TLS server may refuse the client's certificate only then.
 pub(crate) struct Watched {
     io: Box<dyn Io>,
     heard: Arc<Heard>,
@@ -135,16 +156,27 @@ pub(crate) struct Watched {
 /// Whether the peer of a [`Watched`] stream has said anything.
 #[derive(Default)]
 pub(crate) struct Heard {
-    flag: AtomicBool,
+    /// Set once: by the first byte, or by what came in its place.
+    first: OnceLock<Result<(), String>>,
     notify: Notify,
 }
 
 impl Heard {
     /// Waits for the first byte.
-    pub(crate) async fn wait(&self) {
-        let notified = self.notify.notified();
-        if !self.flag.load(Ordering::Acquire) {
+    pub(crate) async fn wait(&self) -> Result<(), String> {
+        loop {
+            let mut notified = std::pin::pin!(self.notify.notified());
+            notified.as_mut().enable();
+            if let Some(first) = self.first.get() {
+                return first.clone();
+            }
             notified.await;
+        }
+    }
+
+    fn set(&self, first: Result<(), String>) {
+        if self.first.set(first).is_ok() {
+            self.notify.notify_waiters();
         }
     }
 }
@@ -156,16 +188,29 @@ impl Watched {
     }
 }
 
+/// Whoever waits for the first byte waits in vain from now on.
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.heard.set(Err("the connection broke off before a word of HTTP/2".into()));
+    }
+}
+
 impl AsyncRead for Watched {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
+        let (before, room) = (buffer.filled().len(), buffer.remaining());
         let polled = Pin::new(&mut self.io).poll_read(context, buffer);
-        if buffer.filled().len() > before && !self.heard.flag.swap(true, Ordering::AcqRel) {
-            self.heard.notify.notify_one();
+        if self.heard.first.get().is_none() {
+            match &polled {
+                Poll::Pending => {}
+                Poll::Ready(Ok(())) if buffer.filled().len() > before => self.heard.set(Ok(())),
+                Poll::Ready(Ok(())) if room == 0 => {}
+                Poll::Ready(Ok(())) => self.heard.set(Err("the connection was closed before a word of HTTP/2".into())),
+                Poll::Ready(Err(error)) => self.heard.set(Err(error.to_string())),
+            }
         }
         polled
     }
@@ -173,7 +218,11 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
+        let polled = Pin::new(&mut self.io).poll_write(context, bytes);
+        if let Poll::Ready(Err(error)) = &polled {
+            self.heard.set(Err(error.to_string()));
+        }
+        polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -211,6 +260,19 @@ mod tests {
             ("unix:", None),
         ] {
             assert_eq!(Place::parse(uri).ok(), expected, "{uri}");
+        }
+    }
+
+    #[test]
+    fn the_name_in_a_certificate_is_the_host_without_its_port() {
+        for (uri, expected) in [
+            ("mesh.example:15012", "mesh.example"),
+            ("dns:///mesh:15012", "mesh"),
+            ("10.0.0.1:1", "10.0.0.1"),
+            ("ipv6:[::1]:1", "::1"),
+            ("unix:a/b", "localhost"),
+        ] {
+            assert_eq!(Place::parse(uri).unwrap().host(), expected, "{uri}");
         }
     }
 }

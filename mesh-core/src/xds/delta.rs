@@ -4,12 +4,14 @@
 //! Rules 33 to 35 of `docs/xds-client-rules.md`. Names are always spelled out: this client never asks for
 //! everything there is.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource, ResourceError,
+};
 
 use crate::error::Invalid;
 use crate::resources::{ResourceKey, ResourceType};
@@ -18,6 +20,12 @@ use crate::xds::decode::Options;
 use crate::xds::intake::{self, Item, Taken};
 use crate::xds::names::{ByKind, KINDS, canonical, kind_of, type_url};
 use crate::xds::stream::Stream;
+
+/// How large a request may become, in bytes. gRPC servers read 4 MiB unless they are told otherwise, and one that does
+/// not read the first request of a stream would refuse every stream.
+const MAX_REQUEST: usize = 3 << 20;
+/// What Protobuf adds to a name or a version, in bytes, at most.
+const FRAME: usize = 8;
 
 /// The machine of one server.
 #[derive(Debug, Default)]
@@ -32,7 +40,7 @@ impl Delta {
     pub(crate) fn opened(&mut self, cache: &Cache, step: &Step<'_>, node: &core::Node) -> Vec<DeltaDiscoveryRequest> {
         self.stream.open(node);
         self.asked = Default::default();
-        KINDS.into_iter().filter_map(|kind| self.first(cache, step, kind)).collect()
+        KINDS.into_iter().flat_map(|kind| self.first(cache, step, kind)).collect()
     }
 
     /// The stream is gone.
@@ -51,7 +59,7 @@ impl Delta {
             return Vec::new();
         }
         self.stream.answered(keys);
-        KINDS.into_iter().filter_map(|kind| self.change(cache, step, kind, keys)).collect()
+        KINDS.into_iter().flat_map(|kind| self.change(cache, step, kind, keys)).collect()
     }
 
     /// A response has arrived: takes it in, and acknowledges or rejects it.
@@ -72,9 +80,18 @@ impl Delta {
         let mut taken = intake::take_in(cache, step, kind, items, options);
         taken.errors.extend(missing);
         let removed = response.removed_resource_names.into_iter().map(|name| name.name);
-        let removed = removed.chain(response.removed_resources);
-        delete(cache, step, kind, &mut taken, removed.collect());
-        taken.named.extend(intake::take_errors(cache, step, kind, response.resource_errors));
+        let removed: Vec<String> = removed.chain(response.removed_resources).collect();
+        let names: HashSet<&str> = removed.iter().map(String::as_str).collect();
+        // What is said of a name that is removed is why it is.
+        let name_of = |error: &ResourceError| error.resource_name.as_ref().map(|name| name.name.clone());
+        let (reasons, errors): (Vec<_>, Vec<_>) = response
+            .resource_errors
+            .into_iter()
+            .partition(|error| name_of(error).is_some_and(|name| names.contains(name.as_str())));
+        let reasons =
+            reasons.iter().filter_map(|error| Some((name_of(error)?, error.error_detail.as_ref()?.message.clone())));
+        delete(cache, step, kind, &mut taken, removed.iter(), &reasons.collect());
+        taken.named.extend(intake::take_errors(cache, step, kind, errors));
         let answered: Vec<ResourceKey> =
             taken.named.iter().map(|name| ResourceKey { kind, name: Arc::clone(name) }).collect();
         self.stream.answered(&answered);
@@ -98,21 +115,16 @@ impl Delta {
 
     /// The first request of a type on a stream: all names, and the versions of what is known. Nothing where
     /// nothing is wanted: a first request without names would ask for everything there is (rule 34).
-    fn first(&mut self, cache: &Cache, step: &Step<'_>, kind: ResourceType) -> Option<DeltaDiscoveryRequest> {
+    fn first(&mut self, cache: &Cache, step: &Step<'_>, kind: ResourceType) -> Vec<DeltaDiscoveryRequest> {
         let names: BTreeSet<Arc<str>> = cache.names(kind).cloned().collect();
         if names.is_empty() {
-            return None;
+            return Vec::new();
         }
-        let subscribe = names.iter().map(|name| name.to_string()).collect();
-        let versions = cache.versions(kind, step.index);
-        let versions = versions.map(|(name, version)| (name.to_owned(), version.to_owned())).collect();
+        let subscribe: Vec<Arc<str>> = names.iter().cloned().collect();
+        let versions: HashMap<&str, &str> = cache.versions(kind, step.index).collect();
         *self.asked.of_mut(kind) = Some(names);
         self.stream.await_answers(cache, kind, step);
-        Some(DeltaDiscoveryRequest {
-            resource_names_subscribe: subscribe,
-            initial_resource_versions: versions,
-            ..self.request(kind)
-        })
+        self.divided(kind, subscribe, &versions, Vec::new())
     }
 
     /// A later request: only what changed. A name that is wanted again is asked for again even if the server
@@ -123,27 +135,50 @@ impl Delta {
         step: &Step<'_>,
         kind: ResourceType,
         keys: &[ResourceKey],
-    ) -> Option<DeltaDiscoveryRequest> {
+    ) -> Vec<DeltaDiscoveryRequest> {
         let touched: BTreeSet<&Arc<str>> = keys.iter().filter(|key| key.kind == kind).map(|key| &key.name).collect();
         if touched.is_empty() {
-            return None;
+            return Vec::new();
         }
         let Some(asked) = self.asked.of_mut(kind) else { return self.first(cache, step, kind) };
         let wanted: HashSet<&Arc<str>> = cache.names(kind).collect();
-        let (subscribe, unsubscribe): (Vec<_>, Vec<_>) = touched.into_iter().partition(|name| wanted.contains(*name));
-        asked.extend(subscribe.iter().map(|name| Arc::clone(name)));
-        let unsubscribe: Vec<String> =
-            unsubscribe.into_iter().filter(|name| asked.remove(*name)).map(|name| name.to_string()).collect();
-        let subscribe: Vec<String> = subscribe.into_iter().map(|name| name.to_string()).collect();
+        let (subscribe, mut unsubscribe): (Vec<_>, Vec<_>) =
+            touched.into_iter().cloned().partition(|name| wanted.contains(name));
+        asked.extend(subscribe.iter().cloned());
+        unsubscribe.retain(|name| asked.remove(name));
         self.stream.await_answers(cache, kind, step);
-        if subscribe.is_empty() && unsubscribe.is_empty() {
-            return None;
+        self.divided(kind, subscribe, &HashMap::new(), unsubscribe)
+    }
+
+    /// As many requests as it takes for none to be larger than a server must be able to read. The versions of what is
+    /// known go with the names, in each of them.
+    fn divided(
+        &mut self,
+        kind: ResourceType,
+        subscribe: Vec<Arc<str>>,
+        versions: &HashMap<&str, &str>,
+        unsubscribe: Vec<Arc<str>>,
+    ) -> Vec<DeltaDiscoveryRequest> {
+        let (mut requests, mut bytes) = (Vec::<DeltaDiscoveryRequest>::new(), MAX_REQUEST);
+        let names = unsubscribe.into_iter().map(|name| (name, false));
+        for (name, wanted) in names.chain(subscribe.into_iter().map(|name| (name, true))) {
+            let version = versions.get(&*name).filter(|_| wanted);
+            let size = FRAME + name.len() + version.map_or(0, |version| 2 * FRAME + name.len() + version.len());
+            bytes += size;
+            if bytes > MAX_REQUEST {
+                bytes = size;
+                requests.push(self.request(kind));
+            }
+            let Some(request) = requests.last_mut() else { continue };
+            if let Some(version) = version {
+                request.initial_resource_versions.insert(name.to_string(), (*version).to_owned());
+            }
+            match wanted {
+                true => request.resource_names_subscribe.push(name.to_string()),
+                false => request.resource_names_unsubscribe.push(name.to_string()),
+            }
         }
-        Some(DeltaDiscoveryRequest {
-            resource_names_subscribe: subscribe,
-            resource_names_unsubscribe: unsubscribe,
-            ..self.request(kind)
-        })
+        requests
     }
 
     fn request(&mut self, kind: ResourceType) -> DeltaDiscoveryRequest {
@@ -170,16 +205,24 @@ fn item(resource: Resource, missing: &mut Vec<String>) -> Option<Item> {
 }
 
 /// Deletes what the server says it has no more, of any type (rule 33).
-fn delete(cache: &mut Cache, step: &mut Step<'_>, kind: ResourceType, taken: &mut Taken, removed: Vec<String>) {
+fn delete<'n>(
+    cache: &mut Cache,
+    step: &mut Step<'_>,
+    kind: ResourceType,
+    taken: &mut Taken,
+    removed: impl Iterator<Item = &'n String>,
+    reasons: &HashMap<String, String>,
+) {
     let sent = taken.named.clone();
     for name in removed {
-        match canonical(kind, &name) {
+        let why = reasons.get(name).map(String::as_str);
+        match canonical(kind, name) {
             Ok(name) if sent.contains(&name) => {
                 let invalid = Invalid::new("both sent and removed in one response").of(&*name);
                 taken.errors.push(invalid.to_string());
             }
             Ok(name) => {
-                cache.delete(step, &ResourceKey { kind, name: Arc::clone(&name) });
+                cache.delete(step, &ResourceKey { kind, name: Arc::clone(&name) }, why);
                 taken.named.insert(name);
             }
             // Nothing of such a name was ever asked for.

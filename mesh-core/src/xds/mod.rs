@@ -38,6 +38,7 @@ pub(crate) mod connect;
 pub mod decode;
 pub(crate) mod delta;
 pub mod dns;
+pub(crate) mod ignored;
 pub(crate) mod intake;
 pub(crate) mod names;
 pub(crate) mod session;
@@ -45,6 +46,7 @@ pub(crate) mod sotw;
 pub(crate) mod stream;
 pub(crate) mod task;
 pub(crate) mod timers;
+pub(crate) mod tls;
 pub(crate) mod transport;
 
 pub use crate::client_status::{self, ClientStatus, StatusHandle};

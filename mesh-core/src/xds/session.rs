@@ -224,7 +224,16 @@ impl Session {
         link.phase = if self.cache.is_wanted() { Phase::Waiting(next) } else { Phase::Idle };
         if let Some(error) = error {
             let wait = next.saturating_duration_since(now);
-            tracing::debug!(node = %self.node.id, server = %link.server.uri, "{error}; next attempt in {wait:?}");
+            let (node, server) = (&*self.node.id, &*link.server.uri);
+            // One line for an outage, and one for its end.
+            match &link.error {
+                None => tracing::warn!(
+                    node,
+                    server,
+                    "the management server is gone: {error}; what is known stays in use, and it is tried again"
+                ),
+                Some(_) => tracing::debug!(node, server, "{error}; next attempt in {wait:?}"),
+            }
             link.error = Some(error);
             link.failures += 1;
             self.after_failure(now, &mut outcome);
@@ -310,6 +319,11 @@ impl Session {
     /// What is known of everything that is wanted.
     pub(crate) fn resources(&self, now: Instant, wall: SystemTime) -> impl Iterator<Item = ResourceStatus> {
         self.cache.status(now, wall)
+    }
+
+    /// How many fields were met that have no effect.
+    pub(crate) fn ignored_fields(&self) -> u64 {
+        self.cache.ignored_fields()
     }
 
     /// The content of a resource, as long as somebody wants it.

@@ -153,7 +153,7 @@ fn delete_absent(
     let absent: Vec<ResourceKey> = cache.present(kind).filter(is_absent).cloned().collect();
     for key in absent {
         if cache.is_seen(&key) {
-            cache.delete(step, &key);
+            cache.delete(step, &key, None);
         }
     }
 }

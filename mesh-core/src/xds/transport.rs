@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
-use crate::xds::bootstrap::Server;
+use crate::xds::bootstrap::{ChannelCredentials, Server};
 use crate::xds::connect::{Connector, Place, Watched};
 use crate::xds::session::{End, Request, Response};
 
@@ -114,8 +114,16 @@ async fn connect(connector: &Connector, server: &Server, keepalive: &Keepalive) 
         // A custom connector knows where to go; a name has to stand in the request all the same.
         Ok(Place::Unix(_)) | Err(_) => "localhost".to_owned(),
     };
+    let scheme = match server.credentials {
+        ChannelCredentials::Insecure => "http",
+        ChannelCredentials::Tls(_) => "https",
+    };
+    let origin = http::Uri::try_from(format!("{scheme}://{authority}")).map_err(|error| error.to_string())?;
+    // The connector sees to TLS. An endpoint of this scheme would want to do it itself, if some other crate of the
+    // application turns tonic's TLS on.
     let endpoint = Endpoint::from_shared(format!("http://{authority}"))
         .map_err(|error| error.to_string())?
+        .origin(origin)
         .http2_keep_alive_interval(keepalive.interval())
         .keep_alive_timeout(keepalive.timeout)
         .keep_alive_while_idle(true);
@@ -123,7 +131,7 @@ async fn connect(connector: &Connector, server: &Server, keepalive: &Keepalive) 
         let io = connector.connect(server).await.map_err(|error| format!("cannot connect: {error}"))?;
         let (io, heard) = Watched::new(io);
         let channel = endpoint.connect_with_connector(Once(Some(io))).await.map_err(|error| chain(&error))?;
-        heard.wait().await;
+        heard.wait().await.map_err(|error| format!("cannot connect: {error}"))?;
         Ok(channel)
     };
     match timeout(CONNECT_TIMEOUT, connecting).await {

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::connection::ConnectionInfo;
-use crate::drain::{Accepting, Drain, Phase, reached};
+use crate::drain::{Accepting, Phase, reached};
 use crate::listeners::{ListenerGuard, ListenerState, WatchTask, watch_listener};
 use crate::mesh::Mesh;
 use crate::server::request::ServerLayer;
@@ -121,11 +121,12 @@ impl MeshListener {
     /// Waits until it may serve. Accepting does not need this.
     ///
     /// # Errors
-    /// [`ErrorKind::Draining`] when the drain begins; [`ErrorKind::NotServing`] with the reason when the configuration
-    /// still says no, or nothing, after the mesh's [`Mesh::cold_start_wait`]. It may serve later: it goes on asking.
+    /// [`ErrorKind::Draining`] when the drain begins; after the mesh's [`Mesh::cold_start_wait`],
+    /// [`ErrorKind::NotServing`] with the reason when the configuration still says no, and
+    /// [`ErrorKind::NotServingYet`] when it says nothing. It may serve later: it goes on asking.
     pub async fn serving(&self) -> Result<(), MeshError> {
         let deadline = Instant::now() + self.patience;
-        serving(self.listener(), self.mesh.drain(), deadline).await
+        serving(self.listener(), &self.mesh, deadline).await
     }
 
     /// Whose it is.
@@ -248,11 +249,12 @@ impl MeshListener {
 }
 
 /// Waits until a listener may serve.
-pub(super) async fn serving(listener: &ListenerState, drain: &Drain, deadline: Instant) -> Result<(), MeshError> {
+pub(super) async fn serving(listener: &ListenerState, mesh: &Mesh, deadline: Instant) -> Result<(), MeshError> {
     let refused = |kind, reason: &str| {
         let place = format_args!("listener {}", listener.name());
         Err(MeshError::new(kind, reason).within(place))
     };
+    let drain = mesh.drain();
     let mut news = listener.news();
     loop {
         if let ServerState::Serving(_) = **listener.state() {
@@ -263,7 +265,10 @@ pub(super) async fn serving(listener: &ListenerState, drain: &Drain, deadline: I
             () = drain.reached(Phase::LameDuck) => return refused(ErrorKind::Draining, "the mesh is draining"),
             () = tokio::time::sleep_until(deadline) => return match &**listener.state() {
                 ServerState::NotServing(reason) => refused(ErrorKind::NotServing, reason),
-                _ => refused(ErrorKind::NotServing, "no configuration yet (no answer from the control plane)"),
+                _ => {
+                    let silence = mesh.client_status().silence();
+                    refused(ErrorKind::NotServingYet, &format!("no configuration yet ({silence})"))
+                }
             },
         }
     }

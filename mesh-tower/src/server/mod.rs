@@ -92,16 +92,17 @@ impl Mesh {
     /// Waits until every listener that is bound now may serve.
     ///
     /// # Errors
-    /// [`ErrorKind::Draining`] when the drain begins; [`ErrorKind::NotServing`] with the reason when nothing is bound,
-    /// or the configuration still says no, or nothing, after [`Mesh::cold_start_wait`]. They may serve later: they go on asking.
+    /// [`ErrorKind::Draining`] when the drain begins; [`ErrorKind::NoListener`] when nothing is bound; after
+    /// [`Mesh::cold_start_wait`], [`ErrorKind::NotServing`] with the reason when the configuration still says no, and
+    /// [`ErrorKind::NotServingYet`] when it says nothing. They may serve later: they go on asking.
     pub async fn serving(&self) -> Result<(), MeshError> {
         let bound = self.listeners().load().to_vec();
         if bound.is_empty() {
-            return Err(MeshError::new(ErrorKind::NotServing, "no listener of this mesh is bound"));
+            return Err(MeshError::new(ErrorKind::NoListener, "no listener of this mesh is bound"));
         }
         let deadline = tokio::time::Instant::now() + self.cold_start_wait();
         for listener in bound {
-            accept::serving(&listener, self.drain(), deadline).await?;
+            accept::serving(&listener, self, deadline).await?;
         }
         Ok(())
     }

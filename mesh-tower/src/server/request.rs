@@ -181,7 +181,10 @@ impl ServerContext {
         let view = match &**state {
             ServerState::Serving(view) => view,
             ServerState::NotServing(reason) => return Err(MeshError::new(ErrorKind::NotServing, Arc::clone(reason))),
-            ServerState::Waiting => return Err(MeshError::new(ErrorKind::NotServing, "no configuration yet")),
+            ServerState::Waiting => {
+                let place = format_args!("listener {}", listener.name());
+                return Err(MeshError::new(ErrorKind::NotServingYet, "no configuration yet").within(place));
+            }
         };
         let routes = routes(view, connection)?;
         let mut random = fastrand::Rng::new();

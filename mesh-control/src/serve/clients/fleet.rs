@@ -173,7 +173,7 @@ fn kind(report: Report, all_names: bool, now: Instant) -> KindStatus {
         "settling"
     } else if report.unsent > 0 || report.pending_since.is_some() {
         "pending"
-    } else if report.names.is_empty() {
+    } else if report.names.is_empty() && !report.wildcard {
         "idle"
     } else {
         "synced"

@@ -11,6 +11,7 @@ pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod node;
 pub(crate) mod presence;
+pub(crate) mod refusals;
 pub(crate) mod settling;
 pub(crate) mod state;
 pub(crate) mod status;

@@ -95,7 +95,14 @@ pub(crate) fn read(node: &Node, peer_ip: IpAddr) -> Client {
             locality.map_or("", |locality| &locality.zone).into(),
             locality.map_or("", |locality| &locality.sub_zone).into(),
         ],
+        empty_means_all: !is_frugal(&node.user_agent_name),
     }
+}
+
+// gRPC's clients of any language, and our library: an empty first list of theirs asks for nothing (grpc-go#7013).
+fn is_frugal(user_agent: &str) -> bool {
+    let user_agent = user_agent.to_ascii_lowercase();
+    user_agent == "mesh-core" || user_agent.starts_with("grpc")
 }
 
 // Who does not say is taken for gRPC: the subset that everybody accepts.

@@ -11,6 +11,7 @@ use crate::serve::clients::fleet::Fleet;
 use crate::serve::clients::load::Load;
 use crate::serve::clients::metrics::Metrics;
 use crate::serve::clients::presence::Presence;
+use crate::serve::clients::refusals::Refusals;
 use crate::serve::clients::settling::Settling;
 use crate::serve::protocol::push::Pace;
 
@@ -22,6 +23,7 @@ pub(crate) struct ServerState {
     pub(crate) fleet: Fleet,
     pub(crate) metrics: Metrics,
     pub(crate) load: Load,
+    pub(crate) refusals: Refusals,
     pub(crate) admission: Mutex<Admission>,
     pub(crate) pace: Pace,
     pub(crate) settling: Settling,

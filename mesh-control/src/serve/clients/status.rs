@@ -11,6 +11,7 @@ use crate::serve::clients::clock::now;
 use crate::serve::clients::fleet::{ClientStatus, seconds, unix};
 use crate::serve::clients::metrics::{family, single};
 use crate::serve::clients::presence::Registered;
+use crate::serve::clients::refusals::RefusalStatus;
 use crate::serve::clients::state::ServerState;
 
 /// What the rest of mesh-control has to say in a status report.
@@ -62,6 +63,9 @@ pub struct Status {
     pub services: usize,
     /// Who is connected.
     pub clients: Vec<ClientStatus>,
+    /// Who was turned away, the last one first.
+    #[serde(default)]
+    pub refused: Vec<RefusalStatus>,
     /// Who registered itself.
     pub workloads: Vec<WorkloadStatus>,
     /// What is wrong with the configuration.
@@ -164,6 +168,7 @@ pub(crate) fn report(state: &ServerState, inspect: &dyn Inspect, all_names: bool
             .map(seconds),
         services: inspect.services(),
         clients: state.fleet.all().iter().map(|stream| stream.status(all_names, now)).collect(),
+        refused: state.refusals.report(now),
         workloads: state.presence.registered().into_iter().map(|one| workload(one, &mut serving, now)).collect(),
         diagnostics: inspect.diagnostics(),
     }
@@ -201,6 +206,7 @@ pub(crate) fn metrics(state: &ServerState, inspect: &dyn Inspect) -> String {
     }
     state.metrics.write(&mut out);
     state.load.write(&mut out);
+    state.refusals.write(&mut out);
     let workloads = state.presence.registered().len() as u64;
     single(&mut out, "mesh_registered_workloads", "gauge", "Workloads that registered themselves.", workloads);
     single(&mut out, "pilot_services", "gauge", "Services that are known.", inspect.services() as u64);

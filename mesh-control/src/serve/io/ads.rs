@@ -18,12 +18,13 @@ use tonic::body::Body;
 use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Status, Streaming};
 
-use crate::catalog::{Client, Kind};
+use crate::catalog::{Catalog, Client, ClientClass, Kind};
 use crate::serve::clients::clock::now;
 use crate::serve::clients::fleet::ClientStream;
 use crate::serve::clients::metrics::short;
 use crate::serve::clients::node::{self, About};
 use crate::serve::clients::presence::Workload;
+use crate::serve::clients::refusals::Reason;
 use crate::serve::clients::state::ServerState;
 use crate::serve::io::server::Peer;
 use crate::serve::io::wire::AdsCodec;
@@ -32,8 +33,8 @@ use crate::serve::protocol::{delta, sotw};
 
 /// A client that has opened a stream says who it is within this time.
 const FIRST_REQUEST: Duration = Duration::from_secs(15);
-/// The largest request; a list of a hundred thousand long names.
-const MAX_REQUEST: usize = 16 << 20;
+/// The largest request; a list of a hundred thousand long names, with versions (hazard X90).
+const MAX_REQUEST: usize = 32 << 20;
 /// The largest response: one resource that is larger is an error on our side, not a reason to run the
 /// client out of memory (hazard X5).
 const MAX_RESPONSE: usize = 64 << 20;
@@ -174,17 +175,17 @@ async fn converse<M: Method>(
     };
     let anonymous = Node::default();
     let node = M::node(&request).unwrap_or(&anonymous);
-    let client = match identify(node, &peer) {
+    let catalog = state.feed.latest();
+    let client = identify(node, &peer).and_then(|client| served(client, node, &*catalog));
+    let client = match client {
         Ok(client) => client,
-        Err(status) => return fail(&sender, status).await,
+        Err((reason, status)) => {
+            state.refusals.note(peer.ip, reason, &node.id, status.message(), now());
+            return fail(&sender, status).await;
+        }
     };
-    let opening = Opening {
-        client,
-        catalog: state.feed.latest(),
-        pace: state.pace,
-        settles_at: state.settling.ends_at(),
-        tag: fastrand::u32(..),
-    };
+    let opening =
+        Opening { client, catalog, pace: state.pace, settles_at: state.settling.ends_at(), tag: fastrand::u32(..) };
     let session = Session::new(M::VARIANT, opening, now());
     let stay = Stay { stream: state.fleet.enter(session, About::read(node)), state: &state };
     state.metrics.stream_opened();
@@ -205,22 +206,38 @@ async fn converse<M: Method>(
 }
 
 /// A client with a certificate is who that says; its node may not claim to be somebody else.
-fn identify(node: &Node, peer: &Peer) -> Result<Client, Status> {
+fn identify(node: &Node, peer: &Peer) -> Result<Client, (Reason, Status)> {
+    let refused = |why: String| Err((Reason::Identity, Status::permission_denied(why)));
     let mut client = node::read(node, peer.ip);
     match &peer.identity {
         None => {}
         Some(Err(anonymous)) => {
             let why = anonymous.0;
-            return Err(Status::permission_denied(format!("the client certificate names nobody: {why}")));
+            return refused(format!("the client certificate names nobody: {why}"));
         }
         Some(Ok(identity)) => {
             if let Some(contradiction) = node::contradiction(node, identity) {
-                return Err(Status::permission_denied(contradiction));
+                return refused(contradiction);
             }
             client.namespace = Arc::from(&*identity.namespace);
         }
     }
     Ok(client)
+}
+
+/// A client of a class for which there is nothing is told so: an empty list would pass for all that there is.
+fn served(client: Client, node: &Node, catalog: &dyn Catalog) -> Result<Client, (Reason, Status)> {
+    if catalog.serves(client.class) {
+        return Ok(client);
+    }
+    let served: Vec<_> = ClientClass::ALL.into_iter().filter(|class| catalog.serves(*class)).collect();
+    let served = served.into_iter().map(ClientClass::name).collect::<Vec<_>>().join(" and ");
+    let why = format!(
+        "clients of the class {} (user_agent_name {:?}) are not served here; served are the classes {served}",
+        client.class.name(),
+        node.user_agent_name,
+    );
+    Err((Reason::Class, Status::unimplemented(why)))
 }
 
 async fn fail(sender: &Sender, status: Status) {

@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio_rustls::rustls;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
@@ -24,10 +25,11 @@ use crate::serve::clients::identity::{Anonymous, Identity};
 use crate::serve::clients::load::{Load, Reporting};
 use crate::serve::clients::metrics::Metrics;
 use crate::serve::clients::presence::{Presence, Workloads};
+use crate::serve::clients::refusals::{Reason, Refusals};
 use crate::serve::clients::settling::Settling;
 use crate::serve::clients::state::ServerState;
 use crate::serve::io::ads::Ads;
-use crate::serve::io::tls::TlsFiles;
+use crate::serve::io::tls::{Reloading, TlsFiles};
 use crate::serve::protocol::push::Pace;
 
 /// How the ADS server behaves.
@@ -150,6 +152,7 @@ impl Server {
             fleet: Fleet::default(),
             metrics: Metrics::default(),
             load: Load::default(),
+            refusals: Refusals::default(),
             admission: Mutex::new(Admission::new(options.stream_rate, options.stream_burst, STREAM_PATIENCE)),
             pace: options.pace,
             settling: Settling::new(now(), options.settle, STREAM_PATIENCE),
@@ -201,23 +204,27 @@ impl Server {
     }
 
     /// Accepts TLS connections at `address`; port 0 takes a free one. Returns the address bound. A client
-    /// that shows a certificate is held to it: a node that claims another namespace is refused.
+    /// that shows a certificate is held to it: a node that claims another namespace is refused. The files may be
+    /// replaced at any time: the next connection is made with what is in them then.
     pub async fn listen_tls(&self, address: SocketAddr, files: &TlsFiles) -> anyhow::Result<SocketAddr> {
-        let acceptor = files.acceptor()?;
+        let acceptor = Arc::new(Reloading::new(files.clone(), now())?);
         let verifies = files.client_ca.is_some();
         let listener = TcpListener::bind(address).await?;
         let bound = listener.local_addr()?;
         let connections = self.connections.clone();
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        let state = self.state.clone();
         self.keep(tokio::spawn(async move {
             while let Some((stream, peer)) = accept(&listener, &connections).await {
                 // Without a permit the next ones wait in the kernel's queue.
                 let Ok(permit) = handshakes.clone().acquire_owned().await else {
                     return;
                 };
-                let (acceptor, connections) = (acceptor.clone(), connections.clone());
+                let (acceptor, connections, state) = (acceptor.clone(), connections.clone(), state.clone());
                 tokio::spawn(async move {
-                    let handshake = tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await;
+                    let refused = |reason, text: &str| state.refusals.note(peer.ip(), reason, "", text, now());
+                    let handshake = async { acceptor.latest().await.accept(stream).await };
+                    let handshake = tokio::time::timeout(HANDSHAKE_PATIENCE, handshake).await;
                     drop(permit);
                     match handshake {
                         Ok(Ok(stream)) => {
@@ -231,8 +238,8 @@ impl Server {
                             // The server may have stopped meanwhile.
                             let _ = connections.send(Conn { peer, io: Io::Tls(Box::new(stream)) }).await;
                         }
-                        Ok(Err(error)) => tracing::debug!(%peer, %error, "handshake failed"),
-                        Err(_) => tracing::debug!(%peer, "handshake timed out"),
+                        Ok(Err(error)) => refused(reason_of(&error), &error.to_string()),
+                        Err(_) => refused(Reason::Handshake, "it did not come to an end in time"),
                     }
                 });
             }
@@ -314,6 +321,15 @@ async fn accept(listener: &TcpListener, server: &mpsc::Sender<Conn>) -> Option<(
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+}
+
+/// Why a handshake failed.
+fn reason_of(error: &io::Error) -> Reason {
+    match error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::NoCertificatesPresented) => Reason::NoCertificate,
+        Some(rustls::Error::InvalidCertificate(_)) => Reason::BadCertificate,
+        _ => Reason::Handshake,
     }
 }
 

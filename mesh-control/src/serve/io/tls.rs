@@ -1,7 +1,9 @@
 //! The secured listener: TLS 1.2 and 1.3 over aws-lc.
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tokio_rustls::TlsAcceptor;
@@ -10,6 +12,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+
+use crate::serve::clients::clock::now;
 
 /// Where the secured listener's keys are.
 #[derive(Clone, Debug)]
@@ -36,16 +40,22 @@ impl TlsFiles {
         self
     }
 
-    /// Reads the files.
-    pub(crate) fn acceptor(&self) -> anyhow::Result<TlsAcceptor> {
+    /// Their contents, in the order certificate, key, authority.
+    fn read(&self) -> anyhow::Result<Contents> {
+        let read = |path: &PathBuf| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+        Ok(Contents(read(&self.cert)?, read(&self.key)?, self.client_ca.as_ref().map(read).transpose()?))
+    }
+
+    /// What accepts connections with these contents.
+    fn acceptor(&self, Contents(cert, key, client_ca): &Contents) -> anyhow::Result<TlsAcceptor> {
         // The provider is a value: a process-wide default belongs to the application.
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let chain = certificates(&self.cert)?;
-        let key = PrivateKeyDer::from_pem_file(&self.key)
+        let chain = certificates(&self.cert, cert)?;
+        let key = PrivateKeyDer::from_pem_slice(key)
             .with_context(|| format!("cannot read a private key from {}", self.key.display()))?;
         let config = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
-        let config = match &self.client_ca {
-            Some(path) => config.with_client_cert_verifier(verifier(path, provider)?),
+        let config = match self.client_ca.as_ref().zip(client_ca.as_ref()) {
+            Some((path, pem)) => config.with_client_cert_verifier(verifier(path, pem, provider)?),
             None => config.with_no_client_auth(),
         };
         let pair = || format!("{} and {}", self.cert.display(), self.key.display());
@@ -55,21 +65,92 @@ impl TlsFiles {
     }
 }
 
+/// The contents of the files; without the authority where none is asked for.
+#[derive(PartialEq, Eq)]
+struct Contents(Vec<u8>, Vec<u8>, Option<Vec<u8>>);
+
+/// How often the files are looked at, at most.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// An acceptor that follows its files: certificates are replaced while the server runs. Files that cannot be used,
+/// perhaps because only one of two was replaced yet, leave the last good ones in use.
+pub(crate) struct Reloading {
+    files: TlsFiles,
+    present: Mutex<Present>,
+}
+
+struct Present {
+    acceptor: TlsAcceptor,
+    contents: Contents,
+    looked: Instant,
+    complaint: String,
+}
+
+impl Reloading {
+    /// Reads the files, which must be good at the start.
+    pub(crate) fn new(files: TlsFiles, now: Instant) -> anyhow::Result<Reloading> {
+        let contents = files.read()?;
+        let acceptor = files.acceptor(&contents)?;
+        let present = Present { acceptor, contents, looked: now, complaint: String::new() };
+        Ok(Reloading { files, present: Mutex::new(present) })
+    }
+
+    /// What the next connection is accepted with.
+    pub(crate) async fn latest(self: &Arc<Self>) -> TlsAcceptor {
+        let (own, at) = (self.clone(), now());
+        match tokio::task::spawn_blocking(move || own.look(at)).await {
+            Ok(acceptor) => acceptor,
+            // The runtime is on its way down.
+            Err(_) => self.present().acceptor.clone(),
+        }
+    }
+
+    fn look(&self, now: Instant) -> TlsAcceptor {
+        let mut present = self.present();
+        if now.saturating_duration_since(present.looked) >= LOOK {
+            present.looked = now;
+            if let Err(error) = self.reload(&mut present) {
+                let complaint = format!("{error:#}");
+                if present.complaint != complaint {
+                    tracing::warn!("the TLS files cannot be used, the last good ones are: {complaint}");
+                    present.complaint = complaint;
+                }
+            }
+        }
+        present.acceptor.clone()
+    }
+
+    fn reload(&self, present: &mut Present) -> anyhow::Result<()> {
+        let contents = self.files.read()?;
+        if contents != present.contents {
+            present.acceptor = self.files.acceptor(&contents)?;
+            present.contents = contents;
+            tracing::info!("the TLS files were replaced");
+        }
+        present.complaint.clear();
+        Ok(())
+    }
+
+    fn present(&self) -> MutexGuard<'_, Present> {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 fn verifier(
     path: &Path,
+    pem: &[u8],
     provider: Arc<CryptoProvider>,
 ) -> anyhow::Result<Arc<dyn tokio_rustls::rustls::server::danger::ClientCertVerifier>> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
+    for certificate in certificates(path, pem)? {
         roots.add(certificate).with_context(|| format!("{}: not a root certificate", path.display()))?;
     }
     Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?)
 }
 
-fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+fn certificates(path: &Path, pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let context = || format!("cannot read certificates from {}", path.display());
-    let certificates: Vec<_> =
-        CertificateDer::pem_file_iter(path).with_context(context)?.collect::<Result<_, _>>().with_context(context)?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().with_context(context)?;
     if certificates.is_empty() {
         bail!("no certificate in {}", path.display());
     }

@@ -78,7 +78,9 @@ const RESOURCES: u32 = 2;
 const TYPE_URL: u32 = 4;
 const NONCE: u32 = 5;
 const REMOVED_RESOURCES: u32 = 6;
+/// `resource_errors` of either.
 const RESOURCE_ERRORS: u32 = 7;
+const DELTA_RESOURCE_ERRORS: u32 = 9;
 
 fn encode(response: &Response, buf: &mut impl BufMut) {
     let type_url = response.kind.type_url();
@@ -103,9 +105,12 @@ fn encode(response: &Response, buf: &mut impl BufMut) {
     text(NONCE, &response.nonce, buf);
     for name in &response.absent {
         match response.variant {
-            Variant::Sotw => put_error(name, buf),
+            Variant::Sotw => put_error(RESOURCE_ERRORS, name, reason(response, name), buf),
             Variant::Delta => text(REMOVED_RESOURCES, name, buf),
         }
+    }
+    if response.variant == Variant::Delta {
+        response.reasons.iter().for_each(|(name, reason)| put_error(DELTA_RESOURCE_ERRORS, name, reason, buf));
     }
 }
 
@@ -122,14 +127,17 @@ fn encoded_len(response: &Response) -> usize {
         )
     });
     let absent = response.absent.iter().map(|name| match response.variant {
-        Variant::Sotw => field_len(RESOURCE_ERRORS, error_len(name)),
+        Variant::Sotw => field_len(RESOURCE_ERRORS, error_len(name, reason(response, name))),
         Variant::Delta => text_len(REMOVED_RESOURCES, name),
     });
+    let reasons = response.reasons.iter().filter(|_| response.variant == Variant::Delta);
+    let reasons = reasons.map(|(name, reason)| field_len(DELTA_RESOURCE_ERRORS, error_len(name, reason)));
     text_len(VERSION, &response.version)
         + resources.sum::<usize>()
         + text_len(TYPE_URL, type_url)
         + text_len(NONCE, &response.nonce)
         + absent.sum::<usize>()
+        + reasons.sum::<usize>()
 }
 
 fn any_len(type_url: &str, body: &[u8]) -> usize {
@@ -142,22 +150,26 @@ fn put_any(type_url: &str, body: &[u8], buf: &mut impl BufMut) {
 }
 
 // ResourceError { resource_name: ResourceName { name }, error_detail: Status { code, message } }
-fn error_len(name: &str) -> usize {
-    field_len(1, text_len(1, name)) + field_len(2, status_len())
+fn error_len(name: &str, reason: &str) -> usize {
+    field_len(1, text_len(1, name)) + field_len(2, status_len(reason))
 }
 
-fn status_len() -> usize {
-    key_len(1) + encoded_len_varint(NOT_FOUND) + text_len(2, NOT_FOUND_TEXT)
+fn status_len(reason: &str) -> usize {
+    key_len(1) + encoded_len_varint(NOT_FOUND) + text_len(2, reason)
 }
 
-fn put_error(name: &str, buf: &mut impl BufMut) {
-    head(RESOURCE_ERRORS, error_len(name), buf);
+fn put_error(tag: u32, name: &str, reason: &str, buf: &mut impl BufMut) {
+    head(tag, error_len(name, reason), buf);
     head(1, text_len(1, name), buf);
     text(1, name, buf);
-    head(2, status_len(), buf);
+    head(2, status_len(reason), buf);
     encode_key(1, WireType::Varint, buf);
     encode_varint(NOT_FOUND, buf);
-    text(2, NOT_FOUND_TEXT, buf);
+    text(2, reason, buf);
+}
+
+fn reason<'r>(response: &'r Response, name: &str) -> &'r str {
+    response.reasons.get(name).map_or(NOT_FOUND_TEXT, String::as_str)
 }
 
 fn text(tag: u32, text: &str, buf: &mut impl BufMut) {
@@ -218,6 +230,7 @@ mod tests {
                         endpoints: 0,
                     })
                     .collect(),
+                reasons: absent.iter().step_by(2).map(|name| (name.as_str().into(), format!("not {name}"))).collect(),
                 absent: absent.into_iter().map(Into::into).collect(),
             },
         )
@@ -243,7 +256,8 @@ mod tests {
                     }
                     for (error, name) in read.resource_errors.iter().zip(&response.absent) {
                         prop_assert_eq!(&error.resource_name.as_ref().expect("a name").name, &**name);
-                        prop_assert_eq!(error.error_detail.as_ref().expect("a status").code, 5);
+                        let status = error.error_detail.as_ref().expect("a status");
+                        prop_assert_eq!((status.code, &*status.message), (5, reason(&response, name)));
                     }
                 }
                 Variant::Delta => {
@@ -257,6 +271,11 @@ mod tests {
                     }
                     let absent: Vec<&str> = response.absent.iter().map(|name| &**name).collect();
                     prop_assert_eq!(&read.removed_resources, &absent);
+                    prop_assert_eq!(read.resource_errors.len(), response.reasons.len());
+                    for (error, (name, reason)) in read.resource_errors.iter().zip(&response.reasons) {
+                        prop_assert_eq!(&error.resource_name.as_ref().expect("a name").name, &**name);
+                        prop_assert_eq!(&error.error_detail.as_ref().expect("a status").message, reason);
+                    }
                 }
             }
         }

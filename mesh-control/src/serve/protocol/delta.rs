@@ -29,21 +29,21 @@ pub(crate) fn on_request(session: &mut Session, request: &DeltaDiscoveryRequest,
 // Before the subscriptions: a name in both lists was given up and asked for again.
 fn unsubscribe(session: &mut Session, kind: Kind, request: &DeltaDiscoveryRequest, heard: &mut Heard) {
     let (ledger, view) = session.ledger(kind);
-    for name in &request.resource_names_unsubscribe {
-        if name == "*" {
-            ledger.set_wildcard(false, &view);
-        } else if ledger.unsubscribe(name, &view) {
-            heard.left.push(Arc::from(&**name));
-        }
+    let (stars, names): (Vec<&str>, Vec<&str>) =
+        request.resource_names_unsubscribe.iter().map(String::as_str).partition(|name| *name == "*");
+    if !stars.is_empty() {
+        ledger.set_wildcard(false, &view);
     }
+    heard.left.extend(ledger.unsubscribe(&names, &view));
 }
 
 fn subscribe(session: &mut Session, kind: Kind, request: &DeltaDiscoveryRequest, first: bool, heard: &mut Heard) {
     let legacy = session.has_legacy_wildcard(kind);
     let (ledger, view) = session.ledger(kind);
     for name in request.resource_names_subscribe.iter().filter(|name| *name != "*") {
-        // Only the first request of a kind tells what the client brought along.
-        let brought = request.initial_resource_versions.get(name).filter(|_| first);
+        // What a client brought along it tells with the first request that has the name: it may be in several, so that
+        // none is too large.
+        let brought = request.initial_resource_versions.get(name).filter(|_| !ledger.is_known(name));
         let gained = match brought {
             Some(version) => ledger.resume(name, Some(version), &view),
             None => ledger.subscribe(name, &view),

@@ -8,7 +8,7 @@
 mod entry;
 mod report;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -88,7 +88,7 @@ const NACK_NAMES: usize = 64;
 /// How many bytes of a refusal's text are remembered.
 const NACK_TEXT: usize = 2048;
 /// How many bytes of names one stream may subscribe to per kind, 64 bytes of bookkeeping each included.
-const NAME_BYTES: usize = 16 << 20;
+const NAME_BYTES: usize = 32 << 20;
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -104,6 +104,8 @@ pub(crate) struct Ledger {
     wildcard: bool,
     /// A wildcard's first answer is owed even if it is empty.
     greeting: bool,
+    /// Names given up under a wildcard that does not cover them: the client is owed the word that they are gone.
+    parting: BTreeSet<Arc<str>>,
     sets: Sets,
     flights: VecDeque<Flight>,
     nonce: u64,
@@ -131,6 +133,7 @@ impl Ledger {
             opened: false,
             wildcard: false,
             greeting: false,
+            parting: BTreeSet::new(),
             sets: Sets::default(),
             flights: VecDeque::new(),
             nonce: 0,
@@ -189,6 +192,9 @@ impl Ledger {
 
     fn enter(&mut self, name: &str, told: Told, owed: bool, view: &View<'_>) -> bool {
         let (name, found) = intern(name, self.kind, view);
+        if self.parting.remove(&name) {
+            self.name_bytes = self.name_bytes.saturating_sub(weight(&name));
+        }
         let is_new = match self.entries.get_mut(&name) {
             Some(entry) => !mem::replace(&mut entry.explicit, true),
             None => {
@@ -201,20 +207,39 @@ impl Ledger {
         is_new
     }
 
-    /// Gives up a name. Under a wildcard it stays, and is owed an answer: the client has just forgotten
-    /// it (xDS protocol, "unsubscribing from resources").
-    pub(crate) fn unsubscribe(&mut self, name: &str, view: &View<'_>) -> bool {
-        let Some(entry) = self.entries.get_mut(name) else {
-            return false;
+    /// Gives up names; those of them that were asked for by themselves. Under a wildcard each of these is owed an
+    /// answer, since the client does not know which names it covers: a name that it covers is sent again, any
+    /// other is said to be gone (xDS protocol, "unsubscribing from resources").
+    pub(crate) fn unsubscribe(&mut self, names: &[&str], view: &View<'_>) -> Vec<Arc<str>> {
+        let everything = match self.wildcard && !names.is_empty() {
+            true => view.catalog.everything(view.client, self.kind),
+            false => Vec::new(),
         };
-        let was_explicit = mem::replace(&mut entry.explicit, false);
-        if self.wildcard && view.catalog.everything(view.client, self.kind).iter().any(|one| &**one == name) {
-            let (name, found) = intern(name, self.kind, view);
-            self.place(&name, found.as_ref(), true, view.settled);
-        } else {
-            self.forget(name);
+        let covered: HashSet<&str> = everything.iter().map(|name| &**name).collect();
+        let mut given_up = Vec::new();
+        for name in names {
+            let Some((own, entry)) = self.entries.get_key_value(*name) else {
+                continue;
+            };
+            let (own, was_explicit) = (own.clone(), entry.explicit);
+            if covered.contains(name) {
+                let (name, found) = intern(name, self.kind, view);
+                if let Some(entry) = self.entries.get_mut(&name) {
+                    entry.explicit = false;
+                }
+                self.place(&name, found.as_ref(), true, view.settled);
+            } else {
+                self.forget(name);
+                if self.wildcard && was_explicit {
+                    self.name_bytes += weight(name);
+                    self.parting.insert(own.clone());
+                }
+            }
+            if was_explicit {
+                given_up.push(own);
+            }
         }
-        was_explicit
+        given_up
     }
 
     /// Switches the wildcard on or off.
@@ -296,7 +321,7 @@ impl Ledger {
 
     /// The client waits for an answer that can be given now.
     pub(crate) fn has_answers(&self, removals: bool) -> bool {
-        (self.greeting || !self.sets.owed.is_empty()) && (removals || !self.is_blind())
+        (self.greeting || !self.sets.owed.is_empty() || !self.parting.is_empty()) && (removals || !self.is_blind())
     }
 
     /// A whole-set response cannot be put together: it would have to repeat a resource that the client
@@ -357,10 +382,14 @@ impl Ledger {
     /// Takes the next response out of the sets, about `limit` bytes of it where it may be divided.
     pub(crate) fn compose(&mut self, scope: Scope, limit: usize, view: &View<'_>) -> Option<Parcel> {
         let removals = scope.removals || self.kind == Kind::Listener;
-        let parcel = match self.whole {
+        let mut parcel = match self.whole {
             true => self.compose_whole(Scope { removals, ..scope }, view),
             false => self.compose_part(Scope { removals, ..scope }, limit, view),
         };
+        for name in mem::take(&mut self.parting) {
+            self.name_bytes = self.name_bytes.saturating_sub(weight(&name));
+            parcel.absent.push(name);
+        }
         let greeting = mem::take(&mut self.greeting);
         (greeting || !parcel.is_empty()).then_some(parcel)
     }
@@ -566,6 +595,11 @@ impl Ledger {
         self.entries.get(name).is_some_and(|entry| entry.explicit)
     }
 
+    /// The name is asked for, by itself or by the wildcard.
+    pub(crate) fn is_known(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
     /// The names asked for one by one.
     pub(crate) fn explicit(&self) -> impl Iterator<Item = &Arc<str>> {
         self.entries.iter().filter(|(_, entry)| entry.explicit).map(|(name, _)| name)
@@ -591,7 +625,7 @@ impl Ledger {
             acked_version: self.acked_version.clone(),
             acked_at: self.acked_at,
             pending_since: self.flights.front().map(|flight| flight.sent_at),
-            unsent: self.sets.len(),
+            unsent: self.sets.len() + self.parting.len(),
             settling: self.sets.settling.len(),
             nack: self.nack.clone(),
             refused: !self.refused.is_empty(),

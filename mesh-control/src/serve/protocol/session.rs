@@ -5,6 +5,7 @@
 //! variant; what is the same for both is here: which name is owed an answer, what may be pushed in which
 //! order, and what is held back.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,8 @@ pub(crate) struct Response {
     pub(crate) resources: Vec<Encoded>,
     /// Names that do not exist (any more).
     pub(crate) absent: Vec<Arc<str>>,
+    /// What more there is to say of some of these.
+    pub(crate) reasons: BTreeMap<Arc<str>, String>,
 }
 
 /// What a request said, besides asking.
@@ -146,11 +149,9 @@ impl Session {
         (&mut self.ledgers[kind as usize], view)
     }
 
-    /// Whether an empty first request means everything. Envoy's habit for listeners and clusters; gRPC and
-    /// our library send such a request only after they gave up their last name (gRFC A53 discussion,
-    /// grpc-go#7013).
+    /// Whether an empty first request means everything: the protocol has that for listeners and clusters only.
     pub(crate) fn has_legacy_wildcard(&self, kind: Kind) -> bool {
-        self.client.class == ClientClass::Envoy && matches!(kind, Kind::Listener | Kind::Cluster)
+        self.client.empty_means_all && matches!(kind, Kind::Listener | Kind::Cluster)
     }
 
     /// Reads a nonce. Nonces carry the stream's tag: one kept from an earlier stream must not be mistaken
@@ -281,7 +282,9 @@ impl Session {
             let names = parcel.resources.iter().map(|resource| &resource.name);
             self.ledgers[Kind::Endpoints as usize].repeat(names);
         }
+        let reason = |name: &Arc<str>| Some((name.clone(), self.catalog.absence(&self.client, kind, name)?));
         Some(Response {
+            reasons: parcel.absent.iter().filter_map(reason).collect(),
             variant: self.variant,
             kind,
             version,

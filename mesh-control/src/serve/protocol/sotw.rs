@@ -53,10 +53,8 @@ fn subscribe(session: &mut Session, kind: Kind, request: &DiscoveryRequest, firs
         legacy && names.is_empty() && (first || (ledger.is_wildcard() && ledger.explicit().next().is_none()));
     ledger.set_wildcard(star || still_legacy, &view);
     let gone: Vec<Arc<str>> = ledger.explicit().filter(|name| !names.contains(&***name)).cloned().collect();
-    for name in gone {
-        ledger.unsubscribe(&name, &view);
-        heard.left.push(name);
-    }
+    let gone: Vec<&str> = gone.iter().map(|name| &**name).collect();
+    heard.left.extend(ledger.unsubscribe(&gone, &view));
     // A client that already accepted a version holds resources, and no one knows which.
     let resumes = first && !request.version_info.is_empty();
     for name in names {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::{Authority, Bootstrap, CertificateProvider, Node, Server, default_template};
+use super::{Authority, Bootstrap, CertificateProvider, ChannelCredentials, Node, Server, TlsFiles, default_template};
 use crate::error::Invalid;
 use crate::id::Locality;
 
@@ -106,48 +106,64 @@ fn server(value: Value, within: &str, ignored: &mut Vec<String>) -> Result<Serve
     let uri = keys.required("server_uri").and_then(|value| text(value).map_err(|invalid| invalid.at("server_uri")))?;
     crate::xds::connect::Place::parse(&uri).map_err(|invalid| invalid.at("server_uri"))?;
     let credentials = keys.required("channel_creds")?;
-    credentials_are_usable(credentials).map_err(|invalid| invalid.at("channel_creds"))?;
+    let place = format!("{within}channel_creds");
+    let credentials = credentials_of(credentials, &place, ignored).map_err(|invalid| invalid.at("channel_creds"))?;
     let features = keys.with("server_features", |value| list(value, |_, value| text(value)))?;
     keys.ignore_rest(within, ignored);
-    Ok(Server { uri, features: features.unwrap_or_default().into_iter().collect::<BTreeSet<_>>() })
+    Ok(Server { uri, features: features.unwrap_or_default().into_iter().collect::<BTreeSet<_>>(), credentials })
 }
 
-/// The first kind that is supported counts; the others are for other clients.
-fn credentials_are_usable(value: Value) -> Result<(), Invalid> {
-    let kinds = list(value, |_, value| {
+/// The first kind that is supported counts; the others are for other clients (gRFC A27).
+fn credentials_of(value: Value, within: &str, ignored: &mut Vec<String>) -> Result<ChannelCredentials, Invalid> {
+    let mut kinds = Vec::new();
+    let credentials = list(value, |index, value| {
         let mut keys = Keys::of(value)?;
         let kind = keys.required("type").and_then(|value| text(value).map_err(|invalid| invalid.at("type")))?;
-        if kind == "tls" {
-            keys.with("config", tls)?;
-        }
-        Ok(kind)
+        let credentials = match kind.as_str() {
+            "insecure" => Some(ChannelCredentials::Insecure),
+            "tls" => {
+                let config = keys.take("config").unwrap_or_else(|| Value::Object(Map::new()));
+                let files = tls(config, &format!("{within}[{index}].config."), ignored);
+                Some(ChannelCredentials::Tls(files.map_err(|invalid| invalid.at("config"))?))
+            }
+            _ => None,
+        };
+        kinds.push(kind);
+        Ok(credentials)
     })?;
-    if kinds.iter().any(|kind| kind == "insecure") {
-        return Ok(());
-    }
-    match kinds.iter().any(|kind| kind == "tls") {
-        true => Err(Invalid::new("tls channel credentials are not supported yet")),
-        false => Err(Invalid::new(format!("no supported kind among {kinds:?}; supported is \"insecure\""))),
-    }
+    credentials.into_iter().flatten().next().ok_or_else(|| {
+        Invalid::new(format!("no supported kind among {kinds:?}; supported are \"tls\" and \"insecure\""))
+    })
 }
 
-/// gRFC A65's fields, so that a mistake in them is found before they are needed.
-fn tls(value: Value) -> Result<(), Invalid> {
+/// gRFC A65's fields. `refresh_interval` asks for no more than is done: the files are read for every connection.
+fn tls(value: Value, within: &str, ignored: &mut Vec<String>) -> Result<TlsFiles, Invalid> {
     let mut keys = Keys::of(value)?;
-    keys.with("ca_certificate_file", text)?;
+    if keys.take("spiffe_trust_bundle_map_file").is_some() {
+        // It would take the place of `ca_certificate_file`.
+        return Err(Invalid::new("not supported").at("spiffe_trust_bundle_map_file"));
+    }
+    let ca_certificate = keys.with("ca_certificate_file", text)?;
     let certificate = keys.with("certificate_file", text)?;
     let key = keys.with("private_key_file", text)?;
-    if certificate.is_some() != key.is_some() {
-        return Err(Invalid::new("certificate_file and private_key_file need each other"));
-    }
     let interval = keys.with("refresh_interval", text)?;
+    keys.ignore_rest(within, ignored);
     let is_duration = |text: &String| {
         text.strip_suffix('s').and_then(|number| number.parse::<f64>().ok()).is_some_and(|seconds| seconds > 0.0)
     };
     if interval.as_ref().is_some_and(|interval| !is_duration(interval)) {
         return Err(Invalid::new("expected seconds such as \"600s\"").at("refresh_interval"));
     }
-    Ok(())
+    let Some(ca_certificate) = ca_certificate else {
+        let reason = "missing: the system's own authorities are not used; name a file, such as the system's bundle";
+        return Err(Invalid::new(reason).at("ca_certificate_file"));
+    };
+    let identity = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some((certificate.into(), key.into())),
+        (None, None) => None,
+        _ => return Err(Invalid::new("certificate_file and private_key_file need each other")),
+    };
+    Ok(TlsFiles { ca_certificate: ca_certificate.into(), identity })
 }
 
 fn node(value: Value, ignored: &mut Vec<String>) -> Result<Node, Invalid> {
@@ -255,6 +271,22 @@ mod tests {
     }
 
     #[test]
+    fn the_first_credentials_that_are_supported_count() {
+        let credentials = |list: &str| {
+            let text = format!(r#"{{"xds_servers": [{{"server_uri": "s:1", "channel_creds": {list}}}]}}"#);
+            let bootstrap = parse(&text).unwrap();
+            (bootstrap.servers[0].credentials.clone(), bootstrap.ignored)
+        };
+        let tls = r#"{"type": "tls", "config": {"ca_certificate_file": "ca.pem", "certificate_file": "c.pem",
+                      "private_key_file": "k.pem", "refresh_interval": "60s", "surprise": 1}}"#;
+        let files = ChannelCredentials::Tls(TlsFiles::new("ca.pem").identity("c.pem", "k.pem"));
+        let (found, ignored) =
+            credentials(&format!(r#"[{{"type": "google_default"}}, {tls}, {{"type": "insecure"}}]"#));
+        assert_eq!((found, ignored), (files, vec!["xds_servers[0].channel_creds[1].config.surprise".to_owned()]));
+        assert_eq!(credentials(&format!(r#"[{{"type": "insecure"}}, {tls}]"#)).0, ChannelCredentials::Insecure);
+    }
+
+    #[test]
     fn the_smallest_bootstrap() {
         let bootstrap = parse(MINIMAL).unwrap();
         assert_eq!(bootstrap.node, Node::default());
@@ -278,12 +310,24 @@ mod tests {
             (server(r#""server_uri": "s:1""#), "xds_servers[0].channel_creds: missing"),
             (server(r#""server_uri": "s:1", "channel_creds": []"#), "xds_servers[0].channel_creds: no supported"),
             (
+                server(r#""server_uri": "s:1", "channel_creds": [{"type": "google_default"}, {"type": "alts"}]"#),
+                r#"xds_servers[0].channel_creds: no supported kind among ["google_default", "alts"]"#,
+            ),
+            (
                 server(r#""server_uri": "s:1", "channel_creds": [{"type": "tls"}]"#),
-                "xds_servers[0].channel_creds: tls channel credentials are not supported yet",
+                "xds_servers[0].channel_creds[0].config.ca_certificate_file: missing",
             ),
             (
                 server(
-                    r#""server_uri": "s:1", "channel_creds": [{"type": "tls", "config": {"certificate_file": "c"}}]"#,
+                    r#""server_uri": "s:1", "channel_creds": [{"type": "tls", "config":
+                       {"spiffe_trust_bundle_map_file": "m", "ca_certificate_file": "c"}}]"#,
+                ),
+                "xds_servers[0].channel_creds[0].config.spiffe_trust_bundle_map_file: not supported",
+            ),
+            (
+                server(
+                    r#""server_uri": "s:1", "channel_creds": [{"type": "tls", "config":
+                       {"ca_certificate_file": "a", "certificate_file": "c"}}]"#,
                 ),
                 "xds_servers[0].channel_creds[0].config: certificate_file and private_key_file",
             ),

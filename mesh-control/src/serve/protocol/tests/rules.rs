@@ -694,7 +694,7 @@ fn a_server_listener_is_reported_as_joined_and_left() {
 fn a_stream_that_asks_for_too_much_is_found_out() {
     let mut talk = Talk::delta(&Shelf::default());
     let name = "x".repeat(1 << 20);
-    let names: Vec<String> = (0..17).map(|n| format!("{n}{name}")).collect();
+    let names: Vec<String> = (0..33).map(|n| format!("{n}{name}")).collect();
     let heard = talk.send_delta(&DeltaDiscoveryRequest {
         type_url: Cluster.type_url().to_owned(),
         resource_names_subscribe: names,

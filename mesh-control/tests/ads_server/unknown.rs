@@ -1,0 +1,72 @@
+//! What a client is told of a host that does not exist: where it does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_control::catalog::Kind;
+use mesh_control::embedded::{Config, Embedded, Options};
+use mesh_core::store::{Source, Store};
+use mesh_core::view::Extensions;
+use mesh_core::xds::Bootstrap;
+use tonic::transport::Channel;
+
+use crate::support::{Sotw, node, until};
+
+const SHOP: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, namespace: shop}
+spec: {selector: {app: reviews}, ports: [{name: http, port: 9080}, {name: admin, port: 9090}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, namespace: pay}
+spec: {selector: {app: reviews}, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: secret, namespace: pay, annotations: {networking.istio.io/exportTo: .}}
+spec: {selector: {app: secret}, ports: [{name: http, port: 80}]}
+";
+
+const TOLD: [(&str, &str); 4] = [
+    ("reviews.shop:80", "the host reviews.shop.svc.cluster.local has no port 80, it has ports 9080, 9090"),
+    (
+        "reviews:9080",
+        "namespace default has no host \"reviews\", there is reviews.pay (port 80), reviews.shop (ports 9080, 9090)",
+    ),
+    ("secret:80", ""),
+    ("nowhere:80", ""),
+];
+
+#[tokio::test]
+async fn an_unknown_host_is_answered_with_the_ports_and_namespaces_where_it_does_exist() {
+    let mesh = Embedded::start(Config::yaml(SHOP), Options::default()).await.unwrap();
+    let source = Arc::new(mesh.source(Bootstrap::new("embedded").node_id("web-1")));
+    let (store, sink) = Store::new(source.clone(), Extensions::default(), Duration::from_secs(600));
+    tokio::spawn(source.clone().run(sink));
+    for (target, told) in TOLD {
+        let _entry = store.target(target).unwrap();
+        let status = source.status();
+        let reason = || {
+            let status = status.get();
+            let resource = status.resources.iter().find(|resource| &*resource.key.name == target)?;
+            Some(resource.error.as_ref()?.details.to_string())
+        };
+        until("the answer is there", || reason().is_some()).await;
+        let expected = match told {
+            "" => format!("listener {target}: the management server has none [xDS server embedded, node id \"web-1\"]"),
+            told => format!(
+                "listener {target}: the management server has none: {told} [xDS server embedded, node id \"web-1\"]"
+            ),
+        };
+        assert_eq!(reason().unwrap(), expected);
+    }
+
+    let channel = Channel::from_shared(format!("http://{}", mesh.xds_addr())).unwrap().connect().await.unwrap();
+    let mut client = Sotw::open(channel, node("gRPC C-core")).await.unwrap();
+    client.send(Kind::Listener, &["reviews.pay:9080"], None, None).await;
+    let errors = client.next().await.resource_errors;
+    let told = &errors[0].error_detail.as_ref().unwrap().message;
+    assert_eq!(told, "the host reviews.pay.svc.cluster.local has no port 9080, it has port 80");
+}
