@@ -24,6 +24,7 @@ use tower_service::Service;
 use crate::mesh::Mesh;
 use crate::outbound::{self, Attempt, OutboundContext};
 use crate::transport::dial;
+use crate::uri::complete_path;
 
 pub use stream::ConnectorStream;
 
@@ -37,7 +38,7 @@ use stream::Origin;
 /// clients tell a connector the authority alone, and the path is `/` then); weights divide connections. What it cannot
 /// honour is said once for each target, as a warning: other routes, filters such as faults, header changes and rewrites,
 /// timeouts, retries after a connection was made. Observers are told of requests, and so of nothing here. Requests that
-/// need them need the mesh's own client, or its [layer](super::MeshLayer).
+/// need them need the mesh's own client, or its [layer](super::ClientLayer).
 ///
 /// A connection lasts as long as the configuration allows it: see [`ConnectorStream`].
 ///
@@ -110,6 +111,7 @@ impl Connector {
         }
         let (mut head, ()) = Request::new(()).into_parts();
         head.uri = uri;
+        complete_path(&mut head.uri);
         let entry = outbound::entry(&self.context, &mut head)?;
         let seed = fastrand::u64(..);
         let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(seed));
