@@ -99,7 +99,8 @@ impl Policy {
     ///
     /// The name as it is written goes before those that it may be short for, and under each name a service or a rule
     /// of exactly that name first; then a name that a rule's wildcard gives routes to, then a service whose wildcard
-    /// covers it. An alias is what it stands for. Without a port, it is 80 or else the service's only port.
+    /// covers it. A rule without a route for this client counts only where there is nothing else. An alias is what it
+    /// stands for. Without a port, it is 80 or else the service's only port.
     pub fn resolve(&self, target: &str, view: &View) -> Option<Address> {
         let (host, port) = split_port(target)?;
         let names = candidates(host, &view.namespace);
@@ -108,10 +109,10 @@ impl Policy {
             self.services.exact(name, &view.namespace).is_some()
                 || self.virtual_services.names_exactly(name, &view.namespace) && has_rules(name)
         });
-        let mut wildcards = names.iter().filter(|name| self.virtual_services.names(name, &view.namespace));
-        let named = || wildcards.find(|name| has_rules(name));
+        let named = || names.iter().filter(|name| self.virtual_services.names(name, &view.namespace));
+        let ruled = || named().find(|name| has_rules(name));
         let covered = || names.iter().find(|name| self.services.find(name, &view.namespace).is_some());
-        let host = exact.or_else(named).or_else(covered)?;
+        let host = exact.or_else(ruled).or_else(covered).or_else(|| named().next())?;
         let host = self.services.real(host, &view.namespace)?;
         let service = self.services.find(&host, &view.namespace).map(|(_, service)| service);
         let port = match (port, service) {
@@ -158,11 +159,11 @@ impl Policy {
         self.has_cluster(address, view)
             || self.services.find(&address.host, &view.namespace).is_none()
                 && self.virtual_services.names(&address.host, &view.namespace)
-                && !self.ruled(&address.host, address.port, view).is_empty()
     }
 
     /// The routes of an address: those of the rules in force for it, or the one to the service itself. Rules that are all
-    /// for other clients or ports count for nothing (Istio: buildSidecarVirtualHostsForVirtualService).
+    /// for other clients or ports count for nothing (Istio: buildSidecarVirtualHostsForVirtualService); where there is no
+    /// service either, there is no route.
     pub fn routes(&self, address: &Address, view: &View) -> Vec<Route> {
         let ruled = self.ruled(&address.host, address.port, view);
         if ruled.is_empty() && self.has_cluster(address, view) {

@@ -107,13 +107,13 @@ fn widened(condition: &Condition, is_accepted: impl Fn(&Condition) -> bool) -> C
     add(&|it| it.scheme = condition.scheme.clone());
     add(&|it| it.authority = condition.authority.clone());
     for (name, value) in &condition.headers {
-        add(&|it| _ = it.headers.push((name.clone(), value.clone())));
+        add(&|it| it.headers.push((name.clone(), value.clone())));
     }
     for (name, value) in &condition.without_headers {
-        add(&|it| _ = it.without_headers.push((name.clone(), value.clone())));
+        add(&|it| it.without_headers.push((name.clone(), value.clone())));
     }
     for (name, value) in &condition.query {
-        add(&|it| _ = it.query.push((name.clone(), value.clone())));
+        add(&|it| it.query.push((name.clone(), value.clone())));
     }
     kept
 }

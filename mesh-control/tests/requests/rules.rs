@@ -264,16 +264,16 @@ async fn a_rule_that_is_for_others_leaves_the_host_its_default_route() {
     }
 }
 
-/// A host that only a rule names is nowhere for those whom no route of it is for.
+/// A host that only a rule names has nothing else for those whom no route of it is for.
 #[tokio::test]
-async fn a_host_without_a_service_is_unknown_where_its_rules_are_for_others() {
+async fn a_host_without_a_service_has_no_route_where_its_rules_are_for_others() {
     let rules = virtual_service(
         "a",
         "  hosts: [api.example.com]\n  http: [{match: [{sourceLabels: {tier: gold}}], directResponse: {status: 418}}]\n",
     );
     let world = World::new(&rules).await;
     let error = world.get("http://api.example.com/").await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::UnknownTarget);
+    assert_eq!(error.kind(), ErrorKind::NoRoute);
     let gold = World::of("default", &[("tier", "gold")], &rules).await;
     assert_eq!(gold.get("http://api.example.com/").await.unwrap().status, 418);
 }

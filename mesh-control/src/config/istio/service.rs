@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::is_protocol;
+use super::names::is_domain;
 use crate::config::decode::{Decode, Decoder, Opaque, PortNumber, Text, message};
 use crate::config::diagnostic::{Code, Severity, quoted};
 use crate::config::node::{Node, Value};
@@ -109,6 +110,10 @@ impl Service {
         {
             let message = format!("{} is none of ClusterIP, NodePort, LoadBalancer, ExternalName", quoted(kind));
             d.report_at(self.span, "type", Severity::Error, Code::InvalidValue, message);
+        }
+        if let Some(name) = self.external_name.as_ref().filter(|name| is_external && !is_domain(name)) {
+            let message = format!("{} is not the name of a host", quoted(name));
+            d.report_at(name.span, "externalName", Severity::Error, Code::InvalidValue, message);
         }
         if is_external && !self.ports.is_empty() {
             let message = "without effect: an alias has the ports of the host that it stands for";
