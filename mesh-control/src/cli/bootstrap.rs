@@ -14,9 +14,12 @@ use serde_json::{Map, Value, json};
 /// Prints a bootstrap file.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where mesh-control serves xDS.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15010")]
-    server: String,
+    /// Whose client the file is for. Istio's istiod takes other words for who a client is.
+    #[arg(long = "for", value_enum, default_value_t, value_name = "SERVER")]
+    dialect: Dialect,
+    /// Where xDS is served [default: 127.0.0.1:15010, for istiod istiod.istio-system.svc:15010].
+    #[arg(long, value_name = "HOST:PORT")]
+    server: Option<String>,
     /// The namespace of the workload: where its short names are looked up and its services are.
     #[arg(long, default_value = "default", value_parser = label)]
     namespace: String,
@@ -43,6 +46,16 @@ pub(super) struct Args {
     out: Option<PathBuf>,
 }
 
+/// The control planes that a bootstrap can be for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Dialect {
+    /// This one.
+    #[default]
+    MeshControl,
+    /// Istio's, which tells a proxyless client what it tells gRPC.
+    Istiod,
+}
+
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let text = format!("{:#}\n", bootstrap(args));
     match &args.out {
@@ -56,14 +69,19 @@ fn bootstrap(args: &Args) -> Value {
     let ip = args.ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let mut parts = args.locality.splitn(3, '/');
     let [region, zone, sub_zone] = [(); 3].map(|()| parts.next().unwrap_or_default());
+    // istiod refuses a node of a type that it does not know, and has no delta protocol for gRPC's resources.
+    let (server, node_type, features) = match args.dialect {
+        Dialect::MeshControl => ("127.0.0.1:15010", "mesh", vec!["xds_v3", "delta"]),
+        Dialect::Istiod => ("istiod.istio-system.svc:15010", "sidecar", vec!["xds_v3"]),
+    };
     json!({
         "xds_servers": [{
-            "server_uri": args.server,
+            "server_uri": args.server.as_deref().unwrap_or(server),
             "channel_creds": [{ "type": "insecure" }],
-            "server_features": ["xds_v3", "delta"],
+            "server_features": features,
         }],
         "node": {
-            "id": format!("mesh~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"),
+            "id": format!("{node_type}~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"),
             "cluster": format!("{name}.{namespace}"),
             "locality": { "region": region, "zone": zone, "sub_zone": sub_zone },
             "metadata": metadata(args),
@@ -82,6 +100,11 @@ fn metadata(args: &Args) -> Value {
     ]);
     if let Some(account) = &args.service_account {
         metadata.insert("SERVICE_ACCOUNT".to_owned(), json!(account));
+    }
+    if args.dialect == Dialect::Istiod {
+        // Without it istiod answers as it answers an Envoy.
+        metadata.insert("GENERATOR".to_owned(), json!("grpc"));
+        metadata.insert("CLUSTER_ID".to_owned(), json!("Kubernetes"));
     }
     if let Some(ip) = args.ip {
         metadata.insert("INSTANCE_IPS".to_owned(), json!(ip.to_string()));
@@ -173,6 +196,23 @@ mod tests {
         let ports: Value = serde_json::from_str(node["metadata"]["POD_PORTS"].as_str().expect("text")).expect("JSON");
         assert_eq!(ports, json!([{ "name": "http", "containerPort": 8080, "protocol": "TCP" }]));
         assert_eq!(bootstrap["server_listener_resource_name_template"], "xds.istio.io/grpc/lds/inbound/%s");
+    }
+
+    #[test]
+    fn istiod_is_told_who_a_client_is_in_its_own_words() {
+        let bootstrap = from(&["--for", "istiod", "--name", "web-1", "--namespace", "shop"]).expect("a good line");
+        assert_eq!(bootstrap["xds_servers"][0]["server_uri"], "istiod.istio-system.svc:15010");
+        assert_eq!(bootstrap["xds_servers"][0]["server_features"], json!(["xds_v3"]));
+        let node = &bootstrap["node"];
+        // Of the types that istiod knows, an IP address, and a pod of this namespace.
+        assert_eq!(node["id"], "sidecar~127.0.0.1~web-1.shop~shop.svc.cluster.local");
+        assert_eq!(node["metadata"]["GENERATOR"], "grpc");
+        let server = from(&["--for", "istiod", "--server", "10.0.0.9:15010"]).expect("a good line");
+        assert_eq!(server["xds_servers"][0]["server_uri"], "10.0.0.9:15010");
+        assert!(
+            mesh_core::xds::Bootstrap::from_json(&bootstrap.to_string(), "here").is_ok(),
+            "our own library reads it"
+        );
     }
 
     #[test]
