@@ -13,8 +13,9 @@ const README: &str = include_str!("../../README.md");
 
 /// What stands between ```` ```language ```` and the end of the block that has these words.
 fn block(language: &str, words: &str) -> &'static str {
-    let blocks = README.split(&format!("```{language}\n")).skip(1).filter_map(|rest| rest.split("```").next());
-    blocks.into_iter().find(|block| block.contains(words)).expect("the README has this block")
+    let opening = format!("```{language}\n");
+    let mut blocks = README.split(&opening).skip(1).filter_map(|rest| rest.split("```").next());
+    blocks.find(|block| block.contains(words)).expect("the README has this block")
 }
 
 /// A command of the README, on ports that are free.
