@@ -54,7 +54,7 @@ const CRATES: [Crate; 4] = [
         layers: &[
             &["catalog", "config/diagnostic"],
             &["config/node"],
-            &["config/decode"],
+            &["config/decode", "config/locate"],
             &["config/istio", "config/support"],
             &["config/file"],
             &["config"],

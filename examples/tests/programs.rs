@@ -35,6 +35,12 @@ async fn existing_clients_get_the_mesh_below_or_around_them() {
 }
 
 #[tokio::test]
+async fn reqwest_keeps_its_builder_url_timeout_and_json() {
+    let out = run(env!("CARGO_BIN_EXE_hello_reqwest"), &[]).await;
+    assert_eq!(out, "three books: 21 EUR\ntoo late: true\nmissing: 404 Not Found\n");
+}
+
+#[tokio::test]
 async fn every_program_explains_itself() {
     for program in [env!("CARGO_BIN_EXE_mesh-echo"), env!("CARGO_BIN_EXE_mesh-curl"), env!("CARGO_BIN_EXE_bookinfo")] {
         let help = run(program, &["--help"]).await;

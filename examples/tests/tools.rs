@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method};
 use mesh_core::fixed::Fixed;
-use mesh_examples::curl::{self, Call, Endpoints, Output, Summary};
+use mesh_examples::cli::Format;
+use mesh_examples::curl::{self, Call, Endpoints, Output, Stop, Summary};
 use mesh_examples::echo::{self, Identity};
 use mesh_examples::load::Pace;
 use mesh_tower::{Mesh, server};
@@ -41,7 +42,9 @@ fn call(target: &str, body: &str) -> Call {
 async fn run(mesh: &Mesh, call: Call, count: u64) -> (Summary, Vec<Value>) {
     let pace = Pace { count: Some(count), time: None, rate: None, concurrency: 2 };
     let mut out = Vec::new();
-    let summary = curl::run(mesh, call, pace, Output::Json, std::future::pending(), &mut out).await.unwrap();
+    let output = Output { format: Format::Json, headers: true };
+    let ends = Stop { stop: std::future::pending(), abort: std::future::pending() };
+    let summary = curl::run(mesh, call, pace, output, ends, &mut out).await.unwrap();
     let text = String::from_utf8(out).unwrap();
     (summary, text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
 }
@@ -63,6 +66,7 @@ async fn an_http_request_comes_back_as_it_arrived() {
         assert_eq!((&echo["method"], &echo["path"], &echo["query"]), (&"POST".into(), &"/a/b".into(), &"x=1".into()));
         assert_eq!((&echo["body"], &echo["headers"]["x-color"]), (&"hello".into(), &"green".into()));
         assert!(echo["peer"].as_str().unwrap().starts_with("127.0.0.1:"));
+        assert_eq!(lines[0]["headers"]["content-type"], serde_json::json!(["application/json"]));
         assert_eq!(lines[3]["summary"]["requests"], 3);
     }
 }

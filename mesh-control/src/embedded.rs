@@ -28,6 +28,7 @@ use std::time::Duration;
 use mesh_core::xds::{Bootstrap, Connector, XdsSource};
 use tokio::io::DuplexStream;
 
+pub use crate::plane::OutboundTrafficPolicy;
 use crate::plane::{Plane, PlaneOptions, Rejected};
 use crate::serve::status::{self, Status};
 use crate::serve::{self, Feed, Server};
@@ -61,6 +62,8 @@ pub struct Options {
     /// Where it serves xDS to other processes. A free port of the loopback address unless set; plaintext,
     /// so any other address opens the configuration to whoever reaches it.
     pub xds_addr: SocketAddr,
+    /// What becomes of calls to hosts that no object describes.
+    pub outbound_traffic_policy: OutboundTrafficPolicy,
     /// How it serves. It does not settle: its clients start together with it.
     pub serve: serve::Options,
 }
@@ -69,6 +72,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             xds_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            outbound_traffic_policy: OutboundTrafficPolicy::default(),
             serve: serve::Options::default().settle(Duration::ZERO),
         }
     }
@@ -78,6 +82,18 @@ impl Options {
     /// Serves xDS at this address; see [`xds_addr`](field@Self::xds_addr).
     pub fn xds_addr(mut self, address: SocketAddr) -> Options {
         self.xds_addr = address;
+        self
+    }
+
+    /// Lets calls to hosts that no object describes pass, or fail.
+    ///
+    /// ```
+    /// use mesh_control::embedded::{Options, OutboundTrafficPolicy};
+    ///
+    /// let options = Options::default().outbound_traffic_policy(OutboundTrafficPolicy::RegistryOnly);
+    /// ```
+    pub fn outbound_traffic_policy(mut self, policy: OutboundTrafficPolicy) -> Options {
+        self.outbound_traffic_policy = policy;
         self
     }
 
@@ -131,13 +147,13 @@ const MAIN: &str = "config.yaml";
 impl Embedded {
     /// Starts a control plane inside the runtime that this is called in.
     pub async fn start(config: Config, options: Options) -> Result<Embedded, StartError> {
+        let plane_options = PlaneOptions::default().outbound_traffic_policy(options.outbound_traffic_policy);
         let plane = match config {
             Config::Dir(path) => {
-                let options = PlaneOptions::default().config_dir(&path);
-                Plane::start(options).map_err(|error| StartError::Unreadable(path, error))?
+                Plane::start(plane_options.config_dir(&path)).map_err(|error| StartError::Unreadable(path, error))?
             }
             Config::Yaml(text) => {
-                let plane = Plane::empty();
+                let plane = Plane::of_texts(plane_options);
                 plane.set_yaml(MAIN, &text).map_err(StartError::Rejected)?;
                 plane
             }

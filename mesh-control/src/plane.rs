@@ -21,7 +21,9 @@ use tracing::{error, info, warn};
 use crate::analysis::examine;
 use crate::config::load::{self, Store};
 use crate::config::watch::Watcher;
-use crate::config::{Diagnostic, Severity};
+use crate::config::{Code, Diagnostic, Objects, Severity};
+use crate::policy::Policy;
+pub use crate::policy::outbound::OutboundTrafficPolicy;
 use crate::registry::{Discovery, Endpoints, Workload};
 use snapshot::Compiled;
 pub use snapshot::Snapshot;
@@ -37,12 +39,20 @@ pub struct PlaneOptions {
     pub config_dir: Option<PathBuf>,
     /// Take a directory that has been emptied at its word, instead of keeping what it held.
     pub allow_empty: bool,
+    /// What becomes of calls to hosts that no object describes.
+    pub outbound_traffic_policy: OutboundTrafficPolicy,
 }
 
 impl PlaneOptions {
     /// Reads the configuration from this directory.
     pub fn config_dir(mut self, dir: impl Into<PathBuf>) -> PlaneOptions {
         self.config_dir = Some(dir.into());
+        self
+    }
+
+    /// What becomes of calls to hosts that no object describes.
+    pub fn outbound_traffic_policy(mut self, policy: OutboundTrafficPolicy) -> PlaneOptions {
+        self.outbound_traffic_policy = policy;
         self
     }
 
@@ -127,12 +137,23 @@ impl Plane {
         Plane::new(PlaneOptions::default())
     }
 
+    /// A plane without any configuration yet, and with no directory to read one from.
+    pub fn of_texts(options: PlaneOptions) -> Plane {
+        Plane::new(PlaneOptions { config_dir: None, ..options })
+    }
+
     fn new(options: PlaneOptions) -> Plane {
+        // Whoever asks before there is any configuration is told the same.
+        let mut live = Live::default();
+        let (mut policy, _) = Policy::new(&Objects::default());
+        policy.outbound = options.outbound_traffic_policy;
+        live.compiled = Arc::new(Compiled::new(policy, Vec::new(), 0));
+        let snapshot = Snapshot { compiled: live.compiled.clone(), ..Snapshot::default() };
         let inner = Inner {
             store: Mutex::new(Store::new(options.allow_empty)),
             options,
-            live: Mutex::default(),
-            snapshots: watch::Sender::new(Arc::new(Snapshot::default())),
+            live: Mutex::new(live),
+            snapshots: watch::Sender::new(Arc::new(snapshot)),
             loader: OnceLock::new(),
         };
         Plane { inner: Arc::new(inner) }
@@ -297,7 +318,12 @@ impl Inner {
         }
         let loaded = store.loaded();
         let objects = loaded.objects.len();
-        let (policy, diagnostics) = examine(loaded);
+        let outbound = match is_whole(&loaded.diagnostics) {
+            true => self.options.outbound_traffic_policy,
+            false => OutboundTrafficPolicy::RegistryOnly,
+        };
+        let (mut policy, diagnostics) = examine(loaded);
+        policy.outbound = outbound;
         let compiled = Arc::new(Compiled::new(policy, diagnostics, objects));
         let mut live = self.live();
         tell(&live.compiled.diagnostics, &compiled.diagnostics, objects);
@@ -380,6 +406,11 @@ async fn keep_loading(inner: Weak<Inner>, watcher: Watcher) {
             error!("reading the configuration failed; the last good state stays");
         }
     }
+}
+
+/// Whether all that is written was understood. Of which hosts the rest speaks nobody knows, so that no name passes by it.
+fn is_whole(loading: &[Diagnostic]) -> bool {
+    loading.iter().all(|finding| finding.severity < Severity::Error || finding.code == Code::NotSupportedYet)
 }
 
 /// Logs what was not the matter before.

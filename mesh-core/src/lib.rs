@@ -1,4 +1,21 @@
-//! Nouns and decisions of the mesh.
+//! Nouns and decisions of the mesh, and the xDS client: what `mesh-tower` and `mesh-control` are built on.
+//!
+//! An application needs little of it by name:
+//!
+//! - [`fixed::Fixed`], configuration in code, for tests and for a mesh without a control plane;
+//! - [`error::MeshError`] and [`error::ErrorKind`], what a request fails with;
+//! - [`request_info::Deadline`], how long a request may take, as an extension of it;
+//! - [`request_info::Observer`], who is told of every request that ended;
+//! - [`filter`] and [`balance`], for filters and balancers of its own;
+//! - `xds::Bootstrap` and `xds::XdsSource` (feature `xds`), who a process is, and which control plane it follows.
+//!
+//! ```
+//! use mesh_core::fixed::Fixed;
+//!
+//! // `http://reviews:9080/` is one of these two.
+//! let source = Fixed::new().service("reviews:9080", ["127.0.0.1:8080".parse()?, "127.0.0.1:8081".parse()?]);
+//! # Ok::<(), std::net::AddrParseError>(())
+//! ```
 
 #![warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 

@@ -1,5 +1,20 @@
 //! The gRPC face of the mesh: a channel for clients that tonic generates, and what a tonic server needs.
 //!
+//! A generated client takes [`channel()`] where it takes tonic's own `Channel`; a tonic server goes behind
+//! [`server_layer`], or is run by [`serve`].
+//!
+//! ```
+//! use mesh_tower::Mesh;
+//! use mesh_tower::core::fixed::Fixed;
+//! use tonic_health::pb::health_client::HealthClient;
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let source = Fixed::new().service("xds:///orders:50051", ["127.0.0.1:50051".parse()?]);
+//! let mesh = Mesh::builder().source(source).start()?;
+//! let client = HealthClient::new(mesh_tonic::channel(&mesh, "xds:///orders:50051"));
+//! # Ok(()) }
+//! ```
+//!
 //! | file | what |
 //! |---|---|
 //! | `channel` | [`channel()`]: a `GrpcService` whose requests the mesh routes, balances and sends |

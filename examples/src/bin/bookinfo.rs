@@ -10,9 +10,10 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use mesh_examples::bookinfo::tour::{self, Human, Json, Options, Reporter};
 use mesh_examples::bookinfo::{App, Bookinfo, Service, manifests};
-use mesh_examples::cli::{log, say, told_to_end};
+use mesh_examples::cli::{self, Format, Printing, Signals, say};
 use mesh_examples::node::Join;
 use mesh_examples::text;
+use serde_json::json;
 
 /// Runs bookinfo on the mesh: four services in six versions, each a real server, and the control plane, all in this
 /// process.
@@ -33,9 +34,8 @@ struct Args {
     /// A directory of routing files, such as Istio's samples/bookinfo/networking.
     #[arg(value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Writes one JSON object a phase, and one with the totals.
-    #[arg(long, conflicts_with = "serve")]
-    json: bool,
+    #[command(flatten)]
+    printing: Printing,
     /// Pages a second.
     #[arg(long, default_value_t = 200.0)]
     rate: f64,
@@ -65,6 +65,8 @@ enum Command {
         #[arg(long, default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), value_name = "IP:PORT")]
         listen: SocketAddr,
         #[command(flatten)]
+        printing: Printing,
+        #[command(flatten)]
         join: Join,
     },
     /// Prints the services and subsets below every phase, for a control plane in another process.
@@ -73,12 +75,17 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
-    let args = Args::parse();
-    log();
+    let args: Args = cli::parse();
+    match &args.command {
+        Some(Command::Service { printing, .. }) => printing.log(),
+        _ => args.printing.log(),
+    }
     match args.command {
-        Some(Command::Service { app, version, listen, join }) => service(app, &version, listen, &join).await?,
+        Some(Command::Service { app, version, listen, printing, join }) => {
+            service(app, &version, listen, printing, &join).await?;
+        }
         Some(Command::Manifests) => say(manifests::base().trim_end())?,
-        None if args.serve => serve(args.listen, args.dir).await?,
+        None if args.serve => serve(args.listen, args.dir, args.printing).await?,
         None => return tour(args).await,
     }
     Ok(ExitCode::SUCCESS)
@@ -91,9 +98,9 @@ async fn tour(args: Args) -> anyhow::Result<ExitCode> {
     };
     let out = io::stdout();
     let is_terminal = out.is_terminal();
-    let mut reporter: Box<dyn Reporter> = match args.json {
-        true => Box::new(Json(out)),
-        false => Box::new(Human::new(out, is_terminal)),
+    let mut reporter: Box<dyn Reporter> = match args.printing.format() {
+        Format::Json => Box::new(Json(out)),
+        Format::Text => Box::new(Human::new(out, is_terminal)),
     };
     let options = Options { rate: args.rate, phase: args.phase, strict: args.dir.is_none() };
     let bookinfo = Bookinfo::start().await?;
@@ -102,29 +109,35 @@ async fn tour(args: Args) -> anyhow::Result<ExitCode> {
     Ok(if outlooks.iter().all(tour::Outlook::is_ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn serve(listen: SocketAddr, dir: Option<PathBuf>) -> anyhow::Result<()> {
-    let stop = told_to_end()?;
+async fn serve(listen: SocketAddr, dir: Option<PathBuf>, printing: Printing) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
     let bookinfo = Bookinfo::start_at(listen, dir.clone()).await?;
     let page = bookinfo.services().iter().find(|running| running.service.app == App::Productpage);
     let page = page.context("there is no product page")?.address;
     let control = bookinfo.embedded().xds_addr();
-    say(format_args!("product page   http://{page}/productpage"))?;
-    say(format_args!("control plane  {control}; try: mesh-curl --control {control} http://reviews:9080/reviews/0"))?;
-    if let Some(dir) = dir {
-        say(format_args!("routes         {}; what is changed there comes into force", dir.display()))?;
+    let page = format!("http://{page}/productpage");
+    let mut text = format!(
+        "product page   {page}\n\
+         control plane  {control}; try: mesh-curl --control {control} http://reviews:9080/reviews/0"
+    );
+    if let Some(dir) = &dir {
+        text += &format!("\nroutes         {}; what is changed there comes into force", dir.display());
     }
-    stop.await;
+    printing.say(text, &json!({ "product_page": page, "control_plane": control, "routes": dir }))?;
+    signals.first().await;
     bookinfo.stop().await?;
     Ok(())
 }
 
-async fn service(app: App, version: &str, listen: SocketAddr, join: &Join) -> anyhow::Result<()> {
+async fn service(app: App, version: &str, listen: SocketAddr, printing: Printing, join: &Join) -> anyhow::Result<()> {
     let service = Service::new(app, version);
     let mesh = join.mesh(app.name(), version)?.start()?;
     // Before anything is said: whoever reads the address may send a signal at once.
     mesh.drain_on_signals()?;
     let mut running = service.start(mesh, listen).await?;
-    say(format_args!("{service} serving on {}", running.address))?;
+    let (name, address) = (service.to_string(), running.address);
+    let state = json!({ "service": name, "address": address, "state": "serving" });
+    printing.say(format_args!("{name} serving on {address}"), &state)?;
     running.ended().await?;
     Ok(())
 }

@@ -1,16 +1,19 @@
 //! A client for the mesh: see `mesh-curl --help`.
 
 use std::io;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Parser;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use mesh_examples::curl::{self, Call, Endpoints, Output, Target};
+use mesh_examples::cli::{self, Printing, Signals};
+use mesh_examples::curl::{self, Call, Endpoints, Output, Stop, Target};
 use mesh_examples::load::Pace;
 use mesh_examples::node::Join;
-use mesh_examples::{cli, text};
+use mesh_examples::text;
+use tokio::sync::Notify;
 
 /// Sends requests through the mesh, and says who answered what, and how fast.
 ///
@@ -23,7 +26,7 @@ struct Args {
     target: Target,
     /// How many calls [default: 1, or without end with --duration].
     #[arg(short = 'n', long, value_name = "N")]
-    count: Option<u64>,
+    count: Option<NonZeroU64>,
     /// For how long to make calls, such as 10s.
     #[arg(long, value_parser = text::duration)]
     duration: Option<Duration>,
@@ -33,7 +36,7 @@ struct Args {
     rate: Option<f64>,
     /// How many calls at most are under way at once [default: 1; with --rate 10000].
     #[arg(short = 'c', long, value_name = "N")]
-    concurrency: Option<usize>,
+    concurrency: Option<NonZeroUsize>,
     /// A header, or gRPC metadata; may be repeated.
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = header)]
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -50,14 +53,16 @@ struct Args {
     /// How long to wait for a response.
     #[arg(long, default_value = "30s", value_parser = text::duration)]
     timeout: Duration,
-    /// Writes one JSON object a line, see below.
-    #[arg(long)]
-    json: bool,
+    /// Prints the headers of each response, too, and its trailers: with one call, or with -o json.
+    #[arg(short, long)]
+    include: bool,
+    #[command(flatten)]
+    printing: Printing,
     #[command(flatten)]
     join: Join,
 }
 
-const HELP: &str = r#"With --json each call becomes a line as it ends, and the last line has the totals:
+const HELP: &str = r#"With -o json each call becomes a line as it ends, and the last line has the totals:
   {"status": 200, "ms": 1.234, "backend": "echo-v1-127.0.0.1:8080", "body": "...", "error": null}
   {"summary": {"requests": 1, "ok": 1, "failed": 0, "seconds": 0.01, "rate": 81.0, "status": {"200": 1},
    "backend": {...}, "error": {}, "ms": {"p50": 1.234, "p90": 1.234, "p99": 1.234, "max": 1.234}}}
@@ -67,13 +72,15 @@ backend  what the answer calls its backend (header x-mesh-backend, or "backend" 
          ip:port, else null
 body     the body; of a gRPC reply its text if mesh-echo sent it, else its fields by number
 error    what the mesh says, if it failed the call; for gRPC, the message of the status
+With -i there are also "headers" and "trailers", by name, each a list of values.
 
-SIGINT and SIGTERM stop it; calls under way are waited for, and the totals are printed."#;
+SIGINT and SIGTERM stop it; calls under way are waited for, and the totals are printed. A second one ends those, too.
+It is over as well when nobody reads its output any more."#;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
-    let args = Args::parse();
-    cli::log();
+    let args: Args = cli::parse();
+    args.printing.log();
     let is_grpc = matches!(args.target, Target::Grpc { .. });
     let default_method = if args.data.is_some() { Method::POST } else { Method::GET };
     let call = Call {
@@ -85,15 +92,22 @@ async fn main() -> anyhow::Result<ExitCode> {
         target: args.target,
     };
     let pace = Pace {
-        count: args.count.or(if args.duration.is_none() { Some(1) } else { None }),
+        count: args.count.map(NonZeroU64::get).or(if args.duration.is_none() { Some(1) } else { None }),
         time: args.duration,
         rate: args.rate,
-        concurrency: args.concurrency.unwrap_or(if args.rate.is_some() { 10_000 } else { 1 }),
+        concurrency: args.concurrency.map_or(if args.rate.is_some() { 10_000 } else { 1 }, NonZeroUsize::get),
     };
-    let output = if args.json { Output::Json } else { Output::Human };
+    let output = Output { format: args.printing.format(), headers: args.include };
+    let mut signals = Signals::new()?;
     let mesh = args.join.mesh("mesh-curl", "v1")?.observer(Endpoints).start()?;
-    let stop = cli::told_to_end()?;
-    let summary = curl::run(&mesh, call, pace, output, stop, &mut io::stdout().lock()).await?;
+    let told = Notify::new();
+    let abort = async {
+        signals.first().await;
+        told.notify_one();
+        signals.second().await;
+    };
+    let ends = Stop { stop: told.notified(), abort };
+    let summary = curl::run(&mesh, call, pace, output, ends, &mut io::stdout().lock()).await?;
     Ok(if summary.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

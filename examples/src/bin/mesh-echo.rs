@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 
 use clap::Parser;
-use mesh_examples::cli::{log, say};
+use mesh_examples::cli::{self, Printing};
 use mesh_examples::echo::{self, Identity};
 use mesh_examples::node::Join;
 use mesh_tower::server;
+use serde_json::json;
 use tower::Layer;
 
 /// Answers every request with what it saw of it, over HTTP/1.1, HTTP/2 and gRPC on one port.
@@ -26,13 +27,15 @@ struct Args {
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "IP:PORT")]
     listen: SocketAddr,
     #[command(flatten)]
+    printing: Printing,
+    #[command(flatten)]
     join: Join,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
-    log();
+    let args: Args = cli::parse();
+    args.printing.log();
     let mesh = args.join.mesh(&args.name, &args.version)?.start()?;
     // Before anything is said: whoever reads the address may send a signal at once.
     mesh.drain_on_signals()?;
@@ -41,9 +44,11 @@ async fn main() -> anyhow::Result<()> {
     let identity = Identity::new(&args.name, &args.version, address);
     let app = mesh_tonic::server_layer(&mesh).layer(echo::app(&mesh, identity.clone()));
     let serving = tokio::spawn(server::serve(listener, app).into_future());
-    say(format_args!("{} listening on {address}", identity.backend))?;
+    let backend = &identity.backend;
+    let state = |state: &str| json!({ "backend": backend, "address": address, "state": state });
+    args.printing.say(format_args!("{backend} listening on {address}"), &state("listening"))?;
     match mesh.serving().await {
-        Ok(()) => say(format_args!("{} serving", identity.backend))?,
+        Ok(()) => args.printing.say(format_args!("{backend} serving"), &state("serving"))?,
         Err(reason) => tracing::warn!("not serving yet: {reason}"),
     }
     serving.await??;

@@ -52,6 +52,10 @@ pub struct Outcome {
     pub took: Duration,
     /// Who answered: what the backend calls itself, else the endpoint.
     pub backend: Option<String>,
+    /// The response's headers, or gRPC metadata.
+    pub headers: HeaderMap,
+    /// What came after the body.
+    pub trailers: HeaderMap,
     /// The response's body as text; for gRPC, its messages.
     pub body: String,
     /// What the mesh says, where it failed the call.
@@ -59,6 +63,19 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// A call of which nothing but its status is known.
+    pub fn new(status: Status) -> Outcome {
+        Outcome {
+            status,
+            took: Duration::ZERO,
+            backend: None,
+            headers: HeaderMap::new(),
+            trailers: HeaderMap::new(),
+            body: String::new(),
+            error: None,
+        }
+    }
+
     /// Whether the call succeeded.
     pub fn is_ok(&self) -> bool {
         self.status.is_ok() && self.error.is_none()
@@ -135,15 +152,19 @@ impl Sender {
             Err(error) => return failed(&error),
         };
         let (head, body) = response.into_parts();
-        let (body, error) = match Limited::new(body, MAX_BODY).collect().await {
-            Ok(body) => (String::from_utf8_lossy(&body.to_bytes()).into_owned(), None),
-            Err(error) => (String::new(), Some(error.to_string())),
+        let (trailers, body, error) = match Limited::new(body, MAX_BODY).collect().await {
+            Ok(body) => {
+                let trailers = body.trailers().cloned().unwrap_or_default();
+                (trailers, String::from_utf8_lossy(&body.to_bytes()).into_owned(), None)
+            }
+            Err(error) => (HeaderMap::new(), String::new(), Some(error.to_string())),
         };
         let backend = named(&head.headers).or_else(|| {
             let answer: serde_json::Value = serde_json::from_str(&body).ok()?;
             Some(answer.get("backend")?.as_str()?.to_owned())
         });
-        Outcome { status: Status::Http(head.status), took: Duration::ZERO, backend, body, error }
+        let status = Status::Http(head.status);
+        Outcome { backend, headers: head.headers, trailers, body, error, ..Outcome::new(status) }
     }
 
     async fn grpc(&self, channel: &Channel, method: &PathAndQuery, deadline: Deadline) -> Outcome {
@@ -155,13 +176,13 @@ impl Sender {
         // As a stream of messages, a method of any kind can be called.
         let answer = match grpc.streaming(request, method.clone(), Raw).await {
             Ok(response) => {
-                let backend = named(&response.metadata().clone().into_headers());
-                let (messages, ended) = read(response.into_inner()).await;
-                (backend, messages, ended)
+                let (headers, messages, _) = response.into_parts();
+                let (messages, ended) = read(messages).await;
+                (headers.into_headers(), messages, ended)
             }
-            Err(status) => (named(&status.metadata().clone().into_headers()), Vec::new(), Err(status)),
+            Err(status) => (status.metadata().clone().into_headers(), Vec::new(), Err(status)),
         };
-        let (backend, messages, ended) = answer;
+        let (headers, messages, ended) = answer;
         let is_echo = method.path().trim_start_matches('/').split('/').next() == Some(SERVICE);
         let replies: Vec<EchoReply> = match is_echo {
             true => messages.iter().filter_map(|message| EchoReply::decode(&**message).ok()).collect(),
@@ -171,17 +192,17 @@ impl Sender {
             true => messages.iter().map(|message| describe(message)).collect(),
             false => replies.iter().map(|reply| reply.body.clone()).collect(),
         };
-        let backend = backend.or_else(|| replies.first().map(|reply| reply.backend.clone()));
-        let (code, error) = match ended {
-            Ok(()) => (Code::Ok, None),
-            Err(status) => (status.code(), Some(status.message().to_owned())),
+        let backend = named(&headers).or_else(|| replies.first().map(|reply| reply.backend.clone()));
+        let (code, trailers, error) = match ended {
+            Ok(trailers) => (Code::Ok, trailers, None),
+            Err(status) => (status.code(), status.metadata().clone().into_headers(), Some(status.message().to_owned())),
         };
-        Outcome { status: Status::Grpc(code), took: Duration::ZERO, backend, body: shown.join("\n"), error }
+        Outcome { backend, headers, trailers, body: shown.join("\n"), error, ..Outcome::new(Status::Grpc(code)) }
     }
 }
 
-/// The messages of a response, and how it ended.
-async fn read(mut messages: Streaming<Bytes>) -> (Vec<Bytes>, Result<(), tonic::Status>) {
+/// The messages of a response, and how it ended: with these trailers, or with an error.
+async fn read(mut messages: Streaming<Bytes>) -> (Vec<Bytes>, Result<HeaderMap, tonic::Status>) {
     let mut seen = Vec::new();
     while let Some(message) = messages.next().await {
         match message {
@@ -189,7 +210,8 @@ async fn read(mut messages: Streaming<Bytes>) -> (Vec<Bytes>, Result<(), tonic::
             Err(status) => return (seen, Err(status)),
         }
     }
-    (seen, Ok(()))
+    let trailers = messages.trailers().await.map(|trailers| trailers.unwrap_or_default().into_headers());
+    (seen, trailers)
 }
 
 /// What the backend calls itself.
@@ -200,6 +222,5 @@ fn named(headers: &HeaderMap) -> Option<String> {
 /// A call that the mesh failed: the status is the one that it answers such a failure with.
 fn failed(error: &MeshError) -> Outcome {
     let status = StatusCode::from_u16(error.kind().http_status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-    let error = Some(error.to_string());
-    Outcome { status: Status::Http(status), took: Duration::ZERO, backend: None, body: String::new(), error }
+    Outcome { error: Some(error.to_string()), ..Outcome::new(Status::Http(status)) }
 }

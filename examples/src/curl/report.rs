@@ -1,8 +1,11 @@
 //! Outcomes for people and for programs.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
+use http::HeaderMap;
 use serde::{Serialize, Serializer};
 
 use super::{Outcome, Status};
@@ -89,17 +92,32 @@ struct Line<'l> {
     status: Status,
     ms: f64,
     backend: Option<&'l str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    headers: Option<BTreeMap<&'l str, Vec<Cow<'l, str>>>>,
     body: &'l str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trailers: Option<BTreeMap<&'l str, Vec<Cow<'l, str>>>>,
     error: Option<&'l str>,
 }
 
+/// Headers by name, each with its values in the order in which they came.
+fn by_name(headers: &HeaderMap) -> BTreeMap<&str, Vec<Cow<'_, str>>> {
+    let mut all = BTreeMap::<_, Vec<_>>::new();
+    for (name, value) in headers {
+        all.entry(name.as_str()).or_default().push(String::from_utf8_lossy(value.as_bytes()));
+    }
+    all
+}
+
 /// One call as one line of JSON, flushed.
-pub(super) fn line(outcome: &Outcome, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn line(outcome: &Outcome, headers: bool, out: &mut dyn Write) -> io::Result<()> {
     let line = Line {
         status: outcome.status,
         ms: millis(outcome.took),
         backend: outcome.backend.as_deref(),
+        headers: headers.then(|| by_name(&outcome.headers)),
         body: &outcome.body,
+        trailers: headers.then(|| by_name(&outcome.trailers)),
         error: outcome.error.as_deref(),
     };
     write_line(&line, out)
@@ -129,16 +147,32 @@ fn write_line(value: &impl Serialize, out: &mut dyn Write) -> io::Result<()> {
 }
 
 /// The only call there is: its answer.
-pub(super) fn response(outcome: &Outcome, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn response(outcome: &Outcome, headers: bool, out: &mut dyn Write) -> io::Result<()> {
     let by = outcome.backend.as_deref().map(|backend| format!(" by {backend}")).unwrap_or_default();
     writeln!(out, "{}{by} in {} ms", outcome.status, millis(outcome.took))?;
     if let Some(error) = &outcome.error {
         writeln!(out, "{error}")?;
     }
+    if headers {
+        write_headers(&outcome.headers, out)?;
+        writeln!(out)?;
+    }
     if !outcome.body.is_empty() {
         writeln!(out, "{}", outcome.body.trim_end())?;
     }
+    if headers && !outcome.trailers.is_empty() {
+        writeln!(out)?;
+        write_headers(&outcome.trailers, out)?;
+    }
     out.flush()
+}
+
+fn write_headers(headers: &HeaderMap, out: &mut dyn Write) -> io::Result<()> {
+    for (name, value) in headers {
+        // Whatever a peer sends, the terminal is given no control characters.
+        writeln!(out, "{name}: {}", String::from_utf8_lossy(value.as_bytes()).replace(char::is_control, " "))?;
+    }
+    Ok(())
 }
 
 /// The totals, to read.
@@ -165,8 +199,9 @@ mod tests {
 
     fn outcome(status: Status, error: Option<&str>) -> Outcome {
         let took = Duration::from_micros(1234);
-        let body = "hi".to_owned();
-        Outcome { status, took, backend: Some("b1".into()), body, error: error.map(str::to_owned) }
+        let (backend, body, error) = (Some("b1".into()), "hi".to_owned(), error.map(str::to_owned));
+        let headers = HeaderMap::from_iter([(http::header::SERVER, "s".parse().unwrap())]);
+        Outcome { took, backend, headers, body, error, ..Outcome::new(status) }
     }
 
     fn text(write: impl Fn(&mut dyn Write) -> io::Result<()>) -> String {
@@ -179,10 +214,12 @@ mod tests {
     fn a_line_is_one_json_object() {
         let http = outcome(Status::Http(http::StatusCode::OK), None);
         let expected = r#"{"status":200,"ms":1.234,"backend":"b1","body":"hi","error":null}"#;
-        assert_eq!(text(|out| line(&http, out)).trim_end(), expected);
+        assert_eq!(text(|out| line(&http, false, out)).trim_end(), expected);
+        let expected = r#"{"status":200,"ms":1.234,"backend":"b1","headers":{"server":["s"]},"body":"hi","trailers":{},"error":null}"#;
+        assert_eq!(text(|out| line(&http, true, out)).trim_end(), expected);
         let grpc = outcome(Status::Grpc(Code::DeadlineExceeded), Some("too late"));
         let expected = r#"{"status":"DEADLINE_EXCEEDED","ms":1.234,"backend":"b1","body":"hi","error":"too late"}"#;
-        assert_eq!(text(|out| line(&grpc, out)).trim_end(), expected);
+        assert_eq!(text(|out| line(&grpc, false, out)).trim_end(), expected);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! DestinationRules for hosts that nobody answers to.
 
-use super::{is_alias, unknown_host};
+use super::is_alias;
+use super::unknown::unknown_host;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::file::Objects;
 use crate::policy::Policy;

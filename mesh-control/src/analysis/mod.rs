@@ -1,23 +1,26 @@
-//! Objects against each other: names that nothing answers to, rules that never get a turn, and what a gRPC
-//! client cannot do for services that speak gRPC.
+//! Objects against each other: names that nothing answers to, rules that never get a turn, and, for whom it concerns,
+//! what a gRPC client cannot do.
 //!
-//! Nothing here makes a file unusable: an object may well be written before the one that it speaks of.
+//! A name that makes requests fail is an error. Still, nothing here makes a file unusable: an object may well be written
+//! before the one that it speaks of.
 
 #![warn(clippy::indexing_slicing, clippy::string_slice)]
 
 mod destination_rule;
+mod grpc;
 mod refused;
 mod service;
+mod unknown;
 mod virtual_service;
 
 use std::io;
 use std::path::Path;
 
-use crate::config::diagnostic::{Diagnostic, Severity};
+use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::file::Objects;
 use crate::config::load::{self, Loaded, Scan, Store};
 use crate::policy::Policy;
-use crate::registry::host::{candidates, in_namespace};
+use crate::registry::host::in_namespace;
 
 /// What there is to say about a configuration.
 #[derive(Clone, Debug, Default)]
@@ -43,19 +46,37 @@ pub fn validate_dir(dir: &Path) -> io::Result<Report> {
 
 /// Everything there is to say about some files.
 pub fn validate_scan(scan: Scan) -> Report {
-    let mut store = Store::new(true);
-    store.apply(Ok(scan));
-    report(store.loaded())
+    report(of_scan(scan), false)
+}
+
+/// The same, and what a gRPC client of each service's own namespace cannot do.
+pub fn validate_scan_for_grpc(scan: Scan) -> Report {
+    report(of_scan(scan), true)
 }
 
 /// Everything there is to say about some texts, by name.
 pub fn validate<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<Diagnostic> {
-    report(load::from_texts(texts).loaded()).diagnostics
+    report(load::from_texts(texts).loaded(), false).diagnostics
 }
 
-fn report(loaded: Loaded) -> Report {
-    let (_, diagnostics) = examine(loaded.clone());
-    Report { diagnostics, objects: loaded.objects.len() }
+fn of_scan(scan: Scan) -> Loaded {
+    let mut store = Store::new(true);
+    store.apply(Ok(scan));
+    let mut loaded = store.loaded();
+    loaded.diagnostics.extend(store.silent_files().map(|name| {
+        Diagnostic::of_file(name.clone(), Severity::Warning, Code::File, "nothing to check: no object is in it")
+    }));
+    loaded
+}
+
+fn report(loaded: Loaded, for_grpc: bool) -> Report {
+    let objects = loaded.objects.len();
+    let (policy, mut diagnostics) = examine(loaded);
+    if for_grpc {
+        grpc::check(&policy, &mut diagnostics);
+        sort(&mut diagnostics);
+    }
+    Report { diagnostics, objects }
 }
 
 /// The policy of what is loaded, and everything there is to say about it.
@@ -64,9 +85,13 @@ pub fn examine(loaded: Loaded) -> (Policy, Vec<Diagnostic>) {
     let (policy, found) = Policy::new(&objects);
     diagnostics.extend(found);
     diagnostics.extend(check(&objects, &policy));
+    sort(&mut diagnostics);
+    (policy, diagnostics)
+}
+
+fn sort(diagnostics: &mut Vec<Diagnostic>) {
     diagnostics.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
     diagnostics.dedup();
-    (policy, diagnostics)
 }
 
 /// What objects have to do with each other.
@@ -85,13 +110,4 @@ fn is_alias(policy: &Policy, host: &str, namespace: &str) -> Option<String> {
     let (_, service) = policy.services.exact(&host, namespace)?;
     let real = service.alias.as_ref()?;
     Some(format!("{host} is an alias ({}); the rules of {real} count for it", service.meta.id()))
-}
-
-fn unknown_host(policy: &Policy, host: &str, namespace: &str) -> String {
-    let names = candidates(host, namespace);
-    let meant = names.iter().skip(1).find(|name| policy.services.exact(name, namespace).is_some());
-    match meant {
-        Some(meant) => format!("no service is called {host}; {meant} is"),
-        None => format!("no service is called {host}"),
-    }
 }

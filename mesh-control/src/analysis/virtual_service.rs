@@ -3,8 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use super::{is_alias, unknown_host};
-use crate::config::diagnostic::{Code, Diagnostic, Severity, Span};
+use super::is_alias;
+use super::unknown::unknown_host;
+use crate::config::decode::nearest;
+use crate::config::diagnostic::{Code, Diagnostic, Severity, Span, quoted};
 use crate::config::file::Objects;
 use crate::config::istio::virtual_service::HttpDestination;
 use crate::policy::Policy;
@@ -56,6 +58,7 @@ impl Checker<'_> {
         let several = rule.route.route.len() > 1;
         let weight_of = |destination: &HttpDestination| destination.weight.as_ref().map_or(0, |weight| weight.value);
         let is_split = rule.route.route.iter().filter(|destination| weight_of(destination) > 0).count() > 1;
+        let mut before = Vec::new();
         for (index, destination) in rule.route.route.iter().enumerate() {
             let weight = weight_of(destination);
             if several && weight <= 0 {
@@ -72,6 +75,13 @@ impl Checker<'_> {
             }
             let to = &destination.destination;
             let host = in_namespace(&to.host, &rule.namespace);
+            let same = (host.clone(), to.subset.as_deref(), to.port.as_ref().map(|port| port.number));
+            if let Some((earlier, _)) = before.iter().find(|(_, other)| *other == same) {
+                let message = format!("the same destination as route[{earlier}]: their weights add up");
+                let field = format!("route[{index}].destination");
+                self.say(rule, to.span, &field, Severity::Warning, Code::Duplicate, message);
+            }
+            before.push((index, same));
             let client = &self.entry.meta.namespace;
             let real = self.policy.services.real(&host, client);
             let host = real.map_or(host, |real| real.to_string());
@@ -82,7 +92,7 @@ impl Checker<'_> {
                 }
                 let message = unknown_host(self.policy, &host, client);
                 let field = format!("route[{index}].destination.host");
-                self.say(rule, to.host.span, &field, Severity::Warning, Code::UnknownReference, message);
+                self.say(rule, to.host.span, &field, Severity::Error, Code::UnknownReference, message);
                 continue;
             };
             match &to.port {
@@ -104,7 +114,7 @@ impl Checker<'_> {
             let known: Vec<String> = service.ports.iter().map(|port| port.number.to_string()).collect();
             let message = format!("{} has no port {port}, only {}", service.host, known.join(", "));
             let field = format!("route[{index}].destination.port");
-            self.say(rule, span, &field, Severity::Warning, Code::UnknownReference, message);
+            self.say(rule, span, &field, Severity::Error, Code::UnknownReference, message);
         }
     }
 
@@ -115,13 +125,16 @@ impl Checker<'_> {
             return;
         }
         let known: Vec<&str> = defined.iter().flat_map(|defined| defined.subset_names()).collect();
-        let message = match known.is_empty() {
-            true => format!("no DestinationRule defines a subset of {host}"),
-            false => format!("{host} has the subsets {}", known.join(", ")),
+        let message = match (known.is_empty(), nearest(subset, &known)) {
+            (true, _) => format!("no DestinationRule defines a subset of {host}"),
+            (false, None) => format!("{host} has the subsets {}", known.join(", ")),
+            (false, Some(meant)) => {
+                format!("{host} has the subsets {}; did you mean {}?", known.join(", "), quoted(meant))
+            }
         };
-        let message = format!("`{subset}` is no subset: {message}");
+        let message = format!("{} is no subset: {message}", quoted(subset));
         let field = format!("route[{index}].destination.subset");
-        self.say(rule, span, &field, Severity::Warning, Code::UnknownReference, message);
+        self.say(rule, span, &field, Severity::Error, Code::UnknownReference, message);
     }
 
     /// The ports of the services that the object's hosts name.

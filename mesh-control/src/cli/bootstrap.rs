@@ -14,7 +14,10 @@ use serde_json::{Map, Value, json};
 /// Prints a bootstrap file.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where mesh-control serves xDS. 127.0.0.1:15010 unless set, and 127.0.0.1:15012 over TLS.
+    /// Whose client the file is for. Istio's istiod takes other words for who a client is.
+    #[arg(long = "for", value_enum, default_value_t, value_name = "SERVER")]
+    dialect: Dialect,
+    /// Where xDS is served [default: 127.0.0.1:15010, over TLS 15012; for istiod at istiod.istio-system.svc].
     #[arg(long, value_name = "HOST:PORT")]
     server: Option<String>,
     /// Talks to mesh-control over TLS; its certificate has to be of the authority in this file, and name the host of
@@ -53,6 +56,16 @@ pub(super) struct Args {
     out: Option<PathBuf>,
 }
 
+/// The control planes that a bootstrap can be for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Dialect {
+    /// This one.
+    #[default]
+    MeshControl,
+    /// Istio's, which tells a proxyless client what it tells gRPC.
+    Istiod,
+}
+
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let text = format!("{:#}\n", bootstrap(args));
     match &args.out {
@@ -64,18 +77,23 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 fn bootstrap(args: &Args) -> Value {
     let Args { namespace, name, .. } = args;
     let ip = args.ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    let usual = if args.tls_ca.is_some() { "127.0.0.1:15012" } else { "127.0.0.1:15010" };
-    let server = args.server.as_deref().unwrap_or(usual);
     let mut parts = args.locality.splitn(3, '/');
     let [region, zone, sub_zone] = [(); 3].map(|()| parts.next().unwrap_or_default());
+    // istiod refuses a node of a type that it does not know, and has no delta protocol for gRPC's resources.
+    let (host, node_type, features) = match args.dialect {
+        Dialect::MeshControl => ("127.0.0.1", "mesh", vec!["xds_v3", "delta"]),
+        Dialect::Istiod => ("istiod.istio-system.svc", "sidecar", vec!["xds_v3"]),
+    };
+    let port = if args.tls_ca.is_some() { 15012 } else { 15010 };
+    let server = format!("{host}:{port}");
     json!({
         "xds_servers": [{
-            "server_uri": server,
+            "server_uri": args.server.as_deref().unwrap_or(&server),
             "channel_creds": [credentials(args)],
-            "server_features": ["xds_v3", "delta"],
+            "server_features": features,
         }],
         "node": {
-            "id": format!("mesh~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"),
+            "id": format!("{node_type}~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"),
             "cluster": format!("{name}.{namespace}"),
             "locality": { "region": region, "zone": zone, "sub_zone": sub_zone },
             "metadata": metadata(args),
@@ -106,6 +124,11 @@ fn metadata(args: &Args) -> Value {
     ]);
     if let Some(account) = &args.service_account {
         metadata.insert("SERVICE_ACCOUNT".to_owned(), json!(account));
+    }
+    if args.dialect == Dialect::Istiod {
+        // Without it istiod answers as it answers an Envoy.
+        metadata.insert("GENERATOR".to_owned(), json!("grpc"));
+        metadata.insert("CLUSTER_ID".to_owned(), json!("Kubernetes"));
     }
     if let Some(ip) = args.ip {
         metadata.insert("INSTANCE_IPS".to_owned(), json!(ip.to_string()));
@@ -213,6 +236,23 @@ mod tests {
         let mutual = server(&["--tls-ca", "ca.pem", "--tls-cert", "c.pem", "--tls-key", "k.pem"]);
         let config = &mutual["channel_creds"][0]["config"];
         assert_eq!((&config["certificate_file"], &config["private_key_file"]), (&json!("c.pem"), &json!("k.pem")));
+    }
+
+    #[test]
+    fn istiod_is_told_who_a_client_is_in_its_own_words() {
+        let bootstrap = from(&["--for", "istiod", "--name", "web-1", "--namespace", "shop"]).expect("a good line");
+        assert_eq!(bootstrap["xds_servers"][0]["server_uri"], "istiod.istio-system.svc:15010");
+        assert_eq!(bootstrap["xds_servers"][0]["server_features"], json!(["xds_v3"]));
+        let node = &bootstrap["node"];
+        // Of the types that istiod knows, an IP address, and a pod of this namespace.
+        assert_eq!(node["id"], "sidecar~127.0.0.1~web-1.shop~shop.svc.cluster.local");
+        assert_eq!(node["metadata"]["GENERATOR"], "grpc");
+        let server = from(&["--for", "istiod", "--server", "10.0.0.9:15010"]).expect("a good line");
+        assert_eq!(server["xds_servers"][0]["server_uri"], "10.0.0.9:15010");
+        assert!(
+            mesh_core::xds::Bootstrap::from_json(&bootstrap.to_string(), "here").is_ok(),
+            "our own library reads it"
+        );
     }
 
     #[test]

@@ -1,4 +1,7 @@
 //! The `mesh-control` command.
+//!
+//! Stdout is for what was asked for, stderr for the log. Every option can be given by the environment as well:
+//! `--xds-addr` is `MESH_CONTROL_XDS_ADDR`.
 
 mod bootstrap;
 mod serve;
@@ -8,7 +11,8 @@ mod validate;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 /// The control server of the mesh: reads Istio's YAML, serves xDS.
@@ -17,6 +21,9 @@ use tracing_subscriber::EnvFilter;
 struct Line {
     #[command(subcommand)]
     command: Command,
+    /// How to log, on stderr. RUST_LOG says what is logged: everything from `info` up, if nothing else.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    log_format: Format,
 }
 
 #[derive(Debug, Subcommand)]
@@ -25,12 +32,68 @@ enum Command {
     Validate(validate::Args),
     Bootstrap(Box<bootstrap::Args>),
     Status(status::Args),
+    /// Prints the script with which a shell completes this command: `source <(mesh-control completions bash)`.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// How something is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// To be read by people.
+    #[default]
+    Text,
+    /// JSON; one object a line where there are many.
+    Json,
+}
+
+/// The option of a command that prints.
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct Printing {
+    /// How to print: text to read, or JSON.
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    output: Format,
+    /// The same as --output json.
+    #[arg(long, hide = true)]
+    json: bool,
+}
+
+impl Printing {
+    fn format(self) -> Format {
+        if self.json { Format::Json } else { self.output }
+    }
+
+    /// Says that something has happened, as one line.
+    fn say(self, text: &str, json: &impl Serialize) -> io::Result<()> {
+        match self.format() {
+            Format::Text => say(&format!("{text}\n")),
+            Format::Json => say(&format!("{}\n", serde_json::to_string(json)?)),
+        }
+    }
+}
+
+/// The command line, with the names that options have in the environment.
+fn line() -> clap::Command {
+    fn by_environment(command: clap::Command) -> clap::Command {
+        let command = command.mut_args(|option| match option.get_long() {
+            Some(long) if !option.is_hide_set() => {
+                let name = format!("mesh_control_{long}").replace('-', "_").to_ascii_uppercase();
+                option.env(name)
+            }
+            _ => option,
+        });
+        command.mut_subcommands(by_environment)
+    }
+    by_environment(Line::command())
 }
 
 /// Runs the command that the process was started with. The exit code is 0 if it did what it was asked for,
 /// 1 if it could not, 2 if the command line makes no sense.
 pub fn main() -> ExitCode {
-    match run(Line::parse().command) {
+    let line = Line::from_arg_matches(&line().get_matches()).unwrap_or_else(|error| error.exit());
+    match run(line) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("mesh-control: {error:#}");
@@ -39,24 +102,32 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<ExitCode> {
-    match command {
+fn run(line: Line) -> anyhow::Result<ExitCode> {
+    match line.command {
         Command::Serve(args) => {
-            log();
+            log(line.log_format);
             runtime()?.block_on(serve::run(&args))?;
         }
         Command::Validate(args) => return validate::run(&args),
         Command::Bootstrap(args) => bootstrap::run(&args)?,
         Command::Status(args) => runtime()?.block_on(status::run(&args))?,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut self::line(), "mesh-control", &mut script);
+            say(&String::from_utf8_lossy(&script))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Logs to stderr, by `RUST_LOG`, or else from `info` up: stdout is for what was asked for.
-fn log() {
+/// Logs to stderr, by `RUST_LOG`, or else from `info` up.
+fn log(format: Format) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let is_terminal = io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_terminal).with_writer(io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match format {
+        Format::Text => log.with_ansi(io::stderr().is_terminal()).init(),
+        Format::Json => log.json().init(),
+    }
 }
 
 /// Prints what was asked for. Whoever has read enough and closed the pipe (`| head`) is no failure.
@@ -74,12 +145,10 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Line::command().debug_assert();
+        line().debug_assert();
     }
 }

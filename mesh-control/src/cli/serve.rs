@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::say;
-use crate::plane::{Plane, PlaneOptions};
+use super::Printing;
+use crate::plane::{OutboundTrafficPolicy, Plane, PlaneOptions};
 use crate::serve::{Feed, Options, Server, TlsFiles, status};
 
 /// Serves the configuration in a directory over xDS.
@@ -38,6 +39,9 @@ pub(super) struct Args {
     /// SPIFFE id in its certificate.
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     client_ca: Option<PathBuf>,
+    /// What becomes of calls to hosts that no object describes: ALLOW_ANY lets them pass, REGISTRY_ONLY fails them.
+    #[arg(long, value_name = "POLICY", default_value = "ALLOW_ANY", value_parser = outbound_traffic_policy)]
+    outbound_traffic_policy: OutboundTrafficPolicy,
     /// Serves plaintext xDS to other machines, too: whoever reaches the port can read the configuration
     /// and register workloads.
     #[arg(long)]
@@ -51,6 +55,8 @@ pub(super) struct Args {
     /// Ends a client's stream at about this age, so that clients spread over servers again.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     max_stream_age: Option<Duration>,
+    #[command(flatten)]
+    printing: Printing,
 }
 
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
@@ -63,7 +69,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             args.xds_addr
         );
     }
-    let options = PlaneOptions::default().config_dir(&args.config);
+    let options =
+        PlaneOptions::default().config_dir(&args.config).outbound_traffic_policy(args.outbound_traffic_policy);
     let plane = Plane::start(options).with_context(|| format!("cannot read {}", args.config.display()))?;
     let options = Options::default().settle(args.settle).grace(args.grace).max_stream_age(args.max_stream_age);
     let server = Arc::new(Server::new(Feed::of(&plane), Arc::new(plane.clone()), &options));
@@ -71,20 +78,28 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
 
     let cannot = |what: &str, address: SocketAddr| format!("cannot serve {what} on {address}");
     let bound = server.listen(args.xds_addr).await.with_context(|| cannot("xDS", args.xds_addr))?;
-    say(&format!("xds listening on {bound}\n"))?;
+    let listening = |name: &str, address: SocketAddr| {
+        let json = json!({ "listener": name, "address": address });
+        args.printing.say(&format!("{name} listening on {address}"), &json)
+    };
+    listening("xds", bound)?;
     match (&args.tls_cert, &args.tls_key) {
         (Some(cert), Some(key)) => {
             let files = TlsFiles::new(cert, key).client_ca(args.client_ca.clone());
             let bound = server.listen_tls(args.secure_addr, &files).await;
             let bound = bound.with_context(|| cannot("secured xDS", args.secure_addr))?;
-            say(&format!("secured xds listening on {bound}\n"))?;
+            listening("secured xds", bound)?;
         }
-        _ => say("secured xds not listening: no --tls-cert and --tls-key\n")?,
+        _ => {
+            let why = "no --tls-cert and --tls-key";
+            let json = json!({ "listener": "secured xds", "address": null, "reason": why });
+            args.printing.say(&format!("secured xds not listening: {why}"), &json)?;
+        }
     }
     let (bound, status) = status::listen(args.status_addr, server.clone(), Arc::new(plane), stopped)
         .await
         .with_context(|| cannot("status", args.status_addr))?;
-    say(&format!("status listening on {bound}\n"))?;
+    listening("status", bound)?;
 
     signals.next().await;
     let told = Instant::now();
@@ -132,6 +147,15 @@ impl Signals {
 fn address(text: &str) -> Result<SocketAddr, String> {
     let mut addresses = text.to_socket_addrs().map_err(|error| format!("expected HOST:PORT: {error}"))?;
     addresses.next().ok_or_else(|| "this host has no address".to_owned())
+}
+
+/// In Istio's words.
+fn outbound_traffic_policy(text: &str) -> Result<OutboundTrafficPolicy, String> {
+    match text {
+        "ALLOW_ANY" => Ok(OutboundTrafficPolicy::AllowAny),
+        "REGISTRY_ONLY" => Ok(OutboundTrafficPolicy::RegistryOnly),
+        _ => Err("expected ALLOW_ANY or REGISTRY_ONLY".to_owned()),
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

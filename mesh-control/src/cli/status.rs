@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::{Format, Printing};
 use crate::serve::status::Status;
 use crate::serve::{ClientStatus, KindStatus};
 
@@ -16,9 +17,9 @@ pub(super) struct Args {
     /// Where mesh-control serves its status.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
     addr: String,
-    /// Prints the report as JSON, with every name.
-    #[arg(long)]
-    json: bool,
+    /// As JSON, the report has every name.
+    #[command(flatten)]
+    printing: Printing,
 }
 
 /// A report is an answer of a local server: it comes soon or not at all.
@@ -27,12 +28,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_REPORT: u64 = 256 << 20;
 
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let path = if args.json { "/status?names=all" } else { "/status" };
+    let format = args.printing.format();
+    let path = if format == Format::Json { "/status?names=all" } else { "/status" };
     let body = tokio::time::timeout(PATIENCE, get(&args.addr, path)).await;
     let body = body.map_err(|_| anyhow::anyhow!("{}: no answer in {PATIENCE:?}", args.addr))??;
-    let text = match args.json {
-        true => format!("{body}\n"),
-        false => table(&serde_json::from_str(&body).context("not a status report")?),
+    let text = match format {
+        Format::Json => format!("{body}\n"),
+        Format::Text => table(&serde_json::from_str(&body).context("not a status report")?),
     };
     Ok(super::say(&text)?)
 }

@@ -5,71 +5,92 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use serde::Serialize;
 
-use crate::analysis::{Report, validate_dir, validate_scan};
+use super::{Format, Printing};
+use crate::analysis::{Report, validate_scan, validate_scan_for_grpc};
 use crate::config::load::{self, Scan, text_of};
-use crate::config::{Diagnostic, Severity};
+use crate::config::{Code, Diagnostic, Severity};
 
 /// Checks configuration files. The exit code is 1 if there is an error in them.
+///
+/// As JSON, each finding is one line.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// Files and directories; all of them together are one configuration.
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Prints the findings as JSON.
+    /// For whom, besides this project's own library: says what these clients cannot do, too.
+    #[arg(long = "for", value_enum, value_name = "CLIENTS")]
+    clients: Option<Clients>,
+    /// Exits with 1 for warnings, too.
     #[arg(long)]
-    json: bool,
+    deny_warnings: bool,
+    #[command(flatten)]
+    printing: Printing,
+}
+
+/// Clients that can do less than the library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Clients {
+    /// gRPC's own xDS clients.
+    Grpc,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let report = examine(&args.paths)?;
-    let summary = Summary {
-        objects: report.objects,
-        errors: report.count(Severity::Error),
-        warnings: report.count(Severity::Warning),
-        diagnostics: &report.diagnostics,
-    };
-    match args.json {
-        true => super::say(&format!("{}\n", serde_json::to_string_pretty(&summary)?))?,
-        false => super::say(&text(&summary))?,
+    let report = examine(&args.paths, args.clients)?;
+    match args.printing.format() {
+        Format::Json => {
+            let mut lines = String::new();
+            for finding in &report.diagnostics {
+                lines += &format!("{}\n", serde_json::to_string(finding)?);
+            }
+            super::say(&lines)?;
+        }
+        Format::Text => super::say(&text(&report))?,
     }
-    Ok(if summary.errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let worst = if args.deny_warnings { Severity::Warning } else { Severity::Error };
+    let is_fine = report.diagnostics.iter().all(|finding| finding.severity < worst);
+    Ok(if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What asks for nothing is one line each; the rest comes with its place in the file.
-fn text(summary: &Summary<'_>) -> String {
+fn text(report: &Report) -> String {
     let mut text = String::new();
-    for finding in summary.diagnostics {
+    for finding in &report.diagnostics {
         match finding.severity {
             Severity::Info => text += &format!("{finding}\n"),
             Severity::Warning | Severity::Error => text += &format!("{}\n\n", finding.render().trim_end()),
         }
     }
     let count = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
-    let Summary { objects, errors, warnings, .. } = *summary;
-    text + &format!("{}: {}, {}\n", count(objects, "object"), count(errors, "error"), count(warnings, "warning"))
+    let (errors, warnings) = (report.count(Severity::Error), report.count(Severity::Warning));
+    text + &format!("{}: {}, {}\n", count(report.objects, "object"), count(errors, "error"), count(warnings, "warning"))
 }
 
-#[derive(Serialize)]
-struct Summary<'a> {
-    objects: usize,
-    errors: usize,
-    warnings: usize,
-    diagnostics: &'a [Diagnostic],
-}
-
-fn examine(paths: &[PathBuf]) -> anyhow::Result<Report> {
+fn examine(paths: &[PathBuf], clients: Option<Clients>) -> anyhow::Result<Report> {
+    let mut scan = Scan::default();
     if let [path] = paths
         && path.is_dir()
     {
-        return validate_dir(path).with_context(|| format!("cannot read {}", path.display()));
+        scan = load::scan(path).with_context(|| format!("cannot read {}", path.display()))?;
+        say_if_empty(path, scan.files.len(), &mut scan.diagnostics);
+    } else {
+        for path in paths {
+            read(path, &mut scan)?;
+        }
     }
-    let mut scan = Scan::default();
-    for path in paths {
-        read(path, &mut scan)?;
+    Ok(match clients {
+        None => validate_scan(scan),
+        Some(Clients::Grpc) => validate_scan_for_grpc(scan),
+    })
+}
+
+fn say_if_empty(dir: &Path, files: usize, found: &mut Vec<Diagnostic>) {
+    if files == 0 {
+        let message = "nothing to check: the directory has no file *.yaml, *.yml or *.json";
+        let name = dir.display().to_string();
+        found.push(Diagnostic::of_file(name, Severity::Warning, Code::File, message));
     }
-    Ok(validate_scan(scan))
 }
 
 fn read(path: &Path, into: &mut Scan) -> anyhow::Result<()> {
@@ -79,6 +100,7 @@ fn read(path: &Path, into: &mut Scan) -> anyhow::Result<()> {
         return Ok(());
     }
     let scan = load::scan(path).with_context(context)?;
+    say_if_empty(path, scan.files.len(), &mut into.diagnostics);
     into.diagnostics.extend(scan.diagnostics);
     let files = scan.files.into_iter();
     into.files.extend(files.map(|(name, text)| (path.join(&*name).display().to_string().into(), text)));
@@ -106,7 +128,7 @@ mod tests {
             "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web}\nspec: {host: web}\n",
         );
         let bad = write("bad.yaml", "kind: [\n");
-        let examine = |paths: &[&PathBuf]| examine(&paths.iter().map(|path| (*path).clone()).collect::<Vec<_>>());
+        let examine = |paths: &[&PathBuf]| examine(&paths.iter().map(|path| (*path).clone()).collect::<Vec<_>>(), None);
         let both = examine(&[&service, &rule]).expect("readable");
         assert_eq!((both.objects, both.diagnostics), (2, vec![]));
         assert!(!examine(&[&rule]).expect("readable").diagnostics.is_empty(), "a rule for nobody");

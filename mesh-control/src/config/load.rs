@@ -240,6 +240,12 @@ impl Store {
         Loaded { objects, diagnostics }
     }
 
+    /// Files of which there is nothing to say, because there is nothing in them.
+    pub fn silent_files(&self) -> impl Iterator<Item = &Arc<str>> {
+        let silent = |file: &FileState| file.good.is_empty() && file.diagnostics.is_empty();
+        self.files.iter().filter(move |(_, file)| silent(file)).map(|(name, _)| name)
+    }
+
     fn raise(&mut self, what: String) -> bool {
         let message = format!("{what}; the last good state stays");
         let alarm = Diagnostic::of_file("", Severity::Error, Code::Vanished, message);

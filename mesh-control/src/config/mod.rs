@@ -1,6 +1,6 @@
 //! Istio's YAML, typed, with the place of everything in its file.
 //!
-//! `node` reads text into a tree with positions, `decode` types it, `istio/` has one file for each kind,
+//! `node` reads text into a tree with positions, `decode` types it, `locate` finds a field again, `istio/` has one file for each kind,
 //! `file` makes objects of a text, `load` keeps the last good state of a directory.
 
 #![warn(clippy::indexing_slicing, clippy::string_slice)]
@@ -10,6 +10,7 @@ pub mod diagnostic;
 pub mod file;
 pub mod istio;
 pub mod load;
+pub mod locate;
 pub mod node;
 pub mod support;
 pub mod watch;

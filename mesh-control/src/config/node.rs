@@ -162,7 +162,7 @@ fn unreadable(source: &Source, message: &str) -> Diagnostic {
 }
 
 fn syntax_error(source: &Source, error: &serde_saphyr::Error) -> Diagnostic {
-    let span = error.location().map(|location| placed(span_of(location), &source.text)).unwrap_or_default();
+    let mut span = error.location().map(|location| placed(span_of(location), &source.text)).unwrap_or_default();
     let options = serde_saphyr::render_options! {
         formatter: &serde_saphyr::UserMessageFormatter,
         snippets: serde_saphyr::SnippetMode::Off,
@@ -171,8 +171,31 @@ fn syntax_error(source: &Source, error: &serde_saphyr::Error) -> Diagnostic {
     // The position is a part of the diagnostic: the parser's own would say it twice.
     let message = text.lines().next().unwrap_or("not YAML");
     let message = message.split_once(" at line ").map_or(message, |(message, _)| message);
-    let message = in_words(message.trim_start_matches("error: "));
+    let mut message = in_words(message.trim_start_matches("error: "));
+    if message.contains("tab")
+        && let Some(tab) = tab_in_indentation(&source.text, span.line)
+    {
+        (span, message) = (tab, "a tab in the indentation; YAML takes spaces only".to_owned());
+    }
     Diagnostic::at(&Origin { source: source.clone(), span }, Severity::Error, Code::Syntax, message)
+}
+
+/// The first tab before the words of a line, from this line on: the scanner may notice it a token earlier, in the line
+/// before.
+fn tab_in_indentation(text: &str, from: u32) -> Option<Span> {
+    let mut start = 0;
+    for (line, content) in (1..).zip(text.split_inclusive('\n')) {
+        let indentation = content.len() - content.trim_start_matches([' ', '\t']).len();
+        if line >= from
+            && let Some(tab) = content.get(..indentation).and_then(|indentation| indentation.find('\t'))
+        {
+            let small = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+            let (start, column) = (small(start + tab), small(tab + 1));
+            return Some(Span { line, column, start, end: start.saturating_add(1) });
+        }
+        start += content.len();
+    }
+    None
 }
 
 /// The limits in words: the parser has the names of its own fields for them.

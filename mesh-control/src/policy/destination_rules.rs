@@ -97,6 +97,11 @@ impl DestinationRules {
         own.or_else(|| exported(service_namespace)).or_else(|| exported(ROOT_NAMESPACE))
     }
 
+    /// Whether any rule, whoever it is for, is for this host.
+    pub fn describes(&self, host: &str) -> bool {
+        self.by_namespace.values().flatten().any(|rule| covers(&rule.host, host))
+    }
+
     fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<MergedRule>> {
         self.by_namespace.get(namespace).into_iter().flatten()
     }

@@ -7,6 +7,7 @@
 pub mod compile;
 pub mod delegate;
 pub mod destination_rules;
+pub mod outbound;
 pub mod retry;
 pub mod route;
 pub mod text;
@@ -21,6 +22,7 @@ use crate::config::{Diagnostic, Objects};
 use crate::registry::host::{candidates, split_port};
 use crate::registry::{Service, ServiceId, ServicePort, Services};
 use destination_rules::{DestinationRules, MergedRule};
+use outbound::OutboundTrafficPolicy;
 use route::{Action, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, Route, Target};
 use traffic::TrafficPolicy;
 use view::View;
@@ -35,6 +37,8 @@ pub struct Policy {
     pub virtual_services: VirtualServices,
     /// The rules on how to call.
     pub destination_rules: DestinationRules,
+    /// What becomes of calls to hosts that none of them describes.
+    pub outbound: OutboundTrafficPolicy,
     label_keys: BTreeSet<String>,
     /// Host and subset of every destination that some rule names.
     destinations: HashSet<(Arc<str>, Arc<str>)>,
@@ -77,12 +81,13 @@ impl Policy {
         let (destination_rules, conflicts) = DestinationRules::new(&objects.destination_rules);
         found.extend(conflicts);
         let label_keys = virtual_services.label_keys.union(&destination_rules.label_keys).cloned().collect();
+        let outbound = OutboundTrafficPolicy::default();
         let destinations = virtual_services.destinations().flat_map(|(host, subset, namespace)| {
             let real = services.real(&host, namespace);
             [Some(host.into()), real].into_iter().flatten().map(move |host| (host, subset.clone()))
         });
         let destinations = destinations.collect();
-        (Policy { services, virtual_services, destination_rules, label_keys, destinations }, found)
+        (Policy { services, virtual_services, destination_rules, outbound, label_keys, destinations }, found)
     }
 
     /// A client, reduced to what can change what it is told.

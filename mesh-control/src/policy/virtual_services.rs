@@ -116,6 +116,11 @@ impl VirtualServices {
             .is_some_and(|entry| entry.hosts.iter().any(|pattern| pattern != "*" && covers(pattern, host)))
     }
 
+    /// Whether any object, whoever sees it, has this host among its own.
+    pub fn describes(&self, host: &str) -> bool {
+        self.exact.contains_key(host) || self.wildcards.iter().any(|(pattern, _)| covers(pattern, host))
+    }
+
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.entries.iter()

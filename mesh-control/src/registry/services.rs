@@ -140,6 +140,11 @@ impl Services {
         self.best(self.aliases.get(host)?, client_namespace)
     }
 
+    /// Whether any service, whoever sees it, answers to this full host name.
+    pub fn describes(&self, host: &str) -> bool {
+        self.by_host.contains_key(host) || self.wildcards.iter().any(|(pattern, _)| host::covers(pattern, host))
+    }
+
     fn best(&self, ids: &[ServiceId], client_namespace: &str) -> Option<(ServiceId, &Arc<Service>)> {
         ids.iter()
             .filter_map(|id| Some((*id, self.all.get(id.0)?)))

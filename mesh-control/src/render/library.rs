@@ -26,14 +26,14 @@ use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
 
 use super::endpoints::{dns_assignment, single_assignment};
 use super::proto::{FAULT_FILTER, ads, any, duration, number, regex};
-use super::{Found, fault, found_by, http_options, tls};
+use super::{Found, PASSTHROUGH, callers_http, fault, found_by, http_options, tls};
 use crate::policy::Cluster;
 use crate::policy::route::{
     Action, Backoff, Body, Changes, Condition, Forward, HeaderChanges, PathRewrite, RedirectTo, Response, Retry,
     RetryOn, Route,
 };
 use crate::policy::text::TextMatch;
-use crate::policy::traffic::{Balancer, ConnectionPool, Limit, LocalOrigin, OutlierDetection};
+use crate::policy::traffic::{Balancer, CONNECT_TIMEOUT, ConnectionPool, Limit, LocalOrigin, OutlierDetection};
 use crate::registry::WrittenEndpoint;
 
 /// Istio answers with up to 1 MiB; Envoy's own limit is 4 KiB.
@@ -301,6 +301,18 @@ pub(super) fn render_cluster(seen: &Cluster<'_>, written: &[(&WrittenEndpoint, u
     };
     rendered.cluster_discovery_type = Some(ClusterDiscoveryType::Type(discovery.into()));
     rendered
+}
+
+/// The cluster of calls that go where their own authority says, over the HTTP that they came in.
+pub(super) fn passthrough() -> cluster::Cluster {
+    cluster::Cluster {
+        name: PASSTHROUGH.to_owned(),
+        connect_timeout: Some(duration(CONNECT_TIMEOUT)),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst.into())),
+        lb_policy: LbPolicy::ClusterProvided.into(),
+        typed_extension_protocol_options: callers_http(),
+        ..Default::default()
+    }
 }
 
 fn lb_policy(balancer: Balancer) -> LbPolicy {

@@ -1,6 +1,7 @@
 //! Listeners: a client's, which only names its routes, and a server's.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
@@ -9,7 +10,8 @@ use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
 
-use super::proto::{ads, any, http_filters, socket_address};
+use super::PASSTHROUGH;
+use super::proto::{ads, any, duration, http_filters, socket_address};
 
 /// What names of server listeners start with (Istio: grpc_bootstrap.go).
 pub const SERVER_PREFIX: &str = "xds.istio.io/grpc/lds/inbound/";
@@ -23,6 +25,45 @@ pub fn client(name: &str, routes: &str, with_faults: bool) -> pb::Listener {
             route_config_name: routes.to_owned(),
         })),
         http_filters: http_filters(with_faults),
+        ..Default::default()
+    };
+    pb::Listener {
+        name: name.to_owned(),
+        api_listener: Some(pb::ApiListener { api_listener: Some(any(&manager)) }),
+        ..Default::default()
+    }
+}
+
+/// The listener of a host that nothing describes: every request goes on to where it asks for. The route has Istio's name.
+pub fn passing_by(name: &str) -> pb::Listener {
+    const ALLOW_ANY: &str = "allow_any";
+    let everything = route::Route {
+        name: ALLOW_ANY.to_owned(),
+        r#match: Some(route::RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+            ..Default::default()
+        }),
+        action: Some(route::route::Action::Route(route::RouteAction {
+            cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(PASSTHROUGH.to_owned())),
+            // Without a value Envoy's own default of 15 s would hold.
+            timeout: Some(duration(Duration::ZERO)),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    let manager = hcm::HttpConnectionManager {
+        stat_prefix: ALLOW_ANY.to_owned(),
+        route_specifier: Some(RouteSpecifier::RouteConfig(route::RouteConfiguration {
+            name: ALLOW_ANY.to_owned(),
+            virtual_hosts: vec![route::VirtualHost {
+                name: ALLOW_ANY.to_owned(),
+                domains: vec!["*".to_owned()],
+                routes: vec![everything],
+                ..Default::default()
+            }],
+            ..Default::default()
+        })),
+        http_filters: http_filters(false),
         ..Default::default()
     };
     pb::Listener {

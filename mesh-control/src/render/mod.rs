@@ -42,6 +42,9 @@ use crate::registry::{Discovery, ServiceEndpoints, WrittenEndpoint};
 /// The cluster of calls that go nowhere, by Istio's name.
 pub const BLACK_HOLE: &str = "BlackHoleCluster";
 
+/// The cluster of calls to hosts that nothing describes, by Istio's name: each goes where its own authority says.
+pub const PASSTHROUGH: &str = "PassthroughCluster";
+
 /// A resource, what the client cannot do of what it means, and what of it was refused.
 #[derive(Clone, Debug)]
 pub struct Rendered {
@@ -82,10 +85,20 @@ impl Degraded {
         Degraded { object: meta.id(), field: field.to_owned(), message, origin: meta.origin.clone() }
     }
 
+    /// The rule that asks for it, and the path of the field.
+    pub fn place(&self) -> (&Origin, &str) {
+        (&self.origin, &self.field)
+    }
+
     /// As a finding.
     pub fn diagnostic(&self) -> Diagnostic {
+        self.diagnostic_at(&self.origin)
+    }
+
+    /// As a finding at this place.
+    pub fn diagnostic_at(&self, origin: &Origin) -> Diagnostic {
         let message = format!("a gRPC client cannot do this: {}", self.message);
-        Diagnostic::at(&self.origin, Severity::Warning, Code::Degraded, message)
+        Diagnostic::at(origin, Severity::Warning, Code::Degraded, message)
             .object(self.object.clone())
             .field(self.field.as_str())
     }
@@ -135,7 +148,11 @@ pub fn render_listener(policy: &Policy, class: ClientClass, view: &View, name: &
         let bound = listener::bound_address(name)?;
         return Some(plain(encode(name, &listener::server(name, bound))));
     }
-    let address = policy.resolve(name, view)?;
+    let Some(address) = policy.resolve(name, view) else {
+        // A gRPC client that asks for a listener cannot look the name up instead.
+        let passes = class == ClientClass::Library && policy.passes_by(name, view);
+        return passes.then(|| plain(encode(name, &listener::passing_by(name))));
+    };
     let routes = policy.routes(&address, view);
     let with_faults = routes.iter().any(|route| has_fault(route, class));
     let encoded = encode(name, &listener::client(name, &routes_name(&address), with_faults));
@@ -184,6 +201,9 @@ pub fn render_cluster(policy: &Policy, class: ClientClass, view: &View, name: &s
     }
     if name == BLACK_HOLE {
         return Some(plain(encode(name, &nowhere(name))));
+    }
+    if name == PASSTHROUGH && class == ClientClass::Library {
+        return Some(plain(encode(name, &library::passthrough())));
     }
     let key = ClusterKey::parse(name)?;
     let is_destination = policy.is_destination(&key);
@@ -363,7 +383,25 @@ fn http_options(seen: &Cluster<'_>) -> HashMap<String, Any> {
         })),
         ..Default::default()
     };
-    [("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(), proto::any(&options))].into()
+    extension_options(&options)
+}
+
+/// HTTP/1.1 or HTTP/2, as the caller has it.
+fn callers_http() -> HashMap<String, Any> {
+    use upstream::http_protocol_options::{UpstreamProtocolOptions, UseDownstreamHttpConfig};
+    let as_caller = UseDownstreamHttpConfig {
+        http_protocol_options: Some(Default::default()),
+        http2_protocol_options: Some(Default::default()),
+        ..Default::default()
+    };
+    extension_options(&upstream::HttpProtocolOptions {
+        upstream_protocol_options: Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(as_caller)),
+        ..Default::default()
+    })
+}
+
+fn extension_options(options: &upstream::HttpProtocolOptions) -> HashMap<String, Any> {
+    [("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(), proto::any(options))].into()
 }
 
 /// Transport security, where a rule asks for it. It is not built yet: a client that is told of it must

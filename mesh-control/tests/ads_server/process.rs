@@ -120,7 +120,7 @@ async fn serve_prints_its_addresses_serves_reports_and_stops_on_a_signal() {
         assert!(start.elapsed() < PATIENCE, "{table} {}", text(&out.stderr));
     };
     assert!(table.starts_with("mesh-control ") && table.contains("1 service, 1 client,"), "{table}");
-    let json = output(&["status", "--addr", &status, "--json"]);
+    let json = output(&["status", "--addr", &status, "-o", "json"]);
     assert!(serde_json::from_slice::<serde_json::Value>(&json.stdout).is_ok());
 
     control.signal("TERM");
@@ -181,9 +181,12 @@ fn validate_says_what_is_wrong_and_where_and_exits_with_it() {
     let out = output(&["validate", path.to_str().unwrap()]);
     assert_eq!(out.status.code(), Some(1));
     assert!(text(&out.stdout).contains("ninety"), "{}", text(&out.stdout));
-    let out = output(&["validate", "--json", path.to_str().unwrap()]);
-    let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
-    assert_eq!((report["errors"].as_u64(), report["diagnostics"][0]["line"].as_u64()), (Some(1), Some(5)));
+    std::fs::write(&path, SHOP.replace("port: 9080", "port: ninety") + "---\nkind: x\n").unwrap();
+    let out = output(&["validate", "-o", "json", path.to_str().unwrap()]);
+    let lines = text(&out.stdout);
+    let findings: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let at: Vec<_> = findings.iter().map(|finding| (finding["severity"].as_str(), finding["line"].as_u64())).collect();
+    assert_eq!(at, [(Some("error"), Some(5)), (Some("error"), Some(7))], "{lines}");
     assert_eq!(output(&["validate", "no/such/file.yaml"]).status.code(), Some(1));
 }
 
@@ -205,4 +208,147 @@ fn bootstrap_writes_what_it_would_print() {
     let written = output(&["bootstrap", "--name", "web", "--namespace", "shop", "--out", path.to_str().unwrap()]);
     assert!(printed.status.success() && written.status.success() && written.stdout.is_empty());
     assert_eq!(std::fs::read(path).unwrap(), printed.stdout);
+}
+
+/// Runs `validate` on one file of this content.
+fn validate(text: &str, options: &[&str]) -> Output {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.yaml");
+    std::fs::write(&path, text).unwrap();
+    output(&[&["validate", path.to_str().unwrap()], options].concat())
+}
+
+#[test]
+fn warnings_fail_a_validation_where_asked_to() {
+    let lonely = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a}\nspec: {host: b}\n";
+    assert_eq!(validate(lonely, &[]).status.code(), Some(0));
+    assert_eq!(validate(lonely, &["--deny-warnings"]).status.code(), Some(1));
+    assert_eq!(validate(SHOP, &["--deny-warnings"]).status.code(), Some(0));
+}
+
+#[test]
+fn a_request_that_would_fail_for_a_name_that_nobody_has_is_an_error() {
+    let rule = |destination: &str| {
+        format!(
+            "{SHOP}---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: r, namespace: shop}}\n\
+             spec: {{hosts: [reviews], http: [{{route: [{{destination: {destination}}}]}}]}}\n"
+        )
+    };
+    for (destination, code) in [
+        ("{host: reviews}", 0),
+        ("{host: reveiws}", 1),
+        ("{host: reviews, subset: v1}", 1),
+        ("{host: reviews.shoop.svc.cluster.local}", 1),
+        ("{host: reviews, port: {number: 80}}", 1),
+    ] {
+        let out = validate(&rule(destination), &[]);
+        assert_eq!(out.status.code(), Some(code), "{destination}: {}", text(&out.stdout));
+    }
+}
+
+#[test]
+fn what_grpc_clients_cannot_do_is_said_where_asked_for_and_at_its_field() {
+    let rule = format!(
+        "{SHOP}---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: r, namespace: shop}}\n\
+         spec:\n  hosts: [reviews]\n  http:\n  - match: [{{uri: {{prefix: /a}}}}]\n    rewrite:\n      uri: /b\n    \
+         route: [{{destination: {{host: reviews}}}}]\n"
+    )
+    .replace("name: http", "name: grpc");
+    let plain = validate(&rule, &["-o", "json"]);
+    assert_eq!(text(&plain.stdout), "", "nothing is wrong for the library");
+    let out = text(&validate(&rule, &["-o", "json", "--for", "grpc"]).stdout);
+    let finding: serde_json::Value = serde_json::from_str(out.trim()).expect(&out);
+    assert_eq!((finding["code"].as_str(), finding["field"].as_str()), (Some("degraded"), Some("http[0].rewrite")));
+    let line = rule.lines().position(|line| line.contains("rewrite:")).unwrap() as u64 + 1;
+    assert_eq!((finding["line"].as_u64(), finding["column"].as_u64()), (Some(line), Some(5)));
+}
+
+#[test]
+fn an_empty_file_or_directory_says_so() {
+    for nothing in ["", "\n\n", "---\n---\n", "# a comment\n"] {
+        let out = validate(nothing, &["--deny-warnings"]);
+        assert_eq!(out.status.code(), Some(1), "{nothing:?}");
+        assert!(text(&out.stdout).contains("t.yaml: warning[file]: nothing to check: no object is in it"), "{out:?}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().to_str().unwrap();
+    let out = output(&["validate", dir]);
+    assert!(text(&out.stdout).contains("nothing to check: the directory has no file"), "{out:?}");
+    let out = output(&["validate", dir, "--deny-warnings"]);
+    assert_eq!(out.status.code(), Some(1));
+}
+
+#[test]
+fn a_tab_is_shown_where_it_stands() {
+    for (before, tabbed, after) in [
+        ("apiVersion: v1\nkind: Service\nmetadata:\n", "\tname: a", "\nspec: {}\n"),
+        ("apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports:\n", "\t- port: 80", "\n"),
+        ("apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  selector:\n    app: x\n", "\tports: []", "\n"),
+        ("apiVersion: v1\nkind: Service\nmetadata:\n  name: a\n  labels:\n", "  \tapp: b", "\nspec: {}\n"),
+    ] {
+        let out = validate(&format!("{before}{tabbed}{after}"), &["-o", "json"]);
+        let out = text(&out.stdout);
+        let finding: serde_json::Value = serde_json::from_str(out.lines().next().unwrap()).unwrap();
+        let line = before.lines().count() as u64 + 1;
+        assert_eq!(finding["line"].as_u64(), Some(line), "{tabbed:?}: {finding}");
+        assert!(finding["message"].as_str().unwrap().contains("tab"), "{finding}");
+    }
+}
+
+#[test]
+fn serve_says_its_addresses_and_logs_as_json_where_asked_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut control = Control::start(dir.path(), &["-o", "json", "--log-format", "json"]);
+    for name in ["xds", "secured xds", "status"] {
+        let line: serde_json::Value = serde_json::from_str(&control.line()).unwrap();
+        assert_eq!(line["listener"], name);
+        assert_eq!(line["address"].is_string(), name != "secured xds", "{line}");
+    }
+    let mut command = command(&["serve", "--config", "no/such/directory", "--log-format", "json"]);
+    assert_eq!(command.output().unwrap().status.code(), Some(1));
+}
+
+#[test]
+fn a_log_is_lines_of_json_where_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.yaml"), SHOP.replace("ports", "prots")).unwrap();
+    let free = "127.0.0.1:0";
+    let mut command = command(&["serve", "--log-format", "json"]);
+    command.env("MESH_CONTROL_CONFIG", dir.path()).env("MESH_CONTROL_XDS_ADDR", free);
+    command.env("MESH_CONTROL_STATUS_ADDR", free).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut control = Control { stdout: BufReader::new(child.stdout.take().unwrap()), child };
+    control.address("xds listening on ");
+    let mut line = String::new();
+    log.read_line(&mut line).unwrap();
+    let line: serde_json::Value = serde_json::from_str(&line).expect(&line);
+    assert_eq!(line["level"], "ERROR");
+    assert!(line["fields"]["message"].as_str().unwrap().starts_with("a.yaml:5:7: error"), "{line}");
+}
+
+#[test]
+fn options_come_from_the_environment_too_and_the_command_line_wins() {
+    let mut command = command(&["bootstrap", "--name", "web"]);
+    let out = command.env("MESH_CONTROL_NAME", "other").env("MESH_CONTROL_NAMESPACE", "shop").output().unwrap();
+    let bootstrap: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(bootstrap["node"]["cluster"], "web.shop");
+}
+
+#[test]
+fn shells_are_given_completions() {
+    for shell in ["bash", "zsh", "fish"] {
+        let out = output(&["completions", shell]);
+        assert!(out.status.success());
+        let script = text(&out.stdout);
+        assert!(script.contains("mesh-control") && script.contains("deny-warnings"), "{shell}");
+    }
+}
+
+#[test]
+fn bootstrap_for_istiod_names_a_node_type_that_istiod_knows() {
+    let out = output(&["bootstrap", "--for", "istiod", "--name", "web", "--namespace", "shop"]);
+    let bootstrap: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(bootstrap["node"]["id"], "sidecar~127.0.0.1~web.shop~shop.svc.cluster.local");
+    assert_eq!(bootstrap["node"]["metadata"]["GENERATOR"], "grpc");
 }

@@ -41,32 +41,71 @@ fn destinations_that_do_not_exist_are_named() {
     check(
         &vs("  - route: [{destination: {host: nobody}}]\n"),
         &[
-            "t.yaml:7:34: warning[unknown-reference]: VirtualService default/web: http[0].route[0].destination.host: no service is called nobody.default.svc.cluster.local",
+            "t.yaml:7:34: error[unknown-reference]: VirtualService default/web: http[0].route[0].destination.host: no service is called nobody.default.svc.cluster.local",
         ],
     );
     check(
         &vs("  - route: [{destination: {host: web.default}}]\n"),
         &[
-            "t.yaml:7:34: warning[unknown-reference]: VirtualService default/web: http[0].route[0].destination.host: no service is called web.default; web.default.svc.cluster.local is",
+            "t.yaml:7:34: error[unknown-reference]: VirtualService default/web: http[0].route[0].destination.host: no service is called web.default; web.default.svc.cluster.local is",
         ],
     );
     check(
         &vs("  - route: [{destination: {host: web, subset: v9}}]\n"),
         &[
-            "t.yaml:7:47: warning[unknown-reference]: VirtualService default/web: http[0].route[0].destination.subset: `v9` is no subset: web.default.svc.cluster.local has the subsets v1",
+            "t.yaml:7:47: error[unknown-reference]: VirtualService default/web: http[0].route[0].destination.subset: `v9` is no subset: web.default.svc.cluster.local has the subsets v1; did you mean `v1`?",
         ],
     );
     check(
         &vs("  - route: [{destination: {host: web, port: {number: 81}}}]\n"),
         &[
-            "t.yaml:7:45: warning[unknown-reference]: VirtualService default/web: http[0].route[0].destination.port: web.default.svc.cluster.local has no port 81, only 80",
+            "t.yaml:7:45: error[unknown-reference]: VirtualService default/web: http[0].route[0].destination.port: web.default.svc.cluster.local has no port 81, only 80",
         ],
     );
     // Of several ports, the one that is being addressed is taken; here there is none of that number.
     check(
         &vs("  - route: [{destination: {host: two}}]\n"),
         &[
-            "t.yaml:7:27: warning[unknown-reference]: VirtualService default/web: http[0].route[0].destination.port: two.default.svc.cluster.local has no port 80, only 8080, 9090",
+            "t.yaml:7:27: error[unknown-reference]: VirtualService default/web: http[0].route[0].destination.port: two.default.svc.cluster.local has no port 80, only 8080, 9090",
+        ],
+    );
+}
+
+#[test]
+fn a_mistyped_name_is_answered_with_the_one_that_was_meant() {
+    let elsewhere = "apiVersion: v1\nkind: Service\nmetadata: {name: cart, namespace: shop}\nspec: {ports: [{port: 80, name: http}]}\n---\n\
+                     apiVersion: v1\nkind: Service\nmetadata: {name: own, namespace: shop, annotations: {networking.istio.io/exportTo: '.'}}\nspec: {ports: [{port: 80, name: http}]}\n";
+    for (destination, expected) in [
+        ("{host: wbe}", "; did you mean `web`?"),
+        ("{host: web, subset: v2}", "; did you mean `v1`?"),
+        (
+            "{host: cart}",
+            "no service is called cart.default.svc.cluster.local; did you mean `cart.shop.svc.cluster.local`?",
+        ),
+        ("{host: cart.shpo.svc.cluster.local}", "; did you mean `cart.shop.svc.cluster.local`?"),
+        ("{host: carts.shop.svc.cluster.local}", "; did you mean `cart.shop.svc.cluster.local`?"),
+        (
+            "{host: own.shop.svc.cluster.local}",
+            "Service shop/own (elsewhere.yaml:6) is not exported to namespace default",
+        ),
+        ("{host: something-else}", "no service is called something-else.default.svc.cluster.local"),
+    ] {
+        let text = vs(&format!("  - route: [{{destination: {destination}}}]\n"));
+        let found = validate([("0.yaml", SERVICES), ("elsewhere.yaml", elsewhere), ("t.yaml", text.as_str())]);
+        let said: Vec<&str> = found.iter().map(|finding| finding.message.as_str()).collect();
+        assert_eq!(said.len(), 1, "{destination}: {said:?}");
+        assert!(said[0].ends_with(expected), "{destination}: {said:?}");
+    }
+}
+
+#[test]
+fn the_same_destination_twice_is_named() {
+    check(
+        &vs(
+            "  - route:\n    - {destination: {host: web}, weight: 1}\n    - {destination: {host: web, subset: v1}, weight: 1}\n    - {destination: {host: web.default.svc.cluster.local}, weight: 1}\n",
+        ),
+        &[
+            "t.yaml:10:21: warning[duplicate]: VirtualService default/web: http[0].route[2].destination: the same destination as route[0]: their weights add up",
         ],
     );
 }
@@ -162,7 +201,11 @@ fn what_istio_itself_refuses_is_refused() {
         ("  - {directResponse: {status: 200, body: {bytes: '?'}}}\n", "not base64"),
         (
             "  - {match: [{uri: {regex: '('}}], redirect: {uri: /}}\n",
-            "match[0].uri.regex: `(` is not a regular expression",
+            "match[0].uri.regex: `(` is not a regular expression: unclosed group",
+        ),
+        (
+            "  - {match: [{uri: {regex: 'a(?=b)'}}], redirect: {uri: /}}\n",
+            "`a(?=b)` is not a regular expression: look-around, including look-ahead and look-behind, is not supported",
         ),
         ("  - {match: [{uri: {exact: a, prefix: b}}], redirect: {uri: /}}\n", "only one of exact, prefix and regex"),
         ("  - {match: [{headers: {'a b': {}}}], redirect: {uri: /}}\n", "`a b` is not the name of a header"),

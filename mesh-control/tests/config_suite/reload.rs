@@ -25,7 +25,8 @@ fn options(dir: &Path) -> PlaneOptions {
 }
 
 fn knows(plane: &Plane, name: &str) -> bool {
-    Seen::new(plane, client("default")).get(Kind::Listener, &format!("{name}:80")).is_some()
+    let cluster = format!("outbound|80||{name}.default.svc.cluster.local");
+    Seen::new(plane, client("default")).get(Kind::Cluster, &cluster).is_some()
 }
 
 #[tokio::test]

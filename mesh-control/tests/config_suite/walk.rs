@@ -4,6 +4,7 @@ use crate::support::{Seen, address_of, client, grpc_client, plane_of, workload};
 use envoy_types::pb::envoy::config::route::v3::route::Action;
 use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use mesh_control::catalog::{Catalog, Kind};
+use mesh_control::plane::{OutboundTrafficPolicy, Plane, PlaneOptions};
 use mesh_control::registry::Health;
 
 #[test]
@@ -75,7 +76,6 @@ fn names_that_mean_nothing_are_nothing() {
     let snapshot = plane.snapshot();
     for class in [client("default"), grpc_client("default")] {
         for (kind, name) in [
-            (Kind::Listener, "nowhere:80"),
             (Kind::Listener, "catalog:9"),
             (Kind::Listener, "catalog:8080:8080"),
             (Kind::Listener, ""),
@@ -92,6 +92,12 @@ fn names_that_mean_nothing_are_nothing() {
             assert!(snapshot.resource(&class, kind, name).is_none(), "{kind:?} {name:?}");
         }
     }
+    // A gRPC client has no other way to a name than ours; the library looks it up itself.
+    assert!(snapshot.resource(&grpc_client("default"), Kind::Listener, "nowhere:80").is_none());
+    assert!(snapshot.resource(&client("default"), Kind::Listener, "nowhere:80").is_some());
+    let closed = PlaneOptions::default().outbound_traffic_policy(OutboundTrafficPolicy::RegistryOnly);
+    let closed = Plane::of_texts(closed).snapshot();
+    assert!(closed.resource(&client("default"), Kind::Listener, "nowhere:80").is_none());
 }
 
 #[test]

@@ -30,6 +30,10 @@ use crate::uri::{edit, to_http1};
 /// the client's own error as its cause, and is tried at another endpoint where it says that nothing was sent: the
 /// connection was refused, or the stream.
 ///
+/// `https` to a host outside of the mesh, one that the configuration lets pass without describing it, is the other
+/// client's own TLS, by the host's name. To any other host it fails with `Security`, since the request goes to an
+/// endpoint's address, and the mesh secures connections itself.
+///
 /// The other client is given the endpoint's address in the URI, and the authority in `Host`. Over HTTP/1.1 that is what the
 /// server sees; over HTTP/2 such a client makes the address `:authority`, beside `host`: where the server goes by its
 /// name, use the mesh's own client.
@@ -108,8 +112,10 @@ where
         // The service that was polled ready is the one to call; its clone takes its place.
         let clone = self.inner.clone();
         let ready = std::mem::replace(&mut self.inner, clone.clone());
-        let transport = OtherClient { ready: Some(ready), inner: clone };
         let (head, body) = request.into_parts();
+        let is_https = head.uri.scheme() == Some(&Scheme::HTTPS);
+        let scheme = if is_https { Scheme::HTTPS } else { Scheme::HTTP };
+        let transport = OtherClient { ready: Some(ready), inner: clone, scheme };
         outbound::send(&self.context, transport, head, Body::new(body))
     }
 }
@@ -120,6 +126,8 @@ struct OtherClient<S> {
     ready: Option<S>,
     /// For the ones after it.
     inner: S,
+    /// `https` comes this far only on its way to a host outside of the mesh.
+    scheme: Scheme,
 }
 
 impl<S, R> Transport for OtherClient<S>
@@ -132,6 +140,7 @@ where
     type Error = S::Error;
     type Exchange = S::Future;
     const READS_EXTENSIONS: bool = true;
+    const SPEAKS_TLS: bool = true;
 
     /// What the authority was stays in `Host`; the version is the other client's to choose.
     fn form(
@@ -178,7 +187,7 @@ where
     fn send(&self, ready: &mut S, mut request: Request<Body>, endpoint: &EndpointState) -> S::Future {
         let authority = Authority::try_from(endpoint.id().to_string()).ok();
         edit(request.uri_mut(), |uri| {
-            uri.scheme = Some(Scheme::HTTP);
+            uri.scheme = Some(self.scheme.clone());
             uri.authority = authority;
         });
         ready.call(request)

@@ -69,7 +69,6 @@ enum Resolved {
 /// Finds the target of a request. The first request to a target subscribes to it.
 #[inline]
 fn resolve(context: &OutboundContext, head: &mut Parts) -> Result<Resolved, MeshError> {
-    refuse_tls(&head.uri)?;
     complete_path(&mut head.uri);
     if let Some(target) = &context.target {
         // Filters see what is routed by. The target of CONNECT is where the tunnel ends.
@@ -102,7 +101,9 @@ pub(crate) fn refuse_tls(uri: &Uri) -> Result<(), MeshError> {
     match uri.scheme() {
         Some(scheme) if *scheme == Scheme::HTTPS => Err(MeshError::new(
             ErrorKind::Security,
-            "https is not for the mesh: it secures connections itself, where its configuration says so; ask for http",
+            "https is not for the mesh, which secures connections itself, where its configuration says so: ask for http. \
+             To a host outside of the mesh, let a client that speaks TLS connect: with mesh.client_layer() around it, or with \
+             mesh.connector().under_tls() below it",
         )),
         _ => Ok(()),
     }
@@ -112,6 +113,9 @@ impl<T: Transport> ActiveRequest<T> {
     /// Begins the walk.
     #[inline]
     pub(super) fn start(&mut self, head: &mut Parts) -> Result<Step<T>, MeshError> {
+        if !T::SPEAKS_TLS {
+            refuse_tls(&head.uri)?;
+        }
         match resolve(&self.context, head)? {
             Resolved::View(view) => self.select(view, head),
             Resolved::NotYet(entry) => {
@@ -126,6 +130,9 @@ impl<T: Transport> ActiveRequest<T> {
     pub(super) fn select(&mut self, view: Arc<TargetView>, head: &mut Parts) -> Result<Step<T>, MeshError> {
         let (selected, route) = SelectedRoute::find(&view, &head_of(&self.context, head)?, &mut self.info.random)?;
         self.route = Some(selected);
+        if T::SPEAKS_TLS && !route.cluster.is_some_and(|cluster| cluster.passes_through()) {
+            refuse_tls(&head.uri)?;
+        }
         let has_filters = !route.destination.filters().is_empty();
         if has_filters && !self.info.is_observed() {
             observe(&mut self.info, &self.context, head);

@@ -56,6 +56,8 @@ pub(crate) trait Transport: Send + 'static {
     type Exchange: Future<Output = Result<Response<Self::Body>, Self::Error>> + Send;
     /// Whether a request's extensions mean something to it, so that the next try has to have them.
     const READS_EXTENSIONS: bool;
+    /// Whether it speaks TLS by itself where a request asks for `https`: for hosts outside of the mesh.
+    const SPEAKS_TLS: bool;
 
     /// Gives a request the form in which it goes to the endpoints of this cluster. `host` is the usual `Host`, made
     /// before.

@@ -71,6 +71,7 @@ where
     type Error = hyper::Error;
     type Exchange = F;
     const READS_EXTENSIONS: bool = false;
+    const SPEAKS_TLS: bool = false;
 
     #[inline]
     fn form(

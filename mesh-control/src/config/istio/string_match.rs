@@ -70,7 +70,8 @@ impl Decode for Expression {
             return None;
         }
         if whole_text_regex(&text).is_none() {
-            d.error(node.span, Code::InvalidValue, format!("{} is not a regular expression", quoted(&text)));
+            let message = format!("{} is not a regular expression: {}", quoted(&text), why_not(&text));
+            d.error(node.span, Code::InvalidValue, message);
             return None;
         }
         Some(Expression(text))
@@ -87,4 +88,15 @@ pub fn whole_text_regex(text: &str) -> Option<FullRegex> {
     }
     // Istio writes `*` for "anything" (route.go, `metadataMatch: "*"`).
     FullRegex::new(if text == "*" { ".*" } else { text }).ok()
+}
+
+/// Why an expression is none: the parser's own last line, without its drawing of the place.
+pub fn why_not(text: &str) -> String {
+    if text.len() > LONGEST_REGEX {
+        return format!("longer than {LONGEST_REGEX} bytes");
+    }
+    let said = FullRegex::new(text).err().map(|invalid| invalid.to_string()).unwrap_or_default();
+    let reason = said.lines().last().unwrap_or_default();
+    let reason = reason.strip_prefix(&format!("invalid regex {text:?}: ")).unwrap_or(reason);
+    reason.trim_start_matches("error: ").to_owned()
 }

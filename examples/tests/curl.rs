@@ -1,0 +1,165 @@
+//! `mesh-curl` as people run it: a process with arguments, an environment, a reader and signals.
+
+use std::process::{Output, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_control::embedded::{Config, Embedded, Options};
+use mesh_examples::echo::{self, Identity};
+use mesh_examples::node::{Control, Workload};
+use mesh_tower::{Mesh, server};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tower::Layer;
+
+/// Generous: it only bounds a test that fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const ECHO: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: echo}
+spec: {selector: {app: echo}, ports: [{name: http, port: 80}]}
+";
+
+/// A control plane, and an echo that is `http://echo/` for its clients.
+struct Fixture {
+    control: Arc<Embedded>,
+    _echo: Mesh,
+}
+
+impl Fixture {
+    async fn start() -> Fixture {
+        let embedded = Embedded::start(Config::yaml(ECHO), Options::default()).await.unwrap();
+        let control = Arc::new(embedded);
+        let echo = Control::Embedded(control.clone()).mesh(&Workload::new("echo", "v1")).start().unwrap();
+        let listener = echo.bind("127.0.0.1:0").await.unwrap();
+        let app = echo::app(&echo, Identity::new("echo", "v1", listener.local_addr()));
+        tokio::spawn(server::serve(listener, mesh_tonic::server_layer(&echo).layer(app)).into_future());
+        echo.serving().await.unwrap();
+        Fixture { control, _echo: echo }
+    }
+
+    fn address(&self) -> String {
+        self.control.xds_addr().to_string()
+    }
+
+    /// Waits for the tool to be a client of the control plane: from then on it has taken over its signals.
+    async fn connected(&self) {
+        let connected = async {
+            while !self.control.status().clients.iter().any(|client| client.node.contains("mesh-curl")) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, connected).await.expect("it connects");
+    }
+
+    fn curl(&self, arguments: &[&str]) -> Command {
+        let mut command = curl(arguments);
+        command.args(["--control", &self.address()]);
+        command
+    }
+}
+
+fn curl(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-curl"));
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+async fn output(mut command: Command) -> Output {
+    let output = tokio::time::timeout(PATIENCE, command.output()).await;
+    output.expect("it ends").expect("it starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+async fn ended(mut child: Child) -> Option<i32> {
+    tokio::time::timeout(PATIENCE, child.wait()).await.expect("it ends").unwrap().code()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_ends_when_its_reader_is_gone() {
+    let fixture = Fixture::start().await;
+    let mut command = fixture.curl(&["http://echo/", "--duration", "60m", "-o", "json"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let line: serde_json::Value = serde_json::from_str(&lines.next_line().await.unwrap().unwrap()).unwrap();
+    assert_eq!(line["status"], 200);
+    drop(lines);
+    let mut errors = child.stderr.take().unwrap();
+    assert_eq!(ended(child).await, Some(0), "as the calls went so far");
+    let mut said = String::new();
+    errors.read_to_string(&mut said).await.unwrap();
+    assert_eq!(said, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_waits_for_what_is_under_way_and_a_second_one_does_not() {
+    let fixture = Fixture::start().await;
+    let mut command = fixture.curl(&["http://echo/?x-echo-hang", "-n", "2", "--timeout", "60m"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let id = child.id().unwrap().to_string();
+    let mut out = child.stdout.take().unwrap();
+    fixture.connected().await;
+    let end = tokio::spawn(ended(child));
+    while !end.is_finished() {
+        let _ = Command::new("kill").args(["-s", "TERM", &id]).stderr(Stdio::null()).status().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(end.await.unwrap(), Some(1), "it ended by itself, and no call had succeeded");
+    let mut said = String::new();
+    out.read_to_string(&mut said).await.unwrap();
+    assert!(said.starts_with("0 calls in"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_prints_the_headers_of_a_response_where_asked_to() {
+    let fixture = Fixture::start().await;
+    let out = output(fixture.curl(&["-i", "http://echo/"])).await;
+    let out = text(&out.stdout);
+    let (head, body) = out.split_once("\n\n").expect("an empty line between head and body");
+    assert!(head.starts_with("200 by echo-v1-") && head.contains("\ncontent-type: application/json"), "{out}");
+    assert!(body.contains("\"backend\""), "{out}");
+    let plain = text(&output(fixture.curl(&["http://echo/"])).await.stdout);
+    assert!(!plain.contains("content-type: "), "{plain}");
+    let grpc = text(&output(fixture.curl(&["-i", "xds:///echo:80"])).await.stdout);
+    assert!(grpc.contains("\ncontent-type: application/grpc") && grpc.contains("\ngrpc-status: 0"), "{grpc}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn options_come_from_the_environment_too_and_the_command_line_wins() {
+    let fixture = Fixture::start().await;
+    let mut command = curl(&["http://echo/"]);
+    command.env("MESH_CURL_CONTROL", fixture.address()).env("MESH_CURL_OUTPUT", "json").env("MESH_CURL_COUNT", "3");
+    let out = output(command).await;
+    assert_eq!(text(&out.stdout).lines().count(), 4, "{out:?}");
+    let mut command = curl(&["http://echo/", "-n", "1"]);
+    command.env("MESH_CURL_CONTROL", fixture.address()).env("MESH_CURL_OUTPUT", "json").env("MESH_CURL_COUNT", "3");
+    assert_eq!(text(&output(command).await.stdout).lines().count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_is_lines_of_json_where_asked_for() {
+    let fixture = Fixture::start().await;
+    let mut command = fixture.curl(&["http://echo/", "--log-format", "json"]);
+    command.env("RUST_LOG", "debug");
+    let out = output(command).await;
+    let log = text(&out.stderr);
+    assert!(log.lines().count() > 0);
+    for line in log.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
+        assert!(line["level"].is_string() && line["fields"].is_object(), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn numbers_that_make_no_sense_are_refused() {
+    for arguments in [["-c", "0"], ["-n", "0"], ["--rate", "0"]] {
+        let out = output(curl(&[&["http://echo/"], &arguments[..]].concat())).await;
+        assert_eq!(out.status.code(), Some(2), "{arguments:?}: {out:?}");
+        assert!(text(&out.stderr).contains("invalid value '0'"), "{out:?}");
+    }
+}

@@ -1,0 +1,73 @@
+//! The first steps of the README, taken as they are written there.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+
+/// Generous: it only bounds a test that fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+const README: &str = include_str!("../../README.md");
+
+/// What stands between ```` ```language ```` and the end of the block that has these words.
+fn block(language: &str, words: &str) -> &'static str {
+    let opening = format!("```{language}\n");
+    let mut blocks = README.split(&opening).skip(1).filter_map(|rest| rest.split("```").next());
+    blocks.find(|block| block.contains(words)).expect("the README has this block")
+}
+
+/// A command of the README, on ports that are free.
+fn command(line: &str, control: &str, dir: &Path) -> Command {
+    let line =
+        line.strip_prefix("cargo run --bin ").expect("a program of this workspace").replace("127.0.0.1:15010", control);
+    let (program, arguments) = line.split_once(" -- ").expect("arguments");
+    let program = Path::new(env!("CARGO_BIN_EXE_mesh-curl")).with_file_name(program);
+    let mut command = Command::new(&program);
+    command.args(arguments.split_whitespace()).current_dir(dir).kill_on_drop(true);
+    command.env("MESH_CONTROL_XDS_ADDR", "127.0.0.1:0").env("MESH_CONTROL_STATUS_ADDR", "127.0.0.1:0");
+    command.env("RUST_LOG", "error").stdin(Stdio::null()).stdout(Stdio::piped());
+    command
+}
+
+fn start(mut command: Command) -> (Child, Lines<BufReader<ChildStdout>>) {
+    let mut child = command.spawn().expect("`cargo test --workspace` builds it");
+    let out = child.stdout.take().expect("stdout is a pipe");
+    (child, BufReader::new(out).lines())
+}
+
+/// The next line that ends with these words, or what follows them.
+async fn said(lines: &mut Lines<BufReader<ChildStdout>>, words: &str) -> String {
+    let found = async {
+        loop {
+            let line = lines.next_line().await.unwrap().expect("it goes on");
+            if let Some((_, rest)) = line.split_once(words) {
+                return rest.to_owned();
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("nobody says {words:?}"))
+}
+
+#[tokio::test]
+async fn the_first_steps_by_hand_divide_the_calls_as_the_file_says() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("shop")).unwrap();
+    std::fs::write(dir.path().join("shop/reviews.yaml"), block("yaml", "weight: 75")).unwrap();
+    let lines: Vec<&str> = block("console", "--bin mesh-control").lines().collect();
+    let [control, v1, v2, curl] = lines[..] else { panic!("{lines:?}") };
+
+    let (_control, mut out) = start(command(control, "", dir.path()));
+    let address = said(&mut out, "xds listening on ").await;
+    let mut echoes = Vec::new();
+    for echo in [v1, v2] {
+        let (child, mut out) = start(command(echo, &address, dir.path()));
+        said(&mut out, " serving").await;
+        echoes.push((child, out));
+    }
+    let out = tokio::time::timeout(PATIENCE, command(curl, &address, dir.path()).output()).await.unwrap().unwrap();
+    let out = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.contains("100 calls") && out.contains(" 0 failed"), "{out}");
+    assert!(out.contains("reviews-v1-127.0.0.1") && out.contains("reviews-v2-127.0.0.1"), "{out}");
+}

@@ -1,0 +1,56 @@
+//! Hosts that nothing answers to: what they are called, and what was probably meant.
+
+use std::collections::BTreeSet;
+
+use crate::config::decode::nearest;
+use crate::config::diagnostic::quoted;
+use crate::policy::Policy;
+use crate::registry::Service;
+use crate::registry::host::{CLUSTER_DOMAIN, candidates};
+
+/// Why a full host name is nobody's, for clients of this namespace.
+pub(super) fn unknown_host(policy: &Policy, host: &str, client_namespace: &str) -> String {
+    let message = format!("no service is called {host}");
+    let names = candidates(host, client_namespace);
+    let meant = names.iter().skip(1).find(|name| policy.services.exact(name, client_namespace).is_some());
+    if let Some(meant) = meant {
+        return format!("{message}; {meant} is");
+    }
+    let hidden = policy.services.iter().find(|(_, service)| &*service.host == host);
+    if let Some((_, service)) = hidden {
+        let origin = &service.meta.origin;
+        return format!("{} ({origin}) is not exported to namespace {client_namespace}", service.meta.id());
+    }
+    let seen: Vec<&Service> = policy
+        .services
+        .iter()
+        .map(|(_, service)| &**service)
+        .filter(|service| service.visibility.includes(client_namespace))
+        .collect();
+    match similar(host, client_namespace, &seen) {
+        Some(meant) => format!("{message}; did you mean {}?", quoted(&meant)),
+        None => message,
+    }
+}
+
+/// The name that was probably meant, as the object would write it.
+fn similar(host: &str, client_namespace: &str, seen: &[&Service]) -> Option<String> {
+    let parts = |host: &'_ str| {
+        let (name, namespace) = host.strip_suffix(CLUSTER_DOMAIN)?.strip_suffix(".svc.")?.split_once('.')?;
+        Some((name.to_owned(), namespace.to_owned()))
+    };
+    let Some((name, namespace)) = parts(host) else {
+        let hosts: BTreeSet<&str> = seen.iter().map(|service| &*service.host).collect();
+        return nearest(host, &hosts).map(str::to_owned);
+    };
+    let all: BTreeSet<(String, String)> = seen.iter().filter_map(|service| parts(&service.host)).collect();
+    let written = |name: &str, namespace: &str| match namespace == client_namespace {
+        true => name.to_owned(),
+        false => format!("{name}.{namespace}.svc.{CLUSTER_DOMAIN}"),
+    };
+    let beside: BTreeSet<&str> = all.iter().filter(|(_, other)| *other == namespace).map(|(name, _)| &**name).collect();
+    let elsewhere: BTreeSet<&str> = all.iter().filter(|(other, _)| *other == name).map(|(_, other)| &**other).collect();
+    let typed = nearest(&name, &beside).map(|name| written(name, &namespace));
+    let moved = || nearest(&namespace, &elsewhere).or(elsewhere.first().copied());
+    typed.or_else(|| moved().map(|namespace| written(&name, namespace)))
+}
