@@ -1,9 +1,11 @@
 //! Bodies that the mesh sends: any body, without a box where it is complete.
 
+pub(crate) mod length;
+mod upload;
+
 use std::any::Any;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
@@ -11,6 +13,8 @@ use http_body::{Frame, SizeHint};
 use http_body_util::{Empty, Full};
 use mesh_core::request_info::RequestInfo;
 use pin_project_lite::pin_project;
+
+use upload::{Reader, Upload};
 
 /// An error of somebody else's body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -27,8 +31,8 @@ enum Kind {
 /// By itself, so that a body is no larger than `Bytes`: a request is moved several times on its way.
 enum Other {
     Stream(Streamed),
-    /// Shared with a [`Replay`], which takes the stream back if nobody read from it.
-    Shared(Arc<Mutex<Option<Streamed>>>),
+    /// Shared with the [`Replay`] of its request.
+    Shared(Reader),
     Done,
 }
 
@@ -77,16 +81,28 @@ impl Body {
                 self.0 = Kind::Full(bytes.clone());
                 Replay::Bytes(bytes)
             }
-            Kind::Other(Other::Stream(stream)) => {
-                let shared = Arc::new(Mutex::new(Some(stream)));
-                self.0 = Kind::Other(Other::Shared(Arc::clone(&shared)));
-                Replay::Unread(shared)
-            }
-            Kind::Other(Other::Shared(shared)) => {
-                self.0 = Kind::Other(Other::Shared(Arc::clone(&shared)));
-                Replay::Unread(shared)
-            }
+            Kind::Other(Other::Stream(stream)) => self.share(Reader::new(stream)),
+            Kind::Other(Other::Shared(reader)) => self.share(reader),
             Kind::Other(Other::Done) => Replay::Gone,
+        }
+    }
+
+    fn share(&mut self, reader: Reader) -> Replay {
+        let upload = reader.upload();
+        self.0 = Kind::Other(Other::Shared(reader));
+        Replay::Stream(upload)
+    }
+
+    /// Puts another stream around one that nobody has read from.
+    fn map_stream(&mut self, change: impl FnOnce(Streamed) -> Streamed) {
+        match std::mem::replace(&mut self.0, DONE) {
+            Kind::Other(Other::Stream(stream)) => self.0 = Kind::Other(Other::Stream(change(stream))),
+            other => {
+                if let Kind::Other(Other::Shared(reader)) = &other {
+                    reader.map(change);
+                }
+                self.0 = other;
+            }
         }
     }
 }
@@ -169,11 +185,11 @@ where
     }
 }
 
-/// A body that may have to be sent again.
+/// What a request keeps of its body while it is on its way: to send it again, or to end it.
 #[derive(Default)]
 pub(crate) enum Replay {
     Bytes(Bytes),
-    Unread(Arc<Mutex<Option<Streamed>>>),
+    Stream(Upload),
     #[default]
     Gone,
 }
@@ -183,12 +199,23 @@ impl Replay {
     pub(crate) fn take(self) -> Option<Body> {
         match self {
             Replay::Bytes(bytes) => Some(Body(Kind::Full(bytes))),
-            Replay::Unread(shared) => {
-                let stream = shared.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-                Some(Body(Kind::Other(Other::Stream(stream))))
-            }
+            Replay::Stream(upload) => Some(Body(Kind::Other(Other::Stream(upload.take_back()?)))),
             Replay::Gone => None,
         }
+    }
+
+    /// It will not be sent again.
+    #[inline]
+    pub(crate) fn forget(&mut self) {
+        if let Replay::Bytes(_) = self {
+            *self = Replay::Gone;
+        }
+    }
+
+    /// Ends a stream that is still being sent. Whether there was one.
+    #[inline]
+    pub(crate) fn cut_off(&self) -> bool {
+        if let Replay::Stream(upload) = self { upload.cut_off() } else { false }
     }
 }
 
@@ -214,11 +241,6 @@ impl http_body::Body for Body {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if let Kind::Other(Other::Shared(shared)) = &self.0 {
-            // The first read: from here on the stream is this body's alone.
-            let stream = shared.lock().unwrap_or_else(PoisonError::into_inner).take();
-            self.0 = stream.map_or(DONE, |stream| Kind::Other(Other::Stream(stream)));
-        }
         match &mut self.0 {
             Kind::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
             Kind::Full(bytes) => {
@@ -227,7 +249,8 @@ impl http_body::Body for Body {
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Kind::Other(Other::Stream(stream)) => stream.as_mut().poll_frame(cx),
-            Kind::Other(Other::Shared(_) | Other::Done) => Poll::Ready(None),
+            Kind::Other(Other::Shared(reader)) => reader.poll_frame(cx),
+            Kind::Other(Other::Done) => Poll::Ready(None),
         }
     }
 
@@ -235,7 +258,7 @@ impl http_body::Body for Body {
         match &self.0 {
             Kind::Full(bytes) => bytes.is_empty(),
             Kind::Other(Other::Stream(stream)) => stream.is_end_stream(),
-            Kind::Other(Other::Shared(_)) => false,
+            Kind::Other(Other::Shared(reader)) => reader.is_end_stream(),
             Kind::Other(Other::Done) => true,
         }
     }
@@ -244,10 +267,7 @@ impl http_body::Body for Body {
         match &self.0 {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Kind::Other(Other::Stream(stream)) => stream.size_hint(),
-            Kind::Other(Other::Shared(shared)) => {
-                let stream = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                stream.as_ref().map_or(SizeHint::default(), |stream| stream.size_hint())
-            }
+            Kind::Other(Other::Shared(reader)) => reader.size_hint(),
             Kind::Other(Other::Done) => SizeHint::with_exact(0),
         }
     }
@@ -341,5 +361,48 @@ mod tests {
         body.frame().now_or_never();
         assert!(replay.take().is_none());
         assert_eq!(collect(body), "b");
+    }
+
+    #[test]
+    fn a_stream_that_is_cut_off_ends_with_an_error_unless_it_was_over() {
+        for read in 0..4 {
+            let mut body = stream(&["a", "b"]);
+            let replay = body.replay();
+            for _ in 0..read {
+                body.frame().now_or_never().expect("ready at once");
+            }
+            // Whether it is over is known when the end was asked for.
+            assert_eq!(replay.cut_off(), read < 3, "{read}");
+            assert_eq!(body.is_end_stream(), read == 3, "{read}");
+            let next = body.frame().now_or_never().expect("ready at once");
+            assert_eq!(next.map(|frame| frame.is_err()), (read < 3).then_some(true), "{read}");
+        }
+        let mut body = stream(&["a"]);
+        let replay = body.replay();
+        drop(body);
+        assert!(!replay.cut_off(), "nobody sends it");
+    }
+
+    #[test]
+    fn whoever_waits_for_a_stream_is_woken_when_it_is_cut_off() {
+        let pending = futures_util::stream::pending::<Result<Frame<Bytes>, BoxError>>();
+        let mut body = Body::new(StreamBody::new(pending));
+        let replay = body.replay();
+        let (woken, waker) = flag_waker();
+        assert!(Pin::new(&mut body).poll_frame(&mut Context::from_waker(&waker)).is_pending());
+        assert!(replay.cut_off() && woken());
+    }
+
+    /// A waker, and whether it was woken.
+    fn flag_waker() -> (impl Fn() -> bool, Waker) {
+        struct Flag(std::sync::atomic::AtomicBool);
+        impl std::task::Wake for Flag {
+            fn wake(self: std::sync::Arc<Self>) {
+                self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+            }
+        }
+        let flag = std::sync::Arc::new(Flag(false.into()));
+        let waker = Waker::from(std::sync::Arc::clone(&flag));
+        (move || flag.0.load(std::sync::atomic::Ordering::SeqCst), waker)
     }
 }

@@ -5,12 +5,15 @@ use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Uri, Version};
 use mesh_core::error::{ErrorKind, MeshError};
-use mesh_core::request::without_user;
+use mesh_core::request::{host_and_port, without_user};
 
 /// The form of HTTP/1.1: path alone, and the authority in `Host`. `known` is the usual value, made before.
-pub(crate) fn to_http1(head: &mut Parts, known: Option<&HeaderValue>) {
+pub(crate) fn to_http1(head: &mut Parts, known: Option<&HeaderValue>) -> Result<(), MeshError> {
     head.version = Version::HTTP_11;
-    let Some(authority) = head.uri.authority() else { return };
+    if head.method == Method::CONNECT {
+        to_authority_form(&mut head.uri)?;
+    }
+    let Some(authority) = head.uri.authority() else { return Ok(()) };
     let host = match known.filter(|known| known.as_bytes() == authority.as_str().as_bytes()) {
         Some(known) => Ok(known.clone()),
         None => HeaderValue::from_str(authority.as_str()),
@@ -21,8 +24,43 @@ pub(crate) fn to_http1(head: &mut Parts, known: Option<&HeaderValue>) {
     }
     if head.method != Method::CONNECT {
         let path = std::mem::take(&mut head.uri).into_parts().path_and_query;
-        head.uri = path.map(Uri::from).unwrap_or_default();
+        // An empty path calls itself `/`, and would be written as nothing.
+        head.uri = path.filter(|path| path.as_str() != "/").map(Uri::from).unwrap_or_default();
     }
+    Ok(())
+}
+
+/// The form of CONNECT: the authority alone, always with a port (RFC 9112, 3.2.3).
+#[cold]
+fn to_authority_form(uri: &mut Uri) -> Result<(), MeshError> {
+    let Some(authority) = uri.authority() else {
+        return Err(MeshError::new(ErrorKind::BadRequest, "CONNECT needs a host and a port, not a path"));
+    };
+    let name = host_and_port(authority.as_str(), uri.scheme_str().unwrap_or("http"))?.into_owned();
+    *uri = Uri::from(Authority::try_from(name).map_err(malformed)?);
+    Ok(())
+}
+
+/// Gives a path to a URI that has a query alone: `http://host?x=1` asks for `/?x=1` (RFC 9112, 3.2.1).
+#[inline]
+pub(crate) fn complete_path(uri: &mut Uri) -> Result<(), MeshError> {
+    match uri.path_and_query() {
+        Some(query) if query.as_str().starts_with('?') => add_slash(uri),
+        _ => Ok(()),
+    }
+}
+
+#[cold]
+fn add_slash(uri: &mut Uri) -> Result<(), MeshError> {
+    let query = uri.query().unwrap_or_default();
+    let path = PathAndQuery::try_from(format!("/?{query}"))
+        .map_err(|error| MeshError::new(ErrorKind::BadRequest, "malformed path").caused_by(error))?;
+    edit(uri, |uri| uri.path_and_query = Some(path));
+    Ok(())
+}
+
+fn malformed(error: http::uri::InvalidUri) -> MeshError {
+    MeshError::new(ErrorKind::BadRequest, "malformed authority").caused_by(error)
 }
 
 /// The form of HTTP/2: scheme and authority in the URI, and no `Host`.
@@ -35,8 +73,7 @@ pub(crate) fn to_http2(head: &mut Parts) -> Result<(), MeshError> {
     }
     let authority = match (uri.authority(), host) {
         (Some(authority), _) => authority.clone(),
-        (None, Some(host)) => Authority::try_from(host.as_bytes())
-            .map_err(|error| MeshError::new(ErrorKind::BadRequest, "malformed authority").caused_by(error))?,
+        (None, Some(host)) => Authority::try_from(host.as_bytes()).map_err(malformed)?,
         (None, None) => return Err(MeshError::new(ErrorKind::BadRequest, "no authority")),
     };
     edit(&mut head.uri, |uri| uri.authority = Some(authority));
@@ -50,8 +87,7 @@ pub(crate) fn strip_user(head: &mut Parts) -> Result<(), MeshError> {
     if host == text {
         return Ok(());
     }
-    let host = Authority::try_from(host)
-        .map_err(|error| MeshError::new(ErrorKind::BadRequest, "malformed authority").caused_by(error))?;
+    let host = Authority::try_from(host).map_err(malformed)?;
     edit(&mut head.uri, |uri| uri.authority = Some(host));
     Ok(())
 }
@@ -91,7 +127,7 @@ mod tests {
     fn http1_has_the_authority_in_host_and_http2_in_the_uri() {
         for (uri, host) in [("http://a:1/p?q", None), ("/p?q", Some("a:1")), ("http://a:1/p?q", Some("other"))] {
             let mut one = head(uri, host);
-            to_http1(&mut one, None);
+            to_http1(&mut one, None).unwrap();
             let form = (one.uri.to_string(), one.headers[HOST].to_str().unwrap().to_owned());
             assert_eq!(form, ("/p?q".into(), "a:1".into()), "{uri}");
             let mut two = head(uri, host);

@@ -24,6 +24,7 @@ use tower_service::Service;
 use crate::mesh::Mesh;
 use crate::outbound::{self, Attempt, OutboundContext};
 use crate::transport::dial;
+use crate::uri::complete_path;
 
 pub use stream::ConnectorStream;
 
@@ -110,6 +111,7 @@ impl Connector {
         }
         let (mut head, ()) = Request::new(()).into_parts();
         head.uri = uri;
+        complete_path(&mut head.uri)?;
         let entry = outbound::entry(&self.context, &mut head)?;
         let seed = fastrand::u64(..);
         let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(seed));

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::header::HOST;
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Method, Request, Response};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::Cluster;
 use mesh_core::request_info::RequestInfo;
@@ -141,8 +141,12 @@ where
         info: &RequestInfo,
         host: Option<&HeaderValue>,
     ) -> Result<HttpVersion, MeshError> {
+        if head.method == Method::CONNECT {
+            let reason = "CONNECT is for the mesh's own client: another one would open the tunnel to the endpoint";
+            return Err(MeshError::new(ErrorKind::BadRequest, reason));
+        }
         let version = head.version;
-        to_http1(head, host);
+        to_http1(head, host)?;
         head.version = version;
         if !head.headers.contains_key(HOST) {
             return Err(MeshError::new(ErrorKind::BadRequest, "no authority"));
@@ -187,6 +191,8 @@ where
     fn may_go_on(&self, _: &S, _: &Cluster) -> bool {
         true
     }
+
+    fn hand_over(&self, _: S) {}
 
     fn release(&self, _: S, _: &EndpointState) {}
 }

@@ -24,10 +24,10 @@ use http::request::Parts;
 use http::{Response, StatusCode};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
-use mesh_core::error::MeshError;
+use mesh_core::error::{ErrorKind, MeshError};
 use pin_project_lite::pin_project;
 
-use crate::body::{Body, BoxError, note_frame};
+use crate::body::{Body, BoxError, length, note_frame};
 use crate::reply;
 use crate::transport::{Replay, Transport};
 
@@ -112,12 +112,15 @@ impl<T: Transport> Outbound<T> {
     fn step(
         self: Pin<&mut Self>,
         mut head: Parts,
-        body: Body,
+        mut body: Body,
         step: impl FnOnce(&mut ActiveRequest<T>, &mut Parts) -> Result<Step<T>, MeshError>,
     ) -> Option<Concluded<T::Body>> {
         let mut this = self.project();
         match step(this.request, &mut head) {
-            Ok(Step::Send) => this.flight.set(Flight::Away { exchange: this.request.dispatch(head, body) }),
+            Ok(Step::Send) => match length::check(&head.headers, &mut body) {
+                Ok(()) => this.flight.set(Flight::Away { exchange: this.request.dispatch(head, body) }),
+                Err(error) => return Some(Err(this.request.refuse(error))),
+            },
             Ok(Step::Wait(wait)) => {
                 this.flight.set(Flight::Here { request: Some((head, body)) });
                 *this.wait = Some(wait);
@@ -169,10 +172,10 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
                 this.flight.set(Flight::Here { request: None });
                 match answer {
                     Ok(response) if !this.request.policy_wants_response => {
-                        return Poll::Ready(Ok(this.request.answered(response)));
+                        return Poll::Ready(this.request.answered(response));
                     }
                     Ok(response) => match this.request.try_again_after(&response) {
-                        None => return Poll::Ready(Ok(this.request.answered(response))),
+                        None => return Poll::Ready(this.request.answered(response)),
                         Some((step, request)) => self.as_mut().step_after(Some(request), Ok(step)),
                     },
                     Err(error) => {
@@ -217,16 +220,28 @@ impl<T: Transport> ActiveRequest<T> {
 
     /// The endpoint's answer goes home.
     #[inline(always)]
-    fn answered(&mut self, response: Response<T::Body>) -> Response<ResponseBody<T::Body>> {
-        self.replay.forget();
+    fn answered(&mut self, response: Response<T::Body>) -> Concluded<T::Body> {
         let (mut head, body) = response.into_parts();
-        if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            // An upgraded connection belongs to whoever took the upgrade.
-            self.connection = None;
+        if self.replay.opens_tunnel(head.status) {
+            self.open_tunnel(&head)?;
         }
+        self.replay.forget();
         self.pass_back(&mut head, body.is_end_stream());
         let body = ResponseBody::new(Content::Upstream { body }, self.take_deadline(), self.info.is_observed());
-        Response::from_parts(head, body)
+        Ok(Response::from_parts(head, body))
+    }
+
+    /// The connection speaks another protocol from here on, and belongs to whoever asked for that.
+    #[cold]
+    fn open_tunnel(&mut self, head: &http::response::Parts) -> Result<(), MeshError> {
+        if head.status == StatusCode::SWITCHING_PROTOCOLS && !self.replay.asked_for(&head.headers) {
+            let reason = "the server switched to a protocol that the request had not asked for (101)";
+            return Err(self.break_off(MeshError::new(ErrorKind::ConnectionLost, reason)));
+        }
+        if let Some(connection) = self.connection.take() {
+            self.transport.hand_over(connection);
+        }
+        Ok(())
     }
 
     /// An answer of the mesh itself goes home.

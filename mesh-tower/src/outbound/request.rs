@@ -190,11 +190,26 @@ impl<T: Transport> ActiveRequest<T> {
         Poll::Ready(self.fail(error))
     }
 
-    /// The response has come to its end: the connection can be used again.
+    /// The response has come to its end, and the request with it: the connection can be used again, unless the request
+    /// is still being sent over it.
     #[inline]
     pub(super) fn complete(&mut self) {
         self.info.note_complete();
+        let is_free = !self.replay.cut_off();
+        self.release(is_free);
+    }
+
+    /// The request cannot be sent, which is not its connection's fault.
+    #[cold]
+    pub(super) fn refuse(&mut self, error: MeshError) -> MeshError {
+        self.release(true);
+        self.fail(error)
+    }
+
+    #[inline]
+    fn release(&mut self, is_free: bool) {
         if let Some((attempt, Some(connection))) = self.end_attempt()
+            && is_free
             && attempt.is_reusable
         {
             self.transport.release(connection, attempt.endpoint());
@@ -212,6 +227,7 @@ impl<T: Transport> ActiveRequest<T> {
 impl<T: Transport> Drop for ActiveRequest<T> {
     #[inline]
     fn drop(&mut self) {
+        self.replay.cut_off();
         if self.attempt.is_some() {
             self.end_attempt();
         }

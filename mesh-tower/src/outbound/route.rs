@@ -20,7 +20,7 @@ use super::rewrite::rewrite;
 use crate::filters::{self, Passage};
 use crate::reply;
 use crate::transport::Transport;
-use crate::uri::{edit, strip_user};
+use crate::uri::{complete_path, edit, strip_user};
 
 /// What is known of a request before it is routed.
 #[inline]
@@ -70,6 +70,7 @@ enum Resolved {
 #[inline]
 fn resolve(context: &OutboundContext, head: &mut Parts) -> Result<Resolved, MeshError> {
     refuse_tls(&head.uri)?;
+    complete_path(&mut head.uri)?;
     if let Some(target) = &context.target {
         // Filters see what is routed by. The target of CONNECT is where the tunnel ends.
         if head.method != Method::CONNECT {

@@ -34,6 +34,9 @@ impl Failure {
     /// whether the connection had carried requests before: then it may have been closed since.
     #[cold]
     pub(super) fn of_exchange(cause: hyper::Error, reused: bool, http1: bool, is_idempotent: bool) -> Failure {
+        if let Some(error) = of_body(&cause) {
+            return error;
+        }
         // hyper cancels only what it has not sent.
         let unsent = cause.is_canceled();
         let refused = !unsent && was_refused(&cause);
@@ -61,6 +64,9 @@ impl Failure {
     /// network says, is known of the request.
     #[cold]
     pub(crate) fn of_other_client(cause: BoxError, is_idempotent: bool) -> Failure {
+        if let Some(error) = of_body(&*cause) {
+            return error;
+        }
         let refused = was_refused(&*cause);
         // That somebody refused a connection may be about another one that the client makes for the request.
         let unsent = !refused && (was_not_connected(&*cause) || (is_idempotent && somebody_refused(&*cause)));
@@ -71,6 +77,13 @@ impl Failure {
         };
         Failure { error: error.caused_by(cause), cause: FailureCause::Endpoint, harmless: refused || unsent }
     }
+}
+
+/// What the mesh itself found wrong with the request's body while it was sent.
+fn of_body(error: &(dyn std::error::Error + 'static)) -> Option<Failure> {
+    let found = chain(error).find_map(|cause| cause.downcast_ref::<MeshError>());
+    let error = found.filter(|error| error.kind() == ErrorKind::BadRequest)?.clone();
+    Some(Failure { error, cause: FailureCause::Endpoint, harmless: false })
 }
 
 /// The errors of a chain, the first included.

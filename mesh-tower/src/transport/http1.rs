@@ -10,15 +10,29 @@ use hyper_util::rt::TokioIo;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::Cluster;
 use mesh_core::state::EndpointState;
+use tokio::task::AbortHandle;
 
 use super::Plaintext;
 use crate::body::Body;
 
-/// One connection.
+/// One connection. It ends when it is dropped, whatever it was doing.
 pub(crate) struct Http1Connection {
     sender: http1::SendRequest<Body>,
+    /// What drives it. Left to itself it would go on with a request that is over as long as its peer does not read it.
+    driver: Driver,
     requests: u32,
     idle_for: Duration,
+}
+
+/// A connection's task; it ends with this.
+struct Driver(Option<AbortHandle>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
 }
 
 impl Http1Connection {
@@ -30,6 +44,11 @@ impl Http1Connection {
     ) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
         self.requests += 1;
         self.sender.send_request(request)
+    }
+
+    /// Lets it go on by itself: it is a tunnel now.
+    pub(super) fn hand_over(mut self) {
+        self.driver.0 = None;
     }
 
     /// Whether the cluster allows another request after the next one.
@@ -51,6 +70,9 @@ pub(super) struct Http1Pool(Mutex<Vec<Http1Connection>>);
 
 /// How long a connection may take to become ready after its last response, before another is dialled instead.
 const SETTLE: Duration = Duration::from_millis(1);
+
+/// How long after its last response a connection may take to become ready, before it is closed.
+const STUCK: Duration = Duration::from_millis(500);
 
 impl Http1Pool {
     /// A connection that is ready for a request now: of those, the one used last.
@@ -95,7 +117,9 @@ impl Http1Pool {
     pub(super) fn pass(&self, time: Duration, limit: Duration) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain_mut(|connection| {
             connection.idle_for = connection.idle_for.saturating_add(time);
-            !connection.sender.is_closed() && connection.idle_for <= limit
+            // One that is not ready still sends what nobody waits for any more.
+            let is_stuck = connection.idle_for > STUCK && !connection.sender.is_ready();
+            !connection.sender.is_closed() && !is_stuck && connection.idle_for <= limit
         });
     }
 
@@ -114,9 +138,10 @@ pub(super) async fn dial(
     let (sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| MeshError::new(ErrorKind::ConnectFailure, "HTTP/1.1 handshake").caused_by(error))?;
-    tokio::spawn(async move {
+    let driver = tokio::spawn(async move {
         // Its end is seen by whoever holds the sender.
         let _ = connection.with_upgrades().await;
     });
-    Ok(Http1Connection { sender, requests: 0, idle_for: Duration::ZERO })
+    let driver = Driver(Some(driver.abort_handle()));
+    Ok(Http1Connection { sender, driver, requests: 0, idle_for: Duration::ZERO })
 }

@@ -101,6 +101,9 @@ pub(crate) trait Transport: Send + 'static {
     /// Whether the cluster allows another request on a connection after the next one.
     fn may_go_on(&self, connection: &Self::Connection, cluster: &Cluster) -> bool;
 
+    /// Leaves a connection to whoever has it as a tunnel from now on.
+    fn hand_over(&self, connection: Self::Connection);
+
     /// Takes a connection back whose response has come to its end, and which may go on.
     fn release(&self, connection: Self::Connection, endpoint: &EndpointState);
 }

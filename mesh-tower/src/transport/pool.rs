@@ -82,7 +82,7 @@ where
     ) -> Result<HttpVersion, MeshError> {
         let version = version(&head.method, &head.headers, cluster, info);
         match version {
-            HttpVersion::Http1 => to_http1(head, host),
+            HttpVersion::Http1 => to_http1(head, host)?,
             HttpVersion::Http2 => to_http2(head)?,
         }
         Ok(version)
@@ -133,6 +133,12 @@ where
         match connection {
             PooledConnection::Http1(connection) => connection.may_go_on(cluster),
             PooledConnection::Http2(_) => true,
+        }
+    }
+
+    fn hand_over(&self, connection: PooledConnection) {
+        if let PooledConnection::Http1(connection) = connection {
+            connection.hand_over();
         }
     }
 

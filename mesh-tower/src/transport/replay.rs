@@ -1,8 +1,9 @@
 //! What it takes to send a request once more, kept while it is on its way. Up to four headers cost no
 //! allocation.
 
+use http::header::UPGRADE;
 use http::request::Parts;
-use http::{Extensions, HeaderName, HeaderValue, Method, Request, Uri, Version};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use smallvec::SmallVec;
 
 use crate::body::{self, Body};
@@ -72,6 +73,32 @@ impl Replay {
     #[inline]
     pub(crate) fn forget(&mut self) {
         self.headers.clear();
-        self.body = body::Replay::Gone;
+        self.body.forget();
+    }
+
+    /// Ends the request's body, if it is a stream that is still being sent. Whether it was.
+    #[inline]
+    pub(crate) fn cut_off(&self) -> bool {
+        self.body.cut_off()
+    }
+
+    /// Whether the request asked for the protocols that an answer switches to (RFC 9110, 7.8). Known until it is
+    /// forgotten.
+    #[cold]
+    pub(crate) fn asked_for(&self, upgrade: &HeaderMap) -> bool {
+        fn protocols<'v>(values: impl Iterator<Item = &'v HeaderValue>) -> Vec<&'v [u8]> {
+            let each = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+            each.map(<[u8]>::trim_ascii).filter(|protocol| !protocol.is_empty()).collect()
+        }
+        let asked = protocols(self.headers.iter().filter(|(name, _)| *name == UPGRADE).map(|(_, value)| value));
+        let agreed = protocols(upgrade.get_all(UPGRADE).iter());
+        let was_asked = |protocol: &&[u8]| asked.iter().any(|asked| asked.eq_ignore_ascii_case(protocol));
+        !agreed.is_empty() && agreed.iter().all(was_asked)
+    }
+
+    /// Whether an answer of this status makes a tunnel of the connection.
+    #[inline]
+    pub(crate) fn opens_tunnel(&self, status: StatusCode) -> bool {
+        status == StatusCode::SWITCHING_PROTOCOLS || (self.method == Method::CONNECT && status.is_success())
     }
 }
