@@ -4,8 +4,9 @@
 //! of the header map, so that a matcher cannot look for them in the wrong place.
 
 use std::borrow::Cow;
+use std::net::Ipv6Addr;
 
-use http::{HeaderMap, Method, Request, Uri, request::Parts};
+use http::{HeaderMap, Method, Request, Uri, Version, request::Parts};
 
 use crate::error::{ErrorKind, MeshError};
 
@@ -33,10 +34,38 @@ impl<'r> RequestHead<'r> {
         Ok(Self::new(&parts.method, &parts.uri, &parts.headers, authority))
     }
 
-    /// The same of a request that stays whole.
-    pub fn of_request<B>(request: &'r Request<B>) -> Result<Self, MeshError> {
-        let authority = authority_of(request.uri(), request.headers())?;
-        Ok(Self::new(request.method(), request.uri(), request.headers(), authority))
+    /// The view of a request that a server received, where nothing is taken for granted: its authority is well formed and
+    /// has no user in it, and so is its `Host`, which HTTP/1.1 must have (RFC 9112, 3.2; RFC 9113, 8.3.1). HTTP/1.0
+    /// without one has the empty authority: that of the default host. Its target is a path, or has a scheme and an
+    /// authority; that of CONNECT is an authority, and `*` stands for the server as a whole (RFC 9112, 3.2.4).
+    pub fn received<B>(request: &'r Request<B>) -> Result<Self, MeshError> {
+        let (method, uri, version) = (request.method(), request.uri(), request.version());
+        let bad = |what: &str| MeshError::new(ErrorKind::BadRequest, what);
+        let mut hosts = request.headers().get_all(http::header::HOST).iter();
+        let host = match (hosts.next(), hosts.next()) {
+            (Some(_), Some(_)) => return Err(bad("more than one Host header")),
+            (Some(host), None) => Some(well_formed(host.as_bytes()).ok_or_else(|| bad("malformed Host header"))?),
+            (None, _) if version == Version::HTTP_11 => return Err(bad("no Host header")),
+            (None, _) => None,
+        };
+        let authority = match (uri.authority(), host) {
+            (Some(authority), _) => {
+                well_formed(authority.as_str().as_bytes()).ok_or_else(|| bad("malformed authority"))?
+            }
+            (None, Some(host)) => host,
+            (None, None) if version < Version::HTTP_11 => "",
+            (None, None) => return Err(bad("no authority")),
+        };
+        let head = Self::new(method, uri, request.headers(), authority);
+        let is_path = head.path_and_query.starts_with('/');
+        if !is_path && (head.path_and_query != "*" || *method != Method::OPTIONS) {
+            return Err(bad("the target is not a path"));
+        }
+        let is_authority = uri.authority().is_some() && uri.scheme().is_none();
+        if version <= Version::HTTP_11 && is_authority != (*method == Method::CONNECT) {
+            return Err(bad("the target is not of the method's form"));
+        }
+        Ok(head)
     }
 
     /// The same of the pieces of a request, where it is about to be changed.
@@ -122,6 +151,39 @@ pub fn without_user(authority: &str) -> &str {
     authority.rsplit_once('@').map_or(authority, |(_, host)| host)
 }
 
+/// An authority as text, if it is one: a name or an address in brackets, with or without a port, and no user. Of what
+/// RFC 3986 (3.2.2) allows in names, `%` and the delimiters are not: no name that anybody serves has them, and a comma
+/// is what two names have become on their way.
+fn well_formed(authority: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(authority).ok()?;
+    split(text).map(|_| text)
+}
+
+/// Host and port of an authority; the port as digits, and empty where there is nothing after its colon.
+fn split(authority: &str) -> Option<(&str, Option<&str>)> {
+    let end = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let length = rest.find(']')?;
+            rest.get(..length)?.parse::<Ipv6Addr>().ok()?;
+            length + 2
+        }
+        None => authority.bytes().position(|byte| !is_of_name(byte)).unwrap_or(authority.len()),
+    };
+    let (host, rest) = authority.split_at_checked(end).filter(|(host, _)| !host.is_empty())?;
+    match rest.strip_prefix(':') {
+        Some(port) => {
+            let is_port =
+                port.is_empty() || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok());
+            is_port.then_some((host, Some(port)))
+        }
+        None => rest.is_empty().then_some((host, None)),
+    }
+}
+
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'~')
+}
+
 /// Whether these headers are those of gRPC: a content type of `application/grpc`, alone or with `+` or `;`.
 #[inline]
 pub fn is_grpc(headers: &HeaderMap) -> bool {
@@ -156,23 +218,11 @@ pub fn host_and_port<'a>(authority: &'a str, scheme: &str) -> Result<Cow<'a, str
     let malformed = || {
         MeshError::new(ErrorKind::BadRequest, format!("malformed authority {:?}", authority.escape_debug().to_string()))
     };
-    let (host, port) = match authority.rfind(':') {
-        // The colon of an unbracketed IPv6 address, or of a bracketed one without a port.
-        Some(colon) if authority[colon..].contains(']') => (authority, None),
-        Some(colon) => (&authority[..colon], Some(&authority[colon + 1..])),
-        None => (authority, None),
-    };
-    let plausible =
-        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']' | b'~');
-    if host.is_empty() || !host.bytes().all(plausible) {
-        return Err(malformed());
-    }
-    let lower = host.bytes().any(|byte| byte.is_ascii_uppercase());
+    let (host, port) = split(authority).ok_or_else(malformed)?;
     match port {
-        Some(port) => {
-            port.parse::<u16>().map_err(|_| malformed())?;
-            Ok(if lower { Cow::Owned(authority.to_ascii_lowercase()) } else { Cow::Borrowed(authority) })
-        }
+        Some("") => Err(malformed()),
+        Some(_) if host.bytes().any(|byte| byte.is_ascii_uppercase()) => Ok(Cow::Owned(authority.to_ascii_lowercase())),
+        Some(_) => Ok(Cow::Borrowed(authority)),
         None => {
             let port = if scheme == "https" { 443 } else { 80 };
             Ok(Cow::Owned(format!("{}:{port}", host.to_ascii_lowercase())))
@@ -205,6 +255,91 @@ mod tests {
     }
 
     #[test]
+    fn a_server_takes_nothing_for_granted() {
+        let get = |uri: &str, hosts: &[&str], version| {
+            let mut request = Request::get(uri).version(version);
+            for host in hosts {
+                request = request.header("host", *host);
+            }
+            RequestHead::received(&request.body(()).unwrap()).map(|head| head.authority.to_owned()).map_err(|_| ())
+        };
+        let (one, none) = (Version::HTTP_11, Version::HTTP_10);
+        for host in ["shop", "shop:80", "shop:", "Shop.example.", "10.0.0.1:80", "[::1]", "[::1]:80", "a_b~c", "xn--s"]
+        {
+            for version in [one, none, Version::HTTP_2] {
+                assert_eq!(get("/", &[host], version), Ok(host.to_owned()));
+            }
+        }
+        let wrong = [
+            "",
+            "sh op",
+            "<x>",
+            "shop/admin",
+            "user@shop",
+            "user:password@shop",
+            "a,b",
+            "shop:80:80",
+            "shop?x",
+            "shop#x",
+            ":80",
+            "shop:x",
+            "shop:65536",
+            "shop:+80",
+            "[shop]",
+            "[::1",
+            "::1",
+            "[::1]80",
+            "[::1%25eth0]",
+            "sh%6fp",
+            "shöp",
+        ];
+        for host in wrong {
+            for version in [one, none, Version::HTTP_2] {
+                assert_eq!(get("/", &[host], version), Err(()), "{host}");
+                assert_eq!(get("http://shop/", &[host], version), Err(()), "{host}");
+            }
+        }
+        // (target, hosts, version) -> authority
+        type Case = (&'static str, &'static [&'static str], Version, Result<&'static str, ()>);
+        let cases: [Case; 13] = [
+            ("/", &[], none, Ok("")),
+            ("/", &[], one, Err(())),
+            ("/", &[], Version::HTTP_2, Err(())),
+            ("/", &["a", "a"], one, Err(())),
+            ("/", &["a", "a"], none, Err(())),
+            ("http://a/", &["b"], one, Ok("a")),
+            ("http://a/", &[], one, Err(())),
+            ("http://a/", &[], none, Ok("a")),
+            ("http://a/", &[], Version::HTTP_2, Ok("a")),
+            ("http://a/", &["b", "b"], Version::HTTP_2, Err(())),
+            ("http://user@a/", &["a"], one, Err(())),
+            ("http://user@a/", &[], Version::HTTP_2, Err(())),
+            ("a:80", &["a"], one, Err(())),
+        ];
+        for (target, hosts, version, expected) in cases {
+            assert_eq!(get(target, hosts, version), expected.map(str::to_owned), "{target} {hosts:?} {version:?}");
+        }
+    }
+
+    #[test]
+    fn a_target_has_the_form_of_its_method() {
+        for (method, target, expected) in [
+            (Method::OPTIONS, "*", true),
+            (Method::GET, "*", false),
+            (Method::CONNECT, "a:80", true),
+            (Method::CONNECT, "/", false),
+            (Method::CONNECT, "http://a/", false),
+            (Method::GET, "?x", false),
+        ] {
+            let Ok(request) = Request::builder().method(&method).uri(target).header("host", "a").body(()) else {
+                assert!(!expected, "{method} {target}");
+                continue;
+            };
+            assert_eq!(RequestHead::received(&request).is_ok(), expected, "{method} {target}");
+        }
+    }
+
+    #[test]
     fn the_path_ends_at_the_first_question_mark() {
         for length in 0..40 {
             let path = format!("/{}", "a@>\u{bf}\u{ff}".repeat(8).chars().take(length).collect::<String>());
@@ -215,7 +350,11 @@ mod tests {
 
     #[test]
     fn a_malformed_authority_is_a_bad_request() {
-        for authority in ["", ":80", "a:", "a:99999", "a b", "a/b", "a:-1", "ä"] {
+        let malformed = [
+            "", ":80", "a:", "a:99999", "a b", "a/b", "a:-1", "a:+1", "ä", "a:80:80", "u@a", "a,b", "[a]", "[::1",
+            "::1",
+        ];
+        for authority in malformed {
             let error = host_and_port(authority, "http").unwrap_err();
             assert_eq!(error.kind(), ErrorKind::BadRequest, "{authority}");
         }

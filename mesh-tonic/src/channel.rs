@@ -19,7 +19,7 @@ use tonic::metadata::MetadataMap;
 use tower_service::Service;
 
 use crate::deadline::of_call;
-use crate::status::status;
+use crate::status::{of_foreign_answer, status};
 
 /// A channel to a target: `xds:///name:port`, `xds://authority/name`, `http://name:port` or plain `name:port`.
 /// A target that makes no sense fails every call with the reason.
@@ -166,9 +166,12 @@ impl Future for ChannelFuture {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
             StateProjection::Sent { response } => {
-                let mut response = ready!(response.poll(cx)).map_err(status)?;
-                drop_malformed_details(response.headers_mut());
-                Poll::Ready(Ok(response.map(|body| ChannelBody { body })))
+                let (mut head, body) = ready!(response.poll(cx)).map_err(status)?.into_parts();
+                if let Some(status) = of_foreign_answer(&head) {
+                    return Poll::Ready(Err(status));
+                }
+                drop_malformed_details(&mut head.headers);
+                Poll::Ready(Ok(Response::from_parts(head, ChannelBody { body: Some(body) })))
             }
             StateProjection::Failed { status } => {
                 Poll::Ready(Err(status.take().expect("a future is not polled after it returned")))
@@ -184,10 +187,12 @@ impl fmt::Debug for ChannelFuture {
 }
 
 pin_project! {
-    /// A response's body. What goes wrong with it is a [`Status`].
+    /// A response's body. What goes wrong with it is a [`Status`]. By default it is empty, which is what an interceptor
+    /// needs to refuse a call.
+    #[derive(Default)]
     pub struct ChannelBody {
         #[pin]
-        body: ResponseBody,
+        body: Option<ResponseBody>,
     }
 }
 
@@ -196,7 +201,8 @@ impl Body for ChannelBody {
     type Error = Status;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(self.project().body.poll_frame(cx)).map(|frame| {
+        let Some(body) = self.project().body.as_pin_mut() else { return Poll::Ready(None) };
+        let frame = ready!(body.poll_frame(cx)).map(|frame| {
             let mut frame = frame.map_err(status)?;
             if let Some(trailers) = frame.trailers_mut() {
                 drop_malformed_details(trailers);
@@ -207,11 +213,11 @@ impl Body for ChannelBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 

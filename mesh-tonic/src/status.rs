@@ -8,6 +8,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::request::is_grpc;
+use mesh_tower::reply;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
@@ -49,9 +51,34 @@ impl fmt::Display for Behind {
 
 impl Error for Behind {}
 
+/// The status of an answer that is not one of gRPC, such as an error page of a gateway: it has no `grpc-status`, and
+/// another HTTP status than 200 or another content type (gRPC's `http-grpc-status-mapping`).
+pub(crate) fn of_foreign_answer(head: &http::response::Parts) -> Option<Status> {
+    if head.status == http::StatusCode::OK && !is_foreign(&head.headers) {
+        return None;
+    }
+    if head.headers.contains_key(Status::GRPC_STATUS) {
+        return None;
+    }
+    let content_type = head.headers.get(http::header::CONTENT_TYPE);
+    let content_type = content_type.map_or_else(|| "none".into(), |value| String::from_utf8_lossy(value.as_bytes()));
+    let message =
+        format!("the server answered without a gRPC status: HTTP {}, content type {content_type}", head.status);
+    Some(Status::new(code_of(reply::grpc_code(head.status)), message))
+}
+
+/// Whether these headers say that a body is not gRPC's.
+fn is_foreign(headers: &http::HeaderMap) -> bool {
+    headers.contains_key(http::header::CONTENT_TYPE) && !is_grpc(headers)
+}
+
 fn code(error: &MeshError) -> Code {
     let reset = (error.kind() == ErrorKind::ConnectionLost).then(|| reset_by(error)).flatten();
-    reset.map_or_else(|| Code::from(i32::try_from(error.kind().grpc_code()).unwrap_or(2)), code_of_reset)
+    reset.map_or_else(|| code_of(error.kind().grpc_code()), code_of_reset)
+}
+
+fn code_of(number: u32) -> Code {
+    i32::try_from(number).map_or(Code::Unknown, Code::from)
 }
 
 /// The reason for which the peer reset the stream, if that is what happened.

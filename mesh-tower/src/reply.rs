@@ -54,16 +54,21 @@ pub(crate) fn filter(reply: Reply, is_grpc: bool) -> Response<Bytes> {
     text(reply.status, reply.body)
 }
 
-/// An answer from the configuration.
-pub(crate) fn direct(direct: &DirectResponse) -> Response<Bytes> {
+/// An answer from the configuration. To gRPC its status is the one that stands for the HTTP status, and its body the
+/// message.
+pub(crate) fn direct(direct: &DirectResponse, is_grpc: bool) -> Response<Bytes> {
+    if is_grpc {
+        return trailers_only(grpc_code(direct.status), &String::from_utf8_lossy(&direct.body));
+    }
     text(direct.status, direct.body.clone())
 }
 
-/// Where a request should go instead.
+/// Where a request should go instead. gRPC knows no redirects: to it, it is an error that names the place.
 pub(crate) fn redirect(
     redirect: &Redirect,
     matches: &RouteMatch,
     head: &RequestHead<'_>,
+    is_grpc: bool,
 ) -> Result<Response<Bytes>, MeshError> {
     let scheme = redirect.scheme.as_deref().unwrap_or(head.scheme);
     let (host, port) = match head.authority.rfind(':') {
@@ -88,10 +93,13 @@ pub(crate) fn redirect(
     if let Some(query) = head.query().filter(|_| !redirect.strip_query && !path.contains('?')) {
         _ = write!(location, "?{query}");
     }
+    let mut response = match is_grpc {
+        true => trailers_only(grpc_code(redirect.status), &format!("the route redirects to {location}")),
+        false => text(redirect.status, ""),
+    };
     let location = HeaderValue::try_from(location).map_err(|error| {
         MeshError::new(ErrorKind::BadRequest, "the redirect has no valid location").caused_by(error)
     })?;
-    let mut response = text(redirect.status, "");
     response.headers_mut().insert(LOCATION, location);
     Ok(response)
 }
@@ -149,8 +157,15 @@ fn trailers_only(code: u32, message: &str) -> Response<Bytes> {
     response
 }
 
-/// The gRPC code of an HTTP status (gRPC's `http-grpc-status-mapping`; OK without a gRPC status is UNKNOWN).
-pub(crate) fn grpc_code(status: StatusCode) -> u32 {
+/// The gRPC code of an HTTP status, where an answer has no gRPC status of its own (gRPC's `http-grpc-status-mapping`).
+///
+/// ```
+/// use mesh_tower::reply::grpc_code;
+///
+/// // UNAVAILABLE, and UNKNOWN for whatever is not in the table.
+/// assert_eq!((grpc_code(http::StatusCode::BAD_GATEWAY), grpc_code(http::StatusCode::FOUND)), (14, 2));
+/// ```
+pub fn grpc_code(status: StatusCode) -> u32 {
     match status.as_u16() {
         400 => 13,
         401 => 16,
@@ -184,7 +199,7 @@ mod tests {
         for (it, uri, expected) in cases {
             let parts = http::Request::get(uri).body(()).unwrap().into_parts().0;
             let matches = RouteMatch::path(prefix("/x"));
-            let response = redirect(&it, &matches, &RequestHead::of(&parts).unwrap()).unwrap();
+            let response = redirect(&it, &matches, &RequestHead::of(&parts).unwrap(), false).unwrap();
             assert_eq!((response.status(), response.headers()[LOCATION].to_str().unwrap()), (it.status, expected));
         }
     }

@@ -43,20 +43,18 @@ fn to_authority_form(uri: &mut Uri) -> Result<(), MeshError> {
 
 /// Gives a path to a URI that has a query alone: `http://host?x=1` asks for `/?x=1` (RFC 9112, 3.2.1).
 #[inline]
-pub(crate) fn complete_path(uri: &mut Uri) -> Result<(), MeshError> {
-    match uri.path_and_query() {
-        Some(query) if query.as_str().starts_with('?') => add_slash(uri),
-        _ => Ok(()),
+pub(crate) fn complete_path(uri: &mut Uri) {
+    if uri.path_and_query().is_some_and(|query| query.as_str().starts_with('?')) {
+        add_slash(uri);
     }
 }
 
 #[cold]
-fn add_slash(uri: &mut Uri) -> Result<(), MeshError> {
-    let query = uri.query().unwrap_or_default();
-    let path = PathAndQuery::try_from(format!("/?{query}"))
-        .map_err(|error| MeshError::new(ErrorKind::BadRequest, "malformed path").caused_by(error))?;
-    edit(uri, |uri| uri.path_and_query = Some(path));
-    Ok(())
+fn add_slash(uri: &mut Uri) {
+    // What has become too long by this stays what it was, and is no path.
+    if let Ok(path) = PathAndQuery::try_from(format!("/?{}", uri.query().unwrap_or_default())) {
+        edit(uri, |uri| uri.path_and_query = Some(path));
+    }
 }
 
 fn malformed(error: http::uri::InvalidUri) -> MeshError {

@@ -191,7 +191,9 @@ async fn inbound() -> Side {
     let bound = mesh.bind("127.0.0.1:0").await.unwrap();
     let address = bound.local_addr();
     let app = tower::service_fn(|request: Request<hyper::body::Incoming>| async move { answer(&request) });
-    tokio::spawn(server::serve(bound, mesh.server_layer().layer(app)).into_future());
+    let mut limits = server::Limits::default();
+    limits.half_close_timeout = Duration::from_millis(100);
+    tokio::spawn(server::serve(bound, mesh.server_layer().layer(app)).limits(limits).into_future());
     let client = Mesh::builder().source(Fixed::new().service("s:80", [address])).start().unwrap();
     let put = move |player: &Player, names: &[&str]| {
         player.send(listener(address, vec![chain(vec![changed(app_route())], filters(names))]));
@@ -398,7 +400,7 @@ async fn a_server_holds_a_request_back_no_longer_than_its_deadline() {
     within(mesh.serving()).await.unwrap();
     let app = tower::service_fn(|request: Request<Empty<Bytes>>| async move { answer(&request) });
     let deadline = Deadline(Instant::now() + Duration::from_millis(50));
-    let request = Request::get("http://s/").extension(deadline).body(Empty::new()).unwrap();
+    let request = Request::get("/").header("host", "s").extension(deadline).body(Empty::new()).unwrap();
     let answered = tower::ServiceExt::oneshot(mesh.server_layer().layer(app), request);
     assert_eq!(within(answered).await.unwrap().status(), StatusCode::GATEWAY_TIMEOUT);
 }
@@ -435,7 +437,8 @@ async fn an_application_that_fails_is_told_as_one() {
     });
     let service = served.server_layer().layer(broken);
     let send = |path: &str| {
-        tower::ServiceExt::oneshot(service.clone(), Request::get(format!("http://s{path}")).body(Empty::new()).unwrap())
+        let request = Request::get(path).header("host", "s").body(Empty::new()).unwrap();
+        tower::ServiceExt::oneshot(service.clone(), request)
     };
     send("/error").await.map(drop).unwrap_err();
     send("/body").await.unwrap().into_body().collect().await.map(drop).unwrap_err();

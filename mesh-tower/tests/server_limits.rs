@@ -143,6 +143,42 @@ async fn connections_above_the_limit_wait_until_another_ends() {
     assert_eq!(within(answer).await.unwrap().unwrap().status(), 200);
 }
 
+/// Half-closed or gone: nobody can tell. One that is still there is waited for.
+#[tokio::test]
+async fn a_handler_whose_client_may_be_gone_is_dropped_in_time() {
+    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+    let listener = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    let mut limits = Limits::default();
+    limits.half_close_timeout = Duration::from_millis(100);
+    let (called, mut calls) = tokio::sync::mpsc::channel(1);
+    let hang = service_fn(move |request: Request<Incoming>| {
+        let called = called.clone();
+        async move {
+            let (held, dropped) = tokio::sync::oneshot::channel::<()>();
+            called.send(dropped).await.unwrap();
+            _ = request.into_body().collect().await;
+            std::future::pending::<()>().await;
+            drop(held);
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::new())))
+        }
+    });
+    tokio::spawn(serve(listener, mesh.server_layer().layer(hang)).limits(limits).into_future());
+    let request = b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 3\r\n\r\nabc";
+    let mut there = TcpStream::connect(address).await.unwrap();
+    there.write_all(request).await.unwrap();
+    let mut held = within(calls.recv()).await.unwrap();
+    for closes in [true, false] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request).await.unwrap();
+        let dropped = within(calls.recv()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let _open = (!closes).then_some(stream);
+        within(dropped).await.unwrap_err();
+    }
+    assert!(held.try_recv().is_err_and(|error| error == tokio::sync::oneshot::error::TryRecvError::Empty));
+}
+
 #[tokio::test]
 async fn an_idle_connection_is_ended() {
     let address = start(|limits| limits.idle_timeout = Duration::from_millis(100)).await;

@@ -273,22 +273,18 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
 impl Forward {
     /// How long a request may take on this route; `None` = as long as the caller waits.
     ///
-    /// gRPC follows gRFC A31: `grpc_timeout_header_max`, else the route's `max_stream_duration`, else the
-    /// listener's; the route timeout does not count, and zero leaves it to the caller. Other requests follow
-    /// Envoy: the route timeout, 15 s where there is none, and the stream limit where there is one.
+    /// The route timeout and the limit of the stream, whichever is shorter; zero is no limit. The stream's is the
+    /// route's `max_stream_duration`, else the listener's; for gRPC `grpc_timeout_header_max` goes before both (gRFC
+    /// A31). Where the route says no timeout it is Envoy's 15 s; for gRPC there is none then, as gRFC A31 has it: its
+    /// streams last, and control planes leave the field out for it.
     pub fn time_limit(&self, is_grpc: bool, listener_limit: Option<Duration>) -> Option<Duration> {
-        let limited = |limit: Duration| (!limit.is_zero()).then_some(limit);
         let stream = self.max_stream_duration;
-        let stream_limit = stream.and_then(|stream| stream.limit).or(listener_limit);
+        let mut stream_limit = stream.and_then(|stream| stream.limit).or(listener_limit);
         if is_grpc {
-            let limit = stream.and_then(|stream| stream.grpc_timeout_max).or(stream_limit);
-            return limit.and_then(limited);
+            stream_limit = stream.and_then(|stream| stream.grpc_timeout_max).or(stream_limit);
         }
-        let timeout = limited(self.timeout.unwrap_or(DEFAULT_TIMEOUT));
-        match (timeout, stream_limit.and_then(limited)) {
-            (Some(timeout), Some(stream)) => Some(timeout.min(stream)),
-            (timeout, stream) => timeout.or(stream),
-        }
+        let default = if is_grpc { None } else { Some(DEFAULT_TIMEOUT) };
+        [self.timeout.or(default), stream_limit].into_iter().flatten().filter(|limit| !limit.is_zero()).min()
     }
 }
 
@@ -504,7 +500,13 @@ mod tests {
             (false, Some(2 * second), None, None, Some(2 * second)),
             (false, Some(2 * second), stream(Some(second), None), None, Some(second)),
             (false, zero, None, Some(second), Some(second)),
-            (true, Some(second), None, None, None),
+            (true, Some(second), None, None, Some(second)),
+            (true, None, None, None, None),
+            (true, zero, None, None, None),
+            (true, zero, stream(Some(second), None), None, Some(second)),
+            (true, Some(2 * second), stream(Some(3 * second), None), None, Some(2 * second)),
+            (true, Some(2 * second), stream(None, Some(second)), None, Some(second)),
+            (true, Some(2 * second), stream(None, zero), Some(second), Some(2 * second)),
             (true, None, stream(Some(second), None), Some(2 * second), Some(second)),
             (true, None, None, Some(2 * second), Some(2 * second)),
             (true, None, stream(zero, None), Some(2 * second), None),

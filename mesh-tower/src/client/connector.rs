@@ -111,7 +111,7 @@ impl Connector {
         }
         let (mut head, ()) = Request::new(()).into_parts();
         head.uri = uri;
-        complete_path(&mut head.uri)?;
+        complete_path(&mut head.uri);
         let entry = outbound::entry(&self.context, &mut head)?;
         let seed = fastrand::u64(..);
         let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(seed));

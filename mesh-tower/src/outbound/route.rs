@@ -70,7 +70,7 @@ enum Resolved {
 #[inline]
 fn resolve(context: &OutboundContext, head: &mut Parts) -> Result<Resolved, MeshError> {
     refuse_tls(&head.uri)?;
-    complete_path(&mut head.uri)?;
+    complete_path(&mut head.uri);
     if let Some(target) = &context.target {
         // Filters see what is routed by. The target of CONNECT is where the tunnel ends.
         if head.method != Method::CONNECT {
@@ -173,9 +173,10 @@ impl<T: Transport> ActiveRequest<T> {
                 return self.try_once(route, head);
             }
             RouteAction::Redirect(redirect) => {
-                reply::redirect(redirect, &route.route.matches, &head_of(&self.context, head)?)?
+                let seen = head_of(&self.context, head)?;
+                reply::redirect(redirect, &route.route.matches, &seen, self.info.is_grpc)?
             }
-            RouteAction::Direct(direct) => reply::direct(direct),
+            RouteAction::Direct(direct) => reply::direct(direct, self.info.is_grpc),
             RouteAction::Unusable(reason) => return Err(MeshError::new(ErrorKind::NoRoute, Arc::clone(reason))),
             RouteAction::NonForwarding => {
                 return Err(MeshError::new(ErrorKind::NoRoute, "the route is for a server and leads nowhere"));

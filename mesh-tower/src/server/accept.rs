@@ -370,6 +370,12 @@ impl MeshIo {
     pub fn connection(&self) -> &Arc<ConnectionInfo> {
         &self.connection
     }
+
+    /// Whether the peer has said all that it had to say. Pending while nothing is to be read.
+    pub(super) fn poll_has_ended(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut byte = [0];
+        self.stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)).map_ok(|count| count == 0)
+    }
 }
 
 impl AsyncRead for MeshIo {

@@ -62,7 +62,8 @@ impl Mesh {
     }
 
     /// The layer for a service behind this mesh's listener: it routes by the listener's current configuration,
-    /// passes filters, changes headers, and answers what has no route. It adds `connection: close` while the
+    /// passes filters, changes headers, and answers what has no route, and with 400 what has no valid `Host` or target
+    /// (RFC 9112, 3.2); HTTP/1.0 without a `Host` goes to the default virtual host. It adds `connection: close` while the
     /// mesh drains.
     ///
     /// Where several listeners are bound, it finds a request's by the connection: under [`serve`] and with
@@ -81,7 +82,7 @@ impl Mesh {
     /// mesh.serving().await?;
     /// let hello = service_fn(|_| async { Ok::<_, std::io::Error>(http::Response::new("hello".to_owned())) });
     /// let service = mesh.server_layer().layer(hello);
-    /// let response = service.oneshot(http::Request::get("http://hello/").body(())?).await?;
+    /// let response = service.oneshot(http::Request::get("/").header("host", "hello").body(())?).await?;
     /// assert_eq!(response.status(), 200);
     /// # Ok(()) }
     /// ```

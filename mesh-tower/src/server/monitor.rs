@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::server::accept::MeshIo;
 use crate::server::serve::Limits;
 
 /// The first bytes of HTTP/2. No method of HTTP/1.1 begins with them.
@@ -25,6 +26,10 @@ pub(super) struct Activity {
     head: AtomicBool,
     requests: AtomicUsize,
     busy: AtomicUsize,
+    /// Somebody wants to know whether the client has closed its side.
+    look: AtomicBool,
+    /// It has.
+    half_closed: AtomicBool,
     signal: AtomicU8,
     task: OnceLock<Waker>,
 }
@@ -57,6 +62,8 @@ impl Activity {
             head: AtomicBool::new(true),
             requests: AtomicUsize::new(0),
             busy: AtomicUsize::new(0),
+            look: AtomicBool::new(false),
+            half_closed: AtomicBool::new(false),
             signal: AtomicU8::new(Signal::GoOn as u8),
             task: OnceLock::new(),
         })
@@ -91,6 +98,14 @@ impl Activity {
         }
     }
 
+    /// Asks its task to look whether the client has closed its side. While a request is answered nobody reads.
+    fn ask_to_look(&self) {
+        self.look.store(true, Ordering::Release);
+        if let Some(task) = self.task.get() {
+            task.wake_by_ref();
+        }
+    }
+
     fn read(&self) {
         if self.busy.load(Ordering::Relaxed) == 0 {
             self.head.store(true, Ordering::Relaxed);
@@ -105,12 +120,19 @@ pub(super) struct ConnectionMonitor {
     requests: usize,
     /// Since when it has looked as it looks now.
     head_since: Option<Instant>,
+    half_closed_since: Option<Instant>,
     idle_since: Instant,
 }
 
 impl ConnectionMonitor {
     pub(super) fn on(activity: &Arc<Activity>, now: Instant) -> Self {
-        ConnectionMonitor { activity: Arc::downgrade(activity), requests: 0, head_since: Some(now), idle_since: now }
+        ConnectionMonitor {
+            activity: Arc::downgrade(activity),
+            requests: 0,
+            head_since: Some(now),
+            half_closed_since: None,
+            idle_since: now,
+        }
     }
 
     /// The connection, if there still is one.
@@ -118,16 +140,24 @@ impl ConnectionMonitor {
         self.activity.upgrade()
     }
 
-    /// What to tell a connection: to be cut when a request's head takes too long, to end when it is idle.
+    /// What to tell a connection: to be cut when a request's head takes too long, or an answer takes too long for a client
+    /// that may be gone; to end when it is idle.
     pub(super) fn judge(&mut self, seen: &Activity, limits: &Limits, now: Instant) -> Signal {
         let requests = seen.requests.load(Ordering::Relaxed);
         let news = requests != std::mem::replace(&mut self.requests, requests);
         let head = seen.head.load(Ordering::Relaxed);
         self.head_since = head.then(|| self.head_since.filter(|_| !news).unwrap_or(now));
-        if news || seen.busy.load(Ordering::Relaxed) > 0 {
+        let busy = seen.busy.load(Ordering::Relaxed) > 0;
+        if news || busy {
             self.idle_since = now;
         }
-        if self.head_since.is_some_and(|since| now.duration_since(since) >= limits.head_timeout) {
+        if busy && !news {
+            seen.ask_to_look();
+        }
+        let half_closed = seen.half_closed.load(Ordering::Relaxed);
+        self.half_closed_since = half_closed.then(|| self.half_closed_since.unwrap_or(now));
+        let lasts = |since: Option<Instant>, limit| since.is_some_and(|since| now.duration_since(since) >= limit);
+        if lasts(self.head_since, limits.head_timeout) || lasts(self.half_closed_since, limits.half_close_timeout) {
             return Signal::Cut;
         }
         if now.duration_since(self.idle_since) >= limits.idle_timeout { Signal::End } else { Signal::GoOn }
@@ -136,8 +166,8 @@ impl ConnectionMonitor {
 
 /// A connection that notes what is read from it.
 #[derive(Debug)]
-pub(super) struct Watched<I> {
-    io: I,
+pub(super) struct Watched {
+    io: MeshIo,
     activity: Arc<Activity>,
     preface: Preface,
 }
@@ -163,9 +193,20 @@ impl Preface {
     }
 }
 
-impl<I> Watched<I> {
-    pub(super) fn new(io: I, activity: &Arc<Activity>) -> Self {
+impl Watched {
+    pub(super) fn new(io: MeshIo, activity: &Arc<Activity>) -> Self {
         Watched { io, activity: Arc::clone(activity), preface: Preface::Unknown(0) }
+    }
+
+    /// Notes whether the client has closed its side, or the connection altogether.
+    #[cold]
+    fn look(&mut self, cx: &mut Context<'_>) {
+        self.activity.look.store(false, Ordering::Release);
+        match self.io.poll_has_ended(cx) {
+            Poll::Ready(Ok(true)) => self.activity.half_closed.store(true, Ordering::Relaxed),
+            Poll::Ready(Err(_)) => self.activity.tell(Signal::Cut),
+            Poll::Ready(Ok(false)) | Poll::Pending => {}
+        }
     }
 
     fn noted(&mut self, bytes: &[u8]) {
@@ -185,7 +226,7 @@ impl<I> Watched<I> {
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
+impl AsyncRead for Watched {
     #[inline]
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
@@ -197,7 +238,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
+impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
@@ -214,7 +255,11 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
         self.io.is_write_vectored()
     }
 
+    /// hyper calls it each time it runs and has nothing to write.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.activity.look.load(Ordering::Acquire) {
+            self.look(cx);
+        }
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
@@ -301,6 +346,21 @@ mod tests {
         drop(activity.begin());
         assert_eq!(look(&mut monitor, &activity, &mut now, 65 * 60), Signal::GoOn);
         assert_eq!(look(&mut monitor, &activity, &mut now, 1), Signal::End);
+    }
+
+    #[test]
+    fn a_client_that_may_be_gone_is_waited_for_only_so_long() {
+        let mut now = Instant::now();
+        let activity = Activity::new();
+        let mut monitor = ConnectionMonitor::on(&activity, now);
+        let _busy = activity.begin();
+        look(&mut monitor, &activity, &mut now, 1);
+        assert!(!activity.look.load(Ordering::Relaxed), "the request is new");
+        look(&mut monitor, &activity, &mut now, 1);
+        assert!(activity.look.load(Ordering::Relaxed));
+        activity.half_closed.store(true, Ordering::Relaxed);
+        assert_eq!(look(&mut monitor, &activity, &mut now, 30), Signal::GoOn);
+        assert_eq!(look(&mut monitor, &activity, &mut now, 1), Signal::Cut);
     }
 
     #[test]

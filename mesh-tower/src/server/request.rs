@@ -27,6 +27,7 @@ use crate::filters::{self, Passage};
 use crate::listeners::{ListenerState, find};
 use crate::mesh::Mesh;
 use crate::server::response::{ActiveRequest, Facts, ResponseFuture, ServerBody};
+use crate::uri::complete_path;
 use crate::{headers, reply};
 
 /// Finds a request's connection in its extensions.
@@ -97,6 +98,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> ResponseFuture<S, B> {
+        complete_path(request.uri_mut());
         let mut facts = self.context.observed(&request);
         let admission = self.context.route(&mut request, &mut facts);
         let is_http1 = request.version() <= Version::HTTP_11;
@@ -139,7 +141,7 @@ impl ServerContext {
     /// Notes from here on what becomes of the request.
     fn observe<B>(&self, info: &mut RequestInfo, request: &Request<B>) {
         info.observe(self.mesh.observers(), Direction::Inbound, request.method());
-        info.note_authority(RequestHead::of_request(request).map_or("", |head| head.authority));
+        info.note_authority(RequestHead::received(request).map_or("", |head| head.authority));
         if let Some(connection) = self.connection(request) {
             info.note_peer(connection.peer);
         }
@@ -188,7 +190,7 @@ impl ServerContext {
         };
         let routes = routes(view, connection)?;
         let mut random = fastrand::Rng::new();
-        let (position, route, destination) = routes.find(&RequestHead::of_request(request)?, &mut random)?;
+        let (position, route, destination) = routes.find(&RequestHead::received(request)?, &mut random)?;
         if facts.is_none() && destination.filters().is_empty() && destination.response_changes().is_empty() {
             return forward(route, destination, request);
         }

@@ -38,6 +38,9 @@ pub struct Limits {
     /// After how long without a request a connection is closed, at the earliest. 65 min by default: clients that
     /// follow Envoy close after an hour, and a server that is first may cross with a request.
     pub idle_timeout: Duration,
+    /// How long an HTTP/1.1 client that has closed its side gets to wait for its answer: it cannot be told from one that is
+    /// gone. Then the connection is closed and its handler dropped. 30 s by default.
+    pub half_close_timeout: Duration,
     /// What a client may send ahead of what is read, by HTTP/2 stream, in bytes. 256 KiB by default.
     pub stream_window: u32,
     /// The same by connection. 1 MiB by default.
@@ -52,6 +55,7 @@ impl Default for Limits {
             max_head: 64 << 10,
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(65 * 60),
+            half_close_timeout: Duration::from_secs(30),
             stream_window: 256 << 10,
             connection_window: 1 << 20,
         }
@@ -64,6 +68,9 @@ impl Default for Limits {
 /// Await it, or spawn it with `into_future`. When the drain is over, connections end with their last request;
 /// those that take longer than the deadline are cut, and that is an error. Dropping the future cuts all of
 /// them. Connections that were upgraded belong to the application and are left alone.
+///
+/// An HTTP/1.1 client that closes its side after a request gets its answer, if that takes no longer than
+/// [`Limits::half_close_timeout`].
 ///
 /// ```
 /// use mesh_core::fixed::Fixed;
@@ -176,7 +183,7 @@ impl Watchers {
     fn start(mesh: &Mesh, limits: &Arc<Limits>) -> Self {
         let monitors = Arc::<Mutex<Vec<ConnectionMonitor>>>::default();
         // Often enough to be a tenth late at most.
-        let often = limits.head_timeout.min(limits.idle_timeout) / 10;
+        let often = limits.head_timeout.min(limits.idle_timeout).min(limits.half_close_timeout) / 10;
         let often = often.clamp(Duration::from_millis(10), Duration::from_secs(1));
         let (watched, limits) = (Arc::clone(&monitors), Arc::clone(limits));
         let chore = mesh.background().spawn(async move {
@@ -243,7 +250,11 @@ where
                     ending = true;
                     conversation.as_mut().graceful_shutdown();
                 }
-                Signal::Cut => return Poll::Ready(Err("a request's head took too long".into())),
+                Signal::Cut => {
+                    return Poll::Ready(Err(
+                        "a request's head or the answer to a client that closed its side took too long".into(),
+                    ));
+                }
             }
             conversation.as_mut().poll(cx)
         }),
@@ -256,8 +267,9 @@ where
 fn builder(connection: &Arc<ConnectionInfo>, limits: &Limits) -> Builder<OnBehalf> {
     let mut builder = Builder::new(OnBehalf(Arc::clone(connection)));
     let head = usize::try_from(limits.max_head).unwrap_or(usize::MAX);
-    // The head's timeout is kept by `monitor`. hyper's least buffer is 8 KiB.
-    builder.http1().header_read_timeout(None).max_buf_size(head.max(8 << 10));
+    // The head's timeout is kept by `monitor`. hyper's least buffer is 8 KiB. A client that has closed its side may still
+    // read (RFC 9112, 9.6), and cannot be told from one that is gone.
+    builder.http1().header_read_timeout(None).max_buf_size(head.max(8 << 10)).half_close(true);
     builder
         .http2()
         .max_concurrent_streams(limits.max_concurrent_streams)
