@@ -248,6 +248,33 @@ impl std::error::Error for MeshError {
     }
 }
 
+/// What a handler answers when a request of its own failed: the status of the kind, the text with its causes, and the
+/// headers that the request's route sets on its responses.
+///
+/// ```
+/// use axum_core::response::IntoResponse;
+/// use mesh_core::error::{ErrorKind, MeshError};
+///
+/// async fn handler() -> Result<String, MeshError> {
+///     Err(MeshError::new(ErrorKind::Timeout, "cluster payments: no response by the deadline"))
+/// }
+/// # let mut polled = Box::pin(handler());
+/// # let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+/// # let std::task::Poll::Ready(answer) = polled.as_mut().poll(&mut context) else { panic!() };
+/// # assert_eq!(answer.into_response().status(), 504);
+/// ```
+#[cfg(feature = "axum")]
+impl axum_core::response::IntoResponse for MeshError {
+    fn into_response(self) -> axum_core::response::Response {
+        let status = http::StatusCode::from_u16(self.kind.http_status()).unwrap_or(http::StatusCode::SERVICE_UNAVAILABLE);
+        let mut response = (status, format!("{self:#}")).into_response();
+        if let Some(set) = self.response_headers() {
+            response.headers_mut().extend(set.clone());
+        }
+        response
+    }
+}
+
 /// A resource, or a part of one, that cannot be used: what a NACK says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -20,3 +20,7 @@ mod uri;
 pub use client::Client;
 pub use mesh::{Mesh, MeshBuilder, StartError};
 pub use mesh_core as core;
+pub use mesh_core::error::MeshError;
+pub use mesh_core::request_info::Deadline;
+#[cfg(feature = "xds")]
+pub use mesh_core::xds::Bootstrap;

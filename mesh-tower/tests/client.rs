@@ -557,7 +557,7 @@ async fn a_client_that_the_application_has_can_go_through_the_mesh() {
     let (address, _) = serve(100, echo).await;
     let mesh = service([address]);
     let own = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build_http::<Body>();
-    let response = mesh.layer().layer(own).oneshot(post(Version::HTTP_11, "layer")).await.unwrap();
+    let response = mesh.client_layer().layer(own).oneshot(post(Version::HTTP_11, "layer")).await.unwrap();
     assert_eq!(read(response).await, "POST /p s:80 layer");
     let own = hyper_util::client::legacy::Client::builder(TokioExecutor::new());
     let own = own.build::<_, Full<Bytes>>(mesh.connector());

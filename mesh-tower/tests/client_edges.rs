@@ -194,7 +194,7 @@ async fn the_layer_holds_deadlines_as_the_client_does() {
     let send = |path: &str, deadline: Instant| {
         let request =
             Request::get(format!("http://s{path}")).extension(Deadline(deadline)).body(Body::empty()).unwrap();
-        let sent = mesh.layer().layer(inner.clone()).oneshot(request);
+        let sent = mesh.client_layer().layer(inner.clone()).oneshot(request);
         async { tokio::time::timeout(Duration::from_secs(20), sent).await.expect("in time") }
     };
     let kind = |error: mesh_core::error::MeshError| error.kind();
@@ -221,7 +221,7 @@ async fn the_layer_tries_another_endpoint_where_one_refuses_and_says_what_failed
     let mesh = Mesh::builder().source(source).observer(seen.clone()).start().unwrap();
     let send = |uri: &str, body: &'static str| {
         let request = Request::put(uri).body(http_body_util::Full::new(Bytes::from_static(body.as_bytes()))).unwrap();
-        mesh.layer().layer(pooled()).oneshot(request)
+        mesh.client_layer().layer(pooled()).oneshot(request)
     };
     for _ in 0..40 {
         let response = send("http://s/", "once").await.expect("the other endpoint is there");
@@ -250,7 +250,7 @@ async fn the_layer_lets_go_of_the_inner_clients_future_before_the_body_is_read()
     let limited = tower::limit::ConcurrencyLimitLayer::new(1).layer(inner);
     let source = Fixed::new().service("s:80", ["127.0.0.1:1".parse().unwrap()]);
     let mesh = Mesh::builder().source(source).start().unwrap();
-    let mut client = mesh.layer().layer(limited);
+    let mut client = mesh.client_layer().layer(limited);
     let mut unread = Vec::new();
     for _ in 0..3 {
         let ready = tokio::time::timeout(Duration::from_secs(20), ServiceExt::<Request<Body>>::ready(&mut client));
@@ -271,7 +271,7 @@ async fn every_try_of_the_inner_client_has_the_requests_extensions() {
     let source = Fixed::new().service("s:80", ["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()]);
     let mesh = Mesh::builder().source(source).start().unwrap();
     let request = Request::get("http://s/").extension(7u8).body(Body::empty()).unwrap();
-    mesh.layer().layer(inner).oneshot(request).await.map(drop).unwrap_err();
+    mesh.client_layer().layer(inner).oneshot(request).await.map(drop).unwrap_err();
     assert_eq!(*seen.lock().unwrap(), [Some(7); 2]);
 }
 
@@ -334,7 +334,7 @@ async fn the_layer_does_not_take_any_refusal_for_that_of_the_endpoint() {
     let source = Fixed::new().service("s:80", ["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()]);
     let mesh = Mesh::builder().source(source).start().unwrap();
     let request = Request::post("http://s/pay").body(Body::empty()).unwrap();
-    let error = mesh.layer().layer(inner).oneshot(request).await.map(drop).unwrap_err();
+    let error = mesh.client_layer().layer(inner).oneshot(request).await.map(drop).unwrap_err();
     assert_eq!((error.kind(), calls.load(Ordering::SeqCst)), (ErrorKind::ConnectionLost, 1));
 }
 
@@ -351,7 +351,7 @@ async fn the_layer_does_not_send_again_what_may_have_been_processed() {
     let source = Fixed::new().service("s:80", ["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()]);
     let mesh = Mesh::builder().source(source).start().unwrap();
     let request = Request::get("http://s/").body(Body::empty()).unwrap();
-    let error = mesh.layer().layer(inner).oneshot(request).await.map(drop).unwrap_err();
+    let error = mesh.client_layer().layer(inner).oneshot(request).await.map(drop).unwrap_err();
     assert_eq!((error.kind(), calls.load(Ordering::SeqCst)), (ErrorKind::ConnectionLost, 1));
 }
 

@@ -209,7 +209,7 @@ async fn under_the_layer_an_upload_ends_with_its_answer_too() {
     let own = legacy::Client::builder(TokioExecutor::new()).build_http::<Body>();
     let (body, dropped) = held(stuck());
     let request = post(Version::HTTP_11, Body::new(StreamBody::new(body)));
-    let response = within(mesh.layer().layer(own).oneshot(request)).await.unwrap();
+    let response = within(mesh.client_layer().layer(own).oneshot(request)).await.unwrap();
     assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
     within(response.into_body().collect()).await.unwrap();
     within(dropped).await.unwrap_err();
@@ -280,7 +280,7 @@ async fn a_protocol_that_nobody_asked_for_is_an_error() {
         }
         assert_eq!(accepted.load(Ordering::SeqCst), 2, "the connection is not used again");
         let own = legacy::Client::builder(TokioExecutor::new()).build_http::<Body>();
-        let error = within(mesh.layer().layer(own).oneshot(request())).await.map(drop).unwrap_err();
+        let error = within(mesh.client_layer().layer(own).oneshot(request())).await.map(drop).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionLost, "the layer: {asked:?} {error}");
     }
 }

@@ -61,3 +61,33 @@ async fn axum_may_serve_several_listeners_with_one_layer_if_it_knows_the_connect
     assert!(ask(addresses[0], "/").await.ends_with("127.0.0.1"));
     assert!(ask(addresses[1], "/").await.starts_with("HTTP/1.1 404"));
 }
+
+/// A handler that asks somebody else, and fails as that fails.
+#[tokio::test]
+async fn an_error_of_the_mesh_is_a_response_of_a_handler() {
+    use http_body_util::BodyExt;
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let caller = Mesh::builder().source(Fixed::new().service("gone:80", [nobody])).start().unwrap();
+    let client = caller.client();
+    let ask_on = get(async move |axum::extract::Path(host): axum::extract::Path<String>| {
+        let answer = client.get(format!("http://{host}/")).await?;
+        Ok::<_, mesh_tower::MeshError>(answer.status().to_string())
+    });
+    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+    let listener = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    let app = Router::new().route("/{host}", ask_on).layer(mesh.server_layer());
+    tokio::spawn(axum::serve(listener, app).into_future());
+    for (host, status) in [("gone:80", "503"), ("unknown:80", "502")] {
+        let answer = ask(address, &format!("/{host}")).await;
+        assert_eq!(answer.split(' ').nth(1), Some(status), "{answer}");
+        let error = caller.client().get(format!("http://{host}/")).await.unwrap_err();
+        assert!(answer.ends_with(&format!("{error:#}")), "{answer}");
+        // What the mesh itself answers is the same.
+        let own = mesh_tower::reply::error(&error, false).map(http_body_util::Full::new);
+        assert_eq!(
+            (own.status().as_str(), own.collect().await.unwrap().to_bytes()),
+            (status, format!("{error:#}").into())
+        );
+    }
+}

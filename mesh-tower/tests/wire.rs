@@ -148,7 +148,7 @@ async fn a_target_has_its_form_on_the_wire_however_it_was_written() {
         };
         send(mesh.client(), request()).await.unwrap();
         assert_eq!(line_and_host(&sent(&mut seen).await), (line, host), "{method} {uri}");
-        send(mesh.layer().layer(inner()), request()).await.unwrap();
+        send(mesh.client_layer().layer(inner()), request()).await.unwrap();
         assert_eq!(line_and_host(&sent(&mut seen).await), (line, host), "the layer: {method} {uri}");
         if method == Method::GET && uri.starts_with("http") {
             let own = legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(mesh.connector());
@@ -190,7 +190,7 @@ async fn a_query_without_a_path_matches_as_one_of_the_root() {
         let get = || Request::get(uri).body(Body::empty()).unwrap();
         assert_eq!(send(mesh.client(), get()).await.unwrap(), 418, "{uri}");
         assert_eq!(send(mesh.client_for("s:80").unwrap(), get()).await.unwrap(), 418, "{uri}");
-        assert_eq!(send(mesh.layer().layer(inner()), get()).await.unwrap(), 418, "{uri}");
+        assert_eq!(send(mesh.client_layer().layer(inner()), get()).await.unwrap(), 418, "{uri}");
     }
 }
 
@@ -203,7 +203,7 @@ async fn connect_names_host_and_port_and_nothing_else() {
         let connect = || Request::connect(uri).body(Body::empty()).unwrap();
         assert_eq!(send(mesh.client(), connect()).await.unwrap(), 200);
         assert_eq!(line_and_host(&sent(&mut seen).await), ("CONNECT s:80 HTTP/1.1", "s:80"), "{uri}");
-        let refused = send(mesh.layer().layer(inner()), connect()).await.unwrap_err();
+        let refused = send(mesh.client_layer().layer(inner()), connect()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::BadRequest, "the layer: {refused}");
     }
     let path = Request::connect("/p").header("host", "s").body(Body::empty()).unwrap();
@@ -261,7 +261,8 @@ async fn a_length_that_contradicts_the_body_is_refused_before_anything_is_sent()
         for lengths in wrong {
             let error = send(mesh.client(), post(version, lengths, full("abc"))).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::BadRequest, "{lengths:?}: {error}");
-            let error = send(mesh.layer().layer(inner()), post(version, lengths, full("abc"))).await.unwrap_err();
+            let error =
+                send(mesh.client_layer().layer(inner()), post(version, lengths, full("abc"))).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::BadRequest, "the layer: {lengths:?}: {error}");
         }
         let error = send(mesh.client(), post(version, &["3"], Body::empty())).await.unwrap_err();

@@ -50,7 +50,7 @@ async fn main() -> anyhow::Result<()> {
     // Around: a tower client that knows nothing of services is told, request by request, which address to call.
     // Routes, faults and balancing apply as they do to `mesh.client()`.
     let plain: Client<HttpConnector, _> = Client::builder(TokioExecutor::new()).build_http();
-    let routed = mesh.layer().layer(plain);
+    let routed = mesh.client_layer().layer(plain);
     let request = Request::get("http://hello/greet/layer").body(Empty::<Bytes>::new())?;
     let response = routed.oneshot(request).await?;
     println!("around: {}", text(response.into_body()).await?);

@@ -38,7 +38,7 @@ use stream::Origin;
 /// clients tell a connector the authority alone, and the path is `/` then); weights divide connections. What it cannot
 /// honour is said once for each target, as a warning: other routes, filters such as faults, header changes and rewrites,
 /// timeouts, retries after a connection was made. Observers are told of requests, and so of nothing here. Requests that
-/// need them need the mesh's own client, or its [layer](super::MeshLayer).
+/// need them need the mesh's own client, or its [layer](super::ClientLayer).
 ///
 /// A connection lasts as long as the configuration allows it: see [`ConnectorStream`].
 ///

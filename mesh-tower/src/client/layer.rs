@@ -51,45 +51,45 @@ use crate::uri::{edit, to_http1};
 /// # tokio::spawn(async move { axum::serve(listener, app).await });
 /// let mesh = Mesh::builder().source(Fixed::new().service("hello:80", [address])).start()?;
 /// let own = Client::builder(TokioExecutor::new()).build_http::<Body>();
-/// let client = mesh.layer().layer(own);
+/// let client = mesh.client_layer().layer(own);
 /// let response = client.oneshot(http::Request::get("http://hello/").body(Body::empty())?).await?;
 /// assert_eq!(response.into_body().collect().await?.to_bytes(), "hello");
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
-pub struct MeshLayer {
+pub struct ClientLayer {
     mesh: Mesh,
 }
 
 impl Mesh {
-    /// A layer for a client that the application already has.
-    pub fn layer(&self) -> MeshLayer {
-        MeshLayer { mesh: self.clone() }
+    /// A layer for a client that the application already has; beside it stands [`Mesh::server_layer`].
+    pub fn client_layer(&self) -> ClientLayer {
+        ClientLayer { mesh: self.clone() }
     }
 }
 
-impl<S> Layer<S> for MeshLayer {
-    type Service = MeshService<S>;
+impl<S> Layer<S> for ClientLayer {
+    type Service = ClientService<S>;
 
-    fn layer(&self, inner: S) -> MeshService<S> {
-        MeshService { context: self.mesh.outbound(None), inner }
+    fn layer(&self, inner: S) -> ClientService<S> {
+        ClientService { context: self.mesh.outbound(None), inner }
     }
 }
 
-/// A client behind the mesh. Made by [`MeshLayer`].
+/// A client behind the mesh. Made by [`ClientLayer`].
 #[derive(Clone)]
-pub struct MeshService<S> {
+pub struct ClientService<S> {
     context: Arc<OutboundContext>,
     inner: S,
 }
 
-impl<S: fmt::Debug> fmt::Debug for MeshService<S> {
+impl<S: fmt::Debug> fmt::Debug for ClientService<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MeshService").field("inner", &self.inner).finish_non_exhaustive()
+        f.debug_struct("ClientService").field("inner", &self.inner).finish_non_exhaustive()
     }
 }
 
-impl<S, B, R> Service<Request<B>> for MeshService<S>
+impl<S, B, R> Service<Request<B>> for ClientService<S>
 where
     S: Service<Request<Body>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
     B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + 'static,

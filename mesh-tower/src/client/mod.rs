@@ -1,4 +1,4 @@
-//! The faces of an outbound request: the [`Client`], a [layer](MeshLayer) around a client that the application has,
+//! The faces of an outbound request: the [`Client`], a [layer](ClientLayer) around a client that the application has,
 //! and a [connector](Connector) below one. All of them go the same way, see `outbound/`.
 
 mod connector;
@@ -22,7 +22,7 @@ use crate::transport::pooled;
 pub use crate::outbound::{ResponseBody, ResponseFuture};
 
 pub use connector::{Connector, ConnectorStream};
-pub use layer::{MeshLayer, MeshService};
+pub use layer::{ClientLayer, ClientService};
 
 /// A client of the mesh: `tower::Service<http::Request<B>>` for any body. Cheap to clone, always ready.
 ///
