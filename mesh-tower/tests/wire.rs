@@ -298,7 +298,8 @@ async fn a_stream_that_is_longer_or_shorter_than_it_says_fails_the_request() {
 async fn a_length_that_the_route_sets_is_held_to_the_body_too() {
     let (address, mut seen) = peer().await;
     let mut route = route_to("c");
-    let length = mesh_core::model::HeaderChange::Set("content-length".parse().unwrap(), "5".parse().unwrap());
+    let length =
+        mesh_core::model::HeaderChange::Set(http::header::CONTENT_LENGTH, http::HeaderValue::from_static("5").into());
     route.mutations.request.push(length);
     let cluster = Cluster::new("c", ClusterKind::Static(Endpoints::fixed([address])));
     let mesh = start(Fixed::new().routes("s:80", vec![route]).cluster(cluster));
