@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -128,7 +129,10 @@ async fn connections_follow_the_weights_without_losing_a_request() {
     }
     // A request is on its way all the time, another is answered slowly.
     let slow = client.clone();
-    let slow = tokio::spawn(async move { ask(&slow, "/slow").await.expect("no request is lost") });
+    let mut slow = Box::pin(async move { ask(&slow, "/slow").await.expect("no request is lost") });
+    // From here on it has its connection.
+    std::future::poll_fn(|cx| Poll::Ready(assert!(slow.as_mut().poll(cx).is_pending()))).await;
+    let slow = tokio::spawn(slow);
     put_routes(&player, vec![weighted(&[("b", 100)])], vec![]);
     moves(&client, "a", "b").await;
     assert_eq!(within(slow).await.unwrap(), "a");
