@@ -248,7 +248,8 @@ impl std::error::Error for MeshError {
     }
 }
 
-/// What a handler answers when a request of its own failed: the status of the kind, and the text with its causes.
+/// What a handler answers when a request of its own failed: the status of the kind, the text with its causes, and the
+/// headers that the request's route sets on its responses.
 ///
 /// ```
 /// use axum_core::response::IntoResponse;
@@ -265,8 +266,12 @@ impl std::error::Error for MeshError {
 #[cfg(feature = "axum")]
 impl axum_core::response::IntoResponse for MeshError {
     fn into_response(self) -> axum_core::response::Response {
-        let status = http::StatusCode::from_u16(self.kind.http_status());
-        (status.unwrap_or(http::StatusCode::SERVICE_UNAVAILABLE), format!("{self:#}")).into_response()
+        let status = http::StatusCode::from_u16(self.kind.http_status()).unwrap_or(http::StatusCode::SERVICE_UNAVAILABLE);
+        let mut response = (status, format!("{self:#}")).into_response();
+        if let Some(set) = self.response_headers() {
+            response.headers_mut().extend(set.clone());
+        }
+        response
     }
 }
 
