@@ -19,7 +19,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::analysis::examine;
-use crate::config::load::{self, Store};
+use crate::config::load;
+use crate::config::store::{Standing, Store, Wrong};
 use crate::config::watch::Watcher;
 use crate::config::{Diagnostic, Severity};
 use crate::registry::{Discovery, Endpoints, Workload};
@@ -89,7 +90,7 @@ pub struct Rejected {
 impl std::fmt::Display for Rejected {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("the configuration is wrong")?;
-        for finding in self.diagnostics.iter().filter(|finding| finding.rejects_file()) {
+        for finding in self.diagnostics.iter().filter(|finding| finding.rejects_object()) {
             write!(f, "\n{finding}")?;
         }
         Ok(())
@@ -208,6 +209,11 @@ impl Plane {
         all
     }
 
+    /// What is wrong, and what is in force instead.
+    pub fn wrong(&self) -> Vec<Wrong> {
+        self.inner.live().compiled.wrong.clone()
+    }
+
     /// How many objects of the configuration are in force.
     pub fn objects(&self) -> usize {
         self.inner.live().compiled.objects
@@ -295,12 +301,13 @@ impl Inner {
         if !change(&mut store) {
             return self.live().config_generation;
         }
-        let loaded = store.loaded();
+        let mut loaded = store.loaded();
         let objects = loaded.objects.len();
+        let wrong = std::mem::take(&mut loaded.wrong);
         let (policy, diagnostics) = examine(loaded);
-        let compiled = Arc::new(Compiled::new(policy, diagnostics, objects));
+        let compiled = Arc::new(Compiled::new(policy, diagnostics, wrong, objects));
         let mut live = self.live();
-        tell(&live.compiled.diagnostics, &compiled.diagnostics, objects);
+        tell(&live.compiled, &compiled);
         let old = std::mem::replace(&mut live.compiled, compiled.clone());
         live.endpoints = Endpoints::new(&compiled.policy.services, &live.endpoints, &old.policy.services);
         live.config_generation += 1;
@@ -383,20 +390,26 @@ async fn keep_loading(inner: Weak<Inner>, watcher: Watcher) {
 }
 
 /// Logs what was not the matter before.
-fn tell(before: &[Diagnostic], now: &[Diagnostic], objects: usize) {
-    let before: HashSet<String> = before.iter().map(ToString::to_string).collect();
-    let count = |severity| now.iter().filter(|finding| finding.severity == severity).count();
+fn tell(before: &Compiled, now: &Compiled) {
+    let count = |severity| now.diagnostics.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
-    info!(objects, errors, warnings, "configuration in force");
-    for finding in now {
+    info!(objects = now.objects, errors, warnings, "configuration in force");
+    let known: HashSet<String> = before.diagnostics.iter().map(ToString::to_string).collect();
+    for finding in &now.diagnostics {
         let line = finding.to_string();
-        if before.contains(&line) {
+        if known.contains(&line) {
             continue;
         }
         match finding.severity {
             Severity::Error => error!("{line}"),
             Severity::Warning => warn!("{line}"),
             Severity::Info => {}
+        }
+    }
+    for wrong in now.wrong.iter().filter(|wrong| !before.wrong.contains(wrong)) {
+        match wrong.standing {
+            Standing::Held => warn!("{wrong}"),
+            Standing::FailsClosed | Standing::Unread => error!("{wrong}"),
         }
     }
 }

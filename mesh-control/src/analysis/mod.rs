@@ -14,7 +14,8 @@ use std::path::Path;
 
 use crate::config::diagnostic::{Diagnostic, Severity};
 use crate::config::file::Objects;
-use crate::config::load::{self, Loaded, Scan, Store};
+use crate::config::load::{self, Scan};
+use crate::config::store::{Loaded, Store};
 use crate::policy::Policy;
 use crate::registry::host::candidates;
 
@@ -49,7 +50,9 @@ pub fn validate_scan(scan: Scan) -> Report {
 
 /// Everything there is to say about some texts, by name.
 pub fn validate<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<Diagnostic> {
-    report(load::from_texts(texts).loaded()).diagnostics
+    let mut scan = Scan::default();
+    scan.files.extend(texts.into_iter().map(|(name, text)| (name.into(), Ok(text.into()))));
+    validate_scan(scan).diagnostics
 }
 
 fn report(loaded: Loaded) -> Report {
@@ -59,7 +62,7 @@ fn report(loaded: Loaded) -> Report {
 
 /// The policy of what is loaded, and everything there is to say about it.
 pub fn examine(loaded: Loaded) -> (Policy, Vec<Diagnostic>) {
-    let Loaded { objects, mut diagnostics } = loaded;
+    let Loaded { objects, mut diagnostics, .. } = loaded;
     let (policy, found) = Policy::new(&objects);
     diagnostics.extend(found);
     diagnostics.extend(check(&objects, &policy));

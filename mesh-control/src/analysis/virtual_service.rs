@@ -64,6 +64,10 @@ impl Checker<'_> {
             let to = &destination.destination;
             let host = in_namespace(&to.host, &rule.namespace);
             let client = &self.entry.meta.namespace;
+            // The object that is wrong says so.
+            if self.policy.services.refused(&host, client).is_some() {
+                continue;
+            }
             let Some((_, service)) = self.policy.services.find(&host, client) else {
                 let message = unknown_host(self.policy, &host, client);
                 let field = format!("route[{index}].destination.host");
@@ -96,7 +100,7 @@ impl Checker<'_> {
     fn check_subset(&mut self, rule: &Rule, index: usize, host: &str, service: &Service, subset: &str, span: Span) {
         let view = View::of_namespace(&self.entry.meta.namespace);
         let defined = self.policy.destination_rules.find(host, &service.namespace, &view);
-        if defined.is_some_and(|defined| defined.has_subset(subset)) {
+        if defined.is_some_and(|defined| defined.has_subset(subset) || defined.refused().is_some()) {
             return;
         }
         let known: Vec<&str> = defined.iter().flat_map(|defined| defined.subset_names()).collect();
@@ -168,6 +172,8 @@ fn check_delegates(objects: &Objects, found: &mut Vec<Diagnostic>) {
             targets.insert((namespace, &delegate.name));
         }
     }
+    let of_refused = objects.refused.iter().flat_map(|object| &object.delegates);
+    targets.extend(of_refused.map(|(namespace, name)| (namespace.as_str(), name.as_str())));
     for object in objects.virtual_services.iter().filter(|object| object.spec.hosts.is_empty()) {
         if !targets.contains(&(&*object.meta.namespace, &*object.meta.name)) {
             let message = "it has no hosts, and no other object delegates to it: it has no effect";

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind};
 use crate::config::Diagnostic;
+use crate::config::store::Wrong;
 use crate::policy::Policy;
 use crate::policy::route::ClusterKey;
 use crate::policy::view::View;
@@ -19,6 +20,7 @@ use crate::render::{self, Rendered};
 pub(super) struct Compiled {
     pub(super) policy: Policy,
     pub(super) diagnostics: Vec<Diagnostic>,
+    pub(super) wrong: Vec<Wrong>,
     pub(super) objects: usize,
     cache: Mutex<RenderCache>,
 }
@@ -37,8 +39,8 @@ const MOST_CACHED: usize = 65_536;
 const MOST_DEGRADED: usize = 1_000;
 
 impl Compiled {
-    pub(super) fn new(policy: Policy, diagnostics: Vec<Diagnostic>, objects: usize) -> Compiled {
-        Compiled { policy, diagnostics, objects, cache: Mutex::default() }
+    pub(super) fn new(policy: Policy, diagnostics: Vec<Diagnostic>, wrong: Vec<Wrong>, objects: usize) -> Compiled {
+        Compiled { policy, diagnostics, wrong, objects, cache: Mutex::default() }
     }
 
     /// What gRPC clients were found not to be able to do.
@@ -113,6 +115,9 @@ impl Snapshot {
         }
         let policy = &self.compiled.policy;
         let cluster = policy.cluster(ClusterKey::parse(name)?, view)?;
+        if cluster.is_refused {
+            return Some(render::render_no_endpoints(name));
+        }
         if !render::has_endpoints_resource(&cluster) {
             return None;
         }

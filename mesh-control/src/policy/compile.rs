@@ -31,6 +31,8 @@ pub struct Rule {
     pub namespace: Arc<str>,
     /// Where it is written.
     pub written: Written,
+    /// Why nobody knows where it leads: the object that says so is wrong.
+    pub refused: Option<Arc<str>>,
 }
 
 /// Which ports a service has, by its full host name: `None` where there is no such service.
@@ -73,7 +75,9 @@ fn applies(condition: &HttpMatch, view: &View, port: u16) -> bool {
 
 fn compile_one(rule: &Rule, condition: &HttpMatch, port: u16, ports_of: &PortsOf<'_>) -> Option<Route> {
     let route = &rule.route;
-    let action = if let Some(redirect) = &route.redirect {
+    let action = if let Some(reason) = &rule.refused {
+        Action::Fail(reason.clone())
+    } else if let Some(redirect) = &route.redirect {
         Action::Redirect(redirect_to(redirect, port))
     } else if let Some(response) = &route.direct_response {
         Action::Respond(respond(response))

@@ -64,15 +64,17 @@ pub struct Cluster<'a> {
     pub labels: Option<Arc<BTreeMap<String, String>>>,
     /// How to call it.
     pub traffic: TrafficPolicy,
+    /// Nobody knows how to call it, for an object that says so is wrong: it has no endpoints.
+    pub is_refused: bool,
 }
 
 impl Policy {
     /// The meaning of these objects, and what is to be said about them.
     pub fn new(objects: &Objects) -> (Policy, Vec<Diagnostic>) {
         let (services, mut found) = Services::new(objects);
-        let (virtual_services, conflicts) = VirtualServices::new(&objects.virtual_services);
+        let (virtual_services, conflicts) = VirtualServices::new(&objects.virtual_services, &objects.refused);
         found.extend(conflicts);
-        let (destination_rules, conflicts) = DestinationRules::new(&objects.destination_rules);
+        let (destination_rules, conflicts) = DestinationRules::new(&objects.destination_rules, &objects.refused);
         found.extend(conflicts);
         let label_keys = virtual_services.label_keys.union(&destination_rules.label_keys).cloned().collect();
         (Policy { services, virtual_services, destination_rules, label_keys }, found)
@@ -95,11 +97,14 @@ impl Policy {
     pub fn resolve(&self, target: &str, view: &View) -> Option<Address> {
         let (host, port) = split_port(target)?;
         let names = candidates(host, &view.namespace);
-        let exact = names.iter().find(|name| self.services.exact(name, &view.namespace).is_some());
+        let is_refused = |name: &str| self.services.refused(name, &view.namespace).is_some();
+        let exact = |name: &&String| self.services.exact(name, &view.namespace).is_some() || is_refused(name);
+        let exact = names.iter().find(exact);
         let named = || names.iter().find(|name| self.virtual_services.names(name, &view.namespace));
         let covered = || names.iter().find(|name| self.services.find(name, &view.namespace).is_some());
         let host = exact.or_else(named).or_else(covered)?;
         let service = self.services.find(host, &view.namespace).map(|(_, service)| service);
+        let service = service.filter(|_| !is_refused(host));
         let port = match (port, service) {
             (Some(port), Some(service)) => service.port(port)?.number,
             (None, Some(service)) => match service.ports.as_slice() {
@@ -113,14 +118,32 @@ impl Policy {
 
     /// Whether an address is one that exists for a client, so that it has routes.
     pub fn exists(&self, address: &Address, view: &View) -> bool {
+        if self.services.refused(&address.host, &view.namespace).is_some() {
+            return true;
+        }
         match self.services.find(&address.host, &view.namespace) {
             Some((_, service)) => service.port(address.port).is_some(),
             None => self.virtual_services.names(&address.host, &view.namespace),
         }
     }
 
-    /// The routes of an address: those of the rules in force for it, or the one to the service itself.
+    /// The routes of an address: those of the rules in force for it, or the one to the service itself. One that leads
+    /// only to where nobody knows how to call fails.
     pub fn routes(&self, address: &Address, view: &View) -> Vec<Route> {
+        let mut routes = self.routes_as_written(address, view);
+        for route in &mut routes {
+            if let Action::Forward(forward) = &route.action
+                && let Some(reasons) =
+                    forward.targets.iter().map(|target| self.refusal(&target.cluster, view)).collect::<Option<Vec<_>>>()
+                && let Some(reason) = reasons.into_iter().next()
+            {
+                route.action = Action::Fail(reason);
+            }
+        }
+        routes
+    }
+
+    fn routes_as_written(&self, address: &Address, view: &View) -> Vec<Route> {
         let entry = self.virtual_services.find(&address.host, &view.namespace);
         if let Some(entry) = entry.filter(|entry| !entry.rules.is_empty()) {
             let ports_of = |host: &str| {
@@ -132,18 +155,30 @@ impl Policy {
         vec![default_route(address)]
     }
 
+    /// Why nobody knows how to call a cluster, where an object that says so is wrong.
+    fn refusal(&self, key: &ClusterKey, view: &View) -> Option<Arc<str>> {
+        let of_service = self.services.refused(&key.host, &view.namespace);
+        let of_rule = || {
+            let (_, service) = self.services.find(&key.host, &view.namespace)?;
+            self.destination_rules.find(&key.host, &service.namespace, view)?.refused()
+        };
+        of_service.or_else(of_rule).cloned()
+    }
+
     /// A cluster, where the client sees its service, and the service has the port and the subset.
     pub fn cluster(&self, key: ClusterKey, view: &View) -> Option<Cluster<'_>> {
         let (id, service) = self.services.find(&key.host, &view.namespace)?;
         let port = service.port(key.port)?;
         let rule = self.destination_rules.find(&key.host, &service.namespace, view);
+        let is_refused = self.refusal(&key, view).is_some();
         let labels = match &*key.subset {
             "" => None,
+            _ if is_refused => None,
             name => Some(rule?.labels_of(name)?),
         };
         let labels = labels.filter(|labels| !labels.is_empty()).map(|labels| Arc::new(labels.clone()));
         let traffic = rule.map(|rule| rule.traffic_policy(&key)).unwrap_or_default();
-        Some(Cluster { key, id, service, port, rule, labels, traffic })
+        Some(Cluster { key, id, service, port, rule, labels, traffic, is_refused })
     }
 }
 

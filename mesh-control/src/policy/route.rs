@@ -87,6 +87,8 @@ pub enum Action {
     Redirect(RedirectTo),
     /// The answer is this.
     Respond(Response),
+    /// It fails, and this is why.
+    Fail(Arc<str>),
 }
 
 /// Where a request goes.

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::host;
-use super::service::{self, Service, WrittenEndpoint};
+use super::service::{self, Service, Visibility, WrittenEndpoint};
 use super::workload::Workload;
-use crate::config::file::{Object, Objects};
+use crate::config::file::{Governs, Object, Objects, Refused};
 use crate::config::istio::workload_entry::WorkloadEntry;
 use crate::config::istio::workload_group::WorkloadGroup;
+use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
 
 /// The place of a service among all, and of its endpoints in [`super::Endpoints`].
@@ -27,6 +28,16 @@ pub struct Services {
     /// WorkloadEntries that each service selects.
     selected: Vec<Vec<WrittenEndpoint>>,
     groups: HashMap<NamespacedName, Arc<Object<WorkloadGroup>>>,
+    refused: Vec<RefusedHost>,
+}
+
+/// A host whose service nobody knows: its object is wrong.
+#[derive(Debug)]
+struct RefusedHost {
+    host: String,
+    namespace: Arc<str>,
+    visibility: Visibility,
+    answer: Arc<str>,
 }
 
 type NamespacedName = (Arc<str>, Arc<str>);
@@ -57,6 +68,7 @@ impl Services {
             let key = (group.meta.namespace.clone(), group.meta.name.clone());
             services.groups.insert(key, group.clone());
         }
+        services.refused = objects.refused.iter().flat_map(|object| refused_hosts(object)).collect();
         (services, found)
     }
 
@@ -105,6 +117,18 @@ impl Services {
         })
     }
 
+    /// Why nobody knows the service of this full host name, where the object that a client of this namespace would have it
+    /// from is wrong.
+    pub fn refused(&self, host: &str, client_namespace: &str) -> Option<&Arc<str>> {
+        let seen = self.refused.iter().filter(|refused| refused.visibility.includes(client_namespace));
+        let covering = seen.filter(|refused| host::covers(&refused.host, host));
+        let refused = covering.max_by_key(|refused| host::specificity(&refused.host))?;
+        let rank = |host: &str, namespace: &str| (host::specificity(host), namespace == client_namespace);
+        let known = self.find(host, client_namespace).map(|(_, known)| rank(&known.host, &known.namespace));
+        let is_hidden = known.is_some_and(|known| known > rank(&refused.host, &refused.namespace));
+        (!is_hidden).then_some(&refused.answer)
+    }
+
     fn best(&self, ids: &[ServiceId], client_namespace: &str) -> Option<(ServiceId, &Arc<Service>)> {
         ids.iter()
             .filter_map(|id| Some((*id, self.all.get(id.0)?)))
@@ -145,6 +169,23 @@ pub(super) fn first_label(service: &Service) -> Option<NamespacedLabel> {
     let selector = service.selector.as_ref().filter(|_| service.takes_registrations())?;
     let (key, value) = selector.iter().next()?;
     Some((service.namespace.clone(), key.clone(), value.clone()))
+}
+
+fn refused_hosts(object: &Refused) -> Vec<RefusedHost> {
+    let Governs::Hosts { hosts, export_to, .. } = &object.governs else { return Vec::new() };
+    let namespace = &object.meta.namespace;
+    let full = |host: &String| match object.meta.kind {
+        ObjectKind::Service => Some(host::service_host(host, namespace)),
+        ObjectKind::ServiceEntry => Some(host.to_ascii_lowercase()),
+        _ => None,
+    };
+    let hosts = hosts.iter().filter_map(full).map(|host| RefusedHost {
+        host,
+        namespace: namespace.clone(),
+        visibility: Visibility::new(export_to.iter().map(String::as_str), namespace),
+        answer: object.answer(),
+    });
+    hosts.collect()
 }
 
 type Entries<'a> = HashMap<&'a str, Vec<&'a Arc<Object<WorkloadEntry>>>>;

@@ -21,7 +21,7 @@ use envoy_types::pb::google::protobuf::BoolValue;
 use super::endpoints::single_assignment;
 use super::library::{back_off, retry_on, threshold};
 use super::proto::{FAULT_FILTER, ads, any, duration, extension, number, regex};
-use super::{BLACK_HOLE, Degraded, Found, fault, found_by, tls};
+use super::{BLACK_HOLE, Degraded, Found, fault, found_by, nowhere, tls};
 use crate::policy::Cluster;
 use crate::policy::route::{AbortWith, Action, Condition, Faults, Forward, PathRewrite, Retry, RetryOn, Route};
 use crate::policy::text::TextMatch;
@@ -78,6 +78,7 @@ fn render_route(route: &Route, note: &mut impl FnMut(&str, String)) -> route::Ro
             note("directResponse", format!("calls fail with the gRPC status that HTTP {status} maps to"));
             always_abort(&mut faults, status)
         }
+        Action::Fail(_) => always_abort(&mut faults, 503),
     };
     if !route.headers.is_none() {
         note("headers", "headers stay as they are".to_owned());
@@ -252,6 +253,9 @@ pub(super) fn render_cluster(
         circuit_breakers: Some(circuit_breakers(seen)),
         ..Default::default()
     };
+    if seen.is_refused {
+        return nowhere(rendered);
+    }
     if tls(seen).is_some() {
         // With plain channel credentials a gRPC client calls in plaintext, whatever the transport socket says
         // (gRFC A29), and one that has no such certificate provider refuses the resource and goes on with the
@@ -295,13 +299,6 @@ pub(super) fn render_cluster(
     };
     rendered.cluster_discovery_type = Some(ClusterDiscoveryType::Type(discovery.into()));
     rendered
-}
-
-fn nowhere(mut cluster: cluster::Cluster) -> cluster::Cluster {
-    cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into()));
-    cluster.eds_cluster_config =
-        Some(EdsClusterConfig { eds_config: Some(ads()), service_name: BLACK_HOLE.to_owned() });
-    cluster
 }
 
 /// gRPC's clients have their own ways with connections.

@@ -26,7 +26,7 @@ use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
 
 use super::endpoints::{dns_assignment, single_assignment};
 use super::proto::{FAULT_FILTER, ads, any, duration, number, regex};
-use super::{Found, fault, found_by, http_options, tls};
+use super::{Found, fault, found_by, http_options, nowhere, tls};
 use crate::policy::Cluster;
 use crate::policy::route::{
     Action, Backoff, Body, Changes, Condition, Forward, HeaderChanges, PathRewrite, RedirectTo, Response, Retry,
@@ -64,6 +64,10 @@ fn render_route(rendered: &Route) -> route::Route {
         }
         Action::Redirect(redirect) => route::route::Action::Redirect(render_redirect(redirect)),
         Action::Respond(response) => route::route::Action::DirectResponse(render_response(response)),
+        Action::Fail(reason) => route::route::Action::DirectResponse(render_response(&Response {
+            status: 503,
+            body: Body::Text(reason.to_string()),
+        })),
     };
     // Those of the rule come after those of the destination.
     own.extend(&rendered.headers);
@@ -279,6 +283,9 @@ pub(super) fn render_cluster(seen: &Cluster<'_>, written: &[(&WrittenEndpoint, u
         transport_socket: tls(seen),
         ..Default::default()
     };
+    if seen.is_refused {
+        return nowhere(rendered);
+    }
     let discovery = match found_by(seen) {
         Found::Endpoints => {
             rendered.eds_cluster_config = Some(EdsClusterConfig { eds_config: Some(ads()), service_name: name });

@@ -324,16 +324,23 @@ fn tls(seen: &Cluster<'_>) -> Option<core::TransportSocket> {
 }
 
 fn black_hole() -> cluster::Cluster {
-    use cluster::cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig};
-    cluster::Cluster {
+    nowhere(cluster::Cluster {
         name: BLACK_HOLE.to_owned(),
         connect_timeout: Some(proto::duration(CONNECT_TIMEOUT)),
+        ..Default::default()
+    })
+}
+
+/// The cluster with the endpoints of calls that go nowhere: none.
+fn nowhere(cluster: cluster::Cluster) -> cluster::Cluster {
+    use cluster::cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig};
+    cluster::Cluster {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(EdsClusterConfig {
             eds_config: Some(proto::ads()),
             service_name: BLACK_HOLE.to_owned(),
         }),
-        ..Default::default()
+        ..cluster
     }
 }
 

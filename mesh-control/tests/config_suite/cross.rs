@@ -181,7 +181,7 @@ fn what_istio_itself_refuses_is_refused() {
         let text = format!("apiVersion: networking.istio.io/v1\nkind: {spec}\n");
         let found = validate([("t.yaml", text.as_str())]);
         assert!(
-            found.iter().any(|finding| finding.rejects_file() && finding.to_string().contains(expected)),
+            found.iter().any(|finding| finding.rejects_object() && finding.to_string().contains(expected)),
             "{spec}: {found:?}"
         );
     }
