@@ -87,6 +87,8 @@ pub struct Client {
     pub ports: Vec<(String, u16)>,
     /// `region/zone/subzone`, empty parts allowed.
     pub locality: [Arc<str>; 3],
+    /// The WorkloadGroup that it says it belongs to (`AUTO_REGISTER_GROUP`).
+    pub group: Option<Arc<str>>,
 }
 
 impl Client {
@@ -108,6 +110,7 @@ impl Client {
             peer_ip,
             ports: Vec::new(),
             locality: Default::default(),
+            group: None,
         }
     }
 

@@ -63,6 +63,8 @@ pub struct Options {
     pub xds_addr: SocketAddr,
     /// How it serves. It does not settle: its clients start together with it.
     pub serve: serve::Options,
+    /// How it takes configuration; the directory is that of [`Config::Dir`].
+    pub plane: PlaneOptions,
 }
 
 impl Default for Options {
@@ -70,6 +72,7 @@ impl Default for Options {
         Options {
             xds_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             serve: serve::Options::default().settle(Duration::ZERO),
+            plane: PlaneOptions::default(),
         }
     }
 }
@@ -78,6 +81,12 @@ impl Options {
     /// Serves xDS at this address; see [`xds_addr`](field@Self::xds_addr).
     pub fn xds_addr(mut self, address: SocketAddr) -> Options {
         self.xds_addr = address;
+        self
+    }
+
+    /// Takes configuration like this; see [`plane`](field@Self::plane).
+    pub fn plane(mut self, options: PlaneOptions) -> Options {
+        self.plane = options;
         self
     }
 
@@ -133,11 +142,12 @@ impl Embedded {
     pub async fn start(config: Config, options: Options) -> Result<Embedded, StartError> {
         let plane = match config {
             Config::Dir(path) => {
-                let options = PlaneOptions::default().config_dir(&path);
+                let options = options.plane.clone().config_dir(&path);
                 Plane::start(options).map_err(|error| StartError::Unreadable(path, error))?
             }
             Config::Yaml(text) => {
-                let plane = Plane::empty();
+                let options = PlaneOptions { config_dir: None, state_dir: None, ..options.plane.clone() };
+                let plane = Plane::start(options).map_err(|error| StartError::Unreadable(MAIN.into(), error))?;
                 plane.set_yaml(MAIN, &text).map_err(StartError::Rejected)?;
                 plane
             }

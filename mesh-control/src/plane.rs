@@ -7,10 +7,10 @@
 mod snapshot;
 
 use std::collections::HashSet;
-use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
+use std::{fs, io};
 
 use serde::Serialize;
 use tokio::sync::watch;
@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::analysis::examine;
-use crate::config::load;
+use crate::config::load::{self, Scan};
 use crate::config::store::{Standing, Store, Wrong};
 use crate::config::watch::Watcher;
 use crate::config::{Diagnostic, Severity};
@@ -38,6 +38,11 @@ pub struct PlaneOptions {
     pub config_dir: Option<PathBuf>,
     /// Take a directory that has been emptied at its word, instead of keeping what it held.
     pub allow_empty: bool,
+    /// Where the last good state of the directory's objects is kept, so that it survives a restart.
+    pub state_dir: Option<PathBuf>,
+    /// Let workloads serve that a `PeerAuthentication` (STRICT), a `RequestAuthentication` or an `AuthorizationPolicy` guards.
+    /// None of these is enforced yet; without this, such workloads answer every request with 503 and the reason.
+    pub allow_unenforced: bool,
 }
 
 impl PlaneOptions {
@@ -50,6 +55,19 @@ impl PlaneOptions {
     /// Whether a directory that has been emptied is taken at its word.
     pub fn allow_empty(mut self, allowed: bool) -> PlaneOptions {
         self.allow_empty = allowed;
+        self
+    }
+
+    /// Keeps the last good state in this directory, which is made if need be.
+    pub fn state_dir(mut self, dir: impl Into<PathBuf>) -> PlaneOptions {
+        self.state_dir = Some(dir.into());
+        self
+    }
+
+    /// Whether workloads serve although what guards them is not enforced; see
+    /// [`allow_unenforced`](field@Self::allow_unenforced).
+    pub fn allow_unenforced(mut self, allowed: bool) -> PlaneOptions {
+        self.allow_unenforced = allowed;
         self
     }
 }
@@ -106,10 +124,12 @@ impl Plane {
     /// Must be called within a Tokio runtime where there is a directory to watch.
     pub fn start(options: PlaneOptions) -> io::Result<Plane> {
         let plane = Plane::new(options);
-        if let Some(dir) = plane.inner.options.config_dir.clone() {
-            let scan = load::scan(&dir)?;
+        if let Some(dir) = &plane.inner.options.state_dir {
+            plane.inner.store.lock().unwrap_or_else(PoisonError::into_inner).keep_state(dir)?;
+        }
+        if let Some(dir) = &plane.inner.options.config_dir {
+            let (watcher, scan) = watched_scan(dir, load::scan)?;
             plane.inner.apply(|store| store.apply(Ok(scan)));
-            let watcher = Watcher::new(&dir);
             let task = tokio::spawn(keep_loading(Arc::downgrade(&plane.inner), watcher));
             let _ = plane.inner.loader.set(task.abort_handle());
         }
@@ -305,7 +325,9 @@ impl Inner {
         let objects = loaded.objects.len();
         let wrong = std::mem::take(&mut loaded.wrong);
         let (policy, diagnostics) = examine(loaded);
-        let compiled = Arc::new(Compiled::new(policy, diagnostics, wrong, objects));
+        let allow_unenforced = self.options.allow_unenforced;
+        let cache = Mutex::default();
+        let compiled = Arc::new(Compiled { policy, diagnostics, wrong, objects, allow_unenforced, cache });
         let mut live = self.live();
         tell(&live.compiled, &compiled);
         let old = std::mem::replace(&mut live.compiled, compiled.clone());
@@ -377,6 +399,13 @@ impl Drop for Inner {
             loader.abort();
         }
     }
+}
+
+/// Watches first: what is written after the scan is noticed.
+fn watched_scan(dir: &Path, scan: impl FnOnce(&Path) -> io::Result<Scan>) -> io::Result<(Watcher, Scan)> {
+    fs::metadata(dir)?;
+    let watcher = Watcher::new(dir);
+    Ok((watcher, scan(dir)?))
 }
 
 async fn keep_loading(inner: Weak<Inner>, watcher: Watcher) {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use mesh_control::embedded::{Config, Embedded, Options};
+use mesh_control::plane::PlaneOptions;
 use mesh_core::error::ErrorKind;
 use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
@@ -61,6 +62,12 @@ fn config(files: &[(&str, String)]) -> tempfile::TempDir {
 /// A control plane that was just started, with nothing but what the directory holds.
 async fn start(dir: &Path) -> Embedded {
     Embedded::start(Config::dir(dir), Options::default()).await.unwrap()
+}
+
+/// The same, told to serve what is guarded by objects that are not enforced.
+async fn start_unguarded(dir: &Path) -> Embedded {
+    let options = Options::default().plane(PlaneOptions::default().allow_unenforced(true));
+    Embedded::start(Config::dir(dir), options).await.unwrap()
 }
 
 fn mesh(control: &Embedded, app: &str, version: &str) -> Mesh {
@@ -183,4 +190,73 @@ async fn a_wrong_destination_rule_fails_the_routes_to_its_host_and_no_others() {
         becomes(&client, host, |answer| is_refused(answer, &why)).await;
     }
     becomes(&client, "ratings", |answer| answer.as_ref().is_ok_and(|answer| answer.is(200, &["v1"]))).await;
+}
+
+fn security(kind: &str, namespace: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workloads_that_an_unenforced_policy_selects_answer_with_the_reason() {
+    let for_reviews = "selector: {matchLabels: {app: reviews}}";
+    let cases = [
+        security("PeerAuthentication", "default", &format!("{{{for_reviews}, mtls: {{mode: STRICT}}}}")),
+        security("AuthorizationPolicy", "default", &format!("{{{for_reviews}}}")),
+        security("AuthorizationPolicy", "istio-system", &format!("{{{for_reviews}, action: DENY, rules: [{{}}]}}")),
+        security("AuthorizationPolicy", "default", "{targetRefs: [{kind: Service, name: reviews, group: ''}]}"),
+        security("AuthorizationPolicy", "default", &format!("{{{for_reviews}, rulez: []}}")),
+        security("RequestAuthentication", "default", &format!("{{{for_reviews}, jwtRules: [{{issuer: me}}]}}")),
+    ];
+    for policy in cases {
+        let dir = config(&[("services.yaml", SERVICES.to_owned()), ("policy.yaml", policy.clone())]);
+        let control = start(dir.path()).await;
+        let _servers = [serve(&control, "reviews", "v1").await, serve(&control, "ratings", "v1").await];
+        let client = mesh(&control, "web", "v1");
+        let kind = policy.lines().nth(1).unwrap().trim_start_matches("kind: ");
+        let why = [kind, "/p", "--allow-unenforced"];
+        becomes(&client, "reviews", |answer| is_refused(answer, &why)).await;
+        becomes(&client, "ratings", |answer| answer.as_ref().is_ok_and(|answer| answer.is(200, &["v1"]))).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_guards_nobody_or_is_allowed_not_to_be_enforced_is_in_nobodys_way() {
+    let deny = security("AuthorizationPolicy", "default", "{action: DENY, rules: [{}]}");
+    let cases = [
+        (security("PeerAuthentication", "istio-system", "{mtls: {mode: PERMISSIVE}}"), false),
+        (security("PeerAuthentication", "default", "{mtls: {mode: DISABLE}}"), false),
+        (security("AuthorizationPolicy", "default", "{action: AUDIT, rules: [{}]}"), false),
+        (security("AuthorizationPolicy", "default", "{action: DENY}"), false),
+        (security("AuthorizationPolicy", "other", "{}"), false),
+        (deny, true),
+    ];
+    for (policy, allowed) in cases {
+        let dir = config(&[("services.yaml", SERVICES.to_owned()), ("policy.yaml", policy)]);
+        let control = match allowed {
+            true => start_unguarded(dir.path()).await,
+            false => start(dir.path()).await,
+        };
+        let _server = serve(&control, "reviews", "v1").await;
+        let client = mesh(&control, "web", "v1");
+        becomes(&client, "reviews", |answer| answer.as_ref().is_ok_and(|answer| answer.is(200, &["v1"]))).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guarded_server_fails_grpc_calls_with_the_reason_from_the_next_request_on() {
+    let dir = config(&[("services.yaml", SERVICES.to_owned())]);
+    let control = start(dir.path()).await;
+    let _server = serve(&control, "reviews", "v1").await;
+    let client = mesh(&control, "web", "v1");
+    becomes(&client, "reviews", |answer| answer.as_ref().is_ok_and(|answer| answer.is(200, &["v1"]))).await;
+    control.set_yaml("policy.yaml", &security("AuthorizationPolicy", "istio-system", "{}")).unwrap();
+    becomes(&client, "reviews", |answer| is_refused(answer, &["AuthorizationPolicy istio-system/p"])).await;
+    let call = http::Request::post("http://reviews:9080/a.B/C").header("content-type", "application/grpc");
+    let call = call.body(mesh_tower::body::Body::empty()).unwrap();
+    let response = client.client().request(call).await.unwrap();
+    let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+    assert_eq!((response.status().as_u16(), header("grpc-status").as_str()), (200, "14"));
+    assert!(header("grpc-message").contains("AuthorizationPolicy istio-system/p"), "{:?}", response.headers());
 }

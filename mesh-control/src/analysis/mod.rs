@@ -6,6 +6,7 @@
 #![warn(clippy::indexing_slicing, clippy::string_slice)]
 
 mod destination_rule;
+mod security;
 mod service;
 mod virtual_service;
 
@@ -77,6 +78,7 @@ pub fn check(objects: &Objects, policy: &Policy) -> Vec<Diagnostic> {
     virtual_service::check(objects, policy, &mut found);
     destination_rule::check(objects, policy, &mut found);
     service::check(policy, &mut found);
+    security::check(objects, policy, &mut found);
     found
 }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::decode::{Decode, Decoder, Opaque, Text, message};
 use super::diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span, quoted};
 use super::istio::destination_rule::DestinationRule;
+use super::istio::security::{AuthorizationPolicy, DRY_RUN, PeerAuthentication, RequestAuthentication};
 use super::istio::service::Service;
 use super::istio::service_entry::ServiceEntry;
 use super::istio::virtual_service::VirtualService;
@@ -20,7 +21,7 @@ use super::istio::workload_group::WorkloadGroup;
 use super::node::{self, Node, Value};
 use super::support::{self, ObjectKind};
 use classify::{Class, classify, is_foreign};
-pub use refused::{Governs, Refused};
+pub use refused::{Governs, Refused, Workloads};
 
 /// Who an object is and where it is written.
 #[derive(Clone, Debug)]
@@ -130,6 +131,12 @@ objects! {
     workload_groups: WorkloadGroup,
     /// Services.
     services: Service,
+    /// PeerAuthentications.
+    peer_authentications: PeerAuthentication,
+    /// RequestAuthentications.
+    request_authentications: RequestAuthentication,
+    /// AuthorizationPolicies.
+    authorization_policies: AuthorizationPolicy,
 }
 
 impl Objects {
@@ -343,6 +350,15 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
         }
         ObjectKind::WorkloadGroup => Item::WorkloadGroup(read_spec(meta, spec, d, WorkloadGroup::check)?),
         ObjectKind::Service => Item::Service(read_spec(meta, spec, d, Service::check)?),
+        ObjectKind::PeerAuthentication => {
+            Item::PeerAuthentication(read_spec(meta, spec, d, PeerAuthentication::check)?)
+        }
+        ObjectKind::RequestAuthentication => {
+            Item::RequestAuthentication(read_spec(meta, spec, d, RequestAuthentication::check)?)
+        }
+        ObjectKind::AuthorizationPolicy => {
+            Item::AuthorizationPolicy(read_spec(meta, spec, d, AuthorizationPolicy::check)?)
+        }
     })
 }
 
@@ -381,7 +397,11 @@ fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder
         return None;
     }
     for key in metadata.annotations.keys() {
-        let read = key == "networking.istio.io/exportTo" && kind == ObjectKind::Service;
+        let read = match kind {
+            ObjectKind::Service => key == "networking.istio.io/exportTo",
+            ObjectKind::AuthorizationPolicy => key == DRY_RUN,
+            _ => false,
+        };
         if key.contains("istio.io/") && !read {
             let message = format!("not supported yet: annotation {} has no effect", quoted(key));
             let field = "metadata.annotations";
@@ -465,16 +485,16 @@ spec:
     fn kinds_that_are_not_built_are_reported_and_those_of_a_cluster_passed_over() {
         let (file, found) = found(
             "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n---\n\
-             apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: x}\nspec: {}\n---\n\
+             apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {name: p, namespace: x}\nspec: {}\n---\n\
              apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: h}\n---\n\
-             apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: s}\n",
+             apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: s}\n",
         );
         assert!(!file.rejected);
         let starts = [
             "t.yaml:2:7: info[ignored]: Deployment default/d:",
-            "t.yaml:6:7: error[not-supported-yet]: AuthorizationPolicy x/p:",
+            "t.yaml:6:7: warning[not-supported-yet]: BackendTLSPolicy x/p:",
             "t.yaml:11:7: warning[not-supported-yet]: HTTPRoute default/h:",
-            "t.yaml:15:7: info[ignored]: ServiceAccount default/s:",
+            "t.yaml:15:7: info[ignored]: NetworkPolicy default/s:",
         ];
         for (found, start) in found.iter().zip(starts) {
             assert!(found.starts_with(start), "{found}");

@@ -9,6 +9,7 @@ use crate::config::Diagnostic;
 use crate::config::store::Wrong;
 use crate::policy::Policy;
 use crate::policy::route::ClusterKey;
+use crate::policy::security::Served;
 use crate::policy::view::View;
 use crate::registry::EndpointsSnapshot;
 use crate::registry::endpoints::EncodedKey;
@@ -22,13 +23,15 @@ pub(super) struct Compiled {
     pub(super) diagnostics: Vec<Diagnostic>,
     pub(super) wrong: Vec<Wrong>,
     pub(super) objects: usize,
-    cache: Mutex<RenderCache>,
+    /// Whether workloads serve although what guards them is not enforced.
+    pub(super) allow_unenforced: bool,
+    pub(super) cache: Mutex<RenderCache>,
 }
 
 type ByName = HashMap<Arc<str>, Encoded>;
 
 #[derive(Debug, Default)]
-struct RenderCache {
+pub(super) struct RenderCache {
     resources: HashMap<(ClientClass, Kind), HashMap<View, ByName>>,
     count: usize,
     degraded: BTreeMap<String, Diagnostic>,
@@ -39,10 +42,6 @@ const MOST_CACHED: usize = 65_536;
 const MOST_DEGRADED: usize = 1_000;
 
 impl Compiled {
-    pub(super) fn new(policy: Policy, diagnostics: Vec<Diagnostic>, wrong: Vec<Wrong>, objects: usize) -> Compiled {
-        Compiled { policy, diagnostics, wrong, objects, cache: Mutex::default() }
-    }
-
     /// What gRPC clients were found not to be able to do.
     pub(super) fn degraded(&self) -> Vec<Diagnostic> {
         self.cache().degraded.values().cloned().collect()
@@ -109,6 +108,17 @@ impl Snapshot {
         self.config_generation
     }
 
+    /// Why the server with this listener must not serve, if it must not.
+    fn refusal(&self, client: &Client, listener: &str) -> Option<String> {
+        let Policy { services, security, .. } = &self.compiled.policy;
+        if self.compiled.allow_unenforced {
+            return None;
+        }
+        let labels = services.labels_in_group(&client.namespace, client.group.as_ref(), &client.labels);
+        let port = render::listener::bound_address(listener)?.port();
+        security.refusal(Served { namespace: &client.namespace, labels: &labels, port }, services)
+    }
+
     fn endpoints(&self, view: &View, name: &str) -> Option<Encoded> {
         if name == render::BLACK_HOLE {
             return Some(render::render_no_endpoints(name));
@@ -137,6 +147,9 @@ impl Catalog for Snapshot {
     fn resource(&self, client: &Client, kind: Kind, name: &str) -> Option<Encoded> {
         if client.class == ClientClass::Envoy {
             return None;
+        }
+        if kind == Kind::Listener && name.starts_with(render::listener::SERVER_PREFIX) {
+            return render::render_server(client.class, name, self.refusal(client, name));
         }
         let view = self.compiled.policy.view(&client.namespace, &client.labels);
         match kind {

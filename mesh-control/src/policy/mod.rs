@@ -9,6 +9,7 @@ pub mod delegate;
 pub mod destination_rules;
 pub mod retry;
 pub mod route;
+pub mod security;
 pub mod text;
 pub mod traffic;
 pub mod view;
@@ -22,6 +23,7 @@ use crate::registry::host::{candidates, split_port};
 use crate::registry::{Service, ServiceId, ServicePort, Services};
 use destination_rules::{DestinationRules, MergedRule};
 use route::{Action, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, Route, Target};
+use security::Security;
 use traffic::TrafficPolicy;
 use view::View;
 use virtual_services::VirtualServices;
@@ -35,6 +37,8 @@ pub struct Policy {
     pub virtual_services: VirtualServices,
     /// The rules on how to call.
     pub destination_rules: DestinationRules,
+    /// What guards workloads.
+    pub security: Security,
     label_keys: BTreeSet<String>,
 }
 
@@ -77,7 +81,8 @@ impl Policy {
         let (destination_rules, conflicts) = DestinationRules::new(&objects.destination_rules, &objects.refused);
         found.extend(conflicts);
         let label_keys = virtual_services.label_keys.union(&destination_rules.label_keys).cloned().collect();
-        (Policy { services, virtual_services, destination_rules, label_keys }, found)
+        let security = Security::new(objects);
+        (Policy { services, virtual_services, destination_rules, security, label_keys }, found)
     }
 
     /// A client, reduced to what can change what it is told.

@@ -1,11 +1,11 @@
 //! All services of a configuration, and who answers to which host.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::host;
 use super::service::{self, Service, Visibility, WrittenEndpoint};
-use super::workload::Workload;
+use super::workload::{self, Workload};
 use crate::config::file::{Governs, Object, Objects, Refused};
 use crate::config::istio::workload_entry::WorkloadEntry;
 use crate::config::istio::workload_group::WorkloadGroup;
@@ -146,6 +146,23 @@ impl Services {
         let ids = keys.filter_map(|key| self.by_selector.get(&key)).flatten();
         let services = ids.filter_map(|id| Some((*id, self.all.get(id.0)?)));
         services.filter(|(_, service)| service.selects(&workload.labels))
+    }
+
+    /// Whether a workload with these labels is an endpoint of any of these services, named by their objects.
+    pub fn any_selects(&self, namespace: &str, names: &[String], labels: &BTreeMap<String, String>) -> bool {
+        let own = self.all.iter().filter(|service| *service.namespace == *namespace);
+        own.filter(|service| names.iter().any(|name| **name == *service.name)).any(|service| service.selects(labels))
+    }
+
+    /// The labels of a workload with those that its group adds to them.
+    pub fn labels_in_group(
+        &self,
+        namespace: &Arc<str>,
+        group: Option<&Arc<str>>,
+        own: &BTreeMap<String, String>,
+    ) -> BTreeMap<String, String> {
+        let group = group.and_then(|group| self.groups.get(&(namespace.clone(), group.clone())));
+        group.map_or_else(|| own.clone(), |group| workload::labels_in_group(&group.spec, own))
     }
 
     /// The endpoints of a service that are written down, in its own object or in WorkloadEntries.

@@ -94,6 +94,11 @@ fn render_route(route: &Route, note: &mut impl FnMut(&str, String)) -> route::Ro
 
 fn always_abort(faults: &mut Faults, status: u32) -> route::RouteAction {
     faults.abort = Some((AbortWith::Http(status), 1_000_000));
+    to_nowhere()
+}
+
+/// The way of calls that go nowhere.
+pub(super) fn to_nowhere() -> route::RouteAction {
     route::RouteAction {
         cluster_specifier: Some(ClusterSpecifier::Cluster(BLACK_HOLE.to_owned())),
         ..Default::default()

@@ -64,10 +64,7 @@ fn render_route(rendered: &Route) -> route::Route {
         }
         Action::Redirect(redirect) => route::route::Action::Redirect(render_redirect(redirect)),
         Action::Respond(response) => route::route::Action::DirectResponse(render_response(response)),
-        Action::Fail(reason) => route::route::Action::DirectResponse(render_response(&Response {
-            status: 503,
-            body: Body::Text(reason.to_string()),
-        })),
+        Action::Fail(reason) => route::route::Action::DirectResponse(unavailable(reason)),
     };
     // Those of the rule come after those of the destination.
     own.extend(&rendered.headers);
@@ -226,6 +223,11 @@ fn render_redirect(redirect: &RedirectTo) -> route::RedirectAction {
         path_rewrite_specifier: path.or(prefix),
         ..Default::default()
     }
+}
+
+/// The answer of who must not or cannot go on, and why.
+pub(super) fn unavailable(reason: &str) -> route::DirectResponseAction {
+    render_response(&Response { status: 503, body: Body::Text(reason.to_owned()) })
 }
 
 fn render_response(response: &Response) -> route::DirectResponseAction {

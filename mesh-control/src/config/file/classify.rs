@@ -47,6 +47,12 @@ const CORE_KINDS: [&str; 17] = [
     "Status",
 ];
 
+const SECURITY_KINDS: [(&str, ObjectKind); 3] = [
+    ("PeerAuthentication", ObjectKind::PeerAuthentication),
+    ("RequestAuthentication", ObjectKind::RequestAuthentication),
+    ("AuthorizationPolicy", ObjectKind::AuthorizationPolicy),
+];
+
 /// What is to be done with an object of this kind.
 pub(super) fn classify(api_version: &str, kind: &str) -> Class {
     let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
@@ -63,10 +69,10 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
                 _ => Class::UnknownKind,
             }
         }
-        // Security that has no effect is never a mere warning.
-        "security.istio.io" => match kind {
-            "AuthorizationPolicy" | "PeerAuthentication" | "RequestAuthentication" => Class::NotYet(Severity::Error),
-            _ => Class::UnknownKind,
+        "security.istio.io" => match SECURITY_KINDS.iter().find(|(name, _)| *name == kind) {
+            Some((_, read)) if matches!(version, "v1" | "v1beta1") => Class::Read(*read),
+            Some((_, read)) => Class::UnknownVersion(*read, "v1 or v1beta1"),
+            None => Class::UnknownKind,
         },
         "telemetry.istio.io" | "extensions.istio.io" | "install.istio.io" | "operator.istio.io" => {
             Class::NotYet(Severity::Warning)

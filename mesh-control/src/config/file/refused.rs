@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::Meta;
 use crate::config::diagnostic::{Diagnostic, Origin, Source};
+use crate::config::istio::security::TargetRef;
 use crate::config::node::{Node, Value};
 use crate::config::support::ObjectKind;
 
@@ -40,8 +41,30 @@ pub enum Governs {
     },
     /// What another VirtualService delegates to it.
     Delegated,
+    /// Requests to workloads.
+    Workloads(Workloads),
     /// Nothing that anything could be let through by.
     Nothing,
+}
+
+/// The workloads that an object of security is for. In the root namespace, labels are those of any namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Workloads {
+    /// Those of its namespace with these labels; without labels, all.
+    Labelled(BTreeMap<String, String>),
+    /// Those that are endpoints of these services of its namespace.
+    OfServices(Vec<String>),
+}
+
+impl Workloads {
+    /// Those of a selector and of targets, of which only one is there.
+    pub fn of(labels: BTreeMap<String, String>, targets: &[&TargetRef]) -> Workloads {
+        if targets.is_empty() {
+            return Workloads::Labelled(labels);
+        }
+        let services = targets.iter().filter(|target| !target.kind.starts_with("Gateway"));
+        Workloads::OfServices(services.map(|target| target.name.value.clone()).collect())
+    }
 }
 
 impl Refused {
@@ -94,10 +117,31 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
             let export_to = export_to.into_iter().flat_map(|text| text.split(',')).map(str::to_owned).collect();
             (Governs::Hosts { hosts: vec![meta.name.to_string()], export_to, selector: BTreeMap::new() }, true)
         }
+        ObjectKind::PeerAuthentication | ObjectKind::RequestAuthentication | ObjectKind::AuthorizationPolicy => {
+            (Governs::Workloads(workloads(spec)), true)
+        }
         // Without it there are fewer endpoints, and none that should not be there.
         ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup => (Governs::Nothing, true),
     };
     Some(Refused { meta, reason: finding.in_short().into(), governs, is_whole, delegates: delegates(spec, document) })
+}
+
+/// All of the namespace, unless something narrower can be read in full.
+fn workloads(spec: Option<&Node>) -> Workloads {
+    let field = |name| spec.and_then(|spec| spec.get(name));
+    if let Some(labels) = field("selector").and_then(|selector| labels(selector.get("matchLabels")?)) {
+        return Workloads::Labelled(labels);
+    }
+    let targets: Vec<&Node> =
+        field("targetRef").into_iter().chain(field("targetRefs").map(Node::items).unwrap_or_default()).collect();
+    let service = |target: &&Node| match target.get("kind")?.as_str()? {
+        "Service" | "ServiceEntry" => Some(text(target.get("name")?)?.to_owned()),
+        _ => None,
+    };
+    match targets.iter().map(service).collect::<Option<Vec<_>>>() {
+        Some(services) if !services.is_empty() => Workloads::OfServices(services),
+        _ => Workloads::Labelled(BTreeMap::new()),
+    }
 }
 
 fn meta(document: &Node, kind: ObjectKind, source: &Source) -> Option<Meta> {

@@ -4,6 +4,7 @@
 //! which ones are.
 
 pub mod destination_rule;
+pub mod security;
 pub mod service;
 pub mod service_entry;
 pub mod string_match;

@@ -95,6 +95,7 @@ pub(crate) fn read(node: &Node, peer_ip: IpAddr) -> Client {
             locality.map_or("", |locality| &locality.zone).into(),
             locality.map_or("", |locality| &locality.sub_zone).into(),
         ],
+        group: text(metadata, "AUTO_REGISTER_GROUP").filter(|text| !text.is_empty()).map(|text| brief(text).into()),
     }
 }
 

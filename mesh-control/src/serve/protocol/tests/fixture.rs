@@ -80,6 +80,7 @@ pub(crate) fn client(class: ClientClass) -> Client {
         peer_ip: [127, 0, 0, 1].into(),
         ports: Vec::new(),
         locality: ["".into(), "".into(), "".into()],
+        group: None,
     }
 }
 
