@@ -435,11 +435,10 @@ fn tell(before: &Compiled, now: &Compiled) {
             Severity::Info => {}
         }
     }
-    for wrong in now.wrong.iter().filter(|wrong| !before.wrong.contains(wrong)) {
-        match wrong.standing {
-            Standing::Held => warn!("{wrong}"),
-            Standing::FailsClosed | Standing::Unread => error!("{wrong}"),
-        }
+    // Of what is held, a finding says so.
+    let not_held = now.wrong.iter().filter(|wrong| wrong.standing != Standing::Held);
+    for wrong in not_held.filter(|wrong| !before.wrong.contains(wrong)) {
+        error!("{wrong}");
     }
 }
 
