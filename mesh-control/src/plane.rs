@@ -508,3 +508,22 @@ pub struct WorkloadSummary {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_written_after_the_first_scan_is_noticed_without_a_poll() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (watcher, scan) = watched_scan(dir.path(), |dir| {
+            let scan = load::scan(dir);
+            fs::write(dir.join("late.yaml"), "a: 1").expect("written");
+            scan
+        })
+        .expect("readable");
+        assert!(scan.files.is_empty());
+        let noticed = tokio::time::timeout(Duration::from_secs(30), watcher.noticed());
+        noticed.await.expect("the operating system tells");
+    }
+}

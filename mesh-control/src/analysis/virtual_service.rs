@@ -103,12 +103,30 @@ impl Checker<'_> {
         if defined.is_some_and(|defined| defined.has_subset(subset) || defined.refused().is_some()) {
             return;
         }
+        // Clients of other namespaces may well have a rule that defines it.
+        let rules = &self.policy.destination_rules;
+        let visibility = &self.entry.visibility;
+        let elsewhere = rules.namespaces().filter(|namespace| visibility.includes(namespace)).filter(|namespace| {
+            let view = View::of_namespace(namespace);
+            rules.find(host, &service.namespace, &view).is_some_and(|rule| rule.has_subset(subset))
+        });
+        let mut elsewhere: Vec<&str> = elsewhere.map(|namespace| &**namespace).collect();
+        elsewhere.sort_unstable();
         let known: Vec<&str> = defined.iter().flat_map(|defined| defined.subset_names()).collect();
         let message = match known.is_empty() {
             true => format!("no DestinationRule defines a subset of {host}"),
             false => format!("{host} has the subsets {}", known.join(", ")),
         };
-        let message = format!("`{subset}` is no subset: {message}");
+        let message = match elsewhere.is_empty() {
+            true => format!("`{subset}` is no subset: {message}"),
+            false => {
+                let own = &self.entry.meta.namespace;
+                format!(
+                    "`{subset}` is no subset for clients of namespace {own}, only for those of {}",
+                    elsewhere.join(", ")
+                )
+            }
+        };
         let field = format!("route[{index}].destination.subset");
         self.say(rule, span, &field, Severity::Warning, Code::UnknownReference, message);
     }

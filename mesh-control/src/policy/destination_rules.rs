@@ -110,6 +110,11 @@ impl DestinationRules {
         own.or_else(|| exported(service_namespace)).or_else(|| exported(ROOT_NAMESPACE))
     }
 
+    /// The namespaces that have rules.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.by_namespace.keys()
+    }
+
     fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<MergedRule>> {
         self.by_namespace.get(namespace).into_iter().flatten()
     }

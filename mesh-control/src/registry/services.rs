@@ -74,14 +74,18 @@ impl Services {
 
     fn add(&mut self, service: Service, found: &mut Vec<Diagnostic>) {
         let ids = self.by_host.entry(service.host.clone()).or_default();
-        let same = ids.iter().find_map(|id| self.all.get(id.0).filter(|other| other.namespace == service.namespace));
-        if let Some(other) = same {
-            let message = format!(
-                "host {} is already that of {} ({}), which is the one that counts",
-                service.host,
-                other.meta.id(),
-                other.meta.origin
-            );
+        let same = ids.iter().find(|id| self.all.get(id.0).is_some_and(|other| other.namespace == service.namespace));
+        if let Some(other) = same.and_then(|id| self.all.get_mut(id.0)) {
+            let merged = Arc::make_mut(other).merge(&service);
+            let winner = format!("{} ({}), which is the one that counts", other.meta.id(), other.meta.origin);
+            let message = match merged.as_deref() {
+                Some([]) => return,
+                Some(ports) => {
+                    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+                    format!("host {} has port {} from {winner}", service.host, ports.join(", "))
+                }
+                None => format!("host {} is already that of {winner}", service.host),
+            };
             let origin = &service.meta.origin;
             let finding = Diagnostic::at(origin, Severity::Warning, Code::Conflict, message);
             found.push(finding.object(service.meta.id()));
