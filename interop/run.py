@@ -20,6 +20,8 @@ import tempfile
 import threading
 import time
 
+import corpus
+
 HERE = pathlib.Path(__file__).resolve().parent
 SERVICE = "ratings"
 TARGET = f"xds:///{SERVICE}:9080"
@@ -90,6 +92,8 @@ EVERYTHING = (
     " route: [{destination: {host: ratings}}]}",
     "{name: mirror, match: [{uri: {prefix: /m}}], mirror: {host: ratings, subset: v1},"
     " mirrorPercentage: {value: 10}, route: [{destination: {host: ratings}}]}",
+    "{name: unknown, match: [{uri: {exact: /u}}], route: [{destination: {host: ratings, subset: v9}, weight: 1},"
+    " {destination: {host: nobody}, weight: 1}]}",
     "{name: last, timeout: 3s, retries: {attempts: 3, perTryTimeout: 1s, backoff: 10ms,"
     " retryOn: '5xx,connect-failure,refused-stream,unavailable,cancelled,deadline-exceeded,internal,503'},"
     " route: [{destination: {host: ratings, subset: v1}, weight: 99},"
@@ -257,11 +261,13 @@ class Suite:
         return process
 
     def start_control(self):
-        command = [self.args.bin / "mesh-control", "serve", "--config", self.config]
-        command += ["--xds-addr", self.xds, "--secure-addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0"]
-        self.control = self.start("mesh-control", command)
+        self.control = self.start("mesh-control", self.serve(self.config, self.xds))
         self.xds = self.control.wait_for_line("xds listening on ")
         self.status_addr = self.control.wait_for_line("status listening on ")
+
+    def serve(self, config, xds):
+        command = [self.args.bin / "mesh-control", "serve", "--config", config]
+        return [*command, "--xds-addr", xds, "--secure-addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0"]
 
     def start_instance(self, version):
         command = [self.args.bin / "bookinfo", "service", SERVICE, "--version", version]
@@ -270,17 +276,18 @@ class Suite:
         return process
 
     def start_client(self, name, command, env=None):
-        bootstrap = self.folder / f"{name}.json"
-        subprocess.run(
-            [self.args.bin / "mesh-control", "bootstrap", "--server", self.xds, "--name", name, "--out", bootstrap],
-            check=True,
-            timeout=30,
-        )
-        env = {"GRPC_XDS_BOOTSTRAP": str(bootstrap), **(env or {})}
+        env = {**self.bootstrap(self.xds, name, "default"), **(env or {})}
         return Client(name, self.start(name, [*command, TARGET, METHOD, PAUSE], env))
 
-    def status(self):
-        command = [self.args.bin / "mesh-control", "status", "--json", "--addr", self.status_addr]
+    def bootstrap(self, xds, name, namespace):
+        """The environment of a client of that name."""
+        path = self.folder / f"{name}.json"
+        command = [self.args.bin / "mesh-control", "bootstrap", "--server", xds, "--name", name]
+        subprocess.run([*command, "--namespace", namespace, "--out", path], check=True, timeout=30)
+        return {"GRPC_XDS_BOOTSTRAP": str(path)}
+
+    def status(self, addr=None):
+        command = [self.args.bin / "mesh-control", "status", "--json", "--addr", addr or self.status_addr]
         done = subprocess.run(command, check=True, timeout=30, capture_output=True, text=True)
         return json.loads(done.stdout)
 
@@ -355,6 +362,7 @@ class Suite:
         self.restart(clients)
         self.instances(clients, instances)
         self.security(clients)
+        self.corpus()
 
         for client in clients:
             self.check(client.name, "no call failed that should not", lambda client=client: unfailing(client))
@@ -420,6 +428,52 @@ class Suite:
         )
         self.start_instance("v1")
         self.each(clients, "a new instance takes its share", on_both_of_v1)
+
+    def corpus(self):
+        """Whatever `validate` passes is accepted by a gRPC client: every field of every kind, in one go."""
+        folder = self.folder / "corpus"
+        folder.mkdir()
+        (folder / "base.yaml").write_text(corpus.base())
+
+        def passes(name, outcome, text):
+            path = folder / f"{name}.yaml"
+            path.write_text(text)
+            if outcome == "any":
+                command = [self.args.bin / "mesh-control", "validate", path]
+                outcome = "ok" if subprocess.run(command, capture_output=True, timeout=30).returncode == 0 else "error"
+            if outcome == "error":
+                path.unlink()
+            return outcome != "error"
+
+        targets = [target for name, outcome, text, target in corpus.cases() if passes(name, outcome, text)]
+        (self.folder / "targets").write_text("\n".join(dict.fromkeys(targets)))
+
+        def run():
+            if len(targets) < 200:
+                raise Failure(f"only {len(targets)} of the manifests pass")
+            control = self.start("mesh-control of the corpus", self.serve(folder, "127.0.0.1:0"))
+            xds = control.wait_for_line("xds listening on ")
+            status = control.wait_for_line("status listening on ")
+            env = self.bootstrap(xds, "corpus", "corpus")
+            client = self.start("corpus", [sys.executable, HERE / "python" / "corpus.py", self.folder / "targets"], env)
+            client.wait_for_line("all asked", 240)
+            end = time.monotonic() + PATIENCE
+            while True:
+                kinds = [kind for one in self.status(status)["clients"] for kind in one["kinds"] if kind["subscribed"]]
+                refused = [f"{kind['kind']}: {kind['last_nack']['text']}" for kind in kinds if kind["nacks"]]
+                if refused:
+                    raise Failure("; ".join(refused))
+                if kinds and all(kind["state"] == "synced" for kind in kinds):
+                    break
+                if time.monotonic() > end:
+                    raise Failure(f"not synced: {kinds}")
+                time.sleep(0.1)
+            client.child.stdin.close()
+            client.child.wait(30)
+            control.end()
+            return f"{len(targets)} manifests, {len(set(targets))} targets"
+
+        self.check("python", "whatever validate passes is accepted", run)
 
     def security(self, clients):
         """TLS is not built: a rule that asks for it must not be met by plaintext."""

@@ -22,7 +22,8 @@ const CRATES: [Crate; 4] = [
         layers: &[
             &["id", "grpc_timeout"],
             &["error"],
-            &["request", "model"],
+            &["request"],
+            &["model"],
             &["matcher", "resources"],
             &["state", "client_status"],
             &["request_info"],

@@ -219,13 +219,13 @@ impl Plane {
         }
     }
 
-    /// Everything there is to say: of the configuration, and of what gRPC clients were found not to be able
-    /// to do.
+    /// Everything there is to say: of the configuration, and of what was found when it was rendered for those who
+    /// asked.
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
         let compiled = self.inner.live().compiled.clone();
         let mut all = compiled.diagnostics.clone();
         let known: HashSet<String> = all.iter().map(ToString::to_string).collect();
-        all.extend(compiled.degraded().into_iter().filter(|finding| !known.contains(&finding.to_string())));
+        all.extend(compiled.found().into_iter().filter(|finding| !known.contains(&finding.to_string())));
         all
     }
 

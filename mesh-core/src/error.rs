@@ -7,6 +7,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use http::HeaderMap;
+
 /// The ways in which the mesh itself fails a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -161,12 +163,13 @@ pub struct MeshError {
     kind: ErrorKind,
     detail: Arc<str>,
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+    response_headers: Option<Arc<HeaderMap>>,
 }
 
 impl MeshError {
     /// A failure of this kind; `detail` names what failed, from the outside in.
     pub fn new(kind: ErrorKind, detail: impl Into<Arc<str>>) -> Self {
-        MeshError { kind, detail: detail.into(), source: None }
+        MeshError { kind, detail: detail.into(), source: None, response_headers: None }
     }
 
     /// The same failure with what caused it.
@@ -179,6 +182,17 @@ impl MeshError {
     pub fn within(mut self, place: impl fmt::Display) -> Self {
         self.detail = format!("{place}: {}", self.detail).into();
         self
+    }
+
+    /// The same failure, with headers for the answer that is made of it.
+    pub fn with_response_headers(mut self, headers: HeaderMap) -> Self {
+        self.response_headers = Some(Arc::new(headers));
+        self
+    }
+
+    /// The headers that the request's route sets on its responses, for whoever makes an answer of this failure.
+    pub fn response_headers(&self) -> Option<&HeaderMap> {
+        self.response_headers.as_deref()
     }
 
     /// What kind of failure it is.

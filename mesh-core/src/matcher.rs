@@ -177,7 +177,7 @@ pub fn header_matches(field: &Field, test: &HeaderTest, head: &RequestHead<'_>) 
             Field::Path => Some(pseudo(head.path_and_query, condition)),
             Field::Authority => Some(pseudo(head.authority, condition)),
             Field::Scheme => Some(pseudo(head.scheme, condition)),
-            Field::Header(name) => joined_value(head.headers, name, condition),
+            Field::Header(name) => any_value(head.headers, name, condition),
         }
     };
     match test {
@@ -204,17 +204,12 @@ fn tested(outcome: Option<bool>, outcome_of_empty: bool, missing_is_empty: bool,
     }
 }
 
-/// Applies a condition to a header's value, several joined by `,`. `None` where there is no such header.
-fn joined_value(headers: &HeaderMap, name: &HeaderName, condition: &dyn Fn(&[u8]) -> bool) -> Option<bool> {
-    let mut values = headers.get_all(name).iter();
+/// Applies a condition to the values of a header: one that meets it is enough, so that an inverted test fails by any of
+/// them. `None` where there is no such header.
+fn any_value(headers: &HeaderMap, name: &HeaderName, condition: &dyn Fn(&[u8]) -> bool) -> Option<bool> {
+    let mut values = headers.get_all(name).iter().map(|value| value.as_bytes());
     let first = values.next()?;
-    let Some(second) = values.next() else { return Some(condition(first.as_bytes())) };
-    let mut joined: SmallVec<[u8; 256]> = SmallVec::from_slice(first.as_bytes());
-    for value in std::iter::once(second).chain(values) {
-        joined.push(b',');
-        joined.extend_from_slice(value.as_bytes());
-    }
-    Some(condition(&joined))
+    Some(condition(first) || values.any(condition))
 }
 
 /// Whether a query passes a test on one parameter; the first of several counts.

@@ -39,6 +39,11 @@ impl<'r> RequestHead<'r> {
         Ok(Self::new(request.method(), request.uri(), request.headers(), authority))
     }
 
+    /// The same of the pieces of a request, where it is about to be changed.
+    pub fn of_parts(method: &'r Method, uri: &'r Uri, headers: &'r HeaderMap) -> Result<Self, MeshError> {
+        Ok(Self::new(method, uri, headers, authority_of(uri, headers)?))
+    }
+
     /// The view of a request whose authority is known from elsewhere, such as a gRPC target.
     pub fn with_authority(parts: &'r Parts, authority: &'r str) -> Self {
         Self::new(&parts.method, &parts.uri, &parts.headers, authority)

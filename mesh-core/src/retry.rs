@@ -11,11 +11,11 @@ use http::{HeaderMap, StatusCode};
 use crate::error::ErrorKind;
 use crate::model::{RetryCondition, RetryConditions, RetryPolicy};
 
-/// What holds for a route that says nothing: Istio's default number of retries, of what was certainly not processed,
-/// with Envoy's default pauses.
+/// What holds for a route that has no policy: what was certainly not processed is tried once more, as gRPC does by
+/// itself (gRFC A6, transparent retries). A mesh's own defaults are its control plane's to say.
 pub const DEFAULT_POLICY: RetryPolicy = RetryPolicy {
     on: RetryConditions::NONE.with(RetryCondition::ConnectFailure).with(RetryCondition::RefusedStream),
-    retries: 2,
+    retries: 1,
     base_interval: Duration::from_millis(25),
     max_interval: Duration::from_millis(250),
 };
@@ -73,7 +73,7 @@ pub fn looks_at_answers(policy: &RetryPolicy) -> bool {
 /// let (now, mut random) = (Instant::now(), fastrand::Rng::with_seed(1));
 /// let refused = Outcome::Failed(ErrorKind::ConnectFailure);
 /// assert!(matches!(decide(&DEFAULT_POLICY, refused, 1, None, now, &mut random), RetryDecision::Retry { .. }));
-/// assert_eq!(decide(&DEFAULT_POLICY, refused, 3, None, now, &mut random), RetryDecision::Stop);
+/// assert_eq!(decide(&DEFAULT_POLICY, refused, 2, None, now, &mut random), RetryDecision::Stop);
 /// ```
 pub fn decide(
     policy: &RetryPolicy,
@@ -125,8 +125,8 @@ mod tests {
         let (connect, refused, lost) = (ErrorKind::ConnectFailure, ErrorKind::RefusedStream, ErrorKind::ConnectionLost);
         let cases = [
             (DEFAULT_POLICY, connect, 1, true),
-            (DEFAULT_POLICY, connect, 2, true),
-            (DEFAULT_POLICY, connect, 3, false),
+            (DEFAULT_POLICY, refused, 1, true),
+            (DEFAULT_POLICY, connect, 2, false),
             (DEFAULT_POLICY, lost, 1, false),
             (policy("connect-failure", 1), connect, 1, true),
             (policy("connect-failure", 1), connect, 2, false),

@@ -7,9 +7,11 @@ use std::error::Error;
 use std::sync::Arc;
 
 use mesh_core::error::{ErrorKind, MeshError};
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
-/// The status of a request that the mesh failed. The error stays with it; see [`mesh_error`].
+/// The status of a request that the mesh failed. The error stays with it; see [`mesh_error`]. Its metadata is what the
+/// request's route sets on its responses.
 ///
 /// ```
 /// use mesh_core::error::{ErrorKind, MeshError};
@@ -22,7 +24,8 @@ use tonic::{Code, Status};
 /// assert_eq!(mesh_error(&status).map(|error| error.kind()), Some(ErrorKind::NoHealthyEndpoint));
 /// ```
 pub fn status(error: MeshError) -> Status {
-    let mut status = Status::new(code(&error), format!("{error:#}"));
+    let metadata = error.response_headers().cloned().map(MetadataMap::from_headers).unwrap_or_default();
+    let mut status = Status::with_metadata(code(&error), format!("{error:#}"), metadata);
     status.set_source(Arc::new(error));
     status
 }

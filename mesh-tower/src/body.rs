@@ -4,12 +4,13 @@ use std::any::Any;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
 use http_body::{Frame, SizeHint};
-use http_body_util::{BodyExt, Empty, Full};
+use http_body_util::{Empty, Full};
 use mesh_core::request_info::RequestInfo;
+use pin_project_lite::pin_project;
 
 /// An error of somebody else's body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -64,12 +65,7 @@ impl Body {
             return body;
         }
         match body {
-            Some(body) => {
-                let bytes = |mut data: B::Data| data.copy_to_bytes(data.remaining());
-                Body(Kind::Other(Other::Stream(Box::pin(
-                    body.map_frame(move |frame| frame.map_data(bytes)).map_err(Into::into),
-                ))))
-            }
+            Some(body) => Body(Kind::Other(Other::Stream(Box::pin(LookAhead { body, next: Next::Unknown })))),
             None => Body::empty(),
         }
     }
@@ -92,6 +88,84 @@ impl Body {
             }
             Kind::Other(Other::Done) => Replay::Gone,
         }
+    }
+}
+
+pin_project! {
+    /// Somebody else's body, asked for what follows as soon as it gave some data: many learn of their end only when asked
+    /// once more (tonic's do), and the end then costs a frame and a write of its own, on HTTP/1.1 and HTTP/2 alike.
+    struct LookAhead<B> {
+        #[pin]
+        body: B,
+        next: Next,
+    }
+}
+
+/// What follows the frame that was given last.
+enum Next {
+    Unknown,
+    Frame(Result<Frame<Bytes>, BoxError>),
+    End,
+}
+
+impl<B> LookAhead<B>
+where
+    B: http_body::Body<Error: Into<BoxError>>,
+{
+    fn ask(body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Next> {
+        let bytes = |mut data: B::Data| data.copy_to_bytes(data.remaining());
+        body.poll_frame(cx).map(|frame| match frame {
+            Some(frame) => Next::Frame(frame.map(|frame| frame.map_data(bytes)).map_err(Into::into)),
+            None => Next::End,
+        })
+    }
+}
+
+impl<B> http_body::Body for LookAhead<B>
+where
+    B: http_body::Body<Error: Into<BoxError>>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut this = self.project();
+        let frame = match std::mem::replace(this.next, Next::Unknown) {
+            Next::Unknown => ready!(Self::ask(this.body.as_mut(), cx)),
+            known => known,
+        };
+        let Next::Frame(frame) = frame else {
+            *this.next = Next::End;
+            return Poll::Ready(None);
+        };
+        if frame.as_ref().is_ok_and(Frame::is_data)
+            && let Poll::Ready(next) = Self::ask(this.body, cx)
+        {
+            *this.next = next;
+        }
+        Poll::Ready(Some(frame))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self.next {
+            Next::Unknown => self.body.is_end_stream(),
+            Next::Frame(_) => false,
+            Next::End => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.body.size_hint();
+        if let Next::Frame(Ok(frame)) = &self.next
+            && let Some(data) = frame.data_ref()
+        {
+            let known = data.len() as u64;
+            if let Some(upper) = hint.upper() {
+                hint.set_upper(upper.saturating_add(known));
+            }
+            hint.set_lower(hint.lower().saturating_add(known));
+        }
+        hint
     }
 }
 
@@ -202,7 +276,7 @@ pub(crate) fn note_frame(info: &mut RequestInfo, frame: &Frame<Bytes>) {
 mod tests {
     use futures_util::FutureExt;
     use http_body::Body as _;
-    use http_body_util::StreamBody;
+    use http_body_util::{BodyExt, StreamBody};
 
     use super::*;
 
@@ -224,6 +298,35 @@ mod tests {
         assert_eq!(collect(body), "abc");
         assert_eq!(collect(replay.take().unwrap()), "abc");
         assert!(Body::new(Empty::<Bytes>::new()).is_end_stream());
+    }
+
+    #[test]
+    fn the_last_data_of_a_stream_is_known_to_be_the_last() {
+        let mut body = stream(&["a", "bc"]);
+        let mut next = || {
+            let before = body.size_hint().lower();
+            let frame =
+                body.frame().now_or_never().expect("ready at once").map(|frame| frame.unwrap().into_data().unwrap());
+            (before, frame, body.is_end_stream())
+        };
+        assert_eq!(next(), (0, Some("a".into()), false));
+        assert_eq!(next(), (2, Some("bc".into()), true));
+        assert_eq!(next(), (0, None, true));
+    }
+
+    #[test]
+    fn what_is_not_ready_is_asked_for_later_and_an_error_keeps_its_place() {
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel::<Result<Frame<Bytes>, BoxError>>();
+        let mut body = Body::new(StreamBody::new(tokio_stream::wrappers::UnboundedReceiverStream::new(receiver)));
+        sender.send(Ok(Frame::data(Bytes::from_static(b"a")))).unwrap();
+        assert!(body.frame().now_or_never().expect("ready").is_some());
+        assert!(!body.is_end_stream());
+        assert!(body.frame().now_or_never().is_none(), "nothing is there yet");
+        sender.send(Ok(Frame::data(Bytes::from_static(b"b")))).unwrap();
+        sender.send(Err("broken".into())).unwrap();
+        assert!(body.frame().now_or_never().expect("ready").unwrap().is_ok());
+        assert!(!body.is_end_stream());
+        assert_eq!(body.frame().now_or_never().expect("ready").unwrap().unwrap_err().to_string(), "broken");
     }
 
     #[test]

@@ -1,37 +1,90 @@
 //! Changes to header maps, as routes and listeners ask for them.
 
-use http::HeaderMap;
-use mesh_core::model::HeaderChange;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
+use mesh_core::model::{HeaderChange, HeaderFormat, HeaderText};
+use mesh_core::request::RequestHead;
 
-/// Applies header changes in their order.
-pub(crate) fn apply(changes: &[HeaderChange], headers: &mut HeaderMap) {
+/// Applies the changes that a route makes to the headers of a request, in their order. The rest of its head is as it was
+/// before the route changes it.
+pub(crate) fn apply_to_request(
+    changes: &[HeaderChange],
+    headers: &mut HeaderMap,
+    method: &Method,
+    uri: &Uri,
+    version: Version,
+) {
+    apply(changes, headers, |format, headers| {
+        format.of_request(&RequestHead::of_parts(method, uri, headers).ok()?, version)
+    });
+}
+
+/// Applies the changes that a route makes to the headers of a response, in their order.
+pub(crate) fn apply_to_response(changes: &[HeaderChange], head: &mut http::response::Parts) {
+    let status: StatusCode = head.status;
+    apply(changes, &mut head.headers, |format, headers| format.of_response(status, headers));
+}
+
+/// `value_of` puts a value together from the headers as they are by then.
+fn apply(
+    changes: &[HeaderChange],
+    headers: &mut HeaderMap,
+    value_of: impl Fn(&HeaderFormat, &HeaderMap) -> Option<HeaderValue>,
+) {
     for change in changes {
+        let (name, text) = match change {
+            HeaderChange::Remove(name) => {
+                headers.remove(name);
+                continue;
+            }
+            HeaderChange::Append(name, text)
+            | HeaderChange::Set(name, text)
+            | HeaderChange::AddIfAbsent(name, text)
+            | HeaderChange::ReplaceIfPresent(name, text) => (name, text),
+        };
+        let value = match text {
+            HeaderText::Fixed(value) => value.clone(),
+            HeaderText::Format(format) => match value_of(format, headers) {
+                Some(value) => value,
+                None => continue,
+            },
+        };
         match change {
-            HeaderChange::Append(name, value) => _ = headers.append(name.clone(), value.clone()),
-            HeaderChange::Set(name, value) => _ = headers.insert(name.clone(), value.clone()),
-            HeaderChange::AddIfAbsent(name, value) => {
-                headers.entry(name).or_insert_with(|| value.clone());
+            HeaderChange::Append(..) => _ = headers.append(name.clone(), value),
+            HeaderChange::AddIfAbsent(..) if headers.contains_key(name) => {}
+            HeaderChange::ReplaceIfPresent(..) if !headers.contains_key(name) => {}
+            HeaderChange::Set(..) | HeaderChange::AddIfAbsent(..) | HeaderChange::ReplaceIfPresent(..) => {
+                headers.insert(name.clone(), value);
             }
-            HeaderChange::ReplaceIfPresent(name, value) => {
-                if headers.contains_key(name) {
-                    headers.insert(name.clone(), value.clone());
-                }
-            }
-            HeaderChange::Remove(name) => _ = headers.remove(name),
+            HeaderChange::Remove(_) => {}
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
+    use mesh_core::model::HeaderTarget;
 
     use super::*;
 
     #[test]
+    fn a_value_is_put_together_from_the_headers_as_they_are_by_then() {
+        let format = |text: &str| HeaderText::parse(text.as_bytes(), HeaderTarget::Request, false).expect("a format");
+        let changes = [
+            HeaderChange::Set(http::header::ACCEPT, format("%REQ(:path)%")),
+            HeaderChange::Append(http::header::COOKIE, format("<%REQ(accept)%>")),
+            HeaderChange::Set(http::header::ACCEPT, format("%REQ(x-none)%")),
+        ];
+        let mut headers = HeaderMap::new();
+        let uri = Uri::from_static("http://shop:80/a?b");
+        apply_to_request(&changes, &mut headers, &Method::GET, &uri, Version::HTTP_11);
+        assert_eq!((&headers["accept"], &headers["cookie"]), (&"/a?b".parse().unwrap(), &"</a?b>".parse().unwrap()));
+    }
+
+    #[test]
     fn header_changes_apply_in_order() {
-        let (name, value) = (http::header::ACCEPT, HeaderValue::from_static("1"));
-        let two = HeaderValue::from_static("2");
+        let (name, value) = (http::header::ACCEPT, HeaderText::from(HeaderValue::from_static("1")));
+        let two = HeaderText::from(HeaderValue::from_static("2"));
+        let apply = |changes: &[HeaderChange], headers: &mut HeaderMap| super::apply(changes, headers, |_, _| None);
         let mut headers = HeaderMap::new();
         apply(&[HeaderChange::ReplaceIfPresent(name.clone(), value.clone())], &mut headers);
         assert!(headers.is_empty());

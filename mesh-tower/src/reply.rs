@@ -11,7 +11,8 @@ use mesh_core::filter::Reply;
 use mesh_core::model::{DirectResponse, PathChange, PathTest, Redirect, RouteMatch};
 use mesh_core::request::RequestHead;
 
-/// The answer to a request that the mesh failed: the status of the error's kind, and the error's own text with its causes.
+/// The answer to a request that the mesh failed: the status of the error's kind, the error's own text with its causes, and
+/// the headers that the request's route sets on its responses.
 ///
 /// ```
 /// use mesh_core::error::{ErrorKind, MeshError};
@@ -22,11 +23,17 @@ use mesh_core::request::RequestHead;
 /// assert_eq!((grpc.status(), &grpc.headers()["grpc-status"]), (http::StatusCode::OK, &"14".parse().unwrap()));
 /// ```
 pub fn error(error: &MeshError, is_grpc: bool) -> Response<Bytes> {
-    if is_grpc {
-        return trailers_only(error.kind().grpc_code(), &format!("{error:#}"));
+    let message = format!("{error:#}");
+    let mut response = if is_grpc {
+        trailers_only(error.kind().grpc_code(), &message)
+    } else {
+        let status = StatusCode::from_u16(error.kind().http_status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        text(status, message)
+    };
+    if let Some(set) = error.response_headers() {
+        response.headers_mut().extend(set.clone());
     }
-    let status = StatusCode::from_u16(error.kind().http_status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-    text(status, format!("{error:#}"))
+    response
 }
 
 /// An answer of the mesh to a request of this method: to HEAD, the head alone (RFC 9110, 9.3.2).

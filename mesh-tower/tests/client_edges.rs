@@ -237,7 +237,7 @@ async fn the_layer_tries_another_endpoint_where_one_refuses_and_says_what_failed
     assert!(text.to_lowercase().contains("connection refused"), "the inner client's own words: {text}");
     let told = seen.0.lock().unwrap();
     assert!(told.iter().any(|line| line == "s default s:80 Some(200) None 2 true"), "{told:?}");
-    assert_eq!(told.last().unwrap(), "gone default gone:80 None Some(ConnectFailure) 3 true");
+    assert_eq!(told.last().unwrap(), "gone default gone:80 None Some(ConnectFailure) 2 true");
 }
 
 /// A limit of the inner client holds its permit in its future, which is over with the head of the response.
@@ -272,7 +272,7 @@ async fn every_try_of_the_inner_client_has_the_requests_extensions() {
     let mesh = Mesh::builder().source(source).start().unwrap();
     let request = Request::get("http://s/").extension(7u8).body(Body::empty()).unwrap();
     mesh.layer().layer(inner).oneshot(request).await.map(drop).unwrap_err();
-    assert_eq!(*seen.lock().unwrap(), [Some(7); 3]);
+    assert_eq!(*seen.lock().unwrap(), [Some(7); 2]);
 }
 
 /// gRPC's stubs send a path alone; the target has the authority.

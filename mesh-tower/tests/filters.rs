@@ -171,7 +171,7 @@ async fn outbound() -> Side {
 /// The route changes the response, too.
 fn changed(mut route: Route) -> Route {
     let name = http::HeaderName::from_static("x-route");
-    route.mutations.response.push(HeaderChange::Set(name, HeaderValue::from_static("1")));
+    route.mutations.response.push(HeaderChange::Set(name, HeaderValue::from_static("1").into()));
     route
 }
 

@@ -107,7 +107,7 @@ async fn a_malformed_request_is_a_bad_one() {
 
 #[tokio::test]
 async fn headers_are_changed_on_the_way_in_and_on_the_way_out() {
-    let set = |value| HeaderChange::Set("x-added".parse().unwrap(), http::HeaderValue::from_static(value));
+    let set = |value| HeaderChange::Set("x-added".parse().unwrap(), http::HeaderValue::from_static(value).into());
     let mut route = app_route();
     route.mutations.request.push(set("in"));
     route.mutations.response.push(set("out"));

@@ -1,6 +1,6 @@
 //! DestinationRules for hosts that nobody answers to.
 
-use super::unknown_host;
+use super::{is_alias, unknown_host};
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::file::Objects;
 use crate::policy::Policy;
@@ -12,9 +12,14 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         let is_known = host.starts_with('*')
             || policy.services.find(&host, &object.meta.namespace).is_some()
             || policy.services.refused(&host, &object.meta.namespace).is_some()
+            || policy.services.alias_of(&host, &object.meta.namespace).is_some()
             || policy.virtual_services.names(&host, &object.meta.namespace);
+        let origin = object.meta.origin.at(object.spec.host.span);
+        if let Some(message) = is_alias(policy, &object.spec.host, &object.meta.namespace) {
+            let finding = Diagnostic::at(&origin, Severity::Warning, Code::Conflict, message);
+            found.push(finding.object(object.meta.id()).field("host"));
+        }
         if !is_known {
-            let origin = object.meta.origin.at(object.spec.host.span);
             let message = unknown_host(policy, &host, &object.meta.namespace);
             let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
             found.push(finding.object(object.meta.id()).field("host"));

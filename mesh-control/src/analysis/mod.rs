@@ -6,6 +6,7 @@
 #![warn(clippy::indexing_slicing, clippy::string_slice)]
 
 mod destination_rule;
+mod refused;
 mod security;
 mod service;
 mod virtual_service;
@@ -18,7 +19,7 @@ use crate::config::file::Objects;
 use crate::config::load::{self, Scan};
 use crate::config::store::{Loaded, Store};
 use crate::policy::Policy;
-use crate::registry::host::candidates;
+use crate::registry::host::{candidates, in_namespace};
 
 /// What there is to say about a configuration.
 #[derive(Clone, Debug, Default)]
@@ -79,7 +80,16 @@ pub fn check(objects: &Objects, policy: &Policy) -> Vec<Diagnostic> {
     destination_rule::check(objects, policy, &mut found);
     service::check(policy, &mut found);
     security::check(objects, policy, &mut found);
+    refused::check(policy, &mut found);
     found
+}
+
+/// Why rules for a host have no effect, if it is another one's alias.
+fn is_alias(policy: &Policy, host: &str, namespace: &str) -> Option<String> {
+    let host = in_namespace(host, namespace);
+    let (_, service) = policy.services.exact(&host, namespace)?;
+    let real = service.alias.as_ref()?;
+    Some(format!("{host} is an alias ({}); the rules of {real} count for it", service.meta.id()))
 }
 
 fn unknown_host(policy: &Policy, host: &str, namespace: &str) -> String {

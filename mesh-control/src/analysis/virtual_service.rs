@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::unknown_host;
+use super::{is_alias, unknown_host};
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span};
 use crate::config::file::Objects;
 use crate::config::istio::virtual_service::HttpDestination;
@@ -19,6 +19,15 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         Checker { policy, entry, found }.check();
     }
     check_delegates(objects, found);
+    for object in &objects.virtual_services {
+        for (index, host) in object.spec.hosts.iter().enumerate() {
+            if let Some(message) = is_alias(policy, host, &object.meta.namespace) {
+                let origin = object.meta.origin.at(host.span);
+                let finding = Diagnostic::at(&origin, Severity::Warning, Code::Conflict, message);
+                found.push(finding.object(object.meta.id()).field(format!("hosts[{index}]")));
+            }
+        }
+    }
 }
 
 struct Checker<'a> {
@@ -68,7 +77,13 @@ impl Checker<'_> {
             if self.policy.services.refused(&host, client).is_some() {
                 continue;
             }
+            let real = self.policy.services.real(&host, client);
+            let host = real.map_or(host, |real| real.to_string());
             let Some((_, service)) = self.policy.services.find(&host, client) else {
+                // What an alias stands for is looked up, and has any port.
+                if self.policy.services.alias_of(&host, client).is_some() {
+                    continue;
+                }
                 let message = unknown_host(self.policy, &host, client);
                 let field = format!("route[{index}].destination.host");
                 self.say(rule, to.host.span, &field, Severity::Warning, Code::UnknownReference, message);

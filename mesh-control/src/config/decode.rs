@@ -186,6 +186,11 @@ impl<'a> Decoder<'a> {
         }
     }
 
+    /// Whether what is being read is, or is inside, a field of this name.
+    pub fn is_inside(&self, field: &str) -> bool {
+        self.path.iter().any(|step| matches!(step, Step::Field(name) if *name == field))
+    }
+
     fn within<R>(&mut self, step: Step, body: impl FnOnce(&mut Self) -> R) -> R {
         self.path.push(step);
         let result = body(self);

@@ -62,6 +62,8 @@ pub enum Code {
     File,
     /// Everything disappeared at once; the last good state is kept.
     Vanished,
+    /// The data plane would refuse it; what is published in its place is in the message.
+    Refused,
     /// A gRPC client cannot do this; what it does instead is in the message.
     Degraded,
 }
@@ -82,6 +84,7 @@ impl Code {
             Code::UnknownReference => "unknown-reference",
             Code::File => "file",
             Code::Vanished => "vanished",
+            Code::Refused => "refused",
             Code::Degraded => "degraded",
         }
     }

@@ -13,7 +13,7 @@ use crate::policy::security::Served;
 use crate::policy::view::View;
 use crate::registry::EndpointsSnapshot;
 use crate::registry::endpoints::EncodedKey;
-use crate::render::{self, Rendered};
+use crate::render::{self, Degraded, Rendered};
 
 /// What a configuration means, and what was made of it so far; shared by every snapshot until the
 /// configuration changes, so that a workload that comes or goes costs one set of endpoints.
@@ -34,17 +34,17 @@ type ByName = HashMap<Arc<str>, Encoded>;
 pub(super) struct RenderCache {
     resources: HashMap<(ClientClass, Kind), HashMap<View, ByName>>,
     count: usize,
-    degraded: BTreeMap<String, Diagnostic>,
+    found: BTreeMap<String, Diagnostic>,
 }
 
 /// Names and namespaces come from clients: what is remembered for them has a bound.
 const MOST_CACHED: usize = 65_536;
-const MOST_DEGRADED: usize = 1_000;
+const MOST_FOUND: usize = 1_000;
 
 impl Compiled {
-    /// What gRPC clients were found not to be able to do.
-    pub(super) fn degraded(&self) -> Vec<Diagnostic> {
-        self.cache().degraded.values().cloned().collect()
+    /// What was found when resources were rendered: what gRPC clients cannot do, and what the data plane would refuse.
+    pub(super) fn found(&self) -> Vec<Diagnostic> {
+        self.cache().found.values().cloned().collect()
     }
 
     fn cache(&self) -> MutexGuard<'_, RenderCache> {
@@ -66,13 +66,12 @@ impl Compiled {
             Kind::Cluster => render::render_cluster,
             Kind::Endpoints => return None,
         };
-        let Rendered { encoded, degraded } = make(&self.policy, class, &view, name)?;
+        let Rendered { encoded, degraded, refused } = make(&self.policy, class, &view, name)?;
         let remember = render::is_worth_remembering(&self.policy, &view, name);
         let mut cache = self.cache();
-        for degraded in degraded {
-            if cache.degraded.len() < MOST_DEGRADED {
-                let finding = degraded.diagnostic();
-                cache.degraded.insert(finding.to_string(), finding);
+        for finding in degraded.iter().map(Degraded::diagnostic).chain(refused) {
+            if cache.found.len() < MOST_FOUND {
+                cache.found.insert(finding.to_string(), finding);
             }
         }
         if remember {

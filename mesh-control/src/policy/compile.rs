@@ -11,13 +11,13 @@ use super::route::{
     AbortWith, Action, Body, Changes, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, RedirectTo,
     Response, Route, Target, Written,
 };
-use super::text::TextMatch;
+use super::text::{TextMatch, TextMatches};
 use super::view::View;
 use crate::config::decode::Text;
 use crate::config::istio::string_match::StringMatch;
 use crate::config::istio::virtual_service::{
-    DerivePort, DirectResponse, Fault, FaultAbort, HeaderOperations, HttpDestination, HttpMatch, HttpRoute, Percent,
-    Redirect, Rewrite, decode_base64, grpc_status_code,
+    AddedValue, DerivePort, DirectResponse, Fault, FaultAbort, HeaderOperations, HttpDestination, HttpMatch, HttpRoute,
+    Percent, Redirect, Rewrite, decode_base64, grpc_status_code, is_authority,
 };
 use crate::registry::host::in_namespace;
 use crate::registry::service::is_subset;
@@ -35,11 +35,12 @@ pub struct Rule {
     pub refused: Option<Arc<str>>,
 }
 
-/// Which ports a service has, by its full host name: `None` where there is no such service.
-pub type PortsOf<'a> = dyn Fn(&str) -> Option<Vec<u16>> + 'a;
+/// What a full host name stands for: the host itself or that which it is an alias of, and its ports. `None` where there
+/// is no such service.
+pub type ServiceOf<'a> = dyn Fn(&str) -> Option<(Arc<str>, Vec<u16>)> + 'a;
 
 /// The routes that these rules are for a client that addresses this port.
-pub fn routes(rules: &[Rule], view: &View, port: u16, ports_of: &PortsOf<'_>) -> Vec<Route> {
+pub fn routes(rules: &[Rule], view: &View, port: u16, service_of: &ServiceOf<'_>) -> Vec<Route> {
     let mut routes: Vec<Route> = Vec::new();
     for rule in rules {
         let unconditional = [HttpMatch::default()];
@@ -48,7 +49,7 @@ pub fn routes(rules: &[Rule], view: &View, port: u16, ports_of: &PortsOf<'_>) ->
             if !applies(condition, view, port) {
                 continue;
             }
-            let Some(route) = compile_one(rule, condition, port, ports_of) else {
+            let Some(route) = compile_one(rule, condition, port, service_of) else {
                 continue;
             };
             let is_last = route.condition.is_catch_all();
@@ -57,6 +58,17 @@ pub fn routes(rules: &[Rule], view: &View, port: u16, ports_of: &PortsOf<'_>) ->
                 return routes;
             }
         }
+    }
+    routes
+}
+
+/// Every route that these rules can be, whoever the client is and whatever port it addresses.
+pub fn routes_of_anybody(rules: &[Rule]) -> Vec<Route> {
+    let mut routes = Vec::new();
+    for rule in rules {
+        let unconditional = [HttpMatch::default()];
+        let matches = if rule.route.matches.is_empty() { &unconditional[..] } else { &rule.route.matches };
+        routes.extend(matches.iter().filter_map(|condition| compile_one(rule, condition, 80, &|_| None)));
     }
     routes
 }
@@ -73,7 +85,7 @@ fn applies(condition: &HttpMatch, view: &View, port: u16) -> bool {
     labels && namespace && port && mesh(&condition.gateways) && answerable
 }
 
-fn compile_one(rule: &Rule, condition: &HttpMatch, port: u16, ports_of: &PortsOf<'_>) -> Option<Route> {
+fn compile_one(rule: &Rule, condition: &HttpMatch, port: u16, service_of: &ServiceOf<'_>) -> Option<Route> {
     let route = &rule.route;
     let action = if let Some(reason) = &rule.refused {
         Action::Fail(reason.clone())
@@ -82,7 +94,7 @@ fn compile_one(rule: &Rule, condition: &HttpMatch, port: u16, ports_of: &PortsOf
     } else if let Some(response) = &route.direct_response {
         Action::Respond(respond(response))
     } else {
-        Action::Forward(forward(rule, port, ports_of)?)
+        Action::Forward(forward(rule, port, service_of)?)
     };
     let name = match (route.name.as_str(), condition.name.as_str()) {
         ("", name) | (name, "") => name.to_owned(),
@@ -101,7 +113,10 @@ fn compile_one(rule: &Rule, condition: &HttpMatch, port: u16, ports_of: &PortsOf
 fn condition_of(condition: &HttpMatch) -> Condition {
     let text = |written: &Option<StringMatch>| written.as_ref().map(TextMatch::from);
     let lower = |headers: &BTreeMap<String, StringMatch>| {
-        headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.into())).collect()
+        let headers = headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.into()));
+        let mut headers: TextMatches = headers.collect();
+        headers.sort();
+        headers
     };
     Condition {
         path: text(&condition.uri).unwrap_or_default(),
@@ -115,7 +130,7 @@ fn condition_of(condition: &HttpMatch) -> Condition {
     }
 }
 
-fn forward(rule: &Rule, port: u16, ports_of: &PortsOf<'_>) -> Option<Forward> {
+fn forward(rule: &Rule, port: u16, service_of: &ServiceOf<'_>) -> Option<Forward> {
     let route = &rule.route;
     let several = route.route.len() > 1;
     let weight = |destination: &HttpDestination| {
@@ -126,7 +141,7 @@ fn forward(rule: &Rule, port: u16, ports_of: &PortsOf<'_>) -> Option<Forward> {
     let kept = route.route.iter().filter(|destination| !several || weight(destination) > 0);
     let targets: Vec<Target> = kept
         .map(|destination| Target {
-            cluster: cluster_of(destination, &rule.namespace, port, ports_of),
+            cluster: cluster_of(destination, &rule.namespace, port, service_of),
             weight: weight(destination).max(1),
             headers: changes(&destination.headers.request, &destination.headers.response),
             authority: authority_in(&destination.headers.request),
@@ -150,18 +165,22 @@ fn forward(rule: &Rule, port: u16, ports_of: &PortsOf<'_>) -> Option<Forward> {
 
 /// The port of a destination is the written one, else the only one that the service has, else the one that
 /// is being addressed (Istio: GetDestinationCluster).
-fn cluster_of(destination: &HttpDestination, namespace: &str, addressed: u16, ports_of: &PortsOf<'_>) -> ClusterKey {
+fn cluster_of(
+    destination: &HttpDestination,
+    namespace: &str,
+    addressed: u16,
+    service_of: &ServiceOf<'_>,
+) -> ClusterKey {
     let destination = &destination.destination;
     let host = in_namespace(&destination.host, namespace);
-    let port = match &destination.port {
-        Some(port) => port.number.0,
-        None => match ports_of(&host).as_deref() {
-            Some([only]) => *only,
-            _ => addressed,
-        },
+    let (host, ports) = service_of(&host).unwrap_or_else(|| (host.into(), Vec::new()));
+    let port = match (&destination.port, ports.as_slice()) {
+        (Some(port), _) => port.number.0,
+        (None, [only]) => *only,
+        (None, _) => addressed,
     };
     let subset = destination.subset.as_ref().map(|subset| subset.value.as_str()).unwrap_or_default();
-    ClusterKey { host: host.into(), port, subset: subset.into() }
+    ClusterKey { host, port, subset: subset.into() }
 }
 
 fn path_rewrite(rewrite: &Rewrite) -> PathRewrite {
@@ -176,7 +195,7 @@ fn redirect_to(redirect: &Redirect, port: u16) -> RedirectTo {
     let some = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     RedirectTo {
         path: some(&redirect.uri),
-        prefix: redirect.prefix_rewrite.clone(),
+        prefix: some(&redirect.prefix_rewrite),
         authority: some(&redirect.authority),
         // The routes are those of one port, so that is the port of the request (Istio: route.go).
         port: match (redirect.port, redirect.derive_port) {
@@ -221,20 +240,16 @@ fn abort_with(abort: &FaultAbort) -> Option<AbortWith> {
     abort.grpc_status.as_ref().and_then(|status| grpc_status_code(status)).map(AbortWith::Grpc)
 }
 
-fn is_authority(name: &str) -> bool {
-    name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
-}
-
-/// Setting the header `Host` is a rewrite of the authority (Istio: translateHeadersOperations).
+/// Setting the header `Host` is a rewrite of the authority.
 pub(crate) fn authority_in(operations: &HeaderOperations) -> Option<String> {
-    operations.set.iter().chain(&operations.add).find(|(name, _)| is_authority(name)).map(|(_, v)| v.clone())
+    operations.set.iter().chain(&operations.add).find(|(name, _)| is_authority(name)).map(|(_, v)| v.0.clone())
 }
 
 fn changes(request: &HeaderOperations, response: &HeaderOperations) -> HeaderChanges {
     let one = |operations: &HeaderOperations| {
-        let pairs = |map: &BTreeMap<String, String>| {
+        let pairs = |map: &BTreeMap<String, AddedValue>| {
             let kept = map.iter().filter(|(name, _)| !is_authority(name));
-            kept.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect()
+            kept.map(|(name, value)| (name.to_ascii_lowercase(), value.0.clone())).collect()
         };
         Changes {
             remove: operations.remove.iter().map(|name| name.to_ascii_lowercase()).collect(),

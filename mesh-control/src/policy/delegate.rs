@@ -1,13 +1,17 @@
 //! Delegation: a rule that continues with the rules of another VirtualService
 //! (Istio: pilot/pkg/model/virtualservice.go).
 //!
-//! One level deep; a condition of the delegate must be narrower than one of the rule that delegates, and
+//! One level deep; every condition of the delegate must be narrower than one of the rule that delegates, and
 //! says both in the end. What the delegate leaves open is filled in from the rule.
 
+use std::collections::BTreeMap;
+
+use super::text::TextMatch;
 use crate::config::istio::string_match::StringMatch;
 use crate::config::istio::virtual_service::{HeaderOperations, Headers, HttpMatch, HttpRoute};
 
-/// A rule of the delegate, narrowed by the rule that delegates. `None` if no condition is compatible.
+/// A rule of the delegate, narrowed by the rule that delegates. `None` if one of its conditions is not compatible: then
+/// none of it is in force.
 pub fn merge(root: &HttpRoute, child: &HttpRoute) -> Option<HttpRoute> {
     let mut merged = child.clone();
     merged.matches = merge_matches(&root.matches, &child.matches)?;
@@ -56,11 +60,14 @@ fn merge_matches(root: &[HttpMatch], child: &[HttpMatch]) -> Option<Vec<HttpMatc
     }
     let mut merged = Vec::new();
     for child in child {
-        for root in root.iter().filter(|root| is_narrower(root, child)) {
-            merged.push(merge_match(root, child));
+        let before = merged.len();
+        let wider = root.iter().filter(|root| is_narrower(root, child));
+        merged.extend(wider.map(|root| merge_match(root, child)));
+        if merged.len() == before {
+            return None;
         }
     }
-    (!merged.is_empty()).then_some(merged)
+    Some(merged)
 }
 
 fn merge_match(root: &HttpMatch, child: &HttpMatch) -> HttpMatch {
@@ -77,7 +84,11 @@ fn merge_match(root: &HttpMatch, child: &HttpMatch) -> HttpMatch {
         merged.headers.entry(name.clone()).or_insert_with(|| value.clone());
     }
     for (name, value) in &root.without_headers {
-        merged.without_headers.entry(name.clone()).or_insert_with(|| value.clone());
+        let own = merged.without_headers.entry(name.clone()).or_insert_with(|| value.clone());
+        // The wider of the two excludes what either does.
+        if excludes_all_of(value, own) {
+            own.clone_from(value);
+        }
     }
     for (name, value) in &root.query_params {
         merged.query_params.entry(name.clone()).or_insert_with(|| value.clone());
@@ -106,22 +117,44 @@ fn is_narrower(root: &HttpMatch, child: &HttpMatch) -> bool {
         (Some(root), Some(child)) => text_is_narrower(root, child),
         _ => true,
     });
-    let by_name = [
-        (&root.headers, &child.headers),
-        (&root.without_headers, &child.without_headers),
-        (&root.query_params, &child.query_params),
-    ]
-    .into_iter()
-    .all(|(root, child)| {
-        root.iter().all(|(name, root)| child.get(name).is_none_or(|child| text_is_narrower(root, child)))
-    });
+    let by_header = of_same_name(&root.headers, &child.headers).all(|(root, child)| text_is_narrower(root, child));
+    let by_exclusion = of_same_name(&root.without_headers, &child.without_headers)
+        .all(|(root, child)| excludes_all_of(root, child) || excludes_all_of(child, root));
+    let by_query = root
+        .query_params
+        .iter()
+        .all(|(name, root)| child.query_params.get(name).is_none_or(|child| text_is_narrower(root, child)));
+    let by_gateway = root.gateways.is_empty()
+        || child.gateways.iter().all(|child| root.gateways.iter().any(|root| root.value == child.value));
     let labels =
         root.source_labels.iter().all(|(name, value)| child.source_labels.get(name).is_none_or(|child| child == value));
     let namespace = root.source_namespace.is_empty()
         || child.source_namespace.is_empty()
         || root.source_namespace == child.source_namespace;
     let port = root.port.is_none() || child.port.is_none() || root.port == child.port;
-    by_text && by_name && labels && namespace && port && root.ignore_uri_case == child.ignore_uri_case
+    let by_request = by_text && by_header && by_exclusion && by_query && root.ignore_uri_case == child.ignore_uri_case;
+    by_request && by_gateway && labels && namespace && port
+}
+
+/// Conditions of both on the same header, however its name is written.
+fn of_same_name<'m>(
+    root: &'m BTreeMap<String, StringMatch>,
+    child: &'m BTreeMap<String, StringMatch>,
+) -> impl Iterator<Item = (&'m StringMatch, &'m StringMatch)> {
+    root.iter().flat_map(move |(name, root)| {
+        let same = child.iter().filter(move |(other, _)| name.eq_ignore_ascii_case(other));
+        same.map(move |(_, child)| (root, child))
+    })
+}
+
+/// Whether a header that the second condition excludes is excluded by the first, too. A missing header counts as empty,
+/// but to `{}`, which excludes those that are there.
+fn excludes_all_of(wide: &StringMatch, narrow: &StringMatch) -> bool {
+    match (wide, narrow) {
+        (StringMatch::Present, StringMatch::Present) => true,
+        (StringMatch::Present, narrow) => !TextMatch::from(narrow).matches(""),
+        (wide, narrow) => text_is_narrower(wide, narrow),
+    }
 }
 
 fn text_is_narrower(root: &StringMatch, child: &StringMatch) -> bool {
@@ -166,6 +199,30 @@ mod tests {
         let everything = HttpRoute::default();
         assert_eq!(merge(&root, &everything).unwrap().matches[0].uri, prefix("/shop"));
         assert_eq!(merge(&everything, &child).unwrap().matches[0].uri, prefix("/shop/cart"));
+    }
+
+    #[test]
+    fn what_either_excludes_stays_excluded() {
+        let without = |value: StringMatch| {
+            let condition = HttpMatch { without_headers: [("a".to_owned(), value)].into(), ..Default::default() };
+            HttpRoute { matches: vec![condition], ..Default::default() }
+        };
+        let exact = |text: &str| StringMatch::Exact(text.to_owned());
+        let (wide, present) = (prefix("x").unwrap(), StringMatch::Present);
+        for (root, child, expected) in [
+            (&wide, &exact("xy"), Some(&wide)),
+            (&exact("xy"), &wide, Some(&wide)),
+            (&wide, &present, Some(&present)),
+            (&present, &wide, Some(&present)),
+            (&wide, &exact("y"), None),
+            // A missing header is excluded by the one, all others by the other.
+            (&exact(""), &present, None),
+            (&present, &exact(""), None),
+        ] {
+            let merged = merge(&without(root.clone()), &without(child.clone()));
+            let kept = merged.as_ref().map(|merged| &merged.matches[0].without_headers["a"]);
+            assert_eq!(kept, expected, "{root:?} {child:?}");
+        }
     }
 
     #[test]

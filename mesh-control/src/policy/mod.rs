@@ -15,7 +15,7 @@ pub mod traffic;
 pub mod view;
 pub mod virtual_services;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use crate::config::{Diagnostic, Objects};
@@ -40,6 +40,8 @@ pub struct Policy {
     /// What guards workloads.
     pub security: Security,
     label_keys: BTreeSet<String>,
+    /// Host and subset of every destination that some rule names.
+    destinations: HashSet<(Arc<str>, Arc<str>)>,
 }
 
 /// What a client means by `host:port`.
@@ -61,7 +63,7 @@ pub struct Cluster<'a> {
     /// The service.
     pub service: &'a Arc<Service>,
     /// The port.
-    pub port: &'a ServicePort,
+    pub port: ServicePort,
     /// The rule in force.
     pub rule: Option<&'a Arc<MergedRule>>,
     /// The labels of the subset.
@@ -81,8 +83,13 @@ impl Policy {
         let (destination_rules, conflicts) = DestinationRules::new(&objects.destination_rules, &objects.refused);
         found.extend(conflicts);
         let label_keys = virtual_services.label_keys.union(&destination_rules.label_keys).cloned().collect();
+        let destinations = virtual_services.destinations().flat_map(|(host, subset, namespace)| {
+            let real = services.real(&host, namespace);
+            [Some(host.into()), real].into_iter().flatten().map(move |host| (host, subset.clone()))
+        });
+        let destinations = destinations.collect();
         let security = Security::new(objects);
-        (Policy { services, virtual_services, destination_rules, security, label_keys }, found)
+        (Policy { services, virtual_services, destination_rules, security, label_keys, destinations }, found)
     }
 
     /// A client, reduced to what can change what it is told.
@@ -97,19 +104,26 @@ impl Policy {
 
     /// What a client means by a target as the application wrote it, `host:port` or `host`.
     ///
-    /// A service of exactly that name goes first, then a name that a rule gives routes to, then a service
-    /// whose wildcard covers it. Without a port, it is 80 or else the service's only port.
+    /// The name as it is written goes before those that it may be short for, and under each name a service or a rule
+    /// of exactly that name first; then a name that a rule's wildcard gives routes to, then a service whose wildcard
+    /// covers it. An alias is what it stands for. Without a port, it is 80 or else the service's only port.
     pub fn resolve(&self, target: &str, view: &View) -> Option<Address> {
         let (host, port) = split_port(target)?;
         let names = candidates(host, &view.namespace);
         let is_refused = |name: &str| self.services.refused(name, &view.namespace).is_some();
-        let exact = |name: &&String| self.services.exact(name, &view.namespace).is_some() || is_refused(name);
-        let exact = names.iter().find(exact);
-        let named = || names.iter().find(|name| self.virtual_services.names(name, &view.namespace));
+        let has_rules = |name: &str| !self.ruled(name, port.unwrap_or(80), view).is_empty();
+        let exact = names.iter().find(|name| {
+            self.services.exact(name, &view.namespace).is_some()
+                || is_refused(name)
+                || self.virtual_services.names_exactly(name, &view.namespace) && has_rules(name)
+        });
+        let mut wildcards = names.iter().filter(|name| self.virtual_services.names(name, &view.namespace));
+        let named = || wildcards.find(|name| has_rules(name));
         let covered = || names.iter().find(|name| self.services.find(name, &view.namespace).is_some());
         let host = exact.or_else(named).or_else(covered)?;
-        let service = self.services.find(host, &view.namespace).map(|(_, service)| service);
-        let service = service.filter(|_| !is_refused(host));
+        let host = self.services.real(host, &view.namespace)?;
+        let service = self.services.find(&host, &view.namespace).map(|(_, service)| service);
+        let service = service.filter(|_| !is_refused(&host));
         let port = match (port, service) {
             (Some(port), Some(service)) => service.port(port)?.number,
             (None, Some(service)) => match service.ports.as_slice() {
@@ -118,24 +132,27 @@ impl Policy {
             },
             (port, None) => port.unwrap_or(80),
         };
-        Some(Address { host: host.as_str().into(), port })
+        Some(Address { host, port })
     }
 
     /// Whether an address is one that exists for a client, so that it has routes.
     pub fn exists(&self, address: &Address, view: &View) -> bool {
-        if self.services.refused(&address.host, &view.namespace).is_some() {
-            return true;
-        }
-        match self.services.find(&address.host, &view.namespace) {
-            Some((_, service)) => service.port(address.port).is_some(),
-            None => self.virtual_services.names(&address.host, &view.namespace),
-        }
+        self.services.refused(&address.host, &view.namespace).is_some()
+            || self.has_cluster(address, view)
+            || self.services.find(&address.host, &view.namespace).is_none()
+                && self.virtual_services.names(&address.host, &view.namespace)
+                && !self.ruled(&address.host, address.port, view).is_empty()
     }
 
-    /// The routes of an address: those of the rules in force for it, or the one to the service itself. One that leads
+    /// The routes of an address: those of the rules in force for it, or the one to the service itself. Rules that are all
+    /// for other clients or ports count for nothing (Istio: buildSidecarVirtualHostsForVirtualService). A route that leads
     /// only to where nobody knows how to call fails.
     pub fn routes(&self, address: &Address, view: &View) -> Vec<Route> {
-        let mut routes = self.routes_as_written(address, view);
+        let mut routes = self.ruled(&address.host, address.port, view);
+        let is_refused = || self.services.refused(&address.host, &view.namespace).is_some();
+        if routes.is_empty() && (is_refused() || self.has_cluster(address, view)) {
+            routes = vec![default_route(address)];
+        }
         for route in &mut routes {
             if let Action::Forward(forward) = &route.action
                 && let Some(reasons) =
@@ -148,16 +165,38 @@ impl Policy {
         routes
     }
 
-    fn routes_as_written(&self, address: &Address, view: &View) -> Vec<Route> {
-        let entry = self.virtual_services.find(&address.host, &view.namespace);
-        if let Some(entry) = entry.filter(|entry| !entry.rules.is_empty()) {
-            let ports_of = |host: &str| {
-                let (_, service) = self.services.find(host, &view.namespace)?;
-                Some(service.ports.iter().map(|port| port.number).collect())
-            };
-            return compile::routes(&entry.rules, view, address.port, &ports_of);
+    /// The routes that rules give to a host.
+    fn ruled(&self, host: &str, port: u16, view: &View) -> Vec<Route> {
+        let service_of = |host: &str| {
+            let host = self.services.real(host, &view.namespace)?;
+            let service = self.services.find(&host, &view.namespace);
+            let ports = service.map(|(_, service)| service.ports.iter().map(|port| port.number).collect());
+            Some((host, ports.unwrap_or_default()))
+        };
+        let entry = self.virtual_services.find(host, &view.namespace);
+        entry.map(|entry| compile::routes(&entry.rules, view, port, &service_of)).unwrap_or_default()
+    }
+
+    /// Whether the address is one of a service.
+    fn has_cluster(&self, address: &Address, view: &View) -> bool {
+        self.service_port(&address.host, address.port, view).is_some()
+    }
+
+    /// The service behind a host and port. A host that only an alias speaks of is looked up in DNS; its ports are
+    /// whatever is asked for.
+    fn service_port(&self, host: &str, port: u16, view: &View) -> Option<(ServiceId, &Arc<Service>, ServicePort)> {
+        match self.services.find(host, &view.namespace) {
+            Some((id, service)) => Some((id, service, service.port(port)?.clone())),
+            None => {
+                let (id, alias) = self.services.alias_of(host, &view.namespace)?;
+                Some((id, alias, ServicePort::unnamed(port)))
+            }
         }
-        vec![default_route(address)]
+    }
+
+    /// Whether some rule names this as a destination, whether it exists or not.
+    pub fn is_destination(&self, key: &ClusterKey) -> bool {
+        self.destinations.contains(&(key.host.clone(), key.subset.clone()))
     }
 
     /// Why nobody knows how to call a cluster, where an object that says so is wrong.
@@ -172,8 +211,7 @@ impl Policy {
 
     /// A cluster, where the client sees its service, and the service has the port and the subset.
     pub fn cluster(&self, key: ClusterKey, view: &View) -> Option<Cluster<'_>> {
-        let (id, service) = self.services.find(&key.host, &view.namespace)?;
-        let port = service.port(key.port)?;
+        let (id, service, port) = self.service_port(&key.host, key.port, view)?;
         let rule = self.destination_rules.find(&key.host, &service.namespace, view);
         let is_refused = self.refusal(&key, view).is_some();
         let labels = match &*key.subset {

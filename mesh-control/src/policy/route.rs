@@ -19,7 +19,7 @@ pub struct Route {
     pub action: Action,
     /// What goes wrong on purpose.
     pub faults: Faults,
-    /// Changes to headers, after those of the destination.
+    /// Changes to headers: before those of the only destination, after those of one of several.
     pub headers: HeaderChanges,
     /// Where it is written; `None` for the default route of a service.
     pub written: Option<Written>,
@@ -50,7 +50,7 @@ pub struct Condition {
     pub scheme: Option<TextMatch>,
     /// On the authority.
     pub authority: Option<TextMatch>,
-    /// On headers, by lower-case name.
+    /// On headers, by lower-case name; of a header's values, any.
     pub headers: TextMatches,
     /// On headers that must not match; a missing one counts as empty.
     pub without_headers: TextMatches,
@@ -103,7 +103,7 @@ pub struct Forward {
     pub authority: Option<String>,
     /// For the whole request, retries included.
     pub timeout: Option<Duration>,
-    /// When to try again.
+    /// When to try again; `None` if never.
     pub retry: Option<Retry>,
 }
 
@@ -116,7 +116,7 @@ pub struct Target {
     pub weight: u32,
     /// Changes to headers.
     pub headers: HeaderChanges,
-    /// The new authority.
+    /// The new authority, where the route has none.
     pub authority: Option<String>,
 }
 

@@ -1,7 +1,5 @@
 //! Conditions on texts.
 
-use std::collections::BTreeMap;
-
 use crate::config::istio::string_match::{StringMatch, whole_text_regex};
 
 /// A condition on a text.
@@ -25,7 +23,7 @@ impl TextMatch {
             TextMatch::Present => true,
             TextMatch::Exact(exact) => exact == text,
             TextMatch::Prefix(prefix) => text.starts_with(prefix.as_str()),
-            TextMatch::Regex(regex) => whole_text_regex(regex).is_some_and(|regex| regex.is_match(text)),
+            TextMatch::Regex(regex) => whole_text_regex(regex).is_some_and(|regex| regex.is_match(text.as_bytes())),
         }
     }
 }
@@ -43,8 +41,8 @@ impl From<&StringMatch> for TextMatch {
     }
 }
 
-/// Conditions by the names of what they are on.
-pub type TextMatches = BTreeMap<String, TextMatch>;
+/// Conditions with the names of what they are on, in order. All must hold; a name may have several.
+pub type TextMatches = Vec<(String, TextMatch)>;
 
 #[cfg(test)]
 mod tests {

@@ -33,7 +33,7 @@ pub enum Balancer {
     RoundRobin,
     /// Any.
     Random,
-    /// None of them: where the caller asked for.
+    /// None of them: where the caller's connection was going. There is none before the mesh has picked.
     Passthrough,
 }
 

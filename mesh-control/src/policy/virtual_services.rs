@@ -103,6 +103,23 @@ impl VirtualServices {
         })
     }
 
+    /// Whether some object has exactly this host.
+    pub fn names_exactly(&self, host: &str, client_namespace: &str) -> bool {
+        self.exact.get(host).and_then(|indexes| self.best(indexes, client_namespace)).is_some()
+    }
+
+    /// Host and subset of every destination, and the namespace of the rule.
+    pub fn destinations(&self) -> impl Iterator<Item = (String, Arc<str>, &Arc<str>)> {
+        let rules = self.entries.iter().flat_map(|entry| &entry.rules);
+        rules.flat_map(|rule| {
+            rule.route.route.iter().map(|route| {
+                let host = in_namespace(&route.destination.host, &rule.namespace);
+                let subset = route.destination.subset.as_ref().map_or("", |subset| &subset.value);
+                (host, subset.into(), &rule.namespace)
+            })
+        })
+    }
+
     /// Whether some object names this host, and not merely everything.
     pub fn names(&self, host: &str, client_namespace: &str) -> bool {
         self.find(host, client_namespace)

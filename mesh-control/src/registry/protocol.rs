@@ -41,7 +41,7 @@ impl Protocol {
 
     fn by_name(name: &str) -> Option<Protocol> {
         Some(match name.to_ascii_lowercase().as_str() {
-            "http" | "http_proxy" | "hbone" => Protocol::Http,
+            "http" | "http_proxy" | "hbone" | "doublehbone" => Protocol::Http,
             "http2" => Protocol::Http2,
             "grpc" | "grpc-web" => Protocol::Grpc,
             "https" => Protocol::Https,
@@ -80,6 +80,14 @@ pub fn of_entry_port(protocol: Option<&str>, name: &str, number: u16) -> Protoco
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_protocol_that_is_accepted_means_something() {
+        let accepted = crate::config::istio::PROTOCOLS.into_iter().filter(|name| *name != "udp");
+        for name in accepted {
+            assert!(Protocol::by_name(name).is_some(), "{name}");
+        }
+    }
 
     #[test]
     fn the_application_protocol_wins_over_the_name_and_the_name_over_the_number() {

@@ -75,6 +75,14 @@ pub struct ServicePort {
     pub target: Target,
 }
 
+impl ServicePort {
+    /// A port of which only the number is known.
+    pub fn unnamed(number: u16) -> ServicePort {
+        let protocol = protocol::of_service_port(None, "", number);
+        ServicePort { number, name: Arc::default(), protocol, target: Target::Number(number) }
+    }
+}
+
 /// The port of the endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -173,6 +181,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// How its endpoints are found.
     pub discovery: Discovery,
+    /// The host that it is another name of.
+    pub alias: Option<Arc<str>>,
     /// Labels of the workloads that are its endpoints.
     pub selector: Option<BTreeMap<String, String>>,
     /// Endpoints that are written down in the object itself.
@@ -259,16 +269,19 @@ pub fn of_service(object: &Object<service::Service>) -> Service {
     });
     let is_external = spec.service_type.as_deref() == Some("ExternalName");
     let external = spec.external_name.as_ref().filter(|_| is_external);
+    let external = external.map(|name| name.trim_end_matches('.').to_ascii_lowercase());
     let export_to = meta.annotations.get("networking.istio.io/exportTo");
     let export_to = export_to.into_iter().flat_map(|text| text.split(','));
     Service {
         host: service_host(&meta.name, &meta.namespace).into(),
         name: meta.name.clone(),
         namespace: meta.namespace.clone(),
-        ports: ports.collect(),
+        // Those of an alias are those of the real host.
+        ports: ports.filter(|_| external.is_none()).collect(),
         discovery: if external.is_some() { Discovery::Dns } else { Discovery::Registry },
         selector: (!spec.selector.is_empty() && external.is_none()).then(|| spec.selector.clone()),
-        endpoints: external.into_iter().map(|name| dns_endpoint(name, meta)).collect(),
+        endpoints: external.iter().map(|name| dns_endpoint(name, meta)).collect(),
+        alias: external.map(Arc::from),
         visibility: Visibility::new(export_to, &meta.namespace),
         meta: meta.clone(),
     }
@@ -280,6 +293,7 @@ pub fn of_entry(object: &Object<ServiceEntry>) -> Vec<Service> {
     let ports: Vec<ServicePort> = spec
         .ports
         .iter()
+        .filter(|port| !port.protocol.as_deref().is_some_and(|protocol| protocol.eq_ignore_ascii_case("udp")))
         .map(|port| {
             let number = port.number.0;
             ServicePort {
@@ -319,6 +333,7 @@ pub fn of_entry(object: &Object<ServiceEntry>) -> Vec<Service> {
                 namespace: meta.namespace.clone(),
                 ports: ports.clone(),
                 discovery,
+                alias: None,
                 selector: spec.workload_selector.as_ref().map(|selector| selector.labels.clone()),
                 visibility: visibility.clone(),
                 meta: meta.clone(),

@@ -23,6 +23,8 @@ pub struct Services {
     by_host: HashMap<Arc<str>, Vec<ServiceId>>,
     /// The longest suffix first.
     wildcards: Vec<(Arc<str>, Vec<ServiceId>)>,
+    /// Aliases, by the host that they stand for.
+    aliases: HashMap<Arc<str>, Vec<ServiceId>>,
     /// Services that take registrations, by namespace and the first label of their selector.
     by_selector: HashMap<NamespacedLabel, Vec<ServiceId>>,
     /// WorkloadEntries that each service selects.
@@ -93,6 +95,9 @@ impl Services {
         }
         let id = ServiceId(self.all.len());
         ids.push(id);
+        if let Some(real) = &service.alias {
+            self.aliases.entry(real.clone()).or_default().push(id);
+        }
         if let Some(label) = first_label(&service) {
             self.by_selector.entry(label).or_default().push(id);
         }
@@ -131,6 +136,24 @@ impl Services {
         let known = self.find(host, client_namespace).map(|(_, known)| rank(&known.host, &known.namespace));
         let is_hidden = known.is_some_and(|known| known > rank(&refused.host, &refused.namespace));
         (!is_hidden).then_some(&refused.answer)
+    }
+
+    /// The host that a full host name stands for: itself, or what it is an alias of. `None` where aliases lead nowhere.
+    pub fn real(&self, host: &str, client_namespace: &str) -> Option<Arc<str>> {
+        /// Nobody needs as many, and a circle has no end.
+        const MOST_ALIASES: usize = 8;
+        let mut host: Arc<str> = host.into();
+        for _ in 0..MOST_ALIASES {
+            let alias = self.exact(&host, client_namespace).and_then(|(_, service)| service.alias.clone());
+            let Some(real) = alias else { return Some(host) };
+            host = real;
+        }
+        None
+    }
+
+    /// An alias of this host, which is no service itself.
+    pub fn alias_of(&self, host: &str, client_namespace: &str) -> Option<(ServiceId, &Arc<Service>)> {
+        self.best(self.aliases.get(host)?, client_namespace)
     }
 
     fn best(&self, ids: &[ServiceId], client_namespace: &str) -> Option<(ServiceId, &Arc<Service>)> {

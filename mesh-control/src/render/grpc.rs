@@ -51,6 +51,9 @@ pub(super) fn route_configuration(
             conditions.into_iter().map(|condition| route::Route { r#match: Some(condition), ..template.clone() }),
         );
     }
+    if rendered.is_empty() {
+        rendered.push(failing_route());
+    }
     route::RouteConfiguration {
         name: name.to_owned(),
         virtual_hosts: vec![route::VirtualHost {
@@ -59,6 +62,21 @@ pub(super) fn route_configuration(
             routes: rendered,
             ..Default::default()
         }],
+        ..Default::default()
+    }
+}
+
+/// Calls that no route is for fail. Said in so many words, since some clients refuse a virtual host without routes.
+fn failing_route() -> route::Route {
+    let everything = PathSpecifier::Prefix(String::new());
+    let action = route::RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::Cluster(BLACK_HOLE.to_owned())),
+        ..Default::default()
+    };
+    route::Route {
+        name: "none".to_owned(),
+        r#match: Some(route::RouteMatch { path_specifier: Some(everything), ..Default::default() }),
+        action: Some(route::route::Action::Route(action)),
         ..Default::default()
     }
 }
@@ -165,8 +183,8 @@ fn render_matches(condition: &Condition, note: &mut impl FnMut(&str, String)) ->
         note("match.queryParams", "a call has no query, so the rule is left out".to_owned());
         return Vec::new();
     }
-    let names = || condition.headers.keys().chain(condition.without_headers.keys());
-    if let Some(name) = names().find(|name| name.ends_with("-bin")) {
+    let mut names = condition.headers.iter().chain(&condition.without_headers).map(|(name, _)| name);
+    if let Some(name) = names.find(|name| name.ends_with("-bin")) {
         note("match.headers", format!("{name} is binary and never matches, so the rule is left out"));
         return Vec::new();
     }
@@ -259,13 +277,13 @@ pub(super) fn render_cluster(
         ..Default::default()
     };
     if seen.is_refused {
-        return nowhere(rendered);
+        return nowhere(&name);
     }
     if tls(seen).is_some() {
         // With plain channel credentials a gRPC client calls in plaintext, whatever the transport socket says
         // (gRFC A29), and one that has no such certificate provider refuses the resource and goes on with the
         // last one, in plaintext, too. Without endpoints, calls fail from the moment the rule is in force.
-        return nowhere(rendered);
+        return nowhere(&name);
     }
     note_limits(seen, degraded);
     match seen.traffic.balancer {
@@ -273,13 +291,13 @@ pub(super) fn render_cluster(
             // gRFC A52: the first one that a client knows.
             rendered.load_balancing_policy = Some(least_request_or_round_robin());
         }
-        Balancer::Random => {
+        Balancer::Random | Balancer::Passthrough => {
             if let Some(rule) = seen.rule {
                 let what = "calls are balanced by round robin".to_owned();
                 degraded.push(Degraded::of_rule(rule, "loadBalancer.simple", what));
             }
         }
-        Balancer::Unspecified | Balancer::RoundRobin | Balancer::Passthrough => {}
+        Balancer::Unspecified | Balancer::RoundRobin => {}
     }
     let discovery = match found_by(seen) {
         Found::Endpoints => {

@@ -56,9 +56,11 @@ pub(super) fn route_configuration(name: &str, domains: Vec<String>, routes: &[Ro
 
 fn render_route(rendered: &Route) -> route::Route {
     let mut own = HeaderOptions::default();
+    own.extend(&rendered.headers);
     let action = match &rendered.action {
         Action::Forward(forward) => {
             let (action, of_target) = render_forward(forward);
+            // The last change wins (Istio: processDestination).
             own.extend(&of_target);
             route::route::Action::Route(action)
         }
@@ -66,8 +68,6 @@ fn render_route(rendered: &Route) -> route::Route {
         Action::Respond(response) => route::route::Action::DirectResponse(render_response(response)),
         Action::Fail(reason) => route::route::Action::DirectResponse(unavailable(reason)),
     };
-    // Those of the rule come after those of the destination.
-    own.extend(&rendered.headers);
     let fault = fault(&rendered.faults).map(|fault| (FAULT_FILTER.to_owned(), any(&fault)));
     route::Route {
         name: rendered.name.clone(),
@@ -140,7 +140,7 @@ fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
     let mut host_rewrite = forward.authority.as_ref().map(literal);
     let (specifier, of_target) = match forward.targets.as_slice() {
         [only] => {
-            host_rewrite = only.authority.as_ref().map(literal).or(host_rewrite);
+            host_rewrite = host_rewrite.or_else(|| only.authority.as_ref().map(literal));
             (ClusterSpecifier::Cluster(only.cluster.to_string()), only.headers.clone())
         }
         several => {
@@ -168,7 +168,8 @@ fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
         host_rewrite_specifier: host_rewrite,
         // Without a value Envoy's own default of 15 s would hold; Istio's is none, which is written 0.
         timeout: Some(duration(forward.timeout.unwrap_or_default())),
-        retry_policy: forward.retry.as_ref().map(render_retry),
+        // Without a policy, the client would do as it thinks best; one without conditions tries nothing again.
+        retry_policy: Some(forward.retry.as_ref().map(render_retry).unwrap_or_default()),
         ..Default::default()
     };
     match &forward.rewrite {
@@ -286,7 +287,7 @@ pub(super) fn render_cluster(seen: &Cluster<'_>, written: &[(&WrittenEndpoint, u
         ..Default::default()
     };
     if seen.is_refused {
-        return nowhere(rendered);
+        return nowhere(&name);
     }
     let discovery = match found_by(seen) {
         Found::Endpoints => {
@@ -309,9 +310,10 @@ pub(super) fn render_cluster(seen: &Cluster<'_>, written: &[(&WrittenEndpoint, u
 
 fn lb_policy(balancer: Balancer) -> LbPolicy {
     match balancer {
-        Balancer::RoundRobin => LbPolicy::RoundRobin,
+        // Istio's own clients without a sidecar take turns where they cannot pass through (grpcgen/cds.go).
+        Balancer::RoundRobin | Balancer::Passthrough => LbPolicy::RoundRobin,
         Balancer::Random => LbPolicy::Random,
-        Balancer::Unspecified | Balancer::LeastRequest | Balancer::Passthrough => LbPolicy::LeastRequest,
+        Balancer::Unspecified | Balancer::LeastRequest => LbPolicy::LeastRequest,
     }
 }
 

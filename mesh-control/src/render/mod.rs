@@ -5,6 +5,7 @@
 
 pub mod endpoints;
 mod grpc;
+mod judge;
 mod library;
 pub mod listener;
 pub mod proto;
@@ -24,6 +25,7 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
 use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
 use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use envoy_types::pb::google::protobuf::Any;
+use mesh_core::resources::ResourceType;
 use prost::Message;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -31,7 +33,7 @@ use crate::catalog::{ClientClass, Encoded};
 use crate::config::diagnostic::{Code, Diagnostic, Origin, Severity};
 use crate::policy::destination_rules::MergedRule;
 use crate::policy::route::{AbortWith, ClusterKey, Faults, Route, Written};
-use crate::policy::traffic::{Balancer, CONNECT_TIMEOUT, Limit};
+use crate::policy::traffic::{CONNECT_TIMEOUT, Limit};
 use crate::policy::view::View;
 use crate::policy::{Address, Cluster, Policy};
 use crate::registry::host::{candidates, short_forms, split_port};
@@ -40,13 +42,15 @@ use crate::registry::{Discovery, ServiceEndpoints, WrittenEndpoint};
 /// The cluster of calls that go nowhere, by Istio's name.
 pub const BLACK_HOLE: &str = "BlackHoleCluster";
 
-/// A resource, and what the client cannot do of what it means.
+/// A resource, what the client cannot do of what it means, and what of it was refused.
 #[derive(Clone, Debug)]
 pub struct Rendered {
     /// The resource.
     pub encoded: Encoded,
     /// What the client cannot do.
     pub degraded: Vec<Degraded>,
+    /// What the data plane would have refused, so that the resource says something else.
+    pub refused: Vec<Diagnostic>,
 }
 
 /// Something that a gRPC client cannot do.
@@ -111,8 +115,9 @@ pub fn render_listener(policy: &Policy, class: ClientClass, view: &View, name: &
     let address = policy.resolve(name, view)?;
     let routes = policy.routes(&address, view);
     let with_faults = routes.iter().any(|route| has_fault(route, class));
-    let rendered = listener::client(name, &routes_name(&address), with_faults);
-    Some(plain(encode(name, &rendered)))
+    let encoded = encode(name, &listener::client(name, &routes_name(&address), with_faults));
+    // A name that cannot be one leads nowhere.
+    judge::verdict(ResourceType::Listener, &encoded.body).is_ok().then(|| plain(encoded))
 }
 
 /// The routes of this name, `outbound|port||host`.
@@ -124,13 +129,29 @@ pub fn render_routes(policy: &Policy, class: ClientClass, view: &View, name: &st
     }
     let routes = policy.routes(&address, view);
     let domains = domains(&address, view);
-    let mut degraded = Vec::new();
-    let rendered = match class {
-        ClientClass::Library => library::route_configuration(name, domains, &routes),
-        ClientClass::Grpc => grpc::route_configuration(name, domains, &routes, &mut degraded),
-        ClientClass::Envoy => return None,
+    let render = |routes: &[Route], degraded: &mut Vec<Degraded>| match class {
+        ClientClass::Grpc => grpc::route_configuration(name, domains.clone(), routes, degraded),
+        ClientClass::Library | ClientClass::Envoy => library::route_configuration(name, domains.clone(), routes),
     };
-    Some(Rendered { encoded: encode(name, &rendered), degraded })
+    let mut degraded = Vec::new();
+    let rendered = render(&routes, &mut degraded);
+    if judge::verdict_on_routes(&rendered).is_ok() {
+        return Some(Rendered { encoded: encode(name, &rendered), degraded, refused: Vec::new() });
+    }
+    let verdict = |routes: &[Route]| judge::verdict_on_routes(&render(routes, &mut Vec::new()));
+    let (routes, refused) = judge::publishable(routes, verdict);
+    degraded.clear();
+    let rendered = render(&routes, &mut degraded);
+    let is_good = judge::verdict_on_routes(&rendered).is_ok();
+    is_good.then(|| Rendered { encoded: encode(name, &rendered), degraded, refused })
+}
+
+/// What the data plane would refuse of these routes, whoever they are for.
+pub fn refused_routes(routes: Vec<Route>) -> Vec<Diagnostic> {
+    let verdict = |routes: &[Route]| {
+        judge::verdict_on_routes(&library::route_configuration("judged", vec!["*".to_owned()], routes))
+    };
+    judge::publishable(routes, verdict).1
 }
 
 /// The cluster of this name, `outbound|port|subset|host`.
@@ -139,12 +160,19 @@ pub fn render_cluster(policy: &Policy, class: ClientClass, view: &View, name: &s
         return None;
     }
     if name == BLACK_HOLE {
-        return Some(plain(encode(name, &black_hole())));
+        return Some(plain(encode(name, &nowhere(name))));
     }
-    let seen = policy.cluster(ClusterKey::parse(name)?, view)?;
-    if found_by(&seen) == Found::Host && seen.key.host.starts_with('*') {
-        return None;
-    }
+    let key = ClusterKey::parse(name)?;
+    let is_destination = policy.is_destination(&key);
+    let seen =
+        policy.cluster(key, view).filter(|seen| found_by(seen) != Found::Host || !seen.key.host.starts_with('*'));
+    let Some(seen) = seen else {
+        // A client waits for what it is not told of, and with it for every route beside: gRPC's clients for 15 s. Told
+        // that there is no endpoint, it fails what this route takes, and nothing else.
+        let encoded = encode(name, &nowhere(name));
+        let is_good = is_destination && judge::verdict(ResourceType::Cluster, &encoded.body).is_ok();
+        return is_good.then(|| plain(encoded));
+    };
     let written = dns_endpoints(policy, &seen);
     let mut degraded = Vec::new();
     let rendered = match class {
@@ -156,9 +184,18 @@ pub fn render_cluster(policy: &Policy, class: ClientClass, view: &View, name: &s
     let service = &seen.service;
     let metadata = proto::service_metadata(&service.host, &service.name, &service.namespace);
     let metadata = ClusterMetadata { metadata: Some(metadata) };
-    let mut bytes = rendered.encode_to_vec();
-    bytes.extend(metadata.encode_to_vec());
-    Some(Rendered { encoded: encoded(name, bytes), degraded })
+    let with_metadata = |rendered: &cluster::Cluster| {
+        let mut bytes = rendered.encode_to_vec();
+        bytes.extend(metadata.encode_to_vec());
+        encoded(name, bytes)
+    };
+    let encoded = with_metadata(&rendered);
+    let Err(invalid) = judge::verdict(ResourceType::Cluster, &encoded.body) else {
+        return Some(Rendered { encoded, degraded, refused: Vec::new() });
+    };
+    let encoded = with_metadata(&nowhere(name));
+    let refused = vec![judge::of_cluster(&seen, &invalid)];
+    judge::verdict(ResourceType::Cluster, &encoded.body).is_ok().then_some(Rendered { encoded, degraded, refused })
 }
 
 /// The endpoints of a cluster that is found by them.
@@ -238,7 +275,6 @@ enum Found {
 
 fn found_by(seen: &Cluster<'_>) -> Found {
     match seen.service.discovery {
-        _ if seen.traffic.balancer == Balancer::Passthrough => Found::Host,
         Discovery::Registry => Found::Endpoints,
         Discovery::Dns => Found::Dns { logical: false },
         Discovery::LogicalDns => Found::Dns { logical: true },
@@ -256,7 +292,7 @@ fn dns_endpoints<'p>(policy: &'p Policy, seen: &Cluster<'_>) -> Vec<(&'p Written
         .services
         .written(seen.id)
         .filter(|written| endpoints::has_labels(&written.labels, seen.labels.as_deref()))
-        .filter_map(|written| Some((written, written.port_for(seen.port)?)))
+        .filter_map(|written| Some((written, written.port_for(&seen.port)?)))
         .collect()
 }
 
@@ -335,24 +371,18 @@ fn tls(seen: &Cluster<'_>) -> Option<core::TransportSocket> {
     })
 }
 
-fn black_hole() -> cluster::Cluster {
-    nowhere(cluster::Cluster {
-        name: BLACK_HOLE.to_owned(),
-        connect_timeout: Some(proto::duration(CONNECT_TIMEOUT)),
-        ..Default::default()
-    })
-}
-
 /// The cluster with the endpoints of calls that go nowhere: none.
-fn nowhere(cluster: cluster::Cluster) -> cluster::Cluster {
+fn nowhere(name: &str) -> cluster::Cluster {
     use cluster::cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig};
     cluster::Cluster {
+        name: name.to_owned(),
+        connect_timeout: Some(proto::duration(CONNECT_TIMEOUT)),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(EdsClusterConfig {
             eds_config: Some(proto::ads()),
             service_name: BLACK_HOLE.to_owned(),
         }),
-        ..cluster
+        ..Default::default()
     }
 }
 
@@ -364,7 +394,7 @@ struct ClusterMetadata {
 }
 
 fn plain(encoded: Encoded) -> Rendered {
-    Rendered { encoded, degraded: Vec::new() }
+    Rendered { encoded, degraded: Vec::new(), refused: Vec::new() }
 }
 
 fn encode(name: &str, message: &impl Message) -> Encoded {

@@ -25,8 +25,12 @@ pub fn any<M: Message + Name>(message: &M) -> protobuf::Any {
     protobuf::Any { type_url: M::type_url(), value: message.encode_to_vec() }
 }
 
-/// A duration.
+/// The longest duration that protobuf has, in seconds (10,000 years).
+const LONGEST: u64 = 315_576_000_000;
+
+/// A duration, or the longest that there is.
 pub fn duration(duration: Duration) -> protobuf::Duration {
+    let duration = duration.min(Duration::from_secs(LONGEST));
     protobuf::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),

@@ -266,13 +266,46 @@ fn a_service_outside_is_found_as_its_entry_says() {
 }
 
 #[test]
-fn passing_through_means_asking_for_the_host_itself() {
+fn without_an_original_destination_passing_through_is_taking_turns() {
     let rule = dr("shop", "a", &policy("PASSTHROUGH"));
     let plane = plane_from(&format!("{SERVICES}{rule}"));
-    let seen = Seen::new(&plane, client("shop"));
-    let cluster = seen.cluster(WEB);
-    assert_eq!(discovery(&cluster), DiscoveryType::StrictDns);
-    assert_eq!(addresses_in(&cluster.load_assignment.unwrap()), ["web.shop.svc.cluster.local:80"]);
+    for client in [client("shop"), grpc_client("shop")] {
+        let cluster = Seen::new(&plane, client).cluster(WEB);
+        assert_eq!(discovery(&cluster), DiscoveryType::Eds);
+        assert_eq!(cluster.lb_policy().as_str_name(), "ROUND_ROBIN");
+    }
+}
+
+/// A client waits for a cluster that it is not told of, and with it for all that stands beside.
+#[test]
+fn a_destination_that_does_not_exist_is_a_cluster_without_endpoints() {
+    let rules = "---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web, namespace: shop}
+spec:
+  hosts: [web]
+  http:
+  - route: [{destination: {host: web, subset: v9}, weight: 1}, {destination: {host: nobody}, weight: 1}]
+";
+    let plane = plane_from(&format!("{SERVICES}{rules}"));
+    for client in [client("shop"), grpc_client("shop")] {
+        let seen = Seen::new(&plane, client);
+        for name in [
+            "outbound|80|v9|web.shop.svc.cluster.local",
+            "outbound|80||nobody.shop.svc.cluster.local",
+            // The port is the one that is addressed.
+            "outbound|81|v9|web.shop.svc.cluster.local",
+        ] {
+            let cluster = seen.cluster(name);
+            assert_eq!((cluster.name.as_str(), discovery(&cluster)), (name, DiscoveryType::Eds));
+            let endpoints = cluster.eds_cluster_config.unwrap().service_name;
+            assert!(seen.addresses(&endpoints).is_empty());
+        }
+        for name in ["outbound|80|v8|web.shop.svc.cluster.local", "outbound|80||anybody.shop.svc.cluster.local"] {
+            assert!(seen.get(Kind::Cluster, name).is_none(), "{name}");
+        }
+    }
 }
 
 #[test]

@@ -143,6 +143,46 @@ fn rules_without_effect_are_named() {
 }
 
 #[test]
+fn what_is_written_without_effect_is_named() {
+    let said = |text: &str, expected: &str| {
+        let found = validate([("0-services.yaml", SERVICES), ("t.yaml", text)]);
+        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+        let line = found.iter().find(|line| line.starts_with("t.yaml:") && line.contains(expected));
+        assert!(line.is_some(), "{text}: {found:?}");
+    };
+    let empty = "warning[ignored]: VirtualService default/web: http[0].";
+    said(&vs("  - {redirect: {uri: '', port: 81}}\n"), &format!("{empty}redirect.uri: empty"));
+    said(
+        &vs("  - {rewrite: {uri: '', authority: a}, route: [{destination: {host: web}}]}\n"),
+        &format!("{empty}rewrite.uri: empty"),
+    );
+    let service = |spec: &str| format!("apiVersion: v1\nkind: Service\nmetadata: {{name: other}}\nspec: {spec}\n");
+    said(&service("{ports: [{port: 80, appProtocol: HTTPX}]}"), "ports[0].appProtocol: `HTTPX` is no protocol");
+    let alias = service("{type: ExternalName, externalName: web, ports: [{port: 80}]}");
+    said(&alias, "Service default/other: ports: without effect");
+    let object = |kind: &str, spec: &str| {
+        format!("---\napiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: on-alias}}\nspec: {spec}\n")
+    };
+    let rules = object("VirtualService", "{hosts: [other], http: [{directResponse: {status: 200}}]}");
+    said(&format!("{alias}{rules}"), "hosts[0]: other.default.svc.cluster.local is an alias");
+    let rule = object("DestinationRule", "{host: other}");
+    said(&format!("{alias}{rule}"), "host: other.default.svc.cluster.local is an alias");
+    let passthrough = object("DestinationRule", "{host: web, trafficPolicy: {loadBalancer: {simple: PASSTHROUGH}}}");
+    said(&passthrough, "trafficPolicy.loadBalancer.simple: not supported yet: PASSTHROUGH");
+    said(
+        &object("ServiceEntry", "{hosts: [x.com], ports: [{number: 1, name: a, protocol: UDP}]}"),
+        "ports[0].protocol: not supported yet: UDP",
+    );
+    // One alternative of a delegate that fits no rule of its root takes the whole of it out.
+    let root = vs("  - {match: [{uri: {prefix: /shop}}], delegate: {name: on-alias}}\n");
+    let child = "{http: [{match: [{uri: {prefix: /shop/a}}, {uri: {prefix: /b}}], directResponse: {status: 200}}]}";
+    said(
+        &format!("{root}{}", object("VirtualService", child)),
+        "http[0].delegate: http[0] of VirtualService default/on-alias matches requests that this rule does not",
+    );
+}
+
+#[test]
 fn what_istio_itself_refuses_is_refused() {
     for (http, expected) in [
         ("  - {}\n", "http[0]: one of `route`, `redirect`"),
@@ -155,10 +195,16 @@ fn what_istio_itself_refuses_is_refused() {
         ("  - {redirect: {redirectCode: 200}}\n", "http[0].redirect.redirectCode: 200 is none of"),
         ("  - {directResponse: {status: 99}}\n", "http[0].directResponse.status: 99 is not"),
         ("  - {directResponse: {status: 200, body: {bytes: '?'}}}\n", "not base64"),
-        ("  - {match: [{uri: {regex: '('}}], redirect: {uri: /}}\n", "match[0].uri: `(` is not a regular expression"),
+        (
+            "  - {match: [{uri: {regex: '('}}], redirect: {uri: /}}\n",
+            "match[0].uri.regex: `(` is not a regular expression",
+        ),
         ("  - {match: [{uri: {exact: a, prefix: b}}], redirect: {uri: /}}\n", "only one of exact, prefix and regex"),
         ("  - {match: [{headers: {'a b': {}}}], redirect: {uri: /}}\n", "`a b` is not the name of a header"),
-        ("  - {headers: {request: {set: {'x': \"a\\nb\"}}}, redirect: {uri: /}}\n", "is not the value of a header"),
+        (
+            "  - {headers: {request: {set: {'x': \"a\\nb\"}}}, redirect: {uri: /}}\n",
+            "set[x]: `a\\nb`: not a header value",
+        ),
         ("  - {headers: {request: {remove: [Host]}}, redirect: {uri: /}}\n", "the authority cannot be removed"),
         ("  - {retries: {attempts: 1, retryOn: sometimes}, redirect: {uri: /}}\n", "`sometimes` is not a condition"),
         (
@@ -171,6 +217,54 @@ fn what_istio_itself_refuses_is_refused() {
             "101 is not between 0 and 100",
         ),
         ("  - {timeout: 5, redirect: {uri: /}}\n", "http[0].timeout: expected a duration"),
+        ("  - {redirect: {}}\n", "http[0].redirect: one of `uri`, `prefixRewrite`"),
+        ("  - {redirect: {redirectCode: 302}}\n", "http[0].redirect: one of `uri`, `prefixRewrite`"),
+        ("  - {redirect: {uri: ''}}\n", "http[0].redirect: one of `uri`, `prefixRewrite`"),
+        ("  - {redirect: {scheme: ftp}}\n", "http[0].redirect.scheme: `ftp` is neither http nor https"),
+        ("  - {redirect: {uri: v2}}\n", "http[0].redirect.uri: `v2` is not a path"),
+        ("  - {redirect: {prefixRewrite: '/a b'}}\n", "http[0].redirect.prefixRewrite: `/a b` is not a path"),
+        ("  - {redirect: {authority: 'a b'}}\n", "http[0].redirect.authority: `a b` is not an authority"),
+        ("  - {fault: {abort: {httpStatus: 500}}, redirect: {uri: /}}\n", "only one of `fault` and `redirect`"),
+        ("  - {rewrite: {uri: /x}, redirect: {uri: /}}\n", "only one of `rewrite` and `redirect`"),
+        ("  - {rewrite: {uri: /x}, directResponse: {status: 200}}\n", "only one of `rewrite` and `directResponse`"),
+        (
+            "  - {mirror: {host: web}, mirrors: [{destination: {host: web}}], redirect: {uri: /}}\n",
+            "only one of `mirror`",
+        ),
+        (
+            "  - {rewrite: {}, route: [{destination: {host: web}}]}\n",
+            "http[0].rewrite: one of `uri`, `uriRegexRewrite`",
+        ),
+        ("  - {rewrite: {uri: ''}, route: [{destination: {host: web}}]}\n", "http[0].rewrite: one of `uri`"),
+        ("  - {rewrite: {uri: ' '}, route: [{destination: {host: web}}]}\n", "http[0].rewrite.uri: ` ` is not a path"),
+        ("  - {rewrite: {uri: v2}, route: [{destination: {host: web}}]}\n", "http[0].rewrite.uri: `v2` is not a path"),
+        (
+            "  - {rewrite: {uri: /a b}, route: [{destination: {host: web}}]}\n",
+            "http[0].rewrite.uri: `/a b` is not a path",
+        ),
+        ("  - {rewrite: {uri: '/a#b'}, route: [{destination: {host: web}}]}\n", "`/a#b` is not a path"),
+        ("  - {rewrite: {authority: a/b}, route: [{destination: {host: web}}]}\n", "`a/b` is not an authority"),
+        (
+            "  - {rewrite: {uri: /x, uriRegexRewrite: {match: a, rewrite: b}}, route: [{destination: {host: web}}]}\n",
+            "only one of `uri` and `uriRegexRewrite`",
+        ),
+        (
+            "  - {rewrite: {uriRegexRewrite: {match: a}}, route: [{destination: {host: web}}]}\n",
+            "uriRegexRewrite.rewrite: must not be empty",
+        ),
+        (
+            "  - {rewrite: {uriRegexRewrite: {match: a, rewrite: '\\1'}}, route: [{destination: {host: web}}]}\n",
+            "no group 1 in the pattern",
+        ),
+        (
+            "  - {rewrite: {authority: a}, headers: {request: {set: {Host: b}}}, route: [{destination: {host: web}}]}\n",
+            "the authority can be set only once",
+        ),
+        ("  - {headers: {response: {set: {Host: b}}}, redirect: {uri: /}}\n", "a response has no authority"),
+        ("  - {retries: {retryOn: 5xx}, route: [{destination: {host: web}}]}\n", "0 turns retries off"),
+        ("  - {headers: {response: {set: {X-A: a, x-a: b}}}, redirect: {uri: /}}\n", "`x-a` is set twice"),
+        ("  - {fault: {}, route: [{destination: {host: web}}]}\n", "http[0].fault: one of `delay` and `abort`"),
+        ("  - {route: [{destination: {host: '*'}}]}\n", "http[0].route[0].destination.host: `*` is not a host"),
         ("  - {match: [{port: 0}], redirect: {uri: /}}\n", "http[0].match[0].port: 0 is not between"),
     ] {
         let text = vs(http);
@@ -209,6 +303,18 @@ fn what_istio_itself_refuses_is_refused() {
             "only one of `simple` and `consistentHash`",
         ),
         ("WorkloadEntry\nmetadata: {name: a}\nspec: {labels: {a: b}}", "field `address` is missing"),
+        (
+            "ServiceEntry\nmetadata: {name: a}\nspec: {hosts: [x.com], ports: [{number: 1, name: a, protocol: HTTPX}]}",
+            "`HTTPX` is none of tcp, udp",
+        ),
+        (
+            "VirtualService\nmetadata: {name: a}\nspec: {gateways: [mesh], http: [{directResponse: {status: 200}}]}",
+            "without `hosts` it is a delegate",
+        ),
+        (
+            "VirtualService\nmetadata: {name: a}\nspec: {hosts: ['a b'], http: [{directResponse: {status: 200}}]}",
+            "`a b` is not a host",
+        ),
         ("VirtualService\nmetadata: {name: a}\nspec: {hosts: [x]}", "one of `http`, `tls` and `tcp` is needed"),
         ("VirtualService\nmetadata: {name: A_b}\nspec: {hosts: [x], http: []}", "`A_b` is not a name"),
         ("VirtualService\nmetadata: {}\nspec: {hosts: [x], http: []}", "field `name` is missing"),

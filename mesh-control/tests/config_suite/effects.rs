@@ -313,6 +313,7 @@ fn others(value: &Json) -> Vec<Json> {
         Json::String(_) => [
             ".",
             "changed",
+            "(changed)",
             "7s",
             "ROUND_ROBIN",
             "LEAST_REQUEST",

@@ -444,6 +444,7 @@ fn what_a_grpc_client_cannot_do_is_reported_by_field_and_what_it_does_instead_is
     ] {
         let plane = plane_with(&rule);
         let seen = Seen::new(&plane, grpc_client("shop"));
+        let expected = if expected.is_empty() { vec!["none: * -> BlackHoleCluster".to_owned()] } else { expected };
         assert_eq!(told(&seen.routes(cluster)), expected, "{rule}");
         assert_eq!(degraded(&plane), fields, "{rule}");
         check_everything(&plane, &seen);
@@ -499,4 +500,26 @@ fn calls_that_go_nowhere_have_a_cluster_without_endpoints() {
     assert!(check_cluster(&seen.cluster("BlackHoleCluster"), "BlackHoleCluster"));
     let encoded = seen.get(Kind::Endpoints, "BlackHoleCluster").unwrap();
     assert_eq!(encoded.endpoints, 0);
+}
+
+#[test]
+fn where_no_rule_is_for_grpc_calls_there_is_a_route_that_fails() {
+    let plane = plane_from(
+        "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, ports: [{port: 80, name: grpc}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web, namespace: shop}
+spec:
+  hosts: [web]
+  http: [{match: [{method: {exact: GET}}], route: [{destination: {host: web}}]}]
+",
+    );
+    let routes = Seen::new(&plane, grpc_client("shop")).routes_of("web:80");
+    assert_eq!(told(&routes), ["none: * -> BlackHoleCluster"]);
+    check_routes(&routes, false);
 }

@@ -177,7 +177,7 @@ fn paths_authorities_and_headers_are_rewritten() {
     - destination: {host: web}
       headers: {request: {set: {f: '6'}}}",
         &[&format!(
-            "/old* -> {WEB} within 1.500s path=/new HostRewriteLiteral(\"new.example.com\") req:f=6 req:a=1 req:b+=2 res:d+=4 req:-c res:-e"
+            "/old* -> {WEB} within 1.500s path=/new HostRewriteLiteral(\"new.example.com\") req:a=1 req:b+=2 req:f=6 res:d+=4 req:-c res:-e"
         )],
     );
     check(
@@ -198,7 +198,7 @@ fn redirects_and_direct_responses_answer_in_place() {
         ),
         ("{prefixRewrite: /z}", "redirect 0 :0 None Some(PrefixRewrite(\"/z\"))"),
         ("{derivePort: FROM_REQUEST_PORT}", "redirect 0 :80 None None"),
-        ("{redirectCode: 302}", "redirect 1 :0 None None"),
+        ("{port: 81, redirectCode: 302}", "redirect 1 :81 None None"),
     ] {
         check(&format!("  - redirect: {redirect}"), &[&format!("/* -> {expected}")]);
     }

@@ -22,7 +22,9 @@
 mod cluster;
 mod endpoint;
 mod filter;
+mod header_text;
 mod listener;
+mod re2;
 mod retry;
 mod route;
 mod strings;
@@ -30,6 +32,7 @@ mod strings;
 pub use cluster::{BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, PriorityPolicy};
 pub use endpoint::{Endpoint, Endpoints, Health, LocalityEndpoints};
 pub use filter::{Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, NamedFilter};
+pub use header_text::{HeaderFormat, HeaderTarget, HeaderText};
 pub use listener::{ApiListener, FilterChain, FilterChainMatch, HttpManager, Listener, RouteSource, ServerListener};
 pub use retry::{RetryCondition, RetryConditions, RetryPolicy};
 pub use route::{

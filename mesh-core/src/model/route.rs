@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
+use super::re2;
 use crate::error::Invalid;
 use crate::id::{ClusterName, RouteName};
-use crate::model::{FilterConfig, Fraction, FullRegex, RetryPolicy, StringTest};
+use crate::model::{FilterConfig, Fraction, FullRegex, HeaderText, RetryPolicy, StringTest};
 
 /// Filter overrides by filter name (`typed_per_filter_config`).
 type FilterOverrides = BTreeMap<Arc<str>, FilterConfig>;
@@ -161,14 +162,14 @@ pub enum TemplatePart {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HeaderTest {
-    /// The value, several joined by `,`. `missing_is_empty`: an absent header is tested as the empty string;
-    /// otherwise it fails, inverted or not (`envoy.config.route.v3.HeaderMatcher`).
+    /// The value; of several, any. `missing_is_empty`: an absent header is tested as the empty string; otherwise it
+    /// fails, inverted or not (`envoy.config.route.v3.HeaderMatcher`).
     Value {
         /// The header: a real one, or `:method`, `:path`, `:authority`, `:scheme`.
         name: Arc<str>,
         /// The test.
         test: StringTest,
-        /// Pass where the test fails.
+        /// Pass where the test fails, for every value.
         invert: bool,
         /// Treat an absent header as empty.
         missing_is_empty: bool,
@@ -361,10 +362,11 @@ impl PathRewrite {
     /// Every match of `pattern` becomes `substitution`, in which `\\1` to `\\9` are the groups and `\\0` the
     /// whole match (RE2's syntax).
     pub fn new(pattern: &str, substitution: &str) -> Result<Self, Invalid> {
-        let pattern = regex::RegexBuilder::new(pattern)
-            .size_limit(1 << 20)
-            .build()
-            .map_err(|error| Invalid::new(format!("invalid regex {pattern:?}: {error}")).at("pattern"))?;
+        let invalid =
+            |error: &dyn std::fmt::Display| Invalid::new(format!("invalid regex {pattern:?}: {error}")).at("pattern");
+        let translated = re2::translate(pattern).map_err(|error| invalid(&error))?;
+        let mut builder = regex::RegexBuilder::new(&translated);
+        let pattern = builder.size_limit(1 << 20).build().map_err(|error| invalid(&error))?;
         let mut expansion = String::with_capacity(substitution.len());
         let mut chars = substitution.chars();
         while let Some(c) = chars.next() {
@@ -475,13 +477,13 @@ impl HeaderMutations {
 #[allow(missing_docs, reason = "names and values of headers")]
 pub enum HeaderChange {
     /// Add a value, whatever is there.
-    Append(HeaderName, HeaderValue),
+    Append(HeaderName, HeaderText),
     /// Replace, or add.
-    Set(HeaderName, HeaderValue),
+    Set(HeaderName, HeaderText),
     /// Add only where there is none.
-    AddIfAbsent(HeaderName, HeaderValue),
+    AddIfAbsent(HeaderName, HeaderText),
     /// Replace only where there is one.
-    ReplaceIfPresent(HeaderName, HeaderValue),
+    ReplaceIfPresent(HeaderName, HeaderText),
     /// Remove every value.
     Remove(HeaderName),
 }

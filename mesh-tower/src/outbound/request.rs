@@ -6,9 +6,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Response;
 use http::response::Parts;
 use http::uri::Authority;
+use http::{Response, StatusCode};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
 use mesh_core::model::Cluster;
@@ -139,7 +139,7 @@ impl<T: Transport> ActiveRequest<T> {
         let Some(route) = &self.route else { return };
         let destination = route.get().destination;
         filters::on_response(destination.filters(), self.filters_entered, &mut self.info, head);
-        headers::apply(destination.response_changes(), &mut head.headers);
+        headers::apply_to_response(destination.response_changes(), head);
     }
 
     /// The request fails; the error says on which route.
@@ -147,7 +147,7 @@ impl<T: Transport> ActiveRequest<T> {
     pub(super) fn fail(&mut self, error: MeshError) -> MeshError {
         self.end_attempt();
         let error = match &self.route {
-            Some(route) => within(route, error),
+            Some(route) => with_changes(route, within(route, error)),
             None => error,
         };
         self.info.note_error(error.kind());
@@ -239,6 +239,18 @@ fn sleep_until(deadline: std::time::Instant) -> Pin<Box<Sleep>> {
 pub(crate) fn within(route: &SelectedRoute, error: MeshError) -> MeshError {
     let name = &route.get().route.name;
     if name.is_empty() { error } else { error.within(format_args!("route {name}")) }
+}
+
+/// The error with what the route sets on its responses: whoever makes an answer of it is to set that, too.
+fn with_changes(route: &SelectedRoute, error: MeshError) -> MeshError {
+    let changes = route.get().destination.response_changes();
+    if changes.is_empty() {
+        return error;
+    }
+    let (mut head, ()) = Response::new(()).into_parts();
+    head.status = StatusCode::from_u16(error.kind().http_status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    headers::apply_to_response(changes, &mut head);
+    error.with_response_headers(head.headers)
 }
 
 /// The failure of a request that was not answered in time.

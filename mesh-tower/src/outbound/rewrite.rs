@@ -7,14 +7,17 @@ use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::Forward;
 use mesh_core::view::RouteRef;
 
-use crate::headers::apply;
+use crate::headers::apply_to_request;
 use crate::reply::change_path;
 use crate::uri::edit;
 
 /// Makes a request what its route wants the cluster to see.
 #[inline]
 pub(super) fn rewrite(head: &mut Parts, forward: &Forward, route: &RouteRef<'_>) -> Result<(), MeshError> {
-    apply(route.destination.request_changes(), &mut head.headers);
+    let changes = route.destination.request_changes();
+    if !changes.is_empty() {
+        apply_to_request(changes, &mut head.headers, &head.method, &head.uri, head.version);
+    }
     if let Some(change) = &forward.path {
         let path = change_path(change, &route.route.matches.path, head.uri.path());
         let path = match head.uri.query().filter(|_| !path.contains('?')) {

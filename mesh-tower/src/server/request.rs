@@ -253,7 +253,12 @@ fn forward<B>(route: &Route, destination: &Destination, request: &mut Request<B>
         return Ok(answer(request, reply::filter(reply, is_grpc(request.headers()))));
     }
     check_action(route)?;
-    headers::apply(destination.request_changes(), request.headers_mut());
+    let changes = destination.request_changes();
+    if !changes.is_empty() {
+        let mut headers = std::mem::take(request.headers_mut());
+        headers::apply_to_request(changes, &mut headers, request.method(), request.uri(), request.version());
+        *request.headers_mut() = headers;
+    }
     Ok(Admission::Admit)
 }
 

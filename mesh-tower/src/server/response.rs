@@ -177,7 +177,7 @@ impl Facts {
     fn pass_back(&mut self, head: &mut Parts, is_end: bool) {
         if let Some((_, destination)) = self.route.as_ref().and_then(|(routes, position)| routes.at(*position)) {
             filters::on_response(destination.filters(), self.filters_entered, &mut self.info, head);
-            headers::apply(destination.response_changes(), &mut head.headers);
+            headers::apply_to_response(destination.response_changes(), head);
         }
         self.info.note_response(head.status, &head.headers, is_end);
     }

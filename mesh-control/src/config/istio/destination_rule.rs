@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::PortSelector;
+use super::names::{host_fault, is_label};
 use crate::config::decode::{Decoder, Opaque, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, quoted};
 
@@ -328,12 +329,17 @@ keywords! {
 impl DestinationRule {
     /// What Istio's own validation refuses.
     pub fn check(&self, d: &mut Decoder<'_>) {
-        if self.host.is_empty() {
-            d.report_at(self.host.span, "host", Severity::Error, Code::InvalidValue, "empty");
+        if let Some(message) = host_fault(&self.host) {
+            d.report_at(self.host.span, "host", Severity::Error, Code::InvalidValue, message);
         }
         for (index, subset) in self.subsets.iter().enumerate() {
             if self.subsets.iter().take(index).any(|other| other.name.value == subset.name.value) {
                 let message = format!("subset {} is defined twice", quoted(&subset.name));
+                let path = format!("subsets[{index}].name");
+                d.report_at(subset.name.span, path, Severity::Error, Code::InvalidValue, message);
+            }
+            if !is_label(&subset.name) {
+                let message = format!("{} is not the name of a subset", quoted(&subset.name));
                 let path = format!("subsets[{index}].name");
                 d.report_at(subset.name.span, path, Severity::Error, Code::InvalidValue, message);
             }
@@ -350,9 +356,31 @@ impl DestinationRule {
 impl TrafficPolicy {
     fn check(&self, path: &str, d: &mut Decoder<'_>) {
         check_settings(self.load_balancer.as_ref(), self.connection_pool.as_ref(), path, d);
+        check_outlier_detection(self.outlier_detection.as_ref(), path, d);
         for (index, port) in self.port_level_settings.iter().enumerate() {
             let path = format!("{path}.portLevelSettings[{index}]");
             check_settings(port.load_balancer.as_ref(), port.connection_pool.as_ref(), &path, d);
+            check_outlier_detection(port.outlier_detection.as_ref(), &path, d);
+        }
+    }
+}
+
+fn check_outlier_detection(detection: Option<&OutlierDetection>, path: &str, d: &mut Decoder<'_>) {
+    let Some(detection) = detection else { return };
+    let mut error = |field: &str, message: &str| {
+        let path = format!("{path}.outlierDetection.{field}");
+        d.report_at(detection.span, path, Severity::Error, Code::InvalidValue, message);
+    };
+    for (field, duration) in [("interval", detection.interval), ("baseEjectionTime", detection.base_ejection_time)] {
+        if duration.is_some_and(|duration| duration < Duration::from_millis(1)) {
+            error(field, "less than 1ms");
+        }
+    }
+    for (field, percent) in
+        [("maxEjectionPercent", detection.max_ejection_percent), ("minHealthPercent", detection.min_health_percent)]
+    {
+        if percent.is_some_and(|percent| percent > 100) {
+            error(field, "more than 100");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::is_protocol;
 use crate::config::decode::{Decode, Decoder, Opaque, PortNumber, Text, message};
 use crate::config::diagnostic::{Code, Severity, quoted};
 use crate::config::node::{Node, Value};
@@ -103,8 +104,24 @@ impl Service {
         if self.ports.is_empty() && !is_external && self.cluster_ip.as_deref() != Some("None") {
             d.error(self.span, Code::MissingField, "field `ports` is missing");
         }
+        if let Some(kind) = self.service_type.as_deref()
+            && !matches!(kind, "" | "ClusterIP" | "NodePort" | "LoadBalancer" | "ExternalName")
+        {
+            let message = format!("{} is none of ClusterIP, NodePort, LoadBalancer, ExternalName", quoted(kind));
+            d.report_at(self.span, "type", Severity::Error, Code::InvalidValue, message);
+        }
+        if is_external && !self.ports.is_empty() {
+            let message = "without effect: an alias has the ports of the host that it stands for";
+            d.report_at(self.span, "ports", Severity::Warning, Code::Ignored, message);
+        }
         for (index, port) in self.ports.iter().enumerate() {
             let path = format!("ports[{index}]");
+            // Kubernetes takes any; Istio knows these, and some of Kubernetes' own.
+            let known = |name: &&str| !(is_protocol(name) || name.starts_with("kubernetes.io/"));
+            if let Some(protocol) = port.app_protocol.as_deref().filter(known) {
+                let message = format!("{} is no protocol of Istio's: the name of the port decides", quoted(protocol));
+                d.report_at(port.span, format!("{path}.appProtocol"), Severity::Warning, Code::Ignored, message);
+            }
             if port.name.is_empty() && self.ports.len() > 1 {
                 let message = "a service with several ports must name them";
                 d.report_at(port.span, path.clone(), Severity::Error, Code::MissingField, message);

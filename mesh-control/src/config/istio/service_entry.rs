@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::names::{host_fault, is_domain, is_label};
 use super::workload_entry::WorkloadEntry;
+use super::{PROTOCOLS, is_protocol};
 use crate::config::decode::{Decoder, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, quoted};
 
@@ -82,17 +84,25 @@ impl ServiceEntry {
             let path = format!("hosts[{index}]");
             if host.value == "*" {
                 error(host.span, path, "a bare `*` is not a host".into());
-            } else if host.is_empty() || host.trim_start_matches("*.").contains(['*', '/', ' ', ':']) {
-                error(host.span, path, format!("{} is not a host", quoted(host)));
+            } else if let Some(message) = host_fault(host) {
+                error(host.span, path, message);
             } else if host.starts_with("*.") && self.resolution == Resolution::Dns && self.endpoints.is_empty() {
                 error(host.span, path, "a wildcard has no addresses in DNS; give endpoints".into());
             }
         }
         for (index, port) in self.ports.iter().enumerate() {
+            if let Some(protocol) = port.protocol.as_deref().filter(|name| !name.is_empty() && !is_protocol(name)) {
+                let message = format!("{} is none of {}", quoted(protocol), PROTOCOLS.join(", "));
+                error(port.span, format!("ports[{index}].protocol"), message);
+            }
             let earlier = self.ports.iter().take(index);
             if earlier.clone().any(|other| other.number == port.number) {
                 let message = format!("port {} is defined twice", port.number.0);
                 error(port.span, format!("ports[{index}].number"), message);
+            }
+            if !is_label(&port.name) {
+                let message = format!("{} is not the name of a port", quoted(&port.name));
+                error(port.span, format!("ports[{index}].name"), message);
             }
             if earlier.clone().any(|other| other.name == port.name) {
                 let message = format!("port name {} is used twice", quoted(&port.name));
@@ -124,6 +134,13 @@ impl ServiceEntry {
             }
         }
         let is_ip = endpoint.address.parse::<std::net::IpAddr>().is_ok();
+        if matches!(self.resolution, Resolution::Dns | Resolution::DnsRoundRobin)
+            && !(is_ip || is_domain(&endpoint.address))
+        {
+            let message = format!("{} is neither a name of DNS nor an IP address", quoted(&endpoint.address));
+            let path = format!("{path}.address");
+            d.report_at(endpoint.address.span, path, Severity::Error, Code::InvalidValue, message);
+        }
         let is_unix = endpoint.address.starts_with("unix://");
         if self.resolution == Resolution::Static && !(is_ip || is_unix || endpoint.address.is_empty()) {
             let message = format!("{} is not an IP address, as STATIC needs", quoted(&endpoint.address));

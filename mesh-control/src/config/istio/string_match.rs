@@ -1,6 +1,6 @@
 //! `StringMatch`: the one way in which Istio compares text.
 
-use regex::{Regex, RegexBuilder};
+use mesh_core::model::FullRegex;
 
 use crate::config::decode::{Decode, Decoder};
 use crate::config::diagnostic::{Code, quoted};
@@ -14,7 +14,7 @@ pub enum StringMatch {
     Present,
     /// This text.
     Exact(String),
-    /// A text that starts with this.
+    /// A text that starts with this; empty for the path alone.
     Prefix(String),
     /// A text that this RE2 expression matches as a whole.
     Regex(String),
@@ -26,17 +26,13 @@ impl Decode for StringMatch {
     fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
         d.message(node, &FIELDS)?;
         let exact: Option<String> = d.optional(node, "exact")?;
-        let prefix: Option<String> = d.optional(node, "prefix")?;
-        let regex: Option<String> = d.optional(node, "regex")?;
+        let prefix: Option<Prefix> = d.optional(node, "prefix")?;
+        let regex: Option<Expression> = d.optional(node, "regex")?;
         match (exact, prefix, regex) {
             (None, None, None) => Some(StringMatch::Present),
             (Some(text), None, None) => Some(StringMatch::Exact(text)),
-            (None, Some(text), None) => Some(StringMatch::Prefix(text)),
-            (None, None, Some(text)) => {
-                let span = node.get("regex").map_or(node.span, |node| node.span);
-                check_regex(&text, span, d)?;
-                Some(StringMatch::Regex(text))
-            }
+            (None, Some(Prefix(text)), None) => Some(StringMatch::Prefix(text)),
+            (None, None, Some(Expression(text))) => Some(StringMatch::Regex(text)),
             _ => {
                 let message = "only one of exact, prefix and regex can be set";
                 d.error(node.span, Code::InvalidValue, message);
@@ -50,24 +46,45 @@ impl Decode for StringMatch {
     }
 }
 
+struct Prefix(String);
+
+impl Decode for Prefix {
+    fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
+        let text = String::decode(node, d)?;
+        // As Istio's validation has it: Envoy takes an empty prefix for the path, and for nothing else.
+        if text.is_empty() && !d.is_inside("uri") {
+            d.error(node.span, Code::InvalidValue, "must not be empty; `{}` asks only that there is one");
+            return None;
+        }
+        Some(Prefix(text))
+    }
+}
+
+struct Expression(String);
+
+impl Decode for Expression {
+    fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
+        let text = String::decode(node, d)?;
+        if text.is_empty() {
+            d.error(node.span, Code::InvalidValue, "must not be empty; `.*` is any text");
+            return None;
+        }
+        if whole_text_regex(&text).is_none() {
+            d.error(node.span, Code::InvalidValue, format!("{} is not a regular expression", quoted(&text)));
+            return None;
+        }
+        Some(Expression(text))
+    }
+}
+
 /// The longest expression that is taken; RE2 programs beyond what Envoy would run are no use to anybody.
 const LONGEST_REGEX: usize = 8 << 10;
 
-/// An expression as Istio means it: RE2, matching the whole text.
-pub fn whole_text_regex(text: &str) -> Option<Regex> {
+/// An expression as Istio means it: RE2, matching the whole text. It is the data plane's own.
+pub fn whole_text_regex(text: &str) -> Option<FullRegex> {
     if text.len() > LONGEST_REGEX {
         return None;
     }
     // Istio writes `*` for "anything" (route.go, `metadataMatch: "*"`).
-    let pattern = if text == "*" { ".*" } else { text };
-    RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(1 << 20).build().ok()
-}
-
-/// Reports an expression that is no RE2.
-pub fn check_regex(text: &str, span: crate::config::diagnostic::Span, d: &mut Decoder<'_>) -> Option<()> {
-    if whole_text_regex(text).is_some() {
-        return Some(());
-    }
-    d.error(span, Code::InvalidValue, format!("{} is not a regular expression", quoted(text)));
-    None
+    FullRegex::new(if text == "*" { ".*" } else { text }).ok()
 }

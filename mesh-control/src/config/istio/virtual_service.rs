@@ -1,10 +1,15 @@
 //! `VirtualService` (networking.istio.io): which requests go where, and what happens to them on the way.
 
+mod actions;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use mesh_core::model::{HeaderTarget, HeaderText, PathRewrite};
+
 use super::PortSelector;
-use super::string_match::{StringMatch, check_regex};
+use super::names::{host_fault, is_label};
+use super::string_match::StringMatch;
 use crate::config::decode::{At, Decode, Decoder, Opaque, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, quoted};
 use crate::config::node::Node;
@@ -245,9 +250,9 @@ message! {
     /// Changes to one set of headers, applied in this order: remove, set, add.
     pub struct HeaderOperations {
         /// Replace.
-        set: BTreeMap<String, String> = "set",
+        set: BTreeMap<String, AddedValue> = "set",
         /// Append.
-        add: BTreeMap<String, String> = "add",
+        add: BTreeMap<String, AddedValue> = "add",
         /// Remove.
         remove: Vec<String> = "remove",
     }
@@ -325,6 +330,25 @@ keywords! {
     }
 }
 
+/// The value of a header: text in which facts of the message may stand (Envoy's `%...%`), as the data plane reads it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddedValue(pub String);
+
+impl Decode for AddedValue {
+    fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
+        let text = String::decode(node, d)?;
+        let target = if d.is_inside("response") { HeaderTarget::Response } else { HeaderTarget::Request };
+        if let Err(invalid) = HeaderText::parse(text.as_bytes(), target, false) {
+            // Istio's own validation counts them. What it takes and the data plane does not makes one route fail.
+            let is_paired = text.bytes().filter(|byte| *byte == b'%').count() % 2 == 0;
+            let is_taken = is_paired && http::HeaderValue::from_str(&text).is_ok();
+            let code = if is_taken { Code::Refused } else { Code::InvalidValue };
+            d.error(node.span, code, format!("{}: {}", quoted(&text), invalid.reason));
+        }
+        Some(AddedValue(text))
+    }
+}
+
 /// A percentage with up to four decimals, as Envoy counts it: parts of a million.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Percent {
@@ -355,6 +379,15 @@ impl VirtualService {
         if self.http.is_empty() && self.tls.is_empty() && self.tcp.is_empty() {
             d.error(self.span, Code::MissingField, "one of `http`, `tls` and `tcp` is needed");
         }
+        if self.hosts.is_empty() && !self.gateways.is_empty() {
+            let message = "without `hosts` it is a delegate, which is for the gateways of those that delegate to it";
+            d.report_at(self.span, "gateways", Severity::Error, Code::InvalidValue, message);
+        }
+        for (index, host) in self.hosts.iter().enumerate() {
+            if let Some(message) = host_fault(host) {
+                d.report_at(host.span, format!("hosts[{index}]"), Severity::Error, Code::InvalidValue, message);
+            }
+        }
         for (index, route) in self.http.iter().enumerate() {
             route.check(&format!("http[{index}]"), d);
         }
@@ -380,6 +413,14 @@ impl HttpRoute {
         }
         let mut total: i64 = 0;
         for (index, destination) in self.route.iter().enumerate() {
+            let to = &destination.destination;
+            if let Some(message) = host_fault(&to.host) {
+                error(to.host.span, &format!("route[{index}].destination.host"), message);
+            }
+            if let Some(subset) = to.subset.as_ref().filter(|subset| !(subset.is_empty() || is_label(subset))) {
+                let message = format!("{} is not the name of a subset", quoted(subset));
+                error(subset.span, &format!("route[{index}].destination.subset"), message);
+            }
             let Some(weight) = &destination.weight else {
                 continue;
             };
@@ -430,6 +471,9 @@ impl HttpRoute {
             if retries.attempts < 0 {
                 error(retries.span, "retries.attempts", "less than 0".into());
             }
+            if retries.backoff.is_some_and(|pause| pause < Duration::from_millis(1)) {
+                error(retries.span, "retries.backoff", "less than 1ms".into());
+            }
             if let Some(token) = retries.retry_on.as_deref().and_then(unknown_retry_token) {
                 let message = format!("{} is not a condition that Istio knows", quoted(token));
                 error(retries.span, "retries.retryOn", message);
@@ -437,8 +481,22 @@ impl HttpRoute {
         }
         self.check_headers(path, d);
         if let Some(regex) = self.rewrite.as_ref().and_then(|rewrite| rewrite.uri_regex_rewrite.as_ref()) {
-            check_regex(&regex.matches, regex.span, d);
+            let path = format!("{path}.rewrite.uriRegexRewrite");
+            let mut error = |field: &str, message: &str| {
+                d.report_at(regex.span, format!("{path}.{field}"), Severity::Error, Code::InvalidValue, message);
+            };
+            if regex.matches.is_empty() {
+                error("match", "must not be empty");
+            } else if regex.rewrite.is_empty() {
+                error("rewrite", "must not be empty");
+            } else if let Err(invalid) = PathRewrite::new(&regex.matches, &regex.rewrite) {
+                match invalid.field.as_str() {
+                    "substitution" => error("rewrite", &invalid.reason),
+                    _ => error("match", &format!("{} is not a regular expression", quoted(&regex.matches))),
+                }
+            }
         }
+        actions::check(self, path, d);
     }
 }
 
@@ -446,16 +504,23 @@ impl HttpRoute {
     fn check_headers(&self, path: &str, d: &mut Decoder<'_>) {
         for (index, condition) in self.matches.iter().enumerate() {
             let path = format!("{path}.match[{index}]");
-            for name in condition.headers.keys().chain(condition.without_headers.keys()) {
+            let named = |field: &'static str, headers: &BTreeMap<String, StringMatch>| {
+                headers.keys().map(|name| (field, name.clone())).collect::<Vec<_>>()
+            };
+            let without = named("withoutHeaders", &condition.without_headers);
+            for (field, name) in named("headers", &condition.headers).iter().chain(&without) {
+                let path = format!("{path}.{field}");
                 if name.starts_with("@request.auth.") {
                     let message = "not supported yet: claims of a token; the condition never holds";
-                    let path = format!("{path}.headers");
                     d.report_at(condition.span, path, Severity::Warning, Code::NotSupportedYet, message);
                 } else if !is_header_name(name) {
                     let message = format!("{} is not the name of a header", quoted(name));
-                    let path = format!("{path}.headers");
                     d.report_at(condition.span, path, Severity::Error, Code::InvalidValue, message);
                 }
+            }
+            if condition.query_params.contains_key("") {
+                let path = format!("{path}.queryParams");
+                d.report_at(condition.span, path, Severity::Error, Code::InvalidValue, "a parameter without a name");
             }
         }
         let own = [("headers".to_owned(), &self.headers)];
@@ -463,7 +528,7 @@ impl HttpRoute {
         let of_destinations = of_destinations.map(|(index, route)| (format!("route[{index}].headers"), &route.headers));
         for (field, headers) in own.into_iter().chain(of_destinations) {
             for (direction, operations) in [("request", &headers.request), ("response", &headers.response)] {
-                if let Some(message) = operations.fault() {
+                if let Some(message) = operations.fault(direction) {
                     let path = format!("{path}.{field}.{direction}");
                     d.report_at(operations.span, path, Severity::Error, Code::InvalidValue, message);
                 }
@@ -473,19 +538,29 @@ impl HttpRoute {
 }
 
 impl HeaderOperations {
-    fn fault(&self) -> Option<String> {
+    fn fault(&self, direction: &str) -> Option<String> {
         let pairs = || self.set.iter().chain(&self.add);
         let names = pairs().map(|(name, _)| name).chain(&self.remove);
-        let is_name = |name: &str| is_header_name(name) || name.eq_ignore_ascii_case(":authority");
+        let is_name = |name: &str| is_header_name(name) || is_authority(name);
         if let Some(name) = names.into_iter().find(|name| !is_name(name)) {
             return Some(format!("{} is not the name of a header", quoted(name)));
         }
         if self.remove.iter().any(|name| name.eq_ignore_ascii_case("host") || name.starts_with(':')) {
             return Some("the authority cannot be removed".to_owned());
         }
-        let value = pairs().find(|(_, value)| http::HeaderValue::from_str(value).is_err());
-        value.map(|(_, value)| format!("{} is not the value of a header", quoted(value)))
+        let mut authorities = pairs().filter(|(name, _)| is_authority(name)).map(|(_, value)| &value.0);
+        if direction == "response" && authorities.clone().next().is_some() {
+            return Some("a response has no authority".to_owned());
+        }
+        // The authority is rewritten to the text as it stands.
+        let format = authorities.find(|value| value.is_empty() || value.contains('%'));
+        format.map(|value| format!("{} is not an authority", quoted(value)))
     }
+}
+
+/// Whether an operation on this header is one on the authority (Istio: translateHeadersOperations).
+pub fn is_authority(name: &str) -> bool {
+    name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
 }
 
 fn is_header_name(name: &str) -> bool {

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::names::is_domain;
 use crate::config::decode::{Decoder, PortNumber, Text, message};
-use crate::config::diagnostic::{Code, Severity};
+use crate::config::diagnostic::{Code, Severity, quoted};
 
 message! {
     /// The specification; also the form of a ServiceEntry's own endpoints.
@@ -34,6 +35,11 @@ impl WorkloadEntry {
         if self.address.is_empty() && self.network.is_empty() {
             let message = "field `address` is missing";
             d.report_at(self.span, field("address"), Severity::Error, Code::MissingField, message);
+        }
+        let is_ip = self.address.parse::<std::net::IpAddr>().is_ok();
+        if !(self.address.is_empty() || is_ip || is_domain(&self.address) || self.address.starts_with("unix://")) {
+            let message = format!("{} is no IP address, no name of DNS and no unix:// path", quoted(&self.address));
+            d.report_at(self.address.span, field("address"), Severity::Error, Code::InvalidValue, message);
         }
         if self.address.starts_with("unix://") && !self.ports.is_empty() {
             let message = "a unix socket has no ports";

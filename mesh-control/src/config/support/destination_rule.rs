@@ -26,7 +26,7 @@ const DESTINATION_RULE: &[Row] = &[
 
 /// Of a traffic policy, wherever it stands.
 const TRAFFIC_POLICY: &[Row] = &[
-    Row { path: "loadBalancer.simple", library: Enforced, grpc: Partly(grpc_balancer) },
+    Row { path: "loadBalancer.simple", library: Partly(balancer), grpc: Partly(grpc_balancer) },
     both("loadBalancer.consistentHash", NotYet("requests are balanced by least request")),
     both("loadBalancer.localityLbSetting", NotYet("localities are not told apart")),
     both("loadBalancer.warmupDurationSecs", NotYet("new endpoints take their full share at once")),
@@ -59,8 +59,13 @@ const WHOLE_POLICY: &[Row] = &[
 
 const PORT_NUMBER: &[Row] = &[both("number", Enforced)];
 
+fn balancer(node: &Node) -> Option<String> {
+    let what = "PASSTHROUGH; no connection is intercepted here that could be passed on: known endpoints take turns";
+    (node.as_str()? == "PASSTHROUGH").then(|| what.to_owned())
+}
+
 fn grpc_balancer(node: &Node) -> Option<String> {
-    (node.as_str()? == "RANDOM").then(|| "gRPC's clients take turns".to_owned())
+    matches!(node.as_str()?, "RANDOM" | "PASSTHROUGH").then(|| "gRPC's clients take turns".to_owned())
 }
 
 fn tls(node: &Node) -> Option<String> {

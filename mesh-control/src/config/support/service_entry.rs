@@ -1,7 +1,8 @@
 //! What becomes of the fields of a `ServiceEntry`.
 
-use super::Support::{Enforced, Indifferent, NotYet};
-use super::{Row, Tables, both, unneeded_by_grpc, workload_entry};
+use super::Support::{Enforced, Indifferent, NotYet, Partly};
+use super::{Row, Tables, both, workload_entry};
+use crate::config::node::Node;
 
 pub(super) const TABLES: Tables = &[("", SERVICE_ENTRY), ("endpoints", workload_entry::ENDPOINT)];
 
@@ -9,7 +10,7 @@ const SERVICE_ENTRY: &[Row] = &[
     both("hosts", Enforced),
     both("addresses", NotYet("the service answers to its hosts only")),
     both("ports.number", Enforced),
-    unneeded_by_grpc("ports.protocol"),
+    Row { path: "ports.protocol", library: Partly(transport), grpc: Indifferent },
     both("ports.name", Enforced),
     both("ports.targetPort", Enforced),
     // It decides on mutual TLS and on labels of metrics, neither of which depends on it yet.
@@ -19,3 +20,7 @@ const SERVICE_ENTRY: &[Row] = &[
     both("exportTo", Enforced),
     both("subjectAltNames", NotYet("no certificate is checked, as no connection is secured")),
 ];
+
+fn transport(node: &Node) -> Option<String> {
+    node.as_str()?.eq_ignore_ascii_case("udp").then(|| "UDP; the port is left out".to_owned())
+}

@@ -1,11 +1,11 @@
 //! Changes to headers (`envoy.config.core.v3.HeaderValueOption`).
 
 use envoy_types::pb::envoy::config::core::v3 as core;
-use http::{HeaderName, HeaderValue};
+use http::HeaderName;
 
 use super::notes::Notes;
 use crate::error::Invalid;
-use crate::model::{HeaderChange, HeaderMutations};
+use crate::model::{HeaderChange, HeaderMutations, HeaderTarget, HeaderText};
 
 /// The four lists that routes, virtual hosts and weighted clusters all have.
 pub(super) struct Lists {
@@ -18,9 +18,12 @@ pub(super) struct Lists {
 /// What the lists ask for. Removals come first, as in Envoy: a header that is removed and added is there.
 pub(super) fn mutations(notes: &mut Notes<'_>, lists: Lists) -> Result<HeaderMutations, Invalid> {
     let mut request = notes.each("request_headers_to_remove", lists.request_headers_to_remove, remove)?;
-    request.extend(notes.each("request_headers_to_add", lists.request_headers_to_add, add)?.into_iter().flatten());
+    let add_to = |target| move |_: &mut Notes<'_>, option| add(option, target);
+    let added = notes.each("request_headers_to_add", lists.request_headers_to_add, add_to(HeaderTarget::Request))?;
+    request.extend(added.into_iter().flatten());
     let mut response = notes.each("response_headers_to_remove", lists.response_headers_to_remove, remove)?;
-    response.extend(notes.each("response_headers_to_add", lists.response_headers_to_add, add)?.into_iter().flatten());
+    let added = notes.each("response_headers_to_add", lists.response_headers_to_add, add_to(HeaderTarget::Response))?;
+    response.extend(added.into_iter().flatten());
     Ok(HeaderMutations { request, response })
 }
 
@@ -29,13 +32,14 @@ fn remove(_: &mut Notes<'_>, name: String) -> Result<HeaderChange, Invalid> {
 }
 
 /// `None` where the value is empty and empty values are not kept.
-fn add(_: &mut Notes<'_>, option: core::HeaderValueOption) -> Result<Option<HeaderChange>, Invalid> {
+fn add(option: core::HeaderValueOption, target: HeaderTarget) -> Result<Option<HeaderChange>, Invalid> {
     use core::header_value_option::HeaderAppendAction;
     let core::HeaderValueOption { header, append, append_action, keep_empty_value } = option;
     let header = header.ok_or_else(|| Invalid::new("missing").at("header"))?;
     let name = changeable(&header.key).map_err(|invalid| invalid.at("header.key"))?;
-    let value = value(&header).map_err(|invalid| invalid.at("header.value"))?;
-    if value.is_empty() && !keep_empty_value {
+    let raw = if header.raw_value.is_empty() { header.value.as_bytes() } else { &header.raw_value };
+    let value = HeaderText::parse(raw, target, keep_empty_value).map_err(|invalid| invalid.at("header.value"))?;
+    if matches!(&value, HeaderText::Fixed(value) if value.is_empty()) && !keep_empty_value {
         return Ok(None);
     }
     let action = match append {
@@ -58,19 +62,4 @@ fn changeable(name: &str) -> Result<HeaderName, Invalid> {
         return Err(Invalid::new(format!("{name:?} cannot be changed")));
     }
     HeaderName::from_bytes(name.as_bytes()).map_err(|_| Invalid::new(format!("{name:?} is not a header name")))
-}
-
-/// The value. Envoy's substitutions (`%REQ(x)%`) are not supported, and sending them as they stand would be worse
-/// than saying so; `%%` is a percent sign.
-fn value(header: &core::HeaderValue) -> Result<HeaderValue, Invalid> {
-    let raw = if header.raw_value.is_empty() { header.value.as_bytes() } else { &header.raw_value };
-    let mut value = Vec::with_capacity(raw.len());
-    let mut rest = raw.iter().copied();
-    while let Some(byte) = rest.next() {
-        if byte == b'%' && rest.next() != Some(b'%') {
-            return Err(Invalid::new("substitutions (%...%) are not supported yet"));
-        }
-        value.push(byte);
-    }
-    HeaderValue::from_bytes(&value).map_err(|_| Invalid::new("not a header value"))
 }

@@ -15,8 +15,8 @@ use pb::route_match::PathSpecifier;
 
 use super::{accept, all_rejected};
 use crate::model::{
-    Clusters, FilterConfig, Forward, Fraction, HeaderChange, HeaderTest, PathChange, PathTest, RetryConditions, Route,
-    RouteAction, RouteConfiguration, StringTest,
+    Clusters, FilterConfig, Forward, Fraction, HeaderChange, HeaderTest, HeaderText, PathChange, PathTest,
+    RetryConditions, Route, RouteAction, RouteConfiguration, StringTest,
 };
 use crate::resources::{Resource, ResourceType};
 use crate::testing::resources::{pack, route, route_of, routes, routes_to, virtual_host};
@@ -215,8 +215,8 @@ fn client_rule_40_actions_that_are_rejected() {
             ("response_headers_to_remove[0]: \"a b\" is not a header name", |routes| {
                 routes.virtual_hosts[0].response_headers_to_remove = vec!["a b".into()];
             }),
-            ("request_headers_to_add[0].header.value: substitutions", |routes| {
-                first(routes).request_headers_to_add = vec![add("a", "%REQ(b)%")];
+            ("request_headers_to_add[0].header.value: %START_TIME% is not supported here", |routes| {
+                first(routes).request_headers_to_add = vec![add("a", "%START_TIME%")];
             }),
             ("typed_per_filter_config[\"rbac\"]: the security filter", |routes| {
                 first(routes).typed_per_filter_config.insert("rbac".into(), pack(&RbacPerRoute::default()));
@@ -453,6 +453,7 @@ fn header_changes_in_envoys_order_and_words() {
         route.request_headers_to_add = vec![
             add("a", "100%%"),
             add("empty", ""),
+            add("user", "%REQ(x-user)%"),
             core::HeaderValueOption { append_action: 1, ..add("b", "1") },
             core::HeaderValueOption { append_action: 2, ..add("c", "1") },
             core::HeaderValueOption { append_action: 3, ..add("d", "1") },
@@ -464,14 +465,20 @@ fn header_changes_in_envoys_order_and_words() {
         .request
         .iter()
         .map(|change| match change {
-            HeaderChange::Append(name, value) => format!("append {name}={}", value.to_str().unwrap()),
+            HeaderChange::Append(name, HeaderText::Fixed(value)) => {
+                format!("append {name}={}", value.to_str().unwrap())
+            }
+            HeaderChange::Append(name, HeaderText::Format(_)) => format!("append {name} with facts"),
             HeaderChange::Set(name, _) => format!("set {name}"),
             HeaderChange::AddIfAbsent(name, _) => format!("absent {name}"),
             HeaderChange::ReplaceIfPresent(name, _) => format!("present {name}"),
             HeaderChange::Remove(name) => format!("remove {name}"),
         })
         .collect();
-    assert_eq!(names, ["remove gone", "append a=100%", "absent b", "set c", "present d", "set e"]);
+    assert_eq!(
+        names,
+        ["remove gone", "append a=100%", "append user with facts", "absent b", "set c", "present d", "set e"]
+    );
 }
 
 #[test]

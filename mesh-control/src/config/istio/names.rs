@@ -1,0 +1,44 @@
+//! Names as Istio's validation takes them (pkg/config/validation/agent): labels of DNS, and hosts with a `*` in front.
+
+use crate::config::diagnostic::quoted;
+
+/// Whether a text is one label of a DNS name: at most 63 letters, digits and `-` inside.
+pub fn is_label(text: &str) -> bool {
+    let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    text.len() <= 63 && text.bytes().all(is_inner) && !text.starts_with('-') && !text.ends_with('-') && !text.is_empty()
+}
+
+/// Whether a text is a DNS name without a wildcard; it may end in a dot.
+pub fn is_domain(text: &str) -> bool {
+    text.len() <= 255 && text.strip_suffix('.').unwrap_or(text).split('.').all(is_label)
+}
+
+/// What is wrong with a host: it is a DNS name whose first label may be `*` or start with it, or an IP address.
+pub fn host_fault(host: &str) -> Option<String> {
+    let is_wildcard = |host: &str| match host.strip_prefix('*') {
+        None => is_domain(host),
+        Some("") => true,
+        Some(rest) => match rest.strip_prefix('.') {
+            Some(domain) => is_domain(domain),
+            None => is_domain(rest.strip_prefix('-').unwrap_or(rest)),
+        },
+    };
+    let is_host = host.parse::<std::net::IpAddr>().is_ok() || is_wildcard(host);
+    (!is_host).then(|| format!("{} is not a host", quoted(host)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_names_of_dns_with_a_wildcard_in_front() {
+        for host in ["a", "a.b-c.d", "A.b", "*", "*.a.b", "*a.b", "*-a.b", "a.b.", "10.0.0.1", "::1"] {
+            assert_eq!(host_fault(host), None, "{host}");
+        }
+        let long = "a".repeat(64);
+        for host in ["", ".", "a..b", "a b", "a.*.b", "a/b", "a:80", "-a", "a-", "hö.x", "a_b", "*.", "a\tb", &long] {
+            assert!(host_fault(host).is_some(), "{host}");
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The one judge of what is published: the data plane's own decoder. What it refuses does not leave mesh-control in that
+//! form, and is a finding where it is written. `validate` asks the same judge before anything is published.
+//!
+//! A route that is refused becomes one that answers with the reason; the other routes of its host are as they were. A
+//! cluster becomes one without endpoints.
+
+use std::collections::HashSet;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use envoy_types::pb::envoy::config::route::v3 as pb;
+use mesh_core::error::Invalid;
+use mesh_core::resources::ResourceType;
+use mesh_core::xds::decode::{Options, decode};
+use prost::Message;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::config::diagnostic::{Code, Diagnostic, Severity};
+use crate::policy::Cluster;
+use crate::policy::route::{Action, Condition, Faults, HeaderChanges, Route};
+
+/// What the data plane's decoder says of a resource.
+pub(super) fn verdict(kind: ResourceType, bytes: &[u8]) -> Result<(), Invalid> {
+    decode(kind, bytes, &Options::default()).map(drop)
+}
+
+/// Hashes of routes that were accepted. A route is the same for most clients, and most stay as they are when the
+/// configuration changes: each is asked about once. Nothing depends on it but time, so that it is forgotten when full.
+static ACCEPTED: LazyLock<Mutex<HashSet<u64>>> = LazyLock::new(Mutex::default);
+const MOST_REMEMBERED: usize = 65_536;
+
+/// The same of a route configuration, route by route: none depends on another.
+pub(super) fn verdict_on_routes(config: &pb::RouteConfiguration) -> Result<(), Invalid> {
+    let mut rest = config.clone();
+    for host in &mut rest.virtual_hosts {
+        for route in std::mem::take(&mut host.routes) {
+            let hash = xxh3_64(&route.encode_to_vec());
+            let accepted = || ACCEPTED.lock().unwrap_or_else(PoisonError::into_inner);
+            if accepted().contains(&hash) {
+                continue;
+            }
+            let host = pb::VirtualHost { domains: vec!["*".to_owned()], routes: vec![route], ..Default::default() };
+            let alone =
+                pb::RouteConfiguration { name: "judged".to_owned(), virtual_hosts: vec![host], ..Default::default() };
+            verdict(ResourceType::Route, &alone.encode_to_vec())?;
+            let mut accepted = accepted();
+            if accepted.len() >= MOST_REMEMBERED {
+                accepted.clear();
+            }
+            accepted.insert(hash);
+        }
+    }
+    verdict(ResourceType::Route, &rest.encode_to_vec())
+}
+
+/// The routes as they can be published, and what is to be said of those that cannot. `accepts` asks for a verdict on some
+/// routes; it is asked about each of them only where it refuses them together.
+pub(super) fn publishable(
+    routes: Vec<Route>,
+    accepts: impl Fn(&[Route]) -> Result<(), Invalid>,
+) -> (Vec<Route>, Vec<Diagnostic>) {
+    if accepts(&routes).is_ok() {
+        return (routes, Vec::new());
+    }
+    let mut found = Vec::new();
+    let judged = routes.into_iter().map(|route| {
+        let Err(invalid) = accepts(std::slice::from_ref(&route)) else { return route };
+        found.extend(finding(&route, &invalid));
+        let fails = |condition| failing(&route, condition, &invalid.reason);
+        let with_all = fails(route.condition.clone());
+        let is_accepted = |condition: &Condition| accepts(&[fails(condition.clone())]).is_ok();
+        if is_accepted(&route.condition) { with_all } else { fails(widened(&route.condition, is_accepted)) }
+    });
+    (judged.collect(), found)
+}
+
+/// A route for these requests that answers with the reason.
+fn failing(route: &Route, condition: Condition, reason: &str) -> Route {
+    let place = route.written.as_ref().map(|written| format!("{}: {}: ", written.object, written.field));
+    let reason = format!("{}{reason}", place.unwrap_or_default());
+    Route {
+        name: route.name.clone(),
+        condition,
+        action: Action::Fail(reason.into()),
+        faults: Faults::default(),
+        headers: HeaderChanges::default(),
+        written: route.written.clone(),
+    }
+}
+
+/// The conditions that are accepted. Without the others there are more requests that meet them, and none fewer: a request
+/// that the route is for must not reach a later one.
+fn widened(condition: &Condition, is_accepted: impl Fn(&Condition) -> bool) -> Condition {
+    let mut kept = Condition::default();
+    let mut add = |change: &dyn Fn(&mut Condition)| {
+        let mut narrower = kept.clone();
+        change(&mut narrower);
+        if is_accepted(&narrower) {
+            kept = narrower;
+        }
+    };
+    add(&|it| {
+        it.path = condition.path.clone();
+        it.ignore_path_case = condition.ignore_path_case;
+    });
+    add(&|it| it.method = condition.method.clone());
+    add(&|it| it.scheme = condition.scheme.clone());
+    add(&|it| it.authority = condition.authority.clone());
+    for (name, value) in &condition.headers {
+        add(&|it| _ = it.headers.push((name.clone(), value.clone())));
+    }
+    for (name, value) in &condition.without_headers {
+        add(&|it| _ = it.without_headers.push((name.clone(), value.clone())));
+    }
+    for (name, value) in &condition.query {
+        add(&|it| _ = it.query.push((name.clone(), value.clone())));
+    }
+    kept
+}
+
+fn finding(route: &Route, invalid: &Invalid) -> Option<Diagnostic> {
+    let written = route.written.as_ref()?;
+    let what = format!("{}; its requests are answered with 503 and this reason", said(invalid));
+    let finding = Diagnostic::at(&written.origin, Severity::Error, Code::Refused, what);
+    Some(finding.object(written.object.clone()).field(written.field.clone()))
+}
+
+/// What is to be said of a cluster that is refused.
+pub(super) fn of_cluster(seen: &Cluster<'_>, invalid: &Invalid) -> Diagnostic {
+    let meta = seen.rule.map_or(&seen.service.meta, |rule| &rule.meta);
+    let what = format!("{}; there are no endpoints for {}", said(invalid), seen.key);
+    Diagnostic::at(&meta.origin, Severity::Error, Code::Refused, what).object(meta.id())
+}
+
+fn said(invalid: &Invalid) -> String {
+    // The first two steps are the same for every route.
+    let field = invalid.field.splitn(3, '.').nth(2).filter(|_| invalid.field.starts_with("virtual_hosts"));
+    format!("refused by the data plane: {}: {}", field.unwrap_or(&invalid.field), invalid.reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::library;
+    use super::*;
+    use crate::policy::text::TextMatch;
+
+    fn route(condition: Condition) -> Route {
+        Route {
+            name: String::new(),
+            condition,
+            action: Action::Fail("the one it has".into()),
+            faults: Faults::default(),
+            headers: HeaderChanges::default(),
+            written: None,
+        }
+    }
+
+    fn published(routes: Vec<Route>) -> Vec<Route> {
+        let render = |routes: &[Route]| library::route_configuration("r", vec!["*".to_owned()], routes);
+        let (published, _) = publishable(routes, |routes| verdict_on_routes(&render(routes)));
+        verdict_on_routes(&render(&published)).expect("what is published is accepted");
+        published
+    }
+
+    fn reason(route: &Route) -> &str {
+        let Action::Fail(reason) = &route.action else { panic!("it fails") };
+        reason
+    }
+
+    fn starts(text: &str) -> TextMatch {
+        TextMatch::Prefix(text.to_owned())
+    }
+
+    #[test]
+    fn a_refused_condition_makes_its_route_fail_for_every_request_that_it_is_for_and_the_others_stay() {
+        let headers = [("bad".to_owned(), starts("")), ("good".to_owned(), starts("x"))].into();
+        let good = route(Condition { path: starts("/good"), ..Default::default() });
+        let bad = route(Condition { path: starts("/a"), method: Some(starts("")), headers, ..Default::default() });
+        let published = published(vec![good.clone(), bad]);
+        assert_eq!((&published[0].condition, reason(&published[0])), (&good.condition, "the one it has"));
+        let headers = [("good".to_owned(), starts("x"))].into();
+        assert_eq!(published[1].condition, Condition { path: starts("/a"), headers, ..Default::default() });
+        assert!(reason(&published[1]).contains("must not be empty"), "{}", reason(&published[1]));
+    }
+
+    #[test]
+    fn a_refused_effect_makes_its_route_fail_for_the_same_requests() {
+        let condition = Condition { path: starts("/a"), ..Default::default() };
+        let mut bad = route(condition.clone());
+        bad.headers.request.set = vec![("x-a".to_owned(), "100%".to_owned())];
+        let published = published(vec![bad]);
+        assert_eq!(published[0].condition, condition);
+        assert!(published[0].headers.is_none() && reason(&published[0]).contains("a lone %"));
+    }
+}

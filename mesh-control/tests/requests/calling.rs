@@ -1,0 +1,59 @@
+//! DestinationRules, by what a request experiences.
+
+use mesh_core::error::ErrorKind;
+
+use crate::support::{World, rules, server, service};
+
+const POOL: &str = "connectionPool: {http: {h2UpgradePolicy: UPGRADE}}";
+const V2: &str = "subsets: [{name: v2, labels: {v: v2}}]";
+
+/// `web.example.com` of two versions, a DestinationRule in the namespace `default`, and a route to `v2`.
+async fn world(client: &str, rule: &str) -> World {
+    let endpoints = [("v1", server("v1").await), ("v2", server("v2").await)];
+    let services = service("web", &endpoints);
+    // Without the helper's own rule.
+    let (entry, _) = services.rsplit_once("\n---\n").unwrap();
+    let rule = format!(
+        "\n---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web}}\nspec: {{{rule}}}\n"
+    );
+    let route = rules("  - route: [{destination: {host: web.example.com, subset: v2}}]\n");
+    World::of(client, &[("app", "caller")], &format!("{entry}{rule}{route}")).await
+}
+
+#[tokio::test]
+async fn a_subset_is_where_a_rule_for_this_client_defines_it() {
+    let web = "host: web.example.com";
+    for (client, with, without) in [
+        ("default", format!("{web}, {V2}"), format!("host: two.example.com, {V2}")),
+        ("other", format!("{web}, exportTo: ['*'], {V2}"), format!("{web}, exportTo: ['.'], {V2}")),
+        (
+            "default",
+            format!("{web}, workloadSelector: {{matchLabels: {{app: caller}}}}, {V2}"),
+            format!("{web}, workloadSelector: {{matchLabels: {{app: nobody}}}}, {V2}"),
+        ),
+        ("default", format!("{web}, {V2}"), format!("{web}, subsets: [{{name: v3, labels: {{v: v2}}}}]")),
+        ("default", format!("{web}, {V2}"), format!("{web}, subsets: [{{name: v2, labels: {{v: v9}}}}]")),
+    ] {
+        let answer = world(client, &with).await.get("http://web.example.com/").await.unwrap();
+        assert!(answer.body.starts_with("v2\n"), "{with}: {answer:?}");
+        let error = world(client, &without).await.get("http://web.example.com/").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoHealthyEndpoint, "{without}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_policy_is_for_its_port_and_its_subset() {
+    for (rule, upgraded) in [
+        (V2.to_owned(), false),
+        (format!("trafficPolicy: {{{POOL}}}, {V2}"), true),
+        (format!("trafficPolicy: {{portLevelSettings: [{{port: {{number: 80}}, {POOL}}}]}}, {V2}"), true),
+        (format!("trafficPolicy: {{{POOL}, portLevelSettings: [{{port: {{number: 80}}}}]}}, {V2}"), false),
+        (format!("trafficPolicy: {{portLevelSettings: [{{port: {{number: 81}}, {POOL}}}]}}, {V2}"), false),
+        (format!("subsets: [{{name: v2, labels: {{v: v2}}, trafficPolicy: {{{POOL}}}}}]"), true),
+        (format!("{V2}, trafficPolicy: {{connectionPool: {{http: {{h2UpgradePolicy: DO_NOT_UPGRADE}}}}}}"), false),
+    ] {
+        let world = world("default", &format!("host: web.example.com, {rule}")).await;
+        let answer = world.get("http://web.example.com/").await.unwrap();
+        assert_eq!(answer.body.contains("\nHTTP/2.0\n"), upgraded, "{rule}: {answer:?}");
+    }
+}

@@ -1,0 +1,6 @@
+//! What a request experiences: YAML, the embedded control plane, the library's own client, and servers over sockets.
+
+mod calling;
+mod rules;
+mod support;
+mod table;

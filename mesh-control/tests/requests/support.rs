@@ -1,0 +1,179 @@
+//! A control plane with some objects, a client of it, and servers that say what reached them.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::extract::Request as Received;
+use http::{HeaderMap, Request};
+use http_body_util::BodyExt;
+use mesh_control::embedded::{Config, Embedded, Options};
+use mesh_core::error::MeshError;
+use mesh_core::request_info::{Observer, RequestInfo};
+use mesh_core::xds::Bootstrap;
+use mesh_tower::Mesh;
+use mesh_tower::body::Body;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+/// The answer to a request.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    /// The value of a header that there is once.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let mut values = self.headers.get_all(name).iter().map(|value| value.to_str().unwrap());
+        let first = values.next();
+        assert_eq!(values.next(), None, "{name} twice: {self:?}");
+        first
+    }
+}
+
+/// A client in a mesh of its own.
+pub(crate) struct World {
+    _control: Embedded,
+    mesh: Mesh,
+    ends: Ends,
+}
+
+/// How many tries each request took, and which route.
+#[derive(Clone, Debug, Default)]
+struct Ends(Arc<Mutex<Vec<(u32, String)>>>);
+
+impl Observer for Ends {
+    fn on_end(&self, request: &RequestInfo) {
+        let route = request.route().unwrap_or_default().to_owned();
+        self.0.lock().unwrap().push((request.attempts, route));
+    }
+}
+
+impl World {
+    /// A client in the namespace `default`, without labels.
+    pub(crate) async fn new(yaml: &str) -> World {
+        World::of("default", &[], yaml).await
+    }
+
+    pub(crate) async fn of(namespace: &str, labels: &[(&str, &str)], yaml: &str) -> World {
+        let control = Embedded::start(Config::yaml(yaml), Options::default()).await.unwrap_or_else(|e| panic!("{e}"));
+        let labels: serde_json::Map<_, _> =
+            labels.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
+        let bootstrap = Bootstrap::new("embedded")
+            .node_id(format!("mesh~127.0.0.1~caller.{namespace}~{namespace}.svc.cluster.local"))
+            .metadata("NAMESPACE", namespace)
+            .metadata("LABELS", json!(labels));
+        let ends = Ends::default();
+        let mesh = Mesh::builder().source(control.source(bootstrap)).observer(ends.clone());
+        let mesh = mesh.cold_start_wait(Duration::from_secs(5)).start().unwrap();
+        World { _control: control, mesh, ends }
+    }
+
+    pub(crate) async fn ask(&self, request: Request<Body>) -> Result<Answer, MeshError> {
+        let (head, body) = self.mesh.client().request(request).await?.into_parts();
+        let body = body.collect().await?.to_bytes();
+        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body: String::from_utf8_lossy(&body).into() })
+    }
+
+    pub(crate) async fn get(&self, uri: &str) -> Result<Answer, MeshError> {
+        self.with(uri, &[]).await
+    }
+
+    /// A GET with these headers.
+    pub(crate) async fn with(&self, uri: &str, headers: &[(&str, &str)]) -> Result<Answer, MeshError> {
+        let mut request = Request::get(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.ask(request.body(Body::empty()).unwrap()).await
+    }
+
+    /// How many tries the last request took.
+    pub(crate) fn attempts(&self) -> u32 {
+        self.last().0
+    }
+
+    /// The name of the route of the last request.
+    pub(crate) fn route(&self) -> String {
+        self.last().1
+    }
+
+    fn last(&self) -> (u32, String) {
+        self.ends.0.lock().unwrap().last().expect("a request that is over").clone()
+    }
+}
+
+/// A server that answers with its name and what reached it, a line for each header; slowly, where it is asked for `/slow`.
+pub(crate) async fn server(name: &'static str) -> SocketAddr {
+    let app = axum::Router::new().fallback(move |request: Received| async move {
+        if request.uri().path() == "/slow" {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+        }
+        let (method, uri, version) = (request.method(), request.uri(), request.version());
+        let mut seen = format!("{name}\n{method} {uri}\n{version:?}\n");
+        for (name, value) in request.headers() {
+            seen += &format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()));
+        }
+        ([("x-answer", "server")], seen)
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    address
+}
+
+/// An address on which nobody listens.
+pub(crate) async fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+/// A service `web.example.com:80` with these endpoints, labelled `v: <version>`, and a subset for each version.
+pub(crate) fn web(endpoints: &[(&str, SocketAddr)]) -> String {
+    service("web", endpoints)
+}
+
+/// The same of the host `<name>.example.com`.
+pub(crate) fn service(name: &str, endpoints: &[(&str, SocketAddr)]) -> String {
+    let listed: String = endpoints
+        .iter()
+        .map(|(version, at)| {
+            format!("\n  - {{address: {}, ports: {{http: {}}}, labels: {{v: {version}}}}}", at.ip(), at.port())
+        })
+        .collect();
+    let subsets: String =
+        endpoints.iter().map(|(version, _)| format!("\n  - {{name: {version}, labels: {{v: {version}}}}}")).collect();
+    format!(
+        "
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: {name}}}
+spec:
+  hosts: [{name}.example.com]
+  resolution: STATIC
+  ports: [{{number: 80, name: http, protocol: HTTP}}]
+  endpoints:{listed}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: {name}}}
+spec:
+  host: {name}.example.com
+  subsets:{subsets}
+"
+    )
+}
+
+/// Rules for `web.example.com`.
+pub(crate) fn rules(http: &str) -> String {
+    virtual_service("web", &format!("  hosts: [web.example.com]\n  http:\n{http}"))
+}
+
+pub(crate) fn virtual_service(name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}}}\nspec:\n{spec}\n"
+    )
+}
