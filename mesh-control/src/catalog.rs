@@ -93,6 +93,8 @@ pub struct Client {
     /// An empty first request for listeners or clusters means all of them, as the protocol has it. gRPC's clients and
     /// this project's library never mean that: they send such a request after they gave up their last name.
     pub empty_means_all: bool,
+    /// The WorkloadGroup that it says it belongs to (`AUTO_REGISTER_GROUP`).
+    pub group: Option<Arc<str>>,
 }
 
 impl Client {
@@ -115,6 +117,7 @@ impl Client {
             ports: Vec::new(),
             locality: Default::default(),
             empty_means_all: class == ClientClass::Envoy,
+            group: None,
         }
     }
 

@@ -28,8 +28,8 @@ use std::time::Duration;
 use mesh_core::xds::{Bootstrap, Connector, XdsSource};
 use tokio::io::DuplexStream;
 
-pub use crate::plane::OutboundTrafficPolicy;
-use crate::plane::{Plane, PlaneOptions, Rejected};
+pub use crate::plane::{OutboundTrafficPolicy, PlaneOptions};
+use crate::plane::{Plane, Rejected};
 use crate::serve::status::{self, Status};
 use crate::serve::{self, Feed, Server};
 
@@ -62,18 +62,18 @@ pub struct Options {
     /// Where it serves xDS to other processes. A free port of the loopback address unless set; plaintext,
     /// so any other address opens the configuration to whoever reaches it.
     pub xds_addr: SocketAddr,
-    /// What becomes of calls to hosts that no object describes.
-    pub outbound_traffic_policy: OutboundTrafficPolicy,
     /// How it serves. It does not settle: its clients start together with it.
     pub serve: serve::Options,
+    /// How it takes configuration; the directory is that of [`Config::Dir`].
+    pub plane: PlaneOptions,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Options {
             xds_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            outbound_traffic_policy: OutboundTrafficPolicy::default(),
             serve: serve::Options::default().settle(Duration::ZERO),
+            plane: PlaneOptions::default(),
         }
     }
 }
@@ -85,15 +85,17 @@ impl Options {
         self
     }
 
-    /// Lets calls to hosts that no object describes pass, or fail.
+    /// Takes configuration like this; see [`plane`](field@Self::plane).
     ///
     /// ```
-    /// use mesh_control::embedded::{Options, OutboundTrafficPolicy};
+    /// use mesh_control::embedded::{Options, OutboundTrafficPolicy, PlaneOptions};
     ///
-    /// let options = Options::default().outbound_traffic_policy(OutboundTrafficPolicy::RegistryOnly);
+    /// // Calls to hosts that no object describes fail.
+    /// let plane = PlaneOptions::default().outbound_traffic_policy(OutboundTrafficPolicy::RegistryOnly);
+    /// let options = Options::default().plane(plane);
     /// ```
-    pub fn outbound_traffic_policy(mut self, policy: OutboundTrafficPolicy) -> Options {
-        self.outbound_traffic_policy = policy;
+    pub fn plane(mut self, options: PlaneOptions) -> Options {
+        self.plane = options;
         self
     }
 
@@ -147,13 +149,14 @@ const MAIN: &str = "config.yaml";
 impl Embedded {
     /// Starts a control plane inside the runtime that this is called in.
     pub async fn start(config: Config, options: Options) -> Result<Embedded, StartError> {
-        let plane_options = PlaneOptions::default().outbound_traffic_policy(options.outbound_traffic_policy);
         let plane = match config {
             Config::Dir(path) => {
-                Plane::start(plane_options.config_dir(&path)).map_err(|error| StartError::Unreadable(path, error))?
+                let options = options.plane.clone().config_dir(&path);
+                Plane::start(options).map_err(|error| StartError::Unreadable(path, error))?
             }
             Config::Yaml(text) => {
-                let plane = Plane::of_texts(plane_options);
+                let options = PlaneOptions { config_dir: None, state_dir: None, ..options.plane.clone() };
+                let plane = Plane::start(options).map_err(|error| StartError::Unreadable(MAIN.into(), error))?;
                 plane.set_yaml(MAIN, &text).map_err(StartError::Rejected)?;
                 plane
             }

@@ -7,10 +7,10 @@
 mod snapshot;
 
 use std::collections::HashSet;
-use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
+use std::{fs, io};
 
 use serde::Serialize;
 use tokio::sync::watch;
@@ -19,7 +19,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::analysis::examine;
-use crate::config::load::{self, Store};
+use crate::config::load::{self, Scan};
+use crate::config::store::{Standing, Store, Wrong};
 use crate::config::watch::Watcher;
 use crate::config::{Code, Diagnostic, Objects, Severity};
 use crate::policy::Policy;
@@ -41,6 +42,11 @@ pub struct PlaneOptions {
     pub allow_empty: bool,
     /// What becomes of calls to hosts that no object describes.
     pub outbound_traffic_policy: OutboundTrafficPolicy,
+    /// Where the last good state of the directory's objects is kept, so that it survives a restart.
+    pub state_dir: Option<PathBuf>,
+    /// Let workloads serve that a `PeerAuthentication` (STRICT), a `RequestAuthentication` or an `AuthorizationPolicy` guards.
+    /// None of these is enforced yet; without this, such workloads answer every request with 503 and the reason.
+    pub allow_unenforced: bool,
 }
 
 impl PlaneOptions {
@@ -59,6 +65,19 @@ impl PlaneOptions {
     /// Whether a directory that has been emptied is taken at its word.
     pub fn allow_empty(mut self, allowed: bool) -> PlaneOptions {
         self.allow_empty = allowed;
+        self
+    }
+
+    /// Keeps the last good state in this directory, which is made if need be.
+    pub fn state_dir(mut self, dir: impl Into<PathBuf>) -> PlaneOptions {
+        self.state_dir = Some(dir.into());
+        self
+    }
+
+    /// Whether workloads serve although what guards them is not enforced; see
+    /// [`allow_unenforced`](field@Self::allow_unenforced).
+    pub fn allow_unenforced(mut self, allowed: bool) -> PlaneOptions {
+        self.allow_unenforced = allowed;
         self
     }
 }
@@ -99,7 +118,7 @@ pub struct Rejected {
 impl std::fmt::Display for Rejected {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("the configuration is wrong")?;
-        for finding in self.diagnostics.iter().filter(|finding| finding.rejects_file()) {
+        for finding in self.diagnostics.iter().filter(|finding| finding.rejects_object()) {
             write!(f, "\n{finding}")?;
         }
         Ok(())
@@ -115,10 +134,12 @@ impl Plane {
     /// Must be called within a Tokio runtime where there is a directory to watch.
     pub fn start(options: PlaneOptions) -> io::Result<Plane> {
         let plane = Plane::new(options);
-        if let Some(dir) = plane.inner.options.config_dir.clone() {
-            let scan = load::scan(&dir)?;
+        if let Some(dir) = &plane.inner.options.state_dir {
+            plane.inner.store.lock().unwrap_or_else(PoisonError::into_inner).keep_state(dir)?;
+        }
+        if let Some(dir) = &plane.inner.options.config_dir {
+            let (watcher, scan) = watched_scan(dir, load::scan)?;
             plane.inner.apply(|store| store.apply(Ok(scan)));
-            let watcher = Watcher::new(&dir);
             let task = tokio::spawn(keep_loading(Arc::downgrade(&plane.inner), watcher));
             let _ = plane.inner.loader.set(task.abort_handle());
         }
@@ -137,17 +158,13 @@ impl Plane {
         Plane::new(PlaneOptions::default())
     }
 
-    /// A plane without any configuration yet, and with no directory to read one from.
-    pub fn of_texts(options: PlaneOptions) -> Plane {
-        Plane::new(PlaneOptions { config_dir: None, ..options })
-    }
-
     fn new(options: PlaneOptions) -> Plane {
         // Whoever asks before there is any configuration is told the same.
         let mut live = Live::default();
         let (mut policy, _) = Policy::new(&Objects::default());
         policy.outbound = options.outbound_traffic_policy;
-        live.compiled = Arc::new(Compiled::new(policy, Vec::new(), 0));
+        let allow_unenforced = options.allow_unenforced;
+        live.compiled = Arc::new(Compiled { policy, allow_unenforced, ..Compiled::default() });
         let snapshot = Snapshot { compiled: live.compiled.clone(), ..Snapshot::default() };
         let inner = Inner {
             store: Mutex::new(Store::new(options.allow_empty)),
@@ -227,6 +244,11 @@ impl Plane {
         let known: HashSet<String> = all.iter().map(ToString::to_string).collect();
         all.extend(compiled.found().into_iter().filter(|finding| !known.contains(&finding.to_string())));
         all
+    }
+
+    /// What is wrong, and what is in force instead.
+    pub fn wrong(&self) -> Vec<Wrong> {
+        self.inner.live().compiled.wrong.clone()
     }
 
     /// How many objects of the configuration are in force.
@@ -316,17 +338,20 @@ impl Inner {
         if !change(&mut store) {
             return self.live().config_generation;
         }
-        let loaded = store.loaded();
+        let mut loaded = store.loaded();
         let objects = loaded.objects.len();
         let outbound = match is_whole(&loaded.diagnostics) {
             true => self.options.outbound_traffic_policy,
             false => OutboundTrafficPolicy::RegistryOnly,
         };
+        let wrong = std::mem::take(&mut loaded.wrong);
         let (mut policy, diagnostics) = examine(loaded);
         policy.outbound = outbound;
-        let compiled = Arc::new(Compiled::new(policy, diagnostics, objects));
+        let allow_unenforced = self.options.allow_unenforced;
+        let cache = Mutex::default();
+        let compiled = Arc::new(Compiled { policy, diagnostics, wrong, objects, allow_unenforced, cache });
         let mut live = self.live();
-        tell(&live.compiled.diagnostics, &compiled.diagnostics, objects);
+        tell(&live.compiled, &compiled);
         let old = std::mem::replace(&mut live.compiled, compiled.clone());
         live.endpoints = Endpoints::new(&compiled.policy.services, &live.endpoints, &old.policy.services);
         live.config_generation += 1;
@@ -398,6 +423,13 @@ impl Drop for Inner {
     }
 }
 
+/// Watches first: what is written after the scan is noticed.
+fn watched_scan(dir: &Path, scan: impl FnOnce(&Path) -> io::Result<Scan>) -> io::Result<(Watcher, Scan)> {
+    fs::metadata(dir)?;
+    let watcher = Watcher::new(dir);
+    Ok((watcher, scan(dir)?))
+}
+
 async fn keep_loading(inner: Weak<Inner>, watcher: Watcher) {
     loop {
         watcher.changed().await;
@@ -414,14 +446,14 @@ fn is_whole(loading: &[Diagnostic]) -> bool {
 }
 
 /// Logs what was not the matter before.
-fn tell(before: &[Diagnostic], now: &[Diagnostic], objects: usize) {
-    let before: HashSet<String> = before.iter().map(ToString::to_string).collect();
-    let count = |severity| now.iter().filter(|finding| finding.severity == severity).count();
+fn tell(before: &Compiled, now: &Compiled) {
+    let count = |severity| now.diagnostics.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
-    info!(objects, errors, warnings, "configuration in force");
-    for finding in now {
+    info!(objects = now.objects, errors, warnings, "configuration in force");
+    let known: HashSet<String> = before.diagnostics.iter().map(ToString::to_string).collect();
+    for finding in &now.diagnostics {
         let line = finding.to_string();
-        if before.contains(&line) {
+        if known.contains(&line) {
             continue;
         }
         match finding.severity {
@@ -429,6 +461,11 @@ fn tell(before: &[Diagnostic], now: &[Diagnostic], objects: usize) {
             Severity::Warning => warn!("{line}"),
             Severity::Info => {}
         }
+    }
+    // Of what is held, a finding says so.
+    let not_held = now.wrong.iter().filter(|wrong| wrong.standing != Standing::Held);
+    for wrong in not_held.filter(|wrong| !before.wrong.contains(wrong)) {
+        error!("{wrong}");
     }
 }
 
@@ -497,4 +534,23 @@ pub struct WorkloadSummary {
     /// Why it serves nothing, where it does not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_written_after_the_first_scan_is_noticed_without_a_poll() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (watcher, scan) = watched_scan(dir.path(), |dir| {
+            let scan = load::scan(dir);
+            fs::write(dir.join("late.yaml"), "a: 1").expect("written");
+            scan
+        })
+        .expect("readable");
+        assert!(scan.files.is_empty());
+        let noticed = tokio::time::timeout(Duration::from_secs(30), watcher.noticed());
+        noticed.await.expect("the operating system tells");
+    }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Empty};
-use mesh_control::embedded::{Config, Embedded, Options, OutboundTrafficPolicy};
+use mesh_control::embedded::{Config, Embedded, Options, OutboundTrafficPolicy, PlaneOptions};
 use mesh_core::error::ErrorKind;
 use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
@@ -48,7 +48,12 @@ async fn outside() -> (u16, Arc<AtomicUsize>) {
 }
 
 async fn control(yaml: &str, policy: OutboundTrafficPolicy) -> Embedded {
-    Embedded::start(Config::yaml(yaml), Options::default().outbound_traffic_policy(policy)).await.unwrap()
+    Embedded::start(
+        Config::yaml(yaml),
+        Options::default().plane(PlaneOptions::default().outbound_traffic_policy(policy)),
+    )
+    .await
+    .unwrap()
 }
 
 fn mesh(control: &Embedded) -> Mesh {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http_body_util::BodyExt;
-use mesh_control::embedded::{Config, Embedded, Options, OutboundTrafficPolicy};
+use mesh_control::embedded::{Config, Embedded, Options, OutboundTrafficPolicy, PlaneOptions};
 use mesh_core::error::ErrorKind;
 use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
@@ -102,7 +102,8 @@ async fn yaml_routes_requests_to_servers_that_registered_themselves() {
 
 #[tokio::test]
 async fn an_unknown_host_is_an_error_that_names_the_listener_and_the_node() {
-    let options = Options::default().outbound_traffic_policy(OutboundTrafficPolicy::RegistryOnly);
+    let options =
+        Options::default().plane(PlaneOptions::default().outbound_traffic_policy(OutboundTrafficPolicy::RegistryOnly));
     let control = Embedded::start(Config::yaml(SERVICES), options).await.unwrap();
     let client = mesh(&control, "web", "v1");
     let error = client.client().get("http://nobody:1/").await.unwrap_err();

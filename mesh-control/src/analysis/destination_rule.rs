@@ -12,6 +12,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         let host = in_namespace(&object.spec.host, &object.meta.namespace);
         let is_known = host.starts_with('*')
             || policy.services.find(&host, &object.meta.namespace).is_some()
+            || policy.services.refused(&host, &object.meta.namespace).is_some()
             || policy.services.alias_of(&host, &object.meta.namespace).is_some()
             || policy.virtual_services.names(&host, &object.meta.namespace);
         let origin = object.meta.origin.at(object.spec.host.span);

@@ -9,6 +9,7 @@
 mod destination_rule;
 mod grpc;
 mod refused;
+mod security;
 mod service;
 mod unknown;
 mod virtual_service;
@@ -18,7 +19,8 @@ use std::path::Path;
 
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::file::Objects;
-use crate::config::load::{self, Loaded, Scan, Store};
+use crate::config::load::{self, Scan};
+use crate::config::store::{Loaded, Store};
 use crate::policy::Policy;
 use crate::registry::host::in_namespace;
 
@@ -56,14 +58,16 @@ pub fn validate_scan_for_grpc(scan: Scan) -> Report {
 
 /// Everything there is to say about some texts, by name.
 pub fn validate<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<Diagnostic> {
-    report(load::from_texts(texts).loaded(), false).diagnostics
+    let mut scan = Scan::default();
+    scan.files.extend(texts.into_iter().map(|(name, text)| (name.into(), Ok(text.into()))));
+    validate_scan(scan).diagnostics
 }
 
 fn of_scan(scan: Scan) -> Loaded {
     let mut store = Store::new(true);
     store.apply(Ok(scan));
     let mut loaded = store.loaded();
-    loaded.diagnostics.extend(store.silent_files().map(|name| {
+    loaded.diagnostics.extend(store.silent_texts().map(|name| {
         Diagnostic::of_file(name.clone(), Severity::Warning, Code::File, "nothing to check: no object is in it")
     }));
     loaded
@@ -81,7 +85,7 @@ fn report(loaded: Loaded, for_grpc: bool) -> Report {
 
 /// The policy of what is loaded, and everything there is to say about it.
 pub fn examine(loaded: Loaded) -> (Policy, Vec<Diagnostic>) {
-    let Loaded { objects, mut diagnostics } = loaded;
+    let Loaded { objects, mut diagnostics, .. } = loaded;
     let (policy, found) = Policy::new(&objects);
     diagnostics.extend(found);
     diagnostics.extend(check(&objects, &policy));
@@ -100,6 +104,7 @@ pub fn check(objects: &Objects, policy: &Policy) -> Vec<Diagnostic> {
     virtual_service::check(objects, policy, &mut found);
     destination_rule::check(objects, policy, &mut found);
     service::check(policy, &mut found);
+    security::check(objects, policy, &mut found);
     refused::check(policy, &mut found);
     found
 }

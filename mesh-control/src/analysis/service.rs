@@ -21,7 +21,7 @@ fn check_endpoints(policy: &Policy, id: ServiceId, service: &Service, found: &mu
             say(format!("a name, but {} takes addresses only; it is no endpoint", service.host));
             continue;
         }
-        for port in service.ports.iter().filter(|port| written.port_for(port).is_none()) {
+        for port in service.ports.iter().filter(|port| written.is_of(port) && written.port_for(port).is_none()) {
             say(format!("it has no port for port {} of {}", port.number, service.host));
         }
     }

@@ -83,6 +83,10 @@ impl Checker<'_> {
             }
             before.push((index, same));
             let client = &self.entry.meta.namespace;
+            // The object that is wrong says so.
+            if self.policy.services.refused(&host, client).is_some() {
+                continue;
+            }
             let real = self.policy.services.real(&host, client);
             let host = real.map_or(host, |real| real.to_string());
             let Some((_, service)) = self.policy.services.find(&host, client) else {
@@ -121,9 +125,18 @@ impl Checker<'_> {
     fn check_subset(&mut self, rule: &Rule, index: usize, host: &str, service: &Service, subset: &str, span: Span) {
         let view = View::of_namespace(&self.entry.meta.namespace);
         let defined = self.policy.destination_rules.find(host, &service.namespace, &view);
-        if defined.is_some_and(|defined| defined.has_subset(subset)) {
+        if defined.is_some_and(|defined| defined.has_subset(subset) || defined.refused().is_some()) {
             return;
         }
+        // Clients of other namespaces may well have a rule that defines it.
+        let rules = &self.policy.destination_rules;
+        let visibility = &self.entry.visibility;
+        let elsewhere = rules.namespaces().filter(|namespace| visibility.includes(namespace)).filter(|namespace| {
+            let view = View::of_namespace(namespace);
+            rules.find(host, &service.namespace, &view).is_some_and(|rule| rule.has_subset(subset))
+        });
+        let mut elsewhere: Vec<&str> = elsewhere.map(|namespace| &**namespace).collect();
+        elsewhere.sort_unstable();
         let known: Vec<&str> = defined.iter().flat_map(|defined| defined.subset_names()).collect();
         let message = match (known.is_empty(), nearest(subset, &known)) {
             (true, _) => format!("no DestinationRule defines a subset of {host}"),
@@ -132,7 +145,17 @@ impl Checker<'_> {
                 format!("{host} has the subsets {}; did you mean {}?", known.join(", "), quoted(meant))
             }
         };
-        let message = format!("{} is no subset: {message}", quoted(subset));
+        let message = match elsewhere.is_empty() {
+            true => format!("{} is no subset: {message}", quoted(subset)),
+            false => {
+                let own = &self.entry.meta.namespace;
+                format!(
+                    "{} is no subset for clients of namespace {own}, only for those of {}",
+                    quoted(subset),
+                    elsewhere.join(", ")
+                )
+            }
+        };
         let field = format!("route[{index}].destination.subset");
         self.say(rule, span, &field, Severity::Error, Code::UnknownReference, message);
     }
@@ -196,6 +219,8 @@ fn check_delegates(objects: &Objects, found: &mut Vec<Diagnostic>) {
             targets.insert((namespace, &delegate.name));
         }
     }
+    let of_refused = objects.refused.iter().flat_map(|object| &object.delegates);
+    targets.extend(of_refused.map(|(namespace, name)| (namespace.as_str(), name.as_str())));
     for object in objects.virtual_services.iter().filter(|object| object.spec.hosts.is_empty()) {
         if !targets.contains(&(&*object.meta.namespace, &*object.meta.name)) {
             let message = "it has no hosts, and no other object delegates to it: it has no effect";

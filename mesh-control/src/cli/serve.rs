@@ -20,6 +20,16 @@ pub(super) struct Args {
     /// The directory with the configuration; it is read again whenever it changes.
     #[arg(long, value_name = "DIR")]
     config: PathBuf,
+    /// Keeps the last good state of the configuration's objects in this directory, so that it survives a restart.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Refuses to start if any object of the configuration is wrong.
+    #[arg(long)]
+    strict: bool,
+    /// Lets workloads serve that a PeerAuthentication (STRICT), RequestAuthentication or AuthorizationPolicy guards, though
+    /// none of these is enforced yet. Without this, they answer every request with 503 and the reason.
+    #[arg(long)]
+    allow_unenforced: bool,
     /// Where to serve xDS in plaintext. Port 0 takes a free one.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15010", value_parser = address)]
     xds_addr: SocketAddr,
@@ -69,9 +79,18 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             args.xds_addr
         );
     }
-    let options =
-        PlaneOptions::default().config_dir(&args.config).outbound_traffic_policy(args.outbound_traffic_policy);
-    let plane = Plane::start(options).with_context(|| format!("cannot read {}", args.config.display()))?;
+    let mut options = PlaneOptions::default()
+        .config_dir(&args.config)
+        .allow_unenforced(args.allow_unenforced)
+        .outbound_traffic_policy(args.outbound_traffic_policy);
+    options.state_dir.clone_from(&args.state_dir);
+    let plane = Plane::start(options).with_context(|| cannot_start(args))?;
+    if args.strict {
+        let wrong: Vec<String> = plane.wrong().iter().map(|wrong| format!("\n  {wrong}")).collect();
+        if !wrong.is_empty() {
+            bail!("--strict, and the configuration in {} is wrong:{}", args.config.display(), wrong.concat());
+        }
+    }
     let options = Options::default().settle(args.settle).grace(args.grace).max_stream_age(args.max_stream_age);
     let server = Arc::new(Server::new(Feed::of(&plane), Arc::new(plane.clone()), &options));
     let (stop, stopped) = watch::channel(false);
@@ -114,6 +133,11 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
 
 /// Signals this soon after the first are the same one: `timeout` tells a process and then its group.
 const SAME_SIGNAL: Duration = Duration::from_millis(250);
+
+fn cannot_start(args: &Args) -> String {
+    let state = args.state_dir.iter().map(|dir| format!(", or keep its state in {}", dir.display()));
+    format!("cannot read {}{}", args.config.display(), state.collect::<String>())
+}
 
 struct Signals {
     terminate: tokio::signal::unix::Signal,

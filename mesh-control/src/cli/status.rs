@@ -65,13 +65,14 @@ fn table(status: &Status) -> String {
         count(status.services, "service"),
         count(status.clients.len(), "client"),
         count(status.workloads.len(), "workload"),
-        if status.ready { "" } else { ", no configuration" },
+        if status.ready { "" } else { ", not ready" },
         status.settling_seconds.map(|left| format!(", settling for {left:.1}s")).unwrap_or_default(),
     );
     clients(status, &mut out);
     refusals(status, &mut out);
     turned_away(status, &mut out);
     workloads(status, &mut out);
+    wrong(status, &mut out);
     diagnostics(status, &mut out);
     out
 }
@@ -142,6 +143,20 @@ fn workloads(status: &Status, out: &mut String) {
             None => workload.serves.join(","),
         };
         [short(&workload.node), workload.address.to_string(), state, serves, labels.join(",")]
+    }));
+    section(rows, out);
+}
+
+fn wrong(status: &Status, out: &mut String) {
+    let mut rows = vec![["WRONG", "IN FORCE INSTEAD", "REASON"].map(str::to_owned)];
+    rows.extend(status.wrong.iter().map(|one| {
+        let instead = match one.standing.as_str() {
+            "held" => "its last good state",
+            "fails-closed" => "nothing: what it governs fails",
+            "unread" => "nothing: nobody can tell what it governs",
+            other => other,
+        };
+        [one.object.clone().unwrap_or_else(|| one.file.clone()), instead.to_owned(), one.reason.clone()]
     }));
     section(rows, out);
 }
@@ -237,6 +252,7 @@ mod tests {
             }],
             workloads: Vec::new(),
             diagnostics: Vec::new(),
+            wrong: Vec::new(),
         };
         let table = table(&status);
         let lines: Vec<&str> = table.lines().collect();

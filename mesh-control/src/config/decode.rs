@@ -20,7 +20,8 @@ pub struct Decoder<'a> {
     /// How many there are of each severity, those left out included.
     counts: BTreeMap<Severity, usize>,
     idle: BTreeMap<(&'static str, String), (Span, usize)>,
-    rejected: bool,
+    /// The first finding that makes the present object unusable.
+    rejection: Option<Diagnostic>,
 }
 
 /// A file that is wrong in more places than this is not read on by anybody. Each severity has its own: notes must not
@@ -52,7 +53,7 @@ impl<'a> Decoder<'a> {
             found: Vec::new(),
             counts: BTreeMap::new(),
             idle: BTreeMap::new(),
-            rejected: false,
+            rejection: None,
         }
     }
 
@@ -87,9 +88,14 @@ impl<'a> Decoder<'a> {
         *count += 1;
     }
 
-    /// Whether anything found makes the file unusable.
+    /// Whether anything found makes the present object unusable.
     pub fn is_rejected(&self) -> bool {
-        self.rejected
+        self.rejection.is_some()
+    }
+
+    /// The first finding that makes the present object unusable; from here on, another one is read.
+    pub fn take_rejection(&mut self) -> Option<Diagnostic> {
+        self.rejection.take()
     }
 
     /// Says something about the value that is being read.
@@ -114,7 +120,9 @@ impl<'a> Decoder<'a> {
         if !path.is_empty() {
             finding.field = Some(path);
         }
-        self.rejected |= finding.rejects_file();
+        if self.rejection.is_none() && finding.rejects_object() {
+            self.rejection = Some(finding.clone());
+        }
         let count = self.counts.entry(severity).or_default();
         *count += 1;
         if *count <= MOST_FINDINGS {

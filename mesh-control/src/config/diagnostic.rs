@@ -18,7 +18,7 @@ pub enum Severity {
     Info,
     /// Something that was written has no effect, or not the effect one would expect.
     Warning,
-    /// The file is wrong, or something that guards security has no effect.
+    /// The object is wrong, or something that guards security has no effect.
     Error,
 }
 
@@ -89,8 +89,8 @@ impl Code {
         }
     }
 
-    /// Whether an error of this kind makes its file unusable, so that its last good state stays.
-    pub const fn rejects_file(self) -> bool {
+    /// Whether an error of this kind makes its object unusable, so that its last good state stays.
+    pub const fn rejects_object(self) -> bool {
         matches!(self, Code::Syntax | Code::UnknownField | Code::WrongType | Code::InvalidValue | Code::MissingField)
     }
 }
@@ -222,9 +222,16 @@ impl Diagnostic {
         self
     }
 
-    /// Whether the finding makes its file unusable.
-    pub fn rejects_file(&self) -> bool {
-        self.severity == Severity::Error && self.code.rejects_file()
+    /// Whether the finding makes its object unusable.
+    pub fn rejects_object(&self) -> bool {
+        self.severity == Severity::Error && self.code.rejects_object()
+    }
+
+    /// `file:line: field: message`, for whoever knows which object it is about.
+    pub fn in_short(&self) -> String {
+        let line = if self.line > 0 { format!("{}:", self.line) } else { String::new() };
+        let field = self.field.as_deref().map(|field| format!("{field}: ")).unwrap_or_default();
+        format!("{}:{line} {field}{}", self.file, self.message)
     }
 
     /// The finding with the lines of the file that it speaks of, for a terminal.

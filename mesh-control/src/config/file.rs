@@ -1,4 +1,10 @@
 //! One text, read into objects: which documents are ours, who they are, and what is wrong with them.
+//!
+//! An object is right or wrong by itself. One that is wrong is left out and the others of the text are not; what is
+//! still known of it is kept (`refused.rs`), so that what it governs can fail closed.
+
+mod classify;
+mod refused;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,13 +12,16 @@ use std::sync::Arc;
 use super::decode::{Decode, Decoder, Opaque, Text, message};
 use super::diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span, quoted};
 use super::istio::destination_rule::DestinationRule;
+use super::istio::security::{AuthorizationPolicy, DRY_RUN, PeerAuthentication, RequestAuthentication};
 use super::istio::service::Service;
 use super::istio::service_entry::ServiceEntry;
 use super::istio::virtual_service::VirtualService;
 use super::istio::workload_entry::WorkloadEntry;
 use super::istio::workload_group::WorkloadGroup;
-use super::node::{self, Node};
+use super::node::{self, Node, Value};
 use super::support::{self, ObjectKind};
+use classify::{Class, classify, is_foreign};
+pub use refused::{Governs, Refused, Workloads};
 
 /// Who an object is and where it is written.
 #[derive(Clone, Debug)]
@@ -44,7 +53,15 @@ impl Meta {
     pub fn order(&self) -> (&str, &str, &str) {
         (&self.created, &self.name, &self.namespace)
     }
+
+    /// What tells it from every other object.
+    pub fn key(&self) -> ObjectKey {
+        (self.kind, self.namespace.clone(), self.name.clone())
+    }
 }
+
+/// What tells an object from every other: kind, namespace, name.
+pub type ObjectKey = (ObjectKind, Arc<str>, Arc<str>);
 
 /// An object of some kind.
 #[derive(Clone, Debug)]
@@ -55,35 +72,75 @@ pub struct Object<T> {
     pub spec: T,
 }
 
-/// Objects by kind.
-#[derive(Clone, Debug, Default)]
-pub struct Objects {
+/// The kinds of object: where each has its place in [`Objects`].
+macro_rules! objects {
+    ($($(#[$doc:meta])* $field:ident: $kind:ident,)*) => {
+        /// Objects by kind.
+        #[derive(Clone, Debug, Default)]
+        pub struct Objects {
+            $($(#[$doc])* pub $field: Vec<Arc<Object<$kind>>>,)*
+            /// Those that are wrong, and have no last good state that could stand in for them.
+            pub refused: Vec<Arc<Refused>>,
+        }
+
+        /// One object of any kind.
+        #[derive(Clone, Debug)]
+        pub enum Item {
+            $($(#[$doc])* $kind(Arc<Object<$kind>>),)*
+            /// One that is wrong.
+            Refused(Arc<Refused>),
+        }
+
+        impl Objects {
+            /// How many are in force; those that are wrong are not.
+            pub fn len(&self) -> usize {
+                0 $(+ self.$field.len())*
+            }
+
+            /// Adds one.
+            pub fn push(&mut self, item: Item) {
+                match item {
+                    $(Item::$kind(object) => self.$field.push(object),)*
+                    Item::Refused(object) => self.refused.push(object),
+                }
+            }
+        }
+
+        impl Item {
+            /// Who it is.
+            pub fn meta(&self) -> &Meta {
+                match self {
+                    $(Item::$kind(object) => &object.meta,)*
+                    Item::Refused(object) => &object.meta,
+                }
+            }
+        }
+    };
+}
+
+objects! {
     /// VirtualServices.
-    pub virtual_services: Vec<Arc<Object<VirtualService>>>,
+    virtual_services: VirtualService,
     /// DestinationRules.
-    pub destination_rules: Vec<Arc<Object<DestinationRule>>>,
+    destination_rules: DestinationRule,
     /// ServiceEntries.
-    pub service_entries: Vec<Arc<Object<ServiceEntry>>>,
+    service_entries: ServiceEntry,
     /// WorkloadEntries.
-    pub workload_entries: Vec<Arc<Object<WorkloadEntry>>>,
+    workload_entries: WorkloadEntry,
     /// WorkloadGroups.
-    pub workload_groups: Vec<Arc<Object<WorkloadGroup>>>,
+    workload_groups: WorkloadGroup,
     /// Services.
-    pub services: Vec<Arc<Object<Service>>>,
+    services: Service,
+    /// PeerAuthentications.
+    peer_authentications: PeerAuthentication,
+    /// RequestAuthentications.
+    request_authentications: RequestAuthentication,
+    /// AuthorizationPolicies.
+    authorization_policies: AuthorizationPolicy,
 }
 
 impl Objects {
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.virtual_services.len()
-            + self.destination_rules.len()
-            + self.service_entries.len()
-            + self.workload_entries.len()
-            + self.workload_groups.len()
-            + self.services.len()
-    }
-
-    /// Whether there is none.
+    /// Whether none is in force.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -94,33 +151,53 @@ impl Objects {
 pub struct ParsedFile {
     /// The text.
     pub source: Source,
-    /// Its objects; none where it is rejected.
-    pub objects: Objects,
+    /// Its objects, right and wrong, in the order in which they are written.
+    pub items: Vec<Item>,
+    /// What is wrong with documents of which nobody can tell which object they are.
+    pub unread: Vec<Diagnostic>,
     /// What is to be said about it.
     pub diagnostics: Vec<Diagnostic>,
-    /// Whether it is wrong as a whole.
+    /// Whether anything in it is wrong.
     pub rejected: bool,
 }
 
 /// Reads one text.
 pub fn read(source: Source) -> ParsedFile {
-    let documents = match node::parse(&source) {
+    let mut file =
+        ParsedFile { source, items: Vec::new(), unread: Vec::new(), diagnostics: Vec::new(), rejected: false };
+    let foreign = is_foreign(&file.source.name);
+    let documents = match node::parse(&file.source) {
         Ok(documents) => documents,
+        // `tsconfig.json` has comments, which YAML does not know.
+        Err(_) if foreign && !file.source.text.contains("apiVersion") => {
+            file.diagnostics.push(other_tools(&file.source));
+            return file;
+        }
         Err(error) => {
-            return ParsedFile { source, objects: Objects::default(), diagnostics: vec![error], rejected: true };
+            file.unread.push(error.clone());
+            file.diagnostics.push(error);
+            file.rejected = true;
+            return file;
         }
     };
-    let mut d = Decoder::new(&source);
-    let mut objects = Objects::default();
+    if foreign && documents.iter().all(|document| document.get("kind").is_none()) {
+        file.diagnostics.push(other_tools(&file.source));
+        return file;
+    }
+    let mut d = Decoder::new(&file.source);
+    let mut reader = Reader { source: &file.source, items: Vec::new(), unread: Vec::new() };
     for document in &documents {
-        read_document(document, &source, &mut d, &mut objects);
+        reader.document(document, &mut d);
     }
-    let rejected = d.is_rejected();
-    if rejected {
-        objects = Objects::default();
-    }
+    let Reader { items, unread, .. } = reader;
     let diagnostics = d.into_found();
-    ParsedFile { source, objects, diagnostics, rejected }
+    file.rejected = !unread.is_empty() || items.iter().any(|item| matches!(item, Item::Refused(_)));
+    ParsedFile { items, unread, diagnostics, ..file }
+}
+
+fn other_tools(source: &Source) -> Diagnostic {
+    let message = "by its name it is another tool's file, and nothing in it is an object";
+    Diagnostic::of_file(source.name.clone(), Severity::Info, Code::Ignored, message)
 }
 
 message! {
@@ -157,132 +234,89 @@ message! {
     }
 }
 
-/// What is to be done with a document.
-enum Class {
-    Read(ObjectKind),
-    List,
-    NotYet(Severity),
-    Elsewhere,
-    UnknownVersion(&'static str),
-    UnknownKind,
+/// Reads the documents of one text, each by itself.
+struct Reader<'s> {
+    source: &'s Source,
+    items: Vec<Item>,
+    unread: Vec<Diagnostic>,
 }
 
-const NETWORKING_KINDS: [(&str, ObjectKind); 5] = [
-    ("VirtualService", ObjectKind::VirtualService),
-    ("DestinationRule", ObjectKind::DestinationRule),
-    ("ServiceEntry", ObjectKind::ServiceEntry),
-    ("WorkloadEntry", ObjectKind::WorkloadEntry),
-    ("WorkloadGroup", ObjectKind::WorkloadGroup),
-];
-
-/// The other kinds of the group without a name: a mistyped `Service` is not one of them.
-const CORE_KINDS: [&str; 17] = [
-    "Binding",
-    "ComponentStatus",
-    "ConfigMap",
-    "Event",
-    "LimitRange",
-    "Namespace",
-    "Node",
-    "PersistentVolume",
-    "PersistentVolumeClaim",
-    "Pod",
-    "PodList",
-    "PodTemplate",
-    "ReplicationController",
-    "ResourceQuota",
-    "Secret",
-    "ServiceAccount",
-    "Status",
-];
-
-fn classify(api_version: &str, kind: &str) -> Class {
-    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
-    match group {
-        "networking.istio.io" => {
-            if let Some((_, read)) = NETWORKING_KINDS.iter().find(|(name, _)| *name == kind) {
-                return match version {
-                    "v1" | "v1beta1" | "v1alpha3" => Class::Read(*read),
-                    _ => Class::UnknownVersion("v1, v1beta1 or v1alpha3"),
-                };
+impl Reader<'_> {
+    fn document(&mut self, document: &Node, d: &mut Decoder<'_>) {
+        d.object("".into());
+        let identity = (document.get("apiVersion"), document.get("kind"));
+        let (Some(api_version), Some(kind_node)) = identity else {
+            let message = "not an object: `apiVersion` and `kind` are needed";
+            d.error(document.span, Code::MissingField, message);
+            return self.unread(d);
+        };
+        let (Some(api_version_text), Some(kind)) = (api_version.as_str(), kind_node.as_str()) else {
+            d.error(document.span, Code::WrongType, "`apiVersion` and `kind` are strings");
+            return self.unread(d);
+        };
+        let class = classify(api_version_text, kind);
+        d.object(loose_id(document, kind));
+        match class {
+            Class::Read(kind) => match read_object(document, kind, self.source, d) {
+                Some(item) if !d.is_rejected() => self.items.push(item),
+                _ => self.refused(document, kind, d),
+            },
+            Class::List => self.list(document, d),
+            Class::NotYet(severity) => {
+                let message = format!("not supported yet: {kind} of {api_version_text} has no effect");
+                d.report(kind_node.span, severity, Code::NotSupportedYet, message);
             }
-            match kind {
-                "Gateway" | "Sidecar" | "EnvoyFilter" | "ProxyConfig" => Class::NotYet(Severity::Warning),
-                _ => Class::UnknownKind,
+            Class::Elsewhere(why) => {
+                let message = format!("{kind} of {api_version_text} {why}");
+                d.report(kind_node.span, Severity::Info, Code::Ignored, message);
             }
-        }
-        // Security that has no effect is never a mere warning.
-        "security.istio.io" => match kind {
-            "AuthorizationPolicy" | "PeerAuthentication" | "RequestAuthentication" => Class::NotYet(Severity::Error),
-            _ => Class::UnknownKind,
-        },
-        "telemetry.istio.io" | "extensions.istio.io" | "install.istio.io" | "operator.istio.io" => {
-            Class::NotYet(Severity::Warning)
-        }
-        "gateway.networking.k8s.io" | "gateway.networking.x-k8s.io" | "inference.networking.k8s.io" => match kind {
-            "BackendTLSPolicy" => Class::NotYet(Severity::Error),
-            _ => Class::NotYet(Severity::Warning),
-        },
-        "discovery.k8s.io" => Class::NotYet(Severity::Warning),
-        "networking.k8s.io" if kind == "Ingress" => Class::NotYet(Severity::Warning),
-        "networking.k8s.io" if kind == "NetworkPolicy" => Class::NotYet(Severity::Error),
-        "" => match kind {
-            "Service" if version == "v1" => Class::Read(ObjectKind::Service),
-            "Service" => Class::UnknownVersion("v1"),
-            "List" if version == "v1" => Class::List,
-            "Endpoints" => Class::NotYet(Severity::Warning),
-            _ if version == "v1" && CORE_KINDS.contains(&kind) => Class::Elsewhere,
-            _ => Class::UnknownKind,
-        },
-        _ => Class::Elsewhere,
-    }
-}
-
-fn read_document(document: &Node, source: &Source, d: &mut Decoder<'_>, objects: &mut Objects) {
-    d.object("".into());
-    let identity = (document.get("apiVersion"), document.get("kind"));
-    let (Some(api_version), Some(kind_node)) = identity else {
-        let message = "not an object: `apiVersion` and `kind` are needed";
-        d.error(document.span, Code::MissingField, message);
-        return;
-    };
-    let (Some(api_version_text), Some(kind)) = (api_version.as_str(), kind_node.as_str()) else {
-        d.error(document.span, Code::WrongType, "`apiVersion` and `kind` are strings");
-        return;
-    };
-    let class = classify(api_version_text, kind);
-    d.object(loose_id(document, kind));
-    match class {
-        Class::Read(kind) => read_object(document, kind, source, d, objects),
-        Class::List => {
-            for item in document.get("items").map(Node::items).unwrap_or_default() {
-                read_list_item(item, source, d, objects);
+            Class::UnknownVersion(read, known) => {
+                let message = format!("{kind} has no version {}; {known}", quoted(api_version_text));
+                d.error(api_version.span, Code::InvalidValue, message);
+                self.refused(document, read, d);
             }
-        }
-        Class::NotYet(severity) => {
-            let message = format!("not supported yet: {kind} of {api_version_text} has no effect");
-            d.report(kind_node.span, severity, Code::NotSupportedYet, message);
-        }
-        Class::Elsewhere => {
-            let message = format!("{kind} of {api_version_text} is of no concern to the mesh");
-            d.report(kind_node.span, Severity::Info, Code::Ignored, message);
-        }
-        Class::UnknownVersion(known) => {
-            let message = format!("{kind} has no version {}; {known}", quoted(api_version_text));
-            d.error(api_version.span, Code::InvalidValue, message);
-        }
-        Class::UnknownKind => {
-            let message = format!("{} has no kind {}", quoted(api_version_text), quoted(kind));
-            d.error(kind_node.span, Code::InvalidValue, message);
+            Class::UnknownKind => {
+                let message = format!("{} has no kind {}", quoted(api_version_text), quoted(kind));
+                d.error(kind_node.span, Code::InvalidValue, message);
+                self.unread(d);
+            }
         }
     }
-}
 
-fn read_list_item(item: &Node, source: &Source, d: &mut Decoder<'_>, objects: &mut Objects) {
-    if item.get("kind").and_then(Node::as_str) == Some("List") {
-        d.error(item.span, Code::InvalidValue, "a List inside a List");
-    } else {
-        read_document(item, source, d, objects);
+    fn list(&mut self, document: &Node, d: &mut Decoder<'_>) {
+        let Some(items) = document.get("items") else { return };
+        if !matches!(items.value, Value::Seq(_)) {
+            d.wrong_type(items, "a list");
+            return self.unread(d);
+        }
+        for item in items.items() {
+            if item.get("kind").and_then(Node::as_str) == Some("List") {
+                d.error(item.span, Code::InvalidValue, "a List inside a List");
+                self.unread(d);
+            } else {
+                self.document(item, d);
+            }
+        }
+    }
+
+    /// An object of this kind is wrong.
+    fn refused(&mut self, document: &Node, kind: ObjectKind, d: &mut Decoder<'_>) {
+        let Some(finding) = d.take_rejection() else { return };
+        match refused::read(document, kind, self.source, &finding) {
+            Some(refused) => {
+                // It may be any object, so that none of the text can be taken for gone.
+                if !refused.is_named() || !refused.is_whole {
+                    self.unread.push(finding);
+                }
+                self.items.push(Item::Refused(Arc::new(refused)));
+            }
+            None => self.unread.push(finding),
+        }
+    }
+
+    /// A document may be any object.
+    fn unread(&mut self, d: &mut Decoder<'_>) {
+        self.unread.extend(d.take_rejection());
     }
 }
 
@@ -298,45 +332,46 @@ fn loose_id(document: &Node, kind: &str) -> Arc<str> {
     }
 }
 
-fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder<'_>, objects: &mut Objects) {
-    if d.message(document, &["apiVersion", "kind", "metadata", "spec", "status"]).is_none() {
-        return;
-    }
-    let Some(meta) = read_meta(document, kind, source, d) else {
-        return;
-    };
+fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder<'_>) -> Option<Item> {
+    d.message(document, &["apiVersion", "kind", "metadata", "spec", "status"])?;
+    let meta = read_meta(document, kind, source, d)?;
     d.object(meta.id());
     let Some(spec) = document.get("spec") else {
         // A WorkloadGroup or a Service may well be empty; the others say so in their own checks.
         d.error(document.span, Code::MissingField, "field `spec` is missing");
-        return;
+        return None;
     };
-    match kind {
-        ObjectKind::VirtualService => keep(meta, spec, d, VirtualService::check, &mut objects.virtual_services),
-        ObjectKind::DestinationRule => {
-            keep(meta, spec, d, DestinationRule::check, &mut objects.destination_rules);
-        }
-        ObjectKind::ServiceEntry => keep(meta, spec, d, ServiceEntry::check, &mut objects.service_entries),
+    Some(match kind {
+        ObjectKind::VirtualService => Item::VirtualService(read_spec(meta, spec, d, VirtualService::check)?),
+        ObjectKind::DestinationRule => Item::DestinationRule(read_spec(meta, spec, d, DestinationRule::check)?),
+        ObjectKind::ServiceEntry => Item::ServiceEntry(read_spec(meta, spec, d, ServiceEntry::check)?),
         ObjectKind::WorkloadEntry => {
-            keep(meta, spec, d, |entry, d| entry.check("", d), &mut objects.workload_entries);
+            Item::WorkloadEntry(read_spec(meta, spec, d, |entry: &WorkloadEntry, d| entry.check("", d))?)
         }
-        ObjectKind::WorkloadGroup => keep(meta, spec, d, WorkloadGroup::check, &mut objects.workload_groups),
-        ObjectKind::Service => keep(meta, spec, d, Service::check, &mut objects.services),
-    }
+        ObjectKind::WorkloadGroup => Item::WorkloadGroup(read_spec(meta, spec, d, WorkloadGroup::check)?),
+        ObjectKind::Service => Item::Service(read_spec(meta, spec, d, Service::check)?),
+        ObjectKind::PeerAuthentication => {
+            Item::PeerAuthentication(read_spec(meta, spec, d, PeerAuthentication::check)?)
+        }
+        ObjectKind::RequestAuthentication => {
+            Item::RequestAuthentication(read_spec(meta, spec, d, RequestAuthentication::check)?)
+        }
+        ObjectKind::AuthorizationPolicy => {
+            Item::AuthorizationPolicy(read_spec(meta, spec, d, AuthorizationPolicy::check)?)
+        }
+    })
 }
 
-fn keep<T: Decode>(
+fn read_spec<T: Decode>(
     meta: Meta,
     spec: &Node,
     d: &mut Decoder<'_>,
     check: impl Fn(&T, &mut Decoder<'_>),
-    into: &mut Vec<Arc<Object<T>>>,
-) {
+) -> Option<Arc<Object<T>>> {
     support::report(meta.kind, spec, d);
-    if let Some(spec) = T::decode(spec, d) {
-        check(&spec, d);
-        into.push(Arc::new(Object { meta, spec }));
-    }
+    let spec = T::decode(spec, d)?;
+    check(&spec, d);
+    Some(Arc::new(Object { meta, spec }))
 }
 
 fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder<'_>) -> Option<Meta> {
@@ -362,7 +397,11 @@ fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder
         return None;
     }
     for key in metadata.annotations.keys() {
-        let read = key == "networking.istio.io/exportTo" && kind == ObjectKind::Service;
+        let read = match kind {
+            ObjectKind::Service => key == "networking.istio.io/exportTo",
+            ObjectKind::AuthorizationPolicy => key == DRY_RUN,
+            _ => false,
+        };
         if key.contains("istio.io/") && !read {
             let message = format!("not supported yet: annotation {} has no effect", quoted(key));
             let field = "metadata.annotations";
@@ -390,6 +429,12 @@ mod tests {
         (file, found)
     }
 
+    fn objects(file: ParsedFile) -> Objects {
+        let mut objects = Objects::default();
+        file.items.into_iter().for_each(|item| objects.push(item));
+        objects
+    }
+
     #[test]
     fn the_three_versions_of_a_kind_are_one() {
         for version in ["v1", "v1beta1", "v1alpha3"] {
@@ -398,7 +443,7 @@ mod tests {
             );
             let (file, found) = found(&text);
             assert!(found.is_empty(), "{found:?}");
-            assert_eq!(&*file.objects.destination_rules[0].meta.id(), "DestinationRule default/a");
+            assert_eq!(&*objects(file).destination_rules[0].meta.id(), "DestinationRule default/a");
         }
         let (file, found) =
             found("apiVersion: networking.istio.io/v2\nkind: DestinationRule\nmetadata: {name: a}\nspec: {host: b}\n");
@@ -424,7 +469,7 @@ spec:
 ",
         );
         assert!(!file.rejected);
-        assert_eq!(file.objects.virtual_services.len(), 1);
+        assert_eq!(objects(file).virtual_services.len(), 1);
         assert_eq!(
             found,
             [
@@ -440,16 +485,16 @@ spec:
     fn kinds_that_are_not_built_are_reported_and_those_of_a_cluster_passed_over() {
         let (file, found) = found(
             "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n---\n\
-             apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: x}\nspec: {}\n---\n\
+             apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {name: p, namespace: x}\nspec: {}\n---\n\
              apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: h}\n---\n\
-             apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: s}\n",
+             apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: s}\n",
         );
         assert!(!file.rejected);
         let starts = [
             "t.yaml:2:7: info[ignored]: Deployment default/d:",
-            "t.yaml:6:7: error[not-supported-yet]: AuthorizationPolicy x/p:",
+            "t.yaml:6:7: warning[not-supported-yet]: BackendTLSPolicy x/p:",
             "t.yaml:11:7: warning[not-supported-yet]: HTTPRoute default/h:",
-            "t.yaml:15:7: info[ignored]: ServiceAccount default/s:",
+            "t.yaml:15:7: info[ignored]: NetworkPolicy default/s:",
         ];
         for (found, start) in found.iter().zip(starts) {
             assert!(found.starts_with(start), "{found}");
@@ -463,13 +508,15 @@ spec:
             "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Service\n  metadata: {name: s}\n  spec: {ports: [{port: 80}]}\n",
         );
         assert!(found.is_empty(), "{found:?}");
-        assert_eq!(file.objects.services.len(), 1);
+        assert_eq!(objects(file).services.len(), 1);
     }
 
     #[test]
-    fn an_unknown_field_rejects_the_file_and_names_itself() {
+    fn an_unknown_field_rejects_the_object_and_names_itself() {
         let (file, found) = found("apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec:\n  port:\n  - port: 80\n");
-        assert!(file.rejected && file.objects.is_empty());
+        assert!(file.rejected);
+        let objects = objects(file);
+        assert_eq!((objects.len(), objects.refused.len()), (0, 1));
         assert!(found[0].ends_with("Service default/s: port: unknown field; did you mean `ports`?"), "{found:?}");
         assert!(found[0].starts_with("t.yaml:5:3:"), "{found:?}");
     }

@@ -33,12 +33,17 @@ impl Watcher {
         Watcher { touched, _system: system.ok() }
     }
 
+    /// Returns when the operating system has told of a change since the last look.
+    pub(crate) async fn noticed(&self) {
+        self.touched.notified().await;
+    }
+
     /// Returns when it is time to look again. Cancelling loses nothing.
     pub async fn changed(&self) {
-        if timeout(POLL, self.touched.notified()).await.is_err() {
+        if timeout(POLL, self.noticed()).await.is_err() {
             return;
         }
-        let settle = async { while timeout(QUIET, self.touched.notified()).await.is_ok() {} };
+        let settle = async { while timeout(QUIET, self.noticed()).await.is_ok() {} };
         tokio::select! {
             () = settle => {}
             () = sleep(LONGEST_WAIT) => {}

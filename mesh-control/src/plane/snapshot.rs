@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind};
 use crate::config::Diagnostic;
+use crate::config::store::Wrong;
 use crate::policy::Policy;
 use crate::policy::route::ClusterKey;
+use crate::policy::security::Served;
 use crate::policy::view::View;
 use crate::registry::EndpointsSnapshot;
 use crate::registry::endpoints::EncodedKey;
@@ -19,14 +21,17 @@ use crate::render::{self, Degraded, Rendered};
 pub(super) struct Compiled {
     pub(super) policy: Policy,
     pub(super) diagnostics: Vec<Diagnostic>,
+    pub(super) wrong: Vec<Wrong>,
     pub(super) objects: usize,
-    cache: Mutex<RenderCache>,
+    /// Whether workloads serve although what guards them is not enforced.
+    pub(super) allow_unenforced: bool,
+    pub(super) cache: Mutex<RenderCache>,
 }
 
 type ByName = HashMap<Arc<str>, Encoded>;
 
 #[derive(Debug, Default)]
-struct RenderCache {
+pub(super) struct RenderCache {
     resources: HashMap<(ClientClass, Kind), HashMap<View, ByName>>,
     /// Every name of a kind, as clients of a view see it.
     names: HashMap<(Kind, View), Arc<[Arc<str>]>>,
@@ -39,10 +44,6 @@ const MOST_CACHED: usize = 65_536;
 const MOST_FOUND: usize = 1_000;
 
 impl Compiled {
-    pub(super) fn new(policy: Policy, diagnostics: Vec<Diagnostic>, objects: usize) -> Compiled {
-        Compiled { policy, diagnostics, objects, cache: Mutex::default() }
-    }
-
     /// What was found when resources were rendered: what gRPC clients cannot do, and what the data plane would refuse.
     pub(super) fn found(&self) -> Vec<Diagnostic> {
         self.cache().found.values().cloned().collect()
@@ -127,12 +128,26 @@ impl Snapshot {
         self.config_generation
     }
 
+    /// Why the server with this listener must not serve, if it must not.
+    fn refusal(&self, client: &Client, listener: &str) -> Option<String> {
+        let Policy { services, security, .. } = &self.compiled.policy;
+        if self.compiled.allow_unenforced {
+            return None;
+        }
+        let labels = services.labels_in_group(&client.namespace, client.group.as_ref(), &client.labels);
+        let port = render::listener::bound_address(listener)?.port();
+        security.refusal(Served { namespace: &client.namespace, labels: &labels, port }, services)
+    }
+
     fn endpoints(&self, view: &View, name: &str) -> Option<Encoded> {
         if name == render::BLACK_HOLE {
             return Some(render::render_no_endpoints(name));
         }
         let policy = &self.compiled.policy;
         let cluster = policy.cluster(ClusterKey::parse(name)?, view)?;
+        if cluster.is_refused {
+            return Some(render::render_no_endpoints(name));
+        }
         if !render::has_endpoints_resource(&cluster) {
             return None;
         }
@@ -150,6 +165,12 @@ impl Snapshot {
 
 impl Catalog for Snapshot {
     fn resource(&self, client: &Client, kind: Kind, name: &str) -> Option<Encoded> {
+        if client.class == ClientClass::Envoy {
+            return None;
+        }
+        if kind == Kind::Listener && name.starts_with(render::listener::SERVER_PREFIX) {
+            return render::render_server(client.class, name, self.refusal(client, name));
+        }
         let view = self.compiled.policy.view(&client.namespace, &client.labels);
         match kind {
             Kind::Endpoints => self.endpoints(&view, name),

@@ -31,6 +31,8 @@ pub struct Rule {
     pub namespace: Arc<str>,
     /// Where it is written.
     pub written: Written,
+    /// Why nobody knows where it leads: the object that says so is wrong.
+    pub refused: Option<Arc<str>>,
 }
 
 /// What a full host name stands for: the host itself or that which it is an alias of, and its ports. `None` where there
@@ -85,7 +87,9 @@ fn applies(condition: &HttpMatch, view: &View, port: u16) -> bool {
 
 fn compile_one(rule: &Rule, condition: &HttpMatch, port: u16, service_of: &ServiceOf<'_>) -> Option<Route> {
     let route = &rule.route;
-    let action = if let Some(redirect) = &route.redirect {
+    let action = if let Some(reason) = &rule.refused {
+        Action::Fail(reason.clone())
+    } else if let Some(redirect) = &route.redirect {
         Action::Redirect(redirect_to(redirect, port))
     } else if let Some(response) = &route.direct_response {
         Action::Respond(respond(response))

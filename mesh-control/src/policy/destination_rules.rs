@@ -8,11 +8,12 @@ use std::sync::Arc;
 use super::route::ClusterKey;
 use super::traffic::{self, Balancer, Limit, LocalOrigin, Tls};
 use super::view::View;
-use crate::config::file::{Meta, Object};
+use crate::config::file::{Governs, Meta, Object, Refused};
 use crate::config::istio::destination_rule::{
     ClientTls, ConnectionPool, DestinationRule, H2UpgradePolicy, LoadBalancer, OutlierDetection, SimpleLb, Subset,
     TlsMode, TrafficPolicy,
 };
+use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
 use crate::registry::Visibility;
 use crate::registry::host::{covers, in_namespace, specificity};
@@ -32,6 +33,8 @@ pub struct MergedRule {
     selector: BTreeMap<String, String>,
     policy: Option<TrafficPolicy>,
     subsets: Vec<Subset>,
+    /// Why nobody knows what it says: its object is wrong.
+    refused: Option<Arc<str>>,
 }
 
 /// All rules.
@@ -52,8 +55,12 @@ struct Settings<'a> {
 }
 
 impl DestinationRules {
-    /// Those of these objects, and what is to be said about them.
-    pub fn new(objects: &[Arc<Object<DestinationRule>>]) -> (DestinationRules, Vec<Diagnostic>) {
+    /// Those of these objects, and what is to be said about them. Of `refused`, those of this kind leave nobody a way to
+    /// call their hosts.
+    pub fn new(
+        objects: &[Arc<Object<DestinationRule>>],
+        refused: &[Arc<Refused>],
+    ) -> (DestinationRules, Vec<Diagnostic>) {
         let mut sorted: Vec<&Arc<Object<DestinationRule>>> = objects.iter().collect();
         sorted.sort_by(|a, b| a.meta.order().cmp(&b.meta.order()));
         let mut merged: HashMap<Arc<str>, Vec<MergedRule>> = HashMap::new();
@@ -73,11 +80,17 @@ impl DestinationRules {
                 None => rules.push(rule),
             }
         }
+        for rule in refused.iter().filter_map(|object| refused_rule(object)) {
+            label_keys.extend(rule.selector.keys().cloned());
+            merged.entry(rule.meta.namespace.clone()).or_default().push(rule);
+        }
         let by_namespace = merged
             .into_iter()
             .map(|(namespace, mut rules)| {
-                // What is for some clients only goes before what is for all.
-                rules.sort_by_key(|rule| (Reverse(specificity(&rule.host)), rule.selector.is_empty()));
+                // What is for some clients only goes before what is for all. A wrong one may say anything of its host.
+                rules.sort_by_key(|rule| {
+                    (Reverse(specificity(&rule.host)), rule.refused.is_none(), rule.selector.is_empty())
+                });
                 (namespace, rules.into_iter().map(Arc::new).collect())
             })
             .collect();
@@ -102,6 +115,11 @@ impl DestinationRules {
         self.by_namespace.values().flatten().any(|rule| covers(&rule.host, host))
     }
 
+    /// The namespaces that have rules.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.by_namespace.keys()
+    }
+
     fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<MergedRule>> {
         self.by_namespace.get(namespace).into_iter().flatten()
     }
@@ -110,6 +128,11 @@ impl DestinationRules {
 impl MergedRule {
     fn is_for(&self, labels: &BTreeMap<String, String>) -> bool {
         self.selector.is_empty() || is_subset(&self.selector, labels)
+    }
+
+    /// Why nobody knows what it says, where its object is wrong.
+    pub fn refused(&self) -> Option<&Arc<str>> {
+        self.refused.as_ref()
     }
 
     /// Whether it defines a subset of this name.
@@ -239,7 +262,22 @@ fn single(object: &Object<DestinationRule>) -> MergedRule {
         selector: spec.workload_selector.as_ref().map(|s| s.match_labels.clone()).unwrap_or_default(),
         policy: spec.traffic_policy.clone(),
         subsets: spec.subsets.clone(),
+        refused: None,
     }
+}
+
+fn refused_rule(object: &Refused) -> Option<MergedRule> {
+    let Governs::Hosts { hosts, export_to, selector } = &object.governs else { return None };
+    let host = hosts.first().filter(|_| object.meta.kind == ObjectKind::DestinationRule)?;
+    Some(MergedRule {
+        host: in_namespace(host, &object.meta.namespace),
+        meta: object.meta.clone(),
+        visibility: Visibility::new(export_to.iter().map(String::as_str), &object.meta.namespace),
+        selector: selector.clone(),
+        policy: None,
+        subsets: Vec::new(),
+        refused: Some(object.answer()),
+    })
 }
 
 fn merge_into(earlier: &mut MergedRule, later: MergedRule, found: &mut Vec<Diagnostic>) {

@@ -10,6 +10,7 @@ pub mod destination_rules;
 pub mod outbound;
 pub mod retry;
 pub mod route;
+pub mod security;
 pub mod text;
 pub mod traffic;
 pub mod view;
@@ -24,6 +25,7 @@ use crate::registry::{Service, ServiceId, ServicePort, Services};
 use destination_rules::{DestinationRules, MergedRule};
 use outbound::OutboundTrafficPolicy;
 use route::{Action, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, Route, Target};
+use security::Security;
 use traffic::TrafficPolicy;
 use view::View;
 use virtual_services::VirtualServices;
@@ -39,6 +41,8 @@ pub struct Policy {
     pub destination_rules: DestinationRules,
     /// What becomes of calls to hosts that none of them describes.
     pub outbound: OutboundTrafficPolicy,
+    /// What guards workloads.
+    pub security: Security,
     label_keys: BTreeSet<String>,
     /// Host and subset of every destination that some rule names.
     destinations: HashSet<(Arc<str>, Arc<str>)>,
@@ -70,15 +74,17 @@ pub struct Cluster<'a> {
     pub labels: Option<Arc<BTreeMap<String, String>>>,
     /// How to call it.
     pub traffic: TrafficPolicy,
+    /// Nobody knows how to call it, for an object that says so is wrong: it has no endpoints.
+    pub is_refused: bool,
 }
 
 impl Policy {
     /// The meaning of these objects, and what is to be said about them.
     pub fn new(objects: &Objects) -> (Policy, Vec<Diagnostic>) {
         let (services, mut found) = Services::new(objects);
-        let (virtual_services, conflicts) = VirtualServices::new(&objects.virtual_services);
+        let (virtual_services, conflicts) = VirtualServices::new(&objects.virtual_services, &objects.refused);
         found.extend(conflicts);
-        let (destination_rules, conflicts) = DestinationRules::new(&objects.destination_rules);
+        let (destination_rules, conflicts) = DestinationRules::new(&objects.destination_rules, &objects.refused);
         found.extend(conflicts);
         let label_keys = virtual_services.label_keys.union(&destination_rules.label_keys).cloned().collect();
         let outbound = OutboundTrafficPolicy::default();
@@ -87,7 +93,10 @@ impl Policy {
             [Some(host.into()), real].into_iter().flatten().map(move |host| (host, subset.clone()))
         });
         let destinations = destinations.collect();
-        (Policy { services, virtual_services, destination_rules, outbound, label_keys, destinations }, found)
+        let security = Security::new(objects);
+        let policy =
+            Policy { services, virtual_services, destination_rules, outbound, security, label_keys, destinations };
+        (policy, found)
     }
 
     /// A client, reduced to what can change what it is told.
@@ -109,9 +118,11 @@ impl Policy {
     pub fn resolve(&self, target: &str, view: &View) -> Option<Address> {
         let (host, port) = split_port(target)?;
         let names = candidates(host, &view.namespace);
+        let is_refused = |name: &str| self.services.refused(name, &view.namespace).is_some();
         let has_rules = |name: &str| !self.ruled(name, port.unwrap_or(80), view).is_empty();
         let exact = names.iter().find(|name| {
             self.services.exact(name, &view.namespace).is_some()
+                || is_refused(name)
                 || self.virtual_services.names_exactly(name, &view.namespace) && has_rules(name)
         });
         let named = || names.iter().filter(|name| self.virtual_services.names(name, &view.namespace));
@@ -120,6 +131,7 @@ impl Policy {
         let host = exact.or_else(ruled).or_else(covered).or_else(|| named().next())?;
         let host = self.services.real(host, &view.namespace)?;
         let service = self.services.find(&host, &view.namespace).map(|(_, service)| service);
+        let service = service.filter(|_| !is_refused(&host));
         let port = match (port, service) {
             (Some(port), Some(service)) => service.port(port)?.number,
             (None, Some(service)) => match service.ports.as_slice() {
@@ -161,20 +173,31 @@ impl Policy {
 
     /// Whether an address is one that exists for a client, so that it has routes.
     pub fn exists(&self, address: &Address, view: &View) -> bool {
-        self.has_cluster(address, view)
+        self.services.refused(&address.host, &view.namespace).is_some()
+            || self.has_cluster(address, view)
             || self.services.find(&address.host, &view.namespace).is_none()
                 && self.virtual_services.names(&address.host, &view.namespace)
     }
 
     /// The routes of an address: those of the rules in force for it, or the one to the service itself. Rules that are all
     /// for other clients or ports count for nothing (Istio: buildSidecarVirtualHostsForVirtualService); where there is no
-    /// service either, there is no route.
+    /// service either, there is no route. A route that leads only to where nobody knows how to call fails.
     pub fn routes(&self, address: &Address, view: &View) -> Vec<Route> {
-        let ruled = self.ruled(&address.host, address.port, view);
-        if ruled.is_empty() && self.has_cluster(address, view) {
-            return vec![default_route(address)];
+        let mut routes = self.ruled(&address.host, address.port, view);
+        let is_refused = || self.services.refused(&address.host, &view.namespace).is_some();
+        if routes.is_empty() && (is_refused() || self.has_cluster(address, view)) {
+            routes = vec![default_route(address)];
         }
-        ruled
+        for route in &mut routes {
+            if let Action::Forward(forward) = &route.action
+                && let Some(reasons) =
+                    forward.targets.iter().map(|target| self.refusal(&target.cluster, view)).collect::<Option<Vec<_>>>()
+                && let Some(reason) = reasons.into_iter().next()
+            {
+                route.action = Action::Fail(reason);
+            }
+        }
+        routes
     }
 
     /// The routes that rules give to a host.
@@ -228,17 +251,29 @@ impl Policy {
         addresses
     }
 
+    /// Why nobody knows how to call a cluster, where an object that says so is wrong.
+    fn refusal(&self, key: &ClusterKey, view: &View) -> Option<Arc<str>> {
+        let of_service = self.services.refused(&key.host, &view.namespace);
+        let of_rule = || {
+            let (_, service) = self.services.find(&key.host, &view.namespace)?;
+            self.destination_rules.find(&key.host, &service.namespace, view)?.refused()
+        };
+        of_service.or_else(of_rule).cloned()
+    }
+
     /// A cluster, where the client sees its service, and the service has the port and the subset.
     pub fn cluster(&self, key: ClusterKey, view: &View) -> Option<Cluster<'_>> {
         let (id, service, port) = self.service_port(&key.host, key.port, view)?;
         let rule = self.destination_rules.find(&key.host, &service.namespace, view);
+        let is_refused = self.refusal(&key, view).is_some();
         let labels = match &*key.subset {
             "" => None,
+            _ if is_refused => None,
             name => Some(rule?.labels_of(name)?),
         };
         let labels = labels.filter(|labels| !labels.is_empty()).map(|labels| Arc::new(labels.clone()));
         let traffic = rule.map(|rule| rule.traffic_policy(&key)).unwrap_or_default();
-        Some(Cluster { key, id, service, port, rule, labels, traffic })
+        Some(Cluster { key, id, service, port, rule, labels, traffic, is_refused })
     }
 }
 

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use super::compile::Rule;
 use super::delegate;
 use super::route::Written;
-use crate::config::file::{Meta, Object};
-use crate::config::istio::virtual_service::VirtualService;
+use crate::config::file::{Governs, Meta, Object, Refused};
+use crate::config::istio::virtual_service::{HttpRoute, VirtualService};
+use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
 use crate::registry::Visibility;
 use crate::registry::host::{covers, in_namespace};
@@ -39,12 +40,19 @@ pub struct VirtualServices {
 }
 
 impl VirtualServices {
-    /// Those of these objects, and what is to be said about them.
-    pub fn new(objects: &[Arc<Object<VirtualService>>]) -> (VirtualServices, Vec<Diagnostic>) {
+    /// Those of these objects, and what is to be said about them. Of `refused`, those of this kind fail every request that
+    /// would follow their rules.
+    pub fn new(
+        objects: &[Arc<Object<VirtualService>>],
+        refused: &[Arc<Refused>],
+    ) -> (VirtualServices, Vec<Diagnostic>) {
         let mut sorted: Vec<&Arc<Object<VirtualService>>> = objects.iter().collect();
         sorted.sort_by(|a, b| a.meta.order().cmp(&b.meta.order()));
         let mut all = VirtualServices::default();
         let mut found = Vec::new();
+        let of_kind = refused.iter().filter(|object| object.meta.kind == ObjectKind::VirtualService);
+        let refused: Vec<&Refused> = of_kind.map(AsRef::as_ref).collect();
+        let mut entries: Vec<Entry> = refused.iter().filter_map(|object| refused_entry(object)).collect();
         for object in &sorted {
             let gateways = &object.spec.gateways;
             let in_mesh = gateways.is_empty() || gateways.iter().any(|name| name.value == "mesh");
@@ -54,11 +62,13 @@ impl VirtualServices {
             let entry = Entry {
                 hosts: object.spec.hosts.iter().map(|host| in_namespace(host, &object.meta.namespace)).collect(),
                 visibility: visibility(object),
-                rules: rules(object, &sorted, &mut found),
+                rules: rules(object, &sorted, &refused, &mut found),
                 meta: object.meta.clone(),
             };
-            all.add(entry);
+            entries.push(entry);
         }
+        entries.sort_by(|a, b| a.meta.order().cmp(&b.meta.order()));
+        entries.into_iter().for_each(|entry| all.add(entry));
         all.wildcards.sort_by(|a, b| (Reverse(a.0.len()), &a.0).cmp(&(Reverse(b.0.len()), &b.0)));
         all.report_conflicts(&mut found);
         (all, found)
@@ -170,9 +180,28 @@ fn visibility(object: &Object<VirtualService>) -> Visibility {
     Visibility::new(export_to, &object.meta.namespace)
 }
 
+/// What is known of a wrong object: its hosts, for which nobody knows the rules.
+fn refused_entry(object: &Refused) -> Option<Entry> {
+    let Governs::Hosts { hosts, export_to, .. } = &object.governs else { return None };
+    let written = Written { object: object.id(), field: "http".into(), origin: object.meta.origin.clone() };
+    Some(Entry {
+        hosts: hosts.iter().map(|host| in_namespace(host, &object.meta.namespace)).collect(),
+        visibility: Visibility::new(export_to.iter().map(String::as_str), &object.meta.namespace),
+        rules: vec![refused_rule(object, &HttpRoute::default(), written)],
+        meta: object.meta.clone(),
+    })
+}
+
+/// The rule that stands where those of a wrong object would: its conditions are those of `route`.
+fn refused_rule(object: &Refused, route: &HttpRoute, written: Written) -> Rule {
+    let route = HttpRoute { matches: route.matches.clone(), name: route.name.clone(), ..HttpRoute::default() };
+    Rule { route, namespace: object.meta.namespace.clone(), written, refused: Some(object.answer()) }
+}
+
 fn rules(
     object: &Arc<Object<VirtualService>>,
     all: &[&Arc<Object<VirtualService>>],
+    refused: &[&Refused],
     found: &mut Vec<Diagnostic>,
 ) -> Vec<Rule> {
     let mut rules = Vec::new();
@@ -184,6 +213,7 @@ fn rules(
                 route: route.clone(),
                 namespace: object.meta.namespace.clone(),
                 written: Written { object: object.meta.id(), field, origin },
+                refused: None,
             });
             continue;
         };
@@ -196,9 +226,12 @@ fn rules(
             "" => &*object.meta.namespace,
             namespace => namespace,
         };
-        let Some(child) =
-            all.iter().find(|other| *other.meta.name == *target.name.value && *other.meta.namespace == *namespace)
-        else {
+        let is_meant = |meta: &Meta| *meta.name == *target.name.value && *meta.namespace == *namespace;
+        if let Some(child) = refused.iter().find(|other| is_meant(&other.meta)) {
+            rules.push(refused_rule(child, route, Written { object: object.meta.id(), field, origin }));
+            continue;
+        }
+        let Some(child) = all.iter().find(|other| is_meant(&other.meta)) else {
             let message = format!("there is no VirtualService {namespace}/{}", target.name.value);
             report(Code::UnknownReference, message);
             continue;
@@ -233,6 +266,7 @@ fn rules(
                     field: format!("http[{child_index}]").into(),
                     origin: child.meta.origin.at(child_route.span),
                 },
+                refused: None,
             });
         }
     }

@@ -167,10 +167,13 @@ impl Endpoints {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Severity, load};
+    use crate::config::Severity;
+    use crate::config::store::Store;
 
     fn services(yaml: &str) -> Services {
-        let loaded = load::from_texts([("t.yaml", yaml)]).loaded();
+        let mut store = Store::new(true);
+        store.set_text("t.yaml", yaml);
+        let loaded = store.loaded();
         assert!(loaded.diagnostics.iter().all(|one| one.severity == Severity::Info), "{:?}", loaded.diagnostics);
         Services::new(&loaded.objects).0
     }

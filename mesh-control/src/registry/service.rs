@@ -11,6 +11,7 @@ use crate::config::file::{Meta, Object};
 use crate::config::istio::service::{self, TargetPort};
 use crate::config::istio::service_entry::{self, ServiceEntry};
 use crate::config::istio::workload_entry::WorkloadEntry;
+use crate::config::support::ObjectKind;
 
 /// Who may see an object (`exportTo`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +109,8 @@ pub struct WrittenEndpoint {
     pub workload: Arc<str>,
     /// The workload's namespace.
     pub namespace: Arc<str>,
+    /// The ports of the service that it is an endpoint of, where these are not all: those of its own ServiceEntry.
+    pub of_ports: Option<Arc<[u16]>>,
     /// The object that it is written in.
     pub object: Arc<str>,
     /// Where it is written.
@@ -128,6 +131,7 @@ impl WrittenEndpoint {
             locality: parse_locality(&entry.locality),
             workload: meta.name.clone(),
             namespace: meta.namespace.clone(),
+            of_ports: None,
             object: meta.id(),
             origin: meta.origin.at(entry.address.span),
         })
@@ -138,8 +142,16 @@ impl WrittenEndpoint {
         self.address.parse().ok()
     }
 
+    /// Whether it is meant to serve a port of the service.
+    pub fn is_of(&self, port: &ServicePort) -> bool {
+        self.of_ports.as_ref().is_none_or(|ports| ports.contains(&port.number))
+    }
+
     /// The port on which it serves a port of the service.
     pub fn port_for(&self, port: &ServicePort) -> Option<u16> {
+        if !self.is_of(port) {
+            return None;
+        }
         if let Some(number) = self.ports.get(&*port.name) {
             return Some(*number);
         }
@@ -187,6 +199,33 @@ impl Service {
         self.ports.iter().find(|port| port.number == number)
     }
 
+    /// Takes in another one of the same host and namespace, where both are parts of one service: ServiceEntries that agree
+    /// on all but ports and endpoints (Istio: canMergeServices). Returns the ports that both have: the first one's count.
+    pub fn merge(&mut self, other: &Service) -> Option<Vec<u16>> {
+        let is_entry = |service: &Service| service.meta.kind == ObjectKind::ServiceEntry;
+        let agree = is_entry(self)
+            && is_entry(other)
+            && self.discovery == other.discovery
+            && self.selector == other.selector
+            && self.visibility == other.visibility;
+        if !agree {
+            return None;
+        }
+        let (both, new): (Vec<&ServicePort>, Vec<&ServicePort>) =
+            other.ports.iter().partition(|port| self.port(port.number).is_some());
+        let new_numbers: Arc<[u16]> = new.iter().map(|port| port.number).collect();
+        let own_numbers: Arc<[u16]> = self.ports.iter().map(|port| port.number).collect();
+        for endpoint in self.endpoints.iter_mut().filter(|endpoint| endpoint.of_ports.is_none()) {
+            endpoint.of_ports = Some(own_numbers.clone());
+        }
+        let endpoints = other.endpoints.iter().cloned();
+        self.endpoints
+            .extend(endpoints.map(|endpoint| WrittenEndpoint { of_ports: Some(new_numbers.clone()), ..endpoint }));
+        let both = both.into_iter().map(|port| port.number).collect();
+        self.ports.extend(new.into_iter().cloned());
+        Some(both)
+    }
+
     /// Whether workloads can register themselves as its endpoints.
     pub fn takes_registrations(&self) -> bool {
         self.selector.is_some() && self.discovery == Discovery::Registry
@@ -201,7 +240,7 @@ impl Service {
     /// service, then the oldest.
     pub fn rank<'a>(&'a self, client_namespace: &str) -> impl Ord + 'a {
         let is_foreign = &*self.namespace != client_namespace;
-        let is_entry = self.meta.kind != crate::config::support::ObjectKind::Service;
+        let is_entry = self.meta.kind != ObjectKind::Service;
         (is_foreign, is_entry, self.meta.order())
     }
 }
@@ -317,6 +356,7 @@ fn dns_endpoint(name: &str, meta: &Meta) -> WrittenEndpoint {
         locality: Default::default(),
         workload: meta.name.clone(),
         namespace: meta.namespace.clone(),
+        of_ports: None,
         object: meta.id(),
         origin: meta.origin.clone(),
     }

@@ -1,14 +1,15 @@
 //! All services of a configuration, and who answers to which host.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::host;
-use super::service::{self, Service, WrittenEndpoint};
-use super::workload::Workload;
-use crate::config::file::{Object, Objects};
+use super::service::{self, Service, Visibility, WrittenEndpoint};
+use super::workload::{self, Workload};
+use crate::config::file::{Governs, Object, Objects, Refused};
 use crate::config::istio::workload_entry::WorkloadEntry;
 use crate::config::istio::workload_group::WorkloadGroup;
+use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
 
 /// The place of a service among all, and of its endpoints in [`super::Endpoints`].
@@ -31,6 +32,16 @@ pub struct Services {
     /// WorkloadEntries that each service selects.
     selected: Vec<Vec<WrittenEndpoint>>,
     groups: HashMap<NamespacedName, Arc<Object<WorkloadGroup>>>,
+    refused: Vec<RefusedHost>,
+}
+
+/// A host whose service nobody knows: its object is wrong.
+#[derive(Debug)]
+struct RefusedHost {
+    host: String,
+    namespace: Arc<str>,
+    visibility: Visibility,
+    answer: Arc<str>,
 }
 
 type NamespacedName = (Arc<str>, Arc<str>);
@@ -61,19 +72,24 @@ impl Services {
             let key = (group.meta.namespace.clone(), group.meta.name.clone());
             services.groups.insert(key, group.clone());
         }
+        services.refused = objects.refused.iter().flat_map(|object| refused_hosts(object)).collect();
         (services, found)
     }
 
     fn add(&mut self, service: Service, found: &mut Vec<Diagnostic>) {
         let ids = self.by_host.entry(service.host.clone()).or_default();
-        let same = ids.iter().find_map(|id| self.all.get(id.0).filter(|other| other.namespace == service.namespace));
-        if let Some(other) = same {
-            let message = format!(
-                "host {} is already that of {} ({}), which is the one that counts",
-                service.host,
-                other.meta.id(),
-                other.meta.origin
-            );
+        let same = ids.iter().find(|id| self.all.get(id.0).is_some_and(|other| other.namespace == service.namespace));
+        if let Some(other) = same.and_then(|id| self.all.get_mut(id.0)) {
+            let merged = Arc::make_mut(other).merge(&service);
+            let winner = format!("{} ({}), which is the one that counts", other.meta.id(), other.meta.origin);
+            let message = match merged.as_deref() {
+                Some([]) => return,
+                Some(ports) => {
+                    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+                    format!("host {} has port {} from {winner}", service.host, ports.join(", "))
+                }
+                None => format!("host {} is already that of {winner}", service.host),
+            };
             let origin = &service.meta.origin;
             let finding = Diagnostic::at(origin, Severity::Warning, Code::Conflict, message);
             found.push(finding.object(service.meta.id()));
@@ -122,6 +138,18 @@ impl Services {
         })
     }
 
+    /// Why nobody knows the service of this full host name, where the object that a client of this namespace would have it
+    /// from is wrong.
+    pub fn refused(&self, host: &str, client_namespace: &str) -> Option<&Arc<str>> {
+        let seen = self.refused.iter().filter(|refused| refused.visibility.includes(client_namespace));
+        let covering = seen.filter(|refused| host::covers(&refused.host, host));
+        let refused = covering.max_by_key(|refused| host::specificity(&refused.host))?;
+        let rank = |host: &str, namespace: &str| (host::specificity(host), namespace == client_namespace);
+        let known = self.find(host, client_namespace).map(|(_, known)| rank(&known.host, &known.namespace));
+        let is_hidden = known.is_some_and(|known| known > rank(&refused.host, &refused.namespace));
+        (!is_hidden).then_some(&refused.answer)
+    }
+
     /// The host that a full host name stands for: itself, or what it is an alias of. `None` where aliases lead nowhere.
     pub fn real(&self, host: &str, client_namespace: &str) -> Option<Arc<str>> {
         /// Nobody needs as many, and a circle has no end.
@@ -164,6 +192,23 @@ impl Services {
         services.filter(|(_, service)| service.selects(&workload.labels))
     }
 
+    /// Whether a workload with these labels is an endpoint of any of these services, named by their objects.
+    pub fn any_selects(&self, namespace: &str, names: &[String], labels: &BTreeMap<String, String>) -> bool {
+        let own = self.all.iter().filter(|service| *service.namespace == *namespace);
+        own.filter(|service| names.iter().any(|name| **name == *service.name)).any(|service| service.selects(labels))
+    }
+
+    /// The labels of a workload with those that its group adds to them.
+    pub fn labels_in_group(
+        &self,
+        namespace: &Arc<str>,
+        group: Option<&Arc<str>>,
+        own: &BTreeMap<String, String>,
+    ) -> BTreeMap<String, String> {
+        let group = group.and_then(|group| self.groups.get(&(namespace.clone(), group.clone())));
+        group.map_or_else(|| own.clone(), |group| workload::labels_in_group(&group.spec, own))
+    }
+
     /// The endpoints of a service that are written down, in its own object or in WorkloadEntries.
     pub fn written(&self, id: ServiceId) -> impl Iterator<Item = &WrittenEndpoint> {
         let own = self.all.get(id.0).into_iter().flat_map(|service| &service.endpoints);
@@ -185,6 +230,23 @@ pub(super) fn first_label(service: &Service) -> Option<NamespacedLabel> {
     let selector = service.selector.as_ref().filter(|_| service.takes_registrations())?;
     let (key, value) = selector.iter().next()?;
     Some((service.namespace.clone(), key.clone(), value.clone()))
+}
+
+fn refused_hosts(object: &Refused) -> Vec<RefusedHost> {
+    let Governs::Hosts { hosts, export_to, .. } = &object.governs else { return Vec::new() };
+    let namespace = &object.meta.namespace;
+    let full = |host: &String| match object.meta.kind {
+        ObjectKind::Service => Some(host::service_host(host, namespace)),
+        ObjectKind::ServiceEntry => Some(host.to_ascii_lowercase()),
+        _ => None,
+    };
+    let hosts = hosts.iter().filter_map(full).map(|host| RefusedHost {
+        host,
+        namespace: namespace.clone(),
+        visibility: Visibility::new(export_to.iter().map(String::as_str), namespace),
+        answer: object.answer(),
+    });
+    hosts.collect()
 }
 
 type Entries<'a> = HashMap<&'a str, Vec<&'a Arc<Object<WorkloadEntry>>>>;

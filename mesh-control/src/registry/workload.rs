@@ -78,10 +78,8 @@ impl Workload {
 
     /// The same workload, with what its group says of all its members; what it says itself counts more.
     pub fn with_group(&self, group: &WorkloadGroup) -> Workload {
-        let mut labels = group.metadata.labels.clone();
         let mut merged = self.clone();
         if let Some(template) = &group.template {
-            labels.extend(template.labels.clone());
             merged.ports.extend(template.ports.iter().map(|(name, port)| (name.clone(), port.0)));
             if merged.locality.iter().all(|part| part.is_empty()) {
                 merged.locality = super::service::parse_locality(&template.locality);
@@ -90,10 +88,17 @@ impl Workload {
                 merged.weight = template.weight;
             }
         }
-        labels.extend(self.labels.iter().map(|(key, value)| (key.clone(), value.clone())));
-        merged.labels = Arc::new(labels);
+        merged.labels = Arc::new(labels_in_group(group, &self.labels));
         merged
     }
+}
+
+/// The labels of a member, with what its group says of all of them; its own count more.
+pub fn labels_in_group(group: &WorkloadGroup, own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut labels = group.metadata.labels.clone();
+    labels.extend(group.template.iter().flat_map(|template| template.labels.clone()));
+    labels.extend(own.clone());
+    labels
 }
 
 /// The ports of a service that a bound port serves by number or by name.

@@ -112,6 +112,11 @@ fn render_route(route: &Route, note: &mut impl FnMut(&str, String)) -> route::Ro
 
 fn always_abort(faults: &mut Faults, status: u32) -> route::RouteAction {
     faults.abort = Some((AbortWith::Http(status), 1_000_000));
+    to_nowhere()
+}
+
+/// The way of calls that go nowhere.
+pub(super) fn to_nowhere() -> route::RouteAction {
     route::RouteAction {
         cluster_specifier: Some(ClusterSpecifier::Cluster(BLACK_HOLE.to_owned())),
         ..Default::default()
@@ -271,6 +276,9 @@ pub(super) fn render_cluster(
         circuit_breakers: Some(circuit_breakers(seen)),
         ..Default::default()
     };
+    if seen.is_refused {
+        return nowhere(&name);
+    }
     if tls(seen).is_some() {
         // With plain channel credentials a gRPC client calls in plaintext, whatever the transport socket says
         // (gRFC A29), and one that has no such certificate provider refuses the resource and goes on with the

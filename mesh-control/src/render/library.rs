@@ -26,7 +26,7 @@ use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
 
 use super::endpoints::{dns_assignment, single_assignment};
 use super::proto::{FAULT_FILTER, ads, any, duration, number, regex};
-use super::{Found, PASSTHROUGH, callers_http, fault, found_by, http_options, tls};
+use super::{Found, PASSTHROUGH, callers_http, fault, found_by, http_options, nowhere, tls};
 use crate::policy::Cluster;
 use crate::policy::route::{
     Action, Backoff, Body, Changes, Condition, Forward, HeaderChanges, PathRewrite, RedirectTo, Response, Retry,
@@ -66,10 +66,7 @@ fn render_route(rendered: &Route) -> route::Route {
         }
         Action::Redirect(redirect) => route::route::Action::Redirect(render_redirect(redirect)),
         Action::Respond(response) => route::route::Action::DirectResponse(render_response(response)),
-        Action::Fail(reason) => route::route::Action::DirectResponse(render_response(&Response {
-            status: 503,
-            body: Body::Text(reason.to_string()),
-        })),
+        Action::Fail(reason) => route::route::Action::DirectResponse(unavailable(reason)),
     };
     let fault = fault(&rendered.faults).map(|fault| (FAULT_FILTER.to_owned(), any(&fault)));
     route::Route {
@@ -229,6 +226,11 @@ fn render_redirect(redirect: &RedirectTo) -> route::RedirectAction {
     }
 }
 
+/// The answer of who must not or cannot go on, and why.
+pub(super) fn unavailable(reason: &str) -> route::DirectResponseAction {
+    render_response(&Response { status: 503, body: Body::Text(reason.to_owned()) })
+}
+
 fn render_response(response: &Response) -> route::DirectResponseAction {
     use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
     let specifier = match &response.body {
@@ -284,6 +286,9 @@ pub(super) fn render_cluster(seen: &Cluster<'_>, written: &[(&WrittenEndpoint, u
         transport_socket: tls(seen),
         ..Default::default()
     };
+    if seen.is_refused {
+        return nowhere(&name);
+    }
     let discovery = match found_by(seen) {
         Found::Endpoints => {
             rendered.eds_cluster_config = Some(EdsClusterConfig { eds_config: Some(ads()), service_name: name });

@@ -73,9 +73,9 @@ pub fn passing_by(name: &str) -> pb::Listener {
     }
 }
 
-/// The listener of a server that bound this address: everything goes to the application (gRFC A36 wants
-/// the address of the resource to be the one that is bound, and a non-forwarding action).
-pub fn server(name: &str, bound: SocketAddr) -> pb::Listener {
+/// The listener of a server that bound this address (gRFC A36 wants it to be that of the resource). Everything goes to the
+/// application, by a non-forwarding action, or to another one.
+pub fn server(name: &str, bound: SocketAddr, action: route::route::Action) -> pb::Listener {
     let inbound = format!("inbound|{}||", bound.port());
     let everything = route::Route {
         name: "default".to_owned(),
@@ -83,7 +83,7 @@ pub fn server(name: &str, bound: SocketAddr) -> pb::Listener {
             path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
             ..Default::default()
         }),
-        action: Some(route::route::Action::NonForwardingAction(route::NonForwardingAction {})),
+        action: Some(action),
         ..Default::default()
     };
     let manager = hcm::HttpConnectionManager {

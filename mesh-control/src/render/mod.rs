@@ -139,14 +139,26 @@ fn join(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-/// The listener of this name: a server's own, or the one of `host:port`.
+/// The listener of a server, by its name. With a reason not to serve, every request is answered with it.
+pub fn render_server(class: ClientClass, name: &str, refusal: Option<String>) -> Option<Encoded> {
+    use envoy_types::pb::envoy::config::route::v3::NonForwardingAction;
+    use envoy_types::pb::envoy::config::route::v3::route::Action;
+    let bound = listener::bound_address(name)?;
+    let action = match (class, refusal) {
+        (ClientClass::Envoy, _) => return None,
+        (_, None) => Action::NonForwardingAction(NonForwardingAction {}),
+        (ClientClass::Library, Some(reason)) => Action::DirectResponse(library::unavailable(&reason)),
+        // A server fails calls whose route forwards (gRFC A36). Any other action, some take for a reason to go on with the
+        // listener that they had before.
+        (ClientClass::Grpc, Some(_)) => Action::Route(grpc::to_nowhere()),
+    };
+    Some(encode(name, &listener::server(name, bound, action)))
+}
+
+/// The listener of `host:port`.
 pub fn render_listener(policy: &Policy, class: ClientClass, view: &View, name: &str) -> Option<Rendered> {
     if class == ClientClass::Envoy {
         return None;
-    }
-    if name.starts_with(listener::SERVER_PREFIX) {
-        let bound = listener::bound_address(name)?;
-        return Some(plain(encode(name, &listener::server(name, bound))));
     }
     let Some(address) = policy.resolve(name, view) else {
         // A gRPC client that asks for a listener cannot look the name up instead.

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use crate::catalog::Catalog;
 use crate::config::Diagnostic;
+use crate::config::store::{Standing, Wrong};
 use crate::plane::{Plane, Snapshot};
 use crate::registry;
 use crate::serve::clients::feed::Feed;
 use crate::serve::clients::presence::{Workload, WorkloadKey, Workloads};
-use crate::serve::clients::status::{DiagnosticStatus, Inspect, Serving};
+use crate::serve::clients::status::{DiagnosticStatus, Inspect, Serving, WrongStatus};
 
 impl Feed {
     /// Follows the snapshots of a plane. To be called inside a runtime.
@@ -45,6 +46,16 @@ impl Workloads for Plane {
 impl Inspect for Plane {
     fn diagnostics(&self) -> Vec<DiagnosticStatus> {
         Plane::diagnostics(self).into_iter().map(Into::into).collect()
+    }
+
+    fn is_ready(&self) -> bool {
+        Plane::wrong(self).iter().all(|wrong| wrong.standing != Standing::Unread)
+    }
+
+    fn wrong(&self) -> Vec<WrongStatus> {
+        let wrong = Plane::wrong(self).into_iter();
+        let object = |wrong: &Wrong| wrong.object.as_ref().map(ToString::to_string);
+        wrong.map(|one| WrongStatus::new(object(&one), &one.file, one.standing.as_str(), &one.reason)).collect()
     }
 
     fn services(&self) -> usize {

@@ -2,6 +2,7 @@
 
 mod embedded;
 mod process;
+mod restart;
 mod rules_table;
 mod scale;
 mod secured;

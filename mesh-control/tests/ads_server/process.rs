@@ -28,7 +28,7 @@ pub(crate) fn output(arguments: &[&str]) -> Output {
     command(arguments).output().expect("it runs")
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 

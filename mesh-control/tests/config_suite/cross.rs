@@ -111,6 +111,41 @@ fn the_same_destination_twice_is_named() {
 }
 
 #[test]
+fn a_subset_that_only_clients_of_another_namespace_have_is_told_as_such() {
+    let rule = |namespace: &str, export_to: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: two, namespace: {namespace}}}\n\
+             spec: {{host: two.default.svc.cluster.local, exportTo: [{export_to}], subsets: [{{name: v1, labels: {{v: '1'}}}}]}}\n---\n"
+        )
+    };
+    let routed = vs("  - route: [{destination: {host: two, port: {number: 8080}, subset: v1}}]\n");
+    for (rules, expected) in [
+        (rule("edge", "'*'"), "`v1` is no subset for clients of namespace default, only for those of edge"),
+        (rule("default", "'.'"), ""),
+        (String::new(), "`v1` is no subset: no DestinationRule defines a subset of two.default.svc.cluster.local"),
+    ] {
+        let found = validate([("0-services.yaml", SERVICES), ("t.yaml", (rules + &routed).as_str())]);
+        let said: Vec<String> = found.into_iter().map(|finding| finding.message).collect();
+        let expected: Vec<&str> = [expected].into_iter().filter(|text| !text.is_empty()).collect();
+        assert_eq!(said, expected);
+    }
+}
+
+#[test]
+fn a_mistake_hides_nothing_that_is_to_be_said_of_other_objects() {
+    let mistake = "apiVersion: v1\nkind: Service\nmetadata: {name: lost}\nspec: {prots: []}\n---\n";
+    let routed = vs("  - route: [{destination: {host: nobody}}]\n  - route: [{destination: {host: lost}}]\n");
+    let found = validate([("0-services.yaml", SERVICES), ("t.yaml", (mistake.to_owned() + &routed).as_str())]);
+    let said: Vec<String> = found.iter().map(ToString::to_string).collect();
+    let one = |part: &str| assert_eq!(said.iter().filter(|line| line.contains(part)).count(), 1, "{part}: {said:#?}");
+    one("prots: unknown field");
+    one("no service is called nobody.default.svc.cluster.local");
+    one("never reached: http[0] matches every request");
+    // It is there, and wrong: that is said once.
+    assert!(!said.iter().any(|line| line.contains("no service is called lost")), "{said:#?}");
+}
+
+#[test]
 fn rules_without_effect_are_named() {
     check(
         &vs("  - route: [{destination: {host: web}}]\n  - match: [{uri: {exact: /late}}]\n    redirect: {uri: /}\n"),
@@ -330,7 +365,7 @@ fn what_istio_itself_refuses_is_refused() {
         let text = format!("apiVersion: networking.istio.io/v1\nkind: {spec}\n");
         let found = validate([("t.yaml", text.as_str())]);
         assert!(
-            found.iter().any(|finding| finding.rejects_file() && finding.to_string().contains(expected)),
+            found.iter().any(|finding| finding.rejects_object() && finding.to_string().contains(expected)),
             "{spec}: {found:?}"
         );
     }

@@ -33,7 +33,7 @@ fn documents() -> Vec<Json> {
         std::fs::read_dir(testdata("everything")).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     let texts = files.iter().map(|file| std::fs::read_to_string(file).unwrap());
-    texts.chain([MORE.to_owned()]).flat_map(|text| parse(&text)).collect()
+    texts.chain([MORE.to_owned()]).flat_map(|text| parse(&text)).chain(guards()).collect()
 }
 
 /// What `testdata/everything` cannot have, as one value rules out the other there.
@@ -117,6 +117,34 @@ fn json(node: &Node) -> Json {
     }
 }
 
+/// What guards workloads: each another one, so that each has an effect of its own.
+fn guards() -> Vec<Json> {
+    let service = |number: usize| {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: g{number}, namespace: shop}}, spec: {{selector: {{guard: '{number}'}}, ports: [{{port: 80}}]}}}}"
+        )
+    };
+    let guard = |number: usize, kind: &str, spec: &str| {
+        format!(
+            "{{apiVersion: security.istio.io/v1, kind: {kind}, metadata: {{name: g{number}, namespace: shop}}, spec: {{{spec}}}}}"
+        )
+    };
+    let rules = "jwtRules: [{issuer: me}]";
+    let selector = |number: usize| format!("selector: {{matchLabels: {{guard: '{number}'}}}}");
+    let target = |number: usize| format!("{{kind: Service, name: g{number}}}");
+    let documents = [
+        guard(1, "PeerAuthentication", &format!("{}, mtls: {{mode: STRICT}}", selector(1))),
+        guard(2, "RequestAuthentication", &format!("{}, {rules}", selector(2))),
+        guard(3, "AuthorizationPolicy", &selector(3)),
+        guard(4, "AuthorizationPolicy", &format!("targetRef: {}", target(4))),
+        guard(5, "AuthorizationPolicy", &format!("targetRefs: [{}]", target(5))),
+        guard(6, "RequestAuthentication", &format!("targetRef: {}, {rules}", target(6))),
+        guard(7, "RequestAuthentication", &format!("targetRefs: [{}], {rules}", target(7))),
+    ];
+    let documents = documents.into_iter().chain((4..=7).map(service));
+    documents.flat_map(|text| parse(&text)).collect()
+}
+
 /// Everything that some clients are told.
 type Told = BTreeMap<(usize, Kind, String), Vec<u8>>;
 
@@ -169,6 +197,12 @@ fn told(documents: &[Json], class: ClientClass) -> Option<Told> {
         for workload in plane.workloads() {
             tell(Kind::Listener, format!("xds.istio.io/grpc/lds/inbound/{}", workload.address));
         }
+    }
+    for guard in 1..=7usize {
+        let client = client_of(class, "shop", &[("guard", &guard.to_string())]);
+        let name = "xds.istio.io/grpc/lds/inbound/127.0.0.5:80".to_owned();
+        let resource = snapshot.resource(&client, Kind::Listener, &name).expect("a listener");
+        told.insert((100 + guard, Kind::Listener, name), resource.body.to_vec());
     }
     Some(told)
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use mesh_control::config::decode::Decode;
 use mesh_control::config::file::read;
 use mesh_control::config::istio::destination_rule::DestinationRule;
+use mesh_control::config::istio::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use mesh_control::config::istio::service::Service;
 use mesh_control::config::istio::service_entry::ServiceEntry;
 use mesh_control::config::istio::virtual_service::VirtualService;
@@ -28,6 +29,9 @@ fn typed(kind: ObjectKind) -> Vec<String> {
         ObjectKind::WorkloadEntry => WorkloadEntry::fields("", &mut out),
         ObjectKind::WorkloadGroup => WorkloadGroup::fields("", &mut out),
         ObjectKind::Service => Service::fields("", &mut out),
+        ObjectKind::PeerAuthentication => PeerAuthentication::fields("", &mut out),
+        ObjectKind::RequestAuthentication => RequestAuthentication::fields("", &mut out),
+        ObjectKind::AuthorizationPolicy => AuthorizationPolicy::fields("", &mut out),
         other => panic!("{other:?} has no fields here"),
     }
     out.sort();

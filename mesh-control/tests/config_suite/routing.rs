@@ -356,3 +356,26 @@ spec:
         "{found:?}"
     );
 }
+
+#[test]
+fn service_entries_of_one_host_with_different_ports_are_one_service() {
+    let entry = |name: &str, port: u16, address: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}}}\n\
+             spec: {{hosts: [api.example.com], resolution: STATIC, ports: [{{number: {port}, name: http-{port}}}], \
+             endpoints: [{{address: {address}}}]}}\n---\n"
+        )
+    };
+    let plane = plane_from(&(entry("a", 80, "10.0.0.1") + &entry("b", 8080, "10.0.0.2")));
+    assert!(plane.diagnostics().is_empty(), "{:?}", plane.diagnostics());
+    let seen = Seen::new(&plane, client("default"));
+    assert_eq!(seen.addresses("outbound|80||api.example.com"), ["10.0.0.1:80"]);
+    assert_eq!(seen.addresses("outbound|8080||api.example.com"), ["10.0.0.2:8080"]);
+    // A port that both have is that of the first, and the other one is told so.
+    let plane = plane_from(&(entry("a", 80, "10.0.0.1") + &entry("b", 80, "10.0.0.2")));
+    let seen = Seen::new(&plane, client("default"));
+    assert_eq!(seen.addresses("outbound|80||api.example.com"), ["10.0.0.1:80"]);
+    assert!(
+        plane.diagnostics().iter().any(|finding| finding.message.contains("has port 80 from ServiceEntry default/a"))
+    );
+}

@@ -96,7 +96,7 @@ fn names_that_mean_nothing_are_nothing() {
     assert!(snapshot.resource(&grpc_client("default"), Kind::Listener, "nowhere:80").is_none());
     assert!(snapshot.resource(&client("default"), Kind::Listener, "nowhere:80").is_some());
     let closed = PlaneOptions::default().outbound_traffic_policy(OutboundTrafficPolicy::RegistryOnly);
-    let closed = Plane::of_texts(closed).snapshot();
+    let closed = Plane::start(closed).unwrap().snapshot();
     assert!(closed.resource(&client("default"), Kind::Listener, "nowhere:80").is_none());
 }
 

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{Extensions, Request, Response, Version};
 use mesh_core::error::{ErrorKind, MeshError};
-use mesh_core::filter::{Callout, Resume};
+use mesh_core::filter::{Callout, Reply, Resume};
 use mesh_core::model::{Route, RouteAction};
 use mesh_core::request::{RequestHead, is_grpc};
 use mesh_core::request_info::{Deadline, Direction, RequestInfo};
@@ -252,6 +252,11 @@ fn answer<B>(request: &Request<B>, response: Response<Bytes>) -> Admission {
 /// The last thing before the application.
 #[inline]
 fn forward<B>(route: &Route, destination: &Destination, request: &mut Request<B>) -> Result<Admission, MeshError> {
+    // The configuration's own answer. gRPC's servers have no such route (gRFC A36), and fail the call.
+    if let RouteAction::Direct(direct) = &route.action {
+        let reply = Reply::new(direct.status, direct.body.clone());
+        return Ok(answer(request, reply::filter(reply, is_grpc(request.headers()))));
+    }
     check_action(route)?;
     let changes = destination.request_changes();
     if !changes.is_empty() {
@@ -314,7 +319,7 @@ fn with_parts<B, T>(request: &mut Request<B>, change: impl FnOnce(&mut Parts) ->
     result
 }
 
-/// A server's route has no other action (gRFC A36).
+/// A server's route has no other action (gRFC A36), but for the answer that is given at once.
 fn check_action(route: &Route) -> Result<(), MeshError> {
     let reason = match &route.action {
         RouteAction::NonForwarding => return Ok(()),

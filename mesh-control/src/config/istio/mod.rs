@@ -5,6 +5,7 @@
 
 pub mod destination_rule;
 pub mod names;
+pub mod security;
 pub mod service;
 pub mod service_entry;
 pub mod string_match;

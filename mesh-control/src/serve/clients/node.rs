@@ -96,6 +96,7 @@ pub(crate) fn read(node: &Node, peer_ip: IpAddr) -> Client {
             locality.map_or("", |locality| &locality.sub_zone).into(),
         ],
         empty_means_all: !is_frugal(&node.user_agent_name),
+        group: text(metadata, "AUTO_REGISTER_GROUP").filter(|text| !text.is_empty()).map(|text| brief(text).into()),
     }
 }
 

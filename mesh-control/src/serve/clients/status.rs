@@ -16,13 +16,18 @@ use crate::serve::clients::state::ServerState;
 
 /// What the rest of mesh-control has to say in a status report.
 pub trait Inspect: Send + Sync + 'static {
-    /// Whether there is a configuration to serve.
+    /// Whether there is a configuration to serve, and it is known what all of it governs.
     fn is_ready(&self) -> bool {
         true
     }
 
     /// What is wrong with the configuration.
     fn diagnostics(&self) -> Vec<DiagnosticStatus> {
+        Vec::new()
+    }
+
+    /// What is wrong so that it is not in force, and what is instead.
+    fn wrong(&self) -> Vec<WrongStatus> {
         Vec::new()
     }
 
@@ -70,6 +75,32 @@ pub struct Status {
     pub workloads: Vec<WorkloadStatus>,
     /// What is wrong with the configuration.
     pub diagnostics: Vec<DiagnosticStatus>,
+    /// What is wrong so that it is not in force, and what is instead.
+    #[serde(default)]
+    pub wrong: Vec<WrongStatus>,
+}
+
+/// An object or a text that is wrong, and what is in force instead.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct WrongStatus {
+    /// `Kind namespace/name`, where it is an object that says who it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
+    /// The file that it is in.
+    pub file: String,
+    /// `held`: its last good state is in force. `fails-closed`: there is none, and requests that it governs fail. `unread`:
+    /// there is none, and nobody can tell what it governs.
+    pub standing: String,
+    /// What is wrong, with its place.
+    pub reason: String,
+}
+
+impl WrongStatus {
+    /// An object or a text, and what is in force instead.
+    pub fn new(object: Option<String>, file: &str, standing: &str, reason: &str) -> WrongStatus {
+        WrongStatus { object, file: file.to_owned(), standing: standing.to_owned(), reason: reason.to_owned() }
+    }
 }
 
 /// A workload that registered itself.
@@ -171,6 +202,7 @@ pub(crate) fn report(state: &ServerState, inspect: &dyn Inspect, all_names: bool
         refused: state.refusals.report(now),
         workloads: state.presence.registered().into_iter().map(|one| workload(one, &mut serving, now)).collect(),
         diagnostics: inspect.diagnostics(),
+        wrong: inspect.wrong(),
     }
 }
 
@@ -217,6 +249,14 @@ pub(crate) fn metrics(state: &ServerState, inspect: &dyn Inspect) -> String {
     family(&mut out, "mesh_config_diagnostics", "gauge", "What is wrong with the configuration, by severity.");
     for (severity, count) in severities {
         let _ = writeln!(out, "mesh_config_diagnostics{{severity=\"{severity}\"}} {count}");
+    }
+    let mut standings = BTreeMap::from(["held", "fails-closed", "unread"].map(|name| (name.to_owned(), 0)));
+    for wrong in inspect.wrong() {
+        *standings.entry(wrong.standing).or_insert(0) += 1;
+    }
+    family(&mut out, "mesh_config_wrong", "gauge", "What is wrong and not in force, by what is in force instead.");
+    for (standing, count) in standings {
+        let _ = writeln!(out, "mesh_config_wrong{{standing=\"{standing}\"}} {count}");
     }
     single(&mut out, "mesh_ready", "gauge", "Whether there is a configuration to serve.", inspect.is_ready().into());
     out

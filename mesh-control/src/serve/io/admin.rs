@@ -82,10 +82,15 @@ async fn metrics_page(State(sources): State<Sources>) -> impl IntoResponse {
 }
 
 async fn ready(State(sources): State<Sources>) -> impl IntoResponse {
-    match sources.inspect.is_ready() {
-        true => (StatusCode::OK, "ready\n"),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "no configuration is loaded\n"),
+    let is_ready = sources.inspect.is_ready();
+    let mut text =
+        if is_ready { "ready\n" } else { "not ready: nobody can tell what all of the configuration governs\n" }
+            .to_owned();
+    for wrong in sources.inspect.wrong() {
+        let what = wrong.object.unwrap_or(wrong.file);
+        text += &format!("{}: {what}: {}\n", wrong.standing, wrong.reason);
     }
+    (if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
 }
 
 /// One client in the form of Istiod's `/debug/syncz`, which `istioctl proxy-status` reads.

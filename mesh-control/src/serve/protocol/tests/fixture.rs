@@ -81,6 +81,7 @@ pub(crate) fn client(class: ClientClass) -> Client {
         ports: Vec::new(),
         locality: ["".into(), "".into(), "".into()],
         empty_means_all: class == ClientClass::Envoy,
+        group: None,
     }
 }
 

@@ -484,7 +484,7 @@ mod known {
     }
 
     #[test]
-    fn a_listener_that_waits_for_its_turn_goes_before_the_cluster_of_a_silent_client() {
+    fn server_rule_02_a_listener_that_waits_for_its_turn_goes_before_the_cluster_of_a_silent_client() {
         let gone = [Subscribe(Cluster, 1), Ack, Change(Cluster, 1, Some(0)), Change(Cluster, 1, None)];
         let asked = [Subscribe(Cluster, 2), Change(Listener, 0, Some(0)), Subscribe(Cluster, 2), Ack];
         let listener = [Subscribe(Listener, 0), Ack, Ack, Wait(2281), Ack];

@@ -1,0 +1,135 @@
+//! Which documents are ours: what is to be done with an object, by its version and kind, and which files hold none.
+
+use std::path::Path;
+
+use crate::config::diagnostic::Severity;
+use crate::config::support::ObjectKind;
+
+/// What is to be done with a document.
+pub(super) enum Class {
+    Read(ObjectKind),
+    List,
+    NotYet(Severity),
+    /// Of no concern to the mesh, and why.
+    Elsewhere(&'static str),
+    UnknownVersion(ObjectKind, &'static str),
+    UnknownKind,
+}
+
+const NETWORKING_KINDS: [(&str, ObjectKind); 5] = [
+    ("VirtualService", ObjectKind::VirtualService),
+    ("DestinationRule", ObjectKind::DestinationRule),
+    ("ServiceEntry", ObjectKind::ServiceEntry),
+    ("WorkloadEntry", ObjectKind::WorkloadEntry),
+    ("WorkloadGroup", ObjectKind::WorkloadGroup),
+];
+
+const ELSEWHERE: Class = Class::Elsewhere("is of no concern to the mesh");
+
+/// The other kinds of the group without a name: a mistyped `Service` is not one of them.
+const CORE_KINDS: [&str; 17] = [
+    "Binding",
+    "ComponentStatus",
+    "ConfigMap",
+    "Event",
+    "LimitRange",
+    "Namespace",
+    "Node",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "Pod",
+    "PodList",
+    "PodTemplate",
+    "ReplicationController",
+    "ResourceQuota",
+    "Secret",
+    "ServiceAccount",
+    "Status",
+];
+
+const SECURITY_KINDS: [(&str, ObjectKind); 3] = [
+    ("PeerAuthentication", ObjectKind::PeerAuthentication),
+    ("RequestAuthentication", ObjectKind::RequestAuthentication),
+    ("AuthorizationPolicy", ObjectKind::AuthorizationPolicy),
+];
+
+/// What is to be done with an object of this kind.
+pub(super) fn classify(api_version: &str, kind: &str) -> Class {
+    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    match group {
+        "networking.istio.io" => {
+            if let Some((_, read)) = NETWORKING_KINDS.iter().find(|(name, _)| *name == kind) {
+                return match version {
+                    "v1" | "v1beta1" | "v1alpha3" => Class::Read(*read),
+                    _ => Class::UnknownVersion(*read, "v1, v1beta1 or v1alpha3"),
+                };
+            }
+            match kind {
+                "Gateway" | "Sidecar" | "EnvoyFilter" | "ProxyConfig" => Class::NotYet(Severity::Warning),
+                _ => Class::UnknownKind,
+            }
+        }
+        "security.istio.io" => match SECURITY_KINDS.iter().find(|(name, _)| *name == kind) {
+            Some((_, read)) if matches!(version, "v1" | "v1beta1") => Class::Read(*read),
+            Some((_, read)) => Class::UnknownVersion(*read, "v1 or v1beta1"),
+            None => Class::UnknownKind,
+        },
+        "telemetry.istio.io" | "extensions.istio.io" | "install.istio.io" | "operator.istio.io" => {
+            Class::NotYet(Severity::Warning)
+        }
+        "gateway.networking.k8s.io" | "gateway.networking.x-k8s.io" | "inference.networking.k8s.io" => {
+            // BackendTLSPolicy says how a gateway calls what is behind it (GEP-1897). There is no gateway here, and so no call that would
+            // go out in plaintext because of it; calls of the mesh's own clients have a DestinationRule.
+            Class::NotYet(Severity::Warning)
+        }
+        "discovery.k8s.io" => Class::NotYet(Severity::Warning),
+        "networking.k8s.io" if kind == "Ingress" => Class::NotYet(Severity::Warning),
+        // The cluster's network enforces it, below every connection of the mesh and whether there is a mesh or not.
+        "networking.k8s.io" if kind == "NetworkPolicy" => {
+            Class::Elsewhere("is enforced by the cluster's network, not by the mesh")
+        }
+        "" => match kind {
+            "Service" if version == "v1" => Class::Read(ObjectKind::Service),
+            "Service" => Class::UnknownVersion(ObjectKind::Service, "v1"),
+            "List" if version == "v1" => Class::List,
+            "Endpoints" => Class::NotYet(Severity::Warning),
+            _ if version == "v1" && CORE_KINDS.contains(&kind) => ELSEWHERE,
+            _ => Class::UnknownKind,
+        },
+        _ => ELSEWHERE,
+    }
+}
+
+/// Files that other tools leave among manifests, in lower case. They hold no objects: kustomize, Helm, npm and the like.
+const FOREIGN: [&str; 22] = [
+    "kustomization.yaml",
+    "kustomization.yml",
+    "values.yaml",
+    "values.yml",
+    "values.schema.json",
+    "chart.yaml",
+    "requirements.yaml",
+    "helmfile.yaml",
+    "skaffold.yaml",
+    "package.json",
+    "package-lock.json",
+    "tsconfig.json",
+    "composer.json",
+    "renovate.json",
+    "docker-compose.yaml",
+    "docker-compose.yml",
+    "compose.yaml",
+    "compose.yml",
+    "mkdocs.yml",
+    "taskfile.yml",
+    "pnpm-lock.yaml",
+    "pnpm-workspace.yaml",
+];
+
+/// Whether a file of this name is another tool's.
+pub(super) fn is_foreign(name: &str) -> bool {
+    let name = Path::new(name).file_name().and_then(|name| name.to_str()).unwrap_or_default().to_ascii_lowercase();
+    // `values-prod.yaml`, `values.prod.yaml`
+    let of_helm = || name.starts_with("values-") || name.starts_with("values.");
+    FOREIGN.contains(&name.as_str()) || of_helm()
+}

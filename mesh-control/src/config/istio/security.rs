@@ -1,0 +1,286 @@
+//! `PeerAuthentication`, `RequestAuthentication` and `AuthorizationPolicy` (security.istio.io): who may talk to a workload,
+//! and how.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::config::decode::{Decoder, Text, keywords, message};
+use crate::config::diagnostic::{Code, Severity, Span, quoted};
+
+message! {
+    /// Whether connections must be mutual TLS.
+    pub struct PeerAuthentication {
+        /// The workloads; absent means all of the namespace.
+        selector: Option<Selector> = "selector",
+        /// For every port.
+        mtls: MutualTls = "mtls",
+        /// For ports of the workload, by number.
+        port_level_mtls: BTreeMap<String, MutualTls> = "portLevelMtls",
+    }
+    /// A selection by labels.
+    pub struct Selector {
+        /// Labels that must all be there.
+        match_labels: BTreeMap<String, String> = "matchLabels",
+    }
+    /// Mutual TLS.
+    pub struct MutualTls {
+        /// Whether.
+        mode: MtlsMode = "mode",
+    }
+    /// Which tokens are good.
+    pub struct RequestAuthentication {
+        /// The workloads; absent means all of the namespace.
+        selector: Option<Selector> = "selector",
+        /// The object whose workloads are meant.
+        target_ref: Option<TargetRef> = "targetRef",
+        /// The objects whose workloads are meant.
+        target_refs: Vec<TargetRef> = "targetRefs",
+        /// Who issues tokens.
+        jwt_rules: Vec<JwtRule> = "jwtRules",
+    }
+    /// An object by its name.
+    pub struct TargetRef {
+        /// Its group; empty for `Service`.
+        group: String = "group",
+        /// Its kind.
+        kind: Text = "kind" required,
+        /// Its name.
+        name: Text = "name" required,
+        /// Its namespace, which must be the policy's.
+        namespace: String = "namespace",
+    }
+    /// An issuer of tokens.
+    pub struct JwtRule {
+        /// Its name.
+        issuer: String = "issuer",
+        /// For whom its tokens are.
+        audiences: Vec<String> = "audiences",
+        /// Where its keys are.
+        jwks_uri: Option<String> = "jwksUri",
+        /// Its keys.
+        jwks: Option<String> = "jwks",
+        /// Headers that have the token.
+        from_headers: Vec<JwtHeader> = "fromHeaders",
+        /// Query parameters that have the token.
+        from_params: Vec<String> = "fromParams",
+        /// Cookies that have the token.
+        from_cookies: Vec<String> = "fromCookies",
+        /// The header in which the application finds the payload.
+        output_payload_to_header: Option<String> = "outputPayloadToHeader",
+        /// Whether the application sees the token.
+        forward_original_token: Option<bool> = "forwardOriginalToken",
+        /// Headers in which the application finds claims.
+        output_claim_to_headers: Vec<ClaimToHeader> = "outputClaimToHeaders",
+        /// How long fetching keys may take.
+        timeout: Option<Duration> = "timeout",
+        /// Claims that are lists of words.
+        space_delimited_claims: Vec<String> = "spaceDelimitedClaims",
+    }
+    /// A header that has a token.
+    pub struct JwtHeader {
+        /// Its name.
+        name: String = "name" required,
+        /// What stands before the token.
+        prefix: String = "prefix",
+    }
+    /// A header with a claim.
+    pub struct ClaimToHeader {
+        /// Its name.
+        header: String = "header",
+        /// The claim.
+        claim: String = "claim",
+    }
+    /// Who may do what.
+    pub struct AuthorizationPolicy {
+        /// The workloads; absent means all of the namespace.
+        selector: Option<Selector> = "selector",
+        /// The object whose workloads are meant.
+        target_ref: Option<TargetRef> = "targetRef",
+        /// The objects whose workloads are meant.
+        target_refs: Vec<TargetRef> = "targetRefs",
+        /// Which requests.
+        rules: Vec<Rule> = "rules",
+        /// What happens to them.
+        action: Action = "action",
+        /// Who is asked.
+        provider: Option<Provider> = "provider",
+    }
+    /// Which requests: all that fit in every part.
+    pub struct Rule {
+        /// From any of these.
+        from: Vec<From> = "from",
+        /// To any of these.
+        to: Vec<To> = "to",
+        /// If all of these hold.
+        when: Vec<Condition> = "when",
+    }
+    /// Where a request comes from.
+    pub struct From {
+        /// All of this holds.
+        source: Source = "source",
+    }
+    /// Where a request comes from.
+    pub struct Source {
+        /// Identities of certificates.
+        principals: Vec<String> = "principals",
+        /// None of these.
+        not_principals: Vec<String> = "notPrincipals",
+        /// Identities of tokens.
+        request_principals: Vec<String> = "requestPrincipals",
+        /// None of these.
+        not_request_principals: Vec<String> = "notRequestPrincipals",
+        /// Namespaces.
+        namespaces: Vec<String> = "namespaces",
+        /// None of these.
+        not_namespaces: Vec<String> = "notNamespaces",
+        /// Addresses of the peer.
+        ip_blocks: Vec<String> = "ipBlocks",
+        /// None of these.
+        not_ip_blocks: Vec<String> = "notIpBlocks",
+        /// Addresses of the client.
+        remote_ip_blocks: Vec<String> = "remoteIpBlocks",
+        /// None of these.
+        not_remote_ip_blocks: Vec<String> = "notRemoteIpBlocks",
+        /// Service accounts.
+        service_accounts: Vec<String> = "serviceAccounts",
+        /// None of these.
+        not_service_accounts: Vec<String> = "notServiceAccounts",
+        /// Trust domains.
+        trust_domains: Vec<String> = "trustDomains",
+        /// None of these.
+        not_trust_domains: Vec<String> = "notTrustDomains",
+    }
+    /// What a request is for.
+    pub struct To {
+        /// All of this holds.
+        operation: Operation = "operation",
+    }
+    /// What a request is for.
+    pub struct Operation {
+        /// Authorities.
+        hosts: Vec<String> = "hosts",
+        /// None of these.
+        not_hosts: Vec<String> = "notHosts",
+        /// Ports.
+        ports: Vec<String> = "ports",
+        /// None of these.
+        not_ports: Vec<String> = "notPorts",
+        /// Methods.
+        methods: Vec<String> = "methods",
+        /// None of these.
+        not_methods: Vec<String> = "notMethods",
+        /// Paths.
+        paths: Vec<String> = "paths",
+        /// None of these.
+        not_paths: Vec<String> = "notPaths",
+    }
+    /// A condition.
+    pub struct Condition {
+        /// Of what.
+        key: String = "key" required,
+        /// One of these.
+        values: Vec<String> = "values",
+        /// None of these.
+        not_values: Vec<String> = "notValues",
+    }
+    /// Who is asked.
+    pub struct Provider {
+        /// The name under which the mesh knows it.
+        name: String = "name",
+    }
+}
+
+keywords! {
+    /// Whether connections must be mutual TLS.
+    pub enum MtlsMode {
+        /// As the wider policy says.
+        Unset = "UNSET",
+        /// They are not.
+        Disable = "DISABLE",
+        /// They may be.
+        Permissive = "PERMISSIVE",
+        /// They must be.
+        Strict = "STRICT",
+    }
+    /// What happens to a request.
+    pub enum Action {
+        /// Only such requests are let in.
+        Allow = "ALLOW",
+        /// Such requests are refused.
+        Deny = "DENY",
+        /// Such requests are marked.
+        Audit = "AUDIT",
+        /// Somebody is asked about such requests.
+        Custom = "CUSTOM",
+    }
+}
+
+/// The annotation by which a policy is only tried.
+pub const DRY_RUN: &str = "istio.io/dry-run";
+
+impl PeerAuthentication {
+    /// What Istio's own validation refuses.
+    pub fn check(&self, d: &mut Decoder<'_>) {
+        for port in self.port_level_mtls.keys() {
+            if !port.parse::<u16>().is_ok_and(|port| port > 0) {
+                let message = format!("{} is not a port", quoted(port));
+                d.report_at(self.span, "portLevelMtls", Severity::Error, Code::InvalidValue, message);
+            }
+        }
+        if !self.port_level_mtls.is_empty() && selected(self.selector.as_ref()).is_empty() {
+            let message = "ports can be told apart only where `selector` names the workloads";
+            d.report_at(self.span, "portLevelMtls", Severity::Error, Code::InvalidValue, message);
+        }
+    }
+}
+
+impl RequestAuthentication {
+    /// What Istio's own validation refuses.
+    pub fn check(&self, d: &mut Decoder<'_>) {
+        check_targets(self.span, self.selector.as_ref(), &self.targets(), d);
+    }
+
+    /// The objects whose workloads are meant.
+    pub fn targets(&self) -> Vec<&TargetRef> {
+        self.target_ref.iter().chain(&self.target_refs).collect()
+    }
+}
+
+impl AuthorizationPolicy {
+    /// What Istio's own validation refuses.
+    pub fn check(&self, d: &mut Decoder<'_>) {
+        check_targets(self.span, self.selector.as_ref(), &self.targets(), d);
+    }
+
+    /// The objects whose workloads are meant.
+    pub fn targets(&self) -> Vec<&TargetRef> {
+        self.target_ref.iter().chain(&self.target_refs).collect()
+    }
+}
+
+/// The labels that a selector asks for: none means everybody.
+pub fn selected(selector: Option<&Selector>) -> BTreeMap<String, String> {
+    selector.map(|selector| selector.match_labels.clone()).unwrap_or_default()
+}
+
+const TARGETS: [(&str, &str); 4] = [
+    ("", "Service"),
+    ("networking.istio.io", "ServiceEntry"),
+    ("gateway.networking.k8s.io", "Gateway"),
+    ("gateway.networking.k8s.io", "GatewayClass"),
+];
+
+fn check_targets(span: Span, selector: Option<&Selector>, targets: &[&TargetRef], d: &mut Decoder<'_>) {
+    if selector.is_some() && !targets.is_empty() {
+        let message = "only one of `selector` and `targetRefs` can be set";
+        d.report_at(span, "selector", Severity::Error, Code::InvalidValue, message);
+    }
+    for target in targets {
+        if !TARGETS.contains(&(target.group.as_str(), target.kind.as_str())) {
+            let what = format!("{} of group {}", quoted(&target.kind), quoted(&target.group));
+            let known = TARGETS.map(|(group, kind)| format!("{kind} of group {}", quoted(group))).join(", ");
+            let message = format!("{what} is none of {known}");
+            d.report_at(target.kind.span, "targetRefs", Severity::Error, Code::InvalidValue, message);
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! What is in force, object by object: what the texts say, and the last good state of what they do not say well.
+//!
+//! An object that is wrong leaves its last good state in force, and so do all objects of a text that is empty, cannot be
+//! read, or holds something of which nobody can tell which object it is. A directory that is suddenly empty takes away
+//! nothing at all: a bad edit or a lost mount must not change any route. A wrong object that has no last good state is
+//! handed on as such, so that what it governs fails closed. All of that is visible.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::diagnostic::{Code, Diagnostic, Severity, Source};
+use super::file::{self, Item, Meta, ObjectKey, Objects};
+use super::load::{Scan, printable};
+use super::state::State;
+
+/// Every text, and every object that is in force.
+#[derive(Debug, Default)]
+pub struct Store {
+    texts: BTreeMap<Arc<str>, Text>,
+    /// The last good state of every object that is in force.
+    good: BTreeMap<ObjectKey, Good>,
+    loaded: Loaded,
+    state: Option<State>,
+    notes: Vec<Diagnostic>,
+    alarm: Option<Diagnostic>,
+    allow_empty: bool,
+}
+
+/// An object as it was when it was good.
+#[derive(Clone, Debug)]
+pub struct Good {
+    /// The text that it is of.
+    pub file: Arc<str>,
+    /// The object.
+    pub item: Item,
+}
+
+#[derive(Debug, Default)]
+struct Text {
+    seen: Option<Result<Arc<str>, String>>,
+    /// Not of the directory: it was handed in.
+    is_handed_in: bool,
+    items: Vec<Item>,
+    /// What it held and does not hold any more stays: nobody can tell what it holds now.
+    keeps: bool,
+    /// What nobody could read.
+    unread: Vec<Diagnostic>,
+    diagnostics: Vec<Diagnostic>,
+    /// Why it was refused as a whole, so that what it said before stands. Only of what is handed in.
+    refused: Vec<Diagnostic>,
+}
+
+/// All objects of all texts, each once.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Loaded {
+    /// The objects.
+    pub objects: Objects,
+    /// What is to be said about the texts and their objects.
+    pub diagnostics: Vec<Diagnostic>,
+    /// What is wrong, and what is in force instead.
+    pub wrong: Vec<Wrong>,
+}
+
+/// Something that is wrong, and what is in force instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Wrong {
+    /// `Kind namespace/name`, where it is an object that says who it is.
+    pub object: Option<Arc<str>>,
+    /// The text that it is in.
+    pub file: Arc<str>,
+    /// What is wrong, with its place.
+    pub reason: Arc<str>,
+    /// What is in force instead.
+    pub standing: Standing,
+}
+
+/// What is in force instead of something that is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Standing {
+    /// Its last good state.
+    Held,
+    /// Nothing, and requests that it governs fail.
+    FailsClosed,
+    /// Nothing, and nobody can tell what it governs.
+    Unread,
+}
+
+impl Standing {
+    /// `held`, `fails-closed` or `unread`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Standing::Held => "held",
+            Standing::FailsClosed => "fails-closed",
+            Standing::Unread => "unread",
+        }
+    }
+}
+
+impl Wrong {
+    fn of_finding(finding: &Diagnostic, standing: Standing) -> Wrong {
+        let reason = finding.in_short().into();
+        Wrong { object: finding.object.clone(), file: finding.file.clone(), reason, standing }
+    }
+}
+
+impl std::fmt::Display for Wrong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(object) = &self.object {
+            write!(f, "{object}: ")?;
+        }
+        let instead = match self.standing {
+            Standing::Held => "the last good state stays in force",
+            Standing::FailsClosed => "no good state is known, so what it governs fails closed",
+            Standing::Unread => "nobody can tell what it governs, and no good state is known",
+        };
+        write!(f, "{instead}: {}", self.reason)
+    }
+}
+
+impl Store {
+    /// An empty store. With `allow_empty`, a directory that has been emptied is taken at its word.
+    pub fn new(allow_empty: bool) -> Store {
+        Store { allow_empty, ..Store::default() }
+    }
+
+    /// Keeps the last good state of the directory's objects in this one, and begins with what it holds. To be called
+    /// before anything is taken in.
+    pub fn keep_state(&mut self, dir: &Path) -> io::Result<()> {
+        let (state, good) = State::open(dir)?;
+        self.good = good;
+        self.state = Some(state);
+        Ok(())
+    }
+
+    /// Takes in what a directory holds now. Returns whether anything is different.
+    pub fn apply(&mut self, scan: io::Result<Scan>) -> bool {
+        let scan = match scan {
+            Ok(scan) => scan,
+            Err(error) => {
+                let message = format!("the configuration directory cannot be read: {error}");
+                return self.raise(message);
+            }
+        };
+        let of_directory = |file: &Arc<str>| self.texts.get(file).is_some_and(|text| !text.is_handed_in);
+        let held = self.good.values().any(|good| of_directory(&good.file));
+        if scan.files.is_empty() && held && !self.allow_empty {
+            return self.raise("every configuration file is gone (if that is meant, restart)".to_owned());
+        }
+        let mut changed = self.alarm.take().is_some() || self.notes != scan.diagnostics;
+        self.notes = scan.diagnostics;
+        let before = self.texts.len();
+        self.texts.retain(|name, text| text.is_handed_in || scan.files.contains_key(name));
+        changed |= self.texts.len() != before;
+        for (name, text) in scan.files {
+            if !self.texts.get(&name).is_some_and(|text| text.is_handed_in) {
+                changed |= self.read(name, text);
+            }
+        }
+        if changed {
+            self.settle();
+        }
+        changed
+    }
+
+    /// Takes in a text that is no file of the directory; one of the same name there is not read any more. One that is
+    /// wrong anywhere changes nothing. Returns whether anything is different, and what is wrong with the text if it is.
+    pub fn set_text(&mut self, name: &str, content: &str) -> (bool, Vec<Diagnostic>) {
+        let name: Arc<str> = printable(name).into();
+        let text = self.texts.entry(name.clone()).or_default();
+        text.is_handed_in = true;
+        let seen = Some(Ok(content.into()));
+        let changed = text.seen != seen;
+        if changed {
+            text.seen = seen;
+            let parsed = file::read(Source { name: name.clone(), text: content.into() });
+            if parsed.rejected {
+                text.refused.clone_from(&parsed.diagnostics);
+                text.diagnostics = parsed.diagnostics;
+                text.diagnostics.extend(kept(&name, text.items.len()));
+            } else {
+                *text = Text { items: parsed.items, diagnostics: parsed.diagnostics, ..Text::of(Ok(content.into())) };
+                text.is_handed_in = true;
+            }
+        }
+        let refused = text.refused.clone();
+        if changed {
+            self.settle();
+        }
+        (changed, refused)
+    }
+
+    /// Forgets a text. Returns whether there was one.
+    pub fn remove_text(&mut self, name: &str) -> bool {
+        let removed = self.texts.remove(name).is_some();
+        if removed {
+            self.settle();
+        }
+        removed
+    }
+
+    /// Everything that is in force, and what is wrong.
+    pub fn loaded(&self) -> Loaded {
+        let mut loaded = self.loaded.clone();
+        let alarms = self.alarm.iter().chain(&self.notes);
+        let of_state = self.state.iter().flat_map(State::diagnostics);
+        loaded.diagnostics.splice(0..0, alarms.chain(of_state).cloned());
+        loaded
+    }
+
+    /// Texts of which there is nothing to say, because there is nothing in them.
+    pub fn silent_texts(&self) -> impl Iterator<Item = &Arc<str>> {
+        let is_silent = |text: &Text| text.items.is_empty() && text.diagnostics.is_empty() && !text.keeps;
+        self.texts.iter().filter(move |(_, text)| is_silent(text)).map(|(name, _)| name)
+    }
+
+    /// Reads a file of the directory. Returns whether it is another one than before.
+    fn read(&mut self, name: Arc<str>, content: Result<Arc<str>, String>) -> bool {
+        if self.texts.get(&name).is_some_and(|text| text.seen.as_ref() == Some(&content)) {
+            return false;
+        }
+        let holds_something = || self.good.values().any(|good| good.file == name);
+        let text = match &content {
+            Err(error) => {
+                let what = format!("cannot be read: {error}");
+                let finding = Diagnostic::of_file(name.clone(), Severity::Error, Code::File, what);
+                let diagnostics = vec![finding.clone()];
+                Text { keeps: true, unread: vec![finding], diagnostics, ..Text::of(content) }
+            }
+            // Editors empty a file before they write it: what it said goes away with the file only.
+            Ok(text) if text.trim().is_empty() => Text { keeps: holds_something(), ..Text::of(content) },
+            Ok(text) => {
+                let parsed = file::read(Source { name: name.clone(), text: text.clone() });
+                Text {
+                    items: parsed.items,
+                    keeps: !parsed.unread.is_empty(),
+                    unread: parsed.unread,
+                    diagnostics: parsed.diagnostics,
+                    ..Text::of(content)
+                }
+            }
+        };
+        self.texts.insert(name, text);
+        true
+    }
+
+    /// Decides what is in force. Of an object that is written twice the last one counts, in the order of the files'
+    /// names, as if the files had been applied one after the other.
+    fn settle(&mut self) {
+        let mut found: Vec<Diagnostic> = self.texts.values().flat_map(|text| &text.diagnostics).cloned().collect();
+        let written = last_of_each(&self.texts, &mut found);
+        let mut loaded = Loaded::default();
+        let mut good = BTreeMap::new();
+        let kept = self.kept(&written);
+        for (file, item) in written {
+            let key = item.meta().key();
+            let Item::Refused(refused) = &item else {
+                loaded.objects.push(item.clone());
+                good.insert(key, Good { file, item });
+                continue;
+            };
+            let mut say = |standing| {
+                let (object, reason) = (Some(refused.id()), refused.reason.clone());
+                loaded.wrong.push(Wrong { object, file: file.clone(), reason, standing });
+            };
+            if let Some(earlier) = self.good.get(&key) {
+                say(Standing::Held);
+                let message = "its last good state stays in force";
+                let finding = Diagnostic::at(&refused.meta.origin, Severity::Warning, Code::File, message);
+                found.push(finding.object(refused.id()));
+                loaded.objects.push(earlier.item.clone());
+                good.insert(key, Good { file, item: earlier.item.clone() });
+            } else if !refused.is_named() && kept.iter().any(|(key, _)| key.0 == refused.meta.kind) {
+                // It is one of those that are kept, most likely.
+                say(Standing::Held);
+            } else {
+                say(if refused.is_whole { Standing::FailsClosed } else { Standing::Unread });
+                loaded.objects.push(item);
+            }
+        }
+        for (name, text) in &self.texts {
+            let held = kept.iter().filter(|(_, good)| good.file == *name).count();
+            if text.keeps {
+                found.extend(self::kept(name, held));
+            }
+            let standing = if held > 0 { Standing::Held } else { Standing::Unread };
+            let unread = text.unread.iter().filter(|finding| !loaded.wrong.iter().any(|wrong| wrong.is_about(finding)));
+            let unread: Vec<Wrong> = unread.map(|finding| Wrong::of_finding(finding, standing)).collect();
+            loaded.wrong.extend(unread);
+            let refused = text.refused.iter().filter(|finding| finding.rejects_object());
+            loaded.wrong.extend(refused.map(|finding| Wrong::of_finding(finding, Standing::Held)));
+        }
+        for (key, kept) in kept {
+            loaded.objects.push(kept.item.clone());
+            good.insert(key, kept);
+        }
+        loaded.diagnostics = found;
+        self.loaded = loaded;
+        self.good = good;
+        if let Some(state) = &mut self.state {
+            let handed_in = |good: &&Good| self.texts.get(&good.file).is_some_and(|text| text.is_handed_in);
+            state.write(self.good.values().filter(|good| !handed_in(good)));
+        }
+    }
+
+    /// What is not written any more, and stays because nobody can tell what its text holds.
+    fn kept(&self, written: &[(Arc<str>, Item)]) -> Vec<(ObjectKey, Good)> {
+        let written: BTreeSet<ObjectKey> = written.iter().map(|(_, item)| item.meta().key()).collect();
+        let keeps = |good: &Good| self.texts.get(&good.file).is_some_and(|text| text.keeps);
+        let kept = self.good.iter().filter(|(key, good)| !written.contains(*key) && keeps(good));
+        kept.map(|(key, good)| (key.clone(), good.clone())).collect()
+    }
+
+    fn raise(&mut self, what: String) -> bool {
+        let message = format!("{what}; the last good state stays");
+        let alarm = Diagnostic::of_file("", Severity::Error, Code::Vanished, message);
+        let changed = self.alarm.as_ref() != Some(&alarm);
+        self.alarm = Some(alarm);
+        changed
+    }
+}
+
+impl Text {
+    fn of(content: Result<Arc<str>, String>) -> Text {
+        Text { seen: Some(content), ..Text::default() }
+    }
+}
+
+impl Wrong {
+    /// Whether this is that finding.
+    fn is_about(&self, finding: &Diagnostic) -> bool {
+        self.file == finding.file && *self.reason == *finding.in_short()
+    }
+}
+
+fn kept(name: &Arc<str>, count: usize) -> Option<Diagnostic> {
+    let message = match count {
+        0 => return None,
+        1 => "the object that it held last stays in force".to_owned(),
+        count => format!("the {count} objects that it held last stay in force"),
+    };
+    Some(Diagnostic::of_file(name.clone(), Severity::Warning, Code::File, message))
+}
+
+fn last_of_each(texts: &BTreeMap<Arc<str>, Text>, found: &mut Vec<Diagnostic>) -> Vec<(Arc<str>, Item)> {
+    let mut written: Vec<Option<(Arc<str>, Item)>> = Vec::new();
+    let mut by_key: BTreeMap<ObjectKey, usize> = BTreeMap::new();
+    for (name, text) in texts {
+        for item in &text.items {
+            let meta = item.meta();
+            // Of those without a name nobody can tell whether they are the same.
+            let earlier = (!meta.name.is_empty()).then(|| by_key.insert(meta.key(), written.len())).flatten();
+            if let Some((_, earlier)) = earlier.and_then(|earlier| written.get_mut(earlier)?.take()) {
+                found.push(duplicate(earlier.meta(), meta));
+            }
+            written.push(Some((name.clone(), item.clone())));
+        }
+    }
+    written.into_iter().flatten().collect()
+}
+
+fn duplicate(earlier: &Meta, later: &Meta) -> Diagnostic {
+    let message = format!("written again in {}, which is the one that counts", later.origin);
+    Diagnostic::at(&earlier.origin, Severity::Warning, Code::Duplicate, message).object(earlier.id())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,215 @@
+//! What is in force after which texts.
+
+use std::fs;
+
+use super::*;
+use crate::config::load::scan;
+
+const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: [{port: 80}]}\n";
+
+fn service(name: &str, port: u16) -> String {
+    SERVICE.replace("name: s", &format!("name: {name}")).replace("80", &port.to_string())
+}
+
+fn names(store: &Store) -> Vec<String> {
+    let mut names: Vec<_> = store.loaded().objects.services.iter().map(|object| object.meta.name.to_string()).collect();
+    names.sort();
+    names
+}
+
+fn said(store: &Store) -> Vec<String> {
+    store.loaded().diagnostics.iter().map(ToString::to_string).collect()
+}
+
+fn files<const N: usize>(files: [(&str, &str); N]) -> io::Result<Scan> {
+    let mut scan = Scan::default();
+    scan.files.extend(files.map(|(name, text)| (name.into(), Ok(text.into()))));
+    Ok(scan)
+}
+
+/// What is wrong, and what is in force instead.
+fn wrong(store: &Store) -> Vec<(String, Standing)> {
+    let wrong = store.loaded().wrong.into_iter();
+    wrong.map(|wrong| (wrong.object.unwrap_or_default().to_string(), wrong.standing)).collect()
+}
+
+#[test]
+fn a_file_that_becomes_wrong_or_empty_keeps_its_last_good_state_visibly() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::new(false);
+    fs::write(dir.path().join("a.yaml"), SERVICE).unwrap();
+    fs::write(dir.path().join("b.yml"), service("t", 81)).unwrap();
+    assert!(store.apply(scan(dir.path())));
+    assert!(!store.apply(scan(dir.path())));
+    assert_eq!(names(&store), ["s", "t"]);
+
+    for (bad, starts) in [
+        ("a: [", "a.yaml:1:4: error[syntax]"),
+        ("apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {prots: []}\n", "a.yaml:4:8: error[unknown-field]"),
+        ("", "a.yaml: warning[file]: the object that it held last stays in force"),
+    ] {
+        fs::write(dir.path().join("a.yaml"), bad).unwrap();
+        assert!(store.apply(scan(dir.path())));
+        assert_eq!(names(&store), ["s", "t"], "{bad}");
+        assert!(said(&store)[0].starts_with(starts), "{:?}", said(&store));
+        assert!(said(&store).iter().any(|line| line.contains("stays in force")), "{bad}");
+    }
+
+    fs::write(dir.path().join("a.yaml"), service("u", 82)).unwrap();
+    assert!(store.apply(scan(dir.path())));
+    assert_eq!((names(&store), said(&store).len()), (vec!["t".to_owned(), "u".to_owned()], 0));
+
+    fs::remove_file(dir.path().join("a.yaml")).unwrap();
+    assert!(store.apply(scan(dir.path())));
+    assert_eq!(names(&store), ["t"]);
+}
+
+#[test]
+fn a_directory_that_is_emptied_or_gone_takes_nothing_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mesh");
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("a.yaml"), SERVICE).unwrap();
+    let mut store = Store::new(false);
+    store.apply(scan(&path));
+
+    fs::remove_file(path.join("a.yaml")).unwrap();
+    assert!(store.apply(scan(&path)));
+    assert_eq!(names(&store), ["s"]);
+    assert!(said(&store)[0].starts_with("error[vanished]: every configuration file is gone"));
+    assert!(!store.apply(scan(&path)), "the alarm is raised once");
+
+    fs::remove_dir(&path).unwrap();
+    assert!(store.apply(scan(&path)));
+    assert_eq!(names(&store), ["s"]);
+    assert!(said(&store)[0].contains("cannot be read"));
+
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("b.yaml"), service("t", 1)).unwrap();
+    assert!(store.apply(scan(&path)));
+    assert_eq!((names(&store), said(&store).len()), (vec!["t".to_owned()], 0));
+
+    let mut trusting = Store::new(true);
+    trusting.apply(scan(&path));
+    fs::remove_file(path.join("b.yaml")).unwrap();
+    assert!(trusting.apply(scan(&path)));
+    assert!(names(&trusting).is_empty());
+}
+
+#[test]
+fn of_an_object_that_is_written_twice_the_last_counts() {
+    let (first, second) = (service("s", 1), service("s", 2));
+    let mut store = Store::new(true);
+    store.apply(files([("a.yaml", &first), ("b.yaml", &second)]));
+    let loaded = store.loaded();
+    assert_eq!(loaded.objects.services.len(), 1);
+    assert_eq!(loaded.objects.services[0].spec.ports[0].port.0, 2);
+    assert_eq!(
+        said(&store),
+        ["a.yaml:1:1: warning[duplicate]: Service default/s: written again in b.yaml:1, which is the one that counts"]
+    );
+}
+
+const WRONG: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {prots: []}\n";
+
+#[test]
+fn an_object_that_is_wrong_is_held_alone() {
+    let mut store = Store::new(false);
+    store.apply(files([("a.yaml", &format!("{SERVICE}---\n{}", service("t", 81)))]));
+    store.apply(files([("a.yaml", &format!("{WRONG}---\n{}", service("u", 82)))]));
+    assert_eq!(names(&store), ["s", "u"], "s is held, t is gone, u is new");
+    assert_eq!(wrong(&store), [("Service default/s".to_owned(), Standing::Held)]);
+    // Wherever it is written.
+    store.apply(files([("b.yaml", WRONG)]));
+    assert_eq!(names(&store), ["s"]);
+    store.apply(files([("b.yaml", &service("u", 82))]));
+    assert_eq!((names(&store), wrong(&store)), (vec!["u".to_owned()], vec![]));
+}
+
+#[test]
+fn an_object_that_nobody_can_name_keeps_everything_that_its_text_held() {
+    let both = format!("{SERVICE}---\n{}", service("t", 81));
+    for unread in [
+        service("t", 81).replace("metadata: {name: t}", ""),
+        service("t", 81).replace("name: t", "nmae: t"),
+        service("t", 81).replace("kind: Service", "kind: Sevrice"),
+        "a: 1".to_owned(),
+        "apiVersion: v1\nkind: List\nitems: {}\n".to_owned(),
+    ] {
+        let mut store = Store::new(false);
+        store.apply(files([("a.yaml", &both)]));
+        store.apply(files([("a.yaml", &format!("{SERVICE}---\n{unread}"))]));
+        assert_eq!(names(&store), ["s", "t"], "{unread}");
+        assert_eq!(
+            wrong(&store).iter().map(|(_, standing)| *standing).collect::<Vec<_>>(),
+            [Standing::Held],
+            "{unread}"
+        );
+
+        let mut anew = Store::new(false);
+        anew.apply(files([("a.yaml", &format!("{SERVICE}---\n{unread}"))]));
+        assert_eq!(names(&anew), ["s"], "{unread}");
+        assert_eq!(
+            wrong(&anew).iter().map(|(_, standing)| *standing).collect::<Vec<_>>(),
+            [Standing::Unread],
+            "{unread}"
+        );
+    }
+}
+
+#[test]
+fn what_a_wrong_object_governs_is_read_with_patience() {
+    let host = |kind: &str, spec: &str| {
+        let text = format!("apiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: a}}\nspec: {spec}\n");
+        let mut store = Store::new(false);
+        store.apply(files([("a.yaml", &text)]));
+        let refused = store.loaded().objects.refused;
+        let governs = refused.first().map(|refused| format!("{:?}", refused.governs)).unwrap_or_default();
+        (governs, wrong(&store).pop().expect("wrong").1)
+    };
+    let to = |hosts: &str, export_to: &str, selector: &str| {
+        format!("Hosts {{ hosts: {hosts}, export_to: {export_to}, selector: {selector} }}")
+    };
+    let closed = |governs: String| (governs, Standing::FailsClosed);
+    for (kind, spec, expected) in [
+        ("VirtualService", "{hosts: [x, z], htpp: []}", closed(to(r#"["x", "z"]"#, "[]", "{}"))),
+        ("VirtualService", "{hosts: [x], http: 1, exportTo: [.]}", closed(to(r#"["x"]"#, r#"["."]"#, "{}"))),
+        ("VirtualService", "{hosts: [x], exportTo: [1]}", closed(to(r#"["x"]"#, "[]", "{}"))),
+        ("VirtualService", "{hosts: [x, 1]}", (to(r#"["x"]"#, "[]", "{}"), Standing::Unread)),
+        ("VirtualService", "{hosts: [x], gateways: [edge], htpp: []}", closed("Nothing".to_owned())),
+        ("VirtualService", "{http: [{rout: []}]}", closed("Delegated".to_owned())),
+        ("VirtualService", "{hosst: [x], http: [{route: []}]}", ("Delegated".to_owned(), Standing::Unread)),
+        ("VirtualService", "{hosts: x}", (String::new(), Standing::Unread)),
+        ("DestinationRule", "{host: x, subset: []}", closed(to(r#"["x"]"#, "[]", "{}"))),
+        (
+            "DestinationRule",
+            "{host: x, workloadSelector: {matchLabels: {a: b}}, subset: []}",
+            closed(to(r#"["x"]"#, "[]", r#"{"a": "b"}"#)),
+        ),
+        ("DestinationRule", "{hots: x}", (String::new(), Standing::Unread)),
+        ("ServiceEntry", "{hosts: [x.y], prots: []}", closed(to(r#"["x.y"]"#, "[]", "{}"))),
+        ("WorkloadEntry", "{adress: 1.2.3.4}", closed("Nothing".to_owned())),
+    ] {
+        assert_eq!(host(kind, spec), expected, "{kind} {spec}");
+    }
+}
+
+#[test]
+fn files_of_other_tools_are_notes() {
+    let mut store = Store::new(false);
+    store.apply(files([
+        ("kustomization.yaml", "resources: [a.yaml]"),
+        ("values.yaml", "image: {tag: v1}"),
+        ("values-prod.yaml", "image: {tag: v2}"),
+        ("Chart.yaml", "apiVersion: v2\nname: shop"),
+        ("package.json", "{\"name\": \"web\"}"),
+        ("tsconfig.json", "{ // comments\n \"a\": 1}"),
+        ("compose.yaml", SERVICE),
+    ]));
+    assert_eq!((names(&store), wrong(&store)), (vec!["s".to_owned()], vec![]));
+    assert!(said(&store).iter().all(|line| line.contains("info[ignored]")), "{:?}", said(&store));
+    assert_eq!(said(&store).len(), 6);
+    // Under any other name it may be an object that somebody forgot to finish.
+    store.apply(files([("web.yaml", "image: {tag: v1}")]));
+    assert_eq!(wrong(&store), [(String::new(), Standing::Unread)]);
+}

@@ -1,0 +1,170 @@
+//! Objects that guard workloads: who they are for, and why a workload must not serve because of them.
+//!
+//! Nothing of them is enforced yet. A workload that is guarded answers every request with the reason instead. What guards
+//! nobody (PERMISSIVE, a dry run, DENY without rules) is in nobody's way.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::destination_rules::ROOT_NAMESPACE;
+use crate::config::file::{Governs, Meta, Object, Objects, Workloads};
+use crate::config::istio::security::{Action, AuthorizationPolicy, DRY_RUN, MtlsMode, selected};
+use crate::registry::Services;
+use crate::registry::service::is_subset;
+
+/// All objects that guard workloads.
+#[derive(Debug, Default)]
+pub struct Security {
+    guards: Vec<Guard>,
+    peers: Vec<Peers>,
+}
+
+/// A server of a workload.
+#[derive(Clone, Copy, Debug)]
+pub struct Served<'a> {
+    /// The workload's namespace.
+    pub namespace: &'a str,
+    /// Its labels.
+    pub labels: &'a BTreeMap<String, String>,
+    /// The port that it bound.
+    pub port: u16,
+}
+
+/// An object that nobody may be served without.
+#[derive(Debug)]
+struct Guard {
+    meta: Meta,
+    workloads: Workloads,
+    /// What is wrong with it, where something is.
+    refused: Option<Arc<str>>,
+}
+
+/// A PeerAuthentication.
+#[derive(Debug)]
+struct Peers {
+    meta: Meta,
+    labels: BTreeMap<String, String>,
+    mode: MtlsMode,
+    ports: BTreeMap<u16, MtlsMode>,
+}
+
+impl Security {
+    /// Those of these objects.
+    pub fn new(objects: &Objects) -> Security {
+        let mut security = Security::default();
+        for object in objects.authorization_policies.iter().filter(|object| is_guarding(object)) {
+            let workloads = Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.targets());
+            security.guards.push(Guard { meta: object.meta.clone(), workloads, refused: None });
+        }
+        for object in objects.request_authentications.iter().filter(|object| !object.spec.jwt_rules.is_empty()) {
+            let workloads = Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.targets());
+            security.guards.push(Guard { meta: object.meta.clone(), workloads, refused: None });
+        }
+        for object in &objects.refused {
+            if let Governs::Workloads(workloads) = &object.governs {
+                let (meta, workloads) = (object.meta.clone(), workloads.clone());
+                security.guards.push(Guard { meta, workloads, refused: Some(object.answer()) });
+            }
+        }
+        let peers = objects.peer_authentications.iter().map(|object| Peers {
+            meta: object.meta.clone(),
+            labels: selected(object.spec.selector.as_ref()),
+            mode: object.spec.mtls.mode,
+            ports: object
+                .spec
+                .port_level_mtls
+                .iter()
+                .filter_map(|(port, tls)| Some((port.parse().ok()?, tls.mode)))
+                .collect(),
+        });
+        security.peers = peers.collect();
+        // The oldest counts.
+        security.peers.sort_by(|a, b| a.meta.order().cmp(&b.meta.order()));
+        security
+    }
+
+    /// Why a server must not serve, if it must not.
+    pub fn refusal(&self, served: Served<'_>, services: &Services) -> Option<String> {
+        const MOST: usize = 3;
+        let guards = self.guards.iter().filter(|guard| guard.selects(served, services));
+        let mut reasons: Vec<String> = guards.map(Guard::why).collect();
+        reasons.extend(self.strict(served).map(|peers| not_enforced(&peers.meta, " (mTLS STRICT)")));
+        let more = reasons.len().saturating_sub(MOST);
+        reasons.truncate(MOST);
+        if more > 0 {
+            reasons.push(format!("and {more} more"));
+        }
+        (!reasons.is_empty())
+            .then(|| format!("{}; to serve all the same: mesh-control serve --allow-unenforced", reasons.join("; ")))
+    }
+
+    /// The objects that are right, and would guard somebody if they were enforced.
+    pub fn unenforced(&self) -> impl Iterator<Item = &Meta> {
+        let guards = self.guards.iter().filter(|guard| guard.refused.is_none()).map(|guard| &guard.meta);
+        let is_strict =
+            |peers: &&Peers| peers.ports.values().chain([&peers.mode]).any(|mode| *mode == MtlsMode::Strict);
+        guards.chain(self.peers.iter().filter(is_strict).map(|peers| &peers.meta))
+    }
+
+    /// The PeerAuthentication by which a server takes TLS only. That of the workload counts, else that of its namespace,
+    /// else that of the mesh; UNSET leaves it to the next one (Istio: policy_applier.go).
+    fn strict(&self, served: Served<'_>) -> Option<&Peers> {
+        let in_namespace =
+            |namespace: &'static str| self.peers.iter().filter(move |peers| *peers.meta.namespace == *namespace);
+        let own = || self.peers.iter().filter(|peers| *peers.meta.namespace == *served.namespace);
+        let workload = own().find(|peers| is_subset(&peers.labels, served.labels));
+        if let Some(peers) = workload {
+            let of_port = peers.ports.get(&served.port).copied().filter(|mode| *mode != MtlsMode::Unset);
+            match of_port.unwrap_or(peers.mode) {
+                MtlsMode::Unset => {}
+                MtlsMode::Strict => return Some(peers),
+                MtlsMode::Disable | MtlsMode::Permissive => return None,
+            }
+        }
+        // The API has a selector of the root namespace select everywhere, istiod passes over it: it may ask for more, and not
+        // for less.
+        let of_root = in_namespace(ROOT_NAMESPACE).find(|peers| is_subset(&peers.labels, served.labels));
+        if let Some(peers) = of_root.filter(|peers| peers.mode == MtlsMode::Strict) {
+            return Some(peers);
+        }
+        let everybody = |peers: &&Peers| peers.labels.is_empty();
+        let wide = own().find(everybody).into_iter().chain(in_namespace(ROOT_NAMESPACE).find(everybody));
+        wide.into_iter().find(|peers| peers.mode != MtlsMode::Unset).filter(|peers| peers.mode == MtlsMode::Strict)
+    }
+}
+
+/// Whether a policy can refuse anybody (Istio: the reference of AuthorizationPolicy).
+fn is_guarding(object: &Object<AuthorizationPolicy>) -> bool {
+    let is_dry_run = object.meta.annotations.get(DRY_RUN).is_some_and(|value| value == "true");
+    let can_refuse = match object.spec.action {
+        // Without rules, it lets nobody in.
+        Action::Allow => true,
+        Action::Deny | Action::Custom => !object.spec.rules.is_empty(),
+        Action::Audit => false,
+    };
+    can_refuse && !is_dry_run
+}
+
+impl Guard {
+    fn why(&self) -> String {
+        match &self.refused {
+            Some(refused) => refused.to_string(),
+            None => not_enforced(&self.meta, ""),
+        }
+    }
+
+    fn selects(&self, served: Served<'_>, services: &Services) -> bool {
+        let is_own = *self.meta.namespace == *served.namespace;
+        match &self.workloads {
+            Workloads::Labelled(labels) => {
+                (is_own || *self.meta.namespace == *ROOT_NAMESPACE)
+                    && (labels.is_empty() || is_subset(labels, served.labels))
+            }
+            Workloads::OfServices(names) => is_own && services.any_selects(served.namespace, names, served.labels),
+        }
+    }
+}
+
+fn not_enforced(meta: &Meta, what: &str) -> String {
+    format!("{}{what} ({}) is for this workload, and not enforced yet", meta.id(), meta.origin)
+}

@@ -1,0 +1,187 @@
+//! A server that is started again: what it does with configuration that became wrong while nobody looked.
+
+use std::fs;
+use std::path::Path;
+
+use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+use envoy_types::pb::envoy::config::route::v3::route::Action;
+use mesh_control::catalog::Kind;
+use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tonic::transport::Channel;
+
+use crate::process::{Control, output, text};
+use crate::support::{Delta, node};
+
+const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{name: http, port: 80}]}\n";
+const ROUTES: &str = "outbound|80||web.default.svc.cluster.local";
+
+fn rule(http: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: web}}\nspec:\n  hosts: [web]\n  http:\n  - {http}\n"
+    )
+}
+
+fn good() -> String {
+    rule("redirect: {uri: /good}")
+}
+
+fn wrong() -> String {
+    rule("redirct: {uri: /wrong}")
+}
+
+struct Dirs {
+    config: tempfile::TempDir,
+    state: tempfile::TempDir,
+}
+
+impl Dirs {
+    fn new() -> Dirs {
+        let dirs = Dirs { config: tempfile::tempdir().unwrap(), state: tempfile::tempdir().unwrap() };
+        dirs.write("web.yaml", SERVICE);
+        dirs
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.config.path().join(name), text).unwrap();
+    }
+
+    fn start(&self) -> Started {
+        Started::new(self.config.path(), &["--state-dir", self.state.path().to_str().unwrap()])
+    }
+
+    fn saved(&self) -> std::path::PathBuf {
+        self.state.path().join("last-good.json")
+    }
+}
+
+struct Started {
+    _control: Control,
+    xds: String,
+    status: String,
+}
+
+impl Started {
+    fn new(config: &Path, more: &[&str]) -> Started {
+        let mut control = Control::start(config, more);
+        let xds = control.address("xds listening on ").to_string();
+        control.line();
+        let status = control.address("status listening on ").to_string();
+        Started { _control: control, xds, status }
+    }
+
+    /// What requests to `web` come to.
+    async fn action(&self) -> Option<Action> {
+        let channel = Channel::from_shared(format!("http://{}", self.xds)).unwrap().connect().await.unwrap();
+        let mut client = Delta::open(channel, node("mesh-core")).await.unwrap();
+        client.send(Kind::Route, &[ROUTES], &[]).await;
+        let response = client.next().await;
+        let body = response.resources[0].resource.clone().unwrap().value;
+        RouteConfiguration::decode(&*body).unwrap().virtual_hosts[0].routes[0].action.clone()
+    }
+
+    async fn ready(&self) -> String {
+        let mut stream = tokio::net::TcpStream::connect(&self.status).await.unwrap();
+        stream.write_all(b"GET /ready HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    fn table(&self) -> String {
+        text(&output(&["status", "--addr", &self.status]).stdout)
+    }
+}
+
+fn is_redirect(action: &Option<Action>) -> bool {
+    matches!(action, Some(Action::Redirect(_)))
+}
+
+fn fails(action: &Option<Action>) -> bool {
+    matches!(action, Some(Action::DirectResponse(answer)) if answer.status == 503)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_good_state_survives_a_restart_and_what_was_deleted_does_not() {
+    let dirs = Dirs::new();
+    dirs.write("rules.yaml", &good());
+    assert!(is_redirect(&dirs.start().action().await));
+
+    // While it is down, the rule becomes wrong.
+    dirs.write("rules.yaml", &wrong());
+    let control = dirs.start();
+    assert!(is_redirect(&control.action().await));
+    let ready = control.ready().await;
+    assert!(
+        ready.starts_with("HTTP/1.0 200") && ready.contains("held: VirtualService default/web: rules.yaml:7"),
+        "{ready}"
+    );
+    let table = control.table();
+    assert!(table.contains("VirtualService default/web  its last good state"), "{table}");
+    drop(control);
+    // And stays so, however often it is started, and as a text that nobody can read.
+    dirs.write("rules.yaml", "a: [");
+    assert!(is_redirect(&dirs.start().action().await));
+
+    // Deleted while it is down, and then written anew and wrong: nothing of it is left.
+    fs::remove_file(dirs.config.path().join("rules.yaml")).unwrap();
+    assert!(matches!(dirs.start().action().await, Some(Action::Route(_))));
+    dirs.write("rules.yaml", &wrong());
+    assert!(fails(&dirs.start().action().await));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_last_good_state_what_is_wrong_fails_closed_and_says_so() {
+    let dirs = Dirs::new();
+    dirs.write("rules.yaml", &wrong());
+    let control = Started::new(dirs.config.path(), &[]);
+    assert!(fails(&control.action().await));
+    let ready = control.ready().await;
+    assert!(ready.starts_with("HTTP/1.0 200") && ready.contains("fails-closed: VirtualService default/web"), "{ready}");
+    assert!(control.table().contains("nothing: what it governs fails"), "{}", control.table());
+    drop(control);
+
+    // Of this, nobody can tell what it governs.
+    dirs.write("more.yaml", "a: [");
+    let control = Started::new(dirs.config.path(), &[]);
+    let ready = control.ready().await;
+    assert!(ready.starts_with("HTTP/1.0 503") && ready.contains("unread: more.yaml: more.yaml:1"), "{ready}");
+    assert!(control.table().contains("nobody can tell what it governs"), "{}", control.table());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn state_that_is_spoiled_or_of_somebody_else_is_reported_and_ignored() {
+    let dirs = Dirs::new();
+    dirs.write("rules.yaml", &good());
+    drop(dirs.start());
+    let saved = fs::read_to_string(dirs.saved()).unwrap();
+    dirs.write("rules.yaml", &wrong());
+    let cut = saved.split_at(saved.len() / 2).0;
+    for spoiled in ["", "{", "[1]", "null", "{\"format\": \"another\", \"files\": {}}", "\u{0}\u{1}", cut] {
+        fs::write(dirs.saved(), spoiled).unwrap();
+        let control = dirs.start();
+        assert!(fails(&control.action().await), "{spoiled:?}");
+        assert!(control.table().contains("is ignored"), "{}", control.table());
+    }
+    // It is well-formed, and what it says of the objects is not good.
+    fs::write(dirs.saved(), saved.replace("redirect", "redirct")).unwrap();
+    assert!(fails(&dirs.start().action().await));
+    fs::write(dirs.saved(), saved).unwrap();
+    assert!(is_redirect(&dirs.start().action().await));
+}
+
+#[test]
+fn a_strict_server_does_not_start_with_anything_wrong() {
+    let dirs = Dirs::new();
+    let config = dirs.config.path().to_str().unwrap();
+    let free = "127.0.0.1:0";
+    let serve = ["serve", "--strict", "--config", config, "--xds-addr", free, "--status-addr", free];
+    for (wrong, named) in [(wrong(), "VirtualService default/web"), ("a: [".to_owned(), "rules.yaml:1")] {
+        dirs.write("rules.yaml", &wrong);
+        let out = output(&serve);
+        assert_eq!(out.status.code(), Some(1));
+        assert!(text(&out.stderr).contains("--strict") && text(&out.stderr).contains(named), "{}", text(&out.stderr));
+    }
+    dirs.write("rules.yaml", &good());
+    Started::new(dirs.config.path(), &["--strict"]);
+}
