@@ -179,7 +179,7 @@ async fn a_cluster_that_is_absent_fails_its_own_requests_and_names_the_reason() 
     let error = send(&entry).unwrap_err();
     assert_eq!(
         (error.kind(), error.to_string().as_str()),
-        (ErrorKind::NoCluster, "cluster a: cluster a: does not exist")
+        (ErrorKind::NoCluster, "cluster a: does not exist")
     );
     // It arrives after all.
     sink.apply(update([eds("a")]));
