@@ -40,8 +40,13 @@ pub fn mesh_error(status: &Status) -> Option<&MeshError> {
 
 /// The error behind a status. The status has its text with all causes, since it may go over the wire; here is only
 /// the kind, so that whoever prints a chain of errors reads each of them once.
-#[derive(Debug)]
 struct Behind(MeshError);
+
+impl fmt::Debug for Behind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 impl fmt::Display for Behind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
