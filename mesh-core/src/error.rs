@@ -266,7 +266,8 @@ impl std::error::Error for MeshError {
 #[cfg(feature = "axum")]
 impl axum_core::response::IntoResponse for MeshError {
     fn into_response(self) -> axum_core::response::Response {
-        let status = http::StatusCode::from_u16(self.kind.http_status()).unwrap_or(http::StatusCode::SERVICE_UNAVAILABLE);
+        let status =
+            http::StatusCode::from_u16(self.kind.http_status()).unwrap_or(http::StatusCode::SERVICE_UNAVAILABLE);
         let mut response = (status, format!("{self:#}")).into_response();
         if let Some(set) = self.response_headers() {
             response.headers_mut().extend(set.clone());
