@@ -168,9 +168,11 @@ impl Services {
         self.best(self.aliases.get(host)?, client_namespace)
     }
 
-    /// Whether any service, whoever sees it, answers to this full host name.
+    /// Whether any service, whoever sees it, answers to this full host name, or would by this short one in its namespace.
     pub fn describes(&self, host: &str) -> bool {
-        self.by_host.contains_key(host) || self.wildcards.iter().any(|(pattern, _)| host::covers(pattern, host))
+        self.by_host.contains_key(host)
+            || self.wildcards.iter().any(|(pattern, _)| host::covers(pattern, host))
+            || self.all.iter().any(|service| *service.name == *host)
     }
 
     fn best(&self, ids: &[ServiceId], client_namespace: &str) -> Option<(ServiceId, &Arc<Service>)> {
