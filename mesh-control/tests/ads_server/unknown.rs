@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_control::catalog::Kind;
-use mesh_control::embedded::{Config, Embedded, Options, OutboundTrafficPolicy};
+use mesh_control::embedded::{Config, Embedded, Options, OutboundTrafficPolicy, PlaneOptions};
 use mesh_core::store::{Source, Store};
 use mesh_core::view::Extensions;
 use mesh_core::xds::Bootstrap;
@@ -41,7 +41,8 @@ const TOLD: [(&str, &str); 4] = [
 
 #[tokio::test]
 async fn an_unknown_host_is_answered_with_the_ports_and_namespaces_where_it_does_exist() {
-    let options = Options::default().outbound_traffic_policy(OutboundTrafficPolicy::RegistryOnly);
+    let options =
+        Options::default().plane(PlaneOptions::default().outbound_traffic_policy(OutboundTrafficPolicy::RegistryOnly));
     let mesh = Embedded::start(Config::yaml(SHOP), options).await.unwrap();
     let source = Arc::new(mesh.source(Bootstrap::new("embedded").node_id("web-1")));
     let (store, sink) = Store::new(source.clone(), Extensions::default(), Duration::from_secs(600));
