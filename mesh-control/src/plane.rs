@@ -22,7 +22,7 @@ use crate::analysis::examine;
 use crate::config::load::{self, Scan};
 use crate::config::store::{Standing, Store, Wrong};
 use crate::config::watch::Watcher;
-use crate::config::{Code, Diagnostic, Objects, Severity};
+use crate::config::{Diagnostic, Objects, Severity};
 use crate::policy::Policy;
 pub use crate::policy::outbound::OutboundTrafficPolicy;
 use crate::registry::{Discovery, Endpoints, Workload};
@@ -222,7 +222,11 @@ impl Plane {
     pub fn register(&self, workload: Workload) {
         let mut live = self.inner.live();
         let compiled = live.compiled.clone();
-        if live.endpoints.register(&compiled.policy.services, Arc::new(workload)) {
+        let workload = Arc::new(workload);
+        if live.endpoints.register(&compiled.policy.services, workload.clone()) {
+            if live.endpoints.served_by(&compiled.policy.services, &workload.key).is_empty() {
+                warn!(node = &*workload.node, "registered, and gets no request: {}", serves_nothing(&workload));
+            }
             self.inner.publish_soon(live);
         }
     }
@@ -306,13 +310,7 @@ impl Plane {
             let served = live.endpoints.served_by(services, &workload.key);
             let serves: Vec<String> =
                 served.into_iter().filter_map(|(id, port)| Some(format!("{}:{port}", hosts.get(&id)?))).collect();
-            let note = serves.is_empty().then(|| {
-                format!(
-                    "no service of namespace {} selects its labels and has a port for {}",
-                    workload.namespace,
-                    workload.address.port()
-                )
-            });
+            let note = serves.is_empty().then(|| serves_nothing(&workload));
             WorkloadSummary {
                 key: workload.key.to_string(),
                 node: workload.node.to_string(),
@@ -340,16 +338,15 @@ impl Inner {
         }
         let mut loaded = store.loaded();
         let objects = loaded.objects.len();
-        let outbound = match is_whole(&loaded.diagnostics) {
-            true => self.options.outbound_traffic_policy,
-            false => OutboundTrafficPolicy::RegistryOnly,
-        };
+        let allowed = self.options.outbound_traffic_policy;
+        let held_back = held_back(&loaded.wrong).filter(|_| allowed == OutboundTrafficPolicy::AllowAny);
+        let outbound = if held_back.is_some() { OutboundTrafficPolicy::RegistryOnly } else { allowed };
         let wrong = std::mem::take(&mut loaded.wrong);
         let (mut policy, diagnostics) = examine(loaded);
         policy.outbound = outbound;
         let allow_unenforced = self.options.allow_unenforced;
         let cache = Mutex::default();
-        let compiled = Arc::new(Compiled { policy, diagnostics, wrong, objects, allow_unenforced, cache });
+        let compiled = Arc::new(Compiled { policy, diagnostics, wrong, objects, held_back, allow_unenforced, cache });
         let mut live = self.live();
         tell(&live.compiled, &compiled);
         let old = std::mem::replace(&mut live.compiled, compiled.clone());
@@ -440,9 +437,16 @@ async fn keep_loading(inner: Weak<Inner>, watcher: Watcher) {
     }
 }
 
-/// Whether all that is written was understood. Of which hosts the rest speaks nobody knows, so that no name passes by it.
-fn is_whole(loading: &[Diagnostic]) -> bool {
-    loading.iter().all(|finding| finding.severity < Severity::Error || finding.code == Code::NotSupportedYet)
+/// Why hosts that no object describes are not called: something may speak of any of them that nobody can read.
+fn held_back(wrong: &[Wrong]) -> Option<String> {
+    let unread = wrong.iter().find(|wrong| wrong.standing == Standing::Unread)?;
+    Some(format!("no object describes it, and such hosts are not called while this cannot be read: {}", unread.reason))
+}
+
+/// Why a workload is nobody's endpoint.
+fn serves_nothing(workload: &Workload) -> String {
+    let (namespace, port) = (&workload.namespace, workload.address.port());
+    format!("no service of namespace {namespace} selects its labels and has a port for {port}")
 }
 
 /// Logs what was not the matter before.
@@ -450,6 +454,12 @@ fn tell(before: &Compiled, now: &Compiled) {
     let count = |severity| now.diagnostics.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     info!(objects = now.objects, errors, warnings, "configuration in force");
+    if now.objects == 0 {
+        warn!("the configuration has no object");
+    }
+    if let Some(why) = now.held_back.as_ref().filter(|why| before.held_back.as_ref() != Some(why)) {
+        error!("of a host that is asked for from now on: {why}");
+    }
     let known: HashSet<String> = before.diagnostics.iter().map(ToString::to_string).collect();
     for finding in &now.diagnostics {
         let line = finding.to_string();

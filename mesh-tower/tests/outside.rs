@@ -127,7 +127,7 @@ async fn a_name_that_any_object_speaks_of_never_passes_by() {
 }
 
 #[tokio::test]
-async fn nothing_passes_by_a_file_that_is_wrong() {
+async fn nothing_passes_by_what_nobody_can_read_and_the_caller_is_told_why() {
     let (port, connections) = outside().await;
     let dir = tempfile::tempdir().unwrap();
     for wrong in
@@ -137,8 +137,16 @@ async fn nothing_passes_by_a_file_that_is_wrong() {
         let control = Embedded::start(Config::dir(dir.path()), Options::default()).await.unwrap();
         let error = mesh(&control).client().get(format!("http://localhost:{port}/")).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UnknownTarget, "{wrong}: {error:#}");
+        assert!(format!("{error:#}").contains("a.yaml:"), "{wrong}: {error:#}");
         assert_eq!(connections.load(Ordering::SeqCst), 0, "{wrong}");
     }
+    // Of whom this one speaks is known: of nobody else.
+    let wrong = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\n\
+                 spec: {hosts: [shop], http: [{match: [{uri: {regex: '('}}], directResponse: {status: 200}}]}\n";
+    std::fs::write(dir.path().join("a.yaml"), wrong).unwrap();
+    let control = Embedded::start(Config::dir(dir.path()), Options::default()).await.unwrap();
+    assert_eq!(mesh(&control).client().get(format!("http://localhost:{port}/")).await.unwrap().status(), 200);
+    assert_eq!(mesh(&control).client().get("http://shop/").await.unwrap().status(), 503);
 }
 
 #[tokio::test]

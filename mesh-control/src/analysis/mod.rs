@@ -12,6 +12,7 @@ mod refused;
 mod security;
 mod service;
 mod unknown;
+mod unmet;
 mod virtual_service;
 
 use std::io;

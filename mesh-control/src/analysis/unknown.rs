@@ -21,20 +21,16 @@ pub(super) fn unknown_host(policy: &Policy, host: &str, client_namespace: &str) 
         let origin = &service.meta.origin;
         return format!("{} ({origin}) is not exported to namespace {client_namespace}", service.meta.id());
     }
-    let seen: Vec<&Service> = policy
-        .services
-        .iter()
-        .map(|(_, service)| &**service)
-        .filter(|service| service.visibility.includes(client_namespace))
-        .collect();
-    match similar(host, client_namespace, &seen) {
+    match nearby(policy, host, client_namespace) {
         Some(meant) => format!("{message}; did you mean {}?", quoted(&meant)),
         None => message,
     }
 }
 
 /// The name that was probably meant, as the object would write it.
-fn similar(host: &str, client_namespace: &str, seen: &[&Service]) -> Option<String> {
+pub(super) fn nearby(policy: &Policy, host: &str, client_namespace: &str) -> Option<String> {
+    let services = policy.services.iter().map(|(_, service)| &**service);
+    let seen: Vec<&Service> = services.filter(|service| service.visibility.includes(client_namespace)).collect();
     let parts = |host: &'_ str| {
         let (name, namespace) = host.strip_suffix(CLUSTER_DOMAIN)?.strip_suffix(".svc.")?.split_once('.')?;
         Some((name.to_owned(), namespace.to_owned()))

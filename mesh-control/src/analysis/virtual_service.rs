@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use super::is_alias;
-use super::unknown::unknown_host;
+use super::unknown::{nearby, unknown_host};
+use super::{is_alias, unmet};
 use crate::config::decode::nearest;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span, quoted};
 use crate::config::file::Objects;
@@ -23,6 +23,11 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     check_delegates(objects, found);
     for object in &objects.virtual_services {
         for (index, host) in object.spec.hosts.iter().enumerate() {
+            if let Some(message) = misspelt(policy, host, &object.meta.namespace) {
+                let origin = object.meta.origin.at(host.span);
+                let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
+                found.push(finding.object(object.meta.id()).field(format!("hosts[{index}]")));
+            }
             if let Some(message) = is_alias(policy, host, &object.meta.namespace) {
                 let origin = object.meta.origin.at(host.span);
                 let finding = Diagnostic::at(&origin, Severity::Warning, Code::Conflict, message);
@@ -30,6 +35,17 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
             }
         }
     }
+}
+
+/// A host that exists by its rule alone, if it is nearly the name of a service.
+fn misspelt(policy: &Policy, host: &str, namespace: &str) -> Option<String> {
+    let host = in_namespace(host, namespace);
+    let is_known = host.contains('*')
+        || policy.services.find(&host, namespace).is_some()
+        || policy.services.alias_of(&host, namespace).is_some()
+        || policy.services.refused(&host, namespace).is_some();
+    let meant = if is_known { None } else { nearby(policy, &host, namespace) }?;
+    Some(format!("no service is called {host}, which is here by this rule alone; did you mean {}?", quoted(&meant)))
 }
 
 struct Checker<'a> {
@@ -55,6 +71,9 @@ impl Checker<'_> {
     }
 
     fn check_rule(&mut self, rule: &Rule) {
+        for (field, why) in unmet::in_rule(&rule.route, &self.addressed_ports()) {
+            self.say(rule, rule.route.span, &field, Severity::Warning, Code::Ignored, why);
+        }
         let several = rule.route.route.len() > 1;
         let weight_of = |destination: &HttpDestination| destination.weight.as_ref().map_or(0, |weight| weight.value);
         let is_split = rule.route.route.iter().filter(|destination| weight_of(destination) > 0).count() > 1;

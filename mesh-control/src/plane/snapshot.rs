@@ -23,6 +23,8 @@ pub(super) struct Compiled {
     pub(super) diagnostics: Vec<Diagnostic>,
     pub(super) wrong: Vec<Wrong>,
     pub(super) objects: usize,
+    /// Why hosts that no object describes are not called, although they may be.
+    pub(super) held_back: Option<String>,
     /// Whether workloads serve although what guards them is not enforced.
     pub(super) allow_unenforced: bool,
     pub(super) cache: Mutex<RenderCache>,
@@ -190,7 +192,9 @@ impl Catalog for Snapshot {
             return None;
         }
         let policy = &self.compiled.policy;
-        policy.absence(name, &policy.view(&client.namespace, &client.labels))
+        let view = policy.view(&client.namespace, &client.labels);
+        let held_back = || self.compiled.held_back.clone().filter(|_| policy.is_undescribed(name, &view));
+        policy.absence(name, &view).or_else(held_back)
     }
 
     fn serves(&self, class: ClientClass) -> bool {

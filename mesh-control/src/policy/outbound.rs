@@ -20,6 +20,11 @@ impl Policy {
     /// Whether a call to this target, `host:port`, passes by all that is configured. A name that any object has something
     /// to say of does not, whoever may see that object, whatever its ports are, and whether or not it is right.
     pub fn passes_by(&self, target: &str, view: &View) -> bool {
+        self.outbound == OutboundTrafficPolicy::AllowAny && self.is_undescribed(target, view)
+    }
+
+    /// Whether no object speaks of this target.
+    pub fn is_undescribed(&self, target: &str, view: &View) -> bool {
         let is_address = |host: &str| host.parse::<IpAddr>().is_ok();
         let in_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
         let is_name = |host: &str| is_address(host) || host.chars().all(in_a_name);
@@ -28,8 +33,7 @@ impl Policy {
                 || self.virtual_services.describes(host)
                 || self.destination_rules.describes(host)
         };
-        self.outbound == OutboundTrafficPolicy::AllowAny
-            && split_port(target)
-                .is_some_and(|(host, _)| is_name(host) && !candidates(host, &view.namespace).iter().any(is_described))
+        split_port(target)
+            .is_some_and(|(host, _)| is_name(host) && !candidates(host, &view.namespace).iter().any(is_described))
     }
 }

@@ -173,6 +173,7 @@ impl Services {
         self.by_host.contains_key(host)
             || self.wildcards.iter().any(|(pattern, _)| host::covers(pattern, host))
             || self.all.iter().any(|service| *service.name == *host)
+            || self.refused.iter().any(|refused| host::covers(&refused.host, host))
     }
 
     fn best(&self, ids: &[ServiceId], client_namespace: &str) -> Option<(ServiceId, &Arc<Service>)> {

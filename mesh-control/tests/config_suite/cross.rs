@@ -99,6 +99,57 @@ fn a_mistyped_name_is_answered_with_the_one_that_was_meant() {
 }
 
 #[test]
+fn a_host_that_is_nearly_that_of_a_service_is_named() {
+    let here_alone = |host: &str| {
+        vs("  - route: [{destination: {host: web}}]\n").replace("hosts: [web]", &format!("hosts: [{host}]"))
+    };
+    check(
+        &here_alone("wbe"),
+        &[
+            "t.yaml:5:11: warning[unknown-reference]: VirtualService default/web: hosts[0]: no service is called wbe.default.svc.cluster.local, which is here by this rule alone; did you mean `web`?",
+        ],
+    );
+    check(&here_alone("shop.example"), &[]);
+}
+
+#[test]
+fn what_no_request_meets_is_named() {
+    let to_web = "route: [{destination: {host: web}}]";
+    for (rule, said) in [
+        (
+            "fault: {abort: {httpStatus: 503}}",
+            "http[0].fault.abort: without effect: it hits no request, as `percentage` is missing",
+        ),
+        (
+            "fault: {delay: {fixedDelay: 5s}}",
+            "http[0].fault.delay: without effect: it hits no request, as `percentage` is missing",
+        ),
+        (
+            "match: [{port: 9999}]",
+            "http[0].match[0].port: no request meets it: the hosts of this object have no port 9999, only 80",
+        ),
+        (
+            "match: [{uri: {prefix: price}}]",
+            "http[0].match[0].uri: no request meets it: a path begins with /, and `price` does not",
+        ),
+        (
+            "match: [{method: {exact: get}}]",
+            "http[0].match[0].method: no request meets it: methods are told apart by case, and this one is GET",
+        ),
+    ] {
+        let found = validate([("0-services.yaml", SERVICES), ("t.yaml", &vs(&format!("  - {rule}\n    {to_web}\n")))]);
+        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+        assert!(found.len() == 1 && found[0].ends_with(said) && found[0].contains("warning"), "{rule}: {found:?}");
+    }
+    for rule in [
+        "fault: {abort: {httpStatus: 503, percentage: {value: 0}}}",
+        "match: [{port: 80, uri: {exact: '*'}, method: {exact: MY-OWN}}]",
+    ] {
+        check(&vs(&format!("  - {rule}\n    {to_web}\n")), &[]);
+    }
+}
+
+#[test]
 fn the_same_destination_twice_is_named() {
     check(
         &vs(

@@ -230,7 +230,7 @@ impl Session {
                 None => tracing::warn!(
                     node,
                     server,
-                    "the management server is gone: {error}; what is known stays in use, and it is tried again"
+                    "no connection to the management server: {error}; what is known stays in use, and it is tried again"
                 ),
                 Some(_) => tracing::debug!(node, server, "{error}; next attempt in {wait:?}"),
             }

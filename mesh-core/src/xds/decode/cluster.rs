@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::extensions::clusters::{aggregate::v3 as aggregate, dns::v3 as dns};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
-use envoy_types::pb::google::protobuf::{Any, value::Kind};
+use envoy_types::pb::google::protobuf::{Any, UInt32Value, value::Kind};
 
 use super::common::{duration, holds, parse, percent, positive, same_stream, type_name, unpack};
 use super::endpoint::assignment;
@@ -274,10 +274,20 @@ fn validate_lrs(notes: &mut Notes<'_>, source: Option<core::ConfigSource>) -> Re
 
 fn circuit_breaker(notes: &mut Notes<'_>, value: pb::CircuitBreakers) -> Result<(), Invalid> {
     let pb::CircuitBreakers { thresholds, per_host_thresholds } = value;
-    ignored!(notes; thresholds, per_host_thresholds);
-    notes.each("thresholds", thresholds, |_, threshold| {
-        match threshold.retry_budget.and_then(|budget| budget.budget_percent) {
-            Some(share) => percent(&share).map(drop).map_err(|invalid| invalid.at("retry_budget.budget_percent")),
+    ignored!(notes; per_host_thresholds);
+    notes.each("thresholds", thresholds, |notes, threshold| {
+        // The largest number is how a control plane says that there is no limit (Istio's default), and there is none here.
+        let limit = |limit: Option<UInt32Value>| limit.filter(|limit| limit.value < u32::MAX);
+        let max_connections = limit(threshold.max_connections);
+        let max_pending_requests = limit(threshold.max_pending_requests);
+        let max_requests = limit(threshold.max_requests);
+        let max_retries = limit(threshold.max_retries);
+        let max_connection_pools = limit(threshold.max_connection_pools);
+        let retry_budget = threshold.retry_budget;
+        ignored!(notes;
+            max_connections, max_pending_requests, max_requests, max_retries, max_connection_pools, retry_budget);
+        match retry_budget.as_ref().and_then(|budget| budget.budget_percent.as_ref()) {
+            Some(share) => percent(share).map(drop).map_err(|invalid| invalid.at("retry_budget.budget_percent")),
             None => Ok(()),
         }
     })?;

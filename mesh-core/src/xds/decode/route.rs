@@ -45,7 +45,8 @@ pub(super) fn configuration(
         request_headers_to_remove,
         most_specific_header_mutations_wins,
         validate_clusters,
-        max_direct_response_body_size_bytes,
+        // Of what may be said, not of what is done.
+        max_direct_response_body_size_bytes: _,
         cluster_specifier_plugins,
         request_mirror_policies,
         ignore_port_in_host_matching,
@@ -56,7 +57,7 @@ pub(super) fn configuration(
         route_specifiers,
     } = value;
     ignored!(notes;
-        internal_only_headers, validate_clusters, max_direct_response_body_size_bytes, request_mirror_policies,
+        internal_only_headers, validate_clusters, request_mirror_policies,
         ignore_port_in_host_matching, ignore_path_parameters_in_path_matching);
     for (name, is_set) in [
         ("vhds", vhds.is_some()),

@@ -317,13 +317,20 @@ fn protocols_and_limits_of_connections() {
 fn what_is_validated_and_not_yet_built_is_listed() {
     let mut cluster = eds();
     cluster.outlier_detection = Some(Default::default());
-    cluster.circuit_breakers = Some(pb::CircuitBreakers { thresholds: vec![Default::default()], ..Default::default() });
+    // Istio's way to say that there is no limit is honoured.
+    let (limit, max_requests) = (|value| Some(UInt32Value { value }), 5);
+    let thresholds = pb::circuit_breakers::Thresholds {
+        max_connections: limit(u32::MAX),
+        max_requests: limit(max_requests),
+        ..Default::default()
+    };
+    cluster.circuit_breakers = Some(pb::CircuitBreakers { thresholds: vec![thresholds], ..Default::default() });
     let second = Some(protobuf::Duration { seconds: 1, nanos: 0 });
     cluster.health_checks = vec![core::HealthCheck { timeout: second, interval: second, ..Default::default() }];
     assert_eq!(
         accept(ResourceType::Cluster, &cluster).ignored,
         [
-            "circuit_breakers.thresholds",
+            "circuit_breakers.thresholds[0].max_requests",
             "outlier_detection.(outlier detection is not supported yet)",
             "health_checks[0].(active health checks are not supported yet)",
         ]

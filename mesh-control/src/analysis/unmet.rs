@@ -1,0 +1,67 @@
+//! Conditions that no request meets, and faults that hit none.
+
+use http::Method;
+
+use crate::config::diagnostic::quoted;
+use crate::config::istio::string_match::StringMatch;
+use crate::config::istio::virtual_service::{HttpMatch, HttpRoute};
+
+/// What has no effect in a rule for services of these ports: the field, and why.
+pub(super) fn in_rule(route: &HttpRoute, ports: &[u16]) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    if let Some(fault) = &route.fault {
+        let none = "without effect: it hits no request, as `percentage` is missing";
+        if fault.delay.as_ref().is_some_and(|delay| delay.percentage.is_none() && delay.percent.is_none()) {
+            found.push(("fault.delay".to_owned(), none.to_owned()));
+        }
+        if fault.abort.as_ref().is_some_and(|abort| abort.percentage.is_none() && abort.percent.is_none()) {
+            found.push(("fault.abort".to_owned(), none.to_owned()));
+        }
+    }
+    for (index, condition) in route.matches.iter().enumerate() {
+        let unmet = unmet(condition, ports);
+        found.extend(
+            unmet.map(|(field, why)| (format!("match[{index}].{field}"), format!("no request meets it: {why}"))),
+        );
+    }
+    found
+}
+
+fn unmet(condition: &HttpMatch, ports: &[u16]) -> Option<(&'static str, String)> {
+    let text = |written: &Option<StringMatch>| match written {
+        Some(StringMatch::Exact(text) | StringMatch::Prefix(text)) => Some(text.clone()),
+        _ => None,
+    };
+    let is_path = |path: &String| path.is_empty() || path.starts_with(['/', '*']);
+    if let Some(path) = text(&condition.uri).filter(|path| !is_path(path)) {
+        return Some(("uri", format!("a path begins with /, and {} does not", quoted(&path))));
+    }
+    if let Some(StringMatch::Exact(method)) = &condition.method
+        && let Ok(meant) = Method::from_bytes(method.to_ascii_uppercase().as_bytes())
+        && is_known(&meant)
+        && meant.as_str() != method
+    {
+        return Some(("method", format!("methods are told apart by case, and this one is {meant}")));
+    }
+    let port = condition.port.as_ref()?;
+    let is_unknown = !ports.is_empty() && !ports.contains(&port.0);
+    is_unknown.then(|| {
+        let known: Vec<String> = ports.iter().map(u16::to_string).collect();
+        ("port", format!("the hosts of this object have no port {}, only {}", port.0, known.join(", ")))
+    })
+}
+
+fn is_known(method: &Method) -> bool {
+    let known = [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::PATCH,
+        Method::DELETE,
+        Method::OPTIONS,
+        Method::CONNECT,
+        Method::TRACE,
+    ];
+    known.contains(method)
+}
