@@ -418,3 +418,23 @@ fn what_istio_itself_refuses_is_refused() {
         );
     }
 }
+
+#[test]
+fn delegation_that_multiplies_is_refused() {
+    let conditions: String = (0..200).map(|n| format!("{{uri: {{prefix: /{n}}}}}, ")).collect();
+    let object = |name: &str, hosts: &str, rule: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}}}\nspec: {{{hosts}http: [{rule}]}}\n---\n"
+        )
+    };
+    let root = object("root", "hosts: [web], ", &format!("{{match: [{conditions}], delegate: {{name: child}}}}"));
+    let headers: String = (0..200).map(|n| format!("{{headers: {{h: {{exact: '{n}'}}}}}}, ")).collect();
+    let child = object("child", "", &format!("{{match: [{headers}], route: [{{destination: {{host: web}}}}]}}"));
+    let found = validate([("0-services.yaml", SERVICES), ("t.yaml", &format!("{root}{child}"))]);
+    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(
+        found[0].contains("error[invalid-value]: VirtualService default/root: http[0].delegate: with"),
+        "{found:?}"
+    );
+}
