@@ -72,7 +72,7 @@ async fn a_host_that_nothing_describes_is_reached_unless_the_policy_says_otherwi
     let before = connections.load(Ordering::SeqCst);
     let closed = control("", OutboundTrafficPolicy::RegistryOnly).await;
     let error = mesh(&closed).client().get(format!("http://localhost:{port}/")).await.unwrap_err();
-    assert_eq!((error.kind(), error.kind().http_status()), (ErrorKind::UnknownTarget, 502));
+    assert_eq!((error.kind(), error.kind().http_status()), (ErrorKind::UnknownTarget, http::StatusCode::BAD_GATEWAY));
     assert_eq!(connections.load(Ordering::SeqCst), before);
 }
 
