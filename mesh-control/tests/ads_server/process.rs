@@ -143,7 +143,7 @@ async fn a_second_signal_right_behind_the_first_does_not_cut_the_streams() {
     let mut client = Delta::open(channel, node("mesh-core")).await.unwrap();
     client.send(Kind::Cluster, &["outbound|9080||reviews.shop.svc.cluster.local"], &[]).await;
     client.take().await;
-    let twice = format!("kill -s TERM {0}; sleep 0.02; kill -s INT {0}", control.child.id());
+    let twice = format!("kill -s TERM {0}; kill -s INT {0}", control.child.id());
     assert!(Command::new("sh").args(["-c", &twice]).status().unwrap().success());
     let end = tokio::time::timeout(PATIENCE, client.responses.message()).await.unwrap();
     assert!(matches!(end, Ok(None)), "the stream ended well: {end:?}");
