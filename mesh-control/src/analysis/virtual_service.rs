@@ -3,12 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use super::is_alias;
+use super::alias_finding;
 use super::unknown::unknown_host;
-use crate::config::decode::nearest;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span, quoted};
 use crate::config::file::Objects;
 use crate::config::istio::virtual_service::HttpDestination;
+use crate::config::spelling::nearest;
 use crate::policy::Policy;
 use crate::policy::compile::{self, Rule, authority_in};
 use crate::policy::view::View;
@@ -23,7 +23,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     check_delegates(objects, found);
     for object in &objects.virtual_services {
         for (index, host) in object.spec.hosts.iter().enumerate() {
-            if let Some(message) = is_alias(policy, host, &object.meta.namespace) {
+            if let Some(message) = alias_finding(policy, host, &object.meta.namespace) {
                 let origin = object.meta.origin.at(host.span);
                 let finding = Diagnostic::at(&origin, Severity::Warning, Code::Conflict, message);
                 found.push(finding.object(object.meta.id()).field(format!("hosts[{index}]")));
