@@ -2,7 +2,6 @@
 
 use super::Support::{Enforced, NotYet, Partly};
 use super::{Row, Tables, both, http_only};
-use crate::config::istio::virtual_service::is_for_mesh;
 use crate::config::node::{Node, Value};
 
 pub(super) const TABLES: Tables = &[("", VIRTUAL_SERVICE)];
@@ -112,11 +111,12 @@ const VIRTUAL_SERVICE: &[Row] = &[
 ];
 
 fn gateways(node: &Node) -> Option<String> {
-    let names = || node.items().iter().filter_map(Node::as_str);
-    if names().all(|name| name == "mesh") {
+    let others: Vec<&str> = node.items().iter().filter_map(Node::as_str).filter(|name| *name != "mesh").collect();
+    let in_mesh = node.items().iter().any(|name| name.as_str() == Some("mesh"));
+    if others.is_empty() {
         return None;
     }
-    Some(match is_for_mesh(names()) {
+    Some(match in_mesh {
         true => "gateways are not built; the rules apply inside the mesh".to_owned(),
         false => "gateways are not built; the rules apply nowhere".to_owned(),
     })
