@@ -1,6 +1,6 @@
 //! DestinationRules for hosts that nobody answers to.
 
-use super::is_alias;
+use super::alias_finding;
 use super::unknown::unknown_host;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::file::Objects;
@@ -16,7 +16,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
             || policy.services.alias_of(&host, &object.meta.namespace).is_some()
             || policy.virtual_services.names(&host, &object.meta.namespace);
         let origin = object.meta.origin.at(object.spec.host.span);
-        if let Some(message) = is_alias(policy, &object.spec.host, &object.meta.namespace) {
+        if let Some(message) = alias_finding(policy, &object.spec.host, &object.meta.namespace) {
             let finding = Diagnostic::at(&origin, Severity::Warning, Code::Conflict, message);
             found.push(finding.object(object.meta.id()).field("host"));
         }

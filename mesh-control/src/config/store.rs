@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::diagnostic::{Code, Diagnostic, Severity, Source};
 use super::file::{self, Item, Meta, ObjectKey, Objects};
 use super::load::{Scan, printable};
-use super::state::State;
+use super::state::{Good, State};
 
 /// Every text, and every object that is in force.
 #[derive(Debug, Default)]
@@ -26,15 +26,6 @@ pub struct Store {
     notes: Vec<Diagnostic>,
     alarm: Option<Diagnostic>,
     allow_empty: bool,
-}
-
-/// An object as it was when it was good.
-#[derive(Clone, Debug)]
-pub struct Good {
-    /// The text that it is of.
-    pub file: Arc<str>,
-    /// The object.
-    pub item: Item,
 }
 
 #[derive(Debug, Default)]
@@ -91,12 +82,24 @@ pub enum Standing {
 }
 
 impl Standing {
+    /// All of them.
+    pub const ALL: [Standing; 3] = [Standing::Held, Standing::FailsClosed, Standing::Unread];
+
     /// `held`, `fails-closed` or `unread`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Standing::Held => "held",
             Standing::FailsClosed => "fails-closed",
             Standing::Unread => "unread",
+        }
+    }
+
+    /// What is in force instead, in words.
+    pub const fn instead(self) -> &'static str {
+        match self {
+            Standing::Held => "its last good state",
+            Standing::FailsClosed => "nothing, so what it governs fails",
+            Standing::Unread => "nothing, and nobody can tell what it governs",
         }
     }
 }
@@ -106,6 +109,11 @@ impl Wrong {
         let reason = finding.in_short().into();
         Wrong { object: finding.object.clone(), file: finding.file.clone(), reason, standing }
     }
+
+    /// Whether this is that finding.
+    fn is_about(&self, finding: &Diagnostic) -> bool {
+        self.file == finding.file && *self.reason == *finding.in_short()
+    }
 }
 
 impl std::fmt::Display for Wrong {
@@ -113,12 +121,7 @@ impl std::fmt::Display for Wrong {
         if let Some(object) = &self.object {
             write!(f, "{object}: ")?;
         }
-        let instead = match self.standing {
-            Standing::Held => "the last good state stays in force",
-            Standing::FailsClosed => "no good state is known, so what it governs fails closed",
-            Standing::Unread => "nobody can tell what it governs, and no good state is known",
-        };
-        write!(f, "{instead}: {}", self.reason)
+        write!(f, "in force instead is {}: {}", self.standing.instead(), self.reason)
     }
 }
 
@@ -128,13 +131,10 @@ impl Store {
         Store { allow_empty, ..Store::default() }
     }
 
-    /// Keeps the last good state of the directory's objects in this one, and begins with what it holds. To be called
-    /// before anything is taken in.
-    pub fn keep_state(&mut self, dir: &Path) -> io::Result<()> {
+    /// One that keeps the last good state of the configuration's objects in a directory, and begins with what that holds.
+    pub fn with_state(allow_empty: bool, dir: &Path) -> io::Result<Store> {
         let (state, good) = State::open(dir)?;
-        self.good = good;
-        self.state = Some(state);
-        Ok(())
+        Ok(Store { good, state: Some(state), ..Store::new(allow_empty) })
     }
 
     /// Takes in what a directory holds now. Returns whether anything is different.
@@ -181,7 +181,7 @@ impl Store {
             if parsed.rejected {
                 text.refused.clone_from(&parsed.diagnostics);
                 text.diagnostics = parsed.diagnostics;
-                text.diagnostics.extend(kept(&name, text.items.len()));
+                text.diagnostics.extend(say_kept(&name, text.items.len()));
             } else {
                 *text = Text { items: parsed.items, diagnostics: parsed.diagnostics, ..Text::of(Ok(content.into())) };
                 text.is_handed_in = true;
@@ -285,7 +285,7 @@ impl Store {
         for (name, text) in &self.texts {
             let held = kept.iter().filter(|(_, good)| good.file == *name).count();
             if text.keeps {
-                found.extend(self::kept(name, held));
+                found.extend(say_kept(name, held));
             }
             let standing = if held > 0 { Standing::Held } else { Standing::Unread };
             let unread = text.unread.iter().filter(|finding| !loaded.wrong.iter().any(|wrong| wrong.is_about(finding)));
@@ -330,14 +330,7 @@ impl Text {
     }
 }
 
-impl Wrong {
-    /// Whether this is that finding.
-    fn is_about(&self, finding: &Diagnostic) -> bool {
-        self.file == finding.file && *self.reason == *finding.in_short()
-    }
-}
-
-fn kept(name: &Arc<str>, count: usize) -> Option<Diagnostic> {
+fn say_kept(name: &Arc<str>, count: usize) -> Option<Diagnostic> {
     let message = match count {
         0 => return None,
         1 => "the object that it held last stays in force".to_owned(),

@@ -8,7 +8,7 @@ use super::compile::Rule;
 use super::delegate;
 use super::route::Written;
 use crate::config::file::{Governs, Meta, Object, Refused};
-use crate::config::istio::virtual_service::{HttpRoute, VirtualService};
+use crate::config::istio::virtual_service::{HttpRoute, VirtualService, is_for_mesh};
 use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
 use crate::registry::Visibility;
@@ -54,8 +54,7 @@ impl VirtualServices {
         let refused: Vec<&Refused> = of_kind.map(AsRef::as_ref).collect();
         let mut entries: Vec<Entry> = refused.iter().filter_map(|object| refused_entry(object)).collect();
         for object in &sorted {
-            let gateways = &object.spec.gateways;
-            let in_mesh = gateways.is_empty() || gateways.iter().any(|name| name.value == "mesh");
+            let in_mesh = is_for_mesh(object.spec.gateways.iter().map(|name| name.value.as_str()));
             if !in_mesh || object.spec.hosts.is_empty() {
                 continue;
             }

@@ -1,6 +1,7 @@
 //! What is said of objects that do not fit together, with its place.
 
 use mesh_control::analysis::validate;
+use mesh_control::config::{Source, file};
 
 const SERVICES: &str = "
 apiVersion: v1
@@ -270,6 +271,25 @@ fn what_is_written_without_effect_is_named() {
         &format!("{root}{}", object("VirtualService", child)),
         "http[0].delegate: http[0] of VirtualService default/on-alias matches requests that this rule does not",
     );
+}
+
+#[test]
+fn an_authority_that_is_none_is_one_finding_wherever_it_is_written() {
+    for authority in ["''", "'%REQ(x)%'", "a/b"] {
+        for http in [
+            format!("{{headers: {{request: {{set: {{Host: {authority}}}}}}}, redirect: {{uri: /}}}}"),
+            format!(
+                "{{route: [{{destination: {{host: web}}, headers: {{request: {{add: {{Host: {authority}}}}}}}}}]}}"
+            ),
+        ] {
+            let text = vs(&format!("  - {http}\n"));
+            // As they are found: what is said twice is put together later.
+            let parsed = file::read(Source { name: "t.yaml".into(), text: text.as_str().into() });
+            let found: Vec<_> = parsed.diagnostics.iter().filter(|finding| finding.rejects_object()).collect();
+            let [only] = found.as_slice() else { panic!("{http}: {found:?}") };
+            assert!(only.to_string().contains("is not an authority"), "{http}: {only}");
+        }
+    }
 }
 
 #[test]
