@@ -260,3 +260,23 @@ async fn a_guarded_server_fails_grpc_calls_with_the_reason_from_the_next_request
     assert_eq!((response.status().as_u16(), header("grpc-status").as_str()), (200, "14"));
     assert!(header("grpc-message").contains("AuthorizationPolicy istio-system/p"), "{:?}", response.headers());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_of_a_rule_holds_for_a_port_whose_own_settings_say_nothing_of_it() {
+    let of_port = "portLevelSettings: [{port: {number: 9080}, loadBalancer: {simple: RANDOM}}]";
+    let in_subset = format!("subsets: [{{name: v1, labels: {{version: v1}}, trafficPolicy: {{{of_port}}}}}]");
+    for spec in [
+        format!("{{host: reviews, trafficPolicy: {{tls: {{mode: ISTIO_MUTUAL}}, {of_port}}}}}"),
+        format!("{{host: reviews, trafficPolicy: {{tls: {{mode: ISTIO_MUTUAL}}}}, {in_subset}}}"),
+    ] {
+        let rule = format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: reviews}}\nspec: {spec}\n"
+        );
+        let rules = if spec.contains("subsets") { format!("{rule}---{ONLY_V1}") } else { rule };
+        let dir = config(&[("services.yaml", SERVICES.to_owned()), ("rules.yaml", rules)]);
+        let control = start(dir.path()).await;
+        let _server = serve(&control, "reviews", "v1").await;
+        let client = mesh(&control, "web", "v1");
+        becomes(&client, "reviews", |answer| *answer == Err(ErrorKind::Security)).await;
+    }
+}

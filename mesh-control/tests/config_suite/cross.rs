@@ -367,3 +367,37 @@ fn what_istio_itself_refuses_is_refused() {
         );
     }
 }
+
+fn destination_rule(name: &str, namespace: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+    )
+}
+
+#[test]
+fn tls_that_a_port_keeps_or_a_narrower_rule_hides_is_told_and_so_is_a_port_that_nobody_has() {
+    let found = |text: &str| -> Vec<String> {
+        let found = validate([("0-services.yaml", SERVICES), ("t.yaml", text)]);
+        found.iter().map(ToString::to_string).filter(|line| line.contains("warning")).collect()
+    };
+    let only = |text: &str, part: &str| {
+        let lines = found(text);
+        assert_eq!(lines.iter().filter(|line| line.contains(part)).count(), 1, "{part}: {lines:?}");
+    };
+    let of_port = "portLevelSettings: [{port: {number: 8080}, loadBalancer: {simple: RANDOM}}]";
+    let kept = "trafficPolicy.portLevelSettings[0]: says nothing of tls: that of the level above stays in force";
+    let tls = "tls: {mode: ISTIO_MUTUAL}";
+    only(&destination_rule("two", "default", &format!("{{host: two, trafficPolicy: {{{tls}, {of_port}}}}}")), kept);
+    let in_subset = format!("subsets: [{{name: a, trafficPolicy: {{{of_port}}}}}]");
+    only(&destination_rule("two", "default", &format!("{{host: two, trafficPolicy: {{{tls}}}, {in_subset}}}")), kept);
+
+    let elsewhere = "{host: two, trafficPolicy: {portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]}}";
+    let no_port = "portLevelSettings[0]: two.default.svc.cluster.local has no port 80";
+    only(&destination_rule("two", "default", elsewhere), no_port);
+
+    let wide = destination_rule("all", "istio-system", &format!("{{host: '*.local', trafficPolicy: {{{tls}}}}}"));
+    let narrow = destination_rule("two", "default", "{host: two, trafficPolicy: {loadBalancer: {simple: RANDOM}}}");
+    only(&format!("{wide}---\n{narrow}"), "takes the place of DestinationRule istio-system/all");
+    let silent = destination_rule("two", "default", "{host: two, trafficPolicy: {loadBalancer: {simple: RANDOM}}}");
+    assert!(found(&silent).is_empty(), "{:?}", found(&silent));
+}
