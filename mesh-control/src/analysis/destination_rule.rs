@@ -57,7 +57,8 @@ fn check_ports(object: &Object<DestinationRule>, policy: &Policy, host: &str, fo
                 say(Code::UnknownReference, format!("{} has no port {number}: nothing is called so", service.host));
             }
             let of_port = of_rule.and_then(|rule| rule.port_level_settings.iter().find(|s| s.port.number.0 == number));
-            let above = [written.tls.as_ref(), of_port.and_then(|s| s.tls.as_ref()), of_rule.and_then(|r| r.tls.as_ref())];
+            let above =
+                [written.tls.as_ref(), of_port.and_then(|s| s.tls.as_ref()), of_rule.and_then(|r| r.tls.as_ref())];
             let kept = above.into_iter().flatten().next().filter(|tls| tls.mode != TlsMode::Disable);
             if settings.tls.is_none() && kept.is_some() {
                 let message = "says nothing of tls: that of the level above stays in force, where Istio leaves it to its \
