@@ -146,13 +146,24 @@ impl Store {
                 return self.raise(message);
             }
         };
-        let of_directory = |file: &Arc<str>| self.texts.get(file).is_some_and(|text| !text.is_handed_in);
-        let held = self.good.values().any(|good| of_directory(&good.file));
-        if scan.files.is_empty() && held && !self.allow_empty {
-            return self.raise("every configuration file is gone (if that is meant, restart)".to_owned());
+        // At the start, no text is known yet of what the kept state holds.
+        let of_directory = |file: &Arc<str>| self.texts.get(file).is_none_or(|text| !text.is_handed_in);
+        let held: BTreeSet<Arc<str>> =
+            self.good.values().map(|good| good.file.clone()).filter(|file| of_directory(file)).collect();
+        let is_empty = scan.files.is_empty() && !self.allow_empty;
+        if is_empty && !held.is_empty() {
+            let instead = if self.state.is_some() { " with an empty state directory" } else { "" };
+            let changed = self.keep(held);
+            return self.raise(format!("every configuration file is gone (if that is meant, restart{instead})"))
+                || changed;
         }
-        let mut changed = self.alarm.take().is_some() || self.notes != scan.diagnostics;
-        self.notes = scan.diagnostics;
+        let mut notes = scan.diagnostics;
+        if is_empty {
+            let message = "there is no configuration file: nothing is configured";
+            notes.push(Diagnostic::of_file("", Severity::Warning, Code::File, message));
+        }
+        let mut changed = self.alarm.take().is_some() || self.notes != notes;
+        self.notes = notes;
         let before = self.texts.len();
         self.texts.retain(|name, text| text.is_handed_in || scan.files.contains_key(name));
         changed |= self.texts.len() != before;
@@ -216,6 +227,20 @@ impl Store {
     pub fn silent_texts(&self) -> impl Iterator<Item = &Arc<str>> {
         let is_silent = |text: &Text| text.items.is_empty() && text.diagnostics.is_empty() && !text.keeps;
         self.texts.iter().filter(move |(_, text)| is_silent(text)).map(|(name, _)| name)
+    }
+
+    /// Puts what the kept state holds of these files in force, where nothing is known of them yet. Returns whether there
+    /// was any such file.
+    fn keep(&mut self, files: BTreeSet<Arc<str>>) -> bool {
+        let before = self.texts.len();
+        for file in files {
+            self.texts.entry(file).or_insert_with(|| Text { keeps: true, ..Text::default() });
+        }
+        let changed = self.texts.len() != before;
+        if changed {
+            self.settle();
+        }
+        changed
     }
 
     /// Reads a file of the directory. Returns whether it is another one than before.

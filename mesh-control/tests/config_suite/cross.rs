@@ -458,3 +458,61 @@ fn delegation_that_multiplies_is_refused() {
         "{found:?}"
     );
 }
+
+fn destination_rule(name: &str, namespace: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+    )
+}
+
+#[test]
+fn tls_that_a_port_keeps_or_a_narrower_rule_hides_is_told_and_so_is_a_port_that_nobody_has() {
+    let found = |text: &str| -> Vec<String> {
+        let found = validate([("0-services.yaml", SERVICES), ("t.yaml", text)]);
+        found.iter().map(ToString::to_string).filter(|line| line.contains("warning")).collect()
+    };
+    let only = |text: &str, part: &str| {
+        let lines = found(text);
+        assert_eq!(lines.iter().filter(|line| line.contains(part)).count(), 1, "{part}: {lines:?}");
+    };
+    let of_port = "portLevelSettings: [{port: {number: 8080}, loadBalancer: {simple: RANDOM}}]";
+    let kept = "trafficPolicy.portLevelSettings[0]: says nothing of tls: that of the level above stays in force";
+    let tls = "tls: {mode: ISTIO_MUTUAL}";
+    only(&destination_rule("two", "default", &format!("{{host: two, trafficPolicy: {{{tls}, {of_port}}}}}")), kept);
+    let in_subset = format!("subsets: [{{name: a, trafficPolicy: {{{of_port}}}}}]");
+    only(&destination_rule("two", "default", &format!("{{host: two, trafficPolicy: {{{tls}}}, {in_subset}}}")), kept);
+
+    let elsewhere = "{host: two, trafficPolicy: {portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]}}";
+    let no_port = "portLevelSettings[0]: two.default.svc.cluster.local has no port 80";
+    only(&destination_rule("two", "default", elsewhere), no_port);
+
+    let wide = destination_rule("all", "istio-system", &format!("{{host: '*.local', trafficPolicy: {{{tls}}}}}"));
+    let narrow = destination_rule("two", "default", "{host: two, trafficPolicy: {loadBalancer: {simple: RANDOM}}}");
+    only(
+        &format!("{wide}---\n{narrow}"),
+        "default/two: trafficPolicy: says nothing of tls and takes the place of DestinationRule istio-system/all",
+    );
+    let silent = destination_rule("two", "default", "{host: two, trafficPolicy: {loadBalancer: {simple: RANDOM}}}");
+    assert!(found(&silent).is_empty(), "{:?}", found(&silent));
+}
+
+fn peer_authentication(name: &str, spec: &str) -> String {
+    format!("apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}}}\nspec: {spec}\n")
+}
+
+#[test]
+fn a_peer_authentication_that_never_counts_or_names_a_port_that_nobody_has_is_told() {
+    let has = |text: &str, part: &str| {
+        let found: Vec<String> =
+            validate([("0-services.yaml", SERVICES), ("t.yaml", text)]).iter().map(ToString::to_string).collect();
+        assert!(found.iter().any(|line| line.contains(part)), "{part}: {found:?}");
+    };
+    let two =
+        [peer_authentication("a", "{mtls: {mode: PERMISSIVE}}"), peer_authentication("b", "{mtls: {mode: STRICT}}")];
+    has(&two.join("---\n"), "PeerAuthentication default/a: without effect: PeerAuthentication default/b");
+    let of_port = "{selector: {matchLabels: {app: two}}, portLevelMtls: {80: {mode: STRICT}}}";
+    has(
+        &peer_authentication("two", of_port),
+        "portLevelMtls.80: no service of these workloads has the target port 80, only 8080, 9090",
+    );
+}

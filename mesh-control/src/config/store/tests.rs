@@ -213,3 +213,38 @@ fn files_of_other_tools_are_notes() {
     store.apply(files([("web.yaml", "image: {tag: v1}")]));
     assert_eq!(wrong(&store), [(String::new(), Standing::Unread)]);
 }
+
+#[test]
+fn a_start_from_an_emptied_directory_keeps_what_the_state_holds_with_the_alarm() {
+    let state = tempfile::tempdir().unwrap();
+    let start = |allow_empty: bool| {
+        let mut store = Store::new(allow_empty);
+        store.keep_state(state.path()).unwrap();
+        store
+    };
+    assert!(start(false).apply(files([("a.yaml", SERVICE)])));
+    for _ in 0..2 {
+        let mut store = start(false);
+        assert!(store.apply(files([])));
+        assert_eq!(names(&store), ["s"]);
+        assert!(said(&store)[0].starts_with("error[vanished]: every configuration file is gone"), "{:?}", said(&store));
+        assert!(!store.apply(files([])));
+    }
+    // What comes back is read as it is.
+    let mut store = start(false);
+    store.apply(files([]));
+    assert!(store.apply(files([("b.yaml", &service("t", 81))])));
+    assert_eq!((names(&store), said(&store).len()), (vec!["t".to_owned()], 0));
+    let mut store = start(true);
+    store.apply(files([]));
+    assert!(names(&store).is_empty());
+}
+
+#[test]
+fn a_directory_without_any_file_is_not_silent() {
+    let mut store = Store::new(false);
+    assert!(store.apply(files([])));
+    assert_eq!(said(&store), ["warning[file]: there is no configuration file: nothing is configured"]);
+    assert!(store.apply(files([("a.yaml", SERVICE)])));
+    assert!(said(&store).is_empty());
+}
