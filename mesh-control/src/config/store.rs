@@ -5,7 +5,7 @@
 //! nothing at all: a bad edit or a lost mount must not change any route. A wrong object that has no last good state is
 //! handed on as such, so that what it governs fails closed. All of that is visible.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -258,6 +258,10 @@ impl Store {
         let kept = self.kept(&written);
         for (file, item) in written {
             let key = item.meta().key();
+            if let Some(later) = kept.get(&key) {
+                found.push(hidden(item.meta(), &later.file));
+                continue;
+            }
             let Item::Refused(refused) = &item else {
                 loaded.objects.push(item.clone());
                 good.insert(key, Good { file, item });
@@ -274,7 +278,7 @@ impl Store {
                 found.push(finding.object(refused.id()));
                 loaded.objects.push(earlier.item.clone());
                 good.insert(key, Good { file, item: earlier.item.clone() });
-            } else if !refused.is_named() && kept.iter().any(|(key, _)| key.0 == refused.meta.kind) {
+            } else if !refused.is_named() && kept.keys().any(|key| key.0 == refused.meta.kind) {
                 // It is one of those that are kept, most likely.
                 say(Standing::Held);
             } else {
@@ -283,7 +287,7 @@ impl Store {
             }
         }
         for (name, text) in &self.texts {
-            let held = kept.iter().filter(|(_, good)| good.file == *name).count();
+            let held = kept.values().filter(|good| good.file == *name).count();
             if text.keeps {
                 found.extend(self::kept(name, held));
             }
@@ -307,11 +311,16 @@ impl Store {
         }
     }
 
-    /// What is not written any more, and stays because nobody can tell what its text holds.
-    fn kept(&self, written: &[(Arc<str>, Item)]) -> Vec<(ObjectKey, Good)> {
-        let written: BTreeSet<ObjectKey> = written.iter().map(|(_, item)| item.meta().key()).collect();
-        let keeps = |good: &Good| self.texts.get(&good.file).is_some_and(|text| text.keeps);
-        let kept = self.good.iter().filter(|(key, good)| !written.contains(*key) && keeps(good));
+    /// What is not written any more, and stays because nobody can tell what its text holds. What is written in an
+    /// earlier text does not count as long as that is so: it did not count before.
+    fn kept(&self, written: &[(Arc<str>, Item)]) -> BTreeMap<ObjectKey, Good> {
+        let written: BTreeMap<ObjectKey, &Arc<str>> =
+            written.iter().map(|(file, item)| (item.meta().key(), file)).collect();
+        let is_hidden = |key: &ObjectKey, good: &Good| match written.get(key) {
+            Some(file) if **file >= good.file => false,
+            _ => self.texts.get(&good.file).is_some_and(|text| text.keeps),
+        };
+        let kept = self.good.iter().filter(|(key, good)| is_hidden(key, good));
         kept.map(|(key, good)| (key.clone(), good.clone())).collect()
     }
 
@@ -365,6 +374,11 @@ fn last_of_each(texts: &BTreeMap<Arc<str>, Text>, found: &mut Vec<Diagnostic>) -
 
 fn duplicate(earlier: &Meta, later: &Meta) -> Diagnostic {
     let message = format!("written again in {}, which is the one that counts", later.origin);
+    Diagnostic::at(&earlier.origin, Severity::Warning, Code::Duplicate, message).object(earlier.id())
+}
+
+fn hidden(earlier: &Meta, file: &str) -> Diagnostic {
+    let message = format!("not in force: what {file} said of it last counts, and nobody can tell what it says now");
     Diagnostic::at(&earlier.origin, Severity::Warning, Code::Duplicate, message).object(earlier.id())
 }
 

@@ -213,3 +213,38 @@ fn files_of_other_tools_are_notes() {
     store.apply(files([("web.yaml", "image: {tag: v1}")]));
     assert_eq!(wrong(&store), [(String::new(), Standing::Unread)]);
 }
+
+const RULE: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: s}\nspec: {host: s, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}\n";
+
+/// Where the TLS rule is in force, and how many rules are.
+fn tls(store: &Store) -> (usize, usize) {
+    let rules = store.loaded().objects.destination_rules;
+    (rules.iter().filter(|rule| rule.meta.origin.source.text.contains("ISTIO_MUTUAL")).count(), rules.len())
+}
+
+#[test]
+fn a_later_text_that_is_broken_or_emptied_does_not_put_the_earlier_copy_in_force() {
+    let weak = RULE.replace("ISTIO_MUTUAL", "DISABLE");
+    let wrong_copy = RULE.replace("trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}", "subset: []");
+    for broken in ["", " \n", "a: [", "a: 1", &format!("{RULE}}}{{")] {
+        for base in [&weak, &wrong_copy] {
+            let mut store = Store::new(false);
+            store.apply(files([("00.yaml", base), ("99.yaml", RULE)]));
+            assert_eq!(tls(&store), (1, 1));
+            store.apply(files([("00.yaml", base), ("99.yaml", broken)]));
+            assert_eq!(tls(&store), (1, 1), "{broken:?}");
+            assert!(said(&store).iter().any(|line| line.contains("not in force: what 99.yaml said")), "{broken:?}");
+            // Nor does any other change meanwhile.
+            store.apply(files([("00.yaml", base), ("50.yaml", SERVICE), ("99.yaml", broken)]));
+            assert_eq!(tls(&store), (1, 1), "{broken:?}");
+        }
+    }
+    // A later copy counts, whatever becomes of the earlier one.
+    let mut store = Store::new(false);
+    store.apply(files([("50.yaml", &weak)]));
+    store.apply(files([("50.yaml", "a: ["), ("99.yaml", RULE)]));
+    assert_eq!(tls(&store), (1, 1));
+    // And the earlier one where the later one is gone for certain.
+    store.apply(files([("50.yaml", &weak)]));
+    assert_eq!(tls(&store), (0, 1));
+}
