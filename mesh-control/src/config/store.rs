@@ -1,7 +1,8 @@
 //! What is in force, object by object: what the texts say, and the last good state of what they do not say well.
 //!
 //! An object that is wrong leaves its last good state in force, and so do all objects of a text that is empty, cannot be
-//! read, or holds something of which nobody can tell which object it is. A directory that is suddenly empty takes away
+//! read, or holds something of which nobody can tell which object it is. As long as there is such a text, no object that
+//! disappears from another one is taken for gone: it may have moved there. A directory that is suddenly empty takes away
 //! nothing at all: a bad edit or a lost mount must not change any route. A wrong object that has no last good state is
 //! handed on as such, so that what it governs fails closed. All of that is visible.
 
@@ -181,7 +182,7 @@ impl Store {
             if parsed.rejected {
                 text.refused.clone_from(&parsed.diagnostics);
                 text.diagnostics = parsed.diagnostics;
-                text.diagnostics.extend(kept(&name, text.items.len()));
+                text.diagnostics.extend(kept(&name, text.items.len(), ""));
             } else {
                 *text = Text { items: parsed.items, diagnostics: parsed.diagnostics, ..Text::of(Ok(content.into())) };
                 text.is_handed_in = true;
@@ -286,10 +287,18 @@ impl Store {
                 loaded.objects.push(item);
             }
         }
+        // Of texts that are gone, or do not have it any more.
+        let mut moved: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
+        for good in kept.values().filter(|good| !self.keeps(&good.file)) {
+            *moved.entry(&good.file).or_default() += 1;
+        }
+        for (name, count) in moved {
+            found.extend(self::kept(name, count, ", because it may be in a file that cannot be read"));
+        }
         for (name, text) in &self.texts {
             let held = kept.values().filter(|good| good.file == *name).count();
             if text.keeps {
-                found.extend(self::kept(name, held));
+                found.extend(self::kept(name, held, ""));
             }
             let standing = if held > 0 { Standing::Held } else { Standing::Unread };
             let unread = text.unread.iter().filter(|finding| !loaded.wrong.iter().any(|wrong| wrong.is_about(finding)));
@@ -311,17 +320,23 @@ impl Store {
         }
     }
 
-    /// What is not written any more, and stays because nobody can tell what its text holds. What is written in an
-    /// earlier text does not count as long as that is so: it did not count before.
+    /// What is not written any more, and stays because nobody can tell what its text holds, or whether it is not in one
+    /// that cannot be read. What is written in an earlier text does not count as long as that is so: it did not before.
     fn kept(&self, written: &[(Arc<str>, Item)]) -> BTreeMap<ObjectKey, Good> {
         let written: BTreeMap<ObjectKey, &Arc<str>> =
             written.iter().map(|(file, item)| (item.meta().key(), file)).collect();
-        let is_hidden = |key: &ObjectKey, good: &Good| match written.get(key) {
-            Some(file) if **file >= good.file => false,
-            _ => self.texts.get(&good.file).is_some_and(|text| text.keeps),
+        let last_unread = self.texts.iter().rfind(|(_, text)| !text.unread.is_empty()).map(|(name, _)| name);
+        let is_hidden = |key: &ObjectKey, good: &Good| {
+            let written = written.get(key).copied();
+            written.is_none_or(|file| *file < good.file)
+                && (self.keeps(&good.file) || last_unread.is_some_and(|name| written < Some(name)))
         };
         let kept = self.good.iter().filter(|(key, good)| is_hidden(key, good));
         kept.map(|(key, good)| (key.clone(), good.clone())).collect()
+    }
+
+    fn keeps(&self, file: &str) -> bool {
+        self.texts.get(file).is_some_and(|text| text.keeps)
     }
 
     fn raise(&mut self, what: String) -> bool {
@@ -346,11 +361,11 @@ impl Wrong {
     }
 }
 
-fn kept(name: &Arc<str>, count: usize) -> Option<Diagnostic> {
+fn kept(name: &Arc<str>, count: usize, why: &str) -> Option<Diagnostic> {
     let message = match count {
         0 => return None,
-        1 => "the object that it held last stays in force".to_owned(),
-        count => format!("the {count} objects that it held last stay in force"),
+        1 => format!("the object that it held last stays in force{why}"),
+        count => format!("the {count} objects that it held last stay in force{why}"),
     };
     Some(Diagnostic::of_file(name.clone(), Severity::Warning, Code::File, message))
 }

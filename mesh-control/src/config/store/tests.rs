@@ -248,3 +248,62 @@ fn a_later_text_that_is_broken_or_emptied_does_not_put_the_earlier_copy_in_force
     store.apply(files([("50.yaml", &weak)]));
     assert_eq!(tls(&store), (0, 1));
 }
+
+#[test]
+fn what_disappears_while_a_text_cannot_be_read_may_have_moved_there() {
+    let broken = format!("{RULE}}}{{");
+    let both = format!("{SERVICE}---\n{RULE}");
+    for (before, after) in [
+        // Renamed and broken at once.
+        ([("a.yaml", SERVICE), ("tls.yaml", RULE)], [("a.yaml", SERVICE), ("tls2.yaml", &broken)]),
+        // Taken out of one text and put into another.
+        ([("00.yaml", &both), ("01.yaml", SERVICE)], [("00.yaml", SERVICE), ("new.yaml", &broken)]),
+        ([("00.yaml", &both), ("01.yaml", SERVICE)], [("00.yaml", SERVICE), ("new.yaml", "a: 1")]),
+        // A weaker copy that did not count, does not do so now.
+        (
+            [("00.yaml", &RULE.replace("ISTIO_MUTUAL", "DISABLE")), ("98.yaml", RULE)],
+            [("00.yaml", &RULE.replace("ISTIO_MUTUAL", "DISABLE")), ("99.yaml", &broken)],
+        ),
+    ] {
+        let state = tempfile::tempdir().unwrap();
+        let mut store = Store::new(false);
+        store.keep_state(state.path()).unwrap();
+        store.apply(files(before));
+        assert_eq!(tls(&store), (1, 1));
+        store.apply(files(after));
+        assert_eq!(tls(&store), (1, 1), "{after:?}");
+        let why = "held last stays in force, because it may be in a file that cannot be read";
+        assert!(said(&store).iter().any(|line| line.contains(why)), "{:?}", said(&store));
+
+        // Over a restart, too, whether it was broken before or after.
+        for _ in 0..2 {
+            let mut anew = Store::new(false);
+            anew.keep_state(state.path()).unwrap();
+            anew.apply(files(after));
+            assert_eq!(tls(&anew), (1, 1), "{after:?}");
+            store.apply(files(before));
+        }
+        // What can be read again is taken at its word.
+        store.apply(files([("a.yaml", SERVICE)]));
+        assert_eq!(tls(&store), (0, 0), "{after:?}");
+    }
+    // What is written in a later text is in force.
+    let mut store = Store::new(false);
+    store.apply(files([("00.yaml", &RULE.replace("ISTIO_MUTUAL", "DISABLE"))]));
+    store.apply(files([("10.yaml", RULE), ("99.yaml", "a: 1")]));
+    assert_eq!(tls(&store), (1, 1));
+}
+
+#[test]
+fn a_directory_in_the_place_of_a_file_takes_nothing_away() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.yaml"), SERVICE).unwrap();
+    fs::write(dir.path().join("tls.yaml"), RULE).unwrap();
+    let mut store = Store::new(false);
+    store.apply(scan(dir.path()));
+    fs::remove_file(dir.path().join("tls.yaml")).unwrap();
+    fs::create_dir(dir.path().join("tls.yaml")).unwrap();
+    store.apply(scan(dir.path()));
+    assert_eq!((names(&store), tls(&store)), (vec!["s".to_owned()], (1, 1)));
+    assert!(said(&store)[0].starts_with("tls.yaml: "), "{:?}", said(&store));
+}
