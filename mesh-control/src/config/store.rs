@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::diagnostic::{Code, Diagnostic, Severity, Source};
-use super::file::{self, Item, Meta, ObjectKey, Objects};
+use super::file::{self, Item, Meta, ObjectKey, Objects, Refused};
 use super::load::{Scan, printable};
 use super::state::State;
 
@@ -36,6 +36,13 @@ pub struct Good {
     pub file: Arc<str>,
     /// The object.
     pub item: Item,
+}
+
+impl Good {
+    /// Whether it may be this one.
+    fn is_like(&self, refused: &Refused, file: &str) -> bool {
+        *self.file == *file && self.item.meta().kind == refused.meta.kind
+    }
 }
 
 #[derive(Debug, Default)]
@@ -279,7 +286,7 @@ impl Store {
                 found.push(finding.object(refused.id()));
                 loaded.objects.push(earlier.item.clone());
                 good.insert(key, Good { file, item: earlier.item.clone() });
-            } else if !refused.is_named() && kept.keys().any(|key| key.0 == refused.meta.kind) {
+            } else if !refused.is_identified && kept.values().any(|good| good.is_like(refused, &file)) {
                 // It is one of those that are kept, most likely.
                 say(Standing::Held);
             } else {

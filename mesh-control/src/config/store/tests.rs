@@ -175,6 +175,8 @@ fn what_a_wrong_object_governs_is_read_with_patience() {
         ("VirtualService", "{hosts: [x, z], htpp: []}", closed(to(r#"["x", "z"]"#, "[]", "{}"))),
         ("VirtualService", "{hosts: [x], http: 1, exportTo: [.]}", closed(to(r#"["x"]"#, r#"["."]"#, "{}"))),
         ("VirtualService", "{hosts: [x], exportTo: [1]}", closed(to(r#"["x"]"#, "[]", "{}"))),
+        ("VirtualService", "{hosts: [' X '], http: 1, exportTo: [a_b, .]}", closed(to(r#"["x"]"#, "[]", "{}"))),
+        ("DestinationRule", "{host: 'x '}", closed(to(r#"["x"]"#, "[]", "{}"))),
         ("VirtualService", "{hosts: [x, 1]}", (to(r#"["x"]"#, "[]", "{}"), Standing::Unread)),
         ("VirtualService", "{hosts: [x], gateways: [edge], htpp: []}", closed("Nothing".to_owned())),
         ("VirtualService", "{http: [{rout: []}]}", closed("Delegated".to_owned())),
@@ -306,4 +308,31 @@ fn a_directory_in_the_place_of_a_file_takes_nothing_away() {
     store.apply(scan(dir.path()));
     assert_eq!((names(&store), tls(&store)), (vec!["s".to_owned()], (1, 1)));
     assert!(said(&store)[0].starts_with("tls.yaml: "), "{:?}", said(&store));
+}
+
+#[test]
+fn a_name_or_a_namespace_that_cannot_be_keeps_what_its_text_held() {
+    for (place, bad) in [
+        ("metadata: {name: s", "metadata: {namespace: 'default ', name: s"),
+        ("metadata: {name: s", "metadata: {namespace: Default, name: s"),
+        ("metadata: {name: s", "metadata: {namespace: a_b, name: s"),
+        ("metadata: {name: s", "metadata: {name: S!"),
+        ("metadata: {name: s", "metadata: {nmae: s"),
+    ] {
+        let mut store = Store::new(false);
+        store.apply(files([("a.yaml", RULE)]));
+        store.apply(files([("a.yaml", &RULE.replace(place, bad))]));
+        assert_eq!(tls(&store), (1, 1), "{bad}");
+        assert_eq!(wrong(&store).iter().map(|(_, standing)| *standing).collect::<Vec<_>>(), [Standing::Held], "{bad}");
+        assert!(store.loaded().objects.refused.is_empty(), "{bad}");
+    }
+}
+
+#[test]
+fn a_rule_without_a_name_is_not_taken_for_one_of_another_text() {
+    let nameless = RULE.replace("name: s", "nmae: s").replace("host: s", "host: t");
+    let mut store = Store::new(false);
+    store.apply(files([("a.yaml", RULE)]));
+    store.apply(files([("a.yaml", "a: 1"), ("b.yaml", &nameless)]));
+    assert_eq!((tls(&store), store.loaded().objects.refused.len()), ((1, 1), 1));
 }
