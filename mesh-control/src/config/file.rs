@@ -305,7 +305,7 @@ impl Reader<'_> {
         match refused::read(document, kind, self.source, &finding) {
             Some(refused) => {
                 // It may be any object, so that none of the text can be taken for gone.
-                if !refused.is_named() || !refused.is_whole {
+                if !refused.is_identified || !refused.is_whole {
                     self.unread.push(finding);
                 }
                 self.items.push(Item::Refused(Arc::new(refused)));
@@ -374,24 +374,31 @@ fn read_spec<T: Decode>(
     Some(Arc::new(Object { meta, spec }))
 }
 
+/// Whether an object can have this name.
+fn is_name(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    !text.is_empty() && text.len() <= 253 && text.chars().all(allowed)
+}
+
+/// Whether a namespace can have this name.
+pub fn is_namespace(text: &str) -> bool {
+    is_name(text) && text.len() <= 63
+}
+
 fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder<'_>) -> Option<Meta> {
     let metadata: Metadata = d.required(document, "metadata")?;
     let namespace = metadata.namespace.as_ref().map_or("default", |text| text.value.as_str());
-    let is_name = |text: &str, longest: usize| {
-        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
-        !text.is_empty() && text.len() <= longest && text.chars().all(allowed)
-    };
     let mut fine = true;
-    let mut check = |text: &str, longest: usize, span: Span, field: &'static str| {
-        if !is_name(text, longest) {
+    let mut check = |is_fine: bool, text: &str, span: Span, field: &'static str| {
+        if !is_fine {
             let message = format!("{} is not a name: lower-case letters, digits, `-` and `.`", quoted(text));
             d.report_at(span, field, Severity::Error, Code::InvalidValue, message);
             fine = false;
         }
     };
-    check(&metadata.name, 253, metadata.name.span, "metadata.name");
+    check(is_name(&metadata.name), &metadata.name, metadata.name.span, "metadata.name");
     if let Some(text) = &metadata.namespace {
-        check(text, 63, text.span, "metadata.namespace");
+        check(is_namespace(text), text, text.span, "metadata.namespace");
     }
     if !fine {
         return None;

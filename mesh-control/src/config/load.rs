@@ -26,7 +26,7 @@ pub struct Scan {
 ///
 /// Hidden names are skipped. A symbolic link is followed if it ends inside the directory, which is how a
 /// ConfigMap is mounted (`a.yaml` → `..data/a.yaml`, `..data` → `..2026_…`); nothing but regular files is
-/// ever opened.
+/// ever opened. What else has the name of such a file is one that cannot be read.
 pub fn scan(dir: &Path) -> io::Result<Scan> {
     let root = dir.canonicalize()?;
     let mut scan = Scan::default();
@@ -37,7 +37,7 @@ pub fn scan(dir: &Path) -> io::Result<Scan> {
         if name.starts_with('.') {
             continue;
         }
-        if entry.file_type()?.is_dir() {
+        if entry.file_type()?.is_dir() && !is_config_name(&name) {
             let message = "a directory; only the files beside it are read";
             let note = Diagnostic::of_file(name, Severity::Info, Code::Ignored, message);
             scan.diagnostics.push(note);
@@ -159,9 +159,16 @@ mod tests {
             "todir.yaml: error[file]: cannot be read: not a regular file",
             "utf16.yaml: error[file]: cannot be read: not UTF-8, from line 1 on",
             "sub: info[ignored]",
+            "dir.yaml: error[file]: cannot be read: not a regular file",
         ] {
             assert!(said.contains(expected), "{expected} not in\n{said}");
         }
+
+        // As long as one of them is there, nothing is taken for gone.
+        for name in ["out.yaml", "dangling.yaml", "loop.yaml", "todir.yaml", "utf16.yaml"] {
+            fs::remove_file(at(name)).unwrap();
+        }
+        fs::remove_dir(at("dir.yaml")).unwrap();
 
         // The swap of `..data`.
         fs::create_dir(at("..v2")).unwrap();

@@ -1,7 +1,8 @@
 //! What is in force, object by object: what the texts say, and the last good state of what they do not say well.
 //!
 //! An object that is wrong leaves its last good state in force, and so do all objects of a text that is empty, cannot be
-//! read, or holds something of which nobody can tell which object it is. A directory that is suddenly empty takes away
+//! read, or holds something of which nobody can tell which object it is. As long as there is such a text, no object that
+//! disappears from another one is taken for gone: it may have moved there. A directory that is suddenly empty takes away
 //! nothing at all: a bad edit or a lost mount must not change any route. A wrong object that has no last good state is
 //! handed on as such, so that what it governs fails closed. All of that is visible.
 
@@ -11,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::diagnostic::{Code, Diagnostic, Severity, Source};
-use super::file::{self, Item, Meta, ObjectKey, Objects};
+use super::file::{self, Item, Meta, ObjectKey, Objects, Refused};
 use super::load::{Scan, printable};
 use super::state::{Good, State};
 
@@ -26,6 +27,13 @@ pub struct Store {
     notes: Vec<Diagnostic>,
     alarm: Option<Diagnostic>,
     allow_empty: bool,
+}
+
+impl Good {
+    /// Whether it may be this one.
+    fn is_like(&self, refused: &Refused, file: &str) -> bool {
+        *self.file == *file && self.item.meta().kind == refused.meta.kind
+    }
 }
 
 #[derive(Debug, Default)]
@@ -192,7 +200,7 @@ impl Store {
             if parsed.rejected {
                 text.refused.clone_from(&parsed.diagnostics);
                 text.diagnostics = parsed.diagnostics;
-                text.diagnostics.extend(say_kept(&name, text.items.len()));
+                text.diagnostics.extend(say_kept(&name, text.items.len(), ""));
             } else {
                 *text = Text { items: parsed.items, diagnostics: parsed.diagnostics, ..Text::of(Ok(content.into())) };
                 text.is_handed_in = true;
@@ -283,6 +291,10 @@ impl Store {
         let kept = self.kept(&written);
         for (file, item) in written {
             let key = item.meta().key();
+            if let Some(later) = kept.get(&key) {
+                found.push(hidden(item.meta(), &later.file));
+                continue;
+            }
             let Item::Refused(refused) = &item else {
                 loaded.objects.push(item.clone());
                 good.insert(key, Good { file, item });
@@ -299,7 +311,7 @@ impl Store {
                 found.push(finding.object(refused.id()));
                 loaded.objects.push(earlier.item.clone());
                 good.insert(key, Good { file, item: earlier.item.clone() });
-            } else if !refused.is_named() && kept.iter().any(|(key, _)| key.0 == refused.meta.kind) {
+            } else if !refused.is_identified && kept.values().any(|good| good.is_like(refused, &file)) {
                 // It is one of those that are kept, most likely.
                 say(Standing::Held);
             } else {
@@ -307,10 +319,18 @@ impl Store {
                 loaded.objects.push(item);
             }
         }
+        // Of texts that are gone, or do not have it any more.
+        let mut moved: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
+        for good in kept.values().filter(|good| !self.keeps(&good.file)) {
+            *moved.entry(&good.file).or_default() += 1;
+        }
+        for (name, count) in moved {
+            found.extend(say_kept(name, count, ", because it may be in a file that cannot be read"));
+        }
         for (name, text) in &self.texts {
-            let held = kept.iter().filter(|(_, good)| good.file == *name).count();
+            let held = kept.values().filter(|good| good.file == *name).count();
             if text.keeps {
-                found.extend(say_kept(name, held));
+                found.extend(say_kept(name, held, ""));
             }
             let standing = if held > 0 { Standing::Held } else { Standing::Unread };
             let unread = text.unread.iter().filter(|finding| !loaded.wrong.iter().any(|wrong| wrong.is_about(finding)));
@@ -332,12 +352,23 @@ impl Store {
         }
     }
 
-    /// What is not written any more, and stays because nobody can tell what its text holds.
-    fn kept(&self, written: &[(Arc<str>, Item)]) -> Vec<(ObjectKey, Good)> {
-        let written: BTreeSet<ObjectKey> = written.iter().map(|(_, item)| item.meta().key()).collect();
-        let keeps = |good: &Good| self.texts.get(&good.file).is_some_and(|text| text.keeps);
-        let kept = self.good.iter().filter(|(key, good)| !written.contains(*key) && keeps(good));
+    /// What is not written any more, and stays because nobody can tell what its text holds, or whether it is not in one
+    /// that cannot be read. What is written in an earlier text does not count as long as that is so: it did not before.
+    fn kept(&self, written: &[(Arc<str>, Item)]) -> BTreeMap<ObjectKey, Good> {
+        let written: BTreeMap<ObjectKey, &Arc<str>> =
+            written.iter().map(|(file, item)| (item.meta().key(), file)).collect();
+        let last_unread = self.texts.iter().rfind(|(_, text)| !text.unread.is_empty()).map(|(name, _)| name);
+        let is_hidden = |key: &ObjectKey, good: &Good| {
+            let written = written.get(key).copied();
+            written.is_none_or(|file| *file < good.file)
+                && (self.keeps(&good.file) || last_unread.is_some_and(|name| written < Some(name)))
+        };
+        let kept = self.good.iter().filter(|(key, good)| is_hidden(key, good));
         kept.map(|(key, good)| (key.clone(), good.clone())).collect()
+    }
+
+    fn keeps(&self, file: &str) -> bool {
+        self.texts.get(file).is_some_and(|text| text.keeps)
     }
 
     fn raise(&mut self, what: String) -> bool {
@@ -355,11 +386,11 @@ impl Text {
     }
 }
 
-fn say_kept(name: &Arc<str>, count: usize) -> Option<Diagnostic> {
+fn say_kept(name: &Arc<str>, count: usize, why: &str) -> Option<Diagnostic> {
     let message = match count {
         0 => return None,
-        1 => "the object that it held last stays in force".to_owned(),
-        count => format!("the {count} objects that it held last stay in force"),
+        1 => format!("the object that it held last stays in force{why}"),
+        count => format!("the {count} objects that it held last stay in force{why}"),
     };
     Some(Diagnostic::of_file(name.clone(), Severity::Warning, Code::File, message))
 }
@@ -383,6 +414,11 @@ fn last_of_each(texts: &BTreeMap<Arc<str>, Text>, found: &mut Vec<Diagnostic>) -
 
 fn duplicate(earlier: &Meta, later: &Meta) -> Diagnostic {
     let message = format!("written again in {}, which is the one that counts", later.origin);
+    Diagnostic::at(&earlier.origin, Severity::Warning, Code::Duplicate, message).object(earlier.id())
+}
+
+fn hidden(earlier: &Meta, file: &str) -> Diagnostic {
+    let message = format!("not in force: what {file} said of it last counts, and nobody can tell what it says now");
     Diagnostic::at(&earlier.origin, Severity::Warning, Code::Duplicate, message).object(earlier.id())
 }
 

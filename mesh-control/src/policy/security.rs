@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::destination_rules::ROOT_NAMESPACE;
-use crate::config::file::{Governs, Meta, Object, Objects, Workloads};
+use crate::config::file::{Governs, Meta, Object, Objects, Workloads, is_namespace};
 use crate::config::istio::security::{Action, AuthorizationPolicy, DRY_RUN, MtlsMode, selected};
 use crate::registry::Services;
 use crate::registry::service::is_subset;
@@ -188,7 +188,8 @@ impl Guard {
     }
 
     fn selects(&self, served: Served<'_>, services: &Services) -> bool {
-        let is_own = *self.meta.namespace == *served.namespace;
+        // Of a wrong one, the namespace may be what is wrong.
+        let is_own = *self.meta.namespace == *served.namespace || !is_namespace(&self.meta.namespace);
         match &self.workloads {
             Workloads::Labelled(labels) => {
                 (is_own || *self.meta.namespace == *ROOT_NAMESPACE)

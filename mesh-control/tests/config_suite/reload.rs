@@ -111,3 +111,40 @@ async fn the_last_clone_ends_the_task() {
     drop(plane);
     assert!(snapshots.changed().await.is_err(), "nobody publishes any more");
 }
+
+#[tokio::test]
+async fn a_guard_of_a_namespace_that_cannot_be_guards_every_one() {
+    for namespace in ["Default", "'default '", "istio_system"] {
+        let dir = tempfile::tempdir().unwrap();
+        let strict = format!(
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: strict, namespace: {namespace}}}\nspec: {{mtls: {{mode: STRICT}}}}\n"
+        );
+        fs::write(dir.path().join("pa.yaml"), strict).unwrap();
+        fs::write(dir.path().join("a.yaml"), service("a")).unwrap();
+        let plane = Plane::start(options(dir.path())).unwrap();
+        let seen = Seen::new(&plane, client("default"));
+        let listener = seen.get(Kind::Listener, "xds.istio.io/grpc/lds/inbound/10.0.0.1:80").unwrap();
+        assert!(String::from_utf8_lossy(&listener.body).contains("PeerAuthentication"), "{namespace}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_and_a_namespace_with_a_blank_still_govern_what_is_meant() {
+    for (kind, metadata, spec) in [
+        (
+            "VirtualService",
+            "{name: a, namespace: 'default '}",
+            "{hosts: [a], http: [{route: [{destination: {host: a}}]}]}",
+        ),
+        ("VirtualService", "{name: a}", "{hosts: ['a '], http: [{rout: []}]}"),
+        ("DestinationRule", "{name: a}", "{host: 'A ', trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!("apiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {metadata}\nspec: {spec}\n");
+        fs::write(dir.path().join("rule.yaml"), text).unwrap();
+        fs::write(dir.path().join("a.yaml"), service("a")).unwrap();
+        let plane = Plane::start(options(dir.path())).unwrap();
+        let routes = format!("{:?}", Seen::new(&plane, client("default")).routes_of("a:80"));
+        assert!(routes.contains("is wrong, and no good state of it is known"), "{kind} {metadata}: {routes}");
+    }
+}

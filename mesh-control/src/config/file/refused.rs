@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Meta;
+use super::{Meta, is_name, is_namespace};
 use crate::config::diagnostic::{Diagnostic, Origin, Source};
 use crate::config::istio::security::{TargetRef, is_workload_target};
 use crate::config::istio::virtual_service::is_for_mesh;
@@ -24,6 +24,8 @@ pub struct Refused {
     pub governs: Governs,
     /// Whether that is all that it governs.
     pub is_whole: bool,
+    /// Whether its name and namespace can be those of an object.
+    pub is_identified: bool,
     /// The VirtualServices that it delegates to: namespace and name.
     pub delegates: Vec<(String, String)>,
 }
@@ -90,9 +92,9 @@ impl Refused {
 
 /// What is known of a wrong object; `None` where nobody can tell what it governs.
 pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: &Diagnostic) -> Option<Refused> {
-    let meta = meta(document, kind, source)?;
+    let (meta, is_identified) = meta(document, kind, source)?;
     let spec = document.get("spec");
-    let export_to = || spec.and_then(|spec| texts(spec.get("exportTo")?).all()).unwrap_or_default();
+    let export_to = || spec.and_then(|spec| texts(spec.get("exportTo")?).all()).map(exported).unwrap_or_default();
     let hosts = |written: Texts, selector| {
         let is_whole = written.is_whole;
         (!written.read.is_empty())
@@ -104,10 +106,13 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
             Some(_) if is_for_gateways(spec?) => (Governs::Nothing, true),
             Some(written) => hosts(texts(written), BTreeMap::new())?,
             // A delegate, unless it is `hosts` that is mistyped.
-            None => (Governs::Delegated, finding.field.as_deref().is_some_and(|field| field.contains(['.', '[']))),
+            None => {
+                let is_below = finding.field.as_deref().is_some_and(|field| field.contains(['.', '[']));
+                (Governs::Delegated, is_below && is_identified)
+            }
         },
         ObjectKind::DestinationRule => {
-            let host = Texts { read: vec![text(spec?.get("host")?)?.to_owned()], is_whole: true };
+            let host = Texts { read: vec![plain(spec?.get("host")?)?], is_whole: true };
             let selector = spec?.get("workloadSelector").and_then(|selector| labels(selector.get("matchLabels")?));
             hosts(host, selector.unwrap_or_default())?
         }
@@ -115,8 +120,9 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         ObjectKind::Service if meta.name.is_empty() => return None,
         ObjectKind::Service => {
             let export_to = meta.annotations.get("networking.istio.io/exportTo");
-            let export_to = export_to.into_iter().flat_map(|text| text.split(',')).map(str::to_owned).collect();
-            (Governs::Hosts { hosts: vec![meta.name.to_string()], export_to, selector: BTreeMap::new() }, true)
+            let export_to = export_to.into_iter().flat_map(|text| text.split(',')).map(|text| text.trim().to_owned());
+            let (hosts, export_to) = (vec![plain_text(&meta.name)], exported(export_to.collect()));
+            (Governs::Hosts { hosts, export_to, selector: BTreeMap::new() }, true)
         }
         ObjectKind::PeerAuthentication | ObjectKind::RequestAuthentication | ObjectKind::AuthorizationPolicy => {
             (Governs::Workloads(workloads(spec)), true)
@@ -124,7 +130,10 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         // Without it there are fewer endpoints, and none that should not be there.
         ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup => (Governs::Nothing, true),
     };
-    Some(Refused { meta, reason: finding.in_short().into(), governs, is_whole, delegates: delegates(spec, document) })
+    let delegates = delegates(spec, &meta.namespace);
+    // In a namespace that cannot be, nobody can tell which host a short name is.
+    let is_whole = is_whole && (is_guard(kind) || is_namespace(&meta.namespace));
+    Some(Refused { meta, reason: finding.in_short().into(), governs, is_whole, is_identified, delegates })
 }
 
 /// All of the namespace, unless something narrower can be read in full.
@@ -145,15 +154,19 @@ fn workloads(spec: Option<&Node>) -> Workloads {
     }
 }
 
-fn meta(document: &Node, kind: ObjectKind, source: &Source) -> Option<Meta> {
+/// Who it is, as far as it can be read, and whether that can be the name of an object.
+fn meta(document: &Node, kind: ObjectKind, source: &Source) -> Option<(Meta, bool)> {
     let metadata = document.get("metadata")?;
-    let namespace = match metadata.get("namespace") {
+    let written = match metadata.get("namespace") {
         Some(namespace) => text(namespace)?,
         None => "default",
     };
+    // A guard of a namespace that cannot be is one of any.
+    let namespace = if is_guard(kind) { written.to_owned() } else { plain_text(written) };
     let name = metadata.get("name").and_then(text).unwrap_or_default();
     let pairs = |field| metadata.get(field).and_then(labels).unwrap_or_default();
-    Some(Meta {
+    let is_identified = is_name(name) && is_namespace(written);
+    let meta = Meta {
         kind,
         namespace: namespace.into(),
         name: name.into(),
@@ -161,7 +174,8 @@ fn meta(document: &Node, kind: ObjectKind, source: &Source) -> Option<Meta> {
         annotations: pairs("annotations"),
         created: metadata.get("creationTimestamp").and_then(text).unwrap_or_default().to_owned(),
         origin: Origin { source: source.clone(), span: document.span },
-    })
+    };
+    Some((meta, is_identified))
 }
 
 fn is_for_gateways(spec: &Node) -> bool {
@@ -169,19 +183,38 @@ fn is_for_gateways(spec: &Node) -> bool {
     gateways.is_some_and(|gateways| !is_for_mesh(gateways.iter().map(String::as_str)))
 }
 
-fn delegates(spec: Option<&Node>, document: &Node) -> Vec<(String, String)> {
-    let own = document.get("metadata").and_then(|metadata| text(metadata.get("namespace")?)).unwrap_or("default");
+fn delegates(spec: Option<&Node>, own: &str) -> Vec<(String, String)> {
     let rules = spec.and_then(|spec| spec.get("http")).map(Node::items).unwrap_or_default();
     let delegates = rules.iter().filter_map(|rule| {
         let delegate = rule.get("delegate")?;
-        let namespace = delegate.get("namespace").and_then(text).unwrap_or(own);
-        Some((namespace.to_owned(), text(delegate.get("name")?)?.to_owned()))
+        let namespace = delegate.get("namespace").and_then(plain).unwrap_or_else(|| own.to_owned());
+        Some((namespace, plain(delegate.get("name")?)?))
     });
     delegates.collect()
 }
 
 fn text(node: &Node) -> Option<&str> {
     node.as_str().filter(|text| !text.is_empty())
+}
+
+const fn is_guard(kind: ObjectKind) -> bool {
+    use ObjectKind::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
+    matches!(kind, PeerAuthentication | RequestAuthentication | AuthorizationPolicy)
+}
+
+/// Blanks and capitals make a host or a name wrong, and leave no doubt which one is meant.
+fn plain(node: &Node) -> Option<String> {
+    Some(plain_text(node.as_str()?)).filter(|text| !text.is_empty())
+}
+
+fn plain_text(text: &str) -> String {
+    text.trim().to_ascii_lowercase()
+}
+
+/// The namespaces, unless one of them cannot be any: nobody can tell who is meant then, so that all are.
+fn exported(namespaces: Vec<String>) -> Vec<String> {
+    let is_known = |text: &String| matches!(text.as_str(), "*" | "~") || is_namespace(text);
+    if namespaces.iter().all(is_known) { namespaces } else { Vec::new() }
 }
 
 /// The strings of a list, and whether it has nothing else.
@@ -197,7 +230,7 @@ impl Texts {
 }
 
 fn texts(list: &Node) -> Texts {
-    let read: Vec<String> = list.items().iter().filter_map(text).map(str::to_owned).collect();
+    let read: Vec<String> = list.items().iter().filter_map(plain).collect();
     let is_whole = matches!(list.value, Value::Seq(_)) && read.len() == list.items().len();
     Texts { read, is_whole }
 }

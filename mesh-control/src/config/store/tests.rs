@@ -175,6 +175,8 @@ fn what_a_wrong_object_governs_is_read_with_patience() {
         ("VirtualService", "{hosts: [x, z], htpp: []}", closed(to(r#"["x", "z"]"#, "[]", "{}"))),
         ("VirtualService", "{hosts: [x], http: 1, exportTo: [.]}", closed(to(r#"["x"]"#, r#"["."]"#, "{}"))),
         ("VirtualService", "{hosts: [x], exportTo: [1]}", closed(to(r#"["x"]"#, "[]", "{}"))),
+        ("VirtualService", "{hosts: [' X '], http: 1, exportTo: [a_b, .]}", closed(to(r#"["x"]"#, "[]", "{}"))),
+        ("DestinationRule", "{host: 'x '}", closed(to(r#"["x"]"#, "[]", "{}"))),
         ("VirtualService", "{hosts: [x, 1]}", (to(r#"["x"]"#, "[]", "{}"), Standing::Unread)),
         ("VirtualService", "{hosts: [x], gateways: [edge], htpp: []}", closed("Nothing".to_owned())),
         ("VirtualService", "{http: [{rout: []}]}", closed("Delegated".to_owned())),
@@ -217,11 +219,7 @@ fn files_of_other_tools_are_notes() {
 #[test]
 fn a_start_from_an_emptied_directory_keeps_what_the_state_holds_with_the_alarm() {
     let state = tempfile::tempdir().unwrap();
-    let start = |allow_empty: bool| {
-        let mut store = Store::new(allow_empty);
-        store.keep_state(state.path()).unwrap();
-        store
-    };
+    let start = |allow_empty: bool| Store::with_state(allow_empty, state.path()).unwrap();
     assert!(start(false).apply(files([("a.yaml", SERVICE)])));
     for _ in 0..2 {
         let mut store = start(false);
@@ -247,4 +245,123 @@ fn a_directory_without_any_file_is_not_silent() {
     assert_eq!(said(&store), ["warning[file]: there is no configuration file: nothing is configured"]);
     assert!(store.apply(files([("a.yaml", SERVICE)])));
     assert!(said(&store).is_empty());
+}
+
+const RULE: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: s}\nspec: {host: s, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}\n";
+
+/// Where the TLS rule is in force, and how many rules are.
+fn tls(store: &Store) -> (usize, usize) {
+    let rules = store.loaded().objects.destination_rules;
+    (rules.iter().filter(|rule| rule.meta.origin.source.text.contains("ISTIO_MUTUAL")).count(), rules.len())
+}
+
+#[test]
+fn a_later_text_that_is_broken_or_emptied_does_not_put_the_earlier_copy_in_force() {
+    let weak = RULE.replace("ISTIO_MUTUAL", "DISABLE");
+    let wrong_copy = RULE.replace("trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}", "subset: []");
+    for broken in ["", " \n", "a: [", "a: 1", &format!("{RULE}}}{{")] {
+        for base in [&weak, &wrong_copy] {
+            let mut store = Store::new(false);
+            store.apply(files([("00.yaml", base), ("99.yaml", RULE)]));
+            assert_eq!(tls(&store), (1, 1));
+            store.apply(files([("00.yaml", base), ("99.yaml", broken)]));
+            assert_eq!(tls(&store), (1, 1), "{broken:?}");
+            assert!(said(&store).iter().any(|line| line.contains("not in force: what 99.yaml said")), "{broken:?}");
+            // Nor does any other change meanwhile.
+            store.apply(files([("00.yaml", base), ("50.yaml", SERVICE), ("99.yaml", broken)]));
+            assert_eq!(tls(&store), (1, 1), "{broken:?}");
+        }
+    }
+    // A later copy counts, whatever becomes of the earlier one.
+    let mut store = Store::new(false);
+    store.apply(files([("50.yaml", &weak)]));
+    store.apply(files([("50.yaml", "a: ["), ("99.yaml", RULE)]));
+    assert_eq!(tls(&store), (1, 1));
+    // And the earlier one where the later one is gone for certain.
+    store.apply(files([("50.yaml", &weak)]));
+    assert_eq!(tls(&store), (0, 1));
+}
+
+#[test]
+fn what_disappears_while_a_text_cannot_be_read_may_have_moved_there() {
+    let broken = format!("{RULE}}}{{");
+    let both = format!("{SERVICE}---\n{RULE}");
+    for (before, after) in [
+        // Renamed and broken at once.
+        ([("a.yaml", SERVICE), ("tls.yaml", RULE)], [("a.yaml", SERVICE), ("tls2.yaml", &broken)]),
+        // Taken out of one text and put into another.
+        ([("00.yaml", &both), ("01.yaml", SERVICE)], [("00.yaml", SERVICE), ("new.yaml", &broken)]),
+        ([("00.yaml", &both), ("01.yaml", SERVICE)], [("00.yaml", SERVICE), ("new.yaml", "a: 1")]),
+        // A weaker copy that did not count, does not do so now.
+        (
+            [("00.yaml", &RULE.replace("ISTIO_MUTUAL", "DISABLE")), ("98.yaml", RULE)],
+            [("00.yaml", &RULE.replace("ISTIO_MUTUAL", "DISABLE")), ("99.yaml", &broken)],
+        ),
+    ] {
+        let state = tempfile::tempdir().unwrap();
+        let mut store = Store::with_state(false, state.path()).unwrap();
+        store.apply(files(before));
+        assert_eq!(tls(&store), (1, 1));
+        store.apply(files(after));
+        assert_eq!(tls(&store), (1, 1), "{after:?}");
+        let why = "held last stays in force, because it may be in a file that cannot be read";
+        assert!(said(&store).iter().any(|line| line.contains(why)), "{:?}", said(&store));
+
+        // Over a restart, too, whether it was broken before or after.
+        for _ in 0..2 {
+            let mut anew = Store::with_state(false, state.path()).unwrap();
+            anew.apply(files(after));
+            assert_eq!(tls(&anew), (1, 1), "{after:?}");
+            store.apply(files(before));
+        }
+        // What can be read again is taken at its word.
+        store.apply(files([("a.yaml", SERVICE)]));
+        assert_eq!(tls(&store), (0, 0), "{after:?}");
+    }
+    // What is written in a later text is in force.
+    let mut store = Store::new(false);
+    store.apply(files([("00.yaml", &RULE.replace("ISTIO_MUTUAL", "DISABLE"))]));
+    store.apply(files([("10.yaml", RULE), ("99.yaml", "a: 1")]));
+    assert_eq!(tls(&store), (1, 1));
+}
+
+#[test]
+fn a_directory_in_the_place_of_a_file_takes_nothing_away() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.yaml"), SERVICE).unwrap();
+    fs::write(dir.path().join("tls.yaml"), RULE).unwrap();
+    let mut store = Store::new(false);
+    store.apply(scan(dir.path()));
+    fs::remove_file(dir.path().join("tls.yaml")).unwrap();
+    fs::create_dir(dir.path().join("tls.yaml")).unwrap();
+    store.apply(scan(dir.path()));
+    assert_eq!((names(&store), tls(&store)), (vec!["s".to_owned()], (1, 1)));
+    assert!(said(&store)[0].starts_with("tls.yaml: "), "{:?}", said(&store));
+}
+
+#[test]
+fn a_name_or_a_namespace_that_cannot_be_keeps_what_its_text_held() {
+    for (place, bad) in [
+        ("metadata: {name: s", "metadata: {namespace: 'default ', name: s"),
+        ("metadata: {name: s", "metadata: {namespace: Default, name: s"),
+        ("metadata: {name: s", "metadata: {namespace: a_b, name: s"),
+        ("metadata: {name: s", "metadata: {name: S!"),
+        ("metadata: {name: s", "metadata: {nmae: s"),
+    ] {
+        let mut store = Store::new(false);
+        store.apply(files([("a.yaml", RULE)]));
+        store.apply(files([("a.yaml", &RULE.replace(place, bad))]));
+        assert_eq!(tls(&store), (1, 1), "{bad}");
+        assert_eq!(wrong(&store).iter().map(|(_, standing)| *standing).collect::<Vec<_>>(), [Standing::Held], "{bad}");
+        assert!(store.loaded().objects.refused.is_empty(), "{bad}");
+    }
+}
+
+#[test]
+fn a_rule_without_a_name_is_not_taken_for_one_of_another_text() {
+    let nameless = RULE.replace("name: s", "nmae: s").replace("host: s", "host: t");
+    let mut store = Store::new(false);
+    store.apply(files([("a.yaml", RULE)]));
+    store.apply(files([("a.yaml", "a: 1"), ("b.yaml", &nameless)]));
+    assert_eq!((tls(&store), store.loaded().objects.refused.len()), ((1, 1), 1));
 }
