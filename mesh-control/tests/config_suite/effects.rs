@@ -405,6 +405,18 @@ fn the_library_accepts_what_it_is_told_and_passes_over_nothing_that_is_not_repor
         ("Route virtual_hosts.routes.route.retry_policy.per_try_timeout", "VirtualService http.retries.perTryTimeout"),
         ("Route virtual_hosts.routes.route.retry_policy.retriable_status_codes", "VirtualService http.retries.retryOn"),
         (
+            "Cluster circuit_breakers.thresholds.max_connections",
+            "DestinationRule trafficPolicy.connectionPool.tcp.maxConnections",
+        ),
+        (
+            "Cluster circuit_breakers.thresholds.max_pending_requests",
+            "DestinationRule trafficPolicy.connectionPool.http.http1MaxPendingRequests",
+        ),
+        (
+            "Cluster circuit_breakers.thresholds.max_retries",
+            "DestinationRule trafficPolicy.connectionPool.http.maxRetries",
+        ),
+        (
             "Cluster circuit_breakers.thresholds.max_requests",
             "DestinationRule trafficPolicy.connectionPool.http.http2MaxRequests",
         ),
