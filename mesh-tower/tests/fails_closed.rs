@@ -308,3 +308,15 @@ async fn of_two_peer_authentications_that_are_as_old_the_strict_one_counts() {
     let client = mesh(&control, "web", "v1");
     becomes(&client, "reviews", |answer| is_refused(answer, &["PeerAuthentication default/b"])).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_selector_with_a_wildcard_is_refused_and_guards_its_whole_namespace() {
+    for kind in ["PeerAuthentication", "AuthorizationPolicy"] {
+        let policy = security(kind, "default", "{selector: {matchLabels: {app: 'rev*'}}}");
+        let dir = config(&[("services.yaml", SERVICES.to_owned()), ("policy.yaml", policy)]);
+        let control = start(dir.path()).await;
+        let _server = serve(&control, "reviews", "v1").await;
+        let client = mesh(&control, "web", "v1");
+        becomes(&client, "reviews", |answer| is_refused(answer, &[kind, "has a wildcard"])).await;
+    }
+}

@@ -170,10 +170,7 @@ impl Policy {
                         ports(real)
                     )
                 }
-                (Some(alias), None) => format!(
-                    "the host {host} is an alias of {alias}, which nothing describes, and REGISTRY_ONLY lets no call to such \
-                     a host pass: add a ServiceEntry for {alias}"
-                ),
+                (Some(alias), None) => format!("the host {host} is an alias of {alias}, which nothing describes"),
             });
         }
         let name = names.first()?.split('.').next()?;

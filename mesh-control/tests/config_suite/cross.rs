@@ -516,3 +516,21 @@ fn a_peer_authentication_that_never_counts_or_names_a_port_that_nobody_has_is_to
         "portLevelMtls.80: no service of these workloads has the target port 80, only 8080, 9090",
     );
 }
+
+#[test]
+fn objects_of_istio_or_of_a_mistyped_group_are_not_passed_over_as_notes() {
+    for (api_version, kind, severity) in [
+        ("authentication.istio.io/v1alpha1", "MeshPolicy", "error"),
+        ("rbac.istio.io/v1alpha1", "ClusterRbacConfig", "error"),
+        ("security.istio/v1", "AuthorizationPolicy", "error"),
+        ("securiti.istio.io/v1", "PeerAuthentication", "error"),
+        ("config.istio.io/v1alpha2", "rule", "warning"),
+        ("networking.istio/v1", "VirtualService", "warning"),
+        ("apps/v1", "Deployment", "info"),
+    ] {
+        let text = format!("apiVersion: {api_version}\nkind: {kind}\nmetadata: {{name: a}}\nspec: {{}}\n");
+        let found: Vec<String> = validate([("t.yaml", text.as_str())]).iter().map(ToString::to_string).collect();
+        let fits = |line: &String| line.contains(&format!(" {severity}[")) && line.contains(kind);
+        assert!(found.iter().any(fits), "{found:?}");
+    }
+}

@@ -113,7 +113,8 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         },
         ObjectKind::DestinationRule => {
             let host = Texts { read: vec![plain(spec?.get("host")?)?], is_whole: true };
-            let selector = spec?.get("workloadSelector").and_then(|selector| labels(selector.get("matchLabels")?));
+            let selector =
+                spec?.get("workloadSelector").and_then(|selector| selector_labels(selector.get("matchLabels")?));
             hosts(host, selector.unwrap_or_default())?
         }
         ObjectKind::ServiceEntry => hosts(texts(spec?.get("hosts")?), BTreeMap::new())?,
@@ -139,7 +140,7 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
 /// All of the namespace, unless something narrower can be read in full.
 fn workloads(spec: Option<&Node>) -> Workloads {
     let field = |name| spec.and_then(|spec| spec.get(name));
-    if let Some(labels) = field("selector").and_then(|selector| labels(selector.get("matchLabels")?)) {
+    if let Some(labels) = field("selector").and_then(|selector| selector_labels(selector.get("matchLabels")?)) {
         return Workloads::Labelled(labels);
     }
     let targets: Vec<&Node> =
@@ -238,4 +239,9 @@ fn texts(list: &Node) -> Texts {
 fn labels(map: &Node) -> Option<BTreeMap<String, String>> {
     let Value::Map(entries) = &map.value else { return None };
     entries.iter().map(|(key, value)| Some((key.name.clone(), value.as_str()?.to_owned()))).collect()
+}
+
+/// Of a selector with a wildcard nobody can tell whom it is for.
+fn selector_labels(map: &Node) -> Option<BTreeMap<String, String>> {
+    labels(map).filter(|labels| !labels.iter().any(|(key, value)| key.contains('*') || value.contains('*')))
 }

@@ -332,6 +332,15 @@ impl DestinationRule {
         if let Some(message) = host_fault(&self.host) {
             d.report_at(self.host.span, "host", Severity::Error, Code::InvalidValue, message);
         }
+        for (key, value) in self.workload_selector.iter().flat_map(|selector| &selector.match_labels) {
+            if key.contains('*') || value.contains('*') {
+                let message = format!(
+                    "{} has a wildcard, and labels are compared as they are",
+                    quoted(&format!("{key}: {value}"))
+                );
+                d.report_at(self.span, "workloadSelector.matchLabels", Severity::Error, Code::InvalidValue, message);
+            }
+        }
         for (index, subset) in self.subsets.iter().enumerate() {
             if self.subsets.iter().take(index).any(|other| other.name.value == subset.name.value) {
                 let message = format!("subset {} is defined twice", quoted(&subset.name));

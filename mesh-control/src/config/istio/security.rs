@@ -221,6 +221,7 @@ pub const DRY_RUN: &str = "istio.io/dry-run";
 impl PeerAuthentication {
     /// What Istio's own validation refuses.
     pub fn check(&self, d: &mut Decoder<'_>) {
+        check_selector(self.span, self.selector.as_ref(), d);
         for port in self.port_level_mtls.keys() {
             if !port.parse::<u16>().is_ok_and(|port| port > 0) {
                 let message = format!("{} is not a port", quoted(port));
@@ -237,6 +238,7 @@ impl PeerAuthentication {
 impl RequestAuthentication {
     /// What Istio's own validation refuses.
     pub fn check(&self, d: &mut Decoder<'_>) {
+        check_selector(self.span, self.selector.as_ref(), d);
         check_targets(self.span, self.selector.as_ref(), &self.targets(), d);
     }
 
@@ -249,6 +251,7 @@ impl RequestAuthentication {
 impl AuthorizationPolicy {
     /// What Istio's own validation refuses.
     pub fn check(&self, d: &mut Decoder<'_>) {
+        check_selector(self.span, self.selector.as_ref(), d);
         check_targets(self.span, self.selector.as_ref(), &self.targets(), d);
     }
 
@@ -261,6 +264,17 @@ impl AuthorizationPolicy {
 /// The labels that a selector asks for: none means everybody.
 pub fn selected(selector: Option<&Selector>) -> BTreeMap<String, String> {
     selector.map(|selector| selector.match_labels.clone()).unwrap_or_default()
+}
+
+/// A selector has no wildcards: whoever writes one means more than it selects.
+fn check_selector(span: Span, selector: Option<&Selector>, d: &mut Decoder<'_>) {
+    for (key, value) in selected(selector) {
+        if key.contains('*') || value.contains('*') {
+            let message =
+                format!("{} has a wildcard, and labels are compared as they are", quoted(&format!("{key}: {value}")));
+            d.report_at(span, "selector.matchLabels", Severity::Error, Code::InvalidValue, message);
+        }
+    }
 }
 
 const TARGETS: [(&str, &str); 4] = [
