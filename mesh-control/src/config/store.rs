@@ -239,13 +239,14 @@ impl Store {
                 let diagnostics = vec![finding.clone()];
                 Text { keeps: true, unread: vec![finding], diagnostics, ..Text::of(content) }
             }
-            // Editors empty a file before they write it: what it said goes away with the file only.
-            Ok(text) if text.trim().is_empty() => Text { keeps: holds_something(), ..Text::of(content) },
             Ok(text) => {
                 let parsed = file::read(Source { name: name.clone(), text: text.clone() });
+                // Editors empty a file before they write it, or write its first lines alone: what it said goes away with
+                // the file only.
+                let is_cut_off = parsed.items.is_empty() && holds_something();
                 Text {
                     items: parsed.items,
-                    keeps: !parsed.unread.is_empty(),
+                    keeps: !parsed.unread.is_empty() || is_cut_off,
                     unread: parsed.unread,
                     diagnostics: parsed.diagnostics,
                     ..Text::of(content)

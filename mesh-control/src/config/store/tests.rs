@@ -336,3 +336,27 @@ fn a_rule_without_a_name_is_not_taken_for_one_of_another_text() {
     store.apply(files([("a.yaml", "a: 1"), ("b.yaml", &nameless)]));
     assert_eq!((tls(&store), store.loaded().objects.refused.len()), ((1, 1), 1));
 }
+
+#[test]
+fn a_file_that_becomes_nothing_but_its_first_lines_keeps_what_it_held() {
+    let config_map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\n";
+    for cut_off in [
+        "",
+        " \n",
+        "# licence\n",
+        "---\n",
+        "# licence\n---\n...\n",
+        "~",
+        config_map,
+        "apiVersion: v1\nkind: List\nitems: []\n",
+    ] {
+        let mut store = Store::new(false);
+        store.apply(files([("a.yaml", SERVICE), ("tls.yaml", RULE)]));
+        store.apply(files([("a.yaml", SERVICE), ("tls.yaml", cut_off)]));
+        assert_eq!(tls(&store), (1, 1), "{cut_off}");
+        let why = "tls.yaml: warning[file]: the object that it held last stays in force";
+        assert!(said(&store).iter().any(|line| line.starts_with(why)), "{:?}", said(&store));
+        store.apply(files([("a.yaml", SERVICE)]));
+        assert_eq!(tls(&store), (0, 0), "{cut_off}");
+    }
+}
