@@ -135,6 +135,9 @@ fn an_object_that_nobody_can_name_keeps_everything_that_its_text_held() {
         service("t", 81).replace("kind: Service", "kind: Sevrice"),
         "a: 1".to_owned(),
         "apiVersion: v1\nkind: List\nitems: {}\n".to_owned(),
+        "apiVersion: v1\nkind: List\nitmes: []\n".to_owned(),
+        "apiVersion: v1\nkind: List\n".to_owned(),
+        "apiVersion: v1\nkind: List\nmetadata: {}\nitems: []\nitmes: []\n".to_owned(),
     ] {
         let mut store = Store::new(false);
         store.apply(files([("a.yaml", &both)]));
