@@ -7,25 +7,22 @@ import pathlib
 import re
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "corpus"
-KINDS = ("VirtualService", "DestinationRule", "ServiceEntry", "WorkloadEntry", "WorkloadGroup", "Service")
-WORDS = {
-    "$TO2": "{destination: $D2}",
-    "$TO": "{destination: $D1}",
-    "$D1": "{host: up.corpus.example, port: {number: 80}, subset: v1}",
-    "$D2": "{host: up.corpus.example, port: {number: 80}, subset: v2}",
-    "$STATIC": "resolution: STATIC, endpoints: [{address: 127.0.0.1, ports: {http: $PORT1}}]",
-    "$SELECT": "selector: {case: $NAME}",
-    "$HTTP": "{name: http, port: 80}",
-    "$HOST": "$NAME.corpus.example",
-    "$H": "hosts: [$NAME.corpus.example]",
-    "$R": "host: $NAME.corpus.example",
-    "$E": "ports: {http: $PORT1}, labels: {case: $NAME}",
-    "$S": "{name: s, labels: {version: v1}}",
-}
+KINDS = (
+    "VirtualService",
+    "DestinationRule",
+    "ServiceEntry",
+    "WorkloadEntry",
+    "WorkloadGroup",
+    "Service",
+    "PeerAuthentication",
+    "RequestAuthentication",
+    "AuthorizationPolicy",
+)
+WORDS = [line.split(" ", 1) for line in (FOLDER / "words.txt").read_text().splitlines()]
 
 
 def expand(text, name):
-    for word, meaning in WORDS.items():
+    for word, meaning in WORDS:
         text = text.replace(word, meaning)
     # Nobody listens there: what is asked is whether the resources are taken.
     text = text.replace("$NAME", name).replace("$PORT1", "1").replace("$PORT2", "2")

@@ -97,8 +97,8 @@ pub struct Signals {
     terminate: Signal,
 }
 
-/// Signals as close as this are one: `timeout` sends its own to the process and to its group.
-const ONE_SIGNAL: Duration = Duration::from_millis(100);
+/// Signals this soon after the first are the same one: `timeout` tells a process and then its group.
+const SAME_SIGNAL: Duration = Duration::from_millis(250);
 
 impl Signals {
     /// Takes them over: from here on they do not end the process.
@@ -119,10 +119,28 @@ impl Signals {
 
     /// After the first: ready when the process is told to end once more.
     pub async fn second(&mut self) {
-        let since = Instant::now();
-        self.first().await;
-        while since.elapsed() < ONE_SIGNAL {
-            self.first().await;
+        after(Instant::now() + SAME_SIGNAL, async || self.first().await).await;
+    }
+}
+
+/// Ready with the first signal after this time.
+async fn after(time: Instant, mut next: impl AsyncFnMut()) {
+    loop {
+        next().await;
+        if Instant::now() > time {
+            return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn signals_within_a_quarter_of_a_second_are_the_same_one() {
+        let told = Instant::now();
+        after(told + SAME_SIGNAL, async || tokio::time::sleep(Duration::from_millis(100)).await).await;
+        assert_eq!(told.elapsed(), Duration::from_millis(300));
     }
 }

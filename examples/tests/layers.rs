@@ -53,7 +53,7 @@ const CRATES: [Crate; 4] = [
         name: "mesh-control",
         layers: &[
             &["catalog", "config/diagnostic"],
-            &["config/node"],
+            &["config/node", "config/spelling"],
             &["config/decode", "config/locate"],
             &["config/istio", "config/support"],
             &["config/file"],

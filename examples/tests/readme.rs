@@ -66,8 +66,17 @@ async fn the_first_steps_by_hand_divide_the_calls_as_the_file_says() {
         said(&mut out, " serving").await;
         echoes.push((child, out));
     }
-    let out = tokio::time::timeout(PATIENCE, command(curl, &address, dir.path()).output()).await.unwrap().unwrap();
+    let mut curl = command(curl, &address, dir.path());
+    let out = tokio::time::timeout(PATIENCE, curl.args(["-o", "json"]).output()).await.unwrap().unwrap();
     let out = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert!(out.contains("100 calls") && out.contains(" 0 failed"), "{out}");
-    assert!(out.contains("reviews-v1-127.0.0.1") && out.contains("reviews-v2-127.0.0.1"), "{out}");
+    let last: serde_json::Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    let summary = &last["summary"];
+    assert_eq!((&summary["requests"], &summary["failed"]), (&100.into(), &0.into()), "{summary}");
+    let backends = summary["backend"].as_object().unwrap();
+    let calls = |version: &str| {
+        let own = backends.iter().filter(|(name, _)| name.starts_with(&format!("reviews-{version}-127.0.0.1")));
+        own.filter_map(|(_, calls)| calls.as_u64()).sum::<u64>()
+    };
+    // 75 to 25: that v1 gets no more than v2 happens once in ten million times.
+    assert!(calls("v2") > 0 && calls("v1") > calls("v2") && calls("v1") + calls("v2") == 100, "{summary}");
 }

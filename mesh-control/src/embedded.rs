@@ -64,7 +64,8 @@ pub struct Options {
     pub xds_addr: SocketAddr,
     /// How it serves. It does not settle: its clients start together with it.
     pub serve: serve::Options,
-    /// How it takes configuration; the directory is that of [`Config::Dir`].
+    /// How it takes configuration. The directory is that of [`Config::Dir`]; with [`Config::Yaml`] there is none, so that
+    /// `config_dir` and `state_dir` have no effect.
     pub plane: PlaneOptions,
 }
 
@@ -149,21 +150,22 @@ const MAIN: &str = "config.yaml";
 impl Embedded {
     /// Starts a control plane inside the runtime that this is called in.
     pub async fn start(config: Config, options: Options) -> Result<Embedded, StartError> {
+        let Options { xds_addr, serve, plane } = options;
         let plane = match config {
             Config::Dir(path) => {
-                let options = options.plane.clone().config_dir(&path);
+                let options = plane.config_dir(&path);
                 Plane::start(options).map_err(|error| StartError::Unreadable(path, error))?
             }
             Config::Yaml(text) => {
-                let options = PlaneOptions { config_dir: None, state_dir: None, ..options.plane.clone() };
+                let options = PlaneOptions { config_dir: None, state_dir: None, ..plane };
                 let plane = Plane::start(options).map_err(|error| StartError::Unreadable(MAIN.into(), error))?;
                 plane.set_yaml(MAIN, &text).map_err(StartError::Rejected)?;
                 plane
             }
         };
-        let server = Server::new(Feed::of(&plane), Arc::new(plane.clone()), &options.serve);
-        let bound = server.listen(options.xds_addr).await;
-        let xds_addr = bound.map_err(|error| StartError::Unavailable(options.xds_addr, error))?;
+        let server = Server::new(Feed::of(&plane), Arc::new(plane.clone()), &serve);
+        let bound = server.listen(xds_addr).await;
+        let xds_addr = bound.map_err(|error| StartError::Unavailable(xds_addr, error))?;
         Ok(Embedded { plane, server: Arc::new(server), xds_addr })
     }
 

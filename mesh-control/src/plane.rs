@@ -5,6 +5,7 @@
 //! watches. What was in force stays in force while a new configuration is wrong.
 
 mod snapshot;
+mod summary;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,6 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use std::{fs, io};
 
-use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
@@ -28,6 +28,7 @@ pub use crate::policy::outbound::OutboundTrafficPolicy;
 use crate::registry::{Discovery, Endpoints, Workload};
 use snapshot::Compiled;
 pub use snapshot::Snapshot;
+pub use summary::{EndpointSummary, PortSummary, ServiceSummary, WorkloadSummary};
 
 /// The first workload that comes or goes is published at once; more of them within this time together.
 const COALESCE: Duration = Duration::from_millis(10);
@@ -133,10 +134,11 @@ impl Plane {
     ///
     /// Must be called within a Tokio runtime where there is a directory to watch.
     pub fn start(options: PlaneOptions) -> io::Result<Plane> {
-        let plane = Plane::new(options);
-        if let Some(dir) = &plane.inner.options.state_dir {
-            plane.inner.store.lock().unwrap_or_else(PoisonError::into_inner).keep_state(dir)?;
-        }
+        let store = match &options.state_dir {
+            Some(dir) => Store::with_state(options.allow_empty, dir)?,
+            None => Store::new(options.allow_empty),
+        };
+        let plane = Plane::new(options, store);
         if let Some(dir) = &plane.inner.options.config_dir {
             let (watcher, scan) = watched_scan(dir, load::scan)?;
             plane.inner.apply(|store| store.apply(Ok(scan)));
@@ -148,17 +150,17 @@ impl Plane {
 
     /// A plane whose configuration is this text alone.
     pub fn from_yaml(text: &str) -> Result<Plane, Rejected> {
-        let plane = Plane::new(PlaneOptions::default());
+        let plane = Plane::empty();
         plane.set_yaml("config.yaml", text)?;
         Ok(plane)
     }
 
     /// A plane without any configuration.
     pub fn empty() -> Plane {
-        Plane::new(PlaneOptions::default())
+        Plane::new(PlaneOptions::default(), Store::default())
     }
 
-    fn new(options: PlaneOptions) -> Plane {
+    fn new(options: PlaneOptions, store: Store) -> Plane {
         // Whoever asks before there is any configuration is told the same.
         let mut live = Live::default();
         let (mut policy, _) = Policy::new(&Objects::default());
@@ -167,7 +169,7 @@ impl Plane {
         live.compiled = Arc::new(Compiled { policy, allow_unenforced, ..Compiled::default() });
         let snapshot = Snapshot { compiled: live.compiled.clone(), ..Snapshot::default() };
         let inner = Inner {
-            store: Mutex::new(Store::new(options.allow_empty)),
+            store: Mutex::new(store),
             options,
             live: Mutex::new(live),
             snapshots: watch::Sender::new(Arc::new(snapshot)),
@@ -477,73 +479,6 @@ fn tell(before: &Compiled, now: &Compiled) {
     for wrong in not_held.filter(|wrong| !before.wrong.contains(wrong)) {
         error!("{wrong}");
     }
-}
-
-/// A service, for people to look at.
-#[derive(Clone, Debug, Serialize)]
-#[non_exhaustive]
-pub struct ServiceSummary {
-    /// Its full host name.
-    pub host: String,
-    /// Its namespace.
-    pub namespace: String,
-    /// `Kind namespace/name`.
-    pub object: String,
-    /// `file:line`.
-    pub written: String,
-    /// How its endpoints are found: `registry`, `dns`, `logical-dns` or `passthrough`.
-    pub discovery: &'static str,
-    /// Its ports.
-    pub ports: Vec<PortSummary>,
-}
-
-/// A port, for people to look at.
-#[derive(Clone, Debug, Serialize)]
-#[non_exhaustive]
-pub struct PortSummary {
-    /// Its number.
-    pub number: u16,
-    /// Its name.
-    pub name: String,
-    /// What it speaks.
-    pub protocol: &'static str,
-    /// Its endpoints that mesh-control knows.
-    pub endpoints: Vec<EndpointSummary>,
-}
-
-/// An endpoint, for people to look at.
-#[derive(Clone, Debug, Serialize)]
-#[non_exhaustive]
-pub struct EndpointSummary {
-    /// `ip:port`.
-    pub address: String,
-    /// `namespace/name`.
-    pub workload: String,
-    /// Share of the load.
-    pub weight: u32,
-    /// Whether it registered itself.
-    pub self_registered: bool,
-}
-
-/// A workload that registered itself, for people to look at.
-#[derive(Clone, Debug, Serialize)]
-#[non_exhaustive]
-pub struct WorkloadSummary {
-    /// Its registration.
-    pub key: String,
-    /// The id of its node.
-    pub node: String,
-    /// Its name.
-    pub name: String,
-    /// Its namespace.
-    pub namespace: String,
-    /// `ip:port`.
-    pub address: String,
-    /// `host:port` of what it serves.
-    pub serves: Vec<String>,
-    /// Why it serves nothing, where it does not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub note: Option<String>,
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 
 /// The ways in which the mesh itself fails a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,7 +43,8 @@ pub enum ErrorKind {
     NotServing,
     /// A server may not serve here yet: its configuration is not known.
     NotServingYet,
-    /// No listener of the mesh is bound, or none at the address in question.
+    /// No listener of the mesh is bound, or none at the address in question, or it cannot be told which one, or which of
+    /// its filter chains, a request came by.
     NoListener,
     /// The mesh is draining or shut down.
     Draining,
@@ -116,14 +117,14 @@ impl ErrorKind {
     }
 
     /// The HTTP status of the local reply (Envoy's: 404 NR, 503 UH/UF/UC/UO, 504 UT, 400 DPE).
-    pub fn http_status(self) -> u16 {
+    pub fn http_status(self) -> StatusCode {
         match self {
-            ErrorKind::BadRequest => 400,
-            ErrorKind::NoRoute => 404,
-            ErrorKind::Application => 500,
-            ErrorKind::UnknownTarget => 502,
-            ErrorKind::Timeout => 504,
-            _ => 503,
+            ErrorKind::BadRequest => StatusCode::BAD_REQUEST,
+            ErrorKind::NoRoute => StatusCode::NOT_FOUND,
+            ErrorKind::Application => StatusCode::INTERNAL_SERVER_ERROR,
+            ErrorKind::UnknownTarget => StatusCode::BAD_GATEWAY,
+            ErrorKind::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -266,9 +267,7 @@ impl std::error::Error for MeshError {
 #[cfg(feature = "axum")]
 impl axum_core::response::IntoResponse for MeshError {
     fn into_response(self) -> axum_core::response::Response {
-        let status =
-            http::StatusCode::from_u16(self.kind.http_status()).unwrap_or(http::StatusCode::SERVICE_UNAVAILABLE);
-        let mut response = (status, format!("{self:#}")).into_response();
+        let mut response = (self.kind.http_status(), format!("{self:#}")).into_response();
         if let Some(set) = self.response_headers() {
             response.headers_mut().extend(set.clone());
         }

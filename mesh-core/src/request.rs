@@ -68,9 +68,10 @@ impl<'r> RequestHead<'r> {
         Ok(head)
     }
 
-    /// The same of the pieces of a request, where it is about to be changed.
-    pub fn of_parts(method: &'r Method, uri: &'r Uri, headers: &'r HeaderMap) -> Result<Self, MeshError> {
-        Ok(Self::new(method, uri, headers, authority_of(uri, headers)?))
+    /// The same of the pieces of a request that was looked at before and is about to be changed. Where there is no one
+    /// authority (HTTP/1.0 without `Host`), it is empty.
+    pub fn of_parts(method: &'r Method, uri: &'r Uri, headers: &'r HeaderMap) -> Self {
+        Self::new(method, uri, headers, authority_of(uri, headers).unwrap_or(""))
     }
 
     /// The view of a request whose authority is known from elsewhere, such as a gRPC target.

@@ -75,15 +75,49 @@ async fn a_field_without_effect_is_said_once_for_each_resource_and_counted() {
     client.learns(5).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
 
-    let said = log.lines("has no effect here");
+    let said = log.lines("without effect here");
     assert_eq!(said.len(), 3, "{said:#?}");
     assert_eq!(log.lines("WARN").len(), 3);
-    for part in
-        ["cluster a: outlier_detection", "cluster b: outlier_detection", "route configuration r: virtual_hosts[0]"]
-    {
+    for part in ["cluster a: set", "cluster b: set", "route configuration r: set"] {
         assert!(said.iter().any(|line| line.contains(part) && line.contains("node-1")), "{part}: {said:#?}");
     }
     assert_eq!(client.status.get().ignored_fields, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_what_is_said_of_fields_without_effect_is_said_once() {
+    let (log, _default) = Log::start();
+    let server = ManagementServer::start();
+    let names: Vec<String> = (0..2_501).map(|number| number.to_string()).collect();
+    server.put_all(names.iter().map(|name| {
+        let mut cluster = eds_cluster(name);
+        cluster.lrs_report_endpoint_metrics = vec!["cpu_utilization".to_owned()];
+        cluster.ignore_health_on_host_removal = true;
+        cluster.close_connections_on_host_health_failure = true;
+        cluster.connection_pool_per_downstream_connection = true;
+        (name.clone(), cluster)
+    }));
+    let mut client = Client::of(&server, &["delta"]);
+    client.want(&names.iter().map(|name| (Cluster, name.as_str())).collect::<Vec<_>>());
+    client.learns(names.len()).await;
+    assert_eq!(log.lines("further fields without effect").len(), 1);
+    assert_eq!(log.lines("without effect here").len(), 10_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fields_without_effect_that_have_no_name_any_more_are_counted_in_the_log() {
+    let (log, _default) = Log::start();
+    let server = ManagementServer::start();
+    let mut routes = routes_to("r", "c");
+    routes.virtual_hosts[0].routes[0].tracing = Some(Default::default());
+    let route = routes.virtual_hosts[0].routes[0].clone();
+    routes.virtual_hosts[0].routes = vec![route; 100];
+    server.put("r", &routes);
+    let mut client = Client::of(&server, &["delta"]);
+    client.want(&[(Route, "r")]);
+    client.learns(1).await;
+    let said = log.lines("WARN");
+    assert!(said.len() == 2 && said[1].contains("route configuration r: set and without effect here: and 36 more"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -48,12 +48,8 @@ use crate::status::{of_foreign_answer, status};
 /// # Ok(()) }
 /// ```
 pub fn channel(mesh: &Mesh, target: &str) -> Channel {
-    let client = name_of(target).and_then(|name| mesh.client_for(&name));
-    let within = |error: MeshError| match error.detail().starts_with("target ") {
-        true => error,
-        false => error.within(format_args!("target {target:?}")),
-    };
-    Channel { client: client.map_err(within) }
+    let name = name_of(target).map_err(|error| error.within(format_args!("target {target:?}")));
+    Channel { client: name.and_then(|name| mesh.client_for(&name)) }
 }
 
 /// A gRPC channel: see [`channel`].

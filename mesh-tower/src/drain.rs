@@ -151,7 +151,7 @@ impl Drain {
             tracing::info!("told to end: draining");
             let drain = Drain { shared };
             let second = tokio::select! {
-                code = signals.after(told + SAME_SIGNAL) => code,
+                code = after(told + SAME_SIGNAL, &mut signals) => code,
                 code = async { drain.begin().await; std::future::pending::<i32>().await } => code,
             };
             tracing::warn!("told to end a second time: ending now");
@@ -222,14 +222,18 @@ impl Drop for Accepting {
     }
 }
 
-impl Signals {
-    /// The first signal after this time.
-    async fn after(&mut self, time: tokio::time::Instant) -> i32 {
-        loop {
-            let code = self.next().await;
-            if tokio::time::Instant::now() > time {
-                return code;
-            }
+/// Where signals come from.
+trait SignalSource {
+    /// The status of a process that the next signal ended: 128 and its number.
+    fn next(&mut self) -> impl Future<Output = i32> + Send;
+}
+
+/// The first signal after this time.
+async fn after(time: tokio::time::Instant, signals: &mut impl SignalSource) -> i32 {
+    loop {
+        let code = signals.next().await;
+        if tokio::time::Instant::now() > time {
+            return code;
         }
     }
 }
@@ -246,8 +250,10 @@ impl Signals {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
+}
 
-    /// The status of a process that the next signal ended: 128 and its number.
+#[cfg(unix)]
+impl SignalSource for Signals {
     async fn next(&mut self) -> i32 {
         tokio::select! {
             _ = self.terminate.recv() => 128 + 15,
@@ -264,7 +270,10 @@ impl Signals {
     fn new() -> io::Result<Self> {
         Ok(Signals)
     }
+}
 
+#[cfg(not(unix))]
+impl SignalSource for Signals {
     async fn next(&mut self) -> i32 {
         match tokio::signal::ctrl_c().await {
             Ok(()) => 130,
@@ -288,6 +297,23 @@ mod tests {
         assert_eq!(begun.elapsed().as_secs(), 5);
         drain.begin().await;
         assert_eq!(drain.phase(), Phase::Closed);
+    }
+
+    /// A signal every 100 ms, counted.
+    struct Steady(i32);
+
+    impl SignalSource for Steady {
+        async fn next(&mut self) -> i32 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            self.0 += 1;
+            self.0
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn signals_within_a_quarter_of_a_second_are_the_same_one() {
+        let told = tokio::time::Instant::now();
+        assert_eq!(after(told + SAME_SIGNAL, &mut Steady(0)).await, 3);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,20 +1,15 @@
 //! Changes to header maps, as routes and listeners ask for them.
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use mesh_core::model::{HeaderChange, HeaderFormat, HeaderText};
 use mesh_core::request::RequestHead;
 
 /// Applies the changes that a route makes to the headers of a request, in their order. The rest of its head is as it was
 /// before the route changes it.
-pub(crate) fn apply_to_request(
-    changes: &[HeaderChange],
-    headers: &mut HeaderMap,
-    method: &Method,
-    uri: &Uri,
-    version: Version,
-) {
-    apply(changes, headers, |format, headers| {
-        format.of_request(&RequestHead::of_parts(method, uri, headers).ok()?, version)
+pub(crate) fn apply_to_request(changes: &[HeaderChange], head: &mut http::request::Parts) {
+    let (method, uri, version) = (&head.method, &head.uri, head.version);
+    apply(changes, &mut head.headers, |format, headers| {
+        format.of_request(&RequestHead::of_parts(method, uri, headers), version)
     });
 }
 
@@ -36,6 +31,8 @@ fn apply(
                 headers.remove(name);
                 continue;
             }
+            HeaderChange::AddIfAbsent(name, _) if headers.contains_key(name) => continue,
+            HeaderChange::ReplaceIfPresent(name, _) if !headers.contains_key(name) => continue,
             HeaderChange::Append(name, text)
             | HeaderChange::Set(name, text)
             | HeaderChange::AddIfAbsent(name, text)
@@ -48,14 +45,10 @@ fn apply(
                 None => continue,
             },
         };
-        match change {
-            HeaderChange::Append(..) => _ = headers.append(name.clone(), value),
-            HeaderChange::AddIfAbsent(..) if headers.contains_key(name) => {}
-            HeaderChange::ReplaceIfPresent(..) if !headers.contains_key(name) => {}
-            HeaderChange::Set(..) | HeaderChange::AddIfAbsent(..) | HeaderChange::ReplaceIfPresent(..) => {
-                headers.insert(name.clone(), value);
-            }
-            HeaderChange::Remove(_) => {}
+        if let HeaderChange::Append(..) = change {
+            headers.append(name.clone(), value);
+        } else {
+            headers.insert(name.clone(), value);
         }
     }
 }
@@ -74,9 +67,9 @@ mod tests {
             HeaderChange::Append(http::header::COOKIE, format("<%REQ(accept)%>")),
             HeaderChange::Set(http::header::ACCEPT, format("%REQ(x-none)%")),
         ];
-        let mut headers = HeaderMap::new();
-        let uri = Uri::from_static("http://shop:80/a?b");
-        apply_to_request(&changes, &mut headers, &Method::GET, &uri, Version::HTTP_11);
+        let (mut head, ()) = http::Request::get("http://shop:80/a?b").body(()).unwrap().into_parts();
+        apply_to_request(&changes, &mut head);
+        let headers = &head.headers;
         assert_eq!((&headers["accept"], &headers["cookie"]), (&"/a?b".parse().unwrap(), &"</a?b>".parse().unwrap()));
     }
 

@@ -52,19 +52,21 @@ impl Listeners {
     }
 }
 
+/// What a request without a connection is told where the connection matters.
+pub(crate) const UNKNOWN_CONNECTION: &str = "the connection is not known: serve with `mesh_tower::server::serve`, or tell \
+    the layer how to find it (`ServerLayer::connection_by`)";
+
 /// The listener that a request came by, by its connection.
 pub(crate) fn find<'l>(
     all: &'l [Arc<ListenerState>],
     connection: Option<&ConnectionInfo>,
 ) -> Result<&'l Arc<ListenerState>, MeshError> {
     let Some(connection) = connection else {
-        return Err(match all.len() {
-            0 => MeshError::new(ErrorKind::NoListener, "no listener of this mesh is bound"),
-            _ => {
-                let detail = "several listeners of this mesh are bound, and the connection is not known";
-                MeshError::new(ErrorKind::NotServing, detail)
-            }
-        });
+        let detail = match all.len() {
+            0 => "no listener of this mesh is bound".to_owned(),
+            _ => format!("several listeners of this mesh are bound, and {UNKNOWN_CONNECTION}"),
+        };
+        return Err(MeshError::new(ErrorKind::NoListener, detail));
     };
     let found = all.iter().find(|listener| listener.is_at(connection.local));
     found.ok_or_else(|| {

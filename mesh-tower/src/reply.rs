@@ -27,8 +27,7 @@ pub fn error(error: &MeshError, is_grpc: bool) -> Response<Bytes> {
     let mut response = if is_grpc {
         trailers_only(error.kind().grpc_code(), &message)
     } else {
-        let status = StatusCode::from_u16(error.kind().http_status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-        text(status, message)
+        text(error.kind().http_status(), message)
     };
     if let Some(set) = error.response_headers() {
         response.headers_mut().extend(set.clone());

@@ -203,6 +203,12 @@ async fn workloads_that_an_unenforced_policy_selects_answer_with_the_reason() {
     let for_reviews = "selector: {matchLabels: {app: reviews}}";
     let cases = [
         security("PeerAuthentication", "default", &format!("{{{for_reviews}, mtls: {{mode: STRICT}}}}")),
+        // It is bound to another port, which stands for the service's target port.
+        security(
+            "PeerAuthentication",
+            "default",
+            &format!("{{{for_reviews}, portLevelMtls: {{9080: {{mode: STRICT}}}}}}"),
+        ),
         security("AuthorizationPolicy", "default", &format!("{{{for_reviews}}}")),
         security("AuthorizationPolicy", "istio-system", &format!("{{{for_reviews}, action: DENY, rules: [{{}}]}}")),
         security("AuthorizationPolicy", "default", "{targetRefs: [{kind: Service, name: reviews, group: ''}]}"),
@@ -227,6 +233,14 @@ async fn what_guards_nobody_or_is_allowed_not_to_be_enforced_is_in_nobodys_way()
     let cases = [
         (security("PeerAuthentication", "istio-system", "{mtls: {mode: PERMISSIVE}}"), false),
         (security("PeerAuthentication", "default", "{mtls: {mode: DISABLE}}"), false),
+        (
+            security(
+                "PeerAuthentication",
+                "default",
+                "{selector: {matchLabels: {app: reviews}}, mtls: {mode: STRICT}, portLevelMtls: {9080: {mode: DISABLE}}}",
+            ),
+            false,
+        ),
         (security("AuthorizationPolicy", "default", "{action: AUDIT, rules: [{}]}"), false),
         (security("AuthorizationPolicy", "default", "{action: DENY}"), false),
         (security("AuthorizationPolicy", "other", "{}"), false),
@@ -259,4 +273,38 @@ async fn a_guarded_server_fails_grpc_calls_with_the_reason_from_the_next_request
     let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
     assert_eq!((response.status().as_u16(), header("grpc-status").as_str()), (200, "14"));
     assert!(header("grpc-message").contains("AuthorizationPolicy istio-system/p"), "{:?}", response.headers());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_of_a_rule_holds_for_a_port_whose_own_settings_say_nothing_of_it() {
+    let of_port = "portLevelSettings: [{port: {number: 9080}, loadBalancer: {simple: RANDOM}}]";
+    let in_subset = format!("subsets: [{{name: v1, labels: {{version: v1}}, trafficPolicy: {{{of_port}}}}}]");
+    for spec in [
+        format!("{{host: reviews, trafficPolicy: {{tls: {{mode: ISTIO_MUTUAL}}, {of_port}}}}}"),
+        format!("{{host: reviews, trafficPolicy: {{tls: {{mode: ISTIO_MUTUAL}}}}, {in_subset}}}"),
+    ] {
+        let rule = format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: reviews}}\nspec: {spec}\n"
+        );
+        let rules = if spec.contains("subsets") { format!("{rule}---{ONLY_V1}") } else { rule };
+        let dir = config(&[("services.yaml", SERVICES.to_owned()), ("rules.yaml", rules)]);
+        let control = start(dir.path()).await;
+        let _server = serve(&control, "reviews", "v1").await;
+        let client = mesh(&control, "web", "v1");
+        becomes(&client, "reviews", |answer| *answer == Err(ErrorKind::Security)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_peer_authentications_that_are_as_old_the_strict_one_counts() {
+    let named = |name: &str, mode: &str| {
+        security("PeerAuthentication", "default", &format!("{{mtls: {{mode: {mode}}}}}"))
+            .replace("name: p", &format!("name: {name}"))
+    };
+    let both = format!("{}---\n{}", named("a", "PERMISSIVE"), named("b", "STRICT"));
+    let dir = config(&[("services.yaml", SERVICES.to_owned()), ("policy.yaml", both)]);
+    let control = start(dir.path()).await;
+    let _server = serve(&control, "reviews", "v1").await;
+    let client = mesh(&control, "web", "v1");
+    becomes(&client, "reviews", |answer| is_refused(answer, &["PeerAuthentication default/b"])).await;
 }

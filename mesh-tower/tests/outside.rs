@@ -72,7 +72,7 @@ async fn a_host_that_nothing_describes_is_reached_unless_the_policy_says_otherwi
     let before = connections.load(Ordering::SeqCst);
     let closed = control("", OutboundTrafficPolicy::RegistryOnly).await;
     let error = mesh(&closed).client().get(format!("http://localhost:{port}/")).await.unwrap_err();
-    assert_eq!((error.kind(), error.kind().http_status()), (ErrorKind::UnknownTarget, 502));
+    assert_eq!((error.kind(), error.kind().http_status()), (ErrorKind::UnknownTarget, http::StatusCode::BAD_GATEWAY));
     assert_eq!(connections.load(Ordering::SeqCst), before);
 }
 
@@ -261,4 +261,32 @@ async fn an_http2_request_goes_out_as_http2() {
         let response = client.request(request).await.unwrap();
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), said);
     }
+}
+
+#[tokio::test]
+async fn an_alias_of_a_host_that_nothing_describes_is_as_unknown_as_that_host() {
+    let (port, connections) = outside().await;
+    let alias = |name: &str, of: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{type: ExternalName, externalName: {of}}}\n"
+        )
+    };
+    let described = "apiVersion: v1\nkind: Service\nmetadata: {name: known}\nspec: {ports: [{name: http, port: 80}]}\n";
+    let inside = alias("inside", "known.default.svc.cluster.local");
+    let yaml = [alias("alias", "localhost"), inside, described.to_owned()].join("---\n");
+    let open = control(&yaml, OutboundTrafficPolicy::AllowAny).await;
+    let response = mesh(&open).client().get(format!("http://alias:{port}/")).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
+    let before = connections.load(Ordering::SeqCst);
+
+    let closed = control(&yaml, OutboundTrafficPolicy::RegistryOnly).await;
+    for (target, why) in [
+        (format!("alias:{port}"), "is an alias of localhost, which nothing describes"),
+        ("inside:81".to_owned(), "which has no port 81, it has port 80"),
+    ] {
+        let error = mesh(&closed).client().get(format!("http://{target}/")).await.unwrap_err();
+        assert_eq!((error.kind(), error.kind().http_status()), (ErrorKind::UnknownTarget, 502));
+        assert!(format!("{error:#}").contains(why), "{error:#}");
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), before);
 }

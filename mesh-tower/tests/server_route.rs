@@ -189,7 +189,8 @@ async fn with_several_listeners_a_request_is_routed_by_the_one_it_came_to() {
     mesh.serving().await.unwrap();
     let unknown = send(&mesh.server_layer(), get("/")).await;
     assert_eq!(unknown.status(), 503);
-    assert!(text(unknown).await.contains("the connection is not known"));
+    let text = text(unknown).await;
+    assert!(text.contains("the connection is not known") && text.contains("ServerLayer::connection_by"), "{text}");
     for (bound, status) in [(&first, 200), (&second, 404)] {
         assert_eq!(send(&bound.layer(), get("/")).await.status(), status);
         let connection = Arc::new(ConnectionInfo::new(bound.local_addr(), "127.0.0.1:9".parse().unwrap()));

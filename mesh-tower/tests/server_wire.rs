@@ -8,11 +8,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderName, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use mesh_core::fixed::Fixed;
-use mesh_core::model::{FilterChain, HttpManager, PathTest, QueryTest, RouteConfiguration, RouteSource, VirtualHost};
+use mesh_core::model::{
+    FilterChain, HeaderChange, HeaderTarget, HeaderText, HttpManager, PathTest, QueryTest, RouteConfiguration,
+    RouteSource, VirtualHost,
+};
 use mesh_core::request_info::{Observer, RequestInfo};
 use mesh_tower::{Mesh, server};
 use server_support::{app_route, listener, within};
@@ -186,6 +189,38 @@ async fn http10_without_a_host_is_served_by_the_default_host() {
     let answer = ask(address, "POST /p HTTP/1.0\r\ncontent-length: 3\r\n\r\nabc").await;
     assert!(status(&answer) == "200" && answer.ends_with("/p abc"), "{answer}");
     assert_eq!(status(&ask(address, "GET / HTTP/1.0\r\nhost: user@shop\r\n\r\n").await), "400");
+}
+
+/// There is no authority to put in, but all the rest.
+#[tokio::test]
+async fn http10_without_a_host_gets_its_headers_from_the_route() {
+    let (player, source) = server_support::played();
+    let mesh = Mesh::builder().source(source).start().unwrap();
+    let bound = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = bound.local_addr();
+    let app = service_fn(|request: Request<Incoming>| async move {
+        let seen = ["x-copy", "x-protocol"].map(|name| request.headers()[name].to_str().unwrap().to_owned());
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(seen.join(" ")))))
+    });
+    tokio::spawn(server::serve(bound, mesh.server_layer().layer(app)).into_future());
+    let mut route = app_route();
+    route.mutations.request = [("x-copy", "%REQ(x)%"), ("x-protocol", "%PROTOCOL%")]
+        .map(|(name, text)| {
+            let text = HeaderText::parse(text.as_bytes(), HeaderTarget::Request, false).unwrap();
+            HeaderChange::Set(HeaderName::from_static(name), text)
+        })
+        .into();
+    let http = HttpManager::new(RouteSource::Inline(Arc::new(RouteConfiguration::new(vec![VirtualHost::new(
+        ["*"],
+        vec![route],
+    )]))));
+    player.send(listener(address, vec![FilterChain::new("chain", http)]));
+    within(mesh.serving()).await.unwrap();
+    for (request, protocol) in [("GET / HTTP/1.0\r\n", "HTTP/1.0"), ("GET / HTTP/1.1\r\nhost: h\r\n", "HTTP/1.1")] {
+        let own = "connection: close\r\nx: 1\r\nx-copy: forged\r\nx-protocol: forged\r\n\r\n";
+        let answer = ask(address, &format!("{request}{own}")).await;
+        assert!(answer.ends_with(&format!("\r\n\r\n1 {protocol}")), "{answer}");
+    }
 }
 
 /// F26.

@@ -111,7 +111,7 @@ async fn fetch(client: &Client, uri: &str, onward: &Onward, budget: Duration) ->
     let response = match client.request(request).await {
         Ok(response) => response,
         Err(error) => {
-            let status = error.kind().http_status();
+            let status = error.kind().http_status().as_u16();
             return (Leg { error: Some(error.to_string()), ..Leg::ended(started, status) }, None);
         }
     };

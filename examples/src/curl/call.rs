@@ -221,6 +221,5 @@ fn named(headers: &HeaderMap) -> Option<String> {
 
 /// A call that the mesh failed: the status is the one that it answers such a failure with.
 fn failed(error: &MeshError) -> Outcome {
-    let status = StatusCode::from_u16(error.kind().http_status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-    Outcome { error: Some(error.to_string()), ..Outcome::new(Status::Http(status)) }
+    Outcome { error: Some(error.to_string()), ..Outcome::new(Status::Http(error.kind().http_status())) }
 }

@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use futures_util::{StreamExt, stream};
 use mesh_control::analysis::validate;
 use mesh_control::config::support::ObjectKind;
-use mesh_control::config::{Diagnostic, Severity};
+use mesh_control::config::{Code, Diagnostic, Severity};
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::client_status::ResourceState;
 use mesh_core::xds::Bootstrap;
@@ -41,6 +41,15 @@ fn is_at(finding: &Diagnostic, case: &Case) -> bool {
     finding.line > 0 && (is_inside(&found, &case.field) || is_inside(&case.field, &found))
 }
 
+/// Whether the errors are that the whole of an object is not enforced, and no other.
+fn is_unenforced(found: &[Diagnostic]) -> bool {
+    let errors: Vec<_> = found.iter().filter(|finding| finding.severity == Severity::Error).collect();
+    let is_of_all = |finding: &Diagnostic| {
+        finding.code == Code::NotSupportedYet && finding.field.as_deref() == Some("spec") && finding.line > 0
+    };
+    !errors.is_empty() && errors.into_iter().all(is_of_all)
+}
+
 #[test]
 fn validate_says_of_every_case_what_is_written_down() {
     let cases = notation::all([1, 2]);
@@ -54,6 +63,7 @@ fn validate_says_of_every_case_what_is_written_down() {
             Outcome::Ok => none_above(Severity::Info),
             Outcome::Warn => none_above(Severity::Warning) && is_there(Severity::Warning),
             Outcome::Error => is_there(Severity::Error),
+            Outcome::Unenforced => is_unenforced(&found),
             Outcome::Any => true,
         };
         if !holds {

@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::PathBuf;
 
+use mesh_control::config::support::ObjectKind;
+
 /// One manifest and what is expected of it.
 #[derive(Debug)]
 pub(crate) struct Case {
@@ -34,6 +36,8 @@ pub(crate) enum Outcome {
     Warn,
     /// An error at the field.
     Error,
+    /// That it is right, and guards workloads, which is not enforced: an error at `spec`, and none elsewhere.
+    Unenforced,
     /// It is not written down.
     Any,
 }
@@ -54,8 +58,7 @@ pub(crate) fn base(ports: [u16; 2]) -> String {
 
 /// Every case of every kind.
 pub(crate) fn all(ports: [u16; 2]) -> Vec<Case> {
-    let kinds = ["VirtualService", "DestinationRule", "ServiceEntry", "WorkloadEntry", "WorkloadGroup", "Service"];
-    kinds.iter().flat_map(|kind| of_kind(kind, ports)).collect()
+    ObjectKind::ALL.into_iter().flat_map(|kind| of_kind(kind.name(), ports)).collect()
 }
 
 fn read(name: &str) -> String {
@@ -82,6 +85,7 @@ fn of_kind(kind: &str, ports: [u16; 2]) -> Vec<Case> {
             "ok" => Outcome::Ok,
             "warn" => Outcome::Warn,
             "error" => Outcome::Error,
+            "unenforced" => Outcome::Unenforced,
             "any" => Outcome::Any,
             other => panic!("{kind}: {other} is no outcome"),
         };
@@ -130,25 +134,12 @@ fn places_of(field: &str, template: &str) -> Vec<(String, String)> {
 
 /// What the words with a `$` stand for, in the order in which they are replaced, and `{{x*3}}` for `xxx`.
 fn expand(text: &str, name: &str, [first, second]: [u16; 2]) -> String {
-    const WORDS: [(&str, &str); 13] = [
-        ("$TO2", "{destination: $D2}"),
-        ("$TO", "{destination: $D1}"),
-        ("$D1", "{host: up.corpus.example, port: {number: 80}, subset: v1}"),
-        ("$D2", "{host: up.corpus.example, port: {number: 80}, subset: v2}"),
-        ("$STATIC", "resolution: STATIC, endpoints: [{address: 127.0.0.1, ports: {http: $PORT1}}]"),
-        ("$SELECT", "selector: {case: $NAME}"),
-        ("$HTTP", "{name: http, port: 80}"),
-        ("$HOST", "$NAME.corpus.example"),
-        ("$H", "hosts: [$NAME.corpus.example]"),
-        ("$R", "host: $NAME.corpus.example"),
-        ("$E", "ports: {http: $PORT1}, labels: {case: $NAME}"),
-        ("$S", "{name: s, labels: {version: v1}}"),
-        ("$NAME", ""),
-    ];
+    const WORDS: &str = include_str!("../../../interop/corpus/words.txt");
     let mut text = text.to_owned();
-    for (word, meaning) in WORDS {
-        text = text.replace(word, if word == "$NAME" { name } else { meaning });
+    for (word, meaning) in WORDS.lines().filter_map(|line| line.split_once(' ')) {
+        text = text.replace(word, meaning);
     }
+    text = text.replace("$NAME", name);
     text = text.replace("$PORT1", &first.to_string()).replace("$PORT2", &second.to_string());
     text = text.replace("$P", "ports: [{number: 80, name: http}]");
     while let Some((before, rest)) = text.split_once("{{").filter(|(_, rest)| rest.get(1..2) == Some("*")) {

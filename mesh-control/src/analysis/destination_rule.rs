@@ -1,11 +1,13 @@
-//! DestinationRules for hosts that nobody answers to.
+//! DestinationRules for hosts and ports that nobody answers to, and TLS that does not come from where it seems to.
 
-use super::is_alias;
+use super::alias_finding;
 use super::unknown::unknown_host;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
-use crate::config::file::Objects;
+use crate::config::file::{Meta, Object, Objects};
+use crate::config::istio::destination_rule::{DestinationRule, TlsMode, TrafficPolicy};
 use crate::policy::Policy;
-use crate::registry::host::in_namespace;
+use crate::policy::destination_rules::ROOT_NAMESPACE;
+use crate::registry::host::{covers, in_namespace};
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for object in &objects.destination_rules {
@@ -16,7 +18,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
             || policy.services.alias_of(&host, &object.meta.namespace).is_some()
             || policy.virtual_services.names(&host, &object.meta.namespace);
         let origin = object.meta.origin.at(object.spec.host.span);
-        if let Some(message) = is_alias(policy, &object.spec.host, &object.meta.namespace) {
+        if let Some(message) = alias_finding(policy, &object.spec.host, &object.meta.namespace) {
             let finding = Diagnostic::at(&origin, Severity::Warning, Code::Conflict, message);
             found.push(finding.object(object.meta.id()).field("host"));
         }
@@ -24,6 +26,69 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
             let message = unknown_host(policy, &host, &object.meta.namespace);
             let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
             found.push(finding.object(object.meta.id()).field("host"));
+        }
+        check_ports(object, policy, &host, found);
+        check_wider_tls(object, objects, &host, found);
+    }
+}
+
+/// The policies of a rule, with their paths.
+fn policies(spec: &DestinationRule) -> impl Iterator<Item = (String, &TrafficPolicy)> {
+    let whole = spec.traffic_policy.iter().map(|policy| ("trafficPolicy".to_owned(), policy));
+    let of_subsets = spec.subsets.iter().enumerate().filter_map(|(index, subset)| {
+        Some((format!("subsets[{index}].trafficPolicy"), subset.traffic_policy.as_ref()?))
+    });
+    whole.chain(of_subsets)
+}
+
+/// Settings for ports that the service lacks, and those that keep the `tls` of the level above.
+fn check_ports(object: &Object<DestinationRule>, policy: &Policy, host: &str, found: &mut Vec<Diagnostic>) {
+    let service = policy.services.find(host, &object.meta.namespace).map(|(_, service)| service);
+    let service = service.filter(|service| service.alias.is_none());
+    let of_rule = object.spec.traffic_policy.as_ref();
+    for (path, written) in policies(&object.spec) {
+        for (index, settings) in written.port_level_settings.iter().enumerate() {
+            let number = settings.port.number.0;
+            let mut say = |code: Code, message: String| {
+                let finding = Diagnostic::at(&object.meta.origin.at(settings.span), Severity::Warning, code, message);
+                found.push(finding.object(object.meta.id()).field(format!("{path}.portLevelSettings[{index}]")));
+            };
+            if let Some(service) = service.filter(|service| service.port(number).is_none()) {
+                say(Code::UnknownReference, format!("{} has no port {number}: nothing is called so", service.host));
+            }
+            let of_port = of_rule.and_then(|rule| rule.port_level_settings.iter().find(|s| s.port.number.0 == number));
+            let above =
+                [written.tls.as_ref(), of_port.and_then(|s| s.tls.as_ref()), of_rule.and_then(|r| r.tls.as_ref())];
+            let kept = above.into_iter().flatten().next().filter(|tls| tls.mode != TlsMode::Disable);
+            if settings.tls.is_none() && kept.is_some() {
+                let message = "says nothing of tls: that of the level above stays in force, where Istio leaves it to its \
+                               automatic mTLS; `tls: {mode: DISABLE}` asks for plaintext";
+                say(Code::Conflict, message.to_owned());
+            }
+        }
+    }
+}
+
+/// A rule without `tls` for hosts that a wider rule wants TLS for: it takes that one's place as a whole.
+fn check_wider_tls(object: &Object<DestinationRule>, objects: &Objects, host: &str, found: &mut Vec<Diagnostic>) {
+    let tls = |rule: &DestinationRule| Some(rule.traffic_policy.as_ref()?.tls.as_ref()?.mode);
+    if tls(&object.spec).is_some() {
+        return;
+    }
+    let is_heard = |wider: &Meta| wider.namespace == object.meta.namespace || *wider.namespace == *ROOT_NAMESPACE;
+    let wants = |wider: &DestinationRule| tls(wider).is_some_and(|mode| mode != TlsMode::Disable);
+    for wider in objects.destination_rules.iter().filter(|wider| wants(&wider.spec) && is_heard(&wider.meta)) {
+        let wider_host = in_namespace(&wider.spec.host, &wider.meta.namespace);
+        let same_place = wider_host == host && wider.meta.namespace == object.meta.namespace;
+        if !same_place && covers(&wider_host, host) {
+            let message = format!(
+                "says nothing of tls and takes the place of {} ({}), which asks for it: calls to {host} are plaintext",
+                wider.meta.id(),
+                wider.meta.origin
+            );
+            let origin = object.meta.origin.at(object.spec.host.span);
+            let finding = Diagnostic::at(&origin, Severity::Warning, Code::Conflict, message);
+            found.push(finding.object(object.meta.id()).field("trafficPolicy"));
         }
     }
 }

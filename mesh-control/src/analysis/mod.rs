@@ -111,7 +111,7 @@ pub fn check(objects: &Objects, policy: &Policy) -> Vec<Diagnostic> {
 }
 
 /// Why rules for a host have no effect, if it is another one's alias.
-fn is_alias(policy: &Policy, host: &str, namespace: &str) -> Option<String> {
+fn alias_finding(policy: &Policy, host: &str, namespace: &str) -> Option<String> {
     let host = in_namespace(host, namespace);
     let (_, service) = policy.services.exact(&host, namespace)?;
     let real = service.alias.as_ref()?;

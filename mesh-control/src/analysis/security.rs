@@ -1,9 +1,13 @@
-//! Objects that guard workloads and are not enforced, and those that are for a service that does not exist.
+//! Objects that guard workloads and are not enforced, never count, or are for a service or a port that does not exist.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
-use crate::config::file::{Meta, Objects};
-use crate::config::istio::security::TargetRef;
+use crate::config::file::{Meta, Object, Objects};
+use crate::config::istio::security::{PeerAuthentication, TargetRef, selected};
 use crate::policy::Policy;
+use crate::registry::Service;
+use crate::registry::service::{Target, is_subset};
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for meta in policy.security.unenforced() {
@@ -15,11 +19,49 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
                 .field("spec"),
         );
     }
+    for (hidden, winner) in policy.security.hidden() {
+        let message = format!(
+            "without effect: {} ({}) is for the same workloads, and is the one that counts",
+            winner.id(),
+            winner.origin
+        );
+        found.push(Diagnostic::at(&hidden.origin, Severity::Warning, Code::Conflict, message).object(hidden.id()));
+    }
+    for object in &objects.peer_authentications {
+        check_ports(object, policy, found);
+    }
     for object in &objects.authorization_policies {
         check_targets(objects, &object.meta, &object.spec.targets(), found);
     }
     for object in &objects.request_authentications {
         check_targets(objects, &object.meta, &object.spec.targets(), found);
+    }
+}
+
+/// Ports that are none of the target ports of the services that the workloads are endpoints of.
+fn check_ports(object: &Object<PeerAuthentication>, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    let labels = selected(object.spec.selector.as_ref());
+    let is_meant = |service: &Service| {
+        let by = |selector: &BTreeMap<String, String>| is_subset(selector, &labels) || is_subset(&labels, selector);
+        service.namespace == object.meta.namespace && service.selector.as_ref().is_some_and(by)
+    };
+    let services = policy.services.iter().map(|(_, service)| &**service).filter(|service| is_meant(service));
+    let targets: BTreeSet<Option<u16>> = services
+        .flat_map(|service| &service.ports)
+        .map(|port| match port.target {
+            Target::Number(number) => Some(number),
+            Target::Name(_) => None,
+        })
+        .collect();
+    // A name stands for whatever number the workload says.
+    if targets.is_empty() || targets.contains(&None) {
+        return;
+    }
+    for port in object.spec.port_level_mtls.keys().filter(|port| !targets.contains(&port.parse().ok())) {
+        let known: Vec<String> = targets.iter().flatten().map(u16::to_string).collect();
+        let message = format!("no service of these workloads has the target port {port}, only {}", known.join(", "));
+        let finding = Diagnostic::at(&object.meta.origin, Severity::Warning, Code::UnknownReference, message);
+        found.push(finding.object(object.meta.id()).field(format!("portLevelMtls.{port}")));
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::decode::nearest;
 use crate::config::diagnostic::quoted;
+use crate::config::spelling::nearest;
 use crate::policy::Policy;
 use crate::registry::Service;
 use crate::registry::host::{CLUSTER_DOMAIN, candidates};

@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 
 use super::unknown::{nearby, unknown_host};
-use super::{is_alias, unmet};
-use crate::config::decode::nearest;
+use super::{alias_finding, unmet};
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span, quoted};
 use crate::config::file::Objects;
 use crate::config::istio::virtual_service::HttpDestination;
+use crate::config::spelling::nearest;
 use crate::policy::Policy;
 use crate::policy::compile::{self, Rule, authority_in};
 use crate::policy::view::View;
@@ -28,7 +28,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
                 let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
                 found.push(finding.object(object.meta.id()).field(format!("hosts[{index}]")));
             }
-            if let Some(message) = is_alias(policy, host, &object.meta.namespace) {
+            if let Some(message) = alias_finding(policy, host, &object.meta.namespace) {
                 let origin = object.meta.origin.at(host.span);
                 let finding = Diagnostic::at(&origin, Severity::Warning, Code::Conflict, message);
                 found.push(finding.object(object.meta.id()).field(format!("hosts[{index}]")));

@@ -1,7 +1,7 @@
 //! The `mesh-control` command.
 //!
-//! Stdout is for what was asked for, stderr for the log. Every option can be given by the environment as well:
-//! `--xds-addr` is `MESH_CONTROL_XDS_ADDR`.
+//! Stdout is for what was asked for, stderr for the log. Each option but those of `bootstrap` can be given by the
+//! environment as well: `--xds-addr` is `MESH_CONTROL_XDS_ADDR`.
 
 mod bootstrap;
 mod serve;
@@ -74,9 +74,13 @@ impl Printing {
     }
 }
 
-/// The command line, with the names that options have in the environment.
+/// The command line, with the names that options have in the environment. `bootstrap` has none: it prints one file, and
+/// what is set for `serve` must not change it.
 fn line() -> clap::Command {
     fn by_environment(command: clap::Command) -> clap::Command {
+        if command.get_name() == "bootstrap" {
+            return command;
+        }
         let command = command.mut_args(|option| match option.get_long() {
             Some(long) if !option.is_hide_set() => {
                 let name = format!("mesh_control_{long}").replace('-', "_").to_ascii_uppercase();
@@ -145,10 +149,26 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
     fn the_command_line_is_well_formed() {
         line().debug_assert();
+    }
+
+    #[test]
+    fn a_name_in_the_environment_means_the_same_to_every_command_that_reads_it() {
+        let mut known: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for command in line().get_subcommands() {
+            for option in command.get_arguments() {
+                let Some(name) = option.get_env().and_then(|name| name.to_str()) else { continue };
+                let values = option.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect();
+                let before = known.entry(name.to_owned()).or_insert_with(|| Vec::clone(&values));
+                assert_eq!(*before, values, "{name}, read by {}, too", command.get_name());
+            }
+        }
+        assert!(known.contains_key("MESH_CONTROL_FOR") && known.contains_key("MESH_CONTROL_TLS_CERT"));
     }
 }

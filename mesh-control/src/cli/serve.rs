@@ -125,7 +125,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     tracing::info!("stopping");
     tokio::select! {
         () = server.shutdown() => {}
-        () = signals.after(told + SAME_SIGNAL) => tracing::warn!("stopping at once"),
+        () = after(told + SAME_SIGNAL, async || signals.next().await) => tracing::warn!("stopping at once"),
     }
     stop.send_replace(true);
     status.await.context("the status page")
@@ -155,14 +155,14 @@ impl Signals {
             _ = self.interrupt.recv() => {}
         }
     }
+}
 
-    /// The first signal after this time.
-    async fn after(&mut self, time: Instant) {
-        loop {
-            self.next().await;
-            if Instant::now() > time {
-                return;
-            }
+/// Ready with the first signal after this time.
+async fn after(time: Instant, mut next: impl AsyncFnMut()) {
+    loop {
+        next().await;
+        if Instant::now() > time {
+            return;
         }
     }
 }

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{Format, Printing};
+use crate::config::store::Standing;
 use crate::serve::status::Status;
 use crate::serve::{ClientStatus, KindStatus};
 
@@ -122,7 +123,7 @@ fn refusals(status: &Status, out: &mut String) {
 
 fn turned_away(status: &Status, out: &mut String) {
     let mut rows = vec![["TURNED AWAY", "FROM", "REASON", "TIMES", "AGO", "WHY"].map(str::to_owned)];
-    rows.extend(status.refused.iter().map(|one| {
+    rows.extend(status.turned_away.iter().map(|one| {
         let node = if one.node.is_empty() { "-".to_owned() } else { short(&one.node) };
         let ago = format!("{:.0}s", one.seconds_ago);
         [node, one.peer.to_string(), one.reason.clone(), one.count.to_string(), ago, one.text.clone()]
@@ -150,11 +151,10 @@ fn workloads(status: &Status, out: &mut String) {
 fn wrong(status: &Status, out: &mut String) {
     let mut rows = vec![["WRONG", "IN FORCE INSTEAD", "REASON"].map(str::to_owned)];
     rows.extend(status.wrong.iter().map(|one| {
-        let instead = match one.standing.as_str() {
-            "held" => "its last good state",
-            "fails-closed" => "nothing: what it governs fails",
-            "unread" => "nothing: nobody can tell what it governs",
-            other => other,
+        let known = Standing::ALL.into_iter().find(|standing| standing.as_str() == one.standing);
+        let instead = match known {
+            Some(standing) => standing.instead(),
+            None => &one.standing,
         };
         [one.object.clone().unwrap_or_else(|| one.file.clone()), instead.to_owned(), one.reason.clone()]
     }));
@@ -204,7 +204,7 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::{NackStatus, RefusalStatus};
+    use crate::serve::{NackStatus, TurnedAwayStatus};
 
     #[test]
     fn the_table_says_who_refused_what_and_why() {
@@ -242,7 +242,7 @@ mod tests {
                 connected_since: 0,
                 kinds: vec![kind("cds", "refused", Some(nack)), kind("lds", "synced", None)],
             }],
-            refused: vec![RefusalStatus {
+            turned_away: vec![TurnedAwayStatus {
                 peer: [10, 0, 0, 2].into(),
                 node: String::new(),
                 reason: "no-certificate".to_owned(),

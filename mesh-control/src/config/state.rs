@@ -13,13 +13,21 @@ use serde::{Deserialize, Serialize};
 
 use super::diagnostic::{Code, Diagnostic, Severity, Source};
 use super::file::{self, Item, ObjectKey};
-use super::store::Good;
 
 const FILE: &str = "last-good.json";
 /// What the file says that it is.
 const FORMAT: &str = "mesh-control last good state, version 1";
 /// Twice as much as a configuration can have.
 const MOST_BYTES: u64 = 512 << 20;
+
+/// An object as it was when it was good.
+#[derive(Clone, Debug)]
+pub(super) struct Good {
+    /// The text that it is of.
+    pub(super) file: Arc<str>,
+    /// The object.
+    pub(super) item: Item,
+}
 
 /// Where the last good state is kept.
 #[derive(Debug)]

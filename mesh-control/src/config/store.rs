@@ -6,7 +6,7 @@
 //! nothing at all: a bad edit or a lost mount must not change any route. A wrong object that has no last good state is
 //! handed on as such, so that what it governs fails closed. All of that is visible.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::diagnostic::{Code, Diagnostic, Severity, Source};
 use super::file::{self, Item, Meta, ObjectKey, Objects, Refused};
 use super::load::{Scan, printable};
-use super::state::State;
+use super::state::{Good, State};
 
 /// Every text, and every object that is in force.
 #[derive(Debug, Default)]
@@ -27,22 +27,6 @@ pub struct Store {
     notes: Vec<Diagnostic>,
     alarm: Option<Diagnostic>,
     allow_empty: bool,
-}
-
-/// An object as it was when it was good.
-#[derive(Clone, Debug)]
-pub struct Good {
-    /// The text that it is of.
-    pub file: Arc<str>,
-    /// The object.
-    pub item: Item,
-}
-
-impl Good {
-    /// Whether it may be this one.
-    fn is_like(&self, refused: &Refused, file: &str) -> bool {
-        *self.file == *file && self.item.meta().kind == refused.meta.kind
-    }
 }
 
 #[derive(Debug, Default)]
@@ -99,12 +83,24 @@ pub enum Standing {
 }
 
 impl Standing {
+    /// All of them.
+    pub const ALL: [Standing; 3] = [Standing::Held, Standing::FailsClosed, Standing::Unread];
+
     /// `held`, `fails-closed` or `unread`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Standing::Held => "held",
             Standing::FailsClosed => "fails-closed",
             Standing::Unread => "unread",
+        }
+    }
+
+    /// What is in force instead, in words.
+    pub const fn instead(self) -> &'static str {
+        match self {
+            Standing::Held => "its last good state",
+            Standing::FailsClosed => "nothing, so what it governs fails",
+            Standing::Unread => "nothing, and nobody can tell what it governs",
         }
     }
 }
@@ -114,6 +110,11 @@ impl Wrong {
         let reason = finding.in_short().into();
         Wrong { object: finding.object.clone(), file: finding.file.clone(), reason, standing }
     }
+
+    /// Whether this is that finding.
+    fn is_about(&self, finding: &Diagnostic) -> bool {
+        self.file == finding.file && *self.reason == *finding.in_short()
+    }
 }
 
 impl std::fmt::Display for Wrong {
@@ -121,12 +122,7 @@ impl std::fmt::Display for Wrong {
         if let Some(object) = &self.object {
             write!(f, "{object}: ")?;
         }
-        let instead = match self.standing {
-            Standing::Held => "the last good state stays in force",
-            Standing::FailsClosed => "no good state is known, so what it governs fails closed",
-            Standing::Unread => "nobody can tell what it governs, and no good state is known",
-        };
-        write!(f, "{instead}: {}", self.reason)
+        write!(f, "in force instead is {}: {}", self.standing.instead(), self.reason)
     }
 }
 
@@ -136,13 +132,10 @@ impl Store {
         Store { allow_empty, ..Store::default() }
     }
 
-    /// Keeps the last good state of the directory's objects in this one, and begins with what it holds. To be called
-    /// before anything is taken in.
-    pub fn keep_state(&mut self, dir: &Path) -> io::Result<()> {
+    /// One that keeps the last good state of the configuration's objects in a directory, and begins with what that holds.
+    pub fn with_state(allow_empty: bool, dir: &Path) -> io::Result<Store> {
         let (state, good) = State::open(dir)?;
-        self.good = good;
-        self.state = Some(state);
-        Ok(())
+        Ok(Store { good, state: Some(state), ..Store::new(allow_empty) })
     }
 
     /// Takes in what a directory holds now. Returns whether anything is different.
@@ -154,13 +147,24 @@ impl Store {
                 return self.raise(message);
             }
         };
-        let of_directory = |file: &Arc<str>| self.texts.get(file).is_some_and(|text| !text.is_handed_in);
-        let held = self.good.values().any(|good| of_directory(&good.file));
-        if scan.files.is_empty() && held && !self.allow_empty {
-            return self.raise("every configuration file is gone (if that is meant, restart)".to_owned());
+        // At the start, no text is known yet of what the kept state holds.
+        let of_directory = |file: &Arc<str>| self.texts.get(file).is_none_or(|text| !text.is_handed_in);
+        let held: BTreeSet<Arc<str>> =
+            self.good.values().map(|good| good.file.clone()).filter(|file| of_directory(file)).collect();
+        let is_empty = scan.files.is_empty() && !self.allow_empty;
+        if is_empty && !held.is_empty() {
+            let instead = if self.state.is_some() { " with an empty state directory" } else { "" };
+            let changed = self.keep(held);
+            return self.raise(format!("every configuration file is gone (if that is meant, restart{instead})"))
+                || changed;
         }
-        let mut changed = self.alarm.take().is_some() || self.notes != scan.diagnostics;
-        self.notes = scan.diagnostics;
+        let mut notes = scan.diagnostics;
+        if is_empty {
+            let message = "there is no configuration file: nothing is configured";
+            notes.push(Diagnostic::of_file("", Severity::Warning, Code::File, message));
+        }
+        let mut changed = self.alarm.take().is_some() || self.notes != notes;
+        self.notes = notes;
         let before = self.texts.len();
         self.texts.retain(|name, text| text.is_handed_in || scan.files.contains_key(name));
         changed |= self.texts.len() != before;
@@ -189,7 +193,7 @@ impl Store {
             if parsed.rejected {
                 text.refused.clone_from(&parsed.diagnostics);
                 text.diagnostics = parsed.diagnostics;
-                text.diagnostics.extend(kept(&name, text.items.len(), ""));
+                text.diagnostics.extend(say_kept(&name, text.items.len(), ""));
             } else {
                 *text = Text { items: parsed.items, diagnostics: parsed.diagnostics, ..Text::of(Ok(content.into())) };
                 text.is_handed_in = true;
@@ -206,6 +210,8 @@ impl Store {
     pub fn remove_text(&mut self, name: &str) -> bool {
         let removed = self.texts.remove(name).is_some();
         if removed {
+            // Nobody need guess whether it is gone.
+            self.good.retain(|_, good| *good.file != *name);
             self.settle();
         }
         removed
@@ -224,6 +230,20 @@ impl Store {
     pub fn silent_texts(&self) -> impl Iterator<Item = &Arc<str>> {
         let is_silent = |text: &Text| text.items.is_empty() && text.diagnostics.is_empty() && !text.keeps;
         self.texts.iter().filter(move |(_, text)| is_silent(text)).map(|(name, _)| name)
+    }
+
+    /// Puts what the kept state holds of these files in force, where nothing is known of them yet. Returns whether there
+    /// was any such file.
+    fn keep(&mut self, files: BTreeSet<Arc<str>>) -> bool {
+        let before = self.texts.len();
+        for file in files {
+            self.texts.entry(file).or_insert_with(|| Text { keeps: true, ..Text::default() });
+        }
+        let changed = self.texts.len() != before;
+        if changed {
+            self.settle();
+        }
+        changed
     }
 
     /// Reads a file of the directory. Returns whether it is another one than before.
@@ -287,7 +307,7 @@ impl Store {
                 found.push(finding.object(refused.id()));
                 loaded.objects.push(earlier.item.clone());
                 good.insert(key, Good { file, item: earlier.item.clone() });
-            } else if !refused.is_identified && kept.values().any(|good| good.is_like(refused, &file)) {
+            } else if !refused.is_identified && kept.values().any(|good| is_like(good, refused, &file)) {
                 // It is one of those that are kept, most likely.
                 say(Standing::Held);
             } else {
@@ -301,12 +321,12 @@ impl Store {
             *moved.entry(&good.file).or_default() += 1;
         }
         for (name, count) in moved {
-            found.extend(self::kept(name, count, ", because it may be in a file that cannot be read"));
+            found.extend(say_kept(name, count, ", because it may be in a file that cannot be read"));
         }
         for (name, text) in &self.texts {
             let held = kept.values().filter(|good| good.file == *name).count();
             if text.keeps {
-                found.extend(self::kept(name, held, ""));
+                found.extend(say_kept(name, held, ""));
             }
             let standing = if held > 0 { Standing::Held } else { Standing::Unread };
             let unread = text.unread.iter().filter(|finding| !loaded.wrong.iter().any(|wrong| wrong.is_about(finding)));
@@ -336,7 +356,9 @@ impl Store {
         let last_unread = self.texts.iter().rfind(|(_, text)| !text.unread.is_empty()).map(|(name, _)| name);
         let is_hidden = |key: &ObjectKey, good: &Good| {
             let written = written.get(key).copied();
-            written.is_none_or(|file| *file < good.file)
+            let handed_in = self.texts.get(&good.file).is_some_and(|text| text.is_handed_in);
+            !handed_in
+                && written.is_none_or(|file| *file < good.file)
                 && (self.keeps(&good.file) || last_unread.is_some_and(|name| written < Some(name)))
         };
         let kept = self.good.iter().filter(|(key, good)| is_hidden(key, good));
@@ -362,14 +384,7 @@ impl Text {
     }
 }
 
-impl Wrong {
-    /// Whether this is that finding.
-    fn is_about(&self, finding: &Diagnostic) -> bool {
-        self.file == finding.file && *self.reason == *finding.in_short()
-    }
-}
-
-fn kept(name: &Arc<str>, count: usize, why: &str) -> Option<Diagnostic> {
+fn say_kept(name: &Arc<str>, count: usize, why: &str) -> Option<Diagnostic> {
     let message = match count {
         0 => return None,
         1 => format!("the object that it held last stays in force{why}"),
@@ -398,6 +413,11 @@ fn last_of_each(texts: &BTreeMap<Arc<str>, Text>, found: &mut Vec<Diagnostic>) -
 fn duplicate(earlier: &Meta, later: &Meta) -> Diagnostic {
     let message = format!("written again in {}, which is the one that counts", later.origin);
     Diagnostic::at(&earlier.origin, Severity::Warning, Code::Duplicate, message).object(earlier.id())
+}
+
+/// Whether what is kept may be this one.
+fn is_like(good: &Good, refused: &Refused, file: &str) -> bool {
+    *good.file == *file && good.item.meta().kind == refused.meta.kind
 }
 
 fn hidden(earlier: &Meta, file: &str) -> Diagnostic {

@@ -13,11 +13,10 @@ use super::route::{
 };
 use super::text::{TextMatch, TextMatches};
 use super::view::View;
-use crate::config::decode::Text;
 use crate::config::istio::string_match::StringMatch;
 use crate::config::istio::virtual_service::{
     AddedValue, DerivePort, DirectResponse, Fault, FaultAbort, HeaderOperations, HttpDestination, HttpMatch, HttpRoute,
-    Percent, Redirect, Rewrite, decode_base64, grpc_status_code, is_authority,
+    Percent, Redirect, Rewrite, decode_base64, grpc_status_code, is_authority, is_for_mesh,
 };
 use crate::registry::host::in_namespace;
 use crate::registry::service::is_subset;
@@ -75,14 +74,14 @@ pub fn routes_of_anybody(rules: &[Rule]) -> Vec<Route> {
 
 /// Whether a condition can hold for requests of this client to this port.
 fn applies(condition: &HttpMatch, view: &View, port: u16) -> bool {
-    let mesh = |gateways: &[Text]| gateways.is_empty() || gateways.iter().any(|name| name.value == "mesh");
+    let mesh = is_for_mesh(condition.gateways.iter().map(|name| name.value.as_str()));
     let labels = condition.source_labels.is_empty() || is_subset(&condition.source_labels, &view.labels);
     let namespace = condition.source_namespace.is_empty() || *condition.source_namespace == *view.namespace;
     let port = condition.port.is_none_or(|wanted| wanted.0 == port);
     // Claims of a token are known to a gateway only.
     let claims = condition.headers.keys().chain(condition.without_headers.keys());
     let answerable = !claims.clone().any(|name| name.starts_with('@'));
-    labels && namespace && port && mesh(&condition.gateways) && answerable
+    labels && namespace && port && mesh && answerable
 }
 
 fn compile_one(rule: &Rule, condition: &HttpMatch, port: u16, service_of: &ServiceOf<'_>) -> Option<Route> {

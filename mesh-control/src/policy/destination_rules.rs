@@ -173,8 +173,8 @@ impl MergedRule {
 }
 
 impl<'a> Settings<'a> {
-    /// These settings, with those of a policy in their place; a port's own settings inherit nothing
-    /// (Istio: mergeTrafficPolicy).
+    /// These settings, with those of a policy in their place; a port's own settings inherit nothing but `tls`
+    /// (Istio: mergeTrafficPolicy). Where Istio drops it, its automatic mTLS protects the call; here, nothing would.
     fn overridden_by(self, policy: &'a TrafficPolicy, port: u16) -> Settings<'a> {
         let of_port = policy.port_level_settings.iter().find(|settings| settings.port.number.0 == port);
         match of_port {
@@ -182,7 +182,7 @@ impl<'a> Settings<'a> {
                 load_balancer: settings.load_balancer.as_ref(),
                 connection_pool: settings.connection_pool.as_ref(),
                 outlier_detection: settings.outlier_detection.as_ref(),
-                tls: settings.tls.as_ref(),
+                tls: settings.tls.as_ref().or(policy.tls.as_ref()).or(self.tls),
             },
             None => Settings {
                 load_balancer: policy.load_balancer.as_ref().or(self.load_balancer),

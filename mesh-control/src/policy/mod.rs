@@ -158,8 +158,23 @@ impl Policy {
         let (host, port) = split_port(target)?;
         let names = candidates(host, &view.namespace);
         if let Some((_, service)) = names.iter().find_map(|name| self.services.find(name, &view.namespace)) {
-            let (host, port, ports) = (&service.host, port.unwrap_or(80), ports(service));
-            return Some(format!("the host {host} has no port {port}, it has {ports}"));
+            let real = self.services.real(&service.host, &view.namespace);
+            let real = real.and_then(|real| Some(self.services.find(&real, &view.namespace)?.1));
+            let (host, port) = (&service.host, port.unwrap_or(80));
+            return Some(match (&service.alias, real) {
+                (None, _) => format!("the host {host} has no port {port}, it has {}", ports(service)),
+                (Some(_), Some(real)) => {
+                    format!(
+                        "the host {host} is an alias of {}, which has no port {port}, it has {}",
+                        real.host,
+                        ports(real)
+                    )
+                }
+                (Some(alias), None) => format!(
+                    "the host {host} is an alias of {alias}, which nothing describes, and REGISTRY_ONLY lets no call to such \
+                     a host pass: add a ServiceEntry for {alias}"
+                ),
+            });
         }
         let name = names.first()?.split('.').next()?;
         let elsewhere = self.services.namesakes(name, &view.namespace).take(MOST);
@@ -218,10 +233,11 @@ impl Policy {
     }
 
     /// The service behind a host and port. A host that only an alias speaks of is looked up in DNS; its ports are
-    /// whatever is asked for.
+    /// whatever is asked for. It is as unknown as any other host, and called only where these may be.
     fn service_port(&self, host: &str, port: u16, view: &View) -> Option<(ServiceId, &Arc<Service>, ServicePort)> {
         match self.services.find(host, &view.namespace) {
             Some((id, service)) => Some((id, service, service.port(port)?.clone())),
+            None if self.outbound == OutboundTrafficPolicy::RegistryOnly => None,
             None => {
                 let (id, alias) = self.services.alias_of(host, &view.namespace)?;
                 Some((id, alias, ServicePort::unnamed(port)))

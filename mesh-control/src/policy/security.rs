@@ -78,9 +78,21 @@ impl Security {
                 .collect(),
         });
         security.peers = peers.collect();
-        // The oldest counts.
-        security.peers.sort_by(|a, b| a.meta.order().cmp(&b.meta.order()));
+        // The oldest counts. Files have no age: of two that are as old, the one that asks for more does.
+        security.peers.sort_by(|a, b| {
+            let rank = |peers: &Peers| (peers.meta.created.clone(), !peers.is_strict());
+            rank(a).cmp(&rank(b)).then_with(|| a.meta.order().cmp(&b.meta.order()))
+        });
         security
+    }
+
+    /// PeerAuthentications that never count, for another one is for the same workloads: with that one.
+    pub fn hidden(&self) -> impl Iterator<Item = (&Meta, &Meta)> {
+        self.peers.iter().enumerate().filter_map(|(index, peers)| {
+            let same = |other: &&Peers| other.meta.namespace == peers.meta.namespace && other.labels == peers.labels;
+            let winner = self.peers.iter().take(index).find(same)?;
+            Some((&peers.meta, &winner.meta))
+        })
     }
 
     /// Why a server must not serve, if it must not.
@@ -88,7 +100,7 @@ impl Security {
         const MOST: usize = 3;
         let guards = self.guards.iter().filter(|guard| guard.selects(served, services));
         let mut reasons: Vec<String> = guards.map(Guard::why).collect();
-        reasons.extend(self.strict(served).map(|peers| not_enforced(&peers.meta, " (mTLS STRICT)")));
+        reasons.extend(self.strict(served, services).map(|peers| not_enforced(&peers.meta, " (mTLS STRICT)")));
         let more = reasons.len().saturating_sub(MOST);
         reasons.truncate(MOST);
         if more > 0 {
@@ -101,21 +113,18 @@ impl Security {
     /// The objects that are right, and would guard somebody if they were enforced.
     pub fn unenforced(&self) -> impl Iterator<Item = &Meta> {
         let guards = self.guards.iter().filter(|guard| guard.refused.is_none()).map(|guard| &guard.meta);
-        let is_strict =
-            |peers: &&Peers| peers.ports.values().chain([&peers.mode]).any(|mode| *mode == MtlsMode::Strict);
-        guards.chain(self.peers.iter().filter(is_strict).map(|peers| &peers.meta))
+        guards.chain(self.peers.iter().filter(|peers| peers.is_strict()).map(|peers| &peers.meta))
     }
 
     /// The PeerAuthentication by which a server takes TLS only. That of the workload counts, else that of its namespace,
     /// else that of the mesh; UNSET leaves it to the next one (Istio: policy_applier.go).
-    fn strict(&self, served: Served<'_>) -> Option<&Peers> {
+    fn strict(&self, served: Served<'_>, services: &Services) -> Option<&Peers> {
         let in_namespace =
             |namespace: &'static str| self.peers.iter().filter(move |peers| *peers.meta.namespace == *namespace);
         let own = || self.peers.iter().filter(|peers| *peers.meta.namespace == *served.namespace);
         let workload = own().find(|peers| is_subset(&peers.labels, served.labels));
         if let Some(peers) = workload {
-            let of_port = peers.ports.get(&served.port).copied().filter(|mode| *mode != MtlsMode::Unset);
-            match of_port.unwrap_or(peers.mode) {
+            match peers.mode_for(served, services) {
                 MtlsMode::Unset => {}
                 MtlsMode::Strict => return Some(peers),
                 MtlsMode::Disable | MtlsMode::Permissive => return None,
@@ -124,12 +133,37 @@ impl Security {
         // The API has a selector of the root namespace select everywhere, istiod passes over it: it may ask for more, and not
         // for less.
         let of_root = in_namespace(ROOT_NAMESPACE).find(|peers| is_subset(&peers.labels, served.labels));
-        if let Some(peers) = of_root.filter(|peers| peers.mode == MtlsMode::Strict) {
+        if let Some(peers) = of_root.filter(|peers| peers.mode_for(served, services) == MtlsMode::Strict) {
             return Some(peers);
         }
         let everybody = |peers: &&Peers| peers.labels.is_empty();
         let wide = own().find(everybody).into_iter().chain(in_namespace(ROOT_NAMESPACE).find(everybody));
         wide.into_iter().find(|peers| peers.mode != MtlsMode::Unset).filter(|peers| peers.mode == MtlsMode::Strict)
+    }
+}
+
+impl Peers {
+    /// Whether it asks for TLS on any port.
+    fn is_strict(&self) -> bool {
+        self.ports.values().chain([&self.mode]).any(|mode| *mode == MtlsMode::Strict)
+    }
+
+    /// What it says of a server: that of the target ports that the bound port stands for. Where nobody can tell which these
+    /// are, STRICT on any port holds, unless the bound port is written itself.
+    fn mode_for(&self, served: Served<'_>, services: &Services) -> MtlsMode {
+        let written = |port: &u16| self.ports.get(port).copied().filter(|mode| *mode != MtlsMode::Unset);
+        if self.ports.is_empty() {
+            return self.mode;
+        }
+        let bound = written(&served.port);
+        let targets = services.targets_of(served.namespace, served.labels, served.port);
+        let mut modes: Vec<MtlsMode> = targets.iter().map(|port| written(port).unwrap_or(self.mode)).collect();
+        if targets.is_empty() && bound.is_none() && self.is_strict() {
+            return MtlsMode::Strict;
+        }
+        modes.extend(bound);
+        let is_strict = modes.contains(&MtlsMode::Strict);
+        if is_strict { MtlsMode::Strict } else { modes.first().copied().unwrap_or(self.mode) }
     }
 }
 

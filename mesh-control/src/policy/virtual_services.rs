@@ -8,7 +8,7 @@ use super::compile::Rule;
 use super::delegate;
 use super::route::Written;
 use crate::config::file::{Governs, Meta, Object, Refused};
-use crate::config::istio::virtual_service::{HttpRoute, VirtualService};
+use crate::config::istio::virtual_service::{HttpRoute, VirtualService, is_for_mesh};
 use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
 use crate::registry::Visibility;
@@ -54,8 +54,7 @@ impl VirtualServices {
         let refused: Vec<&Refused> = of_kind.map(AsRef::as_ref).collect();
         let mut entries: Vec<Entry> = refused.iter().filter_map(|object| refused_entry(object)).collect();
         for object in &sorted {
-            let gateways = &object.spec.gateways;
-            let in_mesh = gateways.is_empty() || gateways.iter().any(|name| name.value == "mesh");
+            let in_mesh = is_for_mesh(object.spec.gateways.iter().map(|name| name.value.as_str()));
             if !in_mesh || object.spec.hosts.is_empty() {
                 continue;
             }
@@ -198,6 +197,10 @@ fn refused_rule(object: &Refused, route: &HttpRoute, written: Written) -> Rule {
     Rule { route, namespace: object.meta.namespace.clone(), written, refused: Some(object.answer()) }
 }
 
+/// How many conditions delegation may make for one object: each of a rule meets each of its delegate, so that a few
+/// kilobytes could ask for gigabytes.
+const MOST_MERGED: usize = 10_000;
+
 fn rules(
     object: &Arc<Object<VirtualService>>,
     all: &[&Arc<Object<VirtualService>>],
@@ -205,6 +208,7 @@ fn rules(
     found: &mut Vec<Diagnostic>,
 ) -> Vec<Rule> {
     let mut rules = Vec::new();
+    let mut merged_conditions = 0_usize;
     for (index, route) in object.spec.http.iter().enumerate() {
         let field: Arc<str> = format!("http[{index}]").into();
         let origin = object.meta.origin.at(route.span);
@@ -219,7 +223,8 @@ fn rules(
         };
         let mut report = |code, message: String| {
             let origin = object.meta.origin.at(target.name.span);
-            let finding = Diagnostic::at(&origin, Severity::Warning, code, message);
+            let severity = if code == Code::InvalidValue { Severity::Error } else { Severity::Warning };
+            let finding = Diagnostic::at(&origin, severity, code, message);
             found.push(finding.object(object.meta.id()).field(format!("{field}.delegate")));
         };
         let namespace = match target.namespace.as_str() {
@@ -242,6 +247,22 @@ fn rules(
         }
         if !visibility(child).includes(&object.meta.namespace) {
             report(Code::Conflict, format!("{} is not exported to this namespace", child.meta.id()));
+            continue;
+        }
+        let conditions = |route: &HttpRoute| route.matches.len().max(1);
+        let of_child: usize = child.spec.http.iter().map(conditions).sum();
+        merged_conditions = merged_conditions.saturating_add(conditions(route).saturating_mul(of_child));
+        if merged_conditions > MOST_MERGED {
+            let message =
+                format!("with {} this makes more than {MOST_MERGED} conditions; divide the object", child.meta.id());
+            let route = HttpRoute { matches: route.matches.clone(), name: route.name.clone(), ..HttpRoute::default() };
+            rules.push(Rule {
+                route,
+                namespace: object.meta.namespace.clone(),
+                refused: Some(format!("{}: {field}.delegate: {message}", object.meta.id()).into()),
+                written: Written { object: object.meta.id(), field: field.clone(), origin },
+            });
+            report(Code::InvalidValue, message);
             continue;
         }
         for (child_index, child_route) in child.spec.http.iter().enumerate() {

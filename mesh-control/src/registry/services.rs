@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::host;
-use super::service::{self, Service, Visibility, WrittenEndpoint};
+use super::service::{self, Service, Target, Visibility, WrittenEndpoint};
 use super::workload::{self, Workload};
 use crate::config::file::{Governs, Object, Objects, Refused};
 use crate::config::istio::workload_entry::WorkloadEntry;
@@ -199,6 +199,30 @@ impl Services {
     pub fn any_selects(&self, namespace: &str, names: &[String], labels: &BTreeMap<String, String>) -> bool {
         let own = self.all.iter().filter(|service| *service.namespace == *namespace);
         own.filter(|service| names.iter().any(|name| **name == *service.name)).any(|service| service.selects(labels))
+    }
+
+    /// The target ports that a bound port of a workload stands for: itself, where a service that selects the workload names
+    /// it, else that of a service's only port. None where it cannot be told.
+    pub fn targets_of(&self, namespace: &str, labels: &BTreeMap<String, String>, bound: u16) -> Vec<u16> {
+        let own = self.all.iter().filter(|service| *service.namespace == *namespace && service.takes_registrations());
+        let mut targets = Vec::new();
+        for service in own.filter(|service| service.selects(labels)) {
+            let mut numbers = service.ports.iter().map(|port| match port.target {
+                Target::Number(number) => Some(number),
+                Target::Name(_) => None,
+            });
+            match service.ports.as_slice() {
+                _ if numbers.clone().any(|number| number == Some(bound)) => targets.push(bound),
+                [_] => match numbers.next().flatten() {
+                    Some(only) => targets.push(only),
+                    None => return Vec::new(),
+                },
+                _ if numbers.any(|number| number.is_none()) => return Vec::new(),
+                // It is no endpoint of this one.
+                _ => {}
+            }
+        }
+        targets
     }
 
     /// The labels of a workload with those that its group adds to them.

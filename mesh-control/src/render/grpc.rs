@@ -69,14 +69,10 @@ pub(super) fn route_configuration(
 /// Calls that no route is for fail. Said in so many words, since some clients refuse a virtual host without routes.
 fn failing_route() -> route::Route {
     let everything = PathSpecifier::Prefix(String::new());
-    let action = route::RouteAction {
-        cluster_specifier: Some(ClusterSpecifier::Cluster(BLACK_HOLE.to_owned())),
-        ..Default::default()
-    };
     route::Route {
         name: "none".to_owned(),
         r#match: Some(route::RouteMatch { path_specifier: Some(everything), ..Default::default() }),
-        action: Some(route::route::Action::Route(action)),
+        action: Some(route::route::Action::Route(to_nowhere())),
         ..Default::default()
     }
 }

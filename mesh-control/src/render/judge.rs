@@ -53,15 +53,12 @@ pub(super) fn verdict_on_routes(config: &pb::RouteConfiguration) -> Result<(), I
     verdict(ResourceType::Route, &rest.encode_to_vec())
 }
 
-/// The routes as they can be published, and what is to be said of those that cannot. `accepts` asks for a verdict on some
-/// routes; it is asked about each of them only where it refuses them together.
+/// Routes that are refused together as they can be published, and what is to be said of those that cannot. `accepts` is
+/// asked about each of them.
 pub(super) fn publishable(
     routes: Vec<Route>,
     accepts: impl Fn(&[Route]) -> Result<(), Invalid>,
 ) -> (Vec<Route>, Vec<Diagnostic>) {
-    if accepts(&routes).is_ok() {
-        return (routes, Vec::new());
-    }
     let mut found = Vec::new();
     let judged = routes.into_iter().map(|route| {
         let Err(invalid) = accepts(std::slice::from_ref(&route)) else { return route };

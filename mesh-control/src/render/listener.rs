@@ -37,35 +37,13 @@ pub fn client(name: &str, routes: &str, with_faults: bool) -> pb::Listener {
 /// The listener of a host that nothing describes: every request goes on to where it asks for. The route has Istio's name.
 pub fn passing_by(name: &str) -> pb::Listener {
     const ALLOW_ANY: &str = "allow_any";
-    let everything = route::Route {
-        name: ALLOW_ANY.to_owned(),
-        r#match: Some(route::RouteMatch {
-            path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
-            ..Default::default()
-        }),
-        action: Some(route::route::Action::Route(route::RouteAction {
-            cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(PASSTHROUGH.to_owned())),
-            // Without a value Envoy's own default of 15 s would hold.
-            timeout: Some(duration(Duration::ZERO)),
-            ..Default::default()
-        })),
+    let action = route::route::Action::Route(route::RouteAction {
+        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(PASSTHROUGH.to_owned())),
+        // Without a value Envoy's own default of 15 s would hold.
+        timeout: Some(duration(Duration::ZERO)),
         ..Default::default()
-    };
-    let manager = hcm::HttpConnectionManager {
-        stat_prefix: ALLOW_ANY.to_owned(),
-        route_specifier: Some(RouteSpecifier::RouteConfig(route::RouteConfiguration {
-            name: ALLOW_ANY.to_owned(),
-            virtual_hosts: vec![route::VirtualHost {
-                name: ALLOW_ANY.to_owned(),
-                domains: vec!["*".to_owned()],
-                routes: vec![everything],
-                ..Default::default()
-            }],
-            ..Default::default()
-        })),
-        http_filters: http_filters(false),
-        ..Default::default()
-    };
+    });
+    let manager = inline(ALLOW_ANY, ALLOW_ANY, action);
     pb::Listener {
         name: name.to_owned(),
         api_listener: Some(pb::ApiListener { api_listener: Some(any(&manager)) }),
@@ -76,31 +54,7 @@ pub fn passing_by(name: &str) -> pb::Listener {
 /// The listener of a server that bound this address (gRFC A36 wants it to be that of the resource). Everything goes to the
 /// application, by a non-forwarding action, or to another one.
 pub fn server(name: &str, bound: SocketAddr, action: route::route::Action) -> pb::Listener {
-    let inbound = format!("inbound|{}||", bound.port());
-    let everything = route::Route {
-        name: "default".to_owned(),
-        r#match: Some(route::RouteMatch {
-            path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
-            ..Default::default()
-        }),
-        action: Some(action),
-        ..Default::default()
-    };
-    let manager = hcm::HttpConnectionManager {
-        stat_prefix: inbound.clone(),
-        route_specifier: Some(RouteSpecifier::RouteConfig(route::RouteConfiguration {
-            name: inbound.clone(),
-            virtual_hosts: vec![route::VirtualHost {
-                name: inbound.clone(),
-                domains: vec!["*".to_owned()],
-                routes: vec![everything],
-                ..Default::default()
-            }],
-            ..Default::default()
-        })),
-        http_filters: http_filters(false),
-        ..Default::default()
-    };
+    let manager = inline(&format!("inbound|{}||", bound.port()), "default", action);
     pb::Listener {
         name: name.to_owned(),
         address: Some(socket_address(bound)),
@@ -112,6 +66,34 @@ pub fn server(name: &str, bound: SocketAddr, action: route::route::Action) -> pb
             }],
             ..Default::default()
         }],
+        ..Default::default()
+    }
+}
+
+/// A manager that carries its routes: one, for every request.
+fn inline(name: &str, route_name: &str, action: route::route::Action) -> hcm::HttpConnectionManager {
+    let everything = route::Route {
+        name: route_name.to_owned(),
+        r#match: Some(route::RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+            ..Default::default()
+        }),
+        action: Some(action),
+        ..Default::default()
+    };
+    hcm::HttpConnectionManager {
+        stat_prefix: name.to_owned(),
+        route_specifier: Some(RouteSpecifier::RouteConfig(route::RouteConfiguration {
+            name: name.to_owned(),
+            virtual_hosts: vec![route::VirtualHost {
+                name: name.to_owned(),
+                domains: vec!["*".to_owned()],
+                routes: vec![everything],
+                ..Default::default()
+            }],
+            ..Default::default()
+        })),
+        http_filters: http_filters(false),
         ..Default::default()
     }
 }

@@ -53,9 +53,7 @@ impl Inspect for Plane {
     }
 
     fn wrong(&self) -> Vec<WrongStatus> {
-        let wrong = Plane::wrong(self).into_iter();
-        let object = |wrong: &Wrong| wrong.object.as_ref().map(ToString::to_string);
-        wrong.map(|one| WrongStatus::new(object(&one), &one.file, one.standing.as_str(), &one.reason)).collect()
+        Plane::wrong(self).iter().map(Into::into).collect()
     }
 
     fn services(&self) -> usize {
@@ -65,6 +63,17 @@ impl Inspect for Plane {
     fn serving(&self) -> BTreeMap<String, Serving> {
         let workloads = Plane::workloads(self).into_iter();
         workloads.map(|one| (one.key, Serving::new(one.serves).note(one.note))).collect()
+    }
+}
+
+impl From<&Wrong> for WrongStatus {
+    fn from(wrong: &Wrong) -> WrongStatus {
+        WrongStatus {
+            object: wrong.object.as_ref().map(ToString::to_string),
+            file: wrong.file.to_string(),
+            standing: wrong.standing.as_str().to_owned(),
+            reason: wrong.reason.to_string(),
+        }
     }
 }
 

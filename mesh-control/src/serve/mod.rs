@@ -18,7 +18,7 @@ pub use clients::feed::Feed;
 pub use clients::fleet::{ClientStatus, KindStatus, NackStatus, NameStatus};
 pub use clients::node::About;
 pub use clients::presence::{Workload, WorkloadKey, Workloads};
-pub use clients::refusals::RefusalStatus;
+pub use clients::refusals::TurnedAwayStatus;
 pub use io::server::{Options, Server};
 pub use io::tls::TlsFiles;
 pub use protocol::push::Pace;
@@ -26,6 +26,6 @@ pub use protocol::session::SERVER_LISTENER_PREFIX;
 
 /// What the server knows, for people and for Prometheus.
 pub mod status {
-    pub use super::clients::status::{DiagnosticStatus, Inspect, Serving, Status, WorkloadStatus};
+    pub use super::clients::status::{DiagnosticStatus, Inspect, Serving, Status, WorkloadStatus, WrongStatus};
     pub use super::io::admin::{listen, metrics, report};
 }

@@ -143,7 +143,7 @@ async fn a_second_signal_right_behind_the_first_does_not_cut_the_streams() {
     let mut client = Delta::open(channel, node("mesh-core")).await.unwrap();
     client.send(Kind::Cluster, &["outbound|9080||reviews.shop.svc.cluster.local"], &[]).await;
     client.take().await;
-    let twice = format!("kill -s TERM {0}; sleep 0.02; kill -s INT {0}", control.child.id());
+    let twice = format!("kill -s TERM {0}; kill -s INT {0}", control.child.id());
     assert!(Command::new("sh").args(["-c", &twice]).status().unwrap().success());
     let end = tokio::time::timeout(PATIENCE, client.responses.message()).await.unwrap();
     assert!(matches!(end, Ok(None)), "the stream ended well: {end:?}");
@@ -329,10 +329,25 @@ fn a_log_is_lines_of_json_where_asked_for() {
 
 #[test]
 fn options_come_from_the_environment_too_and_the_command_line_wins() {
-    let mut command = command(&["bootstrap", "--name", "web"]);
-    let out = command.env("MESH_CONTROL_NAME", "other").env("MESH_CONTROL_NAMESPACE", "shop").output().unwrap();
-    let bootstrap: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
-    assert_eq!(bootstrap["node"]["cluster"], "web.shop");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.yaml");
+    std::fs::write(&file, SHOP.replace("ports", "prots")).unwrap();
+    let validate = |more: &[&str]| {
+        let mut command = command(&["validate", file.to_str().unwrap()]);
+        text(&command.args(more).env("MESH_CONTROL_OUTPUT", "json").output().unwrap().stdout)
+    };
+    assert!(validate(&[]).starts_with('{'), "{}", validate(&[]));
+    assert!(!validate(&["-o", "text"]).starts_with('{'), "{}", validate(&["-o", "text"]));
+}
+
+#[test]
+fn what_the_environment_sets_for_other_commands_does_not_change_a_bootstrap() {
+    let plain = output(&["bootstrap"]);
+    let mut command = command(&["bootstrap"]);
+    command.env("MESH_CONTROL_TLS_CERT", "c.pem").env("MESH_CONTROL_TLS_KEY", "k.pem");
+    let out = command.env("MESH_CONTROL_FOR", "grpc").output().unwrap();
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert_eq!(text(&out.stdout), text(&plain.stdout));
 }
 
 #[test]

@@ -138,7 +138,7 @@ async fn without_a_last_good_state_what_is_wrong_fails_closed_and_says_so() {
     assert!(fails(&control.action().await));
     let ready = control.ready().await;
     assert!(ready.starts_with("HTTP/1.0 200") && ready.contains("fails-closed: VirtualService default/web"), "{ready}");
-    assert!(control.table().contains("nothing: what it governs fails"), "{}", control.table());
+    assert!(control.table().contains("nothing, so what it governs fails"), "{}", control.table());
     drop(control);
 
     // Of this, nobody can tell what it governs.

@@ -115,7 +115,7 @@ async fn server_rule_18_a_node_is_held_to_its_client_certificate() {
 #[tokio::test]
 async fn server_rule_18_who_is_turned_away_leaves_a_trace_in_status_and_metrics() {
     let secured = Secured::start(true).await;
-    let refused = || serde_json::to_value(secured.fixture.report()).unwrap()["refused"].clone();
+    let refused = || serde_json::to_value(secured.fixture.report()).unwrap()["turned_away"].clone();
     let has = |reason: &str| {
         let refused = refused();
         let refused = refused.as_array().into_iter().flatten();

@@ -169,7 +169,7 @@ async fn server_rule_10_a_class_that_is_not_served_is_refused_by_name_and_shown_
     }
     let report = serde_json::to_value(mesh.status()).unwrap();
     assert_eq!(report["clients"].as_array().unwrap().len(), 0);
-    let refused = &report["refused"][0];
+    let refused = &report["turned_away"][0];
     assert_eq!((&refused["reason"], refused["count"].as_u64()), (&serde_json::json!("class"), Some(2)), "{report}");
     assert_eq!(refused["node"], node("").id);
     assert!(mesh.metrics().contains("mesh_xds_refused_total{reason=\"class\"} 2"));

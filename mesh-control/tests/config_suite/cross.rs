@@ -1,6 +1,7 @@
 //! What is said of objects that do not fit together, with its place.
 
 use mesh_control::analysis::validate;
+use mesh_control::config::{Source, file};
 
 const SERVICES: &str = "
 apiVersion: v1
@@ -273,6 +274,25 @@ fn what_is_written_without_effect_is_named() {
 }
 
 #[test]
+fn an_authority_that_is_none_is_one_finding_wherever_it_is_written() {
+    for authority in ["''", "'%REQ(x)%'", "a/b"] {
+        for http in [
+            format!("{{headers: {{request: {{set: {{Host: {authority}}}}}}}, redirect: {{uri: /}}}}"),
+            format!(
+                "{{route: [{{destination: {{host: web}}, headers: {{request: {{add: {{Host: {authority}}}}}}}}}]}}"
+            ),
+        ] {
+            let text = vs(&format!("  - {http}\n"));
+            // As they are found: what is said twice is put together later.
+            let parsed = file::read(Source { name: "t.yaml".into(), text: text.as_str().into() });
+            let found: Vec<_> = parsed.diagnostics.iter().filter(|finding| finding.rejects_object()).collect();
+            let [only] = found.as_slice() else { panic!("{http}: {found:?}") };
+            assert!(only.to_string().contains("is not an authority"), "{http}: {only}");
+        }
+    }
+}
+
+#[test]
 fn what_istio_itself_refuses_is_refused() {
     for (http, expected) in [
         ("  - {}\n", "http[0]: one of `route`, `redirect`"),
@@ -417,4 +437,82 @@ fn what_istio_itself_refuses_is_refused() {
             "{spec}: {found:?}"
         );
     }
+}
+
+#[test]
+fn delegation_that_multiplies_is_refused() {
+    let conditions: String = (0..200).map(|n| format!("{{uri: {{prefix: /{n}}}}}, ")).collect();
+    let object = |name: &str, hosts: &str, rule: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}}}\nspec: {{{hosts}http: [{rule}]}}\n---\n"
+        )
+    };
+    let root = object("root", "hosts: [web], ", &format!("{{match: [{conditions}], delegate: {{name: child}}}}"));
+    let headers: String = (0..200).map(|n| format!("{{headers: {{h: {{exact: '{n}'}}}}}}, ")).collect();
+    let child = object("child", "", &format!("{{match: [{headers}], route: [{{destination: {{host: web}}}}]}}"));
+    let found = validate([("0-services.yaml", SERVICES), ("t.yaml", &format!("{root}{child}"))]);
+    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(
+        found[0].contains("error[invalid-value]: VirtualService default/root: http[0].delegate: with"),
+        "{found:?}"
+    );
+}
+
+fn destination_rule(name: &str, namespace: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+    )
+}
+
+#[test]
+fn tls_that_a_port_keeps_or_a_narrower_rule_hides_is_told_and_so_is_a_port_that_nobody_has() {
+    let found = |text: &str| -> Vec<String> {
+        let found = validate([("0-services.yaml", SERVICES), ("t.yaml", text)]);
+        found.iter().map(ToString::to_string).filter(|line| line.contains("warning")).collect()
+    };
+    let only = |text: &str, part: &str| {
+        let lines = found(text);
+        assert_eq!(lines.iter().filter(|line| line.contains(part)).count(), 1, "{part}: {lines:?}");
+    };
+    let of_port = "portLevelSettings: [{port: {number: 8080}, loadBalancer: {simple: RANDOM}}]";
+    let kept = "trafficPolicy.portLevelSettings[0]: says nothing of tls: that of the level above stays in force";
+    let tls = "tls: {mode: ISTIO_MUTUAL}";
+    only(&destination_rule("two", "default", &format!("{{host: two, trafficPolicy: {{{tls}, {of_port}}}}}")), kept);
+    let in_subset = format!("subsets: [{{name: a, trafficPolicy: {{{of_port}}}}}]");
+    only(&destination_rule("two", "default", &format!("{{host: two, trafficPolicy: {{{tls}}}, {in_subset}}}")), kept);
+
+    let elsewhere = "{host: two, trafficPolicy: {portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]}}";
+    let no_port = "portLevelSettings[0]: two.default.svc.cluster.local has no port 80";
+    only(&destination_rule("two", "default", elsewhere), no_port);
+
+    let wide = destination_rule("all", "istio-system", &format!("{{host: '*.local', trafficPolicy: {{{tls}}}}}"));
+    let narrow = destination_rule("two", "default", "{host: two, trafficPolicy: {loadBalancer: {simple: RANDOM}}}");
+    only(
+        &format!("{wide}---\n{narrow}"),
+        "default/two: trafficPolicy: says nothing of tls and takes the place of DestinationRule istio-system/all",
+    );
+    let silent = destination_rule("two", "default", "{host: two, trafficPolicy: {loadBalancer: {simple: RANDOM}}}");
+    assert!(found(&silent).is_empty(), "{:?}", found(&silent));
+}
+
+fn peer_authentication(name: &str, spec: &str) -> String {
+    format!("apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}}}\nspec: {spec}\n")
+}
+
+#[test]
+fn a_peer_authentication_that_never_counts_or_names_a_port_that_nobody_has_is_told() {
+    let has = |text: &str, part: &str| {
+        let found: Vec<String> =
+            validate([("0-services.yaml", SERVICES), ("t.yaml", text)]).iter().map(ToString::to_string).collect();
+        assert!(found.iter().any(|line| line.contains(part)), "{part}: {found:?}");
+    };
+    let two =
+        [peer_authentication("a", "{mtls: {mode: PERMISSIVE}}"), peer_authentication("b", "{mtls: {mode: STRICT}}")];
+    has(&two.join("---\n"), "PeerAuthentication default/a: without effect: PeerAuthentication default/b");
+    let of_port = "{selector: {matchLabels: {app: two}}, portLevelMtls: {80: {mode: STRICT}}}";
+    has(
+        &peer_authentication("two", of_port),
+        "portLevelMtls.80: no service of these workloads has the target port 80, only 8080, 9090",
+    );
 }

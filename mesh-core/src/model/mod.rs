@@ -24,6 +24,7 @@ mod endpoint;
 mod filter;
 mod header_text;
 mod listener;
+mod path_rewrite;
 mod re2;
 mod retry;
 mod route;
@@ -34,10 +35,11 @@ pub use endpoint::{Endpoint, Endpoints, Health, LocalityEndpoints};
 pub use filter::{Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, NamedFilter};
 pub use header_text::{HeaderFormat, HeaderTarget, HeaderText};
 pub use listener::{ApiListener, FilterChain, FilterChainMatch, HttpManager, Listener, RouteSource, ServerListener};
+pub use path_rewrite::PathRewrite;
 pub use retry::{RetryCondition, RetryConditions, RetryPolicy};
 pub use route::{
     Clusters, DirectResponse, Forward, HeaderChange, HeaderMutations, HeaderTest, MaxStreamDuration, PathChange,
-    PathRewrite, PathTest, QueryTest, Redirect, Route, RouteAction, RouteConfiguration, RouteMatch, SegmentTemplate,
-    TemplatePart, VirtualHost, WeightedCluster,
+    PathTest, QueryTest, Redirect, Route, RouteAction, RouteConfiguration, RouteMatch, SegmentTemplate, TemplatePart,
+    VirtualHost, WeightedCluster,
 };
 pub use strings::{FullRegex, StringTest};

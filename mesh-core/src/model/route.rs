@@ -6,10 +6,8 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
-use super::re2;
-use crate::error::Invalid;
 use crate::id::{ClusterName, RouteName};
-use crate::model::{FilterConfig, Fraction, FullRegex, HeaderText, RetryPolicy, StringTest};
+use crate::model::{FilterConfig, Fraction, FullRegex, HeaderText, PathRewrite, RetryPolicy, StringTest};
 
 /// Filter overrides by filter name (`typed_per_filter_config`).
 type FilterOverrides = BTreeMap<Arc<str>, FilterConfig>;
@@ -347,58 +345,6 @@ pub enum PathChange {
     Full(String),
 }
 
-/// A rewrite of the path by expression (`regex_rewrite`).
-#[derive(Clone, Debug)]
-pub struct PathRewrite {
-    pattern: regex::Regex,
-    substitution: String,
-}
-
-impl PathRewrite {
-    /// Every match of `pattern` becomes `substitution`, in which `\\1` to `\\9` are the groups and `\\0` the
-    /// whole match (RE2's syntax).
-    pub fn new(pattern: &str, substitution: &str) -> Result<Self, Invalid> {
-        let invalid =
-            |error: &dyn std::fmt::Display| Invalid::new(format!("invalid regex {pattern:?}: {error}")).at("pattern");
-        let translated = re2::translate(pattern).map_err(|error| invalid(&error))?;
-        let mut builder = regex::RegexBuilder::new(&translated);
-        let pattern = builder.size_limit(1 << 20).build().map_err(|error| invalid(&error))?;
-        let mut expansion = String::with_capacity(substitution.len());
-        let mut chars = substitution.chars();
-        while let Some(c) = chars.next() {
-            match c {
-                '$' => expansion.push_str("$$"),
-                '\\' => match chars.next() {
-                    Some('\\') => expansion.push('\\'),
-                    Some(group) if group.is_ascii_digit() => {
-                        let known = group.to_digit(10).is_some_and(|group| (group as usize) < pattern.captures_len());
-                        if !known {
-                            return Err(Invalid::new(format!("no group {group} in the pattern")).at("substitution"));
-                        }
-                        expansion.push_str(&format!("${{{group}}}"));
-                    }
-                    _ => return Err(Invalid::new("a backslash must be followed by a digit").at("substitution")),
-                },
-                c => expansion.push(c),
-            }
-        }
-        Ok(PathRewrite { pattern, substitution: expansion })
-    }
-
-    /// The rewritten path.
-    pub fn apply<'p>(&self, path: &'p str) -> std::borrow::Cow<'p, str> {
-        self.pattern.replace_all(path, self.substitution.as_str())
-    }
-}
-
-impl PartialEq for PathRewrite {
-    fn eq(&self, other: &Self) -> bool {
-        self.pattern.as_str() == other.pattern.as_str() && self.substitution == other.substitution
-    }
-}
-
-impl Eq for PathRewrite {}
-
 /// Limits of streams (gRFC A31). By default there is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -517,13 +463,5 @@ mod tests {
             let forward = Forward { timeout, max_stream_duration, ..Forward::to("c") };
             assert_eq!(forward.time_limit(is_grpc, listener), expected, "{forward:?} {listener:?}");
         }
-    }
-
-    #[test]
-    fn a_path_rewrite_knows_its_groups() {
-        let rewrite = PathRewrite::new("^/a/(.*)$", r"/b/\1$x").unwrap();
-        assert_eq!(rewrite.apply("/a/c"), "/b/c$x");
-        assert!(PathRewrite::new("a", r"\1").is_err());
-        assert!(PathRewrite::new("(", "").is_err());
     }
 }

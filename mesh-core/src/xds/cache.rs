@@ -195,12 +195,13 @@ impl Cache {
         decoded: Decoded,
     ) {
         let Some(entry) = self.entries.get_mut(key) else { return };
-        for field in self.ignored.news(key, &decoded.ignored) {
-            let (node, server) = (&*self.node_id, &*step.server.uri);
-            tracing::warn!(node, server, "{key}: {field} is set and has no effect here");
-            if self.ignored.is_full() {
-                tracing::warn!(node, server, "further fields without effect are told by the client status alone");
-            }
+        let (node, server) = (&*self.node_id, &*step.server.uri);
+        let news = self.ignored.news(key, &decoded.ignored);
+        for field in &news {
+            tracing::warn!(node, server, "{key}: set and without effect here: {field}");
+        }
+        if !news.is_empty() && self.ignored.is_full() {
+            tracing::warn!(node, server, "further fields without effect are told by the client status alone");
         }
         // Other bytes may say the same: Protobuf maps have no order. Then the value that is in use stays in use, so
         // that whoever compares by pointer sees no change.

@@ -41,6 +41,7 @@ pub mod dns;
 pub(crate) mod ignored;
 pub(crate) mod intake;
 pub(crate) mod names;
+pub(crate) mod place;
 pub(crate) mod session;
 pub(crate) mod sotw;
 pub(crate) mod stream;
@@ -52,8 +53,9 @@ pub(crate) mod transport;
 pub use crate::client_status::{self, ClientStatus, StatusHandle};
 pub use bootstrap::{Bootstrap, BootstrapError};
 pub use client::{Consumer, XdsSource};
-pub use connect::{Connector, Io};
+pub use connect::Connector;
 pub use dns::Resolver;
+pub use tls::Io;
 
 #[cfg(test)]
 #[path = "tests/histories.rs"]

@@ -7,6 +7,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -15,7 +16,11 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::state::lock;
 use crate::xds::bootstrap::TlsFiles;
-use crate::xds::connect::Io;
+
+/// A byte stream in both directions.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// The files of all servers as they were last read well.
 #[derive(Default)]

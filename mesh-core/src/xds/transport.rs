@@ -20,7 +20,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
 use crate::xds::bootstrap::{ChannelCredentials, Server};
-use crate::xds::connect::{Connector, Place, Watched};
+use crate::xds::connect::{Connector, Watched};
+use crate::xds::place::Place;
 use crate::xds::session::{End, Request, Response};
 
 /// How long a server may take until it speaks HTTP/2.

@@ -6,9 +6,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Response;
 use http::response::Parts;
 use http::uri::Authority;
-use http::{Response, StatusCode};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
 use mesh_core::model::Cluster;
@@ -264,7 +264,7 @@ fn with_changes(route: &SelectedRoute, error: MeshError) -> MeshError {
         return error;
     }
     let (mut head, ()) = Response::new(()).into_parts();
-    head.status = StatusCode::from_u16(error.kind().http_status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    head.status = error.kind().http_status();
     headers::apply_to_response(changes, &mut head);
     error.with_response_headers(head.headers)
 }

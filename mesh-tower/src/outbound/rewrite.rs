@@ -16,14 +16,14 @@ use crate::uri::edit;
 pub(super) fn rewrite(head: &mut Parts, forward: &Forward, route: &RouteRef<'_>) -> Result<(), MeshError> {
     let changes = route.destination.request_changes();
     if !changes.is_empty() {
-        apply_to_request(changes, &mut head.headers, &head.method, &head.uri, head.version);
+        apply_to_request(changes, head);
     }
     if let Some(change) = &forward.path {
-        let path = change_path(change, &route.route.matches.path, head.uri.path());
-        let path = match head.uri.query().filter(|_| !path.contains('?')) {
-            Some(query) => format!("{path}?{query}"),
-            None => path,
-        };
+        let mut path = change_path(change, &route.route.matches.path, head.uri.path());
+        if let Some(query) = head.uri.query().filter(|_| !path.contains('?')) {
+            path.push('?');
+            path.push_str(query);
+        }
         let path = PathAndQuery::try_from(path).map_err(|error| {
             MeshError::new(ErrorKind::BadRequest, "the rewritten path is malformed").caused_by(error)
         })?;

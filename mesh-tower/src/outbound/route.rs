@@ -1,6 +1,5 @@
 //! The first steps: the target's view, the route, the route's filters, and what the route wants.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -174,7 +173,7 @@ impl<T: Transport> ActiveRequest<T> {
                 // Where the caller wants to go, if that is where the cluster's requests go: what the route writes over
                 // it is only told there.
                 if route.cluster.is_some_and(|cluster| cluster.passes_through()) {
-                    self.original_destination = Some(original_destination(&head_of(&self.context, head)?)?.into());
+                    self.original_destination = Some(original_destination(&head_of(&self.context, head)?)?);
                 }
                 rewrite(head, forward, route)?;
                 return self.try_once(route, head);
@@ -194,8 +193,8 @@ impl<T: Transport> ActiveRequest<T> {
 }
 
 /// The name of what the caller asked for, always with a port.
-pub(crate) fn original_destination(head: &RequestHead<'_>) -> Result<String, MeshError> {
-    host_and_port(head.authority, head.scheme).map(Cow::into_owned)
+pub(crate) fn original_destination(head: &RequestHead<'_>) -> Result<Box<str>, MeshError> {
+    host_and_port(head.authority, head.scheme).map(Box::from)
 }
 
 /// Brings the deadline forward to the route's limit. It runs from here on: what a filter held back does not count, as in

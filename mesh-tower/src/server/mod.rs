@@ -2,9 +2,10 @@
 //!
 //! A request's walk is these files in order: `accept` (may this connection be served), `request` (which route, which
 //! filters, or an answer of the mesh), the application's own service, `response` (the way back). Beside them are
-//! `serve` (a server loop on hyper) and `monitor` (what each connection is doing).
+//! `serve` (a server loop on hyper), its `limits`, and `monitor` (what each connection is doing).
 
 mod accept;
+mod limits;
 mod monitor;
 mod request;
 mod response;
@@ -20,9 +21,10 @@ use crate::mesh::Mesh;
 
 pub use crate::connection::ConnectionInfo;
 pub use accept::{Incoming, MeshIo, MeshListener};
+pub use limits::Limits;
 pub use request::{ServerLayer, ServerService};
 pub use response::{ResponseFuture, ServerBody};
-pub use serve::{Limits, Serve, serve};
+pub use serve::{Serve, serve};
 
 impl Mesh {
     /// Binds a listener, and asks the configuration whether and how to serve there. The control plane may take

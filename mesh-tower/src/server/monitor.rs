@@ -14,7 +14,7 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::server::accept::MeshIo;
-use crate::server::serve::Limits;
+use crate::server::limits::Limits;
 
 /// The first bytes of HTTP/2. No method of HTTP/1.1 begins with them.
 const HTTP2: &[u8] = b"PRI";
@@ -41,8 +41,12 @@ pub(super) enum Signal {
     GoOn,
     /// To end with its last request.
     End,
-    /// To end at once.
-    Cut,
+    /// To end at once: a request's head takes too long.
+    CutHead,
+    /// To end at once: the client has closed its side, and the answer takes too long.
+    CutHalfClosed,
+    /// To end at once: it is broken.
+    CutBroken,
 }
 
 /// A request in progress, to the end of its response.
@@ -85,7 +89,9 @@ impl Activity {
         match self.signal.load(Ordering::Acquire) {
             0 => Signal::GoOn,
             1 => Signal::End,
-            _ => Signal::Cut,
+            2 => Signal::CutHead,
+            3 => Signal::CutHalfClosed,
+            _ => Signal::CutBroken,
         }
     }
 
@@ -157,8 +163,11 @@ impl ConnectionMonitor {
         let half_closed = seen.half_closed.load(Ordering::Relaxed);
         self.half_closed_since = half_closed.then(|| self.half_closed_since.unwrap_or(now));
         let lasts = |since: Option<Instant>, limit| since.is_some_and(|since| now.duration_since(since) >= limit);
-        if lasts(self.head_since, limits.head_timeout) || lasts(self.half_closed_since, limits.half_close_timeout) {
-            return Signal::Cut;
+        if lasts(self.head_since, limits.head_timeout) {
+            return Signal::CutHead;
+        }
+        if lasts(self.half_closed_since, limits.half_close_timeout) {
+            return Signal::CutHalfClosed;
         }
         if now.duration_since(self.idle_since) >= limits.idle_timeout { Signal::End } else { Signal::GoOn }
     }
@@ -204,7 +213,7 @@ impl Watched {
         self.activity.look.store(false, Ordering::Release);
         match self.io.poll_has_ended(cx) {
             Poll::Ready(Ok(true)) => self.activity.half_closed.store(true, Ordering::Relaxed),
-            Poll::Ready(Err(_)) => self.activity.tell(Signal::Cut),
+            Poll::Ready(Err(_)) => self.activity.tell(Signal::CutBroken),
             Poll::Ready(Ok(false)) | Poll::Pending => {}
         }
     }
@@ -324,7 +333,7 @@ mod tests {
         }
         activity.read();
         assert_eq!(look(&mut monitor, &activity, &mut now, 9), Signal::GoOn);
-        assert_eq!(look(&mut monitor, &activity, &mut now, 2), Signal::Cut, "the next head");
+        assert_eq!(look(&mut monitor, &activity, &mut now, 2), Signal::CutHead, "the next head");
     }
 
     #[test]
@@ -332,7 +341,7 @@ mod tests {
         let mut now = Instant::now();
         let activity = Activity::new();
         let mut monitor = ConnectionMonitor::on(&activity, now);
-        assert_eq!(look(&mut monitor, &activity, &mut now, 10), Signal::Cut);
+        assert_eq!(look(&mut monitor, &activity, &mut now, 10), Signal::CutHead);
     }
 
     #[test]
@@ -360,15 +369,17 @@ mod tests {
         assert!(activity.look.load(Ordering::Relaxed));
         activity.half_closed.store(true, Ordering::Relaxed);
         assert_eq!(look(&mut monitor, &activity, &mut now, 30), Signal::GoOn);
-        assert_eq!(look(&mut monitor, &activity, &mut now, 1), Signal::Cut);
+        assert_eq!(look(&mut monitor, &activity, &mut now, 1), Signal::CutHalfClosed);
     }
 
     #[test]
     fn a_signal_is_not_taken_back_and_wakes_the_task() {
         let activity = Activity::new();
         assert_eq!(activity.signal(Waker::noop()), Signal::GoOn);
-        activity.tell(Signal::Cut);
-        activity.tell(Signal::End);
-        assert_eq!(activity.signal(Waker::noop()), Signal::Cut);
+        for signal in [Signal::End, Signal::CutHead, Signal::CutHalfClosed, Signal::CutBroken] {
+            activity.tell(signal);
+            activity.tell(Signal::GoOn);
+            assert_eq!(activity.signal(Waker::noop()), signal);
+        }
     }
 }

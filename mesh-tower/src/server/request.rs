@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{Extensions, Request, Response, Version};
 use mesh_core::error::{ErrorKind, MeshError};
-use mesh_core::filter::{Callout, Reply, Resume};
+use mesh_core::filter::{Callout, Resume};
 use mesh_core::model::{Route, RouteAction};
 use mesh_core::request::{RequestHead, is_grpc};
 use mesh_core::request_info::{Deadline, Direction, RequestInfo};
@@ -24,7 +24,7 @@ use tower_service::Service;
 
 use crate::connection::ConnectionInfo;
 use crate::filters::{self, Passage};
-use crate::listeners::{ListenerState, find};
+use crate::listeners::{ListenerState, UNKNOWN_CONNECTION, find};
 use crate::mesh::Mesh;
 use crate::server::response::{ActiveRequest, Facts, ResponseFuture, ServerBody};
 use crate::uri::complete_path;
@@ -141,7 +141,6 @@ impl ServerContext {
     /// Notes from here on what becomes of the request.
     fn observe<B>(&self, info: &mut RequestInfo, request: &Request<B>) {
         info.observe(self.mesh.observers(), Direction::Inbound, request.method());
-        info.note_authority(RequestHead::received(request).map_or("", |head| head.authority));
         if let Some(connection) = self.connection(request) {
             info.note_peer(connection.peer);
         }
@@ -166,6 +165,11 @@ impl ServerContext {
         request: &mut Request<B>,
         facts: &mut Option<Box<Facts>>,
     ) -> Result<Admission, MeshError> {
+        // A server that does not serve says so first, whatever it was asked.
+        let head = RequestHead::received(request);
+        if let (Some(facts), Ok(head)) = (&mut *facts, &head) {
+            facts.info.note_authority(head.authority);
+        }
         // Asked for only where there is a choice.
         let connection = || self.connection(request);
         let all;
@@ -190,13 +194,15 @@ impl ServerContext {
         };
         let routes = routes(view, connection)?;
         let mut random = fastrand::Rng::new();
-        let (position, route, destination) = routes.find(&RequestHead::received(request)?, &mut random)?;
+        let head = head?;
+        let (position, route, destination) = routes.find(&head, &mut random)?;
         if facts.is_none() && destination.filters().is_empty() && destination.response_changes().is_empty() {
             return forward(route, destination, request);
         }
         let facts = facts.get_or_insert_with(|| facts_of(request));
         if !destination.filters().is_empty() && !facts.info.is_observed() {
             self.observe(&mut facts.info, request);
+            facts.info.note_authority(head.authority);
         }
         facts.info.note_route(&route.name, None);
         facts.route = Some((Arc::clone(routes), position));
@@ -252,17 +258,14 @@ fn answer<B>(request: &Request<B>, response: Response<Bytes>) -> Admission {
 /// The last thing before the application.
 #[inline]
 fn forward<B>(route: &Route, destination: &Destination, request: &mut Request<B>) -> Result<Admission, MeshError> {
-    // The configuration's own answer. gRPC's servers have no such route (gRFC A36), and fail the call.
+    // The configuration's own answer.
     if let RouteAction::Direct(direct) = &route.action {
-        let reply = Reply::new(direct.status, direct.body.clone());
-        return Ok(answer(request, reply::filter(reply, is_grpc(request.headers()))));
+        return Ok(answer(request, reply::direct(direct, is_grpc(request.headers()))));
     }
     check_action(route)?;
     let changes = destination.request_changes();
     if !changes.is_empty() {
-        let mut headers = std::mem::take(request.headers_mut());
-        headers::apply_to_request(changes, &mut headers, request.method(), request.uri(), request.version());
-        *request.headers_mut() = headers;
+        with_parts(request, |head| headers::apply_to_request(changes, head));
     }
     Ok(Admission::Admit)
 }
@@ -291,8 +294,8 @@ fn routes(
                 .ok_or_else(|| refused(ErrorKind::NoRoute, "no filter chain matches the connection"))?,
             (None, [only]) => only,
             (None, _) => {
-                let what = "several filter chains, and the connection is not known";
-                return Err(refused(ErrorKind::NotServing, what));
+                let what = format!("several filter chains, and {UNKNOWN_CONNECTION}");
+                return Err(refused(ErrorKind::NoListener, &what));
             }
         },
     };

@@ -20,47 +20,8 @@ use crate::body::BoxError;
 use crate::connection::ConnectionInfo;
 use crate::mesh::Mesh;
 use crate::server::accept::{MeshIo, MeshListener};
+use crate::server::limits::Limits;
 use crate::server::monitor::{Activity, BusyGuard, ConnectionMonitor, Signal, Watched};
-
-/// What one server allows its clients, so that none of them can exhaust it.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Limits {
-    /// Connections at once; more wait in the socket's backlog. 10,000 by default.
-    pub max_connections: usize,
-    /// HTTP/2 streams at once, by connection. 100 by default.
-    pub max_concurrent_streams: u32,
-    /// The size of a request's head, in bytes: above it, 431. 64 KiB by default.
-    pub max_head: u32,
-    /// How long a request's head may take from its first byte on, and an HTTP/1.1 connection to its first
-    /// request. 10 s by default.
-    pub head_timeout: Duration,
-    /// After how long without a request a connection is closed, at the earliest. 65 min by default: clients that
-    /// follow Envoy close after an hour, and a server that is first may cross with a request.
-    pub idle_timeout: Duration,
-    /// How long an HTTP/1.1 client that has closed its side gets to wait for its answer: it cannot be told from one that is
-    /// gone. Then the connection is closed and its handler dropped. 30 s by default.
-    pub half_close_timeout: Duration,
-    /// What a client may send ahead of what is read, by HTTP/2 stream, in bytes. 256 KiB by default.
-    pub stream_window: u32,
-    /// The same by connection. 1 MiB by default.
-    pub connection_window: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            max_connections: 10_000,
-            max_concurrent_streams: 100,
-            max_head: 64 << 10,
-            head_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(65 * 60),
-            half_close_timeout: Duration::from_secs(30),
-            stream_window: 256 << 10,
-            connection_window: 1 << 20,
-        }
-    }
-}
 
 /// Serves until the mesh has drained. The service sees every request of the listener; put
 /// [`crate::Mesh::server_layer`] around the application.
@@ -250,11 +211,12 @@ where
                     ending = true;
                     conversation.as_mut().graceful_shutdown();
                 }
-                Signal::Cut => {
-                    return Poll::Ready(Err(
-                        "a request's head or the answer to a client that closed its side took too long".into(),
-                    ));
+                Signal::CutHead => return Poll::Ready(Err("a request's head took too long".into())),
+                Signal::CutHalfClosed => {
+                    let what = "the client closed its side, and its answer took longer than half_close_timeout";
+                    return Poll::Ready(Err(what.into()));
                 }
+                Signal::CutBroken => return Poll::Ready(Err("the connection broke".into())),
             }
             conversation.as_mut().poll(cx)
         }),

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use super::{Meta, is_name, is_namespace};
 use crate::config::diagnostic::{Diagnostic, Origin, Source};
-use crate::config::istio::security::TargetRef;
+use crate::config::istio::security::{TargetRef, is_workload_target};
+use crate::config::istio::virtual_service::is_for_mesh;
 use crate::config::node::{Node, Value};
 use crate::config::support::ObjectKind;
 
@@ -64,7 +65,7 @@ impl Workloads {
         if targets.is_empty() {
             return Workloads::Labelled(labels);
         }
-        let services = targets.iter().filter(|target| !target.kind.starts_with("Gateway"));
+        let services = targets.iter().filter(|target| is_workload_target(&target.kind));
         Workloads::OfServices(services.map(|target| target.name.value.clone()).collect())
     }
 }
@@ -144,7 +145,7 @@ fn workloads(spec: Option<&Node>) -> Workloads {
     let targets: Vec<&Node> =
         field("targetRef").into_iter().chain(field("targetRefs").map(Node::items).unwrap_or_default()).collect();
     let service = |target: &&Node| match target.get("kind")?.as_str()? {
-        "Service" | "ServiceEntry" => Some(text(target.get("name")?)?.to_owned()),
+        kind if is_workload_target(kind) => Some(text(target.get("name")?)?.to_owned()),
         _ => None,
     };
     match targets.iter().map(service).collect::<Option<Vec<_>>>() {
@@ -179,7 +180,7 @@ fn meta(document: &Node, kind: ObjectKind, source: &Source) -> Option<(Meta, boo
 
 fn is_for_gateways(spec: &Node) -> bool {
     let gateways = spec.get("gateways").and_then(|gateways| texts(gateways).all());
-    gateways.is_some_and(|gateways| !gateways.is_empty() && !gateways.iter().any(|name| name == "mesh"))
+    gateways.is_some_and(|gateways| !is_for_mesh(gateways.iter().map(String::as_str)))
 }
 
 fn delegates(spec: Option<&Node>, own: &str) -> Vec<(String, String)> {

@@ -270,6 +270,11 @@ const TARGETS: [(&str, &str); 4] = [
     ("gateway.networking.k8s.io", "GatewayClass"),
 ];
 
+/// Whether an object of this kind has workloads that a policy can be for. Gateways are not built.
+pub fn is_workload_target(kind: &str) -> bool {
+    matches!(kind, "Service" | "ServiceEntry")
+}
+
 fn check_targets(span: Span, selector: Option<&Selector>, targets: &[&TargetRef], d: &mut Decoder<'_>) {
     if selector.is_some() && !targets.is_empty() {
         let message = "only one of `selector` and `targetRefs` can be set";

@@ -5,7 +5,7 @@ mod actions;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use mesh_core::model::{HeaderTarget, HeaderText, PathRewrite};
+use mesh_core::model::{HeaderTarget, HeaderText};
 
 use super::PortSelector;
 use super::names::{host_fault, is_label};
@@ -435,73 +435,11 @@ impl HttpRoute {
         if self.route.len() > 1 && self.route.iter().all(|d| d.weight.as_ref().is_none_or(|w| w.value == 0)) {
             error(self.span, "route", "no destination has a weight above 0".into());
         }
-        if let Some(redirect) = &self.redirect {
-            if let Some(code) = &redirect.redirect_code
-                && !matches!(code.value, 301 | 302 | 303 | 307 | 308)
-            {
-                let message = format!("{} is none of 301, 302, 303, 307, 308", code.value);
-                error(code.span, "redirect.redirectCode", message);
-            }
-            if redirect.uri.is_some() && redirect.prefix_rewrite.is_some() {
-                error(redirect.span, "redirect", "only one of `uri` and `prefixRewrite` can be set".into());
-            }
-            if redirect.port.is_some() && redirect.derive_port.is_some() {
-                error(redirect.span, "redirect", "only one of `port` and `derivePort` can be set".into());
-            }
-        }
-        if let Some(answer) = &self.direct_response {
-            if !(200..=599).contains(&answer.status.value) {
-                let message = format!("{} is not an HTTP status from 200 to 599", answer.status.value);
-                error(answer.status.span, "directResponse.status", message);
-            }
-            if let Some(body) = &answer.body {
-                check_body(body, &mut error);
-            }
-        }
-        if let Some(abort) = self.fault.as_ref().and_then(|fault| fault.abort.as_ref()) {
-            check_abort(abort, &mut error);
-        }
-        if let Some(delay) = self.fault.as_ref().and_then(|fault| fault.delay.as_ref())
-            && delay.fixed_delay.is_none()
-            && delay.exponential_delay.is_none()
-        {
-            error(delay.span, "fault.delay", "field `fixedDelay` is missing".into());
-        }
-        if let Some(retries) = &self.retries {
-            if retries.attempts < 0 {
-                error(retries.span, "retries.attempts", "less than 0".into());
-            }
-            if retries.backoff.is_some_and(|pause| pause < Duration::from_millis(1)) {
-                error(retries.span, "retries.backoff", "less than 1ms".into());
-            }
-            if let Some(token) = retries.retry_on.as_deref().and_then(unknown_retry_token) {
-                let message = format!("{} is not a condition that Istio knows", quoted(token));
-                error(retries.span, "retries.retryOn", message);
-            }
-        }
-        self.check_headers(path, d);
-        if let Some(regex) = self.rewrite.as_ref().and_then(|rewrite| rewrite.uri_regex_rewrite.as_ref()) {
-            let path = format!("{path}.rewrite.uriRegexRewrite");
-            let mut error = |field: &str, message: &str| {
-                d.report_at(regex.span, format!("{path}.{field}"), Severity::Error, Code::InvalidValue, message);
-            };
-            if regex.matches.is_empty() {
-                error("match", "must not be empty");
-            } else if regex.rewrite.is_empty() {
-                error("rewrite", "must not be empty");
-            } else if let Err(invalid) = PathRewrite::new(&regex.matches, &regex.rewrite) {
-                match invalid.field.as_str() {
-                    "substitution" => error("rewrite", &invalid.reason),
-                    _ => error("match", &format!("{} is not a regular expression", quoted(&regex.matches))),
-                }
-            }
-        }
+        self.check_conditions(path, d);
         actions::check(self, path, d);
     }
-}
 
-impl HttpRoute {
-    fn check_headers(&self, path: &str, d: &mut Decoder<'_>) {
+    fn check_conditions(&self, path: &str, d: &mut Decoder<'_>) {
         for (index, condition) in self.matches.iter().enumerate() {
             let path = format!("{path}.match[{index}]");
             let named = |field: &'static str, headers: &BTreeMap<String, StringMatch>| {
@@ -523,39 +461,13 @@ impl HttpRoute {
                 d.report_at(condition.span, path, Severity::Error, Code::InvalidValue, "a parameter without a name");
             }
         }
-        let own = [("headers".to_owned(), &self.headers)];
-        let of_destinations = self.route.iter().enumerate();
-        let of_destinations = of_destinations.map(|(index, route)| (format!("route[{index}].headers"), &route.headers));
-        for (field, headers) in own.into_iter().chain(of_destinations) {
-            for (direction, operations) in [("request", &headers.request), ("response", &headers.response)] {
-                if let Some(message) = operations.fault(direction) {
-                    let path = format!("{path}.{field}.{direction}");
-                    d.report_at(operations.span, path, Severity::Error, Code::InvalidValue, message);
-                }
-            }
-        }
     }
 }
 
-impl HeaderOperations {
-    fn fault(&self, direction: &str) -> Option<String> {
-        let pairs = || self.set.iter().chain(&self.add);
-        let names = pairs().map(|(name, _)| name).chain(&self.remove);
-        let is_name = |name: &str| is_header_name(name) || is_authority(name);
-        if let Some(name) = names.into_iter().find(|name| !is_name(name)) {
-            return Some(format!("{} is not the name of a header", quoted(name)));
-        }
-        if self.remove.iter().any(|name| name.eq_ignore_ascii_case("host") || name.starts_with(':')) {
-            return Some("the authority cannot be removed".to_owned());
-        }
-        let mut authorities = pairs().filter(|(name, _)| is_authority(name)).map(|(_, value)| &value.0);
-        if direction == "response" && authorities.clone().next().is_some() {
-            return Some("a response has no authority".to_owned());
-        }
-        // The authority is rewritten to the text as it stands.
-        let format = authorities.find(|value| value.is_empty() || value.contains('%'));
-        format.map(|value| format!("{} is not an authority", quoted(value)))
-    }
+/// Whether rules of these gateways are for the mesh: there are none, or `mesh` is one of them.
+pub fn is_for_mesh<'a>(gateways: impl IntoIterator<Item = &'a str>) -> bool {
+    let mut gateways = gateways.into_iter().peekable();
+    gateways.peek().is_none() || gateways.any(|name| name == "mesh")
 }
 
 /// Whether an operation on this header is one on the authority (Istio: translateHeadersOperations).
@@ -565,47 +477,6 @@ pub fn is_authority(name: &str) -> bool {
 
 fn is_header_name(name: &str) -> bool {
     http::HeaderName::from_bytes(name.as_bytes()).is_ok()
-}
-
-fn check_body(body: &ResponseBody, error: &mut impl FnMut(crate::config::diagnostic::Span, &str, String)) {
-    // core/route/route.go: a direct response may carry 1 MB.
-    const LONGEST: usize = 1 << 20;
-    match (&body.string, &body.bytes) {
-        (Some(_), Some(_)) => {
-            error(body.span, "directResponse.body", "only one of `string` and `bytes` can be set".into());
-        }
-        (Some(text), None) if text.len() > LONGEST => {
-            error(body.span, "directResponse.body", "larger than 1 MiB".into());
-        }
-        (None, Some(text)) => match decode_base64(text) {
-            None => error(body.span, "directResponse.body.bytes", "not base64".into()),
-            Some(bytes) if bytes.len() > LONGEST => {
-                error(body.span, "directResponse.body", "larger than 1 MiB".into());
-            }
-            Some(_) => {}
-        },
-        _ => {}
-    }
-}
-
-fn check_abort(abort: &FaultAbort, error: &mut impl FnMut(crate::config::diagnostic::Span, &str, String)) {
-    let set = [abort.http_status.is_some(), abort.grpc_status.is_some(), abort.http2_error.is_some()];
-    if set.into_iter().filter(|set| *set).count() != 1 {
-        let message = "exactly one of `httpStatus` and `grpcStatus` is needed";
-        error(abort.span, "fault.abort", message.into());
-    }
-    if let Some(status) = &abort.http_status
-        && !(200..=599).contains(&status.value)
-    {
-        let message = format!("{} is not an HTTP status from 200 to 599", status.value);
-        error(status.span, "fault.abort.httpStatus", message);
-    }
-    if let Some(status) = &abort.grpc_status
-        && grpc_status_code(status).is_none()
-    {
-        let message = format!("{} is not a gRPC status", quoted(status));
-        error(status.span, "fault.abort.grpcStatus", message);
-    }
 }
 
 /// A gRPC status by its name, or by its number.
@@ -652,13 +523,6 @@ pub const RETRY_TOKENS: [&str; 16] = [
     "resource-exhausted",
     "unavailable",
 ];
-
-fn unknown_retry_token(retry_on: &str) -> Option<&str> {
-    retry_on.split(',').map(str::trim).find(|token| {
-        let is_status = token.parse::<u32>().is_ok_and(|code| (100..=599).contains(&code));
-        !(token.is_empty() || is_status || RETRY_TOKENS.contains(token))
-    })
-}
 
 /// Standard base64, padded or not.
 pub fn decode_base64(text: &str) -> Option<Vec<u8>> {

@@ -271,8 +271,7 @@ fn what_disappears_while_a_text_cannot_be_read_may_have_moved_there() {
         ),
     ] {
         let state = tempfile::tempdir().unwrap();
-        let mut store = Store::new(false);
-        store.keep_state(state.path()).unwrap();
+        let mut store = Store::with_state(false, state.path()).unwrap();
         store.apply(files(before));
         assert_eq!(tls(&store), (1, 1));
         store.apply(files(after));
@@ -282,8 +281,7 @@ fn what_disappears_while_a_text_cannot_be_read_may_have_moved_there() {
 
         // Over a restart, too, whether it was broken before or after.
         for _ in 0..2 {
-            let mut anew = Store::new(false);
-            anew.keep_state(state.path()).unwrap();
+            let mut anew = Store::with_state(false, state.path()).unwrap();
             anew.apply(files(after));
             assert_eq!(tls(&anew), (1, 1), "{after:?}");
             store.apply(files(before));
@@ -362,4 +360,35 @@ fn a_file_that_becomes_nothing_but_its_first_lines_keeps_what_it_held() {
         store.apply(files([("a.yaml", SERVICE)]));
         assert_eq!(tls(&store), (0, 0), "{cut_off}");
     }
+}
+
+#[test]
+fn a_start_from_an_emptied_directory_keeps_what_the_state_holds_with_the_alarm() {
+    let state = tempfile::tempdir().unwrap();
+    let start = |allow_empty: bool| Store::with_state(allow_empty, state.path()).unwrap();
+    assert!(start(false).apply(files([("a.yaml", SERVICE)])));
+    for _ in 0..2 {
+        let mut store = start(false);
+        assert!(store.apply(files([])));
+        assert_eq!(names(&store), ["s"]);
+        assert!(said(&store)[0].starts_with("error[vanished]: every configuration file is gone"), "{:?}", said(&store));
+        assert!(!store.apply(files([])));
+    }
+    // What comes back is read as it is.
+    let mut store = start(false);
+    store.apply(files([]));
+    assert!(store.apply(files([("b.yaml", &service("t", 81))])));
+    assert_eq!((names(&store), said(&store).len()), (vec!["t".to_owned()], 0));
+    let mut store = start(true);
+    store.apply(files([]));
+    assert!(names(&store).is_empty());
+}
+
+#[test]
+fn a_directory_without_any_file_is_not_silent() {
+    let mut store = Store::new(false);
+    assert!(store.apply(files([])));
+    assert_eq!(said(&store), ["warning[file]: there is no configuration file: nothing is configured"]);
+    assert!(store.apply(files([("a.yaml", SERVICE)])));
+    assert!(said(&store).is_empty());
 }

@@ -6,35 +6,19 @@ use super::{Row, Tables, both};
 use crate::config::node::Node;
 
 pub(super) const PEER_AUTHENTICATION: Tables = &[("", PEER)];
-pub(super) const REQUEST_AUTHENTICATION: Tables = &[("", REQUEST)];
-pub(super) const AUTHORIZATION_POLICY: Tables = &[("", AUTHORIZATION)];
+pub(super) const REQUEST_AUTHENTICATION: Tables = &[("", REQUEST), ("targetRef", TARGET), ("targetRefs", TARGET)];
+pub(super) const AUTHORIZATION_POLICY: Tables = &[("", AUTHORIZATION), ("targetRef", TARGET), ("targetRefs", TARGET)];
 
 const PEER: &[Row] =
     &[both("selector.matchLabels", Enforced), both("mtls.mode", Partly(mode)), both("portLevelMtls", Partly(modes))];
 
-const REQUEST: &[Row] = &[
-    both("selector.matchLabels", Enforced),
-    both("targetRef.group", Indifferent),
-    both("targetRef.kind", Partly(target)),
-    both("targetRef.name", Enforced),
-    both("targetRef.namespace", Indifferent),
-    both("targetRefs.group", Indifferent),
-    both("targetRefs.kind", Partly(target)),
-    both("targetRefs.name", Enforced),
-    both("targetRefs.namespace", Indifferent),
-    both("jwtRules", NotYet("no token is looked at")),
-];
+const TARGET: &[Row] =
+    &[both("group", Indifferent), both("kind", Partly(target)), both("name", Enforced), both("namespace", Indifferent)];
+
+const REQUEST: &[Row] = &[both("selector.matchLabels", Enforced), both("jwtRules", NotYet("no token is looked at"))];
 
 const AUTHORIZATION: &[Row] = &[
     both("selector.matchLabels", Enforced),
-    both("targetRef.group", Indifferent),
-    both("targetRef.kind", Partly(target)),
-    both("targetRef.name", Enforced),
-    both("targetRef.namespace", Indifferent),
-    both("targetRefs.group", Indifferent),
-    both("targetRefs.kind", Partly(target)),
-    both("targetRefs.name", Enforced),
-    both("targetRefs.namespace", Indifferent),
     both("rules", NotYet("no request is looked at")),
     both("action", Partly(action)),
     both("provider", NotYet("nobody is asked")),

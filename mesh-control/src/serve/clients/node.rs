@@ -21,7 +21,7 @@ use crate::serve::clients::identity::Identity;
 const MANY: usize = 256;
 
 /// Whether a node claims only what its owner's certificate says: the certificate decides who somebody is,
-/// the node may repeat it or leave it out (hazard X10).
+/// the node may repeat it or leave it out.
 pub(crate) fn contradiction(node: &Node, identity: &Identity) -> Option<String> {
     let empty = Struct::default();
     let metadata = node.metadata.as_ref().unwrap_or(&empty);
@@ -95,13 +95,13 @@ pub(crate) fn read(node: &Node, peer_ip: IpAddr) -> Client {
             locality.map_or("", |locality| &locality.zone).into(),
             locality.map_or("", |locality| &locality.sub_zone).into(),
         ],
-        empty_means_all: !is_frugal(&node.user_agent_name),
+        empty_means_all: !never_asks_for_all(&node.user_agent_name),
         group: text(metadata, "AUTO_REGISTER_GROUP").filter(|text| !text.is_empty()).map(|text| brief(text).into()),
     }
 }
 
-// gRPC's clients of any language, and our library: an empty first list of theirs asks for nothing (grpc-go#7013).
-fn is_frugal(user_agent: &str) -> bool {
+/// gRPC's clients of any language, and our library: an empty first list of theirs asks for nothing (grpc-go#7013).
+fn never_asks_for_all(user_agent: &str) -> bool {
     let user_agent = user_agent.to_ascii_lowercase();
     user_agent == "mesh-core" || user_agent.starts_with("grpc")
 }

@@ -55,7 +55,7 @@ impl Reason {
 /// Clients that were turned away for one reason, from one address.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct RefusalStatus {
+pub struct TurnedAwayStatus {
     /// Where the last one came from.
     pub peer: IpAddr,
     /// Its `node.id`; empty where it did not come as far as saying it.
@@ -110,11 +110,11 @@ impl Refusals {
     }
 
     /// Those of the latest that are remembered, the last one first.
-    pub(crate) fn report(&self, now: Instant) -> Vec<RefusalStatus> {
+    pub(crate) fn report(&self, now: Instant) -> Vec<TurnedAwayStatus> {
         let book = self.book();
         let mut recent: Vec<_> = book.recent.iter().collect();
         recent.sort_by_key(|(_, refusal)| std::cmp::Reverse(refusal.last));
-        let status = recent.into_iter().map(|((peer, reason), refusal)| RefusalStatus {
+        let status = recent.into_iter().map(|((peer, reason), refusal)| TurnedAwayStatus {
             peer: *peer,
             node: refusal.node.clone(),
             reason: reason.name().to_owned(),

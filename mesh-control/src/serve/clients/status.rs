@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::store::Standing;
 use crate::serve::clients::clock::now;
 use crate::serve::clients::fleet::{ClientStatus, seconds, unix};
 use crate::serve::clients::metrics::{family, single};
 use crate::serve::clients::presence::Registered;
-use crate::serve::clients::refusals::RefusalStatus;
+use crate::serve::clients::refusals::TurnedAwayStatus;
 use crate::serve::clients::state::ServerState;
 
 /// What the rest of mesh-control has to say in a status report.
@@ -70,7 +71,7 @@ pub struct Status {
     pub clients: Vec<ClientStatus>,
     /// Who was turned away, the last one first.
     #[serde(default)]
-    pub refused: Vec<RefusalStatus>,
+    pub turned_away: Vec<TurnedAwayStatus>,
     /// Who registered itself.
     pub workloads: Vec<WorkloadStatus>,
     /// What is wrong with the configuration.
@@ -94,13 +95,6 @@ pub struct WrongStatus {
     pub standing: String,
     /// What is wrong, with its place.
     pub reason: String,
-}
-
-impl WrongStatus {
-    /// An object or a text, and what is in force instead.
-    pub fn new(object: Option<String>, file: &str, standing: &str, reason: &str) -> WrongStatus {
-        WrongStatus { object, file: file.to_owned(), standing: standing.to_owned(), reason: reason.to_owned() }
-    }
 }
 
 /// A workload that registered itself.
@@ -199,7 +193,7 @@ pub(crate) fn report(state: &ServerState, inspect: &dyn Inspect, all_names: bool
             .map(seconds),
         services: inspect.services(),
         clients: state.fleet.all().iter().map(|stream| stream.status(all_names, now)).collect(),
-        refused: state.refusals.report(now),
+        turned_away: state.refusals.report(now),
         workloads: state.presence.registered().into_iter().map(|one| workload(one, &mut serving, now)).collect(),
         diagnostics: inspect.diagnostics(),
         wrong: inspect.wrong(),
@@ -250,7 +244,7 @@ pub(crate) fn metrics(state: &ServerState, inspect: &dyn Inspect) -> String {
     for (severity, count) in severities {
         let _ = writeln!(out, "mesh_config_diagnostics{{severity=\"{severity}\"}} {count}");
     }
-    let mut standings = BTreeMap::from(["held", "fails-closed", "unread"].map(|name| (name.to_owned(), 0)));
+    let mut standings = BTreeMap::from(Standing::ALL.map(|standing| (standing.as_str().to_owned(), 0)));
     for wrong in inspect.wrong() {
         *standings.entry(wrong.standing).or_insert(0) += 1;
     }

@@ -83,9 +83,8 @@ async fn metrics_page(State(sources): State<Sources>) -> impl IntoResponse {
 
 async fn ready(State(sources): State<Sources>) -> impl IntoResponse {
     let is_ready = sources.inspect.is_ready();
-    let mut text =
-        if is_ready { "ready\n" } else { "not ready: nobody can tell what all of the configuration governs\n" }
-            .to_owned();
+    let unread = "not ready: correct what is `unread`, of which nobody can tell what it governs:\n";
+    let mut text = if is_ready { "ready\n" } else { unread }.to_owned();
     for wrong in sources.inspect.wrong() {
         let what = wrong.object.unwrap_or(wrong.file);
         text += &format!("{}: {what}: {}\n", wrong.standing, wrong.reason);

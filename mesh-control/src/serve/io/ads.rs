@@ -33,10 +33,10 @@ use crate::serve::protocol::{delta, sotw};
 
 /// A client that has opened a stream says who it is within this time.
 const FIRST_REQUEST: Duration = Duration::from_secs(15);
-/// The largest request; a list of a hundred thousand long names, with versions (hazard X90).
+/// The largest request; a list of a hundred thousand long names, with versions.
 const MAX_REQUEST: usize = 32 << 20;
 /// The largest response: one resource that is larger is an error on our side, not a reason to run the
-/// client out of memory (hazard X5).
+/// client out of memory.
 const MAX_RESPONSE: usize = 64 << 20;
 
 /// One of the two methods of the service.

@@ -104,7 +104,7 @@ fn servers(value: Value, within: &str, ignored: &mut Vec<String>) -> Result<Vec<
 fn server(value: Value, within: &str, ignored: &mut Vec<String>) -> Result<Server, Invalid> {
     let mut keys = Keys::of(value)?;
     let uri = keys.required("server_uri").and_then(|value| text(value).map_err(|invalid| invalid.at("server_uri")))?;
-    crate::xds::connect::Place::parse(&uri).map_err(|invalid| invalid.at("server_uri"))?;
+    crate::xds::place::Place::parse(&uri).map_err(|invalid| invalid.at("server_uri"))?;
     let credentials = keys.required("channel_creds")?;
     let place = format!("{within}channel_creds");
     let credentials = credentials_of(credentials, &place, ignored).map_err(|invalid| invalid.at("channel_creds"))?;

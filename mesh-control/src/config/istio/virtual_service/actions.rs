@@ -1,10 +1,16 @@
 //! What Istio's validation refuses of a rule's actions, and what can only fail: places that are none, actions that
 //! exclude each other, and values that say nothing.
 
-use http::uri::{Authority, PathAndQuery};
+use std::time::Duration;
 
-use super::{Headers, HttpRoute, Redirect, Retry, Rewrite, is_authority};
-use crate::config::decode::Decoder;
+use http::uri::{Authority, PathAndQuery};
+use mesh_core::model::PathRewrite;
+
+use super::{
+    DirectResponse, Fault, FaultAbort, HeaderOperations, Headers, HttpRoute, RETRY_TOKENS, Redirect, RegexRewrite,
+    ResponseBody, Retry, Rewrite, decode_base64, grpc_status_code, is_authority, is_header_name,
+};
+use crate::config::decode::{At, Decoder};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 
 /// Checks the actions of a rule.
@@ -14,17 +20,17 @@ pub(super) fn check(route: &HttpRoute, path: &str, d: &mut Decoder<'_>) {
     if let Some(redirect) = &route.redirect {
         checker.redirect(redirect);
     }
+    if let Some(answer) = &route.direct_response {
+        checker.direct_response(answer);
+    }
+    if let Some(fault) = &route.fault {
+        checker.fault(fault);
+    }
     if let Some(rewrite) = &route.rewrite {
         checker.rewrite(rewrite);
     }
     if let Some(retries) = &route.retries {
         checker.retries(retries);
-    }
-    if let Some(fault) = &route.fault
-        && fault.abort.is_none()
-        && fault.delay.is_none()
-    {
-        checker.error(fault.span, "fault", "one of `delay` and `abort` is needed");
     }
     checker.headers(route);
     for (index, destination) in route.route.iter().enumerate() {
@@ -66,6 +72,18 @@ impl Checker<'_, '_> {
     }
 
     fn redirect(&mut self, redirect: &Redirect) {
+        if let Some(code) = &redirect.redirect_code
+            && !matches!(code.value, 301 | 302 | 303 | 307 | 308)
+        {
+            let message = format!("{} is none of 301, 302, 303, 307, 308", code.value);
+            self.error(code.span, "redirect.redirectCode", message);
+        }
+        if redirect.uri.is_some() && redirect.prefix_rewrite.is_some() {
+            self.error(redirect.span, "redirect", "only one of `uri` and `prefixRewrite` can be set");
+        }
+        if redirect.port.is_some() && redirect.derive_port.is_some() {
+            self.error(redirect.span, "redirect", "only one of `port` and `derivePort` can be set");
+        }
         let texts = [
             ("redirect.uri", &redirect.uri),
             ("redirect.prefixRewrite", &redirect.prefix_rewrite),
@@ -93,7 +111,73 @@ impl Checker<'_, '_> {
         }
     }
 
+    fn direct_response(&mut self, answer: &DirectResponse) {
+        self.status(&answer.status, "directResponse.status");
+        if let Some(body) = &answer.body {
+            self.body(body);
+        }
+    }
+
+    fn body(&mut self, body: &ResponseBody) {
+        // core/route/route.go: a direct response may carry 1 MB.
+        const LONGEST: usize = 1 << 20;
+        let length = match (&body.string, &body.bytes) {
+            (Some(_), Some(_)) => {
+                let message = "only one of `string` and `bytes` can be set";
+                return self.error(body.span, "directResponse.body", message);
+            }
+            (Some(text), None) => text.len(),
+            (None, Some(text)) => match decode_base64(text) {
+                None => return self.error(body.span, "directResponse.body.bytes", "not base64"),
+                Some(bytes) => bytes.len(),
+            },
+            (None, None) => 0,
+        };
+        if length > LONGEST {
+            self.error(body.span, "directResponse.body", "larger than 1 MiB");
+        }
+    }
+
+    fn fault(&mut self, fault: &Fault) {
+        if fault.abort.is_none() && fault.delay.is_none() {
+            self.error(fault.span, "fault", "one of `delay` and `abort` is needed");
+        }
+        if let Some(abort) = &fault.abort {
+            self.abort(abort);
+        }
+        if let Some(delay) = &fault.delay
+            && delay.fixed_delay.is_none()
+            && delay.exponential_delay.is_none()
+        {
+            self.error(delay.span, "fault.delay", "field `fixedDelay` is missing");
+        }
+    }
+
+    fn abort(&mut self, abort: &FaultAbort) {
+        let set = [abort.http_status.is_some(), abort.grpc_status.is_some(), abort.http2_error.is_some()];
+        if set.into_iter().filter(|set| *set).count() != 1 {
+            self.error(abort.span, "fault.abort", "exactly one of `httpStatus` and `grpcStatus` is needed");
+        }
+        if let Some(status) = &abort.http_status {
+            self.status(status, "fault.abort.httpStatus");
+        }
+        if let Some(status) = &abort.grpc_status
+            && grpc_status_code(status).is_none()
+        {
+            self.error(status.span, "fault.abort.grpcStatus", format!("{} is not a gRPC status", quoted(status)));
+        }
+    }
+
+    fn status(&mut self, status: &At<u32>, field: &str) {
+        if !(200..=599).contains(&status.value) {
+            self.error(status.span, field, format!("{} is not an HTTP status from 200 to 599", status.value));
+        }
+    }
+
     fn rewrite(&mut self, rewrite: &Rewrite) {
+        if let Some(regex) = &rewrite.uri_regex_rewrite {
+            self.regex_rewrite(regex);
+        }
         let (uri, authority) = (rewrite.uri.as_deref(), rewrite.authority.as_deref());
         let is_set = |text: Option<&str>| text.is_some_and(|text| !text.is_empty());
         if !is_set(uri) && !is_set(authority) && rewrite.uri_regex_rewrite.is_none() {
@@ -119,8 +203,34 @@ impl Checker<'_, '_> {
         }
     }
 
+    fn regex_rewrite(&mut self, regex: &RegexRewrite) {
+        let mut error = |field: &str, message: &str| {
+            self.error(regex.span, &format!("rewrite.uriRegexRewrite.{field}"), message);
+        };
+        if regex.matches.is_empty() {
+            error("match", "must not be empty");
+        } else if regex.rewrite.is_empty() {
+            error("rewrite", "must not be empty");
+        } else if let Err(invalid) = PathRewrite::new(&regex.matches, &regex.rewrite) {
+            match invalid.field.as_str() {
+                "substitution" => error("rewrite", &invalid.reason),
+                _ => error("match", &format!("{} is not a regular expression", quoted(&regex.matches))),
+            }
+        }
+    }
+
     /// No attempts turn retries off, so that there is nothing more to be said of them.
     fn retries(&mut self, retries: &Retry) {
+        if retries.attempts < 0 {
+            self.error(retries.span, "retries.attempts", "less than 0");
+        }
+        if retries.backoff.is_some_and(|pause| pause < Duration::from_millis(1)) {
+            self.error(retries.span, "retries.backoff", "less than 1ms");
+        }
+        if let Some(token) = retries.retry_on.as_deref().and_then(unknown_retry_token) {
+            let message = format!("{} is not a condition that Istio knows", quoted(token));
+            self.error(retries.span, "retries.retryOn", message);
+        }
         let says_more = [
             retries.retry_on.as_ref().is_some_and(|on| !on.is_empty()),
             retries.per_try_timeout.is_some(),
@@ -145,6 +255,9 @@ impl Checker<'_, '_> {
     fn header_operations(&mut self, field: &str, headers: &Headers, is_set: bool) {
         let request = &headers.request;
         for (direction, operations) in [("request", request), ("response", &headers.response)] {
+            if let Some(message) = header_fault(operations, direction) {
+                self.error(operations.span, &format!("{field}.{direction}"), message);
+            }
             let mut names: Vec<String> = operations.set.keys().map(|name| name.to_ascii_lowercase()).collect();
             names.sort();
             if let Some([name, ..]) = names.windows(2).find(|pair| pair.first() == pair.last()) {
@@ -162,8 +275,9 @@ impl Checker<'_, '_> {
         }
     }
 
+    /// The authority is set to the text as it stands, so that nothing is put in place of a `%`.
     fn authority(&mut self, span: Span, field: &str, text: &str) {
-        if Authority::try_from(text).is_err() {
+        if text.contains('%') || Authority::try_from(text).is_err() {
             self.error(span, field, format!("{} is not an authority", quoted(text)));
         }
     }
@@ -173,4 +287,24 @@ impl Checker<'_, '_> {
             self.error(span, field, format!("{} is not a path: it begins with / and has no spaces", quoted(text)));
         }
     }
+}
+
+fn header_fault(operations: &HeaderOperations, direction: &str) -> Option<String> {
+    let written = || operations.set.keys().chain(operations.add.keys());
+    let is_name = |name: &str| is_header_name(name) || is_authority(name);
+    if let Some(name) = written().chain(&operations.remove).find(|name| !is_name(name)) {
+        return Some(format!("{} is not the name of a header", quoted(name)));
+    }
+    if operations.remove.iter().any(|name| name.eq_ignore_ascii_case("host") || name.starts_with(':')) {
+        return Some("the authority cannot be removed".to_owned());
+    }
+    let of_a_response = direction == "response" && written().any(|name| is_authority(name));
+    of_a_response.then(|| "a response has no authority".to_owned())
+}
+
+fn unknown_retry_token(retry_on: &str) -> Option<&str> {
+    retry_on.split(',').map(str::trim).find(|token| {
+        let is_status = token.parse::<u32>().is_ok_and(|code| (100..=599).contains(&code));
+        !(token.is_empty() || is_status || RETRY_TOKENS.contains(token))
+    })
 }

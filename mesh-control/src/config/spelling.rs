@@ -1,0 +1,54 @@
+//! Which word was meant by one that nobody knows.
+
+/// The known name that a mistyped one most likely means.
+pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a &'a str>) -> Option<&'a str> {
+    let plain = |text: &str| text.replace(['_', '-'], "").to_ascii_lowercase();
+    let typed = plain(name);
+    if typed.len() > 64 {
+        return None;
+    }
+    known
+        .into_iter()
+        .map(|candidate| (distance(&typed, &plain(candidate)), *candidate))
+        .filter(|(distance, candidate)| *distance <= 2 && *distance * 2 <= candidate.len())
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// How many edits apart two words are: a character more, less or different, or two neighbours that changed places.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut before = Vec::new();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    let mut last = None;
+    for (i, from) in a.chars().enumerate() {
+        let mut next = vec![i + 1];
+        for (j, to) in b.iter().enumerate() {
+            let at = |row: &[usize], column: usize| row.get(column).copied().unwrap_or(usize::MAX - 1);
+            let mut edits = (at(&row, j) + usize::from(from != *to)).min(at(&row, j + 1) + 1).min(at(&next, j) + 1);
+            let swapped = j.checked_sub(1).filter(|other| last == Some(*to) && b.get(*other) == Some(&from));
+            if let Some(other) = swapped {
+                edits = edits.min(at(&before, other) + 1);
+            }
+            next.push(edits);
+        }
+        before = std::mem::replace(&mut row, next);
+        last = Some(from);
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edits_are_counted() {
+        for (a, b, edits) in [("", "", 0), ("web", "web", 0), ("wbe", "web", 1), ("we", "web", 1), ("xweb", "web", 1)] {
+            assert_eq!((distance(a, b), distance(b, a)), (edits, edits), "{a} {b}");
+        }
+        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(nearest("wbe", &["cart", "web"]), Some("web"));
+        assert_eq!(nearest("other", &["cart", "web"]), None);
+    }
+}
