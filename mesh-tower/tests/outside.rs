@@ -285,7 +285,7 @@ async fn an_alias_of_a_host_that_nothing_describes_is_as_unknown_as_that_host() 
         ("inside:81".to_owned(), "which has no port 81, it has port 80"),
     ] {
         let error = mesh(&closed).client().get(format!("http://{target}/")).await.unwrap_err();
-        assert_eq!((error.kind(), error.kind().http_status()), (ErrorKind::UnknownTarget, 502));
+        assert_eq!((error.kind(), error.kind().http_status().as_u16()), (ErrorKind::UnknownTarget, 502));
         assert!(format!("{error:#}").contains(why), "{error:#}");
     }
     assert_eq!(connections.load(Ordering::SeqCst), before);
