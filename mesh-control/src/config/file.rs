@@ -284,7 +284,13 @@ impl Reader<'_> {
     }
 
     fn list(&mut self, document: &Node, d: &mut Decoder<'_>) {
-        let Some(items) = document.get("items") else { return };
+        // A list that is wrong in itself may have been meant to hold anything.
+        d.message(document, &["apiVersion", "kind", "metadata", "items"]);
+        let Some(items) = document.get("items") else {
+            d.error(document.span, Code::MissingField, "field `items` is missing");
+            return self.unread(d);
+        };
+        self.unread(d);
         if !matches!(items.value, Value::Seq(_)) {
             d.wrong_type(items, "a list");
             return self.unread(d);

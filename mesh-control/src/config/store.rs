@@ -29,13 +29,6 @@ pub struct Store {
     allow_empty: bool,
 }
 
-impl Good {
-    /// Whether it may be this one.
-    fn is_like(&self, refused: &Refused, file: &str) -> bool {
-        *self.file == *file && self.item.meta().kind == refused.meta.kind
-    }
-}
-
 #[derive(Debug, Default)]
 struct Text {
     seen: Option<Result<Arc<str>, String>>,
@@ -217,6 +210,8 @@ impl Store {
     pub fn remove_text(&mut self, name: &str) -> bool {
         let removed = self.texts.remove(name).is_some();
         if removed {
+            // Nobody need guess whether it is gone.
+            self.good.retain(|_, good| *good.file != *name);
             self.settle();
         }
         removed
@@ -264,13 +259,14 @@ impl Store {
                 let diagnostics = vec![finding.clone()];
                 Text { keeps: true, unread: vec![finding], diagnostics, ..Text::of(content) }
             }
-            // Editors empty a file before they write it: what it said goes away with the file only.
-            Ok(text) if text.trim().is_empty() => Text { keeps: holds_something(), ..Text::of(content) },
             Ok(text) => {
                 let parsed = file::read(Source { name: name.clone(), text: text.clone() });
+                // Editors empty a file before they write it, or write its first lines alone: what it said goes away with
+                // the file only.
+                let is_cut_off = parsed.items.is_empty() && holds_something();
                 Text {
                     items: parsed.items,
-                    keeps: !parsed.unread.is_empty(),
+                    keeps: !parsed.unread.is_empty() || is_cut_off,
                     unread: parsed.unread,
                     diagnostics: parsed.diagnostics,
                     ..Text::of(content)
@@ -311,7 +307,7 @@ impl Store {
                 found.push(finding.object(refused.id()));
                 loaded.objects.push(earlier.item.clone());
                 good.insert(key, Good { file, item: earlier.item.clone() });
-            } else if !refused.is_identified && kept.values().any(|good| good.is_like(refused, &file)) {
+            } else if !refused.is_identified && kept.values().any(|good| is_like(good, refused, &file)) {
                 // It is one of those that are kept, most likely.
                 say(Standing::Held);
             } else {
@@ -360,7 +356,9 @@ impl Store {
         let last_unread = self.texts.iter().rfind(|(_, text)| !text.unread.is_empty()).map(|(name, _)| name);
         let is_hidden = |key: &ObjectKey, good: &Good| {
             let written = written.get(key).copied();
-            written.is_none_or(|file| *file < good.file)
+            let handed_in = self.texts.get(&good.file).is_some_and(|text| text.is_handed_in);
+            !handed_in
+                && written.is_none_or(|file| *file < good.file)
                 && (self.keeps(&good.file) || last_unread.is_some_and(|name| written < Some(name)))
         };
         let kept = self.good.iter().filter(|(key, good)| is_hidden(key, good));
@@ -415,6 +413,11 @@ fn last_of_each(texts: &BTreeMap<Arc<str>, Text>, found: &mut Vec<Diagnostic>) -
 fn duplicate(earlier: &Meta, later: &Meta) -> Diagnostic {
     let message = format!("written again in {}, which is the one that counts", later.origin);
     Diagnostic::at(&earlier.origin, Severity::Warning, Code::Duplicate, message).object(earlier.id())
+}
+
+/// Whether what is kept may be this one.
+fn is_like(good: &Good, refused: &Refused, file: &str) -> bool {
+    *good.file == *file && good.item.meta().kind == refused.meta.kind
 }
 
 fn hidden(earlier: &Meta, file: &str) -> Diagnostic {

@@ -135,6 +135,9 @@ fn an_object_that_nobody_can_name_keeps_everything_that_its_text_held() {
         service("t", 81).replace("kind: Service", "kind: Sevrice"),
         "a: 1".to_owned(),
         "apiVersion: v1\nkind: List\nitems: {}\n".to_owned(),
+        "apiVersion: v1\nkind: List\nitmes: []\n".to_owned(),
+        "apiVersion: v1\nkind: List\n".to_owned(),
+        "apiVersion: v1\nkind: List\nmetadata: {}\nitems: []\nitmes: []\n".to_owned(),
     ] {
         let mut store = Store::new(false);
         store.apply(files([("a.yaml", &both)]));
@@ -214,37 +217,6 @@ fn files_of_other_tools_are_notes() {
     // Under any other name it may be an object that somebody forgot to finish.
     store.apply(files([("web.yaml", "image: {tag: v1}")]));
     assert_eq!(wrong(&store), [(String::new(), Standing::Unread)]);
-}
-
-#[test]
-fn a_start_from_an_emptied_directory_keeps_what_the_state_holds_with_the_alarm() {
-    let state = tempfile::tempdir().unwrap();
-    let start = |allow_empty: bool| Store::with_state(allow_empty, state.path()).unwrap();
-    assert!(start(false).apply(files([("a.yaml", SERVICE)])));
-    for _ in 0..2 {
-        let mut store = start(false);
-        assert!(store.apply(files([])));
-        assert_eq!(names(&store), ["s"]);
-        assert!(said(&store)[0].starts_with("error[vanished]: every configuration file is gone"), "{:?}", said(&store));
-        assert!(!store.apply(files([])));
-    }
-    // What comes back is read as it is.
-    let mut store = start(false);
-    store.apply(files([]));
-    assert!(store.apply(files([("b.yaml", &service("t", 81))])));
-    assert_eq!((names(&store), said(&store).len()), (vec!["t".to_owned()], 0));
-    let mut store = start(true);
-    store.apply(files([]));
-    assert!(names(&store).is_empty());
-}
-
-#[test]
-fn a_directory_without_any_file_is_not_silent() {
-    let mut store = Store::new(false);
-    assert!(store.apply(files([])));
-    assert_eq!(said(&store), ["warning[file]: there is no configuration file: nothing is configured"]);
-    assert!(store.apply(files([("a.yaml", SERVICE)])));
-    assert!(said(&store).is_empty());
 }
 
 const RULE: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: s}\nspec: {host: s, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}\n";
@@ -364,4 +336,59 @@ fn a_rule_without_a_name_is_not_taken_for_one_of_another_text() {
     store.apply(files([("a.yaml", RULE)]));
     store.apply(files([("a.yaml", "a: 1"), ("b.yaml", &nameless)]));
     assert_eq!((tls(&store), store.loaded().objects.refused.len()), ((1, 1), 1));
+}
+
+#[test]
+fn a_file_that_becomes_nothing_but_its_first_lines_keeps_what_it_held() {
+    let config_map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\n";
+    for cut_off in [
+        "",
+        " \n",
+        "# licence\n",
+        "---\n",
+        "# licence\n---\n...\n",
+        "~",
+        config_map,
+        "apiVersion: v1\nkind: List\nitems: []\n",
+    ] {
+        let mut store = Store::new(false);
+        store.apply(files([("a.yaml", SERVICE), ("tls.yaml", RULE)]));
+        store.apply(files([("a.yaml", SERVICE), ("tls.yaml", cut_off)]));
+        assert_eq!(tls(&store), (1, 1), "{cut_off}");
+        let why = "tls.yaml: warning[file]: the object that it held last stays in force";
+        assert!(said(&store).iter().any(|line| line.starts_with(why)), "{:?}", said(&store));
+        store.apply(files([("a.yaml", SERVICE)]));
+        assert_eq!(tls(&store), (0, 0), "{cut_off}");
+    }
+}
+
+#[test]
+fn a_start_from_an_emptied_directory_keeps_what_the_state_holds_with_the_alarm() {
+    let state = tempfile::tempdir().unwrap();
+    let start = |allow_empty: bool| Store::with_state(allow_empty, state.path()).unwrap();
+    assert!(start(false).apply(files([("a.yaml", SERVICE)])));
+    for _ in 0..2 {
+        let mut store = start(false);
+        assert!(store.apply(files([])));
+        assert_eq!(names(&store), ["s"]);
+        assert!(said(&store)[0].starts_with("error[vanished]: every configuration file is gone"), "{:?}", said(&store));
+        assert!(!store.apply(files([])));
+    }
+    // What comes back is read as it is.
+    let mut store = start(false);
+    store.apply(files([]));
+    assert!(store.apply(files([("b.yaml", &service("t", 81))])));
+    assert_eq!((names(&store), said(&store).len()), (vec!["t".to_owned()], 0));
+    let mut store = start(true);
+    store.apply(files([]));
+    assert!(names(&store).is_empty());
+}
+
+#[test]
+fn a_directory_without_any_file_is_not_silent() {
+    let mut store = Store::new(false);
+    assert!(store.apply(files([])));
+    assert_eq!(said(&store), ["warning[file]: there is no configuration file: nothing is configured"]);
+    assert!(store.apply(files([("a.yaml", SERVICE)])));
+    assert!(said(&store).is_empty());
 }
