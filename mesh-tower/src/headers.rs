@@ -55,9 +55,23 @@ fn apply(
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
     use mesh_core::model::HeaderTarget;
 
     use super::*;
+
+    #[test]
+    fn values_made_of_one_another_do_not_grow_without_end() {
+        let double = |of: u32| {
+            let text = format!("%REQ(x{of})%%REQ(x{of})%");
+            HeaderText::parse(text.as_bytes(), HeaderTarget::Request, false).expect("a format")
+        };
+        let name = |of: u32| HeaderName::try_from(format!("x{of}")).unwrap();
+        let changes: Vec<_> = (0..40).map(|of| HeaderChange::Set(name(of + 1), double(of))).collect();
+        let (mut head, ()) = http::Request::get("/").header("x0", "ab").body(()).unwrap().into_parts();
+        apply_to_request(&changes, &mut head);
+        assert_eq!((head.headers["x2"].as_bytes(), head.headers["x40"].len()), (&b"abababab"[..], 64 << 10));
+    }
 
     #[test]
     fn a_value_is_put_together_from_the_headers_as_they_are_by_then() {

@@ -229,6 +229,7 @@ impl HeaderFormat {
                 }
             }
         }
+        value.truncate(LONGEST);
         if value.is_empty() && !self.keep_empty {
             return None;
         }
@@ -236,8 +237,13 @@ impl HeaderFormat {
     }
 }
 
+/// The most bytes of a value that is put together. Values can be made of one another, so that each may double the one
+/// before: what is beyond is cut, as by a length in the operator.
+const LONGEST: usize = 64 << 10;
+
 fn push(text: &[u8], into: &mut Vec<u8>) -> bool {
-    into.extend_from_slice(text);
+    let room = LONGEST.saturating_sub(into.len()).min(text.len());
+    into.extend_from_slice(text.get(..room).unwrap_or_default());
     true
 }
 
