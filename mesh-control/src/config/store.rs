@@ -357,9 +357,8 @@ impl Store {
         let is_hidden = |key: &ObjectKey, good: &Good| {
             let written = written.get(key).copied();
             let handed_in = self.texts.get(&good.file).is_some_and(|text| text.is_handed_in);
-            !handed_in
-                && written.is_none_or(|file| *file < good.file)
-                && (self.keeps(&good.file) || last_unread.is_some_and(|name| written < Some(name)))
+            written.is_none_or(|file| *file < good.file)
+                && (self.keeps(&good.file) || (!handed_in && last_unread.is_some_and(|name| written < Some(name))))
         };
         let kept = self.good.iter().filter(|(key, good)| is_hidden(key, good));
         kept.map(|(key, good)| (key.clone(), good.clone())).collect()

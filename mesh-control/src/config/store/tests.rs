@@ -290,6 +290,13 @@ fn what_disappears_while_a_text_cannot_be_read_may_have_moved_there() {
         store.apply(files([("a.yaml", SERVICE)]));
         assert_eq!(tls(&store), (0, 0), "{after:?}");
     }
+    // Whoever hands in and takes back says so.
+    let mut store = Store::new(false);
+    store.apply(files([("a.yaml", "a: 1")]));
+    store.set_text("tls", RULE);
+    assert_eq!(tls(&store), (1, 1));
+    store.remove_text("tls");
+    assert_eq!(tls(&store), (0, 0));
     // What is written in a later text is in force.
     let mut store = Store::new(false);
     store.apply(files([("00.yaml", &RULE.replace("ISTIO_MUTUAL", "DISABLE"))]));
