@@ -456,9 +456,6 @@ fn tell(before: &Compiled, now: &Compiled) {
     let count = |severity| now.diagnostics.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     info!(objects = now.objects, errors, warnings, "configuration in force");
-    if now.objects == 0 {
-        warn!("the configuration has no object");
-    }
     if let Some(why) = now.held_back.as_ref().filter(|why| before.held_back.as_ref() != Some(why)) {
         error!("of a host that is asked for from now on: {why}");
     }

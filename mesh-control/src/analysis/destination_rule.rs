@@ -54,7 +54,10 @@ fn check_ports(object: &Object<DestinationRule>, policy: &Policy, host: &str, fo
                 found.push(finding.object(object.meta.id()).field(format!("{path}.portLevelSettings[{index}]")));
             };
             if let Some(service) = service.filter(|service| service.port(number).is_none()) {
-                say(Code::UnknownReference, format!("{} has no port {number}: nothing is called so", service.host));
+                say(
+                    Code::UnknownReference,
+                    format!("{} has no port {number}: these settings are for no call", service.host),
+                );
             }
             let of_port = of_rule.and_then(|rule| rule.port_level_settings.iter().find(|s| s.port.number.0 == number));
             let above =
