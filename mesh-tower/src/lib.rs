@@ -36,7 +36,7 @@
 //! [`server::serve`], or below `axum::serve` with feature `axum`. [`Mesh::serving`] says when requests are wanted,
 //! [`Mesh::drained`] when the process may end, and [`drain`] how it leaves without losing a request.
 //!
-//! Failures are [`MeshError`](mesh_core::error::MeshError)s: of which kind, whose fault, and whether to try again.
+//! Failures are [`MeshError`]s: of which kind, whose fault, and whether to try again.
 
 #![warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
