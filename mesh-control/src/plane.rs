@@ -43,7 +43,8 @@ pub struct PlaneOptions {
     pub allow_empty: bool,
     /// What becomes of calls to hosts that no object describes.
     pub outbound_traffic_policy: OutboundTrafficPolicy,
-    /// Where the last good state of the directory's objects is kept, so that it survives a restart.
+    /// Where the last good state of the directory's objects is kept, so that it survives a restart. It is for one server
+    /// and its one directory alone: nothing keeps another one from writing there, and what it wrote is believed.
     pub state_dir: Option<PathBuf>,
     /// Let workloads serve that a `PeerAuthentication` (STRICT), a `RequestAuthentication` or an `AuthorizationPolicy` guards.
     /// None of these is enforced yet; without this, such workloads answer every request with 503 and the reason.

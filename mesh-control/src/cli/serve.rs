@@ -20,7 +20,8 @@ pub(super) struct Args {
     /// The directory with the configuration; it is read again whenever it changes.
     #[arg(long, value_name = "DIR")]
     config: PathBuf,
-    /// Keeps the last good state of the configuration's objects in this directory, so that it survives a restart.
+    /// Keeps the last good state of the configuration's objects in this directory, so that it survives a restart. No
+    /// other server may use it.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Refuses to start if any object of the configuration is wrong.
