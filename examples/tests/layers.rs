@@ -22,7 +22,7 @@ const CRATES: [Crate; 4] = [
         layers: &[
             &["id", "grpc_timeout"],
             &["error"],
-            &["request"],
+            &["request", "identity"],
             &["model"],
             &["matcher", "resources"],
             &["state", "client_status"],

@@ -26,6 +26,7 @@ pub mod filter;
 pub mod fixed;
 pub mod grpc_timeout;
 pub mod id;
+pub mod identity;
 pub mod matcher;
 pub mod model;
 pub mod request;

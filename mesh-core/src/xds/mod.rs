@@ -40,6 +40,7 @@ pub(crate) mod delta;
 pub mod dns;
 pub(crate) mod ignored;
 pub(crate) mod intake;
+pub mod istio_ca;
 pub(crate) mod names;
 pub(crate) mod place;
 pub(crate) mod session;

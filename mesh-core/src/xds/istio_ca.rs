@@ -1,0 +1,38 @@
+//! Istio's protocol of certificates (`istio.v1.auth.IstioCertificateService`, security/v1alpha1/ca.proto): a request to
+//! sign a key, and the chain that comes back. Our own authority speaks it, and so does Istio's.
+
+use envoy_types::pb::google::protobuf::Struct;
+
+/// The service's name.
+pub const SERVICE: &str = "istio.v1.auth.IstioCertificateService";
+
+/// The path of its only method.
+pub const CREATE_CERTIFICATE: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
+
+/// A request to sign a key.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct IstioCertificateRequest {
+    /// The PKCS#10 request in PEM. Only its key counts: names come from who asks.
+    #[prost(string, tag = "1")]
+    pub csr: String,
+    /// How long the certificate shall hold, in seconds; zero = the authority's default.
+    #[prost(int64, tag = "3")]
+    pub validity_duration: i64,
+    /// What else there is to say: see [`NAMESPACE`] and [`SERVICE_ACCOUNT`].
+    #[prost(message, optional, tag = "4")]
+    pub metadata: Option<Struct>,
+}
+
+/// The signed chain.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct IstioCertificateResponse {
+    /// Certificates in PEM: the leaf first, the root last.
+    #[prost(string, repeated, tag = "1")]
+    pub cert_chain: Vec<String>,
+}
+
+/// The key of the metadata in which a workload names its namespace, where nothing better says who it is (`--dev`).
+pub const NAMESPACE: &str = "NAMESPACE";
+
+/// The key of the metadata in which a workload names its service account, where nothing better says who it is (`--dev`).
+pub const SERVICE_ACCOUNT: &str = "SERVICE_ACCOUNT";
