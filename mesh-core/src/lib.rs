@@ -37,6 +37,7 @@ pub mod state;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod tls;
 pub mod view;
 #[cfg(feature = "xds")]
 pub mod xds;

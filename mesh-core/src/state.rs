@@ -12,22 +12,38 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::id::{ClusterName, EndpointId};
+use crate::model::ClusterTls;
+use crate::tls::Certificates;
 
 /// The state of one endpoint of one cluster.
 pub struct EndpointState {
     id: EndpointId,
     in_flight: AtomicU32,
+    mutual_tls: bool,
+    certificates: Arc<Certificates>,
     attachment: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 impl EndpointState {
-    fn new(id: EndpointId) -> Self {
-        EndpointState { id, in_flight: AtomicU32::new(0), attachment: OnceLock::new() }
+    fn new(id: EndpointId, mutual_tls: bool, certificates: &Arc<Certificates>) -> Self {
+        let certificates = Arc::clone(certificates);
+        EndpointState { id, in_flight: AtomicU32::new(0), mutual_tls, certificates, attachment: OnceLock::new() }
     }
 
     /// Who it is.
     pub fn id(&self) -> &EndpointId {
         &self.id
+    }
+
+    /// Whether it is marked for mutual TLS. One whose mark changes has a new state, and so new connections.
+    #[inline]
+    pub fn is_mutual_tls(&self) -> bool {
+        self.mutual_tls
+    }
+
+    /// What the mesh shows of itself to whoever is dialled.
+    pub fn certificates(&self) -> &Arc<Certificates> {
+        &self.certificates
     }
 
     /// Requests in flight, counted to the end of the response body.
@@ -80,7 +96,9 @@ impl Drop for InFlight {
 pub struct ClusterState {
     /// The position of round robin, one for all priorities.
     pub round_robin: AtomicU32,
-    endpoints: Mutex<HashMap<EndpointId, Weak<EndpointState>>>,
+    certificates: Arc<Certificates>,
+    /// By identity, and by whether they are marked for mutual TLS.
+    endpoints: Mutex<HashMap<(EndpointId, bool), Weak<EndpointState>>>,
     /// Endpoints that no view holds.
     visited: Mutex<HashMap<EndpointId, Visited>>,
 }
@@ -100,17 +118,18 @@ const MAX_VISITED: usize = 1000;
 
 impl ClusterState {
     /// The state of an endpoint: the present one while anything refers to it, else a new one.
-    pub fn endpoint(&self, id: &EndpointId) -> Arc<EndpointState> {
+    pub fn endpoint(&self, id: &EndpointId, mutual_tls: bool) -> Arc<EndpointState> {
         let mut endpoints = lock(&self.endpoints);
-        if let Some(state) = endpoints.get(id).and_then(Weak::upgrade) {
+        let key = (id.clone(), mutual_tls);
+        if let Some(state) = endpoints.get(&key).and_then(Weak::upgrade) {
             return state;
         }
         if endpoints.len().is_power_of_two() {
             // Now and then, so that addresses that come and go leave nothing behind.
             endpoints.retain(|_, state| state.strong_count() > 0);
         }
-        let state = Arc::new(EndpointState::new(id.clone()));
-        endpoints.insert(id.clone(), Arc::downgrade(&state));
+        let state = Arc::new(EndpointState::new(id.clone(), mutual_tls, &self.certificates));
+        endpoints.insert(key, Arc::downgrade(&state));
         state
     }
 
@@ -123,7 +142,7 @@ impl ClusterState {
             found.used = true;
             return Arc::clone(&found.state);
         }
-        let state = self.endpoint(id);
+        let state = self.endpoint(id, false);
         if visited.len() >= MAX_VISITED {
             // The longest idle one makes room, if there is an idle one.
             let idle = visited.iter().filter(|(_, one)| !one.used && one.state.in_flight() == 0);
@@ -169,7 +188,8 @@ impl ClusterState {
 /// All state of a mesh.
 #[derive(Default)]
 pub struct States {
-    clusters: Mutex<HashMap<ClusterName, Weak<ClusterState>>>,
+    certificates: Arc<Certificates>,
+    clusters: Mutex<HashMap<ClusterName, (ClusterTls, Weak<ClusterState>)>>,
     filters: Mutex<HashMap<FilterKey, Weak<dyn Any + Send + Sync>>>,
 }
 
@@ -207,15 +227,31 @@ impl FilterState<'_> {
 }
 
 impl States {
-    /// The state of a cluster: the present one while anything refers to it, else a new one.
-    pub fn cluster(&self, name: &ClusterName) -> Arc<ClusterState> {
+    /// The state of a mesh that shows these of itself.
+    pub fn new(certificates: Arc<Certificates>) -> Self {
+        States { certificates, ..States::default() }
+    }
+
+    /// What the mesh shows of itself.
+    pub fn certificates(&self) -> &Arc<Certificates> {
+        &self.certificates
+    }
+
+    /// The state of a cluster: the present one while anything refers to it, else a new one. One that is secured in another
+    /// way than before is another cluster: no connection that was made in the old way is found.
+    pub fn cluster(&self, name: &ClusterName, tls: &ClusterTls) -> Arc<ClusterState> {
         let mut clusters = lock(&self.clusters);
-        if let Some(state) = clusters.get(name).and_then(Weak::upgrade) {
+        let present = clusters.get(name).filter(|(present, _)| present == tls);
+        if let Some(state) = present.and_then(|(_, state)| state.upgrade()) {
             return state;
         }
-        clusters.retain(|_, state| state.strong_count() > 0);
-        let state = Arc::new(ClusterState::default());
-        clusters.insert(name.clone(), Arc::downgrade(&state));
+        clusters.retain(|_, (_, state)| state.strong_count() > 0);
+        if tls.upstream().is_some() {
+            self.certificates.want();
+        }
+        let state = ClusterState { certificates: Arc::clone(&self.certificates), ..ClusterState::default() };
+        let state = Arc::new(state);
+        clusters.insert(name.clone(), (tls.clone(), Arc::downgrade(&state)));
         state
     }
 
@@ -239,6 +275,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::UpstreamTls;
 
     fn id(port: u16) -> EndpointId {
         EndpointId::new(std::net::SocketAddr::from(([127, 0, 0, 1], port)))
@@ -247,18 +284,31 @@ mod tests {
     #[test]
     fn state_is_found_again_while_a_request_holds_it_and_forgotten_after() {
         let states = States::default();
-        let cluster = states.cluster(&"c".into());
-        let guard = cluster.endpoint(&id(1)).enter();
-        assert_eq!(cluster.endpoint(&id(1)).in_flight(), 1);
+        let cluster = states.cluster(&"c".into(), &ClusterTls::None);
+        let guard = cluster.endpoint(&id(1), false).enter();
+        assert_eq!(cluster.endpoint(&id(1), false).in_flight(), 1);
         drop(guard);
-        assert_eq!(cluster.endpoint(&id(1)).in_flight(), 0);
+        assert_eq!(cluster.endpoint(&id(1), false).in_flight(), 0);
         for port in 2..100 {
-            drop(cluster.endpoint(&id(port)));
+            drop(cluster.endpoint(&id(port), false));
         }
         assert!(cluster.len() < 10, "{}", cluster.len());
         let before = Arc::downgrade(&cluster);
         drop(cluster);
         assert!(before.upgrade().is_none());
+    }
+
+    #[test]
+    fn connections_that_were_secured_in_another_way_are_not_found() {
+        let states = States::default();
+        let plain = states.cluster(&"c".into(), &ClusterTls::None);
+        let tls = |peer: &str| ClusterTls::Mutual(Arc::new(UpstreamTls::with([peer.parse().expect("an ID")])));
+        let secured = states.cluster(&"c".into(), &tls("spiffe://td/a"));
+        let other = states.cluster(&"c".into(), &tls("spiffe://td/b"));
+        assert!(!Arc::ptr_eq(&plain, &secured) && !Arc::ptr_eq(&secured, &other));
+        assert!(Arc::ptr_eq(&other, &states.cluster(&"c".into(), &tls("spiffe://td/b"))));
+        let (marked, unmarked) = (other.endpoint(&id(1), true), other.endpoint(&id(1), false));
+        assert!(!Arc::ptr_eq(&marked, &unmarked) && Arc::ptr_eq(&marked, &other.endpoint(&id(1), true)));
     }
 
     #[test]
@@ -314,7 +364,7 @@ mod tests {
 
     #[test]
     fn an_attachment_is_made_once_and_keeps_its_type() {
-        let state = ClusterState::default().endpoint(&id(1));
+        let state = ClusterState::default().endpoint(&id(1), false);
         assert_eq!(state.attachment(|| 1u32), Some(&1));
         assert_eq!(state.attachment(|| 2u32), Some(&1));
         assert_eq!(state.attachment(|| "text"), None);

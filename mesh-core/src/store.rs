@@ -24,6 +24,7 @@ use crate::error::{ErrorKind, Invalid, MeshError};
 use crate::id::{ListenerName, Target};
 use crate::resources::{Progress, Update};
 use crate::state::lock;
+use crate::tls::Certificates;
 use crate::view::{Extensions, TargetView};
 
 pub use server::{ChainView, ServerState, ServerView};
@@ -69,6 +70,7 @@ struct StoreState {
     news: Notify,
     closed: AtomicBool,
     source: Arc<dyn Source>,
+    certificates: Arc<Certificates>,
     idle: Duration,
 }
 
@@ -170,7 +172,10 @@ impl Store {
     /// A store and the sink that fills it; run the source with the sink. A target that nobody asked for during `idle`,
     /// or for a year, is forgotten.
     pub fn new(source: Arc<dyn Source>, extensions: Extensions, idle: Duration) -> (Store, Sink) {
+        let certificates = Arc::<Certificates>::default();
+        let assembly = Assembly::new(extensions, Arc::clone(&certificates));
         let shared = Arc::new(StoreState {
+            certificates,
             targets: ArcSwap::default(),
             commands: Mutex::default(),
             news: Notify::new(),
@@ -180,8 +185,13 @@ impl Store {
             idle: idle.min(LONGEST_IDLE),
         });
         let alive = Arc::new(Alive(Arc::clone(&shared)));
-        let sink = Sink { shared: Arc::clone(&shared), assembly: Assembly::new(extensions), idle_check: None };
+        let sink = Sink { shared: Arc::clone(&shared), assembly, idle_check: None };
         (Store { shared, _alive: alive }, sink)
+    }
+
+    /// What this process shows of itself where TLS is asked for.
+    pub fn certificates(&self) -> &Arc<Certificates> {
+        &self.shared.certificates
     }
 
     /// The view of a target, if somebody asked for it before and it is there. Allocates nothing.
@@ -323,6 +333,12 @@ impl Sink {
     pub fn apply(&mut self, update: Update) -> Progress {
         self.assembly.apply(update);
         self.assembly.progress()
+    }
+
+    /// Where a source that has an authority to ask puts the workload's credentials, once they are
+    /// [wanted](Certificates::wanted).
+    pub fn certificates(&self) -> &Arc<Certificates> {
+        &self.shared.certificates
     }
 
     /// What the application adds to the built-in parts: names beyond these mean nothing to it.

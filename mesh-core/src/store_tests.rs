@@ -202,7 +202,7 @@ async fn an_update_shares_what_it_did_not_touch_and_carries_state_over() {
     assert!(!Arc::ptr_eq(&before.clusters()[1], &after.clusters()[1]));
     assert!(Arc::ptr_eq(before.routes().unwrap(), after.routes().unwrap()));
     // The endpoint that stayed still counts the request of the old view.
-    let picked = after.clusters()[1].leaves()[0].state.endpoint(held.in_flight.endpoint().id());
+    let picked = after.clusters()[1].leaves()[0].state.endpoint(held.in_flight.endpoint().id(), false);
     assert_eq!(picked.in_flight(), 1);
 }
 
@@ -286,7 +286,7 @@ async fn a_server_serves_once_its_listener_is_for_the_address_that_it_is_bound_t
     sink.apply(listen(address));
     let state = server.state();
     let ServerState::Serving(view) = state.borrow().clone() else { panic!("serving") };
-    assert!(view.chain(address, "127.0.0.1:999".parse().unwrap()).is_some());
+    assert!(view.chain(address, "127.0.0.1:999".parse().unwrap(), false).is_some());
     drop(server);
     assert_eq!(sink.changed().await.unwrap().unsubscribe.len(), 1);
 }

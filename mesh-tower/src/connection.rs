@@ -19,7 +19,7 @@ pub struct ConnectionInfo {
 }
 
 /// What the handshake of a connection came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TlsInfo {
     /// Who the peer is, by its certificate, which was verified.
@@ -50,6 +50,12 @@ impl ConnectionInfo {
     /// Who the peer is, where mutual TLS told.
     pub fn peer_identity(&self) -> Option<&SpiffeId> {
         self.tls()?.identity.as_ref()
+    }
+
+    /// Notes what the handshake came to.
+    pub(crate) fn secured(&self, tls: TlsInfo) {
+        // There is one handshake.
+        _ = self.tls.set(tls);
     }
 
     /// The connection of the request that this task is working on, under [`crate::server::serve`].

@@ -47,6 +47,7 @@ pub mod drain;
 mod filters;
 mod headers;
 pub mod health;
+mod io;
 mod listeners;
 mod mesh;
 mod outbound;

@@ -11,6 +11,7 @@ use mesh_core::filter::FilterFactory;
 use mesh_core::id::Target;
 use mesh_core::request_info::{Observer, Observers};
 use mesh_core::store::{Source, Store};
+use mesh_core::tls::{Certificates, Credentials};
 use mesh_core::view::Extensions;
 
 use crate::drain::Drain;
@@ -73,6 +74,11 @@ impl Mesh {
     /// Targets and their views.
     pub fn store(&self) -> &Store {
         &self.inner.store
+    }
+
+    /// The key and certificate that this process shows where TLS is asked for.
+    pub fn certificates(&self) -> &Arc<Certificates> {
+        self.inner.store.certificates()
     }
 
     /// What the control plane told this process and what became of it, as CSDS has it: the servers, every resource
@@ -154,6 +160,7 @@ pub struct MeshBuilder {
     cold_start_wait: Option<Duration>,
     target_idle: Option<Duration>,
     lame_duck: Option<Duration>,
+    credentials: Option<Credentials>,
 }
 
 impl MeshBuilder {
@@ -205,6 +212,13 @@ impl MeshBuilder {
         self
     }
 
+    /// What this process shows of itself where TLS is asked for, until its source has newer ones: for a mesh whose source
+    /// has no authority to ask. Replace them later by [`Mesh::certificates`].
+    pub fn credentials(mut self, credentials: Credentials) -> Self {
+        self.credentials = Some(credentials);
+        self
+    }
+
     /// Starts the mesh: the source gets a thread of its own, the only one that the mesh has, so that a flood of updates
     /// cannot stall the application's.
     ///
@@ -215,6 +229,9 @@ impl MeshBuilder {
         let idle = self.target_idle.unwrap_or(Duration::from_secs(600));
         let status = source.status();
         let (store, sink) = Store::new(Arc::clone(&source), self.extensions, idle);
+        if let Some(credentials) = self.credentials {
+            store.certificates().set(Arc::new(credentials));
+        }
         let targets = store.targets();
         let failed = |error: std::io::Error| StartError(format!("cannot start the configuration thread: {error}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use mesh_core::error::ErrorKind;
+use mesh_core::model::ServerTls;
 use mesh_tower::Mesh;
 use mesh_tower::health::Health;
 use mesh_tower::server::{MeshIo, MeshListener};
@@ -99,7 +100,7 @@ async fn without_an_answer_nothing_is_served_and_the_wait_ends_with_the_reason()
 async fn a_connection_without_a_chain_or_with_tls_that_cannot_be_had_is_closed() {
     let (player, mesh, mut bound) = bound().await;
     let mut secured = chain(vec![app_route()], vec![]);
-    secured.unusable_tls = Some("TLS is not built".into());
+    secured.tls = ServerTls::Unusable("TLS is not built".into());
     player.send(listener(bound.local_addr(), vec![secured]));
     within(mesh.serving()).await.unwrap();
     let mut refused = connect(&bound).await;

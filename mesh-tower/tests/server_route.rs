@@ -12,6 +12,7 @@ use mesh_core::error::{ErrorKind, Invalid};
 use mesh_core::fixed::{Fixed, route_to};
 use mesh_core::model::{
     Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, HeaderChange, NamedFilter, PathTest, Route, RouteAction,
+    ServerTls,
 };
 use mesh_core::request_info::{Observer, RequestInfo};
 use mesh_core::state::FilterState;
@@ -171,7 +172,7 @@ async fn a_change_bites_on_the_next_request_and_its_withdrawal_too() {
     becomes(503).await;
     assert_eq!(text(send(&layer, get("/")).await).await, "withdrawn");
     let mut secured = chain(vec![app_route()], vec![]);
-    secured.unusable_tls = Some("TLS is not built".into());
+    secured.tls = ServerTls::Unusable("TLS is not built".into());
     player.send(listener(bound.local_addr(), vec![secured]));
     within(mesh.serving()).await.unwrap();
     let refused = send(&layer, get("/")).await;

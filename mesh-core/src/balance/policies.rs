@@ -92,7 +92,7 @@ mod tests {
     fn set(weights: &[u64]) -> EndpointSet {
         let cluster = Arc::new(ClusterState::default());
         let endpoint = |port: usize| {
-            cluster.endpoint(&EndpointId::new(std::net::SocketAddr::from(([10, 0, 0, 1], 1 + port as u16))))
+            cluster.endpoint(&EndpointId::new(std::net::SocketAddr::from(([10, 0, 0, 1], 1 + port as u16))), false)
         };
         let endpoints = weights.iter().enumerate().map(|(at, weight)| (endpoint(at), *weight)).collect();
         EndpointSet::new(endpoints, Arc::clone(&cluster))

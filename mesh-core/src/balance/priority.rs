@@ -224,7 +224,7 @@ fn weighted(
                     u64::try_from(scaled).unwrap_or(u64::MAX)
                 }
             };
-            (state.endpoint(&endpoint.id), weight)
+            (state.endpoint(&endpoint.id, endpoint.mutual_tls), weight)
         }));
     }
     weighted

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::id::ClusterName;
+use crate::identity::SpiffeId;
 use crate::model::Endpoints;
 
 /// A validated Cluster.
@@ -116,9 +117,41 @@ pub enum ClusterTls {
     /// Nothing was said.
     #[default]
     None,
+    /// Mutual TLS.
+    Mutual(Arc<UpstreamTls>),
+    /// Mutual TLS with the endpoints that are marked for it ([`Endpoint::mutual_tls`](crate::model::Endpoint)), plaintext
+    /// with the others: Istio's automatic mTLS.
+    MutualWhereMarked(Arc<UpstreamTls>),
     /// TLS is asked for and this build cannot provide it: every dial fails with this reason, and nothing is
     /// ever sent in plaintext.
     Unusable(Arc<str>),
+}
+
+/// Mutual TLS with the endpoints of a cluster, with the mesh's own certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UpstreamTls {
+    /// Who may answer (secure naming). Nobody else is sent a byte.
+    pub peers: Arc<[SpiffeId]>,
+    /// The name that is asked for.
+    pub sni: Option<Arc<str>>,
+}
+
+impl UpstreamTls {
+    /// With these peers, asking for no name.
+    pub fn with(peers: impl IntoIterator<Item = SpiffeId>) -> Self {
+        UpstreamTls { peers: peers.into_iter().collect(), sni: None }
+    }
+}
+
+impl ClusterTls {
+    /// How connections are secured, where they are.
+    pub fn upstream(&self) -> Option<&Arc<UpstreamTls>> {
+        match self {
+            ClusterTls::Mutual(tls) | ClusterTls::MutualWhereMarked(tls) => Some(tls),
+            ClusterTls::None | ClusterTls::Unusable(_) => None,
+        }
+    }
 }
 
 impl Cluster {

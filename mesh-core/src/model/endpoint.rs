@@ -41,6 +41,9 @@ pub struct Endpoint {
     pub weight: u32,
     /// The name to dial it by, where it differs from the address (gRFC A81).
     pub hostname: Option<Arc<str>>,
+    /// Whether it speaks the mesh's mutual TLS (`envoy.transport_socket_match`, `tlsMode: istio`). Counts in clusters that
+    /// leave it to their endpoints.
+    pub mutual_tls: bool,
     /// String metadata by filter namespace and key, as in `istio` / `workload`.
     pub metadata: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Arc<str>>>,
 }
@@ -48,7 +51,14 @@ pub struct Endpoint {
 impl Endpoint {
     /// A healthy endpoint of weight 1.
     pub fn new(id: EndpointId) -> Self {
-        Endpoint { id, health: Health::Unknown, weight: 1, hostname: None, metadata: BTreeMap::new() }
+        Endpoint {
+            id,
+            health: Health::Unknown,
+            weight: 1,
+            hostname: None,
+            mutual_tls: false,
+            metadata: BTreeMap::new(),
+        }
     }
 }
 

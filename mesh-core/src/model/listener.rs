@@ -138,14 +138,26 @@ pub struct FilterChain {
     pub matches: FilterChainMatch,
     /// Routes and filters.
     pub http: HttpManager,
-    /// Set when the chain asks for TLS that this build cannot provide: its connections are refused.
-    pub unusable_tls: Option<Arc<str>>,
+    /// Whether its connections are secured.
+    pub tls: ServerTls,
+}
+
+/// Whether the connections of a filter chain are secured. Exhaustive: whoever lets a connection in has to know each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ServerTls {
+    /// Nothing was said: plaintext.
+    #[default]
+    None,
+    /// Mutual TLS: whoever connects shows a certificate of a trusted domain.
+    Mutual,
+    /// TLS that this build cannot provide: connections are refused with this reason.
+    Unusable(Arc<str>),
 }
 
 impl FilterChain {
     /// A chain that takes every connection, in plaintext.
     pub fn new(name: impl Into<Arc<str>>, http: HttpManager) -> Self {
-        FilterChain { name: name.into(), matches: FilterChainMatch::default(), http, unusable_tls: None }
+        FilterChain { name: name.into(), matches: FilterChainMatch::default(), http, tls: ServerTls::None }
     }
 }
 
@@ -161,4 +173,6 @@ pub struct FilterChainMatch {
     pub source: Vec<(IpAddr, u8)>,
     /// Source ports; empty = any.
     pub source_ports: Vec<u16>,
+    /// `Some(true)`: only where the client speaks TLS; `Some(false)`: only in plaintext.
+    pub is_tls: Option<bool>,
 }

@@ -30,11 +30,13 @@ mod retry;
 mod route;
 mod strings;
 
-pub use cluster::{BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, PriorityPolicy};
+pub use cluster::{BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, PriorityPolicy, UpstreamTls};
 pub use endpoint::{Endpoint, Endpoints, Health, LocalityEndpoints};
 pub use filter::{Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, NamedFilter};
 pub use header_text::{HeaderFormat, HeaderTarget, HeaderText};
-pub use listener::{ApiListener, FilterChain, FilterChainMatch, HttpManager, Listener, RouteSource, ServerListener};
+pub use listener::{
+    ApiListener, FilterChain, FilterChainMatch, HttpManager, Listener, RouteSource, ServerListener, ServerTls,
+};
 pub use path_rewrite::PathRewrite;
 pub use retry::{RetryCondition, RetryConditions, RetryPolicy};
 pub use route::{

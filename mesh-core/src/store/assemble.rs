@@ -10,9 +10,10 @@ use super::TargetEntry;
 use super::server::{ChainView, ServerState, ServerView};
 use crate::error::{ErrorKind, MeshError};
 use crate::id::{ClusterName, ListenerName, Target};
-use crate::model::{Cluster, ClusterKind, HttpManager, Listener, RouteSource, ServerListener};
+use crate::model::{Cluster, ClusterKind, HttpManager, Listener, RouteSource, ServerListener, ServerTls};
 use crate::resources::{Known, Progress, ResourceKey, ResourceType, Resources, Update};
 use crate::state::States;
+use crate::tls::Certificates;
 use crate::view::{ClusterView, Extensions, Leaf, RouteTable, TargetView};
 
 /// How deep aggregate clusters may nest (gRFC A37).
@@ -73,11 +74,11 @@ impl Walk {
 }
 
 impl Assembly {
-    pub(super) fn new(extensions: Extensions) -> Self {
+    pub(super) fn new(extensions: Extensions, certificates: Arc<Certificates>) -> Self {
         Assembly {
             resources: Resources::default(),
             extensions,
-            states: States::default(),
+            states: States::new(certificates),
             users: HashMap::new(),
             needed_by: HashMap::new(),
             compiled: HashMap::new(),
@@ -290,7 +291,10 @@ impl Assembly {
         }
         match self.chains(listener, previous, walk)? {
             Ok(chains) => {
-                Some(ServerState::Serving(Arc::new(ServerView { listener: Arc::new(listener.clone()), chains })))
+                if chains.iter().any(|chain| chain.tls == ServerTls::Mutual) {
+                    self.states.certificates().want();
+                }
+                Some(ServerState::Serving(Arc::new(ServerView::new(Arc::new(listener.clone()), chains))))
             }
             Err(reason) => Some(ServerState::NotServing(format!("listener {name}: {reason}").into())),
         }
@@ -312,7 +316,7 @@ impl Assembly {
             let place = format!("{}/{}", listener.name, chain.name);
             match self.route_table(&chain.http, before, &place, walk) {
                 None => {}
-                Some(Ok(routes)) => chains.push(ChainView { routes, unusable_tls: chain.unusable_tls.clone() }),
+                Some(Ok(routes)) => chains.push(ChainView { routes, tls: chain.tls.clone() }),
                 Some(Err(reason)) => return Some(Err(format!("filter chain {:?}: {reason}", chain.name))),
             }
         }
@@ -404,7 +408,7 @@ impl Assembly {
         };
         // A cluster that stands twice in an aggregate counts once, where it stands first.
         if !leaves.iter().any(|leaf| leaf.cluster.name == cluster.name) {
-            let state = self.states.cluster(&cluster.name);
+            let state = self.states.cluster(&cluster.name, &cluster.tls);
             leaves.push(Leaf { cluster, endpoints, state });
         }
         Some(Ok(()))

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::model::{FilterChain, FilterChainMatch, ServerListener};
+use crate::model::{FilterChain, FilterChainMatch, ServerListener, ServerTls};
 use crate::view::RouteTable;
 
 /// Whether a server may serve (gRFC A36). Exhaustive: one more must not pass for one that may.
@@ -25,6 +25,7 @@ pub struct ServerView {
     pub listener: Arc<ServerListener>,
     /// Its chains, the default one last.
     pub chains: Vec<ChainView>,
+    asks_for_tls: bool,
 }
 
 /// One filter chain, compiled.
@@ -33,29 +34,49 @@ pub struct ServerView {
 pub struct ChainView {
     /// Its routes.
     pub routes: Arc<RouteTable>,
-    /// Why its connections are refused, where they are.
-    pub unusable_tls: Option<Arc<str>>,
+    /// Whether its connections are secured.
+    pub tls: ServerTls,
 }
 
 impl ChainView {
     /// A chain with these routes whose connections are let in.
     pub fn new(routes: Arc<RouteTable>) -> Self {
-        ChainView { routes, unusable_tls: None }
+        ChainView { routes, tls: ServerTls::None }
+    }
+
+    /// Whether a connection may be served by this chain. `is_mutual_tls` says whether its peer has shown who it is.
+    ///
+    /// # Errors
+    /// The reason why it may not. One that was made before the configuration asked for TLS cannot meet the demand.
+    pub fn admits(&self, is_mutual_tls: bool) -> Result<(), Arc<str>> {
+        match &self.tls {
+            ServerTls::None => Ok(()),
+            ServerTls::Mutual if is_mutual_tls => Ok(()),
+            ServerTls::Mutual => Err("mutual TLS is required".into()),
+            ServerTls::Unusable(reason) => Err(Arc::clone(reason)),
+        }
     }
 }
 
 impl ServerView {
     /// This listener with its chains, compiled, the default one last.
     pub fn new(listener: Arc<ServerListener>, chains: Vec<ChainView>) -> Self {
-        ServerView { listener, chains }
+        let asks_for_tls = chains.iter().any(|chain| chain.tls != ServerTls::None)
+            || listener.chains().any(|chain| chain.matches.is_tls.is_some());
+        ServerView { listener, chains, asks_for_tls }
     }
 
-    /// The chain of a connection: the most specific match by destination, then by where it comes from, then by
-    /// source address, then by source port; else the default (gRFC A36).
-    pub fn chain(&self, local: SocketAddr, peer: SocketAddr) -> Option<&ChainView> {
+    /// Whether anything of it depends on whether a client speaks TLS.
+    pub fn asks_for_tls(&self) -> bool {
+        self.asks_for_tls
+    }
+
+    /// The chain of a connection: the most specific match by destination, then by whether it speaks TLS, then by where it
+    /// comes from, then by source address, then by source port; else the default (gRFC A36; Envoy's order).
+    pub fn chain(&self, local: SocketAddr, peer: SocketAddr, is_tls: bool) -> Option<&ChainView> {
         let ranked = self.listener.filter_chains.iter().zip(&self.chains);
         let best = ranked
-            .filter_map(|(chain, view)| Some((specificity(&chain.matches, local, peer)?, view)))
+            .filter_map(|(chain, view)| Some((specificity(&chain.matches, local, peer, is_tls)?, view)))
             .max_by_key(|(rank, _)| *rank);
         let default = |_: &FilterChain| self.chains.get(self.listener.filter_chains.len());
         best.map(|(_, view)| view).or_else(|| self.listener.default_filter_chain.as_ref().and_then(default))
@@ -63,13 +84,18 @@ impl ServerView {
 }
 
 /// How specifically a chain matches a connection, in the order in which that counts; `None` if it does not.
-fn specificity(matches: &FilterChainMatch, local: SocketAddr, peer: SocketAddr) -> Option<[u16; 4]> {
+fn specificity(matches: &FilterChainMatch, local: SocketAddr, peer: SocketAddr, is_tls: bool) -> Option<[u16; 5]> {
     let prefix = |prefixes: &[(std::net::IpAddr, u8)], ip| {
         if prefixes.is_empty() {
             return Some(0);
         }
         let fits = prefixes.iter().filter(|(network, length)| contains(*network, *length, ip));
         fits.map(|(_, length)| u16::from(*length) + 1).max()
+    };
+    let transport = match matches.is_tls {
+        None => 0,
+        Some(wanted) if wanted == is_tls => 1,
+        Some(_) => return None,
     };
     let is_local = peer.ip().is_loopback() || peer.ip() == local.ip();
     let source = match matches.source_is_local {
@@ -82,7 +108,8 @@ fn specificity(matches: &FilterChainMatch, local: SocketAddr, peer: SocketAddr) 
         ports if ports.contains(&peer.port()) => 1,
         _ => return None,
     };
-    Some([prefix(&matches.destination, local.ip())?, source, prefix(&matches.source, peer.ip())?, port])
+    let (destination, peers) = (prefix(&matches.destination, local.ip())?, prefix(&matches.source, peer.ip())?);
+    Some([destination, transport, source, peers, port])
 }
 
 fn contains(network: std::net::IpAddr, length: u8, ip: std::net::IpAddr) -> bool {
@@ -107,20 +134,22 @@ mod tests {
         let net = |text: &str, length| (text.parse().unwrap(), length);
         let any = FilterChainMatch::default();
         let cases = [
-            (any.clone(), Some([0, 0, 0, 0])),
+            (any.clone(), Some([0, 0, 0, 0, 0])),
             (
                 FilterChainMatch { destination: vec![net("10.0.0.0", 8), net("10.1.0.0", 16)], ..any.clone() },
-                Some([17, 0, 0, 0]),
+                Some([17, 0, 0, 0, 0]),
             ),
             (FilterChainMatch { destination: vec![net("11.0.0.0", 8)], ..any.clone() }, None),
             (FilterChainMatch { source_is_local: Some(true), ..any.clone() }, None),
-            (FilterChainMatch { source_is_local: Some(false), ..any.clone() }, Some([0, 1, 0, 0])),
-            (FilterChainMatch { source: vec![net("0.0.0.0", 0)], ..any.clone() }, Some([0, 0, 1, 0])),
-            (FilterChainMatch { source_ports: vec![5000], ..any.clone() }, Some([0, 0, 0, 1])),
-            (FilterChainMatch { source_ports: vec![1], ..any }, None),
+            (FilterChainMatch { source_is_local: Some(false), ..any.clone() }, Some([0, 0, 1, 0, 0])),
+            (FilterChainMatch { source: vec![net("0.0.0.0", 0)], ..any.clone() }, Some([0, 0, 0, 1, 0])),
+            (FilterChainMatch { source_ports: vec![5000], ..any.clone() }, Some([0, 0, 0, 0, 1])),
+            (FilterChainMatch { source_ports: vec![1], ..any.clone() }, None),
+            (FilterChainMatch { is_tls: Some(true), ..any.clone() }, Some([0, 1, 0, 0, 0])),
+            (FilterChainMatch { is_tls: Some(false), ..any }, None),
         ];
         for (matches, expected) in cases {
-            assert_eq!(specificity(&matches, local, peer), expected, "{matches:?}");
+            assert_eq!(specificity(&matches, local, peer, true), expected, "{matches:?}");
         }
     }
 }

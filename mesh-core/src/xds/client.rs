@@ -17,7 +17,9 @@ use crate::id::{ListenerName, Target};
 use crate::model::ClusterKind;
 use crate::resources::{Change, Progress, Resource, ResourceKey, ResourceType, Update};
 use crate::store::{Sink, Source};
+use crate::tls::Certificates;
 use crate::xds::bootstrap::{Bootstrap, Server};
+use crate::xds::certificates;
 use crate::xds::client_status::{ClientStatus, StatusHandle};
 use crate::xds::connect::Connector;
 use crate::xds::decode::Options;
@@ -130,6 +132,11 @@ pub trait Consumer: Send {
         Options::default()
     }
 
+    /// Where the workload's certificate is kept, if it needs one.
+    fn certificates(&self) -> Option<Arc<Certificates>> {
+        None
+    }
+
     /// Takes in what was learned, and says what is wanted next.
     fn apply(&mut self, update: Update) -> Progress;
 
@@ -140,6 +147,10 @@ pub trait Consumer: Send {
 impl Consumer for Sink {
     fn options(&self) -> Options {
         self.extensions().into()
+    }
+
+    fn certificates(&self) -> Option<Arc<Certificates>> {
+        Some(Arc::clone(Sink::certificates(self)))
     }
 
     fn apply(&mut self, update: Update) -> Progress {
@@ -166,6 +177,8 @@ struct Client<C> {
     /// Tells the events of a stream from those of the one that replaced it.
     turns: u64,
     dns: Dns,
+    /// Keeps the workload's certificate.
+    _certificates: Option<Owned>,
     status: StatusHandle,
     status_due: Option<Instant>,
     status_set: Option<Instant>,
@@ -215,6 +228,10 @@ impl<C: Consumer> Client<C> {
         }
         // Every stream sends one event and waits until it was dealt with, so this bound only spares memory.
         let (events, incoming) = mpsc::channel(64);
+        let certificates = consumer.certificates().map(|certificates| {
+            let (bootstrap, connector) = (Arc::clone(&bootstrap), source.connector.clone());
+            Owned::spawn(certificates::keep(certificates, bootstrap, connector, source.seed))
+        });
         Client {
             consumer,
             connector: source.connector.clone(),
@@ -223,6 +240,7 @@ impl<C: Consumer> Client<C> {
             events,
             incoming,
             turns: 0,
+            _certificates: certificates,
             dns: Dns::new(source.resolver.clone()),
             status: source.status.clone(),
             status_due: Some(now),

@@ -109,7 +109,8 @@ pub(crate) async fn run(
     }
 }
 
-async fn connect(connector: &Connector, server: &Server, keepalive: &Keepalive) -> Result<Channel, String> {
+/// A channel to a server that has spoken HTTP/2.
+pub(crate) async fn connect(connector: &Connector, server: &Server, keepalive: &Keepalive) -> Result<Channel, String> {
     let authority = match Place::parse(&server.uri) {
         Ok(Place::Host(authority)) => authority,
         // A custom connector knows where to go; a name has to stand in the request all the same.

@@ -21,6 +21,7 @@ use mesh_core::retry::RetryDecision;
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 use tower_service::Service;
 
+use crate::io::Io;
 use crate::mesh::Mesh;
 use crate::outbound::{self, Attempt, OutboundContext};
 use crate::transport::dial;
@@ -128,12 +129,12 @@ impl Connector {
         route: &SelectedRoute,
         head: &Parts,
         info: &mut RequestInfo,
-    ) -> Result<(Attempt, tokio::net::TcpStream), MeshError> {
+    ) -> Result<(Attempt, Io), MeshError> {
         self.tell(route.view(), forward(&route.get())?);
         let original_destination = outbound::original_destination(&RequestHead::of(head)?)?;
         loop {
             let (attempt, cluster) = Attempt::pick(&route.get(), info, &original_destination)?;
-            let error = match dial(cluster, attempt.endpoint(), attempt.allowed).await {
+            let error = match dial(cluster, attempt.endpoint(), attempt.security, None).await {
                 Ok(stream) => return Ok((attempt, stream)),
                 Err(error) => error,
             };

@@ -20,7 +20,7 @@ use super::ResponseFuture;
 use crate::body::{Body, BoxError};
 use crate::mesh::Mesh;
 use crate::outbound::{self, OutboundContext};
-use crate::transport::{Connecting, Failure, HttpVersion, Plaintext, Transport};
+use crate::transport::{Connecting, Failure, HttpVersion, Security, Transport};
 use crate::uri::{edit, to_http1};
 
 /// Puts the mesh in front of another client. The mesh does what its own [`Client`](super::Client) does, from the route to
@@ -141,6 +141,7 @@ where
     type Exchange = S::Future;
     const READS_EXTENSIONS: bool = true;
     const SPEAKS_TLS: bool = true;
+    const SPEAKS_MUTUAL_TLS: bool = false;
 
     /// What the authority was stays in `Host`; the version is the other client's to choose.
     fn form(
@@ -163,18 +164,11 @@ where
         Ok(if info.is_http2 { HttpVersion::Http2 } else { HttpVersion::Http1 })
     }
 
-    fn ready(&mut self, _: &Cluster, _: &EndpointState, _: HttpVersion, _: Plaintext) -> Option<S> {
+    fn ready(&mut self, _: &Cluster, _: &EndpointState, _: HttpVersion, _: Security) -> Option<S> {
         self.ready.take()
     }
 
-    fn connect(
-        &self,
-        _: &Arc<Cluster>,
-        _: &Arc<EndpointState>,
-        _: HttpVersion,
-        _: Plaintext,
-        _: bool,
-    ) -> Connecting<S> {
+    fn connect(&self, _: &Arc<Cluster>, _: &Arc<EndpointState>, _: HttpVersion, _: Security, _: bool) -> Connecting<S> {
         let mut inner = self.inner.clone();
         Box::pin(async move {
             let ready = std::future::poll_fn(|cx| inner.poll_ready(cx)).await;

@@ -19,7 +19,7 @@ use mesh_core::view::RouteRef;
 
 use super::request::{ActiveRequest, Attempt, FOUND, Step, Woken};
 use crate::body::Body;
-use crate::transport::{Failure, FailureCause, HttpVersion, Plaintext, Transport};
+use crate::transport::{Failure, FailureCause, HttpVersion, Security, Transport};
 
 /// How many connections may turn out to be closed under one try, before a new one is dialled for it.
 const MAX_STALE: u8 = 3;
@@ -29,7 +29,7 @@ impl Attempt {
     /// leaf. `original_destination` is what a pass-through cluster is to dial.
     ///
     /// # Errors
-    /// Where there is no endpoint, or the cluster must not be talked to in plaintext.
+    /// Where there is no endpoint, or the cluster asks for TLS that cannot be had.
     #[inline]
     pub(crate) fn pick<'v>(
         route: &RouteRef<'v>,
@@ -40,11 +40,12 @@ impl Attempt {
             return Err(MeshError::new(ErrorKind::NoCluster, "the route has no cluster"));
         };
         let pick = cluster.pick(&mut PickArgs::of(info), || original_destination)?;
-        info.note_attempt(pick.in_flight.endpoint());
+        let endpoint = pick.in_flight.endpoint();
+        info.note_attempt(endpoint);
         let attempt = Attempt {
+            security: Security::of(pick.cluster, endpoint.is_mutual_tls())?,
             in_flight: pick.in_flight,
             leaf: pick.leaf,
-            allowed: Plaintext::allowed(pick.cluster)?,
             version: HttpVersion::Http1,
             stale: 0,
             is_reusable: false,
@@ -91,6 +92,11 @@ impl<T: Transport> ActiveRequest<T> {
     pub(super) fn try_once(&mut self, route: &RouteRef<'_>, head: &mut Parts) -> Result<Step<T>, MeshError> {
         let original_destination = self.original_destination.as_deref().unwrap_or_default();
         let (mut attempt, cluster) = Attempt::pick(route, &mut self.info, original_destination)?;
+        if attempt.security.is_mutual_tls() && !T::SPEAKS_MUTUAL_TLS {
+            let what = "it asks for mutual TLS, which a client below `client_layer` does not speak: use the mesh's own \
+                client, or a client over its connector";
+            return Err(MeshError::new(ErrorKind::Security, what).within(format_args!("cluster {}", cluster.name)));
+        }
         let host = self.route.as_ref().and_then(|route| route.view().host());
         attempt.version = self.transport.form(head, cluster, &self.info, host)?;
         if let Some(deadline) = self.info.deadline.filter(|_| self.info.is_grpc) {
@@ -99,7 +105,7 @@ impl<T: Transport> ActiveRequest<T> {
         self.route_wants_response = self.filters_entered > 0 || !route.destination.response_changes().is_empty();
         self.policy_wants_response = retry::looks_at_answers(policy(route));
         let ready = match self.was_cut {
-            false => self.transport.ready(cluster, attempt.endpoint(), attempt.version, attempt.allowed),
+            false => self.transport.ready(cluster, attempt.endpoint(), attempt.version, attempt.security),
             true => None,
         };
         match ready {
@@ -115,7 +121,7 @@ impl<T: Transport> ActiveRequest<T> {
 
     /// Waits for a connection, an old one only if `reuse` says so.
     fn connect(&mut self, attempt: Attempt, cluster: &Arc<Cluster>, reuse: bool) -> Step<T> {
-        let connecting = self.transport.connect(cluster, attempt.endpoint(), attempt.version, attempt.allowed, reuse);
+        let connecting = self.transport.connect(cluster, attempt.endpoint(), attempt.version, attempt.security, reuse);
         self.attempt = Some(attempt);
         Step::Wait(Box::pin(async move { Woken::Connected(connecting.await) }))
     }

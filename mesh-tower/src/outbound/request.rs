@@ -18,7 +18,7 @@ use mesh_core::store::{Store, TargetEntry};
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 use tokio::time::Sleep;
 
-use crate::transport::{HttpVersion, Plaintext, Replay, Transport};
+use crate::transport::{HttpVersion, Replay, Security, Transport};
 use crate::{filters, headers};
 
 /// What the requests of one client have in common.
@@ -92,8 +92,8 @@ pub(crate) struct Attempt {
     pub(super) in_flight: InFlight,
     /// Which of the cluster's leaves the endpoint belongs to.
     pub(super) leaf: usize,
-    /// That the leaf may be talked to as it stands.
-    pub(crate) allowed: Plaintext,
+    /// How connections to it are secured.
+    pub(crate) security: Security,
     pub(super) version: HttpVersion,
     /// How many connections turned out to be closed.
     pub(super) stale: u8,

@@ -25,8 +25,10 @@ use tokio::time::Instant;
 
 use crate::connection::ConnectionInfo;
 use crate::drain::{Accepting, Phase, reached};
+use crate::io::Io;
 use crate::listeners::{ListenerGuard, ListenerState, WatchTask, watch_listener};
 use crate::mesh::Mesh;
+use crate::server::handshake::Handshake;
 use crate::server::request::ServerLayer;
 
 /// After how long without a word a peer is probed, and how often from then on.
@@ -229,22 +231,36 @@ impl MeshListener {
             tracing::debug!(listener = %listener.name(), %peer, reason, "connection refused");
             None
         };
-        match &**listener.state() {
+        let asks_for_tls = match &**listener.state() {
             ServerState::Waiting => return refused("no configuration"),
             ServerState::NotServing(reason) => return refused(reason),
-            ServerState::Serving(view) => match view.chain(local, peer) {
-                None => return refused("no filter chain matches"),
-                Some(chain) => {
-                    if let Some(reason) = &chain.unusable_tls {
+            ServerState::Serving(view) => {
+                // Whether the client speaks TLS is seen with its first byte: it is let in if it may, one way or the other.
+                let ways = [false, true].map(|is_tls| view.chain(local, peer, is_tls).map(|it| it.admits(is_tls)));
+                match ways {
+                    [None, None] => return refused("no filter chain matches"),
+                    [Some(Ok(())), _] | [_, Some(Ok(()))] => view.asks_for_tls(),
+                    [Some(Err(reason)), _] | [_, Some(Err(reason))] => {
                         tracing::warn!(listener = %listener.name(), %peer, %reason, "connection refused");
                         return None;
                     }
                 }
-            },
-        }
+            }
+        };
         _ = stream.set_nodelay(true);
         let connection = Arc::new(ConnectionInfo::new(local, peer));
-        Some(MeshIo { stream, connection, _listener: self.guard.clone() })
+        let state = match asks_for_tls {
+            false => State::Open(Io::Plaintext(stream)),
+            true => {
+                let handshake = Handshake {
+                    listener: Arc::clone(listener),
+                    certificates: Arc::clone(self.mesh.store().certificates()),
+                    connection: Arc::clone(&connection),
+                };
+                State::Opening(Box::pin(handshake.within_time(stream)))
+            }
+        };
+        Some(MeshIo { state, connection, _listener: self.guard.clone() })
     }
 }
 
@@ -358,11 +374,20 @@ impl std::fmt::Debug for Incoming {
 }
 
 /// A connection that the mesh let in.
-#[derive(Debug)]
+///
+/// Where the configuration asks for TLS, the handshake runs when it is first read from or written to: in the connection's
+/// own task, under every server loop. It may take 10 s.
 pub struct MeshIo {
-    stream: TcpStream,
+    state: State,
     connection: Arc<ConnectionInfo>,
     _listener: ListenerGuard,
+}
+
+enum State {
+    Opening(Pin<Box<dyn Future<Output = io::Result<Io>> + Send>>),
+    Open(Io),
+    /// It was said why.
+    Refused,
 }
 
 impl MeshIo {
@@ -373,40 +398,80 @@ impl MeshIo {
 
     /// Whether the peer has said all that it had to say. Pending while nothing is to be read.
     pub(super) fn poll_has_ended(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        let mut byte = [0];
-        self.stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)).map_ok(|count| count == 0)
+        match &mut self.state {
+            State::Open(io) => io.poll_has_ended(cx),
+            State::Opening(_) | State::Refused => Poll::Pending,
+        }
+    }
+
+    /// The bytes, once it is known how they travel.
+    #[inline]
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Pin<&mut Io>>> {
+        loop {
+            match &mut self.state {
+                State::Opening(opening) => {
+                    let opened = ready!(opening.as_mut().poll(cx));
+                    self.state = State::Refused;
+                    self.state = State::Open(opened?);
+                }
+                State::Refused => return Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+                // Not in the first arm's place: the borrow would outlive the loop.
+                State::Open(_) => break,
+            }
+        }
+        match &mut self.state {
+            State::Open(io) => Poll::Ready(Ok(Pin::new(io))),
+            State::Opening(_) | State::Refused => Poll::Pending,
+        }
+    }
+}
+
+impl std::fmt::Debug for MeshIo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MeshIo").field("connection", &self.connection).finish_non_exhaustive()
     }
 }
 
 impl AsyncRead for MeshIo {
+    #[inline]
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        ready!(self.poll_open(cx))?.poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for MeshIo {
+    #[inline]
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        ready!(self.poll_open(cx))?.poll_write(cx, buf)
     }
 
+    #[inline]
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        ready!(self.poll_open(cx))?.poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
+    #[inline]
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        match &mut self.state {
+            State::Open(io) => Pin::new(io).poll_flush(cx),
+            // Nothing was written.
+            State::Opening(_) | State::Refused => Poll::Ready(Ok(())),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        match &mut self.state {
+            State::Open(io) => Pin::new(io).poll_shutdown(cx),
+            State::Opening(_) | State::Refused => Poll::Ready(Ok(())),
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! `serve` (a server loop on hyper), its `limits`, and `monitor` (what each connection is doing).
 
 mod accept;
+mod handshake;
 mod limits;
 mod monitor;
 mod request;
@@ -19,7 +20,7 @@ use crate::drain::Phase;
 use crate::health::HealthWatch;
 use crate::mesh::Mesh;
 
-pub use crate::connection::ConnectionInfo;
+pub use crate::connection::{ConnectionInfo, TlsInfo};
 pub use accept::{Incoming, MeshIo, MeshListener};
 pub use limits::Limits;
 pub use request::{ServerLayer, ServerService};

@@ -285,25 +285,30 @@ fn routes(
     connection: impl Fn() -> Option<Arc<ConnectionInfo>>,
 ) -> Result<&Arc<RouteTable>, MeshError> {
     let refused = |kind, what: &str| MeshError::new(kind, format!("listener {}: {what}", view.listener.name));
-    let chain = match (view.listener.filter_chains.as_slice(), view.chains.as_slice()) {
+    let (chain, is_mutual_tls) = match (view.listener.filter_chains.as_slice(), view.chains.as_slice()) {
         // The default chain alone.
-        ([], [only]) => only,
+        ([], [only]) if !view.asks_for_tls() => (only, false),
         (_, chains) => match (connection(), chains) {
-            (Some(connection), _) => view
-                .chain(connection.local, connection.peer)
-                .ok_or_else(|| refused(ErrorKind::NoRoute, "no filter chain matches the connection"))?,
-            (None, [only]) => only,
+            (Some(connection), _) => {
+                let chain = view
+                    .chain(connection.local, connection.peer, connection.tls().is_some())
+                    .ok_or_else(|| refused(ErrorKind::NoRoute, "no filter chain matches the connection"))?;
+                (chain, connection.peer_identity().is_some())
+            }
+            (None, [only]) if !view.asks_for_tls() => (only, false),
+            (None, [_]) => {
+                let what = format!("it asks for TLS, and {UNKNOWN_CONNECTION}");
+                return Err(refused(ErrorKind::Security, &what));
+            }
             (None, _) => {
                 let what = format!("several filter chains, and {UNKNOWN_CONNECTION}");
                 return Err(refused(ErrorKind::NoListener, &what));
             }
         },
     };
-    match &chain.unusable_tls {
-        // The connection is older than the demand. It cannot meet it.
-        Some(reason) => Err(refused(ErrorKind::Security, reason)),
-        None => Ok(&chain.routes),
-    }
+    // The connection may be older than what is asked of it.
+    chain.admits(is_mutual_tls).map_err(|reason| refused(ErrorKind::Security, &reason))?;
+    Ok(&chain.routes)
 }
 
 /// Does something with the parts of a request that stays in its place.

@@ -1,39 +1,83 @@
-//! Opens connections.
+//! Opens connections, and secures them where the configuration wants it.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::Address;
-use mesh_core::model::Cluster;
+use mesh_core::model::{Cluster, UpstreamTls};
 use mesh_core::state::EndpointState;
+use mesh_core::tls::{Credentials, client_config, server_name};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
-use super::Plaintext;
+use super::Security;
+use crate::io::Io;
 
-/// Opens a TCP connection to the first address of the endpoint that accepts, within the cluster's timeout.
+/// What a connection is to carry, as TLS names it: agreed on in the handshake, where there is one.
+pub(super) const HTTP1: &[u8] = b"http/1.1";
+/// HTTP/2.
+pub(super) const HTTP2: &[u8] = b"h2";
+
+/// Opens a connection to the first address of the endpoint that accepts, within the cluster's timeout. Where it has to be
+/// secured, the handshake is over and the peer is who it should be. `alpn` is what it will carry, where that is known.
 pub(crate) async fn dial(
     cluster: &Cluster,
     endpoint: &EndpointState,
-    _allowed: Plaintext,
-) -> Result<TcpStream, MeshError> {
-    let failed = |what: String| MeshError::new(ErrorKind::ConnectFailure, what);
-    let try_all = async {
-        let mut last = None;
-        for address in endpoint.id().addresses() {
-            let opened = match address {
-                Address::Socket(socket) => TcpStream::connect(socket).await,
-                Address::Host(host, port) => TcpStream::connect((&**host, *port)).await,
-            };
-            match opened {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = Some(failed(format!("cannot connect to {address}")).caused_by(error)),
-            }
-        }
-        Err(last.unwrap_or_else(|| failed("the endpoint has no address".into())))
-    };
+    security: Security,
+    alpn: Option<&'static [u8]>,
+) -> Result<Io, MeshError> {
     let timeout = cluster.connect_timeout;
-    let stream = tokio::time::timeout(timeout, try_all)
-        .await
-        .unwrap_or_else(|_| Err(failed(format!("cannot connect within {timeout:?}"))))?;
-    // A request is written in few pieces and its answer waited for: never hold the last piece back.
-    stream.set_nodelay(true).map_err(|error| failed("cannot set TCP_NODELAY".into()).caused_by(error))?;
-    Ok(stream)
+    match cluster.tls.upstream().filter(|_| security.is_mutual_tls()) {
+        None => within(timeout, connect(endpoint)).await.map(Io::Plaintext),
+        Some(tls) => {
+            let certificates = endpoint.certificates();
+            let credentials = tokio::time::timeout(timeout, certificates.get()).await;
+            let credentials = credentials.map_err(|_| certificates.missing())?;
+            within(timeout, async { secure(connect(endpoint).await?, tls, &credentials, alpn).await }).await
+        }
+    }
+}
+
+async fn within<T>(timeout: Duration, connecting: impl Future<Output = Result<T, MeshError>>) -> Result<T, MeshError> {
+    let late = |_| failed(format!("cannot connect within {timeout:?}"));
+    tokio::time::timeout(timeout, connecting).await.map_err(late)?
+}
+
+async fn connect(endpoint: &EndpointState) -> Result<TcpStream, MeshError> {
+    let mut last = None;
+    for address in endpoint.id().addresses() {
+        let opened = match address {
+            Address::Socket(socket) => TcpStream::connect(socket).await,
+            Address::Host(host, port) => TcpStream::connect((&**host, *port)).await,
+        };
+        match opened {
+            Ok(stream) => {
+                // A request is written in few pieces and its answer waited for: never hold the last piece back.
+                let set = stream.set_nodelay(true);
+                set.map_err(|error| failed("cannot set TCP_NODELAY".into()).caused_by(error))?;
+                return Ok(stream);
+            }
+            Err(error) => last = Some(failed(format!("cannot connect to {address}")).caused_by(error)),
+        }
+    }
+    Err(last.unwrap_or_else(|| failed("the endpoint has no address".into())))
+}
+
+async fn secure(
+    stream: TcpStream,
+    tls: &UpstreamTls,
+    credentials: &Credentials,
+    alpn: Option<&'static [u8]>,
+) -> Result<Io, MeshError> {
+    let unusable = |invalid| MeshError::new(ErrorKind::Security, format!("mutual TLS: {invalid}"));
+    let config = client_config(credentials, tls, alpn).map_err(unusable)?;
+    let name = server_name(tls).map_err(unusable)?;
+    let shaken = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+    let stream = shaken.map_err(|error| failed("mutual TLS".into()).caused_by(error))?;
+    Ok(Io::Tls(Box::new(stream.into())))
+}
+
+fn failed(what: String) -> MeshError {
+    MeshError::new(ErrorKind::ConnectFailure, what)
 }

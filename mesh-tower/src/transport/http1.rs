@@ -12,7 +12,8 @@ use mesh_core::model::Cluster;
 use mesh_core::state::EndpointState;
 use tokio::task::AbortHandle;
 
-use super::Plaintext;
+use super::Security;
+use super::dial::HTTP1;
 use crate::body::Body;
 
 /// One connection. It ends when it is dropped, whatever it was doing.
@@ -132,9 +133,9 @@ impl Http1Pool {
 pub(super) async fn dial(
     cluster: &Cluster,
     endpoint: &EndpointState,
-    allowed: Plaintext,
+    security: Security,
 ) -> Result<Http1Connection, MeshError> {
-    let stream = super::dial(cluster, endpoint, allowed).await?;
+    let stream = super::dial(cluster, endpoint, security, Some(HTTP1)).await?;
     let (sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| MeshError::new(ErrorKind::ConnectFailure, "HTTP/1.1 handshake").caused_by(error))?;

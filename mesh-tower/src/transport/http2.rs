@@ -14,11 +14,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::Cluster;
 use mesh_core::state::EndpointState;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use super::Plaintext;
+use super::Security;
+use super::dial::HTTP2;
 use crate::body::Body;
+use crate::io::Io;
 
 /// Until the peer says otherwise, the first connection is taken to carry this many streams.
 const INITIAL_STREAMS: u32 = 100;
@@ -116,9 +117,9 @@ impl Http2Pool {
         &self,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<EndpointState>,
-        allowed: Plaintext,
+        security: Security,
     ) -> Result<NewConnection, MeshError> {
-        let mut dial = lock(&self.0).dial(&Arc::downgrade(&self.0), cluster, endpoint, allowed);
+        let mut dial = lock(&self.0).dial(&Arc::downgrade(&self.0), cluster, endpoint, security);
         // A dial whose task is gone (its runtime was shut down) says nothing: then somebody dials again.
         let gone = || Ok(NewConnection(Weak::new()));
         match dial.wait_for(Option::is_some).await {
@@ -170,7 +171,7 @@ impl Connections {
         pool: &Weak<Mutex<Connections>>,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<EndpointState>,
-        allowed: Plaintext,
+        security: Security,
     ) -> watch::Receiver<Dialled> {
         // A dial that has not answered and whose task is gone is over: its runtime was shut down.
         if let Some(dialling) = self.dialling.as_ref().filter(|dialling| dialling.has_changed().is_ok()) {
@@ -182,7 +183,7 @@ impl Connections {
         // What the peer allowed on the last connection it will allow on the next.
         let streams = self.allowed.as_ref().map_or(INITIAL_STREAMS, |allowed| allowed.load(Ordering::Relaxed));
         tokio::spawn(async move {
-            let dialled = dial(&cluster, &endpoint, allowed, streams).await;
+            let dialled = dial(&cluster, &endpoint, security, streams).await;
             let Some(pool) = pool.upgrade() else { return };
             let mut connections = lock(&pool);
             connections.dialling = None;
@@ -202,10 +203,10 @@ impl Connections {
 async fn dial(
     cluster: &Cluster,
     endpoint: &EndpointState,
-    allowed: Plaintext,
+    security: Security,
     streams: u32,
 ) -> Result<Http2Connection, MeshError> {
-    let stream = super::dial(cluster, endpoint, allowed).await?;
+    let stream = super::dial(cluster, endpoint, security, Some(HTTP2)).await?;
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_header_list_size(MAX_HEADER_LIST_BYTES)
@@ -226,7 +227,7 @@ async fn dial(
 
 /// Drives a connection, and notes how many streams the peer allows.
 struct Driver {
-    connection: http2::Connection<TokioIo<TcpStream>, Body, TokioExecutor>,
+    connection: http2::Connection<TokioIo<Io>, Body, TokioExecutor>,
     limit: Arc<AtomicU32>,
 }
 

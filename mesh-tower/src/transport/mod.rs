@@ -3,7 +3,7 @@
 //! The mesh's own connections wait in a pool for each endpoint ([`pool`]), attached to the endpoint's state, so they
 //! outlive configuration and go away with their endpoint. A client that the application brought is another
 //! [`Transport`]. Nothing outside this folder looks at a cluster's TLS: whoever wants a connection needs a
-//! [`Plaintext`], and only [`Plaintext::allowed`] makes one.
+//! [`Security`], and only [`Security::of`] makes one.
 
 mod dial;
 mod failure;
@@ -30,7 +30,7 @@ pub(crate) use dial::dial;
 pub(crate) use failure::{Failure, FailureCause};
 pub(crate) use pool::{close_idle, pooled};
 pub(crate) use replay::Replay;
-pub(crate) use security::Plaintext;
+pub(crate) use security::Security;
 
 /// The HTTP that an exchange speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +58,8 @@ pub(crate) trait Transport: Send + 'static {
     const READS_EXTENSIONS: bool;
     /// Whether it speaks TLS by itself where a request asks for `https`: for hosts outside of the mesh.
     const SPEAKS_TLS: bool;
+    /// Whether it speaks the mesh's mutual TLS.
+    const SPEAKS_MUTUAL_TLS: bool;
 
     /// Gives a request the form in which it goes to the endpoints of this cluster. `host` is the usual `Host`, made
     /// before.
@@ -75,7 +77,7 @@ pub(crate) trait Transport: Send + 'static {
         cluster: &Cluster,
         endpoint: &EndpointState,
         version: HttpVersion,
-        allowed: Plaintext,
+        security: Security,
     ) -> Option<Self::Connection>;
 
     /// A connection: one that is there, if `reuse` says so, or a new one. Where connections are shared or somebody
@@ -85,7 +87,7 @@ pub(crate) trait Transport: Send + 'static {
         cluster: &Arc<Cluster>,
         endpoint: &Arc<EndpointState>,
         version: HttpVersion,
-        allowed: Plaintext,
+        security: Security,
         reuse: bool,
     ) -> Connecting<Self::Connection>;
 

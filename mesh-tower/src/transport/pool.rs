@@ -18,7 +18,7 @@ use mesh_core::store::Targets;
 
 use super::http1::{Http1Connection, Http1Pool};
 use super::http2::{Http2Pool, Http2Stream};
-use super::{Connecting, Failure, HttpVersion, Plaintext, Transport};
+use super::{Connecting, Failure, HttpVersion, Security, Transport};
 use crate::body::Body;
 use crate::uri::{to_http1, to_http2};
 
@@ -72,6 +72,7 @@ where
     type Exchange = F;
     const READS_EXTENSIONS: bool = false;
     const SPEAKS_TLS: bool = false;
+    const SPEAKS_MUTUAL_TLS: bool = true;
 
     #[inline]
     fn form(
@@ -95,7 +96,7 @@ where
         cluster: &Cluster,
         endpoint: &EndpointState,
         version: HttpVersion,
-        _allowed: Plaintext,
+        _: Security,
     ) -> Option<PooledConnection> {
         let pool = endpoint.attachment(Pool::default)?;
         match version {
@@ -109,10 +110,10 @@ where
         cluster: &Arc<Cluster>,
         endpoint: &Arc<EndpointState>,
         version: HttpVersion,
-        allowed: Plaintext,
+        security: Security,
         reuse: bool,
     ) -> Connecting<PooledConnection> {
-        Box::pin(connect(Arc::clone(cluster), Arc::clone(endpoint), version, allowed, reuse))
+        Box::pin(connect(Arc::clone(cluster), Arc::clone(endpoint), version, security, reuse))
     }
 
     #[inline(always)]
@@ -179,7 +180,7 @@ async fn connect(
     cluster: Arc<Cluster>,
     endpoint: Arc<EndpointState>,
     version: HttpVersion,
-    allowed: Plaintext,
+    security: Security,
     reuse: bool,
 ) -> Result<PooledConnection, MeshError> {
     let foreign = || MeshError::new(ErrorKind::ConnectFailure, "the endpoint's state belongs to another data plane");
@@ -188,14 +189,14 @@ async fn connect(
         if reuse && let Some(connection) = pool.http1.take().await {
             return Ok(PooledConnection::Http1(connection));
         }
-        return super::http1::dial(&cluster, &endpoint, allowed).await.map(PooledConnection::Http1);
+        return super::http1::dial(&cluster, &endpoint, security).await.map(PooledConnection::Http1);
     }
     if let Some(stream) = pool.http2.take(&cluster) {
         return Ok(PooledConnection::Http2(stream));
     }
     for _ in 0..=MAX_DEAD {
         // Others may have taken the streams of the new connection, and there may be several rounds of that.
-        while pool.http2.dial(&cluster, &endpoint, allowed).await?.is_alive() {
+        while pool.http2.dial(&cluster, &endpoint, security).await?.is_alive() {
             if let Some(stream) = pool.http2.take(&cluster) {
                 return Ok(PooledConnection::Http2(stream));
             }

@@ -1,23 +1,39 @@
-//! Whether a cluster may be talked to as it stands: the one place that looks at its TLS.
+//! How a cluster's endpoints may be talked to: the one place that looks at its TLS.
 
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::{Cluster, ClusterTls};
 
-/// Proof that a cluster's configuration lets requests travel in plaintext. Every way to a connection asks for it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Plaintext(());
+/// How the configuration wants connections to an endpoint secured. Every way to a connection asks for it, and only
+/// [`Security::of`] makes one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Security(Kind);
 
-impl Plaintext {
-    /// The proof for a cluster that asks for no TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Plaintext,
+    MutualTls,
+}
+
+impl Security {
+    /// That of an endpoint of this cluster, which `is_marked` for mutual TLS or is not.
     ///
     /// # Errors
-    /// [`ErrorKind::Security`] where it asks for TLS, which cannot be had: nothing is sent in plaintext instead.
+    /// [`ErrorKind::Security`] where the cluster asks for TLS that cannot be had: nothing is sent in plaintext instead.
     #[inline]
-    pub(crate) fn allowed(cluster: &Cluster) -> Result<Plaintext, MeshError> {
+    pub(crate) fn of(cluster: &Cluster, is_marked: bool) -> Result<Security, MeshError> {
         match &cluster.tls {
-            ClusterTls::None => Ok(Plaintext(())),
+            ClusterTls::None => Ok(Security(Kind::Plaintext)),
+            ClusterTls::Mutual(_) => Ok(Security(Kind::MutualTls)),
+            ClusterTls::MutualWhereMarked(_) if is_marked => Ok(Security(Kind::MutualTls)),
+            ClusterTls::MutualWhereMarked(_) => Ok(Security(Kind::Plaintext)),
             ClusterTls::Unusable(reason) => Err(unusable(cluster, reason)),
         }
+    }
+
+    /// Whether nothing may travel in plaintext.
+    #[inline]
+    pub(crate) fn is_mutual_tls(self) -> bool {
+        self.0 == Kind::MutualTls
     }
 }
 

@@ -8,24 +8,21 @@ use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::extensions::clusters::{aggregate::v3 as aggregate, dns::v3 as dns};
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
 use envoy_types::pb::google::protobuf::{Any, UInt32Value, value::Kind};
 
 use super::common::{duration, holds, parse, percent, positive, same_stream, type_name, unpack};
 use super::endpoint::assignment;
 use super::notes::{Notes, ignored};
-use super::{balancer, route::cluster_name};
+use super::{balancer, route::cluster_name, tls};
 use crate::error::Invalid;
 use crate::id::{Address, ClusterName};
-use crate::model::{Cluster, ClusterKind, ClusterProtocol, ClusterTls, Endpoints, PriorityPolicy};
+use crate::model::{Cluster, ClusterKind, ClusterProtocol, Endpoints, PriorityPolicy};
 use crate::resources::{Resource, ResourceType};
 use crate::xds::names;
 
 /// How often names are looked up where the cluster does not say (Envoy's default).
 const DNS_REFRESH: Duration = Duration::from_secs(5);
-/// The longest name that TLS can announce (gRFC A101).
-const MAX_SNI: usize = 255;
 
 pub(super) fn decode(notes: &mut Notes<'_>, bytes: &[u8]) -> Result<(Arc<str>, Resource), Invalid> {
     let value: pb::Cluster = parse(bytes)?;
@@ -98,13 +95,8 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
         filters, lrs_report_endpoint_metrics, track_timeout_budgets, upstream_config, track_cluster_stats,
         preconnect_policy, connection_pool_per_downstream_connection, queuing_policies);
 
-    for (field, is_set) in [
-        ("transport_socket_matches", !transport_socket_matches.is_empty()),
-        ("transport_socket_matcher", transport_socket_matcher.is_some()),
-    ] {
-        if is_set {
-            return Err(Invalid::new("not supported").at(field));
-        }
+    if transport_socket_matcher.is_some() {
+        return Err(Invalid::new("not supported").at("transport_socket_matcher"));
     }
     let kind = Kinds { name: &name, eds_cluster_config, load_assignment, dns_refresh_rate };
     let kind = kind.decode(notes, cluster_discovery_type)?;
@@ -135,7 +127,12 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
     if let Some(priorities) = notes.optional("common_lb_config", common_lb_config, common_lb)? {
         cluster.priorities = priorities;
     }
-    cluster.tls = notes.optional("transport_socket", transport_socket, tls)?.unwrap_or_default();
+    cluster.tls = match transport_socket_matches {
+        none if none.is_empty() => {
+            notes.optional("transport_socket", transport_socket, tls::of_cluster)?.unwrap_or_default()
+        }
+        matches => notes.field("transport_socket_matches", |notes| tls::of_endpoints(notes, matches))?,
+    };
     cluster.service = metadata.and_then(|metadata| istio_service(&metadata)).map(Arc::new);
     Ok(cluster)
 }
@@ -482,24 +479,6 @@ fn common_lb(notes: &mut Notes<'_>, value: pb::cluster::CommonLbConfig) -> Resul
         Some(panic) => PriorityPolicy { panic_percent: panic.round() as u8 },
         None => PriorityPolicy::default(),
     })
-}
-
-/// Any security that cannot be provided: the cluster is there and every dial fails.
-fn tls(notes: &mut Notes<'_>, socket: core::TransportSocket) -> Result<ClusterTls, Invalid> {
-    use core::transport_socket::ConfigType;
-    if let Some(ConfigType::TypedConfig(any)) = &socket.config_type {
-        if type_name(&any.type_url) == "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" {
-            return Ok(ClusterTls::None);
-        }
-        if holds::<UpstreamTlsContext>(any) {
-            let context: UpstreamTlsContext = notes.field("typed_config", |_| unpack(any))?;
-            if context.sni.len() > MAX_SNI {
-                return Err(Invalid::new(format!("longer than {MAX_SNI} characters")).at("typed_config.sni"));
-            }
-        }
-    }
-    let reason = format!("transport_socket {:?}: TLS to endpoints is not supported yet", socket.name);
-    Ok(ClusterTls::Unusable(Arc::from(reason)))
 }
 
 /// Istio's name of the service behind a cluster: host, name and namespace.

@@ -13,6 +13,7 @@ use envoy_types::pb::google::protobuf::value::Kind;
 
 use super::common::{address, fraction, parse};
 use super::notes::{Notes, ignored};
+use super::tls::{ISTIO, TLS_MODE};
 use crate::error::Invalid;
 use crate::id::{Address, EndpointId, Locality};
 use crate::model::{Endpoint, Endpoints, Health, LocalityEndpoints};
@@ -147,7 +148,10 @@ fn lb_endpoint(
             return Err(Invalid::new(format!("the address {address} is listed twice")).at("endpoint"));
         }
     }
-    Ok(Endpoint { id, health: health(health_status), weight, hostname, metadata: string_metadata(metadata) })
+    let metadata = string_metadata(metadata);
+    let mode = metadata.get("envoy.transport_socket_match").and_then(|fields| fields.get(TLS_MODE));
+    let mutual_tls = mode.is_some_and(|mode| &**mode == ISTIO);
+    Ok(Endpoint { id, health: health(health_status), weight, hostname, mutual_tls, metadata })
 }
 
 fn endpoint(

@@ -6,14 +6,13 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
-    DownstreamTlsContext, downstream_tls_context::OcspStaplePolicy,
-};
 
 use super::common::{address, filled, holds, parse, type_name, unpack};
 use super::http_manager::http_manager;
 use super::notes::{Notes, ignored};
+use super::tls;
 use crate::error::Invalid;
 use crate::id::{Address, ListenerName};
 use crate::model::{ApiListener, FilterChain, FilterChainMatch, HttpManager, Listener, ServerListener};
@@ -85,7 +84,8 @@ fn listener(notes: &mut Notes<'_>, name: ListenerName, value: pb::Listener) -> R
         return Ok(Listener::Api(ApiListener { name, http }));
     }
     for (field, is_set) in [
-        ("listener_filters", !listener_filters.is_empty()),
+        // Whether a client speaks TLS is looked at wherever that matters.
+        ("listener_filters", !listener_filters.iter().all(is_tls_inspector)),
         ("use_original_dst", use_original_dst.is_some_and(|on| on.value)),
         ("filter_chain_matcher", filter_chain_matcher.is_some()),
         ("fcds_config", fcds_config.is_some()),
@@ -112,6 +112,11 @@ fn listener(notes: &mut Notes<'_>, name: ListenerName, value: pb::Listener) -> R
     Ok(Listener::Server(ServerListener { name, address, filter_chains, default_filter_chain }))
 }
 
+fn is_tls_inspector(filter: &pb::ListenerFilter) -> bool {
+    use pb::listener_filter::ConfigType;
+    matches!(&filter.config_type, Some(ConfigType::TypedConfig(any)) if holds::<TlsInspector>(any))
+}
+
 /// `None` where no connection can match.
 fn filter_chain(notes: &mut Notes<'_>, value: pb::FilterChain) -> Result<Option<FilterChain>, Invalid> {
     let pb::FilterChain {
@@ -129,9 +134,9 @@ fn filter_chain(notes: &mut Notes<'_>, value: pb::FilterChain) -> Result<Option<
     ignored!(notes; transport_socket_connect_timeout);
     // The filters are checked even where the chain cannot match: a bad one is a bad one.
     let http = network_filters(notes, filters)?;
-    let unusable_tls = notes.optional("transport_socket", transport_socket, tls)?.flatten();
+    let tls = notes.optional("transport_socket", transport_socket, tls::of_server)?.unwrap_or_default();
     let matches = notes.field("filter_chain_match", |notes| chain_match(notes, filter_chain_match))?;
-    Ok(matches.map(|matches| FilterChain { name: Arc::from(name), matches, http, unusable_tls }))
+    Ok(matches.map(|matches| FilterChain { name: Arc::from(name), matches, http, tls }))
 }
 
 /// The only network filter that is supported is the HttpConnectionManager.
@@ -192,10 +197,15 @@ fn chain_match(
         source_ports: notes.each("source_ports", source_ports, |_, port| {
             u16::try_from(port).map_err(|_| Invalid::new(format!("{port} is not a port")))
         })?,
+        is_tls: match transport_protocol.as_str() {
+            "" => None,
+            protocol => Some(protocol == "tls"),
+        },
     };
-    let is_plain = matches!(transport_protocol.as_str(), "" | "raw_buffer");
-    let can_match =
-        destination_port.is_none() && server_names.is_empty() && application_protocols.is_empty() && is_plain;
+    let can_match = destination_port.is_none()
+        && server_names.is_empty()
+        && application_protocols.is_empty()
+        && matches!(transport_protocol.as_str(), "" | "raw_buffer" | "tls");
     if !can_match {
         notes.ignore("(this filter chain matches no connection here)");
     }
@@ -238,7 +248,7 @@ fn no_overlap(chains: &[FilterChain]) -> Result<(), Invalid> {
     let mut seen = HashSet::new();
     for (index, chain) in chains.iter().enumerate() {
         let at = |reason: &str| Err(Invalid::new(reason).at(format!("filter_chains[{index}].filter_chain_match")));
-        let FilterChainMatch { destination, source_is_local, source, source_ports } = &chain.matches;
+        let FilterChainMatch { destination, source_is_local, source, source_ports, is_tls } = &chain.matches;
         let (destinations, sources, ports) = (any_or(destination), any_or(source), any_or(source_ports));
         let combinations = destinations.len().saturating_mul(sources.len()).saturating_mul(ports.len());
         if combinations.saturating_add(seen.len()) > MAX_COMBINATIONS {
@@ -248,7 +258,7 @@ fn no_overlap(chains: &[FilterChain]) -> Result<(), Invalid> {
         let mut own = HashSet::new();
         for destination in &destinations {
             for source in &sources {
-                own.extend(ports.iter().map(|port| (*destination, *source_is_local, *source, *port)));
+                own.extend(ports.iter().map(|port| (*destination, *is_tls, *source_is_local, *source, *port)));
             }
         }
         if !seen.is_disjoint(&own) {
@@ -257,31 +267,4 @@ fn no_overlap(chains: &[FilterChain]) -> Result<(), Invalid> {
         seen.extend(own);
     }
     Ok(())
-}
-
-/// Why a chain's TLS cannot be provided; `None` for a plaintext transport socket.
-fn tls(notes: &mut Notes<'_>, socket: core::TransportSocket) -> Result<Option<Arc<str>>, Invalid> {
-    use core::transport_socket::ConfigType;
-    let any = match socket.config_type {
-        Some(ConfigType::TypedConfig(any)) => any,
-        None => return Err(Invalid::new("missing").at("typed_config")),
-    };
-    if type_name(&any.type_url) == "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" {
-        return Ok(None);
-    }
-    notes.field("typed_config", |_| {
-        if !holds::<DownstreamTlsContext>(&any) {
-            return Ok(());
-        }
-        // gRFC A29: what no gRPC server can honour.
-        let context: DownstreamTlsContext = unpack(&any)?;
-        if context.require_sni.is_some_and(|on| on.value) {
-            return Err(Invalid::new("not supported").at("require_sni"));
-        }
-        if context.ocsp_staple_policy != OcspStaplePolicy::LenientStapling as i32 {
-            return Err(Invalid::new("only LENIENT_STAPLING is supported").at("ocsp_staple_policy"));
-        }
-        Ok(())
-    })?;
-    Ok(Some(Arc::from(format!("transport_socket {:?}: TLS of servers is not supported yet", socket.name))))
 }

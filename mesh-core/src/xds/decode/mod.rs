@@ -24,6 +24,7 @@ mod route;
 mod route_match;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -11,16 +11,16 @@ use http::request::Parts;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
-use mesh_core::error::MeshError;
+use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::request::RequestHead;
 use mesh_core::store::TargetEntry;
 use mesh_core::view::{Leaf, TargetView};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use super::forward;
+use crate::io::Io;
 use crate::outbound::Attempt;
-use crate::transport::Plaintext;
+use crate::transport::Security;
 
 /// How long a connection that is no longer allowed is quiet before it is closed, after the server had the last word: it
 /// is taken to carry no request then. And for how long it may go on at most: from then on it is closed at the first pause
@@ -44,7 +44,7 @@ const HTTP2: Patience = Patience { quiet: Duration::from_secs(5), longest: Durat
 ///
 /// When its cluster asks for TLS from now on, it fails at once: nothing more travels in plaintext.
 pub struct ConnectorStream {
-    io: TokioIo<TcpStream>,
+    io: TokioIo<Io>,
     origin: Origin,
     entry: Arc<TargetEntry>,
     next_view: NextView,
@@ -78,7 +78,7 @@ enum Standing {
 }
 
 impl ConnectorStream {
-    pub(super) fn new(stream: TcpStream, origin: Origin, entry: Arc<TargetEntry>, view: Arc<TargetView>) -> Self {
+    pub(super) fn new(stream: Io, origin: Origin, entry: Arc<TargetEntry>, view: Arc<TargetView>) -> Self {
         ConnectorStream {
             io: TokioIo::new(stream),
             origin,
@@ -141,7 +141,7 @@ impl ConnectorStream {
         &mut self,
         cx: &mut Context<'_>,
         first: &[u8],
-        write: impl FnOnce(Pin<&mut TokioIo<TcpStream>>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+        write: impl FnOnce(Pin<&mut TokioIo<Io>>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         self.follow(cx)?;
         // No method of HTTP/1.1 begins as the preface of HTTP/2 does (RFC 9113, 3.4).
@@ -172,13 +172,21 @@ impl Origin {
         let mut allowed = false;
         for cluster in view.alternatives(&route) {
             for leaf in cluster.leaves() {
-                let known = leaf.endpoints.as_ref().is_none_or(|endpoints| {
+                let known = leaf.endpoints.as_ref().map(|endpoints| {
                     let mut all = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
-                    all.any(|known| known.id == *endpoint.id())
+                    all.find(|known| known.id == *endpoint.id())
                 });
-                let own = self.leaf.as_ref().is_some_and(|own| own.cluster.name == leaf.cluster.name);
-                if known || own {
-                    Plaintext::allowed(&leaf.cluster)?;
+                let own = self.leaf.as_ref().filter(|own| own.cluster.name == leaf.cluster.name);
+                let is_marked = matches!(known, Some(Some(known)) if known.mutual_tls);
+                if own.is_some() || !matches!(known, Some(None)) {
+                    let security = Security::of(&leaf.cluster, is_marked)?;
+                    if security.is_mutual_tls() && !self.attempt.security.is_mutual_tls() {
+                        let what = format!("cluster {}: mutual TLS is required by now", leaf.cluster.name);
+                        return Err(MeshError::new(ErrorKind::Security, what));
+                    }
+                }
+                if own.is_some_and(|own| own.cluster.tls != leaf.cluster.tls) {
+                    return Ok(false);
                 }
             }
             allowed |= cluster.may_pick(endpoint);

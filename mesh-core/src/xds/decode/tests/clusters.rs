@@ -99,9 +99,12 @@ fn client_rule_41_clusters_that_are_rejected() {
             ("type: not a known value", |cluster| {
                 cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(99));
             }),
-            ("transport_socket_matches: not supported", |cluster| {
-                cluster.transport_socket_matches.push(Default::default());
-            }),
+            (
+                "transport_socket_matches: only a match on tlsMode: istio, followed by plaintext for the rest, is supported",
+                |cluster| {
+                    cluster.transport_socket_matches.push(Default::default());
+                },
+            ),
             ("transport_socket.typed_config.sni: longer than 255", |cluster| {
                 let context = UpstreamTlsContext { sni: "a".repeat(256), ..Default::default() };
                 cluster.transport_socket = Some(tls("tls", pack(&context)));

@@ -15,7 +15,7 @@ use envoy_types::pb::google::protobuf::{self, BoolValue, UInt32Value};
 use super::{Case, accept, all_rejected};
 use crate::error::Invalid;
 use crate::filter::{FaultFilter, Filter};
-use crate::model::{Fault, FilterConfig, Fraction, Listener, RouteSource, ServerListener};
+use crate::model::{Fault, FilterConfig, Fraction, Listener, RouteSource, ServerListener, ServerTls};
 use crate::resources::{Resource, ResourceType};
 use crate::testing::resources::{
     address, api_listener, api_listener_of, filter_chain, http_filter, http_manager, inline_listener, pack, rds,
@@ -213,7 +213,8 @@ fn a_servers_tls_is_refused_and_never_dropped() {
     let mut listener = server();
     listener.default_filter_chain.as_mut().unwrap().transport_socket = Some(tls(DownstreamTlsContext::default()));
     let chain = decoded_server(&listener).default_filter_chain.unwrap();
-    assert!(chain.unusable_tls.unwrap().contains("not supported yet"));
+    let ServerTls::Unusable(reason) = chain.tls else { panic!("{:?}", chain.tls) };
+    assert!(reason.contains("without a certificate of the client"), "{reason}");
 }
 
 #[test]

@@ -1,0 +1,145 @@
+//! What a workload shows of itself.
+
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, SystemTime};
+
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use tokio_rustls::rustls::sign::CertifiedKey;
+
+use super::bundle::{Side, TrustBundles};
+use super::{handshake, svid};
+use crate::error::Invalid;
+use crate::identity::{SpiffeId, TrustDomain};
+
+/// The provider is a value: a process-wide default belongs to the application.
+pub(super) static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
+
+/// A workload's key and certificate, and whom it trusts. Immutable: a rotation makes new ones.
+pub struct Credentials {
+    pub(super) id: SpiffeId,
+    pub(super) key: Arc<CertifiedKey>,
+    pub(super) bundles: Arc<TrustBundles>,
+    server: Arc<ServerConfig>,
+    serial: String,
+    not_before: SystemTime,
+    not_after: SystemTime,
+}
+
+impl Credentials {
+    /// From PEM: the chain with the leaf first, its key, and the roots of its own trust domain. Everything is checked
+    /// against everything, so what was only half replaced is refused.
+    ///
+    /// # Errors
+    /// What does not fit, without a byte of the key.
+    pub fn from_pem(chain: &[u8], key: &[u8], roots: &[u8]) -> Result<Self, Invalid> {
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
+        let chain = chain.map_err(|error| Invalid::new(error.to_string()).at("certificate chain"))?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| Invalid::new("no private key").at("private key"))?;
+        let leaf = chain.first().ok_or_else(|| Invalid::new("no certificate").at("certificate chain"))?;
+        let id = svid::identity(leaf).map_err(|invalid| invalid.at("certificate chain"))?;
+        let domain: TrustDomain = id.trust_domain().parse()?;
+        let mut bundles = TrustBundles::new();
+        bundles.add_pem(domain, roots).map_err(|invalid| invalid.at("roots"))?;
+        Self::new(chain, key, bundles)
+    }
+
+    fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        bundles: TrustBundles,
+    ) -> Result<Self, Invalid> {
+        let (leaf, intermediates) =
+            chain.split_first().ok_or_else(|| Invalid::new("no certificate").at("certificate chain"))?;
+        let (not_before, not_after) = svid::validity(leaf)?;
+        // Whether it holds now is asked at each handshake; here, whether it ever does.
+        let during = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(not_after).unwrap_or_default()));
+        let algorithms = &PROVIDER.signature_verification_algorithms;
+        let id = bundles.verify(leaf, intermediates, Side::Server, during, algorithms)?;
+        let serial = svid::serial(leaf).unwrap_or_default();
+        let key = CertifiedKey::from_der(chain, key, &PROVIDER)
+            .map_err(|error| Invalid::new(format!("the key and the certificate do not fit: {error}")))?;
+        let (key, bundles) = (Arc::new(key), Arc::new(bundles));
+        let server = handshake::server_config(&key, &bundles)?;
+        let at =
+            |seconds: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
+        let (not_before, not_after) = (at(not_before), at(not_after));
+        Ok(Credentials { id, key, bundles, server: Arc::new(server), serial, not_before, not_after })
+    }
+
+    /// Who it is.
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// The serial number of its certificate.
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// Until when it holds.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// How a server that asks for mutual TLS shakes hands.
+    pub fn server_config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.server)
+    }
+
+    /// When to renew it: after half of its life, a tenth of that more or less, so that those who began together do not
+    /// renew together. `jitter` is between 0 and 1.
+    pub fn renew_at(&self, jitter: f64) -> SystemTime {
+        let life = self.not_after.duration_since(self.not_before).unwrap_or_default();
+        self.not_before + life.mul_f64(0.45 + 0.1 * jitter.clamp(0.0, 1.0))
+    }
+}
+
+/// The key stays where it is.
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("id", &self.id).field("not_after", &self.not_after).finish_non_exhaustive()
+    }
+}
+
+/// A new key, and the request to sign it. The key leaves this value only as [`Credentials`].
+pub struct CertificateRequest {
+    key: rcgen::KeyPair,
+    csr: String,
+}
+
+impl CertificateRequest {
+    /// Makes an ECDSA key on P-256 and a request (PKCS#10) that names nobody: who it is for is the authority's to say.
+    ///
+    /// # Errors
+    /// Where the system has no randomness.
+    pub fn new() -> Result<Self, Invalid> {
+        let failed = |error: rcgen::Error| Invalid::new(format!("cannot make a key: {error}"));
+        let key = rcgen::KeyPair::generate().map_err(failed)?;
+        let csr = rcgen::CertificateParams::default().serialize_request(&key).and_then(|csr| csr.pem());
+        Ok(CertificateRequest { csr: csr.map_err(failed)?, key })
+    }
+
+    /// The request in PEM.
+    pub fn csr(&self) -> &str {
+        &self.csr
+    }
+
+    /// The credentials that an authority's answer completes: certificates in PEM, the leaf first, the root last.
+    ///
+    /// # Errors
+    /// Where the answer is not for this key, is no workload's, or its own root does not vouch for it.
+    pub fn signed(self, chain: &[String]) -> Result<Credentials, Invalid> {
+        let (root, chain) = chain.split_last().ok_or_else(|| Invalid::new("the authority sent no certificate"))?;
+        Credentials::from_pem(chain.join("\n").as_bytes(), self.key.serialize_pem().as_bytes(), root.as_bytes())
+    }
+}
+
+impl fmt::Debug for CertificateRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CertificateRequest")
+    }
+}

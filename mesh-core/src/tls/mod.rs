@@ -1,0 +1,19 @@
+//! Mutual TLS between workloads: whom to trust, who the peer is, and what to show it.
+//!
+//! rustls knows nothing of SPIFFE, so the checks of an X.509-SVID are here ([`svid`]): the peer's trust domain is read from
+//! its leaf, and its chain verified against the roots of *that* domain and no others ([`TrustBundles`]). The key of a
+//! workload is made in the process and does not leave it; no `Debug` shows it.
+
+mod bundle;
+mod credentials;
+mod handshake;
+mod provider;
+pub mod svid;
+
+#[cfg(test)]
+mod tests;
+
+pub use bundle::TrustBundles;
+pub use credentials::{CertificateRequest, Credentials};
+pub use handshake::{client_config, peer_identity, server_name};
+pub use provider::Certificates;

@@ -1,0 +1,86 @@
+//! Where a mesh keeps its present credentials.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::sync::watch;
+
+use super::Credentials;
+use crate::error::{ErrorKind, MeshError};
+
+/// The present credentials of a mesh. Whoever shakes hands asks here; whoever has an authority to ask puts them here.
+///
+/// Nobody is asked for a certificate before one is wanted: a mesh without TLS needs no authority.
+#[derive(Debug)]
+pub struct Certificates {
+    current: watch::Sender<Option<Arc<Credentials>>>,
+    wanted: watch::Sender<bool>,
+    /// Why there are none, or no newer ones.
+    problem: watch::Sender<Option<Arc<str>>>,
+}
+
+impl Default for Certificates {
+    fn default() -> Self {
+        Certificates {
+            current: watch::Sender::new(None),
+            wanted: watch::Sender::new(false),
+            problem: watch::Sender::new(None),
+        }
+    }
+}
+
+impl Certificates {
+    /// The present ones.
+    pub fn current(&self) -> Option<Arc<Credentials>> {
+        self.current.borrow().clone()
+    }
+
+    /// From now on these. Connections that were made before go on.
+    pub fn set(&self, credentials: Arc<Credentials>) {
+        self.problem.send_replace(None);
+        self.current.send_replace(Some(credentials));
+    }
+
+    /// Says why there are no newer ones. Those that are there stay.
+    pub fn failed(&self, reason: impl Into<Arc<str>>) {
+        self.problem.send_replace(Some(reason.into()));
+    }
+
+    /// Says that there is TLS to be done.
+    pub fn want(&self) {
+        self.wanted.send_if_modified(|wanted| !std::mem::replace(wanted, true));
+    }
+
+    /// Waits until somebody wants some.
+    pub async fn wanted(&self) {
+        // An error would say that the sender is gone, which is `self`.
+        let _ = self.wanted.subscribe().wait_for(|wanted| *wanted).await;
+    }
+
+    /// The present ones, as soon as there are some that still hold. Cancel safe.
+    pub async fn get(&self) -> Arc<Credentials> {
+        self.want();
+        let mut current = self.current.subscribe();
+        let holds = |credentials: &Arc<Credentials>| credentials.not_after() > SystemTime::now();
+        loop {
+            let found = current.borrow_and_update().clone().filter(holds);
+            match found {
+                Some(credentials) => return credentials,
+                // An error would say that the sender is gone, which is `self`.
+                None => _ = current.changed().await,
+            }
+        }
+    }
+
+    /// What a handshake fails with that has waited for credentials in vain.
+    pub fn missing(&self) -> MeshError {
+        let problem = self.problem.borrow().clone();
+        let what = match (self.current(), problem) {
+            (Some(_), Some(problem)) => format!("the workload's certificate has expired: {problem}"),
+            (Some(_), None) => "the workload's certificate has expired".to_owned(),
+            (None, Some(problem)) => format!("the workload has no certificate yet: {problem}"),
+            (None, None) => "the workload has no certificate yet".to_owned(),
+        };
+        MeshError::new(ErrorKind::ConnectFailure, what)
+    }
+}

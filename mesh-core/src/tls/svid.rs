@@ -1,0 +1,77 @@
+//! The leaf of an X.509-SVID (SPIFFE X509-SVID, sections 2 to 5).
+
+use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
+
+use crate::error::Invalid;
+use crate::identity::SpiffeId;
+
+/// Who a leaf says its owner is, if it is one that a workload may show. Whether somebody trusted has signed it is another
+/// question.
+///
+/// # Errors
+/// Where it is no leaf of a workload: more or fewer than one URI, a URI that is no SPIFFE ID, an authority's
+/// certificate, or one whose key is for other things.
+pub fn identity(leaf: &[u8]) -> Result<SpiffeId, Invalid> {
+    let (rest, certificate) =
+        X509Certificate::from_der(leaf).map_err(|_| Invalid::new("the certificate cannot be parsed"))?;
+    if !rest.is_empty() {
+        return Err(Invalid::new("the certificate is followed by other bytes"));
+    }
+    let mut uris = Vec::new();
+    for extension in certificate.extensions() {
+        match extension.parsed_extension() {
+            ParsedExtension::SubjectAlternativeName(names) => {
+                uris.extend(names.general_names.iter().filter_map(|name| match name {
+                    GeneralName::URI(uri) => Some(*uri),
+                    _ => None,
+                }));
+                // A name that cannot be parsed may be a second URI.
+                if names.general_names.iter().any(|name| matches!(name, GeneralName::Invalid(..))) {
+                    return Err(Invalid::new("a name of the certificate cannot be parsed"));
+                }
+            }
+            ParsedExtension::BasicConstraints(constraints) if constraints.ca => {
+                return Err(Invalid::new("the certificate is that of an authority, not of a workload"));
+            }
+            ParsedExtension::KeyUsage(usage) => {
+                if usage.key_cert_sign() || usage.crl_sign() {
+                    return Err(Invalid::new("the certificate's key may sign certificates or revocations"));
+                }
+                if !usage.digital_signature() {
+                    return Err(Invalid::new("the certificate's key is not for digital signatures"));
+                }
+                if !extension.critical {
+                    return Err(Invalid::new("the certificate's key usage is not critical"));
+                }
+            }
+            ParsedExtension::ExtendedKeyUsage(usage) if !usage.any && !(usage.server_auth && usage.client_auth) => {
+                return Err(Invalid::new("the certificate is not for both servers and clients"));
+            }
+            ParsedExtension::ParseError { .. } => {
+                return Err(Invalid::new("an extension of the certificate cannot be parsed"));
+            }
+            _ => {}
+        }
+    }
+    if certificate.key_usage().ok().flatten().is_none() {
+        return Err(Invalid::new("the certificate does not say what its key is for"));
+    }
+    match uris.as_slice() {
+        [uri] => uri.parse().map_err(|error: Invalid| Invalid::new(format!("the certificate's URI {uri:?}: {error}"))),
+        [] => Err(Invalid::new("the certificate has no URI, so it is no SPIFFE ID's")),
+        _ => Err(Invalid::new("the certificate has more than one URI")),
+    }
+}
+
+/// The serial number of a certificate, in hexadecimal: for messages.
+pub fn serial(certificate: &[u8]) -> Option<String> {
+    X509Certificate::from_der(certificate).ok().map(|(_, certificate)| certificate.raw_serial_as_string())
+}
+
+/// From when to when a certificate holds, in seconds since 1970.
+pub(super) fn validity(leaf: &[u8]) -> Result<(i64, i64), Invalid> {
+    let (_, certificate) =
+        X509Certificate::from_der(leaf).map_err(|_| Invalid::new("the certificate cannot be parsed"))?;
+    let validity = certificate.validity();
+    Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
+}

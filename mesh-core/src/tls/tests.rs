@@ -1,0 +1,214 @@
+//! The checks of a peer's certificate, by the rows of the hazards that they answer.
+
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, SanType,
+};
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
+
+use super::bundle::Side;
+use super::credentials::PROVIDER;
+use super::*;
+use crate::identity::SpiffeId;
+
+/// An authority, and what it signs.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn named(name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().expect("a key");
+        let pem = params.self_signed(&key).expect("a certificate").pem();
+        Authority { issuer: Issuer::new(params, key), pem }
+    }
+
+    fn sign(&self, params: &CertificateParams) -> (String, String) {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key");
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    fn trusted_for(&self, domain: &str) -> TrustBundles {
+        let mut bundles = TrustBundles::new();
+        bundles.add_pem(domain.parse().expect("a domain"), self.pem.as_bytes()).expect("a root");
+        bundles
+    }
+}
+
+/// The leaf of a workload, as an authority should make it.
+fn leaf(uris: &[&str]) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().expect("ASCII"))).collect();
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params
+}
+
+const WEB: &str = "spiffe://td/ns/shop/sa/web";
+
+fn der(pem: &str) -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate")
+}
+
+/// Who the peer is taken for, on either side of the connection; the same on both.
+fn verify(bundles: &TrustBundles, pem: &str) -> Result<SpiffeId, String> {
+    let at = |side| {
+        let algorithms = &PROVIDER.signature_verification_algorithms;
+        bundles.verify(&der(pem), &[], side, UnixTime::now(), algorithms).map_err(|invalid| invalid.to_string())
+    };
+    let both = [at(Side::Server), at(Side::Client)];
+    assert_eq!(both[0], both[1]);
+    at(Side::Client)
+}
+
+fn refused(params: &CertificateParams) -> String {
+    let authority = Authority::named("root");
+    let (pem, _) = authority.sign(params);
+    verify(&authority.trusted_for("td"), &pem).expect_err("it must be refused")
+}
+
+#[test]
+fn a_leaf_that_the_standard_allows_is_its_workloads() {
+    let authority = Authority::named("root");
+    let bundles = authority.trusted_for("td");
+    assert_eq!(verify(&bundles, &authority.sign(&leaf(&[WEB])).0).expect("good").as_str(), WEB);
+    // M8: without an extended usage, the key is for anything.
+    let mut params = leaf(&[WEB]);
+    params.extended_key_usages = Vec::new();
+    assert!(verify(&bundles, &authority.sign(&params).0).is_ok());
+}
+
+#[test]
+fn m1_a_leaf_with_two_uris_is_refused() {
+    assert!(refused(&leaf(&[WEB, "spiffe://td/ns/shop/sa/admin"])).contains("more than one URI"));
+    assert!(refused(&leaf(&[WEB, WEB])).contains("more than one URI"));
+    assert!(refused(&leaf(&["https://example.com", WEB])).contains("more than one URI"));
+}
+
+#[test]
+fn m2_what_is_no_workloads_leaf_is_refused() {
+    assert!(refused(&leaf(&[])).contains("no URI"));
+    assert!(refused(&leaf(&["spiffe://td"])).contains("no path"));
+    let mut authority = leaf(&[WEB]);
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    assert!(refused(&authority).contains("authority"));
+    for usage in [KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign] {
+        let mut params = leaf(&[WEB]);
+        params.key_usages.push(usage);
+        assert!(refused(&params).contains("may sign"));
+    }
+    let mut params = leaf(&[WEB]);
+    params.key_usages = vec![KeyUsagePurpose::KeyEncipherment];
+    assert!(refused(&params).contains("digital signatures"));
+    params.key_usages = Vec::new();
+    assert!(refused(&params).contains("what its key is for"));
+}
+
+#[test]
+fn m4_only_a_uri_is_an_identity() {
+    let mut params = leaf(&[]);
+    params.subject_alt_names = vec![
+        SanType::Rfc822Name(WEB.try_into().expect("ASCII")),
+        SanType::DnsName("web.shop".try_into().expect("a name")),
+    ];
+    assert!(refused(&params).contains("no URI"));
+}
+
+#[test]
+fn m5_bytes_that_no_id_has_do_not_cut_it_short() {
+    assert!(refused(&leaf(&["spiffe://td/ns/shop/sa/admin\0.evil"])).contains("path has only"));
+}
+
+#[test]
+fn m6_a_peer_is_verified_by_the_roots_of_its_own_domain_only() {
+    let (ours, theirs) = (Authority::named("ours"), Authority::named("theirs"));
+    let mut bundles = ours.trusted_for("td");
+    bundles.add_pem("partner".parse().expect("a domain"), theirs.pem.as_bytes()).expect("a root");
+    let of = |authority: &Authority, id: &str| verify(&bundles, &authority.sign(&leaf(&[id])).0);
+    assert!(of(&ours, WEB).is_ok() && of(&theirs, "spiffe://partner/ns/a/sa/b").is_ok());
+    // Both are trusted, and neither may speak for the other.
+    assert!(of(&theirs, WEB).expect_err("a foreign authority").contains("no trusted authority of its trust domain"));
+    assert!(of(&ours, "spiffe://partner/ns/a/sa/b").is_err());
+    for other in ["spiffe://tdx/a", "spiffe://td.evil/a", "spiffe://t/a"] {
+        assert!(of(&ours, other).expect_err("no domain of ours").contains("is not trusted"), "{other}");
+    }
+}
+
+#[test]
+fn m8_a_leaf_for_servers_alone_is_refused_and_so_is_one_for_clients_alone() {
+    for usage in [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth] {
+        let mut params = leaf(&[WEB]);
+        params.extended_key_usages = vec![usage];
+        assert!(refused(&params).contains("both servers and clients"));
+    }
+}
+
+#[test]
+fn m9_a_leaf_out_of_its_time_is_refused_with_the_reason() {
+    let now = time::OffsetDateTime::now_utc();
+    let mut params = leaf(&[WEB]);
+    (params.not_before, params.not_after) = (now - Duration::from_secs(7200), now - Duration::from_secs(3600));
+    assert!(refused(&params).contains("expired"));
+    (params.not_before, params.not_after) = (now + Duration::from_secs(3600), now + Duration::from_secs(7200));
+    assert!(refused(&params).contains("not valid yet"));
+}
+
+#[test]
+fn a_root_that_is_no_authoritys_is_refused() {
+    let authority = Authority::named("root");
+    let (pem, _) = authority.sign(&leaf(&[WEB]));
+    let mut bundles = TrustBundles::new();
+    for pem in [pem.as_str(), "", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+        assert!(bundles.add_pem("td".parse().expect("a domain"), pem.as_bytes()).is_err(), "{pem}");
+    }
+}
+
+#[test]
+fn credentials_are_taken_only_if_their_parts_fit() {
+    let (authority, other) = (Authority::named("root"), Authority::named("other"));
+    let (chain, key) = authority.sign(&leaf(&[WEB]));
+    let (_, another_key) = authority.sign(&leaf(&[WEB]));
+    let of = |chain: &str, key: &str, roots: &str| {
+        Credentials::from_pem(chain.as_bytes(), key.as_bytes(), roots.as_bytes()).map_err(|invalid| invalid.to_string())
+    };
+    let good = of(&chain, &key, &authority.pem).expect("they fit");
+    assert_eq!(good.id().as_str(), WEB);
+    for (chain, key, roots) in [
+        (chain.as_str(), another_key.as_str(), authority.pem.as_str()),
+        (&chain, &key, &other.pem),
+        (&chain, &chain, &authority.pem),
+        (&key, &key, &authority.pem),
+        (&chain, &key, ""),
+        ("", &key, &authority.pem),
+    ] {
+        let refused = of(chain, key, roots).expect_err("they do not fit");
+        // C10, M17: no part of a key is in a message.
+        let secret: String = key.lines().filter(|line| !line.starts_with("---")).collect();
+        assert!(!secret.is_empty() && !refused.contains(&secret[..16.min(secret.len())]), "{refused}");
+    }
+    let shown = format!("{good:?} {:?} {:?}", Certificates::default(), CertificateRequest::new().expect("a key"));
+    let secret: String = key.lines().filter(|line| !line.starts_with("---")).collect();
+    assert!(!shown.contains(&secret[..16]) && shown.contains(WEB), "{shown}");
+}
+
+#[test]
+fn a_certificate_is_renewed_after_half_of_its_life_and_not_by_all_at_once() {
+    let authority = Authority::named("root");
+    let now = time::OffsetDateTime::now_utc();
+    let mut params = leaf(&[WEB]);
+    (params.not_before, params.not_after) = (now, now + Duration::from_secs(1000));
+    let (chain, key) = authority.sign(&params);
+    let credentials = Credentials::from_pem(chain.as_bytes(), key.as_bytes(), authority.pem.as_bytes()).expect("good");
+    let before =
+        |jitter| credentials.not_after().duration_since(credentials.renew_at(jitter)).expect("before").as_secs();
+    assert_eq!([before(0.0), before(0.5), before(1.0)], [550, 500, 450]);
+}

@@ -1,0 +1,225 @@
+//! Keeps the workload's certificate: from files, or from the authority of its control plane.
+//!
+//! Nothing happens before TLS is asked for. A certificate is renewed after half of its life; until a renewal succeeds, the
+//! one before it serves on, to its end.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
+use serde_json::Value as Json;
+use tonic::client::Grpc;
+use tonic_prost::ProstCodec;
+
+use crate::error::Invalid;
+use crate::tls::{CertificateRequest, Certificates, Credentials};
+use crate::xds::bootstrap::{Bootstrap, CertificateProvider, Node, Server};
+use crate::xds::connect::Connector;
+use crate::xds::istio_ca::{
+    CREATE_CERTIFICATE, IstioCertificateRequest, IstioCertificateResponse, NAMESPACE, SERVICE_ACCOUNT,
+};
+use crate::xds::transport::{self, Keepalive};
+
+/// The provider in the bootstrap that the mesh's own TLS takes its certificate from (gRFC A29).
+const PROVIDER: &str = "default";
+
+/// The plugin that reads files (gRFC A29).
+const FILE_WATCHER: &str = "file_watcher";
+
+/// The plugin that asks the control plane: what a bootstrap without a provider means.
+const MESH_CA: &str = "mesh_ca";
+
+/// How often files are looked at, unless the bootstrap says otherwise (gRFC A65).
+const REFRESH: Duration = Duration::from_secs(600);
+
+/// How long an authority may take to sign.
+const SIGNING: Duration = Duration::from_secs(10);
+
+/// After a failure: 1 s, doubling to one minute, half of it at random, so that those who lost an authority together do not
+/// come back together.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Keeps `certificates` as the bootstrap says, for as long as it is polled.
+pub(crate) async fn keep(certificates: Arc<Certificates>, bootstrap: Arc<Bootstrap>, connector: Connector, seed: u64) {
+    certificates.wanted().await;
+    let mut random = fastrand::Rng::with_seed(seed);
+    let provider = match Provider::of(bootstrap.certificate_providers.get(PROVIDER)) {
+        Ok(provider) => provider,
+        Err(invalid) => {
+            let reason = format!("the bootstrap's certificate_providers[{PROVIDER:?}]: {invalid}");
+            tracing::error!("no certificate can be had: {reason}");
+            return certificates.failed(reason);
+        }
+    };
+    let mut failures = 0;
+    loop {
+        let wait = match provider.get(&bootstrap, &connector).await {
+            Ok(credentials) => {
+                failures = 0;
+                let wait = provider.refresh(&credentials, random.f64());
+                let is_new = certificates.current().is_none_or(|present| present.serial() != credentials.serial());
+                if is_new {
+                    let (id, serial) = (credentials.id(), credentials.serial());
+                    tracing::info!(%id, serial, "a new certificate");
+                    certificates.set(Arc::new(credentials));
+                }
+                wait
+            }
+            Err(reason) => {
+                tracing::warn!("no new certificate: {reason}");
+                certificates.failed(reason);
+                failures += 1;
+                backoff(failures, random.f64())
+            }
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// How long to wait after so many failures in a row.
+fn backoff(failures: u32, jitter: f64) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    let longest = RETRY.0.saturating_mul(1 << doublings).min(RETRY.1);
+    longest.mul_f64(0.5 + 0.5 * jitter)
+}
+
+/// Where certificates come from.
+enum Provider {
+    Files { certificate: PathBuf, key: PathBuf, roots: PathBuf, refresh: Duration },
+    Authority { token: Option<String> },
+}
+
+impl Provider {
+    fn of(configured: Option<&CertificateProvider>) -> Result<Self, Invalid> {
+        let Some(provider) = configured else { return Ok(Provider::Authority { token: None }) };
+        let text = |key: &str| match provider.config.get(key) {
+            None | Some(Json::Null) => Ok(None),
+            Some(Json::String(text)) => Ok(Some(text.clone())),
+            Some(_) => Err(Invalid::new("must be a string").at(format!("config.{key}"))),
+        };
+        let path = |key: &str| {
+            text(key)?.map(PathBuf::from).ok_or_else(|| Invalid::new("missing").at(format!("config.{key}")))
+        };
+        match provider.plugin.as_str() {
+            MESH_CA => Ok(Provider::Authority { token: text("token")? }),
+            FILE_WATCHER => Ok(Provider::Files {
+                certificate: path("certificate_file")?,
+                key: path("private_key_file")?,
+                roots: path("ca_certificate_file")?,
+                refresh: match text("refresh_interval")? {
+                    None => REFRESH,
+                    Some(text) => {
+                        let seconds = text.strip_suffix('s').and_then(|number| number.parse().ok());
+                        let interval = seconds.and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok());
+                        interval
+                            .filter(|interval| !interval.is_zero())
+                            .ok_or_else(|| Invalid::new("not a duration such as 600s").at("config.refresh_interval"))?
+                    }
+                },
+            }),
+            other => Err(Invalid::new(format!("{other:?} is neither {FILE_WATCHER} nor {MESH_CA}")).at("plugin_name")),
+        }
+    }
+
+    async fn get(&self, bootstrap: &Bootstrap, connector: &Connector) -> Result<Credentials, String> {
+        match self {
+            Provider::Files { certificate, key, roots, .. } => {
+                let [certificate, key, roots] = [read(certificate)?, read(key)?, read(roots)?];
+                Credentials::from_pem(&certificate, &key, &roots).map_err(|invalid| invalid.to_string())
+            }
+            Provider::Authority { token } => {
+                let mut reasons = Vec::new();
+                for server in &bootstrap.servers {
+                    let asked = ask(server, connector, &bootstrap.node, token.as_deref());
+                    let late = |_| format!("no answer within {} s", SIGNING.as_secs());
+                    match tokio::time::timeout(SIGNING, asked).await.map_err(late).flatten() {
+                        Ok(credentials) => return Ok(credentials),
+                        Err(reason) => reasons.push(format!("{}: {reason}", server.uri)),
+                    }
+                }
+                Err(reasons.join("; "))
+            }
+        }
+    }
+
+    /// When to look for newer ones.
+    fn refresh(&self, credentials: &Credentials, jitter: f64) -> Duration {
+        match self {
+            Provider::Files { refresh, .. } => *refresh,
+            Provider::Authority { .. } => {
+                let left = credentials.renew_at(jitter).duration_since(SystemTime::now()).unwrap_or_default();
+                left.max(RETRY.0)
+            }
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+}
+
+/// Asks one authority to sign a new key.
+async fn ask(server: &Server, connector: &Connector, node: &Node, token: Option<&str>) -> Result<Credentials, String> {
+    let request = CertificateRequest::new().map_err(|invalid| invalid.to_string())?;
+    let keepalive = Keepalive::new(SIGNING, SIGNING);
+    let channel = transport::connect(connector, server, &keepalive).await?;
+    let message =
+        IstioCertificateRequest { csr: request.csr().to_owned(), validity_duration: 0, metadata: Some(names(node)) };
+    let mut message = tonic::Request::new(message);
+    if let Some(token) = token {
+        let bearer = format!("Bearer {token}").parse();
+        message.metadata_mut().insert("authorization", bearer.map_err(|_| "the token is no header's value")?);
+    }
+    let mut client = Grpc::new(channel);
+    client.ready().await.map_err(|error| error.to_string())?;
+    let codec = ProstCodec::<IstioCertificateRequest, IstioCertificateResponse>::default();
+    let path = http::uri::PathAndQuery::from_static(CREATE_CERTIFICATE);
+    let answer = client.unary(message, path, codec).await;
+    let answer = answer.map_err(|status| format!("{:?}: {}", status.code(), status.message()))?;
+    request.signed(&answer.into_inner().cert_chain).map_err(|invalid| invalid.to_string())
+}
+
+/// Who the workload says it is. Whether that counts is up to the authority.
+fn names(node: &Node) -> Struct {
+    let text = |key: &str| node.metadata.get(key).and_then(Json::as_str);
+    let fields = [NAMESPACE, SERVICE_ACCOUNT].into_iter().filter_map(|key| {
+        let value = Value { kind: Some(Kind::StringValue(text(key)?.to_owned())) };
+        Some((key.to_owned(), value))
+    });
+    Struct { fields: fields.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_pause_after_a_failure_grows_to_a_minute_and_is_spread() {
+        let at = |failures, jitter| backoff(failures, jitter).as_secs_f64();
+        assert_eq!([at(1, 0.0), at(1, 1.0), at(2, 1.0), at(3, 1.0)], [0.5, 1.0, 2.0, 4.0]);
+        assert_eq!([at(7, 1.0), at(u32::MAX, 0.0)], [60.0, 30.0]);
+    }
+
+    #[test]
+    fn a_provider_that_is_written_wrongly_is_refused_with_the_key() {
+        let of = |plugin: &str, config: Json| {
+            let provider = CertificateProvider { plugin: plugin.to_owned(), config };
+            Provider::of(Some(&provider)).map(|_| ()).map_err(|invalid| invalid.to_string())
+        };
+        let files = json!({"certificate_file": "a", "private_key_file": "b", "ca_certificate_file": "c"});
+        assert_eq!(of("file_watcher", files), Ok(()));
+        assert_eq!(of("mesh_ca", json!({"token": "t"})), Ok(()));
+        for (plugin, config, key) in [
+            ("file_watcher", json!({"certificate_file": "a"}), "config.private_key_file"),
+            ("file_watcher", json!({"certificate_file": 1}), "config.certificate_file"),
+            ("mesh_ca", json!({"token": 1}), "config.token"),
+            ("vault", json!({}), "plugin_name"),
+        ] {
+            let refused = of(plugin, config).expect_err("it is wrong");
+            assert!(refused.contains(key), "{refused}");
+        }
+    }
+}

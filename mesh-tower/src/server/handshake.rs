@@ -1,0 +1,89 @@
+//! What comes before a connection's first byte of HTTP, where the configuration asks for TLS: a look at whether the client
+//! speaks it, the chain that takes it, the handshake.
+//!
+//! Nothing of a connection that is refused here reaches the application.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::model::ServerTls;
+use mesh_core::store::ServerState;
+use mesh_core::tls::{Certificates, peer_identity};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::connection::{ConnectionInfo, TlsInfo};
+use crate::io::Io;
+use crate::listeners::ListenerState;
+
+/// How long it may take from the client's first byte to the end of the handshake.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The first byte of a TLS connection: a record that is part of a handshake (RFC 8446, 5.1). No method of HTTP begins so.
+const HANDSHAKE_RECORD: u8 = 0x16;
+
+/// A connection about which it is not known yet how its bytes travel.
+pub(super) struct Handshake {
+    pub(super) listener: Arc<ListenerState>,
+    pub(super) certificates: Arc<Certificates>,
+    pub(super) connection: Arc<ConnectionInfo>,
+}
+
+impl Handshake {
+    /// Lets the connection in, or not. It may not take for ever.
+    pub(super) async fn within_time(self, stream: TcpStream) -> io::Result<Io> {
+        let late = || io::Error::new(io::ErrorKind::TimedOut, "no handshake in time");
+        let opened = tokio::time::timeout(PATIENCE, self.open(stream)).await.unwrap_or_else(|_| Err(late()));
+        if let Err(reason) = &opened {
+            tracing::debug!(listener = %self.listener.name(), peer = %self.connection.peer, %reason, "connection refused");
+        }
+        opened
+    }
+
+    async fn open(&self, stream: TcpStream) -> io::Result<Io> {
+        let mut first = [0];
+        if stream.peek(&mut first).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match self.security(first == [HANDSHAKE_RECORD])? {
+            false => Ok(Io::Plaintext(stream)),
+            true => {
+                let credentials = self.certificates.get().await;
+                let stream = TlsAcceptor::from(credentials.server_config()).accept(stream).await?;
+                self.connection.secured(info(&stream));
+                Ok(Io::Tls(Box::new(stream.into())))
+            }
+        }
+    }
+
+    /// Whether the connection is to be secured, by what the configuration says now.
+    fn security(&self, is_tls: bool) -> io::Result<bool> {
+        let refused = |reason: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
+        let state = self.listener.state();
+        let view = match &**state {
+            ServerState::Serving(view) => view,
+            ServerState::NotServing(reason) => return refused(reason),
+            ServerState::Waiting => return refused("no configuration"),
+        };
+        match view.chain(self.connection.local, self.connection.peer, is_tls) {
+            None => refused("no filter chain matches"),
+            // The handshake tells who the peer is, so a client that begins one may be let in.
+            Some(chain) => match chain.admits(is_tls) {
+                Ok(()) => Ok(chain.tls == ServerTls::Mutual),
+                Err(reason) => refused(&reason),
+            },
+        }
+    }
+}
+
+fn info(stream: &TlsStream<TcpStream>) -> TlsInfo {
+    let (_, session) = stream.get_ref();
+    let mut info = TlsInfo::default();
+    info.identity = peer_identity(session);
+    info.version = session.protocol_version().and_then(|version| version.as_str()).map(Arc::from);
+    info.alpn = session.alpn_protocol().map(|protocol| String::from_utf8_lossy(protocol).into());
+    info.sni = session.server_name().map(Arc::from);
+    info
+}

@@ -1,0 +1,281 @@
+//! Mutual TLS between a client and a server of the mesh, over real sockets: who is let in, who is talked to, and that not
+//! a byte travels otherwise.
+
+mod server_support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client as HyperClient;
+use hyper_util::rt::TokioExecutor;
+use mesh_core::error::ErrorKind;
+use mesh_core::fixed::Fixed;
+use mesh_core::identity::SpiffeId;
+use mesh_core::model::{Cluster, ClusterKind, ClusterProtocol, ClusterTls, Endpoints, ServerTls, UpstreamTls};
+use mesh_core::tls::Credentials;
+use mesh_tower::client::Client;
+use mesh_tower::server::{self, ConnectionInfo, MeshListener};
+use mesh_tower::{Mesh, body::Body};
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use server_support::{Player, app_route, chain, listener, played, within};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tower_layer::Layer;
+
+const SERVER: &str = "spiffe://td/ns/shop/sa/server";
+const CLIENT: &str = "spiffe://td/ns/shop/sa/client";
+
+/// An authority in memory.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Authority { issuer: Issuer::new(params, key), pem }
+    }
+
+    fn credentials(&self, id: &str) -> Credentials {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let chain = params.signed_by(&key, &self.issuer).unwrap().pem();
+        Credentials::from_pem(chain.as_bytes(), key.serialize_pem().as_bytes(), self.pem.as_bytes()).unwrap()
+    }
+}
+
+fn id(id: &str) -> SpiffeId {
+    id.parse().unwrap()
+}
+
+/// A server that tells who asked, and counts the requests that reached it.
+struct Server {
+    player: Player,
+    mesh: Mesh,
+    address: SocketAddr,
+    requests: Arc<AtomicUsize>,
+}
+
+/// What it answers: the peer, and the version of TLS.
+async fn tell(_: Request<hyper::body::Incoming>) -> Result<Response<Full<Bytes>>, std::convert::Infallible> {
+    let connection = ConnectionInfo::current().expect("served by the mesh");
+    let peer = connection.peer_identity().map_or("nobody", SpiffeId::as_str);
+    let version = connection.tls().and_then(|tls| tls.version.as_deref()).unwrap_or("plaintext");
+    Ok(Response::new(Full::from(format!("{peer} {version}"))))
+}
+
+async fn serve(credentials: Option<Credentials>, tls: impl Fn(SocketAddr) -> mesh_core::resources::Change) -> Server {
+    let (player, source) = played();
+    let mut builder = Mesh::builder().source(source);
+    if let Some(credentials) = credentials {
+        builder = builder.credentials(credentials);
+    }
+    let mesh = builder.start().unwrap();
+    let bound: MeshListener = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = bound.local_addr();
+    player.send(tls(address));
+    within(bound.serving()).await.unwrap();
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&requests);
+    let app = tower::service_fn(move |request| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        tell(request)
+    });
+    tokio::spawn(server::serve(bound, mesh.server_layer().layer(app)).into_future());
+    Server { player, mesh, address, requests }
+}
+
+fn with_tls(address: SocketAddr, tls: ServerTls) -> mesh_core::resources::Change {
+    let mut only = chain(vec![app_route()], vec![]);
+    only.tls = tls;
+    listener(address, vec![only])
+}
+
+/// Istio's PERMISSIVE: mutual TLS for those who speak TLS, plaintext for the others.
+fn permissive(address: SocketAddr) -> mesh_core::resources::Change {
+    let (mut secured, mut plain) = (chain(vec![app_route()], vec![]), chain(vec![app_route()], vec![]));
+    secured.matches.is_tls = Some(true);
+    secured.tls = ServerTls::Mutual;
+    plain.matches.is_tls = Some(false);
+    let mut change = listener(address, vec![secured, plain, chain(vec![], vec![])]);
+    if let mesh_core::resources::Change::Put(_, mesh_core::resources::Resource::Listener(listener)) = &mut change
+        && let mesh_core::model::Listener::Server(listener) = Arc::make_mut(listener)
+    {
+        listener.default_filter_chain = None;
+    }
+    change
+}
+
+/// A client of the server, which it knows as `http://server/`.
+fn client(server: &Server, credentials: Option<Credentials>, tls: ClusterTls, protocol: ClusterProtocol) -> Mesh {
+    let mut cluster = Cluster::new("server:80", ClusterKind::Static(Endpoints::fixed([server.address])));
+    cluster.tls = tls;
+    cluster.protocol = protocol;
+    cluster.connect_timeout = std::time::Duration::from_secs(1);
+    let source = Fixed::new().routes("server:80", vec![mesh_core::fixed::route_to("server:80")]).cluster(cluster);
+    let mut builder = Mesh::builder().source(source);
+    if let Some(credentials) = credentials {
+        builder = builder.credentials(credentials);
+    }
+    builder.start().unwrap()
+}
+
+fn mutual(peers: &[&str]) -> ClusterTls {
+    ClusterTls::Mutual(Arc::new(UpstreamTls::with(peers.iter().map(|peer| id(peer)))))
+}
+
+async fn get(client: &Client) -> Result<(StatusCode, String), mesh_core::error::MeshError> {
+    let response = within(client.clone().get("http://server/")).await?;
+    let status = response.status();
+    let body = within(response.into_body().collect()).await.unwrap().to_bytes();
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+#[tokio::test]
+async fn both_sides_know_each_other_over_http1_and_http2() {
+    let authority = Authority::new();
+    let server = serve(Some(authority.credentials(SERVER)), |address| with_tls(address, ServerTls::Mutual)).await;
+    for protocol in [ClusterProtocol::Http1, ClusterProtocol::Http2] {
+        let mesh = client(&server, Some(authority.credentials(CLIENT)), mutual(&[SERVER]), protocol);
+        let answer = get(&mesh.client()).await.unwrap();
+        assert_eq!(answer, (StatusCode::OK, format!("{CLIENT} TLSv1_3")));
+    }
+    // A client with a pool of its own, over the mesh's connector.
+    let mesh = client(&server, Some(authority.credentials(CLIENT)), mutual(&[SERVER]), ClusterProtocol::Http1);
+    let other = HyperClient::builder(TokioExecutor::new()).build::<_, Full<Bytes>>(mesh.connector());
+    let response = within(other.get("http://server/".parse().unwrap())).await.unwrap();
+    let body = within(response.into_body().collect()).await.unwrap().to_bytes();
+    assert_eq!(body, format!("{CLIENT} TLSv1_3"));
+}
+
+#[tokio::test]
+async fn m7_a_server_with_a_good_certificate_of_somebody_else_is_not_sent_a_byte() {
+    let authority = Authority::new();
+    let server = serve(Some(authority.credentials(SERVER)), |address| with_tls(address, ServerTls::Mutual)).await;
+    for peers in [&["spiffe://td/ns/shop/sa/other"][..], &["spiffe://td/ns/shop/sa/serve"], &[]] {
+        let mesh = client(&server, Some(authority.credentials(CLIENT)), mutual(peers), ClusterProtocol::Http1);
+        let error = get(&mesh.client()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectFailure);
+        assert!(format!("{error:#}").contains(&format!("the peer is {SERVER}")), "{error}");
+    }
+    assert_eq!(server.requests.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn m12_under_strict_whoever_does_not_show_who_he_is_is_closed_without_a_byte() {
+    let (authority, foreign) = (Authority::new(), Authority::new());
+    let server = serve(Some(authority.credentials(SERVER)), |address| with_tls(address, ServerTls::Mutual)).await;
+    for said in [&b"GET / HTTP/1.1\r\nhost: server\r\n\r\n"[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x80"] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        let mut answer = Vec::new();
+        // A reset, where bytes that nobody read were thrown away, is an end, too.
+        _ = within(stream.read_to_end(&mut answer)).await;
+        assert!(answer.is_empty(), "{answer:?}");
+    }
+    // In plaintext by configuration, and with a certificate that nobody here trusts.
+    let plain = client(&server, None, ClusterTls::None, ClusterProtocol::Http1);
+    let error = get(&plain.client()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionLost);
+    let stranger = client(&server, Some(foreign.credentials(CLIENT)), mutual(&[SERVER]), ClusterProtocol::Http1);
+    assert_eq!(get(&stranger.client()).await.unwrap_err().kind(), ErrorKind::ConnectFailure);
+    assert_eq!(server.requests.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_was_told_of_tls_never_falls_back_to_plaintext() {
+    let authority = Authority::new();
+    let server = serve(None, |address| with_tls(address, ServerTls::None)).await;
+    let mesh = client(&server, Some(authority.credentials(CLIENT)), mutual(&[SERVER]), ClusterProtocol::Http1);
+    assert_eq!(get(&mesh.client()).await.unwrap_err().kind(), ErrorKind::ConnectFailure);
+    // Nor does one that has no certificate.
+    let mesh = client(&server, None, mutual(&[SERVER]), ClusterProtocol::Http1);
+    let error = get(&mesh.client()).await.unwrap_err();
+    assert!(error.to_string().contains("the workload has no certificate yet"), "{error}");
+    // Nor a client of the application's own, which knows nothing of the mesh's TLS.
+    let layered = mesh.client_layer().layer(HyperClient::builder(TokioExecutor::new()).build_http::<Body>());
+    let request = Request::get("http://server/").body(Body::empty()).unwrap();
+    let error = within(tower::ServiceExt::oneshot(layered, request)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Security);
+    assert_eq!(server.requests.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn under_permissive_plaintext_is_served_as_nobody() {
+    let authority = Authority::new();
+    let server = serve(Some(authority.credentials(SERVER)), permissive).await;
+    let secured = client(&server, Some(authority.credentials(CLIENT)), mutual(&[SERVER]), ClusterProtocol::Http2);
+    assert_eq!(get(&secured.client()).await.unwrap().1, format!("{CLIENT} TLSv1_3"));
+    let plain = client(&server, None, ClusterTls::None, ClusterProtocol::Http1);
+    assert_eq!(get(&plain.client()).await.unwrap().1, "nobody plaintext");
+}
+
+#[tokio::test]
+async fn a_connection_in_plaintext_is_of_no_use_once_tls_is_asked_for() {
+    let authority = Authority::new();
+    let server = serve(Some(authority.credentials(SERVER)), permissive).await;
+    let plain = client(&server, None, ClusterTls::None, ClusterProtocol::Http1);
+    let plain = plain.client();
+    assert_eq!(get(&plain).await.unwrap().1, "nobody plaintext");
+    server.player.send(with_tls(server.address, ServerTls::Mutual));
+    within(async {
+        loop {
+            match get(&plain).await {
+                Ok((StatusCode::OK, _)) => tokio::task::yield_now().await,
+                Ok((status, body)) => {
+                    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+                    break assert!(body.contains("mutual TLS is required"), "{body}");
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_new_certificate_is_shown_from_the_next_handshake_on_and_costs_no_request() {
+    let authority = Authority::new();
+    let server = serve(Some(authority.credentials(SERVER)), |address| with_tls(address, ServerTls::Mutual)).await;
+    let mesh = client(&server, Some(authority.credentials(CLIENT)), mutual(&[SERVER]), ClusterProtocol::Http1);
+    let first = mesh.client();
+    assert!(get(&first).await.is_ok());
+    server.mesh.certificates().set(Arc::new(authority.credentials(SERVER)));
+    mesh.certificates().set(Arc::new(authority.credentials(CLIENT)));
+    assert!(get(&first).await.is_ok());
+    let other = client(&server, Some(authority.credentials(CLIENT)), mutual(&[SERVER]), ClusterProtocol::Http1);
+    assert!(get(&other.client()).await.is_ok());
+    // Whom nobody trusts any more is not let in.
+    let next = Authority::new();
+    server.mesh.certificates().set(Arc::new(next.credentials(SERVER)));
+    let late = client(&server, Some(authority.credentials(CLIENT)), mutual(&[SERVER]), ClusterProtocol::Http1);
+    assert_eq!(get(&late.client()).await.unwrap_err().kind(), ErrorKind::ConnectFailure);
+}
+
+#[tokio::test]
+async fn a_handshake_that_stalls_is_given_up_and_holds_nobody_up() {
+    let authority = Authority::new();
+    let server = serve(Some(authority.credentials(SERVER)), |address| with_tls(address, ServerTls::Mutual)).await;
+    let mut silent = TcpStream::connect(server.address).await.unwrap();
+    let mut stalled = TcpStream::connect(server.address).await.unwrap();
+    stalled.write_all(&[0x16, 3, 1]).await.unwrap();
+    let mesh = client(&server, Some(authority.credentials(CLIENT)), mutual(&[SERVER]), ClusterProtocol::Http1);
+    assert!(get(&mesh.client()).await.is_ok());
+    for stream in [&mut silent, &mut stalled] {
+        assert_eq!(within(stream.read(&mut [0; 1])).await.unwrap_or(0), 0, "closed");
+    }
+}
