@@ -14,7 +14,7 @@ use http::request::Parts;
 use http::{Extensions, Request, Response, Version};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::{Callout, Resume};
-use mesh_core::model::{Route, RouteAction};
+use mesh_core::model::{Route, RouteAction, ServerTls};
 use mesh_core::request::{RequestHead, is_grpc};
 use mesh_core::request_info::{Deadline, Direction, RequestInfo};
 use mesh_core::store::{ServerState, ServerView};
@@ -296,8 +296,12 @@ fn routes(
                 (chain, connection.peer_identity().is_some())
             }
             (None, [only]) if !view.asks_for_tls() => (only, false),
-            (None, [_]) => {
-                let what = format!("it asks for TLS, and {UNKNOWN_CONNECTION}");
+            (None, [only]) => {
+                let reason = only.admits(false).err().unwrap_or_else(|| "it asks for TLS".into());
+                let what = match only.tls {
+                    ServerTls::Mutual => format!("{reason}, and {UNKNOWN_CONNECTION}"),
+                    ServerTls::None | ServerTls::Unusable(_) => reason.to_string(),
+                };
                 return Err(refused(ErrorKind::Security, &what));
             }
             (None, _) => {
