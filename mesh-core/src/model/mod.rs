@@ -34,7 +34,9 @@ pub use cluster::{BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, Cluster
 pub use endpoint::{Endpoint, Endpoints, Health, LocalityEndpoints};
 pub use filter::{Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, NamedFilter};
 pub use header_text::{HeaderFormat, HeaderTarget, HeaderText};
-pub use listener::{ApiListener, FilterChain, FilterChainMatch, HttpManager, Listener, RouteSource, ServerListener};
+pub use listener::{
+    ApiListener, FilterChain, FilterChainMatch, HttpManager, Listener, PASSTHROUGH_CLUSTER, RouteSource, ServerListener,
+};
 pub use path_rewrite::PathRewrite;
 pub use retry::{RetryCondition, RetryConditions, RetryPolicy};
 pub use route::{
