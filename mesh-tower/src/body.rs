@@ -16,6 +16,8 @@ use pin_project_lite::pin_project;
 
 use upload::{Reader, Upload};
 
+pub(crate) use upload::{started, while_starting};
+
 /// An error of somebody else's body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 

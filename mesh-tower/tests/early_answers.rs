@@ -202,6 +202,57 @@ async fn a_stream_of_http2_ends_with_its_answer_and_its_connection_goes_on() {
     }
 }
 
+/// An HTTP/2 server that answers at once, opens no window beyond the first, and says what each stream ended with.
+async fn http2_without_window() -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<Option<h2::Reason>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (ended, ends) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut connection =
+                h2::server::Builder::new().max_concurrent_streams(2).handshake::<_, Bytes>(stream).await.unwrap();
+            let ended = ended.clone();
+            tokio::spawn(async move {
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    let answer = Response::builder().status(StatusCode::PAYLOAD_TOO_LARGE).body(()).unwrap();
+                    respond.send_response(answer, false).unwrap().send_data("large".into(), true).unwrap();
+                    let (mut body, ended) = (request.into_body(), ended.clone());
+                    tokio::spawn(async move {
+                        // What was read is not given back to the window.
+                        let end = loop {
+                            match body.data().await {
+                                Some(Ok(_)) => {}
+                                Some(Err(error)) => break error.reason(),
+                                None => break None,
+                            }
+                        };
+                        ended.send(end).unwrap();
+                    });
+                }
+            });
+        }
+    });
+    (address, ends)
+}
+
+/// The peer neither reads nor resets: without a reset by the client each such upload would hold a stream for ever.
+#[tokio::test]
+async fn an_upload_that_waits_for_a_window_of_http2_is_reset_when_its_answer_has_ended() {
+    let (address, mut ends) = http2_without_window().await;
+    let client = mesh(address).client();
+    for _ in 0..5 {
+        let (body, dropped) = held(endless());
+        let response = within(client.request(post(Version::HTTP_2, Body::new(StreamBody::new(body))))).await.unwrap();
+        assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        let mut body = response.into_body();
+        assert_eq!(within(body.frame()).await.unwrap().unwrap().into_data().unwrap(), "large");
+        while within(body.frame()).await.is_some() {}
+        within(dropped).await.unwrap_err();
+        assert_eq!(within(ends.recv()).await.unwrap(), Some(h2::Reason::CANCEL));
+        drop(body);
+    }
+}
+
 #[tokio::test]
 async fn under_the_layer_an_upload_ends_with_its_answer_too() {
     let (address, _) = hasty(TOO_LARGE).await;

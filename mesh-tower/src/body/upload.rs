@@ -1,12 +1,19 @@
 //! A streamed request body while it is on its way. Its request can take it back as long as nobody has read from it, and
 //! ends it when the response has ended: nobody waits for it any more, and a peer that does not read would hold it, its
 //! task and its connection for ever.
+//!
+//! Over HTTP/1.1 the connection ends with it. Over HTTP/2 hyper sends it in a task of its own, which does not ask for more
+//! as long as the peer opens no window: that task is ended, too ([`Upload::bound`]). Which upload a task is for, hyper
+//! does not say; but it makes the task where it has just asked for the first frame ([`while_starting`]).
 
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
+use pin_project_lite::pin_project;
 
 use super::{BoxError, Streamed};
 
@@ -21,7 +28,33 @@ struct State {
     /// Read to its end, or dropped by whoever was to send it.
     is_over: bool,
     is_cut: bool,
+    /// Whether whoever sends it has a task, which may hold what was read.
+    has_task: bool,
     waker: Option<Waker>,
+}
+
+thread_local! {
+    static IS_STARTING: Cell<bool> = const { Cell::new(false) };
+    /// The upload that was read from last, and not to its end.
+    static STARTED: RefCell<Option<Upload>> = const { RefCell::new(None) };
+}
+
+/// Polls what sends the first frames of uploads, and makes tasks for the rest: [`started`] says for which.
+pub(crate) fn while_starting<R>(poll: impl FnOnce() -> R) -> R {
+    struct End;
+    impl Drop for End {
+        fn drop(&mut self) {
+            IS_STARTING.set(false);
+        }
+    }
+    IS_STARTING.set(true);
+    let _end = End;
+    poll()
+}
+
+/// The upload that a task is made for, if it is made for one.
+pub(crate) fn started() -> Option<Upload> {
+    if IS_STARTING.get() { STARTED.take() } else { None }
 }
 
 impl Upload {
@@ -38,7 +71,7 @@ impl Upload {
     /// Ends it. Whether there was something to end.
     pub(super) fn cut_off(&self) -> bool {
         let mut state = self.lock();
-        if state.is_over {
+        if state.is_over && !state.has_task {
             return false;
         }
         state.is_cut = true;
@@ -51,6 +84,46 @@ impl Upload {
         }
         true
     }
+
+    /// The task that sends it, until it is cut off.
+    pub(crate) fn bound<F: Future<Output = ()>>(self, task: F) -> impl Future<Output = ()> {
+        Bound { task: Some(task), upload: self }
+    }
+}
+
+pin_project! {
+    struct Bound<F> {
+        #[pin]
+        task: Option<F>,
+        upload: Upload,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Bound<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        let is_cut = {
+            let mut state = this.upload.lock();
+            state.wake_by(cx);
+            state.is_cut
+        };
+        if let Some(task) = this.task.as_mut().as_pin_mut().filter(|_| !is_cut) {
+            ready!(task.poll(cx));
+        }
+        this.task.set(None);
+        Poll::Ready(())
+    }
+}
+
+impl State {
+    fn wake_by(&mut self, cx: &Context<'_>) {
+        match &mut self.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            waker => *waker = Some(cx.waker().clone()),
+        }
+    }
 }
 
 /// The stream, as whoever sends it reads it. There is one for each upload.
@@ -58,7 +131,14 @@ pub(super) struct Reader(Upload);
 
 impl Reader {
     pub(super) fn new(stream: Streamed) -> Self {
-        let state = State { stream: Some(stream), was_read: false, is_over: false, is_cut: false, waker: None };
+        let state = State {
+            stream: Some(stream),
+            was_read: false,
+            is_over: false,
+            is_cut: false,
+            has_task: false,
+            waker: None,
+        };
         Reader(Upload(Arc::new(Mutex::new(state))))
     }
 
@@ -86,15 +166,16 @@ impl Reader {
                 drop(state);
                 return Poll::Ready(Some(Err(cut_off())));
             }
-            Poll::Pending => match &mut state.waker {
-                Some(waker) => waker.clone_from(cx.waker()),
-                waker => *waker = Some(cx.waker().clone()),
-            },
+            Poll::Pending => state.wake_by(cx),
             Poll::Ready(Some(Ok(frame))) => state.is_over = frame.is_trailers() || stream.is_end_stream(),
             Poll::Ready(_) => state.is_over = true,
         }
         if !state.is_cut {
             state.stream = Some(stream);
+        }
+        if !state.is_over && !state.has_task && IS_STARTING.get() {
+            state.has_task = true;
+            STARTED.set(Some(self.0.clone()));
         }
         polled
     }
@@ -113,6 +194,10 @@ impl Drop for Reader {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.is_over = true;
+        if std::mem::take(&mut state.has_task) && IS_STARTING.get() {
+            // Sent at once: there is no task.
+            STARTED.take();
+        }
         // Unread, it may be sent once more.
         let stream = if state.was_read { state.stream.take() } else { None };
         drop(state);

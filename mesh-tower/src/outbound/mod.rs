@@ -198,8 +198,8 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
     }
 
     #[inline]
-    fn on_end(self: Pin<&mut Self>) {
-        self.project().request.complete();
+    fn on_end(self: Pin<&mut Self>) -> bool {
+        self.project().request.complete()
     }
 
     fn on_error(self: Pin<&mut Self>, error: MeshError) -> MeshError {
