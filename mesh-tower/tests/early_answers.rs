@@ -203,10 +203,10 @@ async fn a_stream_of_http2_ends_with_its_answer_and_its_connection_goes_on() {
 }
 
 /// An HTTP/2 server that answers at once, opens no window beyond the first, and says what each stream ended with.
-async fn http2_without_window() -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<Option<h2::Reason>>) {
+async fn http2_without_window() -> (SocketAddr, tokio::sync::mpsc::Receiver<Option<h2::Reason>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (ended, ends) = tokio::sync::mpsc::unbounded_channel();
+    let (ended, ends) = tokio::sync::mpsc::channel(16);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let mut connection =
@@ -226,7 +226,7 @@ async fn http2_without_window() -> (SocketAddr, tokio::sync::mpsc::UnboundedRece
                                 None => break None,
                             }
                         };
-                        ended.send(end).unwrap();
+                        ended.send(end).await.unwrap();
                     });
                 }
             });
@@ -241,6 +241,12 @@ async fn an_upload_that_waits_for_a_window_of_http2_is_reset_when_its_answer_has
     let (address, mut ends) = http2_without_window().await;
     let client = mesh(address).client();
     for _ in 0..5 {
+        refused(&client, post(Version::HTTP_2, vec![b'x'; 1 << 20].into())).await;
+        assert_eq!(within(ends.recv()).await.unwrap(), Some(h2::Reason::CANCEL));
+        // One frame, as gRPC sends it.
+        let one = stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from(vec![b'x'; 1 << 20])))]);
+        refused(&client, post(Version::HTTP_2, Body::new(StreamBody::new(one)))).await;
+        assert_eq!(within(ends.recv()).await.unwrap(), Some(h2::Reason::CANCEL));
         let (body, dropped) = held(endless());
         let response = within(client.request(post(Version::HTTP_2, Body::new(StreamBody::new(body))))).await.unwrap();
         assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);

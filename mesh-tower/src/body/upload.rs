@@ -4,7 +4,9 @@
 //!
 //! Over HTTP/1.1 the connection ends with it. Over HTTP/2 hyper sends it in a task of its own, which does not ask for more
 //! as long as the peer opens no window: that task is ended, too ([`Upload::bound`]). Which upload a task is for, hyper
-//! does not say; but it makes the task where it has just asked for the first frame ([`while_starting`]).
+//! does not say; but it makes the task where it has just asked for the first frame ([`while_starting`]). What hyper has in
+//! hand it gives to the connection whole as soon as there is room for a byte, and with the last of it the task is over. So a
+//! large frame goes out in pieces, and the last byte by itself: the task lasts until the window has taken the others.
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -16,6 +18,9 @@ use http_body::{Body as _, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use super::{BoxError, Streamed};
+
+/// The most of a frame that goes out at a time over HTTP/2: as much as a DATA frame holds unless peers agree on more.
+pub(super) const PIECE: usize = 16 << 10;
 
 /// The stream, as its request knows it.
 #[derive(Clone)]
@@ -30,6 +35,10 @@ struct State {
     is_cut: bool,
     /// Whether whoever sends it has a task, which may hold what was read.
     has_task: bool,
+    /// Whether large frames go out in pieces.
+    in_pieces: bool,
+    /// What is left of a frame.
+    rest: Bytes,
     waker: Option<Waker>,
 }
 
@@ -75,6 +84,7 @@ impl Upload {
             return false;
         }
         state.is_cut = true;
+        state.rest = Bytes::new();
         let (stream, waker) = (state.stream.take(), state.waker.take());
         drop(state);
         // What belongs to the application is dropped outside of the lock.
@@ -118,6 +128,32 @@ impl<F: Future<Output = ()>> Future for Bound<F> {
 }
 
 impl State {
+    /// The next piece of a frame that was begun.
+    fn next_piece(&mut self) -> Option<Frame<Bytes>> {
+        let is_last = self.stream.as_ref().is_some_and(|stream| stream.is_end_stream());
+        let length = match self.rest.len() {
+            0 => return None,
+            1 => 1,
+            length if length <= PIECE && is_last => length - 1,
+            length => length.min(PIECE),
+        };
+        let piece = self.rest.split_to(length);
+        self.is_over = is_last && self.rest.is_empty();
+        Some(Frame::data(piece))
+    }
+
+    /// A frame, or its first piece.
+    fn begin(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        let is_large = |data: &&Bytes| self.in_pieces && !self.is_cut && data.len() > PIECE;
+        match frame.data_ref().filter(is_large) {
+            Some(data) => {
+                self.rest = data.clone();
+                self.next_piece().unwrap_or(frame)
+            }
+            None => frame,
+        }
+    }
+
     fn wake_by(&mut self, cx: &Context<'_>) {
         match &mut self.waker {
             Some(waker) => waker.clone_from(cx.waker()),
@@ -130,13 +166,15 @@ impl State {
 pub(super) struct Reader(Upload);
 
 impl Reader {
-    pub(super) fn new(stream: Streamed) -> Self {
+    pub(super) fn new(stream: Streamed, in_pieces: bool) -> Self {
         let state = State {
             stream: Some(stream),
             was_read: false,
             is_over: false,
             is_cut: false,
             has_task: false,
+            in_pieces,
+            rest: Bytes::new(),
             waker: None,
         };
         Reader(Upload(Arc::new(Mutex::new(state))))
@@ -144,6 +182,11 @@ impl Reader {
 
     pub(super) fn upload(&self) -> Upload {
         self.0.clone()
+    }
+
+    /// Whether large frames go out in pieces.
+    pub(super) fn set_in_pieces(&self, in_pieces: bool) {
+        self.0.lock().in_pieces = in_pieces;
     }
 
     /// Puts another stream around this one.
@@ -155,11 +198,14 @@ impl Reader {
     pub(super) fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut state = self.0.lock();
         state.was_read = true;
+        if let Some(piece) = state.next_piece() {
+            return Poll::Ready(Some(Ok(piece)));
+        }
         let Some(mut stream) = state.stream.take() else {
             return Poll::Ready(state.is_cut.then(|| Err(cut_off())));
         };
         drop(state);
-        let polled = stream.as_mut().poll_frame(cx);
+        let mut polled = stream.as_mut().poll_frame(cx);
         let mut state = self.0.lock();
         match &polled {
             Poll::Pending if state.is_cut => {
@@ -173,6 +219,9 @@ impl Reader {
         if !state.is_cut {
             state.stream = Some(stream);
         }
+        if let Poll::Ready(Some(Ok(frame))) = polled {
+            polled = Poll::Ready(Some(Ok(state.begin(frame))));
+        }
         if !state.is_over && !state.has_task && IS_STARTING.get() {
             state.has_task = true;
             STARTED.set(Some(self.0.clone()));
@@ -182,11 +231,20 @@ impl Reader {
 
     pub(super) fn is_end_stream(&self) -> bool {
         let state = self.0.lock();
-        !state.is_cut && (state.is_over || state.stream.as_ref().is_some_and(|stream| stream.is_end_stream()))
+        !state.is_cut
+            && state.rest.is_empty()
+            && (state.is_over || state.stream.as_ref().is_some_and(|stream| stream.is_end_stream()))
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {
-        self.0.lock().stream.as_ref().map_or(SizeHint::default(), |stream| stream.size_hint())
+        let state = self.0.lock();
+        let mut hint = state.stream.as_ref().map_or(SizeHint::default(), |stream| stream.size_hint());
+        let rest = state.rest.len() as u64;
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper.saturating_add(rest));
+        }
+        hint.set_lower(hint.lower().saturating_add(rest));
+        hint
     }
 }
 
