@@ -10,17 +10,28 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
 use http_body::{Frame, SizeHint};
-use http_body_util::{Empty, Full};
+use http_body_util::{BodyExt, Empty, Full};
 use mesh_core::request_info::RequestInfo;
 use pin_project_lite::pin_project;
 
 use upload::{Reader, Upload};
+
+pub(crate) use upload::{started, while_starting};
 
 /// An error of somebody else's body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A request's body. One that is empty or complete is held as bytes and can be sent again; any other is
 /// streamed.
+///
+/// ```
+/// use http_body::Body as _;
+/// use mesh_tower::body::Body;
+///
+/// let request = http::Request::post("http://orders/").body(Body::from(r#"{"item": "book"}"#))?;
+/// assert_eq!(request.body().size_hint().exact(), Some(16));
+/// # Ok::<(), http::Error>(())
+/// ```
 pub struct Body(Kind);
 
 enum Kind {
@@ -74,15 +85,26 @@ impl Body {
         }
     }
 
-    /// Makes a copy of what can be sent again, and a way to get back what cannot be copied.
-    pub(crate) fn replay(&mut self) -> Replay {
+    /// Makes a copy of what can be sent again, and a way to get back what cannot be copied. Over HTTP/2 it goes out in pieces
+    /// where it is large.
+    pub(crate) fn replay(&mut self, is_http2: bool) -> Replay {
         match std::mem::replace(&mut self.0, DONE) {
+            Kind::Full(bytes) if is_http2 && bytes.len() > upload::PIECE => {
+                let full = Full::new(bytes.clone()).map_err(|never| match never {});
+                let reader = Reader::new(Box::pin(full), true);
+                let replay = Replay::Pieces(bytes, reader.upload());
+                self.0 = Kind::Other(Other::Shared(reader));
+                replay
+            }
             Kind::Full(bytes) => {
                 self.0 = Kind::Full(bytes.clone());
                 Replay::Bytes(bytes)
             }
-            Kind::Other(Other::Stream(stream)) => self.share(Reader::new(stream)),
-            Kind::Other(Other::Shared(reader)) => self.share(reader),
+            Kind::Other(Other::Stream(stream)) => self.share(Reader::new(stream, is_http2)),
+            Kind::Other(Other::Shared(reader)) => {
+                reader.set_in_pieces(is_http2);
+                self.share(reader)
+            }
             Kind::Other(Other::Done) => Replay::Gone,
         }
     }
@@ -189,6 +211,8 @@ where
 #[derive(Default)]
 pub(crate) enum Replay {
     Bytes(Bytes),
+    /// Complete, and sent as a stream.
+    Pieces(Bytes, Upload),
     Stream(Upload),
     #[default]
     Gone,
@@ -198,7 +222,7 @@ impl Replay {
     /// The body once more; `None` if any of it was read.
     pub(crate) fn take(self) -> Option<Body> {
         match self {
-            Replay::Bytes(bytes) => Some(Body(Kind::Full(bytes))),
+            Replay::Bytes(bytes) | Replay::Pieces(bytes, _) => Some(Body(Kind::Full(bytes))),
             Replay::Stream(upload) => Some(Body(Kind::Other(Other::Stream(upload.take_back()?)))),
             Replay::Gone => None,
         }
@@ -207,15 +231,20 @@ impl Replay {
     /// It will not be sent again.
     #[inline]
     pub(crate) fn forget(&mut self) {
-        if let Replay::Bytes(_) = self {
-            *self = Replay::Gone;
+        match self {
+            Replay::Bytes(_) => *self = Replay::Gone,
+            Replay::Pieces(_, upload) => *self = Replay::Stream(upload.clone()),
+            Replay::Stream(_) | Replay::Gone => {}
         }
     }
 
     /// Ends a stream that is still being sent. Whether there was one.
     #[inline]
     pub(crate) fn cut_off(&self) -> bool {
-        if let Replay::Stream(upload) = self { upload.cut_off() } else { false }
+        match self {
+            Replay::Stream(upload) | Replay::Pieces(_, upload) => upload.cut_off(),
+            Replay::Bytes(_) | Replay::Gone => false,
+        }
     }
 }
 
@@ -233,6 +262,30 @@ impl From<Full<Bytes>> for Body {
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
         Body(Kind::Full(bytes))
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Body::from(Bytes::from(bytes))
+    }
+}
+
+impl From<String> for Body {
+    fn from(text: String) -> Self {
+        Body::from(Bytes::from(text))
+    }
+}
+
+impl From<&'static str> for Body {
+    fn from(text: &'static str) -> Self {
+        Body::from(Bytes::from_static(text.as_bytes()))
+    }
+}
+
+impl From<&'static [u8]> for Body {
+    fn from(bytes: &'static [u8]) -> Self {
+        Body::from(Bytes::from_static(bytes))
     }
 }
 
@@ -296,8 +349,9 @@ pub(crate) fn note_frame(info: &mut RequestInfo, frame: &Frame<Bytes>) {
 mod tests {
     use futures_util::FutureExt;
     use http_body::Body as _;
-    use http_body_util::{BodyExt, StreamBody};
+    use http_body_util::StreamBody;
 
+    use super::upload::PIECE;
     use super::*;
 
     fn collect(body: Body) -> Bytes {
@@ -314,7 +368,7 @@ mod tests {
     fn a_complete_body_keeps_its_length_and_can_be_sent_again() {
         let mut body = Body::new(Full::new(Bytes::from_static(b"abc")));
         assert_eq!(body.size_hint().exact(), Some(3));
-        let replay = body.replay();
+        let replay = body.replay(false);
         assert_eq!(collect(body), "abc");
         assert_eq!(collect(replay.take().unwrap()), "abc");
         assert!(Body::new(Empty::<Bytes>::new()).is_end_stream());
@@ -352,12 +406,12 @@ mod tests {
     #[test]
     fn a_stream_can_be_sent_again_only_while_nobody_has_read_it() {
         let mut body = stream(&["a", "b"]);
-        let replay = body.replay();
+        let replay = body.replay(false);
         drop(body);
         assert_eq!(collect(replay.take().unwrap()), "ab");
 
         let mut body = stream(&["a", "b"]);
-        let replay = body.replay();
+        let replay = body.replay(false);
         body.frame().now_or_never();
         assert!(replay.take().is_none());
         assert_eq!(collect(body), "b");
@@ -367,7 +421,7 @@ mod tests {
     fn a_stream_that_is_cut_off_ends_with_an_error_unless_it_was_over() {
         for read in 0..4 {
             let mut body = stream(&["a", "b"]);
-            let replay = body.replay();
+            let replay = body.replay(false);
             for _ in 0..read {
                 body.frame().now_or_never().expect("ready at once");
             }
@@ -378,16 +432,36 @@ mod tests {
             assert_eq!(next.map(|frame| frame.is_err()), (read < 2).then_some(true), "{read}");
         }
         let mut body = stream(&["a"]);
-        let replay = body.replay();
+        let replay = body.replay(false);
         drop(body);
         assert!(!replay.cut_off(), "nobody sends it");
+    }
+
+    #[test]
+    fn over_http2_large_frames_go_out_in_pieces_and_the_last_byte_by_itself() {
+        let large = Bytes::from(vec![b'x'; 40_000]);
+        let frames = futures_util::stream::iter([Ok::<_, BoxError>(Frame::data(large.clone()))]);
+        for mut body in [Body::from(large.clone()), Body::new(StreamBody::new(frames))] {
+            let _replay = body.replay(true);
+            let mut lengths = Vec::new();
+            while !body.is_end_stream() {
+                let left = body.size_hint().lower() as usize;
+                assert!(left == 0 || left + lengths.iter().sum::<usize>() == large.len());
+                let frame = body.frame().now_or_never().expect("ready at once").unwrap().unwrap();
+                lengths.push(frame.into_data().unwrap().len());
+            }
+            assert_eq!(lengths, [PIECE, PIECE, 40_000 - 2 * PIECE - 1, 1]);
+        }
+        let mut small = Body::from("small");
+        small.replay(true);
+        assert!(matches!(small.0, Kind::Full(_)));
     }
 
     #[test]
     fn whoever_waits_for_a_stream_is_woken_when_it_is_cut_off() {
         let pending = futures_util::stream::pending::<Result<Frame<Bytes>, BoxError>>();
         let mut body = Body::new(StreamBody::new(pending));
-        let replay = body.replay();
+        let replay = body.replay(false);
         let (woken, waker) = flag_waker();
         assert!(Pin::new(&mut body).poll_frame(&mut Context::from_waker(&waker)).is_pending());
         assert!(replay.cut_off() && woken());

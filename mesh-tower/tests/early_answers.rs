@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::error::ErrorKind;
 use mesh_core::fixed::Fixed;
 use mesh_tower::body::Body;
-use mesh_tower::{Client, Mesh};
+use mesh_tower::{Client, Deadline, Mesh};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -202,6 +202,63 @@ async fn a_stream_of_http2_ends_with_its_answer_and_its_connection_goes_on() {
     }
 }
 
+/// An HTTP/2 server that answers at once, opens no window beyond the first, and says what each stream ended with.
+async fn http2_without_window() -> (SocketAddr, tokio::sync::mpsc::Receiver<Option<h2::Reason>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (ended, ends) = tokio::sync::mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut connection =
+                h2::server::Builder::new().max_concurrent_streams(2).handshake::<_, Bytes>(stream).await.unwrap();
+            let ended = ended.clone();
+            tokio::spawn(async move {
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    let answer = Response::builder().status(StatusCode::PAYLOAD_TOO_LARGE).body(()).unwrap();
+                    respond.send_response(answer, false).unwrap().send_data("large".into(), true).unwrap();
+                    let (mut body, ended) = (request.into_body(), ended.clone());
+                    tokio::spawn(async move {
+                        // What was read is not given back to the window.
+                        let end = loop {
+                            match body.data().await {
+                                Some(Ok(_)) => {}
+                                Some(Err(error)) => break error.reason(),
+                                None => break None,
+                            }
+                        };
+                        ended.send(end).await.unwrap();
+                    });
+                }
+            });
+        }
+    });
+    (address, ends)
+}
+
+/// The peer neither reads nor resets: without a reset by the client each such upload would hold a stream for ever.
+#[tokio::test]
+async fn an_upload_that_waits_for_a_window_of_http2_is_reset_when_its_answer_has_ended() {
+    let (address, mut ends) = http2_without_window().await;
+    let client = mesh(address).client();
+    for _ in 0..5 {
+        refused(&client, post(Version::HTTP_2, vec![b'x'; 1 << 20].into())).await;
+        assert_eq!(within(ends.recv()).await.unwrap(), Some(h2::Reason::CANCEL));
+        // One frame, as gRPC sends it.
+        let one = stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from(vec![b'x'; 1 << 20])))]);
+        refused(&client, post(Version::HTTP_2, Body::new(StreamBody::new(one)))).await;
+        assert_eq!(within(ends.recv()).await.unwrap(), Some(h2::Reason::CANCEL));
+        let (body, dropped) = held(endless());
+        let response = within(client.request(post(Version::HTTP_2, Body::new(StreamBody::new(body))))).await.unwrap();
+        assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        let mut body = response.into_body();
+        assert_eq!(within(body.frame()).await.unwrap().unwrap().into_data().unwrap(), "large");
+        while within(body.frame()).await.is_some() {}
+        within(dropped).await.unwrap_err();
+        assert_eq!(within(ends.recv()).await.unwrap(), Some(h2::Reason::CANCEL));
+        drop(body);
+    }
+}
+
 #[tokio::test]
 async fn under_the_layer_an_upload_ends_with_its_answer_too() {
     let (address, _) = hasty(TOO_LARGE).await;
@@ -306,4 +363,72 @@ async fn a_protocol_that_was_asked_for_belongs_to_the_caller() {
     within(tunnel.read_exact(&mut bytes)).await.unwrap();
     assert_eq!(&bytes, b"ping");
     within(server).await.unwrap();
+}
+
+/// A server that sends interim answers, and nothing else: as fast as they are read, or one at a time.
+async fn never_done(version: Version, pieces: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                if version == Version::HTTP_11 {
+                    head(&mut stream).await.unwrap();
+                    let hints = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n".repeat(pieces);
+                    while stream.write_all(hints.as_bytes()).await.is_ok() {
+                        tokio::task::yield_now().await;
+                    }
+                    return;
+                }
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    tokio::spawn(async move {
+                        let hint = || Response::builder().status(103).body(()).unwrap();
+                        while respond.send_informational(hint()).is_ok() {
+                            tokio::task::yield_now().await;
+                        }
+                    });
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn interim_answers_do_not_put_off_the_deadline_of_a_request() {
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        let mesh = mesh(never_done(version, 1).await);
+        let mut request = post(version, Body::empty());
+        request.extensions_mut().insert(Deadline(Instant::now() + Duration::from_millis(50)));
+        let error = within(mesh.client().request(request)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{version:?} {error:#}");
+    }
+}
+
+#[tokio::test]
+async fn interim_answers_that_never_end_fail_the_request_and_few_of_them_do_not() {
+    let address = never_done(Version::HTTP_11, 1000).await;
+    let mut request = post(Version::HTTP_11, Body::empty());
+    request.extensions_mut().insert(Deadline(Instant::now() + Duration::from_secs(3600)));
+    let error = within(mesh(address).client().request(request)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error:#}");
+    assert!(format!("{error:#}").contains("interim ones (1xx)"), "{error:#}");
+
+    // What was allowed is not used up by bodies, nor by one request after the other.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mesh = mesh(listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let body = "x".repeat(1 << 20);
+        while head(&mut stream).await.is_some() {
+            let hints = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(100);
+            let answer = format!("{hints}HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    for _ in 0..5 {
+        let response = within(mesh.client().get("http://s/")).await.unwrap();
+        assert_eq!(within(response.into_body().collect()).await.unwrap().to_bytes().len(), 1 << 20);
+    }
 }

@@ -171,6 +171,46 @@ spec: {hosts: [localhost], http: [{directResponse: {status: 418}}]}
     tokio::time::timeout(Duration::from_secs(60), followed).await.expect("the rule is in force");
 }
 
+/// Whoever was given the listener of such a host must not keep it when the host is held back.
+#[tokio::test]
+async fn a_host_that_passed_by_is_not_called_any_more_once_it_is_held_back_and_passes_again_later() {
+    let (port, _) = outside().await;
+    let uri = format!("http://localhost:{port}/");
+    let service = |name| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{name: http, port: 1}}]}}\n"
+        )
+    };
+    for later in ["kind: [", &service("localhost")] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("later.yaml");
+        std::fs::write(&file, "").unwrap();
+        let control = Embedded::start(Config::dir(dir.path()), Options::default()).await.unwrap();
+        let client = mesh(&control).client();
+        assert_eq!(client.get(&uri).await.unwrap().status(), 200);
+        std::fs::write(&file, later).unwrap();
+        let held_back = async {
+            loop {
+                match client.get(&uri).await {
+                    Ok(_) => tokio::task::yield_now().await,
+                    Err(error) => return error,
+                }
+            }
+        };
+        let error = tokio::time::timeout(Duration::from_secs(20), held_back).await.expect(later);
+        assert_eq!(error.kind(), ErrorKind::UnknownTarget, "{later}: {error:#}");
+        // It had one connection, which was pooled: the next call must not find it.
+        assert_eq!(client.get(&uri).await.unwrap_err().kind(), ErrorKind::UnknownTarget, "{later}");
+        std::fs::write(&file, service("other")).unwrap();
+        let passes = async {
+            while client.get(&uri).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), passes).await.expect(later);
+    }
+}
+
 /// A TLS server for `localhost`, and what trusts it.
 async fn outside_with_tls() -> (u16, TlsConnector) {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();

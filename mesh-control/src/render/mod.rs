@@ -43,7 +43,7 @@ use crate::registry::{Discovery, ServiceEndpoints, WrittenEndpoint};
 pub const BLACK_HOLE: &str = "BlackHoleCluster";
 
 /// The cluster of calls to hosts that nothing describes, by Istio's name: each goes where its own authority says.
-pub const PASSTHROUGH: &str = "PassthroughCluster";
+pub const PASSTHROUGH: &str = mesh_core::model::PASSTHROUGH_CLUSTER;
 
 /// A resource, what the client cannot do of what it means, and what of it was refused.
 #[derive(Clone, Debug)]

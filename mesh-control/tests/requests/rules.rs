@@ -428,3 +428,43 @@ async fn a_rewrite_that_is_written_takes_place() {
         assert!(answer.body.contains(expected), "{rewrite}: {}", answer.body);
     }
 }
+
+/// What frames a message, or is for one connection, is the data plane's: two peers would disagree where a message ends.
+#[tokio::test]
+async fn a_route_that_changes_how_messages_are_framed_answers_with_the_reason() {
+    let services = web(&[("v1", server("v1").await)]);
+    for name in [
+        "Connection",
+        "content-length",
+        "Keep-Alive",
+        "proxy-connection",
+        "TE",
+        "trailer",
+        "Transfer-Encoding",
+        "upgrade",
+    ] {
+        let mut routes = String::new();
+        for (path, change) in [
+            ("/a", format!("request: {{set: {{{name}: '5'}}}}")),
+            ("/b", format!("request: {{add: {{{name}: chunked}}}}")),
+            ("/c", format!("request: {{remove: [{name}]}}")),
+            ("/d", format!("response: {{set: {{{name}: close}}}}")),
+            ("/e", format!("response: {{add: {{{name}: '5'}}}}")),
+            ("/f", format!("response: {{remove: [{name}]}}")),
+        ] {
+            routes += &format!("  - match: [{{uri: {{prefix: {path}}}}}]\n    headers: {{{change}}}\n{TO_WEB}");
+        }
+        let destination = format!("{{host: web.example.com}}, headers: {{request: {{set: {{{name}: a}}}}}}");
+        routes +=
+            &format!("  - match: [{{uri: {{prefix: /g}}}}]\n    route: [{{destination: {destination}}}]\n{}", "  -");
+        routes += &TO_WEB["   ".len()..];
+        let world = World::new(&format!("{services}{}", rules(&routes))).await;
+        for path in ["/a", "/b", "/c", "/d", "/e", "/f", "/g"] {
+            let answer = world.get(&format!("http://web.example.com{path}")).await.unwrap();
+            let reason = format!("\"{}\" cannot be changed", name.to_ascii_lowercase());
+            assert_eq!(answer.status, 503, "{name} {path}: {answer:?}");
+            assert!(answer.body.to_ascii_lowercase().contains(&reason), "{name} {path}: {answer:?}");
+        }
+        assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 200, "{name}");
+    }
+}

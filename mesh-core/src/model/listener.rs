@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::id::{ListenerName, RouteName};
-use crate::model::{NamedFilter, RouteConfiguration};
+use crate::model::{Clusters, Forward, NamedFilter, RouteAction, RouteConfiguration};
 
 /// A validated Listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +17,25 @@ pub enum Listener {
     Server(ServerListener),
 }
 
+/// The cluster whose requests go on to where they ask for. The name is Istio's.
+pub const PASSTHROUGH_CLUSTER: &str = "PassthroughCluster";
+
 impl Listener {
+    /// Whether it only says that the target may be called as if there were no mesh: its requests go to the
+    /// [`PASSTHROUGH_CLUSTER`], all of them. It is a permission and no configuration of the target, so that none of it is
+    /// left when it is withdrawn.
+    pub fn passes_by(&self) -> bool {
+        let Listener::Api(listener) = self else { return false };
+        let RouteSource::Inline(routes) = &listener.http.routes else { return false };
+        let mut actions =
+            routes.virtual_hosts.iter().flat_map(|host| &host.routes).map(|route| &route.action).peekable();
+        actions.peek().is_some()
+            && actions.all(|action| {
+                matches!(action, RouteAction::Forward(Forward { clusters: Clusters::One(name), .. })
+                    if name.as_str() == PASSTHROUGH_CLUSTER)
+            })
+    }
+
     /// The resource's name.
     pub fn name(&self) -> &ListenerName {
         match self {

@@ -35,7 +35,8 @@ pub use endpoint::{Endpoint, Endpoints, Health, LocalityEndpoints};
 pub use filter::{Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, NamedFilter};
 pub use header_text::{HeaderFormat, HeaderTarget, HeaderText};
 pub use listener::{
-    ApiListener, FilterChain, FilterChainMatch, HttpManager, Listener, RouteSource, ServerListener, ServerTls,
+    ApiListener, FilterChain, FilterChainMatch, HttpManager, Listener, PASSTHROUGH_CLUSTER, RouteSource,
+    ServerListener, ServerTls,
 };
 pub use path_rewrite::PathRewrite;
 pub use retry::{RetryCondition, RetryConditions, RetryPolicy};

@@ -250,7 +250,7 @@ impl Cache {
         }
         let is_news = entry.state != ResourceState::DoesNotExist;
         entry.state = ResourceState::DoesNotExist;
-        if is_news && entry.good.is_some() && !step.server.fails_on_data_errors() {
+        if is_news && entry.good.is_some() && !entry.is_dropped_by(step.server) {
             tracing::warn!(node = %self.node_id, "{reason}; the last good one stays in use");
         }
         entry.data_error(step, key, reason);
@@ -389,10 +389,16 @@ impl Entry {
         }
     }
 
-    /// The server says that the resource is not for us: the last good one is dropped only where the server's
-    /// features say so (gRFC A88).
+    /// Whether there is nothing left of it once the server says that it is not for us: where the server's features say so
+    /// (gRFC A88), and where it was a permission to pass by the mesh, which must not outlive whoever gave it.
+    fn is_dropped_by(&self, server: &Server) -> bool {
+        let passes_by = |good: &Good| matches!(&good.resource, Resource::Listener(listener) if listener.passes_by());
+        server.fails_on_data_errors() || self.good.as_ref().is_some_and(passes_by)
+    }
+
+    /// The server says that the resource is not for us.
     fn data_error(&mut self, step: &mut Step<'_>, key: &ResourceKey, reason: Arc<str>) {
-        if step.server.fails_on_data_errors() {
+        if self.is_dropped_by(step.server) {
             self.good = None;
         }
         if self.good.is_none() {

@@ -198,8 +198,8 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
     }
 
     #[inline]
-    fn on_end(self: Pin<&mut Self>) {
-        self.project().request.complete();
+    fn on_end(self: Pin<&mut Self>) -> bool {
+        self.project().request.complete()
     }
 
     fn on_error(self: Pin<&mut Self>, error: MeshError) -> MeshError {
@@ -221,6 +221,9 @@ impl<T: Transport> ActiveRequest<T> {
     /// The endpoint's answer goes home.
     #[inline(always)]
     fn answered(&mut self, response: Response<T::Body>) -> Concluded<T::Body> {
+        if let Some(connection) = &self.connection {
+            self.transport.answered(connection);
+        }
         let (mut head, body) = response.into_parts();
         if self.replay.opens_tunnel(head.status) {
             self.open_tunnel(&head)?;

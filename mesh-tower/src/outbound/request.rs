@@ -191,12 +191,13 @@ impl<T: Transport> ActiveRequest<T> {
     }
 
     /// The response has come to its end, and the request with it: the connection can be used again, unless the request
-    /// is still being sent over it.
+    /// is still being sent over it. Whether it was.
     #[inline]
-    pub(super) fn complete(&mut self) {
+    pub(super) fn complete(&mut self) -> bool {
         self.info.note_complete();
-        let is_free = !self.replay.cut_off();
-        self.release(is_free);
+        let was_cut_off = self.replay.cut_off();
+        self.release(!was_cut_off);
+        was_cut_off
     }
 
     /// The request cannot be sent, which is not its connection's fault.

@@ -24,8 +24,8 @@ pub(super) trait Underway<B>: Send {
     /// A frame of the body has come. Told only where somebody observes the request.
     fn on_frame(self: Pin<&mut Self>, frame: &Frame<Bytes>);
 
-    /// The body has come to its end.
-    fn on_end(self: Pin<&mut Self>);
+    /// The body has come to its end. Whether something of the request was still being sent.
+    fn on_end(self: Pin<&mut Self>) -> bool;
 
     /// The body has broken off; what the request makes of the error.
     fn on_error(self: Pin<&mut Self>, error: MeshError) -> MeshError;
@@ -81,7 +81,9 @@ where
     pub(super) fn attach(&mut self, mut request: Pin<Box<dyn Underway<B>>>) {
         if self.content.is_end_stream() {
             self.deadline = None;
-            request.as_mut().on_end();
+            if request.as_mut().on_end() {
+                self.content = Content::Local { bytes: Bytes::new() };
+            }
         } else {
             self.request = Some(request);
         }
@@ -157,7 +159,10 @@ impl<B: http_body::Body> Content<B> {
 fn end<B>(body: &mut Projection<'_, B>) {
     *body.deadline = None;
     if let Some(mut request) = body.request.take() {
-        request.as_mut().on_end();
+        // Its stream is reset when nobody holds it any more.
+        if request.as_mut().on_end() {
+            body.content.set(Content::Local { bytes: Bytes::new() });
+        }
     }
 }
 

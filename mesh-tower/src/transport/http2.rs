@@ -10,7 +10,8 @@ use std::time::Duration;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::rt::Executor;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::Cluster;
 use mesh_core::state::EndpointState;
@@ -18,7 +19,7 @@ use tokio::sync::watch;
 
 use super::Security;
 use super::dial::HTTP2;
-use crate::body::Body;
+use crate::body::{self, Body};
 use crate::io::Io;
 
 /// Until the peer says otherwise, the first connection is taken to carry this many streams.
@@ -207,7 +208,7 @@ async fn dial(
     streams: u32,
 ) -> Result<Http2Connection, MeshError> {
     let stream = super::dial(cluster, endpoint, security, Some(HTTP2)).await?;
-    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+    let (sender, connection) = http2::Builder::new(Tasks)
         .timer(TokioTimer::new())
         .max_header_list_size(MAX_HEADER_LIST_BYTES)
         .initial_max_send_streams(streams as usize)
@@ -225,9 +226,23 @@ async fn dial(
     })
 }
 
+/// Runs hyper's tasks. One that sends an upload ends when the upload is cut off: it may wait for a window that the peer
+/// never opens.
+#[derive(Clone)]
+struct Tasks;
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        match body::started() {
+            Some(upload) => drop(tokio::spawn(upload.bound(task))),
+            None => drop(tokio::spawn(task)),
+        }
+    }
+}
+
 /// Drives a connection, and notes how many streams the peer allows.
 struct Driver {
-    connection: http2::Connection<TokioIo<Io>, Body, TokioExecutor>,
+    connection: http2::Connection<TokioIo<Io>, Body, Tasks>,
     limit: Arc<AtomicU32>,
 }
 
@@ -235,7 +250,7 @@ impl Future for Driver {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let polled = Pin::new(&mut self.connection).poll(cx);
+        let polled = body::while_starting(|| Pin::new(&mut self.connection).poll(cx));
         let limit = u32::try_from(self.connection.current_max_send_streams()).unwrap_or(u32::MAX);
         self.limit.store(limit.max(1), Ordering::Relaxed);
         // Its end is seen by whoever holds a sender.

@@ -99,6 +99,10 @@ pub(crate) trait Transport: Send + 'static {
         endpoint: &EndpointState,
     ) -> Self::Exchange;
 
+    /// The head of the answer is there.
+    #[inline]
+    fn answered(&self, _: &Self::Connection) {}
+
     /// What to make of a failed exchange. The connection ends here.
     fn failure(&self, error: Self::Error, connection: Option<Self::Connection>, is_idempotent: bool) -> Failure;
 

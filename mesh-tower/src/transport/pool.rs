@@ -121,6 +121,13 @@ where
         (self.send)(connection, request)
     }
 
+    #[inline]
+    fn answered(&self, connection: &PooledConnection) {
+        if let PooledConnection::Http1(connection) = connection {
+            connection.answered();
+        }
+    }
+
     fn failure(&self, error: hyper::Error, connection: Option<PooledConnection>, is_idempotent: bool) -> Failure {
         let (reused, http1) = match &connection {
             Some(PooledConnection::Http1(connection)) => (connection.was_reused(), true),

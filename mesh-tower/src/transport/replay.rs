@@ -47,7 +47,7 @@ impl Replay {
         if with_extensions {
             self.extensions = head.extensions.clone();
         }
-        self.body = body.replay();
+        self.body = body.replay(head.version == Version::HTTP_2);
     }
 
     /// Whether sending it twice does no more harm than sending it once.

@@ -56,10 +56,21 @@ fn add(option: core::HeaderValueOption, target: HeaderTarget) -> Result<Option<H
     }))
 }
 
+/// What says how a message is framed, or is for one connection only (RFC 9110, 7.6.1). The data plane writes these itself,
+/// for the connection at hand: with a value from somewhere else two peers would disagree where a message ends. Envoy would
+/// take them.
+const OF_THE_CONNECTION: [&str; 8] =
+    ["connection", "content-length", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
+
 /// The name of a header that configuration may change: Envoy keeps pseudo-headers and `host` out of reach.
 fn changeable(name: &str) -> Result<HeaderName, Invalid> {
     if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
         return Err(Invalid::new(format!("{name:?} cannot be changed")));
+    }
+    if OF_THE_CONNECTION.iter().any(|known| name.eq_ignore_ascii_case(known)) {
+        return Err(Invalid::new(format!(
+            "{name:?} cannot be changed: it belongs to a single connection, or says where a message ends"
+        )));
     }
     HeaderName::from_bytes(name.as_bytes()).map_err(|_| Invalid::new(format!("{name:?} is not a header name")))
 }

@@ -7,7 +7,7 @@ use envoy_types::pb::google::protobuf::Any;
 
 use super::Sotw;
 use crate::resources::ResourceType;
-use crate::testing::resources::pack;
+use crate::testing::resources::{inline_listener, pack, routes_to};
 use crate::xds::client_status::ResourceState;
 use crate::xds::names::type_url;
 use crate::xds::rig::{Cluster, Endpoints, Listener, Rig, Route, bad, garbage, good, resource_error};
@@ -352,6 +352,22 @@ fn client_rule_16_a_deleted_resource_is_dropped_where_the_server_has_fail_on_dat
     assert!(rig.told().is_empty());
     rig.respond(Cluster, "4", vec![good(Cluster, "c", 1)]);
     assert_eq!(rig.told(), ["put c"]);
+}
+
+#[test]
+fn client_rule_16_a_listener_that_lets_calls_pass_by_is_dropped_when_it_is_withdrawn() {
+    let mut rig = rig();
+    rig.want(&[(Listener, "l")]);
+    rig.open();
+    let passing = pack(&inline_listener("l", routes_to("allow_any", "PassthroughCluster")));
+    let other = pack(&inline_listener("l", routes_to("allow_any", "c")));
+    rig.respond(Listener, "1", vec![passing.clone()]);
+    rig.respond(Listener, "2", vec![]);
+    assert_eq!(rig.told(), ["put l", "absent l"]);
+    rig.respond(Listener, "3", vec![passing]);
+    rig.respond(Listener, "4", vec![other]);
+    rig.respond(Listener, "5", vec![]);
+    assert_eq!(rig.told(), ["put l", "put l"], "a description that is withdrawn stays in use");
 }
 
 #[test]

@@ -212,6 +212,15 @@ fn client_rule_40_actions_that_are_rejected() {
             ("request_headers_to_add[0].header.key: \":path\" cannot be changed", |routes| {
                 routes.request_headers_to_add = vec![add(":path", "/")];
             }),
+            (
+                "request_headers_to_add[0].header.key: \"Transfer-Encoding\" cannot be changed: it belongs to",
+                |routes| {
+                    first(routes).request_headers_to_add = vec![add("Transfer-Encoding", "chunked")];
+                },
+            ),
+            ("response_headers_to_remove[0]: \"content-length\" cannot be changed: it belongs to", |routes| {
+                first(routes).response_headers_to_remove = vec!["content-length".into()];
+            }),
             ("response_headers_to_remove[0]: \"a b\" is not a header name", |routes| {
                 routes.virtual_hosts[0].response_headers_to_remove = vec!["a b".into()];
             }),
