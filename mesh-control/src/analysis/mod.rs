@@ -8,6 +8,7 @@
 
 mod destination_rule;
 mod grpc;
+mod hosts;
 mod refused;
 mod security;
 mod service;
@@ -104,6 +105,7 @@ pub fn check(objects: &Objects, policy: &Policy) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     virtual_service::check(objects, policy, &mut found);
     destination_rule::check(objects, policy, &mut found);
+    hosts::check(policy, &mut found);
     service::check(policy, &mut found);
     security::check(objects, policy, &mut found);
     refused::check(policy, &mut found);
