@@ -7,6 +7,7 @@
 #![warn(clippy::indexing_slicing, clippy::string_slice)]
 
 mod destination_rule;
+mod export_to;
 mod grpc;
 mod hosts;
 mod refused;
@@ -105,6 +106,7 @@ pub fn check(objects: &Objects, policy: &Policy) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     virtual_service::check(objects, policy, &mut found);
     destination_rule::check(objects, policy, &mut found);
+    export_to::check(objects, &mut found);
     hosts::check(policy, &mut found);
     service::check(policy, &mut found);
     security::check(objects, policy, &mut found);

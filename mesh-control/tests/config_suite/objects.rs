@@ -76,3 +76,52 @@ fn an_entry_that_takes_the_short_name_of_a_service_is_named() {
         assert!(found.iter().all(|line| line.contains(expected)), "{host}: {found:?}");
     }
 }
+
+#[test]
+fn what_export_to_cannot_say_is_refused_for_each_kind() {
+    let rules = |export_to: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: web}}\nspec:\n  hosts: [web.example.com]\n  \
+             exportTo: {export_to}\n  http: [{{directResponse: {{status: 200}}}}]\n"
+        )
+    };
+    let calling = |export_to: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web}}\nspec:\n  host: '*.example.com'\n  exportTo: {export_to}\n"
+        )
+    };
+    let entry = |export_to: &str| entry("default", &format!("hosts: [web.example.com]\n  exportTo: {export_to}"));
+    let service = |export_to: &str| {
+        let text = export_to.trim_matches(['[', ']']).replace('\'', "");
+        let annotations = format!("annotations: {{networking.istio.io/exportTo: '{text}'}}");
+        service("default").replace("namespace: default", &annotations)
+    };
+    let kinds: [(&str, &dyn Fn(&str) -> String); 4] =
+        [("VirtualService", &rules), ("DestinationRule", &calling), ("ServiceEntry", &entry), ("Service", &service)];
+    for (kind, text) in kinds {
+        let may_be_nobody = kind.starts_with("Service");
+        for (export_to, is_wrong) in [
+            ("['*']", false),
+            ("[.]", false),
+            ("[., default]", false),
+            ("[]", false),
+            ("['~']", !may_be_nobody),
+            ("['*', default]", true),
+            ("['~', default]", true),
+            ("[./]", true),
+            ("[Prod]", true),
+            ("[a.b]", true),
+            ("[default, default]", true),
+        ] {
+            let found = said(&[&text(export_to)]);
+            let is_told = found.iter().any(|line| line.contains("error[invalid-value]") && line.contains("exportTo"));
+            assert_eq!((is_told, found.is_empty()), (is_wrong, !is_wrong), "{kind} {export_to}: {found:?}");
+        }
+        let found = said(&[&text("[defualt]")]);
+        assert_eq!(found.len(), 1, "{kind}: {found:?}");
+        assert!(found[0].contains("info[unknown-reference]"), "{found:?}");
+        assert!(found[0].ends_with("no object is in namespace defualt; did you mean `default`?"), "{found:?}");
+    }
+    let for_some = calling("['*']") + "  workloadSelector: {matchLabels: {app: a}}\n";
+    assert!(said(&[&for_some])[0].contains("only `.` can be set"), "{:?}", said(&[&for_some]));
+}

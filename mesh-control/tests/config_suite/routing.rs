@@ -265,7 +265,7 @@ fn what_is_not_exported_to_a_client_does_not_exist_for_it() {
     let private = vs("private", "  hosts: [web]\n  exportTo: ['.']\n  http: [{redirect: {uri: /private}}]");
     let public = vs("public", "  hosts: [web]\n  http: [{redirect: {uri: /public}}]");
     let named = vs("named", "  hosts: [web]\n  exportTo: [friend]\n  http: [{redirect: {uri: /named}}]");
-    let nobody = vs("a-nobody", "  hosts: [web]\n  exportTo: ['~']\n  http: [{redirect: {uri: /nobody}}]");
+    let nobody = vs("a-nobody", "  hosts: [web]\n  exportTo: [else]\n  http: [{redirect: {uri: /nobody}}]");
     let plane = plane_from(&format!("{SERVICES}{private}{public}{named}{nobody}"));
     let path = |namespace: &str| told(&Seen::new(&plane, client(namespace)).routes_of("web.shop:80"))[0].clone();
     assert!(path("shop").contains("/private"));

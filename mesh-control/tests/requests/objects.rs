@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::support::{World, server};
+use crate::support::{World, rules, server};
 
 /// A ServiceEntry `web` in a namespace, for this host and endpoint.
 fn entry(namespace: &str, host: &str, more: &str, at: SocketAddr) -> String {
@@ -32,5 +32,19 @@ async fn of_two_entries_for_a_host_the_one_of_the_clients_namespace_counts_else_
     for (client, expected) in [("a", "one"), ("b", "two"), ("c", "two")] {
         let answer = World::of(client, &[], &both).await.get("http://web.example.com/").await.unwrap();
         assert!(answer.body.starts_with(expected), "{client}: {answer:?}");
+    }
+}
+
+/// Rules of which nobody can tell whom they are for are for everybody, and wrong.
+#[tokio::test]
+async fn rules_whose_export_to_says_nothing_fail_for_everybody() {
+    let up = server("up").await;
+    for export_to in ["['*', prod]", "[./]", "[..]", "['~', default]"] {
+        let deny = rules("  - directResponse: {status: 403}\n")
+            .replace("  http:", &format!("  exportTo: {export_to}\n  http:"));
+        let world = World::of_file(&(entry("default", "web.example.com", "", up) + &deny)).await;
+        let answer = world.get("http://web.example.com/").await.unwrap();
+        assert_eq!(answer.status, 503, "{export_to}: {answer:?}");
+        assert!(answer.body.contains("VirtualService default/web is wrong"), "{export_to}: {answer:?}");
     }
 }
