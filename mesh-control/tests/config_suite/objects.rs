@@ -96,9 +96,13 @@ fn what_export_to_cannot_say_is_refused_for_each_kind() {
         let annotations = format!("annotations: {{networking.istio.io/exportTo: '{text}'}}");
         service("default").replace("namespace: default", &annotations)
     };
-    let kinds: [(&str, &dyn Fn(&str) -> String); 4] =
-        [("VirtualService", &rules), ("DestinationRule", &calling), ("ServiceEntry", &entry), ("Service", &service)];
-    for (kind, text) in kinds {
+    for kind in ["VirtualService", "DestinationRule", "ServiceEntry", "Service"] {
+        let text = |export_to: &str| match kind {
+            "VirtualService" => rules(export_to),
+            "DestinationRule" => calling(export_to),
+            "ServiceEntry" => entry(export_to),
+            _ => service(export_to),
+        };
         let may_be_nobody = kind.starts_with("Service");
         for (export_to, is_wrong) in [
             ("['*']", false),

@@ -346,6 +346,9 @@ spec:
         [
             "/shop/cart* -> outbound|80||web.other.svc.cluster.local within 9.000s".to_owned(),
             format!("/shop* -> {V1} within 9.000s"),
+            "/gone* -> answer 503 Some(DataSource { watched_directory: None, specifier: Some(InlineString(\"VirtualService shop/root: \
+             http[1].delegate: there is no VirtualService shop/nobody\")) })"
+                .to_owned(),
             format!("/* -> {WEB}"),
         ]
     );
