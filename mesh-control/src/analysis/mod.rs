@@ -7,7 +7,9 @@
 #![warn(clippy::indexing_slicing, clippy::string_slice)]
 
 mod destination_rule;
+mod export_to;
 mod grpc;
+mod hosts;
 mod refused;
 mod security;
 mod service;
@@ -104,6 +106,8 @@ pub fn check(objects: &Objects, policy: &Policy) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     virtual_service::check(objects, policy, &mut found);
     destination_rule::check(objects, policy, &mut found);
+    export_to::check(objects, &mut found);
+    hosts::check(policy, &mut found);
     service::check(policy, &mut found);
     security::check(objects, policy, &mut found);
     refused::check(policy, &mut found);

@@ -12,8 +12,9 @@ use std::sync::Arc;
 use super::decode::{Decode, Decoder, Opaque, Text, message};
 use super::diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span, quoted};
 use super::istio::destination_rule::DestinationRule;
+use super::istio::names::export_faults;
 use super::istio::security::{AuthorizationPolicy, DRY_RUN, PeerAuthentication, RequestAuthentication};
-use super::istio::service::Service;
+use super::istio::service::{EXPORT_TO, Service, exported_to};
 use super::istio::service_entry::ServiceEntry;
 use super::istio::virtual_service::VirtualService;
 use super::istio::workload_entry::WorkloadEntry;
@@ -95,6 +96,12 @@ macro_rules! objects {
             /// How many are in force; those that are wrong are not.
             pub fn len(&self) -> usize {
                 0 $(+ self.$field.len())*
+            }
+
+            /// Who they are, those that are wrong among them.
+            pub fn metas(&self) -> impl Iterator<Item = &Meta> {
+                let refused = self.refused.iter().map(|object| &object.meta);
+                refused $(.chain(self.$field.iter().map(|object| &object.meta)))*
             }
 
             /// Adds one.
@@ -411,7 +418,7 @@ fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder
     }
     for key in metadata.annotations.keys() {
         let read = match kind {
-            ObjectKind::Service => key == "networking.istio.io/exportTo",
+            ObjectKind::Service => key == EXPORT_TO,
             ObjectKind::AuthorizationPolicy => key == DRY_RUN,
             _ => false,
         };
@@ -419,6 +426,12 @@ fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder
             let message = format!("not supported yet: annotation {} has no effect", quoted(key));
             let field = "metadata.annotations";
             d.report_at(metadata.span, field, Severity::Warning, Code::NotSupportedYet, message);
+        }
+    }
+    if kind == ObjectKind::Service {
+        for (_, message) in export_faults(exported_to(&metadata.annotations)) {
+            let field = format!("metadata.annotations.{EXPORT_TO}");
+            d.report_at(metadata.span, field, Severity::Error, Code::InvalidValue, message);
         }
     }
     Some(Meta {

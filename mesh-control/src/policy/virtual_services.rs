@@ -212,18 +212,14 @@ fn rules(
     for (index, route) in object.spec.http.iter().enumerate() {
         let field: Arc<str> = format!("http[{index}]").into();
         let origin = object.meta.origin.at(route.span);
+        let written = Written { object: object.meta.id(), field: field.clone(), origin };
         let Some(target) = &route.delegate else {
-            rules.push(Rule {
-                route: route.clone(),
-                namespace: object.meta.namespace.clone(),
-                written: Written { object: object.meta.id(), field, origin },
-                refused: None,
-            });
+            let namespace = object.meta.namespace.clone();
+            rules.push(Rule { route: route.clone(), namespace, written, refused: None });
             continue;
         };
-        let mut report = |code, message: String| {
+        let mut report = |severity, code, message: String| {
             let origin = object.meta.origin.at(target.name.span);
-            let severity = if code == Code::InvalidValue { Severity::Error } else { Severity::Warning };
             let finding = Diagnostic::at(&origin, severity, code, message);
             found.push(finding.object(object.meta.id()).field(format!("{field}.delegate")));
         };
@@ -233,63 +229,78 @@ fn rules(
         };
         let is_meant = |meta: &Meta| *meta.name == *target.name.value && *meta.namespace == *namespace;
         if let Some(child) = refused.iter().find(|other| is_meant(&other.meta)) {
-            rules.push(refused_rule(child, route, Written { object: object.meta.id(), field, origin }));
+            rules.push(refused_rule(child, route, written));
             continue;
         }
-        let Some(child) = all.iter().find(|other| is_meant(&other.meta)) else {
-            let message = format!("there is no VirtualService {namespace}/{}", target.name.value);
-            report(Code::UnknownReference, message);
-            continue;
-        };
-        if !child.spec.hosts.is_empty() {
-            report(Code::Conflict, format!("{} has hosts of its own, so it is no delegate", child.meta.id()));
-            continue;
-        }
-        if !visibility(child).includes(&object.meta.namespace) {
-            report(Code::Conflict, format!("{} is not exported to this namespace", child.meta.id()));
-            continue;
-        }
-        let conditions = |route: &HttpRoute| route.matches.len().max(1);
-        let of_child: usize = child.spec.http.iter().map(conditions).sum();
+        let child = all.iter().find(|other| is_meant(&other.meta));
+        let of_child: usize = child.iter().flat_map(|child| &child.spec.http).map(conditions).sum();
         merged_conditions = merged_conditions.saturating_add(conditions(route).saturating_mul(of_child));
-        if merged_conditions > MOST_MERGED {
-            let message =
-                format!("with {} this makes more than {MOST_MERGED} conditions; divide the object", child.meta.id());
-            let route = HttpRoute { matches: route.matches.clone(), name: route.name.clone(), ..HttpRoute::default() };
-            rules.push(Rule {
-                route,
-                namespace: object.meta.namespace.clone(),
-                refused: Some(format!("{}: {field}.delegate: {message}", object.meta.id()).into()),
-                written: Written { object: object.meta.id(), field: field.clone(), origin },
-            });
-            report(Code::InvalidValue, message);
+        let fault = match child {
+            None => Some((Code::UnknownReference, format!("there is no VirtualService {namespace}/{}", *target.name))),
+            Some(child) => not_a_delegate(child, object, merged_conditions),
+        };
+        // Without the rule its requests would fall to the next one, which may let through what this one does not.
+        if let Some((code, message)) = fault {
+            rules.push(failing(route, object, &message, written));
+            report(Severity::Error, code, format!("{message}; {ANSWERED}"));
             continue;
         }
+        let Some(child) = child else { continue };
         for (child_index, child_route) in child.spec.http.iter().enumerate() {
-            if child_route.delegate.is_some() {
-                let message = format!("{} delegates again, which is one level too deep", child.meta.id());
-                report(Code::Conflict, message);
-                continue;
-            }
             let Some(merged) = delegate::merge(route, child_route) else {
                 let message = format!(
                     "http[{child_index}] of {} matches requests that this rule does not; it is left out",
                     child.meta.id()
                 );
-                report(Code::Conflict, message);
+                report(Severity::Warning, Code::Conflict, message);
                 continue;
             };
-            rules.push(Rule {
-                route: merged,
-                namespace: child.meta.namespace.clone(),
-                written: Written {
-                    object: child.meta.id(),
-                    field: format!("http[{child_index}]").into(),
-                    origin: child.meta.origin.at(child_route.span),
-                },
-                refused: None,
-            });
+            let written = Written {
+                object: child.meta.id(),
+                field: format!("http[{child_index}]").into(),
+                origin: child.meta.origin.at(child_route.span),
+            };
+            if child_route.delegate.is_some() {
+                let message = format!("{} delegates again, which is one level too deep", child.meta.id());
+                rules.push(failing(&merged, child, &message, written));
+                report(Severity::Error, Code::Conflict, format!("{message}; {ANSWERED}"));
+                continue;
+            }
+            rules.push(Rule { route: merged, namespace: child.meta.namespace.clone(), written, refused: None });
         }
     }
     rules
+}
+
+const ANSWERED: &str = "its requests are answered with 503 and this reason";
+
+fn conditions(route: &HttpRoute) -> usize {
+    route.matches.len().max(1)
+}
+
+/// Why a rule cannot go on with the rules of another object.
+fn not_a_delegate(
+    child: &Object<VirtualService>,
+    object: &Object<VirtualService>,
+    merged_conditions: usize,
+) -> Option<(Code, String)> {
+    let id = child.meta.id();
+    if !child.spec.hosts.is_empty() {
+        return Some((Code::Conflict, format!("{id} has hosts of its own, so it is no delegate")));
+    }
+    if !visibility(child).includes(&object.meta.namespace) {
+        return Some((Code::Conflict, format!("{id} is not exported to this namespace")));
+    }
+    if child.spec.http.is_empty() {
+        return Some((Code::Conflict, format!("{id} has no rules for HTTP")));
+    }
+    let message = || format!("with {id} this makes more than {MOST_MERGED} conditions; divide the object");
+    (merged_conditions > MOST_MERGED).then(|| (Code::InvalidValue, message()))
+}
+
+/// A rule for the same requests as `route`, which answers with the reason.
+fn failing(route: &HttpRoute, object: &Object<VirtualService>, message: &str, written: Written) -> Rule {
+    let reason = format!("{}: {}.delegate: {message}", written.object, written.field);
+    let route = HttpRoute { matches: route.matches.clone(), name: route.name.clone(), ..HttpRoute::default() };
+    Rule { route, namespace: object.meta.namespace.clone(), written, refused: Some(reason.into()) }
 }

@@ -270,8 +270,6 @@ pub fn of_service(object: &Object<service::Service>) -> Service {
     let is_external = spec.service_type.as_deref() == Some("ExternalName");
     let external = spec.external_name.as_ref().filter(|_| is_external);
     let external = external.map(|name| name.trim_end_matches('.').to_ascii_lowercase());
-    let export_to = meta.annotations.get("networking.istio.io/exportTo");
-    let export_to = export_to.into_iter().flat_map(|text| text.split(','));
     Service {
         host: service_host(&meta.name, &meta.namespace).into(),
         name: meta.name.clone(),
@@ -282,7 +280,7 @@ pub fn of_service(object: &Object<service::Service>) -> Service {
         selector: (!spec.selector.is_empty() && external.is_none()).then(|| spec.selector.clone()),
         endpoints: external.iter().map(|name| dns_endpoint(name, meta)).collect(),
         alias: external.map(Arc::from),
-        visibility: Visibility::new(export_to, &meta.namespace),
+        visibility: Visibility::new(service::exported_to(&meta.annotations), &meta.namespace),
         meta: meta.clone(),
     }
 }

@@ -123,11 +123,26 @@ impl Services {
         self.best(self.by_host.get(host)?, client_namespace)
     }
 
-    /// Services of this name in any namespace, as far as a client of this namespace sees them.
-    pub fn namesakes(&self, name: &str, client_namespace: &str) -> impl Iterator<Item = &Arc<Service>> {
+    /// Services of the cluster of this name, in any namespace.
+    pub fn of_name(&self, name: &str) -> impl Iterator<Item = &Service> {
         let ids = self.by_name.get(name).into_iter().flatten();
-        let services = ids.filter_map(|id| self.all.get(id.0));
-        services.filter(move |service| service.visibility.includes(client_namespace))
+        ids.filter_map(|id| self.all.get(id.0)).map(AsRef::as_ref)
+    }
+
+    /// Those that a client of this namespace sees.
+    pub fn namesakes(&self, name: &str, client_namespace: &str) -> impl Iterator<Item = &Service> {
+        self.of_name(name).filter(move |service| service.visibility.includes(client_namespace))
+    }
+
+    /// Services that have their host in common with others, host by host; first the one that counts for a client of yet
+    /// another namespace.
+    pub fn of_same_host(&self) -> impl Iterator<Item = Vec<&Service>> {
+        // They are sorted by host.
+        self.all.chunk_by(|a, b| a.host == b.host).filter(|same| same.len() > 1).map(|same| {
+            let mut services: Vec<&Service> = same.iter().map(AsRef::as_ref).collect();
+            services.sort_by(|a, b| a.rank("").cmp(&b.rank("")));
+            services
+        })
     }
 
     /// The service that answers to this full host name, exactly or by its wildcard.

@@ -265,7 +265,7 @@ fn what_is_not_exported_to_a_client_does_not_exist_for_it() {
     let private = vs("private", "  hosts: [web]\n  exportTo: ['.']\n  http: [{redirect: {uri: /private}}]");
     let public = vs("public", "  hosts: [web]\n  http: [{redirect: {uri: /public}}]");
     let named = vs("named", "  hosts: [web]\n  exportTo: [friend]\n  http: [{redirect: {uri: /named}}]");
-    let nobody = vs("a-nobody", "  hosts: [web]\n  exportTo: ['~']\n  http: [{redirect: {uri: /nobody}}]");
+    let nobody = vs("a-nobody", "  hosts: [web]\n  exportTo: [else]\n  http: [{redirect: {uri: /nobody}}]");
     let plane = plane_from(&format!("{SERVICES}{private}{public}{named}{nobody}"));
     let path = |namespace: &str| told(&Seen::new(&plane, client(namespace)).routes_of("web.shop:80"))[0].clone();
     assert!(path("shop").contains("/private"));
@@ -346,6 +346,9 @@ spec:
         [
             "/shop/cart* -> outbound|80||web.other.svc.cluster.local within 9.000s".to_owned(),
             format!("/shop* -> {V1} within 9.000s"),
+            "/gone* -> answer 503 Some(DataSource { watched_directory: None, specifier: Some(InlineString(\"VirtualService shop/root: \
+             http[1].delegate: there is no VirtualService shop/nobody\")) })"
+                .to_owned(),
             format!("/* -> {WEB}"),
         ]
     );

@@ -37,6 +37,7 @@ impl Answer {
 /// A client in a mesh of its own.
 pub(crate) struct World {
     _control: Embedded,
+    _dir: Option<tempfile::TempDir>,
     mesh: Mesh,
     ends: Ends,
 }
@@ -59,7 +60,19 @@ impl World {
     }
 
     pub(crate) async fn of(namespace: &str, labels: &[(&str, &str)], yaml: &str) -> World {
-        let control = Embedded::start(Config::yaml(yaml), Options::default()).await.unwrap_or_else(|e| panic!("{e}"));
+        World::start(Config::yaml(yaml), namespace, labels).await
+    }
+
+    /// A client in the namespace `default` of a directory with this file, in which objects may be wrong.
+    pub(crate) async fn of_file(yaml: &str) -> World {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.yaml"), yaml).unwrap();
+        let world = World::start(Config::dir(dir.path()), "default", &[]).await;
+        World { _dir: Some(dir), ..world }
+    }
+
+    async fn start(config: Config, namespace: &str, labels: &[(&str, &str)]) -> World {
+        let control = Embedded::start(config, Options::default()).await.unwrap_or_else(|e| panic!("{e}"));
         let labels: serde_json::Map<_, _> =
             labels.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
         let bootstrap = Bootstrap::new("embedded")
@@ -69,7 +82,7 @@ impl World {
         let ends = Ends::default();
         let mesh = Mesh::builder().source(control.source(bootstrap)).observer(ends.clone());
         let mesh = mesh.cold_start_wait(Duration::from_secs(5)).start().unwrap();
-        World { _control: control, mesh, ends }
+        World { _control: control, _dir: None, mesh, ends }
     }
 
     pub(crate) async fn ask(&self, request: Request<Body>) -> Result<Answer, MeshError> {

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use super::{Meta, is_name, is_namespace};
 use crate::config::diagnostic::{Diagnostic, Origin, Source};
+use crate::config::istio::names::export_faults;
 use crate::config::istio::security::{TargetRef, is_workload_target};
+use crate::config::istio::service::exported_to;
 use crate::config::istio::virtual_service::is_for_mesh;
 use crate::config::node::{Node, Value};
 use crate::config::support::ObjectKind;
@@ -120,9 +122,8 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         ObjectKind::ServiceEntry => hosts(texts(spec?.get("hosts")?), BTreeMap::new())?,
         ObjectKind::Service if meta.name.is_empty() => return None,
         ObjectKind::Service => {
-            let export_to = meta.annotations.get("networking.istio.io/exportTo");
-            let export_to = export_to.into_iter().flat_map(|text| text.split(',')).map(|text| text.trim().to_owned());
-            let (hosts, export_to) = (vec![plain_text(&meta.name)], exported(export_to.collect()));
+            let export_to = exported_to(&meta.annotations).map(str::to_owned).collect();
+            let (hosts, export_to) = (vec![plain_text(&meta.name)], exported(export_to));
             (Governs::Hosts { hosts, export_to, selector: BTreeMap::new() }, true)
         }
         ObjectKind::PeerAuthentication | ObjectKind::RequestAuthentication | ObjectKind::AuthorizationPolicy => {
@@ -212,10 +213,12 @@ fn plain_text(text: &str) -> String {
     text.trim().to_ascii_lowercase()
 }
 
-/// The namespaces, unless one of them cannot be any: nobody can tell who is meant then, so that all are.
+/// The namespaces, unless something is wrong with them: nobody can tell who is meant then, so that all are.
 fn exported(namespaces: Vec<String>) -> Vec<String> {
-    let is_known = |text: &String| matches!(text.as_str(), "*" | "~") || is_namespace(text);
-    if namespaces.iter().all(is_known) { namespaces } else { Vec::new() }
+    match export_faults(namespaces.iter().map(String::as_str)).as_slice() {
+        [] => namespaces,
+        _ => Vec::new(),
+    }
 }
 
 /// The strings of a list, and whether it has nothing else.

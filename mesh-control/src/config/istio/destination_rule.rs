@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::PortSelector;
 use super::names::{host_fault, is_label};
+use super::{PortSelector, check_export};
 use crate::config::decode::{Decoder, Opaque, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, quoted};
 
@@ -331,6 +331,13 @@ impl DestinationRule {
     pub fn check(&self, d: &mut Decoder<'_>) {
         if let Some(message) = host_fault(&self.host) {
             d.report_at(self.host.span, "host", Severity::Error, Code::InvalidValue, message);
+        }
+        check_export(&self.export_to, false, d);
+        // validateExportTo: a rule for some clients is never for those of another namespace.
+        let is_for_some = self.workload_selector.as_ref().is_some_and(|selector| !selector.match_labels.is_empty());
+        if let Some(entry) = self.export_to.iter().find(|entry| is_for_some && *entry.value != *".") {
+            let message = "with `workloadSelector` it is for clients of its own namespace: only `.` can be set";
+            d.report_at(entry.span, "exportTo", Severity::Error, Code::InvalidValue, message);
         }
         for (key, value) in self.workload_selector.iter().flat_map(|selector| &selector.match_labels) {
             if key.contains('*') || value.contains('*') {

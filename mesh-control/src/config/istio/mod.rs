@@ -13,7 +13,8 @@ pub mod virtual_service;
 pub mod workload_entry;
 pub mod workload_group;
 
-use super::decode::{PortNumber, message};
+use super::decode::{Decoder, PortNumber, Text, message};
+use super::diagnostic::{Code, Severity};
 
 /// The protocols that Istio knows (pkg/config/protocol), however they are capitalised.
 pub(crate) const PROTOCOLS: [&str; 14] = [
@@ -42,5 +43,22 @@ message! {
     pub struct PortSelector {
         /// The number.
         number: PortNumber = "number" required,
+    }
+}
+
+/// Checks the `exportTo` of an object. Only some kinds may be for nobody (`~`).
+fn check_export(export_to: &[Text], may_be_nobody: bool, d: &mut Decoder<'_>) {
+    let mut error = |index: usize, message: String| {
+        let Some(entry) = export_to.get(index) else { return };
+        d.report_at(entry.span, format!("exportTo[{index}]"), Severity::Error, Code::InvalidValue, message);
+    };
+    for (index, message) in names::export_faults(export_to.iter().map(|entry| entry.value.as_str())) {
+        error(index, message);
+    }
+    if let [only] = export_to
+        && *only.value == *"~"
+        && !may_be_nobody
+    {
+        error(0, "`~` is nobody, which only a ServiceEntry can be exported to".to_owned());
     }
 }

@@ -27,6 +27,24 @@ pub fn host_fault(host: &str) -> Option<String> {
     (!is_host).then(|| format!("{} is not a host", quoted(host)))
 }
 
+/// What is wrong with the entries of an `exportTo`, by their indexes: each is `*`, `.` or the name of a namespace, and who
+/// says everybody or nobody (`~`) says nothing else (pkg/config/validation: validateExportTo).
+pub fn export_faults<'a>(entries: impl Iterator<Item = &'a str> + Clone) -> Vec<(usize, String)> {
+    let is_namespace = |text: &str| is_label(text) && !text.bytes().any(|byte| byte.is_ascii_uppercase());
+    let count = entries.clone().count();
+    let fault = |(index, entry): (usize, &'a str)| match entry {
+        "*" if count > 1 => Some("`*` is everybody: nothing else can be set beside it".to_owned()),
+        "~" if count > 1 => Some("`~` is nobody: nothing else can be set beside it".to_owned()),
+        _ if entries.clone().take(index).any(|earlier| earlier == entry) => {
+            Some(format!("{} is written twice", quoted(entry)))
+        }
+        "*" | "." | "~" => None,
+        name if is_namespace(name) => None,
+        other => Some(format!("{} is none of `*`, `.` and the name of a namespace", quoted(other))),
+    };
+    entries.clone().enumerate().filter_map(|(index, entry)| Some((index, fault((index, entry))?))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,5 +58,22 @@ mod tests {
         for host in ["", ".", "a..b", "a b", "a.*.b", "a/b", "a:80", "-a", "a-", "hö.x", "a_b", "*.", "a\tb", &long] {
             assert!(host_fault(host).is_some(), "{host}");
         }
+    }
+
+    #[test]
+    fn an_object_is_exported_to_everybody_to_nobody_or_to_namespaces() {
+        let faults = |entries: &[&str]| -> Vec<usize> {
+            export_faults(entries.iter().copied()).into_iter().map(|(index, _)| index).collect()
+        };
+        for fine in [&[][..], &["*"], &["."], &["~"], &["a", "b-2"], &[".", "a"]] {
+            assert_eq!(faults(fine), [0; 0], "{fine:?}");
+        }
+        let long = "a".repeat(64);
+        for bad in ["", " ", "./", "..", "a.b", "A", "a b", "a*", "-a", "**", &long] {
+            assert_eq!(faults(&[bad]), [0], "{bad}");
+        }
+        assert_eq!(faults(&["*", "prod"]), [0]);
+        assert_eq!(faults(&["prod", "~"]), [1]);
+        assert_eq!(faults(&["a", "b", "a"]), [2]);
     }
 }

@@ -95,6 +95,15 @@ impl Decode for TargetPort {
     }
 }
 
+/// The annotation that says who sees a service.
+pub const EXPORT_TO: &str = "networking.istio.io/exportTo";
+
+/// What that annotation says of a service with these.
+pub fn exported_to(annotations: &BTreeMap<String, String>) -> impl Iterator<Item = &str> + Clone {
+    let text = annotations.get(EXPORT_TO).map(|text| text.trim()).filter(|text| !text.is_empty());
+    text.into_iter().flat_map(|text| text.split(',')).map(str::trim)
+}
+
 impl Service {
     /// What Kubernetes' own validation refuses.
     pub fn check(&self, d: &mut Decoder<'_>) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::names::{host_fault, is_domain, is_label};
 use super::workload_entry::WorkloadEntry;
-use super::{PROTOCOLS, is_protocol};
+use super::{PROTOCOLS, check_export, is_protocol};
 use crate::config::decode::{Decoder, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, quoted};
 
@@ -90,6 +90,10 @@ impl ServiceEntry {
                 error(host.span, path, "a wildcard has no addresses in DNS; give endpoints".into());
             }
         }
+        check_export(&self.export_to, true, d);
+        let mut error = |span, path: String, message: String| {
+            d.report_at(span, path, Severity::Error, Code::InvalidValue, message);
+        };
         for (index, port) in self.ports.iter().enumerate() {
             if let Some(protocol) = port.protocol.as_deref().filter(|name| !name.is_empty() && !is_protocol(name)) {
                 let message = format!("{} is none of {}", quoted(protocol), PROTOCOLS.join(", "));

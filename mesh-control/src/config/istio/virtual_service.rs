@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use mesh_core::model::{HeaderTarget, HeaderText};
 
-use super::PortSelector;
 use super::names::{host_fault, is_label};
 use super::string_match::StringMatch;
+use super::{PortSelector, check_export};
 use crate::config::decode::{At, Decode, Decoder, Opaque, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, quoted};
 use crate::config::node::Node;
@@ -388,6 +388,7 @@ impl VirtualService {
                 d.report_at(host.span, format!("hosts[{index}]"), Severity::Error, Code::InvalidValue, message);
             }
         }
+        check_export(&self.export_to, false, d);
         for (index, route) in self.http.iter().enumerate() {
             route.check(&format!("http[{index}]"), d);
         }

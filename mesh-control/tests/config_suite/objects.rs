@@ -1,0 +1,131 @@
+//! What is said of single objects that mean something else than what they seem to.
+
+use mesh_control::analysis::validate;
+
+/// What is said of these texts, one finding a line.
+fn said(texts: &[&str]) -> Vec<String> {
+    let names = ["a.yaml", "b.yaml", "c.yaml"];
+    let found = validate(names.into_iter().zip(texts.iter().copied()));
+    found.iter().map(ToString::to_string).collect()
+}
+
+fn entry(namespace: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: web, namespace: {namespace}}}\nspec:\n  \
+         resolution: STATIC\n  ports: [{{number: 80, name: http, protocol: HTTP}}]\n  endpoints: [{{address: 10.0.0.1}}]\n  {spec}\n"
+    )
+}
+
+fn service(namespace: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: {namespace}}}\nspec: {{selector: {{app: web}}, ports: [{{port: 80, name: http}}]}}\n"
+    )
+}
+
+#[test]
+fn the_loser_of_two_objects_for_one_host_is_named_with_both_places() {
+    let host = "hosts: [web.example.com]";
+    let (a, b) = (entry("a", host), entry("b", host));
+    assert_eq!(
+        said(&[&a, &b]),
+        [
+            "b.yaml:8:3: warning[conflict]: ServiceEntry b/web: hosts: host web.example.com is also that of ServiceEntry a/web (a.yaml:1), which counts for clients of every namespace but b"
+        ]
+    );
+    // The service counts, whatever the names and ages.
+    let squatter = entry("a", "hosts: [web.shop.svc.cluster.local]");
+    assert_eq!(
+        said(&[&squatter, &service("shop")]),
+        [
+            "a.yaml:8:3: warning[conflict]: ServiceEntry a/web: hosts: host web.shop.svc.cluster.local is also that of Service shop/web (b.yaml:1), which counts for clients of every namespace but a"
+        ]
+    );
+    let beside = entry("shop", "hosts: [web.shop.svc.cluster.local]");
+    let found = said(&[&beside, &service("shop")]);
+    assert!(found.iter().any(|line| line.contains("is already that of Service shop/web (b.yaml:1)")), "{found:?}");
+    // Wildcards are hosts as others are.
+    let (a, b) = (entry("a", "hosts: ['*.example.com']"), entry("b", "hosts: ['*.example.com']"));
+    assert_eq!(said(&[&a, &b]).len(), 1);
+}
+
+#[test]
+fn what_nobody_sees_of_both_is_no_conflict() {
+    let host = "hosts: [web.example.com]";
+    let private = |namespace| entry(namespace, &format!("{host}\n  exportTo: [.]"));
+    assert_eq!(said(&[&private("a"), &private("b")]), [""; 0]);
+    assert_eq!(said(&[&private("a"), &entry("b", host)]), [""; 0]);
+    assert_eq!(said(&[&entry("a", host), &private("b")]), [""; 0]);
+    let to_c = |namespace| entry(namespace, &format!("{host}\n  exportTo: [c]"));
+    let found = said(&[&to_c("a"), &to_c("b"), &service("c")]);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].ends_with("which counts for clients of c"), "{found:?}");
+}
+
+#[test]
+fn an_entry_that_takes_the_short_name_of_a_service_is_named() {
+    for (host, expected) in [
+        ("web", "calls to `web` reach this host, and not Service shop/web (b.yaml:1)"),
+        ("web.shop", "calls to `web.shop` reach this host, and not Service shop/web (b.yaml:1)"),
+        ("web.shop.svc", "calls to `web.shop.svc` reach this host, and not Service shop/web (b.yaml:1)"),
+        ("web.other", ""),
+        ("web.shop.example", ""),
+    ] {
+        let found = said(&[&entry("a", &format!("hosts: [{host}]")), &service("shop")]);
+        assert_eq!(found.len(), usize::from(!expected.is_empty()), "{host}: {found:?}");
+        assert!(found.iter().all(|line| line.starts_with("a.yaml:8:3: warning[conflict]")), "{found:?}");
+        assert!(found.iter().all(|line| line.contains(expected)), "{host}: {found:?}");
+    }
+}
+
+#[test]
+fn what_export_to_cannot_say_is_refused_for_each_kind() {
+    let rules = |export_to: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: web}}\nspec:\n  hosts: [web.example.com]\n  \
+             exportTo: {export_to}\n  http: [{{directResponse: {{status: 200}}}}]\n"
+        )
+    };
+    let calling = |export_to: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web}}\nspec:\n  host: '*.example.com'\n  exportTo: {export_to}\n"
+        )
+    };
+    let entry = |export_to: &str| entry("default", &format!("hosts: [web.example.com]\n  exportTo: {export_to}"));
+    let service = |export_to: &str| {
+        let text = export_to.trim_matches(['[', ']']).replace('\'', "");
+        let annotations = format!("annotations: {{networking.istio.io/exportTo: '{text}'}}");
+        service("default").replace("namespace: default", &annotations)
+    };
+    for kind in ["VirtualService", "DestinationRule", "ServiceEntry", "Service"] {
+        let text = |export_to: &str| match kind {
+            "VirtualService" => rules(export_to),
+            "DestinationRule" => calling(export_to),
+            "ServiceEntry" => entry(export_to),
+            _ => service(export_to),
+        };
+        let may_be_nobody = kind.starts_with("Service");
+        for (export_to, is_wrong) in [
+            ("['*']", false),
+            ("[.]", false),
+            ("[., default]", false),
+            ("[]", false),
+            ("['~']", !may_be_nobody),
+            ("['*', default]", true),
+            ("['~', default]", true),
+            ("[./]", true),
+            ("[Prod]", true),
+            ("[a.b]", true),
+            ("[default, default]", true),
+        ] {
+            let found = said(&[&text(export_to)]);
+            let is_told = found.iter().any(|line| line.contains("error[invalid-value]") && line.contains("exportTo"));
+            assert_eq!((is_told, found.is_empty()), (is_wrong, !is_wrong), "{kind} {export_to}: {found:?}");
+        }
+        let found = said(&[&text("[defualt]")]);
+        assert_eq!(found.len(), 1, "{kind}: {found:?}");
+        assert!(found[0].contains("info[unknown-reference]"), "{found:?}");
+        assert!(found[0].ends_with("no object is in namespace defualt; did you mean `default`?"), "{found:?}");
+    }
+    let for_some = calling("['*']") + "  workloadSelector: {matchLabels: {app: a}}\n";
+    assert!(said(&[&for_some])[0].contains("only `.` can be set"), "{:?}", said(&[&for_some]));
+}

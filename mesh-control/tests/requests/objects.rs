@@ -1,0 +1,83 @@
+//! What single objects mean, where that is easily misread: who has a host, who sees an object, how a name is written.
+
+use std::net::SocketAddr;
+
+use crate::support::{World, rules, server, virtual_service};
+
+/// A ServiceEntry `web` in a namespace, for this host and endpoint.
+fn entry(namespace: &str, host: &str, more: &str, at: SocketAddr) -> String {
+    format!(
+        "
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: web, namespace: {namespace}{more}}}
+spec:
+  hosts: [{host}]
+  resolution: STATIC
+  ports: [{{number: 80, name: http, protocol: HTTP}}]
+  endpoints: [{{address: {}, ports: {{http: {}}}}}]
+",
+        at.ip(),
+        at.port()
+    )
+}
+
+#[tokio::test]
+async fn of_two_entries_for_a_host_the_one_of_the_clients_namespace_counts_else_the_oldest() {
+    let (one, two) = (server("one").await, server("two").await);
+    let old = ", creationTimestamp: '2024-01-01T00:00:00Z'";
+    let new = ", creationTimestamp: '2025-01-01T00:00:00Z'";
+    let both = entry("a", "web.example.com", new, one) + &entry("b", "web.example.com", old, two);
+    for (client, expected) in [("a", "one"), ("b", "two"), ("c", "two")] {
+        let answer = World::of(client, &[], &both).await.get("http://web.example.com/").await.unwrap();
+        assert!(answer.body.starts_with(expected), "{client}: {answer:?}");
+    }
+}
+
+/// Rules of which nobody can tell whom they are for are for everybody, and wrong.
+#[tokio::test]
+async fn rules_whose_export_to_says_nothing_fail_for_everybody() {
+    let up = server("up").await;
+    for export_to in ["['*', prod]", "[./]", "[..]", "['~', default]"] {
+        let deny = rules("  - directResponse: {status: 403}\n")
+            .replace("  http:", &format!("  exportTo: {export_to}\n  http:"));
+        let world = World::of_file(&(entry("default", "web.example.com", "", up) + &deny)).await;
+        let answer = world.get("http://web.example.com/").await.unwrap();
+        assert_eq!(answer.status, 503, "{export_to}: {answer:?}");
+        assert!(answer.body.contains("VirtualService default/web is wrong"), "{export_to}: {answer:?}");
+    }
+}
+
+/// What stands behind a rule may let through what its delegate does not.
+#[tokio::test]
+async fn a_rule_whose_delegate_is_none_answers_with_the_reason_and_does_not_fall_through() {
+    let up = server("up").await;
+    let services = entry("default", "web.example.com", "", up);
+    let root = rules(
+        "  - match: [{uri: {prefix: /admin}}]
+    delegate: {name: child}
+  - route: [{destination: {host: web.example.com}}]
+",
+    );
+    let respond = "  http: [{directResponse: {status: 403}}]";
+    let child = |spec: &str| virtual_service("child", spec);
+    let of_other = child(respond).replace("{name: child}", "{name: child, namespace: other}");
+    for (child, reason) in [
+        (String::new(), "there is no VirtualService default/child"),
+        (of_other, "there is no VirtualService default/child"),
+        (child(&format!("  hosts: [a.example]\n{respond}")), "has hosts of its own"),
+        (child(&format!("  exportTo: [other]\n{respond}")), "is not exported to this namespace"),
+        (child("  tcp: [{route: [{destination: {host: web.example.com}}]}]"), "has no rules for HTTP"),
+        (child("  http: [{delegate: {name: deeper}}]"), "delegates again"),
+        (child("  http: [{directResponse: {status: 9}}]"), "VirtualService default/child is wrong"),
+        ("---\nnobody: knows\n".to_owned(), "there is no VirtualService default/child"),
+    ] {
+        let world = World::of_file(&format!("{services}{root}{child}")).await;
+        let answer = world.get("http://web.example.com/admin").await.unwrap();
+        assert_eq!(answer.status, 503, "{child}: {answer:?}");
+        assert!(answer.body.contains(reason), "{child}: {answer:?}");
+        let answer = world.get("http://web.example.com/").await.unwrap();
+        assert_eq!(answer.status, 200, "{child}: {answer:?}");
+    }
+}
