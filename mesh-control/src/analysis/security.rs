@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
-use crate::config::file::{Meta, Object, Objects};
+use crate::config::file::{Governs, Meta, Object, Objects, Refused, Workloads, is_namespace};
 use crate::config::istio::security::{PeerAuthentication, TargetRef, selected};
 use crate::policy::Policy;
+use crate::policy::destination_rules::ROOT_NAMESPACE;
 use crate::registry::Service;
 use crate::registry::service::{Target, is_subset};
 
@@ -19,6 +20,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
                 .field("spec"),
         );
     }
+    found.extend(objects.refused.iter().filter_map(|object| guarded_all_the_same(object)));
     for (hidden, winner) in policy.security.hidden() {
         let message = format!(
             "without effect: {} ({}) is for the same workloads, and is the one that counts",
@@ -36,6 +38,24 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     for object in &objects.request_authentications {
         check_targets(objects, &object.meta, &object.spec.targets(), found);
     }
+}
+
+/// What is wrong guards all the same: whom, and until when.
+fn guarded_all_the_same(refused: &Refused) -> Option<Diagnostic> {
+    let Governs::Workloads(workloads) = &refused.governs else { return None };
+    let namespace = &refused.meta.namespace;
+    let everywhere = !is_namespace(namespace) || **namespace == *ROOT_NAMESPACE;
+    let place = if everywhere { "of every namespace".to_owned() } else { format!("of namespace {namespace}") };
+    let whom = match workloads {
+        Workloads::Labelled(labels) if labels.is_empty() => "all workloads",
+        _ => "those workloads that it is for,",
+    };
+    let message = format!(
+        "until it is right, {whom} {place} answer every request with 503 and the reason, unless mesh-control is told \
+         --allow-unenforced"
+    );
+    let finding = Diagnostic::at(&refused.meta.origin, Severity::Error, Code::NotSupportedYet, message);
+    Some(finding.object(refused.id()))
 }
 
 /// Ports that are none of the target ports of the services that the workloads are endpoints of.

@@ -136,7 +136,7 @@ mod tests {
         fs::write(&bad, b"a: 1\nb: \xff\n").expect("written");
         let found = examine(&[&service, &bad]).expect("readable");
         assert_eq!((found.objects, found.count(Severity::Error)), (1, 1), "the rest is looked at all the same");
-        assert!(text_of(fs::read(&bad).expect("readable")).is_err_and(|error| error.contains("line 2")));
+        assert!(text_of(fs::read(&bad).expect("readable")).is_err_and(|error| error.why.contains("line 2")));
         assert!(examine(&[&dir.path().join("missing.yaml")]).is_err());
     }
 }

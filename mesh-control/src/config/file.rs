@@ -5,6 +5,7 @@
 
 mod classify;
 mod refused;
+mod suspect;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use super::istio::workload_entry::WorkloadEntry;
 use super::istio::workload_group::WorkloadGroup;
 use super::node::{self, Node, Value};
 use super::support::{self, ObjectKind};
-use classify::{Class, classify, is_foreign};
+use classify::{Class, classify, is_foreign, without_version};
 pub use refused::{Governs, Refused, Workloads};
 
 /// Who an object is and where it is written.
@@ -168,10 +169,30 @@ pub struct ParsedFile {
     pub rejected: bool,
 }
 
+impl ParsedFile {
+    fn empty(source: Source) -> ParsedFile {
+        ParsedFile { source, items: Vec::new(), unread: Vec::new(), diagnostics: Vec::new(), rejected: false }
+    }
+
+    /// Nothing of the text can be read; what may guard workloads does all the same.
+    fn unreadable(mut self, why: Diagnostic) -> ParsedFile {
+        let suspects = suspect::in_text(&self.source, &why);
+        self.items.extend(suspects.into_iter().map(|refused| Item::Refused(Arc::new(refused))));
+        self.unread.push(why.clone());
+        self.diagnostics.push(why);
+        self.rejected = true;
+        self
+    }
+}
+
+/// What may be in a text that is none: of a file that cannot be read, as much as is known of it.
+pub(super) fn read_remains(remains: Source, why: Diagnostic) -> ParsedFile {
+    ParsedFile::empty(remains).unreadable(why)
+}
+
 /// Reads one text.
 pub fn read(source: Source) -> ParsedFile {
-    let mut file =
-        ParsedFile { source, items: Vec::new(), unread: Vec::new(), diagnostics: Vec::new(), rejected: false };
+    let mut file = ParsedFile::empty(source);
     let foreign = is_foreign(&file.source.name);
     let documents = match node::parse(&file.source) {
         Ok(documents) => documents,
@@ -180,12 +201,7 @@ pub fn read(source: Source) -> ParsedFile {
             file.diagnostics.push(other_tools(&file.source));
             return file;
         }
-        Err(error) => {
-            file.unread.push(error.clone());
-            file.diagnostics.push(error);
-            file.rejected = true;
-            return file;
-        }
+        Err(error) => return file.unreadable(error),
     };
     if foreign && documents.iter().all(|document| document.get("kind").is_none()) {
         file.diagnostics.push(other_tools(&file.source));
@@ -255,11 +271,11 @@ impl Reader<'_> {
         let (Some(api_version), Some(kind_node)) = identity else {
             let message = "not an object: `apiVersion` and `kind` are needed";
             d.error(document.span, Code::MissingField, message);
-            return self.unread(d);
+            return self.unidentified(document, d);
         };
         let (Some(api_version_text), Some(kind)) = (api_version.as_str(), kind_node.as_str()) else {
             d.error(document.span, Code::WrongType, "`apiVersion` and `kind` are strings");
-            return self.unread(d);
+            return self.unidentified(document, d);
         };
         let class = classify(api_version_text, kind);
         d.object(loose_id(document, kind));
@@ -282,10 +298,20 @@ impl Reader<'_> {
                 d.error(api_version.span, Code::InvalidValue, message);
                 self.refused(document, read, d);
             }
+            Class::Mistyped(meant) => {
+                let message = format!(
+                    "{} has no kind {}; it is taken for a {} that is wrong",
+                    quoted(api_version_text),
+                    quoted(kind),
+                    meant.name()
+                );
+                d.error(kind_node.span, Code::InvalidValue, message);
+                self.refused(document, meant, d);
+            }
             Class::UnknownKind => {
                 let message = format!("{} has no kind {}", quoted(api_version_text), quoted(kind));
                 d.error(kind_node.span, Code::InvalidValue, message);
-                self.unread(d);
+                self.unread(document, d);
             }
         }
     }
@@ -295,17 +321,18 @@ impl Reader<'_> {
         d.message(document, &["apiVersion", "kind", "metadata", "items"]);
         let Some(items) = document.get("items") else {
             d.error(document.span, Code::MissingField, "field `items` is missing");
-            return self.unread(d);
+            return self.unread(document, d);
         };
-        self.unread(d);
-        if !matches!(items.value, Value::Seq(_)) {
+        let is_list = matches!(items.value, Value::Seq(_));
+        if !is_list {
             d.wrong_type(items, "a list");
-            return self.unread(d);
         }
+        let entries = document.entries().iter().map(|(key, value)| (Some(key.name.as_str()), value));
+        self.unread_parts(entries.filter(|(key, _)| !is_list || *key != Some("items")), d);
         for item in items.items() {
             if item.get("kind").and_then(Node::as_str) == Some("List") {
                 d.error(item.span, Code::InvalidValue, "a List inside a List");
-                self.unread(d);
+                self.unread(item, d);
             } else {
                 self.document(item, d);
             }
@@ -327,9 +354,25 @@ impl Reader<'_> {
         }
     }
 
+    /// A document that does not say in full what it is.
+    fn unidentified(&mut self, document: &Node, d: &mut Decoder<'_>) {
+        match refused::kind(document).and_then(without_version) {
+            Some(kind) => self.refused(document, kind, d),
+            None => self.unread(document, d),
+        }
+    }
+
     /// A document may be any object.
-    fn unread(&mut self, d: &mut Decoder<'_>) {
-        self.unread.extend(d.take_rejection());
+    fn unread(&mut self, document: &Node, d: &mut Decoder<'_>) {
+        self.unread_parts([(None, document)].into_iter(), d);
+    }
+
+    /// These parts of a document may be any object.
+    fn unread_parts<'n>(&mut self, parts: impl Iterator<Item = (Option<&'n str>, &'n Node)>, d: &mut Decoder<'_>) {
+        let Some(finding) = d.take_rejection() else { return };
+        let suspect = suspect::in_nodes(parts, self.source, &finding);
+        self.items.extend(suspect.map(|refused| Item::Refused(Arc::new(refused))));
+        self.unread.push(finding);
     }
 }
 

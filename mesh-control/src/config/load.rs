@@ -17,9 +17,24 @@ const MOST_BYTES: u64 = 256 << 20;
 #[non_exhaustive]
 pub struct Scan {
     /// Texts by file name, or why one could not be read.
-    pub files: BTreeMap<Arc<str>, Result<Arc<str>, String>>,
+    pub files: BTreeMap<Arc<str>, Result<Arc<str>, Unreadable>>,
     /// What is to be said of entries that are not read.
     pub diagnostics: Vec<Diagnostic>,
+}
+
+/// Why a file could not be read, and what is known of its text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Why.
+    pub why: String,
+    /// Its text, as far as it is UTF-8; empty where nothing of it is known.
+    pub remains: Arc<str>,
+}
+
+impl From<String> for Unreadable {
+    fn from(why: String) -> Unreadable {
+        Unreadable { why, remains: "".into() }
+    }
 }
 
 /// Reads the files `*.yaml`, `*.yml` and `*.json` of a directory, not of those below it.
@@ -75,18 +90,18 @@ pub fn is_config_name(name: &str) -> bool {
     matches!(extension, Some("yaml" | "yml" | "json"))
 }
 
-fn read_file(root: &Path, path: &Path) -> Result<Arc<str>, String> {
+fn read_file(root: &Path, path: &Path) -> Result<Arc<str>, Unreadable> {
     let target = path.canonicalize().map_err(|error| error.to_string())?;
     if !target.starts_with(root) {
-        return Err("a symbolic link that leaves the directory".to_owned());
+        return Err("a symbolic link that leaves the directory".to_owned().into());
     }
     // The target of the links is judged before it is opened: opening a FIFO would wait for its writer.
     let metadata = fs::symlink_metadata(&target).map_err(|error| error.to_string())?;
     if !metadata.is_file() {
-        return Err("not a regular file".to_owned());
+        return Err("not a regular file".to_owned().into());
     }
     if metadata.len() > MAX_FILE_BYTES {
-        return Err(format!("larger than {} MiB; split it", MAX_FILE_BYTES >> 20));
+        return Err(format!("larger than {} MiB; split it", MAX_FILE_BYTES >> 20).into());
     }
     let mut bytes = Vec::new();
     File::open(&target)
@@ -96,11 +111,12 @@ fn read_file(root: &Path, path: &Path) -> Result<Arc<str>, String> {
 }
 
 /// The text of a file, or why there is none.
-pub fn text_of(bytes: Vec<u8>) -> Result<Arc<str>, String> {
+pub fn text_of(bytes: Vec<u8>) -> Result<Arc<str>, Unreadable> {
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let line = error.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count() + 1;
-        format!("not UTF-8, from line {line} on")
+        let remains = String::from_utf8_lossy(error.as_bytes()).into();
+        Unreadable { why: format!("not UTF-8, from line {line} on"), remains }
     })?;
     Ok(text.into())
 }

@@ -1,12 +1,24 @@
 //! Which word was meant by one that nobody knows.
 
+/// Nobody mistypes more than this.
+const LONGEST: usize = 64;
+
+fn plain(text: &str) -> String {
+    text.replace(['_', '-'], "").to_ascii_lowercase()
+}
+
+/// Whether a long word most likely means this one: with an edit for every five of its characters at most.
+pub(crate) fn is_like(name: &str, word: &str) -> bool {
+    let is_as_long = name.len() <= word.len() * 2 && name.len() * 5 >= word.len() * 4;
+    is_as_long && distance(&plain(name), &plain(word)) * 5 <= word.len()
+}
+
 /// The known name that a mistyped one most likely means.
 pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a &'a str>) -> Option<&'a str> {
-    let plain = |text: &str| text.replace(['_', '-'], "").to_ascii_lowercase();
-    let typed = plain(name);
-    if typed.len() > 64 {
+    if name.len() > LONGEST {
         return None;
     }
+    let typed = plain(name);
     known
         .into_iter()
         .map(|candidate| (distance(&typed, &plain(candidate)), *candidate))
@@ -50,5 +62,8 @@ mod tests {
         assert_eq!(distance("kitten", "sitting"), 3);
         assert_eq!(nearest("wbe", &["cart", "web"]), Some("web"));
         assert_eq!(nearest("other", &["cart", "web"]), None);
+        assert!(
+            is_like("authorizationpolicies", "AuthorizationPolicy") && !is_like("NetworkPolicy", "AuthorizationPolicy")
+        );
     }
 }

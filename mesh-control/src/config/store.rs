@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::diagnostic::{Code, Diagnostic, Severity, Source};
 use super::file::{self, Item, Meta, ObjectKey, Objects, Refused};
-use super::load::{Scan, printable};
+use super::load::{Scan, Unreadable, printable};
 use super::state::{Good, State};
 
 /// Every text, and every object that is in force.
@@ -31,7 +31,7 @@ pub struct Store {
 
 #[derive(Debug, Default)]
 struct Text {
-    seen: Option<Result<Arc<str>, String>>,
+    seen: Option<Result<Arc<str>, Unreadable>>,
     /// Not of the directory: it was handed in.
     is_handed_in: bool,
     items: Vec<Item>,
@@ -247,17 +247,23 @@ impl Store {
     }
 
     /// Reads a file of the directory. Returns whether it is another one than before.
-    fn read(&mut self, name: Arc<str>, content: Result<Arc<str>, String>) -> bool {
+    fn read(&mut self, name: Arc<str>, content: Result<Arc<str>, Unreadable>) -> bool {
         if self.texts.get(&name).is_some_and(|text| text.seen.as_ref() == Some(&content)) {
             return false;
         }
         let holds_something = || self.good.values().any(|good| good.file == name);
         let text = match &content {
-            Err(error) => {
-                let what = format!("cannot be read: {error}");
+            Err(Unreadable { why, remains }) => {
+                let what = format!("cannot be read: {why}");
                 let finding = Diagnostic::of_file(name.clone(), Severity::Error, Code::File, what);
-                let diagnostics = vec![finding.clone()];
-                Text { keeps: true, unread: vec![finding], diagnostics, ..Text::of(content) }
+                let parsed = file::read_remains(Source { name: name.clone(), text: remains.clone() }, finding);
+                Text {
+                    items: parsed.items,
+                    keeps: true,
+                    unread: parsed.unread,
+                    diagnostics: parsed.diagnostics,
+                    ..Text::of(content)
+                }
             }
             Ok(text) => {
                 let parsed = file::read(Source { name: name.clone(), text: text.clone() });
@@ -378,7 +384,7 @@ impl Store {
 }
 
 impl Text {
-    fn of(content: Result<Arc<str>, String>) -> Text {
+    fn of(content: Result<Arc<str>, Unreadable>) -> Text {
         Text { seen: Some(content), ..Text::default() }
     }
 }

@@ -80,7 +80,7 @@ impl DestinationRules {
                 None => rules.push(rule),
             }
         }
-        for rule in refused.iter().filter_map(|object| refused_rule(object)) {
+        for rule in refused.iter().flat_map(|object| refused_rules(object)) {
             label_keys.extend(rule.selector.keys().cloned());
             merged.entry(rule.meta.namespace.clone()).or_default().push(rule);
         }
@@ -266,10 +266,11 @@ fn single(object: &Object<DestinationRule>) -> MergedRule {
     }
 }
 
-fn refused_rule(object: &Refused) -> Option<MergedRule> {
-    let Governs::Hosts { hosts, export_to, selector } = &object.governs else { return None };
-    let host = hosts.first().filter(|_| object.meta.kind == ObjectKind::DestinationRule)?;
-    Some(MergedRule {
+/// What is known of a wrong object: its host, or those that it may be for.
+fn refused_rules(object: &Refused) -> Vec<MergedRule> {
+    let Governs::Hosts { hosts, export_to, selector } = &object.governs else { return Vec::new() };
+    let hosts = hosts.iter().filter(|_| object.meta.kind == ObjectKind::DestinationRule);
+    let rules = hosts.map(|host| MergedRule {
         host: in_namespace(host, &object.meta.namespace),
         meta: object.meta.clone(),
         visibility: Visibility::new(export_to.iter().map(String::as_str), &object.meta.namespace),
@@ -277,7 +278,8 @@ fn refused_rule(object: &Refused) -> Option<MergedRule> {
         policy: None,
         subsets: Vec::new(),
         refused: Some(object.answer()),
-    })
+    });
+    rules.collect()
 }
 
 fn merge_into(earlier: &mut MergedRule, later: MergedRule, found: &mut Vec<Diagnostic>) {

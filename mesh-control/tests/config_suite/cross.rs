@@ -525,7 +525,8 @@ fn objects_of_istio_or_of_a_mistyped_group_are_not_passed_over_as_notes() {
         ("security.istio/v1", "AuthorizationPolicy", "error"),
         ("securiti.istio.io/v1", "PeerAuthentication", "error"),
         ("config.istio.io/v1alpha2", "rule", "warning"),
-        ("networking.istio/v1", "VirtualService", "warning"),
+        ("networking.istio/v1", "VirtualService", "error"),
+        ("appmesh.k8s.aws/v1beta2", "VirtualService", "warning"),
         ("apps/v1", "Deployment", "info"),
     ] {
         let text = format!("apiVersion: {api_version}\nkind: {kind}\nmetadata: {{name: a}}\nspec: {{}}\n");

@@ -12,4 +12,5 @@ mod robust;
 mod routing;
 mod scale;
 mod support;
+mod unreadable;
 mod walk;

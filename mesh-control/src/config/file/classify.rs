@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::config::diagnostic::Severity;
+use crate::config::spelling::{is_like, nearest};
 use crate::config::support::ObjectKind;
 
 /// What is to be done with a document.
@@ -13,6 +14,9 @@ pub(super) enum Class {
     /// Of no concern to the mesh, and why.
     Elsewhere(&'static str),
     UnknownVersion(ObjectKind, &'static str),
+    /// Mistyped, most likely: its kind or its group is nearly this one's. What guards workloads elsewhere is meant to guard
+    /// these, too.
+    Mistyped(ObjectKind),
     UnknownKind,
 }
 
@@ -53,11 +57,33 @@ const SECURITY_KINDS: [(&str, ObjectKind); 3] = [
     ("AuthorizationPolicy", ObjectKind::AuthorizationPolicy),
 ];
 
+const NETWORKING: &str = "networking.istio.io";
+const SECURITY: &str = "security.istio.io";
+/// Istio's former security API.
+const FORMER_SECURITY: [&str; 2] = ["authentication.istio.io", "rbac.istio.io"];
+
+/// The kind that guards workloads, if a word is nearly one.
+pub(super) fn guard_like(kind: &str) -> Option<ObjectKind> {
+    SECURITY_KINDS.iter().find(|(name, _)| is_like(kind, name)).map(|(_, read)| *read)
+}
+
+/// Whether objects of this group, or version of it, guard workloads.
+pub(super) fn is_guarding_group(api_version: &str) -> bool {
+    let group = api_version.split('/').next().unwrap_or_default();
+    is_like(group, SECURITY) || FORMER_SECURITY.contains(&group)
+}
+
+/// The kind of a document that says nothing of its version.
+pub(super) fn without_version(kind: &str) -> Option<ObjectKind> {
+    let known = NETWORKING_KINDS.iter().find(|(name, _)| *name == kind).map(|(_, read)| *read);
+    known.or_else(|| guard_like(kind))
+}
+
 /// What is to be done with an object of this kind.
 pub(super) fn classify(api_version: &str, kind: &str) -> Class {
     let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
     match group {
-        "networking.istio.io" => {
+        NETWORKING => {
             if let Some((_, read)) = NETWORKING_KINDS.iter().find(|(name, _)| *name == kind) {
                 return match version {
                     "v1" | "v1beta1" | "v1alpha3" => Class::Read(*read),
@@ -66,14 +92,20 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
             }
             match kind {
                 "Gateway" | "Sidecar" | "EnvoyFilter" | "ProxyConfig" => Class::NotYet(Severity::Warning),
-                _ => Class::UnknownKind,
+                _ => networking_like(kind).or_else(|| guard_like(kind)).map_or(Class::UnknownKind, Class::Mistyped),
             }
         }
-        "security.istio.io" => match SECURITY_KINDS.iter().find(|(name, _)| *name == kind) {
+        SECURITY => match SECURITY_KINDS.iter().find(|(name, _)| *name == kind) {
             Some((_, read)) if matches!(version, "v1" | "v1beta1") => Class::Read(*read),
             Some((_, read)) => Class::UnknownVersion(*read, "v1 or v1beta1"),
-            None => Class::UnknownKind,
+            None => Class::Mistyped(guard_like(kind).unwrap_or(ObjectKind::AuthorizationPolicy)),
         },
+        _ if is_guarding_group(group) || guard_like(kind).is_some() => {
+            Class::Mistyped(guard_like(kind).unwrap_or(ObjectKind::AuthorizationPolicy))
+        }
+        _ if is_like(group, NETWORKING) => {
+            networking_like(kind).map_or(Class::NotYet(Severity::Warning), Class::Mistyped)
+        }
         "telemetry.istio.io" | "extensions.istio.io" | "install.istio.io" | "operator.istio.io" => {
             Class::NotYet(Severity::Warning)
         }
@@ -96,14 +128,18 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
             _ if version == "v1" && CORE_KINDS.contains(&kind) => ELSEWHERE,
             _ => Class::UnknownKind,
         },
-        // Istio's former security API, and a kind of the present one whose group is mistyped: somebody counts on it.
-        "authentication.istio.io" | "rbac.istio.io" => Class::NotYet(Severity::Error),
-        _ if SECURITY_KINDS.iter().any(|(name, _)| *name == kind) => Class::NotYet(Severity::Error),
         _ if group.ends_with(".istio.io") || NETWORKING_KINDS.iter().any(|(name, _)| *name == kind) => {
             Class::NotYet(Severity::Warning)
         }
         _ => ELSEWHERE,
     }
+}
+
+/// The kind of routes and services, if a word is nearly one.
+fn networking_like(kind: &str) -> Option<ObjectKind> {
+    let names = NETWORKING_KINDS.map(|(name, _)| name);
+    let meant = nearest(kind, &names)?;
+    NETWORKING_KINDS.iter().find(|(name, _)| *name == meant).map(|(_, read)| *read)
 }
 
 /// Files that other tools leave among manifests, in lower case. They hold no objects: kustomize, Helm, npm and the like.

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use super::{Meta, is_name, is_namespace};
 use crate::config::diagnostic::{Diagnostic, Origin, Source};
-use crate::config::istio::names::export_faults;
+use crate::config::istio::names::{export_faults, host_fault};
 use crate::config::istio::security::{TargetRef, is_workload_target};
 use crate::config::istio::service::exported_to;
 use crate::config::istio::virtual_service::is_for_mesh;
-use crate::config::node::{Node, Value};
+use crate::config::node::{Key, Node, Value};
+use crate::config::spelling::nearest;
 use crate::config::support::ObjectKind;
 
 /// An object that is wrong.
@@ -80,9 +81,12 @@ impl Refused {
 
     /// `Kind namespace/name`.
     pub fn id(&self) -> Arc<str> {
-        match self.is_named() {
-            true => self.meta.id(),
-            false => format!("{} without a name in {}", self.meta.kind.name(), self.meta.namespace).into(),
+        let (kind, namespace) = (self.meta.kind.name(), &self.meta.namespace);
+        match (self.is_named(), namespace.is_empty()) {
+            (true, false) => self.meta.id(),
+            (true, true) => format!("{kind} {} of no known namespace", self.meta.name).into(),
+            (false, false) => format!("{kind} without a name in {namespace}").into(),
+            (false, true) => format!("{kind} of no known name").into(),
         }
     }
 
@@ -92,34 +96,122 @@ impl Refused {
     }
 }
 
+const DOCUMENT: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
+const METADATA: [&str; 15] = [
+    "name",
+    "namespace",
+    "labels",
+    "annotations",
+    "creationTimestamp",
+    "generateName",
+    "generation",
+    "resourceVersion",
+    "uid",
+    "managedFields",
+    "ownerReferences",
+    "finalizers",
+    "selfLink",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+];
+
+/// The fields of a kind's `spec`, as far as they can be taken for one another.
+const fn fields(kind: ObjectKind) -> &'static [&'static str] {
+    match kind {
+        ObjectKind::VirtualService => &["hosts", "gateways", "http", "tls", "tcp", "exportTo"],
+        ObjectKind::DestinationRule => &["host", "trafficPolicy", "subsets", "exportTo", "workloadSelector"],
+        ObjectKind::ServiceEntry => &[
+            "hosts",
+            "addresses",
+            "ports",
+            "location",
+            "resolution",
+            "endpoints",
+            "workloadSelector",
+            "exportTo",
+            "subjectAltNames",
+        ],
+        ObjectKind::AuthorizationPolicy => &["selector", "targetRef", "targetRefs", "rules", "action", "provider"],
+        ObjectKind::RequestAuthentication => &["selector", "targetRef", "targetRefs", "jwtRules"],
+        ObjectKind::PeerAuthentication => &["selector", "mtls", "portLevelMtls"],
+        ObjectKind::Service | ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup => &[],
+    }
+}
+
+/// The value of a field, or of one that is most likely meant to be it.
+fn like<'n>(node: &'n Node, name: &str, known: &[&'static str]) -> Option<&'n Node> {
+    node.get(name).or_else(|| {
+        let mut written = node.entries().iter().filter(|(_, value)| value.value != Value::Null);
+        written.find(|(key, _)| nearest(&key.name, known) == Some(name)).map(|(_, value)| value)
+    })
+}
+
+/// What stands for the `spec` of a document: where there is none, its fields may have lost their indentation.
+struct Spec<'n> {
+    fields: &'n Node,
+    known: &'static [&'static str],
+}
+
+impl<'n> Spec<'n> {
+    fn of(document: &'n Node, kind: ObjectKind) -> Spec<'n> {
+        Spec { fields: like(document, "spec", &DOCUMENT).unwrap_or(document), known: fields(kind) }
+    }
+
+    fn get(&self, name: &str) -> Option<&'n Node> {
+        like(self.fields, name, self.known)
+    }
+
+    /// Whether it is a mapping whose every key is one of the kind's, or nearly.
+    fn is_known(&self) -> bool {
+        let Value::Map(entries) = &self.fields.value else { return false };
+        entries.iter().all(|(key, _)| nearest(&key.name, self.known).is_some())
+    }
+
+    /// Every text in it that can be a host.
+    fn named(&self) -> Vec<String> {
+        let mut named = Vec::new();
+        let is_field = |key: &Key| nearest(&key.name, &DOCUMENT).is_none();
+        let fields = self.fields.entries().iter().filter(|(key, _)| is_field(key));
+        fields.for_each(|(_, value)| collect(value, &mut named));
+        named.retain(|text| host_fault(text).is_none());
+        named.sort();
+        named.dedup();
+        named
+    }
+}
+
+/// What a document says that it is.
+pub(super) fn kind(document: &Node) -> Option<&str> {
+    like(document, "kind", &DOCUMENT)?.as_str()
+}
+
 /// What is known of a wrong object; `None` where nobody can tell what it governs.
 pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: &Diagnostic) -> Option<Refused> {
-    let (meta, is_identified) = meta(document, kind, source)?;
-    let spec = document.get("spec");
-    let export_to = || spec.and_then(|spec| texts(spec.get("exportTo")?).all()).map(exported).unwrap_or_default();
-    let hosts = |written: Texts, selector| {
-        let is_whole = written.is_whole;
-        (!written.read.is_empty())
-            .then(|| (Governs::Hosts { hosts: written.read, export_to: export_to(), selector }, is_whole))
+    let (meta, is_identified) = meta(document, kind, source);
+    let spec = Spec::of(document, kind);
+    let export_to = || spec.get("exportTo").and_then(|written| texts(written).all()).map(exported).unwrap_or_default();
+    let hosts = |written: Option<&Node>, selector| {
+        let mut hosts = written.map(texts).unwrap_or_default();
+        if hosts.read.is_empty() {
+            hosts = Texts { read: spec.named(), is_whole: false };
+        }
+        let is_whole = hosts.is_whole;
+        (!hosts.read.is_empty())
+            .then(|| (Governs::Hosts { hosts: hosts.read, export_to: export_to(), selector }, is_whole))
     };
     let (governs, is_whole) = match kind {
-        ObjectKind::VirtualService => match spec?.get("hosts") {
+        ObjectKind::VirtualService => match spec.get("hosts").filter(|hosts| hosts.value != Value::Seq(Vec::new())) {
             // Rules that only a gateway has concern nobody here.
-            Some(_) if is_for_gateways(spec?) => (Governs::Nothing, true),
-            Some(written) => hosts(texts(written), BTreeMap::new())?,
+            Some(_) if is_for_gateways(&spec) => (Governs::Nothing, true),
             // A delegate, unless it is `hosts` that is mistyped.
-            None => {
-                let is_below = finding.field.as_deref().is_some_and(|field| field.contains(['.', '[']));
-                (Governs::Delegated, is_below && is_identified)
-            }
+            None if spec.is_known() => (Governs::Delegated, is_identified),
+            written => hosts(written, BTreeMap::new()).unwrap_or((Governs::Delegated, false)),
         },
         ObjectKind::DestinationRule => {
-            let host = Texts { read: vec![plain(spec?.get("host")?)?], is_whole: true };
-            let selector =
-                spec?.get("workloadSelector").and_then(|selector| selector_labels(selector.get("matchLabels")?));
-            hosts(host, selector.unwrap_or_default())?
+            let selector = spec.get("workloadSelector").and_then(match_labels);
+            hosts(spec.get("host"), selector.unwrap_or_default())?
         }
-        ObjectKind::ServiceEntry => hosts(texts(spec?.get("hosts")?), BTreeMap::new())?,
+        ObjectKind::ServiceEntry => hosts(spec.get("hosts"), BTreeMap::new())?,
         ObjectKind::Service if meta.name.is_empty() => return None,
         ObjectKind::Service => {
             let export_to = exported_to(&meta.annotations).map(str::to_owned).collect();
@@ -127,41 +219,53 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
             (Governs::Hosts { hosts, export_to, selector: BTreeMap::new() }, true)
         }
         ObjectKind::PeerAuthentication | ObjectKind::RequestAuthentication | ObjectKind::AuthorizationPolicy => {
-            (Governs::Workloads(workloads(spec)), true)
+            (Governs::Workloads(workloads(&spec)), true)
         }
         // Without it there are fewer endpoints, and none that should not be there.
         ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup => (Governs::Nothing, true),
     };
-    let delegates = delegates(spec, &meta.namespace);
+    let delegates = delegates(&spec, &meta.namespace);
     // In a namespace that cannot be, nobody can tell which host a short name is.
     let is_whole = is_whole && (is_guard(kind) || is_namespace(&meta.namespace));
     Some(Refused { meta, reason: finding.in_short().into(), governs, is_whole, is_identified, delegates })
 }
 
 /// All of the namespace, unless something narrower can be read in full.
-fn workloads(spec: Option<&Node>) -> Workloads {
-    let field = |name| spec.and_then(|spec| spec.get(name));
-    if let Some(labels) = field("selector").and_then(|selector| selector_labels(selector.get("matchLabels")?)) {
-        return Workloads::Labelled(labels);
-    }
-    let targets: Vec<&Node> =
-        field("targetRef").into_iter().chain(field("targetRefs").map(Node::items).unwrap_or_default()).collect();
+fn workloads(spec: &Spec<'_>) -> Workloads {
+    let everybody = Workloads::Labelled(BTreeMap::new());
+    // One may be written as a list, several without.
+    let targets = ["targetRef", "targetRefs"].into_iter().filter_map(|name| spec.get(name));
+    let targets = targets.flat_map(|node| match node.items() {
+        [] => std::slice::from_ref(node),
+        items => items,
+    });
+    let targets: Vec<&Node> = targets.collect();
     let service = |target: &&Node| match target.get("kind")?.as_str()? {
         kind if is_workload_target(kind) => Some(text(target.get("name")?)?.to_owned()),
         _ => None,
     };
-    match targets.iter().map(service).collect::<Option<Vec<_>>>() {
-        Some(services) if !services.is_empty() => Workloads::OfServices(services),
-        _ => Workloads::Labelled(BTreeMap::new()),
+    match (spec.get("selector"), targets.iter().map(service).collect::<Option<Vec<_>>>()) {
+        (Some(selector), Some(none)) if none.is_empty() => {
+            match_labels(selector).map_or(everybody, Workloads::Labelled)
+        }
+        (None, Some(services)) if !services.is_empty() => Workloads::OfServices(services),
+        _ => everybody,
     }
 }
 
 /// Who it is, as far as it can be read, and whether that can be the name of an object.
-fn meta(document: &Node, kind: ObjectKind, source: &Source) -> Option<(Meta, bool)> {
-    let metadata = document.get("metadata")?;
-    let written = match metadata.get("namespace") {
-        Some(namespace) => text(namespace)?,
-        None => "default",
+fn meta(document: &Node, kind: ObjectKind, source: &Source) -> (Meta, bool) {
+    let written_metadata = like(document, "metadata", &DOCUMENT);
+    // Its fields may have lost their indentation.
+    let metadata = written_metadata.unwrap_or(document);
+    let namespace = [metadata, document].into_iter().find_map(|node| like(node, "namespace", &METADATA));
+    let is_known = |(key, _): &(Key, Node)| nearest(&key.name, &METADATA).is_some();
+    let written = match namespace {
+        Some(namespace) => text(namespace).unwrap_or_default(),
+        None if !is_guard(kind) => "default",
+        // Where somebody may have written it in other words, it is not the one that is meant without any.
+        None if written_metadata.is_some_and(|metadata| metadata.entries().iter().all(is_known)) => "default",
+        None => "",
     };
     // A guard of a namespace that cannot be is one of any.
     let namespace = if is_guard(kind) { written.to_owned() } else { plain_text(written) };
@@ -177,16 +281,16 @@ fn meta(document: &Node, kind: ObjectKind, source: &Source) -> Option<(Meta, boo
         created: metadata.get("creationTimestamp").and_then(text).unwrap_or_default().to_owned(),
         origin: Origin { source: source.clone(), span: document.span },
     };
-    Some((meta, is_identified))
+    (meta, is_identified && written_metadata.is_some())
 }
 
-fn is_for_gateways(spec: &Node) -> bool {
+fn is_for_gateways(spec: &Spec<'_>) -> bool {
     let gateways = spec.get("gateways").and_then(|gateways| texts(gateways).all());
     gateways.is_some_and(|gateways| !is_for_mesh(gateways.iter().map(String::as_str)))
 }
 
-fn delegates(spec: Option<&Node>, own: &str) -> Vec<(String, String)> {
-    let rules = spec.and_then(|spec| spec.get("http")).map(Node::items).unwrap_or_default();
+fn delegates(spec: &Spec<'_>, own: &str) -> Vec<(String, String)> {
+    let rules = spec.get("http").map(Node::items).unwrap_or_default();
     let delegates = rules.iter().filter_map(|rule| {
         let delegate = rule.get("delegate")?;
         let namespace = delegate.get("namespace").and_then(plain).unwrap_or_else(|| own.to_owned());
@@ -221,7 +325,8 @@ fn exported(namespaces: Vec<String>) -> Vec<String> {
     }
 }
 
-/// The strings of a list, and whether it has nothing else.
+/// Strings, and whether there is nothing else.
+#[derive(Default)]
 struct Texts {
     read: Vec<String>,
     is_whole: bool,
@@ -233,10 +338,29 @@ impl Texts {
     }
 }
 
+/// The strings of a list, or of one string in its place.
 fn texts(list: &Node) -> Texts {
-    let read: Vec<String> = list.items().iter().filter_map(plain).collect();
-    let is_whole = matches!(list.value, Value::Seq(_)) && read.len() == list.items().len();
+    let mut read = Vec::new();
+    collect(list, &mut read);
+    let is_whole = match &list.value {
+        Value::Str(_) => true,
+        Value::Seq(items) => items.iter().all(|item| plain(item).is_some()),
+        _ => false,
+    };
     Texts { read, is_whole }
+}
+
+/// Every word below a node, but for keys.
+fn collect(node: &Node, into: &mut Vec<String>) {
+    match &node.value {
+        Value::Str(text) => {
+            let words = text.split(|c: char| c == ',' || c.is_whitespace());
+            into.extend(words.filter(|word| !word.is_empty()).map(plain_text));
+        }
+        Value::Seq(items) => items.iter().for_each(|item| collect(item, into)),
+        Value::Map(entries) => entries.iter().for_each(|(_, value)| collect(value, into)),
+        _ => {}
+    }
 }
 
 fn labels(map: &Node) -> Option<BTreeMap<String, String>> {
@@ -244,7 +368,9 @@ fn labels(map: &Node) -> Option<BTreeMap<String, String>> {
     entries.iter().map(|(key, value)| Some((key.name.clone(), value.as_str()?.to_owned()))).collect()
 }
 
-/// Of a selector with a wildcard nobody can tell whom it is for.
-fn selector_labels(map: &Node) -> Option<BTreeMap<String, String>> {
-    labels(map).filter(|labels| !labels.iter().any(|(key, value)| key.contains('*') || value.contains('*')))
+/// The labels of a selector. Of one with a wildcard nobody can tell whom it is for.
+fn match_labels(selector: &Node) -> Option<BTreeMap<String, String>> {
+    let labels = labels(like(selector, "matchLabels", &["matchLabels"])?)?;
+    let has_wildcard = labels.iter().any(|(key, value)| key.contains('*') || value.contains('*'));
+    (!has_wildcard).then_some(labels)
 }

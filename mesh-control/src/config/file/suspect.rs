@@ -1,0 +1,129 @@
+//! Documents of which nobody can tell what they are: whether one of them may guard workloads.
+//!
+//! What may be an object of security guards the namespace that is written in it, or else everybody. What it is comes from
+//! its words: those after `kind:`, and where there are none, any that name such an object.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::classify::{guard_like, is_guarding_group};
+use super::refused::{Governs, Refused, Workloads};
+use super::{Meta, is_namespace};
+use crate::config::diagnostic::{Diagnostic, Origin, Source, Span};
+use crate::config::node::{Node, Value};
+use crate::config::spelling::nearest;
+use crate::config::support::ObjectKind;
+
+/// A word of a document.
+struct Word<'t> {
+    /// The key that it is the value of.
+    key: Option<&'t str>,
+    text: &'t str,
+    span: Span,
+    /// Whether it belongs to the document itself, and not to something inside it.
+    is_outer: bool,
+}
+
+/// What may guard workloads in a text that is no YAML: one for each document, as they are divided by `---`.
+pub(super) fn in_text(source: &Source, finding: &Diagnostic) -> Vec<Refused> {
+    // In UTF-16, every other byte of most texts is zero.
+    let without_zeros = || Source { name: source.name.clone(), text: source.text.replace('\0', "").into() };
+    let without_zeros = source.text.contains('\0').then(without_zeros);
+    let source = without_zeros.as_ref().unwrap_or(source);
+    let mut documents: Vec<Vec<Word<'_>>> = vec![Vec::new()];
+    let mut start = 0;
+    for (number, line) in (1..).zip(source.text.split_inclusive('\n')) {
+        if line.starts_with("---") {
+            documents.push(Vec::new());
+        }
+        if let Some(document) = documents.last_mut().filter(|_| !line.trim_start().starts_with('#')) {
+            words(line, number, start, document);
+        }
+        start += line.len();
+    }
+    documents.iter().filter_map(|words| suspect(words, source, finding)).collect()
+}
+
+/// Whether these parts of a document, with their keys, may guard workloads.
+pub(super) fn in_nodes<'n>(
+    parts: impl Iterator<Item = (Option<&'n str>, &'n Node)>,
+    source: &Source,
+    finding: &Diagnostic,
+) -> Option<Refused> {
+    let mut words = Vec::new();
+    parts.for_each(|(key, node)| walk(key, node, true, &mut words));
+    suspect(&words, source, finding)
+}
+
+fn suspect(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<Refused> {
+    let is_kind = |word: &&Word<'_>| word.key.is_some_and(|key| nearest(key, &["kind"]).is_some());
+    let of_kind = || words.iter().filter(is_kind);
+    let guard = |word: &Word<'_>| Some((guard_like(word.text)?, word.span));
+    let named = || words.iter().find_map(guard);
+    let in_group = || words.iter().find(|word| is_guarding_group(word.text));
+    let of_group = || Some((ObjectKind::AuthorizationPolicy, in_group()?.span));
+    let is_another = || of_kind().any(|word| word.is_outer && word.key == Some("kind"));
+    let found = of_kind().find_map(guard);
+    let (kind, span) = found.or_else(|| if is_another() { None } else { named().or_else(of_group) })?;
+    // Each object has to name its own, and all of them the same one.
+    let objects =
+        of_kind().filter(|word| word.text != "List" && (word.is_outer || guard_like(word.text).is_some())).count();
+    let is_namespace_key = |key: &str| key != "namespaces" && nearest(key, &["namespace"]).is_some();
+    let written = words.iter().filter(|word| word.key.is_some_and(is_namespace_key)).map(|word| word.text);
+    let written: Vec<&str> = written.collect();
+    let namespaces: BTreeSet<&str> = written.iter().copied().collect();
+    let namespace = namespaces.first().filter(|only| namespaces.len() == 1 && is_namespace(only));
+    let namespace = namespace.filter(|_| written.len() >= objects).copied().unwrap_or_default();
+    let meta = Meta {
+        kind,
+        namespace: namespace.into(),
+        name: "".into(),
+        labels: Default::default(),
+        annotations: Default::default(),
+        created: String::new(),
+        origin: Origin { source: source.clone(), span },
+    };
+    Some(Refused {
+        meta,
+        reason: Arc::from(finding.in_short()),
+        governs: Governs::Workloads(Workloads::Labelled(Default::default())),
+        // It may be more than that.
+        is_whole: false,
+        is_identified: false,
+        delegates: Vec::new(),
+    })
+}
+
+/// The words of one line. The first one behind a colon belongs to the word before it.
+fn words<'t>(line: &'t str, number: u32, start: usize, into: &mut Vec<Word<'t>>) {
+    let is_word = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+    let small = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    let is_outer = !line.starts_with([' ', '\t', '-', '{']);
+    let (mut rest, mut column, mut key) = (line, 1, None);
+    while let Some(at) = rest.find(is_word) {
+        let (before, after) = rest.split_at(at);
+        let (text, after) = after.split_at(after.find(|c| !is_word(c)).unwrap_or(after.len()));
+        column += before.chars().count();
+        let (first, end) = (start + line.len() - after.len() - text.len(), start + line.len() - after.len());
+        let span = Span { line: number, column: small(column), start: small(first), end: small(end) };
+        column += text.chars().count();
+        let is_key = after.trim_start_matches(['"', '\'', ' ']).starts_with(':');
+        into.push(Word { key: key.filter(|_| !is_key), text, span, is_outer });
+        key = is_key.then_some(text);
+        rest = after;
+    }
+}
+
+fn walk<'n>(key: Option<&'n str>, node: &'n Node, is_outer: bool, into: &mut Vec<Word<'n>>) {
+    match &node.value {
+        Value::Str(text) => into.push(Word { key, text, span: node.span, is_outer }),
+        Value::Seq(items) => items.iter().for_each(|item| walk(key, item, is_outer && key.is_some(), into)),
+        Value::Map(entries) => {
+            for (name, value) in entries {
+                into.push(Word { key: None, text: &name.name, span: name.span, is_outer: false });
+                walk(Some(&name.name), value, is_outer && key.is_none(), into);
+            }
+        }
+        _ => {}
+    }
+}
