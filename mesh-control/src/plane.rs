@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use std::{fs, io};
 
+use mesh_core::identity::SpiffeId;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
@@ -221,6 +222,12 @@ impl Plane {
         let _ = snapshots.wait_for(|snapshot| snapshot.config_generation() >= generation).await;
     }
 
+    /// Who a service account is by mutual TLS; `None` where no authority gives certificates, or nobody can have such a name.
+    pub(crate) fn identity(&self, namespace: &str, service_account: &str) -> Option<SpiffeId> {
+        let domain = self.snapshot().compiled.policy.trust_domain.clone()?;
+        SpiffeId::of_workload(&domain, namespace, service_account).ok()
+    }
+
     /// Takes in a workload, in place of an earlier one with the same key.
     pub fn register(&self, workload: Workload) {
         let mut live = self.inner.live();
@@ -349,7 +356,9 @@ impl Inner {
         policy.outbound = outbound;
         let allow_unenforced = self.options.allow_unenforced;
         let cache = Mutex::default();
-        let compiled = Arc::new(Compiled { policy, diagnostics, wrong, objects, held_back, allow_unenforced, cache });
+        let peers_hash = policy.security.peers_hash();
+        let compiled = Compiled { policy, diagnostics, wrong, objects, held_back, allow_unenforced, peers_hash, cache };
+        let compiled = Arc::new(compiled);
         let mut live = self.live();
         tell(&live.compiled, &compiled);
         let old = std::mem::replace(&mut live.compiled, compiled.clone());

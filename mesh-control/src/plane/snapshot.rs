@@ -4,15 +4,18 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use mesh_core::identity::SpiffeId;
+
 use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind};
 use crate::config::Diagnostic;
 use crate::config::store::Wrong;
 use crate::policy::Policy;
 use crate::policy::route::ClusterKey;
 use crate::policy::security::Served;
+use crate::policy::traffic::ServerTls;
 use crate::policy::view::View;
-use crate::registry::EndpointsSnapshot;
 use crate::registry::endpoints::EncodedKey;
+use crate::registry::{Endpoint, EndpointsSnapshot};
 use crate::render::{self, Degraded, Rendered};
 
 /// What a configuration means, and what was made of it so far; shared by every snapshot until the
@@ -27,10 +30,19 @@ pub(super) struct Compiled {
     pub(super) held_back: Option<String>,
     /// Whether workloads serve although what guards them is not enforced.
     pub(super) allow_unenforced: bool,
+    /// What every PeerAuthentication says.
+    pub(super) peers_hash: u64,
     pub(super) cache: Mutex<RenderCache>,
 }
 
-type ByName = HashMap<Arc<str>, Encoded>;
+type ByName = HashMap<Arc<str>, Made>;
+
+/// A resource, and the identities that stand in it.
+#[derive(Debug)]
+struct Made {
+    identities: Arc<[SpiffeId]>,
+    encoded: Encoded,
+}
 
 #[derive(Debug, Default)]
 pub(super) struct RenderCache {
@@ -55,22 +67,31 @@ impl Compiled {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn resource(&self, class: ClientClass, view: View, kind: Kind, name: &str) -> Option<Encoded> {
+    fn resource(
+        &self,
+        class: ClientClass,
+        view: View,
+        kind: Kind,
+        name: &str,
+        identities: &Arc<[SpiffeId]>,
+    ) -> Option<Encoded> {
         let remembered = {
             let cache = self.cache();
             let by_view = cache.resources.get(&(class, kind));
-            by_view.and_then(|by_view| by_view.get(&view)?.get(name).cloned())
+            let made = by_view.and_then(|by_view| by_view.get(&view)?.get(name));
+            made.filter(|made| made.identities == *identities).map(|made| made.encoded.clone())
         };
         if remembered.is_some() {
             return remembered;
         }
-        let make = match kind {
-            Kind::Listener => render::render_listener,
-            Kind::Route => render::render_routes,
-            Kind::Cluster => render::render_cluster,
-            Kind::Endpoints => return None,
+        let policy = &self.policy;
+        let rendered = match kind {
+            Kind::Listener => render::render_listener(policy, class, &view, name),
+            Kind::Route => render::render_routes(policy, class, &view, name),
+            Kind::Cluster => render::render_cluster(policy, class, &view, name, identities),
+            Kind::Endpoints => None,
         };
-        let Rendered { encoded, degraded, refused } = make(&self.policy, class, &view, name)?;
+        let Rendered { encoded, degraded, refused } = rendered?;
         let remember = render::is_worth_remembering(&self.policy, &view, name);
         let mut cache = self.cache();
         for finding in degraded.iter().map(Degraded::diagnostic).chain(refused) {
@@ -81,7 +102,8 @@ impl Compiled {
         if remember {
             cache.make_room(1);
             let by_view = cache.resources.entry((class, kind)).or_default();
-            by_view.entry(view).or_default().insert(encoded.name.clone(), encoded.clone());
+            let made = Made { identities: identities.clone(), encoded: encoded.clone() };
+            by_view.entry(view).or_default().insert(encoded.name.clone(), made);
         }
         Some(encoded)
     }
@@ -138,7 +160,31 @@ impl Snapshot {
         }
         let labels = services.labels_in_group(&client.namespace, client.group.as_ref(), &client.labels);
         let port = render::listener::bound_address(listener)?.port();
-        security.refusal(Served { namespace: &client.namespace, labels: &labels, port }, services)
+        let served = Served { namespace: &client.namespace, labels: &labels, port };
+        security.refusal(served, services, self.speaks_tls(client))
+    }
+
+    /// Whether a workload has a certificate of the mesh, and does what its listener says.
+    fn speaks_tls(&self, client: &Client) -> bool {
+        client.class == ClientClass::Library && self.compiled.policy.trust_domain.is_some()
+    }
+
+    /// How the connections of the server with this listener are secured.
+    fn server_tls(&self, client: &Client, listener: &str) -> ServerTls {
+        let Policy { services, security, .. } = &self.compiled.policy;
+        let Some(bound) = render::listener::bound_address(listener).filter(|_| self.speaks_tls(client)) else {
+            return ServerTls::Plaintext;
+        };
+        let labels = services.labels_in_group(&client.namespace, client.group.as_ref(), &client.labels);
+        security.server_tls(Served { namespace: &client.namespace, labels: &labels, port: bound.port() }, services)
+    }
+
+    /// Who serves a cluster by mutual TLS.
+    fn identities(&self, view: &View, name: &str) -> Option<Arc<[SpiffeId]>> {
+        let policy = &self.compiled.policy;
+        policy.trust_domain.as_ref()?;
+        let cluster = policy.cluster(ClusterKey::parse(name)?, view)?;
+        self.endpoints.of(cluster.id).map(|endpoints| endpoints.identities().clone())
     }
 
     fn endpoints(&self, view: &View, name: &str) -> Option<Encoded> {
@@ -154,11 +200,17 @@ impl Snapshot {
             return None;
         }
         let endpoints = self.endpoints.of(cluster.id)?;
-        let make = || render::render_endpoints(&cluster, name, endpoints);
+        let security = &policy.security;
+        let speaks_tls = |endpoint: &Endpoint| {
+            let (namespace, labels, port) = (&*endpoint.namespace, &*endpoint.labels, endpoint.address.port());
+            let served = Served { namespace, labels, port };
+            endpoint.identity.is_some() && security.server_tls(served, &policy.services) != ServerTls::Plaintext
+        };
+        let make = || render::render_endpoints(&cluster, name, endpoints, speaks_tls);
         if !render::is_worth_remembering(policy, view, name) {
             return Some(make());
         }
-        let key = EncodedKey { name: name.into(), labels: cluster.labels.clone() };
+        let key = EncodedKey { name: name.into(), labels: cluster.labels.clone(), security: self.compiled.peers_hash };
         // The endpoints may have outlived a configuration in which nobody could register.
         let self_registered = cluster.service.takes_registrations();
         Some(Encoded { self_registered, ..endpoints.encoded(key, make) })
@@ -171,12 +223,17 @@ impl Catalog for Snapshot {
             return None;
         }
         if kind == Kind::Listener && name.starts_with(render::listener::SERVER_PREFIX) {
-            return render::render_server(client.class, name, self.refusal(client, name));
+            let tls = self.server_tls(client, name);
+            return render::render_server(client.class, name, self.refusal(client, name), tls);
         }
         let view = self.compiled.policy.view(&client.namespace, &client.labels);
         match kind {
             Kind::Endpoints => self.endpoints(&view, name),
-            _ => self.compiled.resource(client.class, view, kind, name),
+            Kind::Cluster => {
+                let identities = self.identities(&view, name).unwrap_or_default();
+                self.compiled.resource(client.class, view, kind, name, &identities)
+            }
+            _ => self.compiled.resource(client.class, view, kind, name, &Arc::default()),
         }
     }
 
@@ -204,6 +261,8 @@ impl Catalog for Snapshot {
     fn revision(&self, kind: Kind) -> Option<u64> {
         Some(match kind {
             Kind::Endpoints => self.generation,
+            // Clusters say who may answer.
+            Kind::Cluster => self.config_generation + self.endpoints.identities(),
             _ => self.config_generation,
         })
     }

@@ -167,7 +167,7 @@ impl MergedRule {
             balancer: settings.load_balancer.and_then(|balancer| balancer.simple).map(balancer).unwrap_or_default(),
             connection_pool: settings.connection_pool.map(connection_pool).unwrap_or_default(),
             outlier_detection: settings.outlier_detection.map(outlier_detection),
-            tls: settings.tls.and_then(|written| tls(written, key)),
+            tls: settings.tls.map(|written| tls(written, key)).unwrap_or_default(),
         }
     }
 }
@@ -239,17 +239,16 @@ fn outlier_detection(written: &OutlierDetection) -> traffic::OutlierDetection {
     }
 }
 
-/// The name to ask for is the written one, else the cluster's by Istio's own scheme, else the host.
-fn tls(written: &ClientTls, key: &ClusterKey) -> Option<Tls> {
-    if written.mode == TlsMode::Disable {
-        return None;
+/// The name to ask for is the written one, else the host; with the mesh's certificates, else the cluster's own.
+fn tls(written: &ClientTls, key: &ClusterKey) -> Tls {
+    match written.mode {
+        TlsMode::Disable => Tls::Plaintext,
+        TlsMode::IstioMutual => Tls::Mesh { sni: written.sni.clone(), peers: written.subject_alt_names.clone() },
+        TlsMode::Simple | TlsMode::Mutual => Tls::ByFiles {
+            sni: written.sni.clone().unwrap_or_else(|| key.host.to_string()),
+            is_mutual: written.mode == TlsMode::Mutual,
+        },
     }
-    let sni = match (&written.sni, written.mode) {
-        (Some(sni), _) => sni.clone(),
-        (None, TlsMode::IstioMutual) => format!("outbound_.{}_.{}_.{}", key.port, key.subset, key.host),
-        (None, _) => key.host.to_string(),
-    };
-    Some(Tls { sni, is_mutual: matches!(written.mode, TlsMode::Mutual | TlsMode::IstioMutual) })
 }
 
 fn single(object: &Object<DestinationRule>) -> MergedRule {

@@ -19,6 +19,8 @@ pub mod virtual_services;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
+use mesh_core::identity::TrustDomain;
+
 use crate::config::{Diagnostic, Objects};
 use crate::registry::host::{candidates, split_port};
 use crate::registry::{Service, ServiceId, ServicePort, Services};
@@ -43,6 +45,9 @@ pub struct Policy {
     pub outbound: OutboundTrafficPolicy,
     /// What guards workloads.
     pub security: Security,
+    /// The trust domain whose authority gives workloads their certificates; `None` where there is none, and so no mutual
+    /// TLS.
+    pub trust_domain: Option<TrustDomain>,
     label_keys: BTreeSet<String>,
     /// Host and subset of every destination that some rule names.
     destinations: HashSet<(Arc<str>, Arc<str>)>,
@@ -94,8 +99,16 @@ impl Policy {
         });
         let destinations = destinations.collect();
         let security = Security::new(objects);
-        let policy =
-            Policy { services, virtual_services, destination_rules, outbound, security, label_keys, destinations };
+        let policy = Policy {
+            services,
+            virtual_services,
+            destination_rules,
+            outbound,
+            security,
+            label_keys,
+            destinations,
+            trust_domain: None,
+        };
         (policy, found)
     }
 

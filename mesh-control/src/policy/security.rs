@@ -6,7 +6,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::destination_rules::ROOT_NAMESPACE;
+use super::traffic::ServerTls;
 use crate::config::file::{Governs, Meta, Object, Objects, Workloads, is_namespace};
 use crate::config::istio::security::{Action, AuthorizationPolicy, DRY_RUN, MtlsMode, selected};
 use crate::registry::Services;
@@ -95,12 +98,15 @@ impl Security {
         })
     }
 
-    /// Why a server must not serve, if it must not.
-    pub fn refusal(&self, served: Served<'_>, services: &Services) -> Option<String> {
+    /// Why a server must not serve, if it must not. One that `speaks_tls` can be held to mutual TLS.
+    pub fn refusal(&self, served: Served<'_>, services: &Services, speaks_tls: bool) -> Option<String> {
         const MOST: usize = 3;
         let guards = self.guards.iter().filter(|guard| guard.selects(served, services));
         let mut reasons: Vec<String> = guards.map(Guard::why).collect();
-        reasons.extend(self.strict(served, services).map(|peers| not_enforced(&peers.meta, " (mTLS STRICT)")));
+        if !speaks_tls {
+            let strict = self.in_force(served, services).filter(|(_, mode)| *mode == MtlsMode::Strict);
+            reasons.extend(strict.map(|(peers, _)| not_enforced(&peers.meta, " (mTLS STRICT)")));
+        }
         let more = reasons.len().saturating_sub(MOST);
         reasons.truncate(MOST);
         if more > 0 {
@@ -116,29 +122,44 @@ impl Security {
         guards.chain(self.peers.iter().filter(|peers| peers.is_strict()).map(|peers| &peers.meta))
     }
 
-    /// The PeerAuthentication by which a server takes TLS only. That of the workload counts, else that of its namespace,
-    /// else that of the mesh; UNSET leaves it to the next one (Istio: policy_applier.go).
-    fn strict(&self, served: Served<'_>, services: &Services) -> Option<&Peers> {
+    /// The PeerAuthentication that is in force for a server, and what it says; none where all leave it to the mesh. That of
+    /// the workload counts, else that of its namespace, else that of the mesh; UNSET leaves it to the next one (Istio:
+    /// policy_applier.go).
+    fn in_force(&self, served: Served<'_>, services: &Services) -> Option<(&Peers, MtlsMode)> {
         let in_namespace =
             |namespace: &'static str| self.peers.iter().filter(move |peers| *peers.meta.namespace == *namespace);
         let own = || self.peers.iter().filter(|peers| *peers.meta.namespace == *served.namespace);
-        let workload = own().find(|peers| is_subset(&peers.labels, served.labels));
-        if let Some(peers) = workload {
-            match peers.mode_for(served, services) {
-                MtlsMode::Unset => {}
-                MtlsMode::Strict => return Some(peers),
-                MtlsMode::Disable | MtlsMode::Permissive => return None,
+        let with_mode = |peers: &'_ Peers| peers.mode_for(served, services);
+        if let Some(peers) = own().find(|peers| is_subset(&peers.labels, served.labels)) {
+            let mode = with_mode(peers);
+            if mode != MtlsMode::Unset {
+                return Some((peers, mode));
             }
         }
         // The API has a selector of the root namespace select everywhere, istiod passes over it: it may ask for more, and not
         // for less.
         let of_root = in_namespace(ROOT_NAMESPACE).find(|peers| is_subset(&peers.labels, served.labels));
-        if let Some(peers) = of_root.filter(|peers| peers.mode_for(served, services) == MtlsMode::Strict) {
-            return Some(peers);
+        if let Some(peers) = of_root.filter(|peers| with_mode(peers) == MtlsMode::Strict) {
+            return Some((peers, MtlsMode::Strict));
         }
         let everybody = |peers: &&Peers| peers.labels.is_empty();
         let wide = own().find(everybody).into_iter().chain(in_namespace(ROOT_NAMESPACE).find(everybody));
-        wide.into_iter().find(|peers| peers.mode != MtlsMode::Unset).filter(|peers| peers.mode == MtlsMode::Strict)
+        wide.into_iter().find(|peers| peers.mode != MtlsMode::Unset).map(|peers| (peers, peers.mode))
+    }
+
+    /// How a server's connections are secured in a mesh whose workloads have certificates: STRICT, unless a
+    /// PeerAuthentication says otherwise.
+    pub fn server_tls(&self, served: Served<'_>, services: &Services) -> ServerTls {
+        match self.in_force(served, services).map(|(_, mode)| mode) {
+            None | Some(MtlsMode::Unset | MtlsMode::Strict) => ServerTls::Strict,
+            Some(MtlsMode::Permissive) => ServerTls::Permissive,
+            Some(MtlsMode::Disable) => ServerTls::Plaintext,
+        }
+    }
+
+    /// What every PeerAuthentication says, as a number: the same says the same.
+    pub fn peers_hash(&self) -> u64 {
+        xxh3_64(format!("{:?}", self.peers).as_bytes())
     }
 }
 

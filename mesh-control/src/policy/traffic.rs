@@ -16,8 +16,8 @@ pub struct TrafficPolicy {
     pub connection_pool: ConnectionPool,
     /// Which endpoints are left out for a while; `None` if none are.
     pub outlier_detection: Option<OutlierDetection>,
-    /// Transport security; `None` for plaintext.
-    pub tls: Option<Tls>,
+    /// Transport security.
+    pub tls: Tls,
 }
 
 /// Which endpoint a request goes to.
@@ -115,11 +115,38 @@ pub enum LocalOrigin {
     Failures(Option<u32>),
 }
 
-/// Transport security.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tls {
-    /// The name to ask for.
-    pub sni: String,
-    /// Whether the client shows a certificate, too.
-    pub is_mutual: bool,
+/// How connections of a client are secured.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Tls {
+    /// No rule says so: as the mesh does it, mutual TLS with the workloads that speak it.
+    #[default]
+    Automatic,
+    /// A rule wants them in plaintext.
+    Plaintext,
+    /// A rule wants the server to prove itself by this name, and the client too if it is mutual, with files that the rule
+    /// names.
+    ByFiles {
+        /// The name to ask for.
+        sni: String,
+        /// Whether the client shows a certificate, too.
+        is_mutual: bool,
+    },
+    /// A rule wants mutual TLS with the mesh's certificates.
+    Mesh {
+        /// The name to ask for, if it is not the cluster's.
+        sni: Option<String>,
+        /// Who may answer, if not whoever serves.
+        peers: Vec<String>,
+    },
+}
+
+/// How connections to a server are secured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerTls {
+    /// In plaintext.
+    Plaintext,
+    /// Mutual TLS for those who speak TLS, plaintext for the others.
+    Permissive,
+    /// Mutual TLS only.
+    Strict,
 }

@@ -1,8 +1,10 @@
 //! The endpoints of a service, port by port.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+
+use mesh_core::identity::SpiffeId;
 
 use super::service::{Service, WrittenEndpoint};
 use super::workload::{Health, Workload, only_port, ports_by_target};
@@ -29,6 +31,8 @@ pub struct Endpoint {
     pub cluster: Arc<str>,
     /// The registration that it comes from, where it registered itself.
     pub key: Option<Arc<str>>,
+    /// Who it is by mutual TLS, where it speaks it.
+    pub identity: Option<SpiffeId>,
 }
 
 /// All endpoints of a service, immutable, with the encodings that were made of them: they are good for as
@@ -36,6 +40,7 @@ pub struct Endpoint {
 #[derive(Debug, Default)]
 pub struct ServiceEndpoints {
     by_port: BTreeMap<u16, Vec<Endpoint>>,
+    identities: Arc<[SpiffeId]>,
     encoded: Mutex<HashMap<EncodedKey, Encoded>>,
 }
 
@@ -46,6 +51,8 @@ pub struct EncodedKey {
     pub name: Arc<str>,
     /// The labels that the subset asks for.
     pub labels: Option<Arc<BTreeMap<String, String>>>,
+    /// What says who speaks mutual TLS.
+    pub security: u64,
 }
 
 impl ServiceEndpoints {
@@ -57,6 +64,11 @@ impl ServiceEndpoints {
     /// Ports that have endpoints, and these.
     pub fn ports(&self) -> impl Iterator<Item = (u16, &[Endpoint])> {
         self.by_port.iter().map(|(port, endpoints)| (*port, endpoints.as_slice()))
+    }
+
+    /// Everybody who serves any of its ports by mutual TLS, in order.
+    pub fn identities(&self) -> &Arc<[SpiffeId]> {
+        &self.identities
     }
 
     /// Whether both hold the same endpoints.
@@ -104,7 +116,9 @@ pub fn collect<'a>(
         let mut seen = HashSet::new();
         endpoints.retain(|endpoint| seen.insert(endpoint.address));
     }
-    ServiceEndpoints { by_port, encoded: Mutex::default() }
+    let identities = by_port.values().flatten().filter_map(|endpoint| endpoint.identity.clone());
+    let identities: BTreeSet<SpiffeId> = identities.collect();
+    ServiceEndpoints { by_port, identities: identities.into_iter().collect(), encoded: Mutex::default() }
 }
 
 /// Which ports of the service a workload serves, if it is selected: those that its bound port matches by
@@ -130,6 +144,7 @@ fn registered(workload: &Workload) -> Endpoint {
         namespace: workload.namespace.clone(),
         cluster: workload.cluster.clone(),
         key: Some(workload.key.clone()),
+        identity: workload.identity.clone(),
     }
 }
 
@@ -144,5 +159,6 @@ fn of_written(written: &WrittenEndpoint, address: SocketAddr) -> Endpoint {
         namespace: written.namespace.clone(),
         cluster: Arc::default(),
         key: None,
+        identity: None,
     }
 }

@@ -12,9 +12,16 @@ use super::workload::Workload;
 #[derive(Clone, Debug, Default)]
 pub struct EndpointsSnapshot {
     by_service: Vec<Arc<ServiceEndpoints>>,
+    /// Counts how often a service came to have other identities behind it.
+    identities: u64,
 }
 
 impl EndpointsSnapshot {
+    /// Counts how often a service came to have other identities behind it.
+    pub fn identities(&self) -> u64 {
+        self.identities
+    }
+
     /// The endpoints of a service.
     pub fn of(&self, id: ServiceId) -> Option<&Arc<ServiceEndpoints>> {
         self.by_service.get(id.0)
@@ -29,13 +36,17 @@ pub struct Endpoints {
     workloads: HashMap<Arc<str>, Arc<Workload>>,
     /// With what their group adds, by every label and then by key.
     by_label: HashMap<NamespacedLabel, BTreeMap<Arc<str>, Arc<Workload>>>,
+    /// Counts how often a service came to have other identities behind it.
+    identities: u64,
 }
 
 impl Endpoints {
     /// The endpoints of these services, with the workloads that registered so far. Sets that come out as
     /// they were are kept, encodings and all.
     pub fn new(services: &Services, before: &Endpoints, before_services: &Services) -> Endpoints {
-        let mut endpoints = Endpoints { workloads: before.workloads.clone(), ..Endpoints::default() };
+        // A change of the configuration is seen as such.
+        let (workloads, identities) = (before.workloads.clone(), before.identities);
+        let mut endpoints = Endpoints { workloads, identities, ..Endpoints::default() };
         for workload in before.workloads.values() {
             endpoints.place(services, workload);
         }
@@ -58,7 +69,7 @@ impl Endpoints {
 
     /// The sets as they are now.
     pub fn snapshot(&self) -> EndpointsSnapshot {
-        EndpointsSnapshot { by_service: self.by_service.clone() }
+        EndpointsSnapshot { by_service: self.by_service.clone(), identities: self.identities }
     }
 
     /// Everyone who registered, in the order of their keys.
@@ -147,6 +158,9 @@ impl Endpoints {
             if let Some(slot) = self.by_service.get_mut(id.0)
                 && !slot.is_same(&fresh)
             {
+                if slot.identities() != fresh.identities() {
+                    self.identities += 1;
+                }
                 *slot = Arc::new(fresh);
                 changed = true;
             }

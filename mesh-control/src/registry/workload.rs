@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use mesh_core::identity::SpiffeId;
+
 use super::service::{Service, Target};
 use crate::config::istio::workload_group::WorkloadGroup;
 
@@ -48,6 +50,8 @@ pub struct Workload {
     pub weight: u32,
     /// How well it is.
     pub health: Health,
+    /// Who it is by mutual TLS, where it speaks it.
+    pub identity: Option<SpiffeId>,
 }
 
 impl Workload {
@@ -66,6 +70,7 @@ impl Workload {
             group: None,
             weight: 1,
             health: Health::Healthy,
+            identity: None,
         }
     }
 

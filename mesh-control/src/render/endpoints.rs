@@ -7,7 +7,10 @@ use envoy_types::pb::envoy::config::core::v3::{HealthStatus, Locality};
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 
-use super::proto::{address, number, socket_address, text_metadata};
+use envoy_types::pb::google::protobuf::UInt32Value;
+use prost::Message;
+
+use super::proto::{OrderedMetadata, address, number, socket_address, text_metadata};
 use crate::policy::Cluster;
 use crate::registry::service::is_subset;
 use crate::registry::{Endpoint, Health, WrittenEndpoint};
@@ -20,9 +23,72 @@ pub fn load_assignment(
     name: &str,
     endpoints: &[Endpoint],
     labels: Option<&BTreeMap<String, String>>,
+    speaks_tls: impl Fn(&Endpoint) -> bool,
 ) -> pb::ClusterLoadAssignment {
     let chosen = endpoints.iter().filter(|endpoint| has_labels(&endpoint.labels, labels));
-    grouped(name, chosen.map(|endpoint| (&endpoint.locality, endpoint.weight, lb_endpoint(endpoint))))
+    grouped(
+        name,
+        chosen.map(|endpoint| (&endpoint.locality, endpoint.weight, lb_endpoint(endpoint, speaks_tls(endpoint)))),
+    )
+}
+
+/// A set of endpoints as bytes: the same set is the same bytes, so its maps are sorted.
+pub fn encoded(assignment: &pb::ClusterLoadAssignment) -> Vec<u8> {
+    let ordered = OrderedAssignment {
+        cluster_name: assignment.cluster_name.clone(),
+        endpoints: assignment.endpoints.iter().map(OrderedLocality::of).collect(),
+    };
+    ordered.encode_to_vec()
+}
+
+/// The fields of `envoy.config.endpoint.v3.ClusterLoadAssignment` that are ever set.
+#[derive(Clone, PartialEq, Message)]
+struct OrderedAssignment {
+    #[prost(string, tag = "1")]
+    cluster_name: String,
+    #[prost(message, repeated, tag = "2")]
+    endpoints: Vec<OrderedLocality>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OrderedLocality {
+    #[prost(message, optional, tag = "1")]
+    locality: Option<Locality>,
+    #[prost(message, repeated, tag = "2")]
+    lb_endpoints: Vec<OrderedEndpoint>,
+    #[prost(message, optional, tag = "3")]
+    load_balancing_weight: Option<UInt32Value>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OrderedEndpoint {
+    #[prost(message, optional, tag = "1")]
+    endpoint: Option<pb::Endpoint>,
+    #[prost(int32, tag = "2")]
+    health_status: i32,
+    #[prost(message, optional, tag = "3")]
+    metadata: Option<OrderedMetadata>,
+    #[prost(message, optional, tag = "4")]
+    load_balancing_weight: Option<UInt32Value>,
+}
+
+impl OrderedLocality {
+    fn of(locality: &pb::LocalityLbEndpoints) -> OrderedLocality {
+        let endpoints = locality.lb_endpoints.iter().map(|endpoint| OrderedEndpoint {
+            endpoint: match &endpoint.host_identifier {
+                Some(HostIdentifier::Endpoint(endpoint)) => Some(endpoint.clone()),
+                _ => None,
+            },
+            health_status: endpoint.health_status,
+            metadata: endpoint.metadata.as_ref().map(OrderedMetadata::of_texts),
+            load_balancing_weight: endpoint.load_balancing_weight,
+        });
+        OrderedLocality {
+            locality: locality.locality.clone(),
+            lb_endpoints: endpoints.collect(),
+            load_balancing_weight: locality.load_balancing_weight,
+        }
+    }
 }
 
 /// The endpoints that a client finds by DNS: names, and the port of each.
@@ -85,15 +151,21 @@ fn shrunk(weight: u64, by: u64) -> u32 {
     u32::try_from(weight / by).unwrap_or(u32::MAX).max(1)
 }
 
-fn lb_endpoint(endpoint: &Endpoint) -> pb::LbEndpoint {
+fn lb_endpoint(endpoint: &Endpoint, speaks_tls: bool) -> pb::LbEndpoint {
     let health = match endpoint.health {
         Health::Healthy => HealthStatus::Unknown,
         Health::Draining => HealthStatus::Draining,
         Health::Unhealthy => HealthStatus::Unhealthy,
     };
+    let mut metadata = text_metadata("istio", "workload", workload(endpoint));
+    if speaks_tls {
+        // By which a client's cluster tells them (Istio: endpoint_builder.go).
+        let mark = text_metadata("envoy.transport_socket_match", "tlsMode", "istio".to_owned());
+        metadata.filter_metadata.extend(mark.filter_metadata);
+    }
     pb::LbEndpoint {
         health_status: health.into(),
-        metadata: Some(text_metadata("istio", "workload", workload(endpoint))),
+        metadata: Some(metadata),
         load_balancing_weight: number(endpoint.weight),
         host_identifier: Some(HostIdentifier::Endpoint(pb::Endpoint {
             address: Some(socket_address(endpoint.address)),

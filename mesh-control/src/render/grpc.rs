@@ -21,11 +21,11 @@ use envoy_types::pb::google::protobuf::BoolValue;
 use super::endpoints::single_assignment;
 use super::library::{back_off, retry_on, threshold};
 use super::proto::{FAULT_FILTER, ads, any, duration, extension, number, regex};
-use super::{BLACK_HOLE, Degraded, Found, fault, found_by, nowhere, tls};
+use super::{BLACK_HOLE, Degraded, Found, fault, found_by, nowhere};
 use crate::policy::Cluster;
 use crate::policy::route::{AbortWith, Action, Condition, Faults, Forward, PathRewrite, Retry, RetryOn, Route};
 use crate::policy::text::TextMatch;
-use crate::policy::traffic::Balancer;
+use crate::policy::traffic::{Balancer, Tls};
 use crate::registry::WrittenEndpoint;
 
 /// Beyond this many conditions on missing headers, their combinations are too many.
@@ -275,7 +275,7 @@ pub(super) fn render_cluster(
     if seen.is_refused {
         return nowhere(&name);
     }
-    if tls(seen).is_some() {
+    if !matches!(seen.traffic.tls, Tls::Automatic | Tls::Plaintext) {
         // With plain channel credentials a gRPC client calls in plaintext, whatever the transport socket says
         // (gRFC A29), and one that has no such certificate provider refuses the resource and goes on with the
         // last one, in plaintext, too. Without endpoints, calls fail from the moment the rule is in force.

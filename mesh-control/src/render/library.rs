@@ -26,7 +26,8 @@ use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
 
 use super::endpoints::{dns_assignment, single_assignment};
 use super::proto::{FAULT_FILTER, ads, any, duration, number, regex};
-use super::{Found, PASSTHROUGH, callers_http, fault, found_by, http_options, nowhere, tls};
+use super::tls::Security;
+use super::{Found, PASSTHROUGH, callers_http, fault, found_by, http_options, nowhere};
 use crate::policy::Cluster;
 use crate::policy::route::{
     Action, Backoff, Body, Changes, Condition, Forward, HeaderChanges, PathRewrite, RedirectTo, Response, Retry,
@@ -273,7 +274,11 @@ impl HeaderOptions {
 }
 
 /// A cluster. `written` are the endpoints of a service that is found by DNS.
-pub(super) fn render_cluster(seen: &Cluster<'_>, written: &[(&WrittenEndpoint, u16)]) -> cluster::Cluster {
+pub(super) fn render_cluster(
+    seen: &Cluster<'_>,
+    written: &[(&WrittenEndpoint, u16)],
+    security: Security,
+) -> cluster::Cluster {
     let name = seen.key.to_string();
     let mut rendered = cluster::Cluster {
         name: name.clone(),
@@ -283,7 +288,8 @@ pub(super) fn render_cluster(seen: &Cluster<'_>, written: &[(&WrittenEndpoint, u
         outlier_detection: seen.traffic.outlier_detection.as_ref().map(outlier_detection),
         common_lb_config: seen.traffic.outlier_detection.as_ref().map(panic_threshold),
         typed_extension_protocol_options: http_options(seen),
-        transport_socket: tls(seen),
+        transport_socket: security.socket,
+        transport_socket_matches: security.matches,
         ..Default::default()
     };
     if seen.is_refused {

@@ -7,11 +7,13 @@ use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
 
-use super::PASSTHROUGH;
 use super::proto::{ads, any, duration, http_filters, socket_address};
+use super::{PASSTHROUGH, tls};
+use crate::policy::traffic::ServerTls;
 
 /// What names of server listeners start with (Istio: grpc_bootstrap.go).
 pub const SERVER_PREFIX: &str = "xds.istio.io/grpc/lds/inbound/";
@@ -53,19 +55,38 @@ pub fn passing_by(name: &str) -> pb::Listener {
 
 /// The listener of a server that bound this address (gRFC A36 wants it to be that of the resource). Everything goes to the
 /// application, by a non-forwarding action, or to another one.
-pub fn server(name: &str, bound: SocketAddr, action: route::route::Action) -> pb::Listener {
+pub fn server(name: &str, bound: SocketAddr, action: route::route::Action, tls: ServerTls) -> pb::Listener {
     let manager = inline(&format!("inbound|{}||", bound.port()), "default", action);
+    let chain = |name: &str, protocol: &str, transport_socket| pb::FilterChain {
+        name: name.to_owned(),
+        filter_chain_match: (!protocol.is_empty())
+            .then(|| pb::FilterChainMatch { transport_protocol: protocol.to_owned(), ..Default::default() }),
+        filters: vec![pb::Filter {
+            name: "envoy.filters.network.http_connection_manager".to_owned(),
+            config_type: Some(ConfigType::TypedConfig(any(&manager))),
+        }],
+        transport_socket,
+        ..Default::default()
+    };
+    let inspector = || pb::ListenerFilter {
+        name: "envoy.filters.listener.tls_inspector".to_owned(),
+        config_type: Some(pb::listener_filter::ConfigType::TypedConfig(any(&TlsInspector::default()))),
+        ..Default::default()
+    };
+    let (filter_chains, listener_filters) = match tls {
+        ServerTls::Plaintext => (vec![chain("inbound", "", None)], Vec::new()),
+        ServerTls::Strict => (vec![chain("inbound", "", Some(tls::downstream()))], Vec::new()),
+        ServerTls::Permissive => {
+            let chains =
+                vec![chain("inbound", "tls", Some(tls::downstream())), chain("inbound-plaintext", "raw_buffer", None)];
+            (chains, vec![inspector()])
+        }
+    };
     pb::Listener {
         name: name.to_owned(),
         address: Some(socket_address(bound)),
-        filter_chains: vec![pb::FilterChain {
-            name: "inbound".to_owned(),
-            filters: vec![pb::Filter {
-                name: "envoy.filters.network.http_connection_manager".to_owned(),
-                config_type: Some(ConfigType::TypedConfig(any(&manager))),
-            }],
-            ..Default::default()
-        }],
+        filter_chains,
+        listener_filters,
         ..Default::default()
     }
 }

@@ -9,6 +9,7 @@ mod judge;
 mod library;
 pub mod listener;
 pub mod proto;
+mod tls;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,11 +21,11 @@ use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::extensions::filters::common::fault::v3::FaultDelay;
 use envoy_types::pb::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3 as fault_pb;
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls_pb;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
 use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
 use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use envoy_types::pb::google::protobuf::Any;
+use mesh_core::identity::SpiffeId;
 use mesh_core::resources::ResourceType;
 use prost::Message;
 use xxhash_rust::xxh3::xxh3_64;
@@ -33,11 +34,11 @@ use crate::catalog::{ClientClass, Encoded, Kind};
 use crate::config::diagnostic::{Code, Diagnostic, Origin, Severity};
 use crate::policy::destination_rules::MergedRule;
 use crate::policy::route::{AbortWith, Action, ClusterKey, Faults, Route, Written};
-use crate::policy::traffic::{CONNECT_TIMEOUT, Limit};
+use crate::policy::traffic::{CONNECT_TIMEOUT, Limit, ServerTls};
 use crate::policy::view::View;
 use crate::policy::{Address, Cluster, Policy};
 use crate::registry::host::{candidates, short_forms, split_port};
-use crate::registry::{Discovery, ServiceEndpoints, WrittenEndpoint};
+use crate::registry::{Discovery, Endpoint, ServiceEndpoints, WrittenEndpoint};
 
 /// The cluster of calls that go nowhere, by Istio's name.
 pub const BLACK_HOLE: &str = "BlackHoleCluster";
@@ -140,7 +141,7 @@ fn join(host: &str, port: u16) -> String {
 }
 
 /// The listener of a server, by its name. With a reason not to serve, every request is answered with it.
-pub fn render_server(class: ClientClass, name: &str, refusal: Option<String>) -> Option<Encoded> {
+pub fn render_server(class: ClientClass, name: &str, refusal: Option<String>, tls: ServerTls) -> Option<Encoded> {
     use envoy_types::pb::envoy::config::route::v3::NonForwardingAction;
     use envoy_types::pb::envoy::config::route::v3::route::Action;
     let bound = listener::bound_address(name)?;
@@ -152,7 +153,7 @@ pub fn render_server(class: ClientClass, name: &str, refusal: Option<String>) ->
         // listener that they had before.
         (ClientClass::Grpc, Some(_)) => Action::Route(grpc::to_nowhere()),
     };
-    Some(encode(name, &listener::server(name, bound, action)))
+    Some(encode(name, &listener::server(name, bound, action, tls)))
 }
 
 /// The listener of `host:port`.
@@ -210,7 +211,14 @@ pub fn refused_routes(routes: Vec<Route>) -> Vec<Diagnostic> {
 }
 
 /// The cluster of this name, `outbound|port|subset|host`.
-pub fn render_cluster(policy: &Policy, class: ClientClass, view: &View, name: &str) -> Option<Rendered> {
+/// `identities` are those who serve it by mutual TLS.
+pub fn render_cluster(
+    policy: &Policy,
+    class: ClientClass,
+    view: &View,
+    name: &str,
+    identities: &[SpiffeId],
+) -> Option<Rendered> {
     if class == ClientClass::Envoy {
         return None;
     }
@@ -234,7 +242,10 @@ pub fn render_cluster(policy: &Policy, class: ClientClass, view: &View, name: &s
     let written = dns_endpoints(policy, &seen);
     let mut degraded = Vec::new();
     let rendered = match class {
-        ClientClass::Library => library::render_cluster(&seen, &written),
+        ClientClass::Library => {
+            let security = tls::upstream(&seen, policy.trust_domain.is_some(), identities);
+            library::render_cluster(&seen, &written, security)
+        }
         ClientClass::Grpc => grpc::render_cluster(&seen, &written, &mut degraded),
         ClientClass::Envoy => return None,
     };
@@ -257,9 +268,15 @@ pub fn render_cluster(policy: &Policy, class: ClientClass, view: &View, name: &s
 }
 
 /// The endpoints of a cluster that is found by them.
-pub fn render_endpoints(seen: &Cluster<'_>, name: &str, endpoints: &ServiceEndpoints) -> Encoded {
+/// `speaks_tls` says which of them speak the mesh's mutual TLS.
+pub fn render_endpoints(
+    seen: &Cluster<'_>,
+    name: &str,
+    endpoints: &ServiceEndpoints,
+    speaks_tls: impl Fn(&Endpoint) -> bool,
+) -> Encoded {
     let labels = seen.labels.as_deref();
-    let assignment = endpoints::load_assignment(name, endpoints.of_port(seen.key.port), labels);
+    let assignment = endpoints::load_assignment(name, endpoints.of_port(seen.key.port), labels, speaks_tls);
     Encoded { self_registered: seen.service.takes_registrations(), ..encoded_endpoints(name, &assignment) }
 }
 
@@ -270,8 +287,8 @@ pub fn render_no_endpoints(name: &str) -> Encoded {
 }
 
 fn encoded_endpoints(name: &str, assignment: &ClusterLoadAssignment) -> Encoded {
-    let bytes = assignment.encode_to_vec();
     let endpoints = assignment.endpoints.iter().map(|locality| locality.lb_endpoints.len()).sum();
+    let bytes = endpoints::encoded(assignment);
     let version = Encoded::version_of(xxh3_64(&bytes), endpoints);
     Encoded { version: version.into(), endpoints, ..encoded(name, bytes) }
 }
@@ -417,34 +434,6 @@ fn callers_http() -> HashMap<String, Any> {
 
 fn extension_options(options: &upstream::HttpProtocolOptions) -> HashMap<String, Any> {
     [("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(), proto::any(options))].into()
-}
-
-/// Transport security, where a rule asks for it. It is not built yet: a client that is told of it must
-/// refuse to call rather than call in plaintext.
-fn tls(seen: &Cluster<'_>) -> Option<core::TransportSocket> {
-    let tls = seen.traffic.tls.as_ref()?;
-    let instance = |certificate: &str| tls_pb::CertificateProviderPluginInstance {
-        instance_name: "default".to_owned(),
-        certificate_name: certificate.to_owned(),
-    };
-    let context = tls_pb::UpstreamTlsContext {
-        common_tls_context: Some(tls_pb::CommonTlsContext {
-            tls_certificate_provider_instance: tls.is_mutual.then(|| instance("default")),
-            validation_context_type: Some(tls_pb::common_tls_context::ValidationContextType::ValidationContext(
-                tls_pb::CertificateValidationContext {
-                    ca_certificate_provider_instance: Some(instance("ROOTCA")),
-                    ..Default::default()
-                },
-            )),
-            ..Default::default()
-        }),
-        sni: tls.sni.clone(),
-        ..Default::default()
-    };
-    Some(core::TransportSocket {
-        name: "envoy.transport_sockets.tls".to_owned(),
-        config_type: Some(core::transport_socket::ConfigType::TypedConfig(proto::any(&context))),
-    })
 }
 
 /// The cluster with the endpoints of calls that go nowhere: none.

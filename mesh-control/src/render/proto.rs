@@ -102,6 +102,23 @@ pub(super) struct OrderedMetadata {
     filter_metadata: BTreeMap<String, OrderedStruct>,
 }
 
+impl OrderedMetadata {
+    /// Metadata that has texts only.
+    pub(super) fn of_texts(metadata: &core::Metadata) -> OrderedMetadata {
+        let text = |(key, value): (&String, &protobuf::Value)| match &value.kind {
+            Some(Kind::StringValue(text)) => {
+                Some((key.clone(), OrderedValue { kind: Some(OrderedKind::Text(text.clone())) }))
+            }
+            _ => None,
+        };
+        let filters = metadata.filter_metadata.iter();
+        let filters = filters.map(|(filter, fields)| {
+            (filter.clone(), OrderedStruct { fields: fields.fields.iter().filter_map(text).collect() })
+        });
+        OrderedMetadata { filter_metadata: filters.collect() }
+    }
+}
+
 #[derive(Clone, PartialEq, Message)]
 struct OrderedStruct {
     #[prost(btree_map = "string, message", tag = "1")]

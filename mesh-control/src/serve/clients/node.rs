@@ -47,6 +47,8 @@ pub struct About {
     pub cluster: String,
     /// The WorkloadGroup that it says it belongs to (`AUTO_REGISTER_GROUP`).
     pub group: Option<String>,
+    /// Its service account (`SERVICE_ACCOUNT`), `default` where it does not say.
+    pub service_account: String,
     /// What it runs: `node.user_agent_name` and version.
     pub user_agent: String,
 }
@@ -63,6 +65,7 @@ impl About {
             name: name.unwrap_or_else(|| brief(&node.id)),
             cluster: said("CLUSTER_ID").unwrap_or_default(),
             group: said("AUTO_REGISTER_GROUP"),
+            service_account: said("SERVICE_ACCOUNT").unwrap_or_else(|| "default".to_owned()),
             user_agent: match &node.user_agent_version_type {
                 Some(UserAgentVersionType::UserAgentVersion(version)) => {
                     brief(&format!("{} {version}", node.user_agent_name))

@@ -1,0 +1,141 @@
+//! Transport sockets: how connections are secured, in gRPC's terms (gRFC A29): certificates never travel over xDS, a
+//! resource names where they come from.
+
+use envoy_types::pb::envoy::config::cluster::v3::cluster::TransportSocketMatch;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::subject_alt_name_matcher::SanType;
+use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
+use envoy_types::pb::google::protobuf::{BoolValue, Struct, Value, value::Kind};
+use mesh_core::identity::SpiffeId;
+use prost::{Message, Name};
+
+use super::proto::any;
+use super::{Found, found_by};
+use crate::policy::Cluster;
+use crate::policy::traffic::Tls;
+
+/// How a client is to secure its connections to a cluster.
+#[derive(Debug, Default)]
+pub(super) struct Security {
+    /// To all endpoints alike.
+    pub(super) socket: Option<core::TransportSocket>,
+    /// By what the endpoint says of itself.
+    pub(super) matches: Vec<TransportSocketMatch>,
+}
+
+/// What the rules and the mesh say of a cluster. In a mesh that `has_certificates`, endpoints that speak mutual TLS are
+/// called by it, unless a rule wants it otherwise. `identities` are those who serve it so.
+///
+/// Rules that name files are not built: a client that is told of them refuses to call rather than call in plaintext.
+pub(super) fn upstream(seen: &Cluster<'_>, has_certificates: bool, identities: &[SpiffeId]) -> Security {
+    let of_identities = || identities.iter().map(|id| id.as_str().to_owned()).collect();
+    let for_all = |context| Security { socket: Some(socket(&context)), ..Security::default() };
+    match &seen.traffic.tls {
+        Tls::Plaintext => Security::default(),
+        Tls::Automatic if !has_certificates || found_by(seen) != Found::Endpoints || identities.is_empty() => {
+            Security::default()
+        }
+        Tls::Automatic => {
+            let marked = Struct { fields: [("tlsMode".to_owned(), text("istio"))].into() };
+            let secured = socket(&mutual(own_sni(seen), of_identities(), has_certificates));
+            let plain = core::TransportSocket {
+                name: "envoy.transport_sockets.raw_buffer".to_owned(),
+                config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(&RawBuffer {}))),
+            };
+            let one = |name: &str, fields, socket| TransportSocketMatch {
+                name: name.to_owned(),
+                r#match: Some(fields),
+                transport_socket: Some(socket),
+            };
+            // Istio's names (cluster_tls.go).
+            let matches =
+                vec![one("tlsMode-istio", marked, secured), one("tlsMode-disabled", Struct::default(), plain)];
+            Security { matches, ..Security::default() }
+        }
+        Tls::Mesh { sni, peers } => {
+            let peers = if peers.is_empty() { of_identities() } else { peers.clone() };
+            for_all(mutual(sni.clone().unwrap_or_else(|| own_sni(seen)), peers, has_certificates))
+        }
+        Tls::ByFiles { sni, is_mutual } => {
+            let common = pb::CommonTlsContext {
+                tls_certificate_provider_instance: is_mutual.then(|| instance("files", "")),
+                validation_context_type: validation("files", Vec::new()),
+                ..Default::default()
+            };
+            for_all(pb::UpstreamTlsContext { common_tls_context: Some(common), sni: sni.clone(), ..Default::default() })
+        }
+    }
+}
+
+/// How a server takes connections by mutual TLS.
+pub(super) fn downstream() -> core::TransportSocket {
+    let common = pb::CommonTlsContext {
+        tls_certificate_provider_instance: Some(instance(OWN, "default")),
+        validation_context_type: validation(OWN, Vec::new()),
+        ..Default::default()
+    };
+    socket(&pb::DownstreamTlsContext {
+        common_tls_context: Some(common),
+        require_client_certificate: Some(BoolValue { value: true }),
+        ..Default::default()
+    })
+}
+
+/// The provider of a workload's own certificate, by Istio's name.
+const OWN: &str = "default";
+
+/// A provider that nobody has: no authority gives certificates.
+const NONE: &str = "the control plane issues no certificates";
+
+/// Mutual TLS with the mesh's certificates.
+fn mutual(sni: String, peers: Vec<String>, has_certificates: bool) -> pb::UpstreamTlsContext {
+    let provider = if has_certificates { OWN } else { NONE };
+    pb::UpstreamTlsContext {
+        common_tls_context: Some(pb::CommonTlsContext {
+            tls_certificate_provider_instance: Some(instance(provider, "default")),
+            validation_context_type: validation(provider, peers),
+            ..Default::default()
+        }),
+        sni,
+        ..Default::default()
+    }
+}
+
+/// By Istio's own scheme.
+fn own_sni(seen: &Cluster<'_>) -> String {
+    format!("outbound_.{}_.{}_.{}", seen.key.port, seen.key.subset, seen.key.host)
+}
+
+fn instance(provider: &str, certificate: &str) -> pb::CertificateProviderPluginInstance {
+    pb::CertificateProviderPluginInstance {
+        instance_name: provider.to_owned(),
+        certificate_name: certificate.to_owned(),
+    }
+}
+
+fn validation(provider: &str, peers: Vec<String>) -> Option<ValidationContextType> {
+    let peers = peers.into_iter().map(|peer| pb::SubjectAltNameMatcher {
+        san_type: SanType::Uri.into(),
+        matcher: Some(StringMatcher { match_pattern: Some(MatchPattern::Exact(peer)), ignore_case: false }),
+        ..Default::default()
+    });
+    Some(ValidationContextType::ValidationContext(pb::CertificateValidationContext {
+        ca_certificate_provider_instance: Some(instance(provider, "ROOTCA")),
+        match_typed_subject_alt_names: peers.collect(),
+        ..Default::default()
+    }))
+}
+
+fn socket<M: Message + Name>(context: &M) -> core::TransportSocket {
+    core::TransportSocket {
+        name: "envoy.transport_sockets.tls".to_owned(),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(context))),
+    }
+}
+
+fn text(text: &str) -> Value {
+    Value { kind: Some(Kind::StringValue(text.to_owned())) }
+}
