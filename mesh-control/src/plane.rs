@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use std::{fs, io};
 
+use mesh_core::identity::TrustDomain;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
@@ -49,6 +50,10 @@ pub struct PlaneOptions {
     /// Let workloads serve that a `PeerAuthentication` (STRICT), a `RequestAuthentication` or an `AuthorizationPolicy` guards.
     /// None of these is enforced yet; without this, such workloads answer every request with 503 and the reason.
     pub allow_unenforced: bool,
+    /// The trust domain of the mesh: whose identities its workloads have.
+    pub trust_domain: TrustDomain,
+    /// Whether workloads get certificates of that trust domain from the server that this plane is behind.
+    pub issues_certificates: bool,
 }
 
 impl PlaneOptions {
@@ -80,6 +85,18 @@ impl PlaneOptions {
     /// [`allow_unenforced`](field@Self::allow_unenforced).
     pub fn allow_unenforced(mut self, allowed: bool) -> PlaneOptions {
         self.allow_unenforced = allowed;
+        self
+    }
+
+    /// The trust domain of the mesh, in place of `cluster.local`.
+    pub fn trust_domain(mut self, domain: TrustDomain) -> PlaneOptions {
+        self.trust_domain = domain;
+        self
+    }
+
+    /// Whether the server issues certificates; see [`issues_certificates`](field@Self::issues_certificates).
+    pub fn issues_certificates(mut self, issues: bool) -> PlaneOptions {
+        self.issues_certificates = issues;
         self
     }
 }
