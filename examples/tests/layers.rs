@@ -52,7 +52,7 @@ const CRATES: [Crate; 4] = [
     Crate {
         name: "mesh-control",
         layers: &[
-            &["catalog", "config/diagnostic"],
+            &["ca", "catalog", "config/diagnostic"],
             &["config/node", "config/spelling"],
             &["config/decode", "config/locate"],
             &["config/istio", "config/support"],

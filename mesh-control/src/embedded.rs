@@ -23,15 +23,16 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use mesh_core::xds::{Bootstrap, Connector, XdsSource};
 use tokio::io::DuplexStream;
 
+use crate::ca::CertificateAuthority;
 pub use crate::plane::{OutboundTrafficPolicy, PlaneOptions};
 use crate::plane::{Plane, Rejected};
 use crate::serve::status::{self, Status};
-use crate::serve::{self, Feed, Server};
+use crate::serve::{self, Certificates, Feed, Server};
 
 /// Where the configuration comes from.
 #[derive(Clone, Debug)]
@@ -67,6 +68,9 @@ pub struct Options {
     /// How it takes configuration. The directory is that of [`Config::Dir`]; with [`Config::Yaml`] there is none, so that
     /// `config_dir` and `state_dir` have no effect.
     pub plane: PlaneOptions,
+    /// Development mode: a certificate authority of its own, and whoever connects from this machine gets a certificate
+    /// for the namespace and service account that they name.
+    pub dev: bool,
 }
 
 impl Default for Options {
@@ -75,6 +79,7 @@ impl Default for Options {
             xds_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             serve: serve::Options::default().settle(Duration::ZERO),
             plane: PlaneOptions::default(),
+            dev: false,
         }
     }
 }
@@ -100,6 +105,22 @@ impl Options {
         self
     }
 
+    /// Gives certificates to everybody on this machine, as `mesh-control serve --dev` does. The authority lives as long as
+    /// the control plane, or in the `ca` of its `state_dir` where it has one. xDS has to be served on a loopback address.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use mesh_control::embedded::{Config, Embedded, Options};
+    ///
+    /// let control = Embedded::start(Config::yaml(""), Options::default().dev()).await.unwrap();
+    /// assert_eq!(control.authority().unwrap().trust_domain().as_str(), "cluster.local");
+    /// # });
+    /// ```
+    pub fn dev(mut self) -> Options {
+        self.dev = true;
+        self
+    }
+
     /// Serves like this; see [`serve`](field@Self::serve).
     pub fn serve(mut self, options: serve::Options) -> Options {
         self.serve = options;
@@ -118,6 +139,8 @@ pub enum StartError {
     Rejected(Rejected),
     /// The address cannot be served on.
     Unavailable(SocketAddr, io::Error),
+    /// There is no certificate authority.
+    Authority(anyhow::Error),
 }
 
 impl fmt::Display for StartError {
@@ -130,6 +153,7 @@ impl fmt::Display for StartError {
             StartError::Unavailable(address, error) => {
                 write!(f, "cannot serve xDS on {address}: {error}")
             }
+            StartError::Authority(error) => write!(f, "{error:#}"),
         }
     }
 }
@@ -141,6 +165,7 @@ impl std::error::Error for StartError {}
 pub struct Embedded {
     plane: Plane,
     server: Arc<Server>,
+    authority: Option<Arc<CertificateAuthority>>,
     xds_addr: SocketAddr,
 }
 
@@ -150,7 +175,22 @@ const MAIN: &str = "config.yaml";
 impl Embedded {
     /// Starts a control plane inside the runtime that this is called in.
     pub async fn start(config: Config, options: Options) -> Result<Embedded, StartError> {
-        let Options { xds_addr, serve, plane } = options;
+        let Options { xds_addr, mut serve, mut plane, dev } = options;
+        if dev {
+            if !xds_addr.ip().is_loopback() {
+                let why =
+                    anyhow::anyhow!("development mode gives identities away, and {xds_addr} is no loopback address");
+                return Err(StartError::Authority(why));
+            }
+            let state = plane.state_dir.as_deref().filter(|_| matches!(config, Config::Dir(_)));
+            let authority = CertificateAuthority::own(state, plane.trust_domain.clone(), SystemTime::now());
+            let authority = Arc::new(authority.map_err(StartError::Authority)?);
+            serve = serve.certificates(Certificates::new(authority).dev(true));
+        }
+        let authority = serve.certificates.as_ref().map(|certificates| certificates.authority.clone());
+        if let Some(authority) = &authority {
+            plane = plane.trust_domain(authority.trust_domain()).issues_certificates(true);
+        }
         let plane = match config {
             Config::Dir(path) => {
                 let options = plane.config_dir(&path);
@@ -166,12 +206,17 @@ impl Embedded {
         let server = Server::new(Feed::of(&plane), Arc::new(plane.clone()), &serve);
         let bound = server.listen(xds_addr).await;
         let xds_addr = bound.map_err(|error| StartError::Unavailable(xds_addr, error))?;
-        Ok(Embedded { plane, server: Arc::new(server), xds_addr })
+        Ok(Embedded { plane, server: Arc::new(server), authority, xds_addr })
     }
 
     /// Where it serves xDS in plaintext: the `server_uri` of a gRPC bootstrap.
     pub fn xds_addr(&self) -> SocketAddr {
         self.xds_addr
+    }
+
+    /// The authority that vouches for its workloads, where it has one.
+    pub fn authority(&self) -> Option<&Arc<CertificateAuthority>> {
+        self.authority.as_ref()
     }
 
     /// A connection that never leaves the process; HTTP/2 is expected on it, as on a socket.

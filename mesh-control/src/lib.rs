@@ -23,6 +23,7 @@
 #![warn(clippy::unwrap_used)]
 
 pub mod analysis;
+pub mod ca;
 pub mod catalog;
 pub mod cli;
 pub mod config;

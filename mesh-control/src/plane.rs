@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use std::{fs, io};
 
-use mesh_core::identity::SpiffeId;
+use mesh_core::identity::{SpiffeId, TrustDomain};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
@@ -50,6 +50,10 @@ pub struct PlaneOptions {
     /// Let workloads serve that a `PeerAuthentication` (STRICT), a `RequestAuthentication` or an `AuthorizationPolicy` guards.
     /// None of these is enforced yet; without this, such workloads answer every request with 503 and the reason.
     pub allow_unenforced: bool,
+    /// The trust domain of the mesh: whose identities its workloads have.
+    pub trust_domain: TrustDomain,
+    /// Whether workloads get certificates of that trust domain from the server that this plane is behind.
+    pub issues_certificates: bool,
 }
 
 impl PlaneOptions {
@@ -81,6 +85,23 @@ impl PlaneOptions {
     /// [`allow_unenforced`](field@Self::allow_unenforced).
     pub fn allow_unenforced(mut self, allowed: bool) -> PlaneOptions {
         self.allow_unenforced = allowed;
+        self
+    }
+
+    /// The trust domain of the mesh, in place of `cluster.local`.
+    pub fn trust_domain(mut self, domain: TrustDomain) -> PlaneOptions {
+        self.trust_domain = domain;
+        self
+    }
+
+    /// The trust domain whose identities workloads have, where they have any.
+    fn certified_domain(&self) -> Option<TrustDomain> {
+        self.issues_certificates.then(|| self.trust_domain.clone())
+    }
+
+    /// Whether the server issues certificates; see [`issues_certificates`](field@Self::issues_certificates).
+    pub fn issues_certificates(mut self, issues: bool) -> PlaneOptions {
+        self.issues_certificates = issues;
         self
     }
 }
@@ -167,6 +188,7 @@ impl Plane {
         let mut live = Live::default();
         let (mut policy, _) = Policy::new(&Objects::default());
         policy.outbound = options.outbound_traffic_policy;
+        policy.trust_domain = options.certified_domain();
         let allow_unenforced = options.allow_unenforced;
         live.compiled = Arc::new(Compiled { policy, allow_unenforced, ..Compiled::default() });
         let snapshot = Snapshot { compiled: live.compiled.clone(), ..Snapshot::default() };
@@ -354,6 +376,7 @@ impl Inner {
         let wrong = std::mem::take(&mut loaded.wrong);
         let (mut policy, diagnostics) = examine(loaded);
         policy.outbound = outbound;
+        policy.trust_domain = self.options.certified_domain();
         let allow_unenforced = self.options.allow_unenforced;
         let cache = Mutex::default();
         let peers_hash = policy.security.peers_hash();

@@ -35,6 +35,13 @@ impl TrustDomain {
     }
 }
 
+/// Istio's default, `cluster.local`.
+impl Default for TrustDomain {
+    fn default() -> Self {
+        TrustDomain(Arc::from("cluster.local"))
+    }
+}
+
 impl FromStr for TrustDomain {
     type Err = Invalid;
 

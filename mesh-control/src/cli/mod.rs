@@ -4,6 +4,7 @@
 //! environment as well: `--xds-addr` is `MESH_CONTROL_XDS_ADDR`.
 
 mod bootstrap;
+mod ca;
 mod serve;
 mod status;
 mod validate;
@@ -31,6 +32,7 @@ enum Command {
     Serve(Box<serve::Args>),
     Validate(validate::Args),
     Bootstrap(Box<bootstrap::Args>),
+    Ca(ca::Args),
     Status(status::Args),
     /// Prints the script with which a shell completes this command: `source <(mesh-control completions bash)`.
     Completions {
@@ -114,6 +116,7 @@ fn run(line: Line) -> anyhow::Result<ExitCode> {
         }
         Command::Validate(args) => return validate::run(&args),
         Command::Bootstrap(args) => bootstrap::run(&args)?,
+        Command::Ca(args) => ca::run(&args)?,
         Command::Status(args) => runtime()?.block_on(status::run(&args))?,
         Command::Completions { shell } => {
             let mut script = Vec::new();

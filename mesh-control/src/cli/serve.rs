@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use mesh_core::identity::TrustDomain;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::Printing;
+use crate::ca::CertificateAuthority;
 use crate::plane::{OutboundTrafficPolicy, Plane, PlaneOptions};
-use crate::serve::{Feed, Options, Server, TlsFiles, status};
+use crate::serve::{Certificates, Feed, Options, Server, TlsFiles, status};
 
 /// Serves the configuration in a directory over xDS.
 #[derive(Clone, Debug, clap::Args)]
@@ -24,6 +26,17 @@ pub(super) struct Args {
     /// other server may use it.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Development mode: gives everybody on this machine a certificate for whatever namespace and service account they
+    /// name, without any proof. Listens on loopback addresses only.
+    #[arg(long, conflicts_with = "insecure_allow_remote")]
+    dev: bool,
+    /// The trust domain of the mesh: whose identities its workloads have.
+    #[arg(long, value_name = "DOMAIN", default_value_t)]
+    trust_domain: TrustDomain,
+    /// Signs certificates with the authority in this directory, in Istio's layout: ca-cert.pem, ca-key.pem, cert-chain.pem,
+    /// root-cert.pem. Without it, --state-dir keeps an authority of its own.
+    #[arg(long, value_name = "DIR")]
+    ca_dir: Option<PathBuf>,
     /// Refuses to start if any object of the configuration is wrong.
     #[arg(long)]
     strict: bool,
@@ -80,7 +93,14 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             args.xds_addr
         );
     }
+    if args.dev {
+        only_loopback(args)?;
+    }
+    let authority = authority(args)?;
     let mut options = PlaneOptions::default()
+        .trust_domain(args.trust_domain.clone())
+        // An authority that only has a place gives certificates to who brings a token, so nobody is held to one yet.
+        .issues_certificates(args.dev || args.ca_dir.is_some())
         .config_dir(&args.config)
         .allow_unenforced(args.allow_unenforced)
         .outbound_traffic_policy(args.outbound_traffic_policy);
@@ -92,7 +112,9 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             bail!("--strict, and the configuration in {} is wrong:{}", args.config.display(), wrong.concat());
         }
     }
+    let certificates = authority.map(|authority| Certificates::new(authority).dev(args.dev));
     let options = Options::default().settle(args.settle).grace(args.grace).max_stream_age(args.max_stream_age);
+    let options = options.certificates(certificates);
     let server = Arc::new(Server::new(Feed::of(&plane), Arc::new(plane.clone()), &options));
     let (stop, stopped) = watch::channel(false);
 
@@ -134,6 +156,36 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
 
 /// Signals this soon after the first are the same one: `timeout` tells a process and then its group.
 const SAME_SIGNAL: Duration = Duration::from_millis(250);
+
+/// Who is given identities without proof has to be on this machine.
+fn only_loopback(args: &Args) -> anyhow::Result<()> {
+    let secured = args.tls_cert.as_ref().map(|_| ("--secure-addr", args.secure_addr));
+    let listeners = [("--xds-addr", args.xds_addr), ("--status-addr", args.status_addr)];
+    for (option, address) in listeners.into_iter().chain(secured) {
+        if !address.ip().is_loopback() {
+            bail!(
+                "--dev gives everybody who connects the identity that they name, and {option} {address} is reachable \
+                 from other machines; use a loopback address, or leave --dev out"
+            );
+        }
+    }
+    tracing::warn!(
+        "DEVELOPMENT MODE (--dev): everybody on this machine gets a certificate for any identity of {}; never use it \
+         where others have an account",
+        args.trust_domain
+    );
+    Ok(())
+}
+
+/// Who vouches for workloads: a plugged-in authority, or one of our own where there is a place for it, or nobody needs
+/// to prove anything to it.
+fn authority(args: &Args) -> anyhow::Result<Option<Arc<CertificateAuthority>>> {
+    if args.ca_dir.is_none() && args.state_dir.is_none() && !args.dev {
+        return Ok(None);
+    }
+    let authority = super::ca::open(args.ca_dir.as_deref(), args.state_dir.as_deref(), &args.trust_domain)?;
+    Ok(Some(Arc::new(authority)))
+}
 
 fn cannot_start(args: &Args) -> String {
     let state = args.state_dir.iter().map(|dir| format!(", or keep its state in {}", dir.display()));
@@ -183,7 +235,7 @@ fn outbound_traffic_policy(text: &str) -> Result<OutboundTrafficPolicy, String> 
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.trim_end_matches('s').parse().map_err(|_| "expected a number of seconds".to_owned())?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }

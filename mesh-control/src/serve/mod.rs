@@ -14,6 +14,7 @@ mod clients;
 mod io;
 mod protocol;
 
+pub use clients::certificates::Certificates;
 pub use clients::feed::Feed;
 pub use clients::fleet::{ClientStatus, KindStatus, NackStatus, NameStatus};
 pub use clients::node::About;

@@ -1,5 +1,7 @@
 //! The ADS server over real sockets.
 
+mod certificates;
+mod certificates_process;
 mod embedded;
 mod process;
 mod restart;

@@ -25,6 +25,14 @@ impl Authority {
         Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
+    /// One that says what it signs, and is called so.
+    pub(crate) fn signing() -> Authority {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+        Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
     /// A certificate for a name, and its key.
     pub(crate) fn issue(&self, name: SanType) -> (String, KeyPair, CertificateDer<'static>) {
         let mut params = CertificateParams::default();

@@ -34,6 +34,11 @@ impl Admission {
         self.next = Some(slot + self.interval);
         Ok(wait)
     }
+
+    /// Whether it has forgotten everybody who was admitted.
+    pub(crate) fn is_at_rest(&self, now: Instant) -> bool {
+        self.next.is_none_or(|next| next <= now)
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 //! to people and to tools.
 
 pub(crate) mod admission;
+pub(crate) mod attest;
+pub(crate) mod certificates;
 pub(crate) mod clock;
 pub(crate) mod csds;
 pub(crate) mod feed;

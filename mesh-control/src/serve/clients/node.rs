@@ -12,27 +12,32 @@ use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
 use envoy_types::pb::google::protobuf::value::Kind as Value;
 use envoy_types::pb::google::protobuf::{Struct, Value as Wrapped};
+use mesh_core::identity::SpiffeId;
 use serde::Deserialize;
 
 use crate::catalog::{Client, ClientClass};
-use crate::serve::clients::identity::Identity;
 
 /// How many labels, addresses and ports one client may have.
 const MANY: usize = 256;
 
 /// Whether a node claims only what its owner's certificate says: the certificate decides who somebody is,
 /// the node may repeat it or leave it out.
-pub(crate) fn contradiction(node: &Node, identity: &Identity) -> Option<String> {
+pub(crate) fn contradiction(node: &Node, identity: &SpiffeId) -> Option<String> {
+    let Some((namespace, service_account)) = identity.workload() else {
+        return Some(format!(
+            "the certificate names nobody: {identity} is not spiffe://DOMAIN/ns/NAMESPACE/sa/ACCOUNT"
+        ));
+    };
     let empty = Struct::default();
     let metadata = node.metadata.as_ref().unwrap_or(&empty);
     let from_id = namespace_of_id(&node.id);
     let claims = [
-        ("NAMESPACE", text(metadata, "NAMESPACE"), &identity.namespace),
-        ("the namespace of its id", from_id, &identity.namespace),
-        ("SERVICE_ACCOUNT", text(metadata, "SERVICE_ACCOUNT"), &identity.service_account),
+        ("NAMESPACE", text(metadata, "NAMESPACE"), namespace),
+        ("the namespace of its id", from_id, namespace),
+        ("SERVICE_ACCOUNT", text(metadata, "SERVICE_ACCOUNT"), service_account),
     ];
     claims.into_iter().find_map(|(what, claimed, certified)| {
-        let claimed = claimed.filter(|claimed| claimed != certified)?;
+        let claimed = claimed.filter(|claimed| *claimed != certified)?;
         Some(format!("the node says {what} is {claimed:?}, its certificate says {certified:?}"))
     })
 }
@@ -259,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_node_may_repeat_what_its_certificate_says_and_not_contradict_it() {
-        let identity = Identity { namespace: "shop".to_owned(), service_account: "web".to_owned() };
+        let identity: SpiffeId = "spiffe://cluster.local/ns/shop/sa/web".parse().expect("an ID");
         let says = |id: &str, metadata: &[(&str, Value)]| contradiction(&node(id, metadata), &identity);
         let id = "mesh~10.0.0.1~web-1.shop~shop.svc.cluster.local";
         assert_eq!(says("", &[]), None);
@@ -267,6 +272,8 @@ mod tests {
         assert!(says(id, &[("NAMESPACE", string("checkout"))]).is_some());
         assert!(says(id, &[("SERVICE_ACCOUNT", string("root"))]).is_some());
         assert!(says("mesh~10.0.0.1~web-1.pay~pay.svc.cluster.local", &[]).is_some());
+        let nobody: SpiffeId = "spiffe://cluster.local/control".parse().expect("an ID");
+        assert!(contradiction(&Node::default(), &nobody).is_some(), "no workload has this ID");
     }
 
     #[test]

@@ -219,7 +219,9 @@ fn identify(node: &Node, peer: &Peer) -> Result<Client, (Reason, Status)> {
             if let Some(contradiction) = node::contradiction(node, identity) {
                 return refused(contradiction);
             }
-            client.namespace = Arc::from(&*identity.namespace);
+            if let Some((namespace, _)) = identity.workload() {
+                client.namespace = Arc::from(namespace);
+            }
         }
     }
     Ok(client)

@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod ads;
+pub(crate) mod certificates;
 pub(crate) mod server;
 pub(crate) mod tls;
 pub(crate) mod wire;

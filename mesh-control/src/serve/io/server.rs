@@ -7,21 +7,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use mesh_core::identity::SpiffeId;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_rustls::rustls;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::Connected;
+use tonic::{Request, Status};
 
 use crate::serve::clients::admission::Admission;
+use crate::serve::clients::certificates::{Certificates, Desk};
 use crate::serve::clients::clock::now;
 use crate::serve::clients::csds::Csds;
 use crate::serve::clients::feed::Feed;
 use crate::serve::clients::fleet::Fleet;
-use crate::serve::clients::identity::{Anonymous, Identity};
+use crate::serve::clients::identity::{self, Anonymous};
 use crate::serve::clients::load::{Load, Reporting};
 use crate::serve::clients::metrics::Metrics;
 use crate::serve::clients::presence::{Presence, Workloads};
@@ -29,6 +34,7 @@ use crate::serve::clients::refusals::{Reason, Refusals};
 use crate::serve::clients::settling::Settling;
 use crate::serve::clients::state::ServerState;
 use crate::serve::io::ads::Ads;
+use crate::serve::io::certificates::CertificateService;
 use crate::serve::io::tls::{Reloading, TlsFiles};
 use crate::serve::protocol::push::Pace;
 
@@ -57,6 +63,8 @@ pub struct Options {
     pub stream_rate: u32,
     /// Streams that may begin at once.
     pub stream_burst: u32,
+    /// The certificates that it issues, if it does.
+    pub certificates: Option<Certificates>,
 }
 
 impl Default for Options {
@@ -70,6 +78,7 @@ impl Default for Options {
             // 2,000 clients that come back together are spread over more than ten seconds.
             stream_rate: 150,
             stream_burst: 100,
+            certificates: None,
         }
     }
 }
@@ -105,6 +114,12 @@ impl Options {
         self.stream_burst = burst;
         self
     }
+
+    /// Issues these certificates, over Istio's protocol (`IstioCertificateService`), on the same addresses as xDS.
+    pub fn certificates(mut self, certificates: impl Into<Option<Certificates>>) -> Options {
+        self.certificates = certificates.into();
+        self
+    }
 }
 
 /// How long a stream waits for its turn to begin; who would have to wait longer is sent away.
@@ -131,6 +146,7 @@ const MEMORY_BUFFER: usize = 64 << 10;
 /// The ADS server. Dropping it ends everything at once; [`shutdown`](Self::shutdown) does it gracefully.
 pub struct Server {
     state: Arc<ServerState>,
+    desk: Option<Arc<Desk>>,
     connections: mpsc::Sender<Conn>,
     goaway: watch::Sender<bool>,
     stop: watch::Sender<bool>,
@@ -159,14 +175,16 @@ impl Server {
             max_stream_age: options.max_stream_age,
             stop: stopped,
         });
+        let desk = options.certificates.clone().map(|certificates| Arc::new(Desk::new(certificates)));
         let (connections, incoming) = mpsc::channel(BACKLOG);
         let router = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .add_service(Ads(state.clone()))
-            .add_service(Csds::service(state.clone()))
-            .add_service(Reporting::service(state.clone()));
+            .add_service(InterceptedService::new(Csds::service(state.clone()), certified))
+            .add_service(InterceptedService::new(Reporting::service(state.clone()), certified))
+            .add_optional_service(desk.clone().map(CertificateService));
         let serving = tokio::spawn(async move {
             let incoming = tokio_stream::StreamExt::map(ReceiverStream::new(incoming), Ok::<_, io::Error>);
             let signal = async move { drop(leaving.wait_for(|leaving| *leaving).await) };
@@ -178,6 +196,7 @@ impl Server {
         let expiry = tokio::spawn(async move { expiring.presence.expire().await });
         Server {
             state,
+            desk,
             connections,
             goaway,
             stop,
@@ -207,7 +226,8 @@ impl Server {
     /// that shows a certificate is held to it: a node that claims another namespace is refused. The files may be
     /// replaced at any time: the next connection is made with what is in them then.
     pub async fn listen_tls(&self, address: SocketAddr, files: &TlsFiles) -> anyhow::Result<SocketAddr> {
-        let acceptor = Arc::new(Reloading::new(files.clone(), now())?);
+        let authority = self.desk.as_ref().map(|desk| desk.authority().clone());
+        let acceptor = Arc::new(Reloading::new(files.clone(), authority, now())?);
         let verifies = files.client_ca.is_some();
         let listener = TcpListener::bind(address).await?;
         let bound = listener.local_addr()?;
@@ -228,13 +248,15 @@ impl Server {
                     drop(permit);
                     match handshake {
                         Ok(Ok(stream)) => {
-                            let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-                            let identity = match leaf {
-                                Some(leaf) => Some(Identity::of(leaf)),
+                            let chain = stream.get_ref().1.peer_certificates();
+                            let identity = match chain.and_then(|chain| chain.first()) {
+                                Some(leaf) => Some(identity::read(leaf)),
                                 None if verifies => Some(Err(Anonymous("there is none"))),
                                 None => None,
                             };
-                            let peer = Peer { ip: peer.ip(), identity };
+                            let chain =
+                                chain.map(|chain| chain.iter().cloned().map(CertificateDer::into_owned).collect());
+                            let peer = Peer { ip: peer.ip(), is_secured: true, identity, chain };
                             // The server may have stopped meanwhile.
                             let _ = connections.send(Conn { peer, io: Io::Tls(Box::new(stream)) }).await;
                         }
@@ -338,12 +360,26 @@ fn reason_of(error: &io::Error) -> Reason {
 pub(crate) struct Peer {
     pub(crate) ip: IpAddr,
     /// What its certificate says, where it had to show one.
-    pub(crate) identity: Option<Result<Identity, Anonymous>>,
+    pub(crate) identity: Option<Result<SpiffeId, Anonymous>>,
+    /// Whether the connection is encrypted.
+    pub(crate) is_secured: bool,
+    /// The certificates that it showed, the leaf first.
+    pub(crate) chain: Option<Arc<[CertificateDer<'static>]>>,
 }
 
 impl Peer {
     fn nameless(ip: IpAddr) -> Peer {
-        Peer { ip, identity: None }
+        Peer { ip, identity: None, is_secured: false, chain: None }
+    }
+}
+
+/// Turns away who should have shown a certificate. Streams of xDS are held to more than that.
+fn certified(request: Request<()>) -> Result<Request<()>, Status> {
+    match request.extensions().get::<Peer>().and_then(|peer| peer.identity.as_ref()) {
+        Some(Err(Anonymous(why))) => {
+            Err(Status::permission_denied(format!("the client certificate names nobody: {why}")))
+        }
+        _ => Ok(request),
     }
 }
 

@@ -11,8 +11,10 @@ use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
+use crate::ca::CertificateAuthority;
 use crate::serve::clients::clock::now;
 
 /// Where the secured listener's keys are.
@@ -46,17 +48,26 @@ impl TlsFiles {
         Ok(Contents(read(&self.cert)?, read(&self.key)?, self.client_ca.as_ref().map(read).transpose()?))
     }
 
-    /// What accepts connections with these contents.
-    fn acceptor(&self, Contents(cert, key, client_ca): &Contents) -> anyhow::Result<TlsAcceptor> {
+    /// What accepts connections with these contents. Certificates of the server's own authority are accepted, too; whoever
+    /// has none yet gets in and is asked for one where it takes one.
+    fn acceptor(
+        &self,
+        Contents(cert, key, client_ca): &Contents,
+        authority: Option<&CertificateAuthority>,
+    ) -> anyhow::Result<TlsAcceptor> {
         // The provider is a value: a process-wide default belongs to the application.
         let provider = Arc::new(aws_lc_rs::default_provider());
         let chain = certificates(&self.cert, cert)?;
         let key = PrivateKeyDer::from_pem_slice(key)
             .with_context(|| format!("cannot read a private key from {}", self.key.display()))?;
         let config = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
-        let config = match self.client_ca.as_ref().zip(client_ca.as_ref()) {
-            Some((path, pem)) => config.with_client_cert_verifier(verifier(path, pem, provider)?),
-            None => config.with_no_client_auth(),
+        let mut roots = authority.map(CertificateAuthority::roots).unwrap_or_default();
+        if let Some((path, pem)) = self.client_ca.as_ref().zip(client_ca.as_ref()) {
+            roots.extend(root_certificates(path, pem)?);
+        }
+        let config = match roots.is_empty() {
+            true => config.with_no_client_auth(),
+            false => config.with_client_cert_verifier(verifier(roots, authority.is_some(), provider)?),
         };
         let pair = || format!("{} and {}", self.cert.display(), self.key.display());
         let mut config = config.with_single_cert(chain, key).with_context(pair)?;
@@ -76,6 +87,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// perhaps because only one of two was replaced yet, leave the last good ones in use.
 pub(crate) struct Reloading {
     files: TlsFiles,
+    authority: Option<Arc<CertificateAuthority>>,
     present: Mutex<Present>,
 }
 
@@ -88,11 +100,15 @@ struct Present {
 
 impl Reloading {
     /// Reads the files, which must be good at the start.
-    pub(crate) fn new(files: TlsFiles, now: Instant) -> anyhow::Result<Reloading> {
+    pub(crate) fn new(
+        files: TlsFiles,
+        authority: Option<Arc<CertificateAuthority>>,
+        now: Instant,
+    ) -> anyhow::Result<Reloading> {
         let contents = files.read()?;
-        let acceptor = files.acceptor(&contents)?;
+        let acceptor = files.acceptor(&contents, authority.as_deref())?;
         let present = Present { acceptor, contents, looked: now, complaint: String::new() };
-        Ok(Reloading { files, present: Mutex::new(present) })
+        Ok(Reloading { files, authority, present: Mutex::new(present) })
     }
 
     /// What the next connection is accepted with.
@@ -123,7 +139,7 @@ impl Reloading {
     fn reload(&self, present: &mut Present) -> anyhow::Result<()> {
         let contents = self.files.read()?;
         if contents != present.contents {
-            present.acceptor = self.files.acceptor(&contents)?;
+            present.acceptor = self.files.acceptor(&contents, self.authority.as_deref())?;
             present.contents = contents;
             tracing::info!("the TLS files were replaced");
         }
@@ -137,15 +153,25 @@ impl Reloading {
 }
 
 fn verifier(
-    path: &Path,
-    pem: &[u8],
+    roots: Vec<CertificateDer<'static>>,
+    is_optional: bool,
     provider: Arc<CryptoProvider>,
-) -> anyhow::Result<Arc<dyn tokio_rustls::rustls::server::danger::ClientCertVerifier>> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(path, pem)? {
-        roots.add(certificate).with_context(|| format!("{}: not a root certificate", path.display()))?;
+) -> anyhow::Result<Arc<dyn ClientCertVerifier>> {
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        store.add(root)?;
     }
-    Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?)
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider);
+    Ok(if is_optional { verifier.allow_unauthenticated().build()? } else { verifier.build()? })
+}
+
+fn root_certificates(path: &Path, pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let certificates = certificates(path, pem)?;
+    for certificate in &certificates {
+        let usable = RootCertStore::empty().add(certificate.clone());
+        usable.with_context(|| format!("{}: not a root certificate", path.display()))?;
+    }
+    Ok(certificates)
 }
 
 fn certificates(path: &Path, pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'static>>> {

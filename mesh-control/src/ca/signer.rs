@@ -1,0 +1,91 @@
+//! The authority that mesh-control makes itself: a root for ten years, and under it an intermediate for thirty days, which
+//! signs.
+
+use std::time::SystemTime;
+
+use anyhow::{Context, ensure};
+use mesh_core::identity::TrustDomain;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose, SanType,
+    SerialNumber,
+};
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use zeroize::Zeroizing;
+
+use super::authority::{Authority, BACKDATED, Serial, pem, set_validity, since_epoch};
+use super::key::Key;
+
+const DAY: u64 = 24 * 3600;
+const ROOT: u64 = 3650 * DAY;
+const INTERMEDIATE: u64 = 30 * DAY;
+
+/// A key, and the certificate that says what it signs.
+#[derive(Debug)]
+pub(crate) struct Signer {
+    key: Key,
+    certificate: CertificateDer<'static>,
+}
+
+impl Signer {
+    /// A new root.
+    pub(crate) fn root(domain: &TrustDomain, now: SystemTime) -> anyhow::Result<Signer> {
+        let key = Key::generate()?;
+        let params = params(domain, "root", BasicConstraints::Constrained(1), ROOT, now)?;
+        let certificate = params.self_signed(&key).context("cannot sign the root")?.der().clone();
+        Ok(Signer { key, certificate })
+    }
+
+    /// A new intermediate of this root.
+    pub(crate) fn intermediate(&self, domain: &TrustDomain, now: SystemTime) -> anyhow::Result<Signer> {
+        let key = Key::generate()?;
+        let params = params(domain, "intermediate", BasicConstraints::Constrained(0), INTERMEDIATE, now)?;
+        let root = Issuer::from_ca_cert_der(&self.certificate, &self.key)?;
+        let certificate = params.signed_by(&key, &root).context("cannot sign the intermediate")?.der().clone();
+        Ok(Signer { key, certificate })
+    }
+
+    /// What signs with this intermediate of `root`.
+    pub(crate) fn under(self, root: &Signer, domain: &TrustDomain, now: SystemTime) -> anyhow::Result<Authority> {
+        Authority::new(domain.clone(), self.key, vec![self.certificate], vec![root.certificate.clone()], now)
+    }
+
+    /// Key and certificate in one text, so that one never stands without the other.
+    pub(crate) fn to_pem(&self) -> Zeroizing<String> {
+        Zeroizing::new(format!("{}{}", *self.key.pem(), pem(&self.certificate)))
+    }
+
+    /// Reads such a text.
+    pub(crate) fn from_pem(text: &[u8]) -> anyhow::Result<Signer> {
+        let key = Key::from_pem(text)?;
+        let mut certificates = CertificateDer::pem_slice_iter(text);
+        let certificate = certificates.next().context("there is no certificate in it")?;
+        ensure!(certificates.next().is_none(), "there is more than one certificate in it");
+        Ok(Signer { key, certificate: certificate.context("its certificate is malformed")? })
+    }
+}
+
+fn params(
+    domain: &TrustDomain,
+    role: &str,
+    path_length: BasicConstraints,
+    life: u64,
+    now: SystemTime,
+) -> anyhow::Result<CertificateParams> {
+    let serial = Serial::random()?;
+    let [_, a, b, c, d, ..] = *serial.as_bytes();
+    let mut params = CertificateParams::default();
+    let now = since_epoch(now);
+    set_validity(&mut params, now.saturating_sub(BACKDATED), now.saturating_add(life));
+    params.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, domain.as_str());
+    // Names differ, so that verifiers do not try the keys of others (hazard M15).
+    params.distinguished_name.push(DnType::CommonName, format!("mesh {role} {a:02x}{b:02x}{c:02x}{d:02x}"));
+    // X509-SVID, 3.1: a signing certificate may have the ID of its trust domain, which has no path.
+    params.subject_alt_names = vec![SanType::URI(format!("spiffe://{domain}").try_into()?)];
+    params.is_ca = IsCa::Ca(path_length);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}

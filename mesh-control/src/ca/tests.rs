@@ -1,0 +1,314 @@
+//! Where keys are kept, and authorities of somebody else (hazard rows C10 to C12, M14).
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::time::{Duration, UNIX_EPOCH};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+
+use super::*;
+
+const NOW: u64 = 1_795_824_000;
+
+fn at(seconds: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+fn web() -> SpiffeId {
+    "spiffe://cluster.local/ns/shop/sa/web".parse().expect("an ID")
+}
+
+fn open(dir: &Path, now: u64) -> anyhow::Result<CertificateAuthority> {
+    CertificateAuthority::in_directory(dir, TrustDomain::default(), at(now))
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).expect("there").mode() & 0o777
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("ours");
+}
+
+fn why<T: fmt::Debug>(result: anyhow::Result<T>) -> String {
+    format!("{:#}", result.expect_err("it is refused"))
+}
+
+/// An intermediate that a later one replaces has to differ from it.
+fn signs_with(authority: &CertificateAuthority, now: u64) -> String {
+    let (_, issued) = authority.issue_with_key(&web(), 0, at(now)).expect("issued");
+    issued.chain[1].clone()
+}
+
+#[test]
+fn an_authority_in_a_directory_is_the_same_after_a_restart() {
+    let state = tempfile::tempdir().expect("a directory");
+    let dir = state.path().join("ca");
+    let before = open(&dir, NOW).expect("made");
+    assert_eq!((mode(&dir), mode(&dir.join(ROOT)), mode(&dir.join(INTERMEDIATE))), (0o700, 0o600, 0o600));
+    let after = open(&dir, NOW).expect("read");
+    assert_eq!(before.roots_pem(), after.roots_pem());
+    assert_eq!(signs_with(&before, NOW), signs_with(&after, NOW));
+    let other = CertificateAuthority::in_directory(&dir, "other.example".parse().expect("a domain"), at(NOW));
+    assert!(why(other).contains("trust domain"), "it is of cluster.local");
+}
+
+#[test]
+fn an_intermediate_is_replaced_after_two_thirds_of_its_life_or_when_it_has_ended() {
+    let state = tempfile::tempdir().expect("a directory");
+    let dir = state.path().join("ca");
+    let authority = open(&dir, NOW).expect("made");
+    let first = signs_with(&authority, NOW);
+    let day = 24 * 3600;
+    assert_eq!(signs_with(&authority, NOW + 19 * day), first);
+    let second = signs_with(&authority, NOW + 20 * day);
+    assert_ne!(second, first);
+    assert_eq!(signs_with(&open(&dir, NOW + 20 * day).expect("read"), NOW + 20 * day), second, "it was written down");
+    let roots = authority.roots_pem();
+    // The server was off for a year.
+    let authority = open(&dir, NOW + 400 * day).expect("read");
+    assert_eq!(authority.roots_pem(), roots);
+    assert_ne!(signs_with(&authority, NOW + 400 * day), second);
+    assert!(why(open(&dir, NOW + 3651 * day)).contains("expired"), "the root has ended");
+}
+
+#[test]
+fn c10_no_private_key_is_in_debug_output_or_errors() {
+    let state = tempfile::tempdir().expect("a directory");
+    let dir = state.path().join("ca");
+    let authority = open(&dir, NOW).expect("made");
+    let text = fs::read_to_string(dir.join(INTERMEDIATE)).expect("there");
+    let secret: Vec<&str> = text.lines().skip(1).take(2).collect();
+    let signer = Signer::from_pem(text.as_bytes()).expect("read");
+    let mut shown = format!("{authority:?} {authority:#?} {signer:?} {:?}", authority.current.load());
+    for (from, to) in [("MI", "XX"), ("-----END PRIVATE", "-----END"), ("\n", ""), ("CERTIFICATE", "NOTHING")] {
+        let broken = text.replacen(from, to, 2);
+        let error = Signer::from_pem(broken.as_bytes()).map(drop);
+        shown.push_str(&format!("{error:?}"));
+        fs::write(dir.join(INTERMEDIATE), broken).expect("written");
+        shown.push_str(&format!("{:?}", open(&dir, NOW).map(drop)));
+    }
+    for line in secret {
+        assert!(line.len() > 20 && !shown.contains(&line[4..20]), "{shown}");
+    }
+    assert!(!shown.contains("PRIVATE KEY-----"), "{shown}");
+}
+
+#[test]
+fn c11_what_others_can_get_at_is_refused_and_the_message_says_what_to_do() {
+    let state = tempfile::tempdir().expect("a directory");
+    let dir = state.path().join("ca");
+    open(&dir, NOW).expect("made");
+    let root = dir.join(ROOT);
+    for wrong in [0o644, 0o640, 0o660, 0o604] {
+        set_mode(&root, wrong);
+        let why = why(open(&dir, NOW));
+        assert!(why.contains("chmod 600") && why.contains("root.pem") && why.contains(&format!("{wrong:o}")), "{why}");
+    }
+    set_mode(&root, 0o600);
+    for wrong in [0o777, 0o755, 0o710] {
+        set_mode(&dir, wrong);
+        let why = why(open(&dir, NOW));
+        assert!(why.contains("chmod 700"), "{why}");
+    }
+    set_mode(&dir, 0o700);
+    let elsewhere = state.path().join("elsewhere.pem");
+    fs::rename(&root, &elsewhere).expect("moved");
+    symlink(&elsewhere, &root).expect("linked");
+    assert!(why(open(&dir, NOW)).contains("is a link"));
+    fs::remove_file(&root).expect("removed");
+    fs::rename(&elsewhere, &root).expect("moved");
+    let link = state.path().join("link");
+    symlink(&dir, &link).expect("linked");
+    assert!(why(open(&link, NOW)).contains("link"));
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(&root, Some(1), None).expect("root may");
+        assert!(why(open(&dir, NOW)).contains("chown 0"));
+        std::os::unix::fs::chown(&root, Some(0), None).expect("root may");
+    }
+    open(&dir, NOW).expect("as it was");
+}
+
+#[test]
+fn c12_there_is_the_old_file_or_the_new_one_whatever_happens() {
+    let state = tempfile::tempdir().expect("a directory");
+    let dir = state.path().join("ca");
+    let authority = open(&dir, NOW).expect("made");
+    // A process that died between any two steps leaves a file with another name, or none.
+    for torn in ["", "-----BEGIN PRIVATE KEY-----\nMIG", "nonsense"] {
+        fs::write(dir.join("root.pem.0123456789abcdef.new"), torn).expect("written");
+        fs::write(dir.join("intermediate.pem.0123456789abcdef.new"), torn).expect("written");
+        assert_eq!(open(&dir, NOW).expect("read").roots_pem(), authority.roots_pem());
+    }
+    let count = || fs::read_dir(&dir).expect("readable").count();
+    let before = count();
+    let path = dir.join("held");
+    files::write(&path, b"old", Present::Keep).expect("written");
+    let kept = files::write(&path, b"new", Present::Keep).expect_err("it is there");
+    assert_eq!(kept.kind(), io::ErrorKind::AlreadyExists);
+    assert_eq!(fs::read(&path).expect("there"), b"old");
+    files::write(&path, b"new", Present::Replace).expect("written");
+    assert_eq!((fs::read(&path).expect("there"), mode(&path)), (b"new".to_vec(), 0o600));
+    fs::create_dir(dir.join("taken")).expect("made");
+    assert!(files::write(&dir.join("taken"), b"new", Present::Replace).is_err());
+    assert_eq!(count(), before + 2, "nothing stays behind");
+    // A half file is no reason to make another root.
+    fs::write(dir.join(ROOT), "-----BEGIN PRIVATE KEY-----").expect("written");
+    assert!(why(open(&dir, NOW)).contains("root.pem"));
+}
+
+#[test]
+fn c12_of_many_that_begin_at_once_one_makes_the_root() {
+    let state = tempfile::tempdir().expect("a directory");
+    let dir = state.path().join("ca");
+    let roots: Vec<String> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| open(&dir, NOW).expect("made").roots_pem())).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    assert!(roots.iter().all(|root| *root == roots[0]));
+}
+
+/// A certificate that signs, and its key.
+struct Ca {
+    params: CertificateParams,
+    key: KeyPair,
+    pem: String,
+}
+
+fn ca_params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+fn self_signed(params: CertificateParams) -> Ca {
+    let key = KeyPair::generate().expect("a key");
+    let pem = params.self_signed(&key).expect("signed").pem();
+    Ca { params, key, pem }
+}
+
+impl Ca {
+    fn sign(&self, params: CertificateParams) -> Ca {
+        let key = KeyPair::generate().expect("a key");
+        let issuer = Issuer::from_params(&self.params, &self.key);
+        let pem = params.signed_by(&key, &issuer).expect("signed").pem();
+        Ca { params, key, pem }
+    }
+}
+
+/// Istio's files.
+fn plug(dir: &Path, cert: &str, key: &KeyPair, chain: &str, root: &str) {
+    fs::write(dir.join("ca-cert.pem"), cert).expect("written");
+    fs::write(dir.join("ca-key.pem"), key.serialize_pem()).expect("written");
+    fs::write(dir.join("cert-chain.pem"), chain).expect("written");
+    fs::write(dir.join("root-cert.pem"), root).expect("written");
+    set_mode(&dir.join("ca-key.pem"), 0o600);
+}
+
+fn plugged(dir: &Path) -> anyhow::Result<CertificateAuthority> {
+    CertificateAuthority::plugged_in(dir, TrustDomain::default(), at(NOW))
+}
+
+#[test]
+fn a_plugged_in_authority_signs_whatever_form_its_chain_has() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = self_signed(ca_params("root"));
+    let above = root.sign(ca_params("above"));
+    let own = above.sign(ca_params("own"));
+    let all = [&own.pem, &above.pem, &root.pem];
+    for chain in [all[1].clone(), format!("{}{}", all[0], all[1]), all.map(String::as_str).concat()] {
+        plug(dir.path(), &own.pem, &own.key, &chain, &root.pem);
+        let authority = plugged(dir.path()).expect("usable");
+        let (_, issued) = authority.issue_with_key(&web(), 0, at(NOW)).expect("issued");
+        assert_eq!(issued.chain.len(), 4);
+        assert!(issued.chain[1..].iter().zip(all).all(|(issued, known)| *issued == known.replace('\r', "")));
+        let chain: Vec<_> =
+            issued.chain.iter().take(3).map(|pem| ::pem::parse(pem).expect("PEM").into_contents()).collect();
+        let chain: Vec<_> = chain.iter().map(|der| CertificateDer::from(&der[..])).collect();
+        authority.verify(&chain, at(NOW)).expect("it is of this authority");
+    }
+    // Istio allows the root itself to sign, and a chain that is empty.
+    plug(dir.path(), &root.pem, &root.key, "", &root.pem);
+    let (_, issued) = plugged(dir.path()).expect("usable").issue_with_key(&web(), 0, at(NOW)).expect("issued");
+    assert_eq!(issued.chain.len(), 2);
+    // Several roots: all of them are handed out, together.
+    let next = self_signed(ca_params("next root"));
+    plug(dir.path(), &own.pem, &own.key, &above.pem, &format!("{}{}", root.pem, next.pem));
+    let (_, issued) = plugged(dir.path()).expect("usable").issue_with_key(&web(), 0, at(NOW)).expect("issued");
+    assert_eq!(issued.chain.last().map(|last| last.matches("BEGIN CERTIFICATE").count()), Some(2));
+}
+
+#[test]
+fn a_plugged_in_authority_whose_certificates_nobody_would_accept_is_refused_with_the_reason() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (root, other) = (self_signed(ca_params("root")), self_signed(ca_params("other")));
+    let refused = |own: &Ca, key: &KeyPair, chain: &str, root: &str| {
+        plug(dir.path(), &own.pem, key, chain, root);
+        why(plugged(dir.path()))
+    };
+    let with = |change: &dyn Fn(&mut CertificateParams)| {
+        let mut params = ca_params("own");
+        change(&mut params);
+        root.sign(params)
+    };
+    let own = with(&|_| {});
+    assert!(refused(&own, &other.key, "", &root.pem).contains("private key is not that of"));
+    assert!(refused(&own, &own.key, "", &other.pem).contains("does not lead to a root"));
+    assert!(refused(&own, &own.key, "", "").contains("no certificate"));
+    let below = own.sign(ca_params("below"));
+    assert!(refused(&below, &below.key, "", &root.pem).contains("is the chain complete?"));
+    let leaf = with(&|params| params.is_ca = IsCa::ExplicitNoCa);
+    assert!(refused(&leaf, &leaf.key, "", &root.pem).contains("CA:TRUE"));
+    let no_usage = with(&|params| params.key_usages = vec![KeyUsagePurpose::DigitalSignature]);
+    assert!(refused(&no_usage, &no_usage.key, "", &root.pem).contains("key usage"));
+    let ended = with(&|params| params.not_after = rcgen::date_time_ymd(2026, 11, 27));
+    assert!(refused(&ended, &ended.key, "", &root.pem).contains("expired"));
+    let future = with(&|params| params.not_before = rcgen::date_time_ymd(2026, 12, 24));
+    assert!(refused(&future, &future.key, "", &root.pem).contains("not valid yet"));
+    let narrow = with(&|params| params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0)));
+    let below = narrow.sign(ca_params("below"));
+    assert!(refused(&below, &below.key, &narrow.pem, &root.pem).contains("path length"));
+    let foreign = with(&|params| {
+        params.subject_alt_names = vec![SanType::URI("spiffe://other.example".try_into().expect("ASCII"))];
+    });
+    assert!(refused(&foreign, &foreign.key, "", &root.pem).contains("trust domain"));
+    plug(dir.path(), &own.pem, &own.key, "", &root.pem);
+    plugged(dir.path()).expect("the rest of it is right");
+    for file in ["ca-cert.pem", "ca-key.pem", "cert-chain.pem", "root-cert.pem"] {
+        plug(dir.path(), &own.pem, &own.key, "", &root.pem);
+        fs::remove_file(dir.path().join(file)).expect("removed");
+        assert!(why(plugged(dir.path())).contains(file), "{file}");
+    }
+}
+
+#[test]
+fn c11_the_key_of_a_plugged_in_authority_is_held_to_the_same_rules() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = self_signed(ca_params("root"));
+    plug(dir.path(), &root.pem, &root.key, "", &root.pem);
+    set_mode(&dir.path().join("ca-key.pem"), 0o644);
+    let why = why(plugged(dir.path()));
+    assert!(why.contains("chmod 600") && why.contains("ca-key.pem"), "{why}");
+}
+
+#[test]
+fn m14_name_constraints_on_uris_are_refused_at_load_with_the_reason() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = self_signed(ca_params("root"));
+    // permittedSubtrees { uniformResourceIdentifier "cluster.local" }
+    let name = b"cluster.local";
+    let subtree = authority::tests::tlv(0x30, &[&authority::tests::tlv(0x86, &[name])]);
+    let constraints = authority::tests::tlv(0x30, &[&authority::tests::tlv(0xa0, &[&subtree])]);
+    let mut params = ca_params("own");
+    let mut extension = CustomExtension::from_oid_content(&[2, 5, 29, 30], constraints);
+    extension.set_criticality(true);
+    params.custom_extensions = vec![extension];
+    let own = root.sign(params);
+    plug(dir.path(), &own.pem, &own.key, "", &root.pem);
+    let why = why(plugged(dir.path()));
+    assert!(why.contains("name constraints on URIs"), "{why}");
+}

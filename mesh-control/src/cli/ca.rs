@@ -1,0 +1,106 @@
+//! `mesh-control ca`: certificates for programs that do not ask for their own.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use clap::Subcommand;
+use mesh_core::identity::{SpiffeId, TrustDomain};
+
+use crate::ca::CertificateAuthority;
+
+/// Works with the mesh's certificate authority.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Command {
+    Issue(Issue),
+}
+
+/// Writes a new key (key.pem), its certificate chain (cert-chain.pem) and the roots (root-cert.pem) into a directory, for
+/// programs that do not ask for certificates themselves.
+#[derive(Clone, Debug, clap::Args)]
+struct Issue {
+    /// Whom the certificate is for: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT.
+    #[arg(long, value_name = "ID")]
+    identity: SpiffeId,
+    /// Where to write; the directory is made if need be.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// How long the certificate holds: 24 hours unless set, 7 days at most.
+    #[arg(long, value_name = "SECONDS", value_parser = super::serve::seconds)]
+    ttl: Option<Duration>,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Where the authority is.
+#[derive(Clone, Debug, clap::Args)]
+#[group(required = true, multiple = true, id = "authority")]
+pub(super) struct Place {
+    /// The --state-dir of the server, which keeps an authority of its own there.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// The directory of a plugged-in authority, in Istio's layout.
+    #[arg(long, value_name = "DIR")]
+    ca_dir: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let Command::Issue(args) = &args.command;
+    let domain: TrustDomain = args.identity.trust_domain().parse()?;
+    let authority = open(args.place.ca_dir.as_deref(), args.place.state_dir.as_deref(), &domain)?;
+    let ttl = i64::try_from(args.ttl.unwrap_or_default().as_secs())?;
+    let (key, issued) = authority.issue_with_key(&args.identity, ttl, SystemTime::now())?;
+    let dir = &args.out;
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let (roots, chain) = issued.chain.split_last().context("the chain is empty")?;
+    write(&dir.join("key.pem"), key.as_bytes(), 0o600)?;
+    write(&dir.join("cert-chain.pem"), chain.concat().as_bytes(), 0o644)?;
+    write(&dir.join("root-cert.pem"), roots.as_bytes(), 0o644)?;
+    let serial = &issued.serial;
+    super::say(&format!(
+        "{} holds for {} s, serial {serial}: {}\n",
+        args.identity,
+        issued.ttl.as_secs(),
+        dir.display()
+    ))?;
+    Ok(())
+}
+
+/// The authority: the plugged-in one, or that of a state directory, or one that ends with the process.
+pub(super) fn open(
+    ca_dir: Option<&Path>,
+    state_dir: Option<&Path>,
+    domain: &TrustDomain,
+) -> anyhow::Result<CertificateAuthority> {
+    // A core dump has the keys in it.
+    #[cfg(target_os = "linux")]
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    let now = SystemTime::now();
+    match ca_dir {
+        Some(dir) => CertificateAuthority::plugged_in(dir, domain.clone(), now),
+        None => CertificateAuthority::own(state_dir, domain.clone(), now),
+    }
+}
+
+/// Replaces a file. It has its mode before there is anything in it, whatever stood there.
+fn write(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
+    let context = || format!("cannot write {}", path.display());
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(context),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new).with_context(context)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&new, path)).with_context(context)
+}

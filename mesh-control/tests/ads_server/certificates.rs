@@ -1,0 +1,297 @@
+//! The certificate service over real connections: who gets which certificate, and who gets none.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use envoy_types::pb::google::protobuf::{Struct, Value, value};
+use hyper_util::rt::TokioIo;
+use mesh_control::ca::CertificateAuthority;
+use mesh_control::embedded::{Config, Embedded};
+use mesh_control::serve::{Certificates, TlsFiles};
+use mesh_core::identity::SpiffeId;
+use mesh_core::xds::istio_ca::{CREATE_CERTIFICATE, IstioCertificateRequest, IstioCertificateResponse};
+use rcgen::{CertificateParams, KeyPair, SanType};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use crate::secured::Authority;
+use crate::support::{Delta, Fixture, ServiceFn, Shelf, node, settled, until};
+
+pub(crate) const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
+
+/// A request for a new key, of somebody with these names.
+pub(crate) fn request(names: &[(&str, &str)]) -> IstioCertificateRequest {
+    let csr = CertificateParams::default().serialize_request(&KeyPair::generate().unwrap()).unwrap();
+    let value = |text: &str| Value { kind: Some(value::Kind::StringValue(text.to_owned())) };
+    let fields = names.iter().map(|(key, name)| ((*key).to_owned(), value(name))).collect();
+    IstioCertificateRequest { csr: csr.pem().unwrap(), validity_duration: 0, metadata: Some(Struct { fields }) }
+}
+
+pub(crate) const NAMES: [(&str, &str); 2] = [("NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "web")];
+
+/// Asks for a certificate.
+pub(crate) async fn create(
+    channel: Channel,
+    request: IstioCertificateRequest,
+    token: Option<&str>,
+) -> Result<Vec<String>, Status> {
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let mut request = Request::new(request);
+    if let Some(token) = token {
+        request.metadata_mut().insert("authorization", token.parse().unwrap());
+    }
+    let codec = tonic_prost::ProstCodec::<IstioCertificateRequest, IstioCertificateResponse>::default();
+    let path = http::uri::PathAndQuery::from_static(CREATE_CERTIFICATE);
+    Ok(grpc.unary(request, path, codec).await?.into_inner().cert_chain)
+}
+
+/// Whom a certificate is for.
+pub(crate) fn owner(pem: &str) -> String {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+    let (_, certificate) = X509Certificate::from_der(&der).unwrap();
+    let names = certificate.subject_alternative_name().unwrap().unwrap();
+    match names.value.general_names[..] {
+        [GeneralName::URI(uri)] => uri.to_owned(),
+        ref other => panic!("{other:?}"),
+    }
+}
+
+pub(crate) async fn plain(address: SocketAddr) -> Channel {
+    Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
+}
+
+fn mesh_authority() -> Arc<CertificateAuthority> {
+    Arc::new(CertificateAuthority::in_memory("cluster.local".parse().unwrap(), SystemTime::now()).unwrap())
+}
+
+/// A channel over TLS to a server whose certificate is of `trusted`, with this certificate.
+pub(crate) async fn secured(
+    address: SocketAddr,
+    trusted: &[CertificateDer<'static>],
+    own: Option<(&str, &[String])>,
+) -> Result<Channel, tonic::transport::Error> {
+    let mut roots = RootCertStore::empty();
+    trusted.iter().for_each(|root| roots.add(root.clone()).unwrap());
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(roots);
+    let mut config = match own {
+        Some((key, chain)) => {
+            let chain = chain.iter().map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).collect();
+            config.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
+        }
+        None => config.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let connector = TlsConnector::from(Arc::new(config));
+    let connect = ServiceFn(move || {
+        let connector = connector.clone();
+        async move {
+            let stream = tokio::net::TcpStream::connect(address).await?;
+            connector.connect(ServerName::try_from("control").unwrap(), stream).await.map(TokioIo::new)
+        }
+    });
+    Channel::from_static("http://control").connect_with_connector(connect).await
+}
+
+/// The files of a secured listener of another authority than the mesh's, which is the usual thing.
+fn files(dir: &Path, authority: &Authority) -> TlsFiles {
+    let (cert, key, _) = authority.issue(SanType::DnsName("control".try_into().unwrap()));
+    std::fs::write(dir.join("cert.pem"), cert).unwrap();
+    std::fs::write(dir.join("key.pem"), key.serialize_pem()).unwrap();
+    std::fs::write(dir.join("ca.pem"), authority.0.pem()).unwrap();
+    TlsFiles::new(dir.join("cert.pem"), dir.join("key.pem"))
+}
+
+/// A server with an authority and a secured listener.
+struct Served {
+    fixture: Fixture,
+    mesh: Arc<CertificateAuthority>,
+    operator: Authority,
+    address: SocketAddr,
+    _dir: tempfile::TempDir,
+}
+
+impl Served {
+    async fn start(dev: bool, client_ca: bool) -> Served {
+        let (mesh, operator, dir) = (mesh_authority(), Authority::new(), tempfile::tempdir().unwrap());
+        let options = settled().certificates(Certificates::new(mesh.clone()).dev(dev));
+        let fixture = Fixture::start(Shelf::default(), options).await;
+        let files = files(dir.path(), &operator).client_ca(client_ca.then(|| dir.path().join("ca.pem")));
+        let address = fixture.server.listen_tls(([127, 0, 0, 1], 0).into(), &files).await.unwrap();
+        Served { fixture, mesh, operator, address, _dir: dir }
+    }
+
+    async fn secured(&self, own: Option<(&str, &[String])>) -> Channel {
+        secured(self.address, &[self.operator.0.der().clone()], own).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn in_development_mode_a_workload_on_this_machine_gets_the_identity_that_it_names() {
+    let mesh = Embedded::start(Config::yaml(""), mesh_control::embedded::Options::default().dev()).await.unwrap();
+    let socket = plain(mesh.xds_addr()).await;
+    let chain = create(socket.clone(), request(&NAMES), None).await.unwrap();
+    assert_eq!((owner(&chain[0]), chain.len()), (WEB.to_owned(), 3));
+    assert_eq!(chain[2], mesh.authority().unwrap().roots_pem(), "the root is last");
+    let chain = create(socket.clone(), request(&[]), None).await.unwrap();
+    assert_eq!(owner(&chain[0]), "spiffe://cluster.local/ns/default/sa/default");
+    // Inside the process, too.
+    let server = mesh.server().clone();
+    let connect = ServiceFn(move || {
+        let server = server.clone();
+        async move { server.connect().await.map(TokioIo::new) }
+    });
+    let memory = Endpoint::from_static("http://embedded").connect_with_connector(connect).await.unwrap();
+    assert_eq!(owner(&create(memory, request(&NAMES), None).await.unwrap()[0]), WEB);
+
+    let refused = async |names: &[(&str, &str)], token: Option<&str>| {
+        create(socket.clone(), request(names), token).await.unwrap_err().code()
+    };
+    assert_eq!(refused(&[("NAMESPACE", "../admin")], None).await, Code::Unauthenticated);
+    assert_eq!(refused(&[("ImpersonatedIdentity", WEB)], None).await, Code::PermissionDenied, "hazard C15");
+    assert_eq!(refused(&[("NAMESPACE", "")], None).await, Code::InvalidArgument);
+    for token in ["Bearer nonsense", "Bearer ", "Basic dXNlcjpwYXNz", "nonsense"] {
+        assert_eq!(refused(&NAMES, Some(token)).await, Code::Unauthenticated, "{token}");
+    }
+}
+
+#[tokio::test]
+async fn an_embedded_mesh_has_the_trust_domain_that_it_was_given_and_gives_identities_away_on_loopback_alone() {
+    use mesh_control::embedded::{Options, PlaneOptions};
+    let state = tempfile::tempdir().unwrap();
+    let config = tempfile::tempdir().unwrap();
+    let plane = PlaneOptions::default().trust_domain("example.org".parse().unwrap()).state_dir(state.path());
+    let start = || Embedded::start(Config::dir(config.path()), Options::default().plane(plane.clone()).dev());
+    let mesh = start().await.unwrap();
+    let chain = create(plain(mesh.xds_addr()).await, request(&NAMES), None).await.unwrap();
+    assert_eq!(owner(&chain[0]), "spiffe://example.org/ns/shop/sa/web");
+    drop(mesh);
+    let roots = start().await.unwrap().authority().unwrap().roots_pem();
+    assert_eq!(roots, chain[2], "it is kept in the state directory");
+
+    let open = Options::default().dev().xds_addr(([0, 0, 0, 0], 0).into());
+    let refused = Embedded::start(Config::yaml(""), open).await.unwrap_err();
+    assert!(refused.to_string().contains("loopback"), "{refused}");
+    let none = Embedded::start(Config::yaml(""), Options::default()).await.unwrap();
+    let refused = create(plain(none.xds_addr()).await, request(&NAMES), None).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented, "there is no authority");
+}
+
+#[tokio::test]
+async fn without_development_mode_nobody_gets_a_certificate_without_proof() {
+    let served = Served::start(false, false).await;
+    let plain = plain(served.fixture.address).await;
+    for channel in [plain, served.secured(None).await] {
+        let refused = create(channel, request(&NAMES), None).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated);
+        assert!(refused.message().contains("token"), "it says what to do: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn c1_a_live_certificate_renews_its_own_identity_and_no_other() {
+    let served = Served::start(false, false).await;
+    let web: SpiffeId = WEB.parse().unwrap();
+    let (key, issued) = served.mesh.issue_with_key(&web, 600, SystemTime::now()).unwrap();
+    let channel = served.secured(Some((&key, &issued.chain[..2]))).await;
+    for names in [&NAMES[..], &[]] {
+        assert_eq!(owner(&create(channel.clone(), request(names), None).await.unwrap()[0]), WEB);
+    }
+    for names in
+        [[("NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "admin")], [("NAMESPACE", "pay"), ("SERVICE_ACCOUNT", "web")]]
+    {
+        let refused = create(channel.clone(), request(&names), None).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{names:?}");
+    }
+    // The CSR asks for another name.
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI("spiffe://cluster.local/ns/shop/sa/admin".try_into().unwrap())];
+    let csr = params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap();
+    let named = IstioCertificateRequest { csr, ..request(&[]) };
+    assert_eq!(owner(&create(channel, named, None).await.unwrap()[0]), WEB);
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_authority_renews_nothing_even_where_clients_may_have_it() {
+    let served = Served::start(true, true).await;
+    let (cert, key, _) = served.operator.issue(SanType::URI(WEB.try_into().unwrap()));
+    let channel = served.secured(Some((&key.serialize_pem(), &[cert]))).await;
+    let refused = create(channel.clone(), request(&NAMES), None).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
+    // A node may be who the operator's authority says.
+    let mut client = Delta::open(channel, node("mesh-core")).await.unwrap();
+    client.send(mesh_control::catalog::Kind::Cluster, &["a"], &[]).await;
+    until("it is connected", || !served.fixture.report().clients.is_empty()).await;
+}
+
+#[tokio::test]
+async fn with_a_client_ca_those_without_a_certificate_get_to_the_certificate_service_and_no_further() {
+    use envoy_types::pb::envoy::service::status::v3::ClientStatusRequest;
+    use envoy_types::pb::envoy::service::status::v3::client_status_discovery_service_client::ClientStatusDiscoveryServiceClient;
+    let served = Served::start(false, true).await;
+    let channel = served.secured(None).await;
+    let refused = create(channel.clone(), request(&NAMES), None).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated, "it takes a token, or a certificate");
+    let mut client = Delta::open(channel.clone(), node("mesh-core")).await.unwrap();
+    client.send(mesh_control::catalog::Kind::Cluster, &["a"], &[]).await;
+    assert_eq!(client.responses.message().await.unwrap_err().code(), Code::PermissionDenied);
+    let mut status = ClientStatusDiscoveryServiceClient::new(channel);
+    let refused = status.fetch_client_status(ClientStatusRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    // A certificate of the mesh is as good as one of the operator's authority.
+    let (key, issued) = served.mesh.issue_with_key(&WEB.parse().unwrap(), 0, SystemTime::now()).unwrap();
+    let channel = served.secured(Some((&key, &issued.chain[..2]))).await;
+    let mut status = ClientStatusDiscoveryServiceClient::new(channel);
+    status.fetch_client_status(ClientStatusRequest::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_signed_is_the_requesters_fault_and_says_so() {
+    let served = Served::start(true, false).await;
+    let channel = plain(served.fixture.address).await;
+    let refused = async |change: &dyn Fn(&mut IstioCertificateRequest)| {
+        let mut request = request(&NAMES);
+        change(&mut request);
+        create(channel.clone(), request, None).await.unwrap_err()
+    };
+    for (change, why) in [
+        (
+            &(|request: &mut IstioCertificateRequest| request.csr.clear()) as &dyn Fn(&mut IstioCertificateRequest),
+            "PEM",
+        ),
+        (&|request| request.csr = format!("{0}{0}", request.csr), "one block"),
+        (&|request| request.csr = "A".repeat(20_000), "larger than"),
+        (&|request| request.validity_duration = -1, "-1 s"),
+        (&|request| request.validity_duration = 10 * 365 * 24 * 3600, "at most"),
+    ] {
+        let refused = refused(change).await;
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        assert!(refused.message().contains(why), "{refused}");
+    }
+    // c4: a megabyte is not even read.
+    assert_eq!(refused(&|request| request.csr = "A".repeat(1 << 20)).await.code(), Code::OutOfRange);
+}
+
+#[tokio::test]
+async fn c14_an_identity_that_asks_too_often_is_throttled_and_others_are_served() {
+    let served = Served::start(true, false).await;
+    let channel = plain(served.fixture.address).await;
+    let request = request(&NAMES);
+    let all = (0..1_000).map(|_| create(channel.clone(), request.clone(), None));
+    let all = futures_util::future::join_all(all).await;
+    let issued = all.iter().filter(|answer| answer.is_ok()).count();
+    assert!((200..1_000).contains(&issued), "{issued}");
+    let throttled = all.iter().filter_map(|answer| answer.as_ref().err());
+    assert!(throttled.clone().all(|status| status.code() == Code::ResourceExhausted) && throttled.count() > 0);
+    create(channel, self::request(&[("SERVICE_ACCOUNT", "other")]), None).await.unwrap();
+}

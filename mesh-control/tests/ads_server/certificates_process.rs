@@ -1,0 +1,181 @@
+//! The command and its certificate authority, as people run them.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tonic::Code;
+
+use crate::certificates::{NAMES, WEB, create, owner, plain, request};
+use crate::process::{output, text};
+
+/// A server whose log can be read.
+struct Logged {
+    child: Child,
+    xds: SocketAddr,
+}
+
+impl Logged {
+    fn start(config: &Path, more: &[&str]) -> Logged {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
+        command.args(["serve", "--config", config.to_str().unwrap(), "--log-format", "json"]);
+        command.args(["--xds-addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0"]).args(more);
+        let mut child = command.env("RUST_LOG", "info").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let xds = line.trim().strip_prefix("xds listening on ").unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
+        Logged { child, xds }
+    }
+
+    /// Ends it, and reads what it logged.
+    fn log(mut self) -> String {
+        self.child.kill().unwrap();
+        let out = std::io::read_to_string(self.child.stderr.take().unwrap()).unwrap();
+        self.child.wait().unwrap();
+        out
+    }
+}
+
+fn path(dir: &tempfile::TempDir, name: &str) -> String {
+    dir.path().join(name).to_str().unwrap().to_owned()
+}
+
+fn root_of(pem: &str) -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_dev_issues_says_so_loudly_and_notes_who_got_what_and_who_did_not() {
+    let (config, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let more = ["--dev", "--trust-domain", "example.org", "--state-dir", state.path().to_str().unwrap()];
+    let server = Logged::start(config.path(), &more);
+    let channel = plain(server.xds).await;
+    let chain = create(channel.clone(), request(&NAMES), None).await.unwrap();
+    assert_eq!(owner(&chain[0]), "spiffe://example.org/ns/shop/sa/web");
+    let denied = create(channel, request(&NAMES), Some("Bearer no-such-token")).await.unwrap_err();
+    assert_eq!(denied.code(), Code::Unauthenticated);
+    let log = server.log();
+    assert!(log.contains("DEVELOPMENT MODE"), "{log}");
+    let audit: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .filter(|line| line["target"] == "mesh_control::audit")
+        .collect();
+    let [issued, denied] = &audit[..] else { panic!("{log}") };
+    let fields = &issued["fields"];
+    assert_eq!(fields["message"], "certificate issued");
+    assert_eq!((&fields["identity"], &fields["method"]), (&owner(&chain[0]).into(), &"development".into()));
+    assert_eq!((&fields["peer"], fields["ttl"].as_u64()), (&"127.0.0.1".into(), Some(24 * 3600)));
+    assert_eq!(fields["serial"].as_str().map(str::len), Some(32));
+    assert_eq!((&denied["level"], &denied["fields"]["message"]), (&"WARN".into(), &"certificate denied".into()));
+    assert!(!log.contains("no-such-token") && !log.contains("PRIVATE KEY"), "c10: {log}");
+    for file in ["ca/root.pem", "ca/intermediate.pem"] {
+        let text = fs::read_to_string(state.path().join(file)).unwrap();
+        let secret = text.lines().nth(1).unwrap();
+        assert!(!log.contains(&secret[8..40]), "c10: {log}");
+    }
+}
+
+#[test]
+fn serve_dev_listens_on_loopback_alone() {
+    let config = tempfile::tempdir().unwrap();
+    let config = config.path().to_str().unwrap();
+    for (option, more) in [
+        ("--xds-addr", &["--xds-addr", "0.0.0.0:0"][..]),
+        ("--status-addr", &["--status-addr", "0.0.0.0:0"]),
+        ("--secure-addr", &["--secure-addr", "0.0.0.0:0", "--tls-cert", "c", "--tls-key", "k"]),
+        ("--insecure-allow-remote", &["--xds-addr", "0.0.0.0:0", "--insecure-allow-remote"]),
+    ] {
+        let out = output(&[&["serve", "--config", config, "--dev"], more].concat());
+        assert!(!out.status.success());
+        assert!(text(&out.stderr).contains(option), "{}", text(&out.stderr));
+    }
+}
+
+#[test]
+fn c11_serve_does_not_start_with_keys_that_others_can_read() {
+    let (config, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let state_dir = state.path().to_str().unwrap();
+    Logged::start(config.path(), &["--dev", "--state-dir", state_dir]).log();
+    let root = state.path().join("ca/root.pem");
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o644)).unwrap();
+    let out = output(&["serve", "--config", config.path().to_str().unwrap(), "--state-dir", state_dir]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("chmod 600"), "{}", text(&out.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ca_issue_writes_what_foreign_programs_need_and_the_server_vouches_for_it() {
+    let (config, state, out) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let state_dir = state.path().to_str().unwrap();
+    let issue =
+        |more: &[&str]| output(&[&["ca", "issue", "--identity", WEB, "--out", &path(&out, "web")], more].concat());
+    let made = issue(&["--state-dir", state_dir, "--ttl", "600"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let read = |name: &str| fs::read_to_string(out.path().join("web").join(name)).unwrap();
+    assert!(read("key.pem").contains("PRIVATE KEY") && !text(&made.stdout).contains("PRIVATE KEY"));
+    let mode = |name: &str| fs::metadata(out.path().join("web").join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode("key.pem"), 0o600);
+    assert_eq!((owner(&read("cert-chain.pem")), read("cert-chain.pem").matches("BEGIN").count()), (WEB.to_owned(), 2));
+    assert_eq!(read("root-cert.pem").matches("BEGIN CERTIFICATE").count(), 1);
+    // openssl believes it.
+    let verified = Command::new("openssl")
+        .args(["verify", "-CAfile", &path(&out, "web/root-cert.pem"), "-untrusted", &path(&out, "web/cert-chain.pem")])
+        .arg(path(&out, "web/cert-chain.pem"))
+        .output();
+    if let Ok(verified) = verified {
+        assert!(verified.status.success(), "{}", text(&verified.stderr));
+    }
+
+    // A server with the same state directory has the same authority.
+    let server = Logged::start(config.path(), &["--state-dir", state_dir, "--dev"]);
+    let chain = create(plain(server.xds).await, request(&NAMES), None).await.unwrap();
+    assert_eq!(root_of(chain.last().unwrap()), root_of(&read("root-cert.pem")));
+    drop(server.log());
+
+    let refused = issue(&[]);
+    assert_eq!(refused.status.code(), Some(2), "it has to be said which authority");
+    let refused = issue(&["--state-dir", state_dir, "--ttl", "99999999"]);
+    assert!(text(&refused.stderr).contains("at most"), "{}", text(&refused.stderr));
+    let other = "spiffe://other.example/ns/shop/sa/web";
+    let refused = output(&["ca", "issue", "--identity", other, "--out", &path(&out, "x"), "--state-dir", state_dir]);
+    assert!(text(&refused.stderr).contains("trust domain"), "{}", text(&refused.stderr));
+    let refused = output(&["ca", "issue", "--identity", "spiffe://td", "--out", "x", "--state-dir", state_dir]);
+    assert_eq!(refused.status.code(), Some(2));
+}
+
+#[test]
+fn serve_and_ca_issue_sign_with_a_plugged_in_authority() {
+    let (ca, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let authority = crate::secured::Authority::signing();
+    for (name, text) in [
+        ("ca-cert.pem", authority.0.pem()),
+        ("cert-chain.pem", String::new()),
+        ("root-cert.pem", authority.0.pem()),
+        ("ca-key.pem", authority.0.key().serialize_pem()),
+    ] {
+        fs::write(ca.path().join(name), text).unwrap();
+    }
+    let ca_dir = ca.path().to_str().unwrap();
+    let issue = || output(&["ca", "issue", "--identity", WEB, "--out", &path(&out, "web"), "--ca-dir", ca_dir]);
+    let refused = issue();
+    assert!(text(&refused.stderr).contains("chmod 600"), "{}", text(&refused.stderr));
+    fs::set_permissions(ca.path().join("ca-key.pem"), fs::Permissions::from_mode(0o600)).unwrap();
+    let made = issue();
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let roots = fs::read_to_string(out.path().join("web/root-cert.pem")).unwrap();
+    assert_eq!(root_of(&roots), *authority.0.der());
+
+    let config = tempfile::tempdir().unwrap();
+    Logged::start(config.path(), &["--ca-dir", ca_dir]).log();
+    fs::write(ca.path().join("root-cert.pem"), crate::secured::Authority::signing().0.pem()).unwrap();
+    let refused = output(&["serve", "--config", config.path().to_str().unwrap(), "--ca-dir", ca_dir]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("does not lead to a root"), "{}", text(&refused.stderr));
+}
