@@ -279,7 +279,7 @@ fn refused_hosts(object: &Refused) -> Vec<RefusedHost> {
     let namespace = &object.meta.namespace;
     let full = |host: &String| match object.meta.kind {
         ObjectKind::Service => Some(host::service_host(host, namespace)),
-        ObjectKind::ServiceEntry => Some(host.to_ascii_lowercase()),
+        ObjectKind::ServiceEntry => Some(host::plain(host)),
         _ => None,
     };
     let hosts = hosts.iter().filter_map(full).map(|host| RefusedHost {

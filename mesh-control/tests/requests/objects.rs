@@ -81,3 +81,48 @@ async fn a_rule_whose_delegate_is_none_answers_with_the_reason_and_does_not_fall
         assert_eq!(answer.status, 200, "{child}: {answer:?}");
     }
 }
+
+/// Names of DNS have no case, and the dot at their end may be written.
+#[tokio::test]
+async fn a_host_is_the_same_in_capitals_and_with_a_dot_at_its_end_wherever_it_is_written() {
+    let up = server("up").await;
+    let selected = format!(
+        "
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: reviews}}
+spec: {{selector: {{app: reviews}}, ports: [{{port: 80, name: http}}]}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: reviews, labels: {{app: reviews, v: v1}}}}
+spec: {{address: {}, ports: {{http: {}}}}}
+",
+        up.ip(),
+        up.port()
+    );
+    let entry = |host: &str| entry("default", host, "", up).replace("ports: {http", "labels: {v: v1}, ports: {http");
+    let full = "reviews.default.svc.cluster.local";
+    for (services, asked, written) in [
+        (selected.clone(), "reviews", "Reviews"),
+        (selected.clone(), "reviews", "reviews.default.svc.cluster.local."),
+        (selected.clone(), full, "Reviews.Default.svc.cluster.local."),
+        (entry("Web.Example.com"), "web.example.com", "WEB.example.com."),
+        (entry("web.example.com."), "web.example.com", "web.example.com"),
+        (entry("'*.Example.com.'"), "web.example.com", "Web.Example.Com."),
+    ] {
+        let rule = format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web}}\n\
+             spec: {{host: {written}, subsets: [{{name: v1, labels: {{v: v1}}}}]}}\n"
+        );
+        let routes = format!(
+            "  hosts: [{written}]\n  http: [{{name: mine, route: [{{destination: {{host: {written}, subset: v1}}}}]}}]"
+        );
+        let world = World::new(&format!("{services}{rule}{}", virtual_service("web", &routes))).await;
+        let answer = world.get(&format!("http://{asked}/")).await;
+        let answer = answer.unwrap_or_else(|error| panic!("{asked} {written}: {error}"));
+        assert!(answer.body.starts_with("up\n"), "{asked} {written}: {answer:?}");
+        assert_eq!(world.route(), "mine", "{asked} {written}");
+    }
+}
