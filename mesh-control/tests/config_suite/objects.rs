@@ -229,3 +229,19 @@ fn a_policy_for_an_object_of_another_namespace_is_refused_and_guards_all_of_its_
         }
     }
 }
+
+#[test]
+fn a_substitution_that_no_path_can_have_is_refused() {
+    for (rewrite, is_wrong) in [("/a#b", true), ("/a b", true), ("/a\\1#", true), ("/a?b=\\1", false), ("a-\\1", false)]
+    {
+        let rules = format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: web}}\nspec:\n  hosts: [web.example.com]\n  http:\n  \
+             - rewrite: {{uriRegexRewrite: {{match: '(x)', rewrite: '{rewrite}'}}}}\n    route: [{{destination: {{host: web.example.com}}}}]\n"
+        );
+        let found = said(&[&rules, &entry("default", "hosts: [web.example.com]")]);
+        let is_told = found
+            .iter()
+            .any(|line| line.contains("uriRegexRewrite.rewrite: ") && line.contains("is no part of a path"));
+        assert_eq!((is_told, found.is_empty()), (is_wrong, !is_wrong), "{rewrite}: {found:?}");
+    }
+}

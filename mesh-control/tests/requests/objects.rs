@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use mesh_core::error::ErrorKind;
+
 use crate::support::{World, rules, server, virtual_service};
 
 /// A ServiceEntry `web` in a namespace, for this host and endpoint.
@@ -124,5 +126,37 @@ spec: {{address: {}, ports: {{http: {}}}}}
         let answer = answer.unwrap_or_else(|error| panic!("{asked} {written}: {error}"));
         assert!(answer.body.starts_with("up\n"), "{asked} {written}: {answer:?}");
         assert_eq!(world.route(), "mine", "{asked} {written}");
+    }
+}
+
+#[tokio::test]
+async fn what_an_expression_makes_of_a_path_is_a_path_or_the_request_fails() {
+    let up = server("up").await;
+    let services = entry("default", "web.example.com", "", up);
+    for (pattern, substitution, path, expected) in [
+        ("^/items/([0-9]+)$", r"/items?id=\1", "/items/5", Ok("/items?id=5")),
+        // The request's own parameters are not lost.
+        ("^/items/([0-9]+)$", r"/items?id=\1", "/items/5?x=1", Ok("/items?id=5&x=1")),
+        ("^/old/(.*)$", r"/new/\1", "/old/a?x=1", Ok("/new/a?x=1")),
+        ("^/(.*)$", r"\1", "/*", Err("does not begin with /")),
+        ("^/(.*)$", r"\1", "/a", Err("does not begin with /")),
+        ("^/$", "@evil.example/", "/", Err("does not begin with /")),
+    ] {
+        let rule = format!(
+            "  - rewrite: {{uriRegexRewrite: {{match: '{pattern}', rewrite: '{substitution}'}}}}\n    \
+             route: [{{destination: {{host: web.example.com}}}}]\n"
+        );
+        let world = World::new(&format!("{services}{}", rules(&rule))).await;
+        let answer = world.get(&format!("http://web.example.com{path}")).await;
+        match (answer, expected) {
+            (Ok(answer), Ok(expected)) => {
+                assert!(answer.body.starts_with(&format!("up\nGET {expected}\n")), "{substitution} {path}: {answer:?}");
+            }
+            (Err(error), Err(reason)) => {
+                assert_eq!(error.kind(), ErrorKind::BadRequest, "{substitution} {path}: {error}");
+                assert!(error.to_string().contains(reason), "{substitution} {path}: {error}");
+            }
+            (answer, _) => panic!("{substitution} {path}: {answer:?}"),
+        }
     }
 }
