@@ -1,7 +1,11 @@
 //! What is said of single objects that mean something else than what they seem to.
 
 use mesh_control::analysis::validate;
+use mesh_control::catalog::{Catalog, Kind};
 use mesh_control::config::{Source, file};
+use mesh_control::plane::{Plane, PlaneOptions};
+
+use crate::support::client;
 
 /// What is said of these texts, one finding a line.
 fn said(texts: &[&str]) -> Vec<String> {
@@ -243,5 +247,46 @@ fn a_substitution_that_no_path_can_have_is_refused() {
             .iter()
             .any(|line| line.contains("uriRegexRewrite.rewrite: ") && line.contains("is no part of a path"));
         assert_eq!((is_told, found.is_empty()), (is_wrong, !is_wrong), "{rewrite}: {found:?}");
+    }
+}
+
+/// The group may add the label by which a policy selects its members.
+#[tokio::test]
+async fn a_member_of_a_wrong_group_does_not_serve_where_its_labels_tell_what_guards_it() {
+    let group = |spec: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {{name: till, namespace: shop}}\nspec: {spec}\n"
+        )
+    };
+    let policy = |namespace: &str, spec: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a, namespace: {namespace}}}\nspec: {spec}\n"
+        )
+    };
+    let selecting = "{selector: {matchLabels: {app: till}}}";
+    let (right, wrong) = ("{metadata: {labels: {app: other}}}", "{metadata: {labels: {app: 1}}}");
+    for (spec, policy, expected) in [
+        (right, policy("shop", selecting), None),
+        (
+            wrong,
+            policy("shop", selecting),
+            Some("nobody can tell what guards this workload: WorkloadGroup shop/till is wrong"),
+        ),
+        (wrong, policy("istio-system", selecting), Some("nobody can tell what guards this workload")),
+        (wrong, policy("elsewhere", selecting), None),
+        (wrong, String::new(), None),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a.yaml"), format!("{}---\n{policy}", group(spec))).unwrap();
+        let plane = Plane::start(PlaneOptions::default().config_dir(dir.path())).unwrap();
+        let mut member = client("shop");
+        member.group = Some("till".into());
+        let name = "xds.istio.io/grpc/lds/inbound/0.0.0.0:80";
+        let told = plane.snapshot().resource(&member, Kind::Listener, name).unwrap();
+        let told = String::from_utf8_lossy(&told.body).into_owned();
+        match expected {
+            Some(reason) => assert!(told.contains(reason), "{spec} {policy}: {told}"),
+            None => assert!(!told.contains("guards"), "{spec} {policy}: {told}"),
+        }
     }
 }

@@ -221,7 +221,8 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         ObjectKind::PeerAuthentication | ObjectKind::RequestAuthentication | ObjectKind::AuthorizationPolicy => {
             (Governs::Workloads(workloads(&spec, &meta.namespace)), true)
         }
-        // Without it there are fewer endpoints, and none that should not be there.
+        // Without it there are fewer endpoints, and none that should not be there. Members of a group do not serve where it
+        // takes their labels to tell what guards them.
         ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup => (Governs::Nothing, true),
     };
     let delegates = delegates(&spec, &meta.namespace);
