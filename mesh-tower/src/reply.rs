@@ -85,7 +85,7 @@ pub(crate) fn redirect(
         _ => {}
     }
     let path = match &redirect.path {
-        Some(change) => change_path(change, &matches.path, head.path()),
+        Some(change) => change_path(change, &matches.path, head.path())?,
         None => head.path().to_owned(),
     };
     location.push_str(&path);
@@ -103,9 +103,10 @@ pub(crate) fn redirect(
     Ok(response)
 }
 
-/// What a path becomes; `matched` says how much of it a prefix change replaces.
-pub(crate) fn change_path(change: &PathChange, matched: &PathTest, path: &str) -> String {
-    match change {
+/// What a path becomes; `matched` says how much of it a prefix change replaces. An error where that is no path: it would be
+/// taken for a part of the authority, or for the `*` of OPTIONS.
+pub(crate) fn change_path(change: &PathChange, matched: &PathTest, path: &str) -> Result<String, MeshError> {
+    let changed = match change {
         PathChange::Full(new) => new.clone(),
         PathChange::Regex(rewrite) => rewrite.apply(path).into_owned(),
         PathChange::Prefix(new) => {
@@ -119,7 +120,12 @@ pub(crate) fn change_path(change: &PathChange, matched: &PathTest, path: &str) -
                 false => format!("{new}{rest}"),
             }
         }
+    };
+    if !changed.starts_with('/') {
+        let message = "the path that the route makes of the request's does not begin with /";
+        return Err(MeshError::new(ErrorKind::BadRequest, message));
     }
+    Ok(changed)
 }
 
 /// Whether a slash is missing between a new prefix and the rest: a path must begin with one.

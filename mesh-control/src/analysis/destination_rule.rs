@@ -62,7 +62,7 @@ fn check_ports(object: &Object<DestinationRule>, policy: &Policy, host: &str, fo
             let of_port = of_rule.and_then(|rule| rule.port_level_settings.iter().find(|s| s.port.number.0 == number));
             let above =
                 [written.tls.as_ref(), of_port.and_then(|s| s.tls.as_ref()), of_rule.and_then(|r| r.tls.as_ref())];
-            let kept = above.into_iter().flatten().next().filter(|tls| tls.mode != TlsMode::Disable);
+            let kept = above.into_iter().flatten().next().filter(|tls| tls.mode() != TlsMode::Disable);
             if settings.tls.is_none() && kept.is_some() {
                 let message = "says nothing of tls: that of the level above stays in force, where Istio leaves it to its \
                                automatic mTLS; `tls: {mode: DISABLE}` asks for plaintext";
@@ -74,7 +74,7 @@ fn check_ports(object: &Object<DestinationRule>, policy: &Policy, host: &str, fo
 
 /// A rule without `tls` for hosts that a wider rule wants TLS for: it takes that one's place as a whole.
 fn check_wider_tls(object: &Object<DestinationRule>, objects: &Objects, host: &str, found: &mut Vec<Diagnostic>) {
-    let tls = |rule: &DestinationRule| Some(rule.traffic_policy.as_ref()?.tls.as_ref()?.mode);
+    let tls = |rule: &DestinationRule| Some(rule.traffic_policy.as_ref()?.tls.as_ref()?.mode());
     if tls(&object.spec).is_some() {
         return;
     }

@@ -1,4 +1,4 @@
-//! Conditions that no request meets, and faults that hit none.
+//! Conditions that no request meets, faults that hit none, and a case that is ignored to no effect.
 
 use http::Method;
 
@@ -19,12 +19,25 @@ pub(super) fn in_rule(route: &HttpRoute, ports: &[u16]) -> Vec<(String, String)>
         }
     }
     for (index, condition) in route.matches.iter().enumerate() {
+        if let Some(why) = idle_case(condition) {
+            found.push((format!("match[{index}].ignoreUriCase"), format!("without effect: {why}")));
+        }
         let unmet = unmet(condition, ports);
         found.extend(
             unmet.map(|(field, why)| (format!("match[{index}].{field}"), format!("no request meets it: {why}"))),
         );
     }
     found
+}
+
+/// Why it makes no difference that the case of a path is ignored (Istio: it is for exact paths and prefixes).
+fn idle_case(condition: &HttpMatch) -> Option<&'static str> {
+    match &condition.uri {
+        _ if !condition.ignore_uri_case => None,
+        Some(StringMatch::Regex(_)) => Some("an expression is matched with its case; `(?i)` in front of it ignores it"),
+        Some(StringMatch::Present) | None => Some("no path is compared"),
+        Some(StringMatch::Exact(_) | StringMatch::Prefix(_)) => None,
+    }
 }
 
 fn unmet(condition: &HttpMatch, ports: &[u16]) -> Option<(&'static str, String)> {

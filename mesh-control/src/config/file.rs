@@ -397,6 +397,7 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
         d.error(document.span, Code::MissingField, "field `spec` is missing");
         return None;
     };
+    let namespace = meta.namespace.clone();
     Some(match kind {
         ObjectKind::VirtualService => Item::VirtualService(read_spec(meta, spec, d, VirtualService::check)?),
         ObjectKind::DestinationRule => Item::DestinationRule(read_spec(meta, spec, d, DestinationRule::check)?),
@@ -410,10 +411,14 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
             Item::PeerAuthentication(read_spec(meta, spec, d, PeerAuthentication::check)?)
         }
         ObjectKind::RequestAuthentication => {
-            Item::RequestAuthentication(read_spec(meta, spec, d, RequestAuthentication::check)?)
+            Item::RequestAuthentication(read_spec(meta, spec, d, |policy: &RequestAuthentication, d| {
+                policy.check(&namespace, d)
+            })?)
         }
         ObjectKind::AuthorizationPolicy => {
-            Item::AuthorizationPolicy(read_spec(meta, spec, d, AuthorizationPolicy::check)?)
+            Item::AuthorizationPolicy(read_spec(meta, spec, d, |policy: &AuthorizationPolicy, d| {
+                policy.check(&namespace, d)
+            })?)
         }
     })
 }

@@ -158,6 +158,11 @@ impl Snapshot {
         if self.compiled.allow_unenforced {
             return None;
         }
+        if let Some(answer) = services.refused_group(&client.namespace, client.group.as_ref())
+            && security.looks_at_labels(&client.namespace)
+        {
+            return Some(format!("nobody can tell what guards this workload: {answer}"));
+        }
         let labels = services.labels_in_group(&client.namespace, client.group.as_ref(), &client.labels);
         let port = render::listener::bound_address(listener)?.port();
         let served = Served { namespace: &client.namespace, labels: &labels, port };

@@ -241,12 +241,12 @@ fn outlier_detection(written: &OutlierDetection) -> traffic::OutlierDetection {
 
 /// The name to ask for is the written one, else the host; with the mesh's certificates, else the cluster's own.
 fn tls(written: &ClientTls, key: &ClusterKey) -> Tls {
-    match written.mode {
+    match written.mode() {
         TlsMode::Disable => Tls::Plaintext,
         TlsMode::IstioMutual => Tls::Mesh { sni: written.sni.clone(), peers: written.subject_alt_names.clone() },
         TlsMode::Simple | TlsMode::Mutual => Tls::ByFiles {
             sni: written.sni.clone().unwrap_or_else(|| key.host.to_string()),
-            is_mutual: written.mode == TlsMode::Mutual,
+            is_mutual: written.mode() == TlsMode::Mutual,
         },
     }
 }

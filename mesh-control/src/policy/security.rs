@@ -116,6 +116,15 @@ impl Security {
             .then(|| format!("{}; to serve all the same: mesh-control serve --allow-unenforced", reasons.join("; ")))
     }
 
+    /// Whether it takes a workload's labels to tell what guards it in this namespace.
+    pub fn looks_at_labels(&self, namespace: &str) -> bool {
+        let is_near = |meta: &Meta| *meta.namespace == *namespace || *meta.namespace == *ROOT_NAMESPACE;
+        let all = Workloads::Labelled(BTreeMap::new());
+        let some = self.guards.iter().filter(|guard| guard.workloads != all).map(|guard| &guard.meta);
+        let peers = self.peers.iter().filter(|peers| peers.is_strict() && !peers.labels.is_empty());
+        some.chain(peers.map(|peers| &peers.meta)).any(is_near)
+    }
+
     /// The objects that are right, and would guard somebody if they were enforced.
     pub fn unenforced(&self) -> impl Iterator<Item = &Meta> {
         let guards = self.guards.iter().filter(|guard| guard.refused.is_none()).map(|guard| &guard.meta);

@@ -14,12 +14,17 @@ pub fn service_host(name: &str, namespace: &str) -> String {
 /// (Istio: ResolveShortnameToFQDN); anything else stands for itself.
 pub fn in_namespace(host: &str, namespace: &str) -> String {
     let is_short = !host.contains(['.', ':', '*']);
-    if is_short { service_host(host, namespace) } else { host.to_ascii_lowercase() }
+    if is_short { service_host(&plain(host), namespace) } else { plain(host) }
+}
+
+/// A host in the one form in which hosts are compared: names of DNS have no case, and may end in a dot.
+pub fn plain(host: &str) -> String {
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
 
 /// The full names that a host can mean when a client of some namespace asks for it, the likeliest first.
 pub fn candidates(host: &str, namespace: &str) -> Vec<String> {
-    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    let host = plain(host);
     let mut names = vec![host.clone()];
     if host.parse::<IpAddr>().is_err() {
         match host.split('.').collect::<Vec<_>>().as_slice() {
@@ -107,6 +112,9 @@ mod tests {
         assert_eq!(in_namespace("reviews", "shop"), "reviews.shop.svc.cluster.local");
         assert_eq!(in_namespace("Api.Example.com", "shop"), "api.example.com");
         assert_eq!(in_namespace("*", "shop"), "*");
+        assert_eq!(in_namespace("Reviews", "shop"), "reviews.shop.svc.cluster.local");
+        assert_eq!(in_namespace("Reviews.shop.svc.cluster.local.", "other"), "reviews.shop.svc.cluster.local");
+        assert_eq!(in_namespace("*.Example.com.", "shop"), "*.example.com");
         for (asked, expected) in [
             ("reviews", "reviews.shop.svc.cluster.local"),
             ("reviews.other", "reviews.other.svc.cluster.local"),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::host::{in_namespace, service_host};
+use super::host::{plain, service_host};
 use super::protocol::{self, Protocol};
 use crate::config::Origin;
 use crate::config::file::{Meta, Object};
@@ -269,7 +269,7 @@ pub fn of_service(object: &Object<service::Service>) -> Service {
     });
     let is_external = spec.service_type.as_deref() == Some("ExternalName");
     let external = spec.external_name.as_ref().filter(|_| is_external);
-    let external = external.map(|name| name.trim_end_matches('.').to_ascii_lowercase());
+    let external = external.map(|name| plain(name));
     Service {
         host: service_host(&meta.name, &meta.namespace).into(),
         name: meta.name.clone(),
@@ -317,7 +317,8 @@ pub fn of_entry(object: &Object<ServiceEntry>) -> Vec<Service> {
     spec.hosts
         .iter()
         .map(|host| {
-            let host: Arc<str> = in_namespace_unless_short(host).into();
+            // It stands for itself, dot or no dot.
+            let host: Arc<str> = plain(host).into();
             let by_host = matches!(discovery, Discovery::Dns | Discovery::LogicalDns)
                 && endpoints.is_empty()
                 && spec.workload_selector.is_none();
@@ -338,11 +339,6 @@ pub fn of_entry(object: &Object<ServiceEntry>) -> Vec<Service> {
             }
         })
         .collect()
-}
-
-/// A ServiceEntry's host stands for itself, dot or no dot.
-fn in_namespace_unless_short(host: &str) -> String {
-    if host.contains('.') { in_namespace(host, "") } else { host.to_ascii_lowercase() }
 }
 
 fn dns_endpoint(name: &str, meta: &Meta) -> WrittenEndpoint {

@@ -32,6 +32,8 @@ pub struct Services {
     /// WorkloadEntries that each service selects.
     selected: Vec<Vec<WrittenEndpoint>>,
     groups: HashMap<NamespacedName, Arc<Object<WorkloadGroup>>>,
+    /// Why nobody knows what a group adds to its members.
+    refused_groups: HashMap<NamespacedName, Arc<str>>,
     refused: Vec<RefusedHost>,
 }
 
@@ -72,6 +74,9 @@ impl Services {
             let key = (group.meta.namespace.clone(), group.meta.name.clone());
             services.groups.insert(key, group.clone());
         }
+        let groups = objects.refused.iter().filter(|object| object.meta.kind == ObjectKind::WorkloadGroup);
+        services.refused_groups =
+            groups.map(|group| ((group.meta.namespace.clone(), group.meta.name.clone()), group.answer())).collect();
         services.refused = objects.refused.iter().flat_map(|object| refused_hosts(object)).collect();
         (services, found)
     }
@@ -251,6 +256,11 @@ impl Services {
         group.map_or_else(|| own.clone(), |group| workload::labels_in_group(&group.spec, own))
     }
 
+    /// Why nobody knows the labels of the members of a group, where its object is wrong.
+    pub fn refused_group(&self, namespace: &Arc<str>, group: Option<&Arc<str>>) -> Option<&Arc<str>> {
+        self.refused_groups.get(&(namespace.clone(), group?.clone()))
+    }
+
     /// The endpoints of a service that are written down, in its own object or in WorkloadEntries.
     pub fn written(&self, id: ServiceId) -> impl Iterator<Item = &WrittenEndpoint> {
         let own = self.all.get(id.0).into_iter().flat_map(|service| &service.endpoints);
@@ -279,7 +289,7 @@ fn refused_hosts(object: &Refused) -> Vec<RefusedHost> {
     let namespace = &object.meta.namespace;
     let full = |host: &String| match object.meta.kind {
         ObjectKind::Service => Some(host::service_host(host, namespace)),
-        ObjectKind::ServiceEntry => Some(host.to_ascii_lowercase()),
+        ObjectKind::ServiceEntry => Some(host::plain(host)),
         _ => None,
     };
     let hosts = hosts.iter().filter_map(full).map(|host| RefusedHost {

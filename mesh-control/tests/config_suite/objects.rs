@@ -1,6 +1,11 @@
 //! What is said of single objects that mean something else than what they seem to.
 
 use mesh_control::analysis::validate;
+use mesh_control::catalog::{Catalog, Kind};
+use mesh_control::config::{Source, file};
+use mesh_control::plane::{Plane, PlaneOptions};
+
+use crate::support::client;
 
 /// What is said of these texts, one finding a line.
 fn said(texts: &[&str]) -> Vec<String> {
@@ -128,4 +133,160 @@ fn what_export_to_cannot_say_is_refused_for_each_kind() {
     }
     let for_some = calling("['*']") + "  workloadSelector: {matchLabels: {app: a}}\n";
     assert!(said(&[&for_some])[0].contains("only `.` can be set"), "{:?}", said(&[&for_some]));
+}
+
+fn rule(policy: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web}}\nspec: {{host: '*.example.com', {policy}}}\n"
+    )
+}
+
+#[test]
+fn tls_without_a_mode_is_refused_and_a_mistyped_mode_is_one_error() {
+    for (tls, expected) in [
+        ("sni: a.example", "trafficPolicy.tls.mode: field `mode` is missing: without it, calls are plaintext"),
+        ("caCertificates: a.pem", "trafficPolicy.tls.mode: field `mode` is missing"),
+        ("insecureSkipVerify: true", "trafficPolicy.tls.mode: field `mode` is missing"),
+        ("subjectAltNames: [a]", "trafficPolicy.tls.mode: field `mode` is missing"),
+        ("mode: MUTUALL", "`MUTUALL` is none of DISABLE, SIMPLE, MUTUAL, ISTIO_MUTUAL"),
+        ("mode: 1", "expected a string"),
+        ("mode: DISABLE, sni: a.example", "warning[ignored]"),
+        ("mode: SIMPLE", "not supported yet: mode SIMPLE"),
+    ] {
+        let found = said(&[&rule(&format!("trafficPolicy: {{tls: {{{tls}}}}}"))]);
+        assert_eq!(found.len(), 1, "{tls}: {found:?}");
+        assert!(found[0].contains(expected), "{tls}: {found:?}");
+        let of_port = format!("trafficPolicy: {{portLevelSettings: [{{port: {{number: 80}}, tls: {{{tls}}}}}]}}");
+        let of_subset = format!("subsets: [{{name: a, labels: {{a: b}}, trafficPolicy: {{tls: {{{tls}}}}}}}]");
+        for policy in [of_port, of_subset] {
+            let found = said(&[&rule(&policy)]);
+            assert!(found.iter().any(|line| line.contains(expected.trim_start_matches("trafficPolicy."))), "{found:?}");
+        }
+    }
+    assert_eq!(said(&[&rule("trafficPolicy: {tls: {mode: DISABLE}}")]), [""; 0]);
+}
+
+#[test]
+fn a_case_that_is_ignored_to_no_effect_is_named() {
+    let found = |condition: &str| {
+        let rules = format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: web}}\nspec:\n  hosts: [web.example.com]\n  \
+             http: [{{match: [{{{condition}, ignoreUriCase: true}}], directResponse: {{status: 200}}}}]\n"
+        );
+        said(&[&rules])
+    };
+    assert_eq!(found("uri: {exact: /a}"), [""; 0]);
+    assert_eq!(found("uri: {prefix: /a}"), [""; 0]);
+    for condition in ["uri: {regex: /a}", "uri: {}", "method: {exact: GET}"] {
+        let found = found(condition);
+        assert_eq!(found.len(), 1, "{condition}: {found:?}");
+        assert!(found[0].contains("warning[ignored]"), "{found:?}");
+        assert!(found[0].contains("http[0].match[0].ignoreUriCase: without effect: "), "{found:?}");
+    }
+}
+
+#[test]
+fn a_selector_with_a_wildcard_is_refused_and_one_that_selects_hardly_anybody_is_named() {
+    let of_entry = |labels: &str| {
+        entry("default", &format!("hosts: [web.example.com]\n  workloadSelector: {{labels: {{{labels}}}}}"))
+            .replace("  endpoints: [{address: 10.0.0.1}]\n", "")
+    };
+    let of_service = |labels: &str| service("default").replace("app: web", labels);
+    for is_entry in [true, false] {
+        let text = |labels: &str| if is_entry { of_entry(labels) } else { of_service(labels) };
+        for (labels, expected) in [
+            ("app: '*'", "error[invalid-value]"),
+            ("'app*': web", "error[invalid-value]"),
+            ("'': web", "error[invalid-value]"),
+            ("app: ''", "warning[ignored]"),
+        ] {
+            let found = said(&[&text(labels)]);
+            assert_eq!(found.len(), 1, "{labels}: {found:?}");
+            assert!(found[0].contains(expected) && found[0].contains("elector"), "{labels}: {found:?}");
+        }
+        assert_eq!(said(&[&text("app: web")]), [""; 0]);
+    }
+    assert!(said(&[&of_entry("")])[0].contains("without labels it selects no workload"));
+}
+
+#[test]
+fn a_policy_for_an_object_of_another_namespace_is_refused_and_guards_all_of_its_own() {
+    for kind in ["AuthorizationPolicy", "RequestAuthentication"] {
+        for (target, is_wrong) in [
+            ("targetRef: {kind: Service, name: web, namespace: other}", true),
+            ("targetRefs: [{kind: Service, name: web, namespace: other}]", true),
+            ("targetRefs: [{kind: Service, name: web, namespace: shop}]", false),
+            ("targetRefs: [{kind: Service, name: web}]", false),
+        ] {
+            let text = format!(
+                "apiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: a, namespace: shop}}\nspec: {{{target}}}\n"
+            );
+            let found = said(&[&text, &service("shop"), &service("other")]);
+            let is_told = found.iter().any(|line| line.contains("`other` is not the policy's own namespace, shop"));
+            assert_eq!(is_told, is_wrong, "{kind} {target}: {found:?}");
+            let read = file::read(Source { name: "t.yaml".into(), text: text.into() });
+            assert_eq!(read.rejected, is_wrong, "{kind} {target}");
+            if let file::Item::Refused(refused) = &read.items[0] {
+                let all = file::Governs::Workloads(file::Workloads::Labelled(Default::default()));
+                assert_eq!(refused.governs, all, "{kind} {target}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_substitution_that_no_path_can_have_is_refused() {
+    for (rewrite, is_wrong) in [("/a#b", true), ("/a b", true), ("/a\\1#", true), ("/a?b=\\1", false), ("a-\\1", false)]
+    {
+        let rules = format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: web}}\nspec:\n  hosts: [web.example.com]\n  http:\n  \
+             - rewrite: {{uriRegexRewrite: {{match: '(x)', rewrite: '{rewrite}'}}}}\n    route: [{{destination: {{host: web.example.com}}}}]\n"
+        );
+        let found = said(&[&rules, &entry("default", "hosts: [web.example.com]")]);
+        let is_told = found
+            .iter()
+            .any(|line| line.contains("uriRegexRewrite.rewrite: ") && line.contains("is no part of a path"));
+        assert_eq!((is_told, found.is_empty()), (is_wrong, !is_wrong), "{rewrite}: {found:?}");
+    }
+}
+
+/// The group may add the label by which a policy selects its members.
+#[tokio::test]
+async fn a_member_of_a_wrong_group_does_not_serve_where_its_labels_tell_what_guards_it() {
+    let group = |spec: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {{name: till, namespace: shop}}\nspec: {spec}\n"
+        )
+    };
+    let policy = |namespace: &str, spec: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a, namespace: {namespace}}}\nspec: {spec}\n"
+        )
+    };
+    let selecting = "{selector: {matchLabels: {app: till}}}";
+    let (right, wrong) = ("{metadata: {labels: {app: other}}}", "{metadata: {labels: {app: 1}}}");
+    for (spec, policy, expected) in [
+        (right, policy("shop", selecting), None),
+        (
+            wrong,
+            policy("shop", selecting),
+            Some("nobody can tell what guards this workload: WorkloadGroup shop/till is wrong"),
+        ),
+        (wrong, policy("istio-system", selecting), Some("nobody can tell what guards this workload")),
+        (wrong, policy("elsewhere", selecting), None),
+        (wrong, String::new(), None),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a.yaml"), format!("{}---\n{policy}", group(spec))).unwrap();
+        let plane = Plane::start(PlaneOptions::default().config_dir(dir.path())).unwrap();
+        let mut member = client("shop");
+        member.group = Some("till".into());
+        let name = "xds.istio.io/grpc/lds/inbound/0.0.0.0:80";
+        let told = plane.snapshot().resource(&member, Kind::Listener, name).unwrap();
+        let told = String::from_utf8_lossy(&told.body).into_owned();
+        match expected {
+            Some(reason) => assert!(told.contains(reason), "{spec} {policy}: {told}"),
+            None => assert!(!told.contains("guards"), "{spec} {policy}: {told}"),
+        }
+    }
 }

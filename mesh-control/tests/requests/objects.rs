@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use mesh_core::error::ErrorKind;
+
 use crate::support::{World, rules, server, virtual_service};
 
 /// A ServiceEntry `web` in a namespace, for this host and endpoint.
@@ -79,5 +81,82 @@ async fn a_rule_whose_delegate_is_none_answers_with_the_reason_and_does_not_fall
         assert!(answer.body.contains(reason), "{child}: {answer:?}");
         let answer = world.get("http://web.example.com/").await.unwrap();
         assert_eq!(answer.status, 200, "{child}: {answer:?}");
+    }
+}
+
+/// Names of DNS have no case, and the dot at their end may be written.
+#[tokio::test]
+async fn a_host_is_the_same_in_capitals_and_with_a_dot_at_its_end_wherever_it_is_written() {
+    let up = server("up").await;
+    let selected = format!(
+        "
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: reviews}}
+spec: {{selector: {{app: reviews}}, ports: [{{port: 80, name: http}}]}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: reviews, labels: {{app: reviews, v: v1}}}}
+spec: {{address: {}, ports: {{http: {}}}}}
+",
+        up.ip(),
+        up.port()
+    );
+    let entry = |host: &str| entry("default", host, "", up).replace("ports: {http", "labels: {v: v1}, ports: {http");
+    let full = "reviews.default.svc.cluster.local";
+    for (services, asked, written) in [
+        (selected.clone(), "reviews", "Reviews"),
+        (selected.clone(), "reviews", "reviews.default.svc.cluster.local."),
+        (selected.clone(), full, "Reviews.Default.svc.cluster.local."),
+        (entry("Web.Example.com"), "web.example.com", "WEB.example.com."),
+        (entry("web.example.com."), "web.example.com", "web.example.com"),
+        (entry("'*.Example.com.'"), "web.example.com", "Web.Example.Com."),
+    ] {
+        let rule = format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web}}\n\
+             spec: {{host: {written}, subsets: [{{name: v1, labels: {{v: v1}}}}]}}\n"
+        );
+        let routes = format!(
+            "  hosts: [{written}]\n  http: [{{name: mine, route: [{{destination: {{host: {written}, subset: v1}}}}]}}]"
+        );
+        let world = World::new(&format!("{services}{rule}{}", virtual_service("web", &routes))).await;
+        let answer = world.get(&format!("http://{asked}/")).await;
+        let answer = answer.unwrap_or_else(|error| panic!("{asked} {written}: {error}"));
+        assert!(answer.body.starts_with("up\n"), "{asked} {written}: {answer:?}");
+        assert_eq!(world.route(), "mine", "{asked} {written}");
+    }
+}
+
+#[tokio::test]
+async fn what_an_expression_makes_of_a_path_is_a_path_or_the_request_fails() {
+    let up = server("up").await;
+    let services = entry("default", "web.example.com", "", up);
+    for (pattern, substitution, path, expected) in [
+        ("^/items/([0-9]+)$", r"/items?id=\1", "/items/5", Ok("/items?id=5")),
+        // The request's own parameters are not lost.
+        ("^/items/([0-9]+)$", r"/items?id=\1", "/items/5?x=1", Ok("/items?id=5&x=1")),
+        ("^/old/(.*)$", r"/new/\1", "/old/a?x=1", Ok("/new/a?x=1")),
+        ("^/(.*)$", r"\1", "/*", Err("does not begin with /")),
+        ("^/(.*)$", r"\1", "/a", Err("does not begin with /")),
+        ("^/$", "@evil.example/", "/", Err("does not begin with /")),
+    ] {
+        let rule = format!(
+            "  - rewrite: {{uriRegexRewrite: {{match: '{pattern}', rewrite: '{substitution}'}}}}\n    \
+             route: [{{destination: {{host: web.example.com}}}}]\n"
+        );
+        let world = World::new(&format!("{services}{}", rules(&rule))).await;
+        let answer = world.get(&format!("http://web.example.com{path}")).await;
+        match (answer, expected) {
+            (Ok(answer), Ok(expected)) => {
+                assert!(answer.body.starts_with(&format!("up\nGET {expected}\n")), "{substitution} {path}: {answer:?}");
+            }
+            (Err(error), Err(reason)) => {
+                assert_eq!(error.kind(), ErrorKind::BadRequest, "{substitution} {path}: {error}");
+                assert!(error.to_string().contains(reason), "{substitution} {path}: {error}");
+            }
+            (answer, _) => panic!("{substitution} {path}: {answer:?}"),
+        }
     }
 }

@@ -19,9 +19,15 @@ pub(super) fn rewrite(head: &mut Parts, forward: &Forward, route: &RouteRef<'_>)
         apply_to_request(changes, head);
     }
     if let Some(change) = &forward.path {
-        let mut path = change_path(change, &route.route.matches.path, head.uri.path());
-        if let Some(query) = head.uri.query().filter(|_| !path.contains('?')) {
-            path.push('?');
+        let mut path = change_path(change, &route.route.matches.path, head.uri.path())?;
+        // What stands behind it would never be sent.
+        if path.contains('#') {
+            let message = "the path that the route makes of the request's has a # in it";
+            return Err(MeshError::new(ErrorKind::BadRequest, message));
+        }
+        // A new path may bring parameters of its own; the request's come behind them.
+        if let Some(query) = head.uri.query() {
+            path.push(if path.contains('?') { '&' } else { '?' });
             path.push_str(query);
         }
         let path = PathAndQuery::try_from(path).map_err(|error| {

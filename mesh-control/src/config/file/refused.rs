@@ -219,9 +219,10 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
             (Governs::Hosts { hosts, export_to, selector: BTreeMap::new() }, true)
         }
         ObjectKind::PeerAuthentication | ObjectKind::RequestAuthentication | ObjectKind::AuthorizationPolicy => {
-            (Governs::Workloads(workloads(&spec)), true)
+            (Governs::Workloads(workloads(&spec, &meta.namespace)), true)
         }
-        // Without it there are fewer endpoints, and none that should not be there.
+        // Without it there are fewer endpoints, and none that should not be there. Members of a group do not serve where it
+        // takes their labels to tell what guards them.
         ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup => (Governs::Nothing, true),
     };
     let delegates = delegates(&spec, &meta.namespace);
@@ -231,7 +232,7 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
 }
 
 /// All of the namespace, unless something narrower can be read in full.
-fn workloads(spec: &Spec<'_>) -> Workloads {
+fn workloads(spec: &Spec<'_>, own: &str) -> Workloads {
     let everybody = Workloads::Labelled(BTreeMap::new());
     // One may be written as a list, several without.
     let targets = ["targetRef", "targetRefs"].into_iter().filter_map(|name| spec.get(name));
@@ -240,8 +241,12 @@ fn workloads(spec: &Spec<'_>) -> Workloads {
         items => items,
     });
     let targets: Vec<&Node> = targets.collect();
+    let is_own = |target: &Node| {
+        let namespace = target.get("namespace");
+        namespace.is_none_or(|namespace| namespace.as_str().is_some_and(|text| text.is_empty() || text == own))
+    };
     let service = |target: &&Node| match target.get("kind")?.as_str()? {
-        kind if is_workload_target(kind) => Some(text(target.get("name")?)?.to_owned()),
+        kind if is_workload_target(kind) && is_own(target) => Some(text(target.get("name")?)?.to_owned()),
         _ => None,
     };
     match (spec.get("selector"), targets.iter().map(service).collect::<Option<Vec<_>>>()) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::names::{host_fault, is_label};
-use super::{PortSelector, check_export};
+use super::{PortSelector, check_export, check_labels};
 use crate::config::decode::{Decoder, Opaque, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, quoted};
 
@@ -237,8 +237,8 @@ message! {
     }
     /// Transport security.
     pub struct ClientTls {
-        /// Which kind.
-        mode: TlsMode = "mode",
+        /// Which kind; absent means none.
+        mode: Option<TlsMode> = "mode",
         /// A file.
         client_certificate: Option<String> = "clientCertificate",
         /// A file.
@@ -339,14 +339,8 @@ impl DestinationRule {
             let message = "with `workloadSelector` it is for clients of its own namespace: only `.` can be set";
             d.report_at(entry.span, "exportTo", Severity::Error, Code::InvalidValue, message);
         }
-        for (key, value) in self.workload_selector.iter().flat_map(|selector| &selector.match_labels) {
-            if key.contains('*') || value.contains('*') {
-                let message = format!(
-                    "{} has a wildcard, and labels are compared as they are",
-                    quoted(&format!("{key}: {value}"))
-                );
-                d.report_at(self.span, "workloadSelector.matchLabels", Severity::Error, Code::InvalidValue, message);
-            }
+        if let Some(selector) = &self.workload_selector {
+            check_labels(&selector.match_labels, self.span, "workloadSelector.matchLabels", d);
         }
         for (index, subset) in self.subsets.iter().enumerate() {
             if self.subsets.iter().take(index).any(|other| other.name.value == subset.name.value) {
@@ -373,10 +367,12 @@ impl TrafficPolicy {
     fn check(&self, path: &str, d: &mut Decoder<'_>) {
         check_settings(self.load_balancer.as_ref(), self.connection_pool.as_ref(), path, d);
         check_outlier_detection(self.outlier_detection.as_ref(), path, d);
+        check_tls(self.tls.as_ref(), path, d);
         for (index, port) in self.port_level_settings.iter().enumerate() {
             let path = format!("{path}.portLevelSettings[{index}]");
             check_settings(port.load_balancer.as_ref(), port.connection_pool.as_ref(), &path, d);
             check_outlier_detection(port.outlier_detection.as_ref(), &path, d);
+            check_tls(port.tls.as_ref(), &path, d);
         }
     }
 }
@@ -398,6 +394,34 @@ fn check_outlier_detection(detection: Option<&OutlierDetection>, path: &str, d: 
         if percent.is_some_and(|percent| percent > 100) {
             error(field, "more than 100");
         }
+    }
+}
+
+impl ClientTls {
+    /// Which kind of transport security it asks for.
+    pub fn mode(&self) -> TlsMode {
+        self.mode.unwrap_or_default()
+    }
+}
+
+/// Istio takes a missing mode for DISABLE, whatever else is written: calls would travel unprotected.
+fn check_tls(tls: Option<&ClientTls>, path: &str, d: &mut Decoder<'_>) {
+    let Some(tls) = tls else { return };
+    let texts =
+        [&tls.client_certificate, &tls.private_key, &tls.ca_certificates, &tls.credential_name, &tls.sni, &tls.ca_crl];
+    let says_more = texts.into_iter().any(Option::is_some)
+        || !tls.subject_alt_names.is_empty()
+        || tls.insecure_skip_verify.is_some();
+    match tls.mode {
+        None if says_more => {
+            let message = "field `mode` is missing: without it, calls are plaintext whatever else is written";
+            d.report_at(tls.span, format!("{path}.tls.mode"), Severity::Error, Code::MissingField, message);
+        }
+        Some(TlsMode::Disable) if says_more => {
+            let message = "without effect: mode DISABLE asks for plaintext";
+            d.report_at(tls.span, format!("{path}.tls"), Severity::Warning, Code::Ignored, message);
+        }
+        _ => {}
     }
 }
 

@@ -13,8 +13,10 @@ pub mod virtual_service;
 pub mod workload_entry;
 pub mod workload_group;
 
+use std::collections::BTreeMap;
+
 use super::decode::{Decoder, PortNumber, Text, message};
-use super::diagnostic::{Code, Severity};
+use super::diagnostic::{Code, Severity, Span};
 
 /// The protocols that Istio knows (pkg/config/protocol), however they are capitalised.
 pub(crate) const PROTOCOLS: [&str; 14] = [
@@ -60,5 +62,14 @@ fn check_export(export_to: &[Text], may_be_nobody: bool, d: &mut Decoder<'_>) {
         && !may_be_nobody
     {
         error(0, "`~` is nobody, which only a ServiceEntry can be exported to".to_owned());
+    }
+}
+
+/// Checks the labels by which an object selects workloads.
+fn check_labels(labels: &BTreeMap<String, String>, span: Span, path: &str, d: &mut Decoder<'_>) {
+    if let Some(message) = names::selector_fault(labels) {
+        d.report_at(span, path, Severity::Error, Code::InvalidValue, message);
+    } else if let Some(message) = names::empty_label(labels) {
+        d.report_at(span, path, Severity::Warning, Code::Ignored, message);
     }
 }

@@ -1,5 +1,7 @@
 //! Names as Istio's validation takes them (pkg/config/validation/agent): labels of DNS, and hosts with a `*` in front.
 
+use std::collections::BTreeMap;
+
 use crate::config::diagnostic::quoted;
 
 /// Whether a text is one label of a DNS name: at most 63 letters, digits and `-` inside.
@@ -25,6 +27,22 @@ pub fn host_fault(host: &str) -> Option<String> {
     };
     let is_host = host.parse::<std::net::IpAddr>().is_ok() || is_wildcard(host);
     (!is_host).then(|| format!("{} is not a host", quoted(host)))
+}
+
+/// What is wrong with the labels of a selector, which has no wildcards: whoever writes one means more than it selects.
+pub fn selector_fault(labels: &BTreeMap<String, String>) -> Option<String> {
+    let (key, value) = labels.iter().find(|(key, value)| key.is_empty() || key.contains('*') || value.contains('*'))?;
+    let pair = quoted(&format!("{key}: {value}"));
+    Some(match key.as_str() {
+        "" => format!("{pair} names no label"),
+        _ => format!("{pair} has a wildcard, and labels are compared as they are"),
+    })
+}
+
+/// A label of a selector that is there without a value: few workloads have such one.
+pub fn empty_label(labels: &BTreeMap<String, String>) -> Option<String> {
+    let (key, _) = labels.iter().find(|(_, value)| value.is_empty())?;
+    Some(format!("{} has no value: only workloads whose own label is empty are selected", quoted(key)))
 }
 
 /// What is wrong with the entries of an `exportTo`, by their indexes: each is `*`, `.` or the name of a namespace, and who

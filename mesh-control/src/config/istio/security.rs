@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::check_labels;
 use crate::config::decode::{Decoder, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 
@@ -236,10 +237,10 @@ impl PeerAuthentication {
 }
 
 impl RequestAuthentication {
-    /// What Istio's own validation refuses.
-    pub fn check(&self, d: &mut Decoder<'_>) {
+    /// What Istio's own validation refuses of one in this namespace.
+    pub fn check(&self, namespace: &str, d: &mut Decoder<'_>) {
         check_selector(self.span, self.selector.as_ref(), d);
-        check_targets(self.span, self.selector.as_ref(), &self.targets(), d);
+        check_targets(self.span, namespace, self.selector.as_ref(), &self.targets(), d);
     }
 
     /// The objects whose workloads are meant.
@@ -249,10 +250,10 @@ impl RequestAuthentication {
 }
 
 impl AuthorizationPolicy {
-    /// What Istio's own validation refuses.
-    pub fn check(&self, d: &mut Decoder<'_>) {
+    /// What Istio's own validation refuses of one in this namespace.
+    pub fn check(&self, namespace: &str, d: &mut Decoder<'_>) {
         check_selector(self.span, self.selector.as_ref(), d);
-        check_targets(self.span, self.selector.as_ref(), &self.targets(), d);
+        check_targets(self.span, namespace, self.selector.as_ref(), &self.targets(), d);
     }
 
     /// The objects whose workloads are meant.
@@ -266,15 +267,8 @@ pub fn selected(selector: Option<&Selector>) -> BTreeMap<String, String> {
     selector.map(|selector| selector.match_labels.clone()).unwrap_or_default()
 }
 
-/// A selector has no wildcards: whoever writes one means more than it selects.
 fn check_selector(span: Span, selector: Option<&Selector>, d: &mut Decoder<'_>) {
-    for (key, value) in selected(selector) {
-        if key.contains('*') || value.contains('*') {
-            let message =
-                format!("{} has a wildcard, and labels are compared as they are", quoted(&format!("{key}: {value}")));
-            d.report_at(span, "selector.matchLabels", Severity::Error, Code::InvalidValue, message);
-        }
-    }
+    check_labels(&selected(selector), span, "selector.matchLabels", d);
 }
 
 const TARGETS: [(&str, &str); 4] = [
@@ -289,12 +283,22 @@ pub fn is_workload_target(kind: &str) -> bool {
     matches!(kind, "Service" | "ServiceEntry")
 }
 
-fn check_targets(span: Span, selector: Option<&Selector>, targets: &[&TargetRef], d: &mut Decoder<'_>) {
+fn check_targets(
+    span: Span,
+    namespace: &str,
+    selector: Option<&Selector>,
+    targets: &[&TargetRef],
+    d: &mut Decoder<'_>,
+) {
     if selector.is_some() && !targets.is_empty() {
         let message = "only one of `selector` and `targetRefs` can be set";
         d.report_at(span, "selector", Severity::Error, Code::InvalidValue, message);
     }
     for target in targets {
+        if !target.namespace.is_empty() && target.namespace != namespace {
+            let message = format!("{} is not the policy's own namespace, {namespace}", quoted(&target.namespace));
+            d.report_at(target.name.span, "targetRefs", Severity::Error, Code::InvalidValue, message);
+        }
         if !TARGETS.contains(&(target.group.as_str(), target.kind.as_str())) {
             let what = format!("{} of group {}", quoted(&target.kind), quoted(&target.group));
             let known = TARGETS.map(|(group, kind)| format!("{kind} of group {}", quoted(group))).join(", ");

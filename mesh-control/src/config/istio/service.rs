@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::is_protocol;
 use super::names::is_domain;
+use super::{check_labels, is_protocol};
 use crate::config::decode::{Decode, Decoder, Opaque, PortNumber, Text, message};
 use crate::config::diagnostic::{Code, Severity, quoted};
 use crate::config::node::{Node, Value};
@@ -128,6 +128,7 @@ impl Service {
             let message = "without effect: an alias has the ports of the host that it stands for";
             d.report_at(self.span, "ports", Severity::Warning, Code::Ignored, message);
         }
+        check_labels(&self.selector, self.span, "selector", d);
         for (index, port) in self.ports.iter().enumerate() {
             let path = format!("ports[{index}]");
             // Kubernetes takes any; Istio knows these, and some of Kubernetes' own.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::names::{host_fault, is_domain, is_label};
 use super::workload_entry::WorkloadEntry;
-use super::{PROTOCOLS, check_export, is_protocol};
+use super::{PROTOCOLS, check_export, check_labels, is_protocol};
 use crate::config::decode::{Decoder, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, quoted};
 
@@ -121,6 +121,13 @@ impl ServiceEntry {
         }
         if self.resolution == Resolution::None && !self.endpoints.is_empty() {
             error(self.span, "endpoints".into(), "resolution NONE takes no endpoints".into());
+        }
+        if let Some(selector) = &self.workload_selector {
+            check_labels(&selector.labels, selector.span, "workloadSelector.labels", d);
+            if selector.labels.is_empty() {
+                let message = "without labels it selects no workload";
+                d.report_at(selector.span, "workloadSelector", Severity::Warning, Code::Ignored, message);
+            }
         }
         for (index, endpoint) in self.endpoints.iter().enumerate() {
             let path = format!("endpoints[{index}]");

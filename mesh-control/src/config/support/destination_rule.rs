@@ -69,6 +69,8 @@ fn grpc_balancer(node: &Node) -> Option<String> {
 }
 
 fn tls(node: &Node) -> Option<String> {
-    let mode = node.get("mode").and_then(Node::as_str).unwrap_or("DISABLE");
-    (mode != "DISABLE").then(|| format!("mode {mode}; calls fail instead of travelling unprotected"))
+    // What is no mode at all is told where it is read.
+    let mode = node.get("mode").and_then(Node::as_str)?;
+    matches!(mode, "SIMPLE" | "MUTUAL" | "ISTIO_MUTUAL")
+        .then(|| format!("mode {mode}; calls fail instead of travelling unprotected"))
 }

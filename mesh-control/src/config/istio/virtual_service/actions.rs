@@ -216,6 +216,8 @@ impl Checker<'_, '_> {
                 "substitution" => error("rewrite", &invalid.reason),
                 _ => error("match", &format!("{} is not a regular expression", quoted(&regex.matches))),
             }
+        } else if !is_part_of_path(&regex.rewrite) {
+            error("rewrite", &format!("{} is no part of a path", quoted(&regex.rewrite)));
         }
     }
 
@@ -287,6 +289,12 @@ impl Checker<'_, '_> {
             self.error(span, field, format!("{} is not a path: it begins with / and has no spaces", quoted(text)));
         }
     }
+}
+
+/// Whether what replaces a match can stand in a path, whatever its groups are. What is behind a `#` would never be sent.
+fn is_part_of_path(substitution: &str) -> bool {
+    let text: String = substitution.chars().filter(|c| *c != '\\').collect();
+    !text.contains('#') && PathAndQuery::try_from(format!("/{text}")).is_ok()
 }
 
 fn header_fault(operations: &HeaderOperations, direction: &str) -> Option<String> {
