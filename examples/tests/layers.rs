@@ -24,7 +24,7 @@ const CRATES: [Crate; 4] = [
             &["error"],
             &["request", "identity"],
             &["model"],
-            &["matcher", "resources"],
+            &["matcher", "resources", "tls"],
             &["state", "client_status"],
             &["request_info"],
             &["balance", "filter", "retry"],
@@ -37,7 +37,7 @@ const CRATES: [Crate; 4] = [
     Crate {
         name: "mesh-tower",
         layers: &[
-            &["body", "connection", "drain", "filters", "headers", "reply", "uri"],
+            &["body", "connection", "drain", "filters", "headers", "io", "reply", "uri"],
             &["health", "transport"],
             &["listeners", "outbound/response_body", "outbound/rewrite"],
             &["outbound/request"],
