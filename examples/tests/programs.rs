@@ -36,7 +36,11 @@ async fn existing_clients_get_the_mesh_below_or_around_them() {
 
 #[tokio::test]
 async fn reqwest_keeps_its_builder_url_timeout_and_json() {
-    let out = run(env!("CARGO_BIN_EXE_hello_reqwest"), &[]).await;
+    // Cargo builds examples with the tests, and does not say where: beside the folder that this test is in.
+    let test = std::env::current_exe().expect("this test is a program");
+    let program = test.ancestors().nth(2).expect("it is in a folder of cargo's").join("examples/hello_reqwest");
+    assert!(program.exists(), "first: cargo build -p mesh-examples --example hello_reqwest");
+    let out = run(program.to_str().expect("a name in UTF-8"), &[]).await;
     assert_eq!(out, "three books: 21 EUR\ntoo late: true\nmissing: 404 Not Found\n");
 }
 

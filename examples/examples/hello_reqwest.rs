@@ -1,5 +1,5 @@
 //! reqwest on the mesh, as its users have it: the builder, the URL, the timeout and JSON stay as they are, and
-//! `send_through(&mesh)` stands in place of `send()`. `cargo run --bin hello_reqwest`.
+//! `send_through(&mesh)` stands in place of `send()`. `cargo run --example hello_reqwest`.
 //!
 //! The mesh goes around reqwest's client (`mesh.client_layer()`), and does all that it does for its own: routes, retries, faults,
 //! balancing. The client sends each try to the endpoint that the mesh chose, over its own connections, with its own
