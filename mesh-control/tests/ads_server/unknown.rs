@@ -1,4 +1,4 @@
-//! What a client is told of a host that does not exist: where it does.
+//! What a client is told of a host that does not exist: where it does; and one that cannot be told from another.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,4 +71,24 @@ async fn an_unknown_host_is_answered_with_the_ports_and_namespaces_where_it_does
     let errors = client.next().await.resource_errors;
     let told = &errors[0].error_detail.as_ref().unwrap().message;
     assert_eq!(told, "the host reviews.pay.svc.cluster.local has no port 9080, it has port 80");
+}
+
+/// Rules and what guards a workload find it by its labels: without them it would be taken for another.
+#[tokio::test]
+async fn a_client_whose_labels_cannot_be_read_is_turned_away_with_the_reason() {
+    let mesh = Embedded::start(Config::yaml(SHOP), Options::default()).await.unwrap();
+    for (labels, told) in [
+        (serde_json::json!({"app": "web", "version": 2}), "LABELS.version is not a string"),
+        (serde_json::json!("app=web"), "LABELS is not an object of strings"),
+    ] {
+        let source = Arc::new(mesh.source(Bootstrap::new("embedded").node_id("web-1").metadata("LABELS", labels)));
+        let (store, sink) = Store::new(source.clone(), Extensions::default(), Duration::from_secs(600));
+        let running = tokio::spawn(source.clone().run(sink));
+        let _entry = store.target("reviews.shop:9080").unwrap();
+        let is_told = || mesh.status().turned_away.iter().any(|client| client.text.contains(told));
+        until("it is turned away", is_told).await;
+        assert!(mesh.status().clients.is_empty(), "{told}");
+        running.abort();
+    }
+    assert!(mesh.metrics().contains("mesh_xds_refused_total{reason=\"node\"}"));
 }

@@ -276,7 +276,16 @@ impl Bootstrap {
         self
     }
 
-    /// The same with one entry of the node's metadata.
+    /// The same with one entry of the node's metadata. mesh-control reads `NAMESPACE`, `SERVICE_ACCOUNT` and
+    /// `AUTO_REGISTER_GROUP`, which are strings, and `LABELS`, an object of strings; it turns away who says them otherwise.
+    ///
+    /// ```
+    /// use mesh_core::xds::Bootstrap;
+    /// use serde_json::json;
+    ///
+    /// let bootstrap = Bootstrap::new("http://127.0.0.1:15010").node_id("orders-1");
+    /// let bootstrap = bootstrap.metadata("NAMESPACE", "shop").metadata("LABELS", json!({"app": "orders", "version": "2"}));
+    /// ```
     pub fn metadata(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.node.metadata.insert(key.into(), value.into());
         self

@@ -1,8 +1,9 @@
 //! Who is on the other end of a stream: the node of its first request, read with patience.
 //!
 //! A node is what a client claims about itself, in Istio's form where it comes from a bootstrap of ours or
-//! of Istio's, in any form where a person wrote it. Whatever does not read well is left out; nothing here
-//! fails.
+//! of Istio's, in any form where a person wrote it. By its namespace and its labels a client is found by rules and by
+//! what guards it: one that says them in a form that cannot be read is refused ([`unreadable`]), since nobody would
+//! notice that it is taken for another. Whatever else does not read well is left out.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -40,6 +41,27 @@ pub(crate) fn contradiction(node: &Node, identity: &SpiffeId) -> Option<String> 
         let claimed = claimed.filter(|claimed| *claimed != certified)?;
         Some(format!("the node says {what} is {claimed:?}, its certificate says {certified:?}"))
     })
+}
+
+/// What in a node's metadata says who it is, and is not of the type that it has to be of.
+pub(crate) fn unreadable(node: &Node) -> Option<String> {
+    let metadata = node.metadata.as_ref()?;
+    let fault = |key: &str, expected: &str| Some(format!("metadata of the node: {key} is not {expected}"));
+    for key in ["NAMESPACE", "SERVICE_ACCOUNT", "AUTO_REGISTER_GROUP"] {
+        if !matches!(field(metadata, key), None | Some(Value::NullValue(_) | Value::StringValue(_))) {
+            return fault(key, "a string");
+        }
+    }
+    match field(metadata, "LABELS") {
+        None | Some(Value::NullValue(_)) => None,
+        Some(Value::StructValue(labels)) => {
+            let is_text = |value: &Wrapped| matches!(value.kind, Some(Value::StringValue(_)));
+            // The first by name: the order of the map is another one every time.
+            let wrong = labels.fields.iter().filter(|(_, value)| !is_text(value)).map(|(key, _)| key).min()?;
+            fault(&format!("LABELS.{}", brief(wrong)), "a string")
+        }
+        Some(_) => fault("LABELS", "an object of strings"),
+    }
 }
 
 /// What a node says beyond what resources are rendered by: for telemetry and for people.
@@ -287,6 +309,31 @@ mod tests {
         ] {
             assert_eq!(About::read(&node(id, &metadata)).name, expected);
         }
+    }
+
+    #[test]
+    fn who_a_client_is_has_to_be_readable() {
+        let labels = |value| {
+            let fields = [("app", string("web")), ("version", value)];
+            let fields = fields.map(|(key, kind)| (key.to_owned(), Wrapped { kind: Some(kind) }));
+            Value::StructValue(Struct { fields: fields.into() })
+        };
+        let number = || Value::NumberValue(2.0);
+        for (key, value, expected) in [
+            ("LABELS", labels(string("2")), None),
+            ("LABELS", Value::NullValue(0), None),
+            ("LABELS", labels(number()), Some("LABELS.version is not a string")),
+            ("LABELS", labels(Value::NullValue(0)), Some("LABELS.version is not a string")),
+            ("LABELS", string("app=web"), Some("LABELS is not an object of strings")),
+            ("NAMESPACE", number(), Some("NAMESPACE is not a string")),
+            ("SERVICE_ACCOUNT", Value::BoolValue(true), Some("SERVICE_ACCOUNT is not a string")),
+            ("AUTO_REGISTER_GROUP", number(), Some("AUTO_REGISTER_GROUP is not a string")),
+            ("OTHER", number(), None),
+        ] {
+            let said = unreadable(&node("x", &[(key, value)]));
+            assert_eq!(said, expected.map(|expected| format!("metadata of the node: {expected}")), "{key}");
+        }
+        assert_eq!(unreadable(&Node::default()), None);
     }
 
     #[test]

@@ -33,13 +33,21 @@ pub(crate) enum Reason {
     BadCertificate,
     /// Its certificate names nobody, or somebody else than its node.
     Identity,
+    /// Its node says in a form that cannot be read who it is.
+    Node,
     /// Nothing is served to clients of its class.
     Class,
 }
 
 impl Reason {
-    const ALL: [Reason; 5] =
-        [Reason::Handshake, Reason::NoCertificate, Reason::BadCertificate, Reason::Identity, Reason::Class];
+    const ALL: [Reason; 6] = [
+        Reason::Handshake,
+        Reason::NoCertificate,
+        Reason::BadCertificate,
+        Reason::Identity,
+        Reason::Node,
+        Reason::Class,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
@@ -47,6 +55,7 @@ impl Reason {
             Reason::NoCertificate => "no-certificate",
             Reason::BadCertificate => "bad-certificate",
             Reason::Identity => "identity",
+            Reason::Node => "node",
             Reason::Class => "class",
         }
     }
@@ -60,7 +69,7 @@ pub struct TurnedAwayStatus {
     pub peer: IpAddr,
     /// Its `node.id`; empty where it did not come as far as saying it.
     pub node: String,
-    /// `handshake`, `no-certificate`, `bad-certificate`, `identity` or `class`.
+    /// `handshake`, `no-certificate`, `bad-certificate`, `identity`, `node` or `class`.
     pub reason: String,
     /// In words.
     pub text: String,

@@ -208,6 +208,9 @@ async fn converse<M: Method>(
 /// A client with a certificate is who that says; its node may not claim to be somebody else.
 fn identify(node: &Node, peer: &Peer) -> Result<Client, (Reason, Status)> {
     let refused = |why: String| Err((Reason::Identity, Status::permission_denied(why)));
+    if let Some(unreadable) = node::unreadable(node) {
+        return Err((Reason::Node, Status::invalid_argument(unreadable)));
+    }
     let mut client = node::read(node, peer.ip);
     match &peer.identity {
         None => {}
