@@ -157,11 +157,20 @@ pub fn without_user(authority: &str) -> &str {
 /// is what two names have become on their way.
 fn well_formed(authority: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(authority).ok()?;
-    split(text).map(|_| text)
+    split_authority(text).map(|_| text)
 }
 
-/// Host and port of an authority; the port as digits, and empty where there is nothing after its colon.
-fn split(authority: &str) -> Option<(&str, Option<&str>)> {
+/// Host and port of an authority, if it is one and has no user in it: the port as digits, and empty where there is nothing
+/// after its colon. An IPv6 address keeps its brackets.
+///
+/// ```
+/// use mesh_core::request::split_authority;
+///
+/// assert_eq!(split_authority("reviews:9080"), Some(("reviews", Some("9080"))));
+/// assert_eq!(split_authority("[::1]"), Some(("[::1]", None)));
+/// assert_eq!(split_authority("a:1:2"), None);
+/// ```
+pub fn split_authority(authority: &str) -> Option<(&str, Option<&str>)> {
     let end = match authority.strip_prefix('[') {
         Some(rest) => {
             let length = rest.find(']')?;
@@ -219,7 +228,7 @@ pub fn host_and_port<'a>(authority: &'a str, scheme: &str) -> Result<Cow<'a, str
     let malformed = || {
         MeshError::new(ErrorKind::BadRequest, format!("malformed authority {:?}", authority.escape_debug().to_string()))
     };
-    let (host, port) = split(authority).ok_or_else(malformed)?;
+    let (host, port) = split_authority(authority).ok_or_else(malformed)?;
     match port {
         Some("") => Err(malformed()),
         Some(_) if host.bytes().any(|byte| byte.is_ascii_uppercase()) => Ok(Cow::Owned(authority.to_ascii_lowercase())),

@@ -9,7 +9,7 @@ use http::{HeaderValue, Method, Response, StatusCode};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Reply;
 use mesh_core::model::{DirectResponse, PathChange, PathTest, Redirect, RouteMatch};
-use mesh_core::request::RequestHead;
+use mesh_core::request::{RequestHead, split_authority};
 
 /// The answer to a request that the mesh failed: the status of the error's kind, the error's own text with its causes, and
 /// the headers that the request's route sets on its responses.
@@ -70,12 +70,8 @@ pub(crate) fn redirect(
     is_grpc: bool,
 ) -> Result<Response<Bytes>, MeshError> {
     let scheme = redirect.scheme.as_deref().unwrap_or(head.scheme);
-    let (host, port) = match head.authority.rfind(':') {
-        Some(colon) if !head.authority[colon..].contains(']') => {
-            (&head.authority[..colon], Some(&head.authority[colon + 1..]))
-        }
-        _ => (head.authority, None),
-    };
+    let (host, port) = split_authority(head.authority).unwrap_or((head.authority, None));
+    let port = port.filter(|port| !port.is_empty());
     let mut location = format!("{scheme}://{}", redirect.host.as_deref().unwrap_or(host));
     let standard = |port: &str| matches!((scheme, port), ("http", "80") | ("https", "443"));
     match (redirect.port, port) {

@@ -94,7 +94,7 @@ async fn a_server_of_another_authority_and_a_client_without_a_certificate_get_no
     let ca = certificates.path().join("ca.pem");
     anonymous.servers = vec![
         mesh_core::xds::bootstrap::Server::new(secured.to_string())
-            .tls(mesh_core::xds::bootstrap::TlsFiles::new(ca))
+            .tls(mesh_core::xds::bootstrap::ClientTlsFiles::new(ca))
             .feature("delta"),
     ];
     // The server ends the connection right behind its alert, which the client then may not get to read.

@@ -63,24 +63,24 @@ pub enum ChannelCredentials {
     #[default]
     Insecure,
     /// Over TLS.
-    Tls(TlsFiles),
+    Tls(ClientTlsFiles),
 }
 
 /// `tls` channel credentials (gRFC A65). The files hold PEM, and are read for every connection, so that certificates
 /// are replaced while the client runs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
-pub struct TlsFiles {
+pub struct ClientTlsFiles {
     /// The authority that the server's certificate has to be of.
     pub ca_certificate: PathBuf,
     /// The client's own certificate with its chain, and its private key, for a server that asks for one.
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
-impl TlsFiles {
+impl ClientTlsFiles {
     /// A server whose certificate is of this authority; the client shows none.
     pub fn new(ca_certificate: impl Into<PathBuf>) -> Self {
-        TlsFiles { ca_certificate: ca_certificate.into(), identity: None }
+        ClientTlsFiles { ca_certificate: ca_certificate.into(), identity: None }
     }
 
     /// The same with a certificate of the client, and its private key.
@@ -99,13 +99,13 @@ impl Server {
     /// The same over TLS.
     ///
     /// ```
-    /// use mesh_core::xds::bootstrap::{Server, TlsFiles};
+    /// use mesh_core::xds::bootstrap::{Server, ClientTlsFiles};
     ///
-    /// let files = TlsFiles::new("ca.pem").identity("web.pem", "web-key.pem");
+    /// let files = ClientTlsFiles::new("ca.pem").identity("web.pem", "web-key.pem");
     /// let server = Server::new("mesh-control.example:15012").tls(files).feature("delta");
     /// assert!(server.is_incremental());
     /// ```
-    pub fn tls(mut self, files: TlsFiles) -> Self {
+    pub fn tls(mut self, files: ClientTlsFiles) -> Self {
         self.credentials = ChannelCredentials::Tls(files);
         self
     }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::error::Invalid;
+use crate::request::split_authority;
 
 /// Where a server is, in gRPC's notation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +20,7 @@ impl Place {
     pub(crate) fn host(&self) -> &str {
         match self {
             Place::Host(authority) => {
-                let host = authority.rsplit_once(':').map_or(authority.as_str(), |(host, _)| host);
+                let host = split_authority(authority).map_or(authority.as_str(), |(host, _)| host);
                 host.trim_start_matches('[').trim_end_matches(']')
             }
             Place::Unix(_) => "localhost",

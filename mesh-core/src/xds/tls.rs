@@ -15,7 +15,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::state::lock;
-use crate::xds::bootstrap::TlsFiles;
+use crate::xds::bootstrap::ClientTlsFiles;
 
 /// A byte stream in both directions.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -25,7 +25,13 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 /// The files of all servers as they were last read well.
 #[derive(Default)]
 pub(crate) struct Tls {
-    last_good: Mutex<HashMap<TlsFiles, Arc<ClientConfig>>>,
+    last_good: Mutex<HashMap<ClientTlsFiles, LastGood>>,
+}
+
+struct LastGood {
+    config: Arc<ClientConfig>,
+    /// Why what came later cannot be used. Told once: every connection reads the files.
+    complaint: Option<String>,
 }
 
 impl Tls {
@@ -33,7 +39,7 @@ impl Tls {
     /// cannot be used, perhaps because only one of two was replaced yet, those before them are.
     pub(crate) async fn connect(
         self: &Arc<Self>,
-        files: TlsFiles,
+        files: ClientTlsFiles,
         host: &str,
         io: Box<dyn Io>,
     ) -> io::Result<Box<dyn Io>> {
@@ -47,19 +53,23 @@ impl Tls {
         Ok(Box::new(stream))
     }
 
-    fn config(&self, files: &TlsFiles) -> Result<Arc<ClientConfig>, String> {
+    fn config(&self, files: &ClientTlsFiles) -> Result<Arc<ClientConfig>, String> {
         match read(files) {
             Ok(config) => {
                 let config = Arc::new(config);
-                lock(&self.last_good).insert(files.clone(), Arc::clone(&config));
+                let last_good = LastGood { config: Arc::clone(&config), complaint: None };
+                lock(&self.last_good).insert(files.clone(), last_good);
                 Ok(config)
             }
-            Err(reason) => match lock(&self.last_good).get(files) {
-                Some(config) => {
-                    tracing::warn!(
-                        "the TLS files of the xDS bootstrap cannot be used, the last good ones are: {reason}"
-                    );
-                    Ok(Arc::clone(config))
+            Err(reason) => match lock(&self.last_good).get_mut(files) {
+                Some(last_good) => {
+                    if last_good.complaint.as_ref() != Some(&reason) {
+                        tracing::warn!(
+                            "the TLS files of the xDS bootstrap cannot be used, the last good ones are: {reason}"
+                        );
+                        last_good.complaint = Some(reason);
+                    }
+                    Ok(Arc::clone(&last_good.config))
                 }
                 None => Err(reason),
             },
@@ -67,7 +77,7 @@ impl Tls {
     }
 }
 
-fn read(files: &TlsFiles) -> Result<ClientConfig, String> {
+fn read(files: &ClientTlsFiles) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
     let authority = &files.ca_certificate;
     for certificate in certificates(authority)? {
@@ -104,4 +114,48 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 
 fn bytes(path: &Path) -> Result<Vec<u8>, String> {
     fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            lock(&self.0).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn files_that_cannot_be_used_are_told_of_once_and_the_last_good_ones_stay() {
+        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+        let config = config.with_safe_default_protocol_versions().unwrap();
+        let config = Arc::new(config.with_root_certificates(RootCertStore::empty()).with_no_client_auth());
+        let files = ClientTlsFiles::new("no/such/file.pem");
+        let tls = Tls::default();
+        tls.config(&files).unwrap_err();
+        let last_good = LastGood { config: Arc::clone(&config), complaint: None };
+        lock(&tls.last_good).insert(files.clone(), last_good);
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_max_level(Level::WARN).with_writer(move || writer.clone()).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            for _ in 0..3 {
+                assert!(Arc::ptr_eq(&tls.config(&files).unwrap(), &config));
+            }
+        });
+        let told = String::from_utf8(lock(&log.0).clone()).unwrap();
+        assert_eq!(told.matches("no/such/file.pem").count(), 1, "{told}");
+    }
 }

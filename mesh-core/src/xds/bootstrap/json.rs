@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::{Authority, Bootstrap, CertificateProvider, ChannelCredentials, Node, Server, TlsFiles, default_template};
+use super::{
+    Authority, Bootstrap, CertificateProvider, ChannelCredentials, ClientTlsFiles, Node, Server, default_template,
+};
 use crate::error::Invalid;
 use crate::id::Locality;
 
@@ -137,7 +139,7 @@ fn credentials_of(value: Value, within: &str, ignored: &mut Vec<String>) -> Resu
 }
 
 /// gRFC A65's fields. `refresh_interval` asks for no more than is done: the files are read for every connection.
-fn tls(value: Value, within: &str, ignored: &mut Vec<String>) -> Result<TlsFiles, Invalid> {
+fn tls(value: Value, within: &str, ignored: &mut Vec<String>) -> Result<ClientTlsFiles, Invalid> {
     let mut keys = Keys::of(value)?;
     if keys.take("spiffe_trust_bundle_map_file").is_some() {
         // It would take the place of `ca_certificate_file`.
@@ -163,7 +165,7 @@ fn tls(value: Value, within: &str, ignored: &mut Vec<String>) -> Result<TlsFiles
         (None, None) => None,
         _ => return Err(Invalid::new("certificate_file and private_key_file need each other")),
     };
-    Ok(TlsFiles { ca_certificate: ca_certificate.into(), identity })
+    Ok(ClientTlsFiles { ca_certificate: ca_certificate.into(), identity })
 }
 
 fn node(value: Value, ignored: &mut Vec<String>) -> Result<Node, Invalid> {
@@ -279,7 +281,7 @@ mod tests {
         };
         let tls = r#"{"type": "tls", "config": {"ca_certificate_file": "ca.pem", "certificate_file": "c.pem",
                       "private_key_file": "k.pem", "refresh_interval": "60s", "surprise": 1}}"#;
-        let files = ChannelCredentials::Tls(TlsFiles::new("ca.pem").identity("c.pem", "k.pem"));
+        let files = ChannelCredentials::Tls(ClientTlsFiles::new("ca.pem").identity("c.pem", "k.pem"));
         let (found, ignored) =
             credentials(&format!(r#"[{{"type": "google_default"}}, {tls}, {{"type": "insecure"}}]"#));
         assert_eq!((found, ignored), (files, vec!["xds_servers[0].channel_creds[1].config.surprise".to_owned()]));
