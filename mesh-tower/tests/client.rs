@@ -114,7 +114,7 @@ async fn nobody() -> SocketAddr {
 fn endpoint(mesh: &Mesh) -> Arc<EndpointState> {
     let view = mesh.store().find("s:80").unwrap().view().unwrap();
     let leaf = &view.clusters()[0].leaves()[0];
-    leaf.state.endpoint(&leaf.endpoints.as_ref().unwrap().localities[0].endpoints[0].id)
+    leaf.state.endpoint(&leaf.endpoints.as_ref().unwrap().localities[0].endpoints[0].id, false)
 }
 
 #[tokio::test]
