@@ -12,6 +12,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use mesh_core::fixed::Fixed;
+use mesh_core::xds::{Bootstrap, XdsSource};
 use mesh_tower::Mesh;
 use mesh_tower::server::{self, MeshListener};
 use tokio::net::{TcpListener, TcpStream};
@@ -62,6 +63,27 @@ async fn echo(request: Request<Incoming>) -> Result<Response<Answer>, Infallible
 /// Serves both protocols on free ports of this machine, on the present runtime.
 pub async fn start(kind: ServerKind) -> Result<Served> {
     Ok(Served { http: http(kind).await?, grpc: grpc(kind).await? })
+}
+
+/// Serves HTTP/1.1 and HTTP/2 by mutual TLS on a free port of this machine, as the service [`crate::clients::HOST`] of a control plane.
+pub async fn mutual(control: SocketAddr) -> Result<Served> {
+    let mesh = identified_mesh(control, "server")?;
+    let listener = listen(&mesh, FREE).await?;
+    let layer = mesh.server_layer();
+    let http = listener.local_addr();
+    tokio::spawn(server::serve(listener, layer.layer(tower::service_fn(echo))).into_future());
+    // gRPC is not compared.
+    Ok(Served { http, grpc: http })
+}
+
+/// A mesh that follows a control plane, as a workload of this name and service account.
+pub fn identified_mesh(control: SocketAddr, name: &str) -> Result<Mesh> {
+    let bootstrap = Bootstrap::new(control.to_string())
+        .node_id(format!("mesh~127.0.0.1~{name}.bench~bench.svc.cluster.local"))
+        .metadata("NAMESPACE", "bench")
+        .metadata("SERVICE_ACCOUNT", name)
+        .metadata("LABELS", serde_json::json!({ "app": name }));
+    Ok(Mesh::builder().source(XdsSource::new(bootstrap)).start()?)
 }
 
 /// Serves HTTP/1.1 and HTTP/2 on a free port of this machine, on the present runtime.

@@ -9,8 +9,9 @@ use mesh_benches::envoy::Sidecar;
 use mesh_benches::exchange::{Frames, bytes};
 use mesh_benches::load::{Caller, Crew, Figures};
 use mesh_benches::process::Process;
-use mesh_benches::servers::Served;
+use mesh_benches::servers::{Served, identified_mesh};
 use mesh_benches::{Result, grpc};
+use mesh_control::embedded::Embedded;
 use mesh_tower::{Client, Mesh};
 use regex::Regex;
 use tonic::body::Body;
@@ -46,11 +47,15 @@ pub(crate) struct Side {
 pub(crate) struct Sides {
     pub(crate) bare: Side,
     pub(crate) mesh: Side,
+    /// By mutual TLS.
+    pub(crate) mutual: Side,
+    /// Who gives identities.
+    pub(crate) identities: Embedded,
     /// The client's and the server's, in front of the bare server.
     pub(crate) envoy: Option<(Sidecar, Sidecar)>,
     /// What tonic-xds asks.
     #[cfg(feature = "tonic-xds")]
-    pub(crate) control: mesh_control::embedded::Embedded,
+    pub(crate) control: Embedded,
 }
 
 impl Sides {
@@ -67,6 +72,7 @@ pub(crate) async fn all(sides: &Sides, only: &Regex) -> Result<Vec<Contender>> {
     let meshes = Meshes {
         to_bare: clients::mesh([sides.bare.served.http])?,
         to_mesh: clients::mesh([sides.mesh.served.http])?,
+        mutual: identified_mesh(sides.identities.xds_addr(), "client")?,
         grpc_to_bare: clients::mesh([sides.bare.served.grpc])?,
         grpc_to_mesh: clients::mesh([sides.mesh.served.grpc])?,
     };
@@ -94,6 +100,7 @@ pub(crate) async fn all(sides: &Sides, only: &Regex) -> Result<Vec<Contender>> {
 struct Meshes {
     to_bare: Mesh,
     to_mesh: Mesh,
+    mutual: Mesh,
     grpc_to_bare: Mesh,
     grpc_to_mesh: Mesh,
 }
@@ -157,6 +164,11 @@ async fn http<B: Payload>(
     if list.wants(case, "mesh both") {
         let caller = MeshCaller { client: meshes.to_mesh.client(), version, job: job(HOST)? };
         list.add(case, "mesh both", crew(case, caller), None, &[sides.mesh.process.id()]);
+    }
+    // Its service speaks HTTP/1.1.
+    if version == Version::Http1 && list.wants(case, "mesh both mTLS") {
+        let caller = MeshCaller { client: meshes.mutual.client(), version, job: job(HOST)? };
+        list.add(case, "mesh both mTLS", crew(case, caller), None, &[sides.mutual.process.id()]);
     }
     if let Some((near_client, near_server)) = &sides.envoy
         && list.wants(case, "sidecars")

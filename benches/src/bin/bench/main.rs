@@ -13,14 +13,17 @@ mod report;
 #[cfg(feature = "tonic-xds")]
 mod xds;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use mesh_benches::clients::HOST;
 use mesh_benches::process::{self, Process};
 use mesh_benches::servers::{self, Served, ServerKind};
 use mesh_benches::{Result, load};
+use mesh_control::embedded::{Config, Embedded, Options};
 use regex::Regex;
 
 use cases::{Contender, Side, Sides};
@@ -52,6 +55,9 @@ struct Args {
     /// What the program calls itself with, to be the server.
     #[arg(long, hide = true)]
     serve: Option<ServerKind>,
+    /// The control plane of such a server: it serves by mutual TLS.
+    #[arg(long, hide = true)]
+    control: Option<SocketAddr>,
 }
 
 fn main() -> Result {
@@ -60,7 +66,10 @@ fn main() -> Result {
     let runtime = runtime.worker_threads(args.threads.max(1)).enable_all().build()?;
     match args.serve {
         Some(kind) => {
-            let served = runtime.block_on(servers::start(kind))?;
+            let served = match args.control {
+                Some(control) => runtime.block_on(servers::mutual(control))?,
+                None => runtime.block_on(servers::start(kind))?,
+            };
             println!("{} {}", served.http, served.grpc);
             process::until_orphaned();
             Ok(())
@@ -71,12 +80,15 @@ fn main() -> Result {
 
 async fn compare(args: &Args) -> Result {
     let machine = process::machine();
-    let bare = server("bare", args.threads)?;
+    let bare = server("bare", args.threads, None)?;
+    let identities = identities().await?;
     let sides = Sides {
         #[cfg(feature = "tonic-xds")]
         control: xds::control(bare.served.grpc).await?,
         bare,
-        mesh: server("mesh", args.threads)?,
+        mesh: server("mesh", args.threads, None)?,
+        mutual: server("mesh", args.threads, Some(identities.xds_addr()))?,
+        identities,
         envoy: None,
     };
     if !cfg!(feature = "tonic-xds") {
@@ -118,9 +130,24 @@ async fn measure(contenders: &mut [Contender], round: usize, time: Duration) -> 
     Ok(())
 }
 
+/// A control plane that gives identities, and knows the server under [`HOST`].
+async fn identities() -> Result<Embedded> {
+    let (host, port) = HOST.split_once(':').unwrap_or((HOST, "80"));
+    let (name, namespace) = host.split_once('.').unwrap_or((host, "default"));
+    let yaml = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec: {{selector: {{app: server}}, ports: [{{name: http, port: {port}}}]}}\n"
+    );
+    Ok(Embedded::start(Config::yaml(yaml), Options::default().dev()).await?)
+}
+
 /// Starts this program as a server.
-fn server(kind: &str, threads: usize) -> Result<Side> {
-    let (process, line) = Process::again(&["--serve", kind, "--threads", &threads.to_string()])?;
+fn server(kind: &str, threads: usize, control: Option<SocketAddr>) -> Result<Side> {
+    let threads = threads.to_string();
+    let control = control.map(|address| address.to_string());
+    let mut arguments = vec!["--serve", kind, "--threads", &threads];
+    arguments.extend(control.iter().flat_map(|control| ["--control", control.as_str()]));
+    let (process, line) = Process::again(&arguments)?;
     let (http, grpc) = line.split_once(' ').context("the server does not say where it serves")?;
     Ok(Side { process, served: Served { http: http.parse()?, grpc: grpc.parse()? } })
 }
