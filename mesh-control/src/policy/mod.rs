@@ -199,6 +199,7 @@ impl Policy {
     /// Whether an address is one that exists for a client, so that it has routes.
     pub fn exists(&self, address: &Address, view: &View) -> bool {
         self.services.refused(&address.host, &view.namespace).is_some()
+            || self.closed_alias(&address.host, view).is_some()
             || self.has_cluster(address, view)
             || self.services.find(&address.host, &view.namespace).is_none()
                 && self.virtual_services.names(&address.host, &view.namespace)
@@ -209,7 +210,10 @@ impl Policy {
     /// service either, there is no route. A route that leads only to where nobody knows how to call fails.
     pub fn routes(&self, address: &Address, view: &View) -> Vec<Route> {
         let mut routes = self.ruled(&address.host, address.port, view);
-        let is_refused = || self.services.refused(&address.host, &view.namespace).is_some();
+        let is_refused = || {
+            self.services.refused(&address.host, &view.namespace).is_some()
+                || self.closed_alias(&address.host, view).is_some()
+        };
         if routes.is_empty() && (is_refused() || self.has_cluster(address, view)) {
             routes = vec![default_route(address)];
         }
@@ -284,7 +288,17 @@ impl Policy {
             let (_, service) = self.services.find(&key.host, &view.namespace)?;
             self.destination_rules.find(&key.host, &service.namespace, view)?.refused()
         };
-        of_service.or_else(of_rule).cloned()
+        of_service.or_else(of_rule).cloned().or_else(|| self.closed_alias(&key.host, view))
+    }
+
+    /// Why a host that only an alias speaks of is not called, where no undescribed host is.
+    fn closed_alias(&self, host: &str, view: &View) -> Option<Arc<str>> {
+        if self.outbound == OutboundTrafficPolicy::AllowAny || self.services.find(host, &view.namespace).is_some() {
+            return None;
+        }
+        let (_, alias) = self.services.alias_of(host, &view.namespace)?;
+        let id = alias.meta.id();
+        Some(format!("{id} is an alias of {host}, which nothing describes, and such hosts are not called").into())
     }
 
     /// A cluster, where the client sees its service, and the service has the port and the subset.

@@ -160,3 +160,19 @@ async fn what_an_expression_makes_of_a_path_is_a_path_or_the_request_fails() {
         }
     }
 }
+
+#[tokio::test]
+async fn an_alias_of_a_host_that_nothing_describes_says_so_where_such_hosts_are_not_called() {
+    let alias = "---
+apiVersion: v1
+kind: Service
+metadata: {name: far}
+spec: {type: ExternalName, externalName: far.example.com}
+";
+    let route = rules("  - route: [{destination: {host: far, port: {number: 80}}}]\n");
+    let world = World::registry_only(&format!("{alias}{route}")).await;
+    for asked in ["http://far/", "http://web.example.com/"] {
+        let told = world.get(asked).await.map_or_else(|error| error.to_string(), |answer| answer.body);
+        assert!(told.contains("far.example.com, which nothing describes"), "{asked}: {told}");
+    }
+}

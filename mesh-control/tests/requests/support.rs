@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::extract::Request as Received;
 use http::{HeaderMap, Request};
 use http_body_util::BodyExt;
-use mesh_control::embedded::{Config, Embedded, Options};
+use mesh_control::embedded::{Config, Embedded, Options, OutboundTrafficPolicy, PlaneOptions};
 use mesh_core::error::MeshError;
 use mesh_core::request_info::{Observer, RequestInfo};
 use mesh_core::xds::Bootstrap;
@@ -71,8 +71,18 @@ impl World {
         World { _dir: Some(dir), ..world }
     }
 
+    /// A client in the namespace `default` that may call what is described, and nothing else.
+    pub(crate) async fn registry_only(yaml: &str) -> World {
+        let plane = PlaneOptions::default().outbound_traffic_policy(OutboundTrafficPolicy::RegistryOnly);
+        World::start_with(Config::yaml(yaml), Options::default().plane(plane), "default", &[]).await
+    }
+
     async fn start(config: Config, namespace: &str, labels: &[(&str, &str)]) -> World {
-        let control = Embedded::start(config, Options::default()).await.unwrap_or_else(|e| panic!("{e}"));
+        World::start_with(config, Options::default(), namespace, labels).await
+    }
+
+    async fn start_with(config: Config, options: Options, namespace: &str, labels: &[(&str, &str)]) -> World {
+        let control = Embedded::start(config, options).await.unwrap_or_else(|e| panic!("{e}"));
         let labels: serde_json::Map<_, _> =
             labels.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
         let bootstrap = Bootstrap::new("embedded")
