@@ -45,7 +45,7 @@ pub struct PlaneOptions {
     /// What becomes of calls to hosts that no object describes.
     pub outbound_traffic_policy: OutboundTrafficPolicy,
     /// Where the last good state of the directory's objects is kept, so that it survives a restart. It is for one server
-    /// and its one directory alone: nothing keeps another one from writing there, and what it wrote is believed.
+    /// and its one directory alone: the start fails where another one uses it, or where it is of another configuration.
     pub state_dir: Option<PathBuf>,
     /// Let workloads serve that a `PeerAuthentication` (STRICT), a `RequestAuthentication` or an `AuthorizationPolicy` guards.
     /// None of these is enforced yet; without this, such workloads answer every request with 503 and the reason.
@@ -158,7 +158,7 @@ impl Plane {
     /// Must be called within a Tokio runtime where there is a directory to watch.
     pub fn start(options: PlaneOptions) -> io::Result<Plane> {
         let store = match &options.state_dir {
-            Some(dir) => Store::with_state(options.allow_empty, dir)?,
+            Some(dir) => Store::with_state(options.allow_empty, dir, options.config_dir.as_deref())?,
             None => Store::new(options.allow_empty),
         };
         let plane = Plane::new(options, store);

@@ -35,6 +35,10 @@ pub struct Report {
     pub diagnostics: Vec<Diagnostic>,
     /// How many objects are in force.
     pub objects: usize,
+    /// How many are wrong.
+    pub wrong: usize,
+    /// How many documents and files there are of which nobody can tell what they hold.
+    pub unreadable: usize,
 }
 
 impl Report {
@@ -77,13 +81,14 @@ fn of_scan(scan: Scan) -> Loaded {
 }
 
 fn report(loaded: Loaded, for_grpc: bool) -> Report {
-    let objects = loaded.objects.len();
+    let (objects, wrong) = (loaded.objects.len(), loaded.objects.refused.len());
+    let unreadable = loaded.wrong.len().saturating_sub(wrong);
     let (policy, mut diagnostics) = examine(loaded);
     if for_grpc {
         grpc::check(&policy, &mut diagnostics);
         sort(&mut diagnostics);
     }
-    Report { diagnostics, objects }
+    Report { diagnostics, objects, wrong, unreadable }
 }
 
 /// The policy of what is loaded, and everything there is to say about it.

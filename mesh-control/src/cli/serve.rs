@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::Printing;
 use crate::ca::CertificateAuthority;
+use crate::config::Code;
 use crate::plane::{OutboundTrafficPolicy, Plane, PlaneOptions};
 use crate::serve::{Certificates, Feed, Options, Server, TlsFiles, status};
 
@@ -22,8 +23,8 @@ pub(super) struct Args {
     /// The directory with the configuration; it is read again whenever it changes.
     #[arg(long, value_name = "DIR")]
     config: PathBuf,
-    /// Keeps the last good state of the configuration's objects in this directory, so that it survives a restart. No
-    /// other server may use it.
+    /// Keeps the last good state of the configuration's objects in this directory, so that it survives a restart. It is for
+    /// one server and one configuration, and not inside it.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Development mode: gives everybody on this machine a certificate for whatever namespace and service account they
@@ -37,7 +38,7 @@ pub(super) struct Args {
     /// root-cert.pem. Without it, --state-dir keeps an authority of its own.
     #[arg(long, value_name = "DIR")]
     ca_dir: Option<PathBuf>,
-    /// Refuses to start if any object of the configuration is wrong.
+    /// Refuses to start if any object of the configuration is wrong, or if there is none.
     #[arg(long)]
     strict: bool,
     /// Lets workloads serve that a PeerAuthentication (STRICT), RequestAuthentication or AuthorizationPolicy guards, though
@@ -107,9 +108,9 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     options.state_dir.clone_from(&args.state_dir);
     let plane = Plane::start(options).with_context(|| cannot_start(args))?;
     if args.strict {
-        let wrong: Vec<String> = plane.wrong().iter().map(|wrong| format!("\n  {wrong}")).collect();
-        if !wrong.is_empty() {
-            bail!("--strict, and the configuration in {} is wrong:{}", args.config.display(), wrong.concat());
+        let faults: String = strict_faults(&plane).iter().map(|fault| format!("\n  {fault}")).collect();
+        if !faults.is_empty() {
+            bail!("--strict, and the configuration in {} is wrong:{faults}", args.config.display());
         }
     }
     let certificates = authority.map(|authority| Certificates::new(authority).dev(args.dev));
@@ -185,6 +186,17 @@ fn authority(args: &Args) -> anyhow::Result<Option<Arc<CertificateAuthority>>> {
     }
     let authority = super::ca::open(args.ca_dir.as_deref(), args.state_dir.as_deref(), &args.trust_domain)?;
     Ok(Some(Arc::new(authority)))
+}
+
+/// What is wrong, or that there is nothing: a mount that is missing looks like that.
+fn strict_faults(plane: &Plane) -> Vec<String> {
+    let mut faults: Vec<String> = plane.wrong().iter().map(ToString::to_string).collect();
+    let vanished = plane.diagnostics().into_iter().filter(|finding| finding.code == Code::Vanished);
+    faults.extend(vanished.map(|finding| finding.to_string()));
+    if faults.is_empty() && plane.objects() == 0 {
+        faults.push("there is no object in it".to_owned());
+    }
+    faults
 }
 
 fn cannot_start(args: &Args) -> String {

@@ -64,7 +64,10 @@ fn text(report: &Report) -> String {
     }
     let count = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
     let (errors, warnings) = (report.count(Severity::Error), report.count(Severity::Warning));
-    text + &format!("{}: {}, {}\n", count(report.objects, "object"), count(errors, "error"), count(warnings, "warning"))
+    let amounts = [(report.wrong, "wrong"), (report.unreadable, "unreadable")];
+    let amounts = amounts.iter().filter(|(number, _)| *number > 0).map(|(number, what)| format!("{number} {what}, "));
+    let (objects, amounts) = (count(report.objects + report.wrong, "object"), amounts.collect::<String>());
+    text + &format!("{objects}: {amounts}{}, {}\n", count(errors, "error"), count(warnings, "warning"))
 }
 
 fn examine(paths: &[PathBuf], clients: Option<Clients>) -> anyhow::Result<Report> {

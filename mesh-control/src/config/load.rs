@@ -37,7 +37,7 @@ impl From<String> for Unreadable {
     }
 }
 
-/// Reads the files `*.yaml`, `*.yml` and `*.json` of a directory, not of those below it.
+/// Reads the files `*.yaml`, `*.yml` and `*.json` of a directory, not of those below it; capitals make no difference.
 ///
 /// Hidden names are skipped. A symbolic link is followed if it ends inside the directory, which is how a
 /// ConfigMap is mounted (`a.yaml` → `..data/a.yaml`, `..data` → `..2026_…`); nothing but regular files is
@@ -87,7 +87,9 @@ pub(super) fn printable(name: &str) -> String {
 /// Whether a file of this name is read.
 pub fn is_config_name(name: &str) -> bool {
     let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
-    matches!(extension, Some("yaml" | "yml" | "json"))
+    let is_any =
+        |known: &[&str]| extension.is_some_and(|one| known.iter().any(|other| one.eq_ignore_ascii_case(other)));
+    is_any(&["yaml", "yml", "json"])
 }
 
 fn read_file(root: &Path, path: &Path) -> Result<Arc<str>, Unreadable> {

@@ -1,10 +1,10 @@
 //! The last good state on disk, so that it survives a restart: of every object, the text in which it was good last.
 //!
-//! One file, replaced as a whole. What it holds counts only for objects that the configuration still has, and only while
+//! One file, replaced as a whole, in a directory that one server locks and that belongs to one configuration. What it holds counts only for objects that the configuration still has, and only while
 //! they are wrong there. Whatever else is in it is reported and put aside; it is never a reason not to start.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,6 +33,10 @@ pub(super) struct Good {
 #[derive(Debug)]
 pub(super) struct State {
     path: PathBuf,
+    /// The configuration that it is of.
+    owner: Option<Arc<str>>,
+    /// Locked as long as it is open.
+    _dir: File,
     /// What is there now, as far as it is known.
     written: Option<Vec<u8>>,
     read: Option<Diagnostic>,
@@ -42,6 +46,9 @@ pub(super) struct State {
 #[derive(Serialize, Deserialize)]
 struct Saved {
     format: String,
+    /// The configuration directory.
+    #[serde(default)]
+    owner: Option<Arc<str>>,
     files: BTreeMap<Arc<str>, Vec<SavedText>>,
 }
 
@@ -53,11 +60,28 @@ struct SavedText {
 }
 
 impl State {
-    /// The state in this directory, which is made if need be, and what it holds.
-    pub(super) fn open(dir: &Path) -> io::Result<(State, BTreeMap<ObjectKey, Good>)> {
+    /// The state of a configuration in this directory, which is made if need be, and what it holds. Fails where the
+    /// directory is inside the configuration's own, is of another one, or where another server uses it.
+    pub(super) fn open(dir: &Path, config: Option<&Path>) -> io::Result<(State, BTreeMap<ObjectKey, Good>)> {
+        let config = config.map(Path::canonicalize).transpose()?;
+        let refused = |why: String| io::Error::other(format!("the state directory {} {why}", dir.display()));
+        if let Some(config) = config.as_ref().filter(|config| is_inside(dir, config)) {
+            return Err(refused(format!("is inside the configuration directory {}", config.display())));
+        }
         fs::create_dir_all(dir)?;
-        let mut state = State { path: dir.join(FILE), written: None, read: None, write: None };
+        let lock = File::open(dir)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(refused("is in use by another server".to_owned())),
+            Err(TryLockError::Error(error)) => return Err(refused(format!("cannot be locked: {error}"))),
+        }
+        let owner: Option<Arc<str>> = config.map(|config| config.display().to_string().into());
+        let path = dir.join(FILE);
+        let mut state = State { path, owner, _dir: lock, written: None, read: None, write: None };
         let good = match read(&state.path) {
+            Ok(Some(Saved { owner: Some(other), .. })) if state.owner.as_ref() != Some(&other) => {
+                return Err(refused(format!("is of the configuration in {other}; give each its own, or empty it")));
+            }
             Ok(saved) => saved.map(restored).unwrap_or_default(),
             Err(why) => {
                 let aside = state.path.with_extension("ignored.json");
@@ -89,7 +113,7 @@ impl State {
                 None => texts.push(SavedText { text: text.clone(), objects: [id].into() }),
             }
         }
-        let saved = Saved { format: FORMAT.to_owned(), files };
+        let saved = Saved { format: FORMAT.to_owned(), owner: self.owner.clone(), files };
         let written = serde_json::to_vec(&saved).map_err(io::Error::other).and_then(|bytes| {
             if self.written.as_ref() != Some(&bytes) {
                 replace(&self.path, &bytes)?;
@@ -102,6 +126,13 @@ impl State {
             Diagnostic::of_file("", Severity::Error, Code::File, message)
         });
     }
+}
+
+/// Whether a directory is this one or below it, or will be once it is made.
+fn is_inside(dir: &Path, outer: &Path) -> bool {
+    let Ok(dir) = std::path::absolute(dir) else { return false };
+    let existing = dir.ancestors().find_map(|ancestor| ancestor.canonicalize().ok());
+    existing.is_some_and(|existing| existing.starts_with(outer))
 }
 
 fn read(path: &Path) -> Result<Option<Saved>, String> {
@@ -140,9 +171,14 @@ fn restored(saved: Saved) -> BTreeMap<ObjectKey, Good> {
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
+    // A new one: what is there may be a link to something else.
+    options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let mut file = options.open(&new)?;
     file.write_all(bytes)?;
     file.sync_all()?;

@@ -132,9 +132,10 @@ impl Store {
         Store { allow_empty, ..Store::default() }
     }
 
-    /// One that keeps the last good state of the configuration's objects in a directory, and begins with what that holds.
-    pub fn with_state(allow_empty: bool, dir: &Path) -> io::Result<Store> {
-        let (state, good) = State::open(dir)?;
+    /// One that keeps the last good state of the objects of a configuration directory in another one, and begins with what
+    /// that holds. Fails where it is in use, or of another configuration.
+    pub fn with_state(allow_empty: bool, dir: &Path, config: Option<&Path>) -> io::Result<Store> {
+        let (state, good) = State::open(dir, config)?;
         Ok(Store { good, state: Some(state), ..Store::new(allow_empty) })
     }
 

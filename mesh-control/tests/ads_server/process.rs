@@ -1,6 +1,6 @@
 //! The command as people run it: a process with arguments, output, signals and an exit code.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -46,6 +46,24 @@ impl Control {
         let mut child = command(&[&arguments, more].concat()).stdout(Stdio::piped()).spawn().expect("it runs");
         let stdout = BufReader::new(child.stdout.take().expect("piped"));
         Control { child, stdout }
+    }
+
+    /// Why it does not start.
+    pub(crate) fn refused(dir: &Path, more: &[&str]) -> String {
+        let free = "127.0.0.1:0";
+        let dir = dir.to_str().expect("a plain path");
+        let arguments = ["serve", "--config", dir, "--xds-addr", free, "--status-addr", free];
+        let mut command = command(&[&arguments, more].concat());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
+        let mut stderr = child.stderr.take().expect("piped");
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        // Killed if it starts all the same.
+        let mut control = Control { child, stdout };
+        assert_eq!(control.line(), "", "it starts");
+        assert_eq!(control.exit_code(), Some(1));
+        let mut why = String::new();
+        stderr.read_to_string(&mut why).expect("text");
+        why
     }
 
     pub(crate) fn address(&mut self, what: &str) -> SocketAddr {
@@ -170,6 +188,19 @@ fn a_directory_that_is_not_there_is_an_error() {
 }
 
 #[test]
+fn validate_counts_what_is_wrong_beside_what_is_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write("good.yaml", &format!("{SHOP}---\n{}", SHOP.replace("name: reviews,", "name: ratings,")));
+    write("wrong.YAML", &SHOP.replace("name: reviews,", "name: details,").replace("ports", "prots"));
+    write("broken.Yml", "a: [");
+    write("unread.JSON", "{\"a\": 1}");
+    let out = output(&["validate", dir.path().to_str().unwrap()]);
+    let last = text(&out.stdout).lines().last().unwrap_or_default().to_owned();
+    assert_eq!(last, "3 objects: 1 wrong, 2 unreadable, 4 errors, 0 warnings", "{}", text(&out.stdout));
+}
+
+#[test]
 fn validate_says_what_is_wrong_and_where_and_exits_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("shop.yaml");
@@ -181,6 +212,7 @@ fn validate_says_what_is_wrong_and_where_and_exits_with_it() {
     let out = output(&["validate", path.to_str().unwrap()]);
     assert_eq!(out.status.code(), Some(1));
     assert!(text(&out.stdout).contains("ninety"), "{}", text(&out.stdout));
+    assert!(text(&out.stdout).ends_with("\n1 object: 1 wrong, 1 error, 0 warnings\n"), "{}", text(&out.stdout));
     std::fs::write(&path, SHOP.replace("port: 9080", "port: ninety") + "---\nkind: x\n").unwrap();
     let out = output(&["validate", "-o", "json", path.to_str().unwrap()]);
     let lines = text(&out.stdout);

@@ -170,6 +170,53 @@ async fn state_that_is_spoiled_or_of_somebody_else_is_reported_and_ignored() {
     assert!(is_redirect(&dirs.start().action().await));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_directory_is_for_one_server_and_one_configuration() {
+    let dirs = Dirs::new();
+    dirs.write("rules.yaml", &good());
+    let state = dirs.state.path().to_str().unwrap();
+    let first = dirs.start();
+    let why = Control::refused(dirs.config.path(), &["--state-dir", state]);
+    assert!(why.contains("another server") && why.contains(state), "{why}");
+    drop(first);
+
+    let other = tempfile::tempdir().unwrap();
+    fs::write(other.path().join("rules.yaml"), wrong()).unwrap();
+    let why = Control::refused(other.path(), &["--state-dir", state]);
+    assert!(why.contains(dirs.config.path().canonicalize().unwrap().to_str().unwrap()), "{why}");
+    assert!(is_redirect(&dirs.start().action().await), "nothing of it was touched");
+
+    for inside in [dirs.config.path().to_owned(), dirs.config.path().join("."), dirs.config.path().join("new/state")] {
+        let why = Control::refused(dirs.config.path(), &["--state-dir", inside.to_str().unwrap()]);
+        assert!(why.contains("inside the configuration"), "{why}");
+    }
+    assert!(!dirs.config.path().join("new").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_is_written_for_its_owner_alone_and_through_no_link() {
+    use std::os::unix::fs::PermissionsExt;
+    let dirs = Dirs::new();
+    let elsewhere = tempfile::NamedTempFile::new().unwrap();
+    fs::write(elsewhere.path(), "precious").unwrap();
+    std::os::unix::fs::symlink(elsewhere.path(), dirs.state.path().join("last-good.new")).unwrap();
+    dirs.start();
+    assert_eq!(fs::read_to_string(elsewhere.path()).unwrap(), "precious");
+    assert_eq!(fs::metadata(dirs.saved()).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn a_strict_server_does_not_start_without_any_object() {
+    let dirs = Dirs::new();
+    drop(dirs.start());
+    fs::remove_file(dirs.config.path().join("web.yaml")).unwrap();
+    let why = Control::refused(dirs.config.path(), &["--strict"]);
+    assert!(why.contains("no object"), "{why}");
+    // What the state holds does not stand in for it.
+    let why = Control::refused(dirs.config.path(), &["--strict", "--state-dir", dirs.state.path().to_str().unwrap()]);
+    assert!(why.contains("every configuration file is gone"), "{why}");
+}
+
 #[test]
 fn a_strict_server_does_not_start_with_anything_wrong() {
     let dirs = Dirs::new();

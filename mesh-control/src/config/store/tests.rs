@@ -275,7 +275,7 @@ fn what_disappears_while_a_text_cannot_be_read_may_have_moved_there() {
         ),
     ] {
         let state = tempfile::tempdir().unwrap();
-        let mut store = Store::with_state(false, state.path()).unwrap();
+        let mut store = Store::with_state(false, state.path(), None).unwrap();
         store.apply(files(before));
         assert_eq!(tls(&store), (1, 1));
         store.apply(files(after));
@@ -285,10 +285,12 @@ fn what_disappears_while_a_text_cannot_be_read_may_have_moved_there() {
 
         // Over a restart, too, whether it was broken before or after.
         for _ in 0..2 {
-            let mut anew = Store::with_state(false, state.path()).unwrap();
+            drop(store);
+            let mut anew = Store::with_state(false, state.path(), None).unwrap();
             anew.apply(files(after));
             assert_eq!(tls(&anew), (1, 1), "{after:?}");
-            store.apply(files(before));
+            anew.apply(files(before));
+            store = anew;
         }
         // What can be read again is taken at its word.
         store.apply(files([("a.yaml", SERVICE)]));
@@ -376,7 +378,7 @@ fn a_file_that_becomes_nothing_but_its_first_lines_keeps_what_it_held() {
 #[test]
 fn a_start_from_an_emptied_directory_keeps_what_the_state_holds_with_the_alarm() {
     let state = tempfile::tempdir().unwrap();
-    let start = |allow_empty: bool| Store::with_state(allow_empty, state.path()).unwrap();
+    let start = |allow_empty: bool| Store::with_state(allow_empty, state.path(), None).unwrap();
     assert!(start(false).apply(files([("a.yaml", SERVICE)])));
     for _ in 0..2 {
         let mut store = start(false);
@@ -390,6 +392,7 @@ fn a_start_from_an_emptied_directory_keeps_what_the_state_holds_with_the_alarm()
     store.apply(files([]));
     assert!(store.apply(files([("b.yaml", &service("t", 81))])));
     assert_eq!((names(&store), said(&store).len()), (vec!["t".to_owned()], 0));
+    drop(store);
     let mut store = start(true);
     store.apply(files([]));
     assert!(names(&store).is_empty());
