@@ -25,7 +25,7 @@ const CRATES: [Crate; 4] = [
             &["request", "identity"],
             &["model"],
             &["matcher", "resources", "tls"],
-            &["state", "client_status"],
+            &["state", "client_status", "authz"],
             &["request_info"],
             &["balance", "filter", "retry"],
             &["view"],

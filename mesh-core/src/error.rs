@@ -35,6 +35,8 @@ pub enum ErrorKind {
     Overflow,
     /// A fault filter aborted the request.
     FaultInjected,
+    /// On a server: a policy does not let this request in.
+    AccessDenied,
     /// The configuration asks for TLS that cannot be provided. Never plaintext instead.
     Security,
     /// On a server: the application returned an error instead of a response, or its response's body broke off.
@@ -78,7 +80,7 @@ impl ErrorKind {
     /// Whose fault it is.
     pub fn origin(self) -> Origin {
         match self {
-            ErrorKind::BadRequest | ErrorKind::NoListener => Origin::Caller,
+            ErrorKind::BadRequest | ErrorKind::NoListener | ErrorKind::AccessDenied => Origin::Caller,
             ErrorKind::UnknownTarget
             | ErrorKind::NoRoute
             | ErrorKind::NoCluster
@@ -108,6 +110,7 @@ impl ErrorKind {
             | ErrorKind::Draining => RetryAdvice::Safe,
             ErrorKind::ConnectionLost | ErrorKind::Application | ErrorKind::Timeout => RetryAdvice::IfIdempotent,
             ErrorKind::BadRequest
+            | ErrorKind::AccessDenied
             | ErrorKind::UnknownTarget
             | ErrorKind::NoRoute
             | ErrorKind::NoCluster
@@ -120,6 +123,7 @@ impl ErrorKind {
     pub fn http_status(self) -> StatusCode {
         match self {
             ErrorKind::BadRequest => StatusCode::BAD_REQUEST,
+            ErrorKind::AccessDenied => StatusCode::FORBIDDEN,
             ErrorKind::NoRoute => StatusCode::NOT_FOUND,
             ErrorKind::Application => StatusCode::INTERNAL_SERVER_ERROR,
             ErrorKind::UnknownTarget => StatusCode::BAD_GATEWAY,
@@ -132,9 +136,10 @@ impl ErrorKind {
     /// (gRFC A54: it may not surface codes that applications own).
     pub fn grpc_code(self) -> u32 {
         match self {
-            ErrorKind::Timeout => 4,     // DEADLINE_EXCEEDED
-            ErrorKind::BadRequest => 13, // INTERNAL
-            _ => 14,                     // UNAVAILABLE
+            ErrorKind::Timeout => 4,      // DEADLINE_EXCEEDED
+            ErrorKind::AccessDenied => 7, // PERMISSION_DENIED
+            ErrorKind::BadRequest => 13,  // INTERNAL
+            _ => 14,                      // UNAVAILABLE
         }
     }
 
@@ -150,6 +155,8 @@ impl ErrorKind {
             ErrorKind::Timeout => "UT",
             ErrorKind::Overflow => "UO",
             ErrorKind::FaultInjected => "FI",
+            // Envoy has no flag for it, only the response code's details.
+            ErrorKind::AccessDenied => "-",
             ErrorKind::NotServing | ErrorKind::NotServingYet | ErrorKind::NoListener | ErrorKind::Draining => "LR",
         }
     }

@@ -19,6 +19,7 @@
 
 #![warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+pub mod authz;
 pub mod balance;
 pub mod client_status;
 pub mod error;

@@ -37,10 +37,18 @@ impl<'r> RequestHead<'r> {
     /// The view of a request that a server received, where nothing is taken for granted: its authority is well formed and
     /// has no user in it, and so is its `Host`, which HTTP/1.1 must have (RFC 9112, 3.2; RFC 9113, 8.3.1). HTTP/1.0
     /// without one has the empty authority: that of the default host. Its target is a path, or has a scheme and an
-    /// authority; that of CONNECT is an authority, and `*` stands for the server as a whole (RFC 9112, 3.2.4).
+    /// authority; that of CONNECT is an authority, and `*` stands for the server as a whole (RFC 9112, 3.2.4). Methods have
+    /// no small letters, since some applications take `delete` for `DELETE`; and no value of HTTP/2 begins or ends with a
+    /// blank (RFC 9113, 8.2.1), which some take off.
     pub fn received<B>(request: &'r Request<B>) -> Result<Self, MeshError> {
         let (method, uri, version) = (request.method(), request.uri(), request.version());
         let bad = |what: &str| MeshError::new(ErrorKind::BadRequest, what);
+        if !is_method(method.as_str().as_bytes()) {
+            return Err(bad("malformed method"));
+        }
+        if version == Version::HTTP_2 && request.headers().values().any(|value| has_outer_blank(value.as_bytes())) {
+            return Err(bad("a header that begins or ends with a blank"));
+        }
         let mut hosts = request.headers().get_all(http::header::HOST).iter();
         let host = match (hosts.next(), hosts.next()) {
             (Some(_), Some(_)) => return Err(bad("more than one Host header")),
@@ -188,6 +196,15 @@ pub fn split_authority(authority: &str) -> Option<(&str, Option<&str>)> {
         }
         None => rest.is_empty().then_some((host, None)),
     }
+}
+
+/// Whether a method is of those that servers know: no registered one has anything else in it, or is so long.
+fn is_method(method: &[u8]) -> bool {
+    method.len() <= 64 && method.iter().all(|byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_'))
+}
+
+fn has_outer_blank(value: &[u8]) -> bool {
+    matches!((value.first(), value.last()), (Some(b' ' | b'\t'), _) | (_, Some(b' ' | b'\t')))
 }
 
 fn is_of_name(byte: u8) -> bool {
@@ -346,6 +363,30 @@ mod tests {
                 continue;
             };
             assert_eq!(RequestHead::received(&request).is_ok(), expected, "{method} {target}");
+        }
+    }
+
+    /// Hazard A21, and RFC 9113, 8.2.1.
+    #[test]
+    fn a21_a_method_has_no_small_letters_and_a_value_of_http2_no_outer_blanks() {
+        let received = |method: &str, value: &str, version| {
+            let request = Request::builder().method(method).uri("http://a/").header("host", "a").header("x", value);
+            RequestHead::received(&request.version(version).body(()).unwrap()).is_ok()
+        };
+        let long = "A".repeat(1024);
+        for (method, expected) in [
+            ("GET", true),
+            ("VERSION-CONTROL", true),
+            ("get", false),
+            ("Delete", false),
+            ("GE'T", false),
+            (&long, false),
+        ] {
+            assert_eq!(received(method, "", Version::HTTP_11), expected, "{method}");
+        }
+        for (value, expected) in [("", true), ("a b", true), (" a", false), ("a\t", false), (" ", false)] {
+            assert_eq!(received("GET", value, Version::HTTP_2), expected, "{value:?}");
+            assert!(received("GET", value, Version::HTTP_11), "{value:?}");
         }
     }
 

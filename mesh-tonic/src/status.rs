@@ -128,6 +128,7 @@ mod tests {
             (ErrorKind::Overflow, Code::Unavailable),
             (ErrorKind::FaultInjected, Code::Unavailable),
             (ErrorKind::Security, Code::Unavailable),
+            (ErrorKind::AccessDenied, Code::PermissionDenied),
             (ErrorKind::Application, Code::Unavailable),
             (ErrorKind::NotServing, Code::Unavailable),
             (ErrorKind::NotServingYet, Code::Unavailable),

@@ -152,36 +152,30 @@ impl Snapshot {
         self.config_generation
     }
 
-    /// Why the server with this listener must not serve, if it must not.
-    fn refusal(&self, client: &Client, listener: &str) -> Option<String> {
+    /// The listener of a server: who may do what to it, or why nobody may.
+    fn server(&self, client: &Client, listener: &str) -> Option<Encoded> {
         let Policy { services, security, .. } = &self.compiled.policy;
-        if self.compiled.allow_unenforced {
-            return None;
-        }
-        if let Some(answer) = services.refused_group(&client.namespace, client.group.as_ref())
-            && security.looks_at_labels(&client.namespace)
-        {
-            return Some(format!("nobody can tell what guards this workload: {answer}"));
-        }
         let labels = services.labels_in_group(&client.namespace, client.group.as_ref(), &client.labels);
         let port = render::listener::bound_address(listener)?.port();
         let served = Served { namespace: &client.namespace, labels: &labels, port };
-        security.refusal(served, services, self.speaks_tls(client))
+        let is_guarded = !self.compiled.allow_unenforced;
+        let refusal = is_guarded.then(|| {
+            let answer = services.refused_group(&client.namespace, client.group.as_ref());
+            let in_doubt = answer.filter(|_| security.looks_at_labels(&client.namespace));
+            let in_doubt = in_doubt.map(|answer| format!("nobody can tell what guards this workload: {answer}"));
+            in_doubt.or_else(|| security.refusal(served, services, self.speaks_tls(client)))
+        });
+        let refusal = refusal.flatten();
+        let tls = match self.speaks_tls(client) {
+            true => security.server_tls(served, services),
+            false => ServerTls::Plaintext,
+        };
+        render::render_server(client.class, listener, refusal, &security.access(served, services), tls)
     }
 
     /// Whether a workload has a certificate of the mesh, and does what its listener says.
     fn speaks_tls(&self, client: &Client) -> bool {
         client.class == ClientClass::Library && self.compiled.policy.trust_domain.is_some()
-    }
-
-    /// How the connections of the server with this listener are secured.
-    fn server_tls(&self, client: &Client, listener: &str) -> ServerTls {
-        let Policy { services, security, .. } = &self.compiled.policy;
-        let Some(bound) = render::listener::bound_address(listener).filter(|_| self.speaks_tls(client)) else {
-            return ServerTls::Plaintext;
-        };
-        let labels = services.labels_in_group(&client.namespace, client.group.as_ref(), &client.labels);
-        security.server_tls(Served { namespace: &client.namespace, labels: &labels, port: bound.port() }, services)
     }
 
     /// Who serves a cluster by mutual TLS.
@@ -228,8 +222,7 @@ impl Catalog for Snapshot {
             return None;
         }
         if kind == Kind::Listener && name.starts_with(render::listener::SERVER_PREFIX) {
-            let tls = self.server_tls(client, name);
-            return render::render_server(client.class, name, self.refusal(client, name), tls);
+            return self.server(client, name);
         }
         let view = self.compiled.policy.view(&client.namespace, &client.labels);
         match kind {

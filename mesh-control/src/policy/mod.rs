@@ -4,6 +4,7 @@
 //! `route`, `text`, `traffic` and `view` are that meaning, and all that rendering reads; the others make it of Istio's
 //! objects.
 
+pub mod access;
 pub mod compile;
 pub mod delegate;
 pub mod destination_rules;

@@ -1,17 +1,18 @@
-//! Objects that guard workloads: who they are for, and why a workload must not serve because of them.
+//! Objects that guard workloads: who they are for, what they let in, and why a workload must not serve because of them.
 //!
-//! Nothing of them is enforced yet. A workload that is guarded answers every request with the reason instead. What guards
-//! nobody (PERMISSIVE, a dry run, DENY without rules) is in nobody's way.
+//! Of those that cannot be enforced yet, a workload that is guarded answers every request with the reason instead. What
+//! guards nobody (PERMISSIVE, DENY without rules) is in nobody's way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::access::{Access, AccessPolicy, Enforcement};
 use super::destination_rules::ROOT_NAMESPACE;
 use super::traffic::ServerTls;
-use crate::config::file::{Governs, Meta, Object, Objects, Workloads, is_namespace};
-use crate::config::istio::security::{Action, AuthorizationPolicy, DRY_RUN, MtlsMode, selected};
+use crate::config::file::{Governs, Meta, Objects, Workloads, is_namespace};
+use crate::config::istio::security::{MtlsMode, selected};
 use crate::registry::Services;
 use crate::registry::service::is_subset;
 
@@ -19,6 +20,7 @@ use crate::registry::service::is_subset;
 #[derive(Debug, Default)]
 pub struct Security {
     guards: Vec<Guard>,
+    access: Vec<(Selection, AccessPolicy)>,
     peers: Vec<Peers>,
 }
 
@@ -36,10 +38,18 @@ pub struct Served<'a> {
 /// An object that nobody may be served without.
 #[derive(Debug)]
 struct Guard {
-    meta: Meta,
-    workloads: Workloads,
+    selection: Selection,
+    /// What of it is not enforced.
+    lacks: String,
     /// What is wrong with it, where something is.
     refused: Option<Arc<str>>,
+}
+
+/// An object, and the workloads that it is for.
+#[derive(Debug)]
+struct Selection {
+    meta: Meta,
+    workloads: Workloads,
 }
 
 /// A PeerAuthentication.
@@ -55,18 +65,25 @@ impl Security {
     /// Those of these objects.
     pub fn new(objects: &Objects) -> Security {
         let mut security = Security::default();
-        for object in objects.authorization_policies.iter().filter(|object| is_guarding(object)) {
+        for object in &objects.authorization_policies {
             let workloads = Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.targets());
-            security.guards.push(Guard { meta: object.meta.clone(), workloads, refused: None });
+            let selection = Selection { meta: object.meta.clone(), workloads };
+            match Enforcement::of(object) {
+                Enforcement::Enforced(policy) => security.access.push((selection, policy)),
+                Enforcement::Unenforced(lacks) => security.guards.push(Guard { selection, lacks, refused: None }),
+                Enforcement::Idle => {}
+            }
         }
         for object in objects.request_authentications.iter().filter(|object| !object.spec.jwt_rules.is_empty()) {
             let workloads = Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.targets());
-            security.guards.push(Guard { meta: object.meta.clone(), workloads, refused: None });
+            let selection = Selection { meta: object.meta.clone(), workloads };
+            security.guards.push(Guard { selection, lacks: "no token is looked at".to_owned(), refused: None });
         }
         for object in &objects.refused {
             if let Governs::Workloads(workloads) = &object.governs {
-                let (meta, workloads) = (object.meta.clone(), workloads.clone());
-                security.guards.push(Guard { meta, workloads, refused: Some(object.answer()) });
+                let selection = Selection { meta: object.meta.clone(), workloads: workloads.clone() };
+                let refused = Some(object.answer());
+                security.guards.push(Guard { selection, lacks: String::new(), refused });
             }
         }
         let peers = objects.peer_authentications.iter().map(|object| Peers {
@@ -101,7 +118,7 @@ impl Security {
     /// Why a server must not serve, if it must not. One that `speaks_tls` can be held to mutual TLS.
     pub fn refusal(&self, served: Served<'_>, services: &Services, speaks_tls: bool) -> Option<String> {
         const MOST: usize = 3;
-        let guards = self.guards.iter().filter(|guard| guard.selects(served, services));
+        let guards = self.guards.iter().filter(|guard| guard.selection.selects(served, services));
         let mut reasons: Vec<String> = guards.map(Guard::why).collect();
         if !speaks_tls {
             let strict = self.in_force(served, services).filter(|(_, mode)| *mode == MtlsMode::Strict);
@@ -120,14 +137,30 @@ impl Security {
     pub fn looks_at_labels(&self, namespace: &str) -> bool {
         let is_near = |meta: &Meta| *meta.namespace == *namespace || *meta.namespace == *ROOT_NAMESPACE;
         let all = Workloads::Labelled(BTreeMap::new());
-        let some = self.guards.iter().filter(|guard| guard.workloads != all).map(|guard| &guard.meta);
+        let guards = self.guards.iter().map(|guard| &guard.selection);
+        let selections = guards.chain(self.access.iter().map(|(selection, _)| selection));
+        let some = selections.filter(|selection| selection.workloads != all).map(|selection| &selection.meta);
         let peers = self.peers.iter().filter(|peers| peers.is_strict() && !peers.labels.is_empty());
         some.chain(peers.map(|peers| &peers.meta)).any(is_near)
     }
 
+    /// Who may do what to a server.
+    pub fn access(&self, served: Served<'_>, services: &Services) -> Access<'_> {
+        let mut ports = BTreeSet::from([served.port]);
+        ports.extend(services.targets_of(served.namespace, served.labels, served.port));
+        let is_known = ports.len() > 1 || !services.has_named_target(served.namespace, served.labels, served.port);
+        let mut access = Access { bound: served.port, ports: is_known.then_some(ports), ..Access::default() };
+        for (selection, policy) in &self.access {
+            if selection.selects(served, services) {
+                access.add(policy);
+            }
+        }
+        access
+    }
+
     /// The objects that are right, and would guard somebody if they were enforced.
     pub fn unenforced(&self) -> impl Iterator<Item = &Meta> {
-        let guards = self.guards.iter().filter(|guard| guard.refused.is_none()).map(|guard| &guard.meta);
+        let guards = self.guards.iter().filter(|guard| guard.refused.is_none()).map(|guard| &guard.selection.meta);
         guards.chain(self.peers.iter().filter(|peers| peers.is_strict()).map(|peers| &peers.meta))
     }
 
@@ -197,26 +230,16 @@ impl Peers {
     }
 }
 
-/// Whether a policy can refuse anybody (Istio: the reference of AuthorizationPolicy).
-fn is_guarding(object: &Object<AuthorizationPolicy>) -> bool {
-    let is_dry_run = object.meta.annotations.get(DRY_RUN).is_some_and(|value| value == "true");
-    let can_refuse = match object.spec.action {
-        // Without rules, it lets nobody in.
-        Action::Allow => true,
-        Action::Deny | Action::Custom => !object.spec.rules.is_empty(),
-        Action::Audit => false,
-    };
-    can_refuse && !is_dry_run
-}
-
 impl Guard {
     fn why(&self) -> String {
         match &self.refused {
             Some(refused) => refused.to_string(),
-            None => not_enforced(&self.meta, ""),
+            None => not_enforced(&self.selection.meta, &format!(" ({})", self.lacks)),
         }
     }
+}
 
+impl Selection {
     fn selects(&self, served: Served<'_>, services: &Services) -> bool {
         // Of a wrong one, the namespace may be what is wrong.
         let is_own = *self.meta.namespace == *served.namespace || !is_namespace(&self.meta.namespace);

@@ -245,6 +245,18 @@ impl Services {
         targets
     }
 
+    /// Whether a service that selects a workload calls a target port by a name, so that nobody can tell which number a bound
+    /// port stands for.
+    pub fn has_named_target(&self, namespace: &str, labels: &BTreeMap<String, String>, bound: u16) -> bool {
+        let own = self.all.iter().filter(|service| *service.namespace == *namespace && service.takes_registrations());
+        own.filter(|service| service.selects(labels)).any(|service| {
+            let mut ports = service.ports.iter();
+            let is_bound = |target: &Target| matches!(target, Target::Number(number) if *number == bound);
+            !service.ports.iter().any(|port| is_bound(&port.target))
+                && ports.any(|port| matches!(port.target, Target::Name(_)))
+        })
+    }
+
     /// The labels of a workload with those that its group adds to them.
     pub fn labels_in_group(
         &self,

@@ -54,9 +54,16 @@ pub fn passing_by(name: &str) -> pb::Listener {
 }
 
 /// The listener of a server that bound this address (gRFC A36 wants it to be that of the resource). Everything goes to the
-/// application, by a non-forwarding action, or to another one.
-pub fn server(name: &str, bound: SocketAddr, action: route::route::Action, tls: ServerTls) -> pb::Listener {
-    let manager = inline(&format!("inbound|{}||", bound.port()), "default", action);
+/// application, by a non-forwarding action, or to another one, through these filters.
+pub fn server(
+    name: &str,
+    bound: SocketAddr,
+    action: route::route::Action,
+    filters: Vec<hcm::HttpFilter>,
+    tls: ServerTls,
+) -> pb::Listener {
+    let mut manager = inline(&format!("inbound|{}||", bound.port()), "default", action);
+    manager.http_filters.splice(0..0, filters);
     let chain = |name: &str, protocol: &str, transport_socket| pb::FilterChain {
         name: name.to_owned(),
         filter_chain_match: (!protocol.is_empty())

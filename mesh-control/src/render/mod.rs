@@ -3,6 +3,7 @@
 //! Equal meaning gives equal bytes, on every replica and after every restart: the version of a resource is
 //! a hash of them.
 
+mod access;
 pub mod endpoints;
 mod grpc;
 mod judge;
@@ -32,6 +33,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::catalog::{ClientClass, Encoded, Kind};
 use crate::config::diagnostic::{Code, Diagnostic, Origin, Severity};
+use crate::policy::access::Access;
 use crate::policy::destination_rules::MergedRule;
 use crate::policy::route::{AbortWith, Action, ClusterKey, Faults, Route, Written};
 use crate::policy::traffic::{CONNECT_TIMEOUT, Limit, ServerTls};
@@ -140,20 +142,40 @@ fn join(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-/// The listener of a server, by its name. With a reason not to serve, every request is answered with it.
-pub fn render_server(class: ClientClass, name: &str, refusal: Option<String>, tls: ServerTls) -> Option<Encoded> {
+/// The listener of a server, by its name, with who may do what to it. With a reason not to serve, every request is answered
+/// with it; so it is where a client cannot enforce what is asked of it.
+pub fn render_server(
+    class: ClientClass,
+    name: &str,
+    refusal: Option<String>,
+    access: &Access<'_>,
+    tls: ServerTls,
+) -> Option<Encoded> {
     use envoy_types::pb::envoy::config::route::v3::NonForwardingAction;
     use envoy_types::pb::envoy::config::route::v3::route::Action;
     let bound = listener::bound_address(name)?;
-    let action = match (class, refusal) {
+    let refusal = match (class, refusal) {
         (ClientClass::Envoy, _) => return None,
-        (_, None) => Action::NonForwardingAction(NonForwardingAction {}),
-        (ClientClass::Library, Some(reason)) => Action::DirectResponse(library::unavailable(&reason)),
+        (_, Some(reason)) => reason,
+        (_, None) => match access::filters(access, class) {
+            Err(reason) => reason,
+            Ok(filters) => {
+                let action = Action::NonForwardingAction(NonForwardingAction {});
+                let encoded = encode(name, &listener::server(name, bound, action, filters, tls));
+                match judge::verdict(ResourceType::Listener, &encoded.body) {
+                    Ok(()) => return Some(encoded),
+                    Err(invalid) => format!("refused by the data plane: {}: {}", invalid.field, invalid.reason),
+                }
+            }
+        },
+    };
+    let action = match class {
         // A server fails calls whose route forwards (gRFC A36). Any other action, some take for a reason to go on with the
         // listener that they had before.
-        (ClientClass::Grpc, Some(_)) => Action::Route(grpc::to_nowhere()),
+        ClientClass::Grpc => Action::Route(grpc::to_nowhere()),
+        ClientClass::Library | ClientClass::Envoy => Action::DirectResponse(library::unavailable(&refusal)),
     };
-    Some(encode(name, &listener::server(name, bound, action, tls)))
+    Some(encode(name, &listener::server(name, bound, action, Vec::new(), tls)))
 }
 
 /// The listener of `host:port`.

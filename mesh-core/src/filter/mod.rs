@@ -156,6 +156,8 @@ impl FilterRegistry {
     pub fn build(&self, config: &FilterConfig, state: &FilterState<'_>) -> Result<Option<Arc<dyn Filter>>, Invalid> {
         match config {
             FilterConfig::Disabled => Ok(None),
+            // It is no filter of a chain: `RouteTable::admit` asks it before there is a route.
+            FilterConfig::Rbac(_) => Err(Invalid::new("RBAC is for servers")),
             FilterConfig::Fault(fault) => Ok(Some(Arc::new(FaultFilter::new(fault)?))),
             FilterConfig::Custom(name, json) => match self.factories.get(name) {
                 Some(factory) => factory(json, state).map(Some),

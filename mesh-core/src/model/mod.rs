@@ -25,6 +25,7 @@ mod filter;
 mod header_text;
 mod listener;
 mod path_rewrite;
+mod rbac;
 mod re2;
 mod retry;
 mod route;
@@ -39,6 +40,7 @@ pub use listener::{
     ServerListener, ServerTls,
 };
 pub use path_rewrite::PathRewrite;
+pub use rbac::{IpPrefix, PeerTest, Rbac, RbacAction, RbacCondition, RbacPolicy, RbacRules};
 pub use retry::{RetryCondition, RetryConditions, RetryPolicy};
 pub use route::{
     Clusters, DirectResponse, Forward, HeaderChange, HeaderMutations, HeaderTest, MaxStreamDuration, PathChange,

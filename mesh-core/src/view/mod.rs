@@ -15,7 +15,7 @@ use crate::balance::LoadBalancer;
 use crate::filter::FilterRegistry;
 
 pub use cluster::{ClusterView, Leaf, Pick};
-pub use routes::{Destination, RoutePosition, RouteTable};
+pub use routes::{Admission, Destination, Found, RoutePosition, RouteTable};
 pub use target::{RouteRef, SelectedRoute, TargetView};
 
 /// What the application adds to the built-in parts, by name.

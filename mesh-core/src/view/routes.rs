@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
+use crate::authz::{AccessRequest, Authorizer, Connection, Verdict, verdict};
 use crate::error::{ErrorKind, Invalid, MeshError};
 use crate::filter::{Filter, FilterRegistry};
 use crate::id::ClusterName;
@@ -24,6 +25,10 @@ pub struct RouteTable {
     domains: DomainIndex,
     hosts: Vec<Host>,
     clusters: Vec<ClusterName>,
+    /// Who is let in where a route says nothing else of it, and where there is no route.
+    access: Access,
+    /// Whether any request needs a verdict.
+    is_guarded: bool,
     /// Whether the first route of the only host is for every path: most servers have no more than that.
     catches_all: bool,
 }
@@ -39,12 +44,17 @@ struct CompiledRoute {
     total_weight: u64,
 }
 
+/// RBAC filters, in order.
+type Access = Box<[Arc<Authorizer>]>;
+
 /// One way that a route can send a request. Small, so that what is asked of a route is in one cache line.
 pub struct Destination {
     /// Position in the table's and the view's clusters; `None` where the route goes to no cluster.
     cluster: Option<u32>,
     weight: u32,
     filters: Box<[Arc<dyn Filter>]>,
+    /// Who is let in, where it is not as the listener says; mostly none.
+    access: Option<Box<Access>>,
     /// Mostly none.
     changes: Option<Box<Changes>>,
 }
@@ -96,10 +106,14 @@ impl RouteTable {
             hosts: Vec::with_capacity(config.virtual_hosts.len()),
             clusters: Vec::new(),
             filters: http.filters.clone(),
+            access: Box::default(),
+            is_guarded: false,
             catches_all: catches_all(&config),
             config: Arc::clone(&config),
         };
         let base = builder.base(listener)?;
+        table.access = builder.effective(&[&base]).1;
+        table.is_guarded = !table.access.is_empty();
         let mut known = HashMap::new();
         for (position, host) in config.virtual_hosts.iter().enumerate() {
             let place = format!("{listener}/{}", host.name);
@@ -161,10 +175,15 @@ impl RouteTable {
                 Some(own) => builder.level(&own.filters, &format!("{place}/{}", own.name))?,
                 None => FilterLevel::new(),
             };
+            let (filters, access) = builder.effective(&[&own_filters, &filters, above[0], above[1]]);
+            let is_as_above = access.len() == self.access.len()
+                && access.iter().zip(&self.access).all(|(own, above)| Arc::ptr_eq(own, above));
+            self.is_guarded |= !access.is_empty();
             Ok::<_, Invalid>(Destination {
                 cluster,
                 weight,
-                filters: builder.effective([&own_filters, &filters, above[0], above[1]]),
+                filters,
+                access: (!is_as_above).then(|| Box::new(access)),
                 changes: changes.then(|| Box::new(Changes { request, response })),
             })
         };
@@ -192,12 +211,45 @@ impl RouteTable {
     }
 
     /// The first route that a request matches, and of its destinations one by weight.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoRoute`]; [`ErrorKind::Security`] where nobody may be let in without [`RouteTable::admit`].
     #[inline]
-    pub fn find(
+    pub fn find(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Result<Found<'_>, MeshError> {
+        if self.is_guarded {
+            return Err(MeshError::new(ErrorKind::Security, "the listener has RBAC, which is for servers"));
+        }
+        self.route(head, random)
+    }
+
+    /// Whether a request needs a verdict, for which its connection should be known.
+    #[inline]
+    pub fn is_guarded(&self) -> bool {
+        self.is_guarded
+    }
+
+    /// What a server asks: whether a request is let in, and only then its route. Who is refused does not learn whether
+    /// there is one. The most specific RBAC counts: that of the route, else of the virtual host, else of the listener.
+    #[inline]
+    pub fn admit(
         &self,
         head: &RequestHead<'_>,
+        connection: Option<Connection<'_>>,
         random: &mut fastrand::Rng,
-    ) -> Result<(RoutePosition, &Route, &Destination), MeshError> {
+    ) -> Admission<'_> {
+        let found = self.route(head, random);
+        if !self.is_guarded {
+            return Admission { verdict: Verdict::ALLOWED, found };
+        }
+        let access = match &found {
+            Ok((_, _, Destination { access: Some(own), .. })) => own,
+            _ => &self.access,
+        };
+        Admission { verdict: verdict(access, &AccessRequest { head: Some(*head), connection }), found }
+    }
+
+    #[inline]
+    fn route(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Result<Found<'_>, MeshError> {
         let no_route = |what: &str| {
             let name = self.config.name.as_ref().map_or("inline", |name| name.as_str());
             let at = format!("{} {}{}", head.method, head.authority, head.path());
@@ -240,6 +292,39 @@ impl RouteTable {
         let route = self.config.virtual_hosts.get(position.host as usize)?.routes.get(position.route as usize)?;
         let compiled = self.hosts.get(position.host as usize)?.routes.get(position.route as usize)?;
         Some((route, compiled.destinations.get(position.destination as usize)?))
+    }
+}
+
+/// A request's route: where it is, what it says, and which of its destinations it is to be.
+pub type Found<'t> = (RoutePosition, &'t Route, &'t Destination);
+
+/// Whether a request is let in. The route comes out of it only where it is.
+#[must_use]
+pub struct Admission<'t> {
+    verdict: Verdict<'t>,
+    found: Result<Found<'t>, MeshError>,
+}
+
+impl<'t> Admission<'t> {
+    /// What the policies say.
+    pub fn verdict(&self) -> &Verdict<'t> {
+        &self.verdict
+    }
+
+    /// The route of a request that is let in.
+    ///
+    /// # Errors
+    /// [`ErrorKind::AccessDenied`], else [`ErrorKind::NoRoute`].
+    pub fn into_route(self) -> Result<Found<'t>, MeshError> {
+        self.verdict.check()?;
+        self.found
+    }
+}
+
+impl fmt::Debug for Admission<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let route = self.found.as_ref().map(|(_, route, _)| &route.name);
+        f.debug_struct("Admission").field("verdict", &self.verdict).field("route", &route).finish()
     }
 }
 
@@ -287,8 +372,16 @@ struct FilterBuilder<'c> {
     states: &'c States,
 }
 
-/// The filters that one level of the configuration says something of, by name; `None` where it turns one off.
-type FilterLevel = BTreeMap<Arc<str>, Option<Arc<dyn Filter>>>;
+/// The filters that one level of the configuration says something of, by name.
+type FilterLevel = BTreeMap<Arc<str>, Built>;
+
+/// What one level says of a filter.
+#[derive(Clone)]
+enum Built {
+    Off,
+    Filter(Arc<dyn Filter>),
+    Access(Arc<Authorizer>),
+}
 
 impl FilterBuilder<'_> {
     /// The listener's own.
@@ -299,19 +392,41 @@ impl FilterBuilder<'_> {
 
     /// What a virtual host, a route or a weighted cluster says of the listener's filters.
     fn level(&self, overrides: &BTreeMap<Arc<str>, FilterConfig>, place: &str) -> Result<FilterLevel, Invalid> {
-        let known = |name: &Arc<str>| self.filters.iter().any(|filter| filter.name == *name);
-        let overrides = overrides.iter().filter(|(name, _)| known(name));
-        overrides.map(|(name, config)| Ok((Arc::clone(name), self.build(name, config, place)?))).collect()
+        let mut level = FilterLevel::new();
+        for (name, config) in overrides {
+            let Some(filter) = self.filters.iter().find(|filter| filter.name == *name) else { continue };
+            let is_guard = matches!(filter.config, FilterConfig::Rbac(_));
+            // Nothing else may take the place of a guard; to turn it off has to be said.
+            if is_guard && !matches!(config, FilterConfig::Rbac(_) | FilterConfig::Disabled) {
+                return Err(Invalid::new("only RBAC can stand in its place").at(format!("filter {name:?}")));
+            }
+            level.insert(Arc::clone(name), self.build(name, config, place)?);
+        }
+        Ok(level)
     }
 
-    fn build(&self, name: &Arc<str>, config: &FilterConfig, place: &str) -> Result<Option<Arc<dyn Filter>>, Invalid> {
-        let built = self.registry.build(config, &self.states.filter(place, name));
+    fn build(&self, name: &Arc<str>, config: &FilterConfig, place: &str) -> Result<Built, Invalid> {
+        let built = match config {
+            FilterConfig::Rbac(rbac) => Authorizer::new(rbac).map(|access| Built::Access(Arc::new(access))),
+            config => {
+                let built = self.registry.build(config, &self.states.filter(place, name));
+                built.map(|filter| filter.map_or(Built::Off, Built::Filter))
+            }
+        };
         built.map_err(|invalid| invalid.at(format!("filter {name:?}")))
     }
 
-    /// The listener's filters with the most specific override of each (gRFC A39). The most specific level is first.
-    fn effective(&self, levels: [&FilterLevel; 4]) -> Box<[Arc<dyn Filter>]> {
-        let of = |filter: &NamedFilter| levels.iter().find_map(|level| level.get(&filter.name)).cloned().flatten();
-        self.filters.iter().filter_map(of).collect()
+    /// The listener's filters with the most specific override of each (gRFC A39), those that decide who is let in apart.
+    /// The most specific level is first.
+    fn effective(&self, levels: &[&FilterLevel]) -> (Box<[Arc<dyn Filter>]>, Access) {
+        let (mut filters, mut access) = (Vec::new(), Vec::new());
+        for filter in self.filters {
+            match levels.iter().find_map(|level| level.get(&filter.name)) {
+                Some(Built::Filter(filter)) => filters.push(Arc::clone(filter)),
+                Some(Built::Access(filter)) => access.push(Arc::clone(filter)),
+                Some(Built::Off) | None => {}
+            }
+        }
+        (filters.into(), access.into())
     }
 }

@@ -12,8 +12,11 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Extensions, Request, Response, Version};
+use mesh_core::authz::{Connection, Verdict};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::{Callout, Resume};
+use mesh_core::id::ListenerName;
+use mesh_core::identity::SpiffeId;
 use mesh_core::model::{Route, RouteAction, ServerTls};
 use mesh_core::request::{RequestHead, is_grpc};
 use mesh_core::request_info::{Deadline, Direction, RequestInfo};
@@ -195,7 +198,11 @@ impl ServerContext {
         let routes = routes(view, connection)?;
         let mut random = fastrand::Rng::new();
         let head = head?;
-        let (position, route, destination) = routes.find(&head, &mut random)?;
+        // Who the peer is, and from where, is asked only where somebody may be refused for it.
+        let peer = if routes.is_guarded() { connection() } else { None };
+        let admission = routes.admit(&head, peer.as_deref().map(ends), &mut random);
+        tell(admission.verdict(), listener.name(), peer.as_deref());
+        let (position, route, destination) = admission.into_route()?;
         if facts.is_none() && destination.filters().is_empty() && destination.response_changes().is_empty() {
             return forward(route, destination, request);
         }
@@ -213,6 +220,36 @@ impl ServerContext {
         let passage =
             with_parts(request, |head| filters::on_request(destination.filters(), filters_entered, info, head));
         passed(passage, info.is_grpc, route, destination, request)
+    }
+}
+
+/// What policies ask of a connection.
+fn ends(connection: &ConnectionInfo) -> Connection<'_> {
+    Connection {
+        peer: connection.peer_identity(),
+        source: connection.peer,
+        destination: connection.local,
+        server_name: connection.tls().and_then(|tls| tls.sni.as_deref()),
+    }
+}
+
+/// Says who was refused by which policy, and what those would have done that are only tried.
+#[inline]
+fn tell(verdict: &Verdict<'_>, listener: &ListenerName, connection: Option<&ConnectionInfo>) {
+    if verdict.is_allowed && verdict.shadow.is_none() && verdict.logged.is_none() {
+        return;
+    }
+    let peer = connection.and_then(ConnectionInfo::peer_identity).map_or("unknown", SpiffeId::as_str);
+    let named = |policy: Option<&str>| policy.unwrap_or("no policy is for it").to_owned();
+    if !verdict.is_allowed {
+        tracing::debug!(%listener, peer, policy = named(verdict.policy), "a policy refused a request");
+    }
+    if let Some(shadow) = &verdict.shadow {
+        let would = if shadow.is_allowed { "allow" } else { "deny" };
+        tracing::debug!(%listener, peer, policy = named(shadow.policy), would, "a policy that is only tried");
+    }
+    if let Some(policy) = verdict.logged {
+        tracing::info!(%listener, peer, policy, is_allowed = verdict.is_allowed, "audit");
     }
 }
 

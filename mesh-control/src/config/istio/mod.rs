@@ -3,6 +3,7 @@
 //! Every field that Istio's protos have is here, whether it is enforced or not: `config::support` says
 //! which ones are.
 
+pub mod authorization;
 pub mod destination_rule;
 pub mod names;
 pub mod security;

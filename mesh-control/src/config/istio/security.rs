@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::check_labels;
+use super::{authorization, check_labels};
 use crate::config::decode::{Decoder, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 
@@ -109,11 +109,11 @@ message! {
     /// Which requests: all that fit in every part.
     pub struct Rule {
         /// From any of these.
-        from: Vec<From> = "from",
+        from: Option<Vec<From>> = "from",
         /// To any of these.
-        to: Vec<To> = "to",
+        to: Option<Vec<To>> = "to",
         /// If all of these hold.
-        when: Vec<Condition> = "when",
+        when: Option<Vec<Condition>> = "when",
     }
     /// Where a request comes from.
     pub struct From {
@@ -123,33 +123,33 @@ message! {
     /// Where a request comes from.
     pub struct Source {
         /// Identities of certificates.
-        principals: Vec<String> = "principals",
+        principals: Option<Vec<String>> = "principals",
         /// None of these.
-        not_principals: Vec<String> = "notPrincipals",
+        not_principals: Option<Vec<String>> = "notPrincipals",
         /// Identities of tokens.
-        request_principals: Vec<String> = "requestPrincipals",
+        request_principals: Option<Vec<String>> = "requestPrincipals",
         /// None of these.
-        not_request_principals: Vec<String> = "notRequestPrincipals",
+        not_request_principals: Option<Vec<String>> = "notRequestPrincipals",
         /// Namespaces.
-        namespaces: Vec<String> = "namespaces",
+        namespaces: Option<Vec<String>> = "namespaces",
         /// None of these.
-        not_namespaces: Vec<String> = "notNamespaces",
+        not_namespaces: Option<Vec<String>> = "notNamespaces",
         /// Addresses of the peer.
-        ip_blocks: Vec<String> = "ipBlocks",
+        ip_blocks: Option<Vec<String>> = "ipBlocks",
         /// None of these.
-        not_ip_blocks: Vec<String> = "notIpBlocks",
+        not_ip_blocks: Option<Vec<String>> = "notIpBlocks",
         /// Addresses of the client.
-        remote_ip_blocks: Vec<String> = "remoteIpBlocks",
+        remote_ip_blocks: Option<Vec<String>> = "remoteIpBlocks",
         /// None of these.
-        not_remote_ip_blocks: Vec<String> = "notRemoteIpBlocks",
+        not_remote_ip_blocks: Option<Vec<String>> = "notRemoteIpBlocks",
         /// Service accounts.
-        service_accounts: Vec<String> = "serviceAccounts",
+        service_accounts: Option<Vec<String>> = "serviceAccounts",
         /// None of these.
-        not_service_accounts: Vec<String> = "notServiceAccounts",
+        not_service_accounts: Option<Vec<String>> = "notServiceAccounts",
         /// Trust domains.
-        trust_domains: Vec<String> = "trustDomains",
+        trust_domains: Option<Vec<String>> = "trustDomains",
         /// None of these.
-        not_trust_domains: Vec<String> = "notTrustDomains",
+        not_trust_domains: Option<Vec<String>> = "notTrustDomains",
     }
     /// What a request is for.
     pub struct To {
@@ -159,30 +159,30 @@ message! {
     /// What a request is for.
     pub struct Operation {
         /// Authorities.
-        hosts: Vec<String> = "hosts",
+        hosts: Option<Vec<String>> = "hosts",
         /// None of these.
-        not_hosts: Vec<String> = "notHosts",
+        not_hosts: Option<Vec<String>> = "notHosts",
         /// Ports.
-        ports: Vec<String> = "ports",
+        ports: Option<Vec<String>> = "ports",
         /// None of these.
-        not_ports: Vec<String> = "notPorts",
+        not_ports: Option<Vec<String>> = "notPorts",
         /// Methods.
-        methods: Vec<String> = "methods",
+        methods: Option<Vec<String>> = "methods",
         /// None of these.
-        not_methods: Vec<String> = "notMethods",
+        not_methods: Option<Vec<String>> = "notMethods",
         /// Paths.
-        paths: Vec<String> = "paths",
+        paths: Option<Vec<String>> = "paths",
         /// None of these.
-        not_paths: Vec<String> = "notPaths",
+        not_paths: Option<Vec<String>> = "notPaths",
     }
     /// A condition.
     pub struct Condition {
         /// Of what.
         key: String = "key" required,
         /// One of these.
-        values: Vec<String> = "values",
+        values: Option<Vec<String>> = "values",
         /// None of these.
-        not_values: Vec<String> = "notValues",
+        not_values: Option<Vec<String>> = "notValues",
     }
     /// Who is asked.
     pub struct Provider {
@@ -250,10 +250,11 @@ impl RequestAuthentication {
 }
 
 impl AuthorizationPolicy {
-    /// What Istio's own validation refuses of one in this namespace.
+    /// What Istio's own validation refuses of one in this namespace, and rules that cannot mean what they say.
     pub fn check(&self, namespace: &str, d: &mut Decoder<'_>) {
         check_selector(self.span, self.selector.as_ref(), d);
         check_targets(self.span, namespace, self.selector.as_ref(), &self.targets(), d);
+        authorization::check(self, d);
     }
 
     /// The objects whose workloads are meant.

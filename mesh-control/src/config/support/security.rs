@@ -1,5 +1,5 @@
-//! What becomes of the fields of the kinds that guard workloads. None is enforced: workloads that such an object selects answer
-//! every request with the reason (`policy/security.rs`), so who is selected is honoured, and for whom.
+//! What becomes of the fields of the kinds that guard workloads. Where such an object cannot be enforced, workloads that it
+//! selects answer every request with the reason (`policy/security.rs`), so who is selected is honoured, and for whom.
 
 use super::Support::{Enforced, Indifferent, NotYet, Partly};
 use super::{Row, Tables, both};
@@ -7,7 +7,14 @@ use crate::config::node::Node;
 
 pub(super) const PEER_AUTHENTICATION: Tables = &[("", PEER)];
 pub(super) const REQUEST_AUTHENTICATION: Tables = &[("", REQUEST), ("targetRef", TARGET), ("targetRefs", TARGET)];
-pub(super) const AUTHORIZATION_POLICY: Tables = &[("", AUTHORIZATION), ("targetRef", TARGET), ("targetRefs", TARGET)];
+pub(super) const AUTHORIZATION_POLICY: Tables = &[
+    ("", AUTHORIZATION),
+    ("rules.from.source", SOURCE),
+    ("rules.to.operation", OPERATION),
+    ("rules.when", CONDITION),
+    ("targetRef", TARGET),
+    ("targetRefs", TARGET),
+];
 
 const PEER: &[Row] =
     &[both("selector.matchLabels", Enforced), both("mtls.mode", Partly(mode)), both("portLevelMtls", Partly(modes))];
@@ -19,10 +26,41 @@ const REQUEST: &[Row] = &[both("selector.matchLabels", Enforced), both("jwtRules
 
 const AUTHORIZATION: &[Row] = &[
     both("selector.matchLabels", Enforced),
-    both("rules", NotYet("no request is looked at")),
     both("action", Partly(action)),
     both("provider", NotYet("nobody is asked")),
 ];
+
+const NO_TOKEN: super::Support = NotYet("no token is looked at; workloads that the policy is for answer with 503");
+
+const SOURCE: &[Row] = &[
+    both("principals", Enforced),
+    both("notPrincipals", Enforced),
+    both("requestPrincipals", NO_TOKEN),
+    both("notRequestPrincipals", NO_TOKEN),
+    both("namespaces", Enforced),
+    both("notNamespaces", Enforced),
+    both("ipBlocks", Enforced),
+    both("notIpBlocks", Enforced),
+    both("remoteIpBlocks", Enforced),
+    both("notRemoteIpBlocks", Enforced),
+    both("serviceAccounts", Enforced),
+    both("notServiceAccounts", Enforced),
+    both("trustDomains", Enforced),
+    both("notTrustDomains", Enforced),
+];
+
+const OPERATION: &[Row] = &[
+    both("hosts", Enforced),
+    both("notHosts", Enforced),
+    both("ports", Enforced),
+    both("notPorts", Enforced),
+    both("methods", Enforced),
+    both("notMethods", Enforced),
+    both("paths", Enforced),
+    both("notPaths", Enforced),
+];
+
+const CONDITION: &[Row] = &[both("key", Partly(key)), both("values", Enforced), both("notValues", Enforced)];
 
 fn mode(node: &Node) -> Option<String> {
     (node.as_str()? == "STRICT").then(|| "no server takes TLS".to_owned())
@@ -38,5 +76,11 @@ fn target(node: &Node) -> Option<String> {
 }
 
 fn action(node: &Node) -> Option<String> {
-    (node.as_str()? == "AUDIT").then(|| "no request is marked".to_owned())
+    (node.as_str()? == "CUSTOM").then(|| "nobody is asked; workloads that the policy is for answer with 503".to_owned())
+}
+
+fn key(node: &Node) -> Option<String> {
+    let key = node.as_str()?;
+    let is_unknown = key.starts_with("request.auth.") || key.starts_with("experimental.");
+    is_unknown.then(|| format!("{key} is not looked at; workloads that the policy is for answer with 503"))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::route::v3::FilterConfig as Wrapper;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac, RbacPerRoute};
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::google::protobuf::Any;
@@ -12,6 +13,7 @@ use envoy_types::pb::google::protobuf::Any;
 use super::common::{TypedStruct, filled, holds, type_name, unpack};
 use super::fault::fault;
 use super::notes::Notes;
+use super::rbac::{rbac, rbac_per_route};
 use crate::error::Invalid;
 use crate::model::{FilterConfig, NamedFilter};
 use crate::state::States;
@@ -68,7 +70,10 @@ fn http_filter(notes: &mut Notes<'_>, filter: hcm::HttpFilter) -> Result<(Arc<st
     let hcm::HttpFilter { name, is_optional, disabled, config_type } = filter;
     let name: Arc<str> = filled("name", name)?.into();
     let known = match config_type {
-        Some(ConfigType::TypedConfig(any)) => notes.field("typed_config", |notes| config(notes, &any, is_optional))?,
+        Some(ConfigType::TypedConfig(any)) => notes.field("typed_config", |notes| match holds::<Rbac>(&any) {
+            true => rbac(notes, &any).map(Known::Filter),
+            false => config(notes, &any, is_optional),
+        })?,
         Some(ConfigType::ConfigDiscovery(_)) if is_optional => {
             notes.ignore("config_discovery");
             Known::Skipped
@@ -110,7 +115,7 @@ fn override_config(notes: &mut Notes<'_>, any: &Any) -> Result<Option<FilterConf
             Some(inner) if holds::<Wrapper>(&inner) => {
                 return Err(Invalid::new("a FilterConfig inside a FilterConfig").at("config"));
             }
-            Some(inner) => notes.field("config", |notes| config(notes, &inner, is_optional))?,
+            Some(inner) => notes.field("config", |notes| config_per_route(notes, &inner, is_optional))?,
             None => {
                 // It would turn a filter back on that the listener turned off; this model has lost what to.
                 notes.ignore("config");
@@ -118,7 +123,7 @@ fn override_config(notes: &mut Notes<'_>, any: &Any) -> Result<Option<FilterConf
             }
         }
     } else {
-        config(notes, any, false)?
+        config_per_route(notes, any, false)?
     };
     match known {
         Known::Filter(config) => Ok(Some(config)),
@@ -127,6 +132,13 @@ fn override_config(notes: &mut Notes<'_>, any: &Any) -> Result<Option<FilterConf
             notes.ignore("router");
             Ok(None)
         }
+    }
+}
+
+fn config_per_route(notes: &mut Notes<'_>, any: &Any, is_optional: bool) -> Result<Known, Invalid> {
+    match holds::<RbacPerRoute>(any) {
+        true => rbac_per_route(notes, any).map(Known::Filter),
+        false => config(notes, any, is_optional),
     }
 }
 
@@ -150,7 +162,7 @@ fn config(notes: &mut Notes<'_>, any: &Any, is_optional: bool) -> Result<Known, 
         return Ok(Known::Filter(config));
     }
     if SECURITY.iter().any(|package| name.starts_with(package)) {
-        return Err(Invalid::new(format!("the security filter {name:?} is not supported yet")));
+        return Err(Invalid::new(format!("the security filter {name:?} is not supported here")));
     }
     if is_optional {
         notes.ignore(&format!("({name})"));

@@ -15,7 +15,7 @@ use super::notes::{Notes, ignored};
 use super::tls;
 use crate::error::Invalid;
 use crate::id::{Address, ListenerName};
-use crate::model::{ApiListener, FilterChain, FilterChainMatch, HttpManager, Listener, ServerListener};
+use crate::model::{ApiListener, FilterChain, FilterChainMatch, FilterConfig, HttpManager, Listener, ServerListener};
 use crate::resources::{Resource, ResourceType};
 use crate::xds::names;
 
@@ -81,6 +81,10 @@ fn listener(notes: &mut Notes<'_>, name: ListenerName, value: pb::Listener) -> R
         let http = notes.field("api_listener", |notes| {
             notes.required("api_listener", api.api_listener, |notes, any| http_manager(notes, unpack(&any)?))
         })?;
+        if http.filters.iter().any(|filter| matches!(filter.config, FilterConfig::Rbac(_))) {
+            let reason = "RBAC is for servers, and a client cannot enforce it";
+            return Err(Invalid::new(reason).at("api_listener.api_listener.http_filters"));
+        }
         return Ok(Listener::Api(ApiListener { name, http }));
     }
     for (field, is_set) in [

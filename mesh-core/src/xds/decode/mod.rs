@@ -20,6 +20,7 @@ mod headers;
 mod http_manager;
 mod listener;
 mod notes;
+mod rbac;
 mod route;
 mod route_match;
 #[cfg(test)]

@@ -77,7 +77,7 @@ fn path(
     }
 }
 
-fn template_policy(policy: &core::TypedExtensionConfig) -> Result<PathTest, Invalid> {
+pub(super) fn template_policy(policy: &core::TypedExtensionConfig) -> Result<PathTest, Invalid> {
     let any = policy.typed_config.as_ref().ok_or_else(|| Invalid::new("missing").at("typed_config"))?;
     let config: UriTemplateMatchConfig = unpack(any).map_err(|invalid| invalid.at("typed_config"))?;
     template(&config.path_template)
@@ -85,8 +85,8 @@ fn template_policy(policy: &core::TypedExtensionConfig) -> Result<PathTest, Inva
         .map_err(|reason| Invalid::new(format!("{:?}: {reason}", config.path_template)).at("path_template"))
 }
 
-/// A template such as `/users/{id}/*/{rest=**}`: `*` is one segment, `**` any number of them and only at the
-/// end, a variable is `{name}` or `{name=pattern}`.
+/// A template such as `/users/{id}/*/{rest=**}`: `*` is one segment, `**` any number of them with nothing but literals
+/// behind it, a variable is `{name}` or `{name=pattern}`.
 fn template(text: &str) -> Result<SegmentTemplate, &'static str> {
     let text = text.strip_prefix('/').ok_or("must start with /")?;
     let mut parts = Vec::new();
@@ -110,8 +110,9 @@ fn template(text: &str) -> Result<SegmentTemplate, &'static str> {
             None => parts.push(template_part(segment)?),
         }
     }
-    if parts.iter().rev().skip(1).any(|part| *part == TemplatePart::Many) {
-        return Err("** must be the last segment");
+    let mut after_many = parts.iter().skip_while(|part| **part != TemplatePart::Many).skip(1);
+    if after_many.any(|part| matches!(part, TemplatePart::One | TemplatePart::Many)) {
+        return Err("behind ** there are literals only");
     }
     Ok(SegmentTemplate { parts })
 }
@@ -201,7 +202,10 @@ mod tests {
             ("/{rest=**}", Some(vec![TemplatePart::Many])),
             ("/{v=a/*}/b", Some(vec![literal("a"), TemplatePart::One, literal("b")])),
             ("a", None),
-            ("/**/a", None),
+            ("/**/a", Some(vec![TemplatePart::Many, literal("a")])),
+            ("/**/*", None),
+            ("/**/{a}", None),
+            ("/**/a/**", None),
             ("/a*", None),
             ("/{a", None),
             ("/{a}b", None),

@@ -79,10 +79,10 @@ fn client_rule_39_managers_that_are_rejected() {
             manager.http_filters.push(http_filter("again", pack(&Router::default())));
         }),
         ("http_filters[0].typed_config: missing", |manager| manager.http_filters[0].config_type = None),
-        ("http_filters[0].typed_config: the security filter", |manager| {
+        ("http_filters: RBAC is for servers", |manager| {
             manager.http_filters.insert(0, http_filter("rbac", pack(&Rbac::default())));
         }),
-        ("http_filters[0].typed_config: the security filter", |manager| {
+        ("http_filters: RBAC is for servers", |manager| {
             let rbac = hcm::HttpFilter { is_optional: true, ..http_filter("rbac", pack(&Rbac::default())) };
             manager.http_filters.insert(0, rbac);
         }),

@@ -3,6 +3,7 @@
 mod clusters;
 mod endpoints;
 mod listeners;
+mod rbac;
 mod routes;
 mod wild;
 

@@ -1,0 +1,145 @@
+//! Who may do what to a server: the AuthorizationPolicies that are for its workload, sorted by what they do.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::config::file::{Meta, Object};
+use crate::config::istio::authorization::conditions;
+pub use crate::config::istio::authorization::{Condition, Conditions, Fact, Value};
+use crate::config::istio::security::{Action, AuthorizationPolicy, DRY_RUN};
+
+/// One rule of a policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessRule {
+    /// Its name in logs and answers: `AuthorizationPolicy/namespace/name#index`.
+    pub id: Arc<str>,
+    /// What it asks for.
+    pub conditions: Conditions,
+}
+
+/// A policy that can be enforced as it is written.
+#[derive(Debug)]
+pub struct AccessPolicy {
+    /// What it does.
+    pub effect: Effect,
+    /// Whether it is only tried.
+    pub is_dry_run: bool,
+    /// Its rules.
+    pub rules: Vec<AccessRule>,
+}
+
+/// What a policy does with requests that one of its rules is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// They are let in, and nothing else is.
+    Allow,
+    /// They are refused.
+    Deny,
+    /// They are told of.
+    Audit,
+}
+
+/// Rules by what they do. Where there are no rules that let somebody in, nobody is; `None` lets in everybody.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RulesByEffect<'p> {
+    /// Who is refused, whatever else there is.
+    pub deny: Vec<&'p AccessRule>,
+    /// Who is let in.
+    pub allow: Option<Vec<&'p AccessRule>>,
+}
+
+/// All that is in force for one server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access<'p> {
+    /// What is enforced.
+    pub enforced: RulesByEffect<'p>,
+    /// What is only tried.
+    pub tried: RulesByEffect<'p>,
+    /// What is told of.
+    pub audit: Vec<&'p AccessRule>,
+    /// The port that the server bound.
+    pub bound: u16,
+    /// The ports that rules may call it by: its own, and the target ports that it stands for. `None` where nobody can tell.
+    pub ports: Option<BTreeSet<u16>>,
+}
+
+/// What becomes of a policy.
+#[derive(Debug)]
+pub enum Enforcement {
+    /// It is enforced.
+    Enforced(AccessPolicy),
+    /// It concerns nobody.
+    Idle,
+    /// Nobody may be served without it, and it cannot be enforced: for this reason.
+    Unenforced(String),
+}
+
+impl Enforcement {
+    /// Of a policy. One that asks for what nobody looks at yet is enforced as a whole or not at all.
+    pub fn of(object: &Object<AuthorizationPolicy>) -> Enforcement {
+        let is_dry_run = object.meta.annotations.get(DRY_RUN).is_some_and(|value| value == "true");
+        let has_rules = !object.spec.rules.is_empty();
+        let effect = match object.spec.action {
+            // Without rules, it lets nobody in.
+            Action::Allow => Effect::Allow,
+            Action::Deny if has_rules => Effect::Deny,
+            Action::Audit if has_rules => Effect::Audit,
+            Action::Custom if has_rules && !is_dry_run => {
+                return Enforcement::Unenforced("nobody is asked for CUSTOM".to_owned());
+            }
+            Action::Deny | Action::Audit | Action::Custom => return Enforcement::Idle,
+        };
+        let mut rules = Vec::new();
+        for (index, rule) in object.spec.rules.iter().enumerate() {
+            let read = conditions(rule).map(|conditions| qualified(conditions, &object.meta));
+            let reason = match &read {
+                None => Some("a rule is wrong".to_owned()),
+                Some(conditions) => unknown(conditions).map(|name| format!("{name} is not looked at")),
+            };
+            match (read, reason) {
+                (Some(conditions), None) => rules.push(AccessRule { id: id(&object.meta, index), conditions }),
+                // What only tells of requests refuses nobody.
+                _ if is_dry_run || effect == Effect::Audit => return Enforcement::Idle,
+                (_, reason) => return Enforcement::Unenforced(reason.unwrap_or_default()),
+            }
+        }
+        Enforcement::Enforced(AccessPolicy { effect, is_dry_run, rules })
+    }
+}
+
+impl<'p> Access<'p> {
+    /// Adds a policy.
+    pub fn add(&mut self, policy: &'p AccessPolicy) {
+        let rules = if policy.is_dry_run { &mut self.tried } else { &mut self.enforced };
+        match policy.effect {
+            Effect::Allow => rules.allow.get_or_insert_default().extend(&policy.rules),
+            Effect::Deny => rules.deny.extend(&policy.rules),
+            Effect::Audit => self.audit.extend(&policy.rules),
+        }
+    }
+}
+
+fn id(meta: &Meta, index: usize) -> Arc<str> {
+    format!("{}/{}/{}#{index}", meta.kind.name(), meta.namespace, meta.name).into()
+}
+
+/// A service account without a namespace is one of the policy's own.
+fn qualified(mut conditions: Conditions, meta: &Meta) -> Conditions {
+    let lists = conditions.from.iter_mut().flatten().chain(&mut conditions.when);
+    for value in lists.flat_map(|condition| &mut condition.values) {
+        if let Value::Account(namespace, _) = value {
+            namespace.get_or_insert_with(|| meta.namespace.to_string());
+        }
+    }
+    conditions
+}
+
+/// What a rule asks for that nobody looks at.
+fn unknown(conditions: &Conditions) -> Option<&str> {
+    let all = conditions.from.iter().chain(&conditions.to).flatten().chain(&conditions.when);
+    all.filter_map(|condition| match &condition.fact {
+        Fact::Unknown(name) => Some(name.as_str()),
+        _ => None,
+    })
+    .next()
+}

@@ -1,0 +1,369 @@
+//! Who may do what, as Envoy's RBAC filters (`envoy.config.rbac.v3`, gRFC A41): one that refuses, one that lets in, and for
+//! the library one that only tells. The library's own decoder reads them for the data plane, and decides on them for
+//! `mesh-control authz test`.
+//!
+//! The library compares hosts, repeated headers and the parts of identities as they have to be (`mesh_core::authz`); for
+//! others the same is said by expressions. What they cannot decide is a reason not to serve.
+
+use std::collections::BTreeMap;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::rbac::v3::{Permission, Policy, Principal, permission, principal};
+use envoy_types::pb::envoy::config::route::v3::HeaderMatcher;
+use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
+use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use envoy_types::pb::envoy::r#type::matcher::v3::{
+    FilterStateMatcher, PathMatcher, StringMatcher, filter_state_matcher, path_matcher,
+};
+use envoy_types::pb::google::protobuf::{Any, UInt32Value};
+use permission::Rule;
+use principal::Identifier;
+use prost::{Message, Name};
+
+use super::proto::{self, extension};
+use crate::catalog::ClientClass;
+use crate::policy::access::{Access, AccessRule, Condition, Effect, Fact, RulesByEffect, Value};
+
+/// What every identity begins with.
+const SPIFFE: &str = "spiffe://";
+
+/// `envoy.extensions.filters.http.rbac.v3.RBAC` with its map in order, so that equal meaning has equal bytes.
+#[derive(Clone, PartialEq, Message)]
+struct Filter {
+    #[prost(message, optional, tag = "1")]
+    rules: Option<Rules>,
+    #[prost(message, optional, tag = "2")]
+    shadow_rules: Option<Rules>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Rules {
+    /// ALLOW is 0, DENY 1, LOG 2.
+    #[prost(int32, tag = "1")]
+    action: i32,
+    #[prost(btree_map = "string, message", tag = "2")]
+    policies: BTreeMap<String, Policy>,
+}
+
+/// The filters of a server; `Err` says what the client cannot enforce.
+pub(super) fn filters(access: &Access<'_>, class: ClientClass) -> Result<Vec<hcm::HttpFilter>, String> {
+    let rules = |rules: &[&AccessRule], effect| rules_of(rules, effect, access, class);
+    let by_effect = |of: &RulesByEffect<'_>, effect: Effect| match effect {
+        Effect::Deny => (!of.deny.is_empty()).then(|| rules(&of.deny, effect)).transpose(),
+        _ => of.allow.as_ref().map(|allow| rules(allow, effect)).transpose(),
+    };
+    // Others have no use for what refuses nobody.
+    let tells = class == ClientClass::Library;
+    let mut filters = Vec::new();
+    if tells && !access.audit.is_empty() {
+        filters.push(("mesh.rbac.audit", Some(rules(&access.audit, Effect::Audit)?), None));
+    }
+    for (name, effect) in [("mesh.rbac.deny", Effect::Deny), ("mesh.rbac.allow", Effect::Allow)] {
+        let enforced = by_effect(&access.enforced, effect)?;
+        let tried = if tells { by_effect(&access.tried, effect)? } else { None };
+        if enforced.is_some() || tried.is_some() {
+            filters.push((name, enforced, tried));
+        }
+    }
+    let filters = filters.into_iter().map(|(name, rules, shadow_rules)| {
+        let value = Filter { rules, shadow_rules }.encode_to_vec();
+        hcm::HttpFilter {
+            name: name.to_owned(),
+            config_type: Some(hcm::http_filter::ConfigType::TypedConfig(Any { type_url: Rbac::type_url(), value })),
+            ..Default::default()
+        }
+    });
+    Ok(filters.collect())
+}
+
+fn rules_of(rules: &[&AccessRule], effect: Effect, access: &Access<'_>, class: ClientClass) -> Result<Rules, String> {
+    let action = match effect {
+        Effect::Allow => 0,
+        Effect::Deny => 1,
+        Effect::Audit => 2,
+    };
+    let render = Renderer { access, class, refuses: effect == Effect::Deny };
+    let policies = rules.iter().map(|rule| {
+        let policy = render.policy(rule).map_err(|what| {
+            format!("{}: {what} cannot be enforced by gRPC's servers; every call fails until it is taken out", rule.id)
+        });
+        Ok((rule.id.to_string(), policy?))
+    });
+    Ok(Rules { action, policies: policies.collect::<Result<_, String>>()? })
+}
+
+/// A condition is on who asks or on what is asked for.
+enum Either {
+    Who(Principal),
+    What(Permission),
+}
+
+struct Renderer<'a> {
+    access: &'a Access<'a>,
+    class: ClientClass,
+    /// Whether the rules refuse those that they are for.
+    refuses: bool,
+}
+
+impl Renderer<'_> {
+    /// A rule; the error names what the client cannot do.
+    fn policy(&self, rule: &AccessRule) -> Result<Policy, &'static str> {
+        let (mut who, mut what) = (Vec::new(), Vec::new());
+        for condition in &rule.conditions.when {
+            match self.condition(condition)? {
+                Either::Who(principal) => who.push(principal),
+                Either::What(permission) => what.push(permission),
+            }
+        }
+        let all = |conditions: &[Condition]| -> Result<(Vec<Principal>, Vec<Permission>), &'static str> {
+            let (mut who, mut what) = (who.clone(), what.clone());
+            for condition in conditions {
+                match self.condition(condition)? {
+                    Either::Who(principal) => who.push(principal),
+                    Either::What(permission) => what.push(permission),
+                }
+            }
+            Ok((who, what))
+        };
+        // Where nothing is said, everything is meant.
+        let everything: &[Vec<Condition>] = &[Vec::new()];
+        let or_everything =
+            |lists: &'_ [Vec<Condition>]| if lists.is_empty() { everything.to_vec() } else { lists.to_vec() };
+        let mut policy = Policy::default();
+        for from in or_everything(&rule.conditions.from) {
+            policy.principals.push(all_principals(all(&from)?.0));
+        }
+        for to in or_everything(&rule.conditions.to) {
+            policy.permissions.push(all_permissions(all(&to)?.1));
+        }
+        Ok(policy)
+    }
+
+    fn condition(&self, condition: &Condition) -> Result<Either, &'static str> {
+        let values = condition.values.iter();
+        let is_peer =
+            matches!(condition.fact, Fact::Principal | Fact::Namespace | Fact::ServiceAccount | Fact::TrustDomain);
+        if is_peer || matches!(condition.fact, Fact::SourceIp | Fact::RemoteIp) {
+            let any = values.map(|value| self.who(&condition.fact, value)).collect::<Result<Vec<_>, _>>()?;
+            let any = any_principal(any);
+            return Ok(Either::Who(match condition.is_negated {
+                false => any,
+                // Who is not known is none of those that are let in but some.
+                true if is_peer && !self.refuses => {
+                    all_principals(vec![authenticated(starts(SPIFFE)), not_principal(any)])
+                }
+                true => not_principal(any),
+            }));
+        }
+        let any = values.map(|value| self.what(condition, value)).collect::<Result<Vec<_>, _>>()?;
+        let any = any_permission(any);
+        Ok(Either::What(if condition.is_negated { not_permission(any) } else { any }))
+    }
+
+    fn who(&self, fact: &Fact, value: &Value) -> Result<Principal, &'static str> {
+        if let Value::Account(namespace, name) = value {
+            let namespace = namespace.clone().unwrap_or_default();
+            let parts = [(Fact::Namespace, namespace), (Fact::ServiceAccount, name.clone())];
+            let parts = parts.map(|(fact, name)| self.part(&fact, &Value::Exact(name)));
+            return Ok(all_principals(parts.into()));
+        }
+        Ok(match (fact, value) {
+            (Fact::SourceIp, Value::Ip(ip, length)) => who(Identifier::DirectRemoteIp(cidr(*ip, *length))),
+            (_, Value::Ip(ip, length)) => who(Identifier::RemoteIp(cidr(*ip, *length))),
+            (Fact::Principal, Value::Exact(id)) => authenticated(exactly(&format!("{SPIFFE}{id}"))),
+            (Fact::Principal, Value::Prefix(prefix)) => authenticated(starts(&format!("{SPIFFE}{prefix}"))),
+            (Fact::Principal, Value::Suffix(suffix)) => authenticated(ends(suffix)),
+            (Fact::Principal, _) => authenticated(starts(SPIFFE)),
+            (fact, value) => self.part(fact, value),
+        })
+    }
+
+    /// A part of an identity: for the library by itself, for others as an expression on the whole.
+    fn part(&self, fact: &Fact, value: &Value) -> Principal {
+        if self.class == ClientClass::Library {
+            let key = match fact {
+                Fact::Namespace => "mesh.peer.namespace",
+                Fact::ServiceAccount => "mesh.peer.service_account",
+                _ => "mesh.peer.trust_domain",
+            };
+            let matcher = Some(filter_state_matcher::Matcher::StringMatch(text(value)));
+            return who(Identifier::FilterState(FilterStateMatcher { key: key.to_owned(), matcher }));
+        }
+        let any = "[^/]+";
+        let name = match value {
+            Value::Exact(name) => regex::escape(name),
+            Value::Prefix(prefix) => format!("{}[^/]*", regex::escape(prefix)),
+            Value::Suffix(suffix) => format!("[^/]*{}", regex::escape(suffix)),
+            _ => any.to_owned(),
+        };
+        authenticated(expression(&match fact {
+            Fact::Namespace => format!("{SPIFFE}{any}/ns/{name}/sa/{any}"),
+            Fact::ServiceAccount => format!("{SPIFFE}{any}/ns/{any}/sa/{name}"),
+            _ => format!("{SPIFFE}{name}/.+"),
+        }))
+    }
+
+    fn what(&self, condition: &Condition, value: &Value) -> Result<Permission, &'static str> {
+        let is_library = self.class == ClientClass::Library;
+        Ok(what(match (&condition.fact, value) {
+            (Fact::DestinationIp, Value::Ip(ip, length)) => Rule::DestinationIp(cidr(*ip, *length)),
+            (Fact::Port, Value::Port(port)) => return Ok(self.port(*port, condition.is_negated)),
+            (Fact::Path, Value::Template(_)) if !is_library => return Err("a path template"),
+            (Fact::Path, Value::Template(template)) => {
+                let config = UriTemplateMatchConfig { path_template: template.clone() };
+                Rule::UriTemplate(extension("envoy.path.match.uri_template.uri_template_matcher", &config))
+            }
+            (Fact::Path, value) => {
+                let test = if *value == Value::Present { starts("/") } else { text(value) };
+                Rule::UrlPath(PathMatcher { rule: Some(path_matcher::Rule::Path(test)) })
+            }
+            (Fact::ServerName, _) if !is_library => return Err("connection.sni"),
+            (Fact::ServerName, Value::Present) => {
+                return Ok(not_permission(what(Rule::RequestedServerName(exactly("")))));
+            }
+            (Fact::ServerName, value) => Rule::RequestedServerName(text(value)),
+            (Fact::Method, value) => Rule::Header(header(":method", text(value))),
+            (Fact::Host, Value::Present) => Rule::Header(present(":authority")),
+            (Fact::Host, value) if is_library => {
+                Rule::Header(header(":authority", StringMatcher { ignore_case: true, ..text(value) }))
+            }
+            (Fact::Host, value) => Rule::Header(header(":authority", expression(&host_expression(value)))),
+            (Fact::Header(name), Value::Present) => Rule::Header(present(name)),
+            (Fact::Header(name), value) => Rule::Header(header(name, text(value))),
+            _ => return Err("a condition"),
+        }))
+    }
+
+    /// A port by the numbers that this server has. Where nobody can tell, nobody is let in.
+    fn port(&self, port: u16, is_negated: bool) -> Permission {
+        let holds = match &self.access.ports {
+            Some(ports) => ports.contains(&port),
+            None => port == self.access.bound || self.refuses != is_negated,
+        };
+        // At run time there is only the bound one.
+        let (bound, other) = (self.access.bound, if port == self.access.bound { 0 } else { port });
+        what(Rule::DestinationPort(u32::from(if holds { bound } else { other })))
+    }
+}
+
+/// A host in any case, with any port and with a dot at the end, for those who compare bytes.
+fn host_expression(value: &Value) -> String {
+    let (before, name, after) = match value {
+        Value::Exact(name) => ("", name.as_str(), ""),
+        Value::Prefix(name) => ("", name.as_str(), ".*"),
+        Value::Suffix(name) => (".*", name.as_str(), ""),
+        _ => (".*", "", ""),
+    };
+    format!("(?i){before}{}{after}\\.?(:[0-9]*)?", regex::escape(name))
+}
+
+/// A value as a matcher of texts.
+fn text(value: &Value) -> StringMatcher {
+    match value {
+        Value::Exact(text) => exactly(text),
+        Value::Prefix(prefix) => starts(prefix),
+        Value::Suffix(suffix) => ends(suffix),
+        _ => expression("(?s).+"),
+    }
+}
+
+fn matcher(pattern: MatchPattern) -> StringMatcher {
+    StringMatcher { match_pattern: Some(pattern), ..Default::default() }
+}
+
+fn exactly(text: &str) -> StringMatcher {
+    matcher(MatchPattern::Exact(text.to_owned()))
+}
+
+fn starts(prefix: &str) -> StringMatcher {
+    matcher(MatchPattern::Prefix(prefix.to_owned()))
+}
+
+fn ends(suffix: &str) -> StringMatcher {
+    matcher(MatchPattern::Suffix(suffix.to_owned()))
+}
+
+fn expression(expression: &str) -> StringMatcher {
+    matcher(MatchPattern::SafeRegex(proto::regex(expression)))
+}
+
+fn header(name: &str, test: StringMatcher) -> HeaderMatcher {
+    header_matcher(name, HeaderMatchSpecifier::StringMatch(test))
+}
+
+fn present(name: &str) -> HeaderMatcher {
+    header_matcher(name, HeaderMatchSpecifier::PresentMatch(true))
+}
+
+fn header_matcher(name: &str, specifier: HeaderMatchSpecifier) -> HeaderMatcher {
+    HeaderMatcher { name: name.to_owned(), header_match_specifier: Some(specifier), ..Default::default() }
+}
+
+fn cidr(ip: std::net::IpAddr, length: u8) -> core::CidrRange {
+    core::CidrRange { address_prefix: ip.to_string(), prefix_len: Some(UInt32Value { value: length.into() }) }
+}
+
+fn who(identifier: Identifier) -> Principal {
+    Principal { identifier: Some(identifier) }
+}
+
+fn authenticated(name: StringMatcher) -> Principal {
+    who(Identifier::Authenticated(principal::Authenticated { principal_name: Some(name) }))
+}
+
+fn not_principal(principal: Principal) -> Principal {
+    who(Identifier::NotId(Box::new(principal)))
+}
+
+fn all_principals(mut ids: Vec<Principal>) -> Principal {
+    match (ids.pop(), ids.is_empty()) {
+        (None, _) => who(Identifier::Any(true)),
+        (Some(only), true) => only,
+        (Some(last), false) => {
+            ids.push(last);
+            who(Identifier::AndIds(principal::Set { ids }))
+        }
+    }
+}
+
+fn any_principal(mut ids: Vec<Principal>) -> Principal {
+    match (ids.pop(), ids.is_empty()) {
+        (Some(only), true) => only,
+        (last, _) => {
+            ids.extend(last);
+            who(Identifier::OrIds(principal::Set { ids }))
+        }
+    }
+}
+
+fn what(rule: Rule) -> Permission {
+    Permission { rule: Some(rule) }
+}
+
+fn not_permission(permission: Permission) -> Permission {
+    what(Rule::NotRule(Box::new(permission)))
+}
+
+fn all_permissions(mut rules: Vec<Permission>) -> Permission {
+    match (rules.pop(), rules.is_empty()) {
+        (None, _) => what(Rule::Any(true)),
+        (Some(only), true) => only,
+        (Some(last), false) => {
+            rules.push(last);
+            what(Rule::AndRules(permission::Set { rules }))
+        }
+    }
+}
+
+fn any_permission(mut rules: Vec<Permission>) -> Permission {
+    match (rules.pop(), rules.is_empty()) {
+        (Some(only), true) => only,
+        (last, _) => {
+            rules.extend(last);
+            what(Rule::OrRules(permission::Set { rules }))
+        }
+    }
+}
