@@ -44,8 +44,11 @@ pub fn identity(leaf: &[u8]) -> Result<SpiffeId, Invalid> {
                     return Err(Invalid::new("the certificate's key usage is not critical"));
                 }
             }
-            ParsedExtension::ExtendedKeyUsage(usage) if !usage.any && !(usage.server_auth && usage.client_auth) => {
-                return Err(Invalid::new("the certificate is not for both servers and clients"));
+            ParsedExtension::ExtendedKeyUsage(usage) => {
+                let is_for_both = usage.any || (usage.server_auth && usage.client_auth);
+                if !is_for_both {
+                    return Err(Invalid::new("the certificate is not for both servers and clients"));
+                }
             }
             ParsedExtension::ParseError { .. } => {
                 return Err(Invalid::new("an extension of the certificate cannot be parsed"));

@@ -80,10 +80,10 @@ impl Handshake {
 
 fn info(stream: &TlsStream<TcpStream>) -> TlsInfo {
     let (_, session) = stream.get_ref();
-    let mut info = TlsInfo::default();
-    info.identity = peer_identity(session);
-    info.version = session.protocol_version().and_then(|version| version.as_str()).map(Arc::from);
-    info.alpn = session.alpn_protocol().map(|protocol| String::from_utf8_lossy(protocol).into());
-    info.sni = session.server_name().map(Arc::from);
-    info
+    TlsInfo {
+        identity: peer_identity(session),
+        version: session.protocol_version().and_then(|version| version.as_str()).map(Arc::from),
+        alpn: session.alpn_protocol().map(|protocol| String::from_utf8_lossy(protocol).into()),
+        sni: session.server_name().map(Arc::from),
+    }
 }
