@@ -97,7 +97,16 @@ pub struct Client {
     pub group: Option<Arc<str>>,
 }
 
+/// Istio's label of a workload that has a certificate of the mesh.
+const TLS_MODE: &str = "security.istio.io/tlsMode";
+
 impl Client {
+    /// Whether it has a certificate of the mesh, where there are any: our library gets one, and others say so by Istio's
+    /// label `security.istio.io/tlsMode: istio`.
+    pub fn has_certificate(&self) -> bool {
+        self.class == ClientClass::Library || self.labels.get(TLS_MODE).is_some_and(|mode| mode == "istio")
+    }
+
     /// A client of the namespace `default` that says nothing else of itself.
     ///
     /// ```

@@ -17,7 +17,7 @@ pub(super) fn check(policy: &Policy, found: &mut Vec<Diagnostic>) {
         for port in service.ports.iter().filter(|port| !never(port.protocol)) {
             let name = ClusterKey { host: service.host.clone(), port: port.number, subset: "".into() }.to_string();
             let routes = render::render_routes(policy, ClientClass::Grpc, &view, &name);
-            let cluster = render::render_cluster(policy, ClientClass::Grpc, &view, &name, &[]);
+            let cluster = render::render_cluster(policy, ClientClass::Grpc, &view, &name, false, &[]);
             for degraded in routes.into_iter().chain(cluster).flat_map(|rendered| rendered.degraded) {
                 let (origin, field) = degraded.place();
                 found.push(degraded.diagnostic_at(&locate(origin, field)));

@@ -21,7 +21,8 @@ pub(super) fn check(policy: &Policy, found: &mut Vec<Diagnostic>) {
         for port in &service.ports {
             for subset in std::iter::once("").chain(subsets.iter().copied()) {
                 let key = ClusterKey { host: service.host.clone(), port: port.number, subset: subset.into() };
-                let rendered = render::render_cluster(policy, ClientClass::Library, &view, &key.to_string(), &[]);
+                let rendered =
+                    render::render_cluster(policy, ClientClass::Library, &view, &key.to_string(), false, &[]);
                 found.extend(rendered.into_iter().flat_map(|rendered| rendered.refused));
             }
         }

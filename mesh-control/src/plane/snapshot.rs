@@ -37,11 +37,20 @@ pub(super) struct Compiled {
 
 type ByName = HashMap<Arc<str>, Made>;
 
-/// A resource, and the identities that stand in it.
+/// A resource, and what it was made for beyond the view.
 #[derive(Debug)]
 struct Made {
-    identities: Arc<[SpiffeId]>,
+    peers: Peers,
     encoded: Encoded,
+}
+
+/// Both ends of a cluster's connections, as far as mutual TLS goes.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Peers {
+    /// Whether the client has a certificate.
+    is_certified: bool,
+    /// Who serves by mutual TLS.
+    identities: Arc<[SpiffeId]>,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +61,11 @@ pub(super) struct RenderCache {
     count: usize,
     found: BTreeMap<String, Diagnostic>,
 }
+
+/// Why a server does not serve that cannot do what the mesh asks of all.
+const LACKS_CERTIFICATE: &str = "connections must be mutual TLS (the mesh's default is STRICT), and this server does not say \
+    that it has a certificate: give it one and the label `security.istio.io/tlsMode: istio`, or let a PeerAuthentication \
+    say PERMISSIVE or DISABLE";
 
 /// Names and namespaces come from clients: what is remembered for them has a bound.
 const MOST_CACHED: usize = 65_536;
@@ -67,19 +81,12 @@ impl Compiled {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn resource(
-        &self,
-        class: ClientClass,
-        view: View,
-        kind: Kind,
-        name: &str,
-        identities: &Arc<[SpiffeId]>,
-    ) -> Option<Encoded> {
+    fn resource(&self, class: ClientClass, view: View, kind: Kind, name: &str, peers: Peers) -> Option<Encoded> {
         let remembered = {
             let cache = self.cache();
             let by_view = cache.resources.get(&(class, kind));
             let made = by_view.and_then(|by_view| by_view.get(&view)?.get(name));
-            made.filter(|made| made.identities == *identities).map(|made| made.encoded.clone())
+            made.filter(|made| made.peers == peers).map(|made| made.encoded.clone())
         };
         if remembered.is_some() {
             return remembered;
@@ -88,7 +95,7 @@ impl Compiled {
         let rendered = match kind {
             Kind::Listener => render::render_listener(policy, class, &view, name),
             Kind::Route => render::render_routes(policy, class, &view, name),
-            Kind::Cluster => render::render_cluster(policy, class, &view, name, identities),
+            Kind::Cluster => render::render_cluster(policy, class, &view, name, peers.is_certified, &peers.identities),
             Kind::Endpoints => None,
         };
         let Rendered { encoded, degraded, refused } = rendered?;
@@ -102,7 +109,7 @@ impl Compiled {
         if remember {
             cache.make_room(1);
             let by_view = cache.resources.entry((class, kind)).or_default();
-            let made = Made { identities: identities.clone(), encoded: encoded.clone() };
+            let made = Made { peers, encoded: encoded.clone() };
             by_view.entry(view).or_default().insert(encoded.name.clone(), made);
         }
         Some(encoded)
@@ -163,19 +170,29 @@ impl Snapshot {
             let answer = services.refused_group(&client.namespace, client.group.as_ref());
             let in_doubt = answer.filter(|_| security.looks_at_labels(&client.namespace));
             let in_doubt = in_doubt.map(|answer| format!("nobody can tell what guards this workload: {answer}"));
-            in_doubt.or_else(|| security.refusal(served, services, self.speaks_tls(client)))
+            let refused = in_doubt.or_else(|| security.refusal(served, services, self.is_certified(client)));
+            refused.or_else(|| self.lacks_certificate(client, served).then(|| LACKS_CERTIFICATE.to_owned()))
         });
         let refusal = refusal.flatten();
-        let tls = match self.speaks_tls(client) {
-            true => security.server_tls(served, services),
-            false => ServerTls::Plaintext,
+        let tls = match (self.is_certified(client), security.server_tls(served, services)) {
+            (false, _) => ServerTls::Plaintext,
+            // gRPC's servers take the one or the other, and a client that has a certificate shows it (Istio: lds.go).
+            (true, ServerTls::Permissive) if client.class == ClientClass::Grpc => ServerTls::Strict,
+            (true, tls) => tls,
         };
         render::render_server(client.class, listener, refusal, &security.access(served, services), tls)
     }
 
-    /// Whether a workload has a certificate of the mesh, and does what its listener says.
-    fn speaks_tls(&self, client: &Client) -> bool {
-        client.class == ClientClass::Library && self.compiled.policy.trust_domain.is_some()
+    /// Whether a client has a certificate of this mesh.
+    fn is_certified(&self, client: &Client) -> bool {
+        client.has_certificate() && self.compiled.policy.trust_domain.is_some()
+    }
+
+    /// Whether a server must be called by mutual TLS, and cannot be.
+    fn lacks_certificate(&self, client: &Client, served: Served<'_>) -> bool {
+        let Policy { services, security, trust_domain, .. } = &self.compiled.policy;
+        let is_strict = || security.server_tls(served, services) == ServerTls::Strict;
+        trust_domain.is_some() && !client.has_certificate() && is_strict()
     }
 
     /// Who serves a cluster by mutual TLS.
@@ -229,9 +246,10 @@ impl Catalog for Snapshot {
             Kind::Endpoints => self.endpoints(&view, name),
             Kind::Cluster => {
                 let identities = self.identities(&view, name).unwrap_or_default();
-                self.compiled.resource(client.class, view, kind, name, &identities)
+                let peers = Peers { is_certified: self.is_certified(client), identities };
+                self.compiled.resource(client.class, view, kind, name, peers)
             }
-            _ => self.compiled.resource(client.class, view, kind, name, &Arc::default()),
+            _ => self.compiled.resource(client.class, view, kind, name, Peers::default()),
         }
     }
 

@@ -21,11 +21,12 @@ use envoy_types::pb::google::protobuf::BoolValue;
 use super::endpoints::single_assignment;
 use super::library::{back_off, retry_on, threshold};
 use super::proto::{FAULT_FILTER, ads, any, duration, extension, number, regex};
+use super::tls::Security;
 use super::{BLACK_HOLE, Degraded, Found, fault, found_by, nowhere};
 use crate::policy::Cluster;
 use crate::policy::route::{AbortWith, Action, Condition, Faults, Forward, PathRewrite, Retry, RetryOn, Route};
 use crate::policy::text::TextMatch;
-use crate::policy::traffic::{Balancer, Tls};
+use crate::policy::traffic::Balancer;
 use crate::registry::WrittenEndpoint;
 
 /// Beyond this many conditions on missing headers, their combinations are too many.
@@ -263,6 +264,7 @@ fn header_matcher(name: &str, value: &TextMatch, invert_match: bool) -> route::H
 pub(super) fn render_cluster(
     seen: &Cluster<'_>,
     written: &[(&WrittenEndpoint, u16)],
+    security: Option<Security>,
     degraded: &mut Vec<Degraded>,
 ) -> cluster::Cluster {
     let name = seen.key.to_string();
@@ -275,12 +277,13 @@ pub(super) fn render_cluster(
     if seen.is_refused {
         return nowhere(&name);
     }
-    if !matches!(seen.traffic.tls, Tls::Automatic | Tls::Plaintext) {
+    let Some(security) = security else {
         // With plain channel credentials a gRPC client calls in plaintext, whatever the transport socket says
         // (gRFC A29), and one that has no such certificate provider refuses the resource and goes on with the
         // last one, in plaintext, too. Without endpoints, calls fail from the moment the rule is in force.
         return nowhere(&name);
-    }
+    };
+    rendered.transport_socket = security.socket;
     note_limits(seen, degraded);
     match seen.traffic.balancer {
         Balancer::LeastRequest => {

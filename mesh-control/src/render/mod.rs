@@ -233,12 +233,13 @@ pub fn refused_routes(routes: Vec<Route>) -> Vec<Diagnostic> {
 }
 
 /// The cluster of this name, `outbound|port|subset|host`.
-/// `identities` are those who serve it by mutual TLS.
+/// `is_certified` says whether the client has a certificate of the mesh; `identities` are those who serve it by mutual TLS.
 pub fn render_cluster(
     policy: &Policy,
     class: ClientClass,
     view: &View,
     name: &str,
+    is_certified: bool,
     identities: &[SpiffeId],
 ) -> Option<Rendered> {
     if class == ClientClass::Envoy {
@@ -265,10 +266,13 @@ pub fn render_cluster(
     let mut degraded = Vec::new();
     let rendered = match class {
         ClientClass::Library => {
-            let security = tls::upstream(&seen, policy.trust_domain.is_some(), identities);
+            let security = tls::upstream(&seen, is_certified, identities);
             library::render_cluster(&seen, &written, security)
         }
-        ClientClass::Grpc => grpc::render_cluster(&seen, &written, &mut degraded),
+        ClientClass::Grpc => {
+            let security = tls::of_grpc(&seen, is_certified, identities);
+            grpc::render_cluster(&seen, &written, security, &mut degraded)
+        }
         ClientClass::Envoy => return None,
     };
     // The metadata comes last and by hand: it is a map of several entries, which has to be sorted.

@@ -70,6 +70,42 @@ pub(super) fn upstream(seen: &Cluster<'_>, has_certificates: bool, identities: &
     }
 }
 
+/// What the rules and the mesh say of a cluster to a gRPC client, for all endpoints alike: gRPC cannot tell them apart. One
+/// that has a certificate shows it wherever somebody serves by mutual TLS; endpoints that do not fail their calls. `None`
+/// where it must not call, for it cannot do what a rule asks.
+pub(super) fn of_grpc(seen: &Cluster<'_>, is_certified: bool, identities: &[SpiffeId]) -> Option<Security> {
+    let of_identities = || identities.iter().map(|id| id.as_str().to_owned()).collect();
+    let mutual = |sni, peers| {
+        let mut context = mutual(sni, peers, true);
+        if let Some(pb::CommonTlsContext { validation_context_type: Some(kind), .. }) = &mut context.common_tls_context
+            && let ValidationContextType::ValidationContext(validation) = kind
+        {
+            untyped(validation);
+        }
+        Some(Security { socket: Some(socket(&context)), ..Security::default() })
+    };
+    match &seen.traffic.tls {
+        Tls::Plaintext => Some(Security::default()),
+        Tls::Automatic if !is_certified || found_by(seen) != Found::Endpoints || identities.is_empty() => {
+            Some(Security::default())
+        }
+        Tls::Automatic => mutual(own_sni(seen), of_identities()),
+        Tls::Mesh { sni, peers } if is_certified => {
+            let peers = if peers.is_empty() { of_identities() } else { peers.clone() };
+            // Without anybody to name, gRPC would take anybody.
+            if peers.is_empty() { None } else { mutual(sni.clone().unwrap_or_else(|| own_sni(seen)), peers) }
+        }
+        Tls::Mesh { .. } | Tls::ByFiles { .. } => None,
+    }
+}
+
+/// gRPC's clients read the names of peers in the older field, and take anybody where it is empty.
+#[expect(deprecated, reason = "gRPC reads no other")]
+fn untyped(validation: &mut pb::CertificateValidationContext) {
+    let typed = std::mem::take(&mut validation.match_typed_subject_alt_names);
+    validation.match_subject_alt_names = typed.into_iter().filter_map(|name| name.matcher).collect();
+}
+
 /// How a server takes connections by mutual TLS.
 pub(super) fn downstream() -> core::TransportSocket {
     let common = pb::CommonTlsContext {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::catalog::{Catalog, ClientClass};
+use crate::catalog::Catalog;
 use crate::config::Diagnostic;
 use crate::config::store::{Standing, Wrong};
 use crate::plane::{Plane, Snapshot};
@@ -24,9 +24,8 @@ impl Workloads for Plane {
         let key = workload.key().to_string();
         let Workload { client, about, address } = workload;
         let base = registry::Workload::new(&key, &client.namespace, &about.name, address);
-        // Our library does what its listener says; of others nobody knows whether they have a certificate.
-        let speaks_tls = client.class == ClientClass::Library;
-        let identity = speaks_tls.then(|| self.identity(&client.namespace, &about.service_account)).flatten();
+        let identity =
+            client.has_certificate().then(|| self.identity(&client.namespace, &about.service_account)).flatten();
         Plane::register(
             self,
             registry::Workload {
