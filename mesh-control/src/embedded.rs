@@ -278,8 +278,9 @@ impl Embedded {
         status::metrics(&self.server, &self.plane)
     }
 
-    /// Ends it gracefully: clients see a server that leaves, and keep what they have.
+    /// Ends it gracefully: clients see a server that leaves, and keep what they have. Then its state directory is free.
     pub async fn shutdown(self) {
         self.server.shutdown().await;
+        self.plane.leave_state();
     }
 }

@@ -45,7 +45,8 @@ pub struct PlaneOptions {
     /// What becomes of calls to hosts that no object describes.
     pub outbound_traffic_policy: OutboundTrafficPolicy,
     /// Where the last good state of the directory's objects is kept, so that it survives a restart. It is for one server
-    /// and its one directory alone: the start fails where another one uses it, or where it is of another configuration.
+    /// and its one directory alone: the start fails where another one uses it, or where it is of another configuration. An embedded one uses it
+    /// until its `shutdown` has ended.
     pub state_dir: Option<PathBuf>,
     /// Let workloads serve that a `PeerAuthentication` (STRICT), a `RequestAuthentication` or an `AuthorizationPolicy` guards.
     /// None of these is enforced yet; without this, such workloads answer every request with 503 and the reason.
@@ -225,6 +226,11 @@ impl Plane {
         let inner = self.inner.clone();
         let reloaded = spawn_blocking(move || inner.rescan()).await;
         reloaded.unwrap_or_else(|_| self.inner.live().config_generation)
+    }
+
+    /// Leaves the state directory to another server: tasks that end may hold this plane a little longer.
+    pub(crate) fn leave_state(&self) {
+        self.inner.store.lock().unwrap_or_else(PoisonError::into_inner).leave_state();
     }
 
     /// The snapshots, as they are published.

@@ -97,7 +97,6 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     if args.dev {
         only_loopback(args)?;
     }
-    let authority = authority(args)?;
     let mut options = PlaneOptions::default()
         .trust_domain(args.trust_domain.clone())
         // An authority that only has a place gives certificates to who brings a token, so nobody is held to one yet.
@@ -113,6 +112,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             bail!("--strict, and the configuration in {} is wrong:{faults}", args.config.display());
         }
     }
+    // After the state directory is locked: the authority may have its place there.
+    let authority = authority(args)?;
     let certificates = authority.map(|authority| Certificates::new(authority).dev(args.dev));
     let options = Options::default().settle(args.settle).grace(args.grace).max_stream_age(args.max_stream_age);
     let options = options.certificates(certificates);

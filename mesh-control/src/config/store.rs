@@ -139,6 +139,11 @@ impl Store {
         Ok(Store { good, state: Some(state), ..Store::new(allow_empty) })
     }
 
+    /// Leaves the state directory to another server; from here on nothing is kept.
+    pub fn leave_state(&mut self) {
+        self.state = None;
+    }
+
     /// Takes in what a directory holds now. Returns whether anything is different.
     pub fn apply(&mut self, scan: io::Result<Scan>) -> bool {
         let scan = match scan {

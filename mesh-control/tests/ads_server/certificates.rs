@@ -175,7 +175,7 @@ async fn an_embedded_mesh_has_the_trust_domain_that_it_was_given_and_gives_ident
     let mesh = start().await.unwrap();
     let chain = create(plain(mesh.xds_addr()).await, request(&NAMES), None).await.unwrap();
     assert_eq!(owner(&chain[0]), "spiffe://example.org/ns/shop/sa/web");
-    drop(mesh);
+    mesh.shutdown().await;
     let roots = start().await.unwrap().authority().unwrap().roots_pem();
     assert_eq!(roots, chain[2], "it is kept in the state directory");
 
