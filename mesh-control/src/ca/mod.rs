@@ -14,6 +14,7 @@ mod files;
 mod key;
 mod plugged;
 mod signer;
+mod tokens;
 
 use std::fmt;
 use std::io;
@@ -32,6 +33,8 @@ pub use authority::{DEFAULT_TTL, Issued, MAX_TTL, Refused};
 use files::Present;
 use key::Key;
 use signer::Signer;
+pub(crate) use tokens::Pending;
+pub use tokens::{MAX_TOKEN_TTL, TOKEN_TTL, Tokens};
 
 /// Where a state directory keeps the authority.
 const DIRECTORY: &str = "ca";

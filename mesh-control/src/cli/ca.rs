@@ -91,8 +91,8 @@ pub(super) fn open(
     }
 }
 
-/// Replaces a file. It has its mode before there is anything in it, whatever stood there.
-fn write(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
+/// Replaces a file. The new one has its mode before there is anything in it, whatever stood there.
+pub(super) fn write(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
     let context = || format!("cannot write {}", path.display());
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
