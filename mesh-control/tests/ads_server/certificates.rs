@@ -173,13 +173,12 @@ async fn an_embedded_mesh_has_the_trust_domain_that_it_was_given_and_gives_ident
     let state = tempfile::tempdir().unwrap();
     let config = tempfile::tempdir().unwrap();
     let plane = PlaneOptions::default().trust_domain("example.org".parse().unwrap()).state_dir(state.path());
-    let start = || Embedded::start(Config::dir(config.path()), Options::default().plane(plane.clone()).dev());
-    let mesh = start().await.unwrap();
+    let mesh = Embedded::start(Config::dir(config.path()), Options::default().plane(plane).dev()).await.unwrap();
     let chain = create(plain(mesh.xds_addr()).await, request(&NAMES), None).await.unwrap();
     assert_eq!(owner(&chain[0]), "spiffe://example.org/ns/shop/sa/web");
-    drop(mesh);
-    let roots = start().await.unwrap().authority().unwrap().roots_pem();
-    assert_eq!(roots, chain[2], "it is kept in the state directory");
+    let dir = state.path().join("ca");
+    let kept = CertificateAuthority::in_directory(&dir, "example.org".parse().unwrap(), SystemTime::now()).unwrap();
+    assert_eq!(kept.roots_pem(), chain[2], "it is kept in the state directory");
 
     let open = Options::default().dev().xds_addr(([0, 0, 0, 0], 0).into());
     let refused = Embedded::start(Config::yaml(""), open).await.unwrap_err();

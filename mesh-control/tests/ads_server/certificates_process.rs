@@ -151,6 +151,25 @@ async fn ca_issue_writes_what_foreign_programs_need_and_the_server_vouches_for_i
 }
 
 #[test]
+fn ca_rotate_root_prints_both_roots_and_keeps_the_old_one_signing() {
+    let (state, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let state_dir = state.path().to_str().unwrap();
+    let issue = || {
+        let made = output(&["ca", "issue", "--identity", WEB, "--out", &path(&out, "web"), "--state-dir", state_dir]);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        fs::read_to_string(out.path().join("web/root-cert.pem")).unwrap()
+    };
+    let old = issue();
+    let rotated = output(&["ca", "rotate-root", "--state-dir", state_dir]);
+    assert!(rotated.status.success(), "{}", text(&rotated.stderr));
+    let both = text(&rotated.stdout);
+    assert!(both.starts_with(&old) && both.matches("BEGIN CERTIFICATE").count() == 2, "{both}");
+    let again = output(&["ca", "rotate-root", "--state-dir", state_dir]);
+    assert_eq!(text(&again.stdout), both, "there is one rotation at a time");
+    assert_eq!(issue(), both);
+}
+
+#[test]
 fn serve_and_ca_issue_sign_with_a_plugged_in_authority() {
     let (ca, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let authority = crate::secured::Authority::signing();
