@@ -174,6 +174,11 @@ impl Authority {
         self.roots.iter().map(|root| pem(root)).collect()
     }
 
+    /// Whether it signs with an intermediate of this root.
+    pub(super) fn is_under(&self, root: &CertificateDer<'_>) -> bool {
+        self.chain.first().is_some_and(|signer| is_issued_by(signer, root))
+    }
+
     /// The roots.
     pub(crate) fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
@@ -313,8 +318,16 @@ pub(super) fn parsed(certificate: &[u8]) -> anyhow::Result<X509Certificate<'_>> 
     Ok(certificate)
 }
 
+/// Whether a certificate names another one as its issuer. Whether that one signed it is for a verifier to say.
+pub(super) fn is_issued_by(certificate: &CertificateDer<'_>, issuer: &CertificateDer<'_>) -> bool {
+    match (parsed(certificate), parsed(issuer)) {
+        (Ok(certificate), Ok(issuer)) => certificate.issuer().as_raw() == issuer.subject().as_raw(),
+        _ => false,
+    }
+}
+
 /// When a certificate begins and ends, in seconds since 1970.
-fn validity(certificate: &[u8]) -> anyhow::Result<(u64, u64)> {
+pub(super) fn validity(certificate: &[u8]) -> anyhow::Result<(u64, u64)> {
     Ok(times(&parsed(certificate)?))
 }
 

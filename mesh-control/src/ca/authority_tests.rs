@@ -24,7 +24,9 @@ const NOW: u64 = 1_795_824_000;
 
 fn authority(now: u64) -> Authority {
     let root = Signer::root(&domain(), at(now)).expect("a root");
-    root.intermediate(&domain(), at(now)).and_then(|signer| signer.under(&root, &domain(), at(now))).expect("usable")
+    root.intermediate(&domain(), at(now))
+        .and_then(|signer| signer.under(vec![root.certificate().clone()], &domain(), at(now)))
+        .expect("usable")
 }
 
 fn serial() -> Serial {

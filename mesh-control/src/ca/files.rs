@@ -106,7 +106,12 @@ pub(crate) fn write(path: &Path, bytes: &[u8], present: Present) -> io::Result<(
         let _ = fs::remove_file(&new);
     }
     written?;
-    File::open(directory)?.sync_all()
+    sync_directory_of(path)
+}
+
+/// Makes what happened to a file's name last.
+pub(crate) fn sync_directory_of(path: &Path) -> io::Result<()> {
+    File::open(path.parent().ok_or(io::ErrorKind::InvalidInput)?)?.sync_all()
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -13,32 +13,33 @@ mod csr;
 mod files;
 mod key;
 mod plugged;
+mod rotation;
 mod signer;
+mod tokens;
 
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use arc_swap::ArcSwap;
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
-use authority::{Authority, Serial};
+use authority::{Authority, Serial, since_epoch};
 pub use authority::{DEFAULT_TTL, Issued, MAX_TTL, Refused};
-use files::Present;
 use key::Key;
-use signer::Signer;
+use rotation::SelfSigned;
+pub(crate) use tokens::Pending;
+pub use tokens::{MAX_TOKEN_TTL, TOKEN_TTL, Tokens};
 
 /// Where a state directory keeps the authority.
 const DIRECTORY: &str = "ca";
-/// The root of a self-signed authority: its key and its certificate.
-const ROOT: &str = "root.pem";
-/// The intermediate that signs, likewise.
-const INTERMEDIATE: &str = "intermediate.pem";
+/// How long after a look at what there should be the next one comes.
+const LOOK: Duration = Duration::from_secs(3600);
 
 /// A certificate authority of one trust domain.
 ///
@@ -57,11 +58,8 @@ pub struct CertificateAuthority {
     current: ArcSwap<Authority>,
     /// Where its intermediates come from; none where somebody else makes them.
     source: Option<Mutex<SelfSigned>>,
-}
-
-struct SelfSigned {
-    root: Signer,
-    dir: Option<PathBuf>,
+    /// When to see whether they are still what there should be, in seconds since 1970.
+    look: AtomicU64,
 }
 
 impl CertificateAuthority {
@@ -70,9 +68,7 @@ impl CertificateAuthority {
     /// # Errors
     /// Where the system has no randomness.
     pub fn in_memory(domain: TrustDomain, now: SystemTime) -> anyhow::Result<CertificateAuthority> {
-        let root = Signer::root(&domain, now)?;
-        let authority = root.intermediate(&domain, now)?.under(&root, &domain, now)?;
-        Ok(CertificateAuthority::new(authority, Some(SelfSigned { root, dir: None })))
+        CertificateAuthority::self_signed(&domain, None, now)
     }
 
     /// The self-signed authority of a server: in the directory `ca` of its state directory, or in memory where it has none.
@@ -91,28 +87,17 @@ impl CertificateAuthority {
     /// # Errors
     /// Where others can get at the directory or at a file in it, or what is there cannot be used.
     pub fn in_directory(dir: &Path, domain: TrustDomain, now: SystemTime) -> anyhow::Result<CertificateAuthority> {
-        let context = || format!("the certificate authority in {} cannot be used", dir.display());
-        let open = || -> anyhow::Result<CertificateAuthority> {
-            files::directory(dir)?;
-            let root = kept(&dir.join(ROOT), || Signer::root(&domain, now))?;
-            let path = dir.join(INTERMEDIATE);
-            let make = || root.intermediate(&domain, now);
-            let authority = match kept(&path, make)?.under(&root, &domain, now) {
-                Ok(authority) => authority,
-                // The server was off for longer than its intermediate lived, or the root was replaced.
-                Err(why) => {
-                    tracing::warn!("{} is replaced: {why:#}", path.display());
-                    let next = make()?;
-                    let text = next.to_pem();
-                    let authority =
-                        next.under(&root, &domain, now).with_context(|| dir.join(ROOT).display().to_string())?;
-                    files::write(&path, text.as_bytes(), Present::Replace)?;
-                    authority
-                }
-            };
-            Ok(CertificateAuthority::new(authority, Some(SelfSigned { root, dir: Some(dir.to_owned()) })))
-        };
-        open().with_context(context)
+        let opened = CertificateAuthority::self_signed(&domain, Some(dir.to_owned()), now);
+        opened.with_context(|| format!("the certificate authority in {} cannot be used", dir.display()))
+    }
+
+    fn self_signed(
+        domain: &TrustDomain,
+        dir: Option<PathBuf>,
+        now: SystemTime,
+    ) -> anyhow::Result<CertificateAuthority> {
+        let source = SelfSigned::open(domain, dir, now)?;
+        Ok(CertificateAuthority::new(source.authority(now)?, Some(source), now))
     }
 
     /// The authority of somebody else whose intermediate is in a directory, in Istio's layout: `ca-cert.pem`,
@@ -122,11 +107,26 @@ impl CertificateAuthority {
     /// Where others can get at the key, or certificates of this authority would not be accepted by those who trust the
     /// root.
     pub fn plugged_in(dir: &Path, domain: TrustDomain, now: SystemTime) -> anyhow::Result<CertificateAuthority> {
-        Ok(CertificateAuthority::new(plugged::load(dir, &domain, now)?, None))
+        Ok(CertificateAuthority::new(plugged::load(dir, &domain, now)?, None, now))
     }
 
-    fn new(authority: Authority, source: Option<SelfSigned>) -> CertificateAuthority {
-        CertificateAuthority { current: ArcSwap::from_pointee(authority), source: source.map(Mutex::new) }
+    fn new(authority: Authority, source: Option<SelfSigned>, now: SystemTime) -> CertificateAuthority {
+        let (current, source) = (ArcSwap::from_pointee(authority), source.map(Mutex::new));
+        CertificateAuthority { current, source, look: AtomicU64::new(next_look(now)) }
+    }
+
+    /// Begins to replace the root of a self-signed authority. Both roots are handed out from now on; after eight days the new
+    /// one signs, after eight more the old one is dropped. A certificate holds for seven days at most, so nobody is ever
+    /// shown one whose root they lack. A server with the same directory takes part within an hour.
+    ///
+    /// # Errors
+    /// Where it is plugged in, so that its root is somebody else's, or cannot be written.
+    pub fn rotate_root(&self, now: SystemTime) -> anyhow::Result<()> {
+        let source = self.source.as_ref().context("a plugged-in authority has no root of its own")?;
+        lock(source).announce(now)?;
+        self.look.store(0, Ordering::Relaxed);
+        self.at(now);
+        Ok(())
     }
 
     /// Its trust domain.
@@ -171,48 +171,46 @@ impl CertificateAuthority {
 
     /// Whether a chain that somebody showed, the leaf first, is of this authority, and live.
     pub(crate) fn verify(&self, chain: &[CertificateDer<'_>], now: SystemTime) -> anyhow::Result<()> {
-        self.current.load().verify(chain, now)
+        self.at(now).verify(chain, now)
     }
 
-    /// What signs now: the next intermediate, where two thirds of this one's life are over.
+    /// What signs now: with the next intermediate, where two thirds of this one's life are over, and under the next root,
+    /// where it is that one's turn.
     fn at(&self, now: SystemTime) -> Arc<Authority> {
         let current = self.current.load_full();
-        let Some(source) = self.source.as_ref().filter(|_| current.is_due(now)) else {
+        let Some(source) = self.source.as_ref().filter(|_| since_epoch(now) >= self.look.load(Ordering::Relaxed))
+        else {
             return current;
         };
-        let source = lock(source);
+        let mut source = lock(source);
         // Somebody else may have been quicker.
-        let current = self.current.load_full();
-        if !current.is_due(now) {
-            return current;
+        if since_epoch(now) < self.look.load(Ordering::Relaxed) {
+            return self.current.load_full();
         }
-        match source.next(current.domain(), now) {
-            Ok(next) => {
+        let current = self.current.load_full();
+        let next = source.settle(now).and_then(|()| match source.is_current(&current, now)? {
+            true => Ok(None),
+            false => source.renewed(now).map(Some),
+        });
+        self.look.store(next_look(now), Ordering::Relaxed);
+        match next {
+            Ok(None) => current,
+            Ok(Some(next)) => {
                 let next = Arc::new(next);
                 self.current.store(next.clone());
                 tracing::info!("the certificate authority has a new intermediate");
                 next
             }
             Err(why) => {
-                tracing::error!("the certificate authority cannot renew its intermediate: {why:#}");
+                tracing::error!("the certificate authority cannot renew itself, and goes on as it is: {why:#}");
                 current
             }
         }
     }
 }
 
-impl SelfSigned {
-    fn next(&self, domain: &TrustDomain, now: SystemTime) -> anyhow::Result<Authority> {
-        let next = self.root.intermediate(domain, now)?;
-        let text = next.to_pem();
-        let authority = next.under(&self.root, domain, now)?;
-        if let Some(dir) = &self.dir {
-            let path = dir.join(INTERMEDIATE);
-            let written = files::write(&path, text.as_bytes(), Present::Replace);
-            written.with_context(|| format!("cannot write {}", path.display()))?;
-        }
-        Ok(authority)
-    }
+fn next_look(now: SystemTime) -> u64 {
+    since_epoch(now).saturating_add(LOOK.as_secs())
 }
 
 impl fmt::Debug for CertificateAuthority {
@@ -223,26 +221,6 @@ impl fmt::Debug for CertificateAuthority {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The signer in a file. Where there is none, one is made; of several processes that do so at once, the first wins.
-fn kept(path: &Path, make: impl FnOnce() -> anyhow::Result<Signer>) -> anyhow::Result<Signer> {
-    let read = || -> anyhow::Result<Option<Signer>> {
-        let text = files::read(path)?;
-        let signer = text.map(|text| Signer::from_pem(&text)).transpose();
-        signer.with_context(|| path.display().to_string())
-    };
-    if let Some(signer) = read()? {
-        return Ok(signer);
-    }
-    let signer = make()?;
-    match files::write(path, signer.to_pem().as_bytes(), Present::Keep) {
-        Ok(()) => Ok(signer),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            read()?.ok_or_else(|| anyhow!("{} came and went", path.display()))
-        }
-        Err(error) => Err(error).with_context(|| format!("cannot write {}", path.display())),
-    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use zeroize::Zeroizing;
 
-use super::authority::{Authority, BACKDATED, Serial, pem, set_validity, since_epoch};
+use super::authority::{Authority, BACKDATED, Serial, pem, set_validity, since_epoch, validity};
 use super::key::Key;
 
 const DAY: u64 = 24 * 3600;
@@ -45,9 +45,25 @@ impl Signer {
         Ok(Signer { key, certificate })
     }
 
-    /// What signs with this intermediate of `root`.
-    pub(crate) fn under(self, root: &Signer, domain: &TrustDomain, now: SystemTime) -> anyhow::Result<Authority> {
-        Authority::new(domain.clone(), self.key, vec![self.certificate], vec![root.certificate.clone()], now)
+    /// What signs with this intermediate, where relying parties are given these roots.
+    pub(crate) fn under(
+        self,
+        roots: Vec<CertificateDer<'static>>,
+        domain: &TrustDomain,
+        now: SystemTime,
+    ) -> anyhow::Result<Authority> {
+        Authority::new(domain.clone(), self.key, vec![self.certificate], roots, now)
+    }
+
+    /// Its certificate.
+    pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// When it was made and when it ends, in seconds since 1970.
+    pub(crate) fn life(&self) -> anyhow::Result<(u64, u64)> {
+        let (begins, ends) = validity(&self.certificate)?;
+        Ok((begins.saturating_add(BACKDATED), ends))
     }
 
     /// Key and certificate in one text, so that one never stands without the other.

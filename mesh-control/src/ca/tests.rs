@@ -1,6 +1,7 @@
 //! Where keys are kept, and authorities of somebody else (hazard rows C10 to C12, M14).
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -8,6 +9,15 @@ use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 
+use tokio_rustls::rustls::RootCertStore;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::UnixTime;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+
+use super::files::Present;
+use super::rotation::{INTERMEDIATE, NEXT, ROOT};
+use super::signer::Signer;
 use super::*;
 
 const NOW: u64 = 1_795_824_000;
@@ -72,6 +82,88 @@ fn an_intermediate_is_replaced_after_two_thirds_of_its_life_or_when_it_has_ended
     assert_eq!(authority.roots_pem(), roots);
     assert_ne!(signs_with(&authority, NOW + 400 * day), second);
     assert!(why(open(&dir, NOW + 3651 * day)).contains("expired"), "the root has ended");
+}
+
+/// The certificates of a text.
+fn ders(pem: &str) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().expect("PEM")
+}
+
+/// Whether somebody with these roots takes this chain for good.
+fn accepts(roots: &str, chain: &[String], now: u64) -> bool {
+    let mut store = RootCertStore::empty();
+    ders(roots).into_iter().for_each(|root| store.add(root).expect("a root"));
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider).build().expect("roots");
+    let chain = ders(&chain.concat());
+    verifier.verify_client_cert(&chain[0], &chain[1..], UnixTime::since_unix_epoch(Duration::from_secs(now))).is_ok()
+}
+
+#[test]
+fn while_the_root_is_replaced_nobody_is_shown_a_certificate_whose_root_they_lack() {
+    let state = tempfile::tempdir().expect("a directory");
+    let dir = state.path().join("ca");
+    let day = 24 * 3600;
+    let mut authority = open(&dir, NOW).expect("made");
+    let (old, mut signers) = (authority.roots_pem(), Vec::new());
+    // Workloads get a certificate on each half of a day, for as long as there are any, and renew at its very end.
+    let mut issued: Vec<(u64, Vec<String>, String)> = Vec::new();
+    for half in 0..60 {
+        let now = NOW + half * day / 2;
+        if half == 6 {
+            // By the command, in another process: the server notices by itself.
+            open(&dir, now - 60).expect("read").rotate_root(at(now - 60)).expect("begun");
+        }
+        if half % 9 == 4 {
+            authority = open(&dir, now).expect("a restart");
+        }
+        let (_, mut certificate) = authority.issue_with_key(&web(), 7 * day as i64, at(now)).expect("issued");
+        let roots = certificate.chain.pop().expect("roots");
+        signers.push(signer_root(&certificate.chain, &roots, now));
+        issued.push((now, certificate.chain, roots));
+        let alive = issued.iter().filter(|(begun, ..)| begun + 7 * day > now);
+        for (begun, chain, _) in alive.clone() {
+            for (other, _, roots) in alive.clone() {
+                assert!(accepts(roots, chain, now), "of day {} by day {}", (begun - NOW) / day, (other - NOW) / day);
+            }
+        }
+    }
+    let (first, last) = (&signers[0], signers.last().expect("some"));
+    assert!(first != last && signers.windows(2).filter(|pair| pair[0] != pair[1]).count() == 1, "one change");
+    assert_eq!(ders(&issued[5].2).len(), 1);
+    assert_eq!(ders(&issued[7].2).len(), 2, "both roots are handed out");
+    let alone = &issued.last().expect("some").2;
+    assert!(ders(alone).len() == 1 && *alone != old, "the old one is dropped");
+    assert!(!dir.join(NEXT).exists() && open(&dir, NOW + 30 * day).expect("read").roots_pem() == *alone);
+}
+
+/// Which of the roots a chain leads to.
+fn signer_root(chain: &[String], roots: &str, now: u64) -> CertificateDer<'static> {
+    let mut leads = ders(roots).into_iter().filter(|root| accepts(&authority::pem(root), chain, now));
+    leads.next().expect("one of them")
+}
+
+#[test]
+fn a_root_in_the_last_fifth_of_its_life_is_replaced_without_being_told() {
+    let authority = CertificateAuthority::in_memory(TrustDomain::default(), at(NOW)).expect("made");
+    let day = 24 * 3600;
+    let roots = |days: u64| {
+        let (_, issued) = authority.issue_with_key(&web(), 0, at(NOW + days * day)).expect("issued");
+        ders(issued.chain.last().expect("roots"))
+    };
+    let first = roots(2_900);
+    assert_eq!(first.len(), 1);
+    assert_eq!(roots(2_921).len(), 2);
+    let last = roots(2_921 + 17);
+    assert!(last.len() == 1 && last != first);
+}
+
+#[test]
+fn a_plugged_in_root_is_somebody_elses_to_replace() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = self_signed(ca_params("root"));
+    plug(dir.path(), &root.pem, &root.key, "", &root.pem);
+    assert!(why(plugged(dir.path()).expect("usable").rotate_root(at(NOW))).contains("plugged-in"));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde_json::{Map, Value, json};
 
 /// Prints a bootstrap file.
@@ -30,6 +30,9 @@ pub(super) struct Args {
     /// The private key of that certificate.
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<String>,
+    /// The one-time token of `mesh-control token create`, for the workload's first certificate. The file is then a secret.
+    #[arg(long, value_name = "TOKEN", value_parser = token)]
+    token: Option<String>,
     /// The namespace of the workload: where its short names are looked up and its services are.
     #[arg(long, default_value = "default", value_parser = label)]
     namespace: String,
@@ -67,14 +70,15 @@ enum Dialect {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let text = format!("{:#}\n", bootstrap(args));
+    let text = format!("{:#}\n", bootstrap(args)?);
     match &args.out {
+        Some(path) if args.token.is_some() => super::ca::write(path, text.as_bytes(), 0o600),
         Some(path) => fs::write(path, text).with_context(|| format!("cannot write {}", path.display())),
         None => Ok(super::say(&text)?),
     }
 }
 
-fn bootstrap(args: &Args) -> Value {
+fn bootstrap(args: &Args) -> anyhow::Result<Value> {
     let Args { namespace, name, .. } = args;
     let ip = args.ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let mut parts = args.locality.splitn(3, '/');
@@ -85,10 +89,15 @@ fn bootstrap(args: &Args) -> Value {
         Dialect::Istiod => ("istiod.istio-system.svc", "sidecar", vec!["xds_v3"]),
     };
     let port = if args.tls_ca.is_some() { 15012 } else { 15010 };
-    let server = format!("{host}:{port}");
-    json!({
+    let server = args.server.clone().unwrap_or_else(|| format!("{host}:{port}"));
+    if args.token.is_some() && args.tls_ca.is_none() && !is_this_machine(&server) {
+        bail!(
+            "a token must not go to {server} in plaintext, where others read it: name the server's authority by --tls-ca"
+        );
+    }
+    let mut bootstrap = json!({
         "xds_servers": [{
-            "server_uri": args.server.as_deref().unwrap_or(&server),
+            "server_uri": server,
             "channel_creds": [credentials(args)],
             "server_features": features,
         }],
@@ -99,7 +108,20 @@ fn bootstrap(args: &Args) -> Value {
             "metadata": metadata(args),
         },
         "server_listener_resource_name_template": format!("{}%s", crate::serve::SERVER_LISTENER_PREFIX),
-    })
+    });
+    if let Some(token) = &args.token {
+        // The name under which listeners and clusters ask for the workload's own certificate.
+        bootstrap["certificate_providers"] =
+            json!({ "default": { "plugin_name": "mesh_ca", "config": { "token": token } } });
+    }
+    Ok(bootstrap)
+}
+
+/// Whether HOST:PORT never leaves this machine.
+fn is_this_machine(server: &str) -> bool {
+    let host = server.rsplit_once(':').map_or(server, |(host, _)| host);
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 fn credentials(args: &Args) -> Value {
@@ -140,6 +162,13 @@ fn metadata(args: &Args) -> Value {
         metadata.insert("POD_PORTS".to_owned(), json!(json!(ports.collect::<Vec<_>>()).to_string()));
     }
     Value::Object(metadata)
+}
+
+fn token(text: &str) -> Result<String, String> {
+    match text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        true => Ok(text.to_owned()),
+        false => Err("expected a token as `mesh-control token create` prints it: 64 hexadecimal digits".to_owned()),
+    }
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
@@ -184,7 +213,7 @@ mod tests {
     }
 
     fn from(line: &[&str]) -> Result<Value, clap::Error> {
-        Line::try_parse_from([&["bootstrap"], line].concat()).map(|line| bootstrap(&line.args))
+        Line::try_parse_from([&["bootstrap"], line].concat()).map(|line| bootstrap(&line.args).expect("a bootstrap"))
     }
 
     #[test]
@@ -236,6 +265,30 @@ mod tests {
         let mutual = server(&["--tls-ca", "ca.pem", "--tls-cert", "c.pem", "--tls-key", "k.pem"]);
         let config = &mutual["channel_creds"][0]["config"];
         assert_eq!((&config["certificate_file"], &config["private_key_file"]), (&json!("c.pem"), &json!("k.pem")));
+    }
+
+    #[test]
+    fn a_token_is_handed_to_the_provider_of_certificates_and_never_sent_in_plaintext() {
+        let token = "0123456789abcdef".repeat(4);
+        let provider = json!({ "plugin_name": "mesh_ca", "config": { "token": token } });
+        let far = ["--server", "control.example:15010", "--token", &token];
+        for line in [
+            &["--token", &token][..],
+            &["--server", "localhost:1", "--token", &token],
+            &["--server", "[::1]:1", "--token", &token],
+            &[&far[..], &["--tls-ca", "ca.pem"]].concat(),
+        ] {
+            let bootstrap = from(line).expect("a good line");
+            assert_eq!(bootstrap["certificate_providers"], json!({ "default": provider }));
+            assert!(
+                mesh_core::xds::Bootstrap::from_json(&bootstrap.to_string(), "here").is_ok(),
+                "our library reads it"
+            );
+        }
+        let line = Line::try_parse_from([&["bootstrap"][..], &far].concat()).expect("a good line");
+        assert!(bootstrap(&line.args).expect_err("in plaintext").to_string().contains("--tls-ca"));
+        assert!(from(&["--token", "short"]).is_err());
+        assert_eq!(from(&[]).expect("a good line").get("certificate_providers"), None);
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub(super) struct Args {
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
     Issue(Issue),
+    RotateRoot(RotateRoot),
 }
 
 /// Writes a new key (key.pem), its certificate chain (cert-chain.pem) and the roots (root-cert.pem) into a directory, for
@@ -41,6 +42,19 @@ struct Issue {
     place: Place,
 }
 
+/// Begins to replace the root of the server's own authority. Both roots are handed out from now on, after eight days the new
+/// one signs, and after eight more the old one is dropped; a server that runs takes part within the hour. It does so by
+/// itself in the last two years of a root's ten.
+#[derive(Clone, Debug, clap::Args)]
+struct RotateRoot {
+    /// The --state-dir of the server.
+    #[arg(long, value_name = "DIR")]
+    state_dir: PathBuf,
+    /// The trust domain of the mesh.
+    #[arg(long, value_name = "DOMAIN", default_value_t)]
+    trust_domain: TrustDomain,
+}
+
 /// Where the authority is.
 #[derive(Clone, Debug, clap::Args)]
 #[group(required = true, multiple = true, id = "authority")]
@@ -54,7 +68,19 @@ pub(super) struct Place {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let Command::Issue(args) = &args.command;
+    match &args.command {
+        Command::Issue(args) => issue(args),
+        Command::RotateRoot(args) => {
+            let now = SystemTime::now();
+            let authority = open(None, Some(&args.state_dir), &args.trust_domain)?;
+            authority.rotate_root(now)?;
+            super::say(&authority.roots_pem())?;
+            Ok(())
+        }
+    }
+}
+
+fn issue(args: &Issue) -> anyhow::Result<()> {
     let domain: TrustDomain = args.identity.trust_domain().parse()?;
     let authority = open(args.place.ca_dir.as_deref(), args.place.state_dir.as_deref(), &domain)?;
     let ttl = i64::try_from(args.ttl.unwrap_or_default().as_secs())?;
@@ -91,8 +117,8 @@ pub(super) fn open(
     }
 }
 
-/// Replaces a file. It has its mode before there is anything in it, whatever stood there.
-fn write(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
+/// Replaces a file. The new one has its mode before there is anything in it, whatever stood there.
+pub(super) fn write(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
     let context = || format!("cannot write {}", path.display());
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");

@@ -7,6 +7,7 @@ mod bootstrap;
 mod ca;
 mod serve;
 mod status;
+mod token;
 mod validate;
 
 use std::io::{self, IsTerminal, Write};
@@ -34,6 +35,7 @@ enum Command {
     Bootstrap(Box<bootstrap::Args>),
     Ca(ca::Args),
     Status(status::Args),
+    Token(token::Args),
     /// Prints the script with which a shell completes this command: `source <(mesh-control completions bash)`.
     Completions {
         /// The shell.
@@ -117,6 +119,7 @@ fn run(line: Line) -> anyhow::Result<ExitCode> {
         Command::Validate(args) => return validate::run(&args),
         Command::Bootstrap(args) => bootstrap::run(&args)?,
         Command::Ca(args) => ca::run(&args)?,
+        Command::Token(args) => token::run(&args)?,
         Command::Status(args) => runtime()?.block_on(status::run(&args))?,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::Printing;
-use crate::ca::CertificateAuthority;
+use crate::ca::{CertificateAuthority, Tokens};
 use crate::config::Code;
 use crate::plane::{OutboundTrafficPolicy, Plane, PlaneOptions};
 use crate::serve::{Certificates, Feed, Options, Server, TlsFiles, status};
@@ -115,6 +115,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     // After the state directory is locked: the authority may have its place there.
     let authority = authority(args)?;
     let certificates = authority.map(|authority| Certificates::new(authority).dev(args.dev));
+    let certificates = certificates.map(|offers| offers.tokens(args.state_dir.as_deref().map(Tokens::of)));
     let options = Options::default().settle(args.settle).grace(args.grace).max_stream_age(args.max_stream_age);
     let options = options.certificates(certificates);
     let server = Arc::new(Server::new(Feed::of(&plane), Arc::new(plane.clone()), &options));

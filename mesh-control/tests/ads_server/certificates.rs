@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use envoy_types::pb::google::protobuf::{Struct, Value, value};
 use hyper_util::rt::TokioIo;
-use mesh_control::ca::CertificateAuthority;
+use mesh_control::ca::{CertificateAuthority, TOKEN_TTL, Tokens};
 use mesh_control::embedded::{Config, Embedded};
 use mesh_control::serve::{Certificates, TlsFiles};
 use mesh_core::identity::SpiffeId;
@@ -117,6 +117,7 @@ struct Served {
     fixture: Fixture,
     mesh: Arc<CertificateAuthority>,
     operator: Authority,
+    tokens: Tokens,
     address: SocketAddr,
     _dir: tempfile::TempDir,
 }
@@ -124,11 +125,12 @@ struct Served {
 impl Served {
     async fn start(dev: bool, client_ca: bool) -> Served {
         let (mesh, operator, dir) = (mesh_authority(), Authority::new(), tempfile::tempdir().unwrap());
-        let options = settled().certificates(Certificates::new(mesh.clone()).dev(dev));
+        let tokens = Tokens::of(dir.path());
+        let options = settled().certificates(Certificates::new(mesh.clone()).dev(dev).tokens(tokens.clone()));
         let fixture = Fixture::start(Shelf::default(), options).await;
         let files = files(dir.path(), &operator).client_ca(client_ca.then(|| dir.path().join("ca.pem")));
         let address = fixture.server.listen_tls(([127, 0, 0, 1], 0).into(), &files).await.unwrap();
-        Served { fixture, mesh, operator, address, _dir: dir }
+        Served { fixture, mesh, operator, tokens, address, _dir: dir }
     }
 
     async fn secured(&self, own: Option<(&str, &[String])>) -> Channel {
@@ -171,13 +173,12 @@ async fn an_embedded_mesh_has_the_trust_domain_that_it_was_given_and_gives_ident
     let state = tempfile::tempdir().unwrap();
     let config = tempfile::tempdir().unwrap();
     let plane = PlaneOptions::default().trust_domain("example.org".parse().unwrap()).state_dir(state.path());
-    let start = || Embedded::start(Config::dir(config.path()), Options::default().plane(plane.clone()).dev());
-    let mesh = start().await.unwrap();
+    let mesh = Embedded::start(Config::dir(config.path()), Options::default().plane(plane).dev()).await.unwrap();
     let chain = create(plain(mesh.xds_addr()).await, request(&NAMES), None).await.unwrap();
     assert_eq!(owner(&chain[0]), "spiffe://example.org/ns/shop/sa/web");
-    mesh.shutdown().await;
-    let roots = start().await.unwrap().authority().unwrap().roots_pem();
-    assert_eq!(roots, chain[2], "it is kept in the state directory");
+    let dir = state.path().join("ca");
+    let kept = CertificateAuthority::in_directory(&dir, "example.org".parse().unwrap(), SystemTime::now()).unwrap();
+    assert_eq!(kept.roots_pem(), chain[2], "it is kept in the state directory");
 
     let open = Options::default().dev().xds_addr(([0, 0, 0, 0], 0).into());
     let refused = Embedded::start(Config::yaml(""), open).await.unwrap_err();
@@ -294,4 +295,45 @@ async fn c14_an_identity_that_asks_too_often_is_throttled_and_others_are_served(
     let throttled = all.iter().filter_map(|answer| answer.as_ref().err());
     assert!(throttled.clone().all(|status| status.code() == Code::ResourceExhausted) && throttled.count() > 0);
     create(channel, self::request(&[("SERVICE_ACCOUNT", "other")]), None).await.unwrap();
+}
+
+fn bearer(tokens: &Tokens, identity: &str) -> String {
+    let token = tokens.create(&identity.parse().unwrap(), TOKEN_TTL, SystemTime::now()).unwrap();
+    format!("Bearer {}", *token)
+}
+
+#[tokio::test]
+async fn c8_a_token_gives_one_certificate_of_its_identity() {
+    let served = Served::start(false, true).await;
+    let channel = served.secured(None).await;
+    let token = bearer(&served.tokens, WEB);
+    // What is wrong with the request does not cost the token.
+    let other = request(&[("NAMESPACE", "pay"), ("SERVICE_ACCOUNT", "web")]);
+    assert_eq!(create(channel.clone(), other, Some(&token)).await.unwrap_err().code(), Code::PermissionDenied);
+    let broken = IstioCertificateRequest { csr: "nonsense".to_owned(), ..request(&NAMES) };
+    assert_eq!(create(channel.clone(), broken, Some(&token)).await.unwrap_err().code(), Code::InvalidArgument);
+    let chain = create(channel.clone(), request(&[]), Some(&token)).await.unwrap();
+    assert_eq!(owner(&chain[0]), WEB);
+    let again = create(channel.clone(), request(&NAMES), Some(&token)).await.unwrap_err();
+    assert_eq!(again.code(), Code::Unauthenticated);
+    let now = SystemTime::now();
+    let expired = served.tokens.create(&WEB.parse().unwrap(), TOKEN_TTL, now - 2 * TOKEN_TTL).unwrap();
+    let refused = create(channel.clone(), request(&NAMES), Some(&format!("Bearer {}", *expired))).await.unwrap_err();
+    assert!(refused.code() == Code::Unauthenticated && refused.message().contains("expired"), "{refused}");
+    let foreign = bearer(&served.tokens, "spiffe://other.example/ns/shop/sa/web");
+    let refused = create(channel, request(&[]), Some(&foreign)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn c8_of_a_thousand_requests_with_one_token_one_succeeds() {
+    let served = Served::start(false, false).await;
+    let channel = served.secured(None).await;
+    let token = bearer(&served.tokens, WEB);
+    let request = request(&NAMES);
+    let all = (0..1_000).map(|_| create(channel.clone(), request.clone(), Some(&token)));
+    let all = futures_util::future::join_all(all).await;
+    assert_eq!(all.iter().filter(|answer| answer.is_ok()).count(), 1);
+    let refused: Vec<Code> = all.into_iter().filter_map(Result::err).map(|status| status.code()).collect();
+    assert!(refused.iter().all(|code| matches!(code, Code::Unauthenticated | Code::ResourceExhausted)), "{refused:?}");
 }

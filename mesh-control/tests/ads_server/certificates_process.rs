@@ -151,6 +151,25 @@ async fn ca_issue_writes_what_foreign_programs_need_and_the_server_vouches_for_i
 }
 
 #[test]
+fn ca_rotate_root_prints_both_roots_and_keeps_the_old_one_signing() {
+    let (state, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let state_dir = state.path().to_str().unwrap();
+    let issue = || {
+        let made = output(&["ca", "issue", "--identity", WEB, "--out", &path(&out, "web"), "--state-dir", state_dir]);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        fs::read_to_string(out.path().join("web/root-cert.pem")).unwrap()
+    };
+    let old = issue();
+    let rotated = output(&["ca", "rotate-root", "--state-dir", state_dir]);
+    assert!(rotated.status.success(), "{}", text(&rotated.stderr));
+    let both = text(&rotated.stdout);
+    assert!(both.starts_with(&old) && both.matches("BEGIN CERTIFICATE").count() == 2, "{both}");
+    let again = output(&["ca", "rotate-root", "--state-dir", state_dir]);
+    assert_eq!(text(&again.stdout), both, "there is one rotation at a time");
+    assert_eq!(issue(), both);
+}
+
+#[test]
 fn serve_and_ca_issue_sign_with_a_plugged_in_authority() {
     let (ca, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let authority = crate::secured::Authority::signing();
@@ -178,4 +197,31 @@ fn serve_and_ca_issue_sign_with_a_plugged_in_authority() {
     let refused = output(&["serve", "--config", config.path().to_str().unwrap(), "--ca-dir", ca_dir]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stderr).contains("does not lead to a root"), "{}", text(&refused.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_the_command_is_taken_by_the_server_once_and_stands_in_no_log() {
+    let (config, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let state_dir = state.path().to_str().unwrap();
+    let server = Logged::start(config.path(), &["--state-dir", state_dir]);
+    let channel = plain(server.xds).await;
+    let made = output(&["token", "create", "--identity", WEB, "--state-dir", state_dir]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let token = text(&made.stdout).trim().to_owned();
+    let file = path(&state, "bootstrap.json");
+    let made = output(&["bootstrap", "--token", &token, "--out", &file]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let bootstrap: serde_json::Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    let provider = &bootstrap["certificate_providers"]["default"];
+    assert_eq!(provider["plugin_name"], "mesh_ca");
+    let bearer = format!("Bearer {}", provider["config"]["token"].as_str().unwrap());
+    assert_eq!(owner(&create(channel.clone(), request(&NAMES), Some(&bearer)).await.unwrap()[0]), WEB);
+    let again = create(channel.clone(), request(&NAMES), Some(&bearer)).await.unwrap_err();
+    assert_eq!(again.code(), Code::Unauthenticated);
+    assert_eq!(create(channel, request(&NAMES), None).await.unwrap_err().code(), Code::Unauthenticated);
+    let log = server.log();
+    assert!(!log.contains(&token) && log.contains("\"method\":\"token\""), "{log}");
+    let refused = output(&["token", "create", "--identity", WEB, "--state-dir", state_dir, "--ttl", "99999999"]);
+    assert_eq!(refused.status.code(), Some(1));
 }

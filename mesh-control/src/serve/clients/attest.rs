@@ -33,6 +33,8 @@ pub(crate) enum Method {
     Development,
     /// By a live certificate of the same identity.
     Renewal,
+    /// By a one-time token.
+    Token,
 }
 
 impl fmt::Display for Method {
@@ -40,6 +42,7 @@ impl fmt::Display for Method {
         f.write_str(match self {
             Method::Development => "development",
             Method::Renewal => "renewal",
+            Method::Token => "token",
         })
     }
 }

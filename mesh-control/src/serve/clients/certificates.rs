@@ -7,9 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::identity::SpiffeId;
 
-use crate::ca::{CertificateAuthority, Issued, Refused};
+use crate::ca::{CertificateAuthority, Issued, Pending, Refused, Tokens};
 use crate::serve::clients::admission::Admission;
-use crate::serve::clients::attest::{Attested, Caller, Claim, Denied, Method, attest};
+use crate::serve::clients::attest::{Attested, Caller, Claim, Denied, Method, attest, fits};
 
 /// Certificates that one identity gets per second, after a burst of so many: what many replicas need that start or
 /// renew at once, and what leaves the others most of a core.
@@ -37,12 +37,20 @@ pub struct Certificates {
     pub authority: Arc<CertificateAuthority>,
     /// Development mode: whoever connects from this machine is who they say.
     pub dev: bool,
+    /// The one-time tokens that are taken.
+    pub tokens: Option<Tokens>,
 }
 
 impl Certificates {
-    /// Certificates of this authority, for those who have a live one.
+    /// Certificates of this authority, for those who have a live one of it.
     pub fn new(authority: Arc<CertificateAuthority>) -> Certificates {
-        Certificates { authority, dev: false }
+        Certificates { authority, dev: false, tokens: None }
+    }
+
+    /// Takes these one-time tokens, too.
+    pub fn tokens(mut self, tokens: impl Into<Option<Tokens>>) -> Certificates {
+        self.tokens = tokens.into();
+        self
     }
 
     /// Whether everybody on this machine is who they say; see [`dev`](field@Self::dev).
@@ -139,24 +147,52 @@ impl Desk {
         who: &mut Option<(SpiffeId, Method)>,
         (wall, now): (SystemTime, Instant),
     ) -> Result<Issued, Rejection> {
-        let Certificates { authority, dev } = &self.offers;
+        let Certificates { authority, dev, .. } = &self.offers;
         let attested =
             attest(caller, &application.claim, &authority.trust_domain(), *dev).map_err(Rejection::Denied)?;
-        let (identity, method) = match attested {
-            Attested::Identity(identity, method) => (identity, method),
-            Attested::ByToken(_) => {
-                let why = "there is no such token".to_owned();
-                return Err(Rejection::Denied(Denied::Unauthenticated(why)));
+        let (identity, method, token) = match attested {
+            Attested::Identity(identity, method) => (identity, method, None),
+            Attested::ByToken(token) => {
+                let pending = self.token(&token, wall).map_err(Rejection::Denied)?;
+                (pending.identity.clone(), Method::Token, Some(pending))
             }
         };
         *who = Some((identity.clone(), method));
+        if token.is_some() {
+            fits(&application.claim, &identity).map_err(Rejection::Denied)?;
+        }
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         // Before anything that takes long.
         if !limits.admit(&identity, now) {
             return Err(Rejection::Throttled);
         }
         drop(limits);
-        authority.issue(&application.csr, &identity, application.ttl, wall).map_err(Rejection::Refused)
+        let issued = authority.issue(&application.csr, &identity, application.ttl, wall).map_err(Rejection::Refused)?;
+        // At last, so that a request that cannot be signed does not cost the token; the certificate is handed out to the
+        // one who got as far as this.
+        if let Some(pending) = token {
+            spend(pending)?;
+        }
+        Ok(issued)
+    }
+
+    fn token(&self, token: &str, wall: SystemTime) -> Result<Pending, Denied> {
+        let Some(tokens) = &self.offers.tokens else {
+            return Err(Denied::Unauthenticated("this server takes no tokens: it has no --state-dir".to_owned()));
+        };
+        tokens.look(token, wall).map_err(|why| Denied::Unauthenticated(why.to_string()))
+    }
+}
+
+fn spend(pending: Pending) -> Result<(), Rejection> {
+    let unused = |why: &str| Rejection::Denied(Denied::Unauthenticated(why.to_owned()));
+    match pending.spend() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(unused("the token was used meanwhile")),
+        Err(why) => {
+            tracing::error!("a token cannot be used up, so it counts for nothing: {why:#}");
+            Err(unused("the token cannot be used up"))
+        }
     }
 }
 

@@ -42,32 +42,34 @@ impl TlsFiles {
         self
     }
 
-    /// Their contents, in the order certificate, key, authority.
-    fn read(&self) -> anyhow::Result<Contents> {
+    /// Their contents, and the roots of the server's own authority.
+    fn read(&self, authority: Option<&CertificateAuthority>) -> anyhow::Result<Contents> {
         let read = |path: &PathBuf| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-        Ok(Contents(read(&self.cert)?, read(&self.key)?, self.client_ca.as_ref().map(read).transpose()?))
+        Ok(Contents {
+            cert: read(&self.cert)?,
+            key: read(&self.key)?,
+            client_ca: self.client_ca.as_ref().map(read).transpose()?,
+            roots: authority.map(CertificateAuthority::roots).unwrap_or_default(),
+        })
     }
 
     /// What accepts connections with these contents. Certificates of the server's own authority are accepted, too; whoever
     /// has none yet gets in and is asked for one where it takes one.
-    fn acceptor(
-        &self,
-        Contents(cert, key, client_ca): &Contents,
-        authority: Option<&CertificateAuthority>,
-    ) -> anyhow::Result<TlsAcceptor> {
+    fn acceptor(&self, contents: &Contents) -> anyhow::Result<TlsAcceptor> {
+        let Contents { cert, key, client_ca, roots: own } = contents;
         // The provider is a value: a process-wide default belongs to the application.
         let provider = Arc::new(aws_lc_rs::default_provider());
         let chain = certificates(&self.cert, cert)?;
         let key = PrivateKeyDer::from_pem_slice(key)
             .with_context(|| format!("cannot read a private key from {}", self.key.display()))?;
         let config = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
-        let mut roots = authority.map(CertificateAuthority::roots).unwrap_or_default();
+        let mut roots = own.clone();
         if let Some((path, pem)) = self.client_ca.as_ref().zip(client_ca.as_ref()) {
             roots.extend(root_certificates(path, pem)?);
         }
         let config = match roots.is_empty() {
             true => config.with_no_client_auth(),
-            false => config.with_client_cert_verifier(verifier(roots, authority.is_some(), provider)?),
+            false => config.with_client_cert_verifier(verifier(roots, !own.is_empty(), provider)?),
         };
         let pair = || format!("{} and {}", self.cert.display(), self.key.display());
         let mut config = config.with_single_cert(chain, key).with_context(pair)?;
@@ -76,9 +78,15 @@ impl TlsFiles {
     }
 }
 
-/// The contents of the files; without the authority where none is asked for.
+/// What an acceptor is made of.
 #[derive(PartialEq, Eq)]
-struct Contents(Vec<u8>, Vec<u8>, Option<Vec<u8>>);
+struct Contents {
+    cert: Vec<u8>,
+    key: Vec<u8>,
+    client_ca: Option<Vec<u8>>,
+    /// Those of the server's own authority; none where it has none.
+    roots: Vec<CertificateDer<'static>>,
+}
 
 /// How often the files are looked at, at most.
 const LOOK: Duration = Duration::from_secs(1);
@@ -105,8 +113,8 @@ impl Reloading {
         authority: Option<Arc<CertificateAuthority>>,
         now: Instant,
     ) -> anyhow::Result<Reloading> {
-        let contents = files.read()?;
-        let acceptor = files.acceptor(&contents, authority.as_deref())?;
+        let contents = files.read(authority.as_deref())?;
+        let acceptor = files.acceptor(&contents)?;
         let present = Present { acceptor, contents, looked: now, complaint: String::new() };
         Ok(Reloading { files, authority, present: Mutex::new(present) })
     }
@@ -137,9 +145,9 @@ impl Reloading {
     }
 
     fn reload(&self, present: &mut Present) -> anyhow::Result<()> {
-        let contents = self.files.read()?;
+        let contents = self.files.read(self.authority.as_deref())?;
         if contents != present.contents {
-            present.acceptor = self.files.acceptor(&contents, self.authority.as_deref())?;
+            present.acceptor = self.files.acceptor(&contents)?;
             present.contents = contents;
             tracing::info!("the TLS files were replaced");
         }

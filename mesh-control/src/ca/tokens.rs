@@ -1,0 +1,274 @@
+//! One-time tokens: with one of them a workload that has no certificate yet gets its first.
+//!
+//! A token is 256 random bits. What is kept of it is a file that is called by its hash and says whom it is for and until
+//! when, so that nobody who reads the directory has a token. Whoever removes the file has used the token: of several who
+//! try at once, one succeeds.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, anyhow, ensure};
+use aws_lc_rs::digest::{SHA256, digest};
+use mesh_core::identity::SpiffeId;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::authority::since_epoch;
+use super::files::{self, Present};
+
+/// How long a token is good for unless it is said otherwise.
+pub const TOKEN_TTL: Duration = Duration::from_secs(600);
+/// How long one can be.
+pub const MAX_TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Where a state directory keeps them.
+const DIRECTORY: &str = "tokens";
+/// What the files end with.
+const EXTENSION: &str = "json";
+/// Digits of a token.
+const DIGITS: usize = 64;
+
+/// The one-time tokens of a server.
+///
+/// ```
+/// use std::time::{Duration, SystemTime};
+///
+/// use mesh_control::ca::Tokens;
+///
+/// let state = tempfile::tempdir()?;
+/// let web = "spiffe://cluster.local/ns/shop/sa/web".parse()?;
+/// let token = Tokens::of(state.path()).create(&web, Duration::from_secs(60), SystemTime::now())?;
+/// assert_eq!(token.len(), 64);
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    dir: PathBuf,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    identity: String,
+    /// In seconds since 1970.
+    expires: u64,
+}
+
+/// Why a token is not taken.
+#[derive(Debug)]
+pub(crate) enum Unusable {
+    /// It was never made, or is used up.
+    Unknown,
+    Expired,
+    /// What is kept of it cannot be read; the log says why.
+    Broken,
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unusable::Unknown => f.write_str("there is no such token, or it was used"),
+            Unusable::Expired => f.write_str("the token has expired"),
+            // A path is not for whoever has no proof of who they are; the log has it.
+            Unusable::Broken => f.write_str("what is kept of the token cannot be used"),
+        }
+    }
+}
+
+/// A token that is good, and not used yet.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) identity: SpiffeId,
+    path: PathBuf,
+}
+
+impl Tokens {
+    /// The tokens in a server's state directory.
+    pub fn of(state: &Path) -> Tokens {
+        Tokens { dir: state.join(DIRECTORY) }
+    }
+
+    /// Makes a token with which whoever has it gets a certificate of this identity, once, and not after `ttl`.
+    ///
+    /// # Errors
+    /// Where `ttl` is zero or longer than [`MAX_TOKEN_TTL`], or others can get at the directory.
+    pub fn create(&self, identity: &SpiffeId, ttl: Duration, now: SystemTime) -> anyhow::Result<Zeroizing<String>> {
+        let most = MAX_TOKEN_TTL.as_secs();
+        ensure!(
+            (1..=most).contains(&ttl.as_secs()),
+            "a token cannot be good for {} s: 1 to {most} s are possible",
+            ttl.as_secs()
+        );
+        let mut secret = Zeroizing::new([0; DIGITS / 2]);
+        aws_lc_rs::rand::fill(&mut secret[..]).map_err(|_| anyhow!("the system has no randomness"))?;
+        let token = Zeroizing::new(hex(&secret[..]));
+        files::directory(&self.dir)?;
+        self.forget_expired(now)?;
+        let record = Record { identity: identity.to_string(), expires: since_epoch(now).saturating_add(ttl.as_secs()) };
+        let path = self.path(&token);
+        let written = files::write(&path, &serde_json::to_vec(&record)?, Present::Keep);
+        written.with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(token)
+    }
+
+    /// Whom a token is for. It is not used up by that.
+    pub(crate) fn look(&self, token: &str, now: SystemTime) -> Result<Pending, Unusable> {
+        let is_token = token.len() == DIGITS && token.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        // Before the first token is made, there is no directory.
+        if !is_token || !self.dir.exists() {
+            return Err(Unusable::Unknown);
+        }
+        let path = self.path(token);
+        let record = (|| {
+            files::check_directory(&self.dir)?;
+            read(&path)
+        })();
+        match record {
+            Ok(None) => Err(Unusable::Unknown),
+            Ok(Some((_, expires))) if expires <= since_epoch(now) => Err(Unusable::Expired),
+            Ok(Some((identity, _))) => Ok(Pending { identity, path }),
+            Err(why) => {
+                tracing::error!("a token cannot be used: {why:#}");
+                Err(Unusable::Broken)
+            }
+        }
+    }
+
+    fn path(&self, token: &str) -> PathBuf {
+        self.dir.join(hex(digest(&SHA256, token.as_bytes()).as_ref())).with_extension(EXTENSION)
+    }
+
+    fn forget_expired(&self, now: SystemTime) -> anyhow::Result<()> {
+        for entry in fs::read_dir(&self.dir).with_context(|| format!("cannot read {}", self.dir.display()))? {
+            let path = entry?.path();
+            let is_record = path.extension().is_some_and(|extension| extension == EXTENSION);
+            // What cannot be read stays, for somebody to look at.
+            if is_record && matches!(read(&path), Ok(Some((_, expires))) if expires <= since_epoch(now)) {
+                // Another process may be at it, too.
+                let _ = fs::remove_file(&path);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Pending {
+    /// Uses the token up. False where somebody else has done so meanwhile.
+    pub(crate) fn spend(self) -> anyhow::Result<bool> {
+        match fs::remove_file(&self.path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error).with_context(|| format!("cannot remove {}", self.path.display())),
+        }
+        // A crash must not bring it back.
+        files::sync_directory_of(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))?;
+        Ok(true)
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<Option<(SpiffeId, u64)>> {
+    let Some(bytes) = files::read(path)? else { return Ok(None) };
+    let parsed = || -> anyhow::Result<(SpiffeId, u64)> {
+        let record: Record = serde_json::from_slice(&bytes)?;
+        Ok((record.identity.parse()?, record.expires))
+    };
+    parsed().map(Some).with_context(|| path.display().to_string())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    const NOW: u64 = 1_795_824_000;
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn web() -> SpiffeId {
+        "spiffe://cluster.local/ns/shop/sa/web".parse().expect("an ID")
+    }
+
+    fn tokens() -> (tempfile::TempDir, Tokens) {
+        let state = tempfile::tempdir().expect("a directory");
+        let tokens = Tokens::of(state.path());
+        (state, tokens)
+    }
+
+    #[test]
+    fn c8_a_token_is_good_once_for_one_identity_and_not_for_ever() {
+        let (_state, tokens) = tokens();
+        assert!(matches!(tokens.look(&"0".repeat(64), at(NOW)), Err(Unusable::Unknown)), "none was made yet");
+        let token = tokens.create(&web(), TOKEN_TTL, at(NOW)).expect("made");
+        assert!(matches!(tokens.look(&token, at(NOW + 600)), Err(Unusable::Expired)));
+        let pending = tokens.look(&token, at(NOW + 599)).expect("it is good");
+        assert_eq!(pending.identity, web());
+        let again = tokens.look(&token, at(NOW)).expect("looking does not use it up");
+        assert!(pending.spend().expect("ours"));
+        assert!(!again.spend().expect("somebody else's"));
+        assert!(matches!(tokens.look(&token, at(NOW)), Err(Unusable::Unknown)));
+        for wrong in ["", "../../ca/root", &token.to_uppercase(), &token[1..], &format!("{}0", *token), &"0".repeat(64)]
+        {
+            assert!(matches!(tokens.look(wrong, at(NOW)), Err(Unusable::Unknown)), "{wrong}");
+        }
+        for ttl in [Duration::ZERO, MAX_TOKEN_TTL + Duration::from_secs(1), Duration::MAX] {
+            assert!(tokens.create(&web(), ttl, at(NOW)).is_err(), "{ttl:?}");
+        }
+    }
+
+    #[test]
+    fn c8_of_a_thousand_who_use_a_token_at_once_one_succeeds() {
+        let (_state, tokens) = tokens();
+        let (tokens, token) = (&tokens, &tokens.create(&web(), TOKEN_TTL, at(NOW)).expect("made"));
+        let start = &std::sync::Barrier::new(20);
+        let spent: usize = std::thread::scope(|scope| {
+            let race = move || {
+                let all: Vec<_> = (0..50).filter_map(|_| tokens.look(token, at(NOW)).ok()).collect();
+                start.wait();
+                all.into_iter().filter_map(|pending| pending.spend().ok()).filter(|spent| *spent).count()
+            };
+            let threads: Vec<_> = (0..20).map(|_| scope.spawn(race)).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).sum()
+        });
+        assert_eq!(spent, 1);
+    }
+
+    #[test]
+    fn c8_what_is_kept_of_a_token_is_not_the_token() {
+        let (state, tokens) = tokens();
+        let token = tokens.create(&web(), TOKEN_TTL, at(NOW)).expect("made");
+        let dir = state.path().join(DIRECTORY);
+        let files: Vec<_> = fs::read_dir(&dir).expect("there").map(|entry| entry.expect("there").path()).collect();
+        let [file] = &files[..] else { panic!("{files:?}") };
+        let kept = format!("{} {}", file.display(), fs::read_to_string(file).expect("there"));
+        assert!(!kept.contains(&**token) && kept.contains(web().as_str()), "{kept}");
+        assert_eq!(fs::metadata(file).expect("there").permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(&dir).expect("there").permissions().mode() & 0o777, 0o700);
+        tokens.create(&web(), TOKEN_TTL, at(NOW + 600)).expect("made");
+        assert!(!file.exists(), "it has expired, and is forgotten");
+    }
+
+    #[test]
+    fn a_token_that_others_could_have_made_or_that_is_broken_is_not_taken() {
+        let (state, tokens) = tokens();
+        let token = tokens.create(&web(), TOKEN_TTL, at(NOW)).expect("made");
+        let dir = state.path().join(DIRECTORY);
+        let refused = || matches!(tokens.look(&token, at(NOW)), Err(Unusable::Broken));
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).expect("ours");
+        assert!(refused() && tokens.create(&web(), TOKEN_TTL, at(NOW)).is_err());
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).expect("ours");
+        assert!(tokens.look(&token, at(NOW)).is_ok());
+        for text in ["", "{}", "{\"identity\":\"spiffe://td\",\"expires\":9999999999}", "[1]"] {
+            fs::write(tokens.path(&token), text).expect("written");
+            assert!(refused(), "{text}");
+        }
+    }
+}
