@@ -201,6 +201,7 @@ fn security(kind: &str, namespace: &str, spec: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn workloads_that_an_unenforced_policy_selects_answer_with_the_reason() {
     let for_reviews = "selector: {matchLabels: {app: reviews}}";
+    let custom = "action: CUSTOM, provider: {name: opa}, rules: [{}]";
     let cases = [
         security("PeerAuthentication", "default", &format!("{{{for_reviews}, mtls: {{mode: STRICT}}}}")),
         // It is bound to another port, which stands for the service's target port.
@@ -209,9 +210,13 @@ async fn workloads_that_an_unenforced_policy_selects_answer_with_the_reason() {
             "default",
             &format!("{{{for_reviews}, portLevelMtls: {{9080: {{mode: STRICT}}}}}}"),
         ),
-        security("AuthorizationPolicy", "default", &format!("{{{for_reviews}}}")),
-        security("AuthorizationPolicy", "istio-system", &format!("{{{for_reviews}, action: DENY, rules: [{{}}]}}")),
-        security("AuthorizationPolicy", "default", "{targetRefs: [{kind: Service, name: reviews, group: ''}]}"),
+        security("AuthorizationPolicy", "default", &format!("{{{for_reviews}, {custom}}}")),
+        security("AuthorizationPolicy", "istio-system", &format!("{{{for_reviews}, {custom}}}")),
+        security(
+            "AuthorizationPolicy",
+            "default",
+            &format!("{{targetRefs: [{{kind: Service, name: reviews, group: ''}}], {custom}}}"),
+        ),
         security("AuthorizationPolicy", "default", &format!("{{{for_reviews}, rulez: []}}")),
         security("RequestAuthentication", "default", &format!("{{{for_reviews}, jwtRules: [{{issuer: me}}]}}")),
     ];
@@ -229,7 +234,7 @@ async fn workloads_that_an_unenforced_policy_selects_answer_with_the_reason() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_guards_nobody_or_is_allowed_not_to_be_enforced_is_in_nobodys_way() {
-    let deny = security("AuthorizationPolicy", "default", "{action: DENY, rules: [{}]}");
+    let custom = security("AuthorizationPolicy", "default", "{action: CUSTOM, provider: {name: opa}, rules: [{}]}");
     let cases = [
         (security("PeerAuthentication", "istio-system", "{mtls: {mode: PERMISSIVE}}"), false),
         (security("PeerAuthentication", "default", "{mtls: {mode: DISABLE}}"), false),
@@ -244,7 +249,7 @@ async fn what_guards_nobody_or_is_allowed_not_to_be_enforced_is_in_nobodys_way()
         (security("AuthorizationPolicy", "default", "{action: AUDIT, rules: [{}]}"), false),
         (security("AuthorizationPolicy", "default", "{action: DENY}"), false),
         (security("AuthorizationPolicy", "other", "{}"), false),
-        (deny, true),
+        (custom, true),
     ];
     for (policy, allowed) in cases {
         let dir = config(&[("services.yaml", SERVICES.to_owned()), ("policy.yaml", policy)]);
@@ -265,7 +270,8 @@ async fn a_guarded_server_fails_grpc_calls_with_the_reason_from_the_next_request
     let _server = serve(&control, "reviews", "v1").await;
     let client = mesh(&control, "web", "v1");
     becomes(&client, "reviews", |answer| answer.as_ref().is_ok_and(|answer| answer.is(200, &["v1"]))).await;
-    control.set_yaml("policy.yaml", &security("AuthorizationPolicy", "istio-system", "{}")).unwrap();
+    let custom = "{action: CUSTOM, provider: {name: opa}, rules: [{}]}";
+    control.set_yaml("policy.yaml", &security("AuthorizationPolicy", "istio-system", custom)).unwrap();
     becomes(&client, "reviews", |answer| is_refused(answer, &["AuthorizationPolicy istio-system/p"])).await;
     let call = http::Request::post("http://reviews:9080/a.B/C").header("content-type", "application/grpc");
     let call = call.body(mesh_tower::body::Body::empty()).unwrap();

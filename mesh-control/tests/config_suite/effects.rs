@@ -132,6 +132,13 @@ fn guards() -> Vec<Json> {
     let rules = "jwtRules: [{issuer: me}]";
     let selector = |number: usize| format!("selector: {{matchLabels: {{guard: '{number}'}}}}");
     let target = |number: usize| format!("{{kind: Service, name: g{number}}}");
+    let access = "rules: [{\
+        from: [{source: {principals: [a/ns/b/sa/c], notPrincipals: [d], namespaces: [e], notNamespaces: [f], \
+            ipBlocks: [10.0.0.1], notIpBlocks: [10.0.0.2], remoteIpBlocks: [10.0.0.3], notRemoteIpBlocks: [10.0.0.4], \
+            serviceAccounts: [g/h], notServiceAccounts: [i], trustDomains: [j], notTrustDomains: [k]}}], \
+        to: [{operation: {hosts: [a], notHosts: [b], ports: ['1'], notPorts: ['2'], methods: [GET], \
+            notMethods: [PUT], paths: [/c], notPaths: [/d]}}], \
+        when: [{key: source.namespace, values: [l], notValues: [m]}]}]";
     let documents = [
         guard(1, "PeerAuthentication", &format!("{}, mtls: {{mode: STRICT}}", selector(1))),
         guard(2, "RequestAuthentication", &format!("{}, {rules}", selector(2))),
@@ -140,6 +147,7 @@ fn guards() -> Vec<Json> {
         guard(5, "AuthorizationPolicy", &format!("targetRefs: [{}]", target(5))),
         guard(6, "RequestAuthentication", &format!("targetRef: {}, {rules}", target(6))),
         guard(7, "RequestAuthentication", &format!("targetRefs: [{}], {rules}", target(7))),
+        guard(8, "AuthorizationPolicy", &format!("{}, {access}", selector(8))),
     ];
     let documents = documents.into_iter().chain((4..=7).map(service));
     documents.flat_map(|text| parse(&text)).collect()
@@ -198,7 +206,7 @@ fn told(documents: &[Json], class: ClientClass) -> Option<Told> {
             tell(Kind::Listener, format!("xds.istio.io/grpc/lds/inbound/{}", workload.address));
         }
     }
-    for guard in 1..=7usize {
+    for guard in 1..=8usize {
         let client = client_of(class, "shop", &[("guard", &guard.to_string())]);
         let name = "xds.istio.io/grpc/lds/inbound/127.0.0.5:80".to_owned();
         let resource = snapshot.resource(&client, Kind::Listener, &name).expect("a listener");
@@ -333,6 +341,8 @@ fn others(value: &Json) -> Vec<Json> {
             "SIMPLE",
             "dGVy",
             "(.)(.)",
+            "source.principal",
+            "DENY",
         ]
         .map(Json::from)
         .into(),
