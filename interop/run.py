@@ -21,6 +21,7 @@ import threading
 import time
 
 import corpus
+import mutual
 
 HERE = pathlib.Path(__file__).resolve().parent
 SERVICE = "ratings"
@@ -246,6 +247,7 @@ class Suite:
         self.folder = folder
         self.control = None
         self.xds = "127.0.0.1:0"
+        self.here = HERE
         self.passed = 0
         self.failed = 0
 
@@ -278,6 +280,10 @@ class Suite:
     def start_client(self, name, command, env=None):
         env = {**self.bootstrap(self.xds, name, "default"), **(env or {})}
         return Client(name, self.start(name, [*command, TARGET, METHOD, PAUSE], env))
+
+    def start_client_at(self, name, env):
+        """A client of Python, with this bootstrap."""
+        return Client(name, self.start(name, [sys.executable, HERE / "python" / "client.py", TARGET, METHOD, PAUSE], env))
 
     def bootstrap(self, xds, name, namespace):
         """The environment of a client of that name."""
@@ -363,6 +369,7 @@ class Suite:
         self.instances(clients, instances)
         self.security(clients)
         self.corpus()
+        mutual.Mutual(self, Failure).run()
 
         for client in clients:
             self.check(client.name, "no call failed that should not", lambda client=client: unfailing(client))

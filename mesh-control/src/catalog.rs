@@ -98,7 +98,7 @@ pub struct Client {
 }
 
 /// Istio's label of a workload that has a certificate of the mesh.
-const TLS_MODE: &str = "security.istio.io/tlsMode";
+pub const TLS_MODE: &str = "security.istio.io/tlsMode";
 
 impl Client {
     /// Whether it has a certificate of the mesh, where there are any: our library gets one, and others say so by Istio's

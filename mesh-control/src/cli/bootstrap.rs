@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use serde_json::{Map, Value, json};
 
+use crate::catalog::TLS_MODE;
+
 /// Prints a bootstrap file.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
@@ -33,6 +35,11 @@ pub(super) struct Args {
     /// The one-time token of `mesh-control token create`, for the workload's first certificate. The file is then a secret.
     #[arg(long, value_name = "TOKEN", value_parser = token)]
     token: Option<String>,
+    /// Where the workload's key, certificate and roots are, as `mesh-control ca issue` writes them: for gRPC's own programs,
+    /// which do not ask for a certificate. The workload gets the label `security.istio.io/tlsMode: istio`, which says that it
+    /// has one.
+    #[arg(long, value_name = "DIR", conflicts_with = "token")]
+    certificates: Option<PathBuf>,
     /// The namespace of the workload: where its short names are looked up and its services are.
     #[arg(long, default_value = "default", value_parser = label)]
     namespace: String,
@@ -114,6 +121,15 @@ fn bootstrap(args: &Args) -> anyhow::Result<Value> {
         bootstrap["certificate_providers"] =
             json!({ "default": { "plugin_name": "mesh_ca", "config": { "token": token } } });
     }
+    if let Some(dir) = &args.certificates {
+        let file = |name: &str| json!(dir.join(name).display().to_string());
+        bootstrap["certificate_providers"] = json!({ "default": { "plugin_name": "file_watcher", "config": {
+            "certificate_file": file("cert-chain.pem"),
+            "private_key_file": file("key.pem"),
+            "ca_certificate_file": file("root-cert.pem"),
+            "refresh_interval": "60s",
+        } } });
+    }
     Ok(bootstrap)
 }
 
@@ -137,7 +153,10 @@ fn credentials(args: &Args) -> Value {
 }
 
 fn metadata(args: &Args) -> Value {
-    let labels: BTreeMap<_, _> = args.labels.iter().cloned().collect();
+    let mut labels: BTreeMap<_, _> = args.labels.iter().cloned().collect();
+    if args.certificates.is_some() {
+        labels.insert(TLS_MODE.to_owned(), "istio".to_owned());
+    }
     let mut metadata = Map::from_iter([
         ("NAMESPACE".to_owned(), json!(args.namespace)),
         ("NAME".to_owned(), json!(args.name)),
