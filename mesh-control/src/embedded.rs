@@ -182,15 +182,13 @@ impl Embedded {
                     anyhow::anyhow!("development mode gives identities away, and {xds_addr} is no loopback address");
                 return Err(StartError::Authority(why));
             }
-            let state = plane.state_dir.as_deref().filter(|_| matches!(config, Config::Dir(_)));
-            let authority = CertificateAuthority::own(state, plane.trust_domain.clone(), SystemTime::now());
-            let authority = Arc::new(authority.map_err(StartError::Authority)?);
-            serve = serve.certificates(Certificates::new(authority).dev(true));
+            plane = plane.issues_certificates(true);
         }
-        let authority = serve.certificates.as_ref().map(|certificates| certificates.authority.clone());
-        if let Some(authority) = &authority {
-            plane = plane.trust_domain(authority.trust_domain()).issues_certificates(true);
+        if let Some(certificates) = &serve.certificates {
+            plane = plane.trust_domain(certificates.authority.trust_domain()).issues_certificates(true);
         }
+        let state = plane.state_dir.clone().filter(|_| matches!(config, Config::Dir(_)));
+        let domain = plane.trust_domain.clone();
         let plane = match config {
             Config::Dir(path) => {
                 let options = plane.config_dir(&path);
@@ -203,6 +201,18 @@ impl Embedded {
                 plane
             }
         };
+        if dev {
+            let offers = match serve.certificates.take() {
+                Some(offers) => offers,
+                // The state directory is ours by now, or there would be no plane.
+                None => {
+                    let authority = CertificateAuthority::own(state.as_deref(), domain, SystemTime::now());
+                    Certificates::new(Arc::new(authority.map_err(StartError::Authority)?))
+                }
+            };
+            serve = serve.certificates(offers.dev(true));
+        }
+        let authority = serve.certificates.as_ref().map(|certificates| certificates.authority.clone());
         let server = Server::new(Feed::of(&plane), Arc::new(plane.clone()), &serve);
         let bound = server.listen(xds_addr).await;
         let xds_addr = bound.map_err(|error| StartError::Unavailable(xds_addr, error))?;

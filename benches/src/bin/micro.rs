@@ -1,4 +1,5 @@
-//! What single decisions cost: finding a route, picking an endpoint, compiling a view, taking in an update.
+//! What single decisions cost: finding a route, picking an endpoint, compiling a view, taking in an update,
+//! issuing a certificate.
 //!
 //! ```text
 //! cargo run --release --bin micro
@@ -9,7 +10,7 @@
 
 use std::hint::black_box;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use http::request::Parts;
@@ -17,10 +18,13 @@ use mesh_benches::Result;
 use mesh_benches::fixtures::{Played, Routes, cluster, endpoints, random};
 use mesh_benches::process::machine;
 use mesh_benches::stats::median;
+use mesh_control::ca::CertificateAuthority;
 use mesh_core::balance::PickArgs;
+use mesh_core::identity::TrustDomain;
 use mesh_core::model::BalancerPolicy;
 use mesh_core::request::RequestHead;
 use mesh_core::resources::Update;
+use mesh_core::tls::CertificateRequest;
 
 /// Sizes of route tables, smallest first.
 const ROUTES: [usize; 3] = [1, 100, 10_000];
@@ -29,6 +33,8 @@ const ENDPOINTS: [usize; 3] = [3, 100, 10_000];
 /// What a decision among the most may cost, in nanoseconds.
 const FIND_BAR: f64 = 2000.0;
 const PICK_BAR: f64 = 200.0;
+/// A thousand certificates a second.
+const ISSUE_BAR: f64 = 1e6;
 /// How much more than the smallest case the largest may cost.
 const GROWTH_BAR: f64 = 3.0;
 
@@ -54,6 +60,9 @@ fn main() -> Result<ExitCode> {
     println!("| compile a view | 1,000 clusters × 100 | {compile:.0} | |");
     println!("| one endpoint changes, until visible | 1,000 clusters × 100 | {update:.0} | |");
     println!("| one endpoint changes, until visible | 1 cluster × 100 | {:.0} | |", self::update(1, 100)?);
+    let issue = issue()?;
+    worst = worst.max(issue / ISSUE_BAR);
+    println!("| issue a certificate, the request checked | | {issue:.0} | ≤ {ISSUE_BAR:.0} |");
     println!("\nWorst bar: {worst:.2} of what is allowed.");
     Ok(if worst > 2.0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -138,6 +147,18 @@ fn update(clusters: usize, each: usize) -> Result<f64> {
         before = view;
     }
     Ok(median(&times))
+}
+
+/// A request to sign a P-256 key: read, checked and signed.
+fn issue() -> Result<f64> {
+    let now = SystemTime::now();
+    let authority = CertificateAuthority::in_memory(TrustDomain::default(), now)?;
+    let identity = "spiffe://cluster.local/ns/shop/sa/web".parse()?;
+    let request = CertificateRequest::new()?;
+    authority.issue(request.csr(), &identity, 0, now)?;
+    Ok(time(|_| {
+        black_box(authority.issue(black_box(request.csr()), &identity, 0, now).is_ok());
+    }))
 }
 
 /// Nanoseconds of one call: the median of many batches, each long against the clock's own cost.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use envoy_types::pb::google::protobuf::{Struct, Value, value};
 use hyper_util::rt::TokioIo;
@@ -23,7 +23,7 @@ use tonic::{Code, Request, Status};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::secured::Authority;
-use crate::support::{Delta, Fixture, ServiceFn, Shelf, node, settled, until};
+use crate::support::{Delta, Fixture, PATIENCE, ServiceFn, Shelf, node, settled, until};
 
 pub(crate) const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 
@@ -336,4 +336,30 @@ async fn c8_of_a_thousand_requests_with_one_token_one_succeeds() {
     assert_eq!(all.iter().filter(|answer| answer.is_ok()).count(), 1);
     let refused: Vec<Code> = all.into_iter().filter_map(Result::err).map(|status| status.code()).collect();
     assert!(refused.iter().all(|code| matches!(code, Code::Unauthenticated | Code::ResourceExhausted)), "{refused:?}");
+}
+
+#[tokio::test]
+async fn the_secured_listener_takes_certificates_of_a_root_that_came_while_it_runs() {
+    let served = Served::start(false, false).await;
+    let now = SystemTime::now();
+    let renews = async || {
+        let (key, issued) = served.mesh.issue_with_key(&WEB.parse().unwrap(), 600, now).unwrap();
+        let (_, chain) = issued.chain.split_last().unwrap();
+        let channel = secured(served.address, &[served.operator.0.der().clone()], Some((&key, chain))).await.ok()?;
+        create(channel, request(&NAMES), None).await.ok()
+    };
+    assert_eq!(renews().await.expect("renewed")[2].matches("BEGIN CERTIFICATE").count(), 1);
+    // It was announced nine days ago, so it signs.
+    served.mesh.rotate_root(now - Duration::from_secs(9 * 24 * 3600)).unwrap();
+    let (_, issued) = served.mesh.issue_with_key(&WEB.parse().unwrap(), 600, now).unwrap();
+    assert_eq!(issued.chain[2].matches("BEGIN CERTIFICATE").count(), 2);
+    let accepted = async {
+        loop {
+            if let Some(chain) = renews().await {
+                return chain;
+            }
+        }
+    };
+    let chain = tokio::time::timeout(PATIENCE, accepted).await.expect("the new root is known");
+    assert_eq!(chain[1], issued.chain[1], "of the new root");
 }
