@@ -3,6 +3,7 @@
 //! Stdout is for what was asked for, stderr for the log. Each option but those of `bootstrap` can be given by the
 //! environment as well: `--xds-addr` is `MESH_CONTROL_XDS_ADDR`.
 
+mod authz;
 mod bootstrap;
 mod ca;
 mod serve;
@@ -32,6 +33,7 @@ struct Line {
 enum Command {
     Serve(Box<serve::Args>),
     Validate(validate::Args),
+    Authz(Box<authz::Args>),
     Bootstrap(Box<bootstrap::Args>),
     Ca(ca::Args),
     Status(status::Args),
@@ -117,6 +119,7 @@ fn run(line: Line) -> anyhow::Result<ExitCode> {
             runtime()?.block_on(serve::run(&args))?;
         }
         Command::Validate(args) => return validate::run(&args),
+        Command::Authz(args) => authz::run(&args)?,
         Command::Bootstrap(args) => bootstrap::run(&args)?,
         Command::Ca(args) => ca::run(&args)?,
         Command::Token(args) => token::run(&args)?,

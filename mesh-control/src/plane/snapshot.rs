@@ -159,6 +159,13 @@ impl Snapshot {
         self.config_generation
     }
 
+    /// The labels that a service of this name selects workloads by.
+    pub fn selector(&self, namespace: &str, name: &str) -> Option<BTreeMap<String, String>> {
+        let mut services = self.compiled.policy.services.iter().map(|(_, service)| service);
+        let named = services.find(|service| *service.namespace == *namespace && *service.name == *name)?;
+        named.selector.clone()
+    }
+
     /// The listener of a server: who may do what to it, or why nobody may.
     fn server(&self, client: &Client, listener: &str) -> Option<Encoded> {
         let Policy { services, security, .. } = &self.compiled.policy;

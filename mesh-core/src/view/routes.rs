@@ -248,6 +248,11 @@ impl RouteTable {
         Admission { verdict: verdict(access, &AccessRequest { head: Some(*head), connection }), found }
     }
 
+    /// What the listener's policies say of bytes that nobody looks into.
+    pub fn verdict_on_bytes(&self, connection: Connection<'_>) -> Verdict<'_> {
+        verdict(&self.access, &AccessRequest { head: None, connection: Some(connection) })
+    }
+
     #[inline]
     fn route(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Result<Found<'_>, MeshError> {
         let no_route = |what: &str| {

@@ -1,0 +1,353 @@
+//! `mesh-control authz`: what the policies of a configuration say of a request. Decided by what the data plane decides by:
+//! the listener is rendered for the workload, read by the library's own decoder, and asked.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow, bail};
+use clap::Subcommand;
+use http::{Request, Version};
+use mesh_core::authz::{Connection, Verdict};
+use mesh_core::filter::FilterRegistry;
+use mesh_core::identity::SpiffeId;
+use mesh_core::model::{Listener, RouteAction, RouteSource};
+use mesh_core::request::RequestHead;
+use mesh_core::resources::{Resource, ResourceType};
+use mesh_core::state::States;
+use mesh_core::view::RouteTable;
+use mesh_core::xds::decode::{Options, decode};
+use serde::{Deserialize, Serialize};
+
+use super::{Format, Printing};
+use crate::catalog::{Catalog, Client, ClientClass, Kind};
+use crate::plane::{Plane, PlaneOptions};
+use crate::render::listener::SERVER_PREFIX;
+
+/// Works with policies of who may do what.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Command {
+    Test(Box<Test>),
+}
+
+/// Says whether a request is let in, and by which rule. Mutual TLS itself is not tried: who asks is taken to be known.
+#[derive(Clone, Debug, clap::Args)]
+struct Test {
+    /// The directory of the configuration.
+    #[arg(long, value_name = "DIR")]
+    config: PathBuf,
+    /// Many requests, one JSON object a line; - is stdin. Each has `id`, `workload` {namespace, labels}, and as they are
+    /// needed `protocol` (http, grpc, tcp), `method`, `host`, `path`, `headers`, `source_ip`, `remote_ip`,
+    /// `destination_ip`, `destination_port`, `sni`, `principal`, `claims`.
+    #[arg(long, value_name = "FILE", conflicts_with = "to", required_unless_present = "to")]
+    requests: Option<PathBuf>,
+    /// Who is asked: WORKLOAD/NAMESPACE. Its labels are those that the service of its name selects, or `app: WORKLOAD`.
+    #[arg(long, value_name = "WORKLOAD/NAMESPACE")]
+    to: Option<String>,
+    /// A label of the workload, in place of those: KEY=VALUE. May be given several times.
+    #[arg(long, value_name = "KEY=VALUE", requires = "to")]
+    label: Vec<String>,
+    /// Who asks: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT. Nobody who is known, unless set.
+    #[arg(long, value_name = "ID")]
+    from: Option<String>,
+    /// The method.
+    #[arg(long, default_value = "GET", value_name = "METHOD")]
+    method: String,
+    /// The path, with the query.
+    #[arg(long, default_value = "/", value_name = "PATH")]
+    path: String,
+    /// The authority; the workload's name unless set.
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
+    /// A header: NAME:VALUE. May be given several times.
+    #[arg(long, value_name = "NAME:VALUE")]
+    header: Vec<String>,
+    /// The address that the request comes from.
+    #[arg(long, value_name = "IP")]
+    source_ip: Option<IpAddr>,
+    /// The port that the workload bound.
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    #[command(flatten)]
+    printing: Printing,
+}
+
+/// A request, as a line has it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    #[serde(default)]
+    id: serde_json::Value,
+    workload: Workload,
+    #[serde(default)]
+    protocol: Protocol,
+    #[serde(default)]
+    method: Option<String>,
+    #[serde(default)]
+    host: Option<String>,
+    #[serde(default)]
+    path: Option<String>,
+    #[serde(default)]
+    headers: BTreeMap<String, Values>,
+    #[serde(default)]
+    source_ip: Option<IpAddr>,
+    #[serde(default)]
+    remote_ip: Option<IpAddr>,
+    #[serde(default)]
+    destination_ip: Option<IpAddr>,
+    #[serde(default)]
+    destination_port: Option<u16>,
+    #[serde(default)]
+    sni: Option<String>,
+    #[serde(default)]
+    principal: Option<String>,
+    #[serde(default)]
+    claims: Option<serde_json::Value>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Workload {
+    namespace: String,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Protocol {
+    #[default]
+    Http,
+    Grpc,
+    Tcp,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum Values {
+    One(String),
+    Several(Vec<String>),
+}
+
+/// What the policies say.
+#[derive(Clone, Debug, Serialize)]
+struct Answer {
+    id: serde_json::Value,
+    verdict: &'static str,
+    /// The policy that decided; none where no rule was for the request.
+    policy: Option<String>,
+    /// Its rule.
+    rule: Option<String>,
+    /// What those that are only tried would have said.
+    dry_run: Option<Tried>,
+    /// Why, where it was no rule; and what of the request had no effect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Tried {
+    verdict: &'static str,
+    rule: Option<String>,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let Command::Test(args) = &args.command;
+    // The plane follows its directory in the background.
+    let runtime = super::runtime()?;
+    let _entered = runtime.enter();
+    let options = PlaneOptions::default().config_dir(&args.config).issues_certificates(true);
+    let plane = Plane::start(options).with_context(|| format!("cannot read {}", args.config.display()))?;
+    let print = |answer: &Answer| match args.printing.format() {
+        Format::Json => super::say(&format!("{}\n", serde_json::to_string(answer)?)),
+        Format::Text => super::say(&text(answer)),
+    };
+    let Some(file) = &args.requests else {
+        print(&answer(&plane, &asked(args, &plane)?)?)?;
+        return Ok(());
+    };
+    let reader: Box<dyn BufRead> = match file.as_os_str() == "-" {
+        true => Box::new(BufReader::new(io::stdin())),
+        false => {
+            Box::new(BufReader::new(fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?))
+        }
+    };
+    for (index, line) in reader.lines().enumerate() {
+        let line = line?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let place = || format!("{}:{}", file.display(), index + 1);
+        let asked: Asked = serde_json::from_str(&line).with_context(place)?;
+        print(&answer(&plane, &asked).with_context(place)?)?;
+    }
+    Ok(())
+}
+
+/// The request of the command line.
+fn asked(args: &Test, plane: &Plane) -> anyhow::Result<Asked> {
+    let to = args.to.as_deref().unwrap_or_default();
+    let (name, namespace) = to
+        .split_once('/')
+        .filter(|(name, namespace)| !name.is_empty() && !namespace.is_empty())
+        .ok_or_else(|| anyhow!("--to {to}: WORKLOAD/NAMESPACE is needed"))?;
+    let pair = |text: &str, by: char| {
+        let (name, value) = text.split_once(by).ok_or_else(|| anyhow!("{text}: no {by} in it"))?;
+        Ok::<_, anyhow::Error>((name.trim().to_owned(), value.trim().to_owned()))
+    };
+    let mut labels: BTreeMap<_, _> = args.label.iter().map(|text| pair(text, '=')).collect::<Result<_, _>>()?;
+    if labels.is_empty() {
+        let selected = plane.snapshot().selector(namespace, name);
+        labels = selected.unwrap_or_else(|| [("app".to_owned(), name.to_owned())].into());
+    }
+    let mut headers: BTreeMap<String, Values> = BTreeMap::new();
+    for text in &args.header {
+        let (name, value) = pair(text, ':')?;
+        match headers.entry(name).or_insert(Values::Several(Vec::new())) {
+            Values::Several(values) => values.push(value),
+            Values::One(_) => {}
+        }
+    }
+    Ok(Asked {
+        id: serde_json::Value::Null,
+        workload: Workload { namespace: namespace.to_owned(), labels },
+        protocol: Protocol::Http,
+        method: Some(args.method.clone()),
+        host: args.host.clone().or_else(|| Some(name.to_owned())),
+        path: Some(args.path.clone()),
+        headers,
+        source_ip: args.source_ip,
+        remote_ip: None,
+        destination_ip: None,
+        destination_port: args.port,
+        sni: None,
+        principal: args.from.clone(),
+        claims: None,
+    })
+}
+
+fn answer(plane: &Plane, asked: &Asked) -> anyhow::Result<Answer> {
+    const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let destination = SocketAddr::new(asked.destination_ip.unwrap_or(LOCALHOST), asked.destination_port.unwrap_or(80));
+    let table = table(plane, &asked.workload, destination)?;
+    let peer: Option<SpiffeId> = asked
+        .principal
+        .as_deref()
+        .map(|principal| match principal.starts_with("spiffe://") {
+            true => principal.parse(),
+            false => format!("spiffe://{principal}").parse(),
+        })
+        .transpose()
+        .map_err(|invalid| anyhow!("principal: {invalid}"))?;
+    let connection = Connection {
+        peer: peer.as_ref(),
+        source: SocketAddr::new(asked.source_ip.unwrap_or(LOCALHOST), 0),
+        destination,
+        server_name: asked.sni.as_deref(),
+    };
+    let mut notes = Vec::new();
+    if asked.remote_ip.is_some_and(|ip| ip != connection.source.ip()) {
+        notes.push("remote_ip has no effect: nobody's word is taken for it, and it is source_ip".to_owned());
+    }
+    if asked.claims.is_some() {
+        notes.push("claims have no effect: no token is looked at".to_owned());
+    }
+    if asked.protocol == Protocol::Tcp {
+        return Ok(told(asked, &table.verdict_on_bytes(connection), notes));
+    }
+    let request = match request(asked) {
+        Ok(request) => request,
+        Err(error) => return Ok(malformed(asked, &error.to_string())),
+    };
+    let head = match RequestHead::received(&request) {
+        Ok(head) => head,
+        Err(error) => return Ok(malformed(asked, &error.to_string())),
+    };
+    let admission = table.admit(&head, Some(connection), &mut fastrand::Rng::new());
+    let mut answer = told(asked, admission.verdict(), notes);
+    // A workload that must not serve answers everybody with the reason.
+    if let Ok((_, route, _)) = admission.into_route()
+        && let RouteAction::Direct(direct) = &route.action
+    {
+        answer.verdict = "deny";
+        answer.note = Some(String::from_utf8_lossy(&direct.body).into_owned());
+    }
+    Ok(answer)
+}
+
+/// What a workload's server is told, as it would be.
+fn table(plane: &Plane, workload: &Workload, bound: SocketAddr) -> anyhow::Result<RouteTable> {
+    let client = Client::new("authz", ClientClass::Library, bound.ip())
+        .namespace(&*workload.namespace)
+        .labels(workload.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    let name = format!("{SERVER_PREFIX}{bound}");
+    let resource = plane.snapshot().resource(&client, Kind::Listener, &name);
+    let Some(resource) = resource else { bail!("there is no server at port {}", bound.port()) };
+    let decoded = decode(ResourceType::Listener, &resource.body, &Options::default())?;
+    let Resource::Listener(listener) = decoded.resource else { bail!("no listener") };
+    let Listener::Server(server) = &*listener else { bail!("no server's listener") };
+    let http = server.chains().next().map(|chain| &chain.http).ok_or_else(|| anyhow!("no filter chain"))?;
+    let RouteSource::Inline(routes) = &http.routes else { bail!("no routes") };
+    Ok(RouteTable::compile(routes.clone(), http, &FilterRegistry::default(), &States::default(), &name)?)
+}
+
+fn request(asked: &Asked) -> Result<Request<()>, http::Error> {
+    let is_grpc = asked.protocol == Protocol::Grpc;
+    let method = asked.method.as_deref().unwrap_or(if is_grpc { "POST" } else { "GET" });
+    let mut request = Request::builder().method(method).uri(asked.path.as_deref().unwrap_or("/"));
+    request = request.version(Version::HTTP_11).header("host", asked.host.as_deref().unwrap_or("localhost"));
+    if is_grpc {
+        request = request.header("content-type", "application/grpc");
+    }
+    for (name, values) in &asked.headers {
+        let values = match values {
+            Values::One(value) => std::slice::from_ref(value),
+            Values::Several(values) => values,
+        };
+        for value in values.iter().filter(|_| !name.eq_ignore_ascii_case("host")) {
+            request = request.header(name, value);
+        }
+    }
+    request.body(())
+}
+
+fn told(asked: &Asked, verdict: &Verdict<'_>, notes: Vec<String>) -> Answer {
+    let word = |is_allowed: bool| if is_allowed { "allow" } else { "deny" };
+    let rule = verdict.policy.map(str::to_owned);
+    Answer {
+        id: asked.id.clone(),
+        verdict: word(verdict.is_allowed),
+        policy: rule.as_deref().map(|rule| rule.rsplit_once('#').map_or(rule, |(policy, _)| policy).to_owned()),
+        rule,
+        dry_run: verdict
+            .shadow
+            .map(|shadow| Tried { verdict: word(shadow.is_allowed), rule: shadow.policy.map(str::to_owned) }),
+        note: (!notes.is_empty()).then(|| notes.join("; ")),
+    }
+}
+
+/// A server answers it with 400 before it looks at policies.
+fn malformed(asked: &Asked, why: &str) -> Answer {
+    let denied = Verdict { is_allowed: false, ..Verdict::ALLOWED };
+    told(asked, &denied, vec![format!("malformed: {why}")])
+}
+
+fn text(answer: &Answer) -> String {
+    let by = |rule: &Option<String>| rule.as_deref().map_or("no rule is for it".to_owned(), str::to_owned);
+    let mut text = match (&answer.rule, &answer.note) {
+        (None, Some(note)) => format!("{}: {note}\n", answer.verdict),
+        (rule, _) => format!("{}: {}\n", answer.verdict, by(rule)),
+    };
+    if let Some(tried) = &answer.dry_run {
+        text += &format!("dry run: {}: {}\n", tried.verdict, by(&tried.rule));
+    }
+    text
+}

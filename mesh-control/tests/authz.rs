@@ -1,0 +1,137 @@
+//! `mesh-control authz test`, as people run it to test their policies.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+const CONFIG: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, namespace: shop}
+spec: {selector: {app: reviews}, ports: [{name: http, port: 80, targetPort: 9080}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: deny-delete, namespace: shop}
+spec: {action: DENY, rules: [{to: [{operation: {methods: [PUT]}}]}, {to: [{operation: {methods: [DELETE]}}]}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: allow-web, namespace: shop}
+spec:
+  selector: {matchLabels: {app: reviews}}
+  rules:
+  - from: [{source: {serviceAccounts: [web]}}]
+    to: [{operation: {paths: [/a*], hosts: [reviews]}}]
+  - when: [{key: 'request.headers[x-role]', values: [admin]}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: try, namespace: shop, annotations: {istio.io/dry-run: 'true'}}
+spec: {action: DENY, rules: [{from: [{source: {ipBlocks: [10.0.0.0/8]}}]}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: jwt, namespace: vault}
+spec: {action: DENY, rules: [{from: [{source: {notRequestPrincipals: ['*']}}]}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: nobody, namespace: locked}
+spec: {}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-writes, namespace: bytes}
+spec: {action: DENY, rules: [{to: [{operation: {methods: [DELETE]}}]}]}
+";
+
+fn config() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.yaml"), CONFIG).unwrap();
+    dir
+}
+
+fn run(dir: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
+    command.args(["authz", "test", "--config", dir.to_str().unwrap()]).args(arguments).output().unwrap()
+}
+
+fn out(dir: &Path, arguments: &[&str]) -> String {
+    let output = run(dir, arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn one_request_has_a_verdict_and_the_rule_that_decided() {
+    let dir = config();
+    let web = ["--from", "spiffe://cluster.local/ns/shop/sa/web", "--to", "reviews/shop"];
+    for (more, expected) in [
+        (&["--path", "/a"][..], "allow: AuthorizationPolicy/shop/allow-web#0\n"),
+        (&["--path", "/a?x"], "allow: AuthorizationPolicy/shop/allow-web#0\n"),
+        (&["--path", "/b"], "deny: no rule is for it\n"),
+        (&["--path", "/a", "--host", "ratings"], "deny: no rule is for it\n"),
+        (&["--path", "/a", "--method", "DELETE"], "deny: AuthorizationPolicy/shop/deny-delete#1\n"),
+        (&["--path", "/a", "--method", "delete"], "deny: malformed: malformed method\n"),
+        (&["--header", "X-Role: admin"], "allow: AuthorizationPolicy/shop/allow-web#1\n"),
+        (&["--header", "x-role: admin", "--header", "x-role: guest"], "deny: no rule is for it\n"),
+        (&["--path", "/a", "--label", "app=other"], "allow: no rule is for it\n"),
+    ] {
+        let said = out(dir.path(), &[&web[..], more].concat());
+        assert_eq!(said.lines().next().map(|line| format!("{line}\n")).as_deref(), Some(expected), "{more:?}");
+        // What is malformed is answered before there is a policy.
+        assert!(said.contains("dry run: allow: no rule is for it") || expected.contains("malformed"), "{said}");
+    }
+    assert_eq!(out(dir.path(), &["--to", "any/locked"]), "deny: no rule is for it\n");
+    let refused = out(dir.path(), &["--to", "any/vault"]);
+    assert!(
+        refused.starts_with("deny: AuthorizationPolicy vault/jwt") && refused.contains("not looked at"),
+        "{refused}"
+    );
+    assert!(!run(dir.path(), &["--to", "reviews"]).status.success());
+}
+
+#[test]
+fn a_batch_has_an_answer_a_line() {
+    let dir = config();
+    let reviews = json!({"namespace": "shop", "labels": {"app": "reviews"}});
+    let web = "cluster.local/ns/shop/sa/web";
+    let cases = [
+        (
+            json!({"id": 1, "workload": reviews, "method": "GET", "host": "reviews.:80", "path": "/a", "principal": web,
+                "source_ip": "10.1.1.1"}),
+            json!({"id": 1, "verdict": "allow", "policy": "AuthorizationPolicy/shop/allow-web",
+                "rule": "AuthorizationPolicy/shop/allow-web#0",
+                "dry_run": {"verdict": "deny", "rule": "AuthorizationPolicy/shop/try#0"}}),
+        ),
+        (
+            json!({"id": "two", "workload": reviews, "protocol": "grpc", "host": "reviews", "path": "/a.B/C",
+                "headers": {"x-role": ["admin"]}, "source_ip": "11.1.1.1"}),
+            json!({"id": "two", "verdict": "allow", "policy": "AuthorizationPolicy/shop/allow-web",
+                "rule": "AuthorizationPolicy/shop/allow-web#1", "dry_run": {"verdict": "allow", "rule": null}}),
+        ),
+        (
+            json!({"id": 3, "workload": {"namespace": "other"}, "path": "/"}),
+            json!({"id": 3, "verdict": "allow", "policy": null, "rule": null, "dry_run": null}),
+        ),
+        // Nobody looks into bytes: what a policy asks of requests refuses them.
+        (
+            json!({"id": 4, "workload": {"namespace": "bytes"}, "protocol": "tcp", "destination_port": 5432}),
+            json!({"id": 4, "verdict": "deny", "policy": "AuthorizationPolicy/bytes/no-writes",
+                "rule": "AuthorizationPolicy/bytes/no-writes#0", "dry_run": null}),
+        ),
+    ];
+    let file = dir.path().join("requests.jsonl");
+    let lines: String = cases.iter().map(|(asked, _)| format!("{asked}\n")).collect();
+    std::fs::write(&file, lines).unwrap();
+    let said = out(dir.path(), &["--requests", file.to_str().unwrap(), "-o", "json"]);
+    let answers: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let expected: Vec<Value> = cases.into_iter().map(|(_, answer)| answer).collect();
+    assert_eq!(answers, expected);
+    std::fs::write(&file, "{\"id\": 1, \"workload\": {\"namespace\": \"shop\"}, \"metod\": \"GET\"}\n").unwrap();
+    let wrong = run(dir.path(), &["--requests", file.to_str().unwrap()]);
+    let why = String::from_utf8(wrong.stderr).unwrap();
+    assert!(!wrong.status.success() && why.contains("requests.jsonl:1") && why.contains("metod"), "{why}");
+}
