@@ -22,7 +22,7 @@ const CRATES: [Crate; 4] = [
         layers: &[
             &["id", "grpc_timeout"],
             &["error"],
-            &["request", "identity"],
+            &["request", "identity", "path"],
             &["model"],
             &["matcher", "resources", "tls"],
             &["state", "client_status", "authz"],

@@ -30,6 +30,7 @@ pub mod id;
 pub mod identity;
 pub mod matcher;
 pub mod model;
+pub mod path;
 pub mod request;
 pub mod request_info;
 pub mod resources;
