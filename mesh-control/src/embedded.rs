@@ -29,7 +29,7 @@ use mesh_core::xds::{Bootstrap, Connector, XdsSource};
 use tokio::io::DuplexStream;
 
 use crate::ca::CertificateAuthority;
-pub use crate::plane::{OutboundTrafficPolicy, PlaneOptions};
+pub use crate::plane::{OutboundTrafficPolicy, PathNormalization, PlaneOptions};
 use crate::plane::{Plane, Rejected};
 use crate::serve::status::{self, Status};
 use crate::serve::{self, Certificates, Feed, Server};

@@ -26,6 +26,7 @@ use crate::config::watch::Watcher;
 use crate::config::{Diagnostic, Objects, Severity};
 use crate::policy::Policy;
 pub use crate::policy::outbound::OutboundTrafficPolicy;
+pub use crate::policy::paths::PathNormalization;
 use crate::registry::{Discovery, Endpoints, Workload};
 use snapshot::Compiled;
 pub use snapshot::Snapshot;
@@ -44,6 +45,8 @@ pub struct PlaneOptions {
     pub allow_empty: bool,
     /// What becomes of calls to hosts that no object describes.
     pub outbound_traffic_policy: OutboundTrafficPolicy,
+    /// What servers make of the paths of requests before anything looks at them.
+    pub path_normalization: PathNormalization,
     /// Where the last good state of the directory's objects is kept, so that it survives a restart. It is for one server
     /// and its one directory alone: the start fails where another one uses it, or where it is of another configuration. An embedded one uses it
     /// until its `shutdown` has ended.
@@ -67,6 +70,12 @@ impl PlaneOptions {
     /// What becomes of calls to hosts that no object describes.
     pub fn outbound_traffic_policy(mut self, policy: OutboundTrafficPolicy) -> PlaneOptions {
         self.outbound_traffic_policy = policy;
+        self
+    }
+
+    /// What servers make of the paths of requests before anything looks at them.
+    pub fn path_normalization(mut self, normalization: PathNormalization) -> PlaneOptions {
+        self.path_normalization = normalization;
         self
     }
 
@@ -189,6 +198,7 @@ impl Plane {
         let mut live = Live::default();
         let (mut policy, _) = Policy::new(&Objects::default());
         policy.outbound = options.outbound_traffic_policy;
+        policy.paths = options.path_normalization;
         policy.trust_domain = options.certified_domain();
         let allow_unenforced = options.allow_unenforced;
         live.compiled = Arc::new(Compiled { policy, allow_unenforced, ..Compiled::default() });
@@ -382,6 +392,7 @@ impl Inner {
         let wrong = std::mem::take(&mut loaded.wrong);
         let (mut policy, diagnostics) = examine(loaded);
         policy.outbound = outbound;
+        policy.paths = self.options.path_normalization;
         policy.trust_domain = self.options.certified_domain();
         let allow_unenforced = self.options.allow_unenforced;
         let cache = Mutex::default();

@@ -57,6 +57,18 @@ fn add_slash(uri: &mut Uri) {
     }
 }
 
+/// Puts another path in the place of the one that there is; the query stays.
+#[cold]
+pub(crate) fn set_path(uri: &mut Uri, path: &str) -> Result<(), MeshError> {
+    let changed = match uri.query() {
+        Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
+        None => PathAndQuery::try_from(path),
+    };
+    let changed = changed.map_err(|error| MeshError::new(ErrorKind::BadRequest, "malformed path").caused_by(error))?;
+    edit(uri, |uri| uri.path_and_query = Some(changed));
+    Ok(())
+}
+
 fn malformed(error: http::uri::InvalidUri) -> MeshError {
     MeshError::new(ErrorKind::BadRequest, "malformed authority").caused_by(error)
 }

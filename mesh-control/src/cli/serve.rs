@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::Printing;
 use crate::ca::{CertificateAuthority, Tokens};
 use crate::config::Code;
-use crate::plane::{OutboundTrafficPolicy, Plane, PlaneOptions};
+use crate::plane::{OutboundTrafficPolicy, PathNormalization, Plane, PlaneOptions};
 use crate::serve::{Certificates, Feed, Options, Server, TlsFiles, status};
 
 /// Serves the configuration in a directory over xDS.
@@ -67,6 +67,11 @@ pub(super) struct Args {
     /// What becomes of calls to hosts that no object describes: ALLOW_ANY lets them pass, REGISTRY_ONLY fails them.
     #[arg(long, value_name = "POLICY", default_value = "ALLOW_ANY", value_parser = outbound_traffic_policy)]
     outbound_traffic_policy: OutboundTrafficPolicy,
+    /// What servers make of the paths of requests, in the words of Istio's pathNormalization: NONE, BASE, MERGE_SLASHES or
+    /// DECODE_AND_MERGE_SLASHES. DEFAULT is BASE; and MERGE_SLASHES where policies guard a workload, which then refuses %2F
+    /// and %5C.
+    #[arg(long, value_name = "MODE", default_value = "DEFAULT")]
+    path_normalization: PathNormalization,
     /// Serves plaintext xDS to other machines, too: whoever reaches the port can read the configuration
     /// and register workloads.
     #[arg(long)]
@@ -103,7 +108,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         .issues_certificates(args.dev || args.ca_dir.is_some())
         .config_dir(&args.config)
         .allow_unenforced(args.allow_unenforced)
-        .outbound_traffic_policy(args.outbound_traffic_policy);
+        .outbound_traffic_policy(args.outbound_traffic_policy)
+        .path_normalization(args.path_normalization);
     options.state_dir.clone_from(&args.state_dir);
     let plane = Plane::start(options).with_context(|| cannot_start(args))?;
     if args.strict {

@@ -168,7 +168,7 @@ impl Snapshot {
 
     /// The listener of a server: who may do what to it, or why nobody may.
     fn server(&self, client: &Client, listener: &str) -> Option<Encoded> {
-        let Policy { services, security, .. } = &self.compiled.policy;
+        let Policy { services, security, paths, .. } = &self.compiled.policy;
         let labels = services.labels_in_group(&client.namespace, client.group.as_ref(), &client.labels);
         let port = render::listener::bound_address(listener)?.port();
         let served = Served { namespace: &client.namespace, labels: &labels, port };
@@ -187,7 +187,7 @@ impl Snapshot {
             (true, ServerTls::Permissive) if client.class == ClientClass::Grpc => ServerTls::Strict,
             (true, tls) => tls,
         };
-        render::render_server(client.class, listener, refusal, &security.access(served, services), tls)
+        render::render_server(client.class, listener, refusal, &security.access(served, services), *paths, tls)
     }
 
     /// Whether a client has a certificate of this mesh.

@@ -117,6 +117,11 @@ impl<'p> Access<'p> {
             Effect::Audit => self.audit.extend(&policy.rules),
         }
     }
+
+    /// Whether anybody may be refused.
+    pub fn is_guarded(&self) -> bool {
+        self.enforced.allow.is_some() || !self.enforced.deny.is_empty()
+    }
 }
 
 fn id(meta: &Meta, index: usize) -> Arc<str> {

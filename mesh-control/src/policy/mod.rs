@@ -9,6 +9,7 @@ pub mod compile;
 pub mod delegate;
 pub mod destination_rules;
 pub mod outbound;
+pub mod paths;
 pub mod retry;
 pub mod route;
 pub mod security;
@@ -27,6 +28,7 @@ use crate::registry::host::{candidates, split_port};
 use crate::registry::{Service, ServiceId, ServicePort, Services};
 use destination_rules::{DestinationRules, MergedRule};
 use outbound::OutboundTrafficPolicy;
+use paths::PathNormalization;
 use route::{Action, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, Route, Target};
 use security::Security;
 use traffic::TrafficPolicy;
@@ -44,6 +46,8 @@ pub struct Policy {
     pub destination_rules: DestinationRules,
     /// What becomes of calls to hosts that none of them describes.
     pub outbound: OutboundTrafficPolicy,
+    /// What servers make of the paths of their requests.
+    pub paths: PathNormalization,
     /// What guards workloads.
     pub security: Security,
     /// The trust domain whose authority gives workloads their certificates; `None` where there is none, and so no mutual
@@ -105,6 +109,7 @@ impl Policy {
             virtual_services,
             destination_rules,
             outbound,
+            paths: PathNormalization::default(),
             security,
             label_keys,
             destinations,

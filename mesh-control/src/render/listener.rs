@@ -10,6 +10,9 @@ use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+use envoy_types::pb::google::protobuf::BoolValue;
+
+use mesh_core::path::{EscapedSlashes, PathNormalization};
 
 use super::proto::{ads, any, duration, http_filters, socket_address};
 use super::{PASSTHROUGH, tls};
@@ -54,16 +57,18 @@ pub fn passing_by(name: &str) -> pb::Listener {
 }
 
 /// The listener of a server that bound this address (gRFC A36 wants it to be that of the resource). Everything goes to the
-/// application, by a non-forwarding action, or to another one, through these filters.
+/// application, by a non-forwarding action, or to another one, through these filters, which see paths in this form.
 pub fn server(
     name: &str,
     bound: SocketAddr,
     action: route::route::Action,
     filters: Vec<hcm::HttpFilter>,
+    paths: PathNormalization,
     tls: ServerTls,
 ) -> pb::Listener {
     let mut manager = inline(&format!("inbound|{}||", bound.port()), "default", action);
     manager.http_filters.splice(0..0, filters);
+    normalize(&mut manager, paths);
     let chain = |name: &str, protocol: &str, transport_socket| pb::FilterChain {
         name: name.to_owned(),
         filter_chain_match: (!protocol.is_empty())
@@ -96,6 +101,19 @@ pub fn server(
         listener_filters,
         ..Default::default()
     }
+}
+
+/// Says what is made of paths; what is not to be done is not said.
+fn normalize(manager: &mut hcm::HttpConnectionManager, paths: PathNormalization) {
+    use hcm::http_connection_manager::PathWithEscapedSlashesAction as Action;
+    manager.normalize_path = paths.resolve.then_some(BoolValue { value: true });
+    manager.merge_slashes = paths.merge_slashes;
+    let action = match paths.escaped_slashes {
+        EscapedSlashes::Keep => Action::ImplementationSpecificDefault,
+        EscapedSlashes::Reject => Action::RejectRequest,
+        EscapedSlashes::Decode => Action::UnescapeAndForward,
+    };
+    manager.path_with_escaped_slashes_action = action.into();
 }
 
 /// A manager that carries its routes: one, for every request.

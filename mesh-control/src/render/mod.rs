@@ -35,6 +35,7 @@ use crate::catalog::{ClientClass, Encoded, Kind};
 use crate::config::diagnostic::{Code, Diagnostic, Origin, Severity};
 use crate::policy::access::Access;
 use crate::policy::destination_rules::MergedRule;
+use crate::policy::paths::PathNormalization;
 use crate::policy::route::{AbortWith, Action, ClusterKey, Faults, Route, Written};
 use crate::policy::traffic::{CONNECT_TIMEOUT, Limit, ServerTls};
 use crate::policy::view::View;
@@ -149,11 +150,17 @@ pub fn render_server(
     name: &str,
     refusal: Option<String>,
     access: &Access<'_>,
+    paths: PathNormalization,
     tls: ServerTls,
 ) -> Option<Encoded> {
     use envoy_types::pb::envoy::config::route::v3::NonForwardingAction;
     use envoy_types::pb::envoy::config::route::v3::route::Action;
     let bound = listener::bound_address(name)?;
+    // gRPC's paths are names of methods, and its servers leave them alone.
+    let paths = match class {
+        ClientClass::Library => paths.of(access.is_guarded()),
+        ClientClass::Grpc | ClientClass::Envoy => PathNormalization::None.of(false),
+    };
     let refusal = match (class, refusal) {
         (ClientClass::Envoy, _) => return None,
         (_, Some(reason)) => reason,
@@ -161,7 +168,7 @@ pub fn render_server(
             Err(reason) => reason,
             Ok(filters) => {
                 let action = Action::NonForwardingAction(NonForwardingAction {});
-                let encoded = encode(name, &listener::server(name, bound, action, filters, tls));
+                let encoded = encode(name, &listener::server(name, bound, action, filters, paths, tls));
                 match judge::verdict(ResourceType::Listener, &encoded.body) {
                     Ok(()) => return Some(encoded),
                     Err(invalid) => format!("refused by the data plane: {}: {}", invalid.field, invalid.reason),
@@ -175,7 +182,7 @@ pub fn render_server(
         ClientClass::Grpc => Action::Route(grpc::to_nowhere()),
         ClientClass::Library | ClientClass::Envoy => Action::DirectResponse(library::unavailable(&refusal)),
     };
-    Some(encode(name, &listener::server(name, bound, action, Vec::new(), tls)))
+    Some(encode(name, &listener::server(name, bound, action, Vec::new(), paths, tls)))
 }
 
 /// The listener of `host:port`.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::id::{ListenerName, RouteName};
 use crate::model::{Clusters, Forward, NamedFilter, RouteAction, RouteConfiguration};
+use crate::path::PathNormalization;
 
 /// A validated Listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,12 +88,14 @@ pub struct HttpManager {
     pub filters: Vec<NamedFilter>,
     /// The longest a stream may last; `None` or zero = no limit.
     pub max_stream_duration: Option<Duration>,
+    /// What a server makes of the paths of its requests.
+    pub paths: PathNormalization,
 }
 
 impl HttpManager {
-    /// These routes, without filters and without a limit of streams.
+    /// These routes, without filters and without a limit of streams. Paths stay as they were sent.
     pub fn new(routes: RouteSource) -> Self {
-        HttpManager { routes, filters: Vec::new(), max_stream_duration: None }
+        HttpManager { routes, filters: Vec::new(), max_stream_duration: None, paths: PathNormalization::NONE }
     }
 }
 

@@ -316,7 +316,7 @@ impl Assembly {
             let place = format!("{}/{}", listener.name, chain.name);
             match self.route_table(&chain.http, before, &place, walk) {
                 None => {}
-                Some(Ok(routes)) => chains.push(ChainView { routes, tls: chain.tls.clone() }),
+                Some(Ok(routes)) => chains.push(ChainView { routes, tls: chain.tls.clone(), paths: chain.http.paths }),
                 Some(Err(reason)) => return Some(Err(format!("filter chain {:?}: {reason}", chain.name))),
             }
         }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::model::{FilterChain, FilterChainMatch, ServerListener, ServerTls};
+use crate::path::PathNormalization;
 use crate::view::RouteTable;
 
 /// Whether a server may serve (gRFC A36). Exhaustive: one more must not pass for one that may.
@@ -36,12 +37,14 @@ pub struct ChainView {
     pub routes: Arc<RouteTable>,
     /// Whether its connections are secured.
     pub tls: ServerTls,
+    /// What is made of the paths of its requests.
+    pub paths: PathNormalization,
 }
 
 impl ChainView {
-    /// A chain with these routes whose connections are let in.
+    /// A chain with these routes whose connections are let in, and whose paths stay as they were sent.
     pub fn new(routes: Arc<RouteTable>) -> Self {
-        ChainView { routes, tls: ServerTls::None }
+        ChainView { routes, tls: ServerTls::None, paths: PathNormalization::NONE }
     }
 
     /// Whether a connection may be served by this chain. `is_mutual_tls` says whether its peer has shown who it is.

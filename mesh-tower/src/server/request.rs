@@ -5,13 +5,14 @@
 //! connection. On the way to the application nothing is allocated unless the configuration or an observer asks
 //! for it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Extensions, Request, Response, Version};
+use http::{Extensions, Method, Request, Response, Version};
 use mesh_core::authz::{Connection, Verdict};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::{Callout, Resume};
@@ -20,8 +21,8 @@ use mesh_core::identity::SpiffeId;
 use mesh_core::model::{Route, RouteAction, ServerTls};
 use mesh_core::request::{RequestHead, is_grpc};
 use mesh_core::request_info::{Deadline, Direction, RequestInfo};
-use mesh_core::store::{ServerState, ServerView};
-use mesh_core::view::{Destination, RouteTable};
+use mesh_core::store::{ChainView, ServerState, ServerView};
+use mesh_core::view::Destination;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -30,7 +31,7 @@ use crate::filters::{self, Passage};
 use crate::listeners::{ListenerState, UNKNOWN_CONNECTION, find};
 use crate::mesh::Mesh;
 use crate::server::response::{ActiveRequest, Facts, ResponseFuture, ServerBody};
-use crate::uri::complete_path;
+use crate::uri::{complete_path, set_path};
 use crate::{headers, reply};
 
 /// Finds a request's connection in its extensions.
@@ -195,11 +196,20 @@ impl ServerContext {
                 return Err(MeshError::new(ErrorKind::NotServingYet, "no configuration yet").within(place));
             }
         };
-        let routes = routes(view, connection)?;
+        let ChainView { routes, paths, .. } = chain(view, connection)?;
         let mut random = fastrand::Rng::new();
-        let head = head?;
+        let mut head = head?;
+        // From here on, everybody sees the path that the rules see, and the application, too.
+        if let Cow::Owned(path) = paths.canonical(head.path(), routes.is_guarded())? {
+            set_path(request.uri_mut(), &path)?;
+            head = RequestHead::received(request)?;
+        }
+        // Rules decide by a path, and CONNECT has none, but where it opens a WebSocket (RFC 8441).
+        if routes.is_guarded() && *head.method == Method::CONNECT && request.uri().path_and_query().is_none() {
+            return Err(MeshError::new(ErrorKind::AccessDenied, "CONNECT has no path, which policies decide by"));
+        }
         // Who the peer is, and from where, is asked only where somebody may be refused for it.
-        let peer = if routes.is_guarded() { connection() } else { None };
+        let peer = if routes.is_guarded() { self.connection(request) } else { None };
         let admission = routes.admit(&head, peer.as_deref().map(ends), &mut random);
         tell(admission.verdict(), listener.name(), peer.as_deref());
         let (position, route, destination) = admission.into_route()?;
@@ -316,11 +326,8 @@ fn facts_of<B>(request: &Request<B>) -> Box<Facts> {
     facts
 }
 
-/// The routes of a connection's filter chain. Where the connection is not known, those of the only chain.
-fn routes(
-    view: &ServerView,
-    connection: impl Fn() -> Option<Arc<ConnectionInfo>>,
-) -> Result<&Arc<RouteTable>, MeshError> {
+/// A connection's filter chain. Where the connection is not known, the only one.
+fn chain(view: &ServerView, connection: impl Fn() -> Option<Arc<ConnectionInfo>>) -> Result<&ChainView, MeshError> {
     let refused = |kind, what: &str| MeshError::new(kind, format!("listener {}: {what}", view.listener.name));
     let (chain, is_mutual_tls) = match (view.listener.filter_chains.as_slice(), view.chains.as_slice()) {
         // The default chain alone.
@@ -349,7 +356,7 @@ fn routes(
     };
     // The connection may be older than what is asked of it.
     chain.admits(is_mutual_tls).map_err(|reason| refused(ErrorKind::Security, &reason))?;
-    Ok(&chain.routes)
+    Ok(chain)
 }
 
 /// Does something with the parts of a request that stays in its place.

@@ -11,6 +11,7 @@ use super::{filter, route};
 use crate::error::Invalid;
 use crate::id::RouteName;
 use crate::model::{HttpManager, RouteSource};
+use crate::path::{EscapedSlashes, PathNormalization};
 use crate::resources::ResourceType;
 use crate::xds::names;
 
@@ -91,18 +92,41 @@ pub(super) fn http_manager(notes: &mut Notes<'_>, value: pb::HttpConnectionManag
         internal_address_config, skip_xff_append, via, generate_request_id, preserve_external_request_id,
         always_set_request_id_in_response, forward_client_cert_details, set_current_client_cert_details,
         forward_client_cert_matcher, proxy_100_continue, represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
-        upgrade_configs, normalize_path, merge_slashes, path_with_escaped_slashes_action, request_id_extension,
+        upgrade_configs, request_id_extension,
         local_reply_config, strip_matching_host_port, stream_error_on_invalid_http_message,
         path_normalization_options, strip_trailing_host_dot, proxy_status_config, typed_header_validation_config,
         append_x_forwarded_port, append_local_overload, add_proxy_protocol_connection_state, forward_proto_config,
         strip_port_mode);
+    let paths = PathNormalization {
+        resolve: normalize_path.is_some_and(|on| on.value),
+        merge_slashes,
+        escaped_slashes: notes.field("path_with_escaped_slashes_action", |notes| {
+            escaped_slashes(notes, path_with_escaped_slashes_action)
+        })?,
+    };
     Ok(HttpManager {
+        paths,
         routes: route_source(notes, route_specifier)?,
         filters: filter::chain(notes, http_filters)?,
         max_stream_duration: notes
             .optional("common_http_protocol_options", common_http_protocol_options, max_stream_duration)?
             .flatten(),
     })
+}
+
+/// A redirect to the decoded path is not given: its request is refused, which nobody takes for the decoded path.
+fn escaped_slashes(notes: &mut Notes<'_>, action: i32) -> Result<EscapedSlashes, Invalid> {
+    use pb::http_connection_manager::PathWithEscapedSlashesAction as Action;
+    match Action::try_from(action) {
+        Ok(Action::ImplementationSpecificDefault | Action::KeepUnchanged) => Ok(EscapedSlashes::Keep),
+        Ok(Action::RejectRequest) => Ok(EscapedSlashes::Reject),
+        Ok(Action::UnescapeAndForward) => Ok(EscapedSlashes::Decode),
+        Ok(Action::UnescapeAndRedirect) => {
+            notes.ignore("(the request is refused instead of redirected)");
+            Ok(EscapedSlashes::Reject)
+        }
+        Err(_) => Err(Invalid::new("not a known value")),
+    }
 }
 
 fn route_source(

@@ -12,10 +12,11 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{DownstreamT
 use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
 use envoy_types::pb::google::protobuf::{self, BoolValue, UInt32Value};
 
-use super::{Case, accept, all_rejected};
+use super::{Case, accept, all_rejected, reject};
 use crate::error::Invalid;
 use crate::filter::{FaultFilter, Filter};
 use crate::model::{Fault, FilterConfig, Fraction, Listener, RouteSource, ServerListener, ServerTls};
+use crate::path::{EscapedSlashes, PathNormalization};
 use crate::resources::{Resource, ResourceType};
 use crate::testing::resources::{
     address, api_listener, api_listener_of, filter_chain, http_filter, http_manager, inline_listener, pack, rds,
@@ -313,4 +314,46 @@ fn an_applications_own_filter_is_passed_on_as_json() {
     let Listener::Api(api) = &*listener else { panic!() };
     let expected = FilterConfig::Custom("acme.Shadow".into(), r#"{"a":3,"b":3}"#.into());
     assert_eq!(api.http.filters[0].config, expected);
+}
+
+#[test]
+fn what_is_made_of_paths_is_what_the_manager_says() {
+    use hcm::http_connection_manager::PathWithEscapedSlashesAction as Action;
+    let on = Some(BoolValue { value: true });
+    for (normalize_path, merge_slashes, action, expected) in [
+        (None, false, Action::ImplementationSpecificDefault, PathNormalization::NONE),
+        (Some(BoolValue { value: false }), false, Action::KeepUnchanged, PathNormalization::NONE),
+        (on, false, Action::KeepUnchanged, PathNormalization::BASE),
+        (on, true, Action::KeepUnchanged, PathNormalization::MERGE_SLASHES),
+        (on, true, Action::UnescapeAndForward, PathNormalization::DECODE_AND_MERGE_SLASHES),
+        (
+            on,
+            false,
+            Action::RejectRequest,
+            PathNormalization { escaped_slashes: EscapedSlashes::Reject, ..PathNormalization::BASE },
+        ),
+        // Instead of the redirect, which is told.
+        (
+            on,
+            false,
+            Action::UnescapeAndRedirect,
+            PathNormalization { escaped_slashes: EscapedSlashes::Reject, ..PathNormalization::BASE },
+        ),
+    ] {
+        let manager = hcm::HttpConnectionManager {
+            normalize_path,
+            merge_slashes,
+            path_with_escaped_slashes_action: action.into(),
+            ..manager()
+        };
+        let decoded = accept(ResourceType::Listener, &api_listener_of("l", &manager));
+        let Resource::Listener(listener) = &decoded.resource else { panic!() };
+        let Listener::Api(api) = &**listener else { panic!() };
+        assert_eq!(api.http.paths, expected, "{action:?}");
+        let is_told = decoded.ignored.iter().any(|path| path.contains("path_with_escaped_slashes_action"));
+        assert_eq!(is_told, action == Action::UnescapeAndRedirect, "{:?}", decoded.ignored);
+    }
+    let unknown = hcm::HttpConnectionManager { path_with_escaped_slashes_action: 99, ..manager() };
+    let refused = reject(ResourceType::Listener, &api_listener_of("l", &unknown)).to_string();
+    assert!(refused.contains("path_with_escaped_slashes_action"), "{refused}");
 }
