@@ -14,6 +14,7 @@ use mesh_core::authz::{Connection, Verdict};
 use mesh_core::filter::FilterRegistry;
 use mesh_core::identity::SpiffeId;
 use mesh_core::model::{Listener, RouteAction, RouteSource};
+use mesh_core::path::PathNormalization;
 use mesh_core::request::RequestHead;
 use mesh_core::resources::{Resource, ResourceType};
 use mesh_core::state::States;
@@ -237,7 +238,7 @@ fn asked(args: &Test, plane: &Plane) -> anyhow::Result<Asked> {
 fn answer(plane: &Plane, asked: &Asked) -> anyhow::Result<Answer> {
     const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let destination = SocketAddr::new(asked.destination_ip.unwrap_or(LOCALHOST), asked.destination_port.unwrap_or(80));
-    let table = table(plane, &asked.workload, destination)?;
+    let (table, paths) = table(plane, &asked.workload, destination)?;
     let peer: Option<SpiffeId> = asked
         .principal
         .as_deref()
@@ -267,10 +268,16 @@ fn answer(plane: &Plane, asked: &Asked) -> anyhow::Result<Answer> {
         Ok(request) => request,
         Err(error) => return Ok(malformed(asked, &error.to_string())),
     };
-    let head = match RequestHead::received(&request) {
+    let mut head = match RequestHead::received(&request) {
         Ok(head) => head,
         Err(error) => return Ok(malformed(asked, &error.to_string())),
     };
+    let path = match paths.canonical(head.path(), table.is_guarded()) {
+        Ok(path) => path,
+        Err(error) => return Ok(malformed(asked, &error.to_string())),
+    };
+    let target = head.query().map_or_else(|| path.to_string(), |query| format!("{path}?{query}"));
+    head.path_and_query = &target;
     let admission = table.admit(&head, Some(connection), &mut fastrand::Rng::new());
     let mut answer = told(asked, admission.verdict(), notes);
     // A workload that must not serve answers everybody with the reason.
@@ -283,8 +290,8 @@ fn answer(plane: &Plane, asked: &Asked) -> anyhow::Result<Answer> {
     Ok(answer)
 }
 
-/// What a workload's server is told, as it would be.
-fn table(plane: &Plane, workload: &Workload, bound: SocketAddr) -> anyhow::Result<RouteTable> {
+/// What a workload's server is told, as it would be, and what it makes of paths.
+fn table(plane: &Plane, workload: &Workload, bound: SocketAddr) -> anyhow::Result<(RouteTable, PathNormalization)> {
     let client = Client::new("authz", ClientClass::Library, bound.ip())
         .namespace(&*workload.namespace)
         .labels(workload.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())));
@@ -296,7 +303,8 @@ fn table(plane: &Plane, workload: &Workload, bound: SocketAddr) -> anyhow::Resul
     let Listener::Server(server) = &*listener else { bail!("no server's listener") };
     let http = server.chains().next().map(|chain| &chain.http).ok_or_else(|| anyhow!("no filter chain"))?;
     let RouteSource::Inline(routes) = &http.routes else { bail!("no routes") };
-    Ok(RouteTable::compile(routes.clone(), http, &FilterRegistry::default(), &States::default(), &name)?)
+    let table = RouteTable::compile(routes.clone(), http, &FilterRegistry::default(), &States::default(), &name)?;
+    Ok((table, http.paths))
 }
 
 fn request(asked: &Asked) -> Result<Request<()>, http::Error> {
