@@ -396,9 +396,7 @@ impl Inner {
         policy.trust_domain = self.options.certified_domain();
         let allow_unenforced = self.options.allow_unenforced;
         let cache = Mutex::default();
-        let peers_hash = policy.security.peers_hash();
-        let compiled = Compiled { policy, diagnostics, wrong, objects, held_back, allow_unenforced, peers_hash, cache };
-        let compiled = Arc::new(compiled);
+        let compiled = Arc::new(Compiled { policy, diagnostics, wrong, objects, held_back, allow_unenforced, cache });
         let mut live = self.live();
         tell(&live.compiled, &compiled);
         let old = std::mem::replace(&mut live.compiled, compiled.clone());

@@ -120,6 +120,12 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     }
     // After the state directory is locked: the authority may have its place there.
     let authority = authority(args)?;
+    if authority.is_some() && !args.dev && args.ca_dir.is_none() {
+        tracing::info!(
+            "the authority in --state-dir signs for those who bring a token, and the mesh does not ask its workloads for \
+             mutual TLS: connections are plaintext; --dev or --ca-dir makes it STRICT"
+        );
+    }
     let certificates = authority.map(|authority| Certificates::new(authority).dev(args.dev));
     let certificates = certificates.map(|offers| offers.tokens(args.state_dir.as_deref().map(Tokens::of)));
     let options = Options::default().settle(args.settle).grace(args.grace).max_stream_age(args.max_stream_age);

@@ -30,8 +30,6 @@ pub(super) struct Compiled {
     pub(super) held_back: Option<String>,
     /// Whether workloads serve although what guards them is not enforced.
     pub(super) allow_unenforced: bool,
-    /// What every PeerAuthentication says.
-    pub(super) peers_hash: u64,
     pub(super) cache: Mutex<RenderCache>,
 }
 
@@ -202,6 +200,11 @@ impl Snapshot {
         trust_domain.is_some() && !client.has_certificate() && is_strict()
     }
 
+    /// What says which endpoints speak mutual TLS, as a number: all of the configuration may have its part in it.
+    fn security(&self) -> u64 {
+        if self.compiled.policy.trust_domain.is_some() { self.config_generation } else { 0 }
+    }
+
     /// Who serves a cluster by mutual TLS.
     fn identities(&self, view: &View, name: &str) -> Option<Arc<[SpiffeId]>> {
         let policy = &self.compiled.policy;
@@ -227,13 +230,18 @@ impl Snapshot {
         let speaks_tls = |endpoint: &Endpoint| {
             let (namespace, labels, port) = (&*endpoint.namespace, &*endpoint.labels, endpoint.address.port());
             let served = Served { namespace, labels, port };
-            endpoint.identity.is_some() && security.server_tls(served, &policy.services) != ServerTls::Plaintext
+            let has_certificates = policy.trust_domain.is_some();
+            match (has_certificates, &endpoint.identity, security.server_tls(served, &policy.services)) {
+                // It registered, and must not be called in plaintext: there is no other way to call it.
+                (true, None, ServerTls::Strict) if endpoint.key.is_some() => None,
+                (_, identity, tls) => Some(identity.is_some() && tls != ServerTls::Plaintext),
+            }
         };
         let make = || render::render_endpoints(&cluster, name, endpoints, speaks_tls);
         if !render::is_worth_remembering(policy, view, name) {
             return Some(make());
         }
-        let key = EncodedKey { name: name.into(), labels: cluster.labels.clone(), security: self.compiled.peers_hash };
+        let key = EncodedKey { name: name.into(), labels: cluster.labels.clone(), security: self.security() };
         // The endpoints may have outlived a configuration in which nobody could register.
         let self_registered = cluster.service.takes_registrations();
         Some(Encoded { self_registered, ..endpoints.encoded(key, make) })

@@ -6,8 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use xxhash_rust::xxh3::xxh3_64;
-
 use super::access::{Access, AccessPolicy, Enforcement};
 use super::destination_rules::ROOT_NAMESPACE;
 use super::traffic::ServerTls;
@@ -197,11 +195,6 @@ impl Security {
             Some(MtlsMode::Permissive) => ServerTls::Permissive,
             Some(MtlsMode::Disable) => ServerTls::Plaintext,
         }
-    }
-
-    /// What every PeerAuthentication says, as a number: the same says the same.
-    pub fn peers_hash(&self) -> u64 {
-        xxh3_64(format!("{:?}", self.peers).as_bytes())
     }
 }
 

@@ -79,6 +79,10 @@ impl ServiceEndpoints {
     /// The encoding for this key, made once.
     pub fn encoded(&self, key: EncodedKey, make: impl FnOnce() -> Encoded) -> Encoded {
         let mut encoded = self.encoded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !encoded.contains_key(&key) {
+            // What was made under an older configuration is of no use any more.
+            encoded.retain(|other, _| other.security == key.security);
+        }
         encoded.entry(key).or_insert_with(make).clone()
     }
 }

@@ -231,7 +231,18 @@ impl Renderer<'_> {
                 Rule::Header(header(":authority", StringMatcher { ignore_case: true, ..text(value) }))
             }
             (Fact::Host, value) => Rule::Header(header(":authority", expression(&host_expression(value)))),
+            // gRPC's servers see none of these.
+            (Fact::Header(name), _) if !is_library && (name.ends_with("-bin") || name == "te") => {
+                return Err("a header that gRPC's servers do not see");
+            }
             (Fact::Header(name), Value::Present) => Rule::Header(present(name)),
+            // They join the values of a header that is sent twice: only a whole value that lets somebody in cannot be got
+            // around so (hazard A11).
+            (Fact::Header(_), value)
+                if !is_library && (self.refuses != condition.is_negated || !matches!(value, Value::Exact(_))) =>
+            {
+                return Err("a header of which a second value would get around the rule");
+            }
             (Fact::Header(name), value) => Rule::Header(header(name, text(value))),
             _ => return Err("a condition"),
         }))

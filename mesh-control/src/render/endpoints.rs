@@ -23,13 +23,14 @@ pub fn load_assignment(
     name: &str,
     endpoints: &[Endpoint],
     labels: Option<&BTreeMap<String, String>>,
-    speaks_tls: impl Fn(&Endpoint) -> bool,
+    speaks_tls: impl Fn(&Endpoint) -> Option<bool>,
 ) -> pb::ClusterLoadAssignment {
     let chosen = endpoints.iter().filter(|endpoint| has_labels(&endpoint.labels, labels));
-    grouped(
-        name,
-        chosen.map(|endpoint| (&endpoint.locality, endpoint.weight, lb_endpoint(endpoint, speaks_tls(endpoint)))),
-    )
+    let chosen = chosen.filter_map(|endpoint| {
+        let rendered = lb_endpoint(endpoint, speaks_tls(endpoint)?);
+        Some((&endpoint.locality, endpoint.weight, rendered))
+    });
+    grouped(name, chosen)
 }
 
 /// A set of endpoints as bytes: the same set is the same bytes, so its maps are sorted.

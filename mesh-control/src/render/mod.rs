@@ -291,7 +291,12 @@ pub fn render_cluster(
         bytes.extend(metadata.encode_to_vec());
         encoded(name, bytes)
     };
-    let encoded = with_metadata(&rendered);
+    let mut encoded = with_metadata(&rendered);
+    if is_certified && seen.service.takes_registrations() {
+        // Who may answer is known when the workloads are: until they have come back, nobody is told of fewer.
+        let version = Encoded::version_of(xxh3_64(&encoded.body), identities.len());
+        (encoded.version, encoded.endpoints, encoded.self_registered) = (version.into(), identities.len(), true);
+    }
     let Err(invalid) = judge::verdict(ResourceType::Cluster, &encoded.body) else {
         return Some(Rendered { encoded, degraded, refused: Vec::new() });
     };
@@ -301,12 +306,12 @@ pub fn render_cluster(
 }
 
 /// The endpoints of a cluster that is found by them.
-/// `speaks_tls` says which of them speak the mesh's mutual TLS.
+/// `speaks_tls` says which of them speak the mesh's mutual TLS; `None` is no endpoint at all.
 pub fn render_endpoints(
     seen: &Cluster<'_>,
     name: &str,
     endpoints: &ServiceEndpoints,
-    speaks_tls: impl Fn(&Endpoint) -> bool,
+    speaks_tls: impl Fn(&Endpoint) -> Option<bool>,
 ) -> Encoded {
     let labels = seen.labels.as_deref();
     let assignment = endpoints::load_assignment(name, endpoints.of_port(seen.key.port), labels, speaks_tls);

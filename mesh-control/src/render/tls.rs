@@ -35,9 +35,8 @@ pub(super) fn upstream(seen: &Cluster<'_>, has_certificates: bool, identities: &
     let for_all = |context| Security { socket: Some(socket(&context)), ..Security::default() };
     match &seen.traffic.tls {
         Tls::Plaintext => Security::default(),
-        Tls::Automatic if !has_certificates || found_by(seen) != Found::Endpoints || identities.is_empty() => {
-            Security::default()
-        }
+        Tls::Automatic if !has_certificates || found_by(seen) != Found::Endpoints => Security::default(),
+        // Also where nobody is known to serve it so: an endpoint that is marked must not be called in plaintext meanwhile.
         Tls::Automatic => {
             let marked = Struct { fields: [("tlsMode".to_owned(), text("istio"))].into() };
             let secured = socket(&mutual(own_sni(seen), of_identities(), has_certificates));

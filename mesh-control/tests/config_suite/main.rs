@@ -6,6 +6,7 @@ mod determinism;
 mod effects;
 mod fields;
 mod grpc;
+mod mutual_tls;
 mod objects;
 mod reload;
 mod robust;

@@ -16,7 +16,7 @@ use crate::identity::{SpiffeId, TrustDomain};
 ///
 /// A peer is verified against the roots of the domain that its own ID names, and against no others: one pool of roots
 /// would let every domain issue the IDs of every other one (X509-SVID, 5.2).
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq)]
 pub struct TrustBundles {
     domains: BTreeMap<TrustDomain, Vec<TrustAnchor<'static>>>,
 }

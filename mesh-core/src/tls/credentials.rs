@@ -75,6 +75,11 @@ impl Credentials {
         &self.id
     }
 
+    /// Whether both show the same chain and trust the same roots.
+    pub fn is_same(&self, other: &Credentials) -> bool {
+        self.key.cert == other.key.cert && self.bundles == other.bundles
+    }
+
     /// The serial number of its certificate.
     pub fn serial(&self) -> &str {
         &self.serial

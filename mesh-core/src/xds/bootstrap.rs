@@ -147,13 +147,20 @@ pub struct Node {
 }
 
 /// A source of certificates (gRFC A29).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct CertificateProvider {
     /// Its kind, for example `file_watcher`.
     pub plugin: String,
     /// Its configuration.
     pub config: Value,
+}
+
+/// The configuration may hold a token.
+impl fmt::Debug for CertificateProvider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CertificateProvider").field("plugin", &self.plugin).finish_non_exhaustive()
+    }
 }
 
 /// A federated authority (gRFC A47).

@@ -3,6 +3,7 @@
 //! Nothing happens before TLS is asked for. A certificate is renewed after half of its life; until a renewal succeeds, the
 //! one before it serves on, to its end.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -13,12 +14,14 @@ use tonic::client::Grpc;
 use tonic_prost::ProstCodec;
 
 use crate::error::Invalid;
+use crate::request::split_authority;
 use crate::tls::{CertificateRequest, Certificates, Credentials};
-use crate::xds::bootstrap::{Bootstrap, CertificateProvider, Node, Server};
+use crate::xds::bootstrap::{Bootstrap, CertificateProvider, ChannelCredentials, Node, Server};
 use crate::xds::connect::Connector;
 use crate::xds::istio_ca::{
     CREATE_CERTIFICATE, IstioCertificateRequest, IstioCertificateResponse, NAMESPACE, SERVICE_ACCOUNT,
 };
+use crate::xds::place::Place;
 use crate::xds::transport::{self, Keepalive};
 
 /// The provider in the bootstrap that the mesh's own TLS takes its certificate from (gRFC A29).
@@ -58,12 +61,12 @@ pub(crate) async fn keep(certificates: Arc<Certificates>, bootstrap: Arc<Bootstr
             Ok(credentials) => {
                 failures = 0;
                 let wait = provider.refresh(&credentials, random.f64());
-                let is_new = certificates.current().is_none_or(|present| present.serial() != credentials.serial());
+                let is_new = certificates.current().is_none_or(|present| !present.is_same(&credentials));
                 if is_new {
                     let (id, serial) = (credentials.id(), credentials.serial());
-                    tracing::info!(%id, serial, "a new certificate");
-                    certificates.set(Arc::new(credentials));
+                    tracing::info!(%id, serial, "a new certificate, or other roots");
                 }
+                certificates.set(Arc::new(credentials));
                 wait
             }
             Err(reason) => {
@@ -161,6 +164,11 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
 
 /// Asks one authority to sign a new key.
 async fn ask(server: &Server, connector: &Connector, node: &Node, token: Option<&str>) -> Result<Credentials, String> {
+    if token.is_some() && server.credentials == ChannelCredentials::Insecure && !is_of_this_machine(&server.uri) {
+        return Err(
+            "the token is not sent in plaintext to another machine: the bootstrap needs `tls` credentials".to_owned()
+        );
+    }
     let request = CertificateRequest::new().map_err(|invalid| invalid.to_string())?;
     let keepalive = Keepalive::new(SIGNING, SIGNING);
     let channel = transport::connect(connector, server, &keepalive).await?;
@@ -178,6 +186,20 @@ async fn ask(server: &Server, connector: &Connector, node: &Node, token: Option<
     let answer = client.unary(message, path, codec).await;
     let answer = answer.map_err(|status| format!("{:?}: {}", status.code(), status.message()))?;
     request.signed(&answer.into_inner().cert_chain).map_err(|invalid| invalid.to_string())
+}
+
+/// Whether nobody else can read what is sent to a server.
+fn is_of_this_machine(uri: &str) -> bool {
+    match Place::parse(uri) {
+        Ok(Place::Host(authority)) => {
+            let host = split_authority(&authority).map_or("", |(host, _)| host);
+            let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+            host == "localhost" || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
+        }
+        Ok(Place::Unix(_)) => true,
+        // A connector of the application's own knows where that is.
+        Err(_) => false,
+    }
 }
 
 /// Who the workload says it is. Whether that counts is up to the authority.

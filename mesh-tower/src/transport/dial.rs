@@ -28,9 +28,10 @@ pub(crate) async fn dial(
     alpn: Option<&'static [u8]>,
 ) -> Result<Io, MeshError> {
     let timeout = cluster.connect_timeout;
-    match cluster.tls.upstream().filter(|_| security.is_mutual_tls()) {
-        None => within(timeout, connect(endpoint)).await.map(Io::Plaintext),
-        Some(tls) => {
+    match (security.is_mutual_tls(), cluster.tls.upstream()) {
+        (false, _) => within(timeout, connect(endpoint)).await.map(Io::Plaintext),
+        (true, None) => Err(MeshError::new(ErrorKind::Security, "mutual TLS is wanted, and nothing says how")),
+        (true, Some(tls)) => {
             let certificates = endpoint.certificates();
             let credentials = tokio::time::timeout(timeout, certificates.get()).await;
             let credentials = credentials.map_err(|_| certificates.missing())?;

@@ -187,7 +187,14 @@ async fn converse<M: Method>(
     let opening =
         Opening { client, catalog, pace: state.pace, settles_at: state.settling.ends_at(), tag: fastrand::u32(..) };
     let session = Session::new(M::VARIANT, opening, now());
-    let stay = Stay { stream: state.fleet.enter(session, About::read(node)), state: &state };
+    let mut about = About::read(node);
+    // A certificate decides who somebody is, whatever the node leaves out.
+    if let Some(Ok(identity)) = &peer.identity
+        && let Some((_, account)) = identity.workload()
+    {
+        account.clone_into(&mut about.service_account);
+    }
+    let stay = Stay { stream: state.fleet.enter(session, about), state: &state };
     state.metrics.stream_opened();
     tracing::debug!(node = node.id, peer = %peer.ip, protocol = M::VARIANT.name(), "stream opened");
     let end = exchange::<M>(&stay, request, &mut requests, &sender, stop).await;

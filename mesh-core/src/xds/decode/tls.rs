@@ -47,6 +47,7 @@ pub(super) fn of_cluster(notes: &mut Notes<'_>, socket: core::TransportSocket) -
         return Ok(unusable(&socket, &format!("{:?} is not supported", type_name(&any.type_url))));
     }
     Ok(match notes.field("typed_config", |_| upstream(unpack(any)?))? {
+        Ok(tls) if tls.peers.is_empty() => unusable(&socket, "it does not say who the peer may be"),
         Ok(tls) => ClusterTls::Mutual(Arc::new(tls)),
         Err(reason) => unusable(&socket, &reason),
     })
@@ -68,9 +69,13 @@ pub(super) fn of_endpoints(notes: &mut Notes<'_>, matches: Vec<TransportSocketMa
     match matches.as_slice() {
         [marked, rest] if is_marked(marked) && is_any(rest) && is_plain(rest) => {
             let socket = marked.transport_socket.clone().unwrap_or_default();
-            Ok(match of_cluster(notes, socket)? {
-                ClusterTls::Mutual(tls) => ClusterTls::MutualWhereMarked(tls),
-                other => other,
+            let Some(any) = config(&socket).filter(|any| holds::<pb::UpstreamTlsContext>(any)) else {
+                return Ok(unusable(&socket, "it is no TLS"));
+            };
+            // Where nobody is named, nobody is the right peer: those that are marked fail.
+            Ok(match notes.field("transport_socket", |_| upstream(unpack(any)?))? {
+                Ok(tls) => ClusterTls::MutualWhereMarked(Arc::new(tls)),
+                Err(reason) => unusable(&socket, &reason),
             })
         }
         _ => Err(Invalid::new("only a match on tlsMode: istio, followed by plaintext for the rest, is supported")),
@@ -131,11 +136,7 @@ fn upstream(value: pb::UpstreamTlsContext) -> Result<Result<UpstreamTls, Unusabl
     }
     Ok(common(common_tls_context.unwrap_or_default()).and_then(|names| {
         let peers: Result<Vec<SpiffeId>, Unusable> = names.into_iter().map(peer).collect();
-        let peers = peers?;
-        if peers.is_empty() {
-            return Err("it does not say who the peer may be".to_owned());
-        }
-        Ok(UpstreamTls { peers: peers.into(), sni: (!sni.is_empty()).then(|| sni.into()) })
+        Ok(UpstreamTls { peers: peers?.into(), sni: (!sni.is_empty()).then(|| sni.into()) })
     }))
 }
 
