@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http_body_util::BodyExt;
 use mesh_control::embedded::{Config, Embedded, Options};
+use mesh_core::error::ErrorKind;
 use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
 use mesh_tower::server::ConnectionInfo;
@@ -23,7 +24,7 @@ const MATRIX: [(Option<&str>, &str, [&str; 3]); 5] = [
     (Some("UNSET"), "nothing", ["by client", "by client", "ConnectionLost"]),
     (Some("STRICT"), "nothing", ["by client", "by client", "ConnectionLost"]),
     (Some("PERMISSIVE"), "by nobody", ["by client", "by client", "by nobody"]),
-    (Some("DISABLE"), "by nobody", ["by nobody", "Security", "by nobody"]),
+    (Some("DISABLE"), "by nobody", ["by nobody", "ConnectFailure", "by nobody"]),
 ];
 
 const RULES: [Option<&str>; 3] = [None, Some("ISTIO_MUTUAL"), Some("DISABLE")];
@@ -96,12 +97,19 @@ async fn in_plaintext(address: SocketAddr) -> String {
 }
 
 async fn by_mesh(client: &Mesh, server: usize, rule: usize) -> String {
-    match client.client().get(format!("http://s-{server}-{rule}.corpus/")).await {
-        Ok(response) => {
-            let body = response.into_body().collect().await.expect("a body").to_bytes();
-            String::from_utf8_lossy(&body).into_owned()
+    let started = std::time::Instant::now();
+    loop {
+        match client.client().get(format!("http://s-{server}-{rule}.corpus/")).await {
+            Ok(response) => {
+                let body = response.into_body().collect().await.expect("a body").to_bytes();
+                return String::from_utf8_lossy(&body).into_owned();
+            }
+            // The server has just come, and the client may not have heard of it.
+            Err(error) if error.kind() == ErrorKind::NoHealthyEndpoint && started.elapsed() < PATIENCE => {
+                tokio::task::yield_now().await;
+            }
+            Err(error) => return format!("{:?}", error.kind()),
         }
-        Err(error) => format!("{:?}", error.kind()),
     }
 }
 
