@@ -5,7 +5,8 @@
 //! balancing. The client sends each try to the endpoint that the mesh chose, over its own connections, with its own
 //! settings: default headers, connect timeout, pool, TLS for hosts outside of the mesh. Below it the mesh cannot go:
 //! what reqwest calls a connector layer is neither told where a connection leads, nor may it bring one of its own
-//! (reqwest 0.13.5). Two settings belong to the mesh: a redirect is for the caller to follow, by a name and not by an
+//! (reqwest 0.13.5). So it cannot speak the mesh's mutual TLS either, which `mesh.client()` and `mesh.connector()` do: the
+//! configuration below says for this one service that plaintext is taken. Two settings belong to the mesh: a redirect is for the caller to follow, by a name and not by an
 //! address, and there is no proxy between the mesh and its endpoints.
 
 use std::future::Future;
@@ -23,6 +24,7 @@ use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
 use mesh_tower::body::Body;
 use mesh_tower::client::ClientService;
+use mesh_tower::server::ConnectionInfo;
 use reqwest::ResponseBuilderExt;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -102,6 +104,18 @@ spec:
     rewrite: {uri: /}
     route: [{destination: {host: prices}}]
   - route: [{destination: {host: prices}}]
+---
+# Mutual TLS is the mesh's, and a client that brings connections of its own cannot speak it: calls to prices go out in
+# plaintext, and who serves it has to take them. Both stand here, for prices alone; without them no byte would be sent.
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: prices}
+spec: {host: prices, trafficPolicy: {tls: {mode: DISABLE}}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: prices}
+spec: {selector: {matchLabels: {app: prices}}, mtls: {mode: PERMISSIVE}}
 ";
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -118,7 +132,7 @@ struct Price {
 #[tokio::main]
 #[allow(clippy::print_stdout, reason = "a program that says hello")]
 async fn main() -> anyhow::Result<()> {
-    let control = Embedded::start(Config::yaml(CONFIG), Options::default()).await?;
+    let control = Embedded::start(Config::yaml(CONFIG), Options::default().dev()).await?;
     let service = serve_prices(&control).await?;
     let mesh = Mesh::builder().source(control.source(Bootstrap::new("embedded").node_id("caller-1"))).start()?;
 
@@ -156,7 +170,11 @@ async fn serve_prices(control: &Embedded) -> anyhow::Result<Mesh> {
     let listener = mesh.bind("127.0.0.1:0").await?;
     let price = |Json(order): Json<Order>| async move { Json(Price { total: order.count * 7 }) };
     let app = Router::new().route("/orders", post(price)).layer(mesh.server_layer());
-    tokio::spawn(axum::serve(listener, app).with_graceful_shutdown(mesh.drained()).into_future());
+    tokio::spawn(
+        axum::serve(listener, app.into_make_service_with_connect_info::<ConnectionInfo>())
+            .with_graceful_shutdown(mesh.drained())
+            .into_future(),
+    );
     mesh.serving().await?;
     Ok(mesh)
 }

@@ -1,4 +1,4 @@
-//! Who a program is to the control plane, and where the control plane is.
+//! Who a program is to the control plane and to others, and where the control plane is.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,36 +8,55 @@ use mesh_core::xds::{Bootstrap, XdsSource};
 use mesh_tower::{Mesh, MeshBuilder};
 use serde_json::{Map, Value};
 
-/// Who a program is: its name, its namespace, and the labels that services select it by.
+/// Who a program is: its name, its namespace and service account, which are its identity, and the labels that services
+/// select it by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// Its name; becomes part of the node's id.
     pub name: String,
     /// Its namespace.
     pub namespace: String,
+    /// Its service account.
+    pub service_account: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
 }
 
 impl Workload {
-    /// A version of an application, labelled `app` and `version`, in the namespace `default`.
+    /// A version of an application, labelled `app` and `version`, with the service account `default` of the namespace
+    /// `default`.
     pub fn new(app: &str, version: &str) -> Self {
         let labels = [("app", app), ("version", version)];
         Workload {
             name: format!("{app}-{version}"),
             namespace: "default".to_owned(),
+            service_account: "default".to_owned(),
             labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
         }
     }
 
+    /// The same with this service account.
+    ///
+    /// ```
+    /// use mesh_examples::node::Workload;
+    ///
+    /// // By mutual TLS it is spiffe://cluster.local/ns/default/sa/web, where the trust domain is Istio's default.
+    /// assert_eq!(Workload::new("frontend", "v1").service_account("web").service_account, "web");
+    /// ```
+    pub fn service_account(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.service_account);
+        self
+    }
+
     /// Presents this workload in a bootstrap: an id that no other process has, and what Istio's agent would say.
     fn introduce(&self, mut bootstrap: Bootstrap) -> Bootstrap {
-        let Workload { name, namespace, .. } = self;
+        let Workload { name, namespace, service_account, .. } = self;
         let pod = format!("{name}-{:06x}", fastrand::u32(..1 << 24));
         bootstrap.node.id = format!("mesh~127.0.0.1~{pod}.{namespace}~{namespace}.svc.cluster.local");
         bootstrap
             .metadata("NAME", pod)
             .metadata("NAMESPACE", namespace.clone())
+            .metadata("SERVICE_ACCOUNT", service_account.clone())
             .metadata("WORKLOAD_NAME", name.clone())
             .metadata("LABELS", text_map(&self.labels))
     }
@@ -74,6 +93,10 @@ pub struct Join {
     /// The namespace of this program [default: the bootstrap's, else "default"].
     #[arg(long)]
     pub namespace: Option<String>,
+    /// The service account of this program: with the namespace, who it is to others [default: the bootstrap's, else
+    /// the program's own].
+    #[arg(long, value_name = "NAME")]
+    pub service_account: Option<String>,
     /// A label of this program, which services select it by; may be repeated [default: the bootstrap's, else app
     /// and version].
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = crate::text::label)]
@@ -81,30 +104,34 @@ pub struct Join {
 }
 
 impl Join {
-    /// A mesh for a program of this name and version.
+    /// A mesh for a program that is this workload, where the options do not say otherwise.
     ///
     /// # Errors
     /// If the environment has no usable bootstrap.
-    pub fn mesh(&self, app: &str, version: &str) -> anyhow::Result<MeshBuilder> {
+    pub fn mesh(&self, mut workload: Workload) -> anyhow::Result<MeshBuilder> {
         let Some(server) = &self.control else {
-            let bootstrap = self.complete(Bootstrap::from_env()?, app, version);
+            let bootstrap = self.complete(Bootstrap::from_env()?, &workload);
             return Ok(Mesh::builder().source(XdsSource::new(bootstrap)));
         };
-        let mut workload = Workload::new(app, version);
         workload.labels.extend(self.labels.iter().cloned());
         if let Some(namespace) = &self.namespace {
             workload.namespace.clone_from(namespace);
+        }
+        if let Some(account) = &self.service_account {
+            workload.service_account.clone_from(account);
         }
         Ok(Control::Server(server.clone()).mesh(&workload))
     }
 
     /// A bootstrap with what the options say of its node, and with labels in any case.
-    fn complete(&self, mut bootstrap: Bootstrap, app: &str, version: &str) -> Bootstrap {
+    fn complete(&self, mut bootstrap: Bootstrap, workload: &Workload) -> Bootstrap {
         let metadata = &mut bootstrap.node.metadata;
-        if let Some(namespace) = &self.namespace {
-            metadata.insert("NAMESPACE".to_owned(), namespace.clone().into());
+        for (key, said) in [("NAMESPACE", &self.namespace), ("SERVICE_ACCOUNT", &self.service_account)] {
+            if let Some(said) = said {
+                metadata.insert(key.to_owned(), said.clone().into());
+            }
         }
-        let own = || Value::Object(text_map(&Workload::new(app, version).labels));
+        let own = || Value::Object(text_map(&workload.labels));
         let labels = metadata.entry("LABELS").or_insert_with(own);
         if let Some(labels) = labels.as_object_mut() {
             labels.extend(self.labels.iter().map(|(key, value)| (key.clone(), value.clone().into())));
@@ -125,16 +152,19 @@ mod tests {
 
     #[test]
     fn options_complete_what_the_bootstrap_says_of_the_node() {
+        let echo = Workload::new("echo", "v1");
         let join = Join { labels: vec![("app".into(), "mine".into())], ..Join::default() };
-        let completed = join.complete(Bootstrap::new("s:1").node_id("n"), "echo", "v1").node;
+        let completed = join.complete(Bootstrap::new("s:1").node_id("n"), &echo).node;
         assert_eq!(completed.id, "n");
         assert_eq!(completed.metadata["LABELS"], json!({"app": "mine", "version": "v1"}));
 
         let theirs = Bootstrap::new("s:1").metadata("LABELS", json!({"role": "x"})).metadata("NAMESPACE", "shop");
-        let completed = Join::default().complete(theirs.clone(), "echo", "v1").node;
+        let completed = Join::default().complete(theirs.clone(), &echo).node;
         assert_eq!(completed.metadata, *json!({"LABELS": {"role": "x"}, "NAMESPACE": "shop"}).as_object().unwrap());
-        let join = Join { namespace: Some("other".into()), ..Join::default() };
-        assert_eq!(join.complete(theirs, "echo", "v1").node.metadata["NAMESPACE"], "other");
+        let account = Some("web".into());
+        let join = Join { namespace: Some("other".into()), service_account: account, ..Join::default() };
+        let completed = join.complete(theirs, &echo).node.metadata;
+        assert_eq!((&completed["NAMESPACE"], &completed["SERVICE_ACCOUNT"]), (&json!("other"), &json!("web")));
     }
 
     #[test]

@@ -1,12 +1,22 @@
 //! Bookinfo as a whole: real sockets, the embedded control plane.
 
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
 
 use http_body_util::BodyExt;
+use mesh_control::embedded::{self, Config, Embedded};
+use mesh_core::identity::SpiffeId;
+use mesh_core::xds::Bootstrap;
 use mesh_examples::bookinfo::manifests::{self, Phase};
 use mesh_examples::bookinfo::tour::{self, Json, Options, Outlook};
 use mesh_examples::bookinfo::{App, Bookinfo, Product};
-use serde_json::Value;
+use mesh_tower::Mesh;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Generous: it only bounds a test that fails.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_is_put_together_from_all_services() {
@@ -36,7 +46,7 @@ async fn a_page_is_put_together_from_all_services() {
 
 async fn tour(phases: &[Phase], strict: bool) -> (Vec<Outlook>, Vec<Value>) {
     let bookinfo = Bookinfo::start().await.unwrap();
-    let options = Options { rate: 60.0, phase: Duration::from_secs(2), strict };
+    let options = Options { rate: 30.0, phase: Duration::from_secs(3), strict };
     let mut out = Vec::new();
     let outlooks = tour::run(&bookinfo, phases, options, &mut Json(&mut out)).await.unwrap();
     bookinfo.stop().await.unwrap();
@@ -79,25 +89,116 @@ async fn files_of_others_take_effect_or_are_reported() {
                             {destination: {host: reviews, subset: v3}, weight: 50}]}]";
     let nobody = "[{route: [{destination: {host: ratings, subset: v2}}]}]";
     let gateway = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g}\nspec: {servers: []}\n";
-    let tls = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: details}\n\
-               spec: {host: details, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}\n";
+    let tls = |mode: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: details}}\n\
+             spec: {{host: details, trafficPolicy: {{tls: {{mode: {mode}}}}}}}\n"
+        )
+    };
     let phases = [
         phase("halves", &route("reviews", halves)),
         phase("nobody", &route("ratings", nobody)),
         phase("gateway", gateway),
-        phase("tls", tls),
+        phase("tls", &tls("ISTIO_MUTUAL")),
+        phase("plaintext", &tls("DISABLE")),
         phase("wrong", "kind: [VirtualService"),
     ];
     let (outlooks, _) = tour(&phases, false).await;
     for outlook in &outlooks {
         assert!(outlook.is_ok(), "{}: {:#?}", outlook.name, outlook.problems);
     }
-    let [halves, nobody, gateway, tls, wrong] = &outlooks[..] else { panic!("five phases") };
+    let [halves, nobody, gateway, tls, plaintext, wrong] = &outlooks[..] else { panic!("six phases") };
     assert!(halves.reports.is_empty() && nobody.reports.is_empty());
     let failed = nobody.seen[&(App::Ratings, None)].errors.values().next().unwrap();
     assert!(failed.contains("no healthy endpoint"), "{failed}");
     assert_eq!(gateway.reports.len(), 1);
-    assert_eq!((&*tls.reports[0].file, tls.reports[0].line), ("file.yaml", 4));
-    assert!(tls.seen[&(App::Details, None)].outcomes.keys().all(|outcome| matches!(outcome, tour::Outcome::Failed(_))));
+    assert_eq!((&*gateway.reports[0].file, gateway.reports[0].line), ("file.yaml", 2));
+    assert!(tls.reports.is_empty(), "{:?}", tls.reports);
+    // It is the mesh's own TLS, which the mesh speaks anyway.
+    let answered = tour::Outcome::Version("v1".into());
+    assert!(tls.seen[&(App::Details, None)].outcomes.keys().all(|outcome| *outcome == answered));
+    let closed = plaintext.seen[&(App::Details, None)].outcomes.keys();
+    assert!(closed.len() > 0 && closed.into_iter().all(|outcome| matches!(outcome, tour::Outcome::Failed(_))));
     assert!(!wrong.reports.is_empty());
+}
+
+/// What a client without TLS gets of a port.
+async fn in_plaintext(address: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /health HTTP/1.1\r\nhost: bookinfo\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    // A reset, where bytes that nobody read were thrown away, is an end, too.
+    _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an end");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_without_tls_gets_nothing_but_the_product_page() {
+    let bookinfo = Bookinfo::start().await.unwrap();
+    for running in bookinfo.services() {
+        let answer = in_plaintext(running.address).await;
+        match running.service.app {
+            App::Productpage => assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("healthy"), "{answer}"),
+            app => assert_eq!(answer, "", "{app}"),
+        }
+    }
+    bookinfo.stop().await.unwrap();
+}
+
+/// A client of bookinfo, with a certificate of this authority for the account of the product page. It believes in both
+/// authorities, so that whoever refuses is the server.
+fn with_certificate_of(authority: &Embedded, bookinfo: &Bookinfo, dir: &std::path::Path) -> Mesh {
+    let id: SpiffeId = "spiffe://cluster.local/ns/default/sa/bookinfo-productpage".parse().unwrap();
+    let authority = authority.authority().expect("it has one");
+    let (key, issued) = authority.issue_with_key(&id, 0, SystemTime::now()).unwrap();
+    let (_, chain) = issued.chain.split_last().unwrap();
+    let roots = authority.roots_pem() + &bookinfo.embedded().authority().unwrap().roots_pem();
+    std::fs::write(dir.join("key.pem"), key.as_bytes()).unwrap();
+    std::fs::write(dir.join("cert-chain.pem"), chain.concat()).unwrap();
+    std::fs::write(dir.join("root-cert.pem"), roots).unwrap();
+    let bootstrap = json!({
+        "xds_servers": [{"server_uri": "embedded:1", "channel_creds": [{"type": "insecure"}]}],
+        "node": {"id": "foreign-1", "metadata": {"SERVICE_ACCOUNT": "bookinfo-productpage"}},
+        "certificate_providers": {"default": {"plugin_name": "file_watcher", "config": {
+            "certificate_file": dir.join("cert-chain.pem"),
+            "private_key_file": dir.join("key.pem"),
+            "ca_certificate_file": dir.join("root-cert.pem"),
+        }}},
+    });
+    let bootstrap = Bootstrap::from_json(&bootstrap.to_string(), "the test").unwrap();
+    Mesh::builder().source(bookinfo.embedded().source(bootstrap)).cold_start_wait(PATIENCE).start().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_of_another_authority_gets_nothing_whatever_name_is_in_it() {
+    let bookinfo = Bookinfo::start().await.unwrap();
+    let foreign = Embedded::start(Config::yaml(""), embedded::Options::default().dev()).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let calls = ["details:9080/details/0", "reviews:9080/reviews/0", "ratings:9080/ratings/0"];
+    let own = with_certificate_of(bookinfo.embedded(), &bookinfo, dir.path());
+    assert_eq!(own.client().get("http://reviews:9080/reviews/0").await.unwrap().status(), 200);
+    let other = with_certificate_of(&foreign, &bookinfo, dir.path());
+    for call in calls {
+        let answer = other.client().get(format!("http://{call}")).await;
+        assert!(answer.is_err(), "{call}: {answer:?}");
+    }
+    bookinfo.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_listed_may_not_call() {
+    let bookinfo = Bookinfo::start().await.unwrap();
+    let callers = ["default", "bookinfo-productpage", "bookinfo-reviews"];
+    let calls = ["details:9080/details/0", "reviews:9080/reviews/0", "ratings:9080/health"];
+    let mut seen = Vec::new();
+    for account in callers {
+        let caller = bookinfo.caller_as("caller", account).unwrap();
+        let mut statuses = Vec::new();
+        for call in calls {
+            statuses.push(caller.client().get(format!("http://{call}")).await.unwrap().status().as_u16());
+        }
+        seen.push(statuses);
+    }
+    assert_eq!(seen, [[403, 403, 403], [200, 200, 403], [403, 403, 200]]);
+    bookinfo.stop().await.unwrap();
 }

@@ -19,7 +19,8 @@ async fn run(program: &str, arguments: &[&str]) -> String {
 #[tokio::test]
 async fn hello_http_says_hello_through_a_route_of_yaml() {
     let out = run(env!("CARGO_BIN_EXE_hello_http"), &[]).await;
-    assert_eq!(out, "200 OK hello, world\n200 OK hello, mesh\n");
+    let web = "from spiffe://cluster.local/ns/default/sa/web";
+    assert_eq!(out, format!("200 OK hello, world, {web}\n200 OK hello, mesh, {web}\n"));
 }
 
 #[tokio::test]
@@ -31,7 +32,7 @@ async fn hello_grpc_calls_a_tonic_service_with_a_generated_client() {
 #[tokio::test]
 async fn existing_clients_get_the_mesh_below_or_around_them() {
     let out = run(env!("CARGO_BIN_EXE_existing_client"), &[]).await;
-    assert_eq!(out, "below:  hello, connector\naround: hello, layer\n");
+    assert_eq!(out, "below:  hello, connector, by mutual TLS\naround: hello, layer, in plaintext\n");
 }
 
 #[tokio::test]

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout, Command};
 
 /// Generous: it only bounds a test that fails.
@@ -20,8 +21,11 @@ fn block(language: &str, words: &str) -> &'static str {
 
 /// A command of the README, on ports that are free.
 fn command(line: &str, control: &str, dir: &Path) -> Command {
-    let line =
-        line.strip_prefix("cargo run --bin ").expect("a program of this workspace").replace("127.0.0.1:15010", control);
+    let line = line
+        .strip_prefix("cargo run --bin ")
+        .expect("a program of this workspace")
+        .replace("127.0.0.1:15010", control)
+        .replace("127.0.0.1:8080", "127.0.0.1:0");
     let (program, arguments) = line.split_once(" -- ").expect("arguments");
     let program = Path::new(env!("CARGO_BIN_EXE_mesh-curl")).with_file_name(program);
     let mut command = Command::new(&program);
@@ -55,7 +59,7 @@ async fn the_first_steps_by_hand_divide_the_calls_as_the_file_says() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("shop")).unwrap();
     std::fs::write(dir.path().join("shop/reviews.yaml"), block("yaml", "weight: 75")).unwrap();
-    let lines: Vec<&str> = block("console", "--bin mesh-control").lines().collect();
+    let lines: Vec<&str> = block("console", "--version v2").lines().collect();
     let [control, v1, v2, curl] = lines[..] else { panic!("{lines:?}") };
 
     let (_control, mut out) = start(command(control, "", dir.path()));
@@ -79,4 +83,46 @@ async fn the_first_steps_by_hand_divide_the_calls_as_the_file_says() {
     };
     // 75 to 25: that v1 gets no more than v2 happens once in ten million times.
     assert!(calls("v2") > 0 && calls("v1") > calls("v2") && calls("v1") + calls("v2") == 100, "{summary}");
+}
+
+#[tokio::test]
+async fn three_lines_show_who_asks_and_a_client_without_a_certificate_gets_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("identity")).unwrap();
+    std::fs::write(dir.path().join("identity/web.yaml"), block("yaml", "name: hello")).unwrap();
+    let lines: Vec<&str> = block("console", "--name hello").lines().collect();
+    let [control, echo, curl] = lines[..] else { panic!("{lines:?}") };
+
+    let (_control, mut out) = start(command(control, "", dir.path()));
+    let control = said(&mut out, "xds listening on ").await;
+    let (_echo, mut out) = start(command(echo, &control, dir.path()));
+    let address = said(&mut out, " listening on ").await;
+    said(&mut out, " serving").await;
+    for target in ["http://hello/", "xds:///hello:80"] {
+        let mut curl = command(&curl.replace("http://hello/", target), &control, dir.path());
+        let out = tokio::time::timeout(PATIENCE, curl.args(["-o", "json"]).output()).await.unwrap().unwrap();
+        let out = String::from_utf8_lossy(&out.stdout).into_owned();
+        let call: serde_json::Value = serde_json::from_str(out.lines().next().unwrap()).unwrap();
+        let is_grpc = target.starts_with("xds:");
+        assert_eq!(call["status"], if is_grpc { "OK".into() } else { serde_json::Value::from(200) }, "{out}");
+        if !is_grpc {
+            let echo: serde_json::Value = serde_json::from_str(call["body"].as_str().unwrap()).unwrap();
+            assert_eq!(echo["peer"], "spiffe://cluster.local/ns/default/sa/web");
+            assert_eq!(echo["tls"]["version"], "TLSv1.3", "{echo}");
+            assert!(call["body"].as_str().unwrap().contains(quoted("\"peer\"")), "as the README has it");
+        }
+    }
+
+    let mut stream = TcpStream::connect(&address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: hello\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    // A reset, where bytes that nobody read were thrown away, is an end, too.
+    _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an end");
+    assert_eq!(String::from_utf8_lossy(&answer), "");
+}
+
+/// What the README has between backquotes, beginning with these words.
+fn quoted(words: &str) -> &'static str {
+    let mut quotes = README.split('`').filter(|quote| quote.starts_with(words));
+    quotes.next().expect("the README has this quotation")
 }

@@ -65,7 +65,8 @@ async fn an_http_request_comes_back_as_it_arrived() {
         assert_eq!(echo["http"], if http2 { "HTTP/2.0" } else { "HTTP/1.1" });
         assert_eq!((&echo["method"], &echo["path"], &echo["query"]), (&"POST".into(), &"/a/b".into(), &"x=1".into()));
         assert_eq!((&echo["body"], &echo["headers"]["x-color"]), (&"hello".into(), &"green".into()));
-        assert!(echo["peer"].as_str().unwrap().starts_with("127.0.0.1:"));
+        assert!(echo["peer_address"].as_str().unwrap().starts_with("127.0.0.1:"));
+        assert_eq!((&echo["peer"], &echo["tls"]), (&Value::Null, &Value::Null), "nobody is known in plaintext");
         assert_eq!(lines[0]["headers"]["content-type"], serde_json::json!(["application/json"]));
         assert_eq!(lines[3]["summary"]["requests"], 3);
     }

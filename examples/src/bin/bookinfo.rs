@@ -16,7 +16,7 @@ use mesh_examples::text;
 use serde_json::json;
 
 /// Runs bookinfo on the mesh: four services in six versions, each a real server, and the control plane, all in this
-/// process.
+/// process. They talk by mutual TLS (STRICT), and only who is listed may call: whoever else asks is refused.
 ///
 /// Without options it makes a tour: traffic goes through the product page while one routing change after another
 /// comes into force (everybody on v1; reviews 80/20; one user on v2; faults for that user; back). For each phase it
@@ -70,7 +70,13 @@ enum Command {
         join: Join,
     },
     /// Prints the services and subsets below every phase, for a control plane in another process.
-    Manifests,
+    ///
+    /// With --security also who may call whom, which takes one that issues certificates: mesh-control serve --dev.
+    Manifests {
+        /// Prints PeerAuthentication and AuthorizationPolicies, too.
+        #[arg(long)]
+        security: bool,
+    },
 }
 
 #[tokio::main]
@@ -84,7 +90,10 @@ async fn main() -> anyhow::Result<ExitCode> {
         Some(Command::Service { app, version, listen, printing, join }) => {
             service(app, &version, listen, printing, &join).await?;
         }
-        Some(Command::Manifests) => say(manifests::base().trim_end())?,
+        Some(Command::Manifests { security }) => {
+            let security = if security { format!("---\n{}", manifests::security()) } else { String::new() };
+            say((manifests::base() + &security).trim_end())?;
+        }
         None if args.serve => serve(args.listen, args.dir, args.printing).await?,
         None => return tour(args).await,
     }
@@ -116,9 +125,11 @@ async fn serve(listen: SocketAddr, dir: Option<PathBuf>, printing: Printing) -> 
     let page = page.context("there is no product page")?.address;
     let control = bookinfo.embedded().xds_addr();
     let page = format!("http://{page}/productpage");
+    let caller = App::Productpage.service_account();
     let mut text = format!(
         "product page   {page}\n\
-         control plane  {control}; try: mesh-curl --control {control} http://reviews:9080/reviews/0"
+         control plane  {control}; try: mesh-curl --control {control} --service-account \
+         {caller} http://reviews:9080/reviews/0"
     );
     if let Some(dir) = &dir {
         text += &format!("\nroutes         {}; what is changed there comes into force", dir.display());
@@ -131,7 +142,7 @@ async fn serve(listen: SocketAddr, dir: Option<PathBuf>, printing: Printing) -> 
 
 async fn service(app: App, version: &str, listen: SocketAddr, printing: Printing, join: &Join) -> anyhow::Result<()> {
     let service = Service::new(app, version);
-    let mesh = join.mesh(app.name(), version)?.start()?;
+    let mesh = join.mesh(service.workload())?.start()?;
     // Before anything is said: whoever reads the address may send a signal at once.
     mesh.drain_on_signals()?;
     let mut running = service.start(mesh, listen).await?;

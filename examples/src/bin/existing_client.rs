@@ -10,7 +10,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::xds::Bootstrap;
-use mesh_tower::{Mesh, server};
+use mesh_tower::Mesh;
+use mesh_tower::server::{self, ConnectionInfo};
 use serde_json::json;
 use tower::{Layer, ServiceExt};
 
@@ -22,36 +23,56 @@ spec:
   selector: {app: hello}
   ports: [{name: http, port: 80}]
 ---
+# The same server by another name.
+apiVersion: v1
+kind: Service
+metadata: {name: plain}
+spec:
+  selector: {app: hello}
+  ports: [{name: http, port: 80}]
+---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
-metadata: {name: hello}
+metadata: {name: plain}
 spec:
-  hosts: [hello]
+  hosts: [plain]
   http:
   - match: [{uri: {prefix: /greet/}}]
     rewrite: {uri: /hello/}
-    route: [{destination: {host: hello}}]
-  - route: [{destination: {host: hello}}]
+    route: [{destination: {host: plain}}]
+  - route: [{destination: {host: plain}}]
+---
+# Mutual TLS is the mesh's, and a client that brings connections of its own cannot speak it: calls to plain go out in
+# plaintext, and who serves it has to take them. Both stand here, for plain alone; without them no byte would be sent.
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: plain}
+spec: {host: plain, trafficPolicy: {tls: {mode: DISABLE}}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: plain}
+spec: {selector: {matchLabels: {app: hello}}, mtls: {mode: PERMISSIVE}}
 ";
 
 #[tokio::main]
 #[allow(clippy::print_stdout, reason = "a program that says hello")]
 async fn main() -> anyhow::Result<()> {
-    let control = Embedded::start(Config::yaml(CONFIG), Options::default()).await?;
+    let control = Embedded::start(Config::yaml(CONFIG), Options::default().dev()).await?;
     let service = serve_hello(&control).await?;
     let mesh = Mesh::builder().source(control.source(Bootstrap::new("embedded").node_id("caller-1"))).start()?;
 
-    // Below: hyper-util's pooled client goes on as it is, and the mesh says where its connections go. Whatever a
-    // route decides by path or header is not seen from here, since a connection is made before its requests.
+    // Below: hyper-util's pooled client goes on as it is, and the mesh says where its connections go, and secures them.
+    // Whatever a route decides by path or header is not seen from here: a connection is made before its requests.
     let pooled: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build(mesh.connector());
     let response = pooled.get("http://hello/hello/connector".parse()?).await?;
     println!("below:  {}", text(response.into_body()).await?);
 
     // Around: a tower client that knows nothing of services is told, request by request, which address to call.
-    // Routes, faults and balancing apply as they do to `mesh.client()`.
+    // Routes, faults and balancing apply as they do to `mesh.client()`. Its connections are its own, so not mutual TLS.
     let plain: Client<HttpConnector, _> = Client::builder(TokioExecutor::new()).build_http();
     let routed = mesh.client_layer().layer(plain);
-    let request = Request::get("http://hello/greet/layer").body(Empty::<Bytes>::new())?;
+    let request = Request::get("http://plain/greet/layer").body(Empty::<Bytes>::new())?;
     let response = routed.oneshot(request).await?;
     println!("around: {}", text(response.into_body()).await?);
 
@@ -73,7 +94,10 @@ async fn serve_hello(control: &Embedded) -> anyhow::Result<Mesh> {
     let node = Bootstrap::new("embedded").node_id("hello-1").metadata("LABELS", json!({"app": "hello"}));
     let mesh = Mesh::builder().source(control.source(node)).start()?;
     let listener = mesh.bind("127.0.0.1:0").await?;
-    let hello = |name: axum::extract::Path<String>| async move { format!("hello, {}", *name) };
+    let hello = |name: axum::extract::Path<String>| async move {
+        let is_secured = ConnectionInfo::current().is_some_and(|connection| connection.tls().is_some());
+        format!("hello, {}, {}", *name, if is_secured { "by mutual TLS" } else { "in plaintext" })
+    };
     let app = axum::Router::new().route("/hello/{name}", axum::routing::get(hello));
     tokio::spawn(server::serve(listener, mesh.server_layer().layer(app)).into_future());
     mesh.serving().await?;

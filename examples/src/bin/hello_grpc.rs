@@ -6,11 +6,12 @@
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::xds::Bootstrap;
 use mesh_tonic::health::HealthService;
-use mesh_tower::Mesh;
+use mesh_tower::{Mesh, server};
 use serde_json::json;
-use tonic::transport::Server;
+use tonic::service::Routes;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+use tower::Layer;
 
 const CONFIG: &str = "
 apiVersion: v1
@@ -24,15 +25,15 @@ spec:
 #[tokio::main]
 #[allow(clippy::print_stdout, reason = "a program that says hello")]
 async fn main() -> anyhow::Result<()> {
-    let control = Embedded::start(Config::yaml(CONFIG), Options::default()).await?;
+    let control = Embedded::start(Config::yaml(CONFIG), Options::default().dev()).await?;
 
-    // The service: any tonic server, with the mesh's layer around it and the mesh's listener below it.
+    // The service: any tonic service, with the mesh's layer around it and the mesh's listener below it.
     let node = Bootstrap::new("embedded").node_id("greeter-1").metadata("LABELS", json!({"app": "greeter"}));
     let mesh = Mesh::builder().source(control.source(node)).start()?;
     let listener = mesh.bind("127.0.0.1:0").await?;
     let health = HealthService::new(&mesh).into_server();
-    let router = Server::builder().layer(mesh_tonic::server_layer(&mesh)).add_service(health);
-    let server = tokio::spawn(mesh_tonic::serve(listener, router));
+    let app = mesh_tonic::server_layer(&mesh).layer(Routes::new(health));
+    let server = tokio::spawn(server::serve(listener, app).into_future());
     mesh.serving().await?;
 
     // The caller: any generated client, over a channel of the mesh. Its deadline travels with the call.

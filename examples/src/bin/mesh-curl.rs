@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use mesh_examples::cli::{self, Printing, Signals};
 use mesh_examples::curl::{self, Call, Endpoints, Output, Stop, Target};
 use mesh_examples::load::Pace;
-use mesh_examples::node::Join;
+use mesh_examples::node::{Join, Workload};
 use mesh_examples::text;
 use tokio::sync::Notify;
 
@@ -99,7 +99,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     };
     let output = Output { format: args.printing.format(), headers: args.include };
     let mut signals = Signals::new()?;
-    let mesh = args.join.mesh("mesh-curl", "v1")?.observer(Endpoints).start()?;
+    let mesh = args.join.mesh(Workload::new("mesh-curl", "v1"))?.observer(Endpoints).start()?;
     let told = Notify::new();
     let abort = async {
         signals.first().await;

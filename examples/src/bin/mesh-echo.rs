@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use clap::Parser;
 use mesh_examples::cli::{self, Printing};
 use mesh_examples::echo::{self, Identity};
-use mesh_examples::node::Join;
+use mesh_examples::node::{Join, Workload};
 use mesh_tower::server;
 use serde_json::json;
 use tower::Layer;
@@ -36,7 +36,7 @@ struct Args {
 async fn main() -> anyhow::Result<()> {
     let args: Args = cli::parse();
     args.printing.log();
-    let mesh = args.join.mesh(&args.name, &args.version)?.start()?;
+    let mesh = args.join.mesh(Workload::new(&args.name, &args.version))?.start()?;
     // Before anything is said: whoever reads the address may send a signal at once.
     mesh.drain_on_signals()?;
     let listener = mesh.bind(args.listen).await?;

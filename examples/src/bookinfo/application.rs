@@ -1,4 +1,4 @@
-//! A whole bookinfo in one process: the control plane and every service, each with a mesh of its own.
+//! A whole bookinfo in one process: the control plane and every service, each with a mesh and an identity of its own.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,6 +17,9 @@ use crate::node::{Control, Workload};
 
 /// The name of the text below every phase; sorts before that of any phase, so that a phase wins.
 const BASE: &str = "00-base.yaml";
+
+/// The name of the text that says who may call whom.
+const SECURITY: &str = "00-security.yaml";
 
 /// How long services get to find each other.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -44,8 +47,9 @@ impl Bookinfo {
     /// If there is no socket to be had, or a service is not let serve.
     pub async fn start_at(page: SocketAddr, config: Option<PathBuf>) -> anyhow::Result<Self> {
         let config = config.map_or_else(|| Config::yaml(""), Config::dir);
-        let embedded = Embedded::start(config, Options::default()).await?;
+        let embedded = Embedded::start(config, Options::default().dev()).await?;
         embedded.set_yaml(BASE, &manifests::base())?;
+        embedded.set_yaml(SECURITY, &manifests::security())?;
         let mut bookinfo = Bookinfo { embedded: Arc::new(embedded), services: Vec::new() };
         for service in Service::all() {
             let listen = if service.app == App::Productpage { page } else { any_port() };
@@ -94,12 +98,20 @@ impl Bookinfo {
         Ok(())
     }
 
-    /// A mesh for somebody who calls the services.
+    /// A mesh for somebody who calls the services, as anybody: with the service account `default`.
     ///
     /// # Errors
     /// If it cannot be started.
     pub fn caller(&self, name: &str) -> anyhow::Result<Mesh> {
-        Ok(self.control().mesh(&Workload::new(name, "v1")).start()?)
+        self.caller_as(name, "default")
+    }
+
+    /// The same with this service account.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn caller_as(&self, name: &str, service_account: &str) -> anyhow::Result<Mesh> {
+        Ok(self.control().mesh(&Workload::new(name, "v1").service_account(service_account)).start()?)
     }
 
     /// The control plane.

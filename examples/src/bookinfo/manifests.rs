@@ -21,6 +21,9 @@ macro_rules! files {
 /// Services and subsets.
 const BASE: &[(&str, &str)] = files!("base": "services.yaml", "subsets.yaml");
 
+/// Who may call whom, and how.
+const SECURITY: &[(&str, &str)] = files!("security": "access.yaml", "front-door.yaml");
+
 const TOUR: &[(&str, &[(&str, &str)])] = &[
     ("01-all-v1", files!("01-all-v1": "routes.yaml")),
     ("02-reviews-80-20", files!("02-reviews-80-20": "reviews.yaml")),
@@ -32,6 +35,11 @@ const TOUR: &[(&str, &[(&str, &str)])] = &[
 /// The services and their subsets, below every phase.
 pub fn base() -> String {
     join(BASE.iter().copied()).text
+}
+
+/// Who may call whom, by the identities that mutual TLS proves: for a control plane that issues certificates.
+pub fn security() -> String {
+    join(SECURITY.iter().copied()).text
 }
 
 /// The phases of this project's own tour.

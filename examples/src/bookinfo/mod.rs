@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Each service is a server of its own with a [`Mesh`](mesh_tower::Mesh) of its own, as it would be in a process
-//! of its own: it registers itself by its labels, and finds the others by name.
+//! of its own: it registers itself by its labels, and finds the others by name. Each has a service account, by which
+//! the others know it: all connections are mutual TLS, and only the arrows above are allowed.
 
 mod application;
 mod details;

@@ -43,6 +43,16 @@ impl App {
             App::Ratings => "ratings",
         }
     }
+
+    /// Its service account, as in Istio's bookinfo.
+    pub fn service_account(self) -> &'static str {
+        match self {
+            App::Productpage => "bookinfo-productpage",
+            App::Details => "bookinfo-details",
+            App::Reviews => "bookinfo-reviews",
+            App::Ratings => "bookinfo-ratings",
+        }
+    }
 }
 
 impl fmt::Display for App {
@@ -92,7 +102,7 @@ impl Service {
 
     /// How it presents itself to the control plane.
     pub fn workload(&self) -> Workload {
-        Workload::new(self.app.name(), &self.version)
+        Workload::new(self.app.name(), &self.version).service_account(self.app.service_account())
     }
 
     fn router(&self, mesh: &Mesh, identity: &Identity) -> Router {

@@ -15,6 +15,7 @@ use axum::routing::post;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use mesh_tonic::health::HealthService;
 use mesh_tower::Mesh;
+use mesh_tower::server::{ConnectionInfo, TlsInfo};
 use serde::Serialize;
 use tonic::Status;
 
@@ -64,7 +65,42 @@ struct Echo<'e> {
     query: Option<&'e str>,
     headers: BTreeMap<&'e str, String>,
     body: String,
-    peer: Option<SocketAddr>,
+    #[serde(flatten)]
+    caller: Caller,
+}
+
+/// Who asks, and over what connection.
+#[derive(Clone, Debug, Default, Serialize)]
+struct Caller {
+    /// Its SPIFFE ID, where mutual TLS told.
+    peer: Option<String>,
+    peer_address: Option<SocketAddr>,
+    /// `None` in plaintext.
+    tls: Option<Tls>,
+}
+
+/// What the handshake came to.
+#[derive(Clone, Debug, Serialize)]
+struct Tls {
+    version: Option<String>,
+    alpn: Option<String>,
+    sni: Option<String>,
+}
+
+impl Caller {
+    /// The one that this task answers.
+    fn current() -> Caller {
+        let Some(connection) = ConnectionInfo::current() else { return Caller::default() };
+        // rustls writes TLSv1_3.
+        let version = |tls: &TlsInfo| tls.version.as_deref().map(|version| version.replace('_', "."));
+        let text = |text: &Option<Arc<str>>| text.as_deref().map(str::to_owned);
+        let tls = |tls: &TlsInfo| Tls { version: version(tls), alpn: text(&tls.alpn), sni: text(&tls.sni) };
+        Caller {
+            peer: connection.peer_identity().map(ToString::to_string),
+            peer_address: Some(connection.peer),
+            tls: connection.tls().map(tls),
+        }
+    }
 }
 
 /// The echo as a service: gRPC at `/mesh.echo.v1.Echo/…` and, as the mesh knows it, health at
@@ -106,7 +142,7 @@ async fn http_echo(identity: Identity, request: Request) -> Response {
         query: parts.uri.query(),
         headers: texts(&parts.headers),
         body: String::from_utf8_lossy(&body).into_owned(),
-        peer: peer(),
+        caller: Caller::current(),
     };
     let status = control.status.unwrap_or(StatusCode::OK);
     (status, [(BACKEND, identity.header())], axum::Json(echo)).into_response()
@@ -124,8 +160,4 @@ fn texts(headers: &HeaderMap) -> BTreeMap<&str, String> {
         text.push_str(&value);
     }
     texts
-}
-
-fn peer() -> Option<SocketAddr> {
-    mesh_tower::server::ConnectionInfo::current().map(|connection| connection.peer)
 }

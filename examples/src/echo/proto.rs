@@ -31,7 +31,7 @@ pub struct EchoReply {
     /// Which instance answered.
     #[prost(string, tag = "4")]
     pub backend: String,
-    /// Who connected, as `ip:port`.
+    /// Who asked: the SPIFFE ID that mutual TLS told, or nothing.
     #[prost(string, tag = "5")]
     pub peer: String,
     /// The place of the reply in its stream, from 0; for `ClientStream`, the number of requests.
@@ -40,4 +40,24 @@ pub struct EchoReply {
     /// The request's metadata, as far as it is text.
     #[prost(map = "string, string", tag = "7")]
     pub headers: HashMap<String, String>,
+    /// Where the request came from, as `ip:port`.
+    #[prost(string, tag = "8")]
+    pub peer_address: String,
+    /// What the handshake came to; not set in plaintext.
+    #[prost(message, optional, tag = "9")]
+    pub tls: Option<EchoTls>,
+}
+
+/// The TLS of a connection.
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
+pub struct EchoTls {
+    /// The version, such as `TLSv1.3`.
+    #[prost(string, tag = "1")]
+    pub version: String,
+    /// The protocol that both sides agreed on.
+    #[prost(string, tag = "2")]
+    pub alpn: String,
+    /// The name that the client asked for.
+    #[prost(string, tag = "3")]
+    pub sni: String,
 }

@@ -6,8 +6,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Status, Streaming};
 
-use super::proto::{EchoReply, EchoRequest};
-use super::{BACKEND, Control, Identity, texts};
+use super::proto::{EchoReply, EchoRequest, EchoTls};
+use super::{BACKEND, Caller, Control, Identity, Tls, texts};
 use crate::grpc;
 
 /// The most replies that one request gets from `ServerStream`.
@@ -70,11 +70,19 @@ async fn admit<M>(identity: &Identity, request: tonic::Request<M>) -> Result<(Te
     let control = Control::of(&headers, None).map_err(Status::invalid_argument)?;
     control.wait().await;
     control.grpc()?;
+    let caller = Caller::current();
+    let tls = |tls: Tls| EchoTls {
+        version: tls.version.unwrap_or_default(),
+        alpn: tls.alpn.unwrap_or_default(),
+        sni: tls.sni.unwrap_or_default(),
+    };
     let template = EchoReply {
         name: identity.name.to_string(),
         version: identity.version.to_string(),
         backend: identity.backend.to_string(),
-        peer: super::peer().map(|peer| peer.to_string()).unwrap_or_default(),
+        peer: caller.peer.unwrap_or_default(),
+        peer_address: caller.peer_address.map(|address| address.to_string()).unwrap_or_default(),
+        tls: caller.tls.map(tls),
         headers: texts(&headers).into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
         ..EchoReply::default()
     };

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::file::{Governs, Meta, Object, Objects, Refused, Workloads, is_namespace};
 use crate::config::istio::security::{PeerAuthentication, TargetRef, selected};
+use crate::config::support::ObjectKind;
 use crate::policy::Policy;
 use crate::policy::destination_rules::ROOT_NAMESPACE;
 use crate::registry::Service;
@@ -12,13 +13,17 @@ use crate::registry::service::{Target, is_subset};
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for meta in policy.security.unenforced() {
-        let message = "not enforced yet: workloads that it is for answer every request with 503 and the reason, unless \
-                       mesh-control is told --allow-unenforced";
-        found.push(
-            Diagnostic::at(&meta.origin, Severity::Error, Code::NotSupportedYet, message)
-                .object(meta.id())
-                .field("spec"),
+        let (code, when) = match meta.kind {
+            ObjectKind::PeerAuthentication => {
+                (Code::NeedsCertificates, "not enforced where the control plane issues no certificates")
+            }
+            _ => (Code::NotSupportedYet, "not enforced yet"),
+        };
+        let message = format!(
+            "{when}: workloads that it is for answer every request with 503 and the reason, unless mesh-control is told \
+             --allow-unenforced"
         );
+        found.push(Diagnostic::at(&meta.origin, Severity::Error, code, message).object(meta.id()).field("spec"));
     }
     found.extend(objects.refused.iter().filter_map(|object| guarded_all_the_same(object)));
     for (hidden, winner) in policy.security.hidden() {

@@ -50,6 +50,8 @@ pub enum Code {
     MissingField,
     /// A field that Istio has and this mesh does not enforce yet.
     NotSupportedYet,
+    /// It is enforced by a control plane that issues certificates, and fails closed with any other.
+    NeedsCertificates,
     /// A kind that is of no concern to a mesh without a cluster (Deployment, ConfigMap, ...).
     Ignored,
     /// The same object twice.
@@ -78,6 +80,7 @@ impl Code {
             Code::InvalidValue => "invalid-value",
             Code::MissingField => "missing-field",
             Code::NotSupportedYet => "not-supported-yet",
+            Code::NeedsCertificates => "needs-certificates",
             Code::Ignored => "ignored",
             Code::Duplicate => "duplicate",
             Code::Conflict => "conflict",

@@ -185,7 +185,7 @@ fn transport_security_that_is_not_built_makes_clients_fail_and_is_an_error() {
     assert!(secured.transport_socket.is_none());
     assert_eq!(grpc.cluster(plain).eds_cluster_config.expect("EDS").service_name, plain);
     let error = plane.diagnostics().into_iter().find(|finding| finding.field.as_deref() == Some("trafficPolicy.tls"));
-    assert!(error.unwrap().to_string().contains("error[not-supported-yet]"));
+    assert!(error.unwrap().to_string().contains("error[needs-certificates]"));
 }
 
 #[test]

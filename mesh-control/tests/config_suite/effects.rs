@@ -282,7 +282,7 @@ fn is_enforced(kind: ObjectKind, field: &str, class: ClientClass) -> bool {
 /// The fields that are reported as not supported as they are written, without indexes.
 fn reported(documents: &[Json]) -> BTreeSet<String> {
     let findings = plane(documents).unwrap().diagnostics().into_iter();
-    let findings = findings.filter(|finding| finding.code == Code::NotSupportedYet);
+    let findings = findings.filter(|finding| matches!(finding.code, Code::NotSupportedYet | Code::NeedsCertificates));
     let fields = findings.map(|finding| {
         let (object, field) = (finding.object.unwrap(), finding.field.unwrap());
         let names: Vec<&str> = field.split(['[', ']']).step_by(2).collect();

@@ -180,10 +180,11 @@ impl Meaning {
         self.objects.iter().find(|object| object.kind == "DestinationRule" && has_host(object, app))
     }
 
-    /// Whether calls must fail because TLS is asked for, which this mesh cannot do yet.
+    /// Whether calls must fail: TLS by files is asked for, which this mesh cannot do yet, or plaintext, which only the
+    /// product page takes.
     pub fn is_closed(&self, app: App) -> bool {
         let mode = self.rule(app).and_then(|rule| rule.spec.get("trafficPolicy")?.get("tls")?.get("mode")?.as_str());
-        mode.is_some_and(|mode| mode != "DISABLE")
+        mode.is_some_and(|mode| matches!(mode, "SIMPLE" | "MUTUAL") || (mode == "DISABLE" && app != App::Productpage))
     }
 
     /// Version by subset.
@@ -455,9 +456,15 @@ mod tests {
 
     #[test]
     fn tls_that_cannot_be_had_closes_a_service() {
-        let yaml = "kind: DestinationRule\nmetadata: {name: reviews}\n\
-                    spec: {host: reviews, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}";
-        assert_eq!(expect(&[yaml], App::Reviews, None), [("!".into(), 1.0)]);
+        let yaml = |mode: &str| {
+            format!(
+                "kind: DestinationRule\nmetadata: {{name: reviews}}\n\
+                 spec: {{host: reviews, trafficPolicy: {{tls: {{mode: {mode}}}}}}}"
+            )
+        };
+        assert_eq!(expect(&[&yaml("SIMPLE")], App::Reviews, None), [("!".into(), 1.0)]);
+        assert_eq!(expect(&[&yaml("DISABLE")], App::Reviews, None), [("!".into(), 1.0)]);
+        assert!(!Meaning::of(&[&yaml("ISTIO_MUTUAL")]).unwrap().is_closed(App::Reviews));
     }
 
     #[test]

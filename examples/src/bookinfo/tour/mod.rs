@@ -405,7 +405,8 @@ impl Outlook {
     /// Whether the control plane says that an object, or a part of it, has no effect.
     fn is_reported(&self, object: &str) -> bool {
         let without_effect = |report: &&Diagnostic| {
-            matches!(report.code, Code::NotSupportedYet | Code::Ignored) || report.rejects_object()
+            matches!(report.code, Code::NotSupportedYet | Code::NeedsCertificates | Code::Ignored)
+                || report.rejects_object()
         };
         self.reports.iter().filter(without_effect).any(|report| report.object.as_deref() == Some(object))
     }

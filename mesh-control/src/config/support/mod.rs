@@ -207,14 +207,27 @@ fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, d: &mut Decoder
                     true => Severity::Error,
                     false => Severity::Warning,
                 };
-                let message = format!("not supported yet: {instead}");
-                d.report_at(key.span, shown, severity, Code::NotSupportedYet, message);
+                let (code, when) = match needs_certificates(kind, value) {
+                    true => (Code::NeedsCertificates, "where the control plane issues no certificates"),
+                    false => (Code::NotSupportedYet, "not supported yet"),
+                };
+                d.report_at(key.span, shown, severity, code, format!("{when}: {instead}"));
                 continue;
             }
         }
         if has_rows_below(kind, &path) {
             visit(kind, value, &path, &shown, d);
         }
+    }
+}
+
+/// Whether what is not enforced of a field is, by a control plane that issues certificates.
+fn needs_certificates(kind: ObjectKind, value: &Node) -> bool {
+    let mode = || value.get("mode").and_then(Node::as_str);
+    match kind {
+        ObjectKind::PeerAuthentication => true,
+        ObjectKind::DestinationRule => mode() == Some("ISTIO_MUTUAL"),
+        _ => false,
     }
 }
 

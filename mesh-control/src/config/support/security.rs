@@ -63,7 +63,7 @@ const OPERATION: &[Row] = &[
 const CONDITION: &[Row] = &[both("key", Partly(key)), both("values", Enforced), both("notValues", Enforced)];
 
 fn mode(node: &Node) -> Option<String> {
-    (node.as_str()? == "STRICT").then(|| "no server takes TLS".to_owned())
+    (node.as_str()? == "STRICT").then(|| "no server takes TLS, and workloads answer with 503".to_owned())
 }
 
 fn modes(ports: &Node) -> Option<String> {
