@@ -126,16 +126,16 @@ impl Stream for GrpcIncoming {
     }
 }
 
-/// A connection that the mesh let in, with which tonic's requests know their peer's address.
+/// A connection that the mesh let in. Requests find what is known of it (`Arc<ConnectionInfo>`) in their extensions, and
+/// below [`server_layer`] their peer's address where tonic looks for it.
 #[derive(Debug)]
 pub struct GrpcIo(MeshIo);
 
 impl Connected for GrpcIo {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Arc<ConnectionInfo>;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        let connection = self.0.connection();
-        TcpConnectInfo { local_addr: Some(connection.local), remote_addr: Some(connection.peer) }
+    fn connect_info(&self) -> Arc<ConnectionInfo> {
+        Arc::clone(self.0.connection())
     }
 }
 

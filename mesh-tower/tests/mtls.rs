@@ -152,14 +152,14 @@ async fn both_sides_know_each_other_over_http1_and_http2() {
     for protocol in [ClusterProtocol::Http1, ClusterProtocol::Http2] {
         let mesh = client(&server, Some(authority.credentials(CLIENT)), mutual(&[SERVER]), protocol);
         let answer = get(&mesh.client()).await.unwrap();
-        assert_eq!(answer, (StatusCode::OK, format!("{CLIENT} TLSv1_3")));
+        assert_eq!(answer, (StatusCode::OK, format!("{CLIENT} TLSv1.3")));
     }
     // A client with a pool of its own, over the mesh's connector.
     let mesh = client(&server, Some(authority.credentials(CLIENT)), mutual(&[SERVER]), ClusterProtocol::Http1);
     let other = HyperClient::builder(TokioExecutor::new()).build::<_, Full<Bytes>>(mesh.connector());
     let response = within(other.get("http://server/".parse().unwrap())).await.unwrap();
     let body = within(response.into_body().collect()).await.unwrap().to_bytes();
-    assert_eq!(body, format!("{CLIENT} TLSv1_3"));
+    assert_eq!(body, format!("{CLIENT} TLSv1.3"));
 }
 
 #[tokio::test]
@@ -219,7 +219,7 @@ async fn under_permissive_plaintext_is_served_as_nobody() {
     let authority = Authority::new();
     let server = serve(Some(authority.credentials(SERVER)), permissive).await;
     let secured = client(&server, Some(authority.credentials(CLIENT)), mutual(&[SERVER]), ClusterProtocol::Http2);
-    assert_eq!(get(&secured.client()).await.unwrap().1, format!("{CLIENT} TLSv1_3"));
+    assert_eq!(get(&secured.client()).await.unwrap().1, format!("{CLIENT} TLSv1.3"));
     let plain = client(&server, None, ClusterTls::None, ClusterProtocol::Http1);
     assert_eq!(get(&plain.client()).await.unwrap().1, "nobody plaintext");
 }

@@ -91,10 +91,8 @@ impl Caller {
     /// The one that this task answers.
     fn current() -> Caller {
         let Some(connection) = ConnectionInfo::current() else { return Caller::default() };
-        // rustls writes TLSv1_3.
-        let version = |tls: &TlsInfo| tls.version.as_deref().map(|version| version.replace('_', "."));
         let text = |text: &Option<Arc<str>>| text.as_deref().map(str::to_owned);
-        let tls = |tls: &TlsInfo| Tls { version: version(tls), alpn: text(&tls.alpn), sni: text(&tls.sni) };
+        let tls = |tls: &TlsInfo| Tls { version: text(&tls.version), alpn: text(&tls.alpn), sni: text(&tls.sni) };
         Caller {
             peer: connection.peer_identity().map(ToString::to_string),
             peer_address: Some(connection.peer),

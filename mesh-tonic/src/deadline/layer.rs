@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -9,10 +10,12 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use mesh_core::request::is_grpc;
+use mesh_tower::server::ConnectionInfo;
 use pin_project_lite::pin_project;
 use tokio::task::futures::TaskLocalFuture;
 use tokio::time::Sleep;
 use tonic::Status;
+use tonic::transport::server::TcpConnectInfo;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -77,6 +80,11 @@ where
         let Ok(deadline) = deadline else { return DeadlineFuture { state: State::Malformed } };
         if let Some(deadline) = deadline {
             request.extensions_mut().insert(deadline);
+        }
+        // tonic knows a peer's address by its own type only.
+        if let Some(connection) = request.extensions().get::<Arc<ConnectionInfo>>() {
+            let ends = TcpConnectInfo { local_addr: Some(connection.local), remote_addr: Some(connection.peer) };
+            request.extensions_mut().insert(ends);
         }
         let call = CURRENT.scope(deadline, self.inner.call(request));
         let sleep = deadline.map(|deadline| tokio::time::sleep_until(deadline.0.into()));

@@ -12,6 +12,7 @@ use mesh_core::store::ServerState;
 use mesh_core::tls::{Certificates, peer_identity};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ProtocolVersion;
 use tokio_rustls::server::TlsStream;
 
 use crate::connection::{ConnectionInfo, TlsInfo};
@@ -82,7 +83,11 @@ fn info(stream: &TlsStream<TcpStream>) -> TlsInfo {
     let (_, session) = stream.get_ref();
     TlsInfo {
         identity: peer_identity(session),
-        version: session.protocol_version().and_then(|version| version.as_str()).map(Arc::from),
+        version: session.protocol_version().map(|version| match version {
+            // rustls writes TLSv1_3.
+            ProtocolVersion::TLSv1_3 => "TLSv1.3".into(),
+            other => format!("{other:?}").into(),
+        }),
         alpn: session.alpn_protocol().map(|protocol| String::from_utf8_lossy(protocol).into()),
         sni: session.server_name().map(Arc::from),
     }

@@ -1,0 +1,54 @@
+//! gRPC in a mesh whose workloads have certificates, with tonic's own server.
+
+use std::time::Duration;
+
+use mesh_control::embedded::{Config, Embedded, Options};
+use mesh_core::xds::Bootstrap;
+use mesh_tower::Mesh;
+use serde_json::json;
+use tonic::transport::Server;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: greeter}
+spec: {selector: {app: greeter}, ports: [{name: grpc, port: 50051}]}
+";
+
+fn mesh(control: &Embedded, app: &str) -> Mesh {
+    let bootstrap = Bootstrap::new("embedded")
+        .node_id(format!("mesh~127.0.0.1~{app}.default~default.svc.cluster.local"))
+        .metadata("NAMESPACE", "default")
+        .metadata("SERVICE_ACCOUNT", app)
+        .metadata("LABELS", json!({"app": app}));
+    Mesh::builder().source(control.source(bootstrap)).cold_start_wait(Duration::from_secs(10)).start().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tonics_own_server_serves_by_mutual_tls() {
+    let control = Embedded::start(Config::yaml(SERVICE), Options::default().dev()).await.unwrap();
+    let server = mesh(&control, "greeter");
+    let listener = server.bind("127.0.0.1:0").await.unwrap();
+    let health = mesh_tonic::health::HealthService::new(&server).into_server();
+    let router = Server::builder().layer(mesh_tonic::server_layer(&server)).add_service(health);
+    tokio::spawn(mesh_tonic::serve(listener, router));
+    server.serving().await.unwrap();
+    let client = mesh(&control, "web");
+    let ask = async || {
+        let mut health = HealthClient::new(mesh_tonic::channel(&client, "xds:///greeter:50051"));
+        health.check(HealthCheckRequest::default()).await
+    };
+    let mut last = None;
+    let answered = async {
+        loop {
+            match ask().await {
+                Ok(_) => return,
+                Err(status) => last = Some(status),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(20), answered).await.is_ok(), "{last:?}");
+}
