@@ -25,7 +25,7 @@ const CRATES: [Crate; 4] = [
             &["request", "identity", "path"],
             &["model"],
             &["matcher", "resources", "tls"],
-            &["state", "client_status", "authz"],
+            &["state", "client_status", "authz", "jwt"],
             &["request_info"],
             &["balance", "filter", "retry"],
             &["view"],

@@ -37,6 +37,8 @@ pub enum ErrorKind {
     FaultInjected,
     /// On a server: a policy does not let this request in.
     AccessDenied,
+    /// On a server: the request's token is missing or no good.
+    Unauthenticated,
     /// The configuration asks for TLS that cannot be provided. Never plaintext instead.
     Security,
     /// On a server: the application returned an error instead of a response, or its response's body broke off.
@@ -80,7 +82,9 @@ impl ErrorKind {
     /// Whose fault it is.
     pub fn origin(self) -> Origin {
         match self {
-            ErrorKind::BadRequest | ErrorKind::NoListener | ErrorKind::AccessDenied => Origin::Caller,
+            ErrorKind::BadRequest | ErrorKind::NoListener | ErrorKind::AccessDenied | ErrorKind::Unauthenticated => {
+                Origin::Caller
+            }
             ErrorKind::UnknownTarget
             | ErrorKind::NoRoute
             | ErrorKind::NoCluster
@@ -111,6 +115,7 @@ impl ErrorKind {
             ErrorKind::ConnectionLost | ErrorKind::Application | ErrorKind::Timeout => RetryAdvice::IfIdempotent,
             ErrorKind::BadRequest
             | ErrorKind::AccessDenied
+            | ErrorKind::Unauthenticated
             | ErrorKind::UnknownTarget
             | ErrorKind::NoRoute
             | ErrorKind::NoCluster
@@ -124,6 +129,7 @@ impl ErrorKind {
         match self {
             ErrorKind::BadRequest => StatusCode::BAD_REQUEST,
             ErrorKind::AccessDenied => StatusCode::FORBIDDEN,
+            ErrorKind::Unauthenticated => StatusCode::UNAUTHORIZED,
             ErrorKind::NoRoute => StatusCode::NOT_FOUND,
             ErrorKind::Application => StatusCode::INTERNAL_SERVER_ERROR,
             ErrorKind::UnknownTarget => StatusCode::BAD_GATEWAY,
@@ -136,10 +142,11 @@ impl ErrorKind {
     /// (gRFC A54: it may not surface codes that applications own).
     pub fn grpc_code(self) -> u32 {
         match self {
-            ErrorKind::Timeout => 4,      // DEADLINE_EXCEEDED
-            ErrorKind::AccessDenied => 7, // PERMISSION_DENIED
-            ErrorKind::BadRequest => 13,  // INTERNAL
-            _ => 14,                      // UNAVAILABLE
+            ErrorKind::Timeout => 4,          // DEADLINE_EXCEEDED
+            ErrorKind::AccessDenied => 7,     // PERMISSION_DENIED
+            ErrorKind::Unauthenticated => 16, // UNAUTHENTICATED
+            ErrorKind::BadRequest => 13,      // INTERNAL
+            _ => 14,                          // UNAVAILABLE
         }
     }
 
@@ -156,7 +163,7 @@ impl ErrorKind {
             ErrorKind::Overflow => "UO",
             ErrorKind::FaultInjected => "FI",
             // Envoy has no flag for it, only the response code's details.
-            ErrorKind::AccessDenied => "-",
+            ErrorKind::AccessDenied | ErrorKind::Unauthenticated => "-",
             ErrorKind::NotServing | ErrorKind::NotServingYet | ErrorKind::NoListener | ErrorKind::Draining => "LR",
         }
     }

@@ -28,6 +28,7 @@ pub mod fixed;
 pub mod grpc_timeout;
 pub mod id;
 pub mod identity;
+pub mod jwt;
 pub mod matcher;
 pub mod model;
 pub mod path;

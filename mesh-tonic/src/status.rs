@@ -129,6 +129,7 @@ mod tests {
             (ErrorKind::FaultInjected, Code::Unavailable),
             (ErrorKind::Security, Code::Unavailable),
             (ErrorKind::AccessDenied, Code::PermissionDenied),
+            (ErrorKind::Unauthenticated, Code::Unauthenticated),
             (ErrorKind::Application, Code::Unavailable),
             (ErrorKind::NotServing, Code::Unavailable),
             (ErrorKind::NotServingYet, Code::Unavailable),

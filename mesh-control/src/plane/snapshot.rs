@@ -185,7 +185,8 @@ impl Snapshot {
             (true, ServerTls::Permissive) if client.class == ClientClass::Grpc => ServerTls::Strict,
             (true, tls) => tls,
         };
-        render::render_server(client.class, listener, refusal, &security.access(served, services), *paths, tls)
+        let guards = (&security.access(served, services), &*security.tokens(served, services));
+        render::render_server(client.class, listener, refusal, guards, *paths, tls)
     }
 
     /// Whether a client has a certificate of this mesh.

@@ -14,6 +14,7 @@ pub mod retry;
 pub mod route;
 pub mod security;
 pub mod text;
+pub mod tokens;
 pub mod traffic;
 pub mod view;
 pub mod virtual_services;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::access::{Access, AccessPolicy, Enforcement};
 use super::destination_rules::ROOT_NAMESPACE;
+use super::tokens::{TokenRule, token_rules};
 use super::traffic::ServerTls;
 use crate::config::file::{Governs, Meta, Objects, Workloads, is_namespace};
 use crate::config::istio::security::{MtlsMode, selected};
@@ -19,6 +20,7 @@ use crate::registry::service::is_subset;
 pub struct Security {
     guards: Vec<Guard>,
     access: Vec<(Selection, AccessPolicy)>,
+    tokens: Vec<(Selection, Vec<TokenRule>)>,
     peers: Vec<Peers>,
 }
 
@@ -75,8 +77,14 @@ impl Security {
         for object in objects.request_authentications.iter().filter(|object| !object.spec.jwt_rules.is_empty()) {
             let workloads = Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.targets());
             let selection = Selection { meta: object.meta.clone(), workloads };
-            security.guards.push(Guard { selection, lacks: "no token is looked at".to_owned(), refused: None });
+            match token_rules(&object.spec) {
+                Ok(rules) => security.tokens.push((selection, rules)),
+                Err(lacks) => security.guards.push(Guard { selection, lacks, refused: None }),
+            }
         }
+        security.tokens.sort_by(|(a, _), (b, _)| {
+            a.meta.created.cmp(&b.meta.created).then_with(|| a.meta.order().cmp(&b.meta.order()))
+        });
         for object in &objects.refused {
             if let Governs::Workloads(workloads) = &object.governs {
                 let selection = Selection { meta: object.meta.clone(), workloads: workloads.clone() };
@@ -137,6 +145,7 @@ impl Security {
         let all = Workloads::Labelled(BTreeMap::new());
         let guards = self.guards.iter().map(|guard| &guard.selection);
         let selections = guards.chain(self.access.iter().map(|(selection, _)| selection));
+        let selections = selections.chain(self.tokens.iter().map(|(selection, _)| selection));
         let some = selections.filter(|selection| selection.workloads != all).map(|selection| &selection.meta);
         let peers = self.peers.iter().filter(|peers| peers.is_strict() && !peers.labels.is_empty());
         some.chain(peers.map(|peers| &peers.meta)).any(is_near)
@@ -154,6 +163,12 @@ impl Security {
             }
         }
         access
+    }
+
+    /// Which tokens are good for a server: the rules of all objects that are for it, the oldest object first.
+    pub fn tokens(&self, served: Served<'_>, services: &Services) -> Vec<&TokenRule> {
+        let selected = self.tokens.iter().filter(|(selection, _)| selection.selects(served, services));
+        selected.flat_map(|(_, rules)| rules).collect()
     }
 
     /// The objects that are right, and would guard somebody if they were enforced.

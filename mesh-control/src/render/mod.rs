@@ -11,6 +11,7 @@ mod library;
 pub mod listener;
 pub mod proto;
 mod tls;
+mod tokens;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::extensions::filters::common::fault::v3::FaultDelay;
 use envoy_types::pb::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3 as fault_pb;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
 use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
 use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
@@ -37,6 +39,7 @@ use crate::policy::access::Access;
 use crate::policy::destination_rules::MergedRule;
 use crate::policy::paths::PathNormalization;
 use crate::policy::route::{AbortWith, Action, ClusterKey, Faults, Route, Written};
+use crate::policy::tokens::TokenRule;
 use crate::policy::traffic::{CONNECT_TIMEOUT, Limit, ServerTls};
 use crate::policy::view::View;
 use crate::policy::{Address, Cluster, Policy};
@@ -143,13 +146,13 @@ fn join(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-/// The listener of a server, by its name, with who may do what to it. With a reason not to serve, every request is answered
+/// The listener of a server, by its name, with who may do what to it, and which tokens are good. With a reason not to serve, every request is answered
 /// with it; so it is where a client cannot enforce what is asked of it.
 pub fn render_server(
     class: ClientClass,
     name: &str,
     refusal: Option<String>,
-    access: &Access<'_>,
+    (access, tokens): (&Access<'_>, &[&TokenRule]),
     paths: PathNormalization,
     tls: ServerTls,
 ) -> Option<Encoded> {
@@ -164,7 +167,7 @@ pub fn render_server(
     let refusal = match (class, refusal) {
         (ClientClass::Envoy, _) => return None,
         (_, Some(reason)) => reason,
-        (_, None) => match access::filters(access, class) {
+        (_, None) => match guards(access, tokens, class) {
             Err(reason) => reason,
             Ok(filters) => {
                 let action = Action::NonForwardingAction(NonForwardingAction {});
@@ -183,6 +186,11 @@ pub fn render_server(
         ClientClass::Library | ClientClass::Envoy => Action::DirectResponse(library::unavailable(&refusal)),
     };
     Some(encode(name, &listener::server(name, bound, action, Vec::new(), paths, tls)))
+}
+
+/// Who calls comes before what they may do.
+fn guards(access: &Access<'_>, tokens: &[&TokenRule], class: ClientClass) -> Result<Vec<hcm::HttpFilter>, String> {
+    Ok(tokens::filter(tokens, class)?.into_iter().chain(access::filters(access, class)?).collect())
 }
 
 /// The listener of `host:port`.

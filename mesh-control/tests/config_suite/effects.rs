@@ -117,6 +117,12 @@ fn json(node: &Node) -> Json {
     }
 }
 
+/// A rule on tokens with everything that is enforced.
+const TOKENS: &str = r#"{issuer: me, audiences: [shop], fromHeaders: [{name: x-token, prefix: T}], fromParams: [a],
+    fromCookies: [b], outputPayloadToHeader: x-payload, forwardOriginalToken: true,
+    outputClaimToHeaders: [{header: x-sub, claim: sub}],
+    jwks: '{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}'}"#;
+
 /// What guards workloads: each another one, so that each has an effect of its own.
 fn guards() -> Vec<Json> {
     let service = |number: usize| {
@@ -148,6 +154,7 @@ fn guards() -> Vec<Json> {
         guard(6, "RequestAuthentication", &format!("targetRef: {}, {rules}", target(6))),
         guard(7, "RequestAuthentication", &format!("targetRefs: [{}], {rules}", target(7))),
         guard(8, "AuthorizationPolicy", &format!("{}, {access}", selector(8))),
+        guard(9, "RequestAuthentication", &format!("{}, jwtRules: [{TOKENS}]", selector(9))),
     ];
     let documents = documents.into_iter().chain((4..=7).map(service));
     documents.flat_map(|text| parse(&text)).collect()
@@ -206,7 +213,7 @@ fn told(documents: &[Json], class: ClientClass) -> Option<Told> {
             tell(Kind::Listener, format!("xds.istio.io/grpc/lds/inbound/{}", workload.address));
         }
     }
-    for guard in 1..=8usize {
+    for guard in 1..=9usize {
         let client = client_of(class, "shop", &[("guard", &guard.to_string())]);
         let name = "xds.istio.io/grpc/lds/inbound/127.0.0.5:80".to_owned();
         let resource = snapshot.resource(&client, Kind::Listener, &name).expect("a listener");

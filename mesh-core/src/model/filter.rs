@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{HeaderTest, Rbac};
+use crate::model::{HeaderTest, JwtAuthentication, Rbac};
 
 /// One entry of a listener's filter list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ impl NamedFilter {
 pub enum FilterConfig {
     /// `envoy.filters.http.fault` (gRFC A33).
     Fault(Arc<Fault>),
+    /// `envoy.filters.http.jwt_authn`. On servers only, before RBAC.
+    Jwt(Arc<JwtAuthentication>),
     /// `envoy.filters.http.rbac`. On servers only, and decided before every other filter.
     Rbac(Arc<Rbac>),
     /// A filter of the application's own: the name that it was registered under, and its configuration as

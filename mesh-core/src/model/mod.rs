@@ -23,6 +23,8 @@ mod cluster;
 mod endpoint;
 mod filter;
 mod header_text;
+mod jwks;
+mod jwt;
 mod listener;
 mod path_rewrite;
 mod rbac;
@@ -35,6 +37,8 @@ pub use cluster::{BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, Cluster
 pub use endpoint::{Endpoint, Endpoints, Health, LocalityEndpoints};
 pub use filter::{Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, NamedFilter};
 pub use header_text::{HeaderFormat, HeaderTarget, HeaderText};
+pub use jwks::{Jwk, JwkSet, JwsAlgorithm, KeyMaterial, MOST_JWKS_BYTES, MOST_JWKS_KEYS};
+pub use jwt::{ClaimHeader, JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, TokenLocation};
 pub use listener::{
     ApiListener, FilterChain, FilterChainMatch, HttpManager, Listener, PASSTHROUGH_CLUSTER, RouteSource,
     ServerListener, ServerTls,

@@ -3,6 +3,8 @@
 mod answers;
 pub mod resources;
 mod server;
+mod tokens;
 
 pub use answers::{Answer, Flaw};
 pub use server::{Asked, ManagementServer, Mode};
+pub use tokens::TokenIssuer;

@@ -10,6 +10,7 @@ use crate::authz::{AccessRequest, Authorizer, Connection, Verdict, verdict};
 use crate::error::{ErrorKind, Invalid, MeshError};
 use crate::filter::{Filter, FilterRegistry};
 use crate::id::ClusterName;
+use crate::jwt::Authenticator;
 use crate::matcher::{DomainIndex, RouteIndex};
 use crate::model::{
     Clusters, FilterConfig, Forward, HeaderChange, HttpManager, NamedFilter, Route, RouteAction, RouteConfiguration,
@@ -27,6 +28,8 @@ pub struct RouteTable {
     clusters: Vec<ClusterName>,
     /// Who is let in where a route says nothing else of it, and where there is no route.
     access: Access,
+    /// Whose tokens are good.
+    authenticator: Option<Arc<Authenticator>>,
     /// Whether any request needs a verdict.
     is_guarded: bool,
     /// Whether the first route of the only host is for every path: most servers have no more than that.
@@ -107,6 +110,7 @@ impl RouteTable {
             clusters: Vec::new(),
             filters: http.filters.clone(),
             access: Box::default(),
+            authenticator: authenticator(&http.filters)?,
             is_guarded: false,
             catches_all: catches_all(&config),
             config: Arc::clone(&config),
@@ -216,10 +220,16 @@ impl RouteTable {
     /// [`ErrorKind::NoRoute`]; [`ErrorKind::Security`] where nobody may be let in without [`RouteTable::admit`].
     #[inline]
     pub fn find(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Result<Found<'_>, MeshError> {
-        if self.is_guarded {
-            return Err(MeshError::new(ErrorKind::Security, "the listener has RBAC, which is for servers"));
+        if self.is_guarded || self.authenticator.is_some() {
+            return Err(MeshError::new(ErrorKind::Security, "the listener has RBAC or JWT, which are for servers"));
         }
         self.route(head, random)
+    }
+
+    /// Whose tokens are good: what a server asks before [`RouteTable::admit`], where there is one.
+    #[inline]
+    pub fn authenticator(&self) -> Option<&Arc<Authenticator>> {
+        self.authenticator.as_ref()
     }
 
     /// Whether a request needs a verdict, for which its connection should be known.
@@ -341,6 +351,20 @@ pub struct RoutePosition {
     destination: u32,
 }
 
+/// The one JWT filter of a listener. Two would each take the other's token for somebody's who is not known.
+fn authenticator(filters: &[NamedFilter]) -> Result<Option<Arc<Authenticator>>, Invalid> {
+    let mut all = filters.iter().filter_map(|filter| match &filter.config {
+        FilterConfig::Jwt(config) => Some((&filter.name, config)),
+        _ => None,
+    });
+    let Some((name, config)) = all.next() else { return Ok(None) };
+    let at = |name: &str| format!("filter {name:?}");
+    match all.next() {
+        Some((other, _)) => Err(Invalid::new("a second JWT filter is not supported").at(at(other))),
+        None => Ok(Some(Arc::new(Authenticator::new(config).map_err(|invalid| invalid.at(at(name)))?))),
+    }
+}
+
 fn catches_all(config: &RouteConfiguration) -> bool {
     let [host] = config.virtual_hosts.as_slice() else { return false };
     let every_path = host.routes.first().is_some_and(|route| route.matches == RouteMatch::any());
@@ -400,6 +424,9 @@ impl FilterBuilder<'_> {
         let mut level = FilterLevel::new();
         for (name, config) in overrides {
             let Some(filter) = self.filters.iter().find(|filter| filter.name == *name) else { continue };
+            if matches!(filter.config, FilterConfig::Jwt(_)) {
+                return Err(Invalid::new("JWT is for a whole listener").at(format!("filter {name:?}")));
+            }
             let is_guard = matches!(filter.config, FilterConfig::Rbac(_));
             // Nothing else may take the place of a guard; to turn it off has to be said.
             if is_guard && !matches!(config, FilterConfig::Rbac(_) | FilterConfig::Disabled) {
@@ -412,6 +439,8 @@ impl FilterBuilder<'_> {
 
     fn build(&self, name: &Arc<str>, config: &FilterConfig, place: &str) -> Result<Built, Invalid> {
         let built = match config {
+            // It is asked for as a whole: `authenticator`.
+            FilterConfig::Jwt(_) => Ok(Built::Off),
             FilterConfig::Rbac(rbac) => Authorizer::new(rbac).map(|access| Built::Access(Arc::new(access))),
             config => {
                 let built = self.registry.build(config, &self.states.filter(place, name));

@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -18,6 +18,7 @@ use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::{Callout, Resume};
 use mesh_core::id::ListenerName;
 use mesh_core::identity::SpiffeId;
+use mesh_core::jwt::Refusal;
 use mesh_core::model::{Route, RouteAction, ServerTls};
 use mesh_core::request::{RequestHead, is_grpc};
 use mesh_core::request_info::{Deadline, Direction, RequestInfo};
@@ -208,6 +209,15 @@ impl ServerContext {
         if routes.is_guarded() && *head.method == Method::CONNECT && request.uri().path_and_query().is_none() {
             return Err(MeshError::new(ErrorKind::AccessDenied, "CONNECT has no path, which policies decide by"));
         }
+        if let Some(authenticator) = routes.authenticator() {
+            let known = authenticator.authenticate(&head, SystemTime::now());
+            let known = known.inspect_err(|why| tell_of_token(why, listener.name()))?;
+            // What decides from here on sees what the application will see.
+            if known.changes() {
+                with_parts(request, |head| known.apply(head));
+                head = RequestHead::received(request)?;
+            }
+        }
         // Who the peer is, and from where, is asked only where somebody may be refused for it.
         let peer = if routes.is_guarded() { self.connection(request) } else { None };
         let admission = routes.admit(&head, peer.as_deref().map(ends), &mut random);
@@ -241,6 +251,11 @@ fn ends(connection: &ConnectionInfo) -> Connection<'_> {
         destination: connection.local,
         server_name: connection.tls().and_then(|tls| tls.sni.as_deref()),
     }
+}
+
+/// Says why a token was refused.
+fn tell_of_token(why: &Refusal, listener: &ListenerName) {
+    tracing::debug!(%listener, %why, "the token of a request is no good");
 }
 
 /// Says who was refused by which policy, and what those would have done that are only tried.

@@ -4,6 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use http::HeaderName;
+use mesh_core::model::JwkSet;
+
 use super::{authorization, check_labels};
 use crate::config::decode::{Decoder, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
@@ -241,11 +244,49 @@ impl RequestAuthentication {
     pub fn check(&self, namespace: &str, d: &mut Decoder<'_>) {
         check_selector(self.span, self.selector.as_ref(), d);
         check_targets(self.span, namespace, self.selector.as_ref(), &self.targets(), d);
+        self.jwt_rules.iter().for_each(|rule| rule.check(d));
     }
 
     /// The objects whose workloads are meant.
     pub fn targets(&self) -> Vec<&TargetRef> {
         self.target_ref.iter().chain(&self.target_refs).collect()
+    }
+}
+
+impl JwtRule {
+    /// What is wrong with a rule, and what of its keys is dropped.
+    fn check(&self, d: &mut Decoder<'_>) {
+        let mut say = |field: &str, severity, message: String| {
+            d.report_at(self.span, format!("jwtRules.{field}"), severity, Code::InvalidValue, message);
+        };
+        if self.issuer.is_empty() {
+            say("issuer", Severity::Error, "must not be empty".to_owned());
+        }
+        for (field, values) in
+            [("audiences", &self.audiences), ("fromParams", &self.from_params), ("fromCookies", &self.from_cookies)]
+        {
+            if values.iter().any(String::is_empty) {
+                say(field, Severity::Error, "must not be empty".to_owned());
+            }
+        }
+        let from = self.from_headers.iter().map(|header| ("fromHeaders", &header.name));
+        let to = self.output_claim_to_headers.iter().map(|claim| ("outputClaimToHeaders", &claim.header));
+        let payload = self.output_payload_to_header.iter().map(|name| ("outputPayloadToHeader", name));
+        for (field, name) in from.chain(to).chain(payload) {
+            if HeaderName::from_bytes(name.as_bytes()).is_err() {
+                say(field, Severity::Error, format!("{} is not the name of a header", quoted(name)));
+            }
+        }
+        if self.output_claim_to_headers.iter().any(|it| it.claim.is_empty()) {
+            say("outputClaimToHeaders", Severity::Error, "a claim must not be empty".to_owned());
+        }
+        // Where they are fetched from elsewhere, these do not count.
+        if let (Some(keys), None) = (&self.jwks, &self.jwks_uri) {
+            match JwkSet::parse(keys.as_bytes()) {
+                Ok(set) => set.remarks().iter().for_each(|it| say("jwks", Severity::Warning, it.clone())),
+                Err(invalid) => say("jwks", Severity::Error, invalid.reason),
+            }
+        }
     }
 }
 

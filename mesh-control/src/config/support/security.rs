@@ -2,11 +2,18 @@
 //! selects answer every request with the reason (`policy/security.rs`), so who is selected is honoured, and for whom.
 
 use super::Support::{Enforced, Indifferent, NotYet, Partly};
-use super::{Row, Tables, both};
+use super::{Row, Tables, both, http_only};
 use crate::config::node::Node;
 
 pub(super) const PEER_AUTHENTICATION: Tables = &[("", PEER)];
-pub(super) const REQUEST_AUTHENTICATION: Tables = &[("", REQUEST), ("targetRef", TARGET), ("targetRefs", TARGET)];
+pub(super) const REQUEST_AUTHENTICATION: Tables = &[
+    ("", REQUEST),
+    ("jwtRules", TOKENS),
+    ("jwtRules.fromHeaders", TOKEN_HEADER),
+    ("jwtRules.outputClaimToHeaders", CLAIM_HEADER),
+    ("targetRef", TARGET),
+    ("targetRefs", TARGET),
+];
 pub(super) const AUTHORIZATION_POLICY: Tables = &[
     ("", AUTHORIZATION),
     ("rules.from.source", SOURCE),
@@ -22,7 +29,26 @@ const PEER: &[Row] =
 const TARGET: &[Row] =
     &[both("group", Indifferent), both("kind", Partly(target)), both("name", Enforced), both("namespace", Indifferent)];
 
-const REQUEST: &[Row] = &[both("selector.matchLabels", Enforced), both("jwtRules", NotYet("no token is looked at"))];
+const REQUEST: &[Row] = &[both("selector.matchLabels", Enforced)];
+
+const NO_SERVER: &str = "gRPC's servers look at no token; every call of those that it is for fails";
+
+const TOKENS: &[Row] = &[
+    http_only("issuer", NO_SERVER),
+    http_only("audiences", NO_SERVER),
+    both("jwksUri", NotYet("keys are not fetched; workloads that it is for answer with 503")),
+    http_only("jwks", NO_SERVER),
+    http_only("fromParams", NO_SERVER),
+    http_only("fromCookies", NO_SERVER),
+    http_only("outputPayloadToHeader", NO_SERVER),
+    http_only("forwardOriginalToken", NO_SERVER),
+    both("timeout", NotYet("keys are not fetched")),
+    both("spaceDelimitedClaims", NotYet("no policy looks at claims")),
+];
+
+const TOKEN_HEADER: &[Row] = &[http_only("name", NO_SERVER), http_only("prefix", NO_SERVER)];
+
+const CLAIM_HEADER: &[Row] = &[http_only("header", NO_SERVER), http_only("claim", NO_SERVER)];
 
 const AUTHORIZATION: &[Row] = &[
     both("selector.matchLabels", Enforced),
@@ -30,7 +56,8 @@ const AUTHORIZATION: &[Row] = &[
     both("provider", NotYet("nobody is asked")),
 ];
 
-const NO_TOKEN: super::Support = NotYet("no token is looked at; workloads that the policy is for answer with 503");
+const NO_TOKEN: super::Support =
+    NotYet("policies do not look at tokens; workloads that the policy is for answer with 503");
 
 const SOURCE: &[Row] = &[
     both("principals", Enforced),

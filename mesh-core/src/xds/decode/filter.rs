@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::route::v3::FilterConfig as Wrapper;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac, RbacPerRoute};
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
@@ -12,6 +13,7 @@ use envoy_types::pb::google::protobuf::Any;
 
 use super::common::{TypedStruct, filled, holds, type_name, unpack};
 use super::fault::fault;
+use super::jwt::jwt;
 use super::notes::Notes;
 use super::rbac::{rbac, rbac_per_route};
 use crate::error::Invalid;
@@ -62,7 +64,11 @@ pub(super) fn chain(notes: &mut Notes<'_>, filters: Vec<hcm::HttpFilter>) -> Res
             Known::Skipped => Ok(None),
         }
     })?;
-    Ok(decoded.into_iter().flatten().collect())
+    let decoded: Vec<NamedFilter> = decoded.into_iter().flatten().collect();
+    if decoded.iter().filter(|filter| matches!(filter.config, FilterConfig::Jwt(_))).count() > 1 {
+        return Err(Invalid::new("a second JWT filter is not supported").at("http_filters"));
+    }
+    Ok(decoded)
 }
 
 fn http_filter(notes: &mut Notes<'_>, filter: hcm::HttpFilter) -> Result<(Arc<str>, Known), Invalid> {
@@ -70,9 +76,14 @@ fn http_filter(notes: &mut Notes<'_>, filter: hcm::HttpFilter) -> Result<(Arc<st
     let hcm::HttpFilter { name, is_optional, disabled, config_type } = filter;
     let name: Arc<str> = filled("name", name)?.into();
     let known = match config_type {
-        Some(ConfigType::TypedConfig(any)) => notes.field("typed_config", |notes| match holds::<Rbac>(&any) {
-            true => rbac(notes, &any).map(Known::Filter),
-            false => config(notes, &any, is_optional),
+        Some(ConfigType::TypedConfig(any)) => notes.field("typed_config", |notes| {
+            if holds::<Rbac>(&any) {
+                return rbac(notes, &any).map(Known::Filter);
+            }
+            if holds::<JwtAuthentication>(&any) {
+                return jwt(notes, &any).map(Known::Filter);
+            }
+            config(notes, &any, is_optional)
         })?,
         Some(ConfigType::ConfigDiscovery(_)) if is_optional => {
             notes.ignore("config_discovery");
@@ -82,6 +93,9 @@ fn http_filter(notes: &mut Notes<'_>, filter: hcm::HttpFilter) -> Result<(Arc<st
         None => return Err(Invalid::new("missing").at("typed_config")),
     };
     let known = match known {
+        Known::Filter(FilterConfig::Jwt(_)) if disabled => {
+            return Err(Invalid::new("a JWT filter that is turned off is not supported").at("disabled"));
+        }
         // Off unless a route turns it on with a configuration of its own.
         Known::Filter(_) if disabled => Known::Filter(FilterConfig::Disabled),
         Known::Router if disabled => return Err(Invalid::new("the router cannot be turned off").at("disabled")),

@@ -81,7 +81,7 @@ fn listener(notes: &mut Notes<'_>, name: ListenerName, value: pb::Listener) -> R
         let http = notes.field("api_listener", |notes| {
             notes.required("api_listener", api.api_listener, |notes, any| http_manager(notes, unpack(&any)?))
         })?;
-        if http.filters.iter().any(|filter| matches!(filter.config, FilterConfig::Rbac(_))) {
+        if http.filters.iter().any(|filter| matches!(filter.config, FilterConfig::Rbac(_) | FilterConfig::Jwt(_))) {
             let reason = "RBAC is for servers, and a client cannot enforce it";
             return Err(Invalid::new(reason).at("api_listener.api_listener.http_filters"));
         }

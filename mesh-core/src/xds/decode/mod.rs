@@ -18,6 +18,7 @@ mod fault;
 mod filter;
 mod headers;
 mod http_manager;
+mod jwt;
 mod listener;
 mod notes;
 mod rbac;

@@ -41,7 +41,7 @@ pub(super) fn rbac_per_route(notes: &mut Notes<'_>, any: &Any) -> Result<FilterC
 
 /// A message all of whose fields are known here. One that is not would be dropped by the decoder without a word, and
 /// written again the message is shorter by it (hazard A18).
-fn complete<M: Message + Name + Default>(any: &Any) -> Result<M, Invalid> {
+pub(super) fn complete<M: Message + Name + Default>(any: &Any) -> Result<M, Invalid> {
     let message: M = unpack(any)?;
     if message.encoded_len() == any.value.len() {
         Ok(message)

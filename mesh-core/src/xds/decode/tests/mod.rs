@@ -2,6 +2,7 @@
 
 mod clusters;
 mod endpoints;
+mod jwt;
 mod listeners;
 mod rbac;
 mod routes;
