@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthzPerRoute;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
-use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::RbacPerRoute;
 use envoy_types::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, Int64Range};
@@ -227,13 +227,13 @@ fn client_rule_40_actions_that_are_rejected() {
             ("request_headers_to_add[0].header.value: %START_TIME% is not supported here", |routes| {
                 first(routes).request_headers_to_add = vec![add("a", "%START_TIME%")];
             }),
-            ("typed_per_filter_config[\"rbac\"]: the security filter", |routes| {
-                first(routes).typed_per_filter_config.insert("rbac".into(), pack(&RbacPerRoute::default()));
+            ("typed_per_filter_config[\"authz\"]: the security filter", |routes| {
+                first(routes).typed_per_filter_config.insert("authz".into(), pack(&ExtAuthzPerRoute::default()));
             }),
-            ("typed_per_filter_config[\"rbac\"].config: the security filter", |routes| {
-                let inner = Some(pack(&RbacPerRoute::default()));
+            ("typed_per_filter_config[\"authz\"].config: the security filter", |routes| {
+                let inner = Some(pack(&ExtAuthzPerRoute::default()));
                 let wrapper = pb::FilterConfig { config: inner, is_optional: true, disabled: false };
-                first(routes).typed_per_filter_config.insert("rbac".into(), pack(&wrapper));
+                first(routes).typed_per_filter_config.insert("authz".into(), pack(&wrapper));
             }),
             ("vhds: not supported", |routes| routes.vhds = Some(Default::default())),
             ("vhost_header: not supported", |routes| routes.vhost_header = "x".into()),
