@@ -142,16 +142,23 @@ fn starts_with(path: &str, prefix: &str, ignore_case: bool) -> bool {
 
 /// Whether a path fits a template. `{**}` may stand anywhere; the path is walked once per position of it.
 pub fn template_matches(template: &SegmentTemplate, path: &str) -> bool {
-    let Some(path) = path.strip_prefix('/') else { return false };
+    path.strip_prefix('/').is_some_and(|path| segments_match(&template.parts, path, 0))
+}
+
+/// Whether a path without its first slash fits these parts, of which each `{**}` stands for at least so many segments.
+pub(crate) fn segments_match(parts: &[TemplatePart], path: &str, least: usize) -> bool {
     let segments: SmallVec<[&str; 16]> = path.split('/').collect();
     // Two cursors and one place to go back to: linear in practice, quadratic at worst, never exponential.
     let (mut part, mut segment, mut retry) = (0, 0, None);
     loop {
-        match (template.parts.get(part), segments.get(segment)) {
+        match (parts.get(part), segments.get(segment)) {
             (None, None) => return true,
             (Some(TemplatePart::Many), _) => {
-                retry = Some((part + 1, segment));
-                part += 1;
+                if segment + least > segments.len() {
+                    return false;
+                }
+                retry = Some((part + 1, segment + least));
+                (part, segment) = (part + 1, segment + least);
                 continue;
             }
             (Some(TemplatePart::Literal(literal)), Some(text)) if literal == text => {}

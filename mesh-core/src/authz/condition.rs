@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::seen::{Peer, Seen};
 use crate::error::Invalid;
-use crate::matcher::Field;
+use crate::matcher::{Field, segments_match};
 use crate::model::{HeaderTest, IpPrefix, PeerTest, RbacCondition, SegmentTemplate, StringTest, TemplatePart};
 use crate::request::RequestHead;
 
@@ -217,32 +217,5 @@ fn host_holds(test: &StringTest, seen: &Seen<'_>, doubt: bool) -> bool {
 
 /// Whether a path fits a template. Whether `{**}` stands for no segment at all, Istio and Envoy disagree: a doubt.
 fn template_holds(parts: &[TemplatePart], path: &str, doubt: bool) -> bool {
-    let Some(path) = path.strip_prefix('/') else { return doubt };
-    let segments: SmallVec<[&str; 16]> = path.split('/').collect();
-    let least = usize::from(!doubt);
-    // As in `matcher::template_matches`: two cursors, and one place to go back to.
-    let (mut part, mut segment, mut retry) = (0, 0, None);
-    loop {
-        match (parts.get(part), segments.get(segment)) {
-            (None, None) => return true,
-            (Some(TemplatePart::Many), _) => {
-                if segment + least > segments.len() {
-                    return false;
-                }
-                retry = Some((part + 1, segment + least));
-                (part, segment) = (part + 1, segment + least);
-                continue;
-            }
-            (Some(TemplatePart::Literal(literal)), Some(text)) if literal == text => {}
-            (Some(TemplatePart::One), Some(text)) if !text.is_empty() => {}
-            _ => {
-                let Some((after, from)) = retry.filter(|(_, from)| *from < segments.len()) else { return false };
-                retry = Some((after, from + 1));
-                (part, segment) = (after, from + 1);
-                continue;
-            }
-        }
-        part += 1;
-        segment += 1;
-    }
+    path.strip_prefix('/').map_or(doubt, |path| segments_match(parts, path, usize::from(!doubt)))
 }
