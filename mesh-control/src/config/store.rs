@@ -32,6 +32,8 @@ pub struct Store {
 #[derive(Debug, Default)]
 struct Text {
     seen: Option<Result<Arc<str>, Unreadable>>,
+    /// What it was at the last look, and was not believed: it may be the first half of what somebody still writes.
+    doubted: Option<Arc<str>>,
     /// Not of the directory: it was handed in.
     is_handed_in: bool,
     items: Vec<Item>,
@@ -254,7 +256,10 @@ impl Store {
 
     /// Reads a file of the directory. Returns whether it is another one than before.
     fn read(&mut self, name: Arc<str>, content: Result<Arc<str>, Unreadable>) -> bool {
-        if self.texts.get(&name).is_some_and(|text| text.seen.as_ref() == Some(&content)) {
+        if let Some(known) = self.texts.get_mut(&name)
+            && known.seen.as_ref() == Some(&content)
+        {
+            known.doubted = None;
             return false;
         }
         let holds_something = || self.good.values().any(|good| good.file == name);
@@ -273,6 +278,14 @@ impl Store {
             }
             Ok(text) => {
                 let parsed = file::read(Source { name: name.clone(), text: text.clone() });
+                if !(parsed.rejected || parsed.items.is_empty())
+                    && let Some(known) = self.texts.get_mut(&name)
+                    && known.is_cut_off_in(text)
+                    && known.doubted.as_ref() != Some(text)
+                {
+                    known.doubted = Some(text.clone());
+                    return false;
+                }
                 // Editors empty a file before they write it, or write its first lines alone: what it said goes away with
                 // the file only.
                 let is_cut_off = parsed.items.is_empty() && holds_something();
@@ -392,6 +405,13 @@ impl Store {
 impl Text {
     fn of(content: Result<Arc<str>, Unreadable>) -> Text {
         Text { seen: Some(content), ..Text::default() }
+    }
+
+    /// Whether what it is now lacks the newline at its end that it had. Half of an object may be a good one that says less:
+    /// it is believed when the next look finds it unchanged.
+    fn is_cut_off_in(&self, now: &str) -> bool {
+        let ended = matches!(&self.seen, Some(Ok(before)) if before.ends_with('\n'));
+        ended && !now.is_empty() && !now.ends_with('\n')
     }
 }
 

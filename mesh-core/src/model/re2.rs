@@ -9,16 +9,26 @@ use std::fmt::Write as _;
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// An expression of RE2 as the `regex` crate has to have it; the error says what RE2 would not take either.
+/// An expression of RE2 as the `regex` crate has to have it; the error says what RE2 would not take either. Its groups are
+/// closed, so that it stays one expression inside another group.
 pub(super) fn translate(pattern: &str) -> Result<String, &'static str> {
     let mut out = String::with_capacity(pattern.len() + 8);
     let mut rest = pattern;
+    let mut open = 0_usize;
     while let Some(c) = rest.chars().next() {
         let after = rest.get(c.len_utf8()..).unwrap_or_default();
         rest = match c {
             '\\' => escape(after, &mut out)?,
             '[' => class(after, &mut out)?,
-            '(' => group(after, &mut out)?,
+            '(' => {
+                open += 1;
+                group(after, &mut out)?
+            }
+            ')' => {
+                open = open.checked_sub(1).ok_or("a closing parenthesis that no group has")?;
+                out.push(')');
+                after
+            }
             '{' => brace(after, &mut out)?,
             '}' | ']' => {
                 _ = write!(out, "\\{c}");
@@ -30,7 +40,7 @@ pub(super) fn translate(pattern: &str) -> Result<String, &'static str> {
             }
         };
     }
-    Ok(out)
+    if open == 0 { Ok(out) } else { Err("a group without an end") }
 }
 
 /// What follows an opening brace: `n}`, `n,}` or `n,m}`, or the brace is one.
@@ -269,6 +279,7 @@ mod tests {
             (r"\pL\p{Greek}\P{^Lu}", "aαB", "1αB"),
             (r"\p{^Greek}", "a", "α"),
             ("]}", "]}", "]"),
+            (r"(\)[)]\Q)\E)", ")))", ")"),
             ("(?P<n>a)(?<m>b)", "ab", "a"),
             ("(?sU-i)a.*", "a\nb", "b"),
         ] {
@@ -288,6 +299,12 @@ mod tests {
             "[a",
             r"\",
             "a)|(b",
+            "(a",
+            "(?i:a",
+            r"(\)",
+            r"(\Q)\E",
+            "([)]",
+            "(a))(",
             r"(a)\1",
             r"\8",
             r"\Z",

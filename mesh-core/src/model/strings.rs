@@ -27,13 +27,10 @@ impl FullRegex {
     pub fn new(source: &str) -> Result<Self, Invalid> {
         let invalid = |error: &dyn fmt::Display| Invalid::new(format!("invalid regex {source:?}: {error}"));
         let pattern = re2::translate(source).map_err(|error| invalid(&error))?;
-        let compile = |pattern: &str| {
-            let mut builder = RegexBuilder::new(pattern);
-            builder.size_limit(1 << 20).dfa_size_limit(1 << 20).build().map_err(|error| invalid(&error))
-        };
-        // By itself first: `a)|(b` is no regex, yet it would be one inside the anchoring group.
-        compile(&pattern)?;
-        Ok(FullRegex { source: source.to_owned(), compiled: compile(&format!("^(?:{pattern})$"))? })
+        // `a)|(b` would be a regex inside the anchoring group; what was translated has closed every group of its own.
+        let mut builder = RegexBuilder::new(&format!("^(?:{pattern})$"));
+        let compiled = builder.size_limit(1 << 20).dfa_size_limit(1 << 20).build().map_err(|error| invalid(&error))?;
+        Ok(FullRegex { source: source.to_owned(), compiled })
     }
 
     /// The expression as it was written.

@@ -41,14 +41,17 @@ impl TrustBundles {
     /// # Errors
     /// Where one is no certificate of an authority, or there is none.
     pub fn add_pem(&mut self, domain: TrustDomain, pem: &[u8]) -> Result<(), Invalid> {
-        let mut anchors = Vec::new();
-        for certificate in CertificateDer::pem_slice_iter(pem) {
-            let certificate = certificate.map_err(|error| Invalid::new(format!("not a certificate: {error}")))?;
-            anchors.push(anchor(&certificate)?);
-        }
-        if anchors.is_empty() {
+        let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+        let roots = roots.map_err(|error| Invalid::new(format!("not a certificate: {error}")))?;
+        self.add(domain, &roots)
+    }
+
+    /// The same of roots that were parsed before.
+    pub(crate) fn add(&mut self, domain: TrustDomain, roots: &[CertificateDer<'_>]) -> Result<(), Invalid> {
+        if roots.is_empty() {
             return Err(Invalid::new("no certificate"));
         }
+        let anchors: Vec<_> = roots.iter().map(anchor).collect::<Result<_, _>>()?;
         self.domains.entry(domain).or_default().extend(anchors);
         Ok(())
     }

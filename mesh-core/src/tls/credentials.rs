@@ -47,7 +47,11 @@ impl Credentials {
         Self::new(chain, key, bundles)
     }
 
-    fn new(
+    /// From what was parsed before: the chain with the leaf first, its key, and whom to trust.
+    ///
+    /// # Errors
+    /// As [`from_pem`](Self::from_pem).
+    pub(crate) fn new(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
         bundles: TrustBundles,
@@ -88,6 +92,13 @@ impl Credentials {
     /// Until when it holds.
     pub fn not_after(&self) -> SystemTime {
         self.not_after
+    }
+
+    /// Whether the leaf of a client would be let in.
+    #[cfg(test)]
+    pub(crate) fn trusts(&self, leaf: &CertificateDer<'_>) -> bool {
+        let algorithms = &PROVIDER.signature_verification_algorithms;
+        self.bundles.verify(leaf, &[], Side::Client, UnixTime::now(), algorithms).is_ok()
     }
 
     /// How a server that asks for mutual TLS shakes hands.

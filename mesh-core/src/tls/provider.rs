@@ -37,13 +37,18 @@ impl Certificates {
 
     /// From now on these. Connections that were made before go on.
     pub fn set(&self, credentials: Arc<Credentials>) {
+        if self.current().is_none_or(|present| !present.is_same(&credentials)) {
+            tracing::info!(id = %credentials.id(), serial = credentials.serial(), "a new certificate, or other roots");
+        }
         self.problem.send_replace(None);
         self.current.send_replace(Some(credentials));
     }
 
     /// Says why there are no newer ones. Those that are there stay.
     pub fn failed(&self, reason: impl Into<Arc<str>>) {
-        self.problem.send_replace(Some(reason.into()));
+        let reason = reason.into();
+        tracing::warn!("no new certificate: {reason}");
+        self.problem.send_replace(Some(reason));
     }
 
     /// Says that there is TLS to be done.

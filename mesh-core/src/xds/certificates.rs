@@ -1,4 +1,4 @@
-//! Keeps the workload's certificate: from files, or from the authority of its control plane.
+//! Keeps the workload's certificate: from files, from the authority of its control plane, or from the agent of its machine.
 //!
 //! Nothing happens before TLS is asked for. A certificate is renewed after half of its life; until a renewal succeeds, the
 //! one before it serves on, to its end.
@@ -23,6 +23,7 @@ use crate::xds::istio_ca::{
 };
 use crate::xds::place::Place;
 use crate::xds::transport::{self, Keepalive};
+use crate::xds::workload_api::{self, Ended};
 
 /// The provider in the bootstrap that the mesh's own TLS takes its certificate from (gRFC A29).
 const PROVIDER: &str = "default";
@@ -32,6 +33,12 @@ const FILE_WATCHER: &str = "file_watcher";
 
 /// The plugin that asks the control plane: what a bootstrap without a provider means.
 const MESH_CA: &str = "mesh_ca";
+
+/// The plugin that follows the agent of this machine that speaks SPIFFE's Workload API. Its `socket` is `unix:///path`.
+const WORKLOAD_API: &str = "spiffe_workload_api";
+
+/// How often an agent that says nothing is asked whether it is there.
+const AGENT_PING: Duration = Duration::from_secs(30);
 
 /// How often files are looked at, unless the bootstrap says otherwise (gRFC A65).
 const REFRESH: Duration = Duration::from_secs(600);
@@ -47,13 +54,19 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 pub(crate) async fn keep(certificates: Arc<Certificates>, bootstrap: Arc<Bootstrap>, connector: Connector, seed: u64) {
     certificates.wanted().await;
     let mut random = fastrand::Rng::with_seed(seed);
-    let provider = match Provider::of(bootstrap.certificate_providers.get(PROVIDER)) {
+    let configured = bootstrap.certificate_providers.get(PROVIDER);
+    let wrong = |invalid: Invalid| {
+        certificates.failed(format!("the bootstrap's certificate_providers[{PROVIDER:?}]: {invalid}"))
+    };
+    if let Some(agent) = configured.filter(|configured| configured.plugin == WORKLOAD_API) {
+        return match agent_of(agent) {
+            Ok(agent) => keep_as_told(&certificates, &agent, &connector, random).await,
+            Err(invalid) => wrong(invalid),
+        };
+    }
+    let provider = match Provider::of(configured) {
         Ok(provider) => provider,
-        Err(invalid) => {
-            let reason = format!("the bootstrap's certificate_providers[{PROVIDER:?}]: {invalid}");
-            tracing::error!("no certificate can be had: {reason}");
-            return certificates.failed(reason);
-        }
+        Err(invalid) => return wrong(invalid),
     };
     let mut failures = 0;
     loop {
@@ -61,22 +74,30 @@ pub(crate) async fn keep(certificates: Arc<Certificates>, bootstrap: Arc<Bootstr
             Ok(credentials) => {
                 failures = 0;
                 let wait = provider.refresh(&credentials, random.f64());
-                let is_new = certificates.current().is_none_or(|present| !present.is_same(&credentials));
-                if is_new {
-                    let (id, serial) = (credentials.id(), credentials.serial());
-                    tracing::info!(%id, serial, "a new certificate, or other roots");
-                }
                 certificates.set(Arc::new(credentials));
                 wait
             }
             Err(reason) => {
-                tracing::warn!("no new certificate: {reason}");
                 certificates.failed(reason);
                 failures += 1;
                 backoff(failures, random.f64())
             }
         };
         tokio::time::sleep(wait).await;
+    }
+}
+
+/// The same from an agent, which tells by itself what is new.
+async fn keep_as_told(certificates: &Certificates, agent: &Server, connector: &Connector, mut random: fastrand::Rng) {
+    let keepalive = Keepalive::new(AGENT_PING, SIGNING);
+    let mut failures = 0;
+    loop {
+        match workload_api::follow(certificates, agent, connector, &keepalive, || failures = 0).await {
+            Ended::ForGood(reason) => return certificates.failed(format!("{}: {reason}", agent.uri)),
+            Ended::ForNow(reason) => certificates.failed(format!("{}: {reason}", agent.uri)),
+        }
+        failures += 1;
+        tokio::time::sleep(backoff(failures, random.f64())).await;
     }
 }
 
@@ -96,11 +117,7 @@ enum Provider {
 impl Provider {
     fn of(configured: Option<&CertificateProvider>) -> Result<Self, Invalid> {
         let Some(provider) = configured else { return Ok(Provider::Authority { token: None }) };
-        let text = |key: &str| match provider.config.get(key) {
-            None | Some(Json::Null) => Ok(None),
-            Some(Json::String(text)) => Ok(Some(text.clone())),
-            Some(_) => Err(Invalid::new("must be a string").at(format!("config.{key}"))),
-        };
+        let text = |key: &str| text(provider, key);
         let path = |key: &str| {
             text(key)?.map(PathBuf::from).ok_or_else(|| Invalid::new("missing").at(format!("config.{key}")))
         };
@@ -121,7 +138,10 @@ impl Provider {
                     }
                 },
             }),
-            other => Err(Invalid::new(format!("{other:?} is neither {FILE_WATCHER} nor {MESH_CA}")).at("plugin_name")),
+            other => {
+                let known = [FILE_WATCHER, MESH_CA, WORKLOAD_API].join(", ");
+                Err(Invalid::new(format!("{other:?} is none of {known}")).at("plugin_name"))
+            }
         }
     }
 
@@ -155,6 +175,25 @@ impl Provider {
                 left.max(RETRY.0)
             }
         }
+    }
+}
+
+/// A string of a provider's configuration.
+fn text(provider: &CertificateProvider, key: &str) -> Result<Option<String>, Invalid> {
+    match provider.config.get(key) {
+        None | Some(Json::Null) => Ok(None),
+        Some(Json::String(text)) => Ok(Some(text.clone())),
+        Some(_) => Err(Invalid::new("must be a string").at(format!("config.{key}"))),
+    }
+}
+
+/// Where the agent is: a socket of this machine, since everybody who reaches it is told a key.
+fn agent_of(provider: &CertificateProvider) -> Result<Server, Invalid> {
+    let at = |invalid: Invalid| invalid.at("config.socket");
+    let uri = text(provider, "socket")?.ok_or_else(|| at(Invalid::new("missing")))?;
+    match Place::parse(&uri).map_err(at)? {
+        Place::Unix(_) => Ok(Server::new(uri)),
+        Place::Host(_) => Err(at(Invalid::new(format!("{uri:?} is no socket such as unix:///run/agent.sock")))),
     }
 }
 
@@ -229,7 +268,11 @@ mod tests {
     fn a_provider_that_is_written_wrongly_is_refused_with_the_key() {
         let of = |plugin: &str, config: Json| {
             let provider = CertificateProvider { plugin: plugin.to_owned(), config };
-            Provider::of(Some(&provider)).map(|_| ()).map_err(|invalid| invalid.to_string())
+            let found = match plugin {
+                WORKLOAD_API => agent_of(&provider).map(|_| ()),
+                _ => Provider::of(Some(&provider)).map(|_| ()),
+            };
+            found.map_err(|invalid| invalid.to_string())
         };
         let files = json!({"certificate_file": "a", "private_key_file": "b", "ca_certificate_file": "c"});
         assert_eq!(of("file_watcher", files), Ok(()));
@@ -239,6 +282,8 @@ mod tests {
             ("file_watcher", json!({"certificate_file": 1}), "config.certificate_file"),
             ("mesh_ca", json!({"token": 1}), "config.token"),
             ("vault", json!({}), "plugin_name"),
+            ("spiffe_workload_api", json!({}), "config.socket"),
+            ("spiffe_workload_api", json!({"socket": "127.0.0.1:80"}), "config.socket"),
         ] {
             let refused = of(plugin, config).expect_err("it is wrong");
             assert!(refused.contains(key), "{refused}");

@@ -51,6 +51,7 @@ pub(crate) mod task;
 pub(crate) mod timers;
 pub(crate) mod tls;
 pub(crate) mod transport;
+pub(crate) mod workload_api;
 
 pub use crate::client_status::{self, ClientStatus, StatusHandle};
 pub use bootstrap::{Bootstrap, BootstrapError};

@@ -65,6 +65,25 @@ fn a_file_that_becomes_wrong_or_empty_keeps_its_last_good_state_visibly() {
 }
 
 #[test]
+fn a_file_that_is_cut_in_the_middle_of_an_object_is_believed_only_if_it_stays_so() {
+    let ports = |store: &Store| store.loaded().objects.services[0].spec.ports.len();
+    let whole = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec:\n  ports:\n  - {name: a, port: 80}\n  \
+                 - {name: b, port: 81}\n";
+    let half = whole.split_once("\n  - {name: b").unwrap().0;
+    let mut store = Store::new(false);
+    store.apply(files([("a.yaml", whole)]));
+    assert!(!store.apply(files([("a.yaml", half)])), "the writer may not be done");
+    assert!(!store.apply(files([("a.yaml", whole)])));
+    assert!(!store.apply(files([("a.yaml", half)])), "it is another half");
+    assert_eq!(ports(&store), 2);
+    assert!(store.apply(files([("a.yaml", half)])), "it is meant");
+    assert_eq!(ports(&store), 1);
+    // Who never ends a text with a newline is not made to wait.
+    assert!(store.apply(files([("a.yaml", &format!("{half}\n  - {{name: b, port: 81}}"))])));
+    assert_eq!(ports(&store), 2);
+}
+
+#[test]
 fn a_directory_that_is_emptied_or_gone_takes_nothing_away() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("mesh");

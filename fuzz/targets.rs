@@ -1,0 +1,322 @@
+//! What reads bytes from outside, one function for each parser: it must not panic, hang or eat memory, and what it takes
+//! must be what an obvious check takes, too. Fuzzers call these (`fuzz/run`), and a test of `examples/` with every saved
+//! input.
+
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, SystemTime};
+
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+use envoy_types::pb::google::protobuf::Any;
+use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, header};
+use mesh_control::ca::CertificateAuthority;
+use mesh_core::authz::Connection;
+use mesh_core::filter::FilterRegistry;
+use mesh_core::identity::{SpiffeId, TrustDomain};
+use mesh_core::jwt::Authenticator;
+use mesh_core::model::{FilterConfig, FullRegex, HeaderTarget, HeaderText, HttpManager, JwkSet, Listener, RouteSource};
+use mesh_core::path::PathNormalization;
+use mesh_core::request::RequestHead;
+use mesh_core::resources::{Resource, ResourceType};
+use mesh_core::state::States;
+use mesh_core::testing::resources::{
+    filter_chain, http_filter, http_manager, route_to_application, routes, server_listener, virtual_host,
+};
+use mesh_core::tls::{Credentials, TrustBundles, svid};
+use mesh_core::view::RouteTable;
+use mesh_core::xds::Bootstrap;
+use mesh_core::xds::decode::{Options, decode};
+use mesh_core::{grpc_timeout, request};
+use prost::Message;
+
+/// A parser under a fuzzer.
+pub type Target = fn(&[u8]);
+
+/// Every target by its name, which is that of its file in `fuzz_targets/` and of its directory in `corpus/`.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("bootstrap", bootstrap),
+    ("certificate_request", certificate_request),
+    ("cluster", cluster),
+    ("credentials", credentials),
+    ("endpoints", endpoints),
+    ("grpc_timeout", timeout),
+    ("header_text", header_text),
+    ("istio_yaml", istio_yaml),
+    ("jwks", jwks),
+    ("jwt", jwt),
+    ("jwt_filter", jwt_filter),
+    ("listener", listener),
+    ("path", path),
+    ("rbac_filter", rbac_filter),
+    ("regex", regex),
+    ("request_head", request_head),
+    ("route", route),
+    ("spiffe_id", spiffe_id),
+    ("svid", certificate),
+    ("trust_bundle", trust_bundle),
+];
+
+/// An identity, held to the words of the SPIFFE-ID standard by a check that reads like it.
+pub fn spiffe_id(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let is_segment = |segment: &str| {
+        let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+        !segment.is_empty() && segment != "." && segment != ".." && segment.bytes().all(is_known)
+    };
+    let is_domain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_".contains(&byte);
+    // That of a workload has a path; a trust domain's own ID has none (SPIFFE-ID, 2).
+    let by_the_standard = text.len() <= 2048
+        && text.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')).is_some_and(|(domain, path)| {
+            (1..=255).contains(&domain.len()) && domain.bytes().all(is_domain) && path.split('/').all(is_segment)
+        });
+    let read = text.parse::<SpiffeId>();
+    assert_eq!(read.is_ok(), by_the_standard, "{text:?}");
+    if let Ok(id) = read {
+        assert_eq!(id.as_str(), text);
+    }
+}
+
+/// A leaf that a peer shows.
+pub fn certificate(data: &[u8]) {
+    let _ = svid::serial(data);
+    if let Ok(id) = svid::identity(data) {
+        assert!(id.as_str().starts_with("spiffe://"));
+    }
+}
+
+/// What asks the authority for a certificate. Whatever stands in it, the certificate has the identity that was proven.
+pub fn certificate_request(data: &[u8]) {
+    static AUTHORITY: LazyLock<(CertificateAuthority, SpiffeId)> = LazyLock::new(|| {
+        let domain: TrustDomain = "cluster.local".parse().expect("a trust domain");
+        let id = SpiffeId::of_workload(&domain, "default", "web").expect("an identity");
+        (CertificateAuthority::in_memory(domain, now()).expect("an authority"), id)
+    });
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (authority, id) = &*AUTHORITY;
+    if let Ok(issued) = authority.issue(text, id, 0, now()) {
+        let leaf = issued.chain.first().and_then(|pem| pem::parse(pem).ok()).expect("a certificate");
+        assert_eq!(svid::identity(leaf.contents()).as_ref(), Ok(id));
+    }
+}
+
+/// Roots of a trust domain, in PEM.
+pub fn trust_bundle(data: &[u8]) {
+    let _ = TrustBundles::new().add_pem("a".parse().expect("a trust domain"), data);
+}
+
+/// Chain, key and roots, each in PEM, with a zero byte between.
+pub fn credentials(data: &[u8]) {
+    let mut parts = data.splitn(3, |byte| *byte == 0);
+    let mut next = || parts.next().unwrap_or_default();
+    let (chain, key, roots) = (next(), next(), next());
+    if let Ok(credentials) = Credentials::from_pem(chain, key, roots) {
+        let shown = format!("{credentials:?}").into_bytes();
+        assert!(!key.windows(40).any(|secret| shown.windows(40).any(|window| window == secret)), "a key is shown");
+    }
+}
+
+/// Keys of an issuer.
+pub fn jwks(data: &[u8]) {
+    if let Ok(keys) = JwkSet::parse(data) {
+        let again = JwkSet::parse(keys.to_json().as_bytes()).expect("what is printed is what is read");
+        assert_eq!(again.keys().len(), keys.keys().len());
+    }
+}
+
+/// A token. The key that signed the only good one is gone, so that no other can be.
+pub fn jwt(data: &[u8]) {
+    let good = include_bytes!("jwt/token");
+    assert!(!is_good_token(data) || data.trim_ascii() == good.trim_ascii(), "a forged token was taken");
+}
+
+/// Whether a token is one of the issuer's.
+pub fn is_good_token(data: &[u8]) -> bool {
+    static AUTHENTICATOR: LazyLock<Authenticator> = LazyLock::new(|| {
+        let filter = include_bytes!("jwt/filter.bin");
+        let config =
+            server_with("type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication", filter);
+        let filters = config.expect("a filter").filters;
+        let found = filters.iter().find_map(|filter| match &filter.config {
+            FilterConfig::Jwt(jwt) => Authenticator::new(jwt).ok(),
+            _ => None,
+        });
+        found.expect("an authenticator")
+    });
+    let Ok(value) = HeaderValue::from_bytes(&[b"Bearer ", data.trim_ascii()].concat()) else { return false };
+    let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value)]);
+    let head = RequestHead::of_parts(&Method::GET, root(), &headers);
+    AUTHENTICATOR.authenticate(&head, now()).is_ok_and(|found| found.claims().is_some())
+}
+
+/// A request's path, in all modes: what comes out stays as it is, and has nothing left to resolve.
+pub fn path(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let modes = [
+        PathNormalization::NONE,
+        PathNormalization::BASE,
+        PathNormalization::MERGE_SLASHES,
+        PathNormalization::DECODE_AND_MERGE_SLASHES,
+    ];
+    for (mode, is_guarded) in modes.iter().flat_map(|mode| [(mode, false), (mode, true)]) {
+        let Ok(canonical) = mode.canonical(text, is_guarded) else { continue };
+        assert_eq!(mode.canonical(&canonical, is_guarded).as_deref().ok(), Some(&*canonical), "{mode:?} of {text:?}");
+        if mode.resolve && canonical.starts_with('/') {
+            assert!(canonical.split('/').all(|part| part != "." && part != ".."), "{mode:?} of {text:?}");
+            assert!(!canonical.contains('\\'), "{mode:?} of {text:?}");
+        }
+        if mode.merge_slashes && canonical.starts_with('/') {
+            assert!(!canonical.contains("//"), "{mode:?} of {text:?}");
+        }
+    }
+}
+
+/// Method, target, `Host` and a header, a line each, of HTTP/1.1 and of HTTP/2.
+pub fn request_head(data: &[u8]) {
+    let mut lines = data.split(|byte| *byte == b'\n');
+    let mut next = || lines.next().unwrap_or_default();
+    let (method, target, host, value) = (next(), next(), next(), next());
+    for version in [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2] {
+        let request = Request::builder().method(method).uri(target).version(version).header(header::HOST, host);
+        let Ok(request) = request.header("x", value).body(()) else { continue };
+        if let Ok(head) = RequestHead::received(&request) {
+            assert!(!head.authority.contains('@'), "a user in {:?}", head.authority);
+            assert!(!head.method.as_str().bytes().any(|byte| byte.is_ascii_lowercase()));
+            let _ = (request::has_port(head.authority), request::host_and_port(head.authority, head.scheme));
+            assert!(request::split_authority(head.authority).is_some() || head.authority.is_empty());
+        }
+    }
+}
+
+/// `grpc-timeout`: what is printed of what was read is read again.
+pub fn timeout(data: &[u8]) {
+    if let Some(read) = grpc_timeout::parse(data) {
+        assert!(grpc_timeout::parse(grpc_timeout::format(read).as_bytes()).is_some());
+    }
+}
+
+/// A value with `%...%` in it.
+pub fn header_text(data: &[u8]) {
+    let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("a"))]);
+    let head = RequestHead::of_parts(&Method::GET, root(), &headers);
+    for target in [HeaderTarget::Request, HeaderTarget::Response] {
+        if let Ok(HeaderText::Format(format)) = HeaderText::parse(data, target, true) {
+            let _ = format.of_request(&head, Version::HTTP_2);
+            let _ = format.of_response(http::StatusCode::OK, &headers);
+        }
+    }
+}
+
+/// An expression of RE2.
+pub fn regex(data: &[u8]) {
+    if let Some(regex) = std::str::from_utf8(data).ok().and_then(|text| FullRegex::new(text).ok()) {
+        let _ = regex.is_match(b"/reviews/1");
+        let _ = regex.is_match(data);
+    }
+}
+
+/// gRPC's bootstrap.
+pub fn bootstrap(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        let _ = Bootstrap::from_json(text, "fuzz");
+    }
+}
+
+/// LDS, and the routes that stand in it, asked for.
+pub fn listener(data: &[u8]) {
+    let Ok(decoded) = decode(ResourceType::Listener, data, &Options::default()) else { return };
+    let Resource::Listener(listener) = decoded.resource else { return };
+    match &*listener {
+        Listener::Api(api) => ask(&api.http),
+        Listener::Server(server) => server.chains().for_each(|chain| ask(&chain.http)),
+        _ => {}
+    }
+}
+
+/// RDS, asked for.
+pub fn route(data: &[u8]) {
+    let Ok(decoded) = decode(ResourceType::Route, data, &Options::default()) else { return };
+    let Resource::Route(routes) = decoded.resource else { return };
+    ask(&HttpManager::new(RouteSource::Inline(routes)));
+}
+
+/// CDS.
+pub fn cluster(data: &[u8]) {
+    let _ = decode(ResourceType::Cluster, data, &Options::default());
+}
+
+/// EDS.
+pub fn endpoints(data: &[u8]) {
+    let _ = decode(ResourceType::Endpoints, data, &Options::default());
+}
+
+/// RBAC of a server, asked for.
+pub fn rbac_filter(data: &[u8]) {
+    let config = server_with("type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC", data);
+    config.iter().for_each(ask);
+}
+
+/// JWT of a server, asked for.
+pub fn jwt_filter(data: &[u8]) {
+    let config = server_with("type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication", data);
+    config.iter().for_each(ask);
+}
+
+/// Objects as Istio's users write them, from the text to what the data plane says of it.
+pub fn istio_yaml(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        let _ = mesh_control::analysis::validate([("fuzz.yaml", text)]);
+    }
+}
+
+/// The day on which the saved token is good.
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+}
+
+fn root() -> &'static Uri {
+    static ROOT: LazyLock<Uri> = LazyLock::new(|| Uri::from_static("http://reviews:9080/a/b?c=d"));
+    &ROOT
+}
+
+/// A server's listener with this filter, if the decoder takes it.
+fn server_with(type_url: &str, config: &[u8]) -> Option<HttpManager> {
+    let routes = routes("", vec![virtual_host("all", &["*"], vec![route_to_application()])]);
+    let mut manager = http_manager(RouteSpecifier::RouteConfig(routes.clone()));
+    let any = Any { type_url: type_url.to_owned(), value: config.to_vec() };
+    manager.http_filters.insert(0, http_filter("fuzz", any));
+    let mut resource = server_listener("server", ([127, 0, 0, 1], 80).into(), routes);
+    resource.default_filter_chain = Some(filter_chain(&manager));
+    let decoded = decode(ResourceType::Listener, &resource.encode_to_vec(), &Options::default()).ok()?;
+    let Resource::Listener(listener) = decoded.resource else { return None };
+    let Listener::Server(server) = &*listener else { return None };
+    server.chains().next().map(|chain| chain.http.clone())
+}
+
+/// Compiles what was taken, and asks it for some requests, as a server does and as a client does.
+fn ask(http: &HttpManager) {
+    let RouteSource::Inline(routes) = &http.routes else { return };
+    let states = States::default();
+    let table = RouteTable::compile(Arc::clone(routes), http, &FilterRegistry::default(), &states, "fuzz");
+    let Ok(table) = table else { return };
+    let mut random = fastrand::Rng::with_seed(1);
+    let peer: SpiffeId = "spiffe://cluster.local/ns/default/sa/web".parse().expect("an identity");
+    let connection = Connection {
+        peer: Some(&peer),
+        source: ([127, 0, 0, 1], 4000).into(),
+        destination: ([127, 0, 0, 1], 80).into(),
+        server_name: Some("reviews"),
+    };
+    let headers = HeaderMap::from_iter([
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/grpc")),
+        (header::COOKIE, HeaderValue::from_bytes(b"a=\xff").expect("a value")),
+    ]);
+    for (method, target) in [(Method::GET, root().clone()), (Method::POST, Uri::from_static("http://[::1]/"))] {
+        let head = RequestHead::of_parts(&method, &target, &headers);
+        if let Some(tokens) = table.authenticator() {
+            let _ = tokens.authenticate(&head, now());
+        }
+        let _ = table.admit(&head, Some(connection), &mut random).into_route();
+        let _ = table.admit(&head, None, &mut random).into_route();
+        let _ = table.find(&head, &mut random);
+        let _ = table.verdict_on_bytes(connection);
+    }
+}
