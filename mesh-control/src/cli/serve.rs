@@ -35,7 +35,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DOMAIN", default_value_t)]
     trust_domain: TrustDomain,
     /// Signs certificates with the authority in this directory, in Istio's layout: ca-cert.pem, ca-key.pem, cert-chain.pem,
-    /// root-cert.pem. Without it, --state-dir keeps an authority of its own.
+    /// root-cert.pem. Without it, --state-dir keeps an authority of its own, unless --client-ca names one.
     #[arg(long, value_name = "DIR")]
     ca_dir: Option<PathBuf>,
     /// Refuses to start if any object of the configuration is wrong, or if there is none.
@@ -61,7 +61,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
     /// Whose certificates clients of the secured listener must have, as PEM. A client is then held to the
-    /// SPIFFE id in its certificate.
+    /// SPIFFE id in its certificate, which has to be of the --trust-domain. With --dev or --ca-dir, the mesh's own authority
+    /// alone vouches for its identities, and this only says that clients must have a certificate.
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     client_ca: Option<PathBuf>,
     /// What becomes of calls to hosts that no object describes: ALLOW_ANY lets them pass, REGISTRY_ONLY fails them.
@@ -129,7 +130,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let certificates = authority.map(|authority| Certificates::new(authority).dev(args.dev));
     let certificates = certificates.map(|offers| offers.tokens(args.state_dir.as_deref().map(Tokens::of)));
     let options = Options::default().settle(args.settle).grace(args.grace).max_stream_age(args.max_stream_age);
-    let options = options.certificates(certificates);
+    let options = options.certificates(certificates).trust_domain(args.trust_domain.clone());
     let server = Arc::new(Server::new(Feed::of(&plane), Arc::new(plane.clone()), &options));
     let (stop, stopped) = watch::channel(false);
 
@@ -195,7 +196,13 @@ fn only_loopback(args: &Args) -> anyhow::Result<()> {
 /// Who vouches for workloads: a plugged-in authority, or one of our own where there is a place for it, or nobody needs
 /// to prove anything to it.
 fn authority(args: &Args) -> anyhow::Result<Option<Arc<CertificateAuthority>>> {
-    if args.ca_dir.is_none() && args.state_dir.is_none() && !args.dev {
+    let is_named = args.ca_dir.is_some() || args.dev;
+    if !is_named && args.state_dir.is_none() {
+        return Ok(None);
+    }
+    // A trust domain has one authority.
+    if !is_named && args.client_ca.is_some() {
+        tracing::info!("--client-ca names who vouches for workloads, so there is no authority in --state-dir");
         return Ok(None);
     }
     let authority = super::ca::open(args.ca_dir.as_deref(), args.state_dir.as_deref(), &args.trust_domain)?;

@@ -95,6 +95,29 @@ fn m1_a_leaf_with_two_uris_is_refused() {
 }
 
 #[test]
+fn an_id_is_read_from_the_only_uri_of_a_leaf_whatever_its_key_is_for() {
+    let read = |uris: &[&str]| {
+        let mut params = leaf(uris);
+        params.key_usages = Vec::new();
+        super::svid::id(&der(&Authority::named("root").sign(&params).0))
+    };
+    assert_eq!(read(&[WEB]).expect("an ID").workload(), Some(("shop", "web")));
+    for uris in [
+        &[][..],
+        &[WEB, "spiffe://a/ns/d/sa/c"],
+        &["spiffe:///ns/b/sa/c"],
+        &["spiffe://a/ns//sa/c"],
+        &["spiffe://a/ns/../sa/c"],
+        &["spiffe://a/ns/%62/sa/c"],
+        &["spiffe://A/ns/b/sa/c"],
+        &["https://a/ns/b/sa/c"],
+    ] {
+        assert!(read(uris).is_err(), "{uris:?}");
+    }
+    assert!(super::svid::id(b"not a certificate").is_err());
+}
+
+#[test]
 fn m2_what_is_no_workloads_leaf_is_refused() {
     assert!(refused(&leaf(&[])).contains("no URI"));
     assert!(refused(&leaf(&["spiffe://td"])).contains("no path"));

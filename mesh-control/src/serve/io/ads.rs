@@ -222,8 +222,7 @@ fn identify(node: &Node, peer: &Peer) -> Result<Client, (Reason, Status)> {
     match &peer.identity {
         None => {}
         Some(Err(anonymous)) => {
-            let why = anonymous.0;
-            return refused(format!("the client certificate names nobody: {why}"));
+            return refused(format!("the client certificate names nobody: {anonymous}"));
         }
         Some(Ok(identity)) => {
             if let Some(contradiction) = node::contradiction(node, identity) {

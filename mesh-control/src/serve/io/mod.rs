@@ -5,4 +5,5 @@ pub(crate) mod ads;
 pub(crate) mod certificates;
 pub(crate) mod server;
 pub(crate) mod tls;
+mod verifier;
 pub(crate) mod wire;

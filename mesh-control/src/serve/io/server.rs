@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-use mesh_core::identity::SpiffeId;
+use mesh_core::error::Invalid;
+use mesh_core::identity::{SpiffeId, TrustDomain};
+use mesh_core::tls::svid;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -26,7 +28,6 @@ use crate::serve::clients::clock::now;
 use crate::serve::clients::csds::Csds;
 use crate::serve::clients::feed::Feed;
 use crate::serve::clients::fleet::Fleet;
-use crate::serve::clients::identity::{self, Anonymous};
 use crate::serve::clients::load::{Load, Reporting};
 use crate::serve::clients::metrics::Metrics;
 use crate::serve::clients::presence::{Presence, Workloads};
@@ -65,6 +66,9 @@ pub struct Options {
     pub stream_burst: u32,
     /// The certificates that it issues, if it does.
     pub certificates: Option<Certificates>,
+    /// The trust domain of the mesh, where it issues none: a client certificate of another one is refused. With
+    /// [`certificates`](Self::certificates), it is that of their authority.
+    pub trust_domain: TrustDomain,
 }
 
 impl Default for Options {
@@ -79,6 +83,7 @@ impl Default for Options {
             stream_rate: 150,
             stream_burst: 100,
             certificates: None,
+            trust_domain: TrustDomain::default(),
         }
     }
 }
@@ -120,6 +125,12 @@ impl Options {
         self.certificates = certificates.into();
         self
     }
+
+    /// Serves a mesh of this trust domain; see [`trust_domain`](field@Self::trust_domain).
+    pub fn trust_domain(mut self, domain: TrustDomain) -> Options {
+        self.trust_domain = domain;
+        self
+    }
 }
 
 /// How long a stream waits for its turn to begin; who would have to wait longer is sent away.
@@ -147,6 +158,7 @@ const MEMORY_BUFFER: usize = 64 << 10;
 pub struct Server {
     state: Arc<ServerState>,
     desk: Option<Arc<Desk>>,
+    trust_domain: TrustDomain,
     connections: mpsc::Sender<Conn>,
     goaway: watch::Sender<bool>,
     stop: watch::Sender<bool>,
@@ -196,6 +208,9 @@ impl Server {
         let expiry = tokio::spawn(async move { expiring.presence.expire().await });
         Server {
             state,
+            trust_domain: desk
+                .as_ref()
+                .map_or_else(|| options.trust_domain.clone(), |desk| desk.authority().trust_domain()),
             desk,
             connections,
             goaway,
@@ -227,7 +242,7 @@ impl Server {
     /// replaced at any time: the next connection is made with what is in them then.
     pub async fn listen_tls(&self, address: SocketAddr, files: &TlsFiles) -> anyhow::Result<SocketAddr> {
         let authority = self.desk.as_ref().map(|desk| desk.authority().clone());
-        let acceptor = Arc::new(Reloading::new(files.clone(), authority, now())?);
+        let acceptor = Arc::new(Reloading::new(files.clone(), authority, self.trust_domain.clone(), now())?);
         let verifies = files.client_ca.is_some();
         let listener = TcpListener::bind(address).await?;
         let bound = listener.local_addr()?;
@@ -250,8 +265,8 @@ impl Server {
                         Ok(Ok(stream)) => {
                             let chain = stream.get_ref().1.peer_certificates();
                             let identity = match chain.and_then(|chain| chain.first()) {
-                                Some(leaf) => Some(identity::read(leaf)),
-                                None if verifies => Some(Err(Anonymous("there is none"))),
+                                Some(leaf) => Some(svid::id(leaf)),
+                                None if verifies => Some(Err(Invalid::new("there is none"))),
                                 None => None,
                             };
                             let chain =
@@ -360,7 +375,7 @@ fn reason_of(error: &io::Error) -> Reason {
 pub(crate) struct Peer {
     pub(crate) ip: IpAddr,
     /// What its certificate says, where it had to show one.
-    pub(crate) identity: Option<Result<SpiffeId, Anonymous>>,
+    pub(crate) identity: Option<Result<SpiffeId, Invalid>>,
     /// Whether the connection is encrypted.
     pub(crate) is_secured: bool,
     /// The certificates that it showed, the leaf first.
@@ -376,9 +391,7 @@ impl Peer {
 /// Turns away who should have shown a certificate. Streams of xDS are held to more than that.
 fn certified(request: Request<()>) -> Result<Request<()>, Status> {
     match request.extensions().get::<Peer>().and_then(|peer| peer.identity.as_ref()) {
-        Some(Err(Anonymous(why))) => {
-            Err(Status::permission_denied(format!("the client certificate names nobody: {why}")))
-        }
+        Some(Err(why)) => Err(Status::permission_denied(format!("the client certificate names nobody: {why}"))),
         _ => Ok(request),
     }
 }
