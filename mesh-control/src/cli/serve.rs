@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::Printing;
-use crate::ca::{CertificateAuthority, Tokens};
+use crate::ca::{CertificateAuthority, MAX_TTL, Tokens};
 use crate::config::Code;
 use crate::plane::{OutboundTrafficPolicy, PathNormalization, Plane, PlaneOptions};
 use crate::serve::{Certificates, Feed, Options, Server, TlsFiles, status};
@@ -38,6 +38,9 @@ pub(super) struct Args {
     /// root-cert.pem. Without it, --state-dir keeps an authority of its own, unless --client-ca names one.
     #[arg(long, value_name = "DIR")]
     ca_dir: Option<PathBuf>,
+    /// How long the certificates of workloads hold, which are renewed after half of that. Seven days at most.
+    #[arg(long, value_name = "SECONDS", default_value = "86400", value_parser = certificate_ttl)]
+    certificate_ttl: Duration,
     /// Refuses to start if any object of the configuration is wrong, or if there is none.
     #[arg(long)]
     strict: bool,
@@ -127,7 +130,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
              mutual TLS: connections are plaintext; --dev or --ca-dir makes it STRICT"
         );
     }
-    let certificates = authority.map(|authority| Certificates::new(authority).dev(args.dev));
+    let certificates = authority.map(|authority| Certificates::new(authority).dev(args.dev).ttl(args.certificate_ttl));
     let certificates = certificates.map(|offers| offers.tokens(args.state_dir.as_deref().map(Tokens::of)));
     let options = Options::default().settle(args.settle).grace(args.grace).max_stream_age(args.max_stream_age);
     let options = options.certificates(certificates).trust_domain(args.trust_domain.clone());
@@ -265,6 +268,14 @@ fn outbound_traffic_policy(text: &str) -> Result<OutboundTrafficPolicy, String> 
         "ALLOW_ANY" => Ok(OutboundTrafficPolicy::AllowAny),
         "REGISTRY_ONLY" => Ok(OutboundTrafficPolicy::RegistryOnly),
         _ => Err("expected ALLOW_ANY or REGISTRY_ONLY".to_owned()),
+    }
+}
+
+fn certificate_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = seconds(text)?;
+    match (1..=MAX_TTL.as_secs()).contains(&ttl.as_secs()) {
+        true => Ok(ttl),
+        false => Err(format!("expected 1 to {} seconds", MAX_TTL.as_secs())),
     }
 }
 

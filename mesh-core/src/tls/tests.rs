@@ -231,7 +231,9 @@ fn a_certificate_is_renewed_after_half_of_its_life_and_not_by_all_at_once() {
     (params.not_before, params.not_after) = (now, now + Duration::from_secs(1000));
     let (chain, key) = authority.sign(&params);
     let credentials = Credentials::from_pem(chain.as_bytes(), key.as_bytes(), authority.pem.as_bytes()).expect("good");
-    let before =
-        |jitter| credentials.not_after().duration_since(credentials.renew_at(jitter)).expect("before").as_secs();
-    assert_eq!([before(0.0), before(0.5), before(1.0)], [550, 500, 450]);
+    // It begins before it was issued, as every authority has it.
+    let issued = credentials.not_after() - Duration::from_secs(600);
+    let after = |jitter| credentials.renew_after(issued, jitter).as_secs();
+    assert_eq!([after(0.0), after(0.5), after(1.0)], [270, 300, 330]);
+    assert_eq!(credentials.renew_after(issued + Duration::from_secs(700), 0.5), Duration::ZERO);
 }

@@ -3,6 +3,7 @@
 pub(crate) mod admin;
 pub(crate) mod ads;
 pub(crate) mod certificates;
+mod own_tls;
 pub(crate) mod server;
 pub(crate) mod tls;
 mod verifier;

@@ -12,8 +12,9 @@ use mesh_core::identity::{SpiffeId, TrustDomain};
 use mesh_core::tls::svid;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::server::TlsStream;
@@ -36,6 +37,7 @@ use crate::serve::clients::settling::Settling;
 use crate::serve::clients::state::ServerState;
 use crate::serve::io::ads::Ads;
 use crate::serve::io::certificates::CertificateService;
+use crate::serve::io::own_tls::{FIRST_BYTE, HANDSHAKE, OwnTls};
 use crate::serve::io::tls::{Reloading, TlsFiles};
 use crate::serve::protocol::push::Pace;
 
@@ -173,7 +175,9 @@ impl Server {
     pub fn new(feed: Feed, workloads: Arc<dyn Workloads>, options: &Options) -> Server {
         let (stop, stopped) = watch::channel(false);
         let (goaway, mut leaving) = watch::channel(false);
+        let desk = options.certificates.clone().map(|certificates| Arc::new(Desk::new(certificates)));
         let state = Arc::new(ServerState {
+            desk: desk.clone(),
             started: SystemTime::now(),
             feed,
             presence: Presence::new(workloads, options.grace),
@@ -187,7 +191,6 @@ impl Server {
             max_stream_age: options.max_stream_age,
             stop: stopped,
         });
-        let desk = options.certificates.clone().map(|certificates| Arc::new(Desk::new(certificates)));
         let (connections, incoming) = mpsc::channel(BACKLOG);
         let router = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -221,17 +224,37 @@ impl Server {
         }
     }
 
-    /// Accepts plaintext connections at `address`; port 0 takes a free one. Returns the address bound.
+    /// Accepts plaintext connections at `address`; port 0 takes a free one. Returns the address bound. Where the server issues
+    /// certificates, whoever begins with a TLS handshake gets one, with a certificate of its authority.
     pub async fn listen(&self, address: SocketAddr) -> io::Result<SocketAddr> {
         let listener = TcpListener::bind(address).await?;
         let bound = listener.local_addr()?;
-        let connections = self.connections.clone();
+        let door = self.door(false);
+        let own = self.desk.as_ref().map(|desk| Arc::new(OwnTls::new(desk.authority().clone())));
         self.keep(tokio::spawn(async move {
-            while let Some((stream, peer)) = accept(&listener, &connections).await {
-                let conn = Conn { peer: Peer::nameless(peer.ip()), io: Io::Tcp(stream) };
-                if connections.send(conn).await.is_err() {
-                    return;
-                }
+            while let Some((stream, peer)) = accept(&listener, &door.connections).await {
+                let Some(own) = own.clone() else {
+                    door.plaintext(stream, peer).await;
+                    continue;
+                };
+                let Some(permit) = door.permit().await else { return };
+                let door = door.clone();
+                tokio::spawn(async move {
+                    let mut first = [0];
+                    let first = match tokio::time::timeout(FIRST_BYTE, stream.peek(&mut first)).await {
+                        Ok(Ok(1)) => first[0],
+                        // It has said nothing, or is gone.
+                        _ => return,
+                    };
+                    if first != HANDSHAKE {
+                        drop(permit);
+                        return door.plaintext(stream, peer).await;
+                    }
+                    match own.latest(SystemTime::now()) {
+                        Ok(acceptor) => door.tls(acceptor, stream, peer, permit).await,
+                        Err(why) => tracing::error!("the server has no certificate of its own authority: {why:#}"),
+                    }
+                });
             }
         }));
         Ok(bound)
@@ -243,45 +266,22 @@ impl Server {
     pub async fn listen_tls(&self, address: SocketAddr, files: &TlsFiles) -> anyhow::Result<SocketAddr> {
         let authority = self.desk.as_ref().map(|desk| desk.authority().clone());
         let acceptor = Arc::new(Reloading::new(files.clone(), authority, self.trust_domain.clone(), now())?);
-        let verifies = files.client_ca.is_some();
         let listener = TcpListener::bind(address).await?;
         let bound = listener.local_addr()?;
-        let connections = self.connections.clone();
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-        let state = self.state.clone();
+        let door = self.door(files.client_ca.is_some());
         self.keep(tokio::spawn(async move {
-            while let Some((stream, peer)) = accept(&listener, &connections).await {
-                // Without a permit the next ones wait in the kernel's queue.
-                let Ok(permit) = handshakes.clone().acquire_owned().await else {
-                    return;
-                };
-                let (acceptor, connections, state) = (acceptor.clone(), connections.clone(), state.clone());
-                tokio::spawn(async move {
-                    let refused = |reason, text: &str| state.refusals.note(peer.ip(), reason, "", text, now());
-                    let handshake = async { acceptor.latest().await.accept(stream).await };
-                    let handshake = tokio::time::timeout(HANDSHAKE_PATIENCE, handshake).await;
-                    drop(permit);
-                    match handshake {
-                        Ok(Ok(stream)) => {
-                            let chain = stream.get_ref().1.peer_certificates();
-                            let identity = match chain.and_then(|chain| chain.first()) {
-                                Some(leaf) => Some(svid::id(leaf)),
-                                None if verifies => Some(Err(Invalid::new("there is none"))),
-                                None => None,
-                            };
-                            let chain =
-                                chain.map(|chain| chain.iter().cloned().map(CertificateDer::into_owned).collect());
-                            let peer = Peer { ip: peer.ip(), is_secured: true, identity, chain };
-                            // The server may have stopped meanwhile.
-                            let _ = connections.send(Conn { peer, io: Io::Tls(Box::new(stream)) }).await;
-                        }
-                        Ok(Err(error)) => refused(reason_of(&error), &error.to_string()),
-                        Err(_) => refused(Reason::Handshake, "it did not come to an end in time"),
-                    }
-                });
+            while let Some((stream, peer)) = accept(&listener, &door.connections).await {
+                let Some(permit) = door.permit().await else { return };
+                let (acceptor, door) = (acceptor.clone(), door.clone());
+                tokio::spawn(async move { door.tls(acceptor.latest().await, stream, peer, permit).await });
             }
         }));
         Ok(bound)
+    }
+
+    fn door(&self, verifies: bool) -> Door {
+        let (connections, state) = (self.connections.clone(), self.state.clone());
+        Door { connections, state, handshakes: Arc::new(Semaphore::new(HANDSHAKES)), verifies }
     }
 
     /// A connection inside the process, to the same server.
@@ -336,6 +336,52 @@ impl Drop for Server {
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server").finish_non_exhaustive()
+    }
+}
+
+/// What a listener does with the connections that it accepts.
+#[derive(Clone)]
+struct Door {
+    connections: mpsc::Sender<Conn>,
+    state: Arc<ServerState>,
+    handshakes: Arc<Semaphore>,
+    /// Whether everybody has to show a certificate.
+    verifies: bool,
+}
+
+impl Door {
+    /// Without a permit the next ones wait in the kernel's queue.
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.handshakes.clone().acquire_owned().await.ok()
+    }
+
+    async fn plaintext(&self, stream: TcpStream, peer: SocketAddr) {
+        self.hand_over(Conn { peer: Peer::nameless(peer.ip()), io: Io::Tcp(stream) }).await;
+    }
+
+    async fn tls(&self, acceptor: TlsAcceptor, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
+        let refused = |reason, text: &str| self.state.refusals.note(peer.ip(), reason, "", text, now());
+        let handshake = tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await;
+        drop(permit);
+        let stream = match handshake {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return refused(reason_of(&error), &error.to_string()),
+            Err(_) => return refused(Reason::Handshake, "it did not come to an end in time"),
+        };
+        let chain = stream.get_ref().1.peer_certificates();
+        let identity = match chain.and_then(|chain| chain.first()) {
+            Some(leaf) => Some(svid::id(leaf)),
+            None if self.verifies => Some(Err(Invalid::new("there is none"))),
+            None => None,
+        };
+        let chain = chain.map(|chain| chain.iter().cloned().map(CertificateDer::into_owned).collect());
+        let peer = Peer { ip: peer.ip(), is_secured: true, identity, chain };
+        self.hand_over(Conn { peer, io: Io::Tls(Box::new(stream)) }).await;
+    }
+
+    async fn hand_over(&self, connection: Conn) {
+        // The server may have stopped meanwhile.
+        let _ = self.connections.send(connection).await;
     }
 }
 

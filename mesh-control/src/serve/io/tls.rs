@@ -61,26 +61,36 @@ impl TlsFiles {
     /// is asked for one where it takes one.
     fn acceptor(&self, contents: &Contents, domain: &TrustDomain) -> anyhow::Result<TlsAcceptor> {
         let Contents { cert, key, client_ca, roots: own } = contents;
-        // The provider is a value: a process-wide default belongs to the application.
-        let provider = Arc::new(aws_lc_rs::default_provider());
         let chain = certificates(&self.cert, cert)?;
         let key = PrivateKeyDer::from_pem_slice(key)
             .with_context(|| format!("cannot read a private key from {}", self.key.display()))?;
         let operators = self.client_ca.as_ref().zip(client_ca.as_ref());
         let operators = operators.map(|(path, pem)| root_certificates(path, pem)).transpose()?;
         let anchors = Anchors { own: own.clone(), operators: operators.unwrap_or_default() };
-        let config = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13])?;
-        let config = match Verifier::new(domain.clone(), anchors, &provider)? {
-            None => config.with_no_client_auth(),
-            Some(verifier) => config.with_client_cert_verifier(Arc::new(verifier)),
-        };
-        let pair = || format!("{} and {}", self.cert.display(), self.key.display());
-        let mut config = config.with_single_cert(chain, key).with_context(pair)?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        Ok(TlsAcceptor::from(Arc::new(config)))
+        acceptor(chain, key, domain, anchors)
+            .with_context(|| format!("{} and {}", self.cert.display(), self.key.display()))
     }
+}
+
+/// TLS 1.3 with this certificate, for clients whom these vouch for.
+pub(super) fn acceptor(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    domain: &TrustDomain,
+    anchors: Anchors,
+) -> anyhow::Result<TlsAcceptor> {
+    // The provider is a value: a process-wide default belongs to the application.
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13])?;
+    let config = match Verifier::new(domain.clone(), anchors, &provider)? {
+        None => config.with_no_client_auth(),
+        Some(verifier) => config.with_client_cert_verifier(Arc::new(verifier)),
+    };
+    let mut config = config.with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 /// What an acceptor is made of.
