@@ -189,6 +189,7 @@ impl Embedded {
         }
         let state = plane.state_dir.clone().filter(|_| matches!(config, Config::Dir(_)));
         let domain = plane.trust_domain.clone();
+        serve = serve.trust_domain(domain.clone());
         let plane = match config {
             Config::Dir(path) => {
                 let options = plane.config_dir(&path);

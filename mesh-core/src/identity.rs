@@ -85,6 +85,11 @@ impl SpiffeId {
         format!("{SCHEME}{}/ns/{namespace}/sa/{service_account}", domain.as_str()).parse()
     }
 
+    /// That of the control plane, which no workload is given.
+    pub fn of_control_plane(domain: &TrustDomain) -> Self {
+        SpiffeId(Arc::from(format!("{SCHEME}{}/mesh-control", domain.as_str())))
+    }
+
     /// The whole of it.
     pub fn as_str(&self) -> &str {
         &self.0

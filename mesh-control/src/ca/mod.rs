@@ -139,6 +139,11 @@ impl CertificateAuthority {
         self.current.load().roots_pem()
     }
 
+    /// A short name of them.
+    pub(crate) fn roots_name(&self) -> String {
+        mesh_core::tls::roots_fingerprint(self.roots_pem().as_bytes())
+    }
+
     pub(crate) fn roots(&self) -> Vec<CertificateDer<'static>> {
         self.current.load().roots().to_vec()
     }

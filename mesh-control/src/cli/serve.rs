@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::Printing;
-use crate::ca::{CertificateAuthority, Tokens};
+use crate::ca::{CertificateAuthority, MAX_TTL, Tokens};
 use crate::config::Code;
 use crate::plane::{OutboundTrafficPolicy, PathNormalization, Plane, PlaneOptions};
 use crate::serve::{Certificates, Feed, Options, Server, TlsFiles, status};
@@ -35,9 +35,12 @@ pub(super) struct Args {
     #[arg(long, value_name = "DOMAIN", default_value_t)]
     trust_domain: TrustDomain,
     /// Signs certificates with the authority in this directory, in Istio's layout: ca-cert.pem, ca-key.pem, cert-chain.pem,
-    /// root-cert.pem. Without it, --state-dir keeps an authority of its own.
+    /// root-cert.pem. Without it, --state-dir keeps an authority of its own, unless --client-ca names one.
     #[arg(long, value_name = "DIR")]
     ca_dir: Option<PathBuf>,
+    /// How long the certificates of workloads hold, which are renewed after half of that. Seven days at most.
+    #[arg(long, value_name = "SECONDS", default_value = "86400", value_parser = certificate_ttl)]
+    certificate_ttl: Duration,
     /// Refuses to start if any object of the configuration is wrong, or if there is none.
     #[arg(long)]
     strict: bool,
@@ -61,7 +64,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
     /// Whose certificates clients of the secured listener must have, as PEM. A client is then held to the
-    /// SPIFFE id in its certificate.
+    /// SPIFFE id in its certificate, which has to be of the --trust-domain. With --dev or --ca-dir, the mesh's own authority
+    /// alone vouches for its identities, and this only says that clients must have a certificate.
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     client_ca: Option<PathBuf>,
     /// What becomes of calls to hosts that no object describes: ALLOW_ANY lets them pass, REGISTRY_ONLY fails them.
@@ -126,10 +130,10 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
              mutual TLS: connections are plaintext; --dev or --ca-dir makes it STRICT"
         );
     }
-    let certificates = authority.map(|authority| Certificates::new(authority).dev(args.dev));
+    let certificates = authority.map(|authority| Certificates::new(authority).dev(args.dev).ttl(args.certificate_ttl));
     let certificates = certificates.map(|offers| offers.tokens(args.state_dir.as_deref().map(Tokens::of)));
     let options = Options::default().settle(args.settle).grace(args.grace).max_stream_age(args.max_stream_age);
-    let options = options.certificates(certificates);
+    let options = options.certificates(certificates).trust_domain(args.trust_domain.clone());
     let server = Arc::new(Server::new(Feed::of(&plane), Arc::new(plane.clone()), &options));
     let (stop, stopped) = watch::channel(false);
 
@@ -195,7 +199,13 @@ fn only_loopback(args: &Args) -> anyhow::Result<()> {
 /// Who vouches for workloads: a plugged-in authority, or one of our own where there is a place for it, or nobody needs
 /// to prove anything to it.
 fn authority(args: &Args) -> anyhow::Result<Option<Arc<CertificateAuthority>>> {
-    if args.ca_dir.is_none() && args.state_dir.is_none() && !args.dev {
+    let is_named = args.ca_dir.is_some() || args.dev;
+    if !is_named && args.state_dir.is_none() {
+        return Ok(None);
+    }
+    // A trust domain has one authority.
+    if !is_named && args.client_ca.is_some() {
+        tracing::info!("--client-ca names who vouches for workloads, so there is no authority in --state-dir");
         return Ok(None);
     }
     let authority = super::ca::open(args.ca_dir.as_deref(), args.state_dir.as_deref(), &args.trust_domain)?;
@@ -258,6 +268,14 @@ fn outbound_traffic_policy(text: &str) -> Result<OutboundTrafficPolicy, String> 
         "ALLOW_ANY" => Ok(OutboundTrafficPolicy::AllowAny),
         "REGISTRY_ONLY" => Ok(OutboundTrafficPolicy::RegistryOnly),
         _ => Err("expected ALLOW_ANY or REGISTRY_ONLY".to_owned()),
+    }
+}
+
+fn certificate_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = seconds(text)?;
+    match (1..=MAX_TTL.as_secs()).contains(&ttl.as_secs()) {
+        true => Ok(ttl),
+        false => Err(format!("expected 1 to {} seconds", MAX_TTL.as_secs())),
     }
 }
 

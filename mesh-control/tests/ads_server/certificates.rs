@@ -134,7 +134,11 @@ impl Served {
     }
 
     async fn secured(&self, own: Option<(&str, &[String])>) -> Channel {
-        secured(self.address, &[self.operator.0.der().clone()], own).await.unwrap()
+        self.try_secured(own).await.unwrap()
+    }
+
+    async fn try_secured(&self, own: Option<(&str, &[String])>) -> Result<Channel, tonic::transport::Error> {
+        secured(self.address, &[self.operator.0.der().clone()], own).await
     }
 }
 
@@ -223,14 +227,25 @@ async fn c1_a_live_certificate_renews_its_own_identity_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_certificate_of_another_authority_renews_nothing_even_where_clients_may_have_it() {
+async fn where_the_mesh_has_an_authority_no_other_one_vouches_for_its_identities() {
     let served = Served::start(true, true).await;
-    let (cert, key, _) = served.operator.issue(SanType::URI(WEB.try_into().unwrap()));
-    let channel = served.secured(Some((&key.serialize_pem(), &[cert]))).await;
-    let refused = create(channel.clone(), request(&NAMES), None).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
-    // A node may be who the operator's authority says.
-    let mut client = Delta::open(channel, node("mesh-core")).await.unwrap();
+    // A certificate of the operator's authority is for whoever is not of this mesh; a partner's is not for ours.
+    for identity in [WEB, "spiffe://partner.example/ns/shop/sa/web"] {
+        let (cert, key, _) = served.operator.issue(SanType::URI(identity.try_into().unwrap()));
+        let channel = served.try_secured(Some((&key.serialize_pem(), &[cert]))).await;
+        let refused = match channel {
+            Ok(channel) => create(channel, request(&NAMES), None).await.is_err(),
+            Err(_) => true,
+        };
+        assert!(refused, "{identity}");
+    }
+    let told = || serde_json::to_string(&served.fixture.report().turned_away).unwrap();
+    until("both are told", || told().contains("\"count\":2")).await;
+    assert!(told().contains("bad-certificate"), "{}", told());
+    // The mesh's own does.
+    let (key, issued) = served.mesh.issue_with_key(&WEB.parse().unwrap(), 600, SystemTime::now()).unwrap();
+    let mut client =
+        Delta::open(served.secured(Some((&key, &issued.chain[..2]))).await, node("mesh-core")).await.unwrap();
     client.send(mesh_control::catalog::Kind::Cluster, &["a"], &[]).await;
     until("it is connected", || !served.fixture.report().clients.is_empty()).await;
 }

@@ -15,30 +15,70 @@ use crate::certificates::{NAMES, WEB, create, owner, plain, request};
 use crate::process::{output, text};
 
 /// A server whose log can be read.
-struct Logged {
+pub(crate) struct Logged {
     child: Child,
-    xds: SocketAddr,
+    pub(crate) xds: SocketAddr,
+    _status: SocketAddr,
 }
 
 impl Logged {
-    fn start(config: &Path, more: &[&str]) -> Logged {
+    pub(crate) fn start(config: &Path, more: &[&str]) -> Logged {
+        Logged::at("127.0.0.1:0", config, more)
+    }
+
+    pub(crate) fn at(xds: &str, config: &Path, more: &[&str]) -> Logged {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
         command.args(["serve", "--config", config.to_str().unwrap(), "--log-format", "json"]);
-        command.args(["--xds-addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0"]).args(more);
+        command.args(["--xds-addr", xds, "--status-addr", "127.0.0.1:0"]).args(more);
         let mut child = command.env("RUST_LOG", "info").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let xds = line.trim().strip_prefix("xds listening on ").unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
-        Logged { child, xds }
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut address = |name: &str| loop {
+            let mut line = String::new();
+            assert!(stdout.read_line(&mut line).unwrap() > 0, "it has ended before it was listening: {name}");
+            if let Some(address) = line.trim().strip_prefix(&format!("{name} listening on ")) {
+                return address.parse().unwrap();
+            }
+        };
+        let (xds, status) = (address("xds"), address("status"));
+        Logged { child, xds, _status: status }
     }
 
     /// Ends it, and reads what it logged.
-    fn log(mut self) -> String {
+    pub(crate) fn log(mut self) -> String {
         self.child.kill().unwrap();
         let out = std::io::read_to_string(self.child.stderr.take().unwrap()).unwrap();
         self.child.wait().unwrap();
         out
     }
+}
+
+impl Drop for Logged {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The lines of the audit log in a log.
+pub(crate) fn audit(log: &str) -> Vec<serde_json::Value> {
+    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    lines.filter(|line| line["target"] == "mesh_control::audit").collect()
+}
+
+/// An authority in Istio's layout.
+pub(crate) fn plugged_in() -> tempfile::TempDir {
+    let ca = tempfile::tempdir().unwrap();
+    let authority = crate::secured::Authority::signing();
+    for (name, text) in [
+        ("ca-cert.pem", authority.0.pem()),
+        ("cert-chain.pem", String::new()),
+        ("root-cert.pem", authority.0.pem()),
+        ("ca-key.pem", authority.0.key().serialize_pem()),
+    ] {
+        fs::write(ca.path().join(name), text).unwrap();
+    }
+    fs::set_permissions(ca.path().join("ca-key.pem"), fs::Permissions::from_mode(0o600)).unwrap();
+    ca
 }
 
 fn path(dir: &tempfile::TempDir, name: &str) -> String {
@@ -61,11 +101,7 @@ async fn serve_dev_issues_says_so_loudly_and_notes_who_got_what_and_who_did_not(
     assert_eq!(denied.code(), Code::Unauthenticated);
     let log = server.log();
     assert!(log.contains("DEVELOPMENT MODE"), "{log}");
-    let audit: Vec<serde_json::Value> = log
-        .lines()
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
-        .filter(|line| line["target"] == "mesh_control::audit")
-        .collect();
+    let audit = audit(&log);
     let [issued, denied] = &audit[..] else { panic!("{log}") };
     let fields = &issued["fields"];
     assert_eq!(fields["message"], "certificate issued");

@@ -4,6 +4,7 @@ mod certificates;
 mod certificates_process;
 mod embedded;
 mod process;
+mod renewal;
 mod restart;
 mod rules_table;
 mod scale;

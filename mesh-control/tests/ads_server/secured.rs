@@ -11,7 +11,8 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair,
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::version::{TLS12, TLS13};
+use tokio_rustls::rustls::{ALL_VERSIONS, ClientConfig, HandshakeKind, RootCertStore, SupportedProtocolVersion};
 use tonic::transport::Channel;
 
 use crate::support::{Delta, Fixture, PATIENCE, ServiceFn, Shelf, node, until};
@@ -67,12 +68,12 @@ impl Secured {
         Secured { fixture, authority, address, directory }
     }
 
-    /// A channel of a client with the certificate for a URI, or without any.
-    async fn channel(&self, uri: Option<&str>) -> Result<Channel, tonic::transport::Error> {
+    /// How a client with the certificate for a URI shakes hands, or one without any.
+    fn config(&self, uri: Option<&str>, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.0.der().clone()).unwrap();
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions).unwrap();
         let config = config.with_root_certificates(roots);
         let mut config = match uri {
             Some(uri) => {
@@ -83,7 +84,12 @@ impl Secured {
             None => config.with_no_client_auth(),
         };
         config.alpn_protocols = vec![b"h2".to_vec()];
-        let (connector, address) = (TlsConnector::from(Arc::new(config)), self.address);
+        Arc::new(config)
+    }
+
+    /// A channel of a client with the certificate for a URI, or without any.
+    async fn channel(&self, uri: Option<&str>) -> Result<Channel, tonic::transport::Error> {
+        let (connector, address) = (TlsConnector::from(self.config(uri, ALL_VERSIONS)), self.address);
         let connect = ServiceFn(move || {
             let connector = connector.clone();
             async move {
@@ -169,4 +175,34 @@ async fn certificates_of_the_server_and_its_authority_are_replaced_while_it_runs
 async fn without_a_client_ca_the_secured_listener_encrypts() {
     let secured = Secured::start(false).await;
     assert_eq!(secured.ask(None, node("mesh-core")).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_trust_domain_is_nobodys_of_this_mesh() {
+    let secured = Secured::start(true).await;
+    for foreign in ["spiffe://partner.example/ns/shop/sa/web", "spiffe://cluster.local.evil/ns/shop/sa/web"] {
+        assert!(secured.ask(Some(foreign), node("mesh-core")).await.is_err(), "{foreign}");
+    }
+    let told = || serde_json::to_string(&secured.fixture.report().turned_away).unwrap();
+    until("it is told", || told().contains("cluster.local.evil")).await;
+    assert!(told().contains("bad-certificate") && secured.fixture.report().clients.is_empty(), "{}", told());
+}
+
+#[tokio::test]
+async fn the_secured_port_speaks_tls_1_3_alone_and_resumes_nothing() {
+    let secured = Secured::start(true).await;
+    let shake = async |config: &Arc<ClientConfig>| {
+        let stream = tokio::net::TcpStream::connect(secured.address).await.unwrap();
+        let mut stream =
+            TlsConnector::from(config.clone()).connect(ServerName::try_from("control").unwrap(), stream).await?;
+        // A ticket would come with the first bytes of the server: its SETTINGS.
+        tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 9]).await?;
+        Ok::<_, std::io::Error>(stream.get_ref().1.handshake_kind())
+    };
+    let old = shake(&secured.config(Some(SHOP), &[&TLS12])).await;
+    assert!(old.as_ref().is_err_and(|error| error.to_string().contains("ProtocolVersion")), "{old:?}");
+    let config = secured.config(Some(SHOP), &[&TLS13]);
+    for _ in 0..3 {
+        assert_eq!(shake(&config).await.unwrap(), Some(HandshakeKind::Full));
+    }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use aws_lc_rs::digest::{Context, SHA256};
 use tokio_rustls::rustls::crypto::WebPkiSupportedAlgorithms;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
@@ -82,6 +83,16 @@ impl TrustBundles {
         leaf.verify_for_usage(algorithms.all, anchors, intermediates, now, usage, None, None).map_err(failed)?;
         Ok(id)
     }
+}
+
+/// A short name of the roots in a text, whatever their order: the same for the same certificates, and for no others.
+pub fn fingerprint(pem: &[u8]) -> String {
+    let mut roots: Vec<_> = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect();
+    roots.sort_by(|a, b| a.as_ref().cmp(b.as_ref()));
+    roots.dedup();
+    let mut context = Context::new(&SHA256);
+    roots.iter().for_each(|root| context.update(root));
+    context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A root as webpki wants it. It must be an authority's.

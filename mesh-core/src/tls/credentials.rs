@@ -5,13 +5,14 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::client::ResolvesClientCert;
 use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use tokio_rustls::rustls::sign::CertifiedKey;
+use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 
 use super::bundle::{Side, TrustBundles};
-use super::{handshake, svid};
+use super::{bundle, handshake, svid};
 use crate::error::Invalid;
 use crate::identity::{SpiffeId, TrustDomain};
 
@@ -25,7 +26,8 @@ pub struct Credentials {
     pub(super) bundles: Arc<TrustBundles>,
     server: Arc<ServerConfig>,
     serial: String,
-    not_before: SystemTime,
+    /// Names the roots that came with it.
+    roots: String,
     not_after: SystemTime,
 }
 
@@ -44,7 +46,7 @@ impl Credentials {
         let domain: TrustDomain = id.trust_domain().parse()?;
         let mut bundles = TrustBundles::new();
         bundles.add_pem(domain, roots).map_err(|invalid| invalid.at("roots"))?;
-        Self::new(chain, key, bundles)
+        Self::new(chain, key, bundles, bundle::fingerprint(roots))
     }
 
     /// From what was parsed before: the chain with the leaf first, its key, and whom to trust.
@@ -55,10 +57,11 @@ impl Credentials {
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
         bundles: TrustBundles,
+        roots: String,
     ) -> Result<Self, Invalid> {
         let (leaf, intermediates) =
             chain.split_first().ok_or_else(|| Invalid::new("no certificate").at("certificate chain"))?;
-        let (not_before, not_after) = svid::validity(leaf)?;
+        let (_, not_after) = svid::validity(leaf)?;
         // Whether it holds now is asked at each handshake; here, whether it ever does.
         let during = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(not_after).unwrap_or_default()));
         let algorithms = &PROVIDER.signature_verification_algorithms;
@@ -68,10 +71,8 @@ impl Credentials {
             .map_err(|error| Invalid::new(format!("the key and the certificate do not fit: {error}")))?;
         let (key, bundles) = (Arc::new(key), Arc::new(bundles));
         let server = handshake::server_config(&key, &bundles)?;
-        let at =
-            |seconds: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
-        let (not_before, not_after) = (at(not_before), at(not_after));
-        Ok(Credentials { id, key, bundles, server: Arc::new(server), serial, not_before, not_after })
+        let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(not_after).unwrap_or_default());
+        Ok(Credentials { id, key, bundles, server: Arc::new(server), serial, roots, not_after })
     }
 
     /// Who it is.
@@ -87,6 +88,16 @@ impl Credentials {
     /// The serial number of its certificate.
     pub fn serial(&self) -> &str {
         &self.serial
+    }
+
+    /// Names the roots that came with it, as [`roots_fingerprint`](crate::tls::roots_fingerprint) does.
+    pub fn roots(&self) -> &str {
+        &self.roots
+    }
+
+    /// How a client shows it to a server that asks.
+    pub fn client_certificate(&self) -> Arc<dyn ResolvesClientCert> {
+        Arc::new(SingleCertAndKey::from(Arc::clone(&self.key)))
     }
 
     /// Until when it holds.
@@ -106,11 +117,12 @@ impl Credentials {
         Arc::clone(&self.server)
     }
 
-    /// When to renew it: after half of its life, a tenth of that more or less, so that those who began together do not
-    /// renew together. `jitter` is between 0 and 1.
-    pub fn renew_at(&self, jitter: f64) -> SystemTime {
-        let life = self.not_after.duration_since(self.not_before).unwrap_or_default();
-        self.not_before + life.mul_f64(0.45 + 0.1 * jitter.clamp(0.0, 1.0))
+    /// How long after `now`, when it was issued, to renew it: half of its life, a tenth of that more or less, so that those
+    /// who began together do not renew together. `jitter` is between 0 and 1. When its certificate says that it begins is of
+    /// no use here: authorities backdate.
+    pub fn renew_after(&self, now: SystemTime, jitter: f64) -> Duration {
+        let life = self.not_after.duration_since(now).unwrap_or_default();
+        life.mul_f64(0.45 + 0.1 * jitter.clamp(0.0, 1.0))
     }
 }
 

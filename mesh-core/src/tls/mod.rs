@@ -13,7 +13,7 @@ pub mod svid;
 #[cfg(test)]
 mod tests;
 
-pub use bundle::TrustBundles;
+pub use bundle::{TrustBundles, fingerprint as roots_fingerprint};
 pub use credentials::{CertificateRequest, Credentials};
 pub use handshake::{client_config, peer_identity, server_name};
 pub use provider::Certificates;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::Credentials;
 use crate::error::{ErrorKind, MeshError};
@@ -17,6 +17,8 @@ pub struct Certificates {
     wanted: watch::Sender<bool>,
     /// Why there are none, or no newer ones.
     problem: watch::Sender<Option<Arc<str>>>,
+    /// Told that the present ones may not be good any more.
+    doubt: Notify,
 }
 
 impl Default for Certificates {
@@ -25,6 +27,7 @@ impl Default for Certificates {
             current: watch::Sender::new(None),
             wanted: watch::Sender::new(false),
             problem: watch::Sender::new(None),
+            doubt: Notify::new(),
         }
     }
 }
@@ -49,6 +52,17 @@ impl Certificates {
         let reason = reason.into();
         tracing::warn!("no new certificate: {reason}");
         self.problem.send_replace(Some(reason));
+    }
+
+    /// Says that the present ones may not be good any more, because the authority is another one: whoever keeps them asks it
+    /// for new ones, as soon as it would after a failure.
+    pub fn doubt(&self) {
+        self.doubt.notify_one();
+    }
+
+    /// Waits until somebody doubts the present ones. Cancel safe.
+    pub async fn doubted(&self) {
+        self.doubt.notified().await;
     }
 
     /// Says that there is TLS to be done.

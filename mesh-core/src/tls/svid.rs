@@ -5,6 +5,15 @@ use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificat
 use crate::error::Invalid;
 use crate::identity::SpiffeId;
 
+/// Who a leaf says its owner is, by the one URI in it. Whether somebody trusted has signed it, and whether it is one that a
+/// workload may show to others ([`identity`]), are other questions.
+///
+/// # Errors
+/// Where it has more or fewer than one URI, or one that is no SPIFFE ID.
+pub fn id(leaf: &[u8]) -> Result<SpiffeId, Invalid> {
+    id_of(&parsed(leaf)?)
+}
+
 /// Who a leaf says its owner is, if it is one that a workload may show. Whether somebody trusted has signed it is another
 /// question.
 ///
@@ -12,24 +21,50 @@ use crate::identity::SpiffeId;
 /// Where it is no leaf of a workload: more or fewer than one URI, a URI that is no SPIFFE ID, an authority's
 /// certificate, or one whose key is for other things.
 pub fn identity(leaf: &[u8]) -> Result<SpiffeId, Invalid> {
+    let certificate = parsed(leaf)?;
+    check_use(&certificate)?;
+    id_of(&certificate)
+}
+
+fn parsed(leaf: &[u8]) -> Result<X509Certificate<'_>, Invalid> {
     let (rest, certificate) =
         X509Certificate::from_der(leaf).map_err(|_| Invalid::new("the certificate cannot be parsed"))?;
-    if !rest.is_empty() {
-        return Err(Invalid::new("the certificate is followed by other bytes"));
+    match rest.is_empty() {
+        true => Ok(certificate),
+        false => Err(Invalid::new("the certificate is followed by other bytes")),
     }
+}
+
+fn id_of(certificate: &X509Certificate<'_>) -> Result<SpiffeId, Invalid> {
     let mut uris = Vec::new();
     for extension in certificate.extensions() {
-        match extension.parsed_extension() {
-            ParsedExtension::SubjectAlternativeName(names) => {
-                uris.extend(names.general_names.iter().filter_map(|name| match name {
-                    GeneralName::URI(uri) => Some(*uri),
-                    _ => None,
-                }));
-                // A name that cannot be parsed may be a second URI.
-                if names.general_names.iter().any(|name| matches!(name, GeneralName::Invalid(..))) {
-                    return Err(Invalid::new("a name of the certificate cannot be parsed"));
-                }
+        let names = match extension.parsed_extension() {
+            ParsedExtension::SubjectAlternativeName(names) => names,
+            ParsedExtension::ParseError { .. } => {
+                return Err(Invalid::new("an extension of the certificate cannot be parsed"));
             }
+            _ => continue,
+        };
+        uris.extend(names.general_names.iter().filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        }));
+        // A name that cannot be parsed may be a second URI.
+        if names.general_names.iter().any(|name| matches!(name, GeneralName::Invalid(..))) {
+            return Err(Invalid::new("a name of the certificate cannot be parsed"));
+        }
+    }
+    match uris.as_slice() {
+        [uri] => uri.parse().map_err(|error: Invalid| Invalid::new(format!("the certificate's URI {uri:?}: {error}"))),
+        [] => Err(Invalid::new("the certificate has no URI, so it is no SPIFFE ID's")),
+        _ => Err(Invalid::new("the certificate has more than one URI")),
+    }
+}
+
+/// Whether the key of a leaf is for showing who its owner is, to servers and to clients, and for nothing else.
+fn check_use(certificate: &X509Certificate<'_>) -> Result<(), Invalid> {
+    for extension in certificate.extensions() {
+        match extension.parsed_extension() {
             ParsedExtension::BasicConstraints(constraints) if constraints.ca => {
                 return Err(Invalid::new("the certificate is that of an authority, not of a workload"));
             }
@@ -50,19 +85,12 @@ pub fn identity(leaf: &[u8]) -> Result<SpiffeId, Invalid> {
                     return Err(Invalid::new("the certificate is not for both servers and clients"));
                 }
             }
-            ParsedExtension::ParseError { .. } => {
-                return Err(Invalid::new("an extension of the certificate cannot be parsed"));
-            }
             _ => {}
         }
     }
-    if certificate.key_usage().ok().flatten().is_none() {
-        return Err(Invalid::new("the certificate does not say what its key is for"));
-    }
-    match uris.as_slice() {
-        [uri] => uri.parse().map_err(|error: Invalid| Invalid::new(format!("the certificate's URI {uri:?}: {error}"))),
-        [] => Err(Invalid::new("the certificate has no URI, so it is no SPIFFE ID's")),
-        _ => Err(Invalid::new("the certificate has more than one URI")),
+    match certificate.key_usage().ok().flatten() {
+        Some(_) => Ok(()),
+        None => Err(Invalid::new("the certificate does not say what its key is for")),
     }
 }
 

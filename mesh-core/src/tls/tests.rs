@@ -95,6 +95,29 @@ fn m1_a_leaf_with_two_uris_is_refused() {
 }
 
 #[test]
+fn an_id_is_read_from_the_only_uri_of_a_leaf_whatever_its_key_is_for() {
+    let read = |uris: &[&str]| {
+        let mut params = leaf(uris);
+        params.key_usages = Vec::new();
+        super::svid::id(&der(&Authority::named("root").sign(&params).0))
+    };
+    assert_eq!(read(&[WEB]).expect("an ID").workload(), Some(("shop", "web")));
+    for uris in [
+        &[][..],
+        &[WEB, "spiffe://a/ns/d/sa/c"],
+        &["spiffe:///ns/b/sa/c"],
+        &["spiffe://a/ns//sa/c"],
+        &["spiffe://a/ns/../sa/c"],
+        &["spiffe://a/ns/%62/sa/c"],
+        &["spiffe://A/ns/b/sa/c"],
+        &["https://a/ns/b/sa/c"],
+    ] {
+        assert!(read(uris).is_err(), "{uris:?}");
+    }
+    assert!(super::svid::id(b"not a certificate").is_err());
+}
+
+#[test]
 fn m2_what_is_no_workloads_leaf_is_refused() {
     assert!(refused(&leaf(&[])).contains("no URI"));
     assert!(refused(&leaf(&["spiffe://td"])).contains("no path"));
@@ -208,7 +231,9 @@ fn a_certificate_is_renewed_after_half_of_its_life_and_not_by_all_at_once() {
     (params.not_before, params.not_after) = (now, now + Duration::from_secs(1000));
     let (chain, key) = authority.sign(&params);
     let credentials = Credentials::from_pem(chain.as_bytes(), key.as_bytes(), authority.pem.as_bytes()).expect("good");
-    let before =
-        |jitter| credentials.not_after().duration_since(credentials.renew_at(jitter)).expect("before").as_secs();
-    assert_eq!([before(0.0), before(0.5), before(1.0)], [550, 500, 450]);
+    // It begins before it was issued, as every authority has it.
+    let issued = credentials.not_after() - Duration::from_secs(600);
+    let after = |jitter| credentials.renew_after(issued, jitter).as_secs();
+    assert_eq!([after(0.0), after(0.5), after(1.0)], [270, 300, 330]);
+    assert_eq!(credentials.renew_after(issued + Duration::from_secs(700), 0.5), Duration::ZERO);
 }

@@ -1,7 +1,9 @@
 //! Keeps the workload's certificate: from files, from the authority of its control plane, or from the agent of its machine.
 //!
 //! Nothing happens before TLS is asked for. A certificate is renewed after half of its life; until a renewal succeeds, the
-//! one before it serves on, to its end.
+//! one before it serves on, to its end. Whoever has a live certificate proves by it who they are, and needs no token any more:
+//! a one-time token is good for the first one. Neither key nor certificate is kept on disk, so a process that starts again
+//! needs a new token.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -43,8 +45,16 @@ const AGENT_PING: Duration = Duration::from_secs(30);
 /// How often files are looked at, unless the bootstrap says otherwise (gRFC A65).
 const REFRESH: Duration = Duration::from_secs(600);
 
+/// What to do where a token is not taken.
+const SPENT: &str = " (a one-time token is good for one certificate, which is renewed as long as the process lives and kept \
+                     nowhere else: give this start a new one, by `mesh-control token create` and `mesh-control bootstrap \
+                     --token`)";
+
 /// How long an authority may take to sign.
 const SIGNING: Duration = Duration::from_secs(10);
+
+/// How long a stream waits for the workload's first certificate.
+const FIRST: Duration = Duration::from_secs(5);
 
 /// After a failure: 1 s, doubling to one minute, half of it at random, so that those who lost an authority together do not
 /// come back together.
@@ -70,7 +80,8 @@ pub(crate) async fn keep(certificates: Arc<Certificates>, bootstrap: Arc<Bootstr
     };
     let mut failures = 0;
     loop {
-        let wait = match provider.get(&bootstrap, &connector).await {
+        let present = certificates.current().filter(|present| present.not_after() > SystemTime::now());
+        let wait = match provider.get(&bootstrap, &connector, present).await {
             Ok(credentials) => {
                 failures = 0;
                 let wait = provider.refresh(&credentials, random.f64());
@@ -83,7 +94,62 @@ pub(crate) async fn keep(certificates: Arc<Certificates>, bootstrap: Arc<Bootstr
                 backoff(failures, random.f64())
             }
         };
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            // After a failure it is about to ask again anyhow.
+            () = certificates.doubted(), if failures == 0 => tokio::time::sleep(backoff(1, random.f64())).await,
+        }
+    }
+}
+
+/// How the workload shows its servers who it is.
+#[derive(Clone)]
+pub(crate) struct Showing {
+    certificates: Arc<Certificates>,
+    /// It is nobody without its certificate: it has a token, and so an identity.
+    is_required: bool,
+}
+
+impl Showing {
+    /// `None` where the bootstrap's files say it, or a connection of the application's own.
+    pub(crate) fn of(
+        bootstrap: &Bootstrap,
+        certificates: &Arc<Certificates>,
+        connector: &Connector,
+    ) -> Option<Showing> {
+        let Ok(Provider::Authority { token }) = Provider::of(bootstrap.certificate_providers.get(PROVIDER)) else {
+            return None;
+        };
+        let shown = connector.shows_certificates() || token.is_none();
+        shown.then(|| Showing { certificates: Arc::clone(certificates), is_required: token.is_some() })
+    }
+
+    /// What to show to a server.
+    pub(crate) async fn to(&self, server: &Server) -> Result<Option<Arc<Credentials>>, String> {
+        let has_its_own = matches!(&server.credentials, ChannelCredentials::Tls(files) if files.identity.is_some());
+        if has_its_own || (!self.is_required && server.credentials == ChannelCredentials::Insecure) {
+            return Ok(None);
+        }
+        if !self.is_required {
+            return Ok(self.certificates.current().filter(|present| present.not_after() > SystemTime::now()));
+        }
+        match tokio::time::timeout(FIRST, self.certificates.get()).await {
+            Ok(credentials) => Ok(Some(credentials)),
+            Err(_) => Err(self.certificates.missing().to_string()),
+        }
+    }
+
+    /// The server did not take what was shown, or was not to be trusted.
+    pub(crate) fn doubt(&self) {
+        self.certificates.doubt();
+    }
+
+    /// The server says which roots its authority has.
+    pub(crate) fn compare(&self, roots: &str) {
+        if self.certificates.current().is_some_and(|present| present.roots() != roots) {
+            tracing::info!("the authority has other roots than this workload knows: it asks for a new certificate");
+            self.certificates.doubt();
+        }
     }
 }
 
@@ -145,7 +211,13 @@ impl Provider {
         }
     }
 
-    async fn get(&self, bootstrap: &Bootstrap, connector: &Connector) -> Result<Credentials, String> {
+    /// Newer ones than those that hold now, if any do.
+    async fn get(
+        &self,
+        bootstrap: &Bootstrap,
+        connector: &Connector,
+        present: Option<Arc<Credentials>>,
+    ) -> Result<Credentials, String> {
         match self {
             Provider::Files { certificate, key, roots, .. } => {
                 let [certificate, key, roots] = [read(certificate)?, read(key)?, read(roots)?];
@@ -154,11 +226,18 @@ impl Provider {
             Provider::Authority { token } => {
                 let mut reasons = Vec::new();
                 for server in &bootstrap.servers {
-                    let asked = ask(server, connector, &bootstrap.node, token.as_deref());
-                    let late = |_| format!("no answer within {} s", SIGNING.as_secs());
-                    match tokio::time::timeout(SIGNING, asked).await.map_err(late).flatten() {
-                        Ok(credentials) => return Ok(credentials),
-                        Err(reason) => reasons.push(format!("{}: {reason}", server.uri)),
+                    // Without token and TLS the authority takes a workload's word, and there is nothing to prove.
+                    let is_of_use = token.is_some() || server.credentials != ChannelCredentials::Insecure;
+                    let present = present.clone().filter(|_| is_of_use && connector.shows_certificates());
+                    let renewal = present.map(|present| (Some(present), None));
+                    for (present, token) in renewal.into_iter().chain([(None, token.as_deref())]) {
+                        let way = if present.is_some() { "renewal by the present certificate: " } else { "" };
+                        let asked = ask(server, connector, &bootstrap.node, present, token);
+                        let late = |_| format!("no answer within {} s", SIGNING.as_secs());
+                        match tokio::time::timeout(SIGNING, asked).await.map_err(late).flatten() {
+                            Ok(credentials) => return Ok(credentials),
+                            Err(reason) => reasons.push(format!("{}: {way}{reason}", server.uri)),
+                        }
                     }
                 }
                 Err(reasons.join("; "))
@@ -170,10 +249,7 @@ impl Provider {
     fn refresh(&self, credentials: &Credentials, jitter: f64) -> Duration {
         match self {
             Provider::Files { refresh, .. } => *refresh,
-            Provider::Authority { .. } => {
-                let left = credentials.renew_at(jitter).duration_since(SystemTime::now()).unwrap_or_default();
-                left.max(RETRY.0)
-            }
+            Provider::Authority { .. } => credentials.renew_after(SystemTime::now(), jitter).max(RETRY.0),
         }
     }
 }
@@ -201,8 +277,14 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
-/// Asks one authority to sign a new key.
-async fn ask(server: &Server, connector: &Connector, node: &Node, token: Option<&str>) -> Result<Credentials, String> {
+/// Asks one authority to sign a new key, for whoever has this certificate or this token.
+async fn ask(
+    server: &Server,
+    connector: &Connector,
+    node: &Node,
+    present: Option<Arc<Credentials>>,
+    token: Option<&str>,
+) -> Result<Credentials, String> {
     if token.is_some() && server.credentials == ChannelCredentials::Insecure && !is_of_this_machine(&server.uri) {
         return Err(
             "the token is not sent in plaintext to another machine: the bootstrap needs `tls` credentials".to_owned()
@@ -210,7 +292,7 @@ async fn ask(server: &Server, connector: &Connector, node: &Node, token: Option<
     }
     let request = CertificateRequest::new().map_err(|invalid| invalid.to_string())?;
     let keepalive = Keepalive::new(SIGNING, SIGNING);
-    let channel = transport::connect(connector, server, &keepalive).await?;
+    let channel = transport::connect(connector, server, &keepalive, present).await.map_err(|failed| failed.reason)?;
     let message =
         IstioCertificateRequest { csr: request.csr().to_owned(), validity_duration: 0, metadata: Some(names(node)) };
     let mut message = tonic::Request::new(message);
@@ -223,7 +305,13 @@ async fn ask(server: &Server, connector: &Connector, node: &Node, token: Option<
     let codec = ProstCodec::<IstioCertificateRequest, IstioCertificateResponse>::default();
     let path = http::uri::PathAndQuery::from_static(CREATE_CERTIFICATE);
     let answer = client.unary(message, path, codec).await;
-    let answer = answer.map_err(|status| format!("{:?}: {}", status.code(), status.message()))?;
+    let answer = answer.map_err(|status| {
+        let hint = match (status.code(), token) {
+            (tonic::Code::Unauthenticated, Some(_)) => SPENT,
+            _ => "",
+        };
+        format!("{:?}: {}{hint}", status.code(), status.message())
+    })?;
     request.signed(&answer.into_inner().cert_chain).map_err(|invalid| invalid.to_string())
 }
 

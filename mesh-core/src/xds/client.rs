@@ -19,7 +19,7 @@ use crate::resources::{Change, Progress, Resource, ResourceKey, ResourceType, Up
 use crate::store::{Sink, Source};
 use crate::tls::Certificates;
 use crate::xds::bootstrap::{Bootstrap, Server};
-use crate::xds::certificates;
+use crate::xds::certificates::{self, Showing};
 use crate::xds::client_status::{ClientStatus, StatusHandle};
 use crate::xds::connect::Connector;
 use crate::xds::decode::Options;
@@ -179,6 +179,8 @@ struct Client<C> {
     dns: Dns,
     /// Keeps the workload's certificate.
     _certificates: Option<Owned>,
+    /// How the servers are shown who the workload is.
+    showing: Option<Showing>,
     status: StatusHandle,
     status_due: Option<Instant>,
     status_set: Option<Instant>,
@@ -228,7 +230,9 @@ impl<C: Consumer> Client<C> {
         }
         // Every stream sends one event and waits until it was dealt with, so this bound only spares memory.
         let (events, incoming) = mpsc::channel(64);
-        let certificates = consumer.certificates().map(|certificates| {
+        let certificates = consumer.certificates();
+        let showing = certificates.as_ref().and_then(|own| Showing::of(&bootstrap, own, &source.connector));
+        let certificates = certificates.map(|certificates| {
             let (bootstrap, connector) = (Arc::clone(&bootstrap), source.connector.clone());
             Owned::spawn(certificates::keep(certificates, bootstrap, connector, source.seed))
         });
@@ -241,6 +245,7 @@ impl<C: Consumer> Client<C> {
             incoming,
             turns: 0,
             _certificates: certificates,
+            showing,
             dns: Dns::new(source.resolver.clone()),
             status: source.status.clone(),
             status_due: Some(now),
@@ -412,7 +417,13 @@ impl<C: Consumer> Client<C> {
                 let report = async move |event: Event| events.send((session, index, turn, event)).await.is_ok();
                 let server = running.session.server(index)?.clone();
                 let keepalive = running.keepalives.get(index)?.clone();
-                let task = Owned::spawn(transport::run(self.connector.clone(), server, keepalive, report));
+                let task = Owned::spawn(transport::run(
+                    self.connector.clone(),
+                    server,
+                    keepalive,
+                    self.showing.clone(),
+                    report,
+                ));
                 *running.streams.get_mut(index)? = Some(Stream { turn, requests: None, _task: task });
                 None
             }

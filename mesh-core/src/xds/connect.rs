@@ -9,17 +9,24 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
+use crate::tls::Credentials;
 use crate::xds::bootstrap::{ChannelCredentials, Server};
 use crate::xds::place::Place;
-use crate::xds::tls::{Io, Tls};
+use crate::xds::tls::{self, Io, Tls};
 
 type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send>>;
 
 /// How connections to management servers are made. TCP (and Unix sockets) by default, over TLS where the bootstrap's
 /// credentials say so; a test, or an application that has the control plane in its own process, hands in a pipe
 /// instead. Whoever does sees to its security: nothing is put around it.
+#[derive(Clone, Default)]
+pub struct Connector(Way);
+
 #[derive(Clone)]
-pub struct Connector(Arc<dyn Fn(&Server) -> Connecting + Send + Sync>);
+enum Way {
+    Sockets(Arc<Tls>),
+    Custom(Arc<dyn Fn(&Server) -> Connecting + Send + Sync>),
+}
 
 impl Connector {
     /// A connector that asks `connect` for every connection.
@@ -38,33 +45,37 @@ impl Connector {
         C: Future<Output = io::Result<S>> + Send + 'static,
         S: Io + 'static,
     {
-        Connector(Arc::new(move |server| {
+        Connector(Way::Custom(Arc::new(move |server| {
             let connecting = connect(server);
             Box::pin(async move { Ok(Box::new(connecting.await?) as Box<dyn Io>) })
-        }))
+        })))
     }
 
-    /// Makes a connection.
-    pub(crate) async fn connect(&self, server: &Server) -> io::Result<Box<dyn Io>> {
-        (self.0)(server).await
+    /// Whether its connections can show who the workload is.
+    pub(crate) fn shows_certificates(&self) -> bool {
+        matches!(self.0, Way::Sockets(_))
+    }
+
+    /// Makes a connection. With the workload's certificate it is mutual TLS, whatever the bootstrap says of the server.
+    pub(crate) async fn connect(&self, server: &Server, workload: Option<Arc<Credentials>>) -> io::Result<Box<dyn Io>> {
+        let tls = match &self.0 {
+            Way::Sockets(tls) => tls,
+            Way::Custom(connect) => return connect(server).await,
+        };
+        let place = Place::parse(&server.uri).map_err(|invalid| io::Error::other(invalid.to_string()))?;
+        let host = place.host().to_owned();
+        let io = dial(place).await?;
+        match (&server.credentials, workload) {
+            (ChannelCredentials::Insecure, None) => Ok(io),
+            (ChannelCredentials::Insecure, Some(workload)) => tls::of_the_mesh(&workload, io).await,
+            (ChannelCredentials::Tls(files), workload) => tls.connect(files.clone(), &host, io, workload).await,
+        }
     }
 }
 
-impl Default for Connector {
+impl Default for Way {
     fn default() -> Self {
-        let tls = Arc::new(Tls::default());
-        Connector(Arc::new(move |server| {
-            let (place, credentials, tls) = (Place::parse(&server.uri), server.credentials.clone(), Arc::clone(&tls));
-            Box::pin(async move {
-                let place = place.map_err(|invalid| io::Error::other(invalid.to_string()))?;
-                let host = place.host().to_owned();
-                let io = dial(place).await?;
-                match credentials {
-                    ChannelCredentials::Insecure => Ok(io),
-                    ChannelCredentials::Tls(files) => tls.connect(files, &host, io).await,
-                }
-            })
-        }))
+        Way::Sockets(Arc::default())
     }
 }
 

@@ -36,3 +36,7 @@ pub const NAMESPACE: &str = "NAMESPACE";
 
 /// The key of the metadata in which a workload names its service account, where nothing better says who it is (`--dev`).
 pub const SERVICE_ACCOUNT: &str = "SERVICE_ACCOUNT";
+
+/// In the head of the responses on a stream of xDS: a short name of the roots that the server's authority hands out
+/// ([`roots_fingerprint`](crate::tls::roots_fingerprint)). A workload that knows others asks for a new certificate.
+pub const ROOTS: &str = "x-mesh-roots";

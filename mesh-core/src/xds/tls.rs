@@ -1,5 +1,6 @@
 //! TLS to a management server, with `tls` channel credentials (gRFC A65): its certificate has to be of the authority in
-//! a file, and name the host that was dialled; the client shows its own where the bootstrap names one.
+//! a file, and name the host that was dialled; the client shows its own where the bootstrap names one, or else the one that it
+//! has as a workload.
 
 use std::collections::HashMap;
 use std::fs;
@@ -9,12 +10,16 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use crate::identity::{SpiffeId, TrustDomain};
+use crate::model::UpstreamTls;
 use crate::state::lock;
+use crate::tls::{self as mutual, Credentials};
 use crate::xds::bootstrap::ClientTlsFiles;
 
 /// A byte stream in both directions.
@@ -35,17 +40,23 @@ struct LastGood {
 }
 
 impl Tls {
-    /// TLS over a connection to `host`. The files are read now: whoever replaces them need not tell anybody. If they
+    /// TLS over a connection to `host`, with the workload's own certificate where there is one and the files name none. The
+    /// files are read now: whoever replaces them need not tell anybody. If they
     /// cannot be used, perhaps because only one of two was replaced yet, those before them are.
     pub(crate) async fn connect(
         self: &Arc<Self>,
         files: ClientTlsFiles,
         host: &str,
         io: Box<dyn Io>,
+        workload: Option<Arc<Credentials>>,
     ) -> io::Result<Box<dyn Io>> {
         let own = Arc::clone(self);
+        let workload = workload.filter(|_| files.identity.is_none());
         let config = tokio::task::spawn_blocking(move || own.config(&files)).await.map_err(io::Error::other)?;
-        let config = config.map_err(io::Error::other)?;
+        let mut config = config.map_err(io::Error::other)?;
+        if let Some(workload) = workload {
+            Arc::make_mut(&mut config).client_auth_cert_resolver = workload.client_certificate();
+        }
         let name = ServerName::try_from(host.to_owned())
             .map_err(|_| io::Error::other(format!("TLS: {host:?} cannot be a name in a certificate")))?;
         let stream = TlsConnector::from(config).connect(name, io).await;
@@ -77,6 +88,17 @@ impl Tls {
     }
 }
 
+/// Mutual TLS with a mesh-control that is its own authority: by the roots that came with the workload's certificate.
+pub(crate) async fn of_the_mesh(workload: &Credentials, io: Box<dyn Io>) -> io::Result<Box<dyn Io>> {
+    let failed = |error: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, format!("TLS: {error}"));
+    let domain: TrustDomain = workload.id().trust_domain().parse().map_err(|error| failed(&error))?;
+    let peers = UpstreamTls::with([SpiffeId::of_control_plane(&domain)]);
+    let config = mutual::client_config(workload, &peers, Some(b"h2")).map_err(|error| failed(&error))?;
+    let name = mutual::server_name(&peers).map_err(|error| failed(&error))?;
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, io).await;
+    Ok(Box::new(stream.map_err(|error| io::Error::new(error.kind(), format!("TLS: {error}")))?))
+}
+
 fn read(files: &ClientTlsFiles) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
     let authority = &files.ca_certificate;
@@ -99,6 +121,8 @@ fn read(files: &ClientTlsFiles) -> Result<ClientConfig, String> {
         }
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
+    // The next connection may be made with other files, or another certificate.
+    config.resumption = Resumption::disabled();
     Ok(config)
 }
 

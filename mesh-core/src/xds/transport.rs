@@ -19,8 +19,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
+use crate::tls::Credentials;
 use crate::xds::bootstrap::{ChannelCredentials, Server};
+use crate::xds::certificates::Showing;
 use crate::xds::connect::{Connector, Watched};
+use crate::xds::istio_ca::ROOTS;
 use crate::xds::place::Place;
 use crate::xds::session::{End, Request, Response};
 
@@ -92,11 +95,12 @@ pub(crate) async fn run(
     connector: Connector,
     server: Server,
     keepalive: Keepalive,
+    showing: Option<Showing>,
     events: impl AsyncFn(Event) -> bool,
 ) {
-    let end = match connect(&connector, &server, &keepalive).await {
-        Ok(channel) if server.is_incremental() => delta(channel, &events).await,
-        Ok(channel) => sotw(channel, &events).await,
+    let end = match open(&connector, &server, &keepalive, showing.as_ref()).await {
+        Ok(channel) if server.is_incremental() => delta(channel, showing.as_ref(), &events).await,
+        Ok(channel) => sotw(channel, showing.as_ref(), &events).await,
         Err(reason) => Some(End::Refused(reason)),
     };
     if let Some(end) = end {
@@ -109,61 +113,109 @@ pub(crate) async fn run(
     }
 }
 
+/// A channel to a server that knows who the workload is, where it shows that.
+async fn open(
+    connector: &Connector,
+    server: &Server,
+    keepalive: &Keepalive,
+    showing: Option<&Showing>,
+) -> Result<Channel, String> {
+    let workload = match showing {
+        Some(showing) => showing.to(server).await?,
+        None => None,
+    };
+    let is_shown = workload.is_some();
+    connect(connector, server, keepalive, workload).await.map_err(|failed| {
+        if let Some(showing) = showing.filter(|_| is_shown && failed.is_of_peers) {
+            showing.doubt();
+        }
+        failed.reason
+    })
+}
+
+/// Why there is no channel.
+pub(crate) struct Failed {
+    pub(crate) reason: String,
+    /// Somebody is there, and did not want to go on, or was not to be trusted.
+    pub(crate) is_of_peers: bool,
+}
+
 /// A channel to a server that has spoken HTTP/2.
-pub(crate) async fn connect(connector: &Connector, server: &Server, keepalive: &Keepalive) -> Result<Channel, String> {
+pub(crate) async fn connect(
+    connector: &Connector,
+    server: &Server,
+    keepalive: &Keepalive,
+    workload: Option<Arc<Credentials>>,
+) -> Result<Channel, Failed> {
+    let failed = |reason: String| Failed { reason, is_of_peers: false };
+    let broken = |reason: String| Failed { reason, is_of_peers: true };
     let authority = match Place::parse(&server.uri) {
         Ok(Place::Host(authority)) => authority,
         // A custom connector knows where to go; a name has to stand in the request all the same.
         Ok(Place::Unix(_)) | Err(_) => "localhost".to_owned(),
     };
-    let scheme = match server.credentials {
-        ChannelCredentials::Insecure => "http",
-        ChannelCredentials::Tls(_) => "https",
+    let scheme = match (&server.credentials, &workload) {
+        (ChannelCredentials::Insecure, None) => "http",
+        (ChannelCredentials::Tls(_), _) | (_, Some(_)) => "https",
     };
-    let origin = http::Uri::try_from(format!("{scheme}://{authority}")).map_err(|error| error.to_string())?;
+    let origin = http::Uri::try_from(format!("{scheme}://{authority}")).map_err(|error| failed(error.to_string()))?;
     // The connector sees to TLS. An endpoint of this scheme would want to do it itself, if some other crate of the
     // application turns tonic's TLS on.
     let endpoint = Endpoint::from_shared(format!("http://{authority}"))
-        .map_err(|error| error.to_string())?
+        .map_err(|error| failed(error.to_string()))?
         .origin(origin)
         .http2_keep_alive_interval(keepalive.interval())
         .keep_alive_timeout(keepalive.timeout)
         .keep_alive_while_idle(true);
     let connecting = async {
-        let io = connector.connect(server).await.map_err(|error| format!("cannot connect: {error}"))?;
+        let io = connector.connect(server, workload).await.map_err(|error| Failed {
+            // What rustls finds wrong.
+            is_of_peers: error.kind() == std::io::ErrorKind::InvalidData,
+            reason: format!("cannot connect: {error}"),
+        })?;
         let (io, heard) = Watched::new(io);
-        let channel = endpoint.connect_with_connector(Once(Some(io))).await.map_err(|error| chain(&error))?;
-        heard.wait().await.map_err(|error| format!("cannot connect: {error}"))?;
+        let channel = endpoint.connect_with_connector(Once(Some(io))).await.map_err(|error| broken(chain(&error)))?;
+        heard.wait().await.map_err(|error| broken(format!("cannot connect: {error}")))?;
         Ok(channel)
     };
     match timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(result) => result,
-        Err(_) => Err(format!("no HTTP/2 conversation within {} s", CONNECT_TIMEOUT.as_secs())),
+        Err(_) => Err(failed(format!("no HTTP/2 conversation within {} s", CONNECT_TIMEOUT.as_secs()))),
     }
 }
 
-async fn sotw(channel: Channel, events: &impl AsyncFn(Event) -> bool) -> Option<End> {
+async fn sotw(channel: Channel, showing: Option<&Showing>, events: &impl AsyncFn(Event) -> bool) -> Option<End> {
     let (requests, pending) = mpsc::channel(MAX_PENDING);
     if !events(Event::Opened(Requests::Sotw(requests))).await {
         return None;
     }
     let mut client = Client::new(channel).max_decoding_message_size(MAX_RESPONSE);
     match client.stream_aggregated_resources(ReceiverStream::new(pending)).await {
-        Ok(responses) => read(responses.into_inner(), Response::Sotw, events).await,
+        Ok(responses) => read(told(responses, showing), Response::Sotw, events).await,
         Err(status) => Some(ended(&status)),
     }
 }
 
-async fn delta(channel: Channel, events: &impl AsyncFn(Event) -> bool) -> Option<End> {
+async fn delta(channel: Channel, showing: Option<&Showing>, events: &impl AsyncFn(Event) -> bool) -> Option<End> {
     let (requests, pending) = mpsc::channel(MAX_PENDING);
     if !events(Event::Opened(Requests::Delta(requests))).await {
         return None;
     }
     let mut client = Client::new(channel).max_decoding_message_size(MAX_RESPONSE);
     match client.delta_aggregated_resources(ReceiverStream::new(pending)).await {
-        Ok(responses) => read(responses.into_inner(), Response::Delta, events).await,
+        Ok(responses) => read(told(responses, showing), Response::Delta, events).await,
         Err(status) => Some(ended(&status)),
     }
+}
+
+/// The responses of a stream, whose head may say that the authority has other roots than the workload knows.
+fn told<R>(response: tonic::Response<Streaming<R>>, showing: Option<&Showing>) -> Streaming<R> {
+    if let Some(showing) = showing
+        && let Some(Ok(roots)) = response.metadata().get(ROOTS).map(|roots| roots.to_str())
+    {
+        showing.compare(roots);
+    }
+    response.into_inner()
 }
 
 async fn read<R>(

@@ -81,9 +81,9 @@ pub(crate) async fn follow(
     keepalive: &Keepalive,
     mut succeeded: impl FnMut(),
 ) -> Ended {
-    let channel = match transport::connect(connector, agent, keepalive).await {
+    let channel = match transport::connect(connector, agent, keepalive, None).await {
         Ok(channel) => channel,
-        Err(reason) => return Ended::ForNow(reason),
+        Err(failed) => return Ended::ForNow(failed.reason),
     };
     let mut request = tonic::Request::new(X509SvidRequest {});
     request.metadata_mut().insert(SECURITY_HEADER, tonic::metadata::MetadataValue::from_static("true"));
@@ -141,7 +141,7 @@ fn credentials(answer: X509SvidResponse) -> Result<Credentials, Invalid> {
         bundles.add(domain, &parse(roots).map_err(at)?).map_err(at)?;
     }
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(svid.x509_svid_key));
-    let credentials = Credentials::new(chain, key, bundles)?;
+    let credentials = Credentials::new(chain, key, bundles, String::new())?;
     if *credentials.id() != id {
         return Err(Invalid::new(format!("the certificate is that of {}", credentials.id())).at("svids[0].spiffe_id"));
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::identity::SpiffeId;
 
-use crate::ca::{CertificateAuthority, Issued, Pending, Refused, Tokens};
+use crate::ca::{CertificateAuthority, DEFAULT_TTL, Issued, Pending, Refused, Tokens};
 use crate::serve::clients::admission::Admission;
 use crate::serve::clients::attest::{Attested, Caller, Claim, Denied, Method, attest, fits};
 
@@ -39,17 +39,25 @@ pub struct Certificates {
     pub dev: bool,
     /// The one-time tokens that are taken.
     pub tokens: Option<Tokens>,
+    /// How long a certificate holds where the request does not say.
+    pub ttl: Duration,
 }
 
 impl Certificates {
     /// Certificates of this authority, for those who have a live one of it.
     pub fn new(authority: Arc<CertificateAuthority>) -> Certificates {
-        Certificates { authority, dev: false, tokens: None }
+        Certificates { authority, dev: false, tokens: None, ttl: DEFAULT_TTL }
     }
 
     /// Takes these one-time tokens, too.
     pub fn tokens(mut self, tokens: impl Into<Option<Tokens>>) -> Certificates {
         self.tokens = tokens.into();
+        self
+    }
+
+    /// Gives certificates that hold for so long where the request does not say, instead of a day; seven days at most.
+    pub fn ttl(mut self, ttl: Duration) -> Certificates {
+        self.ttl = ttl;
         self
     }
 
@@ -158,6 +166,10 @@ impl Desk {
             }
         };
         *who = Some((identity.clone(), method));
+        if identity == SpiffeId::of_control_plane(&authority.trust_domain()) {
+            let why = format!("{identity} is the control plane's own identity");
+            return Err(Rejection::Denied(Denied::Forbidden(why)));
+        }
         if token.is_some() {
             fits(&application.claim, &identity).map_err(Rejection::Denied)?;
         }
@@ -167,7 +179,11 @@ impl Desk {
             return Err(Rejection::Throttled);
         }
         drop(limits);
-        let issued = authority.issue(&application.csr, &identity, application.ttl, wall).map_err(Rejection::Refused)?;
+        let ttl = match application.ttl {
+            0 => i64::try_from(self.offers.ttl.as_secs()).unwrap_or(i64::MAX),
+            asked => asked,
+        };
+        let issued = authority.issue(&application.csr, &identity, ttl, wall).map_err(Rejection::Refused)?;
         // At last, so that a request that cannot be signed does not cost the token; the certificate is handed out to the
         // one who got as far as this.
         if let Some(pending) = token {

@@ -8,7 +8,6 @@ pub(crate) mod clock;
 pub(crate) mod csds;
 pub(crate) mod feed;
 pub(crate) mod fleet;
-pub(crate) mod identity;
 pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod node;

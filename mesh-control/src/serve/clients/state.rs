@@ -1,11 +1,12 @@
 //! What all streams share, and what status reports are made from.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
 use crate::serve::clients::admission::Admission;
+use crate::serve::clients::certificates::Desk;
 use crate::serve::clients::feed::Feed;
 use crate::serve::clients::fleet::Fleet;
 use crate::serve::clients::load::Load;
@@ -17,6 +18,8 @@ use crate::serve::protocol::push::Pace;
 
 /// See the [module](self).
 pub(crate) struct ServerState {
+    /// Where certificates are had, if they are.
+    pub(crate) desk: Option<Arc<Desk>>,
     pub(crate) started: SystemTime,
     pub(crate) feed: Feed,
     pub(crate) presence: Presence,

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use futures_util::FutureExt;
+use mesh_core::xds::istio_ca::ROOTS;
 use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -140,7 +141,11 @@ impl<M: Method> StreamingService<M::Request> for Streams<M> {
         // One response of room: what a slow client has not taken is not made yet.
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(converse::<M>(self.0.clone(), peer, wait, request.into_inner(), sender));
-        std::future::ready(Ok(tonic::Response::new(ReceiverStream::new(receiver))))
+        let mut response = tonic::Response::new(ReceiverStream::new(receiver));
+        if let Some(roots) = self.0.desk.as_ref().and_then(|desk| desk.authority().roots_name().parse().ok()) {
+            response.metadata_mut().insert(ROOTS, roots);
+        }
+        std::future::ready(Ok(response))
     }
 }
 
@@ -222,8 +227,7 @@ fn identify(node: &Node, peer: &Peer) -> Result<Client, (Reason, Status)> {
     match &peer.identity {
         None => {}
         Some(Err(anonymous)) => {
-            let why = anonymous.0;
-            return refused(format!("the client certificate names nobody: {why}"));
+            return refused(format!("the client certificate names nobody: {anonymous}"));
         }
         Some(Ok(identity)) => {
             if let Some(contradiction) = node::contradiction(node, identity) {

@@ -96,7 +96,7 @@ fn caller(desk: &Desk, request: &Request<IstioCertificateRequest>, wall: SystemT
         desk.authority().verify(chain, wall).map_err(|error| format!("{error:#}"))?;
         match &peer.identity {
             Some(Ok(identity)) => Ok(identity.clone()),
-            Some(Err(anonymous)) => Err(anonymous.0.to_owned()),
+            Some(Err(anonymous)) => Err(anonymous.to_string()),
             None => Err("it was not read".to_owned()),
         }
     });

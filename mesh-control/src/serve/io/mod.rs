@@ -3,6 +3,8 @@
 pub(crate) mod admin;
 pub(crate) mod ads;
 pub(crate) mod certificates;
+mod own_tls;
 pub(crate) mod server;
 pub(crate) mod tls;
+mod verifier;
 pub(crate) mod wire;

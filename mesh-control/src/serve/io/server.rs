@@ -7,11 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-use mesh_core::identity::SpiffeId;
+use mesh_core::error::Invalid;
+use mesh_core::identity::{SpiffeId, TrustDomain};
+use mesh_core::tls::svid;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::server::TlsStream;
@@ -26,7 +29,6 @@ use crate::serve::clients::clock::now;
 use crate::serve::clients::csds::Csds;
 use crate::serve::clients::feed::Feed;
 use crate::serve::clients::fleet::Fleet;
-use crate::serve::clients::identity::{self, Anonymous};
 use crate::serve::clients::load::{Load, Reporting};
 use crate::serve::clients::metrics::Metrics;
 use crate::serve::clients::presence::{Presence, Workloads};
@@ -35,6 +37,7 @@ use crate::serve::clients::settling::Settling;
 use crate::serve::clients::state::ServerState;
 use crate::serve::io::ads::Ads;
 use crate::serve::io::certificates::CertificateService;
+use crate::serve::io::own_tls::{FIRST_BYTE, HANDSHAKE, OwnTls};
 use crate::serve::io::tls::{Reloading, TlsFiles};
 use crate::serve::protocol::push::Pace;
 
@@ -65,6 +68,9 @@ pub struct Options {
     pub stream_burst: u32,
     /// The certificates that it issues, if it does.
     pub certificates: Option<Certificates>,
+    /// The trust domain of the mesh, where it issues none: a client certificate of another one is refused. With
+    /// [`certificates`](Self::certificates), it is that of their authority.
+    pub trust_domain: TrustDomain,
 }
 
 impl Default for Options {
@@ -79,6 +85,7 @@ impl Default for Options {
             stream_rate: 150,
             stream_burst: 100,
             certificates: None,
+            trust_domain: TrustDomain::default(),
         }
     }
 }
@@ -120,6 +127,12 @@ impl Options {
         self.certificates = certificates.into();
         self
     }
+
+    /// Serves a mesh of this trust domain; see [`trust_domain`](field@Self::trust_domain).
+    pub fn trust_domain(mut self, domain: TrustDomain) -> Options {
+        self.trust_domain = domain;
+        self
+    }
 }
 
 /// How long a stream waits for its turn to begin; who would have to wait longer is sent away.
@@ -147,6 +160,7 @@ const MEMORY_BUFFER: usize = 64 << 10;
 pub struct Server {
     state: Arc<ServerState>,
     desk: Option<Arc<Desk>>,
+    trust_domain: TrustDomain,
     connections: mpsc::Sender<Conn>,
     goaway: watch::Sender<bool>,
     stop: watch::Sender<bool>,
@@ -161,7 +175,9 @@ impl Server {
     pub fn new(feed: Feed, workloads: Arc<dyn Workloads>, options: &Options) -> Server {
         let (stop, stopped) = watch::channel(false);
         let (goaway, mut leaving) = watch::channel(false);
+        let desk = options.certificates.clone().map(|certificates| Arc::new(Desk::new(certificates)));
         let state = Arc::new(ServerState {
+            desk: desk.clone(),
             started: SystemTime::now(),
             feed,
             presence: Presence::new(workloads, options.grace),
@@ -175,7 +191,6 @@ impl Server {
             max_stream_age: options.max_stream_age,
             stop: stopped,
         });
-        let desk = options.certificates.clone().map(|certificates| Arc::new(Desk::new(certificates)));
         let (connections, incoming) = mpsc::channel(BACKLOG);
         let router = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -196,6 +211,9 @@ impl Server {
         let expiry = tokio::spawn(async move { expiring.presence.expire().await });
         Server {
             state,
+            trust_domain: desk
+                .as_ref()
+                .map_or_else(|| options.trust_domain.clone(), |desk| desk.authority().trust_domain()),
             desk,
             connections,
             goaway,
@@ -206,17 +224,37 @@ impl Server {
         }
     }
 
-    /// Accepts plaintext connections at `address`; port 0 takes a free one. Returns the address bound.
+    /// Accepts plaintext connections at `address`; port 0 takes a free one. Returns the address bound. Where the server issues
+    /// certificates, whoever begins with a TLS handshake gets one, with a certificate of its authority.
     pub async fn listen(&self, address: SocketAddr) -> io::Result<SocketAddr> {
         let listener = TcpListener::bind(address).await?;
         let bound = listener.local_addr()?;
-        let connections = self.connections.clone();
+        let door = self.door(false);
+        let own = self.desk.as_ref().map(|desk| Arc::new(OwnTls::new(desk.authority().clone())));
         self.keep(tokio::spawn(async move {
-            while let Some((stream, peer)) = accept(&listener, &connections).await {
-                let conn = Conn { peer: Peer::nameless(peer.ip()), io: Io::Tcp(stream) };
-                if connections.send(conn).await.is_err() {
-                    return;
-                }
+            while let Some((stream, peer)) = accept(&listener, &door.connections).await {
+                let Some(own) = own.clone() else {
+                    door.plaintext(stream, peer).await;
+                    continue;
+                };
+                let Some(permit) = door.permit().await else { return };
+                let door = door.clone();
+                tokio::spawn(async move {
+                    let mut first = [0];
+                    let first = match tokio::time::timeout(FIRST_BYTE, stream.peek(&mut first)).await {
+                        Ok(Ok(1)) => first[0],
+                        // It has said nothing, or is gone.
+                        _ => return,
+                    };
+                    if first != HANDSHAKE {
+                        drop(permit);
+                        return door.plaintext(stream, peer).await;
+                    }
+                    match own.latest(SystemTime::now()) {
+                        Ok(acceptor) => door.tls(acceptor, stream, peer, permit).await,
+                        Err(why) => tracing::error!("the server has no certificate of its own authority: {why:#}"),
+                    }
+                });
             }
         }));
         Ok(bound)
@@ -227,46 +265,23 @@ impl Server {
     /// replaced at any time: the next connection is made with what is in them then.
     pub async fn listen_tls(&self, address: SocketAddr, files: &TlsFiles) -> anyhow::Result<SocketAddr> {
         let authority = self.desk.as_ref().map(|desk| desk.authority().clone());
-        let acceptor = Arc::new(Reloading::new(files.clone(), authority, now())?);
-        let verifies = files.client_ca.is_some();
+        let acceptor = Arc::new(Reloading::new(files.clone(), authority, self.trust_domain.clone(), now())?);
         let listener = TcpListener::bind(address).await?;
         let bound = listener.local_addr()?;
-        let connections = self.connections.clone();
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-        let state = self.state.clone();
+        let door = self.door(files.client_ca.is_some());
         self.keep(tokio::spawn(async move {
-            while let Some((stream, peer)) = accept(&listener, &connections).await {
-                // Without a permit the next ones wait in the kernel's queue.
-                let Ok(permit) = handshakes.clone().acquire_owned().await else {
-                    return;
-                };
-                let (acceptor, connections, state) = (acceptor.clone(), connections.clone(), state.clone());
-                tokio::spawn(async move {
-                    let refused = |reason, text: &str| state.refusals.note(peer.ip(), reason, "", text, now());
-                    let handshake = async { acceptor.latest().await.accept(stream).await };
-                    let handshake = tokio::time::timeout(HANDSHAKE_PATIENCE, handshake).await;
-                    drop(permit);
-                    match handshake {
-                        Ok(Ok(stream)) => {
-                            let chain = stream.get_ref().1.peer_certificates();
-                            let identity = match chain.and_then(|chain| chain.first()) {
-                                Some(leaf) => Some(identity::read(leaf)),
-                                None if verifies => Some(Err(Anonymous("there is none"))),
-                                None => None,
-                            };
-                            let chain =
-                                chain.map(|chain| chain.iter().cloned().map(CertificateDer::into_owned).collect());
-                            let peer = Peer { ip: peer.ip(), is_secured: true, identity, chain };
-                            // The server may have stopped meanwhile.
-                            let _ = connections.send(Conn { peer, io: Io::Tls(Box::new(stream)) }).await;
-                        }
-                        Ok(Err(error)) => refused(reason_of(&error), &error.to_string()),
-                        Err(_) => refused(Reason::Handshake, "it did not come to an end in time"),
-                    }
-                });
+            while let Some((stream, peer)) = accept(&listener, &door.connections).await {
+                let Some(permit) = door.permit().await else { return };
+                let (acceptor, door) = (acceptor.clone(), door.clone());
+                tokio::spawn(async move { door.tls(acceptor.latest().await, stream, peer, permit).await });
             }
         }));
         Ok(bound)
+    }
+
+    fn door(&self, verifies: bool) -> Door {
+        let (connections, state) = (self.connections.clone(), self.state.clone());
+        Door { connections, state, handshakes: Arc::new(Semaphore::new(HANDSHAKES)), verifies }
     }
 
     /// A connection inside the process, to the same server.
@@ -324,6 +339,52 @@ impl std::fmt::Debug for Server {
     }
 }
 
+/// What a listener does with the connections that it accepts.
+#[derive(Clone)]
+struct Door {
+    connections: mpsc::Sender<Conn>,
+    state: Arc<ServerState>,
+    handshakes: Arc<Semaphore>,
+    /// Whether everybody has to show a certificate.
+    verifies: bool,
+}
+
+impl Door {
+    /// Without a permit the next ones wait in the kernel's queue.
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.handshakes.clone().acquire_owned().await.ok()
+    }
+
+    async fn plaintext(&self, stream: TcpStream, peer: SocketAddr) {
+        self.hand_over(Conn { peer: Peer::nameless(peer.ip()), io: Io::Tcp(stream) }).await;
+    }
+
+    async fn tls(&self, acceptor: TlsAcceptor, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
+        let refused = |reason, text: &str| self.state.refusals.note(peer.ip(), reason, "", text, now());
+        let handshake = tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await;
+        drop(permit);
+        let stream = match handshake {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return refused(reason_of(&error), &error.to_string()),
+            Err(_) => return refused(Reason::Handshake, "it did not come to an end in time"),
+        };
+        let chain = stream.get_ref().1.peer_certificates();
+        let identity = match chain.and_then(|chain| chain.first()) {
+            Some(leaf) => Some(svid::id(leaf)),
+            None if self.verifies => Some(Err(Invalid::new("there is none"))),
+            None => None,
+        };
+        let chain = chain.map(|chain| chain.iter().cloned().map(CertificateDer::into_owned).collect());
+        let peer = Peer { ip: peer.ip(), is_secured: true, identity, chain };
+        self.hand_over(Conn { peer, io: Io::Tls(Box::new(stream)) }).await;
+    }
+
+    async fn hand_over(&self, connection: Conn) {
+        // The server may have stopped meanwhile.
+        let _ = self.connections.send(connection).await;
+    }
+}
+
 /// The next connection, as long as there is a server to take it.
 async fn accept(listener: &TcpListener, server: &mpsc::Sender<Conn>) -> Option<(TcpStream, SocketAddr)> {
     loop {
@@ -360,7 +421,7 @@ fn reason_of(error: &io::Error) -> Reason {
 pub(crate) struct Peer {
     pub(crate) ip: IpAddr,
     /// What its certificate says, where it had to show one.
-    pub(crate) identity: Option<Result<SpiffeId, Anonymous>>,
+    pub(crate) identity: Option<Result<SpiffeId, Invalid>>,
     /// Whether the connection is encrypted.
     pub(crate) is_secured: bool,
     /// The certificates that it showed, the leaf first.
@@ -376,9 +437,7 @@ impl Peer {
 /// Turns away who should have shown a certificate. Streams of xDS are held to more than that.
 fn certified(request: Request<()>) -> Result<Request<()>, Status> {
     match request.extensions().get::<Peer>().and_then(|peer| peer.identity.as_ref()) {
-        Some(Err(Anonymous(why))) => {
-            Err(Status::permission_denied(format!("the client certificate names nobody: {why}")))
-        }
+        Some(Err(why)) => Err(Status::permission_denied(format!("the client certificate names nobody: {why}"))),
         _ => Ok(request),
     }
 }

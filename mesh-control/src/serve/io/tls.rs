@@ -1,4 +1,5 @@
-//! The secured listener: TLS 1.2 and 1.3 over aws-lc.
+//! The secured listener: TLS 1.3 over aws-lc, and nothing resumed, so that every connection is verified by the roots of its
+//! moment.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,16 +7,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use mesh_core::identity::TrustDomain;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
+use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::server::danger::ClientCertVerifier;
+use tokio_rustls::rustls::server::NoServerSessionStorage;
+use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use crate::ca::CertificateAuthority;
 use crate::serve::clients::clock::now;
+use crate::serve::io::verifier::{Anchors, Verifier};
 
 /// Where the secured listener's keys are.
 #[derive(Clone, Debug)]
@@ -26,7 +29,8 @@ pub struct TlsFiles {
     /// Its private key, as PEM.
     pub key: PathBuf,
     /// Whose client certificates to accept, as PEM. If set, a client must have one, and is who it says;
-    /// if not, the connection is encrypted and the client is whoever it claims to be.
+    /// if not, the connection is encrypted and the client is whoever it claims to be. Where the server issues certificates
+    /// itself, its own authority alone vouches for identities of its trust domain, and this one for none of them.
     pub client_ca: Option<PathBuf>,
 }
 
@@ -53,29 +57,40 @@ impl TlsFiles {
         })
     }
 
-    /// What accepts connections with these contents. Certificates of the server's own authority are accepted, too; whoever
-    /// has none yet gets in and is asked for one where it takes one.
-    fn acceptor(&self, contents: &Contents) -> anyhow::Result<TlsAcceptor> {
+    /// What accepts connections with these contents. Whoever has no certificate of the server's own authority yet gets in, and
+    /// is asked for one where it takes one.
+    fn acceptor(&self, contents: &Contents, domain: &TrustDomain) -> anyhow::Result<TlsAcceptor> {
         let Contents { cert, key, client_ca, roots: own } = contents;
-        // The provider is a value: a process-wide default belongs to the application.
-        let provider = Arc::new(aws_lc_rs::default_provider());
         let chain = certificates(&self.cert, cert)?;
         let key = PrivateKeyDer::from_pem_slice(key)
             .with_context(|| format!("cannot read a private key from {}", self.key.display()))?;
-        let config = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
-        let mut roots = own.clone();
-        if let Some((path, pem)) = self.client_ca.as_ref().zip(client_ca.as_ref()) {
-            roots.extend(root_certificates(path, pem)?);
-        }
-        let config = match roots.is_empty() {
-            true => config.with_no_client_auth(),
-            false => config.with_client_cert_verifier(verifier(roots, !own.is_empty(), provider)?),
-        };
-        let pair = || format!("{} and {}", self.cert.display(), self.key.display());
-        let mut config = config.with_single_cert(chain, key).with_context(pair)?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(TlsAcceptor::from(Arc::new(config)))
+        let operators = self.client_ca.as_ref().zip(client_ca.as_ref());
+        let operators = operators.map(|(path, pem)| root_certificates(path, pem)).transpose()?;
+        let anchors = Anchors { own: own.clone(), operators: operators.unwrap_or_default() };
+        acceptor(chain, key, domain, anchors)
+            .with_context(|| format!("{} and {}", self.cert.display(), self.key.display()))
     }
+}
+
+/// TLS 1.3 with this certificate, for clients whom these vouch for.
+pub(super) fn acceptor(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    domain: &TrustDomain,
+    anchors: Anchors,
+) -> anyhow::Result<TlsAcceptor> {
+    // The provider is a value: a process-wide default belongs to the application.
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13])?;
+    let config = match Verifier::new(domain.clone(), anchors, &provider)? {
+        None => config.with_no_client_auth(),
+        Some(verifier) => config.with_client_cert_verifier(Arc::new(verifier)),
+    };
+    let mut config = config.with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 /// What an acceptor is made of.
@@ -96,6 +111,7 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(crate) struct Reloading {
     files: TlsFiles,
     authority: Option<Arc<CertificateAuthority>>,
+    domain: TrustDomain,
     present: Mutex<Present>,
 }
 
@@ -111,12 +127,13 @@ impl Reloading {
     pub(crate) fn new(
         files: TlsFiles,
         authority: Option<Arc<CertificateAuthority>>,
+        domain: TrustDomain,
         now: Instant,
     ) -> anyhow::Result<Reloading> {
         let contents = files.read(authority.as_deref())?;
-        let acceptor = files.acceptor(&contents)?;
+        let acceptor = files.acceptor(&contents, &domain)?;
         let present = Present { acceptor, contents, looked: now, complaint: String::new() };
-        Ok(Reloading { files, authority, present: Mutex::new(present) })
+        Ok(Reloading { files, authority, domain, present: Mutex::new(present) })
     }
 
     /// What the next connection is accepted with.
@@ -147,7 +164,7 @@ impl Reloading {
     fn reload(&self, present: &mut Present) -> anyhow::Result<()> {
         let contents = self.files.read(self.authority.as_deref())?;
         if contents != present.contents {
-            present.acceptor = self.files.acceptor(&contents)?;
+            present.acceptor = self.files.acceptor(&contents, &self.domain)?;
             present.contents = contents;
             tracing::info!("the TLS files were replaced");
         }
@@ -158,19 +175,6 @@ impl Reloading {
     fn present(&self) -> MutexGuard<'_, Present> {
         self.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn verifier(
-    roots: Vec<CertificateDer<'static>>,
-    is_optional: bool,
-    provider: Arc<CryptoProvider>,
-) -> anyhow::Result<Arc<dyn ClientCertVerifier>> {
-    let mut store = RootCertStore::empty();
-    for root in roots {
-        store.add(root)?;
-    }
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider);
-    Ok(if is_optional { verifier.allow_unauthenticated().build()? } else { verifier.build()? })
 }
 
 fn root_certificates(path: &Path, pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'static>>> {

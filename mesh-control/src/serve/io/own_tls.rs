@@ -1,0 +1,65 @@
+//! TLS by a certificate of the server's own authority, on the port where others speak plaintext: a workload that has a
+//! certificate of the mesh, and so its roots, comes back with it over the address that its bootstrap names.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use mesh_core::identity::SpiffeId;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::ca::CertificateAuthority;
+use crate::serve::io::tls::acceptor;
+use crate::serve::io::verifier::Anchors;
+
+/// The certificate of the server, as long as it is good.
+pub(crate) struct OwnTls {
+    authority: Arc<CertificateAuthority>,
+    present: Mutex<Option<Present>>,
+}
+
+struct Present {
+    acceptor: TlsAcceptor,
+    roots: Vec<CertificateDer<'static>>,
+    renewed_at: SystemTime,
+}
+
+impl OwnTls {
+    pub(crate) fn new(authority: Arc<CertificateAuthority>) -> OwnTls {
+        OwnTls { authority, present: Mutex::default() }
+    }
+
+    /// What the next connection is accepted with.
+    pub(crate) fn latest(&self, now: SystemTime) -> anyhow::Result<TlsAcceptor> {
+        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        let roots = self.authority.roots();
+        if let Some(present) = present.as_ref().filter(|present| present.roots == roots && now < present.renewed_at) {
+            return Ok(present.acceptor.clone());
+        }
+        let made = self.make(roots, now)?;
+        let acceptor = made.acceptor.clone();
+        *present = Some(made);
+        Ok(acceptor)
+    }
+
+    fn make(&self, roots: Vec<CertificateDer<'static>>, now: SystemTime) -> anyhow::Result<Present> {
+        let domain = self.authority.trust_domain();
+        let (key, issued) = self.authority.issue_with_key(&SpiffeId::of_control_plane(&domain), 0, now)?;
+        let (_, chain) = issued.chain.split_last().context("the chain is empty")?;
+        let chain = chain.iter().map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()));
+        let chain = chain.collect::<Result<Vec<_>, _>>().context("the server's own chain")?;
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).context("the server's own key")?;
+        let anchors = Anchors { own: roots.clone(), operators: Vec::new() };
+        let acceptor = acceptor(chain, key, &domain, anchors)?;
+        // As soon as a workload would.
+        Ok(Present { acceptor, roots, renewed_at: now + issued.ttl / 2 })
+    }
+}
+
+/// How long a client may take until it is known whether it speaks TLS: HTTP/2 begins with the client's words, too.
+pub(crate) const FIRST_BYTE: Duration = Duration::from_secs(10);
+
+/// The first byte of a TLS handshake (RFC 8446, 5.1).
+pub(crate) const HANDSHAKE: u8 = 0x16;

@@ -1,0 +1,147 @@
+//! Workloads that live longer than their certificates.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use mesh_core::xds::{Bootstrap, XdsSource};
+use mesh_tower::Mesh;
+use mesh_tower::server::ConnectionInfo;
+
+use crate::certificates_process::{Logged, audit, plugged_in};
+use crate::process::{output, text};
+use crate::support::{PATIENCE, until};
+
+const SHOP: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, ports: [{name: http, port: 80}]}
+";
+
+/// What the command prints for a workload of the namespace `shop`, called like its account, with a new token.
+fn bootstrap(state: &Path, server: SocketAddr, account: &str) -> Bootstrap {
+    let state = state.to_str().unwrap();
+    let identity = format!("spiffe://cluster.local/ns/shop/sa/{account}");
+    let made = output(&["token", "create", "--identity", &identity, "--state-dir", state]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let token = text(&made.stdout).trim().to_owned();
+    let (server, label) = (server.to_string(), format!("app={account}"));
+    let who = ["--namespace", "shop", "--name", account, "--service-account", account, "--label", &label];
+    let made = output(&[&["bootstrap", "--server", &server, "--token", &token], &who[..]].concat());
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    Bootstrap::from_json(&text(&made.stdout), "printed").unwrap()
+}
+
+pub(crate) fn mesh(bootstrap: Bootstrap) -> Mesh {
+    Mesh::builder().source(XdsSource::new(bootstrap)).cold_start_wait(PATIENCE).start().unwrap()
+}
+
+/// Serves, and tells in its answers who asked.
+pub(crate) async fn serve(mesh: &Mesh) {
+    let listener = mesh.bind("127.0.0.1:0").await.unwrap();
+    let tell = || async {
+        let connection = ConnectionInfo::current().unwrap();
+        connection.peer_identity().map_or("nobody".to_owned(), ToString::to_string)
+    };
+    let app = axum::Router::new().route("/", axum::routing::get(tell)).layer(mesh.server_layer());
+    tokio::spawn(mesh_tower::server::serve(listener, app).into_future());
+    mesh.serving().await.unwrap();
+}
+
+pub(crate) async fn get(client: &Mesh) -> Result<String, String> {
+    let response = client.client().get("http://web.shop/").await.map_err(|error| error.to_string())?;
+    let status = response.status();
+    let body = response.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
+    let body = String::from_utf8_lossy(&body).into_owned();
+    if status.is_success() { Ok(body) } else { Err(format!("{status}: {body}")) }
+}
+
+/// Requests one after the other, until it is dropped.
+pub(crate) struct Load {
+    sent: Arc<AtomicU64>,
+    failed: Arc<std::sync::Mutex<Vec<String>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Load {
+    pub(crate) fn start(client: &Mesh, expected: &'static str) -> Load {
+        let (sent, failed) = (Arc::<AtomicU64>::default(), Arc::<std::sync::Mutex<Vec<String>>>::default());
+        let (counted, noted, client) = (sent.clone(), failed.clone(), client.clone());
+        let task = tokio::spawn(async move {
+            loop {
+                let answer = get(&client).await;
+                counted.fetch_add(1, Ordering::Relaxed);
+                if answer.as_deref() != Ok(expected) {
+                    noted.lock().unwrap().push(format!("{answer:?}"));
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        });
+        Load { sent, failed, task }
+    }
+
+    pub(crate) fn end(self) {
+        self.task.abort();
+        let failed = self.failed.lock().unwrap();
+        assert!(failed.is_empty(), "{} of {}: {:?}", failed.len(), self.sent.load(Ordering::Relaxed), failed.first());
+        assert!(self.sent.load(Ordering::Relaxed) > 0);
+    }
+}
+
+fn serial(mesh: &Mesh) -> String {
+    mesh.certificates().current().map(|current| current.serial().to_owned()).unwrap_or_default()
+}
+
+/// Waits until each of them has had so many new certificates.
+pub(crate) async fn renewed(meshes: &[&Mesh], times: usize) {
+    for _ in 0..times {
+        let before: Vec<String> = meshes.iter().map(|mesh| serial(mesh)).collect();
+        until("all have a new certificate", || {
+            meshes.iter().zip(&before).all(|(mesh, before)| serial(mesh) != *before)
+        })
+        .await;
+    }
+}
+
+const CALLER: &str = "spiffe://cluster.local/ns/shop/sa/caller";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_with_one_token_lives_through_renewals_without_a_failed_request() {
+    let (config, state, ca) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), plugged_in());
+    std::fs::write(config.path().join("shop.yaml"), SHOP).unwrap();
+    let (state_dir, ca_dir) = (state.path().to_str().unwrap(), ca.path().to_str().unwrap());
+    let more = ["--state-dir", state_dir, "--ca-dir", ca_dir, "--certificate-ttl", "4", "--settle", "0"];
+    let control = Logged::start(config.path(), &more);
+    let web = mesh(bootstrap(state.path(), control.xds, "web"));
+    let caller = mesh(bootstrap(state.path(), control.xds, "caller"));
+    serve(&web).await;
+    assert_eq!(get(&caller).await.as_deref(), Ok(CALLER));
+    let load = Load::start(&caller, CALLER);
+    renewed(&[&web, &caller], 3).await;
+    load.end();
+    let log = control.log();
+    let methods = |method: &str| audit(&log).iter().filter(|line| line["fields"]["method"] == method).count();
+    assert_eq!(methods("token"), 2, "each token was used once, and not sent again: {log}");
+    assert!(methods("renewal") >= 6, "{log}");
+    assert!(!log.contains("denied"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spent_token_gets_nothing_and_the_error_says_what_to_do() {
+    let (config, state, ca) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), plugged_in());
+    std::fs::write(config.path().join("shop.yaml"), SHOP).unwrap();
+    let (state_dir, ca_dir) = (state.path().to_str().unwrap(), ca.path().to_str().unwrap());
+    let control = Logged::start(config.path(), &["--state-dir", state_dir, "--ca-dir", ca_dir, "--settle", "0"]);
+    let written = bootstrap(state.path(), control.xds, "caller");
+    let first = mesh(written.clone());
+    first.certificates().get().await;
+    // The same process, started again.
+    let again =
+        Mesh::builder().source(XdsSource::new(written)).cold_start_wait(Duration::from_secs(8)).start().unwrap();
+    let refused = get(&again).await.unwrap_err();
+    assert!(refused.contains("mesh-control token create"), "{refused}");
+}
