@@ -188,17 +188,22 @@ impl Embedded {
             plane = plane.trust_domain(certificates.authority.trust_domain()).issues_certificates(true);
         }
         let state = plane.state_dir.clone().filter(|_| matches!(config, Config::Dir(_)));
+<<<<<<< HEAD
         let domain = plane.trust_domain.clone();
         serve = serve.trust_domain(domain.clone());
+=======
+>>>>>>> custom
         let plane = match config {
             Config::Dir(path) => {
                 let options = plane.config_dir(&path);
                 Plane::start(options).map_err(|error| StartError::Unreadable(path, error))?
             }
             Config::Yaml(text) => {
-                let options = PlaneOptions { config_dir: None, state_dir: None, ..plane };
+                let options = PlaneOptions { config_dir: None, state_dir: None, mesh_config: None, ..plane };
                 let plane = Plane::start(options).map_err(|error| StartError::Unreadable(MAIN.into(), error))?;
                 plane.set_yaml(MAIN, &text).map_err(StartError::Rejected)?;
+                let checked = plane.check_settings().map_err(io::Error::other);
+                checked.map_err(|error| StartError::Unreadable(MAIN.into(), error))?;
                 plane
             }
         };
@@ -207,7 +212,8 @@ impl Embedded {
                 Some(offers) => offers,
                 // The state directory is ours by now, or there would be no plane.
                 None => {
-                    let authority = CertificateAuthority::own(state.as_deref(), domain, SystemTime::now());
+                    let authority =
+                        CertificateAuthority::own(state.as_deref(), plane.trust_domain(), SystemTime::now());
                     Certificates::new(Arc::new(authority.map_err(StartError::Authority)?))
                 }
             };

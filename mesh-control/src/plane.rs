@@ -20,11 +20,14 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::analysis::examine;
-use crate::config::load::{self, Scan};
+use crate::config::file::mesh_file_name;
+use crate::config::load::{self, Scan, Unreadable};
 use crate::config::store::{Standing, Store, Wrong};
+use crate::config::support::ObjectKind;
 use crate::config::watch::Watcher;
 use crate::config::{Code, Diagnostic, Objects, Severity};
 use crate::policy::Policy;
+use crate::policy::mesh::{Fixed, Given, MeshSettings};
 pub use crate::policy::outbound::OutboundTrafficPolicy;
 pub use crate::policy::paths::PathNormalization;
 use crate::registry::{Discovery, Endpoints, Workload};
@@ -43,10 +46,13 @@ pub struct PlaneOptions {
     pub config_dir: Option<PathBuf>,
     /// Take a directory that has been emptied at its word, instead of keeping what it held.
     pub allow_empty: bool,
-    /// What becomes of calls to hosts that no object describes.
-    pub outbound_traffic_policy: OutboundTrafficPolicy,
-    /// What servers make of the paths of requests before anything looks at them.
-    pub path_normalization: PathNormalization,
+    /// A file with the settings of the mesh (Istio's `MeshConfig`), read again whenever it changes. Without it, they are read
+    /// from the ConfigMap `istio` of `istio-system`.
+    pub mesh_config: Option<PathBuf>,
+    /// What becomes of calls to hosts that no object describes. `None` leaves it to the mesh's settings, or to ALLOW_ANY.
+    pub outbound_traffic_policy: Option<OutboundTrafficPolicy>,
+    /// What servers make of the paths of requests before anything looks at them. `None` leaves it to the mesh's settings.
+    pub path_normalization: Option<PathNormalization>,
     /// Where the last good state of the directory's objects is kept, so that it survives a restart. It is for one server
     /// and its one directory alone: the start fails where another one uses it, or where it is of another configuration. An embedded one uses it
     /// until its `shutdown` has ended.
@@ -54,8 +60,9 @@ pub struct PlaneOptions {
     /// Let workloads serve that a `PeerAuthentication` (STRICT), a `RequestAuthentication` or an `AuthorizationPolicy` guards.
     /// None of these is enforced yet; without this, such workloads answer every request with 503 and the reason.
     pub allow_unenforced: bool,
-    /// The trust domain of the mesh: whose identities its workloads have.
-    pub trust_domain: TrustDomain,
+    /// The trust domain of the mesh: whose identities its workloads have. `None` leaves it to the mesh's settings, or to
+    /// `cluster.local`.
+    pub trust_domain: Option<TrustDomain>,
     /// Whether workloads get certificates of that trust domain from the server that this plane is behind.
     pub issues_certificates: bool,
 }
@@ -67,15 +74,21 @@ impl PlaneOptions {
         self
     }
 
+    /// Reads the mesh's settings from this file.
+    pub fn mesh_config(mut self, file: impl Into<PathBuf>) -> PlaneOptions {
+        self.mesh_config = Some(file.into());
+        self
+    }
+
     /// What becomes of calls to hosts that no object describes.
     pub fn outbound_traffic_policy(mut self, policy: OutboundTrafficPolicy) -> PlaneOptions {
-        self.outbound_traffic_policy = policy;
+        self.outbound_traffic_policy = Some(policy);
         self
     }
 
     /// What servers make of the paths of requests before anything looks at them.
     pub fn path_normalization(mut self, normalization: PathNormalization) -> PlaneOptions {
-        self.path_normalization = normalization;
+        self.path_normalization = Some(normalization);
         self
     }
 
@@ -100,13 +113,27 @@ impl PlaneOptions {
 
     /// The trust domain of the mesh, in place of `cluster.local`.
     pub fn trust_domain(mut self, domain: TrustDomain) -> PlaneOptions {
-        self.trust_domain = domain;
+        self.trust_domain = Some(domain);
         self
     }
 
-    /// The trust domain whose identities workloads have, where they have any.
-    fn certified_domain(&self) -> Option<TrustDomain> {
-        self.issues_certificates.then(|| self.trust_domain.clone())
+    /// What goes before the mesh's settings.
+    fn given(&self) -> Given {
+        Given {
+            trust_domain: self.trust_domain.clone(),
+            outbound: self.outbound_traffic_policy,
+            paths: self.path_normalization,
+        }
+    }
+
+    /// What is read.
+    fn scan(&self, dir: &Path) -> io::Result<Scan> {
+        let mut scan = load::scan(dir)?;
+        if let Some(file) = &self.mesh_config {
+            let text = fs::read(file).map_err(|error| Unreadable::from(error.to_string())).and_then(load::text_of);
+            scan.files.insert(mesh_file_name(file), text);
+        }
+        Ok(scan)
     }
 
     /// Whether the server issues certificates; see [`issues_certificates`](field@Self::issues_certificates).
@@ -130,6 +157,9 @@ struct Inner {
     live: Mutex<Live>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     loader: OnceLock<AbortHandle>,
+    mesh_loader: OnceLock<AbortHandle>,
+    /// What only a start takes: that of the first configuration.
+    fixed: OnceLock<Fixed>,
 }
 
 #[derive(Debug, Default)]
@@ -173,12 +203,36 @@ impl Plane {
         };
         let plane = Plane::new(options, store);
         if let Some(dir) = &plane.inner.options.config_dir {
-            let (watcher, scan) = watched_scan(dir, load::scan)?;
+            let (watcher, scan) = watched_scan(dir, |dir| plane.inner.options.scan(dir))?;
             plane.inner.apply(|store| store.apply(Ok(scan)));
+            plane.check_settings().map_err(io::Error::other)?;
             let task = tokio::spawn(keep_loading(Arc::downgrade(&plane.inner), watcher));
             let _ = plane.inner.loader.set(task.abort_handle());
+            if let Some(file) = &plane.inner.options.mesh_config {
+                let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let task = tokio::spawn(keep_loading(Arc::downgrade(&plane.inner), Watcher::new(dir)));
+                let _ = plane.inner.mesh_loader.set(task.abort_handle());
+            }
         }
         Ok(plane)
+    }
+
+    /// Whether the mesh's settings can be started with: they are right, and say nothing else than the options.
+    pub(crate) fn check_settings(&self) -> Result<(), String> {
+        let store = self.inner.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = store.loaded();
+        drop(store);
+        let mut refused = loaded.objects.refused.iter();
+        if let Some(wrong) = refused.find(|refused| refused.meta.kind == ObjectKind::MeshConfig) {
+            return Err(format!("the settings of the mesh are wrong: {}", wrong.reason));
+        }
+        let (_, found) = MeshSettings::new(&loaded.objects, &self.inner.options.given(), None);
+        found.first().map_or(Ok(()), |finding| Err(finding.to_string()))
+    }
+
+    /// The trust domain of the mesh.
+    pub fn trust_domain(&self) -> TrustDomain {
+        self.inner.live().compiled.policy.mesh.fixed.trust_domain.clone()
     }
 
     /// A plane whose configuration is this text alone.
@@ -196,10 +250,9 @@ impl Plane {
     fn new(options: PlaneOptions, store: Store) -> Plane {
         // Whoever asks before there is any configuration is told the same.
         let mut live = Live::default();
-        let (mut policy, _) = Policy::new(&Objects::default());
-        policy.outbound = options.outbound_traffic_policy;
-        policy.paths = options.path_normalization;
-        policy.trust_domain = options.certified_domain();
+        let (settings, _) = MeshSettings::new(&Objects::default(), &options.given(), None);
+        let (mut policy, _) = Policy::new(&Objects::default(), settings);
+        policy.trust_domain = options.issues_certificates.then(|| policy.mesh.fixed.trust_domain.clone());
         let allow_unenforced = options.allow_unenforced;
         live.compiled = Arc::new(Compiled { policy, allow_unenforced, ..Compiled::default() });
         let snapshot = Snapshot { compiled: live.compiled.clone(), ..Snapshot::default() };
@@ -209,6 +262,8 @@ impl Plane {
             live: Mutex::new(live),
             snapshots: watch::Sender::new(Arc::new(snapshot)),
             loader: OnceLock::new(),
+            mesh_loader: OnceLock::new(),
+            fixed: OnceLock::new(),
         };
         Plane { inner: Arc::new(inner) }
     }
@@ -386,14 +441,14 @@ impl Inner {
         }
         let mut loaded = store.loaded();
         let objects = loaded.objects.len();
-        let allowed = self.options.outbound_traffic_policy;
-        let held_back = held_back(&loaded.wrong).filter(|_| allowed == OutboundTrafficPolicy::AllowAny);
-        let outbound = if held_back.is_some() { OutboundTrafficPolicy::RegistryOnly } else { allowed };
         let wrong = std::mem::take(&mut loaded.wrong);
-        let (mut policy, mut diagnostics) = examine(loaded);
-        policy.outbound = outbound;
-        policy.paths = self.options.path_normalization;
-        policy.trust_domain = self.options.certified_domain();
+        let (mut policy, mut diagnostics) = examine(loaded, &self.options.given(), self.fixed.get());
+        self.fixed.get_or_init(|| policy.mesh.fixed.clone());
+        let held_back = held_back(&wrong).filter(|_| policy.outbound == OutboundTrafficPolicy::AllowAny);
+        if held_back.is_some() {
+            policy.outbound = OutboundTrafficPolicy::RegistryOnly;
+        }
+        policy.trust_domain = self.options.issues_certificates.then(|| policy.mesh.fixed.trust_domain.clone());
         diagnostics.retain(|finding| policy.trust_domain.is_none() || finding.code != Code::NeedsCertificates);
         let allow_unenforced = self.options.allow_unenforced;
         let cache = Mutex::default();
@@ -411,7 +466,7 @@ impl Inner {
     fn rescan(&self) -> u64 {
         match &self.options.config_dir {
             Some(dir) => {
-                let scan = load::scan(dir);
+                let scan = self.options.scan(dir);
                 self.apply(|store| store.apply(scan))
             }
             None => self.live().config_generation,
@@ -465,7 +520,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(loader) = self.loader.get() {
+        for loader in [self.loader.get(), self.mesh_loader.get()].into_iter().flatten() {
             loader.abort();
         }
     }

@@ -94,6 +94,47 @@ fn one_request_has_a_verdict_and_the_rule_that_decided() {
 }
 
 #[test]
+fn whoever_has_an_identity_of_an_old_trust_domain_is_meant_by_the_new_one() {
+    let policy = |name: &str, namespace: &str, rules: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{{rules}}}\n"
+        )
+    };
+    let settings = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    trustDomain: new.org\n    trustDomainAliases: [old.org, older-td]\n";
+    let from = |source: &str| format!("rules: [{{from: [{{source: {{{source}}}}}]}}]");
+    let dir = tempfile::tempdir().unwrap();
+    let policies = [
+        policy("a", "by-old", &from("principals: [old.org/ns/shop/sa/web]")),
+        policy("a", "by-new", &from("principals: [new.org/ns/shop/sa/web*]")),
+        policy("a", "by-suffix", &from("principals: ['*-td/ns/shop/sa/web']")),
+        policy("a", "by-default", &from("principals: [cluster.local/ns/shop/sa/web]")),
+        policy("a", "by-foreign", &from("principals: [foreign.org/ns/shop/sa/web]")),
+        policy("a", "denied", &format!("action: DENY, {}", from("principals: [old.org/ns/shop/sa/web]"))),
+        policy("a", "not-old", &from("notPrincipals: [old.org/ns/shop/sa/web]")),
+        policy("a", "by-domain", &from("trustDomains: [old.org]")),
+        policy("a", "by-key", "rules: [{when: [{key: source.principal, values: [older-td/ns/shop/sa/web]}]}]"),
+    ];
+    std::fs::write(dir.path().join("config.yaml"), format!("{settings}{}", policies.concat())).unwrap();
+    for (namespace, old, new, foreign) in [
+        ("by-old", true, true, false),
+        ("by-new", true, true, false),
+        ("by-suffix", true, true, false),
+        ("by-default", true, true, false),
+        ("by-foreign", false, false, true),
+        ("denied", false, false, true),
+        ("not-old", false, false, true),
+        ("by-domain", true, true, false),
+        ("by-key", true, true, false),
+    ] {
+        for (domain, expected) in [("old.org", old), ("new.org", new), ("foreign.org", foreign)] {
+            let who = format!("spiffe://{domain}/ns/shop/sa/web");
+            let said = out(dir.path(), &["--from", &who, "--to", &format!("any/{namespace}")]);
+            assert_eq!(said.starts_with("allow"), expected, "{namespace} from {domain}: {said}");
+        }
+    }
+}
+
+#[test]
 fn a_batch_has_an_answer_a_line() {
     let dir = config();
     let reviews = json!({"namespace": "shop", "labels": {"app": "reviews"}});

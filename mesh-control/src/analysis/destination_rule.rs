@@ -6,7 +6,6 @@ use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::file::{Meta, Object, Objects};
 use crate::config::istio::destination_rule::{DestinationRule, TlsMode, TrafficPolicy};
 use crate::policy::Policy;
-use crate::policy::destination_rules::ROOT_NAMESPACE;
 use crate::registry::host::{covers, in_namespace};
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
@@ -28,7 +27,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
             found.push(finding.object(object.meta.id()).field("host"));
         }
         check_ports(object, policy, &host, found);
-        check_wider_tls(object, objects, &host, found);
+        check_wider_tls(object, objects, (&host, &policy.mesh.fixed.root_namespace), found);
     }
 }
 
@@ -73,12 +72,17 @@ fn check_ports(object: &Object<DestinationRule>, policy: &Policy, host: &str, fo
 }
 
 /// A rule without `tls` for hosts that a wider rule wants TLS for: it takes that one's place as a whole.
-fn check_wider_tls(object: &Object<DestinationRule>, objects: &Objects, host: &str, found: &mut Vec<Diagnostic>) {
+fn check_wider_tls(
+    object: &Object<DestinationRule>,
+    objects: &Objects,
+    (host, root): (&str, &str),
+    found: &mut Vec<Diagnostic>,
+) {
     let tls = |rule: &DestinationRule| Some(rule.traffic_policy.as_ref()?.tls.as_ref()?.mode());
     if tls(&object.spec).is_some() {
         return;
     }
-    let is_heard = |wider: &Meta| wider.namespace == object.meta.namespace || *wider.namespace == *ROOT_NAMESPACE;
+    let is_heard = |wider: &Meta| wider.namespace == object.meta.namespace || *wider.namespace == *root;
     let wants = |wider: &DestinationRule| tls(wider).is_some_and(|mode| mode != TlsMode::Disable);
     for wider in objects.destination_rules.iter().filter(|wider| wants(&wider.spec) && is_heard(&wider.meta)) {
         let wider_host = in_namespace(&wider.spec.host, &wider.meta.namespace);

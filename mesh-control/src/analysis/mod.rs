@@ -25,6 +25,7 @@ use crate::config::file::Objects;
 use crate::config::load::{self, Scan};
 use crate::config::store::{Loaded, Store};
 use crate::policy::Policy;
+use crate::policy::mesh::{Fixed, Given, MeshSettings};
 use crate::registry::host::in_namespace;
 
 /// What there is to say about a configuration.
@@ -83,7 +84,7 @@ fn of_scan(scan: Scan) -> Loaded {
 fn report(loaded: Loaded, for_grpc: bool) -> Report {
     let (objects, wrong) = (loaded.objects.len(), loaded.objects.refused.len());
     let unreadable = loaded.wrong.len().saturating_sub(wrong);
-    let (policy, mut diagnostics) = examine(loaded);
+    let (policy, mut diagnostics) = examine(loaded, &Given::default(), None);
     if for_grpc {
         grpc::check(&policy, &mut diagnostics);
         sort(&mut diagnostics);
@@ -91,10 +92,13 @@ fn report(loaded: Loaded, for_grpc: bool) -> Report {
     Report { diagnostics, objects, wrong, unreadable }
 }
 
-/// The policy of what is loaded, and everything there is to say about it.
-pub fn examine(loaded: Loaded) -> (Policy, Vec<Diagnostic>) {
+/// The policy of what is loaded, with the settings that were given besides and those that were fixed at the start; and
+/// everything there is to say about it.
+pub fn examine(loaded: Loaded, given: &Given, fixed: Option<&Fixed>) -> (Policy, Vec<Diagnostic>) {
     let Loaded { objects, mut diagnostics, .. } = loaded;
-    let (policy, found) = Policy::new(&objects);
+    let (mesh, found) = MeshSettings::new(&objects, given, fixed);
+    diagnostics.extend(found);
+    let (policy, found) = Policy::new(&objects, mesh);
     diagnostics.extend(found);
     diagnostics.extend(check(&objects, &policy));
     sort(&mut diagnostics);

@@ -7,7 +7,6 @@ use crate::config::file::{Governs, Meta, Object, Objects, Refused, Workloads, is
 use crate::config::istio::security::{PeerAuthentication, TargetRef, selected};
 use crate::config::support::ObjectKind;
 use crate::policy::Policy;
-use crate::policy::destination_rules::ROOT_NAMESPACE;
 use crate::registry::Service;
 use crate::registry::service::{Target, is_subset};
 
@@ -25,7 +24,9 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         );
         found.push(Diagnostic::at(&meta.origin, Severity::Error, code, message).object(meta.id()).field("spec"));
     }
-    found.extend(objects.refused.iter().filter_map(|object| guarded_all_the_same(object)));
+    found.extend(
+        objects.refused.iter().filter_map(|object| guarded_all_the_same(object, &policy.mesh.fixed.root_namespace)),
+    );
     for (hidden, winner) in policy.security.hidden() {
         let message = format!(
             "without effect: {} ({}) is for the same workloads, and is the one that counts",
@@ -46,10 +47,10 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
 }
 
 /// What is wrong guards all the same: whom, and until when.
-fn guarded_all_the_same(refused: &Refused) -> Option<Diagnostic> {
+fn guarded_all_the_same(refused: &Refused, root: &str) -> Option<Diagnostic> {
     let Governs::Workloads(workloads) = &refused.governs else { return None };
     let namespace = &refused.meta.namespace;
-    let everywhere = !is_namespace(namespace) || **namespace == *ROOT_NAMESPACE;
+    let everywhere = !is_namespace(namespace) || **namespace == *root;
     let place = if everywhere { "of every namespace".to_owned() } else { format!("of namespace {namespace}") };
     let whom = match workloads {
         Workloads::Labelled(labels) if labels.is_empty() => "all workloads",

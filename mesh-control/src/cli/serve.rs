@@ -31,9 +31,14 @@ pub(super) struct Args {
     /// name, without any proof. Listens on loopback addresses only.
     #[arg(long, conflicts_with = "insecure_allow_remote")]
     dev: bool,
-    /// The trust domain of the mesh: whose identities its workloads have.
-    #[arg(long, value_name = "DOMAIN", default_value_t)]
-    trust_domain: TrustDomain,
+    /// The settings of the mesh, as Istio's MeshConfig in YAML; the file is read again whenever it changes. Without it they are
+    /// read from the ConfigMap `istio` of namespace istio-system in --config, under `mesh`. An option that says something
+    /// else than they do is an error.
+    #[arg(long, value_name = "FILE")]
+    mesh_config: Option<PathBuf>,
+    /// The trust domain of the mesh: whose identities its workloads have. If nothing says it, cluster.local.
+    #[arg(long, value_name = "DOMAIN")]
+    trust_domain: Option<TrustDomain>,
     /// Signs certificates with the authority in this directory, in Istio's layout: ca-cert.pem, ca-key.pem, cert-chain.pem,
     /// root-cert.pem. Without it, --state-dir keeps an authority of its own, unless --client-ca names one.
     #[arg(long, value_name = "DIR")]
@@ -68,14 +73,15 @@ pub(super) struct Args {
     /// alone vouches for its identities, and this only says that clients must have a certificate.
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     client_ca: Option<PathBuf>,
-    /// What becomes of calls to hosts that no object describes: ALLOW_ANY lets them pass, REGISTRY_ONLY fails them.
-    #[arg(long, value_name = "POLICY", default_value = "ALLOW_ANY", value_parser = outbound_traffic_policy)]
-    outbound_traffic_policy: OutboundTrafficPolicy,
+    /// What becomes of calls to hosts that no object describes: ALLOW_ANY lets them pass, REGISTRY_ONLY fails them. If nothing
+    /// says it, ALLOW_ANY.
+    #[arg(long, value_name = "POLICY", value_parser = outbound_traffic_policy)]
+    outbound_traffic_policy: Option<OutboundTrafficPolicy>,
     /// What servers make of the paths of requests, in the words of Istio's pathNormalization: NONE, BASE, MERGE_SLASHES or
     /// DECODE_AND_MERGE_SLASHES. DEFAULT is BASE; and MERGE_SLASHES where policies guard a workload, which then refuses %2F
-    /// and %5C.
-    #[arg(long, value_name = "MODE", default_value = "DEFAULT")]
-    path_normalization: PathNormalization,
+    /// and %5C. If nothing says it, DEFAULT.
+    #[arg(long, value_name = "MODE")]
+    path_normalization: Option<PathNormalization>,
     /// Serves plaintext xDS to other machines, too: whoever reaches the port can read the configuration
     /// and register workloads.
     #[arg(long)]
@@ -107,13 +113,14 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         only_loopback(args)?;
     }
     let mut options = PlaneOptions::default()
-        .trust_domain(args.trust_domain.clone())
         // An authority that only has a place gives certificates to who brings a token, so nobody is held to one yet.
         .issues_certificates(args.dev || args.ca_dir.is_some())
         .config_dir(&args.config)
-        .allow_unenforced(args.allow_unenforced)
-        .outbound_traffic_policy(args.outbound_traffic_policy)
-        .path_normalization(args.path_normalization);
+        .allow_unenforced(args.allow_unenforced);
+    options.trust_domain.clone_from(&args.trust_domain);
+    options.outbound_traffic_policy = args.outbound_traffic_policy;
+    options.path_normalization = args.path_normalization;
+    options.mesh_config.clone_from(&args.mesh_config);
     options.state_dir.clone_from(&args.state_dir);
     let plane = Plane::start(options).with_context(|| cannot_start(args))?;
     if args.strict {
@@ -123,7 +130,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     // After the state directory is locked: the authority may have its place there.
-    let authority = authority(args)?;
+    let authority = authority(args, &plane.trust_domain())?;
     if authority.is_some() && !args.dev && args.ca_dir.is_none() {
         tracing::info!(
             "the authority in --state-dir signs for those who bring a token, and the mesh does not ask its workloads for \
@@ -189,15 +196,15 @@ fn only_loopback(args: &Args) -> anyhow::Result<()> {
         }
     }
     tracing::warn!(
-        "DEVELOPMENT MODE (--dev): everybody on this machine gets a certificate for any identity of {}; never use it \
-         where others have an account",
-        args.trust_domain
+        "DEVELOPMENT MODE (--dev): everybody on this machine gets a certificate for any identity of its trust domain; \
+         never use it where others have an account"
     );
     Ok(())
 }
 
 /// Who vouches for workloads: a plugged-in authority, or one of our own where there is a place for it, or nobody needs
 /// to prove anything to it.
+<<<<<<< HEAD
 fn authority(args: &Args) -> anyhow::Result<Option<Arc<CertificateAuthority>>> {
     let is_named = args.ca_dir.is_some() || args.dev;
     if !is_named && args.state_dir.is_none() {
@@ -206,9 +213,13 @@ fn authority(args: &Args) -> anyhow::Result<Option<Arc<CertificateAuthority>>> {
     // A trust domain has one authority.
     if !is_named && args.client_ca.is_some() {
         tracing::info!("--client-ca names who vouches for workloads, so there is no authority in --state-dir");
+=======
+fn authority(args: &Args, domain: &TrustDomain) -> anyhow::Result<Option<Arc<CertificateAuthority>>> {
+    if args.ca_dir.is_none() && args.state_dir.is_none() && !args.dev {
+>>>>>>> custom
         return Ok(None);
     }
-    let authority = super::ca::open(args.ca_dir.as_deref(), args.state_dir.as_deref(), &args.trust_domain)?;
+    let authority = super::ca::open(args.ca_dir.as_deref(), args.state_dir.as_deref(), domain)?;
     Ok(Some(Arc::new(authority)))
 }
 

@@ -4,6 +4,7 @@
 //! still known of it is kept (`refused.rs`), so that what it governs can fail closed.
 
 mod classify;
+mod mesh_config;
 mod refused;
 mod suspect;
 
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use super::decode::{Decode, Decoder, Opaque, Text, message};
 use super::diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span, quoted};
 use super::istio::destination_rule::DestinationRule;
+use super::istio::mesh_config::MeshConfig;
 use super::istio::names::export_faults;
 use super::istio::security::{AuthorizationPolicy, DRY_RUN, PeerAuthentication, RequestAuthentication};
 use super::istio::service::{EXPORT_TO, Service, exported_to};
@@ -23,6 +25,7 @@ use super::istio::workload_group::WorkloadGroup;
 use super::node::{self, Node, Value};
 use super::support::{self, ObjectKind};
 use classify::{Class, classify, is_foreign, without_version};
+pub use mesh_config::{is_mesh_file, mesh_file_name};
 pub use refused::{Governs, Refused, Workloads};
 
 /// Who an object is and where it is written.
@@ -145,6 +148,8 @@ objects! {
     request_authentications: RequestAuthentication,
     /// AuthorizationPolicies.
     authorization_policies: AuthorizationPolicy,
+    /// Settings of the mesh: there is one object of them at most.
+    mesh_configs: MeshConfig,
 }
 
 impl Objects {
@@ -187,12 +192,18 @@ impl ParsedFile {
 
 /// What may be in a text that is none: of a file that cannot be read, as much as is known of it.
 pub(super) fn read_remains(remains: Source, why: Diagnostic) -> ParsedFile {
+    if is_mesh_file(&remains.name) {
+        return mesh_config::unreadable(ParsedFile::empty(remains), why);
+    }
     ParsedFile::empty(remains).unreadable(why)
 }
 
 /// Reads one text.
 pub fn read(source: Source) -> ParsedFile {
     let mut file = ParsedFile::empty(source);
+    if is_mesh_file(&file.source.name) {
+        return mesh_config::read_file(file);
+    }
     let foreign = is_foreign(&file.source.name);
     let documents = match node::parse(&file.source) {
         Ok(documents) => documents,
@@ -285,6 +296,7 @@ impl Reader<'_> {
                 _ => self.refused(document, kind, d),
             },
             Class::List => self.list(document, d),
+            Class::ConfigMap => self.config_map(document, kind_node, d),
             Class::NotYet(severity) => {
                 let message = format!("not supported yet: {kind} of {api_version_text} has no effect");
                 d.report(kind_node.span, severity, Code::NotSupportedYet, message);
@@ -415,6 +427,8 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
                 policy.check(&namespace, d)
             })?)
         }
+        // It is no object of its own: `mesh_config`.
+        ObjectKind::MeshConfig => return None,
         ObjectKind::AuthorizationPolicy => {
             Item::AuthorizationPolicy(read_spec(meta, spec, d, |policy: &AuthorizationPolicy, d| {
                 policy.check(&namespace, d)

@@ -15,6 +15,7 @@ use super::diagnostic::{Code, Diagnostic, Severity, Source};
 use super::file::{self, Item, Meta, ObjectKey, Objects, Refused};
 use super::load::{Scan, Unreadable, printable};
 use super::state::{Good, State};
+use super::support::ObjectKind;
 
 /// Every text, and every object that is in force.
 #[derive(Debug, Default)]
@@ -159,7 +160,8 @@ impl Store {
         let of_directory = |file: &Arc<str>| self.texts.get(file).is_none_or(|text| !text.is_handed_in);
         let held: BTreeSet<Arc<str>> =
             self.good.values().map(|good| good.file.clone()).filter(|file| of_directory(file)).collect();
-        let is_empty = scan.files.is_empty() && !self.allow_empty;
+        // The mesh's settings may be elsewhere.
+        let is_empty = scan.files.keys().all(|name| file::is_mesh_file(name)) && !self.allow_empty;
         if is_empty && !held.is_empty() {
             let instead = if self.state.is_some() { " with an empty state directory" } else { "" };
             let changed = self.keep(held);
@@ -336,7 +338,12 @@ impl Store {
                 // It is one of those that are kept, most likely.
                 say(Standing::Held);
             } else {
-                say(if refused.is_whole { Standing::FailsClosed } else { Standing::Unread });
+                say(match refused.meta.kind {
+                    // What was in force of the mesh's settings stays, be it that nothing was said.
+                    ObjectKind::MeshConfig => Standing::Held,
+                    _ if refused.is_whole => Standing::FailsClosed,
+                    _ => Standing::Unread,
+                });
                 loaded.objects.push(item);
             }
         }

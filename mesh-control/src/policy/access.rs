@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::mesh::MeshSettings;
 use crate::config::file::{Meta, Object};
 use crate::config::istio::authorization::conditions;
 pub use crate::config::istio::authorization::{Condition, Conditions, Fact, Value};
@@ -76,7 +77,7 @@ pub enum Enforcement {
 
 impl Enforcement {
     /// Of a policy. One that asks for what nobody looks at yet is enforced as a whole or not at all.
-    pub fn of(object: &Object<AuthorizationPolicy>) -> Enforcement {
+    pub fn of(object: &Object<AuthorizationPolicy>, mesh: &MeshSettings) -> Enforcement {
         let is_dry_run = object.meta.annotations.get(DRY_RUN).is_some_and(|value| value == "true");
         let has_rules = !object.spec.rules.is_empty();
         let effect = match object.spec.action {
@@ -91,7 +92,8 @@ impl Enforcement {
         };
         let mut rules = Vec::new();
         for (index, rule) in object.spec.rules.iter().enumerate() {
-            let read = conditions(rule).map(|conditions| qualified(conditions, &object.meta));
+            let read =
+                conditions(rule).map(|conditions| renamed(qualified(conditions, &object.meta), &mesh.trust_domains()));
             let reason = match &read {
                 None => Some("a rule is wrong".to_owned()),
                 Some(conditions) => unknown(conditions).map(|name| format!("{name} is not looked at")),
@@ -137,6 +139,61 @@ fn qualified(mut conditions: Conditions, meta: &Meta) -> Conditions {
         }
     }
     conditions
+}
+
+/// Principals and trust domains by every name of the mesh's trust domain, as Istio does it (trustdomain/bundle.go): whoever is
+/// written by one of them is meant by all, and `cluster.local` is the mesh's own, whatever that is.
+fn renamed(mut conditions: Conditions, domains: &[&str]) -> Conditions {
+    let lists = conditions.from.iter_mut().flatten().chain(&mut conditions.when);
+    for condition in lists {
+        let rename: fn(&Value, &[&str]) -> Vec<Value> = match condition.fact {
+            Fact::Principal => principals,
+            Fact::TrustDomain => trust_domains,
+            _ => continue,
+        };
+        let mut renamed = Vec::new();
+        for value in condition.values.iter().flat_map(|value| rename(value, domains)) {
+            if !renamed.contains(&value) {
+                renamed.push(value);
+            }
+        }
+        condition.values = renamed;
+    }
+    conditions
+}
+
+fn trust_domains(value: &Value, domains: &[&str]) -> Vec<Value> {
+    match value {
+        Value::Exact(domain) if domains.contains(&domain.as_str()) => {
+            domains.iter().map(|domain| Value::Exact((*domain).to_owned())).collect()
+        }
+        other => vec![other.clone()],
+    }
+}
+
+fn principals(value: &Value, domains: &[&str]) -> Vec<Value> {
+    let as_is = || vec![value.clone()];
+    let (text, is_suffix) = match value {
+        Value::Exact(text) | Value::Prefix(text) => (text, false),
+        Value::Suffix(text) => (text, true),
+        _ => return as_is(),
+    };
+    let Some((domain, path)) = text.split_once('/') else { return as_is() };
+    // `*/ns/a/sa/b` is of any trust domain.
+    if path.split('/').count() != 4 || (is_suffix && domain.is_empty()) {
+        return as_is();
+    }
+    let is_meant = |known: &&&str| if is_suffix { known.ends_with(domain) } else { **known == domain };
+    let is_known = domains.iter().any(|known| is_meant(&known)) || (!is_suffix && domain == "cluster.local");
+    if !is_known {
+        return as_is();
+    }
+    let renamed = domains.iter().map(|known| match value {
+        Value::Suffix(_) if is_meant(&known) => value.clone(),
+        Value::Prefix(_) => Value::Prefix(format!("{known}/{path}")),
+        _ => Value::Exact(format!("{known}/{path}")),
+    });
+    renamed.collect()
 }
 
 /// What a rule asks for that nobody looks at.

@@ -19,9 +19,6 @@ use crate::registry::Visibility;
 use crate::registry::host::{covers, in_namespace, specificity};
 use crate::registry::service::is_subset;
 
-/// The namespace whose rules are for everybody.
-pub const ROOT_NAMESPACE: &str = "istio-system";
-
 /// Rules for one host from one namespace, merged.
 #[derive(Debug)]
 pub struct MergedRule {
@@ -40,6 +37,8 @@ pub struct MergedRule {
 /// All rules.
 #[derive(Debug, Default)]
 pub struct DestinationRules {
+    /// The namespace whose rules are for everybody.
+    root: Arc<str>,
     by_namespace: HashMap<Arc<str>, Vec<Arc<MergedRule>>>,
     /// The labels of clients that some rule asks for.
     pub label_keys: BTreeSet<String>,
@@ -60,6 +59,7 @@ impl DestinationRules {
     pub fn new(
         objects: &[Arc<Object<DestinationRule>>],
         refused: &[Arc<Refused>],
+        root: &Arc<str>,
     ) -> (DestinationRules, Vec<Diagnostic>) {
         let mut sorted: Vec<&Arc<Object<DestinationRule>>> = objects.iter().collect();
         sorted.sort_by(|a, b| a.meta.order().cmp(&b.meta.order()));
@@ -94,7 +94,7 @@ impl DestinationRules {
                 (namespace, rules.into_iter().map(Arc::new).collect())
             })
             .collect();
-        (DestinationRules { by_namespace, label_keys }, found)
+        (DestinationRules { root: root.clone(), by_namespace, label_keys }, found)
     }
 
     /// The rule in force for a service: of the client's namespace, else of the service's, else of the root
@@ -106,8 +106,8 @@ impl DestinationRules {
             self.of_namespace(namespace)
                 .find(|rule| covers(&rule.host, host) && rule.selector.is_empty() && rule.visibility.includes(client))
         };
-        let own = (client != ROOT_NAMESPACE).then(own).flatten();
-        own.or_else(|| exported(service_namespace)).or_else(|| exported(ROOT_NAMESPACE))
+        let own = (*client != *self.root).then(own).flatten();
+        own.or_else(|| exported(service_namespace)).or_else(|| exported(&self.root))
     }
 
     /// Whether any rule, whoever it is for, is for this host.

@@ -8,6 +8,7 @@ pub mod access;
 pub mod compile;
 pub mod delegate;
 pub mod destination_rules;
+pub mod mesh;
 pub mod outbound;
 pub mod paths;
 pub mod retry;
@@ -28,11 +29,12 @@ use crate::config::{Diagnostic, Objects};
 use crate::registry::host::{candidates, split_port};
 use crate::registry::{Service, ServiceId, ServicePort, Services};
 use destination_rules::{DestinationRules, MergedRule};
+use mesh::MeshSettings;
 use outbound::OutboundTrafficPolicy;
 use paths::PathNormalization;
 use route::{Action, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, Route, Target};
 use security::Security;
-use traffic::TrafficPolicy;
+use traffic::{Tls, TrafficPolicy};
 use view::View;
 use virtual_services::VirtualServices;
 
@@ -49,6 +51,8 @@ pub struct Policy {
     pub outbound: OutboundTrafficPolicy,
     /// What servers make of the paths of their requests.
     pub paths: PathNormalization,
+    /// The settings of the mesh.
+    pub mesh: MeshSettings,
     /// What guards workloads.
     pub security: Security,
     /// The trust domain whose authority gives workloads their certificates; `None` where there is none, and so no mutual
@@ -91,26 +95,29 @@ pub struct Cluster<'a> {
 
 impl Policy {
     /// The meaning of these objects, and what is to be said about them.
-    pub fn new(objects: &Objects) -> (Policy, Vec<Diagnostic>) {
+    pub fn new(objects: &Objects, mesh: MeshSettings) -> (Policy, Vec<Diagnostic>) {
+        let exported = mesh.exported(objects);
+        let objects = exported.as_ref().unwrap_or(objects);
         let (services, mut found) = Services::new(objects);
         let (virtual_services, conflicts) = VirtualServices::new(&objects.virtual_services, &objects.refused);
         found.extend(conflicts);
-        let (destination_rules, conflicts) = DestinationRules::new(&objects.destination_rules, &objects.refused);
+        let (destination_rules, conflicts) =
+            DestinationRules::new(&objects.destination_rules, &objects.refused, &mesh.fixed.root_namespace);
         found.extend(conflicts);
         let label_keys = virtual_services.label_keys.union(&destination_rules.label_keys).cloned().collect();
-        let outbound = OutboundTrafficPolicy::default();
         let destinations = virtual_services.destinations().flat_map(|(host, subset, namespace)| {
             let real = services.real(&host, namespace);
             [Some(host.into()), real].into_iter().flatten().map(move |host| (host, subset.clone()))
         });
         let destinations = destinations.collect();
-        let security = Security::new(objects);
+        let security = Security::new(objects, &mesh);
         let policy = Policy {
             services,
             virtual_services,
             destination_rules,
-            outbound,
-            paths: PathNormalization::default(),
+            outbound: mesh.outbound,
+            paths: mesh.paths,
+            mesh,
             security,
             label_keys,
             destinations,
@@ -319,7 +326,10 @@ impl Policy {
             name => Some(rule?.labels_of(name)?),
         };
         let labels = labels.filter(|labels| !labels.is_empty()).map(|labels| Arc::new(labels.clone()));
-        let traffic = rule.map(|rule| rule.traffic_policy(&key)).unwrap_or_default();
+        let mut traffic = rule.map(|rule| rule.traffic_policy(&key)).unwrap_or_default();
+        if traffic.tls == Tls::Automatic && !self.mesh.auto_mtls {
+            traffic.tls = Tls::Plaintext;
+        }
         Some(Cluster { key, id, service, port, rule, labels, traffic, is_refused })
     }
 }

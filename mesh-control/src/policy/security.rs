@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::access::{Access, AccessPolicy, Enforcement};
-use super::destination_rules::ROOT_NAMESPACE;
+use super::mesh::MeshSettings;
 use super::tokens::{TokenRule, token_rules};
 use super::traffic::ServerTls;
 use crate::config::file::{Governs, Meta, Objects, Workloads, is_namespace};
@@ -18,6 +18,8 @@ use crate::registry::service::is_subset;
 /// All objects that guard workloads.
 #[derive(Debug, Default)]
 pub struct Security {
+    /// The namespace whose objects are for everybody.
+    root: Arc<str>,
     guards: Vec<Guard>,
     access: Vec<(Selection, AccessPolicy)>,
     tokens: Vec<(Selection, Vec<TokenRule>)>,
@@ -63,12 +65,12 @@ struct Peers {
 
 impl Security {
     /// Those of these objects.
-    pub fn new(objects: &Objects) -> Security {
-        let mut security = Security::default();
+    pub fn new(objects: &Objects, mesh: &MeshSettings) -> Security {
+        let mut security = Security { root: mesh.fixed.root_namespace.clone(), ..Security::default() };
         for object in &objects.authorization_policies {
             let workloads = Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.targets());
             let selection = Selection { meta: object.meta.clone(), workloads };
-            match Enforcement::of(object) {
+            match Enforcement::of(object, mesh) {
                 Enforcement::Enforced(policy) => security.access.push((selection, policy)),
                 Enforcement::Unenforced(lacks) => security.guards.push(Guard { selection, lacks, refused: None }),
                 Enforcement::Idle => {}
@@ -124,7 +126,7 @@ impl Security {
     /// Why a server must not serve, if it must not. One that `speaks_tls` can be held to mutual TLS.
     pub fn refusal(&self, served: Served<'_>, services: &Services, speaks_tls: bool) -> Option<String> {
         const MOST: usize = 3;
-        let guards = self.guards.iter().filter(|guard| guard.selection.selects(served, services));
+        let guards = self.guards.iter().filter(|guard| guard.selection.selects(&self.root, served, services));
         let mut reasons: Vec<String> = guards.map(Guard::why).collect();
         if !speaks_tls {
             let strict = self.in_force(served, services).filter(|(_, mode)| *mode == MtlsMode::Strict);
@@ -141,7 +143,7 @@ impl Security {
 
     /// Whether it takes a workload's labels to tell what guards it in this namespace.
     pub fn looks_at_labels(&self, namespace: &str) -> bool {
-        let is_near = |meta: &Meta| *meta.namespace == *namespace || *meta.namespace == *ROOT_NAMESPACE;
+        let is_near = |meta: &Meta| *meta.namespace == *namespace || meta.namespace == self.root;
         let all = Workloads::Labelled(BTreeMap::new());
         let guards = self.guards.iter().map(|guard| &guard.selection);
         let selections = guards.chain(self.access.iter().map(|(selection, _)| selection));
@@ -158,7 +160,7 @@ impl Security {
         let is_known = ports.len() > 1 || !services.has_named_target(served.namespace, served.labels, served.port);
         let mut access = Access { bound: served.port, ports: is_known.then_some(ports), ..Access::default() };
         for (selection, policy) in &self.access {
-            if selection.selects(served, services) {
+            if selection.selects(&self.root, served, services) {
                 access.add(policy);
             }
         }
@@ -167,7 +169,7 @@ impl Security {
 
     /// Which tokens are good for a server: the rules of all objects that are for it, the oldest object first.
     pub fn tokens(&self, served: Served<'_>, services: &Services) -> Vec<&TokenRule> {
-        let selected = self.tokens.iter().filter(|(selection, _)| selection.selects(served, services));
+        let selected = self.tokens.iter().filter(|(selection, _)| selection.selects(&self.root, served, services));
         selected.flat_map(|(_, rules)| rules).collect()
     }
 
@@ -181,8 +183,7 @@ impl Security {
     /// the workload counts, else that of its namespace, else that of the mesh; UNSET leaves it to the next one (Istio:
     /// policy_applier.go).
     fn in_force(&self, served: Served<'_>, services: &Services) -> Option<(&Peers, MtlsMode)> {
-        let in_namespace =
-            |namespace: &'static str| self.peers.iter().filter(move |peers| *peers.meta.namespace == *namespace);
+        let of_root = || self.peers.iter().filter(|peers| peers.meta.namespace == self.root);
         let own = || self.peers.iter().filter(|peers| *peers.meta.namespace == *served.namespace);
         let with_mode = |peers: &'_ Peers| peers.mode_for(served, services);
         if let Some(peers) = own().find(|peers| is_subset(&peers.labels, served.labels)) {
@@ -193,12 +194,12 @@ impl Security {
         }
         // The API has a selector of the root namespace select everywhere, istiod passes over it: it may ask for more, and not
         // for less.
-        let of_root = in_namespace(ROOT_NAMESPACE).find(|peers| is_subset(&peers.labels, served.labels));
-        if let Some(peers) = of_root.filter(|peers| with_mode(peers) == MtlsMode::Strict) {
+        let wide = of_root().find(|peers| is_subset(&peers.labels, served.labels));
+        if let Some(peers) = wide.filter(|peers| with_mode(peers) == MtlsMode::Strict) {
             return Some((peers, MtlsMode::Strict));
         }
         let everybody = |peers: &&Peers| peers.labels.is_empty();
-        let wide = own().find(everybody).into_iter().chain(in_namespace(ROOT_NAMESPACE).find(everybody));
+        let wide = own().find(everybody).into_iter().chain(of_root().find(everybody));
         wide.into_iter().find(|peers| peers.mode != MtlsMode::Unset).map(|peers| (peers, peers.mode))
     }
 
@@ -248,13 +249,12 @@ impl Guard {
 }
 
 impl Selection {
-    fn selects(&self, served: Served<'_>, services: &Services) -> bool {
+    fn selects(&self, root: &str, served: Served<'_>, services: &Services) -> bool {
         // Of a wrong one, the namespace may be what is wrong.
         let is_own = *self.meta.namespace == *served.namespace || !is_namespace(&self.meta.namespace);
         match &self.workloads {
             Workloads::Labelled(labels) => {
-                (is_own || *self.meta.namespace == *ROOT_NAMESPACE)
-                    && (labels.is_empty() || is_subset(labels, served.labels))
+                (is_own || *self.meta.namespace == *root) && (labels.is_empty() || is_subset(labels, served.labels))
             }
             Workloads::OfServices(names) => is_own && services.any_selects(served.namespace, names, served.labels),
         }

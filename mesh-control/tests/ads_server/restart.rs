@@ -218,6 +218,21 @@ fn a_strict_server_does_not_start_without_any_object() {
 }
 
 #[test]
+fn a_server_does_not_start_where_an_option_and_the_settings_of_the_mesh_say_different_things() {
+    let dirs = Dirs::new();
+    let file = dirs.state.path().join("mesh.yaml");
+    let mesh = ["--mesh-config", file.to_str().unwrap()];
+    fs::write(&file, "trustDomain: one.org\n").unwrap();
+    let why = Control::refused(dirs.config.path(), &[&mesh[..], &["--trust-domain", "two.org"]].concat());
+    assert!(why.contains("mesh.yaml:1:14") && why.contains("--trust-domain says two.org"), "{why}");
+    fs::write(&file, "trustDomain: [one.org]\n").unwrap();
+    let why = Control::refused(dirs.config.path(), &mesh);
+    assert!(why.contains("the settings of the mesh are wrong"), "{why}");
+    fs::write(&file, "trustDomain: one.org\n").unwrap();
+    assert!(Control::start(dirs.config.path(), &mesh).address("xds listening on ").port() > 0);
+}
+
+#[test]
 fn a_strict_server_does_not_start_with_anything_wrong() {
     let dirs = Dirs::new();
     let config = dirs.config.path().to_str().unwrap();

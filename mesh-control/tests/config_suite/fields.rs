@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use mesh_control::config::decode::Decode;
 use mesh_control::config::file::read;
 use mesh_control::config::istio::destination_rule::DestinationRule;
+use mesh_control::config::istio::mesh_config::MeshConfig;
 use mesh_control::config::istio::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use mesh_control::config::istio::service::Service;
 use mesh_control::config::istio::service_entry::ServiceEntry;
@@ -32,6 +33,7 @@ fn typed(kind: ObjectKind) -> Vec<String> {
         ObjectKind::PeerAuthentication => PeerAuthentication::fields("", &mut out),
         ObjectKind::RequestAuthentication => RequestAuthentication::fields("", &mut out),
         ObjectKind::AuthorizationPolicy => AuthorizationPolicy::fields("", &mut out),
+        ObjectKind::MeshConfig => MeshConfig::fields("", &mut out),
         other => panic!("{other:?} has no fields here"),
     }
     out.sort();
@@ -112,8 +114,17 @@ fn every_field_is_written_somewhere_and_then_enforced_or_reported() {
         let mut reported = BTreeSet::new();
         for source in everything() {
             for document in node::parse(&source).unwrap() {
-                if document.get("kind").and_then(Node::as_str) == Some(kind.name()) {
-                    written(document.get("spec").unwrap(), "", &mut paths);
+                match document.get("kind").and_then(Node::as_str) {
+                    Some(written_kind) if written_kind == kind.name() => {
+                        written(document.get("spec").unwrap(), "", &mut paths);
+                    }
+                    // The settings of the mesh are a text in a ConfigMap.
+                    Some("ConfigMap") if kind == ObjectKind::MeshConfig => {
+                        let text = document.get("data").unwrap().get("mesh").unwrap().as_str().unwrap();
+                        let settings = Source { name: "mesh".into(), text: text.into() };
+                        node::parse(&settings).unwrap().iter().for_each(|settings| written(settings, "", &mut paths));
+                    }
+                    _ => {}
                 }
             }
             let file = read(source);

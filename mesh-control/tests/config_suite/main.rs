@@ -6,6 +6,7 @@ mod determinism;
 mod effects;
 mod fields;
 mod grpc;
+mod mesh_config;
 mod mutual_tls;
 mod objects;
 mod reload;

@@ -10,6 +10,8 @@ use crate::config::support::ObjectKind;
 pub(super) enum Class {
     Read(ObjectKind),
     List,
+    /// It may hold the settings of the mesh.
+    ConfigMap,
     NotYet(Severity),
     /// Of no concern to the mesh, and why.
     Elsewhere(&'static str),
@@ -124,6 +126,7 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
             "Service" if version == "v1" => Class::Read(ObjectKind::Service),
             "Service" => Class::UnknownVersion(ObjectKind::Service, "v1"),
             "List" if version == "v1" => Class::List,
+            "ConfigMap" if version == "v1" => Class::ConfigMap,
             "Endpoints" => Class::NotYet(Severity::Warning),
             _ if version == "v1" && CORE_KINDS.contains(&kind) => ELSEWHERE,
             _ => Class::UnknownKind,

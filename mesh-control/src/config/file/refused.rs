@@ -134,7 +134,7 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
         ObjectKind::AuthorizationPolicy => &["selector", "targetRef", "targetRefs", "rules", "action", "provider"],
         ObjectKind::RequestAuthentication => &["selector", "targetRef", "targetRefs", "jwtRules"],
         ObjectKind::PeerAuthentication => &["selector", "mtls", "portLevelMtls"],
-        ObjectKind::Service | ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup => &[],
+        ObjectKind::Service | ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::MeshConfig => &[],
     }
 }
 
@@ -223,7 +223,8 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         }
         // Without it there are fewer endpoints, and none that should not be there. Members of a group do not serve where it
         // takes their labels to tell what guards them.
-        ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup => (Governs::Nothing, true),
+        // What was in force of the settings of a mesh stays; without any, nothing starts.
+        ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::MeshConfig => (Governs::Nothing, true),
     };
     let delegates = delegates(&spec, &meta.namespace);
     // In a namespace that cannot be, nobody can tell which host a short name is.

@@ -6,6 +6,7 @@
 //! reported with its position when the file is read, so nothing is ever dropped in silence.
 
 mod destination_rule;
+mod mesh_config;
 mod security;
 mod service;
 mod service_entry;
@@ -43,11 +44,13 @@ pub enum ObjectKind {
     RequestAuthentication,
     /// `AuthorizationPolicy` of security.istio.io.
     AuthorizationPolicy,
+    /// Istio's `MeshConfig`, in a ConfigMap or in a file of its own.
+    MeshConfig,
 }
 
 impl ObjectKind {
     /// All kinds.
-    pub const ALL: [ObjectKind; 9] = [
+    pub const ALL: [ObjectKind; 10] = [
         ObjectKind::VirtualService,
         ObjectKind::DestinationRule,
         ObjectKind::ServiceEntry,
@@ -57,6 +60,7 @@ impl ObjectKind {
         ObjectKind::PeerAuthentication,
         ObjectKind::RequestAuthentication,
         ObjectKind::AuthorizationPolicy,
+        ObjectKind::MeshConfig,
     ];
 
     /// The word after `kind:`.
@@ -71,6 +75,7 @@ impl ObjectKind {
             ObjectKind::PeerAuthentication => "PeerAuthentication",
             ObjectKind::RequestAuthentication => "RequestAuthentication",
             ObjectKind::AuthorizationPolicy => "AuthorizationPolicy",
+            ObjectKind::MeshConfig => "MeshConfig",
         }
     }
 }
@@ -127,6 +132,7 @@ fn tables(kind: ObjectKind) -> Tables {
         ObjectKind::PeerAuthentication => security::PEER_AUTHENTICATION,
         ObjectKind::RequestAuthentication => security::REQUEST_AUTHENTICATION,
         ObjectKind::AuthorizationPolicy => security::AUTHORIZATION_POLICY,
+        ObjectKind::MeshConfig => mesh_config::TABLES,
     }
 }
 
@@ -236,6 +242,7 @@ mod tests {
     use super::*;
     use crate::config::decode::Decode;
     use crate::config::istio::destination_rule::DestinationRule;
+    use crate::config::istio::mesh_config::MeshConfig;
     use crate::config::istio::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
     use crate::config::istio::service::Service;
     use crate::config::istio::service_entry::ServiceEntry;
@@ -255,6 +262,7 @@ mod tests {
             ObjectKind::PeerAuthentication => PeerAuthentication::fields("", &mut out),
             ObjectKind::RequestAuthentication => RequestAuthentication::fields("", &mut out),
             ObjectKind::AuthorizationPolicy => AuthorizationPolicy::fields("", &mut out),
+            ObjectKind::MeshConfig => MeshConfig::fields("", &mut out),
         }
         out
     }

@@ -1,0 +1,429 @@
+//! `MeshConfig`: the settings of a whole mesh, as Istio has them in the ConfigMap `istio` or in a file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use mesh_core::identity::TrustDomain;
+
+use super::names::export_faults;
+use crate::config::decode::{Decoder, Opaque, PortNumber, Text, keywords, message};
+use crate::config::diagnostic::{Code, Severity, Span, quoted};
+
+message! {
+    /// The settings of a mesh.
+    pub struct MeshConfig {
+        /// Whose identities its workloads have.
+        trust_domain: Option<Text> = "trustDomain",
+        /// Other names of the trust domain.
+        trust_domain_aliases: Vec<Text> = "trustDomainAliases",
+        /// The namespace whose policies are for everybody.
+        root_namespace: Option<Text> = "rootNamespace",
+        /// Calls to hosts that nothing describes.
+        outbound_traffic_policy: Option<OutboundTraffic> = "outboundTrafficPolicy",
+        /// What servers make of paths.
+        path_normalization: Option<PathNormalization> = "pathNormalization",
+        /// Whether clients call by mutual TLS where no rule says how to call.
+        enable_auto_mtls: Option<bool> = "enableAutoMtls",
+        /// Who sees services that do not say it.
+        default_service_export_to: Vec<Text> = "defaultServiceExportTo",
+        /// Who sees VirtualServices that do not say it.
+        default_virtual_service_export_to: Vec<Text> = "defaultVirtualServiceExportTo",
+        /// Who sees DestinationRules that do not say it.
+        default_destination_rule_export_to: Vec<Text> = "defaultDestinationRuleExportTo",
+        /// Mutual TLS between workloads.
+        mesh_mtls: Option<MeshTls> = "meshMTLS",
+        /// Who can be asked, and where telemetry goes.
+        extension_providers: Vec<ExtensionProvider> = "extensionProviders",
+        /// Whose certificates are good besides.
+        ca_certificates: Opaque = "caCertificates",
+        /// Another authority.
+        ca: Opaque = "ca",
+        /// Certificates for names in DNS.
+        certificates: Opaque = "certificates",
+        /// Whether clients check the certificates of servers outside of the mesh.
+        verify_certificate_at_client: Option<bool> = "verifyCertificateAtClient",
+        /// TLS with servers outside of the mesh.
+        tls_defaults: Opaque = "tlsDefaults",
+        /// Rules for cryptography.
+        compliance_policy: Option<Text> = "compliancePolicy",
+        /// How long a connection may take.
+        connect_timeout: Opaque = "connectTimeout",
+        /// Whether idle connections are tried.
+        tcp_keepalive: Opaque = "tcpKeepalive",
+        /// What is tried again.
+        default_http_retry_policy: Opaque = "defaultHttpRetryPolicy",
+        /// What servers try again.
+        default_inbound_http_retry_policy: Opaque = "defaultInboundHttpRetryPolicy",
+        /// How services are called.
+        default_traffic_policy: Opaque = "defaultTrafficPolicy",
+        /// Which endpoints go first.
+        locality_lb_setting: Opaque = "localityLbSetting",
+        /// Whether clients take HTTP/2 of themselves.
+        h2_upgrade_policy: Opaque = "h2UpgradePolicy",
+        /// Services that stay in their cluster.
+        service_settings: Opaque = "serviceSettings",
+        /// The same.
+        service_scope_configs: Opaque = "serviceScopeConfigs",
+        /// Who sees ServiceEntries.
+        service_entry_visibility: Opaque = "serviceEntryVisibility",
+        /// Which namespaces count.
+        discovery_selectors: Opaque = "discoverySelectors",
+        /// Other places of configuration.
+        config_sources: Opaque = "configSources",
+        /// How proxies are run.
+        default_config: Opaque = "defaultConfig",
+        /// Where proxies send what came in.
+        inbound_traffic_policy: Opaque = "inboundTrafficPolicy",
+        /// Of proxies.
+        proxy_listen_port: Opaque = "proxyListenPort",
+        /// Of proxies.
+        proxy_inbound_listen_port: Opaque = "proxyInboundListenPort",
+        /// Of proxies.
+        proxy_http_port: Opaque = "proxyHttpPort",
+        /// Of proxies.
+        protocol_detection_timeout: Opaque = "protocolDetectionTimeout",
+        /// Of gateways.
+        ingress_class: Opaque = "ingressClass",
+        /// Of gateways.
+        ingress_service: Opaque = "ingressService",
+        /// Of gateways.
+        ingress_controller_mode: Opaque = "ingressControllerMode",
+        /// Of gateways.
+        ingress_selector: Opaque = "ingressSelector",
+        /// Of telemetry.
+        enable_tracing: Opaque = "enableTracing",
+        /// Of telemetry.
+        access_log_file: Opaque = "accessLogFile",
+        /// Of telemetry.
+        access_log_format: Opaque = "accessLogFormat",
+        /// Of telemetry.
+        access_log_encoding: Opaque = "accessLogEncoding",
+        /// Of telemetry.
+        enable_envoy_access_log_service: Opaque = "enableEnvoyAccessLogService",
+        /// Of telemetry.
+        disable_envoy_listener_log: Opaque = "disableEnvoyListenerLog",
+        /// Of telemetry.
+        default_providers: Opaque = "defaultProviders",
+        /// Of telemetry.
+        enable_prometheus_merge: Opaque = "enablePrometheusMerge",
+        /// Of telemetry.
+        inbound_cluster_stat_name: Opaque = "inboundClusterStatName",
+        /// Of telemetry.
+        outbound_cluster_stat_name: Opaque = "outboundClusterStatName",
+        /// Of proxies.
+        dns_refresh_rate: Opaque = "dnsRefreshRate",
+    }
+    /// Calls to hosts that nothing describes.
+    pub struct OutboundTraffic {
+        /// Whether they pass.
+        mode: OutboundMode = "mode",
+    }
+    /// What servers make of paths.
+    pub struct PathNormalization {
+        /// How much.
+        normalization: NormalizationType = "normalization",
+    }
+    /// Mutual TLS between workloads.
+    pub struct MeshTls {
+        /// The oldest version.
+        min_protocol_version: TlsVersion = "minProtocolVersion",
+        /// The curves.
+        ecdh_curves: Opaque = "ecdhCurves",
+        /// The ciphers of TLS 1.2.
+        cipher_suites: Opaque = "cipherSuites",
+    }
+    /// Somebody who can be asked, or a place that telemetry goes to.
+    pub struct ExtensionProvider {
+        /// Its name.
+        name: Text = "name" required,
+        /// An authorizer that speaks HTTP.
+        http: Option<HttpAuthorizer> = "envoyExtAuthzHttp",
+        /// An authorizer that speaks gRPC.
+        grpc: Option<GrpcAuthorizer> = "envoyExtAuthzGrpc",
+        /// Of telemetry.
+        zipkin: Option<Opaque> = "zipkin",
+        /// Of telemetry.
+        lightstep: Option<Opaque> = "lightstep",
+        /// Of telemetry.
+        datadog: Option<Opaque> = "datadog",
+        /// Of telemetry.
+        stackdriver: Option<Opaque> = "stackdriver",
+        /// Of telemetry.
+        opencensus: Option<Opaque> = "opencensus",
+        /// Of telemetry.
+        skywalking: Option<Opaque> = "skywalking",
+        /// Of telemetry.
+        opentelemetry: Option<Opaque> = "opentelemetry",
+        /// Of telemetry.
+        prometheus: Option<Opaque> = "prometheus",
+        /// Of telemetry.
+        envoy_file_access_log: Option<Opaque> = "envoyFileAccessLog",
+        /// Of telemetry.
+        envoy_http_als: Option<Opaque> = "envoyHttpAls",
+        /// Of telemetry.
+        envoy_tcp_als: Option<Opaque> = "envoyTcpAls",
+        /// Of telemetry.
+        envoy_otel_als: Option<Opaque> = "envoyOtelAls",
+        /// Certificates.
+        sds: Option<Opaque> = "sds",
+    }
+    /// An authorizer that speaks HTTP.
+    pub struct HttpAuthorizer {
+        /// Its service: `HOST` or `NAMESPACE/HOST`.
+        service: Text = "service" required,
+        /// Its port.
+        port: PortNumber = "port" required,
+        /// How long an answer may take.
+        timeout: Option<Duration> = "timeout",
+        /// What stands before the path of the request that it is asked about.
+        path_prefix: String = "pathPrefix",
+        /// Whether requests pass that it does not answer about.
+        fail_open: bool = "failOpen",
+        /// What clients are answered where it does not answer.
+        status_on_error: Option<Text> = "statusOnError",
+        /// The same as `includeRequestHeadersInCheck`.
+        include_headers_in_check: Vec<Text> = "includeHeadersInCheck",
+        /// Headers of the request that it is shown.
+        include_request_headers_in_check: Vec<Text> = "includeRequestHeadersInCheck",
+        /// Headers that it is sent besides.
+        include_additional_headers_in_check: BTreeMap<String, String> = "includeAdditionalHeadersInCheck",
+        /// How much of the body it is shown.
+        include_request_body_in_check: Option<Opaque> = "includeRequestBodyInCheck",
+        /// Headers of its answer that the application sees.
+        headers_to_upstream_on_allow: Vec<Text> = "headersToUpstreamOnAllow",
+        /// Headers of its answer that the client sees where it is refused.
+        headers_to_downstream_on_deny: Vec<Text> = "headersToDownstreamOnDeny",
+        /// Headers of its answer that the client sees where it is let in.
+        headers_to_downstream_on_allow: Vec<Text> = "headersToDownstreamOnAllow",
+        /// Whether the route is looked for again.
+        clear_route_cache: bool = "clearRouteCache",
+    }
+    /// An authorizer that speaks gRPC.
+    pub struct GrpcAuthorizer {
+        /// Its service: `HOST` or `NAMESPACE/HOST`.
+        service: Text = "service" required,
+        /// Its port.
+        port: PortNumber = "port" required,
+        /// How long an answer may take.
+        timeout: Option<Duration> = "timeout",
+        /// Whether requests pass that it does not answer about.
+        fail_open: bool = "failOpen",
+        /// What clients are answered where it does not answer.
+        status_on_error: Option<Text> = "statusOnError",
+        /// How much of the body it is shown.
+        include_request_body_in_check: Option<Opaque> = "includeRequestBodyInCheck",
+        /// Whether the route is looked for again.
+        clear_route_cache: bool = "clearRouteCache",
+    }
+}
+
+keywords! {
+    /// Whether calls to hosts that nothing describes pass.
+    pub enum OutboundMode {
+        /// They fail.
+        RegistryOnly = "REGISTRY_ONLY",
+        /// They pass.
+        AllowAny = "ALLOW_ANY",
+        /// They pass, by DNS; a library has no other way.
+        AllowAnyDynamicDns = "ALLOW_ANY_DYNAMIC_DNS",
+    }
+    /// How much servers make of paths.
+    pub enum NormalizationType {
+        /// The mesh's default.
+        Default = "DEFAULT",
+        /// Nothing.
+        None = "NONE",
+        /// RFC 3986.
+        Base = "BASE",
+        /// And one slash for several.
+        MergeSlashes = "MERGE_SLASHES",
+        /// And escaped slashes are slashes.
+        DecodeAndMergeSlashes = "DECODE_AND_MERGE_SLASHES",
+    }
+    /// A version of TLS.
+    pub enum TlsVersion {
+        /// Whichever is best.
+        Auto = "TLS_AUTO",
+        /// TLS 1.2
+        Tls12 = "TLSV1_2",
+        /// TLS 1.3
+        Tls13 = "TLSV1_3",
+    }
+}
+
+/// The longest time that an authorizer is given unless its provider says otherwise (Istio: extension providers).
+pub const AUTHORIZER_TIMEOUT: Duration = Duration::from_secs(600);
+
+impl MeshConfig {
+    /// What is wrong with it.
+    pub fn check(&self, d: &mut Decoder<'_>) {
+        let mut wrong = |span: Span, field: String, message: String| {
+            d.report_at(span, field, Severity::Error, Code::InvalidValue, message);
+        };
+        let aliases = self.trust_domain_aliases.iter().enumerate();
+        let aliases = aliases.map(|(index, alias)| (format!("trustDomainAliases[{index}]"), alias));
+        for (field, domain) in self.trust_domain.iter().map(|domain| ("trustDomain".to_owned(), domain)).chain(aliases)
+        {
+            if let Err(invalid) = domain.value.parse::<TrustDomain>() {
+                wrong(domain.span, field, format!("{} is not a trust domain: {invalid}", quoted(domain)));
+            }
+        }
+        if let Some(namespace) = self.root_namespace.as_ref().filter(|namespace| !is_namespace(namespace)) {
+            let message = format!("{} is not a namespace: lower-case letters, digits and `-`", quoted(namespace));
+            wrong(namespace.span, "rootNamespace".to_owned(), message);
+        }
+        for (field, list) in [
+            ("defaultServiceExportTo", &self.default_service_export_to),
+            ("defaultVirtualServiceExportTo", &self.default_virtual_service_export_to),
+            ("defaultDestinationRuleExportTo", &self.default_destination_rule_export_to),
+        ] {
+            for (index, message) in export_faults(list.iter().map(|entry| entry.value.as_str())) {
+                let span = list.get(index).map_or(self.span, |entry| entry.span);
+                wrong(span, format!("{field}[{index}]"), message);
+            }
+        }
+        let mut names = BTreeSet::new();
+        for (index, provider) in self.extension_providers.iter().enumerate() {
+            let at = format!("extensionProviders[{index}]");
+            if provider.name.is_empty() || !names.insert(provider.name.as_str()) {
+                let message = format!("{}: a provider has a name of its own", quoted(&provider.name));
+                wrong(provider.name.span, format!("{at}.name"), message);
+            }
+            if provider.kinds() != 1 {
+                let message =
+                    format!("{} is one kind of provider, and here are {}", provider.name.value, provider.kinds());
+                wrong(provider.span, at.clone(), message);
+            }
+            if let Some(http) = &provider.http {
+                http.check(&format!("{at}.envoyExtAuthzHttp"), &mut wrong);
+            }
+            if let Some(grpc) = &provider.grpc {
+                let at = format!("{at}.envoyExtAuthzGrpc");
+                check_authorizer(
+                    &at,
+                    &grpc.service,
+                    grpc.timeout,
+                    grpc.status_on_error.as_ref(),
+                    grpc.span,
+                    &mut wrong,
+                );
+            }
+        }
+    }
+}
+
+impl ExtensionProvider {
+    fn kinds(&self) -> usize {
+        let others = [
+            &self.zipkin,
+            &self.lightstep,
+            &self.datadog,
+            &self.stackdriver,
+            &self.opencensus,
+            &self.skywalking,
+            &self.opentelemetry,
+            &self.prometheus,
+            &self.envoy_file_access_log,
+            &self.envoy_http_als,
+            &self.envoy_tcp_als,
+            &self.envoy_otel_als,
+            &self.sds,
+        ];
+        let others = others.into_iter().filter(|kind| kind.is_some()).count();
+        others + usize::from(self.http.is_some()) + usize::from(self.grpc.is_some())
+    }
+}
+
+impl HttpAuthorizer {
+    fn check(&self, at: &str, wrong: &mut impl FnMut(Span, String, String)) {
+        check_authorizer(at, &self.service, self.timeout, self.status_on_error.as_ref(), self.span, wrong);
+        if !self.path_prefix.is_empty() && http::uri::PathAndQuery::try_from(self.path_prefix.as_str()).is_err()
+            || self.path_prefix.contains(['?', '#'])
+            || !self.path_prefix.is_empty() && !self.path_prefix.starts_with('/')
+        {
+            let message = format!("{} is not a path", quoted(&self.path_prefix));
+            wrong(self.span, format!("{at}.pathPrefix"), message);
+        }
+        for (name, value) in &self.include_additional_headers_in_check {
+            let field = format!("{at}.includeAdditionalHeadersInCheck[{name}]");
+            match (HeaderName::try_from(name.as_str()), HeaderValue::try_from(value.as_str())) {
+                (Ok(name), Ok(_)) if !is_of_the_wire(name.as_str()) => {}
+                (Ok(_), Ok(_)) => wrong(self.span, field, format!("{} is not for configuration to set", quoted(name))),
+                _ => wrong(self.span, field, "is not a header".to_owned()),
+            }
+        }
+        for (field, list, sets) in [
+            ("includeHeadersInCheck", &self.include_headers_in_check, false),
+            ("includeRequestHeadersInCheck", &self.include_request_headers_in_check, false),
+            ("headersToUpstreamOnAllow", &self.headers_to_upstream_on_allow, true),
+            ("headersToDownstreamOnDeny", &self.headers_to_downstream_on_deny, false),
+            ("headersToDownstreamOnAllow", &self.headers_to_downstream_on_allow, true),
+        ] {
+            for (index, entry) in list.iter().enumerate() {
+                let name = entry.strip_suffix('*').or_else(|| entry.strip_prefix('*')).unwrap_or(entry);
+                let message = if name.is_empty() && sets {
+                    "an authorizer must not set every header: name those that it may set".to_owned()
+                } else if !name.is_empty() && HeaderName::try_from(name).is_err() {
+                    format!("{} is not the name of a header, with a star at one end at most", quoted(entry))
+                } else if sets && is_of_the_wire(&name.to_ascii_lowercase()) {
+                    format!("{} is not for an authorizer to set", quoted(entry))
+                } else {
+                    continue;
+                };
+                wrong(entry.span, format!("{at}.{field}[{index}]"), message);
+            }
+        }
+    }
+}
+
+fn check_authorizer(
+    at: &str,
+    service: &Text,
+    timeout: Option<Duration>,
+    status: Option<&Text>,
+    span: Span,
+    wrong: &mut impl FnMut(Span, String, String),
+) {
+    let host = service.split_once('/').map_or(service.as_str(), |(_, host)| host);
+    if host.is_empty() || host.contains('*') || super::names::host_fault(host).is_some() {
+        let message = format!("{} is not the host of a service, or NAMESPACE/HOST", quoted(service));
+        wrong(service.span, format!("{at}.service"), message);
+    }
+    if timeout == Some(Duration::ZERO) {
+        wrong(span, format!("{at}.timeout"), "must be more than 0".to_owned());
+    }
+    if let Some(status) = status.filter(|status| self::status(status).is_none()) {
+        let message = format!("{} is not a status from 400 to 599", quoted(status));
+        wrong(status.span, format!("{at}.statusOnError"), message);
+    }
+}
+
+/// A status that says that a request failed. One of another kind would say that it was let in.
+pub fn status(text: &str) -> Option<u16> {
+    text.parse().ok().filter(|status| (400..=599).contains(status))
+}
+
+/// Headers that are of a connection or of framing, or that a policy decides by.
+fn is_of_the_wire(name: &str) -> bool {
+    const NAMES: [&str; 12] = [
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "http2-settings",
+        "content-encoding",
+    ];
+    NAMES.contains(&name)
+}
+
+fn is_namespace(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    !text.is_empty() && text.len() <= 63 && text.chars().all(allowed)
+}

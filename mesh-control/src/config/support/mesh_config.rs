@@ -1,0 +1,142 @@
+//! What becomes of the settings of a mesh. What concerns proxies, gateways and telemetry is without effect and noted; what
+//! would change how calls are made or secured is said with more weight.
+
+use super::Support::{Enforced, Indifferent, NotYet, Partly};
+use super::{Row, Tables, both};
+use crate::config::node::{Node, Value};
+
+pub(super) const TABLES: Tables = &[
+    ("", MESH),
+    ("outboundTrafficPolicy", &[both("mode", Enforced)]),
+    ("pathNormalization", &[both("normalization", Enforced)]),
+    ("meshMTLS", MESH_TLS),
+    ("extensionProviders", PROVIDER),
+    ("extensionProviders.envoyExtAuthzHttp", HTTP),
+    ("extensionProviders.envoyExtAuthzGrpc", GRPC),
+];
+
+const NO_CA: super::Support = NotYet("certificates are of the control plane's own authority, and of no other");
+const DEFAULTS: super::Support = NotYet("calls are made as their own VirtualService and DestinationRule say");
+
+const MESH: &[Row] = &[
+    both("trustDomain", Enforced),
+    both("trustDomainAliases", Enforced),
+    both("rootNamespace", Enforced),
+    both("enableAutoMtls", Partly(auto_mtls)),
+    both("defaultServiceExportTo", Enforced),
+    both("defaultVirtualServiceExportTo", Enforced),
+    both("defaultDestinationRuleExportTo", Enforced),
+    both("caCertificates", NO_CA),
+    both("ca", NO_CA),
+    both("certificates", NO_CA),
+    both("verifyCertificateAtClient", Partly(verify)),
+    both("tlsDefaults", NotYet("TLS with servers outside of the mesh is not built")),
+    both("compliancePolicy", Partly(compliance)),
+    both("connectTimeout", DEFAULTS),
+    both("tcpKeepalive", DEFAULTS),
+    both("defaultHttpRetryPolicy", DEFAULTS),
+    both("defaultInboundHttpRetryPolicy", DEFAULTS),
+    both("defaultTrafficPolicy", DEFAULTS),
+    both("localityLbSetting", DEFAULTS),
+    both("h2UpgradePolicy", DEFAULTS),
+    both("serviceSettings", NotYet("there is one cluster, and every service is of it")),
+    both("serviceScopeConfigs", NotYet("there is one cluster, and every service is of it")),
+    both("serviceEntryVisibility", NotYet("who sees a ServiceEntry is its exportTo, or defaultServiceExportTo")),
+    both("discoverySelectors", NotYet("every namespace counts")),
+    both("configSources", NotYet("configuration is what is in --config")),
+    both("defaultConfig", Indifferent),
+    both("inboundTrafficPolicy", Indifferent),
+    both("proxyListenPort", Indifferent),
+    both("proxyInboundListenPort", Indifferent),
+    both("proxyHttpPort", Indifferent),
+    both("protocolDetectionTimeout", Indifferent),
+    both("ingressClass", Indifferent),
+    both("ingressService", Indifferent),
+    both("ingressControllerMode", Indifferent),
+    both("ingressSelector", Indifferent),
+    both("enableTracing", Indifferent),
+    both("accessLogFile", Indifferent),
+    both("accessLogFormat", Indifferent),
+    both("accessLogEncoding", Indifferent),
+    both("enableEnvoyAccessLogService", Indifferent),
+    both("disableEnvoyListenerLog", Indifferent),
+    both("defaultProviders", Indifferent),
+    both("enablePrometheusMerge", Indifferent),
+    both("inboundClusterStatName", Indifferent),
+    both("outboundClusterStatName", Indifferent),
+    both("dnsRefreshRate", Indifferent),
+];
+
+const MESH_TLS: &[Row] = &[
+    both("minProtocolVersion", Partly(version)),
+    both("ecdhCurves", NotYet("the curves are those of the library")),
+    both("cipherSuites", NotYet("TLS 1.2 is not spoken between workloads, nor are its ciphers")),
+];
+
+const PROVIDER: &[Row] = &[
+    both("name", Enforced),
+    both("zipkin", Indifferent),
+    both("lightstep", Indifferent),
+    both("datadog", Indifferent),
+    both("stackdriver", Indifferent),
+    both("opencensus", Indifferent),
+    both("skywalking", Indifferent),
+    both("opentelemetry", Indifferent),
+    both("prometheus", Indifferent),
+    both("envoyFileAccessLog", Indifferent),
+    both("envoyHttpAls", Indifferent),
+    both("envoyTcpAls", Indifferent),
+    both("envoyOtelAls", Indifferent),
+    both("sds", NotYet("certificates are of the control plane's own authority, and of no other")),
+];
+
+const NOBODY: super::Support = NotYet("nobody is asked; workloads that a CUSTOM policy is for answer with 503");
+
+const HTTP: &[Row] = &[
+    both("service", NOBODY),
+    both("port", NOBODY),
+    both("timeout", NOBODY),
+    both("pathPrefix", NOBODY),
+    both("failOpen", NOBODY),
+    both("statusOnError", NOBODY),
+    both("includeHeadersInCheck", NOBODY),
+    both("includeRequestHeadersInCheck", NOBODY),
+    both("includeAdditionalHeadersInCheck", NOBODY),
+    both("includeRequestBodyInCheck", NOBODY),
+    both("headersToUpstreamOnAllow", NOBODY),
+    both("headersToDownstreamOnDeny", NOBODY),
+    both("headersToDownstreamOnAllow", NOBODY),
+    both("clearRouteCache", NOBODY),
+];
+
+const GRPC: &[Row] = &[
+    both("service", NOBODY),
+    both("port", NOBODY),
+    both("timeout", NOBODY),
+    both("failOpen", NOBODY),
+    both("statusOnError", NOBODY),
+    both("includeRequestBodyInCheck", NOBODY),
+    both("clearRouteCache", NOBODY),
+];
+
+fn auto_mtls(node: &Node) -> Option<String> {
+    (node.value == Value::Bool(false)).then(|| {
+        "automatic mutual TLS is turned off: calls of which no DestinationRule says how are plaintext, and servers that are \
+         STRICT refuse them"
+            .to_owned()
+    })
+}
+
+fn version(node: &Node) -> Option<String> {
+    (node.as_str()? == "TLSV1_2")
+        .then(|| "TLS 1.3 is the oldest version that workloads speak with each other".to_owned())
+}
+
+fn verify(node: &Node) -> Option<String> {
+    (node.value == Value::Bool(false)).then(|| "a certificate is always checked".to_owned())
+}
+
+fn compliance(node: &Node) -> Option<String> {
+    let policy = node.as_str().filter(|policy| !policy.is_empty())?;
+    Some(format!("{policy} is not enforced: the library's cryptography is not certified for it"))
+}

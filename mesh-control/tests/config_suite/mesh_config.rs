@@ -1,0 +1,285 @@
+//! The settings of the mesh, as Istio's users have them: in a ConfigMap, or in a file of their own.
+
+use std::fs;
+use std::time::Duration;
+
+use mesh_control::catalog::{Catalog, ClientClass, Kind};
+use mesh_control::config::Severity;
+use mesh_control::plane::{OutboundTrafficPolicy, Plane, PlaneOptions};
+use mesh_core::path::{EscapedSlashes, PathNormalization};
+use mesh_core::resources::{Resource, ResourceType};
+use mesh_core::xds::decode::{Options, decode};
+use tokio::time::timeout;
+
+use crate::support::{client, client_of};
+
+const SHOP: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, namespace: shop}
+spec: {selector: {app: reviews}, ports: [{port: 9080, name: http}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: open, namespace: shop}
+spec: {hosts: [open.example.com], ports: [{number: 80, name: http}], resolution: DNS, exportTo: ['*']}
+";
+
+/// A ConfigMap with these settings, which begin in its ninth line.
+fn config_map(settings: &str) -> String {
+    let settings: String = settings.lines().map(|line| format!("    {line}\n")).collect();
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: istio\n  namespace: istio-system\ndata:\n  meshNetworks: 'networks: {{}}'\n  mesh: |-\n{settings}"
+    )
+}
+
+fn plane(settings: &str) -> Plane {
+    let plane = Plane::empty();
+    plane.set_yaml("config.yaml", &format!("{}---{SHOP}", config_map(settings))).unwrap_or_else(|why| panic!("{why}"));
+    plane
+}
+
+fn said(plane: &Plane) -> Vec<String> {
+    plane.diagnostics().iter().map(ToString::to_string).collect()
+}
+
+/// Whether a host that nothing describes is called.
+fn passes(plane: &Plane) -> bool {
+    plane.snapshot().resource(&client("shop"), Kind::Listener, "unknown.example.com:80").is_some()
+}
+
+fn paths(plane: &Plane) -> PathNormalization {
+    let name = "xds.istio.io/grpc/lds/inbound/127.0.0.1:9080";
+    let found = plane.snapshot().resource(&client("shop"), Kind::Listener, name).unwrap();
+    let decoded = decode(ResourceType::Listener, &found.body, &Options::default()).unwrap().resource;
+    let Resource::Listener(listener) = decoded else { panic!("no listener") };
+    let mesh_core::model::Listener::Server(server) = &*listener else { panic!("no server") };
+    server.chains().next().unwrap().http.paths
+}
+
+#[test]
+fn what_the_settings_say_is_in_force() {
+    let none = Plane::empty();
+    none.set_yaml("config.yaml", SHOP).unwrap();
+    assert!(passes(&none));
+    assert_eq!(paths(&none), PathNormalization::BASE);
+
+    let set = plane(
+        "outboundTrafficPolicy: {mode: REGISTRY_ONLY}\npathNormalization:\n  normalization: DECODE_AND_MERGE_SLASHES\n",
+    );
+    assert!(!passes(&set));
+    assert_eq!(paths(&set).escaped_slashes, EscapedSlashes::Decode);
+    assert_eq!(set.trust_domain().as_str(), "cluster.local");
+    assert!(said(&set).is_empty(), "{:?}", said(&set));
+    // Without a mode, protobuf's first one holds.
+    assert!(!passes(&plane("outboundTrafficPolicy: {}\n")));
+    assert_eq!(plane("trustDomain: example.org\n").trust_domain().as_str(), "example.org");
+    // They may be written in one line, too.
+    let one = config_map("").replace("mesh: |-\n", "mesh: '{trustDomain: one.org}'\n");
+    assert_eq!(Plane::from_yaml(&one).unwrap().trust_domain().as_str(), "one.org");
+    // And taken away again.
+    set.set_yaml("config.yaml", SHOP).unwrap();
+    assert!(passes(&set));
+}
+
+#[test]
+fn a_wrong_setting_is_told_with_its_line_and_column_in_the_file() {
+    for (settings, expected) in [
+        ("trustDomain: a.b\noutboundTrafficPolicy:\n  mode: OPEN\n", ":11:13: error[invalid-value]"),
+        ("trustDomian: x\n", ":9:5: error[unknown-field]"),
+        ("\n# why\nrootNamespace: 'A B'\n", ":11:20: error[invalid-value]"),
+        ("trustDomain: Example.org\n", ":9:18: error[invalid-value]"),
+        ("trustDomainAliases: [a, b/c]\n", ":9:29: error[invalid-value]"),
+        ("defaultServiceExportTo: ['*', x]\n", ":9:30: error[invalid-value]"),
+        ("extensionProviders:\n- name: a\n", ":10:7: error[invalid-value]"),
+        ("extensionProviders:\n- {name: a, zipkin: {}}\n- {name: a, zipkin: {}}\n", ":11:14: error[invalid-value]"),
+        (
+            "extensionProviders:\n- name: a\n  envoyExtAuthzHttp: {service: a.b, port: 0}\n",
+            ":11:47: error[invalid-value]",
+        ),
+        (
+            "extensionProviders:\n- name: a\n  envoyExtAuthzHttp:\n    service: a.b\n    port: 80\n    statusOnError: '200'\n",
+            ":14:24: error[invalid-value]",
+        ),
+        (
+            "extensionProviders:\n- name: a\n  envoyExtAuthzHttp:\n    service: a.b\n    port: 80\n    headersToUpstreamOnAllow: [x-a, '*']\n",
+            ":14:41: error[invalid-value]",
+        ),
+        (
+            "extensionProviders:\n- name: a\n  envoyExtAuthzHttp:\n    service: a.b\n    port: 80\n    headersToUpstreamOnAllow: [Transfer-Encoding]\n",
+            ":14:36: error[invalid-value]",
+        ),
+        ("a: [\n", ":9:5: error[syntax]"),
+    ] {
+        let why = Plane::from_yaml(&config_map(settings)).expect_err(settings).to_string();
+        assert!(why.contains(expected) && why.contains("MeshConfig istio-system/istio"), "{settings}\n{why}");
+    }
+    // Where the text is not in the file as it is read, its place is.
+    let quoted = config_map("").replace("mesh: |-\n", "mesh: \"trustDomain: 'A\\u0020B'\"\n");
+    let why = Plane::from_yaml(&quoted).expect_err("wrong").to_string();
+    assert!(why.contains(":8:9: error[invalid-value]: MeshConfig istio-system/istio: trustDomain"), "{why}");
+}
+
+#[test]
+fn what_is_not_enforced_is_told_and_what_guards_louder() {
+    let plane = plane(
+        "accessLogFile: /dev/stdout\ndefaultConfig: {concurrency: 2}\ncaCertificates: [{pem: x}]\nmeshMTLS: {minProtocolVersion: TLSV1_3, cipherSuites: [a]}\nenableAutoMtls: false\nextensionProviders:\n- name: logs\n  envoyFileAccessLog: {path: /dev/stdout}\n",
+    );
+    let said = said(&plane);
+    for expected in [
+        "config.yaml:9:5: info[ignored]: MeshConfig: accessLogFile",
+        "config.yaml:10:5: info[ignored]: MeshConfig: defaultConfig",
+        "config.yaml:11:5: warning[not-supported-yet]: MeshConfig istio-system/istio: caCertificates",
+        "config.yaml:12:",
+        "config.yaml:13:5: warning[not-supported-yet]: MeshConfig istio-system/istio: enableAutoMtls",
+        "info[ignored]: MeshConfig: extensionProviders.envoyFileAccessLog",
+    ] {
+        assert!(said.iter().any(|line| line.contains(expected)), "{expected} is not in\n{}", said.join("\n"));
+    }
+}
+
+#[test]
+fn another_config_map_has_no_settings_and_one_that_looks_like_it_is_told_of() {
+    for (name, namespace, expected) in [
+        ("settings", "istio-system", "info[ignored]"),
+        ("istio", "shop", "warning[not-supported-yet]"),
+        ("istio-canary", "istio-system", "warning[not-supported-yet]"),
+    ] {
+        let text = config_map("trustDomain: example.org\n");
+        let text = text.replace("name: istio\n", &format!("name: {name}\n")).replace("istio-system", namespace);
+        let plane = Plane::from_yaml(&text).unwrap();
+        assert_eq!(plane.trust_domain().as_str(), "cluster.local");
+        assert!(said(&plane).iter().any(|line| line.contains(expected)), "{:?}", said(&plane));
+    }
+    // That of the root namespace counts.
+    let text = config_map("rootNamespace: root\ntrustDomain: example.org\n").replace("istio-system", "root");
+    assert_eq!(Plane::from_yaml(&text).unwrap().trust_domain().as_str(), "example.org");
+}
+
+#[test]
+fn the_root_namespace_is_where_the_settings_say() {
+    let policy = |namespace: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: closed, namespace: {namespace}}}\nspec: {{}}\n"
+        )
+    };
+    let guarded = |settings: &str, namespace: &str| {
+        let plane = Plane::empty();
+        plane.set_yaml("c.yaml", &format!("{}---{SHOP}{}", config_map(settings), policy(namespace))).unwrap();
+        // Where policies guard, slashes are merged.
+        paths(&plane).merge_slashes
+    };
+    assert!(guarded("", "istio-system") && !guarded("", "root"));
+    assert!(guarded("rootNamespace: root\n", "root") && !guarded("rootNamespace: root\n", "istio-system"));
+}
+
+#[test]
+fn objects_that_say_nothing_are_exported_to_whom_the_settings_say() {
+    let plane = plane("defaultServiceExportTo: ['.']\n");
+    let seen = |namespace: &str, target: &str| {
+        plane.snapshot().resource(&client(namespace), Kind::Listener, target).is_some_and(|it| {
+            let text = String::from_utf8_lossy(&it.body).into_owned();
+            !text.contains("PassthroughCluster")
+        })
+    };
+    assert!(seen("shop", "reviews.shop.svc.cluster.local:9080"));
+    assert!(!seen("other", "reviews.shop.svc.cluster.local:9080"));
+    assert!(seen("other", "open.example.com:80"), "it says for itself who sees it");
+}
+
+#[test]
+fn without_automatic_mutual_tls_calls_are_plaintext_unless_a_rule_says_otherwise() {
+    let secured = |settings: &str, class| {
+        let plane = Plane::start(PlaneOptions::default().issues_certificates(true)).unwrap();
+        plane.set_yaml("c.yaml", &format!("{}---{SHOP}", config_map(settings))).unwrap();
+        let name = "outbound|9080||reviews.shop.svc.cluster.local";
+        let client = client_of(class, "shop", &[("security.istio.io/tlsMode", "istio")]);
+        let found = plane.snapshot().resource(&client, Kind::Cluster, name).unwrap();
+        String::from_utf8_lossy(&found.body).contains("envoy.transport_sockets.tls")
+    };
+    assert!(secured("enableAutoMtls: true\n", ClientClass::Library));
+    assert!(!secured("enableAutoMtls: false\n", ClientClass::Library));
+}
+
+#[tokio::test]
+async fn wrong_settings_leave_the_last_good_ones_in_force_and_a_new_trust_domain_waits_for_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |settings: &str| fs::write(dir.path().join("mesh.yaml"), config_map(settings)).unwrap();
+    write("trustDomain: one.org\noutboundTrafficPolicy: {mode: REGISTRY_ONLY}\n");
+    let plane = Plane::start(PlaneOptions::default().config_dir(dir.path())).unwrap();
+    assert!(!passes(&plane));
+    write("trustDomain: one.org\noutboundTrafficPolicy: {mode: OPEN}\n");
+    plane.reload().await;
+    assert!(!passes(&plane));
+    assert!(said(&plane).iter().any(|line| line.contains("last good state")), "{:?}", said(&plane));
+    write("trustDomain: two.org\nrootNamespace: other\noutboundTrafficPolicy: {mode: ALLOW_ANY}\n");
+    plane.reload().await;
+    assert!(passes(&plane));
+    assert_eq!(plane.trust_domain().as_str(), "one.org");
+    for expected in ["the trust domain stays one.org until", "the root namespace stays istio-system until"] {
+        let is_told = |line: &String| line.contains(expected) && line.contains("mesh.yaml:");
+        assert!(said(&plane).iter().any(is_told), "{:?}", said(&plane));
+    }
+}
+
+#[tokio::test]
+async fn nothing_starts_with_wrong_settings_or_with_an_option_that_says_something_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = |settings: &str, options: PlaneOptions| {
+        fs::write(dir.path().join("mesh.yaml"), config_map(settings)).unwrap();
+        Plane::start(options.config_dir(dir.path())).map_err(|error| error.to_string())
+    };
+    let plain = PlaneOptions::default;
+    let why = start("outboundTrafficPolicy: {mode: OPEN}\n", plain()).unwrap_err();
+    assert!(why.contains("mesh.yaml:9") && why.contains("`OPEN` is none of"), "{why}");
+    let closed = plain().outbound_traffic_policy(OutboundTrafficPolicy::RegistryOnly);
+    let why = start("outboundTrafficPolicy: {mode: ALLOW_ANY}\n", closed.clone()).unwrap_err();
+    assert!(why.contains("--outbound-traffic-policy says REGISTRY_ONLY"), "{why}");
+    assert!(!passes(&start("outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n", closed).unwrap()));
+    let domain = plain().trust_domain("a.org".parse().unwrap());
+    let why = start("trustDomain: b.org\n", domain.clone()).unwrap_err();
+    assert!(why.contains("--trust-domain says a.org"), "{why}");
+    assert_eq!(start("", domain).unwrap().trust_domain().as_str(), "a.org");
+    let paths = plain().path_normalization("BASE".parse().unwrap());
+    let why = start("pathNormalization: {normalization: NONE}\n", paths).unwrap_err();
+    assert!(why.contains("--path-normalization says"), "{why}");
+}
+
+#[tokio::test]
+async fn settings_in_a_file_of_their_own_are_read_again_when_it_changes() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(dir.path().join("shop.yaml"), SHOP).unwrap();
+    let file = other.path().join("mesh");
+    let write = |text: &str| fs::write(&file, text).unwrap();
+    write("outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n");
+    let options = PlaneOptions::default().config_dir(dir.path()).mesh_config(&file);
+    let plane = Plane::start(options.clone()).unwrap();
+    assert!(!passes(&plane));
+    let mut snapshots = plane.subscribe();
+    write("outboundTrafficPolicy:\n  mode: OPEN\n");
+    let is_told = || said(&plane).iter().any(|line| line.contains("mesh:2:9: error[invalid-value]"));
+    timeout(Duration::from_secs(30), snapshots.wait_for(|_| is_told())).await.expect("noticed").unwrap();
+    assert!(!passes(&plane), "the last good state stays");
+    for bad in ["", "a: [", "a: 1\n---\nb: 1\n", "[]"] {
+        write(bad);
+        plane.reload().await;
+        assert!(!passes(&plane), "{bad:?}");
+        assert!(said(&plane).iter().any(|line| line.contains("--mesh-config=")), "{:?}", said(&plane));
+    }
+    fs::remove_file(&file).unwrap();
+    plane.reload().await;
+    assert!(!passes(&plane), "the file is gone");
+    // All of the directory may be gone, too.
+    fs::remove_file(dir.path().join("shop.yaml")).unwrap();
+    write("outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n");
+    plane.reload().await;
+    assert!(said(&plane).iter().any(|line| line.contains("every configuration file is gone")));
+    fs::write(dir.path().join("shop.yaml"), SHOP).unwrap();
+    write("outboundTrafficPolicy: {mode: ALLOW_ANY}\n");
+    plane.reload().await;
+    assert!(passes(&plane));
+    assert!(plane.diagnostics().iter().all(|finding| finding.severity < Severity::Error));
+
+    fs::remove_file(&file).unwrap();
+    assert!(Plane::start(options).unwrap_err().to_string().contains("--mesh-config="));
+}
