@@ -1,4 +1,4 @@
-"""Holds mesh-control against gRPC's own xDS clients: grpcio and @grpc/grpc-js-xds.
+"""Holds mesh-control against gRPC's own xDS clients, grpcio and @grpc/grpc-js-xds, and against Envoy.
 
 Real processes throughout: mesh-control on a folder of YAML, instances of a service that register themselves, and
 one client of each kind that calls without pause. The driver changes files, kills and restarts, and looks at every
@@ -21,6 +21,7 @@ import threading
 import time
 
 import corpus
+import decisions
 import mutual
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -370,6 +371,7 @@ class Suite:
         self.security(clients)
         self.corpus()
         mutual.Mutual(self, Failure).run()
+        decisions.Decisions(self, Failure).run()
 
         for client in clients:
             self.check(client.name, "no call failed that should not", lambda client=client: unfailing(client))

@@ -45,6 +45,11 @@ apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: no-writes, namespace: bytes}
 spec: {action: DENY, rules: [{to: [{operation: {methods: [DELETE]}}]}]}
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: tokens, namespace: tokens}
+spec: {jwtRules: [{issuer: issuer, jwks: '{\"keys\": [{\"kty\": \"EC\", \"crv\": \"P-256\", \"x\": \"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU\", \"y\": \"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0\"}]}'}]}
 ";
 
 fn config() -> tempfile::TempDir {
@@ -175,4 +180,53 @@ fn a_batch_has_an_answer_a_line() {
     let wrong = run(dir.path(), &["--requests", file.to_str().unwrap()]);
     let why = String::from_utf8(wrong.stderr).unwrap();
     assert!(!wrong.status.success() && why.contains("requests.jsonl:1") && why.contains("metod"), "{why}");
+}
+
+fn rendered(dir: &Path, to: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
+    command.args(["authz", "render", "--config", dir.to_str().unwrap(), "--to", to, "--port", "9080"]).output().unwrap()
+}
+
+/// Whether Envoy says the same is seen by `interop/decisions.py`.
+#[test]
+fn what_an_envoy_is_to_enforce_is_written_whole_or_not_at_all() {
+    let dir = config();
+    let policies = |to: &str| -> Value {
+        let output = rendered(dir.path(), to);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    // Nobody is let in: there is a filter, and no policy in it.
+    let locked = policies("any/locked");
+    assert_eq!(
+        locked["http_filters"],
+        json!([{"name": "mesh.rbac.allow", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
+            "rules": {"action": "ALLOW", "policies": {}}}}])
+    );
+    assert_eq!(
+        (&locked["merge_slashes"], &locked["path_with_escaped_slashes_action"]),
+        (&json!(true), &json!("REJECT_REQUEST"))
+    );
+    assert_eq!(policies("any/free")["http_filters"], json!([]));
+    let reviews = policies("reviews/shop");
+    let filters = reviews["http_filters"].as_array().unwrap();
+    let rules: Vec<(&str, &Value)> =
+        filters.iter().map(|it| (it["name"].as_str().unwrap(), &it["typed_config"]["rules"]["policies"])).collect();
+    assert_eq!(rules[0].0, "mesh.rbac.deny");
+    assert_eq!(
+        rules[0].1["AuthorizationPolicy/shop/deny-delete#1"],
+        json!({"permissions": [{"header": {"name": ":method", "string_match": {"exact": "DELETE"}}}],
+            "principals": [{"any": true}]})
+    );
+    assert!(filters[0]["typed_config"]["shadow_rules"]["policies"]["AuthorizationPolicy/shop/try#0"].is_object());
+    // A second value of a header is no way in.
+    let role = &rules[1].1["AuthorizationPolicy/shop/allow-web#1"]["permissions"][0]["and_rules"]["rules"];
+    assert_eq!(role[0]["header"]["string_match"], json!({"exact": "admin"}));
+    assert!(role[1]["not_rule"]["header"]["string_match"]["safe_regex"]["regex"].is_string(), "{role}");
+    for (to, why) in [("any/vault", "not looked at"), ("any/tokens", "a RequestAuthentication is for it")] {
+        let refused = rendered(dir.path(), to);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && refused.stdout.is_empty() && said.contains(why), "{said}");
+    }
 }

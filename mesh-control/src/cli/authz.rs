@@ -1,11 +1,14 @@
 //! `mesh-control authz`: what the policies of a configuration say of a request. Decided by what the data plane decides by:
 //! the listener is rendered for the workload, read by the library's own decoder, and asked.
 
-use std::collections::BTreeMap;
+mod render;
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Subcommand;
@@ -37,6 +40,7 @@ pub(super) struct Args {
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
     Test(Box<Test>),
+    Render(render::Args),
 }
 
 /// Says whether a request is let in, and by which rule. Mutual TLS itself is not tried: who asks is taken to be known.
@@ -114,12 +118,33 @@ struct Asked {
     claims: Option<serde_json::Value>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Workload {
     namespace: String,
     #[serde(default)]
     labels: BTreeMap<String, String>,
+}
+
+impl Workload {
+    /// That of a command line: WORKLOAD/NAMESPACE, and labels in place of those that the service of its name selects.
+    fn named(to: &str, labels: &[String], plane: &Plane) -> anyhow::Result<Workload> {
+        let (name, namespace) = to
+            .split_once('/')
+            .filter(|(name, namespace)| !name.is_empty() && !namespace.is_empty())
+            .ok_or_else(|| anyhow!("--to {to}: WORKLOAD/NAMESPACE is needed"))?;
+        let mut labels: BTreeMap<_, _> = labels.iter().map(|text| pair(text, '=')).collect::<Result<_, _>>()?;
+        if labels.is_empty() {
+            let selected = plane.snapshot().selector(namespace, name);
+            labels = selected.unwrap_or_else(|| [("app".to_owned(), name.to_owned())].into());
+        }
+        Ok(Workload { namespace: namespace.to_owned(), labels })
+    }
+}
+
+fn pair(text: &str, by: char) -> anyhow::Result<(String, String)> {
+    let (name, value) = text.split_once(by).ok_or_else(|| anyhow!("{text}: no {by} in it"))?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -161,18 +186,29 @@ struct Tried {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let Command::Test(args) = &args.command;
-    // The plane follows its directory in the background.
+    match &args.command {
+        Command::Test(args) => test(args),
+        Command::Render(args) => render::run(args),
+    }
+}
+
+/// A plane of a directory, which it follows in the background.
+fn plane(config: &Path) -> anyhow::Result<Plane> {
+    let options = PlaneOptions::default().config_dir(config).issues_certificates(true);
+    Plane::start(options).with_context(|| format!("cannot read {}", config.display()))
+}
+
+fn test(args: &Test) -> anyhow::Result<()> {
     let runtime = super::runtime()?;
     let _entered = runtime.enter();
-    let options = PlaneOptions::default().config_dir(&args.config).issues_certificates(true);
-    let plane = Plane::start(options).with_context(|| format!("cannot read {}", args.config.display()))?;
+    let plane = plane(&args.config)?;
     let print = |answer: &Answer| match args.printing.format() {
         Format::Json => super::say(&format!("{}\n", serde_json::to_string(answer)?)),
         Format::Text => super::say(&text(answer)),
     };
+    let mut servers = Servers { plane: &plane, asked: HashMap::new() };
     let Some(file) = &args.requests else {
-        print(&answer(&plane, &asked(args, &plane)?)?)?;
+        print(&answer(&mut servers, &asked(args, &plane)?)?)?;
         return Ok(());
     };
     let reader: Box<dyn BufRead> = match file.as_os_str() == "-" {
@@ -188,7 +224,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         }
         let place = || format!("{}:{}", file.display(), index + 1);
         let asked: Asked = serde_json::from_str(&line).with_context(place)?;
-        print(&answer(&plane, &asked).with_context(place)?)?;
+        print(&answer(&mut servers, &asked).with_context(place)?)?;
     }
     Ok(())
 }
@@ -196,19 +232,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 /// The request of the command line.
 fn asked(args: &Test, plane: &Plane) -> anyhow::Result<Asked> {
     let to = args.to.as_deref().unwrap_or_default();
-    let (name, namespace) = to
-        .split_once('/')
-        .filter(|(name, namespace)| !name.is_empty() && !namespace.is_empty())
-        .ok_or_else(|| anyhow!("--to {to}: WORKLOAD/NAMESPACE is needed"))?;
-    let pair = |text: &str, by: char| {
-        let (name, value) = text.split_once(by).ok_or_else(|| anyhow!("{text}: no {by} in it"))?;
-        Ok::<_, anyhow::Error>((name.trim().to_owned(), value.trim().to_owned()))
-    };
-    let mut labels: BTreeMap<_, _> = args.label.iter().map(|text| pair(text, '=')).collect::<Result<_, _>>()?;
-    if labels.is_empty() {
-        let selected = plane.snapshot().selector(namespace, name);
-        labels = selected.unwrap_or_else(|| [("app".to_owned(), name.to_owned())].into());
-    }
+    let workload = Workload::named(to, &args.label, plane)?;
     let mut headers: BTreeMap<String, Values> = BTreeMap::new();
     for text in &args.header {
         let (name, value) = pair(text, ':')?;
@@ -219,10 +243,10 @@ fn asked(args: &Test, plane: &Plane) -> anyhow::Result<Asked> {
     }
     Ok(Asked {
         id: serde_json::Value::Null,
-        workload: Workload { namespace: namespace.to_owned(), labels },
+        workload,
         protocol: Protocol::Http,
         method: Some(args.method.clone()),
-        host: args.host.clone().or_else(|| Some(name.to_owned())),
+        host: args.host.clone().or_else(|| to.split_once('/').map(|(name, _)| name.to_owned())),
         path: Some(args.path.clone()),
         headers,
         source_ip: args.source_ip,
@@ -235,10 +259,10 @@ fn asked(args: &Test, plane: &Plane) -> anyhow::Result<Asked> {
     })
 }
 
-fn answer(plane: &Plane, asked: &Asked) -> anyhow::Result<Answer> {
+fn answer(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Answer> {
     const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let destination = SocketAddr::new(asked.destination_ip.unwrap_or(LOCALHOST), asked.destination_port.unwrap_or(80));
-    let (table, paths) = table(plane, &asked.workload, destination)?;
+    let (table, paths) = servers.table(&asked.workload, destination)?;
     let peer: Option<SpiffeId> = asked
         .principal
         .as_deref()
@@ -290,7 +314,22 @@ fn answer(plane: &Plane, asked: &Asked) -> anyhow::Result<Answer> {
     Ok(answer)
 }
 
-/// What a workload's server is told, as it would be, and what it makes of paths.
+/// The servers that were asked before: there are fewer of them than requests.
+struct Servers<'p> {
+    plane: &'p Plane,
+    asked: HashMap<(Workload, SocketAddr), (RouteTable, PathNormalization)>,
+}
+
+impl Servers<'_> {
+    /// What a workload's server is told, as it would be, and what it makes of paths.
+    fn table(&mut self, workload: &Workload, bound: SocketAddr) -> anyhow::Result<&(RouteTable, PathNormalization)> {
+        Ok(match self.asked.entry((workload.clone(), bound)) {
+            Entry::Occupied(asked) => asked.into_mut(),
+            Entry::Vacant(first) => first.insert(table(self.plane, workload, bound)?),
+        })
+    }
+}
+
 fn table(plane: &Plane, workload: &Workload, bound: SocketAddr) -> anyhow::Result<(RouteTable, PathNormalization)> {
     let client = Client::new("authz", ClientClass::Library, bound.ip())
         .namespace(&*workload.namespace)

@@ -170,15 +170,7 @@ impl Snapshot {
         let labels = services.labels_in_group(&client.namespace, client.group.as_ref(), &client.labels);
         let port = render::listener::bound_address(listener)?.port();
         let served = Served { namespace: &client.namespace, labels: &labels, port };
-        let is_guarded = !self.compiled.allow_unenforced;
-        let refusal = is_guarded.then(|| {
-            let answer = services.refused_group(&client.namespace, client.group.as_ref());
-            let in_doubt = answer.filter(|_| security.looks_at_labels(&client.namespace));
-            let in_doubt = in_doubt.map(|answer| format!("nobody can tell what guards this workload: {answer}"));
-            let refused = in_doubt.or_else(|| security.refusal(served, services, self.is_certified(client)));
-            refused.or_else(|| self.lacks_certificate(client, served).then(|| LACKS_CERTIFICATE.to_owned()))
-        });
-        let refusal = refusal.flatten();
+        let refusal = self.refusal(client, served);
         let tls = match (self.is_certified(client), security.server_tls(served, services)) {
             (false, _) => ServerTls::Plaintext,
             // gRPC's servers take the one or the other, and a client that has a certificate shows it (Istio: lds.go).
@@ -187,6 +179,33 @@ impl Snapshot {
         };
         let guards = (&security.access(served, services), &*security.tokens(served, services));
         render::render_server(client.class, listener, refusal, guards, *paths, tls)
+    }
+
+    /// Why a server must not serve, if it must not.
+    fn refusal(&self, client: &Client, served: Served<'_>) -> Option<String> {
+        if self.compiled.allow_unenforced {
+            return None;
+        }
+        let Policy { services, security, .. } = &self.compiled.policy;
+        let answer = services.refused_group(&client.namespace, client.group.as_ref());
+        let in_doubt = answer.filter(|_| security.looks_at_labels(&client.namespace));
+        let in_doubt = in_doubt.map(|answer| format!("nobody can tell what guards this workload: {answer}"));
+        let refused = in_doubt.or_else(|| security.refusal(served, services, self.is_certified(client)));
+        refused.or_else(|| self.lacks_certificate(client, served).then(|| LACKS_CERTIFICATE.to_owned()))
+    }
+
+    /// Who may do what to a server at this port, for an Envoy that is configured by hand: as JSON, the part of its connection
+    /// manager that decides it. `Err` is why that cannot be said.
+    pub fn envoy_guards(&self, client: &Client, port: u16) -> Result<serde_json::Value, String> {
+        let Policy { services, security, paths, .. } = &self.compiled.policy;
+        let served = Served { namespace: &client.namespace, labels: &client.labels, port };
+        match self.refusal(client, served) {
+            Some(reason) => Err(reason),
+            None => {
+                let guards = (&security.access(served, services), &*security.tokens(served, services));
+                render::render_envoy_guards(guards, *paths)
+            }
+        }
     }
 
     /// Whether a client has a certificate of this mesh.

@@ -3,7 +3,8 @@
 //! `mesh-control authz test`.
 //!
 //! The library compares hosts, repeated headers and the parts of identities as they have to be (`mesh_core::authz`); for
-//! others the same is said by expressions. What they cannot decide is a reason not to serve.
+//! others the same is said by expressions. What they cannot decide is a reason not to serve. Envoy's filters are written for
+//! those who configure an Envoy by hand (`mesh-control authz render`).
 
 use std::collections::BTreeMap;
 
@@ -55,8 +56,8 @@ pub(super) fn filters(access: &Access<'_>, class: ClientClass) -> Result<Vec<hcm
         Effect::Deny => (!of.deny.is_empty()).then(|| rules(&of.deny, effect)).transpose(),
         _ => of.allow.as_ref().map(|allow| rules(allow, effect)).transpose(),
     };
-    // Others have no use for what refuses nobody.
-    let tells = class == ClientClass::Library;
+    // gRPC's servers have no use for what refuses nobody.
+    let tells = class != ClientClass::Grpc;
     let mut filters = Vec::new();
     if tells && !access.audit.is_empty() {
         filters.push(("mesh.rbac.audit", Some(rules(&access.audit, Effect::Audit)?), None));
@@ -207,11 +208,13 @@ impl Renderer<'_> {
     }
 
     fn what(&self, condition: &Condition, value: &Value) -> Result<Permission, &'static str> {
-        let is_library = self.class == ClientClass::Library;
+        let (is_library, is_grpc) = (self.class == ClientClass::Library, self.class == ClientClass::Grpc);
+        // In doubt, what lets in has to hold of each value of a header, and so has what saves from a refusal.
+        let needs_all = self.refuses == condition.is_negated;
         Ok(what(match (&condition.fact, value) {
             (Fact::DestinationIp, Value::Ip(ip, length)) => Rule::DestinationIp(cidr(*ip, *length)),
             (Fact::Port, Value::Port(port)) => return Ok(self.port(*port, condition.is_negated)),
-            (Fact::Path, Value::Template(_)) if !is_library => return Err("a path template"),
+            (Fact::Path, Value::Template(_)) if is_grpc => return Err("a path template"),
             (Fact::Path, Value::Template(template)) => {
                 let config = UriTemplateMatchConfig { path_template: template.clone() };
                 Rule::UriTemplate(extension("envoy.path.match.uri_template.uri_template_matcher", &config))
@@ -220,7 +223,7 @@ impl Renderer<'_> {
                 let test = if *value == Value::Present { starts("/") } else { text(value) };
                 Rule::UrlPath(PathMatcher { rule: Some(path_matcher::Rule::Path(test)) })
             }
-            (Fact::ServerName, _) if !is_library => return Err("connection.sni"),
+            (Fact::ServerName, _) if is_grpc => return Err("connection.sni"),
             (Fact::ServerName, Value::Present) => {
                 return Ok(not_permission(what(Rule::RequestedServerName(exactly("")))));
             }
@@ -232,16 +235,22 @@ impl Renderer<'_> {
             }
             (Fact::Host, value) => Rule::Header(header(":authority", expression(&host_expression(value)))),
             // gRPC's servers see none of these.
-            (Fact::Header(name), _) if !is_library && (name.ends_with("-bin") || name == "te") => {
+            (Fact::Header(name), _) if is_grpc && (name.ends_with("-bin") || name == "te") => {
                 return Err("a header that gRPC's servers do not see");
             }
             (Fact::Header(name), Value::Present) => Rule::Header(present(name)),
             // They join the values of a header that is sent twice: only a whole value that lets somebody in cannot be got
             // around so (hazard A11).
-            (Fact::Header(_), value)
-                if !is_library && (self.refuses != condition.is_negated || !matches!(value, Value::Exact(_))) =>
-            {
+            (Fact::Header(_), value) if is_grpc && !(needs_all && matches!(value, Value::Exact(_))) => {
                 return Err("a header of which a second value would get around the rule");
+            }
+            // Envoy looks at each value, and is content with one that fits: no other may be there.
+            (Fact::Header(name), value) if !is_library && needs_all => {
+                let others = header(name, expression(&others(value)));
+                return Ok(all_permissions(vec![
+                    what(Rule::Header(header(name, text(value)))),
+                    not_permission(what(Rule::Header(others))),
+                ]));
             }
             (Fact::Header(name), value) => Rule::Header(header(name, text(value))),
             _ => return Err("a condition"),
@@ -260,15 +269,42 @@ impl Renderer<'_> {
     }
 }
 
-/// A host in any case, with any port and with a dot at the end, for those who compare bytes.
+/// A host in any case, with a dot at the end and, unless one is asked for, with any port, for those who compare bytes.
 fn host_expression(value: &Value) -> String {
-    let (before, name, after) = match value {
-        Value::Exact(name) => ("", name.as_str(), ""),
-        Value::Prefix(name) => ("", name.as_str(), ".*"),
-        Value::Suffix(name) => (".*", name.as_str(), ""),
+    let (before, host, after) = match value {
+        Value::Exact(host) => ("", host.as_str(), ""),
+        Value::Prefix(host) => ("", host.as_str(), ".*"),
+        Value::Suffix(host) => (".*", host.as_str(), ""),
         _ => (".*", "", ""),
     };
-    format!("(?i){before}{}{after}\\.?(:[0-9]*)?", regex::escape(name))
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    match host.rsplit_once(':').filter(|(_, port)| is_port(port)) {
+        Some((name, port)) => format!("(?i){before}{}\\.?:{port}{after}", regex::escape(name)),
+        None => format!("(?i){before}{}{after}\\.?(:[0-9]*)?", regex::escape(host)),
+    }
+}
+
+/// All texts but those of a value. RE2 has no expression for "not this one", so it is told byte by byte (which Envoy has it
+/// look at): one that differs, or an end that comes too early or too late.
+fn others(value: &Value) -> String {
+    let (text, is_suffix, mut rest) = match value {
+        Value::Exact(text) => (text, false, ".+".to_owned()),
+        Value::Prefix(prefix) => (prefix, false, String::new()),
+        Value::Suffix(suffix) => (suffix, true, String::new()),
+        _ => return String::new(),
+    };
+    // From the byte that is compared last to the first one.
+    let bytes: Vec<u8> = if is_suffix { text.bytes().collect() } else { text.bytes().rev().collect() };
+    for byte in bytes {
+        let (same, other) = (format!("\\x{byte:02x}"), format!("[^\\x{byte:02x}]"));
+        rest = match (is_suffix, rest.is_empty()) {
+            (false, true) => format!("(?:{other}.*)?"),
+            (false, false) => format!("(?:{other}.*|{same}{rest})?"),
+            (true, true) => format!("(?:.*{other})?"),
+            (true, false) => format!("(?:.*{other}|{rest}{same})?"),
+        };
+    }
+    format!("(?s){rest}")
 }
 
 /// A value as a matcher of texts.
@@ -375,6 +411,50 @@ fn any_permission(mut rules: Vec<Permission>) -> Permission {
         (last, _) => {
             rules.extend(last);
             what(Rule::OrRules(permission::Set { rules }))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_the_same_with_a_dot_and_where_no_port_is_asked_for_with_any() {
+        let exact = |host: &str| Value::Exact(host.to_owned());
+        for (value, fit, others) in [
+            (exact("shop"), &["shop", "SHOP", "shop.", "shop:80", "shop.:80", "shop:"][..], &["shop.x", "xshop"][..]),
+            (exact("shop:80"), &["shop:80", "Shop.:80"], &["shop", "shop:8080", "shop:80:80"]),
+            (Value::Prefix("shop:8".into()), &["shop:80", "shop.:8"], &["shop", "shop:9"]),
+            (Value::Suffix(".a:80".into()), &["x.a:80", "x.a.:80"], &["x.a", "x.a:8080"]),
+            (exact("[::1]"), &["[::1]", "[::1]:80"], &["[::1"]),
+        ] {
+            let expression = regex::Regex::new(&format!("^(?:{})$", host_expression(&value))).unwrap();
+            for host in fit {
+                assert!(expression.is_match(host), "{value:?} {host}");
+            }
+            for host in others {
+                assert!(!expression.is_match(host), "{value:?} {host}");
+            }
+        }
+    }
+
+    #[test]
+    fn all_texts_but_those_of_a_value() {
+        let texts = ["", "a", "ab", "abc", "b", "ba", "cab", "a.", "ab\n", "\n", "AB", "ä", "abä", ".", "a+"];
+        for value in ["ab", "a.", "ä", "b", "a+"].map(str::to_owned) {
+            for value in [Value::Exact(value.clone()), Value::Prefix(value.clone()), Value::Suffix(value)] {
+                let others = regex::bytes::Regex::new(&format!("(?-u)^(?:{})$", others(&value))).unwrap();
+                for text in texts {
+                    let fits = match &value {
+                        Value::Exact(exact) => text == exact,
+                        Value::Prefix(prefix) => text.starts_with(prefix.as_str()),
+                        Value::Suffix(suffix) => text.ends_with(suffix.as_str()),
+                        _ => unreachable!(),
+                    };
+                    assert_eq!(others.is_match(text.as_bytes()), !fits, "{value:?} {text:?}");
+                }
+            }
         }
     }
 }

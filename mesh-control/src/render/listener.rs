@@ -68,7 +68,7 @@ pub fn server(
 ) -> pb::Listener {
     let mut manager = inline(&format!("inbound|{}||", bound.port()), "default", action);
     manager.http_filters.splice(0..0, filters);
-    normalize(&mut manager, paths);
+    let manager = normalized(manager, paths);
     let chain = |name: &str, protocol: &str, transport_socket| pb::FilterChain {
         name: name.to_owned(),
         filter_chain_match: (!protocol.is_empty())
@@ -103,8 +103,8 @@ pub fn server(
     }
 }
 
-/// Says what is made of paths; what is not to be done is not said.
-fn normalize(manager: &mut hcm::HttpConnectionManager, paths: PathNormalization) {
+/// A manager that says what is made of paths; what is not to be done is not said.
+pub fn normalized(mut manager: hcm::HttpConnectionManager, paths: PathNormalization) -> hcm::HttpConnectionManager {
     use hcm::http_connection_manager::PathWithEscapedSlashesAction as Action;
     manager.normalize_path = paths.resolve.then_some(BoolValue { value: true });
     manager.merge_slashes = paths.merge_slashes;
@@ -114,6 +114,7 @@ fn normalize(manager: &mut hcm::HttpConnectionManager, paths: PathNormalization)
         EscapedSlashes::Decode => Action::UnescapeAndForward,
     };
     manager.path_with_escaped_slashes_action = action.into();
+    manager
 }
 
 /// A manager that carries its routes: one, for every request.

@@ -6,6 +6,7 @@
 mod access;
 pub mod endpoints;
 mod grpc;
+mod json;
 mod judge;
 mod library;
 pub mod listener;
@@ -186,6 +187,21 @@ pub fn render_server(
         ClientClass::Library | ClientClass::Envoy => Action::DirectResponse(library::unavailable(&refusal)),
     };
     Some(encode(name, &listener::server(name, bound, action, Vec::new(), paths, tls)))
+}
+
+/// Who may do what to a server, as JSON for an Envoy that is configured by hand.
+pub fn render_envoy_guards(
+    (access, tokens): (&Access<'_>, &[&TokenRule]),
+    paths: PathNormalization,
+) -> Result<serde_json::Value, String> {
+    if !tokens.is_empty() {
+        return Err(
+            "a RequestAuthentication is for it, and only policies on who may do what are written here".to_owned()
+        );
+    }
+    let filters = access::filters(access, ClientClass::Envoy)?;
+    let manager = hcm::HttpConnectionManager { http_filters: filters, ..Default::default() };
+    json::manager(&listener::normalized(manager, paths.of(access.is_guarded())))
 }
 
 /// Who calls comes before what they may do.
