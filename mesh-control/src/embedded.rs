@@ -188,11 +188,6 @@ impl Embedded {
             plane = plane.trust_domain(certificates.authority.trust_domain()).issues_certificates(true);
         }
         let state = plane.state_dir.clone().filter(|_| matches!(config, Config::Dir(_)));
-<<<<<<< HEAD
-        let domain = plane.trust_domain.clone();
-        serve = serve.trust_domain(domain.clone());
-=======
->>>>>>> custom
         let plane = match config {
             Config::Dir(path) => {
                 let options = plane.config_dir(&path);
@@ -219,6 +214,7 @@ impl Embedded {
             };
             serve = serve.certificates(offers.dev(true));
         }
+        serve = serve.trust_domain(plane.trust_domain());
         let authority = serve.certificates.as_ref().map(|certificates| certificates.authority.clone());
         let server = Server::new(Feed::of(&plane), Arc::new(plane.clone()), &serve);
         let bound = server.listen(xds_addr).await;

@@ -140,7 +140,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let certificates = authority.map(|authority| Certificates::new(authority).dev(args.dev).ttl(args.certificate_ttl));
     let certificates = certificates.map(|offers| offers.tokens(args.state_dir.as_deref().map(Tokens::of)));
     let options = Options::default().settle(args.settle).grace(args.grace).max_stream_age(args.max_stream_age);
-    let options = options.certificates(certificates).trust_domain(args.trust_domain.clone());
+    let options = options.certificates(certificates).trust_domain(plane.trust_domain());
     let server = Arc::new(Server::new(Feed::of(&plane), Arc::new(plane.clone()), &options));
     let (stop, stopped) = watch::channel(false);
 
@@ -204,8 +204,7 @@ fn only_loopback(args: &Args) -> anyhow::Result<()> {
 
 /// Who vouches for workloads: a plugged-in authority, or one of our own where there is a place for it, or nobody needs
 /// to prove anything to it.
-<<<<<<< HEAD
-fn authority(args: &Args) -> anyhow::Result<Option<Arc<CertificateAuthority>>> {
+fn authority(args: &Args, domain: &TrustDomain) -> anyhow::Result<Option<Arc<CertificateAuthority>>> {
     let is_named = args.ca_dir.is_some() || args.dev;
     if !is_named && args.state_dir.is_none() {
         return Ok(None);
@@ -213,10 +212,6 @@ fn authority(args: &Args) -> anyhow::Result<Option<Arc<CertificateAuthority>>> {
     // A trust domain has one authority.
     if !is_named && args.client_ca.is_some() {
         tracing::info!("--client-ca names who vouches for workloads, so there is no authority in --state-dir");
-=======
-fn authority(args: &Args, domain: &TrustDomain) -> anyhow::Result<Option<Arc<CertificateAuthority>>> {
-    if args.ca_dir.is_none() && args.state_dir.is_none() && !args.dev {
->>>>>>> custom
         return Ok(None);
     }
     let authority = super::ca::open(args.ca_dir.as_deref(), args.state_dir.as_deref(), domain)?;
