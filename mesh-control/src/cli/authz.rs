@@ -13,6 +13,7 @@ use http::{Request, Version};
 use mesh_core::authz::{Connection, Verdict};
 use mesh_core::filter::FilterRegistry;
 use mesh_core::identity::SpiffeId;
+use mesh_core::jwt::Claims;
 use mesh_core::model::{Listener, RouteAction, RouteSource};
 use mesh_core::path::PathNormalization;
 use mesh_core::request::RequestHead;
@@ -111,7 +112,7 @@ struct Asked {
     #[serde(default)]
     principal: Option<String>,
     #[serde(default)]
-    claims: Option<serde_json::Value>,
+    claims: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -258,9 +259,7 @@ fn answer(plane: &Plane, asked: &Asked) -> anyhow::Result<Answer> {
     if asked.remote_ip.is_some_and(|ip| ip != connection.source.ip()) {
         notes.push("remote_ip has no effect: nobody's word is taken for it, and it is source_ip".to_owned());
     }
-    if asked.claims.is_some() {
-        notes.push("claims have no effect: no token is looked at".to_owned());
-    }
+    let tokens: Vec<Claims> = asked.claims.iter().map(|claims| verified(claims, &table, &mut notes)).collect();
     if asked.protocol == Protocol::Tcp {
         return Ok(told(asked, &table.verdict_on_bytes(connection), notes));
     }
@@ -278,7 +277,7 @@ fn answer(plane: &Plane, asked: &Asked) -> anyhow::Result<Answer> {
     };
     let target = head.query().map_or_else(|| path.to_string(), |query| format!("{path}?{query}"));
     head.path_and_query = &target;
-    let admission = table.admit(&head, Some(connection), &mut fastrand::Rng::new());
+    let admission = table.admit(&head, Some(connection), &tokens, &mut fastrand::Rng::new());
     let mut answer = told(asked, admission.verdict(), notes);
     // A workload that must not serve answers everybody with the reason.
     if let Ok((_, route, _)) = admission.into_route()
@@ -288,6 +287,23 @@ fn answer(plane: &Plane, asked: &Asked) -> anyhow::Result<Answer> {
         answer.note = Some(String::from_utf8_lossy(&direct.body).into_owned());
     }
     Ok(answer)
+}
+
+/// The claims of a token that is taken to be good, as the workload's server reads those of its issuer.
+fn verified(
+    claims: &serde_json::Map<String, serde_json::Value>,
+    table: &RouteTable,
+    notes: &mut Vec<String>,
+) -> Claims {
+    let issuer = claims.get("iss").and_then(serde_json::Value::as_str).unwrap_or_default();
+    let words = table.authenticator().and_then(|authenticator| authenticator.word_lists_of(issuer));
+    let words = words.unwrap_or_else(|| {
+        notes.push(format!(
+            "no RequestAuthentication for this workload knows the issuer {issuer:?}: its server looks at no such token"
+        ));
+        ["scope", "permission"].map(str::to_owned).into()
+    });
+    Claims::unverified(claims.clone(), &words)
 }
 
 /// What a workload's server is told, as it would be, and what it makes of paths.
