@@ -314,8 +314,8 @@ fn ask(http: &HttpManager) {
         if let Some(tokens) = table.authenticator() {
             let _ = tokens.authenticate(&head, now());
         }
-        let _ = table.admit(&head, Some(connection), &mut random).into_route();
-        let _ = table.admit(&head, None, &mut random).into_route();
+        let _ = table.admit(&head, Some(connection), &[], &mut random).into_route();
+        let _ = table.admit(&head, None, &[], &mut random).into_route();
         let _ = table.find(&head, &mut random);
         let _ = table.verdict_on_bytes(connection);
     }

@@ -371,8 +371,11 @@ async fn a_policy_that_is_wrong_or_asks_for_what_nobody_looks_at_lets_nobody_in_
         (format!("{{rules: [{}]}}", when("source.ipp", "values: [a]")), "is not a key of Istio's"),
         (format!("{{rules: [{}]}}", when("request.headers[grpc-status]", "values: [a]")), "is not for policies"),
         (format!("{{rules: [{}]}}", when("request.headers[a]", "")), "is needed"),
-        (format!("{{action: DENY, rules: [{}]}}", from("requestPrincipals: ['*']")), "not looked at"),
-        (format!("{{action: DENY, rules: [{}]}}", when("request.auth.claims[a]", "values: [b]")), "not looked at"),
+        (format!("{{rules: [{}]}}", when("experimental.envoy.filters.a[b]", "values: [a]")), "not looked at"),
+        (
+            format!("{{rules: [{}]}}", when("request.auth.claims[a][", "values: [a]")),
+            "is not request.auth.claims[NAME]",
+        ),
         ("{action: CUSTOM, provider: {name: opa}, rules: [{}]}".to_owned(), "nobody is asked"),
     ] {
         let dir = tempfile::tempdir().unwrap();

@@ -156,6 +156,66 @@ async fn several_rules_and_objects_are_alternatives_and_a_forwarded_token_stays(
     }
 }
 
+fn access(name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+         metadata: {{name: {name}, namespace: shop}}\nspec: {{selector: {{matchLabels: {{app: reviews}}}}, {spec}}}\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn policies_decide_on_what_a_token_says_and_a_missing_one_is_on_the_safe_side() {
+    let issuer = TokenIssuer::new("a");
+    let rule = format!("{{issuer: 'https://idp', jwks: '{}', spaceDelimitedClaims: [roles]}}", issuer.jwks());
+    let token = |sub: &str, rest: &str| {
+        bearer(&issuer.token(&format!(r#"{{"iss":"https://idp","sub":"{sub}","aud":["shop","bank"]{rest}}}"#)))
+    };
+    let me = token("me", "");
+    let cook =
+        token("me", r#","azp":"web","groups":["cook","guest"],"realm":{"role":"cook"},"roles":"a b","scope":"r w""#);
+    let from = |source: &str| format!("rules: [{{from: [{{source: {{{source}}}}}]}}]");
+    let when = |key: &str, values: &str| format!("rules: [{{when: [{{key: '{key}', {values}}}]}}]");
+    let none = String::new();
+    type Case<'c> = (&'c str, String, [(&'c String, bool); 3]);
+    let cases: [Case<'_>; 15] = [
+        // Istio's most used policy on tokens.
+        ("DENY", from("notRequestPrincipals: ['*']"), [(&none, false), (&me, true), (&cook, true)]),
+        ("DENY", from("requestPrincipals: ['https://idp/me']"), [(&none, true), (&me, false), (&cook, false)]),
+        ("DENY", from("notRequestPrincipals: ['https://idp/me']"), [(&none, false), (&me, true), (&cook, true)]),
+        ("ALLOW", from("requestPrincipals: ['*']"), [(&none, false), (&me, true), (&cook, true)]),
+        ("ALLOW", from("requestPrincipals: ['https://idp/*']"), [(&none, false), (&me, true), (&cook, true)]),
+        ("ALLOW", from("requestPrincipals: ['*/you', 'you*']"), [(&none, false), (&me, false), (&cook, false)]),
+        ("ALLOW", from("notRequestPrincipals: ['https://idp/you']"), [(&none, false), (&me, true), (&cook, true)]),
+        ("ALLOW", when("request.auth.principal", "values: ['*/me']"), [(&none, false), (&me, true), (&cook, true)]),
+        ("ALLOW", when("request.auth.audiences", "values: [bank]"), [(&none, false), (&me, true), (&cook, true)]),
+        ("ALLOW", when("request.auth.presenter", "values: [web]"), [(&none, false), (&me, false), (&cook, true)]),
+        ("ALLOW", when("request.auth.claims[groups]", "values: [cook]"), [(&none, false), (&me, false), (&cook, true)]),
+        (
+            "DENY",
+            when("request.auth.claims[groups]", "notValues: [guest]"),
+            [(&none, false), (&me, false), (&cook, true)],
+        ),
+        (
+            "ALLOW",
+            when("request.auth.claims[realm][role]", "values: [co*]"),
+            [(&none, false), (&me, false), (&cook, true)],
+        ),
+        ("ALLOW", when("request.auth.claims[roles]", "values: [b]"), [(&none, false), (&me, false), (&cook, true)]),
+        // A claim that is not there is not known to be another one.
+        ("ALLOW", when("request.auth.claims[scope]", "notValues: [x]"), [(&none, false), (&me, false), (&cook, true)]),
+    ];
+    for (action, rules, asked) in cases {
+        let policies = authentication(&rule) + &access("p", &format!("action: {action}, {rules}"));
+        let (_control, _mesh, address) = serve(&policies).await;
+        for (headers, is_allowed) in asked {
+            let (status, answer) = ask(address, "/", headers).await;
+            let expected = if is_allowed { 200 } else { 403 };
+            assert_eq!(status, expected, "{action} {rules} {headers}: {answer}");
+            assert!(is_allowed || answer.contains("RBAC: access denied"), "{answer}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rule_whose_keys_are_not_there_lets_nobody_in_and_says_why() {
     let issuer = TokenIssuer::new("a");

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::file::{Governs, Meta, Object, Objects, Refused, Workloads, is_namespace};
-use crate::config::istio::security::{PeerAuthentication, TargetRef, selected};
+use crate::config::istio::authorization::conditions;
+use crate::config::istio::security::{AuthorizationPolicy, PeerAuthentication, TargetRef, selected};
 use crate::config::support::ObjectKind;
 use crate::policy::Policy;
 use crate::registry::Service;
@@ -40,6 +41,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     }
     for object in &objects.authorization_policies {
         check_targets(objects, &object.meta, &object.spec.targets(), found);
+        check_tokens(objects, object, found);
     }
     for object in &objects.request_authentications {
         check_targets(objects, &object.meta, &object.spec.targets(), found);
@@ -88,6 +90,22 @@ fn check_ports(object: &Object<PeerAuthentication>, policy: &Policy, found: &mut
         let message = format!("no service of these workloads has the target port {port}, only {}", known.join(", "));
         let finding = Diagnostic::at(&object.meta.origin, Severity::Warning, Code::UnknownReference, message);
         found.push(finding.object(object.meta.id()).field(format!("portLevelMtls.{port}")));
+    }
+}
+
+/// A policy on tokens that nobody looks at.
+fn check_tokens(objects: &Objects, policy: &Object<AuthorizationPolicy>, found: &mut Vec<Diagnostic>) {
+    let asks = policy.spec.rules.iter().filter_map(conditions).any(|read| read.asks_for_tokens());
+    let namespaces = [&*policy.meta.namespace, ROOT_NAMESPACE];
+    let is_near = |meta: &Meta| namespaces.contains(&&*meta.namespace);
+    if asks && !objects.request_authentications.iter().any(|object| is_near(&object.meta)) {
+        let message = format!(
+            "no RequestAuthentication is in namespace {}, or in {ROOT_NAMESPACE} for all: no token is looked at, and every \
+             request counts as one without a token",
+            policy.meta.namespace
+        );
+        let finding = Diagnostic::at(&policy.meta.origin, Severity::Warning, Code::UnknownReference, message);
+        found.push(finding.object(policy.meta.id()).field("rules"));
     }
 }
 

@@ -16,6 +16,7 @@ use http::{Request, Version};
 use mesh_core::authz::{Connection, Verdict};
 use mesh_core::filter::FilterRegistry;
 use mesh_core::identity::SpiffeId;
+use mesh_core::jwt::Claims;
 use mesh_core::model::{Listener, RouteAction, RouteSource};
 use mesh_core::path::PathNormalization;
 use mesh_core::request::RequestHead;
@@ -115,7 +116,7 @@ struct Asked {
     #[serde(default)]
     principal: Option<String>,
     #[serde(default)]
-    claims: Option<serde_json::Value>,
+    claims: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
@@ -282,9 +283,7 @@ fn answer(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Answer> {
     if asked.remote_ip.is_some_and(|ip| ip != connection.source.ip()) {
         notes.push("remote_ip has no effect: nobody's word is taken for it, and it is source_ip".to_owned());
     }
-    if asked.claims.is_some() {
-        notes.push("claims have no effect: no token is looked at".to_owned());
-    }
+    let tokens: Vec<Claims> = asked.claims.iter().map(|claims| verified(claims, table, &mut notes)).collect();
     if asked.protocol == Protocol::Tcp {
         return Ok(told(asked, &table.verdict_on_bytes(connection), notes));
     }
@@ -302,7 +301,7 @@ fn answer(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Answer> {
     };
     let target = head.query().map_or_else(|| path.to_string(), |query| format!("{path}?{query}"));
     head.path_and_query = &target;
-    let admission = table.admit(&head, Some(connection), &mut fastrand::Rng::new());
+    let admission = table.admit(&head, Some(connection), &tokens, &mut fastrand::Rng::new());
     let mut answer = told(asked, admission.verdict(), notes);
     // A workload that must not serve answers everybody with the reason.
     if let Ok((_, route, _)) = admission.into_route()
@@ -328,6 +327,23 @@ impl Servers<'_> {
             Entry::Vacant(first) => first.insert(table(self.plane, workload, bound)?),
         })
     }
+}
+
+/// The claims of a token that is taken to be good, as the workload's server reads those of its issuer.
+fn verified(
+    claims: &serde_json::Map<String, serde_json::Value>,
+    table: &RouteTable,
+    notes: &mut Vec<String>,
+) -> Claims {
+    let issuer = claims.get("iss").and_then(serde_json::Value::as_str).unwrap_or_default();
+    let words = table.authenticator().and_then(|authenticator| authenticator.word_lists_of(issuer));
+    let words = words.unwrap_or_else(|| {
+        notes.push(format!(
+            "no RequestAuthentication for this workload knows the issuer {issuer:?}: its server looks at no such token"
+        ));
+        ["scope", "permission"].map(str::to_owned).into()
+    });
+    Claims::unverified(claims.clone(), &words)
 }
 
 fn table(plane: &Plane, workload: &Workload, bound: SocketAddr) -> anyhow::Result<(RouteTable, PathNormalization)> {

@@ -6,6 +6,8 @@
 //! others the same is said by expressions. What they cannot decide is a reason not to serve. Envoy's filters are written for
 //! those who configure an Envoy by hand (`mesh-control authz render`).
 
+mod token;
+
 use std::collections::BTreeMap;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
@@ -147,9 +149,17 @@ impl Renderer<'_> {
         let values = condition.values.iter();
         let is_peer =
             matches!(condition.fact, Fact::Principal | Fact::Namespace | Fact::ServiceAccount | Fact::TrustDomain);
-        if is_peer || matches!(condition.fact, Fact::SourceIp | Fact::RemoteIp) {
-            let any = values.map(|value| self.who(&condition.fact, value)).collect::<Result<Vec<_>, _>>()?;
-            let any = any_principal(any);
+        let is_token = matches!(condition.fact, Fact::RequestPrincipal | Fact::Claim(_));
+        if is_token && self.class != ClientClass::Library {
+            return Err("a condition on tokens");
+        }
+        if is_peer || is_token || matches!(condition.fact, Fact::SourceIp | Fact::RemoteIp) {
+            let any = any_principal(match &condition.fact {
+                Fact::Claim(path) => vec![token::claim(path, &condition.values)],
+                Fact::RequestPrincipal if self.refuses != condition.is_negated => values.map(token::whole).collect(),
+                Fact::RequestPrincipal => values.map(token::by_parts).collect(),
+                fact => values.map(|value| self.who(fact, value)).collect::<Result<Vec<_>, _>>()?,
+            });
             return Ok(Either::Who(match condition.is_negated {
                 false => any,
                 // Who is not known is none of those that are let in but some.

@@ -122,7 +122,7 @@ fn json(node: &Node) -> Json {
 /// A rule on tokens with everything that is enforced.
 const TOKENS: &str = r#"{issuer: me, audiences: [shop], fromHeaders: [{name: x-token, prefix: T}], fromParams: [a],
     fromCookies: [b], outputPayloadToHeader: x-payload, forwardOriginalToken: true,
-    outputClaimToHeaders: [{header: x-sub, claim: sub}],
+    outputClaimToHeaders: [{header: x-sub, claim: sub}], spaceDelimitedClaims: [roles],
     jwks: '{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}'}"#;
 
 /// What guards workloads: each another one, so that each has an effect of its own.
@@ -147,6 +147,8 @@ fn guards() -> Vec<Json> {
         to: [{operation: {hosts: [a], notHosts: [b], ports: ['1'], notPorts: ['2'], methods: [GET], \
             notMethods: [PUT], paths: [/c], notPaths: [/d]}}], \
         when: [{key: source.namespace, values: [l], notValues: [m]}]}]";
+    // By itself: gRPC's servers can do none of it.
+    let on_tokens = "rules: [{from: [{source: {requestPrincipals: [n/o], notRequestPrincipals: [p/q]}}]}]";
     let documents = [
         guard(1, "PeerAuthentication", &format!("{}, mtls: {{mode: STRICT}}", selector(1))),
         guard(2, "RequestAuthentication", &format!("{}, {rules}", selector(2))),
@@ -157,6 +159,7 @@ fn guards() -> Vec<Json> {
         guard(7, "RequestAuthentication", &format!("targetRefs: [{}], {rules}", target(7))),
         guard(8, "AuthorizationPolicy", &format!("{}, {access}", selector(8))),
         guard(9, "RequestAuthentication", &format!("{}, jwtRules: [{TOKENS}]", selector(9))),
+        guard(10, "AuthorizationPolicy", &format!("{}, {on_tokens}", selector(10))),
     ];
     let documents = documents.into_iter().chain((4..=7).map(service));
     documents.flat_map(|text| parse(&text)).collect()
@@ -215,7 +218,7 @@ fn told(documents: &[Json], class: ClientClass) -> Option<Told> {
             tell(Kind::Listener, format!("xds.istio.io/grpc/lds/inbound/{}", workload.address));
         }
     }
-    for guard in 1..=9usize {
+    for guard in 1..=10usize {
         let client = client_of(class, "shop", &[("guard", &guard.to_string())]);
         let name = "xds.istio.io/grpc/lds/inbound/127.0.0.5:80".to_owned();
         let resource = snapshot.resource(&client, Kind::Listener, &name).expect("a listener");

@@ -5,9 +5,12 @@ use http::header::COOKIE;
 use smallvec::SmallVec;
 
 use super::seen::{Peer, Seen};
+use super::token;
 use crate::error::Invalid;
 use crate::matcher::{Field, segments_match};
-use crate::model::{HeaderTest, IpPrefix, PeerTest, RbacCondition, SegmentTemplate, StringTest, TemplatePart};
+use crate::model::{
+    HeaderTest, IpPrefix, PeerTest, RbacCondition, SegmentTemplate, StringTest, TemplatePart, TokenTest,
+};
 use crate::request::RequestHead;
 
 /// What a request or its caller must be like.
@@ -25,6 +28,7 @@ pub(super) enum Condition {
     SourceIp(IpPrefix),
     ServerName(StringTest),
     Peer(PeerTest),
+    Token(TokenTest),
 }
 
 impl Condition {
@@ -54,6 +58,7 @@ impl Condition {
             RbacCondition::SourceIp(prefix) => Condition::SourceIp(*prefix),
             RbacCondition::ServerName(test) => Condition::ServerName(test.clone()),
             RbacCondition::Peer(test) => Condition::Peer(test.clone()),
+            RbacCondition::Token(test) => Condition::Token(test.clone()),
         })
     }
 
@@ -99,6 +104,10 @@ impl Condition {
                     // Nobody fits, and behind a `not` everybody is refused: by a policy that lets in, too.
                     None => doubt && !refuses,
                 },
+                None => doubt,
+            },
+            Condition::Token(test) => match seen.head {
+                Some(_) => token::holds(test, seen.tokens, doubt, refuses),
                 None => doubt,
             },
         }

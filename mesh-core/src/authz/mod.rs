@@ -13,12 +13,14 @@ mod index;
 mod seen;
 #[cfg(test)]
 mod tests;
+mod token;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::error::{ErrorKind, Invalid, MeshError};
 use crate::identity::SpiffeId;
+use crate::jwt::Claims;
 use crate::model::{Rbac, RbacAction, RbacRules};
 use crate::request::RequestHead;
 
@@ -33,6 +35,8 @@ pub struct AccessRequest<'r> {
     pub head: Option<RequestHead<'r>>,
     /// The connection; `None` where nobody knows it.
     pub connection: Option<Connection<'r>>,
+    /// What its tokens say, which were verified; none where no good one was there.
+    pub tokens: &'r [Claims],
 }
 
 /// What is known of a connection.
@@ -113,7 +117,7 @@ impl Authorizer {
 /// let mut config = Rbac::default();
 /// config.rules = Some(RbacRules::new(RbacAction::Allow));
 /// let filters = [Arc::new(Authorizer::new(&config)?)];
-/// assert!(!verdict(&filters, &AccessRequest { head: None, connection: None }).is_allowed);
+/// assert!(!verdict(&filters, &AccessRequest { head: None, connection: None, tokens: &[] }).is_allowed);
 /// # Ok::<(), mesh_core::error::Invalid>(())
 /// ```
 pub fn verdict<'p>(filters: &'p [Arc<Authorizer>], request: &AccessRequest<'_>) -> Verdict<'p> {

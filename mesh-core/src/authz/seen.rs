@@ -6,12 +6,15 @@ use std::net::SocketAddr;
 use smallvec::SmallVec;
 
 use super::AccessRequest;
+use crate::jwt::Claims;
 use crate::request::RequestHead;
 
 /// A request and its connection.
 pub(super) struct Seen<'r> {
     pub(super) head: Option<RequestHead<'r>>,
     pub(super) connection: Option<Ends<'r>>,
+    /// What its tokens say.
+    pub(super) tokens: &'r [Claims],
     path: &'r str,
     host: OnceCell<Host<'r>>,
 }
@@ -56,6 +59,7 @@ impl<'r> Seen<'r> {
                 destination: connection.destination,
                 server_name: connection.server_name.unwrap_or_default(),
             }),
+            tokens: request.tokens,
             // No URI of `http` has a fragment; one that had would be no part of the path.
             path: path.split_once('#').map_or(path, |(path, _)| path),
             host: OnceCell::new(),

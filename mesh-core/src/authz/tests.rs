@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 
 use http::{HeaderMap, Request};
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::*;
 use crate::model::{
-    FullRegex, HeaderTest, IpPrefix, PeerTest, RbacCondition, RbacPolicy, SegmentTemplate, StringTest, TemplatePart,
+    ClaimTest, FullRegex, HeaderTest, IpPrefix, PeerTest, RbacCondition, RbacPolicy, SegmentTemplate, StringTest,
+    TemplatePart, TokenTest,
 };
 
 use RbacCondition::{
@@ -42,6 +44,7 @@ struct Asked {
     source: SocketAddr,
     destination: SocketAddr,
     server_name: Option<&'static str>,
+    token: Option<Claims>,
 }
 
 impl Asked {
@@ -52,6 +55,7 @@ impl Asked {
             source: "10.0.0.1:5000".parse().expect("an address"),
             destination: "10.0.0.2:8080".parse().expect("an address"),
             server_name: None,
+            token: None,
         }
     }
 
@@ -78,7 +82,7 @@ impl Asked {
             server_name: self.server_name,
         };
         let head = Some(RequestHead::of_parts(method, uri, headers));
-        ask(&AccessRequest { head, connection: Some(connection) })
+        ask(&AccessRequest { head, connection: Some(connection), tokens: self.token.as_slice() })
     }
 }
 
@@ -418,6 +422,22 @@ fn reference(condition: &RbacCondition, asked: &Asked, is_negated: bool) -> Trut
                 }
             }
         },
+        RbacCondition::Token(test) => {
+            let said = asked.token.as_ref().and_then(|claims| match test {
+                TokenTest::Principal(_) => claims.principal().map(serde_json::Value::from),
+                TokenTest::Claim(path, _) => claims.get(&[path.first()?]).cloned(),
+            });
+            let (TokenTest::Principal(test) | TokenTest::Claim(_, ClaimTest::Text(test))) = test else {
+                unreachable!("no such test is made here")
+            };
+            match said {
+                None if is_negated => Truth::Unclear,
+                None => Truth::No,
+                Some(serde_json::Value::String(said)) => Truth::of(text(test, said.as_bytes())),
+                Some(other) if text(test, other.to_string().as_bytes()) => Truth::Unclear,
+                Some(_) => Truth::No,
+            }
+        }
     }
 }
 
@@ -505,6 +525,8 @@ const PARTS: &[&str] = &["shop", "web", "td", "guest"];
 const IDS: &[&str] =
     &["spiffe://td/ns/shop/sa/web", "spiffe://td/ns/web/sa/shop", "spiffe://shop/x/y", "spiffe://td/ns/guest/sa/web"];
 
+const TOKENS: &[&str] = &["idp/me", "idp/you", "shop/me"];
+
 fn condition() -> impl Strategy<Value = RbacCondition> {
     let net = |(ip, length): (&str, u8)| IpPrefix::new(ip.parse().expect("an address"), length).expect("a prefix");
     let part = || prop::sample::select(&["a", "b", "c"][..]).prop_map(|text| TemplatePart::Literal(text.to_owned()));
@@ -530,6 +552,9 @@ fn condition() -> impl Strategy<Value = RbacCondition> {
         1 => string_test(PARTS).prop_map(|test| peer(PeerTest::ServiceAccount(test))),
         1 => string_test(PARTS).prop_map(|test| peer(PeerTest::TrustDomain(test))),
         1 => Just(peer(PeerTest::Known)),
+        2 => string_test(TOKENS).prop_map(|test| RbacCondition::Token(TokenTest::Principal(test))),
+        2 => string_test(PARTS)
+            .prop_map(|test| RbacCondition::Token(TokenTest::Claim(vec!["group".into()], ClaimTest::Text(test)))),
     ];
     leaf.prop_recursive(3, 12, 3, |inner| {
         prop_oneof![
@@ -559,8 +584,12 @@ fn asked() -> impl Strategy<Value = Asked> {
         prop::option::of(prop::sample::select(IDS)),
         prop::sample::select(&["10.0.0.1:1", "11.0.0.1:1", "[::ffff:10.0.0.2]:1"][..]),
         prop::option::of(Just("shop")),
+        prop::option::of((
+            prop::sample::select(TOKENS),
+            prop::sample::select(vec![json!(null), json!("shop"), json!("guest"), json!(7), json!(true)]),
+        )),
     )
-        .prop_map(|(method, host, path, query, roles, id, source, server_name)| {
+        .prop_map(|(method, host, path, query, roles, id, source, server_name, token)| {
             let mut asked = Asked::new(method, &format!("http://{host}{path}{}", query.unwrap_or_default()));
             for role in roles {
                 asked = asked.with("x-role", role);
@@ -568,6 +597,14 @@ fn asked() -> impl Strategy<Value = Asked> {
             asked.peer = id.map(|id| id.parse().expect("an ID"));
             asked.source = source.parse().expect("an address");
             asked.server_name = server_name;
+            asked.token = token.map(|(principal, group)| {
+                let (issuer, subject) = principal.split_once('/').expect("both");
+                let mut claims = json!({"iss": issuer, "sub": subject});
+                if !group.is_null() {
+                    claims["group"] = group;
+                }
+                Claims::unverified(claims.as_object().expect("claims").clone(), &[].into())
+            });
             asked
         })
 }

@@ -96,19 +96,34 @@ pub struct Authenticator {
 struct Provider {
     config: JwtProvider,
     locations: Vec<TokenLocation>,
+    words: Arc<[String]>,
     verified: Cache,
 }
 
 /// What a request is known by, and what is to be done to it.
 pub struct Authenticated<'j> {
     authenticator: &'j Authenticator,
-    tokens: Vec<Good<'j>>,
+    tokens: Tokens<'j>,
 }
 
-struct Good<'j> {
-    provider: &'j Provider,
-    location: usize,
-    claims: Claims,
+/// The good tokens of a request.
+#[derive(Default)]
+struct Tokens<'j> {
+    claims: Vec<Claims>,
+    /// Whose each of them is, and in which of its places.
+    places: Vec<(&'j Provider, usize)>,
+}
+
+impl<'j> Tokens<'j> {
+    fn push(&mut self, provider: &'j Provider, location: usize, claims: Claims) {
+        self.claims.push(claims);
+        self.places.push((provider, location));
+    }
+
+    fn truncate(&mut self, length: usize) {
+        self.claims.truncate(length);
+        self.places.truncate(length);
+    }
 }
 
 impl Authenticator {
@@ -123,6 +138,7 @@ impl Authenticator {
                 true => place::defaults(),
                 false => provider.locations.clone(),
             },
+            words: provider.space_delimited_claims.as_slice().into(),
             verified: Cache::default(),
         };
         let outputs = config.providers.values().flat_map(|provider| {
@@ -145,12 +161,19 @@ impl Authenticator {
         })
     }
 
+    /// The claims that are lists of words in the tokens of an issuer; `None` where nobody knows it.
+    pub fn word_lists_of(&self, issuer: &str) -> Option<Arc<[String]>> {
+        let mut providers = self.providers.values();
+        let is_of = |provider: &&Provider| provider.config.issuer.is_empty() || provider.config.issuer == issuer;
+        providers.find(is_of).map(|provider| Arc::clone(&provider.words))
+    }
+
     /// Looks for the tokens of a request, and at them.
     ///
     /// # Errors
     /// The reason why the request is to be refused.
     pub fn authenticate(&self, head: &RequestHead<'_>, now: SystemTime) -> Result<Authenticated<'_>, Refusal> {
-        let mut tokens = Vec::new();
+        let mut tokens = Tokens::default();
         // No rule is for a share of the requests, so nothing is drawn.
         let rule = self.index.find(head, &mut fastrand::Rng::with_seed(0));
         let requirement = rule.and_then(|rule| self.rules.get(rule)?.as_ref());
@@ -165,26 +188,31 @@ impl Authenticator {
 impl Authenticated<'_> {
     /// What the request's token says; the last one counts where there are several (Envoy).
     pub fn claims(&self) -> Option<&Claims> {
-        self.tokens.last().map(|token| &token.claims)
+        self.claims_of_all().last()
+    }
+
+    /// What all of its tokens say: what policies decide by.
+    pub fn claims_of_all(&self) -> &[Claims] {
+        &self.tokens.claims
     }
 
     /// Whether the request is to be changed at all.
     pub fn changes(&self) -> bool {
-        !(self.tokens.is_empty() && self.authenticator.outputs.is_empty())
+        !(self.tokens.claims.is_empty() && self.authenticator.outputs.is_empty())
     }
 
     /// Makes the request what the application may see: without tokens that are not forwarded, without headers that only
     /// this filter sets, and with those that it sets. [`Claims`] is an extension of it.
     pub fn apply(&self, head: &mut Parts) {
-        for token in self.tokens.iter().filter(|token| !token.provider.config.forward) {
-            if let Some(location) = token.provider.locations.get(token.location) {
+        for (provider, location) in self.tokens.places.iter().filter(|(provider, _)| !provider.config.forward) {
+            if let Some(location) = provider.locations.get(*location) {
                 place::remove(location, &mut head.headers, &mut head.uri);
             }
         }
         for name in &self.authenticator.outputs {
             head.headers.remove(name);
         }
-        for Good { provider, claims, .. } in &self.tokens {
+        for ((provider, _), claims) in self.tokens.places.iter().zip(&self.tokens.claims) {
             let payload = provider.config.payload_header.iter().map(|name| (name, claims.payload()));
             let some = provider.config.claim_headers.iter().map(|it| (&it.header, claims.header(&it.path)));
             for (name, value) in payload.chain(some) {
@@ -213,12 +241,13 @@ impl<'j> Walk<'j, '_, '_> {
         &self,
         requirement: &JwtRequirement,
         around: &JwtRequirement,
-        tokens: &mut Vec<Good<'j>>,
+        tokens: &mut Tokens<'j>,
     ) -> Result<(), Refusal> {
         match requirement {
             JwtRequirement::Provider(name) => match self.authenticator.providers.get(name) {
                 Some(provider) => {
-                    tokens.push(self.token(provider)?);
+                    let (location, token) = place::find(&provider.locations, self.head)?.ok_or(Refusal::Missing)?;
+                    tokens.push(provider, location, provider.verify(token, self.now)?);
                     Ok(())
                 }
                 None => Err(Refusal::UnknownIssuer),
@@ -227,7 +256,7 @@ impl<'j> Walk<'j, '_, '_> {
             JwtRequirement::Any(any) => {
                 let mut refusal = Refusal::Missing;
                 for one in any {
-                    let before = tokens.len();
+                    let before = tokens.claims.len();
                     match self.satisfy(one, requirement, tokens) {
                         Ok(()) => return Ok(()),
                         Err(other) => {
@@ -267,25 +296,20 @@ impl<'j> Walk<'j, '_, '_> {
                         let found = place::find(&other.locations, self.head).ok().flatten();
                         let (location, _) = found.filter(|(_, same)| *same == token)?;
                         match other.verify(token, self.now) {
-                            Ok(claims) => Some(Good { provider: other, location, claims }),
+                            Ok(claims) => Some((other, location, claims)),
                             Err(why) => {
                                 refusal = if why == Refusal::UnknownIssuer { refusal.clone() } else { why };
                                 None
                             }
                         }
                     });
-                    tokens.push(good.ok_or(refusal)?);
+                    let (provider, location, claims) = good.ok_or(refusal)?;
+                    tokens.push(provider, location, claims);
                 }
                 Ok(())
             }
             JwtRequirement::AllowMissingOrFailed => Ok(()),
         }
-    }
-
-    /// The token of a provider, if it is good.
-    fn token(&self, provider: &'j Provider) -> Result<Good<'j>, Refusal> {
-        let (location, token) = place::find(&provider.locations, self.head)?.ok_or(Refusal::Missing)?;
-        Ok(Good { provider, location, claims: provider.verify(token, self.now)? })
     }
 }
 
@@ -312,7 +336,7 @@ impl Provider {
             return Err(Refusal::WrongAudience);
         }
         parsed.verify(keys?)?;
-        let claims = Claims::new(parsed.claims, parsed.times, parsed.payload);
+        let claims = Claims::new(parsed.claims, parsed.times, parsed.payload, &self.words);
         self.verified.insert(token, &claims);
         Ok(claims)
     }
@@ -370,6 +394,6 @@ impl fmt::Debug for Authenticator {
 
 impl fmt::Debug for Authenticated<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.tokens.iter().map(|token| &token.claims)).finish()
+        f.debug_list().entries(self.claims_of_all()).finish()
     }
 }

@@ -44,7 +44,7 @@ pub use listener::{
     ServerListener, ServerTls,
 };
 pub use path_rewrite::PathRewrite;
-pub use rbac::{IpPrefix, PeerTest, Rbac, RbacAction, RbacCondition, RbacPolicy, RbacRules};
+pub use rbac::{ClaimTest, IpPrefix, PeerTest, Rbac, RbacAction, RbacCondition, RbacPolicy, RbacRules, TokenTest};
 pub use retry::{RetryCondition, RetryConditions, RetryPolicy};
 pub use route::{
     Clusters, DirectResponse, Forward, HeaderChange, HeaderMutations, HeaderTest, MaxStreamDuration, PathChange,

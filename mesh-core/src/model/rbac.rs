@@ -99,6 +99,30 @@ pub enum RbacCondition {
     ServerName(StringTest),
     /// Who the peer is by mutual TLS. Nobody who is not known by it fits.
     Peer(PeerTest),
+    /// What the request's token says. No request without a good one fits.
+    Token(TokenTest),
+}
+
+/// A test on the token of a request, which was verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenTest {
+    /// Issuer and subject, as `iss/sub`.
+    Principal(StringTest),
+    /// A claim, by the names that lead to it. A text that is a list of words for its issuer is a list here.
+    Claim(Vec<String>, ClaimTest),
+}
+
+/// A test on the value of a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClaimTest {
+    /// It is there.
+    Present,
+    /// It is this text.
+    Text(StringTest),
+    /// It is a list, and one of its values passes.
+    OneOf(Box<ClaimTest>),
+    /// It passes any of these.
+    Any(Vec<ClaimTest>),
 }
 
 /// A test on a peer's identity, part by part: no part can be taken for another one.

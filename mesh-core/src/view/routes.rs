@@ -10,7 +10,7 @@ use crate::authz::{AccessRequest, Authorizer, Connection, Verdict, verdict};
 use crate::error::{ErrorKind, Invalid, MeshError};
 use crate::filter::{Filter, FilterRegistry};
 use crate::id::ClusterName;
-use crate::jwt::Authenticator;
+use crate::jwt::{Authenticator, Claims};
 use crate::matcher::{DomainIndex, RouteIndex};
 use crate::model::{
     Clusters, FilterConfig, Forward, HeaderChange, HttpManager, NamedFilter, Route, RouteAction, RouteConfiguration,
@@ -245,6 +245,7 @@ impl RouteTable {
         &self,
         head: &RequestHead<'_>,
         connection: Option<Connection<'_>>,
+        tokens: &[Claims],
         random: &mut fastrand::Rng,
     ) -> Admission<'_> {
         let found = self.route(head, random);
@@ -255,12 +256,12 @@ impl RouteTable {
             Ok((_, _, Destination { access: Some(own), .. })) => own,
             _ => &self.access,
         };
-        Admission { verdict: verdict(access, &AccessRequest { head: Some(*head), connection }), found }
+        Admission { verdict: verdict(access, &AccessRequest { head: Some(*head), connection, tokens }), found }
     }
 
     /// What the listener's policies say of bytes that nobody looks into.
     pub fn verdict_on_bytes(&self, connection: Connection<'_>) -> Verdict<'_> {
-        verdict(&self.access, &AccessRequest { head: None, connection: Some(connection) })
+        verdict(&self.access, &AccessRequest { head: None, connection: Some(connection), tokens: &[] })
     }
 
     #[inline]

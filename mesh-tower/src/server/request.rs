@@ -18,7 +18,7 @@ use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::{Callout, Resume};
 use mesh_core::id::ListenerName;
 use mesh_core::identity::SpiffeId;
-use mesh_core::jwt::Refusal;
+use mesh_core::jwt::{Authenticated, Refusal};
 use mesh_core::model::{Route, RouteAction, ServerTls};
 use mesh_core::request::{RequestHead, is_grpc};
 use mesh_core::request_info::{Deadline, Direction, RequestInfo};
@@ -209,6 +209,7 @@ impl ServerContext {
         if routes.is_guarded() && *head.method == Method::CONNECT && request.uri().path_and_query().is_none() {
             return Err(MeshError::new(ErrorKind::AccessDenied, "CONNECT has no path, which policies decide by"));
         }
+        let mut tokens = None;
         if let Some(authenticator) = routes.authenticator() {
             let known = authenticator.authenticate(&head, SystemTime::now());
             let known = known.inspect_err(|why| tell_of_token(why, listener.name()))?;
@@ -217,10 +218,12 @@ impl ServerContext {
                 with_parts(request, |head| known.apply(head));
                 head = RequestHead::received(request)?;
             }
+            tokens = Some(known);
         }
+        let tokens = tokens.as_ref().map_or(&[][..], Authenticated::claims_of_all);
         // Who the peer is, and from where, is asked only where somebody may be refused for it.
         let peer = if routes.is_guarded() { self.connection(request) } else { None };
-        let admission = routes.admit(&head, peer.as_deref().map(ends), &mut random);
+        let admission = routes.admit(&head, peer.as_deref().map(ends), tokens, &mut random);
         tell(admission.verdict(), listener.name(), peer.as_deref());
         let (position, route, destination) = admission.into_route()?;
         if facts.is_none() && destination.filters().is_empty() && destination.response_changes().is_empty() {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use http::HeaderName;
 
-use super::security::{AuthorizationPolicy, Condition as When, Operation, Rule, Source};
+use super::security::{Action, AuthorizationPolicy, Condition as When, Operation, Rule, Source};
 use crate::config::decode::Decoder;
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 
@@ -49,7 +49,11 @@ pub enum Fact {
     DestinationIp,
     /// The name that TLS was asked for.
     ServerName,
-    /// Something that nobody looks at yet, by its name: tokens, and attributes of Envoy's filters.
+    /// Issuer and subject of the request's token, as `iss/sub`.
+    RequestPrincipal,
+    /// A claim of that token, by the names that lead to it.
+    Claim(Vec<String>),
+    /// Something that nobody looks at yet, by its name: attributes of Envoy's filters.
     Unknown(String),
 }
 
@@ -85,6 +89,14 @@ pub struct Conditions {
     pub when: Vec<Condition>,
 }
 
+impl Conditions {
+    /// Whether it takes a token to fit, or not to.
+    pub fn asks_for_tokens(&self) -> bool {
+        let all = self.from.iter().flatten().chain(&self.when);
+        all.into_iter().any(|condition| matches!(condition.fact, Fact::RequestPrincipal | Fact::Claim(_)))
+    }
+}
+
 /// The longest list of values: more are a mistake, and cost every request.
 const MOST_VALUES: usize = 4096;
 
@@ -112,11 +124,20 @@ pub fn conditions(rule: &Rule) -> Option<Conditions> {
 pub fn check(policy: &AuthorizationPolicy, d: &mut Decoder<'_>) {
     for (index, rule) in policy.rules.iter().enumerate() {
         let mut reader = Reader::default();
-        reader.rule(&format!("rules[{index}]."), rule);
+        let read = reader.rule(&format!("rules[{index}]."), rule);
+        if policy.action == Action::Allow && read.from.iter().flatten().chain(&read.when).any(excludes_every_token) {
+            let why = "lets nobody in: who brings no token is not known, and everybody else is excluded";
+            reader.say(format!("rules[{index}]"), Severity::Warning, why);
+        }
         for Said { path, severity, message } in reader.said {
             d.report_at(place(rule, &path), path, severity, Code::InvalidValue, message);
         }
     }
+}
+
+/// `notRequestPrincipals: ["*"]`, which is for DENY.
+fn excludes_every_token(condition: &Condition) -> bool {
+    condition.fact == Fact::RequestPrincipal && condition.is_negated && condition.values.contains(&Value::Present)
 }
 
 /// Where a path of a rule is written, as near as it is known.
@@ -162,14 +183,13 @@ impl Reader {
     }
 
     fn source(&mut self, at: &str, source: &Source) -> Vec<Condition> {
-        let token = || Fact::Unknown("requestPrincipals".to_owned());
         self.each(
             at,
             [
                 ("principals", Fact::Principal, &source.principals),
                 ("notPrincipals", Fact::Principal, &source.not_principals),
-                ("requestPrincipals", token(), &source.request_principals),
-                ("notRequestPrincipals", token(), &source.not_request_principals),
+                ("requestPrincipals", Fact::RequestPrincipal, &source.request_principals),
+                ("notRequestPrincipals", Fact::RequestPrincipal, &source.not_request_principals),
                 ("namespaces", Fact::Namespace, &source.namespaces),
                 ("notNamespaces", Fact::Namespace, &source.not_namespaces),
                 ("serviceAccounts", Fact::ServiceAccount, &source.service_accounts),
@@ -275,12 +295,22 @@ fn fact(key: &str) -> Result<Fact, String> {
         "destination.ip" => Fact::DestinationIp,
         "destination.port" => Fact::Port,
         "connection.sni" => Fact::ServerName,
-        "request.auth.principal" | "request.auth.audiences" | "request.auth.presenter" => Fact::Unknown(key.to_owned()),
-        _ if key.starts_with("request.auth.claims[") || key.starts_with("experimental.envoy.filters.") => {
-            Fact::Unknown(key.to_owned())
-        }
+        "request.auth.principal" => Fact::RequestPrincipal,
+        "request.auth.audiences" => Fact::Claim(vec!["aud".to_owned()]),
+        "request.auth.presenter" => Fact::Claim(vec!["azp".to_owned()]),
+        _ if key.starts_with("request.auth.claims") => Fact::Claim(claim(key)?),
+        _ if key.starts_with("experimental.envoy.filters.") => Fact::Unknown(key.to_owned()),
         _ => return Err(format!("{} is not a key of Istio's", quoted(key))),
     })
+}
+
+/// The names of a claim: `request.auth.claims[a][b]` is `b` in `a`.
+fn claim(key: &str) -> Result<Vec<String>, String> {
+    let inside = key.strip_prefix("request.auth.claims[").and_then(|rest| rest.strip_suffix(']'));
+    let names: Option<Vec<String>> = inside.map(|inside| inside.split("][").map(str::to_owned).collect());
+    names
+        .filter(|names| names.iter().all(|name| !name.is_empty() && !name.contains(['[', ']'])))
+        .ok_or_else(|| format!("{} is not request.auth.claims[NAME], or [NAME][NAME]", quoted(key)))
 }
 
 type Read = Result<(Value, Option<&'static str>), &'static str>;
@@ -309,7 +339,12 @@ fn value(fact: &Fact, text: &str) -> Read {
             Ok((value, if is_small { Some("methods have capital letters, and it never matches") } else { other }))
         }
         Fact::Principal if text.starts_with("spiffe://") => Err("a principal is written without `spiffe://`"),
-        Fact::Header(_) | Fact::ServerName | Fact::Unknown(_) => pattern(text, true),
+        Fact::RequestPrincipal => {
+            let (value, other) = pattern(text, true)?;
+            let is_one = text.contains(['/', '*']);
+            Ok((value, if is_one { other } else { Some("it is written ISSUER/SUBJECT, and never matches") }))
+        }
+        Fact::Header(_) | Fact::ServerName | Fact::Claim(_) | Fact::Unknown(_) => pattern(text, true),
         Fact::Principal | Fact::Namespace | Fact::TrustDomain | Fact::Host => pattern(text, false),
     }
 }
@@ -411,7 +446,9 @@ mod tests {
             assert_eq!(value(fact, text).ok().map(|(value, _)| value), *expected, "{fact:?} {text}");
         }
         // What never matches is said.
-        for (fact, text) in [(Fact::Method, "get"), (Fact::Path, "admin"), (Fact::Path, "/a/*/b")] {
+        for (fact, text) in
+            [(Fact::Method, "get"), (Fact::Path, "admin"), (Fact::Path, "/a/*/b"), (Fact::RequestPrincipal, "me")]
+        {
             assert!(value(&fact, text).is_ok_and(|(_, warning)| warning.is_some()), "{text}");
         }
     }
@@ -420,6 +457,15 @@ mod tests {
     fn keys_of_conditions() {
         assert_eq!(fact("request.headers[X-Role]"), Ok(Fact::Header("x-role".into())));
         assert_eq!(fact("request.headers[Host]"), Ok(Fact::Host));
+        let claim = |names: &[&str]| Ok(Fact::Claim(names.iter().map(|name| (*name).to_owned()).collect()));
+        assert_eq!(fact("request.auth.principal"), Ok(Fact::RequestPrincipal));
+        assert_eq!(fact("request.auth.audiences"), claim(&["aud"]));
+        assert_eq!(fact("request.auth.presenter"), claim(&["azp"]));
+        assert_eq!(fact("request.auth.claims[group]"), claim(&["group"]));
+        assert_eq!(fact("request.auth.claims[https://a.b/roles][x-y]"), claim(&["https://a.b/roles", "x-y"]));
+        for inside in ["", "[", "[]", "[a", "a]", "[a][]", "[a]b[c]", "[[a]]", "[a]x"] {
+            assert!(fact(&format!("request.auth.claims{inside}")).is_err(), "{inside}");
+        }
         for key in ["request.headers[grpc-status]", "request.headers[:scheme]", "request.headers[a b]", "sourceip", ""]
         {
             assert!(fact(key).is_err(), "{key}");

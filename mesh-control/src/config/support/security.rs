@@ -43,7 +43,7 @@ const TOKENS: &[Row] = &[
     http_only("outputPayloadToHeader", NO_SERVER),
     http_only("forwardOriginalToken", NO_SERVER),
     both("timeout", NotYet("keys are not fetched")),
-    both("spaceDelimitedClaims", NotYet("no policy looks at claims")),
+    http_only("spaceDelimitedClaims", NO_SERVER),
 ];
 
 const TOKEN_HEADER: &[Row] = &[http_only("name", NO_SERVER), http_only("prefix", NO_SERVER)];
@@ -56,14 +56,11 @@ const AUTHORIZATION: &[Row] = &[
     both("provider", NotYet("nobody is asked")),
 ];
 
-const NO_TOKEN: super::Support =
-    NotYet("policies do not look at tokens; workloads that the policy is for answer with 503");
-
 const SOURCE: &[Row] = &[
     both("principals", Enforced),
     both("notPrincipals", Enforced),
-    both("requestPrincipals", NO_TOKEN),
-    both("notRequestPrincipals", NO_TOKEN),
+    http_only("requestPrincipals", NO_SERVER),
+    http_only("notRequestPrincipals", NO_SERVER),
     both("namespaces", Enforced),
     both("notNamespaces", Enforced),
     both("ipBlocks", Enforced),
@@ -108,6 +105,6 @@ fn action(node: &Node) -> Option<String> {
 
 fn key(node: &Node) -> Option<String> {
     let key = node.as_str()?;
-    let is_unknown = key.starts_with("request.auth.") || key.starts_with("experimental.");
+    let is_unknown = key.starts_with("experimental.");
     is_unknown.then(|| format!("{key} is not looked at; workloads that the policy is for answer with 503"))
 }

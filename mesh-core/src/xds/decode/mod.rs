@@ -20,6 +20,7 @@ mod headers;
 mod http_manager;
 mod jwt;
 mod listener;
+mod metadata;
 mod notes;
 mod rbac;
 mod route;

@@ -15,6 +15,7 @@ use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
 
 use super::common::{string_test, unpack};
+use super::metadata;
 use super::notes::{Notes, ignored};
 use super::route_match::{header_test, template_policy};
 use crate::authz::Authorizer;
@@ -145,8 +146,8 @@ fn permission(notes: &mut Notes<'_>, value: pb::Permission) -> Result<RbacCondit
         Rule::RequestedServerName(test) => {
             notes.field("requested_server_name", |notes| string_test(notes, test)).map(RbacCondition::ServerName)
         }
-        Rule::Metadata(_) => Err(Invalid::new("not supported").at("metadata")),
-        Rule::SourcedMetadata(_) => Err(Invalid::new("not supported").at("sourced_metadata")),
+        Rule::Metadata(test) => notes.field("metadata", |notes| metadata::metadata(notes, test)),
+        Rule::SourcedMetadata(test) => notes.field("sourced_metadata", |notes| metadata::sourced(notes, test)),
         Rule::Matcher(_) => Err(Invalid::new("not supported").at("matcher")),
     }
 }
@@ -175,8 +176,8 @@ fn principal(notes: &mut Notes<'_>, value: pb::Principal) -> Result<RbacConditio
         Identifier::Header(test) => notes.field("header", |notes| header_test(notes, test)).map(RbacCondition::Header),
         Identifier::UrlPath(path) => notes.field("url_path", |notes| url_path(notes, path)),
         Identifier::FilterState(state) => notes.field("filter_state", |notes| part_of_peer(notes, state)),
-        Identifier::Metadata(_) => Err(Invalid::new("not supported").at("metadata")),
-        Identifier::SourcedMetadata(_) => Err(Invalid::new("not supported").at("sourced_metadata")),
+        Identifier::Metadata(test) => notes.field("metadata", |notes| metadata::metadata(notes, test)),
+        Identifier::SourcedMetadata(test) => notes.field("sourced_metadata", |notes| metadata::sourced(notes, test)),
         Identifier::Custom(_) => Err(Invalid::new("not supported").at("custom")),
     }
 }

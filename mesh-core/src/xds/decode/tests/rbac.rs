@@ -14,6 +14,7 @@ use envoy_types::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemp
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use envoy_types::pb::envoy::r#type::v3::Int32Range;
 use envoy_types::pb::google::protobuf::{Any, UInt32Value};
+use matcher::value_matcher::MatchPattern;
 use pb::permission::Rule;
 use pb::principal::Identifier;
 use prost::Message;
@@ -23,6 +24,7 @@ use crate::authz::Connection;
 use crate::error::{ErrorKind, Invalid};
 use crate::filter::FilterRegistry;
 use crate::id::ListenerName;
+use crate::jwt::Claims;
 use crate::model::{self, Listener, RouteSource, ServerListener};
 use crate::request::RequestHead;
 use crate::resources::{Resource, ResourceType};
@@ -85,6 +87,17 @@ fn filter_state(key: &str) -> Identifier {
     })
 }
 
+fn metadata(filter: &str, path: &[&str], pattern: Option<MatchPattern>) -> matcher::MetadataMatcher {
+    use matcher::metadata_matcher::{PathSegment, path_segment::Segment};
+    let key = |key: &&str| PathSegment { segment: Some(Segment::Key((*key).to_owned())) };
+    matcher::MetadataMatcher {
+        filter: filter.to_owned(),
+        path: path.iter().map(key).collect(),
+        value: Some(matcher::ValueMatcher { match_pattern: pattern }),
+        invert: false,
+    }
+}
+
 fn template(path: &str) -> Rule {
     let config = UriTemplateMatchConfig { path_template: path.to_owned() };
     Rule::UriTemplate(core::TypedExtensionConfig { name: "template".to_owned(), typed_config: Some(pack(&config)) })
@@ -118,6 +131,11 @@ fn decoded(listener: &listener::Listener) -> Result<ServerListener, Invalid> {
 
 /// What becomes of `GET /` from 10.0.0.1, in plaintext.
 fn outcome(listener: &listener::Listener) -> Result<(), ErrorKind> {
+    outcome_of(listener, &[])
+}
+
+/// The same, with these tokens.
+fn outcome_of(listener: &listener::Listener, tokens: &[Claims]) -> Result<(), ErrorKind> {
     let server = decoded(listener).unwrap_or_else(|invalid| panic!("{invalid}"));
     let http: &model::HttpManager = &server.filter_chains[0].http;
     let RouteSource::Inline(routes) = &http.routes else { panic!("routes are elsewhere") };
@@ -133,7 +151,7 @@ fn outcome(listener: &listener::Listener) -> Result<(), ErrorKind> {
         destination: "127.0.0.1:80".parse().expect("an address"),
         server_name: None,
     };
-    let admission = table.admit(&head, Some(connection), &mut fastrand::Rng::new());
+    let admission = table.admit(&head, Some(connection), tokens, &mut fastrand::Rng::new());
     admission.into_route().map(|_| ()).map_err(|error| error.kind())
 }
 
@@ -193,6 +211,61 @@ fn what_is_understood_decides() {
     }
 }
 
+/// As Istio has it, now and before.
+#[test]
+fn metadata_of_a_jwt_filter_is_what_the_token_says() {
+    const JWT: &str = "envoy.filters.http.jwt_authn";
+    let claims = serde_json::json!({"iss": "idp", "sub": "me", "aud": ["shop"], "azp": "web", "a": {"b": "c"}});
+    let token = Claims::unverified(claims.as_object().expect("claims").clone(), &[].into());
+    let is_for = |test: matcher::MetadataMatcher| {
+        let sourced = pb::SourcedMetadata { metadata_matcher: Some(test.clone()), ..Default::default() };
+        let all = [
+            deny(Rule::Any(true), Identifier::Metadata(test.clone())),
+            deny(Rule::Metadata(test), Identifier::Any(true)),
+            deny(Rule::Any(true), Identifier::SourcedMetadata(sourced.clone())),
+            deny(Rule::SourcedMetadata(sourced), Identifier::Any(true)),
+        ];
+        let [first, rest @ ..] = all.map(|rbac| {
+            let listener = server(pack(&rbac), None, None);
+            // Without a token, nothing matches.
+            assert_eq!(outcome(&listener), Ok(()), "{rbac:?}");
+            outcome_of(&listener, std::slice::from_ref(&token)) == REFUSED
+        });
+        assert_eq!(rest, [first; 3]);
+        first
+    };
+    let text = |value: &str| MatchPattern::StringMatch(exactly(value));
+    let value = |pattern| matcher::ValueMatcher { match_pattern: Some(pattern) };
+    let one_of = |pattern| {
+        let one_of = matcher::list_matcher::MatchPattern::OneOf(Box::new(value(pattern)));
+        MatchPattern::ListMatch(Box::new(matcher::ListMatcher { match_pattern: Some(one_of) }))
+    };
+    let or = |patterns: [MatchPattern; 2]| {
+        MatchPattern::OrMatch(matcher::OrMatcher { value_matchers: patterns.map(value).into() })
+    };
+    for (filter, path, pattern, expected) in [
+        (JWT, &["payload", "iss"][..], text("idp"), true),
+        (JWT, &["payload", "iss"], text("other"), false),
+        (JWT, &["payload", "iss"], MatchPattern::PresentMatch(true), true),
+        (JWT, &["payload", "none"], MatchPattern::PresentMatch(true), false),
+        (JWT, &["payload", "a", "b"], text("c"), true),
+        (JWT, &["payload", "aud"], text("shop"), false),
+        (JWT, &["payload", "aud"], one_of(text("shop")), true),
+        (JWT, &["payload", "aud"], one_of(or([text("x"), text("shop")])), true),
+        (JWT, &["payload", "azp"], or([one_of(text("web")), text("web")]), true),
+        ("istio_authn", &["request.auth.principal"], text("idp/me"), true),
+        ("istio_authn", &["request.auth.principal"], text("me"), false),
+        ("istio_authn", &["request.auth.audiences"], one_of(text("shop")), true),
+        ("istio_authn", &["request.auth.presenter"], text("web"), true),
+        ("istio_authn", &["request.auth.claims", "a", "b"], text("c"), true),
+    ] {
+        assert_eq!(is_for(metadata(filter, path, Some(pattern.clone()))), expected, "{path:?} {pattern:?}");
+    }
+    let inverted = matcher::MetadataMatcher { invert: true, ..metadata(JWT, &["payload", "iss"], Some(text("idp"))) };
+    let listener = server(pack(&deny(Rule::Any(true), Identifier::Metadata(inverted))), None, None);
+    assert_eq!((outcome(&listener), outcome_of(&listener, &[token])), (REFUSED, Ok(())));
+}
+
 /// Hazards A12, A16 and A18.
 #[test]
 fn a16_a18_what_is_not_understood_is_refused_and_never_passed_over() {
@@ -225,8 +298,8 @@ fn a16_a18_what_is_not_understood_is_refused_and_never_passed_over() {
     of_rule(Some(Rule::Any(false)), "any: must be true");
     of_rule(Some(Rule::AndRules(Default::default())), "and_rules.rules: the list is empty");
     of_rule(Some(Rule::OrRules(Default::default())), "or_rules.rules: the list is empty");
-    of_rule(Some(Rule::Metadata(Default::default())), "metadata: not supported");
-    of_rule(Some(Rule::SourcedMetadata(Default::default())), "sourced_metadata: not supported");
+    of_rule(Some(Rule::Metadata(Default::default())), "metadata.value");
+    of_rule(Some(Rule::SourcedMetadata(Default::default())), "sourced_metadata.metadata_matcher");
     of_rule(Some(Rule::Matcher(Default::default())), "matcher: not supported");
     of_rule(Some(Rule::UrlPath(Default::default())), "url_path: no known rule");
     of_rule(Some(template("/**/*")), "behind ** there are literals only");
@@ -246,8 +319,33 @@ fn a16_a18_what_is_not_understood_is_refused_and_never_passed_over() {
     of_principal(None, "no known identifier");
     of_principal(Some(Identifier::Any(false)), "any: must be true");
     of_principal(Some(Identifier::AndIds(Default::default())), "and_ids.ids: the list is empty");
-    of_principal(Some(Identifier::Metadata(Default::default())), "metadata: not supported");
-    of_principal(Some(Identifier::SourcedMetadata(Default::default())), "sourced_metadata: not supported");
+    let text = || MatchPattern::StringMatch(exactly("a"));
+    for (filter, path, pattern, expected) in [
+        ("envoy.lb", &["payload", "iss"][..], Some(text()), "filter: nobody knows"),
+        ("envoy.filters.http.jwt_authn", &["other", "iss"], Some(text()), "path: "),
+        ("envoy.filters.http.jwt_authn", &["payload"], Some(text()), "path: "),
+        ("envoy.filters.http.jwt_authn", &[], Some(text()), "path: "),
+        ("envoy.filters.http.jwt_authn", &["payload", ""], Some(text()), "a segment without a key"),
+        ("istio_authn", &["request.auth.principal", "a"], Some(text()), "path: "),
+        ("istio_authn", &["request.auth.principal"], Some(MatchPattern::PresentMatch(true)), "only string_match"),
+        ("istio_authn", &["source.principal"], Some(text()), "path: "),
+        ("istio_authn", &["request.auth.audiences"], None, "no match pattern"),
+        ("istio_authn", &["request.auth.audiences"], Some(MatchPattern::PresentMatch(false)), "must be true"),
+        ("istio_authn", &["request.auth.audiences"], Some(MatchPattern::BoolMatch(true)), "bool_match: not supported"),
+        ("istio_authn", &["request.auth.audiences"], Some(MatchPattern::NullMatch(Default::default())), "null_match"),
+        ("istio_authn", &["request.auth.audiences"], Some(MatchPattern::DoubleMatch(Default::default())), "double"),
+        ("istio_authn", &["request.auth.audiences"], Some(MatchPattern::ListMatch(Default::default())), "list_match"),
+        ("istio_authn", &["request.auth.audiences"], Some(MatchPattern::OrMatch(Default::default())), "is empty"),
+    ] {
+        let test = metadata(filter, path, pattern);
+        of_principal(Some(Identifier::Metadata(test.clone())), expected);
+        of_rule(Some(Rule::Metadata(test)), expected);
+    }
+    let of_route = pb::SourcedMetadata {
+        metadata_matcher: Some(metadata("istio_authn", &["request.auth.principal"], Some(text()))),
+        metadata_source: pb::MetadataSource::Route.into(),
+    };
+    of_principal(Some(Identifier::SourcedMetadata(of_route)), "metadata_source: not supported");
     of_principal(Some(Identifier::Custom(Default::default())), "custom: not supported");
     of_principal(Some(filter_state("io.istio.peer_principal")), "is not known");
     let of_policy = |spoil: fn(&mut pb::Policy), expected: &str| {
