@@ -25,9 +25,8 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
         );
         found.push(Diagnostic::at(&meta.origin, Severity::Error, code, message).object(meta.id()).field("spec"));
     }
-    found.extend(
-        objects.refused.iter().filter_map(|object| guarded_all_the_same(object, &policy.mesh.fixed.root_namespace)),
-    );
+    let root = &*policy.mesh.fixed.root_namespace;
+    found.extend(objects.refused.iter().filter_map(|object| guarded_all_the_same(object, root)));
     for (hidden, winner) in policy.security.hidden() {
         let message = format!(
             "without effect: {} ({}) is for the same workloads, and is the one that counts",
@@ -41,7 +40,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     }
     for object in &objects.authorization_policies {
         check_targets(objects, &object.meta, &object.spec.targets(), found);
-        check_tokens(objects, object, found);
+        check_tokens(objects, object, root, found);
     }
     for object in &objects.request_authentications {
         check_targets(objects, &object.meta, &object.spec.targets(), found);
@@ -94,13 +93,13 @@ fn check_ports(object: &Object<PeerAuthentication>, policy: &Policy, found: &mut
 }
 
 /// A policy on tokens that nobody looks at.
-fn check_tokens(objects: &Objects, policy: &Object<AuthorizationPolicy>, found: &mut Vec<Diagnostic>) {
+fn check_tokens(objects: &Objects, policy: &Object<AuthorizationPolicy>, root: &str, found: &mut Vec<Diagnostic>) {
     let asks = policy.spec.rules.iter().filter_map(conditions).any(|read| read.asks_for_tokens());
-    let namespaces = [&*policy.meta.namespace, ROOT_NAMESPACE];
+    let namespaces = [&*policy.meta.namespace, root];
     let is_near = |meta: &Meta| namespaces.contains(&&*meta.namespace);
     if asks && !objects.request_authentications.iter().any(|object| is_near(&object.meta)) {
         let message = format!(
-            "no RequestAuthentication is in namespace {}, or in {ROOT_NAMESPACE} for all: no token is looked at, and every \
+            "no RequestAuthentication is in namespace {}, or in {root} for all: no token is looked at, and every \
              request counts as one without a token",
             policy.meta.namespace
         );
