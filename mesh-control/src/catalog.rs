@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use mesh_core::identity::SpiffeId;
 
 /// The kinds of resource, in make-before-break order: a new cluster and its endpoints travel before the
 /// route that names them (xDS protocol, "eventual consistency considerations").
@@ -95,16 +96,23 @@ pub struct Client {
     pub empty_means_all: bool,
     /// The WorkloadGroup that it says it belongs to (`AUTO_REGISTER_GROUP`).
     pub group: Option<Arc<str>>,
+    /// Who it is, where its stream came with a certificate of the mesh.
+    pub identity: Option<SpiffeId>,
 }
 
 /// Istio's label of a workload that has a certificate of the mesh.
 pub const TLS_MODE: &str = "security.istio.io/tlsMode";
 
 impl Client {
-    /// Whether it has a certificate of the mesh, where there are any: our library gets one, and others say so by Istio's
-    /// label `security.istio.io/tlsMode: istio`.
+    /// Whether it has a certificate of the mesh, where everybody can have one: our library gets one, and others say so.
     pub fn has_certificate(&self) -> bool {
-        self.class == ClientClass::Library || self.labels.get(TLS_MODE).is_some_and(|mode| mode == "istio")
+        self.class == ClientClass::Library || self.shows_certificate()
+    }
+
+    /// Whether it has a certificate of the mesh, as far as can be seen: it came with one, or it says so by Istio's label
+    /// `security.istio.io/tlsMode: istio`.
+    pub fn shows_certificate(&self) -> bool {
+        self.identity.is_some() || self.labels.get(TLS_MODE).is_some_and(|mode| mode == "istio")
     }
 
     /// A client of the namespace `default` that says nothing else of itself.
@@ -127,6 +135,7 @@ impl Client {
             locality: Default::default(),
             empty_means_all: class == ClientClass::Envoy,
             group: None,
+            identity: None,
         }
     }
 

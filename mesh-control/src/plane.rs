@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::analysis::examine;
+use crate::catalog::Client;
 use crate::config::file::mesh_file_name;
 use crate::config::load::{self, Scan, Unreadable};
 use crate::config::store::{Standing, Store, Wrong};
@@ -65,6 +66,10 @@ pub struct PlaneOptions {
     pub trust_domain: Option<TrustDomain>,
     /// Whether workloads get certificates of that trust domain from the server that this plane is behind.
     pub issues_certificates: bool,
+    /// Whether workloads may do without: one that came with a certificate uses mutual TLS with others that did, and everybody
+    /// else is called, and let in, in plaintext (PERMISSIVE) where no PeerAuthentication asks for more. Without this, mutual TLS
+    /// is STRICT wherever certificates are issued.
+    pub permissive: bool,
 }
 
 impl PlaneOptions {
@@ -134,6 +139,12 @@ impl PlaneOptions {
             scan.files.insert(mesh_file_name(file), text);
         }
         Ok(scan)
+    }
+
+    /// Whether workloads may do without certificates; see [`permissive`](field@Self::permissive).
+    pub fn permissive(mut self, permissive: bool) -> PlaneOptions {
+        self.permissive = permissive;
+        self
     }
 
     /// Whether the server issues certificates; see [`issues_certificates`](field@Self::issues_certificates).
@@ -253,6 +264,7 @@ impl Plane {
         let (settings, _) = MeshSettings::new(&Objects::default(), &options.given(), None);
         let (mut policy, _) = Policy::new(&Objects::default(), settings);
         policy.trust_domain = options.issues_certificates.then(|| policy.mesh.fixed.trust_domain.clone());
+        policy.security.is_permissive = options.permissive;
         let allow_unenforced = options.allow_unenforced;
         live.compiled = Arc::new(Compiled { policy, allow_unenforced, ..Compiled::default() });
         let snapshot = Snapshot { compiled: live.compiled.clone(), ..Snapshot::default() };
@@ -315,10 +327,29 @@ impl Plane {
         let _ = snapshots.wait_for(|snapshot| snapshot.config_generation() >= generation).await;
     }
 
-    /// Who a service account is by mutual TLS; `None` where no authority gives certificates, or nobody can have such a name.
-    pub(crate) fn identity(&self, namespace: &str, service_account: &str) -> Option<SpiffeId> {
-        let domain = self.snapshot().compiled.policy.trust_domain.clone()?;
-        SpiffeId::of_workload(&domain, namespace, service_account).ok()
+    /// Who a workload is by mutual TLS: who its certificate says, or, where none was seen, the service account that it names;
+    /// `None` where it has no certificate, or nobody can have such a name.
+    pub(crate) fn identity(&self, client: &Client, service_account: &str) -> Option<SpiffeId> {
+        let snapshot = self.snapshot();
+        let domain = snapshot.compiled.policy.trust_domain.as_ref().filter(|_| snapshot.is_certified(client))?;
+        match &client.identity {
+            Some(identity) => Some(identity.clone()),
+            None => SpiffeId::of_workload(domain, &client.namespace, service_account).ok(),
+        }
+    }
+
+    /// Why a workload may not register as what it says it is: its group is for another service account.
+    pub(crate) fn objection(&self, client: &Client, service_account: &str) -> Option<String> {
+        let snapshot = self.snapshot();
+        let group = client.group.as_ref()?;
+        let wanted = snapshot.compiled.policy.services.account_of_group(&client.namespace, group)?;
+        (wanted != service_account).then(|| {
+            let namespace = &client.namespace;
+            format!(
+                "the WorkloadGroup {namespace}/{group} is for the service account {wanted:?}, and this workload's is \
+                 {service_account:?}"
+            )
+        })
     }
 
     /// Takes in a workload, in place of an earlier one with the same key.
@@ -449,6 +480,7 @@ impl Inner {
             policy.outbound = OutboundTrafficPolicy::RegistryOnly;
         }
         policy.trust_domain = self.options.issues_certificates.then(|| policy.mesh.fixed.trust_domain.clone());
+        policy.security.is_permissive = self.options.permissive;
         diagnostics.retain(|finding| policy.trust_domain.is_none() || finding.code != Code::NeedsCertificates);
         let allow_unenforced = self.options.allow_unenforced;
         let cache = Mutex::default();

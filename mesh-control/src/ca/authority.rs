@@ -40,6 +40,7 @@ pub(crate) struct Authority {
     verifier: Arc<dyn ClientCertVerifier>,
     begins: u64,
     ends: u64,
+    root_ends: u64,
 }
 
 /// A certificate and its chain.
@@ -134,8 +135,16 @@ impl Authority {
             return Err(fault.map_or_else(|| anyhow!("there is no root certificate"), |why| why.context("the root")));
         }
         let issuer = Issuer::from_ca_cert_der(&signer, key).context("the authority's certificate cannot be used")?;
-        let mut authority =
-            Authority { domain, issuer, chain, verifier: verifier(&roots)?, roots, begins: seconds, ends: LAST };
+        let mut authority = Authority {
+            domain,
+            issuer,
+            chain,
+            verifier: verifier(&roots)?,
+            roots,
+            begins: seconds,
+            ends: LAST,
+            root_ends: LAST,
+        };
         authority.check(&signer, now)?;
         Ok(authority)
     }
@@ -159,6 +168,7 @@ impl Authority {
             bail!("a certificate of this authority does not lead to a root ({why}); is the chain complete?");
         };
         self.begins = validity(signer)?.0;
+        self.root_ends = ends;
         let all = self.chain.iter().map(|certificate| validity(certificate).map(|(_, ends)| ends));
         self.ends = all.collect::<anyhow::Result<Vec<_>>>()?.into_iter().fold(ends, u64::min);
         Ok(())
@@ -182,6 +192,11 @@ impl Authority {
     /// The roots.
     pub(crate) fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
+    }
+
+    /// When the root ends that it signs under, and when the first of what stands between it and a leaf, in seconds since 1970.
+    pub(super) fn ends(&self) -> (u64, u64) {
+        (self.root_ends, self.ends)
     }
 
     /// Whether two thirds of the signing certificate's life are over.

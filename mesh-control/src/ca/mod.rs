@@ -139,6 +139,11 @@ impl CertificateAuthority {
         self.current.load().roots_pem()
     }
 
+    /// When its root ends, and when the first certificate of its chain, in seconds since 1970.
+    pub(crate) fn ends(&self) -> (u64, u64) {
+        self.current.load().ends()
+    }
+
     /// A short name of them.
     pub(crate) fn roots_name(&self) -> String {
         mesh_core::tls::roots_fingerprint(self.roots_pem().as_bytes())

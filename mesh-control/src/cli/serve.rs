@@ -40,7 +40,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "DOMAIN")]
     trust_domain: Option<TrustDomain>,
     /// Signs certificates with the authority in this directory, in Istio's layout: ca-cert.pem, ca-key.pem, cert-chain.pem,
-    /// root-cert.pem. Without it, --state-dir keeps an authority of its own, unless --client-ca names one.
+    /// root-cert.pem. Without it, --state-dir keeps an authority of its own, unless --client-ca names one. With --ca-dir or
+    /// --dev, mutual TLS is STRICT unless a PeerAuthentication says otherwise, and with --state-dir alone PERMISSIVE.
     #[arg(long, value_name = "DIR")]
     ca_dir: Option<PathBuf>,
     /// How long the certificates of workloads hold, which are renewed after half of that. Seven days at most.
@@ -113,8 +114,9 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         only_loopback(args)?;
     }
     let mut options = PlaneOptions::default()
-        // An authority that only has a place gives certificates to who brings a token, so nobody is held to one yet.
-        .issues_certificates(args.dev || args.ca_dir.is_some())
+        .issues_certificates(has_authority(args))
+        // An authority that only has a place gives certificates to who brings a token, so nobody is held to one.
+        .permissive(!is_authority_named(args))
         .config_dir(&args.config)
         .allow_unenforced(args.allow_unenforced);
     options.trust_domain.clone_from(&args.trust_domain);
@@ -131,10 +133,11 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     }
     // After the state directory is locked: the authority may have its place there.
     let authority = authority(args, &plane.trust_domain())?;
-    if authority.is_some() && !args.dev && args.ca_dir.is_none() {
-        tracing::info!(
-            "the authority in --state-dir signs for those who bring a token, and the mesh does not ask its workloads for \
-             mutual TLS: connections are plaintext; --dev or --ca-dir makes it STRICT"
+    if authority.is_some() && !is_authority_named(args) {
+        tracing::warn!(
+            "mutual TLS is PERMISSIVE: the authority in --state-dir signs for those who bring a token, they use mutual TLS among \
+             themselves, and everybody else is let in and called in plaintext; a PeerAuthentication (STRICT), --dev or --ca-dir \
+             asks for more"
         );
     }
     let certificates = authority.map(|authority| Certificates::new(authority).dev(args.dev).ttl(args.certificate_ttl));
@@ -202,16 +205,23 @@ fn only_loopback(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether somebody said which authority the mesh has.
+fn is_authority_named(args: &Args) -> bool {
+    args.ca_dir.is_some() || args.dev
+}
+
+/// Whether it has one. Where there only is a place for it, one that the operator names goes before: a trust domain has one.
+fn has_authority(args: &Args) -> bool {
+    is_authority_named(args) || (args.state_dir.is_some() && args.client_ca.is_none())
+}
+
 /// Who vouches for workloads: a plugged-in authority, or one of our own where there is a place for it, or nobody needs
 /// to prove anything to it.
 fn authority(args: &Args, domain: &TrustDomain) -> anyhow::Result<Option<Arc<CertificateAuthority>>> {
-    let is_named = args.ca_dir.is_some() || args.dev;
-    if !is_named && args.state_dir.is_none() {
-        return Ok(None);
-    }
-    // A trust domain has one authority.
-    if !is_named && args.client_ca.is_some() {
-        tracing::info!("--client-ca names who vouches for workloads, so there is no authority in --state-dir");
+    if !has_authority(args) {
+        if args.state_dir.is_some() {
+            tracing::info!("--client-ca names who vouches for workloads, so there is no authority in --state-dir");
+        }
         return Ok(None);
     }
     let authority = super::ca::open(args.ca_dir.as_deref(), args.state_dir.as_deref(), domain)?;

@@ -137,6 +137,7 @@ fn workloads(status: &Status, out: &mut String) {
         let labels: Vec<_> = workload.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let state = match workload.expires_seconds {
             Some(left) => format!("lost, gone in {left:.0}s"),
+            None if workload.certificate == "claimed" => "connected, certificate claimed and not seen".to_owned(),
             None => "connected".to_owned(),
         };
         let serves = match &workload.note {
@@ -237,6 +238,7 @@ mod tests {
                 user_agent: "gRPC C-core".to_owned(),
                 namespace: "shop".to_owned(),
                 labels: Default::default(),
+                identity: None,
                 peer: [10, 0, 0, 1].into(),
                 protocol: "sotw".to_owned(),
                 connected_since: 0,

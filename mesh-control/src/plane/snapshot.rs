@@ -209,15 +209,17 @@ impl Snapshot {
     }
 
     /// Whether a client has a certificate of this mesh.
-    fn is_certified(&self, client: &Client) -> bool {
-        client.has_certificate() && self.compiled.policy.trust_domain.is_some()
+    pub(super) fn is_certified(&self, client: &Client) -> bool {
+        let Policy { security, trust_domain, .. } = &self.compiled.policy;
+        let has_one = if security.is_permissive { client.shows_certificate() } else { client.has_certificate() };
+        has_one && trust_domain.is_some()
     }
 
     /// Whether a server must be called by mutual TLS, and cannot be.
     fn lacks_certificate(&self, client: &Client, served: Served<'_>) -> bool {
         let Policy { services, security, trust_domain, .. } = &self.compiled.policy;
         let is_strict = || security.server_tls(served, services) == ServerTls::Strict;
-        trust_domain.is_some() && !client.has_certificate() && is_strict()
+        trust_domain.is_some() && !self.is_certified(client) && is_strict()
     }
 
     /// What says which endpoints speak mutual TLS, as a number: all of the configuration may have its part in it.

@@ -24,6 +24,8 @@ pub struct Security {
     access: Vec<(Selection, AccessPolicy)>,
     tokens: Vec<(Selection, Vec<TokenRule>)>,
     peers: Vec<Peers>,
+    /// Whether mutual TLS is PERMISSIVE where no PeerAuthentication says anything.
+    pub is_permissive: bool,
 }
 
 /// A server of a workload.
@@ -203,10 +205,11 @@ impl Security {
         wide.into_iter().find(|peers| peers.mode != MtlsMode::Unset).map(|peers| (peers, peers.mode))
     }
 
-    /// How a server's connections are secured in a mesh whose workloads have certificates: STRICT, unless a
-    /// PeerAuthentication says otherwise.
+    /// How a server's connections are secured in a mesh whose workloads have certificates: STRICT (PERMISSIVE, where they need
+    /// not have any), unless a PeerAuthentication says otherwise.
     pub fn server_tls(&self, served: Served<'_>, services: &Services) -> ServerTls {
         match self.in_force(served, services).map(|(_, mode)| mode) {
+            None | Some(MtlsMode::Unset) if self.is_permissive => ServerTls::Permissive,
             None | Some(MtlsMode::Unset | MtlsMode::Strict) => ServerTls::Strict,
             Some(MtlsMode::Permissive) => ServerTls::Permissive,
             Some(MtlsMode::Disable) => ServerTls::Plaintext,

@@ -273,6 +273,13 @@ impl Services {
         self.refused_groups.get(&(namespace.clone(), group?.clone()))
     }
 
+    /// The service account that the members of a group have to have, where it says.
+    pub fn account_of_group(&self, namespace: &Arc<str>, group: &Arc<str>) -> Option<&str> {
+        let group = self.groups.get(&(namespace.clone(), group.clone()))?;
+        let template = group.spec.template.as_ref()?;
+        Some(template.service_account.as_str()).filter(|account| !account.is_empty())
+    }
+
     /// The endpoints of a service that are written down, in its own object or in WorkloadEntries.
     pub fn written(&self, id: ServiceId) -> impl Iterator<Item = &WrittenEndpoint> {
         let own = self.all.get(id.0).into_iter().flat_map(|service| &service.endpoints);

@@ -24,8 +24,7 @@ impl Workloads for Plane {
         let key = workload.key().to_string();
         let Workload { client, about, address } = workload;
         let base = registry::Workload::new(&key, &client.namespace, &about.name, address);
-        let identity =
-            client.has_certificate().then(|| self.identity(&client.namespace, &about.service_account)).flatten();
+        let identity = self.identity(&client, &about.service_account);
         Plane::register(
             self,
             registry::Workload {
@@ -39,6 +38,10 @@ impl Workloads for Plane {
                 ..base
             },
         );
+    }
+
+    fn objection(&self, workload: &Workload) -> Option<String> {
+        Plane::objection(self, &workload.client, &workload.about.service_account)
     }
 
     fn unregister(&self, key: &WorkloadKey) {

@@ -378,3 +378,121 @@ async fn the_secured_listener_takes_certificates_of_a_root_that_came_while_it_ru
     let chain = tokio::time::timeout(PATIENCE, accepted).await.expect("the new root is known");
     assert_eq!(chain[1], issued.chain[1], "of the new root");
 }
+
+#[tokio::test]
+async fn x10_a_registration_is_its_identitys_and_nobody_elses() {
+    use mesh_control::catalog::Kind;
+    let served = Served::start(false, false).await;
+    let listener = "xds.istio.io/grpc/lds/inbound/127.0.0.1:9080";
+    let (key, issued) = served.mesh.issue_with_key(&WEB.parse().unwrap(), 600, SystemTime::now()).unwrap();
+    let mut web = Delta::open(served.secured(Some((&key, &issued.chain[..2]))).await, node("mesh-core")).await.unwrap();
+    web.send(Kind::Listener, &[listener], &[]).await;
+    web.take().await;
+    // The same node id, or another one, at the same address, by another identity or without any.
+    let admin = "spiffe://cluster.local/ns/shop/sa/admin";
+    let (key, issued) = served.mesh.issue_with_key(&admin.parse().unwrap(), 600, SystemTime::now()).unwrap();
+    let by_admin = served.secured(Some((&key, &issued.chain[..2]))).await;
+    let other = envoy_types::pb::envoy::config::core::v3::Node { id: "other".to_owned(), ..node("mesh-core") };
+    for (channel, node) in [
+        (plain(served.fixture.address).await, node("mesh-core")),
+        (plain(served.fixture.address).await, other.clone()),
+        (by_admin.clone(), node("mesh-core")),
+        (by_admin, other),
+    ] {
+        let mut taker = Delta::open(channel, node).await.unwrap();
+        taker.send(Kind::Listener, &[listener], &[]).await;
+        let refused = taker.responses.message().await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+        assert!(refused.message().contains("127.0.0.1:9080"), "{refused}");
+    }
+    let report = served.fixture.report();
+    let [workload] = &report.workloads[..] else { panic!("{report:?}") };
+    assert_eq!((workload.identity.as_deref(), &*workload.certificate), (Some(WEB), "seen"));
+    assert_eq!(*served.fixture.registry.told.lock().unwrap(), ["+127.0.0.1:9080"], "it is as it was");
+    let told = report.turned_away.iter().find(|one| one.reason == "registration").expect("it is told");
+    assert_eq!(told.count, 4);
+}
+
+#[tokio::test]
+async fn a_member_of_a_workload_group_has_the_service_account_of_the_group() {
+    use mesh_control::catalog::Kind;
+    let yaml = "
+apiVersion: networking.istio.io/v1
+kind: WorkloadGroup
+metadata: {name: vms, namespace: shop}
+spec: {template: {serviceAccount: web}}
+";
+    let control = Embedded::start(Config::yaml(yaml), mesh_control::embedded::Options::default()).await.unwrap();
+    let joins = async |account: &str| {
+        let text = |text: &str| Value { kind: Some(value::Kind::StringValue(text.to_owned())) };
+        let fields = [("SERVICE_ACCOUNT", account), ("AUTO_REGISTER_GROUP", "vms")];
+        let fields = fields.map(|(key, value)| (key.to_owned(), text(value)));
+        let mut node = node("mesh-core");
+        node.metadata = Some(Struct { fields: fields.into() });
+        let mut client = Delta::open(plain(control.xds_addr()).await, node).await.unwrap();
+        client.send(Kind::Listener, &["xds.istio.io/grpc/lds/inbound/127.0.0.1:9080"], &[]).await;
+        client.responses.message().await.map(drop)
+    };
+    let refused = joins("admin").await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("shop/vms") && refused.message().contains("\"web\""), "{refused}");
+    assert!(control.status().workloads.is_empty() && control.status().turned_away.len() == 1);
+    joins("web").await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_issued_and_what_was_denied_is_counted_under_istios_names() {
+    let served = Served::start(true, false).await;
+    let channel = plain(served.fixture.address).await;
+    create(channel.clone(), request(&NAMES), None).await.unwrap();
+    for (request, token) in [
+        (request(&NAMES), Some("Bearer nonsense")),
+        (request(&NAMES), Some("Basic nonsense")),
+        (request(&[("NAMESPACE", "")]), None),
+        (IstioCertificateRequest { csr: "nonsense".to_owned(), ..request(&NAMES) }, None),
+        (IstioCertificateRequest { csr: "A".repeat(1 << 20), ..request(&NAMES) }, None),
+    ] {
+        create(channel.clone(), request, token).await.unwrap_err();
+    }
+    let metrics = served.fixture.metrics();
+    for line in [
+        "citadel_server_csr_count 6",
+        "citadel_server_success_cert_issuance_count 1",
+        "citadel_server_authentication_failure_count 1",
+        "citadel_server_csr_parsing_err_count 4",
+        "citadel_server_csr_sign_err_count 0",
+        "mesh_certificates_denied_total{reason=\"unreadable\"} 3",
+        "mesh_certificates_denied_total{reason=\"unauthenticated\"} 1",
+        "mesh_certificates_denied_total{reason=\"request\"} 1",
+    ] {
+        assert!(metrics.lines().any(|one| one == line), "{line} in {metrics}");
+    }
+    let value = |name: &str| -> u64 {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&format!("{name} "))).expect(name);
+        line.parse().unwrap()
+    };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let day = 24 * 3600;
+    assert!(value("citadel_server_root_cert_expiry_timestamp") > now + 3_600 * day);
+    assert!((29 * day..=30 * day).contains(&value("citadel_server_cert_chain_expiry_seconds")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_thousand_workloads_of_one_identity_that_renew_at_once_all_get_their_certificates() {
+    let served = Served::start(true, false).await;
+    let request = request(&NAMES);
+    let all = (0..2_000).map(|_| {
+        let (server, request) = (served.fixture.server.clone(), request.clone());
+        tokio::spawn(async move {
+            let connect = ServiceFn(move || {
+                let server = server.clone();
+                async move { server.connect().await.map(TokioIo::new) }
+            });
+            let own = Endpoint::from_static("http://control").connect_with_connector(connect).await.unwrap();
+            create(own, request, None).await.map(|chain| chain.len())
+        })
+    });
+    for one in futures_util::future::join_all(all).await {
+        assert_eq!(one.unwrap().map_err(|status| status.to_string()), Ok(3));
+    }
+}

@@ -13,12 +13,13 @@ use tonic::Code;
 
 use crate::certificates::{NAMES, WEB, create, owner, plain, request};
 use crate::process::{output, text};
+use crate::secured::Authority;
 
 /// A server whose log can be read.
 pub(crate) struct Logged {
     child: Child,
     pub(crate) xds: SocketAddr,
-    _status: SocketAddr,
+    pub(crate) status: SocketAddr,
 }
 
 impl Logged {
@@ -27,10 +28,14 @@ impl Logged {
     }
 
     pub(crate) fn at(xds: &str, config: &Path, more: &[&str]) -> Logged {
+        Logged::saying("info", xds, config, more)
+    }
+
+    pub(crate) fn saying(level: &str, xds: &str, config: &Path, more: &[&str]) -> Logged {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
         command.args(["serve", "--config", config.to_str().unwrap(), "--log-format", "json"]);
         command.args(["--xds-addr", xds, "--status-addr", "127.0.0.1:0"]).args(more);
-        let mut child = command.env("RUST_LOG", "info").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command.env("RUST_LOG", level).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut address = |name: &str| loop {
             let mut line = String::new();
@@ -40,7 +45,7 @@ impl Logged {
             }
         };
         let (xds, status) = (address("xds"), address("status"));
-        Logged { child, xds, _status: status }
+        Logged { child, xds, status }
     }
 
     /// Ends it, and reads what it logged.
@@ -67,18 +72,23 @@ pub(crate) fn audit(log: &str) -> Vec<serde_json::Value> {
 
 /// An authority in Istio's layout.
 pub(crate) fn plugged_in() -> tempfile::TempDir {
-    let ca = tempfile::tempdir().unwrap();
-    let authority = crate::secured::Authority::signing();
-    for (name, text) in [
-        ("ca-cert.pem", authority.0.pem()),
-        ("cert-chain.pem", String::new()),
-        ("root-cert.pem", authority.0.pem()),
-        ("ca-key.pem", authority.0.key().serialize_pem()),
-    ] {
-        fs::write(ca.path().join(name), text).unwrap();
-    }
-    fs::set_permissions(ca.path().join("ca-key.pem"), fs::Permissions::from_mode(0o600)).unwrap();
+    let (ca, root) = (tempfile::tempdir().unwrap(), Authority::signing());
+    plug_in(ca.path(), &root.intermediate(), &[&root]);
     ca
+}
+
+/// Puts an authority in the place of the one before it, with the roots that are handed out.
+pub(crate) fn plug_in(ca: &Path, signer: &Authority, roots: &[&Authority]) {
+    let key = ca.join("ca-key.pem");
+    for (name, text) in [
+        ("ca-cert.pem", signer.0.pem()),
+        ("cert-chain.pem", String::new()),
+        ("root-cert.pem", roots.iter().map(|root| root.0.pem()).collect()),
+        ("ca-key.pem", signer.0.key().serialize_pem()),
+    ] {
+        fs::write(ca.join(name), text).unwrap();
+    }
+    fs::set_permissions(key, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 fn path(dir: &tempfile::TempDir, name: &str) -> String {

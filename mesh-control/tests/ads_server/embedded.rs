@@ -161,8 +161,8 @@ async fn while_a_restarted_control_plane_settles_nobody_loses_endpoints() {
     let held_version = held.resources[0].version.clone();
     drop((servers, before));
 
-    let after = Embedded::start(Config::yaml(SHOP), options).await.unwrap();
     let start = tokio::time::Instant::now();
+    let after = Embedded::start(Config::yaml(SHOP), options).await.unwrap();
     let mut client = Delta::open(socket(&after).await, labelled("web", "web")).await.unwrap();
     client.resume(Kind::Endpoints, CLUSTER, &held_version).await;
     let mut server = Delta::open(socket(&after).await, labelled("reviews-0", "reviews")).await.unwrap();

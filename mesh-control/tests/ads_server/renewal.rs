@@ -11,8 +11,9 @@ use mesh_core::xds::{Bootstrap, XdsSource};
 use mesh_tower::Mesh;
 use mesh_tower::server::ConnectionInfo;
 
-use crate::certificates_process::{Logged, audit, plugged_in};
+use crate::certificates_process::{Logged, audit, plug_in, plugged_in};
 use crate::process::{output, text};
+use crate::secured::Authority;
 use crate::support::{PATIENCE, until};
 
 const SHOP: &str = "
@@ -144,4 +145,106 @@ async fn a_spent_token_gets_nothing_and_the_error_says_what_to_do() {
         Mesh::builder().source(XdsSource::new(written)).cold_start_wait(Duration::from_secs(8)).start().unwrap();
     let refused = get(&again).await.unwrap_err();
     assert!(refused.contains("mesh-control token create"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rotations_of_leaf_intermediate_and_root_and_an_authority_that_is_down_fail_no_request() {
+    let (config, state, ca) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(config.path().join("shop.yaml"), SHOP).unwrap();
+    let (state_dir, ca_dir) = (state.path().to_str().unwrap(), ca.path().to_str().unwrap());
+    // It settles after each start, as it does unless it is told otherwise: nobody is missed who has not come back yet.
+    let more = ["--state-dir", state_dir, "--ca-dir", ca_dir, "--certificate-ttl", "10"];
+    let (old, new) = (Authority::signing(), Authority::signing());
+    plug_in(ca.path(), &old.intermediate(), &[&old]);
+    let mut control = Logged::start(config.path(), &more);
+    let address = control.xds.to_string();
+    let web = mesh(bootstrap(state.path(), control.xds, "web"));
+    let caller = mesh(bootstrap(state.path(), control.xds, "caller"));
+    serve(&web).await;
+    assert_eq!(get(&caller).await.as_deref(), Ok(CALLER));
+    let load = Load::start(&caller, CALLER);
+    renewed(&[&web, &caller], 2).await;
+    let signer = new.intermediate();
+    for (signer, roots) in [
+        // The next root is known before it signs, and the old one until nobody has a certificate of it.
+        (&old.intermediate(), &[&old, &new][..]),
+        (&signer, &[&old, &new]),
+        (&signer, &[&new]),
+    ] {
+        drop(control);
+        plug_in(ca.path(), signer, roots);
+        control = Logged::at(&address, config.path(), &more);
+        renewed(&[&web, &caller], 1).await;
+    }
+    // Down for half of a certificate's life, from the moment on when both have a new one.
+    drop(control);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let _control = Logged::at(&address, config.path(), &more);
+    renewed(&[&web, &caller], 1).await;
+    load.end();
+}
+
+/// A workload of `shop` in development mode, called like its account.
+fn developing(server: SocketAddr, account: &str) -> Bootstrap {
+    Bootstrap::new(server.to_string())
+        .node_id(format!("mesh~127.0.0.1~{account}.shop~shop.svc.cluster.local"))
+        .metadata("NAMESPACE", "shop")
+        .metadata("SERVICE_ACCOUNT", account)
+        .metadata("LABELS", serde_json::json!({"app": account}))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workloads_get_over_an_authority_that_lost_its_root_in_a_restart() {
+    let config = tempfile::tempdir().unwrap();
+    std::fs::write(config.path().join("shop.yaml"), SHOP).unwrap();
+    let more = ["--dev", "--settle", "0"];
+    let control = Logged::start(config.path(), &more);
+    let address = control.xds;
+    let web = mesh(developing(address, "web"));
+    let caller = mesh(developing(address, "caller"));
+    serve(&web).await;
+    assert_eq!(get(&caller).await.as_deref(), Ok(CALLER));
+    drop(control);
+    // Without a state directory it has a new root.
+    let _control = Logged::at(&address.to_string(), config.path(), &more);
+    renewed(&[&web, &caller], 1).await;
+    // Who knows the new root alone, and who was there before: they understand each other.
+    let young = mesh(developing(address, "caller"));
+    let reaches = async |client: &Mesh| while get(client).await.as_deref() != Ok(CALLER) {};
+    for client in [&young, &caller] {
+        tokio::time::timeout(PATIENCE, reaches(client)).await.expect("it gets through");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_state_directory_alone_who_has_a_certificate_uses_it_and_everybody_else_gets_in() {
+    let (config, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(config.path().join("shop.yaml"), SHOP).unwrap();
+    let control = Logged::start(config.path(), &["--state-dir", state.path().to_str().unwrap(), "--settle", "0"]);
+    let web = mesh(bootstrap(state.path(), control.xds, "web"));
+    serve(&web).await;
+    let caller = mesh(bootstrap(state.path(), control.xds, "caller"));
+    assert_eq!(get(&caller).await.as_deref(), Ok(CALLER), "mutual TLS");
+    let nobody = mesh(developing(control.xds, "nobody"));
+    assert_eq!(get(&nobody).await.as_deref(), Ok("nobody"), "plaintext");
+    let status = output(&["status", "--addr", &control.status.to_string(), "-o", "json"]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    let workload = &status["workloads"][0];
+    assert_eq!(workload["certificate"], "seen", "{status}");
+    assert_eq!(workload["identity"], "spiffe://cluster.local/ns/shop/sa/web");
+    let log = control.log();
+    assert!(log.contains("mutual TLS is PERMISSIVE"), "{log}");
+
+    // Whoever wants more says so, and nobody without a certificate gets in.
+    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: all, namespace: shop}\n\
+                  spec: {mtls: {mode: STRICT}}\n";
+    std::fs::write(config.path().join("strict.yaml"), strict).unwrap();
+    let control = Logged::start(config.path(), &["--state-dir", state.path().to_str().unwrap(), "--settle", "0"]);
+    let web = mesh(bootstrap(state.path(), control.xds, "web"));
+    serve(&web).await;
+    let caller = mesh(bootstrap(state.path(), control.xds, "caller"));
+    assert_eq!(get(&caller).await.as_deref(), Ok(CALLER));
+    let nobody = mesh(developing(control.xds, "nobody"));
+    get(&nobody).await.unwrap_err();
 }

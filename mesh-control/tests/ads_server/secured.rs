@@ -28,10 +28,21 @@ impl Authority {
 
     /// One that says what it signs, and is called so.
     pub(crate) fn signing() -> Authority {
+        Authority(CertifiedIssuer::self_signed(Authority::params(), KeyPair::generate().unwrap()).unwrap())
+    }
+
+    /// One that signs for it.
+    pub(crate) fn intermediate(&self) -> Authority {
+        Authority(CertifiedIssuer::signed_by(Authority::params(), KeyPair::generate().unwrap(), &self.0).unwrap())
+    }
+
+    fn params() -> CertificateParams {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
-        Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+        // Verifiers find an issuer by its name.
+        params.distinguished_name.push(rcgen::DnType::CommonName, format!("authority {:x}", fastrand::u64(..)));
+        params
     }
 
     /// A certificate for a name, and its key.

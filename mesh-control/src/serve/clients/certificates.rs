@@ -2,18 +2,26 @@
 //! becomes of it.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::identity::SpiffeId;
 
 use crate::ca::{CertificateAuthority, DEFAULT_TTL, Issued, Pending, Refused, Tokens};
-use crate::serve::clients::admission::Admission;
+use crate::serve::clients::admission::{Admission, Crowded};
 use crate::serve::clients::attest::{Attested, Caller, Claim, Denied, Method, attest, fits};
+use crate::serve::clients::metrics::{family, single};
 
-/// Certificates that one identity gets per second, after a burst of so many: what many replicas need that start or
-/// renew at once, and what leaves the others most of a core.
-const LIMIT: (u32, u32) = (50, 200);
+/// Certificates that one connection gets per second, after a burst of so many. A workload makes a connection for each.
+const OF_A_CONNECTION: (u32, u32) = (50, 200);
+/// Certificates that one identity gets per second, after a burst of so many: two thousand replicas that start or renew at
+/// once have theirs within five seconds, and the others most of a core.
+const OF_AN_IDENTITY: (u32, u32) = (400, 200);
+/// How long a request waits for its turn; who would have to wait longer is sent away.
+const PATIENCE: Duration = Duration::from_secs(6);
 /// Identities that are remembered before those that have not asked of late are forgotten.
 const MANY: usize = 10_000;
 
@@ -79,6 +87,8 @@ pub(crate) struct Application {
 /// Why there is no certificate.
 #[derive(Debug)]
 pub(crate) enum Rejection {
+    /// It is no request, or its credential none.
+    Unreadable(String),
     Denied(Denied),
     /// The same identity has asked too often.
     Throttled,
@@ -88,9 +98,23 @@ pub(crate) enum Rejection {
 impl Rejection {
     fn reason(&self) -> String {
         match self {
+            Rejection::Unreadable(why) => why.clone(),
             Rejection::Denied(Denied::Unauthenticated(why) | Denied::Forbidden(why)) => why.clone(),
             Rejection::Throttled => "this identity asks too often; try again later".to_owned(),
             Rejection::Refused(refused) => refused.to_string(),
+        }
+    }
+
+    /// One of [`REASONS`].
+    fn word(&self) -> &'static str {
+        match self {
+            Rejection::Unreadable(_) => "unreadable",
+            Rejection::Denied(Denied::Unauthenticated(_)) => "unauthenticated",
+            Rejection::Denied(Denied::Forbidden(_)) => "forbidden",
+            Rejection::Throttled => "throttled",
+            Rejection::Refused(Refused::Request(_)) => "request",
+            Rejection::Refused(Refused::Identity(_)) => "identity",
+            Rejection::Refused(Refused::Authority(_)) => "authority",
         }
     }
 }
@@ -101,60 +125,110 @@ impl std::fmt::Display for Rejection {
     }
 }
 
+/// How often one connection has asked.
+#[derive(Debug)]
+pub(crate) struct Asked(Mutex<Admission>);
+
+impl Default for Asked {
+    fn default() -> Self {
+        let (rate, burst) = OF_A_CONNECTION;
+        Asked(Mutex::new(Admission::new(rate, burst, Duration::ZERO)))
+    }
+}
+
+/// Somebody whose turn it is, after a while.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    pub(crate) wait: Duration,
+    identity: SpiffeId,
+    method: Method,
+    token: Option<Pending>,
+}
+
 /// See the [module](self).
 pub(crate) struct Desk {
     offers: Certificates,
     limits: Mutex<Limits>,
+    counts: Counts,
 }
 
 impl Desk {
     pub(crate) fn new(offers: Certificates) -> Desk {
-        Desk { offers, limits: Mutex::default() }
+        Desk { offers, limits: Mutex::default(), counts: Counts::default() }
     }
 
     pub(crate) fn authority(&self) -> &Arc<CertificateAuthority> {
         &self.offers.authority
     }
 
-    /// Answers an application, and notes it.
-    pub(crate) fn apply(
+    /// Takes an application: who it is of, and when it is their turn. A rejection is noted.
+    pub(crate) fn take(
         &self,
         application: &Application,
         caller: &Caller,
+        asked: &Asked,
         now: (SystemTime, Instant),
-    ) -> Result<Issued, Rejection> {
+    ) -> Result<Turn, Rejection> {
         let mut who = None;
-        let answer = self.decide(application, caller, &mut who, now);
-        let peer = caller.ip;
-        let (identity, method) = match &who {
+        let taken = self.decide(application, caller, asked, &mut who, now);
+        taken.inspect_err(|rejection| self.note(who.as_ref(), caller.ip, rejection))
+    }
+
+    /// Signs for somebody whose turn has come, and notes it.
+    pub(crate) fn serve(
+        &self,
+        application: &Application,
+        turn: Turn,
+        caller: &Caller,
+        wall: SystemTime,
+    ) -> Result<Issued, Rejection> {
+        let Turn { identity, method, token, .. } = turn;
+        let issued = self.issue(application, &identity, token, wall);
+        match &issued {
+            Ok(issued) => {
+                Counts::add(&self.counts.issued);
+                tracing::info!(
+                    target: "mesh_control::audit",
+                    serial = issued.serial,
+                    identity = identity.as_str(),
+                    method = method.to_string(),
+                    peer = %caller.ip,
+                    ttl = issued.ttl.as_secs(),
+                    "certificate issued"
+                );
+            }
+            Err(rejection) => self.note(Some(&(identity, method)), caller.ip, rejection),
+        }
+        issued
+    }
+
+    /// Notes a request that cannot be read.
+    pub(crate) fn unreadable(&self, peer: IpAddr, why: &str) -> Rejection {
+        Counts::add(&self.counts.requests);
+        let rejection = Rejection::Unreadable(why.to_owned());
+        self.note(None, peer, &rejection);
+        rejection
+    }
+
+    fn note(&self, who: Option<&(SpiffeId, Method)>, peer: IpAddr, rejection: &Rejection) {
+        self.counts.rejected(rejection);
+        let (identity, method) = match who {
             Some((identity, method)) => (identity.as_str(), method.to_string()),
             None => ("", String::new()),
         };
-        match &answer {
-            Ok(issued) => tracing::info!(
-                target: "mesh_control::audit",
-                serial = issued.serial,
-                identity,
-                method,
-                %peer,
-                ttl = issued.ttl.as_secs(),
-                "certificate issued"
-            ),
-            Err(rejection) => {
-                let reason = rejection.reason();
-                tracing::warn!(target: "mesh_control::audit", identity, method, %peer, reason, "certificate denied");
-            }
-        }
-        answer
+        let reason = rejection.reason();
+        tracing::warn!(target: "mesh_control::audit", identity, method, %peer, reason, "certificate denied");
     }
 
     fn decide(
         &self,
         application: &Application,
         caller: &Caller,
+        asked: &Asked,
         who: &mut Option<(SpiffeId, Method)>,
         (wall, now): (SystemTime, Instant),
-    ) -> Result<Issued, Rejection> {
+    ) -> Result<Turn, Rejection> {
+        Counts::add(&self.counts.requests);
         let Certificates { authority, dev, .. } = &self.offers;
         let attested =
             attest(caller, &application.claim, &authority.trust_domain(), *dev).map_err(Rejection::Denied)?;
@@ -173,17 +247,26 @@ impl Desk {
         if token.is_some() {
             fits(&application.claim, &identity).map_err(Rejection::Denied)?;
         }
-        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         // Before anything that takes long.
-        if !limits.admit(&identity, now) {
-            return Err(Rejection::Throttled);
-        }
-        drop(limits);
+        let crowded = |_| Rejection::Throttled;
+        asked.0.lock().unwrap_or_else(PoisonError::into_inner).admit(now).map_err(crowded)?;
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = limits.admit(&identity, now).map_err(crowded)?;
+        Ok(Turn { wait, identity, method, token })
+    }
+
+    fn issue(
+        &self,
+        application: &Application,
+        identity: &SpiffeId,
+        token: Option<Pending>,
+        wall: SystemTime,
+    ) -> Result<Issued, Rejection> {
         let ttl = match application.ttl {
             0 => i64::try_from(self.offers.ttl.as_secs()).unwrap_or(i64::MAX),
             asked => asked,
         };
-        let issued = authority.issue(&application.csr, &identity, ttl, wall).map_err(Rejection::Refused)?;
+        let issued = self.authority().issue(&application.csr, identity, ttl, wall).map_err(Rejection::Refused)?;
         // At last, so that a request that cannot be signed does not cost the token; the certificate is handed out to the
         // one who got as far as this.
         if let Some(pending) = token {
@@ -197,6 +280,71 @@ impl Desk {
             return Err(Denied::Unauthenticated("this server takes no tokens: it has no --state-dir".to_owned()));
         };
         tokens.look(token, wall).map_err(|why| Denied::Unauthenticated(why.to_string()))
+    }
+
+    /// Appends what was issued and what was not as Prometheus text, by Istio's names where it has them.
+    pub(crate) fn write(&self, out: &mut String, now: SystemTime) {
+        self.counts.write(out);
+        let (root, chain) = self.authority().ends();
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        for (name, what, ends) in [("root_cert", "root", root), ("cert_chain", "chain", chain)] {
+            let timestamp = format!("citadel_server_{name}_expiry_timestamp");
+            single(out, &timestamp, "gauge", &format!("When the {what} that signs expires, in Unix time."), ends);
+            let seconds = format!("citadel_server_{name}_expiry_seconds");
+            let left = ends.saturating_sub(now);
+            single(out, &seconds, "gauge", &format!("Seconds until the {what} that signs expires."), left);
+        }
+    }
+}
+
+/// What became of all requests.
+#[derive(Debug, Default)]
+struct Counts {
+    requests: AtomicU64,
+    issued: AtomicU64,
+    rejected: [AtomicU64; REASONS.len()],
+}
+
+/// Why there was no certificate, in one word.
+const REASONS: [&str; 7] =
+    ["unreadable", "unauthenticated", "forbidden", "throttled", "request", "identity", "authority"];
+
+impl Counts {
+    fn add(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn rejected(&self, rejection: &Rejection) {
+        let index = REASONS.iter().position(|reason| *reason == rejection.word());
+        index.and_then(|index| self.rejected.get(index)).iter().for_each(|counter| Counts::add(counter));
+    }
+
+    fn write(&self, out: &mut String) {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let of = |words: &[&str]| -> u64 {
+            let counts = REASONS.iter().zip(&self.rejected).filter(|(reason, _)| words.contains(reason));
+            counts.map(|(_, counter)| get(counter)).sum()
+        };
+        let unknown = of(&["unauthenticated", "forbidden"]);
+        for (name, help, value) in [
+            ("csr_count", "Requests for a certificate.", get(&self.requests)),
+            ("success_cert_issuance_count", "Certificates issued.", get(&self.issued)),
+            ("authentication_failure_count", "Requests of somebody who could not prove who they are.", unknown),
+            (
+                "csr_parsing_err_count",
+                "Requests that could not be read or signed as they are.",
+                of(&["request", "unreadable"]),
+            ),
+            ("id_extraction_err_count", "Requests for an identity of another trust domain.", of(&["identity"])),
+            ("csr_sign_err_count", "Requests that the authority could not sign.", of(&["authority"])),
+        ] {
+            single(out, &format!("citadel_server_{name}"), "counter", help, value);
+        }
+        let name = "mesh_certificates_denied_total";
+        family(out, name, "counter", "Requests for a certificate that were denied, by reason.");
+        for (reason, counter) in REASONS.iter().zip(&self.rejected) {
+            let _ = writeln!(out, "{name}{{reason=\"{reason}\"}} {}", get(counter));
+        }
     }
 }
 
@@ -217,16 +365,17 @@ fn spend(pending: Pending) -> Result<(), Rejection> {
 struct Limits(HashMap<SpiffeId, Admission>);
 
 impl Limits {
-    fn admit(&mut self, identity: &SpiffeId, now: Instant) -> bool {
+    /// How long this one waits for its turn.
+    fn admit(&mut self, identity: &SpiffeId, now: Instant) -> Result<Duration, Crowded> {
         if let Some(admission) = self.0.get_mut(identity) {
-            return admission.admit(now).is_ok();
+            return admission.admit(now);
         }
         if self.0.len() >= MANY {
             self.0.retain(|_, admission| !admission.is_at_rest(now));
         }
-        let (rate, burst) = LIMIT;
-        let mut admission = Admission::new(rate, burst, Duration::ZERO);
-        let admitted = admission.admit(now).is_ok();
+        let (rate, burst) = OF_AN_IDENTITY;
+        let mut admission = Admission::new(rate, burst, PATIENCE);
+        let admitted = admission.admit(now);
         self.0.insert(identity.clone(), admission);
         admitted
     }
@@ -237,24 +386,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn c14_an_identity_that_asks_too_often_is_throttled_and_the_others_are_not() {
+    fn c14_a_connection_that_asks_too_often_is_throttled() {
+        let (asked, start) = (Asked::default(), Instant::now());
+        let admitted = |at| (0..1_000).filter(|_| asked.0.lock().expect("ours").admit(at).is_ok()).count();
+        assert!((200..=201).contains(&admitted(start)));
+        assert_eq!(admitted(start + Duration::from_secs(1)), 50);
+    }
+
+    #[test]
+    fn two_thousand_replicas_of_one_identity_have_their_turn_within_ten_seconds_and_no_flood_has() {
         let (mut limits, start) = (Limits::default(), Instant::now());
         let id = |name: &str| format!("spiffe://td/ns/a/sa/{name}").parse().expect("an ID");
-        let (greedy, modest) = (id("greedy"), id("modest"));
-        let admitted = (0..1_000).filter(|_| limits.admit(&greedy, start)).count();
-        assert!((200..=201).contains(&admitted), "{admitted}");
-        assert!(limits.admit(&modest, start), "it has its own limit");
-        let later = start + Duration::from_secs(1);
-        assert_eq!((0..1_000).filter(|_| limits.admit(&greedy, later)).count(), 50);
+        let (many, modest) = (id("many"), id("modest"));
+        let waits: Vec<_> = (0..2_000).map(|_| limits.admit(&many, start)).collect();
+        assert!(waits.iter().all(|wait| wait.is_ok_and(|wait| wait < Duration::from_secs(10))), "{:?}", waits.last());
+        assert!((0..8_000).any(|_| limits.admit(&many, start).is_err()), "c14: a flood is sent away");
+        assert_eq!(limits.admit(&modest, start), Ok(Duration::ZERO), "it has its own limit");
     }
 
     #[test]
     fn c14_identities_that_have_not_asked_of_late_are_forgotten() {
         let (mut limits, start) = (Limits::default(), Instant::now());
         for n in 0..MANY {
-            limits.admit(&format!("spiffe://td/ns/a/sa/w{n}").parse().expect("an ID"), start);
+            let _ = limits.admit(&format!("spiffe://td/ns/a/sa/w{n}").parse().expect("an ID"), start);
         }
-        limits.admit(&"spiffe://td/late".parse().expect("an ID"), start + Duration::from_secs(1));
+        let late = "spiffe://td/late".parse().expect("an ID");
+        limits.admit(&late, start + Duration::from_secs(1)).expect("admitted");
         assert_eq!(limits.0.len(), 1);
     }
 }

@@ -77,6 +77,9 @@ pub struct ClientStatus {
     pub namespace: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// Who it is, where its stream came with a certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
     /// Where its stream comes from.
     pub peer: IpAddr,
     /// `sotw` or `delta`.
@@ -157,6 +160,7 @@ impl ClientStream {
             user_agent: self.about.user_agent.clone(),
             namespace: client.namespace.to_string(),
             labels: (*client.labels).clone(),
+            identity: client.identity.as_ref().map(ToString::to_string),
             peer: self.peer_ip,
             protocol: session.variant().name().to_owned(),
             connected_since: unix(self.since),

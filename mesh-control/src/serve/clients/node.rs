@@ -127,6 +127,7 @@ pub(crate) fn read(node: &Node, peer_ip: IpAddr) -> Client {
         ],
         empty_means_all: !never_asks_for_all(&node.user_agent_name),
         group: text(metadata, "AUTO_REGISTER_GROUP").filter(|text| !text.is_empty()).map(|text| brief(text).into()),
+        identity: None,
     }
 }
 

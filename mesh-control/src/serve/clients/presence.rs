@@ -3,6 +3,9 @@
 //! To give the listener up is to say goodbye, and the endpoint goes at once. A stream that breaks says
 //! nothing about the workload: its endpoint stays for a grace period, in which the same workload usually
 //! comes back (a restart of mesh-control, a network blip, the end of a stream by age).
+//!
+//! A registration belongs to the identity that made it. Nobody else takes its place, neither by its node id nor by its
+//! address, while it is there; one that nobody has proven to be theirs gives way to one that somebody has.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -10,6 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+
+use mesh_core::identity::SpiffeId;
 
 use crate::catalog::Client;
 use crate::serve::clients::node::About;
@@ -67,6 +72,11 @@ impl std::fmt::Display for WorkloadKey {
 /// The registry, as far as self-registration needs it. It is called one call at a time, in the order of
 /// events, and must not call back.
 pub trait Workloads: Send + Sync + 'static {
+    /// Why a workload may not register, if it may not.
+    fn objection(&self, _workload: &Workload) -> Option<String> {
+        None
+    }
+
     /// The workload serves; replaces what was known under the same key.
     fn register(&self, workload: Workload);
     /// It no longer does.
@@ -92,44 +102,79 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Roll(BTreeMap<WorkloadKey, Entry>);
 
+/// Somebody else holds the registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    address: SocketAddr,
+    holder: Arc<str>,
+}
+
+impl std::fmt::Display for Taken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Taken { address, holder } = self;
+        write!(
+            f,
+            "{address} is registered by {holder:?} with another identity, which this stream has not proven to be its"
+        )
+    }
+}
+
+/// Whether the registration of one workload gives way to another one.
+fn gives_way(holder: &Workload, claimant: &Workload) -> bool {
+    holder.client.identity.is_none() || holder.client.identity == claimant.client.identity
+}
+
+/// Whether nobody has proven that this registration is theirs, and somebody does now.
+fn is_outdone(holder: &Workload, claimant: &Workload) -> bool {
+    holder.client.identity.is_none() && claimant.client.identity.is_some()
+}
+
 impl Roll {
-    fn join(&mut self, stream: u64, workload: Workload) -> Vec<Change> {
+    fn join(&mut self, stream: u64, workload: Workload) -> Result<Vec<Change>, Taken> {
         let key = workload.key();
+        let mut others = self.0.values().filter(|entry| entry.workload.address == key.address);
+        if let Some(held) = others.find(|held| !gives_way(&held.workload, &workload)) {
+            return Err(Taken { address: key.address, holder: held.workload.client.node_id.clone() });
+        }
         let mut changes = Vec::new();
         match self.0.get_mut(&key) {
             Some(entry) => {
+                if is_outdone(&entry.workload, &workload) {
+                    entry.streams.clear();
+                }
                 entry.streams.insert(stream);
                 entry.expires = None;
                 if entry.workload != workload {
                     entry.workload = workload.clone();
-                    changes.push(Change::Register(Box::new(workload)));
+                    changes.push(Change::Register(Box::new(workload.clone())));
                 }
             }
             None => {
                 changes.push(Change::Register(Box::new(workload.clone())));
-                self.0.insert(key.clone(), Entry { workload, streams: [stream].into(), expires: None });
+                let entry = Entry { workload: workload.clone(), streams: [stream].into(), expires: None };
+                self.0.insert(key.clone(), entry);
             }
         }
         // A process that was started again at the same address under a new id: the old one is not there
         // any more. Make before break: the new one is registered first.
-        let replaced = self
-            .0
-            .iter()
-            .filter(|(other, entry)| other.address == key.address && **other != key && entry.streams.is_empty());
+        let replaced = self.0.iter().filter(|(other, entry)| {
+            let is_lost = entry.streams.is_empty() || is_outdone(&entry.workload, &workload);
+            other.address == key.address && **other != key && is_lost
+        });
         let replaced: Vec<WorkloadKey> = replaced.map(|(key, _)| key.clone()).collect();
         for key in replaced {
             self.0.remove(&key);
             changes.push(Change::Unregister(key));
         }
-        changes
+        Ok(changes)
     }
 
     fn leave(&mut self, stream: u64, key: &WorkloadKey) -> Vec<Change> {
         let Some(entry) = self.0.get_mut(key) else {
             return Vec::new();
         };
-        entry.streams.remove(&stream);
-        if !entry.streams.is_empty() {
+        // It may be somebody else's by now.
+        if !entry.streams.remove(&stream) || !entry.streams.is_empty() {
             return Vec::new();
         }
         self.0.remove(key);
@@ -178,10 +223,17 @@ impl Presence {
     }
 
     /// A stream announces a workload.
-    pub(crate) fn join(&self, stream: u64, workload: Workload) {
+    ///
+    /// # Errors
+    /// Why it is not registered.
+    pub(crate) fn join(&self, stream: u64, workload: Workload) -> Result<(), String> {
+        if let Some(objection) = self.workloads.objection(&workload) {
+            return Err(objection);
+        }
         let mut roll = self.roll();
-        let changes = roll.join(stream, workload);
+        let changes = roll.join(stream, workload).map_err(|taken| taken.to_string())?;
         self.apply(changes, &roll);
+        Ok(())
     }
 
     /// A stream says goodbye for a workload.
@@ -233,7 +285,16 @@ impl Presence {
         for change in changes {
             match change {
                 Change::Register(workload) => {
-                    tracing::info!(node = &*workload.client.node_id, address = %workload.address, "workload registered");
+                    let Client { node_id, identity, .. } = &workload.client;
+                    let identity = identity.as_ref().map_or("", SpiffeId::as_str);
+                    tracing::info!(node = &**node_id, identity, address = %workload.address, "workload registered");
+                    if workload.client.identity.is_none() && workload.client.shows_certificate() {
+                        tracing::warn!(
+                            node = &**node_id,
+                            "it says by its label that it has a certificate of the mesh, and none was seen: its stream came \
+                             without one"
+                        );
+                    }
                     self.workloads.register(*workload);
                 }
                 Change::Unregister(key) => {
@@ -292,10 +353,10 @@ mod tests {
     fn goodbye_removes_at_once_and_a_broken_stream_after_the_grace() {
         let now = Instant::now();
         let (mut roll, web) = (Roll::default(), workload("web", 80));
-        assert_eq!(roll.join(1, web.clone()), [register(&web)]);
+        assert_eq!(roll.join(1, web.clone()), Ok(vec![register(&web)]));
         assert_eq!(roll.leave(1, &web.key()), [Change::Unregister(web.key())]);
 
-        roll.join(2, web.clone());
+        roll.join(2, web.clone()).expect("free");
         roll.lose(2, now);
         assert_eq!(roll.next_expiry(), Some(now));
         assert!(roll.expire(now - Duration::from_millis(1)).is_empty());
@@ -307,9 +368,9 @@ mod tests {
     fn a_stream_that_comes_back_in_time_changes_nothing() {
         let now = Instant::now();
         let (mut roll, web) = (Roll::default(), workload("web", 80));
-        roll.join(1, web.clone());
+        roll.join(1, web.clone()).expect("free");
         roll.lose(1, now);
-        assert!(roll.join(2, web).is_empty());
+        assert_eq!(roll.join(2, web), Ok(Vec::new()));
         assert!(roll.expire(now).is_empty());
     }
 
@@ -317,8 +378,8 @@ mod tests {
     fn a_workload_is_there_while_any_of_its_streams_is() {
         let now = Instant::now();
         let (mut roll, web) = (Roll::default(), workload("web", 80));
-        roll.join(1, web.clone());
-        roll.join(2, web.clone());
+        roll.join(1, web.clone()).expect("free");
+        roll.join(2, web.clone()).expect("the same");
         roll.lose(1, now);
         assert!(roll.expire(now).is_empty());
         assert!(roll.leave(1, &web.key()).is_empty(), "the other stream still asks");
@@ -329,18 +390,57 @@ mod tests {
     fn a_new_process_at_the_same_address_takes_the_place_of_a_lost_one() {
         let now = Instant::now();
         let (mut roll, old, new) = (Roll::default(), workload("web-1", 80), workload("web-2", 80));
-        roll.join(1, old.clone());
+        roll.join(1, old.clone()).expect("free");
         roll.lose(1, now);
         let changes = roll.join(2, new.clone());
-        assert_eq!(changes, [register(&new), Change::Unregister(old.key())]);
+        assert_eq!(changes, Ok(vec![register(&new), Change::Unregister(old.key())]));
+    }
+
+    fn of(workload: &Workload, account: &str) -> Workload {
+        let mut own = workload.clone();
+        own.client.identity = Some(format!("spiffe://td/ns/shop/sa/{account}").parse().expect("an ID"));
+        own
+    }
+
+    #[test]
+    fn x10_a_registration_is_not_taken_over_by_another_identity_nor_by_nobody() {
+        let now = Instant::now();
+        let (mut roll, web, other) = (Roll::default(), workload("web", 80), workload("other", 80));
+        let ours = of(&web, "web");
+        roll.join(1, ours.clone()).expect("free");
+        for lost in [false, true] {
+            if lost {
+                roll.lose(1, now);
+            }
+            for claimant in [&web, &other, &of(&web, "evil"), &of(&other, "evil")] {
+                let refused = roll.join(2, claimant.clone()).expect_err("it is somebody else's");
+                assert!(refused.to_string().contains("10.0.0.1:80"), "{refused}");
+            }
+        }
+        assert_eq!(roll.join(3, ours.clone()), Ok(Vec::new()), "it is theirs");
+        // A stream that never held it cannot give it up.
+        assert!(roll.leave(2, &web.key()).is_empty());
+        assert_eq!(roll.leave(3, &web.key()), [Change::Unregister(web.key())]);
+        roll.join(2, of(&web, "evil")).expect("it is free now");
+    }
+
+    #[test]
+    fn x10_who_proves_who_they_are_takes_the_place_of_who_does_not() {
+        let (mut roll, web, other) = (Roll::default(), workload("web", 80), workload("other", 80));
+        roll.join(1, web.clone()).expect("free");
+        roll.join(2, other.clone()).expect("nobody's");
+        let ours = of(&web, "web");
+        assert_eq!(roll.join(3, ours.clone()), Ok(vec![register(&ours), Change::Unregister(other.key())]));
+        assert!(roll.leave(1, &web.key()).is_empty() && roll.leave(2, &other.key()).is_empty());
+        assert_eq!(roll.leave(3, &ours.key()).len(), 1);
     }
 
     #[test]
     fn a_workload_that_comes_back_with_other_labels_is_registered_anew() {
         let (mut roll, web) = (Roll::default(), workload("web", 80));
-        roll.join(1, web.clone());
+        roll.join(1, web.clone()).expect("free");
         let mut other = web;
         other.client.labels = Arc::new([("version".to_owned(), "v2".to_owned())].into());
-        assert_eq!(roll.join(2, other.clone()), [register(&other)]);
+        assert_eq!(roll.join(2, other.clone()), Ok(vec![register(&other)]));
     }
 }

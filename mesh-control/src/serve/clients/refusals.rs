@@ -37,16 +37,19 @@ pub(crate) enum Reason {
     Node,
     /// Nothing is served to clients of its class.
     Class,
+    /// It registers what is somebody else's.
+    Registration,
 }
 
 impl Reason {
-    const ALL: [Reason; 6] = [
+    const ALL: [Reason; 7] = [
         Reason::Handshake,
         Reason::NoCertificate,
         Reason::BadCertificate,
         Reason::Identity,
         Reason::Node,
         Reason::Class,
+        Reason::Registration,
     ];
 
     const fn name(self) -> &'static str {
@@ -57,6 +60,7 @@ impl Reason {
             Reason::Identity => "identity",
             Reason::Node => "node",
             Reason::Class => "class",
+            Reason::Registration => "registration",
         }
     }
 }
@@ -69,7 +73,7 @@ pub struct TurnedAwayStatus {
     pub peer: IpAddr,
     /// Its `node.id`; empty where it did not come as far as saying it.
     pub node: String,
-    /// `handshake`, `no-certificate`, `bad-certificate`, `identity`, `node` or `class`.
+    /// `handshake`, `no-certificate`, `bad-certificate`, `identity`, `node`, `class` or `registration`.
     pub reason: String,
     /// In words.
     pub text: String,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -109,6 +109,12 @@ pub struct WorkloadStatus {
     pub namespace: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// Who it is, where its stream came with a certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
+    /// Whether it has a certificate of the mesh: `seen` on its stream, `claimed` by its label and not seen, or `unseen`.
+    #[serde(default)]
+    pub certificate: String,
     /// `host:port` of every service of which it is an endpoint.
     pub serves: Vec<String>,
     /// Why it is an endpoint of none, where it is not.
@@ -208,6 +214,13 @@ fn workload(registered: Registered, serving: &mut BTreeMap<String, Serving>, now
         address: workload.address,
         namespace: workload.client.namespace.to_string(),
         labels: (*workload.client.labels).clone(),
+        identity: workload.client.identity.as_ref().map(ToString::to_string),
+        certificate: match (&workload.client.identity, workload.client.shows_certificate()) {
+            (Some(_), _) => "seen",
+            (None, true) => "claimed",
+            (None, false) => "unseen",
+        }
+        .to_owned(),
         serves: serving.services,
         note: serving.note,
         connected,
@@ -233,6 +246,9 @@ pub(crate) fn metrics(state: &ServerState, inspect: &dyn Inspect) -> String {
     state.metrics.write(&mut out);
     state.load.write(&mut out);
     state.refusals.write(&mut out);
+    if let Some(desk) = &state.desk {
+        desk.write(&mut out, SystemTime::now());
+    }
     let workloads = state.presence.registered().len() as u64;
     single(&mut out, "mesh_registered_workloads", "gauge", "Workloads that registered themselves.", workloads);
     single(&mut out, "pilot_services", "gauge", "Services that are known.", inspect.services() as u64);

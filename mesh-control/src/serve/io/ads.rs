@@ -236,6 +236,7 @@ fn identify(node: &Node, peer: &Peer) -> Result<Client, (Reason, Status)> {
             if let Some((namespace, _)) = identity.workload() {
                 client.namespace = Arc::from(namespace);
             }
+            client.identity = Some(identity.clone());
         }
     }
     Ok(client)
@@ -350,8 +351,7 @@ impl Stay<'_> {
         if heard.overfull {
             return Err(Status::resource_exhausted("this stream asks for too many names"));
         }
-        self.attend(&heard);
-        Ok(())
+        self.attend(&heard)
     }
 
     fn refused(&self, kind: Kind, text: &str) {
@@ -362,9 +362,9 @@ impl Stay<'_> {
     }
 
     /// Tells the registry who came and went, and takes the catalog that knows of it, if it is made already.
-    fn attend(&self, heard: &Heard) {
+    fn attend(&self, heard: &Heard) -> Result<(), Status> {
         if heard.joined.is_empty() && heard.left.is_empty() {
-            return;
+            return Ok(());
         }
         let client = self.stream.session().client().clone();
         let about = &self.stream.about;
@@ -375,9 +375,14 @@ impl Stay<'_> {
             self.state.presence.leave(self.stream.id, &workload.key());
         }
         for workload in workloads(&heard.joined) {
-            self.state.presence.join(self.stream.id, workload);
+            if let Err(why) = self.state.presence.join(self.stream.id, workload) {
+                let why = format!("this workload cannot register: {why}");
+                self.state.refusals.note(client.peer_ip, Reason::Registration, &client.node_id, &why, now());
+                return Err(Status::permission_denied(why));
+            }
         }
         self.refresh();
+        Ok(())
     }
 
     fn refresh(&self) {

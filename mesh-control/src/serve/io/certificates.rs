@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::SystemTime;
 
@@ -52,45 +53,69 @@ impl tonic::codegen::Service<http::Request<Body>> for CertificateService {
             if request.uri().path() != CREATE_CERTIFICATE {
                 return Ok(Status::unimplemented("no such method").into_http());
             }
+            let peer = request.extensions().get::<Peer>().map(|peer| peer.ip);
+            let create = CreateCertificate { desk: desk.clone(), is_read: Arc::default() };
+            let is_read = create.is_read.clone();
             let codec = ProstCodec::<IstioCertificateResponse, IstioCertificateRequest>::default();
-            Ok(Grpc::new(codec).max_decoding_message_size(MAX_REQUEST).unary(CreateCertificate(desk), request).await)
+            let answer = Grpc::new(codec).max_decoding_message_size(MAX_REQUEST).unary(create, request).await;
+            // What is no request, or too large, is refused before anybody has seen it.
+            if let Some(peer) = peer.filter(|_| !is_read.load(Ordering::Relaxed)) {
+                desk.unreadable(peer, "the request is larger than any, or no request");
+            }
+            Ok(answer)
         })
     }
 }
 
-struct CreateCertificate(Arc<Desk>);
+struct CreateCertificate {
+    desk: Arc<Desk>,
+    /// Set as soon as the request was read.
+    is_read: Arc<AtomicBool>,
+}
 
 impl UnaryService<IstioCertificateRequest> for CreateCertificate {
     type Response = IstioCertificateResponse;
     type Future = Pin<Box<dyn Future<Output = Result<Response<IstioCertificateResponse>, Status>> + Send>>;
 
     fn call(&mut self, request: Request<IstioCertificateRequest>) -> Self::Future {
-        let desk = self.0.clone();
+        self.is_read.store(true, Ordering::Relaxed);
+        let desk = self.desk.clone();
         Box::pin(async move {
-            let wall = SystemTime::now();
-            let caller = caller(&desk, &request, wall)?;
-            let application = application(request.into_inner())?;
-            let has_token = caller.bearer.is_some();
-            let apply = move || desk.apply(&application, &caller, (wall, now()));
-            // Tokens are files.
-            let answer = match has_token {
-                true => {
-                    tokio::task::spawn_blocking(apply).await.map_err(|_| Status::unavailable("the server stops"))?
-                }
-                false => apply(),
+            let Some(peer) = request.extensions().get::<Peer>().cloned() else {
+                return Err(Status::internal("a connection without an address"));
             };
-            match answer {
-                Ok(issued) => Ok(Response::new(IstioCertificateResponse { cert_chain: issued.chain })),
-                Err(rejection) => Err(status(&rejection)),
+            let wall = SystemTime::now();
+            let read = bearer(request.metadata()).map(|bearer| caller(&desk, &peer, bearer, wall));
+            let read = read.and_then(|caller| Ok((caller, application(request.into_inner())?)));
+            let (caller, application) = read.inspect_err(|status| {
+                desk.unreadable(peer.ip, status.message());
+            })?;
+            let (caller, application) = (Arc::new(caller), Arc::new(application));
+            let has_token = caller.bearer.is_some();
+            let take = {
+                let (desk, caller, application) = (desk.clone(), caller.clone(), application.clone());
+                move || desk.take(&application, &caller, &peer.asked, (wall, now()))
+            };
+            let turn = by_files(has_token, take).await?.map_err(|rejection| status(&rejection))?;
+            if !turn.wait.is_zero() {
+                tokio::time::sleep(turn.wait).await;
             }
+            let serve = move || desk.serve(&application, turn, &caller, SystemTime::now());
+            let issued = by_files(has_token, serve).await?.map_err(|rejection| status(&rejection))?;
+            Ok(Response::new(IstioCertificateResponse { cert_chain: issued.chain }))
         })
     }
 }
 
-fn caller(desk: &Desk, request: &Request<IstioCertificateRequest>, wall: SystemTime) -> Result<Caller, Status> {
-    let Some(peer) = request.extensions().get::<Peer>() else {
-        return Err(Status::internal("a connection without an address"));
-    };
+/// Does something that looks at files, if it does: tokens are files.
+async fn by_files<T: Send + 'static>(does: bool, act: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+    match does {
+        true => tokio::task::spawn_blocking(act).await.map_err(|_| Status::unavailable("the server stops")),
+        false => Ok(act()),
+    }
+}
+
+fn caller(desk: &Desk, peer: &Peer, bearer: Option<String>, wall: SystemTime) -> Caller {
     // A connection may last longer than the certificate that it was made with.
     let certificate = peer.chain.as_ref().map(|chain| {
         desk.authority().verify(chain, wall).map_err(|error| format!("{error:#}"))?;
@@ -100,7 +125,7 @@ fn caller(desk: &Desk, request: &Request<IstioCertificateRequest>, wall: SystemT
             None => Err("it was not read".to_owned()),
         }
     });
-    Ok(Caller { ip: peer.ip, is_secured: peer.is_secured, certificate, bearer: bearer(request.metadata())? })
+    Caller { ip: peer.ip, is_secured: peer.is_secured, certificate, bearer }
 }
 
 /// The credential of the request. One that is there and cannot be read is not taken for none.
@@ -135,6 +160,7 @@ fn application(request: IstioCertificateRequest) -> Result<Application, Status> 
 fn status(rejection: &Rejection) -> Status {
     let text = rejection.to_string();
     match rejection {
+        Rejection::Unreadable(_) => Status::invalid_argument(text),
         Rejection::Denied(Denied::Unauthenticated(_)) => Status::unauthenticated(text),
         Rejection::Denied(Denied::Forbidden(_)) | Rejection::Refused(Refused::Identity(_)) => {
             Status::permission_denied(text)

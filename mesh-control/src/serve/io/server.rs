@@ -24,7 +24,7 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Status};
 
 use crate::serve::clients::admission::Admission;
-use crate::serve::clients::certificates::{Certificates, Desk};
+use crate::serve::clients::certificates::{Asked, Certificates, Desk};
 use crate::serve::clients::clock::now;
 use crate::serve::clients::csds::Csds;
 use crate::serve::clients::feed::Feed;
@@ -375,7 +375,7 @@ impl Door {
             None => None,
         };
         let chain = chain.map(|chain| chain.iter().cloned().map(CertificateDer::into_owned).collect());
-        let peer = Peer { ip: peer.ip(), is_secured: true, identity, chain };
+        let peer = Peer { ip: peer.ip(), is_secured: true, identity, chain, asked: Arc::default() };
         self.hand_over(Conn { peer, io: Io::Tls(Box::new(stream)) }).await;
     }
 
@@ -426,11 +426,13 @@ pub(crate) struct Peer {
     pub(crate) is_secured: bool,
     /// The certificates that it showed, the leaf first.
     pub(crate) chain: Option<Arc<[CertificateDer<'static>]>>,
+    /// How often it has asked for certificates.
+    pub(crate) asked: Arc<Asked>,
 }
 
 impl Peer {
     fn nameless(ip: IpAddr) -> Peer {
-        Peer { ip, identity: None, is_secured: false, chain: None }
+        Peer { ip, identity: None, is_secured: false, chain: None, asked: Arc::default() }
     }
 }
 

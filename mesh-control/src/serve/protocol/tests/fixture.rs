@@ -82,6 +82,7 @@ pub(crate) fn client(class: ClientClass) -> Client {
         locality: ["".into(), "".into(), "".into()],
         empty_means_all: class == ClientClass::Envoy,
         group: None,
+        identity: None,
     }
 }
 
