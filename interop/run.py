@@ -23,6 +23,7 @@ import time
 import corpus
 import decisions
 import mutual
+import scan
 
 HERE = pathlib.Path(__file__).resolve().parent
 SERVICE = "ratings"
@@ -372,6 +373,7 @@ class Suite:
         self.corpus()
         mutual.Mutual(self, Failure).run()
         decisions.Decisions(self, Failure).run()
+        scan.Scan(self, Failure).run()
 
         for client in clients:
             self.check(client.name, "no call failed that should not", lambda client=client: unfailing(client))

@@ -1,0 +1,93 @@
+"""The TLS of every port that speaks it, scanned with sslyze: TLS 1.3 and nothing else, and none of TLS's known holes."""
+
+import subprocess
+
+import sslyze
+
+from mutual import free_port
+
+ACCOUNT = "spiffe://cluster.local/ns/default/sa/%s"
+
+SERVICES = """\
+apiVersion: v1
+kind: Service
+metadata: {name: ratings}
+spec: {selector: {app: ratings}, ports: [{name: grpc, port: 9080}]}
+"""
+
+# Protocols that nobody may be spoken to in, by the names of sslyze's commands.
+OLD = ["ssl_2_0", "ssl_3_0", "tls_1_0", "tls_1_1", "tls_1_2"]
+
+SUITES = {sslyze.ScanCommand(f"{name}_cipher_suites") for name in [*OLD, "tls_1_3"]}
+# Some of these can be seen only by who is let in.
+HOLES = ["heartbleed", "openssl_ccs_injection", "tls_compression", "tls_1_3_early_data", "session_renegotiation"]
+
+
+class Scan:
+    """One control plane that gives identities, and a workload of its mesh."""
+
+    def __init__(self, suite, failure):
+        self.suite, self.failure = suite, failure
+        self.folder = suite.folder / "scan"
+        self.config, self.state = self.folder / "config", self.folder / "state"
+        self.config.mkdir(parents=True)
+        (self.config / "services.yaml").write_text(SERVICES)
+        self.bin = suite.args.bin
+
+    def issue(self, account):
+        out = self.folder / account
+        command = [self.bin / "mesh-control", "ca", "issue", "--state-dir", self.state, "--out", out]
+        subprocess.run([*command, "--identity", ACCOUNT % account], check=True, timeout=30)
+        return out
+
+    def run(self):
+        suite = self.suite
+        control, scanner = self.issue("control"), self.issue("scanner")
+        command = [*suite.serve(self.config, "127.0.0.1:0"), "--dev", "--state-dir", self.state]
+        files = ["--tls-cert", control / "cert-chain.pem", "--tls-key", control / "key.pem"]
+        process = suite.start("mesh-control with TLS", [*command, *files])
+        xds = process.wait_for_line("xds listening on ")
+        secured = process.wait_for_line("secured xds listening on ")
+        listen = f"127.0.0.1:{free_port()}"
+        instance = [self.bin / "bookinfo", "service", "ratings", "--version", "v1", "--control", xds, "--listen", listen]
+        suite.start("ratings under a scan", instance).wait_for_line(" serving")
+        for name, address in [("xDS", xds), ("secured xDS, and the authority", secured), ("a workload", listen)]:
+            what = f"{name}: TLS 1.3 alone, and no known hole"
+            suite.check("sslyze", what, lambda address=address: self.scan(address, scanner))
+
+    def scan(self, address, client):
+        host, port = address.rsplit(":", 1)
+        location = sslyze.ServerNetworkLocation(hostname="localhost", port=int(port), ip_address=host)
+        credentials = sslyze.ClientAuthenticationCredentials(
+            certificate_chain_path=client / "cert-chain.pem", key_path=client / "key.pem"
+        )
+        found = {}
+        for shown, commands in [(None, SUITES), (credentials, {sslyze.ScanCommand(name) for name in HOLES})]:
+            network = sslyze.ServerNetworkConfiguration("localhost", tls_client_auth_credentials=shown)
+            request = sslyze.ServerScanRequest(location, network_configuration=network, scan_commands=commands)
+            scanner = sslyze.Scanner(per_server_concurrent_connections_limit=2)
+            scanner.queue_scans([request])
+            (result,) = scanner.get_results()
+            if result.scan_result is None:
+                raise self.failure(f"{address} cannot be scanned: {result.connectivity_error_trace}")
+            found |= {command.value: getattr(result.scan_result, command.value) for command in commands}
+
+        def of(name):
+            attempt = found[name]
+            if attempt.result is None:
+                raise self.failure(f"{address}: {name} was not scanned: {attempt.error_reason} {attempt.error_trace}")
+            return attempt.result
+
+        spoken = [name for name in OLD if of(f"{name}_cipher_suites").accepted_cipher_suites]
+        suites = [suite.cipher_suite.name for suite in of("tls_1_3_cipher_suites").accepted_cipher_suites]
+        holes = {
+            "heartbleed": of("heartbleed").is_vulnerable_to_heartbleed,
+            "CCS injection": of("openssl_ccs_injection").is_vulnerable_to_ccs_injection,
+            "compression": of("tls_compression").supports_compression,
+            "early data": of("tls_1_3_early_data").supports_early_data,
+            "renegotiation by the client": of("session_renegotiation").is_vulnerable_to_client_renegotiation_dos,
+        }
+        wrong = spoken + [name for name, is_there in holes.items() if is_there]
+        if wrong or not suites:
+            raise self.failure(f"{address}: {', '.join(wrong) or 'no TLS 1.3'}")
+        return ", ".join(suites)
