@@ -11,9 +11,38 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use crate::id::{ClusterName, EndpointId};
 use crate::model::ClusterTls;
 use crate::tls::Certificates;
+
+/// How a cluster is secured by now, and which of its states that is. All of them share it, one after the other.
+type SharedTls = Arc<watch::Sender<(u64, ClusterTls)>>;
+
+/// How the cluster of an endpoint is to be secured after the endpoint's state was made: for whoever holds a connection.
+#[derive(Debug)]
+pub struct TlsChanges {
+    known: u64,
+    told: watch::Receiver<(u64, ClusterTls)>,
+}
+
+impl TlsChanges {
+    /// Waits until it is secured in another way than is known here. Cancel safe.
+    pub async fn next(&mut self) -> ClusterTls {
+        loop {
+            let (position, tls) = self.told.borrow_and_update().clone();
+            if position > self.known {
+                self.known = position;
+                return tls;
+            }
+            if self.told.changed().await.is_err() {
+                // The cluster is gone, and nothing more will be said of it.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
 
 /// The state of one endpoint of one cluster.
 pub struct EndpointState {
@@ -21,13 +50,22 @@ pub struct EndpointState {
     in_flight: AtomicU32,
     mutual_tls: bool,
     certificates: Arc<Certificates>,
+    position: u64,
+    tls: SharedTls,
     attachment: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 impl EndpointState {
-    fn new(id: EndpointId, mutual_tls: bool, certificates: &Arc<Certificates>) -> Self {
-        let certificates = Arc::clone(certificates);
-        EndpointState { id, in_flight: AtomicU32::new(0), mutual_tls, certificates, attachment: OnceLock::new() }
+    fn new(id: EndpointId, mutual_tls: bool, cluster: &ClusterState) -> Self {
+        EndpointState {
+            id,
+            in_flight: AtomicU32::new(0),
+            mutual_tls,
+            certificates: Arc::clone(&cluster.certificates),
+            position: cluster.position,
+            tls: Arc::clone(&cluster.tls),
+            attachment: OnceLock::new(),
+        }
     }
 
     /// Who it is.
@@ -44,6 +82,11 @@ impl EndpointState {
     /// What the mesh shows of itself to whoever is dialled.
     pub fn certificates(&self) -> &Arc<Certificates> {
         &self.certificates
+    }
+
+    /// How its cluster is to be secured from then on that this state is not for.
+    pub fn tls_changes(&self) -> TlsChanges {
+        TlsChanges { known: self.position, told: self.tls.subscribe() }
     }
 
     /// Requests in flight, counted to the end of the response body.
@@ -97,6 +140,9 @@ pub struct ClusterState {
     /// The position of round robin, one for all priorities.
     pub round_robin: AtomicU32,
     certificates: Arc<Certificates>,
+    /// Among the states of the cluster.
+    position: u64,
+    tls: SharedTls,
     /// By identity, and by whether they are marked for mutual TLS.
     endpoints: Mutex<HashMap<(EndpointId, bool), Weak<EndpointState>>>,
     /// Endpoints that no view holds.
@@ -128,7 +174,7 @@ impl ClusterState {
             // Now and then, so that addresses that come and go leave nothing behind.
             endpoints.retain(|_, state| state.strong_count() > 0);
         }
-        let state = Arc::new(EndpointState::new(id.clone(), mutual_tls, &self.certificates));
+        let state = Arc::new(EndpointState::new(id.clone(), mutual_tls, self));
         endpoints.insert(key, Arc::downgrade(&state));
         state
     }
@@ -189,8 +235,16 @@ impl ClusterState {
 #[derive(Default)]
 pub struct States {
     certificates: Arc<Certificates>,
-    clusters: Mutex<HashMap<ClusterName, (ClusterTls, Weak<ClusterState>)>>,
+    clusters: Mutex<HashMap<ClusterName, Kept>>,
     filters: Mutex<HashMap<FilterKey, Weak<dyn Any + Send + Sync>>>,
+}
+
+/// What is kept of a cluster.
+struct Kept {
+    tls: ClusterTls,
+    position: u64,
+    told: SharedTls,
+    state: Weak<ClusterState>,
 }
 
 /// Whose state it is: the place in the configuration where the filter is configured, its name there, and the type.
@@ -238,21 +292,41 @@ impl States {
     }
 
     /// The state of a cluster: the present one while anything refers to it, else a new one. One that is secured in another
-    /// way than before is another cluster: no connection that was made in the old way is found.
+    /// way than before is another cluster: no connection that was made in the old way is found, and those that are in use
+    /// are told.
     pub fn cluster(&self, name: &ClusterName, tls: &ClusterTls) -> Arc<ClusterState> {
         let mut clusters = lock(&self.clusters);
-        let present = clusters.get(name).filter(|(present, _)| present == tls);
-        if let Some(state) = present.and_then(|(_, state)| state.upgrade()) {
+        let present = clusters.get(name);
+        if let Some(state) = present.filter(|present| present.tls == *tls).and_then(|present| present.state.upgrade()) {
             return state;
         }
-        clusters.retain(|_, (_, state)| state.strong_count() > 0);
+        let (last, told) = match present {
+            Some(present) => (present.position, Arc::clone(&present.told)),
+            None => (0, SharedTls::default()),
+        };
+        clusters.retain(|_, kept| kept.state.strong_count() > 0 || kept.told.receiver_count() > 0);
         if tls.upstream().is_some() {
             self.certificates.want();
         }
-        let state = ClusterState { certificates: Arc::clone(&self.certificates), ..ClusterState::default() };
+        let (certificates, position) = (Arc::clone(&self.certificates), last + 1);
+        let state = ClusterState { certificates, position, tls: Arc::clone(&told), ..ClusterState::default() };
         let state = Arc::new(state);
-        clusters.insert(name.clone(), (tls.clone(), Arc::downgrade(&state)));
+        clusters.insert(name.clone(), Kept { tls: tls.clone(), position, told, state: Arc::downgrade(&state) });
         state
+    }
+
+    /// Tells those who hold connections how their clusters are to be secured by now: once the views are there by which the
+    /// next requests go.
+    pub fn tell(&self) {
+        for kept in lock(&self.clusters).values() {
+            kept.told.send_if_modified(|(told, tls)| {
+                let is_news = *told < kept.position;
+                if is_news {
+                    (*told, *tls) = (kept.position, kept.tls.clone());
+                }
+                is_news
+            });
+        }
     }
 
     /// Where the filter of this name keeps its state, as configured at this place.
@@ -309,6 +383,39 @@ mod tests {
         assert!(Arc::ptr_eq(&other, &states.cluster(&"c".into(), &tls("spiffe://td/b"))));
         let (marked, unmarked) = (other.endpoint(&id(1), true), other.endpoint(&id(1), false));
         assert!(!Arc::ptr_eq(&marked, &unmarked) && Arc::ptr_eq(&marked, &other.endpoint(&id(1), true)));
+    }
+
+    #[test]
+    fn whoever_holds_a_connection_is_told_of_a_change_once_it_is_in_force() {
+        use std::future::Future;
+        use std::task::{Context, Poll, Waker};
+        fn told(changes: &mut TlsChanges) -> Option<ClusterTls> {
+            match std::pin::pin!(changes.next()).poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(tls) => Some(tls),
+                Poll::Pending => None,
+            }
+        }
+        let states = States::default();
+        let unusable = |reason: &str| ClusterTls::Unusable(reason.into());
+        let changes = |state: &Arc<ClusterState>| state.endpoint(&id(1), false).tls_changes();
+        let first = states.cluster(&"c".into(), &ClusterTls::None);
+        let mut of_first = changes(&first);
+        states.tell();
+        assert_eq!(told(&mut of_first), None, "it is as it was");
+        let second = states.cluster(&"c".into(), &unusable("2"));
+        let mut of_second = changes(&second);
+        assert_eq!((told(&mut of_first), told(&mut of_second)), (None, None), "it is not in force yet");
+        states.tell();
+        assert_eq!((told(&mut of_first), told(&mut of_second)), (Some(unusable("2")), None));
+        // Nobody refers to the states any more, and still there is a connection.
+        drop((first, second));
+        _ = states.cluster(&"d".into(), &ClusterTls::None);
+        _ = states.cluster(&"c".into(), &unusable("3"));
+        states.tell();
+        assert_eq!((told(&mut of_first), told(&mut of_second)), (Some(unusable("3")), Some(unusable("3"))));
+        drop((of_first, of_second));
+        _ = states.cluster(&"d".into(), &ClusterTls::None);
+        assert!(!lock(&states.clusters).contains_key("c"), "it is forgotten");
     }
 
     #[test]

@@ -1,41 +1,168 @@
-//! A connection's bytes, in plaintext or in TLS.
+//! A connection's bytes, in plaintext or in TLS, for as long as they may travel so.
 
+mod both;
+
+use std::fmt;
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::net::Shutdown;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime};
 
+use mesh_core::tls::{Certificates, Peer};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
-/// A connection's bytes, in plaintext or in TLS.
+pub(crate) use both::{Both, Half};
+
+/// How a connection's bytes travel.
 #[derive(Debug)]
-pub(crate) enum Io {
+pub(crate) enum Bytes {
     /// As they are.
     Plaintext(TcpStream),
     /// In TLS, after the handshake.
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl Bytes {
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Bytes::Plaintext(socket) => socket,
+            Bytes::Tls(stream) => stream.get_ref().0,
+        }
+    }
+}
+
+/// A connection's bytes, for as long as they may travel. From then on every use of them is an error, and the peer sees the
+/// end of the connection.
+pub(crate) struct Io {
+    bytes: Bytes,
+    forbidden: Both<Arc<str>>,
+    /// Why they may not travel any more.
+    reason: Option<Arc<str>>,
+    retired: Retired,
+}
+
+/// Whether a connection should carry no new request: it ends soon.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Retired(Arc<AtomicBool>);
+
+impl Retired {
+    #[inline]
+    pub(crate) fn is(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Waits until this time, and has it so from then on. Whoever polls this is woken.
+    async fn at(self, time: SystemTime) {
+        let left = || time.duration_since(SystemTime::now()).ok().filter(|left| !left.is_zero());
+        while let Some(left) = left() {
+            tokio::time::sleep(left.min(LONGEST_LOOK)).await;
+        }
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// When to retire a connection that was made at `now` and will end at `end`: with a tenth of its time left for the
+/// requests that it carries then.
+fn retirement(now: SystemTime, end: SystemTime) -> SystemTime {
+    now + end.duration_since(now).unwrap_or_default().mul_f64(0.9)
+}
+
 impl Io {
+    /// Bytes that may travel until `forbidden` says why they may not. Whoever reads or writes is woken then.
+    pub(crate) fn new(bytes: Bytes, forbidden: impl Future<Output = Arc<str>> + Send + 'static) -> Self {
+        Io { bytes, forbidden: Both::new(forbidden), reason: None, retired: Retired::default() }
+    }
+
+    /// The same, for bytes that will not travel any more from `end` on: the connection retires in time before it.
+    pub(crate) fn until(
+        end: SystemTime,
+        bytes: Bytes,
+        forbidden: impl Future<Output = Arc<str>> + Send + 'static,
+    ) -> Self {
+        let retired = Retired::default();
+        let retiring = retired.clone().at(retirement(SystemTime::now(), end));
+        let forbidden = async move {
+            let mut forbidden = pin!(forbidden);
+            tokio::select! {
+                biased;
+                reason = &mut forbidden => return reason,
+                () = retiring => {}
+            }
+            forbidden.await
+        };
+        Io { retired, ..Io::new(bytes, forbidden) }
+    }
+
+    /// Whether it should be used for something new, now and later.
+    pub(crate) fn retired(&self) -> &Retired {
+        &self.retired
+    }
+
     /// Whether the peer has closed its side, by what the kernel has. Pending while nothing is to be read.
     pub(crate) fn poll_has_ended(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        let socket = match self {
-            Io::Plaintext(socket) => &*socket,
-            Io::Tls(stream) => stream.get_ref().0,
-        };
         let mut byte = [0];
-        let count = ready!(socket.poll_peek(cx, &mut ReadBuf::new(&mut byte)))?;
+        let count = ready!(self.bytes.socket().poll_peek(cx, &mut ReadBuf::new(&mut byte)))?;
         Poll::Ready(Ok(count == 0))
+    }
+
+    /// The bytes, if they may travel.
+    #[inline]
+    fn allowed(&mut self, cx: &mut Context<'_>, half: Half) -> io::Result<&mut Bytes> {
+        if self.reason.is_none()
+            && let Poll::Ready(reason) = self.forbidden.poll(cx, half)
+        {
+            tracing::debug!(%reason, "a connection is closed that may not go on");
+            // Whoever holds it may take his time.
+            _ = SockRef::from(self.bytes.socket()).shutdown(Shutdown::Both);
+            self.reason = Some(reason);
+        }
+        match &self.reason {
+            None => Ok(&mut self.bytes),
+            Some(reason) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, Arc::clone(reason).to_string())),
+        }
+    }
+}
+
+impl fmt::Debug for Io {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Io").field("bytes", &self.bytes).field("reason", &self.reason).finish_non_exhaustive()
+    }
+}
+
+/// The longest time until a peer's certificate is looked at again, should the clock be set meanwhile.
+const LONGEST_LOOK: Duration = Duration::from_secs(600);
+
+/// Waits until the handshake with a peer would not succeed any more, and tells why: nobody trusted has signed what it
+/// showed, or it has expired.
+pub(crate) async fn distrusted(mut peer: Peer, certificates: Arc<Certificates>) -> Arc<str> {
+    let mut trusted = certificates.trusted();
+    loop {
+        let present = Arc::clone(&trusted.borrow_and_update());
+        let now = SystemTime::now();
+        if let Err(invalid) = peer.check(&present, now) {
+            return invalid.to_string().into();
+        }
+        let left = peer.next_check().and_then(|next| next.duration_since(now).ok());
+        tokio::select! {
+            // An error would say that the sender is gone, which is `certificates`.
+            _ = trusted.changed() => {}
+            () = tokio::time::sleep(left.unwrap_or(LONGEST_LOOK).min(LONGEST_LOOK)) => {}
+        }
     }
 }
 
 impl AsyncRead for Io {
     #[inline]
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Io::Plaintext(io) => Pin::new(io).poll_read(cx, buf),
-            Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
+        match self.allowed(cx, Half::Reader)? {
+            Bytes::Plaintext(io) => Pin::new(io).poll_read(cx, buf),
+            Bytes::Tls(io) => Pin::new(io).poll_read(cx, buf),
         }
     }
 }
@@ -43,9 +170,9 @@ impl AsyncRead for Io {
 impl AsyncWrite for Io {
     #[inline]
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut *self {
-            Io::Plaintext(io) => Pin::new(io).poll_write(cx, buf),
-            Io::Tls(io) => Pin::new(io).poll_write(cx, buf),
+        match self.allowed(cx, Half::Writer)? {
+            Bytes::Plaintext(io) => Pin::new(io).poll_write(cx, buf),
+            Bytes::Tls(io) => Pin::new(io).poll_write(cx, buf),
         }
     }
 
@@ -55,32 +182,48 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut *self {
-            Io::Plaintext(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-            Io::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        match self.allowed(cx, Half::Writer)? {
+            Bytes::Plaintext(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Bytes::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
         }
     }
 
     #[inline]
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Io::Plaintext(io) => io.is_write_vectored(),
-            Io::Tls(io) => io.is_write_vectored(),
+        match &self.bytes {
+            Bytes::Plaintext(io) => io.is_write_vectored(),
+            Bytes::Tls(io) => io.is_write_vectored(),
         }
     }
 
+    /// hyper calls it each time it runs, also while it neither reads nor writes: that is how it learns of the end.
     #[inline]
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Io::Plaintext(io) => Pin::new(io).poll_flush(cx),
-            Io::Tls(io) => Pin::new(io).poll_flush(cx),
+        match self.allowed(cx, Half::Writer)? {
+            Bytes::Plaintext(io) => Pin::new(io).poll_flush(cx),
+            Bytes::Tls(io) => Pin::new(io).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Io::Plaintext(io) => Pin::new(io).poll_shutdown(cx),
-            Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
+        match self.allowed(cx, Half::Writer) {
+            Ok(Bytes::Plaintext(io)) => Pin::new(io).poll_shutdown(cx),
+            Ok(Bytes::Tls(io)) => Pin::new(io).poll_shutdown(cx),
+            // It is.
+            Err(_) => Poll::Ready(Ok(())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_retires_with_a_tenth_of_its_time_left() {
+        let now = SystemTime::now();
+        let after = |seconds| now + Duration::from_secs(seconds);
+        assert_eq!(retirement(now, after(1000)), after(900));
+        assert_eq!(retirement(after(1), now), after(1), "it has ended");
     }
 }

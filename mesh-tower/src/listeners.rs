@@ -82,6 +82,7 @@ pub(crate) struct ListenerState {
     name: ListenerName,
     state: ArcSwap<ServerState>,
     news: watch::Sender<()>,
+    security: watch::Sender<()>,
 }
 
 impl ListenerState {
@@ -99,6 +100,11 @@ impl ListenerState {
         self.news.subscribe()
     }
 
+    /// Tells of every change of which connections it lets in, from now on.
+    pub(crate) fn security_changes(&self) -> watch::Receiver<()> {
+        self.security.subscribe()
+    }
+
     fn is_at(&self, local: SocketAddr) -> bool {
         self.address == local || (self.address.port() == local.port() && self.address.ip().is_unspecified())
     }
@@ -113,9 +119,24 @@ impl ListenerState {
             }
             _ => {}
         }
-        self.state.store(Arc::new(state));
+        let before = self.state.swap(Arc::new(state));
         self.news.send_replace(());
+        if !admits_alike(&before, &self.state.load()) {
+            self.security.send_replace(());
+        }
     }
+}
+
+/// Whether two states let the same connections in: then those that there are need not look.
+fn admits_alike(before: &ServerState, now: &ServerState) -> bool {
+    let (ServerState::Serving(before), ServerState::Serving(now)) = (before, now) else { return false };
+    let (mut old, mut new) = (before.listener.chains(), now.listener.chains());
+    std::iter::from_fn(|| match (old.next(), new.next()) {
+        (None, None) => None,
+        (Some(old), Some(new)) => Some(old.matches == new.matches && old.tls == new.tls),
+        _ => Some(false),
+    })
+    .all(|is_alike| is_alike)
 }
 
 /// A part of a listener: the socket or one of its connections. The last one to go takes it off the list.
@@ -153,6 +174,7 @@ pub(crate) fn watch_listener(
         name: handle.listener().clone(),
         state: ArcSwap::from_pointee(ServerState::Waiting),
         news: watch::Sender::new(()),
+        security: watch::Sender::new(()),
     });
     listeners.add(&listener);
     let part = ListenerGuard(Arc::new(Whole { listener: Arc::clone(&listener), listeners: Arc::clone(listeners) }));
@@ -193,6 +215,7 @@ mod tests {
             name: address.into(),
             state: ArcSwap::from_pointee(ServerState::Waiting),
             news: watch::Sender::new(()),
+            security: watch::Sender::new(()),
         })
     }
 

@@ -1,6 +1,7 @@
 //! Mutual TLS between a client and a server of the mesh, over real sockets: who is let in, who is talked to, and that not
 //! a byte travels otherwise.
 
+mod mtls_support;
 mod server_support;
 
 use std::net::SocketAddr;
@@ -16,51 +17,16 @@ use mesh_core::error::ErrorKind;
 use mesh_core::fixed::Fixed;
 use mesh_core::identity::SpiffeId;
 use mesh_core::model::{Cluster, ClusterKind, ClusterProtocol, ClusterTls, Endpoints, ServerTls, UpstreamTls};
-use mesh_core::tls::Credentials;
+use mesh_core::tls::{Credentials, client_config, server_name};
 use mesh_tower::client::Client;
 use mesh_tower::server::{self, ConnectionInfo, MeshListener};
 use mesh_tower::{Mesh, body::Body};
-use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
-};
-use server_support::{Player, app_route, chain, listener, played, within};
+use mtls_support::{Authority, CLIENT, SERVER, mutual, permissive, with_tls};
+use server_support::{Player, played, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 use tower_layer::Layer;
-
-const SERVER: &str = "spiffe://td/ns/shop/sa/server";
-const CLIENT: &str = "spiffe://td/ns/shop/sa/client";
-
-/// An authority in memory.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        Authority { issuer: Issuer::new(params, key), pem }
-    }
-
-    fn credentials(&self, id: &str) -> Credentials {
-        let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let key = KeyPair::generate().unwrap();
-        let chain = params.signed_by(&key, &self.issuer).unwrap().pem();
-        Credentials::from_pem(chain.as_bytes(), key.serialize_pem().as_bytes(), self.pem.as_bytes()).unwrap()
-    }
-}
-
-fn id(id: &str) -> SpiffeId {
-    id.parse().unwrap()
-}
 
 /// A server that tells who asked, and counts the requests that reached it.
 struct Server {
@@ -99,27 +65,6 @@ async fn serve(credentials: Option<Credentials>, tls: impl Fn(SocketAddr) -> mes
     Server { player, mesh, address, requests }
 }
 
-fn with_tls(address: SocketAddr, tls: ServerTls) -> mesh_core::resources::Change {
-    let mut only = chain(vec![app_route()], vec![]);
-    only.tls = tls;
-    listener(address, vec![only])
-}
-
-/// Istio's PERMISSIVE: mutual TLS for those who speak TLS, plaintext for the others.
-fn permissive(address: SocketAddr) -> mesh_core::resources::Change {
-    let (mut secured, mut plain) = (chain(vec![app_route()], vec![]), chain(vec![app_route()], vec![]));
-    secured.matches.is_tls = Some(true);
-    secured.tls = ServerTls::Mutual;
-    plain.matches.is_tls = Some(false);
-    let mut change = listener(address, vec![secured, plain, chain(vec![], vec![])]);
-    if let mesh_core::resources::Change::Put(_, mesh_core::resources::Resource::Listener(listener)) = &mut change
-        && let mesh_core::model::Listener::Server(listener) = Arc::make_mut(listener)
-    {
-        listener.default_filter_chain = None;
-    }
-    change
-}
-
 /// A client of the server, which it knows as `http://server/`.
 fn client(server: &Server, credentials: Option<Credentials>, tls: ClusterTls, protocol: ClusterProtocol) -> Mesh {
     let mut cluster = Cluster::new("server:80", ClusterKind::Static(Endpoints::fixed([server.address])));
@@ -132,10 +77,6 @@ fn client(server: &Server, credentials: Option<Credentials>, tls: ClusterTls, pr
         builder = builder.credentials(credentials);
     }
     builder.start().unwrap()
-}
-
-fn mutual(peers: &[&str]) -> ClusterTls {
-    ClusterTls::Mutual(Arc::new(UpstreamTls::with(peers.iter().map(|peer| id(peer)))))
 }
 
 async fn get(client: &Client) -> Result<(StatusCode, String), mesh_core::error::MeshError> {
@@ -240,7 +181,8 @@ async fn a_connection_in_plaintext_is_of_no_use_once_tls_is_asked_for() {
                     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
                     break assert!(body.contains("mutual TLS is required"), "{body}");
                 }
-                Err(error) => panic!("{error}"),
+                // The connection was closed, and another one is not let in.
+                Err(error) => break assert_eq!(error.kind(), ErrorKind::ConnectionLost),
             }
         }
     })
@@ -277,5 +219,43 @@ async fn a_handshake_that_stalls_is_given_up_and_holds_nobody_up() {
     assert!(get(&mesh.client()).await.is_ok());
     for stream in [&mut silent, &mut stalled] {
         assert_eq!(within(stream.read(&mut [0; 1])).await.unwrap_or(0), 0, "closed");
+    }
+}
+
+#[tokio::test]
+async fn who_reads_and_who_writes_both_learn_of_the_end_of_the_handshake() {
+    let authority = Authority::new();
+    for reader_is_first in [true, false] {
+        let (player, source) = played();
+        let mesh = Mesh::builder().source(source).credentials(authority.credentials(SERVER)).start().unwrap();
+        let mut bound = mesh.bind("127.0.0.1:0").await.unwrap();
+        player.send(with_tls(bound.local_addr(), ServerTls::Mutual));
+        let stream = TcpStream::connect(bound.local_addr()).await.unwrap();
+        let (io, _) = within(bound.accept()).await.unwrap();
+        let (mut reader, mut writer) = tokio::io::split(io);
+        let read = async move {
+            let mut said = [0; 5];
+            reader.read_exact(&mut said).await.map(|_| said)
+        };
+        let write = async move { writer.write_all(b"hello").await };
+        // Each asks before the handshake has begun, whoever is the first.
+        let (read, write) = match reader_is_first {
+            true => {
+                let read = tokio::spawn(read);
+                (read, tokio::spawn(write))
+            }
+            false => {
+                let write = tokio::spawn(write);
+                (tokio::spawn(read), write)
+            }
+        };
+        tokio::task::yield_now().await;
+        let tls = UpstreamTls::with([SERVER.parse().unwrap()]);
+        let config = client_config(&authority.credentials(CLIENT), &tls, None).unwrap();
+        let shaking = TlsConnector::from(Arc::new(config)).connect(server_name(&tls).unwrap(), stream);
+        let mut stream = within(shaking).await.unwrap();
+        within(write).await.unwrap().unwrap();
+        within(stream.write_all(b"world")).await.unwrap();
+        assert_eq!(&within(read).await.unwrap().unwrap(), b"world");
     }
 }

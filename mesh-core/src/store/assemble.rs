@@ -126,6 +126,7 @@ impl Assembly {
         for user in affected {
             self.rebuild(&user);
         }
+        self.states.tell();
         self.compiled.retain(|_, view| Arc::strong_count(view) > 1);
     }
 
@@ -143,6 +144,7 @@ impl Assembly {
     fn add(&mut self, id: UserId, kind: UserKind) {
         self.users.insert(id.clone(), User { kind, needs: BTreeSet::new() });
         self.rebuild(&id);
+        self.states.tell();
     }
 
     fn remove(&mut self, id: &UserId) {

@@ -7,6 +7,7 @@
 mod bundle;
 mod credentials;
 mod handshake;
+mod peer;
 mod provider;
 pub mod svid;
 
@@ -16,4 +17,5 @@ mod tests;
 pub use bundle::{TrustBundles, fingerprint as roots_fingerprint};
 pub use credentials::{CertificateRequest, Credentials};
 pub use handshake::{client_config, peer_identity, server_name};
+pub use peer::Peer;
 pub use provider::Certificates;

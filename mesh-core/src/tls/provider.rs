@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use tokio::sync::{Notify, watch};
 
-use super::Credentials;
+use super::{Credentials, TrustBundles};
 use crate::error::{ErrorKind, MeshError};
 
 /// The present credentials of a mesh. Whoever shakes hands asks here; whoever has an authority to ask puts them here.
@@ -14,6 +14,7 @@ use crate::error::{ErrorKind, MeshError};
 #[derive(Debug)]
 pub struct Certificates {
     current: watch::Sender<Option<Arc<Credentials>>>,
+    trusted: watch::Sender<Arc<TrustBundles>>,
     wanted: watch::Sender<bool>,
     /// Why there are none, or no newer ones.
     problem: watch::Sender<Option<Arc<str>>>,
@@ -25,6 +26,7 @@ impl Default for Certificates {
     fn default() -> Self {
         Certificates {
             current: watch::Sender::new(None),
+            trusted: watch::Sender::default(),
             wanted: watch::Sender::new(false),
             problem: watch::Sender::new(None),
             doubt: Notify::new(),
@@ -38,13 +40,26 @@ impl Certificates {
         self.current.borrow().clone()
     }
 
-    /// From now on these. Connections that were made before go on.
+    /// From now on these. Connections that were made before go on, as long as those whom these trust vouch for the peer.
     pub fn set(&self, credentials: Arc<Credentials>) {
         if self.current().is_none_or(|present| !present.is_same(&credentials)) {
             tracing::info!(id = %credentials.id(), serial = credentials.serial(), "a new certificate, or other roots");
         }
         self.problem.send_replace(None);
+        let trusted = Arc::clone(&credentials.bundles);
         self.current.send_replace(Some(credentials));
+        // A new certificate is no news to whoever asks for the roots.
+        self.trusted.send_if_modified(|present| {
+            *present != trusted && {
+                *present = trusted;
+                true
+            }
+        });
+    }
+
+    /// Whom the present ones trust; nobody, where there are none. Tells of changes of that and of nothing else.
+    pub fn trusted(&self) -> watch::Receiver<Arc<TrustBundles>> {
+        self.trusted.subscribe()
     }
 
     /// Says why there are no newer ones. Those that are there stay.

@@ -1,6 +1,7 @@
 //! The checks of a peer's certificate, by the rows of the hazards that they answer.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -12,6 +13,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 use super::bundle::Side;
 use super::credentials::PROVIDER;
 use super::*;
+use crate::error::Invalid;
 use crate::identity::SpiffeId;
 
 /// An authority, and what it signs.
@@ -183,6 +185,52 @@ fn m9_a_leaf_out_of_its_time_is_refused_with_the_reason() {
     assert!(refused(&params).contains("expired"));
     (params.not_before, params.not_after) = (now + Duration::from_secs(3600), now + Duration::from_secs(7200));
     assert!(refused(&params).contains("not valid yet"));
+}
+
+#[test]
+fn m11_a_peer_passes_for_as_long_as_its_handshake_would_succeed() {
+    let (authority, next) = (Authority::named("root"), Authority::named("next"));
+    let now = SystemTime::now();
+    let seconds = |count| now + Duration::from_secs(count);
+    let peer = || {
+        let mut params = leaf(&[WEB]);
+        let start = time::OffsetDateTime::from(now);
+        (params.not_before, params.not_after) = (start - Duration::from_secs(10), start + Duration::from_secs(100));
+        Peer::new(&[der(&authority.sign(&params).0)], Side::Client, &Arc::new(authority.trusted_for("td")))
+    };
+    let mut peer = peer().expect("it has an identity");
+    let both = {
+        let mut both = next.trusted_for("td");
+        both.add_pem("td".parse().expect("a domain"), authority.pem.as_bytes()).expect("a root");
+        Arc::new(both)
+    };
+    // The same roots, more roots, and the same again.
+    for trusted in [Arc::new(authority.trusted_for("td")), Arc::clone(&both), Arc::new(authority.trusted_for("td"))] {
+        assert_eq!(peer.check(&trusted, now).map_err(|error| error.to_string()), Ok(()));
+    }
+    let refused = |checked: Result<(), Invalid>| checked.expect_err("it must not pass").to_string();
+    for trusted in [next.trusted_for("td"), authority.trusted_for("other"), TrustBundles::new()] {
+        assert!(refused(peer.check(&Arc::new(trusted), now)).contains("trusted"));
+    }
+    assert!(peer.check(&both, seconds(99)).is_ok() && peer.check(&both, peer.next_check().expect("it ends")).is_err());
+    assert!(refused(peer.check(&both, seconds(102))).contains("expired"));
+}
+
+#[test]
+fn only_a_change_of_roots_is_told_to_those_who_ask_for_them() {
+    let (authority, next) = (Authority::named("root"), Authority::named("next"));
+    let of = |authority: &Authority| {
+        let (chain, key) = authority.sign(&leaf(&[WEB]));
+        let credentials = Credentials::from_pem(chain.as_bytes(), key.as_bytes(), authority.pem.as_bytes());
+        Arc::new(credentials.expect("they fit"))
+    };
+    let certificates = Certificates::default();
+    certificates.set(of(&authority));
+    let trusted = certificates.trusted();
+    certificates.set(of(&authority));
+    assert!(!trusted.has_changed().expect("it is there"));
+    certificates.set(of(&next));
+    assert!(trusted.has_changed().expect("it is there"));
 }
 
 #[test]

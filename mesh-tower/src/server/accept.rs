@@ -25,10 +25,10 @@ use tokio::time::Instant;
 
 use crate::connection::ConnectionInfo;
 use crate::drain::{Accepting, Phase, reached};
-use crate::io::Io;
+use crate::io::{Both, Half, Io};
 use crate::listeners::{ListenerGuard, ListenerState, WatchTask, watch_listener};
 use crate::mesh::Mesh;
-use crate::server::handshake::Handshake;
+use crate::server::handshake::{self, Handshake};
 use crate::server::request::ServerLayer;
 
 /// After how long without a word a peer is probed, and how often from then on.
@@ -250,14 +250,14 @@ impl MeshListener {
         _ = stream.set_nodelay(true);
         let connection = Arc::new(ConnectionInfo::new(local, peer));
         let state = match asks_for_tls {
-            false => State::Open(Io::Plaintext(stream)),
+            false => State::Open(handshake::plaintext(stream, listener, &connection)),
             true => {
                 let handshake = Handshake {
                     listener: Arc::clone(listener),
                     certificates: Arc::clone(self.mesh.store().certificates()),
                     connection: Arc::clone(&connection),
                 };
-                State::Opening(Box::pin(handshake.within_time(stream)))
+                State::Opening(Both::new(handshake.within_time(stream)))
             }
         };
         Some(MeshIo { state, connection, _listener: self.guard.clone() })
@@ -384,7 +384,7 @@ pub struct MeshIo {
 }
 
 enum State {
-    Opening(Pin<Box<dyn Future<Output = io::Result<Io>> + Send>>),
+    Opening(Both<io::Result<Io>>),
     Open(Io),
     /// It was said why.
     Refused,
@@ -406,11 +406,11 @@ impl MeshIo {
 
     /// The bytes, once it is known how they travel.
     #[inline]
-    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Pin<&mut Io>>> {
+    fn poll_open(&mut self, cx: &mut Context<'_>, half: Half) -> Poll<io::Result<Pin<&mut Io>>> {
         loop {
             match &mut self.state {
                 State::Opening(opening) => {
-                    let opened = ready!(opening.as_mut().poll(cx));
+                    let opened = ready!(opening.poll(cx, half));
                     self.state = State::Refused;
                     self.state = State::Open(opened?);
                 }
@@ -435,14 +435,14 @@ impl std::fmt::Debug for MeshIo {
 impl AsyncRead for MeshIo {
     #[inline]
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_open(cx))?.poll_read(cx, buf)
+        ready!(self.poll_open(cx, Half::Reader))?.poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for MeshIo {
     #[inline]
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_open(cx))?.poll_write(cx, buf)
+        ready!(self.poll_open(cx, Half::Writer))?.poll_write(cx, buf)
     }
 
     #[inline]
@@ -451,7 +451,7 @@ impl AsyncWrite for MeshIo {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_open(cx))?.poll_write_vectored(cx, bufs)
+        ready!(self.poll_open(cx, Half::Writer))?.poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {

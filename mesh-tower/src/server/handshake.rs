@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use mesh_core::model::ServerTls;
 use mesh_core::store::ServerState;
-use mesh_core::tls::{Certificates, peer_identity};
+use mesh_core::tls::{Certificates, Peer};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ProtocolVersion;
 use tokio_rustls::server::TlsStream;
 
 use crate::connection::{ConnectionInfo, TlsInfo};
-use crate::io::Io;
+use crate::io::{Bytes, Io, distrusted};
 use crate::listeners::ListenerState;
 
 /// How long it may take from the client's first byte to the end of the handshake.
@@ -49,12 +49,21 @@ impl Handshake {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         match self.security(first == [HANDSHAKE_RECORD])? {
-            false => Ok(Io::Plaintext(stream)),
+            false => Ok(plaintext(stream, &self.listener, &self.connection)),
             true => {
                 let credentials = self.certificates.get().await;
                 let stream = TlsAcceptor::from(credentials.server_config()).accept(stream).await?;
-                self.connection.secured(info(&stream));
-                Ok(Io::Tls(Box::new(stream.into())))
+                let peer = Peer::client(stream.get_ref().1, &credentials);
+                let peer = peer.ok_or_else(|| io::Error::other("the client has not shown who it is"))?;
+                self.connection.secured(info(&stream, &peer));
+                let forbidden = forbidden(Arc::clone(&self.listener), Arc::clone(&self.connection));
+                let distrusted = distrusted(peer, Arc::clone(&self.certificates));
+                Ok(Io::new(Bytes::Tls(Box::new(stream.into())), async move {
+                    tokio::select! {
+                        reason = forbidden => reason,
+                        reason = distrusted => reason,
+                    }
+                }))
             }
         }
     }
@@ -79,10 +88,36 @@ impl Handshake {
     }
 }
 
-fn info(stream: &TlsStream<TcpStream>) -> TlsInfo {
+/// The bytes of a connection in plaintext, for as long as the listener lets it in.
+pub(super) fn plaintext(stream: TcpStream, listener: &Arc<ListenerState>, connection: &Arc<ConnectionInfo>) -> Io {
+    Io::new(Bytes::Plaintext(stream), forbidden(Arc::clone(listener), Arc::clone(connection)))
+}
+
+/// Waits until the listener would not let a connection in any more, and tells why.
+async fn forbidden(listener: Arc<ListenerState>, connection: Arc<ConnectionInfo>) -> Arc<str> {
+    let mut changes = listener.security_changes();
+    loop {
+        if let Err(reason) = allows(&listener.state(), &connection) {
+            return reason;
+        }
+        // An error would say that the sender is gone, which is `listener`.
+        _ = changes.changed().await;
+    }
+}
+
+/// Whether a connection that was let in may go on. While the server does not serve, its requests are told so.
+fn allows(state: &ServerState, connection: &ConnectionInfo) -> Result<(), Arc<str>> {
+    let ServerState::Serving(view) = state else { return Ok(()) };
+    match view.chain(connection.local, connection.peer, connection.tls().is_some()) {
+        Some(chain) => chain.admits(connection.peer_identity().is_some()),
+        None => Err("no filter chain matches it any more".into()),
+    }
+}
+
+fn info(stream: &TlsStream<TcpStream>, peer: &Peer) -> TlsInfo {
     let (_, session) = stream.get_ref();
     TlsInfo {
-        identity: peer_identity(session),
+        identity: Some(peer.id().clone()),
         version: session.protocol_version().map(|version| match version {
             // rustls writes TLSv1_3.
             ProtocolVersion::TLSv1_3 => "TLSv1.3".into(),

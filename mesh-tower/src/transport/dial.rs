@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::Address;
+use mesh_core::identity::SpiffeId;
 use mesh_core::model::{Cluster, UpstreamTls};
-use mesh_core::state::EndpointState;
-use mesh_core::tls::{Credentials, client_config, server_name};
+use mesh_core::state::{EndpointState, TlsChanges};
+use mesh_core::tls::{Credentials, Peer, client_config, server_name};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::Security;
-use crate::io::Io;
+use crate::io::{Bytes, Io, distrusted};
 
 /// What a connection is to carry, as TLS names it: agreed on in the handshake, where there is one.
 pub(super) const HTTP1: &[u8] = b"http/1.1";
@@ -29,13 +30,16 @@ pub(crate) async fn dial(
 ) -> Result<Io, MeshError> {
     let timeout = cluster.connect_timeout;
     match (security.is_mutual_tls(), cluster.tls.upstream()) {
-        (false, _) => within(timeout, connect(endpoint)).await.map(Io::Plaintext),
+        (false, _) => {
+            let stream = within(timeout, connect(endpoint)).await?;
+            Ok(Io::new(Bytes::Plaintext(stream), forbidden(endpoint.tls_changes(), endpoint.is_mutual_tls(), None)))
+        }
         (true, None) => Err(MeshError::new(ErrorKind::Security, "mutual TLS is wanted, and nothing says how")),
         (true, Some(tls)) => {
             let certificates = endpoint.certificates();
             let credentials = tokio::time::timeout(timeout, certificates.get()).await;
             let credentials = credentials.map_err(|_| certificates.missing())?;
-            within(timeout, async { secure(connect(endpoint).await?, tls, &credentials, alpn).await }).await
+            within(timeout, secure(endpoint, tls, &credentials, alpn)).await
         }
     }
 }
@@ -66,7 +70,7 @@ async fn connect(endpoint: &EndpointState) -> Result<TcpStream, MeshError> {
 }
 
 async fn secure(
-    stream: TcpStream,
+    endpoint: &EndpointState,
     tls: &UpstreamTls,
     credentials: &Credentials,
     alpn: Option<&'static [u8]>,
@@ -74,9 +78,29 @@ async fn secure(
     let unusable = |invalid| MeshError::new(ErrorKind::Security, format!("mutual TLS: {invalid}"));
     let config = client_config(credentials, tls, alpn).map_err(unusable)?;
     let name = server_name(tls).map_err(unusable)?;
-    let shaken = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+    let shaken = TlsConnector::from(Arc::new(config)).connect(name, connect(endpoint).await?).await;
     let stream = shaken.map_err(|error| failed("mutual TLS".into()).caused_by(error))?;
-    Ok(Io::Tls(Box::new(stream.into())))
+    let peer = Peer::server(stream.get_ref().1, credentials);
+    let peer = peer.ok_or_else(|| failed("mutual TLS: the server has not shown who it is".into()))?;
+    let unwanted = forbidden(endpoint.tls_changes(), endpoint.is_mutual_tls(), Some(peer.id().clone()));
+    // The server closes it once our own certificate has expired.
+    let end = peer.next_check().map_or(credentials.not_after(), |end| end.min(credentials.not_after()));
+    let distrusted = distrusted(peer, Arc::clone(endpoint.certificates()));
+    Ok(Io::until(end, Bytes::Tls(Box::new(stream.into())), async move {
+        tokio::select! {
+            reason = unwanted => reason,
+            reason = distrusted => reason,
+        }
+    }))
+}
+
+/// Waits until the configuration does not want a connection any more, and tells why.
+async fn forbidden(mut changes: TlsChanges, is_marked: bool, peer: Option<SpiffeId>) -> Arc<str> {
+    loop {
+        if let Err(reason) = Security::allows(&changes.next().await, is_marked, peer.as_ref()) {
+            return reason;
+        }
+    }
 }
 
 fn failed(what: String) -> MeshError {

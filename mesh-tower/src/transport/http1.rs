@@ -20,7 +20,7 @@ use tokio::task::AbortHandle;
 use super::Security;
 use super::dial::HTTP1;
 use crate::body::Body;
-use crate::io::Io;
+use crate::io::{Io, Retired};
 
 /// One connection. It ends when it is dropped, whatever it was doing.
 pub(crate) struct Http1Connection {
@@ -28,6 +28,7 @@ pub(crate) struct Http1Connection {
     /// What drives it. Left to itself it would go on with a request that is over as long as its peer does not read it.
     driver: Driver,
     allowance: Allowance,
+    retired: Retired,
     requests: u32,
     idle_for: Duration,
 }
@@ -94,7 +95,7 @@ impl Http1Pool {
     #[inline]
     pub(super) fn ready(&self) -> Option<Http1Connection> {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let ready = |connection: &Http1Connection| connection.sender.is_ready();
+        let ready = |connection: &Http1Connection| connection.sender.is_ready() && !connection.retired.is();
         if idle.last().is_some_and(ready) {
             return idle.pop();
         }
@@ -105,7 +106,7 @@ impl Http1Pool {
     pub(super) async fn take(&self) -> Option<Http1Connection> {
         loop {
             let mut connection = self.pop()?;
-            if connection.sender.is_closed() {
+            if connection.sender.is_closed() || connection.retired.is() {
                 continue;
             }
             if connection.sender.is_ready() {
@@ -119,10 +120,10 @@ impl Http1Pool {
         }
     }
 
-    /// Takes a connection back, unless it has closed.
+    /// Takes a connection back, unless it has closed or retired.
     #[inline]
     pub(super) fn give_back(&self, mut connection: Http1Connection) {
-        if !connection.sender.is_closed() {
+        if !connection.sender.is_closed() && !connection.retired.is() {
             connection.idle_for = Duration::ZERO;
             self.0.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         }
@@ -134,7 +135,7 @@ impl Http1Pool {
             connection.idle_for = connection.idle_for.saturating_add(time);
             // One that is not ready still sends what nobody waits for any more.
             let is_stuck = connection.idle_for > STUCK && !connection.sender.is_ready();
-            !connection.sender.is_closed() && !is_stuck && connection.idle_for <= limit
+            !connection.sender.is_closed() && !connection.retired.is() && !is_stuck && connection.idle_for <= limit
         });
     }
 
@@ -150,7 +151,7 @@ pub(super) async fn dial(
     security: Security,
 ) -> Result<Http1Connection, MeshError> {
     let stream = super::dial(cluster, endpoint, security, Some(HTTP1)).await?;
-    let allowance = Allowance::default();
+    let (allowance, retired) = (Allowance::default(), stream.retired().clone());
     let stream = Limited { stream, allowance: allowance.clone() };
     let (sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
@@ -160,7 +161,7 @@ pub(super) async fn dial(
         let _ = connection.with_upgrades().await;
     });
     let driver = Driver(Some(driver.abort_handle()));
-    Ok(Http1Connection { sender, driver, allowance, requests: 0, idle_for: Duration::ZERO })
+    Ok(Http1Connection { sender, driver, allowance, retired, requests: 0, idle_for: Duration::ZERO })
 }
 
 /// The most bytes from a request until the head of its answer: hyper passes over answers that are not the last (1xx),

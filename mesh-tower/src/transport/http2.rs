@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use super::Security;
 use super::dial::HTTP2;
 use crate::body::{self, Body};
-use crate::io::Io;
+use crate::io::{Io, Retired};
 
 /// Until the peer says otherwise, the first connection is taken to carry this many streams.
 const INITIAL_STREAMS: u32 = 100;
@@ -36,12 +36,14 @@ struct Http2Connection {
     /// As many as the peer allows, but never none: a request that the peer does not allow yet waits here, where
     /// another connection would be no better.
     limit: Arc<AtomicU32>,
+    retired: Retired,
     idle: Mutex<IdleTime>,
 }
 
 impl Http2Connection {
+    /// Whether it takes no more requests.
     fn is_closed(&self) -> bool {
-        lock(&self.sender).is_closed()
+        self.retired.is() || lock(&self.sender).is_closed()
     }
 }
 
@@ -208,6 +210,7 @@ async fn dial(
     streams: u32,
 ) -> Result<Http2Connection, MeshError> {
     let stream = super::dial(cluster, endpoint, security, Some(HTTP2)).await?;
+    let retired = stream.retired().clone();
     let (sender, connection) = http2::Builder::new(Tasks)
         .timer(TokioTimer::new())
         .max_header_list_size(MAX_HEADER_LIST_BYTES)
@@ -222,6 +225,7 @@ async fn dial(
         streams: AtomicU32::new(0),
         requests: AtomicU32::new(0),
         limit,
+        retired,
         idle: Mutex::default(),
     })
 }

@@ -71,7 +71,7 @@ type NextView = Pin<Box<dyn Future<Output = Arc<TargetView>> + Send>>;
 enum Standing {
     /// It may be used.
     Allowed,
-    /// Its endpoint is not where the route leads.
+    /// Its endpoint is not where the route leads, or its certificates expire soon.
     Retired { since: Instant, quiet: Pin<Box<Sleep>> },
     /// It must not be used.
     Forbidden(MeshError),
@@ -99,18 +99,25 @@ impl ConnectorStream {
             match (self.origin.judge(&view), &self.standing) {
                 (Err(error), _) => self.standing = Standing::Forbidden(error),
                 (Ok(true), Standing::Retired { .. }) => self.standing = Standing::Allowed,
-                (Ok(false), Standing::Allowed) => {
-                    let quiet = Box::pin(tokio::time::sleep(self.patience().quiet));
-                    self.standing = Standing::Retired { since: Instant::now(), quiet };
-                }
+                (Ok(false), Standing::Allowed) => self.retire(),
                 _ => {}
             }
             self.next_view = next_view(&self.entry, view);
+        }
+        if self.io.inner().retired().is()
+            && let Standing::Allowed = self.standing
+        {
+            self.retire();
         }
         match &self.standing {
             Standing::Forbidden(error) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, error.clone())),
             _ => Ok(()),
         }
+    }
+
+    fn retire(&mut self) {
+        let quiet = Box::pin(tokio::time::sleep(self.patience().quiet));
+        self.standing = Standing::Retired { since: Instant::now(), quiet };
     }
 
     fn patience(&self) -> &'static Patience {

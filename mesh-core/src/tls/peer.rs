@@ -1,0 +1,87 @@
+//! What a peer showed in the handshake of a connection, to be looked at again for as long as the connection lasts.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio_rustls::rustls::CommonState;
+use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
+
+use super::bundle::{Side, TrustBundles};
+use super::credentials::{Credentials, PROVIDER};
+use super::svid;
+use crate::error::Invalid;
+use crate::identity::SpiffeId;
+
+/// The peer of an established connection: what it showed, and by whose roots that was good.
+pub struct Peer {
+    id: SpiffeId,
+    chain: Vec<CertificateDer<'static>>,
+    side: Side,
+    trusted: Arc<TrustBundles>,
+    /// When the certificates that it showed expire, the next one first, in seconds since 1970.
+    ends: Vec<u64>,
+}
+
+impl Peer {
+    /// The client of a connection that was accepted with these credentials; `None` where it showed no certificate.
+    pub fn client(connection: &CommonState, credentials: &Credentials) -> Option<Self> {
+        Self::of(connection, Side::Client, credentials)
+    }
+
+    /// The server of a connection that was made with these credentials.
+    pub fn server(connection: &CommonState, credentials: &Credentials) -> Option<Self> {
+        Self::of(connection, Side::Server, credentials)
+    }
+
+    fn of(connection: &CommonState, side: Side, credentials: &Credentials) -> Option<Self> {
+        Self::new(connection.peer_certificates()?, side, &credentials.bundles)
+    }
+
+    pub(super) fn new(chain: &[CertificateDer<'static>], side: Side, trusted: &Arc<TrustBundles>) -> Option<Self> {
+        let id = svid::identity(chain.first()?).ok()?;
+        // Whose end cannot be read, holds no longer.
+        let end = |certificate: &CertificateDer<'_>| svid::validity(certificate).map_or(0, |(_, end)| end);
+        let mut ends: Vec<u64> = chain.iter().map(|one| u64::try_from(end(one)).unwrap_or_default()).collect();
+        ends.sort_unstable();
+        Some(Peer { id, chain: chain.to_vec(), side, trusted: Arc::clone(trusted), ends })
+    }
+
+    /// Who it is.
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// Whether the handshake would succeed once more, by those who are trusted by now.
+    ///
+    /// # Errors
+    /// Why it would not.
+    pub fn check(&mut self, trusted: &Arc<TrustBundles>, now: SystemTime) -> Result<(), Invalid> {
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let has_ended = |end: &u64| now.as_secs() > *end;
+        let is_as_before = Arc::ptr_eq(trusted, &self.trusted) || **trusted == *self.trusted;
+        if is_as_before && !self.ends.first().is_some_and(has_ended) {
+            return Ok(());
+        }
+        let (leaf, intermediates) = self.chain.split_first().ok_or_else(|| Invalid::new("no certificate"))?;
+        let algorithms = &PROVIDER.signature_verification_algorithms;
+        trusted.verify(leaf, intermediates, self.side, UnixTime::since_unix_epoch(now), algorithms)?;
+        self.trusted = Arc::clone(trusted);
+        // Of an intermediate that the chain does without.
+        self.ends.retain(|end| !has_ended(end));
+        Ok(())
+    }
+
+    /// When the next certificate that it showed has expired, so that it has to be looked at again.
+    pub fn next_check(&self) -> Option<SystemTime> {
+        // A certificate holds to the end of its last second.
+        let end = Duration::from_secs(self.ends.first()?.saturating_add(1));
+        SystemTime::UNIX_EPOCH.checked_add(end)
+    }
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peer").field("id", &self.id).field("side", &self.side).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,112 @@
+//! A future that both sides of a connection wait for.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+
+/// Who waits: one task may read and another one write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Half {
+    /// Who reads.
+    Reader,
+    /// Who writes.
+    Writer,
+}
+
+/// A future that is polled by who reads and by who writes, and that wakes both: a future by itself knows only the task
+/// that polled it last. While nothing happens, a poll is a comparison and a load.
+pub(crate) struct Both<T> {
+    future: Pin<Box<dyn Future<Output = T> + Send>>,
+    bell: Arc<Bell>,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+/// What the future wakes.
+#[derive(Default)]
+struct Bell {
+    rung: AtomicBool,
+    reader: Mutex<Option<Waker>>,
+    writer: Mutex<Option<Waker>>,
+}
+
+impl<T> Both<T> {
+    pub(crate) fn new(future: impl Future<Output = T> + Send + 'static) -> Self {
+        let bell = Arc::new(Bell { rung: AtomicBool::new(true), ..Bell::default() });
+        Both { future: Box::pin(future), bell, reader: None, writer: None }
+    }
+
+    /// Polls it, if something has happened since the last time. Not to be called again once it is ready.
+    #[inline]
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, half: Half) -> Poll<T> {
+        let (known, shared) = match half {
+            Half::Reader => (&mut self.reader, &self.bell.reader),
+            Half::Writer => (&mut self.writer, &self.bell.writer),
+        };
+        // Before the bell is looked at: who rings it later finds the task.
+        if !known.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+            *known = Some(cx.waker().clone());
+            shared.lock().unwrap_or_else(PoisonError::into_inner).clone_from(known);
+        }
+        if self.bell.rung.load(Ordering::Acquire) { self.answer() } else { Poll::Pending }
+    }
+
+    #[cold]
+    fn answer(&mut self) -> Poll<T> {
+        self.bell.rung.store(false, Ordering::Release);
+        let waker = Waker::from(Arc::clone(&self.bell));
+        self.future.as_mut().poll(&mut Context::from_waker(&waker))
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.rung.store(true, Ordering::Release);
+        for task in [&self.reader, &self.writer] {
+            let task = task.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(task) = task {
+                task.wake();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn both_are_woken_and_either_finds_it_ready() {
+        for first in [Half::Reader, Half::Writer] {
+            let (tell, told) = tokio::sync::oneshot::channel();
+            let mut both = Both::new(told);
+            let [reader, writer] = [Arc::<Woken>::default(), Arc::default()];
+            for (task, half) in [(&reader, Half::Reader), (&writer, Half::Writer)] {
+                let waker = Waker::from(Arc::clone(task));
+                for _ in 0..3 {
+                    assert!(both.poll(&mut Context::from_waker(&waker), half).is_pending());
+                }
+            }
+            assert_eq!([&reader, &writer].map(|task| task.0.load(Ordering::Relaxed)), [0, 0]);
+            tell.send(7).unwrap();
+            assert_eq!([&reader, &writer].map(|task| task.0.load(Ordering::Relaxed)), [1, 1]);
+            assert_eq!(both.poll(&mut Context::from_waker(Waker::noop()), first), Poll::Ready(Ok(7)));
+        }
+    }
+}
