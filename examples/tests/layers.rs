@@ -64,7 +64,7 @@ const CRATES: [Crate; 4] = [
             &["registry"],
             &["policy"],
             &["render"],
-            &["analysis"],
+            &["analysis", "jwks"],
             &["plane"],
             &["serve/protocol"],
             &["serve/clients"],

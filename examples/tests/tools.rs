@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method};
 use mesh_core::fixed::Fixed;
+use mesh_core::jwt::Claims;
 use mesh_examples::cli::Format;
 use mesh_examples::curl::{self, Call, Endpoints, Output, Stop, Summary};
 use mesh_examples::echo::{self, Identity};
 use mesh_examples::load::Pace;
 use mesh_tower::{Mesh, server};
+use prost::Message;
 use serde_json::Value;
-use tower::Layer;
+use tower::{Layer, ServiceExt};
 
 /// A mesh in which `echo:80` is an echo.
 async fn mesh_with_echo() -> Mesh {
@@ -69,6 +71,35 @@ async fn an_http_request_comes_back_as_it_arrived() {
         assert_eq!((&echo["peer"], &echo["tls"]), (&Value::Null, &Value::Null), "nobody is known in plaintext");
         assert_eq!(lines[0]["headers"]["content-type"], serde_json::json!(["application/json"]));
         assert_eq!(lines[3]["summary"]["requests"], 3);
+    }
+}
+
+#[tokio::test]
+async fn the_echo_tells_what_the_callers_token_says() {
+    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+    let claims = serde_json::json!({"iss": "idp", "sub": "me", "groups": ["a"]});
+    for (token, expected) in [(Some(&claims), &claims), (None, &Value::Null)] {
+        let app = echo::app(&mesh, Identity::new("echo", "v1", "127.0.0.1:1".parse().unwrap()));
+        let answer = |uri: &str, message: bytes::Bytes| {
+            let mut request = http::Request::post(uri).body(axum::body::Body::from(message)).unwrap();
+            request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+            if uri == "/" {
+                request.headers_mut().clear();
+            }
+            if let Some(token) = token {
+                request.extensions_mut().insert(Claims::unverified(token.as_object().unwrap().clone(), &[].into()));
+            }
+            let answer = app.clone().oneshot(request);
+            async move { axum::body::to_bytes(answer.await.unwrap().into_body(), 1 << 16).await.unwrap() }
+        };
+        let echo: Value = serde_json::from_slice(&answer("/", "hello".into()).await).unwrap();
+        assert_eq!(&echo["claims"], expected);
+        let message = curl::text_message("hello");
+        let frame = [&[0, 0, 0, 0, u8::try_from(message.len()).unwrap()], &*message].concat();
+        let reply = answer("/mesh.echo.v1.Echo/Unary", frame.into()).await;
+        let reply = echo::proto::EchoReply::decode(&reply[5..]).unwrap();
+        let told = serde_json::from_str(&reply.claims).unwrap_or(Value::Null);
+        assert_eq!(&told, expected);
     }
 }
 

@@ -29,6 +29,7 @@ use mesh_core::xds::{Bootstrap, Connector, XdsSource};
 use tokio::io::DuplexStream;
 
 use crate::ca::CertificateAuthority;
+pub use crate::jwks::KeyFetching;
 pub use crate::plane::{OutboundTrafficPolicy, PathNormalization, PlaneOptions};
 use crate::plane::{Plane, Rejected};
 use crate::serve::status::{self, Status};
@@ -202,6 +203,7 @@ impl Embedded {
                 plane
             }
         };
+        plane.fetch_keys().await;
         if dev {
             let offers = match serve.certificates.take() {
                 Some(offers) => offers,

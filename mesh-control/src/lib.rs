@@ -28,6 +28,7 @@ pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod embedded;
+mod jwks;
 pub mod plane;
 pub mod policy;
 pub mod registry;

@@ -4,10 +4,11 @@
 //! of its services and nothing else. Every change publishes a new, immutable [`Snapshot`] to everyone who
 //! watches. What was in force stays in force while a new configuration is wrong.
 
+mod keys;
 mod snapshot;
 mod summary;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -27,10 +28,12 @@ use crate::config::store::{Standing, Store, Wrong};
 use crate::config::support::ObjectKind;
 use crate::config::watch::Watcher;
 use crate::config::{Code, Diagnostic, Objects, Severity};
+use crate::jwks::KeyFetching;
 use crate::policy::Policy;
 use crate::policy::mesh::{Fixed, Given, MeshSettings};
 pub use crate::policy::outbound::OutboundTrafficPolicy;
 pub use crate::policy::paths::PathNormalization;
+use crate::policy::tokens::{FetchedKeys, KeySource};
 use crate::registry::{Discovery, Endpoints, Workload};
 use snapshot::Compiled;
 pub use snapshot::Snapshot;
@@ -64,6 +67,8 @@ pub struct PlaneOptions {
     /// The trust domain of the mesh: whose identities its workloads have. `None` leaves it to the mesh's settings, or to
     /// `cluster.local`.
     pub trust_domain: Option<TrustDomain>,
+    /// How the keys of issuers are fetched that a `RequestAuthentication` does not write down; see [`Plane::fetch_keys`].
+    pub key_fetching: KeyFetching,
     /// Whether workloads get certificates of that trust domain from the server that this plane is behind.
     pub issues_certificates: bool,
     /// Whether workloads may do without: one that came with a certificate uses mutual TLS with others that did, and everybody
@@ -147,6 +152,12 @@ impl PlaneOptions {
         self
     }
 
+    /// Fetches the keys of issuers like this.
+    pub fn key_fetching(mut self, fetching: KeyFetching) -> PlaneOptions {
+        self.key_fetching = fetching;
+        self
+    }
+
     /// Whether the server issues certificates; see [`issues_certificates`](field@Self::issues_certificates).
     pub fn issues_certificates(mut self, issues: bool) -> PlaneOptions {
         self.issues_certificates = issues;
@@ -171,6 +182,7 @@ struct Inner {
     mesh_loader: OnceLock<AbortHandle>,
     /// What only a start takes: that of the first configuration.
     fixed: OnceLock<Fixed>,
+    fetcher: OnceLock<AbortHandle>,
 }
 
 #[derive(Debug, Default)]
@@ -181,6 +193,9 @@ struct Live {
     config_generation: u64,
     published: Option<Instant>,
     is_due: bool,
+    keys: Arc<FetchedKeys>,
+    /// Why keys of some sources could not be fetched the last time.
+    key_problems: BTreeMap<KeySource, String>,
 }
 
 /// A text that is wrong; what it said before, if anything, stays in force.
@@ -276,6 +291,7 @@ impl Plane {
             loader: OnceLock::new(),
             mesh_loader: OnceLock::new(),
             fixed: OnceLock::new(),
+            fetcher: OnceLock::new(),
         };
         Plane { inner: Arc::new(inner) }
     }
@@ -377,8 +393,12 @@ impl Plane {
     /// Everything there is to say: of the configuration, and of what was found when it was rendered for those who
     /// asked.
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
-        let compiled = self.inner.live().compiled.clone();
+        let (compiled, unfetched) = {
+            let live = self.inner.live();
+            (live.compiled.clone(), keys::findings(&live))
+        };
         let mut all = compiled.diagnostics.clone();
+        all.extend(unfetched);
         let known: HashSet<String> = all.iter().map(ToString::to_string).collect();
         all.extend(compiled.found().into_iter().filter(|finding| !known.contains(&finding.to_string())));
         all
@@ -513,6 +533,7 @@ impl Inner {
             config_generation: live.config_generation,
             compiled: live.compiled.clone(),
             endpoints: live.endpoints.snapshot(),
+            keys: live.keys.clone(),
         };
         self.snapshots.send_replace(Arc::new(snapshot));
     }
@@ -552,8 +573,8 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        for loader in [self.loader.get(), self.mesh_loader.get()].into_iter().flatten() {
-            loader.abort();
+        for task in [self.loader.get(), self.mesh_loader.get(), self.fetcher.get()].into_iter().flatten() {
+            task.abort();
         }
     }
 }

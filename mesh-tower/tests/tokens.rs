@@ -1,17 +1,20 @@
 //! RequestAuthentication from YAML to the answer: embedded control plane, the library's server, and bytes over sockets.
 
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::extract::Request;
-use mesh_control::embedded::{Config, Embedded, Options};
+use axum::http::StatusCode;
+use mesh_control::embedded::{Config, Embedded, KeyFetching, Options, PlaneOptions};
 use mesh_core::jwt::Claims;
 use mesh_core::testing::TokenIssuer;
 use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 const REVIEWS: &str = "
 apiVersion: v1
@@ -34,8 +37,11 @@ fn authentication_of(name: &str, rules: &str) -> String {
 
 /// A server of `reviews` that answers with who calls, and with what it sees of the request.
 async fn serve(policies: &str) -> (Embedded, Mesh, SocketAddr) {
-    let config = Config::yaml(format!("{REVIEWS}{policies}"));
-    let control = Embedded::start(config, Options::default()).await.unwrap();
+    serve_with(Config::yaml(format!("{REVIEWS}{policies}")), Options::default()).await
+}
+
+async fn serve_with(config: Config, options: Options) -> (Embedded, Mesh, SocketAddr) {
+    let control = Embedded::start(config, options).await.unwrap();
     let bootstrap = Bootstrap::new("embedded")
         .node_id("mesh~127.0.0.1~reviews.shop~shop.svc.cluster.local")
         .metadata("NAMESPACE", "shop")
@@ -128,7 +134,7 @@ async fn several_rules_and_objects_are_alternatives_and_a_forwarded_token_stays(
     let rule =
         |issuer: &TokenIssuer, name: &str, rest: &str| format!("{{issuer: {name}, jwks: '{}'{rest}}}", issuer.jwks());
     let two = format!("{}, {}", rule(&a, "a", ""), rule(&b, "b", ", forwardOriginalToken: true"));
-    let third = rule(&c, "c", ", fromHeaders: [{name: x-token, prefix: 'T '}], fromCookies: [token]");
+    let third = rule(&c, "c", ", fromHeaders: [{name: x-token, prefix: 'T '}], fromCookies: [token], fromParams: [t]");
     let policies = authentication_of("two", &two) + &authentication_of("third", &third);
     let (_control, _mesh, address) = serve(&policies).await;
     let [a, b, c] = [(&a, "a"), (&b, "b"), (&c, "c")]
@@ -154,6 +160,8 @@ async fn several_rules_and_objects_are_alternatives_and_a_forwarded_token_stays(
             }
         }
     }
+    let (status, answer) = ask(address, &format!("/?x=1&t={c}"), "").await;
+    assert!(status == 200 && answer.contains("c/me /?x=1 "), "{answer}");
 }
 
 fn access(name: &str, spec: &str) -> String {
@@ -216,19 +224,147 @@ async fn policies_decide_on_what_a_token_says_and_a_missing_one_is_on_the_safe_s
     }
 }
 
+/// Where an issuer has its keys, over HTTP: what it answers, and how often it was asked.
+#[derive(Clone)]
+struct KeyServer {
+    address: SocketAddr,
+    keys: Arc<Mutex<Option<String>>>,
+    asked: watch::Sender<usize>,
+}
+
+impl KeyServer {
+    async fn start(keys: Option<String>) -> KeyServer {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = KeyServer { address, keys: Arc::new(Mutex::new(keys)), asked: watch::Sender::new(0) };
+        let own = server.clone();
+        let answer = move |request: Request| async move {
+            own.asked.send_modify(|asked| *asked += 1);
+            if request.uri().path().ends_with("/.well-known/openid-configuration") {
+                return Ok(own.document());
+            }
+            own.keys.lock().unwrap().clone().ok_or(StatusCode::INTERNAL_SERVER_ERROR)
+        };
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+        server
+    }
+
+    fn document(&self) -> String {
+        format!(r#"{{"issuer": "http://{0}", "jwks_uri": "http://{0}/keys"}}"#, self.address)
+    }
+
+    fn answer(&self, keys: Option<String>) {
+        *self.keys.lock().unwrap() = keys;
+    }
+
+    /// Until it has been asked so many times more.
+    async fn asked(&self, more: usize) {
+        let before = *self.asked.borrow();
+        let asked = self.asked.subscribe().wait_for(|asked| *asked >= before + more).await.map(|_| ());
+        asked.unwrap();
+    }
+}
+
+fn fetching() -> KeyFetching {
+    KeyFetching::default().allow_insecure(true).refresh(Duration::from_millis(50))
+}
+
+/// Asks until the answer has this status.
+async fn until(address: SocketAddr, token: &str, status: u16) {
+    let reached = async {
+        while ask(address, "/", &bearer(token)).await.0 != status {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), reached).await.expect("the status");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rule_whose_keys_are_not_there_lets_nobody_in_and_says_why() {
-    let issuer = TokenIssuer::new("a");
-    for (rules, why) in [
-        ("{issuer: me, jwksUri: 'https://me/keys'}".to_owned(), "the keys of me are not fetched from https://me/keys"),
-        (
-            format!("{{issuer: me, jwks: '{}'}}, {{issuer: you, jwksUri: 'https://you/keys'}}", issuer.jwks()),
-            "the keys of you are not fetched from https://you/keys",
-        ),
-        ("{issuer: me}".to_owned(), "the keys of me are not looked for"),
+async fn keys_are_fetched_once_for_all_and_a_new_key_is_known_soon() {
+    let (first, second) = (TokenIssuer::new("a"), TokenIssuer::new("b"));
+    let keys = KeyServer::start(Some(first.jwks())).await;
+    let uri = format!("http://{}", keys.address);
+    let options = || Options::default().plane(PlaneOptions::default().key_fetching(fetching()));
+    for (rule, issuer) in [
+        (format!("{{issuer: me, jwksUri: '{uri}/keys'}}"), "me"),
+        // Discovery: the issuer says where.
+        (format!("{{issuer: '{uri}'}}"), &*uri),
     ] {
-        let (_control, _mesh, address) = serve(&authentication(&rules)).await;
-        let (status, answer) = ask(address, "/", "").await;
-        assert!(status == 503 && answer.contains(why), "{answer}");
+        keys.answer(Some(first.jwks()));
+        let (control, _mesh, address) =
+            serve_with(Config::yaml(format!("{REVIEWS}{}", authentication(&rule))), options()).await;
+        let claims = format!(r#"{{"iss":"{issuer}","sub":"me"}}"#);
+        // From the first request on: the start waits for the keys.
+        let (status, answer) = ask(address, "/", &bearer(&first.token(&claims))).await;
+        assert!(status == 200 && answer.contains(&format!("{issuer}/me / ")), "{answer}");
+        assert_eq!(ask(address, "/", &bearer(&second.token(&claims))).await.0, 401);
+        keys.answer(Some(second.jwks()));
+        until(address, &second.token(&claims), 200).await;
+        // What was verified before counts no more.
+        assert_eq!(ask(address, "/", &bearer(&first.token(&claims))).await.0, 401);
+        drop(control);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn j6_the_last_good_keys_stay_in_force_also_over_a_restart() {
+    let issuer = TokenIssuer::new("a");
+    let keys = KeyServer::start(Some(issuer.jwks())).await;
+    let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let rule = format!("{{issuer: me, jwksUri: 'http://{}/keys'}}", keys.address);
+    std::fs::write(dir.path().join("all.yaml"), format!("{REVIEWS}{}", authentication(&rule))).unwrap();
+    let options = || Options::default().plane(PlaneOptions::default().key_fetching(fetching()).state_dir(state.path()));
+    let token = issuer.token(r#"{"iss":"me","sub":"me"}"#);
+    let (control, mesh, address) = serve_with(Config::dir(dir.path()), options()).await;
+    assert_eq!(ask(address, "/", &bearer(&token)).await.0, 200);
+    keys.answer(None);
+    keys.asked(2).await;
+    assert_eq!(ask(address, "/", &bearer(&token)).await.0, 200);
+    drop(mesh);
+    control.shutdown().await;
+
+    let (control, _mesh, address) = serve_with(Config::dir(dir.path()), options()).await;
+    assert_eq!(ask(address, "/", &bearer(&token)).await.0, 200);
+    keys.asked(1).await;
+    let said = loop {
+        let found = control.status().diagnostics;
+        if let Some(found) = found.into_iter().find(|found| found.message.contains("cannot be fetched")) {
+            break found.message;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert!(said.contains("answered 500") && said.contains("the last good ones"), "{said}");
+    assert_eq!(ask(address, "/", &bearer(&token)).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_keys_an_issuers_tokens_are_refused_and_requests_without_one_pass() {
+    let issuer = TokenIssuer::new("a");
+    let down = KeyServer::start(None).await;
+    let strict = Options::default();
+    let loose = || Options::default().plane(PlaneOptions::default().key_fetching(fetching()));
+    for (rules, options, why) in [
+        ("{issuer: me}".to_owned(), strict.clone(), "/openid-configuration is no URL"),
+        (
+            format!("{{issuer: me, jwksUri: 'http://{}/keys'}}", down.address),
+            strict.clone(),
+            "only https:// is fetched",
+        ),
+        (format!("{{issuer: me, jwksUri: 'https://{}/keys'}}", down.address), strict, "a loopback address"),
+        (format!("{{issuer: me, jwksUri: 'http://{}/keys'}}", down.address), loose(), "answered 500"),
+    ] {
+        let other = TokenIssuer::new("b");
+        let rules = format!("{rules}, {{issuer: other, jwks: '{}'}}", other.jwks());
+        let config = Config::yaml(format!("{REVIEWS}{}", authentication(&rules)));
+        let (control, _mesh, address) = serve_with(config, options).await;
+        let (status, answer) = ask(address, "/", &bearer(&issuer.token(r#"{"iss":"me","sub":"me"}"#))).await;
+        assert!(status == 401 && answer.contains("Jwks remote fetch is failed"), "{answer}");
+        assert!(!answer.contains("keys from"), "where they would be is nobody's business: {answer}");
+        assert_eq!(ask(address, "/", "").await.0, 200);
+        let (status, answer) = ask(address, "/", &bearer(&other.token(r#"{"iss":"other","sub":"me"}"#))).await;
+        assert_eq!(status, 200, "{answer}");
+        let found = control.status().diagnostics;
+        let is_told = found.iter().any(|it| it.message.contains(why) && it.message.contains("refused with 401"));
+        assert!(is_told, "{why}: {found:?}");
     }
 }

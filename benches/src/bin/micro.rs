@@ -1,5 +1,5 @@
 //! What single decisions cost: finding a route, picking an endpoint, compiling a view, taking in an update,
-//! issuing a certificate.
+//! issuing a certificate, knowing a token again.
 //!
 //! ```text
 //! cargo run --release --bin micro
@@ -10,6 +10,7 @@
 
 use std::hint::black_box;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
@@ -21,9 +22,11 @@ use mesh_benches::stats::median;
 use mesh_control::ca::CertificateAuthority;
 use mesh_core::balance::PickArgs;
 use mesh_core::identity::TrustDomain;
-use mesh_core::model::BalancerPolicy;
+use mesh_core::jwt::Authenticator;
+use mesh_core::model::{BalancerPolicy, JwkSet, JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, RouteMatch};
 use mesh_core::request::RequestHead;
 use mesh_core::resources::Update;
+use mesh_core::testing::TokenIssuer;
 use mesh_core::tls::CertificateRequest;
 
 /// Sizes of route tables, smallest first.
@@ -35,6 +38,8 @@ const FIND_BAR: f64 = 2000.0;
 const PICK_BAR: f64 = 200.0;
 /// A thousand certificates a second.
 const ISSUE_BAR: f64 = 1e6;
+/// A token that was verified before.
+const TOKEN_BAR: f64 = 500.0;
 /// How much more than the smallest case the largest may cost.
 const GROWTH_BAR: f64 = 3.0;
 
@@ -63,6 +68,9 @@ fn main() -> Result<ExitCode> {
     let issue = issue()?;
     worst = worst.max(issue / ISSUE_BAR);
     println!("| issue a certificate, the request checked | | {issue:.0} | ≤ {ISSUE_BAR:.0} |");
+    let token = token()?;
+    worst = worst.max(token / TOKEN_BAR);
+    println!("| check a token that was verified before | | {token:.0} | ≤ {TOKEN_BAR:.0} |");
     println!("\nWorst bar: {worst:.2} of what is allowed.");
     Ok(if worst > 2.0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -158,6 +166,31 @@ fn issue() -> Result<f64> {
     authority.issue(request.csr(), &identity, 0, now)?;
     Ok(time(|_| {
         black_box(authority.issue(black_box(request.csr()), &identity, 0, now).is_ok());
+    }))
+}
+
+/// A request whose token was verified before: found, and its times looked at again.
+fn token() -> Result<f64> {
+    let issuer = TokenIssuer::new("key-1");
+    let keys = Arc::new(JwkSet::parse(issuer.jwks().as_bytes())?);
+    let mut config = JwtAuthentication::default();
+    config.providers.insert("idp".into(), JwtProvider::new("https://idp.example", keys));
+    let requires = JwtRequirement::Any(vec![JwtRequirement::Provider("idp".into()), JwtRequirement::AllowMissing]);
+    config.rules.push(JwtRule { matches: RouteMatch::any(), requires: Some(requires) });
+    let authenticator = Authenticator::new(&config)?;
+    let groups: Vec<String> = (0..20).map(|number| format!("\"group-{number}\"")).collect();
+    let claims = format!(
+        r#"{{"iss":"https://idp.example","sub":"me","aud":"shop","exp":4102444800,"groups":[{}]}}"#,
+        groups.join(",")
+    );
+    let request = http::Request::get("http://shop/cart")
+        .header("authorization", format!("Bearer {}", issuer.token(&claims)))
+        .body(())?;
+    let head = RequestHead::of_parts(request.method(), request.uri(), request.headers());
+    let now = SystemTime::now();
+    anyhow::ensure!(authenticator.authenticate(&head, now).is_ok_and(|known| known.claims().is_some()), "a good token");
+    Ok(time(|_| {
+        black_box(authenticator.authenticate(black_box(&head), now).is_ok());
     }))
 }
 

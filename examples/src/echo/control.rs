@@ -16,13 +16,13 @@ A request can ask for trouble, by these headers (gRPC: metadata) or query parame
   x-echo-hang: true            never answers
 
 The answer tells who asked: peer is the SPIFFE ID of the caller, null where mutual TLS did not tell; tls has the version,
-alpn and sni of the connection, null in plaintext.
+alpn and sni of the connection, null in plaintext; claims are those of its token, null without a good one.
 
 gRPC is served on the same port, as mesh.echo.v1.Echo:
   message EchoRequest { string body = 1; uint32 count = 2; }
   message EchoReply   { string name = 1; string version = 2; string body = 3; string backend = 4;
                         string peer = 5; uint32 index = 6; map<string, string> headers = 7;
-                        string peer_address = 8; EchoTls tls = 9; }
+                        string peer_address = 8; EchoTls tls = 9; string claims = 10; }
   message EchoTls     { string version = 1; string alpn = 2; string sni = 3; }
   service Echo {
     rpc Unary(EchoRequest) returns (EchoReply);

@@ -12,11 +12,13 @@ use axum::Router;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{Extensions, HeaderMap, HeaderValue, StatusCode};
+use mesh_core::jwt::Claims;
 use mesh_tonic::health::HealthService;
 use mesh_tower::Mesh;
 use mesh_tower::server::{ConnectionInfo, TlsInfo};
 use serde::Serialize;
+use serde_json::{Map, Value};
 use tonic::Status;
 
 use crate::grpc;
@@ -77,6 +79,8 @@ struct Caller {
     peer_address: Option<SocketAddr>,
     /// `None` in plaintext.
     tls: Option<Tls>,
+    /// What its token says, where a good one came.
+    claims: Option<Map<String, Value>>,
 }
 
 /// What the handshake came to.
@@ -88,15 +92,17 @@ struct Tls {
 }
 
 impl Caller {
-    /// The one that this task answers.
-    fn current() -> Caller {
-        let Some(connection) = ConnectionInfo::current() else { return Caller::default() };
+    /// The one that this task answers; its token is known by the extensions of the request.
+    fn current(request: &Extensions) -> Caller {
+        let claims = request.get::<Claims>().map(|claims| claims.all().clone());
+        let Some(connection) = ConnectionInfo::current() else { return Caller { claims, ..Caller::default() } };
         let text = |text: &Option<Arc<str>>| text.as_deref().map(str::to_owned);
         let tls = |tls: &TlsInfo| Tls { version: text(&tls.version), alpn: text(&tls.alpn), sni: text(&tls.sni) };
         Caller {
             peer: connection.peer_identity().map(ToString::to_string),
             peer_address: Some(connection.peer),
             tls: connection.tls().map(tls),
+            claims,
         }
     }
 }
@@ -140,7 +146,7 @@ async fn http_echo(identity: Identity, request: Request) -> Response {
         query: parts.uri.query(),
         headers: texts(&parts.headers),
         body: String::from_utf8_lossy(&body).into_owned(),
-        caller: Caller::current(),
+        caller: Caller::current(&parts.extensions),
     };
     let status = control.status.unwrap_or(StatusCode::OK);
     (status, [(BACKEND, identity.header())], axum::Json(echo)).into_response()

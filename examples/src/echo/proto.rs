@@ -46,6 +46,9 @@ pub struct EchoReply {
     /// What the handshake came to; not set in plaintext.
     #[prost(message, optional, tag = "9")]
     pub tls: Option<EchoTls>,
+    /// What the caller's token says, as JSON; empty without a good one.
+    #[prost(string, tag = "10")]
+    pub claims: String,
 }
 
 /// The TLS of a connection.

@@ -65,12 +65,12 @@ impl Template {
 
 /// Does what the request asks for, and prepares the answer.
 async fn admit<M>(identity: &Identity, request: tonic::Request<M>) -> Result<(Template, M), Status> {
-    let (metadata, _, message) = request.into_parts();
+    let (metadata, extensions, message) = request.into_parts();
     let headers = metadata.into_headers();
     let control = Control::of(&headers, None).map_err(Status::invalid_argument)?;
     control.wait().await;
     control.grpc()?;
-    let caller = Caller::current();
+    let caller = Caller::current(&extensions);
     let tls = |tls: Tls| EchoTls {
         version: tls.version.unwrap_or_default(),
         alpn: tls.alpn.unwrap_or_default(),
@@ -83,6 +83,7 @@ async fn admit<M>(identity: &Identity, request: tonic::Request<M>) -> Result<(Te
         peer: caller.peer.unwrap_or_default(),
         peer_address: caller.peer_address.map(|address| address.to_string()).unwrap_or_default(),
         tls: caller.tls.map(tls),
+        claims: caller.claims.map(|claims| serde_json::Value::from(claims).to_string()).unwrap_or_default(),
         headers: texts(&headers).into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
         ..EchoReply::default()
     };

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::Printing;
 use crate::ca::{CertificateAuthority, MAX_TTL, Tokens};
 use crate::config::Code;
+use crate::jwks::KeyFetching;
 use crate::plane::{OutboundTrafficPolicy, PathNormalization, Plane, PlaneOptions};
 use crate::serve::{Certificates, Feed, Options, Server, TlsFiles, status};
 
@@ -78,6 +79,16 @@ pub(super) struct Args {
     /// says it, ALLOW_ANY.
     #[arg(long, value_name = "POLICY", value_parser = outbound_traffic_policy)]
     outbound_traffic_policy: Option<OutboundTrafficPolicy>,
+    /// The authorities that vouch for the servers that keys of issuers are fetched from (`jwksUri`, discovery), as PEM; those
+    /// of the system unless set.
+    #[arg(long, value_name = "FILE")]
+    jwks_roots: Option<PathBuf>,
+    /// How often keys that are known are fetched again.
+    #[arg(long, value_name = "SECONDS", default_value = "1200", value_parser = seconds)]
+    jwks_refresh: Duration,
+    /// For development: fetches keys over plain HTTP, and from loopback, link-local and metadata addresses, too.
+    #[arg(long)]
+    jwks_allow_insecure: bool,
     /// What servers make of the paths of requests, in the words of Istio's pathNormalization: NONE, BASE, MERGE_SLASHES or
     /// DECODE_AND_MERGE_SLASHES. DEFAULT is BASE; and MERGE_SLASHES where policies guard a workload, which then refuses %2F
     /// and %5C. If nothing says it, DEFAULT.
@@ -123,6 +134,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     options.outbound_traffic_policy = args.outbound_traffic_policy;
     options.path_normalization = args.path_normalization;
     options.mesh_config.clone_from(&args.mesh_config);
+    options.key_fetching = KeyFetching::default().refresh(args.jwks_refresh).allow_insecure(args.jwks_allow_insecure);
+    options.key_fetching.roots.clone_from(&args.jwks_roots);
     options.state_dir.clone_from(&args.state_dir);
     let plane = Plane::start(options).with_context(|| cannot_start(args))?;
     if args.strict {
@@ -131,6 +144,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             bail!("--strict, and the configuration in {} is wrong:{faults}", args.config.display());
         }
     }
+    plane.fetch_keys().await;
     // After the state directory is locked: the authority may have its place there.
     let authority = authority(args, &plane.trust_domain())?;
     if authority.is_some() && !is_authority_named(args) {

@@ -15,6 +15,8 @@ use super::diagnostic::{Code, Diagnostic, Severity, Source};
 use super::file::{self, Item, ObjectKey};
 
 const FILE: &str = "last-good.json";
+const KEYS: &str = "jwks.json";
+const MOST_KEYS_BYTES: u64 = 64 << 20;
 /// What the file says that it is.
 const FORMAT: &str = "mesh-control last good state, version 1";
 /// Twice as much as a configuration can have.
@@ -100,6 +102,18 @@ impl State {
     /// What is to be said about it.
     pub(super) fn diagnostics(&self) -> impl Iterator<Item = &Diagnostic> {
         self.read.iter().chain(&self.write)
+    }
+
+    /// Keys of issuers that were fetched: they are public, and there are few.
+    pub(super) fn read_keys(&self) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let file = File::open(self.path.with_file_name(KEYS)).ok()?;
+        file.take(MOST_KEYS_BYTES).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
+    }
+
+    pub(super) fn write_keys(&self, bytes: &[u8]) -> io::Result<()> {
+        replace(&self.path.with_file_name(KEYS), bytes)
     }
 
     /// Puts these in the place of what it holds.

@@ -147,6 +147,16 @@ impl Store {
         self.state = None;
     }
 
+    /// The keys of issuers that an earlier process fetched.
+    pub fn kept_keys(&self) -> Option<Vec<u8>> {
+        self.state.as_ref()?.read_keys()
+    }
+
+    /// Keeps fetched keys beside the last good state.
+    pub fn keep_keys(&self, bytes: &[u8]) -> io::Result<()> {
+        self.state.as_ref().map_or(Ok(()), |state| state.write_keys(bytes))
+    }
+
     /// Takes in what a directory holds now. Returns whether anything is different.
     pub fn apply(&mut self, scan: io::Result<Scan>) -> bool {
         let scan = match scan {

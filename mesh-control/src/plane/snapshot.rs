@@ -12,6 +12,7 @@ use crate::config::store::Wrong;
 use crate::policy::Policy;
 use crate::policy::route::ClusterKey;
 use crate::policy::security::Served;
+use crate::policy::tokens::FetchedKeys;
 use crate::policy::traffic::ServerTls;
 use crate::policy::view::View;
 use crate::registry::endpoints::EncodedKey;
@@ -144,6 +145,8 @@ pub struct Snapshot {
     pub(super) config_generation: u64,
     pub(super) compiled: Arc<Compiled>,
     pub(super) endpoints: EndpointsSnapshot,
+    /// Keys of issuers that were fetched.
+    pub(super) keys: Arc<FetchedKeys>,
 }
 
 impl Snapshot {
@@ -177,7 +180,7 @@ impl Snapshot {
             (true, ServerTls::Permissive) if client.class == ClientClass::Grpc => ServerTls::Strict,
             (true, tls) => tls,
         };
-        let guards = (&security.access(served, services), &*security.tokens(served, services));
+        let guards = (&security.access(served, services), &*security.tokens(served, services), &*self.keys);
         render::render_server(client.class, listener, refusal, guards, *paths, tls)
     }
 

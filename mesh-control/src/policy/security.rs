@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::access::{Access, AccessPolicy, Enforcement};
 use super::mesh::MeshSettings;
-use super::tokens::{TokenRule, token_rules};
+use super::tokens::{KeySource, Keys, TokenRule, token_rules};
 use super::traffic::ServerTls;
 use crate::config::file::{Governs, Meta, Objects, Workloads, is_namespace};
 use crate::config::istio::security::{MtlsMode, selected};
@@ -173,6 +174,15 @@ impl Security {
     pub fn tokens(&self, served: Served<'_>, services: &Services) -> Vec<&TokenRule> {
         let selected = self.tokens.iter().filter(|(selection, _)| selection.selects(&self.root, served, services));
         selected.flat_map(|(_, rules)| rules).collect()
+    }
+
+    /// The objects whose keys are elsewhere, with where and how long a fetch may take.
+    pub fn keys_elsewhere(&self) -> impl Iterator<Item = (&Meta, &KeySource, Duration)> {
+        let rules = self.tokens.iter().flat_map(|(selection, rules)| rules.iter().map(|rule| (&selection.meta, rule)));
+        rules.filter_map(|(meta, rule)| match &rule.keys {
+            Keys::Elsewhere(source, timeout) => Some((meta, source, *timeout)),
+            Keys::Written(_) => None,
+        })
     }
 
     /// The objects that are right, and would guard somebody if they were enforced.

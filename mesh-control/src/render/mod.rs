@@ -40,7 +40,7 @@ use crate::policy::access::Access;
 use crate::policy::destination_rules::MergedRule;
 use crate::policy::paths::PathNormalization;
 use crate::policy::route::{AbortWith, Action, ClusterKey, Faults, Route, Written};
-use crate::policy::tokens::TokenRule;
+use crate::policy::tokens::{FetchedKeys, TokenRule};
 use crate::policy::traffic::{CONNECT_TIMEOUT, Limit, ServerTls};
 use crate::policy::view::View;
 use crate::policy::{Address, Cluster, Policy};
@@ -153,7 +153,7 @@ pub fn render_server(
     class: ClientClass,
     name: &str,
     refusal: Option<String>,
-    (access, tokens): (&Access<'_>, &[&TokenRule]),
+    (access, tokens, keys): (&Access<'_>, &[&TokenRule], &FetchedKeys),
     paths: PathNormalization,
     tls: ServerTls,
 ) -> Option<Encoded> {
@@ -168,7 +168,7 @@ pub fn render_server(
     let refusal = match (class, refusal) {
         (ClientClass::Envoy, _) => return None,
         (_, Some(reason)) => reason,
-        (_, None) => match guards(access, tokens, class) {
+        (_, None) => match guards(access, tokens, keys, class) {
             Err(reason) => reason,
             Ok(filters) => {
                 let action = Action::NonForwardingAction(NonForwardingAction {});
@@ -205,8 +205,13 @@ pub fn render_envoy_guards(
 }
 
 /// Who calls comes before what they may do.
-fn guards(access: &Access<'_>, tokens: &[&TokenRule], class: ClientClass) -> Result<Vec<hcm::HttpFilter>, String> {
-    Ok(tokens::filter(tokens, class)?.into_iter().chain(access::filters(access, class)?).collect())
+fn guards(
+    access: &Access<'_>,
+    tokens: &[&TokenRule],
+    keys: &FetchedKeys,
+    class: ClientClass,
+) -> Result<Vec<hcm::HttpFilter>, String> {
+    Ok(tokens::filter(tokens, keys, class)?.into_iter().chain(access::filters(access, class)?).collect())
 }
 
 /// The listener of `host:port`.

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source};
+use envoy_types::pb::envoy::config::core::v3::{DataSource, HttpUri, data_source};
 use envoy_types::pb::envoy::config::route::v3::{RouteMatch, route_match};
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::google::protobuf::Any;
+use pb::jwt_provider::JwksSourceSpecifier;
 use pb::jwt_requirement::RequiresType;
 use prost::{Message, Name};
 
+use super::proto;
 use crate::catalog::ClientClass;
-use crate::policy::tokens::TokenRule;
+use crate::policy::tokens::{FetchedKeys, Keys, TokenRule};
 
 /// `JwtAuthentication` with its map in order, so that equal meaning has equal bytes.
 #[derive(Clone, PartialEq, Message)]
@@ -25,7 +27,11 @@ struct Filter {
 }
 
 /// The filter of a server, where any token is looked at; `Err` says what the client cannot do.
-pub(super) fn filter(rules: &[&TokenRule], class: ClientClass) -> Result<Option<hcm::HttpFilter>, String> {
+pub(super) fn filter(
+    rules: &[&TokenRule],
+    fetched: &FetchedKeys,
+    class: ClientClass,
+) -> Result<Option<hcm::HttpFilter>, String> {
     if rules.is_empty() {
         return Ok(None);
     }
@@ -53,7 +59,7 @@ pub(super) fn filter(rules: &[&TokenRule], class: ClientClass) -> Result<Option<
     let everything =
         RouteMatch { path_specifier: Some(route_match::PathSpecifier::Prefix("/".to_owned())), ..Default::default() };
     let value = Filter {
-        providers: rules.iter().enumerate().map(|(index, rule)| (name(index), provider(rule))).collect(),
+        providers: rules.iter().enumerate().map(|(index, rule)| (name(index), provider(rule, fetched))).collect(),
         rules: vec![pb::RequirementRule {
             r#match: Some(everything),
             requirement_type: Some(pb::requirement_rule::RequirementType::Requires(requires)),
@@ -76,13 +82,28 @@ fn any(requirements: Vec<pb::JwtRequirement>) -> pb::JwtRequirement {
     requirement(RequiresType::RequiresAny(pb::JwtRequirementOrList { requirements }))
 }
 
-fn provider(rule: &TokenRule) -> pb::JwtProvider {
+fn provider(rule: &TokenRule, fetched: &FetchedKeys) -> pb::JwtProvider {
     let written = &rule.written;
     let headers = written.from_headers.iter();
     let claims = written.output_claim_to_headers.iter();
-    let keys = DataSource {
-        specifier: Some(data_source::Specifier::InlineString(rule.keys.clone())),
-        watched_directory: None,
+    let inline = |keys: &str| {
+        let specifier = Some(data_source::Specifier::InlineString(keys.to_owned()));
+        JwksSourceSpecifier::LocalJwks(DataSource { specifier, watched_directory: None })
+    };
+    let keys = match &rule.keys {
+        Keys::Written(keys) => inline(keys),
+        Keys::Elsewhere(source, timeout) => match fetched.get(source) {
+            Some(keys) => inline(keys),
+            // The library does not fetch them: it takes no token of this issuer.
+            None => JwksSourceSpecifier::RemoteJwks(pb::RemoteJwks {
+                http_uri: Some(HttpUri {
+                    uri: source.url(),
+                    timeout: Some(proto::duration(*timeout)),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+        },
     };
     let mut words = vec!["scope".to_owned(), "permission".to_owned()];
     words.extend(written.space_delimited_claims.iter().cloned());
@@ -105,7 +126,7 @@ fn provider(rule: &TokenRule) -> pb::JwtProvider {
                 ..Default::default()
             })
             .collect(),
-        jwks_source_specifier: Some(pb::jwt_provider::JwksSourceSpecifier::LocalJwks(keys)),
+        jwks_source_specifier: Some(keys),
         ..Default::default()
     }
 }

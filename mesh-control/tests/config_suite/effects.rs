@@ -125,6 +125,9 @@ const TOKENS: &str = r#"{issuer: me, audiences: [shop], fromHeaders: [{name: x-t
     outputClaimToHeaders: [{header: x-sub, claim: sub}], spaceDelimitedClaims: [roles],
     jwks: '{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}'}"#;
 
+/// One whose keys are to be fetched, which nobody does here.
+const ELSEWHERE: &str = "{issuer: me, jwksUri: 'https://keys.example/me', timeout: 7s}";
+
 /// What guards workloads: each another one, so that each has an effect of its own.
 fn guards() -> Vec<Json> {
     let service = |number: usize| {
@@ -160,6 +163,7 @@ fn guards() -> Vec<Json> {
         guard(8, "AuthorizationPolicy", &format!("{}, {access}", selector(8))),
         guard(9, "RequestAuthentication", &format!("{}, jwtRules: [{TOKENS}]", selector(9))),
         guard(10, "AuthorizationPolicy", &format!("{}, {on_tokens}", selector(10))),
+        guard(11, "RequestAuthentication", &format!("{}, jwtRules: [{ELSEWHERE}]", selector(11))),
     ];
     let documents = documents.into_iter().chain((4..=7).map(service));
     documents.flat_map(|text| parse(&text)).collect()
@@ -218,7 +222,7 @@ fn told(documents: &[Json], class: ClientClass) -> Option<Told> {
             tell(Kind::Listener, format!("xds.istio.io/grpc/lds/inbound/{}", workload.address));
         }
     }
-    for guard in 1..=10usize {
+    for guard in 1..=11usize {
         let client = client_of(class, "shop", &[("guard", &guard.to_string())]);
         let name = "xds.istio.io/grpc/lds/inbound/127.0.0.5:80".to_owned();
         let resource = snapshot.resource(&client, Kind::Listener, &name).expect("a listener");

@@ -258,7 +258,7 @@ fn ends(connection: &ConnectionInfo) -> Connection<'_> {
 
 /// Says why a token was refused.
 fn tell_of_token(why: &Refusal, listener: &ListenerName) {
-    tracing::debug!(%listener, %why, "the token of a request is no good");
+    tracing::debug!(%listener, ?why, "the token of a request is no good");
 }
 
 /// Says who was refused by which policy, and what those would have done that are only tried.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use http::HeaderName;
+use http::{HeaderName, Uri};
 use mesh_core::model::JwkSet;
 
 use super::{authorization, check_labels};
@@ -253,7 +253,20 @@ impl RequestAuthentication {
     }
 }
 
+/// Headers of the connection and of framing.
+const FRAMING: [&str; 7] = ["host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer"];
+
 impl JwtRule {
+    /// Where the keys are, if that is written. An empty text says nothing, as in protobuf.
+    pub fn jwks_uri(&self) -> Option<&str> {
+        self.jwks_uri.as_deref().filter(|uri| !uri.is_empty())
+    }
+
+    /// The keys that count. Where both are written, they are fetched (Istio).
+    pub fn written_keys(&self) -> Option<&str> {
+        self.jwks.as_deref().filter(|_| self.jwks_uri().is_none())
+    }
+
     /// What is wrong with a rule, and what of its keys is dropped.
     fn check(&self, d: &mut Decoder<'_>) {
         let mut say = |field: &str, severity, message: String| {
@@ -277,11 +290,48 @@ impl JwtRule {
                 say(field, Severity::Error, format!("{} is not the name of a header", quoted(name)));
             }
         }
+        // As the data plane has it (`mesh_core::xds::decode`).
+        let is_framing = |name: &&String| FRAMING.contains(&name.to_ascii_lowercase().as_str());
+        for header in self.output_claim_to_headers.iter().map(|claim| &claim.header).filter(is_framing) {
+            say("outputClaimToHeaders", Severity::Error, format!("{} is not for claims", quoted(header)));
+        }
+        for (field, names) in [("fromParams", &self.from_params), ("fromCookies", &self.from_cookies)] {
+            for name in names.iter().filter(|name| name.contains(['=', '&', ';', '%', '+', '#', ' '])) {
+                say(field, Severity::Error, format!("{} is not a name that can be looked for", quoted(name)));
+            }
+        }
         if self.output_claim_to_headers.iter().any(|it| it.claim.is_empty()) {
             say("outputClaimToHeaders", Severity::Error, "a claim must not be empty".to_owned());
         }
-        // Where they are fetched from elsewhere, these do not count.
-        if let (Some(keys), None) = (&self.jwks, &self.jwks_uri) {
+        let is_https = |url: &str| {
+            let uri: Option<Uri> = url.parse().ok();
+            let host = uri.as_ref().and_then(Uri::authority).filter(|authority| !authority.as_str().contains('@'));
+            host.and(uri.as_ref()?.scheme_str().filter(|scheme| ["http", "https"].contains(scheme)))
+                .map(|it| it == "https")
+        };
+        match (self.jwks_uri(), self.written_keys()) {
+            (Some(uri), _) => match is_https(uri) {
+                Some(true) => {}
+                Some(false) => {
+                    let why = "keys are fetched over https:// only, unless mesh-control is told --jwks-allow-insecure: the \
+                               tokens of this issuer are refused";
+                    say("jwksUri", Severity::Warning, why.to_owned());
+                }
+                None => {
+                    say("jwksUri", Severity::Error, format!("{} is no URL that keys can be fetched from", quoted(uri)))
+                }
+            },
+            (None, None) if is_https(&self.issuer) != Some(true) => {
+                let why = format!(
+                    "{} is no https:// URL, so that its keys cannot be discovered: its tokens are refused until `jwksUri` or \
+                     `jwks` is written",
+                    quoted(&self.issuer)
+                );
+                say("issuer", Severity::Warning, why);
+            }
+            _ => {}
+        }
+        if let Some(keys) = self.written_keys() {
             match JwkSet::parse(keys.as_bytes()) {
                 Ok(set) => set.remarks().iter().for_each(|it| say("jwks", Severity::Warning, it.clone())),
                 Err(invalid) => say("jwks", Severity::Error, invalid.reason),

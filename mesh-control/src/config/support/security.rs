@@ -36,13 +36,13 @@ const NO_SERVER: &str = "gRPC's servers look at no token; every call of those th
 const TOKENS: &[Row] = &[
     http_only("issuer", NO_SERVER),
     http_only("audiences", NO_SERVER),
-    both("jwksUri", NotYet("keys are not fetched; workloads that it is for answer with 503")),
+    http_only("jwksUri", NO_SERVER),
     http_only("jwks", NO_SERVER),
     http_only("fromParams", NO_SERVER),
     http_only("fromCookies", NO_SERVER),
     http_only("outputPayloadToHeader", NO_SERVER),
     http_only("forwardOriginalToken", NO_SERVER),
-    both("timeout", NotYet("keys are not fetched")),
+    http_only("timeout", NO_SERVER),
     http_only("spaceDelimitedClaims", NO_SERVER),
 ];
 

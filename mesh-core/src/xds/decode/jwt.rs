@@ -109,7 +109,8 @@ fn provider(notes: &mut Notes<'_>, value: pb::JwtProvider) -> Result<JwtProvider
     })
 }
 
-/// The keys that stand in the configuration. Elsewhere nobody looks for them yet: no token is good, and the reason is told.
+/// The keys that stand in the configuration. Nobody looks for them elsewhere: who sends the configuration fetches them, and
+/// until then no token is good.
 fn keys(source: Option<pb::jwt_provider::JwksSourceSpecifier>) -> Result<Result<Arc<JwkSet>, Arc<str>>, Invalid> {
     use core::data_source::Specifier;
     use pb::jwt_provider::JwksSourceSpecifier::{LocalJwks, RemoteJwks};
@@ -124,7 +125,7 @@ fn keys(source: Option<pb::jwt_provider::JwksSourceSpecifier>) -> Result<Result<
         },
         Some(RemoteJwks(remote)) => {
             let uri = remote.http_uri.map(|it| it.uri).unwrap_or_default();
-            Ok(Err(format!("keys are not fetched yet, from {uri}").into()))
+            Ok(Err(format!("the control plane has no keys from {uri}").into()))
         }
         None => Err(Invalid::new("no known source of keys")),
     }

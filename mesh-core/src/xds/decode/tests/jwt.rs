@@ -203,5 +203,5 @@ fn keys_that_would_have_to_be_fetched_are_none() {
         Some(JwksSourceSpecifier::RemoteJwks(pb::RemoteJwks { http_uri, ..Default::default() }));
     let config = decoded(&filter(value, named())).unwrap();
     let why = config.providers["p"].keys.as_ref().unwrap_err();
-    assert_eq!(&**why, "keys are not fetched yet, from https://me/keys");
+    assert_eq!(&**why, "the control plane has no keys from https://me/keys");
 }

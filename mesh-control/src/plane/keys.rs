@@ -1,0 +1,162 @@
+//! Fetches the keys that the configuration names, for as long as there is a plane, and publishes what changes.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{info, warn};
+
+use super::{Inner, Live, Plane, Snapshot};
+use crate::config::{Code, Diagnostic, Severity};
+use crate::jwks::{Fetcher, Good, Schedule, read, write};
+use crate::policy::tokens::KeySource;
+
+/// How many are fetched at a time; others wait.
+const MOST_AT_ONCE: usize = 16;
+
+/// How long a start waits for keys.
+const MOST_WAIT: Duration = Duration::from_secs(6);
+
+type Fetched = (KeySource, Result<Arc<str>, String>);
+
+impl Plane {
+    /// Fetches the keys of issuers from now on that a `RequestAuthentication` does not write down, and fetches them again
+    /// in time. Until there are any, servers refuse the tokens of that issuer with 401. The last good keys stay while
+    /// they cannot be fetched, for 7 days; with a state directory, over a restart.
+    ///
+    /// Must be called within a Tokio runtime. Nothing is fetched by a plane for which it is not called.
+    ///
+    /// Returns when all have been tried once, within seconds: who asks for a listener then is told of the keys at once.
+    pub async fn fetch_keys(&self) {
+        let fetching = &self.inner.options.key_fetching;
+        let (tried, all_tried) = oneshot::channel();
+        let work = Work {
+            inner: Arc::downgrade(&self.inner),
+            snapshots: self.subscribe(),
+            fetcher: Fetcher::new(fetching),
+            schedule: Schedule::new(fetching.refresh),
+        };
+        let task = tokio::spawn(work.run(tried));
+        if let Err(second) = self.inner.fetcher.set(task.abort_handle()) {
+            return second.abort();
+        }
+        let _ = timeout(MOST_WAIT, all_tried).await;
+    }
+}
+
+struct Work {
+    inner: Weak<Inner>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    fetcher: Fetcher,
+    schedule: Schedule,
+}
+
+impl Work {
+    async fn run(self, tried: oneshot::Sender<()>) {
+        let Work { inner, mut snapshots, fetcher, mut schedule } = self;
+        let mut fetches: JoinSet<Fetched> = JoinSet::new();
+        let mut tried = Some(tried);
+        let mut is_fresh = false;
+        let mut kept = match inner.upgrade() {
+            Some(inner) => inner.kept_keys(),
+            None => return,
+        };
+        loop {
+            let now = Instant::now();
+            let snapshot = Arc::clone(&snapshots.borrow_and_update());
+            let mut wanted: BTreeMap<KeySource, Duration> = BTreeMap::new();
+            for (_, source, timeout) in snapshot.compiled.policy.security.keys_elsewhere() {
+                let longest = wanted.entry(source.clone()).or_default();
+                *longest = timeout.max(*longest);
+            }
+            drop(snapshot);
+            schedule.want(&wanted, &mut kept, now);
+            match inner.upgrade() {
+                Some(inner) => inner.take_keys(&schedule, now, std::mem::take(&mut is_fresh)),
+                None => return,
+            }
+            if schedule.all_tried()
+                && let Some(tried) = tried.take()
+            {
+                let _ = tried.send(());
+            }
+            if fetches.len() < MOST_AT_ONCE {
+                for (source, timeout) in schedule.take_due(now, MOST_AT_ONCE - fetches.len()) {
+                    let fetcher = fetcher.clone();
+                    fetches.spawn(async move {
+                        let fetched = fetcher.fetch(&source, timeout).await;
+                        if let Ok(set) = &fetched {
+                            set.remarks().iter().for_each(|remark| warn!("{}: {remark}", source.url()));
+                        }
+                        (source, fetched.map(|set| set.to_json().into()))
+                    });
+                }
+            }
+            let next = schedule.next().filter(|_| fetches.len() < MOST_AT_ONCE);
+            tokio::select! {
+                changed = snapshots.changed() => if changed.is_err() { return },
+                Some(ended) = fetches.join_next() => {
+                    // It is never aborted, and does not panic.
+                    let Ok((source, outcome)) = ended else { continue };
+                    tell(&schedule, &source, &outcome);
+                    is_fresh = outcome.is_ok();
+                    schedule.done(&source, outcome, Instant::now(), fastrand::f64());
+                }
+                () = sleep_until(next.unwrap_or(now)), if next.is_some() => {}
+            }
+        }
+    }
+}
+
+/// Says what is new.
+fn tell(schedule: &Schedule, source: &KeySource, outcome: &Result<Arc<str>, String>) {
+    let url = source.url();
+    match outcome {
+        Ok(keys) if schedule.keys().get(source) == Some(keys) => {}
+        Ok(_) => info!(url, "new keys of an issuer of tokens"),
+        Err(why) => warn!("keys of an issuer of tokens cannot be fetched: {why}"),
+    }
+}
+
+impl Inner {
+    /// The keys of an earlier process.
+    fn kept_keys(&self) -> BTreeMap<KeySource, Good> {
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        store.kept_keys().map(|bytes| read(&bytes, Instant::now(), SystemTime::now())).unwrap_or_default()
+    }
+
+    /// Puts what is known in force, where it is new, and keeps what was fetched just now.
+    fn take_keys(&self, schedule: &Schedule, now: Instant, is_fresh: bool) {
+        let keys = schedule.keys();
+        let mut live = self.live();
+        live.key_problems = schedule.problems(now);
+        if *live.keys != keys {
+            live.keys = Arc::new(keys);
+            // They stand in listeners, which are looked at again where this has changed.
+            live.config_generation += 1;
+            self.publish(&mut live);
+        }
+        drop(live);
+        if !is_fresh {
+            return;
+        }
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = store.keep_keys(&write(schedule.good(), now, SystemTime::now())) {
+            warn!("the keys of issuers cannot be kept in the state directory: {error}");
+        }
+    }
+}
+
+/// What is to be said of keys that could not be fetched, at the objects that need them.
+pub(super) fn findings(live: &Live) -> Vec<Diagnostic> {
+    let needed = live.compiled.policy.security.keys_elsewhere();
+    let findings = needed.filter_map(|(meta, source, _)| {
+        let message = live.key_problems.get(source)?.clone();
+        let finding = Diagnostic::at(&meta.origin, Severity::Warning, Code::UnknownReference, message);
+        Some(finding.object(meta.id()).field("jwtRules"))
+    });
+    findings.collect()
+}
