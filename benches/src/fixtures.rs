@@ -12,8 +12,9 @@ use mesh_core::filter::FilterRegistry;
 use mesh_core::fixed::route_to;
 use mesh_core::id::{ListenerName, Target};
 use mesh_core::model::{
-    ApiListener, BalancerPolicy, Cluster, ClusterKind, Endpoints, HeaderTest, HttpManager, Listener, PathTest, Route,
-    RouteConfiguration, RouteSource, StringTest, VirtualHost,
+    ApiListener, BalancerPolicy, Cluster, ClusterKind, Endpoints, FilterConfig, HeaderTest, HttpManager, Listener,
+    NamedFilter, PathTest, PeerTest, Rbac, RbacAction, RbacCondition, RbacPolicy, RbacRules, Route, RouteConfiguration,
+    RouteSource, StringTest, VirtualHost,
 };
 use mesh_core::request::RequestHead;
 use mesh_core::resources::{Change, Progress, Resource, ResourceKey, ResourceType, Update};
@@ -91,6 +92,44 @@ impl Routes {
         let cluster = Arc::new(cluster(BalancerPolicy::default(), 3));
         Ok(TargetView::new(HOST.into(), &http, table, vec![cluster]))
     }
+}
+
+/// A server's routes, guarded by this many policies: ALLOW, each for one account, for the paths below one prefix and for one
+/// method. `by_account` says whether the account is written whole, by which it is found, or as a pattern, which is tried.
+pub fn guarded(policies: usize, by_account: bool) -> Result<RouteTable> {
+    let text = |value: String| match by_account {
+        true => StringTest::Exact { value, ignore_case: false },
+        false => StringTest::Suffix { value, ignore_case: false },
+    };
+    let mut rules = RbacRules::new(RbacAction::Allow);
+    for number in 0..policies {
+        let account = match by_account {
+            true => PeerTest::Id(text(account(number))),
+            false => PeerTest::ServiceAccount(text(format!("-{number:03}"))),
+        };
+        let method = HeaderTest::Value {
+            name: ":method".into(),
+            test: StringTest::Exact { value: "GET".into(), ignore_case: false },
+            invert: false,
+            missing_is_empty: false,
+        };
+        let path = StringTest::Prefix { value: "/api/v1/".into(), ignore_case: false };
+        let what = RbacCondition::All(vec![RbacCondition::Header(method), RbacCondition::Path(path)]);
+        let policy = RbacPolicy::new([what], [RbacCondition::Peer(account)]);
+        rules.policies.insert(format!("AuthorizationPolicy/shop/p-{number:03}#0").into(), policy);
+    }
+    let mut rbac = Rbac::default();
+    rbac.rules = Some(rules);
+    let config = Arc::new(configuration(vec![Routes::Prefix.route(0)]));
+    let mut http = manager(&config);
+    http.filters.push(NamedFilter::new("rbac", FilterConfig::Rbac(Arc::new(rbac))));
+    let table = RouteTable::compile(config, &http, &FilterRegistry::default(), &States::default(), HOST);
+    table.map_err(|invalid| anyhow::anyhow!("{invalid}"))
+}
+
+/// The account that the policy of this number is for.
+pub fn account(number: usize) -> String {
+    format!("spiffe://cluster.local/ns/shop/sa/web-{number:03}")
 }
 
 fn configuration(routes: Vec<Route>) -> RouteConfiguration {

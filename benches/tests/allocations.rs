@@ -4,8 +4,10 @@
 
 use allocation_counter::measure;
 use mesh_benches::counts::run;
-use mesh_benches::fixtures::{Routes, cluster, random};
+use mesh_benches::fixtures::{Routes, account, cluster, guarded, random};
+use mesh_core::authz::Connection;
 use mesh_core::balance::PickArgs;
+use mesh_core::identity::SpiffeId;
 use mesh_core::model::BalancerPolicy;
 use mesh_core::request::RequestHead;
 
@@ -34,6 +36,26 @@ fn finding_a_route_and_picking_an_endpoint_allocates_nothing() {
             });
             assert!(found);
             assert_eq!(count.count_total, 0, "{kind:?} route {position}, {policy:?}");
+        }
+    }
+}
+
+#[test]
+fn a_verdict_of_a_hundred_policies_allocates_nothing() {
+    let parts = Routes::Prefix.request(0).unwrap();
+    for by_account in [true, false] {
+        let table = guarded(100, by_account).unwrap();
+        // The first, the last, and nobody's.
+        for (number, is_allowed) in [(0, true), (99, true), (100, false)] {
+            let peer: SpiffeId = account(number).parse().unwrap();
+            let (source, destination) = (([10, 0, 0, 1], 5000).into(), ([10, 0, 0, 2], 8080).into());
+            let connection = Connection { peer: Some(&peer), source, destination, server_name: None };
+            let (mut random, mut admitted) = (random(), false);
+            let count = measure(|| {
+                let head = RequestHead::of(&parts).unwrap();
+                admitted = table.admit(&head, Some(connection), &[], &mut random).verdict().is_allowed;
+            });
+            assert_eq!((admitted, count.count_total), (is_allowed, 0), "{by_account} {number}");
         }
     }
 }

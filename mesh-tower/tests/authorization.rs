@@ -160,6 +160,17 @@ async fn a_dry_run_changes_no_answer() {
     }
 }
 
+/// Only where somebody may be refused, doubt is a reason to refuse.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_tells_of_requests_refuses_no_form_of_them() {
+    let tried = policy("{rules: [{to: [{operation: {paths: [/b]}}]}]}")
+        .replace("namespace: shop", "namespace: shop, annotations: {istio.io/dry-run: 'true'}");
+    let audited = policy("{action: AUDIT, rules: [{to: [{operation: {paths: [/b]}}]}]}");
+    for (policies, expected) in [(String::new(), 200), (tried, 200), (audited, 200), (policy("{rules: [{}]}"), 400)] {
+        check_all(&policies, &[("/a/..;/b", expected), ("/a%2Fb", expected), ("/b", 200)]).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn methods_and_paths() {
     let method = |method: &str| format!("{method} / HTTP/1.1\r\nhost: reviews\r\ncontent-length: 0");

@@ -9,6 +9,7 @@
 #![allow(clippy::print_stdout, reason = "a program that prints a table")]
 
 use std::hint::black_box;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -16,12 +17,13 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context;
 use http::request::Parts;
 use mesh_benches::Result;
-use mesh_benches::fixtures::{Played, Routes, cluster, endpoints, random};
+use mesh_benches::fixtures::{Played, Routes, account, cluster, endpoints, guarded, random};
 use mesh_benches::process::machine;
 use mesh_benches::stats::median;
 use mesh_control::ca::CertificateAuthority;
+use mesh_core::authz::Connection;
 use mesh_core::balance::PickArgs;
-use mesh_core::identity::TrustDomain;
+use mesh_core::identity::{SpiffeId, TrustDomain};
 use mesh_core::jwt::Authenticator;
 use mesh_core::model::{BalancerPolicy, JwkSet, JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, RouteMatch};
 use mesh_core::request::RequestHead;
@@ -36,6 +38,8 @@ const ENDPOINTS: [usize; 3] = [3, 100, 10_000];
 /// What a decision among the most may cost, in nanoseconds.
 const FIND_BAR: f64 = 2000.0;
 const PICK_BAR: f64 = 200.0;
+/// A verdict on a request that only the last policy lets in.
+const ADMIT_BAR: f64 = 1000.0;
 /// A thousand certificates a second.
 const ISSUE_BAR: f64 = 1e6;
 /// A token that was verified before.
@@ -60,6 +64,11 @@ fn main() -> Result<ExitCode> {
     for (policy, name) in policies {
         let times = ENDPOINTS.map(|count| pick(policy.clone(), count));
         worst = worst.max(show(&format!("pick: {name}"), ENDPOINTS, times, PICK_BAR)?);
+    }
+    for (by_account, name) in [(true, "accounts by name"), (false, "accounts by pattern")] {
+        let admit = admit(100, by_account)?;
+        worst = worst.max(admit / ADMIT_BAR);
+        println!("| let a request in: {name} | 100 policies | {admit:.0} | ≤ {ADMIT_BAR:.0} |");
     }
     let (compile, update) = (compile(1000, 100)?, update(1000, 100)?);
     println!("| compile a view | 1,000 clusters × 100 | {compile:.0} | |");
@@ -104,6 +113,22 @@ fn find(kind: Routes, count: usize) -> Result<f64> {
     Ok(time(|turn| {
         let head = &heads[turn % REQUESTS];
         black_box(view.find(black_box(head), &mut random).is_ok());
+    }))
+}
+
+/// Letting a request in that no policy but the last one is for.
+fn admit(policies: usize, by_account: bool) -> Result<f64> {
+    let table = guarded(policies, by_account)?;
+    let peer: SpiffeId = account(policies - 1).parse().context("an ID")?;
+    let (source, destination) = (SocketAddr::from(([10, 0, 0, 1], 5000)), SocketAddr::from(([10, 0, 0, 2], 8080)));
+    let connection = Connection { peer: Some(&peer), source, destination, server_name: None };
+    let parts = Routes::Prefix.request(0)?;
+    let head = RequestHead::of(&parts)?;
+    let mut random = random();
+    table.admit(&head, Some(connection), &[], &mut random).into_route()?;
+    Ok(time(|_| {
+        let admission = table.admit(black_box(&head), Some(black_box(connection)), &[], &mut random);
+        black_box(admission.into_route().is_ok());
     }))
 }
 

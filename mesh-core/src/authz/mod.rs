@@ -104,6 +104,11 @@ impl Authorizer {
             shadow_rules: rules(&config.shadow_rules).map_err(|invalid| invalid.at("shadow_rules"))?,
         })
     }
+
+    /// Whether it may refuse anybody: what is only tried, and what only tells, does not.
+    pub fn may_refuse(&self) -> bool {
+        self.rules.as_ref().is_some_and(|rules| rules.action != RbacAction::Log)
+    }
 }
 
 /// What several filters say, in their order: the first one that refuses decides.

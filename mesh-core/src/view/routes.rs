@@ -31,6 +31,8 @@ pub struct RouteTable {
     /// Whose tokens are good.
     authenticator: Option<Arc<Authenticator>>,
     /// Whether any request needs a verdict.
+    needs_verdict: bool,
+    /// Whether any verdict may be a refusal.
     is_guarded: bool,
     /// Whether the first route of the only host is for every path: most servers have no more than that.
     catches_all: bool,
@@ -111,13 +113,15 @@ impl RouteTable {
             filters: http.filters.clone(),
             access: Box::default(),
             authenticator: authenticator(&http.filters)?,
+            needs_verdict: false,
             is_guarded: false,
             catches_all: catches_all(&config),
             config: Arc::clone(&config),
         };
         let base = builder.base(listener)?;
         table.access = builder.effective(&[&base]).1;
-        table.is_guarded = !table.access.is_empty();
+        table.needs_verdict = !table.access.is_empty();
+        table.is_guarded = table.access.iter().any(|access| access.may_refuse());
         let mut known = HashMap::new();
         for (position, host) in config.virtual_hosts.iter().enumerate() {
             let place = format!("{listener}/{}", host.name);
@@ -182,7 +186,8 @@ impl RouteTable {
             let (filters, access) = builder.effective(&[&own_filters, &filters, above[0], above[1]]);
             let is_as_above = access.len() == self.access.len()
                 && access.iter().zip(&self.access).all(|(own, above)| Arc::ptr_eq(own, above));
-            self.is_guarded |= !access.is_empty();
+            self.needs_verdict |= !access.is_empty();
+            self.is_guarded |= access.iter().any(|access| access.may_refuse());
             Ok::<_, Invalid>(Destination {
                 cluster,
                 weight,
@@ -220,7 +225,7 @@ impl RouteTable {
     /// [`ErrorKind::NoRoute`]; [`ErrorKind::Security`] where nobody may be let in without [`RouteTable::admit`].
     #[inline]
     pub fn find(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Result<Found<'_>, MeshError> {
-        if self.is_guarded || self.authenticator.is_some() {
+        if self.needs_verdict || self.authenticator.is_some() {
             return Err(MeshError::new(ErrorKind::Security, "the listener has RBAC or JWT, which are for servers"));
         }
         self.route(head, random)
@@ -233,6 +238,13 @@ impl RouteTable {
     }
 
     /// Whether a request needs a verdict, for which its connection should be known.
+    #[inline]
+    pub fn needs_verdict(&self) -> bool {
+        self.needs_verdict
+    }
+
+    /// Whether anybody may be refused: then what can be read in two ways is no way in. Policies that are only tried, or only
+    /// tell of requests, refuse nobody.
     #[inline]
     pub fn is_guarded(&self) -> bool {
         self.is_guarded
@@ -249,7 +261,7 @@ impl RouteTable {
         random: &mut fastrand::Rng,
     ) -> Admission<'_> {
         let found = self.route(head, random);
-        if !self.is_guarded {
+        if !self.needs_verdict {
             return Admission { verdict: Verdict::ALLOWED, found };
         }
         let access = match &found {

@@ -221,8 +221,8 @@ impl ServerContext {
             tokens = Some(known);
         }
         let tokens = tokens.as_ref().map_or(&[][..], Authenticated::claims_of_all);
-        // Who the peer is, and from where, is asked only where somebody may be refused for it.
-        let peer = if routes.is_guarded() { self.connection(request) } else { None };
+        // Who the peer is, and from where, is asked only where policies may ask for it.
+        let peer = if routes.needs_verdict() { self.connection(request) } else { None };
         let admission = routes.admit(&head, peer.as_deref().map(ends), tokens, &mut random);
         tell(admission.verdict(), listener.name(), peer.as_deref());
         let (position, route, destination) = admission.into_route()?;
