@@ -265,3 +265,59 @@ fn what_an_envoy_is_to_enforce_is_written_whole_or_not_at_all() {
         assert!(!refused.status.success() && refused.stdout.is_empty() && said.contains(why), "{said}");
     }
 }
+
+#[test]
+fn what_a_grpc_server_cannot_enforce_is_told_before_it_is_asked_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let policy = |name: &str, more: &str, spec: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {{name: {name}, namespace: shop{more}}}\nspec: {spec}\n"
+        )
+    };
+    let header = |words: &str| format!("{{when: [{{key: 'request.headers[x-role]', {words}}}]}}");
+    let of = |action: &str, rule: &str| {
+        format!("{{action: {action}, rules: [{{to: [{{operation: {{methods: [GET]}}}}]}}, {rule}]}}")
+    };
+    let cases = [
+        ("nobody", "", "{}".to_owned(), None),
+        ("exact", "", of("ALLOW", &header("values: [admin]")), None),
+        ("denied", "", of("DENY", &header("values: [admin]")), Some(("rules[1]", "a second value"))),
+        ("begins", "", of("ALLOW", &header("values: [ad*]")), Some(("rules[1]", "a second value"))),
+        (
+            "binary",
+            "",
+            of("ALLOW", &header("values: [a]").replace("x-role", "a-bin")),
+            Some(("rules[1]", "do not see")),
+        ),
+        ("template", "", of("ALLOW", "{to: [{operation: {paths: ['/{*}']}}]}"), Some(("rules[1]", "a path template"))),
+        ("sni", "", of("DENY", "{when: [{key: connection.sni, values: [a]}]}"), Some(("rules[1]", "connection.sni"))),
+        ("audit", "", of("AUDIT", &header("values: [admin]")), Some(("action", "AUDIT is passed over"))),
+        ("dry", ", annotations: {istio.io/dry-run: 'true'}", of("DENY", "{}"), Some(("rules", "are not tried"))),
+        (
+            "custom",
+            "",
+            "{action: CUSTOM, provider: {name: x}, rules: [{}]}".to_owned(),
+            Some(("spec", "not enforced yet")),
+        ),
+    ];
+    for (name, more, spec, expected) in cases {
+        std::fs::write(dir.path().join("policy.yaml"), policy(name, more, &spec)).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
+        let output = command.args(["validate", "--for", "grpc", "-o", "json"]).arg(dir.path()).output().unwrap();
+        let findings: Vec<Value> = String::from_utf8(output.stdout)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .filter(|finding: &Value| finding["severity"] != "info")
+            .collect();
+        match expected {
+            None => assert_eq!(findings, Vec::<Value>::new(), "{name}"),
+            Some((field, what)) => {
+                let told = findings.iter().find(|finding| finding["field"] == field);
+                let told = told.unwrap_or_else(|| panic!("{name}: {findings:?}"));
+                assert!(told["message"].as_str().unwrap().contains(what), "{name}: {told}");
+            }
+        }
+    }
+}

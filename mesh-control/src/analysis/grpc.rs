@@ -1,16 +1,19 @@
-//! What gRPC's own clients cannot do, at the field that asks for it.
+//! What gRPC's own clients and servers cannot do, at the field that asks for it.
 
 use crate::catalog::ClientClass;
-use crate::config::diagnostic::Diagnostic;
+use crate::config::diagnostic::{Code, Diagnostic, Severity};
+use crate::config::file::Meta;
 use crate::config::locate::locate;
 use crate::policy::Policy;
+use crate::policy::access::Effect;
 use crate::policy::route::ClusterKey;
 use crate::policy::view::View;
 use crate::registry::protocol::Protocol;
-use crate::render;
+use crate::render::{self, access::not_for_grpc};
 
 /// Looks at every port that may speak gRPC as a client of the service's own namespace does.
 pub(super) fn check(policy: &Policy, found: &mut Vec<Diagnostic>) {
+    check_servers(policy, found);
     for (_, service) in policy.services.iter() {
         let view = View::of_namespace(&service.namespace);
         let never = |protocol| matches!(protocol, Protocol::Https | Protocol::Tls | Protocol::Tcp);
@@ -23,5 +26,32 @@ pub(super) fn check(policy: &Policy, found: &mut Vec<Diagnostic>) {
                 found.push(degraded.diagnostic_at(&locate(origin, field)));
             }
         }
+    }
+}
+
+/// What of the objects that guard workloads a gRPC server that they are for cannot do. What would have to refuse fails every
+/// call instead; what only tells of requests tells nothing.
+fn check_servers(policy: &Policy, found: &mut Vec<Diagnostic>) {
+    let mut say = |meta: &Meta, field: &str, what: &str| {
+        let origin = locate(&meta.origin, field);
+        let message = format!("a gRPC server cannot do this: {what}");
+        let finding = Diagnostic::at(&origin, Severity::Warning, Code::Degraded, message);
+        found.push(finding.object(meta.id()).field(field));
+    };
+    for (meta, access) in policy.security.policies() {
+        if access.is_dry_run {
+            say(meta, "rules", "policies are not tried (istio.io/dry-run), so nothing is told of its requests");
+        } else if access.effect == Effect::Audit {
+            say(meta, "action", "AUDIT is passed over, so nothing is told of its requests");
+        } else {
+            for (index, rule) in access.rules.iter().enumerate() {
+                if let Some(what) = not_for_grpc(rule, access.effect) {
+                    say(meta, &format!("rules[{index}]"), &format!("{what}; every call to one that it is for fails"));
+                }
+            }
+        }
+    }
+    for meta in policy.security.of_tokens() {
+        say(meta, "jwtRules", "tokens are not looked at; every call to one that it is for fails");
     }
 }

@@ -170,6 +170,16 @@ impl Security {
         access
     }
 
+    /// All policies on who may do what that can be enforced.
+    pub fn policies(&self) -> impl Iterator<Item = (&Meta, &AccessPolicy)> {
+        self.access.iter().map(|(selection, policy)| (&selection.meta, policy))
+    }
+
+    /// The objects that say which tokens are good.
+    pub fn of_tokens(&self) -> impl Iterator<Item = &Meta> {
+        self.tokens.iter().map(|(selection, _)| &selection.meta)
+    }
+
     /// Which tokens are good for a server: the rules of all objects that are for it, the oldest object first.
     pub fn tokens(&self, served: Served<'_>, services: &Services) -> Vec<&TokenRule> {
         let selected = self.tokens.iter().filter(|(selection, _)| selection.selects(&self.root, served, services));

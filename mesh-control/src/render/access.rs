@@ -82,6 +82,13 @@ pub(super) fn filters(access: &Access<'_>, class: ClientClass) -> Result<Vec<hcm
     Ok(filters.collect())
 }
 
+/// What gRPC's servers cannot do of a rule, whoever it is for.
+pub fn not_for_grpc(rule: &AccessRule, effect: Effect) -> Option<&'static str> {
+    let access = Access::default();
+    let render = Renderer { access: &access, class: ClientClass::Grpc, refuses: effect == Effect::Deny };
+    render.policy(rule).err()
+}
+
 fn rules_of(rules: &[&AccessRule], effect: Effect, access: &Access<'_>, class: ClientClass) -> Result<Rules, String> {
     let action = match effect {
         Effect::Allow => 0,

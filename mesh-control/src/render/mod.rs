@@ -3,7 +3,7 @@
 //! Equal meaning gives equal bytes, on every replica and after every restart: the version of a resource is
 //! a hash of them.
 
-mod access;
+pub mod access;
 pub mod endpoints;
 mod grpc;
 mod json;
