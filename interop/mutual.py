@@ -31,6 +31,13 @@ spec:
   rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/%s]}}]}]
 """
 
+NOBODY = """\
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: foreign}
+spec: {selector: {matchLabels: {app: foreign}}}
+"""
+
 
 def free_port():
     with socket.socket() as listener:
@@ -107,14 +114,19 @@ class Mutual:
         )
         server.wait_for_line("listening on ")
         command = [self.bin / "mesh-curl", "--control", self.xds, "-o", "json", f"xds:///foreign:9081{method}"]
-        end = time.monotonic() + 20
-        while True:
-            done = subprocess.run([str(part) for part in command], capture_output=True, timeout=60, text=True)
-            if done.returncode == 0:
-                break
-            if time.monotonic() > end:
-                raise self.failure(f"no call comes through: {done.stdout[-300:]} {done.stderr[-300:]} {list(server.errors)}")
-            time.sleep(0.2)
+
+        def answers(status):
+            """Waits until a call to it has this status."""
+            end = time.monotonic() + 20
+            while True:
+                done = subprocess.run([str(part) for part in command], capture_output=True, timeout=60, text=True)
+                if f'"status":"{status}"' in done.stdout.split("\n")[0].replace(" ", ""):
+                    return
+                if time.monotonic() > end:
+                    raise self.failure(f"never {status}: {done.stdout[-300:]} {done.stderr[-300:]} {list(server.errors)}")
+                time.sleep(0.2)
+
+        answers("OK")
         peer = json.loads("{" + server.wait_for_line("{"))["peer"]
         if peer != [OURS]:
             raise self.failure(f"the server takes the caller for {peer}")
@@ -127,4 +139,9 @@ class Mutual:
                         raise self.failure(f"the server answers plaintext: {answer!r}")
             except ConnectionResetError:
                 pass
-        return f"called by {peer[0]}"
+        # Without rules a policy lets nobody in: not for a gRPC server either.
+        (self.config / "foreign.yaml").write_text(NOBODY)
+        answers("PERMISSION_DENIED")
+        (self.config / "foreign.yaml").unlink()
+        answers("OK")
+        return f"called by {peer[0]}, and by nobody under a policy without rules"

@@ -22,6 +22,7 @@ import time
 
 import corpus
 import decisions
+import matrix
 import mutual
 import scan
 
@@ -372,6 +373,7 @@ class Suite:
         self.security(clients)
         self.corpus()
         mutual.Mutual(self, Failure).run()
+        matrix.Matrix(self, Failure).run()
         decisions.Decisions(self, Failure).run()
         scan.Scan(self, Failure).run()
 
