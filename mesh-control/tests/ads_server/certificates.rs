@@ -496,3 +496,18 @@ async fn two_thousand_workloads_of_one_identity_that_renew_at_once_all_get_their
         assert_eq!(one.unwrap().map_err(|status| status.to_string()), Ok(3));
     }
 }
+
+#[tokio::test]
+async fn a_stream_lasts_no_longer_than_the_certificate_that_says_who_its_client_is() {
+    use mesh_control::catalog::Kind;
+    let served = Served::start(false, false).await;
+    let (key, issued) = served.mesh.issue_with_key(&WEB.parse().unwrap(), 2, SystemTime::now()).unwrap();
+    let mut web = Delta::open(served.secured(Some((&key, &issued.chain[..2]))).await, node("mesh-core")).await.unwrap();
+    web.send(Kind::Cluster, &["a"], &[]).await;
+    let end = async {
+        while let Some(_response) = web.responses.message().await? {}
+        Ok::<(), Status>(())
+    };
+    tokio::time::timeout(PATIENCE, end).await.expect("it ends").unwrap();
+    until("nobody is left", || served.fixture.report().clients.is_empty()).await;
+}

@@ -18,6 +18,8 @@ use crate::secured::Authority;
 /// A server whose log can be read.
 pub(crate) struct Logged {
     child: Child,
+    /// A pipe that nobody reads would hold it up.
+    log: tempfile::NamedTempFile,
     pub(crate) xds: SocketAddr,
     pub(crate) status: SocketAddr,
 }
@@ -35,7 +37,9 @@ impl Logged {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
         command.args(["serve", "--config", config.to_str().unwrap(), "--log-format", "json"]);
         command.args(["--xds-addr", xds, "--status-addr", "127.0.0.1:0"]).args(more);
-        let mut child = command.env("RUST_LOG", level).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let stderr = log.reopen().unwrap();
+        let mut child = command.env("RUST_LOG", level).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut address = |name: &str| loop {
             let mut line = String::new();
@@ -45,15 +49,14 @@ impl Logged {
             }
         };
         let (xds, status) = (address("xds"), address("status"));
-        Logged { child, xds, status }
+        Logged { child, log, xds, status }
     }
 
     /// Ends it, and reads what it logged.
     pub(crate) fn log(mut self) -> String {
         self.child.kill().unwrap();
-        let out = std::io::read_to_string(self.child.stderr.take().unwrap()).unwrap();
         self.child.wait().unwrap();
-        out
+        fs::read_to_string(self.log.path()).unwrap()
     }
 }
 

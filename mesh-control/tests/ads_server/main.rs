@@ -8,6 +8,7 @@ mod renewal;
 mod restart;
 mod rules_table;
 mod scale;
+mod secrets;
 mod secured;
 mod secured_process;
 mod streams;

@@ -16,7 +16,7 @@ use crate::process::{output, text};
 use crate::secured::Authority;
 use crate::support::{PATIENCE, until};
 
-const SHOP: &str = "
+pub(crate) const SHOP: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop}
@@ -108,7 +108,7 @@ pub(crate) async fn renewed(meshes: &[&Mesh], times: usize) {
     }
 }
 
-const CALLER: &str = "spiffe://cluster.local/ns/shop/sa/caller";
+pub(crate) const CALLER: &str = "spiffe://cluster.local/ns/shop/sa/caller";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_workload_with_one_token_lives_through_renewals_without_a_failed_request() {
@@ -148,7 +148,7 @@ async fn a_spent_token_gets_nothing_and_the_error_says_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rotations_of_leaf_intermediate_and_root_and_an_authority_that_is_down_fail_no_request() {
+async fn f2_f13_f14_rotations_of_leaf_intermediate_and_root_and_an_authority_that_is_down_fail_no_request() {
     let (config, state, ca) =
         (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     std::fs::write(config.path().join("shop.yaml"), SHOP).unwrap();
@@ -186,7 +186,7 @@ async fn rotations_of_leaf_intermediate_and_root_and_an_authority_that_is_down_f
 }
 
 /// A workload of `shop` in development mode, called like its account.
-fn developing(server: SocketAddr, account: &str) -> Bootstrap {
+pub(crate) fn developing(server: SocketAddr, account: &str) -> Bootstrap {
     Bootstrap::new(server.to_string())
         .node_id(format!("mesh~127.0.0.1~{account}.shop~shop.svc.cluster.local"))
         .metadata("NAMESPACE", "shop")

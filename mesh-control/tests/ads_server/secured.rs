@@ -217,3 +217,14 @@ async fn the_secured_port_speaks_tls_1_3_alone_and_resumes_nothing() {
         assert_eq!(shake(&config).await.unwrap(), Some(HandshakeKind::Full));
     }
 }
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_is_closed_and_keeps_nobody_out() {
+    let secured = Secured::start(true).await;
+    let mut silent = tokio::net::TcpStream::connect(secured.address).await.unwrap();
+    assert_eq!(secured.ask(Some(SHOP), node("mesh-core")).await, Ok(()));
+    let end = tokio::time::timeout(PATIENCE, tokio::io::AsyncReadExt::read(&mut silent, &mut [0])).await;
+    assert!(matches!(end, Ok(Ok(0) | Err(_))), "{end:?}");
+    let told = || serde_json::to_string(&secured.fixture.report().turned_away).unwrap();
+    until("it is told", || told().contains("did not come to an end in time")).await;
+}

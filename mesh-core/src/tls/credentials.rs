@@ -61,9 +61,9 @@ impl Credentials {
     ) -> Result<Self, Invalid> {
         let (leaf, intermediates) =
             chain.split_first().ok_or_else(|| Invalid::new("no certificate").at("certificate chain"))?;
-        let (_, not_after) = svid::validity(leaf)?;
+        let not_after = svid::not_after(leaf)?;
         // Whether it holds now is asked at each handshake; here, whether it ever does.
-        let during = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(not_after).unwrap_or_default()));
+        let during = UnixTime::since_unix_epoch(not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
         let algorithms = &PROVIDER.signature_verification_algorithms;
         let id = bundles.verify(leaf, intermediates, Side::Server, during, algorithms)?;
         let serial = svid::serial(leaf).unwrap_or_default();
@@ -71,7 +71,6 @@ impl Credentials {
             .map_err(|error| Invalid::new(format!("the key and the certificate do not fit: {error}")))?;
         let (key, bundles) = (Arc::new(key), Arc::new(bundles));
         let server = handshake::server_config(&key, &bundles)?;
-        let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(not_after).unwrap_or_default());
         Ok(Credentials { id, key, bundles, server: Arc::new(server), serial, roots, not_after })
     }
 

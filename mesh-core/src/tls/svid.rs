@@ -1,5 +1,7 @@
 //! The leaf of an X.509-SVID (SPIFFE X509-SVID, sections 2 to 5).
 
+use std::time::{Duration, SystemTime};
+
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
 use crate::error::Invalid;
@@ -99,10 +101,13 @@ pub fn serial(certificate: &[u8]) -> Option<String> {
     X509Certificate::from_der(certificate).ok().map(|(_, certificate)| certificate.raw_serial_as_string())
 }
 
-/// From when to when a certificate holds, in seconds since 1970.
-pub(super) fn validity(leaf: &[u8]) -> Result<(i64, i64), Invalid> {
+/// Until when a certificate holds.
+///
+/// # Errors
+/// Where it cannot be parsed.
+pub fn not_after(leaf: &[u8]) -> Result<SystemTime, Invalid> {
     let (_, certificate) =
         X509Certificate::from_der(leaf).map_err(|_| Invalid::new("the certificate cannot be parsed"))?;
-    let validity = certificate.validity();
-    Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
+    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or_default();
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
 }

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
@@ -199,7 +199,7 @@ async fn converse<M: Method>(
     {
         account.clone_into(&mut about.service_account);
     }
-    let stay = Stay { stream: state.fleet.enter(session, about), state: &state };
+    let stay = Stay { stream: state.fleet.enter(session, about), state: &state, expires: peer.expires };
     state.metrics.stream_opened();
     tracing::debug!(node = node.id, peer = %peer.ip, protocol = M::VARIANT.name(), "stream opened");
     let end = exchange::<M>(&stay, request, &mut requests, &sender, stop).await;
@@ -266,6 +266,8 @@ async fn fail(sender: &Sender, status: Status) {
 struct Stay<'a> {
     stream: Arc<ClientStream>,
     state: &'a Arc<ServerState>,
+    /// Until when it is known who the client is.
+    expires: Option<SystemTime>,
 }
 
 impl Drop for Stay<'_> {
@@ -294,6 +296,9 @@ async fn exchange<M: Method>(
     let mut pulse = state.feed.pulse();
     pulse.mark_changed();
     let age = state.max_stream_age.map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()));
+    // A client is who its certificate says for as long as that holds: it comes back with the next one.
+    let left = stay.expires.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
+    let age = age.into_iter().chain(left.filter(|left| *left < FAR)).min();
     let mut old = std::pin::pin!(tokio::time::sleep(age.unwrap_or(FAR)));
     stay.hear::<M>(&first)?;
     let mut room = None;

@@ -374,8 +374,9 @@ impl Door {
             None if self.verifies => Some(Err(Invalid::new("there is none"))),
             None => None,
         };
+        let expires = chain.and_then(|chain| svid::not_after(chain.first()?).ok());
         let chain = chain.map(|chain| chain.iter().cloned().map(CertificateDer::into_owned).collect());
-        let peer = Peer { ip: peer.ip(), is_secured: true, identity, chain, asked: Arc::default() };
+        let peer = Peer { ip: peer.ip(), is_secured: true, identity, chain, expires, asked: Arc::default() };
         self.hand_over(Conn { peer, io: Io::Tls(Box::new(stream)) }).await;
     }
 
@@ -426,13 +427,15 @@ pub(crate) struct Peer {
     pub(crate) is_secured: bool,
     /// The certificates that it showed, the leaf first.
     pub(crate) chain: Option<Arc<[CertificateDer<'static>]>>,
+    /// Until when the certificate holds that says who it is.
+    pub(crate) expires: Option<SystemTime>,
     /// How often it has asked for certificates.
     pub(crate) asked: Arc<Asked>,
 }
 
 impl Peer {
     fn nameless(ip: IpAddr) -> Peer {
-        Peer { ip, identity: None, is_secured: false, chain: None, asked: Arc::default() }
+        Peer { ip, identity: None, is_secured: false, chain: None, expires: None, asked: Arc::default() }
     }
 }
 
