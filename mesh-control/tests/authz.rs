@@ -57,6 +57,11 @@ spec:
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
+metadata: {name: staff, namespace: claims}
+spec: {rules: [{when: [{key: 'request.auth.claims[role]', values: [staff]}]}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
 metadata: {name: nobody, namespace: locked}
 spec: {}
 ---
@@ -259,7 +264,9 @@ fn what_an_envoy_is_to_enforce_is_written_whole_or_not_at_all() {
     let role = &rules[1].1["AuthorizationPolicy/shop/allow-web#1"]["permissions"][0]["and_rules"]["rules"];
     assert_eq!(role[0]["header"]["string_match"], json!({"exact": "admin"}));
     assert!(role[1]["not_rule"]["header"]["string_match"]["safe_regex"]["regex"].is_string(), "{role}");
-    for (to, why) in [("any/vault", "not looked at"), ("any/tokens", "a RequestAuthentication is for it")] {
+    let tokens = "a RequestAuthentication is for it";
+    let claims = "AuthorizationPolicy/claims/staff#0: a condition on tokens has no form here";
+    for (to, why) in [("any/vault", tokens), ("any/tokens", tokens), ("any/claims", claims)] {
         let refused = rendered(dir.path(), to);
         let said = String::from_utf8_lossy(&refused.stderr);
         assert!(!refused.status.success() && refused.stdout.is_empty() && said.contains(why), "{said}");

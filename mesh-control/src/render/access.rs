@@ -97,8 +97,12 @@ fn rules_of(rules: &[&AccessRule], effect: Effect, access: &Access<'_>, class: C
     };
     let render = Renderer { access, class, refuses: effect == Effect::Deny };
     let policies = rules.iter().map(|rule| {
-        let policy = render.policy(rule).map_err(|what| {
-            format!("{}: {what} cannot be enforced by gRPC's servers; every call fails until it is taken out", rule.id)
+        let policy = render.policy(rule).map_err(|what| match class {
+            ClientClass::Envoy => format!("{}: {what} has no form here", rule.id),
+            _ => format!(
+                "{}: {what} cannot be enforced by gRPC's servers; every call fails until it is taken out",
+                rule.id
+            ),
         });
         Ok((rule.id.to_string(), policy?))
     });
