@@ -121,6 +121,9 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             args.xds_addr
         );
     }
+    if args.jwks_refresh < Duration::from_secs(1) {
+        bail!("--jwks-refresh {:?} is less than a second, and issuers would be asked all the time", args.jwks_refresh);
+    }
     if args.dev {
         only_loopback(args)?;
     }
