@@ -40,6 +40,10 @@ pub(super) struct Args {
     /// has one.
     #[arg(long, value_name = "DIR", conflicts_with = "token")]
     certificates: Option<PathBuf>,
+    /// The socket of the agent that tells the workload who it is (SPIFFE's Workload API, as SPIRE's agent serves it), such as
+    /// unix:///run/spire/agent/api.sock: in place of mesh-control's authority.
+    #[arg(long, value_name = "SOCKET", value_parser = socket, conflicts_with_all = ["token", "certificates"])]
+    workload_api: Option<String>,
     /// The namespace of the workload: where its short names are looked up and its services are.
     #[arg(long, default_value = "default", value_parser = label)]
     namespace: String,
@@ -130,7 +134,19 @@ fn bootstrap(args: &Args) -> anyhow::Result<Value> {
             "refresh_interval": "60s",
         } } });
     }
+    if let Some(socket) = &args.workload_api {
+        bootstrap["certificate_providers"] =
+            json!({ "default": { "plugin_name": "spiffe_workload_api", "config": { "socket": socket } } });
+    }
     Ok(bootstrap)
+}
+
+/// Everybody who reaches an agent is told a key, so that it is no address of a network.
+fn socket(text: &str) -> Result<String, String> {
+    match text.strip_prefix("unix:").map(|path| path.strip_prefix("//").unwrap_or(path)) {
+        Some(path) if path.starts_with('/') => Ok(text.to_owned()),
+        _ => Err("expected a socket of this machine: unix:///path".to_owned()),
+    }
 }
 
 /// Whether HOST:PORT never leaves this machine.
@@ -308,6 +324,18 @@ mod tests {
         assert!(bootstrap(&line.args).expect_err("in plaintext").to_string().contains("--tls-ca"));
         assert!(from(&["--token", "short"]).is_err());
         assert_eq!(from(&[]).expect("a good line").get("certificate_providers"), None);
+    }
+
+    #[test]
+    fn an_agent_is_a_socket_of_this_machine() {
+        let bootstrap = from(&["--workload-api", "unix:///run/agent.sock"]).expect("a good line");
+        let config = json!({ "socket": "unix:///run/agent.sock" });
+        let provider = json!({ "default": { "plugin_name": "spiffe_workload_api", "config": config } });
+        assert_eq!(bootstrap["certificate_providers"], provider);
+        for socket in ["127.0.0.1:80", "tcp://127.0.0.1:80", "unix:", "unix:agent.sock", "/run/agent.sock"] {
+            assert!(from(&["--workload-api", socket]).is_err(), "{socket}");
+        }
+        assert!(from(&["--workload-api", "unix:///a", "--certificates", "d"]).is_err());
     }
 
     #[test]
