@@ -15,6 +15,7 @@ import re
 import subprocess
 import urllib.parse
 
+import authority
 import envoy
 
 SETS, CONNECTIONS, REQUESTS = 120, 6, 9
@@ -177,11 +178,9 @@ class Decisions:
     def run(self):
         self.suite.check("envoy", "its verdicts are those of mesh-control, or less strict", self.compare)
 
-    def issue(self, name, identity):
-        out = self.folder / name
-        command = [self.control, "ca", "issue", "--state-dir", self.folder / "state", "--out", out, "--identity", identity]
-        subprocess.run(command, check=True, timeout=30, capture_output=True)
-        return out
+    def issue(self, namespace, account):
+        out = self.folder / f"{namespace}-{account}"
+        return authority.issue(self.suite, self.folder / "state", out, namespace, account)
 
     def compare(self):
         dice = random.Random(SEED)
@@ -194,11 +193,9 @@ class Decisions:
             # Each by itself, too: it is written for Envoy by a process of its own.
             (self.folder / namespace).mkdir()
             (self.folder / namespace / "policies.yaml").write_text(text)
-        server = self.issue("envoy", "spiffe://cluster.local/ns/envoy/sa/envoy")
+        server = self.issue("envoy", "envoy")
         contexts = {
-            (namespace, name): envoy.client_context(
-                self.issue(f"{namespace}-{name}", f"spiffe://cluster.local/ns/{namespace}/sa/{name}")
-            )
+            (namespace, name): envoy.client_context(self.issue(namespace, name))
             for namespace, name in ACCOUNTS
         }
         with concurrent.futures.ThreadPoolExecutor(4) as pool:

@@ -5,6 +5,7 @@ and from every kind of client, over real sockets; and with certificates that mus
 import json
 import subprocess
 
+import authority
 import envoy
 
 MODES = ["STRICT", "PERMISSIVE", "DISABLE"]
@@ -64,11 +65,7 @@ class Matrix:
         self.suite.check("envoy", "mutual TLS with it, both ways, in every mode", self.all)
 
     def issue(self, state, account):
-        out = self.folder / f"{state}-{account}"
-        command = [self.bin / "mesh-control", "ca", "issue", "--state-dir", self.folder / state, "--out", out]
-        identity = f"spiffe://cluster.local/ns/default/sa/{account}"
-        subprocess.run([*command, "--identity", identity], check=True, timeout=30, capture_output=True)
-        return out
+        return authority.issue(self.suite, self.folder / state, self.folder / f"{state}-{account}", "default", account)
 
     def all(self):
         good, foreign = self.issue("state", "sidecar"), self.issue("foreign", "sidecar")

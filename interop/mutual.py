@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import authority
+
 OURS = "spiffe://cluster.local/ns/default/sa/default"
 PYTHON = "spiffe://cluster.local/ns/default/sa/python"
 
@@ -57,11 +59,7 @@ class Mutual:
         self.bin = suite.args.bin
 
     def issue(self, account):
-        """Certificates for a program that does not ask for its own."""
-        out = self.folder / account
-        command = [self.bin / "mesh-control", "ca", "issue", "--state-dir", self.state, "--out", out]
-        subprocess.run([*command, "--identity", f"spiffe://cluster.local/ns/default/sa/{account}"], check=True, timeout=30)
-        return out
+        return authority.issue(self.suite, self.state, self.folder / account, "default", account)
 
     def bootstrap(self, name, *options):
         path = self.folder / f"{name}.json"
