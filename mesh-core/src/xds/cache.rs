@@ -15,7 +15,7 @@ use crate::error::Invalid;
 use crate::resources::{Change, Resource, ResourceKey, ResourceType};
 use crate::xds::bootstrap::Server;
 use crate::xds::client_status::{ErrorState, RawResource, ResourceState, ResourceStatus};
-use crate::xds::decode::Decoded;
+use crate::xds::decode::{Decoded, without_plaintext};
 use crate::xds::ignored::Ignored;
 use crate::xds::names::type_url;
 
@@ -36,6 +36,8 @@ pub(crate) struct Cache {
 #[derive(Debug, Default)]
 struct Entry {
     good: Option<Good>,
+    /// What stands in the place of the good one, which is in plaintext, since a version was refused that asks for TLS.
+    closed: Option<Resource>,
     state: ResourceState,
     failure: Option<Failure>,
     /// Unsubscribed, and forgotten at this time.
@@ -91,8 +93,8 @@ impl Cache {
             }
             self.parked -= 1;
             entry.seen = false;
-            match &entry.good {
-                Some(good) => out.push(Change::Put(key.clone(), good.resource.clone())),
+            match entry.in_use() {
+                Some(resource) => out.push(Change::Put(key.clone(), resource.clone())),
                 None => *entry = Entry::default(),
             }
             return true;
@@ -234,6 +236,14 @@ impl Cache {
         if entry.good.is_none() {
             entry.tell_absent(key, &reason, step.out);
         }
+        let refused = raw.as_deref().zip(entry.in_use());
+        if let Some(closed) = refused.and_then(|(raw, present)| without_plaintext(present, raw, &reason)) {
+            tracing::warn!(node = %self.node_id, "{reason}; it asks for TLS, so nothing goes on in plaintext");
+            if entry.parked.is_none() {
+                step.out.push(Change::Put(key.clone(), closed.clone()));
+            }
+            entry.closed = Some(closed);
+        }
         entry.failure = Some(Failure { reason, version: Arc::from(version), raw, at: step.now });
     }
 
@@ -311,7 +321,7 @@ impl Cache {
     /// The version in use of a resource, as long as somebody wants it.
     pub(crate) fn content(&self, key: &ResourceKey) -> Option<&Resource> {
         let entry = self.entries.get(key).filter(|entry| entry.parked.is_none())?;
-        entry.good.as_ref().map(|good| &good.resource)
+        entry.in_use()
     }
 
     /// How many fields were met that have no effect, each counted once for each resource.
@@ -369,11 +379,16 @@ impl Entry {
         self.good.is_none() && self.state == ResourceState::Requested
     }
 
+    /// What the store is to have.
+    fn in_use(&self) -> Option<&Resource> {
+        self.closed.as_ref().or(self.good.as_ref().map(|good| &good.resource))
+    }
+
     /// The server has a version that works. The store hears of it if it is new, or if an error came in between
     /// (rule 17).
     fn recovered(&mut self, key: &ResourceKey, out: &mut Vec<Change>, is_new: bool) {
         self.seen = true;
-        let had_failed = self.failure.take().is_some();
+        let had_failed = self.failure.take().is_some() | self.closed.take().is_some();
         if had_failed && self.state == ResourceState::DoesNotExist && !is_new {
             tracing::info!("{key} is there again");
         }
@@ -399,7 +414,7 @@ impl Entry {
     /// The server says that the resource is not for us.
     fn data_error(&mut self, step: &mut Step<'_>, key: &ResourceKey, reason: Arc<str>) {
         if self.is_dropped_by(step.server) {
-            self.good = None;
+            (self.good, self.closed) = (None, None);
         }
         if self.good.is_none() {
             self.tell_absent(key, &reason, step.out);

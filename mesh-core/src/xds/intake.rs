@@ -97,10 +97,10 @@ pub(crate) fn take_in(
         let is_first = taken.named.insert(Arc::clone(&candidate.name));
         if times.get(&candidate.name).is_some_and(|times| *times > 1) {
             // Which of them is meant is anybody's guess: none is taken.
+            let invalid = Invalid::new("listed twice in one response").of(&*candidate.name);
+            let key = key(kind, &candidate.name);
+            cache.reject(step, &key, &candidate.version, Some(candidate.bytes), &invalid);
             if is_first {
-                let invalid = Invalid::new("listed twice in one response").of(&*candidate.name);
-                let key = key(kind, &candidate.name);
-                cache.reject(step, &key, &candidate.version, Some(candidate.bytes), &invalid);
                 taken.errors.push(invalid.to_string());
             }
             continue;

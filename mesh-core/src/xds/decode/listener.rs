@@ -167,7 +167,7 @@ fn network_filters(notes: &mut Notes<'_>, filters: Vec<pb::Filter>) -> Result<Ht
 }
 
 /// `None` where no connection can match (gRFC A36: criteria of TLS or of original destinations).
-fn chain_match(
+pub(super) fn chain_match(
     notes: &mut Notes<'_>,
     value: Option<pb::FilterChainMatch>,
 ) -> Result<Option<FilterChainMatch>, Invalid> {

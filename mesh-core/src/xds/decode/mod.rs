@@ -23,6 +23,7 @@ mod listener;
 mod metadata;
 mod notes;
 mod rbac;
+mod refused;
 mod route;
 mod route_match;
 #[cfg(test)]
@@ -42,6 +43,7 @@ use crate::view::Extensions;
 use crate::xds::names;
 
 use notes::Notes;
+pub(crate) use refused::without_plaintext;
 
 /// What a decoder must know of the application.
 #[derive(Clone, Debug, Default)]

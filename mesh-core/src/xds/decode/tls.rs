@@ -98,6 +98,11 @@ pub(super) fn of_server(notes: &mut Notes<'_>, socket: core::TransportSocket) ->
     })
 }
 
+/// Whether a socket is to be more than plaintext.
+pub(super) fn is_asked_for(socket: &core::TransportSocket) -> bool {
+    !config(socket).is_some_and(is_raw_buffer)
+}
+
 fn config(socket: &core::TransportSocket) -> Option<&Any> {
     match &socket.config_type {
         Some(core::transport_socket::ConfigType::TypedConfig(any)) => Some(any),

@@ -1,0 +1,187 @@
+//! A version of a listener or a cluster that is refused, and asks for TLS: its predecessor does not go on in plaintext.
+//! With a management server that sends what it likes, over real sockets.
+
+mod server_support;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::TransportSocketMatch;
+use envoy_types::pb::envoy::config::core::v3::{TransportSocket, transport_socket::ConfigType};
+use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{DownstreamTlsContext, UpstreamTlsContext};
+use envoy_types::pb::google::protobuf::{Any, BoolValue};
+use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::testing::ManagementServer;
+use mesh_core::testing::resources::{
+    eds_cluster, endpoints, inline_listener, pack, route_to_application, routes, routes_to, server_listener,
+    virtual_host,
+};
+use mesh_core::xds::{Bootstrap, XdsSource};
+use mesh_tower::{Mesh, server};
+use server_support::within;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tower_layer::Layer;
+
+fn mesh(server: &ManagementServer) -> Mesh {
+    let source = XdsSource::new(Bootstrap::new("mesh:1").node_id("node-1")).connector(server.connector());
+    Mesh::builder().source(source).cold_start_wait(Duration::from_secs(10)).start().unwrap()
+}
+
+fn socket(config: Any) -> Option<TransportSocket> {
+    Some(TransportSocket { name: "tls".to_owned(), config_type: Some(ConfigType::TypedConfig(config)) })
+}
+
+fn on() -> Option<BoolValue> {
+    Some(BoolValue { value: true })
+}
+
+/// Waits until the client has refused one more version.
+async fn refusals(server: &ManagementServer, count: usize) {
+    let refused = |asked: &[mesh_core::testing::Asked]| asked.iter().filter(|one| one.rejection().is_some()).count();
+    within(server.wait_for("a rejection", |asked| refused(asked) == count)).await;
+}
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: server\r\n\r\n";
+
+/// Whether a request over this connection is answered.
+async fn is_answered(stream: &mut TcpStream) -> bool {
+    let mut answer = Vec::new();
+    // What is closed with a request unread may be reset.
+    _ = stream.write_all(GET).await;
+    while !answer.ends_with(b"hello") {
+        match within(stream.read_buf(&mut answer)).await {
+            Ok(1..) => {}
+            _ => return false,
+        }
+    }
+    true
+}
+
+#[tokio::test]
+async fn a_server_stops_serving_in_plaintext_when_a_listener_is_refused_that_asks_for_tls() {
+    let control = ManagementServer::start();
+    let mesh = mesh(&control);
+    let bound = mesh.bind("127.0.0.1:0").await.unwrap();
+    let (address, name) = (bound.local_addr(), bound.name().as_str().to_owned());
+    let all = || routes("r", vec![virtual_host("all", &["*"], vec![route_to_application()])]);
+    let plaintext = || server_listener(&name, address, all());
+    let with = |change: &dyn Fn(&mut Listener)| {
+        let mut listener = plaintext();
+        change(&mut listener);
+        control.put(&name, &listener);
+    };
+    with(&|_| {});
+    within(bound.serving()).await.unwrap();
+    let app = tower::service_fn(|_| std::future::ready(Ok::<_, MeshError>(http::Response::new("hello".to_owned()))));
+    tokio::spawn(server::serve(bound, mesh.server_layer().layer(app)).into_future());
+    let connect = || async { TcpStream::connect(address).await.unwrap() };
+    let mut kept = connect().await;
+    assert!(is_answered(&mut kept).await);
+
+    // What asks for no TLS is refused, and no more.
+    with(&|listener| listener.use_original_dst = on());
+    refusals(&control, 1).await;
+    assert!(is_answered(&mut kept).await);
+
+    let secured = |context: &DownstreamTlsContext| {
+        let socket = socket(pack(context));
+        move |listener: &mut Listener| {
+            listener.default_filter_chain.as_mut().unwrap().transport_socket.clone_from(&socket);
+        }
+    };
+    let unusable = secured(&DownstreamTlsContext { require_sni: on(), ..Default::default() });
+    let beside_another_fault =
+        secured(&DownstreamTlsContext { require_client_certificate: on(), ..Default::default() });
+    let refused: [&dyn Fn(&mut Listener); 2] = [&unusable, &|listener| {
+        beside_another_fault(listener);
+        listener.use_original_dst = on();
+    }];
+    for (before, refused) in (1..).step_by(2).zip(refused) {
+        with(refused);
+        refusals(&control, before + 1).await;
+        // The connection that was there is closed, and no other one is let in.
+        assert_eq!(within(kept.read(&mut [0; 1])).await.unwrap_or(0), 0);
+        assert!(!is_answered(&mut connect().await).await);
+        // Nor by a version after it of which nobody knows what it says of TLS.
+        with(&|listener| listener.use_original_dst = on());
+        refusals(&control, before + 2).await;
+        assert!(!is_answered(&mut connect().await).await);
+        // Until one is good.
+        with(&|_| {});
+        kept = within(async {
+            loop {
+                let mut stream = connect().await;
+                if is_answered(&mut stream).await {
+                    break stream;
+                }
+            }
+        })
+        .await;
+    }
+}
+
+/// Answers every request, in plaintext.
+async fn plain_server() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                while stream.read(&mut [0; 4096]).await.is_ok_and(|count| count > 0) {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").await.unwrap();
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_client_sends_no_plaintext_when_a_cluster_is_refused_that_asks_for_tls() {
+    let control = ManagementServer::start();
+    let mesh = mesh(&control);
+    let address = plain_server().await;
+    let cluster = |change: &dyn Fn(&mut Cluster)| {
+        let mut cluster = eds_cluster("c");
+        change(&mut cluster);
+        control.put("c", &cluster);
+    };
+    control.put("app:80", &inline_listener("app:80", routes_to("r", "c")));
+    control.put("c", &endpoints("c", &[("127.0.0.1", address.port())]));
+    cluster(&|_| {});
+    let client = mesh.client();
+    let ask = || within(client.get("http://app/"));
+    assert!(ask().await.is_ok());
+    cluster(&|cluster| cluster.transport_socket_matcher = Some(Default::default()));
+    refusals(&control, 1).await;
+    assert!(ask().await.is_ok());
+
+    let tls = || socket(pack(&UpstreamTlsContext::default()));
+    let refused: [&dyn Fn(&mut Cluster); 2] = [
+        &|cluster| {
+            let one = TransportSocketMatch { transport_socket: tls(), ..Default::default() };
+            cluster.transport_socket_matches = vec![one];
+        },
+        &|cluster| {
+            cluster.transport_socket = tls();
+            cluster.transport_socket_matcher = Some(Default::default());
+        },
+    ];
+    for (before, refused) in (1..).zip(refused) {
+        cluster(refused);
+        refusals(&control, before + 1).await;
+        let error = ask().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Security);
+        assert!(error.to_string().contains("cluster c: rejected: "), "{error}");
+        cluster(&|_| {});
+        let recovers = async {
+            while ask().await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        within(recovers).await;
+    }
+}
