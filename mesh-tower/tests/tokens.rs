@@ -354,13 +354,18 @@ async fn without_keys_an_issuers_tokens_are_refused_and_requests_without_one_pas
         (format!("{{issuer: me, jwksUri: 'http://{}/keys'}}", down.address), loose(), "answered 500"),
     ] {
         let other = TokenIssuer::new("b");
-        let rules = format!("{rules}, {{issuer: other, jwks: '{}'}}", other.jwks());
+        let third = "{issuer: third, fromHeaders: [{name: x-third}]}";
+        let rules = format!("{rules}, {{issuer: other, jwks: '{}'}}, {third}", other.jwks());
         let config = Config::yaml(format!("{REVIEWS}{}", authentication(&rules)));
         let (control, _mesh, address) = serve_with(config, options).await;
-        let (status, answer) = ask(address, "/", &bearer(&issuer.token(r#"{"iss":"me","sub":"me"}"#))).await;
+        let bad = issuer.token(r#"{"iss":"me","sub":"me"}"#);
+        let (status, answer) = ask(address, "/", &bearer(&bad)).await;
         assert!(status == 401 && answer.contains("Jwks remote fetch is failed"), "{answer}");
         assert!(!answer.contains("keys from"), "where they would be is nobody's business: {answer}");
         assert_eq!(ask(address, "/", "").await.0, 200);
+        // Hazard J7: two of them at once.
+        let both = format!("{}x-third: {}\r\n", bearer(&bad), issuer.token(r#"{"iss":"third","sub":"me"}"#));
+        assert_eq!(ask(address, "/", &both).await.0, 401);
         let (status, answer) = ask(address, "/", &bearer(&other.token(r#"{"iss":"other","sub":"me"}"#))).await;
         assert_eq!(status, 200, "{answer}");
         let found = control.status().diagnostics;
