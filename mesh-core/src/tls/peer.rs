@@ -13,14 +13,16 @@ use super::svid;
 use crate::error::Invalid;
 use crate::identity::SpiffeId;
 
+const LAST_SECOND: Duration = Duration::from_secs(1);
+
 /// The peer of an established connection: what it showed, and by whose roots that was good.
 pub struct Peer {
     id: SpiffeId,
     chain: Vec<CertificateDer<'static>>,
     side: Side,
     trusted: Arc<TrustBundles>,
-    /// When the certificates that it showed expire, the next one first, in seconds since 1970.
-    ends: Vec<u64>,
+    /// When the certificates that it showed expire, the next one first.
+    ends: Vec<SystemTime>,
 }
 
 impl Peer {
@@ -41,8 +43,8 @@ impl Peer {
     pub(super) fn new(chain: &[CertificateDer<'static>], side: Side, trusted: &Arc<TrustBundles>) -> Option<Self> {
         let id = svid::identity(chain.first()?).ok()?;
         // Whose end cannot be read, holds no longer.
-        let end = |certificate: &CertificateDer<'_>| svid::validity(certificate).map_or(0, |(_, end)| end);
-        let mut ends: Vec<u64> = chain.iter().map(|one| u64::try_from(end(one)).unwrap_or_default()).collect();
+        let end = |certificate: &CertificateDer<'_>| svid::not_after(certificate).unwrap_or(SystemTime::UNIX_EPOCH);
+        let mut ends: Vec<SystemTime> = chain.iter().map(end).collect();
         ends.sort_unstable();
         Some(Peer { id, chain: chain.to_vec(), side, trusted: Arc::clone(trusted), ends })
     }
@@ -57,15 +59,16 @@ impl Peer {
     /// # Errors
     /// Why it would not.
     pub fn check(&mut self, trusted: &Arc<TrustBundles>, now: SystemTime) -> Result<(), Invalid> {
-        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let has_ended = |end: &u64| now.as_secs() > *end;
+        // A certificate holds to the end of its last second.
+        let has_ended = |end: &SystemTime| end.checked_add(LAST_SECOND).is_none_or(|end| now >= end);
         let is_as_before = Arc::ptr_eq(trusted, &self.trusted) || **trusted == *self.trusted;
         if is_as_before && !self.ends.first().is_some_and(has_ended) {
             return Ok(());
         }
         let (leaf, intermediates) = self.chain.split_first().ok_or_else(|| Invalid::new("no certificate"))?;
         let algorithms = &PROVIDER.signature_verification_algorithms;
-        trusted.verify(leaf, intermediates, self.side, UnixTime::since_unix_epoch(now), algorithms)?;
+        let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        trusted.verify(leaf, intermediates, self.side, UnixTime::since_unix_epoch(since_epoch), algorithms)?;
         self.trusted = Arc::clone(trusted);
         // Of an intermediate that the chain does without.
         self.ends.retain(|end| !has_ended(end));
@@ -74,9 +77,7 @@ impl Peer {
 
     /// When the next certificate that it showed has expired, so that it has to be looked at again.
     pub fn next_check(&self) -> Option<SystemTime> {
-        // A certificate holds to the end of its last second.
-        let end = Duration::from_secs(self.ends.first()?.saturating_add(1));
-        SystemTime::UNIX_EPOCH.checked_add(end)
+        self.ends.first()?.checked_add(LAST_SECOND)
     }
 }
 
