@@ -160,6 +160,47 @@ fn whoever_has_an_identity_of_an_old_trust_domain_is_meant_by_the_new_one() {
 }
 
 #[test]
+fn where_an_authorizer_decides_the_verdict_is_to_ask_unless_a_policy_refuses() {
+    let config = "apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |
+    extensionProviders: [{name: opa, envoyExtAuthzGrpc: {service: opa.shop.svc.cluster.local, port: 9000}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: opa, namespace: shop}
+spec: {selector: {app: opa}, ports: [{name: grpc, port: 9000}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: ask, namespace: shop}
+spec: {action: CUSTOM, provider: {name: opa}, rules: [{to: [{operation: {paths: [/x]}}]}, {to: [{operation: {paths: [/a*]}}]}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: deny, namespace: shop}
+spec: {action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}
+";
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.yaml"), config).unwrap();
+    for (path, expected) in [
+        ("/a", "ask: AuthorizationPolicy/shop/ask#1\n"),
+        ("/b", "allow: no rule is for it\n"),
+        ("/admin", "deny: AuthorizationPolicy/shop/deny#0\n"),
+    ] {
+        assert_eq!(out(dir.path(), &["--to", "reviews/shop", "--path", path]), expected, "{path}");
+    }
+    let asked = json!({"id": 1, "workload": {"namespace": "shop"}, "path": "/a", "protocol": "tcp"}).to_string();
+    let file = dir.path().join("requests.jsonl");
+    std::fs::write(&file, asked).unwrap();
+    let answer = out(dir.path(), &["--requests", file.to_str().unwrap(), "-o", "json"]);
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer["verdict"], "deny", "nobody is asked about bytes: {answer}");
+}
+
+#[test]
 fn a_batch_has_an_answer_a_line() {
     let dir = config();
     let reviews = json!({"namespace": "shop", "labels": {"app": "reviews"}});

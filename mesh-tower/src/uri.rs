@@ -7,6 +7,10 @@ use http::{HeaderValue, Method, Uri, Version};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::request::{host_and_port, without_user};
 
+/// The host that a request is sent with, in place of that of its target: an extension of it.
+#[derive(Clone, Debug)]
+pub(crate) struct SentHost(pub(crate) HeaderValue);
+
 /// The form of HTTP/1.1: path alone, and the authority in `Host`. `known` is the usual value, made before.
 pub(crate) fn to_http1(head: &mut Parts, known: Option<&HeaderValue>) -> Result<(), MeshError> {
     head.version = Version::HTTP_11;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::file::{Governs, Meta, Object, Objects, Refused, Workloads, is_namespace};
 use crate::config::istio::authorization::conditions;
-use crate::config::istio::security::{AuthorizationPolicy, PeerAuthentication, TargetRef, selected};
+use crate::config::istio::security::{Action, AuthorizationPolicy, DRY_RUN, PeerAuthentication, TargetRef, selected};
 use crate::config::support::ObjectKind;
 use crate::policy::Policy;
 use crate::registry::Service;
@@ -27,6 +27,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     }
     let root = &*policy.mesh.fixed.root_namespace;
     found.extend(objects.refused.iter().filter_map(|object| guarded_all_the_same(object, root)));
+    check_authorizers(objects, policy, found);
     for (hidden, winner) in policy.security.hidden() {
         let message = format!(
             "without effect: {} ({}) is for the same workloads, and is the one that counts",
@@ -44,6 +45,30 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
     }
     for object in &objects.request_authentications {
         check_targets(objects, &object.meta, &object.spec.targets(), found);
+    }
+}
+
+/// Policies that ask somebody whom nothing describes, and those that ask nobody.
+fn check_authorizers(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    for (meta, authorizer) in policy.security.authorizers() {
+        let service = policy.services.find(&authorizer.host, &meta.namespace);
+        if service.is_none_or(|(_, service)| service.port(authorizer.port).is_none()) {
+            let (name, target) = (&authorizer.name, authorizer.target());
+            let message = format!(
+                "{name} is {target}, which nothing describes: workloads that the policy is for answer every request with \
+                 503 and the reason"
+            );
+            let finding = Diagnostic::at(&meta.origin, Severity::Error, Code::UnknownReference, message);
+            found.push(finding.object(meta.id()).field("provider"));
+        }
+    }
+    let is_tried = |meta: &Meta| meta.annotations.get(DRY_RUN).is_some_and(|value| value == "true");
+    for object in &objects.authorization_policies {
+        if object.spec.action == Action::Custom && is_tried(&object.meta) {
+            let message = "without effect: nobody is asked for a dry run";
+            let finding = Diagnostic::at(&object.meta.origin, Severity::Warning, Code::NotSupportedYet, message);
+            found.push(finding.object(object.meta.id()).field("action"));
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use clap::Subcommand;
 use http::{Request, Version};
-use mesh_core::authz::{Connection, Verdict};
+use mesh_core::authz::{AccessRequest, Connection, Verdict};
 use mesh_core::filter::FilterRegistry;
 use mesh_core::identity::SpiffeId;
 use mesh_core::jwt::Claims;
@@ -301,8 +301,16 @@ fn answer(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Answer> {
     };
     let target = head.query().map_or_else(|| path.to_string(), |query| format!("{path}?{query}"));
     head.path_and_query = &target;
+    // Whoever is asked does not let in whom a policy refuses.
+    let access = AccessRequest { head: Some(head), connection: Some(connection), tokens: &tokens };
+    let asked_by = table.askers().iter().find_map(|asker| asker.asked_by(&access));
     let admission = table.admit(&head, Some(connection), &tokens, &mut fastrand::Rng::new());
     let mut answer = told(asked, admission.verdict(), notes);
+    if let Some(rule) = asked_by.filter(|_| admission.verdict().is_allowed) {
+        answer.verdict = "ask";
+        answer.policy = Some(policy_of(rule));
+        answer.rule = Some(rule.to_owned());
+    }
     // A workload that must not serve answers everybody with the reason.
     if let Ok((_, route, _)) = admission.into_route()
         && let RouteAction::Direct(direct) = &route.action
@@ -388,13 +396,17 @@ fn told(asked: &Asked, verdict: &Verdict<'_>, notes: Vec<String>) -> Answer {
     Answer {
         id: asked.id.clone(),
         verdict: word(verdict.is_allowed),
-        policy: rule.as_deref().map(|rule| rule.rsplit_once('#').map_or(rule, |(policy, _)| policy).to_owned()),
+        policy: rule.as_deref().map(policy_of),
         rule,
         dry_run: verdict
             .shadow
             .map(|shadow| Tried { verdict: word(shadow.is_allowed), rule: shadow.policy.map(str::to_owned) }),
         note: (!notes.is_empty()).then(|| notes.join("; ")),
     }
+}
+
+fn policy_of(rule: &str) -> String {
+    rule.rsplit_once('#').map_or(rule, |(policy, _)| policy).to_owned()
 }
 
 /// A server answers it with 400 before it looks at policies.

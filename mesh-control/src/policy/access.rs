@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::authorizer::Authorizer;
 use super::mesh::MeshSettings;
 use crate::config::file::{Meta, Object};
 use crate::config::istio::authorization::conditions;
@@ -23,6 +24,8 @@ pub struct AccessRule {
 pub struct AccessPolicy {
     /// What it does.
     pub effect: Effect,
+    /// Who is asked, of one that asks.
+    pub authorizer: Option<Arc<Authorizer>>,
     /// Whether it is only tried.
     pub is_dry_run: bool,
     /// Its rules.
@@ -38,6 +41,8 @@ pub enum Effect {
     Deny,
     /// They are told of.
     Audit,
+    /// Somebody is asked about them.
+    Ask,
 }
 
 /// Rules by what they do. Where there are no rules that let somebody in, nobody is; `None` lets in everybody.
@@ -58,6 +63,8 @@ pub struct Access<'p> {
     pub tried: RulesByEffect<'p>,
     /// What is told of.
     pub audit: Vec<&'p AccessRule>,
+    /// Who is asked, and about what.
+    pub asks: Vec<(&'p Authorizer, Vec<&'p AccessRule>)>,
     /// The port that the server bound.
     pub bound: u16,
     /// The ports that rules may call it by: its own, and the target ports that it stands for. `None` where nobody can tell.
@@ -85,10 +92,14 @@ impl Enforcement {
             Action::Allow => Effect::Allow,
             Action::Deny if has_rules => Effect::Deny,
             Action::Audit if has_rules => Effect::Audit,
-            Action::Custom if has_rules && !is_dry_run => {
-                return Enforcement::Unenforced("nobody is asked for CUSTOM".to_owned());
-            }
+            Action::Custom if has_rules && !is_dry_run => Effect::Ask,
             Action::Deny | Action::Audit | Action::Custom => return Enforcement::Idle,
+        };
+        let name = object.spec.provider.as_ref().map(|provider| provider.name.as_str()).unwrap_or_default();
+        let authorizer = (effect == Effect::Ask).then(|| Authorizer::named(name, mesh).map(Arc::new)).transpose();
+        let authorizer = match authorizer {
+            Ok(authorizer) => authorizer,
+            Err(why) => return Enforcement::Unenforced(why),
         };
         let mut rules = Vec::new();
         for (index, rule) in object.spec.rules.iter().enumerate() {
@@ -105,7 +116,7 @@ impl Enforcement {
                 (_, reason) => return Enforcement::Unenforced(reason.unwrap_or_default()),
             }
         }
-        Enforcement::Enforced(AccessPolicy { effect, is_dry_run, rules })
+        Enforcement::Enforced(AccessPolicy { effect, authorizer, is_dry_run, rules })
     }
 }
 
@@ -117,12 +128,19 @@ impl<'p> Access<'p> {
             Effect::Allow => rules.allow.get_or_insert_default().extend(&policy.rules),
             Effect::Deny => rules.deny.extend(&policy.rules),
             Effect::Audit => self.audit.extend(&policy.rules),
+            Effect::Ask => {
+                let Some(authorizer) = &policy.authorizer else { return };
+                match self.asks.iter_mut().find(|(known, _)| *known == &**authorizer) {
+                    Some((_, rules)) => rules.extend(&policy.rules),
+                    None => self.asks.push((authorizer, policy.rules.iter().collect())),
+                }
+            }
         }
     }
 
     /// Whether anybody may be refused.
     pub fn is_guarded(&self) -> bool {
-        self.enforced.allow.is_some() || !self.enforced.deny.is_empty()
+        self.enforced.allow.is_some() || !self.enforced.deny.is_empty() || !self.asks.is_empty()
     }
 }
 

@@ -5,6 +5,7 @@
 //! objects.
 
 pub mod access;
+pub mod authorizer;
 pub mod compile;
 pub mod delegate;
 pub mod destination_rules;

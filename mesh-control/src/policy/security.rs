@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::access::{Access, AccessPolicy, Enforcement};
+use super::authorizer::Authorizer;
 use super::mesh::MeshSettings;
 use super::tokens::{KeySource, Keys, TokenRule, token_rules};
 use super::traffic::ServerTls;
@@ -131,6 +132,7 @@ impl Security {
         const MOST: usize = 3;
         let guards = self.guards.iter().filter(|guard| guard.selection.selects(&self.root, served, services));
         let mut reasons: Vec<String> = guards.map(Guard::why).collect();
+        reasons.extend(self.unknown_authorizers(served, services));
         if !speaks_tls {
             let strict = self.in_force(served, services).filter(|(_, mode)| *mode == MtlsMode::Strict);
             reasons.extend(strict.map(|(peers, _)| not_enforced(&peers.meta, " (mTLS STRICT)")));
@@ -142,6 +144,23 @@ impl Security {
         }
         (!reasons.is_empty())
             .then(|| format!("{}; to serve all the same: mesh-control serve --allow-unenforced", reasons.join("; ")))
+    }
+
+    /// Policies that ask somebody whom nothing describes: who would be called instead is anybody's guess.
+    fn unknown_authorizers(&self, served: Served<'_>, services: &Services) -> impl Iterator<Item = String> {
+        let selected = self.access.iter().filter(move |(selection, _)| selection.selects(&self.root, served, services));
+        selected.filter_map(move |(selection, policy)| {
+            let authorizer = policy.authorizer.as_ref()?;
+            let service = services.find(&authorizer.host, served.namespace);
+            let is_known = service.is_some_and(|(_, service)| service.port(authorizer.port).is_some());
+            let why = || format!(" (there is no service {} to ask)", authorizer.target());
+            (!is_known).then(|| not_enforced(&selection.meta, &why()))
+        })
+    }
+
+    /// Who is asked, and by which object.
+    pub fn authorizers(&self) -> impl Iterator<Item = (&Meta, &Authorizer)> {
+        self.access.iter().filter_map(|(selection, policy)| Some((&selection.meta, policy.authorizer.as_deref()?)))
     }
 
     /// Whether it takes a workload's labels to tell what guards it in this namespace.

@@ -26,6 +26,7 @@ use permission::Rule;
 use principal::Identifier;
 use prost::{Message, Name};
 
+use super::authorizer;
 use super::proto::{self, extension};
 use crate::catalog::ClientClass;
 use crate::policy::access::{Access, AccessRule, Condition, Effect, Fact, RulesByEffect, Value};
@@ -40,6 +41,8 @@ struct Filter {
     rules: Option<Rules>,
     #[prost(message, optional, tag = "2")]
     shadow_rules: Option<Rules>,
+    #[prost(string, tag = "3")]
+    shadow_rules_stat_prefix: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -60,6 +63,20 @@ pub(super) fn filters(access: &Access<'_>, class: ClientClass) -> Result<Vec<hcm
     };
     // gRPC's servers have no use for what refuses nobody.
     let tells = class != ClientClass::Grpc;
+    if let Some((authorizer, _)) = access.asks.first().filter(|_| class != ClientClass::Library) {
+        return Err(format!(
+            "{}: nobody is asked by gRPC's servers; every call fails until it is taken out",
+            authorizer.name
+        ));
+    }
+    let mut asks = Vec::new();
+    for (number, (authorizer, asked)) in access.asks.iter().enumerate() {
+        let prefix = format!("mesh_custom_{number}_");
+        let shadow_rules = Some(rules(asked, Effect::Ask)?);
+        let noted = Filter { rules: None, shadow_rules, shadow_rules_stat_prefix: prefix.clone() };
+        asks.push(filter(format!("mesh.rbac.custom.{number}"), Rbac::type_url(), noted.encode_to_vec()));
+        asks.push(authorizer::filter(format!("mesh.ext_authz.{number}"), authorizer, &prefix));
+    }
     let mut filters = Vec::new();
     if tells && !access.audit.is_empty() {
         filters.push(("mesh.rbac.audit", Some(rules(&access.audit, Effect::Audit)?), None));
@@ -72,14 +89,16 @@ pub(super) fn filters(access: &Access<'_>, class: ClientClass) -> Result<Vec<hcm
         }
     }
     let filters = filters.into_iter().map(|(name, rules, shadow_rules)| {
-        let value = Filter { rules, shadow_rules }.encode_to_vec();
-        hcm::HttpFilter {
-            name: name.to_owned(),
-            config_type: Some(hcm::http_filter::ConfigType::TypedConfig(Any { type_url: Rbac::type_url(), value })),
-            ..Default::default()
-        }
+        let value = Filter { rules, shadow_rules, ..Filter::default() }.encode_to_vec();
+        filter(name.to_owned(), Rbac::type_url(), value)
     });
-    Ok(filters.collect())
+    // CUSTOM, then DENY, then ALLOW.
+    Ok(asks.into_iter().chain(filters).collect())
+}
+
+fn filter(name: String, type_url: String, value: Vec<u8>) -> hcm::HttpFilter {
+    let config_type = Some(hcm::http_filter::ConfigType::TypedConfig(Any { type_url, value }));
+    hcm::HttpFilter { name, config_type, ..Default::default() }
 }
 
 /// What gRPC's servers cannot do of a rule, whoever it is for.
@@ -92,10 +111,11 @@ pub fn not_for_grpc(rule: &AccessRule, effect: Effect) -> Option<&'static str> {
 fn rules_of(rules: &[&AccessRule], effect: Effect, access: &Access<'_>, class: ClientClass) -> Result<Rules, String> {
     let action = match effect {
         Effect::Allow => 0,
-        Effect::Deny => 1,
+        // Shadow rules that somebody is asked by note what DENY would be for.
+        Effect::Deny | Effect::Ask => 1,
         Effect::Audit => 2,
     };
-    let render = Renderer { access, class, refuses: effect == Effect::Deny };
+    let render = Renderer { access, class, refuses: matches!(effect, Effect::Deny | Effect::Ask) };
     let policies = rules.iter().map(|rule| {
         let policy = render.policy(rule).map_err(|what| match class {
             ClientClass::Envoy => format!("{}: {what} has no form here", rule.id),

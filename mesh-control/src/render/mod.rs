@@ -4,6 +4,7 @@
 //! a hash of them.
 
 pub mod access;
+mod authorizer;
 pub mod endpoints;
 mod grpc;
 mod json;

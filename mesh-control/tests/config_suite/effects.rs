@@ -164,6 +164,12 @@ fn guards() -> Vec<Json> {
         guard(9, "RequestAuthentication", &format!("{}, jwtRules: [{TOKENS}]", selector(9))),
         guard(10, "AuthorizationPolicy", &format!("{}, {on_tokens}", selector(10))),
         guard(11, "RequestAuthentication", &format!("{}, jwtRules: [{ELSEWHERE}]", selector(11))),
+        // Who is asked is in the settings of the mesh, and here is nobody: the answer says whom it misses.
+        guard(
+            12,
+            "AuthorizationPolicy",
+            &format!("{}, action: CUSTOM, provider: {{name: a}}, rules: [{{}}]", selector(12)),
+        ),
     ];
     let documents = documents.into_iter().chain((4..=7).map(service));
     documents.flat_map(|text| parse(&text)).collect()
@@ -222,7 +228,7 @@ fn told(documents: &[Json], class: ClientClass) -> Option<Told> {
             tell(Kind::Listener, format!("xds.istio.io/grpc/lds/inbound/{}", workload.address));
         }
     }
-    for guard in 1..=11usize {
+    for guard in 1..=12usize {
         let client = client_of(class, "shop", &[("guard", &guard.to_string())]);
         let name = "xds.istio.io/grpc/lds/inbound/127.0.0.5:80".to_owned();
         let resource = snapshot.resource(&client, Kind::Listener, &name).expect("a listener");

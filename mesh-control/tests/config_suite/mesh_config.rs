@@ -187,6 +187,65 @@ fn objects_that_say_nothing_are_exported_to_whom_the_settings_say() {
     assert!(seen("other", "open.example.com:80"), "it says for itself who sees it");
 }
 
+/// A CUSTOM policy for everybody, whose provider says this.
+fn custom(provider: &str) -> String {
+    let settings = config_map(&format!("extensionProviders:\n- name: opa\n  {provider}\n"));
+    format!(
+        "{settings}---{SHOP}---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+         metadata: {{name: ask, namespace: shop}}\n\
+         spec: {{action: CUSTOM, provider: {{name: opa}}, rules: [{{}}]}}\n"
+    )
+}
+
+fn told(plane: &Plane, class: ClientClass) -> String {
+    String::from_utf8_lossy(&bytes_told(plane, class)).into_owned()
+}
+
+fn bytes_told(plane: &Plane, class: ClientClass) -> Vec<u8> {
+    let name = "xds.istio.io/grpc/lds/inbound/127.0.0.1:9080";
+    plane.snapshot().resource(&client_of(class, "shop", &[]), Kind::Listener, name).unwrap().body.to_vec()
+}
+
+#[test]
+fn an_authorizer_is_told_to_the_library_and_grpc_s_servers_serve_nobody() {
+    let service = "service: reviews.shop.svc.cluster.local, port: 9080";
+    let plane = Plane::from_yaml(&custom(&format!("envoyExtAuthzGrpc: {{{service}}}"))).unwrap();
+    assert!(said(&plane).is_empty(), "{:?}", said(&plane));
+    let library = told(&plane, ClientClass::Library);
+    assert!(library.contains("mesh.ext_authz.0") && library.contains("reviews.shop.svc.cluster.local:9080"));
+    let grpc = told(&plane, ClientClass::Grpc);
+    // A server fails calls whose route forwards, and has no other way to say so.
+    assert!(grpc.contains("BlackHoleCluster") && !grpc.contains("ext_authz"), "{grpc}");
+    // Whatever is written of a provider is told.
+    let all = ", timeout: 1s, failOpen: true, statusOnError: '500'";
+    let http = ", pathPrefix: /check, includeHeadersInCheck: [x-a], includeRequestHeadersInCheck: [x-b], \
+        includeAdditionalHeadersInCheck: {x-c: d}, headersToUpstreamOnAllow: [x-e], headersToDownstreamOnDeny: [x-f], \
+        headersToDownstreamOnAllow: [x-g]";
+    for (kind, more) in [("envoyExtAuthzGrpc", all.to_owned()), ("envoyExtAuthzHttp", format!("{all}{http}"))] {
+        let with = |more: &str| {
+            let plane = Plane::from_yaml(&custom(&format!("{kind}: {{{service}{more}}}"))).unwrap();
+            bytes_told(&plane, ClientClass::Library)
+        };
+        let before = with(&more);
+        for field in more.trim_start_matches(", ").split(", ") {
+            assert_ne!(before, with(&more.replace(&format!(", {field}"), "")), "{kind} {field}");
+        }
+    }
+}
+
+#[test]
+fn a_provider_that_nothing_describes_is_told_and_serves_nobody() {
+    for (provider, why) in [
+        ("envoyExtAuthzHttp: {service: none.example.com, port: 80}", "none.example.com:80, which nothing describes"),
+        ("envoyExtAuthzHttp: {service: reviews.shop.svc.cluster.local, port: 81}", "which nothing describes"),
+        ("zipkin: {}", "not enforced yet"),
+    ] {
+        let plane = Plane::from_yaml(&custom(provider)).unwrap();
+        assert!(said(&plane).iter().any(|line| line.contains(why) && line.contains("error")), "{:?}", said(&plane));
+        assert!(told(&plane, ClientClass::Library).contains("AuthorizationPolicy shop/ask"), "{provider}");
+    }
+}
+
 #[test]
 fn without_automatic_mutual_tls_calls_are_plaintext_unless_a_rule_says_otherwise() {
     let secured = |settings: &str, class| {

@@ -9,6 +9,7 @@
 //! policy that refuses is for the request, and one that lets in is not, behind a `not` as well.
 
 mod condition;
+pub mod external;
 mod index;
 mod seen;
 #[cfg(test)]

@@ -89,7 +89,7 @@ impl Asked {
 fn filter(action: RbacAction, policies: &[(&str, RbacPolicy)]) -> Arc<Authorizer> {
     let mut rules = RbacRules::new(action);
     rules.policies = policies.iter().map(|(name, policy)| ((*name).into(), policy.clone())).collect();
-    Arc::new(Authorizer::new(&Rbac { rules: Some(rules), shadow_rules: None }).expect("valid"))
+    Arc::new(Authorizer::new(&Rbac { rules: Some(rules), shadow_rules: None, ..Rbac::default() }).expect("valid"))
 }
 
 /// Whether a request is let in by ALLOW of this condition, and by DENY of it.
@@ -163,8 +163,10 @@ fn what_is_only_tried_is_told_of_and_changes_nothing() {
             (rules(RbacAction::Allow, false), Some((false, None))),
             (Some(RbacRules::new(RbacAction::Allow)), Some((false, None))),
         ] {
-            let alone = Authorizer::new(&Rbac { rules: enforced.clone(), shadow_rules: None }).expect("valid");
-            let both = Authorizer::new(&Rbac { rules: enforced.clone(), shadow_rules: tried }).expect("valid");
+            let alone = Authorizer::new(&Rbac { rules: enforced.clone(), shadow_rules: None, ..Rbac::default() })
+                .expect("valid");
+            let both = Authorizer::new(&Rbac { rules: enforced.clone(), shadow_rules: tried, ..Rbac::default() })
+                .expect("valid");
             Asked::get("http://h/").ask(|request| {
                 let (alone, both) = ([Arc::new(alone)], [Arc::new(both)]);
                 let (alone, both) = (verdict(&alone, request), verdict(&both, request));
@@ -236,7 +238,8 @@ fn a12_the_names_of_headers_have_no_case_and_some_are_not_for_policies() {
         for condition in [header(name, exact("a")), not(All(vec![Any(vec![header(name, exact("a"))])]))] {
             let mut rules = RbacRules::new(RbacAction::Deny);
             rules.policies.insert("p".into(), RbacPolicy::new([condition], [Always]));
-            let invalid = Authorizer::new(&Rbac { rules: Some(rules), shadow_rules: None }).expect_err(name);
+            let invalid =
+                Authorizer::new(&Rbac { rules: Some(rules), shadow_rules: None, ..Rbac::default() }).expect_err(name);
             assert!(invalid.to_string().contains("rules.policies[\"p\"].permissions"), "{invalid}");
         }
     }

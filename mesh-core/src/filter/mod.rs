@@ -157,7 +157,9 @@ impl FilterRegistry {
         match config {
             FilterConfig::Disabled => Ok(None),
             // It is no filter of a chain: `RouteTable::admit` asks it before there is a route.
-            FilterConfig::Rbac(_) | FilterConfig::Jwt(_) => Err(Invalid::new("RBAC and JWT are for servers")),
+            FilterConfig::Rbac(_) | FilterConfig::Jwt(_) | FilterConfig::ExtAuthz(_) => {
+                Err(Invalid::new("RBAC, JWT and ext_authz are for servers"))
+            }
             FilterConfig::Fault(fault) => Ok(Some(Arc::new(FaultFilter::new(fault)?))),
             FilterConfig::Custom(name, json) => match self.factories.get(name) {
                 Some(factory) => factory(json, state).map(Some),

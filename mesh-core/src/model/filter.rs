@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{HeaderTest, JwtAuthentication, Rbac};
+use crate::model::{ExtAuthz, HeaderTest, JwtAuthentication, Rbac};
 
 /// One entry of a listener's filter list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub enum FilterConfig {
     Jwt(Arc<JwtAuthentication>),
     /// `envoy.filters.http.rbac`. On servers only, and decided before every other filter.
     Rbac(Arc<Rbac>),
+    /// `envoy.filters.http.ext_authz`. On servers only, after JWT and before RBAC.
+    ExtAuthz(Arc<ExtAuthz>),
     /// A filter of the application's own: the name that it was registered under, and its configuration as
     /// canonical JSON.
     Custom(Arc<str>, Arc<str>),

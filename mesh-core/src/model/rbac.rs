@@ -14,6 +14,8 @@ pub struct Rbac {
     pub rules: Option<RbacRules>,
     /// What is only tried: it is told of, and never changes the verdict.
     pub shadow_rules: Option<RbacRules>,
+    /// Under which prefix the decisions of the shadow rules are noted, for those who are asked by them.
+    pub shadow_prefix: Arc<str>,
 }
 
 /// A set of policies, and what becomes of a request that one of them is for.

@@ -5,7 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
+use tokio::sync::Semaphore;
 
+use crate::authz::external::{Asker, MOST_CHECKS};
 use crate::authz::{AccessRequest, Authorizer, Connection, Verdict, verdict};
 use crate::error::{ErrorKind, Invalid, MeshError};
 use crate::filter::{Filter, FilterRegistry};
@@ -13,8 +15,8 @@ use crate::id::ClusterName;
 use crate::jwt::{Authenticator, Claims};
 use crate::matcher::{DomainIndex, RouteIndex};
 use crate::model::{
-    Clusters, FilterConfig, Forward, HeaderChange, HttpManager, NamedFilter, Route, RouteAction, RouteConfiguration,
-    RouteMatch, VirtualHost, WeightedCluster,
+    Clusters, FilterConfig, Forward, HeaderChange, HttpManager, NamedFilter, Rbac, Route, RouteAction,
+    RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
 };
 use crate::request::RequestHead;
 use crate::state::States;
@@ -30,6 +32,8 @@ pub struct RouteTable {
     access: Access,
     /// Whose tokens are good.
     authenticator: Option<Arc<Authenticator>>,
+    /// Who else is asked, in order.
+    askers: Box<[Asker]>,
     /// Whether any request needs a verdict.
     needs_verdict: bool,
     /// Whether any verdict may be a refusal.
@@ -105,6 +109,7 @@ impl RouteTable {
         states: &States,
         listener: &str,
     ) -> Result<RouteTable, Invalid> {
+        let askers = askers(&http.filters, states, listener)?;
         let builder = FilterBuilder { filters: &http.filters, registry, states };
         let mut table = RouteTable {
             domains: DomainIndex::new(&config.virtual_hosts),
@@ -113,6 +118,7 @@ impl RouteTable {
             filters: http.filters.clone(),
             access: Box::default(),
             authenticator: authenticator(&http.filters)?,
+            askers,
             needs_verdict: false,
             is_guarded: false,
             catches_all: catches_all(&config),
@@ -120,8 +126,8 @@ impl RouteTable {
         };
         let base = builder.base(listener)?;
         table.access = builder.effective(&[&base]).1;
-        table.needs_verdict = !table.access.is_empty();
-        table.is_guarded = table.access.iter().any(|access| access.may_refuse());
+        table.needs_verdict = !table.access.is_empty() || !table.askers.is_empty();
+        table.is_guarded = !table.askers.is_empty() || table.access.iter().any(|access| access.may_refuse());
         let mut known = HashMap::new();
         for (position, host) in config.virtual_hosts.iter().enumerate() {
             let place = format!("{listener}/{}", host.name);
@@ -226,7 +232,8 @@ impl RouteTable {
     #[inline]
     pub fn find(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Result<Found<'_>, MeshError> {
         if self.needs_verdict || self.authenticator.is_some() {
-            return Err(MeshError::new(ErrorKind::Security, "the listener has RBAC or JWT, which are for servers"));
+            let what = "the listener has RBAC, JWT or ext_authz, which are for servers";
+            return Err(MeshError::new(ErrorKind::Security, what));
         }
         self.route(head, random)
     }
@@ -235,6 +242,12 @@ impl RouteTable {
     #[inline]
     pub fn authenticator(&self) -> Option<&Arc<Authenticator>> {
         self.authenticator.as_ref()
+    }
+
+    /// Who else is asked about a request, and before it has a verdict, in order.
+    #[inline]
+    pub fn askers(&self) -> &[Asker] {
+        &self.askers
     }
 
     /// Whether a request needs a verdict, for which its connection should be known.
@@ -273,7 +286,12 @@ impl RouteTable {
 
     /// What the listener's policies say of bytes that nobody looks into.
     pub fn verdict_on_bytes(&self, connection: Connection<'_>) -> Verdict<'_> {
-        verdict(&self.access, &AccessRequest { head: None, connection: Some(connection), tokens: &[] })
+        let request = AccessRequest { head: None, connection: Some(connection), tokens: &[] };
+        // There is no question about bytes.
+        match self.askers.iter().find_map(|asker| asker.asked_by(&request)) {
+            Some(rule) => Verdict { is_allowed: false, policy: Some(rule), ..Verdict::ALLOWED },
+            None => verdict(&self.access, &request),
+        }
     }
 
     #[inline]
@@ -378,6 +396,44 @@ fn authenticator(filters: &[NamedFilter]) -> Result<Option<Arc<Authenticator>>, 
     }
 }
 
+/// The ext_authz filters of a listener, each with the rules that say which requests it is for.
+fn askers(filters: &[NamedFilter], states: &States, listener: &str) -> Result<Box<[Asker]>, Invalid> {
+    let all = filters.iter().filter_map(|filter| match &filter.config {
+        FilterConfig::ExtAuthz(config) => Some((filter, config)),
+        _ => None,
+    });
+    let all = all.map(|(filter, config)| {
+        let rules = match &config.asked_by {
+            None => None,
+            Some(prefix) => {
+                let before = filters.iter().take_while(|other| other.name != filter.name);
+                let mut rules = before.filter_map(|other| match &other.config {
+                    FilterConfig::Rbac(rbac) if rbac.shadow_prefix == *prefix => rbac.shadow_rules.as_ref(),
+                    _ => None,
+                });
+                let rules = rules.next().ok_or_else(|| {
+                    Invalid::new(format!("no RBAC filter before it notes what its shadow rules decide as {prefix:?}"))
+                })?;
+                Some(rules)
+            }
+        };
+        // By whom is asked, too: those who wait for somebody else are no reason not to ask.
+        let name: Arc<str> = format!("{}/{}", filter.name, config.target).into();
+        let permits = states.filter(listener, &name).get(|| Semaphore::new(MOST_CHECKS));
+        Asker::new(config, rules, permits).map_err(|invalid| invalid.at(format!("filter {:?}", filter.name)))
+    });
+    all.collect()
+}
+
+/// Whether the shadow rules of an RBAC filter say who is asked, and are not tried.
+fn is_condition(filters: &[NamedFilter], rbac: &Rbac) -> bool {
+    !rbac.shadow_prefix.is_empty()
+        && filters.iter().any(|filter| match &filter.config {
+            FilterConfig::ExtAuthz(config) => config.asked_by.as_ref() == Some(&rbac.shadow_prefix),
+            _ => false,
+        })
+}
+
 fn catches_all(config: &RouteConfiguration) -> bool {
     let [host] = config.virtual_hosts.as_slice() else { return false };
     let every_path = host.routes.first().is_some_and(|route| route.matches == RouteMatch::any());
@@ -437,8 +493,10 @@ impl FilterBuilder<'_> {
         let mut level = FilterLevel::new();
         for (name, config) in overrides {
             let Some(filter) = self.filters.iter().find(|filter| filter.name == *name) else { continue };
-            if matches!(filter.config, FilterConfig::Jwt(_)) {
-                return Err(Invalid::new("JWT is for a whole listener").at(format!("filter {name:?}")));
+            let is_condition = matches!(&filter.config, FilterConfig::Rbac(rbac) if is_condition(self.filters, rbac));
+            if is_condition || matches!(filter.config, FilterConfig::Jwt(_) | FilterConfig::ExtAuthz(_)) {
+                let what = "JWT and ext_authz, and the rules that it is asked by, are for a whole listener";
+                return Err(Invalid::new(what).at(format!("filter {name:?}")));
             }
             let is_guard = matches!(filter.config, FilterConfig::Rbac(_));
             // Nothing else may take the place of a guard; to turn it off has to be said.
@@ -452,8 +510,15 @@ impl FilterBuilder<'_> {
 
     fn build(&self, name: &Arc<str>, config: &FilterConfig, place: &str) -> Result<Built, Invalid> {
         let built = match config {
-            // It is asked for as a whole: `authenticator`.
-            FilterConfig::Jwt(_) => Ok(Built::Off),
+            // They are asked for as a whole: `authenticator`, `askers`.
+            FilterConfig::Jwt(_) | FilterConfig::ExtAuthz(_) => Ok(Built::Off),
+            FilterConfig::Rbac(rbac) if is_condition(self.filters, rbac) => match rbac.rules {
+                None => Ok(Built::Off),
+                Some(_) => {
+                    let enforced = Rbac { shadow_rules: None, ..Rbac::clone(rbac) };
+                    Authorizer::new(&enforced).map(|access| Built::Access(Arc::new(access)))
+                }
+            },
             FilterConfig::Rbac(rbac) => Authorizer::new(rbac).map(|access| Built::Access(Arc::new(access))),
             config => {
                 let built = self.registry.build(config, &self.states.filter(place, name));

@@ -34,6 +34,7 @@ pub(crate) mod backoff;
 pub mod bootstrap;
 pub(crate) mod cache;
 pub(crate) mod certificates;
+pub mod check;
 pub mod client;
 pub(crate) mod connect;
 pub mod decode;

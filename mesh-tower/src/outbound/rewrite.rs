@@ -9,7 +9,7 @@ use mesh_core::view::RouteRef;
 
 use crate::headers::apply_to_request;
 use crate::reply::change_path;
-use crate::uri::edit;
+use crate::uri::{SentHost, edit};
 
 /// Makes a request what its route wants the cluster to see.
 #[inline]
@@ -35,7 +35,10 @@ pub(super) fn rewrite(head: &mut Parts, forward: &Forward, route: &RouteRef<'_>)
         })?;
         edit(&mut head.uri, |uri| uri.path_and_query = Some(path));
     }
-    if let Some(host) = &forward.authority {
+    if let Some(SentHost(host)) = head.extensions.remove::<SentHost>() {
+        head.headers.insert(HOST, host);
+        edit(&mut head.uri, |uri| uri.authority = None);
+    } else if let Some(host) = &forward.authority {
         head.headers.insert(HOST, host.clone());
         edit(&mut head.uri, |uri| uri.authority = None);
     }

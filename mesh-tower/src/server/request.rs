@@ -13,17 +13,18 @@ use std::time::{Instant, SystemTime};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Extensions, Method, Request, Response, Version};
+use mesh_core::authz::external::{CheckedChanges, Denial};
 use mesh_core::authz::{Connection, Verdict};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::{Callout, Resume};
 use mesh_core::id::ListenerName;
 use mesh_core::identity::SpiffeId;
-use mesh_core::jwt::{Authenticated, Refusal};
+use mesh_core::jwt::{Authenticated, Claims, Refusal};
 use mesh_core::model::{Route, RouteAction, ServerTls};
 use mesh_core::request::{RequestHead, is_grpc};
 use mesh_core::request_info::{Deadline, Direction, RequestInfo};
 use mesh_core::store::{ChainView, ServerState, ServerView};
-use mesh_core::view::Destination;
+use mesh_core::view::{Destination, Found, RouteTable};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -31,6 +32,7 @@ use crate::connection::ConnectionInfo;
 use crate::filters::{self, Passage};
 use crate::listeners::{ListenerState, UNKNOWN_CONNECTION, find};
 use crate::mesh::Mesh;
+use crate::server::check::{self, Answers};
 use crate::server::response::{ActiveRequest, Facts, ResponseFuture, ServerBody};
 use crate::uri::{complete_path, set_path};
 use crate::{headers, reply};
@@ -46,7 +48,7 @@ pub struct ServerLayer {
 
 /// What the requests of one layer have in common.
 #[derive(Clone, Debug)]
-struct ServerContext {
+pub(super) struct ServerContext {
     mesh: Mesh,
     listener: Option<Arc<ListenerState>>,
     connection_of: ConnectionOf,
@@ -116,6 +118,11 @@ where
                 let ready = std::mem::replace(&mut self.inner, next);
                 ResponseFuture::held(callout, ready, request, active)
             }
+            Admission::Asked(asked) => {
+                let next = self.inner.clone();
+                let ready = std::mem::replace(&mut self.inner, next);
+                ResponseFuture::asked(asked, Arc::clone(&self.context), ready, request, active)
+            }
             Admission::Answer(response) => ResponseFuture::answer(response, active),
         }
     }
@@ -129,6 +136,18 @@ pub(super) enum Admission {
     Answer(Box<Response<Bytes>>),
     /// A filter holds it back.
     Held(Callout),
+    /// Authorizers are asked about it.
+    Asked(Box<Asked>),
+}
+
+/// A request that authorizers are asked about.
+pub(super) struct Asked {
+    /// What they say.
+    pub(super) answers: Answers,
+    routes: Arc<RouteTable>,
+    listener: ListenerName,
+    /// What the tokens of the request say.
+    tokens: Box<[Claims]>,
 }
 
 impl ServerContext {
@@ -223,16 +242,86 @@ impl ServerContext {
         let tokens = tokens.as_ref().map_or(&[][..], Authenticated::claims_of_all);
         // Who the peer is, and from where, is asked only where policies may ask for it.
         let peer = if routes.needs_verdict() { self.connection(request) } else { None };
+        if !routes.askers().is_empty() {
+            let connection = peer.as_deref().map(ends);
+            let mut asked = Vec::new();
+            let is_asked = |is_asked| asked.push(is_asked);
+            let questions = check::questions(routes, &head, request.version(), connection.as_ref(), tokens, is_asked);
+            // From here on, what only authorizers set is from them.
+            for (asker, is_asked) in routes.askers().iter().zip(asked) {
+                asker.strip(request.headers_mut(), is_asked);
+            }
+            if !questions.is_empty() {
+                facts.get_or_insert_with(|| facts_of(request));
+                let (routes, listener) = (Arc::clone(routes), listener.name().clone());
+                let answers = check::ask(self.mesh.clone(), listener.clone(), questions);
+                return Ok(Admission::Asked(Box::new(Asked { answers, routes, listener, tokens: tokens.into() })));
+            }
+            head = RequestHead::received(request)?;
+        }
         let admission = routes.admit(&head, peer.as_deref().map(ends), tokens, &mut random);
         tell(admission.verdict(), listener.name(), peer.as_deref());
-        let (position, route, destination) = admission.into_route()?;
+        let found = admission.into_route()?;
+        self.enter(routes, found, request, facts)
+    }
+
+    /// What the authorizers said of a request is there: it goes on as they want it, or is refused.
+    pub(super) fn answered<B>(
+        &self,
+        asked: &Asked,
+        answer: Result<CheckedChanges, Box<Denial>>,
+        facts: &mut Option<Box<Facts>>,
+        request: &mut Request<B>,
+    ) -> Admission {
+        let facts_of_it = facts.get_or_insert_with(|| facts_of(request));
+        let changes = match answer {
+            Ok(changes) => changes,
+            Err(denial) => {
+                facts_of_it.info.note_error(ErrorKind::AccessDenied);
+                return self::answer(request, check::refusal(*denial, facts_of_it.info.is_grpc));
+            }
+        };
+        facts_of_it.checked = changes.response;
+        with_parts(request, |head| headers::apply_to_request(&changes.request, head));
+        self.admit_checked(asked, request, facts).unwrap_or_else(|error| {
+            if let Some(facts) = facts {
+                facts.info.note_error(error.kind());
+            }
+            self::answer(request, reply::error(&error, is_grpc(request.headers())))
+        })
+    }
+
+    fn admit_checked<B>(
+        &self,
+        asked: &Asked,
+        request: &mut Request<B>,
+        facts: &mut Option<Box<Facts>>,
+    ) -> Result<Admission, MeshError> {
+        let routes = &asked.routes;
+        let peer = self.connection(request);
+        let head = RequestHead::received(request)?;
+        let admission = routes.admit(&head, peer.as_deref().map(ends), &asked.tokens, &mut fastrand::Rng::new());
+        tell(admission.verdict(), &asked.listener, peer.as_deref());
+        let found = admission.into_route()?;
+        self.enter(routes, found, request, facts)
+    }
+
+    /// A request that is let in passes the filters of its route.
+    #[inline]
+    fn enter<B>(
+        &self,
+        routes: &Arc<RouteTable>,
+        (position, route, destination): Found<'_>,
+        request: &mut Request<B>,
+        facts: &mut Option<Box<Facts>>,
+    ) -> Result<Admission, MeshError> {
         if facts.is_none() && destination.filters().is_empty() && destination.response_changes().is_empty() {
             return forward(route, destination, request);
         }
         let facts = facts.get_or_insert_with(|| facts_of(request));
         if !destination.filters().is_empty() && !facts.info.is_observed() {
             self.observe(&mut facts.info, request);
-            facts.info.note_authority(head.authority);
+            facts.info.note_authority(RequestHead::received(request)?.authority);
         }
         facts.info.note_route(&route.name, None);
         facts.route = Some((Arc::clone(routes), position));

@@ -11,8 +11,10 @@ use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::response::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
+use mesh_core::authz::external::Denial;
 use mesh_core::error::ErrorKind;
 use mesh_core::filter::Callout;
+use mesh_core::model::HeaderChange;
 use mesh_core::request_info::RequestInfo;
 use mesh_core::view::{RoutePosition, RouteTable};
 use pin_project_lite::pin_project;
@@ -21,7 +23,7 @@ use tower_service::Service;
 
 use crate::body::note_frame;
 use crate::drain::InFlight;
-use crate::server::request::{Admission, resume, too_late};
+use crate::server::request::{Admission, Asked, ServerContext, resume, too_late};
 use crate::{filters, headers};
 
 pin_project! {
@@ -50,6 +52,12 @@ pin_project! {
             deadline: Option<Pin<Box<Sleep>>>,
             then: Option<Box<(S, Request<B>)>>,
         },
+        /// Authorizers are asked about it.
+        Asked {
+            asked: Box<Asked>,
+            deadline: Option<Pin<Box<Sleep>>>,
+            then: Option<Box<(Arc<ServerContext>, S, Request<B>)>>,
+        },
         /// It is answered here.
         Answered {
             response: Option<Box<Response<Bytes>>>,
@@ -67,15 +75,32 @@ where
     }
 
     pub(super) fn held(callout: Callout, service: S, request: Request<B>, active: ActiveRequest) -> Self {
-        let deadline = active.facts.as_ref().and_then(|facts| facts.info.deadline);
-        let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline.into())));
+        let deadline = deadline_of(&active);
         let then = Some(Box::new((service, request)));
         ResponseFuture { state: State::Held { callout, deadline, then }, request: Some(active) }
+    }
+
+    pub(super) fn asked(
+        asked: Box<Asked>,
+        context: Arc<ServerContext>,
+        service: S,
+        request: Request<B>,
+        active: ActiveRequest,
+    ) -> Self {
+        let deadline = deadline_of(&active);
+        let then = Some(Box::new((context, service, request)));
+        ResponseFuture { state: State::Asked { asked, deadline, then }, request: Some(active) }
     }
 
     pub(super) fn answer(response: Box<Response<Bytes>>, request: ActiveRequest) -> Self {
         ResponseFuture { state: State::Answered { response: Some(response) }, request: Some(request) }
     }
+}
+
+/// When the time of a request is over, where it has any.
+fn deadline_of(active: &ActiveRequest) -> Option<Pin<Box<Sleep>>> {
+    let deadline = active.facts.as_ref().and_then(|facts| facts.info.deadline);
+    deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline.into())))
 }
 
 impl<S, B, R> Future for ResponseFuture<S, B>
@@ -126,6 +151,34 @@ where
                         Admission::Held(callout) => {
                             State::Held { callout, deadline: deadline.take(), then: Some(Box::new((service, request))) }
                         }
+                        Admission::Asked(_) => unreachable!("filters come after authorizers"),
+                    }
+                }
+                StateProjection::Asked { asked, deadline, then } => {
+                    let answer = match asked.answers.as_mut().poll(cx) {
+                        Poll::Ready(answer) => Some(answer),
+                        Poll::Pending => {
+                            let Some(deadline) = deadline else { return Poll::Pending };
+                            ready!(deadline.as_mut().poll(cx));
+                            None
+                        }
+                    };
+                    let (context, mut service, mut request) = *then.take().expect(ONCE);
+                    let facts = &mut this.request.as_mut().expect(ONCE).facts;
+                    let admission = match (answer, facts.as_deref_mut()) {
+                        (None, Some(facts)) => too_late(facts, &request),
+                        (answer, _) => {
+                            let in_doubt = || Err(Box::new(Denial::new(StatusCode::FORBIDDEN)));
+                            context.answered(asked, answer.unwrap_or_else(in_doubt), facts, &mut request)
+                        }
+                    };
+                    match admission {
+                        Admission::Admit => State::Forwarded { future: service.call(request) },
+                        Admission::Answer(response) => State::Answered { response: Some(response) },
+                        Admission::Held(callout) => {
+                            State::Held { callout, deadline: deadline.take(), then: Some(Box::new((service, request))) }
+                        }
+                        Admission::Asked(_) => unreachable!("they were asked"),
                     }
                 }
             };
@@ -159,6 +212,8 @@ pub(super) struct Facts {
     pub(super) route: Option<(Arc<RouteTable>, RoutePosition)>,
     /// How many of the route's filters have seen it.
     pub(super) filters_entered: usize,
+    /// What authorizers want changed of the response.
+    pub(super) checked: Vec<HeaderChange>,
     /// How long the response's body is, where the application says so: nobody asks for more.
     content_length: Option<u64>,
 }
@@ -169,12 +224,14 @@ impl Facts {
             info: RequestInfo::new(now, fastrand::Rng::new()),
             route: None,
             filters_entered: 0,
+            checked: Vec::new(),
             content_length: None,
         }
     }
 
     /// Filters and the route's changes, on the way back.
     fn pass_back(&mut self, head: &mut Parts, is_end: bool) {
+        headers::apply_to_response(&self.checked, head);
         if let Some((_, destination)) = self.route.as_ref().and_then(|(routes, position)| routes.at(*position)) {
             filters::on_response(destination.filters(), self.filters_entered, &mut self.info, head);
             headers::apply_to_response(destination.response_changes(), head);

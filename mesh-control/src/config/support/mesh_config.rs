@@ -2,7 +2,7 @@
 //! would change how calls are made or secured is said with more weight.
 
 use super::Support::{Enforced, Indifferent, NotYet, Partly};
-use super::{Row, Tables, both};
+use super::{Row, Tables, both, http_only};
 use crate::config::node::{Node, Value};
 
 pub(super) const TABLES: Tables = &[
@@ -90,33 +90,35 @@ const PROVIDER: &[Row] = &[
     both("sds", NotYet("certificates are of the control plane's own authority, and of no other")),
 ];
 
-const NOBODY: super::Support = NotYet("nobody is asked; workloads that a CUSTOM policy is for answer with 503");
+const NO_SERVER: &str = "gRPC's servers ask nobody; every call of those that a CUSTOM policy is for fails";
+const NO_BODY: super::Support =
+    NotYet("bodies are shown to nobody; workloads that a policy of this provider is for answer with 503");
 
 const HTTP: &[Row] = &[
-    both("service", NOBODY),
-    both("port", NOBODY),
-    both("timeout", NOBODY),
-    both("pathPrefix", NOBODY),
-    both("failOpen", NOBODY),
-    both("statusOnError", NOBODY),
-    both("includeHeadersInCheck", NOBODY),
-    both("includeRequestHeadersInCheck", NOBODY),
-    both("includeAdditionalHeadersInCheck", NOBODY),
-    both("includeRequestBodyInCheck", NOBODY),
-    both("headersToUpstreamOnAllow", NOBODY),
-    both("headersToDownstreamOnDeny", NOBODY),
-    both("headersToDownstreamOnAllow", NOBODY),
-    both("clearRouteCache", NOBODY),
+    http_only("service", NO_SERVER),
+    http_only("port", NO_SERVER),
+    http_only("timeout", NO_SERVER),
+    http_only("pathPrefix", NO_SERVER),
+    http_only("failOpen", NO_SERVER),
+    http_only("statusOnError", NO_SERVER),
+    http_only("includeHeadersInCheck", NO_SERVER),
+    http_only("includeRequestHeadersInCheck", NO_SERVER),
+    http_only("includeAdditionalHeadersInCheck", NO_SERVER),
+    both("includeRequestBodyInCheck", NO_BODY),
+    http_only("headersToUpstreamOnAllow", NO_SERVER),
+    http_only("headersToDownstreamOnDeny", NO_SERVER),
+    http_only("headersToDownstreamOnAllow", NO_SERVER),
+    both("clearRouteCache", Indifferent),
 ];
 
 const GRPC: &[Row] = &[
-    both("service", NOBODY),
-    both("port", NOBODY),
-    both("timeout", NOBODY),
-    both("failOpen", NOBODY),
-    both("statusOnError", NOBODY),
-    both("includeRequestBodyInCheck", NOBODY),
-    both("clearRouteCache", NOBODY),
+    http_only("service", NO_SERVER),
+    http_only("port", NO_SERVER),
+    http_only("timeout", NO_SERVER),
+    http_only("failOpen", NO_SERVER),
+    http_only("statusOnError", NO_SERVER),
+    both("includeRequestBodyInCheck", NO_BODY),
+    both("clearRouteCache", Indifferent),
 ];
 
 fn auto_mtls(node: &Node) -> Option<String> {

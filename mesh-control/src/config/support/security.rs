@@ -1,7 +1,7 @@
 //! What becomes of the fields of the kinds that guard workloads. Where such an object cannot be enforced, workloads that it
 //! selects answer every request with the reason (`policy/security.rs`), so who is selected is honoured, and for whom.
 
-use super::Support::{Enforced, Indifferent, NotYet, Partly};
+use super::Support::{Enforced, Indifferent, Partly};
 use super::{Row, Tables, both, http_only};
 use crate::config::node::Node;
 
@@ -52,8 +52,8 @@ const CLAIM_HEADER: &[Row] = &[http_only("header", NO_SERVER), http_only("claim"
 
 const AUTHORIZATION: &[Row] = &[
     both("selector.matchLabels", Enforced),
-    both("action", Partly(action)),
-    both("provider", NotYet("nobody is asked")),
+    Row { path: "action", library: Enforced, grpc: Partly(action) },
+    http_only("provider", "gRPC's servers ask nobody; every call of those that the policy is for fails"),
 ];
 
 const SOURCE: &[Row] = &[
@@ -100,7 +100,8 @@ fn target(node: &Node) -> Option<String> {
 }
 
 fn action(node: &Node) -> Option<String> {
-    (node.as_str()? == "CUSTOM").then(|| "nobody is asked; workloads that the policy is for answer with 503".to_owned())
+    (node.as_str()? == "CUSTOM")
+        .then(|| "gRPC's servers ask nobody; every call of those that the policy is for fails".to_owned())
 }
 
 fn key(node: &Node) -> Option<String> {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::route::v3::FilterConfig as Wrapper;
+use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthz;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac, RbacPerRoute};
@@ -12,6 +13,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::google::protobuf::Any;
 
 use super::common::{TypedStruct, filled, holds, type_name, unpack};
+use super::ext_authz::ext_authz;
 use super::fault::fault;
 use super::jwt::jwt;
 use super::notes::Notes;
@@ -83,6 +85,9 @@ fn http_filter(notes: &mut Notes<'_>, filter: hcm::HttpFilter) -> Result<(Arc<st
             if holds::<JwtAuthentication>(&any) {
                 return jwt(notes, &any).map(Known::Filter);
             }
+            if holds::<ExtAuthz>(&any) {
+                return ext_authz(notes, &any).map(Known::Filter);
+            }
             config(notes, &any, is_optional)
         })?,
         Some(ConfigType::ConfigDiscovery(_)) if is_optional => {
@@ -93,8 +98,8 @@ fn http_filter(notes: &mut Notes<'_>, filter: hcm::HttpFilter) -> Result<(Arc<st
         None => return Err(Invalid::new("missing").at("typed_config")),
     };
     let known = match known {
-        Known::Filter(FilterConfig::Jwt(_)) if disabled => {
-            return Err(Invalid::new("a JWT filter that is turned off is not supported").at("disabled"));
+        Known::Filter(FilterConfig::Jwt(_) | FilterConfig::ExtAuthz(_)) if disabled => {
+            return Err(Invalid::new("a JWT or ext_authz filter that is turned off is not supported").at("disabled"));
         }
         // Off unless a route turns it on with a configuration of its own.
         Known::Filter(_) if disabled => Known::Filter(FilterConfig::Disabled),

@@ -45,7 +45,7 @@ pub(super) fn jwt(notes: &mut Notes<'_>, any: &Any) -> Result<FilterConfig, Inva
     Ok(FilterConfig::Jwt(Arc::new(config)))
 }
 
-fn unsupported<const N: usize>(fields: [(&str, bool); N]) -> Result<(), Invalid> {
+pub(super) fn unsupported<const N: usize>(fields: [(&str, bool); N]) -> Result<(), Invalid> {
     match fields.into_iter().find(|(_, is_set)| *is_set) {
         Some((name, _)) => Err(Invalid::new("not supported").at(name)),
         None => Ok(()),

@@ -14,6 +14,7 @@ mod balancer;
 mod cluster;
 mod common;
 mod endpoint;
+mod ext_authz;
 mod fault;
 mod filter;
 mod headers;

@@ -58,7 +58,7 @@ fn filter(notes: &mut Notes<'_>, value: http::Rbac) -> Result<FilterConfig, Inva
         matcher,
         shadow_rules,
         shadow_matcher,
-        shadow_rules_stat_prefix: _,
+        shadow_rules_stat_prefix,
         track_per_rule_stats,
     } = value;
     for (name, is_set) in [("matcher", matcher.is_some()), ("shadow_matcher", shadow_matcher.is_some())] {
@@ -70,6 +70,7 @@ fn filter(notes: &mut Notes<'_>, value: http::Rbac) -> Result<FilterConfig, Inva
     let rbac = Rbac {
         rules: notes.optional("rules", rules, self::rules)?,
         shadow_rules: notes.optional("shadow_rules", shadow_rules, self::rules)?,
+        shadow_prefix: shadow_rules_stat_prefix.into(),
     };
     Authorizer::new(&rbac)?;
     Ok(FilterConfig::Rbac(Arc::new(rbac)))

@@ -2,6 +2,7 @@
 
 mod clusters;
 mod endpoints;
+mod ext_authz;
 mod jwt;
 mod listeners;
 mod rbac;

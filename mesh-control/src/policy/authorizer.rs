@@ -1,0 +1,115 @@
+//! Authorizers: who is asked about requests, how, and what becomes of those that they do not answer about (Istio's extension
+//! providers of the kinds `envoyExtAuthzHttp` and `envoyExtAuthzGrpc`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::access::Value;
+use super::mesh::MeshSettings;
+use crate::config::decode::Text;
+use crate::config::istio::mesh_config::{AUTHORIZER_TIMEOUT, HttpAuthorizer, status};
+
+/// Somebody who is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authorizer {
+    /// The name of its provider.
+    pub name: Arc<str>,
+    /// The host of its service.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// Whether requests pass that it does not answer about.
+    pub fail_open: bool,
+    /// What clients are told where it does not answer.
+    pub status_on_error: u16,
+    /// What it is asked over HTTP; `None` for gRPC.
+    pub http: Option<HttpQuestion>,
+}
+
+/// What is in a question over HTTP, and in its answer. Names of headers are exact, or have a star at one end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpQuestion {
+    /// What stands before the request's path.
+    pub path_prefix: String,
+    /// Headers of the request that it is shown.
+    pub shown: Vec<Value>,
+    /// Headers that it is sent besides.
+    pub added: BTreeMap<String, String>,
+    /// Headers of an answer that lets in, for the application.
+    pub to_upstream: Vec<Value>,
+    /// Headers of an answer that refuses, for the client; all, where none is named.
+    pub to_client_on_deny: Vec<Value>,
+    /// Headers of an answer that lets in, for the client.
+    pub to_client_on_allow: Vec<Value>,
+}
+
+impl Authorizer {
+    /// That of a provider of this name; the error says why nobody can be asked.
+    pub fn named(name: &str, mesh: &MeshSettings) -> Result<Authorizer, String> {
+        let providers = mesh.object.iter().flat_map(|object| &object.spec.extension_providers);
+        let mut named = providers.filter(|provider| provider.name.value == name);
+        let provider =
+            named.next().ok_or_else(|| format!("the mesh's settings have no extension provider {name:?}"))?;
+        let no_body = |is_wanted: bool| match is_wanted {
+            true => Err(format!("{name} asks for the bodies of requests, which nobody is shown")),
+            false => Ok(()),
+        };
+        let made = |service: &Text, port: u16, timeout: Option<Duration>, fail_open, on_error: Option<&Text>, http| {
+            let host = service.split_once('/').map_or(service.as_str(), |(_, host)| host);
+            Authorizer {
+                name: name.into(),
+                host: host.to_ascii_lowercase(),
+                port,
+                timeout: timeout.unwrap_or(AUTHORIZER_TIMEOUT),
+                fail_open,
+                status_on_error: on_error.and_then(|text| status(text)).unwrap_or(403),
+                http,
+            }
+        };
+        match (&provider.http, &provider.grpc) {
+            (Some(http), None) => {
+                no_body(http.include_request_body_in_check.is_some())?;
+                let question = Some(question(http));
+                let on_error = http.status_on_error.as_ref();
+                Ok(made(&http.service, http.port.0, http.timeout, http.fail_open, on_error, question))
+            }
+            (None, Some(grpc)) => {
+                no_body(grpc.include_request_body_in_check.is_some())?;
+                let on_error = grpc.status_on_error.as_ref();
+                Ok(made(&grpc.service, grpc.port.0, grpc.timeout, grpc.fail_open, on_error, None))
+            }
+            _ => Err(format!("the extension provider {name} is none that can be asked")),
+        }
+    }
+
+    /// What the mesh's clients call it by.
+    pub fn target(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+}
+
+fn question(http: &HttpAuthorizer) -> HttpQuestion {
+    let names = |list: &[Text]| -> Vec<Value> { list.iter().map(|text| name(text)).collect() };
+    HttpQuestion {
+        path_prefix: http.path_prefix.clone(),
+        shown: [names(&http.include_headers_in_check), names(&http.include_request_headers_in_check)].concat(),
+        added: http.include_additional_headers_in_check.clone(),
+        to_upstream: names(&http.headers_to_upstream_on_allow),
+        to_client_on_deny: names(&http.headers_to_downstream_on_deny),
+        to_client_on_allow: names(&http.headers_to_downstream_on_allow),
+    }
+}
+
+/// The name of a header, in small letters, with a star at one end at most.
+fn name(text: &str) -> Value {
+    let text = text.to_ascii_lowercase();
+    match (text.strip_prefix('*'), text.strip_suffix('*')) {
+        (Some(""), _) => Value::Present,
+        (Some(suffix), _) => Value::Suffix(suffix.to_owned()),
+        (None, Some(prefix)) => Value::Prefix(prefix.to_owned()),
+        (None, None) => Value::Exact(text),
+    }
+}

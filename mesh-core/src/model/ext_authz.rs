@@ -1,0 +1,69 @@
+//! Somebody who is asked about requests (Envoy's `ext_authz`), as data.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, StatusCode};
+
+use crate::model::StringTest;
+
+/// Who is asked about which requests, and what becomes of those that nobody answers about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExtAuthz {
+    /// The authorizer, as the mesh's client calls it: `host:port`.
+    pub target: Arc<str>,
+    /// How it is asked.
+    pub protocol: CheckProtocol,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// Whether a request passes that it did not answer about. Never, unless it is written.
+    pub fail_open: bool,
+    /// What a request is answered with that it did not answer about.
+    pub status_on_error: StatusCode,
+    /// It is asked about requests that shadow rules are for: those of the RBAC filter that notes its decisions under this
+    /// prefix. About all, where there is none.
+    pub asked_by: Option<Arc<str>>,
+    /// The headers of the request that it is shown; `None` are all.
+    pub shown: Option<Vec<StringTest>>,
+}
+
+impl ExtAuthz {
+    /// One that is asked about all requests, for 200 ms (Envoy's default), and without whose word none passes.
+    pub fn new(target: impl Into<Arc<str>>, protocol: CheckProtocol) -> Self {
+        ExtAuthz {
+            target: target.into(),
+            protocol,
+            timeout: Duration::from_millis(200),
+            fail_open: false,
+            status_on_error: StatusCode::FORBIDDEN,
+            asked_by: None,
+            shown: None,
+        }
+    }
+}
+
+/// How an authorizer is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckProtocol {
+    /// By a request like the one that it is asked about, without its body: 200 lets it in.
+    Http(HttpCheck),
+    /// By `envoy.service.auth.v3.Authorization/Check`.
+    Grpc,
+}
+
+/// What a question over HTTP and its answer have in them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HttpCheck {
+    /// What stands before the request's path.
+    pub path_prefix: String,
+    /// Headers that are sent besides.
+    pub added: Vec<(HeaderName, HeaderValue)>,
+    /// Headers of an answer that lets in, for the application. Nobody else may set them.
+    pub to_upstream: Vec<StringTest>,
+    /// Headers of an answer that refuses, for the client; all, where none is named.
+    pub to_client_on_deny: Vec<StringTest>,
+    /// Headers of an answer that lets in, for the client.
+    pub to_client_on_allow: Vec<StringTest>,
+}

@@ -1,0 +1,210 @@
+//! Asks authorizers about a request: carries questions and answers, which `mesh_core::authz::external` makes and reads.
+//!
+//! They are called by the mesh's own client, so as their services are to be called: balanced, and by mutual TLS where they
+//! speak it. No answer in time is no.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+#[cfg(feature = "xds")]
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::header::HOST;
+use http::{HeaderValue, Request, Response, Version};
+use http_body_util::{BodyExt, Limited};
+use mesh_core::authz::external::{Answer, Asker, CheckedChanges, Denial, http_answer, http_question};
+use mesh_core::authz::{AccessRequest, Connection};
+use mesh_core::filter::Reply;
+use mesh_core::id::ListenerName;
+use mesh_core::jwt::Claims;
+use mesh_core::model::{CheckProtocol, ExtAuthz, HttpCheck};
+use mesh_core::request::RequestHead;
+use mesh_core::request_info::Deadline;
+use mesh_core::view::RouteTable;
+use tokio::sync::Semaphore;
+
+use crate::body::Body;
+use crate::mesh::Mesh;
+use crate::outbound::ResponseBody;
+use crate::reply;
+use crate::uri::SentHost;
+
+/// The longest body of an answer: more is not read.
+const MOST_BYTES: usize = 64 << 10;
+
+/// What all authorizers say together: what they want changed, or the first refusal.
+pub(super) type Answers = Pin<Box<dyn Future<Output = Result<CheckedChanges, Box<Denial>>> + Send>>;
+
+/// A question to an authorizer.
+pub(super) struct Question {
+    config: Arc<ExtAuthz>,
+    permits: Arc<Semaphore>,
+    /// The rule by which it is asked.
+    rule: String,
+    /// Why it cannot be asked, where it cannot.
+    request: Result<Request<Body>, String>,
+}
+
+/// The questions about a request, in order. `is_asked` is told of each authorizer whether it is asked.
+pub(super) fn questions(
+    routes: &RouteTable,
+    head: &RequestHead<'_>,
+    version: Version,
+    connection: Option<&Connection<'_>>,
+    tokens: &[Claims],
+    mut is_asked: impl FnMut(bool),
+) -> Vec<Question> {
+    let access = AccessRequest { head: Some(*head), connection: connection.copied(), tokens };
+    let questions = routes.askers().iter().filter_map(|asker| {
+        let rule = asker.asked_by(&access);
+        is_asked(rule.is_some());
+        Some(Question {
+            config: Arc::clone(asker.config()),
+            permits: Arc::clone(asker.permits()),
+            rule: rule?.to_owned(),
+            request: match &asker.config().protocol {
+                CheckProtocol::Http(check) => by_http(asker, check, head),
+                CheckProtocol::Grpc => by_grpc(asker, head, version, connection),
+            },
+        })
+    });
+    questions.collect()
+}
+
+fn by_http(asker: &Asker, check: &HttpCheck, head: &RequestHead<'_>) -> Result<Request<Body>, String> {
+    let mut question = http_question(asker, check, head)?.map(|()| Body::empty());
+    // Of the host that was asked for, whoever is asked.
+    let host = HeaderValue::from_str(head.authority).map_err(|error| error.to_string())?;
+    question.headers_mut().remove(HOST);
+    question.extensions_mut().insert(SentHost(host));
+    Ok(question)
+}
+
+#[cfg(feature = "xds")]
+fn by_grpc(
+    asker: &Asker,
+    head: &RequestHead<'_>,
+    version: Version,
+    connection: Option<&Connection<'_>>,
+) -> Result<Request<Body>, String> {
+    let message = mesh_core::xds::check::grpc_question(asker, head, version, connection, SystemTime::now());
+    let mut frame = Vec::with_capacity(message.len() + 5);
+    frame.push(0);
+    frame.extend(u32::try_from(message.len()).map_err(|error| error.to_string())?.to_be_bytes());
+    frame.extend(message);
+    let question = Request::post(format!("http://{}{}", asker.config().target, mesh_core::xds::check::CHECK))
+        .version(Version::HTTP_2)
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    question.body(Body::from(frame)).map_err(|error| error.to_string())
+}
+
+#[cfg(not(feature = "xds"))]
+fn by_grpc(_: &Asker, _: &RequestHead<'_>, _: Version, _: Option<&Connection<'_>>) -> Result<Request<Body>, String> {
+    Err("this program was built without xDS, and speaks no gRPC to authorizers".to_owned())
+}
+
+/// Asks all of them, one after the other; the first that refuses decides.
+pub(super) fn ask(mesh: Mesh, listener: ListenerName, questions: Vec<Question>) -> Answers {
+    Box::pin(async move {
+        let mut all = CheckedChanges::default();
+        for question in questions {
+            let Question { config, permits, rule, request } = question;
+            let answer = tokio::time::timeout(config.timeout, one(&mesh, &config, &permits, request));
+            let answer = answer.await.unwrap_or_else(|_| Err(format!("no answer within {:?}", config.timeout)));
+            let authorizer = &*config.target;
+            match answer {
+                Ok(Answer::Allow(changes)) => {
+                    all.request.extend(changes.request);
+                    all.response.extend(changes.response);
+                }
+                Ok(Answer::Deny(denial)) => {
+                    tracing::debug!(%listener, authorizer, policy = rule, status = %denial.status, "an authorizer refused");
+                    return Err(Box::new(denial));
+                }
+                Err(why) if config.fail_open => {
+                    tracing::warn!(%listener, authorizer, policy = rule, why, "no word, and the request passes: failOpen");
+                }
+                Err(why) => {
+                    tracing::warn!(%listener, authorizer, policy = rule, why, "no word, and the request is refused");
+                    let body = Bytes::from_static(b"external authorization failed");
+                    let mut denial = Denial::new(config.status_on_error);
+                    denial.body = body;
+                    return Err(Box::new(denial));
+                }
+            }
+        }
+        Ok(all)
+    })
+}
+
+async fn one(
+    mesh: &Mesh,
+    config: &ExtAuthz,
+    permits: &Semaphore,
+    request: Result<Request<Body>, String>,
+) -> Result<Answer, String> {
+    let mut request = request?;
+    // Waiting for a turn is waiting for an answer.
+    let _turn = permits.acquire().await.map_err(|error| error.to_string())?;
+    if let Some(deadline) = Instant::now().checked_add(config.timeout) {
+        request.extensions_mut().insert(Deadline(deadline));
+    }
+    let client = mesh.client_for(&config.target).map_err(|error| format!("{error:#}"))?;
+    let response = client.request(request).await.map_err(|error| format!("{error:#}"))?;
+    match &config.protocol {
+        CheckProtocol::Http(check) => by_http_said(check, response).await,
+        CheckProtocol::Grpc => by_grpc_said(response).await,
+    }
+}
+
+async fn by_http_said(check: &HttpCheck, response: Response<ResponseBody>) -> Result<Answer, String> {
+    let (head, body) = response.into_parts();
+    let is_refusal = matches!(http_answer(check, head.status, &head.headers, Bytes::new()), Ok(Answer::Deny(_)));
+    // What is told to the client of a refusal; one whose body cannot be read is one all the same.
+    let body = match is_refusal {
+        true => Limited::new(body, MOST_BYTES).collect().await.map_or_else(|_| Bytes::new(), |body| body.to_bytes()),
+        false => Bytes::new(),
+    };
+    http_answer(check, head.status, &head.headers, body)
+}
+
+#[cfg(feature = "xds")]
+async fn by_grpc_said(response: Response<ResponseBody>) -> Result<Answer, String> {
+    let (head, body) = response.into_parts();
+    if head.status != http::StatusCode::OK {
+        return Err(format!("the authorizer answered {}", head.status));
+    }
+    let body = Limited::new(body, MOST_BYTES).collect().await.map_err(|error| format!("its answer: {error}"))?;
+    let trailers = body.trailers().cloned();
+    let status = |headers: &http::HeaderMap| headers.get("grpc-status").map(|status| status.as_bytes() == b"0");
+    match trailers.as_ref().and_then(status).or_else(|| status(&head.headers)) {
+        Some(true) => {}
+        Some(false) => return Err("the authorizer's call failed".to_owned()),
+        None => return Err("the authorizer's answer has no gRPC status".to_owned()),
+    }
+    let bytes = body.to_bytes();
+    let message = bytes.split_at_checked(5).and_then(|(prefix, message)| {
+        let length = u32::try_from(message.len()).ok()?.to_be_bytes();
+        (prefix.first() == Some(&0) && prefix.get(1..) == Some(&length[..])).then_some(message)
+    });
+    mesh_core::xds::check::grpc_answer(message.ok_or("the authorizer's answer is not one message")?)
+}
+
+#[cfg(not(feature = "xds"))]
+async fn by_grpc_said(_: Response<ResponseBody>) -> Result<Answer, String> {
+    Err("this program was built without xDS".to_owned())
+}
+
+/// A refusal, in the client's own tongue.
+pub(super) fn refusal(denial: Denial, is_grpc: bool) -> Response<Bytes> {
+    let mut response = reply::filter(Reply::new(denial.status, denial.body), is_grpc);
+    if !is_grpc {
+        if denial.headers.contains_key(http::header::CONTENT_TYPE) {
+            response.headers_mut().remove(http::header::CONTENT_TYPE);
+        }
+        response.headers_mut().extend(denial.headers);
+    }
+    response
+}
