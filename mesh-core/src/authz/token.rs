@@ -97,7 +97,7 @@ mod tests {
         let let_in = |action| {
             let mut rules = RbacRules::new(action);
             rules.policies.insert("p".into(), RbacPolicy::new([RbacCondition::Always], [condition.clone()]));
-            let filter = Authorizer::new(&Rbac { rules: Some(rules), shadow_rules: None }).expect("valid");
+            let filter = Authorizer::new(&Rbac { rules: Some(rules), ..Rbac::default() }).expect("valid");
             verdict(&[Arc::new(filter)], &AccessRequest { head, connection: None, tokens: &tokens }).is_allowed
         };
         (let_in(RbacAction::Allow), let_in(RbacAction::Deny))
