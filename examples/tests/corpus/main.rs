@@ -12,7 +12,6 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use futures_util::{StreamExt, stream};
 use mesh_control::analysis::validate;
-use mesh_control::config::support::ObjectKind;
 use mesh_control::config::{Code, Diagnostic, Severity};
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::client_status::ResourceState;
@@ -82,7 +81,7 @@ fn validate_says_of_every_case_what_is_written_down() {
 fn every_field_of_every_kind_stands_in_the_corpus() {
     let cases = notation::all([1, 2]);
     let mut missing = Vec::new();
-    for kind in ObjectKind::ALL {
+    for kind in notation::kinds() {
         let file = format!("../mesh-control/testdata/fields/{}.txt", kind.name());
         let fields = fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(file)).expect("the fields");
         for field in fields.lines() {

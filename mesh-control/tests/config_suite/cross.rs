@@ -307,7 +307,7 @@ fn what_istio_itself_refuses_is_refused() {
         ("  - {directResponse: {status: 200, body: {bytes: '?'}}}\n", "not base64"),
         (
             "  - {match: [{uri: {regex: '('}}], redirect: {uri: /}}\n",
-            "match[0].uri.regex: `(` is not a regular expression: unclosed group",
+            "match[0].uri.regex: `(` is not a regular expression: a group without an end",
         ),
         ("  - {match: [{uri: {regex: 'a(?=b)'}}], redirect: {uri: /}}\n", "`a(?=b)` is not a regular expression: "),
         ("  - {match: [{uri: {exact: a, prefix: b}}], redirect: {uri: /}}\n", "only one of exact, prefix and regex"),
