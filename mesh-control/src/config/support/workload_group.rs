@@ -8,6 +8,8 @@ pub(super) const TABLES: Tables = &[("", WORKLOAD_GROUP), ("template", workload_
 const WORKLOAD_GROUP: &[Row] = &[
     both("metadata.labels", Enforced),
     both("metadata.annotations", Indifferent),
+    // A member has a certificate, or says that it has none.
+    both("template.labels", Enforced),
     both("template.address", NotYet("a member is reached where it registered itself")),
     both("probe", NotYet("a member is healthy while it is connected")),
 ];
