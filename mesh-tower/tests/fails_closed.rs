@@ -218,7 +218,6 @@ async fn workloads_that_an_unenforced_policy_selects_answer_with_the_reason() {
             &format!("{{targetRefs: [{{kind: Service, name: reviews, group: ''}}], {custom}}}"),
         ),
         security("AuthorizationPolicy", "default", &format!("{{{for_reviews}, rulez: []}}")),
-        security("RequestAuthentication", "default", &format!("{{{for_reviews}, jwtRules: [{{issuer: me}}]}}")),
     ];
     for policy in cases {
         let dir = config(&[("services.yaml", SERVICES.to_owned()), ("policy.yaml", policy.clone())]);

@@ -53,7 +53,7 @@ const CLAIM_HEADER: &[Row] = &[http_only("header", NO_SERVER), http_only("claim"
 const AUTHORIZATION: &[Row] = &[
     both("selector.matchLabels", Enforced),
     Row { path: "action", library: Enforced, grpc: Partly(action) },
-    http_only("provider", "gRPC's servers ask nobody; every call of those that the policy is for fails"),
+    http_only("provider.name", "gRPC's servers ask nobody; every call of those that the policy is for fails"),
 ];
 
 const SOURCE: &[Row] = &[
