@@ -27,6 +27,7 @@ import mutual
 import scan
 
 HERE = pathlib.Path(__file__).resolve().parent
+PROGRAMS = ["mesh-control", "bookinfo", "mesh-curl", "mesh-echo"]
 SERVICE = "ratings"
 TARGET = f"xds:///{SERVICE}:9080"
 METHOD = "/bookinfo.v1.Ratings/Get"
@@ -527,14 +528,14 @@ def ended(client):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bin", type=pathlib.Path, help="the folder of mesh-control and bookinfo")
+    parser.add_argument("--bin", type=pathlib.Path, help="the folder of " + ", ".join(PROGRAMS))
     parser.add_argument("--node-path", type=pathlib.Path, required=True, help="the folder with @grpc/grpc-js-xds")
     args = parser.parse_args()
     target = HERE.parent / "target"
     built = [args.bin] if args.bin else [target / "release", target / "debug"]
-    args.bin = next((folder.resolve() for folder in built if (folder / "bookinfo").exists()), None)
-    if args.bin is None or not (args.bin / "mesh-control").exists():
-        sys.exit("interop: build first: cargo build --release --bin mesh-control --bin bookinfo")
+    args.bin = next((folder.resolve() for folder in built if all((folder / name).exists() for name in PROGRAMS)), None)
+    if args.bin is None:
+        sys.exit("interop: build first: cargo build --release " + " ".join(f"--bin {name}" for name in PROGRAMS))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         suite = Suite(args, pathlib.Path(folder), stack)
         try:
