@@ -157,6 +157,20 @@ fn another_config_map_has_no_settings_and_one_that_looks_like_it_is_told_of() {
 }
 
 #[test]
+fn a_config_map_of_that_name_whose_settings_are_not_found_is_an_error() {
+    let good = config_map("outboundTrafficPolicy: {mode: REGISTRY_ONLY}");
+    for (from, to) in [
+        ("  mesh: |-", "  meshh: |-"),
+        ("  mesh: |-", "  Mesh: |-"),
+        ("\ndata:", "\ndatta:"),
+        ("\ndata:", "\nbinaryData:"),
+    ] {
+        let refused = Plane::from_yaml(&good.replacen(from, to, 1)).err().map(|why| why.to_string());
+        assert!(refused.as_ref().is_some_and(|why| why.contains("no text in data.mesh")), "{to}: {refused:?}");
+    }
+}
+
+#[test]
 fn the_root_namespace_is_where_the_settings_say() {
     let policy = |namespace: &str| {
         format!(

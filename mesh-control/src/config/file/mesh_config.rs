@@ -35,6 +35,13 @@ impl Reader<'_> {
         });
         let is_like_one = name == NAME || name.starts_with("istio-");
         let Some((key, value)) = settings.filter(|_| is_like_one) else {
+            if name == NAME && namespace == NAMESPACE {
+                let meta = meta(self.source, document.span);
+                d.object(meta.id());
+                d.error(kind.span, Code::MissingField, "no text in data.mesh, which holds the settings of the mesh");
+                self.items.push(refused(meta, d.take_rejection().as_ref()));
+                return;
+            }
             return d.report(kind.span, Severity::Info, Code::Ignored, "ConfigMap of v1 is of no concern to the mesh");
         };
         let read = value.as_str().map(|text| inner(self.source, key, value, text));
