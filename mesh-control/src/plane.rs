@@ -61,8 +61,9 @@ pub struct PlaneOptions {
     /// and its one directory alone: the start fails where another one uses it, or where it is of another configuration. An embedded one uses it
     /// until its `shutdown` has ended.
     pub state_dir: Option<PathBuf>,
-    /// Let workloads serve that a `PeerAuthentication` (STRICT), a `RequestAuthentication` or an `AuthorizationPolicy` guards.
-    /// None of these is enforced yet; without this, such workloads answer every request with 503 and the reason.
+    /// Let workloads serve that a `PeerAuthentication`, a `RequestAuthentication` or an `AuthorizationPolicy` guards which cannot
+    /// be enforced: one that is wrong, that asks somebody whom nothing describes (CUSTOM), or that is STRICT where no
+    /// certificates are issued. Without this, such workloads answer every request with 503 and the reason.
     pub allow_unenforced: bool,
     /// The trust domain of the mesh: whose identities its workloads have. `None` leaves it to the mesh's settings, or to
     /// `cluster.local`.

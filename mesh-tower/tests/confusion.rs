@@ -1,6 +1,7 @@
 //! Certificates that must not count, shown over real sockets: to a server by a client, and to a client by a server. The peer
 //! is rustls alone, which shows whatever it is given and takes whatever it is shown.
 
+mod mtls_support;
 mod server_support;
 
 use std::net::SocketAddr;
@@ -13,9 +14,9 @@ use http_body_util::Full;
 use mesh_core::error::ErrorKind;
 use mesh_core::fixed::Fixed;
 use mesh_core::model::{Cluster, ClusterKind, ClusterTls, Endpoints, ServerTls, UpstreamTls};
-use mesh_core::tls::Credentials;
 use mesh_tower::server::{self, ConnectionInfo, MeshListener};
 use mesh_tower::{Mesh, body::Body};
+use mtls_support::Authority;
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
@@ -32,40 +33,17 @@ use tower_layer::Layer;
 const OURS: &str = "spiffe://td/ns/shop/sa/ours";
 const PEER: &str = "spiffe://td/ns/shop/sa/peer";
 
-/// An authority in memory.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
 /// What a peer shows of itself.
 struct Shown {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
 
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        Authority { issuer: Issuer::new(params, key), pem }
-    }
-
-    fn sign(&self, params: &CertificateParams) -> Shown {
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
-        Shown { chain: vec![certificate.der().clone()], key }
-    }
-
-    fn credentials(&self, id: &str) -> Credentials {
-        let key = KeyPair::generate().unwrap();
-        let chain = leaf(&[id]).signed_by(&key, &self.issuer).unwrap().pem();
-        Credentials::from_pem(chain.as_bytes(), key.serialize_pem().as_bytes(), self.pem.as_bytes()).unwrap()
-    }
+fn sign(authority: &Authority, params: &CertificateParams) -> Shown {
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, &authority.issuer).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
+    Shown { chain: vec![certificate.der().clone()], key }
 }
 
 /// The leaf of a workload, as an authority should make it.
@@ -80,7 +58,7 @@ fn leaf(uris: &[&str]) -> CertificateParams {
 /// What must not count, by name. `ours` is whom everybody trusts.
 fn wrong(ours: &Authority) -> Vec<(&'static str, Shown)> {
     let foreign = Authority::new();
-    let of = |ids: &[&str]| ours.sign(&leaf(ids));
+    let of = |ids: &[&str]| sign(ours, &leaf(ids));
     let new_year = |year| rcgen::date_time_ymd(year, 1, 1);
     let mut past = leaf(&[PEER]);
     (past.not_before, past.not_after) = (new_year(2020), new_year(2021));
@@ -108,21 +86,21 @@ fn wrong(ours: &Authority) -> Vec<(&'static str, Shown)> {
     };
     vec![
         ("the same path in a foreign trust domain, by our authority", of(&["spiffe://other/ns/shop/sa/peer"])),
-        ("a foreign trust domain by its own authority", foreign.sign(&leaf(&["spiffe://other/ns/shop/sa/peer"]))),
-        ("our trust domain by a foreign authority", foreign.sign(&leaf(&[PEER]))),
+        ("a foreign trust domain by its own authority", sign(&foreign, &leaf(&["spiffe://other/ns/shop/sa/peer"]))),
+        ("our trust domain by a foreign authority", sign(&foreign, &leaf(&[PEER]))),
         ("a trust domain that ours begins", of(&["spiffe://tdx/ns/shop/sa/peer"])),
         ("a trust domain below ours", of(&["spiffe://td.evil/ns/shop/sa/peer"])),
         ("two URIs, the good one first", of(&[PEER, "spiffe://td/ns/shop/sa/admin"])),
         ("two URIs, the good one last", of(&["https://example.com/", PEER])),
         ("no name at all", of(&[])),
-        ("a DNS name alone", ours.sign(&dns)),
-        ("the id as a mail address", ours.sign(&mail)),
+        ("a DNS name alone", sign(ours, &dns)),
+        ("the id as a mail address", sign(ours, &mail)),
         ("a trust domain alone", of(&["spiffe://td"])),
-        ("an authority", ours.sign(&authority)),
-        ("a key that may sign certificates", ours.sign(&signs)),
+        ("an authority", sign(ours, &authority)),
+        ("a key that may sign certificates", sign(ours, &signs)),
         ("signed by a workload", intermediate),
-        ("expired", ours.sign(&past)),
-        ("not valid yet", ours.sign(&future)),
+        ("expired", sign(ours, &past)),
+        ("not valid yet", sign(ours, &future)),
         ("a query", of(&["spiffe://td/ns/shop/sa/peer?x=y"])),
         ("a fragment", of(&["spiffe://td/ns/shop/sa/peer#x"])),
         ("an escape", of(&["spiffe://td/ns/shop/sa/%70eer"])),
@@ -237,7 +215,7 @@ async fn no_client_is_let_in_by_a_certificate_that_must_not_count() {
         assert_eq!(within(ask(address, shown)).await, "", "{name}");
     }
     assert_eq!(requests.load(Ordering::Relaxed), 0);
-    let answer = within(ask(address, authority.sign(&leaf(&[PEER])))).await;
+    let answer = within(ask(address, sign(&authority, &leaf(&[PEER])))).await;
     assert!(answer.ends_with(PEER), "{answer}");
 }
 
@@ -289,7 +267,7 @@ async fn no_server_is_sent_a_byte_that_shows_a_certificate_that_must_not_count()
         let error = answer.err().unwrap_or_else(|| panic!("{name}: it is called"));
         assert_eq!((error.kind(), bytes.load(Ordering::Relaxed)), (ErrorKind::ConnectFailure, 0), "{name}: {error}");
     }
-    let (answer, bytes) = call(authority.sign(&leaf(&[PEER]))).await;
+    let (answer, bytes) = call(sign(&authority, &leaf(&[PEER]))).await;
     assert_eq!(answer.unwrap().status(), 200);
     assert!(bytes.load(Ordering::Relaxed) > 0);
 }
@@ -300,7 +278,7 @@ async fn m10_no_session_is_resumed() {
     let authority = Authority::new();
     let (address, _mesh, _) = server_of(&authority).await;
     // One configuration, and with it one store of sessions.
-    let config = Arc::new(client_config(authority.sign(&leaf(&[PEER]))));
+    let config = Arc::new(client_config(sign(&authority, &leaf(&[PEER]))));
     for _ in 0..3 {
         let stream = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from("server").unwrap();

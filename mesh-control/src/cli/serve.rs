@@ -51,8 +51,9 @@ pub(super) struct Args {
     /// Refuses to start if any object of the configuration is wrong, or if there is none.
     #[arg(long)]
     strict: bool,
-    /// Lets workloads serve that a PeerAuthentication (STRICT), RequestAuthentication or AuthorizationPolicy guards, though
-    /// none of these is enforced yet. Without this, they answer every request with 503 and the reason.
+    /// Lets workloads serve that a PeerAuthentication, RequestAuthentication or AuthorizationPolicy guards which cannot be
+    /// enforced: one that is wrong, that asks somebody whom nothing describes (CUSTOM), or that is STRICT where no certificates
+    /// are issued. Without this, they answer every request with 503 and the reason.
     #[arg(long)]
     allow_unenforced: bool,
     /// Where to serve xDS in plaintext. Port 0 takes a free one.

@@ -95,8 +95,8 @@ impl PeerVerifier {
         now: UnixTime,
     ) -> Result<(), Error> {
         let refused = |invalid: Invalid| {
-            let reason = Arc::new(Refused(invalid.to_string()));
-            Error::InvalidCertificate(CertificateError::Other(OtherError(reason)))
+            let reason = Box::<dyn std::error::Error + Send + Sync>::from(invalid.to_string());
+            Error::InvalidCertificate(CertificateError::Other(OtherError(reason.into())))
         };
         let algorithms = &PROVIDER.signature_verification_algorithms;
         let id = self.bundles.verify(leaf, intermediates, side, now, algorithms).map_err(refused)?;
@@ -110,18 +110,6 @@ impl PeerVerifier {
         }
     }
 }
-
-/// Why a peer was refused.
-#[derive(Debug)]
-struct Refused(String);
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Refused {}
 
 impl fmt::Debug for PeerVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

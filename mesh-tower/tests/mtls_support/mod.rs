@@ -20,7 +20,7 @@ pub const CLIENT: &str = "spiffe://td/ns/shop/sa/client";
 
 /// An authority in memory.
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
+    pub issuer: Issuer<'static, KeyPair>,
     pub pem: String,
 }
 

@@ -71,20 +71,9 @@ impl Verifier {
     }
 }
 
-/// Why a certificate is refused.
-#[derive(Debug)]
-struct Refused(String);
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Refused {}
-
 fn refused(why: String) -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(Refused(why)))))
+    let why = Box::<dyn std::error::Error + Send + Sync>::from(why);
+    Error::InvalidCertificate(CertificateError::Other(OtherError(why.into())))
 }
 
 impl fmt::Debug for Verifier {
