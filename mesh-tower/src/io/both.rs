@@ -14,27 +14,31 @@ pub(crate) enum Half {
     Writer,
 }
 
+/// The last two tasks that polled a half, the last one in any case: an HTTP/1.1 connection is polled by its own task,
+/// and by the one whose request it carries.
+type Tasks = [Option<Waker>; 2];
+
 /// A future that is polled by who reads and by who writes, and that wakes both: a future by itself knows only the task
 /// that polled it last. While nothing happens, a poll is a comparison and a load.
 pub(crate) struct Both<T> {
     future: Pin<Box<dyn Future<Output = T> + Send>>,
     bell: Arc<Bell>,
-    reader: Option<Waker>,
-    writer: Option<Waker>,
+    reader: Tasks,
+    writer: Tasks,
 }
 
 /// What the future wakes.
 #[derive(Default)]
 struct Bell {
     rung: AtomicBool,
-    reader: Mutex<Option<Waker>>,
-    writer: Mutex<Option<Waker>>,
+    reader: Mutex<Tasks>,
+    writer: Mutex<Tasks>,
 }
 
 impl<T> Both<T> {
     pub(crate) fn new(future: impl Future<Output = T> + Send + 'static) -> Self {
         let bell = Arc::new(Bell { rung: AtomicBool::new(true), ..Bell::default() });
-        Both { future: Box::pin(future), bell, reader: None, writer: None }
+        Both { future: Box::pin(future), bell, reader: Tasks::default(), writer: Tasks::default() }
     }
 
     /// Polls it, if something has happened since the last time. Not to be called again once it is ready.
@@ -45,8 +49,9 @@ impl<T> Both<T> {
             Half::Writer => (&mut self.writer, &self.bell.writer),
         };
         // Before the bell is looked at: who rings it later finds the task.
-        if !known.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
-            *known = Some(cx.waker().clone());
+        if !known.iter().flatten().any(|known| known.will_wake(cx.waker())) {
+            let [last, before] = known;
+            *before = last.replace(cx.waker().clone());
             shared.lock().unwrap_or_else(PoisonError::into_inner).clone_from(known);
         }
         if self.bell.rung.load(Ordering::Acquire) { self.answer() } else { Poll::Pending }
@@ -67,11 +72,9 @@ impl Wake for Bell {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.rung.store(true, Ordering::Release);
-        for task in [&self.reader, &self.writer] {
-            let task = task.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            if let Some(task) = task {
-                task.wake();
-            }
+        for tasks in [&self.reader, &self.writer] {
+            let tasks = tasks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            tasks.into_iter().flatten().for_each(Waker::wake);
         }
     }
 }
@@ -108,5 +111,18 @@ mod tests {
             assert_eq!([&reader, &writer].map(|task| task.0.load(Ordering::Relaxed)), [1, 1]);
             assert_eq!(both.poll(&mut Context::from_waker(Waker::noop()), first), Poll::Ready(Ok(7)));
         }
+    }
+
+    #[test]
+    fn the_last_task_that_waits_is_woken_whoever_waited_before() {
+        let (tell, told) = tokio::sync::oneshot::channel::<()>();
+        let mut both = Both::new(told);
+        let tasks = [Arc::<Woken>::default(), Arc::default(), Arc::default(), Arc::default()];
+        for task in [0, 1, 0, 2, 1, 2, 3].map(|task| &tasks[task]) {
+            let waker = Waker::from(Arc::clone(task));
+            assert!(both.poll(&mut Context::from_waker(&waker), Half::Reader).is_pending());
+        }
+        tell.send(()).unwrap();
+        assert_eq!(tasks[3].0.load(Ordering::Relaxed), 1, "the last one");
     }
 }
