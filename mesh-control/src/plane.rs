@@ -23,7 +23,7 @@ use tracing::{error, info, warn};
 use crate::analysis::examine;
 use crate::catalog::Client;
 use crate::config::file::mesh_file_name;
-use crate::config::load::{self, Scan, Unreadable};
+use crate::config::load::{self, Scan};
 use crate::config::store::{Standing, Store, Wrong};
 use crate::config::support::ObjectKind;
 use crate::config::watch::Watcher;
@@ -63,7 +63,7 @@ pub struct PlaneOptions {
     pub state_dir: Option<PathBuf>,
     /// Let workloads serve that a `PeerAuthentication`, a `RequestAuthentication` or an `AuthorizationPolicy` guards which cannot
     /// be enforced: one that is wrong, that asks somebody whom nothing describes (CUSTOM), or that is STRICT where no
-    /// certificates are issued. Without this, such workloads answer every request with 503 and the reason.
+    /// certificates are issued; or that an `EnvoyFilter` or a `WasmPlugin` guards, or a file that cannot be read may guard. Without this, such workloads answer every request with 503 and the reason.
     pub allow_unenforced: bool,
     /// The trust domain of the mesh: whose identities its workloads have. `None` leaves it to the mesh's settings, or to
     /// `cluster.local`.
@@ -141,8 +141,7 @@ impl PlaneOptions {
     fn scan(&self, dir: &Path) -> io::Result<Scan> {
         let mut scan = load::scan(dir)?;
         if let Some(file) = &self.mesh_config {
-            let text = fs::read(file).map_err(|error| Unreadable::from(error.to_string())).and_then(load::text_of);
-            scan.files.insert(mesh_file_name(file), text);
+            scan.files.insert(mesh_file_name(file), load::read_named(file));
         }
         Ok(scan)
     }
@@ -231,8 +230,10 @@ impl Plane {
         let plane = Plane::new(options, store);
         if let Some(dir) = &plane.inner.options.config_dir {
             let (watcher, scan) = watched_scan(dir, |dir| plane.inner.options.scan(dir))?;
-            plane.inner.apply(|store| store.apply(Ok(scan)));
+            plane.inner.store.lock().unwrap_or_else(PoisonError::into_inner).apply(Ok(scan));
+            // Nothing is in force before that.
             plane.check_settings().map_err(io::Error::other)?;
+            plane.inner.apply(|_| true);
             let task = tokio::spawn(keep_loading(Arc::downgrade(&plane.inner), watcher));
             let _ = plane.inner.loader.set(task.abort_handle());
             if let Some(file) = &plane.inner.options.mesh_config {

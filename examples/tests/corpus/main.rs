@@ -45,7 +45,7 @@ fn is_at(finding: &Diagnostic, case: &Case) -> bool {
 fn is_unenforced(found: &[Diagnostic]) -> bool {
     let errors: Vec<_> = found.iter().filter(|finding| finding.severity == Severity::Error).collect();
     let is_of_all = |finding: &Diagnostic| {
-        matches!(finding.code, Code::NotSupportedYet | Code::NeedsCertificates)
+        matches!(finding.code, Code::Unenforced | Code::NeedsCertificates)
             && finding.field.as_deref() == Some("spec")
             && finding.line > 0
     };

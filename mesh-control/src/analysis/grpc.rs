@@ -41,6 +41,8 @@ fn check_servers(policy: &Policy, found: &mut Vec<Diagnostic>) {
     for (meta, access) in policy.security.policies() {
         if access.is_dry_run {
             say(meta, "rules", "policies are not tried (istio.io/dry-run), so nothing is told of its requests");
+        } else if access.effect == Effect::Ask {
+            say(meta, "action", "nobody is asked (CUSTOM); every call to one that it is for fails");
         } else if access.effect == Effect::Audit {
             say(meta, "action", "AUDIT is passed over, so nothing is told of its requests");
         } else {
@@ -50,6 +52,13 @@ fn check_servers(policy: &Policy, found: &mut Vec<Diagnostic>) {
                 }
             }
         }
+    }
+    for meta in policy.security.permissive() {
+        say(
+            meta,
+            "mtls",
+            "it takes either mutual TLS or plaintext; one with a certificate is STRICT where this says PERMISSIVE",
+        );
     }
     for meta in policy.security.of_tokens() {
         say(meta, "jwtRules", "tokens are not looked at; every call to one that it is for fails");

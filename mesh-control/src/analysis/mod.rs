@@ -24,6 +24,7 @@ use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::file::Objects;
 use crate::config::load::{self, Scan};
 use crate::config::store::{Loaded, Store};
+use crate::config::support::ObjectKind;
 use crate::policy::Policy;
 use crate::policy::mesh::{Fixed, Given, MeshSettings};
 use crate::registry::host::in_namespace;
@@ -49,26 +50,30 @@ impl Report {
     }
 }
 
+/// Whom a configuration is for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mesh {
+    /// Whether gRPC's own clients and servers are in it: what they cannot do is said, too.
+    pub has_grpc: bool,
+    /// Whether its control plane issues certificates.
+    pub issues_certificates: bool,
+}
+
 /// Everything there is to say about a directory, as `Plane` would load it.
 pub fn validate_dir(dir: &Path) -> io::Result<Report> {
-    Ok(validate_scan(load::scan(dir)?))
+    Ok(validate_scan(load::scan(dir)?, Mesh::default()))
 }
 
-/// Everything there is to say about some files.
-pub fn validate_scan(scan: Scan) -> Report {
-    report(of_scan(scan), false)
-}
-
-/// The same, and what a gRPC client of each service's own namespace cannot do.
-pub fn validate_scan_for_grpc(scan: Scan) -> Report {
-    report(of_scan(scan), true)
+/// Everything there is to say about some files, for this mesh.
+pub fn validate_scan(scan: Scan, mesh: Mesh) -> Report {
+    report(of_scan(scan), mesh)
 }
 
 /// Everything there is to say about some texts, by name.
 pub fn validate<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<Diagnostic> {
     let mut scan = Scan::default();
     scan.files.extend(texts.into_iter().map(|(name, text)| (name.into(), Ok(text.into()))));
-    validate_scan(scan).diagnostics
+    validate_scan(scan, Mesh::default()).diagnostics
 }
 
 fn of_scan(scan: Scan) -> Loaded {
@@ -81,14 +86,24 @@ fn of_scan(scan: Scan) -> Loaded {
     loaded
 }
 
-fn report(loaded: Loaded, for_grpc: bool) -> Report {
-    let (objects, wrong) = (loaded.objects.len(), loaded.objects.refused.len());
+fn report(loaded: Loaded, mesh: Mesh) -> Report {
+    let settings = loaded.objects.refused.iter().find(|refused| refused.meta.kind == ObjectKind::MeshConfig).cloned();
+    let wrong = loaded.objects.refused.iter().filter(|refused| refused.is_object()).count();
+    let objects = loaded.objects.len();
     let unreadable = loaded.wrong.len().saturating_sub(wrong);
     let (policy, mut diagnostics) = examine(loaded, &Given::default(), None);
-    if for_grpc {
+    if mesh.has_grpc {
         grpc::check(&policy, &mut diagnostics);
-        sort(&mut diagnostics);
     }
+    diagnostics.retain(|finding| !(mesh.issues_certificates && finding.code == Code::NeedsCertificates));
+    if let Some(settings) = settings {
+        // With other settings there may be others who are asked.
+        diagnostics.retain(|finding| finding.code != Code::Unenforced || finding.field.as_deref() != Some("spec"));
+        let message = "mesh-control does not start with these settings; while it runs, those that were in force stay";
+        let origin = settings.meta.origin.at(settings.place);
+        diagnostics.push(Diagnostic::at(&origin, Severity::Error, Code::File, message).object(settings.id()));
+    }
+    sort(&mut diagnostics);
     Report { diagnostics, objects, wrong, unreadable }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
-use crate::config::file::{Governs, Meta, Object, Objects, Refused, Workloads, is_namespace};
+use crate::config::file::{Meta, Object, Objects, Refused, Workloads, is_namespace};
 use crate::config::istio::authorization::conditions;
 use crate::config::istio::security::{Action, AuthorizationPolicy, DRY_RUN, PeerAuthentication, TargetRef, selected};
 use crate::config::support::ObjectKind;
@@ -12,15 +12,16 @@ use crate::registry::Service;
 use crate::registry::service::{Target, is_subset};
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
-    for meta in policy.security.unenforced() {
+    for (meta, lacks) in policy.security.unenforced() {
         let (code, when) = match meta.kind {
-            ObjectKind::PeerAuthentication => {
-                (Code::NeedsCertificates, "not enforced where the control plane issues no certificates")
-            }
-            _ => (Code::NotSupportedYet, "not enforced yet"),
+            ObjectKind::PeerAuthentication => (
+                Code::NeedsCertificates,
+                "not enforced where the control plane issues no certificates (it does with --ca-dir, --state-dir or --dev)",
+            ),
+            _ => (Code::Unenforced, "not enforced"),
         };
         let message = format!(
-            "{when}: workloads that it is for answer every request with 503 and the reason, unless mesh-control is told \
+            "{when}: {lacks}: workloads that it is for answer every request with 503 and the reason, unless mesh-control is told \
              --allow-unenforced"
         );
         found.push(Diagnostic::at(&meta.origin, Severity::Error, code, message).object(meta.id()).field("spec"));
@@ -79,20 +80,21 @@ fn check_authorizers(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnos
 
 /// What is wrong guards all the same: whom, and until when.
 fn guarded_all_the_same(refused: &Refused, root: &str) -> Option<Diagnostic> {
-    let Governs::Workloads(workloads) = &refused.governs else { return None };
+    let workloads = refused.guards()?;
     let namespace = &refused.meta.namespace;
     let everywhere = !is_namespace(namespace) || **namespace == *root;
     let place = if everywhere { "of every namespace".to_owned() } else { format!("of namespace {namespace}") };
-    let whom = match workloads {
+    let whom = match &workloads {
         Workloads::Labelled(labels) if labels.is_empty() => "all workloads",
         _ => "those workloads that it is for,",
     };
+    let until = if refused.is_foreign() { "" } else { "until it is right, " };
     let message = format!(
-        "until it is right, {whom} {place} answer every request with 503 and the reason, unless mesh-control is told \
-         --allow-unenforced"
+        "{until}{whom} {place} answer every request with 503 and the reason, unless mesh-control is told --allow-unenforced"
     );
-    let finding = Diagnostic::at(&refused.meta.origin, Severity::Error, Code::NotSupportedYet, message);
-    Some(finding.object(refused.id()))
+    let origin = refused.meta.origin.at(refused.place);
+    let finding = Diagnostic::at(&origin, Severity::Error, Code::Unenforced, message);
+    Some(if refused.is_object() { finding.object(refused.id()) } else { finding })
 }
 
 /// Ports that are none of the target ports of the services that the workloads are endpoints of.

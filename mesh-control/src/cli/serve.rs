@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::Printing;
 use crate::ca::{CertificateAuthority, MAX_TTL, Tokens};
-use crate::config::Code;
+use crate::config::{Code, Diagnostic};
 use crate::jwks::KeyFetching;
 use crate::plane::{OutboundTrafficPolicy, PathNormalization, Plane, PlaneOptions};
 use crate::serve::{Certificates, Feed, Options, Server, TlsFiles, status};
@@ -53,7 +53,7 @@ pub(super) struct Args {
     strict: bool,
     /// Lets workloads serve that a PeerAuthentication, RequestAuthentication or AuthorizationPolicy guards which cannot be
     /// enforced: one that is wrong, that asks somebody whom nothing describes (CUSTOM), or that is STRICT where no certificates
-    /// are issued. Without this, they answer every request with 503 and the reason.
+    /// are issued; or that an EnvoyFilter or WasmPlugin guards, or a file that cannot be read may guard. Without this, they answer every request with 503 and the reason.
     #[arg(long)]
     allow_unenforced: bool,
     /// Where to serve xDS in plaintext. Port 0 takes a free one.
@@ -249,7 +249,8 @@ fn authority(args: &Args, domain: &TrustDomain) -> anyhow::Result<Option<Arc<Cer
 /// What is wrong, or that there is nothing: a mount that is missing looks like that.
 fn strict_faults(plane: &Plane) -> Vec<String> {
     let mut faults: Vec<String> = plane.wrong().iter().map(ToString::to_string).collect();
-    let vanished = plane.diagnostics().into_iter().filter(|finding| finding.code == Code::Vanished);
+    let is_missing = |finding: &Diagnostic| matches!(finding.code, Code::Vanished | Code::NotRead);
+    let vanished = plane.diagnostics().into_iter().filter(is_missing);
     faults.extend(vanished.map(|finding| finding.to_string()));
     if faults.is_empty() && plane.objects() == 0 {
         faults.push("there is no object in it".to_owned());

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use super::{Format, Printing};
-use crate::analysis::{Report, validate_scan, validate_scan_for_grpc};
+use crate::analysis::{Mesh, Report, validate_scan};
 use crate::config::load::{self, Scan, text_of};
 use crate::config::{Code, Diagnostic, Severity};
 
@@ -22,6 +22,15 @@ pub(super) struct Args {
     /// For whom, besides this project's own library: says what these clients cannot do, too.
     #[arg(long = "for", value_enum, value_name = "CLIENTS")]
     clients: Option<Clients>,
+    /// As for `serve`: the control plane issues certificates, so that mutual TLS can be asked for.
+    #[arg(long, value_name = "DIR")]
+    ca_dir: Option<PathBuf>,
+    /// As for `serve`: the control plane issues certificates, so that mutual TLS can be asked for.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// As for `serve`: the control plane issues certificates, so that mutual TLS can be asked for.
+    #[arg(long)]
+    dev: bool,
     /// Exits with 1 for warnings, too.
     #[arg(long)]
     deny_warnings: bool,
@@ -37,7 +46,8 @@ enum Clients {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let report = examine(&args.paths, args.clients)?;
+    let issues_certificates = args.dev || args.ca_dir.is_some() || args.state_dir.is_some();
+    let report = examine(&args.paths, Mesh { has_grpc: args.clients.is_some(), issues_certificates })?;
     match args.printing.format() {
         Format::Json => {
             let mut lines = String::new();
@@ -70,7 +80,7 @@ fn text(report: &Report) -> String {
     text + &format!("{objects}: {amounts}{}, {}\n", count(errors, "error"), count(warnings, "warning"))
 }
 
-fn examine(paths: &[PathBuf], clients: Option<Clients>) -> anyhow::Result<Report> {
+fn examine(paths: &[PathBuf], mesh: Mesh) -> anyhow::Result<Report> {
     let mut scan = Scan::default();
     if let [path] = paths
         && path.is_dir()
@@ -82,10 +92,7 @@ fn examine(paths: &[PathBuf], clients: Option<Clients>) -> anyhow::Result<Report
             read(path, &mut scan)?;
         }
     }
-    Ok(match clients {
-        None => validate_scan(scan),
-        Some(Clients::Grpc) => validate_scan_for_grpc(scan),
-    })
+    Ok(validate_scan(scan, mesh))
 }
 
 fn say_if_empty(dir: &Path, files: usize, found: &mut Vec<Diagnostic>) {
@@ -131,14 +138,16 @@ mod tests {
             "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web}\nspec: {host: web}\n",
         );
         let bad = write("bad.yaml", "kind: [\n");
-        let examine = |paths: &[&PathBuf]| examine(&paths.iter().map(|path| (*path).clone()).collect::<Vec<_>>(), None);
+        let examine = |paths: &[&PathBuf]| {
+            examine(&paths.iter().map(|path| (*path).clone()).collect::<Vec<_>>(), Mesh::default())
+        };
         let both = examine(&[&service, &rule]).expect("readable");
         assert_eq!((both.objects, both.diagnostics), (2, vec![]));
         assert!(!examine(&[&rule]).expect("readable").diagnostics.is_empty(), "a rule for nobody");
         assert_eq!(examine(&[&service, &bad]).expect("readable").count(Severity::Error), 1);
         fs::write(&bad, b"a: 1\nb: \xff\n").expect("written");
         let found = examine(&[&service, &bad]).expect("readable");
-        assert_eq!((found.objects, found.count(Severity::Error)), (1, 1), "the rest is looked at all the same");
+        assert_eq!((found.objects, found.unreadable), (1, 1), "the rest is looked at all the same");
         assert!(text_of(fs::read(&bad).expect("readable")).is_err_and(|error| error.why.contains("line 2")));
         assert!(examine(&[&dir.path().join("missing.yaml")]).is_err());
     }

@@ -50,6 +50,8 @@ pub enum Code {
     MissingField,
     /// A field that Istio has and this mesh does not enforce yet.
     NotSupportedYet,
+    /// It guards workloads and cannot be enforced: those that it is for do not serve.
+    Unenforced,
     /// It is enforced by a control plane that issues certificates, and fails closed with any other.
     NeedsCertificates,
     /// A kind that is of no concern to a mesh without a cluster (Deployment, ConfigMap, ...).
@@ -62,6 +64,8 @@ pub enum Code {
     UnknownReference,
     /// A file that cannot be read, or is kept at its last good state.
     File,
+    /// It looks like a part of the configuration, and is where nothing is read.
+    NotRead,
     /// Everything disappeared at once; the last good state is kept.
     Vanished,
     /// The data plane would refuse it; what is published in its place is in the message.
@@ -80,12 +84,14 @@ impl Code {
             Code::InvalidValue => "invalid-value",
             Code::MissingField => "missing-field",
             Code::NotSupportedYet => "not-supported-yet",
+            Code::Unenforced => "unenforced",
             Code::NeedsCertificates => "needs-certificates",
             Code::Ignored => "ignored",
             Code::Duplicate => "duplicate",
             Code::Conflict => "conflict",
             Code::UnknownReference => "unknown-reference",
             Code::File => "file",
+            Code::NotRead => "not-read",
             Code::Vanished => "vanished",
             Code::Refused => "refused",
             Code::Degraded => "degraded",
@@ -94,7 +100,8 @@ impl Code {
 
     /// Whether an error of this kind makes its object unusable, so that its last good state stays.
     pub const fn rejects_object(self) -> bool {
-        matches!(self, Code::Syntax | Code::UnknownField | Code::WrongType | Code::InvalidValue | Code::MissingField)
+        use Code::{InvalidValue, MissingField, Syntax, Unenforced, UnknownField, WrongType};
+        matches!(self, Syntax | UnknownField | WrongType | InvalidValue | MissingField | Unenforced)
     }
 }
 
@@ -228,6 +235,13 @@ impl Diagnostic {
     /// Whether the finding makes its object unusable.
     pub fn rejects_object(&self) -> bool {
         self.severity == Severity::Error && self.code.rejects_object()
+    }
+
+    /// The place of it.
+    pub fn span(&self) -> Span {
+        let small = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let range = self.excerpt.as_ref().map(|excerpt| excerpt.range.clone()).unwrap_or_default();
+        Span { line: self.line, column: self.column, start: small(range.start), end: small(range.end) }
     }
 
     /// `file:line: field: message`, for whoever knows which object it is about.

@@ -4,11 +4,13 @@
 //! still known of it is kept (`refused.rs`), so that what it governs can fail closed.
 
 mod classify;
+mod foreign;
 mod mesh_config;
 mod refused;
 mod suspect;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::decode::{Decode, Decoder, Opaque, Text, message};
@@ -180,8 +182,7 @@ impl ParsedFile {
     }
 
     /// Nothing of the text can be read; what may guard workloads does all the same.
-    fn unreadable(mut self, why: Diagnostic) -> ParsedFile {
-        let suspects = suspect::in_text(&self.source, &why);
+    fn unreadable(mut self, why: Diagnostic, suspects: Vec<Refused>) -> ParsedFile {
         self.items.extend(suspects.into_iter().map(|refused| Item::Refused(Arc::new(refused))));
         self.unread.push(why.clone());
         self.diagnostics.push(why);
@@ -195,7 +196,8 @@ pub(super) fn read_remains(remains: Source, why: Diagnostic) -> ParsedFile {
     if is_mesh_file(&remains.name) {
         return mesh_config::unreadable(ParsedFile::empty(remains), why);
     }
-    ParsedFile::empty(remains).unreadable(why)
+    let suspects = suspect::in_remains(&remains, &why);
+    ParsedFile::empty(remains).unreadable(why, suspects)
 }
 
 /// Reads one text.
@@ -205,26 +207,34 @@ pub fn read(source: Source) -> ParsedFile {
         return mesh_config::read_file(file);
     }
     let foreign = is_foreign(&file.source.name);
-    let documents = match node::parse(&file.source) {
-        Ok(documents) => documents,
+    let whole = 0..file.source.text.len();
+    let parts = match node::parse(&file.source) {
+        Ok(documents) if foreign && documents.iter().all(|document| document.get("kind").is_none()) => {
+            file.diagnostics.push(other_tools(&file.source));
+            return file;
+        }
+        Ok(documents) => vec![(whole, Ok(documents))],
         // `tsconfig.json` has comments, which YAML does not know.
         Err(_) if foreign && !file.source.text.contains("apiVersion") => {
             file.diagnostics.push(other_tools(&file.source));
             return file;
         }
-        Err(error) => return file.unreadable(error),
+        Err(error) => node::parse_each(&file.source).unwrap_or_else(|| vec![(whole, Err(error))]),
     };
-    if foreign && documents.iter().all(|document| document.get("kind").is_none()) {
-        file.diagnostics.push(other_tools(&file.source));
-        return file;
-    }
     let mut d = Decoder::new(&file.source);
     let mut reader = Reader { source: &file.source, items: Vec::new(), unread: Vec::new() };
-    for document in &documents {
-        reader.document(document, &mut d);
+    let mut diagnostics = Vec::new();
+    for (bytes, read) in parts {
+        match read {
+            Ok(documents) => documents.iter().for_each(|document| reader.document(document, &mut d)),
+            Err(error) => {
+                reader.unreadable(&bytes, &error);
+                diagnostics.push(error);
+            }
+        }
     }
     let Reader { items, unread, .. } = reader;
-    let diagnostics = d.into_found();
+    diagnostics.extend(d.into_found());
     file.rejected = !unread.is_empty() || items.iter().any(|item| matches!(item, Item::Refused(_)));
     ParsedFile { items, unread, diagnostics, ..file }
 }
@@ -297,9 +307,23 @@ impl Reader<'_> {
             },
             Class::List => self.list(document, d),
             Class::ConfigMap => self.config_map(document, kind_node, d),
-            Class::NotYet(severity) => {
-                let message = format!("not supported yet: {kind} of {api_version_text} has no effect");
-                d.report(kind_node.span, severity, Code::NotSupportedYet, message);
+            Class::Foreign(foreign) if let Some(lack) = foreign.lack(document) => {
+                d.report_at(
+                    lack.place.span,
+                    lack.field.clone(),
+                    Severity::Error,
+                    Code::Unenforced,
+                    lack.message.clone(),
+                );
+                let Some(finding) = d.take_rejection() else { return };
+                let refused = refused::foreign(document, foreign, self.source, &finding);
+                self.items.push(Item::Refused(Arc::new(refused)));
+            }
+            Class::Foreign(_) => self.not_yet((kind, api_version_text), kind_node.span, Severity::Warning, d),
+            Class::NotYet(severity) => self.not_yet((kind, api_version_text), kind_node.span, severity, d),
+            Class::Elsewhere(_) if let Some(span) = topology_of(document) => {
+                let message = format!("annotation {} has no effect: {}", quoted(PROXY_CONFIG), support::NO_PROXY);
+                d.report(span, Severity::Warning, Code::NotSupportedYet, message);
             }
             Class::Elsewhere(why) => {
                 let message = format!("{kind} of {api_version_text} {why}");
@@ -311,8 +335,9 @@ impl Reader<'_> {
                 self.refused(document, read, d);
             }
             Class::Mistyped(meant) => {
+                let article = if meant.name().starts_with(['A', 'E', 'I', 'O', 'U']) { "an" } else { "a" };
                 let message = format!(
-                    "{} has no kind {}; it is taken for a {} that is wrong",
+                    "{} has no kind {}; it is taken for {article} {} that is wrong",
                     quoted(api_version_text),
                     quoted(kind),
                     meant.name()
@@ -326,6 +351,11 @@ impl Reader<'_> {
                 self.unread(document, d);
             }
         }
+    }
+
+    fn not_yet(&self, (kind, version): (&str, &str), span: Span, severity: Severity, d: &mut Decoder<'_>) {
+        let message = format!("not supported yet: {kind} of {version} has no effect");
+        d.report(span, severity, Code::NotSupportedYet, message);
     }
 
     fn list(&mut self, document: &Node, d: &mut Decoder<'_>) {
@@ -379,6 +409,13 @@ impl Reader<'_> {
         self.unread_parts([(None, document)].into_iter(), d);
     }
 
+    /// A part of the text is no YAML.
+    fn unreadable(&mut self, bytes: &Range<usize>, why: &Diagnostic) {
+        let suspects = suspect::in_text(self.source, bytes, why);
+        self.items.extend(suspects.into_iter().map(|refused| Item::Refused(Arc::new(refused))));
+        self.unread.push(why.clone());
+    }
+
     /// These parts of a document may be any object.
     fn unread_parts<'n>(&mut self, parts: impl Iterator<Item = (Option<&'n str>, &'n Node)>, d: &mut Decoder<'_>) {
         let Some(finding) = d.take_rejection() else { return };
@@ -386,6 +423,24 @@ impl Reader<'_> {
         self.items.extend(suspect.map(|refused| Item::Refused(Arc::new(refused))));
         self.unread.push(finding);
     }
+}
+
+/// Settings of one workload's proxy, as an annotation.
+const PROXY_CONFIG: &str = "proxy.istio.io/config";
+
+/// Whether an annotation says how many proxies are in front of a workload.
+fn is_topology(key: &str, value: &str) -> bool {
+    key == PROXY_CONFIG && ["gatewayTopology", "numTrustedProxies"].iter().any(|word| value.contains(word))
+}
+
+/// The same of a Pod, or of what makes Pods, which is of no concern otherwise.
+fn topology_of(document: &Node) -> Option<Span> {
+    let template = document.get("spec").and_then(|spec| spec.get("template"));
+    let found = [Some(document), template].into_iter().flatten().find_map(|one| {
+        let entries = one.get("metadata")?.get("annotations")?.entries();
+        entries.iter().find(|(key, value)| value.as_str().is_some_and(|value| is_topology(&key.name, value)))
+    });
+    found.map(|(key, _)| key.span)
 }
 
 /// `Kind namespace/name` of a document that may be wrong in every other way.
@@ -427,8 +482,8 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
                 policy.check(&namespace, d)
             })?)
         }
-        // It is no object of its own: `mesh_config`.
-        ObjectKind::MeshConfig => return None,
+        // They are no objects of their own: `mesh_config`, `foreign`.
+        ObjectKind::MeshConfig | ObjectKind::Foreign(_) => return None,
         ObjectKind::AuthorizationPolicy => {
             Item::AuthorizationPolicy(read_spec(meta, spec, d, |policy: &AuthorizationPolicy, d| {
                 policy.check(&namespace, d)
@@ -485,7 +540,10 @@ fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder
             _ => false,
         };
         if key.contains("istio.io/") && !read {
-            let message = format!("not supported yet: annotation {} has no effect", quoted(key));
+            let mut message = format!("not supported yet: annotation {} has no effect", quoted(key));
+            if metadata.annotations.get(key).is_some_and(|value| is_topology(key, value)) {
+                message = format!("{message}: {}", support::NO_PROXY);
+            }
             let field = "metadata.annotations";
             d.report_at(metadata.span, field, Severity::Warning, Code::NotSupportedYet, message);
         }

@@ -6,8 +6,9 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::diagnostic::{Code, Diagnostic, Severity};
+use super::diagnostic::Diagnostic;
 use super::node::MAX_FILE_BYTES;
+use super::overlooked;
 
 const MOST_FILES: usize = 20_000;
 const MOST_BYTES: u64 = 256 << 20;
@@ -37,7 +38,8 @@ impl From<String> for Unreadable {
     }
 }
 
-/// Reads the files `*.yaml`, `*.yml` and `*.json` of a directory, not of those below it; capitals make no difference.
+/// Reads the files `*.yaml`, `*.yml` and `*.json` of a directory, not of those below it; capitals make no difference. What
+/// else looks like a part of the configuration is a finding.
 ///
 /// Hidden names are skipped. A symbolic link is followed if it ends inside the directory, which is how a
 /// ConfigMap is mounted (`a.yaml` → `..data/a.yaml`, `..data` → `..2026_…`); nothing but regular files is
@@ -52,19 +54,19 @@ pub fn scan(dir: &Path) -> io::Result<Scan> {
         if name.starts_with('.') {
             continue;
         }
-        if entry.file_type()?.is_dir() && !is_config_name(&name) {
-            let message = "a directory; only the files beside it are read";
-            let note = Diagnostic::of_file(name, Severity::Info, Code::Ignored, message);
-            scan.diagnostics.push(note);
-            continue;
-        }
         if !is_config_name(&name) {
+            scan.diagnostics.extend(overlooked::look_at(&entry.path(), &name));
             continue;
         }
         if scan.files.len() == MOST_FILES {
             return Err(io::Error::other(format!("more than {MOST_FILES} files")));
         }
-        let text = read_file(&root, &entry.path());
+        let path = entry.path();
+        // What is replaced just now, itself or what its links lead to, is there at the second look.
+        let text = read_file(&root, &path).or_else(|_| read_file(&root, &path));
+        if text.is_err() && fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            continue;
+        }
         if let Ok(text) = &text {
             bytes += text.len() as u64;
         }
@@ -73,6 +75,8 @@ pub fn scan(dir: &Path) -> io::Result<Scan> {
         }
         scan.files.insert(name, text);
     }
+    // The order in which a directory tells its entries is no difference.
+    scan.diagnostics.sort_by(|a, b| a.file.cmp(&b.file));
     Ok(scan)
 }
 
@@ -97,8 +101,17 @@ fn read_file(root: &Path, path: &Path) -> Result<Arc<str>, Unreadable> {
     if !target.starts_with(root) {
         return Err("a symbolic link that leaves the directory".to_owned().into());
     }
+    read_regular(&target)
+}
+
+/// The text of a file that somebody named.
+pub fn read_named(path: &Path) -> Result<Arc<str>, Unreadable> {
+    read_regular(&path.canonicalize().map_err(|error| error.to_string())?)
+}
+
+fn read_regular(target: &Path) -> Result<Arc<str>, Unreadable> {
     // The target of the links is judged before it is opened: opening a FIFO would wait for its writer.
-    let metadata = fs::symlink_metadata(&target).map_err(|error| error.to_string())?;
+    let metadata = fs::symlink_metadata(target).map_err(|error| error.to_string())?;
     if !metadata.is_file() {
         return Err("not a regular file".to_owned().into());
     }
@@ -106,7 +119,7 @@ fn read_file(root: &Path, path: &Path) -> Result<Arc<str>, Unreadable> {
         return Err(format!("larger than {} MiB; split it", MAX_FILE_BYTES >> 20).into());
     }
     let mut bytes = Vec::new();
-    File::open(&target)
+    File::open(target)
         .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
         .map_err(|error| error.to_string())?;
     text_of(bytes)
@@ -176,7 +189,7 @@ mod tests {
             "loop.yaml: error[file]",
             "todir.yaml: error[file]: cannot be read: not a regular file",
             "utf16.yaml: error[file]: cannot be read: not UTF-8, from line 1 on",
-            "sub: info[ignored]",
+            "sub: info[ignored]: a directory; only the files beside it are read",
             "dir.yaml: error[file]: cannot be read: not a regular file",
         ] {
             assert!(said.contains(expected), "{expected} not in\n{said}");

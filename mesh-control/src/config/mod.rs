@@ -1,7 +1,7 @@
 //! Istio's YAML, typed, with the place of everything in its file.
 //!
 //! `node` reads text into a tree with positions, `decode` types it, `spelling` knows what was meant, `locate` finds a field again, `istio/` has one file
-//! for each kind, `file` makes objects of a text, `load` reads a directory, `store` decides what of it is in force.
+//! for each kind, `file` makes objects of a text, `load` reads a directory, `overlooked` says what beside it may have been meant, `store` decides what of it is in force.
 
 #![warn(clippy::indexing_slicing, clippy::string_slice)]
 
@@ -12,6 +12,7 @@ pub mod istio;
 pub mod load;
 pub mod locate;
 pub mod node;
+mod overlooked;
 pub(crate) mod spelling;
 mod state;
 pub mod store;

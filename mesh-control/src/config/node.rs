@@ -5,6 +5,7 @@
 //! input: a bomb, a deep nest or a huge file is an error with a position, in bounded memory.
 
 use std::fmt;
+use std::ops::Range;
 
 use serde::Deserialize;
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
@@ -105,29 +106,140 @@ impl Node {
     }
 }
 
+/// A part of a text: its bytes, and what it says or why it cannot be read.
+pub type Part = (Range<usize>, Result<Vec<Node>, Diagnostic>);
+
 /// Reads every document of a text. Documents that say nothing are left out.
 pub fn parse(source: &Source) -> Result<Vec<Node>, Diagnostic> {
+    on_large_stack(source, || read(&source.text).map_err(|wrong| wrong.in_text(source, &Place::default())))
+}
+
+/// Reads a text that is wrong somewhere, each document by itself, so that it is known which one is wrong. A line that begins
+/// with `---` begins a document whatever comes before it (YAML 1.2, 9.1.2). `None` where there is only one, or too much.
+pub fn parse_each(source: &Source) -> Option<Vec<Part>> {
+    let places = documents(&source.text);
+    if !(2..=MAX_DOCUMENTS).contains(&places.len()) {
+        return None;
+    }
+    let parts = on_large_stack(source, || {
+        let mut left = MAX_NODES;
+        let parts = places.iter().map(|place| {
+            let text = source.text.get(place.bytes.clone()).unwrap_or_default();
+            let mut read = if left == 0 { Err(Wrong::too_much()) } else { read(text) };
+            if let Ok(documents) = &mut read {
+                documents.iter_mut().for_each(|document| place.shift(document));
+                left = left.saturating_sub(documents.iter().map(count).sum());
+            }
+            (place.bytes.clone(), read.map_err(|wrong| wrong.in_text(source, place)))
+        });
+        Ok(parts.collect())
+    });
+    parts.ok()
+}
+
+/// Reading recurses once per level of nesting, with frames that are large in a debug build: the depth limit and this stack
+/// belong together, whatever thread the caller is on.
+fn on_large_stack<T: Send>(
+    source: &Source,
+    read: impl FnOnce() -> Result<T, Diagnostic> + Send,
+) -> Result<T, Diagnostic> {
     if source.text.len() as u64 > MAX_FILE_BYTES {
         let message = format!("larger than {} MiB; split it", MAX_FILE_BYTES >> 20);
         return Err(unreadable(source, &message));
     }
-    // Reading recurses once per level of nesting, with frames that are large in a debug build: the depth
-    // limit and this stack belong together, whatever thread the caller is on.
     let outcome = std::thread::scope(|scope| {
         std::thread::Builder::new()
             .name("yaml".to_owned())
             .stack_size(STACK_BYTES)
-            .spawn_scoped(scope, || read(source))
+            .spawn_scoped(scope, read)
             .map(|handle| handle.join())
     });
     match outcome {
-        Ok(Ok(documents)) => documents,
+        Ok(Ok(read)) => read,
         Ok(Err(_)) => Err(unreadable(source, "the YAML reader failed on it")),
         Err(error) => Err(unreadable(source, &format!("no thread to read it on: {error}"))),
     }
 }
 
-fn read(source: &Source) -> Result<Vec<Node>, Diagnostic> {
+/// Where a part of a text begins, and its bytes.
+#[derive(Clone, Debug, Default)]
+struct Place {
+    /// The lines before it.
+    lines: u32,
+    bytes: Range<usize>,
+}
+
+impl Place {
+    /// The place of something in the whole text, by its place in the part.
+    fn of(&self, span: Span) -> Span {
+        let start = u32::try_from(self.bytes.start).unwrap_or(u32::MAX);
+        let (first, end) = (span.start.saturating_add(start), span.end.saturating_add(start));
+        match span.line {
+            0 => span,
+            line => Span { line: line.saturating_add(self.lines), start: first, end, ..span },
+        }
+    }
+
+    fn shift(&self, node: &mut Node) {
+        node.span = self.of(node.span);
+        match &mut node.value {
+            Value::Seq(items) => items.iter_mut().for_each(|item| self.shift(item)),
+            Value::Map(entries) => entries.iter_mut().for_each(|(key, value)| {
+                key.span = self.of(key.span);
+                self.shift(value);
+            }),
+            _ => {}
+        }
+    }
+}
+
+/// The documents of a text, as they are divided by `---`.
+fn documents(text: &str) -> Vec<Place> {
+    let mut places = vec![Place::default()];
+    let mut at = 0;
+    for (lines, line) in (0..).zip(text.split_inclusive('\n')) {
+        if line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n'])) {
+            places.push(Place { lines, bytes: at..at });
+        }
+        at += line.len();
+        if let Some(place) = places.last_mut() {
+            place.bytes.end = at;
+        }
+    }
+    // Before the first one there may be comments, and directives.
+    let is_said = |line: &str| !line.trim().is_empty() && !line.starts_with(['#', '%']) && !line.starts_with("...");
+    places.retain(|place| text.get(place.bytes.clone()).is_some_and(|part| part.lines().any(is_said)));
+    places
+}
+
+fn count(node: &Node) -> usize {
+    let inside: usize = match &node.value {
+        Value::Seq(items) => items.iter().map(count).sum(),
+        Value::Map(entries) => entries.iter().map(|(_, value)| 1 + count(value)).sum(),
+        _ => 0,
+    };
+    1 + inside
+}
+
+/// What is wrong with a text, and where.
+struct Wrong {
+    span: Span,
+    message: String,
+}
+
+impl Wrong {
+    fn too_much() -> Wrong {
+        Wrong { span: Span::default(), message: in_words("limits breached: Nodes ") }
+    }
+
+    /// As a finding about the text that this is a part of.
+    fn in_text(self, source: &Source, place: &Place) -> Diagnostic {
+        let origin = Origin { source: source.clone(), span: place.of(self.span) };
+        Diagnostic::at(&origin, Severity::Error, Code::Syntax, self.message)
+    }
+}
+
+fn read(text: &str) -> Result<Vec<Node>, Wrong> {
     let options = serde_saphyr::options! {
         duplicate_keys: DuplicateKeyPolicy::Error,
         with_snippet: false,
@@ -148,12 +260,12 @@ fn read(source: &Source) -> Result<Vec<Node>, Diagnostic> {
             max_total_scalar_bytes: 16 << 20,
         },
     };
-    match serde_saphyr::from_multiple_with_options::<Node>(&source.text, options) {
+    match serde_saphyr::from_multiple_with_options::<Node>(text, options) {
         Ok(mut documents) => {
             documents.retain(|document| document.value != Value::Null);
             Ok(documents)
         }
-        Err(error) => Err(syntax_error(source, &error)),
+        Err(error) => Err(syntax_error(text, &error)),
     }
 }
 
@@ -161,8 +273,8 @@ fn unreadable(source: &Source, message: &str) -> Diagnostic {
     Diagnostic::of_file(source.name.clone(), Severity::Error, Code::Syntax, message)
 }
 
-fn syntax_error(source: &Source, error: &serde_saphyr::Error) -> Diagnostic {
-    let mut span = error.location().map(|location| placed(span_of(location), &source.text)).unwrap_or_default();
+fn syntax_error(source: &str, error: &serde_saphyr::Error) -> Wrong {
+    let mut span = error.location().map(|location| placed(span_of(location), source)).unwrap_or_default();
     let options = serde_saphyr::render_options! {
         formatter: &serde_saphyr::UserMessageFormatter,
         snippets: serde_saphyr::SnippetMode::Off,
@@ -173,11 +285,11 @@ fn syntax_error(source: &Source, error: &serde_saphyr::Error) -> Diagnostic {
     let message = message.split_once(" at line ").map_or(message, |(message, _)| message);
     let mut message = in_words(message.trim_start_matches("error: "));
     if message.contains("tab")
-        && let Some(tab) = tab_in_indentation(&source.text, span.line)
+        && let Some(tab) = tab_in_indentation(source, span.line)
     {
         (span, message) = (tab, "a tab in the indentation; YAML takes spaces only".to_owned());
     }
-    Diagnostic::at(&Origin { source: source.clone(), span }, Severity::Error, Code::Syntax, message)
+    Wrong { span, message }
 }
 
 /// The first tab before the words of a line, from this line on: the scanner may notice it a token earlier, in the line

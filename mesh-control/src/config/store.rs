@@ -6,13 +6,13 @@
 //! nothing at all: a bad edit or a lost mount must not change any route. A wrong object that has no last good state is
 //! handed on as such, so that what it governs fails closed. All of that is visible.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::diagnostic::{Code, Diagnostic, Severity, Source};
-use super::file::{self, Item, Meta, ObjectKey, Objects, Refused};
+use super::file::{self, Item, Meta, ObjectKey, Objects, ParsedFile, Refused};
 use super::load::{Scan, Unreadable, printable};
 use super::state::{Good, State};
 use super::support::ObjectKind;
@@ -28,6 +28,8 @@ pub struct Store {
     notes: Vec<Diagnostic>,
     alarm: Option<Diagnostic>,
     allow_empty: bool,
+    /// Whether a directory was looked at before: there is a state of it that goes on.
+    has_looked: bool,
 }
 
 #[derive(Debug, Default)]
@@ -113,11 +115,6 @@ impl Wrong {
         let reason = finding.in_short().into();
         Wrong { object: finding.object.clone(), file: finding.file.clone(), reason, standing }
     }
-
-    /// Whether this is that finding.
-    fn is_about(&self, finding: &Diagnostic) -> bool {
-        self.file == finding.file && *self.reason == *finding.in_short()
-    }
 }
 
 impl std::fmt::Display for Wrong {
@@ -193,6 +190,7 @@ impl Store {
                 changed |= self.read(name, text);
             }
         }
+        self.has_looked = true;
         if changed {
             self.settle();
         }
@@ -274,25 +272,26 @@ impl Store {
             known.doubted = None;
             return false;
         }
-        let holds_something = || self.good.values().any(|good| good.file == name);
-        let text = match &content {
+        // What is wrong in it so far, and fails closed.
+        let mut failing = self.texts.get(&name).map(Text::failing).unwrap_or_default();
+        let source = |text: &Arc<str>| Source { name: name.clone(), text: text.clone() };
+        let (parsed, is_cut_off) = match &content {
             Err(Unreadable { why, remains }) => {
                 let what = format!("cannot be read: {why}");
                 let finding = Diagnostic::of_file(name.clone(), Severity::Error, Code::File, what);
-                let parsed = file::read_remains(Source { name: name.clone(), text: remains.clone() }, finding);
-                Text {
-                    items: parsed.items,
-                    keeps: true,
-                    unread: parsed.unread,
-                    diagnostics: parsed.diagnostics,
-                    ..Text::of(content)
-                }
+                let mut parsed = file::read_remains(source(remains), finding);
+                // What was in force goes on, and at a start nothing was.
+                parsed.items.retain(|item| !self.has_looked || is_object(item));
+                (parsed, true)
             }
             Ok(text) => {
-                let parsed = file::read(Source { name: name.clone(), text: text.clone() });
-                if !(parsed.rejected || parsed.items.is_empty())
+                failing.retain(is_object);
+                let parsed = file::read(source(text));
+                let holds_something = self.good.values().any(|good| good.file == name);
+                let is_emptied = parsed.items.is_empty() && !holds_something && !failing.is_empty();
+                if !parsed.rejected
                     && let Some(known) = self.texts.get_mut(&name)
-                    && known.is_cut_off_in(text)
+                    && (is_emptied || (!parsed.items.is_empty() && known.is_cut_off_in(text)))
                     && known.doubted.as_ref() != Some(text)
                 {
                     known.doubted = Some(text.clone());
@@ -300,16 +299,18 @@ impl Store {
                 }
                 // Editors empty a file before they write it, or write its first lines alone: what it said goes away with
                 // the file only.
-                let is_cut_off = parsed.items.is_empty() && holds_something();
-                Text {
-                    items: parsed.items,
-                    keeps: !parsed.unread.is_empty() || is_cut_off,
-                    unread: parsed.unread,
-                    diagnostics: parsed.diagnostics,
-                    ..Text::of(content)
-                }
+                let is_cut_off = parsed.items.is_empty() && holds_something;
+                (parsed, is_cut_off)
             }
         };
+        let ParsedFile { mut items, unread, diagnostics, .. } = parsed;
+        if !unread.is_empty() {
+            let written: HashSet<ObjectKey> = items.iter().map(|item| item.meta().key()).collect();
+            let is_left = |key: ObjectKey| !written.contains(&key) && !self.good.contains_key(&key);
+            items.extend(failing.into_iter().filter(|item| is_left(item.meta().key())));
+        }
+        let keeps = is_cut_off || !unread.is_empty();
+        let text = Text { items, keeps, unread, diagnostics, ..Text::of(content) };
         self.texts.insert(name, text);
         true
     }
@@ -334,7 +335,7 @@ impl Store {
                 continue;
             };
             let mut say = |standing| {
-                let (object, reason) = (Some(refused.id()), refused.reason.clone());
+                let (object, reason) = (refused.is_object().then(|| refused.id()), refused.reason.clone());
                 loaded.wrong.push(Wrong { object, file: file.clone(), reason, standing });
             };
             if let Some(earlier) = self.good.get(&key) {
@@ -365,14 +366,17 @@ impl Store {
         for (name, count) in moved {
             found.extend(say_kept(name, count, ", because it may be in a file that cannot be read"));
         }
+        let mut told: HashSet<(Arc<str>, Arc<str>)> =
+            loaded.wrong.iter().map(|wrong| (wrong.file.clone(), wrong.reason.clone())).collect();
         for (name, text) in &self.texts {
             let held = kept.values().filter(|good| good.file == *name).count();
             if text.keeps {
                 found.extend(say_kept(name, held, ""));
             }
             let standing = if held > 0 { Standing::Held } else { Standing::Unread };
-            let unread = text.unread.iter().filter(|finding| !loaded.wrong.iter().any(|wrong| wrong.is_about(finding)));
-            let unread: Vec<Wrong> = unread.map(|finding| Wrong::of_finding(finding, standing)).collect();
+            let unread = text.unread.iter().map(|finding| Wrong::of_finding(finding, standing));
+            let unread: Vec<Wrong> =
+                unread.filter(|wrong| told.insert((wrong.file.clone(), wrong.reason.clone()))).collect();
             loaded.wrong.extend(unread);
             let refused = text.refused.iter().filter(|finding| finding.rejects_object());
             loaded.wrong.extend(refused.map(|finding| Wrong::of_finding(finding, Standing::Held)));
@@ -424,12 +428,22 @@ impl Text {
         Text { seen: Some(content), ..Text::default() }
     }
 
+    /// What of it is wrong.
+    fn failing(&self) -> Vec<Item> {
+        self.items.iter().filter(|item| matches!(item, Item::Refused(_))).cloned().collect()
+    }
+
     /// Whether what it is now lacks the newline at its end that it had. Half of an object may be a good one that says less:
     /// it is believed when the next look finds it unchanged.
     fn is_cut_off_in(&self, now: &str) -> bool {
         let ended = matches!(&self.seen, Some(Ok(before)) if before.ends_with('\n'));
         ended && !now.is_empty() && !now.ends_with('\n')
     }
+}
+
+/// Whether it is some object, and not a file that may hold any.
+fn is_object(item: &Item) -> bool {
+    !matches!(item, Item::Refused(refused) if !refused.is_object())
 }
 
 fn say_kept(name: &Arc<str>, count: usize, why: &str) -> Option<Diagnostic> {
@@ -465,7 +479,7 @@ fn duplicate(earlier: &Meta, later: &Meta) -> Diagnostic {
 
 /// Whether what is kept may be this one.
 fn is_like(good: &Good, refused: &Refused, file: &str) -> bool {
-    *good.file == *file && good.item.meta().kind == refused.meta.kind
+    *good.file == *file && (good.item.meta().kind == refused.meta.kind || !refused.is_object())
 }
 
 fn hidden(earlier: &Meta, file: &str) -> Diagnostic {

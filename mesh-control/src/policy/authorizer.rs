@@ -8,7 +8,9 @@ use std::time::Duration;
 use super::access::Value;
 use super::mesh::MeshSettings;
 use crate::config::decode::Text;
+use crate::config::diagnostic::quoted;
 use crate::config::istio::mesh_config::{AUTHORIZER_TIMEOUT, HttpAuthorizer, status};
+use crate::config::spelling::nearest;
 
 /// Somebody who is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,8 +53,7 @@ impl Authorizer {
     pub fn named(name: &str, mesh: &MeshSettings) -> Result<Authorizer, String> {
         let providers = mesh.object.iter().flat_map(|object| &object.spec.extension_providers);
         let mut named = providers.filter(|provider| provider.name.value == name);
-        let provider =
-            named.next().ok_or_else(|| format!("the mesh's settings have no extension provider {name:?}"))?;
+        let provider = named.next().ok_or_else(|| unknown(name, mesh))?;
         let no_body = |is_wanted: bool| match is_wanted {
             true => Err(format!("{name} asks for the bodies of requests, which nobody is shown")),
             false => Ok(()),
@@ -89,6 +90,21 @@ impl Authorizer {
     pub fn target(&self) -> String {
         format!("{}:{}", self.host, self.port)
     }
+}
+
+/// What there is in the place of a provider that there is not.
+fn unknown(name: &str, mesh: &MeshSettings) -> String {
+    const MOST: usize = 10;
+    let providers = mesh.object.iter().flat_map(|object| &object.spec.extension_providers);
+    let askable = providers.filter(|provider| provider.http.is_some() || provider.grpc.is_some());
+    let known: Vec<&str> = askable.map(|provider| provider.name.as_str()).collect();
+    let message = format!("the mesh's settings have no extension provider {}", quoted(name));
+    if known.is_empty() {
+        return format!("{message}, and none that can be asked");
+    }
+    let meant = nearest(name, &known).map(|meant| format!("; did you mean {}?", quoted(meant))).unwrap_or_default();
+    let listed: Vec<String> = known.iter().take(MOST).map(|name| quoted(name)).collect();
+    format!("{message}, only {}{meant}", listed.join(", "))
 }
 
 fn question(http: &HttpAuthorizer) -> HttpQuestion {

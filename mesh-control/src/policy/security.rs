@@ -12,7 +12,7 @@ use super::authorizer::Authorizer;
 use super::mesh::MeshSettings;
 use super::tokens::{KeySource, Keys, TokenRule, token_rules};
 use super::traffic::ServerTls;
-use crate::config::file::{Governs, Meta, Objects, Workloads, is_namespace};
+use crate::config::file::{Meta, Objects, Workloads, is_namespace};
 use crate::config::istio::security::{MtlsMode, selected};
 use crate::registry::Services;
 use crate::registry::service::is_subset;
@@ -92,8 +92,8 @@ impl Security {
             a.meta.created.cmp(&b.meta.created).then_with(|| a.meta.order().cmp(&b.meta.order()))
         });
         for object in &objects.refused {
-            if let Governs::Workloads(workloads) = &object.governs {
-                let selection = Selection { meta: object.meta.clone(), workloads: workloads.clone() };
+            if let Some(workloads) = object.guards() {
+                let selection = Selection { meta: object.meta.clone(), workloads };
                 let refused = Some(object.answer());
                 security.guards.push(Guard { selection, lacks: String::new(), refused });
             }
@@ -214,10 +214,18 @@ impl Security {
         })
     }
 
-    /// The objects that are right, and would guard somebody if they were enforced.
-    pub fn unenforced(&self) -> impl Iterator<Item = &Meta> {
-        let guards = self.guards.iter().filter(|guard| guard.refused.is_none()).map(|guard| &guard.selection.meta);
-        guards.chain(self.peers.iter().filter(|peers| peers.is_strict()).map(|peers| &peers.meta))
+    /// The objects that are right, and would guard somebody if they were enforced; and what is not enforced of them.
+    pub fn unenforced(&self) -> impl Iterator<Item = (&Meta, &str)> {
+        let guards = self.guards.iter().filter(|guard| guard.refused.is_none());
+        let guards = guards.map(|guard| (&guard.selection.meta, guard.lacks.as_str()));
+        guards.chain(self.peers.iter().filter(|peers| peers.is_strict()).map(|peers| (&peers.meta, "mTLS STRICT")))
+    }
+
+    /// The PeerAuthentications that let servers take both, mutual TLS and plaintext.
+    pub fn permissive(&self) -> impl Iterator<Item = &Meta> {
+        let is_permissive =
+            |peers: &&Peers| peers.ports.values().chain([&peers.mode]).any(|mode| *mode == MtlsMode::Permissive);
+        self.peers.iter().filter(is_permissive).map(|peers| &peers.meta)
     }
 
     /// The PeerAuthentication that is in force for a server, and what it says; none where all leave it to the mesh. That of

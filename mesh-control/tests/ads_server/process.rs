@@ -201,6 +201,77 @@ fn validate_counts_what_is_wrong_beside_what_is_right() {
 }
 
 #[test]
+fn what_is_not_read_stops_a_strict_start_and_is_told_by_validate_with_its_name() {
+    use std::os::unix::fs::symlink;
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write("shop.yaml", SHOP);
+    let cases: [(&str, &dyn Fn(&Path), &str); 4] = [
+        ("a.yaml", &|path| symlink("nowhere", path).unwrap(), "a.yaml: cannot be read: "),
+        (
+            "fifo.yaml",
+            &|path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success()),
+            "not a regular file",
+        ),
+        ("a.ymal", &|path| std::fs::write(path, SHOP).unwrap(), "a.ymal: warning[not-read]: "),
+        (
+            "below",
+            &|path| {
+                std::fs::create_dir(path).unwrap();
+                std::fs::write(path.join("b.yaml"), SHOP).unwrap();
+            },
+            "below: warning[not-read]: ",
+        ),
+    ];
+    for (name, make, expected) in cases {
+        let path = dir.path().join(name);
+        make(&path);
+        let why = Control::refused(dir.path(), &["--strict"]);
+        assert!(why.contains(expected) && why.contains(name), "{name}: {why}");
+        let told = output(&["validate", "--deny-warnings", dir.path().to_str().unwrap()]);
+        assert_eq!(told.status.code(), Some(1), "{name}");
+        assert!(text(&told.stdout).contains(name), "{name}: {}", text(&told.stdout));
+        if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
+    }
+    // Without --strict it starts, and is not ready.
+    symlink("nowhere", dir.path().join("a.yaml")).unwrap();
+    let mut control = Control::start(dir.path(), &[]);
+    control.address("xds listening on ");
+    control.line();
+    let status = control.address("status listening on ").to_string();
+    let shown = text(&output(&["status", "--addr", &status]).stdout);
+    assert!(shown.contains("not ready") && shown.contains("a.yaml"), "{shown}");
+}
+
+#[test]
+fn a_start_that_is_refused_for_its_settings_puts_nothing_in_force_and_validate_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: 'trustDomian: a'}\n";
+    std::fs::write(dir.path().join("mesh.yaml"), settings).unwrap();
+    let path = dir.path().to_str().unwrap();
+    let free = "127.0.0.1:0";
+    let out = command(&["serve", "--config", path, "--xds-addr", free, "--status-addr", free])
+        .env("RUST_LOG", "info")
+        .output()
+        .expect("it runs");
+    let stderr = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("the settings of the mesh are wrong") && !stderr.contains("in force"), "{stderr}");
+    let out = output(&["validate", path]);
+    assert!(text(&out.stdout).contains("mesh-control does not start with these settings"), "{}", text(&out.stdout));
+}
+
+#[test]
+fn validate_is_told_how_the_control_plane_is_started_as_serve_is() {
+    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a}\nspec: {mtls: {mode: STRICT}}\n";
+    assert_eq!(validate(strict, &[]).status.code(), Some(1));
+    for options in [&["--dev"][..], &["--ca-dir", "ca"], &["--state-dir", "state"]] {
+        let out = validate(strict, &[options, &["--deny-warnings"]].concat());
+        assert_eq!(out.status.code(), Some(0), "{options:?}: {}", text(&out.stdout));
+    }
+}
+
+#[test]
 fn validate_says_what_is_wrong_and_where_and_exits_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("shop.yaml");

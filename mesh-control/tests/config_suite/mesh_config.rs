@@ -142,8 +142,8 @@ fn what_is_not_enforced_is_told_and_what_guards_louder() {
 fn another_config_map_has_no_settings_and_one_that_looks_like_it_is_told_of() {
     for (name, namespace, expected) in [
         ("settings", "istio-system", "info[ignored]"),
-        ("istio", "shop", "warning[not-supported-yet]"),
-        ("istio-canary", "istio-system", "warning[not-supported-yet]"),
+        ("istio", "shop", "warning[ignored]"),
+        ("istio-canary", "istio-system", "warning[ignored]"),
     ] {
         let text = config_map("trustDomain: example.org\n");
         let text = text.replace("name: istio\n", &format!("name: {name}\n")).replace("istio-system", namespace);
@@ -252,7 +252,7 @@ fn a_provider_that_nothing_describes_is_told_and_serves_nobody() {
     for (provider, why) in [
         ("envoyExtAuthzHttp: {service: none.example.com, port: 80}", "none.example.com:80, which nothing describes"),
         ("envoyExtAuthzHttp: {service: reviews.shop.svc.cluster.local, port: 81}", "which nothing describes"),
-        ("zipkin: {}", "not enforced yet"),
+        ("zipkin: {}", "the extension provider opa is none that can be asked"),
     ] {
         let plane = Plane::from_yaml(&custom(provider)).unwrap();
         assert!(said(&plane).iter().any(|line| line.contains(why) && line.contains("error")), "{:?}", said(&plane));

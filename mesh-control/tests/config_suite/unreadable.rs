@@ -1,8 +1,11 @@
 //! What nobody can read at the first start: what may guard workloads guards them, and what may be a rule fails its hosts.
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 use mesh_control::catalog::Kind;
+use mesh_control::config::store::Standing;
 use mesh_control::plane::{Plane, PlaneOptions};
 
 use crate::support::{Seen, client, client_of};
@@ -73,7 +76,8 @@ async fn what_may_guard_workloads_guards_its_namespace_or_else_everybody() {
         (
             one(&replaced("security.istio.io/v1", "rbac.istio.io/v1alpha1")
                 .replace("AuthorizationPolicy", "RbacConfig")),
-            shop,
+            // It is for all.
+            &EVERYBODY,
         ),
         // Who it is cannot be read.
         (one(&no_metadata), &EVERYBODY),
@@ -87,7 +91,6 @@ async fn what_may_guard_workloads_guards_its_namespace_or_else_everybody() {
         (one(&replaced("kind: ", "kind ")), shop),
         (one(&replaced("  namespace: shop\n", "").replace("spec: {}", "spec: {")), &EVERYBODY),
         (one(&replaced("namespace: shop", "namespace: istio-system").replace("spec: {}", "spec: {")), &EVERYBODY),
-        (one(&format!("{GUARD}---\na: [\n")), shop),
         (one(&format!("{GUARD}--\n{}spec: {{\n", replaced("  namespace: shop\n", ""))), &EVERYBODY),
         (
             one(
@@ -111,6 +114,176 @@ async fn what_may_guard_workloads_guards_its_namespace_or_else_everybody() {
         let allowed = self::started("guard.yaml", &bytes, |options| options.allow_unenforced(true));
         assert!(allowed.guarded().is_empty(), "{text}");
     }
+}
+
+/// Makes a file that nobody can read at a path.
+type Spoil = fn(&Path);
+
+fn spoilt() -> Vec<(&'static str, Spoil)> {
+    use std::os::unix::fs::symlink;
+    vec![
+        ("a dangling link", |path| symlink("nowhere.yaml", path).unwrap()),
+        ("a link in a circle", |path| symlink(path, path).unwrap()),
+        ("a link that leaves the directory", |path| symlink("/dev/null", path).unwrap()),
+        ("a FIFO", |path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success())),
+        ("a directory", |path| fs::create_dir(path).unwrap()),
+        ("a file that is too large", |path| fs::write(path, format!("{GUARD}#{}\n", "x".repeat(17 << 20))).unwrap()),
+        ("a file that is encrypted", |path| fs::write(path, b"\0GITCRYPT\0\x9f\xb1\x02\xff\x17\xd8").unwrap()),
+        ("a file of others", |path| {
+            fs::write(path, GUARD).unwrap();
+            fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
+        }),
+    ]
+}
+
+#[tokio::test]
+async fn a_file_that_nobody_can_read_at_a_start_guards_everybody_and_is_told_with_its_name() {
+    for (what, spoil) in spoilt() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.yaml");
+        fs::write(dir.path().join("services.yaml"), SERVICES).unwrap();
+        spoil(&path);
+        // Whoever runs as root reads everything.
+        if what == "a file of others" && fs::File::open(&path).is_ok() {
+            continue;
+        }
+        let start = |allow| {
+            let options = PlaneOptions::default().config_dir(dir.path()).allow_unenforced(allow);
+            Started { plane: Plane::start(options).unwrap(), _dir: tempfile::tempdir().unwrap() }
+        };
+        let started = start(false);
+        assert_eq!(started.guarded(), EVERYBODY, "{what}");
+        let why = started.refusal("shop", &[]).unwrap();
+        assert!(why.contains("nobody can tell what guards this workload: a.yaml: cannot be read: "), "{what}: {why}");
+        let wrong = started.plane.wrong();
+        let [wrong] = wrong.as_slice() else { panic!("{what}: {wrong:?}") };
+        assert_eq!((&*wrong.file, wrong.standing), ("a.yaml", Standing::Unread), "{what}");
+        let said: Vec<String> = started.plane.diagnostics().iter().map(ToString::to_string).collect();
+        assert!(said.iter().any(|line| line.starts_with("a.yaml: error[file]: cannot be read: ")), "{what}: {said:?}");
+        assert!(said.iter().any(|line| line.contains("all workloads of every namespace answer")), "{what}: {said:?}");
+        let report = mesh_control::analysis::validate_dir(dir.path()).unwrap();
+        assert_eq!((report.objects, report.wrong, report.unreadable), (2, 0, 1), "{what}");
+        assert!(start(true).guarded().is_empty(), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_becomes_unreadable_leaves_what_is_in_force_as_it_is() {
+    // PERMISSIVE is in nobody's way; a wrong one is in the way of all.
+    let good = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a, namespace: shop}\nspec: {mtls: {mode: PERMISSIVE}}\n";
+    let wrong = good.replace("PERMISSIVE", "PERMISIVE");
+    let broken = GUARD.replace("spec: {}", "spec: {");
+    let other = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a, namespace: shop}\nspec: {host: reviews}\n";
+    let shop: &[&str] = &["shop"];
+    for (text, guarded) in
+        [("# nothing\n", &[][..]), (good, &[]), (other, &[]), (&wrong, shop), (&broken, shop), (GUARD, &[])]
+    {
+        for (what, spoil) in spoilt() {
+            let started = started("a.yaml", text.as_bytes(), |options| options);
+            let objects = started.plane.objects();
+            assert_eq!(started.guarded(), guarded, "{text}");
+            let path = started._dir.path().join("a.yaml");
+            fs::remove_file(&path).unwrap();
+            spoil(&path);
+            if what == "a file of others" && fs::File::open(&path).is_ok() {
+                continue;
+            }
+            started.plane.reload().await;
+            assert_eq!((started.guarded().as_slice(), started.plane.objects()), (guarded, objects), "{what}: {text}");
+            assert!(!started.plane.wrong().is_empty(), "{what}: {text}");
+        }
+        // So does a new one beside it.
+        let started = started("a.yaml", text.as_bytes(), |options| options);
+        fs::create_dir(started._dir.path().join("new.yaml")).unwrap();
+        started.plane.reload().await;
+        assert_eq!(started.guarded(), guarded, "{text}");
+        assert!(started.plane.wrong().iter().any(|wrong| &*wrong.file == "new.yaml"), "{text}");
+    }
+}
+
+/// A guard that is wrong, and has no good state, guards until it is right, however it is wrong.
+#[tokio::test]
+async fn a_wrong_guard_goes_on_guarding_while_its_text_becomes_worse() {
+    let broken = GUARD.replace("spec: {}", "spec: {");
+    let started = started("a.yaml", broken.as_bytes(), |options| options);
+    let path = started._dir.path().join("a.yaml");
+    for worse in
+        ["a: [", "", "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 1}]}\n---\na: ["]
+    {
+        fs::write(&path, worse).unwrap();
+        started.plane.reload().await;
+        assert_eq!(started.guarded(), ["shop"], "{worse}");
+    }
+    fs::write(&path, GUARD).unwrap();
+    started.plane.reload().await;
+    assert!(started.guarded().is_empty() && started.plane.wrong().is_empty());
+}
+
+#[tokio::test]
+async fn a_document_that_is_no_yaml_leaves_the_others_of_its_file_as_they_are() {
+    let peer = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a, namespace: shop}\nspec: {mtls: {mode: PERMISSIVE}}\n";
+    let wrong = "apiVersion: v1\nkind: Service\nmetadata: {name: wrong, namespace: shop}\nspec: {prots: []}\n";
+    for broken in ["a: [", "a: \"", "a:\n\tb: 1", "a: 1\nb: 1\nb: 2", "a: *nobody", "a: b: c"] {
+        let text = format!("# é\n{peer}---\n{broken}\n---\n{GUARD}---\n{wrong}");
+        let started = started("many.yaml", text.as_bytes(), |options| options);
+        // The policy is in force, and not a wrong one.
+        assert!(started.guarded().is_empty(), "{broken}");
+        assert_eq!(started.plane.objects(), 4, "{broken}");
+        let wrong: Vec<_> = started.plane.wrong().into_iter().map(|wrong| (wrong.object, wrong.standing)).collect();
+        let expected = [(Some("Service shop/wrong".into()), Standing::FailsClosed), (None, Standing::Unread)];
+        assert_eq!(wrong, expected, "{broken}");
+        let said: Vec<String> = started.plane.diagnostics().iter().map(ToString::to_string).collect();
+        let line = text.lines().position(|line| line.contains("prots")).unwrap() + 1;
+        assert!(
+            said.iter().any(|one| one.starts_with(&format!("many.yaml:{line}:8: error[unknown-field]"))),
+            "{said:?}"
+        );
+        let first = text.lines().position(|line| line == "---").unwrap() + 2;
+        let lines: Vec<usize> = (0..4).map(|more| first + more).collect();
+        let is_placed = |one: &String| lines.iter().any(|line| one.starts_with(&format!("many.yaml:{line}:")));
+        assert!(said.iter().any(|one| is_placed(one) && one.contains("error[syntax]")), "{broken}: {said:?}");
+    }
+    // What is broken guards its own namespace.
+    let broken = GUARD.replace("spec: {}", "spec: {").replace("namespace: shop", "namespace: other");
+    let started = started("many.yaml", format!("{peer}---\n{broken}---\n{}", GUARD).as_bytes(), |options| options);
+    assert_eq!(started.guarded(), ["other"]);
+    let why = started.refusal("other", &[]).unwrap();
+    assert!(why.contains("AuthorizationPolicy without a name in other is wrong"), "{why}");
+}
+
+#[tokio::test]
+async fn what_is_not_read_and_looks_like_a_part_of_the_configuration_is_a_warning() {
+    use std::os::unix::fs::symlink;
+    let dir = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let deep = elsewhere.path().join("far/below");
+    fs::create_dir_all(&deep).unwrap();
+    fs::write(deep.join("a.yaml"), GUARD).unwrap();
+    fs::write(at("services.yaml"), SERVICES).unwrap();
+    for name in ["a.yaml.txt", "a.ymal", "a.yml~", "policy", "a.yaml.bak"] {
+        fs::write(at(name), format!("# mine\n---\n{GUARD}")).unwrap();
+    }
+    fs::create_dir(at("sub")).unwrap();
+    fs::write(at("sub/a.yml"), GUARD).unwrap();
+    symlink("sub", at("linked")).unwrap();
+    symlink(elsewhere.path(), at("outside")).unwrap();
+    // Nobody takes these for objects.
+    fs::write(at("README.md"), format!("# How to\n\nLike this:\n\n```\n{GUARD}```\n")).unwrap();
+    fs::write(at("notes.txt"), "buy milk\n").unwrap();
+    fs::write(at(".hidden.bak"), GUARD).unwrap();
+    fs::create_dir(at("empty")).unwrap();
+    assert!(Command::new("mkfifo").arg(at("pipe")).status().unwrap().success());
+    let started = Started {
+        plane: Plane::start(PlaneOptions::default().config_dir(dir.path())).unwrap(),
+        _dir: tempfile::tempdir().unwrap(),
+    };
+    let said = started.plane.diagnostics();
+    let warned: Vec<&str> = said.iter().filter(|one| one.code.as_str() == "not-read").map(|one| &*one.file).collect();
+    assert_eq!(warned, ["a.yaml.bak", "a.yaml.txt", "a.ymal", "a.yml~", "linked", "outside", "policy", "sub"]);
+    let of = |name: &str| said.iter().find(|one| &*one.file == name).unwrap().to_string();
+    assert!(of("outside").contains("(far/below/a.yaml)"), "{}", of("outside"));
+    assert!(of("empty").contains("info[ignored]"), "{}", of("empty"));
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::foreign::Foreign;
 use crate::config::diagnostic::Severity;
 use crate::config::spelling::{is_like, nearest};
 use crate::config::support::ObjectKind;
@@ -13,6 +14,8 @@ pub(super) enum Class {
     /// It may hold the settings of the mesh.
     ConfigMap,
     NotYet(Severity),
+    /// It may guard workloads, and is not enforced if it does.
+    Foreign(Foreign),
     /// Of no concern to the mesh, and why.
     Elsewhere(&'static str),
     UnknownVersion(ObjectKind, &'static str),
@@ -84,6 +87,9 @@ pub(super) fn without_version(kind: &str) -> Option<ObjectKind> {
 /// What is to be done with an object of this kind.
 pub(super) fn classify(api_version: &str, kind: &str) -> Class {
     let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    if let Some(former) = Foreign::former(kind).filter(|_| FORMER_SECURITY.contains(&group)) {
+        return Class::Foreign(former);
+    }
     match group {
         NETWORKING => {
             if let Some((_, read)) = NETWORKING_KINDS.iter().find(|(name, _)| *name == kind) {
@@ -93,7 +99,8 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
                 };
             }
             match kind {
-                "Gateway" | "Sidecar" | "EnvoyFilter" | "ProxyConfig" => Class::NotYet(Severity::Warning),
+                "EnvoyFilter" => Class::Foreign(Foreign::EnvoyFilter),
+                "Gateway" | "Sidecar" | "ProxyConfig" => Class::NotYet(Severity::Warning),
                 _ => networking_like(kind).or_else(|| guard_like(kind)).map_or(Class::UnknownKind, Class::Mistyped),
             }
         }
@@ -108,6 +115,7 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
         _ if is_like(group, NETWORKING) => {
             networking_like(kind).map_or(Class::NotYet(Severity::Warning), Class::Mistyped)
         }
+        "extensions.istio.io" if kind == "WasmPlugin" => Class::Foreign(Foreign::WasmPlugin),
         "telemetry.istio.io" | "extensions.istio.io" | "install.istio.io" | "operator.istio.io" => {
             Class::NotYet(Severity::Warning)
         }

@@ -1,5 +1,6 @@
 //! The settings of the mesh: in the ConfigMap `istio` among the files, under `mesh`, or in a file of their own.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Governs, Item, Meta, ParsedFile, Reader, Refused, read_spec};
@@ -52,7 +53,7 @@ impl Reader<'_> {
                 "without effect: the settings of the mesh are read from the ConfigMap {NAME} of namespace {NAMESPACE}, or \
                  of the root namespace that it names"
             );
-            return d.report(kind.span, Severity::Warning, Code::NotSupportedYet, message);
+            return d.report(kind.span, Severity::Warning, Code::Ignored, message);
         }
         let meta = meta(self.source, document.span);
         d.object(meta.id());
@@ -107,15 +108,52 @@ pub(super) fn unreadable(mut file: ParsedFile, why: Diagnostic) -> ParsedFile {
 }
 
 fn settings_of(meta: Meta, settings: Option<Node>, d: &mut Decoder<'_>) -> Option<Item> {
-    let settings = settings.unwrap_or(Node { span: meta.origin.span, value: Value::Map(Vec::new()) });
+    let mut settings = settings.unwrap_or(Node { span: meta.origin.span, value: Value::Map(Vec::new()) });
+    as_protojson(&mut settings);
     let object = read_spec(meta, &settings, d, MeshConfig::check)?;
     (!d.is_rejected()).then_some(Item::MeshConfig(object))
+}
+
+/// Istio reads its settings by protobuf's rules for JSON: a field may have its name in the proto (`trust_domain`), and a number
+/// may be a string.
+fn as_protojson(node: &mut Node) {
+    match &mut node.value {
+        Value::Seq(items) => items.iter_mut().for_each(as_protojson),
+        Value::Map(entries) => {
+            let written: BTreeSet<String> = entries.iter().map(|(key, _)| key.name.clone()).collect();
+            for (key, value) in entries {
+                // A field that is written by both names is one too many.
+                let name = camel_case(&key.name);
+                if !written.contains(&name) {
+                    key.name = name;
+                }
+                match (key.name.as_str(), value.as_str().map(str::parse)) {
+                    // Its keys are names of headers.
+                    ("includeAdditionalHeadersInCheck", _) => {}
+                    ("port", Some(Ok(port))) => value.value = Value::Int(port),
+                    _ => as_protojson(value),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+fn camel_case(name: &str) -> String {
+    let mut words = name.split('_');
+    let first = words.next().unwrap_or_default().to_owned();
+    words.fold(first, |mut name, word| {
+        let mut letters = word.chars();
+        name.extend(letters.next().map(|letter| letter.to_ascii_uppercase()));
+        name + letters.as_str()
+    })
 }
 
 fn refused(meta: Meta, finding: Option<&Diagnostic>) -> Item {
     Item::Refused(Arc::new(Refused {
         meta,
         reason: finding.map(Diagnostic::in_short).unwrap_or_default().into(),
+        place: finding.map(Diagnostic::span).unwrap_or_default(),
         governs: Governs::Nothing,
         is_whole: true,
         is_identified: true,

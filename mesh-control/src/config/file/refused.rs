@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::foreign::Foreign;
 use super::{Meta, is_name, is_namespace};
-use crate::config::diagnostic::{Diagnostic, Origin, Source};
+use crate::config::diagnostic::{Diagnostic, Origin, Source, Span};
 use crate::config::istio::names::{export_faults, host_fault};
 use crate::config::istio::security::{TargetRef, is_workload_target};
 use crate::config::istio::service::exported_to;
@@ -23,6 +24,8 @@ pub struct Refused {
     pub meta: Meta,
     /// What is wrong, with its place: the first of the findings.
     pub reason: Arc<str>,
+    /// That place.
+    pub place: Span,
     /// What it governs.
     pub governs: Governs,
     /// Whether that is all that it governs.
@@ -49,6 +52,8 @@ pub enum Governs {
     Delegated,
     /// Requests to workloads.
     Workloads(Workloads),
+    /// Nobody can tell: it is a file of which nothing is known. It may guard any workload.
+    Anything,
     /// Nothing that anything could be let through by.
     Nothing,
 }
@@ -79,10 +84,30 @@ impl Refused {
         !self.meta.name.is_empty()
     }
 
+    /// Whether it is some object, and not a file that may hold any.
+    pub fn is_object(&self) -> bool {
+        self.governs != Governs::Anything
+    }
+
+    /// The workloads that it may guard.
+    pub fn guards(&self) -> Option<Workloads> {
+        match &self.governs {
+            Governs::Workloads(workloads) => Some(workloads.clone()),
+            Governs::Anything => Some(Workloads::Labelled(BTreeMap::new())),
+            _ => None,
+        }
+    }
+
+    /// Whether it is right, and nobody enforces its kind.
+    pub fn is_foreign(&self) -> bool {
+        matches!(self.meta.kind, ObjectKind::Foreign(_))
+    }
+
     /// `Kind namespace/name`.
     pub fn id(&self) -> Arc<str> {
         let (kind, namespace) = (self.meta.kind.name(), &self.meta.namespace);
         match (self.is_named(), namespace.is_empty()) {
+            (true, true) if self.is_foreign() => format!("{kind} {}", self.meta.name).into(),
             (true, false) => self.meta.id(),
             (true, true) => format!("{kind} {} of no known namespace", self.meta.name).into(),
             (false, false) => format!("{kind} without a name in {namespace}").into(),
@@ -92,6 +117,12 @@ impl Refused {
 
     /// What requests that it governs are answered with.
     pub fn answer(&self) -> Arc<str> {
+        if self.is_foreign() {
+            return format!("{} guards this workload, and is not enforced: {}", self.id(), self.reason).into();
+        }
+        if !self.is_object() {
+            return format!("nobody can tell what guards this workload: {}", self.reason).into();
+        }
         format!("{} is wrong, and no good state of it is known: {}", self.id(), self.reason).into()
     }
 }
@@ -134,6 +165,7 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
         ObjectKind::AuthorizationPolicy => &["selector", "targetRef", "targetRefs", "rules", "action", "provider"],
         ObjectKind::RequestAuthentication => &["selector", "targetRef", "targetRefs", "jwtRules"],
         ObjectKind::PeerAuthentication => &["selector", "mtls", "portLevelMtls"],
+        ObjectKind::Foreign(_) => &["workloadSelector", "selector", "targetRef", "targetRefs"],
         ObjectKind::Service | ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::MeshConfig => &[],
     }
 }
@@ -185,6 +217,18 @@ pub(super) fn kind(document: &Node) -> Option<&str> {
     like(document, "kind", &DOCUMENT)?.as_str()
 }
 
+/// Whom an object is for that nobody enforces.
+pub(super) fn foreign(document: &Node, foreign: Foreign, source: &Source, finding: &Diagnostic) -> Refused {
+    let kind = ObjectKind::Foreign(foreign.name());
+    let (mut meta, is_identified) = meta(document, kind, source);
+    if foreign.is_for_all() {
+        meta.namespace = "".into();
+    }
+    let governs = Governs::Workloads(workloads(&Spec::of(document, kind), &meta.namespace));
+    let reason = finding.in_short().into();
+    Refused { meta, reason, place: finding.span(), governs, is_whole: true, is_identified, delegates: Vec::new() }
+}
+
 /// What is known of a wrong object; `None` where nobody can tell what it governs.
 pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: &Diagnostic) -> Option<Refused> {
     let (meta, is_identified) = meta(document, kind, source);
@@ -218,9 +262,10 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
             let (hosts, export_to) = (vec![plain_text(&meta.name)], exported(export_to));
             (Governs::Hosts { hosts, export_to, selector: BTreeMap::new() }, true)
         }
-        ObjectKind::PeerAuthentication | ObjectKind::RequestAuthentication | ObjectKind::AuthorizationPolicy => {
-            (Governs::Workloads(workloads(&spec, &meta.namespace)), true)
-        }
+        ObjectKind::PeerAuthentication
+        | ObjectKind::RequestAuthentication
+        | ObjectKind::AuthorizationPolicy
+        | ObjectKind::Foreign(_) => (Governs::Workloads(workloads(&spec, &meta.namespace)), true),
         // Without it there are fewer endpoints, and none that should not be there. Members of a group do not serve where it
         // takes their labels to tell what guards them.
         // What was in force of the settings of a mesh stays; without any, nothing starts.
@@ -229,7 +274,8 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
     let delegates = delegates(&spec, &meta.namespace);
     // In a namespace that cannot be, nobody can tell which host a short name is.
     let is_whole = is_whole && (is_guard(kind) || is_namespace(&meta.namespace));
-    Some(Refused { meta, reason: finding.in_short().into(), governs, is_whole, is_identified, delegates })
+    let (reason, place) = (finding.in_short().into(), finding.span());
+    Some(Refused { meta, reason, place, governs, is_whole, is_identified, delegates })
 }
 
 /// All of the namespace, unless something narrower can be read in full.
@@ -250,7 +296,8 @@ fn workloads(spec: &Spec<'_>, own: &str) -> Workloads {
         kind if is_workload_target(kind) && is_own(target) => Some(text(target.get("name")?)?.to_owned()),
         _ => None,
     };
-    match (spec.get("selector"), targets.iter().map(service).collect::<Option<Vec<_>>>()) {
+    let selector = spec.get("selector").or_else(|| spec.get("workloadSelector"));
+    match (selector, targets.iter().map(service).collect::<Option<Vec<_>>>()) {
         (Some(selector), Some(none)) if none.is_empty() => {
             match_labels(selector).map_or(everybody, Workloads::Labelled)
         }
@@ -310,8 +357,8 @@ fn text(node: &Node) -> Option<&str> {
 }
 
 const fn is_guard(kind: ObjectKind) -> bool {
-    use ObjectKind::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
-    matches!(kind, PeerAuthentication | RequestAuthentication | AuthorizationPolicy)
+    use ObjectKind::{AuthorizationPolicy, Foreign, PeerAuthentication, RequestAuthentication};
+    matches!(kind, PeerAuthentication | RequestAuthentication | AuthorizationPolicy | Foreign(_))
 }
 
 /// Blanks and capitals make a host or a name wrong, and leave no doubt which one is meant.
@@ -376,7 +423,9 @@ fn labels(map: &Node) -> Option<BTreeMap<String, String>> {
 
 /// The labels of a selector. Of one with a wildcard nobody can tell whom it is for.
 fn match_labels(selector: &Node) -> Option<BTreeMap<String, String>> {
-    let labels = labels(like(selector, "matchLabels", &["matchLabels"])?)?;
+    // An EnvoyFilter has its own word.
+    let written = selector.get("labels").or_else(|| like(selector, "matchLabels", &["matchLabels"]));
+    let labels = labels(written?)?;
     let has_wildcard = labels.iter().any(|(key, value)| key.contains('*') || value.contains('*'));
     (!has_wildcard).then_some(labels)
 }

@@ -4,6 +4,7 @@
 //! its words: those after `kind:`, and where there are none, any that name such an object.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::classify::{guard_like, is_guarding_group};
@@ -24,24 +25,64 @@ struct Word<'t> {
     is_outer: bool,
 }
 
-/// What may guard workloads in a text that is no YAML: one for each document, as they are divided by `---`.
-pub(super) fn in_text(source: &Source, finding: &Diagnostic) -> Vec<Refused> {
-    // In UTF-16, every other byte of most texts is zero.
-    let without_zeros = || Source { name: source.name.clone(), text: source.text.replace('\0', "").into() };
-    let without_zeros = source.text.contains('\0').then(without_zeros);
-    let source = without_zeros.as_ref().unwrap_or(source);
+/// What may guard workloads in a part of a text that is no YAML: one for each document, as they are divided by `---`.
+pub(super) fn in_text(source: &Source, part: &Range<usize>, finding: &Diagnostic) -> Vec<Refused> {
+    let suspects = |source: &Source, part| -> Vec<Refused> {
+        documents(&source.text, part).iter().filter_map(|words| suspect(words, source, finding)).collect()
+    };
+    match source.text.contains('\0') {
+        false => suspects(source, part),
+        true => {
+            let source = without_zeros(source);
+            suspects(&source, &(0..source.text.len()))
+        }
+    }
+}
+
+/// In UTF-16, every other byte of most texts is zero.
+fn without_zeros(source: &Source) -> Source {
+    Source { name: source.name.clone(), text: source.text.replace('\0', "").into() }
+}
+
+/// What may guard workloads in a file that nobody can read. Where not even a kind is seen of it, it may be anything.
+pub(super) fn in_remains(remains: &Source, finding: &Diagnostic) -> Vec<Refused> {
+    let remains = without_zeros(remains);
+    let whole = 0..remains.text.len();
+    if documents(&remains.text, &whole).iter().flatten().any(|word| word.is_kind()) {
+        return in_text(&remains, &whole, finding);
+    }
+    vec![Refused {
+        meta: unknown(ObjectKind::AuthorizationPolicy, "", &remains, Span::default()),
+        reason: Arc::from(finding.in_short()),
+        place: finding.span(),
+        governs: Governs::Anything,
+        is_whole: false,
+        is_identified: false,
+        delegates: Vec::new(),
+    }]
+}
+
+/// The words of each document in a part of a text.
+fn documents<'t>(text: &'t str, part: &Range<usize>) -> Vec<Vec<Word<'t>>> {
     let mut documents: Vec<Vec<Word<'_>>> = vec![Vec::new()];
     let mut start = 0;
-    for (number, line) in (1..).zip(source.text.split_inclusive('\n')) {
+    for (number, line) in (1..).zip(text.split_inclusive('\n')) {
         if line.starts_with("---") {
             documents.push(Vec::new());
         }
-        if let Some(document) = documents.last_mut().filter(|_| !line.trim_start().starts_with('#')) {
+        let is_said = part.contains(&start) && !line.trim_start().starts_with('#');
+        if let Some(document) = documents.last_mut().filter(|_| is_said) {
             words(line, number, start, document);
         }
         start += line.len();
     }
-    documents.iter().filter_map(|words| suspect(words, source, finding)).collect()
+    documents
+}
+
+impl Word<'_> {
+    fn is_kind(&self) -> bool {
+        self.key.is_some_and(|key| nearest(key, &["kind"]).is_some())
+    }
 }
 
 /// Whether these parts of a document, with their keys, may guard workloads.
@@ -56,8 +97,7 @@ pub(super) fn in_nodes<'n>(
 }
 
 fn suspect(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<Refused> {
-    let is_kind = |word: &&Word<'_>| word.key.is_some_and(|key| nearest(key, &["kind"]).is_some());
-    let of_kind = || words.iter().filter(is_kind);
+    let of_kind = || words.iter().filter(|word| word.is_kind());
     let guard = |word: &Word<'_>| Some((guard_like(word.text)?, word.span));
     let named = || words.iter().find_map(guard);
     let in_group = || words.iter().find(|word| is_guarding_group(word.text));
@@ -74,7 +114,21 @@ fn suspect(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<
     let namespaces: BTreeSet<&str> = written.iter().copied().collect();
     let namespace = namespaces.first().filter(|only| namespaces.len() == 1 && is_namespace(only));
     let namespace = namespace.filter(|_| written.len() >= objects).copied().unwrap_or_default();
-    let meta = Meta {
+    Some(Refused {
+        meta: unknown(kind, namespace, source, span),
+        reason: Arc::from(finding.in_short()),
+        place: finding.span(),
+        governs: Governs::Workloads(Workloads::Labelled(Default::default())),
+        // It may be more than that.
+        is_whole: false,
+        is_identified: false,
+        delegates: Vec::new(),
+    })
+}
+
+/// An object of no known name.
+fn unknown(kind: ObjectKind, namespace: &str, source: &Source, span: Span) -> Meta {
+    Meta {
         kind,
         namespace: namespace.into(),
         name: "".into(),
@@ -82,16 +136,7 @@ fn suspect(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<
         annotations: Default::default(),
         created: String::new(),
         origin: Origin { source: source.clone(), span },
-    };
-    Some(Refused {
-        meta,
-        reason: Arc::from(finding.in_short()),
-        governs: Governs::Workloads(Workloads::Labelled(Default::default())),
-        // It may be more than that.
-        is_whole: false,
-        is_identified: false,
-        delegates: Vec::new(),
-    })
+    }
 }
 
 /// The words of one line. The first one behind a colon belongs to the word before it.

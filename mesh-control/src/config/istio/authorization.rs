@@ -8,6 +8,7 @@ use http::HeaderName;
 use super::security::{Action, AuthorizationPolicy, Condition as When, Operation, Rule, Source};
 use crate::config::decode::Decoder;
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
+use crate::config::support::NO_PROXY;
 
 /// One condition: on one fact, with its values or without any of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +112,8 @@ struct Said {
 #[derive(Default)]
 struct Reader {
     said: Vec<Said>,
+    /// The lists that are on the address of the client.
+    of_clients: Vec<String>,
 }
 
 /// What a rule asks for; `None` where it is wrong, which [`check`] says.
@@ -129,7 +132,17 @@ pub fn check(policy: &AuthorizationPolicy, d: &mut Decoder<'_>) {
             let why = "lets nobody in: who brings no token is not known, and everybody else is excluded";
             reader.say(format!("rules[{index}]"), Severity::Warning, why);
         }
-        for Said { path, severity, message } in reader.said {
+        let of_clients = reader.of_clients.iter().map(|path| {
+            let consequence = match policy.action {
+                Action::Deny | Action::Custom => "a client that is meant passes, and others may be taken for it",
+                Action::Allow => "a client that is meant is refused, and others may be taken for it",
+                Action::Audit => "others are told of",
+            };
+            let message = format!("{NO_PROXY}, and {consequence}; `ipBlocks` says the same without the doubt");
+            Said { path: path.clone(), severity: Severity::Warning, message }
+        });
+        let of_clients: Vec<Said> = of_clients.collect();
+        for Said { path, severity, message } in reader.said.into_iter().chain(of_clients) {
             d.report_at(place(rule, &path), path, severity, Code::InvalidValue, message);
         }
     }
@@ -252,6 +265,9 @@ impl Reader {
         if list.len() > MOST_VALUES {
             self.say(at, Severity::Error, format!("more than {MOST_VALUES} values"));
             return None;
+        }
+        if fact == Fact::RemoteIp {
+            self.of_clients.push(at.clone());
         }
         let mut values = Vec::with_capacity(list.len());
         for (index, text) in list.iter().enumerate() {

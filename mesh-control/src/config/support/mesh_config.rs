@@ -1,7 +1,7 @@
 //! What becomes of the settings of a mesh. What concerns proxies, gateways and telemetry is without effect and noted; what
 //! would change how calls are made or secured is said with more weight.
 
-use super::Support::{Enforced, Indifferent, NotYet, Partly};
+use super::Support::{Enforced, Indifferent, MostlyIndifferent, NotYet, Partly};
 use super::{Row, Tables, both, http_only};
 use crate::config::node::{Node, Value};
 
@@ -44,7 +44,7 @@ const MESH: &[Row] = &[
     both("serviceEntryVisibility", NotYet("who sees a ServiceEntry is its exportTo, or defaultServiceExportTo")),
     both("discoverySelectors", NotYet("every namespace counts")),
     both("configSources", NotYet("configuration is what is in --config")),
-    both("defaultConfig", Indifferent),
+    both("defaultConfig", MostlyIndifferent(topology)),
     both("inboundTrafficPolicy", Indifferent),
     both("proxyListenPort", Indifferent),
     both("proxyInboundListenPort", Indifferent),
@@ -120,6 +120,16 @@ const GRPC: &[Row] = &[
     both("includeRequestBodyInCheck", NO_BODY),
     both("clearRouteCache", Indifferent),
 ];
+
+/// Proxies in front of the mesh.
+fn topology(node: &Node) -> Option<String> {
+    let names = ["gatewayTopology", "gateway_topology"];
+    names.iter().find_map(|name| node.get(name)).map(|_| format!("gatewayTopology: {NO_PROXY}"))
+}
+
+/// What follows from it that nobody's `X-Forwarded-For` is believed.
+pub const NO_PROXY: &str = "X-Forwarded-For is believed from nobody, so that for `remoteIpBlocks` and `remote.ip` the client is \
+    whoever made the connection: behind a proxy, that is the proxy";
 
 fn auto_mtls(node: &Node) -> Option<String> {
     (node.value == Value::Bool(false)).then(|| {

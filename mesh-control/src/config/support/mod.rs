@@ -18,9 +18,10 @@ use crate::config::decode::Decoder;
 use crate::config::diagnostic::{Code, Severity};
 use crate::config::node::{Node, Value};
 
+pub use mesh_config::NO_PROXY;
 pub use virtual_service::GRPC_RETRY_TOKENS;
 
-use Support::{Enforced, Indifferent, NotYet, Partly};
+use Support::{Enforced, Indifferent, MostlyIndifferent, NotYet, Partly};
 
 /// The kinds that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,10 +47,12 @@ pub enum ObjectKind {
     AuthorizationPolicy,
     /// Istio's `MeshConfig`, in a ConfigMap or in a file of its own.
     MeshConfig,
+    /// A kind that guards workloads elsewhere, of which nothing is known but whom it is for. It is none of [`Self::ALL`].
+    Foreign(&'static str),
 }
 
 impl ObjectKind {
-    /// All kinds.
+    /// All kinds of which each field is known.
     pub const ALL: [ObjectKind; 10] = [
         ObjectKind::VirtualService,
         ObjectKind::DestinationRule,
@@ -76,6 +79,7 @@ impl ObjectKind {
             ObjectKind::RequestAuthentication => "RequestAuthentication",
             ObjectKind::AuthorizationPolicy => "AuthorizationPolicy",
             ObjectKind::MeshConfig => "MeshConfig",
+            ObjectKind::Foreign(name) => name,
         }
     }
 }
@@ -92,6 +96,8 @@ pub enum Support {
     Partly(fn(&Node) -> Option<String>),
     /// It says something about a cluster or a sidecar that this mesh does not have; nothing is lost, and it is noted.
     Indifferent,
+    /// The same, but for some of its values: for those, the text to report.
+    MostlyIndifferent(fn(&Node) -> Option<String>),
 }
 
 /// One field.
@@ -133,6 +139,7 @@ fn tables(kind: ObjectKind) -> Tables {
         ObjectKind::RequestAuthentication => security::REQUEST_AUTHENTICATION,
         ObjectKind::AuthorizationPolicy => security::AUTHORIZATION_POLICY,
         ObjectKind::MeshConfig => mesh_config::TABLES,
+        ObjectKind::Foreign(_) => &[],
     }
 }
 
@@ -206,6 +213,13 @@ fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, d: &mut Decoder
                 }
                 NotYet(instead) => Some(instead.to_owned()),
                 Partly(judge) => judge(value),
+                MostlyIndifferent(judge) => match judge(value) {
+                    None => {
+                        d.idle(kind.name(), &path, key.span);
+                        continue;
+                    }
+                    instead => instead,
+                },
             };
             if let Some(instead) = what {
                 // Calls fail until it is built, rather than travel unprotected: more than a warning.
@@ -214,7 +228,10 @@ fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, d: &mut Decoder
                     false => Severity::Warning,
                 };
                 let (code, when) = match needs_certificates(kind, value) {
-                    true => (Code::NeedsCertificates, "where the control plane issues no certificates"),
+                    true => (
+                        Code::NeedsCertificates,
+                        "where the control plane issues no certificates (it does with --ca-dir, --state-dir or --dev)",
+                    ),
                     false => (Code::NotSupportedYet, "not supported yet"),
                 };
                 d.report_at(key.span, shown, severity, code, format!("{when}: {instead}"));
@@ -263,6 +280,7 @@ mod tests {
             ObjectKind::RequestAuthentication => RequestAuthentication::fields("", &mut out),
             ObjectKind::AuthorizationPolicy => AuthorizationPolicy::fields("", &mut out),
             ObjectKind::MeshConfig => MeshConfig::fields("", &mut out),
+            ObjectKind::Foreign(_) => {}
         }
         out
     }
