@@ -6,6 +6,7 @@
 
 mod keys;
 mod snapshot;
+mod source;
 mod summary;
 
 use std::collections::{BTreeMap, HashSet};
@@ -37,6 +38,7 @@ use crate::policy::tokens::{FetchedKeys, KeySource};
 use crate::registry::{Discovery, Endpoints, Workload};
 use snapshot::Compiled;
 pub use snapshot::Snapshot;
+use source::Source;
 pub use summary::{EndpointSummary, PortSummary, ServiceSummary, WorkloadSummary};
 
 /// The first workload that comes or goes is published at once; more of them within this time together.
@@ -191,6 +193,8 @@ struct Live {
     endpoints: Endpoints,
     generation: u64,
     config_generation: u64,
+    /// The configuration's directory.
+    source: Source,
     published: Option<Instant>,
     is_due: bool,
     keys: Arc<FetchedKeys>,
@@ -411,6 +415,11 @@ impl Plane {
         self.inner.live().compiled.wrong.clone()
     }
 
+    /// For how long the configuration's directory has been gone, or empty, if it is: so old is what is in force.
+    pub fn stale(&self) -> Option<Duration> {
+        self.inner.live().source.age(Instant::now())
+    }
+
     /// How many objects of the configuration are in force.
     pub fn objects(&self) -> usize {
         self.inner.live().compiled.objects
@@ -521,7 +530,20 @@ impl Inner {
         match &self.options.config_dir {
             Some(dir) => {
                 let scan = self.options.scan(dir);
-                self.apply(|store| store.apply(scan))
+                let mut is_gone = false;
+                let generation = self.apply(|store| {
+                    let changed = store.apply(scan);
+                    is_gone = store.is_held();
+                    changed
+                });
+                if let Some(age) = self.live().source.look(is_gone, Instant::now()) {
+                    warn!(
+                        seconds = age.as_secs(),
+                        "the configuration is that of a directory that is gone, or empty: {}",
+                        dir.display()
+                    );
+                }
+                generation
             }
             None => self.live().config_generation,
         }

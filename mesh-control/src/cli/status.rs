@@ -61,12 +61,16 @@ fn table(status: &Status) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "mesh-control {}: {}, {}, {}{}{}",
+        "mesh-control {}: {}, {}, {}{}{}{}",
         status.version,
         count(status.services, "service"),
         count(status.clients.len(), "client"),
         count(status.workloads.len(), "workload"),
         if status.ready { "" } else { ", not ready" },
+        status
+            .config_stale_seconds
+            .map(|age| format!(", configuration {age:.0}s old (its directory is gone, or empty)"))
+            .unwrap_or_default(),
         status.settling_seconds.map(|left| format!(", settling for {left:.1}s")).unwrap_or_default(),
     );
     clients(status, &mut out);
@@ -230,6 +234,7 @@ mod tests {
             version: "0.1.0".to_owned(),
             started: 0,
             ready: true,
+            config_stale_seconds: None,
             settling_seconds: None,
             services: 4,
             clients: vec![ClientStatus {

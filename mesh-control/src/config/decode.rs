@@ -21,9 +21,14 @@ pub struct Decoder<'a> {
     /// How many there are of each severity, those left out included.
     counts: BTreeMap<Severity, usize>,
     idle: BTreeMap<(&'static str, String), (Span, usize)>,
+    /// What the expressions of the present object cost so far.
+    cost: u64,
     /// The first finding that makes the present object unusable.
     rejection: Option<Diagnostic>,
 }
+
+/// Some five thousand small expressions, or thirty as large as one may be.
+const MOST_EXPRESSIONS: u64 = 32 << 20;
 
 /// A file that is wrong in more places than this is not read on by anybody. Each severity has its own: notes must not
 /// keep errors out.
@@ -54,6 +59,7 @@ impl<'a> Decoder<'a> {
             found: Vec::new(),
             counts: BTreeMap::new(),
             idle: BTreeMap::new(),
+            cost: 0,
             rejection: None,
         }
     }
@@ -62,6 +68,14 @@ impl<'a> Decoder<'a> {
     pub fn object(&mut self, object: Arc<str>) {
         self.object = Some(object);
         self.path.clear();
+        self.cost = 0;
+    }
+
+    /// Takes the cost of an expression, in bytes, from what the expressions of one object may cost together. Returns whether
+    /// there was as much left.
+    pub fn afford(&mut self, cost: u64) -> bool {
+        self.cost = self.cost.saturating_add(cost);
+        self.cost <= MOST_EXPRESSIONS
     }
 
     /// Everything found, up to a bound.

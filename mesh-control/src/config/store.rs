@@ -235,6 +235,11 @@ impl Store {
         removed
     }
 
+    /// Whether the directory is gone, or suddenly empty, and what it held stays.
+    pub fn is_held(&self) -> bool {
+        self.alarm.is_some()
+    }
+
     /// Everything that is in force, and what is wrong.
     pub fn loaded(&self) -> Loaded {
         let mut loaded = self.loaded.clone();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::catalog::Catalog;
 use crate::config::Diagnostic;
@@ -56,6 +57,10 @@ impl Inspect for Plane {
 
     fn is_ready(&self) -> bool {
         Plane::wrong(self).iter().all(|wrong| wrong.standing != Standing::Unread)
+    }
+
+    fn stale(&self) -> Option<Duration> {
+        Plane::stale(self)
     }
 
     fn wrong(&self) -> Vec<WrongStatus> {

@@ -1,6 +1,6 @@
 //! The command as people run it: a process with arguments, output, signals and an exit code.
 
-use std::io::{BufRead, BufReader, Read as _};
+use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -206,17 +206,18 @@ fn what_is_not_read_stops_a_strict_start_and_is_told_by_validate_with_its_name()
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
     write("shop.yaml", SHOP);
-    let cases: [(&str, &dyn Fn(&Path), &str); 4] = [
-        ("a.yaml", &|path| symlink("nowhere", path).unwrap(), "a.yaml: cannot be read: "),
+    type Make = fn(&Path);
+    let cases: [(&str, Make, &str); 4] = [
+        ("a.yaml", |path| symlink("nowhere", path).unwrap(), "a.yaml: cannot be read: "),
         (
             "fifo.yaml",
-            &|path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success()),
+            |path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success()),
             "not a regular file",
         ),
-        ("a.ymal", &|path| std::fs::write(path, SHOP).unwrap(), "a.ymal: warning[not-read]: "),
+        ("a.ymal", |path| std::fs::write(path, SHOP).unwrap(), "a.ymal: warning[not-read]: "),
         (
             "below",
-            &|path| {
+            |path| {
                 std::fs::create_dir(path).unwrap();
                 std::fs::write(path.join("b.yaml"), SHOP).unwrap();
             },
@@ -259,6 +260,45 @@ fn a_start_that_is_refused_for_its_settings_puts_nothing_in_force_and_validate_s
     assert!(stderr.contains("the settings of the mesh are wrong") && !stderr.contains("in force"), "{stderr}");
     let out = output(&["validate", path]);
     assert!(text(&out.stdout).contains("mesh-control does not start with these settings"), "{}", text(&out.stdout));
+}
+
+/// A page of the status, with its head.
+fn page(address: SocketAddr, path: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nhost: any\r\n\r\n").as_bytes()).unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    page
+}
+
+#[test]
+fn a_configuration_whose_directory_is_gone_stays_ready_and_says_how_old_it_is() {
+    let outer = tempfile::tempdir().unwrap();
+    let dir = outer.path().join("config");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("shop.yaml"), SHOP).unwrap();
+    let mut control = Control::start(&dir, &[]);
+    control.address("xds listening on ");
+    control.line();
+    let status = control.address("status listening on ");
+    assert!(page(status, "/metrics").contains("\nmesh_config_stale_seconds 0\n"));
+    assert!(!page(status, "/ready").contains("stale"));
+    let until = |is_stale: bool| {
+        let start = Instant::now();
+        while page(status, "/ready").contains("stale: ") != is_stale {
+            assert!(start.elapsed() < PATIENCE, "{}", page(status, "/ready"));
+        }
+    };
+    std::fs::rename(&dir, outer.path().join("elsewhere")).unwrap();
+    until(true);
+    let ready = page(status, "/ready");
+    assert!(ready.contains("200 OK") && ready.contains("\nready\n"), "{ready}");
+    let metrics = page(status, "/metrics");
+    assert!(metrics.contains("\nmesh_config_stale_seconds ") && !metrics.contains("\nmesh_config_stale_seconds 0\n"));
+    let shown = text(&output(&["status", "--addr", &status.to_string()]).stdout);
+    assert!(shown.contains("1 service,") && shown.contains("s old (its directory is gone, or empty)"), "{shown}");
+    std::fs::rename(outer.path().join("elsewhere"), &dir).unwrap();
+    until(false);
 }
 
 #[test]

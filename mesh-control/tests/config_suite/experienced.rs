@@ -69,6 +69,45 @@ fn a_policy_on_the_address_of_the_client_is_told_that_it_is_that_of_the_connecti
 }
 
 #[test]
+fn an_object_whose_expressions_are_too_large_together_is_wrong_and_its_hosts_say_why() {
+    let large = format!("(?:{})", "a".repeat(8_000));
+    let rule = |name: &str, regex: &str, times: usize| {
+        let http = format!("- {{match: [{{uri: {{regex: '{regex}'}}}}], route: [{{destination: {{host: web}}}}]}}\n")
+            .repeat(times);
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  hosts: [{name}.example.com]\n  http:\n  {}",
+            http.replace("\n- ", "\n  - ")
+        )
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let files = [
+        ("a", rule("small", "/users/[^/]+/orders", 2_000)),
+        ("b", rule("big", &large, 5)),
+        ("c", rule("huge", &large, 40)),
+        ("d", SERVICE.to_owned()),
+    ];
+    for (name, text) in files {
+        std::fs::write(dir.path().join(format!("{name}.yaml")), text).unwrap();
+    }
+    let store = mesh_control::analysis::validate_dir(dir.path()).unwrap();
+    assert_eq!((store.objects, store.wrong), (3, 1), "{:?}", lines(&store.diagnostics));
+    let errors: Vec<&Diagnostic> = store.diagnostics.iter().filter(|one| one.severity == Severity::Error).collect();
+    for one in &errors {
+        assert_eq!((one.object.as_deref(), one.code), (Some("VirtualService shop/huge"), Code::InvalidValue), "{one}");
+        assert!(one.message.contains("the expressions of this object are too large together"), "{one}");
+    }
+    assert!(!errors.is_empty());
+    let rewrite = "{uriRegexRewrite: {match: '@', rewrite: /a}}".replace('@', &large);
+    let rewrites = rule("huge", &large, 6).replace("route: [", &format!("rewrite: {rewrite}, route: ["));
+    let said = validate([("a.yaml", &*rewrites), ("b.yaml", SERVICE)]);
+    assert!(
+        said.iter().any(|one| one.field.as_deref().is_some_and(|field| field.ends_with("uriRegexRewrite.match"))),
+        "{:?}",
+        lines(&said)
+    );
+}
+
+#[test]
 fn trusted_proxies_are_a_warning_with_what_follows_wherever_they_are_written() {
     let annotation = "annotations: {proxy.istio.io/config: '{gatewayTopology: {numTrustedProxies: 2}}'}";
     for text in [

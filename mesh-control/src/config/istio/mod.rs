@@ -7,6 +7,7 @@ pub mod authorization;
 pub mod destination_rule;
 pub mod mesh_config;
 pub mod names;
+mod regex_cost;
 pub mod security;
 pub mod service;
 pub mod service_entry;

@@ -2,6 +2,7 @@
 
 use mesh_core::model::FullRegex;
 
+use super::regex_cost::cost;
 use crate::config::decode::{Decode, Decoder};
 use crate::config::diagnostic::{Code, quoted};
 use crate::config::node::Node;
@@ -69,6 +70,10 @@ impl Decode for Expression {
             d.error(node.span, Code::InvalidValue, "must not be empty; `.*` is any text");
             return None;
         }
+        if !d.afford(cost(&text)) {
+            d.error(node.span, Code::InvalidValue, TOO_MUCH);
+            return None;
+        }
         if whole_text_regex(&text).is_none() {
             let message = format!("{} is not a regular expression: {}", quoted(&text), why_not(&text));
             d.error(node.span, Code::InvalidValue, message);
@@ -77,6 +82,10 @@ impl Decode for Expression {
         Some(Expression(text))
     }
 }
+
+/// What is said of an object whose expressions cost too much.
+pub(super) const TOO_MUCH: &str =
+    "the expressions of this object are too large together: write fewer or simpler ones, or divide it";
 
 /// The longest expression that is taken; RE2 programs beyond what Envoy would run are no use to anybody.
 const LONGEST_REGEX: usize = 8 << 10;

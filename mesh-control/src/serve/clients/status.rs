@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::SocketAddr;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,11 @@ pub trait Inspect: Send + Sync + 'static {
     /// Whether there is a configuration to serve, and it is known what all of it governs.
     fn is_ready(&self) -> bool {
         true
+    }
+
+    /// For how long the source of the configuration has been gone, if it is.
+    fn stale(&self) -> Option<Duration> {
+        None
     }
 
     /// What is wrong with the configuration.
@@ -63,6 +68,9 @@ pub struct Status {
     pub started: u64,
     /// Whether there is a configuration to serve.
     pub ready: bool,
+    /// For how long the directory of the configuration has been gone, in seconds, if it is: so old is what is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_stale_seconds: Option<f64>,
     /// How long it goes on settling after its start, in seconds.
     pub settling_seconds: Option<f64>,
     /// How many services it knows.
@@ -191,6 +199,7 @@ pub(crate) fn report(state: &ServerState, inspect: &dyn Inspect, all_names: bool
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started: unix(state.started),
         ready: inspect.is_ready(),
+        config_stale_seconds: inspect.stale().map(seconds),
         settling_seconds: state
             .settling
             .ends_at()
@@ -268,6 +277,9 @@ pub(crate) fn metrics(state: &ServerState, inspect: &dyn Inspect) -> String {
     for (standing, count) in standings {
         let _ = writeln!(out, "mesh_config_wrong{{standing=\"{standing}\"}} {count}");
     }
+    let stale = inspect.stale().map_or(0, |age| age.as_secs().max(1));
+    let help = "For how long the directory of the configuration has been gone, or empty; 0 while it is there.";
+    single(&mut out, "mesh_config_stale_seconds", "gauge", help, stale);
     single(&mut out, "mesh_ready", "gauge", "Whether there is a configuration to serve.", inspect.is_ready().into());
     out
 }

@@ -85,6 +85,12 @@ async fn ready(State(sources): State<Sources>) -> impl IntoResponse {
     let is_ready = sources.inspect.is_ready();
     let unread = "not ready: correct what is `unread`, of which nobody can tell what it governs:\n";
     let mut text = if is_ready { "ready\n" } else { unread }.to_owned();
+    if let Some(age) = sources.inspect.stale() {
+        let age = age.as_secs();
+        text += &format!(
+            "stale: the directory of the configuration is gone, or empty; what it held {age} s ago is in force\n"
+        );
+    }
     for wrong in sources.inspect.wrong() {
         let what = wrong.object.unwrap_or(wrong.file);
         text += &format!("{}: {what}: {}\n", wrong.standing, wrong.reason);

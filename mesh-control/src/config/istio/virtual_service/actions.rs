@@ -12,6 +12,8 @@ use super::{
 };
 use crate::config::decode::{At, Decoder};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
+use crate::config::istio::regex_cost::cost;
+use crate::config::istio::string_match::TOO_MUCH;
 
 /// Checks the actions of a rule.
 pub(super) fn check(route: &HttpRoute, path: &str, d: &mut Decoder<'_>) {
@@ -204,6 +206,9 @@ impl Checker<'_, '_> {
     }
 
     fn regex_rewrite(&mut self, regex: &RegexRewrite) {
+        if !self.d.afford(cost(&regex.matches)) {
+            return self.error(regex.span, "rewrite.uriRegexRewrite.match", TOO_MUCH);
+        }
         let mut error = |field: &str, message: &str| {
             self.error(regex.span, &format!("rewrite.uriRegexRewrite.{field}"), message);
         };
