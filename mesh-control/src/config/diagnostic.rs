@@ -302,6 +302,10 @@ impl fmt::Display for Diagnostic {
     }
 }
 
+/// What follows from it that nobody's `X-Forwarded-For` is believed.
+pub const NO_PROXY: &str = "X-Forwarded-For is believed from nobody, so that for `remoteIpBlocks` and `remote.ip` the client is \
+    whoever made the connection: behind a proxy, that is the proxy";
+
 /// Text from outside, fit for one line of a message: short, and without control characters.
 pub fn quoted(text: &str) -> String {
     const LONGEST: usize = 80;

@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::decode::{Decode, Decoder, Opaque, Text, message};
-use super::diagnostic::{Code, Diagnostic, Origin, Severity, Source, Span, quoted};
+use super::diagnostic::{Code, Diagnostic, NO_PROXY, Origin, Severity, Source, Span, quoted};
 use super::istio::destination_rule::DestinationRule;
 use super::istio::mesh_config::MeshConfig;
 use super::istio::names::export_faults;
@@ -322,7 +322,7 @@ impl Reader<'_> {
             Class::Foreign(_) => self.not_yet((kind, api_version_text), kind_node.span, Severity::Warning, d),
             Class::NotYet(severity) => self.not_yet((kind, api_version_text), kind_node.span, severity, d),
             Class::Elsewhere(_) if let Some(span) = topology_of(document) => {
-                let message = format!("annotation {} has no effect: {}", quoted(PROXY_CONFIG), support::NO_PROXY);
+                let message = format!("annotation {} has no effect: {}", quoted(PROXY_CONFIG), NO_PROXY);
                 d.report(span, Severity::Warning, Code::NotSupportedYet, message);
             }
             Class::Elsewhere(why) => {
@@ -542,7 +542,7 @@ fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder
         if key.contains("istio.io/") && !read {
             let mut message = format!("not supported yet: annotation {} has no effect", quoted(key));
             if metadata.annotations.get(key).is_some_and(|value| is_topology(key, value)) {
-                message = format!("{message}: {}", support::NO_PROXY);
+                message = format!("{message}: {}", NO_PROXY);
             }
             let field = "metadata.annotations";
             d.report_at(metadata.span, field, Severity::Warning, Code::NotSupportedYet, message);

@@ -102,6 +102,25 @@ async fn a_filter_that_decides_who_may_do_what_keeps_the_workloads_that_it_is_fo
 }
 
 #[tokio::test]
+async fn what_may_be_such_an_object_guards_although_its_text_is_no_yaml() {
+    let authz = patch("HTTP_FILTER", "SIDECAR_INBOUND", "INSERT_BEFORE", &typed("a", "http.ext_authz.v3.ExtAuthz"));
+    let fault = patch("HTTP_FILTER", "SIDECAR_INBOUND", "INSERT_BEFORE", &typed("a", "http.fault.v3.HTTPFault"));
+    let plugin = "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: f, namespace: shop}\nspec: {phase: AUTHZ, url: x\n";
+    let former = "apiVersion: rbac.istio.io/v1alpha1\nkind: ClusterRbacConfig\nmetadata: {name: default}\nspec: {\n";
+    for (text, expected) in [
+        (filter("shop", &authz).replace("spec: {", "spec: {{"), &["web", "till"][..]),
+        (filter("shop", &fault).replace("spec: {", "spec: {{"), &[]),
+        (plugin.to_owned(), &["web", "till"]),
+        (plugin.replace("AUTHZ", "STATS"), &[]),
+        (former.to_owned(), &["web", "till", "other"]),
+    ] {
+        let plane = started(&text, false);
+        assert_eq!((refused(&plane).0.as_slice(), plane.objects()), (expected, 1), "{text}");
+        assert!(plane.wrong().iter().any(|wrong| wrong.standing == Standing::Unread), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn kinds_that_istio_took_away_guard_their_workloads_and_their_successors_are_named() {
     let everybody: &[&str] = &["web", "till", "other"];
     let object = |group: &str, kind: &str, metadata: &str| {

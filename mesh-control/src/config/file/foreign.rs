@@ -1,8 +1,10 @@
 //! Objects that guard workloads in Istio, and that nobody enforces here: filters that are put into a proxy, and the kinds of
 //! Istio's former security API. Workloads that they are for do not serve (`policy/security.rs`).
 
+use super::classify::is_guarding_group;
 use crate::config::diagnostic::quoted;
 use crate::config::node::{Node, Value};
+use crate::config::support::ObjectKind;
 
 /// A kind of such objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,9 @@ const GUARDS: [&str; 8] =
 /// Filters that may decide it: what they are for is in a program.
 const PROGRAMS: [&str; 5] = ["lua", "wasm", "golang", "ext_proc", "dynamic_modules"];
 
+/// Phases of a plugin in which it decides who may do what.
+const PHASES: [&str; 2] = ["AUTHN", "AUTHZ"];
+
 /// What of an object is not enforced, and where it is written.
 pub(super) struct Lack<'n> {
     pub(super) place: &'n Node,
@@ -53,6 +58,17 @@ impl Foreign {
     pub(super) fn former(kind: &str) -> Option<Foreign> {
         let (kind, is_for_all, successor) = FORMER.into_iter().find(|(name, _, _)| *name == kind)?;
         Some(Foreign::Former { kind, is_for_all, successor })
+    }
+
+    /// What a kind may be by the words of its document, where these are all that is known of it.
+    pub(super) fn by_words<'t>(kind: &str, mut words: impl Iterator<Item = &'t str>) -> Option<Foreign> {
+        match kind {
+            "EnvoyFilter" => {
+                words.any(|word| is_one(word, &GUARDS) || is_one(word, &PROGRAMS)).then_some(Foreign::EnvoyFilter)
+            }
+            "WasmPlugin" => words.any(|word| PHASES.contains(&word)).then_some(Foreign::WasmPlugin),
+            _ => Foreign::former(kind).filter(|_| words.any(is_guarding_group)),
+        }
     }
 
     /// The word after `kind:`.
@@ -75,7 +91,7 @@ impl Foreign {
             Foreign::EnvoyFilter => of_patches(document),
             Foreign::WasmPlugin => {
                 let phase = document.get("spec")?.get("phase")?;
-                let name = phase.as_str().filter(|phase| ["AUTHN", "AUTHZ"].contains(phase))?;
+                let name = phase.as_str().filter(|phase| PHASES.contains(phase))?;
                 let message = format!("a plugin of phase {name} decides who may do what, and no plugin is run");
                 Some(Lack { place: phase, field: "phase".to_owned(), message })
             }
@@ -86,6 +102,11 @@ impl Foreign {
             }
         }
     }
+}
+
+/// Whether a kind is for the workloads of every namespace.
+pub(super) fn is_for_all(kind: ObjectKind) -> bool {
+    Foreign::former(kind.name()).is_some_and(Foreign::is_for_all)
 }
 
 /// The first patch that puts such a filter into a server. What is only for gateways, or for calls that go out, guards no
@@ -114,16 +135,18 @@ fn filter_in<'n>(node: &Node, place: &'n Node, field: String) -> Option<Lack<'n>
 
 /// The first name or type of a filter of Envoy's that is one of these.
 fn named(node: &Node, filters: &[&str]) -> Option<String> {
-    let is_one = |text: &str| {
-        let mut words = text.split(['.', '/']);
-        text.contains("envoy.") && words.any(|word| filters.contains(&word))
-    };
     match &node.value {
-        Value::Str(text) => is_one(text).then(|| quoted(text)),
+        Value::Str(text) => is_one(text, filters).then(|| quoted(text)),
         Value::Seq(items) => items.iter().find_map(|item| named(item, filters)),
-        Value::Map(entries) => entries
-            .iter()
-            .find_map(|(key, value)| if is_one(&key.name) { Some(quoted(&key.name)) } else { named(value, filters) }),
+        Value::Map(entries) => entries.iter().find_map(|(key, value)| {
+            if is_one(&key.name, filters) { Some(quoted(&key.name)) } else { named(value, filters) }
+        }),
         _ => None,
     }
+}
+
+/// Whether a name or a type is that of one of these filters.
+fn is_one(text: &str, filters: &[&str]) -> bool {
+    let mut words = text.split(['.', '/']);
+    text.contains("envoy.") && words.any(|word| filters.contains(&word))
 }

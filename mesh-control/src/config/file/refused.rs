@@ -117,7 +117,7 @@ impl Refused {
 
     /// What requests that it governs are answered with.
     pub fn answer(&self) -> Arc<str> {
-        if self.is_foreign() {
+        if self.is_foreign() && self.is_whole {
             return format!("{} guards this workload, and is not enforced: {}", self.id(), self.reason).into();
         }
         if !self.is_object() {

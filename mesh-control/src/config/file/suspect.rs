@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::classify::{guard_like, is_guarding_group};
+use super::foreign::{Foreign, is_for_all};
 use super::refused::{Governs, Refused, Workloads};
 use super::{Meta, is_namespace};
 use crate::config::diagnostic::{Diagnostic, Origin, Source, Span};
@@ -103,7 +104,11 @@ fn suspect(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<
     let in_group = || words.iter().find(|word| is_guarding_group(word.text));
     let of_group = || Some((ObjectKind::AuthorizationPolicy, in_group()?.span));
     let is_another = || of_kind().any(|word| word.is_outer && word.key == Some("kind"));
-    let found = of_kind().find_map(guard);
+    let foreign = |word: &Word<'_>| {
+        let foreign = Foreign::by_words(word.text, words.iter().map(|word| word.text))?;
+        Some((ObjectKind::Foreign(foreign.name()), word.span))
+    };
+    let found = of_kind().find_map(guard).or_else(|| of_kind().find_map(foreign));
     let (kind, span) = found.or_else(|| if is_another() { None } else { named().or_else(of_group) })?;
     // Each object has to name its own, and all of them the same one.
     let objects =
@@ -113,7 +118,7 @@ fn suspect(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<
     let written: Vec<&str> = written.collect();
     let namespaces: BTreeSet<&str> = written.iter().copied().collect();
     let namespace = namespaces.first().filter(|only| namespaces.len() == 1 && is_namespace(only));
-    let namespace = namespace.filter(|_| written.len() >= objects).copied().unwrap_or_default();
+    let namespace = namespace.filter(|_| written.len() >= objects && !is_for_all(kind)).copied().unwrap_or_default();
     Some(Refused {
         meta: unknown(kind, namespace, source, span),
         reason: Arc::from(finding.in_short()),

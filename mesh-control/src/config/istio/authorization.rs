@@ -7,8 +7,7 @@ use http::HeaderName;
 
 use super::security::{Action, AuthorizationPolicy, Condition as When, Operation, Rule, Source};
 use crate::config::decode::Decoder;
-use crate::config::diagnostic::{Code, Severity, Span, quoted};
-use crate::config::support::NO_PROXY;
+use crate::config::diagnostic::{Code, NO_PROXY, Severity, Span, quoted};
 
 /// One condition: on one fact, with its values or without any of them.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 
 use super::Support::{Enforced, Indifferent, MostlyIndifferent, NotYet, Partly};
 use super::{Row, Tables, both, http_only};
+use crate::config::diagnostic::NO_PROXY;
 use crate::config::node::{Node, Value};
 
 pub(super) const TABLES: Tables = &[
@@ -126,10 +127,6 @@ fn topology(node: &Node) -> Option<String> {
     let names = ["gatewayTopology", "gateway_topology"];
     names.iter().find_map(|name| node.get(name)).map(|_| format!("gatewayTopology: {NO_PROXY}"))
 }
-
-/// What follows from it that nobody's `X-Forwarded-For` is believed.
-pub const NO_PROXY: &str = "X-Forwarded-For is believed from nobody, so that for `remoteIpBlocks` and `remote.ip` the client is \
-    whoever made the connection: behind a proxy, that is the proxy";
 
 fn auto_mtls(node: &Node) -> Option<String> {
     (node.value == Value::Bool(false)).then(|| {

@@ -18,7 +18,6 @@ use crate::config::decode::Decoder;
 use crate::config::diagnostic::{Code, Severity};
 use crate::config::node::{Node, Value};
 
-pub use mesh_config::NO_PROXY;
 pub use virtual_service::GRPC_RETRY_TOKENS;
 
 use Support::{Enforced, Indifferent, MostlyIndifferent, NotYet, Partly};
