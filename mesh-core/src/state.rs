@@ -7,38 +7,112 @@
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::id::{ClusterName, EndpointId};
-use crate::model::ClusterTls;
+use crate::model::{ClusterTls, Endpoints};
 use crate::tls::Certificates;
 
-/// How a cluster is secured by now, and which of its states that is. All of them share it, one after the other.
-type SharedTls = Arc<watch::Sender<(u64, ClusterTls)>>;
+/// How a cluster is secured, and which of its states that is.
+type KnownTls = (u64, ClusterTls);
 
-/// How the cluster of an endpoint is to be secured after the endpoint's state was made: for whoever holds a connection.
+/// How a cluster is secured by now, for those who hold connections to it. All of its states share it, one after the other.
+#[derive(Debug, Default)]
+struct SharedTls {
+    told: watch::Sender<KnownTls>,
+    marks: Mutex<Marks>,
+}
+
+/// Which endpoints of a cluster are marked for mutual TLS by now.
+#[derive(Debug, Default)]
+struct Marks {
+    by_endpoint: HashMap<EndpointId, Weak<Mark>>,
+    /// Who is marked as soon as that is in force.
+    next: Vec<Arc<Mark>>,
+}
+
+/// Whether an endpoint is marked for mutual TLS by now.
+#[derive(Debug, Default)]
+struct Mark {
+    is_set: AtomicBool,
+    changed: Notify,
+}
+
+impl SharedTls {
+    /// The mark of an endpoint, which all of its states share.
+    fn mark(&self, id: &EndpointId) -> Arc<Mark> {
+        let mut marks = lock(&self.marks);
+        if let Some(mark) = marks.by_endpoint.get(id).and_then(Weak::upgrade) {
+            return mark;
+        }
+        if marks.by_endpoint.len().is_power_of_two() {
+            marks.by_endpoint.retain(|_, mark| mark.strong_count() > 0);
+        }
+        let mark = Arc::<Mark>::default();
+        marks.by_endpoint.insert(id.clone(), Arc::downgrade(&mark));
+        mark
+    }
+
+    /// Takes in which endpoints are to be marked. What allows more than before counts at once.
+    fn note(&self, endpoints: &Endpoints) {
+        let mut marks = lock(&self.marks);
+        let Marks { by_endpoint, next } = &mut *marks;
+        for endpoint in endpoints.localities.iter().flat_map(|locality| &locality.endpoints) {
+            let Some(mark) = by_endpoint.get(&endpoint.id).and_then(Weak::upgrade) else { continue };
+            if !endpoint.mutual_tls {
+                mark.is_set.store(false, Ordering::Release);
+                next.retain(|marked| !Arc::ptr_eq(marked, &mark));
+            } else if !mark.is_set.load(Ordering::Acquire) {
+                next.push(mark);
+            }
+        }
+    }
+
+    /// Tells that what was noted is in force.
+    fn tell_marks(&self) {
+        for mark in lock(&self.marks).next.drain(..) {
+            mark.is_set.store(true, Ordering::Release);
+            mark.changed.notify_waiters();
+        }
+    }
+}
+
+/// How an endpoint is to be secured after its state was made: for whoever holds a connection to it.
 #[derive(Debug)]
 pub struct TlsChanges {
-    known: u64,
-    told: watch::Receiver<(u64, ClusterTls)>,
+    known: KnownTls,
+    is_marked: bool,
+    told: watch::Receiver<KnownTls>,
+    mark: Arc<Mark>,
 }
 
 impl TlsChanges {
-    /// Waits until it is secured in another way than is known here. Cancel safe.
-    pub async fn next(&mut self) -> ClusterTls {
+    /// Waits until it is secured in another way than is known here: how its cluster is by now, and whether the endpoint is
+    /// marked. Cancel safe.
+    pub async fn next(&mut self) -> (ClusterTls, bool) {
         loop {
-            let (position, tls) = self.told.borrow_and_update().clone();
-            if position > self.known {
-                self.known = position;
-                return tls;
+            let mut marked = pin!(self.mark.changed.notified());
+            marked.as_mut().enable();
+            let (told, is_marked) = (self.told.borrow_and_update().clone(), self.mark.is_set.load(Ordering::Acquire));
+            let is_news = told.0 > self.known.0;
+            if is_news || is_marked != self.is_marked {
+                self.is_marked = is_marked;
+                if is_news {
+                    self.known = told;
+                }
+                return (self.known.1.clone(), is_marked);
             }
-            if self.told.changed().await.is_err() {
-                // The cluster is gone, and nothing more will be said of it.
-                std::future::pending::<()>().await;
+            tokio::select! {
+                () = marked => {}
+                changed = self.told.changed() => if changed.is_err() {
+                    // The cluster is gone, and nothing more will be said of it.
+                    std::future::pending::<()>().await;
+                }
             }
         }
     }
@@ -50,20 +124,22 @@ pub struct EndpointState {
     in_flight: AtomicU32,
     mutual_tls: bool,
     certificates: Arc<Certificates>,
-    position: u64,
-    tls: SharedTls,
+    tls: KnownTls,
+    shared: Arc<SharedTls>,
+    mark: Arc<Mark>,
     attachment: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 impl EndpointState {
     fn new(id: EndpointId, mutual_tls: bool, cluster: &ClusterState) -> Self {
         EndpointState {
-            id,
             in_flight: AtomicU32::new(0),
             mutual_tls,
             certificates: Arc::clone(&cluster.certificates),
-            position: cluster.position,
-            tls: Arc::clone(&cluster.tls),
+            tls: cluster.tls.clone(),
+            mark: cluster.shared.mark(&id),
+            shared: Arc::clone(&cluster.shared),
+            id,
             attachment: OnceLock::new(),
         }
     }
@@ -84,9 +160,10 @@ impl EndpointState {
         &self.certificates
     }
 
-    /// How its cluster is to be secured from then on that this state is not for.
+    /// How it is to be secured from then on that this state is not for.
     pub fn tls_changes(&self) -> TlsChanges {
-        TlsChanges { known: self.position, told: self.tls.subscribe() }
+        let (known, mark) = (self.tls.clone(), Arc::clone(&self.mark));
+        TlsChanges { known, is_marked: self.mutual_tls, told: self.shared.told.subscribe(), mark }
     }
 
     /// Requests in flight, counted to the end of the response body.
@@ -140,9 +217,9 @@ pub struct ClusterState {
     /// The position of round robin, one for all priorities.
     pub round_robin: AtomicU32,
     certificates: Arc<Certificates>,
-    /// Among the states of the cluster.
-    position: u64,
-    tls: SharedTls,
+    /// The position is that among the states of the cluster.
+    tls: KnownTls,
+    shared: Arc<SharedTls>,
     /// By identity, and by whether they are marked for mutual TLS.
     endpoints: Mutex<HashMap<(EndpointId, bool), Weak<EndpointState>>>,
     /// Endpoints that no view holds.
@@ -177,6 +254,11 @@ impl ClusterState {
         let state = Arc::new(EndpointState::new(id.clone(), mutual_tls, self));
         endpoints.insert(key, Arc::downgrade(&state));
         state
+    }
+
+    /// Takes in which endpoints are to be marked for mutual TLS: those who hold connections are told by [`States::tell`].
+    pub fn note_marks(&self, endpoints: &Endpoints) {
+        self.shared.note(endpoints);
     }
 
     /// The state of an endpoint that a caller named and no view holds: kept until it has been idle for as long as
@@ -241,9 +323,8 @@ pub struct States {
 
 /// What is kept of a cluster.
 struct Kept {
-    tls: ClusterTls,
-    position: u64,
-    told: SharedTls,
+    tls: KnownTls,
+    shared: Arc<SharedTls>,
     state: Weak<ClusterState>,
 }
 
@@ -297,35 +378,38 @@ impl States {
     pub fn cluster(&self, name: &ClusterName, tls: &ClusterTls) -> Arc<ClusterState> {
         let mut clusters = lock(&self.clusters);
         let present = clusters.get(name);
-        if let Some(state) = present.filter(|present| present.tls == *tls).and_then(|present| present.state.upgrade()) {
+        if let Some(state) = present.filter(|present| present.tls.1 == *tls).and_then(|present| present.state.upgrade())
+        {
             return state;
         }
-        let (last, told) = match present {
-            Some(present) => (present.position, Arc::clone(&present.told)),
-            None => (0, SharedTls::default()),
+        let (last, shared) = match present {
+            Some(present) => (present.tls.0, Arc::clone(&present.shared)),
+            None => (0, Arc::default()),
         };
-        clusters.retain(|_, kept| kept.state.strong_count() > 0 || kept.told.receiver_count() > 0);
+        clusters.retain(|_, kept| kept.state.strong_count() > 0 || kept.shared.told.receiver_count() > 0);
         if tls.upstream().is_some() {
             self.certificates.want();
         }
-        let (certificates, position) = (Arc::clone(&self.certificates), last + 1);
-        let state = ClusterState { certificates, position, tls: Arc::clone(&told), ..ClusterState::default() };
+        let (certificates, tls) = (Arc::clone(&self.certificates), (last + 1, tls.clone()));
+        let state = ClusterState { certificates, tls, shared, ..ClusterState::default() };
         let state = Arc::new(state);
-        clusters.insert(name.clone(), Kept { tls: tls.clone(), position, told, state: Arc::downgrade(&state) });
+        let (tls, shared) = (state.tls.clone(), Arc::clone(&state.shared));
+        clusters.insert(name.clone(), Kept { tls, shared, state: Arc::downgrade(&state) });
         state
     }
 
-    /// Tells those who hold connections how their clusters are to be secured by now: once the views are there by which the
-    /// next requests go.
+    /// Tells those who hold connections how their clusters and endpoints are to be secured by now: once the views are there
+    /// by which the next requests go.
     pub fn tell(&self) {
         for kept in lock(&self.clusters).values() {
-            kept.told.send_if_modified(|(told, tls)| {
-                let is_news = *told < kept.position;
+            kept.shared.told.send_if_modified(|told| {
+                let is_news = told.0 < kept.tls.0;
                 if is_news {
-                    (*told, *tls) = (kept.position, kept.tls.clone());
+                    told.clone_from(&kept.tls);
                 }
                 is_news
             });
+            kept.shared.tell_marks();
         }
     }
 
@@ -385,15 +469,45 @@ mod tests {
         assert!(!Arc::ptr_eq(&marked, &unmarked) && Arc::ptr_eq(&marked, &other.endpoint(&id(1), true)));
     }
 
-    #[test]
-    fn whoever_holds_a_connection_is_told_of_a_change_once_it_is_in_force() {
+    fn news(changes: &mut TlsChanges) -> Option<(ClusterTls, bool)> {
         use std::future::Future;
         use std::task::{Context, Poll, Waker};
-        fn told(changes: &mut TlsChanges) -> Option<ClusterTls> {
-            match std::pin::pin!(changes.next()).poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(tls) => Some(tls),
-                Poll::Pending => None,
+        match pin!(changes.next()).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(news) => Some(news),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn whoever_holds_a_connection_is_told_once_its_endpoint_is_marked_and_not_of_others() {
+        let states = States::default();
+        let marked = |marks: [bool; 2]| {
+            let mut endpoints = Endpoints::fixed([1, 2].map(|port| std::net::SocketAddr::from(([127, 0, 0, 1], port))));
+            for (endpoint, is_marked) in endpoints.localities[0].endpoints.iter_mut().zip(marks) {
+                endpoint.mutual_tls = is_marked;
             }
+            endpoints
+        };
+        let cluster = states.cluster(&"c".into(), &ClusterTls::None);
+        states.tell();
+        let endpoints = [cluster.endpoint(&id(1), false), cluster.endpoint(&id(2), false)];
+        let mut changes = [endpoints[0].tls_changes(), endpoints[1].tls_changes()];
+        cluster.note_marks(&marked([true, false]));
+        assert_eq!(changes.each_mut().map(news), [None, None], "it is not in force yet");
+        states.tell();
+        assert_eq!(changes.each_mut().map(news), [Some((ClusterTls::None, true)), None]);
+        assert_eq!(changes.each_mut().map(news), [None, None], "it is told once");
+        // A later state of the cluster speaks of the same endpoints.
+        let secured = ClusterTls::Unusable("no".into());
+        states.cluster(&"c".into(), &secured).note_marks(&marked([false, true]));
+        states.tell();
+        assert_eq!(changes.each_mut().map(news), [Some((secured.clone(), false)), Some((secured, true))]);
+    }
+
+    #[test]
+    fn whoever_holds_a_connection_is_told_of_a_change_once_it_is_in_force() {
+        fn told(changes: &mut TlsChanges) -> Option<ClusterTls> {
+            news(changes).map(|(tls, _)| tls)
         }
         let states = States::default();
         let unusable = |reason: &str| ClusterTls::Unusable(reason.into());

@@ -17,14 +17,14 @@ use hyper::body::Frame;
 use mesh_core::fixed::route_to;
 use mesh_core::model::{
     ApiListener, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Endpoints, HttpManager, Listener,
-    RouteConfiguration, RouteSource, ServerTls, VirtualHost,
+    RouteConfiguration, RouteSource, ServerTls, UpstreamTls, VirtualHost,
 };
 use mesh_core::resources::{Change, Resource, ResourceKey, ResourceType};
 use mesh_core::tls::Credentials;
 use mesh_tower::Mesh;
 use mesh_tower::body::Body;
 use mesh_tower::server::{self, MeshListener};
-use mtls_support::{Authority, CLIENT, SERVER, mutual, permissive, with_tls};
+use mtls_support::{Authority, CLIENT, SERVER, id, mutual, permissive, with_tls};
 use server_support::{Player, app_route, chain, listener, played, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -303,6 +303,26 @@ async fn a_client_sends_no_more_plaintext_once_its_cluster_asks_for_mutual_tls()
         client.secure(tls.clone());
         stream.ends_in_an_error().await;
         assert_eq!(client.is_answered().await, tls == mutual(&[SERVER]));
+    }
+}
+
+#[tokio::test]
+async fn a_client_sends_no_more_plaintext_to_an_endpoint_that_is_marked_for_mutual_tls_by_now() {
+    let authority = Authority::new();
+    let where_marked = || ClusterTls::MutualWhereMarked(Arc::new(UpstreamTls::with([id(SERVER)])));
+    // The endpoint alone changes, or the cluster with it.
+    for (protocol, first) in
+        BOTH.into_iter().flat_map(|protocol| [where_marked(), ClusterTls::None].map(|tls| (protocol, tls)))
+    {
+        let server = Server::start(authority.credentials(SERVER), permissive).await;
+        let mut client = Client::start(&server, Some(authority.credentials(CLIENT)), first, protocol);
+        let stream = Stream::open(&server, &client).await;
+        let mut endpoints = Endpoints::fixed([server.address]);
+        endpoints.localities[0].endpoints[0].mutual_tls = true;
+        client.cluster.kind = ClusterKind::Static(endpoints);
+        client.secure(where_marked());
+        stream.ends_in_an_error().await;
+        assert!(client.is_answered().await);
     }
 }
 

@@ -1,9 +1,11 @@
-//! A version of a listener or a cluster that is refused, and asks for TLS: its predecessor does not go on in plaintext.
-//! With a management server that sends what it likes, over real sockets.
+//! A version of a listener or a cluster that is refused, or accepted and not complete yet, and asks for TLS: its predecessor
+//! does not go on in plaintext. With a management server that sends what it likes, over real sockets.
 
+mod mtls_support;
 mod server_support;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
@@ -13,6 +15,12 @@ use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{DownstreamTlsContext, UpstreamTlsContext};
 use envoy_types::pb::google::protobuf::{Any, BoolValue};
 use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::fixed::route_to;
+use mesh_core::model::{
+    ApiListener, Cluster as ClusterModel, ClusterKind, ClusterTls, Endpoints, FilterChain, HttpManager,
+    Listener as ListenerModel, RouteConfiguration, RouteSource, ServerTls, UpstreamTls, VirtualHost,
+};
+use mesh_core::resources::{Change, Resource, ResourceKey, ResourceType};
 use mesh_core::testing::ManagementServer;
 use mesh_core::testing::resources::{
     eds_cluster, endpoints, inline_listener, pack, route_to_application, routes, routes_to, server_listener,
@@ -20,7 +28,8 @@ use mesh_core::testing::resources::{
 };
 use mesh_core::xds::{Bootstrap, XdsSource};
 use mesh_tower::{Mesh, server};
-use server_support::within;
+use mtls_support::{SERVER, id, permissive, with_tls};
+use server_support::{listener, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tower_layer::Layer;
@@ -120,6 +129,85 @@ async fn a_server_stops_serving_in_plaintext_when_a_listener_is_refused_that_ask
             }
         })
         .await;
+    }
+}
+
+/// What a configuration is made of, which is there or not.
+fn put(kind: ResourceType, name: &str, resource: Resource) -> Change {
+    Change::Put(ResourceKey::new(kind, name), resource)
+}
+
+#[tokio::test]
+async fn a_server_stops_serving_in_plaintext_when_a_listener_asks_for_tls_whose_routes_are_not_there_yet() {
+    for first in [with_tls, |address, _| permissive(address)] {
+        let (mut player, mesh) = server_support::mesh();
+        let bound = mesh.bind("127.0.0.1:0").await.unwrap();
+        let address = bound.local_addr();
+        player.send(first(address, ServerTls::None));
+        within(bound.serving()).await.unwrap();
+        let app =
+            tower::service_fn(|_| std::future::ready(Ok::<_, MeshError>(http::Response::new("hello".to_owned()))));
+        tokio::spawn(server::serve(bound, mesh.server_layer().layer(app)).into_future());
+        let connect = || async { TcpStream::connect(address).await.unwrap() };
+        let mut kept = connect().await;
+        assert!(is_answered(&mut kept).await);
+
+        let waiting = |routes: &str, tls: ServerTls| {
+            let mut only = FilterChain::new("chain", HttpManager::new(RouteSource::Named(routes.into())));
+            only.tls = tls;
+            listener(address, vec![only])
+        };
+        // What asks for no TLS waits for its routes, and what there is serves on.
+        player.send(waiting("elsewhere", ServerTls::None));
+        within(player.asks_for(ResourceKey::new(ResourceType::Route, "elsewhere"))).await;
+        assert!(is_answered(&mut kept).await);
+        player.send(waiting("nowhere", ServerTls::Mutual));
+        within(player.asks_for(ResourceKey::new(ResourceType::Route, "nowhere"))).await;
+        assert_eq!(within(kept.read(&mut [0; 1])).await.unwrap_or(0), 0, "closed");
+        assert!(!is_answered(&mut connect().await).await);
+    }
+}
+
+#[tokio::test]
+async fn a_client_sends_no_plaintext_when_a_cluster_asks_for_tls_whose_endpoints_are_not_there_yet() {
+    const SERVICE: &str = "app:80";
+    let upstream = || Arc::new(UpstreamTls::with([id(SERVER)]));
+    let address = plain_server().await;
+    let secured = [ClusterTls::Mutual(upstream()), ClusterTls::MutualWhereMarked(upstream())];
+    // The cluster itself asks for it, or one that takes its place.
+    for (tls, is_itself) in secured.iter().flat_map(|tls| [(tls, true), (tls, false)]) {
+        let (mut player, mesh) = server_support::mesh();
+        let config = RouteConfiguration::new(vec![VirtualHost::new(["*"], vec![route_to(SERVICE)])]);
+        let http = HttpManager::new(RouteSource::Inline(Arc::new(config)));
+        let listener = ListenerModel::Api(ApiListener::new(SERVICE, http));
+        player.send(put(ResourceType::Listener, SERVICE, Resource::Listener(Arc::new(listener))));
+        let endpoints = Resource::Endpoints(Arc::new(Endpoints::fixed([address])));
+        player.send(put(ResourceType::Endpoints, "known", endpoints));
+        let named = |name: &str, kind: ClusterKind, tls: ClusterTls| {
+            let mut cluster = ClusterModel::new(name, kind);
+            cluster.tls = tls;
+            put(ResourceType::Cluster, name, Resource::Cluster(Arc::new(cluster)))
+        };
+        let eds = |service: &str, tls| named(SERVICE, ClusterKind::Eds { service_name: service.into() }, tls);
+        let client = mesh.client();
+        let ask = || within(client.get("http://app/"));
+        player.send(eds("known", ClusterTls::None));
+        assert!(ask().await.is_ok());
+        // What asks for no TLS waits for its endpoints, and those that there are serve on.
+        player.send(eds("elsewhere", ClusterTls::None));
+        within(player.asks_for(ResourceKey::new(ResourceType::Endpoints, "elsewhere"))).await;
+        assert!(ask().await.is_ok());
+        if is_itself {
+            player.send(eds("nowhere", tls.clone()));
+        } else {
+            player.send(named("other", ClusterKind::Eds { service_name: "nowhere".into() }, tls.clone()));
+            player.send(named(SERVICE, ClusterKind::Aggregate(vec!["other".into()]), ClusterTls::None));
+        }
+        within(player.asks_for(ResourceKey::new(ResourceType::Endpoints, "nowhere"))).await;
+        let error = ask().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Security);
+        let reason = "cluster app:80: TLS is asked for, and its endpoints are not known yet";
+        assert!(error.to_string().contains(reason), "{error}");
     }
 }
 

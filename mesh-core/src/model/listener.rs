@@ -147,6 +147,35 @@ impl ServerListener {
     pub fn chains(&self) -> impl Iterator<Item = &FilterChain> {
         self.filter_chains.iter().chain(&self.default_filter_chain)
     }
+
+    /// Whether it has plaintext that a later version does not want any more: that one asks for TLS where this one does not, or
+    /// for less plaintext beside it. `later` is what each of its chains takes, and whether in TLS; what nobody can read is
+    /// like nothing else.
+    pub(crate) fn has_plaintext_beyond(&self, later: &[(Option<FilterChainMatch>, bool)]) -> bool {
+        let is_secured = |wanted: &FilterChainMatch| {
+            self.chains().any(|chain| chain.tls != ServerTls::None && chain.matches == *wanted)
+        };
+        let stays = |wanted: &FilterChainMatch| {
+            later.iter().any(|(matches, is_tls)| !is_tls && matches.as_ref() == Some(wanted))
+        };
+        let mut asked = later.iter().filter(|(_, is_tls)| *is_tls).peekable();
+        let mut in_plaintext = self.chains().filter(|chain| chain.tls == ServerTls::None).peekable();
+        asked.peek().is_some()
+            && in_plaintext.peek().is_some()
+            && !(asked.all(|(matches, _)| matches.as_ref().is_some_and(is_secured))
+                && in_plaintext.all(|chain| stays(&chain.matches)))
+    }
+
+    /// The same, with nothing let in in plaintext, for this reason. What is secured stays.
+    pub(crate) fn without_plaintext(&self, reason: &Arc<str>) -> Self {
+        let mut closed = self.clone();
+        for chain in closed.filter_chains.iter_mut().chain(&mut closed.default_filter_chain) {
+            if chain.tls == ServerTls::None {
+                chain.tls = ServerTls::Unusable(Arc::clone(reason));
+            }
+        }
+        closed
+    }
 }
 
 /// One way to treat an accepted connection.

@@ -10,7 +10,7 @@ use super::TargetEntry;
 use super::server::{ChainView, ServerState, ServerView};
 use crate::error::{ErrorKind, MeshError};
 use crate::id::{ClusterName, ListenerName, Target};
-use crate::model::{Cluster, ClusterKind, HttpManager, Listener, RouteSource, ServerListener, ServerTls};
+use crate::model::{Cluster, ClusterKind, ClusterTls, HttpManager, Listener, RouteSource, ServerListener, ServerTls};
 use crate::resources::{Known, Progress, ResourceKey, ResourceType, Resources, Update};
 use crate::state::States;
 use crate::tls::Certificates;
@@ -184,8 +184,10 @@ impl Assembly {
             }
             UserKind::Server { address, listener, state } => {
                 let (address, listener, state) = (*address, listener.clone(), state.clone());
-                let next = self.server_state(&listener, address, &state.borrow().clone(), &mut walk);
-                if let Some(next) = next.filter(|_| !walk.incomplete) {
+                let present = state.borrow().clone();
+                let next = self.server_state(&listener, address, &present, &mut walk);
+                let next = next.filter(|_| !walk.incomplete).or_else(|| self.without_plaintext(&listener, &present));
+                if let Some(next) = next {
                     state.send_replace(next);
                 }
             }
@@ -248,18 +250,22 @@ impl Assembly {
     }
 
     /// A cluster in use as it is known by now. What is gone, or not complete in its new form, stays in use as it was,
-    /// since routes that may not name it any more are on their way; its endpoints are renewed all the same.
+    /// since routes that may not name it any more are on their way; its endpoints are renewed all the same. Plaintext that
+    /// the new form does not want is not sent any more.
     fn refreshed_cluster(&mut self, present: &Arc<ClusterView>) -> Arc<ClusterView> {
         let mut leaves = Vec::new();
         // What this walk needs and nobody wants yet is for the new routes to ask for.
         if let Some(Ok(())) = self.leaves(present.name(), 0, &mut leaves, &mut Walk::default()) {
             return self.compiled_of(present.name(), leaves);
         }
+        let mut later = Vec::new();
+        self.known_clusters(present.name(), 0, &mut later);
         let renewed = present.leaves().iter().map(|leaf| {
             let known = endpoints_name(&leaf.cluster).map(|name| self.resources.endpoints(&name));
+            let leaf = self.without_plaintext_to(leaf, &later);
             match known {
-                Some(Known::Present(endpoints)) => Leaf { endpoints: Some(endpoints), ..leaf.clone() },
-                _ => leaf.clone(),
+                Some(Known::Present(endpoints)) => Leaf { endpoints: Some(endpoints), ..leaf },
+                _ => leaf,
             }
         });
         let renewed: Vec<Leaf> = renewed.collect();
@@ -267,6 +273,32 @@ impl Assembly {
             return Arc::clone(present);
         }
         self.compiled_of(present.name(), renewed)
+    }
+
+    /// A leaf in use, unusable where it has plaintext that what is `later` in its place does not want.
+    fn without_plaintext_to(&self, leaf: &Leaf, later: &[Arc<Cluster>]) -> Leaf {
+        let own = later.iter().find(|cluster| cluster.name == leaf.cluster.name);
+        let is_unwanted = |later: &Arc<Cluster>| leaf.cluster.tls.has_plaintext_beyond(&later.tls);
+        if !own.map_or_else(|| later.iter().any(is_unwanted), is_unwanted) {
+            return leaf.clone();
+        }
+        let mut closed = Cluster::clone(&leaf.cluster);
+        closed.tls = ClusterTls::Unusable("TLS is asked for, and its endpoints are not known yet".into());
+        let state = self.states.cluster(&closed.name, &closed.tls);
+        Leaf { cluster: Arc::new(closed), endpoints: leaf.endpoints.clone(), state }
+    }
+
+    /// The clusters that one of this name consists of, as far as they are known.
+    fn known_clusters(&self, name: &ClusterName, depth: usize, found: &mut Vec<Arc<Cluster>>) {
+        let Known::Present(cluster) = self.resources.cluster(name.as_str()) else { return };
+        match &cluster.kind {
+            ClusterKind::Aggregate(children) if depth < MAX_DEPTH => {
+                children.iter().for_each(|child| self.known_clusters(child, depth + 1, found));
+            }
+            ClusterKind::Aggregate(_) => {}
+            _ if found.iter().any(|known| known.name == cluster.name) => {}
+            _ => found.push(cluster),
+        }
     }
 
     fn server_state(
@@ -300,6 +332,18 @@ impl Assembly {
             }
             Err(reason) => Some(ServerState::NotServing(format!("listener {name}: {reason}").into())),
         }
+    }
+
+    /// What a server is told while its listener is not complete in its new form; `None` where it stays as it was. It serves
+    /// on by the routes that it has, but not in plaintext that the new form does not want.
+    fn without_plaintext(&self, name: &ListenerName, present: &ServerState) -> Option<ServerState> {
+        let (ServerState::Serving(view), Known::Present(listener)) = (present, self.resources.listener(name.as_str()))
+        else {
+            return None;
+        };
+        let Listener::Server(listener) = &*listener else { return None };
+        let reason = format!("listener {name}: TLS is asked for, and its routes are not known yet");
+        Some(ServerState::Serving(Arc::new(view.without_plaintext(listener, &reason.into())?)))
     }
 
     fn chains(

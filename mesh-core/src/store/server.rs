@@ -69,6 +69,19 @@ impl ServerView {
         ServerView { listener, chains, asks_for_tls }
     }
 
+    /// The same, without the plaintext that a later version of its listener does not want any more; `None` where it may stay
+    /// as it is.
+    pub(super) fn without_plaintext(&self, later: &ServerListener, reason: &Arc<str>) -> Option<Self> {
+        let chains = later.chains().map(|chain| (Some(chain.matches.clone()), chain.tls != ServerTls::None));
+        if !self.listener.has_plaintext_beyond(&chains.collect::<Vec<_>>()) {
+            return None;
+        }
+        let listener = self.listener.without_plaintext(reason);
+        let chains = listener.chains().zip(&self.chains);
+        let chains = chains.map(|(chain, view)| ChainView { tls: chain.tls.clone(), ..view.clone() }).collect();
+        Some(ServerView::new(Arc::new(listener), chains))
+    }
+
     /// Whether anything of it depends on whether a client speaks TLS.
     pub fn asks_for_tls(&self) -> bool {
         self.asks_for_tls

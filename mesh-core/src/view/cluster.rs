@@ -68,6 +68,7 @@ impl ClusterView {
             match (balancer, &leaf.endpoints) {
                 (Some(balancer), Some(endpoints)) => {
                     levels.add_leaf(position, endpoints, leaf.cluster.priorities, &balancer, &leaf.state);
+                    leaf.state.note_marks(endpoints);
                 }
                 (Some(_), None) => {}
                 (None, _) => {

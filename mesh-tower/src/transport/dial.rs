@@ -32,7 +32,7 @@ pub(crate) async fn dial(
     match (security.is_mutual_tls(), cluster.tls.upstream()) {
         (false, _) => {
             let stream = within(timeout, connect(endpoint)).await?;
-            Ok(Io::new(Bytes::Plaintext(stream), forbidden(endpoint.tls_changes(), endpoint.is_mutual_tls(), None)))
+            Ok(Io::new(Bytes::Plaintext(stream), forbidden(endpoint.tls_changes(), None)))
         }
         (true, None) => Err(MeshError::new(ErrorKind::Security, "mutual TLS is wanted, and nothing says how")),
         (true, Some(tls)) => {
@@ -82,7 +82,7 @@ async fn secure(
     let stream = shaken.map_err(|error| failed("mutual TLS".into()).caused_by(error))?;
     let peer = Peer::server(stream.get_ref().1, credentials);
     let peer = peer.ok_or_else(|| failed("mutual TLS: the server has not shown who it is".into()))?;
-    let unwanted = forbidden(endpoint.tls_changes(), endpoint.is_mutual_tls(), Some(peer.id().clone()));
+    let unwanted = forbidden(endpoint.tls_changes(), Some(peer.id().clone()));
     // The server closes it once our own certificate has expired.
     let end = peer.next_check().map_or(credentials.not_after(), |end| end.min(credentials.not_after()));
     let distrusted = distrusted(peer, Arc::clone(endpoint.certificates()));
@@ -95,9 +95,10 @@ async fn secure(
 }
 
 /// Waits until the configuration does not want a connection any more, and tells why.
-async fn forbidden(mut changes: TlsChanges, is_marked: bool, peer: Option<SpiffeId>) -> Arc<str> {
+async fn forbidden(mut changes: TlsChanges, peer: Option<SpiffeId>) -> Arc<str> {
     loop {
-        if let Err(reason) = Security::allows(&changes.next().await, is_marked, peer.as_ref()) {
+        let (tls, is_marked) = changes.next().await;
+        if let Err(reason) = Security::allows(&tls, is_marked, peer.as_ref()) {
             return reason;
         }
     }

@@ -50,6 +50,11 @@ impl Player {
         self.updates.send(change).expect("the source runs");
     }
 
+    /// Waits until this resource is subscribed to, so that all that was sent before is in force.
+    pub async fn asks_for(&mut self, key: ResourceKey) {
+        self.wanted.wait_for(|wanted| wanted.contains(&key)).await.expect("the source runs");
+    }
+
     /// Waits until exactly these listeners are subscribed to.
     pub async fn wants(&mut self, addresses: &[SocketAddr]) {
         let keys: Vec<_> = addresses.iter().map(|address| key(*address)).collect();

@@ -12,7 +12,7 @@ use super::common::parse;
 use super::listener::chain_match;
 use super::notes::Notes;
 use super::{Options, tls};
-use crate::model::{Cluster, ClusterTls, FilterChainMatch, Listener, ServerListener, ServerTls};
+use crate::model::{Cluster, ClusterTls, Listener, ServerListener};
 use crate::resources::Resource;
 
 /// The resource in use, without the plaintext that a refused version of it does not have any more; `None` where it may stay
@@ -28,13 +28,8 @@ pub(crate) fn without_plaintext(present: &Resource, refused: &[u8], reason: &Arc
         Resource::Listener(present) => {
             let Listener::Server(present) = &**present else { return None };
             let refused = parse::<listener::Listener>(refused).ok()?;
-            let mut closed = present.clone();
-            for chain in closed.filter_chains.iter_mut().chain(&mut closed.default_filter_chain) {
-                if chain.tls == ServerTls::None {
-                    chain.tls = ServerTls::Unusable(Arc::clone(reason));
-                }
-            }
-            secures_listener(present, refused).then(|| Resource::Listener(Arc::new(Listener::Server(closed))))
+            let closed = || Resource::Listener(Arc::new(Listener::Server(present.without_plaintext(reason))));
+            secures_listener(present, refused).then(closed)
         }
         Resource::Route(_) | Resource::Endpoints(_) => None,
     }
@@ -64,25 +59,15 @@ fn secures_listener(present: &ServerListener, refused: listener::Listener) -> bo
         chain
     });
     // What a match means that cannot be read, nobody knows: it is like no other.
-    let (asked, plain): (Vec<_>, Vec<_>) = filter_chains
+    let refused: Vec<_> = filter_chains
         .into_iter()
         .chain(default_filter_chain)
         .map(|chain| {
             let matches = chain_match(&mut Notes::new(&Options::default()), chain.filter_chain_match);
             (matches.ok().flatten(), chain.transport_socket.as_ref().is_some_and(tls::is_asked_for))
         })
-        .partition(|(_, is_tls)| *is_tls);
-    let has = |known: &[(Option<FilterChainMatch>, bool)], wanted: &FilterChainMatch| {
-        known.iter().any(|(matches, _)| matches.as_ref() == Some(wanted))
-    };
-    let is_secured = |wanted: &FilterChainMatch| {
-        present.chains().any(|chain| chain.tls != ServerTls::None && chain.matches == *wanted)
-    };
-    let mut in_plaintext = present.chains().filter(|chain| chain.tls == ServerTls::None).peekable();
-    let may_stay = asked.iter().all(|(matches, _)| matches.as_ref().is_some_and(is_secured));
-    !asked.is_empty()
-        && in_plaintext.peek().is_some()
-        && !(may_stay && in_plaintext.all(|chain| has(&plain, &chain.matches)))
+        .collect();
+    present.has_plaintext_beyond(&refused)
 }
 
 #[cfg(test)]
@@ -91,7 +76,7 @@ mod tests {
     use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
 
     use super::*;
-    use crate::model::{FilterChain, HttpManager, RouteConfiguration, RouteSource};
+    use crate::model::{FilterChain, HttpManager, RouteConfiguration, RouteSource, ServerTls};
 
     /// A chain by its transport, and whether it asks for TLS.
     type Chain = (&'static str, bool);
