@@ -13,7 +13,7 @@ use crate::policy::Policy;
 use crate::policy::route::ClusterKey;
 use crate::policy::security::Served;
 use crate::policy::tokens::FetchedKeys;
-use crate::policy::traffic::ServerTls;
+use crate::policy::traffic::{ServerTls, Tls};
 use crate::policy::view::View;
 use crate::registry::endpoints::EncodedKey;
 use crate::registry::{Endpoint, EndpointsSnapshot};
@@ -180,7 +180,11 @@ impl Snapshot {
             (true, ServerTls::Permissive) if client.class == ClientClass::Grpc => ServerTls::Strict,
             (true, tls) => tls,
         };
-        let guards = (&security.access(served, services), &*security.tokens(served, services), &*self.keys);
+        let guards = (
+            &security.access(served, services, self.compiled.allow_unenforced),
+            &*security.tokens(served, services),
+            &*self.keys,
+        );
         render::render_server(client.class, listener, refusal, guards, *paths, tls)
     }
 
@@ -205,7 +209,10 @@ impl Snapshot {
         match self.refusal(client, served) {
             Some(reason) => Err(reason),
             None => {
-                let guards = (&security.access(served, services), &*security.tokens(served, services));
+                let guards = (
+                    &security.access(served, services, self.compiled.allow_unenforced),
+                    &*security.tokens(served, services),
+                );
                 render::render_envoy_guards(guards, *paths)
             }
         }
@@ -252,21 +259,26 @@ impl Snapshot {
         }
         let endpoints = self.endpoints.of(cluster.id)?;
         let security = &policy.security;
+        let is_automatic = cluster.traffic.tls == Tls::Automatic;
+        let may_nobody_answer = endpoints.identities().is_empty();
         let speaks_tls = |endpoint: &Endpoint| {
             let (namespace, labels, port) = (&*endpoint.namespace, &*endpoint.labels, endpoint.address.port());
             let served = Served { namespace, labels, port };
             let has_certificates = policy.trust_domain.is_some();
-            match (has_certificates, &endpoint.identity, security.server_tls(served, &policy.services)) {
-                // It registered, and must not be called in plaintext: there is no other way to call it.
-                (true, None, ServerTls::Strict) if endpoint.key.is_some() => None,
-                (_, identity, tls) => Some(identity.is_some() && tls != ServerTls::Plaintext),
-            }
+            let tls = security.server_tls(served, &policy.services);
+            let speaks_tls = has_certificates && endpoint.mutual_tls && tls != ServerTls::Plaintext;
+            // It must not be called in plaintext, and there is no other way to call it: it registered without a certificate,
+            // or it is written down and nobody knows who it is.
+            let is_strict = has_certificates && tls == ServerTls::Strict && endpoint.key.is_some();
+            let is_out = (is_strict && !endpoint.mutual_tls) || (speaks_tls && is_automatic && may_nobody_answer);
+            (!is_out).then_some(speaks_tls)
         };
         let make = || render::render_endpoints(&cluster, name, endpoints, speaks_tls);
         if !render::is_worth_remembering(policy, view, name) {
             return Some(make());
         }
-        let key = EncodedKey { name: name.into(), labels: cluster.labels.clone(), security: self.security() };
+        let key =
+            EncodedKey { name: name.into(), labels: cluster.labels.clone(), security: self.security(), is_automatic };
         // The endpoints may have outlived a configuration in which nobody could register.
         let self_registered = cluster.service.takes_registrations();
         Some(Encoded { self_registered, ..endpoints.encoded(key, make) })

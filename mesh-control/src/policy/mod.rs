@@ -99,7 +99,7 @@ impl Policy {
     pub fn new(objects: &Objects, mesh: MeshSettings) -> (Policy, Vec<Diagnostic>) {
         let exported = mesh.exported(objects);
         let objects = exported.as_ref().unwrap_or(objects);
-        let (services, mut found) = Services::new(objects);
+        let (services, mut found) = Services::new(objects, &mesh.fixed.trust_domain);
         let (virtual_services, conflicts) = VirtualServices::new(&objects.virtual_services, &objects.refused);
         found.extend(conflicts);
         let (destination_rules, conflicts) =

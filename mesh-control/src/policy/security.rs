@@ -150,11 +150,9 @@ impl Security {
     fn unknown_authorizers(&self, served: Served<'_>, services: &Services) -> impl Iterator<Item = String> {
         let selected = self.access.iter().filter(move |(selection, _)| selection.selects(&self.root, served, services));
         selected.filter_map(move |(selection, policy)| {
-            let authorizer = policy.authorizer.as_ref()?;
-            let service = services.find(&authorizer.host, served.namespace);
-            let is_known = service.is_some_and(|(_, service)| service.port(authorizer.port).is_some());
-            let why = || format!(" (there is no service {} to ask)", authorizer.target());
-            (!is_known).then(|| not_enforced(&selection.meta, &why()))
+            let authorizer = unknown_authorizer(policy, served, services)?;
+            let why = format!(" (there is no service {} to ask)", authorizer.target());
+            Some(not_enforced(&selection.meta, &why))
         })
     }
 
@@ -175,14 +173,16 @@ impl Security {
         some.chain(peers.map(|peers| &peers.meta)).any(is_near)
     }
 
-    /// Who may do what to a server.
-    pub fn access(&self, served: Served<'_>, services: &Services) -> Access<'_> {
+    /// Who may do what to a server. `allow_unenforced` leaves out what cannot be enforced: without it, the server does not
+    /// serve at all.
+    pub fn access(&self, served: Served<'_>, services: &Services, allow_unenforced: bool) -> Access<'_> {
+        let is_out = |policy| allow_unenforced && unknown_authorizer(policy, served, services).is_some();
         let mut ports = BTreeSet::from([served.port]);
         ports.extend(services.targets_of(served.namespace, served.labels, served.port));
         let is_known = ports.len() > 1 || !services.has_named_target(served.namespace, served.labels, served.port);
         let mut access = Access { bound: served.port, ports: is_known.then_some(ports), ..Access::default() };
         for (selection, policy) in &self.access {
-            if selection.selects(&self.root, served, services) {
+            if selection.selects(&self.root, served, services) && !is_out(policy) {
                 access.add(policy);
             }
         }
@@ -262,6 +262,14 @@ impl Security {
             Some(MtlsMode::Disable) => ServerTls::Plaintext,
         }
     }
+}
+
+/// Who is asked by a policy, where nothing describes it.
+fn unknown_authorizer<'p>(policy: &'p AccessPolicy, served: Served<'_>, services: &Services) -> Option<&'p Authorizer> {
+    let authorizer = policy.authorizer.as_deref()?;
+    let service = services.find(&authorizer.host, served.namespace);
+    let is_known = service.is_some_and(|(_, service)| service.port(authorizer.port).is_some());
+    (!is_known).then_some(authorizer)
 }
 
 impl Peers {

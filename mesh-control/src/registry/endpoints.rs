@@ -31,7 +31,9 @@ pub struct Endpoint {
     pub cluster: Arc<str>,
     /// The registration that it comes from, where it registered itself.
     pub key: Option<Arc<str>>,
-    /// Who it is by mutual TLS, where it speaks it.
+    /// Whether it speaks the mesh's mutual TLS.
+    pub mutual_tls: bool,
+    /// Who it is by mutual TLS, where that is known.
     pub identity: Option<SpiffeId>,
 }
 
@@ -53,6 +55,8 @@ pub struct EncodedKey {
     pub labels: Option<Arc<BTreeMap<String, String>>>,
     /// What says who speaks mutual TLS.
     pub security: u64,
+    /// Whether each endpoint is called as it says itself, and no rule says how to call all of them.
+    pub is_automatic: bool,
 }
 
 impl ServiceEndpoints {
@@ -66,14 +70,14 @@ impl ServiceEndpoints {
         self.by_port.iter().map(|(port, endpoints)| (*port, endpoints.as_slice()))
     }
 
-    /// Everybody who serves any of its ports by mutual TLS, in order.
+    /// Everybody who may serve any of its ports by mutual TLS, in order.
     pub fn identities(&self) -> &Arc<[SpiffeId]> {
         &self.identities
     }
 
     /// Whether both hold the same endpoints.
     pub fn is_same(&self, other: &ServiceEndpoints) -> bool {
-        self.by_port == other.by_port
+        self.by_port == other.by_port && self.identities == other.identities
     }
 
     /// The encoding for this key, made once.
@@ -121,8 +125,20 @@ pub fn collect<'a>(
         endpoints.retain(|endpoint| seen.insert(endpoint.address));
     }
     let identities = by_port.values().flatten().filter_map(|endpoint| endpoint.identity.clone());
-    let identities: BTreeSet<SpiffeId> = identities.collect();
-    ServiceEndpoints { by_port, identities: identities.into_iter().collect(), encoded: Mutex::default() }
+    let identities = all_of(service, identities);
+    ServiceEndpoints { by_port, identities, encoded: Mutex::default() }
+}
+
+/// A service whose endpoints its clients look up themselves: only who may answer is known here.
+pub fn found_by_clients<'a>(service: &Service, written: impl Iterator<Item = &'a WrittenEndpoint>) -> ServiceEndpoints {
+    let identities = written.filter(|written| written.mutual_tls).filter_map(|written| written.identity.clone());
+    ServiceEndpoints { identities: all_of(service, identities), ..ServiceEndpoints::default() }
+}
+
+/// Who may answer for a service: its endpoints, and who is written besides.
+fn all_of(service: &Service, of_endpoints: impl Iterator<Item = SpiffeId>) -> Arc<[SpiffeId]> {
+    let all: BTreeSet<SpiffeId> = of_endpoints.chain(service.peers.iter().cloned()).collect();
+    all.into_iter().collect()
 }
 
 /// Which ports of the service a workload serves, if it is selected: those that its bound port matches by
@@ -148,6 +164,7 @@ fn registered(workload: &Workload) -> Endpoint {
         namespace: workload.namespace.clone(),
         cluster: workload.cluster.clone(),
         key: Some(workload.key.clone()),
+        mutual_tls: workload.identity.is_some(),
         identity: workload.identity.clone(),
     }
 }
@@ -163,6 +180,7 @@ fn of_written(written: &WrittenEndpoint, address: SocketAddr) -> Endpoint {
         namespace: written.namespace.clone(),
         cluster: Arc::default(),
         key: None,
-        identity: None,
+        mutual_tls: written.mutual_tls,
+        identity: written.identity.clone().filter(|_| written.mutual_tls),
     }
 }

@@ -170,7 +170,7 @@ impl Endpoints {
 
     fn collect(&self, services: &Services, id: ServiceId, service: &Service) -> ServiceEndpoints {
         if service.discovery != Discovery::Registry {
-            return ServiceEndpoints::default();
+            return endpoints::found_by_clients(service, services.written(id));
         }
         let candidates = first_label(service).and_then(|label| self.by_label.get(&label));
         let candidates = candidates.into_iter().flat_map(BTreeMap::values);
@@ -189,7 +189,7 @@ mod tests {
         store.set_text("t.yaml", yaml);
         let loaded = store.loaded();
         assert!(loaded.diagnostics.iter().all(|one| one.severity == Severity::Info), "{:?}", loaded.diagnostics);
-        Services::new(&loaded.objects).0
+        Services::new(&loaded.objects, &mesh_core::identity::TrustDomain::default()).0
     }
 
     const SHOP: &str = "

@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_core::identity::{SpiffeId, TrustDomain};
+
 use super::host::{plain, service_host};
 use super::protocol::{self, Protocol};
+use crate::catalog::TLS_MODE;
 use crate::config::Origin;
 use crate::config::file::{Meta, Object};
 use crate::config::istio::service::{self, TargetPort};
@@ -109,6 +112,10 @@ pub struct WrittenEndpoint {
     pub workload: Arc<str>,
     /// The workload's namespace.
     pub namespace: Arc<str>,
+    /// Whether it speaks the mesh's mutual TLS.
+    pub mutual_tls: bool,
+    /// Who it is by mutual TLS, where it is written.
+    pub identity: Option<SpiffeId>,
     /// The ports of the service that it is an endpoint of, where these are not all: those of its own ServiceEntry.
     pub of_ports: Option<Arc<[u16]>>,
     /// The object that it is written in.
@@ -118,11 +125,24 @@ pub struct WrittenEndpoint {
 }
 
 impl WrittenEndpoint {
-    /// The endpoint of a WorkloadEntry; `None` for a unix socket, which is reported where it is read.
-    pub fn new(entry: &WorkloadEntry, meta: &Meta, labels: BTreeMap<String, String>) -> Option<Self> {
+    /// The endpoint of a WorkloadEntry, of a service that `is_internal` to the mesh or not; `None` for a unix socket, which
+    /// is reported where it is read.
+    pub fn new(
+        entry: &WorkloadEntry,
+        meta: &Meta,
+        labels: BTreeMap<String, String>,
+        is_internal: bool,
+        domain: &TrustDomain,
+    ) -> Option<Self> {
         if entry.address.is_empty() || entry.address.starts_with("unix://") {
             return None;
         }
+        let account = entry.service_account.as_str();
+        // Istio: getTLSModeFromWorkloadEntry (serviceregistry/serviceentry/conversion.go).
+        let mutual_tls = match labels.get(TLS_MODE) {
+            Some(mode) => mode == "istio",
+            None => is_internal && !account.is_empty(),
+        };
         Some(WrittenEndpoint {
             address: entry.address.value.as_str().into(),
             ports: entry.ports.iter().map(|(name, port)| (name.clone(), port.0)).collect(),
@@ -131,6 +151,8 @@ impl WrittenEndpoint {
             locality: parse_locality(&entry.locality),
             workload: meta.name.clone(),
             namespace: meta.namespace.clone(),
+            mutual_tls,
+            identity: SpiffeId::of_workload(domain, &meta.namespace, account).ok(),
             of_ports: None,
             object: meta.id(),
             origin: meta.origin.at(entry.address.span),
@@ -187,6 +209,10 @@ pub struct Service {
     pub selector: Option<BTreeMap<String, String>>,
     /// Endpoints that are written down in the object itself.
     pub endpoints: Vec<WrittenEndpoint>,
+    /// Whether it is a part of the mesh (`location` of a ServiceEntry).
+    pub is_internal: bool,
+    /// Who may answer for it by mutual TLS besides its endpoints (`subjectAltNames` of a ServiceEntry).
+    pub peers: Vec<SpiffeId>,
     /// Who sees it.
     pub visibility: Visibility,
     /// The object.
@@ -221,6 +247,7 @@ impl Service {
         let endpoints = other.endpoints.iter().cloned();
         self.endpoints
             .extend(endpoints.map(|endpoint| WrittenEndpoint { of_ports: Some(new_numbers.clone()), ..endpoint }));
+        self.peers.extend(other.peers.iter().cloned());
         let both = both.into_iter().map(|port| port.number).collect();
         self.ports.extend(new.into_iter().cloned());
         Some(both)
@@ -279,6 +306,8 @@ pub fn of_service(object: &Object<service::Service>) -> Service {
         discovery: if external.is_some() { Discovery::Dns } else { Discovery::Registry },
         selector: (!spec.selector.is_empty() && external.is_none()).then(|| spec.selector.clone()),
         endpoints: external.iter().map(|name| dns_endpoint(name, meta)).collect(),
+        is_internal: true,
+        peers: Vec::new(),
         alias: external.map(Arc::from),
         visibility: Visibility::new(service::exported_to(&meta.annotations), &meta.namespace),
         meta: meta.clone(),
@@ -286,7 +315,7 @@ pub fn of_service(object: &Object<service::Service>) -> Service {
 }
 
 /// The services that a `ServiceEntry` declares, one for each host.
-pub fn of_entry(object: &Object<ServiceEntry>) -> Vec<Service> {
+pub fn of_entry(object: &Object<ServiceEntry>, domain: &TrustDomain) -> Vec<Service> {
     let Object { meta, spec } = object;
     let ports: Vec<ServicePort> = spec
         .ports
@@ -302,8 +331,11 @@ pub fn of_entry(object: &Object<ServiceEntry>) -> Vec<Service> {
             }
         })
         .collect();
-    let endpoints: Vec<WrittenEndpoint> =
-        spec.endpoints.iter().filter_map(|entry| WrittenEndpoint::new(entry, meta, entry.labels.clone())).collect();
+    let is_internal = spec.location == service_entry::Location::Internal;
+    let endpoints = spec.endpoints.iter();
+    let endpoints: Vec<WrittenEndpoint> = endpoints
+        .filter_map(|entry| WrittenEndpoint::new(entry, meta, entry.labels.clone(), is_internal, domain))
+        .collect();
     let all_ips = !endpoints.is_empty() && endpoints.iter().all(|endpoint| endpoint.ip().is_some());
     let discovery = match spec.resolution {
         service_entry::Resolution::None | service_entry::Resolution::DynamicDns => Discovery::Passthrough,
@@ -334,6 +366,8 @@ pub fn of_entry(object: &Object<ServiceEntry>) -> Vec<Service> {
                 discovery,
                 alias: None,
                 selector: spec.workload_selector.as_ref().map(|selector| selector.labels.clone()),
+                is_internal,
+                peers: spec.subject_alt_names.iter().filter_map(|name| name.parse().ok()).collect(),
                 visibility: visibility.clone(),
                 meta: meta.clone(),
             }
@@ -350,6 +384,8 @@ fn dns_endpoint(name: &str, meta: &Meta) -> WrittenEndpoint {
         locality: Default::default(),
         workload: meta.name.clone(),
         namespace: meta.namespace.clone(),
+        mutual_tls: false,
+        identity: None,
         of_ports: None,
         object: meta.id(),
         origin: meta.origin.clone(),

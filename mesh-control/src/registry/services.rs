@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use mesh_core::identity::TrustDomain;
+
 use super::host;
 use super::service::{self, Service, Target, Visibility, WrittenEndpoint};
 use super::workload::{self, Workload};
@@ -51,11 +53,12 @@ pub(super) type NamespacedLabel = (Arc<str>, String, String);
 
 impl Services {
     /// The services of these objects, and what is to be said about them.
-    pub fn new(objects: &Objects) -> (Services, Vec<Diagnostic>) {
+    /// `domain` is that of the identities of endpoints that are written down.
+    pub fn new(objects: &Objects, domain: &TrustDomain) -> (Services, Vec<Diagnostic>) {
         let mut services = Services::default();
         let mut found = Vec::new();
         let mut all: Vec<Service> = objects.services.iter().map(|object| service::of_service(object)).collect();
-        all.extend(objects.service_entries.iter().flat_map(|object| service::of_entry(object)));
+        all.extend(objects.service_entries.iter().flat_map(|object| service::of_entry(object, domain)));
         all.sort_by(|a, b| {
             (&a.host, &a.namespace, a.rank(&a.namespace)).cmp(&(&b.host, &b.namespace, b.rank(&b.namespace)))
         });
@@ -69,7 +72,7 @@ impl Services {
         }
         services.wildcards.sort_by(|a, b| (b.0.len(), &a.0).cmp(&(a.0.len(), &b.0)));
         let entries = entries_by_namespace(objects);
-        services.selected = services.all.iter().map(|service| selected(service, &entries)).collect();
+        services.selected = services.all.iter().map(|service| selected(service, &entries, domain)).collect();
         for group in &objects.workload_groups {
             let key = (group.meta.namespace.clone(), group.meta.name.clone());
             services.groups.insert(key, group.clone());
@@ -333,7 +336,7 @@ fn entries_by_namespace(objects: &Objects) -> Entries<'_> {
     entries
 }
 
-fn selected(service: &Service, entries: &Entries<'_>) -> Vec<WrittenEndpoint> {
+fn selected(service: &Service, entries: &Entries<'_>, domain: &TrustDomain) -> Vec<WrittenEndpoint> {
     let Some(selector) = &service.selector else {
         return Vec::new();
     };
@@ -345,7 +348,7 @@ fn selected(service: &Service, entries: &Entries<'_>) -> Vec<WrittenEndpoint> {
         if !service::is_subset(selector, &labels) {
             return None;
         }
-        WrittenEndpoint::new(&object.spec, &object.meta, labels)
+        WrittenEndpoint::new(&object.spec, &object.meta, labels, service.is_internal, domain)
     });
     endpoints.collect()
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::config::core::v3::{HealthStatus, Locality};
+use envoy_types::pb::envoy::config::core::v3::{HealthStatus, Locality, Metadata};
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 
@@ -99,7 +99,8 @@ pub fn dns_assignment(cluster: &Cluster<'_>, endpoints: &[(&WrittenEndpoint, u16
     let mut seen = HashSet::new();
     let endpoints = endpoints.iter().filter(|(written, port)| seen.insert((&written.address, *port)));
     let endpoints = endpoints.map(|(written, port)| {
-        let endpoint = plain(&written.address, *port, written.weight);
+        let mut endpoint = plain(&written.address, *port, written.weight);
+        endpoint.metadata = written.mutual_tls.then(speaks_mutual_tls);
         (&written.locality, written.weight, endpoint)
     });
     grouped(&name, endpoints)
@@ -160,9 +161,7 @@ fn lb_endpoint(endpoint: &Endpoint, speaks_tls: bool) -> pb::LbEndpoint {
     };
     let mut metadata = text_metadata("istio", "workload", workload(endpoint));
     if speaks_tls {
-        // By which a client's cluster tells them (Istio: endpoint_builder.go).
-        let mark = text_metadata("envoy.transport_socket_match", "tlsMode", "istio".to_owned());
-        metadata.filter_metadata.extend(mark.filter_metadata);
+        metadata.filter_metadata.extend(speaks_mutual_tls().filter_metadata);
     }
     pb::LbEndpoint {
         health_status: health.into(),
@@ -173,6 +172,11 @@ fn lb_endpoint(endpoint: &Endpoint, speaks_tls: bool) -> pb::LbEndpoint {
             ..Default::default()
         })),
     }
+}
+
+/// The mark by which a client's cluster tells them (Istio: endpoint_builder.go).
+fn speaks_mutual_tls() -> Metadata {
+    text_metadata("envoy.transport_socket_match", "tlsMode", "istio".to_owned())
 }
 
 fn plain(host: &str, port: u16, weight: u32) -> pb::LbEndpoint {

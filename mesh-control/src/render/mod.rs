@@ -42,7 +42,7 @@ use crate::policy::destination_rules::MergedRule;
 use crate::policy::paths::PathNormalization;
 use crate::policy::route::{AbortWith, Action, ClusterKey, Faults, Route, Written};
 use crate::policy::tokens::{FetchedKeys, TokenRule};
-use crate::policy::traffic::{CONNECT_TIMEOUT, Limit, ServerTls};
+use crate::policy::traffic::{CONNECT_TIMEOUT, Limit, ServerTls, Tls};
 use crate::policy::view::View;
 use crate::policy::{Address, Cluster, Policy};
 use crate::registry::host::{candidates, short_forms, split_port};
@@ -299,15 +299,18 @@ pub fn render_cluster(
         let is_good = is_destination && judge::verdict(ResourceType::Cluster, &encoded.body).is_ok();
         return is_good.then(|| plain(encoded));
     };
-    let written = dns_endpoints(policy, &seen);
+    let (written, unknown) = dns_endpoints(policy, &seen, identities);
+    if written.is_empty() && unknown > 0 {
+        return Some(plain(encode(name, &nowhere(name))));
+    }
     let mut degraded = Vec::new();
     let rendered = match class {
         ClientClass::Library => {
-            let security = tls::upstream(&seen, is_certified, identities);
+            let security = tls::upstream(&seen, &written, is_certified, identities);
             library::render_cluster(&seen, &written, security)
         }
         ClientClass::Grpc => {
-            let security = tls::of_grpc(&seen, is_certified, identities);
+            let security = tls::of_grpc(&seen, &written, is_certified, identities);
             grpc::render_cluster(&seen, &written, security, &mut degraded)
         }
         ClientClass::Envoy => return None,
@@ -430,13 +433,30 @@ pub fn has_endpoints_resource(seen: &Cluster<'_>) -> bool {
     found_by(seen) == Found::Endpoints
 }
 
-fn dns_endpoints<'p>(policy: &'p Policy, seen: &Cluster<'_>) -> Vec<(&'p WrittenEndpoint, u16)> {
-    policy
-        .services
-        .written(seen.id)
-        .filter(|written| endpoints::has_labels(&written.labels, seen.labels.as_deref()))
-        .filter_map(|written| Some((written, written.port_for(&seen.port)?)))
-        .collect()
+/// What is looked up, and how many endpoints are not, since they must not be called in plaintext and nobody knows who may
+/// answer for them.
+fn dns_endpoints<'p>(
+    policy: &'p Policy,
+    seen: &Cluster<'_>,
+    identities: &[SpiffeId],
+) -> (Vec<(&'p WrittenEndpoint, u16)>, usize) {
+    let all = policy.services.written(seen.id);
+    let all = all.filter(|written| endpoints::has_labels(&written.labels, seen.labels.as_deref()));
+    let all = all.filter_map(|written| Some((written, written.port_for(&seen.port)?)));
+    let is_automatic = policy.trust_domain.is_some() && seen.traffic.tls == Tls::Automatic;
+    let (unknown, known): (Vec<_>, Vec<_>) =
+        all.partition(|(written, _)| is_automatic && written.mutual_tls && identities.is_empty());
+    (known, unknown.len())
+}
+
+/// Whether mesh-control says of each endpoint how it is to be called: it tells the endpoints, or one whose name is looked up
+/// speaks mutual TLS.
+fn is_marked(seen: &Cluster<'_>, written: &[(&WrittenEndpoint, u16)]) -> bool {
+    match found_by(seen) {
+        Found::Endpoints => true,
+        Found::Dns { .. } => written.iter().any(|(written, _)| written.mutual_tls),
+        Found::Host => false,
+    }
 }
 
 fn fault(faults: &Faults) -> Option<fault_pb::HttpFault> {

@@ -12,10 +12,11 @@ use envoy_types::pb::google::protobuf::{BoolValue, Struct, Value, value::Kind};
 use mesh_core::identity::SpiffeId;
 use prost::{Message, Name};
 
+use super::is_marked;
 use super::proto::any;
-use super::{Found, found_by};
 use crate::policy::Cluster;
 use crate::policy::traffic::Tls;
+use crate::registry::WrittenEndpoint;
 
 /// How a client is to secure its connections to a cluster.
 #[derive(Debug, Default)]
@@ -30,12 +31,17 @@ pub(super) struct Security {
 /// called by it, unless a rule wants it otherwise. `identities` are those who serve it so.
 ///
 /// Rules that name files are not built: a client that is told of them refuses to call rather than call in plaintext.
-pub(super) fn upstream(seen: &Cluster<'_>, has_certificates: bool, identities: &[SpiffeId]) -> Security {
+pub(super) fn upstream(
+    seen: &Cluster<'_>,
+    written: &[(&WrittenEndpoint, u16)],
+    has_certificates: bool,
+    identities: &[SpiffeId],
+) -> Security {
     let of_identities = || identities.iter().map(|id| id.as_str().to_owned()).collect();
     let for_all = |context| Security { socket: Some(socket(&context)), ..Security::default() };
     match &seen.traffic.tls {
         Tls::Plaintext => Security::default(),
-        Tls::Automatic if !has_certificates || found_by(seen) != Found::Endpoints => Security::default(),
+        Tls::Automatic if !has_certificates || !is_marked(seen, written) => Security::default(),
         // Also where nobody is known to serve it so: an endpoint that is marked must not be called in plaintext meanwhile.
         Tls::Automatic => {
             let marked = Struct { fields: [("tlsMode".to_owned(), text("istio"))].into() };
@@ -72,7 +78,12 @@ pub(super) fn upstream(seen: &Cluster<'_>, has_certificates: bool, identities: &
 /// What the rules and the mesh say of a cluster to a gRPC client, for all endpoints alike: gRPC cannot tell them apart. One
 /// that has a certificate shows it wherever somebody serves by mutual TLS; endpoints that do not fail their calls. `None`
 /// where it must not call, for it cannot do what a rule asks.
-pub(super) fn of_grpc(seen: &Cluster<'_>, is_certified: bool, identities: &[SpiffeId]) -> Option<Security> {
+pub(super) fn of_grpc(
+    seen: &Cluster<'_>,
+    written: &[(&WrittenEndpoint, u16)],
+    is_certified: bool,
+    identities: &[SpiffeId],
+) -> Option<Security> {
     let of_identities = || identities.iter().map(|id| id.as_str().to_owned()).collect();
     let mutual = |sni, peers| {
         let mut context = mutual(sni, peers, true);
@@ -85,7 +96,7 @@ pub(super) fn of_grpc(seen: &Cluster<'_>, is_certified: bool, identities: &[Spif
     };
     match &seen.traffic.tls {
         Tls::Plaintext => Some(Security::default()),
-        Tls::Automatic if !is_certified || found_by(seen) != Found::Endpoints || identities.is_empty() => {
+        Tls::Automatic if !is_certified || !is_marked(seen, written) || identities.is_empty() => {
             Some(Security::default())
         }
         Tls::Automatic => mutual(own_sni(seen), of_identities()),

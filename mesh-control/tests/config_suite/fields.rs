@@ -91,8 +91,8 @@ fn is_field(path: &str, field: &str) -> bool {
 fn fields_without_effect_are_noted_once_a_file_and_keep_no_error_out() {
     let entry = |number: usize, port: &str| {
         format!(
-            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: s{number}}}\n\
-             spec: {{hosts: [h{number}.example.com], location: MESH_INTERNAL, ports: [{{number: {port}, name: http}}]}}\n---\n"
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s{number}}}\n\
+             spec: {{clusterIP: 10.0.0.1, ports: [{{port: {port}, name: http}}]}}\n---\n"
         )
     };
     let deployment = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n---\n";
@@ -104,7 +104,7 @@ fn fields_without_effect_are_noted_once_a_file_and_keep_no_error_out() {
     let one =
         |part: &str| assert_eq!(said.iter().filter(|one| one.contains(part)).count(), 1, "{part}: {:#?}", &said[190..]);
     one("error[wrong-type]");
-    one("many.yaml:4:33: info[ignored]: ServiceEntry: location: without effect in this mesh (here and 300 times more)");
+    one("many.yaml:4:8: info[ignored]: Service: clusterIP: without effect in this mesh (here and 300 times more)");
     one("info[file]: 100 more findings like these are left out");
 }
 

@@ -257,6 +257,11 @@ fn a_provider_that_nothing_describes_is_told_and_serves_nobody() {
         let plane = Plane::from_yaml(&custom(provider)).unwrap();
         assert!(said(&plane).iter().any(|line| line.contains(why) && line.contains("error")), "{:?}", said(&plane));
         assert!(told(&plane, ClientClass::Library).contains("AuthorizationPolicy shop/ask"), "{provider}");
+        // Whoever wants to be served all the same is, and nobody is asked who may be anybody.
+        let plane = Plane::start(PlaneOptions::default().allow_unenforced(true)).unwrap();
+        plane.set_yaml("c.yaml", &custom(provider)).unwrap();
+        let told = told(&plane, ClientClass::Library);
+        assert!(!told.contains("AuthorizationPolicy shop/ask") && !told.contains("ext_authz"), "{provider}: {told}");
     }
 }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use mesh_control::catalog::{Catalog, Client, ClientClass, Kind};
 use mesh_control::plane::{Plane, PlaneOptions};
 use mesh_control::registry::Workload;
-use mesh_core::model::{Cluster, ClusterTls, Endpoint, Endpoints};
+use mesh_core::identity::SpiffeId;
+use mesh_core::model::{Cluster, ClusterKind, ClusterTls, Endpoint, Endpoints};
 use mesh_core::resources::{Resource, ResourceType};
 use mesh_core::xds::decode::{Options, decode};
 
@@ -98,4 +99,104 @@ fn a_workload_without_a_certificate_is_no_endpoint_where_mutual_tls_is_strict() 
     // A change of the mode is seen, though the endpoints are the same.
     plane.set_yaml("c.yaml", REVIEWS).unwrap();
     assert!(endpoints(&plane)[0].mutual_tls);
+}
+
+/// Endpoints that are written down: where they are, and whether they are marked.
+fn marks(endpoints: &Endpoints) -> Vec<(String, bool)> {
+    let all = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
+    all.map(|endpoint| (endpoint.id.to_string(), endpoint.mutual_tls)).collect()
+}
+
+/// The cluster of a host with its endpoints, as the library is told of them.
+fn told(plane: &Plane, host: &str) -> (Arc<Cluster>, Vec<(String, bool)>) {
+    let (snapshot, name) = (plane.snapshot(), format!("outbound|80||{host}"));
+    let read = |kind, resource_type| {
+        let found = snapshot.resource(&client(ClientClass::Library), kind, &name)?;
+        Some(decode(resource_type, &found.body, &Options::default()).unwrap().resource)
+    };
+    let Some(Resource::Cluster(cluster)) = read(Kind::Cluster, ResourceType::Cluster) else { panic!("no cluster") };
+    let endpoints = match (read(Kind::Endpoints, ResourceType::Endpoints), &cluster.kind) {
+        (Some(Resource::Endpoints(endpoints)), _) => marks(&endpoints),
+        (None, ClusterKind::StrictDns { endpoints, .. } | ClusterKind::Static(endpoints)) => marks(endpoints),
+        (None, ClusterKind::Eds { service_name }) if &**service_name == "BlackHoleCluster" => Vec::new(),
+        other => panic!("{other:?}"),
+    };
+    (cluster, endpoints)
+}
+
+/// A ServiceEntry of the host `w.shop` with one endpoint.
+fn entry(address: &str, endpoint: &str, more: &str) -> String {
+    let resolution = if address.starts_with('1') { "STATIC" } else { "DNS" };
+    format!(
+        "\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: w, namespace: shop}}\n\
+         spec: {{hosts: [w.shop], ports: [{{number: 80, name: http}}], resolution: {resolution}, {more}\
+         endpoints: [{{address: {address}, {endpoint}}}]}}\n"
+    )
+}
+
+const LABELLED: &str = "labels: {security.istio.io/tlsMode: istio}";
+
+#[test]
+fn an_endpoint_that_is_written_down_and_speaks_mutual_tls_is_not_called_in_plaintext() {
+    let account = format!("{LABELLED}, serviceAccount: reviews");
+    let disabled = "labels: {security.istio.io/tlsMode: disabled}, serviceAccount: reviews";
+    let internal = "location: MESH_INTERNAL, ";
+    let names = format!("subjectAltNames: ['{ID}', w.example], ");
+    // What the endpoint and its ServiceEntry say; whether it is an endpoint, and marked.
+    let cases = [
+        (account.as_str(), "", Some(true)),
+        (LABELLED, "", None),
+        (LABELLED, &names, Some(true)),
+        ("serviceAccount: reviews", "", Some(false)),
+        ("serviceAccount: reviews", internal, Some(true)),
+        (disabled, internal, Some(false)),
+        ("weight: 1", internal, Some(false)),
+    ];
+    for address in ["10.0.0.7", "name.example"] {
+        for (endpoint, more, expected) in cases {
+            let plane = plane(&entry(address, endpoint, more));
+            let (cluster, seen) = told(&plane, "w.shop");
+            let expected: Vec<_> = expected.into_iter().map(|marked| (format!("{address}:80"), marked)).collect();
+            assert_eq!(seen, expected, "{endpoint} {more}");
+            if expected.iter().any(|(_, marked)| *marked) {
+                assert_eq!(peers(&cluster), [ID], "{endpoint} {more}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_workload_entry_that_speaks_mutual_tls_is_called_so_and_who_it_is_is_told_of_where_nobody_knows() {
+    let written = |spec: &str| {
+        format!(
+            "\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: v, namespace: shop}}\n\
+             spec: {{address: 10.0.0.9, labels: {{app: reviews, security.istio.io/tlsMode: istio}}, {spec}}}\n"
+        )
+    };
+    let known = plane(&written("serviceAccount: reviews"));
+    assert!(endpoints(&known)[0].mutual_tls);
+    for class in [ClientClass::Library, ClientClass::Grpc] {
+        let certified = client(class).labels([("security.istio.io/tlsMode", "istio")]);
+        let cluster = cluster(&known, &certified);
+        assert_eq!(cluster.tls.upstream().unwrap().peers.iter().map(SpiffeId::as_str).collect::<Vec<_>>(), [ID]);
+    }
+    let warns = |plane: &Plane| {
+        let said = plane.diagnostics().iter().any(|found| found.message.contains("nobody knows who it is"));
+        said
+    };
+    assert!(!warns(&known));
+    let unknown = plane(&written("weight: 1"));
+    assert!(endpoints(&unknown).is_empty() && warns(&unknown));
+    // A rule says how to call it, whoever it is.
+    for (tls, marked) in [("{mode: DISABLE}", true), ("{mode: ISTIO_MUTUAL, subjectAltNames: [spiffe://td/x]}", true)] {
+        let rule = format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: d, namespace: shop}}\n\
+             spec: {{host: reviews, trafficPolicy: {{tls: {tls}}}}}\n"
+        );
+        let plane = plane(&(written("weight: 1") + &rule));
+        assert_eq!(endpoints(&plane).iter().map(|one| one.mutual_tls).collect::<Vec<_>>(), [marked], "{tls}");
+    }
+    // One that registers, and so says who may answer.
+    unknown.register(workload("one", Some(ID)));
+    assert_eq!(endpoints(&unknown).iter().map(|one| one.mutual_tls).collect::<Vec<_>>(), [true, true]);
 }

@@ -3,6 +3,7 @@
 use super::Support::{Enforced, Indifferent, NotYet, Partly};
 use super::{Row, Tables, both, workload_entry};
 use crate::config::node::Node;
+use mesh_core::identity::SpiffeId;
 
 pub(super) const TABLES: Tables = &[("", SERVICE_ENTRY), ("endpoints", workload_entry::ENDPOINT)];
 
@@ -13,13 +14,19 @@ const SERVICE_ENTRY: &[Row] = &[
     Row { path: "ports.protocol", library: Partly(transport), grpc: Indifferent },
     both("ports.name", Enforced),
     both("ports.targetPort", Enforced),
-    // It decides on mutual TLS and on labels of metrics, neither of which depends on it yet.
-    both("location", Indifferent),
+    // Whether endpoints that have a service account speak mutual TLS.
+    both("location", Enforced),
     both("resolution", Enforced),
     both("workloadSelector.labels", Enforced),
     both("exportTo", Enforced),
-    both("subjectAltNames", NotYet("no certificate is checked, as no connection is secured")),
+    both("subjectAltNames", Partly(names)),
 ];
+
+fn names(node: &Node) -> Option<String> {
+    let is_other = |name: &&Node| name.as_str().is_some_and(|name| name.parse::<SpiffeId>().is_err());
+    let other = node.items().iter().find(is_other)?;
+    Some(format!("{:?}: it is no SPIFFE ID, and nobody shows another name", other.as_str().unwrap_or_default()))
+}
 
 fn transport(node: &Node) -> Option<String> {
     node.as_str()?.eq_ignore_ascii_case("udp").then(|| "UDP; the port is left out".to_owned())
