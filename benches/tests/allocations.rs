@@ -7,6 +7,7 @@ use mesh_benches::counts::run;
 use mesh_benches::fixtures::{Routes, account, cluster, guarded, random};
 use mesh_core::authz::Connection;
 use mesh_core::balance::PickArgs;
+use mesh_core::calls::{Call, Recorder};
 use mesh_core::identity::SpiffeId;
 use mesh_core::model::BalancerPolicy;
 use mesh_core::request::RequestHead;
@@ -58,6 +59,30 @@ fn a_verdict_of_a_hundred_policies_allocates_nothing() {
             assert_eq!((admitted, count.count_total), (is_allowed, 0), "{by_account} {number}");
         }
     }
+}
+
+#[test]
+fn writing_down_a_call_like_one_before_allocates_nothing() {
+    let recorder = Recorder::default();
+    recorder.set_on(true);
+    let mut random = random();
+    let rule = Some("AuthorizationPolicy/shop/reviews-callers#0");
+    let who = account(0);
+    // A path that is known, values in a form that is known, a method of gRPC, and somebody who is refused.
+    for (path, other, is_grpc) in [
+        ("/api/v1/products", "/api/v1/products?page=2", false),
+        ("/api/v1/products/1/reviews", "/api/v1/products/2/reviews", false),
+        ("/bookinfo.Ratings/Get", "/bookinfo.Ratings/Get", true),
+    ] {
+        for (principal, is_allowed) in [(Some(&*who), true), (None, false)] {
+            let call = Call { principal, port: 80, is_grpc, method: "POST", path, is_allowed, rule };
+            recorder.record(&call, &mut random, || 1);
+            let again = Call { path: other, ..call };
+            let count = measure(|| (0..1000).for_each(|_| recorder.record(&again, &mut random, || 2)));
+            assert_eq!(count.count_total, 0, "{other} {principal:?}");
+        }
+    }
+    assert_eq!(recorder.report().calls.len(), 6);
 }
 
 #[test]

@@ -25,7 +25,7 @@ const CRATES: [Crate; 4] = [
             &["request", "identity", "path"],
             &["model"],
             &["matcher", "resources", "tls"],
-            &["state", "client_status", "jwt"],
+            &["state", "client_status", "jwt", "calls"],
             &["authz"],
             &["request_info"],
             &["balance", "filter", "retry"],
@@ -53,7 +53,7 @@ const CRATES: [Crate; 4] = [
     Crate {
         name: "mesh-control",
         layers: &[
-            &["ca", "catalog", "config/diagnostic"],
+            &["ca", "calls", "catalog", "config/diagnostic"],
             &["config/node", "config/spelling"],
             &["config/decode", "config/locate"],
             &["config/istio", "config/support"],

@@ -29,6 +29,7 @@ use mesh_core::xds::{Bootstrap, Connector, XdsSource};
 use tokio::io::DuplexStream;
 
 use crate::ca::CertificateAuthority;
+use crate::calls::Calls;
 pub use crate::jwks::KeyFetching;
 pub use crate::plane::{OutboundTrafficPolicy, PathNormalization, PlaneOptions};
 use crate::plane::{Plane, Rejected};
@@ -217,6 +218,10 @@ impl Embedded {
             serve = serve.certificates(offers.dev(true));
         }
         serve = serve.trust_domain(plane.trust_domain());
+        if let (Some(state), true) = (&state, serve.calls.is_some()) {
+            let calls = Calls::open(state).map_err(|error| StartError::Unreadable(state.clone(), error))?;
+            serve = serve.calls(Arc::new(calls));
+        }
         let authority = serve.certificates.as_ref().map(|certificates| certificates.authority.clone());
         let server = Server::new(Feed::of(&plane), Arc::new(plane.clone()), &serve);
         let bound = server.listen(xds_addr).await;

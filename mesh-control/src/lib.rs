@@ -24,6 +24,7 @@
 
 pub mod analysis;
 pub mod ca;
+pub mod calls;
 pub mod catalog;
 pub mod cli;
 pub mod config;

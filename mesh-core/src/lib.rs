@@ -21,6 +21,7 @@
 
 pub mod authz;
 pub mod balance;
+pub mod calls;
 pub mod client_status;
 pub mod error;
 pub mod filter;

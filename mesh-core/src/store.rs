@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Notify, watch};
 
+use crate::calls::Recorder;
 use crate::client_status::StatusHandle;
 use crate::error::{ErrorKind, Invalid, MeshError};
 use crate::id::{ListenerName, Target};
@@ -71,6 +72,7 @@ struct StoreState {
     closed: AtomicBool,
     source: Arc<dyn Source>,
     certificates: Arc<Certificates>,
+    calls: Arc<Recorder>,
     idle: Duration,
 }
 
@@ -176,6 +178,7 @@ impl Store {
         let assembly = Assembly::new(extensions, Arc::clone(&certificates));
         let shared = Arc::new(StoreState {
             certificates,
+            calls: Arc::default(),
             targets: ArcSwap::default(),
             commands: Mutex::default(),
             news: Notify::new(),
@@ -192,6 +195,11 @@ impl Store {
     /// What this process shows of itself where TLS is asked for.
     pub fn certificates(&self) -> &Arc<Certificates> {
         &self.shared.certificates
+    }
+
+    /// Who called the servers of this process, where the control plane wants to know.
+    pub fn calls(&self) -> &Arc<Recorder> {
+        &self.shared.calls
     }
 
     /// The view of a target, if somebody asked for it before and it is there. Allocates nothing.
@@ -339,6 +347,11 @@ impl Sink {
     /// [wanted](Certificates::wanted).
     pub fn certificates(&self) -> &Arc<Certificates> {
         &self.shared.certificates
+    }
+
+    /// Who called the servers of this process: a source that can tell turns it on where somebody wants to be told.
+    pub fn calls(&self) -> &Arc<Recorder> {
+        &self.shared.calls
     }
 
     /// What the application adds to the built-in parts: names beyond these mean nothing to it.

@@ -90,6 +90,11 @@ impl ListenerState {
         &self.name
     }
 
+    /// The port that it is bound to.
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
     /// Whether to serve, and how.
     pub(crate) fn state(&self) -> Guard<Arc<ServerState>> {
         self.state.load()

@@ -1,5 +1,5 @@
 //! What single decisions cost: finding a route, picking an endpoint, compiling a view, taking in an update,
-//! issuing a certificate, knowing a token again.
+//! issuing a certificate, knowing a token again, writing down a call.
 //!
 //! ```text
 //! cargo run --release --bin micro
@@ -23,6 +23,7 @@ use mesh_benches::stats::median;
 use mesh_control::ca::CertificateAuthority;
 use mesh_core::authz::Connection;
 use mesh_core::balance::PickArgs;
+use mesh_core::calls::{Call, Recorder, seconds};
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use mesh_core::jwt::Authenticator;
 use mesh_core::model::{BalancerPolicy, JwkSet, JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, RouteMatch};
@@ -44,6 +45,8 @@ const ADMIT_BAR: f64 = 1000.0;
 const ISSUE_BAR: f64 = 1e6;
 /// A token that was verified before.
 const TOKEN_BAR: f64 = 500.0;
+/// A call that is written down.
+const RECORD_BAR: f64 = 50.0;
 /// How much more than the smallest case the largest may cost.
 const GROWTH_BAR: f64 = 3.0;
 
@@ -80,6 +83,10 @@ fn main() -> Result<ExitCode> {
     let token = token()?;
     worst = worst.max(token / TOKEN_BAR);
     println!("| check a token that was verified before | | {token:.0} | ≤ {TOKEN_BAR:.0} |");
+    let recorded = record();
+    worst = worst.max(recorded / RECORD_BAR);
+    println!("| record a call: paths that came before | 512 forms | {recorded:.1} | ≤ {RECORD_BAR:.0} |");
+    println!("| record a call: a new number in each path | 512 forms | {:.1} | |", record_numbers());
     println!("\nWorst bar: {worst:.2} of what is allowed.");
     Ok(if worst > 2.0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -217,6 +224,45 @@ fn token() -> Result<f64> {
     Ok(time(|_| {
         black_box(authenticator.authenticate(black_box(&head), now).is_ok());
     }))
+}
+
+const CALLERS: [&str; 4] = [
+    "spiffe://cluster.local/ns/shop/sa/productpage",
+    "spiffe://cluster.local/ns/shop/sa/reviews",
+    "spiffe://cluster.local/ns/shop/sa/ratings",
+    "spiffe://cluster.local/ns/shop/sa/details",
+];
+
+/// A call that policies let in.
+fn call<'c>(principal: &'c str, path: &'c str) -> Call<'c> {
+    let rule = Some("AuthorizationPolicy/shop/reviews-callers#0");
+    Call { principal: Some(principal), port: 9080, is_grpc: false, method: "GET", path, is_allowed: true, rule }
+}
+
+/// Writing down calls of four callers to 128 paths each.
+fn record() -> f64 {
+    let recorder = Recorder::default();
+    recorder.set_on(true);
+    let mut random = random();
+    let word = |number: usize| char::from(b'g' + (number % 12) as u8);
+    let paths: Vec<String> =
+        (0..128).map(|number| format!("/{}{}/api/v1/products", word(number), word(number / 12))).collect();
+    time(|turn| {
+        let call = call(CALLERS[turn % CALLERS.len()], &paths[turn / CALLERS.len() % paths.len()]);
+        recorder.record(black_box(&call), &mut random, || seconds(SystemTime::now()));
+    })
+}
+
+/// The same with paths that never come again, but for their form.
+fn record_numbers() -> f64 {
+    let recorder = Recorder::default();
+    recorder.set_on(true);
+    let mut random = random();
+    let paths: Vec<String> = (0..100_000).map(|number| format!("/api/v1/products/{number}/reviews")).collect();
+    time(|turn| {
+        let call = call(CALLERS[turn % CALLERS.len()], &paths[turn % paths.len()]);
+        recorder.record(black_box(&call), &mut random, || seconds(SystemTime::now()));
+    })
 }
 
 /// Nanoseconds of one call: the median of many batches, each long against the clock's own cost.

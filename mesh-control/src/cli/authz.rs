@@ -1,7 +1,10 @@
 //! `mesh-control authz`: what the policies of a configuration say of a request. Decided by what the data plane decides by:
 //! the listener is rendered for the workload, read by the library's own decoder, and asked.
 
+mod preview;
+mod records;
 mod render;
+mod suggest;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -9,6 +12,7 @@ use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Subcommand;
@@ -42,6 +46,8 @@ pub(super) struct Args {
 enum Command {
     Test(Box<Test>),
     Render(render::Args),
+    Suggest(suggest::Args),
+    Preview(preview::Args),
 }
 
 /// Says whether a request is let in, and by which rule. Mutual TLS itself is not tried: who asks is taken to be known.
@@ -186,10 +192,12 @@ struct Tried {
     rule: Option<String>,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.command {
-        Command::Test(args) => test(args),
-        Command::Render(args) => render::run(args),
+        Command::Test(args) => test(args).map(|()| ExitCode::SUCCESS),
+        Command::Render(args) => render::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Suggest(args) => suggest::run(args),
+        Command::Preview(args) => preview::run(args),
     }
 }
 

@@ -100,7 +100,7 @@ fn line() -> clap::Command {
 }
 
 /// Runs the command that the process was started with. The exit code is 0 if it did what it was asked for,
-/// 1 if it could not, 2 if the command line makes no sense.
+/// 1 if it could not, 2 if the command line makes no sense, 3 where a command says that something would be refused.
 pub fn main() -> ExitCode {
     let line = Line::from_arg_matches(&line().get_matches()).unwrap_or_else(|error| error.exit());
     match run(line) {
@@ -119,7 +119,7 @@ fn run(line: Line) -> anyhow::Result<ExitCode> {
             runtime()?.block_on(serve::run(&args))?;
         }
         Command::Validate(args) => return validate::run(&args),
-        Command::Authz(args) => authz::run(&args)?,
+        Command::Authz(args) => return authz::run(&args),
         Command::Bootstrap(args) => bootstrap::run(&args)?,
         Command::Ca(args) => ca::run(&args)?,
         Command::Token(args) => token::run(&args)?,

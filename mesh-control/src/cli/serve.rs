@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::Printing;
 use crate::ca::{CertificateAuthority, MAX_TTL, Tokens};
+use crate::calls::Calls;
 use crate::config::{Code, Diagnostic};
 use crate::jwks::KeyFetching;
 use crate::plane::{OutboundTrafficPolicy, PathNormalization, Plane, PlaneOptions};
@@ -108,6 +109,9 @@ pub(super) struct Args {
     /// Ends a client's stream at about this age, so that clients spread over servers again.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     max_stream_age: Option<Duration>,
+    /// Keeps no records of who called what, and workloads make none: `authz suggest` and `authz preview` have nothing to go by.
+    #[arg(long)]
+    no_call_records: bool,
     #[command(flatten)]
     printing: Printing,
 }
@@ -161,7 +165,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let certificates = authority.map(|authority| Certificates::new(authority).dev(args.dev).ttl(args.certificate_ttl));
     let certificates = certificates.map(|offers| offers.tokens(args.state_dir.as_deref().map(Tokens::of)));
     let options = Options::default().settle(args.settle).grace(args.grace).max_stream_age(args.max_stream_age);
-    let options = options.certificates(certificates).trust_domain(plane.trust_domain());
+    let options = options.certificates(certificates).trust_domain(plane.trust_domain()).calls(calls(args)?);
     let server = Arc::new(Server::new(Feed::of(&plane), Arc::new(plane.clone()), &options));
     let (stop, stopped) = watch::channel(false);
 
@@ -244,6 +248,16 @@ fn authority(args: &Args, domain: &TrustDomain) -> anyhow::Result<Option<Arc<Cer
     }
     let authority = super::ca::open(args.ca_dir.as_deref(), args.state_dir.as_deref(), domain)?;
     Ok(Some(Arc::new(authority)))
+}
+
+/// Where records of calls are kept: beside the state, which is ours by now.
+fn calls(args: &Args) -> anyhow::Result<Option<Arc<Calls>>> {
+    let calls = match &args.state_dir {
+        _ if args.no_call_records => return Ok(None),
+        None => Calls::in_memory(),
+        Some(dir) => Calls::open(dir).with_context(|| format!("cannot keep records of calls in {}", dir.display()))?,
+    };
+    Ok(Some(Arc::new(calls)))
 }
 
 /// What is wrong, or that there is nothing: a mount that is missing looks like that.

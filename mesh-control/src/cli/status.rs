@@ -41,7 +41,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// One GET over HTTP/1.0: the answer ends where the connection ends.
-async fn get(address: &str, path: &str) -> anyhow::Result<String> {
+pub(super) async fn get(address: &str, path: &str) -> anyhow::Result<String> {
     let unreachable = || format!("cannot reach mesh-control's status at {address}");
     let mut stream = TcpStream::connect(address).await.with_context(unreachable)?;
     let request = format!("GET {path} HTTP/1.0\r\nhost: {address}\r\n\r\n");

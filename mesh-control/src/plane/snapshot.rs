@@ -1,7 +1,7 @@
 //! Everything that can be asked for at one moment: the policy and the endpoints, and what was already made
 //! of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mesh_core::identity::SpiffeId;
@@ -10,6 +10,7 @@ use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind};
 use crate::config::Diagnostic;
 use crate::config::store::Wrong;
 use crate::policy::Policy;
+use crate::policy::access::{Conditions, Fact, RulesByEffect};
 use crate::policy::route::ClusterKey;
 use crate::policy::security::Served;
 use crate::policy::tokens::FetchedKeys;
@@ -165,6 +166,21 @@ impl Snapshot {
         let mut services = self.compiled.policy.services.iter().map(|(_, service)| service);
         let named = services.find(|service| *service.namespace == *namespace && *service.name == *name)?;
         named.selector.clone()
+    }
+
+    /// The rules that decide on a server's requests by something of this kind.
+    pub(crate) fn rules_on(&self, client: &Client, port: u16, is_asked: impl Fn(&Fact) -> bool) -> BTreeSet<Arc<str>> {
+        let Policy { services, security, .. } = &self.compiled.policy;
+        let labels = services.labels_in_group(&client.namespace, client.group.as_ref(), &client.labels);
+        let access = security.access(Served { namespace: &client.namespace, labels: &labels, port }, services);
+        let RulesByEffect { allow, deny } = &access.enforced;
+        let asks = access.asks.iter().flat_map(|(_, rules)| rules);
+        let rules = allow.iter().flatten().chain(deny).chain(asks);
+        let asked = rules.filter(|rule| {
+            let Conditions { from, to, when } = &rule.conditions;
+            from.iter().chain(to).flatten().chain(when).any(|condition| is_asked(&condition.fact))
+        });
+        asked.map(|rule| rule.id.clone()).collect()
     }
 
     /// The listener of a server: who may do what to it, or why nobody may.

@@ -4,9 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::service::accesslog::v3::StreamAccessLogsMessage;
+use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_client::AccessLogServiceClient;
+use envoy_types::pb::google::protobuf::{Struct, Value, value};
 use hyper_util::rt::TokioIo;
 use mesh_control::catalog::Kind;
 use mesh_control::serve::TlsFiles;
+use mesh_core::calls::{Call, CallKey, Counted, Report};
+use mesh_core::xds::access_log;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
@@ -227,4 +232,50 @@ async fn a_connection_that_says_nothing_is_closed_and_keeps_nobody_out() {
     assert!(matches!(end, Ok(Ok(0) | Err(_))), "{end:?}");
     let told = || serde_json::to_string(&secured.fixture.report().turned_away).unwrap();
     until("it is told", || told().contains("did not come to an end in time")).await;
+}
+
+/// A report of one call to a workload that says that it is `reviews` of a namespace.
+fn report(namespace: &str) -> StreamAccessLogsMessage {
+    let text = |text: &str| Value { kind: Some(value::Kind::StringValue(text.to_owned())) };
+    let labels = Struct { fields: [("app".to_owned(), text("reviews"))].into() };
+    let labels = Value { kind: Some(value::Kind::StructValue(labels)) };
+    let fields = [("NAMESPACE".to_owned(), text(namespace)), ("LABELS".to_owned(), labels)].into();
+    let node = Node { id: "n".to_owned(), metadata: Some(Struct { fields }), ..Node::default() };
+    let call = Call {
+        principal: Some("spiffe://cluster.local/ns/shop/sa/friend"),
+        port: 80,
+        is_grpc: false,
+        method: "GET",
+        path: "/a",
+        is_allowed: true,
+        rule: None,
+    };
+    let mut report = Report::default();
+    report.calls.push(Counted::new(CallKey::of(&call), None, 1, 1, 1));
+    access_log::encode(&report, &node).remove(0)
+}
+
+#[tokio::test]
+async fn whose_record_a_report_of_calls_is_for_says_the_certificate_and_not_the_node() {
+    let secured = Secured::start(true).await;
+    let send = async |uri: Option<&str>, namespace: &str| {
+        let channel = secured.channel(uri).await.map_err(|_| tonic::Code::Unavailable)?;
+        let mut client = AccessLogServiceClient::new(channel);
+        let answer = client.stream_access_logs(tokio_stream::iter([report(namespace)])).await;
+        answer.map(drop).map_err(|status| status.code())
+    };
+    let calls = || secured.fixture.server.calls().unwrap().records(None);
+    // Another namespace's, and without a certificate.
+    assert_eq!(send(Some(SHOP), "pay").await, Err(tonic::Code::PermissionDenied));
+    assert!(send(None, "shop").await.is_err());
+    assert!(calls().is_empty());
+    // The neighbour's in the same namespace: it stands under the account of the one who says so, apart from the other's own.
+    assert_eq!(send(Some(SHOP), "shop").await, Ok(()));
+    assert_eq!(send(Some("spiffe://cluster.local/ns/shop/sa/reviews"), "shop").await, Ok(()));
+    let found = calls();
+    let found: Vec<_> =
+        found.iter().map(|one| (&*one.workload.service_account, one.workload.is_proven, one.count)).collect();
+    assert_eq!(found, [("reviews", true, 1), ("web", true, 1)]);
+    let refused = mesh_control::calls::of_workload(calls(), "shop", "reviews", None).unwrap_err();
+    assert!(refused.contains("--service-account: reviews, web"), "{refused}");
 }

@@ -12,22 +12,25 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::mpsc;
 
+use crate::calls::Recorder;
 use crate::error::Invalid;
 use crate::id::{ListenerName, Target};
 use crate::model::ClusterKind;
 use crate::resources::{Change, Progress, Resource, ResourceKey, ResourceType, Update};
 use crate::store::{Sink, Source};
 use crate::tls::Certificates;
+use crate::xds::access_log::{Telling, Wanted};
 use crate::xds::bootstrap::{Bootstrap, Server};
 use crate::xds::certificates::{self, Showing};
 use crate::xds::client_status::{ClientStatus, StatusHandle};
 use crate::xds::connect::Connector;
 use crate::xds::decode::Options;
 use crate::xds::dns::{Dns, Resolver, cluster_of};
+use crate::xds::intake;
 use crate::xds::names;
 use crate::xds::session::{Action, End, Outcome, Session};
 use crate::xds::task::Owned;
-use crate::xds::transport::{self, Event, Keepalive, Requests};
+use crate::xds::transport::{self, Event, Keepalive, Requests, Told};
 
 /// How often the status is brought up to date at most.
 const STATUS_INTERVAL: Duration = Duration::from_millis(100);
@@ -137,6 +140,11 @@ pub trait Consumer: Send {
         None
     }
 
+    /// Where the calls to its servers are recorded, if they are.
+    fn calls(&self) -> Option<Arc<Recorder>> {
+        None
+    }
+
     /// Takes in what was learned, and says what is wanted next.
     fn apply(&mut self, update: Update) -> Progress;
 
@@ -151,6 +159,10 @@ impl Consumer for Sink {
 
     fn certificates(&self) -> Option<Arc<Certificates>> {
         Some(Arc::clone(Sink::certificates(self)))
+    }
+
+    fn calls(&self) -> Option<Arc<Recorder>> {
+        Some(Arc::clone(Sink::calls(self)))
     }
 
     fn apply(&mut self, update: Update) -> Progress {
@@ -181,6 +193,8 @@ struct Client<C> {
     _certificates: Option<Owned>,
     /// How the servers are shown who the workload is.
     showing: Option<Showing>,
+    /// Tells who called what, and hears whether that is wanted.
+    calls: Option<(Telling, Wanted)>,
     status: StatusHandle,
     status_due: Option<Instant>,
     status_set: Option<Instant>,
@@ -236,6 +250,10 @@ impl<C: Consumer> Client<C> {
             let (bootstrap, connector) = (Arc::clone(&bootstrap), source.connector.clone());
             Owned::spawn(certificates::keep(certificates, bootstrap, connector, source.seed))
         });
+        let calls = consumer.calls().map(|calls| {
+            let (node, connector) = (intake::node(&bootstrap.node), source.connector.clone());
+            Telling::start(calls, node, connector, showing.clone(), source.seed)
+        });
         Client {
             consumer,
             connector: source.connector.clone(),
@@ -246,6 +264,7 @@ impl<C: Consumer> Client<C> {
             turns: 0,
             _certificates: certificates,
             showing,
+            calls,
             dns: Dns::new(source.resolver.clone()),
             status: source.status.clone(),
             status_due: Some(now),
@@ -417,11 +436,13 @@ impl<C: Consumer> Client<C> {
                 let report = async move |event: Event| events.send((session, index, turn, event)).await.is_ok();
                 let server = running.session.server(index)?.clone();
                 let keepalive = running.keepalives.get(index)?.clone();
+                // Only the bootstrap's own servers are told of calls.
+                let calls = self.calls.as_ref().filter(|_| session == 0).map(|(_, wanted)| wanted.clone());
                 let task = Owned::spawn(transport::run(
                     self.connector.clone(),
                     server,
                     keepalive,
-                    self.showing.clone(),
+                    Told { showing: self.showing.clone(), calls },
                     report,
                 ));
                 *running.streams.get_mut(index)? = Some(Stream { turn, requests: None, _task: task });
@@ -494,6 +515,9 @@ impl<C: Consumer> Client<C> {
         };
         // A server that does not end its side is left alone.
         let _ = tokio::time::timeout(FAREWELL, goodbye).await;
+        if let Some((telling, _)) = self.calls.take() {
+            telling.end(FAREWELL).await;
+        }
     }
 }
 

@@ -30,6 +30,7 @@
 // What a management server or a file says must never end in a panic.
 #![warn(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used)]
 
+pub mod access_log;
 pub(crate) mod backoff;
 pub mod bootstrap;
 pub(crate) mod cache;

@@ -20,6 +20,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
 use crate::tls::Credentials;
+use crate::xds::access_log::Wanted;
 use crate::xds::bootstrap::{ChannelCredentials, Server};
 use crate::xds::certificates::Showing;
 use crate::xds::connect::{Connector, Watched};
@@ -90,17 +91,39 @@ impl Requests {
     }
 }
 
+/// Who is told of what the head of a stream's responses says.
+#[derive(Clone)]
+pub(crate) struct Told {
+    pub(crate) showing: Option<Showing>,
+    pub(crate) calls: Option<Wanted>,
+}
+
+impl Told {
+    /// The head may say that the authority has other roots than the workload knows, and that calls are wanted.
+    fn hear<R>(&self, response: tonic::Response<Streaming<R>>, server: &Server) -> Streaming<R> {
+        if let Some(showing) = &self.showing
+            && let Some(Ok(roots)) = response.metadata().get(ROOTS).map(|roots| roots.to_str())
+        {
+            showing.compare(roots);
+        }
+        if let Some(calls) = &self.calls {
+            calls.hear(response.metadata(), server);
+        }
+        response.into_inner()
+    }
+}
+
 /// Connects, opens a stream, and reports on it until it ends. `events` gives up where nobody listens any more.
 pub(crate) async fn run(
     connector: Connector,
     server: Server,
     keepalive: Keepalive,
-    showing: Option<Showing>,
+    told: Told,
     events: impl AsyncFn(Event) -> bool,
 ) {
-    let end = match open(&connector, &server, &keepalive, showing.as_ref()).await {
-        Ok(channel) if server.is_incremental() => delta(channel, showing.as_ref(), &events).await,
-        Ok(channel) => sotw(channel, showing.as_ref(), &events).await,
+    let end = match open(&connector, &server, &keepalive, told.showing.as_ref()).await {
+        Ok(channel) if server.is_incremental() => delta(channel, &told, &server, &events).await,
+        Ok(channel) => sotw(channel, &told, &server, &events).await,
         Err(reason) => Some(End::Refused(reason)),
     };
     if let Some(end) = end {
@@ -184,38 +207,28 @@ pub(crate) async fn connect(
     }
 }
 
-async fn sotw(channel: Channel, showing: Option<&Showing>, events: &impl AsyncFn(Event) -> bool) -> Option<End> {
+async fn sotw(channel: Channel, told: &Told, server: &Server, events: &impl AsyncFn(Event) -> bool) -> Option<End> {
     let (requests, pending) = mpsc::channel(MAX_PENDING);
     if !events(Event::Opened(Requests::Sotw(requests))).await {
         return None;
     }
     let mut client = Client::new(channel).max_decoding_message_size(MAX_RESPONSE);
     match client.stream_aggregated_resources(ReceiverStream::new(pending)).await {
-        Ok(responses) => read(told(responses, showing), Response::Sotw, events).await,
+        Ok(responses) => read(told.hear(responses, server), Response::Sotw, events).await,
         Err(status) => Some(ended(&status)),
     }
 }
 
-async fn delta(channel: Channel, showing: Option<&Showing>, events: &impl AsyncFn(Event) -> bool) -> Option<End> {
+async fn delta(channel: Channel, told: &Told, server: &Server, events: &impl AsyncFn(Event) -> bool) -> Option<End> {
     let (requests, pending) = mpsc::channel(MAX_PENDING);
     if !events(Event::Opened(Requests::Delta(requests))).await {
         return None;
     }
     let mut client = Client::new(channel).max_decoding_message_size(MAX_RESPONSE);
     match client.delta_aggregated_resources(ReceiverStream::new(pending)).await {
-        Ok(responses) => read(told(responses, showing), Response::Delta, events).await,
+        Ok(responses) => read(told.hear(responses, server), Response::Delta, events).await,
         Err(status) => Some(ended(&status)),
     }
-}
-
-/// The responses of a stream, whose head may say that the authority has other roots than the workload knows.
-fn told<R>(response: tonic::Response<Streaming<R>>, showing: Option<&Showing>) -> Streaming<R> {
-    if let Some(showing) = showing
-        && let Some(Ok(roots)) = response.metadata().get(ROOTS).map(|roots| roots.to_str())
-    {
-        showing.compare(roots);
-    }
-    response.into_inner()
 }
 
 async fn read<R>(

@@ -5,6 +5,7 @@
 //! `serve` (a server loop on hyper), its `limits`, and `monitor` (what each connection is doing).
 
 mod accept;
+mod calls;
 mod check;
 mod handshake;
 mod limits;

@@ -32,6 +32,7 @@ use crate::connection::ConnectionInfo;
 use crate::filters::{self, Passage};
 use crate::listeners::{ListenerState, UNKNOWN_CONNECTION, find};
 use crate::mesh::Mesh;
+use crate::server::calls;
 use crate::server::check::{self, Answers};
 use crate::server::response::{ActiveRequest, Facts, ResponseFuture, ServerBody};
 use crate::uri::{complete_path, set_path};
@@ -146,6 +147,7 @@ pub(super) struct Asked {
     pub(super) answers: Answers,
     routes: Arc<RouteTable>,
     listener: ListenerName,
+    port: u16,
     /// What the tokens of the request say.
     tokens: Box<[Claims]>,
 }
@@ -240,8 +242,9 @@ impl ServerContext {
             tokens = Some(known);
         }
         let tokens = tokens.as_ref().map_or(&[][..], Authenticated::claims_of_all);
-        // Who the peer is, and from where, is asked only where policies may ask for it.
-        let peer = if routes.needs_verdict() { self.connection(request) } else { None };
+        // Who the peer is, and from where, is asked only where policies may ask for it, or calls are recorded.
+        let is_asked = routes.needs_verdict() || self.mesh.store().calls().is_on();
+        let peer = if is_asked { self.connection(request) } else { None };
         if !routes.askers().is_empty() {
             let connection = peer.as_deref().map(ends);
             let mut asked = Vec::new();
@@ -253,16 +256,24 @@ impl ServerContext {
             }
             if !questions.is_empty() {
                 facts.get_or_insert_with(|| facts_of(request));
-                let (routes, listener) = (Arc::clone(routes), listener.name().clone());
+                let (routes, listener, port) = (Arc::clone(routes), listener.name().clone(), listener.port());
                 let answers = check::ask(self.mesh.clone(), listener.clone(), questions);
-                return Ok(Admission::Asked(Box::new(Asked { answers, routes, listener, tokens: tokens.into() })));
+                return Ok(Admission::Asked(Box::new(Asked {
+                    answers,
+                    routes,
+                    listener,
+                    port,
+                    tokens: tokens.into(),
+                })));
             }
             head = RequestHead::received(request)?;
         }
         let admission = routes.admit(&head, peer.as_deref().map(ends), tokens, &mut random);
         tell(admission.verdict(), listener.name(), peer.as_deref());
-        let found = admission.into_route()?;
-        self.enter(routes, found, request, facts)
+        let verdict = *admission.verdict();
+        let found = admission.into_route();
+        calls::record(&self.mesh, &head, &verdict, &found, (listener.port(), peer.as_deref()), &mut random);
+        self.enter(routes, found?, request, facts)
     }
 
     /// What the authorizers said of a request is there: it goes on as they want it, or is refused.
@@ -278,6 +289,7 @@ impl ServerContext {
             Ok(changes) => changes,
             Err(denial) => {
                 facts_of_it.info.note_error(ErrorKind::AccessDenied);
+                calls::record_refused(&self.mesh, request, asked.port, || self.connection(request));
                 return self::answer(request, check::refusal(*denial, facts_of_it.info.is_grpc));
             }
         };
@@ -300,10 +312,13 @@ impl ServerContext {
         let routes = &asked.routes;
         let peer = self.connection(request);
         let head = RequestHead::received(request)?;
-        let admission = routes.admit(&head, peer.as_deref().map(ends), &asked.tokens, &mut fastrand::Rng::new());
+        let mut random = fastrand::Rng::new();
+        let admission = routes.admit(&head, peer.as_deref().map(ends), &asked.tokens, &mut random);
         tell(admission.verdict(), &asked.listener, peer.as_deref());
-        let found = admission.into_route()?;
-        self.enter(routes, found, request, facts)
+        let verdict = *admission.verdict();
+        let found = admission.into_route();
+        calls::record(&self.mesh, &head, &verdict, &found, (asked.port, peer.as_deref()), &mut random);
+        self.enter(routes, found?, request, facts)
     }
 
     /// A request that is let in passes the filters of its route.

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
+use crate::calls::Calls;
 use crate::serve::clients::admission::Admission;
 use crate::serve::clients::certificates::Desk;
 use crate::serve::clients::feed::Feed;
@@ -20,6 +21,8 @@ use crate::serve::protocol::push::Pace;
 pub(crate) struct ServerState {
     /// Where certificates are had, if they are.
     pub(crate) desk: Option<Arc<Desk>>,
+    /// The records of calls, if they are kept.
+    pub(crate) calls: Option<Arc<Calls>>,
     pub(crate) started: SystemTime,
     pub(crate) feed: Feed,
     pub(crate) presence: Presence,

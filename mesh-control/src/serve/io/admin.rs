@@ -48,10 +48,13 @@ pub async fn listen(
     let router = axum::Router::new()
         .route("/status", get(status_page))
         .route("/metrics", get(metrics_page))
+        .route("/calls", get(calls_page))
         .route("/debug/syncz", get(syncz))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/ready", get(ready))
-        .fallback(|| async { (StatusCode::NOT_FOUND, "there are /status, /metrics, /healthz, /ready, /debug/syncz\n") })
+        .fallback(|| async {
+            (StatusCode::NOT_FOUND, "there are /status, /metrics, /calls, /healthz, /ready, /debug/syncz\n")
+        })
         .with_state(Sources { server, inspect });
     let task = tokio::spawn(async move {
         // Reports are read and gone: nothing is worth waiting for.
@@ -79,6 +82,21 @@ async fn status_page(State(sources): State<Sources>, Query(detail): Query<Detail
 async fn metrics_page(State(sources): State<Sources>) -> impl IntoResponse {
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     (content_type, metrics(&sources.server, &*sources.inspect))
+}
+
+#[derive(Deserialize)]
+struct Whose {
+    /// NAMESPACE/NAME; all, unless it is said.
+    workload: Option<String>,
+}
+
+/// Who called what, as JSON Lines.
+async fn calls_page(State(sources): State<Sources>, Query(whose): Query<Whose>) -> impl IntoResponse {
+    let Some(calls) = sources.server.calls() else {
+        return (StatusCode::NOT_FOUND, "no records of calls are kept here\n").into_response();
+    };
+    let workload = whose.workload.as_deref().map(|text| text.split_once('/').unwrap_or(("", text)));
+    ([(header::CONTENT_TYPE, "application/jsonl")], calls.lines(workload)).into_response()
 }
 
 async fn ready(State(sources): State<Sources>) -> impl IntoResponse {

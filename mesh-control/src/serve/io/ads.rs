@@ -11,11 +11,13 @@ use std::time::{Duration, Instant, SystemTime};
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use futures_util::FutureExt;
+use mesh_core::xds::access_log::CALLS;
 use mesh_core::xds::istio_ca::ROOTS;
 use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
+use tonic::metadata::MetadataValue;
 use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Status, Streaming};
 
@@ -145,6 +147,9 @@ impl<M: Method> StreamingService<M::Request> for Streams<M> {
         if let Some(roots) = self.0.desk.as_ref().and_then(|desk| desk.authority().roots_name().parse().ok()) {
             response.metadata_mut().insert(ROOTS, roots);
         }
+        if self.0.calls.is_some() {
+            response.metadata_mut().insert(CALLS, MetadataValue::from_static("1"));
+        }
         std::future::ready(Ok(response))
     }
 }
@@ -218,7 +223,7 @@ async fn converse<M: Method>(
 }
 
 /// A client with a certificate is who that says; its node may not claim to be somebody else.
-fn identify(node: &Node, peer: &Peer) -> Result<Client, (Reason, Status)> {
+pub(super) fn identify(node: &Node, peer: &Peer) -> Result<Client, (Reason, Status)> {
     let refused = |why: String| Err((Reason::Identity, Status::permission_denied(why)));
     if let Some(unreadable) = node::unreadable(node) {
         return Err((Reason::Node, Status::invalid_argument(unreadable)));

@@ -1,5 +1,6 @@
 //! Sockets, connections and streams: bytes to the state machines and back. Nothing is decided here.
 
+pub(crate) mod access_log;
 pub(crate) mod admin;
 pub(crate) mod ads;
 pub(crate) mod certificates;

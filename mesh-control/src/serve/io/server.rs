@@ -23,6 +23,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::Connected;
 use tonic::{Request, Status};
 
+use crate::calls::Calls;
 use crate::serve::clients::admission::Admission;
 use crate::serve::clients::certificates::{Asked, Certificates, Desk};
 use crate::serve::clients::clock::now;
@@ -35,6 +36,7 @@ use crate::serve::clients::presence::{Presence, Workloads};
 use crate::serve::clients::refusals::{Reason, Refusals};
 use crate::serve::clients::settling::Settling;
 use crate::serve::clients::state::ServerState;
+use crate::serve::io::access_log::AccessLogs;
 use crate::serve::io::ads::Ads;
 use crate::serve::io::certificates::CertificateService;
 use crate::serve::io::own_tls::{FIRST_BYTE, HANDSHAKE, OwnTls};
@@ -71,6 +73,9 @@ pub struct Options {
     /// The trust domain of the mesh, where it issues none: a client certificate of another one is refused. With
     /// [`certificates`](Self::certificates), it is that of their authority.
     pub trust_domain: TrustDomain,
+    /// Where the records of who called what are kept, which workloads of the library then send, and Envoys that are told to. In
+    /// memory, unless set; `None` keeps none, and no workload makes any.
+    pub calls: Option<Arc<Calls>>,
 }
 
 impl Default for Options {
@@ -86,6 +91,7 @@ impl Default for Options {
             stream_burst: 100,
             certificates: None,
             trust_domain: TrustDomain::default(),
+            calls: Some(Arc::new(Calls::in_memory())),
         }
     }
 }
@@ -125,6 +131,12 @@ impl Options {
     /// Issues these certificates, over Istio's protocol (`IstioCertificateService`), on the same addresses as xDS.
     pub fn certificates(mut self, certificates: impl Into<Option<Certificates>>) -> Options {
         self.certificates = certificates.into();
+        self
+    }
+
+    /// Keeps the records of calls here, or nowhere; see [`calls`](field@Self::calls).
+    pub fn calls(mut self, calls: impl Into<Option<Arc<Calls>>>) -> Options {
+        self.calls = calls.into();
         self
     }
 
@@ -178,6 +190,7 @@ impl Server {
         let desk = options.certificates.clone().map(|certificates| Arc::new(Desk::new(certificates)));
         let state = Arc::new(ServerState {
             desk: desk.clone(),
+            calls: options.calls.clone(),
             started: SystemTime::now(),
             feed,
             presence: Presence::new(workloads, options.grace),
@@ -199,6 +212,7 @@ impl Server {
             .add_service(Ads(state.clone()))
             .add_service(InterceptedService::new(Csds::service(state.clone()), certified))
             .add_service(InterceptedService::new(Reporting::service(state.clone()), certified))
+            .add_optional_service(AccessLogs::service(&state).map(|logs| InterceptedService::new(logs, certified)))
             .add_optional_service(desk.clone().map(CertificateService));
         let serving = tokio::spawn(async move {
             let incoming = tokio_stream::StreamExt::map(ReceiverStream::new(incoming), Ok::<_, io::Error>);
@@ -307,6 +321,11 @@ impl Server {
         {
             serving.abort();
         }
+    }
+
+    /// The records of who called what, where they are kept.
+    pub fn calls(&self) -> Option<&Arc<Calls>> {
+        self.state.calls.as_ref()
     }
 
     pub(crate) fn state(&self) -> &Arc<ServerState> {

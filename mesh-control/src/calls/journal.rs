@@ -1,0 +1,96 @@
+//! Records on disk: a file of lines, each of which adds to those before. It is written anew when it has grown to a multiple of
+//! what it says, so that there is the old file or the new one, whatever happens.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::Record;
+
+const FILE: &str = "calls.jsonl";
+/// So many lines are no reason to write the file anew.
+const FEW: usize = 10_000;
+
+#[derive(Debug)]
+pub(super) struct Journal {
+    path: PathBuf,
+    file: File,
+    lines: usize,
+    /// Whether its last line may be half of one.
+    is_torn: bool,
+}
+
+impl Journal {
+    /// The journal of a directory, and what it holds.
+    pub(super) fn open(dir: &Path) -> io::Result<(Journal, Vec<Record>)> {
+        let path = dir.join(FILE);
+        let (records, unread) = read(&path)?;
+        if unread > 0 {
+            tracing::warn!(unread, "{}: lines that cannot be read are left out", path.display());
+        }
+        let file = options().append(true).create(true).open(&path)?;
+        Ok((Journal { path, file, lines: records.len(), is_torn: unread > 0 }, records))
+    }
+
+    pub(super) fn append(&mut self, records: impl Iterator<Item = Record>) -> io::Result<()> {
+        let mut text = if self.is_torn { "\n".to_owned() } else { String::new() };
+        let mut lines = 0;
+        for record in records {
+            text += &record.line();
+            lines += 1;
+        }
+        self.is_torn = true;
+        self.file.write_all(text.as_bytes())?;
+        self.is_torn = false;
+        self.lines += lines;
+        Ok(())
+    }
+
+    /// Whether it has grown to a multiple of so many entries.
+    pub(super) fn is_long(&self, entries: usize) -> bool {
+        self.lines > FEW.max(4 * entries)
+    }
+
+    /// Puts these in the place of all that it holds.
+    pub(super) fn rewrite(&mut self, records: &[Record]) -> io::Result<()> {
+        let new = self.path.with_extension("new");
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // A new one: what is there may be a link to something else.
+        let mut out = BufWriter::new(options().append(true).create_new(true).open(&new)?);
+        for record in records {
+            out.write_all(record.line().as_bytes())?;
+        }
+        let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.sync_all()?;
+        fs::rename(&new, &self.path)?;
+        (self.file, self.lines, self.is_torn) = (file, records.len(), false);
+        Ok(())
+    }
+}
+
+/// Who calls whom is nobody else's business.
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.mode(0o600);
+    options
+}
+
+/// The records of a file, and how many lines are none.
+fn read(path: &Path) -> io::Result<(Vec<Record>, usize)> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),
+        file => file?,
+    };
+    let (mut records, mut unread) = (Vec::new(), 0);
+    for line in BufReader::new(file).split(b'\n') {
+        match serde_json::from_slice(&line?) {
+            Ok(record) => records.push(record),
+            Err(_) => unread += 1,
+        }
+    }
+    Ok((records, unread))
+}

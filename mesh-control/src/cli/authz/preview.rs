@@ -1,0 +1,296 @@
+//! `mesh-control authz preview`: what a policy would have done to the calls that were seen, before it is applied. Decided as
+//! `authz test` decides, once by the configuration as it is and once with the new files.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use mesh_core::calls::{ANY, REST};
+use serde::Serialize;
+
+use super::records::{From, workload};
+use super::suggest::REFUSES;
+use super::{Asked, Protocol, Servers, answer, plane};
+use crate::calls::{Protocol as Spoken, Record, Workload};
+use crate::catalog::{Client, ClientClass};
+use crate::cli::{Format, Printing};
+use crate::config::load;
+use crate::plane::Plane;
+use crate::policy::access::Fact;
+
+/// Says which of the calls that were seen policies would treat differently, before they are applied.
+///
+/// What is not in the records (hosts, headers, tokens, addresses) counts as absent, and rules that ask for it are named on stderr.
+/// The exit code is 3 if a call would be refused that is let in now, and else 0.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Args {
+    /// The file with the new policies, or a directory of such files. An object that the configuration has is replaced.
+    #[arg(value_name = "FILE")]
+    path: PathBuf,
+    /// The directory of the configuration as it is.
+    #[arg(long, value_name = "DIR")]
+    config: PathBuf,
+    /// Only the calls to this workload.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    workload: Option<String>,
+    #[command(flatten)]
+    from: From,
+    #[command(flatten)]
+    printing: Printing,
+}
+
+/// Calls that would be treated differently.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Difference {
+    workload: String,
+    principal: Option<Arc<str>>,
+    protocol: Spoken,
+    method: Arc<str>,
+    path: Arc<str>,
+    port: u16,
+    count: u64,
+    before: Decided,
+    after: Decided,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Decided {
+    verdict: &'static str,
+    rule: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+}
+
+impl Decided {
+    fn by(&self) -> &str {
+        self.rule.as_deref().or(self.note.as_deref()).unwrap_or("no rule is for it")
+    }
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let wanted = args.workload.as_deref().map(workload).transpose()?;
+    let runtime = super::super::runtime()?;
+    let (before, after) = {
+        let _entered = runtime.enter();
+        (plane(&args.config)?, plane(&args.config)?)
+    };
+    for (name, text) in files(&args.path)? {
+        // The last name goes before the others.
+        after.set_yaml(&format!("~{name}"), &text)?;
+    }
+    let format = args.printing.format();
+    let mut preview = Preview::new(&before, &after);
+    args.from.each(wanted, |record| {
+        if wanted
+            .is_some_and(|(namespace, name)| *record.workload.namespace != *namespace || *record.workload.name != *name)
+        {
+            return Ok(());
+        }
+        let Some(difference) = preview.look(&record)? else { return Ok(()) };
+        let line = match format {
+            Format::Json => format!("{}\n", serde_json::to_string(&difference)?),
+            Format::Text => text(&difference),
+        };
+        Ok(super::super::say(&line)?)
+    })?;
+    if format == Format::Text {
+        super::super::say(&preview.summary())?;
+    }
+    for rule in preview.blind() {
+        eprintln!("mesh-control: {rule}: it asks for something that records do not have, which counts as absent here");
+    }
+    Ok(if preview.refused.0 > 0 { ExitCode::from(REFUSES) } else { ExitCode::SUCCESS })
+}
+
+/// The new files, by name.
+fn files(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {
+    let context = || format!("cannot read {}", path.display());
+    if !path.is_dir() {
+        let text = load::text_of(fs::read(path).with_context(context)?);
+        let text = text.map_err(|unreadable| anyhow::anyhow!("{}: {}", path.display(), unreadable.why))?;
+        return Ok([(path.display().to_string(), text.to_string())].into());
+    }
+    let scan = load::scan(path).with_context(context)?;
+    if scan.files.is_empty() {
+        bail!("{} has no file *.yaml, *.yml or *.json", path.display());
+    }
+    let texts = scan.files.into_iter().map(|(name, text)| {
+        let name = path.join(&*name).display().to_string();
+        let text = text.map_err(|unreadable| anyhow::anyhow!("{name}: {}", unreadable.why))?;
+        Ok((name, text.to_string()))
+    });
+    texts.collect()
+}
+
+/// Both configurations, and what was found so far.
+struct Preview<'p> {
+    planes: [&'p Plane; 2],
+    servers: [Servers<'p>; 2],
+    asked: HashMap<(Arc<Workload>, u16), super::Workload>,
+    blind: BTreeSet<Arc<str>>,
+    /// Of how many forms and calls.
+    all: (u64, u64),
+    refused: (u64, u64),
+    allowed: (u64, u64),
+    otherwise: (u64, u64),
+    lost: u64,
+}
+
+impl<'p> Preview<'p> {
+    fn new(before: &'p Plane, after: &'p Plane) -> Preview<'p> {
+        Preview {
+            planes: [before, after],
+            servers: [before, after].map(|plane| Servers { plane, asked: HashMap::new() }),
+            asked: HashMap::new(),
+            blind: BTreeSet::new(),
+            all: (0, 0),
+            refused: (0, 0),
+            allowed: (0, 0),
+            otherwise: (0, 0),
+            lost: 0,
+        }
+    }
+
+    /// What would be different for calls.
+    fn look(&mut self, record: &Record) -> anyhow::Result<Option<Difference>> {
+        if record.lost > 0 {
+            self.lost += record.lost;
+            return Ok(None);
+        }
+        count(&mut self.all, record);
+        let port = if record.port == 0 { 80 } else { record.port };
+        let key = (record.workload.clone(), port);
+        let workload = match self.asked.get(&key) {
+            Some(workload) => workload.clone(),
+            None => {
+                let first = self.met(&record.workload, port);
+                self.asked.insert(key, first.clone());
+                first
+            }
+        };
+        let asked = request(record, workload, port);
+        let [before, after] = &mut self.servers;
+        let [before, after] = [decide(before, &asked)?, decide(after, &asked)?];
+        if before.verdict == after.verdict {
+            return Ok(None);
+        }
+        count(
+            match (before.verdict, after.verdict) {
+                (_, "deny") => &mut self.refused,
+                (_, "allow") => &mut self.allowed,
+                _ => &mut self.otherwise,
+            },
+            record,
+        );
+        Ok(Some(Difference {
+            workload: format!("{}/{}", record.workload.namespace, record.workload.name),
+            principal: record.principal.clone(),
+            protocol: record.protocol,
+            method: record.method.clone(),
+            path: record.path.clone(),
+            port: record.port,
+            count: record.count,
+            before,
+            after,
+        }))
+    }
+
+    /// A workload for the first time: its rules may ask for what records do not have.
+    fn met(&mut self, workload: &Workload, port: u16) -> super::Workload {
+        let labels = workload.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let client = Client::new("authz", ClientClass::Library, std::net::Ipv4Addr::LOCALHOST.into())
+            .namespace(&*workload.namespace)
+            .labels(labels);
+        for plane in self.planes {
+            self.blind.extend(plane.snapshot().rules_on(&client, port, |fact| !is_recorded(fact)));
+        }
+        super::Workload { namespace: workload.namespace.to_string(), labels: workload.labels.clone() }
+    }
+
+    fn blind(&self) -> &BTreeSet<Arc<str>> {
+        &self.blind
+    }
+
+    fn summary(&self) -> String {
+        let said = |(forms, calls): (u64, u64)| format!("{forms} ({calls} call{})", if calls == 1 { "" } else { "s" });
+        let mut text = format!(
+            "of {} that were recorded, {} would be refused, {} let in, {} decided by somebody who is asked; the others stay as \
+             they are\n",
+            said(self.all),
+            said(self.refused),
+            said(self.allowed),
+            said(self.otherwise),
+        );
+        if self.lost > 0 {
+            text += &format!("{} more calls found no place in the records, and nothing is known of them\n", self.lost);
+        }
+        text
+    }
+}
+
+fn count((forms, calls): &mut (u64, u64), record: &Record) {
+    *forms += 1;
+    *calls = calls.saturating_add(record.count);
+}
+
+fn is_recorded(fact: &Fact) -> bool {
+    matches!(
+        fact,
+        Fact::Principal
+            | Fact::Namespace
+            | Fact::ServiceAccount
+            | Fact::TrustDomain
+            | Fact::Method
+            | Fact::Path
+            | Fact::Port
+    )
+}
+
+/// A call of a record as a request. A segment that stands for many is one that no policy names.
+fn request(record: &Record, workload: super::Workload, port: u16) -> Asked {
+    let path = if record.path.contains('{') {
+        record.path.replace(REST, "0").replace(ANY, "0")
+    } else {
+        record.path.to_string()
+    };
+    Asked {
+        id: serde_json::Value::Null,
+        workload,
+        protocol: match record.protocol {
+            Spoken::Http => Protocol::Http,
+            Spoken::Grpc => Protocol::Grpc,
+        },
+        method: Some(if record.method.is_empty() { "X-OTHER".to_owned() } else { record.method.to_string() }),
+        host: None,
+        path: Some(if path.is_empty() { "/".to_owned() } else { path }),
+        headers: BTreeMap::new(),
+        source_ip: None,
+        remote_ip: None,
+        destination_ip: None,
+        destination_port: Some(port),
+        sni: None,
+        principal: record.principal.as_deref().map(str::to_owned),
+        claims: None,
+    }
+}
+
+fn decide(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Decided> {
+    let answer = answer(servers, asked)?;
+    Ok(Decided { verdict: answer.verdict, rule: answer.rule, note: answer.note })
+}
+
+fn text(difference: &Difference) -> String {
+    let Difference { workload, principal, method, path, count, before, after, .. } = difference;
+    let caller = principal.as_deref().unwrap_or("callers without an identity");
+    format!(
+        "{}: {count} call{} of {caller} to {workload}: {method} {path}: {} (was {}: {})\n",
+        after.verdict,
+        if *count == 1 { "" } else { "s" },
+        after.by(),
+        before.verdict,
+        before.by()
+    )
+}

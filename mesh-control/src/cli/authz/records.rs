@@ -1,0 +1,64 @@
+//! Where `authz suggest` and `authz preview` have their records from: the server that gathers them, or a file.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Cursor};
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow};
+
+use super::super::{runtime, status};
+use crate::calls::Record;
+
+/// Where the records are.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct From {
+    /// Where mesh-control serves its status, and with it the records that it has gathered.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15014", conflicts_with = "records")]
+    control: String,
+    /// Records in a file, as `/calls` of that address gives them, one JSON object a line; - is stdin.
+    #[arg(long, value_name = "FILE")]
+    records: Option<PathBuf>,
+}
+
+impl From {
+    /// Hands out every record, those of one workload at least.
+    pub(super) fn each(
+        &self,
+        workload: Option<(&str, &str)>,
+        mut take: impl FnMut(Record) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let (name, reader): (String, Box<dyn BufRead>) = match &self.records {
+            Some(file) if file.as_os_str() == "-" => ("stdin".to_owned(), Box::new(BufReader::new(io::stdin()))),
+            Some(file) => {
+                let name = file.display().to_string();
+                let opened = File::open(file).with_context(|| format!("cannot read {name}"))?;
+                (name, Box::new(BufReader::new(opened)))
+            }
+            None => {
+                let query =
+                    workload.map(|(namespace, name)| format!("?workload={namespace}/{name}")).unwrap_or_default();
+                let path = format!("/calls{query}");
+                let text = runtime()?.block_on(status::get(&self.control, &path))?;
+                (self.control.clone(), Box::new(Cursor::new(text)))
+            }
+        };
+        for (index, line) in reader.split(b'\n').enumerate() {
+            let line = line.with_context(|| format!("cannot read {name}"))?;
+            if line.iter().all(u8::is_ascii_whitespace) {
+                continue;
+            }
+            take(Record::parse(&line).with_context(|| format!("{name}:{}: no record of calls", index + 1))?)?;
+        }
+        Ok(())
+    }
+}
+
+/// NAMESPACE/NAME.
+pub(super) fn workload(text: &str) -> anyhow::Result<(&str, &str)> {
+    let plain = |part: &str| {
+        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+    };
+    text.split_once('/')
+        .filter(|(namespace, name)| plain(namespace) && plain(name))
+        .ok_or_else(|| anyhow!("--workload {text}: NAMESPACE/NAME is needed"))
+}
