@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::google::protobuf::Any;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, header};
 use mesh_control::ca::CertificateAuthority;
+use mesh_control::calls::Record;
 use mesh_core::authz::Connection;
 use mesh_core::filter::FilterRegistry;
 use mesh_core::identity::{SpiffeId, TrustDomain};
@@ -24,8 +25,9 @@ use mesh_core::testing::resources::{
 use mesh_core::tls::{Credentials, TrustBundles, svid};
 use mesh_core::view::RouteTable;
 use mesh_core::xds::Bootstrap;
+use mesh_core::xds::access_log::{self, Entry};
 use mesh_core::xds::decode::{Options, decode};
-use mesh_core::{grpc_timeout, request};
+use mesh_core::{calls, grpc_timeout, request};
 use prost::Message;
 
 /// A parser under a fuzzer.
@@ -34,6 +36,7 @@ pub type Target = fn(&[u8]);
 /// Every target by its name, which is that of its file in `fuzz_targets/` and of its directory in `corpus/`.
 pub const TARGETS: &[(&str, Target)] = &[
     ("bootstrap", bootstrap),
+    ("calls", calls),
     ("certificate_request", certificate_request),
     ("cluster", cluster),
     ("credentials", credentials),
@@ -54,6 +57,30 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("svid", certificate),
     ("trust_bundle", trust_bundle),
 ];
+
+/// A path, an entry of an access log, and a line of records: of each path a policy can say the form, and nothing else is kept.
+pub fn calls(data: &[u8]) {
+    let check = |path: &str| {
+        let rest = path.replace("/{**}", "").replace("/{*}", "");
+        assert!(path.is_empty() || path.starts_with('/'), "{path}");
+        assert!(!rest.contains(['*', '{', '}', '?', '#', '%', '@', ' ']) && rest.is_ascii(), "{path}");
+        assert_eq!(calls::template(path, false), path, "its form is itself");
+    };
+    if let Ok(text) = std::str::from_utf8(data) {
+        check(&calls::template(text, false));
+        let method = calls::template(text, true);
+        assert_eq!(calls::template(&method, true), method, "its form is itself");
+    }
+    if let Ok(entry) = envoy_types::pb::envoy::data::accesslog::v3::HttpAccessLogEntry::decode(data)
+        && let Some(Entry::Calls(counted)) = access_log::decode(&entry, 1_000)
+    {
+        assert!(counted.first <= counted.last && counted.last <= 1_000 && counted.count > 0);
+        assert!(counted.key.method.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)));
+    }
+    if let Ok(record) = Record::parse(data) {
+        _ = mesh_control::calls::suggest(&[record], true);
+    }
+}
 
 /// An identity, held to the words of the SPIFFE-ID standard by a check that reads like it.
 pub fn spiffe_id(data: &[u8]) {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use http_body_util::BodyExt;
+use mesh_control::calls;
 use mesh_control::embedded::{self, Config, Embedded};
 use mesh_core::identity::SpiffeId;
 use mesh_core::xds::Bootstrap;
@@ -200,5 +201,53 @@ async fn who_is_not_listed_may_not_call() {
         seen.push(statuses);
     }
     assert_eq!(seen, [[403, 403, 403], [200, 200, 403], [403, 403, 200]]);
+    bookinfo.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_that_are_suggested_from_its_traffic_take_the_place_of_its_own() {
+    let bookinfo = Bookinfo::start().await.unwrap();
+    let client = bookinfo.caller("reader").unwrap().client();
+    for _ in 0..40 {
+        let response = client.get("http://productpage:9080/api/v1/products/0?user=jason").await.unwrap();
+        assert_eq!(response.status(), 200);
+        response.into_body().collect().await.unwrap();
+    }
+    let gathered = bookinfo.embedded().server().calls().unwrap();
+    let suggested = || {
+        let of_app = |app: App| {
+            let records = calls::of_workload(gathered.records(None), "default", app.name(), None)?;
+            calls::suggest(&records, false)
+        };
+        App::ALL.into_iter().map(of_app).collect::<Result<Vec<_>, String>>()
+    };
+    let told = async {
+        loop {
+            if let Ok(suggestions) = suggested() {
+                return suggestions;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let suggestions = tokio::time::timeout(PATIENCE, told).await.expect("all services have told who called them");
+    let policies: Vec<&str> = suggestions.iter().map(|suggestion| suggestion.yaml.as_str()).collect();
+    assert!(suggestions.iter().all(|suggestion| suggestion.left_out.is_empty()), "{policies:?}");
+    let policies = policies.join("---\n");
+    assert!(!policies.contains("jason"), "{policies}");
+    // Its own are in this text.
+    bookinfo.embedded().set_yaml("00-security.yaml", &policies).unwrap();
+    let spy = bookinfo.caller_as("spy", "spy").unwrap().client();
+    let refused = async {
+        while spy.get("http://productpage:9080/api/v1/products/0").await.unwrap().status() != 403 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, refused).await.expect("they are in force");
+    for _ in 0..40 {
+        let response = client.get("http://productpage:9080/api/v1/products/0").await.unwrap();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let product: Product = serde_json::from_slice(&body).unwrap();
+        assert!(product.is_complete(), "{product:?}");
+    }
     bookinfo.stop().await.unwrap();
 }

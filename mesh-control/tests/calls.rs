@@ -388,6 +388,14 @@ spec: {action: DENY, rules: [{when: [{key: 'request.headers[x-role]', values: [g
 ";
     let by_header = control.preview(&write(new.path(), "header.yaml", by_header), &[]);
     assert!(text(&by_header.stderr).contains("AuthorizationPolicy/default/by-header#0"), "{}", text(&by_header.stderr));
+    let by_value = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: by-value, namespace: default}
+spec: {action: DENY, rules: [{to: [{operation: {paths: [/reviews/7]}}]}, {to: [{operation: {paths: [/admin]}}]}]}
+";
+    let by_value = text(&control.preview(&write(new.path(), "value.yaml", by_value), &[]).stderr);
+    assert!(by_value.contains("by-value#0") && !by_value.contains("by-value#1"), "{by_value}");
     let wrong = control.preview(&write(new.path(), "wrong.yaml", "kind: [\n"), &[]);
     assert_eq!(wrong.status.code(), Some(1));
 }

@@ -23,6 +23,9 @@ pub struct Workload {
     /// Its labels, but for those that are another replica's or another rollout's.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// The WorkloadGroup that it says it is a member of, which may add labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Arc<str>>,
 }
 
 /// Labels that say which replica or which rollout it is.
@@ -45,7 +48,14 @@ impl Workload {
             service_account: service_account.into(),
             is_proven,
             labels: BTreeMap::new(),
+            group: None,
         }
+    }
+
+    /// A member of this group.
+    pub fn group(mut self, group: Option<Arc<str>>) -> Workload {
+        self.group = group;
+        self
     }
 
     /// With these labels, and named by the one that says its name.

@@ -10,7 +10,7 @@ use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind};
 use crate::config::Diagnostic;
 use crate::config::store::Wrong;
 use crate::policy::Policy;
-use crate::policy::access::{Conditions, Fact, RulesByEffect};
+use crate::policy::access::{Condition, Conditions, RulesByEffect};
 use crate::policy::route::ClusterKey;
 use crate::policy::security::Served;
 use crate::policy::tokens::FetchedKeys;
@@ -168,17 +168,27 @@ impl Snapshot {
         named.selector.clone()
     }
 
-    /// The rules that decide on a server's requests by something of this kind.
-    pub(crate) fn rules_on(&self, client: &Client, port: u16, is_asked: impl Fn(&Fact) -> bool) -> BTreeSet<Arc<str>> {
+    /// The labels of a client, with those of its group.
+    pub(crate) fn labels(&self, client: &Client) -> BTreeMap<String, String> {
+        self.compiled.policy.services.labels_in_group(&client.namespace, client.group.as_ref(), &client.labels)
+    }
+
+    /// The rules that decide on a server's requests by a condition of this kind.
+    pub(crate) fn rules_by(
+        &self,
+        client: &Client,
+        port: u16,
+        is_meant: impl Fn(&Condition) -> bool,
+    ) -> BTreeSet<Arc<str>> {
         let Policy { services, security, .. } = &self.compiled.policy;
-        let labels = services.labels_in_group(&client.namespace, client.group.as_ref(), &client.labels);
+        let labels = self.labels(client);
         let access = security.access(Served { namespace: &client.namespace, labels: &labels, port }, services);
         let RulesByEffect { allow, deny } = &access.enforced;
         let asks = access.asks.iter().flat_map(|(_, rules)| rules);
         let rules = allow.iter().flatten().chain(deny).chain(asks);
         let asked = rules.filter(|rule| {
             let Conditions { from, to, when } = &rule.conditions;
-            from.iter().chain(to).flatten().chain(when).any(|condition| is_asked(&condition.fact))
+            from.iter().chain(to).flatten().chain(when).any(&is_meant)
         });
         asked.map(|rule| rule.id.clone()).collect()
     }

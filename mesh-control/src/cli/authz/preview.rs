@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use mesh_core::calls::{ANY, REST};
+use mesh_core::calls::{ANY, REST, template};
 use serde::Serialize;
 
 use super::records::{From, workload};
@@ -19,11 +19,12 @@ use crate::catalog::{Client, ClientClass};
 use crate::cli::{Format, Printing};
 use crate::config::load;
 use crate::plane::Plane;
-use crate::policy::access::Fact;
+use crate::policy::access::{Condition, Fact, Value};
 
 /// Says which of the calls that were seen policies would treat differently, before they are applied.
 ///
-/// What is not in the records (hosts, headers, tokens, addresses) counts as absent, and rules that ask for it are named on stderr.
+/// What is not in the records (hosts, headers, tokens, addresses, values in paths) counts as absent, and rules that ask for it are
+/// named on stderr.
 /// The exit code is 3 if a call would be refused that is let in now, and else 0.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
@@ -136,6 +137,8 @@ struct Preview<'p> {
     refused: (u64, u64),
     allowed: (u64, u64),
     otherwise: (u64, u64),
+    /// Of a method or path that no policy can name.
+    unnamed: (u64, u64),
     lost: u64,
 }
 
@@ -150,6 +153,7 @@ impl<'p> Preview<'p> {
             refused: (0, 0),
             allowed: (0, 0),
             otherwise: (0, 0),
+            unnamed: (0, 0),
             lost: 0,
         }
     }
@@ -158,6 +162,10 @@ impl<'p> Preview<'p> {
     fn look(&mut self, record: &Record) -> anyhow::Result<Option<Difference>> {
         if record.lost > 0 {
             self.lost += record.lost;
+            return Ok(None);
+        }
+        if record.method.is_empty() || record.path.is_empty() {
+            count(&mut self.unnamed, record);
             return Ok(None);
         }
         count(&mut self.all, record);
@@ -201,13 +209,17 @@ impl<'p> Preview<'p> {
     /// A workload for the first time: its rules may ask for what records do not have.
     fn met(&mut self, workload: &Workload, port: u16) -> super::Workload {
         let labels = workload.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        let client = Client::new("authz", ClientClass::Library, std::net::Ipv4Addr::LOCALHOST.into())
+        let mut client = Client::new("authz", ClientClass::Library, std::net::Ipv4Addr::LOCALHOST.into())
             .namespace(&*workload.namespace)
             .labels(labels);
+        client.group.clone_from(&workload.group);
+        let mut labels = BTreeMap::new();
         for plane in self.planes {
-            self.blind.extend(plane.snapshot().rules_on(&client, port, |fact| !is_recorded(fact)));
+            let snapshot = plane.snapshot();
+            self.blind.extend(snapshot.rules_by(&client, port, |condition| !is_recorded(condition)));
+            labels = snapshot.labels(&client);
         }
-        super::Workload { namespace: workload.namespace.to_string(), labels: workload.labels.clone() }
+        super::Workload { namespace: workload.namespace.to_string(), labels }
     }
 
     fn blind(&self) -> &BTreeSet<Arc<str>> {
@@ -224,6 +236,10 @@ impl<'p> Preview<'p> {
             said(self.allowed),
             said(self.otherwise),
         );
+        if self.unnamed.0 > 0 {
+            text +=
+                &format!("{} have a method or path that no policy can name, and were not tried\n", said(self.unnamed));
+        }
         if self.lost > 0 {
             text += &format!("{} more calls found no place in the records, and nothing is known of them\n", self.lost);
         }
@@ -236,17 +252,20 @@ fn count((forms, calls): &mut (u64, u64), record: &Record) {
     *calls = calls.saturating_add(record.count);
 }
 
-fn is_recorded(fact: &Fact) -> bool {
-    matches!(
-        fact,
-        Fact::Principal
-            | Fact::Namespace
-            | Fact::ServiceAccount
-            | Fact::TrustDomain
-            | Fact::Method
-            | Fact::Path
-            | Fact::Port
-    )
+/// Whether records have what a condition asks for. Of a path they have the form: who names a value in it names what they do not
+/// have.
+fn is_recorded(condition: &Condition) -> bool {
+    let is_form = |value: &Value| match value {
+        Value::Exact(path) | Value::Prefix(path) | Value::Suffix(path) => !template(path, false).contains(ANY),
+        _ => true,
+    };
+    match condition.fact {
+        Fact::Path => condition.values.iter().all(is_form),
+        Fact::Principal | Fact::Namespace | Fact::ServiceAccount | Fact::TrustDomain | Fact::Method | Fact::Port => {
+            true
+        }
+        _ => false,
+    }
 }
 
 /// A call of a record as a request. A segment that stands for many is one that no policy names.
@@ -263,9 +282,9 @@ fn request(record: &Record, workload: super::Workload, port: u16) -> Asked {
             Spoken::Http => Protocol::Http,
             Spoken::Grpc => Protocol::Grpc,
         },
-        method: Some(if record.method.is_empty() { "X-OTHER".to_owned() } else { record.method.to_string() }),
+        method: Some(record.method.to_string()),
         host: None,
-        path: Some(if path.is_empty() { "/".to_owned() } else { path }),
+        path: Some(path),
         headers: BTreeMap::new(),
         source_ip: None,
         remote_ip: None,

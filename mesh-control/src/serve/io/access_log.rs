@@ -97,5 +97,5 @@ fn workload(node: &Node, peer: &Peer) -> Result<Workload, (crate::serve::clients
     let proven = client.identity.as_ref().and_then(|identity| identity.workload());
     let account = proven.map_or(about.service_account.as_str(), |(_, account)| account);
     let workload = Workload::new(&client.namespace, &about.name, account, proven.is_some());
-    Ok(workload.labelled(&client.labels))
+    Ok(workload.labelled(&client.labels).group(client.group))
 }
