@@ -189,6 +189,8 @@ impl Embedded {
         if let Some(certificates) = &serve.certificates {
             plane = plane.trust_domain(certificates.authority.trust_domain()).issues_certificates(true);
         }
+        let gives_identities_away = dev || serve.certificates.as_ref().is_some_and(|certificates| certificates.dev);
+        plane.trust_claims |= gives_identities_away;
         let state = plane.state_dir.clone().filter(|_| matches!(config, Config::Dir(_)));
         let plane = match config {
             Config::Dir(path) => {

@@ -78,6 +78,9 @@ pub struct PlaneOptions {
     /// else is called, and let in, in plaintext (PERMISSIVE) where no PeerAuthentication asks for more. Without this, mutual TLS
     /// is STRICT wherever certificates are issued.
     pub permissive: bool,
+    /// Development mode: who a workload says it is counts without proof. Without this, the identity of a workload is that of the
+    /// certificate that its stream came with, and nobody's where it came without one.
+    pub trust_claims: bool,
 }
 
 impl PlaneOptions {
@@ -146,6 +149,12 @@ impl PlaneOptions {
             scan.files.insert(mesh_file_name(file), load::read_named(file));
         }
         Ok(scan)
+    }
+
+    /// Whether who a workload says it is counts without proof; see [`trust_claims`](field@Self::trust_claims).
+    pub fn trust_claims(mut self, trusted: bool) -> PlaneOptions {
+        self.trust_claims = trusted;
+        self
     }
 
     /// Whether workloads may do without certificates; see [`permissive`](field@Self::permissive).
@@ -286,8 +295,8 @@ impl Plane {
         let (mut policy, _) = Policy::new(&Objects::default(), settings);
         policy.trust_domain = options.issues_certificates.then(|| policy.mesh.fixed.trust_domain.clone());
         policy.security.is_permissive = options.permissive;
-        let allow_unenforced = options.allow_unenforced;
-        live.compiled = Arc::new(Compiled { policy, allow_unenforced, ..Compiled::default() });
+        let PlaneOptions { allow_unenforced, trust_claims, .. } = options;
+        live.compiled = Arc::new(Compiled { policy, allow_unenforced, trust_claims, ..Compiled::default() });
         let snapshot = Snapshot { compiled: live.compiled.clone(), ..Snapshot::default() };
         let inner = Inner {
             store: Mutex::new(store),
@@ -349,8 +358,8 @@ impl Plane {
         let _ = snapshots.wait_for(|snapshot| snapshot.config_generation() >= generation).await;
     }
 
-    /// Who a workload is by mutual TLS: who its certificate says, or, where none was seen, the service account that it names;
-    /// `None` where it has no certificate, or nobody can have such a name.
+    /// Who a workload is by mutual TLS: who its certificate says, or, in development mode, where none was seen, the service
+    /// account that it names; `None` where it has no certificate, or nobody can have such a name.
     pub(crate) fn identity(&self, client: &Client, service_account: &str) -> Option<SpiffeId> {
         let snapshot = self.snapshot();
         let domain = snapshot.compiled.policy.trust_domain.as_ref().filter(|_| snapshot.is_certified(client))?;
@@ -360,16 +369,28 @@ impl Plane {
         }
     }
 
-    /// Why a workload may not register as what it says it is: its group is for another service account.
+    /// Why a workload may not be registered as what it says it is: there is no such group, or it is for another service account.
     pub(crate) fn objection(&self, client: &Client, service_account: &str) -> Option<String> {
         let snapshot = self.snapshot();
+        let Policy { services, trust_domain, .. } = &snapshot.compiled.policy;
         let group = client.group.as_ref()?;
-        let wanted = snapshot.compiled.policy.services.account_of_group(&client.namespace, group)?;
-        (wanted != service_account).then(|| {
-            let namespace = &client.namespace;
+        let name = format!("WorkloadGroup {}/{group}", client.namespace);
+        let Some(wanted) = services.account_of_group(&client.namespace, group) else {
+            // What a wrong one says is not known: its members are registered with what they say themselves.
+            let is_wrong = services.refused_group(&client.namespace, Some(group)).is_some();
+            return (!is_wrong).then(|| format!("there is no {name}, which this workload says it belongs to"));
+        };
+        let wanted = wanted?;
+        if wanted != service_account {
+            return Some(format!(
+                "the {name} is for the service account {wanted:?}, and this workload's is {service_account:?}"
+            ));
+        }
+        let has_to_prove = trust_domain.is_some() && !snapshot.compiled.trust_claims;
+        (has_to_prove && client.identity.is_none()).then(|| {
             format!(
-                "the WorkloadGroup {namespace}/{group} is for the service account {wanted:?}, and this workload's is \
-                 {service_account:?}"
+                "the {name} is for the service account {wanted:?}, and this stream came without a certificate of it: \
+                 `mesh-control token create` makes a token for one"
             )
         })
     }
@@ -513,9 +534,11 @@ impl Inner {
         policy.trust_domain = self.options.issues_certificates.then(|| policy.mesh.fixed.trust_domain.clone());
         policy.security.is_permissive = self.options.permissive;
         diagnostics.retain(|finding| policy.trust_domain.is_none() || finding.code != Code::NeedsCertificates);
-        let allow_unenforced = self.options.allow_unenforced;
+        let PlaneOptions { allow_unenforced, trust_claims, .. } = self.options;
         let cache = Mutex::default();
-        let compiled = Arc::new(Compiled { policy, diagnostics, wrong, objects, held_back, allow_unenforced, cache });
+        let compiled =
+            Compiled { policy, diagnostics, wrong, objects, held_back, allow_unenforced, trust_claims, cache };
+        let compiled = Arc::new(compiled);
         let mut live = self.live();
         tell(&live.compiled, &compiled);
         let old = std::mem::replace(&mut live.compiled, compiled.clone());

@@ -87,10 +87,25 @@ fn run(dir: &Path, arguments: &[&str]) -> Output {
     command.args(["authz", "test", "--config", dir.to_str().unwrap()]).args(arguments).output().unwrap()
 }
 
+/// What is said; the exit code says the same where it is about one request.
 fn out(dir: &Path, arguments: &[&str]) -> String {
     let output = run(dir, arguments);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    let said = String::from_utf8(output.stdout).unwrap();
+    let expected = match said.split_once(':').map(|(verdict, _)| verdict) {
+        Some("deny") => 3,
+        Some("ask") => 4,
+        _ => 0,
+    };
+    assert_eq!(output.status.code(), Some(expected), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    said
+}
+
+/// Why there is no answer.
+fn why(dir: &Path, arguments: &[&str]) -> String {
+    let output = run(dir, arguments);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(matches!(output.status.code(), Some(1 | 2)) && output.stdout.is_empty(), "{said}");
+    said
 }
 
 #[test]
@@ -113,9 +128,110 @@ fn one_request_has_a_verdict_and_the_rule_that_decided() {
         // What is malformed is answered before there is a policy.
         assert!(said.contains("dry run: allow: no rule is for it") || expected.contains("malformed"), "{said}");
     }
-    assert_eq!(out(dir.path(), &["--to", "any/locked"]), "deny: no rule is for it\n");
-    assert_eq!(out(dir.path(), &["--to", "any/vault"]), "deny: AuthorizationPolicy/vault/jwt#0\n");
+    let any = |namespace: &str| out(dir.path(), &["--to", &format!("any/{namespace}"), "--label", "app=any"]);
+    assert_eq!(any("locked"), "deny: no rule is for it\n");
+    assert_eq!(any("vault"), "deny: AuthorizationPolicy/vault/jwt#0\n");
     assert!(!run(dir.path(), &["--to", "reviews"]).status.success());
+}
+
+#[test]
+fn a_workload_that_nothing_names_is_an_error_with_the_one_that_is_meant() {
+    let dir = config();
+    for (to, expected) in [
+        ("revews/shop", "did you mean reviews/shop?"),
+        ("reviews/shpo", "did you mean reviews/shop?"),
+        ("shop/reviews", "reviews/shop is known: the workload comes before its namespace"),
+        ("something/elsewhere", "known are reviews/shop"),
+    ] {
+        let said = why(dir.path(), &["--to", to]);
+        assert!(said.contains(expected) && said.contains("--label KEY=VALUE"), "{to}: {said}");
+        let output = rendered(dir.path(), to);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && output.stdout.is_empty() && said.contains(expected), "{to}: {said}");
+    }
+    // What is said of it is taken for it, and that nothing is in such a namespace is told.
+    let said = out(dir.path(), &["--to", "reviews/shpo", "--label", "app=reviews"]);
+    assert_eq!(
+        said,
+        "allow: no rule is for it\nnote: no object of the configuration is in the namespace \"shpo\"; did you mean \"shop\"?\n"
+    );
+}
+
+#[test]
+fn one_request_is_told_by_options_as_a_line_tells_it() {
+    let config = "apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, ports: [{name: http, port: 80}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: all, namespace: shop}
+spec:
+  rules:
+  - when: [{key: 'request.auth.claims[role]', values: [staff]}]
+  - when: [{key: 'request.auth.claims[in][groups]', values: [b]}]
+  - when: [{key: connection.sni, values: [www.shop]}]
+  - when: [{key: destination.ip, values: [10.9.0.0/16]}]
+  - from: [{source: {remoteIpBlocks: [10.1.0.0/16]}}]
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: jwt, namespace: shop}
+spec:
+  jwtRules:
+  - issuer: idp
+    jwks: '{\"keys\": [{\"kty\": \"OKP\", \"crv\": \"Ed25519\", \"x\": \"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo\"}]}'
+  - issuer: elsewhere
+    jwksUri: https://elsewhere.example/keys
+";
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.yaml"), config).unwrap();
+    for (more, expected) in [
+        (&["--claim", "iss=idp", "--claim", "role=staff"][..], "allow: AuthorizationPolicy/shop/all#0\n"),
+        (
+            &["--claim", "iss=idp", "--claim", "in={\"groups\": [\"a\", \"b\"]}"],
+            "allow: AuthorizationPolicy/shop/all#1\n",
+        ),
+        (&["--claim", "{\"iss\": \"idp\", \"role\": \"cook\"}"], "deny: no rule is for it\n"),
+        (&["--sni", "www.shop"], "allow: AuthorizationPolicy/shop/all#2\n"),
+        (&["--destination-ip", "10.9.1.1"], "allow: AuthorizationPolicy/shop/all#3\n"),
+        (&["--source-ip", "10.1.1.1"], "allow: AuthorizationPolicy/shop/all#4\n"),
+        (&["--sni", "www.shop", "--protocol", "tcp"], "allow: AuthorizationPolicy/shop/all#2\n"),
+        (
+            &["--remote-ip", "10.1.1.1"],
+            "deny: no rule is for it\nnote: remote_ip has no effect: nobody's word is taken for it, and it is source_ip\n",
+        ),
+        // A token is looked at as the server would: it is not one, or nobody knows who it is of.
+        (
+            &["--header", "authorization: Bearer nonsense"],
+            "deny: the token: Jwt is not in the form of Header.Payload.Signature",
+        ),
+        (
+            &["--header", "authorization: Bearer eyJhbGciOiJFZERTQSJ9.eyJpc3MiOiJ3aG8ifQ.AA"],
+            "deny: the token: Jwt issuer is not configured",
+        ),
+        (
+            &["--header", "authorization: Bearer eyJhbGciOiJFZERTQSJ9.eyJpc3MiOiJpZHAifQ.AA"],
+            "deny: the token: Jwt verification fails",
+        ),
+        (
+            &["--header", "authorization: Bearer eyJhbGciOiJFZERTQSJ9.eyJpc3MiOiJlbHNld2hlcmUifQ.AA"],
+            "deny: the token's issuer is known, and its keys are not fetched here",
+        ),
+    ] {
+        let said = out(dir.path(), &[&["--to", "web/shop"][..], more].concat());
+        assert!(said.starts_with(expected), "{more:?}: {said}");
+    }
+    assert!(why(dir.path(), &["--to", "web/shop", "--claim", "role"]).contains("--claim role"));
+    assert!(why(dir.path(), &["--requests", "-", "--sni", "a"]).contains("--requests"));
+    // Where no server looks at tokens, that is said.
+    let dir = self::config();
+    let said = out(dir.path(), &["--to", "reviews/shop", "--header", "authorization: Bearer a.b.c"]);
+    assert!(
+        said.contains("note: no RequestAuthentication is for this workload: its server looks at no token\n"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -153,7 +269,7 @@ fn whoever_has_an_identity_of_an_old_trust_domain_is_meant_by_the_new_one() {
     ] {
         for (domain, expected) in [("old.org", old), ("new.org", new), ("foreign.org", foreign)] {
             let who = format!("spiffe://{domain}/ns/shop/sa/web");
-            let said = out(dir.path(), &["--from", &who, "--to", &format!("any/{namespace}")]);
+            let said = out(dir.path(), &["--from", &who, "--to", &format!("any/{namespace}"), "--label", "app=any"]);
             assert_eq!(said.starts_with("allow"), expected, "{namespace} from {domain}: {said}");
         }
     }
@@ -185,13 +301,18 @@ spec: {action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}
 ";
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("config.yaml"), config).unwrap();
+    let reviews = ["--to", "reviews/shop", "--label", "app=reviews"];
     for (path, expected) in [
         ("/a", "ask: AuthorizationPolicy/shop/ask#1\n"),
         ("/b", "allow: no rule is for it\n"),
         ("/admin", "deny: AuthorizationPolicy/shop/deny#0\n"),
     ] {
-        assert_eq!(out(dir.path(), &["--to", "reviews/shop", "--path", path]), expected, "{path}");
+        assert_eq!(out(dir.path(), &[&reviews[..], &["--path", path]].concat()), expected, "{path}");
     }
+    let refused = rendered_as(dir.path(), "reviews/shop", &["--label", "app=reviews"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("opa: an AuthorizationPolicy (CUSTOM) has it asked"), "{said}");
+    assert!(!said.contains("gRPC"), "{said}");
     let asked = json!({"id": 1, "workload": {"namespace": "shop"}, "path": "/a", "protocol": "tcp"}).to_string();
     let file = dir.path().join("requests.jsonl");
     std::fs::write(&file, asked).unwrap();
@@ -221,7 +342,8 @@ fn a_batch_has_an_answer_a_line() {
         ),
         (
             json!({"id": 3, "workload": {"namespace": "other"}, "path": "/"}),
-            json!({"id": 3, "verdict": "allow", "policy": null, "rule": null, "dry_run": null}),
+            json!({"id": 3, "verdict": "allow", "policy": null, "rule": null, "dry_run": null,
+                "note": "no object of the configuration is in the namespace \"other\""}),
         ),
         (
             json!({"id": 5, "workload": {"namespace": "vault"}}),
@@ -264,8 +386,13 @@ fn a_batch_has_an_answer_a_line() {
 }
 
 fn rendered(dir: &Path, to: &str) -> Output {
+    rendered_as(dir, to, &[])
+}
+
+fn rendered_as(dir: &Path, to: &str, more: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
-    command.args(["authz", "render", "--config", dir.to_str().unwrap(), "--to", to, "--port", "9080"]).output().unwrap()
+    command.args(["authz", "render", "--config", dir.to_str().unwrap(), "--to", to, "--port", "9080"]);
+    command.args(more).output().unwrap()
 }
 
 /// Whether Envoy says the same is seen by `interop/decisions.py`.
@@ -273,7 +400,8 @@ fn rendered(dir: &Path, to: &str) -> Output {
 fn what_an_envoy_is_to_enforce_is_written_whole_or_not_at_all() {
     let dir = config();
     let policies = |to: &str| -> Value {
-        let output = rendered(dir.path(), to);
+        let name = to.split_once('/').unwrap().0;
+        let output = rendered_as(dir.path(), to, &["--label", &format!("app={name}")]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
     };
@@ -308,7 +436,7 @@ fn what_an_envoy_is_to_enforce_is_written_whole_or_not_at_all() {
     let tokens = "a RequestAuthentication is for it";
     let claims = "AuthorizationPolicy/claims/staff#0: a condition on tokens has no form here";
     for (to, why) in [("any/vault", tokens), ("any/tokens", tokens), ("any/claims", claims)] {
-        let refused = rendered(dir.path(), to);
+        let refused = rendered_as(dir.path(), to, &["--label", "app=any"]);
         let said = String::from_utf8_lossy(&refused.stderr);
         assert!(!refused.status.success() && refused.stdout.is_empty() && said.contains(why), "{said}");
     }

@@ -5,6 +5,7 @@ mod preview;
 mod records;
 mod render;
 mod suggest;
+mod workload;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -13,14 +14,17 @@ use std::io::{self, BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Subcommand;
-use http::{Request, Version};
+use http::header::AUTHORIZATION;
+use http::uri::PathAndQuery;
+use http::{Request, Uri, Version};
 use mesh_core::authz::{AccessRequest, Connection, Verdict};
 use mesh_core::filter::FilterRegistry;
 use mesh_core::identity::SpiffeId;
-use mesh_core::jwt::Claims;
+use mesh_core::jwt::{Claims, Refusal};
 use mesh_core::model::{Listener, RouteAction, RouteSource};
 use mesh_core::path::PathNormalization;
 use mesh_core::request::RequestHead;
@@ -51,6 +55,9 @@ enum Command {
 }
 
 /// Says whether a request is let in, and by which rule. Mutual TLS itself is not tried: who asks is taken to be known.
+///
+/// The exit code is 0 where it is let in, 3 where it is refused, and 4 where an authorizer is asked about it (CUSTOM). It is 0
+/// for --requests once every line has its answer. 1 is for what cannot be answered, 2 for a command line that makes no sense.
 #[derive(Clone, Debug, clap::Args)]
 struct Test {
     /// The directory of the configuration.
@@ -61,35 +68,59 @@ struct Test {
     /// `destination_ip`, `destination_port`, `sni`, `principal`, `claims`.
     #[arg(long, value_name = "FILE", conflicts_with = "to", required_unless_present = "to")]
     requests: Option<PathBuf>,
-    /// Who is asked: WORKLOAD/NAMESPACE. Its labels are those that the service of its name selects, or `app: WORKLOAD`.
+    #[command(flatten)]
+    single: Single,
+    #[command(flatten)]
+    printing: Printing,
+}
+
+/// One request, by options.
+#[derive(Clone, Debug, clap::Args)]
+struct Single {
+    /// Who is asked: WORKLOAD/NAMESPACE. Its labels are those that the service of its name selects, those of the WorkloadGroup
+    /// of its name, or `app: WORKLOAD` where an object selects that. What no object knows is an error.
     #[arg(long, value_name = "WORKLOAD/NAMESPACE")]
     to: Option<String>,
     /// A label of the workload, in place of those: KEY=VALUE. May be given several times.
-    #[arg(long, value_name = "KEY=VALUE", requires = "to")]
+    #[arg(long, value_name = "KEY=VALUE", conflicts_with = "requests")]
     label: Vec<String>,
     /// Who asks: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT. Nobody who is known, unless set.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", conflicts_with = "requests")]
     from: Option<String>,
-    /// The method.
-    #[arg(long, default_value = "GET", value_name = "METHOD")]
-    method: String,
-    /// The path, with the query.
-    #[arg(long, default_value = "/", value_name = "PATH")]
-    path: String,
+    /// The protocol: http, grpc or tcp (bytes that nobody looks into).
+    #[arg(long, value_enum, default_value_t, value_name = "PROTOCOL", conflicts_with = "requests")]
+    protocol: Protocol,
+    /// The method: GET, or POST for grpc, unless set.
+    #[arg(long, value_name = "METHOD", conflicts_with = "requests")]
+    method: Option<String>,
+    /// The path, with the query: / unless set.
+    #[arg(long, value_name = "PATH", conflicts_with = "requests")]
+    path: Option<String>,
     /// The authority; the workload's name unless set.
-    #[arg(long, value_name = "HOST")]
+    #[arg(long, value_name = "HOST", conflicts_with = "requests")]
     host: Option<String>,
-    /// A header: NAME:VALUE. May be given several times.
-    #[arg(long, value_name = "NAME:VALUE")]
+    /// A header: NAME:VALUE. May be given several times. A token in it is looked at as the workload's server would.
+    #[arg(long, value_name = "NAME:VALUE", conflicts_with = "requests")]
     header: Vec<String>,
-    /// The address that the request comes from.
-    #[arg(long, value_name = "IP")]
+    /// A claim of a token that is taken to be good: KEY=VALUE, or KEY=JSON where the value begins with `[`, `{` or `"`. `iss`
+    /// and `sub` are claims, too. May be given several times, or once as a whole: a JSON object.
+    #[arg(long, value_name = "KEY=VALUE", conflicts_with = "requests")]
+    claim: Vec<String>,
+    /// The address that the connection comes from.
+    #[arg(long, value_name = "IP", conflicts_with = "requests")]
     source_ip: Option<IpAddr>,
-    /// The port that the workload bound.
-    #[arg(long, value_name = "PORT")]
+    /// The address that the request says it is from. Nobody's word is taken for it.
+    #[arg(long, value_name = "IP", conflicts_with = "requests")]
+    remote_ip: Option<IpAddr>,
+    /// The address that the workload bound.
+    #[arg(long, value_name = "IP", conflicts_with = "requests")]
+    destination_ip: Option<IpAddr>,
+    /// The port that the workload bound: 80 unless set.
+    #[arg(long, value_name = "PORT", conflicts_with = "requests")]
     port: Option<u16>,
-    #[command(flatten)]
-    printing: Printing,
+    /// The name that the TLS handshake asks for.
+    #[arg(long, value_name = "NAME", conflicts_with = "requests")]
+    sni: Option<String>,
 }
 
 /// A request, as a line has it.
@@ -133,28 +164,12 @@ struct Workload {
     labels: BTreeMap<String, String>,
 }
 
-impl Workload {
-    /// That of a command line: WORKLOAD/NAMESPACE, and labels in place of those that the service of its name selects.
-    fn named(to: &str, labels: &[String], plane: &Plane) -> anyhow::Result<Workload> {
-        let (name, namespace) = to
-            .split_once('/')
-            .filter(|(name, namespace)| !name.is_empty() && !namespace.is_empty())
-            .ok_or_else(|| anyhow!("--to {to}: WORKLOAD/NAMESPACE is needed"))?;
-        let mut labels: BTreeMap<_, _> = labels.iter().map(|text| pair(text, '=')).collect::<Result<_, _>>()?;
-        if labels.is_empty() {
-            let selected = plane.snapshot().selector(namespace, name);
-            labels = selected.unwrap_or_else(|| [("app".to_owned(), name.to_owned())].into());
-        }
-        Ok(Workload { namespace: namespace.to_owned(), labels })
-    }
-}
-
 fn pair(text: &str, by: char) -> anyhow::Result<(String, String)> {
     let (name, value) = text.split_once(by).ok_or_else(|| anyhow!("{text}: no {by} in it"))?;
     Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 enum Protocol {
     #[default]
@@ -182,8 +197,15 @@ struct Answer {
     /// What those that are only tried would have said.
     dry_run: Option<Tried>,
     /// Why, where it was no rule; and what of the request had no effect.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    note: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "joined")]
+    note: Vec<String>,
+    /// Whether the first note is why.
+    #[serde(skip)]
+    is_reasoned: bool,
+}
+
+fn joined<S: serde::Serializer>(notes: &[String], to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&notes.join("; "))
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -194,7 +216,7 @@ struct Tried {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.command {
-        Command::Test(args) => test(args).map(|()| ExitCode::SUCCESS),
+        Command::Test(args) => test(args),
         Command::Render(args) => render::run(args).map(|()| ExitCode::SUCCESS),
         Command::Suggest(args) => suggest::run(args),
         Command::Preview(args) => preview::run(args),
@@ -203,11 +225,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// A plane of a directory, which it follows in the background.
 fn plane(config: &Path) -> anyhow::Result<Plane> {
-    let options = PlaneOptions::default().config_dir(config).issues_certificates(true);
+    let options = PlaneOptions::default().config_dir(config).issues_certificates(true).trust_claims(true);
     Plane::start(options).with_context(|| format!("cannot read {}", config.display()))
 }
 
-fn test(args: &Test) -> anyhow::Result<()> {
+fn test(args: &Test) -> anyhow::Result<ExitCode> {
     let runtime = super::runtime()?;
     let _entered = runtime.enter();
     let plane = plane(&args.config)?;
@@ -217,8 +239,13 @@ fn test(args: &Test) -> anyhow::Result<()> {
     };
     let mut servers = Servers { plane: &plane, asked: HashMap::new() };
     let Some(file) = &args.requests else {
-        print(&answer(&mut servers, &asked(args, &plane)?)?)?;
-        return Ok(());
+        let answer = answer(&mut servers, &asked(&args.single, &plane)?)?;
+        print(&answer)?;
+        return Ok(ExitCode::from(match answer.verdict {
+            "allow" => 0,
+            "ask" => 4,
+            _ => 3,
+        }));
     };
     let reader: Box<dyn BufRead> = match file.as_os_str() == "-" {
         true => Box::new(BufReader::new(io::stdin())),
@@ -235,11 +262,11 @@ fn test(args: &Test) -> anyhow::Result<()> {
         let asked: Asked = serde_json::from_str(&line).with_context(place)?;
         print(&answer(&mut servers, &asked).with_context(place)?)?;
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The request of the command line.
-fn asked(args: &Test, plane: &Plane) -> anyhow::Result<Asked> {
+fn asked(args: &Single, plane: &Plane) -> anyhow::Result<Asked> {
     let to = args.to.as_deref().unwrap_or_default();
     let workload = Workload::named(to, &args.label, plane)?;
     let mut headers: BTreeMap<String, Values> = BTreeMap::new();
@@ -253,24 +280,47 @@ fn asked(args: &Test, plane: &Plane) -> anyhow::Result<Asked> {
     Ok(Asked {
         id: serde_json::Value::Null,
         workload,
-        protocol: Protocol::Http,
-        method: Some(args.method.clone()),
+        protocol: args.protocol,
+        method: args.method.clone(),
         host: args.host.clone().or_else(|| to.split_once('/').map(|(name, _)| name.to_owned())),
-        path: Some(args.path.clone()),
+        path: args.path.clone(),
         headers,
         source_ip: args.source_ip,
-        remote_ip: None,
-        destination_ip: None,
+        remote_ip: args.remote_ip,
+        destination_ip: args.destination_ip,
         destination_port: args.port,
-        sni: None,
+        sni: args.sni.clone(),
         principal: args.from.clone(),
-        claims: None,
+        claims: claims(&args.claim)?,
     })
+}
+
+/// The claims of a token; none where none is given.
+fn claims(given: &[String]) -> anyhow::Result<Option<serde_json::Map<String, serde_json::Value>>> {
+    let mut claims = serde_json::Map::new();
+    for text in given {
+        let json = |text: &str| serde_json::from_str::<serde_json::Value>(text);
+        if text.starts_with('{') {
+            let serde_json::Value::Object(whole) = json(text).with_context(|| format!("--claim {text}"))? else {
+                continue;
+            };
+            claims.extend(whole);
+            continue;
+        }
+        let (name, value) = pair(text, '=').with_context(|| format!("--claim {text}"))?;
+        let value = match value.starts_with(['[', '{', '"']) {
+            true => json(&value).with_context(|| format!("--claim {text}"))?,
+            false => value.into(),
+        };
+        claims.insert(name, value);
+    }
+    Ok((!claims.is_empty()).then_some(claims))
 }
 
 fn answer(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Answer> {
     const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let destination = SocketAddr::new(asked.destination_ip.unwrap_or(LOCALHOST), asked.destination_port.unwrap_or(80));
+    let mut notes = Vec::from_iter(workload::foreign(&asked.workload.namespace, servers.plane));
     let (table, paths) = servers.table(&asked.workload, destination)?;
     let peer: Option<SpiffeId> = asked
         .principal
@@ -287,28 +337,37 @@ fn answer(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Answer> {
         destination,
         server_name: asked.sni.as_deref(),
     };
-    let mut notes = Vec::new();
     if asked.remote_ip.is_some_and(|ip| ip != connection.source.ip()) {
         notes.push("remote_ip has no effect: nobody's word is taken for it, and it is source_ip".to_owned());
     }
-    let tokens: Vec<Claims> = asked.claims.iter().map(|claims| verified(claims, table, &mut notes)).collect();
+    let mut tokens: Vec<Claims> = asked.claims.iter().map(|claims| verified(claims, table, &mut notes)).collect();
     if asked.protocol == Protocol::Tcp {
         return Ok(told(asked, &table.verdict_on_bytes(connection), notes));
     }
-    let request = match request(asked) {
+    let malformed = |error: anyhow::Error, notes| Ok(refused(asked, format!("malformed: {error}"), notes));
+    let mut request = match canonical(asked, table, *paths) {
         Ok(request) => request,
-        Err(error) => return Ok(malformed(asked, &error.to_string())),
+        Err(error) => return malformed(error, notes),
     };
-    let mut head = match RequestHead::received(&request) {
-        Ok(head) => head,
-        Err(error) => return Ok(malformed(asked, &error.to_string())),
-    };
-    let path = match paths.canonical(head.path(), table.is_guarded()) {
-        Ok(path) => path,
-        Err(error) => return Ok(malformed(asked, &error.to_string())),
-    };
-    let target = head.query().map_or_else(|| path.to_string(), |query| format!("{path}?{query}"));
-    head.path_and_query = &target;
+    match table.authenticator() {
+        Some(authenticator) => {
+            let head = RequestHead::received(&request)?;
+            let known = match authenticator.authenticate(&head, SystemTime::now()) {
+                Ok(known) => known,
+                Err(refusal) => return Ok(refused(asked, of_token(&refusal), notes)),
+            };
+            tokens.extend(known.claims_of_all().iter().cloned());
+            // What decides from here on sees what the application will see.
+            let (mut parts, ()) = request.into_parts();
+            known.apply(&mut parts);
+            request = Request::from_parts(parts, ());
+        }
+        None if request.headers().contains_key(AUTHORIZATION) => {
+            notes.push("no RequestAuthentication is for this workload: its server looks at no token".to_owned());
+        }
+        None => {}
+    }
+    let head = RequestHead::received(&request)?;
     // Whoever is asked does not let in whom a policy refuses.
     let access = AccessRequest { head: Some(head), connection: Some(connection), tokens: &tokens };
     let asked_by = table.askers().iter().find_map(|asker| asker.asked_by(&access));
@@ -324,9 +383,30 @@ fn answer(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Answer> {
         && let RouteAction::Direct(direct) = &route.action
     {
         answer.verdict = "deny";
-        answer.note = Some(String::from_utf8_lossy(&direct.body).into_owned());
+        answer.note.insert(0, String::from_utf8_lossy(&direct.body).into_owned());
+        answer.is_reasoned = true;
     }
     Ok(answer)
+}
+
+/// The request as the workload's server takes it, with its path in the form that everybody decides by.
+fn canonical(asked: &Asked, table: &RouteTable, paths: PathNormalization) -> anyhow::Result<Request<()>> {
+    let mut request = request(asked)?;
+    let head = RequestHead::received(&request)?;
+    let path = paths.canonical(head.path(), table.is_guarded())?;
+    let target = head.query().map_or_else(|| path.to_string(), |query| format!("{path}?{query}"));
+    *request.uri_mut() = Uri::from(PathAndQuery::try_from(target).context("malformed path")?);
+    Ok(request)
+}
+
+/// Why a token refuses a request, and what to do where this command cannot tell.
+fn of_token(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::NoKeys(why) => format!(
+            "the token's issuer is known, and its keys are not fetched here ({why}): give what it says by --claim"
+        ),
+        refusal => format!("the token: {refusal}"),
+    }
 }
 
 /// The servers that were asked before: there are fewer of them than requests.
@@ -409,7 +489,8 @@ fn told(asked: &Asked, verdict: &Verdict<'_>, notes: Vec<String>) -> Answer {
         dry_run: verdict
             .shadow
             .map(|shadow| Tried { verdict: word(shadow.is_allowed), rule: shadow.policy.map(str::to_owned) }),
-        note: (!notes.is_empty()).then(|| notes.join("; ")),
+        note: notes,
+        is_reasoned: false,
     }
 }
 
@@ -417,20 +498,22 @@ fn policy_of(rule: &str) -> String {
     rule.rsplit_once('#').map_or(rule, |(policy, _)| policy).to_owned()
 }
 
-/// A server answers it with 400 before it looks at policies.
-fn malformed(asked: &Asked, why: &str) -> Answer {
+/// A server answers it before it looks at policies.
+fn refused(asked: &Asked, why: String, mut notes: Vec<String>) -> Answer {
+    notes.insert(0, why);
     let denied = Verdict { is_allowed: false, ..Verdict::ALLOWED };
-    told(asked, &denied, vec![format!("malformed: {why}")])
+    Answer { is_reasoned: true, ..told(asked, &denied, notes) }
 }
 
 fn text(answer: &Answer) -> String {
     let by = |rule: &Option<String>| rule.as_deref().map_or("no rule is for it".to_owned(), str::to_owned);
-    let mut text = match (&answer.rule, &answer.note) {
-        (None, Some(note)) => format!("{}: {note}\n", answer.verdict),
-        (rule, _) => format!("{}: {}\n", answer.verdict, by(rule)),
+    let (reason, notes) = match answer.note.split_first() {
+        Some((reason, notes)) if answer.is_reasoned => (reason.clone(), notes),
+        _ => (by(&answer.rule), &answer.note[..]),
     };
+    let mut text = format!("{}: {reason}\n", answer.verdict);
     if let Some(tried) = &answer.dry_run {
         text += &format!("dry run: {}: {}\n", tried.verdict, by(&tried.rule));
     }
-    text
+    text + &notes.iter().map(|note| format!("note: {note}\n")).collect::<String>()
 }

@@ -100,7 +100,8 @@ fn line() -> clap::Command {
 }
 
 /// Runs the command that the process was started with. The exit code is 0 if it did what it was asked for,
-/// 1 if it could not, 2 if the command line makes no sense, 3 where a command says that something would be refused.
+/// 1 if it could not, 2 if the command line makes no sense, 3 where a command says that something is or would be refused;
+/// `authz test` has 4, too.
 pub fn main() -> ExitCode {
     let line = Line::from_arg_matches(&line().get_matches()).unwrap_or_else(|error| error.exit());
     match run(line) {

@@ -1,6 +1,7 @@
 //! `mesh-control serve`: the control server.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,18 +55,25 @@ pub(super) struct Args {
     strict: bool,
     /// Lets workloads serve that a PeerAuthentication, RequestAuthentication or AuthorizationPolicy guards which cannot be
     /// enforced: one that is wrong, that asks somebody whom nothing describes (CUSTOM), or that is STRICT where no certificates
-    /// are issued; or that an EnvoyFilter or WasmPlugin guards, or a file that cannot be read may guard. Without this, they answer every request with 503 and the reason.
+    /// are issued; or that an EnvoyFilter or WasmPlugin guards, or a file that cannot be read may guard. Without this, they
+    /// answer every request with 503 and the reason.
     #[arg(long)]
     allow_unenforced: bool,
-    /// Where to serve xDS in plaintext. Port 0 takes a free one.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15010", value_parser = address)]
-    xds_addr: SocketAddr,
+    /// Where to serve xDS in plaintext, to whoever reaches it: on this machine, every process reads the configuration there and
+    /// registers as whatever nobody has proven to be. Port 0 takes a free one, and `none` serves nobody in plaintext.
+    #[arg(long, alias = "listen", value_name = "HOST:PORT|none", default_value = "127.0.0.1:15010", value_parser = listen)]
+    xds_addr: Listen,
     /// Where to serve xDS over TLS; needs --tls-cert and --tls-key.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15012", value_parser = address)]
     secure_addr: SocketAddr,
-    /// Where to serve status and metrics over HTTP.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15014", value_parser = address)]
-    status_addr: SocketAddr,
+    /// Where to serve status and metrics over HTTP, to whoever reaches it, or `none`.
+    #[arg(long, value_name = "HOST:PORT|none", default_value = "127.0.0.1:15014", value_parser = listen)]
+    status_addr: Listen,
+    /// A name by which requests for status and metrics may ask for this server, beside its addresses and localhost: whatever
+    /// else they ask for is answered with 421, since a web page may have let its own name point here. May be given several
+    /// times, or as a list with commas.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    status_host: Vec<String>,
     /// The certificate chain of the secured listener, as PEM.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -112,6 +120,12 @@ pub(super) struct Args {
     /// Keeps no records of who called what, and workloads make none: `authz suggest` and `authz preview` have nothing to go by.
     #[arg(long)]
     no_call_records: bool,
+    /// How many streams of xDS one identity may have at a time. Those without a certificate are counted by their address.
+    #[arg(long, value_name = "COUNT", default_value = "10000")]
+    streams_per_identity: NonZeroUsize,
+    /// How many MiB of names all streams of one identity may ask for together, 64 bytes of bookkeeping each included.
+    #[arg(long, value_name = "MIB", default_value = "256")]
+    name_mib_per_identity: NonZeroUsize,
     #[command(flatten)]
     printing: Printing,
 }
@@ -119,11 +133,17 @@ pub(super) struct Args {
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     // Taken over before anything is said: whoever reads an address may send a signal at once.
     let mut signals = Signals::new()?;
-    if !args.xds_addr.ip().is_loopback() && !args.insecure_allow_remote {
+    if let Some(address) = args.xds_addr.0.filter(|address| !address.ip().is_loopback())
+        && !args.insecure_allow_remote
+    {
         bail!(
-            "--xds-addr {} is reachable from other machines, and plaintext xDS neither encrypts nor knows its \
-             clients; use a loopback address, serve others on --secure-addr, or say --insecure-allow-remote",
-            args.xds_addr
+            "--xds-addr {address} is reachable from other machines, and plaintext xDS neither encrypts nor knows its \
+             clients; use a loopback address, serve others on --secure-addr, or say --insecure-allow-remote"
+        );
+    }
+    if args.xds_addr.0.is_none() && args.tls_cert.is_none() {
+        bail!(
+            "--xds-addr none, and there is no --tls-cert and --tls-key to serve --secure-addr with: nobody is served"
         );
     }
     if args.jwks_refresh < Duration::from_secs(1) {
@@ -136,6 +156,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         .issues_certificates(has_authority(args))
         // An authority that only has a place gives certificates to who brings a token, so nobody is held to one.
         .permissive(!is_authority_named(args))
+        .trust_claims(args.dev)
         .config_dir(&args.config)
         .allow_unenforced(args.allow_unenforced);
     options.trust_domain.clone_from(&args.trust_domain);
@@ -165,17 +186,26 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let certificates = authority.map(|authority| Certificates::new(authority).dev(args.dev).ttl(args.certificate_ttl));
     let certificates = certificates.map(|offers| offers.tokens(args.state_dir.as_deref().map(Tokens::of)));
     let options = Options::default().settle(args.settle).grace(args.grace).max_stream_age(args.max_stream_age);
+    let options = options
+        .streams_per_identity(args.streams_per_identity.get())
+        .name_bytes_per_identity(args.name_mib_per_identity.get().saturating_mul(1 << 20));
     let options = options.certificates(certificates).trust_domain(plane.trust_domain()).calls(calls(args)?);
     let server = Arc::new(Server::new(Feed::of(&plane), Arc::new(plane.clone()), &options));
     let (stop, stopped) = watch::channel(false);
 
     let cannot = |what: &str, address: SocketAddr| format!("cannot serve {what} on {address}");
-    let bound = server.listen(args.xds_addr).await.with_context(|| cannot("xDS", args.xds_addr))?;
     let listening = |name: &str, address: SocketAddr| {
         let json = json!({ "listener": name, "address": address });
         args.printing.say(&format!("{name} listening on {address}"), &json)
     };
-    listening("xds", bound)?;
+    let not_listening = |name: &str, why: &str| {
+        let json = json!({ "listener": name, "address": null, "reason": why });
+        args.printing.say(&format!("{name} not listening: {why}"), &json)
+    };
+    match args.xds_addr.0 {
+        Some(address) => listening("xds", server.listen(address).await.with_context(|| cannot("xDS", address))?)?,
+        None => not_listening("xds", "--xds-addr none")?,
+    }
     match (&args.tls_cert, &args.tls_key) {
         (Some(cert), Some(key)) => {
             let files = TlsFiles::new(cert, key).client_ca(args.client_ca.clone());
@@ -183,16 +213,21 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             let bound = bound.with_context(|| cannot("secured xDS", args.secure_addr))?;
             listening("secured xds", bound)?;
         }
-        _ => {
-            let why = "no --tls-cert and --tls-key";
-            let json = json!({ "listener": "secured xds", "address": null, "reason": why });
-            args.printing.say(&format!("secured xds not listening: {why}"), &json)?;
-        }
+        _ => not_listening("secured xds", "no --tls-cert and --tls-key")?,
     }
-    let (bound, status) = status::listen(args.status_addr, server.clone(), Arc::new(plane), stopped)
-        .await
-        .with_context(|| cannot("status", args.status_addr))?;
-    listening("status", bound)?;
+    let status = match args.status_addr.0 {
+        Some(address) => {
+            let names = args.status_host.clone();
+            let served = status::listen(address, names, server.clone(), Arc::new(plane), stopped).await;
+            let (bound, task) = served.with_context(|| cannot("status", address))?;
+            listening("status", bound)?;
+            Some(task)
+        }
+        None => {
+            not_listening("status", "--status-addr none")?;
+            None
+        }
+    };
 
     signals.next().await;
     let told = Instant::now();
@@ -202,7 +237,10 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         () = after(told + SAME_SIGNAL, async || signals.next().await) => tracing::warn!("stopping at once"),
     }
     stop.send_replace(true);
-    status.await.context("the status page")
+    match status {
+        Some(status) => status.await.context("the status page"),
+        None => Ok(()),
+    }
 }
 
 /// Signals this soon after the first are the same one: `timeout` tells a process and then its group.
@@ -210,10 +248,11 @@ const SAME_SIGNAL: Duration = Duration::from_millis(250);
 
 /// Who is given identities without proof has to be on this machine.
 fn only_loopback(args: &Args) -> anyhow::Result<()> {
-    let secured = args.tls_cert.as_ref().map(|_| ("--secure-addr", args.secure_addr));
-    let listeners = [("--xds-addr", args.xds_addr), ("--status-addr", args.status_addr)];
-    for (option, address) in listeners.into_iter().chain(secured) {
-        if !address.ip().is_loopback() {
+    let secured = args.tls_cert.as_ref().map(|_| args.secure_addr);
+    let listeners =
+        [("--xds-addr", args.xds_addr.0), ("--status-addr", args.status_addr.0), ("--secure-addr", secured)];
+    for (option, address) in listeners {
+        if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
             bail!(
                 "--dev gives everybody who connects the identity that they name, and {option} {address} is reachable \
                  from other machines; use a loopback address, or leave --dev out"
@@ -221,8 +260,8 @@ fn only_loopback(args: &Args) -> anyhow::Result<()> {
         }
     }
     tracing::warn!(
-        "DEVELOPMENT MODE (--dev): everybody on this machine gets a certificate for any identity of its trust domain; \
-         never use it where others have an account"
+        "DEVELOPMENT MODE (--dev): everybody on this machine gets a certificate for any identity of its trust domain, and is \
+         registered as whoever they say they are; never use it where others have an account"
     );
     Ok(())
 }
@@ -303,6 +342,14 @@ async fn after(time: Instant, mut next: impl AsyncFnMut()) {
             return;
         }
     }
+}
+
+/// Where to listen, if at all.
+#[derive(Clone, Copy, Debug)]
+struct Listen(Option<SocketAddr>);
+
+fn listen(text: &str) -> Result<Listen, String> {
+    if text == "none" { Ok(Listen(None)) } else { address(text).map(|address| Listen(Some(address))) }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the command line is read before anything runs")]

@@ -16,8 +16,8 @@ use crate::serve::{ClientStatus, KindStatus};
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// Where mesh-control serves its status.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
-    addr: String,
+    #[arg(long, aliases = ["addr", "control"], value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
+    status_addr: String,
     /// As JSON, the report has every name.
     #[command(flatten)]
     printing: Printing,
@@ -31,8 +31,8 @@ const MAX_REPORT: u64 = 256 << 20;
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let format = args.printing.format();
     let path = if format == Format::Json { "/status?names=all" } else { "/status" };
-    let body = tokio::time::timeout(PATIENCE, get(&args.addr, path)).await;
-    let body = body.map_err(|_| anyhow::anyhow!("{}: no answer in {PATIENCE:?}", args.addr))??;
+    let body = tokio::time::timeout(PATIENCE, get(&args.status_addr, path)).await;
+    let body = body.map_err(|_| anyhow::anyhow!("{}: no answer in {PATIENCE:?}", args.status_addr))??;
     let text = match format {
         Format::Json => format!("{body}\n"),
         Format::Text => table(&serde_json::from_str(&body).context("not a status report")?),

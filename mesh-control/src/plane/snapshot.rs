@@ -32,6 +32,8 @@ pub(super) struct Compiled {
     pub(super) held_back: Option<String>,
     /// Whether workloads serve although what guards them is not enforced.
     pub(super) allow_unenforced: bool,
+    /// Whether who a workload says it is counts without proof.
+    pub(super) trust_claims: bool,
     pub(super) cache: Mutex<RenderCache>,
 }
 
@@ -47,8 +49,8 @@ struct Made {
 /// Both ends of a cluster's connections, as far as mutual TLS goes.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Peers {
-    /// Whether the client has a certificate.
-    is_certified: bool,
+    /// Whether the client calls by mutual TLS.
+    may_have_certificate: bool,
     /// Who serves by mutual TLS.
     identities: Arc<[SpiffeId]>,
 }
@@ -63,9 +65,9 @@ pub(super) struct RenderCache {
 }
 
 /// Why a server does not serve that cannot do what the mesh asks of all.
-const LACKS_CERTIFICATE: &str = "connections must be mutual TLS (the mesh's default is STRICT), and this server does not say \
-    that it has a certificate: give it one and the label `security.istio.io/tlsMode: istio`, or let a PeerAuthentication \
-    say PERMISSIVE or DISABLE";
+const LACKS_CERTIFICATE: &str = "connections must be mutual TLS (the mesh's default is STRICT), and this server has not shown \
+    that it has a certificate: the stream on which it asks mesh-control has to come with it; give it one (`mesh-control token \
+    create` or `ca issue`), or let a PeerAuthentication say PERMISSIVE or DISABLE";
 
 /// Names and namespaces come from clients: what is remembered for them has a bound.
 const MOST_CACHED: usize = 65_536;
@@ -95,7 +97,9 @@ impl Compiled {
         let rendered = match kind {
             Kind::Listener => render::render_listener(policy, class, &view, name),
             Kind::Route => render::render_routes(policy, class, &view, name),
-            Kind::Cluster => render::render_cluster(policy, class, &view, name, peers.is_certified, &peers.identities),
+            Kind::Cluster => {
+                render::render_cluster(policy, class, &view, name, peers.may_have_certificate, &peers.identities)
+            }
             Kind::Endpoints => None,
         };
         let Rendered { encoded, degraded, refused } = rendered?;
@@ -161,11 +165,39 @@ impl Snapshot {
         self.config_generation
     }
 
-    /// The labels that a service of this name selects workloads by.
-    pub fn selector(&self, namespace: &str, name: &str) -> Option<BTreeMap<String, String>> {
-        let mut services = self.compiled.policy.services.iter().map(|(_, service)| service);
-        let named = services.find(|service| *service.namespace == *namespace && *service.name == *name)?;
-        named.selector.clone()
+    /// The labels of the workload of this name, as the configuration has it: those that the service of its name selects, those
+    /// of the WorkloadGroup of its name, or `app` with its name, where an object selects workloads by that.
+    pub fn labels_of(&self, namespace: &str, name: &str) -> Option<BTreeMap<String, String>> {
+        let Policy { services, .. } = &self.compiled.policy;
+        let mut all = services.iter().map(|(_, service)| service);
+        let named = all.find(|service| *service.namespace == *namespace && *service.name == *name);
+        if let Some(selector) = named.and_then(|service| service.selector.clone()) {
+            return Some(selector);
+        }
+        if services.groups().any(|group| group == (namespace, name)) {
+            return Some(services.labels_in_group(&namespace.into(), Some(&name.into()), &BTreeMap::new()));
+        }
+        let by_app = || BTreeMap::from([("app".to_owned(), name.to_owned())]);
+        self.workloads().contains(&(name.to_owned(), namespace.to_owned())).then(by_app)
+    }
+
+    /// The workloads that the configuration has a name for, each with its namespace.
+    pub fn workloads(&self) -> BTreeSet<(String, String)> {
+        let Policy { services, security, .. } = &self.compiled.policy;
+        let named = services.iter().map(|(_, service)| (&*service.namespace, &*service.name)).chain(services.groups());
+        let selecting =
+            services.iter().filter_map(|(_, service)| Some((&*service.namespace, service.selector.as_ref()?)));
+        let selected = selecting.chain(security.selectors());
+        let by_app = selected.filter_map(|(namespace, labels)| Some((namespace, labels.get("app")?.as_str())));
+        named.chain(by_app).map(|(namespace, name)| (name.to_owned(), namespace.to_owned())).collect()
+    }
+
+    /// The namespaces of services, groups and objects of security.
+    pub fn namespaces(&self) -> BTreeSet<String> {
+        let Policy { services, security, .. } = &self.compiled.policy;
+        let all = services.iter().map(|(_, service)| &*service.namespace);
+        let all = all.chain(services.groups().map(|(namespace, _)| namespace));
+        all.chain(security.selectors().map(|(namespace, _)| namespace)).map(str::to_owned).collect()
     }
 
     /// The labels of a client, with those of its group.
@@ -244,11 +276,17 @@ impl Snapshot {
         }
     }
 
-    /// Whether a client has a certificate of this mesh.
-    pub(super) fn is_certified(&self, client: &Client) -> bool {
+    /// Whether a client may have a certificate of this mesh: it is told to call by mutual TLS. Its word is enough for that, since
+    /// who has none then calls nobody.
+    fn may_have_certificate(&self, client: &Client) -> bool {
         let Policy { security, trust_domain, .. } = &self.compiled.policy;
         let has_one = if security.is_permissive { client.shows_certificate() } else { client.has_certificate() };
         has_one && trust_domain.is_some()
+    }
+
+    /// Whether a client has a certificate of this mesh, as its stream has proven; in development mode, its word is enough.
+    pub(super) fn is_certified(&self, client: &Client) -> bool {
+        self.may_have_certificate(client) && (client.identity.is_some() || self.compiled.trust_claims)
     }
 
     /// Whether a server must be called by mutual TLS, and cannot be.
@@ -324,7 +362,7 @@ impl Catalog for Snapshot {
             Kind::Endpoints => self.endpoints(&view, name),
             Kind::Cluster => {
                 let identities = self.identities(&view, name).unwrap_or_default();
-                let peers = Peers { is_certified: self.is_certified(client), identities };
+                let peers = Peers { may_have_certificate: self.may_have_certificate(client), identities };
                 self.compiled.resource(client.class, view, kind, name, peers)
             }
             _ => self.compiled.resource(client.class, view, kind, name, Peers::default()),

@@ -118,6 +118,18 @@ impl Security {
         security
     }
 
+    /// The labels that objects of security select workloads by, with the namespace of each object.
+    pub fn selectors(&self) -> impl Iterator<Item = (&str, &BTreeMap<String, String>)> {
+        let guards = self.guards.iter().map(|guard| &guard.selection);
+        let access = self.access.iter().map(|(selection, _)| selection);
+        let tokens = self.tokens.iter().map(|(selection, _)| selection);
+        let labelled = guards.chain(access).chain(tokens).filter_map(|selection| match &selection.workloads {
+            Workloads::Labelled(labels) => Some((&*selection.meta.namespace, labels)),
+            Workloads::OfServices(_) => None,
+        });
+        labelled.chain(self.peers.iter().map(|peers| (&*peers.meta.namespace, &peers.labels)))
+    }
+
     /// PeerAuthentications that never count, for another one is for the same workloads: with that one.
     pub fn hidden(&self) -> impl Iterator<Item = (&Meta, &Meta)> {
         self.peers.iter().enumerate().filter_map(|(index, peers)| {

@@ -271,16 +271,21 @@ impl Services {
         group.map_or_else(|| own.clone(), |group| workload::labels_in_group(&group.spec, own))
     }
 
+    /// The names of all groups, each with its namespace.
+    pub fn groups(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.groups.keys().map(|(namespace, name)| (&**namespace, &**name))
+    }
+
     /// Why nobody knows the labels of the members of a group, where its object is wrong.
     pub fn refused_group(&self, namespace: &Arc<str>, group: Option<&Arc<str>>) -> Option<&Arc<str>> {
         self.refused_groups.get(&(namespace.clone(), group?.clone()))
     }
 
-    /// The service account that the members of a group have to have, where it says.
-    pub fn account_of_group(&self, namespace: &Arc<str>, group: &Arc<str>) -> Option<&str> {
+    /// The service account that the members of a group have to have, where it says: inside, where there is such a group.
+    pub fn account_of_group(&self, namespace: &Arc<str>, group: &Arc<str>) -> Option<Option<&str>> {
         let group = self.groups.get(&(namespace.clone(), group.clone()))?;
-        let template = group.spec.template.as_ref()?;
-        Some(template.service_account.as_str()).filter(|account| !account.is_empty())
+        let account = group.spec.template.as_ref().map(|template| template.service_account.as_str());
+        Some(account.filter(|account| !account.is_empty()))
     }
 
     /// The endpoints of a service that are written down, in its own object or in WorkloadEntries.

@@ -64,10 +64,16 @@ pub(super) fn filters(access: &Access<'_>, class: ClientClass) -> Result<Vec<hcm
     // gRPC's servers have no use for what refuses nobody.
     let tells = class != ClientClass::Grpc;
     if let Some((authorizer, _)) = access.asks.first().filter(|_| class != ClientClass::Library) {
-        return Err(format!(
-            "{}: nobody is asked by gRPC's servers; every call fails until it is taken out",
-            authorizer.name
-        ));
+        let name = &authorizer.name;
+        return Err(match class {
+            ClientClass::Grpc => {
+                format!("{name}: nobody is asked by gRPC's servers; every call fails until it is taken out")
+            }
+            _ => format!(
+                "{name}: an AuthorizationPolicy (CUSTOM) has it asked, which has no form here: only policies that decide by \
+                 themselves are written"
+            ),
+        });
     }
     let mut asks = Vec::new();
     for (number, (authorizer, asked)) in access.asks.iter().enumerate() {

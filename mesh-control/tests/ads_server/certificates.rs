@@ -104,7 +104,7 @@ pub(crate) async fn secured(
 }
 
 /// The files of a secured listener of another authority than the mesh's, which is the usual thing.
-fn files(dir: &Path, authority: &Authority) -> TlsFiles {
+pub(crate) fn files(dir: &Path, authority: &Authority) -> TlsFiles {
     let (cert, key, _) = authority.issue(SanType::DnsName("control".try_into().unwrap()));
     std::fs::write(dir.join("cert.pem"), cert).unwrap();
     std::fs::write(dir.join("key.pem"), key.serialize_pem()).unwrap();

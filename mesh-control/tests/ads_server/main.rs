@@ -3,6 +3,7 @@
 mod certificates;
 mod certificates_process;
 mod embedded;
+mod identity;
 mod process;
 mod renewal;
 mod restart;

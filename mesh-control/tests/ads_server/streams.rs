@@ -244,7 +244,8 @@ async fn the_status_page_answers_over_http_and_only_reads() {
     let fixture = Fixture::plain(Shelf::default()).await;
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let inspect = Arc::new(Quiet);
-    let bound = status::listen(([127, 0, 0, 1], 0).into(), fixture.server.clone(), inspect, stopped).await.unwrap();
+    let bound =
+        status::listen(([127, 0, 0, 1], 0).into(), Vec::new(), fixture.server.clone(), inspect, stopped).await.unwrap();
     let _client = Delta::open(fixture.channel().await, node("mesh-core")).await.unwrap();
     for (request, status, content) in [
         ("GET /healthz", "200", "ok"),
@@ -262,10 +263,60 @@ async fn the_status_page_answers_over_http_and_only_reads() {
     bound.1.await.unwrap();
 }
 
+#[tokio::test]
+async fn x23_a_page_that_lets_its_name_point_here_reads_nothing_and_no_request_changes_anything() {
+    let fixture = Fixture::plain(Shelf::default().with(Cluster, "a", "1")).await;
+    let (_stop, stopped) = tokio::sync::watch::channel(false);
+    let names = vec!["control.example".to_owned()];
+    let bound = status::listen(([127, 0, 0, 1], 0).into(), names, fixture.server.clone(), Arc::new(Quiet), stopped);
+    let (address, _task) = bound.await.unwrap();
+    let mut client = Delta::open(fixture.channel().await, node("mesh-core")).await.unwrap();
+    client.send(Cluster, &["a"], &[]).await;
+    client.take().await;
+    let paths = ["/status", "/metrics", "/debug/syncz", "/healthz", "/ready", "/anything"];
+    let before = fixture.report().clients.len();
+    for path in paths {
+        for host in ["evil.example", "evil.example:15014", "localhost.evil.example", "127.0.0.1.evil.example", ""] {
+            let answer =
+                asked(address, &format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")).await;
+            assert!(answer.starts_with("HTTP/1.1 421"), "{path} {host:?}: {answer}");
+            assert!(!answer.contains("pilot_xds") && !answer.contains("\"ready\""), "{answer}");
+        }
+        for twisted in ["host: localhost\r\nhost: evil.example", "x: y"] {
+            let answer =
+                asked(address, &format!("GET {path} HTTP/1.1\r\n{twisted}\r\nconnection: close\r\n\r\n")).await;
+            assert!(answer.starts_with("HTTP/1.1 4"), "{path} {twisted:?}: {answer}");
+        }
+        let absolute =
+            format!("GET http://evil.example{path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        let answer = asked(address, &absolute).await;
+        assert!(answer.starts_with("HTTP/1.1 421"), "{path}: {answer}");
+        for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
+            let answer = http(address, &format!("{method} {path}")).await;
+            assert!(
+                answer.starts_with("HTTP/1.0 405") || answer.starts_with("HTTP/1.0 404"),
+                "{method} {path}: {answer}"
+            );
+        }
+    }
+    for host in ["localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:15014", "control.example", "control.example:15014"] {
+        let answer =
+            asked(address, &format!("GET /healthz HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{host}: {answer}");
+    }
+    assert_eq!(fixture.report().clients.len(), before);
+    fixture.publish(|shelf| shelf.put(Cluster, "a", "2"));
+    assert_eq!(client.take().await, ["a=2"], "the client's stream is as it was");
+}
+
 async fn http(address: std::net::SocketAddr, request: &str) -> String {
+    asked(address, &format!("{request} HTTP/1.0\r\nhost: {address}\r\n\r\n")).await
+}
+
+async fn asked(address: std::net::SocketAddr, request: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    stream.write_all(format!("{request} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     let read = tokio::time::timeout(support::PATIENCE, stream.read_to_string(&mut answer));
     read.await.unwrap().unwrap();

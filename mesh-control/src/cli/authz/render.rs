@@ -16,7 +16,8 @@ pub(super) struct Args {
     /// The directory of the configuration.
     #[arg(long, value_name = "DIR")]
     config: PathBuf,
-    /// Who is asked: WORKLOAD/NAMESPACE. Its labels are those that the service of its name selects, or `app: WORKLOAD`.
+    /// Who is asked: WORKLOAD/NAMESPACE. Its labels are those that the service of its name selects, those of the WorkloadGroup
+    /// of its name, or `app: WORKLOAD` where an object selects that. What no object knows is an error.
     #[arg(long, value_name = "WORKLOAD/NAMESPACE")]
     to: String,
     /// A label of the workload, in place of those: KEY=VALUE. May be given several times.

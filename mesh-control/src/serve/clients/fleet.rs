@@ -6,8 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use mesh_core::identity::SpiffeId;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
+use crate::catalog::Client;
 use crate::serve::clients::metrics::short;
 use crate::serve::clients::node::About;
 use crate::serve::protocol::ledger::Report;
@@ -21,23 +24,88 @@ pub(crate) struct ClientStream {
     pub(crate) about: About,
     pub(crate) peer_ip: IpAddr,
     session: Mutex<Session>,
+    /// Why it is to end, once it is.
+    dismissed: watch::Sender<Option<String>>,
 }
 
 impl ClientStream {
     pub(crate) fn session(&self) -> MutexGuard<'_, Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Waits until the stream is to end. Returns why.
+    pub(crate) async fn dismissal(&self) -> String {
+        let mut dismissed = self.dismissed.subscribe();
+        let why = dismissed.wait_for(Option::is_some).await;
+        // The sender lives as long as `self`.
+        why.ok().and_then(|why| why.clone()).unwrap_or_default()
+    }
+}
+
+/// Whose streams are counted together: an identity's that was proven, or those that come from one address without one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Who {
+    Identity(SpiffeId),
+    Address(IpAddr),
+}
+
+impl Who {
+    fn of(client: &Client) -> Who {
+        client.identity.clone().map_or(Who::Address(client.peer_ip), Who::Identity)
+    }
+}
+
+impl std::fmt::Display for Who {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Who::Identity(identity) => write!(f, "{identity}"),
+            Who::Address(address) => write!(f, "{address}, without a certificate,"),
+        }
+    }
+}
+
+/// How much one identity may have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) streams: usize,
+    pub(crate) name_bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Share {
+    streams: usize,
+    name_bytes: usize,
 }
 
 /// All streams.
-#[derive(Default)]
 pub(crate) struct Fleet {
     streams: Mutex<BTreeMap<u64, Arc<ClientStream>>>,
+    shares: Mutex<BTreeMap<Who, Share>>,
+    limits: Limits,
     last: AtomicU64,
 }
 
 impl Fleet {
-    pub(crate) fn enter(&self, session: Session, about: About) -> Arc<ClientStream> {
+    pub(crate) fn new(limits: Limits) -> Fleet {
+        Fleet { streams: Mutex::default(), shares: Mutex::default(), limits, last: AtomicU64::default() }
+    }
+
+    /// Takes in a stream.
+    ///
+    /// # Errors
+    /// Its identity has too many.
+    pub(crate) fn enter(&self, session: Session, about: About) -> Result<Arc<ClientStream>, String> {
+        let who = Who::of(session.client());
+        {
+            let mut shares = self.shares();
+            let has = shares.get(&who).map_or(0, |share| share.streams);
+            if has >= self.limits.streams {
+                return Err(format!(
+                    "{who} has {has} streams, and one identity gets no more (--streams-per-identity of mesh-control)"
+                ));
+            }
+            shares.entry(who).or_default().streams += 1;
+        }
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let stream = Arc::new(ClientStream {
             id,
@@ -45,17 +113,61 @@ impl Fleet {
             about,
             peer_ip: session.client().peer_ip,
             session: Mutex::new(session),
+            dismissed: watch::Sender::default(),
         });
         self.streams().insert(id, stream.clone());
-        stream
+        Ok(stream)
     }
 
-    pub(crate) fn exit(&self, id: u64) {
-        self.streams().remove(&id);
+    /// Notes by how much the names of a stream have become more, from `before` bytes to `now`.
+    ///
+    /// # Errors
+    /// Its identity asks for too many.
+    pub(crate) fn grow(&self, client: &Client, before: usize, now: usize) -> Result<(), String> {
+        if before == now {
+            return Ok(());
+        }
+        let who = Who::of(client);
+        let mut shares = self.shares();
+        let share = shares.entry(who.clone()).or_default();
+        share.name_bytes = (share.name_bytes + now).saturating_sub(before);
+        if now > before && share.name_bytes > self.limits.name_bytes {
+            let (has, most) = (share.name_bytes >> 20, self.limits.name_bytes >> 20);
+            return Err(format!(
+                "{who} asks for {has} MiB of names on all its streams together, and one identity gets no more than {most} \
+                 (--name-mib-per-identity of mesh-control)"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Forgets a stream that asked for so many bytes of names.
+    pub(crate) fn exit(&self, stream: &ClientStream, name_bytes: usize) {
+        self.streams().remove(&stream.id);
+        let who = Who::of(stream.session().client());
+        let mut shares = self.shares();
+        if let Some(share) = shares.get_mut(&who) {
+            share.streams = share.streams.saturating_sub(1);
+            share.name_bytes = share.name_bytes.saturating_sub(name_bytes);
+            if share.streams == 0 {
+                shares.remove(&who);
+            }
+        }
+    }
+
+    /// Ends a stream, with the reason.
+    pub(crate) fn dismiss(&self, id: u64, why: String) {
+        if let Some(stream) = self.streams().get(&id) {
+            stream.dismissed.send_replace(Some(why));
+        }
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<ClientStream>> {
         self.streams().values().cloned().collect()
+    }
+
+    fn shares(&self) -> MutexGuard<'_, BTreeMap<Who, Share>> {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn streams(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<ClientStream>>> {

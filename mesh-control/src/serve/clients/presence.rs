@@ -5,7 +5,9 @@
 //! comes back (a restart of mesh-control, a network blip, the end of a stream by age).
 //!
 //! A registration belongs to the identity that made it. Nobody else takes its place, neither by its node id nor by its
-//! address, while it is there; one that nobody has proven to be theirs gives way to one that somebody has.
+//! address, while it is there; one that nobody has proven to be theirs gives way to one that somebody has. Of two that
+//! nobody has proven to be theirs, the one whose stream is there stays as it is. A registration that the configuration no
+//! longer allows ends, and its streams with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -114,14 +116,19 @@ impl std::fmt::Display for Taken {
         let Taken { address, holder } = self;
         write!(
             f,
-            "{address} is registered by {holder:?} with another identity, which this stream has not proven to be its"
+            "{address} is registered by {holder:?}, which this stream has not proven to be; a stream proves by its certificate \
+             who it is, and otherwise registers what nobody is connected for"
         )
     }
 }
 
-/// Whether the registration of one workload gives way to another one.
-fn gives_way(holder: &Workload, claimant: &Workload) -> bool {
-    holder.client.identity.is_none() || holder.client.identity == claimant.client.identity
+/// Whether a registration gives way to another workload, or is its own. Who has proven nothing changes nothing that a stream
+/// is there for: a client that comes back before its old stream is known to be broken says what it said before.
+fn gives_way(holder: &Entry, claimant: &Workload) -> bool {
+    match (&holder.workload.client.identity, &claimant.client.identity) {
+        (None, None) => holder.streams.is_empty() || holder.workload == *claimant,
+        (holder, claimant) => holder.is_none() || holder == claimant,
+    }
 }
 
 /// Whether nobody has proven that this registration is theirs, and somebody does now.
@@ -133,7 +140,7 @@ impl Roll {
     fn join(&mut self, stream: u64, workload: Workload) -> Result<Vec<Change>, Taken> {
         let key = workload.key();
         let mut others = self.0.values().filter(|entry| entry.workload.address == key.address);
-        if let Some(held) = others.find(|held| !gives_way(&held.workload, &workload)) {
+        if let Some(held) = others.find(|held| !gives_way(held, &workload)) {
             return Err(Taken { address: key.address, holder: held.workload.client.node_id.clone() });
         }
         let mut changes = Vec::new();
@@ -189,6 +196,17 @@ impl Roll {
         }
     }
 
+    /// Takes out those that there is an objection to: why, and the streams that are to be told.
+    fn evict(&mut self, objection: impl Fn(&Workload) -> Option<String>) -> Vec<(WorkloadKey, String, BTreeSet<u64>)> {
+        let due = self.0.iter().filter_map(|(key, entry)| Some((key.clone(), objection(&entry.workload)?)));
+        let due: Vec<(WorkloadKey, String)> = due.collect();
+        let evicted = due.into_iter().filter_map(|(key, why)| {
+            let streams = self.0.remove(&key)?.streams;
+            Some((key, why, streams))
+        });
+        evicted.collect()
+    }
+
     fn expire(&mut self, now: Instant) -> Vec<Change> {
         let due = self.0.iter().filter(|(_, entry)| entry.expires.is_some_and(|at| at <= now));
         let due: Vec<WorkloadKey> = due.map(|(key, _)| key.clone()).collect();
@@ -227,10 +245,11 @@ impl Presence {
     /// # Errors
     /// Why it is not registered.
     pub(crate) fn join(&self, stream: u64, workload: Workload) -> Result<(), String> {
+        // Under the lock: a configuration that comes meanwhile is looked at again by `reconsider`.
+        let mut roll = self.roll();
         if let Some(objection) = self.workloads.objection(&workload) {
             return Err(objection);
         }
-        let mut roll = self.roll();
         let changes = roll.join(stream, workload).map_err(|taken| taken.to_string())?;
         self.apply(changes, &roll);
         Ok(())
@@ -241,6 +260,20 @@ impl Presence {
         let mut roll = self.roll();
         let changes = roll.leave(stream, key);
         self.apply(changes, &roll);
+    }
+
+    /// The configuration is another one: ends the registrations that it does not allow. Returns each stream that is to be told,
+    /// and why.
+    pub(crate) fn reconsider(&self) -> Vec<(u64, String)> {
+        let mut roll = self.roll();
+        let evicted = roll.evict(|workload| self.workloads.objection(workload));
+        let mut told = Vec::new();
+        for (key, why, streams) in evicted {
+            tracing::warn!(node = &*key.node_id, address = %key.address, "a registration ends: {why}");
+            told.extend(streams.into_iter().map(|stream| (stream, why.clone())));
+            self.apply(vec![Change::Unregister(key)], &roll);
+        }
+        told
     }
 
     /// A stream ended without a word.
@@ -292,7 +325,7 @@ impl Presence {
                         tracing::warn!(
                             node = &**node_id,
                             "it says by its label that it has a certificate of the mesh, and none was seen: its stream came \
-                             without one"
+                             without one, and so it is nobody's identity"
                         );
                     }
                     self.workloads.register(*workload);
@@ -427,20 +460,52 @@ mod tests {
     #[test]
     fn x10_who_proves_who_they_are_takes_the_place_of_who_does_not() {
         let (mut roll, web, other) = (Roll::default(), workload("web", 80), workload("other", 80));
-        roll.join(1, web.clone()).expect("free");
-        roll.join(2, other.clone()).expect("nobody's");
+        roll.join(1, other.clone()).expect("free");
         let ours = of(&web, "web");
         assert_eq!(roll.join(3, ours.clone()), Ok(vec![register(&ours), Change::Unregister(other.key())]));
-        assert!(roll.leave(1, &web.key()).is_empty() && roll.leave(2, &other.key()).is_empty());
+        assert!(roll.leave(1, &other.key()).is_empty());
         assert_eq!(roll.leave(3, &ours.key()).len(), 1);
     }
 
-    #[test]
-    fn a_workload_that_comes_back_with_other_labels_is_registered_anew() {
-        let (mut roll, web) = (Roll::default(), workload("web", 80));
-        roll.join(1, web.clone()).expect("free");
-        let mut other = web;
+    fn relabelled(workload: &Workload) -> Workload {
+        let mut other = workload.clone();
         other.client.labels = Arc::new([("version".to_owned(), "v2".to_owned())].into());
+        other
+    }
+
+    #[test]
+    fn x10_who_proves_nothing_changes_no_registration_that_a_stream_is_there_for() {
+        let (mut roll, web, now) = (Roll::default(), workload("web", 80), Instant::now());
+        roll.join(1, web.clone()).expect("free");
+        // By the same node id, or by another one at the same address.
+        for claimant in [relabelled(&web), workload("other", 80)] {
+            let refused = roll.join(2, claimant).expect_err("somebody is there");
+            assert!(refused.to_string().contains("10.0.0.1:80"), "{refused}");
+        }
+        assert_eq!(roll.join(3, web.clone()), Ok(Vec::new()), "the same, which comes back before its end is known");
+        roll.lose(1, now);
+        assert!(roll.join(2, relabelled(&web)).is_err(), "one of its streams is there");
+        roll.lose(3, now);
+        let other = relabelled(&web);
+        assert_eq!(roll.join(4, other.clone()), Ok(vec![register(&other)]), "nobody is there any more");
+    }
+
+    #[test]
+    fn an_identity_changes_what_it_has_registered() {
+        let (mut roll, web) = (Roll::default(), of(&workload("web", 80), "web"));
+        roll.join(1, web.clone()).expect("free");
+        let other = relabelled(&web);
         assert_eq!(roll.join(2, other.clone()), Ok(vec![register(&other)]));
+    }
+
+    #[test]
+    fn what_there_is_an_objection_to_goes_and_its_streams_are_told_why() {
+        let (mut roll, web, other) = (Roll::default(), workload("web", 80), workload("other", 81));
+        roll.join(1, web.clone()).expect("free");
+        roll.join(2, web.clone()).expect("the same");
+        roll.join(1, other.clone()).expect("free");
+        let evicted = roll.evict(|workload| (workload.address.port() == 80).then(|| "no".to_owned()));
+        assert_eq!(evicted, [(web.key(), "no".to_owned(), BTreeSet::from([1, 2]))]);
+        assert_eq!(roll.leave(1, &other.key()).len(), 1, "the other one is there");
     }
 }

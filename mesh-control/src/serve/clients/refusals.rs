@@ -37,12 +37,14 @@ pub(crate) enum Reason {
     Node,
     /// Nothing is served to clients of its class.
     Class,
-    /// It registers what is somebody else's.
+    /// It registers what is somebody else's, or what the configuration does not allow.
     Registration,
+    /// Its identity has too many streams, or asks for too much.
+    Limit,
 }
 
 impl Reason {
-    const ALL: [Reason; 7] = [
+    const ALL: [Reason; 8] = [
         Reason::Handshake,
         Reason::NoCertificate,
         Reason::BadCertificate,
@@ -50,6 +52,7 @@ impl Reason {
         Reason::Node,
         Reason::Class,
         Reason::Registration,
+        Reason::Limit,
     ];
 
     const fn name(self) -> &'static str {
@@ -61,6 +64,7 @@ impl Reason {
             Reason::Node => "node",
             Reason::Class => "class",
             Reason::Registration => "registration",
+            Reason::Limit => "limit",
         }
     }
 }
@@ -73,7 +77,7 @@ pub struct TurnedAwayStatus {
     pub peer: IpAddr,
     /// Its `node.id`; empty where it did not come as far as saying it.
     pub node: String,
-    /// `handshake`, `no-certificate`, `bad-certificate`, `identity`, `node`, `class` or `registration`.
+    /// `handshake`, `no-certificate`, `bad-certificate`, `identity`, `node`, `class`, `registration` or `limit`.
     pub reason: String,
     /// In words.
     pub text: String,

@@ -1,14 +1,20 @@
 //! The status of a server over HTTP, for people and for Prometheus: read only.
+//!
+//! Nobody has to prove anything to read it, so where it is reached from decides who reads it. A web page must not be a way
+//! around that, with a name of its own that it lets point at this machine (DNS rebinding): requests say by an address, as
+//! `localhost` or by a name that the operator gave whom they are for, or are refused.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::extract::{Query, Request, State};
+use axum::http::uri::Authority;
+use axum::http::{StatusCode, Version, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -36,9 +42,10 @@ struct Sources {
 }
 
 /// Serves the status of `server` at `address` until `stop` turns true or its sender is gone. Returns the
-/// address bound.
+/// address bound. Requests are for an address, for `localhost`, or for one of `names`; others are answered with 421.
 pub async fn listen(
     address: SocketAddr,
+    names: Vec<String>,
     server: Arc<Server>,
     inspect: Arc<dyn Inspect>,
     mut stop: watch::Receiver<bool>,
@@ -55,7 +62,8 @@ pub async fn listen(
         .fallback(|| async {
             (StatusCode::NOT_FOUND, "there are /status, /metrics, /calls, /healthz, /ready, /debug/syncz\n")
         })
-        .with_state(Sources { server, inspect });
+        .with_state(Sources { server, inspect })
+        .layer(middleware::from_fn_with_state(Arc::<[String]>::from(names), for_us));
     let task = tokio::spawn(async move {
         // Reports are read and gone: nothing is worth waiting for.
         tokio::select! {
@@ -66,6 +74,43 @@ pub async fn listen(
         }
     });
     Ok((bound, task))
+}
+
+async fn for_us(State(names): State<Arc<[String]>>, request: Request, next: Next) -> Response {
+    let own = request.uri().authority().map(Authority::as_str).map(Some);
+    let headers = request.headers().get_all(header::HOST).iter().map(|host| host.to_str().ok());
+    let hosts: Option<Vec<&str>> = own.into_iter().chain(headers).collect();
+    match stranger(hosts.as_deref(), request.version(), &names) {
+        None => next.run(request).await,
+        Some(why) => (StatusCode::MISDIRECTED_REQUEST, format!("{why}\n")).into_response(),
+    }
+}
+
+/// Why a request for these hosts is not for us. `None` as hosts are some that are no text.
+fn stranger(hosts: Option<&[&str]>, version: Version, names: &[String]) -> Option<String> {
+    let help = "ask for the address or for localhost, or start mesh-control with --status-host NAME";
+    match hosts {
+        None => Some(format!("the Host of the request is no text: {help}")),
+        // Checks of health are made so, and no browser's requests are.
+        Some([]) if version < Version::HTTP_11 => None,
+        Some([]) => Some(format!("the request has no Host: {help}")),
+        Some(hosts) => {
+            let host = hosts.iter().find(|host| !is_ours(host, names))?;
+            Some(format!("this page is not served as {host:?}, which may be anybody's name for this machine: {help}"))
+        }
+    }
+}
+
+fn is_ours(host: &str, names: &[String]) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else { return false };
+    let host = authority.host();
+    let is_v6 = |host: &str| host.parse::<Ipv6Addr>().is_ok();
+    let is_literal = host.parse::<IpAddr>().is_ok()
+        || host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).is_some_and(is_v6);
+    let is_named = |name: &str| host.eq_ignore_ascii_case(name);
+    // A user before the host is nobody's way to ask for a page.
+    !authority.as_str().contains('@')
+        && (is_literal || is_named("localhost") || names.iter().any(|name| is_named(name)))
 }
 
 #[derive(Deserialize)]
@@ -143,4 +188,41 @@ fn versions(kind: KindStatus) -> [(String, String); 2] {
         _ => "route",
     };
     [(format!("{name}_sent"), kind.sent_version), (format!("{name}_acked"), kind.acked_version)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn x23_a_name_is_ours_if_it_is_an_address_localhost_or_one_that_the_operator_gave() {
+        let names = ["mesh-control.istio-system".to_owned()];
+        for (host, expected) in [
+            ("127.0.0.1:15014", true),
+            ("192.0.2.7", true),
+            ("[::1]:15014", true),
+            ("[::1]", true),
+            ("localhost", true),
+            ("LocalHost:15014", true),
+            ("mesh-control.istio-system:15014", true),
+            ("MESH-CONTROL.istio-system", true),
+            ("localhost.evil.example", false),
+            ("evil.example:15014", false),
+            ("127.0.0.1.evil.example", false),
+            ("127.0.0.1@evil.example", false),
+            ("evil.example@127.0.0.1", false),
+            ("::1", false),
+            ("[evil]", false),
+            ("istio-system", false),
+            ("", false),
+            ("a b", false),
+        ] {
+            assert_eq!(is_ours(host, &names), expected, "{host}");
+        }
+        let stranger = |hosts: Option<&[&str]>, version| stranger(hosts, version, &names);
+        assert!(stranger(Some(&[]), Version::HTTP_11).is_some() && stranger(None, Version::HTTP_10).is_some());
+        assert_eq!(stranger(Some(&[]), Version::HTTP_10), None);
+        assert!(stranger(Some(&["localhost", "evil.example"]), Version::HTTP_10).is_some(), "each of them");
+        assert_eq!(stranger(Some(&["localhost", "127.0.0.1"]), Version::HTTP_11), None);
+    }
 }

@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
@@ -204,7 +205,14 @@ async fn converse<M: Method>(
     {
         account.clone_into(&mut about.service_account);
     }
-    let stay = Stay { stream: state.fleet.enter(session, about), state: &state, expires: peer.expires };
+    let stream = match state.fleet.enter(session, about) {
+        Ok(stream) => stream,
+        Err(why) => {
+            state.refusals.note(peer.ip, Reason::Limit, &node.id, &why, now());
+            return fail(&sender, Status::resource_exhausted(why)).await;
+        }
+    };
+    let stay = Stay { stream, state: &state, expires: peer.expires, name_bytes: AtomicUsize::default() };
     state.metrics.stream_opened();
     tracing::debug!(node = node.id, peer = %peer.ip, protocol = M::VARIANT.name(), "stream opened");
     let end = exchange::<M>(&stay, request, &mut requests, &sender, stop).await;
@@ -273,11 +281,13 @@ struct Stay<'a> {
     state: &'a Arc<ServerState>,
     /// Until when it is known who the client is.
     expires: Option<SystemTime>,
+    /// How many bytes of names it asks for.
+    name_bytes: AtomicUsize,
 }
 
 impl Drop for Stay<'_> {
     fn drop(&mut self) {
-        self.state.fleet.exit(self.stream.id);
+        self.state.fleet.exit(&self.stream, self.name_bytes.load(Ordering::Relaxed));
         self.state.presence.lose(self.stream.id, now());
     }
 }
@@ -305,6 +315,7 @@ async fn exchange<M: Method>(
     let left = stay.expires.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
     let age = age.into_iter().chain(left.filter(|left| *left < FAR)).min();
     let mut old = std::pin::pin!(tokio::time::sleep(age.unwrap_or(FAR)));
+    let mut dismissal = std::pin::pin!(stay.stream.dismissal());
     stay.hear::<M>(&first)?;
     let mut room = None;
     loop {
@@ -341,6 +352,11 @@ async fn exchange<M: Method>(
             },
             () = sleep_until(wake), if wake.is_some() => {}
             () = sender.closed() => return Ok(End::ClientLeft),
+            why = &mut dismissal => {
+                let client = stay.stream.session().client().clone();
+                state.refusals.note(client.peer_ip, Reason::Registration, &client.node_id, &why, now());
+                return Err(Status::permission_denied(why));
+            }
             () = &mut old, if age.is_some() => return Ok(End::Age),
             _ = stop.wait_for(|stop| *stop) => return Ok(End::Stop),
         }
@@ -361,7 +377,20 @@ impl Stay<'_> {
         if heard.overfull {
             return Err(Status::resource_exhausted("this stream asks for too many names"));
         }
+        self.count_names()?;
         self.attend(&heard)
+    }
+
+    /// Holds the identity to the names that it may ask for.
+    fn count_names(&self) -> Result<(), Status> {
+        let session = self.stream.session();
+        let bytes = session.name_bytes();
+        let before = self.name_bytes.swap(bytes, Ordering::Relaxed);
+        let client = session.client();
+        self.state.fleet.grow(client, before, bytes).map_err(|why| {
+            self.state.refusals.note(client.peer_ip, Reason::Limit, &client.node_id, &why, now());
+            Status::resource_exhausted(why)
+        })
     }
 
     fn refused(&self, kind: Kind, text: &str) {

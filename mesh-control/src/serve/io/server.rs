@@ -24,12 +24,13 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Status};
 
 use crate::calls::Calls;
+use crate::catalog::Kind;
 use crate::serve::clients::admission::Admission;
 use crate::serve::clients::certificates::{Asked, Certificates, Desk};
 use crate::serve::clients::clock::now;
 use crate::serve::clients::csds::Csds;
 use crate::serve::clients::feed::Feed;
-use crate::serve::clients::fleet::Fleet;
+use crate::serve::clients::fleet::{Fleet, Limits};
 use crate::serve::clients::load::{Load, Reporting};
 use crate::serve::clients::metrics::Metrics;
 use crate::serve::clients::presence::{Presence, Workloads};
@@ -76,6 +77,10 @@ pub struct Options {
     /// Where the records of who called what are kept, which workloads of the library then send, and Envoys that are told to. In
     /// memory, unless set; `None` keeps none, and no workload makes any.
     pub calls: Option<Arc<Calls>>,
+    /// Streams that one identity may have at a time. Those that come without a certificate are counted by their address.
+    pub streams_per_identity: usize,
+    /// How many bytes of names all streams of one identity may ask for together, 64 bytes of bookkeeping each included.
+    pub name_bytes_per_identity: usize,
 }
 
 impl Default for Options {
@@ -92,6 +97,9 @@ impl Default for Options {
             certificates: None,
             trust_domain: TrustDomain::default(),
             calls: Some(Arc::new(Calls::in_memory())),
+            // Five times the replicas that this server is made for, and some two million names.
+            streams_per_identity: 10_000,
+            name_bytes_per_identity: 256 << 20,
         }
     }
 }
@@ -125,6 +133,18 @@ impl Options {
     pub fn stream_rate(mut self, per_second: u32, burst: u32) -> Options {
         self.stream_rate = per_second;
         self.stream_burst = burst;
+        self
+    }
+
+    /// Lets one identity have so many streams; see [`streams_per_identity`](field@Self::streams_per_identity).
+    pub fn streams_per_identity(mut self, streams: usize) -> Options {
+        self.streams_per_identity = streams;
+        self
+    }
+
+    /// Lets one identity ask for so many bytes of names; see [`name_bytes_per_identity`](field@Self::name_bytes_per_identity).
+    pub fn name_bytes_per_identity(mut self, bytes: usize) -> Options {
+        self.name_bytes_per_identity = bytes;
         self
     }
 
@@ -188,13 +208,14 @@ impl Server {
         let (stop, stopped) = watch::channel(false);
         let (goaway, mut leaving) = watch::channel(false);
         let desk = options.certificates.clone().map(|certificates| Arc::new(Desk::new(certificates)));
+        let limits = Limits { streams: options.streams_per_identity, name_bytes: options.name_bytes_per_identity };
         let state = Arc::new(ServerState {
             desk: desk.clone(),
             calls: options.calls.clone(),
             started: SystemTime::now(),
             feed,
             presence: Presence::new(workloads, options.grace),
-            fleet: Fleet::default(),
+            fleet: Fleet::new(limits),
             metrics: Metrics::default(),
             load: Load::default(),
             refusals: Refusals::default(),
@@ -222,7 +243,9 @@ impl Server {
             }
         });
         let expiring = state.clone();
-        let expiry = tokio::spawn(async move { expiring.presence.expire().await });
+        let expiry = tokio::spawn(async move {
+            tokio::join!(expiring.presence.expire(), reconsider(&expiring));
+        });
         Server {
             state,
             trust_domain: desk
@@ -355,6 +378,23 @@ impl Drop for Server {
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server").finish_non_exhaustive()
+    }
+}
+
+/// Ends what a change of the configuration does not allow any more, and tells those whose it was; for ever.
+async fn reconsider(state: &ServerState) {
+    let mut pulse = state.feed.pulse();
+    let mut known = None;
+    while pulse.changed().await.is_ok() {
+        // Listeners change with the configuration alone.
+        let revision = state.feed.latest().revision(Kind::Listener);
+        if revision.is_some() && revision == known {
+            continue;
+        }
+        known = revision;
+        for (stream, why) in state.presence.reconsider() {
+            state.fleet.dismiss(stream, format!("this workload is registered no longer: {why}"));
+        }
     }
 }
 

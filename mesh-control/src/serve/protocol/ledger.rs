@@ -580,6 +580,11 @@ impl Ledger {
         self.flights.remove(at)
     }
 
+    /// How many bytes of names are asked for, with their bookkeeping.
+    pub(crate) fn name_bytes(&self) -> usize {
+        self.name_bytes
+    }
+
     /// More names than one stream may have.
     pub(crate) fn is_overfull(&self) -> bool {
         self.name_bytes > NAME_BYTES

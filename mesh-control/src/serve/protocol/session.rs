@@ -139,6 +139,11 @@ impl Session {
         &self.client
     }
 
+    /// How many bytes of names it asks for, with their bookkeeping.
+    pub(crate) fn name_bytes(&self) -> usize {
+        self.ledgers.iter().map(Ledger::name_bytes).sum()
+    }
+
     pub(crate) fn variant(&self) -> Variant {
         self.variant
     }
