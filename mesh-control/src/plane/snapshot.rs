@@ -214,7 +214,8 @@ impl Snapshot {
     ) -> BTreeSet<Arc<str>> {
         let Policy { services, security, .. } = &self.compiled.policy;
         let labels = self.labels(client);
-        let access = security.access(Served { namespace: &client.namespace, labels: &labels, port }, services);
+        let served = Served { namespace: &client.namespace, labels: &labels, port };
+        let access = security.access(served, services, self.compiled.allow_unenforced);
         let RulesByEffect { allow, deny } = &access.enforced;
         let asks = access.asks.iter().flat_map(|(_, rules)| rules);
         let rules = allow.iter().flatten().chain(deny).chain(asks);

@@ -298,7 +298,8 @@ fn request(record: &Record, workload: super::Workload, port: u16) -> Asked {
 
 fn decide(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Decided> {
     let answer = answer(servers, asked)?;
-    Ok(Decided { verdict: answer.verdict, rule: answer.rule, note: answer.note })
+    let reason = answer.note.into_iter().next().filter(|_| answer.is_reasoned);
+    Ok(Decided { verdict: answer.verdict, rule: answer.rule, note: reason })
 }
 
 fn text(difference: &Difference) -> String {
