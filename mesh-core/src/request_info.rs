@@ -94,6 +94,7 @@ struct Record {
     status: Option<StatusCode>,
     grpc_status: Option<u32>,
     error: Option<ErrorKind>,
+    is_unchecked: bool,
     response_bytes: u64,
     is_complete: bool,
 }
@@ -130,6 +131,7 @@ impl RequestInfo {
             status: None,
             grpc_status: None,
             error: None,
+            is_unchecked: false,
             response_bytes: 0,
             is_complete: false,
         }));
@@ -214,6 +216,13 @@ impl RequestInfo {
         }
     }
 
+    /// Notes that an authorizer gave no answer about it, and that it passes all the same.
+    pub fn note_unchecked(&mut self) {
+        if let Some(record) = &mut self.record {
+            record.is_unchecked = true;
+        }
+    }
+
     /// Notes that the response came to its end.
     #[inline]
     pub fn note_complete(&mut self) {
@@ -271,6 +280,11 @@ impl RequestInfo {
     /// gave it up.
     pub fn error(&self) -> Option<ErrorKind> {
         self.record.as_ref()?.error
+    }
+
+    /// Whether an authorizer gave no answer about it, and it passed since the configuration says so (`failOpen`).
+    pub fn is_unchecked(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.is_unchecked)
     }
 
     /// Envoy's response flag: why the mesh failed it, `DC` where the caller gave it up, else empty.

@@ -246,3 +246,47 @@ async fn tonics_own_routes_may_be_served_by_the_meshs_server() {
     let count = within(client.count(Request::new(number(5)))).await.unwrap();
     assert_eq!(within(values(count)).await.unwrap().len(), 5);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h21_a_million_small_messages_on_one_stream_both_ways_reset_nothing() {
+    const MANY: i64 = 1_000_000;
+    let server = start(Calculator::default()).await;
+    let client = CalculatorClient(channel(&[server.address]));
+    let mut sums = client.sums(tokio_stream::iter((0..MANY).map(|_| number(1)))).await.unwrap();
+    let (mut last, mut seen) = (0, 0);
+    while let Some(next) = sums.next().await {
+        last = next.expect("no reset").value;
+        seen += 1;
+    }
+    assert_eq!((seen, last), (MANY, MANY));
+}
+
+/// What a server says to a call of one message, of which this is the frame.
+async fn status_of(address: SocketAddr, encoding: &str, frame: Vec<u8>) -> String {
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut send, connection) =
+        hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::post("http://calculator/test.Calculator/Double")
+        .header("content-type", "application/grpc")
+        .header("grpc-encoding", encoding)
+        .body(http_body_util::Full::new(bytes::Bytes::from(frame)));
+    let response = within(send.send_request(request.unwrap())).await.unwrap();
+    let status = |headers: &http::HeaderMap| headers.get("grpc-status").map(|it| it.to_str().unwrap().to_owned());
+    let of_head = status(response.headers());
+    let body = within(http_body_util::BodyExt::collect(response.into_body())).await.unwrap();
+    of_head.or_else(|| status(body.trailers()?)).expect("a status")
+}
+
+#[tokio::test]
+async fn h16_a_message_that_would_unpack_or_is_said_to_be_large_is_refused_and_never_unpacked() {
+    let server = start(Calculator::default()).await;
+    let (unimplemented, out_of_range) = ("12", "11");
+    for encoding in ["gzip", "deflate", "zstd", "br"] {
+        let frame = [&[1, 0, 0, 0, 4][..], b"pack"].concat();
+        assert_eq!(status_of(server.address, encoding, frame).await, unimplemented, "{encoding}");
+    }
+    let frame = [&[0, 0xff, 0xff, 0xff, 0xff][..], &[0; 1000]].concat();
+    assert_eq!(status_of(server.address, "identity", frame).await, out_of_range);
+}

@@ -1,8 +1,49 @@
-//! Changes to header maps, as routes and listeners ask for them.
+//! Changes to header maps, as routes and listeners ask for them, and headers that clients may not send.
 
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use mesh_core::model::{HeaderChange, HeaderFormat, HeaderText};
 use mesh_core::request::RequestHead;
+
+/// Whether there is a header that only a proxy may set. Of most names the second byte tells.
+#[inline]
+pub(crate) fn are_reserved(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().starts_with("x-") && is_reserved(name))
+}
+
+/// Envoy's own headers, that which says who an earlier client was, and the mesh's own.
+fn is_reserved(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name.starts_with("x-envoy-") || name.starts_with("x-mesh-") || name == "x-forwarded-client-cert"
+}
+
+/// Takes off what only a proxy may set.
+#[cold]
+pub(crate) fn strip_reserved(headers: &mut HeaderMap) {
+    strip(headers, is_reserved);
+}
+
+/// Whether there is a header whose name has an underscore.
+#[inline]
+pub(crate) fn have_underscores(headers: &HeaderMap) -> bool {
+    headers.keys().any(has_underscore)
+}
+
+fn has_underscore(name: &HeaderName) -> bool {
+    name.as_str().contains('_')
+}
+
+/// Takes off what has an underscore in its name.
+#[cold]
+pub(crate) fn strip_underscores(headers: &mut HeaderMap) {
+    strip(headers, has_underscore);
+}
+
+fn strip(headers: &mut HeaderMap, is_meant: fn(&HeaderName) -> bool) {
+    let names: Vec<HeaderName> = headers.keys().filter(|name| is_meant(name)).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+}
 
 /// Applies the changes that a route makes to the headers of a request, in their order. The rest of its head is as it was
 /// before the route changes it.
@@ -55,7 +96,6 @@ fn apply(
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderName;
     use mesh_core::model::HeaderTarget;
 
     use super::*;

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -49,6 +50,7 @@ struct Inner {
     background: tokio::runtime::Handle,
     status: StatusHandle,
     limits_told: Arc<Mutex<HashSet<Target>>>,
+    passed_unchecked: AtomicU64,
 }
 
 impl Mesh {
@@ -135,6 +137,16 @@ impl Mesh {
     }
 
     /// The targets of which it was said what a connector cannot honour.
+    /// How many requests an authorizer gave no answer about and were let in, since the configuration says so (`failOpen`).
+    /// Whoever is told of requests knows which ([`RequestInfo::is_unchecked`](mesh_core::request_info::RequestInfo::is_unchecked)).
+    pub fn passed_unchecked(&self) -> u64 {
+        self.inner.passed_unchecked.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_unchecked(&self) {
+        self.inner.passed_unchecked.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn limits_told(&self) -> &Arc<Mutex<HashSet<Target>>> {
         &self.inner.limits_told
     }
@@ -254,6 +266,7 @@ impl MeshBuilder {
             background,
             status,
             limits_told: Arc::default(),
+            passed_unchecked: AtomicU64::new(0),
         };
         Ok(Mesh { inner: Arc::new(inner) })
     }

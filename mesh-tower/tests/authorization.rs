@@ -399,3 +399,39 @@ async fn a_policy_that_is_wrong_or_asks_for_what_nobody_looks_at_lets_nobody_in_
         assert!(body.contains(why) && body.contains("AuthorizationPolicy shop/p"), "{spec}: {body}");
     }
 }
+
+/// Who rewrites is a client; the server decides on the path that it gets.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a24_a_rewrite_to_a_denied_path_is_denied_by_the_server_that_gets_it() {
+    const REWRITE: &str = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+        metadata: {name: v, namespace: shop}\nspec:\n  hosts: [reviews]\n  http:\n\
+        \x20 - {match: [{uri: {prefix: /public}}], rewrite: {uri: /admin}, route: [{destination: {host: reviews}}]}\n\
+        \x20 - {route: [{destination: {host: reviews}}]}\n";
+    let deny = policy("{action: DENY, rules: [{to: [{operation: {paths: ['/admin*']}}]}]}");
+    let control = start(&(deny + REWRITE), Options::default()).await;
+    let (_server, _) = serve(&control).await;
+    let client = mesh(&control, "client", "shop").client();
+    for (path, expected) in [("/public", 403), ("/public/x", 403), ("/admin", 403), ("/other", 200)] {
+        let status = async {
+            loop {
+                // The client may not have heard of the server yet.
+                match client.get(format!("http://reviews.shop{path}")).await {
+                    Ok(response) => return response.status().as_u16(),
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        };
+        let status = tokio::time::timeout(Duration::from_secs(20), status).await.expect("an answer");
+        assert_eq!(status, expected, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a19_no_policy_is_met_by_a_header_that_only_a_proxy_may_set() {
+    let rule = |name: &str| {
+        policy(&format!("{{action: ALLOW, rules: [{{when: [{{key: 'request.headers[{name}]', values: ['yes']}}]}}]}}"))
+    };
+    for (name, expected) in [("x-envoy-internal", 403), ("x-forwarded-client-cert", 403), ("x-other", 200)] {
+        check_all(&rule(name), &[(&format!("{}\r\n{name}: yes", get("/")), expected)]).await;
+    }
+}

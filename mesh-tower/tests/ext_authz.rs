@@ -230,7 +230,7 @@ async fn no_answer_and_one_that_makes_no_sense_let_nobody_in_unless_it_is_writte
         let authorizer = Authorizer::start().await;
         let more = format!(", failOpen: {fail_open}{status_on_error}, headersToUpstreamOnAllow: [x-user]");
         let provider = http_provider(&more).replace("timeout: 5s", "timeout: 2s");
-        let (control, _mesh, address) = start(&mesh_with(&provider, "http", authorizer.port)).await;
+        let (control, mesh, address) = start(&mesh_with(&provider, "http", authorizer.port)).await;
         let check = async |what: &str, expected: u16| {
             let answer = ask(address, "GET /private HTTP/1.1\r\nx-user: mallory").await;
             assert_eq!(answer.status, expected, "{what}, failOpen {fail_open}: {}", answer.body);
@@ -252,6 +252,7 @@ async fn no_answer_and_one_that_makes_no_sense_let_nobody_in_unless_it_is_writte
         // A refusal is one, however long it is.
         authorizer.says("403 Forbidden", "", &huge);
         check("a huge refusal", 403).await;
+        assert_eq!(mesh.passed_unchecked(), if fail_open { 9 } else { 0 }, "whoever passes without a word is counted");
         drop(control);
     }
 }

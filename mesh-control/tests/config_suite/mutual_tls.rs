@@ -180,10 +180,8 @@ fn a_workload_entry_that_speaks_mutual_tls_is_called_so_and_who_it_is_is_told_of
         let cluster = cluster(&known, &certified);
         assert_eq!(cluster.tls.upstream().unwrap().peers.iter().map(SpiffeId::as_str).collect::<Vec<_>>(), [ID]);
     }
-    let warns = |plane: &Plane| {
-        let said = plane.diagnostics().iter().any(|found| found.message.contains("nobody knows who it is"));
-        said
-    };
+    let warns =
+        |plane: &Plane| plane.diagnostics().iter().any(|found| found.message.contains("nobody knows who it is"));
     assert!(!warns(&known));
     let unknown = plane(&written("weight: 1"));
     assert!(endpoints(&unknown).is_empty() && warns(&unknown));

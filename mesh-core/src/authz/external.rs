@@ -44,6 +44,8 @@ pub struct CheckedChanges {
     pub request: Vec<HeaderChange>,
     /// Of the response.
     pub response: Vec<HeaderChange>,
+    /// Whether somebody gave no answer, and the request passes since that is written (`failOpen`).
+    pub is_unchecked: bool,
 }
 
 /// How an authorizer refuses.
@@ -147,6 +149,7 @@ pub fn http_answer(check: &HttpCheck, status: StatusCode, headers: &HeaderMap, b
         return Ok(Answer::Allow(CheckedChanges {
             request: changes(headers, &check.to_upstream),
             response: changes(headers, &check.to_client_on_allow),
+            is_unchecked: false,
         }));
     }
     // A success would say to the client that the application had done something.

@@ -90,12 +90,28 @@ pub struct HttpManager {
     pub max_stream_duration: Option<Duration>,
     /// What a server makes of the paths of its requests.
     pub paths: PathNormalization,
+    /// What a server makes of headers whose names have an underscore.
+    pub underscores: HeadersWithUnderscores,
+}
+
+/// What a server makes of headers whose names have an underscore: some applications take `x_role` for `x-role`. The later is
+/// the stricter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HeadersWithUnderscores {
+    /// They pass. Envoy's default, and Istio's.
+    #[default]
+    Allow,
+    /// They are taken off.
+    Drop,
+    /// Their requests are refused with 400.
+    Reject,
 }
 
 impl HttpManager {
     /// These routes, without filters and without a limit of streams. Paths stay as they were sent.
     pub fn new(routes: RouteSource) -> Self {
-        HttpManager { routes, filters: Vec::new(), max_stream_duration: None, paths: PathNormalization::NONE }
+        let (paths, underscores) = (PathNormalization::NONE, HeadersWithUnderscores::Allow);
+        HttpManager { routes, filters: Vec::new(), max_stream_duration: None, paths, underscores }
     }
 }
 

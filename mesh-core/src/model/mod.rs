@@ -42,8 +42,8 @@ pub use header_text::{HeaderFormat, HeaderTarget, HeaderText};
 pub use jwks::{Jwk, JwkSet, JwsAlgorithm, KeyMaterial, MOST_JWKS_BYTES, MOST_JWKS_KEYS};
 pub use jwt::{ClaimHeader, JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, TokenLocation};
 pub use listener::{
-    ApiListener, FilterChain, FilterChainMatch, HttpManager, Listener, PASSTHROUGH_CLUSTER, RouteSource,
-    ServerListener, ServerTls,
+    ApiListener, FilterChain, FilterChainMatch, HeadersWithUnderscores, HttpManager, Listener, PASSTHROUGH_CLUSTER,
+    RouteSource, ServerListener, ServerTls,
 };
 pub use path_rewrite::PathRewrite;
 pub use rbac::{ClaimTest, IpPrefix, PeerTest, Rbac, RbacAction, RbacCondition, RbacPolicy, RbacRules, TokenTest};

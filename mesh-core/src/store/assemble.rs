@@ -362,7 +362,10 @@ impl Assembly {
             let place = format!("{}/{}", listener.name, chain.name);
             match self.route_table(&chain.http, before, &place, walk) {
                 None => {}
-                Some(Ok(routes)) => chains.push(ChainView { routes, tls: chain.tls.clone(), paths: chain.http.paths }),
+                Some(Ok(routes)) => {
+                    let (tls, HttpManager { paths, underscores, .. }) = (chain.tls.clone(), &chain.http);
+                    chains.push(ChainView { routes, tls, paths: *paths, underscores: *underscores });
+                }
                 Some(Err(reason)) => return Some(Err(format!("filter chain {:?}: {reason}", chain.name))),
             }
         }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::model::{FilterChain, FilterChainMatch, ServerListener, ServerTls};
+use crate::model::{FilterChain, FilterChainMatch, HeadersWithUnderscores, ServerListener, ServerTls};
 use crate::path::PathNormalization;
 use crate::view::RouteTable;
 
@@ -39,12 +39,15 @@ pub struct ChainView {
     pub tls: ServerTls,
     /// What is made of the paths of its requests.
     pub paths: PathNormalization,
+    /// What is made of their headers whose names have an underscore.
+    pub underscores: HeadersWithUnderscores,
 }
 
 impl ChainView {
-    /// A chain with these routes whose connections are let in, and whose paths stay as they were sent.
+    /// A chain with these routes whose connections are let in, and whose paths and headers stay as they were sent.
     pub fn new(routes: Arc<RouteTable>) -> Self {
-        ChainView { routes, tls: ServerTls::None, paths: PathNormalization::NONE }
+        let (paths, underscores) = (PathNormalization::NONE, HeadersWithUnderscores::Allow);
+        ChainView { routes, tls: ServerTls::None, paths, underscores }
     }
 
     /// Whether a connection may be served by this chain. `is_mutual_tls` says whether its peer has shown who it is.

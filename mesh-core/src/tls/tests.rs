@@ -285,3 +285,32 @@ fn a_certificate_is_renewed_after_half_of_its_life_and_not_by_all_at_once() {
     assert_eq!([after(0.0), after(0.5), after(1.0)], [270, 300, 330]);
     assert_eq!(credentials.renew_after(issued + Duration::from_secs(700), 0.5), Duration::ZERO);
 }
+
+/// Authorities of one name that all vouch for each other: as many ways as their number has permutations, and none leads to a
+/// root.
+#[test]
+fn m15_a_chain_with_more_ways_than_can_be_tried_is_refused_and_holds_nobody_up() {
+    const AUTHORITIES: usize = 10;
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "same");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let keys: Vec<KeyPair> =
+        (0..AUTHORITIES).map(|_| KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key")).collect();
+    let mut crossed = Vec::new();
+    for (signer, key) in keys.iter().enumerate() {
+        let issuer = Issuer::from_params(&params, key);
+        let others = keys.iter().enumerate().filter(|(other, _)| *other != signer);
+        crossed.extend(others.map(|(_, of)| params.signed_by(of, &issuer).expect("a certificate").der().clone()));
+    }
+    let own = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key");
+    let issuer = Issuer::from_params(&params, &keys[0]);
+    let workload = leaf(&[WEB]).signed_by(&own, &issuer).expect("a certificate");
+    // The root has their name, too.
+    let bundles = Authority::named("same").trusted_for("td");
+    for side in [Side::Server, Side::Client] {
+        let algorithms = &PROVIDER.signature_verification_algorithms;
+        let verified = bundles.verify(workload.der(), &crossed, side, UnixTime::now(), algorithms);
+        assert!(verified.is_err(), "{verified:?}");
+    }
+}

@@ -142,6 +142,8 @@ fn bytes(path: &Path) -> Result<Vec<u8>, String> {
 
 #[cfg(test)]
 mod tests {
+    use tokio_rustls::TlsAcceptor;
+    use tokio_rustls::rustls::ServerConfig;
     use tracing::Level;
 
     use super::*;
@@ -157,6 +159,34 @@ mod tests {
 
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    /// What dialling a management server by this name comes to, whose certificate is for `*.example.com`.
+    async fn dial(host: &str) -> io::Result<()> {
+        let certified = rcgen::generate_simple_self_signed(["*.example.com".to_owned()]).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(certified.cert.der().clone()).unwrap();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let server = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
+        let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+        let server = server.unwrap().with_no_client_auth().with_single_cert(vec![certified.cert.der().clone()], key);
+        let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = Arc::new(client.with_root_certificates(roots).with_no_client_auth());
+        let (tls, files) = (Arc::<Tls>::default(), ClientTlsFiles::new("no/such/file.pem"));
+        lock(&tls.last_good).insert(files.clone(), LastGood { config, complaint: None });
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let accepting = TlsAcceptor::from(Arc::new(server.unwrap())).accept(theirs);
+        let (dialled, _) = tokio::join!(tls.connect(files, host, Box::new(ours), None), accepting);
+        dialled.map(|_| ())
+    }
+
+    #[tokio::test]
+    async fn m13_a_wildcard_stands_for_one_label_and_no_more() {
+        dial("a.example.com").await.unwrap();
+        for host in ["a.b.example.com", "example.com", "aexample.com", "a.example.com.evil.org"] {
+            let refused = dial(host).await.unwrap_err().to_string();
+            assert!(refused.contains("not valid for name"), "{host}: {refused}");
         }
     }
 

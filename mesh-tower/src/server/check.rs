@@ -124,6 +124,7 @@ pub(super) fn ask(mesh: Mesh, listener: ListenerName, questions: Vec<Question>) 
                     return Err(Box::new(denial));
                 }
                 Err(why) if config.fail_open => {
+                    all.is_unchecked = true;
                     tracing::warn!(%listener, authorizer, policy = rule, why, "no word, and the request passes: failOpen");
                 }
                 Err(why) => {

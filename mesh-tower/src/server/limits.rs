@@ -8,6 +8,10 @@ use std::time::Duration;
 pub struct Limits {
     /// Connections at once; more wait in the socket's backlog. 10,000 by default.
     pub max_connections: usize,
+    /// The same of one client: more are closed. 5,000 by default, so that no client has them all. A client is an address, of
+    /// IPv6 a network of 64 bits; of those whose connections come by one gateway, all together. One that floods ten
+    /// connections, each within a minute of the one before, is let in again when a minute has passed.
+    pub max_connections_per_client: usize,
     /// HTTP/2 streams at once, by connection. 100 by default.
     pub max_concurrent_streams: u32,
     /// The size of a request's head, in bytes: above it, 431. 64 KiB by default.
@@ -19,7 +23,8 @@ pub struct Limits {
     /// follow Envoy close after an hour, and a server that is first may cross with a request.
     pub idle_timeout: Duration,
     /// How long an HTTP/1.1 client that has closed its side gets to wait for its answer: it cannot be told from one that is
-    /// gone. Then the connection is closed and its handler dropped. 30 s by default.
+    /// gone. Then the connection is closed and its handler dropped. A client gets as long to take its last answer, and the
+    /// end, once [`idle_timeout`](Self::idle_timeout) is over. 30 s by default.
     pub half_close_timeout: Duration,
     /// What a client may send ahead of what is read, by HTTP/2 stream, in bytes. 256 KiB by default.
     pub stream_window: u32,
@@ -31,6 +36,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             max_connections: 10_000,
+            max_connections_per_client: 5_000,
             max_concurrent_streams: 100,
             max_head: 64 << 10,
             head_timeout: Duration::from_secs(10),

@@ -2,7 +2,8 @@
 //!
 //! A request's walk is these files in order: `accept` (may this connection be served), `request` (which route, which
 //! filters, or an answer of the mesh), the application's own service, `response` (the way back). Beside them are
-//! `serve` (a server loop on hyper), its `limits`, and `monitor` (what each connection is doing).
+//! `serve` (a server loop on hyper), its `limits`, `monitor` (what each connection is doing), and `peers` (what those of one
+//! client add up to).
 
 mod accept;
 mod calls;
@@ -10,6 +11,7 @@ mod check;
 mod handshake;
 mod limits;
 mod monitor;
+mod peers;
 mod request;
 mod response;
 mod serve;

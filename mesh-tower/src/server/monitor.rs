@@ -45,6 +45,8 @@ pub(super) enum Signal {
     CutHead,
     /// To end at once: the client has closed its side, and the answer takes too long.
     CutHalfClosed,
+    /// To end at once: it was told to end, and its client takes neither the end nor the last answer.
+    CutStalled,
     /// To end at once: it is broken.
     CutBroken,
 }
@@ -91,6 +93,7 @@ impl Activity {
             1 => Signal::End,
             2 => Signal::CutHead,
             3 => Signal::CutHalfClosed,
+            4 => Signal::CutStalled,
             _ => Signal::CutBroken,
         }
     }
@@ -147,7 +150,7 @@ impl ConnectionMonitor {
     }
 
     /// What to tell a connection: to be cut when a request's head takes too long, or an answer takes too long for a client
-    /// that may be gone; to end when it is idle.
+    /// that may be gone; to end when it is idle, and to be cut when it does not end then.
     pub(super) fn judge(&mut self, seen: &Activity, limits: &Limits, now: Instant) -> Signal {
         let requests = seen.requests.load(Ordering::Relaxed);
         let news = requests != std::mem::replace(&mut self.requests, requests);
@@ -169,7 +172,11 @@ impl ConnectionMonitor {
         if lasts(self.half_closed_since, limits.half_close_timeout) {
             return Signal::CutHalfClosed;
         }
-        if now.duration_since(self.idle_since) >= limits.idle_timeout { Signal::End } else { Signal::GoOn }
+        match now.duration_since(self.idle_since).checked_sub(limits.idle_timeout) {
+            None => Signal::GoOn,
+            Some(longer) if longer < limits.half_close_timeout => Signal::End,
+            Some(_) => Signal::CutStalled,
+        }
     }
 }
 
@@ -202,6 +209,17 @@ impl Preface {
     }
 }
 
+impl Preface {
+    /// Whether it may begin what both sides agreed on (RFC 7301), where they did.
+    fn is_agreed(&self, alpn: Option<&str>) -> bool {
+        match self {
+            Preface::Unknown(_) => true,
+            Preface::Http1 => alpn != Some("h2"),
+            Preface::Http2 => alpn != Some("http/1.1"),
+        }
+    }
+}
+
 impl Watched {
     pub(super) fn new(io: MeshIo, activity: &Arc<Activity>) -> Self {
         Watched { io, activity: Arc::clone(activity), preface: Preface::Unknown(0) }
@@ -218,12 +236,16 @@ impl Watched {
         }
     }
 
-    fn noted(&mut self, bytes: &[u8]) {
+    /// An error is that a client speaks something else than was agreed on in the handshake.
+    fn noted(&mut self, bytes: &[u8]) -> io::Result<()> {
         if bytes.is_empty() {
-            return;
+            return Ok(());
         }
         if let Preface::Unknown(_) = self.preface {
             self.preface = self.preface.after(bytes);
+            if !self.preface.is_agreed(self.io.connection().tls().and_then(|tls| tls.alpn.as_deref())) {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "another protocol than was agreed on"));
+            }
             if self.preface == Preface::Http2 {
                 // It may idle before its first stream, and its frames may come as slowly as they like.
                 self.activity.head.store(false, Ordering::Relaxed);
@@ -232,6 +254,7 @@ impl Watched {
         if self.preface == Preface::Http1 {
             self.activity.read();
         }
+        Ok(())
     }
 }
 
@@ -241,7 +264,7 @@ impl AsyncRead for Watched {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
         if read.is_ready() {
-            self.noted(buf.filled().get(before..).unwrap_or_default());
+            self.noted(buf.filled().get(before..).unwrap_or_default())?;
         }
         read
     }
@@ -354,7 +377,8 @@ mod tests {
         drop(busy);
         drop(activity.begin());
         assert_eq!(look(&mut monitor, &activity, &mut now, 65 * 60), Signal::GoOn);
-        assert_eq!(look(&mut monitor, &activity, &mut now, 1), Signal::End);
+        assert_eq!(look(&mut monitor, &activity, &mut now, 30), Signal::End);
+        assert_eq!(look(&mut monitor, &activity, &mut now, 1), Signal::CutStalled);
     }
 
     #[test]
@@ -376,7 +400,7 @@ mod tests {
     fn a_signal_is_not_taken_back_and_wakes_the_task() {
         let activity = Activity::new();
         assert_eq!(activity.signal(Waker::noop()), Signal::GoOn);
-        for signal in [Signal::End, Signal::CutHead, Signal::CutHalfClosed, Signal::CutBroken] {
+        for signal in [Signal::End, Signal::CutHead, Signal::CutHalfClosed, Signal::CutStalled, Signal::CutBroken] {
             activity.tell(signal);
             activity.tell(Signal::GoOn);
             assert_eq!(activity.signal(Waker::noop()), signal);

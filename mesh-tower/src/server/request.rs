@@ -20,7 +20,7 @@ use mesh_core::filter::{Callout, Resume};
 use mesh_core::id::ListenerName;
 use mesh_core::identity::SpiffeId;
 use mesh_core::jwt::{Authenticated, Claims, Refusal};
-use mesh_core::model::{Route, RouteAction, ServerTls};
+use mesh_core::model::{HeadersWithUnderscores, Route, RouteAction, ServerTls};
 use mesh_core::request::{RequestHead, is_grpc};
 use mesh_core::request_info::{Deadline, Direction, RequestInfo};
 use mesh_core::store::{ChainView, ServerState, ServerView};
@@ -53,12 +53,47 @@ pub(super) struct ServerContext {
     mesh: Mesh,
     listener: Option<Arc<ListenerState>>,
     connection_of: ConnectionOf,
+    trusted_proxies: Arc<[SpiffeId]>,
+    underscores: HeadersWithUnderscores,
 }
 
 impl ServerLayer {
     pub(super) fn of(mesh: &Mesh, listener: Option<Arc<ListenerState>>) -> Self {
-        let context = ServerContext { mesh: mesh.clone(), listener, connection_of: connection_extension };
+        let context = ServerContext {
+            mesh: mesh.clone(),
+            listener,
+            connection_of: connection_extension,
+            trusted_proxies: Arc::default(),
+            underscores: HeadersWithUnderscores::Allow,
+        };
         ServerLayer { context: Arc::new(context) }
+    }
+
+    /// The same, for a server whose clients are proxies: what these send is believed that only a proxy may say. Those are
+    /// `x-forwarded-client-cert` and all headers whose names begin with `x-envoy-` or `x-mesh-`; they are taken off what
+    /// anybody else sends, before policies, filters and the application see it. A peer is who its certificate says, never an
+    /// address.
+    ///
+    /// ```
+    /// use mesh_core::fixed::Fixed;
+    /// use mesh_tower::Mesh;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mesh = Mesh::builder().source(Fixed::new()).start()?;
+    /// let layer = mesh.server_layer().trusted_proxies(["spiffe://cluster.local/ns/istio-system/sa/gateway".parse()?]);
+    /// # drop(layer);
+    /// # Ok(()) }
+    /// ```
+    pub fn trusted_proxies(mut self, peers: impl IntoIterator<Item = SpiffeId>) -> Self {
+        Arc::make_mut(&mut self.context).trusted_proxies = peers.into_iter().collect();
+        self
+    }
+
+    /// The same, with another idea of headers whose names have an underscore. The stricter of this and of what the
+    /// configuration says counts; by default both let them pass.
+    pub fn headers_with_underscores(mut self, action: HeadersWithUnderscores) -> Self {
+        Arc::make_mut(&mut self.context).underscores = action;
+        self
     }
 
     /// The same, for servers that keep the connection's addresses in an extension of their own. Under
@@ -176,6 +211,14 @@ impl ServerContext {
         ConnectionInfo::current().or_else(|| (self.connection_of)(request.extensions()))
     }
 
+    /// Whether a request comes from a proxy whose headers are believed.
+    #[cold]
+    fn is_trusted_proxy<B>(&self, request: &Request<B>) -> bool {
+        let connection = self.connection(request);
+        let peer = connection.as_deref().and_then(ConnectionInfo::peer_identity);
+        peer.is_some_and(|peer| self.trusted_proxies.contains(peer))
+    }
+
     #[inline]
     fn route<B>(&self, request: &mut Request<B>, facts: &mut Option<Box<Facts>>) -> Admission {
         self.find_and_filter(request, facts).unwrap_or_else(|error| {
@@ -191,6 +234,9 @@ impl ServerContext {
         request: &mut Request<B>,
         facts: &mut Option<Box<Facts>>,
     ) -> Result<Admission, MeshError> {
+        if headers::are_reserved(request.headers()) && !self.is_trusted_proxy(request) {
+            headers::strip_reserved(request.headers_mut());
+        }
         // A server that does not serve says so first, whatever it was asked.
         let head = RequestHead::received(request);
         if let (Some(facts), Ok(head)) = (&mut *facts, &head) {
@@ -218,9 +264,20 @@ impl ServerContext {
                 return Err(MeshError::new(ErrorKind::NotServingYet, "no configuration yet").within(place));
             }
         };
-        let ChainView { routes, paths, .. } = chain(view, connection)?;
+        let ChainView { routes, paths, underscores, .. } = chain(view, connection)?;
         let mut random = fastrand::Rng::new();
         let mut head = head?;
+        match self.underscores.max(*underscores) {
+            HeadersWithUnderscores::Allow => {}
+            _ if !headers::have_underscores(request.headers()) => {}
+            HeadersWithUnderscores::Drop => {
+                headers::strip_underscores(request.headers_mut());
+                head = RequestHead::received(request)?;
+            }
+            HeadersWithUnderscores::Reject => {
+                return Err(MeshError::new(ErrorKind::BadRequest, "the name of a header has an underscore"));
+            }
+        }
         // From here on, everybody sees the path that the rules see, and the application, too.
         if let Cow::Owned(path) = paths.canonical(head.path(), routes.is_guarded())? {
             set_path(request.uri_mut(), &path)?;
@@ -294,6 +351,10 @@ impl ServerContext {
             }
         };
         facts_of_it.checked = changes.response;
+        if changes.is_unchecked {
+            self.mesh.count_unchecked();
+            facts_of_it.info.note_unchecked();
+        }
         with_parts(request, |head| headers::apply_to_request(&changes.request, head));
         self.admit_checked(asked, request, facts).unwrap_or_else(|error| {
             if let Some(facts) = facts {

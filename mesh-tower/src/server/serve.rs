@@ -22,6 +22,7 @@ use crate::mesh::Mesh;
 use crate::server::accept::{MeshIo, MeshListener};
 use crate::server::limits::Limits;
 use crate::server::monitor::{Activity, BusyGuard, ConnectionMonitor, Signal, Watched};
+use crate::server::peers::{PeerTable, Seat};
 
 /// Serves until the mesh has drained. The service sees every request of the listener; put
 /// [`crate::Mesh::server_layer`] around the application.
@@ -104,7 +105,7 @@ where
     async fn run(mut self) -> Result<(), MeshError> {
         let limits = Arc::new(self.limits);
         let watched = Watchers::start(self.listener.mesh(), &limits);
-        let mut connections = JoinSet::new();
+        let (mut connections, peers) = (JoinSet::new(), PeerTable::default());
         loop {
             if connections.len() >= limits.max_connections.max(1) {
                 connections.join_next().await;
@@ -114,9 +115,13 @@ where
                 Some(_) = connections.join_next() => {}
                 accepted = self.listener.accept() => match accepted {
                     None => break,
-                    Some((io, _)) => {
+                    Some((io, peer)) => {
+                        let Some(seat) = peers.enter(peer.ip(), limits.max_connections_per_client) else {
+                            tracing::debug!(%peer, "connection refused: its client has too many, or floods them");
+                            continue;
+                        };
                         let activity = watched.add();
-                        let one = converse(io, self.service.clone(), Arc::clone(&limits), activity);
+                        let one = converse(io, self.service.clone(), Arc::clone(&limits), activity, seat);
                         connections.spawn(one);
                     }
                 }
@@ -187,7 +192,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// One connection from its first byte to its last.
-async fn converse<S, B>(io: MeshIo, service: S, limits: Arc<Limits>, activity: Arc<Activity>)
+async fn converse<S, B>(io: MeshIo, service: S, limits: Arc<Limits>, activity: Arc<Activity>, seat: Seat)
 where
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send,
@@ -216,12 +221,16 @@ where
                     let what = "the client closed its side, and its answer took longer than half_close_timeout";
                     return Poll::Ready(Err(what.into()));
                 }
+                Signal::CutStalled => {
+                    return Poll::Ready(Err("the client takes neither its answer nor the end".into()));
+                }
                 Signal::CutBroken => return Poll::Ready(Err("the connection broke".into())),
             }
             conversation.as_mut().poll(cx)
         }),
     );
     if let Err(error) = ended.await {
+        seat.ended(&*error);
         tracing::debug!(peer = %connection.peer, error, "connection failed");
     }
 }

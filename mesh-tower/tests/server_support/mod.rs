@@ -1,6 +1,8 @@
 //! A source of configuration that a test plays itself, and servers' resources for it to play.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
+pub mod frames;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;

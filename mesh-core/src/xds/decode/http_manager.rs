@@ -1,8 +1,10 @@
 //! HttpConnectionManager: the routes and filters of a listener.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::HttpProtocolOptions;
+use envoy_types::pb::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 
 use super::common::{duration, same_stream};
@@ -10,7 +12,7 @@ use super::notes::{Notes, ignored};
 use super::{filter, route};
 use crate::error::Invalid;
 use crate::id::RouteName;
-use crate::model::{HttpManager, RouteSource};
+use crate::model::{HeadersWithUnderscores, HttpManager, RouteSource};
 use crate::path::{EscapedSlashes, PathNormalization};
 use crate::resources::ResourceType;
 use crate::xds::names;
@@ -104,13 +106,14 @@ pub(super) fn http_manager(notes: &mut Notes<'_>, value: pb::HttpConnectionManag
             escaped_slashes(notes, path_with_escaped_slashes_action)
         })?,
     };
+    let common = notes.optional("common_http_protocol_options", common_http_protocol_options, common_options)?;
+    let (max_stream_duration, underscores) = common.unwrap_or_default();
     Ok(HttpManager {
         paths,
+        underscores,
         routes: route_source(notes, route_specifier)?,
         filters: filter::chain(notes, http_filters)?,
-        max_stream_duration: notes
-            .optional("common_http_protocol_options", common_http_protocol_options, max_stream_duration)?
-            .flatten(),
+        max_stream_duration,
     })
 }
 
@@ -150,10 +153,11 @@ fn route_source(
     }
 }
 
-fn max_stream_duration(
+/// How long a stream may last, and what becomes of headers whose names have an underscore.
+fn common_options(
     notes: &mut Notes<'_>,
     value: HttpProtocolOptions,
-) -> Result<Option<std::time::Duration>, Invalid> {
+) -> Result<(Option<Duration>, HeadersWithUnderscores), Invalid> {
     let HttpProtocolOptions {
         idle_timeout,
         max_connection_duration,
@@ -166,6 +170,13 @@ fn max_stream_duration(
     } = value;
     ignored!(notes;
         idle_timeout, max_connection_duration, max_connection_duration_jitter, max_headers_count,
-        max_response_headers_kb, headers_with_underscores_action, max_requests_per_connection);
-    notes.optional("max_stream_duration", max_stream_duration, |_, value| duration(&value))
+        max_response_headers_kb, max_requests_per_connection);
+    let underscores = match HeadersWithUnderscoresAction::try_from(headers_with_underscores_action) {
+        Ok(HeadersWithUnderscoresAction::Allow) => HeadersWithUnderscores::Allow,
+        Ok(HeadersWithUnderscoresAction::DropHeader) => HeadersWithUnderscores::Drop,
+        Ok(HeadersWithUnderscoresAction::RejectRequest) => HeadersWithUnderscores::Reject,
+        Err(_) => return Err(Invalid::new("not a known value").at("headers_with_underscores_action")),
+    };
+    let longest = notes.optional("max_stream_duration", max_stream_duration, |_, value| duration(&value))?;
+    Ok((longest, underscores))
 }

@@ -1,0 +1,238 @@
+//! Frames that cost a server more than whoever sends them: what comes of each, over real sockets.
+
+mod server_support;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use mesh_core::fixed::Fixed;
+use mesh_tower::server::{Limits, Serve};
+use mesh_tower::{Mesh, server};
+use server_support::frames::{
+    END_HEADERS, END_STREAM, GET, PREFACE, ask, field, frame, frames, goaway, is_reset, start,
+};
+use server_support::within;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tower_layer::Layer;
+
+const ENHANCE_YOUR_CALM: u8 = 11;
+
+/// Handlers that are at work, and the most that there ever were.
+#[derive(Default)]
+struct AtWork(AtomicUsize, AtomicUsize);
+
+struct Working(Arc<AtWork>);
+
+impl Working {
+    fn of(all: &Arc<AtWork>) -> Self {
+        let now = all.0.fetch_add(1, Ordering::Relaxed) + 1;
+        all.1.fetch_max(now, Ordering::Relaxed);
+        Working(Arc::clone(all))
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A server that neither reads nor answers requests of HTTP/2, and answers those of HTTP/1.1 at once.
+async fn held(limits: Limits) -> (SocketAddr, Arc<AtWork>) {
+    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+    let bound = mesh.bind("127.0.0.1:0").await.unwrap();
+    let (address, at_work) = (bound.local_addr(), Arc::<AtWork>::default());
+    let counted = Arc::clone(&at_work);
+    let app = tower::service_fn(move |request: Request<Incoming>| {
+        let counted = Arc::clone(&counted);
+        async move {
+            if request.version() == http::Version::HTTP_2 {
+                let _working = Working::of(&counted);
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"served"))))
+        }
+    });
+    let serve: Serve<_> = server::serve(bound, mesh.server_layer().layer(app));
+    tokio::spawn(serve.limits(limits).into_future());
+    within(mesh.serving()).await.unwrap();
+    (address, at_work)
+}
+
+async fn others_are_served(address: SocketAddr) {
+    let answer = ask(address, b"GET / HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n\r\n").await;
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+}
+
+/// Streams that begin well, and that their server then has to reset: a window becomes too large (RFC 9113, 6.9.1).
+fn streams_to_reset(count: u32) -> Vec<u8> {
+    let mut said = PREFACE.to_vec();
+    for number in 0..count {
+        said.extend(frame(1, END_HEADERS, number * 2 + 1, GET));
+        said.extend(frame(8, 0, number * 2 + 1, &[0x7f, 0xff, 0xff, 0xff]));
+    }
+    said
+}
+
+#[tokio::test]
+async fn h2_streams_that_the_server_has_to_reset_end_the_connection_and_their_handlers() {
+    let (address, at_work) = held(Limits::default()).await;
+    assert_eq!(goaway(&ask(address, &streams_to_reset(20_000)).await), Some(ENHANCE_YOUR_CALM));
+    let gone = async {
+        while at_work.0.load(Ordering::Relaxed) > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(gone).await;
+    assert!(at_work.1.load(Ordering::Relaxed) <= 100, "{}", at_work.1.load(Ordering::Relaxed));
+    others_are_served(address).await;
+}
+
+#[tokio::test]
+async fn h5_empty_frames_that_nobody_reads_end_the_connection() {
+    let (address, _) = held(Limits::default()).await;
+    for data in [&b""[..], b"x"] {
+        let mut said = [PREFACE, &frame(1, END_HEADERS, 1, GET)].concat();
+        said.extend(frame(0, 0, 1, data).repeat(200_000));
+        assert!(goaway(&ask(address, &said).await).is_some_and(|code| code != 0), "{data:?}");
+    }
+    others_are_served(address).await;
+}
+
+#[tokio::test]
+async fn h6_a_client_that_does_not_read_is_owed_no_more_than_a_thousand_resets() {
+    let (address, _) = held(Limits::default()).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // It fits into the buffers of the sockets, so that it is written before anything is read.
+    within(stream.write_all(&streams_to_reset(3_000))).await.unwrap();
+    let mut answer = Vec::new();
+    _ = within(stream.read_to_end(&mut answer)).await;
+    assert_eq!(goaway(&answer), Some(ENHANCE_YOUR_CALM));
+    let resets = frames(&answer).iter().filter(|(kind, ..)| *kind == 3).count();
+    assert!(resets <= 1_025, "{resets}");
+}
+
+#[tokio::test]
+async fn h7_a_client_has_only_so_many_connections_and_one_that_floods_them_is_let_in_no_more() {
+    let mut limits = Limits::default();
+    limits.max_connections_per_client = 2;
+    let (address, _) = held(limits).await;
+    let connect = || async { TcpStream::connect(address).await.unwrap() };
+    let is_served = async |stream: &mut TcpStream| {
+        _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: shop\r\n\r\n").await;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"served") {
+            match within(stream.read_buf(&mut answer)).await {
+                Ok(1..) => {}
+                _ => return false,
+            }
+        }
+        true
+    };
+    let (mut one, mut two) = (connect().await, connect().await);
+    assert!(is_served(&mut one).await && is_served(&mut two).await);
+    assert!(!is_served(&mut connect().await).await, "a third one");
+    drop(one);
+    let comes_in = async { while !is_served(&mut connect().await).await {} };
+    within(comes_in).await;
+    assert!(is_served(&mut two).await);
+    drop(two);
+
+    let (address, _) = held(Limits::default()).await;
+    for _ in 0..10 {
+        others_are_served(address).await;
+        assert_eq!(goaway(&ask(address, &streams_to_reset(3_000)).await), Some(ENHANCE_YOUR_CALM));
+    }
+    let refused = async { while !ask(address, b"GET / HTTP/1.1\r\nhost: shop\r\n\r\n").await.is_empty() {} };
+    within(refused).await;
+}
+
+#[tokio::test]
+async fn h7_settings_and_pings_without_end_are_answered_one_by_one_and_hold_nobody_up() {
+    let (address, served) = start().await;
+    for flood in [frame(4, 0, 0, b""), frame(6, 0, 0, &[7; 8])] {
+        let mut said = [PREFACE, &flood.repeat(50_000)].concat();
+        said.extend(frame(1, END_STREAM | END_HEADERS, 1, GET));
+        said.extend(frame(7, 0, 0, &[0; 8]));
+        let (_, ()) = tokio::join!(ask(address, &said), others_are_served(address));
+    }
+    assert!(served.load(Ordering::Relaxed) >= 2);
+}
+
+#[tokio::test]
+async fn h13_bytes_that_http1_would_read_otherwise_are_no_part_of_a_field() {
+    let (address, served) = start().await;
+    let shut = frame(7, 0, 0, &[0; 8]);
+    let is_refused = |answer: &[u8]| is_reset(answer, 1) || goaway(answer).is_some_and(|code| code != 0);
+    for (name, value) in [
+        (&b"a b"[..], &b"1"[..]),
+        (b"a:b", b"1"),
+        (b"a\r\nb", b"1"),
+        (b"a\0b", b"1"),
+        (b"Upper", b"1"),
+        (b"", b"1"),
+        (b"a", b"1\r\nevil: 1"),
+        (b"a", b"1\nevil: 1"),
+        (b"a", b"1\0"),
+        (b"transfer-encoding", b"chunked"),
+        (b"connection", b"close"),
+        (b":path", b"/twice"),
+        (b":unknown", b"1"),
+    ] {
+        let head = [GET, &field(name, value)].concat();
+        let said = [PREFACE, &frame(1, END_STREAM | END_HEADERS, 1, &head), &shut].concat();
+        let answer = ask(address, &said).await;
+        assert!(is_refused(&answer), "{name:?}: {value:?}: {:?}", frames(&answer));
+    }
+    for trailer in [field(b"a\r\nb", b"1"), field(b"a", b"1\r\nevil: 1"), field(b"connection", b"close")] {
+        let head = frame(1, END_HEADERS, 1, GET);
+        let said = [PREFACE, &head, &frame(1, END_STREAM | END_HEADERS, 1, &trailer), &shut].concat();
+        let answer = ask(address, &said).await;
+        assert!(is_refused(&answer), "{trailer:?}: {:?}", frames(&answer));
+    }
+    assert_eq!(served.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn h18_trailers_without_an_end_padding_and_ten_thousand_fields_concern_their_stream_alone() {
+    let (address, served) = start().await;
+    let shut = frame(7, 0, 0, &[0; 8]);
+    let another = frame(1, END_STREAM | END_HEADERS, 3, GET);
+    let is_answered = |answer: &[u8], stream| frames(answer).iter().any(|(kind, of, _)| (*kind, *of) == (1, stream));
+    // Trailers have to end the stream (RFC 9113, 8.1).
+    let trailers = frame(1, END_HEADERS, 1, &field(b"a", b"1"));
+    let answer = ask(address, &[PREFACE, &frame(1, END_HEADERS, 1, GET), &trailers, &another, &shut].concat()).await;
+    assert!(is_reset(&answer, 1) && is_answered(&answer, 3), "{:?}", frames(&answer));
+    assert_eq!(served.load(Ordering::Relaxed), 1);
+    // As much padding as there can be, around a byte each.
+    const PADDED: u8 = 8;
+    let padded = [&[255, b'x'][..], &[0; 255]].concat();
+    let mut said = [PREFACE, &frame(1, END_HEADERS, 1, GET)].concat();
+    said.extend(frame(0, PADDED, 1, &padded).repeat(200));
+    said.extend([frame(0, END_STREAM, 1, b""), another.clone(), shut.clone()].concat());
+    let answer = ask(address, &said).await;
+    assert!(is_answered(&answer, 1) && is_answered(&answer, 3), "{:?}", frames(&answer));
+    assert_eq!(served.load(Ordering::Relaxed), 3);
+    // Ten thousand fields, in as many frames as they take.
+    let fields: Vec<u8> = (0..10_000).flat_map(|number| field(format!("x-{number}").as_bytes(), b"1")).collect();
+    let mut parts = fields.chunks(16_000).peekable();
+    let mut said = [PREFACE, &frame(1, END_STREAM, 1, GET)].concat();
+    while let Some(part) = parts.next() {
+        said.extend(frame(9, if parts.peek().is_none() { END_HEADERS } else { 0 }, 1, part));
+    }
+    said.extend([another, shut].concat());
+    let answer = ask(address, &said).await;
+    let is_refused =
+        frames(&answer).iter().any(|(kind, of, head)| (*kind, *of) == (1, 1) && head.starts_with(b"\x48\x03431"))
+            || is_reset(&answer, 1)
+            || goaway(&answer).is_some_and(|code| code != 0);
+    assert!(is_refused, "{:?}", frames(&answer));
+    others_are_served(address).await;
+}
