@@ -23,8 +23,8 @@ pub struct Limits {
     /// follow Envoy close after an hour, and a server that is first may cross with a request.
     pub idle_timeout: Duration,
     /// How long an HTTP/1.1 client that has closed its side gets to wait for its answer: it cannot be told from one that is
-    /// gone. Then the connection is closed and its handler dropped. A client gets as long to take its last answer, and the
-    /// end, once [`idle_timeout`](Self::idle_timeout) is over. 30 s by default.
+    /// gone. Then the connection is closed and its handler dropped. A client gets as long to take the end of its connection,
+    /// once [`idle_timeout`](Self::idle_timeout) is over. 30 s by default.
     pub half_close_timeout: Duration,
     /// What a client may send ahead of what is read, by HTTP/2 stream, in bytes. 256 KiB by default.
     pub stream_window: u32,

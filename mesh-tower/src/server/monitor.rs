@@ -45,7 +45,7 @@ pub(super) enum Signal {
     CutHead,
     /// To end at once: the client has closed its side, and the answer takes too long.
     CutHalfClosed,
-    /// To end at once: it was told to end, and its client takes neither the end nor the last answer.
+    /// To end at once: it was to end, and its client takes no notice.
     CutStalled,
     /// To end at once: it is broken.
     CutBroken,

@@ -222,7 +222,7 @@ where
                     return Poll::Ready(Err(what.into()));
                 }
                 Signal::CutStalled => {
-                    return Poll::Ready(Err("the client takes neither its answer nor the end".into()));
+                    return Poll::Ready(Err("the client takes no notice of the end".into()));
                 }
                 Signal::CutBroken => return Poll::Ready(Err("the connection broke".into())),
             }
