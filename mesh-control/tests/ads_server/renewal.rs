@@ -248,3 +248,20 @@ async fn with_a_state_directory_alone_who_has_a_certificate_uses_it_and_everybod
     let nobody = mesh(developing(control.xds, "nobody"));
     get(&nobody).await.unwrap_err();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_called_is_proven_by_the_certificate_of_its_stream() {
+    let (config, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(config.path().join("shop.yaml"), SHOP).unwrap();
+    let server = Logged::start(config.path(), &["--state-dir", state.path().to_str().unwrap(), "--settle", "0"]);
+    let web = mesh(bootstrap(state.path(), server.xds, "web"));
+    serve(&web).await;
+    let client = mesh(bootstrap(state.path(), server.xds, "client"));
+    let expected = "spiffe://cluster.local/ns/shop/sa/client";
+    assert_eq!(get(&client).await.as_deref(), Ok(expected));
+    let status = server.status.to_string();
+    let suggest = || output(&["authz", "suggest", "--workload", "shop/web", "--control", &status]);
+    until("the call is told", || suggest().status.success()).await;
+    let yaml = text(&suggest().stdout);
+    assert!(yaml.contains("cluster.local/ns/shop/sa/client") && !yaml.contains("not known by a certificate"), "{yaml}");
+}

@@ -1,8 +1,8 @@
 //! Who called what, told to the control plane over Envoy's access log service
 //! (`envoy.service.accesslog.v3.AccessLogService`), by which sidecars tell it, too.
 //!
-//! Nothing is recorded or told before a server of the bootstrap asks for it, in the head of its stream's responses ([`CALLS`]).
-//! A report is one stream with what is new, and counts as told when the server has ended it with success; until then it
+//! Nothing is recorded or told before a server of the bootstrap asks for it, in the head of its stream's responses ([`CALLS`]),
+//! and it is told over the connection of that stream. A report is a stream with what is new, and counts as told when the server has ended it with success; until then it
 //! is kept, and told again. New forms of calls are told within seconds, and how often they came by the minute.
 
 use std::collections::HashMap;
@@ -30,10 +30,6 @@ use tonic::transport::Channel;
 
 use crate::calls::{Call, CallKey, Counted, Lost, Recorder, Report};
 use crate::identity::SpiffeId;
-use crate::xds::bootstrap::Server;
-use crate::xds::certificates::Showing;
-use crate::xds::connect::Connector;
-use crate::xds::transport::{self, Keepalive};
 
 /// In the head of the responses on a stream of xDS: the server keeps records of calls, and wants this workload's.
 pub const CALLS: &str = "x-mesh-calls";
@@ -58,45 +54,55 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// Entries of one message.
 const MOST_ENTRIES: usize = 500;
 
-/// Hears whether servers want to be told.
-#[derive(Clone, Debug)]
+/// The connection of a stream whose server wants to be told, and which stream that is.
+type Open = Option<(u64, Channel)>;
+
+/// One stream's word on whether its server wants to be told, for as long as the stream lasts.
+#[derive(Debug)]
 pub(crate) struct Wanted {
     calls: Arc<Recorder>,
-    server: watch::Sender<Option<Server>>,
+    open: watch::Sender<Open>,
+    stream: u64,
 }
 
 impl Wanted {
-    /// What the head of a stream's responses says of it.
-    pub(crate) fn hear(&self, head: &MetadataMap, server: &Server) {
-        let wanted = head.contains_key(CALLS).then(|| server.clone());
-        self.calls.set_on(wanted.is_some());
-        self.server.send_if_modified(|present| std::mem::replace(present, wanted.clone()) != wanted);
+    /// What the head of the stream's responses says of it.
+    pub(crate) fn hear(&self, head: &MetadataMap, channel: &Channel) {
+        let is_wanted = head.contains_key(CALLS);
+        self.calls.set_on(is_wanted);
+        self.open.send_replace(is_wanted.then(|| (self.stream, channel.clone())));
     }
 }
 
-/// Tells for as long as it is held.
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        // Another stream may have taken its place already.
+        self.open.send_if_modified(|open| open.take_if(|(stream, _)| *stream == self.stream).is_some());
+    }
+}
+
+/// Tells for as long as it is held, over the connections of the streams.
 #[derive(Debug)]
 pub(crate) struct Telling {
+    calls: Arc<Recorder>,
+    open: watch::Sender<Open>,
     leave: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
 
 impl Telling {
     /// Begins to tell whoever asks for it. To be called inside a runtime.
-    pub(crate) fn start(
-        calls: Arc<Recorder>,
-        node: Node,
-        connector: Connector,
-        showing: Option<Showing>,
-        seed: u64,
-    ) -> (Telling, Wanted) {
-        let server = watch::Sender::new(None);
-        let wanted = Wanted { calls: Arc::clone(&calls), server: server.clone() };
+    pub(crate) fn start(calls: Arc<Recorder>, node: Node, seed: u64) -> Telling {
+        let open = watch::Sender::new(None);
         let (leave, leaving) = oneshot::channel();
-        let way = Way { node, connector, showing, open: None };
         let random = fastrand::Rng::with_seed(seed);
-        let task = tokio::spawn(tell(calls, server.subscribe(), way, random, leaving));
-        (Telling { leave: Some(leave), task }, wanted)
+        let task = tokio::spawn(tell(Arc::clone(&calls), open.subscribe(), node, random, leaving));
+        Telling { calls, open, leave: Some(leave), task }
+    }
+
+    /// For a new stream, by its number.
+    pub(crate) fn wanted(&self, stream: u64) -> Wanted {
+        Wanted { calls: Arc::clone(&self.calls), open: self.open.clone(), stream }
     }
 
     /// Tells what is left, within this time.
@@ -117,8 +123,8 @@ impl Drop for Telling {
 
 async fn tell(
     calls: Arc<Recorder>,
-    mut wanted: watch::Receiver<Option<Server>>,
-    mut way: Way,
+    mut open: watch::Receiver<Open>,
+    node: Node,
     mut random: fastrand::Rng,
     mut leaving: oneshot::Receiver<()>,
 ) {
@@ -128,20 +134,20 @@ async fn tell(
         is_last = tokio::select! {
             biased;
             _ = &mut leaving => true,
-            () = due(&calls, &mut wanted, failures, random.f64()) => false,
+            () = due(&calls, &mut open, failures, random.f64()) => false,
         };
-        let Some(server) = wanted.borrow().clone() else { continue };
+        let Some((_, channel)) = open.borrow_and_update().clone() else { continue };
         let report = calls.report();
         if report.is_empty() {
             continue;
         }
-        match way.report(&server, &report).await {
+        match send(channel, &report, &node).await {
             Ok(()) => {
                 calls.told(&report);
                 failures = 0;
             }
             Err(reason) => {
-                tracing::debug!(server = %server.uri, "the record of calls is kept and told later: {reason}");
+                tracing::debug!("the record of calls is kept and told later: {reason}");
                 failures = failures.saturating_add(1);
             }
         }
@@ -149,55 +155,29 @@ async fn tell(
 }
 
 /// Waits until it is time to tell.
-async fn due(calls: &Recorder, wanted: &mut watch::Receiver<Option<Server>>, failures: u32, jitter: f64) {
-    // It cannot fail: who hears lives as long as who tells.
-    _ = wanted.wait_for(Option::is_some).await;
+async fn due(calls: &Recorder, open: &mut watch::Receiver<Open>, failures: u32, jitter: f64) {
+    if open.borrow().is_none() {
+        // It cannot fail: there is a sender for as long as there is a task. What came meanwhile is told at once.
+        _ = open.wait_for(Option::is_some).await;
+        return;
+    }
     if failures > 0 {
         let longest = RETRY.0.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(RETRY.1);
-        return tokio::time::sleep(longest.mul_f64(0.5 + 0.5 * jitter)).await;
+        // A new stream may be to a server that is back.
+        _ = tokio::time::timeout(longest.mul_f64(0.5 + 0.5 * jitter), open.changed()).await;
+        return;
     }
     // A timeout is the time for the counts.
     _ = tokio::time::timeout(EVERY.mul_f64(0.9 + 0.2 * jitter), calls.news()).await;
     tokio::time::sleep(SOON).await;
 }
 
-/// The way to a server.
-struct Way {
-    node: Node,
-    connector: Connector,
-    showing: Option<Showing>,
-    /// The connection to the one that was told last.
-    open: Option<(Server, Channel)>,
-}
-
-impl Way {
-    async fn report(&mut self, server: &Server, report: &Report) -> Result<(), String> {
-        if let Some((_, open)) = self.open.take().filter(|(open, _)| open == server)
-            && self.send(&open, report).await.is_ok()
-        {
-            self.open = Some((server.clone(), open));
-            return Ok(());
-        }
-        // The connection may be to a server that is gone, and another one in its place.
-        let workload = match &self.showing {
-            Some(showing) => showing.to(server).await?,
-            None => None,
-        };
-        let keepalive = Keepalive::new(EVERY, PATIENCE);
-        let channel = transport::connect(&self.connector, server, &keepalive, workload).await;
-        let channel = channel.map_err(|failed| failed.reason)?;
-        self.send(&channel, report).await?;
-        self.open = Some((server.clone(), channel));
-        Ok(())
-    }
-
-    async fn send(&self, channel: &Channel, report: &Report) -> Result<(), String> {
-        let messages = tokio_stream::iter(encode(report, &self.node));
-        let mut client = AccessLogServiceClient::new(channel.clone());
-        let answer = tokio::time::timeout(PATIENCE, client.stream_access_logs(messages)).await;
-        let late = |_| format!("no answer within {} s", PATIENCE.as_secs());
-        answer.map_err(late)?.map(drop).map_err(|status| status.to_string())
-    }
+async fn send(channel: Channel, report: &Report, node: &Node) -> Result<(), String> {
+    let messages = tokio_stream::iter(encode(report, node));
+    let mut client = AccessLogServiceClient::new(channel);
+    let answer = tokio::time::timeout(PATIENCE, client.stream_access_logs(messages)).await;
+    let late = |_| format!("no answer within {} s", PATIENCE.as_secs());
+    answer.map_err(late)?.map(drop).map_err(|status| status.to_string())
 }
 
 /// What one entry says.

@@ -19,7 +19,7 @@ use crate::model::ClusterKind;
 use crate::resources::{Change, Progress, Resource, ResourceKey, ResourceType, Update};
 use crate::store::{Sink, Source};
 use crate::tls::Certificates;
-use crate::xds::access_log::{Telling, Wanted};
+use crate::xds::access_log::Telling;
 use crate::xds::bootstrap::{Bootstrap, Server};
 use crate::xds::certificates::{self, Showing};
 use crate::xds::client_status::{ClientStatus, StatusHandle};
@@ -194,7 +194,7 @@ struct Client<C> {
     /// How the servers are shown who the workload is.
     showing: Option<Showing>,
     /// Tells who called what, and hears whether that is wanted.
-    calls: Option<(Telling, Wanted)>,
+    calls: Option<Telling>,
     status: StatusHandle,
     status_due: Option<Instant>,
     status_set: Option<Instant>,
@@ -250,10 +250,7 @@ impl<C: Consumer> Client<C> {
             let (bootstrap, connector) = (Arc::clone(&bootstrap), source.connector.clone());
             Owned::spawn(certificates::keep(certificates, bootstrap, connector, source.seed))
         });
-        let calls = consumer.calls().map(|calls| {
-            let (node, connector) = (intake::node(&bootstrap.node), source.connector.clone());
-            Telling::start(calls, node, connector, showing.clone(), source.seed)
-        });
+        let calls = consumer.calls().map(|calls| Telling::start(calls, intake::node(&bootstrap.node), source.seed));
         Client {
             consumer,
             connector: source.connector.clone(),
@@ -437,7 +434,7 @@ impl<C: Consumer> Client<C> {
                 let server = running.session.server(index)?.clone();
                 let keepalive = running.keepalives.get(index)?.clone();
                 // Only the bootstrap's own servers are told of calls.
-                let calls = self.calls.as_ref().filter(|_| session == 0).map(|(_, wanted)| wanted.clone());
+                let calls = self.calls.as_ref().filter(|_| session == 0).map(|calls| calls.wanted(turn));
                 let task = Owned::spawn(transport::run(
                     self.connector.clone(),
                     server,
@@ -490,6 +487,10 @@ impl<C: Consumer> Client<C> {
     /// Unsubscribes from everything and gives the servers a moment to read it, so that they need not find out by
     /// a timeout that this client is gone.
     async fn farewell(mut self) {
+        // Over the streams that are still there.
+        if let Some(calls) = self.calls.take() {
+            calls.end(FAREWELL).await;
+        }
         let now = now();
         for session in 0..self.sessions.len() {
             if let Some(running) = self.sessions.get_mut(session) {
@@ -515,9 +516,6 @@ impl<C: Consumer> Client<C> {
         };
         // A server that does not end its side is left alone.
         let _ = tokio::time::timeout(FAREWELL, goodbye).await;
-        if let Some((telling, _)) = self.calls.take() {
-            telling.end(FAREWELL).await;
-        }
     }
 }
 

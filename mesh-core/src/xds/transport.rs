@@ -92,7 +92,6 @@ impl Requests {
 }
 
 /// Who is told of what the head of a stream's responses says.
-#[derive(Clone)]
 pub(crate) struct Told {
     pub(crate) showing: Option<Showing>,
     pub(crate) calls: Option<Wanted>,
@@ -100,14 +99,14 @@ pub(crate) struct Told {
 
 impl Told {
     /// The head may say that the authority has other roots than the workload knows, and that calls are wanted.
-    fn hear<R>(&self, response: tonic::Response<Streaming<R>>, server: &Server) -> Streaming<R> {
+    fn hear<R>(&self, response: tonic::Response<Streaming<R>>, channel: &Channel) -> Streaming<R> {
         if let Some(showing) = &self.showing
             && let Some(Ok(roots)) = response.metadata().get(ROOTS).map(|roots| roots.to_str())
         {
             showing.compare(roots);
         }
         if let Some(calls) = &self.calls {
-            calls.hear(response.metadata(), server);
+            calls.hear(response.metadata(), channel);
         }
         response.into_inner()
     }
@@ -122,8 +121,8 @@ pub(crate) async fn run(
     events: impl AsyncFn(Event) -> bool,
 ) {
     let end = match open(&connector, &server, &keepalive, told.showing.as_ref()).await {
-        Ok(channel) if server.is_incremental() => delta(channel, &told, &server, &events).await,
-        Ok(channel) => sotw(channel, &told, &server, &events).await,
+        Ok(channel) if server.is_incremental() => delta(channel, &told, &events).await,
+        Ok(channel) => sotw(channel, &told, &events).await,
         Err(reason) => Some(End::Refused(reason)),
     };
     if let Some(end) = end {
@@ -207,26 +206,26 @@ pub(crate) async fn connect(
     }
 }
 
-async fn sotw(channel: Channel, told: &Told, server: &Server, events: &impl AsyncFn(Event) -> bool) -> Option<End> {
+async fn sotw(channel: Channel, told: &Told, events: &impl AsyncFn(Event) -> bool) -> Option<End> {
     let (requests, pending) = mpsc::channel(MAX_PENDING);
     if !events(Event::Opened(Requests::Sotw(requests))).await {
         return None;
     }
-    let mut client = Client::new(channel).max_decoding_message_size(MAX_RESPONSE);
+    let mut client = Client::new(channel.clone()).max_decoding_message_size(MAX_RESPONSE);
     match client.stream_aggregated_resources(ReceiverStream::new(pending)).await {
-        Ok(responses) => read(told.hear(responses, server), Response::Sotw, events).await,
+        Ok(responses) => read(told.hear(responses, &channel), Response::Sotw, events).await,
         Err(status) => Some(ended(&status)),
     }
 }
 
-async fn delta(channel: Channel, told: &Told, server: &Server, events: &impl AsyncFn(Event) -> bool) -> Option<End> {
+async fn delta(channel: Channel, told: &Told, events: &impl AsyncFn(Event) -> bool) -> Option<End> {
     let (requests, pending) = mpsc::channel(MAX_PENDING);
     if !events(Event::Opened(Requests::Delta(requests))).await {
         return None;
     }
-    let mut client = Client::new(channel).max_decoding_message_size(MAX_RESPONSE);
+    let mut client = Client::new(channel.clone()).max_decoding_message_size(MAX_RESPONSE);
     match client.delta_aggregated_resources(ReceiverStream::new(pending)).await {
-        Ok(responses) => read(told.hear(responses, server), Response::Delta, events).await,
+        Ok(responses) => read(told.hear(responses, &channel), Response::Delta, events).await,
         Err(status) => Some(ended(&status)),
     }
 }
