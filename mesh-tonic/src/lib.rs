@@ -33,4 +33,4 @@ pub mod status;
 
 pub use channel::{Channel, channel};
 pub use deadline::Deadline;
-pub use server::{serve, server_layer};
+pub use server::{layer_of, serve, server_layer};

@@ -47,7 +47,13 @@ pub type GrpcLayer = Stack<ServerLayer, DeadlineLayer>;
 /// # Ok(()) }
 /// ```
 pub fn server_layer(mesh: &Mesh) -> GrpcLayer {
-    Stack::new(mesh.server_layer().connection_by(connection_of), DeadlineLayer)
+    layer_of(mesh.server_layer())
+}
+
+/// The same of a layer of [`Mesh::server_layer`] that was given more, such as an
+/// [`authorizer`](mesh_tower::server::ServerLayer::authorizer).
+pub fn layer_of(layer: ServerLayer) -> GrpcLayer {
+    Stack::new(layer.connection_by(connection_of), DeadlineLayer)
 }
 
 fn connection_of(extensions: &Extensions) -> Option<Arc<ConnectionInfo>> {

@@ -52,3 +52,38 @@ async fn tonics_own_server_serves_by_mutual_tls() {
     };
     assert!(tokio::time::timeout(Duration::from_secs(20), answered).await.is_ok(), "{last:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_application_refuses_is_a_status_of_grpc() {
+    use mesh_tower::server::{Allow, AuthorizationRequest, Decision, Deny};
+    let control = Embedded::start(Config::yaml(SERVICE), Options::default().dev()).await.unwrap();
+    let server = mesh(&control, "greeter");
+    let listener = server.bind("127.0.0.1:0").await.unwrap();
+    let health = mesh_tonic::health::HealthService::new(&server).into_server();
+    // It lets in one service account, refuses another one, and has no word on everybody else.
+    let decide = |request: AuthorizationRequest| async move {
+        let account = request.identity.and_then(|identity| Some(identity.workload()?.1.to_owned()));
+        match account.as_deref() {
+            Some("web") => Ok(Decision::from(Allow::new())),
+            Some("guest") => Ok(Deny::new(http::StatusCode::UNAUTHORIZED).body("who are you").into()),
+            _ => Err("nobody knows".into()),
+        }
+    };
+    let layer = mesh_tonic::layer_of(server.server_layer().authorizer(decide));
+    tokio::spawn(mesh_tonic::serve(listener, Server::builder().layer(layer).add_service(health)));
+    server.serving().await.unwrap();
+    let web = mesh(&control, "web");
+    let ask = async |client: &Mesh| {
+        let mut health = HealthClient::new(mesh_tonic::channel(client, "xds:///greeter:50051"));
+        health.check(HealthCheckRequest::default()).await.map(drop)
+    };
+    let answered = async { while ask(&web).await.is_err() {} };
+    tokio::time::timeout(Duration::from_secs(20), answered).await.expect("it is let in");
+    for (account, code, message) in [
+        ("guest", tonic::Code::Unauthenticated, "who are you"),
+        ("stranger", tonic::Code::PermissionDenied, "authorization failed"),
+    ] {
+        let refused = ask(&mesh(&control, account)).await.unwrap_err();
+        assert_eq!((refused.code(), refused.message()), (code, message), "{account}: {refused}");
+    }
+}

@@ -28,6 +28,7 @@ use crate::body::Body;
 use crate::mesh::Mesh;
 use crate::outbound::ResponseBody;
 use crate::reply;
+use crate::server::authorizer::{AuthorizationRequest, Own};
 use crate::uri::SentHost;
 
 /// The longest body of an answer: more is not read.
@@ -105,8 +106,13 @@ fn by_grpc(_: &Asker, _: &RequestHead<'_>, _: Version, _: Option<&Connection<'_>
     Err("this program was built without xDS, and speaks no gRPC to authorizers".to_owned())
 }
 
-/// Asks all of them, one after the other; the first that refuses decides.
-pub(super) fn ask(mesh: Mesh, listener: ListenerName, questions: Vec<Question>) -> Answers {
+/// Asks all of them, one after the other, and the application's own authorizer last; the first that refuses decides.
+pub(super) fn ask(
+    mesh: Mesh,
+    listener: ListenerName,
+    questions: Vec<Question>,
+    own: Option<(Own, AuthorizationRequest)>,
+) -> Answers {
     Box::pin(async move {
         let mut all = CheckedChanges::default();
         for question in questions {
@@ -135,6 +141,9 @@ pub(super) fn ask(mesh: Mesh, listener: ListenerName, questions: Vec<Question>) 
                     return Err(Box::new(denial));
                 }
             }
+        }
+        if let Some((own, request)) = own {
+            all.request.extend(own.ask(request, &listener).await?.request);
         }
         Ok(all)
     })

@@ -6,6 +6,7 @@
 //! client add up to).
 
 mod accept;
+mod authorizer;
 mod calls;
 mod check;
 mod handshake;
@@ -26,6 +27,7 @@ use crate::mesh::Mesh;
 
 pub use crate::connection::{ConnectionInfo, TlsInfo};
 pub use accept::{Incoming, MeshIo, MeshListener};
+pub use authorizer::{Allow, AuthorizationRequest, Authorizer, AuthorizerError, Decision, Deny};
 pub use limits::Limits;
 pub use request::{ServerLayer, ServerService};
 pub use response::{ResponseFuture, ServerBody};

@@ -32,6 +32,7 @@ use crate::connection::ConnectionInfo;
 use crate::filters::{self, Passage};
 use crate::listeners::{ListenerState, UNKNOWN_CONNECTION, find};
 use crate::mesh::Mesh;
+use crate::server::authorizer::{Authorizer, Own};
 use crate::server::calls;
 use crate::server::check::{self, Answers};
 use crate::server::response::{ActiveRequest, Facts, ResponseFuture, ServerBody};
@@ -55,6 +56,8 @@ pub(super) struct ServerContext {
     connection_of: ConnectionOf,
     trusted_proxies: Arc<[SpiffeId]>,
     underscores: HeadersWithUnderscores,
+    /// The application's own word on who is let in.
+    authorizer: Option<Own>,
 }
 
 impl ServerLayer {
@@ -65,6 +68,7 @@ impl ServerLayer {
             connection_of: connection_extension,
             trusted_proxies: Arc::default(),
             underscores: HeadersWithUnderscores::Allow,
+            authorizer: None,
         };
         ServerLayer { context: Arc::new(context) }
     }
@@ -100,6 +104,44 @@ impl ServerLayer {
     /// [`crate::server::serve`] they are known without.
     pub fn connection_by(mut self, connection_of: ConnectionOf) -> Self {
         Arc::make_mut(&mut self.context).connection_of = connection_of;
+        self
+    }
+
+    /// Asks the application about every request, where policies ask authorizers outside of it (CUSTOM): after its tokens were
+    /// looked at, after those, and before DENY and ALLOW, which still count. Whoever it refuses does not reach the application.
+    /// An error, a panic, and no decision in time refuse with 403. It sees the path that the application will see, so that both
+    /// decide by the same one, in the form that `pathNormalization` of the mesh's settings says. What could be read in two ways is
+    /// refused as for a workload that policies guard.
+    ///
+    /// ```
+    /// use http::{HeaderName, HeaderValue, StatusCode};
+    /// use mesh_core::fixed::Fixed;
+    /// use mesh_tower::Mesh;
+    /// use mesh_tower::server::{Allow, AuthorizationRequest, Decision, Deny};
+    /// use tower::{ServiceExt, service_fn};
+    /// use tower_layer::Layer;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mesh = Mesh::builder().source(Fixed::new()).start()?;
+    /// let listener = mesh.bind("127.0.0.1:0").await?;
+    /// mesh.serving().await?;
+    /// let decide = |request: AuthorizationRequest| async move {
+    ///     let plan = HeaderName::from_static("x-plan");
+    ///     Ok(match request.path_and_query.starts_with("/admin") {
+    ///         true => Decision::from(Deny::new(StatusCode::FORBIDDEN).body("not for you").detail("no admin")),
+    ///         false => Decision::from(Allow::new().header(plan, HeaderValue::from_static("free"))),
+    ///     })
+    /// };
+    /// let hello = service_fn(|_| async { Ok::<_, std::io::Error>(http::Response::new("hello".to_owned())) });
+    /// let service = mesh.server_layer().authorizer(decide).layer(hello);
+    /// for (path, status) in [("/", 200), ("/admin", 403), ("/%61dmin", 403)] {
+    ///     let request = http::Request::get(path).header("host", "hello").body(())?;
+    ///     assert_eq!(service.clone().oneshot(request).await?.status(), status);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn authorizer(mut self, authorizer: impl Authorizer) -> Self {
+        Arc::make_mut(&mut self.context).authorizer = Some(Own::new(authorizer));
         self
     }
 }
@@ -279,12 +321,13 @@ impl ServerContext {
             }
         }
         // From here on, everybody sees the path that the rules see, and the application, too.
-        if let Cow::Owned(path) = paths.canonical(head.path(), routes.is_guarded())? {
+        let is_guarded = routes.is_guarded() || self.authorizer.is_some();
+        if let Cow::Owned(path) = paths.canonical(head.path(), is_guarded)? {
             set_path(request.uri_mut(), &path)?;
             head = RequestHead::received(request)?;
         }
         // Rules decide by a path, and CONNECT has none, but where it opens a WebSocket (RFC 8441).
-        if routes.is_guarded() && *head.method == Method::CONNECT && request.uri().path_and_query().is_none() {
+        if is_guarded && *head.method == Method::CONNECT && request.uri().path_and_query().is_none() {
             return Err(MeshError::new(ErrorKind::AccessDenied, "CONNECT has no path, which policies decide by"));
         }
         let mut tokens = None;
@@ -299,22 +342,26 @@ impl ServerContext {
             tokens = Some(known);
         }
         let tokens = tokens.as_ref().map_or(&[][..], Authenticated::claims_of_all);
-        // Who the peer is, and from where, is asked only where policies may ask for it, or calls are recorded.
-        let is_asked = routes.needs_verdict() || self.mesh.store().calls().is_on();
-        let peer = if is_asked { self.connection(request) } else { None };
-        if !routes.askers().is_empty() {
+        // Who the peer is, and from where, is asked only where somebody decides by it, or calls are recorded.
+        let needs_peer = routes.needs_verdict() || self.authorizer.is_some() || self.mesh.store().calls().is_on();
+        let peer = if needs_peer { self.connection(request) } else { None };
+        if !routes.askers().is_empty() || self.authorizer.is_some() {
             let connection = peer.as_deref().map(ends);
             let mut asked = Vec::new();
             let is_asked = |is_asked| asked.push(is_asked);
             let questions = check::questions(routes, &head, request.version(), connection.as_ref(), tokens, is_asked);
+            let own = self.authorizer.as_ref().map(|own| own.question(&head, connection.as_ref(), tokens));
             // From here on, what only authorizers set is from them.
             for (asker, is_asked) in routes.askers().iter().zip(asked) {
                 asker.strip(request.headers_mut(), is_asked);
             }
-            if !questions.is_empty() {
+            if let Some(own) = &self.authorizer {
+                own.strip(request.headers_mut());
+            }
+            if !questions.is_empty() || own.is_some() {
                 facts.get_or_insert_with(|| facts_of(request));
                 let (routes, listener, port) = (Arc::clone(routes), listener.name().clone(), listener.port());
-                let answers = check::ask(self.mesh.clone(), listener.clone(), questions);
+                let answers = check::ask(self.mesh.clone(), listener.clone(), questions, own);
                 return Ok(Admission::Asked(Box::new(Asked {
                     answers,
                     routes,
