@@ -88,7 +88,7 @@ impl Control {
 pub struct Join {
     /// The control plane, in plaintext. Without it the environment names the bootstrap, as for every xDS client:
     /// GRPC_XDS_BOOTSTRAP (a file) or GRPC_XDS_BOOTSTRAP_CONFIG (the JSON itself).
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, aliases = ["server", "xds-addr"], value_name = "HOST:PORT")]
     pub control: Option<String>,
     /// The namespace of this program [default: the bootstrap's, else "default"].
     #[arg(long)]

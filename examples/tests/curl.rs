@@ -163,3 +163,12 @@ async fn numbers_that_make_no_sense_are_refused() {
         assert!(text(&out.stderr).contains("invalid value '0'"), "{out:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_header_is_refused_with_the_reason_and_not_dropped() {
+    for name in ["Host", "host"] {
+        let out = output(curl(&["http://echo/", "-H", &format!("{name}: other")])).await;
+        assert_eq!(out.status.code(), Some(2));
+        assert!(text(&out.stderr).contains("rewrite.authority"), "{}", text(&out.stderr));
+    }
+}

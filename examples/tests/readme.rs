@@ -126,3 +126,59 @@ fn quoted(words: &str) -> &'static str {
     let mut quotes = README.split('`').filter(|quote| quote.starts_with(words));
     quotes.next().expect("the README has this quotation")
 }
+
+/// Lines of the README for a shell, on ports that are free.
+fn script(lines: &[&str], control: &str, dir: &Path) -> Command {
+    let bin = Path::new(env!("CARGO_BIN_EXE_mesh-curl")).parent().expect("a directory").display().to_string();
+    let script = lines.join("\n").replace("cargo run --bin ", &format!("{bin}/")).replace(" -- ", " ");
+    let script = script.replace("127.0.0.1:15010", control).replace("127.0.0.1:8080", "127.0.0.1:0");
+    // What is started is what is killed.
+    let script = match script.rsplit_once("hello.json ") {
+        Some((before, program)) if program.contains("mesh-echo") => format!("{before}hello.json exec {program}"),
+        _ => script,
+    };
+    let mut command = Command::new("sh");
+    command.args(["-ec", &script]).current_dir(dir).kill_on_drop(true);
+    command.env("RUST_LOG", "error").stdin(Stdio::null()).stdout(Stdio::piped());
+    command
+}
+
+#[tokio::test]
+async fn with_a_token_each_two_workloads_know_each_other_without_dev() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("identity")).unwrap();
+    std::fs::write(dir.path().join("identity/web.yaml"), block("yaml", "name: hello")).unwrap();
+    let lines: Vec<&str> = block("console", "MESH_CONTROL_TOKEN").lines().collect();
+    let [control, hello, its_file, echo, web, web_file, curl] = lines[..] else { panic!("{lines:?}") };
+
+    let (_control, mut out) = start(command(control, "", dir.path()));
+    let control = said(&mut out, "xds listening on ").await;
+    let run = async |lines: &[&str]| {
+        let mut script = script(lines, &control, dir.path());
+        let output = tokio::time::timeout(PATIENCE, script.stderr(Stdio::piped()).output()).await.unwrap().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    run(&[hello, its_file]).await;
+    let (_echo, mut out) = start(script(&[echo], &control, dir.path()));
+    said(&mut out, " serving").await;
+    run(&[web, web_file]).await;
+    let call = async || {
+        let mut curl = script(&[&format!("{curl} -o json")], &control, dir.path());
+        let output = tokio::time::timeout(PATIENCE, curl.output()).await.unwrap().unwrap();
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        serde_json::from_str::<serde_json::Value>(out.lines().next().unwrap()).unwrap()
+    };
+    let first = call().await;
+    assert_eq!(first["status"], 200, "{first}");
+    let echo: serde_json::Value = serde_json::from_str(first["body"].as_str().unwrap()).unwrap();
+    assert_eq!(echo["peer"], "spiffe://cluster.local/ns/default/sa/web");
+    let again = call().await;
+    assert!(again["error"].as_str().unwrap().contains("mesh-control token create"), "{again}");
+
+    // The second server, beside the first one.
+    std::fs::create_dir(dir.path().join("other")).unwrap();
+    let second = block("console", "--config other").lines().next().unwrap();
+    let second = second.replace("127.0.0.1:16010", "127.0.0.1:0").replace("127.0.0.1:16014", "127.0.0.1:0");
+    let (_second, mut out) = start(command(&second, "", dir.path()));
+    said(&mut out, "status listening on ").await;
+}

@@ -24,6 +24,7 @@ use tracing::{error, info, warn};
 use crate::analysis::examine;
 use crate::catalog::Client;
 use crate::config::file::mesh_file_name;
+use crate::config::istio::security::PLAINTEXT_KEYS;
 use crate::config::load::{self, Scan};
 use crate::config::store::{Standing, Store, Wrong};
 use crate::config::support::ObjectKind;
@@ -534,6 +535,7 @@ impl Inner {
         policy.trust_domain = self.options.issues_certificates.then(|| policy.mesh.fixed.trust_domain.clone());
         policy.security.is_permissive = self.options.permissive;
         diagnostics.retain(|finding| policy.trust_domain.is_none() || finding.code != Code::NeedsCertificates);
+        diagnostics.retain(|finding| !self.options.key_fetching.allow_insecure || finding.message != PLAINTEXT_KEYS);
         let PlaneOptions { allow_unenforced, trust_claims, .. } = self.options;
         let cache = Mutex::default();
         let compiled =

@@ -192,6 +192,15 @@ impl Store {
         (Store { shared, _alive: alive }, sink)
     }
 
+    /// Why nothing has answered yet: what keeps the source's servers from it, and the workload from its certificate.
+    pub fn silence(&self) -> String {
+        let silence = self.shared.source.status().get().silence();
+        match self.shared.certificates.lack() {
+            Some(lack) if !silence.contains(&lack) => format!("{silence}; {lack}"),
+            _ => silence,
+        }
+    }
+
     /// What this process shows of itself where TLS is asked for.
     pub fn certificates(&self) -> &Arc<Certificates> {
         &self.shared.certificates

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Parser;
+use http::header::HOST;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use mesh_examples::cli::{self, Printing, Signals};
 use mesh_examples::curl::{self, Call, Endpoints, Output, Stop, Target};
@@ -122,7 +123,12 @@ async fn body(data: &str, is_grpc: bool) -> anyhow::Result<Bytes> {
 
 fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = text.split_once(':').ok_or("expected NAME: VALUE")?;
-    let name = name.trim().parse().map_err(|error| format!("{error}"))?;
+    let name: HeaderName = name.trim().parse().map_err(|error| format!("{error}"))?;
+    if name == HOST {
+        let why =
+            "the mesh sends what the target names: put the host there, or let a route rewrite it (rewrite.authority)";
+        return Err(why.to_owned());
+    }
     let value = HeaderValue::from_str(value.trim()).map_err(|error| format!("{error}"))?;
     Ok((name, value))
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow, ensure};
 use aws_lc_rs::digest::{SHA256, digest};
-use mesh_core::identity::SpiffeId;
+use mesh_core::identity::{SpiffeId, TrustDomain};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -25,6 +25,8 @@ pub const TOKEN_TTL: Duration = Duration::from_secs(600);
 pub const MAX_TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Where a state directory keeps them.
 const DIRECTORY: &str = "tokens";
+/// Where it keeps whose tokens it takes: that of the server which uses it.
+const TRUST_DOMAIN: &str = "trust-domain";
 /// What the files end with.
 const EXTENSION: &str = "json";
 /// Digits of a token.
@@ -92,7 +94,8 @@ impl Tokens {
     /// Makes a token with which whoever has it gets a certificate of this identity, once, and not after `ttl`.
     ///
     /// # Errors
-    /// Where `ttl` is zero or longer than [`MAX_TOKEN_TTL`], or others can get at the directory.
+    /// Where `ttl` is zero or longer than [`MAX_TOKEN_TTL`], or others can get at the directory; where there is no such state
+    /// directory, nobody can be called so, or the server that uses it is of another trust domain.
     pub fn create(&self, identity: &SpiffeId, ttl: Duration, now: SystemTime) -> anyhow::Result<Zeroizing<String>> {
         let most = MAX_TOKEN_TTL.as_secs();
         ensure!(
@@ -100,6 +103,23 @@ impl Tokens {
             "a token cannot be good for {} s: 1 to {most} s are possible",
             ttl.as_secs()
         );
+        let state = self.dir.parent().unwrap_or(&self.dir);
+        ensure!(
+            state.is_dir(),
+            "there is no state directory {}: name the --state-dir of the server that is to take the token",
+            state.display()
+        );
+        ensure!(
+            identity.workload().is_some(),
+            "{identity} is nobody's: a workload is spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT"
+        );
+        if let Some(domain) = self.trust_domain()? {
+            ensure!(
+                identity.trust_domain() == domain,
+                "{identity} is of another trust domain than {domain}, whose server uses {}",
+                state.display()
+            );
+        }
         let mut secret = Zeroizing::new([0; DIGITS / 2]);
         aws_lc_rs::rand::fill(&mut secret[..]).map_err(|_| anyhow!("the system has no randomness"))?;
         let token = Zeroizing::new(hex(&secret[..]));
@@ -110,6 +130,26 @@ impl Tokens {
         let written = files::write(&path, &serde_json::to_vec(&record)?, Present::Keep);
         written.with_context(|| format!("cannot write {}", path.display()))?;
         Ok(token)
+    }
+
+    /// Notes the trust domain of the server that takes these tokens: none is made for another one.
+    ///
+    /// # Errors
+    /// Where others can get at the directory, or it cannot be written.
+    pub fn keep_to(&self, domain: &TrustDomain) -> anyhow::Result<()> {
+        files::directory(&self.dir)?;
+        let path = self.dir.join(TRUST_DOMAIN);
+        let written = files::write(&path, domain.as_str().as_bytes(), Present::Replace);
+        written.with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The trust domain of the server that takes these tokens; `None` while there was none.
+    ///
+    /// # Errors
+    /// Where what is known of it cannot be read.
+    pub fn trust_domain(&self) -> anyhow::Result<Option<String>> {
+        let known = files::read(&self.dir.join(TRUST_DOMAIN))?;
+        Ok(known.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
     /// Whom a token is for. It is not used up by that.

@@ -20,7 +20,7 @@ pub(super) struct Args {
     #[arg(long = "for", value_enum, default_value_t, value_name = "SERVER")]
     dialect: Dialect,
     /// Where xDS is served [default: 127.0.0.1:15010, over TLS 15012; for istiod at istiod.istio-system.svc].
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, alias = "control", value_name = "HOST:PORT")]
     server: Option<String>,
     /// Talks to mesh-control over TLS; its certificate has to be of the authority in this file, and name the host of
     /// --server.
@@ -33,7 +33,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<String>,
     /// The one-time token of `mesh-control token create`, for the workload's first certificate. The file is then a secret.
-    #[arg(long, value_name = "TOKEN", value_parser = token)]
+    /// The environment may have it, where other people's `ps` does not show it.
+    #[arg(long, value_name = "TOKEN", value_parser = token, env = "MESH_CONTROL_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// Where the workload's key, certificate and roots are, as `mesh-control ca issue` writes them: for gRPC's own programs,
     /// which do not ask for a certificate. The workload gets the label `security.istio.io/tlsMode: istio`, which says that it

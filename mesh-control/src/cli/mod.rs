@@ -1,7 +1,7 @@
 //! The `mesh-control` command.
 //!
-//! Stdout is for what was asked for, stderr for the log. Each option but those of `bootstrap` can be given by the
-//! environment as well: `--xds-addr` is `MESH_CONTROL_XDS_ADDR`.
+//! Stdout is for what was asked for, stderr for the log. Each option but those of `bootstrap` (whose --token can) can be given
+//! by the environment as well: `--xds-addr` is `MESH_CONTROL_XDS_ADDR`.
 
 mod authz;
 mod bootstrap;
@@ -80,8 +80,8 @@ impl Printing {
     }
 }
 
-/// The command line, with the names that options have in the environment. `bootstrap` has none: it prints one file, and
-/// what is set for `serve` must not change it.
+/// The command line, with the names that options have in the environment. `bootstrap` has none but that of its secret: it
+/// prints one file, and what is set for `serve` must not change it.
 fn line() -> clap::Command {
     fn by_environment(command: clap::Command) -> clap::Command {
         if command.get_name() == "bootstrap" {

@@ -18,7 +18,7 @@ use crate::calls::Calls;
 use crate::config::{Code, Diagnostic};
 use crate::jwks::KeyFetching;
 use crate::plane::{OutboundTrafficPolicy, PathNormalization, Plane, PlaneOptions};
-use crate::serve::{Certificates, Feed, Options, Server, TlsFiles, status};
+use crate::serve::{Certificates, Feed, KubernetesTokens, Options, Server, TlsFiles, kubernetes, status};
 
 /// Serves the configuration in a directory over xDS.
 #[derive(Clone, Debug, clap::Args)]
@@ -50,6 +50,19 @@ pub(super) struct Args {
     /// How long the certificates of workloads hold, which are renewed after half of that. Seven days at most.
     #[arg(long, value_name = "SECONDS", default_value = "86400", value_parser = certificate_ttl)]
     certificate_ttl: Duration,
+    /// Takes service account tokens of Kubernetes in the place of one-time tokens: the API server at this address, https://HOST:PORT,
+    /// says whose they are (TokenReview). They have to be bound to a pod. Certificates are then given to them by whoever signs.
+    #[arg(long, value_name = "URL")]
+    kubernetes_tokens: Option<String>,
+    /// The audience that those tokens are made for.
+    #[arg(long, value_name = "AUDIENCE", default_value = kubernetes::AUDIENCE)]
+    kubernetes_audience: String,
+    /// The authority that vouches for that API server, as PEM.
+    #[arg(long, value_name = "FILE", default_value = kubernetes::CA_FILE)]
+    kubernetes_ca: PathBuf,
+    /// The token by which mesh-control asks it; its account may create tokenreviews (the role system:auth-delegator).
+    #[arg(long, value_name = "FILE", default_value = kubernetes::TOKEN_FILE)]
+    kubernetes_token_file: PathBuf,
     /// Refuses to start if any object of the configuration is wrong, or if there is none.
     #[arg(long)]
     strict: bool,
@@ -184,7 +197,24 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         );
     }
     let certificates = authority.map(|authority| Certificates::new(authority).dev(args.dev).ttl(args.certificate_ttl));
-    let certificates = certificates.map(|offers| offers.tokens(args.state_dir.as_deref().map(Tokens::of)));
+    let certificates = match &args.kubernetes_tokens {
+        Some(api) => {
+            let Some(offers) = certificates else {
+                bail!(
+                    "--kubernetes-tokens, and nobody signs for their owners: --state-dir, --ca-dir or --dev is needed"
+                )
+            };
+            let (ca, token) = (&args.kubernetes_ca, &args.kubernetes_token_file);
+            let tokens = KubernetesTokens::new(api, &args.kubernetes_audience, ca, token);
+            Some(offers.kubernetes(tokens.context("--kubernetes-tokens")?))
+        }
+        None => certificates,
+    };
+    let tokens = args.state_dir.as_deref().map(Tokens::of).filter(|_| certificates.is_some());
+    if let Some(tokens) = &tokens {
+        tokens.keep_to(&plane.trust_domain())?;
+    }
+    let certificates = certificates.map(|offers| offers.tokens(tokens));
     let options = Options::default().settle(args.settle).grace(args.grace).max_stream_age(args.max_stream_age);
     let options = options
         .streams_per_identity(args.streams_per_identity.get())

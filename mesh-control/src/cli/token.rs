@@ -38,6 +38,13 @@ struct Create {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let Command::Create(args) = &args.command;
     let tokens = Tokens::of(&args.state_dir);
+    if tokens.trust_domain()?.is_none() {
+        eprintln!(
+            "mesh-control: no server has used {} yet, so that nobody knows whether it will be of the trust domain {}",
+            args.state_dir.display(),
+            args.identity.trust_domain()
+        );
+    }
     let token = tokens.create(&args.identity, args.ttl.unwrap_or(TOKEN_TTL), SystemTime::now())?;
     Ok(super::say(&format!("{}\n", *token))?)
 }

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, HOST, LOCATION, USER_AGENT};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION, USER_AGENT};
+use http::request::Builder;
 use http::uri::Scheme;
-use http::{Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt, Empty};
+use http::{HeaderValue, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -56,6 +57,26 @@ impl Fetcher {
         Fetcher { roots: options.roots.clone(), allows_plaintext: options.allow_insecure, guard }
     }
 
+    /// For a server that the operator named, at whatever address it is: over TLS, by the authorities in this file.
+    pub(crate) fn of_operator(roots: PathBuf) -> Fetcher {
+        Fetcher { roots: Some(roots), allows_plaintext: false, guard: |_| Ok(()) }
+    }
+
+    /// Sends JSON with a credential to a server, and follows no redirect: it would take the credential along.
+    ///
+    /// # Errors
+    /// Why there is no answer, for an operator.
+    pub(crate) async fn post(&self, uri: &str, bearer: &str, json: Vec<u8>) -> Result<(StatusCode, Bytes), String> {
+        let at = |what: String| format!("{uri}: {what}");
+        let parsed: Uri = uri.parse().map_err(|_| at("no URL".to_owned()))?;
+        let mut bearer = HeaderValue::from_str(&format!("Bearer {bearer}")).map_err(|error| at(error.to_string()))?;
+        bearer.set_sensitive(true);
+        let request = Request::post(&parsed).header(AUTHORIZATION, bearer).header(CONTENT_TYPE, "application/json");
+        let (response, _driver) = self.ask(&parsed, request, json.into()).await.map_err(at)?;
+        let status = response.status();
+        Ok((status, body(response).await.map_err(at)?))
+    }
+
     #[cfg(test)]
     pub(super) fn with_guard(self, guard: Guard) -> Fetcher {
         Fetcher { guard, ..self }
@@ -83,7 +104,7 @@ impl Fetcher {
         let mut uri: Uri = uri.parse().map_err(|_| format!("{uri} is no URL"))?;
         for _ in 0..=MOST_REDIRECTS {
             let at = |what: String| format!("{uri}: {what}");
-            let (response, _driver) = self.ask(&uri).await.map_err(at)?;
+            let (response, _driver) = self.ask(&uri, Request::get(&uri), Bytes::new()).await.map_err(at)?;
             match response.status() {
                 StatusCode::OK => return body(response).await.map_err(|what| format!("{uri}: {what}")),
                 status if status.is_redirection() => {
@@ -97,7 +118,7 @@ impl Fetcher {
     }
 
     /// One request. The connection ends with what drives it.
-    async fn ask(&self, uri: &Uri) -> Result<(Response<Incoming>, JoinSet<()>), String> {
+    async fn ask(&self, uri: &Uri, request: Builder, body: Bytes) -> Result<(Response<Incoming>, JoinSet<()>), String> {
         let is_plaintext = match uri.scheme() {
             Some(scheme) if *scheme == Scheme::HTTPS => false,
             Some(scheme) if *scheme == Scheme::HTTP && self.allows_plaintext => true,
@@ -107,11 +128,12 @@ impl Fetcher {
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         let port = authority.port_u16().unwrap_or(if is_plaintext { 80 } else { 443 });
         let stream = self.dial(host, port).await?;
-        let request = Request::get(uri.path_and_query().map_or("/", |path| path.as_str()))
+        let request = request
+            .uri(uri.path_and_query().map_or("/", |path| path.as_str()))
             .header(HOST, authority.as_str())
             .header(ACCEPT, "application/json")
             .header(USER_AGENT, "mesh-control")
-            .body(Empty::<Bytes>::new())
+            .body(Full::new(body))
             .map_err(|error| error.to_string())?;
         if is_plaintext {
             return exchange(stream, request).await;
@@ -140,7 +162,7 @@ impl Fetcher {
     }
 }
 
-async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<(Response<Incoming>, JoinSet<()>), String>
+async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<(Response<Incoming>, JoinSet<()>), String>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {

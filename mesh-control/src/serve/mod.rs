@@ -17,6 +17,7 @@ mod protocol;
 pub use clients::certificates::Certificates;
 pub use clients::feed::Feed;
 pub use clients::fleet::{ClientStatus, KindStatus, NackStatus, NameStatus};
+pub use clients::kubernetes::KubernetesTokens;
 pub use clients::node::About;
 pub use clients::presence::{Workload, WorkloadKey, Workloads};
 pub use clients::refusals::TurnedAwayStatus;
@@ -24,6 +25,11 @@ pub use io::server::{Options, Server};
 pub use io::tls::TlsFiles;
 pub use protocol::push::Pace;
 pub use protocol::session::SERVER_LISTENER_PREFIX;
+
+/// Where tokens of Kubernetes and what belongs to them usually are.
+pub mod kubernetes {
+    pub use super::clients::kubernetes::{AUDIENCE, CA_FILE, TOKEN_FILE};
+}
 
 /// What the server knows, for people and for Prometheus.
 pub mod status {

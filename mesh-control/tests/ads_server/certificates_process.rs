@@ -274,3 +274,50 @@ async fn a_token_of_the_command_is_taken_by_the_server_once_and_stands_in_no_log
     let refused = output(&["token", "create", "--identity", WEB, "--state-dir", state_dir, "--ttl", "99999999"]);
     assert_eq!(refused.status.code(), Some(1));
 }
+
+#[test]
+fn a_token_that_nobody_would_take_is_not_made() {
+    let (config, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let state_dir = state.path().to_str().unwrap();
+    let make = |identity: &str, state: &str| output(&["token", "create", "--identity", identity, "--state-dir", state]);
+    let missing = state.path().join("none");
+    let refused = make(WEB, missing.to_str().unwrap());
+    assert!(!refused.status.success() && text(&refused.stderr).contains("no state directory"), "{refused:?}");
+    assert!(!missing.exists());
+    for nobody in ["spiffe://cluster.local/web", "spiffe://cluster.local/ns/shop"] {
+        let refused = make(nobody, state_dir);
+        assert!(
+            !refused.status.success() && text(&refused.stderr).contains("/ns/NAMESPACE/sa/"),
+            "{nobody}: {refused:?}"
+        );
+    }
+    let early = make(WEB, state_dir);
+    assert!(early.status.success() && text(&early.stderr).contains("no server has used"), "{early:?}");
+    let more = ["--trust-domain", "example.org", "--state-dir", state_dir];
+    drop(Logged::start(config.path(), &more));
+    let refused = make(WEB, state_dir);
+    assert!(!refused.status.success() && text(&refused.stderr).contains("example.org"), "{refused:?}");
+    assert_eq!(text(&refused.stdout), "");
+    let made = make("spiffe://example.org/ns/shop/sa/web", state_dir);
+    assert!(made.status.success() && text(&made.stderr).is_empty(), "{made:?}");
+    // A bootstrap takes it from the environment, too.
+    let token = text(&made.stdout).trim().to_owned();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
+    let printed = command.arg("bootstrap").env("MESH_CONTROL_TOKEN", &token).output().unwrap();
+    assert!(text(&printed.stdout).contains(&token), "{printed:?}");
+}
+
+#[test]
+fn whoever_allows_keys_in_plaintext_is_not_told_that_they_are_refused() {
+    let config = tempfile::tempdir().unwrap();
+    let yaml = "apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: jwt, namespace: shop}
+spec: {jwtRules: [{issuer: idp, jwksUri: 'http://127.0.0.1:1/keys'}]}
+";
+    fs::write(config.path().join("jwt.yaml"), yaml).unwrap();
+    for (more, expected) in [(&[][..], true), (&["--jwks-allow-insecure"], false)] {
+        let log = Logged::start(config.path(), more).log();
+        assert_eq!(log.contains("keys are fetched over https:// only"), expected, "{log}");
+    }
+}

@@ -4,6 +4,7 @@ mod certificates;
 mod certificates_process;
 mod embedded;
 mod identity;
+mod kubernetes;
 mod process;
 mod renewal;
 mod restart;

@@ -145,6 +145,14 @@ async fn a_spent_token_gets_nothing_and_the_error_says_what_to_do() {
         Mesh::builder().source(XdsSource::new(written)).cold_start_wait(Duration::from_secs(8)).start().unwrap();
     let refused = get(&again).await.unwrap_err();
     assert!(refused.contains("mesh-control token create"), "{refused}");
+    // A caller that does not wait that long is told as well.
+    let soon = async || {
+        let deadline = mesh_core::request_info::Deadline(std::time::Instant::now() + Duration::from_millis(300));
+        let request = http::Request::get("http://other.shop/").extension(deadline);
+        again.client().request(request.body(mesh_tower::body::Body::empty()).unwrap()).await.unwrap_err().to_string()
+    };
+    let told = soon().await;
+    assert!(told.contains("mesh-control token create") && told.contains("the deadline passed"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -106,6 +106,13 @@ impl Certificates {
         }
     }
 
+    /// Why there are none that hold, where getting some has failed.
+    pub fn lack(&self) -> Option<String> {
+        let holds = self.current().is_some_and(|credentials| credentials.not_after() > SystemTime::now());
+        let is_lacking = !holds && self.problem.borrow().is_some();
+        is_lacking.then(|| self.missing().to_string())
+    }
+
     /// What a handshake fails with that has waited for credentials in vain.
     pub fn missing(&self) -> MeshError {
         let problem = self.problem.borrow().clone();

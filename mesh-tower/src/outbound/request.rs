@@ -181,7 +181,11 @@ impl<T: Transport> ActiveRequest<T> {
         keep_to(sleep, until);
         ready!(sleep.as_mut().poll(cx));
         let error = match &self.route {
-            None => MeshError::new(ErrorKind::Timeout, "the deadline passed before there was a configuration"),
+            None => {
+                let silence = self.context.store.silence();
+                let what = format!("the deadline passed before there was a configuration ({silence})");
+                MeshError::new(ErrorKind::Timeout, what)
+            }
             Some(_) if self.info.attempts == 0 => {
                 MeshError::new(ErrorKind::Timeout, "the deadline passed while a filter held the request back")
             }

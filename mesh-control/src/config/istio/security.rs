@@ -11,6 +11,10 @@ use super::{authorization, check_labels};
 use crate::config::decode::{Decoder, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 
+/// What is said of keys in plaintext, where nobody has allowed them.
+pub const PLAINTEXT_KEYS: &str = "keys are fetched over https:// only, unless mesh-control is told --jwks-allow-insecure: the \
+                                  tokens of this issuer are refused";
+
 message! {
     /// Whether connections must be mutual TLS.
     pub struct PeerAuthentication {
@@ -313,9 +317,7 @@ impl JwtRule {
             (Some(uri), _) => match is_https(uri) {
                 Some(true) => {}
                 Some(false) => {
-                    let why = "keys are fetched over https:// only, unless mesh-control is told --jwks-allow-insecure: the \
-                               tokens of this issuer are refused";
-                    say("jwksUri", Severity::Warning, why.to_owned());
+                    say("jwksUri", Severity::Warning, PLAINTEXT_KEYS.to_owned());
                 }
                 None => {
                     say("jwksUri", Severity::Error, format!("{} is no URL that keys can be fetched from", quoted(uri)))

@@ -15,6 +15,8 @@ pub(crate) struct Caller {
     pub(crate) certificate: Option<Result<SpiffeId, String>>,
     /// What came in `authorization`, behind `Bearer`.
     pub(crate) bearer: Option<String>,
+    /// Whose that is as a service account token, where it was shown to the API server of Kubernetes; else why it is nobody's.
+    pub(crate) reviewed: Option<Result<SpiffeId, String>>,
 }
 
 /// Who a request says the certificate is for.
@@ -35,6 +37,8 @@ pub(crate) enum Method {
     Renewal,
     /// By a one-time token.
     Token,
+    /// By a service account token.
+    Kubernetes,
 }
 
 impl fmt::Display for Method {
@@ -43,6 +47,7 @@ impl fmt::Display for Method {
             Method::Development => "development",
             Method::Renewal => "renewal",
             Method::Token => "token",
+            Method::Kubernetes => "kubernetes",
         })
     }
 }
@@ -65,6 +70,15 @@ pub(crate) enum Denied {
     Forbidden(String),
 }
 
+impl Caller {
+    /// The token that counts: it is not read by others on its way, and there is no certificate that goes before it.
+    pub(crate) fn token(&self) -> Option<&str> {
+        let may_be_sent = self.is_secured || self.ip.to_canonical().is_loopback();
+        let has_certificate = matches!(self.certificate, Some(Ok(_)));
+        self.bearer.as_deref().filter(|_| may_be_sent && !has_certificate)
+    }
+}
+
 /// Decides who asks. A certificate goes before a token, so that a token is not spent without need; where either was
 /// shown and is wrong, nothing else is tried.
 pub(crate) fn attest(caller: &Caller, claim: &Claim, domain: &TrustDomain, is_dev: bool) -> Result<Attested, Denied> {
@@ -80,7 +94,14 @@ pub(crate) fn attest(caller: &Caller, claim: &Claim, domain: &TrustDomain, is_de
         (_, Some(_)) if !caller.is_secured && !is_local => {
             Err(Denied::Unauthenticated("a token has to come over TLS: others may have read it".to_owned()))
         }
-        (_, Some(token)) => Ok(Attested::ByToken(token.clone())),
+        (_, Some(token)) => match &caller.reviewed {
+            None => Ok(Attested::ByToken(token.clone())),
+            Some(Err(why)) => Err(Denied::Unauthenticated(why.clone())),
+            Some(Ok(identity)) => {
+                fits(claim, identity)?;
+                Ok(Attested::Identity(identity.clone(), Method::Kubernetes))
+            }
+        },
         (Some(Err(why)), None) => {
             Err(Denied::Unauthenticated(format!("the client certificate is not a live one of this mesh: {why}")))
         }
@@ -127,7 +148,8 @@ mod tests {
     }
 
     fn caller(ip: &str) -> Caller {
-        Caller { ip: ip.parse().expect("an address"), is_secured: false, certificate: None, bearer: None }
+        let ip = ip.parse().expect("an address");
+        Caller { ip, is_secured: false, certificate: None, bearer: None, reviewed: None }
     }
 
     fn claim(namespace: &str, account: &str) -> Claim {
@@ -188,8 +210,15 @@ mod tests {
         assert_eq!(by(&secured, &Claim::default(), false), by_token);
         let both = Caller { certificate: Some(Ok(id(WEB))), ..secured.clone() };
         assert_eq!(by(&both, &Claim::default(), false), Ok(Attested::Identity(id(WEB), Method::Renewal)));
-        let expired = Caller { certificate: Some(Err("it has expired".to_owned())), ..secured };
+        let expired = Caller { certificate: Some(Err("it has expired".to_owned())), ..secured.clone() };
         assert_eq!(by(&expired, &Claim::default(), false), by_token);
+        // Where the API server was asked, its word is the last one, in development, too.
+        let reviewed = |of: Result<SpiffeId, String>| Caller { reviewed: Some(of), ..secured.clone() };
+        let web = reviewed(Ok(id(WEB)));
+        assert_eq!(by(&web, &Claim::default(), false), Ok(Attested::Identity(id(WEB), Method::Kubernetes)));
+        assert!(matches!(by(&web, &claim("pay", "web"), true), Err(Denied::Forbidden(_))));
+        let nobody = reviewed(Err("it has expired".to_owned()));
+        assert!(matches!(by(&nobody, &claim("shop", "web"), true), Err(Denied::Unauthenticated(_))));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use mesh_core::identity::SpiffeId;
 use crate::ca::{CertificateAuthority, DEFAULT_TTL, Issued, Pending, Refused, Tokens};
 use crate::serve::clients::admission::{Admission, Crowded};
 use crate::serve::clients::attest::{Attested, Caller, Claim, Denied, Method, attest, fits};
+use crate::serve::clients::kubernetes::{KubernetesTokens, is_candidate};
 use crate::serve::clients::metrics::{family, single};
 
 /// Certificates that one connection gets per second, after a burst of so many. A workload makes a connection for each.
@@ -47,6 +48,8 @@ pub struct Certificates {
     pub dev: bool,
     /// The one-time tokens that are taken.
     pub tokens: Option<Tokens>,
+    /// Who says whose service account tokens of Kubernetes are.
+    pub kubernetes: Option<KubernetesTokens>,
     /// How long a certificate holds where the request does not say.
     pub ttl: Duration,
 }
@@ -54,12 +57,18 @@ pub struct Certificates {
 impl Certificates {
     /// Certificates of this authority, for those who have a live one of it.
     pub fn new(authority: Arc<CertificateAuthority>) -> Certificates {
-        Certificates { authority, dev: false, tokens: None, ttl: DEFAULT_TTL }
+        Certificates { authority, dev: false, tokens: None, kubernetes: None, ttl: DEFAULT_TTL }
     }
 
     /// Takes these one-time tokens, too.
     pub fn tokens(mut self, tokens: impl Into<Option<Tokens>>) -> Certificates {
         self.tokens = tokens.into();
+        self
+    }
+
+    /// Takes service account tokens of Kubernetes, too.
+    pub fn kubernetes(mut self, tokens: impl Into<Option<KubernetesTokens>>) -> Certificates {
+        self.kubernetes = tokens.into();
         self
     }
 
@@ -159,6 +168,13 @@ impl Desk {
 
     pub(crate) fn authority(&self) -> &Arc<CertificateAuthority> {
         &self.offers.authority
+    }
+
+    /// Whose the token of a caller is, where it may be one of Kubernetes.
+    pub(crate) async fn review(&self, caller: &Caller) -> Option<Result<SpiffeId, String>> {
+        let kubernetes = self.offers.kubernetes.as_ref()?;
+        let token = caller.token().filter(|token| is_candidate(token))?;
+        Some(kubernetes.review(token, &self.authority().trust_domain()).await)
     }
 
     /// Takes an application: who it is of, and when it is their turn. A rejection is noted.

@@ -8,6 +8,7 @@ pub(crate) mod clock;
 pub(crate) mod csds;
 pub(crate) mod feed;
 pub(crate) mod fleet;
+pub(crate) mod kubernetes;
 pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod node;

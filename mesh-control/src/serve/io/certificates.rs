@@ -90,7 +90,8 @@ impl UnaryService<IstioCertificateRequest> for CreateCertificate {
             let (caller, application) = read.inspect_err(|status| {
                 desk.unreadable(peer.ip, status.message());
             })?;
-            let (caller, application) = (Arc::new(caller), Arc::new(application));
+            let reviewed = desk.review(&caller).await;
+            let (caller, application) = (Arc::new(Caller { reviewed, ..caller }), Arc::new(application));
             let has_token = caller.bearer.is_some();
             let take = {
                 let (desk, caller, application) = (desk.clone(), caller.clone(), application.clone());
@@ -125,7 +126,7 @@ fn caller(desk: &Desk, peer: &Peer, bearer: Option<String>, wall: SystemTime) ->
             None => Err("it was not read".to_owned()),
         }
     });
-    Caller { ip: peer.ip, is_secured: peer.is_secured, certificate, bearer }
+    Caller { ip: peer.ip, is_secured: peer.is_secured, certificate, bearer, reviewed: None }
 }
 
 /// The credential of the request. One that is there and cannot be read is not taken for none.
