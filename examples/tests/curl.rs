@@ -8,8 +8,11 @@ use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_examples::echo::{self, Identity};
 use mesh_examples::node::{Control, Workload};
 use mesh_tower::{Mesh, server};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 use tower::Layer;
 
 /// Generous: it only bounds a test that fails.
@@ -170,5 +173,55 @@ async fn a_host_header_is_refused_with_the_reason_and_not_dropped() {
         let out = output(curl(&["http://echo/", "-H", &format!("{name}: other")])).await;
         assert_eq!(out.status.code(), Some(2));
         assert!(text(&out.stderr).contains("rewrite.authority"), "{}", text(&out.stderr));
+    }
+}
+
+/// A server that knows nothing of any mesh and speaks TLS, and the file with its authority.
+async fn outside(dir: &std::path::Path) -> u16 {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    std::fs::write(dir.join("ca.pem"), made.cert.pem()).unwrap();
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
+    let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                let mut request = [0; 4096];
+                while stream.read(&mut request).await.is_ok_and(|count| count > 0) {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\nsecured").await.unwrap();
+                }
+            });
+        }
+    });
+    port
+}
+
+/// What most do who call a server outside: `http` in the program, TLS on the way, by a rule.
+#[tokio::test(flavor = "multi_thread")]
+async fn http_in_the_program_is_tls_on_the_way_to_a_host_that_a_rule_says_so_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = outside(dir.path()).await;
+    let of = |rule: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: api}}\nspec:\n  hosts: [localhost]\n  \
+             resolution: DNS\n  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: {port}}}]\n---\n\
+             apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: api}}\n\
+             spec: {{host: localhost, trafficPolicy: {{tls: {{mode: SIMPLE{rule}}}}}}}\n"
+        )
+    };
+    let good = of(&format!(", caCertificates: {}", dir.path().join("ca.pem").display()));
+    for (yaml, code, said) in [(good, Some(0), "secured"), (of(""), Some(1), "no trusted authority")] {
+        let control = Embedded::start(Config::yaml(yaml), Options::default()).await.unwrap();
+        let address = control.xds_addr().to_string();
+        let out = output(curl(&["http://localhost/", "--control", &address])).await;
+        let all = format!("{}{}", text(&out.stdout), text(&out.stderr));
+        assert_eq!(out.status.code(), code, "{all}");
+        assert!(all.contains(said), "{all}");
     }
 }

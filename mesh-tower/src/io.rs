@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
-use mesh_core::tls::{Certificates, Peer};
+use mesh_core::tls::{Certificates, FileReader, ForeignPeer, Peer};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -153,6 +153,25 @@ pub(crate) async fn distrusted(mut peer: Peer, certificates: Arc<Certificates>) 
             // An error would say that the sender is gone, which is `certificates`.
             _ = trusted.changed() => {}
             () = tokio::time::sleep(left.unwrap_or(LONGEST_LOOK).min(LONGEST_LOOK)) => {}
+        }
+    }
+}
+
+/// How often the files are looked at by which a connection was secured.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// The same of a server outside of the mesh: files say who vouches for it, and who is revoked.
+pub(crate) async fn outdated(mut peer: ForeignPeer, reader: Arc<FileReader>) -> Arc<str> {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let (reader, tls) = (Arc::clone(&reader), Arc::clone(peer.tls()));
+        let now = SystemTime::now();
+        // All connections share a look.
+        let looked = tokio::task::spawn_blocking(move || reader.recent(&tls.files, LOOK / 2, now)).await;
+        // What cannot be read any more was good when the connection was made.
+        let Ok(Ok(trust)) = looked else { continue };
+        if let Err(invalid) = peer.check(&trust, now) {
+            return invalid.to_string().into();
         }
     }
 }

@@ -18,16 +18,16 @@ use tokio::net::TcpStream;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a server's PeerAuthentication says, if there is one; what a client without TLS gets of its port; and what a client of
-/// the mesh gets without a DestinationRule, with ISTIO_MUTUAL, and with DISABLE.
-const MATRIX: [(Option<&str>, &str, [&str; 3]); 5] = [
-    (None, "nothing", ["by client", "by client", "ConnectionLost"]),
-    (Some("UNSET"), "nothing", ["by client", "by client", "ConnectionLost"]),
-    (Some("STRICT"), "nothing", ["by client", "by client", "ConnectionLost"]),
-    (Some("PERMISSIVE"), "by nobody", ["by client", "by client", "by nobody"]),
-    (Some("DISABLE"), "by nobody", ["by nobody", "ConnectFailure", "by nobody"]),
+/// the mesh gets without a DestinationRule, with ISTIO_MUTUAL, with DISABLE, and with SIMPLE, which shows no certificate.
+const MATRIX: [(Option<&str>, &str, [&str; 4]); 5] = [
+    (None, "nothing", ["by client", "by client", "ConnectionLost", "ConnectFailure"]),
+    (Some("UNSET"), "nothing", ["by client", "by client", "ConnectionLost", "ConnectFailure"]),
+    (Some("STRICT"), "nothing", ["by client", "by client", "ConnectionLost", "ConnectFailure"]),
+    (Some("PERMISSIVE"), "by nobody", ["by client", "by client", "by nobody", "ConnectFailure"]),
+    (Some("DISABLE"), "by nobody", ["by nobody", "ConnectFailure", "by nobody", "ConnectFailure"]),
 ];
 
-const RULES: [Option<&str>; 3] = [None, Some("ISTIO_MUTUAL"), Some("DISABLE")];
+const RULES: [Option<&str>; 4] = [None, Some("ISTIO_MUTUAL"), Some("DISABLE"), Some("SIMPLE")];
 
 /// A service for each rule and each server, and what is said of them.
 fn yaml() -> String {

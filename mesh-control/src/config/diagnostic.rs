@@ -70,6 +70,8 @@ pub enum Code {
     Vanished,
     /// The data plane would refuse it; what is published in its place is in the message.
     Refused,
+    /// It is done as it is written, and lets somebody in between.
+    Insecure,
     /// A gRPC client cannot do this; what it does instead is in the message.
     Degraded,
 }
@@ -94,6 +96,7 @@ impl Code {
             Code::NotRead => "not-read",
             Code::Vanished => "vanished",
             Code::Refused => "refused",
+            Code::Insecure => "insecure",
             Code::Degraded => "degraded",
         }
     }

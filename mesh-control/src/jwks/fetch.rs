@@ -1,11 +1,10 @@
 //! One fetch of keys, over HTTPS: within a time, up to a size, with few redirects, and from no address that the guard
 //! refuses. The address that was looked at is the one that is dialled, so that a name which changes its mind is no way in.
 
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION, USER_AGENT};
 use http::request::Builder;
@@ -15,31 +14,22 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use mesh_core::model::{JwkSet, MOST_JWKS_BYTES};
+use mesh_core::error::Invalid;
+use mesh_core::model::{FileTls, JwkSet, MOST_JWKS_BYTES, Roots, Sni};
+use mesh_core::tls::{FileTrust, foreign_config, foreign_name};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::crypto::aws_lc_rs;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::{KeyFetching, guard};
 use crate::policy::tokens::KeySource;
 
 /// How many redirects are followed.
 const MOST_REDIRECTS: usize = 3;
-
-/// Where systems keep the authorities that they trust.
-const SYSTEM_ROOTS: [&str; 5] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 
 type Guard = fn(IpAddr) -> Result<(), &'static str>;
 
@@ -138,9 +128,9 @@ impl Fetcher {
         if is_plaintext {
             return exchange(stream, request).await;
         }
-        let roots = self.roots.clone();
-        let config = spawn_blocking(move || tls(roots.as_deref())).await.map_err(|error| error.to_string())??;
-        let name = ServerName::try_from(host.to_owned()).map_err(|_| format!("{host} cannot be in a certificate"))?;
+        let (roots, host) = (self.roots.clone(), host.to_owned());
+        let made = spawn_blocking(move || tls(roots.as_deref(), &host)).await.map_err(|error| error.to_string())?;
+        let (config, name) = made.map_err(|invalid| format!("TLS: {invalid} (--jwks-roots names the authorities)"))?;
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
         exchange(stream.map_err(|error| format!("TLS: {error}"))?, request).await
     }
@@ -221,17 +211,9 @@ fn jwks_uri(issuer: &str, document: &[u8]) -> Result<String, String> {
 }
 
 /// What a server is verified by. The file is read for every fetch, so that a new one counts.
-fn tls(roots: Option<&Path>) -> Result<ClientConfig, String> {
-    let system = || SYSTEM_ROOTS.iter().map(Path::new).find(|path| path.is_file());
-    let path = roots.or_else(system).ok_or("no file of authorities was found: name one by --jwks-roots")?;
-    let pem = fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    let mut store = RootCertStore::empty();
-    // Bundles of systems have some that are passed over everywhere.
-    store.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok));
-    if store.is_empty() {
-        return Err(format!("no certificate of an authority is in {}", path.display()));
-    }
-    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
-    let config = config.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
-    Ok(config.with_root_certificates(store).with_no_client_auth())
+fn tls(roots: Option<&Path>, host: &str) -> Result<(ClientConfig, ServerName<'static>), Invalid> {
+    let roots = roots.map_or(Roots::System, |path| Roots::File(path.to_owned()));
+    let tls = Arc::new(FileTls::with(Sni::Fixed(host.into()), roots));
+    let trust = Arc::new(FileTrust::read(&tls.files, SystemTime::now())?);
+    Ok((foreign_config(&tls, &trust, None)?, foreign_name(&tls, None)?))
 }

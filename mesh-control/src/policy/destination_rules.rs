@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use super::route::ClusterKey;
-use super::traffic::{self, Balancer, Limit, LocalOrigin, Tls};
+use super::traffic::{self, Balancer, FileTls, Limit, LocalOrigin, Roots, Tls};
 use super::view::View;
 use crate::config::file::{Governs, Meta, Object, Refused};
 use crate::config::istio::destination_rule::{
@@ -167,7 +167,7 @@ impl MergedRule {
             balancer: settings.load_balancer.and_then(|balancer| balancer.simple).map(balancer).unwrap_or_default(),
             connection_pool: settings.connection_pool.map(connection_pool).unwrap_or_default(),
             outlier_detection: settings.outlier_detection.map(outlier_detection),
-            tls: settings.tls.map(|written| tls(written, key)).unwrap_or_default(),
+            tls: settings.tls.map(tls).unwrap_or_default(),
         }
     }
 }
@@ -239,15 +239,25 @@ fn outlier_detection(written: &OutlierDetection) -> traffic::OutlierDetection {
     }
 }
 
-/// The name to ask for is the written one, else the host; with the mesh's certificates, else the cluster's own.
-fn tls(written: &ClientTls, key: &ClusterKey) -> Tls {
+fn tls(written: &ClientTls) -> Tls {
+    let text = |field: &Option<String>| field.clone().filter(|text| !text.is_empty());
+    let is_mutual = written.mode() == TlsMode::Mutual;
     match written.mode() {
         TlsMode::Disable => Tls::Plaintext,
-        TlsMode::IstioMutual => Tls::Mesh { sni: written.sni.clone(), peers: written.subject_alt_names.clone() },
-        TlsMode::Simple | TlsMode::Mutual => Tls::ByFiles {
-            sni: written.sni.clone().unwrap_or_else(|| key.host.to_string()),
-            is_mutual: written.mode() == TlsMode::Mutual,
-        },
+        TlsMode::IstioMutual => Tls::Mesh { sni: text(&written.sni), peers: written.subject_alt_names.clone() },
+        TlsMode::Simple | TlsMode::Mutual if text(&written.credential_name).is_some() => Tls::BySecret,
+        TlsMode::Simple | TlsMode::Mutual => Tls::ByFiles(Box::new(FileTls {
+            sni: text(&written.sni),
+            roots: match text(&written.ca_certificates) {
+                _ if written.insecure_skip_verify == Some(true) => Roots::Nobody,
+                // Istio's word for it.
+                Some(file) if file != "system" => Roots::File(file),
+                _ => Roots::System,
+            },
+            revoked: text(&written.ca_crl),
+            identity: text(&written.client_certificate).zip(text(&written.private_key)).filter(|_| is_mutual),
+            names: written.subject_alt_names.clone(),
+        })),
     }
 }
 

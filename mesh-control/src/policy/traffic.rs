@@ -123,14 +123,10 @@ pub enum Tls {
     Automatic,
     /// A rule wants them in plaintext.
     Plaintext,
-    /// A rule wants the server to prove itself by this name, and the client too if it is mutual, with files that the rule
-    /// names.
-    ByFiles {
-        /// The name to ask for.
-        sni: String,
-        /// Whether the client shows a certificate, too.
-        is_mutual: bool,
-    },
+    /// A rule wants TLS by files of the client.
+    ByFiles(Box<FileTls>),
+    /// A rule wants TLS by a secret of Kubernetes, of which there are none here: no call.
+    BySecret,
     /// A rule wants mutual TLS with the mesh's certificates.
     Mesh {
         /// The name to ask for, if it is not the cluster's.
@@ -138,6 +134,32 @@ pub enum Tls {
         /// Who may answer, if not whoever serves.
         peers: Vec<String>,
     },
+}
+
+/// TLS with a server that need not be of the mesh, by files that the client reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileTls {
+    /// The name to ask for, if a rule says so.
+    pub sni: Option<String>,
+    /// Who vouches for the server.
+    pub roots: Roots,
+    /// A file with lists of revoked certificates.
+    pub revoked: Option<String>,
+    /// What the client shows: files with its certificate and its key.
+    pub identity: Option<(String, String)>,
+    /// Names of which the server has to prove one; its own name where there are none.
+    pub names: Vec<String>,
+}
+
+/// Who vouches for servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Roots {
+    /// Those whom the client's system trusts.
+    System,
+    /// The authorities in this file.
+    File(String),
+    /// Nobody: a rule wants it so.
+    Nobody,
 }
 
 /// How connections to a server are secured.

@@ -1,10 +1,13 @@
-//! Transport sockets: how connections are secured, in gRPC's terms (gRFC A29): certificates never travel over xDS, a
-//! resource names where they come from.
+//! Transport sockets: how connections are secured. Certificates never travel over xDS, a resource names where they come from:
+//! the mesh's own in gRPC's terms (gRFC A29), those of others by the client's files in Envoy's.
+
+use std::net::IpAddr;
 
 use envoy_types::pb::envoy::config::cluster::v3::cluster::TransportSocketMatch;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::certificate_validation_context::TrustChainVerification;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::subject_alt_name_matcher::SanType;
 use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
@@ -15,7 +18,7 @@ use prost::{Message, Name};
 use super::is_marked;
 use super::proto::any;
 use crate::policy::Cluster;
-use crate::policy::traffic::Tls;
+use crate::policy::traffic::{FileTls, Roots, Tls};
 use crate::registry::WrittenEndpoint;
 
 /// How a client is to secure its connections to a cluster.
@@ -30,7 +33,7 @@ pub(super) struct Security {
 /// What the rules and the mesh say of a cluster. In a mesh that `has_certificates`, endpoints that speak mutual TLS are
 /// called by it, unless a rule wants it otherwise. `identities` are those who serve it so.
 ///
-/// Rules that name files are not built: a client that is told of them refuses to call rather than call in plaintext.
+/// Files that a rule names are the client's own: it is told their names and reads them.
 pub(super) fn upstream(
     seen: &Cluster<'_>,
     written: &[(&WrittenEndpoint, u16)],
@@ -64,13 +67,15 @@ pub(super) fn upstream(
             let peers = if peers.is_empty() { of_identities() } else { peers.clone() };
             for_all(mutual(sni.clone().unwrap_or_else(|| own_sni(seen)), peers, has_certificates))
         }
-        Tls::ByFiles { sni, is_mutual } => {
+        Tls::ByFiles(files) => for_all(by_files(seen, files)),
+        // A client that is told of it refuses to call rather than call in plaintext.
+        Tls::BySecret => {
             let common = pb::CommonTlsContext {
-                tls_certificate_provider_instance: is_mutual.then(|| instance("files", "")),
-                validation_context_type: validation("files", Vec::new()),
+                tls_certificate_provider_instance: Some(instance(SECRETS, "")),
+                validation_context_type: validation(SECRETS, Vec::new()),
                 ..Default::default()
             };
-            for_all(pb::UpstreamTlsContext { common_tls_context: Some(common), sni: sni.clone(), ..Default::default() })
+            for_all(pb::UpstreamTlsContext { common_tls_context: Some(common), ..Default::default() })
         }
     }
 }
@@ -105,7 +110,7 @@ pub(super) fn of_grpc(
             // Without anybody to name, gRPC would take anybody.
             if peers.is_empty() { None } else { mutual(sni.clone().unwrap_or_else(|| own_sni(seen)), peers) }
         }
-        Tls::Mesh { .. } | Tls::ByFiles { .. } => None,
+        Tls::Mesh { .. } | Tls::ByFiles(_) | Tls::BySecret => None,
     }
 }
 
@@ -136,6 +141,70 @@ const OWN: &str = "default";
 /// A provider that nobody has: no authority gives certificates.
 const NONE: &str = "the control plane issues no certificates";
 
+/// A provider that nobody has either.
+const SECRETS: &str = "secrets of Kubernetes (credentialName)";
+
+/// TLS by files. The server has to prove the name that it is asked for, unless a rule names others: Istio, which lets the
+/// name of each request take its place, asks no proof of an `sni` that is written.
+fn by_files(seen: &Cluster<'_>, files: &FileTls) -> pb::UpstreamTlsContext {
+    let file = |path: &str| core::DataSource {
+        specifier: Some(core::data_source::Specifier::Filename(path.to_owned())),
+        ..Default::default()
+    };
+    let certificates = files.identity.iter().map(|(certificate, key)| pb::TlsCertificate {
+        certificate_chain: Some(file(certificate)),
+        private_key: Some(file(key)),
+        ..Default::default()
+    });
+    let accepts_any = files.roots == Roots::Nobody;
+    let context = pb::CertificateValidationContext {
+        trusted_ca: match &files.roots {
+            Roots::File(path) => Some(file(path)),
+            Roots::System | Roots::Nobody => None,
+        },
+        system_root_certs: (files.roots == Roots::System).then(Default::default),
+        trust_chain_verification: match accepts_any {
+            true => TrustChainVerification::AcceptUntrusted.into(),
+            false => TrustChainVerification::VerifyTrustChain.into(),
+        },
+        crl: files.revoked.as_deref().map(file),
+        match_typed_subject_alt_names: files.names.iter().map(|name| exact(kind_of(name), name.clone())).collect(),
+        ..Default::default()
+    };
+    // Of a host that stands for many, only the call knows which it is.
+    let is_of_many = seen.key.host.starts_with('*');
+    let sni = files.sni.clone().or_else(|| (!is_of_many).then(|| seen.key.host.to_string())).unwrap_or_default();
+    pb::UpstreamTlsContext {
+        common_tls_context: Some(pb::CommonTlsContext {
+            tls_certificates: certificates.collect(),
+            validation_context_type: Some(ValidationContextType::ValidationContext(context)),
+            ..Default::default()
+        }),
+        auto_host_sni: sni.is_empty(),
+        sni,
+        auto_sni_san_validation: files.names.is_empty() && !accepts_any,
+        ..Default::default()
+    }
+}
+
+/// Which kind of name in a certificate a name is.
+fn kind_of(name: &str) -> SanType {
+    match name {
+        name if name.parse::<IpAddr>().is_ok() => SanType::IpAddress,
+        name if name.contains(':') => SanType::Uri,
+        name if name.contains('@') => SanType::Email,
+        _ => SanType::Dns,
+    }
+}
+
+fn exact(kind: SanType, name: String) -> pb::SubjectAltNameMatcher {
+    pb::SubjectAltNameMatcher {
+        san_type: kind.into(),
+        matcher: Some(StringMatcher { match_pattern: Some(MatchPattern::Exact(name)), ignore_case: false }),
+        ..Default::default()
+    }
+}
+
 /// Mutual TLS with the mesh's certificates.
 fn mutual(sni: String, peers: Vec<String>, has_certificates: bool) -> pb::UpstreamTlsContext {
     let provider = if has_certificates { OWN } else { NONE };
@@ -163,11 +232,7 @@ fn instance(provider: &str, certificate: &str) -> pb::CertificateProviderPluginI
 }
 
 fn validation(provider: &str, peers: Vec<String>) -> Option<ValidationContextType> {
-    let peers = peers.into_iter().map(|peer| pb::SubjectAltNameMatcher {
-        san_type: SanType::Uri.into(),
-        matcher: Some(StringMatcher { match_pattern: Some(MatchPattern::Exact(peer)), ignore_case: false }),
-        ..Default::default()
-    });
+    let peers = peers.into_iter().map(|peer| exact(SanType::Uri, peer));
     Some(ValidationContextType::ValidationContext(pb::CertificateValidationContext {
         ca_certificate_provider_instance: Some(instance(provider, "ROOTCA")),
         match_typed_subject_alt_names: peers.collect(),

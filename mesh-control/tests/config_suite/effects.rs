@@ -412,6 +412,7 @@ fn others(value: &Json) -> Vec<Json> {
             "r9",
             "connect-failure",
             "SIMPLE",
+            "DISABLE",
             "dGVy",
             "(.)(.)",
             "source.principal",

@@ -151,7 +151,31 @@ fn tls_without_a_mode_is_refused_and_a_mistyped_mode_is_one_error() {
         ("mode: MUTUALL", "`MUTUALL` is none of DISABLE, SIMPLE, MUTUAL, ISTIO_MUTUAL"),
         ("mode: 1", "expected a string"),
         ("mode: DISABLE, sni: a.example", "warning[ignored]"),
-        ("mode: SIMPLE", "not supported yet: mode SIMPLE"),
+        (
+            "mode: SIMPLE, credentialName: a",
+            "trafficPolicy.tls.credentialName: not supported yet: there are no secrets",
+        ),
+        (
+            "mode: SIMPLE, credentialName: a, caCrl: b",
+            "trafficPolicy.tls.caCrl: only one of `credentialName` and files",
+        ),
+        ("mode: MUTUAL, clientCertificate: a", "trafficPolicy.tls.privateKey: mode MUTUAL needs a file here"),
+        ("mode: MUTUAL, privateKey: a", "trafficPolicy.tls.clientCertificate: mode MUTUAL needs a file here"),
+        (
+            "mode: SIMPLE, privateKey: a",
+            "trafficPolicy.tls.privateKey: without effect: mode SIMPLE shows no certificate",
+        ),
+        ("mode: SIMPLE, insecureSkipVerify: true", "warning[insecure]"),
+        (
+            "mode: SIMPLE, insecureSkipVerify: true, caCertificates: a",
+            "trafficPolicy.tls.insecureSkipVerify: nothing is",
+        ),
+        (
+            "mode: SIMPLE, insecureSkipVerify: true, subjectAltNames: [a]",
+            "trafficPolicy.tls.insecureSkipVerify: nothing is",
+        ),
+        ("mode: SIMPLE, subjectAltNames: [a, '']", "trafficPolicy.tls.subjectAltNames[1]: no name"),
+        ("mode: SIMPLE, sni: '*.example.com'", "trafficPolicy.tls.sni: not the name of a host"),
     ] {
         let found = said(&[&rule(&format!("trafficPolicy: {{tls: {{{tls}}}}}"))]);
         assert_eq!(found.len(), 1, "{tls}: {found:?}");
@@ -163,7 +187,15 @@ fn tls_without_a_mode_is_refused_and_a_mistyped_mode_is_one_error() {
             assert!(found.iter().any(|line| line.contains(expected.trim_start_matches("trafficPolicy."))), "{found:?}");
         }
     }
-    assert_eq!(said(&[&rule("trafficPolicy: {tls: {mode: DISABLE}}")]), [""; 0]);
+    let both = said(&[&rule("trafficPolicy: {tls: {mode: SIMPLE, credentialName: a, caCrl: b}}")]);
+    assert!(both[0].contains("trafficPolicy.tls.caCrl: only one of `credentialName` and files"), "{both:?}");
+    for enforced in [
+        "mode: DISABLE",
+        "mode: SIMPLE, caCertificates: a, subjectAltNames: [a], sni: a.example, caCrl: c, insecureSkipVerify: false",
+        "mode: MUTUAL, clientCertificate: a, privateKey: b",
+    ] {
+        assert_eq!(said(&[&rule(&format!("trafficPolicy: {{tls: {{{enforced}}}}}"))]), [""; 0], "{enforced}");
+    }
 }
 
 #[test]

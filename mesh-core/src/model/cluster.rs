@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::id::ClusterName;
 use crate::identity::SpiffeId;
-use crate::model::Endpoints;
+use crate::model::{Endpoints, FileTls};
 
 /// A validated Cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +122,8 @@ pub enum ClusterTls {
     /// Mutual TLS with the endpoints that are marked for it ([`Endpoint::mutual_tls`](crate::model::Endpoint)), plaintext
     /// with the others: Istio's automatic mTLS.
     MutualWhereMarked(Arc<UpstreamTls>),
+    /// TLS by files, with servers that need not be of the mesh.
+    Files(Arc<FileTls>),
     /// TLS is asked for and this build cannot provide it: every dial fails with this reason, and nothing is
     /// ever sent in plaintext.
     Unusable(Arc<str>),
@@ -145,11 +147,11 @@ impl UpstreamTls {
 }
 
 impl ClusterTls {
-    /// How connections are secured, where they are.
+    /// How connections are secured, where that is by the mesh's own certificates.
     pub fn upstream(&self) -> Option<&Arc<UpstreamTls>> {
         match self {
             ClusterTls::Mutual(tls) | ClusterTls::MutualWhereMarked(tls) => Some(tls),
-            ClusterTls::None | ClusterTls::Unusable(_) => None,
+            ClusterTls::None | ClusterTls::Files(_) | ClusterTls::Unusable(_) => None,
         }
     }
 

@@ -22,6 +22,7 @@
 mod cluster;
 mod endpoint;
 mod ext_authz;
+mod file_tls;
 mod filter;
 mod header_text;
 mod jwks;
@@ -37,6 +38,7 @@ mod strings;
 pub use cluster::{BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, PriorityPolicy, UpstreamTls};
 pub use endpoint::{Endpoint, Endpoints, Health, LocalityEndpoints};
 pub use ext_authz::{CheckProtocol, ExtAuthz, HttpCheck};
+pub use file_tls::{FileTls, NameKind, NameTest, Roots, Sni, TlsFiles, TlsVersions};
 pub use filter::{Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, NamedFilter};
 pub use header_text::{HeaderFormat, HeaderTarget, HeaderText};
 pub use jwks::{Jwk, JwkSet, JwsAlgorithm, KeyMaterial, MOST_JWKS_BYTES, MOST_JWKS_KEYS};

@@ -6,9 +6,11 @@ use std::fmt;
 use aws_lc_rs::digest::{Context, SHA256};
 use tokio_rustls::rustls::crypto::WebPkiSupportedAlgorithms;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
-use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor, UnixTime};
+use webpki::{RevocationCheckDepth, anchor_from_trusted_cert};
 
+use super::chain::{Side, Trust};
+use super::revoked::Revoked;
 use super::svid;
 use crate::error::Invalid;
 use crate::identity::{SpiffeId, TrustDomain};
@@ -17,18 +19,16 @@ use crate::identity::{SpiffeId, TrustDomain};
 ///
 /// A peer is verified against the roots of the domain that its own ID names, and against no others: one pool of roots
 /// would let every domain issue the IDs of every other one (X509-SVID, 5.2).
-#[derive(Clone, Default, PartialEq)]
+#[derive(Default, PartialEq)]
 pub struct TrustBundles {
-    domains: BTreeMap<TrustDomain, Vec<TrustAnchor<'static>>>,
+    domains: BTreeMap<TrustDomain, Bundle>,
 }
 
-/// On which side of the connection the peer is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
-    /// It was dialled.
-    Server,
-    /// It has dialled.
-    Client,
+/// Who vouches for one domain, and for whom no longer.
+#[derive(Default, PartialEq)]
+struct Bundle {
+    anchors: Vec<TrustAnchor<'static>>,
+    revoked: Revoked,
 }
 
 impl TrustBundles {
@@ -37,14 +37,18 @@ impl TrustBundles {
         TrustBundles::default()
     }
 
-    /// Trusts these roots to vouch for a domain, too.
+    /// Trusts these roots to vouch for a domain, too. Lists of revoked certificates (`X509 CRL`) beside them count, whether or
+    /// not they have expired: see [`Revoked::check`].
     ///
     /// # Errors
     /// Where one is no certificate of an authority, or there is none.
     pub fn add_pem(&mut self, domain: TrustDomain, pem: &[u8]) -> Result<(), Invalid> {
         let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
         let roots = roots.map_err(|error| Invalid::new(format!("not a certificate: {error}")))?;
-        self.add(domain, &roots)
+        let revoked = Revoked::from_pem(pem)?;
+        self.add(domain.clone(), &roots)?;
+        self.domains.entry(domain).or_default().revoked.extend(revoked);
+        Ok(())
     }
 
     /// The same of roots that were parsed before.
@@ -53,7 +57,7 @@ impl TrustBundles {
             return Err(Invalid::new("no certificate"));
         }
         let anchors: Vec<_> = roots.iter().map(anchor).collect::<Result<_, _>>()?;
-        self.domains.entry(domain).or_default().extend(anchors);
+        self.domains.entry(domain).or_default().anchors.extend(anchors);
         Ok(())
     }
 
@@ -68,30 +72,26 @@ impl TrustBundles {
     ) -> Result<SpiffeId, Invalid> {
         let id = svid::identity(leaf)?;
         let about = |reason: &dyn fmt::Display| Invalid::new(format!("the certificate of {id}: {reason}"));
-        let anchors = self
-            .domains
-            .iter()
-            .find(|(domain, _)| domain.as_str() == id.trust_domain())
-            .map(|(_, anchors)| anchors)
-            .ok_or_else(|| about(&format_args!("the trust domain {:?} is not trusted", id.trust_domain())))?;
-        let usage = match side {
-            Side::Server => KeyUsage::server_auth(),
-            Side::Client => KeyUsage::client_auth(),
-        };
-        let failed = |error: webpki::Error| about(&reason(&error));
-        let leaf = EndEntityCert::try_from(leaf).map_err(failed)?;
-        leaf.verify_for_usage(algorithms.all, anchors, intermediates, now, usage, None, None).map_err(failed)?;
+        let known = self.domains.iter().find(|(domain, _)| domain.as_str() == id.trust_domain());
+        let (_, Bundle { anchors, revoked }) =
+            known.ok_or_else(|| about(&format_args!("the trust domain {:?} is not trusted", id.trust_domain())))?;
+        let trust = Trust { anchors, revoked, depth: RevocationCheckDepth::Chain };
+        trust.verify(leaf, intermediates, side, now, algorithms).map_err(|why| about(&why))?;
         Ok(id)
     }
 }
 
-/// A short name of the roots in a text, whatever their order: the same for the same certificates, and for no others.
+/// A short name of the roots and the lists of revoked certificates in a text, whatever their order: the same for the same
+/// ones, and for no others.
 pub fn fingerprint(pem: &[u8]) -> String {
     let mut roots: Vec<_> = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect();
     roots.sort_by(|a, b| a.as_ref().cmp(b.as_ref()));
     roots.dedup();
+    let mut revoked: Vec<_> = CertificateRevocationListDer::pem_slice_iter(pem).filter_map(Result::ok).collect();
+    revoked.sort_by(|a, b| a.as_ref().cmp(b.as_ref()));
     let mut context = Context::new(&SHA256);
     roots.iter().for_each(|root| context.update(root));
+    revoked.iter().for_each(|list| context.update(list));
     context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -111,18 +111,8 @@ fn anchor(certificate: &CertificateDer<'_>) -> Result<TrustAnchor<'static>, Inva
     Ok(anchor.to_owned())
 }
 
-/// What the verifier found, in words of our own.
-fn reason(error: &webpki::Error) -> String {
-    match error {
-        webpki::Error::CertExpired { .. } => "it has expired".to_owned(),
-        webpki::Error::CertNotValidYet { .. } => "it is not valid yet".to_owned(),
-        webpki::Error::UnknownIssuer => "no trusted authority of its trust domain has signed it".to_owned(),
-        other => format!("{other:?}"),
-    }
-}
-
 impl fmt::Debug for TrustBundles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.domains.iter().map(|(domain, roots)| (domain, roots.len()))).finish()
+        f.debug_map().entries(self.domains.iter().map(|(domain, bundle)| (domain, bundle.anchors.len()))).finish()
     }
 }

@@ -11,7 +11,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 
-use super::bundle::{Side, TrustBundles};
+use super::bundle::TrustBundles;
+use super::chain::Side;
 use super::{bundle, handshake, svid};
 use crate::error::Invalid;
 use crate::identity::{SpiffeId, TrustDomain};

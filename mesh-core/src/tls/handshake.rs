@@ -18,7 +18,8 @@ use tokio_rustls::rustls::{
     CertificateError, CommonState, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
 
-use super::bundle::{Side, TrustBundles};
+use super::bundle::TrustBundles;
+use super::chain::Side;
 use super::credentials::{Credentials, PROVIDER};
 use super::svid;
 use crate::error::Invalid;
@@ -79,6 +80,12 @@ pub fn peer_identity(connection: &CommonState) -> Option<SpiffeId> {
     svid::identity(connection.peer_certificates()?.first()?).ok()
 }
 
+/// A certificate that is not good, as rustls wants to be told.
+pub(super) fn refused(invalid: &Invalid) -> Error {
+    let reason = Box::<dyn std::error::Error + Send + Sync>::from(invalid.to_string());
+    Error::InvalidCertificate(CertificateError::Other(OtherError(reason.into())))
+}
+
 /// Verifies the other side, whichever that is.
 struct PeerVerifier {
     bundles: Arc<TrustBundles>,
@@ -94,17 +101,14 @@ impl PeerVerifier {
         side: Side,
         now: UnixTime,
     ) -> Result<(), Error> {
-        let refused = |invalid: Invalid| {
-            let reason = Box::<dyn std::error::Error + Send + Sync>::from(invalid.to_string());
-            Error::InvalidCertificate(CertificateError::Other(OtherError(reason.into())))
-        };
         let algorithms = &PROVIDER.signature_verification_algorithms;
-        let id = self.bundles.verify(leaf, intermediates, side, now, algorithms).map_err(refused)?;
+        let id =
+            self.bundles.verify(leaf, intermediates, side, now, algorithms).map_err(|invalid| refused(&invalid))?;
         match &self.peers {
             Some(peers) if !peers.contains(&id) => {
                 let wanted: Vec<&str> = peers.iter().take(3).map(SpiffeId::as_str).collect();
                 let wanted = if wanted.is_empty() { "nobody".to_owned() } else { wanted.join(", ") };
-                Err(refused(Invalid::new(format!("the peer is {id}, and the service is that of {wanted}"))))
+                Err(refused(&Invalid::new(format!("the peer is {id}, and the service is that of {wanted}"))))
             }
             _ => Ok(()),
         }

@@ -5,10 +5,14 @@
 //! workload is made in the process and does not leave it; no `Debug` shows it.
 
 mod bundle;
+mod chain;
 mod credentials;
+pub(crate) mod files;
+mod foreign;
 mod handshake;
 mod peer;
 mod provider;
+mod revoked;
 pub mod svid;
 
 #[cfg(test)]
@@ -16,6 +20,9 @@ mod tests;
 
 pub use bundle::{TrustBundles, fingerprint as roots_fingerprint};
 pub use credentials::{CertificateRequest, Credentials};
+pub use files::{FileReader, FileTrust};
+pub use foreign::{ForeignPeer, foreign_config, foreign_name};
 pub use handshake::{client_config, peer_identity, server_name};
 pub use peer::Peer;
 pub use provider::Certificates;
+pub use revoked::Revoked;

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 use tokio_rustls::rustls::CommonState;
 use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 
-use super::bundle::{Side, TrustBundles};
+use super::bundle::TrustBundles;
+use super::chain::Side;
 use super::credentials::{Credentials, PROVIDER};
 use super::svid;
 use crate::error::Invalid;
@@ -18,11 +19,9 @@ const LAST_SECOND: Duration = Duration::from_secs(1);
 /// The peer of an established connection: what it showed, and by whose roots that was good.
 pub struct Peer {
     id: SpiffeId,
-    chain: Vec<CertificateDer<'static>>,
+    shown: Shown,
     side: Side,
     trusted: Arc<TrustBundles>,
-    /// When the certificates that it showed expire, the next one first.
-    ends: Vec<SystemTime>,
 }
 
 impl Peer {
@@ -42,11 +41,7 @@ impl Peer {
 
     pub(super) fn new(chain: &[CertificateDer<'static>], side: Side, trusted: &Arc<TrustBundles>) -> Option<Self> {
         let id = svid::identity(chain.first()?).ok()?;
-        // Whose end cannot be read, holds no longer.
-        let end = |certificate: &CertificateDer<'_>| svid::not_after(certificate).unwrap_or(SystemTime::UNIX_EPOCH);
-        let mut ends: Vec<SystemTime> = chain.iter().map(end).collect();
-        ends.sort_unstable();
-        Some(Peer { id, chain: chain.to_vec(), side, trusted: Arc::clone(trusted), ends })
+        Some(Peer { id, shown: Shown::new(chain), side, trusted: Arc::clone(trusted) })
     }
 
     /// Who it is.
@@ -59,26 +54,64 @@ impl Peer {
     /// # Errors
     /// Why it would not.
     pub fn check(&mut self, trusted: &Arc<TrustBundles>, now: SystemTime) -> Result<(), Invalid> {
-        // A certificate holds to the end of its last second.
-        let has_ended = |end: &SystemTime| end.checked_add(LAST_SECOND).is_none_or(|end| now >= end);
         let is_as_before = Arc::ptr_eq(trusted, &self.trusted) || **trusted == *self.trusted;
-        if is_as_before && !self.ends.first().is_some_and(has_ended) {
+        if is_as_before && !self.shown.has_one_that_ended(now) {
             return Ok(());
         }
-        let (leaf, intermediates) = self.chain.split_first().ok_or_else(|| Invalid::new("no certificate"))?;
+        let (leaf, intermediates) = self.shown.split()?;
         let algorithms = &PROVIDER.signature_verification_algorithms;
         let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         trusted.verify(leaf, intermediates, self.side, UnixTime::since_unix_epoch(since_epoch), algorithms)?;
         self.trusted = Arc::clone(trusted);
-        // Of an intermediate that the chain does without.
-        self.ends.retain(|end| !has_ended(end));
+        self.shown.forget_ended(now);
         Ok(())
     }
 
     /// When the next certificate that it showed has expired, so that it has to be looked at again.
     pub fn next_check(&self) -> Option<SystemTime> {
+        self.shown.next_end()
+    }
+}
+
+/// The certificates that a peer showed, the leaf first.
+pub(super) struct Shown {
+    chain: Vec<CertificateDer<'static>>,
+    /// When they expire, the next one first.
+    ends: Vec<SystemTime>,
+}
+
+impl Shown {
+    pub(super) fn new(chain: &[CertificateDer<'static>]) -> Self {
+        // Whose end cannot be read, holds no longer.
+        let end = |certificate: &CertificateDer<'_>| svid::not_after(certificate).unwrap_or(SystemTime::UNIX_EPOCH);
+        let mut ends: Vec<SystemTime> = chain.iter().map(end).collect();
+        ends.sort_unstable();
+        Shown { chain: chain.to_vec(), ends }
+    }
+
+    /// The leaf, and the others.
+    pub(super) fn split(&self) -> Result<(&CertificateDer<'static>, &[CertificateDer<'static>]), Invalid> {
+        self.chain.split_first().ok_or_else(|| Invalid::new("no certificate"))
+    }
+
+    pub(super) fn has_one_that_ended(&self, now: SystemTime) -> bool {
+        self.ends.first().is_some_and(|end| has_ended(*end, now))
+    }
+
+    /// The chain is good without them.
+    pub(super) fn forget_ended(&mut self, now: SystemTime) {
+        self.ends.retain(|end| !has_ended(*end, now));
+    }
+
+    /// When the next one has expired.
+    pub(super) fn next_end(&self) -> Option<SystemTime> {
         self.ends.first()?.checked_add(LAST_SECOND)
     }
+}
+
+/// A certificate holds to the end of its last second.
+fn has_ended(end: SystemTime, now: SystemTime) -> bool {
+    end.checked_add(LAST_SECOND).is_none_or(|end| now >= end)
 }
 
 impl fmt::Debug for Peer {

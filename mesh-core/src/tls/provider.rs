@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use tokio::sync::{Notify, watch};
 
-use super::{Credentials, TrustBundles};
+use super::{Credentials, FileReader, TrustBundles};
 use crate::error::{ErrorKind, MeshError};
 
 /// The present credentials of a mesh. Whoever shakes hands asks here; whoever has an authority to ask puts them here.
@@ -20,6 +20,8 @@ pub struct Certificates {
     problem: watch::Sender<Option<Arc<str>>>,
     /// Told that the present ones may not be good any more.
     doubt: Notify,
+    /// What clusters have in files.
+    files: Arc<FileReader>,
 }
 
 impl Default for Certificates {
@@ -30,6 +32,7 @@ impl Default for Certificates {
             wanted: watch::Sender::new(false),
             problem: watch::Sender::new(None),
             doubt: Notify::new(),
+            files: Arc::default(),
         }
     }
 }
@@ -55,6 +58,11 @@ impl Certificates {
                 true
             }
         });
+    }
+
+    /// The reader of files that clusters name for TLS with servers outside of the mesh.
+    pub fn files(&self) -> &Arc<FileReader> {
+        &self.files
     }
 
     /// Whom the present ones trust; nobody, where there are none. Tells of changes of that and of nothing else.

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CrlDistributionPoint,
+    CrlIssuingDistributionPoint, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, RevokedCertParams, SanType, SerialNumber,
 };
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 
-use super::bundle::Side;
+use super::chain::Side;
 use super::credentials::PROVIDER;
 use super::*;
 use crate::error::Invalid;
@@ -161,10 +162,99 @@ fn m6_a_peer_is_verified_by_the_roots_of_its_own_domain_only() {
     let of = |authority: &Authority, id: &str| verify(&bundles, &authority.sign(&leaf(&[id])).0);
     assert!(of(&ours, WEB).is_ok() && of(&theirs, "spiffe://partner/ns/a/sa/b").is_ok());
     // Both are trusted, and neither may speak for the other.
-    assert!(of(&theirs, WEB).expect_err("a foreign authority").contains("no trusted authority of its trust domain"));
+    assert!(of(&theirs, WEB).expect_err("a foreign authority").contains("no trusted authority has signed it"));
     assert!(of(&ours, "spiffe://partner/ns/a/sa/b").is_err());
     for other in ["spiffe://tdx/a", "spiffe://td.evil/a", "spiffe://t/a"] {
         assert!(of(&ours, other).expect_err("no domain of ours").contains("is not trusted"), "{other}");
+    }
+}
+
+/// A list of revoked certificates, with what more it says.
+fn revoked(authority: &Authority, serials: &[u64], more: impl FnOnce(&mut CertificateRevocationListParams)) -> Vec<u8> {
+    let now = time::OffsetDateTime::now_utc();
+    let one = |serial: &u64| RevokedCertParams {
+        serial_number: SerialNumber::from(*serial),
+        revocation_time: now,
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let mut params = CertificateRevocationListParams {
+        this_update: now,
+        next_update: now + Duration::from_secs(3600),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: serials.iter().map(one).collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    more(&mut params);
+    params.signed_by(&authority.issuer).expect("signed").der().to_vec()
+}
+
+fn crl_pem(der: &[u8]) -> String {
+    use base64::Engine;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    format!("-----BEGIN X509 CRL-----\n{text}\n-----END X509 CRL-----\n")
+}
+
+#[test]
+fn m18_who_is_revoked_is_refused_and_so_is_of_whom_no_list_of_its_domain_tells() {
+    let (ours, theirs) = (Authority::named("ours"), Authority::named("theirs"));
+    let trusting = |pem: String| {
+        let mut bundles = theirs.trusted_for("partner");
+        bundles.add_pem("td".parse().expect("a domain"), pem.as_bytes()).expect("a bundle");
+        bundles
+    };
+    let mut params = leaf(&[WEB]);
+    params.serial_number = Some(7.into());
+    let (web, _) = ours.sign(&params);
+    let list = |authority, serials: &[u64]| format!("{}{}", ours.pem, crl_pem(&revoked(authority, serials, |_| {})));
+    assert!(verify(&trusting(list(&ours, &[8])), &web).is_ok());
+    assert!(verify(&trusting(list(&ours, &[8, 7])), &web).expect_err("revoked").contains("has been revoked"));
+    assert!(verify(&trusting(list(&theirs, &[])), &web).expect_err("no list of ours").contains("not known"));
+    // Others have their own lists, or none.
+    let (partner, _) = theirs.sign(&leaf(&["spiffe://partner/a"]));
+    assert!(verify(&trusting(list(&ours, &[7])), &partner).is_ok());
+    // By it, bundles are told apart.
+    assert_ne!(roots_fingerprint(list(&ours, &[7]).as_bytes()), roots_fingerprint(list(&ours, &[8]).as_bytes()));
+    assert!(trusting(list(&ours, &[7])) != trusting(list(&ours, &[8])));
+}
+
+#[test]
+fn m18_a_malformed_list_is_an_error_or_lets_nobody_in() {
+    let ours = Authority::named("ours");
+    let mut params = leaf(&[WEB]);
+    params.serial_number = Some(7.into());
+    let (web, _) = ours.sign(&params);
+    let point = |uris: &[&str]| CrlIssuingDistributionPoint {
+        distribution_point: CrlDistributionPoint { uris: uris.iter().map(|uri| (*uri).to_owned()).collect() },
+        scope: None,
+    };
+    let check = |list: &[u8]| {
+        let mut bundles = TrustBundles::new();
+        let text = format!("{}{}", ours.pem, crl_pem(list));
+        match bundles.add_pem("td".parse().expect("a domain"), text.as_bytes()) {
+            Ok(()) => verify(&bundles, &web).expect_err("revoked, or not known"),
+            Err(invalid) => invalid.to_string(),
+        }
+    };
+    // Several places where it is found.
+    let several = revoked(&ours, &[7], |it| it.issuing_distribution_point = Some(point(&["http://a", "http://b"])));
+    check(&several);
+    // For some reasons only, of which there are none: an empty string of bits in the place of a name.
+    let mut empty = revoked(&ours, &[7], |it| it.issuing_distribution_point = Some(point(&[""])));
+    let name = [0xa0, 0x04, 0xa0, 0x02, 0x86, 0x00];
+    let position = empty.windows(name.len()).position(|bytes| bytes == name).expect("the name");
+    empty[position..position + name.len()].copy_from_slice(&[0x83, 0x01, 0x00, 0x84, 0x01, 0x00]);
+    check(&empty);
+    // Any byte of it may be another one. Of what follows the list, some bytes have no meaning.
+    for position in 0..several.len() {
+        for byte in [0x00, 0x01, 0x03, 0x30, 0x80, 0xff] {
+            let mut list = several.clone();
+            list[position] = byte;
+            if list != several {
+                _ = Revoked::from_pem(crl_pem(&list).as_bytes());
+            }
+        }
     }
 }
 

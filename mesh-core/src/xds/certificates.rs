@@ -6,7 +6,7 @@
 //! needs a new token.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -17,7 +17,7 @@ use tonic_prost::ProstCodec;
 
 use crate::error::Invalid;
 use crate::request::split_authority;
-use crate::tls::{CertificateRequest, Certificates, Credentials};
+use crate::tls::{CertificateRequest, Certificates, Credentials, Revoked, files};
 use crate::xds::bootstrap::{Bootstrap, CertificateProvider, ChannelCredentials, Node, Server};
 use crate::xds::connect::Connector;
 use crate::xds::istio_ca::{
@@ -220,8 +220,11 @@ impl Provider {
     ) -> Result<Credentials, String> {
         match self {
             Provider::Files { certificate, key, roots, .. } => {
-                let [certificate, key, roots] = [read(certificate)?, read(key)?, read(roots)?];
-                Credentials::from_pem(&certificate, &key, &roots).map_err(|invalid| invalid.to_string())
+                let read = |path| files::bytes(path).map_err(|invalid| invalid.to_string());
+                let (certificate, key, authority) = (read(certificate)?, read(key)?, read(roots)?);
+                let revoked = Revoked::from_pem(&authority).and_then(|revoked| revoked.check(SystemTime::now()));
+                revoked.map_err(|invalid| format!("{}: {invalid}", roots.display()))?;
+                Credentials::from_pem(&certificate, &key, &authority).map_err(|invalid| invalid.to_string())
             }
             Provider::Authority { token } => {
                 let mut reasons = Vec::new();
@@ -271,10 +274,6 @@ fn agent_of(provider: &CertificateProvider) -> Result<Server, Invalid> {
         Place::Unix(_) => Ok(Server::new(uri)),
         Place::Host(_) => Err(at(Invalid::new(format!("{uri:?} is no socket such as unix:///run/agent.sock")))),
     }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
 /// Asks one authority to sign a new key, for whoever has this certificate or this token.

@@ -9,10 +9,10 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
-use crate::tls::Credentials;
+use crate::tls::{Credentials, FileReader};
 use crate::xds::bootstrap::{ChannelCredentials, Server};
 use crate::xds::place::Place;
-use crate::xds::tls::{self, Io, Tls};
+use crate::xds::tls::{self, Io};
 
 type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send>>;
 
@@ -24,7 +24,7 @@ pub struct Connector(Way);
 
 #[derive(Clone)]
 enum Way {
-    Sockets(Arc<Tls>),
+    Sockets(Arc<FileReader>),
     Custom(Arc<dyn Fn(&Server) -> Connecting + Send + Sync>),
 }
 
@@ -58,8 +58,8 @@ impl Connector {
 
     /// Makes a connection. With the workload's certificate it is mutual TLS, whatever the bootstrap says of the server.
     pub(crate) async fn connect(&self, server: &Server, workload: Option<Arc<Credentials>>) -> io::Result<Box<dyn Io>> {
-        let tls = match &self.0 {
-            Way::Sockets(tls) => tls,
+        let reader = match &self.0 {
+            Way::Sockets(reader) => reader,
             Way::Custom(connect) => return connect(server).await,
         };
         let place = Place::parse(&server.uri).map_err(|invalid| io::Error::other(invalid.to_string()))?;
@@ -68,7 +68,7 @@ impl Connector {
         match (&server.credentials, workload) {
             (ChannelCredentials::Insecure, None) => Ok(io),
             (ChannelCredentials::Insecure, Some(workload)) => tls::of_the_mesh(&workload, io).await,
-            (ChannelCredentials::Tls(files), workload) => tls.connect(files.clone(), &host, io, workload).await,
+            (ChannelCredentials::Tls(files), workload) => tls::by_files(reader, files, &host, io, workload).await,
         }
     }
 }

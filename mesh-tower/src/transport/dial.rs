@@ -1,19 +1,21 @@
 //! Opens connections, and secures them where the configuration wants it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::error::{ErrorKind, Invalid, MeshError};
 use mesh_core::id::Address;
-use mesh_core::identity::SpiffeId;
-use mesh_core::model::{Cluster, UpstreamTls};
+use mesh_core::model::{Cluster, ClusterTls, FileTls, UpstreamTls};
 use mesh_core::state::{EndpointState, TlsChanges};
-use mesh_core::tls::{Credentials, Peer, client_config, server_name};
+use mesh_core::tls::{
+    Credentials, FileTrust, ForeignPeer, Peer, client_config, foreign_config, foreign_name, server_name,
+};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::Security;
-use crate::io::{Bytes, Io, distrusted};
+use super::security::Secured;
+use crate::io::{Bytes, Io, distrusted, outdated};
 
 /// What a connection is to carry, as TLS names it: agreed on in the handshake, where there is one.
 pub(super) const HTTP1: &[u8] = b"http/1.1";
@@ -29,17 +31,23 @@ pub(crate) async fn dial(
     alpn: Option<&'static [u8]>,
 ) -> Result<Io, MeshError> {
     let timeout = cluster.connect_timeout;
-    match (security.is_mutual_tls(), cluster.tls.upstream()) {
-        (false, _) => {
+    match &cluster.tls {
+        _ if !security.is_tls() => {
             let stream = within(timeout, connect(endpoint)).await?;
-            Ok(Io::new(Bytes::Plaintext(stream), forbidden(endpoint.tls_changes(), None)))
+            Ok(Io::new(Bytes::Plaintext(stream), forbidden(endpoint.tls_changes(), Secured::No)))
         }
-        (true, None) => Err(MeshError::new(ErrorKind::Security, "mutual TLS is wanted, and nothing says how")),
-        (true, Some(tls)) => {
+        ClusterTls::Mutual(tls) | ClusterTls::MutualWhereMarked(tls) => {
             let certificates = endpoint.certificates();
             let credentials = tokio::time::timeout(timeout, certificates.get()).await;
             let credentials = credentials.map_err(|_| certificates.missing())?;
             within(timeout, secure(endpoint, tls, &credentials, alpn)).await
+        }
+        ClusterTls::Files(tls) => {
+            let trust = within(timeout, read(endpoint, tls)).await?;
+            within(timeout, secure_by_files(endpoint, tls, &trust, alpn)).await
+        }
+        ClusterTls::None | ClusterTls::Unusable(_) => {
+            Err(MeshError::new(ErrorKind::Security, "TLS is wanted, and nothing says how"))
         }
     }
 }
@@ -82,7 +90,7 @@ async fn secure(
     let stream = shaken.map_err(|error| failed("mutual TLS".into()).caused_by(error))?;
     let peer = Peer::server(stream.get_ref().1, credentials);
     let peer = peer.ok_or_else(|| failed("mutual TLS: the server has not shown who it is".into()))?;
-    let unwanted = forbidden(endpoint.tls_changes(), Some(peer.id().clone()));
+    let unwanted = forbidden(endpoint.tls_changes(), Secured::Mutual(peer.id().clone()));
     // The server closes it once our own certificate has expired.
     let end = peer.next_check().map_or(credentials.not_after(), |end| end.min(credentials.not_after()));
     let distrusted = distrusted(peer, Arc::clone(endpoint.certificates()));
@@ -94,11 +102,55 @@ async fn secure(
     }))
 }
 
+/// What the files of a cluster say now.
+async fn read(endpoint: &EndpointState, tls: &Arc<FileTls>) -> Result<Arc<FileTrust>, MeshError> {
+    let (reader, own) = (Arc::clone(endpoint.certificates().files()), Arc::clone(tls));
+    let read = tokio::task::spawn_blocking(move || reader.read(&own.files, SystemTime::now())).await;
+    let read = read.map_err(|error| failed("TLS files were not read".into()).caused_by(error))?;
+    read.map_err(unusable)
+}
+
+async fn secure_by_files(
+    endpoint: &EndpointState,
+    tls: &Arc<FileTls>,
+    trust: &Arc<FileTrust>,
+    alpn: Option<&'static [u8]>,
+) -> Result<Io, MeshError> {
+    let config = foreign_config(tls, trust, alpn).map_err(unusable)?;
+    let host = endpoint.id().addresses().iter().find_map(|address| match address {
+        Address::Host(host, _) => Some(&**host),
+        Address::Socket(_) => None,
+    });
+    let name = foreign_name(tls, host).map_err(unusable)?;
+    let shaken = TlsConnector::from(Arc::new(config)).connect(name.clone(), connect(endpoint).await?).await;
+    let stream = shaken.map_err(|error| failed("TLS".into()).caused_by(error))?;
+    let peer = ForeignPeer::server(stream.get_ref().1, tls, trust, name);
+    let peer = peer.ok_or_else(|| failed("TLS: the server has not shown who it is".into()))?;
+    let unwanted = forbidden(endpoint.tls_changes(), Secured::Files(Arc::clone(tls)));
+    let end = peer.next_check();
+    let outdated = outdated(peer, Arc::clone(endpoint.certificates().files()));
+    let forbidden = async move {
+        tokio::select! {
+            reason = unwanted => reason,
+            reason = outdated => reason,
+        }
+    };
+    let bytes = Bytes::Tls(Box::new(stream.into()));
+    Ok(match end {
+        Some(end) => Io::until(end, bytes, forbidden),
+        None => Io::new(bytes, forbidden),
+    })
+}
+
+fn unusable(invalid: Invalid) -> MeshError {
+    MeshError::new(ErrorKind::Security, format!("TLS: {invalid}"))
+}
+
 /// Waits until the configuration does not want a connection any more, and tells why.
-async fn forbidden(mut changes: TlsChanges, peer: Option<SpiffeId>) -> Arc<str> {
+async fn forbidden(mut changes: TlsChanges, secured: Secured) -> Arc<str> {
     loop {
         let (tls, is_marked) = changes.next().await;
-        if let Err(reason) = Security::allows(&tls, is_marked, peer.as_ref()) {
+        if let Err(reason) = Security::allows(&tls, is_marked, &secured) {
             return reason;
         }
     }

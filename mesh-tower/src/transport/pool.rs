@@ -8,10 +8,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::request::Parts;
+use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use mesh_core::error::{ErrorKind, MeshError};
-use mesh_core::model::{Cluster, ClusterProtocol};
+use mesh_core::model::{Cluster, ClusterProtocol, ClusterTls};
 use mesh_core::request_info::RequestInfo;
 use mesh_core::state::EndpointState;
 use mesh_core::store::Targets;
@@ -20,7 +21,7 @@ use super::http1::{Http1Connection, Http1Pool};
 use super::http2::{Http2Pool, Http2Stream};
 use super::{Connecting, Failure, HttpVersion, Security, Transport};
 use crate::body::Body;
-use crate::uri::{to_http1, to_http2};
+use crate::uri::{edit, to_http1, to_http2};
 
 /// The connections to one endpoint.
 #[derive(Default)]
@@ -72,7 +73,7 @@ where
     type Exchange = F;
     const READS_EXTENSIONS: bool = false;
     const SPEAKS_TLS: bool = false;
-    const SPEAKS_MUTUAL_TLS: bool = true;
+    const SPEAKS_ITS_TLS: bool = true;
 
     #[inline]
     fn form(
@@ -85,7 +86,14 @@ where
         let version = version(&head.method, &head.headers, cluster, info);
         match version {
             HttpVersion::Http1 => to_http1(head, host)?,
-            HttpVersion::Http2 => to_http2(head)?,
+            HttpVersion::Http2 => {
+                to_http2(head)?;
+                // What a server outside of the mesh is asked for, it is asked for by TLS (RFC 9113, 8.3.1).
+                let scheme = if matches!(cluster.tls, ClusterTls::Files(_)) { Scheme::HTTPS } else { Scheme::HTTP };
+                if head.uri.scheme().is_some_and(|present| *present != scheme) {
+                    edit(&mut head.uri, |uri| uri.scheme = Some(scheme));
+                }
+            }
         }
         Ok(version)
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::identity::SpiffeId;
-use mesh_core::model::{Cluster, ClusterTls};
+use mesh_core::model::{Cluster, ClusterTls, FileTls};
 
 /// How the configuration wants connections to an endpoint secured. Every way to a connection asks for it, and only
 /// [`Security::of`] makes one.
@@ -14,7 +14,18 @@ pub(crate) struct Security(Kind);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Plaintext,
-    MutualTls,
+    Tls,
+}
+
+/// How a connection was secured, when it was made.
+#[derive(Clone, Debug)]
+pub(super) enum Secured {
+    /// It was not.
+    No,
+    /// By mutual TLS with this peer.
+    Mutual(SpiffeId),
+    /// By TLS by files.
+    Files(Arc<FileTls>),
 }
 
 impl Security {
@@ -26,36 +37,41 @@ impl Security {
     pub(crate) fn of(cluster: &Cluster, is_marked: bool) -> Result<Security, MeshError> {
         match &cluster.tls {
             ClusterTls::None => Ok(Security(Kind::Plaintext)),
-            ClusterTls::Mutual(_) => Ok(Security(Kind::MutualTls)),
-            ClusterTls::MutualWhereMarked(_) if is_marked => Ok(Security(Kind::MutualTls)),
+            ClusterTls::Mutual(_) | ClusterTls::Files(_) => Ok(Security(Kind::Tls)),
+            ClusterTls::MutualWhereMarked(_) if is_marked => Ok(Security(Kind::Tls)),
             ClusterTls::MutualWhereMarked(_) => Ok(Security(Kind::Plaintext)),
             ClusterTls::Unusable(reason) => Err(unusable(cluster, reason)),
         }
     }
 
     /// Whether a connection to an endpoint, which `is_marked` for mutual TLS or is not, may go on now that its cluster is to
-    /// be secured in this way. `peer` is who the endpoint is, where the connection is secured.
+    /// be secured in this way.
     ///
     /// # Errors
     /// Why it may not.
-    pub(super) fn allows(tls: &ClusterTls, is_marked: bool, peer: Option<&SpiffeId>) -> Result<(), Arc<str>> {
-        let upstream = match tls {
-            ClusterTls::Unusable(reason) => return Err(Arc::clone(reason)),
-            ClusterTls::None => return Ok(()),
-            ClusterTls::MutualWhereMarked(_) if peer.is_none() && !is_marked => return Ok(()),
-            ClusterTls::Mutual(upstream) | ClusterTls::MutualWhereMarked(upstream) => upstream,
-        };
-        match peer {
-            None => Err("mutual TLS is required by now".into()),
-            Some(peer) if upstream.peers.contains(peer) => Ok(()),
-            Some(peer) => Err(format!("the peer is {peer}, who may not answer for the service any more").into()),
+    pub(super) fn allows(tls: &ClusterTls, is_marked: bool, secured: &Secured) -> Result<(), Arc<str>> {
+        match (tls, secured) {
+            (ClusterTls::Unusable(reason), _) => Err(Arc::clone(reason)),
+            (ClusterTls::None, _) => Ok(()),
+            (ClusterTls::MutualWhereMarked(_), Secured::No) if !is_marked => Ok(()),
+            (ClusterTls::Mutual(upstream) | ClusterTls::MutualWhereMarked(upstream), Secured::Mutual(peer)) => {
+                match upstream.peers.contains(peer) {
+                    true => Ok(()),
+                    false => Err(format!("the peer is {peer}, who may not answer for the service any more").into()),
+                }
+            }
+            (ClusterTls::Mutual(_) | ClusterTls::MutualWhereMarked(_), _) => {
+                Err("mutual TLS is required by now".into())
+            }
+            (ClusterTls::Files(wanted), Secured::Files(made)) if wanted == made => Ok(()),
+            (ClusterTls::Files(_), _) => Err("TLS by other files, or with another name, is required by now".into()),
         }
     }
 
     /// Whether nothing may travel in plaintext.
     #[inline]
-    pub(crate) fn is_mutual_tls(self) -> bool {
-        self.0 == Kind::MutualTls
+    pub(crate) fn is_tls(self) -> bool {
+        self.0 == Kind::Tls
     }
 }
 
@@ -66,7 +82,7 @@ fn unusable(cluster: &Cluster, reason: &str) -> MeshError {
 
 #[cfg(test)]
 mod tests {
-    use mesh_core::model::UpstreamTls;
+    use mesh_core::model::{Roots, Sni, UpstreamTls};
 
     use super::*;
 
@@ -76,6 +92,18 @@ mod tests {
         let of = |peers: &[&SpiffeId]| Arc::new(UpstreamTls::with(peers.iter().map(|peer| (*peer).clone())));
         let mutual = |peers: &[&SpiffeId]| ClusterTls::Mutual(of(peers));
         let marked = |peers: &[&SpiffeId]| ClusterTls::MutualWhereMarked(of(peers));
+        let files = |name: &str| Arc::new(FileTls::with(Sni::Fixed(name.into()), Roots::System));
+        for (tls, secured, expected) in [
+            (ClusterTls::Files(files("a")), Secured::Files(files("a")), true),
+            (ClusterTls::Files(files("a")), Secured::Files(files("b")), false),
+            (ClusterTls::Files(files("a")), Secured::No, false),
+            (ClusterTls::Files(files("a")), Secured::Mutual(a.clone()), false),
+            (mutual(&[&a]), Secured::Files(files("a")), false),
+            (marked(&[&a]), Secured::Files(files("a")), false),
+            (ClusterTls::None, Secured::Files(files("a")), true),
+        ] {
+            assert_eq!(Security::allows(&tls, false, &secured).is_ok(), expected, "{tls:?} {secured:?}");
+        }
         let cases = [
             (ClusterTls::None, false, None, true),
             (ClusterTls::None, false, Some(&a), true),
@@ -91,7 +119,8 @@ mod tests {
             (ClusterTls::Unusable("no".into()), true, Some(&a), false),
         ];
         for (tls, is_marked, peer, expected) in cases {
-            assert_eq!(Security::allows(&tls, is_marked, peer).is_ok(), expected, "{tls:?} {is_marked} {peer:?}");
+            let secured = peer.map_or(Secured::No, |peer: &SpiffeId| Secured::Mutual(peer.clone()));
+            assert_eq!(Security::allows(&tls, is_marked, &secured).is_ok(), expected, "{tls:?} {is_marked} {peer:?}");
         }
     }
 }

@@ -421,7 +421,50 @@ fn check_tls(tls: Option<&ClientTls>, path: &str, d: &mut Decoder<'_>) {
             let message = "without effect: mode DISABLE asks for plaintext";
             d.report_at(tls.span, format!("{path}.tls"), Severity::Warning, Code::Ignored, message);
         }
+        Some(TlsMode::Simple | TlsMode::Mutual) => check_files(tls, path, d),
         _ => {}
+    }
+}
+
+/// What Istio's validation refuses of TLS by files (validateTLS), what has no effect, and what trusts everybody.
+fn check_files(tls: &ClientTls, path: &str, d: &mut Decoder<'_>) {
+    let is_set = |field: &Option<String>| field.as_ref().is_some_and(|text| !text.is_empty());
+    let mut say = |field: &str, severity, code, message: &str| {
+        d.report_at(tls.span, format!("{path}.tls.{field}"), severity, code, message);
+    };
+    let is_mutual = tls.mode() == TlsMode::Mutual;
+    let skips = tls.insecure_skip_verify == Some(true);
+    let own = [("clientCertificate", &tls.client_certificate), ("privateKey", &tls.private_key)];
+    let [ca, crl] = [("caCertificates", &tls.ca_certificates), ("caCrl", &tls.ca_crl)];
+    let has_secret = is_set(&tls.credential_name);
+    if let Some((field, _)) = own.iter().chain([&ca, &crl]).find(|(_, file)| has_secret && is_set(file)) {
+        say(field, Severity::Error, Code::InvalidValue, "only one of `credentialName` and files can be set");
+    }
+    for (field, file) in own {
+        match (is_mutual, is_set(file)) {
+            (true, false) if !has_secret => {
+                say(field, Severity::Error, Code::MissingField, "mode MUTUAL needs a file here");
+            }
+            (false, true) => {
+                say(field, Severity::Warning, Code::Ignored, "without effect: mode SIMPLE shows no certificate")
+            }
+            _ => {}
+        }
+    }
+    if skips && (is_set(ca.1) || is_set(crl.1) || has_secret && !is_mutual || !tls.subject_alt_names.is_empty()) {
+        let message = "nothing is verified with it: `caCertificates`, `caCrl`, `credentialName` and `subjectAltNames` cannot be set";
+        say("insecureSkipVerify", Severity::Error, Code::InvalidValue, message);
+    } else if skips {
+        let message = "any server will do: whoever gets between reads and changes what is sent. Name the server's authority in \
+                       `caCertificates` instead";
+        say("insecureSkipVerify", Severity::Warning, Code::Insecure, message);
+    }
+    if let Some(index) = tls.subject_alt_names.iter().position(String::is_empty) {
+        say(&format!("subjectAltNames[{index}]"), Severity::Error, Code::InvalidValue, "no name");
+    }
+    let sni = tls.sni.as_deref().filter(|sni| !sni.is_empty());
+    if sni.is_some_and(|sni| sni.contains('*') || host_fault(sni).is_some()) {
+        say("sni", Severity::Error, Code::InvalidValue, "not the name of a host");
     }
 }
 

@@ -47,8 +47,27 @@ const TRAFFIC_POLICY: &[Row] = &[
     both("connectionPool.http.maxConcurrentStreams", NotYet("the server's limit holds")),
     both("connectionPool.http.http2KeepAlive", NotYet("no pings are sent")),
     both("outlierDetection", NotYet("no endpoint is ejected")),
-    both("tls", Partly(tls)),
+    Row { path: "tls", library: Partly(tls), grpc: Partly(grpc_tls) },
+    both("tls.mode", Enforced),
+    file("tls.clientCertificate"),
+    file("tls.privateKey"),
+    file("tls.caCertificates"),
+    file("tls.caCrl"),
+    file("tls.insecureSkipVerify"),
+    both("tls.credentialName", NotYet(SECRET)),
+    http_only("tls.subjectAltNames", MESH_ONLY),
+    http_only("tls.sni", MESH_ONLY),
 ];
+
+const MESH_ONLY: &str = "gRPC's clients do so where the mode is ISTIO_MUTUAL, and fail their calls otherwise";
+
+const SECRET: &str = "there are no secrets of Kubernetes here; calls fail instead of travelling unprotected: name files in \
+                      `caCertificates`, `clientCertificate` and `privateKey`";
+
+/// Of TLS by files.
+const fn file(path: &'static str) -> Row {
+    http_only(path, "gRPC's clients know no such files: their calls fail")
+}
 
 /// Of a traffic policy that is not a port's.
 const WHOLE_POLICY: &[Row] = &[
@@ -70,7 +89,17 @@ fn grpc_balancer(node: &Node) -> Option<String> {
 
 fn tls(node: &Node) -> Option<String> {
     // What is no mode at all is told where it is read.
-    let mode = node.get("mode").and_then(Node::as_str)?;
-    matches!(mode, "SIMPLE" | "MUTUAL" | "ISTIO_MUTUAL")
-        .then(|| format!("mode {mode}; calls fail instead of travelling unprotected"))
+    (mode(node)? == "ISTIO_MUTUAL").then(|| unprotected("ISTIO_MUTUAL"))
+}
+
+fn grpc_tls(node: &Node) -> Option<String> {
+    mode(node).filter(|mode| matches!(*mode, "SIMPLE" | "MUTUAL" | "ISTIO_MUTUAL")).map(unprotected)
+}
+
+fn mode(tls: &Node) -> Option<&str> {
+    tls.get("mode").and_then(Node::as_str)
+}
+
+fn unprotected(mode: &str) -> String {
+    format!("mode {mode}; calls fail instead of travelling unprotected")
 }

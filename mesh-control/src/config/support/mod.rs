@@ -222,7 +222,8 @@ fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, d: &mut Decoder
             };
             if let Some(instead) = what {
                 // Calls fail until it is built, rather than travel unprotected: more than a warning.
-                let severity = match path.ends_with("tls") && kind == ObjectKind::DestinationRule {
+                let is_of_tls = path.ends_with("tls") || path.ends_with("tls.credentialName");
+                let severity = match is_of_tls && kind == ObjectKind::DestinationRule {
                     true => Severity::Error,
                     false => Severity::Warning,
                 };

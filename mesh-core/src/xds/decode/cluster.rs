@@ -17,9 +17,13 @@ use super::notes::{Notes, ignored};
 use super::{balancer, route::cluster_name, tls};
 use crate::error::Invalid;
 use crate::id::{Address, ClusterName};
-use crate::model::{Cluster, ClusterKind, ClusterProtocol, Endpoints, PriorityPolicy};
+use crate::model::{Cluster, ClusterKind, ClusterProtocol, ClusterTls, Endpoints, PriorityPolicy};
 use crate::resources::{Resource, ResourceType};
 use crate::xds::names;
+
+/// Why a cluster is unusable: a connection here is for all requests of its cluster.
+const BY_REQUEST: &str = "auto_sni and auto_san_validation are not supported: set sni, or auto_host_sni with \
+                          auto_sni_san_validation, in the UpstreamTlsContext";
 
 /// How often names are looked up where the cluster does not say (Envoy's default).
 const DNS_REFRESH: Duration = Duration::from_secs(5);
@@ -120,7 +124,9 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
     if protocol_selection == pb::cluster::ClusterProtocolSelection::UseDownstreamProtocol as i32 {
         cluster.protocol = ClusterProtocol::AsCaller;
     }
-    protocol_extensions(notes, typed_extension_protocol_options, &mut cluster)?;
+    let asks_by_request = upstream_http_protocol_options.as_ref().is_some_and(names_by_request);
+    let asks_by_request =
+        protocol_extensions(notes, typed_extension_protocol_options, &mut cluster)? || asks_by_request;
     if let Some(timeout) = notes.optional("connect_timeout", connect_timeout, |_, value| positive(&value))? {
         cluster.connect_timeout = timeout;
     }
@@ -133,6 +139,9 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
         }
         matches => notes.field("transport_socket_matches", |notes| tls::of_endpoints(notes, matches))?,
     };
+    if asks_by_request && matches!(cluster.tls, ClusterTls::Files(_)) {
+        cluster.tls = ClusterTls::Unusable(BY_REQUEST.into());
+    }
     cluster.service = metadata.and_then(|metadata| istio_service(&metadata)).map(Arc::new);
     Ok(cluster)
 }
@@ -331,12 +340,14 @@ fn health_check(notes: &mut Notes<'_>, value: core::HealthCheck) -> Result<(), I
     Ok(())
 }
 
-/// `HttpProtocolOptions` of the upstream; the map's key is a name, the type decides.
+/// `HttpProtocolOptions` of the upstream; the map's key is a name, the type decides. Tells whether they want names of servers
+/// by request.
 fn protocol_extensions(
     notes: &mut Notes<'_>,
     extensions: HashMap<String, Any>,
     cluster: &mut Cluster,
-) -> Result<(), Invalid> {
+) -> Result<bool, Invalid> {
+    let mut asks_by_request = false;
     let mut extensions: Vec<_> = extensions.into_iter().collect();
     extensions.sort_by(|(a, _), (b, _)| a.cmp(b));
     for (name, any) in extensions {
@@ -345,10 +356,17 @@ fn protocol_extensions(
             continue;
         }
         notes.entry("typed_extension_protocol_options", &name, |notes| {
-            protocol_options(notes, unpack(&any)?, cluster)
+            let options: http::HttpProtocolOptions = unpack(&any)?;
+            asks_by_request |= options.upstream_http_protocol_options.as_ref().is_some_and(names_by_request);
+            protocol_options(notes, options, cluster)
         })?;
     }
-    Ok(())
+    Ok(asks_by_request)
+}
+
+/// Whether a server is to prove, or to be asked for, a name of each request's own.
+fn names_by_request(options: &core::UpstreamHttpProtocolOptions) -> bool {
+    options.auto_sni || options.auto_san_validation
 }
 
 fn protocol_options(

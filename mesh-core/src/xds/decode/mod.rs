@@ -30,6 +30,7 @@ mod route_match;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod tls_files;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

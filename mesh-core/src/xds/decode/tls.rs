@@ -1,5 +1,5 @@
 //! Transport sockets: TLS with a certificate of the mesh's own, as gRPC has it (gRFC A29): certificates never come over
-//! xDS, a resource names where they come from.
+//! xDS, a resource names where they come from. TLS by files, with anybody else, is in `tls_files.rs`.
 //!
 //! What asks for TLS in a way that cannot be provided is not refused but kept, unusable: a refused resource would leave its
 //! predecessor in use, in plaintext.
@@ -19,6 +19,7 @@ use envoy_types::pb::google::protobuf::value::Kind;
 
 use super::common::{holds, type_name, unpack};
 use super::notes::Notes;
+use super::tls_files;
 use crate::error::Invalid;
 use crate::identity::SpiffeId;
 use crate::model::{ClusterTls, ServerTls, UpstreamTls};
@@ -36,7 +37,7 @@ const PROVIDER: &str = "default";
 const MAX_SNI: usize = 255;
 
 /// Why TLS cannot be provided.
-type Unusable = String;
+pub(super) type Unusable = String;
 
 /// The one transport socket of a cluster.
 pub(super) fn of_cluster(notes: &mut Notes<'_>, socket: core::TransportSocket) -> Result<ClusterTls, Invalid> {
@@ -46,7 +47,17 @@ pub(super) fn of_cluster(notes: &mut Notes<'_>, socket: core::TransportSocket) -
     if !holds::<pb::UpstreamTlsContext>(any) {
         return Ok(unusable(&socket, &format!("{:?} is not supported", type_name(&any.type_url))));
     }
-    Ok(match notes.field("typed_config", |_| upstream(unpack(any)?))? {
+    let context: pb::UpstreamTlsContext = notes.field("typed_config", |_| unpack(any))?;
+    if tls_files::names_no_provider(&context) {
+        return notes.field("typed_config", |notes| {
+            check_sni(&context.sni)?;
+            Ok(match tls_files::upstream(notes, context) {
+                Ok(tls) => ClusterTls::Files(Arc::new(tls)),
+                Err(reason) => unusable(&socket, &reason),
+            })
+        });
+    }
+    Ok(match notes.field("typed_config", |_| upstream(context))? {
         Ok(tls) if tls.peers.is_empty() => unusable(&socket, "it does not say who the peer may be"),
         Ok(tls) => ClusterTls::Mutual(Arc::new(tls)),
         Err(reason) => unusable(&socket, &reason),
@@ -133,9 +144,7 @@ fn upstream(value: pb::UpstreamTlsContext) -> Result<Result<UpstreamTls, Unusabl
         max_session_keys: _,
         enforce_rsa_key_usage: _,
     } = value;
-    if sni.len() > MAX_SNI {
-        return Err(Invalid::new(format!("longer than {MAX_SNI} characters")).at("sni"));
-    }
+    check_sni(&sni)?;
     if auto_host_sni || auto_sni_san_validation {
         return Ok(Err("names of servers by host are not supported yet".to_owned()));
     }
@@ -143,6 +152,11 @@ fn upstream(value: pb::UpstreamTlsContext) -> Result<Result<UpstreamTls, Unusabl
         let peers: Result<Vec<SpiffeId>, Unusable> = names.into_iter().map(peer).collect();
         Ok(UpstreamTls { peers: peers?.into(), sni: (!sni.is_empty()).then(|| sni.into()) })
     }))
+}
+
+fn check_sni(sni: &str) -> Result<(), Invalid> {
+    let is_short = sni.len() <= MAX_SNI;
+    is_short.then_some(()).ok_or_else(|| Invalid::new(format!("longer than {MAX_SNI} characters")).at("sni"))
 }
 
 fn downstream(value: pb::DownstreamTlsContext) -> Result<Result<(), Unusable>, Invalid> {
@@ -194,7 +208,7 @@ fn common(value: pb::CommonTlsContext) -> Result<Vec<pb::SubjectAltNameMatcher>,
     let own = tls_certificate_provider_instance
         .map(|instance| instance.instance_name)
         .or(tls_certificate_certificate_provider_instance.map(|instance| instance.instance_name));
-    for (field, is_set) in [
+    unset(&[
         ("tls_params", tls_params.is_some()),
         ("tls_certificates", !tls_certificates.is_empty()),
         ("tls_certificate_sds_secret_configs", !tls_certificate_sds_secret_configs.is_empty()),
@@ -202,11 +216,7 @@ fn common(value: pb::CommonTlsContext) -> Result<Vec<pb::SubjectAltNameMatcher>,
         ("tls_certificate_certificate_provider", tls_certificate_certificate_provider.is_some()),
         ("custom_handshaker", custom_handshaker.is_some()),
         ("key_log", key_log.is_some()),
-    ] {
-        if is_set {
-            return Err(format!("{field} is not supported"));
-        }
-    }
+    ])?;
     expect_provider("its own certificate", own)?;
     let (context, authority) = validation(validation_context_type)?;
     #[expect(deprecated, reason = "older servers send it")]
@@ -229,7 +239,7 @@ fn common(value: pb::CommonTlsContext) -> Result<Vec<pb::SubjectAltNameMatcher>,
         // No names of authorities are sent to clients anyway.
         suppress_client_ca_list: _,
     } = context;
-    for (field, is_set) in [
+    unset(&[
         ("trusted_ca", trusted_ca.is_some()),
         ("system_root_certs", system_root_certs.is_some()),
         ("verify_certificate_spki", !verify_certificate_spki.is_empty()),
@@ -240,11 +250,7 @@ fn common(value: pb::CommonTlsContext) -> Result<Vec<pb::SubjectAltNameMatcher>,
         ("trust_chain_verification", trust_chain_verification != 0),
         ("custom_validator_config", custom_validator_config.is_some()),
         ("max_verify_depth", max_verify_depth.is_some()),
-    ] {
-        if is_set {
-            return Err(format!("{field} is not supported"));
-        }
-    }
+    ])?;
     let authority = ca_certificate_provider_instance.map(|instance| instance.instance_name).or(authority);
     expect_provider("those whom it trusts", authority)?;
     let uri = pb::subject_alt_name_matcher::SanType::Uri as i32;
@@ -255,6 +261,14 @@ fn common(value: pb::CommonTlsContext) -> Result<Vec<pb::SubjectAltNameMatcher>,
         ..Default::default()
     }));
     Ok(match_typed_subject_alt_names)
+}
+
+/// Holds that none of these fields is set.
+pub(super) fn unset(fields: &[(&str, bool)]) -> Result<(), Unusable> {
+    match fields.iter().find(|(_, is_set)| *is_set) {
+        Some((field, _)) => Err(format!("{field} is not supported")),
+        None => Ok(()),
+    }
 }
 
 /// How the peer is verified: the context, and the provider of the roots where the older fields name it.

@@ -207,7 +207,7 @@ async fn what_does_not_fit_is_refused_and_the_last_good_answer_stands() {
         (with(&|it| it.svids[0].x509_svid = cut(&it.svids[0].x509_svid)), "svids[0].x509_svid"),
         (with(&|it| it.svids[0].x509_svid.push(0)), "svids[0].x509_svid"),
         (with(&|it| it.svids[0].bundle.clear()), "svids[0].bundle: no certificate"),
-        (with(&|it| it.svids[0].bundle.clone_from(&foreign.root)), "no trusted authority of its trust domain"),
+        (with(&|it| it.svids[0].bundle.clone_from(&foreign.root)), "no trusted authority has signed it"),
         (with(&|it| it.svids[0].x509_svid_key = authority.svid(WEB).x509_svid_key), "do not fit"),
         (with(&|it| it.svids[0].x509_svid_key.clear()), "do not fit"),
         (with(&|it| it.crl.push(vec![1])), "crl: revocations are not supported"),

@@ -187,8 +187,8 @@ impl Origin {
                 let is_marked = matches!(known, Some(Some(known)) if known.mutual_tls);
                 if own.is_some() || !matches!(known, Some(None)) {
                     let security = Security::of(&leaf.cluster, is_marked)?;
-                    if security.is_mutual_tls() && !self.attempt.security.is_mutual_tls() {
-                        let what = format!("cluster {}: mutual TLS is required by now", leaf.cluster.name);
+                    if security.is_tls() && !self.attempt.security.is_tls() {
+                        let what = format!("cluster {}: TLS is required by now", leaf.cluster.name);
                         return Err(MeshError::new(ErrorKind::Security, what));
                     }
                 }

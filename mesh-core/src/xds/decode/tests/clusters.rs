@@ -32,7 +32,7 @@ fn eds() -> pb::Cluster {
     eds_cluster("c")
 }
 
-fn with(change: impl FnOnce(&mut pb::Cluster)) -> Cluster {
+pub(super) fn with(change: impl FnOnce(&mut pb::Cluster)) -> Cluster {
     let mut cluster = eds();
     change(&mut cluster);
     decoded(&cluster)
@@ -50,7 +50,7 @@ fn policies(configs: Vec<Any>) -> pb::LoadBalancingPolicy {
     pb::LoadBalancingPolicy { policies: configs.into_iter().map(policy).collect() }
 }
 
-fn tls(name: &str, config: Any) -> core::TransportSocket {
+pub(super) fn tls(name: &str, config: Any) -> core::TransportSocket {
     let config = core::transport_socket::ConfigType::TypedConfig(config);
     core::TransportSocket { name: name.into(), config_type: Some(config) }
 }

@@ -7,6 +7,7 @@ mod jwt;
 mod listeners;
 mod rbac;
 mod routes;
+mod tls_files;
 mod wild;
 
 use prost::Message;

@@ -1,0 +1,124 @@
+//! TLS with servers that need not be of the mesh: what is shown and who is trusted stands in files of the workload.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::StringTest;
+
+/// TLS with the endpoints of a cluster, by files that this process reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FileTls {
+    /// What is read.
+    pub files: TlsFiles,
+    /// The certificate has to have one of these names; where there are none, any will do that `proves_sni` lets pass.
+    pub names: Vec<NameTest>,
+    /// The certificate has to be that of the name that is asked for.
+    pub proves_sni: bool,
+    /// Whether only the server's own certificate has to be on no list of revoked ones.
+    pub only_leaf_may_be_revoked: bool,
+    /// The name that is asked for.
+    pub sni: Sni,
+    /// The versions that are spoken.
+    pub versions: TlsVersions,
+}
+
+impl FileTls {
+    /// With the server of this name, whose certificate has to be its own and of one of these authorities.
+    pub fn with(sni: Sni, roots: Roots) -> Self {
+        FileTls {
+            files: TlsFiles { roots, revoked: None, identity: None },
+            names: Vec::new(),
+            proves_sni: true,
+            only_leaf_may_be_revoked: false,
+            sni,
+            versions: TlsVersions::default(),
+        }
+    }
+}
+
+/// The files of a [`FileTls`], all of them PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct TlsFiles {
+    /// Who vouches for servers.
+    pub roots: Roots,
+    /// Lists of revoked certificates. With them, every authority of a chain needs one.
+    pub revoked: Option<PathBuf>,
+    /// What the client shows: its certificate with its chain, and the key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// Who vouches for servers. Exhaustive: one more is one more way to trust.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Roots {
+    /// Those whom the system trusts.
+    System,
+    /// The authorities in this file.
+    File(PathBuf),
+    /// Nobody has to: any certificate will do.
+    Nobody,
+}
+
+/// Which name is asked for (SNI).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sni {
+    /// None.
+    None,
+    /// This one.
+    Fixed(Arc<str>),
+    /// That of the endpoint, where it is known by a name.
+    OfEndpoint,
+}
+
+/// The versions of TLS that are spoken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsVersions {
+    /// 1.2 and 1.3.
+    #[default]
+    Both,
+    /// 1.2 only.
+    Tls12,
+    /// 1.3 only.
+    Tls13,
+}
+
+/// A test on one of the names in a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NameTest {
+    /// Which kind of name.
+    pub kind: NameKind,
+    /// What it has to be.
+    pub test: StringTest,
+}
+
+impl NameTest {
+    /// A name of this kind that is exactly this.
+    pub fn exact(kind: NameKind, name: impl Into<String>) -> Self {
+        NameTest { kind, test: StringTest::Exact { value: name.into(), ignore_case: false } }
+    }
+
+    /// A test on the names of one kind.
+    pub fn new(kind: NameKind, test: StringTest) -> Self {
+        NameTest { kind, test }
+    }
+}
+
+/// The kinds of names in a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameKind {
+    /// A host.
+    Dns,
+    /// A URI.
+    Uri,
+    /// An address of mail.
+    Email,
+    /// An IP address.
+    Ip,
+}
+
+impl NameKind {
+    /// All kinds.
+    pub const ALL: [NameKind; 4] = [NameKind::Dns, NameKind::Uri, NameKind::Email, NameKind::Ip];
+}

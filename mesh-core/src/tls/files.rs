@@ -1,0 +1,260 @@
+//! TLS files: the one reader of them, for servers outside of the mesh and for the control plane.
+//!
+//! Whoever replaces files need not tell anybody. They are read anew for each connection; if they cannot be used, perhaps
+//! because only one of two was replaced yet, what they said before is.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::digest::{Context, Digest, SHA256};
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor};
+use tokio_rustls::rustls::sign::CertifiedKey;
+use webpki::anchor_from_trusted_cert;
+
+use super::credentials::PROVIDER;
+use super::revoked::Revoked;
+use crate::error::Invalid;
+use crate::model::{Roots, TlsFiles};
+
+/// Where systems keep the authorities that they trust.
+const SYSTEM_ROOTS: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// The largest file that is read. Lists of revoked certificates may be long.
+const MOST_BYTES: u64 = 16 << 20;
+
+/// Of how many sets of files is remembered what they said. The one that nobody has read for the longest time makes room.
+const MOST: usize = 1000;
+
+/// What files say. Immutable: what is read later is another one.
+pub struct FileTrust {
+    /// Who vouches for servers; `None` = nobody has to.
+    pub(super) anchors: Option<Vec<TrustAnchor<'static>>>,
+    pub(super) revoked: Revoked,
+    /// What the client shows.
+    pub(super) key: Option<Arc<CertifiedKey>>,
+    digest: Digest,
+}
+
+impl FileTrust {
+    /// Whether both have been read from the same bytes.
+    pub(super) fn is_same(&self, other: &FileTrust) -> bool {
+        self.digest.as_ref() == other.digest.as_ref()
+    }
+
+    /// Reads the files. They are small, but this blocks.
+    ///
+    /// # Errors
+    /// Which file cannot be used, and why.
+    pub fn read(files: &TlsFiles, now: SystemTime) -> Result<Self, Invalid> {
+        Self::parse(Texts::read(files)?, now)
+    }
+
+    fn parse(texts: Texts<'_>, now: SystemTime) -> Result<Self, Invalid> {
+        let digest = texts.digest();
+        let key = texts.identity.map(identity).transpose()?;
+        let anchors = texts.roots.map(|(path, pem)| anchors(path, &pem)).transpose()?;
+        let revoked = match texts.revoked {
+            None => Revoked::default(),
+            Some((path, pem)) => revoked(&pem, now).map_err(|invalid| within(path, &invalid))?,
+        };
+        Ok(FileTrust { anchors, revoked, key, digest })
+    }
+}
+
+/// Without a byte of the key.
+impl fmt::Debug for FileTrust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.anchors.as_ref().map(Vec::len);
+        f.debug_struct("FileTrust")
+            .field("anchors", &count)
+            .field("has_key", &self.key.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What was last read well of each set of files.
+#[derive(Default)]
+pub struct FileReader {
+    last: Mutex<HashMap<TlsFiles, Last>>,
+}
+
+struct Last {
+    read: SystemTime,
+    trust: Arc<FileTrust>,
+    /// Why what came later cannot be used. Told once: the files are read for every connection.
+    complaint: Option<Invalid>,
+}
+
+impl FileReader {
+    /// What the files say now, or said last if they cannot be used. Blocks, for it reads them.
+    ///
+    /// # Errors
+    /// Where they never could be used: which of them cannot, and why.
+    pub fn read(&self, files: &TlsFiles, now: SystemTime) -> Result<Arc<FileTrust>, Invalid> {
+        let texts = Texts::read(files);
+        let before = {
+            let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            last.get_mut(files).map(|last| {
+                last.read = now;
+                Arc::clone(&last.trust)
+            })
+        };
+        let read =
+            texts.and_then(|texts| match before.filter(|before| before.digest.as_ref() == texts.digest().as_ref()) {
+                // Nothing to parse.
+                Some(before) => Ok(before),
+                None => FileTrust::parse(texts, now).map(Arc::new),
+            });
+        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match (read, last.get_mut(files)) {
+            (Ok(trust), Some(present)) => {
+                (present.trust, present.complaint) = (Arc::clone(&trust), None);
+                Ok(trust)
+            }
+            (Ok(trust), None) => {
+                if last.len() >= MOST
+                    && let Some(oldest) = last.iter().min_by_key(|(_, last)| last.read).map(|(files, _)| files.clone())
+                {
+                    last.remove(&oldest);
+                }
+                if files.roots == Roots::Nobody {
+                    tracing::warn!("servers are called whose certificates nobody verifies (insecureSkipVerify)");
+                }
+                last.insert(files.clone(), Last { read: now, trust: Arc::clone(&trust), complaint: None });
+                Ok(trust)
+            }
+            (Err(invalid), Some(present)) => {
+                if present.complaint.as_ref() != Some(&invalid) {
+                    tracing::warn!("TLS files cannot be used, what they said before is: {invalid}");
+                    present.complaint = Some(invalid);
+                }
+                Ok(Arc::clone(&present.trust))
+            }
+            (Err(invalid), None) => Err(invalid),
+        }
+    }
+
+    /// The same; who has looked within this time need not look again.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn recent(&self, files: &TlsFiles, age: Duration, now: SystemTime) -> Result<Arc<FileTrust>, Invalid> {
+        let last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let is_recent = |last: &&Last| now.duration_since(last.read).is_ok_and(|since| since < age);
+        if let Some(last) = last.get(files).filter(is_recent) {
+            return Ok(Arc::clone(&last.trust));
+        }
+        drop(last);
+        self.read(files, now)
+    }
+}
+
+impl fmt::Debug for FileReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FileReader")
+    }
+}
+
+type Text<'f> = (&'f Path, Vec<u8>);
+
+/// The bytes of all files, read at one time.
+struct Texts<'f> {
+    roots: Option<Text<'f>>,
+    revoked: Option<Text<'f>>,
+    identity: Option<(Text<'f>, Text<'f>)>,
+}
+
+impl<'f> Texts<'f> {
+    fn read(files: &'f TlsFiles) -> Result<Self, Invalid> {
+        let text = |path: &'f Path| Ok((path, bytes(path)?));
+        let system = || {
+            let found = SYSTEM_ROOTS.iter().map(Path::new).find(|path| path.is_file());
+            found.ok_or_else(|| Invalid::new("this system has no file of authorities: name one"))
+        };
+        Ok(Texts {
+            roots: match &files.roots {
+                Roots::System => Some(text(system()?)?),
+                Roots::File(path) => Some(text(path)?),
+                Roots::Nobody => None,
+            },
+            revoked: files.revoked.as_deref().map(text).transpose()?,
+            identity: match &files.identity {
+                Some((certificate, key)) => Some((text(certificate)?, text(key)?)),
+                None => None,
+            },
+        })
+    }
+
+    fn digest(&self) -> Digest {
+        let mut context = Context::new(&SHA256);
+        let identity = self.identity.as_ref();
+        let all = [self.roots.as_ref(), self.revoked.as_ref(), identity.map(|it| &it.0), identity.map(|it| &it.1)];
+        for text in all.into_iter().flatten().map(|(_, text)| text) {
+            context.update(&(text.len() as u64).to_le_bytes());
+            context.update(text);
+        }
+        context.finish()
+    }
+}
+
+fn identity(((certificate, chain), (key, private)): (Text<'_>, Text<'_>)) -> Result<Arc<CertifiedKey>, Invalid> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&chain).collect();
+    let chain = chain.map_err(|error| within(certificate, &format_args!("not a certificate: {error}")))?;
+    if chain.is_empty() {
+        return Err(within(certificate, &"no certificate"));
+    }
+    let private = PrivateKeyDer::from_pem_slice(&private).map_err(|_| within(key, &"no private key"))?;
+    let pair = CertifiedKey::from_der(chain, private, &PROVIDER);
+    pair.map(Arc::new).map_err(|error| {
+        let (certificate, key) = (certificate.display(), key.display());
+        Invalid::new(format!("{certificate} and {key} do not fit: {error}"))
+    })
+}
+
+/// The authorities in a file. Those that no verifier knows what to make of are passed over: bundles have some.
+fn anchors(path: &Path, pem: &[u8]) -> Result<Vec<TrustAnchor<'static>>, Invalid> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let certificates = certificates.map_err(|error| within(path, &format_args!("not a certificate: {error}")))?;
+    let anchors = certificates.iter().filter_map(|one| anchor_from_trusted_cert(one).ok());
+    let anchors: Vec<_> = anchors.map(|anchor| anchor.to_owned()).collect();
+    if anchors.is_empty() { Err(within(path, &"no certificate of an authority")) } else { Ok(anchors) }
+}
+
+fn revoked(pem: &[u8], now: SystemTime) -> Result<Revoked, Invalid> {
+    let revoked = Revoked::from_pem(pem)?;
+    revoked.check(now)?;
+    if revoked.is_empty() { Err(Invalid::new("no list of revoked certificates")) } else { Ok(revoked) }
+}
+
+fn within(path: &Path, reason: &dyn fmt::Display) -> Invalid {
+    Invalid::new(format!("{}: {reason}", path.display()))
+}
+
+/// The bytes of a file. Whoever writes a configuration names it, so it has to be one, and of a size that such files have.
+///
+/// # Errors
+/// Why it cannot be read.
+pub(crate) fn bytes(path: &Path) -> Result<Vec<u8>, Invalid> {
+    let failed = |error: std::io::Error| Invalid::new(format!("cannot read {}: {error}", path.display()));
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(within(path, &"not a file"));
+    }
+    let mut bytes = Vec::new();
+    fs::File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes)).map_err(failed)?;
+    match bytes.len() as u64 > MOST_BYTES {
+        true => Err(within(path, &format_args!("larger than {MOST_BYTES} bytes"))),
+        false => Ok(bytes),
+    }
+}
