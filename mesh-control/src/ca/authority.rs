@@ -12,7 +12,7 @@ use rcgen::{
 };
 use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
-use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
+use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
@@ -33,10 +33,12 @@ const LAST: u64 = 253_402_300_799;
 /// What certificates are signed with, checked as a whole.
 pub(crate) struct Authority {
     domain: TrustDomain,
-    issuer: Issuer<'static, Key>,
+    issuer: Arc<Issuer<'static, Key>>,
     /// What stands between a leaf and the roots, the signer first.
     chain: Vec<CertificateDer<'static>>,
     roots: Vec<CertificateDer<'static>>,
+    /// Its lists of revoked certificates, and those of the authorities above it.
+    revoked: Vec<CertificateRevocationListDer<'static>>,
     verifier: Arc<dyn ClientCertVerifier>,
     begins: u64,
     ends: u64,
@@ -47,7 +49,7 @@ pub(crate) struct Authority {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Issued {
-    /// In PEM: the leaf first, the roots last, together in one text.
+    /// In PEM: the leaf first, the roots last, together in one text with the lists of revoked certificates.
     pub chain: Vec<String>,
     /// The leaf's serial number, in hexadecimal digits.
     pub serial: String,
@@ -137,9 +139,10 @@ impl Authority {
         let issuer = Issuer::from_ca_cert_der(&signer, key).context("the authority's certificate cannot be used")?;
         let mut authority = Authority {
             domain,
-            issuer,
+            issuer: Arc::new(issuer),
             chain,
-            verifier: verifier(&roots)?,
+            verifier: verifier(&roots, &[])?,
+            revoked: Vec::new(),
             roots,
             begins: seconds,
             ends: LAST,
@@ -149,29 +152,61 @@ impl Authority {
         Ok(authority)
     }
 
+    /// The same authority with these lists of revoked certificates.
+    ///
+    /// # Errors
+    /// Where with them none of its certificates would be accepted: each authority of its chain needs a list.
+    pub(super) fn revoking(
+        &self,
+        revoked: Vec<CertificateRevocationListDer<'static>>,
+        now: SystemTime,
+    ) -> anyhow::Result<Authority> {
+        let mut next = Authority {
+            domain: self.domain.clone(),
+            issuer: self.issuer.clone(),
+            chain: self.chain.clone(),
+            roots: self.roots.clone(),
+            verifier: verifier(&self.roots, &revoked)?,
+            revoked,
+            ..*self
+        };
+        next.root_ends = next.probe(now)?;
+        Ok(next)
+    }
+
+    /// Its lists of revoked certificates.
+    pub(crate) fn revoked(&self) -> &[CertificateRevocationListDer<'static>] {
+        &self.revoked
+    }
+
     /// Holds a certificate against the roots, and takes from them how long the authority lasts.
     fn check(&mut self, signer: &CertificateDer<'static>, now: SystemTime) -> anyhow::Result<()> {
+        let ends = self.probe(now)?;
+        self.begins = validity(signer)?.0;
+        self.root_ends = ends;
+        let all = self.chain.iter().map(|certificate| validity(certificate).map(|(_, ends)| ends));
+        self.ends = all.collect::<anyhow::Result<Vec<_>>>()?.into_iter().fold(ends, u64::min);
+        Ok(())
+    }
+
+    /// When the last root ends that a certificate of this authority leads to.
+    fn probe(&self, now: SystemTime) -> anyhow::Result<u64> {
         let probe: SpiffeId = format!("spiffe://{}/probe", self.domain).parse()?;
         let serial = Serial::random()?;
         let leaf = self.leaf(self.issuer.key(), &probe, serial, since_epoch(now), DEFAULT_TTL)?;
         let mut ends = None;
         let mut fault = None;
         for root in &self.roots {
-            let verifier = verifier(std::slice::from_ref(root))?;
+            let verifier = verifier(std::slice::from_ref(root), &self.revoked)?;
             match verifier.verify_client_cert(leaf.der(), &self.chain, unix_time(now)) {
                 Ok(_) => ends = ends.max(Some(validity(root)?.1)),
                 Err(error) => fault = Some(error),
             }
         }
-        let Some(ends) = ends else {
+        ends.ok_or_else(|| {
             let why = fault.map(|error| error.to_string()).unwrap_or_default();
-            bail!("a certificate of this authority does not lead to a root ({why}); is the chain complete?");
-        };
-        self.begins = validity(signer)?.0;
-        self.root_ends = ends;
-        let all = self.chain.iter().map(|certificate| validity(certificate).map(|(_, ends)| ends));
-        self.ends = all.collect::<anyhow::Result<Vec<_>>>()?.into_iter().fold(ends, u64::min);
-        Ok(())
+            anyhow!("a certificate of this authority does not lead to a root ({why}); is the chain complete?")
+        })
     }
 
     /// The trust domain that it is the authority of.
@@ -182,6 +217,12 @@ impl Authority {
     /// The roots, in PEM.
     pub(crate) fn roots_pem(&self) -> String {
         self.roots.iter().map(|root| pem(root)).collect()
+    }
+
+    /// The roots and the lists of revoked certificates, in PEM: what workloads are given.
+    pub(crate) fn bundle_pem(&self) -> String {
+        let lists = self.revoked.iter().map(|list| block("X509 CRL", list));
+        std::iter::once(self.roots_pem()).chain(lists).collect()
     }
 
     /// Whether it signs with an intermediate of this root.
@@ -239,7 +280,7 @@ impl Authority {
         let ttl = ttl.min(left);
         let leaf = self.leaf(key, identity, serial, seconds, ttl).map_err(Refused::Authority)?;
         let chain = std::iter::once(leaf.pem()).chain(self.chain.iter().map(|certificate| pem(certificate)));
-        let chain = chain.chain([self.roots_pem()]).collect();
+        let chain = chain.chain([self.bundle_pem()]).collect();
         Ok(Issued { chain, serial: serial.0.iter().map(|byte| format!("{byte:02x}")).collect(), ttl })
     }
 
@@ -366,20 +407,29 @@ fn unix_time(now: SystemTime) -> UnixTime {
     UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
+/// Whose certificates are taken that lead to these roots: nobody's who is revoked. With lists, each authority of a chain needs one.
 /// The provider is a value: a process-wide default belongs to the application.
-fn verifier(roots: &[CertificateDer<'static>]) -> anyhow::Result<Arc<dyn ClientCertVerifier>> {
+pub(crate) fn verifier(
+    roots: &[CertificateDer<'static>],
+    revoked: &[CertificateRevocationListDer<'static>],
+) -> anyhow::Result<Arc<dyn ClientCertVerifier>> {
     let mut store = RootCertStore::empty();
     for root in roots {
         store.add(root.clone())?;
     }
     let provider = Arc::new(aws_lc_rs::default_provider());
-    Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider).build()?)
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider);
+    Ok(verifier.with_crls(revoked.iter().cloned()).build()?)
 }
 
 /// A certificate in PEM.
 pub(super) fn pem(certificate: &[u8]) -> String {
+    block("CERTIFICATE", certificate)
+}
+
+fn block(label: &str, der: &[u8]) -> String {
     let config = ::pem::EncodeConfig::new().set_line_ending(::pem::LineEnding::LF);
-    ::pem::encode_config(&::pem::Pem::new("CERTIFICATE", certificate), config)
+    ::pem::encode_config(&::pem::Pem::new(label, der), config)
 }
 
 #[cfg(test)]

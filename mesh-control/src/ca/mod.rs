@@ -26,12 +26,14 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use mesh_core::identity::{SpiffeId, TrustDomain};
-use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use zeroize::Zeroizing;
 
+pub(crate) use authority::verifier;
 use authority::{Authority, Serial, since_epoch};
 pub use authority::{DEFAULT_TTL, Issued, MAX_TTL, Refused};
 use key::Key;
+use plugged::Plugged;
 use rotation::SelfSigned;
 pub(crate) use tokens::Pending;
 pub use tokens::{MAX_TOKEN_TTL, TOKEN_TTL, Tokens};
@@ -58,6 +60,8 @@ pub struct CertificateAuthority {
     current: ArcSwap<Authority>,
     /// Where its intermediates come from; none where somebody else makes them.
     source: Option<Mutex<SelfSigned>>,
+    /// Where that somebody says whose certificates are revoked.
+    plugged: Option<Mutex<Plugged>>,
     /// When to see whether they are still what there should be, in seconds since 1970.
     look: AtomicU64,
 }
@@ -101,18 +105,20 @@ impl CertificateAuthority {
     }
 
     /// The authority of somebody else whose intermediate is in a directory, in Istio's layout: `ca-cert.pem`,
-    /// `ca-key.pem`, `cert-chain.pem`, `root-cert.pem`.
+    /// `ca-key.pem`, `cert-chain.pem`, `root-cert.pem`, and with `ca-crl.pem` lists of revoked certificates.
     ///
     /// # Errors
     /// Where others can get at the key, or certificates of this authority would not be accepted by those who trust the
     /// root.
     pub fn plugged_in(dir: &Path, domain: TrustDomain, now: SystemTime) -> anyhow::Result<CertificateAuthority> {
-        Ok(CertificateAuthority::new(plugged::load(dir, &domain, now)?, None, now))
+        let (authority, plugged) = Plugged::open(dir, &domain, now)?;
+        let plugged = Some(Mutex::new(plugged));
+        Ok(CertificateAuthority { plugged, ..CertificateAuthority::new(authority, None, now) })
     }
 
     fn new(authority: Authority, source: Option<SelfSigned>, now: SystemTime) -> CertificateAuthority {
         let (current, source) = (ArcSwap::from_pointee(authority), source.map(Mutex::new));
-        CertificateAuthority { current, source, look: AtomicU64::new(next_look(now)) }
+        CertificateAuthority { current, source, plugged: None, look: AtomicU64::new(next_look(now)) }
     }
 
     /// Begins to replace the root of a self-signed authority. Both roots are handed out from now on; after eight days the new
@@ -144,13 +150,35 @@ impl CertificateAuthority {
         self.current.load().ends()
     }
 
-    /// A short name of them.
+    /// A short name of them, and of the lists of revoked certificates.
     pub(crate) fn roots_name(&self) -> String {
-        mesh_core::tls::roots_fingerprint(self.roots_pem().as_bytes())
+        mesh_core::tls::roots_fingerprint(self.current.load().bundle_pem().as_bytes())
     }
 
     pub(crate) fn roots(&self) -> Vec<CertificateDer<'static>> {
         self.current.load().roots().to_vec()
+    }
+
+    pub(crate) fn revoked(&self) -> Vec<CertificateRevocationListDer<'static>> {
+        self.current.load().revoked().to_vec()
+    }
+
+    /// Looks whether others are revoked by now, and tells whether that is so. What cannot be used leaves the last good lists in
+    /// force. Blocks, for it reads a file.
+    pub(crate) fn look_for_revoked(&self, now: SystemTime) -> bool {
+        let Some(plugged) = &self.plugged else { return false };
+        match lock(plugged).look(&self.current.load(), now) {
+            Ok(None) => false,
+            Ok(Some(next)) => {
+                self.current.store(Arc::new(next));
+                tracing::info!("the lists of revoked certificates were replaced");
+                true
+            }
+            Err(why) => {
+                tracing::error!("revoked certificates are those of before: {why:#}");
+                false
+            }
+        }
     }
 
     /// Signs a request (PKCS#10 in PEM) for somebody whose identity was proven, for so many seconds; zero is the default

@@ -1,13 +1,16 @@
-//! An authority that somebody else runs: an intermediate of theirs, in files as Istio names them (`cacerts`).
+//! An authority that somebody else runs: an intermediate of theirs, in files as Istio names them (`cacerts`). Of these, the lists
+//! of revoked certificates are followed while the server runs.
 
 use std::fs;
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use mesh_core::identity::TrustDomain;
-use tokio_rustls::rustls::pki_types::CertificateDer;
+use mesh_core::tls::Revoked;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 
 use super::authority::Authority;
 use super::files;
@@ -17,9 +20,48 @@ const CERTIFICATE: &str = "ca-cert.pem";
 const KEY: &str = "ca-key.pem";
 const CHAIN: &str = "cert-chain.pem";
 const ROOT: &str = "root-cert.pem";
+const REVOKED: &str = "ca-crl.pem";
 
-/// Reads `ca-cert.pem`, `ca-key.pem`, `cert-chain.pem` and `root-cert.pem` of a directory.
-pub(crate) fn load(dir: &Path, domain: &TrustDomain, now: SystemTime) -> anyhow::Result<Authority> {
+/// The directory, and what was last found in its lists of revoked certificates.
+pub(super) struct Plugged {
+    path: PathBuf,
+    seen: Option<Vec<u8>>,
+}
+
+impl Plugged {
+    /// Reads `ca-cert.pem`, `ca-key.pem`, `cert-chain.pem`, `root-cert.pem`, and `ca-crl.pem` where there is one, of a directory.
+    pub(super) fn open(dir: &Path, domain: &TrustDomain, now: SystemTime) -> anyhow::Result<(Authority, Plugged)> {
+        let authority = load(dir, domain, now)?;
+        let mut plugged = Plugged { path: dir.join(REVOKED), seen: None };
+        let revoking = plugged.look(&authority, now)?;
+        Ok((revoking.unwrap_or(authority), plugged))
+    }
+
+    /// The authority with the lists that are there by now; `None` where they are as they were.
+    ///
+    /// # Errors
+    /// What is wrong with the file, once.
+    pub(super) fn look(&mut self, present: &Authority, now: SystemTime) -> anyhow::Result<Option<Authority>> {
+        let found = match fs::read(&self.path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            found => Some(found.with_context(|| format!("cannot read {}", self.path.display()))?),
+        };
+        if found == self.seen {
+            return Ok(None);
+        }
+        self.seen.clone_from(&found);
+        let context = || format!("{} cannot be used", self.path.display());
+        let text = found.context("it is gone").with_context(context)?;
+        let revoked = Revoked::from_pem(&text).and_then(|revoked| revoked.check(now).map(|()| revoked));
+        revoked.map_err(|invalid| anyhow!("{invalid}")).with_context(context)?;
+        let lists = CertificateRevocationListDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
+        let lists = lists.with_context(context)?;
+        ensure!(!lists.is_empty(), "{}: there is no list of revoked certificates in it", self.path.display());
+        present.revoking(lists, now).map(Some).with_context(context)
+    }
+}
+
+fn load(dir: &Path, domain: &TrustDomain, now: SystemTime) -> anyhow::Result<Authority> {
     let context = || format!("the authority in {} cannot be used", dir.display());
     let path = dir.join(KEY);
     let key = files::read(&path)?.with_context(|| format!("there is no {}", path.display())).with_context(context)?;

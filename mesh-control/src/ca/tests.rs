@@ -7,6 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    SerialNumber,
 };
 
 use tokio_rustls::rustls::RootCertStore;
@@ -332,6 +333,90 @@ fn a_plugged_in_authority_signs_whatever_form_its_chain_has() {
     plug(dir.path(), &own.pem, &own.key, &above.pem, &format!("{}{}", root.pem, next.pem));
     let (_, issued) = plugged(dir.path()).expect("usable").issue_with_key(&web(), 0, at(NOW)).expect("issued");
     assert_eq!(issued.chain.last().map(|last| last.matches("BEGIN CERTIFICATE").count()), Some(2));
+}
+
+impl Ca {
+    /// Its list of revoked certificates, in PEM.
+    fn list(&self, serials: &[u64], ends: u64) -> String {
+        let serials: Vec<_> = serials.iter().map(|serial| SerialNumber::from(*serial)).collect();
+        self.list_of(&serials, ends)
+    }
+
+    fn list_of(&self, serials: &[SerialNumber], ends: u64) -> String {
+        let time = |seconds: u64| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+        let one = |serial: &SerialNumber| rcgen::RevokedCertParams {
+            serial_number: serial.clone(),
+            revocation_time: time(NOW),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = rcgen::CertificateRevocationListParams {
+            this_update: time(NOW - 7200),
+            next_update: time(ends),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(one).collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        let issuer = Issuer::from_params(&self.params, &self.key);
+        params.signed_by(&issuer).expect("signed").pem().expect("PEM")
+    }
+}
+
+#[test]
+fn m18_a_plugged_in_authority_hands_out_its_lists_of_revoked_certificates_and_follows_them() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = self_signed(ca_params("root"));
+    let mut params = ca_params("own");
+    params.serial_number = Some(SerialNumber::from(5));
+    let own = root.sign(params);
+    plug(dir.path(), &own.pem, &own.key, "", &root.pem);
+    let put = |lists: &[String]| fs::write(dir.path().join("ca-crl.pem"), lists.concat()).expect("written");
+    let refused = |lists: &[String]| {
+        put(lists);
+        format!("{:#}", plugged(dir.path()).expect_err("unusable"))
+    };
+    let hour = NOW + 3600;
+    // What would let nobody in, and what cannot be used, is told at the start.
+    for (lists, why) in [
+        (vec![root.list(&[], hour)], "UnknownRevocationStatus"),
+        (vec![root.list(&[5], hour), own.list(&[], hour)], "Revoked"),
+        (vec![root.list(&[], hour), own.list(&[], NOW - 1)], "has expired"),
+        (vec!["-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n".to_owned()], "cannot be used"),
+        (Vec::new(), "no list of revoked certificates"),
+    ] {
+        let said = refused(&lists);
+        assert!(said.contains("ca-crl.pem") && said.contains(why), "{why}: {said}");
+    }
+    let lists = [root.list(&[], hour), own.list(&[], hour)];
+    put(&lists);
+    let authority = plugged(dir.path()).expect("usable");
+    let (_, issued) = authority.issue_with_key(&web(), 0, at(NOW)).expect("issued");
+    let bundle = issued.chain.last().expect("the roots");
+    assert_eq!((bundle.matches("BEGIN CERTIFICATE").count(), bundle.matches("BEGIN X509 CRL").count()), (1, 2));
+    let (chain, name) = (ders(&issued.chain[..2].concat()), authority.roots_name());
+    authority.verify(&chain, at(NOW)).expect("it is not revoked");
+    assert!(!authority.look_for_revoked(at(NOW)), "it is as it was");
+    let mut serial = [0; 16];
+    serial.iter_mut().enumerate().for_each(|(at, byte)| {
+        *byte = u8::from_str_radix(&issued.serial[2 * at..2 * at + 2], 16).expect("hexadecimal");
+    });
+    put(&[root.list(&[], hour), own.list_of(&[SerialNumber::from_slice(&serial)], hour)]);
+    assert!(authority.look_for_revoked(at(NOW)));
+    assert_ne!(authority.roots_name(), name, "workloads learn of it");
+    authority.verify(&chain, at(NOW)).expect_err("it is revoked");
+    // What cannot be used leaves it so.
+    for bad in [vec![own.list(&[], NOW - 1)], vec!["nothing".to_owned()], vec![root.list(&[], hour)]] {
+        put(&bad);
+        assert!(!authority.look_for_revoked(at(NOW)));
+        authority.verify(&chain, at(NOW)).expect_err("it is revoked");
+    }
+    fs::remove_file(dir.path().join("ca-crl.pem")).expect("removed");
+    assert!(!authority.look_for_revoked(at(NOW)));
+    authority.verify(&chain, at(NOW)).expect_err("it is revoked");
+    put(&lists);
+    assert!(authority.look_for_revoked(at(NOW)));
+    authority.verify(&chain, at(NOW)).expect("it is not revoked any more");
 }
 
 #[test]

@@ -273,3 +273,36 @@ async fn who_was_called_is_proven_by_the_certificate_of_its_stream() {
     let yaml = text(&suggest().stdout);
     assert!(yaml.contains("cluster.local/ns/shop/sa/client") && !yaml.contains("not known by a certificate"), "{yaml}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m18_a_workload_that_is_revoked_is_cut_off_while_everybody_else_goes_on() {
+    let (config, state, ca) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let root = Authority::signing();
+    let signer = root.intermediate();
+    plug_in(ca.path(), &signer, &[&root]);
+    let list = ca.path().join("ca-crl.pem");
+    let revoke = |serials: &[rcgen::SerialNumber]| {
+        let new = list.with_extension("new");
+        std::fs::write(&new, root.revoked(&[]) + &signer.revoked(serials)).unwrap();
+        std::fs::rename(&new, &list).unwrap();
+    };
+    revoke(&[]);
+    std::fs::write(config.path().join("shop.yaml"), SHOP).unwrap();
+    let (state_dir, ca_dir) = (state.path().to_str().unwrap(), ca.path().to_str().unwrap());
+    let control = Logged::start(config.path(), &["--state-dir", state_dir, "--ca-dir", ca_dir, "--settle", "0"]);
+    let [web, caller, other] =
+        ["web", "caller", "other"].map(|account| mesh(bootstrap(state.path(), control.xds, account)));
+    serve(&web).await;
+    assert_eq!(get(&caller).await.as_deref(), Ok(CALLER));
+    assert_eq!(get(&other).await.as_deref(), Ok("spiffe://cluster.local/ns/shop/sa/other"));
+    let load = Load::start(&other, "spiffe://cluster.local/ns/shop/sa/other");
+    let serial = serial(&caller).replace(':', "");
+    let serial: Vec<u8> =
+        (0..serial.len() / 2).map(|at| u8::from_str_radix(&serial[2 * at..2 * at + 2], 16).unwrap()).collect();
+    revoke(&[rcgen::SerialNumber::from_slice(&serial)]);
+    let cut_off = async { while get(&caller).await.is_ok() {} };
+    tokio::time::timeout(PATIENCE, cut_off).await.expect("it is cut off");
+    load.end();
+    assert!(control.log().contains("the lists of revoked certificates were replaced"));
+}

@@ -12,7 +12,7 @@ use mesh_control::catalog::Kind;
 use mesh_control::serve::TlsFiles;
 use mesh_core::calls::{Call, CallKey, Counted, Report};
 use mesh_core::xds::access_log;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType, SerialNumber};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -41,10 +41,31 @@ impl Authority {
         Authority(CertifiedIssuer::signed_by(Authority::params(), KeyPair::generate().unwrap(), &self.0).unwrap())
     }
 
+    /// Its list of revoked certificates, for an hour.
+    pub(crate) fn revoked(&self, serials: &[SerialNumber]) -> String {
+        let since_epoch = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+        let now = rcgen::date_time_ymd(1970, 1, 1) + since_epoch;
+        let one = |serial: &SerialNumber| rcgen::RevokedCertParams {
+            serial_number: serial.clone(),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = rcgen::CertificateRevocationListParams {
+            this_update: now,
+            next_update: now + std::time::Duration::from_secs(3600),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(one).collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.0).unwrap().pem().unwrap()
+    }
+
     fn params() -> CertificateParams {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
         // Verifiers find an issuer by its name.
         params.distinguished_name.push(rcgen::DnType::CommonName, format!("authority {:x}", fastrand::u64(..)));
         params

@@ -187,7 +187,11 @@ async fn converse<M: Method>(
     let anonymous = Node::default();
     let node = M::node(&request).unwrap_or(&anonymous);
     let catalog = state.feed.latest();
-    let client = identify(node, &peer).and_then(|client| served(client, node, &*catalog));
+    let client = identify(node, &peer).and_then(|client| match still_holds(&state, &peer) {
+        Ok(()) => Ok(client),
+        Err(status) => Err((Reason::Identity, status)),
+    });
+    let client = client.and_then(|client| served(client, node, &*catalog));
     let client = match client {
         Ok(client) => client,
         Err((reason, status)) => {
@@ -255,6 +259,14 @@ pub(super) fn identify(node: &Node, peer: &Peer) -> Result<Client, (Reason, Stat
     Ok(client)
 }
 
+/// Whether the certificate of a client is still one of the server's authority: it may have been revoked since the connection
+/// was made.
+fn still_holds(state: &ServerState, peer: &Peer) -> Result<(), Status> {
+    let (Some(desk), Some(chain)) = (&state.desk, &peer.chain) else { return Ok(()) };
+    let verified = desk.authority().verify(chain, SystemTime::now());
+    verified.map_err(|why| Status::unauthenticated(format!("the client certificate is not good any more: {why:#}")))
+}
+
 /// A client of a class for which there is nothing is told so: an empty list would pass for all that there is.
 fn served(client: Client, node: &Node, catalog: &dyn Catalog) -> Result<Client, (Reason, Status)> {
     if catalog.serves(client.class) {
@@ -297,6 +309,7 @@ impl Drop for Stay<'_> {
 enum End {
     ClientLeft,
     Age,
+    Revoked,
     Stop,
 }
 
@@ -310,6 +323,7 @@ async fn exchange<M: Method>(
     let state = stay.state;
     let mut pulse = state.feed.pulse();
     pulse.mark_changed();
+    let mut revoked = state.revoked.subscribe();
     let age = state.max_stream_age.map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()));
     // A client is who its certificate says for as long as that holds: it comes back with the next one.
     let left = stay.expires.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
@@ -358,6 +372,7 @@ async fn exchange<M: Method>(
                 return Err(Status::permission_denied(why));
             }
             () = &mut old, if age.is_some() => return Ok(End::Age),
+            Ok(()) = revoked.changed() => return Ok(End::Revoked),
             _ = stop.wait_for(|stop| *stop) => return Ok(End::Stop),
         }
     }

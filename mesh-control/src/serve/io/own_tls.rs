@@ -8,7 +8,7 @@ use anyhow::Context;
 use mesh_core::identity::SpiffeId;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
 use crate::ca::CertificateAuthority;
 use crate::serve::io::tls::acceptor;
@@ -22,9 +22,12 @@ pub(crate) struct OwnTls {
 
 struct Present {
     acceptor: TlsAcceptor,
-    roots: Vec<CertificateDer<'static>>,
+    /// The roots, and the lists of revoked certificates.
+    trust: Trust,
     renewed_at: SystemTime,
 }
+
+type Trust = (Vec<CertificateDer<'static>>, Vec<CertificateRevocationListDer<'static>>);
 
 impl OwnTls {
     pub(crate) fn new(authority: Arc<CertificateAuthority>) -> OwnTls {
@@ -34,27 +37,28 @@ impl OwnTls {
     /// What the next connection is accepted with.
     pub(crate) fn latest(&self, now: SystemTime) -> anyhow::Result<TlsAcceptor> {
         let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
-        let roots = self.authority.roots();
-        if let Some(present) = present.as_ref().filter(|present| present.roots == roots && now < present.renewed_at) {
+        let trust = (self.authority.roots(), self.authority.revoked());
+        if let Some(present) = present.as_ref().filter(|present| present.trust == trust && now < present.renewed_at) {
             return Ok(present.acceptor.clone());
         }
-        let made = self.make(roots, now)?;
+        let made = self.make(trust, now)?;
         let acceptor = made.acceptor.clone();
         *present = Some(made);
         Ok(acceptor)
     }
 
-    fn make(&self, roots: Vec<CertificateDer<'static>>, now: SystemTime) -> anyhow::Result<Present> {
+    fn make(&self, trust: Trust, now: SystemTime) -> anyhow::Result<Present> {
         let domain = self.authority.trust_domain();
         let (key, issued) = self.authority.issue_with_key(&SpiffeId::of_control_plane(&domain), 0, now)?;
         let (_, chain) = issued.chain.split_last().context("the chain is empty")?;
         let chain = chain.iter().map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()));
         let chain = chain.collect::<Result<Vec<_>, _>>().context("the server's own chain")?;
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).context("the server's own key")?;
-        let anchors = Anchors { own: roots.clone(), operators: Vec::new() };
+        let (own, revoked) = trust.clone();
+        let anchors = Anchors { own, revoked, operators: Vec::new() };
         let acceptor = acceptor(chain, key, &domain, anchors)?;
         // As soon as a workload would.
-        Ok(Present { acceptor, roots, renewed_at: now + issued.ttl / 2 })
+        Ok(Present { acceptor, trust, renewed_at: now + issued.ttl / 2 })
     }
 }
 

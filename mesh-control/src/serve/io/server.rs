@@ -223,6 +223,7 @@ impl Server {
             pace: options.pace,
             settling: Settling::new(now(), options.settle, STREAM_PATIENCE),
             max_stream_age: options.max_stream_age,
+            revoked: watch::Sender::new(()),
             stop: stopped,
         });
         let (connections, incoming) = mpsc::channel(BACKLOG);
@@ -244,7 +245,7 @@ impl Server {
         });
         let expiring = state.clone();
         let expiry = tokio::spawn(async move {
-            tokio::join!(expiring.presence.expire(), reconsider(&expiring));
+            tokio::join!(expiring.presence.expire(), reconsider(&expiring), expiring.follow_revoked());
         });
         Server {
             state,

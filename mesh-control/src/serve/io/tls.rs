@@ -11,7 +11,7 @@ use mesh_core::identity::TrustDomain;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::NoServerSessionStorage;
 use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
@@ -54,19 +54,21 @@ impl TlsFiles {
             key: read(&self.key)?,
             client_ca: self.client_ca.as_ref().map(read).transpose()?,
             roots: authority.map(CertificateAuthority::roots).unwrap_or_default(),
+            revoked: authority.map(CertificateAuthority::revoked).unwrap_or_default(),
         })
     }
 
     /// What accepts connections with these contents. Whoever has no certificate of the server's own authority yet gets in, and
     /// is asked for one where it takes one.
     fn acceptor(&self, contents: &Contents, domain: &TrustDomain) -> anyhow::Result<TlsAcceptor> {
-        let Contents { cert, key, client_ca, roots: own } = contents;
+        let Contents { cert, key, client_ca, roots: own, revoked } = contents;
         let chain = certificates(&self.cert, cert)?;
         let key = PrivateKeyDer::from_pem_slice(key)
             .with_context(|| format!("cannot read a private key from {}", self.key.display()))?;
         let operators = self.client_ca.as_ref().zip(client_ca.as_ref());
         let operators = operators.map(|(path, pem)| root_certificates(path, pem)).transpose()?;
-        let anchors = Anchors { own: own.clone(), operators: operators.unwrap_or_default() };
+        let (own, revoked) = (own.clone(), revoked.clone());
+        let anchors = Anchors { own, revoked, operators: operators.unwrap_or_default() };
         acceptor(chain, key, domain, anchors)
             .with_context(|| format!("{} and {}", self.cert.display(), self.key.display()))
     }
@@ -101,6 +103,7 @@ struct Contents {
     client_ca: Option<Vec<u8>>,
     /// Those of the server's own authority; none where it has none.
     roots: Vec<CertificateDer<'static>>,
+    revoked: Vec<CertificateRevocationListDer<'static>>,
 }
 
 /// How often the files are looked at, at most.

@@ -10,17 +10,20 @@ use mesh_core::identity::TrustDomain;
 use mesh_core::tls::svid;
 use tokio_rustls::rustls::client::danger::HandshakeSignatureValid;
 use tokio_rustls::rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use tokio_rustls::rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use tokio_rustls::rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
+
+use crate::ca;
 
 /// Who may vouch for clients.
 pub(super) struct Anchors {
     /// The roots of the server's own authority; none where it has none.
     pub(super) own: Vec<CertificateDer<'static>>,
+    /// Whom that authority vouches for no longer.
+    pub(super) revoked: Vec<CertificateRevocationListDer<'static>>,
     /// Those that the operator names.
     pub(super) operators: Vec<CertificateDer<'static>>,
 }
@@ -40,17 +43,10 @@ impl Verifier {
         anchors: Anchors,
         provider: &Arc<CryptoProvider>,
     ) -> anyhow::Result<Option<Verifier>> {
-        let of = |roots: Vec<CertificateDer<'static>>| -> anyhow::Result<Option<Arc<dyn ClientCertVerifier>>> {
-            if roots.is_empty() {
-                return Ok(None);
-            }
-            let mut store = RootCertStore::empty();
-            for root in roots {
-                store.add(root)?;
-            }
-            Ok(Some(WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider.clone()).build()?))
+        let of = |roots: &[CertificateDer<'static>], revoked: &[CertificateRevocationListDer<'static>]| {
+            (!roots.is_empty()).then(|| ca::verifier(roots, revoked)).transpose()
         };
-        let (own, operators) = (of(anchors.own)?, of(anchors.operators)?);
+        let (own, operators) = (of(&anchors.own, &anchors.revoked)?, of(&anchors.operators, &[])?);
         let is_of_use = own.is_some() || operators.is_some();
         Ok(is_of_use.then(|| Verifier { domain, own, operators, provider: provider.clone() }))
     }
