@@ -1,9 +1,11 @@
 //! The settings of the whole mesh: those of `MeshConfig`, those that the control plane was started with, and those that only a
 //! start takes.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use mesh_core::identity::TrustDomain;
+use mesh_core::identity::{SpiffeId, TrustDomain};
 
 use super::outbound::OutboundTrafficPolicy;
 use super::paths::PathNormalization;
@@ -147,6 +149,23 @@ impl MeshSettings {
             }
         }
         domains
+    }
+
+    /// These identities, and the same workloads in the other names of the trust domain: whoever serves may have one of either
+    /// (Istio: ExpandWithTrustDomains).
+    pub fn with_aliases<'i>(&self, identities: &'i [SpiffeId]) -> Cow<'i, [SpiffeId]> {
+        if self.aliases.is_empty() {
+            return identities.into();
+        }
+        let domains: Vec<&TrustDomain> = std::iter::once(&self.fixed.trust_domain).chain(&self.aliases).collect();
+        let all = identities.iter().flat_map(|identity| {
+            let is_ours = domains.iter().any(|domain| domain.as_str() == identity.trust_domain());
+            let names = identity.workload().filter(|_| is_ours).into_iter().flat_map(|(namespace, account)| {
+                domains.iter().filter_map(move |domain| SpiffeId::of_workload(domain, namespace, account).ok())
+            });
+            names.chain([identity.clone()])
+        });
+        all.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// The objects, exported to whom the mesh's defaults say where they say nothing of it themselves.

@@ -304,13 +304,14 @@ pub fn render_cluster(
         return Some(plain(encode(name, &nowhere(name))));
     }
     let mut degraded = Vec::new();
+    let peers = policy.mesh.with_aliases(identities);
     let rendered = match class {
         ClientClass::Library => {
-            let security = tls::upstream(&seen, &written, is_certified, identities);
+            let security = tls::upstream(&seen, &written, is_certified, &peers);
             library::render_cluster(&seen, &written, security)
         }
         ClientClass::Grpc => {
-            let security = tls::of_grpc(&seen, &written, is_certified, identities);
+            let security = tls::of_grpc(&seen, &written, is_certified, &peers);
             grpc::render_cluster(&seen, &written, security, &mut degraded)
         }
         ClientClass::Envoy => return None,

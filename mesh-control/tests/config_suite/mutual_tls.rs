@@ -198,3 +198,14 @@ fn a_workload_entry_that_speaks_mutual_tls_is_called_so_and_who_it_is_is_told_of
     unknown.register(workload("one", Some(ID)));
     assert_eq!(endpoints(&unknown).iter().map(|one| one.mutual_tls).collect::<Vec<_>>(), [true, true]);
 }
+
+/// Istio's migration from one trust domain to another: whoever serves may have an identity of either.
+#[test]
+fn an_identity_of_an_alias_of_the_trust_domain_may_answer_for_a_service_too() {
+    let settings = "\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    \
+                    trustDomainAliases: [old.example, cluster.local]\n";
+    let plane = plane(settings);
+    plane.register(workload("one", Some(ID)));
+    let told = cluster(&plane, &client(ClientClass::Library));
+    assert_eq!(peers(&told), [ID, "spiffe://old.example/ns/shop/sa/reviews"]);
+}

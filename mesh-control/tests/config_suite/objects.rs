@@ -155,10 +155,6 @@ fn tls_without_a_mode_is_refused_and_a_mistyped_mode_is_one_error() {
             "mode: SIMPLE, credentialName: a",
             "trafficPolicy.tls.credentialName: not supported yet: there are no secrets",
         ),
-        (
-            "mode: SIMPLE, credentialName: a, caCrl: b",
-            "trafficPolicy.tls.caCrl: only one of `credentialName` and files",
-        ),
         ("mode: MUTUAL, clientCertificate: a", "trafficPolicy.tls.privateKey: mode MUTUAL needs a file here"),
         ("mode: MUTUAL, privateKey: a", "trafficPolicy.tls.clientCertificate: mode MUTUAL needs a file here"),
         (
