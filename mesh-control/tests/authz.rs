@@ -474,7 +474,7 @@ fn what_a_grpc_server_cannot_enforce_is_told_before_it_is_asked_to() {
             "custom",
             "",
             "{action: CUSTOM, provider: {name: x}, rules: [{}]}".to_owned(),
-            Some(("spec", "not enforced yet")),
+            Some(("spec", "no extension provider `x`")),
         ),
     ];
     for (name, more, spec, expected) in cases {
