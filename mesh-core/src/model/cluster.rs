@@ -158,7 +158,9 @@ impl ClusterTls {
     /// Whether it has plaintext that a later version does not want any more.
     pub(crate) fn has_plaintext_beyond(&self, later: &ClusterTls) -> bool {
         match (self, later) {
-            (_, ClusterTls::None) | (ClusterTls::Mutual(_) | ClusterTls::Files(_) | ClusterTls::Unusable(_), _) => false,
+            (_, ClusterTls::None) | (ClusterTls::Mutual(_) | ClusterTls::Files(_) | ClusterTls::Unusable(_), _) => {
+                false
+            }
             // To those that are not marked, the later one sends it, too.
             (ClusterTls::MutualWhereMarked(_), ClusterTls::MutualWhereMarked(_)) => false,
             (ClusterTls::None | ClusterTls::MutualWhereMarked(_), _) => true,
