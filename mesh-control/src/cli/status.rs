@@ -50,7 +50,7 @@ pub(super) async fn get(address: &str, path: &str) -> anyhow::Result<String> {
     stream.take(MAX_REPORT).read_to_string(&mut answer).await.with_context(unreachable)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("not an HTTP answer")?;
     if head.split(' ').nth(1) != Some("200") {
-        bail!("{address}{path}: {}", head.lines().next().unwrap_or_default());
+        bail!("{address}{path}: {}: {}", head.lines().next().unwrap_or_default(), body.trim());
     }
     Ok(body.to_owned())
 }
