@@ -178,7 +178,7 @@ async fn a_host_header_is_refused_with_the_reason_and_not_dropped() {
 
 /// A server that knows nothing of any mesh and speaks TLS, and the file with its authority.
 async fn outside(dir: &std::path::Path) -> u16 {
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["api.example.com".to_owned()]).unwrap();
     std::fs::write(dir.join("ca.pem"), made.cert.pem()).unwrap();
     let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
     let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
@@ -209,17 +209,18 @@ async fn http_in_the_program_is_tls_on_the_way_to_a_host_that_a_rule_says_so_of(
     let port = outside(dir.path()).await;
     let of = |rule: &str| {
         format!(
-            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: api}}\nspec:\n  hosts: [localhost]\n  \
-             resolution: DNS\n  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: {port}}}]\n---\n\
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: api}}\nspec:\n  \
+             hosts: [api.example.com]\n  resolution: DNS\n  endpoints: [{{address: localhost}}]\n  \
+             ports: [{{number: 80, name: http, protocol: HTTP, targetPort: {port}}}]\n---\n\
              apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: api}}\n\
-             spec: {{host: localhost, trafficPolicy: {{tls: {{mode: SIMPLE{rule}}}}}}}\n"
+             spec: {{host: api.example.com, trafficPolicy: {{tls: {{mode: SIMPLE{rule}}}}}}}\n"
         )
     };
     let good = of(&format!(", caCertificates: {}", dir.path().join("ca.pem").display()));
     for (yaml, code, said) in [(good, Some(0), "secured"), (of(""), Some(1), "no trusted authority")] {
         let control = Embedded::start(Config::yaml(yaml), Options::default()).await.unwrap();
         let address = control.xds_addr().to_string();
-        let out = output(curl(&["http://localhost/", "--control", &address])).await;
+        let out = output(curl(&["http://api.example.com/", "--control", &address])).await;
         let all = format!("{}{}", text(&out.stdout), text(&out.stderr));
         assert_eq!(out.status.code(), code, "{all}");
         assert!(all.contains(said), "{all}");

@@ -387,7 +387,7 @@ async fn a_policy_that_is_wrong_or_asks_for_what_nobody_looks_at_lets_nobody_in_
             format!("{{rules: [{}]}}", when("request.auth.claims[a][", "values: [a]")),
             "is not request.auth.claims[NAME]",
         ),
-        ("{action: CUSTOM, provider: {name: opa}, rules: [{}]}".to_owned(), "no extension provider \"opa\""),
+        ("{action: CUSTOM, provider: {name: opa}, rules: [{}]}".to_owned(), "no extension provider `opa`"),
     ] {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("all.yaml"), format!("{REVIEWS}{}", policy(&spec))).unwrap();

@@ -269,8 +269,8 @@ async fn where_nobody_listens_or_nobody_can_be_asked_nobody_is_let_in() {
     let good = mesh_with(&http_provider(""), "http", port);
     for (yaml, why) in [
         (good.replace("service: authz.example.com", "service: other.example.com"), "no service other.example.com:8000"),
-        (good.replace("- name: authz", "- name: other"), "no extension provider \"authz\""),
-        (good.replace("provider: {name: authz}", "provider: {}"), "no extension provider \"\""),
+        (good.replace("- name: authz", "- name: other"), "no extension provider `authz`, only `other`"),
+        (good.replace("provider: {name: authz}", "provider: {}"), "no extension provider ``, only `authz`"),
         (good.replace("timeout: 5s", "includeRequestBodyInCheck: {maxRequestBytes: 9}"), "bodies of requests"),
         (good.replace(&http_provider(""), "zipkin: {}"), "none that can be asked"),
     ] {

@@ -221,5 +221,5 @@ fn named(headers: &HeaderMap) -> Option<String> {
 
 /// A call that the mesh failed: the status is the one that it answers such a failure with.
 fn failed(error: &MeshError) -> Outcome {
-    Outcome { error: Some(error.to_string()), ..Outcome::new(Status::Http(error.kind().http_status())) }
+    Outcome { error: Some(format!("{error:#}")), ..Outcome::new(Status::Http(error.kind().http_status())) }
 }

@@ -265,7 +265,7 @@ fn a_start_that_is_refused_for_its_settings_puts_nothing_in_force_and_validate_s
 /// A page of the status, with its head.
 fn page(address: SocketAddr, path: &str) -> String {
     let mut stream = std::net::TcpStream::connect(address).unwrap();
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nhost: any\r\n\r\n").as_bytes()).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nhost: localhost\r\n\r\n").as_bytes()).unwrap();
     let mut page = String::new();
     stream.read_to_string(&mut page).unwrap();
     page
