@@ -497,3 +497,14 @@ fn what_a_grpc_server_cannot_enforce_is_told_before_it_is_asked_to() {
         }
     }
 }
+
+#[test]
+fn what_only_a_proxy_may_set_is_not_looked_at_and_that_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: api, namespace: shop}\nspec: {selector: {app: api}, ports: [{port: 80}]}\n---\n\
+        apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\n\
+        spec: {rules: [{when: [{key: 'request.headers[x-envoy-internal]', values: ['true']}]}]}\n";
+    std::fs::write(dir.path().join("a.yaml"), text).unwrap();
+    let said = out(dir.path(), &["--to", "api/shop", "--header", "X-Envoy-Internal: true"]);
+    assert!(said.starts_with("deny: no rule is for it\n") && said.contains("note: X-Envoy-Internal is not"), "{said}");
+}

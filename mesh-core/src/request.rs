@@ -211,6 +211,18 @@ fn is_of_name(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'~')
 }
 
+/// Whether only a proxy may set a header of this name, in lower case: Envoy's own headers, that which says who an earlier
+/// client was, and the mesh's own; also with underscores, which are hyphens to CGI and its like. A server takes them off the
+/// requests of everybody but its trusted proxies.
+pub fn is_reserved(name: &str) -> bool {
+    let begins = |with: &str| {
+        let mut bytes = name.bytes().map(|byte| if byte == b'_' { b'-' } else { byte });
+        with.bytes().all(|wanted| bytes.next() == Some(wanted))
+    };
+    const WHO: &str = "x-forwarded-client-cert";
+    begins("x-envoy-") || begins("x-mesh-") || (name.len() == WHO.len() && begins(WHO))
+}
+
 /// Whether these headers are those of gRPC: a content type of `application/grpc`, alone or with `+` or `;`.
 #[inline]
 pub fn is_grpc(headers: &HeaderMap) -> bool {
@@ -263,6 +275,18 @@ mod tests {
 
     fn parts(build: http::request::Builder) -> Parts {
         build.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn names_that_only_a_proxy_may_set_are_known_with_underscores_too() {
+        for name in
+            ["x-envoy-internal", "x_envoy_internal", "x-mesh-a", "x-forwarded-client-cert", "x_forwarded-client_cert"]
+        {
+            assert!(is_reserved(name), "{name}");
+        }
+        for name in ["x-envoy", "x-forwarded-client-certs", "x-forwarded-for", "x-request-id", "envoy-x", ""] {
+            assert!(!is_reserved(name), "{name}");
+        }
     }
 
     #[test]

@@ -2,24 +2,18 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use mesh_core::model::{HeaderChange, HeaderFormat, HeaderText};
-use mesh_core::request::RequestHead;
+use mesh_core::request::{RequestHead, is_reserved};
 
-/// Whether there is a header that only a proxy may set. Of most names the second byte tells.
+/// Whether there is a header that only a proxy may set. The first two bytes are looked at first: few names begin so.
 #[inline]
 pub(crate) fn are_reserved(headers: &HeaderMap) -> bool {
-    headers.keys().any(|name| name.as_str().starts_with("x-") && is_reserved(name))
-}
-
-/// Envoy's own headers, that which says who an earlier client was, and the mesh's own.
-fn is_reserved(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    name.starts_with("x-envoy-") || name.starts_with("x-mesh-") || name == "x-forwarded-client-cert"
+    headers.keys().any(|name| matches!(name.as_str().as_bytes(), [b'x', b'-' | b'_', ..]) && is_reserved(name.as_str()))
 }
 
 /// Takes off what only a proxy may set.
 #[cold]
 pub(crate) fn strip_reserved(headers: &mut HeaderMap) {
-    strip(headers, is_reserved);
+    strip(headers, |name| is_reserved(name.as_str()));
 }
 
 /// Whether there is a header whose name has an underscore.

@@ -136,7 +136,6 @@ impl Mesh {
         })
     }
 
-    /// The targets of which it was said what a connector cannot honour.
     /// How many requests an authorizer gave no answer about and were let in, since the configuration says so (`failOpen`).
     /// Whoever is told of requests knows which ([`RequestInfo::is_unchecked`](mesh_core::request_info::RequestInfo::is_unchecked)).
     pub fn passed_unchecked(&self) -> u64 {
@@ -147,6 +146,7 @@ impl Mesh {
         self.inner.passed_unchecked.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// The targets of which it was said what a connector cannot honour.
     pub(crate) fn limits_told(&self) -> &Arc<Mutex<HashSet<Target>>> {
         &self.inner.limits_told
     }

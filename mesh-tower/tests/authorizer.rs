@@ -182,3 +182,23 @@ async fn it_is_told_who_asks_by_mutual_tls_and_by_tokens_and_does_not_overrule_p
     assert_eq!(*seen.lock().unwrap(), expected);
     assert_eq!(served.served(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_is_not_shown_what_only_the_authorizers_of_policies_set() {
+    let policies = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    \
+         extensionProviders:\n    - name: authz\n      envoyExtAuthzHttp: {service: authz.example.com, port: 8000, \
+         headersToUpstreamOnAllow: [x-auth-user]}\n---\n\
+         apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: authz, namespace: shop}\n\
+         spec: {hosts: [authz.example.com], ports: [{number: 8000, name: http}], resolution: STATIC, \
+         endpoints: [{address: 127.0.0.1}]}\n---\n\
+         apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: asked, namespace: shop}\n\
+         spec: {action: CUSTOM, provider: {name: authz}, rules: [{to: [{operation: {paths: [/asked]}}]}]}\n";
+    let authorizer = |request: AuthorizationRequest| {
+        let is_shown = request.headers.contains_key("x-auth-user") || !request.headers.contains_key("x-other");
+        async move { Ok(if is_shown { Deny::new(StatusCode::FORBIDDEN).into() } else { Allow::new().into() }) }
+    };
+    let served = Served::start(policies, Options::default(), authorizer).await;
+    // The other authorizer is not asked about this path.
+    let (status, answer) = served.ask("GET /free", "x-auth-user: root\r\nx-other: 1\r\n").await;
+    assert!(status == 200 && !answer.contains("x-auth-user"), "{answer}");
+}

@@ -98,8 +98,9 @@ async fn a20_a_listener_says_what_becomes_of_underscores_and_the_stricter_counts
     .unwrap();
     for (action, status) in [
         (HeadersWithUnderscoresAction::RejectRequest, "400"),
-        (HeadersWithUnderscoresAction::DropHeader, "200"),
         (HeadersWithUnderscoresAction::Allow, "200"),
+        (HeadersWithUnderscoresAction::RejectRequest, "400"),
+        (HeadersWithUnderscoresAction::DropHeader, "200"),
     ] {
         let all = || routes("r", vec![virtual_host("all", &["*"], vec![route_to_application()])]);
         let mut manager = http_manager(RouteSpecifier::RouteConfig(all()));

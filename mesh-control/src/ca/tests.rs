@@ -388,6 +388,15 @@ fn m18_a_plugged_in_authority_hands_out_its_lists_of_revoked_certificates_and_fo
         let said = refused(&lists);
         assert!(said.contains("ca-crl.pem") && said.contains(why), "{why}: {said}");
     }
+    // Nor does what is no file hold anything up, or count as none.
+    let path = dir.path().join("ca-crl.pem");
+    fs::remove_file(&path).expect("removed");
+    std::os::unix::fs::symlink("nowhere", &path).expect("a link");
+    assert!(format!("{:#}", plugged(dir.path()).expect_err("unusable")).contains("a link to nothing"));
+    fs::remove_file(&path).expect("removed");
+    let fifo = std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo");
+    assert!(fifo.success() && format!("{:#}", plugged(dir.path()).expect_err("unusable")).contains("no regular file"));
+    fs::remove_file(&path).expect("removed");
     let lists = [root.list(&[], hour), own.list(&[], hour)];
     put(&lists);
     let authority = plugged(dir.path()).expect("usable");

@@ -67,6 +67,10 @@ impl Journal {
         let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
         fs::rename(&new, &self.path)?;
+        if let Some(dir) = self.path.parent() {
+            // Else the old file might be back after a power failure.
+            File::open(dir)?.sync_all()?;
+        }
         (self.file, self.lines, self.is_torn) = (file, records.len(), false);
         Ok(())
     }

@@ -22,7 +22,7 @@ pub use suggest::{Suggestion, of_workload, suggest};
 
 use journal::Journal;
 
-/// How many workloads have records.
+/// How many workloads have records; half of that for those whose identity nothing proves, whose names cost nothing.
 const MOST_WORKLOADS: usize = 10_000;
 /// How many entries all of them have together; half of that for those whose identity nothing proves.
 const MOST_ENTRIES: usize = 400_000;
@@ -74,8 +74,9 @@ impl Calls {
     /// Where the journal cannot be written, or there are too many workloads: nothing was taken in.
     pub(crate) fn take(&self, workload: &Workload, entries: &[Entry]) -> io::Result<()> {
         let mut gathered = self.gathered();
-        if gathered.books.len() >= MOST_WORKLOADS && !gathered.books.contains_key(workload) {
-            return Err(io::Error::other(format!("more than {MOST_WORKLOADS} workloads have records of calls")));
+        if !gathered.books.contains_key(workload) && gathered.books.len() >= most_workloads(workload) {
+            let most = most_workloads(workload);
+            return Err(io::Error::other(format!("{most} workloads or more have records of calls")));
         }
         if let Some(journal) = &mut gathered.journal {
             journal.append(entries.iter().map(|entry| Record::of(workload, entry)))?;
@@ -86,7 +87,10 @@ impl Calls {
         if gathered.journal.as_ref().is_some_and(|journal| journal.is_long(gathered.entries)) {
             let all = gathered.records(None);
             if let Some(journal) = &mut gathered.journal {
-                journal.rewrite(&all)?;
+                // What was reported is in it all the same.
+                if let Err(error) = journal.rewrite(&all) {
+                    tracing::warn!(%error, "the record of calls stays in a file that is longer than it has to be");
+                }
             }
         }
         Ok(())
@@ -107,11 +111,16 @@ impl Calls {
     }
 }
 
+/// How many may have records before this one has none.
+fn most_workloads(workload: &Workload) -> usize {
+    if workload.is_proven { MOST_WORKLOADS } else { MOST_WORKLOADS / 2 }
+}
+
 impl Gathered {
     fn note(&mut self, workload: &Workload, entry: &Entry) {
         let most = if workload.is_proven { MOST_ENTRIES } else { MOST_ENTRIES / 2 };
         if !self.books.contains_key(workload) {
-            if self.books.len() >= MOST_WORKLOADS {
+            if self.books.len() >= most_workloads(workload) {
                 return;
             }
             self.books.insert(workload.clone(), Book::default());
@@ -127,7 +136,6 @@ impl Gathered {
                 }
             }
             Entry::Lost(lost) => book.lose(lost.principal.as_deref(), lost.count),
-            _ => {}
         }
         self.entries = (self.entries + book.len()).saturating_sub(before);
     }

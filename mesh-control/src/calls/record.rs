@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_core::calls::{Book, Call, CallKey, Counted, Lost};
-use mesh_core::xds::access_log::Entry;
+use mesh_core::xds::access_log::{Entry, is_rule};
 use serde::{Deserialize, Serialize};
 
 /// Whose server was called.
@@ -66,6 +66,13 @@ impl Workload {
             self.name = name.into();
         }
         self
+    }
+
+    /// How many bytes its names and labels have.
+    pub(crate) fn len(&self) -> usize {
+        let labels = self.labels.iter().map(|(key, value)| key.len() + value.len());
+        let names = [&self.namespace, &self.name, &self.service_account].into_iter().chain(&self.group);
+        labels.chain(names.map(|name| name.len())).sum()
     }
 
     /// The label by which a policy selects it, and all others of its name.
@@ -157,7 +164,6 @@ impl Record {
         match entry {
             Entry::Calls(counted) => Record::calls(workload, counted),
             Entry::Lost(lost) => Record::lost(workload, lost),
-            _ => Record::lost(workload, &Lost::new(None, 0)),
         }
     }
 
@@ -209,6 +215,7 @@ impl Record {
     /// What is no record.
     pub fn parse(line: &[u8]) -> serde_json::Result<Record> {
         let mut record: Record = serde_json::from_slice(line)?;
+        record.rule = record.rule.filter(|rule| is_rule(rule));
         if record.lost == 0 {
             let key = CallKey::of(&record.call());
             (record.method, record.path) = (key.method, key.path);

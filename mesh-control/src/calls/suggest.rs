@@ -19,6 +19,8 @@ pub struct Suggestion {
     pub yaml: String,
     /// Calls that were let in and that it does not let in, each with the reason.
     pub left_out: Vec<String>,
+    /// Calls that were refused and that it lets in: what decided about them is not in the records.
+    pub let_in: Vec<String>,
 }
 
 /// The calls of one caller: for each set of methods the forms of paths.
@@ -67,7 +69,15 @@ pub fn suggest(records: &[Record], allows_plaintext: bool) -> Result<Suggestion,
         let refusal = "a policy would refuse everybody";
         return Err(format!("no call to {place} that was let in can be allowed: {refusal}{}", listed(&left_out)));
     }
-    let mut yaml = header(&place, records, &left_out);
+    // Who was refused by a rule still is, by that one.
+    let refused = records.iter().filter(|record| record.verdict == Verdict::Deny && record.rule.is_none());
+    let is_let_in = |record: &&Record| {
+        let caller = record.principal.as_deref().map(|principal| principal.trim_start_matches("spiffe://").to_owned());
+        let all = [callers.get(&caller), callers.get(&None)].into_iter().flatten().flatten();
+        all.into_iter().any(|(form, methods)| methods.contains(&*record.method) && covers(form, &record.path))
+    };
+    let let_in: Vec<String> = refused.filter(is_let_in).map(said).collect();
+    let mut yaml = header(&place, records, &left_out, &let_in);
     let name = format!("{}-callers", object_name(&workload.name));
     _ = write!(
         yaml,
@@ -87,7 +97,7 @@ pub fn suggest(records: &[Record], allows_plaintext: bool) -> Result<Suggestion,
         let total: u64 = principals.iter().filter_map(|caller| totals.get(caller)).sum();
         rule(&mut yaml, operations, principals, total);
     }
-    Ok(Suggestion { yaml, left_out })
+    Ok(Suggestion { yaml, left_out, let_in })
 }
 
 fn rule(yaml: &mut String, operations: &Operations, callers: &BTreeSet<Option<String>>, total: u64) {
@@ -138,10 +148,10 @@ fn covers(form: &str, other: &str) -> bool {
     }
 }
 
-fn header(place: &str, records: &[Record], left_out: &[String]) -> String {
+fn header(place: &str, records: &[Record], left_out: &[String], let_in: &[String]) -> String {
     let allowed = records.iter().filter(|record| record.lost == 0 && record.verdict == Verdict::Allow);
     let total: u64 = allowed.clone().map(|record| record.count).sum();
-    let callers: BTreeSet<_> = allowed.map(|record| &record.principal).collect();
+    let callers: BTreeSet<_> = allowed.clone().map(|record| &record.principal).collect();
     let seen = records.iter().filter(|record| record.count > 0);
     let first = seen.clone().map(|record| record.first).min().unwrap_or_default();
     let last = seen.map(|record| record.last).max().unwrap_or_default();
@@ -164,13 +174,23 @@ fn header(place: &str, records: &[Record], left_out: &[String]) -> String {
         }
     };
     section("NOT LET IN, though it was:", left_out);
+    section("LET IN, though it was refused: what decided is in no record (a token, a header, a host):", let_in);
+    let by: BTreeSet<&str> = allowed.filter_map(|record| record.rule.as_deref()).collect();
+    let by: Vec<String> = by.into_iter().map(str::to_owned).collect();
+    section(
+        "Let in until now by these. ALLOW policies add up, and what these ask beyond caller, method and path, this does not:",
+        &by,
+    );
     let refused: Vec<String> = records
         .iter()
         .filter(|record| record.lost == 0 && record.verdict == Verdict::Deny)
+        .filter(|record| record.rule.is_some() || !let_in.contains(&said(record)))
         .map(|record| format!("{}: {}", said(record), record.rule.as_deref().unwrap_or("no rule was for it")))
         .collect();
     section("Refused, and still so:", &refused);
-    let printable = |line: &String| line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
+    // What breaks a line is not the same for everybody who reads YAML.
+    let printable =
+        |line: &String| line.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect::<String>();
     lines.iter().map(|line| format!("{}\n", format!("# {}", printable(line)).trim_end())).collect()
 }
 
@@ -195,9 +215,16 @@ fn listed(lines: &[String]) -> String {
     lines.iter().map(|line| format!("\n  {line}")).collect()
 }
 
-/// A JSON string is one of YAML's.
+/// A JSON string is one of YAML's, without what not everybody reads alike there.
 fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+    let mut quoted = String::new();
+    for c in serde_json::Value::from(text).to_string().chars() {
+        match c {
+            ' '..='~' => quoted.push(c),
+            _ => _ = write!(quoted, "\\U{:08X}", u32::from(c)),
+        }
+    }
+    quoted
 }
 
 fn list<'t>(texts: impl IntoIterator<Item = &'t str>) -> String {
@@ -327,6 +354,47 @@ spec:
         paths: ["/reviews/{*}"]
 "#
         );
+    }
+
+    #[test]
+    fn calls_that_were_refused_and_would_be_let_in_are_told() {
+        let by_token = |rule: Option<&str>, verdict: &str, principal| Record {
+            rule: rule.map(Into::into),
+            ..record(Some(principal), "GET", "/headers", verdict)
+        };
+        let records = [
+            by_token(Some("AuthorizationPolicy/shop/by-token#0"), "allow", "web"),
+            by_token(None, "deny", "web"),
+            by_token(None, "deny", "spy"),
+            by_token(Some("AuthorizationPolicy/shop/never#0"), "deny", "web"),
+        ];
+        let suggestion = suggest(&records, false).unwrap();
+        assert_eq!(suggestion.let_in, ["1,200 calls of spiffe://cluster.local/ns/shop/sa/web: GET /headers"]);
+        for said in [
+            "# LET IN, though it was refused: what decided is in no record (a token, a header, a host):",
+            "#   AuthorizationPolicy/shop/by-token#0",
+            "sa/spy: GET /headers: no rule was for it",
+            "sa/web: GET /headers: AuthorizationPolicy/shop/never#0",
+        ] {
+            assert!(suggestion.yaml.contains(said), "{said}: {}", suggestion.yaml);
+        }
+        assert_eq!(suggestion.yaml.matches("no rule was for it").count(), 1);
+    }
+
+    #[test]
+    fn nothing_that_somebody_reports_begins_a_line_of_the_policy() {
+        let open = "x\u{2028}---\u{2028}kind: AuthorizationPolicy\u{2029}a\u{85}b\nc";
+        let mut told = record(Some("web"), "GET", "/a", "deny");
+        told.rule = Some(open.into());
+        let line = serde_json::to_string(&told).unwrap();
+        assert_eq!(Record::parse(line.as_bytes()).unwrap().rule, None, "it is no name of a rule");
+        let mut allowed = record(Some("web"), "GET", "/b", "allow");
+        let labels = [("app".to_owned(), open.to_owned())].into();
+        allowed.workload = Workload { labels, ..(*allowed.workload).clone() }.into();
+        let suggestion = suggest(&[allowed, told], false).unwrap();
+        assert!(suggestion.yaml.chars().all(|c| matches!(c, ' '..='~' | '\n')), "{}", suggestion.yaml);
+        assert!(suggestion.yaml.contains(r"x\U00002028---"), "{}", suggestion.yaml);
+        assert_eq!(suggestion.yaml.matches("kind: AuthorizationPolicy").count(), 3, "its own, and two in texts");
     }
 
     #[test]

@@ -27,7 +27,7 @@ use mesh_core::identity::SpiffeId;
 use mesh_core::jwt::{Claims, Refusal};
 use mesh_core::model::{Listener, RouteAction, RouteSource};
 use mesh_core::path::PathNormalization;
-use mesh_core::request::RequestHead;
+use mesh_core::request::{RequestHead, is_reserved};
 use mesh_core::resources::{Resource, ResourceType};
 use mesh_core::state::States;
 use mesh_core::view::RouteTable;
@@ -36,6 +36,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Format, Printing};
 use crate::catalog::{Catalog, Client, ClientClass, Kind};
+use crate::config::{Code, Diagnostic, Severity};
 use crate::plane::{Plane, PlaneOptions};
 use crate::render::listener::SERVER_PREFIX;
 
@@ -223,8 +224,18 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// A plane of a directory, which it follows in the background.
+/// A plane of a directory. What is wrong there, or not read, is told: the answers are without it.
 fn plane(config: &Path) -> anyhow::Result<Plane> {
+    let plane = started(config)?;
+    let is_told = |finding: &Diagnostic| finding.severity == Severity::Error || finding.code == Code::NotRead;
+    for finding in plane.diagnostics().iter().filter(|finding| is_told(finding)) {
+        eprintln!("mesh-control: {finding}");
+    }
+    Ok(plane)
+}
+
+/// A plane of a directory, which it follows in the background.
+fn started(config: &Path) -> anyhow::Result<Plane> {
     let options = PlaneOptions::default().config_dir(config).issues_certificates(true).trust_claims(true);
     Plane::start(options).with_context(|| format!("cannot read {}", config.display()))
 }
@@ -343,6 +354,9 @@ fn answer(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Answer> {
     let mut tokens: Vec<Claims> = asked.claims.iter().map(|claims| verified(claims, table, &mut notes)).collect();
     if asked.protocol == Protocol::Tcp {
         return Ok(told(asked, &table.verdict_on_bytes(connection), notes));
+    }
+    for name in asked.headers.keys().filter(|name| is_proxys(name)) {
+        notes.push(format!("{name} is not looked at: servers take it off every request but those of trusted proxies"));
     }
     let malformed = |error: anyhow::Error, notes| Ok(refused(asked, format!("malformed: {error}"), notes));
     let mut request = match canonical(asked, table, *paths) {
@@ -471,11 +485,16 @@ fn request(asked: &Asked) -> Result<Request<()>, http::Error> {
             Values::One(value) => std::slice::from_ref(value),
             Values::Several(values) => values,
         };
-        for value in values.iter().filter(|_| !name.eq_ignore_ascii_case("host")) {
+        for value in values.iter().filter(|_| !name.eq_ignore_ascii_case("host") && !is_proxys(name)) {
             request = request.header(name, value);
         }
     }
     request.body(())
+}
+
+/// Whether only a proxy may set it.
+fn is_proxys(name: &str) -> bool {
+    is_reserved(&name.to_ascii_lowercase())
 }
 
 fn told(asked: &Asked, verdict: &Verdict<'_>, notes: Vec<String>) -> Answer {

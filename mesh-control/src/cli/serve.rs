@@ -319,7 +319,7 @@ fn authority(args: &Args, domain: &TrustDomain) -> anyhow::Result<Option<Arc<Cer
     Ok(Some(Arc::new(authority)))
 }
 
-/// Where records of calls are kept: beside the state, which is ours by now.
+/// Where records of calls are kept: in the state directory, whose lock this process holds.
 fn calls(args: &Args) -> anyhow::Result<Option<Arc<Calls>>> {
     let calls = match &args.state_dir {
         _ if args.no_call_records => return Ok(None),

@@ -31,8 +31,7 @@ const MAX_REPORT: u64 = 256 << 20;
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let format = args.printing.format();
     let path = if format == Format::Json { "/status?names=all" } else { "/status" };
-    let body = tokio::time::timeout(PATIENCE, get(&args.status_addr, path)).await;
-    let body = body.map_err(|_| anyhow::anyhow!("{}: no answer in {PATIENCE:?}", args.status_addr))??;
+    let body = get(&args.status_addr, path).await?;
     let text = match format {
         Format::Json => format!("{body}\n"),
         Format::Text => table(&serde_json::from_str(&body).context("not a status report")?),
@@ -40,8 +39,14 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     Ok(super::say(&text)?)
 }
 
-/// One GET over HTTP/1.0: the answer ends where the connection ends.
+/// What a page of the status says.
 pub(super) async fn get(address: &str, path: &str) -> anyhow::Result<String> {
+    let answer = tokio::time::timeout(PATIENCE, ask(address, path)).await;
+    answer.map_err(|_| anyhow::anyhow!("{address}: no answer in {PATIENCE:?}"))?
+}
+
+/// One GET over HTTP/1.0: the answer ends where the connection ends.
+async fn ask(address: &str, path: &str) -> anyhow::Result<String> {
     let unreachable = || format!("cannot reach mesh-control's status at {address}");
     let mut stream = TcpStream::connect(address).await.with_context(unreachable)?;
     let request = format!("GET {path} HTTP/1.0\r\nhost: {address}\r\n\r\n");

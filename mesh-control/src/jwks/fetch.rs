@@ -37,6 +37,8 @@ type Guard = fn(IpAddr) -> Result<(), &'static str>;
 #[derive(Clone, Debug)]
 pub(crate) struct Fetcher {
     roots: Option<PathBuf>,
+    /// The option that names them.
+    roots_option: &'static str,
     allows_plaintext: bool,
     guard: Guard,
 }
@@ -44,12 +46,17 @@ pub(crate) struct Fetcher {
 impl Fetcher {
     pub(crate) fn new(options: &KeyFetching) -> Fetcher {
         let guard: Guard = if options.allow_insecure { |_| Ok(()) } else { guard::check };
-        Fetcher { roots: options.roots.clone(), allows_plaintext: options.allow_insecure, guard }
+        Fetcher {
+            roots: options.roots.clone(),
+            roots_option: "--jwks-roots",
+            allows_plaintext: options.allow_insecure,
+            guard,
+        }
     }
 
     /// For a server that the operator named, at whatever address it is: over TLS, by the authorities in this file.
     pub(crate) fn of_operator(roots: PathBuf) -> Fetcher {
-        Fetcher { roots: Some(roots), allows_plaintext: false, guard: |_| Ok(()) }
+        Fetcher { roots: Some(roots), roots_option: "--kubernetes-ca", allows_plaintext: false, guard: |_| Ok(()) }
     }
 
     /// Sends JSON with a credential to a server, and follows no redirect: it would take the credential along.
@@ -130,7 +137,8 @@ impl Fetcher {
         }
         let (roots, host) = (self.roots.clone(), host.to_owned());
         let made = spawn_blocking(move || tls(roots.as_deref(), &host)).await.map_err(|error| error.to_string())?;
-        let (config, name) = made.map_err(|invalid| format!("TLS: {invalid} (--jwks-roots names the authorities)"))?;
+        let option = self.roots_option;
+        let (config, name) = made.map_err(|invalid| format!("TLS: {invalid} ({option} names the authorities)"))?;
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
         exchange(stream.map_err(|error| format!("TLS: {error}"))?, request).await
     }

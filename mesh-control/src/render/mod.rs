@@ -270,13 +270,13 @@ pub fn refused_routes(routes: Vec<Route>) -> Vec<Diagnostic> {
 }
 
 /// The cluster of this name, `outbound|port|subset|host`.
-/// `is_certified` says whether the client has a certificate of the mesh; `identities` are those who serve it by mutual TLS.
+/// `may_have_certificate` says whether the client is told to call by mutual TLS, for which its word is enough; `identities` are those who serve it by mutual TLS.
 pub fn render_cluster(
     policy: &Policy,
     class: ClientClass,
     view: &View,
     name: &str,
-    is_certified: bool,
+    may_have_certificate: bool,
     identities: &[SpiffeId],
 ) -> Option<Rendered> {
     if class == ClientClass::Envoy {
@@ -307,11 +307,11 @@ pub fn render_cluster(
     let peers = policy.mesh.with_aliases(identities);
     let rendered = match class {
         ClientClass::Library => {
-            let security = tls::upstream(&seen, &written, is_certified, &peers);
+            let security = tls::upstream(&seen, &written, may_have_certificate, &peers);
             library::render_cluster(&seen, &written, security)
         }
         ClientClass::Grpc => {
-            let security = tls::of_grpc(&seen, &written, is_certified, &peers);
+            let security = tls::of_grpc(&seen, &written, may_have_certificate, &peers);
             grpc::render_cluster(&seen, &written, security, &mut degraded)
         }
         ClientClass::Envoy => return None,
@@ -326,7 +326,7 @@ pub fn render_cluster(
         encoded(name, bytes)
     };
     let mut encoded = with_metadata(&rendered);
-    if is_certified && seen.service.takes_registrations() {
+    if may_have_certificate && seen.service.takes_registrations() {
         // Who may answer is known when the workloads are: until they have come back, nobody is told of fewer.
         let version = Encoded::version_of(xxh3_64(&encoded.body), identities.len());
         (encoded.version, encoded.endpoints, encoded.self_registered) = (version.into(), identities.len(), true);

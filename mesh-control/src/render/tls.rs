@@ -86,7 +86,7 @@ pub(super) fn upstream(
 pub(super) fn of_grpc(
     seen: &Cluster<'_>,
     written: &[(&WrittenEndpoint, u16)],
-    is_certified: bool,
+    may_have_certificate: bool,
     identities: &[SpiffeId],
 ) -> Option<Security> {
     let of_identities = || identities.iter().map(|id| id.as_str().to_owned()).collect();
@@ -101,11 +101,11 @@ pub(super) fn of_grpc(
     };
     match &seen.traffic.tls {
         Tls::Plaintext => Some(Security::default()),
-        Tls::Automatic if !is_certified || !is_marked(seen, written) || identities.is_empty() => {
+        Tls::Automatic if !may_have_certificate || !is_marked(seen, written) || identities.is_empty() => {
             Some(Security::default())
         }
         Tls::Automatic => mutual(own_sni(seen), of_identities()),
-        Tls::Mesh { sni, peers } if is_certified => {
+        Tls::Mesh { sni, peers } if may_have_certificate => {
             let peers = if peers.is_empty() { of_identities() } else { peers.clone() };
             // Without anybody to name, gRPC would take anybody.
             if peers.is_empty() { None } else { mutual(sni.clone().unwrap_or_else(|| own_sni(seen)), peers) }

@@ -273,7 +273,7 @@ async fn x23_a_page_that_lets_its_name_point_here_reads_nothing_and_no_request_c
     let mut client = Delta::open(fixture.channel().await, node("mesh-core")).await.unwrap();
     client.send(Cluster, &["a"], &[]).await;
     client.take().await;
-    let paths = ["/status", "/metrics", "/debug/syncz", "/healthz", "/ready", "/anything"];
+    let paths = ["/status", "/metrics", "/calls", "/debug/syncz", "/healthz", "/ready", "/anything"];
     let before = fixture.report().clients.len();
     for path in paths {
         for host in ["evil.example", "evil.example:15014", "localhost.evil.example", "127.0.0.1.evil.example", ""] {

@@ -140,7 +140,7 @@ pub fn http_question(asker: &Asker, check: &HttpCheck, head: &RequestHead<'_>) -
     Ok(question)
 }
 
-/// What an answer over HTTP means: 200 lets in, and 5xx and what else makes no sense is no answer.
+/// What an answer over HTTP means: 200 lets in, 5xx is no answer, and everything else refuses, as for Envoy.
 ///
 /// # Errors
 /// It is no answer.
@@ -152,11 +152,12 @@ pub fn http_answer(check: &HttpCheck, status: StatusCode, headers: &HeaderMap, b
             is_unchecked: false,
         }));
     }
-    // A success would say to the client that the application had done something.
-    if status.is_server_error() || status.is_success() || status.is_informational() {
+    if status.is_server_error() {
         return Err(format!("the authorizer answered {status}"));
     }
-    let mut denial = Denial { body, ..Denial::new(status) };
+    // Another success would say to the client that the application had done something.
+    let is_told_as_it_is = status.is_redirection() || status.is_client_error();
+    let mut denial = Denial { body, ..Denial::new(if is_told_as_it_is { status } else { StatusCode::FORBIDDEN }) };
     let is_told = |name: &HeaderName| {
         check.to_client_on_deny.is_empty()
             || *name == LOCATION

@@ -20,6 +20,8 @@ const MOST_REFUSED: usize = 1024;
 const MOST_CALLERS: usize = 1024;
 /// So many different segments at one place below the same names are values, whatever they look like.
 const MOST_SIBLINGS: usize = 48;
+/// At so many places of one caller.
+const MOST_FOLDS: usize = 256;
 
 /// Calls that are alike, and how many there were.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -277,7 +279,8 @@ impl Book {
 
     /// The names below which a new path is one sibling too many. The first segment is never folded: that would be all paths.
     fn crowded(&self, call: &Call<'_>, template: &str) -> Option<String> {
-        if call.is_grpc {
+        let folds = self.folds.get(&self.group(call)).map_or(0, Vec::len);
+        if call.is_grpc || folds >= MOST_FOLDS {
             return None;
         }
         template.match_indices('/').skip(1).find_map(|(end, _)| {
@@ -296,7 +299,11 @@ impl Book {
     /// From now on any segment below these names is a value, and what is there already is put together.
     fn fold(&mut self, call: &Call<'_>, names: String) {
         let group = self.group(call);
-        self.folds.entry(group).or_default().push(names.into());
+        let folds = self.folds.entry(group).or_default();
+        // Nothing is below it by a name any more.
+        let is_below = |fold: &str| fold.strip_prefix(&*names).and_then(segment_of).is_some_and(is_name);
+        folds.retain(|fold| !is_below(fold));
+        folds.push(names.into());
         let of_group = |kept: &Option<Kept>| kept.as_ref().is_some_and(|kept| is_of(&kept.counted.key, call));
         let slots: Vec<usize> =
             (0..self.slots.len()).filter(|slot| self.slots.get(*slot).is_some_and(of_group)).collect();
@@ -442,6 +449,18 @@ mod tests {
         let cart = book.calls().find(|counted| &*counted.key.path == "/users/{*}/cart").unwrap();
         assert_eq!((cart.count, cart.first, cart.last), (1000, 0, 999));
         assert!(!paths(&book).contains(&"/{*}"));
+    }
+
+    #[test]
+    fn places_of_values_are_forgotten_with_the_names_above_them() {
+        let mut book = Book::default();
+        let letter = |of: usize| ["a", "b", "c", "d", "e", "f", "g", "h"][of % 8];
+        let word = |of: usize| format!("w{}{}", letter(of / 8), letter(of));
+        for turn in 0..20_000 {
+            let [a, b, c] = [turn / 3600, turn / 60 % 60, turn % 60].map(word);
+            book.note(&get(&format!("/a/{a}/{b}/{c}")), 1, 0, 0);
+        }
+        assert!(book.folds.values().all(|folds| folds.len() <= 3), "{:?}", book.folds);
     }
 
     #[test]

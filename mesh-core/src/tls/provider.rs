@@ -50,14 +50,15 @@ impl Certificates {
         }
         self.problem.send_replace(None);
         let trusted = Arc::clone(&credentials.bundles);
-        self.current.send_replace(Some(credentials));
-        // A new certificate is no news to whoever asks for the roots.
+        // A new certificate is no news to whoever asks for the roots. They come first: who shakes hands by these credentials
+        // asks next whether the peer is trusted.
         self.trusted.send_if_modified(|present| {
             *present != trusted && {
                 *present = trusted;
                 true
             }
         });
+        self.current.send_replace(Some(credentials));
     }
 
     /// The reader of files that clusters name for TLS with servers outside of the mesh.

@@ -56,6 +56,33 @@ fn leaf(uris: &[&str]) -> CertificateParams {
     params
 }
 
+/// Whoever waits for credentials, and looks at the moment that he is told.
+struct Waiting {
+    certificates: Arc<Certificates>,
+    is_trusted: std::sync::OnceLock<bool>,
+}
+
+impl std::task::Wake for Waiting {
+    fn wake(self: Arc<Self>) {
+        let present = self.certificates.current().expect("there are some by now");
+        self.is_trusted.get_or_init(|| *self.certificates.trusted().borrow() == present.bundles);
+    }
+}
+
+#[test]
+fn whom_credentials_trust_is_known_as_soon_as_there_are_credentials() {
+    let authority = Authority::named("one");
+    let (certificate, key) = authority.sign(&leaf(&[WEB]));
+    let certificates = Arc::<Certificates>::default();
+    let waiting = Arc::new(Waiting { certificates: Arc::clone(&certificates), is_trusted: std::sync::OnceLock::new() });
+    let waker = std::task::Waker::from(Arc::clone(&waiting));
+    let mut getting = std::pin::pin!(certificates.get());
+    assert!(getting.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+    let credentials = Credentials::from_pem(certificate.as_bytes(), key.as_bytes(), authority.pem.as_bytes());
+    certificates.set(Arc::new(credentials.expect("they fit")));
+    assert_eq!(waiting.is_trusted.get(), Some(&true));
+}
+
 const WEB: &str = "spiffe://td/ns/shop/sa/web";
 
 fn der(pem: &str) -> CertificateDer<'static> {

@@ -2,8 +2,8 @@
 //! (`envoy.service.accesslog.v3.AccessLogService`), by which sidecars tell it, too.
 //!
 //! Nothing is recorded or told before a server of the bootstrap asks for it, in the head of its stream's responses ([`CALLS`]),
-//! and it is told over the connection of that stream. A report is a stream with what is new, and counts as told when the server has ended it with success; until then it
-//! is kept, and told again. New forms of calls are told within seconds, and how often they came by the minute.
+//! and it is told over the connection of that stream. A report is a stream with what is new, and counts as told when the
+//! server has ended it with success; until then it is kept, and told again. New forms of calls are told within seconds, and how often they came by the minute.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -182,7 +182,6 @@ async fn send(channel: Channel, report: &Report, node: &Node) -> Result<(), Stri
 
 /// What one entry says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Entry {
     /// Calls that are alike.
     Calls(Counted),
@@ -211,7 +210,7 @@ pub fn decode(entry: &HttpAccessLogEntry, now: u64) -> Option<Entry> {
     let number = |name: &str| tag(name).and_then(|text| text.parse::<u64>().ok());
     let principal = principal_of(common);
     if let Some(count) = number(LOST) {
-        return Some(Entry::Lost(Lost::new(principal.map(|id| id.as_str().into()), count)));
+        return (count > 0).then(|| Entry::Lost(Lost::new(principal.map(|id| id.as_str().into()), count)));
     }
     let request = entry.request.as_ref()?;
     let details = entry.response.as_ref().map_or("", |response| &response.response_code_details);
@@ -233,8 +232,13 @@ pub fn decode(entry: &HttpAccessLogEntry, now: u64) -> Option<Entry> {
     let started = common.start_time.as_ref().and_then(|at| u64::try_from(at.seconds).ok());
     let first = started.filter(|first| *first <= now).unwrap_or(now);
     let last = number(LAST).filter(|last| *last <= now).unwrap_or(first).max(first);
-    let rule = call.rule.filter(|rule| rule.len() <= 512).map(Arc::from);
+    let rule = call.rule.filter(|rule| is_rule(rule)).map(Arc::from);
     Some(Entry::Calls(Counted::new(CallKey::of(&call), rule, number(COUNT).unwrap_or(1).max(1), first, last)))
+}
+
+/// Whether it can be the name of a rule: whoever reads it later is shown it as it is.
+pub fn is_rule(text: &str) -> bool {
+    text.len() <= 512 && text.bytes().all(|byte| matches!(byte, b' '..=b'~'))
 }
 
 fn entry_of(counted: &Counted) -> HttpAccessLogEntry {

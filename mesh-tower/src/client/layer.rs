@@ -141,7 +141,7 @@ where
     type Exchange = S::Future;
     const READS_EXTENSIONS: bool = true;
     const SPEAKS_TLS: bool = true;
-    const SPEAKS_ITS_TLS: bool = false;
+    const SPEAKS_CLUSTER_TLS: bool = false;
 
     /// What the authority was stays in `Host`; the version is the other client's to choose.
     fn form(

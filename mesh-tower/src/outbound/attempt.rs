@@ -92,7 +92,7 @@ impl<T: Transport> ActiveRequest<T> {
     pub(super) fn try_once(&mut self, route: &RouteRef<'_>, head: &mut Parts) -> Result<Step<T>, MeshError> {
         let original_destination = self.original_destination.as_deref().unwrap_or_default();
         let (mut attempt, cluster) = Attempt::pick(route, &mut self.info, original_destination)?;
-        if attempt.security.is_tls() && !T::SPEAKS_ITS_TLS {
+        if attempt.security.is_tls() && !T::SPEAKS_CLUSTER_TLS {
             let what = "it asks for TLS of the mesh's making, which a client below `client_layer` does not speak: use the \
                 mesh's own client, or a client over its connector";
             return Err(MeshError::new(ErrorKind::Security, what).within(format_args!("cluster {}", cluster.name)));

@@ -71,7 +71,8 @@ pub struct AuthorizationRequest {
     pub authority: String,
     /// The path in the canonical form that routes, policies and the application see, with the query.
     pub path_and_query: String,
-    /// The headers, as the application will see them.
+    /// The headers, as the application will see them, but for those that authorizers set: what a client sent under their names
+    /// is taken off.
     pub headers: HeaderMap,
     /// Whether it is a call of gRPC.
     pub is_grpc: bool,
@@ -199,14 +200,12 @@ impl Own {
         connection: Option<&Connection<'_>>,
         tokens: &[Claims],
     ) -> (Own, AuthorizationRequest) {
-        let mut headers = head.headers.clone();
-        self.strip(&mut headers);
         let request = AuthorizationRequest {
             method: head.method.clone(),
             authority: head.authority.to_owned(),
             path_and_query: head.path_and_query.to_owned(),
-            is_grpc: is_grpc(&headers),
-            headers,
+            is_grpc: is_grpc(head.headers),
+            headers: head.headers.clone(),
             identity: connection.and_then(|connection| connection.peer.cloned()),
             source: connection.map(|connection| connection.source),
             claims: tokens.to_vec(),

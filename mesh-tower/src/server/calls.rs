@@ -52,7 +52,7 @@ pub(super) fn record_refused<B>(
     }
     if let Ok(head) = RequestHead::received(request) {
         let peer = connection();
-        let call = call_of(&head, (port, peer.as_deref()), false, Some("ext_authz"));
+        let call = call_of(&head, (port, peer.as_deref()), false, Some("authorizer"));
         recorder.record(&call, &mut fastrand::Rng::new(), || seconds(SystemTime::now()));
     }
 }
@@ -67,6 +67,7 @@ fn call_of<'r>(
     Call {
         principal: peer.and_then(ConnectionInfo::peer_identity).map(SpiffeId::as_str),
         port,
+        // Only with POST is it a call of gRPC, which is called by its name as a whole.
         is_grpc: *head.method == Method::POST && is_grpc(head.headers),
         method: head.method.as_str(),
         path: head.path(),

@@ -207,9 +207,7 @@ impl Preface {
             true => Preface::Unknown(seen + compared),
         }
     }
-}
 
-impl Preface {
     /// Whether it may begin what both sides agreed on (RFC 7301), where they did.
     fn is_agreed(&self, alpn: Option<&str>) -> bool {
         match self {

@@ -350,7 +350,6 @@ impl ServerContext {
             let mut asked = Vec::new();
             let is_asked = |is_asked| asked.push(is_asked);
             let questions = check::questions(routes, &head, request.version(), connection.as_ref(), tokens, is_asked);
-            let own = self.authorizer.as_ref().map(|own| own.question(&head, connection.as_ref(), tokens));
             // From here on, what only authorizers set is from them.
             for (asker, is_asked) in routes.askers().iter().zip(asked) {
                 asker.strip(request.headers_mut(), is_asked);
@@ -358,6 +357,8 @@ impl ServerContext {
             if let Some(own) = &self.authorizer {
                 own.strip(request.headers_mut());
             }
+            head = RequestHead::received(request)?;
+            let own = self.authorizer.as_ref().map(|own| own.question(&head, connection.as_ref(), tokens));
             if !questions.is_empty() || own.is_some() {
                 facts.get_or_insert_with(|| facts_of(request));
                 let (routes, listener, port) = (Arc::clone(routes), listener.name().clone(), listener.port());
@@ -370,7 +371,6 @@ impl ServerContext {
                     tokens: tokens.into(),
                 })));
             }
-            head = RequestHead::received(request)?;
         }
         let admission = routes.admit(&head, peer.as_deref().map(ends), tokens, &mut random);
         tell(admission.verdict(), listener.name(), peer.as_deref());

@@ -117,7 +117,7 @@ where
                     None => break,
                     Some((io, peer)) => {
                         let Some(seat) = peers.enter(peer.ip(), limits.max_connections_per_client) else {
-                            tracing::debug!(%peer, "connection refused: its client has too many, or floods them");
+                            tracing::info!(%peer, "connection refused: its client has too many, or floods them");
                             continue;
                         };
                         let activity = watched.add();

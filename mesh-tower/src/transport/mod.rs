@@ -59,7 +59,7 @@ pub(crate) trait Transport: Send + 'static {
     /// Whether it speaks TLS by itself where a request asks for `https`: for hosts outside of the mesh.
     const SPEAKS_TLS: bool;
     /// Whether it speaks the TLS that a cluster asks for.
-    const SPEAKS_ITS_TLS: bool;
+    const SPEAKS_CLUSTER_TLS: bool;
 
     /// Gives a request the form in which it goes to the endpoints of this cluster. `host` is the usual `Host`, made
     /// before.

@@ -73,7 +73,7 @@ where
     type Exchange = F;
     const READS_EXTENSIONS: bool = false;
     const SPEAKS_TLS: bool = false;
-    const SPEAKS_ITS_TLS: bool = true;
+    const SPEAKS_CLUSTER_TLS: bool = true;
 
     #[inline]
     fn form(

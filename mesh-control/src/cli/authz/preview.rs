@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::records::{From, workload};
 use super::suggest::REFUSES;
-use super::{Asked, Protocol, Servers, answer, plane};
+use super::{Asked, Protocol, Servers, answer, plane, started};
 use crate::calls::{Protocol as Spoken, Record, Workload};
 use crate::catalog::{Client, ClientClass};
 use crate::cli::{Format, Printing};
@@ -25,7 +25,7 @@ use crate::policy::access::{Condition, Fact, Value};
 ///
 /// What is not in the records (hosts, headers, tokens, addresses, values in paths) counts as absent, and rules that ask for it are
 /// named on stderr.
-/// The exit code is 3 if a call would be refused that is let in now, and else 0.
+/// The exit code is 3 if a call would be refused that is let in now, or if there are calls of which that is not known, and else 0.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// The file with the new policies, or a directory of such files. An object that the configuration has is replaced.
@@ -76,20 +76,19 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = super::super::runtime()?;
     let (before, after) = {
         let _entered = runtime.enter();
-        (plane(&args.config)?, plane(&args.config)?)
+        (plane(&args.config)?, started(&args.config)?)
     };
-    for (name, text) in files(&args.path)? {
+    let files = files(&args.path)?;
+    if files.values().all(|text| text.lines().all(|line| line.trim().is_empty() || line.starts_with(['#', '-']))) {
+        bail!("{}: there is no object in it", args.path.display());
+    }
+    for (name, text) in files {
         // The last name goes before the others.
         after.set_yaml(&format!("~{name}"), &text)?;
     }
     let format = args.printing.format();
     let mut preview = Preview::new(&before, &after);
     args.from.each(wanted, |record| {
-        if wanted
-            .is_some_and(|(namespace, name)| *record.workload.namespace != *namespace || *record.workload.name != *name)
-        {
-            return Ok(());
-        }
         let Some(difference) = preview.look(&record)? else { return Ok(()) };
         let line = match format {
             Format::Json => format!("{}\n", serde_json::to_string(&difference)?),
@@ -100,10 +99,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if format == Format::Text {
         super::super::say(&preview.summary())?;
     }
+    for said in preview.passed_over() {
+        eprintln!("mesh-control: {said}");
+    }
     for rule in preview.blind() {
         eprintln!("mesh-control: {rule}: it asks for something that records do not have, which counts as absent here");
     }
-    Ok(if preview.refused.0 > 0 { ExitCode::from(REFUSES) } else { ExitCode::SUCCESS })
+    let is_known = preview.lost == 0 && preview.unnamed.0 == 0;
+    Ok(if preview.refused.0 > 0 || !is_known { ExitCode::from(REFUSES) } else { ExitCode::SUCCESS })
 }
 
 /// The new files, by name.
@@ -227,24 +230,30 @@ impl<'p> Preview<'p> {
     }
 
     fn summary(&self) -> String {
-        let said = |(forms, calls): (u64, u64)| format!("{forms} ({calls} call{})", if calls == 1 { "" } else { "s" });
-        let mut text = format!(
+        format!(
             "of {} that were recorded, {} would be refused, {} let in, {} decided by somebody who is asked; the others stay as \
              they are\n",
             said(self.all),
             said(self.refused),
             said(self.allowed),
             said(self.otherwise),
-        );
-        if self.unnamed.0 > 0 {
-            text +=
-                &format!("{} have a method or path that no policy can name, and were not tried\n", said(self.unnamed));
-        }
-        if self.lost > 0 {
-            text += &format!("{} more calls found no place in the records, and nothing is known of them\n", self.lost);
-        }
-        text
+        )
     }
+
+    /// Calls of which nobody knows what would become of them.
+    fn passed_over(&self) -> impl Iterator<Item = String> {
+        let unnamed = (self.unnamed.0 > 0).then(|| {
+            format!("{} have a method or path that no policy can name, and were not tried", said(self.unnamed))
+        });
+        let lost = (self.lost > 0)
+            .then(|| format!("{} more calls found no place in the records, and nothing is known of them", self.lost));
+        unnamed.into_iter().chain(lost)
+    }
+}
+
+/// So many forms, and so many calls.
+fn said((forms, calls): (u64, u64)) -> String {
+    format!("{forms} ({calls} call{})", if calls == 1 { "" } else { "s" })
 }
 
 fn count((forms, calls): &mut (u64, u64), record: &Record) {

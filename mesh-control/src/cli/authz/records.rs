@@ -13,15 +13,21 @@ use crate::calls::Record;
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct From {
     /// Where mesh-control serves its status, and with it the records that it has gathered.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15014", conflicts_with = "records")]
-    control: String,
+    #[arg(
+        long,
+        alias = "control",
+        value_name = "HOST:PORT",
+        default_value = "127.0.0.1:15014",
+        conflicts_with = "records"
+    )]
+    status_addr: String,
     /// Records in a file, as `/calls` of that address gives them, one JSON object a line; - is stdin.
     #[arg(long, value_name = "FILE")]
     records: Option<PathBuf>,
 }
 
 impl From {
-    /// Hands out every record, those of one workload at least.
+    /// Hands out every record, or those of one workload.
     pub(super) fn each(
         &self,
         workload: Option<(&str, &str)>,
@@ -38,8 +44,8 @@ impl From {
                 let query =
                     workload.map(|(namespace, name)| format!("?workload={namespace}/{name}")).unwrap_or_default();
                 let path = format!("/calls{query}");
-                let text = runtime()?.block_on(status::get(&self.control, &path))?;
-                (self.control.clone(), Box::new(Cursor::new(text)))
+                let text = runtime()?.block_on(status::get(&self.status_addr, &path))?;
+                (self.status_addr.clone(), Box::new(Cursor::new(text)))
             }
         };
         for (index, line) in reader.split(b'\n').enumerate() {
@@ -47,7 +53,11 @@ impl From {
             if line.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
-            take(Record::parse(&line).with_context(|| format!("{name}:{}: no record of calls", index + 1))?)?;
+            let record = Record::parse(&line).with_context(|| format!("{name}:{}: no record of calls", index + 1))?;
+            let of = (&*record.workload.namespace, &*record.workload.name);
+            if workload.is_none_or(|wanted| wanted == of) {
+                take(record)?;
+            }
         }
         Ok(())
     }

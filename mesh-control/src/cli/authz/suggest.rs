@@ -11,7 +11,7 @@ use crate::calls::{of_workload, suggest};
 ///
 /// Workloads of the library record who called what: identity, method, the form of the path, and verdict; neither bodies nor
 /// queries nor headers. What has to be left out stands in the policy's comments and on stderr. The exit code is 0 if the policy
-/// lets in all that was, and 3 if it does not.
+/// lets in all that was and nothing that was refused, and else 3.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// Whose server was called: its namespace, and the value of its label `app` (or what Istio puts before that).
@@ -43,5 +43,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for left_out in &suggestion.left_out {
         eprintln!("mesh-control: not let in, though it was: {left_out}");
     }
-    Ok(if suggestion.left_out.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(REFUSES) })
+    for let_in in &suggestion.let_in {
+        eprintln!("mesh-control: let in, though it was refused, by what is in no record: {let_in}");
+    }
+    let is_the_same = suggestion.left_out.is_empty() && suggestion.let_in.is_empty();
+    Ok(if is_the_same { ExitCode::SUCCESS } else { ExitCode::from(REFUSES) })
 }

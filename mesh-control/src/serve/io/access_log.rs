@@ -19,9 +19,15 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 use crate::calls::{Calls, Workload};
 use crate::serve::clients::clock::now;
 use crate::serve::clients::node::About;
+use crate::serve::clients::refusals::Reason;
 use crate::serve::clients::state::ServerState;
-use crate::serve::io::ads::identify;
+use crate::serve::io::ads::{identify, still_holds};
 use crate::serve::io::server::Peer;
+
+/// The most bytes of who reports: each line of its record repeats them.
+const MOST_WHO: usize = 8 << 10;
+/// The most entries of one message. Ours have 500, and Envoy sends what fits into 16 KiB unless it is told otherwise.
+const MOST_ENTRIES: usize = 4096;
 
 /// The service.
 pub(crate) struct AccessLogs {
@@ -70,12 +76,16 @@ impl AccessLogService for AccessLogs {
             if peer.expires.is_some_and(|expires| expires <= wall) {
                 return Err(Status::unauthenticated("the client certificate has expired: come back with the next one"));
             }
+            still_holds(&self.state, &peer)?;
             let workload = match &reporter {
                 Some(workload) => Arc::clone(workload),
                 None => Arc::new(self.reporter(&message, &peer)?),
             };
             reporter = Some(Arc::clone(&workload));
             let Some(LogEntries::HttpLogs(logs)) = message.log_entries else { continue };
+            if logs.log_entry.len() > MOST_ENTRIES {
+                return Err(Status::invalid_argument(format!("more than {MOST_ENTRIES} entries in one message")));
+            }
             let calls = Arc::clone(&self.calls);
             let taken = tokio::task::spawn_blocking(move || {
                 let entries = logs.log_entry.iter().filter_map(|entry| decode(entry, seconds(wall)));
@@ -91,11 +101,17 @@ impl AccessLogService for AccessLogs {
 }
 
 /// The workload on the other end, by its certificate where it has one.
-fn workload(node: &Node, peer: &Peer) -> Result<Workload, (crate::serve::clients::refusals::Reason, Status)> {
+fn workload(node: &Node, peer: &Peer) -> Result<Workload, (Reason, Status)> {
     let client = identify(node, peer)?;
     let about = About::read(node);
     let proven = client.identity.as_ref().and_then(|identity| identity.workload());
     let account = proven.map_or(about.service_account.as_str(), |(_, account)| account);
     let workload = Workload::new(&client.namespace, &about.name, account, proven.is_some());
-    Ok(workload.labelled(&client.labels).group(client.group))
+    let workload = workload.labelled(&client.labels).group(client.group);
+    if workload.len() > MOST_WHO {
+        let why =
+            format!("the node's names and labels have more than {MOST_WHO} bytes: no record of its calls is kept");
+        return Err((Reason::Node, Status::invalid_argument(why)));
+    }
+    Ok(workload)
 }

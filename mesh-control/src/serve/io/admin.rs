@@ -140,8 +140,16 @@ async fn calls_page(State(sources): State<Sources>, Query(whose): Query<Whose>) 
     let Some(calls) = sources.server.calls() else {
         return (StatusCode::NOT_FOUND, "no records of calls are kept here\n").into_response();
     };
-    let workload = whose.workload.as_deref().map(|text| text.split_once('/').unwrap_or(("", text)));
-    ([(header::CONTENT_TYPE, "application/jsonl")], calls.lines(workload)).into_response()
+    let calls = Arc::clone(calls);
+    // There may be many, and a report may be written to the disk meanwhile.
+    let lines = tokio::task::spawn_blocking(move || {
+        let workload = whose.workload.as_deref().map(|text| text.split_once('/').unwrap_or(("", text)));
+        calls.lines(workload)
+    });
+    match lines.await {
+        Ok(lines) => ([(header::CONTENT_TYPE, "application/jsonl")], lines).into_response(),
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
 }
 
 async fn ready(State(sources): State<Sources>) -> impl IntoResponse {

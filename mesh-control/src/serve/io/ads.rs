@@ -261,7 +261,7 @@ pub(super) fn identify(node: &Node, peer: &Peer) -> Result<Client, (Reason, Stat
 
 /// Whether the certificate of a client is still one of the server's authority: it may have been revoked since the connection
 /// was made.
-fn still_holds(state: &ServerState, peer: &Peer) -> Result<(), Status> {
+pub(super) fn still_holds(state: &ServerState, peer: &Peer) -> Result<(), Status> {
     let (Some(desk), Some(chain)) = (&state.desk, &peer.chain) else { return Ok(()) };
     let verified = desk.authority().verify(chain, SystemTime::now());
     verified.map_err(|why| Status::unauthenticated(format!("the client certificate is not good any more: {why:#}")))
