@@ -309,6 +309,8 @@ async fn c14_an_identity_that_asks_too_often_is_throttled_and_others_are_served(
     assert!((200..1_000).contains(&issued), "{issued}");
     let throttled = all.iter().filter_map(|answer| answer.as_ref().err());
     assert!(throttled.clone().all(|status| status.code() == Code::ResourceExhausted) && throttled.count() > 0);
+    // A connection has a rate of its own.
+    let channel = plain(served.fixture.address).await;
     create(channel, self::request(&[("SERVICE_ACCOUNT", "other")]), None).await.unwrap();
 }
 

@@ -460,7 +460,9 @@ mod tests {
             let [a, b, c] = [turn / 3600, turn / 60 % 60, turn % 60].map(word);
             book.note(&get(&format!("/a/{a}/{b}/{c}")), 1, 0, 0);
         }
-        assert!(book.folds.values().all(|folds| folds.len() <= 3), "{:?}", book.folds);
+        let folds: Vec<_> = book.folds.values().flatten().collect();
+        assert!(folds.iter().any(|fold| &***fold == "/a/waa"), "{folds:?}");
+        assert!(!folds.iter().any(|fold| fold.starts_with("/a/waa/w")) && folds.len() <= MOST_FOLDS, "{folds:?}");
     }
 
     #[test]
