@@ -117,6 +117,8 @@ fn one_request_has_a_verdict_and_the_rule_that_decided() {
         (&["--path", "/a?x"], "allow: AuthorizationPolicy/shop/allow-web#0\n"),
         (&["--path", "/b"], "deny: no rule is for it\n"),
         (&["--path", "/a", "--host", "ratings"], "deny: no rule is for it\n"),
+        (&["--path", "http://ratings/a"], "deny: no rule is for it\n"),
+        (&["--path", "http://reviews/a", "--host", "ratings"], "allow: AuthorizationPolicy/shop/allow-web#0\n"),
         (&["--path", "/a", "--method", "DELETE"], "deny: AuthorizationPolicy/shop/deny-delete#1\n"),
         (&["--path", "/a", "--method", "delete"], "deny: malformed: malformed method\n"),
         (&["--header", "X-Role: admin"], "allow: AuthorizationPolicy/shop/allow-web#1\n"),

@@ -409,7 +409,12 @@ fn canonical(asked: &Asked, table: &RouteTable, paths: PathNormalization) -> any
     let head = RequestHead::received(&request)?;
     let path = paths.canonical(head.path(), table.is_guarded())?;
     let target = head.query().map_or_else(|| path.to_string(), |query| format!("{path}?{query}"));
-    *request.uri_mut() = Uri::from(PathAndQuery::try_from(target).context("malformed path")?);
+    let mut uri = request.uri().clone().into_parts();
+    // That of CONNECT is an authority alone, and has no path to set; that of an absolute one goes before the Host.
+    if uri.authority.is_none() || uri.scheme.is_some() {
+        uri.path_and_query = Some(PathAndQuery::try_from(target).context("malformed path")?);
+        *request.uri_mut() = Uri::from_parts(uri).context("malformed path")?;
+    }
     Ok(request)
 }
 
