@@ -57,13 +57,21 @@ impl Retired {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Waits until this time, and has it so from then on. Whoever polls this is woken.
-    async fn at(self, time: SystemTime) {
-        let left = || time.duration_since(SystemTime::now()).ok().filter(|left| !left.is_zero());
-        while let Some(left) = left() {
-            tokio::time::sleep(left.min(LONGEST_LOOK)).await;
-        }
+    fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// How long the answers that are on their way may take when nobody trusted vouches for their server any more: they were
+/// asked for when it was trusted, and a rotation of roots is to fail nothing.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// Waits until a connection that will end at `end` should be replaced by another one.
+pub(crate) async fn ends_soon(end: SystemTime) {
+    let retirement = retirement(SystemTime::now(), end);
+    let left = || retirement.duration_since(SystemTime::now()).ok().filter(|left| !left.is_zero());
+    while let Some(left) = left() {
+        tokio::time::sleep(left.min(LONGEST_LOOK)).await;
     }
 }
 
@@ -79,22 +87,37 @@ impl Io {
         Io { bytes, forbidden: Both::new(forbidden), reason: None, retired: Retired::default() }
     }
 
-    /// The same, for bytes that will not travel any more from `end` on: the connection retires in time before it.
-    pub(crate) fn until(
-        end: SystemTime,
+    /// The same for a client's connection, which ends in three ways: it retires once it is `replaceable`; once the peer is
+    /// `distrusted` it retires at once, and the answers that are on their way have a moment left; once it is `unwanted`
+    /// nothing travels any more.
+    pub(crate) fn of_client(
         bytes: Bytes,
-        forbidden: impl Future<Output = Arc<str>> + Send + 'static,
+        replaceable: impl Future<Output = ()> + Send + 'static,
+        distrusted: impl Future<Output = Arc<str>> + Send + 'static,
+        unwanted: impl Future<Output = Arc<str>> + Send + 'static,
     ) -> Self {
         let retired = Retired::default();
-        let retiring = retired.clone().at(retirement(SystemTime::now(), end));
+        let told = retired.clone();
+        let ends = async move {
+            let mut distrusted = pin!(distrusted);
+            let reason = tokio::select! {
+                biased;
+                reason = &mut distrusted => reason,
+                () = replaceable => {
+                    told.set();
+                    distrusted.await
+                }
+            };
+            told.set();
+            tokio::time::sleep(LAST_ANSWERS).await;
+            reason
+        };
         let forbidden = async move {
-            let mut forbidden = pin!(forbidden);
             tokio::select! {
                 biased;
-                reason = &mut forbidden => return reason,
-                () = retiring => {}
+                reason = unwanted => reason,
+                reason = ends => reason,
             }
-            forbidden.await
         };
         Io { retired, ..Io::new(bytes, forbidden) }
     }

@@ -235,6 +235,37 @@ async fn a_client_makes_another_connection_in_time_and_cuts_no_answer_for_a_cert
     }
 }
 
+/// In the order in which an authority is replaced: both are trusted, both sides have new leaves, one is trusted.
+#[tokio::test]
+async fn f14_an_authority_that_is_replaced_cuts_no_answer_of_who_has_a_new_certificate_on_either_side() {
+    let (old, new) = (Authority::new(), Authority::new());
+    for protocol in BOTH {
+        // The leaf of the client is the old one until it has another.
+        let server = Server::strict(new.credentials_of(SERVER, None, &[&old])).await;
+        let client = Client::mutual(&server, old.credentials_of(CLIENT, None, &[&new]), protocol);
+        assert!(client.is_answered().await);
+        client.mesh.certificates().set(Arc::new(new.credentials_of(CLIENT, None, &[&old])));
+        assert!(client.is_answered().await, "meanwhile the connection learns of it");
+        let mut stream = Stream::open(&server, &client).await;
+        server.mesh.certificates().set(Arc::new(new.credentials(SERVER)));
+        for _ in 0..20 {
+            stream.goes_on().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        stream.ends_well().await;
+
+        // The leaf of the server was the old one when the connection was made.
+        let server = Server::strict(old.credentials_of(SERVER, None, &[&new])).await;
+        let client = Client::mutual(&server, new.credentials_of(CLIENT, None, &[&old]), protocol);
+        let mut stream = Stream::open(&server, &client).await;
+        server.mesh.certificates().set(Arc::new(new.credentials_of(SERVER, None, &[&old])));
+        client.mesh.certificates().set(Arc::new(new.credentials(CLIENT)));
+        stream.goes_on().await;
+        assert!(client.is_answered().await, "by another connection");
+        stream.ends_well().await;
+    }
+}
+
 #[tokio::test]
 async fn no_plaintext_goes_on_once_the_server_asks_for_mutual_tls() {
     let authority = Authority::new();

@@ -82,7 +82,12 @@ impl Credentials {
 
     /// Whether both show the same chain and trust the same roots.
     pub fn is_same(&self, other: &Credentials) -> bool {
-        self.key.cert == other.key.cert && self.bundles == other.bundles
+        self.shows_the_same_as(other) && self.bundles == other.bundles
+    }
+
+    /// Whether both show the same chain, whomever they trust.
+    pub fn shows_the_same_as(&self, other: &Credentials) -> bool {
+        self.key.cert == other.key.cert
     }
 
     /// The serial number of its certificate.

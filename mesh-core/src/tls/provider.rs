@@ -43,7 +43,8 @@ impl Certificates {
         self.current.borrow().clone()
     }
 
-    /// From now on these. Connections that were made before go on, as long as those whom these trust vouch for the peer.
+    /// From now on these. Connections that were made before carry no new request where the
+    /// certificate is another one, and end where nobody whom these trust vouches for the peer.
     pub fn set(&self, credentials: Arc<Credentials>) {
         if self.current().is_none_or(|present| !present.is_same(&credentials)) {
             tracing::info!(id = %credentials.id(), serial = credentials.serial(), "a new certificate, or other roots");
@@ -59,6 +60,15 @@ impl Certificates {
             }
         });
         self.current.send_replace(Some(credentials));
+    }
+
+    /// Waits until the workload shows another certificate than that of `credentials`. Cancel safe.
+    pub async fn replaced(&self, credentials: &Credentials) {
+        let another = |present: &Option<Arc<Credentials>>| {
+            present.as_ref().is_some_and(|present| !present.shows_the_same_as(credentials))
+        };
+        // An error would say that the sender is gone, which is `self`.
+        let _ = self.current.subscribe().wait_for(another).await;
     }
 
     /// The reader of files that clusters name for TLS with servers outside of the mesh.

@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 
 use super::Security;
 use super::security::Secured;
-use crate::io::{Bytes, Io, distrusted, outdated};
+use crate::io::{Bytes, Io, distrusted, ends_soon, outdated};
 
 /// What a connection is to carry, as TLS names it: agreed on in the handshake, where there is one.
 pub(super) const HTTP1: &[u8] = b"http/1.1";
@@ -80,7 +80,7 @@ async fn connect(endpoint: &EndpointState) -> Result<TcpStream, MeshError> {
 async fn secure(
     endpoint: &EndpointState,
     tls: &UpstreamTls,
-    credentials: &Credentials,
+    credentials: &Arc<Credentials>,
     alpn: Option<&'static [u8]>,
 ) -> Result<Io, MeshError> {
     let unusable = |invalid| MeshError::new(ErrorKind::Security, format!("mutual TLS: {invalid}"));
@@ -91,15 +91,19 @@ async fn secure(
     let peer = Peer::server(stream.get_ref().1, credentials);
     let peer = peer.ok_or_else(|| failed("mutual TLS: the server has not shown who it is".into()))?;
     let unwanted = forbidden(endpoint.tls_changes(), Secured::Mutual(peer.id().clone()));
-    // The server closes it once our own certificate has expired.
+    let certificates = endpoint.certificates();
+    // The server closes it once our own certificate has expired, or when nobody vouches for that any more: the next request
+    // goes by the newest one.
     let end = peer.next_check().map_or(credentials.not_after(), |end| end.min(credentials.not_after()));
-    let distrusted = distrusted(peer, Arc::clone(endpoint.certificates()));
-    Ok(Io::until(end, Bytes::Tls(Box::new(stream.into())), async move {
+    let (own, replaced) = (Arc::clone(credentials), Arc::clone(certificates));
+    let replaceable = async move {
         tokio::select! {
-            reason = unwanted => reason,
-            reason = distrusted => reason,
+            () = ends_soon(end) => {}
+            () = replaced.replaced(&own) => {}
         }
-    }))
+    };
+    let distrusted = distrusted(peer, Arc::clone(certificates));
+    Ok(Io::of_client(Bytes::Tls(Box::new(stream.into())), replaceable, distrusted, unwanted))
 }
 
 /// What the files of a cluster say now.
@@ -128,18 +132,14 @@ async fn secure_by_files(
     let peer = peer.ok_or_else(|| failed("TLS: the server has not shown who it is".into()))?;
     let unwanted = forbidden(endpoint.tls_changes(), Secured::Files(Arc::clone(tls)));
     let end = peer.next_check();
-    let outdated = outdated(peer, Arc::clone(endpoint.certificates().files()));
-    let forbidden = async move {
-        tokio::select! {
-            reason = unwanted => reason,
-            reason = outdated => reason,
+    let replaceable = async move {
+        match end {
+            Some(end) => ends_soon(end).await,
+            None => std::future::pending().await,
         }
     };
-    let bytes = Bytes::Tls(Box::new(stream.into()));
-    Ok(match end {
-        Some(end) => Io::until(end, bytes, forbidden),
-        None => Io::new(bytes, forbidden),
-    })
+    let outdated = outdated(peer, Arc::clone(endpoint.certificates().files()));
+    Ok(Io::of_client(Bytes::Tls(Box::new(stream.into())), replaceable, outdated, unwanted))
 }
 
 fn unusable(invalid: Invalid) -> MeshError {
