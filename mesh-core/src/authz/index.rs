@@ -1,29 +1,50 @@
-//! Which policies a request can be for at all. A policy that is for some peers, paths or namespaces by their exact names is
-//! found by them; the others are always looked at.
+//! Which policies a request can be for at all. A policy that is for some peers, accounts, paths or namespaces, by their names or
+//! by how those begin or end, is found by them; the others are always looked at.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::condition::Condition;
 use super::seen::Seen;
 use crate::model::{PeerTest, StringTest};
 
-type ByName = HashMap<Box<str>, Vec<usize>, foldhash::fast::RandomState>;
+type ByText = HashMap<Box<str>, Vec<usize>, foldhash::fast::RandomState>;
 
 /// The positions of policies by what they ask for, each list in order.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    by_peer: ByName,
-    by_path: ByName,
-    by_namespace: ByName,
+    by_peer: Texts,
+    by_path: Texts,
+    by_account: Texts,
+    by_namespace: Texts,
     others: Vec<usize>,
 }
 
-/// What policies are found by.
+/// What policies are found by, the most telling first.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Key {
     Peer,
     Path,
+    Account,
     Namespace,
+}
+
+const KEYS: [Key; 4] = [Key::Peer, Key::Path, Key::Account, Key::Namespace];
+
+/// A text, or how it begins or ends.
+#[derive(Clone, Copy)]
+enum Form<'c> {
+    Whole(&'c str),
+    Start(&'c str),
+    End(&'c str),
+}
+
+/// Policies by the texts that they ask for.
+#[derive(Debug, Default)]
+struct Texts {
+    whole: ByText,
+    /// By their lengths: there are few.
+    starts: BTreeMap<usize, ByText>,
+    ends: BTreeMap<usize, ByText>,
 }
 
 impl Index {
@@ -31,61 +52,103 @@ impl Index {
     pub(super) fn new<'c>(policies: impl Iterator<Item = [&'c Condition; 2]>) -> Self {
         let mut index = Index::default();
         for (position, needed) in policies.enumerate() {
-            let names = |key| needed.iter().find_map(|condition| names(condition, key));
-            let (by, names) = if let Some(names) = names(Key::Peer) {
-                (&mut index.by_peer, names)
-            } else if let Some(names) = names(Key::Path) {
-                (&mut index.by_path, names)
-            } else if let Some(names) = names(Key::Namespace) {
-                (&mut index.by_namespace, names)
-            } else {
+            let found = |is_usable: fn(&Form<'_>) -> bool| {
+                KEYS.into_iter().find_map(|key| {
+                    let mut all = needed.iter().filter_map(|condition| forms(condition, key));
+                    Some((key, all.find(|forms| forms.iter().all(is_usable))?))
+                })
+            };
+            // A name says more than a pattern: all workloads begin with `spiffe://`.
+            let found = found(|form| matches!(form, Form::Whole(_))).or_else(|| found(|_| true));
+            let Some((key, forms)) = found else {
                 index.others.push(position);
                 continue;
             };
-            for name in names {
-                let positions = by.entry(name.into()).or_default();
-                if positions.last() != Some(&position) {
-                    positions.push(position);
-                }
-            }
+            let texts = match key {
+                Key::Peer => &mut index.by_peer,
+                Key::Path => &mut index.by_path,
+                Key::Account => &mut index.by_account,
+                Key::Namespace => &mut index.by_namespace,
+            };
+            forms.into_iter().for_each(|form| texts.add(form, position));
         }
         index
     }
 
-    /// The policies that a request can be for, where both it and its connection are known.
-    pub(super) fn candidates(&self, seen: &Seen<'_>) -> [&[usize]; 4] {
+    /// The first of the policies that a request can be for, where both it and its connection are known, that `holds`.
+    pub(super) fn first(&self, seen: &Seen<'_>, holds: impl Fn(&usize) -> bool) -> Option<usize> {
         let peer = seen.connection.as_ref().and_then(|ends| ends.peer.as_ref());
-        let namespace = peer.and_then(|peer| peer.workload).map(|(namespace, _)| namespace);
-        [
-            find(&self.by_peer, peer.map(|peer| peer.id)),
-            find(&self.by_path, Some(seen.path())),
-            find(&self.by_namespace, namespace),
-            &self.others,
-        ]
+        let workload = peer.and_then(|peer| peer.workload);
+        let asked = [
+            (&self.by_peer, peer.map(|peer| peer.id)),
+            (&self.by_path, Some(seen.path())),
+            (&self.by_account, workload.map(|(_, account)| account)),
+            (&self.by_namespace, workload.map(|(namespace, _)| namespace)),
+        ];
+        let mut first = self.others.iter().copied().find(&holds);
+        for (texts, text) in asked {
+            let Some(text) = text else { continue };
+            texts.each(text, |positions| {
+                let before = |position: &usize| first.is_none_or(|first| *position < first);
+                first = positions.iter().copied().take_while(before).find(&holds).or(first);
+            });
+        }
+        first
     }
 }
 
-fn find<'i>(by: &'i ByName, name: Option<&str>) -> &'i [usize] {
-    // Most sets are found by one of the keys, and nothing is hashed for the others.
-    if by.is_empty() {
-        return &[];
+impl Texts {
+    fn add(&mut self, form: Form<'_>, position: usize) {
+        let (by, text) = match form {
+            Form::Whole(text) => (&mut self.whole, text),
+            Form::Start(text) => (self.starts.entry(text.len()).or_default(), text),
+            Form::End(text) => (self.ends.entry(text.len()).or_default(), text),
+        };
+        let positions = by.entry(text.into()).or_default();
+        if positions.last() != Some(&position) {
+            positions.push(position);
+        }
     }
-    name.and_then(|name| by.get(name)).map_or(&[], Vec::as_slice)
+
+    /// The lists of the policies that ask for this text.
+    fn each<'i>(&'i self, text: &str, mut each: impl FnMut(&'i [usize])) {
+        let mut find = |by: &'i ByText, part: Option<&str>| {
+            // Most sets are found by one of the keys, and nothing is hashed for the others.
+            if let Some(part) = part
+                && !by.is_empty()
+                && let Some(positions) = by.get(part)
+            {
+                each(positions);
+            }
+        };
+        find(&self.whole, Some(text));
+        self.starts.iter().for_each(|(length, by)| find(by, text.get(..*length)));
+        let end = |length: &usize| text.len().checked_sub(*length).and_then(|start| text.get(start..));
+        self.ends.iter().for_each(|(length, by)| find(by, end(length)));
+    }
 }
 
-/// The exact names without one of which a condition cannot hold; `None` where there is no such list.
-fn names(condition: &Condition, key: Key) -> Option<Vec<&str>> {
+/// The texts without one of which a condition cannot hold; `None` where there is no such list.
+fn forms(condition: &Condition, key: Key) -> Option<Vec<Form<'_>>> {
     match (condition, key) {
-        (Condition::Peer(PeerTest::Id(StringTest::Exact { value, ignore_case: false })), Key::Peer)
-        | (Condition::Path(StringTest::Exact { value, ignore_case: false }), Key::Path)
-        | (Condition::Peer(PeerTest::Namespace(StringTest::Exact { value, ignore_case: false })), Key::Namespace) => {
-            Some(vec![value])
-        }
-        (Condition::All(conditions), _) => conditions.iter().find_map(|condition| names(condition, key)),
+        (Condition::Peer(PeerTest::Id(test)), Key::Peer)
+        | (Condition::Path(test), Key::Path)
+        | (Condition::Peer(PeerTest::ServiceAccount(test)), Key::Account)
+        | (Condition::Peer(PeerTest::Namespace(test)), Key::Namespace) => Some(vec![form(test)?]),
+        (Condition::All(conditions), _) => conditions.iter().find_map(|condition| forms(condition, key)),
         (Condition::Any(conditions), _) => {
-            let names: Option<Vec<_>> = conditions.iter().map(|condition| names(condition, key)).collect();
-            Some(names?.concat())
+            let forms: Option<Vec<_>> = conditions.iter().map(|condition| forms(condition, key)).collect();
+            Some(forms?.concat())
         }
+        _ => None,
+    }
+}
+
+fn form(test: &StringTest) -> Option<Form<'_>> {
+    match test {
+        StringTest::Exact { value, ignore_case: false } => Some(Form::Whole(value)),
+        StringTest::Prefix { value, ignore_case: false } => Some(Form::Start(value)),
+        StringTest::Suffix { value, ignore_case: false } => Some(Form::End(value)),
         _ => None,
     }
 }

@@ -203,10 +203,7 @@ impl RuleSet {
             })
         };
         let first = match (&seen.head, &seen.connection) {
-            (Some(_), Some(_)) => {
-                let lists = self.index.candidates(seen);
-                lists.into_iter().filter_map(|list| list.iter().copied().find(holds)).min()
-            }
+            (Some(_), Some(_)) => self.index.first(seen, holds),
             // In doubt a condition holds that the index would not find.
             _ => (0..self.policies.len()).find(holds),
         };
