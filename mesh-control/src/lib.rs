@@ -1,4 +1,4 @@
-//! The control server of the mesh: Istio YAML in, xDS out.
+//! The control plane of the mesh: Istio YAML in, xDS out.
 //!
 //! Most people run it as the command `mesh-control`. As a library it is
 //!

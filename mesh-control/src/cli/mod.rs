@@ -18,7 +18,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
-/// The control server of the mesh: reads Istio's YAML, serves xDS.
+/// The control plane of the mesh: reads Istio's YAML, serves xDS.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-control", version, arg_required_else_help = true)]
 struct Line {

@@ -1,4 +1,4 @@
-//! `mesh-control serve`: the control server.
+//! `mesh-control serve`: the control plane.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroUsize;
