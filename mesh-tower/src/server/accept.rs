@@ -29,7 +29,7 @@ use crate::io::{Both, Half, Io};
 use crate::listeners::{ListenerGuard, ListenerState, WatchTask, watch_listener};
 use crate::mesh::Mesh;
 use crate::server::handshake::{self, Handshake};
-use crate::server::request::ServerLayer;
+use crate::server::layer::ServerLayer;
 
 /// After how long without a word a peer is probed, and how often from then on.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));

@@ -1,15 +1,16 @@
 //! The server: a listener that serves as the configuration allows, and a layer that routes what comes in.
 //!
-//! A request's walk is these files in order: `accept` (may this connection be served), `request` (which route, which
-//! filters, or an answer of the mesh), the application's own service, `response` (the way back). Beside them are
-//! `serve` (a server loop on hyper), its `limits`, `monitor` (what each connection is doing), and `peers` (what those of one
-//! client add up to).
+//! A request's walk is these files in order: `accept` (may this connection be served), `layer` (the service around the
+//! application's), `request` (which route, which filters, or an answer of the mesh), the application's own service,
+//! `response` (the way back). Beside them are `serve` (a server loop on hyper), its `limits`, `monitor` (what each
+//! connection is doing), and `peers` (what those of one client add up to).
 
 mod accept;
 mod authorizer;
 mod calls;
 mod check;
 mod handshake;
+mod layer;
 mod limits;
 mod monitor;
 mod peers;
@@ -28,8 +29,8 @@ use crate::mesh::Mesh;
 pub use crate::connection::{ConnectionInfo, TlsInfo};
 pub use accept::{Incoming, MeshIo, MeshListener};
 pub use authorizer::{Allow, AuthorizationRequest, Authorizer, AuthorizerError, Decision, Deny};
+pub use layer::{ServerLayer, ServerService};
 pub use limits::Limits;
-pub use request::{ServerLayer, ServerService};
 pub use response::{ResponseFuture, ServerBody};
 pub use serve::{Serve, serve};
 

@@ -7,7 +7,6 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
@@ -25,185 +24,32 @@ use mesh_core::request::{RequestHead, is_grpc};
 use mesh_core::request_info::{Deadline, Direction, RequestInfo};
 use mesh_core::store::{ChainView, ServerState, ServerView};
 use mesh_core::view::{Destination, Found, RouteTable};
-use tower_layer::Layer;
-use tower_service::Service;
 
 use crate::connection::ConnectionInfo;
+use crate::drain::InFlight;
 use crate::filters::{self, Passage};
 use crate::listeners::{ListenerState, UNKNOWN_CONNECTION, find};
 use crate::mesh::Mesh;
-use crate::server::authorizer::{Authorizer, Own};
+use crate::server::authorizer::Own;
 use crate::server::calls;
 use crate::server::check::{self, Answers};
-use crate::server::response::{ActiveRequest, Facts, ResponseFuture, ServerBody};
-use crate::uri::{complete_path, set_path};
+use crate::server::response::Facts;
+use crate::uri::set_path;
 use crate::{headers, reply};
 
 /// Finds a request's connection in its extensions.
-type ConnectionOf = fn(&Extensions) -> Option<Arc<ConnectionInfo>>;
-
-/// Puts a service behind the mesh: see [`Mesh::server_layer`].
-#[derive(Clone, Debug)]
-pub struct ServerLayer {
-    context: Arc<ServerContext>,
-}
+pub(super) type ConnectionOf = fn(&Extensions) -> Option<Arc<ConnectionInfo>>;
 
 /// What the requests of one layer have in common.
 #[derive(Clone, Debug)]
 pub(super) struct ServerContext {
-    mesh: Mesh,
-    listener: Option<Arc<ListenerState>>,
-    connection_of: ConnectionOf,
-    trusted_proxies: Arc<[SpiffeId]>,
-    underscores: HeadersWithUnderscores,
+    pub(super) mesh: Mesh,
+    pub(super) listener: Option<Arc<ListenerState>>,
+    pub(super) connection_of: ConnectionOf,
+    pub(super) trusted_proxies: Arc<[SpiffeId]>,
+    pub(super) underscores: HeadersWithUnderscores,
     /// The application's own word on who is let in.
-    authorizer: Option<Own>,
-}
-
-impl ServerLayer {
-    pub(super) fn of(mesh: &Mesh, listener: Option<Arc<ListenerState>>) -> Self {
-        let context = ServerContext {
-            mesh: mesh.clone(),
-            listener,
-            connection_of: connection_extension,
-            trusted_proxies: Arc::default(),
-            underscores: HeadersWithUnderscores::Allow,
-            authorizer: None,
-        };
-        ServerLayer { context: Arc::new(context) }
-    }
-
-    /// The same, for a server whose clients are proxies: what these send is believed that only a proxy may say. Those are
-    /// `x-forwarded-client-cert` and all headers whose names begin with `x-envoy-` or `x-mesh-`; they are taken off what
-    /// anybody else sends, before policies, filters and the application see it. A peer is who its certificate says, never an
-    /// address.
-    ///
-    /// ```
-    /// use mesh_core::fixed::Fixed;
-    /// use mesh_tower::Mesh;
-    ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let mesh = Mesh::builder().source(Fixed::new()).start()?;
-    /// let layer = mesh.server_layer().trusted_proxies(["spiffe://cluster.local/ns/istio-system/sa/gateway".parse()?]);
-    /// # drop(layer);
-    /// # Ok(()) }
-    /// ```
-    pub fn trusted_proxies(mut self, peers: impl IntoIterator<Item = SpiffeId>) -> Self {
-        Arc::make_mut(&mut self.context).trusted_proxies = peers.into_iter().collect();
-        self
-    }
-
-    /// The same, with another idea of headers whose names have an underscore. The stricter of this and of what the
-    /// configuration says counts; by default both let them pass.
-    pub fn headers_with_underscores(mut self, action: HeadersWithUnderscores) -> Self {
-        Arc::make_mut(&mut self.context).underscores = action;
-        self
-    }
-
-    /// The same, for servers that keep the connection's addresses in an extension of their own. Under
-    /// [`crate::server::serve`] they are known without.
-    pub fn connection_by(mut self, connection_of: ConnectionOf) -> Self {
-        Arc::make_mut(&mut self.context).connection_of = connection_of;
-        self
-    }
-
-    /// Asks the application about every request, where policies ask authorizers outside of it (CUSTOM): after its tokens were
-    /// looked at, after those, and before DENY and ALLOW, which still count. Whoever it refuses does not reach the application.
-    /// An error, a panic, and no decision in time refuse with 403. It sees the path that the application will see, so that both
-    /// decide by the same one, in the form that `pathNormalization` of the mesh's settings says: with NONE, and without a control
-    /// plane, as it came. What could be read in two ways is refused as for a workload that policies guard.
-    ///
-    /// ```
-    /// use http::{HeaderName, HeaderValue, StatusCode};
-    /// use mesh_core::fixed::Fixed;
-    /// use mesh_tower::Mesh;
-    /// use mesh_tower::server::{Allow, AuthorizationRequest, Decision, Deny};
-    /// use tower::{ServiceExt, service_fn};
-    /// use tower_layer::Layer;
-    ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let mesh = Mesh::builder().source(Fixed::new()).start()?;
-    /// let listener = mesh.bind("127.0.0.1:0").await?;
-    /// mesh.serving().await?;
-    /// let decide = |request: AuthorizationRequest| async move {
-    ///     let plan = HeaderName::from_static("x-plan");
-    ///     Ok(match request.path_and_query.starts_with("/admin") {
-    ///         true => Decision::from(Deny::new(StatusCode::FORBIDDEN).body("not for you").detail("no admin")),
-    ///         false => Decision::from(Allow::new().header(plan, HeaderValue::from_static("free"))),
-    ///     })
-    /// };
-    /// let hello = service_fn(|_| async { Ok::<_, std::io::Error>(http::Response::new("hello".to_owned())) });
-    /// let service = mesh.server_layer().authorizer(decide).layer(hello);
-    /// for (path, status) in [("/", 200), ("/admin", 403), ("/admin/users", 403)] {
-    ///     let request = http::Request::get(path).header("host", "hello").body(())?;
-    ///     assert_eq!(service.clone().oneshot(request).await?.status(), status);
-    /// }
-    /// # Ok(()) }
-    /// ```
-    pub fn authorizer(mut self, authorizer: impl Authorizer) -> Self {
-        Arc::make_mut(&mut self.context).authorizer = Some(Own::new(authorizer));
-        self
-    }
-}
-
-impl<S> Layer<S> for ServerLayer {
-    type Service = ServerService<S>;
-
-    fn layer(&self, inner: S) -> ServerService<S> {
-        ServerService { context: Arc::clone(&self.context), inner }
-    }
-}
-
-fn connection_extension(extensions: &Extensions) -> Option<Arc<ConnectionInfo>> {
-    #[cfg(feature = "axum")]
-    if let Some(info) = extensions.get::<axum::extract::ConnectInfo<ConnectionInfo>>() {
-        return Some(Arc::new(info.0.clone()));
-    }
-    extensions.get().cloned()
-}
-
-/// A service behind the mesh.
-#[derive(Clone, Debug)]
-pub struct ServerService<S> {
-    context: Arc<ServerContext>,
-    inner: S,
-}
-
-impl<S, B, R> Service<Request<B>> for ServerService<S>
-where
-    S: Service<Request<B>, Response = Response<R>> + Clone,
-    R: http_body::Body<Data = Bytes>,
-{
-    type Response = Response<ServerBody<R>>;
-    type Error = S::Error;
-    type Future = ResponseFuture<S, B>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: Request<B>) -> ResponseFuture<S, B> {
-        complete_path(request.uri_mut());
-        let mut facts = self.context.observed(&request);
-        let admission = self.context.route(&mut request, &mut facts);
-        let is_http1 = request.version() <= Version::HTTP_11;
-        let active = ActiveRequest::new(self.context.mesh.drain().enter(), is_http1, facts);
-        match admission {
-            Admission::Admit => ResponseFuture::forward(self.inner.call(request), active),
-            Admission::Held(callout) => {
-                // The service that is ready is the one that will be called.
-                let next = self.inner.clone();
-                let ready = std::mem::replace(&mut self.inner, next);
-                ResponseFuture::held(callout, ready, request, active)
-            }
-            Admission::Asked(asked) => {
-                let next = self.inner.clone();
-                let ready = std::mem::replace(&mut self.inner, next);
-                ResponseFuture::asked(asked, Arc::clone(&self.context), ready, request, active)
-            }
-            Admission::Answer(response) => ResponseFuture::answer(response, active),
-        }
-    }
+    pub(super) authorizer: Option<Own>,
 }
 
 /// What becomes of a request.
@@ -223,16 +69,21 @@ pub(super) struct Asked {
     /// What they say.
     pub(super) answers: Answers,
     routes: Arc<RouteTable>,
-    listener: ListenerName,
-    port: u16,
+    listener: Arc<ListenerState>,
     /// What the tokens of the request say.
     tokens: Box<[Claims]>,
 }
 
 impl ServerContext {
+    /// A request begins.
+    #[inline]
+    pub(super) fn in_flight(&self) -> InFlight {
+        self.mesh.drain().enter()
+    }
+
     /// The facts of a request, where somebody is told of them.
     #[inline]
-    fn observed<B>(&self, request: &Request<B>) -> Option<Box<Facts>> {
+    pub(super) fn observed<B>(&self, request: &Request<B>) -> Option<Box<Facts>> {
         if self.mesh.observers().is_empty() {
             return None;
         }
@@ -262,13 +113,9 @@ impl ServerContext {
     }
 
     #[inline]
-    fn route<B>(&self, request: &mut Request<B>, facts: &mut Option<Box<Facts>>) -> Admission {
-        self.find_and_filter(request, facts).unwrap_or_else(|error| {
-            if let Some(facts) = facts {
-                facts.info.note_error(error.kind());
-            }
-            answer(request, reply::error(&error, is_grpc(request.headers())))
-        })
+    pub(super) fn route<B>(&self, request: &mut Request<B>, facts: &mut Option<Box<Facts>>) -> Admission {
+        let admission = self.find_and_filter(request, facts);
+        admission.unwrap_or_else(|error| failed(&error, facts.as_deref_mut(), request))
     }
 
     fn find_and_filter<B>(
@@ -307,7 +154,6 @@ impl ServerContext {
             }
         };
         let ChainView { routes, paths, underscores, .. } = chain(view, connection)?;
-        let mut random = fastrand::Rng::new();
         let mut head = head?;
         match self.underscores.max(*underscores) {
             HeadersWithUnderscores::Allow => {}
@@ -361,23 +207,32 @@ impl ServerContext {
             let own = self.authorizer.as_ref().map(|own| own.question(&head, connection.as_ref(), tokens));
             if !questions.is_empty() || own.is_some() {
                 facts.get_or_insert_with(|| facts_of(request));
-                let (routes, listener, port) = (Arc::clone(routes), listener.name().clone(), listener.port());
-                let answers = check::ask(self.mesh.clone(), listener.clone(), questions, own);
-                return Ok(Admission::Asked(Box::new(Asked {
-                    answers,
-                    routes,
-                    listener,
-                    port,
-                    tokens: tokens.into(),
-                })));
+                let answers = check::ask(self.mesh.clone(), listener.name().clone(), questions, own);
+                let (routes, listener) = (Arc::clone(routes), Arc::clone(listener));
+                return Ok(Admission::Asked(Box::new(Asked { answers, routes, listener, tokens: tokens.into() })));
             }
         }
-        let admission = routes.admit(&head, peer.as_deref().map(ends), tokens, &mut random);
-        tell(admission.verdict(), listener.name(), peer.as_deref());
+        let found = self.admit(routes, listener, &head, peer.as_deref(), tokens)?;
+        self.enter(routes, found, request, facts)
+    }
+
+    /// Who is let in by the policies, which is told and written down, learns of its route.
+    #[inline]
+    fn admit<'r>(
+        &self,
+        routes: &'r RouteTable,
+        listener: &ListenerState,
+        head: &RequestHead<'_>,
+        peer: Option<&ConnectionInfo>,
+        tokens: &[Claims],
+    ) -> Result<Found<'r>, MeshError> {
+        let mut random = fastrand::Rng::new();
+        let admission = routes.admit(head, peer.map(ends), tokens, &mut random);
+        tell(admission.verdict(), listener.name(), peer);
         let verdict = *admission.verdict();
         let found = admission.into_route();
-        calls::record(&self.mesh, &head, &verdict, &found, (listener.port(), peer.as_deref()), &mut random);
-        self.enter(routes, found?, request, facts)
+        calls::record(&self.mesh, head, &verdict, &found, (listener.port(), peer), &mut random);
+        found
     }
 
     /// What the authorizers said of a request is there: it goes on as they want it, or is refused.
@@ -393,7 +248,7 @@ impl ServerContext {
             Ok(changes) => changes,
             Err(denial) => {
                 facts_of_it.info.note_error(ErrorKind::AccessDenied);
-                calls::record_refused(&self.mesh, request, asked.port, || self.connection(request));
+                calls::record_refused(&self.mesh, request, asked.listener.port(), || self.connection(request));
                 return self::answer(request, check::refusal(*denial, facts_of_it.info.is_grpc));
             }
         };
@@ -403,30 +258,19 @@ impl ServerContext {
             facts_of_it.info.note_unchecked();
         }
         with_parts(request, |head| headers::apply_to_request(&changes.request, head));
-        self.admit_checked(asked, request, facts).unwrap_or_else(|error| {
-            if let Some(facts) = facts {
-                facts.info.note_error(error.kind());
-            }
-            self::answer(request, reply::error(&error, is_grpc(request.headers())))
-        })
+        let admission = self.enter_checked(asked, request, facts);
+        admission.unwrap_or_else(|error| failed(&error, facts.as_deref_mut(), request))
     }
 
-    fn admit_checked<B>(
+    fn enter_checked<B>(
         &self,
-        asked: &Asked,
+        Asked { routes, listener, tokens, .. }: &Asked,
         request: &mut Request<B>,
         facts: &mut Option<Box<Facts>>,
     ) -> Result<Admission, MeshError> {
-        let routes = &asked.routes;
         let peer = self.connection(request);
-        let head = RequestHead::received(request)?;
-        let mut random = fastrand::Rng::new();
-        let admission = routes.admit(&head, peer.as_deref().map(ends), &asked.tokens, &mut random);
-        tell(admission.verdict(), &asked.listener, peer.as_deref());
-        let verdict = *admission.verdict();
-        let found = admission.into_route();
-        calls::record(&self.mesh, &head, &verdict, &found, (asked.port, peer.as_deref()), &mut random);
-        self.enter(routes, found?, request, facts)
+        let found = self.admit(routes, listener, &RequestHead::received(request)?, peer.as_deref(), tokens)?;
+        self.enter(routes, found, request, facts)
     }
 
     /// A request that is let in passes the filters of its route.
@@ -500,17 +344,14 @@ pub(super) fn resume<B>(decide: Resume, facts: &mut Facts, request: &mut Request
     let (route, destination) = found.expect("a request that is held back passes the filters of its route");
     let passage =
         with_parts(request, |head| filters::resume(decide, destination.filters(), filters_entered, info, head));
-    passed(passage, info.is_grpc, route, destination, request).unwrap_or_else(|error| {
-        info.note_error(error.kind());
-        answer(request, reply::error(&error, info.is_grpc))
-    })
+    let admission = passed(passage, info.is_grpc, route, destination, request);
+    admission.unwrap_or_else(|error| failed(&error, Some(facts), request))
 }
 
 /// The deadline has passed while a filter held the request back.
 pub(super) fn too_late<B>(facts: &mut Facts, request: &Request<B>) -> Admission {
     let error = MeshError::new(ErrorKind::Timeout, "the deadline passed while a filter held the request back");
-    facts.info.note_error(error.kind());
-    answer(request, reply::error(&error, facts.info.is_grpc))
+    failed(&error, Some(facts), request)
 }
 
 fn passed<B>(
@@ -525,6 +366,14 @@ fn passed<B>(
         Passage::Answered(reply) => Ok(answer(request, reply::filter(reply, is_grpc))),
         Passage::Held(callout) => Ok(Admission::Held(callout)),
     }
+}
+
+/// It is answered with what went wrong.
+fn failed<B>(error: &MeshError, facts: Option<&mut Facts>, request: &Request<B>) -> Admission {
+    if let Some(facts) = facts {
+        facts.info.note_error(error.kind());
+    }
+    answer(request, reply::error(error, is_grpc(request.headers())))
 }
 
 /// The mesh answers itself.

@@ -1,0 +1,172 @@
+//! The layer that puts a service behind the mesh: what an application says of it, and its requests one by one, which
+//! `request` decides on.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Extensions, Request, Response, Version};
+use mesh_core::identity::SpiffeId;
+use mesh_core::model::HeadersWithUnderscores;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::connection::ConnectionInfo;
+use crate::listeners::ListenerState;
+use crate::mesh::Mesh;
+use crate::server::authorizer::{Authorizer, Own};
+use crate::server::request::{Admission, ConnectionOf, ServerContext};
+use crate::server::response::{ActiveRequest, ResponseFuture, ServerBody};
+use crate::uri::complete_path;
+
+/// Puts a service behind the mesh: see [`Mesh::server_layer`].
+#[derive(Clone, Debug)]
+pub struct ServerLayer {
+    context: Arc<ServerContext>,
+}
+
+impl ServerLayer {
+    pub(super) fn of(mesh: &Mesh, listener: Option<Arc<ListenerState>>) -> Self {
+        let context = ServerContext {
+            mesh: mesh.clone(),
+            listener,
+            connection_of: connection_extension,
+            trusted_proxies: Arc::default(),
+            underscores: HeadersWithUnderscores::Allow,
+            authorizer: None,
+        };
+        ServerLayer { context: Arc::new(context) }
+    }
+
+    /// The same, for a server whose clients are proxies: what these send is believed that only a proxy may say. Those are
+    /// `x-forwarded-client-cert` and all headers whose names begin with `x-envoy-` or `x-mesh-`; they are taken off what
+    /// anybody else sends, before policies, filters and the application see it. A peer is who its certificate says, never an
+    /// address.
+    ///
+    /// ```
+    /// use mesh_core::fixed::Fixed;
+    /// use mesh_tower::Mesh;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mesh = Mesh::builder().source(Fixed::new()).start()?;
+    /// let layer = mesh.server_layer().trusted_proxies(["spiffe://cluster.local/ns/istio-system/sa/gateway".parse()?]);
+    /// # drop(layer);
+    /// # Ok(()) }
+    /// ```
+    pub fn trusted_proxies(mut self, peers: impl IntoIterator<Item = SpiffeId>) -> Self {
+        Arc::make_mut(&mut self.context).trusted_proxies = peers.into_iter().collect();
+        self
+    }
+
+    /// The same, with another idea of headers whose names have an underscore. The stricter of this and of what the
+    /// configuration says counts; by default both let them pass.
+    pub fn headers_with_underscores(mut self, action: HeadersWithUnderscores) -> Self {
+        Arc::make_mut(&mut self.context).underscores = action;
+        self
+    }
+
+    /// The same, for servers that keep the connection's addresses in an extension of their own. Under
+    /// [`crate::server::serve`] they are known without.
+    pub fn connection_by(mut self, connection_of: ConnectionOf) -> Self {
+        Arc::make_mut(&mut self.context).connection_of = connection_of;
+        self
+    }
+
+    /// Asks the application about every request, where policies ask authorizers outside of it (CUSTOM): after its tokens were
+    /// looked at, after those, and before DENY and ALLOW, which still count. Whoever it refuses does not reach the application.
+    /// An error, a panic, and no decision in time refuse with 403. It sees the path that the application will see, so that both
+    /// decide by the same one, in the form that `pathNormalization` of the mesh's settings says: with NONE, and without a control
+    /// plane, as it came. What could be read in two ways is refused as for a workload that policies guard.
+    ///
+    /// ```
+    /// use http::{HeaderName, HeaderValue, StatusCode};
+    /// use mesh_core::fixed::Fixed;
+    /// use mesh_tower::Mesh;
+    /// use mesh_tower::server::{Allow, AuthorizationRequest, Decision, Deny};
+    /// use tower::{ServiceExt, service_fn};
+    /// use tower_layer::Layer;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mesh = Mesh::builder().source(Fixed::new()).start()?;
+    /// let listener = mesh.bind("127.0.0.1:0").await?;
+    /// mesh.serving().await?;
+    /// let decide = |request: AuthorizationRequest| async move {
+    ///     let plan = HeaderName::from_static("x-plan");
+    ///     Ok(match request.path_and_query.starts_with("/admin") {
+    ///         true => Decision::from(Deny::new(StatusCode::FORBIDDEN).body("not for you").detail("no admin")),
+    ///         false => Decision::from(Allow::new().header(plan, HeaderValue::from_static("free"))),
+    ///     })
+    /// };
+    /// let hello = service_fn(|_| async { Ok::<_, std::io::Error>(http::Response::new("hello".to_owned())) });
+    /// let service = mesh.server_layer().authorizer(decide).layer(hello);
+    /// for (path, status) in [("/", 200), ("/admin", 403), ("/admin/users", 403)] {
+    ///     let request = http::Request::get(path).header("host", "hello").body(())?;
+    ///     assert_eq!(service.clone().oneshot(request).await?.status(), status);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn authorizer(mut self, authorizer: impl Authorizer) -> Self {
+        Arc::make_mut(&mut self.context).authorizer = Some(Own::new(authorizer));
+        self
+    }
+}
+
+impl<S> Layer<S> for ServerLayer {
+    type Service = ServerService<S>;
+
+    fn layer(&self, inner: S) -> ServerService<S> {
+        ServerService { context: Arc::clone(&self.context), inner }
+    }
+}
+
+fn connection_extension(extensions: &Extensions) -> Option<Arc<ConnectionInfo>> {
+    #[cfg(feature = "axum")]
+    if let Some(info) = extensions.get::<axum::extract::ConnectInfo<ConnectionInfo>>() {
+        return Some(Arc::new(info.0.clone()));
+    }
+    extensions.get().cloned()
+}
+
+/// A service behind the mesh.
+#[derive(Clone, Debug)]
+pub struct ServerService<S> {
+    context: Arc<ServerContext>,
+    inner: S,
+}
+
+impl<S, B, R> Service<Request<B>> for ServerService<S>
+where
+    S: Service<Request<B>, Response = Response<R>> + Clone,
+    R: http_body::Body<Data = Bytes>,
+{
+    type Response = Response<ServerBody<R>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, B>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> ResponseFuture<S, B> {
+        complete_path(request.uri_mut());
+        let mut facts = self.context.observed(&request);
+        let admission = self.context.route(&mut request, &mut facts);
+        let is_http1 = request.version() <= Version::HTTP_11;
+        let active = ActiveRequest::new(self.context.in_flight(), is_http1, facts);
+        match admission {
+            Admission::Admit => ResponseFuture::forward(self.inner.call(request), active),
+            Admission::Held(callout) => {
+                // The service that is ready is the one that will be called.
+                let next = self.inner.clone();
+                let ready = std::mem::replace(&mut self.inner, next);
+                ResponseFuture::held(callout, ready, request, active)
+            }
+            Admission::Asked(asked) => {
+                let next = self.inner.clone();
+                let ready = std::mem::replace(&mut self.inner, next);
+                ResponseFuture::asked(asked, Arc::clone(&self.context), ready, request, active)
+            }
+            Admission::Answer(response) => ResponseFuture::answer(response, active),
+        }
+    }
+}
