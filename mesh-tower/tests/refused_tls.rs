@@ -1,5 +1,5 @@
 //! A version of a listener or a cluster that is refused, or accepted and not complete yet, and asks for TLS: its predecessor
-//! does not go on in plaintext. With a management server that sends what it likes, over real sockets.
+//! does not go on in plaintext; nor by its policies, where the later one has others. With a management server that sends what it likes, over real sockets.
 
 mod mtls_support;
 mod server_support;
@@ -17,9 +17,11 @@ use envoy_types::pb::google::protobuf::{Any, BoolValue};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::fixed::route_to;
 use mesh_core::model::{
-    ApiListener, Cluster as ClusterModel, ClusterKind, ClusterTls, Endpoints, FilterChain, HttpManager,
-    Listener as ListenerModel, RouteConfiguration, RouteSource, ServerTls, UpstreamTls, VirtualHost,
+    ApiListener, Cluster as ClusterModel, ClusterKind, ClusterTls, Endpoints, FilterChain, FilterConfig,
+    HeadersWithUnderscores, HttpManager, Listener as ListenerModel, NamedFilter, Rbac, RbacAction, RbacRules,
+    RouteConfiguration, RouteSource, ServerTls, UpstreamTls, VirtualHost,
 };
+use mesh_core::path::PathNormalization;
 use mesh_core::resources::{Change, Resource, ResourceKey, ResourceType};
 use mesh_core::testing::ManagementServer;
 use mesh_core::testing::resources::{
@@ -27,9 +29,10 @@ use mesh_core::testing::resources::{
     virtual_host,
 };
 use mesh_core::xds::{Bootstrap, XdsSource};
+use mesh_tower::health::Health;
 use mesh_tower::{Mesh, server};
 use mtls_support::{SERVER, id, permissive, with_tls};
-use server_support::{listener, within};
+use server_support::{listener, serve_all, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tower_layer::Layer;
@@ -165,6 +168,76 @@ async fn a_server_stops_serving_in_plaintext_when_a_listener_asks_for_tls_whose_
         within(player.asks_for(ResourceKey::new(ResourceType::Route, "nowhere"))).await;
         assert_eq!(within(kept.read(&mut [0; 1])).await.unwrap_or(0), 0, "closed");
         assert!(!is_answered(&mut connect().await).await);
+    }
+}
+
+/// RBAC that lets nobody in.
+fn nobody() -> NamedFilter {
+    let mut rbac = Rbac::default();
+    rbac.rules = Some(RbacRules::new(RbacAction::Allow));
+    NamedFilter::new("rbac", FilterConfig::Rbac(Arc::new(rbac)))
+}
+
+#[tokio::test]
+async fn a_server_lets_nobody_in_by_old_policies_when_a_listener_has_others_whose_routes_are_not_there_yet() {
+    let status = |text: &[u8]| String::from_utf8_lossy(text).split(' ').nth(1).map(str::to_owned);
+    let named = |routes: &str, filters: &[NamedFilter]| {
+        let mut http = HttpManager::new(RouteSource::Named(routes.into()));
+        http.filters = filters.to_vec();
+        http
+    };
+    let mut canonical = named("nowhere", &[]);
+    canonical.paths = PathNormalization::BASE;
+    let mut no_underscores = named("nowhere", &[]);
+    no_underscores.underscores = HeadersWithUnderscores::Reject;
+    let from_here = |http: HttpManager| {
+        let mut chain = FilterChain::new("here", http);
+        chain.matches.source_is_local = Some(true);
+        chain
+    };
+    let all = |http: HttpManager| FilterChain::new("chain", http);
+    let cases = [
+        ("a policy that is new", vec![all(named("nowhere", &[nobody()]))]),
+        ("paths that are made canonical", vec![all(canonical)]),
+        ("names of headers that are refused", vec![all(no_underscores)]),
+        ("a chain with a policy", vec![from_here(named("nowhere", &[nobody()])), all(named("nowhere", &[]))]),
+    ];
+    for (what, chains) in cases {
+        let (mut player, mesh) = server_support::mesh();
+        let bound = mesh.bind("127.0.0.1:0").await.unwrap();
+        let address = bound.local_addr();
+        player.send(serve_all(address));
+        within(bound.serving()).await.unwrap();
+        let mut health = mesh.health();
+        let app =
+            tower::service_fn(|_| std::future::ready(Ok::<_, MeshError>(http::Response::new("hello".to_owned()))));
+        tokio::spawn(server::serve(bound, mesh.server_layer().layer(app)).into_future());
+        let mut kept = TcpStream::connect(address).await.unwrap();
+        assert!(is_answered(&mut kept).await);
+
+        // One with the same filters waits for its routes, and what there is serves on.
+        player.send(listener(address, vec![from_here(named("elsewhere", &[])), all(named("elsewhere", &[]))]));
+        within(player.asks_for(ResourceKey::new(ResourceType::Route, "elsewhere"))).await;
+        assert!(is_answered(&mut kept).await, "{what}");
+
+        player.send(listener(address, chains));
+        within(player.asks_for(ResourceKey::new(ResourceType::Route, "nowhere"))).await;
+        while !matches!(health.now(), Health::NotServing(_)) {
+            within(health.changed()).await;
+        }
+        kept.write_all(GET).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"not known yet") {
+            let count = within(kept.read_buf(&mut answer)).await.unwrap();
+            assert!(count > 0, "{what}: {}", String::from_utf8_lossy(&answer));
+        }
+        assert_eq!(status(&answer).as_deref(), Some("503"), "{what}");
+        assert!(!is_answered(&mut TcpStream::connect(address).await.unwrap()).await, "{what}");
+
+        // With the version before, it serves again.
+        player.send(serve_all(address));
+        within(mesh.serving()).await.unwrap();
+        assert!(is_answered(&mut kept).await, "{what}");
     }
 }
 

@@ -113,6 +113,11 @@ impl HttpManager {
         let (paths, underscores) = (PathNormalization::NONE, HeadersWithUnderscores::Allow);
         HttpManager { routes, filters: Vec::new(), max_stream_duration: None, paths, underscores }
     }
+
+    /// Whether the filters of both are the same, and what is made of a request before they see it.
+    fn filters_as(&self, other: &HttpManager) -> bool {
+        self.filters == other.filters && self.paths == other.paths && self.underscores == other.underscores
+    }
 }
 
 /// Where routes come from.
@@ -182,11 +187,32 @@ impl ServerListener {
                 && in_plaintext.all(|chain| stays(&chain.matches)))
     }
 
+    /// Whether a later version has the same filters for every connection, and they see the same of its requests: then it lets
+    /// in whom this one does, as far as its routes say nothing else.
+    pub(crate) fn has_filters_of(&self, later: &ServerListener) -> bool {
+        let (mut own, mut others) = (self.chains(), later.chains());
+        let is_one =
+            |first: &FilterChain| self.chains().chain(later.chains()).all(|chain| chain.http.filters_as(&first.http));
+        self.chains().next().is_some_and(is_one)
+            || self.filter_chains.len() == later.filter_chains.len()
+                && std::iter::from_fn(|| match (own.next(), others.next()) {
+                    (None, None) => None,
+                    (Some(own), Some(other)) => Some(own.matches == other.matches && own.http.filters_as(&other.http)),
+                    _ => Some(false),
+                })
+                .all(|is_alike| is_alike)
+    }
+
     /// The same, with nothing let in in plaintext, for this reason. What is secured stays.
     pub(crate) fn without_plaintext(&self, reason: &Arc<str>) -> Self {
+        self.closed(reason, |tls| *tls == ServerTls::None)
+    }
+
+    /// The same, with no connection let in, for this reason, to chains that are like this.
+    pub(crate) fn closed(&self, reason: &Arc<str>, is_meant: impl Fn(&ServerTls) -> bool) -> Self {
         let mut closed = self.clone();
         for chain in closed.filter_chains.iter_mut().chain(&mut closed.default_filter_chain) {
-            if chain.tls == ServerTls::None {
+            if is_meant(&chain.tls) {
                 chain.tls = ServerTls::Unusable(Arc::clone(reason));
             }
         }

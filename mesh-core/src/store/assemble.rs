@@ -186,7 +186,7 @@ impl Assembly {
                 let (address, listener, state) = (*address, listener.clone(), state.clone());
                 let present = state.borrow().clone();
                 let next = self.server_state(&listener, address, &present, &mut walk);
-                let next = next.filter(|_| !walk.incomplete).or_else(|| self.without_plaintext(&listener, &present));
+                let next = next.filter(|_| !walk.incomplete).or_else(|| self.until_complete(&listener, &present));
                 if let Some(next) = next {
                     state.send_replace(next);
                 }
@@ -334,16 +334,14 @@ impl Assembly {
         }
     }
 
-    /// What a server is told while its listener is not complete in its new form; `None` where it stays as it was. It serves
-    /// on by the routes that it has, but not in plaintext that the new form does not want.
-    fn without_plaintext(&self, name: &ListenerName, present: &ServerState) -> Option<ServerState> {
+    /// What a server is told while its listener is not complete in its new form; `None` where it stays as it was.
+    fn until_complete(&self, name: &ListenerName, present: &ServerState) -> Option<ServerState> {
         let (ServerState::Serving(view), Known::Present(listener)) = (present, self.resources.listener(name.as_str()))
         else {
             return None;
         };
         let Listener::Server(listener) = &*listener else { return None };
-        let reason = format!("listener {name}: TLS is asked for, and its routes are not known yet");
-        Some(ServerState::Serving(Arc::new(view.without_plaintext(listener, &reason.into())?)))
+        view.until_complete(listener)
     }
 
     fn chains(

@@ -72,17 +72,23 @@ impl ServerView {
         ServerView { listener, chains, asks_for_tls }
     }
 
-    /// The same, without the plaintext that a later version of its listener does not want any more; `None` where it may stay
-    /// as it is.
-    pub(super) fn without_plaintext(&self, later: &ServerListener, reason: &Arc<str>) -> Option<Self> {
+    /// What becomes of it while a later version of its listener is not complete; `None` where it may stay as it is. Plaintext
+    /// that the later one does not want is closed. Where its filters are others, nobody knows yet whom it lets in, so that
+    /// nobody is.
+    pub(super) fn until_complete(&self, later: &ServerListener) -> Option<ServerState> {
+        let because = |what: &str| format!("listener {}: {what}, and its routes are not known yet", later.name).into();
         let chains = later.chains().map(|chain| (Some(chain.matches.clone()), chain.tls != ServerTls::None));
-        if !self.listener.has_plaintext_beyond(&chains.collect::<Vec<_>>()) {
-            return None;
-        }
-        let listener = self.listener.without_plaintext(reason);
+        let is_to_be_secured = self.listener.has_plaintext_beyond(&chains.collect::<Vec<_>>());
+        let has_same_filters = self.listener.has_filters_of(later);
+        let listener = match (is_to_be_secured, has_same_filters) {
+            (false, true) => return None,
+            (false, false) => return Some(ServerState::NotServing(because("its filters have changed"))),
+            (true, true) => self.listener.without_plaintext(&because("TLS is asked for")),
+            (true, false) => self.listener.closed(&because("TLS is asked for, its filters have changed"), |_| true),
+        };
         let chains = listener.chains().zip(&self.chains);
         let chains = chains.map(|(chain, view)| ChainView { tls: chain.tls.clone(), ..view.clone() }).collect();
-        Some(ServerView::new(Arc::new(listener), chains))
+        Some(ServerState::Serving(Arc::new(ServerView::new(Arc::new(listener), chains))))
     }
 
     /// Whether anything of it depends on whether a client speaks TLS.
@@ -145,6 +151,9 @@ fn contains(network: std::net::IpAddr, length: u8, ip: std::net::IpAddr) -> bool
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::filter::FilterRegistry;
+    use crate::model::{HttpManager, RouteSource};
+    use crate::state::States;
 
     #[test]
     fn the_most_specific_chain_is_the_one_that_counts() {
@@ -170,5 +179,47 @@ mod tests {
         for (matches, expected) in cases {
             assert_eq!(specificity(&matches, local, peer, true), expected, "{matches:?}");
         }
+    }
+
+    #[test]
+    fn while_routes_are_not_known_nobody_is_let_in_by_filters_or_tls_of_the_version_before() {
+        let chain = |tls: &ServerTls, is_tls, paths| {
+            let mut http = HttpManager::new(RouteSource::Named("r".into()));
+            http.paths = paths;
+            let matches = FilterChainMatch { is_tls, ..FilterChainMatch::default() };
+            FilterChain { matches, tls: tls.clone(), ..FilterChain::new("c", http) }
+        };
+        let listener = |chains: Vec<FilterChain>| {
+            let mut listener = ServerListener::new("l", "127.0.0.1:80".parse().unwrap());
+            listener.filter_chains = chains;
+            listener
+        };
+        let (old, new) = (PathNormalization::NONE, PathNormalization::BASE);
+        let permissive = |paths| {
+            let secured = chain(&ServerTls::Mutual, Some(true), paths);
+            listener(vec![secured, chain(&ServerTls::None, Some(false), paths)])
+        };
+        let strict = |paths| listener(vec![chain(&ServerTls::Mutual, None, paths)]);
+        let present = permissive(old);
+        let routes = || {
+            let (registry, states) = (FilterRegistry::default(), States::new(Arc::default()));
+            let http = HttpManager::new(RouteSource::Inline(Arc::default()));
+            Arc::new(RouteTable::compile(Arc::default(), &http, &registry, &states, "l").unwrap())
+        };
+        let views =
+            present.filter_chains.iter().map(|chain| ChainView { tls: chain.tls.clone(), ..ChainView::new(routes()) });
+        let view = ServerView::new(Arc::new(present.clone()), views.collect());
+        let closed = |later: &ServerListener| match view.until_complete(later) {
+            None => "serves on".to_owned(),
+            Some(ServerState::Serving(view)) => {
+                let is_closed = view.chains.iter().map(|chain| matches!(chain.tls, ServerTls::Unusable(_)));
+                format!("{:?}", is_closed.collect::<Vec<_>>())
+            }
+            Some(_) => "does not serve".to_owned(),
+        };
+        assert_eq!(closed(&permissive(old)), "serves on");
+        assert_eq!(closed(&strict(old)), "[false, true]");
+        assert_eq!(closed(&permissive(new)), "does not serve");
+        assert_eq!(closed(&strict(new)), "[true, true]");
     }
 }
