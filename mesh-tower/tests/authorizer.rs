@@ -13,7 +13,7 @@ use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::testing::TokenIssuer;
 use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
-use mesh_tower::server::{Allow, AuthorizationRequest, Authorizer, AuthorizerError, Decision, Deny};
+use mesh_tower::server::{Allow, AuthorizationRequest, Authorizer, AuthorizerError, Decision, Deny, ServerLayer};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -45,6 +45,10 @@ struct Served {
 impl Served {
     async fn start(policies: &str, options: Options, authorizer: impl Authorizer) -> Served {
         let control = Embedded::start(Config::yaml(format!("{REVIEWS}{policies}")), options).await.unwrap();
+        Served::layered(control, |layer| layer.authorizer(authorizer)).await
+    }
+
+    async fn layered(control: Embedded, with: impl FnOnce(ServerLayer) -> ServerLayer) -> Served {
         let mesh = mesh(&control, "reviews");
         let listener = mesh.bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr();
@@ -55,7 +59,7 @@ impl Served {
             let headers = request.headers().iter();
             headers.map(|(name, value)| format!("{name}={}\n", value.to_str().unwrap())).collect::<String>()
         };
-        let app = axum::Router::new().fallback(tell).layer(mesh.server_layer().authorizer(authorizer));
+        let app = axum::Router::new().fallback(tell).layer(with(mesh.server_layer()));
         tokio::spawn(async move { mesh_tower::server::serve(listener, app).await });
         mesh.serving().await.unwrap();
         Served { control, _mesh: mesh, address, served }
@@ -201,4 +205,77 @@ async fn it_is_not_shown_what_only_the_authorizers_of_policies_set() {
     // The other authorizer is not asked about this path.
     let (status, answer) = served.ask("GET /free", "x-auth-user: root\r\nx-other: 1\r\n").await;
     assert!(status == 200 && !answer.contains("x-auth-user"), "{answer}");
+}
+
+/// An extension provider of this name with this in it, whose authorizer is in the server's process.
+fn provider(name: &str, more: &str) -> String {
+    format!("    - name: {name}\n      envoyExtAuthzGrpc: {{service: {name}.in-process.invalid, port: 9000{more}}}\n")
+}
+
+fn asks(provider: &str, path: &str) -> String {
+    format!(
+        "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: ask-{provider}, namespace: shop}}\n\
+         spec: {{action: CUSTOM, provider: {{name: {provider}}}, rules: [{{to: [{{operation: {{paths: [{path}]}}}}]}}]}}\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_names_the_applications_authorizers_and_one_that_nobody_registered_lets_nobody_in() {
+    let settings = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    \
+                    extensionProviders:\n";
+    let open = ", failOpen: true, statusOnError: '418'";
+    let providers = [provider("plans", ""), provider("slow", ", timeout: 0.2s"), provider("open", open)].concat();
+    let providers = providers + &provider("nobody", open);
+    let policies =
+        [asks("plans", "/plans*"), asks("slow", "/slow*"), asks("open", "/open*"), asks("nobody", "/nobody*")];
+    let deny = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: deny, namespace: shop}\n\
+                spec: {action: DENY, rules: [{to: [{operation: {paths: [/plans/denied]}}]}]}\n";
+    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+    let says = |name: &'static str| {
+        let asked = Arc::clone(&asked);
+        move |request: AuthorizationRequest| {
+            asked.lock().unwrap().push(format!("{name} {}", request.path_and_query));
+            async move {
+                Ok(match request.path_and_query.as_str() {
+                    "/plans/private" => Deny::new(StatusCode::PAYMENT_REQUIRED).body("pay").into(),
+                    "/slow/stall" => std::future::pending::<Decision>().await,
+                    "/open/error" => return Err("the database is gone".into()),
+                    _ => Allow::new().header(USER.clone(), HeaderValue::from_static(name)).into(),
+                })
+            }
+        }
+    };
+    let text = format!("{settings}{providers}{}{deny}", policies.concat());
+    let control = Embedded::start(Config::yaml(format!("{REVIEWS}{text}")), Options::default()).await.unwrap();
+    let served = Served::layered(control, |layer| {
+        let layer = layer.named_authorizer("Plans", says("plans")).named_authorizer("slow", says("slow"));
+        layer.named_authorizer("open", says("open")).named_authorizer("idle", ByPath)
+    })
+    .await;
+    for (path, expected, told) in [
+        ("/", 200, ""),
+        ("/plans", 200, "x-user=plans"),
+        ("/plans/private", 402, "pay"),
+        ("/plans/denied", 403, "RBAC: access denied"),
+        ("/slow", 200, "x-user=slow"),
+        ("/slow/stall", 403, "external authorization failed"),
+        ("/open/error", 200, ""),
+        ("/nobody", 418, "the application has no authorizer \"nobody\""),
+    ] {
+        let (status, answer) = served.ask(&format!("GET {path}"), "x-user: root\r\n").await;
+        assert!(status == expected && answer.contains(told), "{path}: {answer}");
+        assert!(!answer.contains("root") && !answer.contains("database"), "{path}: {answer}");
+    }
+    let (_, answer) = served.ask("POST /nobody", "content-type: application/grpc\r\n").await;
+    assert!(answer.contains("grpc-message: external authorization failed") && answer.contains("nobody"), "{answer}");
+    let asked = asked.lock().unwrap().clone();
+    let expected = [
+        "plans /plans",
+        "plans /plans/private",
+        "plans /plans/denied",
+        "slow /slow",
+        "slow /slow/stall",
+        "open /open/error",
+    ];
+    assert_eq!(asked, expected, "each is asked about what its policy is for");
 }

@@ -51,7 +51,8 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
 
 /// Policies that ask somebody whom nothing describes, and those that ask nobody.
 fn check_authorizers(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
-    for (meta, authorizer) in policy.security.authorizers() {
+    let called = policy.security.authorizers().filter(|(_, authorizer)| !authorizer.is_in_process());
+    for (meta, authorizer) in called {
         let service = policy.services.find(&authorizer.host, &meta.namespace);
         if service.is_none_or(|(_, service)| service.port(authorizer.port).is_none()) {
             let (name, target) = (&authorizer.name, authorizer.target());

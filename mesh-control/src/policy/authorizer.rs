@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_core::model::IN_PROCESS;
+
 use super::access::Value;
 use super::mesh::MeshSettings;
 use crate::config::decode::Text;
@@ -84,6 +86,11 @@ impl Authorizer {
             }
             _ => Err(format!("the extension provider {name} is none that can be asked")),
         }
+    }
+
+    /// Whether it is in the process of the server that asks it.
+    pub fn is_in_process(&self) -> bool {
+        self.host.ends_with(IN_PROCESS)
     }
 
     /// What the mesh's clients call it by.

@@ -276,9 +276,9 @@ impl Security {
     }
 }
 
-/// Who is asked by a policy, where nothing describes it.
+/// Who is asked by a policy, where nothing describes it. One in the server's own process is known to the server alone.
 fn unknown_authorizer<'p>(policy: &'p AccessPolicy, served: Served<'_>, services: &Services) -> Option<&'p Authorizer> {
-    let authorizer = policy.authorizer.as_deref()?;
+    let authorizer = policy.authorizer.as_deref().filter(|authorizer| !authorizer.is_in_process())?;
     let service = services.find(&authorizer.host, served.namespace);
     let is_known = service.is_some_and(|(_, service)| service.port(authorizer.port).is_some());
     (!is_known).then_some(authorizer)

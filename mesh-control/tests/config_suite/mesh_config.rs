@@ -109,6 +109,10 @@ fn a_wrong_setting_is_told_with_its_line_and_column_in_the_file() {
             "extensionProviders:\n- name: a\n  envoyExtAuthzHttp:\n    service: a.b\n    port: 80\n    headersToUpstreamOnAllow: [Transfer-Encoding]\n",
             ":14:36: error[invalid-value]",
         ),
+        (
+            "extensionProviders:\n- name: a\n  envoyExtAuthzHttp:\n    service: a.in-process.invalid\n    port: 80\n",
+            ":12:18: error[invalid-value]",
+        ),
         ("a: [\n", ":9:5: error[syntax]"),
     ] {
         let why = Plane::from_yaml(&config_map(settings)).expect_err(settings).to_string();
@@ -245,6 +249,15 @@ fn an_authorizer_is_told_to_the_library_and_grpc_s_servers_serve_nobody() {
             assert_ne!(before, with(&more.replace(&format!(", {field}"), "")), "{kind} {field}");
         }
     }
+}
+
+#[test]
+fn an_authorizer_in_the_servers_own_process_needs_no_service() {
+    let plane = Plane::from_yaml(&custom("envoyExtAuthzGrpc: {service: plans.in-process.invalid, port: 80}")).unwrap();
+    assert!(said(&plane).is_empty(), "{:?}", said(&plane));
+    let library = told(&plane, ClientClass::Library);
+    assert!(library.contains("plans.in-process.invalid:80") && !library.contains("AuthorizationPolicy shop/ask"));
+    assert!(told(&plane, ClientClass::Grpc).contains("BlackHoleCluster"), "who asks nobody lets nobody in");
 }
 
 #[test]

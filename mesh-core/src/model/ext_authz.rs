@@ -43,6 +43,10 @@ impl ExtAuthz {
     }
 }
 
+/// The hosts of authorizers that are in the server's own process: `plans.in-process.invalid` is the one that the application
+/// calls `plans`. A name under `invalid` leads nowhere (RFC 6761), so that whoever does not know of it lets nobody in.
+pub const IN_PROCESS: &str = ".in-process.invalid";
+
 /// How an authorizer is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckProtocol {
@@ -50,6 +54,8 @@ pub enum CheckProtocol {
     Http(HttpCheck),
     /// By `envoy.service.auth.v3.Authorization/Check`.
     Grpc,
+    /// In the server's own process: it is the one that the application calls so.
+    InProcess(Arc<str>),
 }
 
 /// What a question over HTTP and its answer have in them.

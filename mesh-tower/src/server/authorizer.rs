@@ -1,6 +1,8 @@
 //! The application's own word on who is let in: an [`Authorizer`] in this process, in the place where policies ask those
-//! outside of it (CUSTOM). What it does not decide in time, fails at or panics at, is refused.
+//! outside of it (CUSTOM), about every request or about those that policies name it for. What it does not decide in time, fails
+//! at or panics at, is refused.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use mesh_core::authz::Connection;
-use mesh_core::authz::external::{CheckedChanges, Denial, MOST_CHECKS, is_fixed};
+use mesh_core::authz::external::{Answer, CheckedChanges, Denial, MOST_CHECKS, is_fixed};
 use mesh_core::id::ListenerName;
 use mesh_core::identity::SpiffeId;
 use mesh_core::jwt::Claims;
@@ -24,7 +26,8 @@ use tokio::sync::Semaphore;
 /// Why an authorizer has no answer: for the log, never for the client.
 pub type AuthorizerError = Box<dyn Error + Send + Sync>;
 
-/// Decides about requests in the application's own words; see [`super::ServerLayer::authorizer`]. Any async function or closure
+/// Decides about requests in the application's own words; see [`super::ServerLayer::authorizer`] and
+/// [`super::ServerLayer::named_authorizer`]. Any async function or closure
 /// of an [`AuthorizationRequest`] is one.
 pub trait Authorizer: Send + Sync + 'static {
     /// Decides about a request. Dropped where the caller has gone or the time is over.
@@ -173,7 +176,27 @@ impl<A: Authorizer> AnyAuthorizer for A {
     }
 }
 
-/// A layer's authorizer.
+/// A layer's authorizers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Authorizers {
+    /// The one that is asked about every request.
+    pub(super) every: Option<Own>,
+    /// Those that policies ask, by the names that these know them by, in small letters.
+    pub(super) named: BTreeMap<String, Own>,
+}
+
+impl Authorizers {
+    pub(super) fn is_empty(&self) -> bool {
+        self.every.is_none() && self.named.is_empty()
+    }
+
+    /// Takes off what only they set.
+    pub(super) fn strip(&self, headers: &mut HeaderMap) {
+        self.every.iter().chain(self.named.values()).for_each(|own| own.strip(headers));
+    }
+}
+
+/// One of a layer's authorizers.
 #[derive(Clone)]
 pub(super) struct Own {
     authorizer: Arc<dyn AnyAuthorizer>,
@@ -189,7 +212,7 @@ impl Own {
     }
 
     /// Takes off what only the authorizer sets.
-    pub(super) fn strip(&self, headers: &mut HeaderMap) {
+    fn strip(&self, headers: &mut HeaderMap) {
         self.headers.iter().for_each(|name| drop(headers.remove(name)));
     }
 
@@ -213,27 +236,44 @@ impl Own {
         (self.clone(), request)
     }
 
-    /// Asks it. A refusal is logged with its detail.
-    pub(super) async fn ask(
+    /// What it says within its time, and within this one.
+    ///
+    /// # Errors
+    /// It has no word on the request, for this reason.
+    pub(super) async fn word(
         &self,
         request: AuthorizationRequest,
+        limit: Duration,
         listener: &ListenerName,
-    ) -> Result<CheckedChanges, Box<Denial>> {
+    ) -> Result<Answer, String> {
         let decided = async {
             // It is never closed.
             let _turn = self.permits.acquire().await?;
             caught(self.authorizer.decide(request)).await
         };
-        let decided = match tokio::time::timeout(self.timeout, decided).await {
+        let limit = limit.min(self.timeout);
+        let decided = match tokio::time::timeout(limit, decided).await {
             Ok(decided) => decided.and_then(read),
-            Err(_) => Err(format!("no decision within {:?}", self.timeout).into()),
+            Err(_) => Err(format!("no decision within {limit:?}").into()),
         };
-        match decided {
-            Ok(Ok(changes)) => Ok(changes),
-            Ok(Err(Deny { denial, detail })) => {
+        match decided.map_err(|why| why.to_string())? {
+            Ok(changes) => Ok(Answer::Allow(changes)),
+            Err(Deny { denial, detail }) => {
                 tracing::debug!(%listener, status = %denial.status, detail, "the application refused a request");
-                Err(Box::new(denial))
+                Ok(Answer::Deny(denial))
             }
+        }
+    }
+
+    /// Asks it about a request that no policy asks it about, and which is refused without its word.
+    pub(super) async fn ask(
+        &self,
+        request: AuthorizationRequest,
+        listener: &ListenerName,
+    ) -> Result<CheckedChanges, Box<Denial>> {
+        match self.word(request, self.timeout, listener).await {
+            Ok(Answer::Allow(changes)) => Ok(changes),
+            Ok(Answer::Deny(denial)) => Err(Box::new(denial)),
             Err(why) => {
                 tracing::warn!(%listener, %why, "the application's authorizer has no word on a request, which is refused");
                 let mut denial = Denial::new(StatusCode::FORBIDDEN);

@@ -1,4 +1,4 @@
-//! Asks authorizers about a request: carries questions and answers, which `mesh_core::authz::external` makes and reads.
+//! Asks authorizers about a request, those of policies and then the application's own for every request: carries questions and answers, which `mesh_core::authz::external` makes and reads.
 //!
 //! They are called by the mesh's own client, so as their services are to be called: balanced, and by mutual TLS where they
 //! speak it. No answer in time is no.
@@ -28,7 +28,7 @@ use crate::body::Body;
 use crate::mesh::Mesh;
 use crate::outbound::ResponseBody;
 use crate::reply;
-use crate::server::authorizer::{AuthorizationRequest, Own};
+use crate::server::authorizer::{AuthorizationRequest, Authorizers, Own};
 use crate::uri::SentHost;
 
 /// The longest body of an answer: more is not read.
@@ -43,8 +43,35 @@ pub(super) struct Question {
     permits: Arc<Semaphore>,
     /// The rule by which it is asked.
     rule: String,
-    /// Why it cannot be asked, where it cannot.
-    request: Result<Request<Body>, String>,
+    ask: Ask,
+}
+
+/// How an authorizer is asked.
+enum Ask {
+    /// By this request; or why it cannot be.
+    Call(Result<Request<Body>, String>),
+    /// In this process.
+    Own(Own, AuthorizationRequest),
+    /// In this process, by this name.
+    Named(Arc<str>),
+}
+
+impl Question {
+    /// Whom a name in this process stands for. He is asked about the request as the application will see it.
+    pub(super) fn to_own(
+        &mut self,
+        authorizers: &Authorizers,
+        head: &RequestHead<'_>,
+        connection: Option<&Connection<'_>>,
+        tokens: &[Claims],
+    ) {
+        if let Ask::Named(name) = &self.ask
+            && let Some(own) = authorizers.named.get(&**name)
+        {
+            let (own, request) = own.question(head, connection, tokens);
+            self.ask = Ask::Own(own, request);
+        }
+    }
 }
 
 /// The questions about a request, in order. `is_asked` is told of each authorizer whether it is asked.
@@ -64,9 +91,10 @@ pub(super) fn questions(
             config: Arc::clone(asker.config()),
             permits: Arc::clone(asker.permits()),
             rule: rule?.to_owned(),
-            request: match &asker.config().protocol {
-                CheckProtocol::Http(check) => by_http(asker, check, head),
-                CheckProtocol::Grpc => by_grpc(asker, head, version, connection),
+            ask: match &asker.config().protocol {
+                CheckProtocol::Http(check) => Ask::Call(by_http(asker, check, head)),
+                CheckProtocol::Grpc => Ask::Call(by_grpc(asker, head, version, connection)),
+                CheckProtocol::InProcess(name) => Ask::Named(Arc::clone(name)),
             },
         })
     });
@@ -116,10 +144,23 @@ pub(super) fn ask(
     Box::pin(async move {
         let mut all = CheckedChanges::default();
         for question in questions {
-            let Question { config, permits, rule, request } = question;
-            let answer = tokio::time::timeout(config.timeout, one(&mesh, &config, &permits, request));
-            let answer = answer.await.unwrap_or_else(|_| Err(format!("no answer within {:?}", config.timeout)));
+            let Question { config, permits, rule, ask } = question;
             let authorizer = &*config.target;
+            let answer = match ask {
+                Ask::Call(request) => {
+                    let answer = tokio::time::timeout(config.timeout, one(&mesh, &config, &permits, request));
+                    answer.await.unwrap_or_else(|_| Err(format!("no answer within {:?}", config.timeout)))
+                }
+                Ask::Own(own, request) => own.word(request, config.timeout, &listener).await,
+                // It is no authorizer that fails, so that `failOpen` says nothing of it.
+                Ask::Named(name) => {
+                    let why = format!("the application has no authorizer {name:?} (`ServerLayer::named_authorizer`)");
+                    tracing::warn!(%listener, policy = rule, why, "nobody is asked about a request, which is refused");
+                    let mut denial = Denial::new(config.status_on_error);
+                    denial.body = Bytes::from(format!("external authorization failed: {why}"));
+                    return Err(Box::new(denial));
+                }
+            };
             match answer {
                 Ok(Answer::Allow(changes)) => {
                     all.request.extend(changes.request);
@@ -166,6 +207,7 @@ async fn one(
     match &config.protocol {
         CheckProtocol::Http(check) => by_http_said(check, response).await,
         CheckProtocol::Grpc => by_grpc_said(response).await,
+        CheckProtocol::InProcess(_) => Err("it is not called".to_owned()),
     }
 }
 

@@ -14,7 +14,7 @@ use tower_service::Service;
 use crate::connection::ConnectionInfo;
 use crate::listeners::ListenerState;
 use crate::mesh::Mesh;
-use crate::server::authorizer::{Authorizer, Own};
+use crate::server::authorizer::{Authorizer, Authorizers, Own};
 use crate::server::request::{Admission, ConnectionOf, ServerContext};
 use crate::server::response::{ActiveRequest, ResponseFuture, ServerBody};
 use crate::uri::complete_path;
@@ -33,7 +33,7 @@ impl ServerLayer {
             connection_of: connection_extension,
             trusted_proxies: Arc::default(),
             underscores: HeadersWithUnderscores::Allow,
-            authorizer: None,
+            authorizers: Authorizers::default(),
         };
         ServerLayer { context: Arc::new(context) }
     }
@@ -106,7 +106,44 @@ impl ServerLayer {
     /// # Ok(()) }
     /// ```
     pub fn authorizer(mut self, authorizer: impl Authorizer) -> Self {
-        Arc::make_mut(&mut self.context).authorizer = Some(Own::new(authorizer));
+        Arc::make_mut(&mut self.context).authorizers.every = Some(Own::new(authorizer));
+        self
+    }
+
+    /// Asks the application about those requests that a policy of action CUSTOM is for, as one of the authorizers that policies
+    /// know. To policies its name is the provider of the mesh's settings whose service is `NAME.in-process.invalid`, under
+    /// `envoyExtAuthzGrpc` (its port is written since Istio wants one, and leads nowhere):
+    ///
+    /// ```yaml
+    /// extensionProviders:
+    /// - name: plans
+    ///   envoyExtAuthzGrpc: {service: plans.in-process.invalid, port: 9000}
+    /// ```
+    ///
+    /// Otherwise as [`ServerLayer::authorizer`]: it comes in the order of the policies, and DENY and ALLOW after it. `timeout`,
+    /// `failOpen` and `statusOnError` of the provider count for it; of the two times the shorter. A request that a policy asks an
+    /// authorizer about whose name nobody registered is refused with the reason, also with `failOpen`.
+    ///
+    /// ```
+    /// use mesh_core::fixed::Fixed;
+    /// use mesh_tower::Mesh;
+    /// use mesh_tower::server::{Allow, AuthorizationRequest, Decision, Deny};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mesh = Mesh::builder().source(Fixed::new()).start()?;
+    /// let paid = |request: AuthorizationRequest| async move {
+    ///     Ok(match request.headers.contains_key("x-plan") {
+    ///         true => Decision::from(Allow::new()),
+    ///         false => Decision::from(Deny::new(http::StatusCode::PAYMENT_REQUIRED)),
+    ///     })
+    /// };
+    /// let layer = mesh.server_layer().named_authorizer("plans", paid);
+    /// # drop(layer);
+    /// # Ok(()) }
+    /// ```
+    pub fn named_authorizer(mut self, name: &str, authorizer: impl Authorizer) -> Self {
+        let named = &mut Arc::make_mut(&mut self.context).authorizers.named;
+        named.insert(name.to_ascii_lowercase(), Own::new(authorizer));
         self
     }
 }

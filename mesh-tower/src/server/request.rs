@@ -30,7 +30,7 @@ use crate::drain::InFlight;
 use crate::filters::{self, Passage};
 use crate::listeners::{ListenerState, UNKNOWN_CONNECTION, find};
 use crate::mesh::Mesh;
-use crate::server::authorizer::Own;
+use crate::server::authorizer::Authorizers;
 use crate::server::calls;
 use crate::server::check::{self, Answers};
 use crate::server::response::Facts;
@@ -49,7 +49,7 @@ pub(super) struct ServerContext {
     pub(super) trusted_proxies: Arc<[SpiffeId]>,
     pub(super) underscores: HeadersWithUnderscores,
     /// The application's own word on who is let in.
-    pub(super) authorizer: Option<Own>,
+    pub(super) authorizers: Authorizers,
 }
 
 /// What becomes of a request.
@@ -167,7 +167,7 @@ impl ServerContext {
             }
         }
         // From here on, everybody sees the path that the rules see, and the application, too.
-        let is_guarded = routes.is_guarded() || self.authorizer.is_some();
+        let is_guarded = routes.is_guarded() || self.authorizers.every.is_some();
         if let Cow::Owned(path) = paths.canonical(head.path(), is_guarded)? {
             set_path(request.uri_mut(), &path)?;
             head = RequestHead::received(request)?;
@@ -189,22 +189,28 @@ impl ServerContext {
         }
         let tokens = tokens.as_ref().map_or(&[][..], Authenticated::claims_of_all);
         // Who the peer is, and from where, is asked only where somebody decides by it, or calls are recorded.
-        let needs_peer = routes.needs_verdict() || self.authorizer.is_some() || self.mesh.store().calls().is_on();
+        let needs_peer =
+            routes.needs_verdict() || self.authorizers.every.is_some() || self.mesh.store().calls().is_on();
         let peer = if needs_peer { self.connection(request) } else { None };
-        if !routes.askers().is_empty() || self.authorizer.is_some() {
+        if !self.authorizers.is_empty() {
+            self.authorizers.strip(request.headers_mut());
+            head = RequestHead::received(request)?;
+        }
+        if !routes.askers().is_empty() || self.authorizers.every.is_some() {
             let connection = peer.as_deref().map(ends);
             let mut asked = Vec::new();
             let is_asked = |is_asked| asked.push(is_asked);
-            let questions = check::questions(routes, &head, request.version(), connection.as_ref(), tokens, is_asked);
+            let mut questions =
+                check::questions(routes, &head, request.version(), connection.as_ref(), tokens, is_asked);
             // From here on, what only authorizers set is from them.
             for (asker, is_asked) in routes.askers().iter().zip(asked) {
                 asker.strip(request.headers_mut(), is_asked);
             }
-            if let Some(own) = &self.authorizer {
-                own.strip(request.headers_mut());
-            }
             head = RequestHead::received(request)?;
-            let own = self.authorizer.as_ref().map(|own| own.question(&head, connection.as_ref(), tokens));
+            questions.iter_mut().for_each(|question| {
+                question.to_own(&self.authorizers, &head, connection.as_ref(), tokens);
+            });
+            let own = self.authorizers.every.as_ref().map(|own| own.question(&head, connection.as_ref(), tokens));
             if !questions.is_empty() || own.is_some() {
                 facts.get_or_insert_with(|| facts_of(request));
                 let answers = check::ask(self.mesh.clone(), listener.name().clone(), questions, own);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use mesh_core::identity::TrustDomain;
+use mesh_core::model::IN_PROCESS;
 
 use super::names::export_faults;
 use crate::config::decode::{Decoder, Opaque, PortNumber, Text, keywords, message};
@@ -338,6 +339,11 @@ impl ExtensionProvider {
 impl HttpAuthorizer {
     fn check(&self, at: &str, wrong: &mut impl FnMut(Span, String, String)) {
         check_authorizer(at, &self.service, self.timeout, self.status_on_error.as_ref(), self.span, wrong);
+        if self.service.to_ascii_lowercase().ends_with(IN_PROCESS) {
+            let message =
+                format!("{} is in the process of a server: write it under envoyExtAuthzGrpc", self.service.value);
+            wrong(self.service.span, format!("{at}.service"), message);
+        }
         if !self.path_prefix.is_empty() && http::uri::PathAndQuery::try_from(self.path_prefix.as_str()).is_err()
             || self.path_prefix.contains(['?', '#'])
             || !self.path_prefix.is_empty() && !self.path_prefix.starts_with('/')

@@ -17,7 +17,7 @@ use super::notes::Notes;
 use super::rbac::complete;
 use crate::authz::external::settable;
 use crate::error::Invalid;
-use crate::model::{CheckProtocol, ExtAuthz, FilterConfig, HttpCheck, StringTest};
+use crate::model::{CheckProtocol, ExtAuthz, FilterConfig, HttpCheck, IN_PROCESS, StringTest};
 use crate::request::split_authority;
 
 /// Where an RBAC filter notes its decisions, and what the name of what its shadow rules decided ends with.
@@ -123,6 +123,9 @@ fn http_service(notes: &mut Notes<'_>, value: pb::HttpService) -> Result<Service
     let target = place.authority().filter(|_| is_plain).map(|authority| target(authority.as_str()));
     let target = target.ok_or_else(|| Invalid::new("expected http://HOST:PORT").at("server_uri.uri"))?;
     let target = target.map_err(|invalid| invalid.at("server_uri.uri"))?;
+    if in_process(&target).is_some() {
+        return Err(Invalid::new("an authorizer in the server's own process is a grpc_service").at("server_uri.uri"));
+    }
     let mut check = HttpCheck { path_prefix, ..HttpCheck::default() };
     if let Some(pb::AuthorizationRequest { headers_to_add, .. }) = &authorization_request {
         for core::HeaderValue { key, value, raw_value } in headers_to_add {
@@ -174,7 +177,14 @@ fn grpc_service(value: core::GrpcService) -> Result<Service, Invalid> {
         ("envoy_grpc.max_receive_message_length", service.max_receive_message_length.is_some()),
     ])?;
     let target = target(&service.authority).map_err(|invalid| invalid.at("envoy_grpc.authority"))?;
-    Ok((target, CheckProtocol::Grpc, timed(timeout)?))
+    let protocol = in_process(&target).map_or(CheckProtocol::Grpc, |name| CheckProtocol::InProcess(name.into()));
+    Ok((target, protocol, timed(timeout)?))
+}
+
+/// By which name an authorizer is registered in the server's own process, if it is one of those.
+fn in_process(target: &str) -> Option<&str> {
+    let (host, _) = split_authority(target)?;
+    host.strip_suffix(IN_PROCESS).filter(|name| !name.is_empty())
 }
 
 /// What the mesh's client calls: a host and a port.
