@@ -36,6 +36,7 @@ use crate::policy::mesh::{Fixed, Given, MeshSettings};
 pub use crate::policy::outbound::OutboundTrafficPolicy;
 pub use crate::policy::paths::PathNormalization;
 use crate::policy::tokens::{FetchedKeys, KeySource};
+use crate::policy::traffic::ServerTls;
 use crate::registry::{Discovery, Endpoints, Workload};
 use snapshot::Compiled;
 pub use snapshot::Snapshot;
@@ -140,6 +141,10 @@ impl PlaneOptions {
             trust_domain: self.trust_domain.clone(),
             outbound: self.outbound_traffic_policy,
             paths: self.path_normalization,
+            default_tls: self.issues_certificates.then_some(match self.permissive {
+                true => ServerTls::Permissive,
+                false => ServerTls::Strict,
+            }),
         }
     }
 

@@ -510,3 +510,34 @@ fn what_only_a_proxy_may_set_is_not_looked_at_and_that_is_said() {
     let said = out(dir.path(), &["--to", "api/shop", "--header", "X-Envoy-Internal: true"]);
     assert!(said.starts_with("deny: no rule is for it\n") && said.contains("note: X-Envoy-Internal is not"), "{said}");
 }
+
+#[test]
+fn a_port_that_a_workload_chose_stands_for_no_other_one_in_a_rule_that_lets_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |action: &str, rule: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: own, namespace: shop}}\n\
+             spec: {{selector: {{app: own}}, ports: [{{name: http, port: 80}}]}}\n---\n\
+             apiVersion: v1\nkind: Service\nmetadata: {{name: admin, namespace: shop}}\n\
+             spec: {{selector: {{app: own}}, ports: [{{name: http, port: 40001}}]}}\n---\n\
+             apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: shop}}\n\
+             spec: {{action: {action}, rules: [{{to: [{{operation: {{{rule}}}}}]}}]}}\n"
+        );
+        std::fs::write(dir.path().join("a.yaml"), text).unwrap();
+    };
+    let verdict = |port: &str| {
+        let told = out(dir.path(), &["--to", "own/shop", "--port", port]);
+        told.split(':').next().unwrap_or_default().to_owned()
+    };
+    let mut verdicts = Vec::new();
+    for (action, rule) in [("ALLOW", "ports: ['80']"), ("DENY", "ports: ['80']"), ("ALLOW", "notPorts: ['80']")] {
+        write(action, rule);
+        // The target port; one that was chosen; one that the system picked, which stands for a service's only port; one that
+        // another service names, and is no other one's.
+        verdicts.push(["80", "8081", "40000", "40001"].map(verdict));
+    }
+    assert_eq!(
+        verdicts,
+        [["allow", "deny", "allow", "deny"], ["deny", "deny", "deny", "allow"], ["deny", "deny", "deny", "allow"],]
+    );
+}

@@ -172,3 +172,25 @@ async fn a_destination_rule_says_how_to_call_whatever_the_server_wants() {
     control.set_yaml("rule.yaml", "").unwrap();
     becomes(&client, is(WEB)).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn validate_names_the_rules_that_no_server_takes_and_no_others() {
+    let control = control().await;
+    let (_server, _) = serve(&control).await;
+    let client = mesh(&control, "web");
+    becomes(&client, is(WEB)).await;
+    let nobody = rule("{mode: ISTIO_MUTUAL, subjectAltNames: [spiffe://cluster.local/ns/shop/sa/other]}");
+    for mode in ["UNSET", "STRICT", "PERMISSIVE", "DISABLE"] {
+        control.set_yaml("peers.yaml", &peers(mode)).unwrap();
+        for asked in ["{mode: DISABLE}", "{mode: SIMPLE, insecureSkipVerify: true}", "{mode: ISTIO_MUTUAL}"] {
+            control.set_yaml("rule.yaml", &rule(asked)).unwrap();
+            let told = control.plane().diagnostics();
+            let is_told = told.iter().any(|finding| finding.message.contains("every call to reviews.shop"));
+            // From the opposite, so that what was in force before is not taken for it.
+            control.set_yaml("rule.yaml", if is_told { "" } else { &nobody }).unwrap();
+            becomes(&client, |answer| answer.is_ok() == is_told).await;
+            control.set_yaml("rule.yaml", &rule(asked)).unwrap();
+            becomes(&client, |answer| answer.is_err() == is_told).await;
+        }
+    }
+}

@@ -10,9 +10,12 @@ mod destination_rule;
 mod export_to;
 mod grpc;
 mod hosts;
+mod plaintext;
 mod refused;
+mod rules;
 mod security;
 mod service;
+mod tls;
 mod unknown;
 mod unmet;
 mod virtual_service;
@@ -27,6 +30,7 @@ use crate::config::store::{Loaded, Store};
 use crate::config::support::ObjectKind;
 use crate::policy::Policy;
 use crate::policy::mesh::{Fixed, Given, MeshSettings};
+use crate::policy::traffic::ServerTls;
 use crate::registry::host::in_namespace;
 
 /// What there is to say about a configuration.
@@ -57,6 +61,8 @@ pub struct Mesh {
     pub has_grpc: bool,
     /// Whether its control plane issues certificates.
     pub issues_certificates: bool,
+    /// Whether mutual TLS is PERMISSIVE there where no PeerAuthentication says anything, and not STRICT.
+    pub permissive: bool,
 }
 
 /// Everything there is to say about a directory, as `Plane` would load it.
@@ -91,7 +97,9 @@ fn report(loaded: Loaded, mesh: Mesh) -> Report {
     let wrong = loaded.objects.refused.iter().filter(|refused| refused.is_object()).count();
     let objects = loaded.objects.len();
     let unreadable = loaded.wrong.len().saturating_sub(wrong);
-    let (policy, mut diagnostics) = examine(loaded, &Given::default(), None);
+    let default_tls = if mesh.permissive { ServerTls::Permissive } else { ServerTls::Strict };
+    let default_tls = mesh.issues_certificates.then_some(default_tls);
+    let (policy, mut diagnostics) = examine(loaded, &Given { default_tls, ..Given::default() }, None);
     if mesh.has_grpc {
         grpc::check(&policy, &mut diagnostics);
     }
@@ -115,7 +123,7 @@ pub fn examine(loaded: Loaded, given: &Given, fixed: Option<&Fixed>) -> (Policy,
     diagnostics.extend(found);
     let (policy, found) = Policy::new(&objects, mesh);
     diagnostics.extend(found);
-    diagnostics.extend(check(&objects, &policy));
+    diagnostics.extend(check(&objects, &policy, given.default_tls));
     sort(&mut diagnostics);
     (policy, diagnostics)
 }
@@ -125,8 +133,8 @@ fn sort(diagnostics: &mut Vec<Diagnostic>) {
     diagnostics.dedup();
 }
 
-/// What objects have to do with each other.
-pub fn check(objects: &Objects, policy: &Policy) -> Vec<Diagnostic> {
+/// What objects have to do with each other, in a mesh whose servers take connections in this way unless told otherwise.
+fn check(objects: &Objects, policy: &Policy, default_tls: Option<ServerTls>) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     virtual_service::check(objects, policy, &mut found);
     destination_rule::check(objects, policy, &mut found);
@@ -134,6 +142,9 @@ pub fn check(objects: &Objects, policy: &Policy) -> Vec<Diagnostic> {
     hosts::check(policy, &mut found);
     service::check(policy, &mut found);
     security::check(objects, policy, &mut found);
+    rules::check(objects, policy, &mut found);
+    tls::check(objects, policy, default_tls, &mut found);
+    plaintext::check(objects, policy, &mut found);
     refused::check(policy, &mut found);
     found
 }

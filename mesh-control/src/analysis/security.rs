@@ -1,15 +1,13 @@
 //! Objects that guard workloads and are not enforced, never count, or are for a service or a port that does not exist.
 
-use std::collections::{BTreeMap, BTreeSet};
-
+use super::rules::TargetPorts;
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::file::{Meta, Object, Objects, Refused, Workloads, is_namespace};
 use crate::config::istio::authorization::conditions;
 use crate::config::istio::security::{Action, AuthorizationPolicy, DRY_RUN, PeerAuthentication, TargetRef, selected};
+use crate::config::locate::locate;
 use crate::config::support::ObjectKind;
 use crate::policy::Policy;
-use crate::registry::Service;
-use crate::registry::service::{Target, is_subset};
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for (meta, lacks) in policy.security.unenforced() {
@@ -60,7 +58,8 @@ fn check_authorizers(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnos
                 "{name} is {target}, which nothing describes: workloads that the policy is for answer every request with \
                  503 and the reason"
             );
-            let finding = Diagnostic::at(&meta.origin, Severity::Error, Code::UnknownReference, message);
+            let origin = locate(&meta.origin, "provider");
+            let finding = Diagnostic::at(&origin, Severity::Error, Code::UnknownReference, message);
             found.push(finding.object(meta.id()).field("provider"));
         }
     }
@@ -68,12 +67,14 @@ fn check_authorizers(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnos
     for object in &objects.authorization_policies {
         if object.spec.action == Action::Custom && is_tried(&object.meta) {
             let message = "without effect: nobody is asked for a dry run";
-            let finding = Diagnostic::at(&object.meta.origin, Severity::Warning, Code::NotSupportedYet, message);
+            let origin = locate(&object.meta.origin, "action");
+            let finding = Diagnostic::at(&origin, Severity::Warning, Code::NotSupportedYet, message);
             found.push(finding.object(object.meta.id()).field("action"));
         }
         if object.spec.action == Action::Custom && object.spec.rules.is_empty() {
             let message = "without effect: it has no rule, so it is for no request, and nobody is asked";
-            let finding = Diagnostic::at(&object.meta.origin, Severity::Warning, Code::Ignored, message);
+            let origin = locate(&object.meta.origin, "provider");
+            let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
             found.push(finding.object(object.meta.id()).field("provider"));
         }
     }
@@ -100,28 +101,17 @@ fn guarded_all_the_same(refused: &Refused, root: &str) -> Option<Diagnostic> {
 
 /// Ports that are none of the target ports of the services that the workloads are endpoints of.
 fn check_ports(object: &Object<PeerAuthentication>, policy: &Policy, found: &mut Vec<Diagnostic>) {
-    let labels = selected(object.spec.selector.as_ref());
-    let is_meant = |service: &Service| {
-        let by = |selector: &BTreeMap<String, String>| is_subset(selector, &labels) || is_subset(&labels, selector);
-        service.namespace == object.meta.namespace && service.selector.as_ref().is_some_and(by)
-    };
-    let services = policy.services.iter().map(|(_, service)| &**service).filter(|service| is_meant(service));
-    let targets: BTreeSet<Option<u16>> = services
-        .flat_map(|service| &service.ports)
-        .map(|port| match port.target {
-            Target::Number(number) => Some(number),
-            Target::Name(_) => None,
-        })
-        .collect();
-    // A name stands for whatever number the workload says.
-    if targets.is_empty() || targets.contains(&None) {
+    if object.spec.port_level_mtls.is_empty() {
         return;
     }
-    for port in object.spec.port_level_mtls.keys().filter(|port| !targets.contains(&port.parse().ok())) {
-        let known: Vec<String> = targets.iter().flatten().map(u16::to_string).collect();
-        let message = format!("no service of these workloads has the target port {port}, only {}", known.join(", "));
-        let finding = Diagnostic::at(&object.meta.origin, Severity::Warning, Code::UnknownReference, message);
-        found.push(finding.object(object.meta.id()).field(format!("portLevelMtls.{port}")));
+    let labels = selected(object.spec.selector.as_ref());
+    let ports = TargetPorts::new(policy, &object.meta.namespace, &labels, &[]);
+    for port in object.spec.port_level_mtls.keys() {
+        let Some(message) = port.parse().ok().and_then(|port| ports.unknown(port)) else { continue };
+        let field = format!("portLevelMtls.{port}");
+        let origin = locate(&object.meta.origin, &field);
+        let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
+        found.push(finding.object(object.meta.id()).field(field));
     }
 }
 
@@ -136,7 +126,8 @@ fn check_tokens(objects: &Objects, policy: &Object<AuthorizationPolicy>, root: &
              request counts as one without a token",
             policy.meta.namespace
         );
-        let finding = Diagnostic::at(&policy.meta.origin, Severity::Warning, Code::UnknownReference, message);
+        let origin = locate(&policy.meta.origin, "rules");
+        let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
         found.push(finding.object(policy.meta.id()).field("rules"));
     }
 }

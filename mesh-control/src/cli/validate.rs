@@ -47,7 +47,9 @@ enum Clients {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let issues_certificates = args.dev || args.ca_dir.is_some() || args.state_dir.is_some();
-    let report = examine(&args.paths, Mesh { has_grpc: args.clients.is_some(), issues_certificates })?;
+    // As for `serve`: an authority that only has a place asks nobody for a certificate.
+    let permissive = !args.dev && args.ca_dir.is_none();
+    let report = examine(&args.paths, Mesh { has_grpc: args.clients.is_some(), issues_certificates, permissive })?;
     match args.printing.format() {
         Format::Json => {
             let mut lines = String::new();

@@ -113,6 +113,11 @@ impl<'a> Decoder<'a> {
         self.rejection.take()
     }
 
+    /// The text that is being read.
+    pub fn source(&self) -> &'a Source {
+        self.source
+    }
+
     /// Says something about the value that is being read.
     pub fn report(&mut self, span: Span, severity: Severity, code: Code, message: impl Into<String>) {
         let path = self.path_text();

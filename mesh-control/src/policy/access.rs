@@ -67,8 +67,10 @@ pub struct Access<'p> {
     pub asks: Vec<(&'p Authorizer, Vec<&'p AccessRule>)>,
     /// The port that the server bound.
     pub bound: u16,
-    /// The ports that rules may call it by: its own, and the target ports that it stands for. `None` where nobody can tell.
-    pub ports: Option<BTreeSet<u16>>,
+    /// The ports that rules may call it by: its own, and the target ports that it stands for.
+    pub ports: BTreeSet<u16>,
+    /// Ports that it may stand for or not; `None` for any.
+    pub doubtful_ports: Option<BTreeSet<u16>>,
 }
 
 /// What becomes of a policy.

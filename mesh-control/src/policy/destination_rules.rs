@@ -110,9 +110,14 @@ impl DestinationRules {
         own.or_else(|| exported(service_namespace)).or_else(|| exported(&self.root))
     }
 
+    /// The rules for this host, whoever they are for.
+    pub fn of_host(&self, host: &str) -> impl Iterator<Item = &Arc<MergedRule>> {
+        self.by_namespace.values().flatten().filter(move |rule| covers(&rule.host, host))
+    }
+
     /// Whether any rule, whoever it is for, is for this host.
     pub fn describes(&self, host: &str) -> bool {
-        self.by_namespace.values().flatten().any(|rule| covers(&rule.host, host))
+        self.of_host(host).next().is_some()
     }
 
     /// The namespaces that have rules.
@@ -167,7 +172,7 @@ impl MergedRule {
             balancer: settings.load_balancer.and_then(|balancer| balancer.simple).map(balancer).unwrap_or_default(),
             connection_pool: settings.connection_pool.map(connection_pool).unwrap_or_default(),
             outlier_detection: settings.outlier_detection.map(outlier_detection),
-            tls: settings.tls.map(tls).unwrap_or_default(),
+            tls: settings.tls.map(Tls::from).unwrap_or_default(),
         }
     }
 }
@@ -239,25 +244,27 @@ fn outlier_detection(written: &OutlierDetection) -> traffic::OutlierDetection {
     }
 }
 
-fn tls(written: &ClientTls) -> Tls {
-    let text = |field: &Option<String>| field.clone().filter(|text| !text.is_empty());
-    let is_mutual = written.mode() == TlsMode::Mutual;
-    match written.mode() {
-        TlsMode::Disable => Tls::Plaintext,
-        TlsMode::IstioMutual => Tls::Mesh { sni: text(&written.sni), peers: written.subject_alt_names.clone() },
-        TlsMode::Simple | TlsMode::Mutual if text(&written.credential_name).is_some() => Tls::BySecret,
-        TlsMode::Simple | TlsMode::Mutual => Tls::ByFiles(Box::new(FileTls {
-            sni: text(&written.sni),
-            roots: match text(&written.ca_certificates) {
-                _ if written.insecure_skip_verify == Some(true) => Roots::Nobody,
-                // Istio's word for it.
-                Some(file) if file != "system" => Roots::File(file),
-                _ => Roots::System,
-            },
-            revoked: text(&written.ca_crl),
-            identity: text(&written.client_certificate).zip(text(&written.private_key)).filter(|_| is_mutual),
-            names: written.subject_alt_names.clone(),
-        })),
+impl From<&ClientTls> for Tls {
+    fn from(written: &ClientTls) -> Tls {
+        let text = |field: &Option<String>| field.clone().filter(|text| !text.is_empty());
+        let is_mutual = written.mode() == TlsMode::Mutual;
+        match written.mode() {
+            TlsMode::Disable => Tls::Plaintext,
+            TlsMode::IstioMutual => Tls::Mesh { sni: text(&written.sni), peers: written.subject_alt_names.clone() },
+            TlsMode::Simple | TlsMode::Mutual if text(&written.credential_name).is_some() => Tls::BySecret,
+            TlsMode::Simple | TlsMode::Mutual => Tls::ByFiles(Box::new(FileTls {
+                sni: text(&written.sni),
+                roots: match text(&written.ca_certificates) {
+                    _ if written.insecure_skip_verify == Some(true) => Roots::Nobody,
+                    // Istio's word for it.
+                    Some(file) if file != "system" => Roots::File(file),
+                    _ => Roots::System,
+                },
+                revoked: text(&written.ca_crl),
+                identity: text(&written.client_certificate).zip(text(&written.private_key)).filter(|_| is_mutual),
+                names: written.subject_alt_names.clone(),
+            })),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use mesh_core::identity::{SpiffeId, TrustDomain};
 
 use super::outbound::OutboundTrafficPolicy;
 use super::paths::PathNormalization;
+use super::traffic::ServerTls;
 use crate::config::decode::Text;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span};
 use crate::config::file::{Object, Objects};
@@ -27,6 +28,8 @@ pub struct Given {
     pub outbound: Option<OutboundTrafficPolicy>,
     /// What servers make of paths.
     pub paths: Option<PathNormalization>,
+    /// How servers take connections where no PeerAuthentication says anything; `None` where no certificates are issued.
+    pub default_tls: Option<ServerTls>,
 }
 
 /// What only a start takes: identities, certificates and who may do what hang on it.

@@ -16,6 +16,7 @@ use crate::config::file::{Meta, Objects, Workloads, is_namespace};
 use crate::config::istio::security::{MtlsMode, selected};
 use crate::registry::Services;
 use crate::registry::service::is_subset;
+use crate::registry::services::Targets;
 
 /// All objects that guard workloads.
 #[derive(Debug, Default)]
@@ -39,6 +40,15 @@ pub struct Served<'a> {
     pub labels: &'a BTreeMap<String, String>,
     /// The port that it bound.
     pub port: u16,
+}
+
+/// What PeerAuthentications may tell workloads apart by, of which some labels are known.
+#[derive(Debug, Default)]
+pub struct PeerSelections<'p> {
+    /// Other labels that such workloads may have.
+    pub labels: Vec<&'p BTreeMap<String, String>>,
+    /// Ports.
+    pub ports: BTreeSet<u16>,
 }
 
 /// An object that nobody may be served without.
@@ -189,10 +199,13 @@ impl Security {
     /// serve at all.
     pub fn access(&self, served: Served<'_>, services: &Services, allow_unenforced: bool) -> Access<'_> {
         let is_out = |policy| allow_unenforced && unknown_authorizer(policy, served, services).is_some();
-        let mut ports = BTreeSet::from([served.port]);
-        ports.extend(services.targets_of(served.namespace, served.labels, served.port));
-        let is_known = ports.len() > 1 || !services.has_named_target(served.namespace, served.labels, served.port);
-        let mut access = Access { bound: served.port, ports: is_known.then_some(ports), ..Access::default() };
+        let Targets { sure, doubtful, is_open } = services.targets_of(served.namespace, served.labels, served.port);
+        let mut access = Access {
+            bound: served.port,
+            ports: sure.into_iter().chain([served.port]).collect(),
+            doubtful_ports: (!is_open).then(|| doubtful.into_iter().collect()),
+            ..Access::default()
+        };
         for (selection, policy) in &self.access {
             if selection.selects(&self.root, served, services) && !is_out(policy) {
                 access.add(policy);
@@ -264,15 +277,37 @@ impl Security {
         wide.into_iter().find(|peers| peers.mode != MtlsMode::Unset).map(|peers| (peers, peers.mode))
     }
 
+    /// What the PeerAuthentication in force says of a server, and which that is; `None` where all leave it to the mesh.
+    pub fn mode_of(&self, served: Served<'_>, services: &Services) -> Option<(&Meta, ServerTls)> {
+        let (peers, mode) = self.in_force(served, services)?;
+        let tls = match mode {
+            MtlsMode::Unset => return None,
+            MtlsMode::Strict => ServerTls::Strict,
+            MtlsMode::Permissive => ServerTls::Permissive,
+            MtlsMode::Disable => ServerTls::Plaintext,
+        };
+        Some((&peers.meta, tls))
+    }
+
+    /// What tells those workloads of a namespace apart that have these labels, and may have more.
+    pub fn peer_selections(&self, namespace: &str, known: &BTreeMap<String, String>) -> PeerSelections<'_> {
+        let may_be_meant = |peers: &&Peers| {
+            let is_near = *peers.meta.namespace == *namespace || peers.meta.namespace == self.root;
+            is_near && peers.labels.iter().all(|(key, value)| known.get(key).is_none_or(|known| known == value))
+        };
+        let mut found = PeerSelections::default();
+        for peers in self.peers.iter().filter(may_be_meant) {
+            found.labels.push(&peers.labels);
+            found.ports.extend(peers.ports.keys());
+        }
+        found
+    }
+
     /// How a server's connections are secured in a mesh whose workloads have certificates: STRICT (PERMISSIVE, where they need
     /// not have any), unless a PeerAuthentication says otherwise.
     pub fn server_tls(&self, served: Served<'_>, services: &Services) -> ServerTls {
-        match self.in_force(served, services).map(|(_, mode)| mode) {
-            None | Some(MtlsMode::Unset) if self.is_permissive => ServerTls::Permissive,
-            None | Some(MtlsMode::Unset | MtlsMode::Strict) => ServerTls::Strict,
-            Some(MtlsMode::Permissive) => ServerTls::Permissive,
-            Some(MtlsMode::Disable) => ServerTls::Plaintext,
-        }
+        let default = if self.is_permissive { ServerTls::Permissive } else { ServerTls::Strict };
+        self.mode_of(served, services).map_or(default, |(_, tls)| tls)
     }
 }
 
@@ -291,19 +326,22 @@ impl Peers {
     }
 
     /// What it says of a server: that of the target ports that the bound port stands for. Where nobody can tell which these
-    /// are, STRICT on any port holds, unless the bound port is written itself.
+    /// are, STRICT on any port holds, unless the bound port is written itself; where it may stand for one or not, STRICT for
+    /// either holds.
     fn mode_for(&self, served: Served<'_>, services: &Services) -> MtlsMode {
         let written = |port: &u16| self.ports.get(port).copied().filter(|mode| *mode != MtlsMode::Unset);
         if self.ports.is_empty() {
             return self.mode;
         }
         let bound = written(&served.port);
-        let targets = services.targets_of(served.namespace, served.labels, served.port);
-        let mut modes: Vec<MtlsMode> = targets.iter().map(|port| written(port).unwrap_or(self.mode)).collect();
-        if targets.is_empty() && bound.is_none() && self.is_strict() {
+        let Targets { sure, doubtful, is_open } = services.targets_of(served.namespace, served.labels, served.port);
+        let is_unknown = is_open || (sure.is_empty() && doubtful.is_empty());
+        if is_unknown && bound.is_none() && self.is_strict() {
             return MtlsMode::Strict;
         }
-        modes.extend(bound);
+        let own = (!doubtful.is_empty()).then_some(self.mode);
+        let of_targets = sure.iter().chain(&doubtful).map(|port| written(port).unwrap_or(self.mode));
+        let modes: Vec<MtlsMode> = own.into_iter().chain(of_targets).chain(bound).collect();
         let is_strict = modes.contains(&MtlsMode::Strict);
         if is_strict { MtlsMode::Strict } else { modes.first().copied().unwrap_or(self.mode) }
     }

@@ -6,13 +6,29 @@ use std::sync::Arc;
 use mesh_core::identity::TrustDomain;
 
 use super::host;
-use super::service::{self, Service, Target, Visibility, WrittenEndpoint};
+use super::service::{self, Service, ServicePort, Target, Visibility, WrittenEndpoint};
 use super::workload::{self, Workload};
 use crate::config::file::{Governs, Object, Objects, Refused};
 use crate::config::istio::workload_entry::WorkloadEntry;
 use crate::config::istio::workload_group::WorkloadGroup;
 use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
+
+/// The first port that a system picks for a server that asks for any (Linux: ip_local_port_range; others begin later). What is
+/// below was chosen, and means itself.
+const FIRST_EPHEMERAL: u16 = 32_768;
+
+/// The target ports that a bound port stands for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Targets {
+    /// Those that it is sure to stand for: itself, where a service names it, else, of a port that the system picked, the only
+    /// port of each service.
+    pub sure: Vec<u16>,
+    /// Those that it may stand for: the only port of a service, where the workload chose another one.
+    pub doubtful: Vec<u16>,
+    /// Whether it may stand for any, since a service calls its target port by a name.
+    pub is_open: bool,
+}
 
 /// The place of a service among all, and of its endpoints in [`super::Endpoints`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -224,40 +240,24 @@ impl Services {
         own.filter(|service| names.iter().any(|name| **name == *service.name)).any(|service| service.selects(labels))
     }
 
-    /// The target ports that a bound port of a workload stands for: itself, where a service that selects the workload names
-    /// it, else that of a service's only port. None where it cannot be told.
-    pub fn targets_of(&self, namespace: &str, labels: &BTreeMap<String, String>, bound: u16) -> Vec<u16> {
+    /// The target ports that a bound port of a workload stands for, by the services that select the workload.
+    pub fn targets_of(&self, namespace: &str, labels: &BTreeMap<String, String>, bound: u16) -> Targets {
         let own = self.all.iter().filter(|service| *service.namespace == *namespace && service.takes_registrations());
-        let mut targets = Vec::new();
-        for service in own.filter(|service| service.selects(labels)) {
-            let mut numbers = service.ports.iter().map(|port| match port.target {
-                Target::Number(number) => Some(number),
-                Target::Name(_) => None,
-            });
-            match service.ports.as_slice() {
-                _ if numbers.clone().any(|number| number == Some(bound)) => targets.push(bound),
-                [_] => match numbers.next().flatten() {
-                    Some(only) => targets.push(only),
-                    None => return Vec::new(),
-                },
-                _ if numbers.any(|number| number.is_none()) => return Vec::new(),
-                // It is no endpoint of this one.
-                _ => {}
-            }
+        let selecting: Vec<&Arc<Service>> = own.filter(|service| service.selects(labels)).collect();
+        let all = || selecting.iter().flat_map(|service| &service.ports);
+        if all().any(|port| port.target == Target::Number(bound)) {
+            return Targets { sure: vec![bound], ..Targets::default() };
         }
-        targets
-    }
-
-    /// Whether a service that selects a workload calls a target port by a name, so that nobody can tell which number a bound
-    /// port stands for.
-    pub fn has_named_target(&self, namespace: &str, labels: &BTreeMap<String, String>, bound: u16) -> bool {
-        let own = self.all.iter().filter(|service| *service.namespace == *namespace && service.takes_registrations());
-        own.filter(|service| service.selects(labels)).any(|service| {
-            let mut ports = service.ports.iter();
-            let is_bound = |target: &Target| matches!(target, Target::Number(number) if *number == bound);
-            !service.ports.iter().any(|port| is_bound(&port.target))
-                && ports.any(|port| matches!(port.target, Target::Name(_)))
-        })
+        let only = selecting.iter().filter_map(|service| match service.ports.as_slice() {
+            [ServicePort { target: Target::Number(number), .. }] => Some(*number),
+            _ => None,
+        });
+        let only = only.collect();
+        let is_open = all().any(|port| matches!(port.target, Target::Name(_)));
+        match bound >= FIRST_EPHEMERAL {
+            true => Targets { sure: only, is_open, ..Targets::default() },
+            false => Targets { doubtful: only, is_open, ..Targets::default() },
+        }
     }
 
     /// The labels of a workload with those that its group adds to them.

@@ -304,12 +304,10 @@ impl Renderer<'_> {
         }))
     }
 
-    /// A port by the numbers that this server has. Where nobody can tell, nobody is let in.
+    /// A port by the numbers that this server has. In doubt nobody is let in.
     fn port(&self, port: u16, is_negated: bool) -> Permission {
-        let holds = match &self.access.ports {
-            Some(ports) => ports.contains(&port),
-            None => port == self.access.bound || self.refuses != is_negated,
-        };
+        let is_doubtful = self.access.doubtful_ports.as_ref().is_none_or(|ports| ports.contains(&port));
+        let holds = self.access.ports.contains(&port) || (is_doubtful && self.refuses != is_negated);
         // At run time there is only the bound one.
         let (bound, other) = (self.access.bound, if port == self.access.bound { 0 } else { port });
         what(Rule::DestinationPort(u32::from(if holds { bound } else { other })))

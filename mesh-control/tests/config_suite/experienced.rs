@@ -190,7 +190,7 @@ fn what_grpc_s_servers_do_not_do_with_custom_policies_and_permissive_peers_is_to
     let providers =
         "extensionProviders:\n- name: mine\n  envoyExtAuthzHttp: {service: web.shop.svc.cluster.local, port: 80}\n";
     let peer = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p, namespace: shop}\nspec: {mtls: {mode: PERMISSIVE}}\n";
-    let mesh = Mesh { has_grpc: true, issues_certificates: true };
+    let mesh = Mesh { has_grpc: true, issues_certificates: true, ..Mesh::default() };
     let said = said_in(mesh, &[SERVICE, &settings(providers), &custom, peer]);
     let found = |object: &str, what: &str| {
         said.iter().any(|one| {

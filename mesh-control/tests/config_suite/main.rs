@@ -16,5 +16,7 @@ mod robust;
 mod routing;
 mod scale;
 mod support;
+mod tls_modes;
+mod unmet;
 mod unreadable;
 mod walk;

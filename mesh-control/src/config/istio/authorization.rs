@@ -113,6 +113,8 @@ struct Reader {
     said: Vec<Said>,
     /// The lists that are on the address of the client.
     of_clients: Vec<String>,
+    /// Every list that was read, by its path.
+    written: Vec<(String, Condition)>,
 }
 
 /// What a rule asks for; `None` where it is wrong, which [`check`] says.
@@ -120,6 +122,13 @@ pub fn conditions(rule: &Rule) -> Option<Conditions> {
     let mut reader = Reader::default();
     let read = reader.rule("", rule);
     reader.said.iter().all(|said| said.severity < Severity::Error).then_some(read)
+}
+
+/// Each condition of a rule that is right, with its path in the rule: its values are in the order in which they are written.
+pub fn written(rule: &Rule) -> Vec<(String, Condition)> {
+    let mut reader = Reader::default();
+    reader.rule("", rule);
+    reader.written
 }
 
 /// Says what is wrong with the rules of a policy.
@@ -281,7 +290,9 @@ impl Reader {
                 }
             }
         }
-        Some(Condition { fact, values, is_negated })
+        let condition = Condition { fact, values, is_negated };
+        self.written.push((at, condition.clone()));
+        Some(condition)
     }
 }
 

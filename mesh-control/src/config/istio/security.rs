@@ -9,7 +9,8 @@ use mesh_core::model::JwkSet;
 
 use super::{authorization, check_labels};
 use crate::config::decode::{Decoder, Text, keywords, message};
-use crate::config::diagnostic::{Code, Severity, Span, quoted};
+use crate::config::diagnostic::{Code, Origin, Severity, Span, quoted};
+use crate::config::locate::locate;
 
 /// What is said of keys in plaintext, where nobody has allowed them.
 pub const PLAINTEXT_KEYS: &str = "keys are fetched over https:// only, unless mesh-control is told --jwks-allow-insecure: the \
@@ -230,15 +231,18 @@ impl PeerAuthentication {
     /// What Istio's own validation refuses.
     pub fn check(&self, d: &mut Decoder<'_>) {
         check_selector(self.span, self.selector.as_ref(), d);
+        let origin = Origin { source: d.source().clone(), span: self.span };
+        let place = |field: &str| locate(&origin, field).span;
         for port in self.port_level_mtls.keys() {
             if !port.parse::<u16>().is_ok_and(|port| port > 0) {
                 let message = format!("{} is not a port", quoted(port));
-                d.report_at(self.span, "portLevelMtls", Severity::Error, Code::InvalidValue, message);
+                let field = format!("portLevelMtls.{port}");
+                d.report_at(place(&field), field, Severity::Error, Code::InvalidValue, message);
             }
         }
         if !self.port_level_mtls.is_empty() && selected(self.selector.as_ref()).is_empty() {
             let message = "ports can be told apart only where `selector` names the workloads";
-            d.report_at(self.span, "portLevelMtls", Severity::Error, Code::InvalidValue, message);
+            d.report_at(place("portLevelMtls"), "portLevelMtls", Severity::Error, Code::InvalidValue, message);
         }
     }
 }

@@ -1,0 +1,60 @@
+//! Ports of ServiceEntries that speak TLS, and are called in plaintext: a client of the mesh speaks what a DestinationRule says,
+//! and not what the port's protocol is.
+
+use crate::config::diagnostic::{Code, Diagnostic, Severity};
+use crate::config::file::{Object, Objects};
+use crate::config::istio::service_entry::{ServiceEntry, ServicePort};
+use crate::config::locate::locate;
+use crate::policy::Policy;
+use crate::policy::route::ClusterKey;
+use crate::policy::traffic::Tls;
+use crate::registry::host::plain;
+use crate::registry::protocol::{Protocol, of_entry_port};
+
+pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    for object in &objects.service_entries {
+        for (index, port) in object.spec.ports.iter().enumerate() {
+            let protocol = of_entry_port(port.protocol.as_deref(), &port.name, port.number.0);
+            if matches!(protocol, Protocol::Https | Protocol::Tls) {
+                found.extend(in_plaintext(object, index, port, policy));
+            }
+        }
+    }
+}
+
+fn in_plaintext(
+    object: &Object<ServiceEntry>,
+    index: usize,
+    port: &ServicePort,
+    policy: &Policy,
+) -> Option<Diagnostic> {
+    let hosts = object.spec.hosts.iter().map(|host| plain(host));
+    let hosts: Vec<String> = hosts.filter(|host| !is_secured(object, host, port.number.0, policy)).collect();
+    let first = hosts.first()?;
+    let field = if port.protocol.as_deref().is_some_and(|protocol| !protocol.is_empty()) { "protocol" } else { "name" };
+    let field = format!("ports[{index}].{field}");
+    let number = port.number.0;
+    let message = format!(
+        "called in plaintext: it speaks TLS, and no DestinationRule secures port {number} of {}; write one with `host: {first}` and \
+         `trafficPolicy: {{portLevelSettings: [{{port: {{number: {number}}}, tls: {{mode: SIMPLE}}}}]}}`",
+        hosts.join(", ")
+    );
+    let origin = locate(&object.meta.origin, &field);
+    Some(Diagnostic::at(&origin, Severity::Warning, Code::Insecure, message).object(object.meta.id()).field(field))
+}
+
+/// Whether some client calls it by TLS: by any rule, or since its endpoints are of the mesh.
+fn is_secured(object: &Object<ServiceEntry>, host: &str, port: u16, policy: &Policy) -> bool {
+    let key = |subset: &str| ClusterKey { host: host.into(), port, subset: subset.into() };
+    let is_tls = |tls: &Tls| !matches!(tls, Tls::Automatic | Tls::Plaintext);
+    let by_rule = policy.destination_rules.of_host(host).any(|rule| {
+        let mut subsets = std::iter::once("").chain(rule.subset_names());
+        // Of a wrong rule nobody knows what it says, and nobody calls.
+        rule.refused().is_some() || subsets.any(|subset| is_tls(&rule.traffic_policy(&key(subset)).tls))
+    });
+    let known = policy.services.exact(host, &object.meta.namespace);
+    let is_of_mesh = known.is_some_and(|(id, service)| {
+        service.takes_registrations() || policy.services.written(id).any(|written| written.mutual_tls)
+    });
+    by_rule || is_of_mesh
+}

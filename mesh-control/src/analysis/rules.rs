@@ -1,0 +1,257 @@
+//! What rules of AuthorizationPolicies ask for that nobody has: ports that no workload listens on by its services, and callers
+//! that the mesh does not know.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_core::identity::SpiffeId;
+
+use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
+use crate::config::file::{Object, Objects};
+use crate::config::istio::authorization::{Condition, Fact, Value, written};
+use crate::config::istio::security::{Action, AuthorizationPolicy, TargetRef, selected};
+use crate::config::locate::locate;
+use crate::config::spelling::nearest;
+use crate::policy::Policy;
+use crate::registry::service::Target;
+
+pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
+    if objects.authorization_policies.is_empty() {
+        return;
+    }
+    let known = Known::new(objects, policy);
+    for object in &objects.authorization_policies {
+        let ports = TargetPorts::new(
+            policy,
+            &object.meta.namespace,
+            &selected(object.spec.selector.as_ref()),
+            &object.spec.targets(),
+        );
+        for (index, rule) in object.spec.rules.iter().enumerate() {
+            for (path, condition) in written(rule) {
+                let path = format!("rules[{index}].{path}");
+                check_condition(object, &path, &condition, (&known, &ports), found);
+            }
+        }
+    }
+}
+
+fn check_condition(
+    object: &Object<AuthorizationPolicy>,
+    path: &str,
+    condition: &Condition,
+    (known, ports): (&Known<'_>, &TargetPorts),
+    found: &mut Vec<Diagnostic>,
+) {
+    for (index, value) in condition.values.iter().enumerate() {
+        let unmet = match (&condition.fact, value) {
+            (Fact::Port, Value::Port(port)) => ports.unknown(*port),
+            (Fact::Principal, value) => known.principal(value, &object.meta.namespace),
+            (Fact::Namespace, value) => known.namespaces_like(value),
+            (Fact::TrustDomain, Value::Exact(domain)) => known.domain(domain),
+            (Fact::ServiceAccount, Value::Account(namespace, name)) => {
+                known.account(namespace.as_deref().unwrap_or(&object.meta.namespace), name)
+            }
+            _ => None,
+        };
+        let Some(unmet) = unmet else { continue };
+        let follows = match (condition.is_negated, object.spec.action) {
+            (true, _) => "as it is, it excludes nobody",
+            (false, Action::Allow) => "as it is, it lets nobody in",
+            (false, Action::Deny) => "as it is, it refuses nobody",
+            (false, Action::Audit | Action::Custom) => "as it is, it is for nobody",
+        };
+        let field = format!("{path}[{index}]");
+        let origin = locate(&object.meta.origin, &field);
+        let message = format!("{unmet}; {follows}");
+        let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
+        found.push(finding.object(object.meta.id()).field(field));
+    }
+}
+
+/// The ports that the workloads of an object listen on, as far as their services tell.
+pub(super) struct TargetPorts {
+    /// Target ports, with the port and the service that each stands behind; none where any of them is a name.
+    known: Vec<(u16, u16, String)>,
+}
+
+impl TargetPorts {
+    /// Those of the workloads that an object in this namespace selects, by labels or by its targets.
+    pub(super) fn new(
+        policy: &Policy,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+        targets: &[&TargetRef],
+    ) -> TargetPorts {
+        let is_root = *namespace == *policy.mesh.fixed.root_namespace;
+        let services = policy.services.iter().map(|(_, service)| &**service).filter(|service| {
+            let is_near = *service.namespace == *namespace || (is_root && targets.is_empty());
+            let is_named = targets.is_empty() || targets.iter().any(|target| *target.name.value == *service.name);
+            // Both may select one workload, unless they want different values of one label.
+            let both = service.selector.as_ref().is_some_and(|selector| {
+                labels.iter().all(|(key, value)| selector.get(key).is_none_or(|other| other == value))
+            });
+            is_near && is_named && both
+        });
+        let ports: Option<Vec<_>> = services
+            .flat_map(|service| service.ports.iter().map(move |port| (service, port)))
+            .map(|(service, port)| match port.target {
+                Target::Number(target) => {
+                    Some((target, port.number, format!("{}/{}", service.namespace, service.name)))
+                }
+                // It stands for whatever number the workload says.
+                Target::Name(_) => None,
+            })
+            .collect();
+        TargetPorts { known: ports.unwrap_or_default() }
+    }
+
+    /// Why none of the workloads listens on a port, as far as that can be told, and which port was meant.
+    pub(super) fn unknown(&self, port: u16) -> Option<String> {
+        /// How many are named.
+        const MOST: usize = 5;
+        let targets: BTreeSet<u16> = self.known.iter().map(|(target, ..)| *target).collect();
+        if targets.is_empty() || targets.contains(&port) {
+            return None;
+        }
+        let more = if targets.len() > MOST { ", ..." } else { "" };
+        let targets: Vec<String> = targets.iter().take(MOST).map(u16::to_string).collect();
+        let meant = self.known.iter().find(|(_, number, _)| *number == port);
+        let meant = meant.map(|(target, _, service)| {
+            format!("; did you mean `{target}`, the target port of port {port} of {service}?")
+        });
+        Some(format!(
+            "no service of these workloads has the target port {port}, only {}{more}{}",
+            targets.join(", "),
+            meant.unwrap_or_default()
+        ))
+    }
+}
+
+/// Whom the configuration knows.
+struct Known<'a> {
+    /// The names of the mesh's trust domain.
+    domains: Vec<&'a str>,
+    /// Namespaces that some object is in.
+    namespaces: BTreeSet<&'a str>,
+    /// Service accounts that are written anywhere, by namespace.
+    accounts: BTreeMap<&'a str, BTreeSet<&'a str>>,
+}
+
+impl<'a> Known<'a> {
+    fn new(objects: &'a Objects, policy: &'a Policy) -> Known<'a> {
+        let mut accounts: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        let mut add = |namespace: &'a str, account: &'a str| {
+            if !account.is_empty() {
+                accounts.entry(namespace).or_default().insert(account);
+            }
+        };
+        for object in &objects.workload_entries {
+            add(&object.meta.namespace, &object.spec.service_account);
+        }
+        for object in &objects.workload_groups {
+            let template = object.spec.template.as_ref();
+            add(&object.meta.namespace, template.map(|template| &*template.service_account).unwrap_or_default());
+        }
+        for object in &objects.service_entries {
+            object.spec.endpoints.iter().for_each(|endpoint| add(&object.meta.namespace, &endpoint.service_account));
+        }
+        for identity in policy.services.iter().flat_map(|(_, service)| &service.peers) {
+            if let Some((namespace, account)) = identity.workload() {
+                add(namespace, account);
+            }
+        }
+        let mut namespaces: BTreeSet<&str> = objects.metas().map(|meta| &*meta.namespace).collect();
+        namespaces.extend(accounts.keys());
+        Known { domains: policy.mesh.trust_domains(), namespaces, accounts }
+    }
+
+    /// Why nobody has a principal. Of a beginning, as much is looked at as is whole.
+    fn principal(&self, value: &Value, own_namespace: &str) -> Option<String> {
+        let (text, is_whole) = match value {
+            Value::Exact(text) => (text, true),
+            Value::Prefix(text) => (text, false),
+            _ => return None,
+        };
+        let ours = self.domains.first().copied().unwrap_or_default();
+        let parts: Vec<&str> = text.split('/').collect();
+        let [domain, rest @ ..] = parts.as_slice() else { return None };
+        if is_whole && rest.is_empty() {
+            let meant = format!("{ours}/ns/{own_namespace}/sa/{text}");
+            return Some(format!(
+                "{}: a principal is TRUST-DOMAIN/ns/NAMESPACE/sa/NAME; did you mean {}?",
+                quoted(text),
+                quoted(&meant)
+            ));
+        }
+        if rest.is_empty() {
+            return None;
+        }
+        if is_whole && let Err(invalid) = format!("spiffe://{text}").parse::<SpiffeId>() {
+            return Some(format!("{}: nobody is called so: {}", quoted(text), invalid.reason));
+        }
+        if let Some(why) = self.domain(domain) {
+            return Some(format!("{}: {why}", quoted(text)));
+        }
+        match rest {
+            ["ns", namespace, "sa", name] if is_whole => {
+                self.account(namespace, name).map(|why| format!("{}: {why}", quoted(text)))
+            }
+            _ if is_whole => Some(format!(
+                "{}: workloads of the mesh are called {domain}/ns/NAMESPACE/sa/NAME, unless their certificates come from elsewhere",
+                quoted(text)
+            )),
+            ["ns", namespace, _, ..] => self.namespace(namespace).map(|why| format!("{}: {why}", quoted(text))),
+            _ => None,
+        }
+    }
+
+    /// Why no workload is of a trust domain. `cluster.local` stands for the mesh's own.
+    fn domain(&self, domain: &str) -> Option<String> {
+        if domain == "cluster.local" || self.domains.contains(&domain) {
+            return None;
+        }
+        let known = self.domains.join(", ");
+        Some(match nearest(domain, &self.domains) {
+            Some(meant) => {
+                format!("the mesh's trust domain is {known}, not {}; did you mean {}?", quoted(domain), quoted(meant))
+            }
+            None => format!(
+                "the mesh's trust domain is {known}, not {}, whose workloads are known only where somebody vouches for them",
+                quoted(domain)
+            ),
+        })
+    }
+
+    fn namespace(&self, namespace: &str) -> Option<String> {
+        if self.namespaces.contains(namespace) {
+            return None;
+        }
+        let meant = nearest(namespace, &self.namespaces).map(|meant| format!("; did you mean {}?", quoted(meant)));
+        Some(format!("no object is in namespace {}{}", quoted(namespace), meant.unwrap_or_default()))
+    }
+
+    fn namespaces_like(&self, value: &Value) -> Option<String> {
+        let any = |is_meant: &dyn Fn(&str) -> bool| self.namespaces.iter().any(|namespace| is_meant(namespace));
+        let (is_any, text) = match value {
+            Value::Exact(namespace) => return self.namespace(namespace),
+            Value::Prefix(text) => (any(&|namespace| namespace.starts_with(text.as_str())), format!("{text}*")),
+            Value::Suffix(text) => (any(&|namespace| namespace.ends_with(text.as_str())), format!("*{text}")),
+            _ => return None,
+        };
+        (!is_any).then(|| format!("no object is in a namespace {}", quoted(&text)))
+    }
+
+    /// Why nobody has a service account. Most are written nowhere, so that only one that is nearly like another is doubtful.
+    fn account(&self, namespace: &str, name: &str) -> Option<String> {
+        let unknown = self.namespace(namespace);
+        if unknown.is_some() {
+            return unknown;
+        }
+        let known: Vec<&str> = self.accounts.get(namespace).into_iter().flatten().copied().collect();
+        if known.contains(&name) {
+            return None;
+        }
+        let meant = nearest(name, &known)?;
+        Some(format!("nothing names the service account {namespace}/{}; did you mean {}?", quoted(name), quoted(meant)))
+    }
+}
