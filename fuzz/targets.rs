@@ -22,7 +22,7 @@ use mesh_core::state::States;
 use mesh_core::testing::resources::{
     filter_chain, http_filter, http_manager, route_to_application, routes, server_listener, virtual_host,
 };
-use mesh_core::tls::{Credentials, TrustBundles, svid};
+use mesh_core::tls::{Credentials, SpiffeBundle, TrustBundles, svid};
 use mesh_core::view::RouteTable;
 use mesh_core::xds::Bootstrap;
 use mesh_core::xds::access_log::{self, Entry};
@@ -125,8 +125,9 @@ pub fn certificate_request(data: &[u8]) {
     }
 }
 
-/// Roots of a trust domain, in PEM.
+/// Roots of a trust domain, in PEM and in SPIFFE's form.
 pub fn trust_bundle(data: &[u8]) {
+    let _ = SpiffeBundle::from_json(data);
     let _ = TrustBundles::new().add_pem("a".parse().expect("a trust domain"), data);
 }
 

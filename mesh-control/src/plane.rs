@@ -83,6 +83,10 @@ pub struct PlaneOptions {
     /// Development mode: who a workload says it is counts without proof. Without this, the identity of a workload is that of the
     /// certificate that its stream came with, and nobody's where it came without one.
     pub trust_claims: bool,
+    /// Whether workloads trust identities of foreign domains
+    /// ([`CertificateAuthority::trust_bundles`](crate::ca::CertificateAuthority::trust_bundles)): a policy that lets in a namespace
+    /// or a service account then means one of the mesh's own trust domain or its aliases.
+    pub federated: bool,
 }
 
 impl PlaneOptions {
@@ -145,6 +149,7 @@ impl PlaneOptions {
                 true => ServerTls::Permissive,
                 false => ServerTls::Strict,
             }),
+            is_federated: self.federated,
         }
     }
 
@@ -172,6 +177,12 @@ impl PlaneOptions {
     /// Fetches the keys of issuers like this.
     pub fn key_fetching(mut self, fetching: KeyFetching) -> PlaneOptions {
         self.key_fetching = fetching;
+        self
+    }
+
+    /// Whether workloads trust foreign domains; see [`federated`](field@Self::federated).
+    pub fn federated(mut self, federated: bool) -> PlaneOptions {
+        self.federated = federated;
         self
     }
 

@@ -78,7 +78,24 @@ impl Mesh {
         &self.inner.store
     }
 
-    /// The key and certificate that this process shows where TLS is asked for.
+    /// The key and certificate that this process shows where TLS is asked for: until when they hold, and what is wrong with
+    /// their renewal, with lists of revoked certificates and with files that clusters name.
+    ///
+    /// ```
+    /// use std::time::SystemTime;
+    ///
+    /// use mesh_tower::Mesh;
+    ///
+    /// /// For a metric and a check of health: seconds left, the serial number, and what to look into.
+    /// fn certificate(mesh: &Mesh, now: SystemTime) -> (Option<u64>, Option<String>, Vec<String>) {
+    ///     let current = mesh.certificates().current();
+    ///     let left = current.as_ref().map(|current| current.not_after().duration_since(now).unwrap_or_default());
+    ///     let serial = current.as_ref().map(|current| current.serial().to_owned());
+    ///     (left.map(|left| left.as_secs()), serial, mesh.certificates().problems(now))
+    /// }
+    /// # let mesh = Mesh::builder().source(mesh_core::fixed::Fixed::new()).start().unwrap();
+    /// # assert_eq!(certificate(&mesh, SystemTime::now()), (None, None, Vec::new()));
+    /// ```
     pub fn certificates(&self) -> &Arc<Certificates> {
         self.inner.store.certificates()
     }

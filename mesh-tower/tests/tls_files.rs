@@ -306,8 +306,18 @@ async fn m18_with_lists_of_revoked_certificates_each_authority_of_a_chain_needs_
     let control = control(&yaml).await;
     let mesh = mesh(&control);
     ask(&mesh).await.unwrap();
+    let problems = || mesh.certificates().problems(std::time::SystemTime::now());
+    assert_eq!(problems(), Vec::<String>::new());
     files.put("crl.pem", &root.revoked(&[5], -1));
     ask(&mesh).await.unwrap();
+    let told = problems();
+    assert!(told.len() == 1 && told[0].contains("crl.pem") && told[0].contains("has expired"), "{told:?}");
+    let later = mesh.certificates().problems(std::time::SystemTime::now() + Duration::from_secs(7200));
+    assert_eq!(later, told);
     files.put("crl.pem", &[root.revoked(&[5], 1), below.revoked(&[1], 1)].concat());
     ask(&mesh).await.unwrap_err();
+    assert_eq!(problems(), Vec::<String>::new());
+    // It counts beyond its end, which is told.
+    let later = mesh.certificates().problems(std::time::SystemTime::now() + Duration::from_secs(7200));
+    assert!(later.len() == 1 && later[0].contains("crl.pem") && later[0].contains("has expired"), "{later:?}");
 }

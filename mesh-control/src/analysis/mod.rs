@@ -23,6 +23,8 @@ mod virtual_service;
 use std::io;
 use std::path::Path;
 
+use mesh_core::identity::TrustDomain;
+
 use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::file::Objects;
 use crate::config::load::{self, Scan};
@@ -45,6 +47,8 @@ pub struct Report {
     pub wrong: usize,
     /// How many documents and files there are of which nobody can tell what they hold.
     pub unreadable: usize,
+    /// Its trust domain.
+    pub trust_domain: TrustDomain,
 }
 
 impl Report {
@@ -55,7 +59,7 @@ impl Report {
 }
 
 /// Whom a configuration is for.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Mesh {
     /// Whether gRPC's own clients and servers are in it: what they cannot do is said, too.
     pub has_grpc: bool,
@@ -63,6 +67,8 @@ pub struct Mesh {
     pub issues_certificates: bool,
     /// Whether mutual TLS is PERMISSIVE there where no PeerAuthentication says anything, and not STRICT.
     pub permissive: bool,
+    /// The trust domain, where something else than the configuration says it.
+    pub trust_domain: Option<TrustDomain>,
 }
 
 /// Everything there is to say about a directory, as `Plane` would load it.
@@ -99,7 +105,8 @@ fn report(loaded: Loaded, mesh: Mesh) -> Report {
     let unreadable = loaded.wrong.len().saturating_sub(wrong);
     let default_tls = if mesh.permissive { ServerTls::Permissive } else { ServerTls::Strict };
     let default_tls = mesh.issues_certificates.then_some(default_tls);
-    let (policy, mut diagnostics) = examine(loaded, &Given { default_tls, ..Given::default() }, None);
+    let given = Given { trust_domain: mesh.trust_domain, default_tls, ..Given::default() };
+    let (policy, mut diagnostics) = examine(loaded, &given, None);
     if mesh.has_grpc {
         grpc::check(&policy, &mut diagnostics);
     }
@@ -112,7 +119,8 @@ fn report(loaded: Loaded, mesh: Mesh) -> Report {
         diagnostics.push(Diagnostic::at(&origin, Severity::Error, Code::File, message).object(settings.id()));
     }
     sort(&mut diagnostics);
-    Report { diagnostics, objects, wrong, unreadable }
+    let trust_domain = policy.mesh.fixed.trust_domain.clone();
+    Report { diagnostics, objects, wrong, unreadable, trust_domain }
 }
 
 /// The policy of what is loaded, with the settings that were given besides and those that were fixed at the start; and

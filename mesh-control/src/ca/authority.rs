@@ -1,5 +1,6 @@
 //! The issuing core: a key, its chain, and what a certificate of the mesh looks like. No file, clock or socket.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -39,6 +40,8 @@ pub(crate) struct Authority {
     roots: Vec<CertificateDer<'static>>,
     /// Its lists of revoked certificates, and those of the authorities above it.
     revoked: Vec<CertificateRevocationListDer<'static>>,
+    /// When the first of them ends.
+    revoked_end: Option<SystemTime>,
     verifier: Arc<dyn ClientCertVerifier>,
     begins: u64,
     ends: u64,
@@ -55,6 +58,8 @@ pub struct Issued {
     pub serial: String,
     /// For how long it holds from now on.
     pub ttl: Duration,
+    /// The roots of foreign trust domains, in PEM by their names.
+    pub trust_bundles: Arc<BTreeMap<String, String>>,
 }
 
 /// Why there is no certificate.
@@ -113,11 +118,7 @@ impl Authority {
         now: SystemTime,
     ) -> anyhow::Result<Authority> {
         let signer = chain.first().context("there is no certificate of the authority")?.clone();
-        {
-            let own = parsed(&signer)?;
-            let matches = own.public_key().subject_public_key.data == key.der_bytes();
-            ensure!(matches, "the private key is not that of the authority's certificate");
-        }
+        is_key_of(&key, &signer)?;
         let seconds = since_epoch(now);
         for (below, certificate) in chain.iter().enumerate() {
             check_signing(certificate, below, &domain, seconds)
@@ -143,6 +144,7 @@ impl Authority {
             chain,
             verifier: verifier(&roots, &[])?,
             revoked: Vec::new(),
+            revoked_end: None,
             roots,
             begins: seconds,
             ends: LAST,
@@ -152,13 +154,14 @@ impl Authority {
         Ok(authority)
     }
 
-    /// The same authority with these lists of revoked certificates.
+    /// The same authority with these lists of revoked certificates, the first of which ends then.
     ///
     /// # Errors
     /// Where with them none of its certificates would be accepted: each authority of its chain needs a list.
     pub(super) fn revoking(
         &self,
         revoked: Vec<CertificateRevocationListDer<'static>>,
+        revoked_end: Option<SystemTime>,
         now: SystemTime,
     ) -> anyhow::Result<Authority> {
         let mut next = Authority {
@@ -168,6 +171,7 @@ impl Authority {
             roots: self.roots.clone(),
             verifier: verifier(&self.roots, &revoked)?,
             revoked,
+            revoked_end,
             ..*self
         };
         next.root_ends = next.probe(now)?;
@@ -177,6 +181,16 @@ impl Authority {
     /// Its lists of revoked certificates.
     pub(crate) fn revoked(&self) -> &[CertificateRevocationListDer<'static>] {
         &self.revoked
+    }
+
+    /// When the first of them ends.
+    pub(super) fn revoked_end(&self) -> Option<SystemTime> {
+        self.revoked_end
+    }
+
+    /// The lists in PEM.
+    pub(super) fn revoked_pem(&self) -> String {
+        self.revoked.iter().map(|list| block("X509 CRL", list)).collect()
     }
 
     /// Holds a certificate against the roots, and takes from them how long the authority lasts.
@@ -221,8 +235,7 @@ impl Authority {
 
     /// The roots and the lists of revoked certificates, in PEM: what workloads are given.
     pub(crate) fn bundle_pem(&self) -> String {
-        let lists = self.revoked.iter().map(|list| block("X509 CRL", list));
-        std::iter::once(self.roots_pem()).chain(lists).collect()
+        self.roots_pem() + &self.revoked_pem()
     }
 
     /// Whether it signs with an intermediate of this root.
@@ -281,7 +294,12 @@ impl Authority {
         let leaf = self.leaf(key, identity, serial, seconds, ttl).map_err(Refused::Authority)?;
         let chain = std::iter::once(leaf.pem()).chain(self.chain.iter().map(|certificate| pem(certificate)));
         let chain = chain.chain([self.bundle_pem()]).collect();
-        Ok(Issued { chain, serial: serial.0.iter().map(|byte| format!("{byte:02x}")).collect(), ttl })
+        Ok(Issued {
+            chain,
+            serial: serial.0.iter().map(|byte| format!("{byte:02x}")).collect(),
+            ttl,
+            trust_bundles: Arc::default(),
+        })
     }
 
     fn leaf(
@@ -330,8 +348,15 @@ fn lifetime(seconds: i64) -> anyhow::Result<Duration> {
     }
 }
 
+/// Whether a key is that of a certificate.
+pub(super) fn is_key_of(key: &Key, certificate: &[u8]) -> anyhow::Result<()> {
+    let matches = parsed(certificate)?.public_key().subject_public_key.data == key.der_bytes();
+    ensure!(matches, "the private key is not that of the authority's certificate");
+    Ok(())
+}
+
 /// A certificate that signs: what webpki and other verifiers ask of it, said at once and in words.
-fn check_signing(certificate: &[u8], below: usize, domain: &TrustDomain, now: u64) -> anyhow::Result<()> {
+pub(super) fn check_signing(certificate: &[u8], below: usize, domain: &TrustDomain, now: u64) -> anyhow::Result<()> {
     let certificate = parsed(certificate)?;
     let constraints = certificate.basic_constraints()?.map(|extension| extension.value);
     let Some(constraints) = constraints.filter(|constraints| constraints.ca) else {
@@ -427,7 +452,7 @@ pub(super) fn pem(certificate: &[u8]) -> String {
     block("CERTIFICATE", certificate)
 }
 
-fn block(label: &str, der: &[u8]) -> String {
+pub(super) fn block(label: &str, der: &[u8]) -> String {
     let config = ::pem::EncodeConfig::new().set_line_ending(::pem::LineEnding::LF);
     ::pem::encode_config(&::pem::Pem::new(label, der), config)
 }

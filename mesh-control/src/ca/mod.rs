@@ -10,6 +10,7 @@
 
 mod authority;
 mod csr;
+mod federation;
 mod files;
 mod key;
 mod plugged;
@@ -17,6 +18,7 @@ mod rotation;
 mod signer;
 mod tokens;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,8 +34,11 @@ use zeroize::Zeroizing;
 pub(crate) use authority::verifier;
 use authority::{Authority, Serial, since_epoch};
 pub use authority::{DEFAULT_TTL, Issued, MAX_TTL, Refused};
+use federation::Federation;
+pub use federation::TrustBundle;
 use key::Key;
 use plugged::Plugged;
+pub(crate) use plugged::findings;
 use rotation::SelfSigned;
 pub(crate) use tokens::Pending;
 pub use tokens::{MAX_TOKEN_TTL, TOKEN_TTL, Tokens};
@@ -62,6 +67,8 @@ pub struct CertificateAuthority {
     source: Option<Mutex<SelfSigned>>,
     /// Where that somebody says whose certificates are revoked.
     plugged: Option<Mutex<Plugged>>,
+    /// Whom workloads trust of other domains.
+    federation: Federation,
     /// When to see whether they are still what there should be, in seconds since 1970.
     look: AtomicU64,
 }
@@ -105,20 +112,53 @@ impl CertificateAuthority {
     }
 
     /// The authority of somebody else whose intermediate is in a directory, in Istio's layout: `ca-cert.pem`,
-    /// `ca-key.pem`, `cert-chain.pem`, `root-cert.pem`, and with `ca-crl.pem` lists of revoked certificates.
+    /// `ca-key.pem`, `cert-chain.pem`, `root-cert.pem`, and with `ca-crl.pem` lists of revoked certificates. A server keeps those in
+    /// its state directory: where they are gone, or cannot be used, the last good ones count from there.
     ///
     /// # Errors
     /// Where others can get at the key, or certificates of this authority would not be accepted by those who trust the
-    /// root.
-    pub fn plugged_in(dir: &Path, domain: TrustDomain, now: SystemTime) -> anyhow::Result<CertificateAuthority> {
-        let (authority, plugged) = Plugged::open(dir, &domain, now)?;
+    /// root; which files are wrong, and why.
+    pub fn plugged_in(
+        dir: &Path,
+        state: Option<&Path>,
+        domain: TrustDomain,
+        now: SystemTime,
+    ) -> anyhow::Result<CertificateAuthority> {
+        let (authority, plugged) = Plugged::open(dir, state, &domain, now)?;
         let plugged = Some(Mutex::new(plugged));
         Ok(CertificateAuthority { plugged, ..CertificateAuthority::new(authority, None, now) })
     }
 
     fn new(authority: Authority, source: Option<SelfSigned>, now: SystemTime) -> CertificateAuthority {
         let (current, source) = (ArcSwap::from_pointee(authority), source.map(Mutex::new));
-        CertificateAuthority { current, source, plugged: None, look: AtomicU64::new(next_look(now)) }
+        CertificateAuthority {
+            current,
+            source,
+            plugged: None,
+            federation: Federation::default(),
+            look: AtomicU64::new(next_look(now)),
+        }
+    }
+
+    /// Has workloads trust foreign domains, too: the roots in these files vouch for the identities of their domain, and for no
+    /// others. They are PEM, or bundles in SPIFFE's form (JSON), and are followed. One that cannot be used is told, and leaves what
+    /// it said before in force, or nobody of its domain is trusted.
+    ///
+    /// # Errors
+    /// Where a domain is named twice, or is the authority's own.
+    pub fn trust_bundles(
+        mut self,
+        files: Vec<(TrustDomain, PathBuf)>,
+        now: SystemTime,
+    ) -> anyhow::Result<CertificateAuthority> {
+        self.federation = Federation::new(files, &self.trust_domain())?;
+        self.federation.look(&self.roots(), now);
+        Ok(self)
+    }
+
+    /// The foreign domains, and what is wrong with their files.
+    pub fn federated(&self, now: SystemTime) -> Vec<TrustBundle> {
+        self.federation.report(now)
     }
 
     /// Begins to replace the root of a self-signed authority. Both roots are handed out from now on; after eight days the new
@@ -150,9 +190,19 @@ impl CertificateAuthority {
         self.current.load().ends()
     }
 
-    /// A short name of them, and of the lists of revoked certificates.
+    /// A short name of them, of the lists of revoked certificates, and of the roots of foreign domains.
     pub(crate) fn roots_name(&self) -> String {
-        mesh_core::tls::roots_fingerprint(self.current.load().bundle_pem().as_bytes())
+        mesh_core::tls::trust_fingerprint(self.current.load().bundle_pem().as_bytes(), &self.federation.roots())
+    }
+
+    /// Its lists of revoked certificates, in PEM.
+    pub(crate) fn revoked_pem(&self) -> String {
+        self.current.load().revoked_pem()
+    }
+
+    /// The roots of foreign trust domains, in PEM by their names.
+    pub(crate) fn foreign_roots(&self) -> Arc<BTreeMap<String, String>> {
+        self.federation.roots()
     }
 
     pub(crate) fn roots(&self) -> Vec<CertificateDer<'static>> {
@@ -163,13 +213,22 @@ impl CertificateAuthority {
         self.current.load().revoked().to_vec()
     }
 
+    /// Looks whether others are revoked by now, or roots of foreign domains are others, and tells whether that is so.
+    pub(crate) fn look_for_trust(&self, now: SystemTime) -> bool {
+        let is_news = self.federation.look(&self.roots(), now);
+        self.look_for_revoked(now) || is_news
+    }
+
     /// Looks whether others are revoked by now, and tells whether that is so. What cannot be used leaves the last good lists in
-    /// force. Blocks, for it reads a file.
-    pub(crate) fn look_for_revoked(&self, now: SystemTime) -> bool {
+    /// force. Blocks, for it reads a file, and keeps what is in force in another one.
+    fn look_for_revoked(&self, now: SystemTime) -> bool {
         let Some(plugged) = &self.plugged else { return false };
-        match lock(plugged).look(&self.current.load(), now) {
+        let mut plugged = lock(plugged);
+        let is_news = match plugged.look(&self.current.load(), now) {
             Ok(None) => false,
             Ok(Some(next)) => {
+                // First, so that nobody who was refused is let in after a crash.
+                plugged.keep(&next);
                 self.current.store(Arc::new(next));
                 tracing::info!("the lists of revoked certificates were replaced");
                 true
@@ -178,7 +237,23 @@ impl CertificateAuthority {
                 tracing::error!("revoked certificates are those of before: {why:#}");
                 false
             }
-        }
+        };
+        plugged.keep(&self.current.load());
+        is_news
+    }
+
+    /// The lists of revoked certificates that are in force, and whether they are those that should be. `None` where there are
+    /// none, and none are missing.
+    pub fn revocation(&self, now: SystemTime) -> Option<Revocation> {
+        let plugged = lock(self.plugged.as_ref()?);
+        let (current, file) = (self.current.load(), plugged.path().to_owned());
+        let (lists, ends) = (current.revoked().len(), current.revoked_end());
+        let ended = ends.filter(|end| *end < now).map(|_| {
+            let file = file.display();
+            format!("{file}: a list of revoked certificates has expired: whom it names stays revoked, and nobody knows who else is")
+        });
+        let problem = plugged.problem().or(ended);
+        (lists > 0 || problem.is_some()).then_some(Revocation { file, lists, ends, problem })
     }
 
     /// Signs a request (PKCS#10 in PEM) for somebody whose identity was proven, for so many seconds; zero is the default
@@ -188,7 +263,8 @@ impl CertificateAuthority {
     /// See [`Refused`].
     pub fn issue(&self, csr: &str, identity: &SpiffeId, ttl: i64, now: SystemTime) -> Result<Issued, Refused> {
         let serial = Serial::random().map_err(Refused::Authority)?;
-        self.at(now).issue(csr, identity, ttl, serial, now)
+        let issued = self.at(now).issue(csr, identity, ttl, serial, now)?;
+        Ok(Issued { trust_bundles: self.federation.roots(), ..issued })
     }
 
     /// A new key, in PEM, and a certificate for it; `ttl` as for [`issue`](Self::issue).
@@ -204,7 +280,7 @@ impl CertificateAuthority {
         let serial = Serial::random().map_err(Refused::Authority)?;
         let key = Key::generate().map_err(Refused::Authority)?;
         let issued = self.at(now).issue_for(&key, identity, ttl, serial, now)?;
-        Ok((key.pem(), issued))
+        Ok((key.pem(), Issued { trust_bundles: self.federation.roots(), ..issued }))
     }
 
     /// Whether a chain that somebody showed, the leaf first, is of this authority, and live.
@@ -245,6 +321,20 @@ impl CertificateAuthority {
             }
         }
     }
+}
+
+/// Lists of revoked certificates, see [`CertificateAuthority::revocation`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Revocation {
+    /// Where they are read from.
+    pub file: PathBuf,
+    /// How many are in force.
+    pub lists: usize,
+    /// When the first of them ends.
+    pub ends: Option<SystemTime>,
+    /// Why those in force are not those that should be: the file is gone, cannot be used or is out of date.
+    pub problem: Option<String>,
 }
 
 fn next_look(now: SystemTime) -> u64 {

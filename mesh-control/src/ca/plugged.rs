@@ -1,21 +1,22 @@
 //! An authority that somebody else runs: an intermediate of theirs, in files as Istio names them (`cacerts`). Of these, the lists
-//! of revoked certificates are followed while the server runs.
+//! of revoked certificates are followed while the server runs, and survive a restart in its state directory.
 
+use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use mesh_core::identity::TrustDomain;
 use mesh_core::tls::Revoked;
 use rustix::fs::OFlags;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 
-use super::authority::Authority;
-use super::files;
+use super::authority::{Authority, block, check_signing, is_key_of, since_epoch, validity};
+use super::files::{self, Present};
 use super::key::Key;
 
 const CERTIFICATE: &str = "ca-cert.pem";
@@ -23,26 +24,83 @@ const KEY: &str = "ca-key.pem";
 const CHAIN: &str = "cert-chain.pem";
 const ROOT: &str = "root-cert.pem";
 const REVOKED: &str = "ca-crl.pem";
+/// Under which name a state directory has the lists that were in force last.
+const KEPT: &str = "last-good-crl.pem";
 
 /// That there is nothing of that name.
 const GONE: &str = "there is no such file";
 /// The largest file that is read.
 const MOST: u64 = 16 << 20;
+/// A certificate that ends this soon is worth a word, unless it is one of those that hold for weeks.
+const SOON: u64 = 30 * 24 * 3600;
+
+/// Something to be said about a file of such a directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Finding {
+    pub(crate) path: PathBuf,
+    /// Whether the authority cannot be used, so that no server starts with it.
+    pub(crate) is_error: bool,
+    pub(crate) message: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.message)
+    }
+}
 
 /// The directory, and what was last found in its lists of revoked certificates.
 pub(super) struct Plugged {
     path: PathBuf,
-    /// Or why it could not be read.
+    /// Where the lists that are in force are kept, so that nobody's revocation ends with the process.
+    kept: Option<PathBuf>,
+    /// What is in the file, or why it could not be read.
     seen: Result<Vec<u8>, String>,
+    /// Why what is there is not in force.
+    problem: Option<String>,
+    /// What was kept, or why it could not be.
+    written: Option<Result<String, String>>,
 }
 
 impl Plugged {
     /// Reads `ca-cert.pem`, `ca-key.pem`, `cert-chain.pem`, `root-cert.pem`, and `ca-crl.pem` where there is one, of a directory.
-    pub(super) fn open(dir: &Path, domain: &TrustDomain, now: SystemTime) -> anyhow::Result<(Authority, Plugged)> {
-        let authority = load(dir, domain, now)?;
-        let mut plugged = Plugged { path: dir.join(REVOKED), seen: Err(GONE.to_owned()) };
-        let revoking = plugged.look(&authority, now)?;
-        Ok((revoking.unwrap_or(authority), plugged))
+    /// Where there is none, or none that can be used, the lists count that were in force last, if they were kept in `state`.
+    pub(super) fn open(
+        dir: &Path,
+        state: Option<&Path>,
+        domain: &TrustDomain,
+        now: SystemTime,
+    ) -> anyhow::Result<(Authority, Plugged)> {
+        let (authority, found) = examine(dir, domain, now);
+        let Some(authority) = authority else {
+            let faults = found.iter().filter(|finding| finding.is_error).map(ToString::to_string);
+            bail!("the authority in {} cannot be used: {}", dir.display(), faults.collect::<Vec<_>>().join("; "));
+        };
+        for finding in found {
+            tracing::warn!("{finding}");
+        }
+        let mut plugged = Plugged::new(dir);
+        plugged.kept = state.map(|state| state.join(KEPT));
+        let found = plugged.look(&authority, now);
+        if let Ok(Some(revoking)) = found {
+            return Ok((revoking, plugged));
+        }
+        match (plugged.remembered(&authority, now)?, found) {
+            (Some(revoking), found) => {
+                let path = plugged.path.display();
+                let why =
+                    found.err().map_or_else(|| format!("{path}: {GONE}, and there was one"), |why| format!("{why:#}"));
+                tracing::error!("revoked certificates are those of before the start: {why}");
+                plugged.problem = Some(why);
+                Ok((revoking, plugged))
+            }
+            (None, Err(why)) => Err(why),
+            (None, Ok(_)) => Ok((authority, plugged)),
+        }
+    }
+
+    fn new(dir: &Path) -> Plugged {
+        Plugged { path: dir.join(REVOKED), kept: None, seen: Err(GONE.to_owned()), problem: None, written: None }
     }
 
     /// The authority with the lists that are there by now; `None` where they are as they were.
@@ -56,43 +114,183 @@ impl Plugged {
         }
         self.seen.clone_from(&found);
         let context = || format!("{} cannot be used", self.path.display());
-        let text = found.map_err(anyhow::Error::msg).with_context(context)?;
-        let revoked = Revoked::from_pem(&text).and_then(|revoked| revoked.check(now).map(|()| revoked));
-        revoked.map_err(|invalid| anyhow!("{invalid}")).with_context(context)?;
-        let lists = CertificateRevocationListDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
-        let lists = lists.with_context(context)?;
-        ensure!(!lists.is_empty(), "{}: there is no list of revoked certificates in it", self.path.display());
-        present.revoking(lists, now).map(Some).with_context(context)
+        let next = found.map_err(anyhow::Error::msg).with_context(context).and_then(|text| {
+            let (revoked, lists) = lists(&text).with_context(context)?;
+            revoked.check(now).map_err(|invalid| anyhow!("{invalid}")).with_context(context)?;
+            present.revoking(lists, revoked.first_end(), now).with_context(context)
+        });
+        self.problem = next.as_ref().err().map(|why| format!("{why:#}"));
+        next.map(Some)
+    }
+
+    /// The authority with the lists that were kept. They count beyond their end: who is on them stays revoked.
+    fn remembered(&self, present: &Authority, now: SystemTime) -> anyhow::Result<Option<Authority>> {
+        let Some(kept) = self.kept.as_deref().filter(|kept| fs::symlink_metadata(kept).is_ok()) else {
+            return Ok(None);
+        };
+        let read = read(kept).map_err(anyhow::Error::msg).and_then(|text| {
+            let (revoked, lists) = lists(&text)?;
+            present.revoking(lists, revoked.first_end(), now)
+        });
+        let read = read.with_context(|| {
+            let (path, kept) = (self.path.display(), kept.display());
+            format!(
+                "{path} is not there, or cannot be used, and {kept}, the lists of revoked certificates that were in force last, \
+                 cannot be used in its place: put lists of this authority into {path}, or remove {kept} if nobody is revoked \
+                 any more"
+            )
+        });
+        read.map(Some)
+    }
+
+    /// Keeps the lists that are in force for the next start.
+    pub(super) fn keep(&mut self, present: &Authority) {
+        let Some(kept) = &self.kept else { return };
+        let text = present.revoked_pem();
+        if text.is_empty() || self.written.as_ref().is_some_and(|written| written.as_ref() == Ok(&text)) {
+            return;
+        }
+        let written = files::write(kept, text.as_bytes(), Present::Replace).map(|()| text).map_err(|error| {
+            format!(
+                "cannot write {}: a start without {} would revoke nobody: {error}",
+                kept.display(),
+                self.path.display()
+            )
+        });
+        if let Err(why) = &written
+            && self.written.as_ref().and_then(|before| before.as_ref().err()) != Some(why)
+        {
+            tracing::error!("{why}");
+        }
+        self.written = Some(written);
+    }
+
+    /// Its lists of revoked certificates.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Why what is in force is not what is there, or would not be there after a restart.
+    pub(super) fn problem(&self) -> Option<String> {
+        let unkept = self.written.as_ref().and_then(|written| written.as_ref().err());
+        self.problem.as_ref().or(unkept).cloned()
     }
 }
 
-fn load(dir: &Path, domain: &TrustDomain, now: SystemTime) -> anyhow::Result<Authority> {
-    let context = || format!("the authority in {} cannot be used", dir.display());
-    let path = dir.join(KEY);
-    let key = files::read(&path)?.with_context(|| format!("there is no {}", path.display())).with_context(context)?;
-    let key = Key::from_pem(&key).with_context(|| path.display().to_string())?;
-    let path = dir.join(CERTIFICATE);
-    let mut chain = certificates(&path)?;
-    ensure!(chain.len() == 1, "{}: one certificate is expected, and there are {}", path.display(), chain.len());
-    // Istio's may be empty, begin with the authority's own certificate, or go up to the root.
-    for certificate in certificates(&dir.join(CHAIN))? {
-        if !chain.contains(&certificate) {
-            chain.push(certificate);
+/// Everything there is to say about the directory of a plugged-in authority, as a server would find it.
+pub(crate) fn findings(dir: &Path, domain: &TrustDomain, now: SystemTime) -> Vec<Finding> {
+    let (authority, mut found) = examine(dir, domain, now);
+    let path = dir.join(REVOKED);
+    let looked = match &authority {
+        Some(authority) => Plugged::new(dir).look(authority, now).map(drop),
+        // What there is to say without one.
+        None => match read(&path) {
+            Err(why) if why == GONE => Ok(()),
+            text => text
+                .map_err(anyhow::Error::msg)
+                .and_then(|text| lists(&text)?.0.check(now).map_err(|invalid| anyhow!("{invalid}"))),
+        },
+    };
+    found.extend(looked.err().map(|why| Finding { path, is_error: true, message: format!("{why:#}") }));
+    found
+}
+
+/// The authority of a directory, without its lists of revoked certificates, and all that there is to say about its files. `None`
+/// where an error is among that.
+fn examine(dir: &Path, domain: &TrustDomain, now: SystemTime) -> (Option<Authority>, Vec<Finding>) {
+    let [key_at, own_at, chain_at, root_at] = [KEY, CERTIFICATE, CHAIN, ROOT].map(|name| dir.join(name));
+    let (mut found, seconds) = (Vec::new(), since_epoch(now));
+    let key = files::read(&key_at).and_then(|text| Key::from_pem(&text.context(GONE)?));
+    let key = noted(&mut found, &key_at, key);
+    let own = certificates(&own_at).and_then(|mut all| {
+        ensure!(all.len() == 1, "one certificate is expected, and there are {}", all.len());
+        all.pop().context("there is none")
+    });
+    let own = noted(&mut found, &own_at, own);
+    let above = noted(&mut found, &chain_at, certificates(&chain_at)).unwrap_or_default();
+    let roots = certificates(&root_at).and_then(|roots| {
+        ensure!(!roots.is_empty(), "there is no certificate in it");
+        Ok(roots)
+    });
+    let roots = noted(&mut found, &root_at, roots).unwrap_or_default();
+
+    // Istio's chain may be empty, begin with the authority's own certificate, or go up to the root.
+    let mut chain: Vec<(CertificateDer<'static>, &Path)> = own.into_iter().map(|own| (own, &*own_at)).collect();
+    for certificate in above {
+        if chain.iter().all(|(known, _)| *known != certificate) {
+            chain.push((certificate, &chain_at));
         }
     }
-    let roots = certificates(&dir.join(ROOT))?;
-    ensure!(!roots.is_empty(), "{}: there is no certificate in it", dir.join(ROOT).display());
-    Authority::new(domain.clone(), key, chain, roots, now).with_context(context)
+    for (below, (certificate, path)) in chain.iter().enumerate() {
+        let checked = check_signing(certificate, below, domain, seconds);
+        let checked = checked.with_context(|| format!("certificate {} of the chain", below + 1));
+        if noted(&mut found, path, checked).is_some() {
+            found.extend(ends_soon(certificate, path, seconds));
+        }
+    }
+    if let (Some(key), Some((own, _))) = (&key, chain.first().filter(|(_, path)| *path == own_at)) {
+        noted(&mut found, &key_at, is_key_of(key, own));
+    }
+    let below = chain.iter().filter(|(certificate, _)| !roots.contains(certificate)).count();
+    let checked: Vec<_> = roots.iter().map(|root| check_signing(root, below, domain, seconds)).collect();
+    let is_one_good = checked.iter().any(Result::is_ok);
+    for (root, checked) in roots.iter().zip(checked) {
+        match checked {
+            Ok(()) => found.extend(ends_soon(root, &root_at, seconds)),
+            // One that has ended may stay in a bundle for a while: it is handed out to nobody.
+            Err(why) => {
+                let message = format!("the root: {why:#}");
+                found.push(Finding { path: root_at.clone(), is_error: !is_one_good, message });
+            }
+        }
+    }
+    let (Some(key), true) = (key, found.iter().all(|finding| !finding.is_error)) else { return (None, found) };
+    let chain = chain.into_iter().map(|(certificate, _)| certificate).collect();
+    let authority = Authority::new(domain.clone(), key, chain, roots, now);
+    (noted(&mut found, &chain_at, authority), found)
+}
+
+/// What was had, or else what is wrong with the file.
+fn noted<T>(found: &mut Vec<Finding>, path: &Path, had: anyhow::Result<T>) -> Option<T> {
+    let note = |why: anyhow::Error| {
+        found.push(Finding { path: path.to_owned(), is_error: true, message: format!("{why:#}") });
+    };
+    had.map_err(note).ok()
+}
+
+fn ends_soon(certificate: &[u8], path: &Path, now: u64) -> Option<Finding> {
+    let (begins, ends) = validity(certificate).ok()?;
+    let left = ends.saturating_sub(now);
+    let message = format!("a certificate in it ends in {} days", left / (24 * 3600));
+    (left < SOON.min(ends.saturating_sub(begins) / 5)).then(|| Finding {
+        path: path.to_owned(),
+        is_error: false,
+        message,
+    })
+}
+
+/// The lists in a text, as they are read and as they are handed on.
+fn lists(text: &[u8]) -> anyhow::Result<(Revoked, Vec<CertificateRevocationListDer<'static>>)> {
+    let revoked = Revoked::from_pem(text).map_err(|invalid| anyhow!("{invalid}"))?;
+    let lists = CertificateRevocationListDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>()?;
+    ensure!(!lists.is_empty(), "there is no list of revoked certificates in it");
+    Ok((revoked, lists))
 }
 
 fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let text = read(path).map_err(|why| anyhow!("cannot read {}: {why}", path.display()))?;
+    let text = read(path).map_err(|why| anyhow!("it cannot be read: {why}"))?;
     let certificates = CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>();
-    certificates.with_context(|| format!("{} is malformed PEM", path.display()))
+    certificates.context("it is malformed PEM")
+}
+
+/// The lists of revoked certificates in a text, in PEM and nothing else.
+pub(super) fn crl_pem(text: &[u8]) -> anyhow::Result<String> {
+    let lists = CertificateRevocationListDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>()?;
+    Ok(lists.iter().map(|list| block("X509 CRL", list)).collect())
 }
 
 /// What a file holds, or why it cannot be read.
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
     // A pipe would be waited for.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);

@@ -303,7 +303,7 @@ fn plug(dir: &Path, cert: &str, key: &KeyPair, chain: &str, root: &str) {
 }
 
 fn plugged(dir: &Path) -> anyhow::Result<CertificateAuthority> {
-    CertificateAuthority::plugged_in(dir, TrustDomain::default(), at(NOW))
+    CertificateAuthority::plugged_in(dir, None, TrustDomain::default(), at(NOW))
 }
 
 #[test]

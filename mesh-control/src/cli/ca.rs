@@ -112,7 +112,7 @@ pub(super) fn open(
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     let now = SystemTime::now();
     match ca_dir {
-        Some(dir) => CertificateAuthority::plugged_in(dir, domain.clone(), now),
+        Some(dir) => CertificateAuthority::plugged_in(dir, state_dir, domain.clone(), now),
         None => CertificateAuthority::own(state_dir, domain.clone(), now),
     }
 }

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use mesh_core::identity::TrustDomain;
@@ -47,6 +47,11 @@ pub(super) struct Args {
     /// --dev, mutual TLS is STRICT unless a PeerAuthentication says otherwise, and with --state-dir alone PERMISSIVE.
     #[arg(long, value_name = "DIR")]
     ca_dir: Option<PathBuf>,
+    /// Has workloads trust the identities of a foreign trust domain: the roots in the file vouch for them, and for nobody else. PEM,
+    /// or a bundle in SPIFFE's form (JSON); the file is read again whenever it changes. May be given several times, or as a list
+    /// with commas. Policies that let in a namespace or a service account go on meaning those of the mesh's own trust domain.
+    #[arg(long, value_name = "DOMAIN=FILE", value_delimiter = ',', value_parser = trust_bundle)]
+    trust_bundle: Vec<(TrustDomain, PathBuf)>,
     /// How long the certificates of workloads hold, which are renewed after half of that. Seven days at most.
     #[arg(long, value_name = "SECONDS", default_value = "86400", value_parser = certificate_ttl)]
     certificate_ttl: Duration,
@@ -63,6 +68,10 @@ pub(super) struct Args {
     /// The token by which mesh-control asks it; its account may create tokenreviews (the role system:auth-delegator).
     #[arg(long, value_name = "FILE", default_value = kubernetes::TOKEN_FILE)]
     kubernetes_token_file: PathBuf,
+    /// Gives workloads that have proven who they are a private key of this server's making with their certificate, over Envoy's
+    /// secret discovery service (`default`). The key leaves this server. Without it, they get there whom to trust (`ROOTCA`) alone.
+    #[arg(long)]
+    sds_private_keys: bool,
     /// Refuses to start if any object of the configuration is wrong, or if there is none.
     #[arg(long)]
     strict: bool,
@@ -165,11 +174,15 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     if args.dev {
         only_loopback(args)?;
     }
+    if args.sds_private_keys && !has_authority(args) {
+        bail!("--sds-private-keys, and nobody signs for their owners: --state-dir, --ca-dir or --dev is needed");
+    }
     let mut options = PlaneOptions::default()
         .issues_certificates(has_authority(args))
         // An authority that only has a place gives certificates to who brings a token, so nobody is held to one.
         .permissive(!is_authority_named(args))
         .trust_claims(args.dev)
+        .federated(!args.trust_bundle.is_empty())
         .config_dir(&args.config)
         .allow_unenforced(args.allow_unenforced);
     options.trust_domain.clone_from(&args.trust_domain);
@@ -196,7 +209,9 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
              asks for more"
         );
     }
-    let certificates = authority.map(|authority| Certificates::new(authority).dev(args.dev).ttl(args.certificate_ttl));
+    let certificates = authority.map(|authority| {
+        Certificates::new(authority).dev(args.dev).ttl(args.certificate_ttl).hands_out_keys(args.sds_private_keys)
+    });
     let certificates = match &args.kubernetes_tokens {
         Some(api) => {
             let Some(offers) = certificates else {
@@ -310,12 +325,18 @@ fn has_authority(args: &Args) -> bool {
 /// to prove anything to it.
 fn authority(args: &Args, domain: &TrustDomain) -> anyhow::Result<Option<Arc<CertificateAuthority>>> {
     if !has_authority(args) {
+        if !args.trust_bundle.is_empty() {
+            bail!(
+                "--trust-bundle, and nobody is given certificates to trust others by: --state-dir, --ca-dir or --dev is needed"
+            );
+        }
         if args.state_dir.is_some() {
             tracing::info!("--client-ca names who vouches for workloads, so there is no authority in --state-dir");
         }
         return Ok(None);
     }
     let authority = super::ca::open(args.ca_dir.as_deref(), args.state_dir.as_deref(), domain)?;
+    let authority = authority.trust_bundles(args.trust_bundle.clone(), SystemTime::now()).context("--trust-bundle")?;
     Ok(Some(Arc::new(authority)))
 }
 
@@ -386,6 +407,12 @@ fn listen(text: &str) -> Result<Listen, String> {
 fn address(text: &str) -> Result<SocketAddr, String> {
     let mut addresses = text.to_socket_addrs().map_err(|error| format!("expected HOST:PORT: {error}"))?;
     addresses.next().ok_or_else(|| "this host has no address".to_owned())
+}
+
+fn trust_bundle(text: &str) -> Result<(TrustDomain, PathBuf), String> {
+    let (domain, file) = text.split_once('=').filter(|(_, file)| !file.is_empty()).ok_or("expected DOMAIN=FILE")?;
+    let domain = domain.parse::<TrustDomain>().map_err(|why| why.to_string())?;
+    Ok((domain, PathBuf::from(file)))
 }
 
 /// In Istio's words.

@@ -1,7 +1,7 @@
 //! `mesh-control status`: who is connected, what they were sent, and what they said to it.
 
 use std::fmt::Write;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -34,7 +34,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let body = get(&args.status_addr, path).await?;
     let text = match format {
         Format::Json => format!("{body}\n"),
-        Format::Text => table(&serde_json::from_str(&body).context("not a status report")?),
+        Format::Text => table(&serde_json::from_str(&body).context("not a status report")?, SystemTime::now()),
     };
     Ok(super::say(&text)?)
 }
@@ -60,9 +60,11 @@ async fn ask(address: &str, path: &str) -> anyhow::Result<String> {
     Ok(body.to_owned())
 }
 
+const DAY: u64 = 24 * 3600;
+
 const KINDS: [&str; 4] = ["lds", "rds", "cds", "eds"];
 
-fn table(status: &Status) -> String {
+fn table(status: &Status, now: SystemTime) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
@@ -78,6 +80,7 @@ fn table(status: &Status) -> String {
             .unwrap_or_default(),
         status.settling_seconds.map(|left| format!(", settling for {left:.1}s")).unwrap_or_default(),
     );
+    authority(status, now, &mut out);
     clients(status, &mut out);
     refusals(status, &mut out);
     turned_away(status, &mut out);
@@ -89,6 +92,32 @@ fn table(status: &Status) -> String {
 
 fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+fn authority(status: &Status, now: SystemTime, out: &mut String) {
+    let Some(authority) = &status.authority else { return };
+    let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let left = |expires: u64| match expires.checked_sub(now) {
+        Some(left) if left >= 2 * DAY => format!("{} days", left / DAY),
+        Some(left) => format!("{} h", left / 3600),
+        None => "expired".to_owned(),
+    };
+    let lists = authority.revoked.as_ref().filter(|revoked| revoked.lists > 0);
+    let lists = lists.map_or("-".to_owned(), |revoked| {
+        format!("{}, {}", count(revoked.lists, "list"), revoked.expires.map_or("-".to_owned(), left))
+    });
+    let heads = ["AUTHORITY", "ROOT EXPIRES IN", "CHAIN EXPIRES IN", "REVOKED BY"].map(str::to_owned);
+    let (root, chain) = (left(authority.root_expires), left(authority.chain_expires));
+    section(vec![heads, [authority.trust_domain.clone(), root, chain, lists]], out);
+    let mut rows = vec![["TRUSTED DOMAIN", "ROOTS", "EXPIRE IN", "FILE"].map(str::to_owned)];
+    rows.extend(authority.trust_bundles.iter().map(|bundle| {
+        let ends = bundle.expires.map_or("-".to_owned(), left);
+        [bundle.trust_domain.clone(), bundle.roots.to_string(), ends, bundle.file.clone()]
+    }));
+    section(rows, out);
+    for problem in authority.problems() {
+        let _ = writeln!(out, "{}", printable(&problem));
+    }
 }
 
 fn clients(status: &Status, out: &mut String) {
@@ -242,6 +271,7 @@ mod tests {
             config_stale_seconds: None,
             settling_seconds: None,
             services: 4,
+            authority: None,
             clients: vec![ClientStatus {
                 node: "mesh~10.0.0.1~web-1.shop~shop.svc.cluster.local".to_owned(),
                 class: "grpc".to_owned(),
@@ -249,6 +279,8 @@ mod tests {
                 namespace: "shop".to_owned(),
                 labels: Default::default(),
                 identity: None,
+                certificate_serial: None,
+                certificate_expires: None,
                 peer: [10, 0, 0, 1].into(),
                 protocol: "sotw".to_owned(),
                 connected_since: 0,
@@ -266,7 +298,7 @@ mod tests {
             diagnostics: Vec::new(),
             wrong: Vec::new(),
         };
-        let table = table(&status);
+        let table = table(&status, SystemTime::UNIX_EPOCH);
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines[0], "mesh-control 0.1.0: 4 services, 1 client, 0 workloads");
         assert_eq!(

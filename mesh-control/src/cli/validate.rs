@@ -3,11 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use anyhow::Context;
+use mesh_core::identity::TrustDomain;
 
 use super::{Format, Printing};
 use crate::analysis::{Mesh, Report, validate_scan};
+use crate::ca;
 use crate::config::load::{self, Scan, text_of};
 use crate::config::{Code, Diagnostic, Severity};
 
@@ -17,14 +20,18 @@ use crate::config::{Code, Diagnostic, Severity};
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// Files and directories; all of them together are one configuration.
-    #[arg(required = true, value_name = "PATH")]
+    #[arg(required_unless_present = "ca_dir", value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// For whom, besides this project's own library: says what these clients cannot do, too.
     #[arg(long = "for", value_enum, value_name = "CLIENTS")]
     clients: Option<Clients>,
-    /// As for `serve`: the control plane issues certificates, so that mutual TLS can be asked for.
+    /// As for `serve`: the control plane issues certificates, so that mutual TLS can be asked for. The directory is looked at as
+    /// `serve` would: keys, chain, constraints, ends, lists of revoked certificates.
     #[arg(long, value_name = "DIR")]
     ca_dir: Option<PathBuf>,
+    /// As for `serve`: the trust domain of the mesh.
+    #[arg(long, value_name = "DOMAIN")]
+    trust_domain: Option<TrustDomain>,
     /// As for `serve`: the control plane issues certificates, so that mutual TLS can be asked for.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -47,9 +54,18 @@ enum Clients {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let issues_certificates = args.dev || args.ca_dir.is_some() || args.state_dir.is_some();
+    let trust_domain = args.trust_domain.clone();
     // As for `serve`: an authority that only has a place asks nobody for a certificate.
     let permissive = !args.dev && args.ca_dir.is_none();
-    let report = examine(&args.paths, Mesh { has_grpc: args.clients.is_some(), issues_certificates, permissive })?;
+    let mesh = Mesh { has_grpc: args.clients.is_some(), issues_certificates, permissive, trust_domain };
+    let mut report = examine(&args.paths, mesh)?;
+    if let Some(dir) = &args.ca_dir {
+        let found = ca::findings(dir, &report.trust_domain, SystemTime::now()).into_iter().map(|finding| {
+            let severity = if finding.is_error { Severity::Error } else { Severity::Warning };
+            Diagnostic::of_file(finding.path.display().to_string(), severity, Code::File, finding.message)
+        });
+        report.diagnostics.extend(found);
+    }
     match args.printing.format() {
         Format::Json => {
             let mut lines = String::new();

@@ -71,6 +71,8 @@ pub struct Access<'p> {
     pub ports: BTreeSet<u16>,
     /// Ports that it may stand for or not; `None` for any.
     pub doubtful_ports: Option<BTreeSet<u16>>,
+    /// The names of the mesh's trust domain, where identities of others are trusted, too: a namespace that is let in is one of it.
+    pub home: Vec<String>,
 }
 
 /// What becomes of a policy.

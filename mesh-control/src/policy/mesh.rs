@@ -30,6 +30,8 @@ pub struct Given {
     pub paths: Option<PathNormalization>,
     /// How servers take connections where no PeerAuthentication says anything; `None` where no certificates are issued.
     pub default_tls: Option<ServerTls>,
+    /// Whether workloads trust identities of foreign domains.
+    pub is_federated: bool,
 }
 
 /// What only a start takes: identities, certificates and who may do what hang on it.
@@ -54,6 +56,8 @@ pub struct MeshSettings {
     pub paths: PathNormalization,
     /// Whether clients call by mutual TLS where no rule says how to call.
     pub auto_mtls: bool,
+    /// Whether workloads trust identities of foreign domains.
+    pub is_federated: bool,
     /// The object that says so, where there is one.
     pub object: Option<Arc<Object<MeshConfig>>>,
 }
@@ -138,6 +142,7 @@ impl MeshSettings {
             outbound,
             paths,
             auto_mtls: spec.and_then(|spec| spec.enable_auto_mtls).unwrap_or(true),
+            is_federated: given.is_federated,
             object,
         };
         (settings, found)

@@ -23,6 +23,8 @@ use crate::registry::services::Targets;
 pub struct Security {
     /// The namespace whose objects are for everybody.
     root: Arc<str>,
+    /// The names of the mesh's trust domain, where identities of others are trusted, too.
+    home: Vec<String>,
     guards: Vec<Guard>,
     access: Vec<(Selection, AccessPolicy)>,
     tokens: Vec<(Selection, Vec<TokenRule>)>,
@@ -81,6 +83,9 @@ impl Security {
     /// Those of these objects.
     pub fn new(objects: &Objects, mesh: &MeshSettings) -> Security {
         let mut security = Security { root: mesh.fixed.root_namespace.clone(), ..Security::default() };
+        if mesh.is_federated {
+            security.home = mesh.trust_domains().into_iter().map(str::to_owned).collect();
+        }
         for object in &objects.authorization_policies {
             let workloads = Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.targets());
             let selection = Selection { meta: object.meta.clone(), workloads };
@@ -206,6 +211,7 @@ impl Security {
             doubtful_ports: (!is_open).then(|| doubtful.into_iter().collect()),
             ..Access::default()
         };
+        access.home.clone_from(&self.home);
         for (selection, policy) in &self.access {
             if selection.selects(&self.root, served, services) && !is_out(policy) {
                 access.add(policy);

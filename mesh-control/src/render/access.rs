@@ -195,7 +195,11 @@ impl Renderer<'_> {
                 Fact::Claim(path) => vec![token::claim(path, &condition.values)],
                 Fact::RequestPrincipal if self.refuses != condition.is_negated => values.map(token::whole).collect(),
                 Fact::RequestPrincipal => values.map(token::by_parts).collect(),
-                fact => values.map(|value| self.who(fact, value)).collect::<Result<Vec<_>, _>>()?,
+                fact => {
+                    let lets_in = self.refuses == condition.is_negated;
+                    let who = values.map(|value| self.who(fact, value).map(|who| self.at_home(fact, who, lets_in)));
+                    who.collect::<Result<Vec<_>, _>>()?
+                }
             });
             return Ok(Either::Who(match condition.is_negated {
                 false => any,
@@ -209,6 +213,15 @@ impl Renderer<'_> {
         let any = values.map(|value| self.what(condition, value)).collect::<Result<Vec<_>, _>>()?;
         let any = any_permission(any);
         Ok(Either::What(if condition.is_negated { not_permission(any) } else { any }))
+    }
+
+    /// A namespace or an account that lets in is one of the mesh's own: whoever runs a foreign domain calls its own as they like.
+    fn at_home(&self, fact: &Fact, who: Principal, lets_in: bool) -> Principal {
+        if !lets_in || self.access.home.is_empty() || !matches!(fact, Fact::Namespace | Fact::ServiceAccount) {
+            return who;
+        }
+        let home = self.access.home.iter().map(|domain| self.part(&Fact::TrustDomain, &Value::Exact(domain.clone())));
+        all_principals(vec![who, any_principal(home.collect())])
     }
 
     fn who(&self, fact: &Fact, value: &Value) -> Result<Principal, &'static str> {

@@ -33,6 +33,7 @@ pub mod kubernetes {
 
 /// What the server knows, for people and for Prometheus.
 pub mod status {
+    pub use super::clients::authority::{AuthorityStatus, RevokedStatus, TrustBundleStatus};
     pub use super::clients::status::{DiagnosticStatus, Inspect, Serving, Status, WorkloadStatus, WrongStatus};
     pub use super::io::admin::{listen, metrics, report};
 }

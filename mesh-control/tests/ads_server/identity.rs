@@ -198,14 +198,14 @@ fn authority() -> Arc<CertificateAuthority> {
 }
 
 /// A server's secured listener.
-struct Door {
+pub(crate) struct Door {
     address: SocketAddr,
     operator: Authority,
     _dir: tempfile::TempDir,
 }
 
 impl Door {
-    async fn open(server: &Server) -> Door {
+    pub(crate) async fn open(server: &Server) -> Door {
         let (operator, dir) = (Authority::new(), tempfile::tempdir().unwrap());
         let files = files(dir.path(), &operator);
         let address = server.listen_tls(([127, 0, 0, 1], 0).into(), &files).await.unwrap();
@@ -213,7 +213,7 @@ impl Door {
     }
 
     /// A channel with a certificate of this identity.
-    async fn enter(&self, authority: &CertificateAuthority, identity: &str) -> tonic::transport::Channel {
+    pub(crate) async fn enter(&self, authority: &CertificateAuthority, identity: &str) -> tonic::transport::Channel {
         let (key, issued) = authority.issue_with_key(&identity.parse().unwrap(), 600, SystemTime::now()).unwrap();
         let (_, chain) = issued.chain.split_last().unwrap();
         secured(self.address, &[self.operator.0.der().clone()], Some((&key, chain))).await.unwrap()
@@ -318,7 +318,7 @@ async fn x11_whoever_asks_for_a_secret_by_whatever_name_is_told_the_same() {
             sotw.requests.send(asked).await.unwrap();
             sotw.send(Kind::Cluster, &[CLUSTER], None, None).await;
             assert_eq!(sotw.next().await.type_url, Kind::Cluster.type_url(), "{name}");
-            // There is no such service, whoever asks.
+            // There is nothing to fetch, whoever asks: the service tells streams what is their own (tests/ads_server/sds.rs).
             let mut grpc = tonic::client::Grpc::new(channel);
             grpc.ready().await.unwrap();
             let path =

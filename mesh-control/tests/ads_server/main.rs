@@ -3,13 +3,16 @@
 mod certificates;
 mod certificates_process;
 mod embedded;
+mod federation;
 mod identity;
 mod kubernetes;
 mod process;
 mod renewal;
 mod restart;
+mod revoked;
 mod rules_table;
 mod scale;
+mod sds;
 mod secrets;
 mod secured;
 mod secured_process;

@@ -263,7 +263,7 @@ fn a_start_that_is_refused_for_its_settings_puts_nothing_in_force_and_validate_s
 }
 
 /// A page of the status, with its head.
-fn page(address: SocketAddr, path: &str) -> String {
+pub(crate) fn page(address: SocketAddr, path: &str) -> String {
     let mut stream = std::net::TcpStream::connect(address).unwrap();
     stream.write_all(format!("GET {path} HTTP/1.0\r\nhost: localhost\r\n\r\n").as_bytes()).unwrap();
     let mut page = String::new();
@@ -305,7 +305,8 @@ fn a_configuration_whose_directory_is_gone_stays_ready_and_says_how_old_it_is() 
 fn validate_is_told_how_the_control_plane_is_started_as_serve_is() {
     let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a}\nspec: {mtls: {mode: STRICT}}\n";
     assert_eq!(validate(strict, &[]).status.code(), Some(1));
-    for options in [&["--dev"][..], &["--ca-dir", "ca"], &["--state-dir", "state"]] {
+    let ca = crate::certificates_process::plugged_in();
+    for options in [&["--dev"][..], &["--ca-dir", ca.path().to_str().unwrap()], &["--state-dir", "state"]] {
         let out = validate(strict, &[options, &["--deny-warnings"]].concat());
         assert_eq!(out.status.code(), Some(0), "{options:?}: {}", text(&out.stdout));
     }

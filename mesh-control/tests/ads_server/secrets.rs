@@ -20,7 +20,7 @@ use crate::process::{output, text};
 use crate::renewal::{CALLER, SHOP, developing, get, mesh, serve};
 
 /// The secret number of a P-256 key in PEM: the rest of the key is in its certificate, too.
-fn scalar(pem: &[u8]) -> Vec<u8> {
+pub(crate) fn scalar(pem: &[u8]) -> Vec<u8> {
     let key = pem::parse_many(pem).unwrap().into_iter().find(|block| block.tag().contains("PRIVATE KEY")).unwrap();
     let der = key.contents();
     // RFC 5915: version 1, and an octet string of 32 bytes.
@@ -54,7 +54,7 @@ fn forms(secret: &[u8]) -> Vec<Vec<u8>> {
     forms
 }
 
-fn has(haystack: &[u8], secret: &[u8]) -> bool {
+pub(crate) fn has(haystack: &[u8], secret: &[u8]) -> bool {
     forms(secret).iter().any(|form| haystack.windows(form.len()).any(|window| window == &form[..]))
 }
 

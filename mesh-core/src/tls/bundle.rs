@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::SystemTime;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use tokio_rustls::rustls::crypto::WebPkiSupportedAlgorithms;
@@ -61,6 +62,14 @@ impl TrustBundles {
         Ok(())
     }
 
+    /// Whose lists of revoked certificates have expired by now. They go on counting.
+    ///
+    /// # Errors
+    /// The first one.
+    pub fn check(&self, now: SystemTime) -> Result<(), Invalid> {
+        self.domains.values().try_for_each(|bundle| bundle.revoked.check(now))
+    }
+
     /// Who a peer is: its leaf is that of a workload, and its chain leads to a root of the workload's own domain.
     pub(super) fn verify(
         &self,
@@ -92,6 +101,20 @@ pub fn fingerprint(pem: &[u8]) -> String {
     let mut context = Context::new(&SHA256);
     roots.iter().for_each(|root| context.update(root));
     revoked.iter().for_each(|list| context.update(list));
+    context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The same with the roots of foreign trust domains, in PEM by their names.
+pub fn trust_fingerprint(pem: &[u8], foreign: &BTreeMap<String, String>) -> String {
+    if foreign.is_empty() {
+        return fingerprint(pem);
+    }
+    let mut context = Context::new(&SHA256);
+    context.update(fingerprint(pem).as_bytes());
+    for (domain, pem) in foreign {
+        // The names of domains have no blanks, and the others always the same length.
+        context.update(format!(" {domain} {}", fingerprint(pem.as_bytes())).as_bytes());
+    }
     context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -1,5 +1,6 @@
 //! What a workload shows of itself.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
@@ -39,6 +40,19 @@ impl Credentials {
     /// # Errors
     /// What does not fit, without a byte of the key.
     pub fn from_pem(chain: &[u8], key: &[u8], roots: &[u8]) -> Result<Self, Invalid> {
+        Self::with_foreign(chain, key, roots, &BTreeMap::new())
+    }
+
+    /// The same, trusting the roots of foreign domains, too: in PEM by their names, each for its own domain alone.
+    ///
+    /// # Errors
+    /// As [`from_pem`](Self::from_pem), and where one of them is its own.
+    pub fn with_foreign(
+        chain: &[u8],
+        key: &[u8],
+        roots: &[u8],
+        foreign: &BTreeMap<String, String>,
+    ) -> Result<Self, Invalid> {
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
         let chain = chain.map_err(|error| Invalid::new(error.to_string()).at("certificate chain"))?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| Invalid::new("no private key").at("private key"))?;
@@ -47,7 +61,14 @@ impl Credentials {
         let domain: TrustDomain = id.trust_domain().parse()?;
         let mut bundles = TrustBundles::new();
         bundles.add_pem(domain, roots).map_err(|invalid| invalid.at("roots"))?;
-        Self::new(chain, key, bundles, bundle::fingerprint(roots))
+        for (domain, roots) in foreign {
+            let at = |invalid: Invalid| invalid.at(format!("roots of {domain}"));
+            if domain == id.trust_domain() {
+                return Err(at(Invalid::new("it is the workload's own trust domain")));
+            }
+            bundles.add_pem(domain.parse().map_err(at)?, roots.as_bytes()).map_err(at)?;
+        }
+        Self::new(chain, key, bundles, bundle::trust_fingerprint(roots, foreign))
     }
 
     /// From what was parsed before: the chain with the leaf first, its key, and whom to trust.
@@ -95,7 +116,7 @@ impl Credentials {
         &self.serial
     }
 
-    /// Names the roots that came with it, as [`roots_fingerprint`](crate::tls::roots_fingerprint) does.
+    /// Names the roots that came with it, as [`trust_fingerprint`](crate::tls::trust_fingerprint) does.
     pub fn roots(&self) -> &str {
         &self.roots
     }
@@ -161,13 +182,15 @@ impl CertificateRequest {
         &self.csr
     }
 
-    /// The credentials that an authority's answer completes: certificates in PEM, the leaf first, the root last.
+    /// The credentials that an authority's answer completes: certificates in PEM, the leaf first, the root last, and the roots of
+    /// foreign trust domains by their names.
     ///
     /// # Errors
     /// Where the answer is not for this key, is no workload's, or its own root does not vouch for it.
-    pub fn signed(self, chain: &[String]) -> Result<Credentials, Invalid> {
+    pub fn signed(self, chain: &[String], foreign: &BTreeMap<String, String>) -> Result<Credentials, Invalid> {
         let (root, chain) = chain.split_last().ok_or_else(|| Invalid::new("the authority sent no certificate"))?;
-        Credentials::from_pem(chain.join("\n").as_bytes(), self.key.serialize_pem().as_bytes(), root.as_bytes())
+        let (chain, key) = (chain.join("\n"), self.key.serialize_pem());
+        Credentials::with_foreign(chain.as_bytes(), key.as_bytes(), root.as_bytes(), foreign)
     }
 }
 

@@ -146,7 +146,22 @@ impl FileReader {
         }
     }
 
-    /// The same; who has looked within this time need not look again.
+    /// Which files cannot be used, so that what they said before is in force, and which lists of revoked certificates have
+    /// expired since they were read.
+    pub fn problems(&self, now: SystemTime) -> Vec<Invalid> {
+        let last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let ended = |files: &TlsFiles, last: &Last| {
+            let (path, ended) = files.revoked.as_deref().zip(last.trust.revoked.check(now).err())?;
+            Some(within(path, &ended.reason))
+        };
+        let problems = last.iter().filter_map(|(files, last)| last.complaint.clone().or_else(|| ended(files, last)));
+        let mut problems: Vec<Invalid> = problems.collect();
+        problems.sort_by_key(ToString::to_string);
+        problems.dedup();
+        problems
+    }
+
+    /// As [`read`](Self::read); who has looked within this time need not look again.
     ///
     /// # Errors
     /// As [`read`](Self::read).

@@ -13,12 +13,13 @@ mod handshake;
 mod peer;
 mod provider;
 mod revoked;
+mod spiffe_bundle;
 pub mod svid;
 
 #[cfg(test)]
 mod tests;
 
-pub use bundle::{TrustBundles, fingerprint as roots_fingerprint};
+pub use bundle::{TrustBundles, fingerprint as roots_fingerprint, trust_fingerprint};
 pub use credentials::{CertificateRequest, Credentials};
 pub use files::{FileReader, FileTrust};
 pub use foreign::{ForeignPeer, foreign_config, foreign_name};
@@ -26,3 +27,4 @@ pub use handshake::{client_config, peer_identity, server_name};
 pub use peer::Peer;
 pub use provider::Certificates;
 pub use revoked::Revoked;
+pub use spiffe_bundle::SpiffeBundle;

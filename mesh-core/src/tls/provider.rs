@@ -88,6 +88,21 @@ impl Certificates {
         self.problem.send_replace(Some(reason));
     }
 
+    /// Why there are no newer ones, where the last attempt to get some has failed.
+    pub fn problem(&self) -> Option<Arc<str>> {
+        self.problem.borrow().clone()
+    }
+
+    /// All that keeps this process from trusting and showing what it should, in words: that there is no newer certificate, that
+    /// lists of revoked certificates have expired, that files which clusters name (`caCertificates`, `caCrl`, ...) cannot be used,
+    /// so that what they said before is in force. For a check of health or an alarm; see `Mesh::certificates` of mesh-tower.
+    pub fn problems(&self, now: SystemTime) -> Vec<String> {
+        let renewal = self.problem().map(|why| format!("no new certificate: {why}"));
+        let revoked = self.trusted.borrow().check(now).err().map(|expired| expired.to_string());
+        let files = self.files.problems(now).into_iter().map(|invalid| invalid.to_string());
+        renewal.into_iter().chain(revoked).chain(files).collect()
+    }
+
     /// Says that the present ones may not be good any more, because the authority is another one: whoever keeps them asks it
     /// for new ones, as soon as it would after a failure.
     pub fn doubt(&self) {

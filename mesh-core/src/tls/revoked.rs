@@ -14,6 +14,8 @@ use webpki::{
 
 use crate::error::Invalid;
 
+type Scope = (Vec<u8>, Option<Vec<u8>>);
+
 /// Lists of revoked certificates, or none.
 #[derive(Default)]
 pub struct Revoked {
@@ -22,6 +24,8 @@ pub struct Revoked {
     der: Vec<CertificateRevocationListDer<'static>>,
     /// Whose they are, and until when they hold.
     ends: Vec<(String, SystemTime)>,
+    /// Of which certificates they tell: the issuer, and the distribution points where a list is for some only.
+    scopes: Vec<Scope>,
 }
 
 impl Revoked {
@@ -36,11 +40,28 @@ impl Revoked {
         for der in der {
             let list = OwnedCertRevocationList::from_der(&der)
                 .map_err(|error| Invalid::new(format!("a list of revoked certificates cannot be used: {error:?}")))?;
-            revoked.ends.push(end(&der)?);
+            if revoked.der.contains(&der) {
+                continue;
+            }
+            let (scope, end) = read(&der)?;
+            if revoked.scopes.contains(&scope) {
+                let issuer = end.0;
+                return Err(Invalid::new(format!(
+                    "there are two lists of revoked certificates of {issuer:?}, of which verifiers look at one: leave the \
+                     older one out"
+                )));
+            }
+            revoked.scopes.push(scope);
+            revoked.ends.push(end);
             revoked.lists.push(list.into());
             revoked.der.push(der);
         }
         Ok(revoked)
+    }
+
+    /// When the first of them ends.
+    pub fn first_end(&self) -> Option<SystemTime> {
+        self.ends.iter().map(|(_, end)| *end).min()
     }
 
     /// Whether all of them hold at `now`.
@@ -66,6 +87,7 @@ impl Revoked {
         self.lists.extend(other.lists);
         self.der.extend(other.der);
         self.ends.extend(other.ends);
+        self.scopes.extend(other.scopes);
     }
 
     pub(super) fn lists(&self) -> Vec<&CertRevocationList<'static>> {
@@ -89,13 +111,16 @@ impl PartialEq for Revoked {
     }
 }
 
-/// Whose list it is, and until when it holds.
-fn end(der: &[u8]) -> Result<(String, SystemTime), Invalid> {
+/// Of whom a list tells, whose it is, and until when it holds.
+fn read(der: &[u8]) -> Result<(Scope, (String, SystemTime)), Invalid> {
+    use x509_parser::oid_registry::OID_X509_EXT_ISSUER_DISTRIBUTION_POINT as POINTS;
     use x509_parser::prelude::{CertificateRevocationList, FromDer};
     let (_, list) = CertificateRevocationList::from_der(der)
         .map_err(|_| Invalid::new("a list of revoked certificates cannot be parsed"))?;
     let issuer = list.issuer().to_string();
     let end = list.next_update().and_then(|end| u64::try_from(end.timestamp()).ok());
     let end = end.ok_or_else(|| Invalid::new(format!("the list of revoked certificates of {issuer:?} has no end")))?;
-    Ok((issuer, SystemTime::UNIX_EPOCH + Duration::from_secs(end)))
+    let points = list.extensions().iter().find(|extension| extension.oid == POINTS);
+    let scope = (list.issuer().as_raw().to_vec(), points.map(|points| points.value.to_vec()));
+    Ok((scope, (issuer, SystemTime::UNIX_EPOCH + Duration::from_secs(end))))
 }

@@ -247,6 +247,26 @@ fn m18_who_is_revoked_is_refused_and_so_is_of_whom_no_list_of_its_domain_tells()
 }
 
 #[test]
+fn m18_of_two_lists_of_one_issuer_neither_is_passed_over() {
+    let (ours, theirs) = (Authority::named("ours"), Authority::named("theirs"));
+    let list = |authority: &Authority, serials: &[u64]| crl_pem(&revoked(authority, serials, |_| {}));
+    let two = list(&ours, &[7]) + &list(&ours, &[8]);
+    let why = Revoked::from_pem(two.as_bytes()).map(drop).expect_err("verifiers would look at the first").to_string();
+    assert!(why.contains("ours") && why.contains("two lists"), "{why}");
+    let same = list(&ours, &[7]);
+    Revoked::from_pem((same.clone() + &same).as_bytes()).expect("the same list twice says nothing else");
+    Revoked::from_pem((same + &list(&theirs, &[7])).as_bytes()).expect("each has its own");
+    // Lists for some certificates only tell of different ones.
+    let point = |uri: &str| CrlIssuingDistributionPoint {
+        distribution_point: CrlDistributionPoint { uris: vec![uri.to_owned()] },
+        scope: None,
+    };
+    let [a, b] = ["http://a", "http://b"]
+        .map(|uri| crl_pem(&revoked(&ours, &[7], |it| it.issuing_distribution_point = Some(point(uri)))));
+    Revoked::from_pem((a + &b).as_bytes()).expect("a list for each point");
+}
+
+#[test]
 fn m18_a_malformed_list_is_an_error_or_lets_nobody_in() {
     let ours = Authority::named("ours");
     let mut params = leaf(&[WEB]);

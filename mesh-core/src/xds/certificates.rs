@@ -311,7 +311,8 @@ async fn ask(
         };
         format!("{:?}: {}{hint}", status.code(), status.message())
     })?;
-    request.signed(&answer.into_inner().cert_chain).map_err(|invalid| invalid.to_string())
+    let answer = answer.into_inner();
+    request.signed(&answer.cert_chain, &answer.trust_bundles).map_err(|invalid| invalid.to_string())
 }
 
 /// Whether nobody else can read what is sent to a server.

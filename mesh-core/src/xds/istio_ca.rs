@@ -1,6 +1,8 @@
 //! Istio's protocol of certificates (`istio.v1.auth.IstioCertificateService`, security/v1alpha1/ca.proto): a request to
 //! sign a key, and the chain that comes back. Our own authority speaks it, and so does Istio's.
 
+use std::collections::BTreeMap;
+
 use envoy_types::pb::google::protobuf::Struct;
 
 /// The service's name.
@@ -29,6 +31,10 @@ pub struct IstioCertificateResponse {
     /// Certificates in PEM: the leaf first, the root last.
     #[prost(string, repeated, tag = "1")]
     pub cert_chain: Vec<String>,
+    /// Not Istio's: the roots of foreign trust domains, in PEM by their names. They are no part of the chain, where others would
+    /// take them for roots of the mesh.
+    #[prost(btree_map = "string, string", tag = "1000")]
+    pub trust_bundles: BTreeMap<String, String>,
 }
 
 /// The key of the metadata in which a workload names its namespace, where nothing better says who it is (`--dev`).
@@ -38,5 +44,5 @@ pub const NAMESPACE: &str = "NAMESPACE";
 pub const SERVICE_ACCOUNT: &str = "SERVICE_ACCOUNT";
 
 /// In the head of the responses on a stream of xDS: a short name of the roots that the server's authority hands out
-/// ([`roots_fingerprint`](crate::tls::roots_fingerprint)). A workload that knows others asks for a new certificate.
+/// ([`trust_fingerprint`](crate::tls::trust_fingerprint)). A workload that knows others asks for a new certificate.
 pub const ROOTS: &str = "x-mesh-roots";

@@ -16,7 +16,10 @@ pub(super) const TABLES: Tables = &[
     ("extensionProviders.envoyExtAuthzGrpc", GRPC),
 ];
 
-const NO_CA: super::Support = NotYet("certificates are of the control plane's own authority, and of no other");
+const NO_CA: super::Support = NotYet(
+    "certificates are of the control plane's own authority, and of no other; roots of foreign trust domains are given by `mesh-control \
+     serve --trust-bundle DOMAIN=FILE`",
+);
 const DEFAULTS: super::Support = NotYet("calls are made as their own VirtualService and DestinationRule say");
 
 const MESH: &[Row] = &[

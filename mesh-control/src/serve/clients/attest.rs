@@ -39,6 +39,8 @@ pub(crate) enum Method {
     Token,
     /// By a service account token.
     Kubernetes,
+    /// By a live certificate of the same identity, over Envoy's secret discovery service: with a key of the server's making.
+    Secret,
 }
 
 impl fmt::Display for Method {
@@ -48,6 +50,7 @@ impl fmt::Display for Method {
             Method::Renewal => "renewal",
             Method::Token => "token",
             Method::Kubernetes => "kubernetes",
+            Method::Secret => "secret",
         })
     }
 }

@@ -9,10 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::identity::SpiffeId;
+use zeroize::Zeroizing;
 
 use crate::ca::{CertificateAuthority, DEFAULT_TTL, Issued, Pending, Refused, Tokens};
 use crate::serve::clients::admission::{Admission, Crowded};
 use crate::serve::clients::attest::{Attested, Caller, Claim, Denied, Method, attest, fits};
+use crate::serve::clients::authority::AuthorityStatus;
 use crate::serve::clients::kubernetes::{KubernetesTokens, is_candidate};
 use crate::serve::clients::metrics::{family, single};
 
@@ -52,12 +54,14 @@ pub struct Certificates {
     pub kubernetes: Option<KubernetesTokens>,
     /// How long a certificate holds where the request does not say.
     pub ttl: Duration,
+    /// Whether a workload that has proven who it is gets a key of the server's making, over Envoy's secret discovery service.
+    pub hands_out_keys: bool,
 }
 
 impl Certificates {
     /// Certificates of this authority, for those who have a live one of it.
     pub fn new(authority: Arc<CertificateAuthority>) -> Certificates {
-        Certificates { authority, dev: false, tokens: None, kubernetes: None, ttl: DEFAULT_TTL }
+        Certificates { authority, dev: false, tokens: None, kubernetes: None, ttl: DEFAULT_TTL, hands_out_keys: false }
     }
 
     /// Takes these one-time tokens, too.
@@ -75,6 +79,12 @@ impl Certificates {
     /// Gives certificates that hold for so long where the request does not say, instead of a day; seven days at most.
     pub fn ttl(mut self, ttl: Duration) -> Certificates {
         self.ttl = ttl;
+        self
+    }
+
+    /// Whether keys of the server's making are handed out; see [`hands_out_keys`](field@Self::hands_out_keys).
+    pub fn hands_out_keys(mut self, hands_out: bool) -> Certificates {
+        self.hands_out_keys = hands_out;
         self
     }
 
@@ -201,21 +211,44 @@ impl Desk {
         let Turn { identity, method, token, .. } = turn;
         let issued = self.issue(application, &identity, token, wall);
         match &issued {
-            Ok(issued) => {
-                Counts::add(&self.counts.issued);
-                tracing::info!(
-                    target: "mesh_control::audit",
-                    serial = issued.serial,
-                    identity = identity.as_str(),
-                    method = method.to_string(),
-                    peer = %caller.ip,
-                    ttl = issued.ttl.as_secs(),
-                    "certificate issued"
-                );
-            }
+            Ok(issued) => self.issued(issued, &identity, method, caller.ip),
             Err(rejection) => self.note(Some(&(identity, method)), caller.ip, rejection),
         }
         issued
+    }
+
+    /// Whether private keys leave the server.
+    pub(crate) fn hands_out_keys(&self) -> bool {
+        self.offers.hands_out_keys
+    }
+
+    /// When it is somebody's turn whose certificate says who they are, and who asks for a key besides.
+    pub(crate) fn turn_of(
+        &self,
+        identity: &SpiffeId,
+        peer: IpAddr,
+        asked: &Asked,
+        now: Instant,
+    ) -> Result<Duration, Rejection> {
+        Counts::add(&self.counts.requests);
+        let turn = self.wait(identity, asked, now);
+        turn.inspect_err(|rejection| self.note(Some(&(identity.clone(), Method::Secret)), peer, rejection))
+    }
+
+    /// A new key and a certificate for somebody whose turn has come, and notes it.
+    pub(crate) fn hand_out(
+        &self,
+        identity: &SpiffeId,
+        peer: IpAddr,
+        wall: SystemTime,
+    ) -> Result<(Zeroizing<String>, Issued), Rejection> {
+        let ttl = i64::try_from(self.offers.ttl.as_secs()).unwrap_or(i64::MAX);
+        let made = self.authority().issue_with_key(identity, ttl, wall).map_err(Rejection::Refused);
+        match &made {
+            Ok((_, issued)) => self.issued(issued, identity, Method::Secret, peer),
+            Err(rejection) => self.note(Some(&(identity.clone(), Method::Secret)), peer, rejection),
+        }
+        made
     }
 
     /// Notes a request that cannot be read.
@@ -224,6 +257,27 @@ impl Desk {
         let rejection = Rejection::Unreadable(why.to_owned());
         self.note(None, peer, &rejection);
         rejection
+    }
+
+    fn issued(&self, issued: &Issued, identity: &SpiffeId, method: Method, peer: IpAddr) {
+        Counts::add(&self.counts.issued);
+        tracing::info!(
+            target: "mesh_control::audit",
+            serial = issued.serial,
+            identity = identity.as_str(),
+            method = method.to_string(),
+            %peer,
+            ttl = issued.ttl.as_secs(),
+            "certificate issued"
+        );
+    }
+
+    /// Before anything that takes long.
+    fn wait(&self, identity: &SpiffeId, asked: &Asked, now: Instant) -> Result<Duration, Rejection> {
+        let crowded = |_| Rejection::Throttled;
+        asked.0.lock().unwrap_or_else(PoisonError::into_inner).admit(now).map_err(crowded)?;
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.admit(identity, now).map_err(crowded)
     }
 
     fn note(&self, who: Option<&(SpiffeId, Method)>, peer: IpAddr, rejection: &Rejection) {
@@ -263,11 +317,7 @@ impl Desk {
         if token.is_some() {
             fits(&application.claim, &identity).map_err(Rejection::Denied)?;
         }
-        // Before anything that takes long.
-        let crowded = |_| Rejection::Throttled;
-        asked.0.lock().unwrap_or_else(PoisonError::into_inner).admit(now).map_err(crowded)?;
-        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait = limits.admit(&identity, now).map_err(crowded)?;
+        let wait = self.wait(&identity, asked, now)?;
         Ok(Turn { wait, identity, method, token })
     }
 
@@ -298,18 +348,15 @@ impl Desk {
         tokens.look(token, wall).map_err(|why| Denied::Unauthenticated(why.to_string()))
     }
 
+    /// What there is to say of the authority.
+    pub(crate) fn status(&self, now: SystemTime) -> AuthorityStatus {
+        AuthorityStatus::of(self.authority(), now)
+    }
+
     /// Appends what was issued and what was not as Prometheus text, by Istio's names where it has them.
     pub(crate) fn write(&self, out: &mut String, now: SystemTime) {
         self.counts.write(out);
-        let (root, chain) = self.authority().ends();
-        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        for (name, what, ends) in [("root_cert", "root", root), ("cert_chain", "chain", chain)] {
-            let timestamp = format!("citadel_server_{name}_expiry_timestamp");
-            single(out, &timestamp, "gauge", &format!("When the {what} that signs expires, in Unix time."), ends);
-            let seconds = format!("citadel_server_{name}_expiry_seconds");
-            let left = ends.saturating_sub(now);
-            single(out, &seconds, "gauge", &format!("Seconds until the {what} that signs expires."), left);
-        }
+        self.status(now).write(out, now);
     }
 }
 

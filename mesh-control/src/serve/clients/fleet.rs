@@ -23,6 +23,8 @@ pub(crate) struct ClientStream {
     pub(crate) since: SystemTime,
     pub(crate) about: About,
     pub(crate) peer_ip: IpAddr,
+    /// That of the certificate that the stream came with, and until when it holds.
+    pub(crate) certificate: Option<(String, SystemTime)>,
     session: Mutex<Session>,
     /// Why it is to end, once it is.
     dismissed: watch::Sender<Option<String>>,
@@ -90,11 +92,16 @@ impl Fleet {
         Fleet { streams: Mutex::default(), shares: Mutex::default(), limits, last: AtomicU64::default() }
     }
 
-    /// Takes in a stream.
+    /// Takes in a stream, with the serial number and the end of the certificate that it came with.
     ///
     /// # Errors
     /// Its identity has too many.
-    pub(crate) fn enter(&self, session: Session, about: About) -> Result<Arc<ClientStream>, String> {
+    pub(crate) fn enter(
+        &self,
+        session: Session,
+        about: About,
+        certificate: Option<(String, SystemTime)>,
+    ) -> Result<Arc<ClientStream>, String> {
         let who = Who::of(session.client());
         {
             let mut shares = self.shares();
@@ -112,6 +119,7 @@ impl Fleet {
             since: SystemTime::now(),
             about,
             peer_ip: session.client().peer_ip,
+            certificate,
             session: Mutex::new(session),
             dismissed: watch::Sender::default(),
         });
@@ -192,6 +200,12 @@ pub struct ClientStatus {
     /// Who it is, where its stream came with a certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<String>,
+    /// The serial number of that certificate, in hexadecimal digits with colons.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_serial: Option<String>,
+    /// Unix time in seconds at which that certificate ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_expires: Option<u64>,
     /// Where its stream comes from.
     pub peer: IpAddr,
     /// `sotw` or `delta`.
@@ -273,6 +287,8 @@ impl ClientStream {
             namespace: client.namespace.to_string(),
             labels: (*client.labels).clone(),
             identity: client.identity.as_ref().map(ToString::to_string),
+            certificate_serial: self.certificate.as_ref().map(|(serial, _)| serial.clone()),
+            certificate_expires: self.certificate.as_ref().map(|(_, expires)| unix(*expires)),
             peer: self.peer_ip,
             protocol: session.variant().name().to_owned(),
             connected_since: unix(self.since),

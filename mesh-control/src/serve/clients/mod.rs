@@ -3,6 +3,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod attest;
+pub(crate) mod authority;
 pub(crate) mod certificates;
 pub(crate) mod clock;
 pub(crate) mod csds;

@@ -34,26 +34,26 @@ pub(crate) struct ServerState {
     pub(crate) pace: Pace,
     pub(crate) settling: Settling,
     pub(crate) max_stream_age: Option<Duration>,
-    /// Changes when others are revoked: streams end, and those who may come back learn of it.
+    /// Changes when others are revoked, or trusted: streams end, and those who may come back learn of it.
     pub(crate) revoked: watch::Sender<()>,
     /// Turns true when streams are to end.
     pub(crate) stop: watch::Receiver<bool>,
 }
 
-/// How often it is looked for revoked certificates.
+/// How often it is looked for revoked certificates and for roots of foreign domains.
 const LOOK: Duration = Duration::from_secs(5);
 
 impl ServerState {
-    /// Follows whose certificates are revoked, for as long as it is polled.
+    /// Follows whose certificates are revoked, and who else is trusted, for as long as it is polled.
     pub(crate) async fn follow_revoked(&self) {
         let Some(authority) = self.desk.as_ref().map(|desk| desk.authority().clone()) else { return };
         loop {
-            tokio::time::sleep(LOOK).await;
             let authority = authority.clone();
-            let looked = tokio::task::spawn_blocking(move || authority.look_for_revoked(SystemTime::now())).await;
+            let looked = tokio::task::spawn_blocking(move || authority.look_for_trust(SystemTime::now())).await;
             if looked.is_ok_and(|is_news| is_news) {
                 self.revoked.send_replace(());
             }
+            tokio::time::sleep(LOOK).await;
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::config::store::Standing;
+use crate::serve::clients::authority::AuthorityStatus;
 use crate::serve::clients::clock::now;
 use crate::serve::clients::fleet::{ClientStatus, seconds, unix};
 use crate::serve::clients::metrics::{family, single};
@@ -75,6 +76,9 @@ pub struct Status {
     pub settling_seconds: Option<f64>,
     /// How many services it knows.
     pub services: usize,
+    /// The authority that signs certificates, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority: Option<AuthorityStatus>,
     /// Who is connected.
     pub clients: Vec<ClientStatus>,
     /// Who was turned away, the last one first.
@@ -207,6 +211,7 @@ pub(crate) fn report(state: &ServerState, inspect: &dyn Inspect, all_names: bool
             .filter(|left| !left.is_zero())
             .map(seconds),
         services: inspect.services(),
+        authority: state.desk.as_ref().map(|desk| desk.status(SystemTime::now())),
         clients: state.fleet.all().iter().map(|stream| stream.status(all_names, now)).collect(),
         turned_away: state.refusals.report(now),
         workloads: state.presence.registered().into_iter().map(|one| workload(one, &mut serving, now)).collect(),

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::Json;
 use axum::extract::{Query, Request, State};
@@ -161,6 +162,11 @@ async fn ready(State(sources): State<Sources>) -> impl IntoResponse {
         text += &format!(
             "stale: the directory of the configuration is gone, or empty; what it held {age} s ago is in force\n"
         );
+    }
+    // What was in force last is, so nobody is let in whom this server would refuse elsewhere: it stays ready.
+    let authority = sources.server.state().desk.as_ref().map(|desk| desk.status(SystemTime::now()));
+    for problem in authority.iter().flat_map(|authority| authority.problems()) {
+        text += &format!("{problem}\n");
     }
     for wrong in sources.inspect.wrong() {
         let what = wrong.object.unwrap_or(wrong.file);

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use futures_util::FutureExt;
+use mesh_core::tls::svid;
 use mesh_core::xds::access_log::CALLS;
 use mesh_core::xds::istio_ca::ROOTS;
 use prost::Message;
@@ -209,7 +210,7 @@ async fn converse<M: Method>(
     {
         account.clone_into(&mut about.service_account);
     }
-    let stream = match state.fleet.enter(session, about) {
+    let stream = match state.fleet.enter(session, about, certificate_of(&peer)) {
         Ok(stream) => stream,
         Err(why) => {
             state.refusals.note(peer.ip, Reason::Limit, &node.id, &why, now());
@@ -257,6 +258,12 @@ pub(super) fn identify(node: &Node, peer: &Peer) -> Result<Client, (Reason, Stat
         }
     }
     Ok(client)
+}
+
+/// What a status report says of the certificate of a client.
+fn certificate_of(peer: &Peer) -> Option<(String, SystemTime)> {
+    let leaf = peer.chain.as_ref()?.first()?;
+    Some((svid::serial(leaf)?, peer.expires?))
 }
 
 /// Whether the certificate of a client is still one of the server's authority: it may have been revoked since the connection

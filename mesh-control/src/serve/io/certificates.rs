@@ -103,7 +103,10 @@ impl UnaryService<IstioCertificateRequest> for CreateCertificate {
             }
             let serve = move || desk.serve(&application, turn, &caller, SystemTime::now());
             let issued = by_files(has_token, serve).await?.map_err(|rejection| status(&rejection))?;
-            Ok(Response::new(IstioCertificateResponse { cert_chain: issued.chain }))
+            Ok(Response::new(IstioCertificateResponse {
+                cert_chain: issued.chain,
+                trust_bundles: (*issued.trust_bundles).clone(),
+            }))
         })
     }
 }

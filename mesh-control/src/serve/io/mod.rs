@@ -5,6 +5,7 @@ pub(crate) mod admin;
 pub(crate) mod ads;
 pub(crate) mod certificates;
 mod own_tls;
+mod secrets;
 pub(crate) mod server;
 pub(crate) mod tls;
 mod verifier;

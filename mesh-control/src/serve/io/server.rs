@@ -41,6 +41,7 @@ use crate::serve::io::access_log::AccessLogs;
 use crate::serve::io::ads::Ads;
 use crate::serve::io::certificates::CertificateService;
 use crate::serve::io::own_tls::{FIRST_BYTE, HANDSHAKE, OwnTls};
+use crate::serve::io::secrets::Secrets;
 use crate::serve::io::tls::{Reloading, TlsFiles};
 use crate::serve::protocol::push::Pace;
 
@@ -235,6 +236,7 @@ impl Server {
             .add_service(InterceptedService::new(Csds::service(state.clone()), certified))
             .add_service(InterceptedService::new(Reporting::service(state.clone()), certified))
             .add_optional_service(AccessLogs::service(&state).map(|logs| InterceptedService::new(logs, certified)))
+            .add_optional_service(desk.as_ref().map(|_| Secrets::service(&state)))
             .add_optional_service(desk.clone().map(CertificateService));
         let serving = tokio::spawn(async move {
             let incoming = tokio_stream::StreamExt::map(ReceiverStream::new(incoming), Ok::<_, io::Error>);
