@@ -24,7 +24,7 @@ const CRATES: [Crate; 4] = [
             &["error"],
             &["request", "identity", "path"],
             &["model"],
-            &["matcher", "resources", "tls"],
+            &["matcher", "outlier", "resources", "tls"],
             &["state", "client_status", "jwt", "calls"],
             &["authz"],
             &["request_info"],

@@ -282,6 +282,11 @@ impl std::error::Error for MeshError {
 impl axum_core::response::IntoResponse for MeshError {
     fn into_response(self) -> axum_core::response::Response {
         let mut response = (self.kind.http_status(), format!("{self:#}")).into_response();
+        if self.kind == ErrorKind::Overflow {
+            // As Envoy says it: a limit was in the way.
+            let overloaded = http::HeaderName::from_static("x-envoy-overloaded");
+            response.headers_mut().insert(overloaded, http::HeaderValue::from_static("true"));
+        }
         if let Some(set) = self.response_headers() {
             response.headers_mut().extend(set.clone());
         }

@@ -32,6 +32,7 @@ pub mod identity;
 pub mod jwt;
 pub mod matcher;
 pub mod model;
+pub mod outlier;
 pub mod path;
 pub mod request;
 pub mod request_info;

@@ -4,28 +4,40 @@
 //! view or some request in flight refers to it, and an update that mentions the same endpoint finds it again. Only
 //! endpoints that callers name themselves, which no view can hold, are held here for a while.
 
+mod health;
+mod usage;
+
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::fmt;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
 use crate::id::{ClusterName, EndpointId};
-use crate::model::{ClusterTls, Endpoints};
+use crate::model::{CircuitBreakers, ClusterTls, Endpoints, OutlierDetection};
+use crate::outlier::{Detector, Outcome, Record};
 use crate::tls::Certificates;
+
+pub use health::HealthNews;
+pub use usage::{ConnectionPermit, Freed, HostConnections, PendingPermit, Usage};
+
+use health::{Reach, Teller};
 
 /// How a cluster is secured, and which of its states that is.
 type KnownTls = (u64, ClusterTls);
 
-/// How a cluster is secured by now, for those who hold connections to it. All of its states share it, one after the other.
+/// What all states of a cluster share, one after the other: how it is secured by now, for those who hold connections to it,
+/// and what it has under way.
 #[derive(Debug, Default)]
-struct SharedTls {
+struct Shared {
     told: watch::Sender<KnownTls>,
     marks: Mutex<Marks>,
+    usage: Usage,
+    teller: Teller,
 }
 
 /// Which endpoints of a cluster are marked for mutual TLS by now.
@@ -43,7 +55,7 @@ struct Mark {
     changed: Notify,
 }
 
-impl SharedTls {
+impl Shared {
     /// The mark of an endpoint, which all of its states share.
     fn mark(&self, id: &EndpointId) -> Arc<Mark> {
         let mut marks = lock(&self.marks);
@@ -125,8 +137,11 @@ pub struct EndpointState {
     mutual_tls: bool,
     certificates: Arc<Certificates>,
     tls: KnownTls,
-    shared: Arc<SharedTls>,
+    shared: Arc<Shared>,
     mark: Arc<Mark>,
+    connections: Arc<HostConnections>,
+    reach: Reach,
+    record: Arc<Record>,
     attachment: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
@@ -139,6 +154,9 @@ impl EndpointState {
             tls: cluster.tls.clone(),
             mark: cluster.shared.mark(&id),
             shared: Arc::clone(&cluster.shared),
+            connections: Arc::default(),
+            reach: Reach::default(),
+            record: Arc::default(),
             id,
             attachment: OnceLock::new(),
         }
@@ -175,8 +193,71 @@ impl EndpointState {
     /// Counts a request in; it is counted out when the guard is dropped.
     #[inline]
     pub fn enter(self: &Arc<Self>) -> InFlight {
+        self.shared.usage.request(u32::MAX);
+        self.entered()
+    }
+
+    /// Counts a request in, if the cluster has fewer than `max` in flight.
+    #[inline]
+    pub fn enter_within(self: &Arc<Self>, max: u32) -> Option<InFlight> {
+        self.shared.usage.request(max).then(|| self.entered())
+    }
+
+    #[inline]
+    fn entered(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(Arc::clone(self))
+        InFlight { endpoint: Arc::clone(self), is_request: true }
+    }
+
+    /// Its connections, as they are counted.
+    #[inline]
+    pub fn connections(&self) -> &Arc<HostConnections> {
+        &self.connections
+    }
+
+    /// Permits a connection, if the limits do.
+    pub fn open(&self, limits: &CircuitBreakers) -> Option<ConnectionPermit> {
+        ConnectionPermit::take(&self.shared, &self.connections, limits)
+    }
+
+    /// Permits a request to wait for a connection, if the limits do.
+    pub fn wait_for_connection(&self, limits: &CircuitBreakers) -> Option<PendingPermit> {
+        PendingPermit::take(&self.shared, limits)
+    }
+
+    /// Notes that a limit was in the way of a connection that nobody waits for.
+    pub fn note_overflow(&self) {
+        self.shared.usage.overflow();
+    }
+
+    /// Whether it can be reached, as far as is known: not since a dial failed, until one succeeds.
+    #[inline]
+    pub fn is_reachable(&self) -> bool {
+        !self.reach.is_lost()
+    }
+
+    /// Notes that it could not be reached. It gets no requests while others of its cluster can be, and is dialled for a
+    /// look after a pause that grows with each failure.
+    pub fn note_unreachable(&self, now: Instant, random: &mut fastrand::Rng) {
+        if self.reach.lose(now, random) {
+            self.shared.teller.count_lost(true);
+            self.shared.teller.tell();
+        }
+    }
+
+    /// Notes that it can be reached.
+    #[inline]
+    pub fn note_reachable(&self) {
+        if self.reach.find() {
+            self.shared.teller.count_lost(false);
+            self.shared.teller.tell();
+        }
+    }
+
+    /// Whether it failed so much that it gets no requests for a while.
+    #[inline]
+    pub fn is_ejected(&self) -> bool {
+        self.record.is_ejected()
     }
 
     /// What a data plane keeps with the endpoint, such as its connection pool: made once, dropped with it.
@@ -187,27 +268,53 @@ impl EndpointState {
     }
 }
 
+impl Drop for EndpointState {
+    fn drop(&mut self) {
+        if self.reach.is_lost() {
+            self.shared.teller.count_lost(false);
+        }
+    }
+}
+
 impl fmt::Debug for EndpointState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "EndpointState({}, {} in flight)", self.id, self.in_flight())
+        let ejected = if self.is_ejected() { ", ejected" } else { "" };
+        let reach = if self.is_reachable() { "" } else { ", cannot be reached" };
+        write!(f, "EndpointState({}, {} in flight{ejected}{reach})", self.id, self.in_flight())
     }
 }
 
 /// One request in flight at an endpoint.
 #[derive(Debug)]
-pub struct InFlight(Arc<EndpointState>);
+pub struct InFlight {
+    endpoint: Arc<EndpointState>,
+    /// Whether it counts among the requests of the cluster.
+    is_request: bool,
+}
 
 impl InFlight {
     /// The endpoint.
     #[inline]
     pub fn endpoint(&self) -> &Arc<EndpointState> {
-        &self.0
+        &self.endpoint
+    }
+
+    /// The same for a connection whose requests nobody sees: it is a load of its endpoint, and none of the requests that
+    /// the cluster may have.
+    pub fn of_connection(mut self) -> InFlight {
+        if std::mem::take(&mut self.is_request) {
+            self.endpoint.shared.usage.requests.leave();
+        }
+        self
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if self.is_request {
+            self.endpoint.shared.usage.requests.leave();
+        }
     }
 }
 
@@ -219,11 +326,12 @@ pub struct ClusterState {
     certificates: Arc<Certificates>,
     /// The position is that among the states of the cluster.
     tls: KnownTls,
-    shared: Arc<SharedTls>,
+    shared: Arc<Shared>,
     /// By identity, and by whether they are marked for mutual TLS.
     endpoints: Mutex<HashMap<(EndpointId, bool), Weak<EndpointState>>>,
     /// Endpoints that no view holds.
     visited: Mutex<HashMap<EndpointId, Visited>>,
+    outliers: Mutex<Detector>,
 }
 
 /// An endpoint that a caller named, kept so that the next one finds its connections.
@@ -296,6 +404,78 @@ impl ClusterState {
         drop(given_up);
     }
 
+    /// What it has under way.
+    pub fn usage(&self) -> &Usage {
+        &self.shared.usage
+    }
+
+    /// Notes how a try at one of its endpoints ended, and puts the endpoint out if that was too much.
+    pub fn note_outcome(
+        &self,
+        config: &OutlierDetection,
+        endpoint: &EndpointState,
+        outcome: Outcome,
+        now: impl FnOnce() -> Instant,
+        random: &mut fastrand::Rng,
+    ) {
+        let reasons = endpoint.record.note(config, outcome);
+        if reasons == [None, None] {
+            return;
+        }
+        let (now, mut outliers) = (now(), lock(&self.outliers));
+        for reason in reasons.into_iter().flatten() {
+            if outliers.eject(config, &endpoint.record, reason, now, random) {
+                tracing::warn!(endpoint = %endpoint.id, ?reason, "an endpoint is ejected: it gets no requests for a while");
+                self.shared.teller.tell();
+            }
+        }
+    }
+
+    /// Compares its endpoints and lets those back whose time is over, where an interval is. When the next one is.
+    pub fn sweep(&self, config: &OutlierDetection, now: Instant, random: &mut fastrand::Rng) -> Instant {
+        let mut outliers = lock(&self.outliers);
+        match outliers.next_sweep() {
+            Some(due) if now < due => return due,
+            // The first interval begins.
+            None => outliers.begin(config, now),
+            Some(_) => {
+                if outliers.sweep(config, now, random) {
+                    self.shared.teller.tell();
+                }
+            }
+        }
+        outliers.next_sweep().unwrap_or(now + config.interval.min(LONGEST_SWEEP))
+    }
+
+    /// The endpoints that there are, as its outlier detection knows them.
+    pub(crate) fn set_hosts(&self, endpoints: impl Iterator<Item = Arc<EndpointState>>) {
+        lock(&self.outliers).set_hosts(endpoints.map(|endpoint| Arc::clone(&endpoint.record)).collect());
+    }
+
+    /// How many endpoints were ejected since the start, and how often one was not, since too many were out.
+    pub fn ejections(&self) -> (u64, u64) {
+        let outliers = lock(&self.outliers);
+        (outliers.ejections(), outliers.overflows())
+    }
+
+    /// The endpoints, `most` of them, that cannot be reached and are to be dialled for a look by now.
+    pub fn to_look_for(&self, now: Instant, most: usize) -> Vec<Arc<EndpointState>> {
+        let mut due = Vec::new();
+        if self.has_unreachable() {
+            self.each(|endpoint| {
+                if due.len() < most && endpoint.reach.is_due(now) {
+                    due.push(Arc::clone(endpoint));
+                }
+            });
+        }
+        due
+    }
+
+    /// Whether some endpoint cannot be reached.
+    pub fn has_unreachable(&self) -> bool {
+        self.shared.teller.lost() > 0
+    }
+
     /// Shows every endpoint that is in use.
     pub fn each(&self, mut look: impl FnMut(&Arc<EndpointState>)) {
         let endpoints: Vec<_> = lock(&self.endpoints).values().filter_map(Weak::upgrade).collect();
@@ -313,10 +493,14 @@ impl ClusterState {
     }
 }
 
+/// An interval that is longer is looked at in between.
+const LONGEST_SWEEP: Duration = Duration::from_secs(3600);
+
 /// All state of a mesh.
 #[derive(Default)]
 pub struct States {
     certificates: Arc<Certificates>,
+    news: Arc<HealthNews>,
     clusters: Mutex<HashMap<ClusterName, Kept>>,
     filters: Mutex<HashMap<FilterKey, Weak<dyn Any + Send + Sync>>>,
 }
@@ -324,7 +508,7 @@ pub struct States {
 /// What is kept of a cluster.
 struct Kept {
     tls: KnownTls,
-    shared: Arc<SharedTls>,
+    shared: Arc<Shared>,
     state: Weak<ClusterState>,
 }
 
@@ -362,9 +546,14 @@ impl FilterState<'_> {
 }
 
 impl States {
-    /// The state of a mesh that shows these of itself.
-    pub fn new(certificates: Arc<Certificates>) -> Self {
-        States { certificates, ..States::default() }
+    /// The state of a mesh that shows these of itself, and tells there whose endpoints are not what they were.
+    pub fn new(certificates: Arc<Certificates>, news: Arc<HealthNews>) -> Self {
+        States { certificates, news, ..States::default() }
+    }
+
+    /// Where it is told whose endpoints are not what they were.
+    pub fn news(&self) -> &HealthNews {
+        &self.news
     }
 
     /// What the mesh shows of itself.
@@ -384,9 +573,13 @@ impl States {
         }
         let (last, shared) = match present {
             Some(present) => (present.tls.0, Arc::clone(&present.shared)),
-            None => (0, Arc::default()),
+            None => {
+                let teller = Teller::new(name.clone(), Arc::clone(&self.news));
+                (0, Arc::new(Shared { teller, ..Shared::default() }))
+            }
         };
-        clusters.retain(|_, kept| kept.state.strong_count() > 0 || kept.shared.told.receiver_count() > 0);
+        // Whoever holds an endpoint's state holds what its cluster has under way.
+        clusters.retain(|_, kept| Arc::strong_count(&kept.shared) > 1 || kept.shared.told.receiver_count() > 0);
         if tls.upstream().is_some() {
             self.certificates.want();
         }
@@ -431,163 +624,4 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::UpstreamTls;
-
-    fn id(port: u16) -> EndpointId {
-        EndpointId::new(std::net::SocketAddr::from(([127, 0, 0, 1], port)))
-    }
-
-    #[test]
-    fn state_is_found_again_while_a_request_holds_it_and_forgotten_after() {
-        let states = States::default();
-        let cluster = states.cluster(&"c".into(), &ClusterTls::None);
-        let guard = cluster.endpoint(&id(1), false).enter();
-        assert_eq!(cluster.endpoint(&id(1), false).in_flight(), 1);
-        drop(guard);
-        assert_eq!(cluster.endpoint(&id(1), false).in_flight(), 0);
-        for port in 2..100 {
-            drop(cluster.endpoint(&id(port), false));
-        }
-        assert!(cluster.len() < 10, "{}", cluster.len());
-        let before = Arc::downgrade(&cluster);
-        drop(cluster);
-        assert!(before.upgrade().is_none());
-    }
-
-    #[test]
-    fn connections_that_were_secured_in_another_way_are_not_found() {
-        let states = States::default();
-        let plain = states.cluster(&"c".into(), &ClusterTls::None);
-        let tls = |peer: &str| ClusterTls::Mutual(Arc::new(UpstreamTls::with([peer.parse().expect("an ID")])));
-        let secured = states.cluster(&"c".into(), &tls("spiffe://td/a"));
-        let other = states.cluster(&"c".into(), &tls("spiffe://td/b"));
-        assert!(!Arc::ptr_eq(&plain, &secured) && !Arc::ptr_eq(&secured, &other));
-        assert!(Arc::ptr_eq(&other, &states.cluster(&"c".into(), &tls("spiffe://td/b"))));
-        let (marked, unmarked) = (other.endpoint(&id(1), true), other.endpoint(&id(1), false));
-        assert!(!Arc::ptr_eq(&marked, &unmarked) && Arc::ptr_eq(&marked, &other.endpoint(&id(1), true)));
-    }
-
-    fn news(changes: &mut TlsChanges) -> Option<(ClusterTls, bool)> {
-        use std::future::Future;
-        use std::task::{Context, Poll, Waker};
-        match pin!(changes.next()).poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(news) => Some(news),
-            Poll::Pending => None,
-        }
-    }
-
-    #[test]
-    fn whoever_holds_a_connection_is_told_once_its_endpoint_is_marked_and_not_of_others() {
-        let states = States::default();
-        let marked = |marks: [bool; 2]| {
-            let mut endpoints = Endpoints::fixed([1, 2].map(|port| std::net::SocketAddr::from(([127, 0, 0, 1], port))));
-            for (endpoint, is_marked) in endpoints.localities[0].endpoints.iter_mut().zip(marks) {
-                endpoint.mutual_tls = is_marked;
-            }
-            endpoints
-        };
-        let cluster = states.cluster(&"c".into(), &ClusterTls::None);
-        states.tell();
-        let endpoints = [cluster.endpoint(&id(1), false), cluster.endpoint(&id(2), false)];
-        let mut changes = [endpoints[0].tls_changes(), endpoints[1].tls_changes()];
-        cluster.note_marks(&marked([true, false]));
-        assert_eq!(changes.each_mut().map(news), [None, None], "it is not in force yet");
-        states.tell();
-        assert_eq!(changes.each_mut().map(news), [Some((ClusterTls::None, true)), None]);
-        assert_eq!(changes.each_mut().map(news), [None, None], "it is told once");
-        // A later state of the cluster speaks of the same endpoints.
-        let secured = ClusterTls::Unusable("no".into());
-        states.cluster(&"c".into(), &secured).note_marks(&marked([false, true]));
-        states.tell();
-        assert_eq!(changes.each_mut().map(news), [Some((secured.clone(), false)), Some((secured, true))]);
-    }
-
-    #[test]
-    fn whoever_holds_a_connection_is_told_of_a_change_once_it_is_in_force() {
-        fn told(changes: &mut TlsChanges) -> Option<ClusterTls> {
-            news(changes).map(|(tls, _)| tls)
-        }
-        let states = States::default();
-        let unusable = |reason: &str| ClusterTls::Unusable(reason.into());
-        let changes = |state: &Arc<ClusterState>| state.endpoint(&id(1), false).tls_changes();
-        let first = states.cluster(&"c".into(), &ClusterTls::None);
-        let mut of_first = changes(&first);
-        states.tell();
-        assert_eq!(told(&mut of_first), None, "it is as it was");
-        let second = states.cluster(&"c".into(), &unusable("2"));
-        let mut of_second = changes(&second);
-        assert_eq!((told(&mut of_first), told(&mut of_second)), (None, None), "it is not in force yet");
-        states.tell();
-        assert_eq!((told(&mut of_first), told(&mut of_second)), (Some(unusable("2")), None));
-        // Nobody refers to the states any more, and still there is a connection.
-        drop((first, second));
-        _ = states.cluster(&"d".into(), &ClusterTls::None);
-        _ = states.cluster(&"c".into(), &unusable("3"));
-        states.tell();
-        assert_eq!((told(&mut of_first), told(&mut of_second)), (Some(unusable("3")), Some(unusable("3"))));
-        drop((of_first, of_second));
-        _ = states.cluster(&"d".into(), &ClusterTls::None);
-        assert!(!lock(&states.clusters).contains_key("c"), "it is forgotten");
-    }
-
-    #[test]
-    fn a_visited_endpoint_is_kept_until_it_has_been_idle_and_only_so_many() {
-        let cluster = ClusterState::default();
-        let (second, limit) = (Duration::from_secs(1), Duration::from_secs(3));
-        let visit = |port| Arc::downgrade(&cluster.visit(&id(port)));
-        let (idle, again, busy) = (visit(1), visit(2), visit(3));
-        let request = cluster.visit(&id(3)).enter();
-        for _ in 0..5 {
-            assert!(idle.upgrade().is_some());
-            assert!(again.ptr_eq(&visit(2)), "the same while it is in use");
-            cluster.pass(second, limit);
-        }
-        assert!(idle.upgrade().is_none() && again.upgrade().is_some() && busy.upgrade().is_some());
-        drop(request);
-        for _ in 0..5 {
-            cluster.pass(second, limit);
-        }
-        assert!(again.upgrade().is_none() && busy.upgrade().is_none());
-
-        let visited: Vec<_> = (0..5000).map(visit).collect();
-        assert_eq!(visited.iter().filter(|state| state.upgrade().is_some()).count(), MAX_VISITED);
-        assert!(cluster.len() < 3 * MAX_VISITED, "{}", cluster.len());
-        let beyond = cluster.visit(&id(6000));
-        assert!(Arc::ptr_eq(&beyond, &cluster.visit(&id(6000))), "shared while a request holds it");
-        drop(beyond);
-        // Once none of them is in use, the one that comes pushes out another.
-        cluster.pass(second, Duration::MAX);
-        let kept = visit(6000);
-        assert!(kept.upgrade().is_some());
-        assert_eq!(visited.iter().filter(|state| state.upgrade().is_some()).count(), MAX_VISITED - 1);
-        cluster.pass(second, Duration::ZERO);
-        cluster.pass(second, Duration::ZERO);
-        assert!(visited.iter().all(|state| state.upgrade().is_none()));
-    }
-
-    #[test]
-    fn a_filters_state_is_found_again_by_place_and_name_while_a_filter_holds_it() {
-        let (states, a, b) = (States::default(), Arc::from("a"), Arc::from("b"));
-        let counter = |place, name| states.filter(place, name).get(AtomicU32::default);
-        let first = counter("l", &a);
-        first.store(7, Ordering::Relaxed);
-        assert!(Arc::ptr_eq(&first, &counter("l", &a)));
-        for other in [counter("l", &b), counter("l/route", &a)] {
-            assert_eq!(other.load(Ordering::Relaxed), 0);
-        }
-        assert_eq!(*states.filter("l", &a).get(|| "another type"), "another type");
-        assert!(Arc::ptr_eq(&first, &counter("l", &a)), "each type has its own");
-        drop(first);
-        assert_eq!(counter("l", &a).load(Ordering::Relaxed), 0, "nobody held it");
-    }
-
-    #[test]
-    fn an_attachment_is_made_once_and_keeps_its_type() {
-        let state = ClusterState::default().endpoint(&id(1), false);
-        assert_eq!(state.attachment(|| 1u32), Some(&1));
-        assert_eq!(state.attachment(|| 2u32), Some(&1));
-        assert_eq!(state.attachment(|| "text"), None);
-    }
-}
+mod tests;

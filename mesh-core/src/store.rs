@@ -24,7 +24,7 @@ use crate::client_status::StatusHandle;
 use crate::error::{ErrorKind, Invalid, MeshError};
 use crate::id::{ListenerName, Target};
 use crate::resources::{Progress, Update};
-use crate::state::lock;
+use crate::state::{HealthNews, lock};
 use crate::tls::Certificates;
 use crate::view::{Extensions, TargetView};
 
@@ -68,7 +68,7 @@ pub struct Store {
 struct StoreState {
     targets: ArcSwap<Entries>,
     commands: Mutex<Vec<Command>>,
-    news: Notify,
+    news: Arc<Notify>,
     closed: AtomicBool,
     source: Arc<dyn Source>,
     certificates: Arc<Certificates>,
@@ -175,13 +175,15 @@ impl Store {
     /// or for a year, is forgotten.
     pub fn new(source: Arc<dyn Source>, extensions: Extensions, idle: Duration) -> (Store, Sink) {
         let certificates = Arc::<Certificates>::default();
-        let assembly = Assembly::new(extensions, Arc::clone(&certificates));
+        let news = Arc::new(Notify::new());
+        let health = Arc::new(HealthNews::new(Arc::clone(&news)));
+        let assembly = Assembly::new(extensions, Arc::clone(&certificates), health);
         let shared = Arc::new(StoreState {
             certificates,
             calls: Arc::default(),
             targets: ArcSwap::default(),
             commands: Mutex::default(),
-            news: Notify::new(),
+            news,
             closed: AtomicBool::new(false),
             source,
             // A clock cannot add any duration to the present.
@@ -369,7 +371,8 @@ impl Sink {
     }
 
     /// Waits until the application wants other things than before; `None` when the last store is gone. Nothing
-    /// is lost if the future is dropped.
+    /// is lost if the future is dropped. Meanwhile it keeps views up with what becomes of their endpoints: poll it whenever
+    /// nothing else is to be done.
     pub async fn changed(&mut self) -> Option<Progress> {
         loop {
             if self.shared.closed.load(Ordering::Acquire) {
@@ -385,6 +388,7 @@ impl Sink {
                     Command::DropServer(listener, address) => self.assembly.drop_server(&listener, address),
                 }
             }
+            self.assembly.follow_health();
             let progress = self.assembly.progress();
             if !progress.is_empty() {
                 return Some(progress);

@@ -76,10 +76,14 @@ fn update(changes: impl IntoIterator<Item = Change>) -> Update {
 
 /// The port that a request is sent to, or the error.
 fn send(entry: &TargetEntry) -> Result<String, MeshError> {
+    send_seeded(entry, 1)
+}
+
+fn send_seeded(entry: &TargetEntry, seed: u64) -> Result<String, MeshError> {
     let view = entry.view().ok_or_else(|| MeshError::new(ErrorKind::UnknownTarget, "no view"))?;
     let request = http::Request::get("http://t/").body(()).unwrap().into_parts().0;
     let head = RequestHead::of(&request)?;
-    let mut random = fastrand::Rng::with_seed(1);
+    let mut random = fastrand::Rng::with_seed(seed);
     let routed = view.find(&head, &mut random)?;
     let pick = routed.cluster.expect("a forwarding route").pick(&mut PickArgs::new(&mut random), || "t:80")?;
     Ok(pick.in_flight.endpoint().id().to_string())
@@ -411,4 +415,66 @@ proptest! {
             }
         }
     }
+}
+
+/// The endpoint of this port.
+fn endpoint(entry: &TargetEntry, port: u16) -> Arc<crate::state::EndpointState> {
+    let view = entry.view().unwrap();
+    let leaves = view.clusters()[0].leaves();
+    let all = leaves.iter().flat_map(|leaf| {
+        let localities = &leaf.endpoints.as_ref().unwrap().localities;
+        let endpoints = localities.iter().flat_map(|locality| &locality.endpoints);
+        endpoints.map(|endpoint| leaf.state.endpoint(&endpoint.id, false))
+    });
+    let id = format!("127.0.0.1:{port}");
+    all.into_iter().find(|endpoint| endpoint.id().to_string() == id).unwrap()
+}
+
+/// The ports that requests are sent to.
+fn ports(entry: &TargetEntry) -> BTreeSet<String> {
+    (0..100).filter_map(|_| send_seeded(entry, fastrand::u64(..)).ok()).collect()
+}
+
+#[tokio::test]
+async fn endpoints_that_cannot_be_reached_get_no_requests_and_their_priority_gives_way_without_a_push() {
+    let (store, mut sink) = store();
+    let entry = store.target("t").unwrap();
+    _ = sink.changed().await;
+    _ = sink.apply(update([listener("t", "r")]));
+    _ = sink.apply(update([route("r", &["a"])]));
+    let aggregate = cluster("a", ClusterKind::Aggregate(vec!["b".into(), "c".into()]));
+    _ = sink.apply(update([aggregate]));
+    _ = sink.apply(update([eds("b"), eds("c")]));
+    _ = sink.apply(update([endpoints("b", &[1, 2]), endpoints("c", &[3])]));
+    let sees = |expected: &[u16]| {
+        let expected: BTreeSet<String> = expected.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        assert_eq!(ports(&entry), expected);
+    };
+    sees(&[1, 2]);
+    let (one, two, three) = (endpoint(&entry, 1), endpoint(&entry, 2), endpoint(&entry, 3));
+    let (now, mut random) = (std::time::Instant::now(), fastrand::Rng::with_seed(1));
+    let settled = |sink: &mut Sink| {
+        let changed = std::pin::pin!(sink.changed());
+        assert!(changed.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    };
+    one.note_unreachable(now, &mut random);
+    settled(&mut sink);
+    // Of its priority 70 % are left: the rest goes to the next one.
+    sees(&[2, 3]);
+    two.note_unreachable(now, &mut random);
+    settled(&mut sink);
+    sees(&[3]);
+    three.note_unreachable(now, &mut random);
+    settled(&mut sink);
+    // Nobody can be reached: all are tried.
+    sees(&[1, 2]);
+    // Another push does not forget it.
+    three.note_reachable();
+    _ = sink.apply(update([endpoints("c", &[3, 4])]));
+    settled(&mut sink);
+    sees(&[3, 4]);
+    one.note_reachable();
+    two.note_reachable();
+    settled(&mut sink);
+    sees(&[1, 2]);
 }

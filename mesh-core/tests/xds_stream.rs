@@ -455,7 +455,7 @@ async fn client_rule_36_the_status_has_every_resource_as_it_was_received() {
     for features in VARIANTS {
         let server = ManagementServer::start();
         let mut good = cluster("a", "1");
-        good.outlier_detection = Some(Default::default());
+        good.preconnect_policy = Some(Default::default());
         server.put("a", &good);
         server.put("b", &PbCluster { name: "b".into(), ..Default::default() });
         let mut client = Client::of(&server, features);
@@ -468,7 +468,7 @@ async fn client_rule_36_the_status_has_every_resource_as_it_was_received() {
         assert_eq!((a.state, a.key.to_string()), (ResourceState::Acked, "cluster a".to_owned()));
         assert!(a.last_updated.is_some());
         assert_eq!(*a.raw.as_ref().unwrap().value, *prost::Message::encode_to_vec(&good));
-        assert_eq!(*a.ignored, ["outlier_detection.(outlier detection is not supported yet)".to_owned()]);
+        assert_eq!(*a.ignored, ["preconnect_policy".to_owned()]);
         assert_eq!((b.state, b.version.as_str(), b.raw.is_none()), (ResourceState::Nacked, "", true));
         let error = b.error.as_ref().unwrap();
         assert!(error.details.contains("load_assignment: missing") && error.raw.is_some());

@@ -52,7 +52,7 @@ async fn a_field_without_effect_is_said_once_for_each_resource_and_counted() {
     let server = ManagementServer::start();
     let with_breakers = |name: &str, service: &str| {
         let mut cluster = eds_cluster(name);
-        cluster.outlier_detection = Some(Default::default());
+        cluster.preconnect_policy = Some(Default::default());
         cluster.eds_cluster_config.as_mut().unwrap().service_name = service.into();
         cluster
     };

@@ -11,10 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
+use mesh_core::state::ConnectionPermit;
 use mesh_core::tls::{Certificates, FileReader, ForeignPeer, Peer};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 use tokio_rustls::TlsStream;
 
 pub(crate) use both::{Both, Half};
@@ -45,6 +47,10 @@ pub(crate) struct Io {
     /// Why they may not travel any more.
     reason: Option<Arc<str>>,
     retired: Retired,
+    /// Runs until the connection is too old.
+    ages: Option<Pin<Box<Sleep>>>,
+    /// Its place among the connections of its cluster.
+    permit: Option<ConnectionPermit>,
 }
 
 /// Whether a connection should carry no new request: it ends soon.
@@ -84,7 +90,18 @@ fn retirement(now: SystemTime, end: SystemTime) -> SystemTime {
 impl Io {
     /// Bytes that may travel until `forbidden` says why they may not. Whoever reads or writes is woken then.
     pub(crate) fn new(bytes: Bytes, forbidden: impl Future<Output = Arc<str>> + Send + 'static) -> Self {
-        Io { bytes, forbidden: Both::new(forbidden), reason: None, retired: Retired::default() }
+        let (forbidden, retired) = (Both::new(forbidden), Retired::default());
+        Io { bytes, forbidden, reason: None, retired, ages: None, permit: None }
+    }
+
+    /// Retires the connection after this time.
+    pub(crate) fn retire_in(&mut self, time: Duration) {
+        self.ages = Some(Box::pin(tokio::time::sleep(time)));
+    }
+
+    /// Keeps the connection's place among those of its cluster as long as it lives.
+    pub(crate) fn hold(&mut self, permit: ConnectionPermit) {
+        self.permit = Some(permit);
     }
 
     /// The same for a client's connection, which ends in three ways: it retires once it is `replaceable`; once the peer is
@@ -137,6 +154,12 @@ impl Io {
     /// The bytes, if they may travel.
     #[inline]
     fn allowed(&mut self, cx: &mut Context<'_>, half: Half) -> io::Result<&mut Bytes> {
+        if let Some(ages) = &mut self.ages
+            && ages.as_mut().poll(cx).is_ready()
+        {
+            self.retired.0.store(true, Ordering::Relaxed);
+            self.ages = None;
+        }
         if self.reason.is_none()
             && let Poll::Ready(reason) = self.forbidden.poll(cx, half)
         {

@@ -18,7 +18,7 @@ use mesh_core::view::Extensions;
 use crate::drain::Drain;
 use crate::listeners::Listeners;
 use crate::outbound::{FixedTarget, OutboundContext};
-use crate::transport::close_idle;
+use crate::transport::{close_idle, look_after};
 
 /// The longest time that can be set. Longer ones mean "for ever", and a clock cannot add them to the present.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -269,6 +269,7 @@ impl MeshBuilder {
             .name("mesh-config".into())
             .spawn(move || {
                 runtime.block_on(async {
+                    tokio::spawn(look_after(targets.clone()));
                     tokio::spawn(close_idle(targets));
                     source.run(sink).await;
                 });

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
-use http::{HeaderValue, Method, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Reply;
 use mesh_core::model::{DirectResponse, PathChange, PathTest, Redirect, RouteMatch};
@@ -29,11 +29,17 @@ pub fn error(error: &MeshError, is_grpc: bool) -> Response<Bytes> {
     } else {
         text(error.kind().http_status(), message)
     };
+    if error.kind() == ErrorKind::Overflow {
+        response.headers_mut().insert(OVERLOADED, HeaderValue::from_static("true"));
+    }
     if let Some(set) = error.response_headers() {
         response.headers_mut().extend(set.clone());
     }
     response
 }
+
+/// Tells a caller that a limit was in the way, and that it was not the server's (Envoy's).
+const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
 /// An answer of the mesh to a request of this method: to HEAD, the head alone (RFC 9110, 9.3.2).
 pub(crate) fn to(method: &Method, mut response: Response<Bytes>) -> Response<Bytes> {

@@ -214,13 +214,22 @@ fn connection_pool(written: &ConnectionPool) -> traffic::ConnectionPool {
     let http = written.http.as_ref();
     traffic::ConnectionPool {
         connect_timeout: tcp.and_then(|tcp| tcp.connect_timeout),
-        idle_timeout: http.and_then(|http| http.idle_timeout),
+        // Istio takes that of TCP where HTTP has none of its own (cluster_traffic_policy.go).
+        idle_timeout: http.and_then(|http| http.idle_timeout).or(tcp.and_then(|tcp| tcp.idle_timeout)),
+        max_connection_duration: tcp.and_then(|tcp| tcp.max_connection_duration),
+        tcp_keepalive: tcp.and_then(|tcp| tcp.tcp_keepalive.as_ref()).map(|written| traffic::TcpKeepalive {
+            probes: written.probes,
+            time: written.time,
+            interval: written.interval,
+        }),
         max_requests_per_connection: http.and_then(|http| http.max_requests_per_connection).map(limit),
         max_connections: tcp.and_then(|tcp| tcp.max_connections).map(limit).unwrap_or_default(),
         max_pending_requests: http.and_then(|http| http.http1_max_pending_requests).map(limit).unwrap_or_default(),
         max_requests: http.and_then(|http| http.http2_max_requests).map(limit).unwrap_or_default(),
         max_retries: http.and_then(|http| http.max_retries).map(limit).unwrap_or_default(),
         upgrades_to_http2: http.is_some_and(|http| http.h2_upgrade_policy == H2UpgradePolicy::Upgrade),
+        as_caller: http.is_some_and(|http| http.use_client_protocol == Some(true)),
+        max_concurrent_streams: http.and_then(|http| http.max_concurrent_streams).map(limit),
     }
 }
 

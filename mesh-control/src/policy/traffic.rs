@@ -45,6 +45,10 @@ pub struct ConnectionPool {
     pub connect_timeout: Option<Duration>,
     /// How long a connection may be idle, if a rule says so.
     pub idle_timeout: Option<Duration>,
+    /// How old a connection may become, if a rule says so.
+    pub max_connection_duration: Option<Duration>,
+    /// Probes of the operating system, if a rule says so.
+    pub tcp_keepalive: Option<TcpKeepalive>,
     /// Requests before a connection is closed, if a rule says so.
     pub max_requests_per_connection: Option<Limit>,
     /// Connections.
@@ -57,6 +61,21 @@ pub struct ConnectionPool {
     pub max_retries: Limit,
     /// Whether what is HTTP/1.1 by its port becomes HTTP/2.
     pub upgrades_to_http2: bool,
+    /// Whether requests go on in the HTTP that they came in, whatever the port says.
+    pub as_caller: bool,
+    /// Streams on one connection, if a rule says so.
+    pub max_concurrent_streams: Option<Limit>,
+}
+
+/// Probes of the operating system on an idle connection; what is not set is the system's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpKeepalive {
+    /// How many are not answered before the connection is dead.
+    pub probes: Option<u32>,
+    /// After how much silence the first one is sent.
+    pub time: Option<Duration>,
+    /// How far apart they are.
+    pub interval: Option<Duration>,
 }
 
 impl ConnectionPool {

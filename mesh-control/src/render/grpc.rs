@@ -3,6 +3,7 @@
 //!
 //! gRFC A28 routes, A31 timeouts, A33 faults, A37 logical DNS, A39 filters, A44 retries, A52 balancing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
@@ -24,9 +25,10 @@ use super::proto::{FAULT_FILTER, ads, any, duration, extension, number, regex};
 use super::tls::Security;
 use super::{BLACK_HOLE, Degraded, Found, fault, found_by, nowhere};
 use crate::policy::Cluster;
+use crate::policy::destination_rules::MergedRule;
 use crate::policy::route::{AbortWith, Action, Condition, Faults, Forward, PathRewrite, Retry, RetryOn, Route};
 use crate::policy::text::TextMatch;
-use crate::policy::traffic::Balancer;
+use crate::policy::traffic::{Balancer, Limit, LocalOrigin, OutlierDetection};
 use crate::registry::WrittenEndpoint;
 
 /// Beyond this many conditions on missing headers, their combinations are too many.
@@ -285,6 +287,8 @@ pub(super) fn render_cluster(
     };
     rendered.transport_socket = security.socket;
     note_limits(seen, degraded);
+    rendered.outlier_detection =
+        seen.traffic.outlier_detection.as_ref().and_then(|detection| outlier_detection(seen.rule, detection, degraded));
     match seen.traffic.balancer {
         Balancer::LeastRequest => {
             // gRFC A52: the first one that a client knows.
@@ -331,14 +335,66 @@ fn note_limits(seen: &Cluster<'_>, degraded: &mut Vec<Degraded>) {
     let pool = &seen.traffic.connection_pool;
     let limits = [
         ("tcp.connectTimeout", pool.connect_timeout.is_some()),
+        ("tcp.tcpKeepalive", pool.tcp_keepalive.is_some()),
+        ("tcp.maxConnectionDuration", pool.max_connection_duration.is_some()),
+        ("tcp.maxConnections", pool.max_connections != Limit::Unlimited),
         ("http.idleTimeout", pool.idle_timeout.is_some()),
         ("http.maxRequestsPerConnection", pool.max_requests_per_connection.is_some()),
+        ("http.http1MaxPendingRequests", pool.max_pending_requests != Limit::Unlimited),
+        ("http.maxConcurrentStreams", pool.max_concurrent_streams.is_some()),
     ];
     for (field, _) in limits.into_iter().filter(|(_, is_set)| *is_set) {
         let what = "the client's own setting holds".to_owned();
         degraded.push(Degraded::of_rule(rule, &format!("connectionPool.{field}"), what));
     }
 }
+
+/// gRFC A50 knows no failures in a row. What comes next to them: an endpoint of whose calls in an interval, as many at least
+/// as would be enough in a row, nearly all failed. Rates are compared with nobody's, as in Istio; and gRPC's clients
+/// always may eject one endpoint.
+fn outlier_detection(
+    rule: Option<&Arc<MergedRule>>,
+    detection: &OutlierDetection,
+    degraded: &mut Vec<Degraded>,
+) -> Option<cluster::OutlierDetection> {
+    let mut note = |field: &str, what: String| {
+        if let Some(rule) = rule {
+            degraded.push(Degraded::of_rule(rule, &format!("outlierDetection{field}"), what));
+        }
+    };
+    if let LocalOrigin::Failures(_) = detection.local_origin {
+        let what = "where calls cannot be made, the client goes to another endpoint by itself";
+        note(".splitExternalLocalOriginErrors", what.to_owned());
+    }
+    if detection.min_health_percent > 0 {
+        note(".minHealthPercent", "those that fail stay out, however few are left".to_owned());
+    }
+    let Some(in_a_row) = detection.consecutive_5xx.or(detection.consecutive_gateway_errors) else {
+        note("", "nothing is left of it: no endpoint is ejected".to_owned());
+        return None;
+    };
+    note(
+        "",
+        format!(
+            "it counts no failures in a row: an endpoint is ejected of whose calls in an interval, {in_a_row} at least, \
+             {FAILURE_PERCENT} % fail or more"
+        ),
+    );
+    Some(cluster::OutlierDetection {
+        interval: detection.interval.map(duration),
+        base_ejection_time: detection.base_ejection_time.map(duration),
+        max_ejection_percent: detection.max_ejection_percent.and_then(number),
+        enforcing_success_rate: number(0),
+        failure_percentage_threshold: number(FAILURE_PERCENT),
+        enforcing_failure_percentage: number(100),
+        failure_percentage_minimum_hosts: number(1),
+        failure_percentage_request_volume: number(in_a_row.get()),
+        ..Default::default()
+    })
+}
+
+/// The share of failed calls that stands for failures in a row (the default of gRFC A50).
+const FAILURE_PERCENT: u32 = 85;
 
 /// gRFC A32 looks at `max_requests` only, and takes 1024 where there is none; Istio's default is no limit.
 fn circuit_breakers(seen: &Cluster<'_>) -> cluster::CircuitBreakers {

@@ -3,6 +3,7 @@
 //! not).
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
@@ -34,7 +35,9 @@ use crate::policy::route::{
     RetryOn, Route,
 };
 use crate::policy::text::TextMatch;
-use crate::policy::traffic::{Balancer, CONNECT_TIMEOUT, ConnectionPool, Limit, LocalOrigin, OutlierDetection};
+use crate::policy::traffic::{
+    Balancer, CONNECT_TIMEOUT, ConnectionPool, Limit, LocalOrigin, OutlierDetection, TcpKeepalive,
+};
 use crate::registry::WrittenEndpoint;
 
 /// Istio answers with up to 1 MiB; Envoy's own limit is 4 KiB.
@@ -285,6 +288,7 @@ pub(super) fn render_cluster(
         connect_timeout: Some(duration(seen.traffic.connection_pool.connect_timeout_or_default())),
         lb_policy: lb_policy(seen.traffic.balancer).into(),
         circuit_breakers: Some(circuit_breakers(&seen.traffic.connection_pool)),
+        upstream_connection_options: seen.traffic.connection_pool.tcp_keepalive.map(keepalive),
         outlier_detection: seen.traffic.outlier_detection.as_ref().map(outlier_detection),
         common_lb_config: seen.traffic.outlier_detection.as_ref().map(panic_threshold),
         typed_extension_protocol_options: http_options(seen),
@@ -321,6 +325,7 @@ pub(super) fn passthrough() -> cluster::Cluster {
         connect_timeout: Some(duration(CONNECT_TIMEOUT)),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst.into())),
         lb_policy: LbPolicy::ClusterProvided.into(),
+        circuit_breakers: Some(circuit_breakers(&ConnectionPool::default())),
         typed_extension_protocol_options: callers_http(),
         ..Default::default()
     }
@@ -345,6 +350,22 @@ fn circuit_breakers(pool: &ConnectionPool) -> cluster::CircuitBreakers {
             max_retries: threshold(pool.max_retries),
             ..Default::default()
         }],
+        ..Default::default()
+    }
+}
+
+/// Probes on idle connections; whole seconds, as the operating system has them, and never none.
+fn keepalive(probes: TcpKeepalive) -> cluster::UpstreamConnectionOptions {
+    let seconds = |time: Option<Duration>| {
+        let seconds = time.map(|time| time.as_secs() + u64::from(time.subsec_nanos() > 0));
+        seconds.and_then(|seconds| number(u32::try_from(seconds).unwrap_or(u32::MAX)))
+    };
+    cluster::UpstreamConnectionOptions {
+        tcp_keepalive: Some(core::TcpKeepalive {
+            keepalive_probes: probes.probes.and_then(number),
+            keepalive_time: seconds(probes.time),
+            keepalive_interval: seconds(probes.interval),
+        }),
         ..Default::default()
     }
 }

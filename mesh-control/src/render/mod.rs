@@ -482,26 +482,38 @@ fn fault(faults: &Faults) -> Option<fault_pb::HttpFault> {
 fn http_options(seen: &Cluster<'_>) -> HashMap<String, Any> {
     use upstream::http_protocol_options::explicit_http_config::ProtocolConfig;
     use upstream::http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions};
+    let explicit =
+        |protocol| UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(protocol) });
     let pool = &seen.traffic.connection_pool;
     let is_http2 = seen.port.protocol.is_http2() || pool.upgrades_to_http2;
     let idle_timeout = pool.idle_timeout;
     let max_requests = pool.max_requests_per_connection.and_then(Limit::number);
-    if !is_http2 && idle_timeout.is_none() && max_requests.is_none() {
+    let longest = pool.max_connection_duration;
+    if !is_http2 && !pool.as_caller && idle_timeout.is_none() && max_requests.is_none() && longest.is_none() {
         return HashMap::new();
     }
-    let protocol = match is_http2 {
-        true => ProtocolConfig::Http2ProtocolOptions(Default::default()),
-        false => ProtocolConfig::HttpProtocolOptions(Default::default()),
+    let http2 = core::Http2ProtocolOptions {
+        // More than this the protocol has no number for.
+        max_concurrent_streams: pool
+            .max_concurrent_streams
+            .and_then(Limit::number)
+            .filter(|streams| *streams < i32::MAX as u32)
+            .and_then(proto::number),
+        ..Default::default()
+    };
+    let protocol = match (pool.as_caller, is_http2) {
+        (true, _) => UpstreamProtocolOptions::UseDownstreamProtocolConfig(as_caller(http2)),
+        (false, true) => explicit(ProtocolConfig::Http2ProtocolOptions(http2)),
+        (false, false) => explicit(ProtocolConfig::HttpProtocolOptions(Default::default())),
     };
     let options = upstream::HttpProtocolOptions {
         common_http_protocol_options: Some(core::HttpProtocolOptions {
             idle_timeout: idle_timeout.map(proto::duration),
+            max_connection_duration: longest.map(proto::duration),
             max_requests_per_connection: max_requests.and_then(proto::number),
             ..Default::default()
         }),
-        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
-            protocol_config: Some(protocol),
-        })),
+        upstream_protocol_options: Some(protocol),
         ..Default::default()
     };
     extension_options(&options)
@@ -509,16 +521,19 @@ fn http_options(seen: &Cluster<'_>) -> HashMap<String, Any> {
 
 /// HTTP/1.1 or HTTP/2, as the caller has it.
 fn callers_http() -> HashMap<String, Any> {
-    use upstream::http_protocol_options::{UpstreamProtocolOptions, UseDownstreamHttpConfig};
-    let as_caller = UseDownstreamHttpConfig {
-        http_protocol_options: Some(Default::default()),
-        http2_protocol_options: Some(Default::default()),
-        ..Default::default()
-    };
+    use upstream::http_protocol_options::UpstreamProtocolOptions::UseDownstreamProtocolConfig;
     extension_options(&upstream::HttpProtocolOptions {
-        upstream_protocol_options: Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(as_caller)),
+        upstream_protocol_options: Some(UseDownstreamProtocolConfig(as_caller(Default::default()))),
         ..Default::default()
     })
+}
+
+fn as_caller(http2: core::Http2ProtocolOptions) -> upstream::http_protocol_options::UseDownstreamHttpConfig {
+    upstream::http_protocol_options::UseDownstreamHttpConfig {
+        http_protocol_options: Some(Default::default()),
+        http2_protocol_options: Some(http2),
+        ..Default::default()
+    }
 }
 
 fn extension_options(options: &upstream::HttpProtocolOptions) -> HashMap<String, Any> {

@@ -49,11 +49,20 @@ spec:
   trafficPolicy:
     connectionPool:
       tcp: {connectTimeout: 3s}
-      http: {idleTimeout: 7s, maxRequestsPerConnection: 7, h2UpgradePolicy: UPGRADE, http2MaxRequests: 9}
+      http: {idleTimeout: 7s, maxRequestsPerConnection: 7, h2UpgradePolicy: UPGRADE, http2MaxRequests: 9, maxConcurrentStreams: 5}
     portLevelSettings:
     - {port: {number: 82}, connectionPool: {http: {idleTimeout: 8s}}}
   subsets:
   - {name: v1, labels: {v: "1"}, trafficPolicy: {tls: {mode: SIMPLE}}}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: limits, namespace: shop}
+spec:
+  host: vms
+  trafficPolicy: {connectionPool: {tcp: {idleTimeout: 6s}, http: {http2MaxRequests: 6, h2UpgradePolicy: UPGRADE}}, outlierDetection: {interval: 6s, baseEjectionTime: 6s, maxEjectionPercent: 6}, portLevelSettings: [{port: {number: 81}, connectionPool: {tcp: {idleTimeout: 7s}, http: {http2MaxRequests: 7, h2UpgradePolicy: UPGRADE}}, outlierDetection: {interval: 7s, baseEjectionTime: 7s, maxEjectionPercent: 7}}]}
+  subsets:
+  - {name: v1, labels: {v: "1"}, trafficPolicy: {connectionPool: {tcp: {idleTimeout: 8s}, http: {http2MaxRequests: 8, h2UpgradePolicy: UPGRADE}}, outlierDetection: {interval: 8s, baseEjectionTime: 8s, maxEjectionPercent: 8}, portLevelSettings: [{port: {number: 81}, connectionPool: {tcp: {idleTimeout: 9s}, http: {http2MaxRequests: 9, h2UpgradePolicy: UPGRADE}}, outlierDetection: {interval: 9s, baseEjectionTime: 9s, maxEjectionPercent: 9}}]}}
 ---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -496,24 +505,8 @@ fn the_library_accepts_what_it_is_told_and_passes_over_nothing_that_is_not_repor
         ("Route virtual_hosts.routes.route.retry_policy.per_try_timeout", "VirtualService http.retries.perTryTimeout"),
         ("Route virtual_hosts.routes.route.retry_policy.retriable_status_codes", "VirtualService http.retries.retryOn"),
         (
-            "Cluster circuit_breakers.thresholds.max_connections",
-            "DestinationRule trafficPolicy.connectionPool.tcp.maxConnections",
-        ),
-        (
-            "Cluster circuit_breakers.thresholds.max_pending_requests",
-            "DestinationRule trafficPolicy.connectionPool.http.http1MaxPendingRequests",
-        ),
-        (
             "Cluster circuit_breakers.thresholds.max_retries",
             "DestinationRule trafficPolicy.connectionPool.http.maxRetries",
-        ),
-        (
-            "Cluster circuit_breakers.thresholds.max_requests",
-            "DestinationRule trafficPolicy.connectionPool.http.http2MaxRequests",
-        ),
-        (
-            "Cluster outlier_detection.(outlier detection is not supported yet)",
-            "DestinationRule trafficPolicy.outlierDetection",
         ),
         (
             "Route virtual_hosts.routes.action (host_rewrite_literal of a weighted cluster is not supported yet)",

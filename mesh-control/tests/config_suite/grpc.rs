@@ -30,7 +30,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter,
 };
-use envoy_types::pb::google::protobuf::Duration;
+use envoy_types::pb::google::protobuf::{Duration, UInt32Value};
 use mesh_control::catalog::{ClientClass, Kind};
 use mesh_control::plane::Plane;
 use prost::Message;
@@ -250,6 +250,7 @@ fn check_cluster(cluster: &Cluster, name: &str) -> bool {
         eds_cluster_config: cluster.eds_cluster_config.clone(),
         load_assignment: cluster.load_assignment.clone(),
         circuit_breakers: cluster.circuit_breakers.clone(),
+        outlier_detection: cluster.outlier_detection.clone(),
         metadata: cluster.metadata.clone(),
         connect_timeout: cluster.connect_timeout,
         ..Default::default()
@@ -475,6 +476,38 @@ fn a_cluster_for_grpc_balances_by_round_robin_unless_a_rule_says_otherwise() {
     let cluster = Seen::new(&plane, grpc_client("shop")).cluster("outbound|80||web.shop.svc.cluster.local");
     assert_eq!(cluster.circuit_breakers.unwrap().thresholds[0].max_requests.as_ref().unwrap().value, 5);
     assert_eq!(degraded(&plane).len(), 3);
+}
+
+#[test]
+fn outlier_detection_is_told_as_far_as_grpc_goes_and_what_is_lost_is_said() {
+    let field = |name: &str| format!("trafficPolicy.outlierDetection{name}");
+    for (written, volume, lost) in [
+        ("{}", Some(5), vec![field("")]),
+        ("{consecutive5xxErrors: 7}", Some(7), vec![field("")]),
+        ("{consecutive5xxErrors: 0, consecutiveGatewayErrors: 3}", Some(3), vec![field("")]),
+        ("{consecutive5xxErrors: 0}", None, vec![field("")]),
+        (
+            "{minHealthPercent: 50, splitExternalLocalOriginErrors: true}",
+            Some(5),
+            vec![field(""), field(".minHealthPercent"), field(".splitExternalLocalOriginErrors")],
+        ),
+    ] {
+        let policy = format!("trafficPolicy: {{outlierDetection: {written}}}");
+        let plane = plane_from(&(SERVICE.replace("SUBSETS", &policy) + "  - route: [{destination: {host: web}}]"));
+        let cluster = Seen::new(&plane, grpc_client("shop")).cluster("outbound|80||web.shop.svc.cluster.local");
+        let told = cluster.outlier_detection;
+        assert_eq!(told.is_some(), volume.is_some(), "{written}");
+        if let Some(told) = told {
+            let value = |value: Option<UInt32Value>| value.map(|value| value.value);
+            assert_eq!(value(told.failure_percentage_request_volume), volume, "{written}");
+            assert_eq!(value(told.failure_percentage_minimum_hosts), Some(1));
+            assert_eq!(value(told.enforcing_failure_percentage), Some(100));
+            assert_eq!(value(told.enforcing_success_rate), Some(0), "not set, it would be enforced");
+        }
+        let mut said = degraded(&plane);
+        said.sort();
+        assert_eq!(said, lost, "{written}");
+    }
 }
 
 #[test]

@@ -1,7 +1,11 @@
 //! What a request experiences: YAML, the embedded control plane, the library's own client, and servers over sockets.
 
+mod breakers;
 mod calling;
 mod objects;
+mod outliers;
 mod rules;
 mod support;
 mod table;
+mod unreachable;
+mod upstream;

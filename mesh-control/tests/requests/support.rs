@@ -37,19 +37,19 @@ impl Answer {
 /// A client in a mesh of its own.
 pub(crate) struct World {
     _control: Embedded,
-    _dir: Option<tempfile::TempDir>,
-    mesh: Mesh,
+    dir: Option<tempfile::TempDir>,
+    pub(crate) mesh: Mesh,
     ends: Ends,
 }
 
-/// How many tries each request took, and which route.
+/// How many tries each request took, which route, and why it failed.
 #[derive(Clone, Debug, Default)]
-struct Ends(Arc<Mutex<Vec<(u32, String)>>>);
+struct Ends(Arc<Mutex<Vec<(u32, String, &'static str)>>>);
 
 impl Observer for Ends {
     fn on_end(&self, request: &RequestInfo) {
         let route = request.route().unwrap_or_default().to_owned();
-        self.0.lock().unwrap().push((request.attempts, route));
+        self.0.lock().unwrap().push((request.attempts, route, request.response_flag()));
     }
 }
 
@@ -68,7 +68,7 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.yaml"), yaml).unwrap();
         let world = World::start(Config::dir(dir.path()), "default", &[]).await;
-        World { _dir: Some(dir), ..world }
+        World { dir: Some(dir), ..world }
     }
 
     /// A client in the namespace `default` that may call what is described, and nothing else.
@@ -92,7 +92,7 @@ impl World {
         let ends = Ends::default();
         let mesh = Mesh::builder().source(control.source(bootstrap)).observer(ends.clone());
         let mesh = mesh.cold_start_wait(Duration::from_secs(5)).start().unwrap();
-        World { _control: control, _dir: None, mesh, ends }
+        World { _control: control, dir: None, mesh, ends }
     }
 
     pub(crate) async fn ask(&self, request: Request<Body>) -> Result<Answer, MeshError> {
@@ -124,7 +124,20 @@ impl World {
         self.last().1
     }
 
-    fn last(&self) -> (u32, String) {
+    /// Why the mesh failed the last request, as Envoy says it.
+    pub(crate) fn flag(&self) -> &'static str {
+        self.last().2
+    }
+
+    /// Gives the file another text.
+    pub(crate) fn rewrite(&self, yaml: &str) {
+        let dir = self.dir.as_ref().expect("a world of a file").path();
+        // At once, so that no half of it is read.
+        std::fs::write(dir.join(".next"), yaml).unwrap();
+        std::fs::rename(dir.join(".next"), dir.join("config.yaml")).unwrap();
+    }
+
+    fn last(&self) -> (u32, String, &'static str) {
         self.ends.0.lock().unwrap().last().expect("a request that is over").clone()
     }
 }

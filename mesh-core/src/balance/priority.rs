@@ -177,6 +177,7 @@ impl Priority {
         let is_not_leaving: fn(Health) -> bool = |health| health != Health::Draining;
         let (all, healthy, degraded) = (count(is_not_leaving), count(Health::is_pickable), count(is_degraded));
         let health = |available: u64| (factor * available).checked_div(all).unwrap_or(0).min(100);
+        let may_be_tried: fn(Health) -> bool = |health| !matches!(health, Health::Draining | Health::Unreachable);
         // Degraded endpoints are available ones (Envoy, panic threshold).
         let may_panic = all > 0 && (healthy + degraded) * 100 < u64::from(policy.panic_percent) * all;
         Priority {
@@ -185,7 +186,7 @@ impl Priority {
             balancer: Arc::clone(balancer),
             healthy: set(Health::is_pickable),
             degraded: set(is_degraded),
-            all: may_panic.then(|| set(is_not_leaving)),
+            all: may_panic.then(|| set(may_be_tried)).filter(|set| !set.is_empty()),
             health: health(healthy),
             degraded_health: health(degraded),
         }

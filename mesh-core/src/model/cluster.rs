@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::id::ClusterName;
 use crate::identity::SpiffeId;
-use crate::model::{Endpoints, FileTls};
+use crate::model::{CircuitBreakers, Endpoints, FileTls, OutlierDetection};
 
 /// A validated Cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +31,15 @@ pub struct Cluster {
     pub max_requests_per_connection: Option<u32>,
     /// How many streams one HTTP/2 connection may carry at once; the peer's own limit counts too.
     pub max_concurrent_streams: Option<u32>,
+    /// When a connection is retired, however busy. Envoy's default is never.
+    pub max_connection_duration: Option<Duration>,
+    /// Probes of the operating system on idle connections; `None` = none.
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    /// How much it may have under way. No limits by default; Envoy's ([`CircuitBreakers::ENVOY`]) where a control plane
+    /// says nothing.
+    pub circuit_breakers: CircuitBreakers,
+    /// Which of its endpoints get no requests for a while, since they fail; `None` = none.
+    pub outlier_detection: Option<OutlierDetection>,
     /// The service it stands for: host, name and namespace (`metadata.filter_metadata["istio"].services[0]`).
     pub service: Option<Arc<(String, String, String)>>,
 }
@@ -96,6 +105,17 @@ impl Default for PriorityPolicy {
     fn default() -> Self {
         PriorityPolicy { panic_percent: 50 }
     }
+}
+
+/// Probes of the operating system on a connection that is idle. What is `None` is the system's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpKeepalive {
+    /// How many are not answered before the connection is dead.
+    pub probes: Option<u32>,
+    /// How long the connection is silent before the first.
+    pub time: Option<Duration>,
+    /// How far apart they are.
+    pub interval: Option<Duration>,
 }
 
 /// What the endpoints of a cluster speak. Exhaustive: one more is one more way to talk to them.
@@ -190,6 +210,10 @@ impl Cluster {
             idle_timeout: Some(Duration::from_secs(3600)),
             max_requests_per_connection: None,
             max_concurrent_streams: None,
+            max_connection_duration: None,
+            tcp_keepalive: None,
+            circuit_breakers: CircuitBreakers::default(),
+            outlier_detection: None,
             service: None,
         }
     }

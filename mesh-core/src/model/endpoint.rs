@@ -20,6 +20,8 @@ pub enum Health {
     Draining,
     /// It must not be picked. Also TIMEOUT.
     Unhealthy,
+    /// It cannot be reached, as this process found out: not picked in panic, either.
+    Unreachable,
 }
 
 impl Health {

@@ -27,7 +27,9 @@ mod filter;
 mod header_text;
 mod jwks;
 mod jwt;
+mod limits;
 mod listener;
+mod outlier;
 mod path_rewrite;
 mod rbac;
 mod re2;
@@ -35,7 +37,9 @@ mod retry;
 mod route;
 mod strings;
 
-pub use cluster::{BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, PriorityPolicy, UpstreamTls};
+pub use cluster::{
+    BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, PriorityPolicy, TcpKeepalive, UpstreamTls,
+};
 pub use endpoint::{Endpoint, Endpoints, Health, LocalityEndpoints};
 pub use ext_authz::{CheckProtocol, ExtAuthz, HttpCheck, IN_PROCESS};
 pub use file_tls::{FileTls, NameKind, NameTest, Roots, Sni, TlsFiles, TlsVersions};
@@ -43,10 +47,12 @@ pub use filter::{Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, NamedFil
 pub use header_text::{HeaderFormat, HeaderTarget, HeaderText};
 pub use jwks::{Jwk, JwkSet, JwsAlgorithm, KeyMaterial, MOST_JWKS_BYTES, MOST_JWKS_KEYS};
 pub use jwt::{ClaimHeader, JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, TokenLocation};
+pub use limits::CircuitBreakers;
 pub use listener::{
     ApiListener, FilterChain, FilterChainMatch, HeadersWithUnderscores, HttpManager, Listener, PASSTHROUGH_CLUSTER,
     RouteSource, ServerListener, ServerTls,
 };
+pub use outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
 pub use path_rewrite::PathRewrite;
 pub use rbac::{ClaimTest, IpPrefix, PeerTest, Rbac, RbacAction, RbacCondition, RbacPolicy, RbacRules, TokenTest};
 pub use retry::{RetryCondition, RetryConditions, RetryPolicy};

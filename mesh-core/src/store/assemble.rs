@@ -12,7 +12,7 @@ use crate::error::{ErrorKind, MeshError};
 use crate::id::{ClusterName, ListenerName, Target};
 use crate::model::{Cluster, ClusterKind, ClusterTls, HttpManager, Listener, RouteSource, ServerListener, ServerTls};
 use crate::resources::{Known, Progress, ResourceKey, ResourceType, Resources, Update};
-use crate::state::States;
+use crate::state::{HealthNews, States};
 use crate::tls::Certificates;
 use crate::view::{ClusterView, Extensions, Leaf, RouteTable, TargetView};
 
@@ -74,11 +74,11 @@ impl Walk {
 }
 
 impl Assembly {
-    pub(super) fn new(extensions: Extensions, certificates: Arc<Certificates>) -> Self {
+    pub(super) fn new(extensions: Extensions, certificates: Arc<Certificates>, news: Arc<HealthNews>) -> Self {
         Assembly {
             resources: Resources::default(),
             extensions,
-            states: States::new(certificates),
+            states: States::new(certificates, news),
             users: HashMap::new(),
             needed_by: HashMap::new(),
             compiled: HashMap::new(),
@@ -125,6 +125,47 @@ impl Assembly {
         }
         for user in affected {
             self.rebuild(&user);
+        }
+        self.states.tell();
+        self.compiled.retain(|_, view| Arc::strong_count(view) > 1);
+    }
+
+    /// Makes the views anew whose endpoints are not what they were: some are ejected, cannot be reached, or are back.
+    pub(super) fn follow_health(&mut self) {
+        let changed = self.states.news().take();
+        if changed.is_empty() {
+            return;
+        }
+        let is_stale = |view: &ClusterView| view.leaves().iter().any(|leaf| changed.contains(&leaf.cluster.name));
+        let mut renewed: Vec<(Arc<ClusterView>, Arc<ClusterView>)> = Vec::new();
+        let entries = self.users.values().filter_map(|user| match &user.kind {
+            UserKind::Target(entry) => Some(entry),
+            UserKind::Server { .. } => None,
+        });
+        for entry in entries {
+            let Some(present) = entry.view.load_full() else { continue };
+            if !present.clusters().iter().any(|cluster| is_stale(cluster)) {
+                continue;
+            }
+            let clusters = present.clusters().iter().map(|cluster| {
+                if !is_stale(cluster) {
+                    return Arc::clone(cluster);
+                }
+                // Targets share their clusters.
+                if let Some((_, made)) = renewed.iter().find(|(stale, _)| Arc::ptr_eq(stale, cluster)) {
+                    return Arc::clone(made);
+                }
+                let (name, leaves) = (cluster.name().clone(), cluster.leaves().to_vec());
+                let made = Arc::new(ClusterView::compile(name.clone(), leaves, &self.extensions, Some(cluster)));
+                if self.compiled.get(&name).is_some_and(|known| Arc::ptr_eq(known, cluster)) {
+                    self.compiled.insert(name, Arc::clone(&made));
+                }
+                renewed.push((Arc::clone(cluster), Arc::clone(&made)));
+                made
+            });
+            if let Some(view) = present.with_clusters(clusters.collect()) {
+                entry.publish(Arc::new(view));
+            }
         }
         self.states.tell();
         self.compiled.retain(|_, view| Arc::strong_count(view) > 1);

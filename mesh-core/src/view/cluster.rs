@@ -1,12 +1,13 @@
 //! One cluster: ready to pick from.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::Extensions;
 use crate::balance::{Levels, PickArgs, built_in};
 use crate::error::{ErrorKind, MeshError};
 use crate::id::{Address, ClusterName, EndpointId};
-use crate::model::{BalancerPolicy, Cluster, ClusterKind, Endpoints};
+use crate::model::{BalancerPolicy, Cluster, ClusterKind, Endpoint, Endpoints, Health};
 use crate::state::{ClusterState, EndpointState, InFlight};
 
 /// One cluster, compiled: ready to pick from.
@@ -17,6 +18,8 @@ pub struct ClusterView {
     levels: Levels,
     /// Why it cannot be used at all.
     unusable: Option<Arc<str>>,
+    /// The state of endpoints that are not picked, so that it is known when they are back.
+    set_aside: Vec<Arc<EndpointState>>,
 }
 
 /// What a compiled cluster was made of. An aggregate has several leaves, any other cluster one.
@@ -35,6 +38,51 @@ impl Leaf {
     /// This cluster with these endpoints.
     pub fn new(cluster: Arc<Cluster>, endpoints: Option<Arc<Endpoints>>, state: Arc<ClusterState>) -> Self {
         Leaf { cluster, endpoints, state }
+    }
+
+    /// The state of an endpoint of it.
+    fn state_of(&self, endpoint: &Endpoint) -> Arc<EndpointState> {
+        self.state.endpoint(&endpoint.id, endpoint.mutual_tls)
+    }
+
+    /// Its endpoints, with what this process found out of their health: who is ejected, and, where that `counts`, who cannot
+    /// be reached.
+    /// They are `set_aside`.
+    fn found<'l>(
+        &self,
+        endpoints: &'l Endpoints,
+        reach_counts: bool,
+        set_aside: &mut Vec<Arc<EndpointState>>,
+    ) -> Cow<'l, Endpoints> {
+        let can_eject = self.cluster.outlier_detection.is_some();
+        let mut found = |endpoint: &Endpoint| {
+            if !matches!(endpoint.health, Health::Unknown | Health::Healthy | Health::Degraded) {
+                return None;
+            }
+            let state = self.state_of(endpoint);
+            let health = match () {
+                () if reach_counts && !state.is_reachable() => Health::Unreachable,
+                () if can_eject && state.is_ejected() => Health::Unhealthy,
+                () => return None,
+            };
+            set_aside.push(state);
+            Some(health)
+        };
+        if !can_eject && !(reach_counts && self.state.has_unreachable()) {
+            return Cow::Borrowed(endpoints);
+        }
+        let mut known = Cow::Borrowed(endpoints);
+        for (at, locality) in endpoints.localities.iter().enumerate() {
+            for (position, endpoint) in locality.endpoints.iter().enumerate() {
+                if let Some(health) = found(endpoint)
+                    && let Some(locality) = known.to_mut().localities.get_mut(at)
+                    && let Some(endpoint) = locality.endpoints.get_mut(position)
+                {
+                    endpoint.health = health;
+                }
+            }
+        }
+        known
     }
 }
 
@@ -58,8 +106,22 @@ impl ClusterView {
         extensions: &Extensions,
         previous: Option<&ClusterView>,
     ) -> Self {
-        let mut levels = Levels::default();
-        let mut unusable = None;
+        let mut compiled = Self::levels(&leaves, extensions, previous, true);
+        // Where nobody can be reached, everybody is tried: one of them may be back.
+        if compiled.0.taking_load().next().is_none() && leaves.iter().any(|leaf| leaf.state.has_unreachable()) {
+            compiled = Self::levels(&leaves, extensions, previous, false);
+        }
+        let (levels, unusable, set_aside) = compiled;
+        ClusterView { name, leaves, levels, unusable, set_aside }
+    }
+
+    fn levels(
+        leaves: &[Leaf],
+        extensions: &Extensions,
+        previous: Option<&ClusterView>,
+        reach_counts: bool,
+    ) -> (Levels, Option<Arc<str>>, Vec<Arc<EndpointState>>) {
+        let (mut levels, mut unusable, mut set_aside) = (Levels::default(), None, Vec::new());
         for (position, leaf) in leaves.iter().enumerate() {
             let balancer = match &leaf.cluster.balancer {
                 BalancerPolicy::Custom(name) => extensions.balancers.get(name).cloned(),
@@ -67,8 +129,13 @@ impl ClusterView {
             };
             match (balancer, &leaf.endpoints) {
                 (Some(balancer), Some(endpoints)) => {
-                    levels.add_leaf(position, endpoints, leaf.cluster.priorities, &balancer, &leaf.state);
+                    let found = leaf.found(endpoints, reach_counts, &mut set_aside);
+                    levels.add_leaf(position, &found, leaf.cluster.priorities, &balancer, &leaf.state);
                     leaf.state.note_marks(endpoints);
+                    if leaf.cluster.outlier_detection.is_some() {
+                        let all = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
+                        leaf.state.set_hosts(all.map(|endpoint| leaf.state_of(endpoint)));
+                    }
                 }
                 (Some(_), None) => {}
                 (None, _) => {
@@ -77,12 +144,18 @@ impl ClusterView {
             }
         }
         levels.settle(previous.map(|previous| &previous.levels));
-        ClusterView { name, leaves, levels, unusable }
+        (levels, unusable, set_aside)
     }
 
     /// A cluster that cannot be used, and why.
     pub fn unusable(name: ClusterName, reason: Arc<str>) -> Self {
-        ClusterView { name, leaves: Vec::new(), levels: Levels::default(), unusable: Some(reason) }
+        ClusterView {
+            name,
+            leaves: Vec::new(),
+            levels: Levels::default(),
+            unusable: Some(reason),
+            set_aside: Vec::new(),
+        }
     }
 
     /// Its name.
@@ -131,7 +204,11 @@ impl ClusterView {
         if let Some((level, endpoint)) = self.levels.pick(args)
             && let Some(leaf) = self.leaves.get(level.leaf)
         {
-            return Ok(Pick { cluster: &leaf.cluster, leaf: level.leaf, in_flight: endpoint.enter() });
+            let max = leaf.cluster.circuit_breakers.max_requests;
+            return match endpoint.enter_within(max) {
+                Some(in_flight) => Ok(Pick { cluster: &leaf.cluster, leaf: level.leaf, in_flight }),
+                None => Err(overflow(&leaf.cluster, max)),
+            };
         }
         self.pick_without_endpoints(authority())
     }
@@ -146,11 +223,26 @@ impl ClusterView {
             let id = address_of(authority).map(EndpointId::new);
             let id =
                 id.ok_or_else(|| error(ErrorKind::BadRequest, "the authority is no address to pass through to"))?;
-            return Ok(Pick { cluster, leaf: 0, in_flight: state.visit(&id).enter() });
+            let max = cluster.circuit_breakers.max_requests;
+            let in_flight = state.visit(&id).enter_within(max).ok_or_else(|| overflow(cluster, max))?;
+            return Ok(Pick { cluster, leaf: 0, in_flight });
         }
-        let known: usize = self.leaves.iter().filter_map(|leaf| leaf.endpoints.as_ref()).map(|all| all.len()).sum();
-        Err(error(ErrorKind::NoHealthyEndpoint, &format!("no healthy endpoint ({known} known)")))
+        Err(error(ErrorKind::NoHealthyEndpoint, &format!("no healthy endpoint ({})", self.known())))
     }
+
+    /// How many endpoints there are, and what keeps them from being picked.
+    fn known(&self) -> String {
+        let known: usize = self.leaves.iter().filter_map(|leaf| leaf.endpoints.as_ref()).map(|all| all.len()).sum();
+        let ejected = self.set_aside.iter().filter(|endpoint| endpoint.is_ejected()).count();
+        if ejected > 0 { format!("{known} known, {ejected} ejected") } else { format!("{known} known") }
+    }
+}
+
+/// The failure of a request above the limit of its cluster.
+#[cold]
+fn overflow(cluster: &Cluster, max: u32) -> MeshError {
+    let what = format!("{max} requests are in flight, which is its limit (circuit breaker max_requests)");
+    MeshError::new(ErrorKind::Overflow, what).within(format_args!("cluster {}", cluster.name))
 }
 
 /// The address that an authority with a port stands for.

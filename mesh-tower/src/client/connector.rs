@@ -15,6 +15,7 @@ use http::{Request, Uri};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::Target;
 use mesh_core::model::{Forward, RetryCondition, RetryPolicy, RouteAction};
+use mesh_core::outlier::Outcome;
 use mesh_core::request::RequestHead;
 use mesh_core::request_info::RequestInfo;
 use mesh_core::retry::RetryDecision;
@@ -39,7 +40,8 @@ use stream::Origin;
 /// clients tell a connector the authority alone, and the path is `/` then); weights divide connections. What it cannot
 /// honour is said once for each target, as a warning: other routes, filters such as faults, header changes and rewrites,
 /// timeouts, retries after a connection was made. Observers are told of requests, and so of nothing here. Requests that
-/// need them need the mesh's own client, or its [layer](super::ClientLayer).
+/// need them need the mesh's own client, or its [layer](super::ClientLayer). Of a cluster's limits that of its connections
+/// holds, and of its outlier detection failures to connect count.
 ///
 /// A connection lasts as long as the configuration allows it: see [`ConnectorStream`].
 ///
@@ -134,8 +136,17 @@ impl Connector {
         let original_destination = outbound::original_destination(&RequestHead::of(head)?)?;
         loop {
             let (attempt, cluster) = Attempt::pick(&route.get(), info, &original_destination)?;
-            let error = match dial(cluster, attempt.endpoint(), attempt.security, None).await {
-                Ok(stream) => return Ok((attempt, stream)),
+            let attempt = attempt.of_connection();
+            let Some(permit) = attempt.endpoint().open(&cluster.circuit_breakers) else {
+                attempt.endpoint().note_overflow();
+                let what = "there are as many connections as its limit allows (circuit breaker max_connections)";
+                return Err(MeshError::new(ErrorKind::Overflow, what).within(format_args!("cluster {}", cluster.name)));
+            };
+            let error = match dial(cluster, attempt.endpoint(), attempt.security, None, permit).await {
+                Ok(stream) => {
+                    attempt.report(Outcome::Status(200), &route.get(), info);
+                    return Ok((attempt, stream));
+                }
                 Err(error) => error,
             };
             match attempt.failed(error, &route.get(), info) {

@@ -13,6 +13,7 @@ use mesh_core::balance::PickArgs;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::grpc_timeout;
 use mesh_core::model::{Cluster, RetryPolicy, RouteAction};
+use mesh_core::outlier::Outcome as Outlier;
 use mesh_core::request_info::RequestInfo;
 use mesh_core::retry::{self, Outcome, RetryDecision};
 use mesh_core::view::RouteRef;
@@ -49,8 +50,31 @@ impl Attempt {
             version: HttpVersion::Http1,
             stale: 0,
             is_reusable: false,
+            is_watched: pick.cluster.outlier_detection.is_some(),
         };
         Ok((attempt, pick.cluster))
+    }
+
+    /// Tells outlier detection how the try ended, where the cluster has any.
+    pub(crate) fn report(&self, outcome: Outlier, route: &RouteRef<'_>, info: &mut RequestInfo) {
+        if self.is_watched
+            && let Some(leaf) = route.cluster.and_then(|cluster| cluster.leaves().get(self.leaf))
+            && let Some(detection) = &leaf.cluster.outlier_detection
+        {
+            leaf.state.note_outcome(detection, self.endpoint(), outcome, Instant::now, &mut info.random);
+        }
+    }
+
+    /// The same of a try without an answer. Limits of the mesh's own, and what is wrong with the request, say nothing of the
+    /// endpoint.
+    pub(crate) fn report_failure(&self, kind: ErrorKind, route: &RouteRef<'_>, info: &mut RequestInfo) {
+        match kind {
+            ErrorKind::ConnectFailure | ErrorKind::ConnectionLost | ErrorKind::RefusedStream => {
+                self.report(Outlier::LocalFailure, route, info);
+            }
+            ErrorKind::Timeout => self.report(Outlier::LocalTimeout, route, info),
+            _ => {}
+        }
     }
 
     /// After a try that failed: the error, which says where that happened, and whether there is another try.
@@ -60,6 +84,7 @@ impl Attempt {
         route: &RouteRef<'_>,
         info: &mut RequestInfo,
     ) -> (MeshError, RetryDecision) {
+        self.report_failure(error.kind(), route, info);
         let error = self.within(route, error);
         info.tried.push(Arc::clone(self.endpoint()));
         let decision = decide(route, Outcome::Failed(error.kind()), info);
@@ -137,7 +162,7 @@ impl<T: Transport> ActiveRequest<T> {
                 Ok(Step::Send)
             }
             Err(error) => {
-                let failure = Failure { error, cause: FailureCause::Endpoint, harmless: true };
+                let failure = Failure { error, cause: FailureCause::Endpoint, harmless: true, unreachable: false };
                 self.failed(failure, true)
             }
         }
@@ -157,6 +182,9 @@ impl<T: Transport> ActiveRequest<T> {
     pub(super) fn exchange_failed(&mut self, error: T::Error) -> (Failure, Option<(Parts, Body)>) {
         let connection = self.connection.take();
         let failure = self.transport.failure(error, connection, self.replay.is_idempotent());
+        if let Some(attempt) = self.attempt.as_ref().filter(|_| failure.unreachable) {
+            attempt.endpoint().note_unreachable(Instant::now(), &mut self.info.random);
+        }
         let request = failure.harmless.then(|| self.replay.restore()).flatten();
         (failure, request)
     }

@@ -170,6 +170,11 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
                 };
                 // Another client's future may hold what its next request waits for.
                 this.flight.set(Flight::Here { request: None });
+                if let Ok(response) = &answer
+                    && this.request.is_watched()
+                {
+                    this.request.note_answer(response.status(), response.headers());
+                }
                 match answer {
                     Ok(response) if !this.request.policy_wants_response => {
                         return Poll::Ready(this.request.answered(response));
@@ -194,7 +199,11 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
     }
 
     fn on_frame(self: Pin<&mut Self>, frame: &Frame<Bytes>) {
-        note_frame(&mut self.project().request.info, frame);
+        let request = self.project().request;
+        note_frame(&mut request.info, frame);
+        if let Some(trailers) = frame.trailers_ref().filter(|_| request.is_watched()) {
+            request.note_trailers(trailers);
+        }
     }
 
     #[inline]
@@ -230,7 +239,8 @@ impl<T: Transport> ActiveRequest<T> {
         }
         self.replay.forget();
         self.pass_back(&mut head, body.is_end_stream());
-        let body = ResponseBody::new(Content::Upstream { body }, self.take_deadline(), self.info.is_observed());
+        let is_observed = self.info.is_observed() || (self.info.is_grpc && self.is_watched());
+        let body = ResponseBody::new(Content::Upstream { body }, self.take_deadline(), is_observed);
         Ok(Response::from_parts(head, body))
     }
 

@@ -6,13 +6,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Response;
 use http::response::Parts;
 use http::uri::Authority;
+use http::{HeaderMap, Response, StatusCode};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
 use mesh_core::model::Cluster;
-use mesh_core::request_info::{Observers, RequestInfo};
+use mesh_core::outlier::Outcome as Outlier;
+use mesh_core::request_info::{Observers, RequestInfo, grpc_status};
 use mesh_core::state::{EndpointState, InFlight};
 use mesh_core::store::{Store, TargetEntry};
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
@@ -99,6 +100,8 @@ pub(crate) struct Attempt {
     pub(super) stale: u8,
     /// Whether the connection may carry another request after this one.
     pub(super) is_reusable: bool,
+    /// Whether the cluster wants to know how it ends (outlier detection).
+    pub(super) is_watched: bool,
 }
 
 impl Attempt {
@@ -111,6 +114,11 @@ impl Attempt {
     #[inline]
     pub(crate) fn endpoint(&self) -> &Arc<EndpointState> {
         self.in_flight.endpoint()
+    }
+
+    /// The same for a connection whose requests nobody sees.
+    pub(crate) fn of_connection(self) -> Attempt {
+        Attempt { in_flight: self.in_flight.of_connection(), ..self }
     }
 
     /// What the endpoint makes of an error.
@@ -126,6 +134,35 @@ impl Attempt {
 }
 
 impl<T: Transport> ActiveRequest<T> {
+    /// Whether the cluster wants to know how the present try ends.
+    #[inline]
+    pub(super) fn is_watched(&self) -> bool {
+        self.attempt.as_ref().is_some_and(|attempt| attempt.is_watched)
+    }
+
+    /// The head of an answer came. A gRPC call ends with its trailers, unless these are all of it.
+    pub(super) fn note_answer(&mut self, status: StatusCode, headers: &HeaderMap) {
+        let outcome = match grpc_status(headers).filter(|_| self.info.is_grpc) {
+            Some(code) => Outlier::of_grpc(code),
+            None if self.info.is_grpc && status == StatusCode::OK => return,
+            None => Outlier::Status(status.as_u16()),
+        };
+        self.note_outcome(outcome);
+    }
+
+    /// The trailers of an answer came.
+    pub(super) fn note_trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(code) = grpc_status(trailers).filter(|_| self.info.is_grpc) {
+            self.note_outcome(Outlier::of_grpc(code));
+        }
+    }
+
+    fn note_outcome(&mut self, outcome: Outlier) {
+        if let (Some(attempt), Some(route)) = (&self.attempt, &self.route) {
+            attempt.report(outcome, &route.get(), &mut self.info);
+        }
+    }
+
     /// The way back of every response: filters, the route's changes. `is_end` says whether the head is all of it.
     #[inline(always)]
     pub(super) fn pass_back(&mut self, head: &mut Parts, is_end: bool) {
@@ -158,7 +195,13 @@ impl<T: Transport> ActiveRequest<T> {
     #[cold]
     pub(super) fn break_off(&mut self, error: MeshError) -> MeshError {
         let error = match (&self.attempt, &self.route) {
-            (Some(attempt), Some(route)) => attempt.within(&route.get(), error),
+            (Some(attempt), Some(route)) => {
+                // Of one whose answer has begun, only that it breaks off counts.
+                if error.kind() != ErrorKind::Timeout {
+                    attempt.report_failure(error.kind(), &route.get(), &mut self.info);
+                }
+                attempt.within(&route.get(), error)
+            }
             _ => error,
         };
         self.fail(error)
@@ -180,6 +223,9 @@ impl<T: Transport> ActiveRequest<T> {
         let sleep = self.deadline.get_or_insert_with(|| sleep_until(until));
         keep_to(sleep, until);
         ready!(sleep.as_mut().poll(cx));
+        if let (Some(attempt), Some(route)) = (&self.attempt, &self.route) {
+            attempt.report_failure(ErrorKind::Timeout, &route.get(), &mut self.info);
+        }
         let error = match &self.route {
             None => {
                 let silence = self.context.store.silence();

@@ -1,15 +1,18 @@
 //! Opens connections, and secures them where the configuration wants it.
 
+use std::io;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::error::{ErrorKind, Invalid, MeshError};
 use mesh_core::id::Address;
 use mesh_core::model::{Cluster, ClusterTls, FileTls, UpstreamTls};
-use mesh_core::state::{EndpointState, TlsChanges};
+use mesh_core::state::{ConnectionPermit, EndpointState, TlsChanges};
 use mesh_core::tls::{
     Credentials, FileTrust, ForeignPeer, Peer, client_config, foreign_config, foreign_name, server_name,
 };
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -22,32 +25,93 @@ pub(super) const HTTP1: &[u8] = b"http/1.1";
 /// HTTP/2.
 pub(super) const HTTP2: &[u8] = b"h2";
 
+/// How long the network may take to make a connection, before the endpoint is taken for one that cannot be reached: until
+/// it is, others are tried.
+const SLOW: Duration = Duration::from_millis(250);
+
 /// Opens a connection to the first address of the endpoint that accepts, within the cluster's timeout. Where it has to be
 /// secured, the handshake is over and the peer is who it should be. `alpn` is what it will carry, where that is known.
+/// The endpoint's state learns from it whether it can be reached.
 pub(crate) async fn dial(
     cluster: &Cluster,
     endpoint: &EndpointState,
     security: Security,
     alpn: Option<&'static [u8]>,
+    permit: ConnectionPermit,
 ) -> Result<Io, MeshError> {
+    match open(cluster, endpoint, security, alpn).await {
+        Ok(mut io) => {
+            endpoint.note_reachable();
+            if let Some(time) = cluster.max_connection_duration {
+                io.retire_in(time);
+            }
+            io.hold(permit);
+            Ok(io)
+        }
+        Err(Failed::Here(error)) => Err(error),
+        Err(Failed::There(error)) => {
+            if is_of_endpoint(&error) {
+                endpoint.note_unreachable(Instant::now(), &mut fastrand::Rng::new());
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Where a dial failed.
+enum Failed {
+    /// In this process: it lacks a certificate, or what its files should say.
+    Here(MeshError),
+    /// At the endpoint, or on the way to it.
+    There(MeshError),
+}
+
+impl From<MeshError> for Failed {
+    fn from(error: MeshError) -> Self {
+        Failed::There(error)
+    }
+}
+
+/// Whether a dial failed because of the endpoint or the way to it, and not for something that this process lacks: files,
+/// ports, memory, a permission.
+fn is_of_endpoint(error: &MeshError) -> bool {
+    let causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
+    let own = |error: &io::Error| {
+        use io::ErrorKind::{AddrNotAvailable, OutOfMemory, PermissionDenied};
+        matches!(error.kind(), AddrNotAvailable | OutOfMemory | PermissionDenied)
+            || error.raw_os_error().is_some_and(|code| OWN_LACKS.contains(&code))
+    };
+    let mut causes = causes.filter_map(|cause| cause.downcast_ref::<io::Error>());
+    error.kind() == ErrorKind::ConnectFailure && !causes.any(own)
+}
+
+/// ENFILE, EMFILE, ENOBUFS.
+const OWN_LACKS: [i32; 3] = [23, 24, 105];
+
+async fn open(
+    cluster: &Cluster,
+    endpoint: &EndpointState,
+    security: Security,
+    alpn: Option<&'static [u8]>,
+) -> Result<Io, Failed> {
     let timeout = cluster.connect_timeout;
     match &cluster.tls {
         _ if !security.is_tls() => {
-            let stream = within(timeout, connect(endpoint)).await?;
+            let stream = within(timeout, connect(cluster, endpoint)).await?;
             Ok(Io::new(Bytes::Plaintext(stream), forbidden(endpoint.tls_changes(), Secured::No)))
         }
         ClusterTls::Mutual(tls) | ClusterTls::MutualWhereMarked(tls) => {
             let certificates = endpoint.certificates();
             let credentials = tokio::time::timeout(timeout, certificates.get()).await;
-            let credentials = credentials.map_err(|_| certificates.missing())?;
-            within(timeout, secure(endpoint, tls, &credentials, alpn)).await
+            let credentials = credentials.map_err(|_| Failed::Here(certificates.missing()))?;
+            Ok(within(timeout, secure(cluster, endpoint, tls, &credentials, alpn)).await?)
         }
         ClusterTls::Files(tls) => {
-            let trust = within(timeout, read(endpoint, tls)).await?;
-            within(timeout, secure_by_files(endpoint, tls, &trust, alpn)).await
+            let trust = within(timeout, read(endpoint, tls)).await.map_err(Failed::Here)?;
+            Ok(within(timeout, secure_by_files(cluster, endpoint, tls, &trust, alpn)).await?)
         }
         ClusterTls::None | ClusterTls::Unusable(_) => {
-            Err(MeshError::new(ErrorKind::Security, "TLS is wanted, and nothing says how"))
+            Err(Failed::Here(MeshError::new(ErrorKind::Security, "TLS is wanted, and nothing says how")))
         }
     }
 }
@@ -57,7 +121,39 @@ async fn within<T>(timeout: Duration, connecting: impl Future<Output = Result<T,
     tokio::time::timeout(timeout, connecting).await.map_err(late)?
 }
 
-async fn connect(endpoint: &EndpointState) -> Result<TcpStream, MeshError> {
+async fn connect(cluster: &Cluster, endpoint: &EndpointState) -> Result<TcpStream, MeshError> {
+    let mut connecting = pin!(connect_to_first(endpoint));
+    let stream = tokio::select! {
+        biased;
+        connected = &mut connecting => connected?,
+        () = tokio::time::sleep(SLOW) => {
+            endpoint.note_unreachable(Instant::now(), &mut fastrand::Rng::new());
+            connecting.await?
+        }
+    };
+    // A request is written in few pieces and its answer waited for: never hold the last piece back.
+    let set = stream.set_nodelay(true);
+    set.map_err(|error| failed("cannot set TCP_NODELAY".into()).caused_by(error))?;
+    if let Some(keepalive) = &cluster.tcp_keepalive {
+        let mut probes = TcpKeepalive::new();
+        if let Some(time) = keepalive.time {
+            probes = probes.with_time(time);
+        }
+        if let Some(interval) = keepalive.interval {
+            probes = probes.with_interval(interval);
+        }
+        if let Some(count) = keepalive.probes {
+            probes = probes.with_retries(count);
+        }
+        // Values that the system does not take are no reason to do without the connection.
+        if let Err(error) = SockRef::from(&stream).set_tcp_keepalive(&probes) {
+            tracing::debug!(cluster = %cluster.name, %error, "the system does not take these TCP keepalive probes");
+        }
+    }
+    Ok(stream)
+}
+
+async fn connect_to_first(endpoint: &EndpointState) -> Result<TcpStream, MeshError> {
     let mut last = None;
     for address in endpoint.id().addresses() {
         let opened = match address {
@@ -65,12 +161,7 @@ async fn connect(endpoint: &EndpointState) -> Result<TcpStream, MeshError> {
             Address::Host(host, port) => TcpStream::connect((&**host, *port)).await,
         };
         match opened {
-            Ok(stream) => {
-                // A request is written in few pieces and its answer waited for: never hold the last piece back.
-                let set = stream.set_nodelay(true);
-                set.map_err(|error| failed("cannot set TCP_NODELAY".into()).caused_by(error))?;
-                return Ok(stream);
-            }
+            Ok(stream) => return Ok(stream),
             Err(error) => last = Some(failed(format!("cannot connect to {address}")).caused_by(error)),
         }
     }
@@ -78,6 +169,7 @@ async fn connect(endpoint: &EndpointState) -> Result<TcpStream, MeshError> {
 }
 
 async fn secure(
+    cluster: &Cluster,
     endpoint: &EndpointState,
     tls: &UpstreamTls,
     credentials: &Arc<Credentials>,
@@ -86,7 +178,7 @@ async fn secure(
     let unusable = |invalid| MeshError::new(ErrorKind::Security, format!("mutual TLS: {invalid}"));
     let config = client_config(credentials, tls, alpn).map_err(unusable)?;
     let name = server_name(tls).map_err(unusable)?;
-    let shaken = TlsConnector::from(Arc::new(config)).connect(name, connect(endpoint).await?).await;
+    let shaken = TlsConnector::from(Arc::new(config)).connect(name, connect(cluster, endpoint).await?).await;
     let stream = shaken.map_err(|error| failed("mutual TLS".into()).caused_by(error))?;
     let peer = Peer::server(stream.get_ref().1, credentials);
     let peer = peer.ok_or_else(|| failed("mutual TLS: the server has not shown who it is".into()))?;
@@ -115,6 +207,7 @@ async fn read(endpoint: &EndpointState, tls: &Arc<FileTls>) -> Result<Arc<FileTr
 }
 
 async fn secure_by_files(
+    cluster: &Cluster,
     endpoint: &EndpointState,
     tls: &Arc<FileTls>,
     trust: &Arc<FileTrust>,
@@ -126,7 +219,7 @@ async fn secure_by_files(
         Address::Socket(_) => None,
     });
     let name = foreign_name(tls, host).map_err(unusable)?;
-    let shaken = TlsConnector::from(Arc::new(config)).connect(name.clone(), connect(endpoint).await?).await;
+    let shaken = TlsConnector::from(Arc::new(config)).connect(name.clone(), connect(cluster, endpoint).await?).await;
     let stream = shaken.map_err(|error| failed("TLS".into()).caused_by(error))?;
     let peer = ForeignPeer::server(stream.get_ref().1, tls, trust, name);
     let peer = peer.ok_or_else(|| failed("TLS: the server has not shown who it is".into()))?;

@@ -14,6 +14,8 @@ pub(crate) struct Failure {
     /// Whether sending the request once more does no harm: nothing was processed, or it is idempotent and its
     /// connection closed under it.
     pub(crate) harmless: bool,
+    /// Whether it says that the endpoint cannot be reached.
+    pub(crate) unreachable: bool,
 }
 
 /// What a failure says about the connection.
@@ -57,7 +59,7 @@ impl Failure {
             () => FailureCause::Endpoint,
         };
         let harmless = unsent || refused || cut || dropped;
-        Failure { error: error.caused_by(cause), cause: conclusion, harmless }
+        Failure { error: error.caused_by(cause), cause: conclusion, harmless, unreachable: false }
     }
 
     /// What to make of an error of a client that the application brought. Only what it says itself, or what the
@@ -70,12 +72,14 @@ impl Failure {
         let refused = was_refused(&*cause);
         // That somebody refused a connection may be about another one that the client makes for the request.
         let unsent = !refused && (was_not_connected(&*cause) || (is_idempotent && somebody_refused(&*cause)));
+        let unreachable = !refused && could_not_connect(&*cause);
         let error = match () {
             () if refused => MeshError::new(ErrorKind::RefusedStream, "the inner client: the stream was refused"),
             () if unsent => MeshError::new(ErrorKind::ConnectFailure, "the inner client cannot connect"),
             () => MeshError::new(ErrorKind::ConnectionLost, "the inner client failed"),
         };
-        Failure { error: error.caused_by(cause), cause: FailureCause::Endpoint, harmless: refused || unsent }
+        let harmless = refused || unsent;
+        Failure { error: error.caused_by(cause), cause: FailureCause::Endpoint, harmless, unreachable }
     }
 }
 
@@ -83,7 +87,7 @@ impl Failure {
 fn of_body(error: &(dyn std::error::Error + 'static)) -> Option<Failure> {
     let found = chain(error).find_map(|cause| cause.downcast_ref::<MeshError>());
     let error = found.filter(|error| error.kind() == ErrorKind::BadRequest)?.clone();
-    Some(Failure { error, cause: FailureCause::Endpoint, harmless: false })
+    Some(Failure { error, cause: FailureCause::Endpoint, harmless: false, unreachable: false })
 }
 
 /// The errors of a chain, the first included.
@@ -116,6 +120,20 @@ fn was_not_connected(error: &(dyn std::error::Error + 'static)) -> bool {
         cause.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect)
             || cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
     })
+}
+
+/// Whether a client says that it could not connect: nobody listens, there is no way, or it took too long.
+fn could_not_connect(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{AddrNotAvailable, PermissionDenied};
+    let says_so = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect)
+    };
+    // What this process lacks says nothing of the endpoint.
+    let own = |io: &std::io::Error| {
+        matches!(io.kind(), AddrNotAvailable | PermissionDenied) || matches!(io.raw_os_error(), Some(23 | 24 | 105))
+    };
+    let is_own = chain(error).any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(own));
+    !is_own && (chain(error).any(says_so) || somebody_refused(error))
 }
 
 /// Whether a connection was refused: nobody listens, or there is no way.

@@ -13,7 +13,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::Cluster;
-use mesh_core::state::EndpointState;
+use mesh_core::state::{ConnectionPermit, EndpointState};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::AbortHandle;
 
@@ -139,6 +139,11 @@ impl Http1Pool {
         });
     }
 
+    /// Closes one that nobody uses, so that another can be made in its place. Whether there was one.
+    pub(super) fn make_room(&self) -> bool {
+        self.pop().is_some()
+    }
+
     fn pop(&self) -> Option<Http1Connection> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
@@ -149,8 +154,9 @@ pub(super) async fn dial(
     cluster: &Cluster,
     endpoint: &EndpointState,
     security: Security,
+    permit: ConnectionPermit,
 ) -> Result<Http1Connection, MeshError> {
-    let stream = super::dial(cluster, endpoint, security, Some(HTTP1)).await?;
+    let stream = super::dial(cluster, endpoint, security, Some(HTTP1), permit).await?;
     let (allowance, retired) = (Allowance::default(), stream.retired().clone());
     let stream = Limited { stream, allowance: allowance.clone() };
     let (sender, connection) = http1::handshake(TokioIo::new(stream))

@@ -14,7 +14,7 @@ use hyper::rt::Executor;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::Cluster;
-use mesh_core::state::EndpointState;
+use mesh_core::state::{ConnectionPermit, EndpointState, HostConnections};
 use tokio::sync::watch;
 
 use super::Security;
@@ -38,6 +38,7 @@ struct Http2Connection {
     limit: Arc<AtomicU32>,
     retired: Retired,
     idle: Mutex<IdleTime>,
+    host: Arc<HostConnections>,
 }
 
 impl Http2Connection {
@@ -79,7 +80,8 @@ impl Http2Stream {
 
 impl Drop for Http2Stream {
     fn drop(&mut self) {
-        self.connection.streams.fetch_sub(1, Ordering::AcqRel);
+        self.connection.streams.fetch_sub(1, Ordering::SeqCst);
+        self.connection.host.free();
     }
 }
 
@@ -115,20 +117,27 @@ impl Http2Pool {
         lock(&self.0).stream(cluster)
     }
 
-    /// Waits until there is one more connection, or until room appeared on another.
+    /// Waits until there is one more connection, or until room appeared on another; `None` where there may be no more.
     pub(super) async fn dial(
         &self,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<EndpointState>,
         security: Security,
-    ) -> Result<NewConnection, MeshError> {
-        let mut dial = lock(&self.0).dial(&Arc::downgrade(&self.0), cluster, endpoint, security);
+    ) -> Option<Result<NewConnection, MeshError>> {
+        let mut dial = lock(&self.0).dial(&Arc::downgrade(&self.0), cluster, endpoint, security)?;
         // A dial whose task is gone (its runtime was shut down) says nothing: then somebody dials again.
         let gone = || Ok(NewConnection(Weak::new()));
-        match dial.wait_for(Option::is_some).await {
+        Some(match dial.wait_for(Option::is_some).await {
             Ok(outcome) => outcome.clone().unwrap_or_else(gone),
             Err(_) => gone(),
-        }
+        })
+    }
+
+    /// Closes one that nobody uses, so that another can be made in its place. Whether there was one.
+    pub(super) fn make_room(&self) -> bool {
+        let mut connections = lock(&self.0);
+        let idle = connections.open.iter().position(|open| open.streams.load(Ordering::SeqCst) == 0);
+        idle.map(|idle| connections.open.remove(idle)).is_some()
     }
 
     /// Counts time that has passed, and closes what has been idle for too long.
@@ -150,10 +159,10 @@ impl Connections {
         let own_limit = cluster.max_concurrent_streams.unwrap_or(u32::MAX).max(1);
         for (at, connection) in self.open.iter().enumerate() {
             // Streams come only under the lock of `Connections`, so the room seen here is there.
-            let limit = connection.limit.load(Ordering::Relaxed).min(own_limit);
-            let has_room = connection.streams.load(Ordering::Acquire) < limit;
+            let limit = connection.limit.load(Ordering::SeqCst).min(own_limit);
+            let has_room = connection.streams.load(Ordering::SeqCst) < limit;
             if has_room && !connection.is_closed() {
-                connection.streams.fetch_add(1, Ordering::AcqRel);
+                connection.streams.fetch_add(1, Ordering::SeqCst);
                 let requests = connection.requests.fetch_add(1, Ordering::Relaxed) + 1;
                 let stream = Http2Stream { connection: Arc::clone(connection), reused: requests > 1 };
                 if cluster.max_requests_per_connection.is_some_and(|max| requests >= max) {
@@ -168,25 +177,26 @@ impl Connections {
     }
 
     /// The dial in progress, or a new one. It has a task of its own, so that the request which started it can
-    /// be cancelled without the others.
+    /// be cancelled without the others. `None` where there may be no more connections.
     fn dial(
         &mut self,
         pool: &Weak<Mutex<Connections>>,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<EndpointState>,
         security: Security,
-    ) -> watch::Receiver<Dialled> {
+    ) -> Option<watch::Receiver<Dialled>> {
         // A dial that has not answered and whose task is gone is over: its runtime was shut down.
         if let Some(dialling) = self.dialling.as_ref().filter(|dialling| dialling.has_changed().is_ok()) {
-            return dialling.clone();
+            return Some(dialling.clone());
         }
+        let permit = endpoint.open(&cluster.circuit_breakers)?;
         let (outcome, dialling) = watch::channel(None);
         self.dialling = Some(dialling.clone());
         let (pool, cluster, endpoint) = (Weak::clone(pool), Arc::clone(cluster), Arc::clone(endpoint));
         // What the peer allowed on the last connection it will allow on the next.
         let streams = self.allowed.as_ref().map_or(INITIAL_STREAMS, |allowed| allowed.load(Ordering::Relaxed));
         tokio::spawn(async move {
-            let dialled = dial(&cluster, &endpoint, security, streams).await;
+            let dialled = dial(&cluster, &endpoint, security, permit, streams).await;
             let Some(pool) = pool.upgrade() else { return };
             let mut connections = lock(&pool);
             connections.dialling = None;
@@ -199,7 +209,7 @@ impl Connections {
             drop(connections);
             outcome.send_replace(Some(answer));
         });
-        dialling
+        Some(dialling)
     }
 }
 
@@ -207,9 +217,10 @@ async fn dial(
     cluster: &Cluster,
     endpoint: &EndpointState,
     security: Security,
+    permit: ConnectionPermit,
     streams: u32,
 ) -> Result<Http2Connection, MeshError> {
-    let stream = super::dial(cluster, endpoint, security, Some(HTTP2)).await?;
+    let stream = super::dial(cluster, endpoint, security, Some(HTTP2), permit).await?;
     let retired = stream.retired().clone();
     let (sender, connection) = http2::Builder::new(Tasks)
         .timer(TokioTimer::new())
@@ -219,7 +230,8 @@ async fn dial(
         .await
         .map_err(|error| MeshError::new(ErrorKind::ConnectFailure, "HTTP/2 handshake").caused_by(error))?;
     let limit = Arc::new(AtomicU32::new(streams));
-    tokio::spawn(Driver { connection, limit: Arc::clone(&limit) });
+    let host = Arc::clone(endpoint.connections());
+    tokio::spawn(Driver { connection, limit: Arc::clone(&limit), host: Arc::clone(&host) });
     Ok(Http2Connection {
         sender: Mutex::new(sender),
         streams: AtomicU32::new(0),
@@ -227,6 +239,7 @@ async fn dial(
         limit,
         retired,
         idle: Mutex::default(),
+        host,
     })
 }
 
@@ -248,6 +261,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
 struct Driver {
     connection: http2::Connection<TokioIo<Io>, Body, Tasks>,
     limit: Arc<AtomicU32>,
+    host: Arc<HostConnections>,
 }
 
 impl Future for Driver {
@@ -256,7 +270,9 @@ impl Future for Driver {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let polled = body::while_starting(|| Pin::new(&mut self.connection).poll(cx));
         let limit = u32::try_from(self.connection.current_max_send_streams()).unwrap_or(u32::MAX);
-        self.limit.store(limit.max(1), Ordering::Relaxed);
+        if self.limit.swap(limit.max(1), Ordering::SeqCst) < limit {
+            self.host.free();
+        }
         // Its end is seen by whoever holds a sender.
         let _ = ready!(polled);
         Poll::Ready(())

@@ -12,6 +12,7 @@ mod http2;
 mod pool;
 mod replay;
 mod security;
+mod upkeep;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub(crate) use failure::{Failure, FailureCause};
 pub(crate) use pool::{close_idle, pooled};
 pub(crate) use replay::Replay;
 pub(crate) use security::Security;
+pub(crate) use upkeep::look_after;
 
 /// The HTTP that an exchange speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

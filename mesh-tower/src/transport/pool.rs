@@ -30,6 +30,16 @@ struct Pool {
     http2: Http2Pool,
 }
 
+impl Pool {
+    /// A connection that is ready in a moment.
+    async fn take(&self, cluster: &Cluster, version: HttpVersion) -> Option<PooledConnection> {
+        match version {
+            HttpVersion::Http1 => self.http1.take().await.map(PooledConnection::Http1),
+            HttpVersion::Http2 => self.http2.take(cluster).map(PooledConnection::Http2),
+        }
+    }
+}
+
 /// A connection in use.
 pub(crate) enum PooledConnection {
     /// Nobody else uses it meanwhile.
@@ -106,6 +116,10 @@ where
         version: HttpVersion,
         _: Security,
     ) -> Option<PooledConnection> {
+        // Whoever waits for a connection comes first.
+        if endpoint.connections().is_awaited() {
+            return None;
+        }
         let pool = endpoint.attachment(Pool::default)?;
         match version {
             HttpVersion::Http1 => pool.http1.ready().map(PooledConnection::Http1),
@@ -165,6 +179,7 @@ where
             PooledConnection::Http1(connection) => {
                 if let Some(pool) = endpoint.attachment(Pool::default) {
                     pool.http1.give_back(connection);
+                    endpoint.connections().free();
                 }
             }
             PooledConnection::Http2(stream) => drop(stream),
@@ -200,24 +215,69 @@ async fn connect(
 ) -> Result<PooledConnection, MeshError> {
     let foreign = || MeshError::new(ErrorKind::ConnectFailure, "the endpoint's state belongs to another data plane");
     let pool = endpoint.attachment(Pool::default).ok_or_else(foreign)?;
-    if version == HttpVersion::Http1 {
-        if reuse && let Some(connection) = pool.http1.take().await {
-            return Ok(PooledConnection::Http1(connection));
+    // One that is there in a moment is not waited for, as far as limits are concerned.
+    if reuse
+        && !endpoint.connections().is_awaited()
+        && let Some(connection) = pool.take(&cluster, version).await
+    {
+        return Ok(connection);
+    }
+    let limits = &cluster.circuit_breakers;
+    let _pending = endpoint.wait_for_connection(limits).ok_or_else(|| too_many_wait(limits.max_pending_requests))?;
+    let mut dead = 0;
+    loop {
+        let mut freed = None;
+        if limits.max_connections < u32::MAX || limits.max_connections_per_host < u32::MAX {
+            let waiting = freed.insert(endpoint.connections().freed());
+            // What becomes free from here on is not missed.
+            waiting.enable();
         }
-        return super::http1::dial(&cluster, &endpoint, security).await.map(PooledConnection::Http1);
-    }
-    if let Some(stream) = pool.http2.take(&cluster) {
-        return Ok(PooledConnection::Http2(stream));
-    }
-    for _ in 0..=MAX_DEAD {
-        // Others may have taken the streams of the new connection, and there may be several rounds of that.
-        while pool.http2.dial(&cluster, &endpoint, security).await?.is_alive() {
-            if let Some(stream) = pool.http2.take(&cluster) {
-                return Ok(PooledConnection::Http2(stream));
+        if (reuse || version == HttpVersion::Http2)
+            && let Some(connection) = pool.take(&cluster, version).await
+        {
+            return Ok(connection);
+        }
+        match version {
+            HttpVersion::Http1 => {
+                if let Some(permit) = endpoint.open(limits) {
+                    drop(freed);
+                    let dialled = super::http1::dial(&cluster, &endpoint, security, permit).await;
+                    return dialled.map(PooledConnection::Http1);
+                }
             }
+            // Others may take the streams of the new connection, and there may be several rounds of that.
+            HttpVersion::Http2 => match pool.http2.dial(&cluster, &endpoint, security).await {
+                Some(dialled) => {
+                    dead += u32::from(!dialled?.is_alive());
+                    if dead > MAX_DEAD {
+                        let reason = "the connection closed as soon as it was made";
+                        return Err(MeshError::new(ErrorKind::ConnectFailure, reason));
+                    }
+                    continue;
+                }
+                None => {}
+            },
+        }
+        // There may be no more connections. One that only another request could use is in the way.
+        let is_closed = match version {
+            HttpVersion::Http1 => (!reuse && pool.http1.make_room()) || pool.http2.make_room(),
+            HttpVersion::Http2 => pool.http1.make_room(),
+        };
+        match freed {
+            Some(freed) => freed.wait().await,
+            // Somebody closed it, and nobody counts.
+            None if is_closed => {}
+            None => tokio::task::yield_now().await,
         }
     }
-    Err(MeshError::new(ErrorKind::ConnectFailure, "the connection closed as soon as it was made"))
+}
+
+/// The failure of a request that may not even wait for a connection.
+#[cold]
+fn too_many_wait(max: u32) -> MeshError {
+    let what =
+        format!("{max} requests wait for a connection, which is its limit (circuit breaker max_pending_requests)");
+    MeshError::new(ErrorKind::Overflow, what)
 }
 
 /// Closes connections that nobody uses, in time: one task for the whole mesh, on its own runtime, so that

@@ -485,10 +485,25 @@ fn check_settings(balancer: Option<&LoadBalancer>, pool: Option<&ConnectionPool>
         let path = format!("{path}.connectionPool.tcp.connectTimeout");
         d.report_at(tcp.span, path, Severity::Error, Code::InvalidValue, "less than 1ms");
     }
-    if let Some(http) = &pool.http
-        && http.max_requests_per_connection.is_some_and(|count| count < 0)
+    if let Some(tcp) = &pool.tcp
+        && tcp.max_connection_duration.is_some_and(|duration| duration < Duration::from_millis(1))
     {
-        let path = format!("{path}.connectionPool.http.maxRequestsPerConnection");
-        d.report_at(http.span, path, Severity::Error, Code::InvalidValue, "less than 0");
+        let path = format!("{path}.connectionPool.tcp.maxConnectionDuration");
+        d.report_at(tcp.span, path, Severity::Error, Code::InvalidValue, "less than 1ms");
+    }
+    let Some(http) = &pool.http else { return };
+    let mut error = |field: &str, message: &str| {
+        let path = format!("{path}.connectionPool.http.{field}");
+        d.report_at(http.span, path, Severity::Error, Code::InvalidValue, message);
+    };
+    if http.max_requests_per_connection.is_some_and(|count| count < 0) {
+        error("maxRequestsPerConnection", "less than 0");
+    }
+    // Istio's validation: validateConnectionPool.
+    if http.max_concurrent_streams.is_some_and(|count| count < 0) {
+        error("maxConcurrentStreams", "less than 0");
+    }
+    if http.use_client_protocol == Some(true) && http.h2_upgrade_policy == H2UpgradePolicy::Upgrade {
+        error("useClientProtocol", "cannot be true with `h2UpgradePolicy: UPGRADE`");
     }
 }

@@ -33,20 +33,29 @@ const TRAFFIC_POLICY: &[Row] = &[
     both("loadBalancer.warmup", NotYet("new endpoints take their full share at once")),
     both("loadBalancer.zoneAwareLbSetting", NotYet("localities are not told apart")),
     http_only("connectionPool.tcp.connectTimeout", "gRPC's clients have their own"),
-    both("connectionPool.tcp.maxConnections", NotYet("there is no such limit")),
-    both("connectionPool.tcp.tcpKeepalive", NotYet("the operating system's setting holds")),
-    both("connectionPool.tcp.maxConnectionDuration", NotYet("connections live on")),
-    both("connectionPool.tcp.idleTimeout", NotYet("set `http.idleTimeout`")),
+    http_only("connectionPool.tcp.maxConnections", "gRPC's clients have no such limit"),
+    http_only("connectionPool.tcp.tcpKeepalive", "gRPC's clients have their own"),
+    http_only("connectionPool.tcp.maxConnectionDuration", "gRPC's clients keep connections"),
+    http_only("connectionPool.tcp.idleTimeout", "gRPC's clients have their own"),
     http_only("connectionPool.http.idleTimeout", "gRPC's clients have their own"),
     http_only("connectionPool.http.maxRequestsPerConnection", "gRPC's clients have no such limit"),
     unneeded_by_grpc("connectionPool.http.h2UpgradePolicy"),
-    Row { path: "connectionPool.http.http2MaxRequests", library: NotYet("there is no such limit"), grpc: Enforced },
-    both("connectionPool.http.http1MaxPendingRequests", NotYet("there is no such limit")),
+    both("connectionPool.http.http2MaxRequests", Enforced),
+    http_only("connectionPool.http.http1MaxPendingRequests", "gRPC's clients have no such limit"),
     both("connectionPool.http.maxRetries", NotYet("there is no such limit")),
-    both("connectionPool.http.useClientProtocol", NotYet("the port's protocol is used")),
-    both("connectionPool.http.maxConcurrentStreams", NotYet("the server's limit holds")),
+    unneeded_by_grpc("connectionPool.http.useClientProtocol"),
+    http_only("connectionPool.http.maxConcurrentStreams", "gRPC's clients take the server's limit"),
     both("connectionPool.http.http2KeepAlive", NotYet("no pings are sent")),
-    both("outlierDetection", NotYet("no endpoint is ejected")),
+    both("outlierDetection.consecutiveErrors", NotYet(NO_ERRORS)),
+    http_only("outlierDetection.splitExternalLocalOriginErrors", GRPC_REACHES),
+    http_only("outlierDetection.consecutiveLocalOriginFailures", GRPC_REACHES),
+    Row { path: "outlierDetection.consecutiveGatewayErrors", library: Enforced, grpc: Partly(grpc_in_a_row) },
+    Row { path: "outlierDetection.consecutive5xxErrors", library: Enforced, grpc: Partly(grpc_in_a_row) },
+    both("outlierDetection.interval", Enforced),
+    both("outlierDetection.baseEjectionTime", Enforced),
+    both("outlierDetection.maxEjectionPercent", Enforced),
+    http_only("outlierDetection.minHealthPercent", "gRPC's clients leave out those that fail, however few are left"),
+    both("outlierDetection.outlierDetectionHttpErrorCodes", NotYet("answers of 5xx count, and no others")),
     Row { path: "tls", library: Partly(tls), grpc: Partly(grpc_tls) },
     both("tls.mode", Enforced),
     file("tls.clientCertificate"),
@@ -58,6 +67,10 @@ const TRAFFIC_POLICY: &[Row] = &[
     http_only("tls.subjectAltNames", MESH_ONLY),
     http_only("tls.sni", MESH_ONLY),
 ];
+
+const NO_ERRORS: &str = "Istio knows it no more: name `consecutive5xxErrors` or `consecutiveGatewayErrors`";
+
+const GRPC_REACHES: &str = "where calls cannot be made, gRPC's clients go to another endpoint by themselves";
 
 const MESH_ONLY: &str = "gRPC's clients do so where the mode is ISTIO_MUTUAL, and fail their calls otherwise";
 
@@ -85,6 +98,10 @@ fn balancer(node: &Node) -> Option<String> {
 
 fn grpc_balancer(node: &Node) -> Option<String> {
     matches!(node.as_str()?, "RANDOM" | "PASSTHROUGH").then(|| "gRPC's clients take turns".to_owned())
+}
+
+fn grpc_in_a_row(_: &Node) -> Option<String> {
+    Some("the share of an interval's calls that failed counts, with this number of calls at least".to_owned())
 }
 
 fn tls(node: &Node) -> Option<String> {

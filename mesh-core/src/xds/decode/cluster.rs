@@ -9,15 +9,15 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::extensions::clusters::{aggregate::v3 as aggregate, dns::v3 as dns};
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
-use envoy_types::pb::google::protobuf::{Any, UInt32Value, value::Kind};
+use envoy_types::pb::google::protobuf::{Any, value::Kind};
 
 use super::common::{duration, holds, parse, percent, positive, same_stream, type_name, unpack};
 use super::endpoint::assignment;
 use super::notes::{Notes, ignored};
-use super::{balancer, route::cluster_name, tls};
+use super::{balancer, limits, route::cluster_name, tls};
 use crate::error::Invalid;
 use crate::id::{Address, ClusterName};
-use crate::model::{Cluster, ClusterKind, ClusterProtocol, ClusterTls, Endpoints, PriorityPolicy};
+use crate::model::{CircuitBreakers, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Endpoints, PriorityPolicy};
 use crate::resources::{Resource, ResourceType};
 use crate::xds::names;
 
@@ -95,7 +95,7 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
         upstream_http_protocol_options, http_protocol_options, dns_jitter, dns_failure_refresh_rate,
         respect_dns_ttl, dns_lookup_family, dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config,
         typed_dns_resolver_config, wait_for_warm_on_init, cleanup_interval, upstream_bind_config, lb_subset_config,
-        upstream_connection_options, close_connections_on_host_health_failure, ignore_health_on_host_removal,
+        close_connections_on_host_health_failure, ignore_health_on_host_removal,
         filters, lrs_report_endpoint_metrics, track_timeout_budgets, upstream_config, track_cluster_stats,
         preconnect_policy, connection_pool_per_downstream_connection, queuing_policies);
 
@@ -107,11 +107,16 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
     let passes_through = kind == ClusterKind::PassThrough;
     let balancer = balancer::balancer(notes, load_balancing_policy, lb_policy, lb_config, passes_through)?;
     validate_lrs(notes, lrs_server)?;
-    notes.optional("circuit_breakers", circuit_breakers, circuit_breaker)?;
-    notes.optional("outlier_detection", outlier_detection, outlier)?;
+    let circuit_breakers = notes.optional("circuit_breakers", circuit_breakers, limits::circuit_breakers)?;
+    let outlier_detection = notes.optional("outlier_detection", outlier_detection, limits::outlier_detection)?;
+    let connection_options = upstream_connection_options;
+    let tcp_keepalive =
+        notes.optional("upstream_connection_options", connection_options, limits::connection_options)?.flatten();
     notes.each("health_checks", health_checks, health_check)?;
 
-    let mut cluster = Cluster { balancer, ..Cluster::new(name, kind) };
+    let circuit_breakers = circuit_breakers.unwrap_or(CircuitBreakers::ENVOY);
+    let mut cluster =
+        Cluster { balancer, circuit_breakers, outlier_detection, tcp_keepalive, ..Cluster::new(name, kind) };
     // The older places first, so that the newer one wins.
     cluster.max_requests_per_connection = max_requests_per_connection.map(|max| max.value).filter(|max| *max > 0);
     notes.optional("common_http_protocol_options", common_http_protocol_options, |notes, options| {
@@ -278,61 +283,6 @@ fn validate_lrs(notes: &mut Notes<'_>, source: Option<core::ConfigSource>) -> Re
     }
 }
 
-fn circuit_breaker(notes: &mut Notes<'_>, value: pb::CircuitBreakers) -> Result<(), Invalid> {
-    let pb::CircuitBreakers { thresholds, per_host_thresholds } = value;
-    ignored!(notes; per_host_thresholds);
-    notes.each("thresholds", thresholds, |notes, threshold| {
-        // The largest number is how a control plane says that there is no limit (Istio's default), and there is none here.
-        let limit = |limit: Option<UInt32Value>| limit.filter(|limit| limit.value < u32::MAX);
-        let max_connections = limit(threshold.max_connections);
-        let max_pending_requests = limit(threshold.max_pending_requests);
-        let max_requests = limit(threshold.max_requests);
-        let max_retries = limit(threshold.max_retries);
-        let max_connection_pools = limit(threshold.max_connection_pools);
-        let retry_budget = threshold.retry_budget;
-        ignored!(notes;
-            max_connections, max_pending_requests, max_requests, max_retries, max_connection_pools, retry_budget);
-        match retry_budget.as_ref().and_then(|budget| budget.budget_percent.as_ref()) {
-            Some(share) => percent(share).map(drop).map_err(|invalid| invalid.at("retry_budget.budget_percent")),
-            None => Ok(()),
-        }
-    })?;
-    Ok(())
-}
-
-/// gRFC A50's rules on the numbers; ejection itself is not built yet.
-fn outlier(notes: &mut Notes<'_>, value: pb::OutlierDetection) -> Result<(), Invalid> {
-    let percentages = [
-        ("max_ejection_percent", &value.max_ejection_percent),
-        ("enforcing_consecutive_5xx", &value.enforcing_consecutive_5xx),
-        ("enforcing_success_rate", &value.enforcing_success_rate),
-        ("enforcing_consecutive_gateway_failure", &value.enforcing_consecutive_gateway_failure),
-        ("enforcing_consecutive_local_origin_failure", &value.enforcing_consecutive_local_origin_failure),
-        ("enforcing_local_origin_success_rate", &value.enforcing_local_origin_success_rate),
-        ("failure_percentage_threshold", &value.failure_percentage_threshold),
-        ("enforcing_failure_percentage", &value.enforcing_failure_percentage),
-        ("enforcing_failure_percentage_local_origin", &value.enforcing_failure_percentage_local_origin),
-    ];
-    for (name, percentage) in percentages {
-        if percentage.as_ref().is_some_and(|percentage| percentage.value > 100) {
-            return Err(Invalid::new("more than 100").at(name));
-        }
-    }
-    let durations = [
-        ("interval", &value.interval),
-        ("base_ejection_time", &value.base_ejection_time),
-        ("max_ejection_time", &value.max_ejection_time),
-        ("max_ejection_time_jitter", &value.max_ejection_time_jitter),
-    ];
-    for (name, value) in durations {
-        if let Some(value) = value {
-            duration(value).map_err(|invalid| invalid.at(name))?;
-        }
-    }
-    notes.ignore("(outlier detection is not supported yet)");
-    Ok(())
-}
-
 fn health_check(notes: &mut Notes<'_>, value: core::HealthCheck) -> Result<(), Invalid> {
     notes.required("timeout", value.timeout, |_, value| positive(&value))?;
     notes.required("interval", value.interval, |_, value| positive(&value))?;
@@ -445,11 +395,13 @@ fn common_options(
         max_requests_per_connection,
     } = value;
     ignored!(notes;
-        max_connection_duration, max_connection_duration_jitter, max_headers_count, max_response_headers_kb,
+        max_connection_duration_jitter, max_headers_count, max_response_headers_kb,
         max_stream_duration, headers_with_underscores_action);
     if let Some(idle) = notes.optional("idle_timeout", idle_timeout, |_, value| duration(&value))? {
         cluster.idle_timeout = (idle > Duration::ZERO).then_some(idle);
     }
+    let longest = notes.optional("max_connection_duration", max_connection_duration, |_, value| positive(&value))?;
+    cluster.max_connection_duration = longest.or(cluster.max_connection_duration);
     if let Some(max) = max_requests_per_connection {
         cluster.max_requests_per_connection = (max.value > 0).then_some(max.value);
     }

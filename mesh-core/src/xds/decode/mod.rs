@@ -20,6 +20,7 @@ mod filter;
 mod headers;
 mod http_manager;
 mod jwt;
+mod limits;
 mod listener;
 mod metadata;
 mod notes;

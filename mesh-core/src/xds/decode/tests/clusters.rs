@@ -14,9 +14,12 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::{self, Any, UInt32Value, value::Kind};
 use pb::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
 
-use super::{Case, accept, all_rejected};
+use super::{Case, accept, all_rejected, reject};
 use crate::id::Address;
-use crate::model::{BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls};
+use crate::model::{
+    BalancerPolicy, CircuitBreakers, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Consecutive, FailurePercentage,
+    OutlierDetection, SuccessRate,
+};
 use crate::resources::{Resource, ResourceType};
 use crate::testing::resources::{eds_cluster, inline_cluster, lb_endpoint, pack};
 use crate::xds::decode::{Options, common::TypedStruct, decode};
@@ -319,12 +322,11 @@ fn protocols_and_limits_of_connections() {
 #[test]
 fn what_is_validated_and_not_yet_built_is_listed() {
     let mut cluster = eds();
-    cluster.outlier_detection = Some(Default::default());
+    let limit = |value| Some(UInt32Value { value });
     // Istio's way to say that there is no limit is honoured.
-    let (limit, max_requests) = (|value| Some(UInt32Value { value }), 5);
     let thresholds = pb::circuit_breakers::Thresholds {
-        max_connections: limit(u32::MAX),
-        max_requests: limit(max_requests),
+        max_retries: limit(u32::MAX),
+        max_connection_pools: limit(5),
         ..Default::default()
     };
     cluster.circuit_breakers = Some(pb::CircuitBreakers { thresholds: vec![thresholds], ..Default::default() });
@@ -333,8 +335,7 @@ fn what_is_validated_and_not_yet_built_is_listed() {
     assert_eq!(
         accept(ResourceType::Cluster, &cluster).ignored,
         [
-            "circuit_breakers.thresholds[0].max_requests",
-            "outlier_detection.(outlier detection is not supported yet)",
+            "circuit_breakers.thresholds[0].max_connection_pools",
             "health_checks[0].(active health checks are not supported yet)",
         ]
     );
@@ -362,4 +363,86 @@ fn panic_threshold_and_istios_service_name() {
     });
     assert_eq!(cluster.priorities.panic_percent, 0);
     assert_eq!(*cluster.service.unwrap(), ("r.default".into(), "r".into(), "default".into()));
+}
+
+#[test]
+fn circuit_breakers_are_envoys_where_nothing_is_said() {
+    use pb::circuit_breakers::Thresholds;
+    let limit = |value| Some(UInt32Value { value });
+    let breakers = |thresholds: Vec<Thresholds>, per_host_thresholds: Vec<Thresholds>| {
+        let breakers = pb::CircuitBreakers { thresholds, per_host_thresholds };
+        let found = with(|cluster| cluster.circuit_breakers = Some(breakers)).circuit_breakers;
+        [found.max_connections, found.max_pending_requests, found.max_requests, found.max_connections_per_host]
+    };
+    assert_eq!(decoded(&eds()).circuit_breakers, CircuitBreakers::ENVOY);
+    assert_eq!(breakers(vec![], vec![]), [1024, 1024, 1024, u32::MAX]);
+    let high = Thresholds { priority: 1, max_requests: limit(7), ..Default::default() };
+    let some = Thresholds { max_requests: limit(3), max_connections: limit(u32::MAX), ..Default::default() };
+    let host = Thresholds { max_connections: limit(2), ..Default::default() };
+    assert_eq!(breakers(vec![high.clone(), some.clone()], vec![host]), [u32::MAX, 1024, 3, 2]);
+    assert_eq!(breakers(vec![high], vec![]), [1024, 1024, 1024, u32::MAX], "no request has that priority");
+    let mut cluster = eds();
+    cluster.circuit_breakers = Some(pb::CircuitBreakers { thresholds: vec![], per_host_thresholds: vec![some] });
+    let refused = reject(ResourceType::Cluster, &cluster).to_string();
+    assert!(refused.contains("circuit_breakers.per_host_thresholds[0].max_requests"), "{refused}");
+}
+
+#[test]
+fn outlier_detection_has_every_field_of_envoys() {
+    let (count, seconds) =
+        (|value| Some(UInt32Value { value }), |seconds| Some(protobuf::Duration { seconds, nanos: 0 }));
+    let detection =
+        |detection: pb::OutlierDetection| with(|cluster| cluster.outlier_detection = Some(detection)).outlier_detection;
+    assert_eq!(decoded(&eds()).outlier_detection, None);
+    assert_eq!(detection(Default::default()), Some(OutlierDetection::default()));
+    let every = pb::OutlierDetection {
+        consecutive_5xx: count(1),
+        enforcing_consecutive_5xx: count(2),
+        consecutive_gateway_failure: count(3),
+        enforcing_consecutive_gateway_failure: count(4),
+        consecutive_local_origin_failure: count(5),
+        enforcing_consecutive_local_origin_failure: count(6),
+        split_external_local_origin_errors: true,
+        interval: seconds(7),
+        base_ejection_time: seconds(8),
+        max_ejection_time: seconds(9),
+        max_ejection_time_jitter: seconds(10),
+        max_ejection_percent: count(11),
+        always_eject_one_host: Some(protobuf::BoolValue { value: true }),
+        success_rate_minimum_hosts: count(12),
+        success_rate_request_volume: count(13),
+        success_rate_stdev_factor: count(14),
+        enforcing_success_rate: count(15),
+        enforcing_local_origin_success_rate: count(16),
+        failure_percentage_threshold: count(17),
+        failure_percentage_minimum_hosts: count(18),
+        failure_percentage_request_volume: count(19),
+        enforcing_failure_percentage: count(20),
+        enforcing_failure_percentage_local_origin: count(21),
+        ..Default::default()
+    };
+    let seconds = Duration::from_secs;
+    let mut expected = OutlierDetection::default();
+    expected.consecutive_5xx = Consecutive { failures: 1, enforcing: 2 };
+    expected.consecutive_gateway_failure = Consecutive { failures: 3, enforcing: 4 };
+    expected.consecutive_local_origin_failure = Consecutive { failures: 5, enforcing: 6 };
+    expected.split_external_local_origin_errors = true;
+    (expected.interval, expected.base_ejection_time) = (seconds(7), seconds(8));
+    (expected.max_ejection_time, expected.max_ejection_time_jitter) = (seconds(9), seconds(10));
+    (expected.max_ejection_percent, expected.always_eject_one_host) = (11, true);
+    expected.success_rate = SuccessRate {
+        minimum_hosts: 12,
+        request_volume: 13,
+        stdev_factor: 14,
+        enforcing: 15,
+        enforcing_local_origin: 16,
+    };
+    expected.failure_percentage = FailurePercentage {
+        threshold: 17,
+        minimum_hosts: 18,
+        request_volume: 19,
+        enforcing: 20,
+        enforcing_local_origin: 21,
+    };
+    assert_eq!(detection(every), Some(expected));
 }

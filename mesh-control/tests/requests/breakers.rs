@@ -1,0 +1,277 @@
+//! Circuit breakers and settings of connections, by what requests, a server and the kernel see.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Version};
+use http_body_util::BodyExt;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use mesh_core::error::{ErrorKind, MeshError};
+use mesh_tower::body::Body;
+use tokio::task::JoinSet;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::support::{World, rules, service};
+use crate::upstream::{PATIENCE, Upstream, until};
+
+/// `web.example.com` with these endpoints, called by this policy.
+pub(crate) fn called_by(policy: &str, endpoints: &[&Upstream]) -> String {
+    let names = ["v1", "v2", "v3", "v4", "v5"];
+    let listed: Vec<_> = names.into_iter().zip(endpoints.iter().map(|upstream| upstream.at)).collect();
+    service("web", &listed)
+        .replace("  host: web.example.com\n", &format!("  host: web.example.com\n  trafficPolicy: {policy}\n"))
+}
+
+fn get(version: Version) -> Request<Body> {
+    Request::get("http://web.example.com/").version(version).body(Body::empty()).unwrap()
+}
+
+fn call() -> Request<Body> {
+    let call = Request::post("http://web.example.com/a.B/C").header("content-type", "application/grpc");
+    call.version(Version::HTTP_2).body(Body::empty()).unwrap()
+}
+
+/// Sends a request, and reads its answer to the end.
+async fn ask(world: &World, request: Request<Body>) -> Result<u16, MeshError> {
+    world.ask(request).await.map(|answer| answer.status)
+}
+
+/// The same through a client of the application's own, below the mesh.
+pub(crate) async fn ask_through_layer(world: &World, request: Request<Body>) -> Result<u16, MeshError> {
+    let own = Client::builder(TokioExecutor::new()).build_http::<Body>();
+    let mut client = world.mesh.client_layer().layer(own);
+    std::future::poll_fn(|cx| Service::<Request<Body>>::poll_ready(&mut client, cx)).await?;
+    let (head, body) = client.call(request).await?.into_parts();
+    body.collect().await?;
+    Ok(head.status.as_u16())
+}
+
+#[tokio::test]
+async fn never_more_requests_are_in_flight_than_the_limit_and_the_others_fail_at_once() {
+    for kind in ["HTTP/1.1", "HTTP/2", "gRPC", "layer"] {
+        let upstream = Upstream::new().await;
+        let upgrade = if kind == "HTTP/2" { ", h2UpgradePolicy: UPGRADE" } else { "" };
+        let policy = format!("{{connectionPool: {{http: {{http2MaxRequests: 10{upgrade}}}}}}}");
+        let world = Arc::new(World::new(&called_by(&policy, &[&upstream])).await);
+        assert_eq!(ask(&world, get(Version::HTTP_11)).await.unwrap(), 200);
+        upstream.hold(true);
+        let mut asked = JoinSet::new();
+        for _ in 0..1000 {
+            let world = Arc::clone(&world);
+            asked.spawn(async move {
+                match kind {
+                    "gRPC" => ask(&world, call()).await,
+                    "layer" => ask_through_layer(&world, get(Version::HTTP_11)).await,
+                    _ => ask(&world, get(Version::HTTP_11)).await,
+                }
+            });
+        }
+        for _ in 0..990 {
+            let failed = tokio::time::timeout(PATIENCE, asked.join_next()).await.expect(kind).unwrap().unwrap();
+            let error = failed.expect_err("the server holds all back");
+            assert_eq!(error.kind(), ErrorKind::Overflow, "{kind}: {error}");
+            let answer = mesh_tower::reply::error(&error, kind == "gRPC");
+            assert_eq!(answer.headers()["x-envoy-overloaded"], "true");
+            match kind {
+                "gRPC" => assert_eq!(answer.headers()["grpc-status"], "14"),
+                _ => assert_eq!(answer.status(), 503),
+            }
+            assert!(error.to_string().contains("circuit breaker max_requests"), "{kind}: {error}");
+        }
+        assert_eq!(world.flag(), "UO", "{kind}");
+        upstream.hold(false);
+        while let Some(answered) = asked.join_next().await {
+            assert_eq!(answered.unwrap().unwrap(), 200, "{kind}");
+        }
+        assert_eq!(upstream.requests.most(), 10, "{kind}");
+        assert_eq!(ask(&world, get(Version::HTTP_11)).await.unwrap(), 200, "{kind}: there is room again");
+    }
+}
+
+#[tokio::test]
+async fn requests_in_flight_count_on_when_the_limit_changes() {
+    let upstream = Upstream::new().await;
+    let limited =
+        |max: u32| called_by(&format!("{{connectionPool: {{http: {{http2MaxRequests: {max}}}}}}}"), &[&upstream]);
+    let world = Arc::new(World::of_file(&limited(2)).await);
+    ask(&world, get(Version::HTTP_11)).await.unwrap();
+    upstream.hold(true);
+    let mut held = JoinSet::new();
+    let mut send = |world: &Arc<World>| {
+        let world = Arc::clone(world);
+        held.spawn(async move { ask(&world, get(Version::HTTP_11)).await })
+    };
+    send(&world);
+    send(&world);
+    until("two are held", || upstream.requests.now() == 2).await;
+    assert_eq!(ask(&world, get(Version::HTTP_11)).await.unwrap_err().kind(), ErrorKind::Overflow);
+    world.rewrite(&limited(3));
+    // Until the change is in force, each of these fails.
+    let started = std::time::Instant::now();
+    while upstream.requests.now() == 2 {
+        assert!(started.elapsed() < PATIENCE);
+        send(&world);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(ask(&world, get(Version::HTTP_11)).await.unwrap_err().kind(), ErrorKind::Overflow);
+    assert_eq!(upstream.requests.most(), 3);
+    upstream.hold(false);
+}
+
+#[tokio::test]
+async fn requests_wait_for_one_of_the_connections_that_there_may_be_as_many_as_may_wait() {
+    for (http, version, connections, in_flight) in [
+        ("", Version::HTTP_11, 2, 2),
+        (", h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 3", Version::HTTP_2, 2, 6),
+        (", useClientProtocol: true, maxConcurrentStreams: 3", Version::HTTP_2, 2, 6),
+    ] {
+        let upstream = Upstream::new().await;
+        let policy = format!(
+            "{{connectionPool: {{tcp: {{maxConnections: {connections}}}, http: {{http1MaxPendingRequests: 4{http}}}}}}}"
+        );
+        let world = Arc::new(World::new(&called_by(&policy, &[&upstream])).await);
+        ask(&world, get(version)).await.unwrap();
+        upstream.hold(true);
+        let mut asked = JoinSet::new();
+        // One after the other, so that no more wait for a dial than may.
+        for number in 1..=in_flight {
+            let world = Arc::clone(&world);
+            asked.spawn(async move { ask(&world, get(version)).await });
+            until("it is there", || upstream.requests.now() == number).await;
+        }
+        for _ in 0..20 {
+            let world = Arc::clone(&world);
+            asked.spawn(async move { ask(&world, get(version)).await });
+        }
+        for _ in 0..16 {
+            let failed = tokio::time::timeout(PATIENCE, asked.join_next()).await.unwrap().unwrap().unwrap();
+            let error = failed.expect_err("the server holds all back");
+            assert_eq!(error.kind(), ErrorKind::Overflow, "{error}");
+            assert!(error.to_string().contains("circuit breaker max_pending_requests"), "{error}");
+        }
+        assert_eq!(upstream.requests.now(), in_flight, "{http}");
+        upstream.hold(false);
+        let mut answered = 0;
+        while let Some(asked) =
+            tokio::time::timeout(PATIENCE, asked.join_next()).await.expect("those who wait get their turn")
+        {
+            assert_eq!(asked.unwrap().unwrap(), 200);
+            answered += 1;
+        }
+        assert_eq!(answered, in_flight + 4);
+        assert_eq!(upstream.connections.most(), connections, "{http}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_fails_makes_room_for_those_who_wait() {
+    let upstream = Upstream::new().await;
+    let world = Arc::new(World::new(&called_by("{connectionPool: {tcp: {maxConnections: 1}}}", &[&upstream])).await);
+    upstream.hold(true);
+    let mut asked = JoinSet::new();
+    for _ in 0..3 {
+        let world = Arc::clone(&world);
+        asked.spawn(async move { ask(&world, get(Version::HTTP_11)).await });
+    }
+    until("one is there", || upstream.requests.now() == 1).await;
+    // It fails, and so do the others in turn: each over a connection of its own.
+    upstream.hang_up(true);
+    upstream.hold(false);
+    while let Some(answered) = tokio::time::timeout(PATIENCE, asked.join_next()).await.expect("nobody waits for ever") {
+        assert_eq!(answered.unwrap().unwrap_err().kind(), ErrorKind::ConnectionLost);
+    }
+    assert_eq!((upstream.connections.most(), upstream.connections.all()), (1, 3));
+}
+
+#[tokio::test]
+async fn a_connector_makes_no_more_connections_than_there_may_be() {
+    let upstream = Upstream::new().await;
+    let world = World::new(&called_by("{connectionPool: {tcp: {maxConnections: 2}}}", &[&upstream])).await;
+    let mut connector = world.mesh.connector();
+    let mut connect = || connector.call("http://web.example.com/".parse().unwrap());
+    let held = [connect().await.unwrap(), connect().await.unwrap()];
+    let error = connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Overflow, "{error}");
+    drop(held);
+    connect().await.unwrap();
+}
+
+#[tokio::test]
+async fn connections_end_when_they_are_old_or_idle_for_too_long() {
+    for (policy, is_short) in [
+        ("{connectionPool: {tcp: {maxConnectionDuration: 30ms}}}", true),
+        ("{connectionPool: {tcp: {maxConnectionDuration: 30ms}, http: {h2UpgradePolicy: UPGRADE}}}", true),
+        ("{connectionPool: {tcp: {idleTimeout: 30ms}}}", true),
+        ("{connectionPool: {tcp: {idleTimeout: 30ms}, http: {idleTimeout: 1h}}}", false),
+        ("{connectionPool: {tcp: {maxConnectionDuration: 1h, idleTimeout: 0s}}}", false),
+    ] {
+        let upstream = Upstream::new().await;
+        let world = World::new(&called_by(policy, &[&upstream])).await;
+        ask(&world, get(Version::HTTP_11)).await.unwrap();
+        if is_short {
+            until(policy, || upstream.connections.now() == 0).await;
+        } else {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            assert_eq!(upstream.connections.now(), 1, "{policy}");
+        }
+        ask(&world, get(Version::HTTP_11)).await.unwrap();
+        assert_eq!(upstream.connections.all(), if is_short { 2 } else { 1 }, "{policy}");
+    }
+}
+
+#[tokio::test]
+async fn the_clients_own_protocol_is_kept_where_that_is_wanted() {
+    let upstream = Upstream::new().await;
+    let world = World::new(&called_by("{connectionPool: {http: {useClientProtocol: true}}}", &[&upstream])).await;
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        assert_eq!(world.ask(get(version)).await.unwrap().body, format!("{version:?}"));
+    }
+}
+
+/// The kernel says which timer of a connection runs: 02 is that of keepalive probes (proc(5), `/proc/net/tcp`).
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn idle_connections_are_probed_where_that_is_wanted() {
+    for (policy, probed) in
+        [("{connectionPool: {tcp: {tcpKeepalive: {time: 7s, interval: 2s, probes: 3}}}}", true), ("{}", false)]
+    {
+        let upstream = Upstream::new().await;
+        let world = World::new(&called_by(policy, &[&upstream])).await;
+        ask(&world, get(Version::HTTP_11)).await.unwrap();
+        let remote = format!("0100007F:{:04X}", upstream.at.port());
+        let timer = || {
+            let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+            let line = table.lines().find(|line| line.split_whitespace().nth(2) == Some(&remote)).unwrap().to_owned();
+            line.split_whitespace().nth(5).unwrap().split(':').next().unwrap().to_owned()
+        };
+        // Another timer runs until the last packet is acknowledged.
+        until("it is quiet", || timer() != "01").await;
+        assert_eq!(timer(), if probed { "02" } else { "00" }, "{policy}");
+    }
+}
+
+#[tokio::test]
+async fn limits_of_zero_and_less_are_none() {
+    let upstream = Upstream::new().await;
+    let policy =
+        "{connectionPool: {tcp: {maxConnections: 0}, http: {http1MaxPendingRequests: -1, http2MaxRequests: 0}}}";
+    let world = Arc::new(
+        World::new(
+            &(called_by(policy, &[&upstream]) + &rules("  - route: [{destination: {host: web.example.com}}]\n")),
+        )
+        .await,
+    );
+    upstream.hold(true);
+    let mut asked = JoinSet::new();
+    for _ in 0..50 {
+        let world = Arc::clone(&world);
+        asked.spawn(async move { ask(&world, get(Version::HTTP_11)).await });
+    }
+    until("all are there", || upstream.requests.now() == 50).await;
+    upstream.hold(false);
+    while let Some(answered) = asked.join_next().await {
+        assert_eq!(answered.unwrap().unwrap(), 200);
+    }
+}
