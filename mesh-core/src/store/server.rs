@@ -202,7 +202,7 @@ mod tests {
         let strict = |paths| listener(vec![chain(&ServerTls::Mutual, None, paths)]);
         let present = permissive(old);
         let routes = || {
-            let (registry, states) = (FilterRegistry::default(), States::new(Arc::default()));
+            let (registry, states) = (FilterRegistry::default(), States::new(Arc::default(), Arc::default()));
             let http = HttpManager::new(RouteSource::Inline(Arc::default()));
             Arc::new(RouteTable::compile(Arc::default(), &http, &registry, &states, "l").unwrap())
         };
