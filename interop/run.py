@@ -25,6 +25,7 @@ import decisions
 import matrix
 import mutual
 import scan
+import sds
 
 HERE = pathlib.Path(__file__).resolve().parent
 PROGRAMS = ["mesh-control", "bookinfo", "mesh-curl", "mesh-echo"]
@@ -376,6 +377,7 @@ class Suite:
         mutual.Mutual(self, Failure).run()
         matrix.Matrix(self, Failure).run()
         decisions.Decisions(self, Failure).run()
+        sds.Sds(self, Failure).run()
         scan.Scan(self, Failure).run()
 
         for client in clients:

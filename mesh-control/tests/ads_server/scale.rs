@@ -12,8 +12,11 @@ use mesh_control::catalog::Kind;
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 
+use crate::certificates::{create, request, secured};
+use crate::certificates_process::{Logged, plugged_in};
 use crate::embedded::labelled;
 use crate::process::Control;
+use crate::secured::Authority;
 use crate::support::{Delta, PATIENCE, node};
 
 const CHANGES: usize = 20;
@@ -132,5 +135,69 @@ async fn client(channel: Channel, names: BTreeMap<Kind, Vec<String>>, seen: mpsc
         assert_eq!(response.resources.len(), 1, "only what changed");
         client.answer(&response, None).await;
         seen.send(Instant::now()).await.unwrap();
+    }
+}
+
+/// Two thousand workloads with live certificates, each over a connection of its own, to a server of its own process.
+///
+/// `cargo test --release -p mesh-control --test ads_server two_thousand_over_tls -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement, for the release profile"]
+async fn two_thousand_over_tls_renew_at_once() {
+    const WORKLOADS: usize = 2_000;
+    const BAR: Duration = Duration::from_secs(10);
+    let (config, ca, files) = (tempfile::tempdir().unwrap(), plugged_in(), tempfile::tempdir().unwrap());
+    let operator = Authority::new();
+    let tls = crate::certificates::files(files.path(), &operator);
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (secure, ca_dir) = (address.to_string(), ca.path().to_str().unwrap());
+    let tls = ["--tls-cert", tls.cert.to_str().unwrap(), "--tls-key", tls.key.to_str().unwrap()];
+    let more = [&["--ca-dir", ca_dir, "--settle", "0", "--secure-addr", &secure], &tls[..]].concat();
+    let _control = Logged::saying("error", "127.0.0.1:0", config.path(), &more);
+    let now = std::time::SystemTime::now();
+    let authority =
+        mesh_control::ca::CertificateAuthority::plugged_in(ca.path(), None, "cluster.local".parse().unwrap(), now);
+    let authority = authority.unwrap();
+    for (who, accounts) in [("as many identities", WORKLOADS), ("one identity", 1)] {
+        let workloads: Vec<_> = (0..WORKLOADS)
+            .map(|number| {
+                let identity = format!("spiffe://cluster.local/ns/shop/sa/web-{}", number % accounts);
+                (authority.issue_with_key(&identity.parse().unwrap(), 600, now).unwrap(), request(&[]))
+            })
+            .collect();
+        let trusted = operator.0.der().clone();
+        let began = Instant::now();
+        let all = workloads.into_iter().map(|((key, issued), request)| {
+            let trusted = trusted.clone();
+            tokio::spawn(async move {
+                let (_, chain) = issued.chain.split_last().unwrap();
+                let channel =
+                    secured(address, &[trusted], Some((&key, chain))).await.map_err(|error| format!("{error:?}"))?;
+                let signed = create(channel, request, None).await.map_err(|status| status.to_string())?;
+                Ok::<_, String>((began.elapsed(), signed.len()))
+            })
+        });
+        let mut times = Vec::new();
+        let mut errors = Vec::new();
+        for one in futures_util::future::join_all(all).await {
+            match one.unwrap() {
+                Ok((time, certificates)) => {
+                    assert_eq!(certificates, 3, "leaf, intermediate, roots");
+                    times.push(time);
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        times.sort();
+        let at = |share: f64| times.get((times.len() as f64 * share) as usize).copied().unwrap_or_default();
+        let all = times.last().copied().unwrap_or_default();
+        println!(
+            "{WORKLOADS} workloads of {who}: half within {:?}, 99 % within {:?}, all within {all:?}; {} errors{}",
+            at(0.5),
+            at(0.99),
+            errors.len(),
+            errors.first().map(|error| format!(", the first: {error}")).unwrap_or_default(),
+        );
+        assert!(errors.is_empty() && all < BAR, "the bar is {BAR:?}, and no error");
     }
 }
