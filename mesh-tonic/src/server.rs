@@ -53,7 +53,7 @@ pub fn server_layer(mesh: &Mesh) -> GrpcLayer {
 /// The same of a layer of [`Mesh::server_layer`] that was given more, such as an
 /// [`authorizer`](mesh_tower::server::ServerLayer::authorizer).
 pub fn layer_of(layer: ServerLayer) -> GrpcLayer {
-    Stack::new(layer.connection_by(connection_of), DeadlineLayer)
+    Stack::new(layer.connection_by(connection_of).bodies_by::<Body>(Body::new), DeadlineLayer)
 }
 
 fn connection_of(extensions: &Extensions) -> Option<Arc<ConnectionInfo>> {

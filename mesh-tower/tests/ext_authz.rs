@@ -276,7 +276,6 @@ async fn where_nobody_listens_or_nobody_can_be_asked_nobody_is_let_in() {
         (good.replace("service: authz.example.com", "service: other.example.com"), "no service other.example.com:8000"),
         (good.replace("- name: authz", "- name: other"), "no extension provider `authz`, only `other`"),
         (good.replace("provider: {name: authz}", "provider: {}"), "no extension provider ``, only `authz`"),
-        (good.replace("timeout: 5s", "includeRequestBodyInCheck: {maxRequestBytes: 9}"), "bodies of requests"),
         (good.replace(&http_provider(""), "zipkin: {}"), "none that can be asked"),
     ] {
         let (_control, _mesh, address) = start(&yaml).await;
@@ -461,4 +460,50 @@ async fn an_authorizer_over_grpc_is_called_by_mutual_tls_and_told_who_asks() {
         assert_eq!(head.status, 403, "{path}: {body}");
     }
     drop(reviews);
+}
+
+/// Sends one request with a body, and reads the status of its answer.
+async fn post(address: SocketAddr, path: &str, body: &[u8]) -> u16 {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let length = body.len();
+    let head =
+        format!("POST {path} HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+    stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+    let mut bytes = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut bytes));
+    read.await.expect("an answer").unwrap();
+    String::from_utf8_lossy(&bytes).split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_authorizer_over_grpc_is_shown_bodies_as_text_or_as_bytes() {
+    const BODY: &[u8] = b"1234\xff6789";
+    for (more, text, raw, is_partial) in [
+        ("maxRequestBytes: 9", "1234\u{fffd}6789", &b""[..], "false"),
+        ("maxRequestBytes: 9, packAsBytes: true", "", BODY, "false"),
+        ("maxRequestBytes: 5, packAsBytes: true, allowPartialMessage: true", "", &BODY[..5], "true"),
+    ] {
+        let yaml = grpc_yaml(&format!(", includeRequestBodyInCheck: {{{more}}}"));
+        let control = Embedded::start(Config::yaml(yaml), Options::default().dev()).await.unwrap();
+        let seen: Arc<Mutex<Vec<pb::CheckRequest>>> = Arc::default();
+        let all = seen.clone();
+        let check: Check = Arc::new(move |request| {
+            all.lock().unwrap().push(request);
+            said(0, None)
+        });
+        let _authorizer = grpc_authorizer(&control, check).await;
+        // In plaintext: what is asked is the matter here.
+        let permissive = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: reviews, namespace: shop}\n\
+                          spec: {selector: {matchLabels: {app: reviews}}, mtls: {mode: PERMISSIVE}}\n";
+        control.set_yaml("permissive.yaml", permissive).unwrap();
+        let (_mesh, address) = serve(&control).await;
+        assert_eq!(post(address, "/private", BODY).await, 200, "{more}");
+        let http = seen.lock().unwrap().pop().unwrap().attributes.unwrap().request.unwrap().http.unwrap();
+        assert_eq!((http.body.as_str(), &*http.raw_body), (text, raw), "{more}");
+        assert_eq!(http.headers["x-envoy-auth-partial-body"], is_partial, "{more}");
+        if is_partial == "false" {
+            assert_eq!(post(address, "/private", b"1234567890").await, 413, "{more}");
+            assert!(seen.lock().unwrap().is_empty(), "nobody is asked");
+        }
+    }
 }

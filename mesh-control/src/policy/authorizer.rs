@@ -11,7 +11,7 @@ use super::access::Value;
 use super::mesh::MeshSettings;
 use crate::config::decode::Text;
 use crate::config::diagnostic::quoted;
-use crate::config::istio::mesh_config::{AUTHORIZER_TIMEOUT, HttpAuthorizer, status};
+use crate::config::istio::mesh_config::{AUTHORIZER_TIMEOUT, BodyInCheck, HttpAuthorizer, status};
 use crate::config::spelling::nearest;
 
 /// Somebody who is asked.
@@ -31,6 +31,19 @@ pub struct Authorizer {
     pub status_on_error: u16,
     /// What it is asked over HTTP; `None` for gRPC.
     pub http: Option<HttpQuestion>,
+    /// How much of the body it is shown.
+    pub body: Option<ShownBody>,
+}
+
+/// How much of a request's body is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShownBody {
+    /// The most, in bytes.
+    pub most: u32,
+    /// Whether the first bytes of a longer one are enough.
+    pub allow_partial: bool,
+    /// Whether it is bytes over gRPC, else text.
+    pub as_bytes: bool,
 }
 
 /// What is in a question over HTTP, and in its answer. Names of headers are exact, or have a star at one end.
@@ -56,11 +69,7 @@ impl Authorizer {
         let providers = mesh.object.iter().flat_map(|object| &object.spec.extension_providers);
         let mut named = providers.filter(|provider| provider.name.value == name);
         let provider = named.next().ok_or_else(|| unknown(name, mesh))?;
-        let no_body = |is_wanted: bool| match is_wanted {
-            true => Err(format!("{name} asks for the bodies of requests, which nobody is shown")),
-            false => Ok(()),
-        };
-        let made = |service: &Text, port: u16, timeout: Option<Duration>, fail_open, on_error: Option<&Text>, http| {
+        let made = |service: &Text, port: u16, timeout: Option<Duration>, fail_open, on_error: Option<&Text>| {
             let host = service.split_once('/').map_or(service.as_str(), |(_, host)| host);
             Authorizer {
                 name: name.into(),
@@ -69,20 +78,22 @@ impl Authorizer {
                 timeout: timeout.unwrap_or(AUTHORIZER_TIMEOUT),
                 fail_open,
                 status_on_error: on_error.and_then(|text| status(text)).unwrap_or(403),
-                http,
+                http: None,
+                body: None,
             }
         };
         match (&provider.http, &provider.grpc) {
             (Some(http), None) => {
-                no_body(http.include_request_body_in_check.is_some())?;
-                let question = Some(question(http));
-                let on_error = http.status_on_error.as_ref();
-                Ok(made(&http.service, http.port.0, http.timeout, http.fail_open, on_error, question))
+                let (on_error, body) =
+                    (http.status_on_error.as_ref(), body(http.include_request_body_in_check.as_ref()));
+                let made = made(&http.service, http.port.0, http.timeout, http.fail_open, on_error);
+                Ok(Authorizer { http: Some(question(http)), body, ..made })
             }
             (None, Some(grpc)) => {
-                no_body(grpc.include_request_body_in_check.is_some())?;
-                let on_error = grpc.status_on_error.as_ref();
-                Ok(made(&grpc.service, grpc.port.0, grpc.timeout, grpc.fail_open, on_error, None))
+                let (on_error, body) =
+                    (grpc.status_on_error.as_ref(), body(grpc.include_request_body_in_check.as_ref()));
+                let made = made(&grpc.service, grpc.port.0, grpc.timeout, grpc.fail_open, on_error);
+                Ok(Authorizer { body, ..made })
             }
             _ => Err(format!("the extension provider {name} is none that can be asked")),
         }
@@ -112,6 +123,14 @@ fn unknown(name: &str, mesh: &MeshSettings) -> String {
     let meant = nearest(name, &known).map(|meant| format!("; did you mean {}?", quoted(meant))).unwrap_or_default();
     let listed: Vec<String> = known.iter().take(MOST).map(|name| quoted(name)).collect();
     format!("{message}, only {}{meant}", listed.join(", "))
+}
+
+fn body(written: Option<&BodyInCheck>) -> Option<ShownBody> {
+    written.map(|body| ShownBody {
+        most: body.max_request_bytes,
+        allow_partial: body.allow_partial_message,
+        as_bytes: body.pack_as_bytes,
+    })
 }
 
 fn question(http: &HttpAuthorizer) -> HttpQuestion {

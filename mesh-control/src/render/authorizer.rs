@@ -35,6 +35,11 @@ pub(super) fn filter(name: String, authorizer: &Authorizer, prefix: &str) -> hcm
         }),
         // Over gRPC everything is shown.
         allowed_headers: authorizer.http.as_ref().map(|question| names(&question.shown)),
+        with_request_body: authorizer.body.map(|body| pb::BufferSettings {
+            max_request_bytes: body.most,
+            allow_partial_message: body.allow_partial,
+            pack_as_bytes: body.as_bytes,
+        }),
         services: Some(service),
         ..Default::default()
     };

@@ -113,6 +113,14 @@ fn a_wrong_setting_is_told_with_its_line_and_column_in_the_file() {
             "extensionProviders:\n- name: a\n  envoyExtAuthzHttp:\n    service: a.in-process.invalid\n    port: 80\n",
             ":12:18: error[invalid-value]",
         ),
+        (
+            "extensionProviders:\n- name: a\n  envoyExtAuthzGrpc:\n    service: a.b\n    port: 80\n    includeRequestBodyInCheck: {}\n",
+            ":14:32: error[invalid-value]",
+        ),
+        (
+            "extensionProviders:\n- name: a\n  envoyExtAuthzHttp:\n    service: a.b\n    port: 80\n    includeRequestBodyInCheck: {maxRequestBytes: 16777217}\n",
+            ":14:32: error[invalid-value]",
+        ),
         ("a: [\n", ":9:5: error[syntax]"),
     ] {
         let why = Plane::from_yaml(&config_map(settings)).expect_err(settings).to_string();
@@ -247,6 +255,11 @@ fn an_authorizer_is_told_to_the_library_and_grpc_s_servers_serve_nobody() {
         let before = with(&more);
         for field in more.trim_start_matches(", ").split(", ") {
             assert_ne!(before, with(&more.replace(&format!(", {field}"), "")), "{kind} {field}");
+        }
+        let bodies = ["9", "10", "9, allowPartialMessage: true", "9, packAsBytes: true"];
+        let bodies = bodies.map(|body| with(&format!(", includeRequestBodyInCheck: {{maxRequestBytes: {body}}}")));
+        for (index, body) in bodies.iter().enumerate() {
+            assert!(*body != with("") && !bodies[..index].contains(body), "{kind} {index}");
         }
     }
 }

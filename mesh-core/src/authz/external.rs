@@ -16,6 +16,9 @@ use crate::error::Invalid;
 use crate::model::{CheckProtocol, ExtAuthz, HeaderChange, HeaderText, HttpCheck, RbacAction, RbacRules, StringTest};
 use crate::request::RequestHead;
 
+/// The header that says to an authorizer whether it is shown less than the whole body.
+pub const PARTIAL_BODY: &str = "x-envoy-auth-partial-body";
+
 /// How many requests may wait for one authorizer's word at a time.
 pub const MOST_CHECKS: usize = 1024;
 

@@ -26,6 +26,30 @@ pub struct ExtAuthz {
     pub asked_by: Option<Arc<str>>,
     /// The headers of the request that it is shown; `None` are all.
     pub shown: Option<Vec<StringTest>>,
+    /// How much of the body it is shown; `None` is nothing.
+    pub body: Option<CheckedBody>,
+}
+
+/// How much of a request's body an authorizer is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CheckedBody {
+    /// The most that it is shown, in bytes.
+    pub most: usize,
+    /// Whether the first bytes of a longer one are enough. Else requests with a longer one are refused with 413.
+    pub allow_partial: bool,
+    /// Whether it is bytes in a question over gRPC, else text.
+    pub as_bytes: bool,
+}
+
+impl CheckedBody {
+    /// The most that can be asked for: what is read of bodies is held in memory.
+    pub const LIMIT: usize = 16 << 20;
+
+    /// The whole body, of so many bytes at most.
+    pub fn whole(most: usize) -> Self {
+        CheckedBody { most, allow_partial: false, as_bytes: false }
+    }
 }
 
 impl ExtAuthz {
@@ -39,6 +63,7 @@ impl ExtAuthz {
             status_on_error: StatusCode::FORBIDDEN,
             asked_by: None,
             shown: None,
+            body: None,
         }
     }
 }
@@ -50,7 +75,7 @@ pub const IN_PROCESS: &str = ".in-process.invalid";
 /// How an authorizer is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckProtocol {
-    /// By a request like the one that it is asked about, without its body: 200 lets it in.
+    /// By a request like the one that it is asked about: 200 lets it in.
     Http(HttpCheck),
     /// By `envoy.service.auth.v3.Authorization/Check`.
     Grpc,

@@ -41,7 +41,7 @@ pub use cluster::{
     BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, PriorityPolicy, TcpKeepalive, UpstreamTls,
 };
 pub use endpoint::{Endpoint, Endpoints, Health, LocalityEndpoints};
-pub use ext_authz::{CheckProtocol, ExtAuthz, HttpCheck, IN_PROCESS};
+pub use ext_authz::{CheckProtocol, CheckedBody, ExtAuthz, HttpCheck, IN_PROCESS};
 pub use file_tls::{FileTls, NameKind, NameTest, Roots, Sni, TlsFiles, TlsVersions};
 pub use filter::{Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, NamedFilter};
 pub use header_text::{HeaderFormat, HeaderTarget, HeaderText};

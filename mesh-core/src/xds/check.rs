@@ -17,21 +17,43 @@ use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::authz::Connection;
-use crate::authz::external::{Answer, Asker, CheckedChanges, Denial, settable};
+use crate::authz::external::{Answer, Asker, CheckedChanges, Denial, PARTIAL_BODY, settable};
 use crate::model::{HeaderChange, HeaderText};
 use crate::request::RequestHead;
 
 /// The path of the call.
 pub const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 
-/// The question about a request: a `CheckRequest`.
+/// A question about a request: a `CheckRequest`.
+#[derive(Clone, Debug)]
+pub struct GrpcQuestion(pb::CheckRequest);
+
+impl GrpcQuestion {
+    /// Shows the first bytes of the request's body, and says whether they are not all. As text, what is no UTF-8 is replaced.
+    pub fn show(&mut self, body: &Bytes, is_partial: bool, as_bytes: bool) {
+        let attributes = self.0.attributes.get_or_insert_default();
+        let http = attributes.request.get_or_insert_default().http.get_or_insert_default();
+        match as_bytes {
+            true => http.raw_body = body.to_vec(),
+            false => http.body = String::from_utf8_lossy(body).into_owned(),
+        }
+        http.headers.insert(PARTIAL_BODY.to_owned(), is_partial.to_string());
+    }
+
+    /// The message.
+    pub fn encode(&self) -> Vec<u8> {
+        self.0.encode_to_vec()
+    }
+}
+
+/// The question about a request, without its body.
 pub fn grpc_question(
     asker: &Asker,
     head: &RequestHead<'_>,
     version: Version,
     connection: Option<&Connection<'_>>,
     now: SystemTime,
-) -> Vec<u8> {
+) -> GrpcQuestion {
     let mut headers: HashMap<String, String> = HashMap::new();
     let mut add = |name: &str, value: &[u8]| {
         let value = String::from_utf8_lossy(value);
@@ -86,7 +108,7 @@ pub fn grpc_question(
         request: Some(Request { time: Some(time), http: Some(http) }),
         ..pb::AttributeContext::default()
     };
-    pb::CheckRequest { attributes: Some(attributes) }.encode_to_vec()
+    GrpcQuestion(pb::CheckRequest { attributes: Some(attributes) })
 }
 
 /// What an answer means, a `CheckResponse`.

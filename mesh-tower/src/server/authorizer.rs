@@ -85,6 +85,18 @@ pub struct AuthorizationRequest {
     pub source: Option<SocketAddr>,
     /// What its good tokens say.
     pub claims: Vec<Claims>,
+    /// Its body, where the provider by which a policy asks wants it to be shown (`includeRequestBodyInCheck`).
+    pub body: Option<ShownBody>,
+}
+
+/// What is shown of a body.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ShownBody {
+    /// Its first bytes.
+    pub bytes: Bytes,
+    /// Whether they are not all of it.
+    pub is_partial: bool,
 }
 
 /// What an [`Authorizer`] says.
@@ -232,6 +244,7 @@ impl Own {
             identity: connection.and_then(|connection| connection.peer.cloned()),
             source: connection.map(|connection| connection.source),
             claims: tokens.to_vec(),
+            body: None,
         };
         (self.clone(), request)
     }

@@ -11,24 +11,26 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::header::HOST;
-use http::{HeaderValue, Request, Response, Version};
+use http::{HeaderName, HeaderValue, Request, Response, Version};
 use http_body_util::{BodyExt, Limited};
-use mesh_core::authz::external::{Answer, Asker, CheckedChanges, Denial, http_answer, http_question};
+use mesh_core::authz::external::{Answer, Asker, CheckedChanges, Denial, PARTIAL_BODY, http_answer, http_question};
 use mesh_core::authz::{AccessRequest, Connection};
 use mesh_core::filter::Reply;
 use mesh_core::id::ListenerName;
 use mesh_core::jwt::Claims;
-use mesh_core::model::{CheckProtocol, ExtAuthz, HttpCheck};
+use mesh_core::model::{CheckProtocol, CheckedBody, ExtAuthz, HttpCheck};
 use mesh_core::request::RequestHead;
 use mesh_core::request_info::Deadline;
 use mesh_core::view::RouteTable;
+#[cfg(feature = "xds")]
+use mesh_core::xds::check::GrpcQuestion;
 use tokio::sync::Semaphore;
 
 use crate::body::Body;
 use crate::mesh::Mesh;
 use crate::outbound::ResponseBody;
 use crate::reply;
-use crate::server::authorizer::{AuthorizationRequest, Authorizers, Own};
+use crate::server::authorizer::{AuthorizationRequest, Authorizers, Own, ShownBody};
 use crate::uri::SentHost;
 
 /// The longest body of an answer: more is not read.
@@ -48,15 +50,44 @@ pub(super) struct Question {
 
 /// How an authorizer is asked.
 enum Ask {
-    /// By this request; or why it cannot be.
-    Call(Result<Request<Body>, String>),
+    /// By a call; or why it cannot be.
+    Call(Result<Call, String>),
     /// In this process.
     Own(Own, AuthorizationRequest),
     /// In this process, by this name.
     Named(Arc<str>),
 }
 
+/// A question to who is called.
+enum Call {
+    Http(Request<Body>),
+    #[cfg(feature = "xds")]
+    Grpc(Box<GrpcQuestion>),
+}
+
 impl Question {
+    /// How much of the body it has in it.
+    pub(super) fn body(&self) -> Option<&CheckedBody> {
+        self.config.body.as_ref()
+    }
+
+    /// Shows the body: its first bytes, so many at most, and whether they are not all.
+    pub(super) fn show(&mut self, shown: impl Fn(usize) -> (Bytes, bool)) {
+        let Some(wanted) = &self.config.body else { return };
+        let (bytes, is_partial) = shown(wanted.most);
+        match &mut self.ask {
+            Ask::Call(Ok(Call::Http(request))) => {
+                *request.body_mut() = Body::from(bytes);
+                let value = HeaderValue::from_static(if is_partial { "true" } else { "false" });
+                request.headers_mut().insert(HeaderName::from_static(PARTIAL_BODY), value);
+            }
+            #[cfg(feature = "xds")]
+            Ask::Call(Ok(Call::Grpc(question))) => question.show(&bytes, is_partial, wanted.as_bytes),
+            Ask::Own(_, request) => request.body = Some(ShownBody { bytes, is_partial }),
+            Ask::Call(Err(_)) | Ask::Named(_) => {}
+        }
+    }
+
     /// Whom a name in this process stands for. He is asked about the request as the application will see it.
     pub(super) fn to_own(
         &mut self,
@@ -101,37 +132,44 @@ pub(super) fn questions(
     questions.collect()
 }
 
-fn by_http(asker: &Asker, check: &HttpCheck, head: &RequestHead<'_>) -> Result<Request<Body>, String> {
+fn by_http(asker: &Asker, check: &HttpCheck, head: &RequestHead<'_>) -> Result<Call, String> {
     let mut question = http_question(asker, check, head)?.map(|()| Body::empty());
     // Of the host that was asked for, whoever is asked.
     let host = HeaderValue::from_str(head.authority).map_err(|error| error.to_string())?;
     question.headers_mut().remove(HOST);
     question.extensions_mut().insert(SentHost(host));
-    Ok(question)
+    Ok(Call::Http(question))
 }
 
 #[cfg(feature = "xds")]
+#[allow(clippy::unnecessary_wraps, reason = "without xDS there is none")]
 fn by_grpc(
     asker: &Asker,
     head: &RequestHead<'_>,
     version: Version,
     connection: Option<&Connection<'_>>,
-) -> Result<Request<Body>, String> {
-    let message = mesh_core::xds::check::grpc_question(asker, head, version, connection, SystemTime::now());
+) -> Result<Call, String> {
+    let question = mesh_core::xds::check::grpc_question(asker, head, version, connection, SystemTime::now());
+    Ok(Call::Grpc(Box::new(question)))
+}
+
+#[cfg(not(feature = "xds"))]
+fn by_grpc(_: &Asker, _: &RequestHead<'_>, _: Version, _: Option<&Connection<'_>>) -> Result<Call, String> {
+    Err("this program was built without xDS, and speaks no gRPC to authorizers".to_owned())
+}
+
+#[cfg(feature = "xds")]
+fn grpc_call(config: &ExtAuthz, question: &GrpcQuestion) -> Result<Request<Body>, String> {
+    let message = question.encode();
     let mut frame = Vec::with_capacity(message.len() + 5);
     frame.push(0);
     frame.extend(u32::try_from(message.len()).map_err(|error| error.to_string())?.to_be_bytes());
     frame.extend(message);
-    let question = Request::post(format!("http://{}{}", asker.config().target, mesh_core::xds::check::CHECK))
+    let call = Request::post(format!("http://{}{}", config.target, mesh_core::xds::check::CHECK))
         .version(Version::HTTP_2)
         .header("content-type", "application/grpc")
         .header("te", "trailers");
-    question.body(Body::from(frame)).map_err(|error| error.to_string())
-}
-
-#[cfg(not(feature = "xds"))]
-fn by_grpc(_: &Asker, _: &RequestHead<'_>, _: Version, _: Option<&Connection<'_>>) -> Result<Request<Body>, String> {
-    Err("this program was built without xDS, and speaks no gRPC to authorizers".to_owned())
+    call.body(Body::from(frame)).map_err(|error| error.to_string())
 }
 
 /// Asks all of them, one after the other, and the application's own authorizer last; the first that refuses decides.
@@ -147,8 +185,8 @@ pub(super) fn ask(
             let Question { config, permits, rule, ask } = question;
             let authorizer = &*config.target;
             let answer = match ask {
-                Ask::Call(request) => {
-                    let answer = tokio::time::timeout(config.timeout, one(&mesh, &config, &permits, request));
+                Ask::Call(call) => {
+                    let answer = tokio::time::timeout(config.timeout, one(&mesh, &config, &permits, call));
                     answer.await.unwrap_or_else(|_| Err(format!("no answer within {:?}", config.timeout)))
                 }
                 Ask::Own(own, request) => own.word(request, config.timeout, &listener).await,
@@ -194,9 +232,13 @@ async fn one(
     mesh: &Mesh,
     config: &ExtAuthz,
     permits: &Semaphore,
-    request: Result<Request<Body>, String>,
+    call: Result<Call, String>,
 ) -> Result<Answer, String> {
-    let mut request = request?;
+    let mut request = match call? {
+        Call::Http(request) => request,
+        #[cfg(feature = "xds")]
+        Call::Grpc(question) => grpc_call(config, &question)?,
+    };
     // Waiting for a turn is waiting for an answer.
     let _turn = permits.acquire().await.map_err(|error| error.to_string())?;
     if let Some(deadline) = Instant::now().checked_add(config.timeout) {

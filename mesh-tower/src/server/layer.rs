@@ -16,6 +16,7 @@ use crate::listeners::ListenerState;
 use crate::mesh::Mesh;
 use crate::server::authorizer::{Authorizer, Authorizers, Own};
 use crate::server::request::{Admission, ConnectionOf, ServerContext};
+use crate::server::request_body::{Bodies, RequestBody};
 use crate::server::response::{ActiveRequest, ResponseFuture, ServerBody};
 use crate::uri::complete_path;
 
@@ -34,6 +35,7 @@ impl ServerLayer {
             trusted_proxies: Arc::default(),
             underscores: HeadersWithUnderscores::Allow,
             authorizers: Authorizers::default(),
+            bodies: known_bodies(),
         };
         ServerLayer { context: Arc::new(context) }
     }
@@ -69,6 +71,36 @@ impl ServerLayer {
     /// [`crate::server::serve`] they are known without.
     pub fn connection_by(mut self, connection_of: ConnectionOf) -> Self {
         Arc::make_mut(&mut self.context).connection_of = connection_of;
+        self
+    }
+
+    /// The same, for a server with request bodies of another type than axum's (Cargo feature `axum`) or tonic's (`mesh-tonic`):
+    /// this makes one of what was read of it. It is needed where an authorizer is to be shown bodies
+    /// (`includeRequestBodyInCheck`); else requests that it is asked about are answered with 503 and the reason.
+    ///
+    /// A body that is shown reaches the application whole. It is held in memory until then, up to as much as the authorizer
+    /// wants to see, and all bodies of a layer together up to 64 MiB. A client gets 60 s to send it.
+    ///
+    /// ```
+    /// use http_body_util::BodyExt;
+    /// use http_body_util::combinators::UnsyncBoxBody;
+    /// use mesh_core::fixed::Fixed;
+    /// use mesh_tower::Mesh;
+    /// use mesh_tower::server::RequestBody;
+    ///
+    /// type Body = UnsyncBoxBody<bytes::Bytes, mesh_tower::body::BoxError>;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mesh = Mesh::builder().source(Fixed::new()).start()?;
+    /// let layer = mesh.server_layer().bodies_by(|read: RequestBody<Body>| read.boxed_unsync());
+    /// # drop(layer);
+    /// # Ok(()) }
+    /// ```
+    pub fn bodies_by<B>(mut self, rebuild: fn(RequestBody<B>) -> B) -> Self
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+    {
+        Arc::make_mut(&mut self.context).bodies.add(rebuild);
         self
     }
 
@@ -156,6 +188,15 @@ impl<S> Layer<S> for ServerLayer {
     }
 }
 
+/// Bodies that can be read without a word of the application.
+fn known_bodies() -> Bodies {
+    #[allow(unused_mut, reason = "without axum there are none")]
+    let mut bodies = Bodies::default();
+    #[cfg(feature = "axum")]
+    bodies.add::<axum::body::Body>(axum::body::Body::new);
+    bodies
+}
+
 fn connection_extension(extensions: &Extensions) -> Option<Arc<ConnectionInfo>> {
     #[cfg(feature = "axum")]
     if let Some(info) = extensions.get::<axum::extract::ConnectInfo<ConnectionInfo>>() {
@@ -174,6 +215,7 @@ pub struct ServerService<S> {
 impl<S, B, R> Service<Request<B>> for ServerService<S>
 where
     S: Service<Request<B>, Response = Response<R>> + Clone,
+    B: 'static,
     R: http_body::Body<Data = Bytes>,
 {
     type Response = Response<ServerBody<R>>;

@@ -6,6 +6,7 @@
 //! connection is doing), and `peers` (what those of one client add up to).
 
 mod accept;
+mod asked;
 mod authorizer;
 mod calls;
 mod check;
@@ -15,6 +16,7 @@ mod limits;
 mod monitor;
 mod peers;
 mod request;
+mod request_body;
 mod response;
 mod serve;
 
@@ -28,9 +30,10 @@ use crate::mesh::Mesh;
 
 pub use crate::connection::{ConnectionInfo, TlsInfo};
 pub use accept::{Incoming, MeshIo, MeshListener};
-pub use authorizer::{Allow, AuthorizationRequest, Authorizer, AuthorizerError, Decision, Deny};
+pub use authorizer::{Allow, AuthorizationRequest, Authorizer, AuthorizerError, Decision, Deny, ShownBody};
 pub use layer::{ServerLayer, ServerService};
 pub use limits::Limits;
+pub use request_body::RequestBody;
 pub use response::{ResponseFuture, ServerBody};
 pub use serve::{Serve, serve};
 

@@ -30,9 +30,11 @@ use crate::drain::InFlight;
 use crate::filters::{self, Passage};
 use crate::listeners::{ListenerState, UNKNOWN_CONNECTION, find};
 use crate::mesh::Mesh;
+use crate::server::asked::Asked;
 use crate::server::authorizer::Authorizers;
 use crate::server::calls;
-use crate::server::check::{self, Answers};
+use crate::server::check;
+use crate::server::request_body::Bodies;
 use crate::server::response::Facts;
 use crate::uri::set_path;
 use crate::{headers, reply};
@@ -50,6 +52,8 @@ pub(super) struct ServerContext {
     pub(super) underscores: HeadersWithUnderscores,
     /// The application's own word on who is let in.
     pub(super) authorizers: Authorizers,
+    /// Which bodies can be shown to authorizers.
+    pub(super) bodies: Bodies,
 }
 
 /// What becomes of a request.
@@ -62,16 +66,6 @@ pub(super) enum Admission {
     Held(Callout),
     /// Authorizers are asked about it.
     Asked(Box<Asked>),
-}
-
-/// A request that authorizers are asked about.
-pub(super) struct Asked {
-    /// What they say.
-    pub(super) answers: Answers,
-    routes: Arc<RouteTable>,
-    listener: Arc<ListenerState>,
-    /// What the tokens of the request say.
-    tokens: Box<[Claims]>,
 }
 
 impl ServerContext {
@@ -213,9 +207,14 @@ impl ServerContext {
             let own = self.authorizers.every.as_ref().map(|own| own.question(&head, connection.as_ref(), tokens));
             if !questions.is_empty() || own.is_some() {
                 facts.get_or_insert_with(|| facts_of(request));
-                let answers = check::ask(self.mesh.clone(), listener.name().clone(), questions, own);
                 let (routes, listener) = (Arc::clone(routes), Arc::clone(listener));
-                return Ok(Admission::Asked(Box::new(Asked { answers, routes, listener, tokens: tokens.into() })));
+                return Ok(Admission::Asked(Box::new(Asked {
+                    routes,
+                    listener,
+                    tokens: tokens.into(),
+                    questions,
+                    own,
+                })));
             }
         }
         let found = self.admit(routes, listener, &head, peer.as_deref(), tokens)?;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::response::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, request};
 use http_body::{Frame, SizeHint};
 use mesh_core::authz::external::Denial;
 use mesh_core::error::ErrorKind;
@@ -23,7 +23,10 @@ use tower_service::Service;
 
 use crate::body::note_frame;
 use crate::drain::InFlight;
-use crate::server::request::{Admission, Asked, ServerContext, resume, too_late};
+use crate::server::asked::{Asked, BODY_TIMEOUT, NotShown};
+use crate::server::check::Answers;
+use crate::server::request::{Admission, ServerContext, resume, too_late};
+use crate::server::request_body::{Reading, Wanted};
 use crate::{filters, headers};
 
 pin_project! {
@@ -52,9 +55,15 @@ pin_project! {
             deadline: Option<Pin<Box<Sleep>>>,
             then: Option<Box<(S, Request<B>)>>,
         },
+        /// Its body is read, which authorizers are to be shown.
+        Reading {
+            reading: Option<Box<Shown<S, B>>>,
+            deadline: Option<Pin<Box<Sleep>>>,
+        },
         /// Authorizers are asked about it.
         Asked {
             asked: Box<Asked>,
+            answers: Answers,
             deadline: Option<Pin<Box<Sleep>>>,
             then: Option<Box<(Arc<ServerContext>, S, Request<B>)>>,
         },
@@ -81,20 +90,51 @@ where
     }
 
     pub(super) fn asked(
-        asked: Box<Asked>,
+        mut asked: Box<Asked>,
         context: Arc<ServerContext>,
         service: S,
         request: Request<B>,
         active: ActiveRequest,
-    ) -> Self {
+    ) -> Self
+    where
+        B: 'static,
+    {
         let deadline = deadline_of(&active);
+        // What follows CONNECT is a tunnel's, and no body.
+        let wanted = asked.wanted().filter(|_| *request.method() != Method::CONNECT);
+        let (answers, request) = match wanted {
+            None => (asked.ask(&context.mesh), request),
+            Some(wanted) => {
+                let (head, body) = request.into_parts();
+                match context.bodies.read(body) {
+                    Err(body) => (asked.refuse(NotShown::UnknownType), Request::from_parts(head, body)),
+                    Ok(body) => {
+                        let late = Box::pin(tokio::time::sleep(BODY_TIMEOUT));
+                        let reading = Some(Box::new(Shown { asked, context, service, head, body, wanted, late }));
+                        return ResponseFuture { state: State::Reading { reading, deadline }, request: Some(active) };
+                    }
+                }
+            }
+        };
         let then = Some(Box::new((context, service, request)));
-        ResponseFuture { state: State::Asked { asked, deadline, then }, request: Some(active) }
+        ResponseFuture { state: State::Asked { asked, answers, deadline, then }, request: Some(active) }
     }
 
     pub(super) fn answer(response: Box<Response<Bytes>>, request: ActiveRequest) -> Self {
         ResponseFuture { state: State::Answered { response: Some(response) }, request: Some(request) }
     }
+}
+
+/// A request whose body is read before authorizers are asked about it.
+struct Shown<S, B> {
+    asked: Box<Asked>,
+    context: Arc<ServerContext>,
+    service: S,
+    head: request::Parts,
+    body: Box<dyn Reading<B>>,
+    wanted: Wanted,
+    /// The client has had its time.
+    late: Pin<Box<Sleep>>,
 }
 
 /// When the time of a request is over, where it has any.
@@ -154,8 +194,32 @@ where
                         Admission::Asked(_) => unreachable!("filters come after authorizers"),
                     }
                 }
-                StateProjection::Asked { asked, deadline, then } => {
-                    let answer = match asked.answers.as_mut().poll(cx) {
+                StateProjection::Reading { reading, deadline } => {
+                    let shown = reading.as_mut().expect(ONCE);
+                    let read = match shown.body.poll_read(shown.wanted, cx) {
+                        Poll::Ready(read) => read.map_err(NotShown::Unread),
+                        Poll::Pending => {
+                            let is_over =
+                                deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
+                            if !is_over {
+                                ready!(shown.late.as_mut().poll(cx));
+                            }
+                            Err(NotShown::Late)
+                        }
+                    };
+                    let Shown { mut asked, context, service, head, body, .. } = *reading.take().expect(ONCE);
+                    let answers = match read {
+                        Ok(()) => {
+                            asked.show(|most| body.shown(most));
+                            asked.ask(&context.mesh)
+                        }
+                        Err(why) => asked.refuse(why),
+                    };
+                    let then = Some(Box::new((context, service, Request::from_parts(head, body.finish()))));
+                    State::Asked { asked, answers, deadline: deadline.take(), then }
+                }
+                StateProjection::Asked { asked, answers, deadline, then } => {
+                    let answer = match answers.as_mut().poll(cx) {
                         Poll::Ready(answer) => Some(answer),
                         Poll::Pending => {
                             let Some(deadline) = deadline else { return Poll::Pending };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use mesh_core::identity::TrustDomain;
-use mesh_core::model::IN_PROCESS;
+use mesh_core::model::{CheckedBody, IN_PROCESS};
 
 use super::names::export_faults;
 use crate::config::decode::{Decoder, Opaque, PortNumber, Text, keywords, message};
@@ -169,6 +169,15 @@ message! {
         /// Certificates.
         sds: Option<Opaque> = "sds",
     }
+    /// How much of a request's body an authorizer is shown.
+    pub struct BodyInCheck {
+        /// The most, in bytes.
+        max_request_bytes: u32 = "maxRequestBytes",
+        /// Whether the first bytes of a longer one are enough.
+        allow_partial_message: bool = "allowPartialMessage",
+        /// Whether it is bytes to an authorizer that speaks gRPC, else text.
+        pack_as_bytes: bool = "packAsBytes",
+    }
     /// An authorizer that speaks HTTP.
     pub struct HttpAuthorizer {
         /// Its service: `HOST` or `NAMESPACE/HOST`.
@@ -190,7 +199,7 @@ message! {
         /// Headers that it is sent besides.
         include_additional_headers_in_check: BTreeMap<String, String> = "includeAdditionalHeadersInCheck",
         /// How much of the body it is shown.
-        include_request_body_in_check: Option<Opaque> = "includeRequestBodyInCheck",
+        include_request_body_in_check: Option<BodyInCheck> = "includeRequestBodyInCheck",
         /// Headers of its answer that the application sees.
         headers_to_upstream_on_allow: Vec<Text> = "headersToUpstreamOnAllow",
         /// Headers of its answer that the client sees where it is refused.
@@ -213,7 +222,7 @@ message! {
         /// What clients are answered where it does not answer.
         status_on_error: Option<Text> = "statusOnError",
         /// How much of the body it is shown.
-        include_request_body_in_check: Option<Opaque> = "includeRequestBodyInCheck",
+        include_request_body_in_check: Option<BodyInCheck> = "includeRequestBodyInCheck",
         /// Whether the route is looked for again.
         clear_route_cache: bool = "clearRouteCache",
     }
@@ -301,6 +310,7 @@ impl MeshConfig {
             }
             if let Some(grpc) = &provider.grpc {
                 let at = format!("{at}.envoyExtAuthzGrpc");
+                check_body(&at, grpc.include_request_body_in_check.as_ref(), &mut wrong);
                 check_authorizer(
                     &at,
                     &grpc.service,
@@ -339,6 +349,7 @@ impl ExtensionProvider {
 impl HttpAuthorizer {
     fn check(&self, at: &str, wrong: &mut impl FnMut(Span, String, String)) {
         check_authorizer(at, &self.service, self.timeout, self.status_on_error.as_ref(), self.span, wrong);
+        check_body(at, self.include_request_body_in_check.as_ref(), wrong);
         if self.service.to_ascii_lowercase().ends_with(IN_PROCESS) {
             let message =
                 format!("{} is in the process of a server: write it under envoyExtAuthzGrpc", self.service.value);
@@ -402,6 +413,14 @@ fn check_authorizer(
     if let Some(status) = status.filter(|status| self::status(status).is_none()) {
         let message = format!("{} is not a status from 400 to 599", quoted(status));
         wrong(status.span, format!("{at}.statusOnError"), message);
+    }
+}
+
+fn check_body(at: &str, body: Option<&BodyInCheck>, wrong: &mut impl FnMut(Span, String, String)) {
+    let Some(BodyInCheck { max_request_bytes, span, .. }) = body else { return };
+    if *max_request_bytes == 0 || *max_request_bytes as usize > CheckedBody::LIMIT {
+        let message = format!("expected a number of bytes from 1 to {}", CheckedBody::LIMIT);
+        wrong(*span, format!("{at}.includeRequestBodyInCheck.maxRequestBytes"), message);
     }
 }
 

@@ -14,6 +14,8 @@ pub(super) const TABLES: Tables = &[
     ("extensionProviders", PROVIDER),
     ("extensionProviders.envoyExtAuthzHttp", HTTP),
     ("extensionProviders.envoyExtAuthzGrpc", GRPC),
+    ("extensionProviders.envoyExtAuthzHttp.includeRequestBodyInCheck", BODY_OVER_HTTP),
+    ("extensionProviders.envoyExtAuthzGrpc.includeRequestBodyInCheck", BODY),
 ];
 
 const NO_CA: super::Support = NotYet(
@@ -95,8 +97,19 @@ const PROVIDER: &[Row] = &[
 ];
 
 const NO_SERVER: &str = "gRPC's servers ask nobody; every call of those that a CUSTOM policy is for fails";
-const NO_BODY: super::Support =
-    NotYet("bodies are shown to nobody; workloads that a policy of this provider is for answer with 503");
+
+const BODY: &[Row] = &[
+    http_only("maxRequestBytes", NO_SERVER),
+    http_only("allowPartialMessage", NO_SERVER),
+    http_only("packAsBytes", NO_SERVER),
+];
+
+/// Over HTTP, a body is bytes.
+const BODY_OVER_HTTP: &[Row] = &[
+    http_only("maxRequestBytes", NO_SERVER),
+    http_only("allowPartialMessage", NO_SERVER),
+    both("packAsBytes", Indifferent),
+];
 
 const HTTP: &[Row] = &[
     http_only("service", NO_SERVER),
@@ -108,7 +121,6 @@ const HTTP: &[Row] = &[
     http_only("includeHeadersInCheck", NO_SERVER),
     http_only("includeRequestHeadersInCheck", NO_SERVER),
     http_only("includeAdditionalHeadersInCheck", NO_SERVER),
-    both("includeRequestBodyInCheck", NO_BODY),
     http_only("headersToUpstreamOnAllow", NO_SERVER),
     http_only("headersToDownstreamOnDeny", NO_SERVER),
     http_only("headersToDownstreamOnAllow", NO_SERVER),
@@ -121,7 +133,6 @@ const GRPC: &[Row] = &[
     http_only("timeout", NO_SERVER),
     http_only("failOpen", NO_SERVER),
     http_only("statusOnError", NO_SERVER),
-    both("includeRequestBodyInCheck", NO_BODY),
     both("clearRouteCache", Indifferent),
 ];
 

@@ -17,7 +17,7 @@ use super::notes::Notes;
 use super::rbac::complete;
 use crate::authz::external::settable;
 use crate::error::Invalid;
-use crate::model::{CheckProtocol, ExtAuthz, FilterConfig, HttpCheck, IN_PROCESS, StringTest};
+use crate::model::{CheckProtocol, CheckedBody, ExtAuthz, FilterConfig, HttpCheck, IN_PROCESS, StringTest};
 use crate::request::split_authority;
 
 /// Where an RBAC filter notes its decisions, and what the name of what its shadow rules decided ends with.
@@ -62,7 +62,6 @@ pub(super) fn ext_authz(notes: &mut Notes<'_>, any: &Any) -> Result<FilterConfig
     } = complete(any)?;
     unsupported([
         ("failure_mode_allow_header_add", failure_mode_allow_header_add),
-        ("with_request_body", with_request_body.is_some()),
         ("metadata_context_namespaces", !metadata_context_namespaces.is_empty()),
         ("typed_metadata_context_namespaces", !typed_metadata_context_namespaces.is_empty()),
         ("route_metadata_context_namespaces", !route_metadata_context_namespaces.is_empty()),
@@ -100,7 +99,19 @@ pub(super) fn ext_authz(notes: &mut Notes<'_>, any: &Any) -> Result<FilterConfig
     }
     config.asked_by = notes.optional("filter_enabled_metadata", filter_enabled_metadata, |_, it| asked_by(it))?;
     config.shown = notes.optional("allowed_headers", allowed_headers, names)?;
+    config.body = notes.optional("with_request_body", with_request_body, |_, it| body(it))?;
     Ok(FilterConfig::ExtAuthz(Arc::new(config)))
+}
+
+fn body(value: pb::BufferSettings) -> Result<CheckedBody, Invalid> {
+    let pb::BufferSettings { max_request_bytes, allow_partial_message, pack_as_bytes } = value;
+    let most = usize::try_from(max_request_bytes).unwrap_or(usize::MAX);
+    if !(1..=CheckedBody::LIMIT).contains(&most) {
+        let what = format!("{most} is not from 1 to {}", CheckedBody::LIMIT);
+        return Err(Invalid::new(what).at("max_request_bytes"));
+    }
+    let (allow_partial, as_bytes) = (allow_partial_message, pack_as_bytes);
+    Ok(CheckedBody { allow_partial, as_bytes, ..CheckedBody::whole(most) })
 }
 
 type Service = (Arc<str>, CheckProtocol, Option<Duration>);

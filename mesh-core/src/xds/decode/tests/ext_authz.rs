@@ -127,12 +127,41 @@ fn an_authorizer_has_a_place_a_time_and_an_answer_for_when_it_has_none() {
 }
 
 #[test]
+fn an_authorizer_in_the_process_has_a_name_and_what_is_shown_of_bodies_a_bound() {
+    let mut config = pb::ExtAuthz {
+        with_request_body: Some(pb::BufferSettings {
+            max_request_bytes: 8192,
+            allow_partial_message: true,
+            pack_as_bytes: true,
+        }),
+        ..grpc()
+    };
+    let Some(pb::ext_authz::Services::GrpcService(service)) = &mut config.services else { panic!("gRPC") };
+    let Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(envoy)) = &mut service.target_specifier else {
+        panic!("Envoy's")
+    };
+    envoy.authority = "plans.in-process.invalid:9000".to_owned();
+    let http = decoded(&server(vec![("a", pack(&config))], None)).expect("valid");
+    let FilterConfig::ExtAuthz(read) = &http.filters[0].config else { panic!("{:?}", http.filters) };
+    assert_eq!(read.protocol, CheckProtocol::InProcess("plans".into()));
+    let shown = read.body.expect("shown");
+    assert_eq!((shown.most, shown.allow_partial, shown.as_bytes), (8192, true, true));
+}
+
+#[test]
 fn what_cannot_be_asked_or_is_not_known_makes_the_resource_invalid() {
     let list = || Some(matcher::ListStringMatcher::default());
     let place = |uri: &str| over_http(|service| service.server_uri.as_mut().expect("set").uri = uri.to_owned());
     for (why, config) in [
         ("no service", pb::ExtAuthz::default()),
-        ("a body", with(|it| it.with_request_body = Some(pb::BufferSettings::default()))),
+        ("a body of no length", with(|it| it.with_request_body = Some(pb::BufferSettings::default()))),
+        (
+            "a body of any length",
+            with(|it| {
+                it.with_request_body = Some(pb::BufferSettings { max_request_bytes: u32::MAX, ..Default::default() });
+            }),
+        ),
+        ("over HTTP in the same process", place("http://plans.in-process.invalid:80")),
         ("a share", with(|it| it.filter_enabled = Some(core::RuntimeFractionalPercent::default()))),
         ("a status that lets in", with(|it| it.status_on_error = Some(HttpStatus { code: 200 }))),
         ("no status", with(|it| it.status_on_error = Some(HttpStatus { code: 0 }))),

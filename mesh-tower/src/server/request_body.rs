@@ -1,0 +1,220 @@
+//! Bodies of requests that authorizers want to see: read in part or to their end, and put together again for the application.
+
+use std::any::Any;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
+
+/// The most bytes of bodies that the requests of one layer hold in memory: more requests are refused.
+pub(super) const MOST_HELD: usize = 64 << 20;
+
+/// The body of a request of which authorizers have seen something: the same bytes that the client sent. It is given to
+/// [`crate::server::ServerLayer::bodies_by`].
+///
+/// What was read is in one piece: a client chooses how small its frames are, and each would cost more than it has in it.
+pub struct RequestBody<B> {
+    reading: BytesMut,
+    bytes: Bytes,
+    trailers: Option<HeaderMap>,
+    rest: Pin<Box<B>>,
+    is_over: bool,
+    held: Held,
+}
+
+/// Which bodies a layer can read, and how much of them it holds.
+#[derive(Clone, Default)]
+pub(super) struct Bodies {
+    known: Vec<Arc<dyn Any + Send + Sync>>,
+    held: Arc<AtomicUsize>,
+}
+
+/// How a body is made again of what was read of it and of its rest.
+type Rebuild<B> = fn(RequestBody<B>) -> B;
+
+/// What reads bodies of one type.
+type Reads<B> = Box<dyn Fn(B, Held) -> Box<dyn Reading<B>> + Send + Sync>;
+
+impl Bodies {
+    /// Bodies of this type can be read.
+    pub(super) fn add<B>(&mut self, rebuild: Rebuild<B>)
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+    {
+        let reads: Reads<B> = Box::new(move |body, held| {
+            let (reading, bytes, trailers) = (BytesMut::new(), Bytes::new(), None);
+            let body = RequestBody { reading, bytes, trailers, rest: Box::pin(body), is_over: false, held };
+            Box::new(Begun { body, rebuild })
+        });
+        self.known.push(Arc::new(reads));
+    }
+
+    /// Begins to read a body; it comes back where nobody said how that is done.
+    pub(super) fn read<B: 'static>(&self, body: B) -> Result<Box<dyn Reading<B>>, B> {
+        let held = Held { all: Arc::clone(&self.held), bytes: 0 };
+        match self.known.iter().find_map(|reads| reads.downcast_ref::<Reads<B>>()) {
+            Some(reads) => Ok(reads(body, held)),
+            None => Err(body),
+        }
+    }
+}
+
+/// A body that is read.
+pub(super) trait Reading<B>: Send {
+    /// Reads as much as is wanted.
+    fn poll_read(&mut self, wanted: Wanted, cx: &mut Context<'_>) -> Poll<Result<(), Unread>>;
+
+    /// The first bytes of what was read, so many at most, and whether they are not all of the body.
+    fn shown(&self, most: usize) -> (Bytes, bool);
+
+    /// The whole body again.
+    fn finish(self: Box<Self>) -> B;
+}
+
+/// How much of a body has to be read: to its end, which has to come within so many bytes; or only its first bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// It has to end within so many.
+    pub(super) whole: Option<usize>,
+    /// The first so many are enough.
+    pub(super) part: usize,
+}
+
+/// Why a body cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unread {
+    /// The client broke off.
+    Broken,
+    /// There is more than may be read of it.
+    TooLarge,
+    /// Other requests hold too much.
+    NoRoom,
+}
+
+impl Wanted {
+    /// Whether so many bytes are enough.
+    fn is_met(self, bytes: usize) -> Result<bool, Unread> {
+        match self.whole {
+            Some(most) if bytes > most => Err(Unread::TooLarge),
+            Some(_) => Ok(false),
+            None => Ok(bytes >= self.part),
+        }
+    }
+}
+
+/// What one request holds in memory, until its body is handed on.
+struct Held {
+    all: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Held {
+    /// Counts these, too; `false` where there is no room.
+    fn add(&mut self, bytes: usize) -> bool {
+        self.bytes += bytes;
+        self.all.fetch_add(bytes, Ordering::Relaxed) + bytes <= MOST_HELD
+    }
+
+    fn release(&mut self) {
+        self.all.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+struct Begun<B> {
+    body: RequestBody<B>,
+    rebuild: Rebuild<B>,
+}
+
+impl<B: http_body::Body<Data = Bytes> + Send> Reading<B> for Begun<B> {
+    fn poll_read(&mut self, wanted: Wanted, cx: &mut Context<'_>) -> Poll<Result<(), Unread>> {
+        let read = &mut self.body;
+        let announced = usize::try_from(read.rest.size_hint().lower()).unwrap_or(usize::MAX);
+        // Nothing of it is read where it says that it is too long.
+        if wanted.whole.is_some_and(|most| read.reading.len().saturating_add(announced) > most) {
+            return Poll::Ready(Err(Unread::TooLarge));
+        }
+        while !wanted.is_met(read.reading.len())? && !read.is_over {
+            match ready!(read.rest.as_mut().poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if !read.held.add(data.len()) => return Poll::Ready(Err(Unread::NoRoom)),
+                    Ok(data) => {
+                        read.reading.extend_from_slice(&data);
+                        read.is_over = read.rest.is_end_stream();
+                    }
+                    Err(frame) => {
+                        read.trailers = frame.into_trailers().ok();
+                        read.is_over = true;
+                    }
+                },
+                Some(Err(_)) => return Poll::Ready(Err(Unread::Broken)),
+                None => read.is_over = true,
+            }
+        }
+        read.bytes = read.reading.split().freeze();
+        Poll::Ready(Ok(()))
+    }
+
+    fn shown(&self, most: usize) -> (Bytes, bool) {
+        let read = &self.body.bytes;
+        (read.slice(..most.min(read.len())), !self.body.is_over || read.len() > most)
+    }
+
+    fn finish(self: Box<Self>) -> B {
+        (self.rebuild)(self.body)
+    }
+}
+
+impl<B: http_body::Body<Data = Bytes>> http_body::Body for RequestBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        if !self.bytes.is_empty() {
+            self.held.release();
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.bytes)))));
+        }
+        match self.trailers.take() {
+            Some(trailers) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+            None if self.is_over => Poll::Ready(None),
+            None => self.rest.as_mut().poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.bytes.is_empty() && self.trailers.is_none() && (self.is_over || self.rest.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = if self.is_over { SizeHint::with_exact(0) } else { self.rest.size_hint() };
+        let read = self.bytes.len() as u64;
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(read));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(read));
+        }
+        hint
+    }
+}
+
+impl<B> fmt::Debug for RequestBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestBody").field("read", &self.bytes.len()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Bodies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bodies").field("held", &self.held).finish_non_exhaustive()
+    }
+}
