@@ -30,6 +30,12 @@ async fn hello_grpc_calls_a_tonic_service_with_a_generated_client() {
 }
 
 #[tokio::test]
+async fn hello_tcp_sends_bytes_by_mutual_tls_to_a_server_that_lets_in_the_caller_alone() {
+    let out = run(env!("CARGO_BIN_EXE_hello_tcp"), &[]).await;
+    assert_eq!(out, "from spiffe://cluster.local/ns/default/sa/web\nhello\nnobody else is let in\n");
+}
+
+#[tokio::test]
 async fn existing_clients_get_the_mesh_below_or_around_them() {
     let out = run(env!("CARGO_BIN_EXE_existing_client"), &[]).await;
     assert_eq!(out, "below:  hello, connector, by mutual TLS\naround: hello, layer, in plaintext\n");

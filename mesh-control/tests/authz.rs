@@ -324,6 +324,26 @@ spec: {action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}
 }
 
 #[test]
+fn a_workload_that_must_not_serve_lets_in_no_bytes_either() {
+    let config = "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: ask, namespace: shop}
+spec: {action: CUSTOM, provider: {name: nobody}, rules: [{to: [{operation: {ports: ['1']}}]}]}
+";
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.yaml"), config).unwrap();
+    let file = dir.path().join("requests.jsonl");
+    for protocol in ["http", "tcp"] {
+        let asked = json!({"id": 1, "workload": {"namespace": "shop"}, "protocol": protocol, "path": "/"}).to_string();
+        std::fs::write(&file, asked).unwrap();
+        let answer = out(dir.path(), &["--requests", file.to_str().unwrap(), "-o", "json"]);
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!(answer["verdict"], "deny", "{protocol}: {answer}");
+        assert!(answer.to_string().contains("nobody"), "{protocol}: {answer}");
+    }
+}
+
+#[test]
 fn a_batch_has_an_answer_a_line() {
     let dir = config();
     let reviews = json!({"namespace": "shop", "labels": {"app": "reviews"}});

@@ -353,6 +353,9 @@ fn answer(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Answer> {
     }
     let mut tokens: Vec<Claims> = asked.claims.iter().map(|claims| verified(claims, table, &mut notes)).collect();
     if asked.protocol == Protocol::Tcp {
+        if let Some(reason) = table.why_no_bytes() {
+            return Ok(refused(asked, reason.to_string(), notes));
+        }
         return Ok(told(asked, &table.verdict_on_bytes(connection), notes));
     }
     for name in asked.headers.keys().filter(|name| is_proxys(name)) {

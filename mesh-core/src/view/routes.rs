@@ -294,6 +294,30 @@ impl RouteTable {
         }
     }
 
+    /// Why bytes that nobody looks into may not go to the application, where they may not: requests are answered here, or what
+    /// decides on them or changes them would have to see them.
+    pub fn why_no_bytes(&self) -> Option<Arc<str>> {
+        let mut routes = self.config.virtual_hosts.iter().flat_map(|host| &host.routes).peekable();
+        if routes.peek().is_none() {
+            return Some("there is no route".into());
+        }
+        if let Some(reason) = routes.find_map(|route| match &route.action {
+            RouteAction::NonForwarding => None,
+            RouteAction::Unusable(reason) => Some(Arc::clone(reason)),
+            RouteAction::Direct(direct) => Some(String::from_utf8_lossy(&direct.body).into()),
+            RouteAction::Forward(_) | RouteAction::Redirect(_) => Some("a route leads elsewhere".into()),
+        }) {
+            return Some(reason);
+        }
+        let has_own_access = |destination: &Destination| destination.access.is_some();
+        let mut destinations = self.hosts.iter().flat_map(|host| &host.routes).flat_map(|route| &route.destinations);
+        match () {
+            () if self.has_filters() => Some("its filters look at requests".into()),
+            () if destinations.any(has_own_access) => Some("a route has policies of its own".into()),
+            () => None,
+        }
+    }
+
     #[inline]
     fn route(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Result<Found<'_>, MeshError> {
         let no_route = |what: &str| {

@@ -108,7 +108,7 @@ impl Service<Uri> for Connector {
 }
 
 impl Connector {
-    async fn open(self, uri: Uri) -> Result<ConnectorStream, MeshError> {
+    pub(super) async fn open(self, uri: Uri) -> Result<ConnectorStream, MeshError> {
         if !self.under_tls {
             outbound::refuse_tls(&uri)?;
         }

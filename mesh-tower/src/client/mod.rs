@@ -3,6 +3,7 @@
 
 mod connector;
 mod layer;
+mod tcp;
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ pub use crate::outbound::{ResponseBody, ResponseFuture};
 
 pub use connector::{Connector, ConnectorStream};
 pub use layer::{ClientLayer, ClientService};
+pub use tcp::MeshStream;
 
 /// A client of the mesh: `tower::Service<http::Request<B>>` for any body. Cheap to clone, always ready.
 ///

@@ -24,11 +24,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::connection::ConnectionInfo;
-use crate::drain::{Accepting, Phase, reached};
+use crate::drain::{Accepting, InFlight, Phase, reached};
 use crate::io::{Both, Half, Io};
 use crate::listeners::{ListenerGuard, ListenerState, WatchTask, watch_listener};
 use crate::mesh::Mesh;
-use crate::server::handshake::{self, Handshake};
+use crate::server::handshake::{self, Carries, Handshake};
 use crate::server::layer::ServerLayer;
 
 /// After how long without a word a peer is probed, and how often from then on.
@@ -62,6 +62,7 @@ const BACKLOG: usize = 1024;
 pub struct MeshListener {
     mesh: Mesh,
     address: SocketAddr,
+    carries: Carries,
     guard: ListenerGuard,
     socket: Socket,
     news: watch::Receiver<()>,
@@ -80,7 +81,11 @@ enum Socket {
 
 impl MeshListener {
     /// Binds, and subscribes to the listener resource of the address.
-    pub(super) async fn bind(mesh: &Mesh, address: impl tokio::net::ToSocketAddrs) -> io::Result<Self> {
+    pub(super) async fn bind(
+        mesh: &Mesh,
+        address: impl tokio::net::ToSocketAddrs,
+        carries: Carries,
+    ) -> io::Result<Self> {
         let drain = mesh.drain();
         if drain.is_leaving() {
             return Err(io::Error::other(MeshError::new(ErrorKind::Draining, "the mesh is draining")));
@@ -94,6 +99,7 @@ impl MeshListener {
         let (guard, watching) = watch_listener(mesh.listeners(), handle, address, drain);
         Ok(MeshListener {
             address,
+            carries,
             news: guard.listener().news(),
             phase: drain.watch(),
             guard,
@@ -136,7 +142,7 @@ impl MeshListener {
         &self.mesh
     }
 
-    fn listener(&self) -> &Arc<ListenerState> {
+    pub(super) fn listener(&self) -> &Arc<ListenerState> {
         self.guard.listener()
     }
 
@@ -250,17 +256,18 @@ impl MeshListener {
         _ = stream.set_nodelay(true);
         let connection = Arc::new(ConnectionInfo::new(local, peer));
         let state = match asks_for_tls {
-            false => State::Open(handshake::plaintext(stream, listener, &connection)),
+            false => State::Open(handshake::plaintext(stream, listener, &connection, self.carries)),
             true => {
                 let handshake = Handshake {
                     listener: Arc::clone(listener),
                     certificates: Arc::clone(self.mesh.store().certificates()),
                     connection: Arc::clone(&connection),
+                    carries: self.carries,
                 };
                 State::Opening(Both::new(handshake.within_time(stream)))
             }
         };
-        Some(MeshIo { state, connection, _listener: self.guard.clone() })
+        Some(MeshIo { state, connection, _listener: self.guard.clone(), in_flight: None })
     }
 }
 
@@ -381,6 +388,8 @@ pub struct MeshIo {
     state: State,
     connection: Arc<ConnectionInfo>,
     _listener: ListenerGuard,
+    /// Where it is one of those that the drain waits for.
+    in_flight: Option<InFlight>,
 }
 
 enum State {
@@ -396,6 +405,11 @@ impl MeshIo {
         &self.connection
     }
 
+    /// The drain waits for it.
+    pub(super) fn counts_in(&mut self, in_flight: InFlight) {
+        self.in_flight = Some(in_flight);
+    }
+
     /// Whether the peer has said all that it had to say. Pending while nothing is to be read.
     pub(super) fn poll_has_ended(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         match &mut self.state {
@@ -406,7 +420,7 @@ impl MeshIo {
 
     /// The bytes, once it is known how they travel.
     #[inline]
-    fn poll_open(&mut self, cx: &mut Context<'_>, half: Half) -> Poll<io::Result<Pin<&mut Io>>> {
+    pub(super) fn poll_open(&mut self, cx: &mut Context<'_>, half: Half) -> Poll<io::Result<Pin<&mut Io>>> {
         loop {
             match &mut self.state {
                 State::Opening(opening) => {

@@ -18,6 +18,7 @@ use tokio_rustls::server::TlsStream;
 use crate::connection::{ConnectionInfo, TlsInfo};
 use crate::io::{Bytes, Io, distrusted};
 use crate::listeners::ListenerState;
+use crate::server::tcp::lets_in;
 
 /// How long it may take from the client's first byte to the end of the handshake.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -25,11 +26,21 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The first byte of a TLS connection: a record that is part of a handshake (RFC 8446, 5.1). No method of HTTP begins so.
 const HANDSHAKE_RECORD: u8 = 0x16;
 
+/// What the connections of a listener carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Carries {
+    /// Requests, each of which policies decide on.
+    Http,
+    /// What nobody looks into: policies decide on the connection.
+    Bytes,
+}
+
 /// A connection about which it is not known yet how its bytes travel.
 pub(super) struct Handshake {
     pub(super) listener: Arc<ListenerState>,
     pub(super) certificates: Arc<Certificates>,
     pub(super) connection: Arc<ConnectionInfo>,
+    pub(super) carries: Carries,
 }
 
 impl Handshake {
@@ -49,14 +60,14 @@ impl Handshake {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         match self.security(first == [HANDSHAKE_RECORD])? {
-            false => Ok(plaintext(stream, &self.listener, &self.connection)),
+            false => Ok(plaintext(stream, &self.listener, &self.connection, self.carries)),
             true => {
                 let credentials = self.certificates.get().await;
                 let stream = TlsAcceptor::from(credentials.server_config()).accept(stream).await?;
                 let peer = Peer::client(stream.get_ref().1, &credentials);
                 let peer = peer.ok_or_else(|| io::Error::other("the client has not shown who it is"))?;
                 self.connection.secured(info(&stream, &peer));
-                let forbidden = forbidden(Arc::clone(&self.listener), Arc::clone(&self.connection));
+                let forbidden = forbidden(Arc::clone(&self.listener), Arc::clone(&self.connection), self.carries);
                 let distrusted = distrusted(peer, Arc::clone(&self.certificates));
                 Ok(Io::new(Bytes::Tls(Box::new(stream.into())), async move {
                     tokio::select! {
@@ -89,15 +100,27 @@ impl Handshake {
 }
 
 /// The bytes of a connection in plaintext, for as long as the listener lets it in.
-pub(super) fn plaintext(stream: TcpStream, listener: &Arc<ListenerState>, connection: &Arc<ConnectionInfo>) -> Io {
-    Io::new(Bytes::Plaintext(stream), forbidden(Arc::clone(listener), Arc::clone(connection)))
+pub(super) fn plaintext(
+    stream: TcpStream,
+    listener: &Arc<ListenerState>,
+    connection: &Arc<ConnectionInfo>,
+    carries: Carries,
+) -> Io {
+    Io::new(Bytes::Plaintext(stream), forbidden(Arc::clone(listener), Arc::clone(connection), carries))
 }
 
 /// Waits until the listener would not let a connection in any more, and tells why.
-async fn forbidden(listener: Arc<ListenerState>, connection: Arc<ConnectionInfo>) -> Arc<str> {
-    let mut changes = listener.security_changes();
+async fn forbidden(listener: Arc<ListenerState>, connection: Arc<ConnectionInfo>, carries: Carries) -> Arc<str> {
+    let mut changes = match carries {
+        Carries::Http => listener.security_changes(),
+        Carries::Bytes => listener.news(),
+    };
     loop {
-        if let Err(reason) = allows(&listener.state(), &connection) {
+        let allowed = match carries {
+            Carries::Http => allows(&listener.state(), &connection),
+            Carries::Bytes => lets_in(&listener.state(), &connection),
+        };
+        if let Err(reason) = allowed {
             return reason;
         }
         // An error would say that the sender is gone, which is `listener`.

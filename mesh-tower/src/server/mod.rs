@@ -1,6 +1,6 @@
 //! The server: a listener that serves as the configuration allows, and a layer that routes what comes in.
 //!
-//! A request's walk is these files in order: `accept` (may this connection be served), `layer` (the service around the
+//! A request's walk is these files in order: `accept` (may this connection be served; `tcp` where nobody looks into it), `layer` (the service around the
 //! application's), `request` (which route, which filters, or an answer of the mesh), the application's own service,
 //! `response` (the way back). Beside them are `serve` (a server loop on hyper), its `limits`, `monitor` (what each
 //! connection is doing), and `peers` (what those of one client add up to).
@@ -19,6 +19,7 @@ mod request;
 mod request_body;
 mod response;
 mod serve;
+mod tcp;
 
 use std::io;
 
@@ -27,6 +28,7 @@ use mesh_core::error::{ErrorKind, MeshError};
 use crate::drain::Phase;
 use crate::health::HealthWatch;
 use crate::mesh::Mesh;
+use crate::server::handshake::Carries;
 
 pub use crate::connection::{ConnectionInfo, TlsInfo};
 pub use accept::{Incoming, MeshIo, MeshListener};
@@ -36,6 +38,7 @@ pub use limits::Limits;
 pub use request_body::RequestBody;
 pub use response::{ResponseFuture, ServerBody};
 pub use serve::{Serve, serve};
+pub use tcp::MeshTcpListener;
 
 impl Mesh {
     /// Binds a listener, and asks the configuration whether and how to serve there. The control plane may take
@@ -71,7 +74,48 @@ impl Mesh {
     /// # Ok(()) }
     /// ```
     pub async fn bind(&self, address: impl tokio::net::ToSocketAddrs) -> io::Result<MeshListener> {
-        MeshListener::bind(self, address).await
+        MeshListener::bind(self, address, Carries::Http).await
+    }
+
+    /// Binds a listener for connections that are not HTTP. What the mesh's configuration says of the server holds for them as far
+    /// as it is about connections: mutual TLS as `PeerAuthentication` wants it, and policies on who the client is, from where it
+    /// connects and to which port. A condition on requests cannot be met: an ALLOW that has one is for no connection, a DENY for
+    /// all that its other conditions are for, and a CUSTOM refuses them. A connection ends when the configuration does not let
+    /// it in any more.
+    ///
+    /// In plaintext next to TLS (PERMISSIVE), the client has to send the first byte: it tells which one it speaks.
+    ///
+    /// # Errors
+    /// As [`Mesh::bind`].
+    ///
+    /// ```
+    /// use mesh_core::fixed::Fixed;
+    /// use mesh_tower::Mesh;
+    /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mesh = Mesh::builder().source(Fixed::new()).start()?;
+    /// let mut listener = mesh.bind_tcp("127.0.0.1:0").await?;
+    /// let address = listener.local_addr();
+    /// tokio::spawn(async move {
+    ///     while let Some((mut io, _peer)) = listener.accept().await {
+    ///         tokio::spawn(async move {
+    ///             let (mut reader, mut writer) = tokio::io::split(&mut io);
+    ///             tokio::io::copy(&mut reader, &mut writer).await
+    ///         });
+    ///     }
+    /// });
+    ///
+    /// let client = Mesh::builder().source(Fixed::new().service("echo:7", [address])).start()?;
+    /// let mut stream = client.connect("echo", 7).await?;
+    /// stream.write_all(b"hello").await?;
+    /// let mut answer = [0; 5];
+    /// stream.read_exact(&mut answer).await?;
+    /// assert_eq!(&answer, b"hello");
+    /// # Ok(()) }
+    /// ```
+    pub async fn bind_tcp(&self, address: impl tokio::net::ToSocketAddrs) -> io::Result<MeshTcpListener> {
+        MeshTcpListener::bind(self, address).await
     }
 
     /// The layer for a service behind this mesh's listener: it routes by the listener's current configuration,

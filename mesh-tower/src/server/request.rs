@@ -308,7 +308,7 @@ impl ServerContext {
 }
 
 /// What policies ask of a connection.
-fn ends(connection: &ConnectionInfo) -> Connection<'_> {
+pub(super) fn ends(connection: &ConnectionInfo) -> Connection<'_> {
     Connection {
         peer: connection.peer_identity(),
         source: connection.peer,
@@ -324,14 +324,14 @@ fn tell_of_token(why: &Refusal, listener: &ListenerName) {
 
 /// Says who was refused by which policy, and what those would have done that are only tried.
 #[inline]
-fn tell(verdict: &Verdict<'_>, listener: &ListenerName, connection: Option<&ConnectionInfo>) {
+pub(super) fn tell(verdict: &Verdict<'_>, listener: &ListenerName, connection: Option<&ConnectionInfo>) {
     if verdict.is_allowed && verdict.shadow.is_none() && verdict.logged.is_none() {
         return;
     }
     let peer = connection.and_then(ConnectionInfo::peer_identity).map_or("unknown", SpiffeId::as_str);
     let named = |policy: Option<&str>| policy.unwrap_or("no policy is for it").to_owned();
     if !verdict.is_allowed {
-        tracing::debug!(%listener, peer, policy = named(verdict.policy), "a policy refused a request");
+        tracing::debug!(%listener, peer, policy = named(verdict.policy), "a policy refused");
     }
     if let Some(shadow) = &verdict.shadow {
         let would = if shadow.is_allowed { "allow" } else { "deny" };

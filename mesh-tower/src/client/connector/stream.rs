@@ -34,6 +34,10 @@ const HTTP1: Patience = Patience { quiet: Duration::from_millis(250), longest: D
 /// The server's last word may be about one of many streams, or about none.
 const HTTP2: Patience = Patience { quiet: Duration::from_secs(5), longest: Duration::from_secs(60) };
 
+/// Bytes of which nobody knows what a pause means go on for as long as both sides want: ten years are as good as for ever.
+const BYTES: Patience = Patience { quiet: FOREVER, longest: FOREVER };
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
 /// A connection to an endpoint that the mesh chose.
 ///
 /// When the configuration of its target changes so that its endpoint is no longer where the route leads (weights, another
@@ -88,6 +92,12 @@ impl ConnectorStream {
             answered: true,
             patience: None,
         }
+    }
+
+    /// The same, for bytes that are not HTTP.
+    pub(in crate::client) fn of_bytes(mut self) -> Self {
+        self.patience = Some(&BYTES);
+        self
     }
 
     /// Takes in what the configuration says by now.

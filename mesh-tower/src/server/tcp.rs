@@ -1,0 +1,123 @@
+//! Connections whose bytes nobody looks into: a listener that hands them out when it is known who the client is, and the
+//! policies let it in.
+//!
+//! It serves by the same resource as a server of HTTP. A condition on requests is in doubt there: an ALLOW that has one is for no
+//! connection, and a DENY is for all that its other conditions are for (Istio, TCP services).
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mesh_core::error::MeshError;
+use mesh_core::id::ListenerName;
+use mesh_core::store::ServerState;
+use tokio::task::JoinSet;
+
+use crate::connection::ConnectionInfo;
+use crate::io::Half;
+use crate::listeners::ListenerState;
+use crate::mesh::Mesh;
+use crate::server::accept::{MeshIo, MeshListener};
+use crate::server::handshake::Carries;
+use crate::server::request::{ends, tell};
+
+/// How many connections may be on their way in at a time; more wait in the socket's backlog.
+const MOST_OPENING: usize = 1024;
+
+/// A bound socket for connections that are not HTTP: see [`Mesh::bind_tcp`].
+#[derive(Debug)]
+pub struct MeshTcpListener {
+    listener: MeshListener,
+    opening: JoinSet<Option<(MeshIo, SocketAddr)>>,
+    is_closed: bool,
+}
+
+impl MeshTcpListener {
+    pub(super) async fn bind(mesh: &Mesh, address: impl tokio::net::ToSocketAddrs) -> io::Result<Self> {
+        let listener = MeshListener::bind(mesh, address, Carries::Bytes).await?;
+        Ok(MeshTcpListener { listener, opening: JoinSet::new(), is_closed: false })
+    }
+
+    /// Where it is bound.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.listener.local_addr()
+    }
+
+    /// The resource that it serves by.
+    pub fn name(&self) -> &ListenerName {
+        self.listener.name()
+    }
+
+    /// Waits until it may serve; see [`MeshListener::serving`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn serving(&self) -> Result<(), MeshError> {
+        self.listener.serving().await
+    }
+
+    /// The next connection that is let in, with its handshake done: who the client is stands in [`MeshIo::connection`]. `None`
+    /// when the drain is over. A client that is slow to shake hands holds up nobody else. Cancel safe.
+    pub async fn accept(&mut self) -> Option<(MeshIo, SocketAddr)> {
+        loop {
+            tokio::select! {
+                biased;
+                Some(opened) = self.opening.join_next() => {
+                    if let Ok(Some(opened)) = opened {
+                        return Some(opened);
+                    }
+                }
+                accepted = self.listener.accept(), if !self.is_closed && self.opening.len() < MOST_OPENING => {
+                    match accepted {
+                        Some((io, peer)) => {
+                            let listener = Arc::clone(self.listener.listener());
+                            let mesh = self.listener.mesh().clone();
+                            self.opening.spawn(async move { Some((open(io, &listener, &mesh).await?, peer)) });
+                        }
+                        None => self.is_closed = true,
+                    }
+                }
+                else => return None,
+            }
+        }
+    }
+}
+
+/// Waits for the handshake, and asks the policies.
+async fn open(mut io: MeshIo, listener: &ListenerState, mesh: &Mesh) -> Option<MeshIo> {
+    // Why a handshake fails is told there.
+    poll_fn(|cx| io.poll_open(cx, Half::Reader).map_ok(drop)).await.ok()?;
+    let connection = io.connection();
+    if let ServerState::Serving(view) = &**listener.state()
+        && let Some(chain) = view.chain(connection.local, connection.peer, connection.tls().is_some())
+    {
+        tell(&chain.routes.verdict_on_bytes(ends(connection)), listener.name(), Some(connection));
+    }
+    if let Err(reason) = lets_in(&listener.state(), connection) {
+        tracing::debug!(listener = %listener.name(), peer = %connection.peer, %reason, "connection refused");
+        return None;
+    }
+    io.counts_in(mesh.drain().enter());
+    Some(io)
+}
+
+/// Whether a connection may have its bytes go to the application. Where the server must not serve, nobody could be told so.
+pub(super) fn lets_in(state: &ServerState, connection: &ConnectionInfo) -> Result<(), Arc<str>> {
+    let view = match state {
+        ServerState::Serving(view) => view,
+        ServerState::NotServing(reason) => return Err(Arc::clone(reason)),
+        ServerState::Waiting => return Err("no configuration".into()),
+    };
+    let chain = view.chain(connection.local, connection.peer, connection.tls().is_some());
+    let chain = chain.ok_or("no filter chain matches")?;
+    chain.admits(connection.peer_identity().is_some())?;
+    if let Some(reason) = chain.routes.why_no_bytes() {
+        return Err(reason);
+    }
+    let verdict = chain.routes.verdict_on_bytes(ends(connection));
+    match verdict.is_allowed {
+        true => Ok(()),
+        false => Err(format!("RBAC: access denied by {}", verdict.policy.unwrap_or("no policy that allows")).into()),
+    }
+}

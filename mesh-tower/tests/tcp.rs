@@ -1,0 +1,209 @@
+//! Connections that are not HTTP, from YAML to bytes: embedded control plane, `Mesh::bind_tcp` and `Mesh::connect` over sockets.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mesh_control::embedded::{Config, Embedded, Options};
+use mesh_core::error::ErrorKind;
+use mesh_core::xds::Bootstrap;
+use mesh_tower::Mesh;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const LEDGER: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: ledger, namespace: shop}
+spec: {selector: {app: ledger}, ports: [{name: tcp-ledger, port: 7000}]}
+";
+
+async fn within<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(30), future).await.expect("it hangs")
+}
+
+fn mesh(control: &Embedded, account: &str) -> Mesh {
+    let bootstrap = Bootstrap::new("embedded")
+        .node_id(format!("mesh~127.0.0.1~{account}.shop~shop.svc.cluster.local"))
+        .metadata("NAMESPACE", "shop")
+        .metadata("SERVICE_ACCOUNT", account)
+        .metadata("LABELS", json!({"app": account}));
+    Mesh::builder().source(control.source(bootstrap)).cold_start_wait(Duration::from_secs(10)).start().unwrap()
+}
+
+/// A server of `ledger` that says who the client is, and then sends back what it gets.
+async fn serve(control: &Embedded) -> (Mesh, SocketAddr) {
+    let mesh = mesh(control, "ledger");
+    let mut listener = mesh.bind_tcp("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    tokio::spawn(async move {
+        while let Some((mut io, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let peer = io.connection().peer_identity().map_or("nobody".to_owned(), ToString::to_string);
+                _ = io.write_all(format!("{peer}\n").as_bytes()).await;
+                let (mut reader, mut writer) = tokio::io::split(&mut io);
+                _ = tokio::io::copy(&mut reader, &mut writer).await;
+            });
+        }
+    });
+    within(mesh.serving()).await.unwrap();
+    (mesh, address)
+}
+
+/// What the server says to who sends a line, until the connection is closed or the line comes back.
+async fn say(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin) -> String {
+    let mut said = Vec::new();
+    // What is refused may be reset.
+    _ = stream.write_all(b"hello\n").await;
+    while !said.ends_with(b"hello\n") {
+        match within(stream.read_buf(&mut said)).await {
+            Ok(1..) => {}
+            _ => return "closed".to_owned(),
+        }
+    }
+    String::from_utf8(said).unwrap().trim_end_matches("\nhello\n").to_owned()
+}
+
+async fn in_plaintext(address: SocketAddr) -> String {
+    say(TcpStream::connect(address).await.unwrap()).await
+}
+
+fn policy(spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: ledger, namespace: shop}}\nspec: {spec}\n"
+    )
+}
+
+fn mtls(mode: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: ledger, namespace: shop}}\n\
+         spec: {{mtls: {{mode: {mode}}}}}\n"
+    )
+}
+
+const TELLER: &str = "spiffe://cluster.local/ns/shop/sa/teller";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_travel_by_mutual_tls_and_the_server_knows_from_whom() {
+    for (mode, over_plaintext) in [("STRICT", "closed"), ("PERMISSIVE", "nobody"), ("DISABLE", "nobody")] {
+        let yaml = format!("{LEDGER}---\n{}", mtls(mode));
+        let control = Embedded::start(Config::yaml(yaml), Options::default().dev()).await.unwrap();
+        let (_server, address) = serve(&control).await;
+        let teller = mesh(&control, "teller");
+        let stream = within(teller.connect("ledger.shop", 7000)).await.unwrap();
+        let expected = if mode == "DISABLE" { "nobody" } else { TELLER };
+        assert_eq!(say(stream).await, expected, "{mode}");
+        assert_eq!(in_plaintext(address).await, over_plaintext, "{mode}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn policies_decide_on_connections_and_what_asks_for_requests_lets_nobody_in() {
+    let control = Embedded::start(Config::yaml(LEDGER), Options::default().dev()).await.unwrap();
+    let (_server, address) = serve(&control).await;
+    let (teller, other) = (mesh(&control, "teller"), mesh(&control, "other"));
+    let ask = async |mesh: &Mesh| match within(mesh.connect("ledger.shop", 7000)).await {
+        Ok(stream) => say(stream).await,
+        Err(_) => "closed".to_owned(),
+    };
+    let by_teller = "from: [{source: {principals: [cluster.local/ns/shop/sa/teller]}}]";
+    let port = address.port();
+    for (spec, of_teller, of_other) in [
+        ("{}".to_owned(), false, false),
+        (format!("{{rules: [{{{by_teller}}}]}}"), true, false),
+        (format!("{{action: DENY, rules: [{{{by_teller}}}]}}"), false, true),
+        (format!("{{rules: [{{to: [{{operation: {{ports: ['{port}']}}}}]}}]}}"), true, true),
+        ("{rules: [{to: [{operation: {ports: ['1']}}]}]}".to_owned(), false, false),
+        (format!("{{rules: [{{{by_teller}, to: [{{operation: {{methods: [GET]}}}}]}}]}}"), false, false),
+        (format!("{{rules: [{{{by_teller}, to: [{{operation: {{notPaths: [/x]}}}}]}}]}}"), false, false),
+        (format!("{{action: DENY, rules: [{{{by_teller}, to: [{{operation: {{paths: [/x]}}}}]}}]}}"), false, true),
+        ("{action: DENY, rules: [{to: [{operation: {notMethods: [GET]}}]}]}".to_owned(), false, false),
+        ("{action: AUDIT, rules: [{to: [{operation: {paths: [/x]}}]}]}".to_owned(), true, true),
+    ] {
+        control.set_yaml("policy.yaml", &policy(&spec)).unwrap();
+        let (expected_teller, expected_other) = (
+            if of_teller { TELLER.to_owned() } else { "closed".to_owned() },
+            if of_other { TELLER.replace("teller", "other") } else { "closed".to_owned() },
+        );
+        // Until the server has heard of it.
+        within(async {
+            while (ask(&teller).await, ask(&other).await) != (expected_teller.clone(), expected_other.clone()) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_ends_when_it_would_not_be_let_in_any_more() {
+    let control = Embedded::start(Config::yaml(LEDGER), Options::default().dev()).await.unwrap();
+    let (server, _) = serve(&control).await;
+    let teller = mesh(&control, "teller");
+    let allow = policy("{rules: [{from: [{source: {principals: ['*/sa/teller']}}]}]}");
+    for later in [
+        policy("{}"),
+        // It asks about every request, and cannot.
+        policy("{action: CUSTOM, provider: {name: nobody}, rules: [{}]}"),
+        // It is on requests, and in doubt on everything.
+        policy("{action: DENY, rules: [{to: [{operation: {paths: [/x]}}]}]}"),
+    ] {
+        control.set_yaml("a.yaml", &allow).unwrap();
+        let mut kept = within(async {
+            loop {
+                if let Ok(mut stream) = teller.connect("ledger.shop", 7000).await {
+                    let mut said = vec![0; TELLER.len() + 1];
+                    if stream.read_exact(&mut said).await.is_ok() {
+                        return stream;
+                    }
+                }
+            }
+        })
+        .await;
+        assert_eq!(server.drain().in_flight(), 1);
+        control.set_yaml("a.yaml", &later).unwrap();
+        let end = within(kept.read(&mut [0; 1])).await;
+        assert!(!matches!(end, Ok(1..)), "{later}");
+        drop(kept);
+        within(async {
+            while server.drain().in_flight() > 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_connects_to_nobody_but_those_who_may_answer_and_never_in_plaintext() {
+    let control = Embedded::start(Config::yaml(LEDGER), Options::default().dev()).await.unwrap();
+    let teller = mesh(&control, "teller");
+    let nobody = within(teller.connect("ledger.shop", 7000)).await.unwrap_err();
+    assert_eq!(nobody.kind(), ErrorKind::NoHealthyEndpoint, "{nobody:#}");
+    // Somebody in plaintext says that he is the ledger.
+    let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let entry = format!(
+        "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: ledger, namespace: shop}}\n\
+         spec: {{address: 127.0.0.1, ports: {{tcp-ledger: {port}}}, labels: {{app: ledger}}, serviceAccount: ledger}}\n"
+    );
+    control.set_yaml("entry.yaml", &entry).unwrap();
+    let seen = tokio::spawn(async move {
+        let (mut stream, _) = socket.accept().await.unwrap();
+        let mut first = [0];
+        stream.read_exact(&mut first).await.unwrap();
+        first[0]
+    });
+    within(async {
+        while let Err(error) = teller.connect("ledger.shop", 7000).await {
+            if seen.is_finished() {
+                return;
+            }
+            assert!(matches!(error.kind(), ErrorKind::NoHealthyEndpoint | ErrorKind::ConnectFailure), "{error:#}");
+            tokio::task::yield_now().await;
+        }
+        panic!("it connects to who has not shown who he is");
+    })
+    .await;
+    assert_eq!(seen.await.unwrap(), 0x16, "the first byte of a handshake, and none of the application's");
+}
