@@ -115,11 +115,11 @@ fn a_wrong_setting_is_told_with_its_line_and_column_in_the_file() {
         ),
         (
             "extensionProviders:\n- name: a\n  envoyExtAuthzGrpc:\n    service: a.b\n    port: 80\n    includeRequestBodyInCheck: {}\n",
-            ":14:32: error[invalid-value]",
+            ":14:36: error[invalid-value]",
         ),
         (
             "extensionProviders:\n- name: a\n  envoyExtAuthzHttp:\n    service: a.b\n    port: 80\n    includeRequestBodyInCheck: {maxRequestBytes: 16777217}\n",
-            ":14:32: error[invalid-value]",
+            ":14:36: error[invalid-value]",
         ),
         ("a: [\n", ":9:5: error[syntax]"),
     ] {

@@ -60,7 +60,7 @@ enum Ask {
 
 /// A question to who is called.
 enum Call {
-    Http(Request<Body>),
+    Http(Box<Request<Body>>),
     #[cfg(feature = "xds")]
     Grpc(Box<GrpcQuestion>),
 }
@@ -89,7 +89,7 @@ impl Question {
     }
 
     /// Whom a name in this process stands for. He is asked about the request as the application will see it.
-    pub(super) fn to_own(
+    pub(super) fn resolve(
         &mut self,
         authorizers: &Authorizers,
         head: &RequestHead<'_>,
@@ -138,7 +138,7 @@ fn by_http(asker: &Asker, check: &HttpCheck, head: &RequestHead<'_>) -> Result<C
     let host = HeaderValue::from_str(head.authority).map_err(|error| error.to_string())?;
     question.headers_mut().remove(HOST);
     question.extensions_mut().insert(SentHost(host));
-    Ok(Call::Http(question))
+    Ok(Call::Http(Box::new(question)))
 }
 
 #[cfg(feature = "xds")]
@@ -235,7 +235,7 @@ async fn one(
     call: Result<Call, String>,
 ) -> Result<Answer, String> {
     let mut request = match call? {
-        Call::Http(request) => request,
+        Call::Http(request) => *request,
         #[cfg(feature = "xds")]
         Call::Grpc(question) => grpc_call(config, &question)?,
     };

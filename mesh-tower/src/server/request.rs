@@ -202,7 +202,7 @@ impl ServerContext {
             }
             head = RequestHead::received(request)?;
             questions.iter_mut().for_each(|question| {
-                question.to_own(&self.authorizers, &head, connection.as_ref(), tokens);
+                question.resolve(&self.authorizers, &head, connection.as_ref(), tokens);
             });
             let own = self.authorizers.every.as_ref().map(|own| own.question(&head, connection.as_ref(), tokens));
             if !questions.is_empty() || own.is_some() {
