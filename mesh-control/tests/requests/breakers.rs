@@ -81,6 +81,7 @@ async fn never_more_requests_are_in_flight_than_the_limit_and_the_others_fail_at
             assert!(error.to_string().contains("circuit breaker max_requests"), "{kind}: {error}");
         }
         assert_eq!(world.flag(), "UO", "{kind}");
+        until("those that were let in are there", || upstream.requests.now() == 10).await;
         upstream.hold(false);
         while let Some(answered) = asked.join_next().await {
             assert_eq!(answered.unwrap().unwrap(), 200, "{kind}");

@@ -157,7 +157,7 @@ async fn no_more_endpoints_are_out_than_may_be() {
             until("it is out", || is_out(&world, &one)).await;
         }
         other.answer(500);
-        reach(&world, &other, 2, get).await;
+        reach(&world, &other, 1, get).await;
         if are_out[1] {
             until("both are out", || is_out(&world, &other)).await;
             let error = world.ask(get()).await.unwrap_err();
