@@ -7,9 +7,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use http::{Request, Response};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::fixed::Fixed;
@@ -198,6 +199,42 @@ async fn an_idle_client_that_does_not_take_the_end_is_cut_off() {
     .await;
     let answer = ask(address, &[PREFACE, &frame(1, END_STREAM | END_HEADERS, 1, GET)].concat()).await;
     assert!(goaway(&answer).is_some() && frames(&answer).iter().any(|(kind, ..)| *kind == 0), "{answer:?}");
+}
+
+/// Nothing else would end it: the connection is busy with the answer.
+#[tokio::test]
+async fn h8_a_client_that_takes_nothing_of_its_answer_is_cut_off() {
+    let address = start(|limits| limits.stall_timeout = Duration::from_millis(100)).await;
+    // SETTINGS_INITIAL_WINDOW_SIZE is 0.
+    let no_window = [&PREFACE[..24], &frame(4, 0, 0, &[0, 4, 0, 0, 0, 0])].concat();
+    let answer = ask(address, &[&no_window[..], &frame(1, END_STREAM | END_HEADERS, 1, GET)].concat()).await;
+    let kinds: Vec<u8> = frames(&answer).iter().map(|(kind, ..)| *kind).collect();
+    assert!(kinds.contains(&1) && !kinds.contains(&0), "its head and nothing of its body: {kinds:?}");
+    // Over HTTP/1.1, what the sockets hold is all that goes out.
+    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+    let listener = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    let mut limits = Limits::default();
+    limits.stall_timeout = Duration::from_millis(100);
+    let (called, mut calls) = tokio::sync::mpsc::channel(1);
+    let long = service_fn(move |_: Request<Incoming>| {
+        let called = called.clone();
+        async move {
+            let (held, dropped) = tokio::sync::oneshot::channel::<()>();
+            called.send(dropped).await.unwrap();
+            let parts = [64 << 20, 1].map(|length| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![0; length]))));
+            let held = stream::once(async move {
+                drop(held);
+                Ok(Frame::data(Bytes::new()))
+            });
+            Ok::<_, Infallible>(Response::new(StreamBody::new(Box::pin(stream::iter(parts).chain(held)))))
+        }
+    });
+    tokio::spawn(serve(listener, mesh.server_layer().layer(long)).limits(limits).into_future());
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
+    let dropped = within(calls.recv()).await.unwrap();
+    within(dropped).await.unwrap_err();
 }
 
 #[tokio::test]

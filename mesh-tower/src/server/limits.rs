@@ -26,6 +26,9 @@ pub struct Limits {
     /// gone. Then the connection is closed and its handler dropped. A client gets as long to take the end of its connection,
     /// once [`idle_timeout`](Self::idle_timeout) is over. 30 s by default.
     pub half_close_timeout: Duration,
+    /// How long a client may take next to nothing (16 KiB) of answers that are there for it, while it waits for nothing else:
+    /// it would hold them for ever. Then the connection is closed. 5 min by default, as Envoy gives a stream.
+    pub stall_timeout: Duration,
     /// What a client may send ahead of what is read, by HTTP/2 stream, in bytes. 256 KiB by default.
     pub stream_window: u32,
     /// The same by connection. 1 MiB by default.
@@ -42,6 +45,7 @@ impl Default for Limits {
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(65 * 60),
             half_close_timeout: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(5 * 60),
             stream_window: 256 << 10,
             connection_window: 1 << 20,
         }

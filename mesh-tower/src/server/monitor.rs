@@ -26,6 +26,10 @@ pub(super) struct Activity {
     head: AtomicBool,
     requests: AtomicUsize,
     busy: AtomicUsize,
+    /// How many of those wait for the client alone: the application has nothing to do but for what was not taken yet.
+    handed: AtomicUsize,
+    /// How many bytes the socket has taken.
+    written: AtomicUsize,
     /// Somebody wants to know whether the client has closed its side.
     look: AtomicBool,
     /// It has.
@@ -47,17 +51,34 @@ pub(super) enum Signal {
     CutHalfClosed,
     /// To end at once: it was to end, and its client takes no notice.
     CutStalled,
+    /// To end at once: its client takes nothing of what is there for it.
+    CutUnread,
     /// To end at once: it is broken.
     CutBroken,
 }
 
 /// A request in progress, to the end of its response.
 #[derive(Debug)]
-pub(super) struct BusyGuard(Arc<Activity>);
+pub(super) struct BusyGuard {
+    activity: Arc<Activity>,
+    is_handed: bool,
+}
+
+impl BusyGuard {
+    /// Whether it waits for the client: something of the response was handed out, and no more is asked for.
+    pub(super) fn note_handed(&mut self, is_handed: bool) {
+        match (is_handed, std::mem::replace(&mut self.is_handed, is_handed)) {
+            (true, false) => _ = self.activity.handed.fetch_add(1, Ordering::Relaxed),
+            (false, true) => _ = self.activity.handed.fetch_sub(1, Ordering::Relaxed),
+            _ => {}
+        }
+    }
+}
 
 impl Drop for BusyGuard {
     fn drop(&mut self) {
-        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+        self.note_handed(false);
+        self.activity.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -68,6 +89,8 @@ impl Activity {
             head: AtomicBool::new(true),
             requests: AtomicUsize::new(0),
             busy: AtomicUsize::new(0),
+            handed: AtomicUsize::new(0),
+            written: AtomicUsize::new(0),
             look: AtomicBool::new(false),
             half_closed: AtomicBool::new(false),
             signal: AtomicU8::new(Signal::GoOn as u8),
@@ -80,7 +103,7 @@ impl Activity {
         self.head.store(false, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.busy.fetch_add(1, Ordering::Relaxed);
-        BusyGuard(Arc::clone(self))
+        BusyGuard { activity: Arc::clone(self), is_handed: false }
     }
 
     /// What the connection is told. `task` is woken when that changes; it must be the same every time.
@@ -94,6 +117,7 @@ impl Activity {
             2 => Signal::CutHead,
             3 => Signal::CutHalfClosed,
             4 => Signal::CutStalled,
+            5 => Signal::CutUnread,
             _ => Signal::CutBroken,
         }
     }
@@ -130,8 +154,13 @@ pub(super) struct ConnectionMonitor {
     /// Since when it has looked as it looks now.
     head_since: Option<Instant>,
     half_closed_since: Option<Instant>,
+    /// And how many bytes had been written then.
+    unread_since: Option<(Instant, usize)>,
     idle_since: Instant,
 }
+
+/// What a client that reads takes within `stall_timeout`, at the least: less is no more than answers to pings.
+const LEAST_READ: usize = 16 << 10;
 
 impl ConnectionMonitor {
     pub(super) fn on(activity: &Arc<Activity>, now: Instant) -> Self {
@@ -140,6 +169,7 @@ impl ConnectionMonitor {
             requests: 0,
             head_since: Some(now),
             half_closed_since: None,
+            unread_since: None,
             idle_since: now,
         }
     }
@@ -150,13 +180,19 @@ impl ConnectionMonitor {
     }
 
     /// What to tell a connection: to be cut when a request's head takes too long, or an answer takes too long for a client
-    /// that may be gone; to end when it is idle, and to be cut when it does not end then.
+    /// that may be gone, or when that takes nothing of it; to end when it is idle, and to be cut when it does not end then.
     pub(super) fn judge(&mut self, seen: &Activity, limits: &Limits, now: Instant) -> Signal {
         let requests = seen.requests.load(Ordering::Relaxed);
         let news = requests != std::mem::replace(&mut self.requests, requests);
         let head = seen.head.load(Ordering::Relaxed);
         self.head_since = head.then(|| self.head_since.filter(|_| !news).unwrap_or(now));
-        let busy = seen.busy.load(Ordering::Relaxed) > 0;
+        let requests_now = seen.busy.load(Ordering::Relaxed);
+        let busy = requests_now > 0;
+        let written = seen.written.load(Ordering::Relaxed);
+        let reads = |(_, before): &(Instant, usize)| written.wrapping_sub(*before) >= LEAST_READ;
+        let is_unread = busy && !news && seen.handed.load(Ordering::Relaxed) == requests_now;
+        self.unread_since =
+            is_unread.then(|| self.unread_since.filter(|since| !reads(since)).unwrap_or((now, written)));
         if news || busy {
             self.idle_since = now;
         }
@@ -171,6 +207,9 @@ impl ConnectionMonitor {
         }
         if lasts(self.half_closed_since, limits.half_close_timeout) {
             return Signal::CutHalfClosed;
+        }
+        if lasts(self.unread_since.map(|(since, _)| since), limits.stall_timeout) {
+            return Signal::CutUnread;
         }
         match now.duration_since(self.idle_since).checked_sub(limits.idle_timeout) {
             None => Signal::GoOn,
@@ -234,6 +273,12 @@ impl Watched {
         }
     }
 
+    fn note_written(&self, written: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(count)) = written {
+            self.activity.written.fetch_add(*count, Ordering::Relaxed);
+        }
+    }
+
     /// An error is that a client speaks something else than was agreed on in the handshake.
     fn noted(&mut self, bytes: &[u8]) -> io::Result<()> {
         if bytes.is_empty() {
@@ -270,7 +315,9 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.note_written(&written);
+        written
     }
 
     fn poll_write_vectored(
@@ -278,7 +325,9 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.note_written(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -398,10 +447,39 @@ mod tests {
     fn a_signal_is_not_taken_back_and_wakes_the_task() {
         let activity = Activity::new();
         assert_eq!(activity.signal(Waker::noop()), Signal::GoOn);
-        for signal in [Signal::End, Signal::CutHead, Signal::CutHalfClosed, Signal::CutStalled, Signal::CutBroken] {
+        for signal in [
+            Signal::End,
+            Signal::CutHead,
+            Signal::CutHalfClosed,
+            Signal::CutStalled,
+            Signal::CutUnread,
+            Signal::CutBroken,
+        ] {
             activity.tell(signal);
             activity.tell(Signal::GoOn);
             assert_eq!(activity.signal(Waker::noop()), signal);
         }
+    }
+
+    #[test]
+    fn a_client_that_takes_nothing_of_an_answer_is_cut_off_and_an_application_may_take_its_time() {
+        let (activity, mut now) = (Activity::new(), Instant::now());
+        let mut monitor = ConnectionMonitor::on(&activity, now);
+        let mut request = activity.begin();
+        assert_eq!(look(&mut monitor, &activity, &mut now, 1000), Signal::GoOn, "the application is at work");
+        request.note_handed(true);
+        let other = activity.begin();
+        assert_eq!(look(&mut monitor, &activity, &mut now, 1000), Signal::GoOn, "and on another request");
+        drop(other);
+        for _ in 0..4 {
+            assert_eq!(look(&mut monitor, &activity, &mut now, 299), Signal::GoOn);
+            activity.written.fetch_add(LEAST_READ, Ordering::Relaxed);
+        }
+        request.note_handed(false);
+        assert_eq!(look(&mut monitor, &activity, &mut now, 1000), Signal::GoOn, "it is at work again");
+        request.note_handed(true);
+        assert_eq!(look(&mut monitor, &activity, &mut now, 299), Signal::GoOn);
+        activity.written.fetch_add(LEAST_READ - 1, Ordering::Relaxed);
+        assert_eq!(look(&mut monitor, &activity, &mut now, 2), Signal::CutUnread);
     }
 }

@@ -149,7 +149,8 @@ impl Watchers {
     fn start(mesh: &Mesh, limits: &Arc<Limits>) -> Self {
         let monitors = Arc::<Mutex<Vec<ConnectionMonitor>>>::default();
         // Often enough to be a tenth late at most.
-        let often = limits.head_timeout.min(limits.idle_timeout).min(limits.half_close_timeout) / 10;
+        let often =
+            limits.head_timeout.min(limits.idle_timeout).min(limits.half_close_timeout).min(limits.stall_timeout) / 10;
         let often = often.clamp(Duration::from_millis(10), Duration::from_secs(1));
         let (watched, limits) = (Arc::clone(&monitors), Arc::clone(limits));
         let chore = mesh.background().spawn(async move {
@@ -223,6 +224,9 @@ where
                 }
                 Signal::CutStalled => {
                     return Poll::Ready(Err("the client takes no notice of the end".into()));
+                }
+                Signal::CutUnread => {
+                    return Poll::Ready(Err("the client takes nothing of what is there for it (stall_timeout)".into()));
                 }
                 Signal::CutBroken => return Poll::Ready(Err("the connection broke".into())),
             }
@@ -332,7 +336,8 @@ where
             let future = match this.state.as_mut().project() {
                 AppProjection::Called { future } => {
                     let response = ready!(future.poll(cx));
-                    let busy = this.busy.take();
+                    let mut busy = this.busy.take();
+                    busy.iter_mut().for_each(|busy| busy.note_handed(true));
                     return Poll::Ready(response.map(|response| response.map(|body| BusyBody { body, busy })));
                 }
                 AppProjection::Unready { waiting } => {
@@ -362,7 +367,10 @@ impl<B: http_body::Body> http_body::Body for BusyBody<B> {
     type Error = B::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        self.project().body.poll_frame(cx)
+        let this = self.project();
+        let polled = this.body.poll_frame(cx);
+        this.busy.iter_mut().for_each(|busy| busy.note_handed(polled.is_ready()));
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
