@@ -241,7 +241,8 @@ impl Detector {
         }
         let ejected = self.hosts.iter().filter(|host| host.is_ejected()).count() as u64;
         let is_within = (ejected + 1) * 100 <= u64::from(config.max_ejection_percent) * self.hosts.len() as u64;
-        if !is_within && !(config.always_eject_one_host && ejected == 0) {
+        let is_the_one = config.always_eject_one_host && ejected == 0;
+        if !is_within && !is_the_one {
             self.overflows += 1;
             return false;
         }

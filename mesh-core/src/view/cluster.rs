@@ -68,7 +68,8 @@ impl Leaf {
             set_aside.push(state);
             Some(health)
         };
-        if !can_eject && !(reach_counts && self.state.has_unreachable()) {
+        let may_differ = can_eject || (reach_counts && self.state.has_unreachable());
+        if !may_differ {
             return Cow::Borrowed(endpoints);
         }
         let mut known = Cow::Borrowed(endpoints);
