@@ -222,7 +222,7 @@ class Decisions:
 
     def listener(self, namespace, port, server):
         """A listener that guards nothing but the answer 200, as mesh-control says."""
-        command = [self.control, "authz", "render", "--config", self.folder / namespace, "--to", f"app/{namespace}"]
+        command = [self.control, "authz", "render", "--config", self.folder / namespace, "--to", f"{namespace}/app"]
         command += ["--label", "app=app"]
         done = subprocess.run([*command, "--port", str(port)], capture_output=True, timeout=60, text=True)
         if done.returncode != 0:

@@ -38,6 +38,7 @@ pub use crate::policy::paths::PathNormalization;
 use crate::policy::tokens::{FetchedKeys, KeySource};
 use crate::policy::traffic::ServerTls;
 use crate::registry::{Discovery, Endpoints, Workload};
+use crate::render::judge::Judge;
 use snapshot::Compiled;
 pub use snapshot::Snapshot;
 use source::Source;
@@ -211,6 +212,8 @@ struct Inner {
     /// What only a start takes: that of the first configuration.
     fixed: OnceLock<Fixed>,
     fetcher: OnceLock<AbortHandle>,
+    /// What it has accepted stays accepted when the configuration changes.
+    judge: Arc<Judge>,
 }
 
 #[derive(Debug, Default)]
@@ -313,7 +316,9 @@ impl Plane {
         policy.trust_domain = options.issues_certificates.then(|| policy.mesh.fixed.trust_domain.clone());
         policy.security.is_permissive = options.permissive;
         let PlaneOptions { allow_unenforced, trust_claims, .. } = options;
-        live.compiled = Arc::new(Compiled { policy, allow_unenforced, trust_claims, ..Compiled::default() });
+        let judge = Arc::<Judge>::default();
+        let compiled = Compiled { policy, allow_unenforced, trust_claims, judge: judge.clone(), ..Compiled::default() };
+        live.compiled = Arc::new(compiled);
         let snapshot = Snapshot { compiled: live.compiled.clone(), ..Snapshot::default() };
         let inner = Inner {
             store: Mutex::new(store),
@@ -324,6 +329,7 @@ impl Plane {
             mesh_loader: OnceLock::new(),
             fixed: OnceLock::new(),
             fetcher: OnceLock::new(),
+            judge,
         };
         Plane { inner: Arc::new(inner) }
     }
@@ -542,7 +548,7 @@ impl Inner {
         let mut loaded = store.loaded();
         let objects = loaded.objects.len();
         let wrong = std::mem::take(&mut loaded.wrong);
-        let (mut policy, mut diagnostics) = examine(loaded, &self.options.given(), self.fixed.get());
+        let (mut policy, mut diagnostics) = examine(loaded, &self.options.given(), self.fixed.get(), &self.judge);
         self.fixed.get_or_init(|| policy.mesh.fixed.clone());
         let held_back = held_back(&wrong).filter(|_| policy.outbound == OutboundTrafficPolicy::AllowAny);
         if held_back.is_some() {
@@ -553,9 +559,9 @@ impl Inner {
         diagnostics.retain(|finding| policy.trust_domain.is_none() || finding.code != Code::NeedsCertificates);
         diagnostics.retain(|finding| !self.options.key_fetching.allow_insecure || finding.message != PLAINTEXT_KEYS);
         let PlaneOptions { allow_unenforced, trust_claims, .. } = self.options;
-        let cache = Mutex::default();
+        let (judge, cache) = (self.judge.clone(), Mutex::default());
         let compiled =
-            Compiled { policy, diagnostics, wrong, objects, held_back, allow_unenforced, trust_claims, cache };
+            Compiled { judge, policy, diagnostics, wrong, objects, held_back, allow_unenforced, trust_claims, cache };
         let compiled = Arc::new(compiled);
         let mut live = self.live();
         tell(&live.compiled, &compiled);

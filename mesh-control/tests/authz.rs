@@ -111,7 +111,7 @@ fn why(dir: &Path, arguments: &[&str]) -> String {
 #[test]
 fn one_request_has_a_verdict_and_the_rule_that_decided() {
     let dir = config();
-    let web = ["--from", "spiffe://cluster.local/ns/shop/sa/web", "--to", "reviews/shop"];
+    let web = ["--from", "spiffe://cluster.local/ns/shop/sa/web", "--to", "shop/reviews"];
     for (more, expected) in [
         (&["--path", "/a"][..], "allow: AuthorizationPolicy/shop/allow-web#0\n"),
         (&["--path", "/a?x"], "allow: AuthorizationPolicy/shop/allow-web#0\n"),
@@ -130,7 +130,7 @@ fn one_request_has_a_verdict_and_the_rule_that_decided() {
         // What is malformed is answered before there is a policy.
         assert!(said.contains("dry run: allow: no rule is for it") || expected.contains("malformed"), "{said}");
     }
-    let any = |namespace: &str| out(dir.path(), &["--to", &format!("any/{namespace}"), "--label", "app=any"]);
+    let any = |namespace: &str| out(dir.path(), &["--to", &format!("{namespace}/any"), "--label", "app=any"]);
     assert_eq!(any("locked"), "deny: no rule is for it\n");
     assert_eq!(any("vault"), "deny: AuthorizationPolicy/vault/jwt#0\n");
     assert!(!run(dir.path(), &["--to", "reviews"]).status.success());
@@ -140,10 +140,10 @@ fn one_request_has_a_verdict_and_the_rule_that_decided() {
 fn a_workload_that_nothing_names_is_an_error_with_the_one_that_is_meant() {
     let dir = config();
     for (to, expected) in [
-        ("revews/shop", "did you mean reviews/shop?"),
-        ("reviews/shpo", "did you mean reviews/shop?"),
-        ("shop/reviews", "reviews/shop is known: the workload comes before its namespace"),
-        ("something/elsewhere", "known are reviews/shop"),
+        ("shop/revews", "did you mean shop/reviews?"),
+        ("shpo/reviews", "did you mean shop/reviews?"),
+        ("revews/shop", "did you mean shop/reviews?"),
+        ("something/elsewhere", "known are shop/reviews"),
     ] {
         let said = why(dir.path(), &["--to", to]);
         assert!(said.contains(expected) && said.contains("--label KEY=VALUE"), "{to}: {said}");
@@ -152,7 +152,7 @@ fn a_workload_that_nothing_names_is_an_error_with_the_one_that_is_meant() {
         assert!(!output.status.success() && output.stdout.is_empty() && said.contains(expected), "{to}: {said}");
     }
     // What is said of it is taken for it, and that nothing is in such a namespace is told.
-    let said = out(dir.path(), &["--to", "reviews/shpo", "--label", "app=reviews"]);
+    let said = out(dir.path(), &["--to", "shpo/reviews", "--label", "app=reviews"]);
     assert_eq!(
         said,
         "allow: no rule is for it\nnote: no object of the configuration is in the namespace \"shpo\"; did you mean \"shop\"?\n"
@@ -196,6 +196,9 @@ spec:
             "allow: AuthorizationPolicy/shop/all#1\n",
         ),
         (&["--claim", "{\"iss\": \"idp\", \"role\": \"cook\"}"], "deny: no rule is for it\n"),
+        // A token of somebody whom the server does not know is refused before there is a policy, and one of nobody too.
+        (&["--claim", "iss=who", "--claim", "role=staff"], "deny: 401: the token: Jwt issuer is not configured\n"),
+        (&["--claim", "role=staff"], "deny: 401: the token: Jwt issuer is not configured\n"),
         (&["--sni", "www.shop"], "allow: AuthorizationPolicy/shop/all#2\n"),
         (&["--destination-ip", "10.9.1.1"], "allow: AuthorizationPolicy/shop/all#3\n"),
         (&["--source-ip", "10.1.1.1"], "allow: AuthorizationPolicy/shop/all#4\n"),
@@ -207,33 +210,36 @@ spec:
         // A token is looked at as the server would: it is not one, or nobody knows who it is of.
         (
             &["--header", "authorization: Bearer nonsense"],
-            "deny: the token: Jwt is not in the form of Header.Payload.Signature",
+            "deny: 401: the token: Jwt is not in the form of Header.Payload.Signature",
         ),
         (
             &["--header", "authorization: Bearer eyJhbGciOiJFZERTQSJ9.eyJpc3MiOiJ3aG8ifQ.AA"],
-            "deny: the token: Jwt issuer is not configured",
+            "deny: 401: the token: Jwt issuer is not configured",
         ),
         (
             &["--header", "authorization: Bearer eyJhbGciOiJFZERTQSJ9.eyJpc3MiOiJpZHAifQ.AA"],
-            "deny: the token: Jwt verification fails",
+            "deny: 401: the token: Jwt verification fails",
         ),
         (
             &["--header", "authorization: Bearer eyJhbGciOiJFZERTQSJ9.eyJpc3MiOiJlbHNld2hlcmUifQ.AA"],
             "deny: the token's issuer is known, and its keys are not fetched here",
         ),
     ] {
-        let said = out(dir.path(), &[&["--to", "web/shop"][..], more].concat());
+        let said = out(dir.path(), &[&["--to", "shop/web"][..], more].concat());
         assert!(said.starts_with(expected), "{more:?}: {said}");
     }
-    assert!(why(dir.path(), &["--to", "web/shop", "--claim", "role"]).contains("--claim role"));
+    assert!(why(dir.path(), &["--to", "shop/web", "--claim", "role"]).contains("--claim role"));
     assert!(why(dir.path(), &["--requests", "-", "--sni", "a"]).contains("--requests"));
     // Where no server looks at tokens, that is said.
     let dir = self::config();
-    let said = out(dir.path(), &["--to", "reviews/shop", "--header", "authorization: Bearer a.b.c"]);
+    let said = out(dir.path(), &["--to", "shop/reviews", "--header", "authorization: Bearer a.b.c"]);
     assert!(
         said.contains("note: no RequestAuthentication is for this workload: its server looks at no token\n"),
         "{said}"
     );
+    // Nor is it taken for good: the request is one without a token.
+    let said = out(dir.path(), &["--to", "claims/any", "--label", "app=any", "--claim", "role=staff"]);
+    assert!(said.starts_with("deny: no rule is for it\nnote: no RequestAuthentication is for this workload"), "{said}");
 }
 
 #[test]
@@ -271,7 +277,7 @@ fn whoever_has_an_identity_of_an_old_trust_domain_is_meant_by_the_new_one() {
     ] {
         for (domain, expected) in [("old.org", old), ("new.org", new), ("foreign.org", foreign)] {
             let who = format!("spiffe://{domain}/ns/shop/sa/web");
-            let said = out(dir.path(), &["--from", &who, "--to", &format!("any/{namespace}"), "--label", "app=any"]);
+            let said = out(dir.path(), &["--from", &who, "--to", &format!("{namespace}/any"), "--label", "app=any"]);
             assert_eq!(said.starts_with("allow"), expected, "{namespace} from {domain}: {said}");
         }
     }
@@ -303,7 +309,7 @@ spec: {action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}
 ";
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("config.yaml"), config).unwrap();
-    let reviews = ["--to", "reviews/shop", "--label", "app=reviews"];
+    let reviews = ["--to", "shop/reviews", "--label", "app=reviews"];
     for (path, expected) in [
         ("/a", "ask: AuthorizationPolicy/shop/ask#1\n"),
         ("/b", "allow: no rule is for it\n"),
@@ -311,7 +317,7 @@ spec: {action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}
     ] {
         assert_eq!(out(dir.path(), &[&reviews[..], &["--path", path]].concat()), expected, "{path}");
     }
-    let refused = rendered_as(dir.path(), "reviews/shop", &["--label", "app=reviews"]);
+    let refused = rendered_as(dir.path(), "shop/reviews", &["--label", "app=reviews"]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("opa: an AuthorizationPolicy (CUSTOM) has it asked"), "{said}");
     assert!(!said.contains("gRPC"), "{said}");
@@ -384,8 +390,8 @@ fn a_batch_has_an_answer_a_line() {
         ),
         (
             json!({"id": 8, "workload": {"namespace": "vault"}, "claims": {"iss": "who", "sub": "me"}}),
-            json!({"id": 8, "verdict": "allow", "policy": null, "rule": null, "dry_run": null, "note":
-                "no RequestAuthentication for this workload knows the issuer \"who\": its server looks at no such token"}),
+            json!({"id": 8, "verdict": "deny", "policy": null, "rule": null, "dry_run": null, "note":
+                "401: the token: Jwt issuer is not configured"}),
         ),
         // Nobody looks into bytes: what a policy asks of requests refuses them.
         (
@@ -422,13 +428,13 @@ fn rendered_as(dir: &Path, to: &str, more: &[&str]) -> Output {
 fn what_an_envoy_is_to_enforce_is_written_whole_or_not_at_all() {
     let dir = config();
     let policies = |to: &str| -> Value {
-        let name = to.split_once('/').unwrap().0;
+        let name = to.split_once('/').unwrap().1;
         let output = rendered_as(dir.path(), to, &["--label", &format!("app={name}")]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
     };
     // Nobody is let in: there is a filter, and no policy in it.
-    let locked = policies("any/locked");
+    let locked = policies("locked/any");
     assert_eq!(
         locked["http_filters"],
         json!([{"name": "mesh.rbac.allow", "typed_config": {
@@ -439,8 +445,8 @@ fn what_an_envoy_is_to_enforce_is_written_whole_or_not_at_all() {
         (&locked["merge_slashes"], &locked["path_with_escaped_slashes_action"]),
         (&json!(true), &json!("REJECT_REQUEST"))
     );
-    assert_eq!(policies("any/free")["http_filters"], json!([]));
-    let reviews = policies("reviews/shop");
+    assert_eq!(policies("free/any")["http_filters"], json!([]));
+    let reviews = policies("shop/reviews");
     let filters = reviews["http_filters"].as_array().unwrap();
     let rules: Vec<(&str, &Value)> =
         filters.iter().map(|it| (it["name"].as_str().unwrap(), &it["typed_config"]["rules"]["policies"])).collect();
@@ -457,7 +463,7 @@ fn what_an_envoy_is_to_enforce_is_written_whole_or_not_at_all() {
     assert!(role[1]["not_rule"]["header"]["string_match"]["safe_regex"]["regex"].is_string(), "{role}");
     let tokens = "a RequestAuthentication is for it";
     let claims = "AuthorizationPolicy/claims/staff#0: a condition on tokens has no form here";
-    for (to, why) in [("any/vault", tokens), ("any/tokens", tokens), ("any/claims", claims)] {
+    for (to, why) in [("vault/any", tokens), ("tokens/any", tokens), ("claims/any", claims)] {
         let refused = rendered_as(dir.path(), to, &["--label", "app=any"]);
         let said = String::from_utf8_lossy(&refused.stderr);
         assert!(!refused.status.success() && refused.stdout.is_empty() && said.contains(why), "{said}");
@@ -527,7 +533,7 @@ fn what_only_a_proxy_may_set_is_not_looked_at_and_that_is_said() {
         apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\n\
         spec: {rules: [{when: [{key: 'request.headers[x-envoy-internal]', values: ['true']}]}]}\n";
     std::fs::write(dir.path().join("a.yaml"), text).unwrap();
-    let said = out(dir.path(), &["--to", "api/shop", "--header", "X-Envoy-Internal: true"]);
+    let said = out(dir.path(), &["--to", "shop/api", "--header", "X-Envoy-Internal: true"]);
     assert!(said.starts_with("deny: no rule is for it\n") && said.contains("note: X-Envoy-Internal is not"), "{said}");
 }
 
@@ -546,7 +552,7 @@ fn a_port_that_a_workload_chose_stands_for_no_other_one_in_a_rule_that_lets_in()
         std::fs::write(dir.path().join("a.yaml"), text).unwrap();
     };
     let verdict = |port: &str| {
-        let told = out(dir.path(), &["--to", "own/shop", "--port", port]);
+        let told = out(dir.path(), &["--to", "shop/own", "--port", port]);
         told.split(':').next().unwrap_or_default().to_owned()
     };
     let mut verdicts = Vec::new();
@@ -560,4 +566,149 @@ fn a_port_that_a_workload_chose_stands_for_no_other_one_in_a_rule_that_lets_in()
         verdicts,
         [["allow", "deny", "allow", "deny"], ["deny", "deny", "deny", "allow"], ["deny", "deny", "deny", "allow"],]
     );
+}
+
+#[test]
+fn a_workload_is_named_with_its_namespace_first_and_the_other_way_round_only_where_that_is_clear() {
+    let dir = config();
+    let asked = |to: &str| run(dir.path(), &["--to", to, "--header", "x-role: admin"]);
+    let said = |to: &str| (asked(to).status.code(), String::from_utf8(asked(to).stderr).unwrap());
+    assert_eq!(said("shop/reviews"), (Some(0), String::new()));
+    let (code, told) = said("reviews/shop");
+    assert!(code == Some(0) && told.contains("is taken for shop/reviews: the namespace comes first"), "{told}");
+    // With a namespace of the workload's name, the first one is the namespace.
+    let twin = "---\napiVersion: v1\nkind: Service\nmetadata: {name: shop, namespace: reviews}\nspec: {selector: {app: shop}, ports: [{port: 80}]}\n";
+    std::fs::write(dir.path().join("twin.yaml"), twin).unwrap();
+    for (to, expected) in [("shop/reviews", "reviews in namespace shop"), ("reviews/shop", "shop in namespace reviews")]
+    {
+        let (code, told) = said(to);
+        assert!(code == Some(0) && told.contains(&format!("--to {to} is {expected}; there is")), "{told}");
+    }
+    assert!(why(dir.path(), &["--to", "a/b/c"]).contains("NAMESPACE/NAME is needed"));
+}
+
+/// A preview of files by records in a file: its exit code, what it says, and what it says besides.
+fn preview(dir: &Path, file: &str, records: &str) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
+    command.args(["authz", "preview", file, "--records", records, "--config"]).arg(dir);
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// Calls to `reviews`: one of somebody, one of nobody.
+fn records(dir: &Path) -> String {
+    let workload = json!({"namespace": "shop", "name": "reviews", "service_account": "default", "proven": true, "labels": {"app": "reviews"}});
+    let line = |principal: Value| {
+        format!(
+            "{}\n",
+            json!({"workload": workload, "principal": principal, "method": "GET", "path": "/a", "port": 9080, "verdict": "allow",
+                "rule": null, "count": 2, "first": 1, "last": 2})
+        )
+    };
+    let file = dir.join("records.jsonl");
+    std::fs::write(&file, line(Value::Null) + &line("spiffe://cluster.local/ns/shop/sa/web".into())).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+const REVIEWS: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: reviews, namespace: shop}\n\
+                       spec: {selector: {app: reviews}, ports: [{name: http, port: 9080}]}\n";
+
+fn object(kind: &str, metadata: &str, spec: &str) -> String {
+    format!("apiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{{metadata}}}\nspec: {spec}\n")
+}
+
+#[test]
+fn a_preview_tries_peer_authentications_and_names_what_it_does_not_try() {
+    let (dir, beside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(dir.path().join("a.yaml"), REVIEWS).unwrap();
+    let records = records(beside.path());
+    let tried = |text: &str| {
+        let file = beside.path().join("new.yaml");
+        std::fs::write(&file, text).unwrap();
+        preview(dir.path(), file.to_str().unwrap(), &records)
+    };
+    let peers =
+        |mode: &str| object("PeerAuthentication", "name: p, namespace: shop", &format!("{{mtls: {{mode: {mode}}}}}"));
+    let (code, said, _) = tried(&peers("STRICT"));
+    assert_eq!(code, Some(3));
+    assert!(
+        said.starts_with("deny: 2 calls of callers without an identity to shop/reviews: GET /a: plaintext is refused by PeerAuthentication shop/p (STRICT)"),
+        "{said}"
+    );
+    assert!(said.contains("of 2 (4 calls) that were recorded, 1 (2 calls) would be refused"), "{said}");
+    assert_eq!(tried(&peers("PERMISSIVE")).0, Some(0));
+    // In plaintext nobody is known.
+    let allow = object(
+        "AuthorizationPolicy",
+        "name: a, namespace: shop",
+        "{rules: [{from: [{source: {principals: ['cluster.local/ns/shop/sa/web']}}]}]}",
+    );
+    let (_, said, _) = tried(&format!("{allow}---\n{}", peers("DISABLE")));
+    assert!(said.contains("of 2 (4 calls) that were recorded, 2 (4 calls) would be refused"), "{said}");
+
+    let tokens = object(
+        "RequestAuthentication",
+        "name: t, namespace: shop",
+        "{jwtRules: [{issuer: a, jwksUri: https://a.example/keys}]}",
+    );
+    let (code, said, besides) = tried(&format!("{allow}---\n{tokens}"));
+    assert!(code == Some(3) && said.contains("that were recorded"), "{said}");
+    assert!(
+        besides.contains("RequestAuthentication shop/t (") && besides.contains("is not tried: tokens are in no record"),
+        "{besides}"
+    );
+    let (code, said, besides) = tried(&tokens);
+    assert!(code == Some(1) && said.is_empty() && besides.contains("nothing in it can be tried"), "{besides}");
+}
+
+#[test]
+fn a_preview_of_a_policy_that_is_for_no_recorded_workload_says_where_it_is() {
+    let (dir, beside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(dir.path().join("a.yaml"), REVIEWS).unwrap();
+    let records = records(beside.path());
+    let said = |metadata: &str, spec: &str| {
+        let file = beside.path().join("new.yaml");
+        std::fs::write(&file, object("AuthorizationPolicy", metadata, spec)).unwrap();
+        preview(dir.path(), file.to_str().unwrap(), &records).2
+    };
+    let hint = said("name: a", "{}");
+    assert!(
+        hint.contains("AuthorizationPolicy default/a (") && hint.contains("is in force for no workload of the records: it is in namespace default (`metadata.namespace` says which), and the workloads of the records are in shop"),
+        "{hint}"
+    );
+    let hint = said("name: a, namespace: shop", "{selector: {matchLabels: {app: other}}}");
+    assert!(hint.contains("is in force for no workload of the records\n"), "{hint}");
+    assert!(!said("name: a, namespace: shop", "{}").contains("no workload of the records"));
+}
+
+#[test]
+fn what_has_no_end_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.yaml"), REVIEWS).unwrap();
+    let beside = tempfile::tempdir().unwrap();
+    let pipe = beside.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let policy = beside.path().join("new.yaml");
+    std::fs::write(&policy, object("AuthorizationPolicy", "name: a, namespace: shop", "{}")).unwrap();
+    let [pipe, policy] = [&pipe, &policy].map(|path| path.to_str().unwrap().to_owned());
+    let records = records(beside.path());
+    for endless in [&*pipe, "/dev/zero"] {
+        for (file, records) in [(endless, &*records), (&*policy, endless)] {
+            let (code, _, why) = preview(dir.path(), file, records);
+            assert!(code == Some(1) && why.contains(endless) && why.contains("not a regular file"), "{why}");
+        }
+        assert!(why(dir.path(), &["--requests", endless]).contains("not a regular file"));
+        let mut validate = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
+        let output = validate.args(["validate", endless]).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.code() == Some(1) && said.contains("not a regular file"), "{said}");
+    }
+    let (code, _, why) = preview(dir.path(), &policy, dir.path().to_str().unwrap());
+    assert!(code == Some(1) && why.contains("not a regular file"), "{why}");
+    // A line has an end, too.
+    let long = beside.path().join("long.jsonl");
+    std::fs::write(&long, vec![b'x'; (1 << 20) + 1]).unwrap();
+    let (code, _, why) = preview(dir.path(), &policy, long.to_str().unwrap());
+    assert!(code == Some(1) && why.contains("long.jsonl:1: a line of more than 1 MiB"), "{why}");
 }

@@ -34,6 +34,7 @@ use crate::policy::Policy;
 use crate::policy::mesh::{Fixed, Given, MeshSettings};
 use crate::policy::traffic::ServerTls;
 use crate::registry::host::in_namespace;
+use crate::render::judge::Judge;
 
 /// What there is to say about a configuration.
 #[derive(Clone, Debug, Default)]
@@ -103,12 +104,13 @@ fn report(loaded: Loaded, mesh: Mesh) -> Report {
     let wrong = loaded.objects.refused.iter().filter(|refused| refused.is_object()).count();
     let objects = loaded.objects.len();
     let unreadable = loaded.wrong.len().saturating_sub(wrong);
+    let judge = Judge::default();
     let default_tls = if mesh.permissive { ServerTls::Permissive } else { ServerTls::Strict };
     let default_tls = mesh.issues_certificates.then_some(default_tls);
     let given = Given { trust_domain: mesh.trust_domain, default_tls, ..Given::default() };
-    let (policy, mut diagnostics) = examine(loaded, &given, None);
+    let (policy, mut diagnostics) = examine(loaded, &given, None, &judge);
     if mesh.has_grpc {
-        grpc::check(&policy, &mut diagnostics);
+        grpc::check(&judge, &policy, &mut diagnostics);
     }
     diagnostics.retain(|finding| !(mesh.issues_certificates && finding.code == Code::NeedsCertificates));
     if let Some(settings) = settings {
@@ -125,13 +127,13 @@ fn report(loaded: Loaded, mesh: Mesh) -> Report {
 
 /// The policy of what is loaded, with the settings that were given besides and those that were fixed at the start; and
 /// everything there is to say about it.
-pub fn examine(loaded: Loaded, given: &Given, fixed: Option<&Fixed>) -> (Policy, Vec<Diagnostic>) {
+pub fn examine(loaded: Loaded, given: &Given, fixed: Option<&Fixed>, judge: &Judge) -> (Policy, Vec<Diagnostic>) {
     let Loaded { objects, mut diagnostics, .. } = loaded;
     let (mesh, found) = MeshSettings::new(&objects, given, fixed);
     diagnostics.extend(found);
     let (policy, found) = Policy::new(&objects, mesh);
     diagnostics.extend(found);
-    diagnostics.extend(check(&objects, &policy, given.default_tls));
+    diagnostics.extend(check(&objects, &policy, given.default_tls, judge));
     sort(&mut diagnostics);
     (policy, diagnostics)
 }
@@ -142,7 +144,7 @@ fn sort(diagnostics: &mut Vec<Diagnostic>) {
 }
 
 /// What objects have to do with each other, in a mesh whose servers take connections in this way unless told otherwise.
-fn check(objects: &Objects, policy: &Policy, default_tls: Option<ServerTls>) -> Vec<Diagnostic> {
+fn check(objects: &Objects, policy: &Policy, default_tls: Option<ServerTls>, judge: &Judge) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     virtual_service::check(objects, policy, &mut found);
     destination_rule::check(objects, policy, &mut found);
@@ -153,7 +155,7 @@ fn check(objects: &Objects, policy: &Policy, default_tls: Option<ServerTls>) -> 
     rules::check(objects, policy, &mut found);
     tls::check(objects, policy, default_tls, &mut found);
     plaintext::check(objects, policy, &mut found);
-    refused::check(policy, &mut found);
+    refused::check(judge, policy, &mut found);
     found
 }
 

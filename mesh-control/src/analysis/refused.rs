@@ -8,11 +8,11 @@ use crate::config::diagnostic::Diagnostic;
 use crate::policy::route::ClusterKey;
 use crate::policy::view::View;
 use crate::policy::{Policy, compile};
-use crate::render;
+use crate::render::{self, judge::Judge};
 
-pub(super) fn check(policy: &Policy, found: &mut Vec<Diagnostic>) {
+pub(super) fn check(judge: &Judge, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for entry in policy.virtual_services.iter() {
-        found.extend(render::refused_routes(compile::routes_of_anybody(&entry.rules)));
+        found.extend(render::refused_routes(judge, compile::routes_of_anybody(&entry.rules)));
     }
     for (_, service) in policy.services.iter() {
         let view = View::of_namespace(&service.namespace);
@@ -22,7 +22,7 @@ pub(super) fn check(policy: &Policy, found: &mut Vec<Diagnostic>) {
             for subset in std::iter::once("").chain(subsets.iter().copied()) {
                 let key = ClusterKey { host: service.host.clone(), port: port.number, subset: subset.into() };
                 let rendered =
-                    render::render_cluster(policy, ClientClass::Library, &view, &key.to_string(), false, &[]);
+                    render::render_cluster(judge, policy, ClientClass::Library, &view, &key.to_string(), false, &[]);
                 found.extend(rendered.into_iter().flat_map(|rendered| rendered.refused));
             }
         }

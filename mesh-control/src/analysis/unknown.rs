@@ -11,6 +11,9 @@ use crate::registry::host::{CLUSTER_DOMAIN, candidates};
 /// Why a full host name is nobody's, for clients of this namespace.
 pub(super) fn unknown_host(policy: &Policy, host: &str, client_namespace: &str) -> String {
     let message = format!("no service is called {host}");
+    if let Some(meant) = entry_of_short_name(policy, host, client_namespace) {
+        return format!("{message}; {meant}");
+    }
     let names = candidates(host, client_namespace);
     let meant = names.iter().skip(1).find(|name| policy.services.exact(name, client_namespace).is_some());
     if let Some(meant) = meant {
@@ -25,6 +28,15 @@ pub(super) fn unknown_host(policy: &Policy, host: &str, client_namespace: &str) 
         Some(meant) => format!("{message}; did you mean {}?", quoted(&meant)),
         None => message,
     }
+}
+
+/// A host without dots that an object describes, and that a rule does not mean by that name: there, it is short for a service of
+/// the rule's namespace (Istio: ResolveShortnameToFQDN).
+pub(super) fn entry_of_short_name(policy: &Policy, host: &str, client_namespace: &str) -> Option<String> {
+    let name = host.strip_suffix(&format!(".{client_namespace}.svc.{CLUSTER_DOMAIN}"))?;
+    let (_, service) = policy.services.exact(name, client_namespace)?;
+    let (id, origin) = (service.meta.id(), &service.meta.origin);
+    Some(format!("in a rule, {} is short for that; did you mean `{name}.`, the host of {id} ({origin})?", quoted(name)))
 }
 
 /// The name that was probably meant, as the object would write it.

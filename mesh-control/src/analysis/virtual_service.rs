@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::unknown::{nearby, unknown_host};
+use super::unknown::{entry_of_short_name, nearby, unknown_host};
 use super::{alias_finding, unmet};
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span, quoted};
 use crate::config::file::Objects;
@@ -44,8 +44,12 @@ fn misspelt(policy: &Policy, host: &str, namespace: &str) -> Option<String> {
         || policy.services.find(&host, namespace).is_some()
         || policy.services.alias_of(&host, namespace).is_some()
         || policy.services.refused(&host, namespace).is_some();
-    let meant = if is_known { None } else { nearby(policy, &host, namespace) }?;
-    Some(format!("no service is called {host}, which is here by this rule alone; did you mean {}?", quoted(&meant)))
+    if is_known {
+        return None;
+    }
+    let meant = entry_of_short_name(policy, &host, namespace)
+        .or_else(|| Some(format!("did you mean {}?", quoted(&nearby(policy, &host, namespace)?))))?;
+    Some(format!("no service is called {host}, which is here by this rule alone; {meant}"))
 }
 
 struct Checker<'a> {

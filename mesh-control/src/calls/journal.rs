@@ -9,16 +9,27 @@ use std::path::{Path, PathBuf};
 use super::Record;
 
 const FILE: &str = "calls.jsonl";
-/// So many lines are no reason to write the file anew.
+/// So many lines, and so many bytes, are no reason to write the file anew.
 const FEW: usize = 10_000;
+const SMALL: usize = 16 << 20;
+/// A file that is so many times as large as when it was new is.
+const GROWTH: usize = 4;
 
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
     file: File,
-    lines: usize,
+    size: Size,
+    /// When it was written anew.
+    new: Size,
     /// Whether its last line may be half of one.
     is_torn: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Size {
+    lines: usize,
+    bytes: usize,
 }
 
 impl Journal {
@@ -30,7 +41,8 @@ impl Journal {
             tracing::warn!(unread, "{}: lines that cannot be read are left out", path.display());
         }
         let file = options().append(true).create(true).open(&path)?;
-        Ok((Journal { path, file, lines: records.len(), is_torn: unread > 0 }, records))
+        let size = Size { lines: records.len(), bytes: file.metadata()?.len().try_into().unwrap_or(usize::MAX) };
+        Ok((Journal { path, file, size, new: Size::default(), is_torn: unread > 0 }, records))
     }
 
     pub(super) fn append(&mut self, records: impl Iterator<Item = Record>) -> io::Result<()> {
@@ -43,13 +55,15 @@ impl Journal {
         self.is_torn = true;
         self.file.write_all(text.as_bytes())?;
         self.is_torn = false;
-        self.lines += lines;
+        self.size.lines += lines;
+        self.size.bytes = self.size.bytes.saturating_add(text.len());
         Ok(())
     }
 
-    /// Whether it has grown to a multiple of so many entries.
-    pub(super) fn is_long(&self, entries: usize) -> bool {
-        self.lines > FEW.max(4 * entries)
+    /// Whether it has grown to a multiple of what it was when it was written anew.
+    pub(super) fn is_long(&self) -> bool {
+        let Size { lines, bytes } = self.size;
+        lines > FEW.max(GROWTH * self.new.lines) || bytes > SMALL.max(GROWTH.saturating_mul(self.new.bytes))
     }
 
     /// Puts these in the place of all that it holds.
@@ -61,8 +75,11 @@ impl Journal {
         }
         // A new one: what is there may be a link to something else.
         let mut out = BufWriter::new(options().append(true).create_new(true).open(&new)?);
+        let mut size = Size { lines: records.len(), bytes: 0 };
         for record in records {
-            out.write_all(record.line().as_bytes())?;
+            let line = record.line();
+            size.bytes += line.len();
+            out.write_all(line.as_bytes())?;
         }
         let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
@@ -71,7 +88,7 @@ impl Journal {
             // Else the old file might be back after a power failure.
             File::open(dir)?.sync_all()?;
         }
-        (self.file, self.lines, self.is_torn) = (file, records.len(), false);
+        (self.file, self.size, self.new, self.is_torn) = (file, size, size, false);
         Ok(())
     }
 }

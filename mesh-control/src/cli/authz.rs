@@ -1,6 +1,7 @@
 //! `mesh-control authz`: what the policies of a configuration say of a request. Decided by what the data plane decides by:
 //! the listener is rendered for the workload, read by the library's own decoder, and asked.
 
+mod input;
 mod preview;
 mod records;
 mod render;
@@ -9,8 +10,6 @@ mod workload;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::io::{self, BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -39,6 +38,7 @@ use crate::catalog::{Catalog, Client, ClientClass, Kind};
 use crate::config::{Code, Diagnostic, Severity};
 use crate::plane::{Plane, PlaneOptions};
 use crate::render::listener::SERVER_PREFIX;
+use input::Lines;
 
 /// Works with policies of who may do what.
 #[derive(Clone, Debug, clap::Args)]
@@ -78,9 +78,9 @@ struct Test {
 /// One request, by options.
 #[derive(Clone, Debug, clap::Args)]
 struct Single {
-    /// Who is asked: WORKLOAD/NAMESPACE. Its labels are those that the service of its name selects, those of the WorkloadGroup
-    /// of its name, or `app: WORKLOAD` where an object selects that. What no object knows is an error.
-    #[arg(long, value_name = "WORKLOAD/NAMESPACE")]
+    /// Who is asked: NAMESPACE/NAME. Its labels are those that the service of its name selects, those of the WorkloadGroup
+    /// of its name, or `app: NAME` where an object selects that. What no object knows is an error.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
     to: Option<String>,
     /// A label of the workload, in place of those: KEY=VALUE. May be given several times.
     #[arg(long, value_name = "KEY=VALUE", conflicts_with = "requests")]
@@ -258,20 +258,10 @@ fn test(args: &Test) -> anyhow::Result<ExitCode> {
             _ => 3,
         }));
     };
-    let reader: Box<dyn BufRead> = match file.as_os_str() == "-" {
-        true => Box::new(BufReader::new(io::stdin())),
-        false => {
-            Box::new(BufReader::new(fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?))
-        }
-    };
-    for (index, line) in reader.lines().enumerate() {
-        let line = line?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let place = || format!("{}:{}", file.display(), index + 1);
-        let asked: Asked = serde_json::from_str(&line).with_context(place)?;
-        print(&answer(&mut servers, &asked).with_context(place)?)?;
+    let mut lines = Lines::of(file)?;
+    while let Some((place, line)) = lines.next_line()? {
+        let asked: Asked = serde_json::from_slice(&line).with_context(|| place.clone())?;
+        print(&answer(&mut servers, &asked).with_context(|| place)?)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -279,7 +269,7 @@ fn test(args: &Test) -> anyhow::Result<ExitCode> {
 /// The request of the command line.
 fn asked(args: &Single, plane: &Plane) -> anyhow::Result<Asked> {
     let to = args.to.as_deref().unwrap_or_default();
-    let workload = Workload::named(to, &args.label, plane)?;
+    let (name, workload) = Workload::named(to, &args.label, plane)?;
     let mut headers: BTreeMap<String, Values> = BTreeMap::new();
     for text in &args.header {
         let (name, value) = pair(text, ':')?;
@@ -293,7 +283,7 @@ fn asked(args: &Single, plane: &Plane) -> anyhow::Result<Asked> {
         workload,
         protocol: args.protocol,
         method: args.method.clone(),
-        host: args.host.clone().or_else(|| to.split_once('/').map(|(name, _)| name.to_owned())),
+        host: Some(args.host.clone().unwrap_or(name)),
         path: args.path.clone(),
         headers,
         source_ip: args.source_ip,
@@ -351,12 +341,20 @@ fn answer(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Answer> {
     if asked.remote_ip.is_some_and(|ip| ip != connection.source.ip()) {
         notes.push("remote_ip has no effect: nobody's word is taken for it, and it is source_ip".to_owned());
     }
-    let mut tokens: Vec<Claims> = asked.claims.iter().map(|claims| verified(claims, table, &mut notes)).collect();
     if asked.protocol == Protocol::Tcp {
         if let Some(reason) = table.why_no_bytes() {
             return Ok(refused(asked, reason.to_string(), notes));
         }
         return Ok(told(asked, &table.verdict_on_bytes(connection), notes));
+    }
+    let mut tokens: Vec<Claims> = match asked.claims.as_ref().map(|claims| verified(claims, table)) {
+        None => Vec::new(),
+        Some(Ok(claims)) => Vec::from_iter(claims),
+        // As a token with these claims would be.
+        Some(Err(refusal)) => return Ok(refused(asked, of_token(&refusal), notes)),
+    };
+    if asked.claims.is_some() && table.authenticator().is_none() {
+        notes.push(NO_TOKENS.to_owned());
     }
     for name in asked.headers.keys().filter(|name| is_proxys(name)) {
         notes.push(format!("{name} is not looked at: servers take it off every request but those of trusted proxies"));
@@ -380,7 +378,7 @@ fn answer(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Answer> {
             request = Request::from_parts(parts, ());
         }
         None if request.headers().contains_key(AUTHORIZATION) => {
-            notes.push("no RequestAuthentication is for this workload: its server looks at no token".to_owned());
+            notes.push(NO_TOKENS.to_owned());
         }
         None => {}
     }
@@ -427,7 +425,8 @@ fn of_token(refusal: &Refusal) -> String {
         Refusal::NoKeys(why) => format!(
             "the token's issuer is known, and its keys are not fetched here ({why}): give what it says by --claim"
         ),
-        refusal => format!("the token: {refusal}"),
+        Refusal::WrongAudience => format!("403: the token: {refusal}"),
+        refusal => format!("401: the token: {refusal}"),
     }
 }
 
@@ -447,21 +446,19 @@ impl Servers<'_> {
     }
 }
 
-/// The claims of a token that is taken to be good, as the workload's server reads those of its issuer.
+/// What is said of a workload whose server takes every request for one without a token.
+const NO_TOKENS: &str = "no RequestAuthentication is for this workload: its server looks at no token";
+
+/// The claims of a token that is taken to be good, as the workload's server reads those of its issuer: not at all where it looks
+/// at no tokens, and not those of an issuer that it does not know.
 fn verified(
     claims: &serde_json::Map<String, serde_json::Value>,
     table: &RouteTable,
-    notes: &mut Vec<String>,
-) -> Claims {
+) -> Result<Option<Claims>, Refusal> {
     let issuer = claims.get("iss").and_then(serde_json::Value::as_str).unwrap_or_default();
-    let words = table.authenticator().and_then(|authenticator| authenticator.word_lists_of(issuer));
-    let words = words.unwrap_or_else(|| {
-        notes.push(format!(
-            "no RequestAuthentication for this workload knows the issuer {issuer:?}: its server looks at no such token"
-        ));
-        ["scope", "permission"].map(str::to_owned).into()
-    });
-    Claims::unverified(claims.clone(), &words)
+    let Some(authenticator) = table.authenticator() else { return Ok(None) };
+    let words = authenticator.word_lists_of(issuer).ok_or(Refusal::UnknownIssuer)?;
+    Ok(Some(Claims::unverified(claims.clone(), &words)))
 }
 
 fn table(plane: &Plane, workload: &Workload, bound: SocketAddr) -> anyhow::Result<(RouteTable, PathNormalization)> {

@@ -11,7 +11,7 @@ use mesh_core::identity::TrustDomain;
 use super::{Format, Printing};
 use crate::analysis::{Mesh, Report, validate_scan};
 use crate::ca;
-use crate::config::load::{self, Scan, text_of};
+use crate::config::load::{self, Scan};
 use crate::config::{Code, Diagnostic, Severity};
 
 /// Checks configuration files. The exit code is 1 if there is an error in them.
@@ -124,7 +124,8 @@ fn say_if_empty(dir: &Path, files: usize, found: &mut Vec<Diagnostic>) {
 fn read(path: &Path, into: &mut Scan) -> anyhow::Result<()> {
     let context = || format!("cannot read {}", path.display());
     if !path.is_dir() {
-        into.files.insert(path.display().to_string().into(), text_of(fs::read(path).with_context(context)?));
+        fs::metadata(path).with_context(context)?;
+        into.files.insert(path.display().to_string().into(), load::read_named(path));
         return Ok(());
     }
     let scan = load::scan(path).with_context(context)?;
@@ -166,7 +167,7 @@ mod tests {
         fs::write(&bad, b"a: 1\nb: \xff\n").expect("written");
         let found = examine(&[&service, &bad]).expect("readable");
         assert_eq!((found.objects, found.unreadable), (1, 1), "the rest is looked at all the same");
-        assert!(text_of(fs::read(&bad).expect("readable")).is_err_and(|error| error.why.contains("line 2")));
+        assert!(load::read_named(&bad).is_err_and(|error| error.why.contains("line 2")));
         assert!(examine(&[&dir.path().join("missing.yaml")]).is_err());
     }
 }

@@ -41,7 +41,7 @@ impl From<String> for Unreadable {
 /// Reads the files `*.yaml`, `*.yml` and `*.json` of a directory, not of those below it; capitals make no difference. What
 /// else looks like a part of the configuration is a finding.
 ///
-/// Hidden names are skipped. A symbolic link is followed if it ends inside the directory, which is how a
+/// Hidden names are not read. A symbolic link is followed if it ends inside the directory, which is how a
 /// ConfigMap is mounted (`a.yaml` → `..data/a.yaml`, `..data` → `..2026_…`); nothing but regular files is
 /// ever opened. What else has the name of such a file is one that cannot be read.
 pub fn scan(dir: &Path) -> io::Result<Scan> {
@@ -51,10 +51,11 @@ pub fn scan(dir: &Path) -> io::Result<Scan> {
     for entry in fs::read_dir(&root)? {
         let entry = entry?;
         let name: Arc<str> = printable(&entry.file_name().to_string_lossy()).into();
-        if name.starts_with('.') {
+        // `..data` and its like are how a ConfigMap is mounted: what is in them is read by its links.
+        if name.starts_with("..") {
             continue;
         }
-        if !is_config_name(&name) {
+        if name.starts_with('.') || !is_config_name(&name) {
             scan.diagnostics.extend(overlooked::look_at(&entry.path(), &name));
             continue;
         }

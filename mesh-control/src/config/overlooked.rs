@@ -1,5 +1,10 @@
 //! What lies beside the files of a configuration and is not read, though somebody may think that it is: directories with
-//! files of configuration in them, and objects in a file whose name is another one's.
+//! files of configuration in them or that cannot be looked into, and objects in a file whose name is another one's, is hidden, or
+//! says that they are packed.
+//!
+//! How loud it is told goes by whether it may have been meant. An object is meant, whatever its file is called, and so is
+//! configuration by its name that nobody can read: warnings. Hidden names without an object belong to editors and other tools,
+//! and directories without configuration to anybody: nothing, or a note.
 //!
 //! Nobody is asked to give such files up: they may be copies that are meant to be out of force. They are never passed over in
 //! silence, since what guards a workload may be in one.
@@ -21,60 +26,132 @@ const HEAD: u64 = 64 << 10;
 
 /// What there is to say of an entry that is not read.
 pub(super) fn look_at(path: &Path, name: &Arc<str>) -> Option<Diagnostic> {
+    let warn = |message: &str| Some(Diagnostic::of_file(name.clone(), Severity::Warning, Code::NotRead, message));
     let metadata = fs::metadata(path).ok()?;
     if metadata.is_dir() {
-        return Some(of_directory(path, name));
+        return of_directory(path, name);
     }
-    let is_object = metadata.is_file().then(|| head(path).map_or(is_nearly_one(name), |text| is_like_object(&text)));
-    let message = "not read: it looks like an object, and its name does not end in .yaml, .yml or .json; rename it, or move \
-                   it to another directory";
-    is_object?.then(|| Diagnostic::of_file(name.clone(), Severity::Warning, Code::NotRead, message))
+    if !metadata.is_file() {
+        return None;
+    }
+    let head = head(path);
+    if name.starts_with('.') {
+        // Those of editors and of other systems have such names, too, and no object in them.
+        let is_meant = is_config_name(name) && head.as_ref().is_none_or(|head| head.is_object());
+        let message = "not read: it looks like an object, and its name begins with a dot; rename it, or move it to another directory";
+        return is_meant.then(|| warn(message)).flatten();
+    }
+    match head {
+        Some(head) if head.is_object() => warn(
+            "not read: it looks like an object, and its name does not end in .yaml, .yml or .json; rename it, or move it to \
+             another directory",
+        ),
+        Some(head) if !head.is_text && is_nearly_one(name) => warn(
+            "not read: by its name it is configuration, and it is no text: it may be packed or encrypted; unpack it, or move it to \
+             another directory",
+        ),
+        None if is_nearly_one(name) => warn(
+            "not read: by its name it is configuration, and nobody here may read it, nor is it one of .yaml, .yml or .json; rename \
+             it, or move it to another directory",
+        ),
+        _ => None,
+    }
 }
 
-fn of_directory(path: &Path, name: &Arc<str>) -> Diagnostic {
+/// What a directory, or what is below it, has in it.
+enum Inside {
+    /// A file of a configuration.
+    File(String),
+    /// Nothing.
+    Nothing,
+    /// Nobody may look into all of it: why.
+    Closed(String),
+    /// More than is looked through.
+    Large,
+}
+
+fn of_directory(path: &Path, name: &Arc<str>) -> Option<Diagnostic> {
     let mut left = MOST_ENTRIES;
-    match find(path, DEPTH, &mut left) {
-        Some(file) => {
-            let message = format!(
-                "not read: a directory with files of configuration in it ({file}); only the files beside it are read: move \
-                 them there, or the directory elsewhere"
-            );
-            Diagnostic::of_file(name.clone(), Severity::Warning, Code::NotRead, message)
-        }
-        None => {
-            let message = "a directory; only the files beside it are read";
-            Diagnostic::of_file(name.clone(), Severity::Info, Code::Ignored, message)
+    let warning = |message: String| Diagnostic::of_file(name.clone(), Severity::Warning, Code::NotRead, message);
+    let info = |message: &str| Diagnostic::of_file(name.clone(), Severity::Info, Code::Ignored, message);
+    let is_hidden = name.starts_with('.');
+    match find(path, DEPTH, is_hidden, &mut left) {
+        Inside::File(file) => Some(warning(format!(
+            "not read: a directory with files of configuration in it ({file}); only the files beside it are read: move them \
+             there, or the directory elsewhere"
+        ))),
+        Inside::Closed(why) => Some(warning(format!(
+            "not read: a directory that cannot be looked into ({why}), so that nobody knows what is in it; only the files beside it \
+             are read: move it elsewhere"
+        ))),
+        Inside::Nothing | Inside::Large if is_hidden => None,
+        Inside::Nothing => Some(info("a directory; only the files beside it are read")),
+        Inside::Large => {
+            Some(info("a directory; only the files beside it are read, and not all of it was looked through"))
         }
     }
 }
 
-/// The first file of a configuration in a directory or below it. Links are not followed: they may lead around in a circle.
-fn find(dir: &Path, depth: usize, left: &mut usize) -> Option<String> {
+/// The first file of a configuration in a directory or below it. Links are not followed: they may lead around in a circle. What
+/// other tools keep in hidden directories has such names, too: there, `is_hidden`, it takes an object.
+fn find(dir: &Path, depth: usize, is_hidden: bool, left: &mut usize) -> Inside {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) => return Inside::Closed(error.to_string()),
+    };
     let mut inner = Vec::new();
-    for entry in fs::read_dir(dir).ok()? {
-        *left = left.checked_sub(1)?;
+    for entry in entries {
+        let Some(fewer) = left.checked_sub(1) else { return Inside::Large };
+        *left = fewer;
         let Ok(entry) = entry else { continue };
         let name = printable(&entry.file_name().to_string_lossy());
-        if name.starts_with('.') {
+        let kind = entry.file_type();
+        if name.starts_with('.') && !is_hidden {
             continue;
         }
-        if is_config_name(&name) {
-            return Some(name);
+        let is_object =
+            || kind.as_ref().is_ok_and(|kind| kind.is_file()) && head(&entry.path()).is_some_and(|it| it.is_object());
+        if is_config_name(&name) && (!is_hidden || is_object()) {
+            return Inside::File(name);
         }
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+        if kind.is_ok_and(|kind| kind.is_dir()) {
             inner.push((name, entry.path()));
         }
     }
-    let depth = depth.checked_sub(1)?;
+    let Some(depth) = depth.checked_sub(1) else { return Inside::Nothing };
     inner.sort();
-    inner.into_iter().find_map(|(name, path)| Some(format!("{name}/{}", find(&path, depth, left)?)))
+    let mut worst = Inside::Nothing;
+    for (name, path) in inner {
+        match find(&path, depth, is_hidden, left) {
+            Inside::File(file) => return Inside::File(format!("{name}/{file}")),
+            Inside::Closed(why) => worst = Inside::Closed(format!("{name}: {why}")),
+            Inside::Large => return Inside::Large,
+            Inside::Nothing => {}
+        }
+    }
+    worst
+}
+
+/// The part of a file that says what it is.
+struct Head {
+    text: String,
+    is_text: bool,
+}
+
+impl Head {
+    fn is_object(&self) -> bool {
+        self.is_text && is_like_object(&self.text)
+    }
 }
 
 /// The beginning of a file; `None` where nobody may read it.
-fn head(path: &Path) -> Option<String> {
+fn head(path: &Path) -> Option<Head> {
     let mut bytes = Vec::new();
     File::open(path).ok()?.take(HEAD).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
+    // The last character may be cut in two.
+    let is_utf8 = std::str::from_utf8(&bytes).map_or_else(|error| error.error_len().is_none(), |_| true);
+    let is_text = is_utf8 && !bytes.contains(&0);
+    Some(Head { text: String::from_utf8_lossy(&bytes).into_owned(), is_text })
 }
 
 /// Whether a text begins as objects do and has their words: a manual that shows objects begins otherwise.
@@ -96,6 +173,17 @@ fn is_nearly_one(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_that_nobody_can_look_into_is_a_warning_whatever_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["gone", ".gone"] {
+            // Whoever may do everything may look into every directory that there is.
+            let told = of_directory(&dir.path().join(name), &name.into()).unwrap();
+            assert_eq!((told.severity, told.code), (Severity::Warning, Code::NotRead));
+            assert!(told.message.contains("cannot be looked into"), "{told}");
+        }
+    }
 
     #[test]
     fn a_text_is_like_an_object_by_how_it_begins() {

@@ -18,6 +18,7 @@ use crate::policy::traffic::{ServerTls, Tls};
 use crate::policy::view::View;
 use crate::registry::endpoints::EncodedKey;
 use crate::registry::{Endpoint, EndpointsSnapshot};
+use crate::render::judge::Judge;
 use crate::render::{self, Degraded, Rendered};
 
 /// What a configuration means, and what was made of it so far; shared by every snapshot until the
@@ -34,6 +35,8 @@ pub(super) struct Compiled {
     pub(super) allow_unenforced: bool,
     /// Whether who a workload says it is counts without proof.
     pub(super) trust_claims: bool,
+    /// The judge of what is rendered: the same one whatever the configuration.
+    pub(super) judge: Arc<Judge>,
     pub(super) cache: Mutex<RenderCache>,
 }
 
@@ -93,12 +96,12 @@ impl Compiled {
         if remembered.is_some() {
             return remembered;
         }
-        let policy = &self.policy;
+        let (judge, policy) = (&*self.judge, &self.policy);
         let rendered = match kind {
-            Kind::Listener => render::render_listener(policy, class, &view, name),
-            Kind::Route => render::render_routes(policy, class, &view, name),
+            Kind::Listener => render::render_listener(judge, policy, class, &view, name),
+            Kind::Route => render::render_routes(judge, policy, class, &view, name),
             Kind::Cluster => {
-                render::render_cluster(policy, class, &view, name, peers.may_have_certificate, &peers.identities)
+                render::render_cluster(judge, policy, class, &view, name, peers.may_have_certificate, &peers.identities)
             }
             Kind::Endpoints => None,
         };
@@ -205,6 +208,23 @@ impl Snapshot {
         self.compiled.policy.services.labels_in_group(&client.namespace, client.group.as_ref(), &client.labels)
     }
 
+    /// The PeerAuthentication in force for a server, and how it has connections taken.
+    pub(crate) fn peer_authentication(&self, client: &Client, port: u16) -> Option<(Arc<str>, ServerTls)> {
+        let Policy { services, security, .. } = &self.compiled.policy;
+        let labels = self.labels(client);
+        let served = Served { namespace: &client.namespace, labels: &labels, port };
+        security.mode_of(served, services).map(|(meta, tls)| (meta.id(), tls))
+    }
+
+    /// The AuthorizationPolicies that are for a server, and the PeerAuthentication that is in force.
+    pub(crate) fn guards_of(&self, client: &Client, port: u16) -> BTreeSet<Arc<str>> {
+        let Policy { services, security, .. } = &self.compiled.policy;
+        let labels = self.labels(client);
+        let served = Served { namespace: &client.namespace, labels: &labels, port };
+        let policies = security.policies_of(served, services).map(|meta| meta.id());
+        policies.chain(security.mode_of(served, services).map(|(meta, _)| meta.id())).collect()
+    }
+
     /// The rules that decide on a server's requests by a condition of this kind.
     pub(crate) fn rules_by(
         &self,
@@ -244,7 +264,7 @@ impl Snapshot {
             &*security.tokens(served, services),
             &*self.keys,
         );
-        render::render_server(client.class, listener, refusal, guards, *paths, tls)
+        render::render_server(&self.compiled.judge, client.class, listener, refusal, guards, *paths, tls)
     }
 
     /// Why a server must not serve, if it must not.

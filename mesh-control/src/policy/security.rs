@@ -283,6 +283,12 @@ impl Security {
         wide.into_iter().find(|peers| peers.mode != MtlsMode::Unset).map(|peers| (peers, peers.mode))
     }
 
+    /// The AuthorizationPolicies that are for a server.
+    pub fn policies_of(&self, served: Served<'_>, services: &Services) -> impl Iterator<Item = &Meta> {
+        let selected = self.access.iter().filter(move |(selection, _)| selection.selects(&self.root, served, services));
+        selected.map(|(selection, _)| &selection.meta)
+    }
+
     /// What the PeerAuthentication in force says of a server, and which that is; `None` where all leave it to the mesh.
     pub fn mode_of(&self, served: Served<'_>, services: &Services) -> Option<(&Meta, ServerTls)> {
         let (peers, mode) = self.in_force(served, services)?;

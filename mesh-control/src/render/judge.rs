@@ -5,7 +5,7 @@
 //! cluster becomes one without endpoints.
 
 use std::collections::HashSet;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use mesh_core::error::Invalid;
@@ -18,39 +18,49 @@ use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::policy::Cluster;
 use crate::policy::route::{Action, Condition, Faults, HeaderChanges, Route};
 
-/// Hashes of what was accepted. Most resources stay as they are when the configuration changes, and a route is the same
-/// for most clients: each is decoded once. Nothing but time depends on it, so that it is forgotten when it is full.
-static ACCEPTED: LazyLock<Mutex<HashSet<(ResourceType, u64)>>> = LazyLock::new(Mutex::default);
 const MOST_REMEMBERED: usize = 65_536;
 
-/// What the data plane's decoder says of a resource.
-pub(super) fn verdict(kind: ResourceType, bytes: &[u8]) -> Result<(), Invalid> {
-    let key = (kind, xxh3_64(bytes));
-    let accepted = || ACCEPTED.lock().unwrap_or_else(PoisonError::into_inner);
-    if accepted().contains(&key) {
-        return Ok(());
-    }
-    decode(kind, bytes, &Options::default())?;
-    let mut accepted = accepted();
-    if accepted.len() >= MOST_REMEMBERED {
-        accepted.clear();
-    }
-    accepted.insert(key);
-    Ok(())
+/// Asks the data plane's decoder, and remembers by its hash what was accepted. Most resources stay as they are when the
+/// configuration changes, and a route is the same for most clients: each is decoded once. Nothing but time depends on it, so that
+/// it is forgotten when it is full.
+#[derive(Debug, Default)]
+pub struct Judge {
+    accepted: Mutex<HashSet<(ResourceType, u64)>>,
 }
 
-/// The same of a route configuration, route by route: none depends on another.
-pub(super) fn verdict_on_routes(config: &pb::RouteConfiguration) -> Result<(), Invalid> {
-    let mut rest = config.clone();
-    for host in &mut rest.virtual_hosts {
-        for route in std::mem::take(&mut host.routes) {
-            let host = pb::VirtualHost { domains: vec!["*".to_owned()], routes: vec![route], ..Default::default() };
-            let alone =
-                pb::RouteConfiguration { name: "judged".to_owned(), virtual_hosts: vec![host], ..Default::default() };
-            verdict(ResourceType::Route, &alone.encode_to_vec())?;
+impl Judge {
+    /// What the decoder says of a resource.
+    pub(super) fn verdict(&self, kind: ResourceType, bytes: &[u8]) -> Result<(), Invalid> {
+        let key = (kind, xxh3_64(bytes));
+        let accepted = || self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+        if accepted().contains(&key) {
+            return Ok(());
         }
+        decode(kind, bytes, &Options::default())?;
+        let mut accepted = accepted();
+        if accepted.len() >= MOST_REMEMBERED {
+            accepted.clear();
+        }
+        accepted.insert(key);
+        Ok(())
     }
-    verdict(ResourceType::Route, &rest.encode_to_vec())
+
+    /// The same of a route configuration, route by route: none depends on another.
+    pub(super) fn verdict_on_routes(&self, config: &pb::RouteConfiguration) -> Result<(), Invalid> {
+        let mut rest = config.clone();
+        for host in &mut rest.virtual_hosts {
+            for route in std::mem::take(&mut host.routes) {
+                let host = pb::VirtualHost { domains: vec!["*".to_owned()], routes: vec![route], ..Default::default() };
+                let alone = pb::RouteConfiguration {
+                    name: "judged".to_owned(),
+                    virtual_hosts: vec![host],
+                    ..Default::default()
+                };
+                self.verdict(ResourceType::Route, &alone.encode_to_vec())?;
+            }
+        }
+        self.verdict(ResourceType::Route, &rest.encode_to_vec())
+    }
 }
 
 /// Routes that are refused together as they can be published, and what is to be said of those that cannot. `accepts` is
@@ -154,8 +164,9 @@ mod tests {
 
     fn published(routes: Vec<Route>) -> Vec<Route> {
         let render = |routes: &[Route]| library::route_configuration("r", vec!["*".to_owned()], routes);
-        let (published, _) = publishable(routes, |routes| verdict_on_routes(&render(routes)));
-        verdict_on_routes(&render(&published)).expect("what is published is accepted");
+        let judge = Judge::default();
+        let (published, _) = publishable(routes, |routes| judge.verdict_on_routes(&render(routes)));
+        judge.verdict_on_routes(&render(&published)).expect("what is published is accepted");
         published
     }
 

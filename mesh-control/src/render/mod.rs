@@ -8,7 +8,7 @@ mod authorizer;
 pub mod endpoints;
 mod grpc;
 mod json;
-mod judge;
+pub mod judge;
 mod library;
 pub mod listener;
 pub mod proto;
@@ -47,6 +47,7 @@ use crate::policy::view::View;
 use crate::policy::{Address, Cluster, Policy};
 use crate::registry::host::{candidates, short_forms, split_port};
 use crate::registry::{Discovery, Endpoint, ServiceEndpoints, WrittenEndpoint};
+use judge::Judge;
 
 /// The cluster of calls that go nowhere, by Istio's name.
 pub const BLACK_HOLE: &str = "BlackHoleCluster";
@@ -151,6 +152,7 @@ fn join(host: &str, port: u16) -> String {
 /// The listener of a server, by its name, with who may do what to it, and which tokens are good. With a reason not to serve, every request is answered
 /// with it; so it is where a client cannot enforce what is asked of it.
 pub fn render_server(
+    judge: &Judge,
     class: ClientClass,
     name: &str,
     refusal: Option<String>,
@@ -174,7 +176,7 @@ pub fn render_server(
             Ok(filters) => {
                 let action = Action::NonForwardingAction(NonForwardingAction {});
                 let encoded = encode(name, &listener::server(name, bound, action, filters, paths, tls));
-                match judge::verdict(ResourceType::Listener, &encoded.body) {
+                match judge.verdict(ResourceType::Listener, &encoded.body) {
                     Ok(()) => return Some(encoded),
                     Err(invalid) => format!("refused by the data plane: {}: {}", invalid.field, invalid.reason),
                 }
@@ -216,7 +218,13 @@ fn guards(
 }
 
 /// The listener of `host:port`.
-pub fn render_listener(policy: &Policy, class: ClientClass, view: &View, name: &str) -> Option<Rendered> {
+pub fn render_listener(
+    judge: &Judge,
+    policy: &Policy,
+    class: ClientClass,
+    view: &View,
+    name: &str,
+) -> Option<Rendered> {
     if class == ClientClass::Envoy {
         return None;
     }
@@ -229,11 +237,11 @@ pub fn render_listener(policy: &Policy, class: ClientClass, view: &View, name: &
     let with_faults = routes.iter().any(|route| has_fault(route, class));
     let encoded = encode(name, &listener::client(name, &routes_name(&address), with_faults));
     // A name that cannot be one leads nowhere.
-    judge::verdict(ResourceType::Listener, &encoded.body).is_ok().then(|| plain(encoded))
+    judge.verdict(ResourceType::Listener, &encoded.body).is_ok().then(|| plain(encoded))
 }
 
 /// The routes of this name, `outbound|port||host`.
-pub fn render_routes(policy: &Policy, class: ClientClass, view: &View, name: &str) -> Option<Rendered> {
+pub fn render_routes(judge: &Judge, policy: &Policy, class: ClientClass, view: &View, name: &str) -> Option<Rendered> {
     let key = ClusterKey::parse(name).filter(|key| key.subset.is_empty())?;
     let address = Address { host: key.host, port: key.port };
     if !policy.exists(&address, view) {
@@ -247,21 +255,21 @@ pub fn render_routes(policy: &Policy, class: ClientClass, view: &View, name: &st
     };
     let mut degraded = Vec::new();
     let rendered = render(&routes, &mut degraded);
-    if judge::verdict_on_routes(&rendered).is_ok() {
+    if judge.verdict_on_routes(&rendered).is_ok() {
         return Some(Rendered { encoded: encode(name, &rendered), degraded, refused: Vec::new() });
     }
-    let verdict = |routes: &[Route]| judge::verdict_on_routes(&render(routes, &mut Vec::new()));
+    let verdict = |routes: &[Route]| judge.verdict_on_routes(&render(routes, &mut Vec::new()));
     let (routes, refused) = judge::publishable(routes, verdict);
     degraded.clear();
     let rendered = render(&routes, &mut degraded);
-    let is_good = judge::verdict_on_routes(&rendered).is_ok();
+    let is_good = judge.verdict_on_routes(&rendered).is_ok();
     is_good.then(|| Rendered { encoded: encode(name, &rendered), degraded, refused })
 }
 
 /// What the data plane would refuse of these routes, whoever they are for.
-pub fn refused_routes(routes: Vec<Route>) -> Vec<Diagnostic> {
+pub fn refused_routes(judge: &Judge, routes: Vec<Route>) -> Vec<Diagnostic> {
     let verdict = |routes: &[Route]| {
-        judge::verdict_on_routes(&library::route_configuration("judged", vec!["*".to_owned()], routes))
+        judge.verdict_on_routes(&library::route_configuration("judged", vec!["*".to_owned()], routes))
     };
     if verdict(&routes).is_ok() {
         return Vec::new();
@@ -272,6 +280,7 @@ pub fn refused_routes(routes: Vec<Route>) -> Vec<Diagnostic> {
 /// The cluster of this name, `outbound|port|subset|host`.
 /// `may_have_certificate` says whether the client is told to call by mutual TLS, for which its word is enough; `identities` are those who serve it by mutual TLS.
 pub fn render_cluster(
+    judge: &Judge,
     policy: &Policy,
     class: ClientClass,
     view: &View,
@@ -296,7 +305,7 @@ pub fn render_cluster(
         // A client waits for what it is not told of, and with it for every route beside: gRPC's clients for 15 s. Told
         // that there is no endpoint, it fails what this route takes, and nothing else.
         let encoded = encode(name, &nowhere(name));
-        let is_good = is_destination && judge::verdict(ResourceType::Cluster, &encoded.body).is_ok();
+        let is_good = is_destination && judge.verdict(ResourceType::Cluster, &encoded.body).is_ok();
         return is_good.then(|| plain(encoded));
     };
     let (written, unknown) = dns_endpoints(policy, &seen, identities);
@@ -331,12 +340,12 @@ pub fn render_cluster(
         let version = Encoded::version_of(xxh3_64(&encoded.body), identities.len());
         (encoded.version, encoded.endpoints, encoded.self_registered) = (version.into(), identities.len(), true);
     }
-    let Err(invalid) = judge::verdict(ResourceType::Cluster, &encoded.body) else {
+    let Err(invalid) = judge.verdict(ResourceType::Cluster, &encoded.body) else {
         return Some(Rendered { encoded, degraded, refused: Vec::new() });
     };
     let encoded = with_metadata(&nowhere(name));
     let refused = vec![judge::of_cluster(&seen, &invalid)];
-    judge::verdict(ResourceType::Cluster, &encoded.body).is_ok().then_some(Rendered { encoded, degraded, refused })
+    judge.verdict(ResourceType::Cluster, &encoded.body).is_ok().then_some(Rendered { encoded, degraded, refused })
 }
 
 /// The endpoints of a cluster that is found by them.

@@ -228,3 +228,34 @@ fn a_port_that_speaks_tls_and_is_called_in_plaintext_is_told_with_what_to_write(
     let single = entry(https, "").replace(", b.example.com", "");
     assert_eq!(validate([("a.yaml", &*(single + &rule(written)))]), []);
 }
+
+#[test]
+fn a_host_without_dots_that_a_rule_does_not_mean_is_told_with_the_form_that_it_takes() {
+    let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: db, namespace: shop}\n\
+                 spec: {hosts: [mysql], resolution: DNS, ports: [{number: 80, name: http}]}\n";
+    let object = |kind: &str, spec: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: r, namespace: shop}}\nspec: {spec}\n"
+        )
+    };
+    let rules = |host: &str| {
+        [
+            object("DestinationRule", &format!("{{host: {host}}}")),
+            object("VirtualService", &format!("{{hosts: [{host}], http: [{{directResponse: {{status: 200}}}}]}}")),
+            object(
+                "VirtualService",
+                &format!("{{hosts: [a.example], http: [{{route: [{{destination: {{host: {host}}}}}]}}]}}"),
+            ),
+        ]
+    };
+    for rule in rules("mysql") {
+        let [(place, message)] = &said(&format!("{entry}{rule}"))[..] else { panic!("{rule}") };
+        assert!(place.starts_with("mysql"), "{message}");
+        assert!(message.contains("no service is called mysql.shop.svc.cluster.local"), "{message}");
+        assert!(message.contains("did you mean `mysql.`, the host of ServiceEntry shop/db (t.yaml:"), "{message}");
+    }
+    // What is told to be written is right.
+    for rule in rules("mysql.") {
+        assert_eq!(said(&format!("{entry}{rule}")), [], "{rule}");
+    }
+}

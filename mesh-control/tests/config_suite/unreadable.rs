@@ -253,7 +253,7 @@ async fn a_document_that_is_no_yaml_leaves_the_others_of_its_file_as_they_are() 
 
 #[tokio::test]
 async fn what_is_not_read_and_looks_like_a_part_of_the_configuration_is_a_warning() {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
     let dir = tempfile::tempdir().unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
@@ -273,6 +273,23 @@ async fn what_is_not_read_and_looks_like_a_part_of_the_configuration_is_a_warnin
     fs::write(at("notes.txt"), "buy milk\n").unwrap();
     fs::write(at(".hidden.bak"), GUARD).unwrap();
     fs::create_dir(at("empty")).unwrap();
+    // Hidden, packed, and closed: these may have been meant.
+    fs::write(at(".deny.yaml"), GUARD).unwrap();
+    fs::create_dir_all(at(".off/now")).unwrap();
+    fs::write(at(".off/now/deny.yaml"), GUARD).unwrap();
+    fs::write(at("deny.yaml.gz"), b"\x1f\x8b\x08\x00\x00").unwrap();
+    fs::create_dir_all(at("closed/inner")).unwrap();
+    // And these are what other tools leave.
+    fs::write(at(".editor.yaml"), "indent: 2\n").unwrap();
+    fs::write(at("._services.yaml"), b"\x00\x05\x16\x07").unwrap();
+    fs::write(at("logo.png"), b"\x89PNG\x00").unwrap();
+    fs::create_dir_all(at(".github/workflows")).unwrap();
+    fs::write(at(".github/workflows/ci.yaml"), "on: push\n").unwrap();
+    fs::create_dir(at("..2026")).unwrap();
+    fs::write(at("..2026/a.yaml"), GUARD).unwrap();
+    // Who may do everything looks into it all the same.
+    fs::set_permissions(at("closed/inner"), fs::Permissions::from_mode(0o000)).unwrap();
+    let is_closed = fs::read_dir(at("closed/inner")).is_err();
     assert!(Command::new("mkfifo").arg(at("pipe")).status().unwrap().success());
     let started = Started {
         plane: Plane::start(PlaneOptions::default().config_dir(dir.path())).unwrap(),
@@ -280,10 +297,18 @@ async fn what_is_not_read_and_looks_like_a_part_of_the_configuration_is_a_warnin
     };
     let said = started.plane.diagnostics();
     let warned: Vec<&str> = said.iter().filter(|one| one.code.as_str() == "not-read").map(|one| &*one.file).collect();
-    assert_eq!(warned, ["a.yaml.bak", "a.yaml.txt", "a.ymal", "a.yml~", "linked", "outside", "policy", "sub"]);
+    let mut expected = vec![".deny.yaml", ".off", "a.yaml.bak", "a.yaml.txt", "a.ymal", "a.yml~"];
+    expected.extend(is_closed.then_some("closed"));
+    expected.extend(["deny.yaml.gz", "linked", "outside", "policy", "sub"]);
+    assert_eq!(warned, expected);
     let of = |name: &str| said.iter().find(|one| &*one.file == name).unwrap().to_string();
     assert!(of("outside").contains("(far/below/a.yaml)"), "{}", of("outside"));
     assert!(of("empty").contains("info[ignored]"), "{}", of("empty"));
+    assert!(of(".off").contains("(now/deny.yaml)"), "{}", of(".off"));
+    if is_closed {
+        assert!(of("closed").contains("cannot be looked into (inner: Permission denied"), "{}", of("closed"));
+    }
+    fs::set_permissions(at("closed/inner"), fs::Permissions::from_mode(0o700)).unwrap();
 }
 
 #[tokio::test]

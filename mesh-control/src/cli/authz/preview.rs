@@ -2,7 +2,6 @@
 //! `authz test` decides, once by the configuration as it is and once with the new files.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,18 +16,23 @@ use super::{Asked, Protocol, Servers, answer, plane, started};
 use crate::calls::{Protocol as Spoken, Record, Workload};
 use crate::catalog::{Client, ClientClass};
 use crate::cli::{Format, Printing};
-use crate::config::load;
+use crate::config::file::{self, Meta, Objects};
+use crate::config::support::ObjectKind;
+use crate::config::{Source, load};
 use crate::plane::Plane;
 use crate::policy::access::{Condition, Fact, Value};
+use crate::policy::traffic::ServerTls;
 
 /// Says which of the calls that were seen policies would treat differently, before they are applied.
 ///
-/// What is not in the records (hosts, headers, tokens, addresses, values in paths) counts as absent, and rules that ask for it are
-/// named on stderr.
+/// AuthorizationPolicies and PeerAuthentications are tried. What is not in the records (hosts, headers, tokens, addresses, values
+/// in paths) counts as absent, and rules that ask for it are named on stderr, as are objects that are not tried or are for nobody
+/// in the records.
 /// The exit code is 3 if a call would be refused that is let in now, or if there are calls of which that is not known, and else 0.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
-    /// The file with the new policies, or a directory of such files. An object that the configuration has is replaced.
+    /// The file with the new policies, or a directory of such files. An object that the configuration has is replaced. It is a
+    /// regular file.
     #[arg(value_name = "FILE")]
     path: PathBuf,
     /// The directory of the configuration as it is.
@@ -82,9 +86,20 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if files.values().all(|text| text.lines().all(|line| line.trim().is_empty() || line.starts_with(['#', '-']))) {
         bail!("{}: there is no object in it", args.path.display());
     }
+    let mut objects = Vec::new();
     for (name, text) in files {
         // The last name goes before the others.
         after.set_yaml(&format!("~{name}"), &text)?;
+        objects.extend(metas(&name, &text));
+    }
+    let (tried, others): (Vec<Meta>, Vec<Meta>) =
+        objects.into_iter().partition(|meta| why_not_tried(meta.kind).is_none());
+    for meta in &others {
+        let why = why_not_tried(meta.kind).unwrap_or_default();
+        eprintln!("mesh-control: {} ({}) is not tried: {why}", meta.id(), meta.origin);
+    }
+    if tried.is_empty() && !others.is_empty() {
+        bail!("{}: nothing in it can be tried on calls that were recorded", args.path.display());
     }
     let format = args.printing.format();
     let mut preview = Preview::new(&before, &after);
@@ -102,6 +117,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for said in preview.passed_over() {
         eprintln!("mesh-control: {said}");
     }
+    for hint in preview.idle(&tried) {
+        eprintln!("mesh-control: {hint}");
+    }
     for rule in preview.blind() {
         eprintln!("mesh-control: {rule}: it asks for something that records do not have, which counts as absent here");
     }
@@ -109,12 +127,33 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(if preview.refused.0 > 0 || !is_known { ExitCode::from(REFUSES) } else { ExitCode::SUCCESS })
 }
 
+/// The objects of a text.
+fn metas(name: &str, text: &str) -> Vec<Meta> {
+    let file = file::read(Source { name: name.into(), text: text.into() });
+    let mut objects = Objects::default();
+    file.items.into_iter().for_each(|item| objects.push(item));
+    objects.metas().cloned().collect()
+}
+
+/// Why an object of this kind makes no difference here, whatever it makes in force.
+fn why_not_tried(kind: ObjectKind) -> Option<&'static str> {
+    match kind {
+        ObjectKind::AuthorizationPolicy | ObjectKind::PeerAuthentication => None,
+        ObjectKind::RequestAuthentication => Some("tokens are in no record: whose token it would refuse is not known"),
+        ObjectKind::Service | ObjectKind::WorkloadGroup | ObjectKind::ServiceEntry => {
+            Some("by itself it refuses nobody; which workloads policies are for is looked up in it")
+        }
+        ObjectKind::MeshConfig => Some("settings of the mesh are those of its start"),
+        _ => Some("it is not about who may call whom, or not enforced"),
+    }
+}
+
 /// The new files, by name.
 fn files(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {
     let context = || format!("cannot read {}", path.display());
     if !path.is_dir() {
-        let text = load::text_of(fs::read(path).with_context(context)?);
-        let text = text.map_err(|unreadable| anyhow::anyhow!("{}: {}", path.display(), unreadable.why))?;
+        let text = load::read_named(path);
+        let text = text.map_err(|unreadable| anyhow::anyhow!("cannot read {}: {}", path.display(), unreadable.why))?;
         return Ok([(path.display().to_string(), text.to_string())].into());
     }
     let scan = load::scan(path).with_context(context)?;
@@ -133,7 +172,7 @@ fn files(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {
 struct Preview<'p> {
     planes: [&'p Plane; 2],
     servers: [Servers<'p>; 2],
-    asked: HashMap<(Arc<Workload>, u16), super::Workload>,
+    asked: HashMap<(Arc<Workload>, u16), Met>,
     blind: BTreeSet<Arc<str>>,
     /// Of how many forms and calls.
     all: (u64, u64),
@@ -143,6 +182,9 @@ struct Preview<'p> {
     /// Of a method or path that no policy can name.
     unnamed: (u64, u64),
     lost: u64,
+    /// The objects that are for any workload of the records, once the new files are in force; and the namespaces of these.
+    met: BTreeSet<Arc<str>>,
+    namespaces: BTreeSet<Arc<str>>,
 }
 
 impl<'p> Preview<'p> {
@@ -158,6 +200,8 @@ impl<'p> Preview<'p> {
             otherwise: (0, 0),
             unnamed: (0, 0),
             lost: 0,
+            met: BTreeSet::new(),
+            namespaces: BTreeSet::new(),
         }
     }
 
@@ -182,9 +226,11 @@ impl<'p> Preview<'p> {
                 first
             }
         };
+        let (workload, peers) = workload;
         let asked = request(record, workload, port);
         let [before, after] = &mut self.servers;
-        let [before, after] = [decide(before, &asked)?, decide(after, &asked)?];
+        let [of_before, of_after] = &peers;
+        let [before, after] = [decide(before, &asked, of_before)?, decide(after, &asked, of_after)?];
         if before.verdict == after.verdict {
             return Ok(None);
         }
@@ -210,19 +256,41 @@ impl<'p> Preview<'p> {
     }
 
     /// A workload for the first time: its rules may ask for what records do not have.
-    fn met(&mut self, workload: &Workload, port: u16) -> super::Workload {
+    fn met(&mut self, workload: &Workload, port: u16) -> Met {
         let labels = workload.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         let mut client = Client::new("authz", ClientClass::Library, std::net::Ipv4Addr::LOCALHOST.into())
             .namespace(&*workload.namespace)
             .labels(labels);
         client.group.clone_from(&workload.group);
         let mut labels = BTreeMap::new();
-        for plane in self.planes {
+        let peers = self.planes.map(|plane| {
             let snapshot = plane.snapshot();
             self.blind.extend(snapshot.rules_by(&client, port, |condition| !is_recorded(condition)));
             labels = snapshot.labels(&client);
-        }
-        super::Workload { namespace: workload.namespace.to_string(), labels }
+            snapshot.peer_authentication(&client, port)
+        });
+        let [_, after] = self.planes;
+        self.met.extend(after.snapshot().guards_of(&client, port));
+        self.namespaces.insert(workload.namespace.clone());
+        (super::Workload { namespace: workload.namespace.to_string(), labels }, peers)
+    }
+
+    /// New objects that are for no workload of the records.
+    fn idle(&self, tried: &[Meta]) -> Vec<String> {
+        let idle = tried.iter().filter(|meta| !self.met.contains(&meta.id()));
+        let all: Vec<&str> = self.namespaces.iter().map(AsRef::as_ref).collect();
+        let hint = |meta: &Meta| {
+            let namespace = &meta.namespace;
+            let place = match (self.namespaces.contains(namespace), all.as_slice()) {
+                (true, _) | (_, []) => String::new(),
+                (false, all) => format!(
+                    ": it is in namespace {namespace} (`metadata.namespace` says which), and the workloads of the records are in {}",
+                    all.join(", ")
+                ),
+            };
+            format!("{} ({}) is in force for no workload of the records{place}", meta.id(), meta.origin)
+        };
+        idle.map(hint).collect()
     }
 
     fn blind(&self) -> &BTreeSet<Arc<str>> {
@@ -305,8 +373,23 @@ fn request(record: &Record, workload: super::Workload, port: u16) -> Asked {
     }
 }
 
-fn decide(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Decided> {
-    let answer = answer(servers, asked)?;
+/// What is known of a workload of the records: who is asked, and how it takes connections before and after, as the
+/// PeerAuthentication in force says, if any does.
+type Met = (super::Workload, [Option<(Arc<str>, ServerTls)>; 2]);
+
+fn decide(servers: &mut Servers<'_>, asked: &Asked, peers: &Option<(Arc<str>, ServerTls)>) -> anyhow::Result<Decided> {
+    let answer = match peers {
+        // Who was called without an identity was called in plaintext.
+        Some((by, ServerTls::Strict)) if asked.principal.is_none() => {
+            let note = format!("plaintext is refused by {by} (STRICT)");
+            return Ok(Decided { verdict: "deny", rule: None, note: Some(note) });
+        }
+        // Nobody who calls in plaintext has an identity.
+        Some((_, ServerTls::Plaintext)) if asked.principal.is_some() => {
+            answer(servers, &Asked { principal: None, ..asked.clone() })?
+        }
+        _ => answer(servers, asked)?,
+    };
     let reason = answer.note.into_iter().next().filter(|_| answer.is_reasoned);
     Ok(Decided { verdict: answer.verdict, rule: answer.rule, note: reason })
 }

@@ -1,12 +1,12 @@
 //! Where `authz suggest` and `authz preview` have their records from: the server that gathers them, or a file.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Cursor};
+use std::io::Cursor;
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 
 use super::super::{runtime, status};
+use super::input::Lines;
 use crate::calls::Record;
 
 /// Where the records are.
@@ -21,7 +21,7 @@ pub(super) struct From {
         conflicts_with = "records"
     )]
     status_addr: String,
-    /// Records in a file, as `/calls` of that address gives them, one JSON object a line; - is stdin.
+    /// Records in a regular file, as `/calls` of that address gives them, one JSON object a line; - is stdin.
     #[arg(long, value_name = "FILE")]
     records: Option<PathBuf>,
 }
@@ -33,27 +33,18 @@ impl From {
         workload: Option<(&str, &str)>,
         mut take: impl FnMut(Record) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let (name, reader): (String, Box<dyn BufRead>) = match &self.records {
-            Some(file) if file.as_os_str() == "-" => ("stdin".to_owned(), Box::new(BufReader::new(io::stdin()))),
-            Some(file) => {
-                let name = file.display().to_string();
-                let opened = File::open(file).with_context(|| format!("cannot read {name}"))?;
-                (name, Box::new(BufReader::new(opened)))
-            }
+        let mut lines = match &self.records {
+            Some(file) => Lines::of(file)?,
             None => {
                 let query =
                     workload.map(|(namespace, name)| format!("?workload={namespace}/{name}")).unwrap_or_default();
                 let path = format!("/calls{query}");
                 let text = runtime()?.block_on(status::get(&self.status_addr, &path))?;
-                (self.status_addr.clone(), Box::new(Cursor::new(text)))
+                Lines::read(self.status_addr.clone(), Cursor::new(text))
             }
         };
-        for (index, line) in reader.split(b'\n').enumerate() {
-            let line = line.with_context(|| format!("cannot read {name}"))?;
-            if line.iter().all(u8::is_ascii_whitespace) {
-                continue;
-            }
-            let record = Record::parse(&line).with_context(|| format!("{name}:{}: no record of calls", index + 1))?;
+        while let Some((place, line)) = lines.next_line()? {
+            let record = Record::parse(&line).with_context(|| format!("{place}: no record of calls"))?;
             let of = (&*record.workload.namespace, &*record.workload.name);
             if workload.is_none_or(|wanted| wanted == of) {
                 take(record)?;

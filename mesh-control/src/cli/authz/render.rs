@@ -16,9 +16,9 @@ pub(super) struct Args {
     /// The directory of the configuration.
     #[arg(long, value_name = "DIR")]
     config: PathBuf,
-    /// Who is asked: WORKLOAD/NAMESPACE. Its labels are those that the service of its name selects, those of the WorkloadGroup
-    /// of its name, or `app: WORKLOAD` where an object selects that. What no object knows is an error.
-    #[arg(long, value_name = "WORKLOAD/NAMESPACE")]
+    /// Who is asked: NAMESPACE/NAME. Its labels are those that the service of its name selects, those of the WorkloadGroup
+    /// of its name, or `app: NAME` where an object selects that. What no object knows is an error.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
     to: String,
     /// A label of the workload, in place of those: KEY=VALUE. May be given several times.
     #[arg(long, value_name = "KEY=VALUE")]
@@ -32,7 +32,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = super::super::runtime()?;
     let _entered = runtime.enter();
     let plane = super::plane(&args.config)?;
-    let workload = super::Workload::named(&args.to, &args.label, &plane)?;
+    let (_, workload) = super::Workload::named(&args.to, &args.label, &plane)?;
     let labels = workload.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     // It has a certificate, as the library does.
     let client = Client::new("authz", ClientClass::Library, IpAddr::V4(Ipv4Addr::LOCALHOST))

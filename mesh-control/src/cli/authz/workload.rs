@@ -13,41 +13,56 @@ use crate::plane::{Plane, Snapshot};
 const FEW: usize = 5;
 
 impl Workload {
-    /// That of a command line: WORKLOAD/NAMESPACE, and labels in place of those that the configuration knows.
-    pub(super) fn named(to: &str, labels: &[String], plane: &Plane) -> anyhow::Result<Workload> {
-        let (name, namespace) = to
+    /// That of a command line, with its name: NAMESPACE/NAME, and labels in place of those that the configuration knows. The other
+    /// way round is understood where the configuration knows a workload by that only.
+    pub(super) fn named(to: &str, labels: &[String], plane: &Plane) -> anyhow::Result<(String, Workload)> {
+        let is_name = |part: &str| !part.is_empty() && !part.contains('/');
+        let (first, second) = to
             .split_once('/')
-            .filter(|(name, namespace)| !name.is_empty() && !namespace.is_empty())
-            .ok_or_else(|| anyhow!("--to {to}: WORKLOAD/NAMESPACE is needed"))?;
+            .filter(|(first, second)| is_name(first) && is_name(second))
+            .ok_or_else(|| anyhow!("--to {to}: NAMESPACE/NAME is needed"))?;
         let given: BTreeMap<_, _> = labels.iter().map(|text| pair(text, '=')).collect::<Result<_, _>>()?;
-        let labels = match given.is_empty() {
-            true => plane.snapshot().labels_of(namespace, name),
-            false => Some(given),
+        let snapshot = plane.snapshot();
+        let (straight, turned) = match given.is_empty() {
+            true => (snapshot.labels_of(first, second), snapshot.labels_of(second, first)),
+            false => {
+                let known = snapshot.namespaces();
+                let is_turned = !known.contains(first) && known.contains(second);
+                ((!is_turned).then(|| given.clone()), is_turned.then_some(given))
+            }
         };
-        match labels {
-            Some(labels) => Ok(Workload { namespace: namespace.to_owned(), labels }),
-            None => bail!("--to {to}: {}", unknown(name, namespace, &plane.snapshot())),
-        }
+        let (namespace, name, labels) = match (straight, turned) {
+            (Some(labels), turned) => {
+                if turned.is_some() {
+                    eprintln!(
+                        "mesh-control: --to {to} is {second} in namespace {first}; there is {first} in namespace {second}, too"
+                    );
+                }
+                (first, second, labels)
+            }
+            (None, Some(labels)) => {
+                eprintln!("mesh-control: --to {to} is taken for {second}/{first}: the namespace comes first");
+                (second, first, labels)
+            }
+            (None, None) => bail!("--to {to}: {}", unknown(second, first, &snapshot)),
+        };
+        Ok((name.to_owned(), Workload { namespace: namespace.to_owned(), labels }))
     }
 }
 
 /// That nobody is called so, and who may be meant.
 fn unknown(name: &str, namespace: &str, snapshot: &Snapshot) -> String {
     let known: Vec<String> =
-        snapshot.workloads().into_iter().map(|(name, namespace)| format!("{name}/{namespace}")).collect();
-    let swapped = format!("{namespace}/{name}");
-    let meant = match known.contains(&swapped) {
-        true => format!("{swapped} is known: the workload comes before its namespace"),
-        false => {
-            let known: Vec<&str> = known.iter().map(String::as_str).collect();
-            match nearest(&format!("{name}/{namespace}"), &known) {
-                Some(near) => format!("did you mean {near}?"),
-                None if known.is_empty() => "no workload is known".to_owned(),
-                None => {
-                    let more = if known.len() > FEW { ", ..." } else { "" };
-                    format!("known are {}{more}", known.iter().take(FEW).copied().collect::<Vec<_>>().join(", "))
-                }
-            }
+        snapshot.workloads().into_iter().map(|(name, namespace)| format!("{namespace}/{name}")).collect();
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let near =
+        nearest(&format!("{namespace}/{name}"), &known).or_else(|| nearest(&format!("{name}/{namespace}"), &known));
+    let meant = match near {
+        Some(near) => format!("did you mean {near}?"),
+        None if known.is_empty() => "no workload is known".to_owned(),
+        None => {
+            let more = if known.len() > FEW { ", ..." } else { "" };
+            format!("known are {}{more}", known.iter().take(FEW).copied().collect::<Vec<_>>().join(", "))
         }
     };
     format!(

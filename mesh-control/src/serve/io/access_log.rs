@@ -86,10 +86,10 @@ impl AccessLogService for AccessLogs {
             if logs.log_entry.len() > MOST_ENTRIES {
                 return Err(Status::invalid_argument(format!("more than {MOST_ENTRIES} entries in one message")));
             }
-            let calls = Arc::clone(&self.calls);
+            let (calls, from) = (Arc::clone(&self.calls), peer.ip);
             let taken = tokio::task::spawn_blocking(move || {
                 let entries = logs.log_entry.iter().filter_map(|entry| decode(entry, seconds(wall)));
-                calls.take(&workload, &entries.collect::<Vec<Entry>>())
+                calls.take(&workload, from, &entries.collect::<Vec<Entry>>())
             });
             let taken = taken.await.map_err(|_| Status::unavailable("the server stops"))?;
             taken.map_err(|error| {

@@ -1,0 +1,59 @@
+//! What commands read besides the configuration: files that somebody names, or stdin. Nothing is opened that may never end, and
+//! no line is longer than any that makes sense.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+/// No record and no request is as long.
+const LONGEST_LINE: u64 = 1 << 20;
+
+/// The lines of a file, or of stdin for `-`, each with its number; blank ones are left out.
+pub(super) struct Lines {
+    name: String,
+    reader: Box<dyn BufRead>,
+    number: usize,
+}
+
+impl Lines {
+    /// Those of a regular file. What else has a name may have no end, or wait for its writer for ever.
+    pub(super) fn of(path: &Path) -> anyhow::Result<Lines> {
+        if path.as_os_str() == "-" {
+            return Ok(Lines::read("stdin".to_owned(), BufReader::new(io::stdin())));
+        }
+        let name = path.display().to_string();
+        let metadata = fs::metadata(path).with_context(|| format!("cannot read {name}"))?;
+        if !metadata.is_file() {
+            bail!("cannot read {name}: not a regular file; what comes over a pipe is read from stdin, by the name -");
+        }
+        let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
+        Ok(Lines::read(name, BufReader::new(file)))
+    }
+
+    /// Those of a text.
+    pub(super) fn read(name: String, reader: impl BufRead + 'static) -> Lines {
+        Lines { name, reader: Box::new(reader), number: 0 }
+    }
+
+    /// The next line, and where it stands.
+    pub(super) fn next_line(&mut self) -> anyhow::Result<Option<(String, Vec<u8>)>> {
+        loop {
+            let mut line = Vec::new();
+            let mut part = self.reader.by_ref().take(LONGEST_LINE);
+            let length = part.read_until(b'\n', &mut line).with_context(|| format!("cannot read {}", self.name))?;
+            if length == 0 {
+                return Ok(None);
+            }
+            self.number += 1;
+            let place = format!("{}:{}", self.name, self.number);
+            if length as u64 == LONGEST_LINE && !line.ends_with(b"\n") {
+                bail!("{place}: a line of more than {} MiB", LONGEST_LINE >> 20);
+            }
+            if !line.iter().all(u8::is_ascii_whitespace) {
+                return Ok(Some((place, line)));
+            }
+        }
+    }
+}
