@@ -22,6 +22,7 @@ import time
 
 import corpus
 import decisions
+import hashing
 import matrix
 import mutual
 import scan
@@ -378,6 +379,7 @@ class Suite:
         matrix.Matrix(self, Failure).run()
         decisions.Decisions(self, Failure).run()
         sds.Sds(self, Failure).run()
+        hashing.Hashing(self, Failure).run()
         scan.Scan(self, Failure).run()
 
         for client in clients:

@@ -21,7 +21,7 @@ const SERVER: f64 = 2.0;
 
 #[test]
 fn finding_a_route_and_picking_an_endpoint_allocates_nothing() {
-    let policies = [BalancerPolicy::LeastRequest { choices: 2 }, BalancerPolicy::RoundRobin, BalancerPolicy::Random];
+    let policies = [BalancerPolicy::least_request(2), BalancerPolicy::RoundRobin, BalancerPolicy::Random];
     for (kind, policy) in [Routes::Exact, Routes::Prefix, Routes::Mixed].into_iter().zip(policies) {
         let view = kind.view(1000).unwrap();
         let other = cluster(policy.clone(), 100);

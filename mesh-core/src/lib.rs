@@ -27,6 +27,7 @@ pub mod error;
 pub mod filter;
 pub mod fixed;
 pub mod grpc_timeout;
+pub mod hashing;
 pub mod id;
 pub mod identity;
 pub mod jwt;

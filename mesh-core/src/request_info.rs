@@ -3,6 +3,7 @@
 //! Decisions read them, the async code around the decisions notes what happens, and whoever registered as an
 //! [`Observer`] is told of all of it once, when the request is over. Envoy calls this `StreamInfo`.
 
+use std::any::Any;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -78,6 +79,8 @@ pub struct RequestInfo {
     pub tried: SmallVec<[Arc<EndpointState>; 2]>,
     /// The source of every random choice of this request. Seed it to make them repeat.
     pub random: fastrand::Rng,
+    /// What is held to its end.
+    held: Vec<Box<dyn Any + Send + Sync>>,
     record: Option<Box<Record>>,
 }
 
@@ -112,6 +115,7 @@ impl RequestInfo {
             attempts: 0,
             tried: SmallVec::new(),
             random,
+            held: Vec::new(),
             record: None,
         }
     }
@@ -141,6 +145,11 @@ impl RequestInfo {
     #[inline]
     pub fn is_observed(&self) -> bool {
         self.record.is_some()
+    }
+
+    /// Keeps something until the request is over, however it ends: a permit, a count.
+    pub fn hold(&mut self, guard: impl Send + Sync + 'static) {
+        self.held.push(Box::new(guard));
     }
 
     /// Brings the deadline forward; a later one than the present has no effect.

@@ -135,6 +135,7 @@ pub struct EndpointState {
     id: EndpointId,
     in_flight: AtomicU32,
     mutual_tls: bool,
+    new_since: OnceLock<Instant>,
     certificates: Arc<Certificates>,
     tls: KnownTls,
     shared: Arc<Shared>,
@@ -150,6 +151,7 @@ impl EndpointState {
         EndpointState {
             in_flight: AtomicU32::new(0),
             mutual_tls,
+            new_since: OnceLock::new(),
             certificates: Arc::clone(&cluster.certificates),
             tls: cluster.tls.clone(),
             mark: cluster.shared.mark(&id),
@@ -171,6 +173,12 @@ impl EndpointState {
     #[inline]
     pub fn is_mutual_tls(&self) -> bool {
         self.mutual_tls
+    }
+
+    /// When it was first about to be picked by a policy in which endpoints are new for a while: now, if never before.
+    #[inline]
+    pub fn new_since(&self, now: Instant) -> Instant {
+        *self.new_since.get_or_init(|| now)
     }
 
     /// What the mesh shows of itself to whoever is dialled.

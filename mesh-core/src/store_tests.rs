@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::balance::PickArgs;
 use crate::model::{
-    ApiListener, Cluster, ClusterKind, Clusters, Endpoints, Forward, HttpManager, Listener, Route, RouteAction,
+    ApiListener, Cluster, ClusterKind, Clusters, Endpoints, Forward, HttpManager, Listener, Mirror, Route, RouteAction,
     RouteConfiguration, RouteMatch, RouteSource, VirtualHost, WeightedCluster,
 };
 use crate::request::RequestHead;
@@ -104,6 +104,36 @@ async fn a_target_is_walked_from_its_listener_to_its_endpoints_and_becomes_visib
     assert!(entry.view().is_none(), "not before it is complete");
     sink.apply(update([endpoints("a", &[1])]));
     assert_eq!(send(&entry).unwrap(), "127.0.0.1:1");
+}
+
+#[tokio::test]
+async fn no_request_waits_for_a_cluster_that_gets_copies_only() {
+    let (store, mut sink) = store();
+    let entry = store.target("t").unwrap();
+    sink.changed().await.unwrap();
+    sink.apply(update([listener("t", "r")]));
+    let mut forward = Forward::to("a");
+    forward.mirrors = vec![Mirror::to("m"), Mirror::to("a")];
+    let host = VirtualHost::new(["*"], vec![Route::new(RouteMatch::any(), RouteAction::Forward(forward))]);
+    let config = RouteConfiguration { name: Some("r".into()), ..RouteConfiguration::new(vec![host]) };
+    let mirrored = Change::Put(key(ResourceType::Route, "r"), Resource::Route(Arc::new(config)));
+    let progress = sink.apply(update([mirrored]));
+    assert_eq!(progress.subscribe, [key(ResourceType::Cluster, "a"), key(ResourceType::Cluster, "m")]);
+    sink.apply(update([eds("a")]));
+    sink.apply(update([endpoints("a", &[1])]));
+    assert_eq!(send(&entry).unwrap(), "127.0.0.1:1");
+    let copied = || {
+        let view = entry.view().unwrap();
+        let [a, m] = view.clusters() else { panic!("{view:?}") };
+        assert_eq!((a.name().as_str(), m.name().as_str()), ("a", "m"));
+        let mut random = fastrand::Rng::with_seed(1);
+        let pick = m.pick(&mut PickArgs::new(&mut random), || "");
+        pick.map(|pick| pick.in_flight.endpoint().id().to_string()).map_err(|error| error.to_string())
+    };
+    assert!(copied().unwrap_err().contains("not known yet"));
+    sink.apply(update([eds("m")]));
+    sink.apply(update([endpoints("m", &[2])]));
+    assert_eq!(copied().unwrap(), "127.0.0.1:2");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
 use mesh_core::request_info::RequestInfo;
@@ -115,6 +115,20 @@ impl Body {
         Replay::Stream(upload)
     }
 
+    /// Tells of the whole body as soon as it is known, `None` where it is made piece by piece and has more than so many
+    /// bytes. Nothing is told of one that is not read to its end. Trailers are left out.
+    pub(crate) fn copied(&mut self, most: usize, tell: impl FnOnce(Option<Bytes>) + Send + 'static) {
+        match &self.0 {
+            Kind::Full(bytes) => tell(Some(bytes.clone())),
+            Kind::Other(_) => {
+                self.map_stream(|body| {
+                    let tell: Tell = Box::new(tell);
+                    Box::pin(Copied { body, most, kept: BytesMut::new(), tell: Some(tell) })
+                });
+            }
+        }
+    }
+
     /// Puts another stream around one that nobody has read from.
     fn map_stream(&mut self, change: impl FnOnce(Streamed) -> Streamed) {
         match std::mem::replace(&mut self.0, DONE) {
@@ -125,6 +139,62 @@ impl Body {
                 }
                 self.0 = other;
             }
+        }
+    }
+}
+
+type Tell = Box<dyn FnOnce(Option<Bytes>) + Send>;
+
+/// A body of which a copy is kept while it is read.
+struct Copied {
+    body: Streamed,
+    most: usize,
+    kept: BytesMut,
+    tell: Option<Tell>,
+}
+
+impl http_body::Body for Copied {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = ready!(self.body.as_mut().poll_frame(cx));
+        if self.tell.is_none() {
+            return Poll::Ready(frame);
+        }
+        match &frame {
+            Some(Ok(frame)) => {
+                let data = frame.data_ref().map_or(&[][..], |data| data);
+                if self.kept.len() + data.len() > self.most {
+                    self.kept = BytesMut::new();
+                    self.tell.take().into_iter().for_each(|tell| tell(None));
+                } else {
+                    self.kept.extend_from_slice(data);
+                    // Who reads it need not ask once more.
+                    if self.body.is_end_stream() || self.body.size_hint().exact() == Some(0) {
+                        self.complete();
+                    }
+                }
+            }
+            Some(Err(_)) => self.tell = None,
+            None => self.complete(),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Copied {
+    fn complete(&mut self) {
+        if let Some(tell) = self.tell.take() {
+            tell(Some(std::mem::take(&mut self.kept).freeze()));
         }
     }
 }

@@ -63,3 +63,4 @@ pub use mesh_core::error::MeshError;
 pub use mesh_core::request_info::Deadline;
 #[cfg(feature = "xds")]
 pub use mesh_core::xds::Bootstrap;
+pub use outbound::MirrorCounts;

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use mesh_core::balance::LoadBalancer;
 use mesh_core::client_status::{ClientStatus, StatusHandle};
 use mesh_core::filter::FilterFactory;
+use mesh_core::hashing::Caller;
 use mesh_core::id::Target;
 use mesh_core::request_info::{Observer, Observers};
 use mesh_core::store::{Source, Store};
@@ -17,7 +19,7 @@ use mesh_core::view::Extensions;
 
 use crate::drain::Drain;
 use crate::listeners::Listeners;
-use crate::outbound::{FixedTarget, OutboundContext};
+use crate::outbound::{FixedTarget, MirrorCounts, Mirrors, OutboundContext};
 use crate::transport::{close_idle, look_after};
 
 /// The longest time that can be set. Longer ones mean "for ever", and a clock cannot add them to the present.
@@ -51,6 +53,9 @@ struct Inner {
     status: StatusHandle,
     limits_told: Arc<Mutex<HashSet<Target>>>,
     passed_unchecked: AtomicU64,
+    mirrors: Arc<Mirrors>,
+    /// By which this process is known to others, without a port.
+    address: Arc<str>,
 }
 
 impl Mesh {
@@ -150,7 +155,14 @@ impl Mesh {
             observers: Arc::clone(&self.inner.observers),
             cold_start_wait: self.inner.cold_start_wait,
             target,
+            mirrors: Arc::clone(&self.inner.mirrors),
+            caller: Caller::new(Arc::clone(&self.inner.address), fastrand::u64(..)),
         })
+    }
+
+    /// What became of copies of requests that routes mirror, since the start.
+    pub fn mirror_counts(&self) -> MirrorCounts {
+        self.inner.mirrors.counts()
     }
 
     /// How many requests an authorizer gave no answer about and were let in, since the configuration says so (`failOpen`).
@@ -285,6 +297,8 @@ impl MeshBuilder {
             status,
             limits_told: Arc::default(),
             passed_unchecked: AtomicU64::new(0),
+            mirrors: Arc::default(),
+            address: own_address(),
         };
         Ok(Mesh { inner: Arc::new(inner) })
     }
@@ -294,6 +308,17 @@ impl fmt::Debug for MeshBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MeshBuilder").field("extensions", &self.extensions).finish_non_exhaustive()
     }
+}
+
+/// The address that this process would be seen with from outside; nothing is sent to find out. Where there is no way
+/// outside, that of the loopback.
+fn own_address() -> Arc<str> {
+    // Of a range for documentation (RFC 5737): nobody is there.
+    let outside = (Ipv4Addr::new(192, 0, 2, 1), 9);
+    let socket =
+        UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| socket.connect(outside).map(|()| socket));
+    let own = socket.and_then(|socket| socket.local_addr()).map(|own| own.ip());
+    own.unwrap_or(Ipv4Addr::LOCALHOST.into()).to_string().into()
 }
 
 /// Why a mesh could not be started.

@@ -60,7 +60,7 @@ fn main() -> Result<ExitCode> {
         worst = worst.max(show(&format!("find a route: {name}"), ROUTES, times, FIND_BAR)?);
     }
     let policies = [
-        (BalancerPolicy::LeastRequest { choices: 2 }, "least request"),
+        (BalancerPolicy::least_request(2), "least request"),
         (BalancerPolicy::RoundRobin, "round robin"),
         (BalancerPolicy::Random, "random"),
     ];

@@ -1,12 +1,13 @@
 //! One call: sent, read to its end, and judged.
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Request, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use mesh_core::error::MeshError;
 use mesh_core::request_info::{Deadline, Observer, RequestInfo};
@@ -20,6 +21,9 @@ use super::wire::{Raw, describe};
 use super::{Call, Target};
 use crate::echo::BACKEND;
 use crate::echo::proto::{EchoReply, SERVICE};
+
+/// What stands for the number of a call in its headers.
+const NUMBER: &str = "{n}";
 
 /// The most of a response's body that is read.
 const MAX_BODY: usize = 64 << 20;
@@ -105,6 +109,8 @@ impl Observer for Endpoints {
 pub(super) struct Sender {
     call: Call,
     way: Way,
+    /// How many calls were begun.
+    begun: AtomicU64,
 }
 
 /// How it is sent.
@@ -119,7 +125,7 @@ impl Sender {
             Target::Http(uri) => Way::Http(mesh.client(), uri.clone()),
             Target::Grpc { channel, method } => Way::Grpc(mesh_tonic::channel(mesh, channel), method.clone()),
         };
-        Sender { call, way }
+        Sender { call, way, begun: AtomicU64::new(0) }
     }
 
     /// Sends it once; its time counts from `due`.
@@ -138,11 +144,28 @@ impl Sender {
         outcome
     }
 
+    /// The headers of the next call.
+    fn headers(&self) -> HeaderMap {
+        let number = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut headers = self.call.headers.clone();
+        for value in headers.values_mut() {
+            let numbered = value
+                .to_str()
+                .ok()
+                .filter(|text| text.contains(NUMBER))
+                .map(|text| text.replace(NUMBER, &number.to_string()));
+            if let Some(numbered) = numbered.and_then(|text| HeaderValue::try_from(text).ok()) {
+                *value = numbered;
+            }
+        }
+        headers
+    }
+
     async fn http(&self, client: &Client, uri: &Uri, deadline: Deadline) -> Outcome {
         let mut request = Request::new(Full::new(self.call.body.clone()));
         *request.uri_mut() = uri.clone();
         *request.method_mut() = self.call.method.clone();
-        *request.headers_mut() = self.call.headers.clone();
+        *request.headers_mut() = self.headers();
         if self.call.http2 {
             *request.version_mut() = http::Version::HTTP_2;
         }
@@ -170,7 +193,7 @@ impl Sender {
     async fn grpc(&self, channel: &Channel, method: &PathAndQuery, deadline: Deadline) -> Outcome {
         let message = tokio_stream::once(self.call.body.clone());
         let mut request = tonic::Request::new(message);
-        *request.metadata_mut() = MetadataMap::from_headers(self.call.headers.clone());
+        *request.metadata_mut() = MetadataMap::from_headers(self.headers());
         request.extensions_mut().insert(deadline);
         let mut grpc = tonic::client::Grpc::new(channel.clone());
         // As a stream of messages, a method of any kind can be called.

@@ -6,6 +6,7 @@ use crate::config::diagnostic::{Code, Diagnostic, Severity};
 use crate::config::file::{Meta, Object, Objects};
 use crate::config::istio::destination_rule::{DestinationRule, TlsMode, TrafficPolicy};
 use crate::policy::Policy;
+use crate::registry::Discovery;
 use crate::registry::host::{covers, in_namespace};
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
@@ -27,6 +28,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
             found.push(finding.object(object.meta.id()).field("host"));
         }
         check_ports(object, policy, &host, found);
+        check_localities(object, policy, &host, found);
         check_wider_tls(object, objects, (&host, &policy.mesh.fixed.root_namespace), found);
     }
 }
@@ -67,6 +69,32 @@ fn check_ports(object: &Object<DestinationRule>, policy: &Policy, host: &str, fo
                                automatic mTLS; `tls: {mode: DISABLE}` asks for plaintext";
                 say(Code::Conflict, message.to_owned());
             }
+        }
+    }
+}
+
+/// Near endpoints of a service whose names are looked up by its clients.
+fn check_localities(object: &Object<DestinationRule>, policy: &Policy, host: &str, found: &mut Vec<Diagnostic>) {
+    let service = policy.services.find(host, &object.meta.namespace).map(|(_, service)| service);
+    if service.is_none_or(|service| service.discovery == Discovery::Registry) {
+        return;
+    }
+    for (path, written) in policies(&object.spec) {
+        let ports =
+            written.port_level_settings.iter().enumerate().map(|(index, settings)| {
+                (format!("{path}.portLevelSettings[{index}]"), settings.load_balancer.as_ref())
+            });
+        for (path, balancer) in ports.chain([(path.clone(), written.load_balancer.as_ref())]) {
+            let Some(setting) = balancer.and_then(|balancer| balancer.locality_lb_setting.as_ref()) else { continue };
+            if setting.enabled == Some(false) {
+                continue;
+            }
+            let message =
+                "not supported yet: clients look the names of this host up, and its localities are not told apart";
+            let origin = object.meta.origin.at(setting.span);
+            let finding = Diagnostic::at(&origin, Severity::Warning, Code::NotSupportedYet, message);
+            let field = format!("{path}.loadBalancer.localityLbSetting");
+            found.push(finding.object(object.meta.id()).field(field));
         }
     }
 }

@@ -7,7 +7,7 @@ use super::unknown::{entry_of_short_name, nearby, unknown_host};
 use super::{alias_finding, unmet};
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span, quoted};
 use crate::config::file::Objects;
-use crate::config::istio::virtual_service::HttpDestination;
+use crate::config::istio::virtual_service::{Destination, HttpDestination};
 use crate::config::spelling::nearest;
 use crate::policy::Policy;
 use crate::policy::compile::{self, Rule, authority_in};
@@ -105,47 +105,55 @@ impl Checker<'_> {
                 self.say(rule, to.span, &field, Severity::Warning, Code::Duplicate, message);
             }
             before.push((index, same));
-            let client = &self.entry.meta.namespace;
-            // The object that is wrong says so.
-            if self.policy.services.refused(&host, client).is_some() {
-                continue;
-            }
-            let real = self.policy.services.real(&host, client);
-            let host = real.map_or(host, |real| real.to_string());
-            let Some((_, service)) = self.policy.services.find(&host, client) else {
-                // What an alias stands for is looked up, and has any port.
-                if self.policy.services.alias_of(&host, client).is_some() {
-                    continue;
-                }
-                let message = unknown_host(self.policy, &host, client);
-                let field = format!("route[{index}].destination.host");
-                self.say(rule, to.host.span, &field, Severity::Error, Code::UnknownReference, message);
-                continue;
-            };
-            match &to.port {
-                Some(port) => self.check_port(rule, index, service, &[port.number.0], port.span),
-                None if service.ports.len() != 1 => {
-                    let addressed = self.addressed_ports();
-                    self.check_port(rule, index, service, &addressed, to.span);
-                }
-                None => {}
-            }
-            if let Some(subset) = &to.subset {
-                self.check_subset(rule, index, &host, service, &subset.value, subset.span);
-            }
+            self.check_destination(rule, &format!("route[{index}].destination"), to);
+        }
+        for (field, to, _) in rule.route.mirrored() {
+            self.check_destination(rule, &field, to);
         }
     }
 
-    fn check_port(&mut self, rule: &Rule, index: usize, service: &Service, ports: &[u16], span: Span) {
+    fn check_destination(&mut self, rule: &Rule, field: &str, to: &Destination) {
+        let client = &self.entry.meta.namespace;
+        let host = in_namespace(&to.host, &rule.namespace);
+        // The object that is wrong says so.
+        if self.policy.services.refused(&host, client).is_some() {
+            return;
+        }
+        let real = self.policy.services.real(&host, client);
+        let host = real.map_or(host, |real| real.to_string());
+        let Some((_, service)) = self.policy.services.find(&host, client) else {
+            // What an alias stands for is looked up, and has any port.
+            if self.policy.services.alias_of(&host, client).is_some() {
+                return;
+            }
+            let message = unknown_host(self.policy, &host, client);
+            let field = format!("{field}.host");
+            self.say(rule, to.host.span, &field, Severity::Error, Code::UnknownReference, message);
+            return;
+        };
+        match &to.port {
+            Some(port) => self.check_port(rule, field, service, &[port.number.0], port.span),
+            None if service.ports.len() != 1 => {
+                let addressed = self.addressed_ports();
+                self.check_port(rule, field, service, &addressed, to.span);
+            }
+            None => {}
+        }
+        if let Some(subset) = &to.subset {
+            self.check_subset(rule, field, &host, service, &subset.value, subset.span);
+        }
+    }
+
+    fn check_port(&mut self, rule: &Rule, field: &str, service: &Service, ports: &[u16], span: Span) {
         for port in ports.iter().filter(|port| service.port(**port).is_none()) {
             let known: Vec<String> = service.ports.iter().map(|port| port.number.to_string()).collect();
             let message = format!("{} has no port {port}, only {}", service.host, known.join(", "));
-            let field = format!("route[{index}].destination.port");
+            let field = format!("{field}.port");
             self.say(rule, span, &field, Severity::Error, Code::UnknownReference, message);
         }
     }
 
-    fn check_subset(&mut self, rule: &Rule, index: usize, host: &str, service: &Service, subset: &str, span: Span) {
+    fn check_subset(&mut self, rule: &Rule, field: &str, host: &str, service: &Service, subset: &str, span: Span) {
         let view = View::of_namespace(&self.entry.meta.namespace);
         let defined = self.policy.destination_rules.find(host, &service.namespace, &view);
         if defined.is_some_and(|defined| defined.has_subset(subset) || defined.refused().is_some()) {
@@ -179,7 +187,7 @@ impl Checker<'_> {
                 )
             }
         };
-        let field = format!("route[{index}].destination.subset");
+        let field = format!("{field}.subset");
         self.say(rule, span, &field, Severity::Error, Code::UnknownReference, message);
     }
 

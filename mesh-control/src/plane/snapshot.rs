@@ -11,6 +11,7 @@ use crate::config::Diagnostic;
 use crate::config::store::Wrong;
 use crate::policy::Policy;
 use crate::policy::access::{Condition, Conditions, RulesByEffect};
+use crate::policy::locality::Place;
 use crate::policy::route::ClusterKey;
 use crate::policy::security::Served;
 use crate::policy::tokens::FetchedKeys;
@@ -330,7 +331,7 @@ impl Snapshot {
         self.endpoints.of(cluster.id).map(|endpoints| endpoints.identities().clone())
     }
 
-    fn endpoints(&self, view: &View, name: &str) -> Option<Encoded> {
+    fn endpoints(&self, view: &View, client: Place<'_>, name: &str) -> Option<Encoded> {
         if name == render::BLACK_HOLE {
             return Some(render::render_no_endpoints(name));
         }
@@ -358,12 +359,18 @@ impl Snapshot {
             let is_out = (is_strict && !endpoint.mutual_tls) || (speaks_tls && is_automatic && may_nobody_answer);
             (!is_out).then_some(speaks_tls)
         };
-        let make = || render::render_endpoints(&cluster, name, endpoints, speaks_tls);
+        let nearness = render::nearness(&cluster, endpoints, client);
+        let make = || render::render_endpoints(&cluster, name, endpoints, nearness.as_ref(), speaks_tls);
         if !render::is_worth_remembering(policy, view, name) {
             return Some(make());
         }
-        let key =
-            EncodedKey { name: name.into(), labels: cluster.labels.clone(), security: self.security(), is_automatic };
+        let key = EncodedKey {
+            name: name.into(),
+            labels: cluster.labels.clone(),
+            security: self.security(),
+            is_automatic,
+            nearness: nearness.clone().map(Arc::new),
+        };
         // The endpoints may have outlived a configuration in which nobody could register.
         let self_registered = cluster.service.takes_registrations();
         Some(Encoded { self_registered, ..endpoints.encoded(key, make) })
@@ -380,7 +387,10 @@ impl Catalog for Snapshot {
         }
         let view = self.compiled.policy.view(&client.namespace, &client.labels);
         match kind {
-            Kind::Endpoints => self.endpoints(&view, name),
+            Kind::Endpoints => {
+                let place = Place { locality: &client.locality, labels: &client.labels };
+                self.endpoints(&view, place, name)
+            }
             Kind::Cluster => {
                 let identities = self.identities(&view, name).unwrap_or_default();
                 let peers = Peers { may_have_certificate: self.may_have_certificate(client), identities };

@@ -15,8 +15,8 @@ use super::text::{TextMatch, TextMatches};
 use super::view::View;
 use crate::config::istio::string_match::StringMatch;
 use crate::config::istio::virtual_service::{
-    AddedValue, DerivePort, DirectResponse, Fault, FaultAbort, HeaderOperations, HttpDestination, HttpMatch, HttpRoute,
-    Percent, Redirect, Rewrite, decode_base64, grpc_status_code, is_authority, is_for_mesh,
+    AddedValue, DerivePort, Destination, DirectResponse, Fault, FaultAbort, HeaderOperations, HttpDestination,
+    HttpMatch, HttpRoute, Percent, Redirect, Rewrite, decode_base64, grpc_status_code, is_authority, is_for_mesh,
 };
 use crate::registry::host::in_namespace;
 use crate::registry::service::is_subset;
@@ -140,7 +140,7 @@ fn forward(rule: &Rule, port: u16, service_of: &ServiceOf<'_>) -> Option<Forward
     let kept = route.route.iter().filter(|destination| !several || weight(destination) > 0);
     let targets: Vec<Target> = kept
         .map(|destination| Target {
-            cluster: cluster_of(destination, &rule.namespace, port, service_of),
+            cluster: cluster_of(&destination.destination, &rule.namespace, port, service_of),
             weight: weight(destination).max(1),
             headers: changes(&destination.headers.request, &destination.headers.response),
             authority: authority_in(&destination.headers.request),
@@ -159,18 +159,18 @@ fn forward(rule: &Rule, port: u16, service_of: &ServiceOf<'_>) -> Option<Forward
             .or_else(|| authority_in(&route.headers.request)),
         timeout: route.timeout.filter(|timeout| !timeout.is_zero()),
         retry: retry::of(route.retries.as_ref()),
+        hashed_by: Vec::new(),
+        mirrors: route
+            .mirrored()
+            .filter(|(_, to, millionths)| *millionths > 0 && !to.host.is_empty())
+            .map(|(_, to, millionths)| (cluster_of(to, &rule.namespace, port, service_of), millionths))
+            .collect(),
     })
 }
 
 /// The port of a destination is the written one, else the only one that the service has, else the one that
 /// is being addressed (Istio: GetDestinationCluster).
-fn cluster_of(
-    destination: &HttpDestination,
-    namespace: &str,
-    addressed: u16,
-    service_of: &ServiceOf<'_>,
-) -> ClusterKey {
-    let destination = &destination.destination;
+fn cluster_of(destination: &Destination, namespace: &str, addressed: u16, service_of: &ServiceOf<'_>) -> ClusterKey {
     let host = in_namespace(&destination.host, namespace);
     let (host, ports) = service_of(&host).unwrap_or_else(|| (host.into(), Vec::new()));
     let port = match (&destination.port, ports.as_slice()) {

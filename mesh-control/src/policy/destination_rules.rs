@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use super::locality::LocalitySetting;
 use super::route::ClusterKey;
-use super::traffic::{self, Balancer, FileTls, Limit, LocalOrigin, Roots, Tls};
+use super::traffic::{self, Balancer, FileTls, HashedBy, Limit, LocalOrigin, Roots, Tls, Warmup};
 use super::view::View;
 use crate::config::file::{Governs, Meta, Object, Refused};
 use crate::config::istio::destination_rule::{
-    ClientTls, ConnectionPool, DestinationRule, H2UpgradePolicy, LoadBalancer, OutlierDetection, SimpleLb, Subset,
-    TlsMode, TrafficPolicy,
+    ClientTls, ConnectionPool, ConsistentHash, DestinationRule, H2UpgradePolicy, LoadBalancer, LocalityLb,
+    OutlierDetection, SimpleLb, Subset, TlsMode, TrafficPolicy,
 };
 use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
@@ -159,8 +160,9 @@ impl MergedRule {
         self.subsets.iter().map(|subset| subset.name.value.as_str())
     }
 
-    /// How to call a cluster of the service: the whole of it, or the subset that the key names.
-    pub fn traffic_policy(&self, key: &ClusterKey) -> traffic::TrafficPolicy {
+    /// How to call a cluster of the service: the whole of it, or the subset that the key names. `mesh` is what the mesh
+    /// says of localities.
+    pub fn traffic_policy(&self, key: &ClusterKey, mesh: Option<&LocalityLb>) -> traffic::TrafficPolicy {
         let of_rule = self.policy.as_ref().map(|policy| Settings::default().overridden_by(policy, key.port));
         let of_rule = of_rule.unwrap_or_default();
         let subset = Some(&*key.subset).filter(|name| !name.is_empty()).and_then(|name| self.subset(name));
@@ -169,7 +171,14 @@ impl MergedRule {
             None => of_rule,
         };
         traffic::TrafficPolicy {
-            balancer: settings.load_balancer.and_then(|balancer| balancer.simple).map(balancer).unwrap_or_default(),
+            balancer: settings.load_balancer.map(balancer).unwrap_or_default(),
+            hashed_by: settings.load_balancer.and_then(|balancer| hashed_by(balancer.consistent_hash.as_ref()?)),
+            warmup: settings.load_balancer.and_then(warmup),
+            locality: LocalitySetting::of(
+                settings.load_balancer.and_then(|balancer| balancer.locality_lb_setting.as_ref()),
+                mesh,
+                settings.outlier_detection.is_some(),
+            ),
             connection_pool: settings.connection_pool.map(connection_pool).unwrap_or_default(),
             outlier_detection: settings.outlier_detection.map(outlier_detection),
             tls: settings.tls.map(Tls::from).unwrap_or_default(),
@@ -199,14 +208,46 @@ impl<'a> Settings<'a> {
     }
 }
 
-fn balancer(written: SimpleLb) -> Balancer {
-    match written {
+fn balancer(written: &LoadBalancer) -> Balancer {
+    if let Some(hash) = &written.consistent_hash {
+        let positive = |size: Option<u64>| size.filter(|size| *size > 0);
+        let table = hash.maglev.as_ref().map(|maglev| positive(maglev.table_size).unwrap_or(65_537));
+        let ring = hash.ring_hash.as_ref().map_or(hash.minimum_ring_size, |ring| ring.minimum_ring_size);
+        return table.map_or(Balancer::RingHash(positive(ring).unwrap_or(1024)), Balancer::Maglev);
+    }
+    match written.simple.unwrap_or(SimpleLb::Unspecified) {
         SimpleLb::Unspecified => Balancer::Unspecified,
         SimpleLb::LeastConn | SimpleLb::LeastRequest => Balancer::LeastRequest,
         SimpleLb::RoundRobin => Balancer::RoundRobin,
         SimpleLb::Random => Balancer::Random,
         SimpleLb::Passthrough => Balancer::Passthrough,
     }
+}
+
+fn hashed_by(written: &ConsistentHash) -> Option<HashedBy> {
+    if let Some(name) = &written.http_header_name {
+        return Some(HashedBy::Header(name.clone()));
+    }
+    if let Some(cookie) = &written.http_cookie {
+        let attributes = cookie.attributes.iter().map(|attribute| (attribute.name.clone(), attribute.value.clone()));
+        let (name, path) = (cookie.name.clone(), cookie.path.clone());
+        return Some(HashedBy::Cookie { name, path, ttl: cookie.ttl, attributes: attributes.collect() });
+    }
+    if written.use_source_ip == Some(true) {
+        return Some(HashedBy::SourceAddress);
+    }
+    written.http_query_parameter_name.clone().map(HashedBy::Query)
+}
+
+/// The older form counts where the newer is not written (Istio: cluster_traffic_policy.go).
+fn warmup(written: &LoadBalancer) -> Option<Warmup> {
+    let warmup = written.warmup.as_ref();
+    let duration = warmup.map_or(written.warmup_duration_secs, |warmup| warmup.duration)?;
+    (!duration.is_zero()).then(|| Warmup {
+        duration,
+        minimum_percent: warmup.and_then(|warmup| warmup.minimum_percent).unwrap_or(10.0),
+        aggression: warmup.and_then(|warmup| warmup.aggression).unwrap_or(1.0),
+    })
 }
 
 fn connection_pool(written: &ConnectionPool) -> traffic::ConnectionPool {

@@ -13,6 +13,7 @@ use super::traffic::ServerTls;
 use crate::config::decode::Text;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span};
 use crate::config::file::{Object, Objects};
+use crate::config::istio::destination_rule::LocalityLb;
 use crate::config::istio::mesh_config::{MeshConfig, NormalizationType, OutboundMode};
 use crate::config::istio::service::EXPORT_TO;
 
@@ -69,6 +70,11 @@ impl Default for MeshSettings {
 }
 
 impl MeshSettings {
+    /// What is said of near and far endpoints, for services of which no rule says it.
+    pub fn locality(&self) -> Option<&LocalityLb> {
+        self.object.as_ref()?.spec.locality_lb_setting.as_ref()
+    }
+
     /// The settings of these objects, and what is said against them: what was given goes before what they say, and what was
     /// `fixed` at the start stays.
     pub fn new(objects: &Objects, given: &Given, fixed: Option<&Fixed>) -> (MeshSettings, Vec<Diagnostic>) {

@@ -9,6 +9,7 @@ pub mod authorizer;
 pub mod compile;
 pub mod delegate;
 pub mod destination_rules;
+pub mod locality;
 pub mod mesh;
 pub mod outbound;
 pub mod paths;
@@ -30,12 +31,13 @@ use crate::config::{Diagnostic, Objects};
 use crate::registry::host::{candidates, split_port};
 use crate::registry::{Service, ServiceId, ServicePort, Services};
 use destination_rules::{DestinationRules, MergedRule};
+use locality::LocalitySetting;
 use mesh::MeshSettings;
 use outbound::OutboundTrafficPolicy;
 use paths::PathNormalization;
 use route::{Action, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, Route, Target};
 use security::Security;
-use traffic::{Tls, TrafficPolicy};
+use traffic::{HashedBy, Tls, TrafficPolicy};
 use view::View;
 use virtual_services::VirtualServices;
 
@@ -240,8 +242,21 @@ impl Policy {
             {
                 route.action = Action::Fail(reason);
             }
+            if let Action::Forward(forward) = &mut route.action {
+                forward.hashed_by = self.hashed_by(forward, view);
+            }
         }
         routes
+    }
+
+    /// What the rules on a route's destinations want its requests to be hashed by.
+    fn hashed_by(&self, forward: &Forward, view: &View) -> Vec<HashedBy> {
+        let mut all = Vec::new();
+        for target in &forward.targets {
+            let hashed_by = self.cluster(target.cluster.clone(), view).and_then(|seen| seen.traffic.hashed_by);
+            all.extend(hashed_by.filter(|hashed_by| !all.contains(hashed_by)));
+        }
+        all
     }
 
     /// The routes that rules give to a host.
@@ -296,6 +311,14 @@ impl Policy {
         addresses
     }
 
+    fn traffic(&self, rule: Option<&Arc<MergedRule>>, key: &ClusterKey) -> TrafficPolicy {
+        let mesh = self.mesh.locality();
+        match rule {
+            Some(rule) => rule.traffic_policy(key, mesh),
+            None => TrafficPolicy { locality: LocalitySetting::of(None, mesh, false), ..TrafficPolicy::default() },
+        }
+    }
+
     /// Why nobody knows how to call a cluster, where an object that says so is wrong.
     fn refusal(&self, key: &ClusterKey, view: &View) -> Option<Arc<str>> {
         let of_service = self.services.refused(&key.host, &view.namespace);
@@ -327,7 +350,7 @@ impl Policy {
             name => Some(rule?.labels_of(name)?),
         };
         let labels = labels.filter(|labels| !labels.is_empty()).map(|labels| Arc::new(labels.clone()));
-        let mut traffic = rule.map(|rule| rule.traffic_policy(&key)).unwrap_or_default();
+        let mut traffic = self.traffic(rule, &key);
         if traffic.tls == Tls::Automatic && !self.mesh.auto_mtls {
             traffic.tls = Tls::Plaintext;
         }
@@ -346,6 +369,8 @@ fn default_route(address: &Address) -> Route {
             authority: None,
             timeout: None,
             retry: Some(retry::default_policy()),
+            hashed_by: Vec::new(),
+            mirrors: Vec::new(),
         }),
         faults: Faults::default(),
         headers: HeaderChanges::default(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::text::{TextMatch, TextMatches};
+use super::traffic::HashedBy;
 use crate::config::diagnostic::Origin;
 
 /// One route.
@@ -105,6 +106,10 @@ pub struct Forward {
     pub timeout: Option<Duration>,
     /// When to try again; `None` if never.
     pub retry: Option<Retry>,
+    /// What requests are hashed by, each once: what the rules on the destinations ask for.
+    pub hashed_by: Vec<HashedBy>,
+    /// Who gets a copy, and of how many requests in a million: never none.
+    pub mirrors: Vec<(ClusterKey, u32)>,
 }
 
 /// A destination and its share.

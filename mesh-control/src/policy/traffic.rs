@@ -3,6 +3,8 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use super::locality::LocalitySetting;
+
 /// How long establishing a connection may take where no rule says so: Istio's default (pkg/config/mesh/mesh.go).
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -12,6 +14,12 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct TrafficPolicy {
     /// Which endpoint a request goes to.
     pub balancer: Balancer,
+    /// What requests are hashed by, where the balancer goes by it.
+    pub hashed_by: Option<HashedBy>,
+    /// How new endpoints come to their full share, if a rule says so.
+    pub warmup: Option<Warmup>,
+    /// Which endpoints are near and go first, where that counts.
+    pub locality: Option<LocalitySetting>,
     /// Connections and limits.
     pub connection_pool: ConnectionPool,
     /// Which endpoints are left out for a while; `None` if none are.
@@ -33,8 +41,52 @@ pub enum Balancer {
     RoundRobin,
     /// Any.
     Random,
+    /// The next one on a ring of hashes, so many at least.
+    RingHash(u64),
+    /// By Maglev's table, so large.
+    Maglev(u64),
     /// None of them: where the caller's connection was going. There is none before the mesh has picked.
     Passthrough,
+}
+
+impl Balancer {
+    /// Whether it goes by the hash of a request.
+    pub fn goes_by_hash(self) -> bool {
+        matches!(self, Balancer::RingHash(_) | Balancer::Maglev(_))
+    }
+}
+
+/// What requests are hashed by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashedBy {
+    /// A header.
+    Header(String),
+    /// A cookie, made for who has none where it has a life; a life of zero is that of the caller's session.
+    Cookie {
+        /// Its name.
+        name: String,
+        /// Where it counts; empty where nothing is said.
+        path: String,
+        /// Its life; `None`: none is made.
+        ttl: Option<Duration>,
+        /// Its attributes, in order; a value may be empty.
+        attributes: Vec<(String, String)>,
+    },
+    /// The address of the client.
+    SourceAddress,
+    /// A query parameter.
+    Query(String),
+}
+
+/// How new endpoints come to their full share.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Warmup {
+    /// How long it takes.
+    pub duration: Duration,
+    /// The share to begin with, in percent.
+    pub minimum_percent: f64,
+    /// The curve; 1 is a line.
+    pub aggression: f64,
 }
 
 /// Connections and limits.

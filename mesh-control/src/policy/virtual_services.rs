@@ -111,9 +111,10 @@ impl VirtualServices {
     pub fn destinations(&self) -> impl Iterator<Item = (String, Arc<str>, &Arc<str>)> {
         let rules = self.entries.iter().flat_map(|entry| &entry.rules);
         rules.flat_map(|rule| {
-            rule.route.route.iter().map(|route| {
-                let host = in_namespace(&route.destination.host, &rule.namespace);
-                let subset = route.destination.subset.as_ref().map_or("", |subset| &subset.value);
+            let mirrored = rule.route.mirrored().map(|(_, to, _)| to);
+            rule.route.route.iter().map(|route| &route.destination).chain(mirrored).map(|to| {
+                let host = in_namespace(&to.host, &rule.namespace);
+                let subset = to.subset.as_ref().map_or("", |subset| &subset.value);
                 (host, subset.into(), &rule.namespace)
             })
         })

@@ -9,6 +9,7 @@ use mesh_core::identity::SpiffeId;
 use super::service::{Service, WrittenEndpoint};
 use super::workload::{Health, Workload, only_port, ports_by_target};
 use crate::catalog::Encoded;
+use crate::policy::locality::Nearness;
 
 /// One endpoint of one port.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,6 +58,8 @@ pub struct EncodedKey {
     pub security: u64,
     /// Whether each endpoint is called as it says itself, and no rule says how to call all of them.
     pub is_automatic: bool,
+    /// What of the place of clients makes a difference.
+    pub nearness: Option<Arc<Nearness>>,
 }
 
 impl ServiceEndpoints {

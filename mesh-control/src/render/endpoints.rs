@@ -1,7 +1,6 @@
 //! `ClusterLoadAssignment`, the same for every kind of client.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::{HealthStatus, Locality, Metadata};
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
@@ -12,25 +11,64 @@ use prost::Message;
 
 use super::proto::{OrderedMetadata, address, number, socket_address, text_metadata};
 use crate::policy::Cluster;
+use crate::policy::locality::{Locality as LocalityParts, Nearness, Place};
 use crate::registry::service::is_subset;
 use crate::registry::{Endpoint, Health, WrittenEndpoint};
 
-type LocalityParts = [Arc<str>; 3];
+/// Shares of localities in percent are multiplied by this: a share of several is divided among them without much loss.
+const SHARE_UNIT: u64 = 10_000;
 
 /// The endpoints of a cluster that have these labels, grouped by locality. Every locality has a weight:
-/// without one, gRPC passes over it (gRFC A27).
+/// without one, gRPC passes over it (gRFC A27). Near ones go first, or have their share, where that counts.
 pub fn load_assignment(
     name: &str,
     endpoints: &[Endpoint],
     labels: Option<&BTreeMap<String, String>>,
+    nearness: Option<&Nearness>,
     speaks_tls: impl Fn(&Endpoint) -> Option<bool>,
 ) -> pb::ClusterLoadAssignment {
     let chosen = endpoints.iter().filter(|endpoint| has_labels(&endpoint.labels, labels));
     let chosen = chosen.filter_map(|endpoint| {
         let rendered = lb_endpoint(endpoint, speaks_tls(endpoint)?);
-        Some((&endpoint.locality, endpoint.weight, rendered))
+        let distance = nearness.map_or(0, |nearness| nearness.distance(place_of(endpoint)));
+        Some(((distance, &endpoint.locality), endpoint.weight, rendered))
     });
-    grouped(name, chosen)
+    let mut assignment = grouped(name, chosen);
+    if let Some(nearness @ Nearness::Shares(_)) = nearness {
+        share_out(&mut assignment, nearness);
+    }
+    assignment
+}
+
+/// Where an endpoint is.
+pub fn place_of(endpoint: &Endpoint) -> Place<'_> {
+    Place { locality: &endpoint.locality, labels: &endpoint.labels }
+}
+
+/// Gives each locality its share: an entry's is divided among the localities that it covers by their weight, and what no
+/// entry covers is left out (Istio: loadbalancer.go).
+fn share_out(assignment: &mut pb::ClusterLoadAssignment, nearness: &Nearness) {
+    let share_of = |endpoints: &pb::LocalityLbEndpoints| {
+        let Locality { region, zone, sub_zone } = endpoints.locality.clone().unwrap_or_default();
+        nearness.share(&[region.into(), zone.into(), sub_zone.into()])
+    };
+    let weight_of = |endpoints: &pb::LocalityLbEndpoints| {
+        endpoints.load_balancing_weight.map_or(1, |weight| u64::from(weight.value))
+    };
+    let mut totals: BTreeMap<usize, u64> = BTreeMap::new();
+    for endpoints in &assignment.endpoints {
+        if let Some((entry, _)) = share_of(endpoints) {
+            *totals.entry(entry).or_default() += weight_of(endpoints);
+        }
+    }
+    assignment.endpoints.retain_mut(|endpoints| {
+        let Some((entry, share)) = share_of(endpoints) else { return false };
+        let total = totals.get(&entry).copied().unwrap_or(1).max(1);
+        let part = u128::from(weight_of(endpoints)) * u128::from(u64::from(share) * SHARE_UNIT);
+        let part = part.div_ceil(u128::from(total));
+        endpoints.load_balancing_weight = number(u32::try_from(part).unwrap_or(u32::MAX));
+        true
+    });
 }
 
 /// A set of endpoints as bytes: the same set is the same bytes, so its maps are sorted.
@@ -59,6 +97,8 @@ struct OrderedLocality {
     lb_endpoints: Vec<OrderedEndpoint>,
     #[prost(message, optional, tag = "3")]
     load_balancing_weight: Option<UInt32Value>,
+    #[prost(uint32, tag = "5")]
+    priority: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -88,6 +128,7 @@ impl OrderedLocality {
             locality: locality.locality.clone(),
             lb_endpoints: endpoints.collect(),
             load_balancing_weight: locality.load_balancing_weight,
+            priority: locality.priority,
         }
     }
 }
@@ -101,14 +142,14 @@ pub fn dns_assignment(cluster: &Cluster<'_>, endpoints: &[(&WrittenEndpoint, u16
     let endpoints = endpoints.map(|(written, port)| {
         let mut endpoint = plain(&written.address, *port, written.weight);
         endpoint.metadata = written.mutual_tls.then(speaks_mutual_tls);
-        (&written.locality, written.weight, endpoint)
+        ((0, &written.locality), written.weight, endpoint)
     });
     grouped(&name, endpoints)
 }
 
 /// One name and port.
 pub fn single_assignment(name: &str, host: &str, port: u16) -> pb::ClusterLoadAssignment {
-    grouped(name, [(&LocalityParts::default(), 1, plain(host, port, 1))].into_iter())
+    grouped(name, [((0, &LocalityParts::default()), 1, plain(host, port, 1))].into_iter())
 }
 
 /// Whether an endpoint has the labels that a subset asks for.
@@ -116,11 +157,12 @@ pub fn has_labels(labels: &BTreeMap<String, String>, wanted: Option<&BTreeMap<St
     wanted.is_none_or(|wanted| is_subset(wanted, labels))
 }
 
+/// By how far away they are, and by locality. Distances become priorities, which have no gaps.
 fn grouped<'a>(
     name: &str,
-    endpoints: impl Iterator<Item = (&'a LocalityParts, u32, pb::LbEndpoint)>,
+    endpoints: impl Iterator<Item = ((u32, &'a LocalityParts), u32, pb::LbEndpoint)>,
 ) -> pb::ClusterLoadAssignment {
-    let mut localities: BTreeMap<&LocalityParts, (u64, Vec<pb::LbEndpoint>)> = BTreeMap::new();
+    let mut localities: BTreeMap<(u32, &LocalityParts), (u64, Vec<pb::LbEndpoint>)> = BTreeMap::new();
     let mut total: u64 = 0;
     for (locality, weight, endpoint) in endpoints {
         let (sum, endpoints) = localities.entry(locality).or_default();
@@ -130,7 +172,11 @@ fn grouped<'a>(
     }
     // Sums beyond 32 bits are rejected by every client: keep the proportions, and shrink the numbers.
     let shrink = total / u64::from(u32::MAX / 2) + 1;
-    let endpoints = localities.into_iter().map(|(locality, (sum, mut endpoints))| {
+    let (mut priority, mut nearest) = (0, localities.keys().next().map(|(distance, _)| *distance));
+    let endpoints = localities.into_iter().map(|((distance, locality), (sum, mut endpoints))| {
+        if nearest.is_some_and(|nearest| nearest != distance) {
+            (priority, nearest) = (priority + 1, Some(distance));
+        }
         if shrink > 1 {
             for endpoint in &mut endpoints {
                 if let Some(weight) = &mut endpoint.load_balancing_weight {
@@ -143,6 +189,7 @@ fn grouped<'a>(
             locality: Some(Locality { region, zone, sub_zone }),
             lb_endpoints: endpoints,
             load_balancing_weight: number(shrunk(sum, shrink)),
+            priority,
             ..Default::default()
         }
     });

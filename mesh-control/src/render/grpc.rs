@@ -10,29 +10,38 @@ use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy,
 };
+use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
-use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, MaxStreamDuration};
+use envoy_types::pb::envoy::config::route::v3::route_action::hash_policy::{FilterState, PolicySpecifier};
+use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, HashPolicy, MaxStreamDuration};
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::RingHash;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::ring_hash::HashFunction;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::round_robin::v3::RoundRobin;
-use envoy_types::pb::google::protobuf::BoolValue;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::wrr_locality::v3::WrrLocality;
+use envoy_types::pb::google::protobuf::{BoolValue, UInt64Value};
 
 use super::endpoints::single_assignment;
 use super::library::{back_off, retry_on, threshold};
 use super::proto::{FAULT_FILTER, ads, any, duration, extension, number, regex};
 use super::tls::Security;
-use super::{BLACK_HOLE, Degraded, Found, fault, found_by, nowhere};
+use super::{BLACK_HOLE, Degraded, Found, fault, found_by, hash_policy, nowhere};
 use crate::policy::Cluster;
 use crate::policy::destination_rules::MergedRule;
+use crate::policy::locality::LocalitySetting;
 use crate::policy::route::{AbortWith, Action, Condition, Faults, Forward, PathRewrite, Retry, RetryOn, Route};
 use crate::policy::text::TextMatch;
-use crate::policy::traffic::{Balancer, Limit, LocalOrigin, OutlierDetection};
+use crate::policy::traffic::{Balancer, HashedBy, Limit, LocalOrigin, OutlierDetection};
 use crate::registry::WrittenEndpoint;
 
 /// Beyond this many conditions on missing headers, their combinations are too many.
 const MOST_ALTERNATIVES: usize = 8;
+
+/// The most points on the ring of a gRPC client, where its application does not say otherwise (gRFC A42).
+const GRPC_RING: u64 = 4096;
 
 /// The routes of one address, and what they cannot do.
 pub(super) fn route_configuration(
@@ -130,6 +139,9 @@ fn render_forward(forward: &Forward, note: &mut impl FnMut(&str, String)) -> rou
     if forward.targets.iter().any(changed) {
         note("route.headers", "headers stay as they are".to_owned());
     }
+    if !forward.mirrors.is_empty() {
+        note("mirror", "nothing is mirrored".to_owned());
+    }
     let specifier = match forward.targets.as_slice() {
         [only] => ClusterSpecifier::Cluster(only.cluster.to_string()),
         several => {
@@ -150,6 +162,7 @@ fn render_forward(forward: &Forward, note: &mut impl FnMut(&str, String)) -> rou
             ..Default::default()
         }),
         retry_policy: forward.retry.as_ref().and_then(|retry| render_retry(retry, note)),
+        hash_policy: forward.hashed_by.iter().filter_map(grpc_hash_policy).collect(),
         ..Default::default()
     }
 }
@@ -289,10 +302,24 @@ pub(super) fn render_cluster(
     note_limits(seen, degraded);
     rendered.outlier_detection =
         seen.traffic.outlier_detection.as_ref().and_then(|detection| outlier_detection(seen.rule, detection, degraded));
+    if let (Some(_), Some(rule)) = (seen.traffic.warmup, seen.rule) {
+        let what = "new endpoints take their full share at once".to_owned();
+        degraded.push(Degraded::of_rule(rule, "loadBalancer.warmup", what));
+    }
     match seen.traffic.balancer {
         Balancer::LeastRequest => {
-            // gRFC A52: the first one that a client knows.
-            rendered.load_balancing_policy = Some(least_request_or_round_robin());
+            let least = extension("envoy.load_balancing_policies.least_request", &LeastRequest::default());
+            let mut policy = or_round_robin(least);
+            if seen.traffic.locality.as_ref().is_some_and(LocalitySetting::has_shares) {
+                // gRFC A52: without it, the shares of localities do not count.
+                let by_locality = WrrLocality { endpoint_picking_policy: Some(policy) };
+                let by_locality = extension("envoy.load_balancing_policies.wrr_locality", &by_locality);
+                policy = or_round_robin(by_locality);
+            }
+            rendered.load_balancing_policy = Some(policy);
+        }
+        Balancer::RingHash(_) | Balancer::Maglev(_) => {
+            rendered.load_balancing_policy = Some(or_round_robin(ring_hash(seen, degraded)));
         }
         Balancer::Random | Balancer::Passthrough => {
             if let Some(rule) = seen.rule {
@@ -405,9 +432,57 @@ fn circuit_breakers(seen: &Cluster<'_>) -> cluster::CircuitBreakers {
     }
 }
 
-fn least_request_or_round_robin() -> cluster::LoadBalancingPolicy {
+/// gRFC A42: a ring, of 4096 points at most where the application does not say otherwise, and no table.
+fn ring_hash(seen: &Cluster<'_>, degraded: &mut Vec<Degraded>) -> core::TypedExtensionConfig {
+    let mut note = |field: &str, what: &str| {
+        if let Some(rule) = seen.rule {
+            degraded.push(Degraded::of_rule(rule, &format!("loadBalancer.consistentHash{field}"), what.to_owned()));
+        }
+    };
+    let at_random = "calls are hashed by headers only: each goes to any endpoint";
+    match &seen.traffic.hashed_by {
+        Some(HashedBy::Header(_)) | None => {}
+        Some(HashedBy::Cookie { .. }) => note(".httpCookie", at_random),
+        Some(HashedBy::Query(_)) => note(".httpQueryParameterName", at_random),
+        Some(HashedBy::SourceAddress) => note(".useSourceIp", "each channel has an endpoint of its own"),
+    }
+    let minimum = match seen.traffic.balancer {
+        Balancer::RingHash(minimum) => minimum,
+        _ => {
+            note(
+                ".maglev",
+                "there is a ring of hashes instead of the table, so that keys go to other endpoints than elsewhere",
+            );
+            1024
+        }
+    };
+    if minimum > GRPC_RING {
+        note("", &format!("the ring has {GRPC_RING} points, unless the application allows for more"));
+    }
+    let ring = RingHash {
+        hash_function: HashFunction::XxHash.into(),
+        minimum_ring_size: Some(UInt64Value { value: minimum }),
+        ..Default::default()
+    };
+    extension("envoy.load_balancing_policies.ring_hash", &ring)
+}
+
+/// What gRPC's clients can hash by (gRFC A42).
+fn grpc_hash_policy(hashed_by: &HashedBy) -> Option<HashPolicy> {
+    match hashed_by {
+        HashedBy::Header(_) => Some(hash_policy(hashed_by)),
+        HashedBy::SourceAddress => {
+            let key = "io.grpc.channel_id".to_owned();
+            let channel = PolicySpecifier::FilterState(FilterState { key });
+            Some(HashPolicy { terminal: false, policy_specifier: Some(channel) })
+        }
+        HashedBy::Cookie { .. } | HashedBy::Query(_) => None,
+    }
+}
+
+/// gRFC A52: the first one that a client knows.
+fn or_round_robin(first: core::TypedExtensionConfig) -> cluster::LoadBalancingPolicy {
     let policy = |config| cluster::load_balancing_policy::Policy { typed_extension_config: Some(config) };
-    let least = extension("envoy.load_balancing_policies.least_request", &LeastRequest::default());
     let robin = extension("envoy.load_balancing_policies.round_robin", &RoundRobin::default());
-    cluster::LoadBalancingPolicy { policies: vec![policy(least), policy(robin)] }
+    cluster::LoadBalancingPolicy { policies: vec![policy(first), policy(robin)] }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbPolicy,
+    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy,
 };
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
@@ -17,26 +17,28 @@ use envoy_types::pb::envoy::config::route::v3::query_parameter_matcher::QueryPar
 use envoy_types::pb::envoy::config::route::v3::redirect_action::{
     PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
 };
-use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, HostRewriteSpecifier};
+use envoy_types::pb::envoy::config::route::v3::route_action::{
+    ClusterSpecifier, HostRewriteSpecifier, RequestMirrorPolicy,
+};
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::{ClusterWeight, cluster_weight};
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatchAndSubstitute, StringMatcher};
 use envoy_types::pb::envoy::r#type::v3::Percent;
-use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
+use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value, UInt64Value};
 
 use super::endpoints::{dns_assignment, single_assignment};
 use super::proto::{FAULT_FILTER, ads, any, duration, number, regex};
 use super::tls::Security;
-use super::{Found, PASSTHROUGH, callers_http, fault, found_by, http_options, nowhere};
+use super::{Found, PASSTHROUGH, callers_http, fault, found_by, hash_policy, http_options, nowhere, share};
 use crate::policy::Cluster;
 use crate::policy::route::{
-    Action, Backoff, Body, Changes, Condition, Forward, HeaderChanges, PathRewrite, RedirectTo, Response, Retry,
-    RetryOn, Route,
+    Action, Backoff, Body, Changes, ClusterKey, Condition, Forward, HeaderChanges, PathRewrite, RedirectTo, Response,
+    Retry, RetryOn, Route,
 };
 use crate::policy::text::TextMatch;
 use crate::policy::traffic::{
-    Balancer, CONNECT_TIMEOUT, ConnectionPool, Limit, LocalOrigin, OutlierDetection, TcpKeepalive,
+    Balancer, CONNECT_TIMEOUT, ConnectionPool, Limit, LocalOrigin, OutlierDetection, TcpKeepalive, Warmup,
 };
 use crate::registry::WrittenEndpoint;
 
@@ -174,6 +176,8 @@ fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
         timeout: Some(duration(forward.timeout.unwrap_or_default())),
         // Without a policy, the client would do as it thinks best; one without conditions tries nothing again.
         retry_policy: Some(forward.retry.as_ref().map(render_retry).unwrap_or_default()),
+        hash_policy: forward.hashed_by.iter().map(hash_policy).collect(),
+        request_mirror_policies: forward.mirrors.iter().map(mirror).collect(),
         ..Default::default()
     };
     match &forward.rewrite {
@@ -185,6 +189,17 @@ fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
         }
     }
     (action, of_target)
+}
+
+/// Copies keep their host (Istio: route.go).
+fn mirror((cluster, millionths): &(ClusterKey, u32)) -> RequestMirrorPolicy {
+    let share = core::RuntimeFractionalPercent { default_value: Some(share(*millionths)), ..Default::default() };
+    RequestMirrorPolicy {
+        cluster: cluster.to_string(),
+        runtime_fraction: Some(share),
+        disable_shadow_host_suffix_append: true,
+        ..Default::default()
+    }
 }
 
 fn render_retry(retry: &Retry) -> route::RetryPolicy {
@@ -287,6 +302,7 @@ pub(super) fn render_cluster(
         name: name.clone(),
         connect_timeout: Some(duration(seen.traffic.connection_pool.connect_timeout_or_default())),
         lb_policy: lb_policy(seen.traffic.balancer).into(),
+        lb_config: lb_config(seen.traffic.balancer, seen.traffic.warmup),
         circuit_breakers: Some(circuit_breakers(&seen.traffic.connection_pool)),
         upstream_connection_options: seen.traffic.connection_pool.tcp_keepalive.map(keepalive),
         outlier_detection: seen.traffic.outlier_detection.as_ref().map(outlier_detection),
@@ -336,7 +352,37 @@ fn lb_policy(balancer: Balancer) -> LbPolicy {
         // Istio's own clients without a sidecar take turns where they cannot pass through (grpcgen/cds.go).
         Balancer::RoundRobin | Balancer::Passthrough => LbPolicy::RoundRobin,
         Balancer::Random => LbPolicy::Random,
+        Balancer::RingHash(_) => LbPolicy::RingHash,
+        Balancer::Maglev(_) => LbPolicy::Maglev,
         Balancer::Unspecified | Balancer::LeastRequest => LbPolicy::LeastRequest,
+    }
+}
+
+fn lb_config(balancer: Balancer, warmup: Option<Warmup>) -> Option<LbConfig> {
+    let size = |value| Some(UInt64Value { value });
+    let double = |default_value| Some(core::RuntimeDouble { default_value, ..Default::default() });
+    let slow_start_config = warmup.map(|warmup| cluster::cluster::SlowStartConfig {
+        slow_start_window: Some(duration(warmup.duration)),
+        aggression: double(warmup.aggression),
+        min_weight_percent: Some(Percent { value: warmup.minimum_percent }),
+    });
+    match balancer {
+        Balancer::RingHash(minimum) => Some(LbConfig::RingHashLbConfig(cluster::cluster::RingHashLbConfig {
+            minimum_ring_size: size(minimum),
+            ..Default::default()
+        })),
+        Balancer::Maglev(table) => {
+            Some(LbConfig::MaglevLbConfig(cluster::cluster::MaglevLbConfig { table_size: size(table) }))
+        }
+        Balancer::Random => None,
+        _ if slow_start_config.is_none() => None,
+        Balancer::RoundRobin | Balancer::Passthrough => {
+            Some(LbConfig::RoundRobinLbConfig(cluster::cluster::RoundRobinLbConfig { slow_start_config }))
+        }
+        Balancer::Unspecified | Balancer::LeastRequest => {
+            let config = cluster::cluster::LeastRequestLbConfig { slow_start_config, ..Default::default() };
+            Some(LbConfig::LeastRequestLbConfig(config))
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use bytes::Bytes;
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use envoy_types::pb::envoy::config::route::v3::route_action::HashPolicy;
 use envoy_types::pb::envoy::extensions::filters::common::fault::v3::FaultDelay;
 use envoy_types::pb::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3 as fault_pb;
@@ -39,10 +40,11 @@ use crate::catalog::{ClientClass, Encoded, Kind};
 use crate::config::diagnostic::{Code, Diagnostic, Origin, Severity};
 use crate::policy::access::Access;
 use crate::policy::destination_rules::MergedRule;
+use crate::policy::locality::{Nearness, Place};
 use crate::policy::paths::PathNormalization;
 use crate::policy::route::{AbortWith, Action, ClusterKey, Faults, Route, Written};
 use crate::policy::tokens::{FetchedKeys, TokenRule};
-use crate::policy::traffic::{CONNECT_TIMEOUT, Limit, ServerTls, Tls};
+use crate::policy::traffic::{CONNECT_TIMEOUT, HashedBy, Limit, ServerTls, Tls};
 use crate::policy::view::View;
 use crate::policy::{Address, Cluster, Policy};
 use crate::registry::host::{candidates, short_forms, split_port};
@@ -138,6 +140,7 @@ fn clusters(policy: &Policy, view: &View, addresses: &BTreeSet<Address>) -> BTre
         for route in policy.routes(address, view) {
             if let Action::Forward(forward) = &route.action {
                 names.extend(forward.targets.iter().map(|target| target.cluster.to_string()));
+                names.extend(forward.mirrors.iter().map(|(cluster, _)| cluster.to_string()));
             }
         }
         names.insert(whole.to_string());
@@ -354,11 +357,20 @@ pub fn render_endpoints(
     seen: &Cluster<'_>,
     name: &str,
     endpoints: &ServiceEndpoints,
+    nearness: Option<&Nearness>,
     speaks_tls: impl Fn(&Endpoint) -> Option<bool>,
 ) -> Encoded {
     let labels = seen.labels.as_deref();
-    let assignment = endpoints::load_assignment(name, endpoints.of_port(seen.key.port), labels, speaks_tls);
+    let assignment = endpoints::load_assignment(name, endpoints.of_port(seen.key.port), labels, nearness, speaks_tls);
     Encoded { self_registered: seen.service.takes_registrations(), ..encoded_endpoints(name, &assignment) }
+}
+
+/// What of a client's place makes a difference among the endpoints of a cluster.
+pub fn nearness(seen: &Cluster<'_>, endpoints: &ServiceEndpoints, client: Place<'_>) -> Option<Nearness> {
+    let labels = seen.labels.as_deref();
+    let endpoints = endpoints.of_port(seen.key.port).iter();
+    let endpoints = endpoints.filter(|endpoint| endpoints::has_labels(&endpoint.labels, labels));
+    seen.traffic.locality.as_ref()?.nearness(client, endpoints.map(endpoints::place_of))
 }
 
 /// The endpoints of the cluster of calls that go nowhere: none.
@@ -469,9 +481,33 @@ fn is_marked(seen: &Cluster<'_>, written: &[(&WrittenEndpoint, u16)]) -> bool {
     }
 }
 
+/// How the hash of a request is made.
+fn hash_policy(hashed_by: &HashedBy) -> HashPolicy {
+    use envoy_types::pb::envoy::config::route::v3::route_action::hash_policy::{
+        ConnectionProperties, Cookie, CookieAttribute, Header, PolicySpecifier, QueryParameter,
+    };
+    let specifier = match hashed_by {
+        HashedBy::Header(name) => PolicySpecifier::Header(Header { header_name: name.clone(), ..Default::default() }),
+        HashedBy::Cookie { name, path, ttl, attributes } => {
+            let attributes = attributes.iter().cloned().map(|(name, value)| CookieAttribute { name, value });
+            PolicySpecifier::Cookie(Cookie {
+                name: name.clone(),
+                ttl: ttl.map(proto::duration),
+                path: path.clone(),
+                attributes: attributes.collect(),
+            })
+        }
+        HashedBy::SourceAddress => PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true }),
+        HashedBy::Query(name) => PolicySpecifier::QueryParameter(QueryParameter { name: name.clone() }),
+    };
+    HashPolicy { terminal: false, policy_specifier: Some(specifier) }
+}
+
+fn share(millionths: u32) -> FractionalPercent {
+    FractionalPercent { numerator: millionths, denominator: DenominatorType::Million.into() }
+}
+
 fn fault(faults: &Faults) -> Option<fault_pb::HttpFault> {
-    let share =
-        |millionths: u32| FractionalPercent { numerator: millionths, denominator: DenominatorType::Million.into() };
     let delay = faults.delay.map(|(pause, millionths)| FaultDelay {
         percentage: Some(share(millionths)),
         fault_delay_secifier: Some(FaultDelaySecifier::FixedDelay(proto::duration(pause))),

@@ -535,3 +535,23 @@ fn objects_of_istio_or_of_a_mistyped_group_are_not_passed_over_as_notes() {
         assert!(found.iter().any(fits), "{found:?}");
     }
 }
+
+#[test]
+fn a_preference_for_localities_of_names_that_are_looked_up_is_told_not_to_count() {
+    let objects = |resolution: &str, setting: &str| {
+        let address = if resolution == "DNS" { "a.example.org" } else { "127.0.0.1" };
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: far, namespace: shop}}\n\
+             spec: {{hosts: [far.example.com], resolution: {resolution}, ports: [{{number: 80, name: http}}], endpoints: [{{address: {address}}}]}}\n---\n\
+             apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: far, namespace: shop}}\n\
+             spec: {{host: far.example.com, trafficPolicy: {{loadBalancer: {{localityLbSetting: {setting}}}}}}}\n"
+        )
+    };
+    let shares = "{distribute: [{from: a, to: {a: 100}}]}";
+    for (resolution, setting, expected) in [("DNS", shares, 1), ("STATIC", shares, 0), ("DNS", "{enabled: false}", 0)] {
+        let said = mesh_control::analysis::validate([("a.yaml", objects(resolution, setting).as_str())]);
+        let field = Some("trafficPolicy.loadBalancer.localityLbSetting");
+        let told = said.iter().filter(|one| one.field.as_deref() == field && one.message.contains("look the names"));
+        assert_eq!(told.count(), expected, "{resolution} {setting}: {said:?}");
+    }
+}

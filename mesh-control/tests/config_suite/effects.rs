@@ -208,7 +208,12 @@ fn clients(class: ClientClass) -> Vec<Client> {
     let gold: &[(&str, &str)] = &[("tier", "gold")];
     let namespaces = [("shop", &[] as &[_]), ("shop", gold), ("other", &[])];
     let guards = (1..=GUARDS).map(|guard| client_of(class, "shop", &[("guard", &guard.to_string())]));
-    namespaces.map(|(ns, labels)| client_of(class, ns, labels)).into_iter().chain(guards).collect()
+    let placed = |(ns, labels)| {
+        let mut client = client_of(class, ns, labels);
+        client.locality = ["r1", "z", "s"].map(Into::into);
+        client
+    };
+    namespaces.map(placed).into_iter().chain(guards).collect()
 }
 
 const GUARDS: usize = 12;
@@ -226,6 +231,10 @@ impl Asked {
             let mut workload =
                 mesh_control::registry::Workload::new(address, "shop", address, address.parse().unwrap());
             workload.group = group.map(Into::into);
+            workload.locality = ["r1", "z", "s"].map(Into::into);
+            if address.ends_with("7000") {
+                workload.locality = ["r2", "z", "s"].map(Into::into);
+            }
             workload.ports = vec![("rpc".to_owned(), 7000)];
             let labels = [("app", app), ("v", if address.ends_with("7000") { "2" } else { "1" })];
             plane.register(if group.is_some() { workload } else { workload.labelled(labels) });
@@ -452,8 +461,10 @@ fn has_effect(documents: &[Json], places: &[Place], before: &mut Before) -> bool
     })
 }
 
-/// Fields of which nobody is told where no certificates are issued, as here: `mutual_tls.rs` has their effect.
-const BY_CERTIFICATES: [&str; 3] = ["serviceAccount", "ServiceEntry location", "ServiceEntry subjectAltNames"];
+/// Fields of which nobody is told where no certificates are issued, as here: `mutual_tls.rs` has their effect. And shares
+/// of localities, of which none can be changed alone: `requests/balancing.rs` has theirs.
+const ELSEWHERE_TESTED: [&str; 4] =
+    ["serviceAccount", "ServiceEntry location", "ServiceEntry subjectAltNames", "localityLbSetting.distribute.to"];
 
 fn check(class: ClientClass) {
     let documents = documents();
@@ -475,7 +486,7 @@ fn check(class: ClientClass) {
     let mut before = Before { class, told, likely: Vec::new() };
     let idle = places
         .iter()
-        .filter(|(field, _)| !BY_CERTIFICATES.iter().any(|end| field.ends_with(end)))
+        .filter(|(field, _)| !ELSEWHERE_TESTED.iter().any(|end| field.ends_with(end)))
         .filter(|(field, places)| !reported.contains(*field) && !has_effect(&documents, places, &mut before));
     let idle: Vec<&String> = idle.map(|(field, _)| field).collect();
     assert!(idle.is_empty(), "enforced for {class:?}, and nobody is told: {idle:#?}");

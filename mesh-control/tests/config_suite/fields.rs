@@ -49,14 +49,25 @@ fn listed(kind: ObjectKind) -> Vec<String> {
     fields
 }
 
-/// Every file of `testdata/everything`, in which every field is written.
+/// Settings of a mesh that cannot stand beside those of `testdata/everything`.
+const SHARES: &str = "apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |-
+    localityLbSetting: {distribute: [{from: r1, to: {r1: 100}}]}
+";
+
+/// Every file of `testdata/everything`, in which every field is written, but for a few.
 fn everything() -> Vec<Source> {
     let files = std::fs::read_dir(testdata("everything")).unwrap().map(|entry| entry.unwrap().path());
+    let shares = Source { name: "mesh-config-shares.yaml".into(), text: SHARES.into() };
     files
         .map(|path| Source {
             name: path.file_name().unwrap().to_string_lossy().into(),
             text: std::fs::read_to_string(&path).unwrap().into(),
         })
+        .chain([shares])
         .collect()
 }
 

@@ -18,6 +18,7 @@ use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType as NetworkC
 use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use envoy_types::pb::envoy::config::route::v3::route::Action;
 use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
+use envoy_types::pb::envoy::config::route::v3::route_action::hash_policy::PolicySpecifier;
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::{
     HeaderMatcher, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
@@ -195,9 +196,18 @@ fn check_action(action: &RouteAction) -> Vec<String> {
         cluster_specifier: action.cluster_specifier.clone(),
         max_stream_duration: action.max_stream_duration,
         retry_policy: action.retry_policy.clone(),
+        hash_policy: action.hash_policy.clone(),
         ..Default::default()
     };
     assert_eq!(*action, known);
+    for policy in &action.hash_policy {
+        // gRFC A42: what it knows.
+        match policy.policy_specifier.as_ref().expect("a specifier") {
+            PolicySpecifier::Header(header) => assert!(!header.header_name.is_empty()),
+            PolicySpecifier::FilterState(state) => assert_eq!(state.key, "io.grpc.channel_id"),
+            other => panic!("{other:?}"),
+        }
+    }
     if let Some(retry) = &action.retry_policy {
         check_retry(retry);
     }
@@ -289,10 +299,13 @@ fn check_assignment(assignment: &ClusterLoadAssignment, name: &str) {
     let mut localities = HashSet::new();
     let mut addresses = HashSet::new();
     let mut sum = 0;
+    let mut priorities = 0..=0;
     for group in &assignment.endpoints {
         let locality = group.locality.clone().expect("a locality");
-        assert!(localities.insert((locality.region, locality.zone, locality.sub_zone)));
-        assert_eq!(group.priority, 0);
+        assert!(localities.insert((group.priority, locality.region, locality.zone, locality.sub_zone)));
+        // From 0, in order, without gaps.
+        assert!(priorities.contains(&group.priority), "{assignment:?}");
+        priorities = group.priority..=group.priority + 1;
         let weight = group.load_balancing_weight.as_ref().expect("a weight").value;
         assert!(weight > 0);
         sum += u64::from(weight);
@@ -456,13 +469,33 @@ fn what_a_grpc_client_cannot_do_is_reported_by_field_and_what_it_does_instead_is
 fn a_cluster_for_grpc_balances_by_round_robin_unless_a_rule_says_otherwise() {
     for (policy, prefers, fields) in [
         ("", false, &[][..]),
-        ("LEAST_REQUEST", true, &[]),
-        ("ROUND_ROBIN", false, &[]),
-        ("RANDOM", false, &["trafficPolicy.loadBalancer.simple"]),
+        ("simple: LEAST_REQUEST", true, &[]),
+        ("simple: LEAST_REQUEST, localityLbSetting: {distribute: [{from: a, to: {b: 100}}]}", true, &[]),
+        ("simple: ROUND_ROBIN", false, &[]),
+        ("simple: ROUND_ROBIN, warmup: {duration: 1s}", false, &["trafficPolicy.loadBalancer.warmup"]),
+        ("simple: RANDOM", false, &["trafficPolicy.loadBalancer.simple"]),
+        ("consistentHash: {httpHeaderName: x}", true, &[]),
+        (
+            "consistentHash: {httpHeaderName: x, ringHash: {minimumRingSize: 5000}}",
+            true,
+            &["trafficPolicy.loadBalancer.consistentHash"],
+        ),
+        (
+            "consistentHash: {httpHeaderName: x, maglev: {tableSize: 7}}",
+            true,
+            &["trafficPolicy.loadBalancer.consistentHash.maglev"],
+        ),
+        ("consistentHash: {httpCookie: {name: x}}", true, &["trafficPolicy.loadBalancer.consistentHash.httpCookie"]),
+        (
+            "consistentHash: {httpQueryParameterName: x}",
+            true,
+            &["trafficPolicy.loadBalancer.consistentHash.httpQueryParameterName"],
+        ),
+        ("consistentHash: {useSourceIp: true}", true, &["trafficPolicy.loadBalancer.consistentHash.useSourceIp"]),
     ] {
         let policy = match policy {
             "" => "subsets: []".to_owned(),
-            simple => format!("trafficPolicy: {{loadBalancer: {{simple: {simple}}}}}"),
+            settings => format!("trafficPolicy: {{loadBalancer: {{{settings}}}}}"),
         };
         let text = SERVICE.replace("SUBSETS", &policy) + "  - route: [{destination: {host: web}}]";
         let plane = plane_from(&text);

@@ -1,7 +1,9 @@
 //! What a request experiences: YAML, the embedded control plane, the library's own client, and servers over sockets.
 
+mod balancing;
 mod breakers;
 mod calling;
+mod mirroring;
 mod objects;
 mod outliers;
 mod rules;

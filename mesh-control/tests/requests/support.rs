@@ -9,10 +9,11 @@ use http::{HeaderMap, Request};
 use http_body_util::BodyExt;
 use mesh_control::embedded::{Config, Embedded, Options, OutboundTrafficPolicy, PlaneOptions};
 use mesh_core::error::MeshError;
+use mesh_core::id::Locality;
 use mesh_core::request_info::{Observer, RequestInfo};
 use mesh_core::xds::Bootstrap;
-use mesh_tower::Mesh;
 use mesh_tower::body::Body;
+use mesh_tower::{Mesh, MirrorCounts};
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -81,18 +82,40 @@ impl World {
         World::start_with(config, Options::default(), namespace, labels).await
     }
 
+    /// A client in the namespace `default`, at this place, with these labels.
+    pub(crate) async fn at([region, zone, sub_zone]: [&str; 3], labels: &[(&str, &str)], yaml: &str) -> World {
+        let locality = Locality { region: region.into(), zone: zone.into(), sub_zone: sub_zone.into() };
+        World::start_at(Config::yaml(yaml), Options::default(), "default", labels, locality).await
+    }
+
     async fn start_with(config: Config, options: Options, namespace: &str, labels: &[(&str, &str)]) -> World {
+        World::start_at(config, options, namespace, labels, Locality::default()).await
+    }
+
+    async fn start_at(
+        config: Config,
+        options: Options,
+        namespace: &str,
+        labels: &[(&str, &str)],
+        locality: Locality,
+    ) -> World {
         let control = Embedded::start(config, options).await.unwrap_or_else(|e| panic!("{e}"));
         let labels: serde_json::Map<_, _> =
             labels.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
-        let bootstrap = Bootstrap::new("embedded")
+        let mut bootstrap = Bootstrap::new("embedded")
             .node_id(format!("mesh~127.0.0.1~caller.{namespace}~{namespace}.svc.cluster.local"))
             .metadata("NAMESPACE", namespace)
             .metadata("LABELS", json!(labels));
+        bootstrap.node.locality = locality;
         let ends = Ends::default();
         let mesh = Mesh::builder().source(control.source(bootstrap)).observer(ends.clone());
         let mesh = mesh.cold_start_wait(Duration::from_secs(5)).start().unwrap();
         World { _control: control, dir: None, mesh, ends }
+    }
+
+    /// What became of copies of its requests.
+    pub(crate) fn mirror_counts(&self) -> MirrorCounts {
+        self.mesh.mirror_counts()
     }
 
     pub(crate) async fn ask(&self, request: Request<Body>) -> Result<Answer, MeshError> {

@@ -552,6 +552,8 @@ async fn every_enforced_field_of_a_virtual_service_makes_its_difference_to_a_req
         let row = row(kind, field).filter(|row| is_own_row(row, field));
         row.is_some_and(|row| matches!(row.library, Support::Enforced))
     });
+    // Of copies, the request that is copied knows nothing: what reaches whom is in `mirroring.rs`.
+    let enforced = enforced.filter(|field| !field.starts_with("http.mirror"));
     let untested: Vec<&str> = enforced.filter(|field| !tested.contains(field)).collect();
     assert!(untested.is_empty(), "enforced, and no request says so: {untested:#?}");
     let mut wrong = Vec::new();

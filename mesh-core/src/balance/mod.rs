@@ -3,19 +3,24 @@
 //! A picker is an immutable table plus the counters of the endpoints' own state: no lock, no allocation. Every
 //! random choice comes from the request, so a test repeats it.
 
+mod hashed;
 mod policies;
 mod priority;
+mod warmup;
 
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
-use crate::model::BalancerPolicy;
+use crate::model::{BalancerPolicy, SlowStart};
 use crate::request_info::RequestInfo;
 use crate::state::{ClusterState, EndpointState};
 
+pub use hashed::{Maglev, RingHash};
 pub use policies::{LeastRequest, Random, RoundRobin};
 pub use priority::{Level, Levels};
+pub use warmup::Warmup;
 
 /// A policy that chooses among the endpoints of one priority. It is asked for a [`Picker`] whenever the set of
 /// endpoints is another one, so what takes time to build (a ring, a table) is built here and not for each request.
@@ -56,6 +61,11 @@ pub trait Picker: Any + Send + Sync + fmt::Debug {
     /// The position of the chosen endpoint in the set that it was built for, or `None` where that is empty. Must not
     /// block.
     fn pick(&self, set: &EndpointSet, args: &mut PickArgs<'_>) -> Option<usize>;
+
+    /// Whether it chooses by the request's hash: then the hash chooses the priority, too.
+    fn goes_by_hash(&self) -> bool {
+        false
+    }
 }
 
 /// What a choice among endpoints goes by.
@@ -67,6 +77,8 @@ pub struct PickArgs<'r> {
     /// Endpoints that this request has tried: not to be picked again while there are others. The caller of the picker
     /// sees to it.
     pub tried: &'r [Arc<EndpointState>],
+    /// When the request began; `None` where time does not count, and no endpoint is new.
+    pub now: Option<Instant>,
     /// The source of every random choice.
     pub random: &'r mut fastrand::Rng,
 }
@@ -74,22 +86,36 @@ pub struct PickArgs<'r> {
 impl<'r> PickArgs<'r> {
     /// A choice that goes by nothing but chance.
     pub fn new(random: &'r mut fastrand::Rng) -> Self {
-        PickArgs { hash: None, tried: &[], random }
+        PickArgs { hash: None, tried: &[], now: None, random }
     }
 
     /// The choice for a request's next try.
     #[inline]
     pub fn of(request: &'r mut RequestInfo) -> Self {
-        PickArgs { hash: request.hash, tried: &request.tried, random: &mut request.random }
+        let RequestInfo { hash, tried, started, random, .. } = request;
+        PickArgs { hash: *hash, tried, now: Some(*started), random }
     }
 }
 
 /// The policy that a cluster asks for; `None` if it is one of the application's own.
-pub fn built_in(policy: &BalancerPolicy) -> Option<Arc<dyn LoadBalancer>> {
+pub fn built_in(policy: &BalancerPolicy, slow_start: Option<SlowStart>) -> Option<Arc<dyn LoadBalancer>> {
+    let warming = |balancer: Arc<dyn LoadBalancer>| match slow_start {
+        Some(slow_start) => Arc::new(Warmup { balancer, slow_start }) as Arc<dyn LoadBalancer>,
+        None => balancer,
+    };
     Some(match policy {
-        BalancerPolicy::LeastRequest { choices } => Arc::new(LeastRequest { choices: *choices }),
-        BalancerPolicy::RoundRobin => Arc::new(RoundRobin),
+        BalancerPolicy::LeastRequest { choices, bias } => {
+            warming(Arc::new(LeastRequest { choices: *choices, bias: *bias }))
+        }
+        BalancerPolicy::RoundRobin => warming(Arc::new(RoundRobin)),
         BalancerPolicy::Random => Arc::new(Random),
+        BalancerPolicy::RingHash { min_size, max_size, function, hashing } => {
+            let (min_size, max_size, function, hashing) = (*min_size, *max_size, *function, *hashing);
+            Arc::new(RingHash { min_size, max_size, function, hashing })
+        }
+        BalancerPolicy::Maglev { table_size, hashing } => {
+            Arc::new(Maglev { table_size: *table_size, hashing: *hashing })
+        }
         BalancerPolicy::Custom(_) => return None,
     })
 }
@@ -99,14 +125,26 @@ pub fn built_in(policy: &BalancerPolicy) -> Option<Arc<dyn LoadBalancer>> {
 pub struct EndpointSet {
     endpoints: Box<[Arc<EndpointState>]>,
     weights: Weights,
+    /// Empty where no endpoint has one.
+    names: Box<[HashNames]>,
     cluster: Arc<ClusterState>,
+}
+
+/// What consistent hashing goes by, where it is not the address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HashNames {
+    /// `hash_key` in the endpoint's metadata `envoy.lb` (gRFC A76).
+    pub key: Option<Arc<str>>,
+    /// Its host name.
+    pub hostname: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
 enum Weights {
     Equal,
-    /// Each endpoint's weight, scaled to `u16::MAX` for the heaviest, and the running totals.
+    /// Each endpoint's weight, the same scaled to `u16::MAX` for the heaviest, and the running totals of that.
     Each {
+        exact: Box<[u64]>,
         strides: Box<[u16]>,
         totals: Box<[u64]>,
     },
@@ -129,9 +167,40 @@ impl EndpointSet {
                 *total += u64::from(*stride);
                 Some(*total)
             });
-            Weights::Each { totals: totals.collect(), strides }
+            let exact = endpoints.iter().map(|(_, weight)| (*weight).max(1)).collect();
+            Weights::Each { totals: totals.collect(), strides, exact }
         };
-        EndpointSet { endpoints: endpoints.into_iter().map(|(state, _)| state).collect(), weights, cluster }
+        let endpoints = endpoints.into_iter().map(|(state, _)| state).collect();
+        EndpointSet { endpoints, weights, names: Box::default(), cluster }
+    }
+
+    /// With what consistent hashing goes by, in the order of the endpoints.
+    pub fn with_names(mut self, names: Vec<HashNames>) -> Self {
+        let is_named = names.iter().any(|names| *names != HashNames::default());
+        self.names = if is_named { names.into_boxed_slice() } else { Box::default() };
+        self
+    }
+
+    /// What stands for the endpoint at a position where endpoints are hashed: its key, its name if that is asked for, its
+    /// address.
+    pub fn hash_key(&self, position: usize, by_hostname: bool) -> String {
+        let named = self.names.get(position).and_then(|names| {
+            let hostname = || names.hostname.as_ref().filter(|_| by_hostname);
+            names.key.as_ref().filter(|key| !key.is_empty()).or_else(hostname)
+        });
+        match (named, self.get(position).and_then(|endpoint| endpoint.id().addresses().first())) {
+            (Some(name), _) => name.to_string(),
+            (None, Some(address)) => address.to_string(),
+            (None, None) => String::new(),
+        }
+    }
+
+    /// The weight of the endpoint at a position as it was given; equal ones are all 1.
+    pub fn exact_weight(&self, position: usize) -> u64 {
+        match &self.weights {
+            Weights::Equal => 1,
+            Weights::Each { exact, .. } => exact.get(position).copied().unwrap_or(1),
+        }
     }
 
     /// How many endpoints there are.

@@ -9,6 +9,8 @@ use super::{EndpointSet, LoadBalancer, PickArgs, Picker};
 pub struct LeastRequest {
     /// How many are looked at; at least 2.
     pub choices: u32,
+    /// How much requests in flight count against weights, in thousandths.
+    pub bias: u32,
 }
 
 impl LoadBalancer for LeastRequest {
@@ -24,12 +26,30 @@ impl Picker for LeastRequest {
         for _ in 1..self.choices.max(2) {
             let other = set.draw(args.random)?;
             let load = set.get(other)?.in_flight();
-            // load/weight compared without dividing; the draw was by weight, so idle endpoints keep their shares.
-            if u64::from(load) * set.weight(best) < u64::from(least) * set.weight(other) {
+            if self.is_less((load, set.weight(other)), (least, set.weight(best)), set.is_equal()) {
                 (best, least) = (other, load);
             }
         }
         Some(best)
+    }
+}
+
+impl LeastRequest {
+    /// Whether one load is less than another for its weight. The draw was by weight, so idle endpoints keep their shares.
+    #[inline]
+    fn is_less(&self, (load, weight): (u32, u64), (other, others_weight): (u32, u64), is_equal: bool) -> bool {
+        match self.bias {
+            // load/weight compared without dividing.
+            1000 => u64::from(load) * others_weight < u64::from(other) * weight,
+            // Where weights are equal, the bias does not count (Envoy).
+            _ if is_equal => load < other,
+            // It is weighted round robin then: any will do.
+            0 => false,
+            bias => {
+                let counted = |load: u32| f64::from(load).powf(f64::from(bias) / 1000.0);
+                counted(load) * (others_weight as f64) < counted(other) * (weight as f64)
+            }
+        }
     }
 }
 
@@ -60,11 +80,16 @@ impl LoadBalancer for RoundRobin {
 }
 
 impl Picker for RoundRobin {
-    fn pick(&self, set: &EndpointSet, _: &mut PickArgs<'_>) -> Option<usize> {
+    fn pick(&self, set: &EndpointSet, args: &mut PickArgs<'_>) -> Option<usize> {
         let count = u32::try_from(set.len()).ok().filter(|count| *count > 0)?;
         let cursor = &set.cluster().round_robin;
         loop {
-            let turn = cursor.fetch_add(1, Ordering::Relaxed);
+            let mut turn = cursor.fetch_add(1, Ordering::Relaxed);
+            if turn == 0 {
+                // Anywhere, so that clients which start together do not all begin with the same endpoint.
+                turn = args.random.u32(..);
+                cursor.store(turn.wrapping_add(1), Ordering::Relaxed);
+            }
             let position = (turn % count) as usize;
             if set.is_equal() {
                 return Some(position);
@@ -89,6 +114,8 @@ mod tests {
     use crate::id::EndpointId;
     use crate::state::{ClusterState, EndpointState};
 
+    const LEAST_REQUEST: LeastRequest = LeastRequest { choices: 2, bias: 1000 };
+
     fn set(weights: &[u64]) -> EndpointSet {
         let cluster = Arc::new(ClusterState::default());
         let endpoint = |port: usize| {
@@ -98,36 +125,79 @@ mod tests {
         EndpointSet::new(endpoints, Arc::clone(&cluster))
     }
 
-    fn shares(picker: &dyn Picker, set: &EndpointSet, picks: usize) -> Vec<f64> {
+    fn counts(picker: &dyn Picker, set: &EndpointSet, picks: usize) -> Vec<usize> {
         let mut random = fastrand::Rng::with_seed(3);
         let mut counts = vec![0usize; set.len()];
         for _ in 0..picks {
             counts[picker.pick(set, &mut PickArgs::new(&mut random)).unwrap()] += 1;
         }
-        counts.into_iter().map(|count| count as f64 / picks as f64).collect()
+        counts
     }
 
+    /// The value of chi-square that is exceeded in 1 % of cases, by Wilson and Hilferty; 2.326 is the normal quantile.
+    fn critical(freedom: usize) -> f64 {
+        let freedom = freedom as f64;
+        let spread = 2.0 / (9.0 * freedom);
+        freedom * (1.0 - spread + 2.326 * spread.sqrt()).powi(3)
+    }
+
+    /// Least request among idle endpoints, since one that is picked is idle again before the next pick.
     #[test]
-    fn idle_endpoints_get_their_shares_by_weight() {
-        let policies: [&dyn Picker; 3] = [&LeastRequest { choices: 2 }, &Random, &RoundRobin];
+    fn idle_endpoints_get_their_shares_by_weight_within_the_bounds_of_chance() {
+        let unbiased = LeastRequest { choices: 5, bias: 0 };
+        let policies: [&dyn Picker; 4] = [&LEAST_REQUEST, &unbiased, &Random, &RoundRobin];
+        let many: Vec<u64> = (1..=100).collect();
+        let sets = [vec![1, 1, 1], vec![1, 2, 3], vec![100, 1, 1, 50], vec![7; 10], vec![1, 1_000], many];
         for policy in policies {
-            for weights in [vec![1], vec![1, 1, 1], vec![1, 2, 3], vec![100, 1, 1, 50], vec![u64::MAX, u64::MAX]] {
-                let total: f64 = weights.iter().map(|weight| *weight as f64).sum();
-                for (share, weight) in shares(policy, &set(&weights), 200_000).iter().zip(&weights) {
-                    let expected = *weight as f64 / total;
-                    assert!((share - expected).abs() < 0.01, "{policy:?} {weights:?}: {share} for {expected}");
-                }
+            for weights in &sets {
+                let picks = 200_000;
+                let total: u64 = weights.iter().sum();
+                let terms = counts(policy, &set(weights), picks).into_iter().zip(weights).map(|(count, weight)| {
+                    let expected = picks as f64 * *weight as f64 / total as f64;
+                    (count as f64 - expected).powi(2) / expected
+                });
+                let (sum, limit) = (terms.sum::<f64>(), critical(weights.len() - 1));
+                assert!(sum < limit, "{policy:?} {weights:?}: {sum} of at most {limit}");
             }
+            assert_eq!(counts(policy, &set(&[1]), 10), [10]);
+            assert!(counts(policy, &set(&[u64::MAX, u64::MAX]), 1000)[0].abs_diff(500) < 50, "{policy:?}");
         }
     }
 
     #[test]
-    fn round_robin_of_equals_takes_each_in_turn() {
+    fn the_bias_says_how_much_load_counts_against_weights() {
+        let shares = |bias, weights: &[u64]| {
+            let set = set(weights);
+            let _busy: Vec<_> = (0..16).map(|_| set.get(0).unwrap().enter()).collect();
+            let _less: Vec<_> = (0..4).map(|_| set.get(1).unwrap().enter()).collect();
+            counts(&LeastRequest { choices: 2, bias }, &set, 10_000)[0]
+        };
+        // 16 of weight 3 against 4 of weight 1: more for its weight as it stands, and less by the root of the load.
+        let (none, root, whole) = (shares(0, &[3, 1]), shares(500, &[3, 1]), shares(1000, &[3, 1]));
+        assert!(
+            none.abs_diff(7_500) < 200 && whole.abs_diff(5_625) < 200 && root.abs_diff(9_375) < 200,
+            "{none} {root} {whole}"
+        );
+        assert!(shares(0, &[1, 1]) < 3_000, "it counts between different weights only");
+    }
+
+    #[test]
+    fn round_robin_of_equals_takes_each_in_turn_from_anywhere() {
         let set = set(&[5, 5, 5]);
         let mut random = fastrand::Rng::with_seed(1);
         let picks: Vec<usize> =
             (0..6).map(|_| RoundRobin.pick(&set, &mut PickArgs::new(&mut random)).unwrap()).collect();
-        assert_eq!(picks, [0, 1, 2, 0, 1, 2]);
+        let first = picks[0];
+        assert_eq!(picks, [0, 1, 2, 3, 4, 5].map(|turn| (first + turn) % 3));
+        let mut starts: Vec<usize> = (0..20)
+            .map(|seed| {
+                let mut random = fastrand::Rng::with_seed(seed);
+                RoundRobin.pick(&super::tests::set(&[5, 5, 5]), &mut PickArgs::new(&mut random)).unwrap()
+            })
+            .collect();
+        starts.sort_unstable();
+        starts.dedup();
+        assert_eq!(starts, [0, 1, 2], "clients do not all begin with the same one");
     }
 
     #[test]
@@ -135,13 +205,13 @@ mod tests {
         let set = set(&[1, 1]);
         let _busy: Vec<_> = (0..10).map(|_| set.get(0).unwrap().enter()).collect();
         // Only when both draws hit the busy one is it picked: a quarter of the time.
-        let busy_share = shares(&LeastRequest { choices: 2 }, &set, 10_000)[0];
-        assert!((0.2..0.3).contains(&busy_share), "{busy_share}");
+        let busy_share = counts(&LEAST_REQUEST, &set, 10_000)[0];
+        assert!((2_000..3_000).contains(&busy_share), "{busy_share}");
     }
 
     #[test]
     fn an_empty_set_has_no_pick() {
-        let policies: [&dyn Picker; 3] = [&LeastRequest { choices: 2 }, &Random, &RoundRobin];
+        let policies: [&dyn Picker; 3] = [&LEAST_REQUEST, &Random, &RoundRobin];
         for policy in policies {
             assert_eq!(policy.pick(&set(&[]), &mut PickArgs::new(&mut fastrand::Rng::with_seed(1))), None);
         }
@@ -149,7 +219,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_that_was_tried_is_avoided_while_there_is_another() {
-        let policies: [&dyn Picker; 3] = [&LeastRequest { choices: 2 }, &Random, &RoundRobin];
+        let policies: [&dyn Picker; 3] = [&LEAST_REQUEST, &Random, &RoundRobin];
         for policy in policies {
             let set = set(&[1, 1]);
             // The one that was tried refuses connections, so it is idle, and the other one is busy.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{EndpointSet, LoadBalancer, PickArgs, Picker};
+use super::{EndpointSet, HashNames, LoadBalancer, PickArgs, Picker};
 use crate::model::{Endpoints, Health, LocalityEndpoints, PriorityPolicy};
 use crate::state::{ClusterState, EndpointState};
 
@@ -18,6 +18,8 @@ pub struct Levels {
     levels: Vec<Level>,
     /// Running totals of load, in percent; the last is 100 unless nothing can be picked.
     loads: Vec<u64>,
+    /// Whether the hash of a request chooses among them, so that equal ones go to the same priority.
+    by_hash: bool,
 }
 
 /// What takes a share of load: the healthy endpoints of a priority, its degraded ones, or in panic all of them.
@@ -123,6 +125,7 @@ impl Levels {
                 }
             }
         }
+        self.by_hash = self.levels.iter().any(|level| level.picker.goes_by_hash());
         // Whole percents leave a remainder: the last that takes any load takes it too.
         if total > 0 && total < 100 {
             for load in self.loads.iter_mut().filter(|load| **load == total) {
@@ -138,7 +141,10 @@ impl Levels {
             Some(100) => 0,
             None => return None,
             Some(_) => {
-                let ticket = args.random.u64(0..100);
+                let ticket = match args.hash.filter(|_| self.by_hash) {
+                    Some(hash) => hash % 100,
+                    None => args.random.u64(0..100),
+                };
                 self.loads.iter().position(|load| ticket < *load)?
             }
         };
@@ -172,7 +178,10 @@ impl Priority {
             let endpoints = localities.iter().flat_map(|locality| &locality.endpoints);
             endpoints.filter(|endpoint| wanted(endpoint.health)).count() as u64
         };
-        let set = |wanted| EndpointSet::new(weighted(localities, wanted, factor, state), Arc::clone(state));
+        let set = |wanted| {
+            let (endpoints, names) = weighted(localities, wanted, factor, state).into_iter().unzip();
+            EndpointSet::new(endpoints, Arc::clone(state)).with_names(names)
+        };
         let is_degraded: fn(Health) -> bool = |health| health == Health::Degraded;
         let is_not_leaving: fn(Health) -> bool = |health| health != Health::Draining;
         let (all, healthy, degraded) = (count(is_not_leaving), count(Health::is_pickable), count(is_degraded));
@@ -200,7 +209,7 @@ fn weighted(
     wanted: fn(Health) -> bool,
     factor: u64,
     state: &ClusterState,
-) -> Vec<(Arc<EndpointState>, u64)> {
+) -> Vec<((Arc<EndpointState>, u64), HashNames)> {
     let by_locality = localities.iter().any(|locality| locality.weight.is_some());
     let mut weighted = Vec::with_capacity(localities.iter().map(|locality| locality.endpoints.len()).sum());
     for locality in localities {
@@ -225,7 +234,9 @@ fn weighted(
                     u64::try_from(scaled).unwrap_or(u64::MAX)
                 }
             };
-            (state.endpoint(&endpoint.id, endpoint.mutual_tls), weight)
+            let key = endpoint.metadata.get("envoy.lb").and_then(|fields| fields.get("hash_key")).cloned();
+            let names = HashNames { key, hostname: endpoint.hostname.clone() };
+            ((state.endpoint(&endpoint.id, endpoint.mutual_tls), weight), names)
         }));
     }
     weighted

@@ -22,7 +22,7 @@ use crate::model::FilterConfig;
 use crate::request_info::RequestInfo;
 use crate::state::FilterState;
 
-pub use fault::FaultFilter;
+pub use fault::{ActiveFaults, FaultFilter};
 
 /// What becomes of a request after a filter saw it. Exhaustive: one more must not pass for [`Decision::Continue`].
 pub enum Decision {
@@ -160,7 +160,9 @@ impl FilterRegistry {
             FilterConfig::Rbac(_) | FilterConfig::Jwt(_) | FilterConfig::ExtAuthz(_) => {
                 Err(Invalid::new("RBAC, JWT and ext_authz are for servers"))
             }
-            FilterConfig::Fault(fault) => Ok(Some(Arc::new(FaultFilter::new(fault)?))),
+            FilterConfig::Fault(fault) => {
+                Ok(Some(Arc::new(FaultFilter::new(fault)?.counted(state.get(ActiveFaults::default)))))
+            }
             FilterConfig::Custom(name, json) => match self.factories.get(name) {
                 Some(factory) => factory(json, state).map(Some),
                 None => Err(Invalid::new(format!("no filter is registered as {name:?}"))),

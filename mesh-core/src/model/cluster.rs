@@ -19,6 +19,8 @@ pub struct Cluster {
     pub balancer: BalancerPolicy,
     /// How priorities, panic and locality weights are treated.
     pub priorities: PriorityPolicy,
+    /// How new endpoints come to their full share; `None`: they have it at once. For round robin and least request.
+    pub slow_start: Option<SlowStart>,
     /// What its endpoints speak.
     pub protocol: ClusterProtocol,
     /// Whether connections must be secured.
@@ -78,18 +80,86 @@ pub enum BalancerPolicy {
     LeastRequest {
         /// How many are looked at, 2 to 10.
         choices: u32,
+        /// How much requests in flight count against weights, in thousandths (Envoy's `active_request_bias`, 1): 0 is not
+        /// at all.
+        bias: u32,
     },
     /// One after the other, by weight.
     RoundRobin,
     /// Any, by weight.
     Random,
+    /// The next one on a ring of hashes, of which each endpoint has several (gRFC A42).
+    RingHash {
+        /// So many hashes at least.
+        min_size: u64,
+        /// So many hashes at most.
+        max_size: u64,
+        /// How they are made; requests are hashed by xxHash64 always.
+        function: HashFunction,
+        /// What is hashed of endpoints, and how much one may get.
+        hashing: ConsistentHashing,
+    },
+    /// By Maglev's table.
+    Maglev {
+        /// How many entries it has, a prime.
+        table_size: u64,
+        /// What is hashed of endpoints, and how much one may get.
+        hashing: ConsistentHashing,
+    },
     /// A policy of the application's own, by the name it was registered under.
     Custom(Arc<str>),
 }
 
 impl Default for BalancerPolicy {
     fn default() -> Self {
-        BalancerPolicy::LeastRequest { choices: 2 }
+        BalancerPolicy::least_request(2)
+    }
+}
+
+impl BalancerPolicy {
+    /// Of so many random endpoints, the one with the fewest requests in flight.
+    pub fn least_request(choices: u32) -> Self {
+        BalancerPolicy::LeastRequest { choices, bias: 1000 }
+    }
+}
+
+/// How the hashes on a ring are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HashFunction {
+    /// xxHash64.
+    #[default]
+    Xx,
+    /// MurmurHash2 of 64 bits, as in libstdc++.
+    Murmur2,
+}
+
+/// What is hashed of endpoints, and how much one may get (Envoy's `ConsistentHashingLbConfig`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConsistentHashing {
+    /// Hash the names of endpoints, where they have one, and not their addresses.
+    pub by_hostname: bool,
+    /// How many requests in flight an endpoint may have, in percent of the mean, at least 100; others stand in for
+    /// one that has more. `None`: any number.
+    pub balance_percent: Option<u32>,
+}
+
+/// How new endpoints come to their full share (Envoy's `SlowStartConfig`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SlowStart {
+    /// How long it takes, from the first time that an endpoint is about to be picked.
+    pub window: Duration,
+    /// The curve, in thousandths: 1000 is a line, more is faster at the beginning.
+    pub aggression: u32,
+    /// The share to begin with, in percent.
+    pub min_percent: u8,
+}
+
+impl SlowStart {
+    /// In a line from a tenth, which are Envoy's defaults.
+    pub fn over(window: Duration) -> Self {
+        SlowStart { window, aggression: 1000, min_percent: 10 }
     }
 }
 
@@ -204,6 +274,7 @@ impl Cluster {
             kind,
             balancer: BalancerPolicy::default(),
             priorities: PriorityPolicy::default(),
+            slow_start: None,
             protocol: ClusterProtocol::default(),
             tls: ClusterTls::None,
             connect_timeout: Duration::from_secs(5),

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::model::{ExtAuthz, HeaderTest, JwtAuthentication, Rbac};
 
 /// One entry of a listener's filter list.
@@ -51,22 +53,35 @@ pub struct Fault {
     pub abort: Option<FaultAbort>,
     /// Only requests whose headers all pass.
     pub headers: Vec<HeaderTest>,
+    /// Only requests to this cluster.
+    pub cluster: Option<Arc<str>>,
+    /// Only requests of these nodes, by `x-envoy-downstream-service-node`; none for all.
+    pub nodes: Vec<String>,
+    /// How many requests may suffer from it at a time, to their end; `None`: any number.
+    pub max_active: Option<u32>,
 }
 
 /// A delay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FaultDelay {
-    /// How long.
-    pub duration: Duration,
-    /// How many requests.
+    /// How long; `None`: as `x-envoy-fault-delay-request` says, in milliseconds, and none without it.
+    pub duration: Option<Duration>,
+    /// How many requests. Where the request says how long, it may say less in `x-envoy-fault-delay-request-percentage`.
     pub fraction: Fraction,
+    /// What 1 is in that header, in parts per million.
+    pub unit: u32,
 }
 
 impl FaultDelay {
     /// So long, for so many requests.
     pub fn new(duration: Duration, fraction: Fraction) -> Self {
-        FaultDelay { duration, fraction }
+        FaultDelay { duration: Some(duration), fraction, unit: 10_000 }
+    }
+
+    /// For as long as the request says, for so many requests at most.
+    pub fn by_header(fraction: Fraction) -> Self {
+        FaultDelay { duration: None, fraction, unit: 10_000 }
     }
 }
 
@@ -76,21 +91,31 @@ impl FaultDelay {
 pub struct FaultAbort {
     /// The HTTP status, 200 to 599, where given.
     pub http_status: Option<u16>,
-    /// The gRPC code, where given.
+    /// The gRPC code, where given. With neither: as `x-envoy-fault-abort-request` or `x-envoy-fault-abort-grpc-request`
+    /// says, and none without them.
     pub grpc_code: Option<u32>,
-    /// How many requests.
+    /// How many requests. Where the request says with what, it may say less in `x-envoy-fault-abort-request-percentage`.
     pub fraction: Fraction,
+    /// What 1 is in that header, in parts per million.
+    pub unit: u32,
+    /// The body; `None`: the filter's own.
+    pub body: Option<Bytes>,
 }
 
 impl FaultAbort {
     /// With an HTTP status.
     pub fn http(status: u16, fraction: Fraction) -> Self {
-        FaultAbort { http_status: Some(status), grpc_code: None, fraction }
+        FaultAbort { http_status: Some(status), ..FaultAbort::by_header(fraction) }
     }
 
     /// With a gRPC code.
     pub fn grpc(code: u32, fraction: Fraction) -> Self {
-        FaultAbort { http_status: None, grpc_code: Some(code), fraction }
+        FaultAbort { grpc_code: Some(code), ..FaultAbort::by_header(fraction) }
+    }
+
+    /// With what the request says, for so many requests at most.
+    pub fn by_header(fraction: Fraction) -> Self {
+        FaultAbort { http_status: None, grpc_code: None, fraction, unit: 10_000, body: None }
     }
 }
 
@@ -109,6 +134,11 @@ impl Fraction {
         }
         let per_million = u64::from(numerator) * 1_000_000 / u64::from(denominator);
         Fraction(u32::try_from(per_million.min(1_000_000)).unwrap_or(1_000_000))
+    }
+
+    /// So many parts per million, at most all.
+    pub fn of_million(parts: u64) -> Self {
+        Fraction(u32::try_from(parts.min(1_000_000)).unwrap_or(1_000_000))
     }
 
     /// In parts per million.

@@ -24,6 +24,7 @@ mod endpoint;
 mod ext_authz;
 mod file_tls;
 mod filter;
+mod hash_policy;
 mod header_text;
 mod jwks;
 mod jwt;
@@ -38,12 +39,14 @@ mod route;
 mod strings;
 
 pub use cluster::{
-    BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, PriorityPolicy, TcpKeepalive, UpstreamTls,
+    BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, ConsistentHashing, HashFunction, PriorityPolicy,
+    SlowStart, TcpKeepalive, UpstreamTls,
 };
 pub use endpoint::{Endpoint, Endpoints, Health, LocalityEndpoints};
 pub use ext_authz::{CheckProtocol, CheckedBody, ExtAuthz, HttpCheck, IN_PROCESS};
 pub use file_tls::{FileTls, NameKind, NameTest, Roots, Sni, TlsFiles, TlsVersions};
 pub use filter::{Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, NamedFilter};
+pub use hash_policy::{CookieKey, HashKey, HashPolicy, HashedHeader};
 pub use header_text::{HeaderFormat, HeaderTarget, HeaderText};
 pub use jwks::{Jwk, JwkSet, JwsAlgorithm, KeyMaterial, MOST_JWKS_BYTES, MOST_JWKS_KEYS};
 pub use jwt::{ClaimHeader, JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, TokenLocation};
@@ -57,8 +60,8 @@ pub use path_rewrite::PathRewrite;
 pub use rbac::{ClaimTest, IpPrefix, PeerTest, Rbac, RbacAction, RbacCondition, RbacPolicy, RbacRules, TokenTest};
 pub use retry::{RetryCondition, RetryConditions, RetryPolicy};
 pub use route::{
-    Clusters, DirectResponse, Forward, HeaderChange, HeaderMutations, HeaderTest, MaxStreamDuration, PathChange,
-    PathTest, QueryTest, Redirect, Route, RouteAction, RouteConfiguration, RouteMatch, SegmentTemplate, TemplatePart,
-    VirtualHost, WeightedCluster,
+    Clusters, DirectResponse, Forward, HeaderChange, HeaderMutations, HeaderTest, MaxStreamDuration, Mirror,
+    MirrorHost, PathChange, PathTest, QueryTest, Redirect, Route, RouteAction, RouteConfiguration, RouteMatch,
+    SegmentTemplate, TemplatePart, VirtualHost, WeightedCluster,
 };
 pub use strings::{FullRegex, StringTest};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::id::{ClusterName, RouteName};
-use crate::model::{FilterConfig, Fraction, FullRegex, HeaderText, PathRewrite, RetryPolicy, StringTest};
+use crate::model::{FilterConfig, Fraction, FullRegex, HashPolicy, HeaderText, PathRewrite, RetryPolicy, StringTest};
 
 /// Filter overrides by filter name (`typed_per_filter_config`).
 type FilterOverrides = BTreeMap<Arc<str>, FilterConfig>;
@@ -244,6 +244,40 @@ pub struct Forward {
     pub max_stream_duration: Option<MaxStreamDuration>,
     /// When to try again.
     pub retry: Option<RetryPolicy>,
+    /// What requests are hashed by, for clusters that choose by hash.
+    pub hash_policies: Vec<HashPolicy>,
+    /// Who else gets a copy.
+    pub mirrors: Vec<Mirror>,
+}
+
+/// Who else gets a copy of a request, and is not waited for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Mirror {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// Of how many requests.
+    pub fraction: Fraction,
+    /// What its host is.
+    pub host: MirrorHost,
+}
+
+impl Mirror {
+    /// A copy of every request, as it is.
+    pub fn to(cluster: impl Into<ClusterName>) -> Self {
+        Mirror { cluster: cluster.into(), fraction: Fraction::ALL, host: MirrorHost::Same }
+    }
+}
+
+/// The host of a copy. Exhaustive: whoever makes one has to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MirrorHost {
+    /// That of the request.
+    Same,
+    /// That with `-shadow` behind its name (Envoy, where nothing is said; not Istio).
+    Suffixed,
+    /// This one.
+    Literal(HeaderValue),
 }
 
 impl Forward {
@@ -261,6 +295,8 @@ impl Forward {
             timeout: Some(Duration::ZERO),
             max_stream_duration: None,
             retry: None,
+            hash_policies: Vec::new(),
+            mirrors: Vec::new(),
         }
     }
 }

@@ -276,7 +276,17 @@ impl Assembly {
         };
         let clusters = routes.clusters().to_vec();
         // Every cluster is walked, known or not, so that all of them are asked for at once.
-        let clusters: Vec<_> = clusters.iter().map(|name| self.cluster_view(name, walk)).collect();
+        let clusters = clusters.iter().enumerate().map(|(position, name)| {
+            let was_incomplete = walk.incomplete;
+            let view = self.cluster_view(name, walk);
+            if view.is_none() && routes.is_mirror(position) {
+                // No request waits for what gets copies only.
+                walk.incomplete = was_incomplete;
+                return Some(Arc::new(ClusterView::unusable(name.clone(), "not known yet".into())));
+            }
+            view
+        });
+        let clusters: Vec<_> = clusters.collect();
         let clusters: Option<Vec<_>> = clusters.into_iter().collect();
         Some(TargetView::new(entry.target.clone(), &listener.http, routes, clusters?))
     }

@@ -126,7 +126,7 @@ impl ClusterView {
         for (position, leaf) in leaves.iter().enumerate() {
             let balancer = match &leaf.cluster.balancer {
                 BalancerPolicy::Custom(name) => extensions.balancers.get(name).cloned(),
-                policy => built_in(policy),
+                policy => built_in(policy, leaf.cluster.slow_start),
             };
             match (balancer, &leaf.endpoints) {
                 (Some(balancer), Some(endpoints)) => {

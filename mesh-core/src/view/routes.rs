@@ -15,7 +15,7 @@ use crate::id::ClusterName;
 use crate::jwt::{Authenticator, Claims};
 use crate::matcher::{DomainIndex, RouteIndex};
 use crate::model::{
-    Clusters, FilterConfig, Forward, HeaderChange, HttpManager, NamedFilter, Rbac, Route, RouteAction,
+    Clusters, FilterConfig, Forward, HeaderChange, HttpManager, Mirror, NamedFilter, Rbac, Route, RouteAction,
     RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
 };
 use crate::request::RequestHead;
@@ -28,6 +28,8 @@ pub struct RouteTable {
     domains: DomainIndex,
     hosts: Vec<Host>,
     clusters: Vec<ClusterName>,
+    /// How many of them requests go to; the others get copies only.
+    routed: usize,
     /// Who is let in where a route says nothing else of it, and where there is no route.
     access: Access,
     /// Whose tokens are good.
@@ -115,6 +117,7 @@ impl RouteTable {
             domains: DomainIndex::new(&config.virtual_hosts),
             hosts: Vec::with_capacity(config.virtual_hosts.len()),
             clusters: Vec::new(),
+            routed: 0,
             filters: http.filters.clone(),
             access: Box::default(),
             authenticator: authenticator(&http.filters)?,
@@ -133,6 +136,15 @@ impl RouteTable {
             let place = format!("{listener}/{}", host.name);
             let compiled = table.compile_host(host, &mut known, &builder, &base, &place);
             table.hosts.push(compiled.map_err(|invalid| invalid.at(format!("virtual_hosts[{position}]")))?);
+        }
+        table.routed = table.clusters.len();
+        for route in config.virtual_hosts.iter().flat_map(|host| &host.routes) {
+            let RouteAction::Forward(forward) = &route.action else { continue };
+            for Mirror { cluster, .. } in &forward.mirrors {
+                if !table.clusters.contains(cluster) {
+                    table.clusters.push(cluster.clone());
+                }
+            }
         }
         Ok(table)
     }
@@ -223,6 +235,11 @@ impl RouteTable {
     /// The clusters that its routes name, each once.
     pub fn clusters(&self) -> &[ClusterName] {
         &self.clusters
+    }
+
+    /// Whether the cluster at a position gets copies of requests only, so that none has to wait for it.
+    pub fn is_mirror(&self, position: usize) -> bool {
+        position >= self.routed
     }
 
     /// The first route that a request matches, and of its destinations one by weight.

@@ -127,7 +127,9 @@ impl<T: Transport> ActiveRequest<T> {
         if let Some(deadline) = self.info.deadline.filter(|_| self.info.is_grpc) {
             grpc_timeout::tell(&mut head.headers, deadline.saturating_duration_since(Instant::now()));
         }
-        self.route_wants_response = self.filters_entered > 0 || !route.destination.response_changes().is_empty();
+        self.route_wants_response = self.filters_entered > 0
+            || !route.destination.response_changes().is_empty()
+            || !self.set_cookies.is_empty();
         self.policy_wants_response = retry::looks_at_answers(policy(route));
         let ready = match self.was_cut {
             false => self.transport.ready(cluster, attempt.endpoint(), attempt.version, attempt.security),

@@ -9,6 +9,7 @@
 //! go on.
 
 mod attempt;
+mod mirror;
 mod request;
 mod response_body;
 mod rewrite;
@@ -31,6 +32,8 @@ use crate::body::{Body, BoxError, length, note_frame};
 use crate::reply;
 use crate::transport::{Replay, Transport};
 
+pub use mirror::MirrorCounts;
+pub(crate) use mirror::Mirrors;
 pub(crate) use request::{Attempt, FixedTarget, OutboundContext, within};
 pub use response_body::ResponseBody;
 pub(crate) use route::{entry, original_destination, refuse_tls};
@@ -55,6 +58,8 @@ pub(crate) fn send<T: Transport>(
             route: None,
             filters_entered: 0,
             original_destination: None,
+            set_cookies: Vec::new(),
+            copies: None,
             attempt: None,
             connection: None,
             replay: Replay::default(),
@@ -116,7 +121,11 @@ impl<T: Transport> Outbound<T> {
         step: impl FnOnce(&mut ActiveRequest<T>, &mut Parts) -> Result<Step<T>, MeshError>,
     ) -> Option<Concluded<T::Body>> {
         let mut this = self.project();
-        match step(this.request, &mut head) {
+        let step = step(this.request, &mut head);
+        if let Some(copies) = this.request.copies.take() {
+            body.copied(mirror::LARGEST, move |body| copies.send(body));
+        }
+        match step {
             Ok(Step::Send) => match length::check(&head.headers, &mut body) {
                 Ok(()) => this.flight.set(Flight::Away { exchange: this.request.dispatch(head, body) }),
                 Err(error) => return Some(Err(this.request.refuse(error))),

@@ -6,11 +6,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::SET_COOKIE;
 use http::response::Parts;
 use http::uri::Authority;
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
+use mesh_core::hashing::Caller;
 use mesh_core::model::Cluster;
 use mesh_core::outlier::Outcome as Outlier;
 use mesh_core::request_info::{Observers, RequestInfo, grpc_status};
@@ -19,6 +21,7 @@ use mesh_core::store::{Store, TargetEntry};
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 use tokio::time::Sleep;
 
+use super::mirror::{Copies, Mirrors};
 use crate::transport::{HttpVersion, Replay, Security, Transport};
 use crate::{filters, headers};
 
@@ -29,6 +32,10 @@ pub(crate) struct OutboundContext {
     /// How long the first request to a target waits for its configuration.
     pub(crate) cold_start_wait: Duration,
     pub(crate) target: Option<FixedTarget>,
+    /// Copies of requests, of all clients of the mesh.
+    pub(crate) mirrors: Arc<Mirrors>,
+    /// Who this client is, for routes that hash by it.
+    pub(crate) caller: Caller,
 }
 
 /// The one target of a client that has one, such as a gRPC channel.
@@ -49,6 +56,10 @@ pub(super) struct ActiveRequest<T: Transport> {
     pub(super) filters_entered: usize,
     /// The host and port that a pass-through cluster is to dial.
     pub(super) original_destination: Option<Box<str>>,
+    /// Cookies that were made for the caller to be hashed by.
+    pub(super) set_cookies: Vec<HeaderValue>,
+    /// Copies to be sent with the request's body.
+    pub(super) copies: Option<Box<Copies>>,
     /// The present try.
     pub(super) attempt: Option<Attempt>,
     pub(super) connection: Option<T::Connection>,
@@ -177,6 +188,9 @@ impl<T: Transport> ActiveRequest<T> {
         let destination = route.get().destination;
         filters::on_response(destination.filters(), self.filters_entered, &mut self.info, head);
         headers::apply_to_response(destination.response_changes(), head);
+        for cookie in self.set_cookies.drain(..) {
+            head.headers.append(SET_COOKIE, cookie);
+        }
     }
 
     /// The request fails; the error says on which route.

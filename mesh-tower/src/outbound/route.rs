@@ -8,12 +8,14 @@ use http::uri::Scheme;
 use http::{Method, Uri, Version};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
+use mesh_core::hashing;
 use mesh_core::model::{Forward, RouteAction};
 use mesh_core::request::{RequestHead, has_port, host_and_port, is_grpc};
 use mesh_core::request_info::{Deadline, Direction, RequestInfo};
 use mesh_core::store::TargetEntry;
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 
+use super::mirror::Copies;
 use super::request::{ActiveRequest, FOUND, OutboundContext, Step, Woken, too_late};
 use super::rewrite::rewrite;
 use crate::filters::{self, Passage};
@@ -170,12 +172,20 @@ impl<T: Transport> ActiveRequest<T> {
         let response = match &route.route.action {
             RouteAction::Forward(forward) => {
                 limit(&mut self.info, forward, route)?;
+                if !forward.hash_policies.is_empty() {
+                    self.hash(forward, head)?;
+                }
                 // Where the caller wants to go, if that is where the cluster's requests go: what the route writes over
                 // it is only told there.
                 if route.cluster.is_some_and(|cluster| cluster.passes_through()) {
                     self.original_destination = Some(original_destination(&head_of(&self.context, head)?)?);
                 }
                 rewrite(head, forward, route)?;
+                if !forward.mirrors.is_empty()
+                    && let Some(selected) = &self.route
+                {
+                    self.copies = Copies::of(&self.context.mirrors, forward, selected.view(), head, &mut self.info);
+                }
                 return self.try_once(route, head);
             }
             RouteAction::Redirect(redirect) => {
@@ -189,6 +199,14 @@ impl<T: Transport> ActiveRequest<T> {
             }
         };
         Ok(Step::Done(response))
+    }
+
+    /// Hashes the request as the caller made it, before the route writes over anything.
+    fn hash(&mut self, forward: &Forward, head: &Parts) -> Result<(), MeshError> {
+        let seen = head_of(&self.context, head)?;
+        let hashed = hashing::hash(&forward.hash_policies, &seen, &self.context.caller, &mut self.info.random);
+        (self.info.hash, self.set_cookies) = (hashed.hash, hashed.set_cookies);
+        Ok(())
     }
 }
 

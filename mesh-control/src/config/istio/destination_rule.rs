@@ -1,5 +1,7 @@
 //! `DestinationRule` (networking.istio.io): how a service is called once routing has chosen it.
 
+pub(super) mod balancer;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -354,23 +356,27 @@ impl DestinationRule {
                 d.report_at(subset.name.span, path, Severity::Error, Code::InvalidValue, message);
             }
             if let Some(policy) = &subset.traffic_policy {
-                policy.check(&format!("subsets[{index}].trafficPolicy"), d);
+                let detects = self.traffic_policy.as_ref().is_some_and(|whole| whole.outlier_detection.is_some());
+                policy.check(&format!("subsets[{index}].trafficPolicy"), detects, d);
             }
         }
         if let Some(policy) = &self.traffic_policy {
-            policy.check("trafficPolicy", d);
+            policy.check("trafficPolicy", false, d);
         }
     }
 }
 
 impl TrafficPolicy {
-    fn check(&self, path: &str, d: &mut Decoder<'_>) {
+    /// `detects` says whether what it stands below detects outliers.
+    fn check(&self, path: &str, detects: bool, d: &mut Decoder<'_>) {
         check_settings(self.load_balancer.as_ref(), self.connection_pool.as_ref(), path, d);
+        balancer::check_outliers(self.load_balancer.as_ref(), detects || self.outlier_detection.is_some(), path, d);
         check_outlier_detection(self.outlier_detection.as_ref(), path, d);
         check_tls(self.tls.as_ref(), path, d);
         for (index, port) in self.port_level_settings.iter().enumerate() {
             let path = format!("{path}.portLevelSettings[{index}]");
             check_settings(port.load_balancer.as_ref(), port.connection_pool.as_ref(), &path, d);
+            balancer::check_outliers(port.load_balancer.as_ref(), port.outlier_detection.is_some(), &path, d);
             check_outlier_detection(port.outlier_detection.as_ref(), &path, d);
             check_tls(port.tls.as_ref(), &path, d);
         }
@@ -469,13 +475,8 @@ fn check_files(tls: &ClientTls, path: &str, d: &mut Decoder<'_>) {
 }
 
 fn check_settings(balancer: Option<&LoadBalancer>, pool: Option<&ConnectionPool>, path: &str, d: &mut Decoder<'_>) {
-    if let Some(balancer) = balancer
-        && balancer.simple.is_some()
-        && balancer.consistent_hash.is_some()
-    {
-        let message = "only one of `simple` and `consistentHash` can be set";
-        let path = format!("{path}.loadBalancer");
-        d.report_at(balancer.span, path, Severity::Error, Code::InvalidValue, message);
+    if let Some(settings) = balancer {
+        balancer::check(settings, path, d);
     }
     let Some(pool) = pool else { return };
     if let Some(tcp) = &pool.tcp

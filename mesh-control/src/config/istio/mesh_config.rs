@@ -7,6 +7,8 @@ use http::{HeaderName, HeaderValue};
 use mesh_core::identity::TrustDomain;
 use mesh_core::model::{CheckedBody, IN_PROCESS};
 
+use super::destination_rule::LocalityLb;
+use super::destination_rule::balancer::check_locality;
 use super::names::export_faults;
 use crate::config::decode::{Decoder, Opaque, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
@@ -59,7 +61,7 @@ message! {
         /// How services are called.
         default_traffic_policy: Opaque = "defaultTrafficPolicy",
         /// Which endpoints go first.
-        locality_lb_setting: Opaque = "localityLbSetting",
+        locality_lb_setting: Option<LocalityLb> = "localityLbSetting",
         /// Whether clients take HTTP/2 of themselves.
         h2_upgrade_policy: Opaque = "h2UpgradePolicy",
         /// Services that stay in their cluster.
@@ -268,6 +270,9 @@ pub const AUTHORIZER_TIMEOUT: Duration = Duration::from_secs(600);
 impl MeshConfig {
     /// What is wrong with it.
     pub fn check(&self, d: &mut Decoder<'_>) {
+        if let Some(setting) = &self.locality_lb_setting {
+            check_locality(setting, "localityLbSetting", d);
+        }
         let mut wrong = |span: Span, field: String, message: String| {
             d.report_at(span, field, Severity::Error, Code::InvalidValue, message);
         };

@@ -352,6 +352,20 @@ impl Decode for AddedValue {
     }
 }
 
+impl HttpRoute {
+    /// Who gets a copy: its field, the destination, and of how many requests in a million. Without a percentage, of all.
+    pub fn mirrored(&self) -> impl Iterator<Item = (String, &Destination, u32)> {
+        let whole = |percent: u32| percent.min(100) * 10_000;
+        let percentage = self.mirror_percentage.map(|percentage| percentage.millionths);
+        let share = percentage.or(self.mirror_percent.map(whole)).unwrap_or(1_000_000);
+        let one = self.mirror.iter().map(move |to| ("mirror".to_owned(), to, share));
+        one.chain(self.mirrors.iter().enumerate().map(|(index, mirror)| {
+            let share = mirror.percentage.map_or(1_000_000, |percentage| percentage.millionths);
+            (format!("mirrors[{index}].destination"), &mirror.destination, share)
+        }))
+    }
+}
+
 /// A percentage with up to four decimals, as Envoy counts it: parts of a million.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Percent {
@@ -414,6 +428,18 @@ impl HttpRoute {
                 "",
                 "only one of `route`, `redirect`, `directResponse` and `delegate` can be set".into(),
             ),
+        }
+        for (field, to, _) in self.mirrored() {
+            if let Some(message) = host_fault(&to.host) {
+                error(to.host.span, &format!("{field}.host"), message);
+            }
+            if let Some(subset) = to.subset.as_ref().filter(|subset| !(subset.is_empty() || is_label(subset))) {
+                let message = format!("{} is not the name of a subset", quoted(subset));
+                error(subset.span, &format!("{field}.subset"), message);
+            }
+        }
+        if self.mirror_percent.is_some_and(|percent| percent > 100) {
+            error(self.span, "mirrorPercent", "more than 100".into());
         }
         let mut total: i64 = 0;
         for (index, destination) in self.route.iter().enumerate() {

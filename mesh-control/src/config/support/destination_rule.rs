@@ -27,10 +27,27 @@ const DESTINATION_RULE: &[Row] = &[
 /// Of a traffic policy, wherever it stands.
 const TRAFFIC_POLICY: &[Row] = &[
     Row { path: "loadBalancer.simple", library: Partly(balancer), grpc: Partly(grpc_balancer) },
-    both("loadBalancer.consistentHash", NotYet("requests are balanced by least request")),
-    both("loadBalancer.localityLbSetting", NotYet("localities are not told apart")),
-    both("loadBalancer.warmupDurationSecs", NotYet("new endpoints take their full share at once")),
-    both("loadBalancer.warmup", NotYet("new endpoints take their full share at once")),
+    both("loadBalancer.consistentHash.httpHeaderName", Enforced),
+    http_only("loadBalancer.consistentHash.httpCookie.name", BY_HEADER),
+    http_only("loadBalancer.consistentHash.httpCookie.path", BY_HEADER),
+    http_only("loadBalancer.consistentHash.httpCookie.ttl", BY_HEADER),
+    http_only("loadBalancer.consistentHash.httpCookie.attributes.name", BY_HEADER),
+    http_only("loadBalancer.consistentHash.httpCookie.attributes.value", BY_HEADER),
+    http_only("loadBalancer.consistentHash.useSourceIp", "each channel of a gRPC client has an endpoint of its own"),
+    http_only("loadBalancer.consistentHash.httpQueryParameterName", BY_HEADER),
+    both("loadBalancer.consistentHash.minimumRingSize", Enforced),
+    both("loadBalancer.consistentHash.ringHash.minimumRingSize", Enforced),
+    http_only("loadBalancer.consistentHash.maglev.tableSize", "gRPC's clients have a ring of hashes instead"),
+    both("loadBalancer.localityLbSetting.distribute.from", Enforced),
+    both("loadBalancer.localityLbSetting.distribute.to", Enforced),
+    both("loadBalancer.localityLbSetting.failover.from", Enforced),
+    both("loadBalancer.localityLbSetting.failover.to", Enforced),
+    both("loadBalancer.localityLbSetting.failoverPriority", Enforced),
+    both("loadBalancer.localityLbSetting.enabled", Enforced),
+    http_only("loadBalancer.warmupDurationSecs", AT_ONCE),
+    http_only("loadBalancer.warmup.duration", AT_ONCE),
+    http_only("loadBalancer.warmup.minimumPercent", AT_ONCE),
+    http_only("loadBalancer.warmup.aggression", AT_ONCE),
     both("loadBalancer.zoneAwareLbSetting", NotYet("localities are not told apart")),
     http_only("connectionPool.tcp.connectTimeout", "gRPC's clients have their own"),
     http_only("connectionPool.tcp.maxConnections", "gRPC's clients have no such limit"),
@@ -71,6 +88,9 @@ const TRAFFIC_POLICY: &[Row] = &[
 const NO_ERRORS: &str = "Istio knows it no more: name `consecutive5xxErrors` or `consecutiveGatewayErrors`";
 
 const GRPC_REACHES: &str = "where calls cannot be made, gRPC's clients go to another endpoint by themselves";
+const BY_HEADER: &str = "gRPC's clients hash headers only: each call goes to any endpoint";
+
+const AT_ONCE: &str = "gRPC's clients give new endpoints their full share at once";
 
 const MESH_ONLY: &str = "gRPC's clients do so where the mode is ISTIO_MUTUAL, and fail their calls otherwise";
 

@@ -9,6 +9,7 @@ pub(super) const TABLES: Tables = &[("", VIRTUAL_SERVICE)];
 const NO_HEADERS: &str = "gRPC's xDS clients leave headers as they are";
 const NO_REWRITE: &str = "gRPC's xDS clients leave path and authority as they are";
 const AS_STATUS: &str = "a gRPC client fails the call with the status that the HTTP status maps to";
+const NO_COPY: &str = "gRPC's xDS clients mirror nothing";
 const NO_PSEUDO: &str = "gRPC's xDS clients do not match on pseudo headers";
 
 const VIRTUAL_SERVICE: &[Row] = &[
@@ -101,10 +102,15 @@ const VIRTUAL_SERVICE: &[Row] = &[
     both("http.fault.abort.http2Error", NotYet("Istio does not implement it either")),
     both("http.fault.abort.percentage.value", Enforced),
     both("http.fault.abort.percent", Enforced),
-    both("http.mirror", NotYet("nothing is mirrored")),
-    both("http.mirrors", NotYet("nothing is mirrored")),
-    both("http.mirrorPercent", NotYet("nothing is mirrored")),
-    both("http.mirrorPercentage", NotYet("nothing is mirrored")),
+    http_only("http.mirror.host", NO_COPY),
+    http_only("http.mirror.subset", NO_COPY),
+    http_only("http.mirror.port.number", NO_COPY),
+    http_only("http.mirrors.destination.host", NO_COPY),
+    http_only("http.mirrors.destination.subset", NO_COPY),
+    http_only("http.mirrors.destination.port.number", NO_COPY),
+    http_only("http.mirrors.percentage.value", NO_COPY),
+    http_only("http.mirrorPercent", NO_COPY),
+    http_only("http.mirrorPercentage.value", NO_COPY),
     both("http.corsPolicy", NotYet("no header of it is added or answered")),
     both("tls", NotYet("raw TLS connections are not routed")),
     both("tcp", NotYet("raw connections are not routed")),

@@ -111,24 +111,33 @@ fn brief(text: &str) -> String {
 pub(crate) fn read(node: &Node, peer_ip: IpAddr) -> Client {
     let empty = Struct::default();
     let metadata = node.metadata.as_ref().unwrap_or(&empty);
-    let locality = node.locality.as_ref();
+    let (locality, labels) = (node.locality.as_ref(), labels(metadata));
     Client {
         node_id: Arc::from(&*node.id),
         class: class(&node.user_agent_name),
         namespace: Arc::from(namespace(metadata, &node.id)),
-        labels: Arc::new(labels(metadata)),
+        labels: Arc::new(labels.clone()),
         instance_ips: instance_ips(metadata),
         peer_ip: peer_ip.to_canonical(),
         ports: ports(metadata),
-        locality: [
-            locality.map_or("", |locality| &locality.region).into(),
-            locality.map_or("", |locality| &locality.zone).into(),
-            locality.map_or("", |locality| &locality.sub_zone).into(),
-        ],
+        locality: labelled_locality(&labels).unwrap_or_else(|| {
+            [
+                locality.map_or("", |locality| &locality.region).into(),
+                locality.map_or("", |locality| &locality.zone).into(),
+                locality.map_or("", |locality| &locality.sub_zone).into(),
+            ]
+        }),
         empty_means_all: !never_asks_for_all(&node.user_agent_name),
         group: text(metadata, "AUTO_REGISTER_GROUP").filter(|text| !text.is_empty()).map(|text| brief(text).into()),
         identity: None,
     }
+}
+
+/// The locality by Istio's labels, which go before the node's own. A label's value has no slashes: there are dots for them.
+fn labelled_locality(labels: &BTreeMap<String, String>) -> Option<[Arc<str>; 3]> {
+    let label = ["topology.istio.io/locality", "istio-locality"].iter().find_map(|name| labels.get(*name))?;
+    let mut parts = label.splitn(3, if label.contains('/') { '/' } else { '.' }).map(Arc::<str>::from);
+    Some(std::array::from_fn(|_| parts.next().unwrap_or_default()))
 }
 
 /// gRPC's clients of any language, and our library: an empty first list of theirs asks for nothing (grpc-go#7013).

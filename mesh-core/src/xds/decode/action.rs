@@ -12,14 +12,14 @@ use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use http::{HeaderValue, StatusCode};
 
-use super::common::{duration, filled, positive};
+use super::common::{duration, filled, fraction, positive};
 use super::headers::{self, mutations};
 use super::notes::{Notes, ignored};
-use super::{filter, route::cluster_name};
+use super::{filter, hashing, route::cluster_name};
 use crate::error::Invalid;
 use crate::model::{
-    Clusters, DirectResponse, Forward, MaxStreamDuration, PathChange, PathRewrite, Redirect, RetryConditions,
-    RetryPolicy, RouteAction, WeightedCluster,
+    Clusters, DirectResponse, Forward, Fraction, MaxStreamDuration, Mirror, MirrorHost, PathChange, PathRewrite,
+    Redirect, RetryConditions, RetryPolicy, RouteAction, WeightedCluster,
 };
 
 /// The largest body of a direct response, in bytes.
@@ -87,8 +87,8 @@ fn forward(notes: &mut Notes<'_>, value: pb::RouteAction, inherited: &Inherited)
     } = value;
     ignored!(notes;
         cluster_not_found_response_code, append_x_forwarded_host, idle_timeout, flush_timeout, early_data_policy,
-        retry_policy_typed_config, request_mirror_policies, priority, rate_limits, include_vh_rate_limits,
-        hash_policy, cors, max_grpc_timeout, grpc_timeout_offset, upgrade_configs, internal_redirect_policy,
+        retry_policy_typed_config, priority, rate_limits, include_vh_rate_limits,
+        cors, max_grpc_timeout, grpc_timeout_offset, upgrade_configs, internal_redirect_policy,
         internal_redirect_action, max_internal_redirects, hedge_policy);
     let path = match (prefix_rewrite, regex_rewrite) {
         (prefix, None) if prefix.is_empty() => None,
@@ -113,6 +113,12 @@ fn forward(notes: &mut Notes<'_>, value: pb::RouteAction, inherited: &Inherited)
         timeout: notes.optional("timeout", timeout, |_, value| duration(&value))?,
         max_stream_duration: notes.optional("max_stream_duration", max_stream_duration, stream_duration)?,
         retry: notes.optional("retry_policy", retry_policy, retry)?.or_else(|| inherited.retry.clone()),
+        mirrors: notes
+            .each("request_mirror_policies", request_mirror_policies, mirror)?
+            .into_iter()
+            .flatten()
+            .collect(),
+        hash_policies: notes.each("hash_policy", hash_policy, hashing::hash_policy)?.into_iter().flatten().collect(),
     };
     // These choose among endpoints or change what is sent, so that going on without them is no option.
     for (is_set, reason) in [
@@ -125,6 +131,40 @@ fn forward(notes: &mut Notes<'_>, value: pb::RouteAction, inherited: &Inherited)
         }
     }
     Ok(RouteAction::Forward(forward))
+}
+
+/// Who gets a copy; `None` where it is nobody who could be named.
+fn mirror(notes: &mut Notes<'_>, value: pb::route_action::RequestMirrorPolicy) -> Result<Option<Mirror>, Invalid> {
+    let pb::route_action::RequestMirrorPolicy {
+        cluster,
+        cluster_header,
+        runtime_fraction,
+        trace_sampled,
+        disable_shadow_host_suffix_append,
+        request_headers_mutations,
+        host_rewrite_literal,
+    } = value;
+    ignored!(notes; cluster_header, trace_sampled, request_headers_mutations);
+    let host = match (host_rewrite_literal.as_str(), disable_shadow_host_suffix_append) {
+        ("", true) => MirrorHost::Same,
+        ("", false) => MirrorHost::Suffixed,
+        (host, _) => {
+            let value = HeaderValue::try_from(host).map_err(|_| Invalid::new("not a host").at("host_rewrite_literal"));
+            MirrorHost::Literal(value?)
+        }
+    };
+    if cluster.is_empty() {
+        // By a header, or by what is not known yet: no request depends on it.
+        notes.ignore("(a mirror without a cluster)");
+        return Ok(None);
+    }
+    let share = runtime_fraction.and_then(|share| share.default_value);
+    let share = notes.optional("runtime_fraction", share, |_, share| fraction(&share))?;
+    Ok(Some(Mirror {
+        fraction: share.unwrap_or(Fraction::ALL),
+        host,
+        ..Mirror::to(notes.field("cluster", |_| cluster_name(&cluster))?)
+    }))
 }
 
 /// The new authority; the inner error is the reason for which the route cannot be used.
@@ -349,7 +389,7 @@ fn redirect(notes: &mut Notes<'_>, value: pb::RedirectAction) -> Result<RouteAct
     Ok(RouteAction::Redirect(Redirect { status, scheme, host, port, path, strip_query }))
 }
 
-fn path_rewrite_regex(value: RegexMatchAndSubstitute) -> Result<PathRewrite, Invalid> {
+pub(super) fn path_rewrite_regex(value: RegexMatchAndSubstitute) -> Result<PathRewrite, Invalid> {
     let pattern = value.pattern.ok_or_else(|| Invalid::new("missing").at("pattern"))?;
     PathRewrite::new(&filled("pattern.regex", pattern.regex)?, &value.substitution)
 }

@@ -4,64 +4,125 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{LbConfig, LbPolicy};
+use envoy_types::pb::envoy::config::core::v3::RuntimeDouble;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::{
-    cluster_provided::v3::ClusterProvided, least_request::v3::LeastRequest, random::v3::Random,
-    round_robin::v3::RoundRobin, wrr_locality::v3::WrrLocality,
+    cluster_provided::v3::ClusterProvided,
+    common::v3::{ConsistentHashingLbConfig, SlowStartConfig},
+    least_request::v3::LeastRequest,
+    maglev::v3::Maglev,
+    random::v3::Random,
+    ring_hash::v3::RingHash,
+    round_robin::v3::RoundRobin,
+    wrr_locality::v3::WrrLocality,
 };
-use envoy_types::pb::google::protobuf::{Any, UInt32Value};
+use envoy_types::pb::envoy::r#type::v3::Percent;
+use envoy_types::pb::google::protobuf::{Any, Duration, UInt32Value};
 
-use super::common::{TypedStruct, holds, type_name, unpack};
+use super::common::{TypedStruct, duration, holds, percent, type_name, unpack};
+use super::hashing;
 use super::notes::{Notes, ignored};
 use crate::error::Invalid;
-use crate::model::BalancerPolicy;
+use crate::model::{BalancerPolicy, ConsistentHashing, SlowStart};
 
 /// How deeply policies may be nested (gRFC A52).
 const MAX_DEPTH: usize = 16;
+
+/// A policy, and how new endpoints come to their share under it.
+type Chosen = (BalancerPolicy, Option<SlowStart>);
+
+/// The older places of a policy.
+pub(super) struct Older {
+    pub(super) lb_policy: i32,
+    pub(super) lb_config: Option<LbConfig>,
+    pub(super) hashing: Option<pb::cluster::common_lb_config::ConsistentHashingLbConfig>,
+}
 
 /// The policy of a cluster.
 pub(super) fn balancer(
     notes: &mut Notes<'_>,
     policy: Option<pb::LoadBalancingPolicy>,
-    lb_policy: i32,
-    lb_config: Option<LbConfig>,
+    older: Older,
     passes_through: bool,
-) -> Result<BalancerPolicy, Invalid> {
+) -> Result<Chosen, Invalid> {
+    let Older { lb_policy, lb_config, hashing } = older;
     if let Some(policy) = policy {
-        ignored!(notes; lb_config);
+        ignored!(notes; lb_config, hashing);
         return notes.field("load_balancing_policy", |notes| first_supported(notes, policy, passes_through, 1));
     }
-    let not_yet = |name: &str| Err(Invalid::new(format!("{name} is not supported yet")).at("lb_policy"));
-    let choices = match lb_config {
+    let policy = LbPolicy::try_from(lb_policy).map_err(|_| Invalid::new("not a known value").at("lb_policy"))?;
+    if matches!(policy, LbPolicy::RingHash | LbPolicy::Maglev) && !passes_through {
+        return Ok((older_hashing(notes, policy, lb_config, hashing)?, None));
+    }
+    ignored!(notes; hashing);
+    let mut chosen = match lb_config {
         Some(LbConfig::LeastRequestLbConfig(config)) => notes.field("least_request_lb_config", |notes| {
             let pb::cluster::LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config } = config;
-            ignored!(notes; active_request_bias, slow_start_config);
-            choices(choice_count)
+            let slow_start = slow_start_config.map(|config| {
+                let pb::cluster::SlowStartConfig { slow_start_window, aggression, min_weight_percent } = config;
+                (slow_start_window, aggression, min_weight_percent)
+            });
+            least_request(notes, choice_count, active_request_bias, slow_start)
         })?,
         Some(LbConfig::OriginalDstLbConfig(config)) => {
             if config != pb::cluster::OriginalDstLbConfig::default() {
                 return Err(Invalid::new("not supported yet").at("original_dst_lb_config"));
             }
-            2
+            Chosen::default()
         }
+        Some(LbConfig::RoundRobinLbConfig(config)) => notes.field("round_robin_lb_config", |notes| {
+            let config = config.slow_start_config.map(|config| {
+                let pb::cluster::SlowStartConfig { slow_start_window, aggression, min_weight_percent } = config;
+                (slow_start_window, aggression, min_weight_percent)
+            });
+            Ok((BalancerPolicy::default(), notes.optional("slow_start_config", config, slow_start)?.flatten()))
+        })?,
         other => {
-            if !matches!(&other, Some(LbConfig::RoundRobinLbConfig(config)) if config.slow_start_config.is_none()) {
-                ignored!(notes; other);
-            }
-            2
+            ignored!(notes; other);
+            Chosen::default()
         }
     };
-    match LbPolicy::try_from(lb_policy) {
-        Ok(LbPolicy::ClusterProvided) if passes_through => Ok(BalancerPolicy::default()),
-        Ok(LbPolicy::ClusterProvided) => not_yet("CLUSTER_PROVIDED for this type of cluster"),
+    let invalid = |what: &str| Err(Invalid::new(what).at("lb_policy"));
+    chosen.0 = match policy {
+        LbPolicy::ClusterProvided if passes_through => BalancerPolicy::default(),
+        LbPolicy::ClusterProvided => return invalid("CLUSTER_PROVIDED is not supported for this type of cluster"),
         // Envoy insists on CLUSTER_PROVIDED for ORIGINAL_DST; the policy has nothing to choose from there.
-        Ok(_) if passes_through => Err(Invalid::new("must be CLUSTER_PROVIDED").at("lb_policy")),
-        Ok(LbPolicy::RoundRobin) => Ok(BalancerPolicy::RoundRobin),
-        Ok(LbPolicy::LeastRequest) => Ok(BalancerPolicy::LeastRequest { choices }),
-        Ok(LbPolicy::Random) => Ok(BalancerPolicy::Random),
-        Ok(LbPolicy::RingHash) => not_yet("RING_HASH"),
-        Ok(LbPolicy::Maglev) => not_yet("MAGLEV"),
-        Ok(LbPolicy::LoadBalancingPolicyConfig) => Err(Invalid::new("missing").at("load_balancing_policy")),
-        Err(_) => Err(Invalid::new("not a known value").at("lb_policy")),
+        _ if passes_through => return invalid("must be CLUSTER_PROVIDED"),
+        LbPolicy::RoundRobin => BalancerPolicy::RoundRobin,
+        LbPolicy::LeastRequest => chosen.0,
+        LbPolicy::Random => return Ok((BalancerPolicy::Random, None)),
+        LbPolicy::RingHash | LbPolicy::Maglev => chosen.0,
+        LbPolicy::LoadBalancingPolicyConfig => return Err(Invalid::new("missing").at("load_balancing_policy")),
+    };
+    Ok(chosen)
+}
+
+fn older_hashing(
+    notes: &mut Notes<'_>,
+    policy: LbPolicy,
+    config: Option<LbConfig>,
+    hashing: Option<pb::cluster::common_lb_config::ConsistentHashingLbConfig>,
+) -> Result<BalancerPolicy, Invalid> {
+    let hashing = hashing.map(|value| hashing::consistent(value.use_hostname_for_hashing, value.hash_balance_factor));
+    let place = "common_lb_config.consistent_hashing_lb_config";
+    let hashing = hashing.transpose().map_err(|invalid| invalid.at(place))?.unwrap_or_default();
+    match (policy, config) {
+        (LbPolicy::Maglev, Some(LbConfig::MaglevLbConfig(config))) => {
+            notes.field("maglev_lb_config", |_| hashing::maglev(config.table_size, hashing))
+        }
+        (LbPolicy::Maglev, other) => {
+            ignored!(notes; other);
+            hashing::maglev(None, hashing)
+        }
+        (_, Some(LbConfig::RingHashLbConfig(config))) => notes.field("ring_hash_lb_config", |_| {
+            let pb::cluster::RingHashLbConfig { minimum_ring_size, hash_function, maximum_ring_size } = config;
+            // The older message counts its functions from zero.
+            let function = hash_function.checked_add(1).unwrap_or(hash_function);
+            hashing::ring(function, minimum_ring_size, maximum_ring_size, hashing)
+        }),
+        (_, other) => {
+            ignored!(notes; other);
+            hashing::ring(0, None, None, hashing)
+        }
     }
 }
 
@@ -71,7 +132,7 @@ fn first_supported(
     value: pb::LoadBalancingPolicy,
     passes_through: bool,
     depth: usize,
-) -> Result<BalancerPolicy, Invalid> {
+) -> Result<Chosen, Invalid> {
     if depth > MAX_DEPTH {
         return Err(Invalid::new(format!("nested deeper than {MAX_DEPTH}")));
     }
@@ -93,16 +154,12 @@ fn first_supported(
 }
 
 /// One policy; `None` where it is not supported.
-fn policy(
-    notes: &mut Notes<'_>,
-    any: &Any,
-    passes_through: bool,
-    depth: usize,
-) -> Result<Option<BalancerPolicy>, Invalid> {
+fn policy(notes: &mut Notes<'_>, any: &Any, passes_through: bool, depth: usize) -> Result<Option<Chosen>, Invalid> {
     if holds::<RoundRobin>(any) {
         let RoundRobin { slow_start_config, locality_lb_config } = unpack(any)?;
-        ignored!(notes; slow_start_config, locality_lb_config);
-        return Ok(Some(BalancerPolicy::RoundRobin));
+        ignored!(notes; locality_lb_config);
+        let slow_start = notes.optional("slow_start_config", slow_start_config.map(parts), slow_start)?.flatten();
+        return Ok(Some((BalancerPolicy::RoundRobin, slow_start)));
     }
     if holds::<LeastRequest>(any) {
         let LeastRequest {
@@ -113,14 +170,22 @@ fn policy(
             enable_full_scan,
             selection_method,
         } = unpack(any)?;
-        ignored!(notes;
-            active_request_bias, slow_start_config, locality_lb_config, enable_full_scan, selection_method);
-        return Ok(Some(BalancerPolicy::LeastRequest { choices: choices(choice_count)? }));
+        ignored!(notes; locality_lb_config, enable_full_scan, selection_method);
+        return least_request(notes, choice_count, active_request_bias, slow_start_config.map(parts)).map(Some);
     }
     if holds::<Random>(any) {
         let Random { locality_lb_config } = unpack(any)?;
         ignored!(notes; locality_lb_config);
-        return Ok(Some(BalancerPolicy::Random));
+        return Ok(Some((BalancerPolicy::Random, None)));
+    }
+    if holds::<RingHash>(any) {
+        let value = unpack(any)?;
+        return ring_hash(notes, value).map(|policy| Some((policy, None)));
+    }
+    if holds::<Maglev>(any) {
+        let Maglev { table_size, consistent_hashing_lb_config, locality_weighted_lb_config: _ } = unpack(any)?;
+        let hashing = notes.optional("consistent_hashing_lb_config", consistent_hashing_lb_config, consistent)?;
+        return Ok(Some((hashing::maglev(table_size, hashing.unwrap_or_default())?, None)));
     }
     if holds::<WrrLocality>(any) {
         // Localities are always chosen by weight first, which is all that this wrapper asks for.
@@ -132,7 +197,7 @@ fn policy(
             .map(Some);
     }
     if holds::<ClusterProvided>(any) && passes_through {
-        return Ok(Some(BalancerPolicy::default()));
+        return Ok(Some(Chosen::default()));
     }
     if let Some(custom) = TypedStruct::from_any(any)?
         && let Some(registered) = notes.options.custom_balancers.get(type_name(&custom.type_url))
@@ -140,9 +205,79 @@ fn policy(
         if custom.value.is_some_and(|value| !value.fields.is_empty()) {
             notes.ignore("value");
         }
-        return Ok(Some(BalancerPolicy::Custom(Arc::clone(registered))));
+        return Ok(Some((BalancerPolicy::Custom(Arc::clone(registered)), None)));
     }
     Ok(None)
+}
+
+#[expect(deprecated, reason = "older control planes say it here")]
+fn ring_hash(notes: &mut Notes<'_>, value: RingHash) -> Result<BalancerPolicy, Invalid> {
+    let RingHash {
+        hash_function,
+        minimum_ring_size,
+        maximum_ring_size,
+        use_hostname_for_hashing,
+        hash_balance_factor,
+        consistent_hashing_lb_config,
+        locality_weighted_lb_config: _,
+    } = value;
+    let hashing = match notes.optional("consistent_hashing_lb_config", consistent_hashing_lb_config, consistent)? {
+        Some(hashing) => hashing,
+        None => hashing::consistent(use_hostname_for_hashing, hash_balance_factor)?,
+    };
+    hashing::ring(hash_function, minimum_ring_size, maximum_ring_size, hashing)
+}
+
+fn consistent(notes: &mut Notes<'_>, value: ConsistentHashingLbConfig) -> Result<ConsistentHashing, Invalid> {
+    let ConsistentHashingLbConfig { use_hostname_for_hashing, hash_balance_factor, hash_policy } = value;
+    ignored!(notes; hash_policy);
+    hashing::consistent(use_hostname_for_hashing, hash_balance_factor)
+}
+
+fn least_request(
+    notes: &mut Notes<'_>,
+    choice_count: Option<UInt32Value>,
+    bias: Option<RuntimeDouble>,
+    start: Option<SlowStartParts>,
+) -> Result<Chosen, Invalid> {
+    let bias = notes.optional("active_request_bias", bias, |_, value| thousandths(&value))?.unwrap_or(1000);
+    let slow_start = notes.optional("slow_start_config", start, slow_start)?.flatten();
+    Ok((BalancerPolicy::LeastRequest { choices: choices(choice_count)?, bias }, slow_start))
+}
+
+/// Window, aggression and least share of a slow start, of which there are two messages alike.
+type SlowStartParts = (Option<Duration>, Option<RuntimeDouble>, Option<Percent>);
+
+fn parts(config: SlowStartConfig) -> SlowStartParts {
+    let SlowStartConfig { slow_start_window, aggression, min_weight_percent } = config;
+    (slow_start_window, aggression, min_weight_percent)
+}
+
+/// `None` where there is no window.
+fn slow_start(notes: &mut Notes<'_>, parts: SlowStartParts) -> Result<Option<SlowStart>, Invalid> {
+    let (window, aggression, least) = parts;
+    let Some(window) = notes.optional("slow_start_window", window, |_, window| duration(&window))? else {
+        return Ok(None);
+    };
+    let mut slow_start = SlowStart::over(window);
+    if let Some(aggression) = notes.optional("aggression", aggression, |_, value| thousandths(&value))? {
+        if aggression == 0 {
+            return Err(Invalid::new("must be more than zero").at("aggression"));
+        }
+        slow_start.aggression = aggression;
+    }
+    if let Some(least) = notes.optional("min_weight_percent", least, |_, value| percent(&value))? {
+        slow_start.min_percent = least.round() as u8;
+    }
+    Ok((!window.is_zero()).then_some(slow_start))
+}
+
+/// A number that is not negative, and no more than a million.
+fn thousandths(value: &RuntimeDouble) -> Result<u32, Invalid> {
+    match value.default_value {
+        number if (0.0..=1_000_000.0).contains(&number) => Ok((number * 1000.0).round() as u32),
+        number => Err(Invalid::new(format!("{number} is not from 0 to 1000000")).at("default_value")),
+    }
 }
 
 /// How many endpoints least-request looks at: at least 2, and no more than 10 (gRFC A48).

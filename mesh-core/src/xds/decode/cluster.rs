@@ -105,7 +105,9 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
     let kind = Kinds { name: &name, eds_cluster_config, load_assignment, dns_refresh_rate };
     let kind = kind.decode(notes, cluster_discovery_type)?;
     let passes_through = kind == ClusterKind::PassThrough;
-    let balancer = balancer::balancer(notes, load_balancing_policy, lb_policy, lb_config, passes_through)?;
+    let hashing = common_lb_config.as_ref().and_then(|common| common.consistent_hashing_lb_config.clone());
+    let older = balancer::Older { lb_policy, lb_config, hashing };
+    let (balancer, slow_start) = balancer::balancer(notes, load_balancing_policy, older, passes_through)?;
     validate_lrs(notes, lrs_server)?;
     let circuit_breakers = notes.optional("circuit_breakers", circuit_breakers, limits::circuit_breakers)?;
     let outlier_detection = notes.optional("outlier_detection", outlier_detection, limits::outlier_detection)?;
@@ -116,7 +118,7 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
 
     let circuit_breakers = circuit_breakers.unwrap_or(CircuitBreakers::ENVOY);
     let mut cluster =
-        Cluster { balancer, circuit_breakers, outlier_detection, tcp_keepalive, ..Cluster::new(name, kind) };
+        Cluster { balancer, slow_start, circuit_breakers, outlier_detection, tcp_keepalive, ..Cluster::new(name, kind) };
     // The older places first, so that the newer one wins.
     cluster.max_requests_per_connection = max_requests_per_connection.map(|max| max.value).filter(|max| *max > 0);
     notes.optional("common_http_protocol_options", common_http_protocol_options, |notes, options| {
@@ -430,13 +432,13 @@ fn common_lb(notes: &mut Notes<'_>, value: pb::cluster::CommonLbConfig) -> Resul
         update_merge_window,
         ignore_new_hosts_until_first_hc,
         close_connections_on_host_set_change,
-        consistent_hashing_lb_config,
+        consistent_hashing_lb_config: _,
         override_host_status,
         locality_config_specifier,
     } = value;
     ignored!(notes;
         update_merge_window, ignore_new_hosts_until_first_hc, close_connections_on_host_set_change,
-        consistent_hashing_lb_config, override_host_status);
+        override_host_status);
     match locality_config_specifier {
         Some(pb::cluster::common_lb_config::LocalityConfigSpecifier::ZoneAwareLbConfig(config)) => {
             notes.ignore_if_set("zone_aware_lb_config", &Some(config));

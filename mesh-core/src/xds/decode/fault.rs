@@ -28,61 +28,53 @@ pub(super) fn fault(notes: &mut Notes<'_>, value: pb::HttpFault) -> Result<Fault
         disable_downstream_cluster_stats: _,
         filter_metadata: _,
     } = value;
-    // Both restrict the fault: without them it would hit requests that it was not meant for.
-    if !upstream_cluster.is_empty() {
-        return Err(Invalid::new("not supported yet").at("upstream_cluster"));
-    }
-    if !downstream_nodes.is_empty() {
-        return Err(Invalid::new("not supported yet").at("downstream_nodes"));
-    }
-    ignored!(notes; max_active_faults, response_rate_limit);
+    ignored!(notes; response_rate_limit);
     Ok(Fault {
-        delay: notes.optional("delay", delay, fault_delay)?.flatten(),
-        abort: notes.optional("abort", abort, fault_abort)?.flatten(),
+        delay: notes.optional("delay", delay, fault_delay)?,
+        abort: notes.optional("abort", abort, fault_abort)?,
         headers: notes.each("headers", headers, header_test)?,
+        cluster: (!upstream_cluster.is_empty()).then(|| upstream_cluster.into()),
+        nodes: downstream_nodes,
+        max_active: max_active_faults.map(|most| most.value),
     })
 }
 
-fn fault_delay(notes: &mut Notes<'_>, value: common::FaultDelay) -> Result<Option<FaultDelay>, Invalid> {
+fn fault_delay(notes: &mut Notes<'_>, value: common::FaultDelay) -> Result<FaultDelay, Invalid> {
     use common::fault_delay::FaultDelaySecifier as Kind;
     let common::FaultDelay { percentage, fault_delay_secifier } = value;
-    let fraction = share(notes, percentage)?;
-    match fault_delay_secifier {
-        Some(Kind::FixedDelay(fixed)) => {
-            let duration = notes.field("fixed_delay", |_| duration(&fixed))?;
-            Ok(Some(FaultDelay { duration, fraction }))
-        }
-        Some(Kind::HeaderDelay(_)) => {
-            notes.ignore("header_delay");
-            Ok(None)
-        }
-        None => Err(Invalid::new("no known kind of delay")),
-    }
+    let (fraction, unit) = share(notes, percentage)?;
+    let duration = match fault_delay_secifier {
+        Some(Kind::FixedDelay(fixed)) => Some(notes.field("fixed_delay", |_| duration(&fixed))?),
+        Some(Kind::HeaderDelay(_)) => None,
+        None => return Err(Invalid::new("no known kind of delay")),
+    };
+    Ok(FaultDelay { duration, fraction, unit })
 }
 
-fn fault_abort(notes: &mut Notes<'_>, value: pb::FaultAbort) -> Result<Option<FaultAbort>, Invalid> {
+fn fault_abort(notes: &mut Notes<'_>, value: pb::FaultAbort) -> Result<FaultAbort, Invalid> {
     use pb::fault_abort::ErrorType as Kind;
     let pb::FaultAbort { percentage, response_body, error_type } = value;
-    ignored!(notes; response_body);
-    let fraction = share(notes, percentage)?;
-    match error_type {
+    let (fraction, unit) = share(notes, percentage)?;
+    let abort = match error_type {
         Some(Kind::HttpStatus(status)) => match u16::try_from(status) {
-            Ok(status @ 200..=599) => Ok(Some(FaultAbort { http_status: Some(status), grpc_code: None, fraction })),
-            _ => Err(Invalid::new(format!("{status} is not a status from 200 to 599")).at("http_status")),
+            Ok(status @ 200..=599) => FaultAbort::http(status, fraction),
+            _ => return Err(Invalid::new(format!("{status} is not a status from 200 to 599")).at("http_status")),
         },
-        Some(Kind::GrpcStatus(code)) => Ok(Some(FaultAbort { http_status: None, grpc_code: Some(code), fraction })),
-        Some(Kind::HeaderAbort(_)) => {
-            notes.ignore("header_abort");
-            Ok(None)
-        }
-        None => Err(Invalid::new("no known kind of abort")),
-    }
+        Some(Kind::GrpcStatus(code)) => FaultAbort::grpc(code, fraction),
+        Some(Kind::HeaderAbort(_)) => FaultAbort::by_header(fraction),
+        None => return Err(Invalid::new("no known kind of abort")),
+    };
+    Ok(FaultAbort { unit, body: (!response_body.is_empty()).then(|| response_body.into()), ..abort })
 }
 
-/// How many requests; unset is none, as in Envoy.
+/// How many requests, and what 1 is in a percentage that a request says itself; unset is none, as in Envoy.
 fn share(
     notes: &mut Notes<'_>,
     percentage: Option<envoy_types::pb::envoy::r#type::v3::FractionalPercent>,
-) -> Result<Fraction, Invalid> {
-    Ok(notes.optional("percentage", percentage, |_, value| fraction(&value))?.unwrap_or_default())
+) -> Result<(Fraction, u32), Invalid> {
+    let unit = percentage.map_or(Ok(10_000), |value| {
+        let one = envoy_types::pb::envoy::r#type::v3::FractionalPercent { numerator: 1, ..value };
+        fraction(&one).map(Fraction::per_million).map_err(|invalid| invalid.at("percentage"))
+    })?;
+    Ok((notes.optional("percentage", percentage, |_, value| fraction(&value))?.unwrap_or_default(), unit))
 }

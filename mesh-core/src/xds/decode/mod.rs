@@ -17,6 +17,7 @@ mod endpoint;
 mod ext_authz;
 mod fault;
 mod filter;
+mod hashing;
 mod headers;
 mod http_manager;
 mod jwt;

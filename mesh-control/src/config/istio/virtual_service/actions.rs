@@ -71,6 +71,23 @@ impl Checker<'_, '_> {
         if route.mirror.is_some() && !route.mirrors.is_empty() {
             self.error(route.span, "mirrors", "only one of `mirror` and `mirrors` can be set");
         }
+        let mirrors = if route.mirror.is_some() { "mirror" } else { "mirrors" };
+        let mut ignored = |field: &str, why: &str| {
+            let path = format!("{}.{field}", self.path);
+            self.d.report_at(route.span, path, Severity::Warning, Code::Ignored, format!("without effect: {why}"));
+        };
+        if route.mirrored().next().is_some() {
+            if let Some((answer, _)) = answers.into_iter().find(|(_, is_set)| *is_set) {
+                ignored(mirrors, &format!("`{answer}` answers, and there is nothing to copy"));
+            }
+        }
+        for (field, is_set) in
+            [("mirrorPercentage", route.mirror_percentage.is_some()), ("mirrorPercent", route.mirror_percent.is_some())]
+        {
+            if is_set && route.mirror.is_none() {
+                ignored(field, "there is no `mirror`; each of `mirrors` has its own `percentage`");
+            }
+        }
     }
 
     fn redirect(&mut self, redirect: &Redirect) {

@@ -1,24 +1,29 @@
 use std::time::Duration;
 
+use core::RuntimeDouble;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3::LocalityLbEndpoints;
 use envoy_types::pb::envoy::extensions::clusters::{aggregate::v3::ClusterConfig, dns::v3::DnsCluster};
 use envoy_types::pb::envoy::extensions::load_balancing_policies::{
-    least_request::v3::LeastRequest, pick_first::v3::PickFirst, ring_hash::v3::RingHash, round_robin::v3::RoundRobin,
+    common::v3::ConsistentHashingLbConfig, least_request::v3::LeastRequest, maglev::v3::Maglev,
+    pick_first::v3::PickFirst, ring_hash::v3::RingHash, round_robin::v3::RoundRobin, subset::v3::Subset,
     wrr_locality::v3::WrrLocality,
 };
 use envoy_types::pb::envoy::extensions::transport_sockets::{raw_buffer::v3::RawBuffer, tls::v3::UpstreamTlsContext};
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
 use envoy_types::pb::envoy::r#type::v3::Percent;
-use envoy_types::pb::google::protobuf::{self, Any, UInt32Value, value::Kind};
-use pb::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
+use envoy_types::pb::google::protobuf::{self, Any, Duration as PbDuration, UInt32Value, UInt64Value, value::Kind};
+use pb::cluster::{
+    ClusterDiscoveryType, DiscoveryType, LbConfig, LbPolicy, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig,
+    SlowStartConfig,
+};
 
 use super::{Case, accept, all_rejected, reject};
 use crate::id::Address;
 use crate::model::{
-    BalancerPolicy, CircuitBreakers, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Consecutive, FailurePercentage,
-    OutlierDetection, SuccessRate,
+    BalancerPolicy, CircuitBreakers, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Consecutive, ConsistentHashing,
+    FailurePercentage, HashFunction, OutlierDetection, SuccessRate,
 };
 use crate::resources::{Resource, ResourceType};
 use crate::testing::resources::{eds_cluster, inline_cluster, lb_endpoint, pack};
@@ -74,8 +79,9 @@ fn client_rule_41_clusters_that_are_rejected() {
         &[
             ("name: the name is empty", |cluster| cluster.name.clear()),
             ("\"c\": lb_policy: not a known value", |cluster| cluster.lb_policy = 99),
-            ("lb_policy: RING_HASH is not supported yet", |cluster| cluster.lb_policy = LbPolicy::RingHash as i32),
-            ("lb_policy: MAGLEV is not supported yet", |cluster| cluster.lb_policy = LbPolicy::Maglev as i32),
+            ("lb_policy: CLUSTER_PROVIDED is not supported for this type of cluster", |cluster| {
+                cluster.lb_policy = LbPolicy::ClusterProvided as i32
+            }),
             ("load_balancing_policy: missing", |cluster| cluster.lb_policy = 7),
             ("least_request_lb_config.choice_count: 1 is less than 2", |cluster| {
                 cluster.lb_policy = LbPolicy::LeastRequest as i32;
@@ -212,20 +218,20 @@ fn where_endpoints_come_from() {
 
 #[test]
 fn the_first_supported_policy_counts() {
-    let unsupported = || pack(&RingHash::default());
+    let unsupported = || pack(&Subset::default());
     let chosen = |configs| with(|cluster| cluster.load_balancing_policy = Some(policies(configs))).balancer;
     assert_eq!(chosen(vec![unsupported(), pack(&RoundRobin::default())]), BalancerPolicy::RoundRobin);
     let inner = Some(policies(vec![pack(&PickFirst::default()), pack(&LeastRequest::default())]));
     let wrapped = pack(&WrrLocality { endpoint_picking_policy: inner });
-    assert_eq!(chosen(vec![wrapped]), BalancerPolicy::LeastRequest { choices: 2 });
+    assert_eq!(chosen(vec![wrapped]), BalancerPolicy::least_request(2));
     let many = pack(&LeastRequest { choice_count: Some(UInt32Value { value: 50 }), ..Default::default() });
-    assert_eq!(chosen(vec![many]), BalancerPolicy::LeastRequest { choices: 10 });
+    assert_eq!(chosen(vec![many]), BalancerPolicy::least_request(10));
     let reject = |configs| {
         let mut cluster = eds();
         cluster.load_balancing_policy = Some(policies(configs));
         super::reject(ResourceType::Cluster, &cluster).to_string()
     };
-    assert!(reject(vec![unsupported()]).ends_with("RingHash is not supported yet"));
+    assert!(reject(vec![unsupported()]).ends_with("Subset is not supported yet"));
     assert!(reject(vec![]).ends_with("no policy is given"));
     let mut nested = pack(&RoundRobin::default());
     for _ in 0..17 {
@@ -238,8 +244,97 @@ fn the_first_supported_policy_counts() {
 fn the_older_policies() {
     let chosen = |policy: LbPolicy| with(|cluster| cluster.lb_policy = policy as i32).balancer;
     assert_eq!(chosen(LbPolicy::RoundRobin), BalancerPolicy::RoundRobin);
-    assert_eq!(chosen(LbPolicy::LeastRequest), BalancerPolicy::LeastRequest { choices: 2 });
+    assert_eq!(chosen(LbPolicy::LeastRequest), BalancerPolicy::least_request(2));
     assert_eq!(chosen(LbPolicy::Random), BalancerPolicy::Random);
+}
+
+#[test]
+fn rings_and_tables() {
+    let size = |value| Some(UInt64Value { value });
+    let newer = |config| with(|cluster| cluster.load_balancing_policy = Some(policies(vec![config]))).balancer;
+    let (by_hostname, balance_percent) = (true, Some(150));
+    let hashing = ConsistentHashing { by_hostname, balance_percent, ..ConsistentHashing::default() };
+    let config = || {
+        let hash_balance_factor = Some(UInt32Value { value: 150 });
+        Some(ConsistentHashingLbConfig { use_hostname_for_hashing: true, hash_balance_factor, ..Default::default() })
+    };
+    let ring = RingHash {
+        hash_function: 2,
+        minimum_ring_size: size(3),
+        maximum_ring_size: size(9),
+        consistent_hashing_lb_config: config(),
+        ..Default::default()
+    };
+    let function = HashFunction::Murmur2;
+    assert_eq!(newer(pack(&ring)), BalancerPolicy::RingHash { min_size: 3, max_size: 9, function, hashing });
+    let table = Maglev { table_size: size(7), consistent_hashing_lb_config: config(), ..Default::default() };
+    assert_eq!(newer(pack(&table)), BalancerPolicy::Maglev { table_size: 7, hashing });
+
+    let older = |policy: LbPolicy, config| {
+        with(|cluster| (cluster.lb_policy, cluster.lb_config) = (policy as i32, config)).balancer
+    };
+    let murmur = RingHashLbConfig { hash_function: 1, maximum_ring_size: size(2048), ..Default::default() };
+    let hashing = ConsistentHashing::default();
+    let ring = BalancerPolicy::RingHash { min_size: 1024, max_size: 2048, function, hashing };
+    assert_eq!(older(LbPolicy::RingHash, Some(LbConfig::RingHashLbConfig(murmur))), ring);
+    let function = HashFunction::Xx;
+    let ring = BalancerPolicy::RingHash { min_size: 1024, max_size: 8 << 20, function, hashing };
+    assert_eq!(older(LbPolicy::RingHash, None), ring);
+    assert_eq!(older(LbPolicy::Maglev, None), BalancerPolicy::Maglev { table_size: 65_537, hashing });
+
+    let refused = |policy: LbPolicy, config| {
+        let mut cluster = eds();
+        (cluster.lb_policy, cluster.lb_config) = (policy as i32, Some(config));
+        super::reject(ResourceType::Cluster, &cluster).field
+    };
+    let ring = |min, max| {
+        let (minimum_ring_size, maximum_ring_size) = (size(min), size(max));
+        LbConfig::RingHashLbConfig(RingHashLbConfig { minimum_ring_size, maximum_ring_size, ..Default::default() })
+    };
+    let table = |table| LbConfig::MaglevLbConfig(MaglevLbConfig { table_size: size(table) });
+    for (policy, config, field) in [
+        (LbPolicy::RingHash, ring(9, 3), "ring_hash_lb_config.minimum_ring_size"),
+        (LbPolicy::RingHash, ring(1, (8 << 20) + 1), "ring_hash_lb_config.maximum_ring_size"),
+        (LbPolicy::Maglev, table(6), "maglev_lb_config.table_size"),
+        (LbPolicy::Maglev, table(0), "maglev_lb_config.table_size"),
+        (LbPolicy::Maglev, table(5_000_077), "maglev_lb_config.table_size"),
+    ] {
+        assert_eq!(refused(policy, config), field);
+    }
+}
+
+#[test]
+fn slow_starts_and_biases() {
+    let double = |default_value| Some(RuntimeDouble { default_value, ..Default::default() });
+    let config = |aggression, least| SlowStartConfig {
+        slow_start_window: Some(PbDuration { seconds: 30, nanos: 0 }),
+        aggression: double(aggression),
+        min_weight_percent: Some(Percent { value: least }),
+    };
+    let set = |aggression, least, bias| {
+        let least = LeastRequestLbConfig {
+            slow_start_config: Some(config(aggression, least)),
+            active_request_bias: double(bias),
+            ..Default::default()
+        };
+        let mut cluster = eds();
+        (cluster.lb_policy, cluster.lb_config) =
+            (LbPolicy::LeastRequest as i32, Some(LbConfig::LeastRequestLbConfig(least)));
+        cluster
+    };
+    let good = decoded(&set(2.0, 20.0, 0.5));
+    assert_eq!(good.balancer, BalancerPolicy::LeastRequest { choices: 2, bias: 500 });
+    let slow_start = good.slow_start.unwrap();
+    assert_eq!((slow_start.window.as_secs(), slow_start.aggression, slow_start.min_percent), (30, 2000, 20));
+    for (wrong, field) in [
+        (set(0.0, 20.0, 1.0), "slow_start_config.aggression"),
+        (set(f64::NAN, 20.0, 1.0), "slow_start_config.aggression.default_value"),
+        (set(1.0, 101.0, 1.0), "slow_start_config.min_weight_percent"),
+        (set(1.0, 1.0, -1.0), "active_request_bias.default_value"),
+    ] {
+        let refused = super::reject(ResourceType::Cluster, &wrong).field;
+        assert_eq!(refused, format!("least_request_lb_config.{field}"));
+    }
 }
 
 #[test]

@@ -255,7 +255,7 @@ fn filters_keep_their_order_and_optional_unknown_ones_are_listed() {
     assert_eq!(names, ["fault", "off"]);
     let FilterConfig::Fault(fault) = &api.http.filters[0].config else { panic!() };
     let delay = fault.delay.as_ref().unwrap();
-    assert_eq!((delay.duration, delay.fraction), (Duration::from_secs(2), Fraction::new(1, 2)));
+    assert_eq!((delay.duration, delay.fraction), (Some(Duration::from_secs(2)), Fraction::new(1, 2)));
     let abort = fault.abort.as_ref().unwrap();
     assert_eq!((abort.http_status, abort.fraction), (Some(503), Fraction::default()));
     assert_eq!(api.http.filters[1].config, FilterConfig::Disabled);
@@ -263,10 +263,44 @@ fn filters_keep_their_order_and_optional_unknown_ones_are_listed() {
 }
 
 #[test]
+fn faults_that_requests_ask_for_and_their_bounds() {
+    let millionth = FractionalPercent { numerator: 7, denominator: 2 };
+    let config = HttpFault {
+        delay: Some(fault::FaultDelay {
+            percentage: Some(millionth),
+            fault_delay_secifier: Some(fault::fault_delay::FaultDelaySecifier::HeaderDelay(Default::default())),
+        }),
+        abort: Some(FaultAbort {
+            error_type: Some(ErrorType::HeaderAbort(Default::default())),
+            response_body: "no".into(),
+            ..Default::default()
+        }),
+        upstream_cluster: "c".into(),
+        downstream_nodes: vec!["n".into()],
+        max_active_faults: Some(UInt32Value { value: 3 }),
+        ..Default::default()
+    };
+    let mut manager = manager();
+    manager.http_filters.insert(0, http_filter("fault", pack(&config)));
+    let decoded = accept(ResourceType::Listener, &api_listener_of("l", &manager));
+    assert!(decoded.ignored.is_empty(), "{:?}", decoded.ignored);
+    let Resource::Listener(listener) = &decoded.resource else { panic!() };
+    let Listener::Api(api) = &**listener else { panic!() };
+    let FilterConfig::Fault(fault) = &api.http.filters[0].config else { panic!() };
+    let delay = fault.delay.as_ref().unwrap();
+    assert_eq!((delay.duration, delay.fraction.per_million(), delay.unit), (None, 7, 1));
+    let abort = fault.abort.as_ref().unwrap();
+    assert_eq!((abort.http_status, abort.grpc_code, abort.unit), (None, None, 10_000));
+    assert_eq!(abort.body.as_deref(), Some(&b"no"[..]));
+    assert_eq!(
+        (fault.cluster.as_deref(), fault.nodes.as_slice(), fault.max_active),
+        (Some("c"), &["n".to_owned()][..], Some(3))
+    );
+}
+
+#[test]
 fn faults_that_are_rejected() {
     let cases: &[Case<HttpFault>] = &[
-        ("upstream_cluster: not supported yet", |fault| fault.upstream_cluster = "c".into()),
-        ("downstream_nodes: not supported yet", |fault| fault.downstream_nodes.push("n".into())),
         ("abort.http_status: 600", |fault| {
             fault.abort = Some(FaultAbort { error_type: Some(ErrorType::HttpStatus(600)), ..Default::default() });
         }),
@@ -306,7 +340,7 @@ fn an_applications_own_filter_is_passed_on_as_json() {
     options.custom_filters.register("acme.Shadow", Arc::new(|_, _| Err(Invalid::new("three is too many"))));
     let refused = decode(ResourceType::Listener, &bytes, &options).unwrap_err().to_string();
     assert!(refused.ends_with("three is too many"), "{refused}");
-    let built = Arc::new(FaultFilter::new(&Arc::new(Fault { delay: None, abort: None, headers: vec![] })).unwrap());
+    let built = Arc::new(FaultFilter::new(&Arc::new(Fault::default())).unwrap());
     options.custom_filters.register("acme.Shadow", Arc::new(move |_, _| Ok(Arc::clone(&built) as Arc<dyn Filter>)));
     let Resource::Listener(listener) = decode(ResourceType::Listener, &bytes, &options).unwrap().resource else {
         panic!()

@@ -15,8 +15,8 @@ use pb::route_match::PathSpecifier;
 
 use super::{accept, all_rejected};
 use crate::model::{
-    Clusters, FilterConfig, Forward, Fraction, HeaderChange, HeaderTest, HeaderText, PathChange, PathTest,
-    RetryConditions, Route, RouteAction, RouteConfiguration, StringTest,
+    Clusters, FilterConfig, Forward, Fraction, HashKey, HashedHeader, HeaderChange, HeaderTest, HeaderText, MirrorHost,
+    PathChange, PathTest, RetryConditions, Route, RouteAction, RouteConfiguration, StringTest,
 };
 use crate::resources::{Resource, ResourceType};
 use crate::testing::resources::{pack, route, route_of, routes, routes_to, virtual_host};
@@ -518,8 +518,8 @@ fn fields_without_effect_are_listed() {
         [
             "ignore_port_in_host_matching",
             "virtual_hosts[0].cors",
-            "virtual_hosts[0].routes[0].route.request_mirror_policies",
-            "virtual_hosts[0].routes[0].route.hash_policy",
+            "virtual_hosts[0].routes[0].route.request_mirror_policies[0].(a mirror without a cluster)",
+            "virtual_hosts[0].routes[0].route.hash_policy[0].policy_specifier",
         ]
     );
 }
@@ -535,4 +535,72 @@ fn names_of_clusters_are_canonical() {
     let non_forwarding = route_of("/", Action::NonForwardingAction(Default::default()));
     let server = routes("r", vec![virtual_host("all", &["*"], vec![non_forwarding])]);
     assert_eq!(decoded(&server).virtual_hosts[0].routes[0].action, RouteAction::NonForwarding);
+}
+
+#[test]
+fn what_requests_are_hashed_by() {
+    use pb::route_action::hash_policy::{
+        ConnectionProperties, Cookie, FilterState, Header as HashedHeaderProto, PolicySpecifier, QueryParameter,
+    };
+    let ttl = Some(protobuf::Duration { seconds: 5, nanos: 0 });
+    let cookie = |name: &str, path: &str| Cookie { name: name.into(), path: path.into(), ttl, ..Default::default() };
+    let specifiers = [
+        PolicySpecifier::Header(HashedHeaderProto { header_name: "x-a".into(), ..Default::default() }),
+        PolicySpecifier::Cookie(cookie("c", "/")),
+        PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true }),
+        PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: false }),
+        PolicySpecifier::QueryParameter(QueryParameter { name: "q".into() }),
+        PolicySpecifier::FilterState(FilterState { key: "io.grpc.channel_id".into() }),
+        PolicySpecifier::FilterState(FilterState { key: "other".into() }),
+    ];
+    let policy = |specifier| pb::route_action::HashPolicy { terminal: true, policy_specifier: Some(specifier) };
+    let decoded = decoded_forward(|action| action.hash_policy = specifiers.map(policy).into()).hash_policies;
+    assert!(decoded.iter().all(|policy| policy.terminal));
+    let keys: Vec<_> = decoded.into_iter().map(|policy| policy.key).collect();
+    let [
+        HashKey::Header(header, None),
+        HashKey::Cookie(cookie_key),
+        HashKey::SourceAddress,
+        HashKey::Query(query),
+        HashKey::Channel,
+    ] = keys.as_slice()
+    else {
+        panic!("{keys:?}")
+    };
+    assert_eq!((header, query.as_str()), (&HashedHeader::named("x-a").unwrap(), "q"));
+    assert!(cookie_key.is_made());
+    let wrong = [
+        PolicySpecifier::Header(HashedHeaderProto { header_name: "a b".into(), ..Default::default() }),
+        PolicySpecifier::Cookie(cookie("", "/")),
+        PolicySpecifier::Cookie(cookie("c", "/\n")),
+        PolicySpecifier::QueryParameter(QueryParameter { name: String::new() }),
+    ];
+    for specifier in wrong {
+        let mut routes = one();
+        forward(&mut routes).hash_policy = vec![policy(specifier)];
+        let refused = super::reject(ResourceType::Route, &routes).field;
+        assert!(refused.starts_with("virtual_hosts[0].routes[0].route.hash_policy[0]."), "{refused}");
+    }
+}
+
+#[test]
+fn who_gets_copies() {
+    use pb::route_action::RequestMirrorPolicy;
+    let share = FractionalPercent { numerator: 5, denominator: 2 };
+    let fraction = core::RuntimeFractionalPercent { default_value: Some(share), ..Default::default() };
+    let policies = vec![
+        RequestMirrorPolicy { cluster: "a".into(), runtime_fraction: Some(fraction), ..Default::default() },
+        RequestMirrorPolicy { cluster: "b".into(), disable_shadow_host_suffix_append: true, ..Default::default() },
+        RequestMirrorPolicy { cluster: "c".into(), host_rewrite_literal: "other".into(), ..Default::default() },
+    ];
+    let mirrors = decoded_forward(|action| action.request_mirror_policies = policies).mirrors;
+    let told: Vec<_> = mirrors.iter().map(|it| (it.cluster.as_str(), it.fraction.per_million(), &it.host)).collect();
+    let literal = MirrorHost::Literal("other".parse().unwrap());
+    let expected = [("a", 5, &MirrorHost::Suffixed), ("b", 1_000_000, &MirrorHost::Same), ("c", 1_000_000, &literal)];
+    assert_eq!(told, expected);
+    let mut routes = one();
+    let wrong = RequestMirrorPolicy { cluster: "c".into(), host_rewrite_literal: "a\nb".into(), ..Default::default() };
+    forward(&mut routes).request_mirror_policies = vec![wrong];
+    let refused = super::reject(ResourceType::Route, &routes).field;
+    assert!(refused.ends_with("request_mirror_policies[0].host_rewrite_literal"), "{refused}");
 }

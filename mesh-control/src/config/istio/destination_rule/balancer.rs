@@ -1,0 +1,220 @@
+//! What of a load balancer's settings cannot stand together, or cannot be.
+
+use std::time::Duration;
+
+use http::HeaderName;
+
+use super::{ConsistentHash, LoadBalancer, LocalityLb, SimpleLb, Warmup};
+use crate::config::decode::Decoder;
+use crate::config::diagnostic::{Code, Severity, Span};
+
+/// The most points on a ring, and the least size of a table that is too large (Envoy).
+const MAX_RING: u64 = 8 << 20;
+const MAX_TABLE: u64 = 5_000_011;
+
+struct Check<'c, 'd> {
+    path: &'c str,
+    d: &'c mut Decoder<'d>,
+}
+
+pub(super) fn check(balancer: &LoadBalancer, path: &str, d: &mut Decoder<'_>) {
+    let mut check = Check { path, d };
+    if let Some(hash) = &balancer.consistent_hash {
+        if balancer.simple.is_some() {
+            check.error(balancer.span, "", "only one of `simple` and `consistentHash` can be set");
+        }
+        check.hash(hash);
+    }
+    if let Some(warmup) = &balancer.warmup {
+        check.warmup(warmup);
+    }
+    if let Some(setting) = &balancer.locality_lb_setting {
+        check_locality(setting, &format!("{path}.loadBalancer.localityLbSetting"), check.d);
+    }
+    let warms = balancer.warmup.is_some() || balancer.warmup_duration_secs.is_some();
+    let ignores = match (&balancer.consistent_hash, balancer.simple) {
+        (Some(_), _) => Some("consistentHash"),
+        (None, Some(SimpleLb::Random)) => Some("RANDOM"),
+        _ => None,
+    };
+    if let Some(policy) = ignores.filter(|_| warms) {
+        let field = if balancer.warmup.is_some() { "warmup" } else { "warmupDurationSecs" };
+        let message = format!("without effect with {policy}: new endpoints take their full share at once");
+        check.say(balancer.span, field, Severity::Warning, Code::Ignored, &message);
+    }
+}
+
+/// Without outlier detection, nothing fails over (Istio).
+pub(super) fn check_outliers(balancer: Option<&LoadBalancer>, detects: bool, path: &str, d: &mut Decoder<'_>) {
+    let Some(setting) = balancer.and_then(|balancer| balancer.locality_lb_setting.as_ref()) else { return };
+    let field = match setting {
+        _ if detects || !setting.distribute.is_empty() || setting.enabled == Some(false) => return,
+        setting if !setting.failover.is_empty() => "failover",
+        setting if !setting.failover_priority.is_empty() => "failoverPriority",
+        _ => return,
+    };
+    let path = format!("{path}.loadBalancer.localityLbSetting.{field}");
+    let message = "without effect: nothing fails over without `outlierDetection` beside it";
+    d.report_at(setting.span, path, Severity::Warning, Code::Ignored, message);
+}
+
+/// What of a preference for near endpoints cannot be.
+pub(in crate::config::istio) fn check_locality(setting: &LocalityLb, path: &str, d: &mut Decoder<'_>) {
+    let mut error = |span: Span, field: &str, message: &str| {
+        d.report_at(span, format!("{path}.{field}"), Severity::Error, Code::InvalidValue, message);
+    };
+    if !setting.distribute.is_empty() && !setting.failover.is_empty() {
+        error(setting.span, "failover", "only one of `distribute` and `failover` can be set");
+    }
+    if !setting.distribute.is_empty() && !setting.failover_priority.is_empty() {
+        error(setting.span, "failoverPriority", "only one of `distribute` and `failoverPriority` can be set");
+    }
+    for (index, distribute) in setting.distribute.iter().enumerate() {
+        let field = format!("distribute[{index}]");
+        if !is_locality(&distribute.from) {
+            error(distribute.span, &format!("{field}.from"), NO_LOCALITY);
+        }
+        if setting.distribute.iter().take(index).any(|earlier| earlier.from == distribute.from) {
+            error(distribute.span, &format!("{field}.from"), "written before: the first one counts");
+        }
+        if distribute.to.keys().any(|to| !is_locality(to)) {
+            error(distribute.span, &format!("{field}.to"), NO_LOCALITY);
+        }
+        let sum: u64 = distribute.to.values().map(|share| u64::from(*share)).sum();
+        if sum != 100 || distribute.to.values().any(|share| *share == 0) {
+            let message = format!("shares have to be 1 at least, and 100 together: they are {sum}");
+            error(distribute.span, &format!("{field}.to"), &message);
+        }
+    }
+    let is_region = |text: &str| !text.is_empty() && !text.contains(['*', '/']);
+    for (index, failover) in setting.failover.iter().enumerate() {
+        for (field, region) in [("from", &failover.from), ("to", &failover.to)] {
+            if !is_region(region) {
+                error(failover.span, &format!("failover[{index}].{field}"), "not a region: no `/` and no `*` in it");
+            }
+        }
+        if failover.from == failover.to {
+            error(failover.span, &format!("failover[{index}].to"), "the same region");
+        }
+    }
+    for (index, label) in setting.failover_priority.iter().enumerate() {
+        let field = format!("failoverPriority[{index}]");
+        let name = label.split_once('=').map_or(label.as_str(), |(name, _)| name);
+        if name.is_empty() {
+            error(setting.span, &field, "not a label: `name`, or `name=value`");
+        }
+        if !setting.failover.is_empty() && TOPOLOGY.contains(&name) {
+            error(setting.span, &field, "cannot be set beside `failover`, which ranks by it");
+        }
+    }
+}
+
+const NO_LOCALITY: &str =
+    "not a locality: `region`, `region/zone` or `region/zone/subzone`, with `*` for its last part";
+
+const TOPOLOGY: [&str; 3] =
+    ["topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"];
+
+fn is_locality(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('/').collect();
+    let Some((last, before)) = parts.split_last() else { return false };
+    parts.len() <= 3
+        && before.iter().all(|part| !part.is_empty() && !part.contains('*'))
+        && !last.is_empty()
+        && (*last == "*" || !last.contains('*'))
+}
+
+impl Check<'_, '_> {
+    fn say(&mut self, span: Span, field: &str, severity: Severity, code: Code, message: &str) {
+        let dot = if field.is_empty() { "" } else { "." };
+        self.d.report_at(span, format!("{}.loadBalancer{dot}{field}", self.path), severity, code, message);
+    }
+
+    fn error(&mut self, span: Span, field: &str, message: &str) {
+        self.say(span, field, Severity::Error, Code::InvalidValue, message);
+    }
+
+    fn hash(&mut self, hash: &ConsistentHash) {
+        let keys = [
+            ("httpHeaderName", hash.http_header_name.is_some()),
+            ("httpCookie", hash.http_cookie.is_some()),
+            ("useSourceIp", hash.use_source_ip == Some(true)),
+            ("httpQueryParameterName", hash.http_query_parameter_name.is_some()),
+        ];
+        let mut written = keys.into_iter().filter(|(_, is_written)| *is_written).map(|(name, _)| name);
+        match (written.next(), written.next()) {
+            (Some(first), Some(second)) => {
+                let message = format!("only one of `{first}` and `{second}` can be set");
+                self.error(hash.span, "consistentHash", &message);
+            }
+            (None, _) => {
+                let message = "nothing is named to hash by: each request goes to any endpoint";
+                self.say(hash.span, "consistentHash", Severity::Warning, Code::Ignored, message);
+            }
+            _ => {}
+        }
+        let is_name = |name: &str| HeaderName::from_bytes(name.as_bytes()).is_ok();
+        let is_pseudo = |name: &str| matches!(name, ":method" | ":path" | ":authority" | ":scheme");
+        if hash.http_header_name.as_deref().is_some_and(|name| !is_name(name) && !is_pseudo(name)) {
+            self.error(hash.span, "consistentHash.httpHeaderName", "not the name of a header");
+        }
+        if hash.http_query_parameter_name.as_deref() == Some("") {
+            self.error(hash.span, "consistentHash.httpQueryParameterName", "no name");
+        }
+        if let Some(cookie) = &hash.http_cookie {
+            if !is_name(&cookie.name) {
+                self.error(cookie.span, "consistentHash.httpCookie.name", "not the name of a cookie");
+            }
+            let is_text = |text: &str| text.bytes().all(|byte| (b' '..0x7f).contains(&byte) && byte != b';');
+            if !is_text(&cookie.path) {
+                self.error(cookie.span, "consistentHash.httpCookie.path", "not the path of a cookie");
+            }
+            if cookie.attributes.iter().any(|one| one.name.is_empty() || !is_text(&one.name) || !is_text(&one.value)) {
+                self.error(cookie.span, "consistentHash.httpCookie.attributes", "not an attribute of a cookie");
+            }
+        }
+        self.sizes(hash);
+    }
+
+    fn sizes(&mut self, hash: &ConsistentHash) {
+        let older = hash.minimum_ring_size.filter(|size| *size > 0);
+        let algorithms = [
+            ("minimumRingSize", older.is_some()),
+            ("ringHash", hash.ring_hash.is_some()),
+            ("maglev", hash.maglev.is_some()),
+        ];
+        let mut written = algorithms.into_iter().filter(|(_, is_written)| *is_written).map(|(name, _)| name);
+        if let (Some(first), Some(second)) = (written.next(), written.next()) {
+            let message = format!("only one of `{first}` and `{second}` can be set");
+            self.error(hash.span, "consistentHash", &message);
+        }
+        let ring = hash.ring_hash.as_ref().and_then(|ring| ring.minimum_ring_size);
+        for (field, size) in [("minimumRingSize", older), ("ringHash.minimumRingSize", ring)] {
+            if size.is_some_and(|size| size > MAX_RING) {
+                self.error(hash.span, &format!("consistentHash.{field}"), &format!("more than {MAX_RING}"));
+            }
+        }
+        if let Some(maglev) = &hash.maglev {
+            let size = maglev.table_size.unwrap_or(0);
+            let is_prime = size > 1
+                && size < MAX_TABLE
+                && (2..).take_while(|part| part * part <= size).all(|part| size % part != 0);
+            if !is_prime {
+                let message = format!("has to be a prime number less than {MAX_TABLE}, such as 65537");
+                self.error(maglev.span, "consistentHash.maglev.tableSize", &message);
+            }
+        }
+    }
+
+    fn warmup(&mut self, warmup: &Warmup) {
+        if warmup.duration.is_none_or(|duration| duration < Duration::from_millis(1)) {
+            self.error(warmup.span, "warmup.duration", "has to be set, and 1ms at least");
+        }
+        if warmup.minimum_percent.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {
+            self.error(warmup.span, "warmup.minimumPercent", "has to be from 0 to 100");
+        }
+        if warmup.aggression.is_some_and(|aggression| !(1.0..=1_000_000.0).contains(&aggression)) {
+            self.error(warmup.span, "warmup.aggression", "has to be 1 at least");
+        }
+    }
+}

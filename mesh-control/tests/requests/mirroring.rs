@@ -1,0 +1,211 @@
+//! Copies of requests, as a VirtualService wants them: what the mirror is sent, and that the request itself knows nothing of it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::extract::Request as Received;
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use mesh_tower::MirrorCounts;
+use mesh_tower::body::Body;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::support::{World, nobody, rules, server, service, web};
+
+/// What reached a mirror.
+#[derive(Debug)]
+struct Copied {
+    line: String,
+    host: String,
+    user: String,
+    body: Bytes,
+}
+
+/// A server that fails every request, and tells what reached it.
+async fn mirror() -> (SocketAddr, UnboundedReceiver<Copied>) {
+    let (tell, told) = unbounded_channel();
+    let app = axum::Router::new().fallback(move |request: Received| {
+        let tell = tell.clone();
+        async move {
+            let (head, body) = request.into_parts();
+            let text = |name: &str| head.headers.get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
+            let (host, user) = (text("host"), text("x-user"));
+            let body = body.collect().await.unwrap().to_bytes();
+            tell.send(Copied { line: format!("{} {}", head.method, head.uri), host, user, body }).unwrap();
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    (address, told)
+}
+
+async fn next(told: &mut UnboundedReceiver<Copied>) -> Copied {
+    tokio::time::timeout(Duration::from_secs(10), told.recv()).await.expect("a copy in time").unwrap()
+}
+
+/// `web.example.com` at a server, `copy.example.com` at a mirror, and a rule with these settings.
+async fn mirrored(at: SocketAddr, settings: &str) -> World {
+    let services = format!("{}{}", web(&[("v1", server("v1").await)]), service("copy", &[("v1", at)]));
+    let rule = rules(&format!("  - route: [{{destination: {{host: web.example.com}}}}]\n{settings}"));
+    World::new(&format!("{services}{rule}")).await
+}
+
+/// Waits until this is so.
+async fn until(world: &World, is_so: impl Fn(MirrorCounts) -> bool) -> MirrorCounts {
+    let wait = async {
+        while !is_so(world.mirror_counts()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap_or_else(|_| panic!("{:?}", world.mirror_counts()));
+    world.mirror_counts()
+}
+
+const MIRROR: &str = "    mirror: {host: copy.example.com}\n";
+
+#[tokio::test]
+async fn a_copy_has_all_of_the_request_and_its_answer_is_nobodys() {
+    let (at, mut told) = mirror().await;
+    let world = mirrored(
+        at,
+        &format!("{MIRROR}    rewrite: {{uri: /new}}\n    headers: {{request: {{set: {{x-user: u}}}}}}\n"),
+    )
+    .await;
+    let request = Request::post("http://web.example.com/old?q=1").body(Body::from("hello")).unwrap();
+    let answer = world.ask(request).await.unwrap();
+    assert_eq!(answer.status, 200);
+    let copied = next(&mut told).await;
+    assert_eq!((copied.line.as_str(), copied.user.as_str(), &*copied.body), ("POST /newold?q=1", "u", &b"hello"[..]));
+    assert_eq!(copied.host, "web.example.com", "as in Istio, and without Envoy's -shadow");
+    assert!(answer.body.contains("POST /newold?q=1"), "{answer:?}");
+    assert_eq!(until(&world, |counts| counts.answered == 1).await.failed, 0);
+}
+
+#[tokio::test]
+async fn a_body_that_is_made_piece_by_piece_is_copied_within_bounds() {
+    let (at, mut told) = mirror().await;
+    let world = mirrored(at, MIRROR).await;
+    let pieces = |count: usize| {
+        let frames = (0..count).map(|_| Ok::<_, std::io::Error>(Frame::data(Bytes::from(vec![b'x'; 16 << 10]))));
+        Body::new(StreamBody::new(tokio_stream::iter(frames.collect::<Vec<_>>())))
+    };
+    for (count, is_copied) in [(3, true), (5, false), (4, true)] {
+        let request = Request::post("http://web.example.com/").body(pieces(count)).unwrap();
+        assert_eq!(world.ask(request).await.unwrap().status, 200);
+        if is_copied {
+            assert_eq!(next(&mut told).await.body.len(), count << 14);
+        }
+    }
+    assert_eq!(until(&world, |counts| counts.answered == 2).await.too_large, 1);
+}
+
+#[tokio::test]
+async fn as_many_requests_are_copied_as_is_written() {
+    for (settings, expected) in [
+        (MIRROR.to_owned(), 100..=100),
+        (format!("{MIRROR}    mirrorPercentage: {{value: 0}}\n"), 0..=0),
+        // 50 expected, within four times the standard deviation.
+        (format!("{MIRROR}    mirrorPercentage: {{value: 50}}\n"), 30..=70),
+        (format!("{MIRROR}    mirrorPercent: 50\n"), 30..=70),
+        ("    mirrors: [{destination: {host: copy.example.com}, percentage: {value: 50}}]\n".to_owned(), 30..=70),
+        ("    mirrors: [{destination: {host: copy.example.com}}, {destination: {host: copy.example.com, subset: v1}}]\n".to_owned(), 200..=200),
+    ] {
+        let (at, mut told) = mirror().await;
+        let world = mirrored(at, &settings).await;
+        for _ in 0..100 {
+            assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 200);
+        }
+        let least = *expected.start() as u64;
+        let counts = until(&world, |counts| counts.answered >= least).await;
+        assert_eq!((counts.failed, counts.overflowed), (0, 0), "{settings}");
+        let mut copies = 0;
+        while told.try_recv().is_ok() {
+            copies += 1;
+        }
+        assert!(expected.contains(&copies), "{settings}: {copies}");
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_that_hangs_slows_nothing_and_is_bounded() {
+    let hung = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let world = mirrored(hung.local_addr().unwrap(), MIRROR).await;
+    let all = async {
+        for _ in 0..300 {
+            assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 200);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), all).await.expect("no request waits for a copy");
+    assert_eq!(world.mirror_counts().overflowed, 300 - 256);
+}
+
+#[tokio::test]
+async fn a_mirror_that_is_not_there_fails_nothing() {
+    let world = mirrored(nobody().await, MIRROR).await;
+    assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 200);
+    until(&world, |counts| counts.failed == 1).await;
+    let world = mirrored(nobody().await, "    mirror: {host: nowhere.example.com}\n").await;
+    assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 200);
+    until(&world, |counts| counts.failed == 1).await;
+}
+
+#[tokio::test]
+async fn what_a_rule_answers_itself_is_not_copied() {
+    let (at, mut told) = mirror().await;
+    let world =
+        mirrored(at, &format!("{MIRROR}    fault: {{abort: {{httpStatus: 418, percentage: {{value: 100}}}}}}\n")).await;
+    assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 418);
+    assert_eq!(world.mirror_counts(), MirrorCounts::default());
+    assert!(told.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_copy_goes_to_the_subset_and_the_port_that_are_written() {
+    for (destination, expected) in [
+        ("host: copy.example.com, subset: v1, port: {number: 80}", 0),
+        ("host: copy.example.com, subset: v2, port: {number: 80}", 1),
+        ("host: copy.example.com, subset: v1, port: {number: 81}", 2),
+    ] {
+        for settings in [format!("mirror: {{{destination}}}"), format!("mirrors: [{{destination: {{{destination}}}}}]")]
+        {
+            let (mut mirrors, mut at) = (Vec::new(), Vec::new());
+            for _ in 0..3 {
+                let (address, told) = mirror().await;
+                mirrors.push(told);
+                at.push(address.port());
+            }
+            let entry = format!(
+                "---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: copy}}
+spec:
+  hosts: [copy.example.com]
+  resolution: STATIC
+  ports: [{{number: 80, name: http, protocol: HTTP}}, {{number: 81, name: http-more, protocol: HTTP}}]
+  endpoints:
+  - {{address: 127.0.0.1, ports: {{http: {}, http-more: {}}}, labels: {{v: '1'}}}}
+  - {{address: 127.0.0.1, ports: {{http: {}, http-more: 1}}, labels: {{v: '2'}}}}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: copy}}
+spec:
+  host: copy.example.com
+  subsets: [{{name: v1, labels: {{v: '1'}}}}, {{name: v2, labels: {{v: '2'}}}}]
+",
+                at[0], at[2], at[1]
+            );
+            let rule = rules(&format!("  - route: [{{destination: {{host: web.example.com}}}}]\n    {settings}\n"));
+            let world = World::new(&format!("{}{entry}{rule}", web(&[("v1", server("v1").await)]))).await;
+            assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 200);
+            next(&mut mirrors[expected]).await;
+            assert!(mirrors.iter_mut().all(|told| told.try_recv().is_err()), "{settings}");
+        }
+    }
+}
