@@ -143,6 +143,7 @@ impl Maglev {
         let mut left = entries.len();
         let mut round = 1.0;
         while left > 0 {
+            let before = left;
             for row in &mut rows {
                 // The heaviest has a turn in every round.
                 if round * row.share < row.turn {
@@ -162,6 +163,11 @@ impl Maglev {
                 if left == 0 {
                     break;
                 }
+            }
+            if left == before {
+                // A size that is no prime: no row comes by what is left.
+                entries.iter_mut().filter(|entry| **entry == FREE).for_each(|entry| *entry = 0);
+                break;
             }
             round += 1.0;
         }
@@ -422,6 +428,18 @@ mod tests {
         assert_eq!(size(1024, 100, &[1; 3]), 100);
         assert_eq!(size(10, 8 << 20, &[1, 9]), 10);
         assert_eq!(size(1024, 1024, &[]), 0);
+    }
+
+    #[test]
+    fn a_table_of_any_size_is_filled() {
+        let set = set((1..=5).map(|port| (port, u64::from(port))));
+        for table_size in 0..40 {
+            let entries = Maglev { table_size, ..maglev() }.entries(&set);
+            assert!(
+                entries.len() as u64 == table_size.max(2) && entries.iter().all(|entry| *entry < 5),
+                "{table_size}"
+            );
+        }
     }
 
     /// As the C++ standard library of GCC hashes strings.

@@ -27,6 +27,9 @@ use crate::model::{BalancerPolicy, ConsistentHashing, SlowStart};
 /// How deeply policies may be nested (gRFC A52).
 const MAX_DEPTH: usize = 16;
 
+/// Where the older form says what is hashed of endpoints.
+const HASHING: &str = "common_lb_config.consistent_hashing_lb_config";
+
 /// A policy, and how new endpoints come to their share under it.
 type Chosen = (BalancerPolicy, Option<SlowStart>);
 
@@ -46,14 +49,15 @@ pub(super) fn balancer(
 ) -> Result<Chosen, Invalid> {
     let Older { lb_policy, lb_config, hashing } = older;
     if let Some(policy) = policy {
-        ignored!(notes; lb_config, hashing);
+        ignored!(notes; lb_config);
+        notes.ignore_if_set(HASHING, &hashing);
         return notes.field("load_balancing_policy", |notes| first_supported(notes, policy, passes_through, 1));
     }
     let policy = LbPolicy::try_from(lb_policy).map_err(|_| Invalid::new("not a known value").at("lb_policy"))?;
     if matches!(policy, LbPolicy::RingHash | LbPolicy::Maglev) && !passes_through {
         return Ok((older_hashing(notes, policy, lb_config, hashing)?, None));
     }
-    ignored!(notes; hashing);
+    notes.ignore_if_set(HASHING, &hashing);
     let mut chosen = match lb_config {
         Some(LbConfig::LeastRequestLbConfig(config)) => notes.field("least_request_lb_config", |notes| {
             let pb::cluster::LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config } = config;
@@ -103,8 +107,7 @@ fn older_hashing(
     hashing: Option<pb::cluster::common_lb_config::ConsistentHashingLbConfig>,
 ) -> Result<BalancerPolicy, Invalid> {
     let hashing = hashing.map(|value| hashing::consistent(value.use_hostname_for_hashing, value.hash_balance_factor));
-    let place = "common_lb_config.consistent_hashing_lb_config";
-    let hashing = hashing.transpose().map_err(|invalid| invalid.at(place))?.unwrap_or_default();
+    let hashing = hashing.transpose().map_err(|invalid| invalid.at(HASHING))?.unwrap_or_default();
     match (policy, config) {
         (LbPolicy::Maglev, Some(LbConfig::MaglevLbConfig(config))) => {
             notes.field("maglev_lb_config", |_| hashing::maglev(config.table_size, hashing))
