@@ -50,7 +50,7 @@ fn is_secured(object: &Object<ServiceEntry>, host: &str, port: u16, policy: &Pol
     let by_rule = policy.destination_rules.of_host(host).any(|rule| {
         let mut subsets = std::iter::once("").chain(rule.subset_names());
         // Of a wrong rule nobody knows what it says, and nobody calls.
-        rule.refused().is_some() || subsets.any(|subset| is_tls(&rule.traffic_policy(&key(subset)).tls))
+        rule.refused().is_some() || subsets.any(|subset| is_tls(&rule.traffic_policy(&key(subset), None).tls))
     });
     let known = policy.services.exact(host, &object.meta.namespace);
     let is_of_mesh = known.is_some_and(|(id, service)| {

@@ -122,7 +122,7 @@ fn check_default(objects: &Objects, policy: &Policy, default: Option<ServerTls>,
             let key = ClusterKey { host: service.host.clone(), port: port.number, subset: "".into() };
             let seen = policy.cluster(key.clone(), &view).filter(|seen| !seen.is_refused);
             let is_silent =
-                |seen: &Cluster<'_>| seen.rule.is_none_or(|it| it.traffic_policy(&key).tls == Tls::Automatic);
+                |seen: &Cluster<'_>| seen.rule.is_none_or(|it| it.traffic_policy(&key, None).tls == Tls::Automatic);
             let Some(seen) = seen.filter(is_silent) else { continue };
             if let Some(why) = why_all_fail(&Tls::Plaintext, &seen, policy, default) {
                 failing.entry(why).or_default().push(format!("{}:{}", service.host, port.number));

@@ -117,8 +117,14 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
     notes.each("health_checks", health_checks, health_check)?;
 
     let circuit_breakers = circuit_breakers.unwrap_or(CircuitBreakers::ENVOY);
-    let mut cluster =
-        Cluster { balancer, slow_start, circuit_breakers, outlier_detection, tcp_keepalive, ..Cluster::new(name, kind) };
+    let mut cluster = Cluster {
+        balancer,
+        slow_start,
+        circuit_breakers,
+        outlier_detection,
+        tcp_keepalive,
+        ..Cluster::new(name, kind)
+    };
     // The older places first, so that the newer one wins.
     cluster.max_requests_per_connection = max_requests_per_connection.map(|max| max.value).filter(|max| *max > 0);
     notes.optional("common_http_protocol_options", common_http_protocol_options, |notes, options| {
