@@ -246,8 +246,8 @@ async fn connect(
                 }
             }
             // Others may take the streams of the new connection, and there may be several rounds of that.
-            HttpVersion::Http2 => match pool.http2.dial(&cluster, &endpoint, security).await {
-                Some(dialled) => {
+            HttpVersion::Http2 => {
+                if let Some(dialled) = pool.http2.dial(&cluster, &endpoint, security).await {
                     dead += u32::from(!dialled?.is_alive());
                     if dead > MAX_DEAD {
                         let reason = "the connection closed as soon as it was made";
@@ -255,8 +255,7 @@ async fn connect(
                     }
                     continue;
                 }
-                None => {}
-            },
+            }
         }
         // There may be no more connections. One that only another request could use is in the way.
         let is_closed = match version {
