@@ -45,7 +45,10 @@ pub(crate) struct World {
 
 /// How many tries each request took, which route, and why it failed.
 #[derive(Clone, Debug, Default)]
-struct Ends(Arc<Mutex<Vec<(u32, String, &'static str)>>>);
+struct Ends(Arc<Mutex<Vec<End>>>);
+
+/// One of them.
+type End = (u32, String, &'static str);
 
 impl Observer for Ends {
     fn on_end(&self, request: &RequestInfo) {
@@ -160,7 +163,7 @@ impl World {
         std::fs::rename(dir.join(".next"), dir.join("config.yaml")).unwrap();
     }
 
-    fn last(&self) -> (u32, String, &'static str) {
+    fn last(&self) -> End {
         self.ends.0.lock().unwrap().last().expect("a request that is over").clone()
     }
 }
