@@ -105,7 +105,7 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
     let kind = Kinds { name: &name, eds_cluster_config, load_assignment, dns_refresh_rate };
     let kind = kind.decode(notes, cluster_discovery_type)?;
     let passes_through = kind == ClusterKind::PassThrough;
-    let hashing = common_lb_config.as_ref().and_then(|common| common.consistent_hashing_lb_config.clone());
+    let hashing = common_lb_config.as_ref().and_then(|common| common.consistent_hashing_lb_config);
     let older = balancer::Older { lb_policy, lb_config, hashing };
     let (balancer, slow_start) = balancer::balancer(notes, load_balancing_policy, older, passes_through)?;
     validate_lrs(notes, lrs_server)?;

@@ -51,8 +51,8 @@ pub(super) fn maglev(size: Option<UInt64Value>, hashing: ConsistentHashing) -> R
     if table_size > MAX_TABLE {
         return invalid(format!("more than {MAX_TABLE}"));
     }
-    let is_prime =
-        table_size > 1 && (2..).take_while(|part| part * part <= table_size).all(|part| table_size % part != 0);
+    let is_prime = table_size > 1
+        && (2..).take_while(|part| part * part <= table_size).all(|part| !table_size.is_multiple_of(part));
     if !is_prime {
         return invalid(format!("{table_size} is not a prime number"));
     }

@@ -198,7 +198,7 @@ impl Check<'_, '_> {
             let size = maglev.table_size.unwrap_or(0);
             let is_prime = size > 1
                 && size < MAX_TABLE
-                && (2..).take_while(|part| part * part <= size).all(|part| size % part != 0);
+                && (2..).take_while(|part| part * part <= size).all(|part| !size.is_multiple_of(part));
             if !is_prime {
                 let message = format!("has to be a prime number less than {MAX_TABLE}, such as 65537");
                 self.error(maglev.span, "consistentHash.maglev.tableSize", &message);
