@@ -56,15 +56,16 @@ pub(crate) fn base(ports: [u16; 2]) -> String {
     expand(&read("base.yaml"), "up", ports)
 }
 
-/// The kinds that stand in the corpus. The settings of the mesh do not: there is one object of them for all, and
-/// `mesh-control/tests/config_suite/mesh_config.rs` has its fields.
-pub(crate) fn kinds() -> impl Iterator<Item = ObjectKind> {
-    ObjectKind::ALL.into_iter().filter(|kind| *kind != ObjectKind::MeshConfig)
-}
-
 /// Every case of every kind.
 pub(crate) fn all(ports: [u16; 2]) -> Vec<Case> {
-    kinds().flat_map(|kind| of_kind(kind.name(), ports)).collect()
+    ObjectKind::ALL.into_iter().flat_map(|kind| of_kind(kind.name(), ports)).collect()
+}
+
+impl Case {
+    /// Whether it is the settings of a mesh, of which there is one object.
+    pub(crate) fn is_of_mesh(&self) -> bool {
+        self.kind == ObjectKind::MeshConfig.name()
+    }
 }
 
 fn read(name: &str) -> String {

@@ -30,7 +30,8 @@ fn in_plaintext(
 ) -> Option<Diagnostic> {
     let hosts = object.spec.hosts.iter().map(|host| plain(host));
     let hosts: Vec<String> = hosts.filter(|host| !is_secured(object, host, port.number.0, policy)).collect();
-    let first = hosts.first()?;
+    // A short one would be that of a service.
+    let first = hosts.first().map(|host| if host.contains('.') { host.clone() } else { format!("{host}.") })?;
     let field = if port.protocol.as_deref().is_some_and(|protocol| !protocol.is_empty()) { "protocol" } else { "name" };
     let field = format!("ports[{index}].{field}");
     let number = port.number.0;
