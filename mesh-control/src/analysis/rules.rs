@@ -131,6 +131,8 @@ impl TargetPorts {
 struct Known<'a> {
     /// The names of the mesh's trust domain.
     domains: Vec<&'a str>,
+    /// Whether there are workloads of others.
+    is_federated: bool,
     /// Namespaces that some object is in.
     namespaces: BTreeSet<&'a str>,
     /// Service accounts that are written anywhere, by namespace.
@@ -162,7 +164,7 @@ impl<'a> Known<'a> {
         }
         let mut namespaces: BTreeSet<&str> = objects.metas().map(|meta| &*meta.namespace).collect();
         namespaces.extend(accounts.keys());
-        Known { domains: policy.mesh.trust_domains(), namespaces, accounts }
+        Known { domains: policy.mesh.trust_domains(), is_federated: policy.mesh.is_federated, namespaces, accounts }
     }
 
     /// Why nobody has a principal. Of a beginning, as much is looked at as is whole.
@@ -189,8 +191,8 @@ impl<'a> Known<'a> {
         if is_whole && let Err(invalid) = format!("spiffe://{text}").parse::<SpiffeId>() {
             return Some(format!("{}: nobody is called so: {}", quoted(text), invalid.reason));
         }
-        if let Some(why) = self.domain(domain) {
-            return Some(format!("{}: {why}", quoted(text)));
+        if !self.is_ours(domain) {
+            return self.domain(domain).map(|why| format!("{}: {why}", quoted(text)));
         }
         match rest {
             ["ns", namespace, "sa", name] if is_whole => {
@@ -205,9 +207,14 @@ impl<'a> Known<'a> {
         }
     }
 
-    /// Why no workload is of a trust domain. `cluster.local` stands for the mesh's own.
+    /// Whether it is a name of the mesh's trust domain; `cluster.local` stands for that, too.
+    fn is_ours(&self, domain: &str) -> bool {
+        domain == "cluster.local" || self.domains.contains(&domain)
+    }
+
+    /// Why no workload is of a trust domain.
     fn domain(&self, domain: &str) -> Option<String> {
-        if domain == "cluster.local" || self.domains.contains(&domain) {
+        if self.is_ours(domain) {
             return None;
         }
         let known = self.domains.join(", ");
@@ -215,8 +222,11 @@ impl<'a> Known<'a> {
             Some(meant) => {
                 format!("the mesh's trust domain is {known}, not {}; did you mean {}?", quoted(domain), quoted(meant))
             }
+            // Others vouch for those, and which ones is not written here.
+            None if self.is_federated => return None,
             None => format!(
-                "the mesh's trust domain is {known}, not {}, whose workloads are known only where somebody vouches for them",
+                "the mesh's trust domain is {known}, not {}, whose workloads are known only where `serve --trust-bundle` says who \
+                 vouches for them",
                 quoted(domain)
             ),
         })
