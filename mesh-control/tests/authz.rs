@@ -284,6 +284,43 @@ fn whoever_has_an_identity_of_an_old_trust_domain_is_meant_by_the_new_one() {
 }
 
 #[test]
+fn where_domains_are_federated_a_namespace_that_lets_in_is_one_of_the_mesh() {
+    let policy = |namespace: &str, action: &str, source: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a, namespace: {namespace}}}\n\
+             spec: {{action: {action}, rules: [{{from: [{{source: {{{source}}}}}]}}]}}\n"
+        )
+    };
+    let settings = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    trustDomain: new.org\n    trustDomainAliases: [old.org]\n";
+    let dir = tempfile::tempdir().unwrap();
+    let policies = [
+        policy("by-namespace", "ALLOW", "namespaces: [shop]"),
+        policy("by-account", "ALLOW", "serviceAccounts: [shop/web]"),
+        policy("refused", "DENY", "namespaces: [shop]"),
+        policy("spared", "DENY", "notNamespaces: [shop]"),
+        policy("others", "ALLOW", "notNamespaces: [pay]"),
+    ];
+    std::fs::write(dir.path().join("config.yaml"), format!("{settings}{}", policies.concat())).unwrap();
+    for (namespace, own, foreign, foreign_federated) in [
+        ("by-namespace", true, true, false),
+        ("by-account", true, true, false),
+        ("refused", false, false, false),
+        ("spared", true, true, false),
+        ("others", true, true, true),
+    ] {
+        for (domain, plain, federated) in
+            [("old.org", own, own), ("new.org", own, own), ("foreign.org", foreign, foreign_federated)]
+        {
+            let who = format!("spiffe://{domain}/ns/shop/sa/web");
+            let asked = ["--from", &who, "--to", &format!("{namespace}/any"), "--label", "app=any"];
+            let is_let_in = |more: &[&str]| out(dir.path(), &[&asked[..], more].concat()).starts_with("allow");
+            let verdicts = (is_let_in(&[]), is_let_in(&["--federated"]));
+            assert_eq!(verdicts, (plain, federated), "{namespace} from {domain}");
+        }
+    }
+}
+
+#[test]
 fn where_an_authorizer_decides_the_verdict_is_to_ask_unless_a_policy_refuses() {
     let config = "apiVersion: v1
 kind: ConfigMap

@@ -64,6 +64,9 @@ struct Test {
     /// The directory of the configuration.
     #[arg(long, value_name = "DIR")]
     config: PathBuf,
+    /// As for `serve` with --trust-bundle: a namespace or a service account that is let in is one of the mesh's own trust domain.
+    #[arg(long)]
+    federated: bool,
     /// Many requests, one JSON object a line; - is stdin. Each has `id`, `workload` {namespace, labels}, and as they are
     /// needed `protocol` (http, grpc, tcp), `method`, `host`, `path`, `headers`, `source_ip`, `remote_ip`,
     /// `destination_ip`, `destination_port`, `sni`, `principal`, `claims`.
@@ -225,8 +228,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// A plane of a directory. What is wrong there, or not read, is told: the answers are without it.
-fn plane(config: &Path) -> anyhow::Result<Plane> {
-    let plane = started(config)?;
+fn plane(config: &Path, is_federated: bool) -> anyhow::Result<Plane> {
+    let plane = started(config, is_federated)?;
     let is_told = |finding: &Diagnostic| finding.severity == Severity::Error || finding.code == Code::NotRead;
     for finding in plane.diagnostics().iter().filter(|finding| is_told(finding)) {
         eprintln!("mesh-control: {finding}");
@@ -235,15 +238,15 @@ fn plane(config: &Path) -> anyhow::Result<Plane> {
 }
 
 /// A plane of a directory, which it follows in the background.
-fn started(config: &Path) -> anyhow::Result<Plane> {
+fn started(config: &Path, is_federated: bool) -> anyhow::Result<Plane> {
     let options = PlaneOptions::default().config_dir(config).issues_certificates(true).trust_claims(true);
-    Plane::start(options).with_context(|| format!("cannot read {}", config.display()))
+    Plane::start(options.federated(is_federated)).with_context(|| format!("cannot read {}", config.display()))
 }
 
 fn test(args: &Test) -> anyhow::Result<ExitCode> {
     let runtime = super::runtime()?;
     let _entered = runtime.enter();
-    let plane = plane(&args.config)?;
+    let plane = plane(&args.config, args.federated)?;
     let print = |answer: &Answer| match args.printing.format() {
         Format::Json => super::say(&format!("{}\n", serde_json::to_string(answer)?)),
         Format::Text => super::say(&text(answer)),

@@ -195,6 +195,13 @@ async fn m6_a_client_of_one_trust_domain_calls_a_server_of_another_and_neither_a
     becomes(&caller, |told| told.as_ref().is_err_and(|error| error.contains("403"))).await;
     b.put("policy.yaml", &rule("principals: [a.example/ns/shop/sa/caller]"));
     becomes(&caller, Result::is_ok).await;
+    // One that refuses means everybody's, and one that spares them its own.
+    for from in ["namespaces: [shop]", "notNamespaces: [shop]"] {
+        b.put("policy.yaml", &rule(from).replace("{rules", "{action: DENY, rules"));
+        becomes(&caller, |told| told.as_ref().is_err_and(|error| error.contains("403"))).await;
+        b.put("policy.yaml", &rule("principals: [a.example/ns/shop/sa/caller]"));
+        becomes(&caller, Result::is_ok).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

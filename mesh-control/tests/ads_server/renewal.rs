@@ -145,6 +145,10 @@ async fn a_spent_token_gets_nothing_and_the_error_says_what_to_do() {
         Mesh::builder().source(XdsSource::new(written)).cold_start_wait(Duration::from_secs(8)).start().unwrap();
     let refused = get(&again).await.unwrap_err();
     assert!(refused.contains("mesh-control token create"), "{refused}");
+    let problem = again.certificates().problem().expect("the last attempt failed");
+    let problems = again.certificates().problems(std::time::SystemTime::now());
+    assert!(problem.contains("mesh-control token create") && problems.len() == 1 && problems[0].contains(&*problem));
+    assert_eq!(first.certificates().problem(), None);
     // A caller that does not wait that long is told as well.
     let soon = async || {
         let deadline = mesh_core::request_info::Deadline(std::time::Instant::now() + Duration::from_millis(300));
@@ -241,6 +245,12 @@ async fn with_a_state_directory_alone_who_has_a_certificate_uses_it_and_everybod
     let workload = &status["workloads"][0];
     assert_eq!(workload["certificate"], "seen", "{status}");
     assert_eq!(workload["identity"], "spiffe://cluster.local/ns/shop/sa/web");
+    // Until when who is connected is known, and by which certificate.
+    let of_caller = status["clients"].as_array().unwrap().iter().find(|client| client["identity"] == CALLER).unwrap();
+    let own = caller.certificates().current().unwrap();
+    let ends = own.not_after().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    assert_eq!(of_caller["certificate_expires"].as_u64(), Some(ends), "{of_caller}");
+    assert_eq!(of_caller["certificate_serial"].as_str(), Some(own.serial()), "{of_caller}");
     let log = control.log();
     assert!(log.contains("mutual TLS is PERMISSIVE"), "{log}");
 

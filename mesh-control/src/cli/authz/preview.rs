@@ -38,6 +38,9 @@ pub(super) struct Args {
     /// The directory of the configuration as it is.
     #[arg(long, value_name = "DIR")]
     config: PathBuf,
+    /// As for `authz test`.
+    #[arg(long)]
+    federated: bool,
     /// Only the calls to this workload.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     workload: Option<String>,
@@ -80,7 +83,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = super::super::runtime()?;
     let (before, after) = {
         let _entered = runtime.enter();
-        (plane(&args.config)?, started(&args.config)?)
+        (plane(&args.config, args.federated)?, started(&args.config, args.federated)?)
     };
     let files = files(&args.path)?;
     if files.values().all(|text| text.lines().all(|line| line.trim().is_empty() || line.starts_with(['#', '-']))) {

@@ -16,6 +16,9 @@ pub(super) struct Args {
     /// The directory of the configuration.
     #[arg(long, value_name = "DIR")]
     config: PathBuf,
+    /// As for `authz test`.
+    #[arg(long)]
+    federated: bool,
     /// Who is asked: NAMESPACE/NAME. Its labels are those that the service of its name selects, those of the WorkloadGroup
     /// of its name, or `app: NAME` where an object selects that. What no object knows is an error.
     #[arg(long, value_name = "NAMESPACE/NAME")]
@@ -31,7 +34,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = super::super::runtime()?;
     let _entered = runtime.enter();
-    let plane = super::plane(&args.config)?;
+    let plane = super::plane(&args.config, args.federated)?;
     let (_, workload) = super::Workload::named(&args.to, &args.label, &plane)?;
     let labels = workload.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     // It has a certificate, as the library does.
