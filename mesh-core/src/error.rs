@@ -206,6 +206,12 @@ impl MeshError {
         self
     }
 
+    /// The same failure, and what did not become of it.
+    pub fn followed_by(mut self, what: impl fmt::Display) -> Self {
+        self.detail = format!("{}; {what}", self.detail).into();
+        self
+    }
+
     /// The same failure, with headers for the answer that is made of it.
     pub fn with_response_headers(mut self, headers: HeaderMap) -> Self {
         self.response_headers = Some(Arc::new(headers));

@@ -187,6 +187,23 @@ pub fn header_matches(field: &Field, test: &HeaderTest, head: &RequestHead<'_>) 
             Field::Header(name) => any_value(head.headers, name, condition),
         }
     };
+    value_passes(test, &value_is)
+}
+
+/// Whether an answer passes a test on one of its headers.
+pub fn answer_matches(test: &HeaderTest, headers: &HeaderMap) -> bool {
+    let (HeaderTest::Value { name, .. } | HeaderTest::Range { name, .. } | HeaderTest::Present { name, .. }) = test;
+    let name = HeaderName::from_bytes(name.as_bytes());
+    // An answer has no pseudo header that could be tested.
+    value_passes(test, &|condition| any_value(headers, name.as_ref().ok()?, condition))
+}
+
+/// Whether a header has a value that meets a condition.
+type ValueIs<'h> = dyn Fn(&dyn Fn(&[u8]) -> bool) -> Option<bool> + 'h;
+
+/// Whether a header passes a test; `value_is` says whether one of its values meets a condition, `None` where there is no
+/// such header.
+fn value_passes(test: &HeaderTest, value_is: &ValueIs<'_>) -> bool {
     match test {
         HeaderTest::Value { test, invert, missing_is_empty, .. } => {
             tested(value_is(&|value| test.is_match(value)), test.is_match(b""), *missing_is_empty, *invert)

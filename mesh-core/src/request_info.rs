@@ -21,6 +21,27 @@ use crate::state::EndpointState;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(pub Instant);
 
+/// What the application says of sending a request more than once. Put it into a request's extensions; without it, the
+/// route's retry policy alone counts, as in Envoy, whatever the method.
+///
+/// ```
+/// use mesh_core::request_info::Repeat;
+///
+/// // However the mesh is configured: it is charged once.
+/// let request = http::Request::post("http://payments/charge").extension(Repeat::IfUnprocessed).body(())?;
+/// # Ok::<(), http::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// There is one try, whatever becomes of it.
+    Never,
+    /// It is not idempotent: it is sent again only where it was certainly not processed, and the policy wants that.
+    IfUnprocessed,
+    /// It is idempotent, whatever its method: a connection that closes under it between two requests is none of its
+    /// tries.
+    Idempotent,
+}
+
 /// Which way a request goes, seen from this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -73,6 +94,8 @@ pub struct RequestInfo {
     pub is_http2: bool,
     /// What consistent hashing chooses by, where a policy computed it.
     pub hash: Option<u64>,
+    /// What the application says of sending it more than once.
+    pub repeat: Option<Repeat>,
     /// Tries so far, the current one included; 0 before the first.
     pub attempts: u32,
     /// The endpoints of earlier tries: not to be picked again while there are others.
@@ -112,6 +135,7 @@ impl RequestInfo {
             is_grpc: false,
             is_http2: false,
             hash: None,
+            repeat: None,
             attempts: 0,
             tried: SmallVec::new(),
             random,

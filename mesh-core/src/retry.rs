@@ -1,23 +1,31 @@
-//! Whether a request is tried again, and when: from its policy, the outcome of a try, and how many there were.
+//! Whether a request is tried again, and when: from its policy, the outcome of a try, and what is known of the request.
 //!
-//! What is decided here is only whether another try is *wanted*. That sending the request again does no harm, and that
-//! it is still whole, the data plane knows: it asks only where both hold. Conditions: Envoy's `x-envoy-retry-on` and
-//! `x-envoy-retry-grpc-on`; for gRPC's clients gRFC A44.
+//! What is decided here is only whether another try is *wanted*. That the request is still whole, and that its cluster
+//! allows one retry more, the data plane sees to. Conditions are Envoy's (`x-envoy-retry-on`, `x-envoy-retry-grpc-on`;
+//! its `RetryStateImpl`); what servers ask for is `Retry-After` (RFC 9110, 10.2.3) and gRPC's pushback (gRFC A6).
 
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, StatusCode};
+use http::header::RETRY_AFTER;
+use http::{HeaderMap, HeaderName, StatusCode};
 
 use crate::error::ErrorKind;
+use crate::matcher::answer_matches;
 use crate::model::{RetryCondition, RetryConditions, RetryPolicy};
+use crate::request_info::{Repeat, RequestInfo, grpc_status};
 
 /// What holds for a route that has no policy: what was certainly not processed is tried once more, as gRPC does by
 /// itself (gRFC A6, transparent retries). A mesh's own defaults are its control plane's to say.
-pub const DEFAULT_POLICY: RetryPolicy = RetryPolicy {
+pub static DEFAULT_POLICY: RetryPolicy = RetryPolicy {
     on: RetryConditions::NONE.with(RetryCondition::ConnectFailure).with(RetryCondition::RefusedStream),
     retries: 1,
+    statuses: Vec::new(),
+    headers: Vec::new(),
+    per_try_timeout: None,
+    avoids_tried: true,
     base_interval: Duration::from_millis(25),
     max_interval: Duration::from_millis(250),
+    rate_limited: None,
 };
 
 /// [`DEFAULT_POLICY`].
@@ -31,7 +39,7 @@ pub const DEFAULT_POLICY: RetryPolicy = RetryPolicy {
 /// ```
 impl Default for RetryPolicy {
     fn default() -> Self {
-        DEFAULT_POLICY
+        DEFAULT_POLICY.clone()
     }
 }
 
@@ -39,7 +47,7 @@ impl Default for RetryPolicy {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Outcome<'o> {
-    /// Without an answer.
+    /// Without an answer. [`ErrorKind::Timeout`] is that of a try which took too long.
     Failed(ErrorKind),
     /// With the head of an answer.
     Answered(StatusCode, &'o HeaderMap),
@@ -59,52 +67,168 @@ pub enum RetryDecision {
 
 /// Whether a policy may want another try after an answer. Where it may not, nobody has to look at answers.
 #[inline]
-pub fn looks_at_answers(policy: &RetryPolicy) -> bool {
-    policy.on.intersects(OF_ANSWERS)
+pub fn looks_at_answers(policy: &RetryPolicy, is_grpc: bool) -> bool {
+    policy.on.intersects(if is_grpc { OF_GRPC_ANSWERS } else { OF_ANSWERS })
+        || policy.on.contains(RetryCondition::RetriableStatusCodes) && !policy.statuses.is_empty()
+        || policy.on.contains(RetryCondition::RetriableHeaders) && !policy.headers.is_empty()
 }
 
-/// Decides after a try, the `attempts`th. There is none that would begin after the deadline.
+/// Decides after a try, the last of `request`'s attempts. There is none that would begin after the deadline.
 ///
 /// ```
 /// use std::time::Instant;
 /// use mesh_core::error::ErrorKind;
+/// use mesh_core::request_info::RequestInfo;
 /// use mesh_core::retry::{DEFAULT_POLICY, Outcome, RetryDecision, decide};
 ///
-/// let (now, mut random) = (Instant::now(), fastrand::Rng::with_seed(1));
+/// let now = Instant::now();
+/// let mut request = RequestInfo::new(now, fastrand::Rng::with_seed(1));
 /// let refused = Outcome::Failed(ErrorKind::ConnectFailure);
-/// assert!(matches!(decide(&DEFAULT_POLICY, refused, 1, None, now, &mut random), RetryDecision::Retry { .. }));
-/// assert_eq!(decide(&DEFAULT_POLICY, refused, 2, None, now, &mut random), RetryDecision::Stop);
+/// request.attempts = 1;
+/// assert!(matches!(decide(&DEFAULT_POLICY, refused, &mut request, now), RetryDecision::Retry { .. }));
+/// request.attempts = 2;
+/// assert_eq!(decide(&DEFAULT_POLICY, refused, &mut request, now), RetryDecision::Stop);
 /// ```
-pub fn decide(
-    policy: &RetryPolicy,
-    outcome: Outcome<'_>,
-    attempts: u32,
-    deadline: Option<Instant>,
-    now: Instant,
-    random: &mut fastrand::Rng,
-) -> RetryDecision {
-    if attempts > policy.retries || !policy.on.intersects(conditions_of(outcome)) {
+pub fn decide(policy: &RetryPolicy, outcome: Outcome<'_>, request: &mut RequestInfo, now: Instant) -> RetryDecision {
+    if request.attempts > policy.retries || !may_repeat(outcome, request.repeat) || !wants(policy, outcome, request) {
         return RetryDecision::Stop;
     }
-    let after = backoff(policy, attempts, random);
-    match deadline {
-        Some(deadline) if now + after >= deadline => RetryDecision::Stop,
-        _ => RetryDecision::Retry { after },
+    match pause(policy, outcome, request) {
+        Some(after) if request.deadline.is_none_or(|deadline| now + after < deadline) => RetryDecision::Retry { after },
+        _ => RetryDecision::Stop,
     }
 }
 
-/// The conditions that some answer can meet.
-const OF_ANSWERS: RetryConditions = RetryConditions::NONE;
+/// Whether the application lets the request be sent once more.
+fn may_repeat(outcome: Outcome<'_>, repeat: Option<Repeat>) -> bool {
+    match repeat {
+        None | Some(Repeat::Idempotent) => true,
+        Some(Repeat::IfUnprocessed) => {
+            matches!(outcome, Outcome::Failed(ErrorKind::ConnectFailure | ErrorKind::RefusedStream))
+        }
+        Some(Repeat::Never) => false,
+    }
+}
 
-/// The conditions that an outcome meets.
-fn conditions_of(outcome: Outcome<'_>) -> RetryConditions {
-    use RetryCondition::{ConnectFailure, RefusedStream, Reset, ServerError, Unavailable};
-    // `unavailable` is what gRPC calls both (gRFC A44), `5xx` and `reset` are Envoy's words that include them.
-    let both = RetryConditions::NONE.with(Unavailable).with(ServerError).with(Reset);
+/// The conditions that some answer can meet, whatever else the policy says.
+const OF_ANSWERS: RetryConditions = {
+    use RetryCondition::{EnvoyRatelimited, GatewayError, Retriable4xx, ServerError};
+    RetryConditions::NONE.with(ServerError).with(GatewayError).with(Retriable4xx).with(EnvoyRatelimited)
+};
+
+/// The conditions that some answer to a gRPC request can meet.
+const OF_GRPC_ANSWERS: RetryConditions = {
+    use RetryCondition::{Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unavailable};
+    let codes = OF_ANSWERS.with(Cancelled).with(DeadlineExceeded).with(Internal);
+    codes.with(ResourceExhausted).with(Unavailable)
+};
+
+/// An answer of a proxy that refuses for the caller's rate.
+const RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
+/// An answer of a proxy that has too much to do: one more request would make it worse.
+const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
+/// When to come back, in the head of a gRPC answer.
+const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+/// Whether the policy wants another try after this outcome.
+fn wants(policy: &RetryPolicy, outcome: Outcome<'_>, request: &RequestInfo) -> bool {
     match outcome {
-        Outcome::Failed(ErrorKind::ConnectFailure) => both.with(ConnectFailure),
-        Outcome::Failed(ErrorKind::RefusedStream) => both.with(RefusedStream),
-        Outcome::Failed(_) | Outcome::Answered(..) => RetryConditions::NONE,
+        Outcome::Failed(kind) => policy.on.intersects(conditions_of_failure(kind)),
+        Outcome::Answered(status, headers) => {
+            // In this order: Envoy takes the flag of a rate limit for all that there is to know of an answer.
+            if headers.contains_key(OVERLOADED) {
+                return false;
+            }
+            if headers.contains_key(RATE_LIMITED) {
+                return policy.on.contains(RetryCondition::EnvoyRatelimited);
+            }
+            policy.on.intersects(conditions_of_answer(policy, status, headers, request.is_grpc))
+        }
+    }
+}
+
+/// The conditions that a try meets to which no answer came.
+fn conditions_of_failure(kind: ErrorKind) -> RetryConditions {
+    use RetryCondition::{
+        ConnectFailure, GatewayError, RefusedStream, Reset, ResetBeforeRequest, ServerError, Unavailable,
+    };
+    let no_answer = RetryConditions::NONE.with(Reset).with(ServerError).with(GatewayError);
+    match kind {
+        // `unavailable` is what gRPC calls these two (gRFC A44).
+        ErrorKind::ConnectFailure => no_answer.with(ConnectFailure).with(ResetBeforeRequest).with(Unavailable),
+        ErrorKind::RefusedStream => no_answer.with(RefusedStream).with(Unavailable),
+        ErrorKind::ConnectionLost | ErrorKind::Timeout => no_answer,
+        // What the mesh itself refused, it refuses again.
+        _ => RetryConditions::NONE,
+    }
+}
+
+/// The conditions that an answer meets.
+fn conditions_of_answer(
+    policy: &RetryPolicy,
+    status: StatusCode,
+    headers: &HeaderMap,
+    is_grpc: bool,
+) -> RetryConditions {
+    use RetryCondition::{
+        Cancelled, DeadlineExceeded, GatewayError, Internal, ResourceExhausted, Retriable4xx, RetriableHeaders,
+        RetriableStatusCodes, ServerError, Unavailable,
+    };
+    let mut met = RetryConditions::NONE;
+    if status.is_server_error() {
+        met = met.with(ServerError);
+    }
+    if matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT) {
+        met = met.with(GatewayError);
+    }
+    if status == StatusCode::CONFLICT {
+        met = met.with(Retriable4xx);
+    }
+    if policy.statuses.contains(&status) {
+        met = met.with(RetriableStatusCodes);
+    }
+    if policy.headers.iter().any(|test| answer_matches(test, headers)) {
+        met = met.with(RetriableHeaders);
+    }
+    // In the head it is that of an answer without a body (trailers-only). One that comes later came with an answer.
+    match is_grpc.then(|| grpc_status(headers)).flatten() {
+        Some(1) => met.with(Cancelled),
+        Some(4) => met.with(DeadlineExceeded),
+        Some(8) => met.with(ResourceExhausted),
+        Some(13) => met.with(Internal),
+        Some(14) => met.with(Unavailable),
+        _ => met,
+    }
+}
+
+/// The longest that a server can ask a gRPC request to wait; who asks for more is not asked again.
+const LONGEST_PUSHBACK: Duration = Duration::from_secs(300);
+
+/// How long to wait; `None` where the server does not want to see the request again, or not for long.
+fn pause(policy: &RetryPolicy, outcome: Outcome<'_>, request: &mut RequestInfo) -> Option<Duration> {
+    let usual = backoff(policy, request.attempts, &mut request.random);
+    let Outcome::Answered(_, headers) = outcome else { return Some(usual) };
+    if request.is_grpc
+        && let Some(value) = headers.get(PUSHBACK)
+    {
+        // gRFC A6: what is negative or no number says that there is to be no other try.
+        let asked = std::str::from_utf8(value.as_bytes()).ok()?.parse().ok().map(Duration::from_millis)?;
+        return Some(asked).filter(|asked| *asked <= LONGEST_PUSHBACK);
+    }
+    let seconds = |name: &HeaderName| {
+        let value = headers.get(name)?;
+        Some(std::str::from_utf8(value.as_bytes()).ok().and_then(|text| text.parse().ok()).map(Duration::from_secs))
+    };
+    if let Some(limited) = &policy.rate_limited {
+        let asked = limited.headers.iter().find_map(seconds).flatten();
+        let asked = asked.filter(|asked| !asked.is_zero() && *asked <= limited.max_interval);
+        // Envoy's: up to half as long again, so that not all come back at once.
+        return Some(asked.map_or(usual, |asked| asked.mul_f64(1.0 + request.random.f64() / 2.0)));
+    }
+    match seconds(&RETRY_AFTER) {
+        None => Some(usual),
+        // Who is to wait for longer than the policy ever does, is told so instead of being held. So is who is told a date.
+        Some(asked) => asked.filter(|asked| *asked <= policy.max_interval).map(|asked| asked.max(usual)),
     }
 }
 
@@ -115,65 +239,5 @@ fn backoff(policy: &RetryPolicy, attempts: u32, random: &mut fastrand::Rng) -> D
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_was_not_processed_is_tried_again() {
-        let policy =
-            |words: &str, retries| RetryPolicy { on: RetryConditions::parse(words), retries, ..DEFAULT_POLICY };
-        let (connect, refused, lost) = (ErrorKind::ConnectFailure, ErrorKind::RefusedStream, ErrorKind::ConnectionLost);
-        let cases = [
-            (DEFAULT_POLICY, connect, 1, true),
-            (DEFAULT_POLICY, refused, 1, true),
-            (DEFAULT_POLICY, connect, 2, false),
-            (DEFAULT_POLICY, lost, 1, false),
-            (policy("connect-failure", 1), connect, 1, true),
-            (policy("connect-failure", 1), connect, 2, false),
-            (policy("connect-failure", 1), refused, 1, false),
-            (policy("unavailable", 1), refused, 1, true),
-            (policy("5xx", 1), connect, 1, true),
-            (policy("connect-failure", 0), connect, 1, false),
-            (policy("reset", 5), lost, 1, false),
-            (policy("", 5), connect, 1, false),
-        ];
-        for (policy, kind, attempts, expected) in cases {
-            let mut random = fastrand::Rng::with_seed(1);
-            let decision = decide(&policy, Outcome::Failed(kind), attempts, None, Instant::now(), &mut random);
-            assert_eq!(decision != RetryDecision::Stop, expected, "{policy:?} {kind:?} after {attempts}");
-        }
-    }
-
-    #[test]
-    fn an_answer_stands() {
-        let every = RetryPolicy { on: RetryConditions::parse("5xx,reset,unavailable"), ..DEFAULT_POLICY };
-        let outcome = Outcome::Answered(StatusCode::SERVICE_UNAVAILABLE, &HeaderMap::new());
-        let mut random = fastrand::Rng::with_seed(1);
-        assert_eq!(decide(&every, outcome, 1, None, Instant::now(), &mut random), RetryDecision::Stop);
-    }
-
-    #[test]
-    fn no_try_begins_after_the_deadline() {
-        let policy = RetryPolicy {
-            base_interval: Duration::from_secs(9),
-            max_interval: Duration::from_secs(9),
-            ..DEFAULT_POLICY
-        };
-        let (now, failed) = (Instant::now(), Outcome::Failed(ErrorKind::ConnectFailure));
-        for seed in 0..100 {
-            let decide = |deadline| decide(&policy, failed, 1, deadline, now, &mut fastrand::Rng::with_seed(seed));
-            let RetryDecision::Retry { after } = decide(None) else { panic!("it is tried again") };
-            assert_eq!(decide(Some(now + after)), RetryDecision::Stop);
-            assert_ne!(decide(Some(now + after + Duration::from_nanos(1))), RetryDecision::Stop);
-        }
-    }
-
-    #[test]
-    fn the_backoff_grows_and_has_a_limit() {
-        for attempts in [1, 2, 3, 10, 40] {
-            let mut random = fastrand::Rng::with_seed(u64::from(attempts));
-            let limit = Duration::from_millis(25 * ((1u64 << attempts) - 1)).min(Duration::from_millis(250));
-            assert!(backoff(&DEFAULT_POLICY, attempts, &mut random) <= limit);
-        }
-    }
-}
+#[path = "retry_tests.rs"]
+mod tests;

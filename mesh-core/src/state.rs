@@ -5,6 +5,7 @@
 //! endpoints that callers name themselves, which no view can hold, are held here for a while.
 
 mod health;
+mod retries;
 mod usage;
 
 use std::any::{Any, TypeId};
@@ -23,6 +24,7 @@ use crate::outlier::{Detector, Outcome, Record};
 use crate::tls::Certificates;
 
 pub use health::HealthNews;
+pub use retries::RetryPermit;
 pub use usage::{ConnectionPermit, Freed, HostConnections, PendingPermit, Usage};
 
 use health::{Reach, Teller};

@@ -21,8 +21,8 @@ pub(crate) use upload::{started, while_starting};
 /// An error of somebody else's body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A request's body. One that is empty or complete is held as bytes and can be sent again; any other is
-/// streamed.
+/// A request's body. One that is empty or complete is held as bytes and can be sent again; any other is streamed, and
+/// can be sent again as long as nobody has read more of it than 64 KiB, where its route has a retry policy.
 ///
 /// ```
 /// use http_body::Body as _;
@@ -85,13 +85,13 @@ impl Body {
         }
     }
 
-    /// Makes a copy of what can be sent again, and a way to get back what cannot be copied. Over HTTP/2 it goes out in pieces
-    /// where it is large.
-    pub(crate) fn replay(&mut self, is_http2: bool) -> Replay {
+    /// Makes a copy of what can be sent again, and a way to get back what cannot be copied; what is read of a stream is kept
+    /// where `is_kept` says so, as far as there is room. Over HTTP/2 it goes out in pieces where it is large.
+    pub(crate) fn replay(&mut self, is_http2: bool, is_kept: bool) -> Replay {
         match std::mem::replace(&mut self.0, DONE) {
             Kind::Full(bytes) if is_http2 && bytes.len() > upload::PIECE => {
                 let full = Full::new(bytes.clone()).map_err(|never| match never {});
-                let reader = Reader::new(Box::pin(full), true);
+                let reader = Reader::new(Box::pin(full), true, false);
                 let replay = Replay::Pieces(bytes, reader.upload());
                 self.0 = Kind::Other(Other::Shared(reader));
                 replay
@@ -100,7 +100,7 @@ impl Body {
                 self.0 = Kind::Full(bytes.clone());
                 Replay::Bytes(bytes)
             }
-            Kind::Other(Other::Stream(stream)) => self.share(Reader::new(stream, is_http2)),
+            Kind::Other(Other::Stream(stream)) => self.share(Reader::new(stream, is_http2, is_kept)),
             Kind::Other(Other::Shared(reader)) => {
                 reader.set_in_pieces(is_http2);
                 self.share(reader)
@@ -289,11 +289,15 @@ pub(crate) enum Replay {
 }
 
 impl Replay {
-    /// The body once more; `None` if any of it was read.
+    /// The body once more; `None` if some of it is gone.
     pub(crate) fn take(self) -> Option<Body> {
         match self {
-            Replay::Bytes(bytes) | Replay::Pieces(bytes, _) => Some(Body(Kind::Full(bytes))),
-            Replay::Stream(upload) => Some(Body(Kind::Other(Other::Stream(upload.take_back()?)))),
+            Replay::Bytes(bytes) => Some(Body(Kind::Full(bytes))),
+            Replay::Pieces(bytes, upload) => {
+                upload.cut_off();
+                Some(Body(Kind::Full(bytes)))
+            }
+            Replay::Stream(upload) => Some(Body(Kind::Other(Other::Shared(upload.restart()?)))),
             Replay::Gone => None,
         }
     }
@@ -304,7 +308,8 @@ impl Replay {
         match self {
             Replay::Bytes(_) => *self = Replay::Gone,
             Replay::Pieces(_, upload) => *self = Replay::Stream(upload.clone()),
-            Replay::Stream(_) | Replay::Gone => {}
+            Replay::Stream(upload) => upload.stop_keeping(),
+            Replay::Gone => {}
         }
     }
 
@@ -438,7 +443,7 @@ mod tests {
     fn a_complete_body_keeps_its_length_and_can_be_sent_again() {
         let mut body = Body::new(Full::new(Bytes::from_static(b"abc")));
         assert_eq!(body.size_hint().exact(), Some(3));
-        let replay = body.replay(false);
+        let replay = body.replay(false, false);
         assert_eq!(collect(body), "abc");
         assert_eq!(collect(replay.take().unwrap()), "abc");
         assert!(Body::new(Empty::<Bytes>::new()).is_end_stream());
@@ -476,22 +481,80 @@ mod tests {
     #[test]
     fn a_stream_can_be_sent_again_only_while_nobody_has_read_it() {
         let mut body = stream(&["a", "b"]);
-        let replay = body.replay(false);
+        let replay = body.replay(false, false);
         drop(body);
         assert_eq!(collect(replay.take().unwrap()), "ab");
 
         let mut body = stream(&["a", "b"]);
-        let replay = body.replay(false);
+        let replay = body.replay(false, false);
         body.frame().now_or_never();
         assert!(replay.take().is_none());
         assert_eq!(collect(body), "b");
     }
 
     #[test]
+    fn a_stream_that_is_kept_can_be_sent_again_however_much_of_it_was_read() {
+        for read in 0..4 {
+            let mut body = stream(&["a", "b"]);
+            let mut replay = body.replay(false, true);
+            for _ in 0..read {
+                body.frame().now_or_never().expect("ready at once");
+            }
+            for _ in 0..2 {
+                let mut again = replay.take().expect("it is kept");
+                assert!(again.size_hint().lower() >= read.min(2), "{read}");
+                replay = again.replay(false, true);
+                assert_eq!(collect(again), "ab", "{read}");
+            }
+            let late = body.frame().now_or_never().expect("ready at once");
+            assert!(late.is_some_and(|frame| frame.is_err()), "{read}: two tries read from it");
+        }
+    }
+
+    #[test]
+    fn more_than_there_is_room_for_is_sent_once() {
+        let large = Bytes::from(vec![b'x'; super::upload::MOST_KEPT]);
+        let frames = |count| {
+            let frames = std::iter::repeat_n(large.clone(), count).map(|data| Ok::<_, BoxError>(Frame::data(data)));
+            Body::new(StreamBody::new(futures_util::stream::iter(frames.collect::<Vec<_>>())))
+        };
+        for (count, is_kept) in [(1, true), (2, false)] {
+            let mut body = frames(count);
+            let replay = body.replay(false, true);
+            assert_eq!(collect(body).len(), count * large.len());
+            assert_eq!(replay.take().is_some(), is_kept);
+        }
+        let empty = std::iter::repeat_n(Bytes::new(), 5000).map(|data| Ok::<_, BoxError>(Frame::data(data)));
+        let mut body = Body::new(StreamBody::new(futures_util::stream::iter(empty.collect::<Vec<_>>())));
+        let replay = body.replay(false, true);
+        collect(body);
+        assert!(replay.take().is_none(), "each frame costs something");
+    }
+
+    #[test]
+    fn what_a_try_asked_for_comes_to_the_next_one() {
+        let (sender, receiver) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, BoxError>>(3);
+        let mut body = Body::new(StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(receiver)));
+        let replay = body.replay(false, true);
+        sender.try_send(Ok(Frame::data(Bytes::from_static(b"a")))).unwrap();
+        assert!(body.frame().now_or_never().is_some());
+        assert!(body.frame().now_or_never().is_none(), "nothing more is there yet");
+        let mut again = replay.take().unwrap();
+        drop(body);
+        assert!(again.frame().now_or_never().is_some());
+        let (woken, waker) = flag_waker();
+        assert!(Pin::new(&mut again).poll_frame(&mut Context::from_waker(&waker)).is_pending());
+        sender.try_send(Ok(Frame::data(Bytes::from_static(b"b")))).unwrap();
+        assert!(woken());
+        drop(sender);
+        assert_eq!(collect(again), "b");
+    }
+
+    #[test]
     fn a_stream_that_is_cut_off_ends_with_an_error_unless_it_was_over() {
         for read in 0..4 {
             let mut body = stream(&["a", "b"]);
-            let replay = body.replay(false);
+            let replay = body.replay(false, false);
             for _ in 0..read {
                 body.frame().now_or_never().expect("ready at once");
             }
@@ -502,7 +565,7 @@ mod tests {
             assert_eq!(next.map(|frame| frame.is_err()), (read < 2).then_some(true), "{read}");
         }
         let mut body = stream(&["a"]);
-        let replay = body.replay(false);
+        let replay = body.replay(false, false);
         drop(body);
         assert!(!replay.cut_off(), "nobody sends it");
     }
@@ -512,7 +575,7 @@ mod tests {
         let large = Bytes::from(vec![b'x'; 40_000]);
         let frames = futures_util::stream::iter([Ok::<_, BoxError>(Frame::data(large.clone()))]);
         for mut body in [Body::from(large.clone()), Body::new(StreamBody::new(frames))] {
-            let _replay = body.replay(true);
+            let _replay = body.replay(true, false);
             let mut lengths = Vec::new();
             while !body.is_end_stream() {
                 let left = body.size_hint().lower() as usize;
@@ -523,15 +586,25 @@ mod tests {
             assert_eq!(lengths, [PIECE, PIECE, 40_000 - 2 * PIECE - 1, 1]);
         }
         let mut small = Body::from("small");
-        small.replay(true);
+        small.replay(true, false);
         assert!(matches!(small.0, Kind::Full(_)));
+    }
+
+    #[test]
+    fn a_large_frame_that_is_cut_off_does_not_pass_for_the_whole_body() {
+        let frames = futures_util::stream::iter([Ok::<_, BoxError>(Frame::data(Bytes::from(vec![b'x'; 40_000])))]);
+        let mut body = Body::new(StreamBody::new(frames));
+        let replay = body.replay(true, true);
+        body.frame().now_or_never().expect("ready at once").expect("a piece").expect("no error");
+        assert!(replay.cut_off());
+        assert!(body.frame().now_or_never().expect("ready at once").expect("no end").is_err());
     }
 
     #[test]
     fn whoever_waits_for_a_stream_is_woken_when_it_is_cut_off() {
         let pending = futures_util::stream::pending::<Result<Frame<Bytes>, BoxError>>();
         let mut body = Body::new(StreamBody::new(pending));
-        let replay = body.replay(false);
+        let replay = body.replay(false, false);
         let (woken, waker) = flag_waker();
         assert!(Pin::new(&mut body).poll_frame(&mut Context::from_waker(&waker)).is_pending());
         assert!(replay.cut_off() && woken());

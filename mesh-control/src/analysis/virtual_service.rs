@@ -10,7 +10,7 @@ use crate::config::file::Objects;
 use crate::config::istio::virtual_service::{Destination, HttpDestination};
 use crate::config::spelling::nearest;
 use crate::policy::Policy;
-use crate::policy::compile::{self, Rule, authority_in};
+use crate::policy::compile::{self, Rule, Surroundings, authority_in};
 use crate::policy::view::View;
 use crate::policy::virtual_services::Entry;
 use crate::registry::Service;
@@ -234,7 +234,7 @@ fn is_catch_all(rule: &Rule) -> bool {
     open_rule.route.matches = open.cloned().collect();
     let routes = match open_rule.route.matches.is_empty() {
         true => return false,
-        false => compile::routes(&[open_rule], &everyone, 0, &|_| None),
+        false => compile::routes(&[open_rule], &everyone, 0, &Surroundings::NONE),
     };
     routes.iter().any(|route| route.condition.is_catch_all())
 }

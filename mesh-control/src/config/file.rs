@@ -609,7 +609,7 @@ spec:
   http:
   - corsPolicy:
       allowOrigins: [{exact: x}]
-    retries: {attempts: 3, retryOn: '5xx,connect-failure', perTryTimeout: 1s}
+    retries: {attempts: 3, retryOn: '5xx,retriable-headers', retryRemoteLocalities: true}
     route:
     - destination: {host: b}
 ",
@@ -621,8 +621,8 @@ spec:
             [
                 "t.yaml:6:3: warning[not-supported-yet]: VirtualService default/a: gateways: not supported yet: gateways are not built; the rules apply inside the mesh",
                 "t.yaml:8:5: warning[not-supported-yet]: VirtualService default/a: http[0].corsPolicy: not supported yet: no header of it is added or answered",
-                "t.yaml:10:28: warning[not-supported-yet]: VirtualService default/a: http[0].retries.retryOn: not supported yet: 5xx; only connection failures and refused streams are retried",
-                "t.yaml:10:60: warning[not-supported-yet]: VirtualService default/a: http[0].retries.perTryTimeout: not supported yet: a try lasts as long as the request may",
+                "t.yaml:10:28: warning[not-supported-yet]: VirtualService default/a: http[0].retries.retryOn: not supported yet: retriable-headers; there is no field that names the headers",
+                "t.yaml:10:62: warning[not-supported-yet]: VirtualService default/a: http[0].retries.retryRemoteLocalities: not supported yet: localities are not told apart",
             ]
         );
     }

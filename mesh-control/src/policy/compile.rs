@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::retry;
 use super::route::{
     AbortWith, Action, Body, Changes, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, RedirectTo,
-    Response, Route, Target, Written,
+    Response, Retry, Route, Target, Written,
 };
 use super::text::{TextMatch, TextMatches};
 use super::view::View;
@@ -38,8 +38,21 @@ pub struct Rule {
 /// is no such service.
 pub type ServiceOf<'a> = dyn Fn(&str) -> Option<(Arc<str>, Vec<u16>)> + 'a;
 
+/// What rules are read with.
+pub struct Surroundings<'a> {
+    /// What host names stand for.
+    pub service_of: &'a ServiceOf<'a>,
+    /// When a route tries again that does not say it.
+    pub default_retry: Option<&'a Retry>,
+}
+
+impl Surroundings<'static> {
+    /// Of nothing but rules.
+    pub const NONE: Self = Surroundings { service_of: &|_| None, default_retry: None };
+}
+
 /// The routes that these rules are for a client that addresses this port.
-pub fn routes(rules: &[Rule], view: &View, port: u16, service_of: &ServiceOf<'_>) -> Vec<Route> {
+pub fn routes(rules: &[Rule], view: &View, port: u16, around: &Surroundings<'_>) -> Vec<Route> {
     let mut routes: Vec<Route> = Vec::new();
     for rule in rules {
         let unconditional = [HttpMatch::default()];
@@ -48,7 +61,7 @@ pub fn routes(rules: &[Rule], view: &View, port: u16, service_of: &ServiceOf<'_>
             if !applies(condition, view, port) {
                 continue;
             }
-            let Some(route) = compile_one(rule, condition, port, service_of) else {
+            let Some(route) = compile_one(rule, condition, port, around) else {
                 continue;
             };
             let is_last = route.condition.is_catch_all();
@@ -67,7 +80,7 @@ pub fn routes_of_anybody(rules: &[Rule]) -> Vec<Route> {
     for rule in rules {
         let unconditional = [HttpMatch::default()];
         let matches = if rule.route.matches.is_empty() { &unconditional[..] } else { &rule.route.matches };
-        routes.extend(matches.iter().filter_map(|condition| compile_one(rule, condition, 80, &|_| None)));
+        routes.extend(matches.iter().filter_map(|condition| compile_one(rule, condition, 80, &Surroundings::NONE)));
     }
     routes
 }
@@ -84,7 +97,7 @@ fn applies(condition: &HttpMatch, view: &View, port: u16) -> bool {
     labels && namespace && port && mesh && answerable
 }
 
-fn compile_one(rule: &Rule, condition: &HttpMatch, port: u16, service_of: &ServiceOf<'_>) -> Option<Route> {
+fn compile_one(rule: &Rule, condition: &HttpMatch, port: u16, around: &Surroundings<'_>) -> Option<Route> {
     let route = &rule.route;
     let action = if let Some(reason) = &rule.refused {
         Action::Fail(reason.clone())
@@ -93,7 +106,7 @@ fn compile_one(rule: &Rule, condition: &HttpMatch, port: u16, service_of: &Servi
     } else if let Some(response) = &route.direct_response {
         Action::Respond(respond(response))
     } else {
-        Action::Forward(forward(rule, port, service_of)?)
+        Action::Forward(forward(rule, port, around)?)
     };
     let name = match (route.name.as_str(), condition.name.as_str()) {
         ("", name) | (name, "") => name.to_owned(),
@@ -129,7 +142,7 @@ fn condition_of(condition: &HttpMatch) -> Condition {
     }
 }
 
-fn forward(rule: &Rule, port: u16, service_of: &ServiceOf<'_>) -> Option<Forward> {
+fn forward(rule: &Rule, port: u16, around: &Surroundings<'_>) -> Option<Forward> {
     let route = &rule.route;
     let several = route.route.len() > 1;
     let weight = |destination: &HttpDestination| {
@@ -140,7 +153,7 @@ fn forward(rule: &Rule, port: u16, service_of: &ServiceOf<'_>) -> Option<Forward
     let kept = route.route.iter().filter(|destination| !several || weight(destination) > 0);
     let targets: Vec<Target> = kept
         .map(|destination| Target {
-            cluster: cluster_of(&destination.destination, &rule.namespace, port, service_of),
+            cluster: cluster_of(&destination.destination, &rule.namespace, port, around.service_of),
             weight: weight(destination).max(1),
             headers: changes(&destination.headers.request, &destination.headers.response),
             authority: authority_in(&destination.headers.request),
@@ -158,12 +171,12 @@ fn forward(rule: &Rule, port: u16, service_of: &ServiceOf<'_>) -> Option<Forward
             .filter(|authority| !authority.is_empty())
             .or_else(|| authority_in(&route.headers.request)),
         timeout: route.timeout.filter(|timeout| !timeout.is_zero()),
-        retry: retry::of(route.retries.as_ref()),
+        retry: retry::of(route.retries.as_ref(), around.default_retry),
         hashed_by: Vec::new(),
         mirrors: route
             .mirrored()
             .filter(|(_, to, millionths)| *millionths > 0 && !to.host.is_empty())
-            .map(|(_, to, millionths)| (cluster_of(to, &rule.namespace, port, service_of), millionths))
+            .map(|(_, to, millionths)| (cluster_of(to, &rule.namespace, port, around.service_of), millionths))
             .collect(),
     })
 }

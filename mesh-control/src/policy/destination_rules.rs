@@ -12,7 +12,7 @@ use super::view::View;
 use crate::config::file::{Governs, Meta, Object, Refused};
 use crate::config::istio::destination_rule::{
     ClientTls, ConnectionPool, ConsistentHash, DestinationRule, H2UpgradePolicy, LoadBalancer, LocalityLb,
-    OutlierDetection, SimpleLb, Subset, TlsMode, TrafficPolicy,
+    OutlierDetection, RetryBudget, SimpleLb, Subset, TlsMode, TrafficPolicy,
 };
 use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
@@ -52,6 +52,8 @@ struct Settings<'a> {
     connection_pool: Option<&'a ConnectionPool>,
     outlier_detection: Option<&'a OutlierDetection>,
     tls: Option<&'a ClientTls>,
+    /// Of the whole service or subset: ports have none of their own.
+    retry_budget: Option<&'a RetryBudget>,
 }
 
 impl DestinationRules {
@@ -182,6 +184,7 @@ impl MergedRule {
             connection_pool: settings.connection_pool.map(connection_pool).unwrap_or_default(),
             outlier_detection: settings.outlier_detection.map(outlier_detection),
             tls: settings.tls.map(Tls::from).unwrap_or_default(),
+            retry_budget: settings.retry_budget.map(retry_budget),
         }
     }
 }
@@ -190,6 +193,7 @@ impl<'a> Settings<'a> {
     /// These settings, with those of a policy in their place; a port's own settings inherit nothing but `tls`
     /// (Istio: mergeTrafficPolicy). Where Istio drops it, its automatic mTLS protects the call; here, nothing would.
     fn overridden_by(self, policy: &'a TrafficPolicy, port: u16) -> Settings<'a> {
+        let retry_budget = policy.retry_budget.as_ref().or(self.retry_budget);
         let of_port = policy.port_level_settings.iter().find(|settings| settings.port.number.0 == port);
         match of_port {
             Some(settings) => Settings {
@@ -197,12 +201,14 @@ impl<'a> Settings<'a> {
                 connection_pool: settings.connection_pool.as_ref(),
                 outlier_detection: settings.outlier_detection.as_ref(),
                 tls: settings.tls.as_ref().or(policy.tls.as_ref()).or(self.tls),
+                retry_budget,
             },
             None => Settings {
                 load_balancer: policy.load_balancer.as_ref().or(self.load_balancer),
                 connection_pool: policy.connection_pool.as_ref().or(self.connection_pool),
                 outlier_detection: policy.outlier_detection.as_ref().or(self.outlier_detection),
                 tls: policy.tls.as_ref().or(self.tls),
+                retry_budget,
             },
         }
     }
@@ -277,6 +283,12 @@ fn connection_pool(written: &ConnectionPool) -> traffic::ConnectionPool {
 /// 0 and less mean no limit.
 fn limit(written: i32) -> Limit {
     u32::try_from(written).ok().and_then(NonZeroU32::new).map_or(Limit::Unlimited, Limit::AtMost)
+}
+
+/// Envoy's defaults, which Istio takes (cluster_traffic_policy.go).
+fn retry_budget(written: &RetryBudget) -> traffic::RetryBudget {
+    let (percent, at_least) = (written.percent.unwrap_or(20.0), written.min_retry_concurrency.unwrap_or(3));
+    traffic::RetryBudget { percent, at_least }
 }
 
 fn outlier_detection(written: &OutlierDetection) -> traffic::OutlierDetection {

@@ -9,6 +9,8 @@ use mesh_core::identity::{SpiffeId, TrustDomain};
 
 use super::outbound::OutboundTrafficPolicy;
 use super::paths::PathNormalization;
+use super::retry;
+use super::route::Retry;
 use super::traffic::ServerTls;
 use crate::config::decode::Text;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span};
@@ -55,6 +57,8 @@ pub struct MeshSettings {
     pub outbound: OutboundTrafficPolicy,
     /// What servers make of paths.
     pub paths: PathNormalization,
+    /// When a route tries again that does not say it; `None` for never.
+    pub retry: Option<Retry>,
     /// Whether clients call by mutual TLS where no rule says how to call.
     pub auto_mtls: bool,
     /// Whether workloads trust identities of foreign domains.
@@ -147,6 +151,10 @@ impl MeshSettings {
             aliases: aliases.filter_map(|alias| alias.value.parse().ok()).collect(),
             outbound,
             paths,
+            retry: retry::of(
+                spec.and_then(|spec| spec.default_http_retry_policy.as_ref()),
+                Some(&retry::default_policy()),
+            ),
             auto_mtls: spec.and_then(|spec| spec.enable_auto_mtls).unwrap_or(true),
             is_federated: given.is_federated,
             object,

@@ -30,12 +30,13 @@ use mesh_core::identity::TrustDomain;
 use crate::config::{Diagnostic, Objects};
 use crate::registry::host::{candidates, split_port};
 use crate::registry::{Service, ServiceId, ServicePort, Services};
+use compile::Surroundings;
 use destination_rules::{DestinationRules, MergedRule};
 use locality::LocalitySetting;
 use mesh::MeshSettings;
 use outbound::OutboundTrafficPolicy;
 use paths::PathNormalization;
-use route::{Action, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, Route, Target};
+use route::{Action, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, Retry, Route, Target};
 use security::Security;
 use traffic::{HashedBy, Tls, TrafficPolicy};
 use view::View;
@@ -232,7 +233,7 @@ impl Policy {
                 || self.closed_alias(&address.host, view).is_some()
         };
         if routes.is_empty() && (is_refused() || self.has_cluster(address, view)) {
-            routes = vec![default_route(address)];
+            routes = vec![default_route(address, self.mesh.retry.clone())];
         }
         for route in &mut routes {
             if let Action::Forward(forward) = &route.action
@@ -268,7 +269,8 @@ impl Policy {
             Some((host, ports.unwrap_or_default()))
         };
         let entry = self.virtual_services.find(host, &view.namespace);
-        entry.map(|entry| compile::routes(&entry.rules, view, port, &service_of)).unwrap_or_default()
+        let around = Surroundings { service_of: &service_of, default_retry: self.mesh.retry.as_ref() };
+        entry.map(|entry| compile::routes(&entry.rules, view, port, &around)).unwrap_or_default()
     }
 
     /// Whether the address is one of a service.
@@ -358,7 +360,7 @@ impl Policy {
     }
 }
 
-fn default_route(address: &Address) -> Route {
+fn default_route(address: &Address, retry: Option<Retry>) -> Route {
     let cluster = ClusterKey { host: address.host.clone(), port: address.port, subset: "".into() };
     Route {
         name: "default".to_owned(),
@@ -368,7 +370,7 @@ fn default_route(address: &Address) -> Route {
             rewrite: PathRewrite::None,
             authority: None,
             timeout: None,
-            retry: Some(retry::default_policy()),
+            retry,
             hashed_by: Vec::new(),
             mirrors: Vec::new(),
         }),

@@ -25,19 +25,22 @@ pub fn default_policy() -> Retry {
         statuses: Vec::new(),
         per_try_timeout: None,
         backoff: None,
+        avoids_tried: true,
     }
 }
 
-/// The policy that a route means. No attempts means no retries at all.
-pub fn of(written: Option<&virtual_service::Retry>) -> Option<Retry> {
+/// The policy that a route means, which is the mesh's `default` where nothing is written. No attempts means no retries at
+/// all.
+pub fn of(written: Option<&virtual_service::Retry>, default: Option<&Retry>) -> Option<Retry> {
     let Some(written) = written else {
-        return Some(default_policy());
+        return default.cloned();
     };
     let attempts = u32::try_from(written.attempts).ok().and_then(NonZeroU32::new)?;
     let first_pause = written.backoff.filter(|pause| !pause.is_zero());
     let mut policy = Retry {
         attempts,
         per_try_timeout: written.per_try_timeout.filter(|limit| !limit.is_zero()),
+        avoids_tried: written.retry_ignore_previous_hosts.unwrap_or(true),
         backoff: first_pause.map(|base| Backoff { base, max: base.saturating_mul(BACKOFF_GROWTH) }),
         ..default_policy()
     };
@@ -75,24 +78,25 @@ mod tests {
 
     #[test]
     fn the_defaults_are_istios() {
-        let policy = of(None).unwrap();
+        let policy = of(None, Some(&default_policy())).unwrap();
         assert_eq!(policy.attempts.get(), 2);
         assert_eq!(
             policy.conditions.iter().map(|condition| condition.name()).collect::<Vec<_>>().join(","),
             "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
         );
         assert!(policy.statuses.is_empty());
+        assert_eq!(of(None, None), None);
     }
 
     #[test]
     fn no_attempts_mean_no_retries_and_numbers_are_statuses() {
-        assert_eq!(of(Some(&written(0, Some("5xx")))), None);
-        assert_eq!(of(Some(&written(-1, None))), None);
-        let policy = of(Some(&written(3, Some("503, 5xx,")))).unwrap();
+        assert_eq!(of(Some(&written(0, Some("5xx"))), Some(&default_policy())), None);
+        assert_eq!(of(Some(&written(-1, None)), None), None);
+        let policy = of(Some(&written(3, Some("503, 5xx,"))), None).unwrap();
         assert_eq!((policy.attempts.get(), policy.statuses), (3, vec![503]));
         assert_eq!(policy.conditions, [RetryOn::ServerError, RetryOn::RetriableStatusCodes]);
         assert_eq!(policy.per_try_timeout, None);
-        assert_eq!(of(Some(&written(1, Some("")))).unwrap().conditions, default_policy().conditions);
+        assert_eq!(of(Some(&written(1, Some(""))), None).unwrap().conditions, default_policy().conditions);
     }
 
     #[test]

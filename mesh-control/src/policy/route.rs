@@ -183,6 +183,8 @@ pub struct Retry {
     pub per_try_timeout: Option<Duration>,
     /// The pauses between tries; the client's own where no rule says so.
     pub backoff: Option<Backoff>,
+    /// Whether a retry looks for an endpoint that was not tried yet.
+    pub avoids_tried: bool,
 }
 
 /// The pauses between tries: they grow from the first to the longest.

@@ -26,6 +26,17 @@ pub struct TrafficPolicy {
     pub outlier_detection: Option<OutlierDetection>,
     /// Transport security.
     pub tls: Tls,
+    /// How many retries there may be for what is under way, in place of `max_retries`.
+    pub retry_budget: Option<RetryBudget>,
+}
+
+/// How many retries there may be for what is under way.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetryBudget {
+    /// Percent of the requests.
+    pub percent: f64,
+    /// So many in any case.
+    pub at_least: u32,
 }
 
 /// Which endpoint a request goes to.

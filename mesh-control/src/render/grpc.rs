@@ -167,6 +167,20 @@ fn render_forward(forward: &Forward, note: &mut impl FnMut(&str, String)) -> rou
     }
 }
 
+/// A client makes no more than that, whatever it is told (gRFC A6).
+const MOST_RETRIES: u32 = 4;
+
+/// Whether a condition is lost on gRPC's clients. What was not processed they try again by themselves (gRFC A6, transparent
+/// retries), and a condition that nothing meets is no loss.
+fn is_lost(on: RetryOn, retry: &Retry) -> bool {
+    match on {
+        RetryOn::ConnectFailure | RetryOn::RefusedStream => false,
+        RetryOn::Http3PostConnectFailure | RetryOn::RetriableHeaders => false,
+        RetryOn::RetriableStatusCodes => !retry.statuses.is_empty(),
+        on => !on.is_grpc_status(),
+    }
+}
+
 /// gRFC A44: five conditions, one retry at least; what is left out would be ignored or rejected.
 fn render_retry(retry: &Retry, note: &mut impl FnMut(&str, String)) -> Option<route::RetryPolicy> {
     if retry.per_try_timeout.is_some() {
@@ -176,6 +190,13 @@ fn render_retry(retry: &Retry, note: &mut impl FnMut(&str, String)) -> Option<ro
     if conditions.is_empty() {
         note("retries.retryOn", "nothing is tried again".to_owned());
         return None;
+    }
+    let lost: Vec<&str> = retry.conditions.iter().filter(|on| is_lost(**on, retry)).map(|on| on.name()).collect();
+    if !lost.is_empty() {
+        note("retries.retryOn", format!("after {} nothing is tried again", lost.join(", ")));
+    }
+    if retry.attempts.get() > MOST_RETRIES {
+        note("retries.attempts", format!("a call is tried {} times at most", MOST_RETRIES + 1));
     }
     Some(route::RetryPolicy {
         retry_on: retry_on(conditions.into_iter()),
@@ -370,6 +391,13 @@ fn note_limits(seen: &Cluster<'_>, degraded: &mut Vec<Degraded>) {
         ("http.http1MaxPendingRequests", pool.max_pending_requests != Limit::Unlimited),
         ("http.maxConcurrentStreams", pool.max_concurrent_streams.is_some()),
     ];
+    let retries = [
+        ("connectionPool.http.maxRetries", pool.max_retries != Limit::Unlimited),
+        ("retryBudget", seen.traffic.retry_budget.is_some()),
+    ];
+    for (field, _) in retries.into_iter().filter(|(_, is_set)| *is_set) {
+        degraded.push(Degraded::of_rule(rule, field, "the client has no such limit".to_owned()));
+    }
     for (field, _) in limits.into_iter().filter(|(_, is_set)| *is_set) {
         let what = "the client's own setting holds".to_owned();
         degraded.push(Degraded::of_rule(rule, &format!("connectionPool.{field}"), what));

@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
+use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::thresholds::RetryBudget;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy,
 };
@@ -38,7 +39,7 @@ use crate::policy::route::{
 };
 use crate::policy::text::TextMatch;
 use crate::policy::traffic::{
-    Balancer, CONNECT_TIMEOUT, ConnectionPool, Limit, LocalOrigin, OutlierDetection, TcpKeepalive, Warmup,
+    Balancer, CONNECT_TIMEOUT, Limit, LocalOrigin, OutlierDetection, TcpKeepalive, TrafficPolicy, Warmup,
 };
 use crate::registry::WrittenEndpoint;
 
@@ -209,8 +210,20 @@ fn render_retry(retry: &Retry) -> route::RetryPolicy {
         per_try_timeout: retry.per_try_timeout.map(duration),
         retriable_status_codes: retry.statuses.clone(),
         retry_back_off: retry.backoff.map(back_off),
+        retry_host_predicate: retry.avoids_tried.then(previous_hosts).into_iter().collect(),
+        // Istio's (core/route/retry/retry.go).
+        host_selection_retry_max_attempts: if retry.avoids_tried { 5 } else { 0 },
         ..Default::default()
     }
+}
+
+/// The predicate by which a retry looks for an endpoint that was not tried yet.
+fn previous_hosts() -> route::retry_policy::RetryHostPredicate {
+    use envoy_types::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+    use route::retry_policy::retry_host_predicate::ConfigType;
+    let config = Some(ConfigType::TypedConfig(any(&PreviousHostsPredicate::default())));
+    let name = "envoy.retry_host_predicates.previous_hosts".to_owned();
+    route::retry_policy::RetryHostPredicate { name, config_type: config }
 }
 
 /// Conditions as Envoy lists them.
@@ -303,7 +316,7 @@ pub(super) fn render_cluster(
         connect_timeout: Some(duration(seen.traffic.connection_pool.connect_timeout_or_default())),
         lb_policy: lb_policy(seen.traffic.balancer).into(),
         lb_config: lb_config(seen.traffic.balancer, seen.traffic.warmup),
-        circuit_breakers: Some(circuit_breakers(&seen.traffic.connection_pool)),
+        circuit_breakers: Some(circuit_breakers(&seen.traffic)),
         upstream_connection_options: seen.traffic.connection_pool.tcp_keepalive.map(keepalive),
         outlier_detection: seen.traffic.outlier_detection.as_ref().map(outlier_detection),
         common_lb_config: seen.traffic.outlier_detection.as_ref().map(panic_threshold),
@@ -341,7 +354,7 @@ pub(super) fn passthrough() -> cluster::Cluster {
         connect_timeout: Some(duration(CONNECT_TIMEOUT)),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst.into())),
         lb_policy: LbPolicy::ClusterProvided.into(),
-        circuit_breakers: Some(circuit_breakers(&ConnectionPool::default())),
+        circuit_breakers: Some(circuit_breakers(&TrafficPolicy::default())),
         typed_extension_protocol_options: callers_http(),
         ..Default::default()
     }
@@ -387,13 +400,20 @@ fn lb_config(balancer: Balancer, warmup: Option<Warmup>) -> Option<LbConfig> {
 }
 
 /// Istio's limits are 2³²−1 where nothing is said, not Envoy's 1024 and 3 (cluster_traffic_policy.go).
-fn circuit_breakers(pool: &ConnectionPool) -> cluster::CircuitBreakers {
+fn circuit_breakers(traffic: &TrafficPolicy) -> cluster::CircuitBreakers {
+    let pool = &traffic.connection_pool;
+    let budget = traffic.retry_budget.map(|budget| RetryBudget {
+        budget_percent: Some(Percent { value: budget.percent }),
+        min_retry_concurrency: number(budget.at_least),
+        ..Default::default()
+    });
     cluster::CircuitBreakers {
         thresholds: vec![cluster::circuit_breakers::Thresholds {
             max_connections: threshold(pool.max_connections),
             max_pending_requests: threshold(pool.max_pending_requests),
             max_requests: threshold(pool.max_requests),
             max_retries: threshold(pool.max_retries),
+            retry_budget: budget,
             ..Default::default()
         }],
         ..Default::default()

@@ -445,6 +445,17 @@ fn what_a_grpc_client_cannot_do_is_reported_by_field_and_what_it_does_instead_is
             &["http[0].retries.perTryTimeout", "http[0].retries.retryOn"],
             vec![default.clone()],
         ),
+        // Some of the conditions are lost, and some of the attempts; what is refused unseen is tried again in any case.
+        (
+            format!("  - retries: {{attempts: 5, retryOn: 'unavailable,503'}}\n{to}"),
+            &["http[0].retries.attempts", "http[0].retries.retryOn"],
+            vec![default.clone()],
+        ),
+        (
+            format!("  - retries: {{attempts: 4, retryOn: 'unavailable,connect-failure,refused-stream'}}\n{to}"),
+            &[],
+            vec![default.clone()],
+        ),
         (
             format!("  - match: [{{withoutHeaders: {{a: {{exact: x}}, b: {{}}}}}}]\n{to}"),
             &[],
@@ -504,11 +515,11 @@ fn a_cluster_for_grpc_balances_by_round_robin_unless_a_rule_says_otherwise() {
         assert_eq!(cluster.load_balancing_policy.is_some(), prefers, "{policy}");
         assert_eq!(degraded(&plane), fields, "{policy}");
     }
-    let pool = "trafficPolicy: {connectionPool: {tcp: {connectTimeout: 1s}, http: {idleTimeout: 1s, maxRequestsPerConnection: 2, http2MaxRequests: 5}}}";
+    let pool = "trafficPolicy: {connectionPool: {tcp: {connectTimeout: 1s}, http: {idleTimeout: 1s, maxRequestsPerConnection: 2, http2MaxRequests: 5, maxRetries: 1}}, retryBudget: {percent: 5}}";
     let plane = plane_from(&(SERVICE.replace("SUBSETS", pool) + "  - route: [{destination: {host: web}}]"));
     let cluster = Seen::new(&plane, grpc_client("shop")).cluster("outbound|80||web.shop.svc.cluster.local");
     assert_eq!(cluster.circuit_breakers.unwrap().thresholds[0].max_requests.as_ref().unwrap().value, 5);
-    assert_eq!(degraded(&plane).len(), 3);
+    assert_eq!(degraded(&plane).len(), 5);
 }
 
 #[test]

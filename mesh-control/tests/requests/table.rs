@@ -298,6 +298,20 @@ fn effects() -> Vec<Case> {
             "tries: 4\n",
         ),
         (
+            "http.retries.perTryTimeout",
+            "{retries: {attempts: 1, retryOn: 5xx, perTryTimeout: 50ms}, TO_WEB}",
+            ", perTryTimeout: 50ms",
+            to("http://web.example.com/slow"),
+            "error: Timeout\ntries: 2\n",
+        ),
+        (
+            "http.retries.backoff",
+            "{retries: {attempts: 3, backoff: 1000h}, route: [{destination: {host: dead.example.com}}]}",
+            ", backoff: 1000h",
+            ROOT,
+            "tries: 1\n",
+        ),
+        (
             "http.headers.request.set",
             "{headers: {request: {set: {x: a}}}, TO_WEB}",
             "set: {x: a}",
@@ -431,6 +445,13 @@ fn effects() -> Vec<Case> {
             ROOT,
             "tries: 1\n",
         ),
+        (
+            "http.retries.retryIgnorePreviousHosts",
+            "{retries: {attempts: 1, retryIgnorePreviousHosts: true}, route: [{destination: {host: half.example.com}}]}",
+            "{retries: {attempts: 1, retryIgnorePreviousHosts: false}, route: [{destination: {host: half.example.com}}]}",
+            to("http://web.example.com/100"),
+            "100 times half",
+        ),
         ("http.delegate.name", "{delegate: {name: child}}", "{delegate: {name: other}}", ROOT, "status: 231"),
         (
             "http.delegate.namespace",
@@ -504,7 +525,8 @@ spec: {{host: web.example.com, subsets: [{{name: v1, labels: {{v: v1}}}}, {{name
         |status: u16| virtual_service("child", &format!("  http: [{{directResponse: {{status: {status}}}}}]\n"));
     let elsewhere = delegate(232).replace("{name: child}", "{name: child, namespace: elsewhere}");
     let two = service("two", &[("v1", server("two").await)]);
-    [web, two, service("dead", &dead), delegate(231), elsewhere].concat()
+    let half = service("half", &[("v1", server("half").await), ("v2", nobody().await)]);
+    [web, two, half, service("dead", &dead), delegate(231), elsewhere].concat()
 }
 
 /// What a request experiences, a line for each thing; where its path asks for 100, how often it was served by whom.

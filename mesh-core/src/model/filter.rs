@@ -146,6 +146,12 @@ impl Fraction {
         self.0
     }
 
+    /// This share of a number, rounded down.
+    pub fn of(self, number: u32) -> u32 {
+        let share = u64::from(number) * u64::from(self.0) / 1_000_000;
+        u32::try_from(share).unwrap_or(number)
+    }
+
     /// Whether a draw from `0..1_000_000` falls into the share.
     pub fn contains(self, draw: u32) -> bool {
         draw < self.0

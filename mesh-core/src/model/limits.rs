@@ -1,5 +1,7 @@
 //! How much of something a cluster may have under way at once.
 
+use crate::model::Fraction;
+
 /// Limits of a cluster, and of each of its endpoints: what is above them fails at once (Envoy's circuit breakers, of
 /// the priority DEFAULT). [`u32::MAX`] is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +15,9 @@ pub struct CircuitBreakers {
     pub max_requests: u32,
     /// Connections to each endpoint.
     pub max_connections_per_host: u32,
+    /// Retries. Where a control plane says nothing, there is no limit: Envoy's 3 would fail what is retried
+    /// transparently (gRFC A6) as soon as an endpoint is gone.
+    pub retries: RetryLimit,
 }
 
 impl CircuitBreakers {
@@ -22,6 +27,7 @@ impl CircuitBreakers {
         max_pending_requests: u32::MAX,
         max_requests: u32::MAX,
         max_connections_per_host: u32::MAX,
+        retries: RetryLimit::NONE,
     };
 
     /// What Envoy has where a cluster says nothing, and of it gRPC `max_requests` (gRFC A32).
@@ -30,6 +36,7 @@ impl CircuitBreakers {
         max_pending_requests: 1024,
         max_requests: 1024,
         max_connections_per_host: u32::MAX,
+        retries: RetryLimit::NONE,
     };
 }
 
@@ -37,4 +44,23 @@ impl Default for CircuitBreakers {
     fn default() -> Self {
         CircuitBreakers::UNLIMITED
     }
+}
+
+/// How many retries there may be at once, so that they do not bring down what is only slow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryLimit {
+    /// So many (`max_retries`).
+    AtMost(u32),
+    /// A share of the requests in flight (`retry_budget`).
+    Budget {
+        /// The share.
+        share: Fraction,
+        /// So many in any case.
+        at_least: u32,
+    },
+}
+
+impl RetryLimit {
+    /// Any number.
+    pub const NONE: RetryLimit = RetryLimit::AtMost(u32::MAX);
 }

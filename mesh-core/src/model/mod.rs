@@ -50,7 +50,7 @@ pub use hash_policy::{CookieKey, HashKey, HashPolicy, HashedHeader};
 pub use header_text::{HeaderFormat, HeaderTarget, HeaderText};
 pub use jwks::{Jwk, JwkSet, JwsAlgorithm, KeyMaterial, MOST_JWKS_BYTES, MOST_JWKS_KEYS};
 pub use jwt::{ClaimHeader, JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, TokenLocation};
-pub use limits::CircuitBreakers;
+pub use limits::{CircuitBreakers, RetryLimit};
 pub use listener::{
     ApiListener, FilterChain, FilterChainMatch, HeadersWithUnderscores, HttpManager, Listener, PASSTHROUGH_CLUSTER,
     RouteSource, ServerListener, ServerTls,
@@ -58,7 +58,7 @@ pub use listener::{
 pub use outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
 pub use path_rewrite::PathRewrite;
 pub use rbac::{ClaimTest, IpPrefix, PeerTest, Rbac, RbacAction, RbacCondition, RbacPolicy, RbacRules, TokenTest};
-pub use retry::{RetryCondition, RetryConditions, RetryPolicy};
+pub use retry::{RateLimitedBackOff, RetryCondition, RetryConditions, RetryPolicy};
 pub use route::{
     Clusters, DirectResponse, Forward, HeaderChange, HeaderMutations, HeaderTest, MaxStreamDuration, Mirror,
     MirrorHost, PathChange, PathTest, QueryTest, Redirect, Route, RouteAction, RouteConfiguration, RouteMatch,

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use http::{HeaderName, StatusCode};
+
+use crate::model::HeaderTest;
+
 /// When to try again, as configured. What an outcome means for it is decided by [`crate::retry`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -10,34 +14,84 @@ pub struct RetryPolicy {
     pub on: RetryConditions,
     /// Attempts after the first.
     pub retries: u32,
+    /// The statuses of `retriable-status-codes`.
+    pub statuses: Vec<StatusCode>,
+    /// The headers of `retriable-headers`: an answer that has one of them.
+    pub headers: Vec<HeaderTest>,
+    /// How long a try may take until the head of its answer is here; `None` = as long as the request may.
+    pub per_try_timeout: Option<Duration>,
+    /// Whether a retry goes to an endpoint that was not tried yet, as long as there is one (`previous_hosts`).
+    pub avoids_tried: bool,
     /// The back-off before the first retry; doubles. 25 ms by default.
     pub base_interval: Duration,
     /// The longest back-off. Ten times the base by default.
     pub max_interval: Duration,
+    /// Answers that say themselves when to come back.
+    pub rate_limited: Option<RateLimitedBackOff>,
 }
 
-/// One condition of a retry policy. Envoy knows more of them: what is not here has no effect.
+/// How long to wait after an answer that says so (`rate_limited_retry_back_off`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RateLimitedBackOff {
+    /// Headers that say so, in seconds; the first one counts that an answer has.
+    pub headers: Vec<HeaderName>,
+    /// Who asks for more is passed over. Envoy's default is 300 s.
+    pub max_interval: Duration,
+}
+
+/// One condition of a retry policy, in Envoy's words (`x-envoy-retry-on`, `x-envoy-retry-grpc-on`). Its
+/// `http3-post-connect-failure` is about what is not spoken here, and has no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RetryCondition {
-    /// `connect-failure`: no connection could be made.
+    /// `connect-failure`: no connection could be made, so that nothing was processed.
     ConnectFailure,
     /// `refused-stream`: the peer refused the stream unseen.
     RefusedStream,
-    /// `reset`: no answer came. As far as nothing was processed.
+    /// `reset`: no answer came.
     Reset,
-    /// `5xx`: a server error, or no answer came. As far as nothing was processed.
+    /// `reset-before-request`: no answer came, and the request was not sent.
+    ResetBeforeRequest,
+    /// `5xx`: a server error, or no answer came.
     ServerError,
-    /// `unavailable`: gRPC's status of that name. As far as nothing was processed.
+    /// `gateway-error`: 502, 503 or 504, or no answer came.
+    GatewayError,
+    /// `retriable-4xx`: 409.
+    Retriable4xx,
+    /// `retriable-status-codes`: a status of [`RetryPolicy::statuses`].
+    RetriableStatusCodes,
+    /// `retriable-headers`: a header of [`RetryPolicy::headers`].
+    RetriableHeaders,
+    /// `envoy-ratelimited`: an answer with `x-envoy-ratelimited`; without it, none of those is tried again.
+    EnvoyRatelimited,
+    /// `cancelled`: gRPC's status of that name, in the head of an answer.
+    Cancelled,
+    /// `deadline-exceeded`: gRPC's status of that name, in the head of an answer.
+    DeadlineExceeded,
+    /// `internal`: gRPC's status of that name, in the head of an answer.
+    Internal,
+    /// `resource-exhausted`: gRPC's status of that name, in the head of an answer.
+    ResourceExhausted,
+    /// `unavailable`: gRPC's status of that name, in the head of an answer, or what was not processed.
     Unavailable,
 }
 
 impl RetryCondition {
-    const ALL: [RetryCondition; 5] = [
+    const ALL: [RetryCondition; 15] = [
         RetryCondition::ConnectFailure,
         RetryCondition::RefusedStream,
         RetryCondition::Reset,
+        RetryCondition::ResetBeforeRequest,
         RetryCondition::ServerError,
+        RetryCondition::GatewayError,
+        RetryCondition::Retriable4xx,
+        RetryCondition::RetriableStatusCodes,
+        RetryCondition::RetriableHeaders,
+        RetryCondition::EnvoyRatelimited,
+        RetryCondition::Cancelled,
+        RetryCondition::DeadlineExceeded,
+        RetryCondition::Internal,
+        RetryCondition::ResourceExhausted,
         RetryCondition::Unavailable,
     ];
 
@@ -47,7 +101,17 @@ impl RetryCondition {
             RetryCondition::ConnectFailure => "connect-failure",
             RetryCondition::RefusedStream => "refused-stream",
             RetryCondition::Reset => "reset",
+            RetryCondition::ResetBeforeRequest => "reset-before-request",
             RetryCondition::ServerError => "5xx",
+            RetryCondition::GatewayError => "gateway-error",
+            RetryCondition::Retriable4xx => "retriable-4xx",
+            RetryCondition::RetriableStatusCodes => "retriable-status-codes",
+            RetryCondition::RetriableHeaders => "retriable-headers",
+            RetryCondition::EnvoyRatelimited => "envoy-ratelimited",
+            RetryCondition::Cancelled => "cancelled",
+            RetryCondition::DeadlineExceeded => "deadline-exceeded",
+            RetryCondition::Internal => "internal",
+            RetryCondition::ResourceExhausted => "resource-exhausted",
             RetryCondition::Unavailable => "unavailable",
         }
     }
@@ -67,6 +131,7 @@ impl RetryConditions {
     }
 
     /// Whether one is among them.
+    #[inline]
     pub const fn contains(self, condition: RetryCondition) -> bool {
         self.0 & 1 << condition as u32 != 0
     }

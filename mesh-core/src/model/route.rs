@@ -243,7 +243,7 @@ pub struct Forward {
     /// Limits of streams.
     pub max_stream_duration: Option<MaxStreamDuration>,
     /// When to try again.
-    pub retry: Option<RetryPolicy>,
+    pub retry: Option<Box<RetryPolicy>>,
     /// What requests are hashed by, for clusters that choose by hash.
     pub hash_policies: Vec<HashPolicy>,
     /// Who else gets a copy.

@@ -19,7 +19,7 @@ pub(super) struct Gauge(AtomicU32);
 impl Gauge {
     /// One more, if there are fewer than `max`; how many there were.
     #[inline]
-    fn enter(&self, max: u32) -> Option<u32> {
+    pub(super) fn enter(&self, max: u32) -> Option<u32> {
         if max == u32::MAX {
             return Some(self.0.fetch_add(1, Ordering::SeqCst));
         }
@@ -47,6 +47,7 @@ impl fmt::Debug for Gauge {
 #[derive(Debug, Default)]
 pub struct Usage {
     pub(super) requests: Gauge,
+    pub(super) retries: Gauge,
     pending: Gauge,
     connections: Gauge,
     overflows: AtomicU64,
@@ -71,6 +72,11 @@ impl Usage {
     /// Requests in flight.
     pub fn requests(&self) -> u32 {
         self.requests.get()
+    }
+
+    /// Retries, from the decision that there is to be one until it is answered or fails.
+    pub fn retries(&self) -> u32 {
+        self.retries.get()
     }
 
     /// Requests that wait for a connection.

@@ -1,5 +1,5 @@
-//! A streamed request body while it is on its way. Its request can take it back as long as nobody has read from it, and
-//! ends it when the response has ended: nobody waits for it any more, and a peer that does not read would hold it, its
+//! A streamed request body while it is on its way. Its request can send it once more as long as nobody has read from it,
+//! or where what was read is kept ([`MOST_KEPT`]), and ends it when the response has ended: nobody waits for it any more, and a peer that does not read would hold it, its
 //! task and its connection for ever.
 //!
 //! Over HTTP/1.1 the connection ends with it. Over HTTP/2 hyper sends it in a task of its own, which does not ask for more
@@ -14,21 +14,42 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 use pin_project_lite::pin_project;
+use smallvec::SmallVec;
 
 use super::{BoxError, Streamed};
 
 /// The most of a frame that goes out at a time over HTTP/2: as much as a DATA frame holds unless peers agree on more.
 pub(super) const PIECE: usize = 16 << 10;
 
-/// The stream, as its request knows it.
+/// The most of a body that is kept for another try. Istio's sidecars keep 32 KiB.
+pub(super) const MOST_KEPT: usize = 64 << 10;
+/// The most frames of a body that are kept: each costs something, however small it is.
+const MOST_FRAMES: usize = 1024;
+
+/// The stream, as one try of its request knows it.
 #[derive(Clone)]
-pub(crate) struct Upload(Arc<Mutex<State>>);
+pub(crate) struct Upload {
+    state: Arc<Mutex<State>>,
+    /// Which of the tries.
+    turn: u32,
+}
 
 struct State {
     /// Elsewhere while it is polled: whoever polls it may let go of the request.
     stream: Option<Streamed>,
+    /// Whether the stream has said that it has come to its end.
+    has_ended: bool,
+    /// The try that reads. Those before it read no more.
+    turn: u32,
+    /// What was read, for the next try; `None` where nobody wants it, or where it is too much.
+    kept: Option<Kept>,
+    /// How much of what is kept this try has read.
+    had: usize,
+    /// What came for a try that was over by then.
+    handed: Option<Received>,
     was_read: bool,
     /// Read to its end, or dropped by whoever was to send it.
     is_over: bool,
@@ -40,6 +61,47 @@ struct State {
     /// What is left of a frame.
     rest: Bytes,
     waker: Option<Waker>,
+}
+
+/// What a stream gave; `None` at its end.
+type Received = Option<Result<Frame<Bytes>, BoxError>>;
+
+/// What was read of a stream, whole.
+#[derive(Default)]
+struct Kept {
+    frames: SmallVec<[Bytes; 1]>,
+    bytes: usize,
+    trailers: Option<Box<HeaderMap>>,
+}
+
+impl Kept {
+    /// Takes a frame in. Whether there was room for it.
+    fn take(&mut self, frame: &Frame<Bytes>) -> bool {
+        if let Some(data) = frame.data_ref() {
+            self.bytes = self.bytes.saturating_add(data.len());
+            self.frames.push(data.clone());
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.trailers = Some(Box::new(trailers.clone()));
+        }
+        self.bytes <= MOST_KEPT && self.frames.len() <= MOST_FRAMES
+    }
+
+    fn len(&self) -> usize {
+        self.frames.len() + usize::from(self.trailers.is_some())
+    }
+
+    fn get(&self, at: usize) -> Option<Frame<Bytes>> {
+        match self.frames.get(at) {
+            Some(data) => Some(Frame::data(data.clone())),
+            None if at == self.frames.len() => self.trailers.as_deref().cloned().map(Frame::trailers),
+            None => None,
+        }
+    }
+
+    /// How many bytes there are from this frame on.
+    fn bytes_from(&self, at: usize) -> usize {
+        self.frames.iter().skip(at).map(Bytes::len).sum()
+    }
 }
 
 thread_local! {
@@ -68,13 +130,39 @@ pub(crate) fn started() -> Option<Upload> {
 
 impl Upload {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The stream, if nobody has read from it.
-    pub(super) fn take_back(&self) -> Option<Streamed> {
+    /// The stream once more from its beginning, for another try: if nobody has read from it, or if all that was read is
+    /// kept. The try before reads no more.
+    pub(super) fn restart(&self) -> Option<Reader> {
         let mut state = self.lock();
-        if state.was_read { None } else { state.stream.take() }
+        if state.turn != self.turn || state.is_cut || (state.was_read && state.kept.is_none()) {
+            return None;
+        }
+        state.turn += 1;
+        (state.had, state.rest, state.is_over, state.has_task) = (0, Bytes::new(), false, false);
+        let (turn, waker) = (state.turn, state.waker.take());
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Some(Reader(Upload { state: Arc::clone(&self.state), turn }))
+    }
+
+    /// Keeps nothing of it any more: there will be no other try.
+    pub(super) fn stop_keeping(&self) {
+        let mut state = self.lock();
+        // What this try has not read yet goes on being read.
+        let is_replaying = state.kept.as_ref().is_some_and(|kept| state.had < kept.len());
+        if is_replaying {
+            return;
+        }
+        let kept = state.kept.take();
+        // Unread, it would have been kept by whoever was to send it.
+        let stream = if kept.is_some() && state.is_over { state.stream.take() } else { None };
+        drop(state);
+        drop((kept, stream));
     }
 
     /// Ends it. Whether there was something to end.
@@ -85,10 +173,11 @@ impl Upload {
         }
         state.is_cut = true;
         state.rest = Bytes::new();
-        let (stream, waker) = (state.stream.take(), state.waker.take());
+        let (stream, kept, waker) = (state.stream.take(), state.kept.take(), state.waker.take());
+        let handed = state.handed.take();
         drop(state);
         // What belongs to the application is dropped outside of the lock.
-        drop(stream);
+        drop((stream, kept, handed));
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -116,8 +205,11 @@ impl<F: Future<Output = ()>> Future for Bound<F> {
         let mut this = self.project();
         let is_cut = {
             let mut state = this.upload.lock();
-            state.wake_by(cx);
-            state.is_cut
+            let is_mine = state.turn == this.upload.turn;
+            if is_mine {
+                state.wake_by(cx);
+            }
+            state.is_cut || !is_mine
         };
         if let Some(task) = this.task.as_mut().as_pin_mut().filter(|_| !is_cut) {
             ready!(task.poll(cx));
@@ -128,9 +220,48 @@ impl<F: Future<Output = ()>> Future for Bound<F> {
 }
 
 impl State {
+    /// Whether nothing follows what was read so far.
+    fn is_at_end(&self) -> bool {
+        let is_replaying = self.kept.as_ref().is_some_and(|kept| self.had < kept.len());
+        let has_ended = || self.has_ended || self.stream.as_ref().is_some_and(|stream| stream.is_end_stream());
+        !is_replaying && self.handed.is_none() && has_ended()
+    }
+
+    /// The next frame that an earlier try has read.
+    fn next_kept(&mut self) -> Option<Frame<Bytes>> {
+        let frame = self.kept.as_ref()?.get(self.had)?;
+        self.had += 1;
+        Some(self.begin(frame))
+    }
+
+    /// What came of the stream, for whoever reads it now.
+    fn receive(&mut self, received: Received) -> Received {
+        match received {
+            Some(Ok(frame)) => {
+                if let Some(kept) = &mut self.kept {
+                    let has_room = kept.take(&frame);
+                    self.had = kept.len();
+                    if !has_room {
+                        self.kept = None;
+                    }
+                }
+                Some(Ok(self.begin(frame)))
+            }
+            Some(Err(error)) => {
+                // It cannot be read once more.
+                (self.kept, self.is_over) = (None, true);
+                Some(Err(error))
+            }
+            None => {
+                self.is_over = true;
+                None
+            }
+        }
+    }
+
     /// The next piece of a frame that was begun.
     fn next_piece(&mut self) -> Option<Frame<Bytes>> {
-        let is_last = self.stream.as_ref().is_some_and(|stream| stream.is_end_stream());
+        let is_last = self.is_at_end();
         let length = match self.rest.len() {
             0 => return None,
             1 => 1,
@@ -144,6 +275,7 @@ impl State {
 
     /// A frame, or its first piece.
     fn begin(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        self.is_over = self.is_at_end();
         let is_large = |data: &&Bytes| self.in_pieces && !self.is_cut && data.len() > PIECE;
         match frame.data_ref().filter(is_large) {
             Some(data) => {
@@ -162,13 +294,19 @@ impl State {
     }
 }
 
-/// The stream, as whoever sends it reads it. There is one for each upload.
+/// The stream, as whoever sends it reads it. There is one for each try.
 pub(super) struct Reader(Upload);
 
 impl Reader {
-    pub(super) fn new(stream: Streamed, in_pieces: bool) -> Self {
+    /// A stream that goes out in pieces or not, and of which what is read is kept for another try or not.
+    pub(super) fn new(stream: Streamed, in_pieces: bool, is_kept: bool) -> Self {
         let state = State {
             stream: Some(stream),
+            has_ended: false,
+            turn: 0,
+            kept: is_kept.then(Kept::default),
+            had: 0,
+            handed: None,
             was_read: false,
             is_over: false,
             is_cut: false,
@@ -177,7 +315,7 @@ impl Reader {
             rest: Bytes::new(),
             waker: None,
         };
-        Reader(Upload(Arc::new(Mutex::new(state))))
+        Reader(Upload { state: Arc::new(Mutex::new(state)), turn: 0 })
     }
 
     pub(super) fn upload(&self) -> Upload {
@@ -195,55 +333,97 @@ impl Reader {
         state.stream = state.stream.take().map(change);
     }
 
-    pub(super) fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    pub(super) fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Received> {
         let mut state = self.0.lock();
+        if state.turn != self.0.turn || state.is_cut {
+            return Poll::Ready(Some(Err(cut_off())));
+        }
         state.was_read = true;
         if let Some(piece) = state.next_piece() {
             return Poll::Ready(Some(Ok(piece)));
         }
+        if let Some(frame) = state.next_kept() {
+            self.note_start(&mut state);
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        if let Some(handed) = state.handed.take() {
+            let received = state.receive(handed);
+            self.note_start(&mut state);
+            return Poll::Ready(received);
+        }
+        if state.has_ended {
+            return Poll::Ready(None);
+        }
         let Some(mut stream) = state.stream.take() else {
-            return Poll::Ready(state.is_cut.then(|| Err(cut_off())));
+            // An earlier try is about to give it back.
+            state.wake_by(cx);
+            return Poll::Pending;
         };
         drop(state);
-        let mut polled = stream.as_mut().poll_frame(cx);
+        let polled = stream.as_mut().poll_frame(cx);
         let mut state = self.0.lock();
-        match &polled {
-            Poll::Pending if state.is_cut => {
-                drop(state);
-                return Poll::Ready(Some(Err(cut_off())));
+        if state.is_cut {
+            drop(state);
+            return if polled.is_pending() { Poll::Ready(Some(Err(cut_off()))) } else { polled };
+        }
+        state.has_ended |= match &polled {
+            Poll::Pending => false,
+            Poll::Ready(Some(Ok(frame))) => frame.is_trailers(),
+            Poll::Ready(_) => true,
+        };
+        state.stream = Some(stream);
+        if state.turn != self.0.turn {
+            if let Poll::Ready(received) = polled {
+                state.handed = Some(received);
             }
-            Poll::Pending => state.wake_by(cx),
-            Poll::Ready(Some(Ok(frame))) => state.is_over = frame.is_trailers() || stream.is_end_stream(),
-            Poll::Ready(_) => state.is_over = true,
+            let waker = state.waker.take();
+            drop(state);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+            return Poll::Ready(Some(Err(cut_off())));
         }
-        if !state.is_cut {
-            state.stream = Some(stream);
-        }
-        if let Poll::Ready(Some(Ok(frame))) = polled {
-            polled = Poll::Ready(Some(Ok(state.begin(frame))));
-        }
+        let polled = match polled {
+            Poll::Pending => {
+                state.wake_by(cx);
+                Poll::Pending
+            }
+            Poll::Ready(received) => Poll::Ready(state.receive(received)),
+        };
+        self.note_start(&mut state);
+        polled
+    }
+
+    /// Notes that whoever starts to send it makes a task for the rest, if there is a rest.
+    fn note_start(&self, state: &mut State) {
         if !state.is_over && !state.has_task && IS_STARTING.get() {
             state.has_task = true;
             STARTED.set(Some(self.0.clone()));
         }
-        polled
     }
 
     pub(super) fn is_end_stream(&self) -> bool {
         let state = self.0.lock();
-        !state.is_cut
-            && state.rest.is_empty()
-            && (state.is_over || state.stream.as_ref().is_some_and(|stream| stream.is_end_stream()))
+        state.turn == self.0.turn && !state.is_cut && state.rest.is_empty() && (state.is_over || state.is_at_end())
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {
         let state = self.0.lock();
-        let mut hint = state.stream.as_ref().map_or(SizeHint::default(), |stream| stream.size_hint());
-        let rest = state.rest.len() as u64;
+        let mut hint = match &state.stream {
+            _ if state.has_ended => SizeHint::with_exact(0),
+            Some(stream) => stream.size_hint(),
+            None => SizeHint::default(),
+        };
+        let handed = match &state.handed {
+            Some(Some(Ok(frame))) => frame.data_ref().map_or(0, Bytes::len),
+            _ => 0,
+        };
+        let kept = state.kept.as_ref().map_or(0, |kept| kept.bytes_from(state.had));
+        let known = (state.rest.len() + handed + kept) as u64;
         if let Some(upper) = hint.upper() {
-            hint.set_upper(upper.saturating_add(rest));
+            hint.set_upper(upper.saturating_add(known));
         }
-        hint.set_lower(hint.lower().saturating_add(rest));
+        hint.set_lower(hint.lower().saturating_add(known));
         hint
     }
 }
@@ -251,13 +431,16 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         let mut state = self.0.lock();
+        if state.turn != self.0.turn {
+            return;
+        }
         state.is_over = true;
         if std::mem::take(&mut state.has_task) && IS_STARTING.get() {
             // Sent at once: there is no task.
             STARTED.take();
         }
-        // Unread, it may be sent once more.
-        let stream = if state.was_read { state.stream.take() } else { None };
+        // Unread, or kept, it may be sent once more.
+        let stream = if state.was_read && state.kept.is_none() { state.stream.take() } else { None };
         drop(state);
         drop(stream);
     }

@@ -18,7 +18,7 @@ use mesh_core::model::{Forward, RetryCondition, RetryPolicy, RouteAction};
 use mesh_core::outlier::Outcome;
 use mesh_core::request::RequestHead;
 use mesh_core::request_info::RequestInfo;
-use mesh_core::retry::RetryDecision;
+use mesh_core::retry;
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 use tower_service::Service;
 
@@ -134,6 +134,7 @@ impl Connector {
     ) -> Result<(Attempt, Io), MeshError> {
         self.tell(route.view(), forward(&route.get())?);
         let original_destination = outbound::original_destination(&RequestHead::of(head)?)?;
+        let mut retried = None;
         loop {
             let (attempt, cluster) = Attempt::pick(&route.get(), info, &original_destination)?;
             let attempt = attempt.of_connection();
@@ -149,9 +150,14 @@ impl Connector {
                 }
                 Err(error) => error,
             };
+            drop(retried.take());
             match attempt.failed(error, &route.get(), info) {
-                (_, RetryDecision::Retry { after }) => tokio::time::sleep(after).await,
-                (error, RetryDecision::Stop) => return Err(error),
+                // It counts as a retry until there is a connection or none.
+                (_, Some(next)) => {
+                    tokio::time::sleep(next.after).await;
+                    retried = Some(next.permit);
+                }
+                (error, None) => return Err(error),
             }
         }
     }
@@ -200,9 +206,10 @@ fn not_honoured(view: &TargetView, forward: &Forward) -> Vec<&'static str> {
     // Whether a connection can be had is all that it tries again.
     let retries = |forward: &Forward| {
         let asks = |policy: &RetryPolicy| {
-            policy.on.contains(RetryCondition::Reset) || policy.on.contains(RetryCondition::ServerError)
+            let of_requests = policy.per_try_timeout.is_some() || policy.on.contains(RetryCondition::Reset);
+            of_requests || retry::looks_at_answers(policy, false)
         };
-        forward.retry.as_ref().is_some_and(asks)
+        forward.retry.as_deref().is_some_and(asks)
     };
     let limited = |forward: &Forward| forward.time_limit(false, None).is_some();
     let mutates = config.virtual_hosts.iter().any(|host| !host.mutations.is_empty())

@@ -27,8 +27,8 @@ use crate::uri::{edit, to_http1};
 /// the retries; only that the other client sends each try to the endpoint's address, over connections of its own.
 ///
 /// The other client sends [`Body`], so that a request can be tried once more. A failure of it is an [`MeshError`] with
-/// the client's own error as its cause, and is tried at another endpoint where it says that nothing was sent: the
-/// connection was refused, or the stream.
+/// the client's own error as its cause, and is tried at another endpoint as the route's policy says: without one where
+/// nothing was sent, that is the connection was refused, or the stream.
 ///
 /// `https` to a host outside of the mesh, one that the configuration lets pass without describing it, is the other
 /// client's own TLS, by the host's name. To any other host it fails with `Security`, since the request goes to an

@@ -33,6 +33,10 @@ pub use tcp::MeshStream;
 /// fault) is a response. Dropping a future cancels the request. Each request sees one configuration from its
 /// start to the end of its body.
 ///
+/// A request is tried again as its route's retry policy says, whatever its method; a
+/// [`Repeat`](mesh_core::request_info::Repeat) in its extensions says less. A body that is streamed comes again as far as
+/// 64 KiB of it are kept; more is sent once.
+///
 /// ```
 /// # use std::net::SocketAddr;
 /// use http_body_util::BodyExt;

@@ -1,21 +1,25 @@
-//! One try after the other: an endpoint, a connection, and what becomes of a failure.
+//! One try after the other: an endpoint, a connection, and what becomes of a failure or an answer.
 //!
-//! A try is made again only where nothing was processed: no connection was had, the request was never written, or the
-//! peer refused the stream unseen. What a connection that had been in use before makes of a request by closing is not
-//! a try: see [`FailureCause`].
+//! Whether there is another try says the route's policy; whether the request is whole, its [`Replay`]; whether one more
+//! retry may be under way, its cluster. What a connection that had been in use before makes of a request by closing is
+//! not a try: see [`FailureCause`].
+//!
+//! [`Replay`]: crate::transport::Replay
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::request::Parts;
-use http::{Request, Response};
+use http::{HeaderName, HeaderValue, Request, Response};
+use http_body::Body as _;
 use mesh_core::balance::PickArgs;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::grpc_timeout;
-use mesh_core::model::{Cluster, RetryPolicy, RouteAction};
+use mesh_core::model::{Cluster, RetryConditions, RetryPolicy, RouteAction};
 use mesh_core::outlier::Outcome as Outlier;
-use mesh_core::request_info::RequestInfo;
+use mesh_core::request_info::{Repeat, RequestInfo};
 use mesh_core::retry::{self, Outcome, RetryDecision};
+use mesh_core::state::RetryPermit;
 use mesh_core::view::RouteRef;
 
 use super::request::{ActiveRequest, Attempt, FOUND, Step, Woken};
@@ -77,32 +81,68 @@ impl Attempt {
         }
     }
 
-    /// After a try that failed: the error, which says where that happened, and whether there is another try.
+    /// After a try that failed: the error, which says where that happened, and the next try, if there is one.
     pub(crate) fn failed(
         self,
         error: MeshError,
         route: &RouteRef<'_>,
         info: &mut RequestInfo,
-    ) -> (MeshError, RetryDecision) {
+    ) -> (MeshError, Option<Retry>) {
         self.report_failure(error.kind(), route, info);
         let error = self.within(route, error);
-        info.tried.push(Arc::clone(self.endpoint()));
-        let decision = decide(route, Outcome::Failed(error.kind()), info);
-        (error, decision)
+        match self.again(route, Outcome::Failed(error.kind()), info) {
+            Again::Wanted(retry) => (error, Some(retry)),
+            Again::TooMany(reason) => (error.followed_by(reason), None),
+            Again::No => (error, None),
+        }
     }
+
+    /// Whether there is another try after this one.
+    fn again(&self, route: &RouteRef<'_>, outcome: Outcome<'_>, info: &mut RequestInfo) -> Again {
+        let policy = policy(route);
+        let RetryDecision::Retry { after } = retry::decide(policy, outcome, info, Instant::now()) else {
+            return Again::No;
+        };
+        let Some(leaf) = route.cluster.and_then(|cluster| cluster.leaves().get(self.leaf)) else { return Again::No };
+        let Some(permit) = leaf.state.retry(leaf.cluster.circuit_breakers.retries) else {
+            let retries = leaf.state.usage().retries();
+            return Again::TooMany(format!(
+                "it is not tried again: {retries} retries are under way, which is the limit"
+            ));
+        };
+        if policy.avoids_tried {
+            info.tried.push(Arc::clone(self.endpoint()));
+        }
+        Again::Wanted(Retry { after, permit })
+    }
+}
+
+/// How long an answer is waited for, in milliseconds, as Envoy tells it.
+const EXPECTED: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+
+/// The next try of a request.
+pub(crate) struct Retry {
+    /// How long to wait first.
+    pub(crate) after: Duration,
+    /// Held until it is answered or fails.
+    pub(crate) permit: RetryPermit,
+}
+
+/// Whether there is another try.
+enum Again {
+    Wanted(Retry),
+    /// The policy wants one, and the cluster has too many.
+    TooMany(String),
+    No,
 }
 
 /// The retry policy of a route.
 #[inline]
 fn policy<'v>(route: &RouteRef<'v>) -> &'v RetryPolicy {
     match &route.route.action {
-        RouteAction::Forward(forward) => forward.retry.as_ref().unwrap_or(&retry::DEFAULT_POLICY),
+        RouteAction::Forward(forward) => forward.retry.as_deref().unwrap_or(&retry::DEFAULT_POLICY),
         _ => &retry::DEFAULT_POLICY,
     }
-}
-
-fn decide(route: &RouteRef<'_>, outcome: Outcome<'_>, info: &mut RequestInfo) -> RetryDecision {
-    retry::decide(policy(route), outcome, info.attempts, info.deadline, Instant::now(), &mut info.random)
 }
 
 impl<T: Transport> ActiveRequest<T> {
@@ -124,13 +164,14 @@ impl<T: Transport> ActiveRequest<T> {
         }
         let host = self.route.as_ref().and_then(|route| route.view().host());
         attempt.version = self.transport.form(head, cluster, &self.info, host)?;
-        if let Some(deadline) = self.info.deadline.filter(|_| self.info.is_grpc) {
-            grpc_timeout::tell(&mut head.headers, deadline.saturating_duration_since(Instant::now()));
-        }
         self.route_wants_response = self.filters_entered > 0
             || !route.destination.response_changes().is_empty()
             || !self.set_cookies.is_empty();
-        self.policy_wants_response = retry::looks_at_answers(policy(route));
+        let policy = policy(route);
+        self.policy_wants_response = retry::looks_at_answers(policy, self.info.is_grpc);
+        if policy.per_try_timeout.is_some() || self.info.deadline.is_some() {
+            self.limit_try(policy, head);
+        }
         let ready = match self.was_cut {
             false => self.transport.ready(cluster, attempt.endpoint(), attempt.version, attempt.security),
             true => None,
@@ -143,6 +184,24 @@ impl<T: Transport> ActiveRequest<T> {
                 Ok(Step::Send)
             }
             None => Ok(self.connect(attempt, cluster, !self.was_cut)),
+        }
+    }
+
+    /// From here on the try has its own time, and the server is told how long there is. gRPC's own header is about all of a
+    /// call, and so is not about the time of a try, which ends with the head of the answer.
+    fn limit_try(&mut self, policy: &RetryPolicy, head: &mut Parts) {
+        let now = Instant::now();
+        self.try_until = policy.per_try_timeout.and_then(|limit| now.checked_add(limit));
+        let nearest = match (self.info.is_grpc, self.info.deadline) {
+            (true, Some(deadline)) => {
+                return grpc_timeout::tell(&mut head.headers, deadline.saturating_duration_since(now));
+            }
+            (true, None) => return,
+            (false, deadline) => deadline.into_iter().chain(self.try_until).min(),
+        };
+        if let Some(nearest) = nearest {
+            let left = nearest.saturating_duration_since(now).as_millis();
+            head.headers.insert(EXPECTED, HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX).max(1)));
         }
     }
 
@@ -164,8 +223,8 @@ impl<T: Transport> ActiveRequest<T> {
                 Ok(Step::Send)
             }
             Err(error) => {
-                let failure = Failure { error, cause: FailureCause::Endpoint, harmless: true, unreachable: false };
-                self.failed(failure, true)
+                let (error, step) = self.failed(Failure { error, cause: FailureCause::Endpoint, unreachable: false });
+                step.ok_or(error)
             }
         }
     }
@@ -173,47 +232,92 @@ impl<T: Transport> ActiveRequest<T> {
     /// Sends the request over its connection, and keeps what it takes to send it once more.
     #[inline(always)]
     pub(super) fn dispatch(&mut self, head: Parts, mut body: Body) -> T::Exchange {
-        self.replay.keep(&head, &mut body, T::READS_EXTENSIONS);
+        self.replay.keep(&head, &mut body, self.keeps_body(), T::READS_EXTENSIONS);
         let endpoint = self.attempt.as_ref().expect(PICKED).endpoint();
         let connection = self.connection.as_mut().expect("a connection was found for the try");
         self.transport.send(connection, Request::from_parts(head, body), endpoint)
     }
 
-    /// The exchange failed: what that says of it, and the request, if it is whole again and another try does no harm.
+    /// Whether what is read of a streamed body is kept for another try: where the route has a policy that may want one.
+    #[inline]
+    fn keeps_body(&self) -> bool {
+        let Some(route) = &self.route else { return false };
+        let RouteAction::Forward(forward) = &route.get().route.action else { return false };
+        let wants = |policy: &RetryPolicy| policy.on != RetryConditions::NONE && self.info.attempts <= policy.retries;
+        forward.retry.as_deref().is_some_and(wants) && self.info.repeat != Some(Repeat::Never)
+    }
+
+    /// The exchange failed: the request, if it is whole again for the next step, and that step.
     #[cold]
-    pub(super) fn exchange_failed(&mut self, error: T::Error) -> (Failure, Option<(Parts, Body)>) {
+    pub(super) fn exchange_failed(&mut self, error: T::Error) -> (Whole, Result<Step<T>, MeshError>) {
         let connection = self.connection.take();
-        let failure = self.transport.failure(error, connection, self.replay.is_idempotent());
+        let failure = self.transport.failure(error, connection, self.is_idempotent());
         if let Some(attempt) = self.attempt.as_ref().filter(|_| failure.unreachable) {
             attempt.endpoint().note_unreachable(Instant::now(), &mut self.info.random);
         }
-        let request = failure.harmless.then(|| self.replay.restore()).flatten();
-        (failure, request)
+        self.failed_underway(failure)
     }
 
-    /// A try failed: the same once more over another connection, another try, or the end. `is_whole` says whether the
-    /// request is still there.
-    pub(super) fn failed(&mut self, failure: Failure, is_whole: bool) -> Result<Step<T>, MeshError> {
+    /// No answer came in the time of a try.
+    #[cold]
+    pub(super) fn no_answer(&mut self) -> (Whole, Result<Step<T>, MeshError>) {
+        let error = MeshError::new(ErrorKind::Timeout, "no response in the time of a try");
+        self.failed_underway(Failure { error, cause: FailureCause::Endpoint, unreachable: false })
+    }
+
+    /// The failure of a try that had no connection in its time.
+    #[cold]
+    pub(super) fn no_connection(&self) -> MeshError {
+        MeshError::new(ErrorKind::ConnectFailure, "no connection in the time of a try")
+    }
+
+    fn failed_underway(&mut self, failure: Failure) -> (Whole, Result<Step<T>, MeshError>) {
+        match self.failed(failure) {
+            (error, None) => (None, Err(error)),
+            (error, Some(step)) => match self.replay.restore() {
+                None => (None, Err(error.followed_by("it is not tried again: its body is not there any more"))),
+                request => (request, Ok(step)),
+            },
+        }
+    }
+
+    /// Whether the request may be sent twice without harm: by its method, or as the application says.
+    fn is_idempotent(&self) -> bool {
+        match self.info.repeat {
+            None => self.replay.is_idempotent(),
+            Some(repeat) => repeat == Repeat::Idempotent,
+        }
+    }
+
+    /// A try failed: the error, and if there is to be another one the step to it. That is the same once more over another
+    /// connection, or a try.
+    fn failed(&mut self, failure: Failure) -> (MeshError, Option<Step<T>>) {
         let selected = self.route.clone().expect(FOUND);
         let route = selected.get();
+        let until = self.try_until;
         let (mut attempt, _) = self.end_attempt().expect(PICKED);
-        match failure.cause {
-            FailureCause::Stale if is_whole && attempt.stale < MAX_STALE => {
+        let reuse = match failure.cause {
+            FailureCause::Stale if attempt.stale < MAX_STALE => {
                 attempt.stale += 1;
-                let (cluster, reuse) = (attempt.cluster(&route), !self.was_cut && attempt.stale < MAX_STALE);
-                return Ok(self.connect(attempt, cluster.expect(OF_THE_VIEW), reuse));
+                Some(!self.was_cut && attempt.stale < MAX_STALE)
             }
-            FailureCause::Cut if is_whole && !self.was_cut => {
+            // A route that retries nothing has this not sent twice, either.
+            FailureCause::Cut if !self.was_cut && policy(&route).on != RetryConditions::NONE => {
                 self.was_cut = true;
-                let cluster = attempt.cluster(&route);
-                return Ok(self.connect(attempt, cluster.expect(OF_THE_VIEW), false));
+                Some(false)
             }
-            _ => {}
+            _ => None,
+        };
+        if let Some(reuse) = reuse {
+            let error = attempt.within(&route, failure.error);
+            let cluster = attempt.cluster(&route).expect(OF_THE_VIEW);
+            self.try_until = until;
+            return (error, Some(self.connect(attempt, cluster, reuse)));
         }
-        match attempt.failed(failure.error, &route, &mut self.info) {
-            (_, RetryDecision::Retry { after }) if is_whole => Ok(pause(after)),
-            (error, _) => Err(error),
-        }
+        // This try is no retry under way any more.
+        self.retry = None;
+        let (error, retry) = attempt.failed(failure.error, &route, &mut self.info);
+        (error, retry.map(|retry| self.pause(retry)))
     }
 
     /// Another try, where the policy wants one after this answer and the request is still whole.
@@ -222,22 +326,26 @@ impl<T: Transport> ActiveRequest<T> {
         let selected = self.route.clone()?;
         let route = selected.get();
         let outcome = Outcome::Answered(response.status(), response.headers());
-        let RetryDecision::Retry { after } = decide(&route, outcome, &mut self.info) else { return None };
+        self.retry = None;
+        let Again::Wanted(retry) = self.attempt.as_ref()?.again(&route, outcome, &mut self.info) else { return None };
         let request = self.replay.restore()?;
-        // The answer is not read, so its connection cannot be used again.
-        if let Some((attempt, _)) = self.end_attempt() {
-            self.info.tried.push(Arc::clone(attempt.endpoint()));
-        }
-        Some((pause(after), request))
+        // An answer that is not read leaves its connection in no state to be used again.
+        self.give_up(response.body().is_end_stream());
+        Some((self.pause(retry), request))
+    }
+
+    fn pause(&mut self, retry: Retry) -> Step<T> {
+        self.retry = Some(retry.permit);
+        let after = retry.after;
+        Step::Wait(Box::pin(async move {
+            tokio::time::sleep(after).await;
+            Woken::Retry
+        }))
     }
 }
 
-fn pause<T: Transport>(after: Duration) -> Step<T> {
-    Step::Wait(Box::pin(async move {
-        tokio::time::sleep(after).await;
-        Woken::Retry
-    }))
-}
+/// The request, where it is whole.
+type Whole = Option<(Parts, Body)>;
 
 const PICKED: &str = "an endpoint was picked for the try";
 const OF_THE_VIEW: &str = "the endpoint was picked from this very view, which does not change";

@@ -18,7 +18,7 @@ mod route;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -38,7 +38,7 @@ pub(crate) use request::{Attempt, FixedTarget, OutboundContext, within};
 pub use response_body::ResponseBody;
 pub(crate) use route::{entry, original_destination, refuse_tls};
 
-use request::{ActiveRequest, Step, Wait, Woken};
+use request::{ActiveRequest, Expired, Step, Wait, Woken};
 use response_body::{Content, Underway};
 
 /// Sends a request as far as it gets without waiting. The one allocation of a request is made here, and lasts to the
@@ -66,7 +66,9 @@ pub(crate) fn send<T: Transport>(
             was_cut: false,
             route_wants_response: false,
             policy_wants_response: false,
-            deadline: None,
+            retry: None,
+            try_until: None,
+            timer: None,
         },
         flight: Flight::Here { request: None },
         wait: None,
@@ -163,8 +165,12 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
         loop {
             let mut this = self.as_mut().project();
             let concluded = if let Some(wait) = this.wait {
-                let Poll::Ready(woken) = wait.as_mut().poll(cx) else {
-                    return this.request.poll_deadline(cx).map(Err);
+                let woken = match wait.as_mut().poll(cx) {
+                    Poll::Ready(woken) => woken,
+                    Poll::Pending => match ready!(this.request.poll_limits(cx)) {
+                        Expired::Request(error) => return Poll::Ready(Err(error)),
+                        Expired::Try => Woken::Connected(Err(this.request.no_connection())),
+                    },
                 };
                 *this.wait = None;
                 let request = match this.flight.as_mut().project() {
@@ -174,28 +180,35 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
                 let (head, body) = request.expect("the request is here while something is waited for");
                 self.as_mut().step(head, body, |active, head| active.woken(woken, head))
             } else if let FlightProjection::Away { exchange } = this.flight.as_mut().project() {
-                let Poll::Ready(answer) = exchange.poll(cx) else {
-                    return this.request.poll_deadline(cx).map(Err);
+                let answer = match exchange.poll(cx) {
+                    Poll::Ready(answer) => Ok(answer),
+                    Poll::Pending => match ready!(this.request.poll_limits(cx)) {
+                        Expired::Request(error) => return Poll::Ready(Err(error)),
+                        Expired::Try => Err(()),
+                    },
                 };
-                // Another client's future may hold what its next request waits for.
+                // Another client's future may hold what its next request waits for; and a try that took too long ends here.
                 this.flight.set(Flight::Here { request: None });
-                if let Ok(response) = &answer
+                if let Ok(Ok(response)) = &answer
                     && this.request.is_watched()
                 {
                     this.request.note_answer(response.status(), response.headers());
                 }
                 match answer {
-                    Ok(response) if !this.request.policy_wants_response => {
+                    Ok(Ok(response)) if !this.request.policy_wants_response => {
                         return Poll::Ready(this.request.answered(response));
                     }
-                    Ok(response) => match this.request.try_again_after(&response) {
+                    Ok(Ok(response)) => match this.request.try_again_after(&response) {
                         None => return Poll::Ready(this.request.answered(response)),
                         Some((step, request)) => self.as_mut().step_after(Some(request), Ok(step)),
                     },
-                    Err(error) => {
-                        let (failure, whole) = this.request.exchange_failed(error);
-                        let step = this.request.failed(failure, whole.is_some());
-                        self.as_mut().step_after(whole, step)
+                    Ok(Err(error)) => {
+                        let (request, step) = this.request.exchange_failed(error);
+                        self.as_mut().step_after(request, step)
+                    }
+                    Err(()) => {
+                        let (request, step) = this.request.no_answer();
+                        self.as_mut().step_after(request, step)
                     }
                 }
             } else {
@@ -247,6 +260,7 @@ impl<T: Transport> ActiveRequest<T> {
             self.open_tunnel(&head)?;
         }
         self.replay.forget();
+        self.retry = None;
         self.pass_back(&mut head, body.is_end_stream());
         let is_observed = self.info.is_observed() || (self.info.is_grpc && self.is_watched());
         let body = ResponseBody::new(Content::Upstream { body }, self.take_deadline(), is_observed);

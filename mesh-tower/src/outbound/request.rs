@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::SET_COOKIE;
@@ -16,7 +16,7 @@ use mesh_core::hashing::Caller;
 use mesh_core::model::Cluster;
 use mesh_core::outlier::Outcome as Outlier;
 use mesh_core::request_info::{Observers, RequestInfo, grpc_status};
-use mesh_core::state::{EndpointState, InFlight};
+use mesh_core::state::{EndpointState, InFlight, RetryPermit};
 use mesh_core::store::{Store, TargetEntry};
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 use tokio::time::Sleep;
@@ -70,8 +70,12 @@ pub(super) struct ActiveRequest<T: Transport> {
     pub(super) route_wants_response: bool,
     /// Whether the retry policy may want another try after an answer.
     pub(super) policy_wants_response: bool,
-    /// Runs from when there is something to wait for.
-    pub(super) deadline: Option<Pin<Box<Sleep>>>,
+    /// The present try is a retry, and counts as such.
+    pub(super) retry: Option<RetryPermit>,
+    /// When the present try has taken too long.
+    pub(super) try_until: Option<Instant>,
+    /// For the deadline or the end of the try, whichever comes first. Runs from when there is something to wait for.
+    pub(super) timer: Option<Pin<Box<Sleep>>>,
 }
 
 /// What a step comes to.
@@ -97,6 +101,14 @@ pub(super) enum Woken<C> {
     Retry,
     /// There is a connection, or none could be had.
     Connected(Result<C, MeshError>),
+}
+
+/// What took too long.
+pub(super) enum Expired {
+    /// The request, and what that fails with.
+    Request(MeshError),
+    /// The present try.
+    Try,
 }
 
 /// One try: the endpoint that it goes to, counted among its requests in flight.
@@ -225,18 +237,29 @@ impl<T: Transport> ActiveRequest<T> {
     #[inline]
     pub(super) fn take_deadline(&mut self) -> Option<Pin<Box<Sleep>>> {
         let until = self.info.deadline?;
-        let mut sleep = self.deadline.take().unwrap_or_else(|| sleep_until(until));
+        let mut sleep = self.timer.take().unwrap_or_else(|| sleep_until(until));
         keep_to(&mut sleep, until);
         Some(sleep)
     }
 
-    /// Where the deadline has passed, the failure that this is.
+    /// What takes too long by now, the request or the present try.
     #[inline]
-    pub(super) fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<MeshError> {
-        let Some(until) = self.info.deadline else { return Poll::Pending };
-        let sleep = self.deadline.get_or_insert_with(|| sleep_until(until));
+    pub(super) fn poll_limits(&mut self, cx: &mut Context<'_>) -> Poll<Expired> {
+        let (until, is_try) = match (self.info.deadline, self.try_until) {
+            (None, None) => return Poll::Pending,
+            (Some(deadline), Some(limit)) if limit < deadline => (limit, true),
+            (Some(deadline), _) => (deadline, false),
+            (None, Some(limit)) => (limit, true),
+        };
+        let sleep = self.timer.get_or_insert_with(|| sleep_until(until));
         keep_to(sleep, until);
         ready!(sleep.as_mut().poll(cx));
+        Poll::Ready(if is_try { Expired::Try } else { Expired::Request(self.too_late()) })
+    }
+
+    /// The failure of a request whose deadline has passed.
+    #[cold]
+    fn too_late(&mut self) -> MeshError {
         if let (Some(attempt), Some(route)) = (&self.attempt, &self.route) {
             attempt.report_failure(ErrorKind::Timeout, &route.get(), &mut self.info);
         }
@@ -251,7 +274,7 @@ impl<T: Transport> ActiveRequest<T> {
             }
             Some(route) => too_late(&route.get()),
         };
-        Poll::Ready(self.fail(error))
+        self.fail(error)
     }
 
     /// The response has come to its end, and the request with it: the connection can be used again, unless the request
@@ -271,6 +294,11 @@ impl<T: Transport> ActiveRequest<T> {
         self.fail(error)
     }
 
+    /// The present try is over, and its answer is of no use.
+    pub(super) fn give_up(&mut self, was_read: bool) {
+        self.release(was_read);
+    }
+
     #[inline]
     fn release(&mut self, is_free: bool) {
         if let Some((attempt, Some(connection))) = self.end_attempt()
@@ -285,6 +313,7 @@ impl<T: Transport> ActiveRequest<T> {
     #[inline(always)]
     pub(super) fn end_attempt(&mut self) -> Option<(Attempt, Option<T::Connection>)> {
         let connection = self.connection.take();
+        self.try_until = None;
         Some((self.attempt.take()?, connection))
     }
 }

@@ -11,7 +11,7 @@ use mesh_core::filter::Resume;
 use mesh_core::hashing;
 use mesh_core::model::{Forward, RouteAction};
 use mesh_core::request::{RequestHead, has_port, host_and_port, is_grpc};
-use mesh_core::request_info::{Deadline, Direction, RequestInfo};
+use mesh_core::request_info::{Deadline, Direction, Repeat, RequestInfo};
 use mesh_core::store::TargetEntry;
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 
@@ -30,6 +30,7 @@ pub(super) fn info_of(context: &OutboundContext, head: &Parts) -> RequestInfo {
     info.is_grpc = is_grpc(&head.headers);
     info.is_http2 = head.version == Version::HTTP_2;
     info.deadline = head.extensions.get::<Deadline>().map(|deadline| deadline.0);
+    info.repeat = head.extensions.get::<Repeat>().copied();
     if !context.observers.is_empty() {
         observe(&mut info, context, head);
     }

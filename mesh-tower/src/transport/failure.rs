@@ -11,9 +11,6 @@ pub(crate) struct Failure {
     pub(crate) error: MeshError,
     /// What it says about the connection.
     pub(crate) cause: FailureCause,
-    /// Whether sending the request once more does no harm: nothing was processed, or it is idempotent and its
-    /// connection closed under it.
-    pub(crate) harmless: bool,
     /// Whether it says that the endpoint cannot be reached.
     pub(crate) unreachable: bool,
 }
@@ -31,9 +28,8 @@ pub(crate) enum FailureCause {
 }
 
 impl Failure {
-    /// What to make of an error of hyper's. A request that was never written is whole; so is one whose stream was
-    /// refused unseen, and where sending twice does no harm one whose old connection closed under it. `reused` says
-    /// whether the connection had carried requests before: then it may have been closed since.
+    /// What to make of an error of hyper's. A request that was never written was not processed, nor was one whose stream was
+    /// refused unseen. `reused` says whether the connection had carried requests before: then it may have been closed since.
     #[cold]
     pub(super) fn of_exchange(cause: hyper::Error, reused: bool, http1: bool, is_idempotent: bool) -> Failure {
         if let Some(error) = of_body(&cause) {
@@ -58,8 +54,7 @@ impl Failure {
             () if unsent && reused => FailureCause::Stale,
             () => FailureCause::Endpoint,
         };
-        let harmless = unsent || refused || cut || dropped;
-        Failure { error: error.caused_by(cause), cause: conclusion, harmless, unreachable: false }
+        Failure { error: error.caused_by(cause), cause: conclusion, unreachable: false }
     }
 
     /// What to make of an error of a client that the application brought. Only what it says itself, or what the
@@ -78,8 +73,7 @@ impl Failure {
             () if unsent => MeshError::new(ErrorKind::ConnectFailure, "the inner client cannot connect"),
             () => MeshError::new(ErrorKind::ConnectionLost, "the inner client failed"),
         };
-        let harmless = refused || unsent;
-        Failure { error: error.caused_by(cause), cause: FailureCause::Endpoint, harmless, unreachable }
+        Failure { error: error.caused_by(cause), cause: FailureCause::Endpoint, unreachable }
     }
 }
 
@@ -87,7 +81,7 @@ impl Failure {
 fn of_body(error: &(dyn std::error::Error + 'static)) -> Option<Failure> {
     let found = chain(error).find_map(|cause| cause.downcast_ref::<MeshError>());
     let error = found.filter(|error| error.kind() == ErrorKind::BadRequest)?.clone();
-    Some(Failure { error, cause: FailureCause::Endpoint, harmless: false, unreachable: false })
+    Some(Failure { error, cause: FailureCause::Endpoint, unreachable: false })
 }
 
 /// The errors of a chain, the first included.

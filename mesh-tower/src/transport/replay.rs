@@ -34,9 +34,10 @@ impl Default for Replay {
 }
 
 impl Replay {
-    /// Keeps a request that is about to be sent. Its extensions are of use to another client only, and not on the wire.
+    /// Keeps a request that is about to be sent; of a body that is streamed, what was read is kept if `with_body` says so.
+    /// Its extensions are of use to another client only, and not on the wire.
     #[inline]
-    pub(crate) fn keep(&mut self, head: &Parts, body: &mut Body, with_extensions: bool) {
+    pub(crate) fn keep(&mut self, head: &Parts, body: &mut Body, with_body: bool, with_extensions: bool) {
         self.method = head.method.clone();
         self.uri = head.uri.clone();
         self.version = head.version;
@@ -47,7 +48,7 @@ impl Replay {
         if with_extensions {
             self.extensions = head.extensions.clone();
         }
-        self.body = body.replay(head.version == Version::HTTP_2);
+        self.body = body.replay(head.version == Version::HTTP_2, with_body);
     }
 
     /// Whether sending it twice does no more harm than sending it once.

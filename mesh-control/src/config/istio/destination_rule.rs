@@ -373,6 +373,12 @@ impl TrafficPolicy {
         balancer::check_outliers(self.load_balancer.as_ref(), detects || self.outlier_detection.is_some(), path, d);
         check_outlier_detection(self.outlier_detection.as_ref(), path, d);
         check_tls(self.tls.as_ref(), path, d);
+        if let Some(budget) = &self.retry_budget
+            && budget.percent.is_some_and(|percent| !(0.0..=100.0).contains(&percent))
+        {
+            let path = format!("{path}.retryBudget.percent");
+            d.report_at(budget.span, path, Severity::Error, Code::InvalidValue, "not from 0 to 100");
+        }
         for (index, port) in self.port_level_settings.iter().enumerate() {
             let path = format!("{path}.portLevelSettings[{index}]");
             check_settings(port.load_balancer.as_ref(), port.connection_pool.as_ref(), &path, d);

@@ -10,6 +10,7 @@ use mesh_core::model::{CheckedBody, IN_PROCESS};
 use super::destination_rule::LocalityLb;
 use super::destination_rule::balancer::check_locality;
 use super::names::export_faults;
+use super::virtual_service::Retry;
 use crate::config::decode::{Decoder, Opaque, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
 
@@ -55,7 +56,7 @@ message! {
         /// Whether idle connections are tried.
         tcp_keepalive: Opaque = "tcpKeepalive",
         /// What is tried again.
-        default_http_retry_policy: Opaque = "defaultHttpRetryPolicy",
+        default_http_retry_policy: Option<Retry> = "defaultHttpRetryPolicy",
         /// What servers try again.
         default_inbound_http_retry_policy: Opaque = "defaultInboundHttpRetryPolicy",
         /// How services are called.
@@ -296,6 +297,11 @@ impl MeshConfig {
             for (index, message) in export_faults(list.iter().map(|entry| entry.value.as_str())) {
                 let span = list.get(index).map_or(self.span, |entry| entry.span);
                 wrong(span, format!("{field}[{index}]"), message);
+            }
+        }
+        if let Some(retries) = &self.default_http_retry_policy {
+            for (field, message) in retries.faults() {
+                wrong(retries.span, format!("defaultHttpRetryPolicy.{field}"), message);
             }
         }
         let mut names = BTreeSet::new();

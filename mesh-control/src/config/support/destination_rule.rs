@@ -59,7 +59,7 @@ const TRAFFIC_POLICY: &[Row] = &[
     unneeded_by_grpc("connectionPool.http.h2UpgradePolicy"),
     both("connectionPool.http.http2MaxRequests", Enforced),
     http_only("connectionPool.http.http1MaxPendingRequests", "gRPC's clients have no such limit"),
-    both("connectionPool.http.maxRetries", NotYet("there is no such limit")),
+    http_only("connectionPool.http.maxRetries", "gRPC's clients have no such limit"),
     unneeded_by_grpc("connectionPool.http.useClientProtocol"),
     http_only("connectionPool.http.maxConcurrentStreams", "gRPC's clients take the server's limit"),
     both("connectionPool.http.http2KeepAlive", NotYet("no pings are sent")),
@@ -106,7 +106,9 @@ const fn file(path: &'static str) -> Row {
 const WHOLE_POLICY: &[Row] = &[
     both("tunnel", NotYet("connections are made directly")),
     both("proxyProtocol", NotYet("connections start without it")),
-    both("retryBudget", NotYet("there is no such limit")),
+    http_only("retryBudget.percent", "gRPC's clients have no such limit"),
+    http_only("retryBudget.minRetryConcurrency", "gRPC's clients have no such limit"),
+    both("retryBudget.budgetInterval", NotYet("the requests that are under way count, and no others")),
 ];
 
 const PORT_NUMBER: &[Row] = &[both("number", Enforced)];

@@ -4,7 +4,7 @@ use super::Support::{Enforced, NotYet, Partly};
 use super::{Row, Tables, both, http_only};
 use crate::config::node::{Node, Value};
 
-pub(super) const TABLES: Tables = &[("", VIRTUAL_SERVICE)];
+pub(super) const TABLES: Tables = &[("", VIRTUAL_SERVICE), ("http.retries", RETRIES)];
 
 const NO_HEADERS: &str = "gRPC's xDS clients leave headers as they are";
 const NO_REWRITE: &str = "gRPC's xDS clients leave path and authority as they are";
@@ -78,21 +78,6 @@ const VIRTUAL_SERVICE: &[Row] = &[
     http_only("http.rewrite.uriRegexRewrite.match", NO_REWRITE),
     http_only("http.rewrite.uriRegexRewrite.rewrite", NO_REWRITE),
     both("http.timeout", Enforced),
-    Row { path: "http.retries", library: Partly(retries_without_conditions), grpc: Enforced },
-    both("http.retries.attempts", Enforced),
-    both("http.retries.perTryTimeout", NotYet("a try lasts as long as the request may")),
-    Row { path: "http.retries.retryOn", library: Partly(retry_on), grpc: Partly(grpc_retry_on) },
-    both("http.retries.retryRemoteLocalities", NotYet("localities are not told apart")),
-    Row {
-        path: "http.retries.retryIgnorePreviousHosts",
-        library: Partly(previous_hosts),
-        grpc: NotYet("a retry picks as the first try does"),
-    },
-    Row {
-        path: "http.retries.backoff",
-        library: NotYet("a connection failure is tried again at once"),
-        grpc: Enforced,
-    },
     both("http.fault.delay.percent", Enforced),
     both("http.fault.delay.fixedDelay", Enforced),
     both("http.fault.delay.exponentialDelay", NotYet("Istio does not implement it either")),
@@ -116,6 +101,16 @@ const VIRTUAL_SERVICE: &[Row] = &[
     both("tcp", NotYet("raw connections are not routed")),
 ];
 
+/// Of a retry policy, wherever it stands.
+pub(super) const RETRIES: &[Row] = &[
+    Row { path: "attempts", library: Enforced, grpc: Partly(grpc_attempts) },
+    http_only("perTryTimeout", "a try lasts as long as the call may"),
+    Row { path: "retryOn", library: Partly(retry_on), grpc: Partly(grpc_retry_on) },
+    both("retryRemoteLocalities", NotYet("localities are not told apart")),
+    http_only("retryIgnorePreviousHosts", "a retry picks as the first try does"),
+    both("backoff", Enforced),
+];
+
 fn gateways(node: &Node) -> Option<String> {
     let others: Vec<&str> = node.items().iter().filter_map(Node::as_str).filter(|name| *name != "mesh").collect();
     let in_mesh = node.items().iter().any(|name| name.as_str() == Some("mesh"));
@@ -128,25 +123,24 @@ fn gateways(node: &Node) -> Option<String> {
     })
 }
 
-fn retries_without_conditions(node: &Node) -> Option<String> {
-    let off = matches!(node.get("attempts").map(|node| &node.value), Some(Value::Int(0)) | None);
-    (!off && node.get("retryOn").is_none())
-        .then(|| "only connection failures and refused streams are retried".to_owned())
-}
-
-/// Istio's own default is to pass over them.
-fn previous_hosts(node: &Node) -> Option<String> {
-    (node.value == Value::Bool(false)).then(|| "endpoints that were tried are passed over all the same".to_owned())
-}
-
+/// Conditions that nothing meets.
 fn retry_on(node: &Node) -> Option<String> {
-    let others = other_tokens(node, &["connect-failure", "refused-stream"])?;
-    Some(format!("{others}; only connection failures and refused streams are retried"))
+    let idle = |token: &str| match token {
+        "retriable-headers" => Some("retriable-headers; there is no field that names the headers"),
+        "http3-post-connect-failure" => Some("http3-post-connect-failure; HTTP/3 is not spoken"),
+        _ => None,
+    };
+    node.as_str()?.split(',').map(str::trim).find_map(idle).map(str::to_owned)
 }
 
 /// What gRPC's xDS clients retry on (gRFC A44).
 pub const GRPC_RETRY_TOKENS: [&str; 5] =
     ["cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable"];
+
+fn grpc_attempts(node: &Node) -> Option<String> {
+    matches!(node.value, Value::Int(attempts) if attempts > 4)
+        .then(|| "gRPC's clients try a call five times at most".to_owned())
+}
 
 fn grpc_retry_on(node: &Node) -> Option<String> {
     let others = other_tokens(node, &GRPC_RETRY_TOKENS)?;

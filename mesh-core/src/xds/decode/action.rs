@@ -5,21 +5,20 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use http::{HeaderValue, StatusCode};
 
-use super::common::{duration, filled, fraction, positive};
+use super::common::{duration, filled, fraction};
 use super::headers::{self, mutations};
 use super::notes::{Notes, ignored};
-use super::{filter, hashing, route::cluster_name};
+use super::{filter, hashing, retry, route::cluster_name};
 use crate::error::Invalid;
 use crate::model::{
     Clusters, DirectResponse, Forward, Fraction, MaxStreamDuration, Mirror, MirrorHost, PathChange, PathRewrite,
-    Redirect, RetryConditions, RetryPolicy, RouteAction, WeightedCluster,
+    Redirect, RetryPolicy, RouteAction, WeightedCluster,
 };
 
 /// The largest body of a direct response, in bytes.
@@ -30,7 +29,7 @@ pub(super) struct Inherited {
     /// Cluster specifier plugins by name; the value says whether they are optional. None is supported.
     pub(super) plugins: HashMap<String, bool>,
     /// The retry policy of the virtual host; a route's own replaces it.
-    pub(super) retry: Option<RetryPolicy>,
+    pub(super) retry: Option<Box<RetryPolicy>>,
 }
 
 pub(super) fn action(
@@ -112,7 +111,7 @@ fn forward(notes: &mut Notes<'_>, value: pb::RouteAction, inherited: &Inherited)
         authority,
         timeout: notes.optional("timeout", timeout, |_, value| duration(&value))?,
         max_stream_duration: notes.optional("max_stream_duration", max_stream_duration, stream_duration)?,
-        retry: notes.optional("retry_policy", retry_policy, retry)?.or_else(|| inherited.retry.clone()),
+        retry: notes.optional("retry_policy", retry_policy, retry::policy)?.or_else(|| inherited.retry.clone()),
         mirrors: notes
             .each("request_mirror_policies", request_mirror_policies, mirror)?
             .into_iter()
@@ -294,50 +293,6 @@ fn stream_duration(
         limit: notes.optional("max_stream_duration", max_stream_duration, |_, value| duration(&value))?,
         grpc_timeout_max: notes.optional("grpc_timeout_header_max", grpc_timeout_header_max, |_, v| duration(&v))?,
     })
-}
-
-/// A retry policy (gRFC A44's rules on its numbers).
-pub(super) fn retry(notes: &mut Notes<'_>, value: pb::RetryPolicy) -> Result<RetryPolicy, Invalid> {
-    let pb::RetryPolicy {
-        retry_on,
-        num_retries,
-        per_try_timeout,
-        per_try_idle_timeout,
-        retry_priority,
-        retry_host_predicate,
-        retry_options_predicates,
-        host_selection_retry_max_attempts,
-        retriable_status_codes,
-        retry_back_off,
-        rate_limited_retry_back_off,
-        retriable_headers,
-        retriable_request_headers,
-        refresh_cluster_on_retry,
-    } = value;
-    ignored!(notes;
-        per_try_timeout, per_try_idle_timeout, retry_priority, retry_host_predicate, retry_options_predicates,
-        host_selection_retry_max_attempts, retriable_status_codes, rate_limited_retry_back_off, retriable_headers,
-        retriable_request_headers, refresh_cluster_on_retry);
-    let retries = num_retries.map_or(1, |retries| retries.value);
-    if retries == 0 {
-        return Err(Invalid::new("must be at least 1").at("num_retries"));
-    }
-    let (base_interval, max_interval) =
-        notes.optional("retry_back_off", retry_back_off, back_off)?.unwrap_or_else(|| {
-            let base = Duration::from_millis(25);
-            (base, base * 10)
-        });
-    Ok(RetryPolicy { on: RetryConditions::parse(&retry_on), retries, base_interval, max_interval })
-}
-
-fn back_off(notes: &mut Notes<'_>, value: pb::retry_policy::RetryBackOff) -> Result<(Duration, Duration), Invalid> {
-    let base = notes.required("base_interval", value.base_interval, |_, value| positive(&value))?;
-    let max = notes.optional("max_interval", value.max_interval, |_, value| positive(&value))?;
-    match max {
-        Some(max) if max < base => Err(Invalid::new("must not be less than base_interval").at("max_interval")),
-        Some(max) => Ok((base, max)),
-        None => Ok((base, base.saturating_mul(10))),
-    }
 }
 
 fn redirect(notes: &mut Notes<'_>, value: pb::RedirectAction) -> Result<RouteAction, Invalid> {

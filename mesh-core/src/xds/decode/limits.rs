@@ -7,10 +7,13 @@ use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::google::protobuf::{Duration as ProtoDuration, UInt32Value};
 
-use super::common::{duration, percent, positive};
+use super::common::{duration, positive};
 use super::notes::{Notes, ignored};
+use super::retry;
 use crate::error::Invalid;
-use crate::model::{CircuitBreakers, Consecutive, FailurePercentage, OutlierDetection, SuccessRate, TcpKeepalive};
+use crate::model::{
+    CircuitBreakers, Consecutive, FailurePercentage, OutlierDetection, RetryLimit, SuccessRate, TcpKeepalive,
+};
 
 /// Only the priority DEFAULT is looked at: no request has another. Of several entries for it, the first counts, as in Envoy.
 pub(super) fn circuit_breakers(notes: &mut Notes<'_>, value: pb::CircuitBreakers) -> Result<CircuitBreakers, Invalid> {
@@ -20,13 +23,9 @@ pub(super) fn circuit_breakers(notes: &mut Notes<'_>, value: pb::CircuitBreakers
     notes.each("thresholds", thresholds, |notes, threshold| {
         // The largest number is how a control plane says that there is no limit (Istio's default).
         let limit = |limit: Option<UInt32Value>| limit.filter(|limit| limit.value < u32::MAX);
-        let max_retries = limit(threshold.max_retries);
         let max_connection_pools = limit(threshold.max_connection_pools);
-        let retry_budget = threshold.retry_budget;
-        ignored!(notes; max_retries, max_connection_pools, retry_budget);
-        if let Some(share) = retry_budget.as_ref().and_then(|budget| budget.budget_percent.as_ref()) {
-            percent(share).map_err(|invalid| invalid.at("retry_budget.budget_percent"))?;
-        }
+        ignored!(notes; max_connection_pools);
+        let budget = notes.optional("retry_budget", threshold.retry_budget, retry::budget)?;
         if threshold.priority != core::RoutingPriority::Default as i32 || is_known {
             notes.ignore("(of another priority)");
             return Ok(());
@@ -36,6 +35,9 @@ pub(super) fn circuit_breakers(notes: &mut Notes<'_>, value: pb::CircuitBreakers
         set(&mut breakers.max_connections, threshold.max_connections);
         set(&mut breakers.max_pending_requests, threshold.max_pending_requests);
         set(&mut breakers.max_requests, threshold.max_requests);
+        // A budget goes before a number (`CircuitBreakers.Thresholds.retry_budget`).
+        let max_retries = threshold.max_retries.map(|max| RetryLimit::AtMost(max.value));
+        breakers.retries = budget.or(max_retries).unwrap_or(breakers.retries);
         Ok(())
     })?;
     let mut is_known = false;

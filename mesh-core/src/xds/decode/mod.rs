@@ -27,6 +27,7 @@ mod metadata;
 mod notes;
 mod rbac;
 mod refused;
+mod retry;
 mod route;
 mod route_match;
 #[cfg(test)]

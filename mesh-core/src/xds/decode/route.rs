@@ -9,7 +9,7 @@ use super::action::{self, Inherited, unusable};
 use super::common::{filled, parse};
 use super::headers::{self, mutations};
 use super::notes::{Notes, ignored};
-use super::{filter, route_match};
+use super::{filter, retry, route_match};
 use crate::error::Invalid;
 use crate::id::{ClusterName, RouteName};
 use crate::model::{Route, RouteAction, RouteConfiguration, VirtualHost};
@@ -169,7 +169,7 @@ fn virtual_host(
     if domains.is_empty() {
         return Err(Invalid::new("a virtual host needs at least one").at("domains"));
     }
-    inherited.retry = notes.optional("retry_policy", retry_policy, action::retry)?;
+    inherited.retry = notes.optional("retry_policy", retry_policy, retry::policy)?;
     let mut routes = notes.each("routes", routes, |notes, route| self::route(notes, route, inherited))?;
     if require_tls != pb::virtual_host::TlsRequirementType::None as i32 {
         for route in &mut routes {

@@ -243,26 +243,9 @@ impl Checker<'_, '_> {
         }
     }
 
-    /// No attempts turn retries off, so that there is nothing more to be said of them.
     fn retries(&mut self, retries: &Retry) {
-        if retries.attempts < 0 {
-            self.error(retries.span, "retries.attempts", "less than 0");
-        }
-        if retries.backoff.is_some_and(|pause| pause < Duration::from_millis(1)) {
-            self.error(retries.span, "retries.backoff", "less than 1ms");
-        }
-        if let Some(token) = retries.retry_on.as_deref().and_then(unknown_retry_token) {
-            let message = format!("{} is not a condition that Istio knows", quoted(token));
-            self.error(retries.span, "retries.retryOn", message);
-        }
-        let says_more = [
-            retries.retry_on.as_ref().is_some_and(|on| !on.is_empty()),
-            retries.per_try_timeout.is_some(),
-            retries.retry_remote_localities.is_some(),
-        ];
-        if retries.attempts == 0 && says_more.contains(&true) {
-            let message = "0 turns retries off, so nothing else of them can be set";
-            self.error(retries.span, "retries.attempts", message);
+        for (field, message) in retries.faults() {
+            self.error(retries.span, &format!("retries.{field}"), &message);
         }
     }
 
@@ -330,6 +313,31 @@ fn header_fault(operations: &HeaderOperations, direction: &str) -> Option<String
     }
     let of_a_response = direction == "response" && written().any(|name| is_authority(name));
     of_a_response.then(|| "a response has no authority".to_owned())
+}
+
+impl Retry {
+    /// What is wrong with it, field by field. No attempts turn retries off, so that there is nothing more to be said of them.
+    pub fn faults(&self) -> Vec<(&'static str, String)> {
+        let mut faults = Vec::new();
+        if self.attempts < 0 {
+            faults.push(("attempts", "less than 0".to_owned()));
+        }
+        if self.backoff.is_some_and(|pause| pause < Duration::from_millis(1)) {
+            faults.push(("backoff", "less than 1ms".to_owned()));
+        }
+        if let Some(token) = self.retry_on.as_deref().and_then(unknown_retry_token) {
+            faults.push(("retryOn", format!("{} is not a condition that Istio knows", quoted(token))));
+        }
+        let says_more = [
+            self.retry_on.as_ref().is_some_and(|on| !on.is_empty()),
+            self.per_try_timeout.is_some(),
+            self.retry_remote_localities.is_some(),
+        ];
+        if self.attempts == 0 && says_more.contains(&true) {
+            faults.push(("attempts", "0 turns retries off, so nothing else of them can be set".to_owned()));
+        }
+        faults
+    }
 }
 
 fn unknown_retry_token(retry_on: &str) -> Option<&str> {

@@ -6,6 +6,7 @@ mod ext_authz;
 mod jwt;
 mod listeners;
 mod rbac;
+mod retries;
 mod routes;
 mod tls_files;
 mod wild;

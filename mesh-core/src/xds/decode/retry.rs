@@ -1,0 +1,124 @@
+//! When a route tries again (`envoy.config.route.v3.RetryPolicy`), and how many retries a cluster allows.
+
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::cluster::v3 as cluster;
+use envoy_types::pb::envoy::config::route::v3 as pb;
+use http::{HeaderName, StatusCode};
+
+use super::common::{duration, percent, positive};
+use super::notes::{Notes, ignored};
+use super::route_match::header_test;
+use crate::error::Invalid;
+use crate::model::{Fraction, RateLimitedBackOff, RetryConditions, RetryLimit, RetryPolicy};
+
+/// The longest that an answer can ask a retry to wait where the policy does not say (`rate_limited_retry_back_off`).
+const RATE_LIMITED_MAX: Duration = Duration::from_secs(300);
+
+/// A retry policy (gRFC A44's rules on its numbers).
+pub(super) fn policy(notes: &mut Notes<'_>, value: pb::RetryPolicy) -> Result<Box<RetryPolicy>, Invalid> {
+    let pb::RetryPolicy {
+        retry_on,
+        num_retries,
+        per_try_timeout,
+        per_try_idle_timeout,
+        retry_priority,
+        retry_host_predicate,
+        retry_options_predicates,
+        // A retry looks for another endpoint until it has found one.
+        host_selection_retry_max_attempts: _,
+        retriable_status_codes,
+        retry_back_off,
+        rate_limited_retry_back_off,
+        retriable_headers,
+        retriable_request_headers,
+        refresh_cluster_on_retry,
+    } = value;
+    ignored!(notes;
+        per_try_idle_timeout, retry_priority, retry_options_predicates, retriable_request_headers,
+        refresh_cluster_on_retry);
+    let retries = num_retries.map_or(1, |retries| retries.value);
+    if retries == 0 {
+        return Err(Invalid::new("must be at least 1").at("num_retries"));
+    }
+    let (base_interval, max_interval) =
+        notes.optional("retry_back_off", retry_back_off, back_off)?.unwrap_or_else(|| {
+            let base = Duration::from_millis(25);
+            (base, base * 10)
+        });
+    let per_try_timeout = notes.optional("per_try_timeout", per_try_timeout, |_, value| duration(&value))?;
+    let predicates = notes.each("retry_host_predicate", retry_host_predicate, |notes, predicate| {
+        let is_previous_hosts = predicate.name == PREVIOUS_HOSTS;
+        if !is_previous_hosts {
+            notes.ignore("name");
+        }
+        Ok(is_previous_hosts)
+    })?;
+    Ok(Box::new(RetryPolicy {
+        on: RetryConditions::parse(&retry_on),
+        retries,
+        statuses: notes.each("retriable_status_codes", retriable_status_codes, |_, code| status(code))?,
+        headers: notes.each("retriable_headers", retriable_headers, header_test)?,
+        // Zero is as long as the request may take.
+        per_try_timeout: per_try_timeout.filter(|limit| !limit.is_zero()),
+        avoids_tried: predicates.contains(&true),
+        base_interval,
+        max_interval,
+        rate_limited: notes.optional("rate_limited_retry_back_off", rate_limited_retry_back_off, rate_limited)?,
+    }))
+}
+
+/// The predicate by which a retry goes to an endpoint that was not tried yet.
+const PREVIOUS_HOSTS: &str = "envoy.retry_host_predicates.previous_hosts";
+
+fn status(code: u32) -> Result<StatusCode, Invalid> {
+    let code = u16::try_from(code).ok().filter(|code| (100..=599).contains(code));
+    let status = code.and_then(|code| StatusCode::from_u16(code).ok());
+    status.ok_or_else(|| Invalid::new("not a status from 100 to 599"))
+}
+
+fn rate_limited(
+    notes: &mut Notes<'_>,
+    value: pb::retry_policy::RateLimitedRetryBackOff,
+) -> Result<RateLimitedBackOff, Invalid> {
+    use pb::retry_policy::ResetHeaderFormat;
+    let pb::retry_policy::RateLimitedRetryBackOff { reset_headers, max_interval } = value;
+    let headers = notes.each("reset_headers", reset_headers, |notes, header| {
+        let name = HeaderName::try_from(&header.name).map_err(|_| Invalid::new("not a header name").at("name"))?;
+        // A time of day: nothing here looks at the clock on the wall.
+        let is_duration = header.format == ResetHeaderFormat::Seconds as i32;
+        if !is_duration {
+            notes.ignore("format");
+        }
+        Ok(is_duration.then_some(name))
+    })?;
+    let max_interval = notes.optional("max_interval", max_interval, |_, value| positive(&value))?;
+    Ok(RateLimitedBackOff {
+        headers: headers.into_iter().flatten().collect(),
+        max_interval: max_interval.unwrap_or(RATE_LIMITED_MAX),
+    })
+}
+
+fn back_off(notes: &mut Notes<'_>, value: pb::retry_policy::RetryBackOff) -> Result<(Duration, Duration), Invalid> {
+    let base = notes.required("base_interval", value.base_interval, |_, value| positive(&value))?;
+    let max = notes.optional("max_interval", value.max_interval, |_, value| positive(&value))?;
+    match max {
+        Some(max) if max < base => Err(Invalid::new("must not be less than base_interval").at("max_interval")),
+        Some(max) => Ok((base, max)),
+        None => Ok((base, base.saturating_mul(10))),
+    }
+}
+
+/// How many retries there may be for those that are in flight.
+pub(super) fn budget(
+    notes: &mut Notes<'_>,
+    value: cluster::circuit_breakers::thresholds::RetryBudget,
+) -> Result<RetryLimit, Invalid> {
+    let cluster::circuit_breakers::thresholds::RetryBudget { budget_percent, budget_interval, min_retry_concurrency } =
+        value;
+    ignored!(notes; budget_interval);
+    let share = notes.optional("budget_percent", budget_percent, |_, share| percent(&share))?.unwrap_or(20.0);
+    // From 0 to 100, so that it fits.
+    let share = Fraction::new((share * 10_000.0).round() as u32, 1_000_000);
+    Ok(RetryLimit::Budget { share, at_least: min_retry_concurrency.map_or(3, |least| least.value) })
+}

@@ -1,0 +1,7 @@
+//! Retries and the limits of a try, as YAML has them and as a server sees them: the embedded control plane, the library's
+//! own client, and servers that do what the path of a request says.
+
+mod bodies;
+mod limits;
+mod policies;
+mod world;
