@@ -53,7 +53,7 @@ enum Ask {
     /// By a call; or why it cannot be.
     Call(Result<Call, String>),
     /// In this process.
-    Own(Own, AuthorizationRequest),
+    Own(Own, Box<AuthorizationRequest>),
     /// In this process, by this name.
     Named(Arc<str>),
 }
@@ -100,7 +100,7 @@ impl Question {
             && let Some(own) = authorizers.named.get(&**name)
         {
             let (own, request) = own.question(head, connection, tokens);
-            self.ask = Ask::Own(own, request);
+            self.ask = Ask::Own(own, Box::new(request));
         }
     }
 }
@@ -189,7 +189,7 @@ pub(super) fn ask(
                     let answer = tokio::time::timeout(config.timeout, one(&mesh, &config, &permits, call));
                     answer.await.unwrap_or_else(|_| Err(format!("no answer within {:?}", config.timeout)))
                 }
-                Ask::Own(own, request) => own.word(request, config.timeout, &listener).await,
+                Ask::Own(own, request) => own.word(*request, config.timeout, &listener).await,
                 // It is no authorizer that fails, so that `failOpen` says nothing of it.
                 Ask::Named(name) => {
                     let why = format!("the application has no authorizer {name:?} (`ServerLayer::named_authorizer`)");
