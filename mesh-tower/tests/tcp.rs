@@ -126,11 +126,11 @@ async fn policies_decide_on_connections_and_what_asks_for_requests_lets_nobody_i
             if of_other { TELLER.replace("teller", "other") } else { "closed".to_owned() },
         );
         // Until the server has heard of it.
-        within(async {
+        within(Box::pin(async {
             while (ask(&teller).await, ask(&other).await) != (expected_teller.clone(), expected_other.clone()) {
                 tokio::task::yield_now().await;
             }
-        })
+        }))
         .await;
     }
 }
