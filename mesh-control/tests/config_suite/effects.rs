@@ -60,9 +60,9 @@ kind: DestinationRule
 metadata: {name: limits, namespace: shop}
 spec:
   host: vms
-  trafficPolicy: {connectionPool: {tcp: {idleTimeout: 6s}, http: {http2MaxRequests: 6, h2UpgradePolicy: UPGRADE}}, outlierDetection: {interval: 6s, baseEjectionTime: 6s, maxEjectionPercent: 6}, portLevelSettings: [{port: {number: 81}, connectionPool: {tcp: {idleTimeout: 7s}, http: {http2MaxRequests: 7, h2UpgradePolicy: UPGRADE}}, outlierDetection: {interval: 7s, baseEjectionTime: 7s, maxEjectionPercent: 7}}]}
+  trafficPolicy: {connectionPool: {tcp: {idleTimeout: 6s}, http: {http2MaxRequests: 6}}, outlierDetection: {consecutive5xxErrors: 0, consecutiveGatewayErrors: 6, interval: 6s, baseEjectionTime: 6s, maxEjectionPercent: 6}, portLevelSettings: [{port: {number: 81}, connectionPool: {tcp: {idleTimeout: 7s}, http: {http2MaxRequests: 7, h2UpgradePolicy: UPGRADE}}, outlierDetection: {consecutive5xxErrors: 0, consecutiveGatewayErrors: 7, interval: 7s, baseEjectionTime: 7s, maxEjectionPercent: 7}}]}
   subsets:
-  - {name: v1, labels: {v: "1"}, trafficPolicy: {connectionPool: {tcp: {idleTimeout: 8s}, http: {http2MaxRequests: 8, h2UpgradePolicy: UPGRADE}}, outlierDetection: {interval: 8s, baseEjectionTime: 8s, maxEjectionPercent: 8}, portLevelSettings: [{port: {number: 81}, connectionPool: {tcp: {idleTimeout: 9s}, http: {http2MaxRequests: 9, h2UpgradePolicy: UPGRADE}}, outlierDetection: {interval: 9s, baseEjectionTime: 9s, maxEjectionPercent: 9}}]}}
+  - {name: v1, labels: {v: "1"}, trafficPolicy: {connectionPool: {tcp: {idleTimeout: 8s}, http: {http2MaxRequests: 8, h2UpgradePolicy: UPGRADE}}, outlierDetection: {consecutive5xxErrors: 0, consecutiveGatewayErrors: 8, interval: 8s, baseEjectionTime: 8s, maxEjectionPercent: 8}, portLevelSettings: [{port: {number: 81}, connectionPool: {tcp: {idleTimeout: 9s}, http: {http2MaxRequests: 9, h2UpgradePolicy: UPGRADE}}, outlierDetection: {consecutive5xxErrors: 0, consecutiveGatewayErrors: 9, interval: 9s, baseEjectionTime: 9s, maxEjectionPercent: 9}}]}}
 ---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -85,7 +85,7 @@ kind: Service
 metadata: {name: vms, namespace: shop}
 spec:
   selector: {app: vm}
-  ports: [{port: 80, name: web, targetPort: http}, {port: 81, name: other}]
+  ports: [{port: 80, name: web, targetPort: http}, {port: 81, name: other}, {port: 83, name: calls, appProtocol: grpc}]
 ---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
