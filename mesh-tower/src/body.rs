@@ -1,5 +1,6 @@
 //! Bodies that the mesh sends: any body, without a box where it is complete.
 
+mod copied;
 pub(crate) mod length;
 mod upload;
 
@@ -8,12 +9,13 @@ use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
 use mesh_core::request_info::RequestInfo;
 use pin_project_lite::pin_project;
 
+use copied::Copied;
 use upload::{Reader, Upload};
 
 pub(crate) use upload::{started, while_starting};
@@ -121,10 +123,7 @@ impl Body {
         match &self.0 {
             Kind::Full(bytes) => tell(Some(bytes.clone())),
             Kind::Other(_) => {
-                self.map_stream(|body| {
-                    let tell: Tell = Box::new(tell);
-                    Box::pin(Copied { body, most, kept: BytesMut::new(), tell: Some(tell) })
-                });
+                self.map_stream(|body| Box::pin(Copied::new(body, most, tell)));
             }
         }
     }
@@ -139,62 +138,6 @@ impl Body {
                 }
                 self.0 = other;
             }
-        }
-    }
-}
-
-type Tell = Box<dyn FnOnce(Option<Bytes>) + Send>;
-
-/// A body of which a copy is kept while it is read.
-struct Copied {
-    body: Streamed,
-    most: usize,
-    kept: BytesMut,
-    tell: Option<Tell>,
-}
-
-impl http_body::Body for Copied {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = ready!(self.body.as_mut().poll_frame(cx));
-        if self.tell.is_none() {
-            return Poll::Ready(frame);
-        }
-        match &frame {
-            Some(Ok(frame)) => {
-                let data = frame.data_ref().map_or(&[][..], |data| data);
-                if self.kept.len() + data.len() > self.most {
-                    self.kept = BytesMut::new();
-                    self.tell.take().into_iter().for_each(|tell| tell(None));
-                } else {
-                    self.kept.extend_from_slice(data);
-                    // Who reads it need not ask once more.
-                    if self.body.is_end_stream() || self.body.size_hint().exact() == Some(0) {
-                        self.complete();
-                    }
-                }
-            }
-            Some(Err(_)) => self.tell = None,
-            None => self.complete(),
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Copied {
-    fn complete(&mut self) {
-        if let Some(tell) = self.tell.take() {
-            tell(Some(std::mem::take(&mut self.kept).freeze()));
         }
     }
 }

@@ -11,7 +11,7 @@ use hyper::body::Frame;
 use mesh_tower::MirrorCounts;
 use mesh_tower::body::Body;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::support::{World, nobody, rules, server, service, web};
 
@@ -25,8 +25,9 @@ struct Copied {
 }
 
 /// A server that fails every request, and tells what reached it.
-async fn mirror() -> (SocketAddr, UnboundedReceiver<Copied>) {
-    let (tell, told) = unbounded_channel();
+async fn mirror() -> (SocketAddr, Receiver<Copied>) {
+    // More than any test sends.
+    let (tell, told) = channel(1024);
     let app = axum::Router::new().fallback(move |request: Received| {
         let tell = tell.clone();
         async move {
@@ -34,7 +35,7 @@ async fn mirror() -> (SocketAddr, UnboundedReceiver<Copied>) {
             let text = |name: &str| head.headers.get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
             let (host, user) = (text("host"), text("x-user"));
             let body = body.collect().await.unwrap().to_bytes();
-            tell.send(Copied { line: format!("{} {}", head.method, head.uri), host, user, body }).unwrap();
+            tell.try_send(Copied { line: format!("{} {}", head.method, head.uri), host, user, body }).unwrap();
             StatusCode::INTERNAL_SERVER_ERROR
         }
     });
@@ -44,7 +45,7 @@ async fn mirror() -> (SocketAddr, UnboundedReceiver<Copied>) {
     (address, told)
 }
 
-async fn next(told: &mut UnboundedReceiver<Copied>) -> Copied {
+async fn next(told: &mut Receiver<Copied>) -> Copied {
     tokio::time::timeout(Duration::from_secs(10), told.recv()).await.expect("a copy in time").unwrap()
 }
 

@@ -76,10 +76,10 @@ impl Checker<'_, '_> {
             let path = format!("{}.{field}", self.path);
             self.d.report_at(route.span, path, Severity::Warning, Code::Ignored, format!("without effect: {why}"));
         };
-        if route.mirrored().next().is_some() {
-            if let Some((answer, _)) = answers.into_iter().find(|(_, is_set)| *is_set) {
-                ignored(mirrors, &format!("`{answer}` answers, and there is nothing to copy"));
-            }
+        if route.mirrored().next().is_some()
+            && let Some((answer, _)) = answers.into_iter().find(|(_, is_set)| *is_set)
+        {
+            ignored(mirrors, &format!("`{answer}` answers, and there is nothing to copy"));
         }
         for (field, is_set) in
             [("mirrorPercentage", route.mirror_percentage.is_some()), ("mirrorPercent", route.mirror_percent.is_some())]
