@@ -2,6 +2,7 @@
 
 use mesh_control::analysis::{Mesh, validate, validate_scan};
 use mesh_control::config::load::Scan;
+use mesh_control::plane::{Plane, PlaneOptions};
 
 const SERVICES: &str = "
 apiVersion: v1
@@ -167,6 +168,19 @@ fn callers_that_nobody_is_are_told_with_those_who_were_meant() {
         issuer.iter().any(|(_, message)| message.contains("it is written ISSUER/SUBJECT, and never matches")),
         "{issuer:?}"
     );
+}
+
+#[test]
+fn workloads_of_foreign_trust_domains_are_known_where_domains_are_federated() {
+    let plane = Plane::start(PlaneOptions::default().federated(true)).unwrap();
+    let told = |principal: &str| {
+        let rules = policy(&format!("  rules: [{{from: [{{source: {{principals: ['{principal}']}}}}]}}]"));
+        plane.set_yaml("c.yaml", &format!("{SERVICES}{rules}")).unwrap();
+        plane.diagnostics().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(told("partner.example/billing"), Vec::<String>::new());
+    assert_eq!(told("partner.example/ns/theirs/sa/web"), Vec::<String>::new());
+    assert!(told("cluster.locl/ns/shop/sa/web")[0].contains("did you mean `cluster.local`?"));
 }
 
 #[test]
