@@ -141,8 +141,9 @@ mod tests {
         let cookie = || HashKey::Cookie(CookieKey::new("c").unwrap());
         let rewritten = HashKey::Header(HashedHeader::named("x-a").unwrap(), Some(rewrite));
         let uri = "http://h/p?a=1&q=x%20y&q=2";
-        // (policy, headers, what is hashed)
-        let cases: Vec<(HashKey, &[(&str, &str)], Option<&str>)> = vec![
+        /// A policy, headers, and what is hashed.
+        type Case<'c> = (HashKey, &'c [(&'c str, &'c str)], Option<&'c str>);
+        let cases: Vec<Case<'_>> = vec![
             (header("x-a"), &[("x-a", "v")], Some("v")),
             (header("x-a"), &[], None),
             (header(":path"), &[], Some("/p?a=1&q=x%20y&q=2")),

@@ -474,7 +474,7 @@ fn circuit_breakers_are_envoys_where_nothing_is_said() {
     let high = Thresholds { priority: 1, max_requests: limit(7), ..Default::default() };
     let some = Thresholds { max_requests: limit(3), max_connections: limit(u32::MAX), ..Default::default() };
     let host = Thresholds { max_connections: limit(2), ..Default::default() };
-    assert_eq!(breakers(vec![high.clone(), some.clone()], vec![host]), [u32::MAX, 1024, 3, 2]);
+    assert_eq!(breakers(vec![high, some], vec![host]), [u32::MAX, 1024, 3, 2]);
     assert_eq!(breakers(vec![high], vec![]), [1024, 1024, 1024, u32::MAX], "no request has that priority");
     let mut cluster = eds();
     cluster.circuit_breakers = Some(pb::CircuitBreakers { thresholds: vec![], per_host_thresholds: vec![some] });
@@ -517,11 +517,13 @@ fn outlier_detection_has_every_field_of_envoys() {
         ..Default::default()
     };
     let seconds = Duration::from_secs;
-    let mut expected = OutlierDetection::default();
-    expected.consecutive_5xx = Consecutive { failures: 1, enforcing: 2 };
-    expected.consecutive_gateway_failure = Consecutive { failures: 3, enforcing: 4 };
-    expected.consecutive_local_origin_failure = Consecutive { failures: 5, enforcing: 6 };
-    expected.split_external_local_origin_errors = true;
+    let mut expected = OutlierDetection {
+        consecutive_5xx: Consecutive { failures: 1, enforcing: 2 },
+        consecutive_gateway_failure: Consecutive { failures: 3, enforcing: 4 },
+        consecutive_local_origin_failure: Consecutive { failures: 5, enforcing: 6 },
+        split_external_local_origin_errors: true,
+        ..OutlierDetection::default()
+    };
     (expected.interval, expected.base_ejection_time) = (seconds(7), seconds(8));
     (expected.max_ejection_time, expected.max_ejection_time_jitter) = (seconds(9), seconds(10));
     (expected.max_ejection_percent, expected.always_eject_one_host) = (11, true);
