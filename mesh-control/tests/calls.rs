@@ -420,7 +420,13 @@ async fn restarts_lose_no_call() {
     // A workload that starts again adds to what its predecessor told, and one that leaves tells what is left.
     let gone = services.remove(2);
     let old = count(&control.records().await, "reviews", "GET", "/reviews/{*}");
-    assert_eq!(call(&services[0].mesh, "GET", "reviews", "/reviews/8").await, 200);
+    // Without a time to settle, a workload is no endpoint until it is back.
+    let back = async {
+        while services[0].mesh.client().get("http://reviews.default:9080/reviews/8").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, back).await.expect("it comes back");
     gone.leave().await;
     let told = |records: &[Record]| count(records, "reviews", "GET", "/reviews/{*}") > old;
     control.until("the last call is told", told).await;

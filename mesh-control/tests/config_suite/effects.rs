@@ -85,7 +85,7 @@ kind: Service
 metadata: {name: vms, namespace: shop}
 spec:
   selector: {app: vm}
-  ports: [{port: 80, name: web, targetPort: http}, {port: 81, name: other}, {port: 83, name: calls, appProtocol: grpc}]
+  ports: [{port: 80, name: web, targetPort: http}, {port: 81, name: other}, {port: 82, name: calls, appProtocol: grpc}]
 ---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -231,9 +231,10 @@ impl Asked {
             let mut workload =
                 mesh_control::registry::Workload::new(address, "shop", address, address.parse().unwrap());
             workload.group = group.map(Into::into);
-            workload.locality = ["r1", "z", "s"].map(Into::into);
-            if address.ends_with("7000") {
-                workload.locality = ["r2", "z", "s"].map(Into::into);
+            // A member of a group is where the group says.
+            if group.is_none() {
+                let region = if address.ends_with("7000") { "r2" } else { "r1" };
+                workload.locality = [region, "z", "s"].map(Into::into);
             }
             workload.ports = vec![("rpc".to_owned(), 7000)];
             let labels = [("app", app), ("v", if address.ends_with("7000") { "2" } else { "1" })];
