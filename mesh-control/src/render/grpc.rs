@@ -42,6 +42,8 @@ const MOST_ALTERNATIVES: usize = 8;
 
 /// The most points on the ring of a gRPC client, where its application does not say otherwise (gRFC A42).
 const GRPC_RING: u64 = 4096;
+/// How many points a ring has at least where nothing is said (gRFC A42, Envoy).
+const DEFAULT_RING: u64 = 1024;
 
 /// The routes of one address, and what they cannot do.
 pub(super) fn route_configuration(
@@ -481,7 +483,7 @@ fn ring_hash(seen: &Cluster<'_>, degraded: &mut Vec<Degraded>) -> core::TypedExt
                 ".maglev",
                 "there is a ring of hashes instead of the table, so that keys go to other endpoints than elsewhere",
             );
-            1024
+            DEFAULT_RING
         }
     };
     if minimum > GRPC_RING {
@@ -489,7 +491,9 @@ fn ring_hash(seen: &Cluster<'_>, degraded: &mut Vec<Degraded>) -> core::TypedExt
     }
     let ring = RingHash {
         hash_function: HashFunction::XxHash.into(),
-        minimum_ring_size: Some(UInt64Value { value: minimum }),
+        // Only where it is not the default (gRFC A42): @grpc/grpc-js-xds refuses a cluster that has it in this place, which
+        // status tells.
+        minimum_ring_size: (minimum != DEFAULT_RING).then_some(UInt64Value { value: minimum }),
         ..Default::default()
     };
     extension("envoy.load_balancing_policies.ring_hash", &ring)
