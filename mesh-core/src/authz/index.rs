@@ -19,8 +19,8 @@ pub(super) struct Index {
     others: Vec<usize>,
 }
 
-/// What policies are found by, the most telling first.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What policies are found by.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Key {
     Peer,
     Path,
@@ -31,7 +31,7 @@ enum Key {
 const KEYS: [Key; 4] = [Key::Peer, Key::Path, Key::Account, Key::Namespace];
 
 /// A text, or how it begins or ends.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Form<'c> {
     Whole(&'c str),
     Start(&'c str),
@@ -48,19 +48,18 @@ struct Texts {
 }
 
 impl Index {
-    /// Of these policies, each by the conditions that it needs.
+    /// Of these policies, each by the conditions that it needs: by those that the fewest others have in common with it.
     pub(super) fn new<'c>(policies: impl Iterator<Item = [&'c Condition; 2]>) -> Self {
+        let policies: Vec<Vec<(Key, Vec<Form<'c>>)>> = policies.map(choices).collect();
+        let mut shared: HashMap<(Key, Form<'c>), usize> = HashMap::new();
+        for (key, forms) in policies.iter().flatten() {
+            forms.iter().for_each(|form| *shared.entry((*key, *form)).or_default() += 1);
+        }
         let mut index = Index::default();
-        for (position, needed) in policies.enumerate() {
-            let found = |is_usable: fn(&Form<'_>) -> bool| {
-                KEYS.into_iter().find_map(|key| {
-                    let mut all = needed.iter().filter_map(|condition| forms(condition, key));
-                    Some((key, all.find(|forms| forms.iter().all(is_usable))?))
-                })
-            };
-            // A name says more than a pattern: all workloads begin with `spiffe://`.
-            let found = found(|form| matches!(form, Form::Whole(_))).or_else(|| found(|_| true));
-            let Some((key, forms)) = found else {
+        for (position, choices) in policies.into_iter().enumerate() {
+            let others =
+                |(key, forms): &(Key, Vec<Form<'c>>)| forms.iter().filter_map(|form| shared.get(&(*key, *form))).max();
+            let Some((key, forms)) = choices.into_iter().min_by_key(|choice| others(choice).copied()) else {
                 index.others.push(position);
                 continue;
             };
@@ -126,6 +125,12 @@ impl Texts {
         let end = |length: &usize| text.len().checked_sub(*length).and_then(|start| text.get(start..));
         self.ends.iter().for_each(|(length, by)| find(by, end(length)));
     }
+}
+
+/// The keys that a policy can be found by, and the texts for each, by the conditions that it needs.
+fn choices<'c>(needed: [&'c Condition; 2]) -> Vec<(Key, Vec<Form<'c>>)> {
+    let of = |key| needed.iter().find_map(|condition| forms(condition, key)).map(|forms| (key, forms));
+    KEYS.into_iter().filter_map(of).collect()
 }
 
 /// The texts without one of which a condition cannot hold; `None` where there is no such list.

@@ -341,6 +341,36 @@ fn a15_what_nobody_knows_lets_nobody_in() {
     });
 }
 
+#[test]
+fn of_many_policies_those_are_looked_at_that_name_what_few_others_do() {
+    let part = |value: &str, starts: bool| match starts {
+        true => StringTest::Prefix { value: value.to_owned(), ignore_case: false },
+        false => StringTest::Suffix { value: value.to_owned(), ignore_case: false },
+    };
+    // By how an account ends and begins, and by its name; what they ask of paths is the same.
+    let by_account: [&dyn Fn(usize) -> PeerTest; 3] = [
+        &|number| PeerTest::ServiceAccount(part(&format!("-{number:03}"), false)),
+        &|number| PeerTest::ServiceAccount(part(&format!("w{number:03}-"), true)),
+        &|number| PeerTest::Id(exact(&format!("spiffe://td/ns/shop/sa/w{number:03}-{number:03}"))),
+    ];
+    for account in by_account {
+        let mut rules = RbacRules::new(RbacAction::Allow);
+        for number in 0..100 {
+            let policy = RbacPolicy::new([Path(part("/api/", true))], [peer(account(number))]);
+            rules.policies.insert(format!("p{number:03}").into(), policy);
+        }
+        let rules = RuleSet::new(&rules).expect("good rules");
+        Asked::get("/api/x").of("spiffe://td/ns/shop/sa/w042-042").ask(|request| {
+            let looked = std::cell::Cell::new(0);
+            let found = rules.index.first(&Seen::new(request), |_| {
+                looked.set(looked.get() + 1);
+                true
+            });
+            assert_eq!((found, looked.get()), (Some(42), 1));
+        });
+    }
+}
+
 /// Three truths, as slow as that: what is true, what is false, and what nobody can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Truth {
