@@ -1,7 +1,6 @@
 //! Two meshes of two trust domains that trust each other by files: who may call whom, and who may not.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,11 +10,10 @@ use mesh_core::tls::Credentials;
 use mesh_core::xds::{Bootstrap, XdsSource};
 use mesh_tower::Mesh;
 use mesh_tower::body::Body;
-use mesh_tower::server::ConnectionInfo;
 
 use crate::certificates_process::{Logged, plug_in};
 use crate::process::{output, page, text};
-use crate::renewal::mesh;
+use crate::renewal::{mesh, serve};
 use crate::secured::Authority;
 use crate::support::{PATIENCE, until};
 
@@ -67,20 +65,6 @@ impl Realm {
         fs::write(&new, yaml).unwrap();
         fs::rename(new, path).unwrap();
     }
-}
-
-/// Serves, and tells who asked.
-async fn serve(mesh: &Mesh) -> SocketAddr {
-    let listener = mesh.bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr();
-    let tell = || async {
-        let connection = ConnectionInfo::current().unwrap();
-        connection.peer_identity().map_or("nobody".to_owned(), ToString::to_string)
-    };
-    let app = axum::Router::new().route("/", axum::routing::get(tell)).layer(mesh.server_layer());
-    tokio::spawn(mesh_tower::server::serve(listener, app).into_future());
-    mesh.serving().await.unwrap();
-    address
 }
 
 /// The other mesh's workload, as this mesh is told of it.

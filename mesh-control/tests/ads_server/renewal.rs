@@ -41,9 +41,10 @@ pub(crate) fn mesh(bootstrap: Bootstrap) -> Mesh {
     Mesh::builder().source(XdsSource::new(bootstrap)).cold_start_wait(PATIENCE).start().unwrap()
 }
 
-/// Serves, and tells in its answers who asked.
-pub(crate) async fn serve(mesh: &Mesh) {
+/// Serves, and tells in its answers who asked; where.
+pub(crate) async fn serve(mesh: &Mesh) -> SocketAddr {
     let listener = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
     let tell = || async {
         let connection = ConnectionInfo::current().unwrap();
         connection.peer_identity().map_or("nobody".to_owned(), ToString::to_string)
@@ -51,6 +52,7 @@ pub(crate) async fn serve(mesh: &Mesh) {
     let app = axum::Router::new().route("/", axum::routing::get(tell)).layer(mesh.server_layer());
     tokio::spawn(mesh_tower::server::serve(listener, app).into_future());
     mesh.serving().await.unwrap();
+    address
 }
 
 pub(crate) async fn get(client: &Mesh) -> Result<String, String> {

@@ -1,4 +1,5 @@
-//! Asks authorizers about a request, those of policies and then the application's own for every request: carries questions and answers, which `mesh_core::authz::external` makes and reads.
+//! Asks authorizers about a request, those of policies and then the application's own for every request: carries questions
+//! and answers, which `mesh_core::authz::external` makes and reads.
 //!
 //! They are called by the mesh's own client, so as their services are to be called: balanced, and by mutual TLS where they
 //! speak it. No answer in time is no.
