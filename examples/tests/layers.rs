@@ -57,6 +57,7 @@ const CRATES: [Crate; 4] = [
             &["config/node", "config/spelling"],
             &["config/decode", "config/locate"],
             &["config/istio", "config/support"],
+            &["config/extensions"],
             &["config/file"],
             &["config"],
             &["policy/locality"],

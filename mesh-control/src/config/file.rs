@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use super::decode::{Decode, Decoder, Opaque, Text, message};
 use super::diagnostic::{Code, Diagnostic, NO_PROXY, Origin, Severity, Source, Span, quoted};
+use super::extensions::{self, Extensions};
 use super::istio::destination_rule::DestinationRule;
 use super::istio::mesh_config::MeshConfig;
 use super::istio::names::export_faults;
@@ -43,6 +44,8 @@ pub struct Meta {
     pub labels: BTreeMap<String, String>,
     /// Its annotations.
     pub annotations: BTreeMap<String, String>,
+    /// What annotations of our own say.
+    pub extensions: Extensions,
     /// `creationTimestamp`, as exported from a cluster; empty in a file that a person wrote.
     pub created: String,
     /// Where it is written.
@@ -548,6 +551,7 @@ fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder
             d.report_at(metadata.span, field, Severity::Warning, Code::NotSupportedYet, message);
         }
     }
+    let extensions = document.get("metadata").map(|node| extensions::read(kind, node, d)).unwrap_or_default();
     if kind == ObjectKind::Service {
         for (_, message) in export_faults(exported_to(&metadata.annotations)) {
             let field = format!("metadata.annotations.{EXPORT_TO}");
@@ -560,6 +564,7 @@ fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder
         name: metadata.name.value.as_str().into(),
         labels: metadata.labels,
         annotations: metadata.annotations,
+        extensions,
         created: metadata.created,
         origin: Origin { source: source.clone(), span: document.span },
     })

@@ -5,6 +5,7 @@ mod cross;
 mod determinism;
 mod effects;
 mod experienced;
+mod extensions;
 mod fields;
 mod foreign;
 mod grpc;

@@ -168,6 +168,7 @@ fn meta(source: &Source, span: Span) -> Meta {
         name: NAME.into(),
         labels: Default::default(),
         annotations: Default::default(),
+        extensions: Default::default(),
         created: String::new(),
         origin: Origin { source: source.clone(), span },
     }

@@ -331,6 +331,7 @@ fn meta(document: &Node, kind: ObjectKind, source: &Source) -> (Meta, bool) {
         name: name.into(),
         labels: pairs("labels"),
         annotations: pairs("annotations"),
+        extensions: Default::default(),
         created: metadata.get("creationTimestamp").and_then(text).unwrap_or_default().to_owned(),
         origin: Origin { source: source.clone(), span: document.span },
     };

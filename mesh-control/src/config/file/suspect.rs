@@ -139,6 +139,7 @@ fn unknown(kind: ObjectKind, namespace: &str, source: &Source, span: Span) -> Me
         name: "".into(),
         labels: Default::default(),
         annotations: Default::default(),
+        extensions: Default::default(),
         created: String::new(),
         origin: Origin { source: source.clone(), span },
     }

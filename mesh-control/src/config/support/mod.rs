@@ -6,6 +6,7 @@
 //! reported with its position when the file is read, so nothing is ever dropped in silence.
 
 mod destination_rule;
+mod extensions;
 mod mesh_config;
 mod security;
 mod service;
@@ -18,6 +19,7 @@ use crate::config::decode::Decoder;
 use crate::config::diagnostic::{Code, Severity};
 use crate::config::node::{Node, Value};
 
+pub use extensions::{ANNOTATIONS, annotation};
 pub use virtual_service::GRPC_RETRY_TOKENS;
 
 use Support::{Enforced, Indifferent, MostlyIndifferent, NotYet, Partly};
