@@ -214,7 +214,8 @@ impl<'a> Known<'a> {
 
     /// Why no workload is of a trust domain.
     fn domain(&self, domain: &str) -> Option<String> {
-        if self.is_ours(domain) {
+        // Others vouch for foreign ones, and which ones is not written here.
+        if self.is_ours(domain) || self.is_federated {
             return None;
         }
         let known = self.domains.join(", ");
@@ -222,8 +223,6 @@ impl<'a> Known<'a> {
             Some(meant) => {
                 format!("the mesh's trust domain is {known}, not {}; did you mean {}?", quoted(domain), quoted(meant))
             }
-            // Others vouch for those, and which ones is not written here.
-            None if self.is_federated => return None,
             None => format!(
                 "the mesh's trust domain is {known}, not {}, whose workloads are known only where `serve --trust-bundle` says who \
                  vouches for them",

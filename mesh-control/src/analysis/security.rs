@@ -71,12 +71,6 @@ fn check_authorizers(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnos
             let finding = Diagnostic::at(&origin, Severity::Warning, Code::NotSupportedYet, message);
             found.push(finding.object(object.meta.id()).field("action"));
         }
-        if object.spec.action == Action::Custom && object.spec.rules.is_empty() {
-            let message = "without effect: it has no rule, so it is for no request, and nobody is asked";
-            let origin = locate(&object.meta.origin, "provider");
-            let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
-            found.push(finding.object(object.meta.id()).field("provider"));
-        }
     }
 }
 

@@ -1,13 +1,22 @@
 //! Services: endpoints that cannot be used.
 
+use std::sync::Arc;
+
+use mesh_core::identity::SpiffeId;
+
 use crate::catalog::TLS_MODE;
-use crate::config::diagnostic::{Code, Diagnostic, Severity};
+use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
+use crate::config::locate::locate;
 use crate::policy::Policy;
+use crate::policy::route::ClusterKey;
+use crate::policy::traffic::Tls;
+use crate::policy::view::View;
 use crate::registry::{Discovery, Service, ServiceId, WrittenEndpoint};
 
 pub(super) fn check(policy: &Policy, found: &mut Vec<Diagnostic>) {
     for (id, service) in policy.services.iter() {
         check_endpoints(policy, id, service, found);
+        check_names(policy, service, found);
     }
 }
 
@@ -26,6 +35,35 @@ fn check_endpoints(policy: &Policy, id: ServiceId, service: &Service, found: &mu
             let message = format!("it has no port for port {} of {}", port.number, service.host);
             found.push(at(written, "address", Code::UnknownReference, message));
         }
+    }
+}
+
+/// Names that servers have to prove, where the calls prove none, or not these.
+fn check_names(policy: &Policy, service: &Service, found: &mut Vec<Diagnostic>) {
+    if service.names.is_empty() {
+        return;
+    }
+    let view = View { namespace: service.namespace.clone(), labels: Arc::default() };
+    for port in &service.ports {
+        let key = ClusterKey { host: service.host.clone(), port: port.number, subset: "".into() };
+        let Some(seen) = policy.cluster(key, &view).filter(|seen| !seen.is_refused) else { continue };
+        let is_mesh = || service.takes_registrations() || policy.services.written(seen.id).any(|one| one.mutual_tls);
+        let why = match &seen.traffic.tls {
+            Tls::Plaintext => "calls are plaintext, and prove no name".to_owned(),
+            Tls::Automatic if !is_mesh() => {
+                "calls are plaintext, and prove no name, until a DestinationRule asks for TLS".to_owned()
+            }
+            Tls::Automatic | Tls::Mesh { .. } => {
+                let Some(other) = service.names.iter().find(|name| name.parse::<SpiffeId>().is_err()) else { continue };
+                format!("{} is no SPIFFE ID, and nobody shows another name by the mesh's mutual TLS", quoted(other))
+            }
+            _ => continue,
+        };
+        let message = format!("without effect for {}:{}: {why}", service.host, port.number);
+        let origin = locate(&service.meta.origin, "subjectAltNames");
+        let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
+        found.push(finding.object(service.meta.id()).field("subjectAltNames"));
+        return;
     }
 }
 

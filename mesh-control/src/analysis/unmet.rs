@@ -10,12 +10,19 @@ use crate::config::istio::virtual_service::{HttpMatch, HttpRoute};
 pub(super) fn in_rule(route: &HttpRoute, ports: &[u16]) -> Vec<(String, String)> {
     let mut found = Vec::new();
     if let Some(fault) = &route.fault {
-        let none = "without effect: it hits no request, as `percentage` is missing";
-        if fault.delay.as_ref().is_some_and(|delay| delay.percentage.is_none() && delay.percent.is_none()) {
-            found.push(("fault.delay".to_owned(), none.to_owned()));
-        }
-        if fault.abort.as_ref().is_some_and(|abort| abort.percentage.is_none() && abort.percent.is_none()) {
-            found.push(("fault.abort".to_owned(), none.to_owned()));
+        let delay = fault.delay.as_ref().map(|delay| ("fault.delay", delay.percentage, delay.percent));
+        let abort = fault.abort.as_ref().map(|abort| ("fault.abort", abort.percentage, abort.percent));
+        for (field, percentage, percent) in delay.into_iter().chain(abort) {
+            match (percentage, percent) {
+                (None, None) => {
+                    let none = "without effect: it hits no request, as `percentage` is missing";
+                    found.push((field.to_owned(), none.to_owned()));
+                }
+                (Some(_), Some(_)) => {
+                    found.push((format!("{field}.percent"), "without effect: `percentage` counts".to_owned()));
+                }
+                _ => {}
+            }
         }
     }
     for (index, condition) in route.matches.iter().enumerate() {

@@ -38,7 +38,7 @@ use outbound::OutboundTrafficPolicy;
 use paths::PathNormalization;
 use route::{Action, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, Retry, Route, Target};
 use security::Security;
-use traffic::{HashedBy, Tls, TrafficPolicy};
+use traffic::{HashedBy, Roots, Tls, TrafficPolicy};
 use view::View;
 use virtual_services::VirtualServices;
 
@@ -355,6 +355,13 @@ impl Policy {
         let mut traffic = self.traffic(rule, &key);
         if traffic.tls == Tls::Automatic && !self.mesh.auto_mtls {
             traffic.tls = Tls::Plaintext;
+        }
+        // Where the rule names nobody, the service does (Istio: cluster_tls.go).
+        if let Tls::ByFiles(files) = &mut traffic.tls
+            && files.names.is_empty()
+            && files.roots != Roots::Nobody
+        {
+            files.names.clone_from(&service.names);
         }
         Some(Cluster { key, id, service, port, rule, labels, traffic, is_refused })
     }

@@ -213,6 +213,9 @@ pub struct Service {
     pub is_internal: bool,
     /// Who may answer for it by mutual TLS besides its endpoints (`subjectAltNames` of a ServiceEntry).
     pub peers: Vec<SpiffeId>,
+    /// What its servers can prove to be, and one of which is enough, where they are called by TLS that is not the mesh's
+    /// (the same field, as it is written).
+    pub names: Vec<String>,
     /// Who sees it.
     pub visibility: Visibility,
     /// The object.
@@ -248,6 +251,7 @@ impl Service {
         self.endpoints
             .extend(endpoints.map(|endpoint| WrittenEndpoint { of_ports: Some(new_numbers.clone()), ..endpoint }));
         self.peers.extend(other.peers.iter().cloned());
+        self.names.extend(other.names.iter().cloned());
         let both = both.into_iter().map(|port| port.number).collect();
         self.ports.extend(new.into_iter().cloned());
         Some(both)
@@ -308,6 +312,7 @@ pub fn of_service(object: &Object<service::Service>) -> Service {
         endpoints: external.iter().map(|name| dns_endpoint(name, meta)).collect(),
         is_internal: true,
         peers: Vec::new(),
+        names: Vec::new(),
         alias: external.map(Arc::from),
         visibility: Visibility::new(service::exported_to(&meta.annotations), &meta.namespace),
         meta: meta.clone(),
@@ -368,6 +373,7 @@ pub fn of_entry(object: &Object<ServiceEntry>, domain: &TrustDomain) -> Vec<Serv
                 selector: spec.workload_selector.as_ref().map(|selector| selector.labels.clone()),
                 is_internal,
                 peers: spec.subject_alt_names.iter().filter_map(|name| name.parse().ok()).collect(),
+                names: spec.subject_alt_names.clone(),
                 visibility: visibility.clone(),
                 meta: meta.clone(),
             }

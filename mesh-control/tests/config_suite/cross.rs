@@ -377,6 +377,26 @@ fn what_istio_itself_refuses_is_refused() {
         ("  - {fault: {}, route: [{destination: {host: web}}]}\n", "http[0].fault: one of `delay` and `abort`"),
         ("  - {route: [{destination: {host: '*'}}]}\n", "http[0].route[0].destination.host: `*` is not a host"),
         ("  - {match: [{port: 0}], redirect: {uri: /}}\n", "http[0].match[0].port: 0 is not between"),
+        (
+            "  - {retries: {attempts: 1, perTryTimeout: 0s}, route: [{destination: {host: web}}]}\n",
+            "http[0].retries.perTryTimeout: less than 1ms",
+        ),
+        (
+            "  - {fault: {delay: {fixedDelay: 0s, percentage: {value: 1}}}, route: [{destination: {host: web}}]}\n",
+            "http[0].fault.delay.fixedDelay: less than 1ms",
+        ),
+        (
+            "  - {fault: {delay: {fixedDelay: 1s, percent: 101}}, route: [{destination: {host: web}}]}\n",
+            "http[0].fault.delay.percent: not from 0 to 100",
+        ),
+        (
+            "  - {fault: {abort: {httpStatus: 500, percent: -1}}, route: [{destination: {host: web}}]}\n",
+            "http[0].fault.abort.percent: not from 0 to 100",
+        ),
+        (
+            "  - {fault: {abort: {httpStatus: 500, percentage: {value: 0.00001}}}, route: [{destination: {host: web}}]}\n",
+            "0.00001 hits nothing: 0.0001 is the least",
+        ),
     ] {
         let text = vs(http);
         let found = validate([("t.yaml", text.as_str())]);
@@ -412,6 +432,46 @@ fn what_istio_itself_refuses_is_refused() {
         (
             "DestinationRule\nmetadata: {name: a}\nspec: {host: x, trafficPolicy: {loadBalancer: {simple: RANDOM, consistentHash: {}}}}",
             "only one of `simple` and `consistentHash`",
+        ),
+        (
+            "DestinationRule\nmetadata: {name: a}\nspec: {host: x, trafficPolicy: {connectionPool: {tcp: {maxConnections: -1}}}}",
+            "connectionPool.tcp.maxConnections: less than 0",
+        ),
+        (
+            "DestinationRule\nmetadata: {name: a}\nspec: {host: x, trafficPolicy: {connectionPool: {http: {http1MaxPendingRequests: -1}}}}",
+            "connectionPool.http.http1MaxPendingRequests: less than 0",
+        ),
+        (
+            "DestinationRule\nmetadata: {name: a}\nspec: {host: x, trafficPolicy: {connectionPool: {http: {http2MaxRequests: -1}}}}",
+            "connectionPool.http.http2MaxRequests: less than 0",
+        ),
+        (
+            "DestinationRule\nmetadata: {name: a}\nspec: {host: x, trafficPolicy: {connectionPool: {http: {maxRetries: -1}}}}",
+            "connectionPool.http.maxRetries: less than 0",
+        ),
+        (
+            "DestinationRule\nmetadata: {name: a}\nspec: {host: x, trafficPolicy: {outlierDetection: {consecutiveLocalOriginFailures: 2}}}",
+            "consecutiveLocalOriginFailures: needs `splitExternalLocalOriginErrors: true`",
+        ),
+        (
+            "DestinationRule\nmetadata: {name: a}\nspec: {host: x, trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: \
+             [{from: 'r1/*', to: {'r2/*': 90, '*': 10}}]}}}}",
+            "distribute[0].to: `*` and `r2/*` cover some of the same",
+        ),
+        (
+            "DestinationRule\nmetadata: {name: a}\nspec: {host: x, trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: \
+             [{from: r1, to: {'r1/z1/*': 80, 'r1/*': 20}}]}}}}",
+            "distribute[0].to: `r1/*` and `r1/z1/*` cover some of the same",
+        ),
+        (
+            "DestinationRule\nmetadata: {name: a}\nspec: {host: x, trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: \
+             [{from: '*', to: {r1: 100}}, {from: r1/z1, to: {r1: 100}}]}}}}",
+            "distribute[1].from: `*` covers some of the same, and is written before",
+        ),
+        (
+            "DestinationRule\nmetadata: {name: a}\nspec: {host: x, trafficPolicy: {loadBalancer: {localityLbSetting: {failover: \
+             [{from: r1, to: r2}, {from: r1, to: r3}]}}}}",
+            "failover[1].from: written before",
         ),
         ("WorkloadEntry\nmetadata: {name: a}\nspec: {labels: {a: b}}", "field `address` is missing"),
         (

@@ -183,6 +183,19 @@ fn tls_without_a_mode_is_refused_and_a_mistyped_mode_is_one_error() {
             assert!(found.iter().any(|line| line.contains(expected.trim_start_matches("trafficPolicy."))), "{found:?}");
         }
     }
+    for field in [
+        "caCertificates: a",
+        "caCrl: a",
+        "clientCertificate: a",
+        "privateKey: a",
+        "credentialName: a",
+        "insecureSkipVerify: true",
+    ] {
+        let found = said(&[&rule(&format!("trafficPolicy: {{tls: {{mode: ISTIO_MUTUAL, {field}}}}}"))]);
+        let name = field.split(':').next().unwrap();
+        let expected = format!("trafficPolicy.tls.{name}: without effect: mode ISTIO_MUTUAL takes the mesh's own");
+        assert!(found.iter().any(|line| line.contains("warning[ignored]") && line.contains(&expected)), "{found:?}");
+    }
     let both = said(&[&rule("trafficPolicy: {tls: {mode: SIMPLE, credentialName: a, caCrl: b}}")]);
     assert!(both[0].contains("trafficPolicy.tls.caCrl: only one of `credentialName` and files"), "{both:?}");
     for enforced in [
@@ -317,4 +330,82 @@ async fn a_member_of_a_wrong_group_does_not_serve_where_its_labels_tell_what_gua
             None => assert!(!told.contains("guards"), "{spec} {policy}: {told}"),
         }
     }
+}
+
+#[test]
+fn an_action_that_can_do_nothing_or_asks_nobody_is_refused() {
+    let policy = |spec: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a, namespace: shop}}\nspec: {{{spec}}}\n"
+        )
+    };
+    let asked = "rules: [{to: [{operation: {paths: [/headers]}}]}], provider: {name: a}";
+    for (spec, expected) in [
+        ("action: DENY".to_owned(), "rules: DENY without rules is for no request"),
+        ("action: DENY, rules: []".to_owned(), "rules: DENY without rules is for no request"),
+        ("action: CUSTOM, provider: {name: a}".to_owned(), "rules: CUSTOM without rules is for no request"),
+        (asked.to_owned(), "provider: only `action: CUSTOM` asks somebody, and this is ALLOW"),
+        (format!("action: DENY, {asked}"), "provider: only `action: CUSTOM` asks somebody, and this is DENY"),
+        (format!("action: AUDIT, {asked}"), "provider: only `action: CUSTOM` asks somebody, and this is AUDIT"),
+    ] {
+        let found = said(&[&policy(&spec)]);
+        let is_error = |line: &String| line.contains("error[") && line.contains(expected);
+        assert!(found.iter().any(is_error), "{spec}: {found:?}");
+        // It guards all the same.
+        assert!(found.iter().any(|line| line.contains("error[unenforced]")), "{spec}: {found:?}");
+    }
+    let audit = said(&[&policy("action: AUDIT")]);
+    assert!(audit.iter().any(|line| line.contains("warning[") && line.contains("AUDIT without rules")), "{audit:?}");
+    assert_eq!(said(&[&policy("")]), [""; 0]);
+}
+
+#[test]
+fn names_that_a_service_has_to_prove_are_asked_for_or_told_to_be_in_vain() {
+    let entry = |names: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: api, namespace: shop}}\nspec: {{hosts: \
+             [api.example.com], ports: [{{number: 443, name: http}}], resolution: STATIC, endpoints: [{{address: 10.0.0.1}}], \
+             subjectAltNames: [{names}]}}\n---\n"
+        )
+    };
+    let rule = |tls: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: api, namespace: shop}}\n\
+             spec: {{host: api.example.com, trafficPolicy: {{tls: {{{tls}}}}}}}\n"
+        )
+    };
+    const IDENTITY: &str = "'spiffe://cluster.local/ns/a/sa/b'";
+    let simple = rule("mode: SIMPLE, caCertificates: ca.pem");
+    for names in ["api.example.com", IDENTITY] {
+        assert_eq!(said(&[&(entry(names) + &simple)]), [""; 0], "{names}");
+        for (tls, why) in [("", "calls are plaintext"), ("mode: DISABLE", "calls are plaintext")] {
+            let found = said(&[&(entry(names) + if tls.is_empty() { String::new() } else { rule(tls) }.as_str())]);
+            let is_told = |line: &String| line.contains("subjectAltNames: without effect") && line.contains(why);
+            assert_eq!(found.iter().filter(|line| is_told(line)).count(), 1, "{names} {tls}: {found:?}");
+        }
+    }
+    // Who is asked for: the names of the rule, else of the service, and nobody's where nothing is verified.
+    let asked = |tls: &str| {
+        let plane = mesh_control::plane::Plane::from_yaml(&(entry("api.example.com") + &rule(tls))).unwrap();
+        let client = crate::support::client_of(mesh_control::catalog::ClientClass::Library, "shop", &[]);
+        let name = "outbound|443||api.example.com";
+        let told = mesh_control::catalog::Catalog::resource(
+            &*plane.snapshot(),
+            &client,
+            mesh_control::catalog::Kind::Cluster,
+            name,
+        );
+        let kind = mesh_core::resources::ResourceType::Cluster;
+        let decoded = mesh_core::xds::decode::decode(kind, &told.unwrap().body, &Default::default()).unwrap();
+        format!("{:?}", decoded.resource)
+    };
+    let of_service = asked("mode: SIMPLE, caCertificates: ca.pem");
+    assert!(of_service.contains("value: \"api.example.com\""), "{of_service}");
+    let of_rule = asked("mode: SIMPLE, caCertificates: ca.pem, subjectAltNames: [other.example]");
+    assert!(
+        of_rule.contains("value: \"other.example\"") && !of_rule.contains("value: \"api.example.com\""),
+        "{of_rule}"
+    );
+    let of_nobody = asked("mode: SIMPLE, insecureSkipVerify: true");
+    assert!(!of_nobody.contains("value: \"api.example.com\""), "{of_nobody}");
 }

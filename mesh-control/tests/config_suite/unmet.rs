@@ -180,7 +180,8 @@ fn workloads_of_foreign_trust_domains_are_known_where_domains_are_federated() {
     };
     assert_eq!(told("partner.example/billing"), Vec::<String>::new());
     assert_eq!(told("partner.example/ns/theirs/sa/web"), Vec::<String>::new());
-    assert!(told("cluster.locl/ns/shop/sa/web")[0].contains("did you mean `cluster.local`?"));
+    // Which domains those are is not written in the objects: one that is nearly the mesh's own may be meant, too.
+    assert_eq!(told("cluster.locl/ns/shop/sa/web"), Vec::<String>::new());
 }
 
 #[test]

@@ -15,6 +15,7 @@ use aws_lc_rs::digest::{Context, Digest, SHA256};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor};
 use tokio_rustls::rustls::sign::CertifiedKey;
+use tokio_rustls::rustls::{CertificateError, Error as TlsError};
 use webpki::anchor_from_trusted_cert;
 
 use super::credentials::PROVIDER;
@@ -233,9 +234,21 @@ fn identity(((certificate, chain), (key, private)): (Text<'_>, Text<'_>)) -> Res
     let private = PrivateKeyDer::from_pem_slice(&private).map_err(|_| within(key, &"no private key"))?;
     let pair = CertifiedKey::from_der(chain, private, &PROVIDER);
     pair.map(Arc::new).map_err(|error| {
-        let (certificate, key) = (certificate.display(), key.display());
-        Invalid::new(format!("{certificate} and {key} do not fit: {error}"))
+        let (shown, key) = (certificate.display(), key.display());
+        match error {
+            TlsError::InconsistentKeys(_) => Invalid::new(format!("{shown} and {key} do not fit: {error}")),
+            // Such as those that `openssl x509 -req` makes without an extension.
+            TlsError::InvalidCertificate(CertificateError::Other(why)) if is_old(&*why.0) => {
+                within(certificate, &"a certificate of X.509 version 1, which has no extensions; make one of version 3")
+            }
+            error => within(certificate, &error),
+        }
     })
+}
+
+/// Whether a certificate is refused for its version, of which rustls has no error of its own.
+fn is_old(why: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(why.downcast_ref(), Some(webpki::Error::UnsupportedCertVersion))
 }
 
 /// The authorities in a file. Those that no verifier knows what to make of are passed over: bundles have some.
@@ -271,5 +284,36 @@ pub(crate) fn bytes(path: &Path) -> Result<Vec<u8>, Invalid> {
     match bytes.len() as u64 > MOST_BYTES {
         true => Err(within(path, &format_args!("larger than {MOST_BYTES} bytes"))),
         false => Ok(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `openssl req -new` and `openssl x509 -req` make, without a file of extensions.
+    const OLD: &str = "-----BEGIN CERTIFICATE-----
+MIIBHjCBxQIUGFCAUsFBuV1sP+A98u8y3jQSlvYwCgYIKoZIzj0EAwIwETEPMA0G
+A1UEAwwGY2xpZW50MCAXDTI2MTEyOTA1Mzg0OVoYDzIxMjYxMTA1MDUzODQ5WjAR
+MQ8wDQYDVQQDDAZjbGllbnQwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAS++yEs
+i6rBts7xS0nRFAMhU+1aH0ut0UhDLce5E0KMbZNLF7wdjYeNO7plRMTR7n/7F7zN
+lQuN4pjOxKZ/hvSUMAoGCCqGSM49BAMCA0gAMEUCIQCk+mYtwFHCPEAzZ0W1Ubxw
+PgDwXsIRvGBIQIIWMadhhwIgSh/miu8jwC81k+fdIuhokh6zzhaB359lALDNtYp9
+src=
+-----END CERTIFICATE-----";
+    const OLD_KEY: &str = "-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgOMleorGUg+3IirN8
+ew9SGv1GhrpSPwmHazYiF4KBVY6hRANCAAS++yEsi6rBts7xS0nRFAMhU+1aH0ut
+0UhDLce5E0KMbZNLF7wdjYeNO7plRMTR7n/7F7zNlQuN4pjOxKZ/hvSU
+-----END PRIVATE KEY-----";
+
+    #[test]
+    fn a_certificate_that_is_too_old_is_told_from_one_that_is_of_another_key() {
+        let refused = |key: &str| {
+            let certificate = (Path::new("client.crt"), OLD.as_bytes().to_vec());
+            identity((certificate, (Path::new("client.key"), key.as_bytes().to_vec()))).unwrap_err().reason
+        };
+        let old = refused(OLD_KEY);
+        assert!(old.starts_with("client.crt: a certificate of X.509 version 1"), "{old}");
     }
 }

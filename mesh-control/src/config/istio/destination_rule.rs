@@ -400,6 +400,11 @@ fn check_outlier_detection(detection: Option<&OutlierDetection>, path: &str, d: 
             error(field, "less than 1ms");
         }
     }
+    let split = detection.split_external_local_origin_errors == Some(true);
+    if detection.consecutive_local_origin_failures.is_some_and(|count| count > 0) && !split {
+        let message = "needs `splitExternalLocalOriginErrors: true`: without it, they count as answers of 5xx";
+        error("consecutiveLocalOriginFailures", message);
+    }
     for (field, percent) in
         [("maxEjectionPercent", detection.max_ejection_percent), ("minHealthPercent", detection.min_health_percent)]
     {
@@ -434,6 +439,21 @@ fn check_tls(tls: Option<&ClientTls>, path: &str, d: &mut Decoder<'_>) {
             d.report_at(tls.span, format!("{path}.tls"), Severity::Warning, Code::Ignored, message);
         }
         Some(TlsMode::Simple | TlsMode::Mutual) => check_files(tls, path, d),
+        Some(TlsMode::IstioMutual) => {
+            let files = [
+                ("clientCertificate", &tls.client_certificate),
+                ("privateKey", &tls.private_key),
+                ("caCertificates", &tls.ca_certificates),
+                ("credentialName", &tls.credential_name),
+                ("caCrl", &tls.ca_crl),
+            ];
+            let written = files.into_iter().filter(|(_, file)| file.as_ref().is_some_and(|file| !file.is_empty()));
+            let skips = tls.insecure_skip_verify.map(|_| "insecureSkipVerify");
+            for field in written.map(|(field, _)| field).chain(skips) {
+                let message = "without effect: mode ISTIO_MUTUAL takes the mesh's own certificates, and verifies them";
+                d.report_at(tls.span, format!("{path}.tls.{field}"), Severity::Warning, Code::Ignored, message);
+            }
+        }
         _ => {}
     }
 }
@@ -498,17 +518,28 @@ fn check_settings(balancer: Option<&LoadBalancer>, pool: Option<&ConnectionPool>
         let path = format!("{path}.connectionPool.tcp.maxConnectionDuration");
         d.report_at(tcp.span, path, Severity::Error, Code::InvalidValue, "less than 1ms");
     }
+    if let Some(tcp) = &pool.tcp
+        && tcp.max_connections.is_some_and(|count| count < 0)
+    {
+        let path = format!("{path}.connectionPool.tcp.maxConnections");
+        d.report_at(tcp.span, path, Severity::Error, Code::InvalidValue, "less than 0");
+    }
     let Some(http) = &pool.http else { return };
     let mut error = |field: &str, message: &str| {
         let path = format!("{path}.connectionPool.http.{field}");
         d.report_at(http.span, path, Severity::Error, Code::InvalidValue, message);
     };
-    if http.max_requests_per_connection.is_some_and(|count| count < 0) {
-        error("maxRequestsPerConnection", "less than 0");
-    }
     // Istio's validation: validateConnectionPool.
-    if http.max_concurrent_streams.is_some_and(|count| count < 0) {
-        error("maxConcurrentStreams", "less than 0");
+    for (field, count) in [
+        ("http1MaxPendingRequests", http.http1_max_pending_requests),
+        ("http2MaxRequests", http.http2_max_requests),
+        ("maxRequestsPerConnection", http.max_requests_per_connection),
+        ("maxRetries", http.max_retries),
+        ("maxConcurrentStreams", http.max_concurrent_streams),
+    ] {
+        if count.is_some_and(|count| count < 0) {
+            error(field, "less than 0");
+        }
     }
     if http.use_client_protocol == Some(true) && http.h2_upgrade_policy == H2UpgradePolicy::Upgrade {
         error("useClientProtocol", "cannot be true with `h2UpgradePolicy: UPGRADE`");

@@ -351,7 +351,28 @@ impl AuthorizationPolicy {
     pub fn check(&self, namespace: &str, d: &mut Decoder<'_>) {
         check_selector(self.span, self.selector.as_ref(), d);
         check_targets(self.span, namespace, self.selector.as_ref(), &self.targets(), d);
+        self.check_action(d);
         authorization::check(self, d);
+    }
+
+    /// What cannot stand together with the action (Istio: ValidateAuthorizationPolicy).
+    fn check_action(&self, d: &mut Decoder<'_>) {
+        let action = match self.action {
+            Action::Allow => "ALLOW",
+            Action::Deny => "DENY",
+            Action::Audit => "AUDIT",
+            Action::Custom => "CUSTOM",
+        };
+        if self.provider.is_some() && self.action != Action::Custom {
+            let message = format!("only `action: CUSTOM` asks somebody, and this is {action}");
+            d.report_at(self.span, "provider", Severity::Error, Code::InvalidValue, message);
+        }
+        // Only ALLOW means something without rules: nobody is let in.
+        if self.rules.is_empty() && self.action != Action::Allow {
+            let severity = if self.action == Action::Audit { Severity::Warning } else { Severity::Error };
+            let message = format!("{action} without rules is for no request; `rules: [{{}}]` is for every one");
+            d.report_at(self.span, "rules", severity, Code::MissingField, message);
+        }
     }
 
     /// The objects whose workloads are meant.

@@ -381,6 +381,10 @@ impl Decode for Percent {
             d.error(node.span, Code::InvalidValue, format!("{value} is not between 0 and 100"));
             return None;
         }
+        if value > 0.0 && value < 0.0001 {
+            d.error(node.span, Code::InvalidValue, format!("{value} hits nothing: 0.0001 is the least"));
+            return None;
+        }
         // route.go translatePercentToFractionalPercent: truncated to a ten-thousandth of a percent.
         Some(Percent { millionths: (value * 10_000.0) as u32 })
     }

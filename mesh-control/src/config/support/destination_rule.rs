@@ -48,7 +48,10 @@ const TRAFFIC_POLICY: &[Row] = &[
     http_only("loadBalancer.warmup.duration", AT_ONCE),
     http_only("loadBalancer.warmup.minimumPercent", AT_ONCE),
     http_only("loadBalancer.warmup.aggression", AT_ONCE),
-    both("loadBalancer.zoneAwareLbSetting", NotYet("localities are not told apart")),
+    both(
+        "loadBalancer.zoneAwareLbSetting",
+        NotYet("endpoints of the own zone are preferred by the settings of localities only"),
+    ),
     http_only("connectionPool.tcp.connectTimeout", "gRPC's clients have their own"),
     http_only("connectionPool.tcp.maxConnections", "gRPC's clients have no such limit"),
     http_only("connectionPool.tcp.tcpKeepalive.probes", "gRPC's clients have their own"),

@@ -37,7 +37,7 @@ const MESH: &[Row] = &[
     both("ca", NO_CA),
     both("certificates", NO_CA),
     both("verifyCertificateAtClient", Partly(verify)),
-    both("tlsDefaults", NotYet("TLS with servers outside of the mesh is not built")),
+    both("tlsDefaults", NotYet("TLS with servers outside of the mesh takes no settings of the mesh")),
     both("compliancePolicy", Partly(compliance)),
     both("connectTimeout", DEFAULTS),
     both("tcpKeepalive", DEFAULTS),

@@ -26,7 +26,10 @@ const SERVICE: &[Row] = &[
     both("publishNotReadyAddresses", Indifferent),
     both("internalTrafficPolicy", Partly(internal_traffic_policy)),
     both("externalTrafficPolicy", Indifferent),
-    both("trafficDistribution", NotYet("localities are not told apart")),
+    both(
+        "trafficDistribution",
+        NotYet("near endpoints are preferred where a DestinationRule has localityLbSetting and outlierDetection"),
+    ),
     both("loadBalancerIP", Indifferent),
     both("loadBalancerClass", Indifferent),
     both("loadBalancerSourceRanges", Indifferent),

@@ -3,7 +3,6 @@
 use super::Support::{Enforced, Indifferent, NotYet, Partly};
 use super::{Row, Tables, both, workload_entry};
 use crate::config::node::Node;
-use mesh_core::identity::SpiffeId;
 
 pub(super) const TABLES: Tables = &[("", SERVICE_ENTRY), ("endpoints", workload_entry::ENDPOINT)];
 
@@ -19,14 +18,8 @@ const SERVICE_ENTRY: &[Row] = &[
     both("resolution", Enforced),
     both("workloadSelector.labels", Enforced),
     both("exportTo", Enforced),
-    both("subjectAltNames", Partly(names)),
+    both("subjectAltNames", Enforced),
 ];
-
-fn names(node: &Node) -> Option<String> {
-    let is_other = |name: &&Node| name.as_str().is_some_and(|name| name.parse::<SpiffeId>().is_err());
-    let other = node.items().iter().find(is_other)?;
-    Some(format!("{:?}: it is no SPIFFE ID, and nobody shows another name", other.as_str().unwrap_or_default()))
-}
 
 fn transport(node: &Node) -> Option<String> {
     node.as_str()?.eq_ignore_ascii_case("udp").then(|| "UDP; the port is left out".to_owned())

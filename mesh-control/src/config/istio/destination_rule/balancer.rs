@@ -6,7 +6,7 @@ use http::HeaderName;
 
 use super::{ConsistentHash, LoadBalancer, LocalityLb, SimpleLb, Warmup};
 use crate::config::decode::Decoder;
-use crate::config::diagnostic::{Code, Severity, Span};
+use crate::config::diagnostic::{Code, Severity, Span, quoted};
 
 /// The most points on a ring, and the least size of a table that is too large (Envoy).
 const MAX_RING: u64 = 8 << 20;
@@ -74,8 +74,20 @@ pub(in crate::config::istio) fn check_locality(setting: &LocalityLb, path: &str,
         if !is_locality(&distribute.from) {
             error(distribute.span, &format!("{field}.from"), NO_LOCALITY);
         }
-        if setting.distribute.iter().take(index).any(|earlier| earlier.from == distribute.from) {
-            error(distribute.span, &format!("{field}.from"), "written before: the first one counts");
+        // Istio refuses them, too (validateLocalities): which share is meant would be a matter of order.
+        let earlier = setting.distribute.iter().take(index).map(|earlier| &earlier.from);
+        if let Some(earlier) = earlier.into_iter().find(|earlier| overlap(earlier, &distribute.from)) {
+            let message = format!("{} covers some of the same, and is written before", quoted(earlier));
+            error(distribute.span, &format!("{field}.from"), &message);
+        }
+        let pairs = distribute
+            .to
+            .keys()
+            .enumerate()
+            .flat_map(|(at, to)| distribute.to.keys().skip(at + 1).map(move |other| (to, other)));
+        if let Some((one, other)) = pairs.into_iter().find(|(one, other)| overlap(one, other)) {
+            let message = format!("{} and {} cover some of the same", quoted(one), quoted(other));
+            error(distribute.span, &format!("{field}.to"), &message);
         }
         if distribute.to.keys().any(|to| !is_locality(to)) {
             error(distribute.span, &format!("{field}.to"), NO_LOCALITY);
@@ -92,6 +104,13 @@ pub(in crate::config::istio) fn check_locality(setting: &LocalityLb, path: &str,
             if !is_region(region) {
                 error(failover.span, &format!("failover[{index}].{field}"), "not a region: no `/` and no `*` in it");
             }
+        }
+        if setting.failover.iter().take(index).any(|earlier| earlier.from == failover.from) {
+            error(
+                failover.span,
+                &format!("failover[{index}].from"),
+                "written before: a region fails over to one other",
+            );
         }
         if failover.from == failover.to {
             error(failover.span, &format!("failover[{index}].to"), "the same region");
@@ -217,4 +236,10 @@ impl Check<'_, '_> {
             self.error(warmup.span, "warmup.aggression", "has to be 1 at least");
         }
     }
+}
+
+/// Whether there are localities that both name, each as `region/zone/subzone` with `*` or nothing for any rest.
+fn overlap(one: &str, other: &str) -> bool {
+    let mut parts = one.split('/').zip(other.split('/'));
+    parts.all(|(one, other)| one == other || [one, other].contains(&"*") || one.is_empty() || other.is_empty())
 }

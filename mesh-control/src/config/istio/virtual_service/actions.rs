@@ -170,9 +170,22 @@ impl Checker<'_, '_> {
         {
             self.error(delay.span, "fault.delay", "field `fixedDelay` is missing");
         }
+        if let Some(delay) = &fault.delay {
+            if delay.fixed_delay.is_some_and(|delay| delay < Duration::from_millis(1)) {
+                self.error(delay.span, "fault.delay.fixedDelay", "less than 1ms");
+            }
+            self.percent(delay.span, delay.percent, "fault.delay.percent");
+        }
+    }
+
+    fn percent(&mut self, span: Span, percent: Option<i32>, field: &str) {
+        if percent.is_some_and(|percent| !(0..=100).contains(&percent)) {
+            self.error(span, field, "not from 0 to 100");
+        }
     }
 
     fn abort(&mut self, abort: &FaultAbort) {
+        self.percent(abort.span, abort.percent, "fault.abort.percent");
         let set = [abort.http_status.is_some(), abort.grpc_status.is_some(), abort.http2_error.is_some()];
         if set.into_iter().filter(|set| *set).count() != 1 {
             self.error(abort.span, "fault.abort", "exactly one of `httpStatus` and `grpcStatus` is needed");
@@ -324,6 +337,9 @@ impl Retry {
         }
         if self.backoff.is_some_and(|pause| pause < Duration::from_millis(1)) {
             faults.push(("backoff", "less than 1ms".to_owned()));
+        }
+        if self.per_try_timeout.is_some_and(|timeout| timeout < Duration::from_millis(1)) {
+            faults.push(("perTryTimeout", "less than 1ms".to_owned()));
         }
         if let Some(token) = self.retry_on.as_deref().and_then(unknown_retry_token) {
             faults.push(("retryOn", format!("{} is not a condition that Istio knows", quoted(token))));
