@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -100,11 +101,43 @@ pub struct RequestInfo {
     pub attempts: u32,
     /// The endpoints of earlier tries: not to be picked again while there are others.
     pub tried: SmallVec<[Arc<EndpointState>; 2]>,
+    /// The priorities of earlier tries, where the policy has retries prefer others.
+    pub tried_priorities: TriedPriorities,
     /// The source of every random choice of this request. Seed it to make them repeat.
     pub random: fastrand::Rng,
     /// What is held to its end.
     held: Vec<Box<dyn Any + Send + Sync>>,
     record: Option<Box<Record>>,
+}
+
+/// One of the priorities of a cluster: which of its leaves it belongs to, and its number there.
+pub type PriorityOf = (usize, u32);
+
+/// The priorities that a request's tries went to (Envoy's `previous_priorities`).
+#[derive(Clone, Debug, Default)]
+pub struct TriedPriorities {
+    /// Zero as long as none is noted.
+    frequency: usize,
+    tries: SmallVec<[PriorityOf; 2]>,
+}
+
+impl TriedPriorities {
+    /// Notes one of them, in a policy by which they count after every `frequency` tries.
+    pub fn note(&mut self, frequency: NonZeroU32, priority: PriorityOf) {
+        self.frequency = usize::try_from(frequency.get()).unwrap_or(usize::MAX);
+        self.tries.push(priority);
+    }
+
+    /// Those that count by now, in the order in which they came to.
+    pub fn counting(&self) -> impl Iterator<Item = &[PriorityOf]> {
+        self.tries.chunks_exact(self.frequency.max(1))
+    }
+
+    /// Whether none counts yet.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.tries.len() < self.frequency.max(1)
+    }
 }
 
 /// What is noted for those who are told in the end.
@@ -138,6 +171,7 @@ impl RequestInfo {
             repeat: None,
             attempts: 0,
             tried: SmallVec::new(),
+            tried_priorities: TriedPriorities::default(),
             random,
             held: Vec::new(),
             record: None,

@@ -23,6 +23,7 @@ pub static DEFAULT_POLICY: RetryPolicy = RetryPolicy {
     headers: Vec::new(),
     per_try_timeout: None,
     avoids_tried: true,
+    previous_priorities: None,
     base_interval: Duration::from_millis(25),
     max_interval: Duration::from_millis(250),
     rate_limited: None,

@@ -245,6 +245,10 @@ impl Policy {
             }
             if let Action::Forward(forward) = &mut route.action {
                 forward.hashed_by = self.hashed_by(forward, view);
+                // Who is to be found by a hash is asked again (Istio: retry.go).
+                if let ([_], [_, ..], Some(retry)) = (&*forward.targets, &*forward.hashed_by, &mut forward.retry) {
+                    retry.avoids_tried.get_or_insert(false);
+                }
             }
         }
         routes

@@ -25,7 +25,8 @@ pub fn default_policy() -> Retry {
         statuses: Vec::new(),
         per_try_timeout: None,
         backoff: None,
-        avoids_tried: true,
+        avoids_tried: None,
+        leaves_priorities: false,
     }
 }
 
@@ -40,7 +41,8 @@ pub fn of(written: Option<&virtual_service::Retry>, default: Option<&Retry>) -> 
     let mut policy = Retry {
         attempts,
         per_try_timeout: written.per_try_timeout.filter(|limit| !limit.is_zero()),
-        avoids_tried: written.retry_ignore_previous_hosts.unwrap_or(true),
+        avoids_tried: written.retry_ignore_previous_hosts,
+        leaves_priorities: written.retry_remote_localities.unwrap_or(false),
         backoff: first_pause.map(|base| Backoff { base, max: base.saturating_mul(BACKOFF_GROWTH) }),
         ..default_policy()
     };

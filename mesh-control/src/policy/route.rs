@@ -183,8 +183,10 @@ pub struct Retry {
     pub per_try_timeout: Option<Duration>,
     /// The pauses between tries; the client's own where no rule says so.
     pub backoff: Option<Backoff>,
-    /// Whether a retry looks for an endpoint that was not tried yet.
-    pub avoids_tried: bool,
+    /// Whether a retry looks for an endpoint that was not tried yet; it does where nobody says.
+    pub avoids_tried: Option<bool>,
+    /// Whether retries go to other priorities than those that were tried.
+    pub leaves_priorities: bool,
 }
 
 /// The pauses between tries: they grow from the first to the longest.

@@ -188,6 +188,9 @@ fn render_retry(retry: &Retry, note: &mut impl FnMut(&str, String)) -> Option<ro
     if retry.per_try_timeout.is_some() {
         note("retries.perTryTimeout", "a try lasts as long as the call may".to_owned());
     }
+    if retry.leaves_priorities {
+        note("retries.retryRemoteLocalities", "a retry goes where the first try does".to_owned());
+    }
     let conditions: Vec<RetryOn> = retry.conditions.iter().copied().filter(|on| on.is_grpc_status()).collect();
     if conditions.is_empty() {
         note("retries.retryOn", "nothing is tried again".to_owned());

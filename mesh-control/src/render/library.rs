@@ -204,15 +204,17 @@ fn mirror((cluster, millionths): &(ClusterKey, u32)) -> RequestMirrorPolicy {
 }
 
 fn render_retry(retry: &Retry) -> route::RetryPolicy {
+    let avoids_tried = retry.avoids_tried.unwrap_or(true);
     route::RetryPolicy {
         retry_on: retry_on(retry.conditions.iter().copied()),
         num_retries: number(retry.attempts.get()),
         per_try_timeout: retry.per_try_timeout.map(duration),
         retriable_status_codes: retry.statuses.clone(),
         retry_back_off: retry.backoff.map(back_off),
-        retry_host_predicate: retry.avoids_tried.then(previous_hosts).into_iter().collect(),
+        retry_host_predicate: avoids_tried.then(previous_hosts).into_iter().collect(),
         // Istio's (core/route/retry/retry.go).
-        host_selection_retry_max_attempts: if retry.avoids_tried { 5 } else { 0 },
+        host_selection_retry_max_attempts: if avoids_tried { 5 } else { 0 },
+        retry_priority: retry.leaves_priorities.then(previous_priorities),
         ..Default::default()
     }
 }
@@ -224,6 +226,15 @@ fn previous_hosts() -> route::retry_policy::RetryHostPredicate {
     let config = Some(ConfigType::TypedConfig(any(&PreviousHostsPredicate::default())));
     let name = "envoy.retry_host_predicates.previous_hosts".to_owned();
     route::retry_policy::RetryHostPredicate { name, config_type: config }
+}
+
+/// Retries prefer other priorities after every second try, as Istio wants it.
+fn previous_priorities() -> route::retry_policy::RetryPriority {
+    use envoy_types::pb::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
+    use route::retry_policy::retry_priority::ConfigType;
+    let config = Some(ConfigType::TypedConfig(any(&PreviousPrioritiesConfig { update_frequency: 2 })));
+    let name = "envoy.retry_priorities.previous_priorities".to_owned();
+    route::retry_policy::RetryPriority { name, config_type: config }
 }
 
 /// Conditions as Envoy lists them.

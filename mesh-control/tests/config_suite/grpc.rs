@@ -441,8 +441,8 @@ fn what_a_grpc_client_cannot_do_is_reported_by_field_and_what_it_does_instead_is
             vec!["* -> BlackHoleCluster abort HttpStatus(429) 1000000".to_owned()],
         ),
         (
-            format!("  - retries: {{attempts: 2, retryOn: 5xx, perTryTimeout: 1s}}\n{to}"),
-            &["http[0].retries.perTryTimeout", "http[0].retries.retryOn"],
+            format!("  - retries: {{attempts: 2, retryOn: 5xx, perTryTimeout: 1s, retryRemoteLocalities: true}}\n{to}"),
+            &["http[0].retries.perTryTimeout", "http[0].retries.retryRemoteLocalities", "http[0].retries.retryOn"],
             vec![default.clone()],
         ),
         // Some of the conditions are lost, and some of the attempts; what is refused unseen is tried again in any case.

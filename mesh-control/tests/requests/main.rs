@@ -6,6 +6,7 @@ mod calling;
 mod mirroring;
 mod objects;
 mod outliers;
+mod retries;
 mod rules;
 mod support;
 mod table;

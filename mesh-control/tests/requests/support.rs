@@ -187,6 +187,15 @@ pub(crate) async fn server(name: &'static str) -> SocketAddr {
     address
 }
 
+/// A server that answers 503.
+pub(crate) async fn failing() -> SocketAddr {
+    let app = axum::Router::new().fallback(async || http::StatusCode::SERVICE_UNAVAILABLE);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    address
+}
+
 /// An address on which nobody listens.
 pub(crate) async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()

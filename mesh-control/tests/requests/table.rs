@@ -9,7 +9,7 @@ use mesh_control::config::support::{ObjectKind, Support, is_own_row, row};
 use mesh_core::request_info::Deadline;
 use mesh_tower::body::Body;
 
-use crate::support::{World, nobody, server, service, virtual_service};
+use crate::support::{World, failing, nobody, server, service, virtual_service};
 
 /// A field, a rule with and without it, a request, and what that experiences with it and not without it.
 struct Case {
@@ -447,10 +447,17 @@ fn effects() -> Vec<Case> {
         ),
         (
             "http.retries.retryIgnorePreviousHosts",
-            "{retries: {attempts: 1, retryIgnorePreviousHosts: true}, route: [{destination: {host: half.example.com}}]}",
-            "{retries: {attempts: 1, retryIgnorePreviousHosts: false}, route: [{destination: {host: half.example.com}}]}",
+            "{retries: {attempts: 1, retryOn: '503', retryIgnorePreviousHosts: true}, route: [{destination: {host: half.example.com}}]}",
+            "{retries: {attempts: 1, retryOn: '503', retryIgnorePreviousHosts: false}, route: [{destination: {host: half.example.com}}]}",
             to("http://web.example.com/100"),
             "100 times half",
+        ),
+        (
+            "http.retries.retryRemoteLocalities",
+            "{retries: {attempts: 2, retryOn: '503', retryRemoteLocalities: true}, route: [{destination: {host: ranked.example.com}}]}",
+            "{retries: {attempts: 2, retryOn: '503', retryRemoteLocalities: false}, route: [{destination: {host: ranked.example.com}}]}",
+            ROOT,
+            "by: far",
         ),
         ("http.delegate.name", "{delegate: {name: child}}", "{delegate: {name: other}}", ROOT, "status: 231"),
         (
@@ -525,8 +532,13 @@ spec: {{host: web.example.com, subsets: [{{name: v1, labels: {{v: v1}}}}, {{name
         |status: u16| virtual_service("child", &format!("  http: [{{directResponse: {{status: {status}}}}}]\n"));
     let elsewhere = delegate(232).replace("{name: child}", "{name: child, namespace: elsewhere}");
     let two = service("two", &[("v1", server("two").await)]);
-    let half = service("half", &[("v1", server("half").await), ("v2", nobody().await)]);
-    [web, two, half, service("dead", &dead), delegate(231), elsewhere].concat()
+    let half = service("half", &[("v1", server("half").await), ("v2", failing().await)]);
+    let ranked = service("ranked", &[("v1", failing().await), ("v2", server("far").await)]);
+    let first = "localityLbSetting: {failoverPriority: ['v=v1']}}, outlierDetection: {consecutive5xxErrors: 1000}";
+    let ranking = format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: ranking}}\nspec: {{host: ranked.example.com, trafficPolicy: {{loadBalancer: {{{first}}}}}\n"
+    );
+    [web, two, half, ranked, ranking, service("dead", &dead), delegate(231), elsewhere].concat()
 }
 
 /// What a request experiences, a line for each thing; where its path asks for 100, how often it was served by whom.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::model::{BalancerPolicy, SlowStart};
-use crate::request_info::RequestInfo;
+use crate::request_info::{RequestInfo, TriedPriorities};
 use crate::state::{ClusterState, EndpointState};
 
 pub use hashed::{Maglev, RingHash};
@@ -77,6 +77,8 @@ pub struct PickArgs<'r> {
     /// Endpoints that this request has tried: not to be picked again while there are others. The caller of the picker
     /// sees to it.
     pub tried: &'r [Arc<EndpointState>],
+    /// Priorities that it has tried: others are preferred. `None` where none counts.
+    pub tried_priorities: Option<&'r TriedPriorities>,
     /// When the request began; `None` where time does not count, and no endpoint is new.
     pub now: Option<Instant>,
     /// The source of every random choice.
@@ -86,14 +88,15 @@ pub struct PickArgs<'r> {
 impl<'r> PickArgs<'r> {
     /// A choice that goes by nothing but chance.
     pub fn new(random: &'r mut fastrand::Rng) -> Self {
-        PickArgs { hash: None, tried: &[], now: None, random }
+        PickArgs { hash: None, tried: &[], tried_priorities: None, now: None, random }
     }
 
     /// The choice for a request's next try.
     #[inline]
     pub fn of(request: &'r mut RequestInfo) -> Self {
-        let RequestInfo { hash, tried, started, random, .. } = request;
-        PickArgs { hash: *hash, tried, now: Some(*started), random }
+        let RequestInfo { hash, tried, tried_priorities, started, random, .. } = request;
+        let tried_priorities = Some(&*tried_priorities).filter(|tried| !tried.is_empty());
+        PickArgs { hash: *hash, tried, tried_priorities, now: Some(*started), random }
     }
 }
 

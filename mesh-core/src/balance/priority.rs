@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{EndpointSet, HashNames, LoadBalancer, PickArgs, Picker};
 use crate::model::{Endpoints, Health, LocalityEndpoints, PriorityPolicy};
+use crate::request_info::{PriorityOf, TriedPriorities};
 use crate::state::{ClusterState, EndpointState};
 
 /// Envoy's default overprovisioning factor, in percent.
@@ -33,6 +34,15 @@ pub struct Level {
     picker: Box<dyn Picker>,
     /// Which of the leaf's priorities it is, and which part of it.
     part: (u32, Part),
+    /// How much load it could take, in percent.
+    availability: u64,
+}
+
+impl Level {
+    /// The priority that it is of.
+    pub fn priority(&self) -> PriorityOf {
+        (self.leaf, self.part.0)
+    }
 }
 
 /// The endpoints of a priority that make up a level.
@@ -106,21 +116,22 @@ impl Levels {
         (self.levels, self.loads) = (Vec::new(), Vec::new());
         let mut total = 0;
         for (priority, (healthy, degraded)) in priorities.into_iter().zip(healthy.into_iter().zip(degraded)) {
-            let mut add = |part, endpoints, share: u64| {
+            let (health, degraded_health) = (priority.health, priority.degraded_health);
+            let mut add = |part, endpoints, share: u64, availability| {
                 total += share;
                 let part = (priority.number, part);
                 let same = |level: &&Level| (level.leaf, level.part) == (priority.leaf, part);
                 let before = previous.and_then(|levels| levels.levels.iter().find(same));
                 let picker = priority.balancer.build(&endpoints, before.map(|before| &*before.picker));
-                self.levels.push(Level { leaf: priority.leaf, endpoints, picker, part });
+                self.levels.push(Level { leaf: priority.leaf, endpoints, picker, part, availability });
                 self.loads.push(total);
             };
             match priority.all.filter(|_| available < 100) {
-                Some(all) => add(Part::All, all, healthy + degraded),
+                Some(all) => add(Part::All, all, healthy + degraded, health + degraded_health),
                 None => {
-                    add(Part::Healthy, priority.healthy, healthy);
+                    add(Part::Healthy, priority.healthy, healthy, health);
                     if !priority.degraded.is_empty() {
-                        add(Part::Degraded, priority.degraded, degraded);
+                        add(Part::Degraded, priority.degraded, degraded, degraded_health);
                     }
                 }
             }
@@ -137,7 +148,15 @@ impl Levels {
     /// Picks a priority by load, then an endpoint by policy.
     #[inline]
     pub fn pick(&self, args: &mut PickArgs<'_>) -> Option<(&Level, &Arc<EndpointState>)> {
-        let position = match self.loads.first() {
+        match args.tried_priorities.and_then(|tried| self.loads_beyond(tried)) {
+            None => self.pick_by(&self.loads, args),
+            Some(loads) => self.pick_by(&loads, args),
+        }
+    }
+
+    #[inline]
+    fn pick_by(&self, loads: &[u64], args: &mut PickArgs<'_>) -> Option<(&Level, &Arc<EndpointState>)> {
+        let position = match loads.first() {
             Some(100) => 0,
             None => return None,
             Some(_) => {
@@ -145,11 +164,57 @@ impl Levels {
                     Some(hash) => hash % 100,
                     None => args.random.u64(0..100),
                 };
-                self.loads.iter().position(|load| ticket < *load)?
+                loads.iter().position(|load| ticket < *load)?
             }
         };
         let level = self.levels.get(position)?;
         Some((level, level.endpoints.pick(&*level.picker, args)?))
+    }
+
+    /// The running totals where priorities that were tried get nothing, and the others all of the load by Envoy's formula.
+    /// Where none of the others is available, all are as if they had not been tried (its `PreviousPrioritiesRetryPriority`).
+    /// `None` where nothing is different.
+    #[cold]
+    fn loads_beyond(&self, tried: &TriedPriorities) -> Option<Vec<u64>> {
+        let available = |left_out: &[PriorityOf]| {
+            let left = self.levels.iter().filter(|level| !left_out.contains(&level.priority()));
+            left.map(|level| level.availability).sum::<u64>().min(100)
+        };
+        let mut left_out = Vec::new();
+        for tries in tried.counting() {
+            left_out.extend_from_slice(tries);
+            if available(&left_out) == 0 {
+                left_out.clear();
+            }
+        }
+        let total = available(&left_out);
+        if left_out.is_empty() || total == 0 {
+            return None;
+        }
+        let (mut shares, mut left) = (vec![0; self.levels.len()], 100);
+        // Again, since whole percents leave a remainder.
+        while left > 0 {
+            for is_degraded in [false, true] {
+                let of_part = |level: &Level| (level.part.1 == Part::Degraded) == is_degraded;
+                for (share, level) in shares.iter_mut().zip(&self.levels) {
+                    if of_part(level) && !left_out.contains(&level.priority()) {
+                        let more = (level.availability * 100 / total).min(left);
+                        *share += more;
+                        left -= more;
+                    }
+                }
+            }
+        }
+        let mut sum = 0;
+        Some(
+            shares
+                .into_iter()
+                .map(|share| {
+                    sum += share;
+                    sum
+                })
+                .collect(),
+        )
     }
 
     /// All levels, highest priority first.
@@ -334,6 +399,45 @@ mod tests {
                 (level.endpoints.len(), share)
             });
             assert_eq!(shares.collect::<Vec<_>>(), *expected, "{localities:?}");
+        }
+    }
+
+    #[test]
+    fn retries_prefer_priorities_that_were_not_tried() {
+        let three: &[Group] = &[(0, None, [10, 0, 0]), (1, None, [5, 0, 5]), (2, None, [10, 0, 0])];
+        let degraded: &[Group] = &[(0, None, [10, 0, 0]), (1, None, [0, 5, 5]), (2, None, [2, 0, 8])];
+        let gone: &[Group] = &[(0, None, [10, 0, 0]), (1, None, [0, 0, 10])];
+        // (localities, after how many tries, the priorities of the tries, running totals of load where they differ)
+        let cases: &[(&[Group], u32, &[u32], Option<&[u64]>)] = &[
+            (three, 2, &[], None),
+            (three, 2, &[0], None),
+            (three, 2, &[0, 0], Some(&[0, 70, 100])),
+            // The third one does not count before there is a fourth.
+            (three, 2, &[0, 0, 1], Some(&[0, 70, 100])),
+            (three, 2, &[0, 0, 1, 1], Some(&[0, 0, 100])),
+            (three, 1, &[0], Some(&[0, 70, 100])),
+            (three, 1, &[1], Some(&[100, 100, 100])),
+            // All were tried: all count again, and are left out anew.
+            (three, 1, &[0, 1, 2], None),
+            (three, 1, &[0, 1, 2, 0], Some(&[0, 70, 100])),
+            // What is degraded comes behind what is healthy.
+            (degraded, 1, &[0], Some(&[0, 0, 71, 100])),
+            (gone, 1, &[0], None),
+            (&[], 1, &[0], None),
+        ];
+        for (localities, frequency, tries, expected) in cases {
+            let levels = levels(localities, 0);
+            let mut tried = TriedPriorities::default();
+            for priority in *tries {
+                tried.note(std::num::NonZeroU32::new(*frequency).unwrap(), (0, *priority));
+            }
+            let loads = if tried.is_empty() { None } else { levels.loads_beyond(&tried) };
+            assert_eq!(loads.as_deref(), *expected, "{localities:?} {frequency} {tries:?}");
+            let (mut first, mut second) = (fastrand::Rng::with_seed(1), fastrand::Rng::with_seed(1));
+            let usual = levels.pick(&mut PickArgs::new(&mut first)).map(|(level, _)| level.priority().1);
+            let mut args = PickArgs { tried_priorities: Some(&tried), ..PickArgs::new(&mut second) };
+            let picked = levels.pick(&mut args).map(|(level, _)| level.priority().1);
+            assert!(expected.is_some() || picked == usual, "{localities:?} {frequency} {tries:?}");
         }
     }
 

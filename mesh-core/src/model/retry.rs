@@ -1,5 +1,6 @@
 //! When to try again, as configured.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use http::{HeaderName, StatusCode};
@@ -22,6 +23,9 @@ pub struct RetryPolicy {
     pub per_try_timeout: Option<Duration>,
     /// Whether a retry goes to an endpoint that was not tried yet, as long as there is one (`previous_hosts`).
     pub avoids_tried: bool,
+    /// After every so many tries, those that follow prefer priorities that none of them went to (`previous_priorities`);
+    /// `None` = every try goes by the same shares of load.
+    pub previous_priorities: Option<NonZeroU32>,
     /// The back-off before the first retry; doubles. 25 ms by default.
     pub base_interval: Duration,
     /// The longest back-off. Ten times the base by default.

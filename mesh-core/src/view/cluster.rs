@@ -95,6 +95,8 @@ pub struct Pick<'v> {
     pub cluster: &'v Arc<Cluster>,
     /// Which of [`ClusterView::leaves`] that is.
     pub leaf: usize,
+    /// Which of the leaf's priorities it was picked from.
+    pub priority: u32,
     /// The endpoint, counted in.
     pub in_flight: InFlight,
 }
@@ -207,7 +209,10 @@ impl ClusterView {
         {
             let max = leaf.cluster.circuit_breakers.max_requests;
             return match endpoint.enter_within(max) {
-                Some(in_flight) => Ok(Pick { cluster: &leaf.cluster, leaf: level.leaf, in_flight }),
+                Some(in_flight) => {
+                    let (leaf_of, priority) = level.priority();
+                    Ok(Pick { cluster: &leaf.cluster, leaf: leaf_of, priority, in_flight })
+                }
                 None => Err(overflow(&leaf.cluster, max)),
             };
         }
@@ -226,7 +231,7 @@ impl ClusterView {
                 id.ok_or_else(|| error(ErrorKind::BadRequest, "the authority is no address to pass through to"))?;
             let max = cluster.circuit_breakers.max_requests;
             let in_flight = state.visit(&id).enter_within(max).ok_or_else(|| overflow(cluster, max))?;
-            return Ok(Pick { cluster, leaf: 0, in_flight });
+            return Ok(Pick { cluster, leaf: 0, priority: 0, in_flight });
         }
         Err(error(ErrorKind::NoHealthyEndpoint, &format!("no healthy endpoint ({})", self.known())))
     }

@@ -51,6 +51,7 @@ impl Attempt {
             security: Security::of(pick.cluster, endpoint.is_mutual_tls())?,
             in_flight: pick.in_flight,
             leaf: pick.leaf,
+            priority: pick.priority,
             version: HttpVersion::Http1,
             stale: 0,
             is_reusable: false,
@@ -110,8 +111,13 @@ impl Attempt {
                 "it is not tried again: {retries} retries are under way, which is the limit"
             ));
         };
-        if policy.avoids_tried {
-            info.tried.push(Arc::clone(self.endpoint()));
+        // One that is out of the next view is passed over in this one, too.
+        let endpoint = self.endpoint();
+        if policy.avoids_tried || endpoint.is_ejected() || !endpoint.is_reachable() {
+            info.tried.push(Arc::clone(endpoint));
+        }
+        if let Some(frequency) = policy.previous_priorities {
+            info.tried_priorities.note(frequency, (self.leaf, self.priority));
         }
         Again::Wanted(Retry { after, permit })
     }

@@ -116,6 +116,8 @@ pub(crate) struct Attempt {
     pub(super) in_flight: InFlight,
     /// Which of the cluster's leaves the endpoint belongs to.
     pub(super) leaf: usize,
+    /// Which of that leaf's priorities.
+    pub(super) priority: u32,
     /// How connections to it are secured.
     pub(crate) security: Security,
     pub(super) version: HttpVersion,

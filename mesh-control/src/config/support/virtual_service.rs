@@ -106,7 +106,7 @@ pub(super) const RETRIES: &[Row] = &[
     Row { path: "attempts", library: Enforced, grpc: Partly(grpc_attempts) },
     http_only("perTryTimeout", "a try lasts as long as the call may"),
     Row { path: "retryOn", library: Partly(retry_on), grpc: Partly(grpc_retry_on) },
-    both("retryRemoteLocalities", NotYet("localities are not told apart")),
+    http_only("retryRemoteLocalities", "a retry goes where the first try does"),
     http_only("retryIgnorePreviousHosts", "a retry picks as the first try does"),
     both("backoff", Enforced),
 ];

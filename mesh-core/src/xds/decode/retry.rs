@@ -1,12 +1,15 @@
 //! When a route tries again (`envoy.config.route.v3.RetryPolicy`), and how many retries a cluster allows.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 use http::{HeaderName, StatusCode};
+use prost::Name;
 
-use super::common::{duration, percent, positive};
+use super::common::{duration, percent, positive, unpack};
 use super::notes::{Notes, ignored};
 use super::route_match::header_test;
 use crate::error::Invalid;
@@ -35,7 +38,7 @@ pub(super) fn policy(notes: &mut Notes<'_>, value: pb::RetryPolicy) -> Result<Bo
         refresh_cluster_on_retry,
     } = value;
     ignored!(notes;
-        per_try_idle_timeout, retry_priority, retry_options_predicates, retriable_request_headers,
+        per_try_idle_timeout, retry_options_predicates, retriable_request_headers,
         refresh_cluster_on_retry);
     let retries = num_retries.map_or(1, |retries| retries.value);
     if retries == 0 {
@@ -62,6 +65,7 @@ pub(super) fn policy(notes: &mut Notes<'_>, value: pb::RetryPolicy) -> Result<Bo
         // Zero is as long as the request may take.
         per_try_timeout: per_try_timeout.filter(|limit| !limit.is_zero()),
         avoids_tried: predicates.contains(&true),
+        previous_priorities: notes.optional("retry_priority", retry_priority, priorities)?.flatten(),
         base_interval,
         max_interval,
         rate_limited: notes.optional("rate_limited_retry_back_off", rate_limited_retry_back_off, rate_limited)?,
@@ -70,6 +74,22 @@ pub(super) fn policy(notes: &mut Notes<'_>, value: pb::RetryPolicy) -> Result<Bo
 
 /// The predicate by which a retry goes to an endpoint that was not tried yet.
 const PREVIOUS_HOSTS: &str = "envoy.retry_host_predicates.previous_hosts";
+
+/// How often the priorities that were tried count. Another way to choose among them is told of, and has no effect.
+fn priorities(notes: &mut Notes<'_>, value: pb::retry_policy::RetryPriority) -> Result<Option<NonZeroU32>, Invalid> {
+    use pb::retry_policy::retry_priority::ConfigType;
+    let Some(ConfigType::TypedConfig(any)) = value.config_type else {
+        return Err(Invalid::new("missing").at("typed_config"));
+    };
+    if any.type_url != PreviousPrioritiesConfig::type_url() {
+        notes.ignore("typed_config");
+        return Ok(None);
+    }
+    let config: PreviousPrioritiesConfig = unpack(&any).map_err(|invalid| invalid.at("typed_config"))?;
+    let frequency = u32::try_from(config.update_frequency).ok().and_then(NonZeroU32::new);
+    let invalid = || Invalid::new("must be more than zero").at("update_frequency").at("typed_config");
+    frequency.map(Some).ok_or_else(invalid)
+}
 
 fn status(code: u32) -> Result<StatusCode, Invalid> {
     let code = u16::try_from(code).ok().filter(|code| (100..=599).contains(code));

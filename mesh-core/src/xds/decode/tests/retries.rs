@@ -1,18 +1,21 @@
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::{self, UInt32Value};
 use http::{HeaderName, StatusCode};
 use pb::header_matcher::HeaderMatchSpecifier;
-use pb::retry_policy::{RateLimitedRetryBackOff, ResetHeader, ResetHeaderFormat, RetryHostPredicate};
+use pb::retry_policy::retry_priority::ConfigType;
+use pb::retry_policy::{RateLimitedRetryBackOff, ResetHeader, ResetHeaderFormat, RetryHostPredicate, RetryPriority};
 
 use super::clusters::with;
 use super::{accept, all_rejected};
 use crate::model::{Fraction, HeaderTest, RateLimitedBackOff, RetryLimit, RetryPolicy, RouteAction};
 use crate::resources::{Resource, ResourceType};
-use crate::testing::resources::routes_to;
+use crate::testing::resources::{pack, routes_to};
 
 fn seconds(seconds: i64) -> Option<protobuf::Duration> {
     Some(protobuf::Duration { seconds, nanos: 0 })
@@ -20,6 +23,12 @@ fn seconds(seconds: i64) -> Option<protobuf::Duration> {
 
 fn number(value: u32) -> Option<UInt32Value> {
     Some(UInt32Value { value })
+}
+
+/// A priority that prefers those that were not tried.
+fn previous_priorities(update_frequency: i32) -> Option<RetryPriority> {
+    let config = pack(&PreviousPrioritiesConfig { update_frequency });
+    Some(RetryPriority { name: "any".into(), config_type: Some(ConfigType::TypedConfig(config)) })
 }
 
 /// A configuration whose only route has this policy.
@@ -57,6 +66,7 @@ fn every_part_of_a_policy_is_taken() {
             ..Default::default()
         }],
         host_selection_retry_max_attempts: 5,
+        retry_priority: previous_priorities(2),
         rate_limited_retry_back_off: Some(RateLimitedRetryBackOff {
             reset_headers: vec![header("x-reset", ResetHeaderFormat::Seconds as i32)],
             max_interval: None,
@@ -68,6 +78,7 @@ fn every_part_of_a_policy_is_taken() {
     assert_eq!(policy.statuses, [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS]);
     assert_eq!(policy.headers, [HeaderTest::Present { name: "x-again".into(), present: true }]);
     assert!(policy.avoids_tried);
+    assert_eq!(policy.previous_priorities, NonZeroU32::new(2));
     let headers = vec![HeaderName::from_static("x-reset")];
     assert_eq!(policy.rate_limited, Some(RateLimitedBackOff { headers, max_interval: Duration::from_secs(300) }));
 
@@ -80,6 +91,10 @@ fn what_of_a_policy_has_no_effect_is_said() {
     let predicate = |name: &str| RetryHostPredicate { name: name.into(), ..Default::default() };
     let (_, ignored) = decoded(pb::RetryPolicy {
         per_try_idle_timeout: seconds(1),
+        retry_priority: Some(RetryPriority {
+            name: "envoy.retry_priorities.previous_priorities".into(),
+            config_type: Some(ConfigType::TypedConfig(pack(&pb::RetryPolicy::default()))),
+        }),
         retry_host_predicate: vec![predicate("envoy.retry_host_predicates.omit_canary_hosts")],
         rate_limited_retry_back_off: Some(RateLimitedRetryBackOff {
             reset_headers: vec![ResetHeader {
@@ -91,8 +106,12 @@ fn what_of_a_policy_has_no_effect_is_said() {
         ..Default::default()
     });
     let at = |field: &str| format!("virtual_hosts[0].routes[0].route.retry_policy.{field}");
-    let expected =
-        ["per_try_idle_timeout", "retry_host_predicate[0].name", "rate_limited_retry_back_off.reset_headers[0].format"];
+    let expected = [
+        "per_try_idle_timeout",
+        "retry_host_predicate[0].name",
+        "retry_priority.typed_config",
+        "rate_limited_retry_back_off.reset_headers[0].format",
+    ];
     assert_eq!(ignored, expected.map(at));
 }
 
@@ -117,6 +136,15 @@ fn what_is_out_of_range_is_refused_with_its_path() {
             }),
             ("retry_policy.retriable_headers[0]: no known match specifier", |routes| {
                 policy(routes).retriable_headers = vec![pb::HeaderMatcher { name: "a".into(), ..Default::default() }];
+            }),
+            ("retry_policy.retry_priority.typed_config: missing", |routes| {
+                policy(routes).retry_priority = Some(RetryPriority::default());
+            }),
+            ("retry_priority.typed_config.update_frequency: must be more than zero", |routes| {
+                policy(routes).retry_priority = previous_priorities(0);
+            }),
+            ("retry_priority.typed_config.update_frequency: must be more than zero", |routes| {
+                policy(routes).retry_priority = previous_priorities(-1);
             }),
             ("rate_limited_retry_back_off.reset_headers[0].name: not a header name", |routes| {
                 let reset_headers = vec![ResetHeader { name: "a b".into(), format: 0 }];

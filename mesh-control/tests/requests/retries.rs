@@ -1,0 +1,86 @@
+//! Where retries go.
+
+use crate::support::{World, nobody, rules, server, web};
+use crate::upstream::Upstream;
+
+/// Servers that answer with this status, and how `web.example.com` is called.
+async fn upstreams(count: usize, status: u16, policy: &str) -> (Vec<Upstream>, String) {
+    let names = ["v1", "v2", "v3", "v4", "v5"];
+    let (mut upstreams, mut endpoints) = (Vec::new(), Vec::new());
+    for name in &names[..count] {
+        let upstream = Upstream::new().await;
+        upstream.answer(status);
+        endpoints.push((*name, upstream.at));
+        upstreams.push(upstream);
+    }
+    (upstreams, format!("{}{}", web(&endpoints), called(policy)))
+}
+
+fn called(policy: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web-policy}}\nspec:\n  host: web.example.com\n  trafficPolicy: {policy}\n"
+    )
+}
+
+const HASHED: &str = "{loadBalancer: {consistentHash: {httpHeaderName: x-user}}}";
+
+fn retries(fields: &str) -> String {
+    rules(&format!("  - retries: {{{fields}}}\n    route: [{{destination: {{host: web.example.com}}}}]\n"))
+}
+
+#[tokio::test]
+async fn who_is_found_by_a_hash_is_asked_again_unless_a_rule_wants_somebody_else() {
+    let mesh = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |-\n    defaultHttpRetryPolicy: {attempts: 2, retryOn: '503', backoff: 1ms}\n";
+    let three = "attempts: 2, retryOn: '503', backoff: 1ms";
+    for (rules, policy, asked) in [
+        (retries(three), HASHED, 1),
+        (retries(&format!("{three}, retryIgnorePreviousHosts: true")), HASHED, 3),
+        (retries(three), "{loadBalancer: {simple: RANDOM}}", 3),
+        // Without any rule, too.
+        (mesh.to_owned(), HASHED, 1),
+        (mesh.to_owned(), "{loadBalancer: {simple: RANDOM}}", 3),
+    ] {
+        let (upstreams, yaml) = upstreams(5, 503, policy).await;
+        let world = World::new(&format!("{yaml}{rules}")).await;
+        let answer = world.with("http://web.example.com/", &[("x-user", "me")]).await.unwrap();
+        assert_eq!((answer.status, world.attempts()), (503, 3), "{rules}");
+        let were_asked = upstreams.iter().filter(|upstream| upstream.requests.all() > 0).count();
+        assert_eq!(were_asked, asked, "{policy} {rules}");
+    }
+}
+
+/// One that cannot be reached is out of the ring for whoever comes next, and so for a retry.
+#[tokio::test]
+async fn who_is_found_by_a_hash_and_cannot_be_reached_is_not_asked_again() {
+    for _ in 0..5 {
+        let endpoints = [("v1", server("v1").await), ("v2", nobody().await)];
+        let world = World::new(&format!("{}{}", web(&endpoints), called(HASHED))).await;
+        let mut most = 0;
+        for user in 0..20 {
+            let answer = world.with("http://web.example.com/", &[("x-user", &user.to_string())]).await.unwrap();
+            assert_eq!(answer.status, 200);
+            most = most.max(world.attempts());
+        }
+        assert_eq!(most, 2);
+    }
+}
+
+#[tokio::test]
+async fn every_second_retry_goes_to_a_priority_that_was_not_tried() {
+    let policy = "{loadBalancer: {localityLbSetting: {failoverPriority: ['v=v1']}}, outlierDetection: {consecutive5xxErrors: 1000}}";
+    // (retries, requests that the near one and the far one see)
+    for (fields, near, far) in [
+        ("attempts: 1, retryRemoteLocalities: true", 2, 0),
+        ("attempts: 2, retryRemoteLocalities: true", 2, 1),
+        ("attempts: 3, retryRemoteLocalities: true", 2, 2),
+        // All were tried: it begins anew.
+        ("attempts: 4, retryRemoteLocalities: true", 3, 2),
+        ("attempts: 4, retryRemoteLocalities: false", 5, 0),
+    ] {
+        let (upstreams, yaml) = upstreams(2, 503, policy).await;
+        let world = World::new(&format!("{yaml}{}", retries(&format!("{fields}, retryOn: '503', backoff: 1ms")))).await;
+        assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 503);
+        let seen: Vec<usize> = upstreams.iter().map(|upstream| upstream.requests.all()).collect();
+        assert_eq!(seen, [near, far], "{fields}");
+    }
+}
