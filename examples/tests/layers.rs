@@ -43,7 +43,7 @@ const CRATES: [Crate; 4] = [
             &["listeners", "outbound/mirror", "outbound/response_body", "outbound/rewrite"],
             &["outbound/request"],
             &["outbound/attempt"],
-            &["outbound/route"],
+            &["outbound/hedge", "outbound/route"],
             &["outbound"],
             &["mesh"],
             &["client", "server"],

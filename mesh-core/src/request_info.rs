@@ -248,6 +248,13 @@ impl RequestInfo {
         }
     }
 
+    /// Notes that the answer is that of an earlier try, which went to this endpoint.
+    pub fn note_winner(&mut self, endpoint: &Arc<EndpointState>) {
+        if let Some(record) = &mut self.record {
+            record.endpoint = Some(Arc::clone(endpoint));
+        }
+    }
+
     /// Notes the head of the response. Where it is all of it, as `is_end` says, its headers are a gRPC response's
     /// trailers (trailers-only).
     #[inline]

@@ -24,6 +24,7 @@ pub static DEFAULT_POLICY: RetryPolicy = RetryPolicy {
     per_try_timeout: None,
     avoids_tried: true,
     previous_priorities: None,
+    hedges: false,
     base_interval: Duration::from_millis(25),
     max_interval: Duration::from_millis(250),
     rate_limited: None,
@@ -94,10 +95,30 @@ pub fn decide(policy: &RetryPolicy, outcome: Outcome<'_>, request: &mut RequestI
     if request.attempts > policy.retries || !may_repeat(outcome, request.repeat) || !wants(policy, outcome, request) {
         return RetryDecision::Stop;
     }
-    match pause(policy, outcome, request) {
-        Some(after) if request.deadline.is_none_or(|deadline| now + after < deadline) => RetryDecision::Retry { after },
-        _ => RetryDecision::Stop,
+    pause(policy, outcome, request).map_or(RetryDecision::Stop, |after| in_time(after, request, now))
+}
+
+/// A try after this pause, if that begins before the deadline.
+fn in_time(after: Duration, request: &RequestInfo, now: Instant) -> RetryDecision {
+    let is_in_time = request.deadline.is_none_or(|deadline| now + after < deadline);
+    if is_in_time { RetryDecision::Retry { after } } else { RetryDecision::Stop }
+}
+
+/// Whether a request's tries that take too long go on beside the next ones. One that the application has not sent twice has
+/// no two tries at a time, either.
+#[inline]
+pub fn hedges(policy: &RetryPolicy, request: &RequestInfo) -> bool {
+    policy.hedges && matches!(request.repeat, None | Some(Repeat::Idempotent))
+}
+
+/// Decides where a try takes too long, and goes on: whether the next one begins. As long as there are retries left it does,
+/// whatever the policy's conditions are, since nothing has failed (Envoy's `shouldHedgeRetryPerTryTimeout`).
+pub fn hedge(policy: &RetryPolicy, request: &mut RequestInfo, now: Instant) -> RetryDecision {
+    if !hedges(policy, request) || request.attempts > policy.retries {
+        return RetryDecision::Stop;
     }
+    let after = backoff(policy, request.attempts, &mut request.random);
+    in_time(after, request, now)
 }
 
 /// Whether the application lets the request be sent once more.
@@ -131,8 +152,8 @@ const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 /// When to come back, in the head of a gRPC answer.
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
-/// Whether the policy wants another try after this outcome.
-fn wants(policy: &RetryPolicy, outcome: Outcome<'_>, request: &RequestInfo) -> bool {
+/// Whether the policy wants another try after this outcome, were there any left.
+pub fn wants(policy: &RetryPolicy, outcome: Outcome<'_>, request: &RequestInfo) -> bool {
     match outcome {
         Outcome::Failed(kind) => policy.on.intersects(conditions_of_failure(kind)),
         Outcome::Answered(status, headers) => {

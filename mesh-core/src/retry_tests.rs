@@ -55,6 +55,30 @@ fn what_failed_is_tried_again_as_the_policy_says() {
 }
 
 #[test]
+fn a_hedged_request_has_as_many_tries_as_there_are_retries_whatever_the_conditions() {
+    let hedged = RetryPolicy { hedges: true, ..policy("", 2) };
+    let decided = |policy: &RetryPolicy, attempts, repeat, deadline: Option<Duration>| {
+        let mut request = request(attempts);
+        let now = request.started;
+        (request.repeat, request.deadline) = (repeat, deadline.map(|left| now + left));
+        hedge(policy, &mut request, now) != RetryDecision::Stop
+    };
+    for (attempts, repeat, deadline, expected) in [
+        (1, None, None, true),
+        (2, None, None, true),
+        (3, None, None, false),
+        (1, Some(Repeat::Idempotent), None, true),
+        (1, Some(Repeat::IfUnprocessed), None, false),
+        (1, Some(Repeat::Never), None, false),
+        (1, None, Some(Duration::ZERO), false),
+        (1, None, Some(Duration::from_secs(1)), true),
+    ] {
+        assert_eq!(decided(&hedged, attempts, repeat, deadline), expected, "{attempts} {repeat:?} {deadline:?}");
+    }
+    assert!(!decided(&policy("5xx", 2), 1, None, None), "not without the policy");
+}
+
+#[test]
 fn answers_are_tried_again_as_the_policy_says() {
     let mut statuses = policy("retriable-status-codes", 1);
     statuses.statuses = vec![StatusCode::TOO_MANY_REQUESTS];

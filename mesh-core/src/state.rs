@@ -39,6 +39,8 @@ struct Shared {
     told: watch::Sender<KnownTls>,
     marks: Mutex<Marks>,
     usage: Usage,
+    /// Of requests, where the limit of retries goes by them.
+    beginnings: Mutex<retries::Beginnings>,
     teller: Teller,
 }
 

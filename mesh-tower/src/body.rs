@@ -5,6 +5,8 @@ pub(crate) mod length;
 mod upload;
 
 use std::any::Any;
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
@@ -245,6 +247,19 @@ impl Replay {
         }
     }
 
+    /// The body for another try beside the one that sends it; `None` if not all of it is known.
+    pub(crate) fn beside(&self) -> Option<Body> {
+        match self {
+            Replay::Bytes(bytes) | Replay::Pieces(bytes, _) => Some(Body(Kind::Full(bytes.clone()))),
+            Replay::Stream(upload) => {
+                let (data, trailers) = upload.copy()?;
+                let frames = data.into_iter().map(Frame::data).chain(trailers.map(Frame::trailers));
+                Some(Body::new(Frames(frames.collect())))
+            }
+            Replay::Gone => None,
+        }
+    }
+
     /// It will not be sent again.
     #[inline]
     pub(crate) fn forget(&mut self) {
@@ -263,6 +278,22 @@ impl Replay {
             Replay::Stream(upload) | Replay::Pieces(_, upload) => upload.cut_off(),
             Replay::Bytes(_) | Replay::Gone => false,
         }
+    }
+}
+
+/// Frames that are known, one after the other.
+struct Frames(VecDeque<Frame<Bytes>>);
+
+impl http_body::Body for Frames {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.pop_front().map(Ok))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
     }
 }
 

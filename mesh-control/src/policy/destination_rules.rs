@@ -277,6 +277,9 @@ fn connection_pool(written: &ConnectionPool) -> traffic::ConnectionPool {
         upgrades_to_http2: http.is_some_and(|http| http.h2_upgrade_policy == H2UpgradePolicy::Upgrade),
         as_caller: http.is_some_and(|http| http.use_client_protocol == Some(true)),
         max_concurrent_streams: http.and_then(|http| http.max_concurrent_streams).map(limit),
+        http2_keepalive: http
+            .and_then(|http| http.http2_keep_alive.as_ref())
+            .and_then(|pings| Some((pings.interval?, pings.timeout?))),
     }
 }
 
@@ -288,7 +291,8 @@ fn limit(written: i32) -> Limit {
 /// Envoy's defaults, which Istio takes (cluster_traffic_policy.go).
 fn retry_budget(written: &RetryBudget) -> traffic::RetryBudget {
     let (percent, at_least) = (written.percent.unwrap_or(20.0), written.min_retry_concurrency.unwrap_or(3));
-    traffic::RetryBudget { percent, at_least }
+    let interval = written.budget_interval.filter(|interval| !interval.is_zero());
+    traffic::RetryBudget { percent, at_least, interval }
 }
 
 fn outlier_detection(written: &OutlierDetection) -> traffic::OutlierDetection {

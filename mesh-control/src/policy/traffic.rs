@@ -37,6 +37,8 @@ pub struct RetryBudget {
     pub percent: f64,
     /// So many in any case.
     pub at_least: u32,
+    /// Those that began within this time count, in place of those that are under way.
+    pub interval: Option<Duration>,
 }
 
 /// Which endpoint a request goes to.
@@ -128,6 +130,8 @@ pub struct ConnectionPool {
     pub as_caller: bool,
     /// Streams on one connection, if a rule says so.
     pub max_concurrent_streams: Option<Limit>,
+    /// Pings on connections of HTTP/2, if a rule says so: how far apart they are, and how long an answer is waited for.
+    pub http2_keepalive: Option<(Duration, Duration)>,
 }
 
 /// Probes of the operating system on an idle connection; what is not set is the system's own.

@@ -394,6 +394,7 @@ fn note_limits(seen: &Cluster<'_>, degraded: &mut Vec<Degraded>) {
         ("http.idleTimeout", pool.idle_timeout.is_some()),
         ("http.maxRequestsPerConnection", pool.max_requests_per_connection.is_some()),
         ("http.http1MaxPendingRequests", pool.max_pending_requests != Limit::Unlimited),
+        ("http.http2KeepAlive", pool.http2_keepalive.is_some()),
         ("http.maxConcurrentStreams", pool.max_concurrent_streams.is_some()),
     ];
     let retries = [

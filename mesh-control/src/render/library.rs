@@ -416,7 +416,7 @@ fn circuit_breakers(traffic: &TrafficPolicy) -> cluster::CircuitBreakers {
     let budget = traffic.retry_budget.map(|budget| RetryBudget {
         budget_percent: Some(Percent { value: budget.percent }),
         min_retry_concurrency: number(budget.at_least),
-        ..Default::default()
+        budget_interval: budget.interval.map(duration),
     });
     cluster::CircuitBreakers {
         thresholds: vec![cluster::circuit_breakers::Thresholds {

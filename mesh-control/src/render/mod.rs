@@ -544,6 +544,11 @@ fn http_options(seen: &Cluster<'_>) -> HashMap<String, Any> {
             .and_then(Limit::number)
             .filter(|streams| *streams < i32::MAX as u32)
             .and_then(proto::number),
+        connection_keepalive: pool.http2_keepalive.map(|(interval, timeout)| core::KeepaliveSettings {
+            interval: Some(proto::duration(interval)),
+            timeout: Some(proto::duration(timeout)),
+            ..Default::default()
+        }),
         ..Default::default()
     };
     let protocol = match (pool.as_caller, is_http2) {

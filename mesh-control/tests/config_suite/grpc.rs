@@ -515,11 +515,11 @@ fn a_cluster_for_grpc_balances_by_round_robin_unless_a_rule_says_otherwise() {
         assert_eq!(cluster.load_balancing_policy.is_some(), prefers, "{policy}");
         assert_eq!(degraded(&plane), fields, "{policy}");
     }
-    let pool = "trafficPolicy: {connectionPool: {tcp: {connectTimeout: 1s}, http: {idleTimeout: 1s, maxRequestsPerConnection: 2, http2MaxRequests: 5, maxRetries: 1}}, retryBudget: {percent: 5}}";
+    let pool = "trafficPolicy: {connectionPool: {tcp: {connectTimeout: 1s}, http: {idleTimeout: 1s, maxRequestsPerConnection: 2, http2MaxRequests: 5, maxRetries: 1, http2KeepAlive: {interval: 1s, timeout: 1s}}}, retryBudget: {percent: 5}}";
     let plane = plane_from(&(SERVICE.replace("SUBSETS", pool) + "  - route: [{destination: {host: web}}]"));
     let cluster = Seen::new(&plane, grpc_client("shop")).cluster("outbound|80||web.shop.svc.cluster.local");
     assert_eq!(cluster.circuit_breakers.unwrap().thresholds[0].max_requests.as_ref().unwrap().value, 5);
-    assert_eq!(degraded(&plane).len(), 5);
+    assert_eq!(degraded(&plane).len(), 6);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_tower::body::Body;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -275,4 +276,43 @@ async fn limits_of_zero_and_less_are_none() {
     while let Some(answered) = asked.join_next().await {
         assert_eq!(answered.unwrap().unwrap(), 200);
     }
+}
+
+/// A server that speaks HTTP/2 as far as its settings, and answers nothing: neither requests nor pings, of which it tells.
+async fn mute(pings: tokio::sync::watch::Sender<usize>) -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let pings = pings.clone();
+            tokio::spawn(async move {
+                let mut preface = [0; 24];
+                stream.read_exact(&mut preface).await?;
+                stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await?;
+                let mut head = [0; 9];
+                while stream.read_exact(&mut head).await.is_ok() {
+                    let length = usize::from(head[1]) << 8 | usize::from(head[2]);
+                    stream.read_exact(&mut vec![0; length]).await?;
+                    pings.send_modify(|pings| *pings += usize::from(head[3] == 6));
+                }
+                std::io::Result::Ok(())
+            });
+        }
+    });
+    at
+}
+
+#[tokio::test]
+async fn a_server_that_answers_no_pings_is_given_up() {
+    let policy =
+        "{connectionPool: {http: {h2UpgradePolicy: UPGRADE, http2KeepAlive: {interval: 20ms, timeout: 20ms}}}}";
+    let (pings, mut seen) = tokio::sync::watch::channel(0);
+    let at = mute(pings).await;
+    let yaml = service("web", &[("v1", at)])
+        .replace("  host: web.example.com\n", &format!("  host: web.example.com\n  trafficPolicy: {policy}\n"));
+    let once = rules("  - retries: {attempts: 0}\n    route: [{destination: {host: web.example.com}}]\n");
+    let world = World::new(&format!("{yaml}{once}")).await;
+    let answer = tokio::time::timeout(PATIENCE, world.get("http://web.example.com/")).await.expect("it ends");
+    assert_eq!(answer.unwrap_err().kind(), ErrorKind::ConnectionLost);
+    seen.wait_for(|pings| *pings > 0).await.unwrap();
 }

@@ -84,3 +84,20 @@ async fn every_second_retry_goes_to_a_priority_that_was_not_tried() {
         assert_eq!(seen, [near, far], "{fields}");
     }
 }
+
+#[tokio::test]
+async fn a_budget_with_a_time_has_requests_count_that_are_over() {
+    let retried = retries("attempts: 1, retryOn: '503', backoff: 1ms");
+    for (interval, tries) in [("", 1), (", budgetInterval: 0s", 1), (", budgetInterval: 1h", 2)] {
+        let policy = format!("{{retryBudget: {{percent: 25, minRetryConcurrency: 0{interval}}}}}");
+        let (upstreams, yaml) = upstreams(1, 200, &policy).await;
+        let world = World::new(&format!("{yaml}{retried}")).await;
+        for _ in 0..3 {
+            assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 200);
+        }
+        upstreams[0].answer(503);
+        // A quarter of four that began, or of one that is under way.
+        assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 503);
+        assert_eq!(world.attempts(), tries, "{interval}");
+    }
+}

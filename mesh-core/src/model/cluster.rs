@@ -37,6 +37,8 @@ pub struct Cluster {
     pub max_connection_duration: Option<Duration>,
     /// Probes of the operating system on idle connections; `None` = none.
     pub tcp_keepalive: Option<TcpKeepalive>,
+    /// Pings on connections of HTTP/2; `None` = none.
+    pub http2_keepalive: Option<Http2Keepalive>,
     /// How much it may have under way. No limits by default; Envoy's ([`CircuitBreakers::ENVOY`]) where a control plane
     /// says nothing.
     pub circuit_breakers: CircuitBreakers,
@@ -188,6 +190,15 @@ pub struct TcpKeepalive {
     pub interval: Option<Duration>,
 }
 
+/// Pings on a connection of HTTP/2, whether it carries requests or not. One that is not answered ends the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Http2Keepalive {
+    /// How far apart they are; what arrives meanwhile stands for an answer.
+    pub interval: Duration,
+    /// How long an answer is waited for.
+    pub timeout: Duration,
+}
+
 /// What the endpoints of a cluster speak. Exhaustive: one more is one more way to talk to them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClusterProtocol {
@@ -283,6 +294,7 @@ impl Cluster {
             max_concurrent_streams: None,
             max_connection_duration: None,
             tcp_keepalive: None,
+            http2_keepalive: None,
             circuit_breakers: CircuitBreakers::default(),
             outlier_detection: None,
             service: None,

@@ -1,5 +1,7 @@
 //! How much of something a cluster may have under way at once.
 
+use std::time::Duration;
+
 use crate::model::Fraction;
 
 /// Limits of a cluster, and of each of its endpoints: what is above them fails at once (Envoy's circuit breakers, of
@@ -57,6 +59,9 @@ pub enum RetryLimit {
         share: Fraction,
         /// So many in any case.
         at_least: u32,
+        /// Zero: those in flight count. Else those that began within this time (`budget_interval`), whether they are over
+        /// or not.
+        interval: Duration,
     },
 }
 

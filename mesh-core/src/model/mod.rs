@@ -39,8 +39,8 @@ mod route;
 mod strings;
 
 pub use cluster::{
-    BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, ConsistentHashing, HashFunction, PriorityPolicy,
-    SlowStart, TcpKeepalive, UpstreamTls,
+    BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, ConsistentHashing, HashFunction, Http2Keepalive,
+    PriorityPolicy, SlowStart, TcpKeepalive, UpstreamTls,
 };
 pub use endpoint::{Endpoint, Endpoints, Health, LocalityEndpoints};
 pub use ext_authz::{CheckProtocol, CheckedBody, ExtAuthz, HttpCheck, IN_PROCESS};

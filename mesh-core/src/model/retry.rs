@@ -26,6 +26,9 @@ pub struct RetryPolicy {
     /// After every so many tries, those that follow prefer priorities that none of them went to (`previous_priorities`);
     /// `None` = every try goes by the same shares of load.
     pub previous_priorities: Option<NonZeroU32>,
+    /// Whether a try that takes longer than `per_try_timeout` goes on, and the next one begins beside it
+    /// (`hedge_on_per_try_timeout`). The first good answer counts.
+    pub hedges: bool,
     /// The back-off before the first retry; doubles. 25 ms by default.
     pub base_interval: Duration,
     /// The longest back-off. Ten times the base by default.

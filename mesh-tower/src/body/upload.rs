@@ -150,6 +150,13 @@ impl Upload {
         Some(Reader(Upload { state: Arc::clone(&self.state), turn }))
     }
 
+    /// All of it by itself, if it has come to its end and is kept: the try that sends it goes on.
+    pub(super) fn copy(&self) -> Option<(Vec<Bytes>, Option<HeaderMap>)> {
+        let state = self.lock();
+        let kept = state.kept.as_ref().filter(|_| state.has_ended() && !state.is_cut && state.turn == self.turn)?;
+        Some((kept.frames.to_vec(), kept.trailers.as_deref().cloned()))
+    }
+
     /// Keeps nothing of it any more: there will be no other try.
     pub(super) fn stop_keeping(&self) {
         let mut state = self.lock();
@@ -223,8 +230,12 @@ impl State {
     /// Whether nothing follows what was read so far.
     fn is_at_end(&self) -> bool {
         let is_replaying = self.kept.as_ref().is_some_and(|kept| self.had < kept.len());
-        let has_ended = || self.has_ended || self.stream.as_ref().is_some_and(|stream| stream.is_end_stream());
-        !is_replaying && self.handed.is_none() && has_ended()
+        !is_replaying && self.handed.is_none() && self.has_ended()
+    }
+
+    /// Whether the stream has nothing more to give.
+    fn has_ended(&self) -> bool {
+        self.has_ended || self.stream.as_ref().is_some_and(|stream| stream.is_end_stream())
     }
 
     /// The next frame that an earlier try has read.

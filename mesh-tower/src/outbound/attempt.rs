@@ -47,6 +47,9 @@ impl Attempt {
         let pick = cluster.pick(&mut PickArgs::of(info), || original_destination)?;
         let endpoint = pick.in_flight.endpoint();
         info.note_attempt(endpoint);
+        if let Some(leaf) = cluster.leaves().get(pick.leaf) {
+            leaf.state.note_beginning(pick.cluster.circuit_breakers.retries, Instant::now);
+        }
         let attempt = Attempt {
             security: Security::of(pick.cluster, endpoint.is_mutual_tls())?,
             in_flight: pick.in_flight,
@@ -100,12 +103,29 @@ impl Attempt {
 
     /// Whether there is another try after this one.
     fn again(&self, route: &RouteRef<'_>, outcome: Outcome<'_>, info: &mut RequestInfo) -> Again {
-        let policy = policy(route);
-        let RetryDecision::Retry { after } = retry::decide(policy, outcome, info, Instant::now()) else {
+        let (policy, now) = (policy(route), Instant::now());
+        let RetryDecision::Retry { after } = retry::decide(policy, outcome, info, now) else {
             return Again::No;
         };
+        self.permitted(route, after, info, now)
+    }
+
+    /// Whether another try begins beside this one, which takes too long.
+    pub(super) fn beside(&self, route: &RouteRef<'_>, info: &mut RequestInfo) -> Option<Retry> {
+        self.report_failure(ErrorKind::Timeout, route, info);
+        let now = Instant::now();
+        let RetryDecision::Retry { after } = retry::hedge(policy(route), info, now) else { return None };
+        match self.permitted(route, after, info, now) {
+            Again::Wanted(retry) => Some(retry),
+            Again::TooMany(_) | Again::No => None,
+        }
+    }
+
+    /// The try that the policy wants after this one, if the cluster allows one more.
+    fn permitted(&self, route: &RouteRef<'_>, after: Duration, info: &mut RequestInfo, now: Instant) -> Again {
+        let policy = policy(route);
         let Some(leaf) = route.cluster.and_then(|cluster| cluster.leaves().get(self.leaf)) else { return Again::No };
-        let Some(permit) = leaf.state.retry(leaf.cluster.circuit_breakers.retries) else {
+        let Some(permit) = leaf.state.retry(leaf.cluster.circuit_breakers.retries, now) else {
             let retries = leaf.state.usage().retries();
             return Again::TooMany(format!(
                 "it is not tried again: {retries} retries are under way, which is the limit"
@@ -144,7 +164,7 @@ enum Again {
 
 /// The retry policy of a route.
 #[inline]
-fn policy<'v>(route: &RouteRef<'v>) -> &'v RetryPolicy {
+pub(super) fn policy<'v>(route: &RouteRef<'v>) -> &'v RetryPolicy {
     match &route.route.action {
         RouteAction::Forward(forward) => forward.retry.as_deref().unwrap_or(&retry::DEFAULT_POLICY),
         _ => &retry::DEFAULT_POLICY,
@@ -340,7 +360,7 @@ impl<T: Transport> ActiveRequest<T> {
         Some((self.pause(retry), request))
     }
 
-    fn pause(&mut self, retry: Retry) -> Step<T> {
+    pub(super) fn pause(&mut self, retry: Retry) -> Step<T> {
         self.retry = Some(retry.permit);
         let after = retry.after;
         Step::Wait(Box::pin(async move {

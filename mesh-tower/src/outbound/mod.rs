@@ -3,12 +3,13 @@
 //!
 //! [`request`] has what a request knows and holds. Its steps are plain functions, in the order of the walk: [`route`]
 //! finds the target's view, the route, and what the route wants; [`attempt`] picks an endpoint and a connection, and
-//! decides what becomes of a failure; [`response_body`] is the way home. A step goes on to the next one as long as
+//! decides what becomes of a failure, [`hedge`] has tries go on beside each other; [`response_body`] is the way home. A step goes on to the next one as long as
 //! nothing has to be waited for, so most requests are in the connection's queue before the call returns. What is
 //! waited for, that is a first view, a filter, a pause, a dial, is a [`Wait`], and what it wakes up with says where to
 //! go on.
 
 mod attempt;
+mod hedge;
 mod mirror;
 mod request;
 mod response_body;
@@ -68,6 +69,7 @@ pub(crate) fn send<T: Transport>(
             policy_wants_response: false,
             retry: None,
             try_until: None,
+            rivals: Vec::new(),
             timer: None,
         },
         flight: Flight::Here { request: None },
@@ -107,6 +109,20 @@ pin_project! {
             #[pin]
             exchange: F,
         },
+        /// On its way, as a try that may go on beside the next one; `None` while it is put there.
+        Apart { exchange: Option<Pin<Box<F>>> },
+    }
+}
+
+impl<F: Future> FlightProjection<'_, F> {
+    /// What becomes of a request on its way; `None` where it is not.
+    #[inline]
+    fn poll(self, cx: &mut Context<'_>) -> Option<Poll<F::Output>> {
+        match self {
+            FlightProjection::Here { .. } => None,
+            FlightProjection::Away { exchange } => Some(exchange.poll(cx)),
+            FlightProjection::Apart { exchange } => exchange.as_mut().map(|exchange| exchange.as_mut().poll(cx)),
+        }
     }
 }
 
@@ -129,7 +145,13 @@ impl<T: Transport> Outbound<T> {
         }
         match step {
             Ok(Step::Send) => match length::check(&head.headers, &mut body) {
-                Ok(()) => this.flight.set(Flight::Away { exchange: this.request.dispatch(head, body) }),
+                Ok(()) => {
+                    let exchange = this.request.dispatch(head, body);
+                    this.flight.set(match this.request.hedges() {
+                        false => Flight::Away { exchange },
+                        true => Flight::Apart { exchange: Some(Box::pin(exchange)) },
+                    });
+                }
                 Err(error) => return Some(Err(this.request.refuse(error))),
             },
             Ok(Step::Wait(wait)) => {
@@ -139,7 +161,7 @@ impl<T: Transport> Outbound<T> {
             Ok(Step::Done(response)) => {
                 return Some(Ok(this.request.deliver(reply::to(&head.method, response))));
             }
-            Err(error) => return Some(Err(this.request.fail(error))),
+            Err(error) => return this.request.lost(error).map(Err),
         }
         None
     }
@@ -153,7 +175,7 @@ impl<T: Transport> Outbound<T> {
     ) -> Option<Concluded<T::Body>> {
         match (request, step) {
             (Some((head, body)), step) => self.step(head, body, |_, _| step),
-            (None, Err(error)) => Some(Err(self.project().request.fail(error))),
+            (None, Err(error)) => self.project().request.lost(error).map(Err),
             (None, Ok(_)) => unreachable!("a request that is not whole is not tried again"),
         }
     }
@@ -164,6 +186,14 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
     fn poll_response(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Concluded<T::Body>> {
         loop {
             let mut this = self.as_mut().project();
+            if !this.request.rivals.is_empty() {
+                let is_over = this.wait.is_none() && this.request.attempt.is_none();
+                if let Some(ended) = this.request.poll_rivals(is_over, cx) {
+                    this.flight.set(Flight::Here { request: None });
+                    *this.wait = None;
+                    return Poll::Ready(ended.and_then(|response| this.request.answered(response)));
+                }
+            }
             let concluded = if let Some(wait) = this.wait {
                 let woken = match wait.as_mut().poll(cx) {
                     Poll::Ready(woken) => woken,
@@ -175,18 +205,26 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
                 *this.wait = None;
                 let request = match this.flight.as_mut().project() {
                     FlightProjection::Here { request } => request.take(),
-                    FlightProjection::Away { .. } => None,
+                    FlightProjection::Away { .. } | FlightProjection::Apart { .. } => None,
                 };
                 let (head, body) = request.expect("the request is here while something is waited for");
                 self.as_mut().step(head, body, |active, head| active.woken(woken, head))
-            } else if let FlightProjection::Away { exchange } = this.flight.as_mut().project() {
-                let answer = match exchange.poll(cx) {
+            } else if let Some(polled) = this.flight.as_mut().project().poll(cx) {
+                let answer = match polled {
                     Poll::Ready(answer) => Ok(answer),
                     Poll::Pending => match ready!(this.request.poll_limits(cx)) {
                         Expired::Request(error) => return Poll::Ready(Err(error)),
                         Expired::Try => Err(()),
                     },
                 };
+                if answer.is_err()
+                    && let FlightProjection::Apart { exchange } = this.flight.as_mut().project()
+                {
+                    if let Some((step, request)) = this.request.hedge(exchange) {
+                        self.as_mut().step_after(Some(request), Ok(step));
+                    }
+                    continue;
+                }
                 // Another client's future may hold what its next request waits for; and a try that took too long ends here.
                 this.flight.set(Flight::Here { request: None });
                 if let Ok(Ok(response)) = &answer
@@ -199,6 +237,10 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
                         return Poll::Ready(this.request.answered(response));
                     }
                     Ok(Ok(response)) => match this.request.try_again_after(&response) {
+                        None if this.request.waits_for_a_better(&response) => {
+                            this.request.give_up(response.body().is_end_stream());
+                            None
+                        }
                         None => return Poll::Ready(this.request.answered(response)),
                         Some((step, request)) => self.as_mut().step_after(Some(request), Ok(step)),
                     },
@@ -211,6 +253,13 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
                         self.as_mut().step_after(request, step)
                     }
                 }
+            } else if !this.request.rivals.is_empty() {
+                match ready!(this.request.poll_limits(cx)) {
+                    Expired::Request(error) => return Poll::Ready(Err(error)),
+                    // There is no present try that could be late.
+                    Expired::Try => this.request.try_until = None,
+                }
+                None
             } else {
                 unreachable!("what is not waited for is on its way, and is not polled again when it was answered")
             };
@@ -261,6 +310,8 @@ impl<T: Transport> ActiveRequest<T> {
         }
         self.replay.forget();
         self.retry = None;
+        // They are given up before the answer is read.
+        self.rivals.clear();
         self.pass_back(&mut head, body.is_end_stream());
         let is_observed = self.info.is_observed() || (self.info.is_grpc && self.is_watched());
         let body = ResponseBody::new(Content::Upstream { body }, self.take_deadline(), is_observed);

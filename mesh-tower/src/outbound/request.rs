@@ -22,7 +22,7 @@ use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 use tokio::time::Sleep;
 
 use super::mirror::{Copies, Mirrors};
-use crate::transport::{HttpVersion, Replay, Security, Transport};
+use crate::transport::{HttpVersion, Replay, Security, Sending, Transport};
 use crate::{filters, headers};
 
 /// What the requests of one client have in common.
@@ -74,6 +74,8 @@ pub(super) struct ActiveRequest<T: Transport> {
     pub(super) retry: Option<RetryPermit>,
     /// When the present try has taken too long.
     pub(super) try_until: Option<Instant>,
+    /// Tries that took too long, and go on beside the present one.
+    pub(super) rivals: Vec<Rival<T>>,
     /// For the deadline or the end of the try, whichever comes first. Runs from when there is something to wait for.
     pub(super) timer: Option<Pin<Box<Sleep>>>,
 }
@@ -109,6 +111,16 @@ pub(super) enum Expired {
     Request(MeshError),
     /// The present try.
     Try,
+}
+
+/// A try that goes on beside the present one. Dropped, it is given up.
+pub(super) struct Rival<T: Transport> {
+    pub(super) exchange: Pin<Box<T::Exchange>>,
+    pub(super) connection: Option<T::Connection>,
+    pub(super) sending: Sending,
+    pub(super) attempt: Attempt,
+    /// It counts as a retry until it is over.
+    pub(super) _retry: Option<RetryPermit>,
 }
 
 /// One try: the endpoint that it goes to, counted among its requests in flight.
@@ -167,12 +179,9 @@ impl<T: Transport> ActiveRequest<T> {
 
     /// The head of an answer came. A gRPC call ends with its trailers, unless these are all of it.
     pub(super) fn note_answer(&mut self, status: StatusCode, headers: &HeaderMap) {
-        let outcome = match grpc_status(headers).filter(|_| self.info.is_grpc) {
-            Some(code) => Outlier::of_grpc(code),
-            None if self.info.is_grpc && status == StatusCode::OK => return,
-            None => Outlier::Status(status.as_u16()),
-        };
-        self.note_outcome(outcome);
+        if let Some(outcome) = outcome_of(status, headers, self.info.is_grpc) {
+            self.note_outcome(outcome);
+        }
     }
 
     /// The trailers of an answer came.
@@ -217,6 +226,17 @@ impl<T: Transport> ActiveRequest<T> {
         };
         self.info.note_error(error.kind());
         error
+    }
+
+    /// The present try came to nothing, and there is none after it: what the request fails with, unless others go on.
+    #[cold]
+    pub(super) fn lost(&mut self, error: MeshError) -> Option<MeshError> {
+        if self.rivals.is_empty() {
+            return Some(self.fail(error));
+        }
+        self.end_attempt();
+        self.retry = None;
+        None
     }
 
     /// The response breaks off; the error says at which endpoint.
@@ -332,6 +352,15 @@ impl<T: Transport> Drop for ActiveRequest<T> {
         {
             filters::on_end(route.get().destination.filters(), self.filters_entered, &self.info);
         }
+    }
+}
+
+/// What the head of an answer says of the endpoint; `None` where the trailers will.
+pub(super) fn outcome_of(status: StatusCode, headers: &HeaderMap, is_grpc: bool) -> Option<Outlier> {
+    match grpc_status(headers).filter(|_| is_grpc) {
+        Some(code) => Some(Outlier::of_grpc(code)),
+        None if is_grpc && status == StatusCode::OK => None,
+        None => Some(Outlier::Status(status.as_u16())),
     }
 }
 

@@ -222,9 +222,13 @@ async fn dial(
 ) -> Result<Http2Connection, MeshError> {
     let stream = super::dial(cluster, endpoint, security, Some(HTTP2), permit).await?;
     let retired = stream.retired().clone();
-    let (sender, connection) = http2::Builder::new(Tasks)
-        .timer(TokioTimer::new())
-        .max_header_list_size(MAX_HEADER_LIST_BYTES)
+    let mut builder = http2::Builder::new(Tasks);
+    builder.timer(TokioTimer::new()).max_header_list_size(MAX_HEADER_LIST_BYTES);
+    if let Some(keepalive) = cluster.http2_keepalive {
+        builder.keep_alive_while_idle(true).keep_alive_interval(keepalive.interval);
+        builder.keep_alive_timeout(keepalive.timeout);
+    }
+    let (sender, connection) = builder
         .initial_max_send_streams(streams as usize)
         .handshake(TokioIo::new(stream))
         .await

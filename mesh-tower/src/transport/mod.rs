@@ -30,7 +30,7 @@ use crate::body::{Body, BoxError};
 pub(crate) use dial::dial;
 pub(crate) use failure::{Failure, FailureCause};
 pub(crate) use pool::{close_idle, pooled};
-pub(crate) use replay::Replay;
+pub(crate) use replay::{Replay, Sending};
 pub(crate) use security::Security;
 pub(crate) use upkeep::look_after;
 

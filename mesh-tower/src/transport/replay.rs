@@ -19,6 +19,15 @@ pub(crate) struct Replay {
     body: body::Replay,
 }
 
+/// A body that a try sends; ended with it.
+pub(crate) struct Sending(body::Replay);
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.0.cut_off();
+    }
+}
+
 impl Default for Replay {
     #[inline(always)]
     fn default() -> Self {
@@ -59,6 +68,28 @@ impl Replay {
     /// The request, whole again; `None` if some of its body is gone.
     pub(crate) fn restore(&mut self) -> Option<(Parts, Body)> {
         let body = std::mem::take(&mut self.body).take()?;
+        Some((self.head(), body))
+    }
+
+    /// The request once more, for a try beside the one that is under way, and what is being sent by that. `None` if not all
+    /// of it is known, or if it asks for a tunnel, of which there can be one only.
+    #[cold]
+    pub(crate) fn beside(&mut self) -> Option<((Parts, Body), Sending)> {
+        if self.method == Method::CONNECT || self.headers.iter().any(|(name, _)| *name == UPGRADE) {
+            return None;
+        }
+        let body = self.body.beside()?;
+        let sending = Sending(std::mem::take(&mut self.body));
+        Some(((self.head(), body), sending))
+    }
+
+    /// From here on, what another try sends is what is sent of the request.
+    pub(crate) fn follow(&mut self, mut sending: Sending) {
+        self.body.cut_off();
+        self.body = std::mem::take(&mut sending.0);
+    }
+
+    fn head(&mut self) -> Parts {
         let (mut head, ()) = Request::new(()).into_parts();
         head.method = self.method.clone();
         head.uri = self.uri.clone();
@@ -67,7 +98,7 @@ impl Replay {
         for (name, value) in self.headers.drain(..) {
             head.headers.append(name, value);
         }
-        Some((head, body))
+        head
     }
 
     /// Forgets the request: it was answered.

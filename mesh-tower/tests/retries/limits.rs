@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use http::{Request, Version};
+use http::Request;
 use mesh_core::error::ErrorKind;
 use mesh_core::grpc_timeout;
 use mesh_core::request_info::Deadline;
@@ -127,12 +127,12 @@ async fn servers_are_told_how_long_there_is_left() {
 }
 
 /// Sends a request in a task of its own.
-fn spawn(world: &World, request: Request<Body>) -> JoinHandle<Option<u16>> {
+pub(crate) fn spawn(world: &World, request: Request<Body>) -> JoinHandle<Option<u16>> {
     let asked = world.mesh.client().request(request);
     tokio::spawn(async move { asked.await.ok().map(|response| response.status().as_u16()) })
 }
 
-async fn until(condition: impl Fn() -> bool) {
+pub(crate) async fn until(condition: impl Fn() -> bool) {
     let met = async {
         while !condition() {
             tokio::task::yield_now().await;
@@ -215,12 +215,16 @@ async fn a_failure_says_that_there_are_too_many_retries() {
 async fn a_caller_that_goes_away_takes_everything_along() {
     let patient = World::new(2, &retries("attempts: 2, retryOn: '503', backoff: 1000s")).await;
     let hasty = World::new(2, &retries("attempts: 2, retryOn: '503', backoff: 1ms")).await;
-    for version in [Version::HTTP_11, Version::HTTP_2] {
-        let asking = |path: &str| if version == Version::HTTP_2 { http2("GET", path) } else { request("GET", path) };
+    for kind in ["HTTP/1.1", "HTTP/2", "gRPC"] {
+        let asking = |path: &str| match kind {
+            "gRPC" => grpc(path, &[]),
+            "HTTP/2" => http2("GET", path),
+            _ => request("GET", path),
+        };
         let first = spawn(&hasty, asking("/hang"));
         hasty.until_open(1).await;
         assert_eq!(hasty.under_way(), (1, 0));
-        let again = spawn(&hasty, asking(&format!("/then-hang/1/status/503?{version:?}")));
+        let again = spawn(&hasty, asking(&format!("/then-hang/1/status/503?{kind}")));
         until(|| hasty.under_way() == (2, 1)).await;
         hasty.until_open(2).await;
         let pausing = spawn(&patient, asking("/status/503"));

@@ -52,7 +52,8 @@ impl Log {
 /// - `/then-ok/n/...` does the rest of the path for the first `n` requests with this path and query that the servers of the
 ///   log see, and answers with 200 and the request's body from then on; `/then-hang/n/...` does not answer then.
 /// - `/reset` reads the request and ends its stream, or its connection, without an answer. `/refuse` refuses the stream.
-/// - `/hang` never answers.
+/// - `/hang` never answers. `/late/...` does the rest of the path as soon as servers have seen a second request with this
+///   path and query.
 ///
 /// What it does first is to read the body, unless the query is `unread` and it is not going to answer with it.
 pub(crate) async fn server(log: &Log, open: &watch::Sender<usize>) -> SocketAddr {
@@ -93,7 +94,6 @@ async fn answer(
     log: Log,
     open: watch::Sender<usize>,
 ) -> Result<Response<Full<Bytes>>, BoxError> {
-    let _open = Open::new(open);
     let (head, body) = request.into_parts();
     let path = head.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
     let (position, number) = {
@@ -101,6 +101,8 @@ async fn answer(
         log.push(Seen { server, path: path.clone(), headers: head.headers.clone(), body: None });
         (log.len() - 1, log.iter().filter(|seen| seen.path == path).count())
     };
+    let mut changes = open.subscribe();
+    let _open = Open::new(open);
     let mut steps = head.uri.path().split('/').skip(1);
     let mut step = steps.next().unwrap_or_default();
     if let Some(last) = step.strip_prefix("then-") {
@@ -113,6 +115,11 @@ async fn answer(
     };
     if let Some(seen) = log.0.lock().unwrap().get_mut(position) {
         seen.body = Some(body.clone());
+    }
+    while step == "late" {
+        let is_second = |_: &usize| log.0.lock().unwrap().iter().filter(|seen| seen.path == path).count() > 1;
+        _ = changes.wait_for(is_second).await;
+        step = steps.next().unwrap();
     }
     let mut response = match step {
         "ok" => Response::new(Full::new(body)),

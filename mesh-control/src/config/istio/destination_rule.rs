@@ -212,7 +212,14 @@ message! {
         /// Streams on one connection.
         max_concurrent_streams: Option<i32> = "maxConcurrentStreams",
         /// HTTP/2 pings.
-        http2_keep_alive: Option<Opaque> = "http2KeepAlive",
+        http2_keep_alive: Option<Http2KeepAlive> = "http2KeepAlive",
+    }
+    /// HTTP/2 pings.
+    pub struct Http2KeepAlive {
+        /// How far apart they are.
+        interval: Option<Duration> = "interval",
+        /// How long an answer is waited for.
+        timeout: Option<Duration> = "timeout",
     }
     /// Ejection of failing endpoints.
     pub struct OutlierDetection {
@@ -539,6 +546,17 @@ fn check_settings(balancer: Option<&LoadBalancer>, pool: Option<&ConnectionPool>
     ] {
         if count.is_some_and(|count| count < 0) {
             error(field, "less than 0");
+        }
+    }
+    if let Some(pings) = &http.http2_keep_alive {
+        for (field, time) in [("interval", pings.interval), ("timeout", pings.timeout)] {
+            match time {
+                None => error(&format!("http2KeepAlive.{field}"), "is needed for pings to be sent"),
+                Some(time) if time < Duration::from_millis(1) => {
+                    error(&format!("http2KeepAlive.{field}"), "less than 1ms");
+                }
+                Some(_) => {}
+            }
         }
     }
     if http.use_client_protocol == Some(true) && http.h2_upgrade_policy == H2UpgradePolicy::Upgrade {

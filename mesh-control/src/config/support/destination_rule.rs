@@ -67,7 +67,8 @@ const TRAFFIC_POLICY: &[Row] = &[
     http_only("connectionPool.http.maxRetries", "gRPC's clients have no such limit"),
     unneeded_by_grpc("connectionPool.http.useClientProtocol"),
     http_only("connectionPool.http.maxConcurrentStreams", "gRPC's clients take the server's limit"),
-    both("connectionPool.http.http2KeepAlive", NotYet("no pings are sent")),
+    http_only("connectionPool.http.http2KeepAlive.interval", "gRPC's clients have their own"),
+    http_only("connectionPool.http.http2KeepAlive.timeout", "gRPC's clients have their own"),
     both("outlierDetection.consecutiveErrors", NotYet(NO_ERRORS)),
     http_only("outlierDetection.splitExternalLocalOriginErrors", GRPC_REACHES),
     http_only("outlierDetection.consecutiveLocalOriginFailures", GRPC_REACHES),
@@ -113,7 +114,7 @@ const WHOLE_POLICY: &[Row] = &[
     both("proxyProtocol", NotYet("connections start without it")),
     http_only("retryBudget.percent", "gRPC's clients have no such limit"),
     http_only("retryBudget.minRetryConcurrency", "gRPC's clients have no such limit"),
-    both("retryBudget.budgetInterval", NotYet("the requests that are under way count, and no others")),
+    http_only("retryBudget.budgetInterval", "gRPC's clients have no such limit"),
 ];
 
 const PORT_NUMBER: &[Row] = &[both("number", Enforced)];

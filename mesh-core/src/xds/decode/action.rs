@@ -30,6 +30,8 @@ pub(super) struct Inherited {
     pub(super) plugins: HashMap<String, bool>,
     /// The retry policy of the virtual host; a route's own replaces it.
     pub(super) retry: Option<Box<RetryPolicy>>,
+    /// Whether requests are hedged; what a route says of it goes before.
+    pub(super) hedges: bool,
 }
 
 pub(super) fn action(
@@ -88,7 +90,7 @@ fn forward(notes: &mut Notes<'_>, value: pb::RouteAction, inherited: &Inherited)
         cluster_not_found_response_code, append_x_forwarded_host, idle_timeout, flush_timeout, early_data_policy,
         retry_policy_typed_config, priority, rate_limits, include_vh_rate_limits,
         cors, max_grpc_timeout, grpc_timeout_offset, upgrade_configs, internal_redirect_policy,
-        internal_redirect_action, max_internal_redirects, hedge_policy);
+        internal_redirect_action, max_internal_redirects);
     let path = match (prefix_rewrite, regex_rewrite) {
         (prefix, None) if prefix.is_empty() => None,
         (prefix, None) => Some(PathChange::Prefix(prefix)),
@@ -105,13 +107,21 @@ fn forward(notes: &mut Notes<'_>, value: pb::RouteAction, inherited: &Inherited)
         Ok(clusters) => clusters,
         Err(reason) => return Ok(unusable(reason)),
     };
+    let mut retry = notes.optional("retry_policy", retry_policy, retry::policy)?.or_else(|| inherited.retry.clone());
+    let hedges = notes.optional("hedge_policy", hedge_policy, retry::hedges)?.unwrap_or(inherited.hedges);
+    match &mut retry {
+        Some(policy) if policy.per_try_timeout.is_some() => policy.hedges = hedges,
+        // Without the time of a try, nothing is ever late.
+        _ if hedges => notes.ignore("hedge_policy (without per_try_timeout)"),
+        _ => {}
+    }
     let forward = Forward {
         clusters,
         path,
         authority,
         timeout: notes.optional("timeout", timeout, |_, value| duration(&value))?,
         max_stream_duration: notes.optional("max_stream_duration", max_stream_duration, stream_duration)?,
-        retry: notes.optional("retry_policy", retry_policy, retry::policy)?.or_else(|| inherited.retry.clone()),
+        retry,
         mirrors: notes
             .each("request_mirror_policies", request_mirror_policies, mirror)?
             .into_iter()

@@ -17,7 +17,9 @@ use super::notes::{Notes, ignored};
 use super::{balancer, limits, route::cluster_name, tls};
 use crate::error::Invalid;
 use crate::id::{Address, ClusterName};
-use crate::model::{CircuitBreakers, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Endpoints, PriorityPolicy};
+use crate::model::{
+    CircuitBreakers, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Endpoints, Http2Keepalive, PriorityPolicy,
+};
 use crate::resources::{Resource, ResourceType};
 use crate::xds::names;
 
@@ -427,9 +429,25 @@ fn http2_options(
         }
         max => max,
     };
-    let others = core::Http2ProtocolOptions { max_concurrent_streams: None, ..value };
+    let keepalive = value.connection_keepalive;
+    cluster.http2_keepalive = notes.optional("connection_keepalive", keepalive, http2_keepalive)?.flatten();
+    let others = core::Http2ProtocolOptions { max_concurrent_streams: None, connection_keepalive: None, ..value };
     notes.ignore_if_set("(flow control and limits of HTTP/2)", &others);
     Ok(())
+}
+
+/// Pings of HTTP/2. Without an interval, there are none: those that are sent before a request only are not built.
+fn http2_keepalive(notes: &mut Notes<'_>, value: core::KeepaliveSettings) -> Result<Option<Http2Keepalive>, Invalid> {
+    let core::KeepaliveSettings { interval, timeout, interval_jitter, connection_idle_interval } = value;
+    ignored!(notes; interval_jitter, connection_idle_interval);
+    // Envoy takes none that is shorter than a millisecond.
+    let long_enough = |_: &mut Notes<'_>, value| match positive(&value)? {
+        time if time < Duration::from_millis(1) => Err(Invalid::new("less than 1 ms")),
+        time => Ok(time),
+    };
+    let timeout = notes.required("timeout", timeout, long_enough)?;
+    let interval = notes.optional("interval", interval, long_enough)?;
+    Ok(interval.map(|interval| Http2Keepalive { interval, timeout }))
 }
 
 fn common_lb(notes: &mut Notes<'_>, value: pb::cluster::CommonLbConfig) -> Result<PriorityPolicy, Invalid> {

@@ -65,11 +65,26 @@ pub(super) fn policy(notes: &mut Notes<'_>, value: pb::RetryPolicy) -> Result<Bo
         // Zero is as long as the request may take.
         per_try_timeout: per_try_timeout.filter(|limit| !limit.is_zero()),
         avoids_tried: predicates.contains(&true),
+        // Said beside the policy.
+        hedges: false,
         previous_priorities: notes.optional("retry_priority", retry_priority, priorities)?.flatten(),
         base_interval,
         max_interval,
         rate_limited: notes.optional("rate_limited_retry_back_off", rate_limited_retry_back_off, rate_limited)?,
     }))
+}
+
+/// Whether tries that take too long go on beside the next ones.
+pub(super) fn hedges(notes: &mut Notes<'_>, value: pb::HedgePolicy) -> Result<bool, Invalid> {
+    let pb::HedgePolicy { initial_requests, additional_request_chance, hedge_on_per_try_timeout } = value;
+    if initial_requests.as_ref().is_some_and(|requests| requests.value == 0) {
+        return Err(Invalid::new("must be at least 1").at("initial_requests"));
+    }
+    if initial_requests.is_some_and(|requests| requests.value > 1) {
+        notes.ignore("initial_requests");
+    }
+    ignored!(notes; additional_request_chance);
+    Ok(hedge_on_per_try_timeout)
 }
 
 /// The predicate by which a retry goes to an endpoint that was not tried yet.
@@ -136,9 +151,13 @@ pub(super) fn budget(
 ) -> Result<RetryLimit, Invalid> {
     let cluster::circuit_breakers::thresholds::RetryBudget { budget_percent, budget_interval, min_retry_concurrency } =
         value;
-    ignored!(notes; budget_interval);
     let share = notes.optional("budget_percent", budget_percent, |_, share| percent(&share))?.unwrap_or(20.0);
     // From 0 to 100, so that it fits.
     let share = Fraction::new((share * 10_000.0).round() as u32, 1_000_000);
-    Ok(RetryLimit::Budget { share, at_least: min_retry_concurrency.map_or(3, |least| least.value) })
+    let interval = notes.optional("budget_interval", budget_interval, |_, value| duration(&value))?;
+    Ok(RetryLimit::Budget {
+        share,
+        at_least: min_retry_concurrency.map_or(3, |least| least.value),
+        interval: interval.unwrap_or_default(),
+    })
 }

@@ -69,7 +69,7 @@ pub(super) fn configuration(
         }
     }
     let plugins = plugins(notes, cluster_specifier_plugins)?;
-    let mut inherited = Inherited { plugins, retry: None };
+    let mut inherited = Inherited { plugins, retry: None, hedges: false };
     let mut virtual_hosts =
         notes.each("virtual_hosts", virtual_hosts, |notes, host| virtual_host(notes, host, &mut inherited))?;
     unique_domains(&virtual_hosts)?;
@@ -157,7 +157,7 @@ fn virtual_host(
     } = value;
     ignored!(notes;
         rate_limits, cors, include_request_attempt_count, include_attempt_count_in_response,
-        retry_policy_typed_config, hedge_policy, include_is_timeout_retry_header, per_request_buffer_limit_bytes,
+        retry_policy_typed_config, include_is_timeout_retry_header, per_request_buffer_limit_bytes,
         request_body_buffer_limit, request_mirror_policies);
     if matcher.is_some() {
         return Err(Invalid::new("not supported").at("matcher"));
@@ -170,6 +170,7 @@ fn virtual_host(
         return Err(Invalid::new("a virtual host needs at least one").at("domains"));
     }
     inherited.retry = notes.optional("retry_policy", retry_policy, retry::policy)?;
+    inherited.hedges = notes.optional("hedge_policy", hedge_policy, retry::hedges)?.unwrap_or_default();
     let mut routes = notes.each("routes", routes, |notes, route| self::route(notes, route, inherited))?;
     if require_tls != pb::virtual_host::TlsRequirementType::None as i32 {
         for route in &mut routes {

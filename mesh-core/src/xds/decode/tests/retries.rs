@@ -87,6 +87,34 @@ fn every_part_of_a_policy_is_taken() {
 }
 
 #[test]
+fn hedging_is_said_beside_the_policy_and_a_routes_own_word_goes_before_that_of_its_virtual_host() {
+    let hedge = |hedges| Some(pb::HedgePolicy { hedge_on_per_try_timeout: hedges, ..Default::default() });
+    let timed = pb::RetryPolicy { per_try_timeout: seconds(1), ..Default::default() };
+    let decoded = |policy: &pb::RetryPolicy, host: Option<bool>, route: Option<bool>| {
+        let mut routes = routes(policy.clone());
+        let host_of = &mut routes.virtual_hosts[0];
+        host_of.hedge_policy = host.and_then(hedge);
+        let Some(pb::route::Action::Route(action)) = &mut host_of.routes[0].action else { panic!("it forwards") };
+        action.hedge_policy = route.and_then(hedge);
+        let decoded = accept(ResourceType::Route, &routes);
+        let Resource::Route(routes) = decoded.resource else { panic!("it is a route configuration") };
+        let RouteAction::Forward(forward) = &routes.virtual_hosts[0].routes[0].action else { panic!("it forwards") };
+        (forward.retry.as_ref().unwrap().hedges, decoded.ignored.len())
+    };
+    for (host, route, expected) in [
+        (None, None, false),
+        (None, Some(true), true),
+        (Some(true), None, true),
+        (Some(true), Some(false), false),
+        (Some(false), Some(true), true),
+    ] {
+        assert_eq!(decoded(&timed, host, route), (expected, 0), "{host:?} {route:?}");
+    }
+    // Without the time of a try nothing is late, and that is said.
+    assert_eq!(decoded(&pb::RetryPolicy::default(), None, Some(true)), (false, 1));
+}
+
+#[test]
 fn what_of_a_policy_has_no_effect_is_said() {
     let predicate = |name: &str| RetryHostPredicate { name: name.into(), ..Default::default() };
     let (_, ignored) = decoded(pb::RetryPolicy {
@@ -172,7 +200,11 @@ fn how_many_retries_a_cluster_allows() {
         let breakers = cluster::CircuitBreakers { thresholds, ..Default::default() };
         with(|cluster| cluster.circuit_breakers = Some(breakers)).circuit_breakers.retries
     };
-    let share = |percent, at_least| RetryLimit::Budget { share: Fraction::new(percent, 1000), at_least };
+    let share = |percent, at_least| RetryLimit::Budget {
+        share: Fraction::new(percent, 1000),
+        at_least,
+        interval: Duration::ZERO,
+    };
     let max_retries = number(5);
     assert_eq!(with(|_| {}).circuit_breakers.retries, RetryLimit::NONE);
     assert_eq!(limit(vec![Thresholds::default()]), RetryLimit::NONE);
@@ -187,4 +219,11 @@ fn how_many_retries_a_cluster_allows() {
         let both = Thresholds { max_retries, retry_budget: Some(budget), ..Default::default() };
         assert_eq!(limit(vec![both]), expected);
     }
+    let timed = RetryBudget { budget_interval: seconds(7), ..budget(None, None) };
+    let RetryLimit::Budget { interval, .. } =
+        limit(vec![Thresholds { retry_budget: Some(timed), ..Default::default() }])
+    else {
+        panic!("it is a budget")
+    };
+    assert_eq!(interval, Duration::from_secs(7));
 }
