@@ -12,10 +12,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
+use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
 use mesh_core::request_info::RequestInfo;
 use pin_project_lite::pin_project;
+
+pub(crate) use copied::Whole;
 
 use copied::Copied;
 use upload::{Reader, Upload};
@@ -120,14 +123,20 @@ impl Body {
     }
 
     /// Tells of the whole body as soon as it is known, `None` where it is made piece by piece and has more than so many
-    /// bytes. Nothing is told of one that is not read to its end. Trailers are left out.
-    pub(crate) fn copied(&mut self, most: usize, tell: impl FnOnce(Option<Bytes>) + Send + 'static) {
+    /// bytes. Nothing is told of one that is not read to its end.
+    pub(crate) fn copied(&mut self, most: usize, tell: impl FnOnce(Option<Whole>) + Send + 'static) {
         match &self.0 {
-            Kind::Full(bytes) => tell(Some(bytes.clone())),
+            Kind::Full(bytes) => tell(Some((bytes.clone(), None))),
             Kind::Other(_) => {
                 self.map_stream(|body| Box::pin(Copied::new(body, most, tell)));
             }
         }
+    }
+
+    /// A body that is known, with the trailers that it ends with.
+    pub(crate) fn of_frames(data: impl IntoIterator<Item = Bytes>, trailers: Option<HeaderMap>) -> Body {
+        let frames = data.into_iter().map(Frame::data).chain(trailers.map(Frame::trailers));
+        Body::new(Frames(frames.collect()))
     }
 
     /// Puts another stream around one that nobody has read from.
@@ -253,8 +262,7 @@ impl Replay {
             Replay::Bytes(bytes) | Replay::Pieces(bytes, _) => Some(Body(Kind::Full(bytes.clone()))),
             Replay::Stream(upload) => {
                 let (data, trailers) = upload.copy()?;
-                let frames = data.into_iter().map(Frame::data).chain(trailers.map(Frame::trailers));
-                Some(Body::new(Frames(frames.collect())))
+                Some(Body::of_frames(data, trailers))
             }
             Replay::Gone => None,
         }

@@ -13,6 +13,7 @@ use super::route::{
 };
 use super::text::{TextMatch, TextMatches};
 use super::view::View;
+use crate::config::extensions::Extensions;
 use crate::config::istio::string_match::StringMatch;
 use crate::config::istio::virtual_service::{
     AddedValue, DerivePort, Destination, DirectResponse, Fault, FaultAbort, HeaderOperations, HttpDestination,
@@ -32,6 +33,8 @@ pub struct Rule {
     pub written: Written,
     /// Why nobody knows where it leads: the object that says so is wrong.
     pub refused: Option<Arc<str>>,
+    /// What annotations of its object say.
+    pub extensions: Extensions,
 }
 
 /// What a full host name stands for: the host itself or that which it is an alias of, and its ports. `None` where there
@@ -163,6 +166,10 @@ fn forward(rule: &Rule, port: u16, around: &Surroundings<'_>) -> Option<Forward>
         return None;
     }
     let rewritten = route.rewrite.as_ref();
+    let mut retry = retry::of(route.retries.as_ref(), around.default_retry);
+    if let Some(retry) = &mut retry {
+        retry.hedges = rule.extensions.hedge.is_some();
+    }
     Some(Forward {
         targets,
         rewrite: rewritten.map(path_rewrite).unwrap_or_default(),
@@ -171,7 +178,7 @@ fn forward(rule: &Rule, port: u16, around: &Surroundings<'_>) -> Option<Forward>
             .filter(|authority| !authority.is_empty())
             .or_else(|| authority_in(&route.headers.request)),
         timeout: route.timeout.filter(|timeout| !timeout.is_zero()),
-        retry: retry::of(route.retries.as_ref(), around.default_retry),
+        retry,
         hashed_by: Vec::new(),
         mirrors: route
             .mirrored()

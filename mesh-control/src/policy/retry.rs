@@ -27,6 +27,7 @@ pub fn default_policy() -> Retry {
         backoff: None,
         avoids_tried: None,
         leaves_priorities: false,
+        hedges: false,
     }
 }
 

@@ -187,6 +187,8 @@ pub struct Retry {
     pub avoids_tried: Option<bool>,
     /// Whether retries go to other priorities than those that were tried.
     pub leaves_priorities: bool,
+    /// Whether a try that takes too long goes on beside the next one.
+    pub hedges: bool,
 }
 
 /// The pauses between tries: they grow from the first to the longest.

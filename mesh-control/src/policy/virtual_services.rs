@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::compile::Rule;
 use super::delegate;
 use super::route::Written;
+use crate::config::extensions::Extensions;
 use crate::config::file::{Governs, Meta, Object, Refused};
 use crate::config::istio::virtual_service::{HttpRoute, VirtualService, is_for_mesh};
 use crate::config::support::ObjectKind;
@@ -195,7 +196,13 @@ fn refused_entry(object: &Refused) -> Option<Entry> {
 /// The rule that stands where those of a wrong object would: its conditions are those of `route`.
 fn refused_rule(object: &Refused, route: &HttpRoute, written: Written) -> Rule {
     let route = HttpRoute { matches: route.matches.clone(), name: route.name.clone(), ..HttpRoute::default() };
-    Rule { route, namespace: object.meta.namespace.clone(), written, refused: Some(object.answer()) }
+    Rule {
+        route,
+        namespace: object.meta.namespace.clone(),
+        written,
+        refused: Some(object.answer()),
+        extensions: Extensions::default(),
+    }
 }
 
 /// How many conditions delegation may make for one object: each of a rule meets each of its delegate, so that a few
@@ -216,7 +223,8 @@ fn rules(
         let written = Written { object: object.meta.id(), field: field.clone(), origin };
         let Some(target) = &route.delegate else {
             let namespace = object.meta.namespace.clone();
-            rules.push(Rule { route: route.clone(), namespace, written, refused: None });
+            let extensions = object.meta.extensions.clone();
+            rules.push(Rule { route: route.clone(), namespace, written, refused: None, extensions });
             continue;
         };
         let mut report = |severity, code, message: String| {
@@ -267,7 +275,11 @@ fn rules(
                 report(Severity::Error, Code::Conflict, format!("{message}; {ANSWERED}"));
                 continue;
             }
-            rules.push(Rule { route: merged, namespace: child.meta.namespace.clone(), written, refused: None });
+            // The delegate knows its destinations; what it leaves open is filled in, as with fields.
+            let mut extensions = child.meta.extensions.clone();
+            extensions.merge(object.meta.extensions.clone());
+            let namespace = child.meta.namespace.clone();
+            rules.push(Rule { route: merged, namespace, written, refused: None, extensions });
         }
     }
     rules
@@ -303,5 +315,11 @@ fn not_a_delegate(
 fn failing(route: &HttpRoute, object: &Object<VirtualService>, message: &str, written: Written) -> Rule {
     let reason = format!("{}: {}.delegate: {message}", written.object, written.field);
     let route = HttpRoute { matches: route.matches.clone(), name: route.name.clone(), ..HttpRoute::default() };
-    Rule { route, namespace: object.meta.namespace.clone(), written, refused: Some(reason.into()) }
+    Rule {
+        route,
+        namespace: object.meta.namespace.clone(),
+        written,
+        refused: Some(reason.into()),
+        extensions: Extensions::default(),
+    }
 }

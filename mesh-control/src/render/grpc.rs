@@ -188,6 +188,9 @@ fn render_retry(retry: &Retry, note: &mut impl FnMut(&str, String)) -> Option<ro
     if retry.per_try_timeout.is_some() {
         note("retries.perTryTimeout", "a try lasts as long as the call may".to_owned());
     }
+    if retry.hedges {
+        note("retries", "no try begins beside another one (mesh-control/hedge)".to_owned());
+    }
     if retry.leaves_priorities {
         note("retries.retryRemoteLocalities", "a retry goes where the first try does".to_owned());
     }

@@ -177,6 +177,11 @@ fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
         timeout: Some(duration(forward.timeout.unwrap_or_default())),
         // Without a policy, the client would do as it thinks best; one without conditions tries nothing again.
         retry_policy: Some(forward.retry.as_ref().map(render_retry).unwrap_or_default()),
+        hedge_policy: forward
+            .retry
+            .as_ref()
+            .filter(|retry| retry.hedges && retry.per_try_timeout.is_some())
+            .map(|_| route::HedgePolicy { hedge_on_per_try_timeout: true, ..Default::default() }),
         hash_policy: forward.hashed_by.iter().map(hash_policy).collect(),
         request_mirror_policies: forward.mirrors.iter().map(mirror).collect(),
         ..Default::default()

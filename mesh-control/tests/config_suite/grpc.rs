@@ -442,7 +442,7 @@ fn what_a_grpc_client_cannot_do_is_reported_by_field_and_what_it_does_instead_is
         ),
         (
             format!("  - retries: {{attempts: 2, retryOn: 5xx, perTryTimeout: 1s, retryRemoteLocalities: true}}\n{to}"),
-            &["http[0].retries.perTryTimeout", "http[0].retries.retryRemoteLocalities", "http[0].retries.retryOn"],
+            &["http[0].retries.perTryTimeout", "http[0].retries.retryOn", "http[0].retries.retryRemoteLocalities"],
             vec![default.clone()],
         ),
         // Some of the conditions are lost, and some of the attempts; what is refused unseen is tried again in any case.

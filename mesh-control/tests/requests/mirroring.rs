@@ -13,6 +13,7 @@ use mesh_tower::body::Body;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{Receiver, channel};
 
+use crate::breakers::ask_through_layer;
 use crate::support::{World, nobody, rules, server, service, web};
 
 /// What reached a mirror.
@@ -22,6 +23,7 @@ struct Copied {
     host: String,
     user: String,
     body: Bytes,
+    sum: Option<String>,
 }
 
 /// A server that fails every request, and tells what reached it.
@@ -34,8 +36,11 @@ async fn mirror() -> (SocketAddr, Receiver<Copied>) {
             let (head, body) = request.into_parts();
             let text = |name: &str| head.headers.get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
             let (host, user) = (text("host"), text("x-user"));
-            let body = body.collect().await.unwrap().to_bytes();
-            tell.try_send(Copied { line: format!("{} {}", head.method, head.uri), host, user, body }).unwrap();
+            let body = body.collect().await.unwrap();
+            let sum = body.trailers().and_then(|trailers| trailers.get("x-sum"));
+            let sum = sum.map(|sum| sum.to_str().unwrap().to_owned());
+            let line = format!("{} {}", head.method, head.uri);
+            tell.try_send(Copied { line, host, user, body: body.to_bytes(), sum }).unwrap();
             StatusCode::INTERNAL_SERVER_ERROR
         }
     });
@@ -103,6 +108,34 @@ async fn a_body_that_is_made_piece_by_piece_is_copied_within_bounds() {
         }
     }
     assert_eq!(until(&world, |counts| counts.answered == 2).await.too_large, 1);
+}
+
+#[tokio::test]
+async fn a_copy_has_the_trailers_of_its_request() {
+    let (at, mut told) = mirror().await;
+    let world = mirrored(at, MIRROR).await;
+    for trailers in [true, false] {
+        let mut frames = vec![Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from_static(b"abc")))];
+        if trailers {
+            frames.push(Ok(Frame::trailers([("x-sum".parse().unwrap(), "6".parse().unwrap())].into_iter().collect())));
+        }
+        let body = Body::new(StreamBody::new(futures_util::stream::iter(frames)));
+        let request = Request::post("http://web.example.com/").header("trailer", "x-sum").body(body).unwrap();
+        assert_eq!(world.ask(request).await.unwrap().status, 200);
+        let copied = next(&mut told).await;
+        assert_eq!((&copied.body[..], copied.sum.as_deref()), (&b"abc"[..], trailers.then_some("6")));
+    }
+}
+
+#[tokio::test]
+async fn requests_of_the_applications_own_client_are_copied_too() {
+    let (at, mut told) = mirror().await;
+    let world = mirrored(at, MIRROR).await;
+    let request = Request::post("http://web.example.com/a?b").header("x-user", "me").body(Body::from("abc")).unwrap();
+    assert_eq!(ask_through_layer(&world, request).await.unwrap(), 200);
+    let copied = next(&mut told).await;
+    assert_eq!((copied.line.as_str(), copied.user.as_str(), &copied.body[..]), ("POST /a?b", "me", &b"abc"[..]));
+    until(&world, |counts| counts.answered == 1).await;
 }
 
 #[tokio::test]

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::header::HOST;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request};
@@ -20,7 +19,7 @@ use mesh_core::request::split_authority;
 use mesh_core::request_info::RequestInfo;
 use mesh_core::view::{ClusterView, TargetView};
 
-use crate::body::Body;
+use crate::body::{Body, Whole};
 use crate::transport::{Security, Transport, pooled};
 use crate::uri::edit;
 
@@ -138,9 +137,9 @@ impl Copies {
     }
 
     /// Sends them, each on its own. `None`: the body is too large to be kept.
-    pub(super) fn send(self: Box<Self>, body: Option<Bytes>) {
+    pub(super) fn send(self: Box<Self>, body: Option<Whole>) {
         let Copies { mirrors, head, info, limit, targets } = *self;
-        let Some(body) = body else {
+        let Some((data, trailers)) = body else {
             mirrors.count(&mirrors.too_large, 1, || format!("its body has more than {LARGEST} bytes"));
             return;
         };
@@ -150,7 +149,10 @@ impl Copies {
             rename(&mut head, &host);
             let mut own = RequestInfo::new(info.started, fastrand::Rng::new());
             (own.is_grpc, own.is_http2, own.hash) = (info.is_grpc, info.is_http2, info.hash);
-            let body = Body::from(body.clone());
+            let body = match &trailers {
+                None => Body::from(data.clone()),
+                Some(trailers) => Body::of_frames([data.clone()], Some(trailers.clone())),
+            };
             // It ends with its time at the latest, and gives its place back.
             runtime.spawn(async move {
                 let sent = tokio::time::timeout(limit, deliver(&cluster, head, body, own)).await;

@@ -2,6 +2,8 @@
 //! own client, and servers that do what the path of a request says.
 
 mod bodies;
+mod hedging;
 mod limits;
 mod policies;
+mod tables;
 mod world;

@@ -224,6 +224,8 @@ async fn pauses_are_as_long_as_the_policy_says_and_as_servers_ask() {
         head.extensions.insert(mesh_core::request_info::Deadline(Instant::now() + Duration::from_millis(20)));
         Request::from_parts(head, body)
     };
+    // So that there is a configuration.
+    patient.ask(request("GET", "/ok")).await.unwrap();
     let mut spared = 0;
     for _ in 0..20 {
         spared += usize::from(patient.tries(in_time(request("GET", "/status/503"))).await.0 == 1);

@@ -29,7 +29,7 @@ pub(crate) struct Log(Arc<Mutex<Vec<Seen>>>);
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) server: SocketAddr,
-    path: String,
+    pub(crate) path: String,
     pub(crate) headers: http::HeaderMap,
     pub(crate) body: Option<Bytes>,
 }

@@ -4,9 +4,11 @@
 //! One line of the table below, a type that is read from text, a row in `config/support/extensions.rs` and a section of the
 //! document make one. An annotation of ours that is not in the table, or not for its kind of object, is an error.
 
+mod hedge;
 mod pairs;
 mod sticky_split;
 
+pub use hedge::Hedge;
 pub use pairs::Pairs;
 pub use sticky_split::StickySplit;
 
@@ -56,6 +58,8 @@ macro_rules! extensions {
 }
 
 extensions! {
+    /// Whether requests are hedged.
+    hedge: Hedge = "mesh-control/hedge" of VirtualService,
     /// What a weighted split goes by.
     sticky_split: StickySplit = "mesh-control/sticky-split" of VirtualService,
 }
@@ -121,7 +125,7 @@ mod tests {
 
     #[test]
     fn what_the_first_object_says_counts() {
-        let split = |text: &str| Extensions { sticky_split: Some(text.parse().unwrap()) };
+        let split = |text: &str| Extensions { sticky_split: Some(text.parse().unwrap()), ..Extensions::default() };
         let mut merged = Extensions::default();
         assert!(merged.merge(split("header=a")).is_empty());
         assert_eq!(merged.merge(split("header=b")), ["mesh-control/sticky-split"]);
