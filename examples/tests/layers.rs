@@ -61,7 +61,7 @@ const CRATES: [Crate; 4] = [
             &["config/file"],
             &["config"],
             &["policy/locality"],
-            &["policy/text", "policy/traffic", "policy/view"],
+            &["policy/split", "policy/text", "policy/traffic", "policy/view"],
             &["policy/route"],
             &["registry"],
             &["policy"],

@@ -43,27 +43,52 @@ pub struct Hashed {
 pub fn hash(policies: &[HashPolicy], head: &RequestHead<'_>, caller: &Caller, random: &mut fastrand::Rng) -> Hashed {
     let mut hashed = Hashed::default();
     for policy in policies {
-        let new = match &policy.key {
-            HashKey::Header(header, rewrite) => of_header(header, rewrite.as_ref(), head),
-            HashKey::Cookie(key) => of_cookie(key, head).or_else(|| {
+        let new = brought(&policy.key, head).or_else(|| match &policy.key {
+            HashKey::Cookie(key) => {
                 let value = format!("{:016x}", random.u64(..));
                 let cookie = key.set_cookie(&value)?;
                 hashed.set_cookies.push(cookie);
                 Some(xxh64(value.as_bytes(), 0))
-            }),
-            HashKey::Query(name) => of_query(name, head),
+            }
             HashKey::SourceAddress => Some(xxh64(caller.address.as_bytes(), 0)),
             HashKey::Channel => Some(caller.channel),
-        };
-        if let Some(new) = new {
-            // Turned, so that a policy that is listed twice does not cancel itself.
-            hashed.hash = Some(hashed.hash.map_or(0, |old| old.rotate_left(1)) ^ new);
-        }
+            HashKey::Header(..) | HashKey::Query(_) => None,
+        });
+        hashed.hash = combined(hashed.hash, new);
         if policy.terminal && hashed.hash.is_some() {
             break;
         }
     }
     hashed
+}
+
+/// The hash of what a request itself brings, whoever makes it: nothing is made for who brings nothing.
+pub fn hash_of_request(policies: &[HashPolicy], head: &RequestHead<'_>) -> Option<u64> {
+    let mut hash = None;
+    for policy in policies {
+        hash = combined(hash, brought(&policy.key, head));
+        if policy.terminal && hash.is_some() {
+            break;
+        }
+    }
+    hash
+}
+
+/// Turned, so that a policy that is listed twice does not cancel itself.
+fn combined(old: Option<u64>, new: Option<u64>) -> Option<u64> {
+    match new {
+        Some(new) => Some(old.map_or(0, |old| old.rotate_left(1)) ^ new),
+        None => old,
+    }
+}
+
+fn brought(key: &HashKey, head: &RequestHead<'_>) -> Option<u64> {
+    match key {
+        HashKey::Header(header, rewrite) => of_header(header, rewrite.as_ref(), head),
+        HashKey::Cookie(key) => of_cookie(key, head),
+        HashKey::Query(name) => of_query(name, head),
+        HashKey::SourceAddress | HashKey::Channel => None,
+    }
 }
 
 fn of_header(header: &HashedHeader, rewrite: Option<&PathRewrite>, head: &RequestHead<'_>) -> Option<u64> {

@@ -8,9 +8,12 @@ use super::{alias_finding, unmet};
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span, quoted};
 use crate::config::file::Objects;
 use crate::config::istio::virtual_service::{Destination, HttpDestination};
+use crate::config::locate::locate;
 use crate::config::spelling::nearest;
 use crate::policy::Policy;
 use crate::policy::compile::{self, Rule, Surroundings, authority_in};
+use crate::policy::route::ClusterKey;
+use crate::policy::traffic::HashedBy;
 use crate::policy::view::View;
 use crate::policy::virtual_services::Entry;
 use crate::registry::Service;
@@ -60,6 +63,7 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn check(&mut self) {
+        self.check_sticky_split();
         for rule in &self.entry.rules {
             self.check_rule(rule);
         }
@@ -72,6 +76,38 @@ impl Checker<'_> {
                 catch_all = Some(rule);
             }
         }
+    }
+
+    /// A sticky split that splits nothing, or takes the choice of an endpoint from what was to make it.
+    fn check_sticky_split(&mut self) {
+        let Some(by) = &self.entry.meta.extensions.sticky_split else { return };
+        let splits: Vec<&Rule> = self.entry.rules.iter().filter(|rule| rule.route.route.len() > 1).collect();
+        let is_known = self.entry.rules.iter().all(|rule| rule.refused.is_none());
+        let by = HashedBy::from(by);
+        let hashes_otherwise = |rule: &&Rule| {
+            rule.route.route.iter().any(|to| {
+                let host = in_namespace(&to.destination.host, &rule.namespace);
+                let port = to.destination.port.as_ref().map_or(0, |port| port.number.0);
+                let subset = to.destination.subset.as_ref().map_or("", |subset| subset.value.as_str());
+                let key = ClusterKey { host: host.as_str().into(), port, subset: subset.into() };
+                let rules = self.policy.destination_rules.of_host(&host);
+                let mut hashed = rules.filter_map(|rule| rule.traffic_policy(&key, None).hashed_by);
+                hashed.any(|hashed| hashed != by)
+            })
+        };
+        let message = match splits.iter().find(|rule| hashes_otherwise(rule)) {
+            Some(rule) => format!(
+                "a destination of {} has a `consistentHash` by something else: it counts for requests only that do not say \
+                 who makes them",
+                rule.written.field
+            ),
+            None if splits.is_empty() && is_known => "without effect: no rule has several destinations".to_owned(),
+            None => return,
+        };
+        let field = "metadata.annotations.mesh-control/sticky-split";
+        let origin = locate(&self.entry.meta.origin, field);
+        let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
+        self.found.push(finding.object(self.entry.meta.id()).field(field));
     }
 
     fn check_rule(&mut self, rule: &Rule) {

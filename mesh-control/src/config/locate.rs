@@ -12,7 +12,8 @@ pub fn locate(origin: &Origin, path: &str) -> Origin {
         None => std::slice::from_ref(document),
     });
     let object = objects.rfind(|object| object.span.start <= origin.span.start);
-    let found = object.and_then(|object| object.get("spec")).and_then(|spec| deepest(spec, path));
+    let under = |object| if path.starts_with("metadata.") { Some(object) } else { Node::get(object, "spec") };
+    let found = object.and_then(under).and_then(|node| deepest(node, path));
     found.map_or_else(|| origin.clone(), |span| origin.at(span))
 }
 
@@ -54,5 +55,8 @@ mod tests {
         assert_eq!(line("http[1].rewrite"), 11);
         assert_eq!(line("http[1].retries.retryOn"), 11, "the rule, which has no such field");
         assert_eq!(line("nothing"), 4);
+        let text = "kind: A\nmetadata:\n  annotations:\n    a/b: c\nspec: {}\n";
+        let origin = Origin { source: Source { name: "t".into(), text: text.into() }, span: Span::default() };
+        assert_eq!(locate(&origin, "metadata.annotations.a/b").span.line, 4);
     }
 }

@@ -9,11 +9,13 @@ use std::sync::Arc;
 use super::retry;
 use super::route::{
     AbortWith, Action, Body, Changes, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, RedirectTo,
-    Response, Retry, Route, Target, Written,
+    Response, Retry, Route, StickySplit, Target, Written,
 };
+use super::split::{self, Part};
 use super::text::{TextMatch, TextMatches};
+use super::traffic::HashedBy;
 use super::view::View;
-use crate::config::extensions::Extensions;
+use crate::config::extensions::{self as config, Extensions};
 use crate::config::istio::string_match::StringMatch;
 use crate::config::istio::virtual_service::{
     AddedValue, DerivePort, Destination, DirectResponse, Fault, FaultAbort, HeaderOperations, HttpDestination,
@@ -148,10 +150,6 @@ fn condition_of(condition: &HttpMatch) -> Condition {
 fn forward(rule: &Rule, port: u16, around: &Surroundings<'_>) -> Option<Forward> {
     let route = &rule.route;
     let several = route.route.len() > 1;
-    let weight = |destination: &HttpDestination| {
-        let weight = destination.weight.as_ref().map_or(0, |weight| weight.value);
-        u32::try_from(weight).unwrap_or(0)
-    };
     // Of several destinations, those of weight 0 get nothing (Istio: route.go).
     let kept = route.route.iter().filter(|destination| !several || weight(destination) > 0);
     let targets: Vec<Target> = kept
@@ -171,7 +169,6 @@ fn forward(rule: &Rule, port: u16, around: &Surroundings<'_>) -> Option<Forward>
         retry.hedges = rule.extensions.hedge.is_some();
     }
     Some(Forward {
-        targets,
         rewrite: rewritten.map(path_rewrite).unwrap_or_default(),
         authority: rewritten
             .and_then(|rewrite| rewrite.authority.clone())
@@ -180,12 +177,54 @@ fn forward(rule: &Rule, port: u16, around: &Surroundings<'_>) -> Option<Forward>
         timeout: route.timeout.filter(|timeout| !timeout.is_zero()),
         retry,
         hashed_by: Vec::new(),
+        sticky_split: rule.extensions.sticky_split.as_ref().and_then(|by| sticky_split(by, route, &targets)),
+        targets,
         mirrors: route
             .mirrored()
             .filter(|(_, to, millionths)| *millionths > 0 && !to.host.is_empty())
             .map(|(_, to, millionths)| (cluster_of(to, &rule.namespace, port, around.service_of), millionths))
             .collect(),
     })
+}
+
+/// How the destinations of a rule share users. All of them are in it, those of weight 0 too, and in an order of their own:
+/// where they are written, and what comes to take load, moves nobody.
+fn sticky_split(by: &config::StickySplit, route: &HttpRoute, targets: &[Target]) -> Option<StickySplit> {
+    if targets.len() < 2 {
+        return None;
+    }
+    let name = |destination: &Destination| {
+        let subset = destination.subset.as_ref().map_or("", |subset| subset.value.as_str());
+        (destination.host.value.clone(), destination.port.as_ref().map(|port| port.number), subset.to_owned())
+    };
+    let mut all: Vec<_> = route.route.iter().map(|to| (name(&to.destination), weight(to))).enumerate().collect();
+    all.sort_by(|(a, (a_name, _)), (b, (b_name, _))| (a_name, a).cmp(&(b_name, b)));
+    let weights: Vec<u32> = all.iter().map(|(_, (_, weight))| *weight).collect();
+    // Targets are the destinations that have a weight, in the order in which they are written.
+    let target_of = |position: usize| {
+        let (written, _) = all.get(position)?;
+        Some(route.route.iter().take(*written).filter(|earlier| weight(earlier) > 0).count())
+    };
+    let parts = split::parts(&weights).into_iter();
+    let parts =
+        parts.map(|part| Some(Part { destination: target_of(part.destination)?, ..part })).collect::<Option<_>>();
+    Some(StickySplit { by: HashedBy::from(by), parts: parts? })
+}
+
+impl From<&config::StickySplit> for HashedBy {
+    fn from(written: &config::StickySplit) -> HashedBy {
+        match written {
+            config::StickySplit::Header(name) => HashedBy::Header(name.clone()),
+            config::StickySplit::Cookie(name) => {
+                HashedBy::Cookie { name: name.clone(), path: String::new(), ttl: None, attributes: Vec::new() }
+            }
+        }
+    }
+}
+
+fn weight(destination: &HttpDestination) -> u32 {
+    let weight = destination.weight.as_ref().map_or(0, |weight| weight.value);
+    u32::try_from(weight).unwrap_or(0)
 }
 
 /// The port of a destination is the written one, else the only one that the service has, else the one that

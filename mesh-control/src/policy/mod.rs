@@ -16,6 +16,7 @@ pub mod paths;
 pub mod retry;
 pub mod route;
 pub mod security;
+pub mod split;
 pub mod text;
 pub mod tokens;
 pub mod traffic;
@@ -383,6 +384,7 @@ fn default_route(address: &Address, retry: Option<Retry>) -> Route {
             timeout: None,
             retry,
             hashed_by: Vec::new(),
+            sticky_split: None,
             mirrors: Vec::new(),
         }),
         faults: Faults::default(),

@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::split::Part;
 use super::text::{TextMatch, TextMatches};
 use super::traffic::HashedBy;
 use crate::config::diagnostic::Origin;
@@ -108,8 +109,19 @@ pub struct Forward {
     pub retry: Option<Retry>,
     /// What requests are hashed by, each once: what the rules on the destinations ask for.
     pub hashed_by: Vec<HashedBy>,
+    /// How targets share users, where a split does not go by chance.
+    pub sticky_split: Option<StickySplit>,
     /// Who gets a copy, and of how many requests in a million: never none.
     pub mirrors: Vec<(ClusterKey, u32)>,
+}
+
+/// A split that goes by who makes a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StickySplit {
+    /// What tells who it is.
+    pub by: HashedBy,
+    /// Who is whose: a destination is a position among the targets.
+    pub parts: Vec<Part>,
 }
 
 /// A destination and its share.

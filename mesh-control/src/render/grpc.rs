@@ -147,6 +147,9 @@ fn render_forward(forward: &Forward, note: &mut impl FnMut(&str, String)) -> rou
     let specifier = match forward.targets.as_slice() {
         [only] => ClusterSpecifier::Cluster(only.cluster.to_string()),
         several => {
+            if forward.sticky_split.is_some() {
+                note("route", "calls are split by chance, whoever makes them (mesh-control/sticky-split)".to_owned());
+            }
             let clusters = several.iter().map(|target| ClusterWeight {
                 name: target.cluster.to_string(),
                 weight: number(target.weight),

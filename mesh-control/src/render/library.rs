@@ -19,10 +19,12 @@ use envoy_types::pb::envoy::config::route::v3::redirect_action::{
     PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
 };
 use envoy_types::pb::envoy::config::route::v3::route_action::{
-    ClusterSpecifier, HostRewriteSpecifier, RequestMirrorPolicy,
+    ClusterSpecifier, HashPolicy, HostRewriteSpecifier, RequestMirrorPolicy,
 };
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
-use envoy_types::pb::envoy::config::route::v3::weighted_cluster::{ClusterWeight, cluster_weight};
+use envoy_types::pb::envoy::config::route::v3::weighted_cluster::{
+    ClusterWeight, RandomValueSpecifier, cluster_weight,
+};
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatchAndSubstitute, StringMatcher};
 use envoy_types::pb::envoy::r#type::v3::Percent;
@@ -35,7 +37,7 @@ use super::{Found, PASSTHROUGH, callers_http, fault, found_by, hash_policy, http
 use crate::policy::Cluster;
 use crate::policy::route::{
     Action, Backoff, Body, Changes, ClusterKey, Condition, Forward, HeaderChanges, PathRewrite, RedirectTo, Response,
-    Retry, RetryOn, Route,
+    Retry, RetryOn, Route, StickySplit, Target,
 };
 use crate::policy::text::TextMatch;
 use crate::policy::traffic::{
@@ -151,13 +153,13 @@ fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
             (ClusterSpecifier::Cluster(only.cluster.to_string()), only.headers.clone())
         }
         several => {
-            let clusters = several.iter().map(|target| {
+            let of_target = |target: &Target, weight: u32| {
                 let mut headers = HeaderOptions::default();
                 headers.extend(&target.headers);
                 let authority = target.authority.clone();
                 ClusterWeight {
                     name: target.cluster.to_string(),
-                    weight: number(target.weight),
+                    weight: number(weight),
                     request_headers_to_add: headers.request_add,
                     request_headers_to_remove: headers.request_remove,
                     response_headers_to_add: headers.response_add,
@@ -165,8 +167,20 @@ fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
                     host_rewrite_specifier: authority.map(cluster_weight::HostRewriteSpecifier::HostRewriteLiteral),
                     ..Default::default()
                 }
-            });
-            let clusters = route::WeightedCluster { clusters: clusters.collect(), ..Default::default() };
+            };
+            let by_chance = || several.iter().map(|target| of_target(target, target.weight)).collect();
+            let by_hash = |split: &StickySplit| {
+                let parts = split.parts.iter();
+                parts.filter_map(|part| Some(of_target(several.get(part.destination)?, part.length))).collect()
+            };
+            let clusters = route::WeightedCluster {
+                clusters: forward.sticky_split.as_ref().map_or_else(by_chance, by_hash),
+                random_value_specifier: forward
+                    .sticky_split
+                    .as_ref()
+                    .map(|_| RandomValueSpecifier::UseHashPolicy(BoolValue { value: true })),
+                ..Default::default()
+            };
             (ClusterSpecifier::WeightedClusters(clusters), HeaderChanges::default())
         }
     };
@@ -182,7 +196,7 @@ fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
             .as_ref()
             .filter(|retry| retry.hedges && retry.per_try_timeout.is_some())
             .map(|_| route::HedgePolicy { hedge_on_per_try_timeout: true, ..Default::default() }),
-        hash_policy: forward.hashed_by.iter().map(hash_policy).collect(),
+        hash_policy: hash_policies(forward),
         request_mirror_policies: forward.mirrors.iter().map(mirror).collect(),
         ..Default::default()
     };
@@ -195,6 +209,13 @@ fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
         }
     }
     (action, of_target)
+}
+
+/// A split goes by the same hash as the choice of an endpoint. So the users of a sticky one come first, and where they are
+/// known, nothing else counts.
+fn hash_policies(forward: &Forward) -> Vec<HashPolicy> {
+    let users = forward.sticky_split.iter().map(|split| HashPolicy { terminal: true, ..hash_policy(&split.by) });
+    users.chain(forward.hashed_by.iter().map(hash_policy)).collect()
 }
 
 /// Copies keep their host (Istio: route.go).

@@ -1,7 +1,8 @@
 //! Annotations of our own, as `docs/extensions.md` has them.
 
-use mesh_control::analysis::validate;
+use mesh_control::analysis::{Mesh, validate, validate_scan};
 use mesh_control::config::extensions::KEYS;
+use mesh_control::config::load::Scan;
 use mesh_control::config::support::ObjectKind;
 
 fn document() -> String {
@@ -88,4 +89,78 @@ fn a_mistyped_annotation_is_an_error_that_names_the_nearest_one_and_its_object_i
         "{found:?}"
     );
     assert!(said(VirtualService, "example.com/sticky-splt: x").is_empty(), "of others, everything passes");
+}
+
+/// What is said of a rule for `a.com` with this annotation and these destinations, under these other objects.
+fn said_of_split(destinations: &str, others: &str) -> Vec<String> {
+    let text = format!(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata:\n  name: x\n  annotations:\n    \
+         mesh-control/sticky-split: header=x-user\nspec: {{hosts: [a.com], http: [{{route: [{destinations}]}}]}}\n---\n{others}"
+    );
+    let found = validate([("t.yaml", text.as_str())]);
+    found.iter().map(ToString::to_string).filter(|line| line.contains("sticky-split")).collect()
+}
+
+#[test]
+fn a_sticky_split_without_effect_is_told() {
+    let two = "{destination: {host: a.com, port: {number: 1}}, weight: 1}, {destination: {host: a.com, port: {number: 2}}, weight: 1}";
+    assert_eq!(
+        said_of_split("{destination: {host: a.com}}", ""),
+        [
+            "t.yaml:6:5: warning[ignored]: VirtualService default/x: metadata.annotations.mesh-control/sticky-split: without \
+          effect: no rule has several destinations"
+        ]
+    );
+    let hashed_by = |header: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: d}}\nspec: {{host: a.com, \
+             trafficPolicy: {{loadBalancer: {{consistentHash: {{httpHeaderName: {header}}}}}}}}}\n"
+        )
+    };
+    assert_eq!(said_of_split(two, &hashed_by("x-user")), [""; 0]);
+    let found = said_of_split(two, &hashed_by("x-session"));
+    assert!(found.len() == 1 && found[0].contains("has a `consistentHash` by something else"), "{found:?}");
+}
+
+/// What is said of a text of this mesh, which has gRPC clients.
+fn said_for_grpc(text: &str) -> Vec<String> {
+    let mut scan = Scan::default();
+    scan.files.insert("t.yaml".into(), Ok(text.into()));
+    let found = validate_scan(scan, Mesh { has_grpc: true, ..Mesh::default() }).diagnostics;
+    found.iter().map(ToString::to_string).filter(|line| line.contains("mesh-control/")).collect()
+}
+
+const SERVICE: &str = "---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: a}
+spec:
+  hosts: [a.com]
+  resolution: STATIC
+  ports: [{number: 80, name: grpc, protocol: GRPC}]
+  endpoints: [{address: 10.0.0.1}]
+";
+
+#[test]
+fn grpc_clients_are_told_that_their_calls_are_split_by_chance() {
+    let text = "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata:
+  name: x
+  annotations:
+    mesh-control/sticky-split: header=x-user
+spec:
+  hosts: [a.com]
+  http:
+  - route:
+    - {destination: {host: a.com, port: {number: 80}}, weight: 1}
+    - {destination: {host: b.com, port: {number: 80}}, weight: 1}
+";
+    assert_eq!(
+        said_for_grpc(&format!("{text}{SERVICE}")),
+        [
+            "t.yaml:10:5: warning[degraded]: VirtualService default/x: http[0].route: a gRPC client cannot do this: calls are \
+          split by chance, whoever makes them (mesh-control/sticky-split)"
+        ]
+    );
 }

@@ -8,6 +8,7 @@ mod objects;
 mod outliers;
 mod retries;
 mod rules;
+mod sticky_splits;
 mod support;
 mod table;
 mod unreachable;

@@ -62,6 +62,6 @@ pub use retry::{RateLimitedBackOff, RetryCondition, RetryConditions, RetryPolicy
 pub use route::{
     Clusters, DirectResponse, Forward, HeaderChange, HeaderMutations, HeaderTest, MaxStreamDuration, Mirror,
     MirrorHost, PathChange, PathTest, QueryTest, Redirect, Route, RouteAction, RouteConfiguration, RouteMatch,
-    SegmentTemplate, TemplatePart, VirtualHost, WeightedCluster,
+    SegmentTemplate, SplitBy, TemplatePart, VirtualHost, WeightedCluster,
 };
 pub use strings::{FullRegex, StringTest};

@@ -233,6 +233,8 @@ pub enum RouteAction {
 pub struct Forward {
     /// Which one.
     pub clusters: Clusters,
+    /// What a split among several goes by.
+    pub split_by: SplitBy,
     /// What the path becomes.
     pub path: Option<PathChange>,
     /// What the authority becomes.
@@ -290,6 +292,7 @@ impl Forward {
     pub fn among(clusters: Clusters) -> Self {
         Forward {
             clusters,
+            split_by: SplitBy::Chance,
             path: None,
             authority: None,
             timeout: Some(Duration::ZERO),
@@ -330,6 +333,20 @@ pub enum Clusters {
     One(ClusterName),
     /// By weight, in the order listed; never empty, the weights add up to 1 to `u32::MAX`.
     Weighted(Vec<WeightedCluster>),
+}
+
+/// What a split among several clusters goes by (`random_value_specifier` of `WeightedCluster`). What a request brings is a
+/// number, and that number modulo the sum of the weights is a place in the list of the clusters. Who brings nothing is split
+/// by chance. Exhaustive: whoever splits has to know each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SplitBy {
+    /// Each request by itself.
+    #[default]
+    Chance,
+    /// The hash of the route's policies, as far as it is made of what the request brings: no cookie is made for it.
+    HashPolicies,
+    /// The decimal number that is the one value of this header.
+    Header(HeaderName),
 }
 
 impl Clusters {

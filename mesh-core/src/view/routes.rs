@@ -11,12 +11,13 @@ use crate::authz::external::{Asker, MOST_CHECKS};
 use crate::authz::{AccessRequest, Authorizer, Connection, Verdict, verdict};
 use crate::error::{ErrorKind, Invalid, MeshError};
 use crate::filter::{Filter, FilterRegistry};
+use crate::hashing::hash_of_request;
 use crate::id::ClusterName;
 use crate::jwt::{Authenticator, Claims};
 use crate::matcher::{DomainIndex, RouteIndex};
 use crate::model::{
     Clusters, FilterConfig, Forward, HeaderChange, HttpManager, Mirror, NamedFilter, Rbac, Route, RouteAction,
-    RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
+    RouteConfiguration, RouteMatch, SplitBy, VirtualHost, WeightedCluster,
 };
 use crate::request::RequestHead;
 use crate::state::States;
@@ -81,7 +82,7 @@ impl Destination {
         self.weight > 0
     }
 
-    pub(super) fn cluster(&self) -> Option<usize> {
+    pub(crate) fn cluster(&self) -> Option<usize> {
         self.cluster.map(|position| position as usize)
     }
 
@@ -352,7 +353,8 @@ impl RouteTable {
         let found = self.hosts.get(host).zip(self.config.virtual_hosts.get(host));
         let found = found.and_then(|(host, config)| host.routes.get(route).zip(config.routes.get(route)));
         let (compiled, config) = found.ok_or_else(|| no_route("no route for"))?;
-        let chosen = compiled.choose(random).and_then(|chosen| Some((chosen, compiled.destinations.get(chosen)?)));
+        let chosen =
+            compiled.choose(config, head, random).and_then(|chosen| Some((chosen, compiled.destinations.get(chosen)?)));
         let (chosen, destination) = chosen.ok_or_else(|| no_route("no destination for"))?;
         Ok((RoutePosition { host: host as u32, route: route as u32, destination: chosen as u32 }, config, destination))
     }
@@ -481,13 +483,30 @@ fn catches_all(config: &RouteConfiguration) -> bool {
     every_path && host.domains.iter().any(|domain| domain == "*")
 }
 
+/// What a request brings along for a route's split, where that does not go by chance.
+fn brought(route: &Route, head: &RequestHead<'_>) -> Option<u64> {
+    let RouteAction::Forward(forward) = &route.action else { return None };
+    match &forward.split_by {
+        SplitBy::Chance => None,
+        SplitBy::HashPolicies => hash_of_request(&forward.hash_policies, head),
+        SplitBy::Header(name) => {
+            let mut values = head.headers.get_all(name).iter();
+            let only = values.next().filter(|_| values.next().is_none())?;
+            // More than digits is no number: `parse` would take a sign.
+            let digits = only.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
+            digits.parse().ok()
+        }
+    }
+}
+
 impl CompiledRoute {
-    /// By weight, in the order listed (Envoy, `weighted_clusters`).
-    fn choose(&self, random: &mut fastrand::Rng) -> Option<usize> {
+    /// By weight, in the order listed (Envoy, `weighted_clusters`): by chance, or by what the request brings.
+    fn choose(&self, route: &Route, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Option<usize> {
         if self.destinations.len() == 1 {
             return Some(0);
         }
-        let mut ticket = random.u64(0..self.total_weight.max(1));
+        let total = self.total_weight.max(1);
+        let mut ticket = brought(route, head).map_or_else(|| random.u64(0..total), |number| number % total);
         self.destinations.iter().position(|destination| {
             let weight = u64::from(destination.weight);
             let taken = ticket < weight;

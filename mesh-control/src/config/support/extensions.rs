@@ -1,12 +1,11 @@
 //! What becomes of annotations of our own (`config::extensions`), by their keys.
 
-use super::Support::NotYet;
-use super::{Row, both, http_only};
+use super::{Row, http_only};
 
 /// Each of them.
 pub const ANNOTATIONS: &[Row] = &[
     http_only("mesh-control/hedge", "gRPC's clients begin no try beside another one"),
-    both("mesh-control/sticky-split", NotYet("each request is split by chance")),
+    http_only("mesh-control/sticky-split", "gRPC's clients split calls by chance"),
 ];
 
 /// What becomes of the one of this key.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
-use http::{HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::common::{duration, filled, fraction};
 use super::headers::{self, mutations};
@@ -17,8 +17,8 @@ use super::notes::{Notes, ignored};
 use super::{filter, hashing, retry, route::cluster_name};
 use crate::error::Invalid;
 use crate::model::{
-    Clusters, DirectResponse, Forward, Fraction, MaxStreamDuration, Mirror, MirrorHost, PathChange, PathRewrite,
-    Redirect, RetryPolicy, RouteAction, WeightedCluster,
+    Clusters, DirectResponse, Forward, Fraction, HashKey, HashPolicy, MaxStreamDuration, Mirror, MirrorHost,
+    PathChange, PathRewrite, Redirect, RetryPolicy, RouteAction, SplitBy, WeightedCluster,
 };
 
 /// The largest body of a direct response, in bytes.
@@ -103,7 +103,7 @@ fn forward(notes: &mut Notes<'_>, value: pb::RouteAction, inherited: &Inherited)
         Ok(authority) => authority,
         Err(reason) => return Ok(unusable(reason)),
     };
-    let clusters = match clusters(notes, cluster_specifier, inherited)? {
+    let (clusters, split_by) = match clusters(notes, cluster_specifier, inherited)? {
         Ok(clusters) => clusters,
         Err(reason) => return Ok(unusable(reason)),
     };
@@ -117,6 +117,7 @@ fn forward(notes: &mut Notes<'_>, value: pb::RouteAction, inherited: &Inherited)
     }
     let forward = Forward {
         clusters,
+        split_by,
         path,
         authority,
         timeout: notes.optional("timeout", timeout, |_, value| duration(&value))?,
@@ -129,6 +130,10 @@ fn forward(notes: &mut Notes<'_>, value: pb::RouteAction, inherited: &Inherited)
             .collect(),
         hash_policies: notes.each("hash_policy", hash_policy, hashing::hash_policy)?.into_iter().flatten().collect(),
     };
+    let is_of_caller = |policy: &HashPolicy| matches!(policy.key, HashKey::SourceAddress | HashKey::Channel);
+    if forward.split_by == SplitBy::HashPolicies && forward.hash_policies.iter().any(is_of_caller) {
+        notes.ignore("weighted_clusters.use_hash_policy of what tells callers apart");
+    }
     // These choose among endpoints or change what is sent, so that going on without them is no option.
     for (is_set, reason) in [
         (metadata_match.is_some(), "metadata_match (subsets of a cluster) is not supported"),
@@ -203,16 +208,18 @@ fn host_rewrite(
     })
 }
 
-/// The clusters; the inner error is the reason for which the route cannot be used.
+/// The clusters, and what a split goes by; the inner error is the reason for which the route cannot be used.
 fn clusters(
     notes: &mut Notes<'_>,
     value: Option<pb::route_action::ClusterSpecifier>,
     inherited: &Inherited,
-) -> Result<Result<Clusters, &'static str>, Invalid> {
+) -> Result<Result<(Clusters, SplitBy), &'static str>, Invalid> {
     use pb::route_action::ClusterSpecifier as Kind;
     let plugin = "cluster specifier plugins are not supported";
     Ok(match value {
-        Some(Kind::Cluster(name)) => Ok(Clusters::One(notes.field("cluster", |_| cluster_name(&name))?)),
+        Some(Kind::Cluster(name)) => {
+            Ok((Clusters::One(notes.field("cluster", |_| cluster_name(&name))?), SplitBy::Chance))
+        }
         Some(Kind::WeightedClusters(value)) => {
             return notes.field("weighted_clusters", |notes| weighted(notes, value));
         }
@@ -230,22 +237,38 @@ fn clusters(
     })
 }
 
-fn weighted(notes: &mut Notes<'_>, value: pb::WeightedCluster) -> Result<Result<Clusters, &'static str>, Invalid> {
+fn weighted(
+    notes: &mut Notes<'_>,
+    value: pb::WeightedCluster,
+) -> Result<Result<(Clusters, SplitBy), &'static str>, Invalid> {
+    use pb::weighted_cluster::RandomValueSpecifier as By;
     let pb::WeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } = value;
-    ignored!(notes; total_weight, runtime_key_prefix, random_value_specifier);
+    ignored!(notes; total_weight, runtime_key_prefix);
+    let split_by = match random_value_specifier {
+        Some(By::UseHashPolicy(by_hash)) if by_hash.value => SplitBy::HashPolicies,
+        Some(By::HeaderName(name)) if !name.is_empty() => {
+            let name =
+                HeaderName::try_from(name).map_err(|_| Invalid::new("not the name of a header").at("header_name"));
+            SplitBy::Header(name?)
+        }
+        Some(By::UseHashPolicy(_) | By::HeaderName(_)) | None => SplitBy::Chance,
+    };
     let clusters = notes.each("clusters", clusters, weighted_cluster)?;
     let sum: u64 = clusters.iter().map(|cluster| cluster.as_ref().map_or(0, |cluster| u64::from(cluster.weight))).sum();
     if sum > u64::from(u32::MAX) {
         return Err(Invalid::new("the weights add up to more than 4294967295").at("clusters"));
     }
     let clusters: Result<Vec<WeightedCluster>, &'static str> = clusters.into_iter().collect();
-    let Ok(mut clusters) = clusters else { return Ok(clusters.map(Clusters::Weighted)) };
+    let mut clusters = match clusters {
+        Ok(clusters) => clusters,
+        Err(reason) => return Ok(Err(reason)),
+    };
     // Zero-weight entries are skipped (gRFC A28).
     clusters.retain(|cluster| cluster.weight > 0);
     if clusters.is_empty() {
         return Err(Invalid::new("every weight is zero").at("clusters"));
     }
-    Ok(Ok(Clusters::Weighted(clusters)))
+    Ok(Ok((Clusters::Weighted(clusters), split_by)))
 }
 
 fn weighted_cluster(

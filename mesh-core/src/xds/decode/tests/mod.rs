@@ -8,6 +8,7 @@ mod listeners;
 mod rbac;
 mod retries;
 mod routes;
+mod splits;
 mod tls_files;
 mod wild;
 
