@@ -2,12 +2,16 @@
 
 use super::alias_finding;
 use super::unknown::unknown_host;
-use crate::config::diagnostic::{Code, Diagnostic, Severity};
+use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
+use crate::config::extensions as config;
 use crate::config::file::{Meta, Object, Objects};
 use crate::config::istio::destination_rule::{DestinationRule, TlsMode, TrafficPolicy};
+use crate::config::locate::locate;
 use crate::policy::Policy;
-use crate::registry::Discovery;
+use crate::policy::route::ClusterKey;
+use crate::policy::view::View;
 use crate::registry::host::{covers, in_namespace};
+use crate::registry::{Discovery, ServicePort};
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for object in &objects.destination_rules {
@@ -28,6 +32,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
             found.push(finding.object(object.meta.id()).field("host"));
         }
         check_ports(object, policy, &host, found);
+        check_fallback(object, policy, &host, found);
         check_localities(object, policy, &host, found);
         check_wider_tls(object, objects, (&host, &policy.mesh.fixed.root_namespace), found);
     }
@@ -40,6 +45,31 @@ fn policies(spec: &DestinationRule) -> impl Iterator<Item = (String, &TrafficPol
         Some((format!("subsets[{index}].trafficPolicy"), subset.traffic_policy.as_ref()?))
     });
     whole.chain(of_subsets)
+}
+
+/// A stand-in that there is not, or that is the service itself.
+fn check_fallback(object: &Object<DestinationRule>, policy: &Policy, host: &str, found: &mut Vec<Diagnostic>) {
+    let Some(config::Fallback::Service { target, .. }) = &object.meta.extensions.fallback else { return };
+    let view = View::of_namespace(&object.meta.namespace);
+    let Some((_, service)) = policy.services.find(host, &object.meta.namespace) else { return };
+    let Some(rule) = policy.destination_rules.find(host, &service.namespace, &view) else { return };
+    let subsets = std::iter::once("").chain(rule.subset_names());
+    let keys = subsets.flat_map(|subset| {
+        let of_port = |port: &ServicePort| ClusterKey { host: host.into(), port: port.number, subset: subset.into() };
+        service.ports.iter().map(of_port).collect::<Vec<_>>()
+    });
+    let stand_ins: Vec<_> = keys.filter_map(|key| policy.fallback(rule, &key)).collect();
+    let message = match stand_ins.iter().any(|stand_in| policy.is_there(stand_in, &view)) {
+        true => return,
+        false if stand_ins.is_empty() => {
+            format!("{} is not a service that this namespace can call, or it is the same one", quoted(target))
+        }
+        false => "the service has no such subset or port".to_owned(),
+    };
+    let field = "metadata.annotations.mesh-control/fallback";
+    let message = format!("{message}: nothing stands in for it");
+    let finding = Diagnostic::at(&locate(&object.meta.origin, field), Severity::Error, Code::UnknownReference, message);
+    found.push(finding.object(object.meta.id()).field(field));
 }
 
 /// Settings for ports that the service lacks, and those that keep the `tls` of the level above.

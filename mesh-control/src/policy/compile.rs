@@ -158,6 +158,7 @@ fn forward(rule: &Rule, port: u16, around: &Surroundings<'_>) -> Option<Forward>
             weight: weight(destination).max(1),
             headers: changes(&destination.headers.request, &destination.headers.response),
             authority: authority_in(&destination.headers.request),
+            falls_back: false,
         })
         .collect();
     if targets.is_empty() {
@@ -189,7 +190,7 @@ fn forward(rule: &Rule, port: u16, around: &Surroundings<'_>) -> Option<Forward>
 
 /// How the destinations of a rule share users. All of them are in it, those of weight 0 too, and in an order of their own:
 /// where they are written, and what comes to take load, moves nobody.
-fn sticky_split(by: &config::StickySplit, route: &HttpRoute, targets: &[Target]) -> Option<StickySplit> {
+fn sticky_split(by: &config::StickySplit, route: &HttpRoute, targets: &[Target]) -> Option<Box<StickySplit>> {
     if targets.len() < 2 {
         return None;
     }
@@ -208,7 +209,7 @@ fn sticky_split(by: &config::StickySplit, route: &HttpRoute, targets: &[Target])
     let parts = split::parts(&weights).into_iter();
     let parts =
         parts.map(|part| Some(Part { destination: target_of(part.destination)?, ..part })).collect::<Option<_>>();
-    Some(StickySplit { by: HashedBy::from(by), parts: parts? })
+    Some(Box::new(StickySplit { by: HashedBy::from(by), parts: parts? }))
 }
 
 impl From<&config::StickySplit> for HashedBy {

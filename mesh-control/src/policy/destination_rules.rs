@@ -371,6 +371,9 @@ fn merge_into(earlier: &mut MergedRule, later: MergedRule, found: &mut Vec<Diagn
         found.push(finding.object(later.meta.id()));
     };
     let winner = format!("{} ({})", earlier.meta.id(), earlier.meta.origin);
+    for key in earlier.meta.extensions.merge(later.meta.extensions.clone()) {
+        report(format!("host {} has its annotation {key} from {winner} already", later.host));
+    }
     match (&earlier.policy, &later.policy) {
         (Some(_), Some(_)) => {
             report(format!("host {} has its traffic policy from {winner} already", later.host));

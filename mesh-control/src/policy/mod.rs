@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use mesh_core::identity::TrustDomain;
 
+use crate::config::extensions as config;
 use crate::config::{Diagnostic, Objects};
 use crate::registry::host::{candidates, split_port};
 use crate::registry::{Service, ServiceId, ServicePort, Services};
@@ -37,7 +38,10 @@ use locality::LocalitySetting;
 use mesh::MeshSettings;
 use outbound::OutboundTrafficPolicy;
 use paths::PathNormalization;
-use route::{Action, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, Retry, Route, Target};
+use route::{
+    Action, Body, ClusterKey, Condition, Fallback, Faults, Forward, HeaderChanges, PathRewrite, Response, Retry, Route,
+    Target,
+};
 use security::Security;
 use traffic::{HashedBy, Roots, Tls, TrafficPolicy};
 use view::View;
@@ -94,6 +98,8 @@ pub struct Cluster<'a> {
     pub labels: Option<Arc<BTreeMap<String, String>>>,
     /// How to call it.
     pub traffic: TrafficPolicy,
+    /// Who answers where it has nothing healthy.
+    pub fallback: Option<Fallback>,
     /// Nobody knows how to call it, for an object that says so is wrong: it has no endpoints.
     pub is_refused: bool,
 }
@@ -245,6 +251,9 @@ impl Policy {
                 route.action = Action::Fail(reason);
             }
             if let Action::Forward(forward) = &mut route.action {
+                for target in &mut forward.targets {
+                    target.falls_back = self.stand_in(&target.cluster, view).is_some();
+                }
                 forward.hashed_by = self.hashed_by(forward, view);
                 // Who is to be found by a hash is asked again (Istio: retry.go).
                 if let ([_], [_, ..], Some(retry)) = (&*forward.targets, &*forward.hashed_by, &mut forward.retry) {
@@ -258,11 +267,49 @@ impl Policy {
     /// What the rules on a route's destinations want its requests to be hashed by.
     fn hashed_by(&self, forward: &Forward, view: &View) -> Vec<HashedBy> {
         let mut all = Vec::new();
-        for target in &forward.targets {
-            let hashed_by = self.cluster(target.cluster.clone(), view).and_then(|seen| seen.traffic.hashed_by);
+        let clusters = forward.targets.iter().flat_map(|target| {
+            let stand_in = target.falls_back.then(|| self.stand_in(&target.cluster, view)).flatten();
+            std::iter::once(target.cluster.clone()).chain(stand_in)
+        });
+        for cluster in clusters {
+            let hashed_by = self.cluster(cluster, view).and_then(|seen| seen.traffic.hashed_by);
             all.extend(hashed_by.filter(|hashed_by| !all.contains(hashed_by)));
         }
         all
+    }
+
+    /// The cluster that stands in for one that has nothing healthy.
+    fn stand_in(&self, key: &ClusterKey, view: &View) -> Option<ClusterKey> {
+        match self.cluster(key.clone(), view)?.fallback? {
+            Fallback::To(other) => Some(other),
+            Fallback::Respond(_) => None,
+        }
+    }
+
+    /// What a rule says of a cluster that has nothing healthy. The service is named as a client in the rule's namespace
+    /// would call it, by default at the same port; nothing stands in for itself.
+    pub fn fallback(&self, rule: &MergedRule, key: &ClusterKey) -> Option<Fallback> {
+        let (target, subset) = match rule.meta.extensions.fallback.as_ref()? {
+            config::Fallback::Response { status, body } => {
+                let body = if body.is_empty() { Body::Empty } else { Body::Text(body.clone()) };
+                return Some(Fallback::Respond(Response { status: u32::from(*status), body }));
+            }
+            config::Fallback::Service { target, subset } => (target, subset),
+        };
+        let view = View::of_namespace(&rule.meta.namespace);
+        let (host, port) = split_port(target)?;
+        let at_same_port = || self.resolve(&format!("{host}:{}", key.port), &view);
+        let address = port.is_none().then(at_same_port).flatten().or_else(|| self.resolve(target, &view))?;
+        let other = ClusterKey { host: address.host, port: address.port, subset: subset.as_str().into() };
+        (other != *key).then_some(Fallback::To(other))
+    }
+
+    /// Whether what stands in for a cluster is something: the client sees its service, and that has the port and the subset.
+    pub fn is_there(&self, fallback: &Fallback, view: &View) -> bool {
+        let Fallback::To(key) = fallback else { return true };
+        let Some((_, service, _)) = self.service_port(&key.host, key.port, view) else { return false };
+        let rule = || self.destination_rules.find(&key.host, &service.namespace, view);
+        key.subset.is_empty() || rule().is_some_and(|rule| rule.has_subset(&key.subset))
     }
 
     /// The routes that rules give to a host.
@@ -368,7 +415,8 @@ impl Policy {
         {
             files.names.clone_from(&service.names);
         }
-        Some(Cluster { key, id, service, port, rule, labels, traffic, is_refused })
+        let fallback = rule.and_then(|rule| self.fallback(rule, &key)).filter(|fallback| self.is_there(fallback, view));
+        Some(Cluster { key, id, service, port, rule, labels, traffic, fallback, is_refused })
     }
 }
 
@@ -378,7 +426,13 @@ fn default_route(address: &Address, retry: Option<Retry>) -> Route {
         name: "default".to_owned(),
         condition: Condition::default(),
         action: Action::Forward(Forward {
-            targets: vec![Target { cluster, weight: 1, headers: HeaderChanges::default(), authority: None }],
+            targets: vec![Target {
+                cluster,
+                weight: 1,
+                headers: HeaderChanges::default(),
+                authority: None,
+                falls_back: false,
+            }],
             rewrite: PathRewrite::None,
             authority: None,
             timeout: None,

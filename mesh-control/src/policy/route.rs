@@ -110,7 +110,7 @@ pub struct Forward {
     /// What requests are hashed by, each once: what the rules on the destinations ask for.
     pub hashed_by: Vec<HashedBy>,
     /// How targets share users, where a split does not go by chance.
-    pub sticky_split: Option<StickySplit>,
+    pub sticky_split: Option<Box<StickySplit>>,
     /// Who gets a copy, and of how many requests in a million: never none.
     pub mirrors: Vec<(ClusterKey, u32)>,
 }
@@ -135,6 +135,45 @@ pub struct Target {
     pub headers: HeaderChanges,
     /// The new authority, where the route has none.
     pub authority: Option<String>,
+    /// Whether another cluster stands in for it where it has nothing healthy.
+    pub falls_back: bool,
+}
+
+impl Target {
+    /// The cluster that requests go to, by name: with the one that stands in for it, where there is one.
+    pub fn cluster_name(&self) -> String {
+        match self.falls_back {
+            true => FallbackName(&self.cluster).to_string(),
+            false => self.cluster.to_string(),
+        }
+    }
+}
+
+/// The name of a cluster together with the one that stands in for it: `fallback|port|subset|host`.
+#[derive(Clone, Copy, Debug)]
+pub struct FallbackName<'a>(pub &'a ClusterKey);
+
+impl FallbackName<'_> {
+    /// The cluster that something stands in for, by the name of both together.
+    pub fn parse(name: &str) -> Option<ClusterKey> {
+        ClusterKey::parse(&format!("outbound|{}", name.strip_prefix("fallback|")?))
+    }
+}
+
+impl std::fmt::Display for FallbackName<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ClusterKey { host, port, subset } = self.0;
+        write!(f, "fallback|{port}|{subset}|{host}")
+    }
+}
+
+/// Who answers where a cluster has nothing healthy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    /// Another cluster.
+    To(ClusterKey),
+    /// This is the answer.
+    Respond(Response),
 }
 
 /// What an outbound cluster is of (Istio: `outbound|port|subset|host`).

@@ -145,13 +145,13 @@ fn render_forward(forward: &Forward, note: &mut impl FnMut(&str, String)) -> rou
         note("mirror", "nothing is mirrored".to_owned());
     }
     let specifier = match forward.targets.as_slice() {
-        [only] => ClusterSpecifier::Cluster(only.cluster.to_string()),
+        [only] => ClusterSpecifier::Cluster(only.cluster_name()),
         several => {
             if forward.sticky_split.is_some() {
                 note("route", "calls are split by chance, whoever makes them (mesh-control/sticky-split)".to_owned());
             }
             let clusters = several.iter().map(|target| ClusterWeight {
-                name: target.cluster.to_string(),
+                name: target.cluster_name(),
                 weight: number(target.weight),
                 ..Default::default()
             });

@@ -150,7 +150,7 @@ fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
     let (specifier, of_target) = match forward.targets.as_slice() {
         [only] => {
             host_rewrite = host_rewrite.or_else(|| only.authority.as_ref().map(literal));
-            (ClusterSpecifier::Cluster(only.cluster.to_string()), only.headers.clone())
+            (ClusterSpecifier::Cluster(only.cluster_name()), only.headers.clone())
         }
         several => {
             let of_target = |target: &Target, weight: u32| {
@@ -158,7 +158,7 @@ fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
                 headers.extend(&target.headers);
                 let authority = target.authority.clone();
                 ClusterWeight {
-                    name: target.cluster.to_string(),
+                    name: target.cluster_name(),
                     weight: number(weight),
                     request_headers_to_add: headers.request_add,
                     request_headers_to_remove: headers.request_remove,
@@ -173,12 +173,11 @@ fn render_forward(forward: &Forward) -> (route::RouteAction, HeaderChanges) {
                 let parts = split.parts.iter();
                 parts.filter_map(|part| Some(of_target(several.get(part.destination)?, part.length))).collect()
             };
+            let split = forward.sticky_split.as_deref();
+            let by_users = RandomValueSpecifier::UseHashPolicy(BoolValue { value: true });
             let clusters = route::WeightedCluster {
-                clusters: forward.sticky_split.as_ref().map_or_else(by_chance, by_hash),
-                random_value_specifier: forward
-                    .sticky_split
-                    .as_ref()
-                    .map(|_| RandomValueSpecifier::UseHashPolicy(BoolValue { value: true })),
+                clusters: split.map_or_else(by_chance, by_hash),
+                random_value_specifier: split.map(|_| by_users),
                 ..Default::default()
             };
             (ClusterSpecifier::WeightedClusters(clusters), HeaderChanges::default())

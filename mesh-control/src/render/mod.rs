@@ -37,12 +37,13 @@ use prost::Message;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::catalog::{ClientClass, Encoded, Kind};
+use crate::config::Meta;
 use crate::config::diagnostic::{Code, Diagnostic, Origin, Severity};
 use crate::policy::access::Access;
 use crate::policy::destination_rules::MergedRule;
 use crate::policy::locality::{Nearness, Place};
 use crate::policy::paths::PathNormalization;
-use crate::policy::route::{AbortWith, Action, ClusterKey, Faults, Route, Written};
+use crate::policy::route::{AbortWith, Action, ClusterKey, Fallback, FallbackName, Faults, Route, Written};
 use crate::policy::tokens::{FetchedKeys, TokenRule};
 use crate::policy::traffic::{CONNECT_TIMEOUT, HashedBy, Limit, ServerTls, Tls};
 use crate::policy::view::View;
@@ -50,6 +51,7 @@ use crate::policy::{Address, Cluster, Policy};
 use crate::registry::host::{candidates, short_forms, split_port};
 use crate::registry::{Discovery, Endpoint, ServiceEndpoints, WrittenEndpoint};
 use judge::Judge;
+use tls::Security;
 
 /// The cluster of calls that go nowhere, by Istio's name.
 pub const BLACK_HOLE: &str = "BlackHoleCluster";
@@ -90,6 +92,11 @@ impl Degraded {
     fn of_rule(rule: &MergedRule, field: &str, message: String) -> Degraded {
         let origin = rule.meta.origin.clone();
         Degraded { object: rule.meta.id(), field: format!("trafficPolicy.{field}"), message, origin }
+    }
+
+    fn of_annotation(meta: &Meta, key: &str, message: String) -> Degraded {
+        let field = format!("metadata.annotations.{key}");
+        Degraded { object: meta.id(), field, message, origin: meta.origin.clone() }
     }
 
     fn of_service(seen: &Cluster<'_>, field: &str, message: String) -> Degraded {
@@ -139,7 +146,13 @@ fn clusters(policy: &Policy, view: &View, addresses: &BTreeSet<Address>) -> BTre
         }
         for route in policy.routes(address, view) {
             if let Action::Forward(forward) = &route.action {
-                names.extend(forward.targets.iter().map(|target| target.cluster.to_string()));
+                for target in &forward.targets {
+                    names.extend([target.cluster.to_string(), target.cluster_name()]);
+                    let seen = policy.cluster(target.cluster.clone(), view);
+                    if let Some(Fallback::To(other)) = seen.and_then(|seen| seen.fallback) {
+                        names.insert(other.to_string());
+                    }
+                }
                 names.extend(forward.mirrors.iter().map(|(cluster, _)| cluster.to_string()));
             }
         }
@@ -300,6 +313,9 @@ pub fn render_cluster(
     if name == PASSTHROUGH && class == ClientClass::Library {
         return Some(plain(encode(name, &library::passthrough())));
     }
+    if let Some(key) = FallbackName::parse(name) {
+        return render_fallback(judge, policy, class, view, name, key);
+    }
     let key = ClusterKey::parse(name)?;
     let is_destination = policy.is_destination(&key);
     let seen =
@@ -330,7 +346,17 @@ pub fn render_cluster(
     };
     // The metadata comes last and by hand: it is a map of several entries, which has to be sorted.
     let service = &seen.service;
-    let metadata = proto::service_metadata(&service.host, &service.name, &service.namespace);
+    let mut metadata = proto::service_metadata(&service.host, &service.name, &service.namespace);
+    match (&seen.fallback, class) {
+        (Some(Fallback::Respond(answer)), ClientClass::Grpc) => {
+            if let Some(rule) = seen.rule {
+                let what = format!("calls fail where nothing is healthy, and are not answered with {}", answer.status);
+                degraded.push(Degraded::of_annotation(&rule.meta, "mesh-control/fallback", what));
+            }
+        }
+        (Some(Fallback::Respond(answer)), _) => metadata.add_fallback(answer),
+        _ => {}
+    }
     let metadata = ClusterMetadata { metadata: Some(metadata) };
     let with_metadata = |rendered: &cluster::Cluster| {
         let mut bytes = rendered.encode_to_vec();
@@ -349,6 +375,47 @@ pub fn render_cluster(
     let encoded = with_metadata(&nowhere(name));
     let refused = vec![judge::of_cluster(&seen, &invalid)];
     judge.verdict(ResourceType::Cluster, &encoded.body).is_ok().then_some(Rendered { encoded, degraded, refused })
+}
+
+/// A cluster and the one that stands in for it, where there still is one (gRFC A37).
+fn render_fallback(
+    judge: &Judge,
+    policy: &Policy,
+    class: ClientClass,
+    view: &View,
+    name: &str,
+    key: ClusterKey,
+) -> Option<Rendered> {
+    let mut clusters = vec![key.to_string()];
+    let seen = policy.cluster(key, view)?;
+    if let Some(Fallback::To(other)) = &seen.fallback {
+        clusters.push(other.to_string());
+    }
+    let mut aggregate = aggregate(name, clusters);
+    if class == ClientClass::Grpc {
+        // gRFC A37: older clients take the policy of the aggregate for all of it, and know none that a cluster provides.
+        let own = grpc::render_cluster(&seen, &[], Some(Security::default()), &mut Vec::new());
+        (aggregate.lb_policy, aggregate.load_balancing_policy) = (own.lb_policy, own.load_balancing_policy);
+    }
+    let encoded = encode(name, &aggregate);
+    judge.verdict(ResourceType::Cluster, &encoded.body).is_ok().then(|| plain(encoded))
+}
+
+/// The first of these clusters that has anything healthy.
+fn aggregate(name: &str, clusters: Vec<String>) -> cluster::Cluster {
+    use cluster::cluster::{ClusterDiscoveryType, CustomClusterType, LbPolicy};
+    use envoy_types::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig;
+    let custom = CustomClusterType {
+        name: "envoy.clusters.aggregate".to_owned(),
+        typed_config: Some(proto::any(&ClusterConfig { clusters })),
+    };
+    cluster::Cluster {
+        name: name.to_owned(),
+        connect_timeout: Some(proto::duration(CONNECT_TIMEOUT)),
+        lb_policy: LbPolicy::ClusterProvided.into(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::ClusterType(custom)),
+        ..Default::default()
+    }
 }
 
 /// The endpoints of a cluster that is found by them.
@@ -392,6 +459,7 @@ pub fn is_worth_remembering(policy: &Policy, view: &View, name: &str) -> bool {
     let by_host = |host: &str| policy.services.exact(host, &view.namespace).is_some();
     match ClusterKey::parse(name) {
         Some(key) => by_host(&key.host),
+        None if let Some(key) = FallbackName::parse(name) => by_host(&key.host),
         None => {
             split_port(name).is_some_and(|(host, _)| candidates(host, &view.namespace).iter().any(|host| by_host(host)))
         }

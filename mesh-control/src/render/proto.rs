@@ -15,6 +15,8 @@ use envoy_types::pb::google::protobuf;
 use envoy_types::pb::google::protobuf::value::Kind;
 use prost::{Message, Name};
 
+use crate::policy::route::{Body, Response};
+
 /// The filter that injects faults, by name.
 pub const FAULT_FILTER: &str = "envoy.filters.http.fault";
 /// The filter at the end of every chain, by name.
@@ -116,6 +118,19 @@ impl OrderedMetadata {
             (filter.clone(), OrderedStruct { fields: fields.fields.iter().filter_map(text).collect() })
         });
         OrderedMetadata { filter_metadata: filters.collect() }
+    }
+}
+
+impl OrderedMetadata {
+    /// Adds the answer of a cluster that has nothing healthy, which this project's library reads.
+    pub(super) fn add_fallback(&mut self, answer: &Response) {
+        let text = |key: &str, text: String| (key.to_owned(), OrderedValue { kind: Some(OrderedKind::Text(text)) });
+        let body = match &answer.body {
+            Body::Text(body) => body.clone(),
+            Body::Bytes(_) | Body::Empty => String::new(),
+        };
+        let fields = [text("fallback.status", answer.status.to_string()), text("fallback.body", body)].into();
+        self.filter_metadata.insert("mesh-control".to_owned(), OrderedStruct { fields });
     }
 }
 

@@ -164,3 +164,83 @@ spec:
         ]
     );
 }
+
+/// A rule for `a.com`, which is a service at port 80, with this fallback, and the service `b.com`.
+fn falling_back(fallback: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata:\n  name: x\n  annotations:\n    \
+         mesh-control/fallback: {fallback}\nspec:\n  host: a.com\n  trafficPolicy: {{loadBalancer: {{simple: \
+         LEAST_REQUEST}}}}\n{SERVICE}{}",
+        SERVICE.replace("a.com", "b.com").replace("{name: a}", "{name: b}")
+    )
+}
+
+#[test]
+fn a_stand_in_that_there_is_not_is_an_error() {
+    let said = |fallback: &str| -> Vec<String> {
+        let found = validate([("t.yaml", falling_back(fallback).as_str())]);
+        found.iter().map(ToString::to_string).filter(|line| line.contains("mesh-control/")).collect()
+    };
+    for right in ["host=b.com", "host=b.com:80", "status=503"] {
+        assert_eq!(said(right), [""; 0], "{right}");
+    }
+    for (wrong, what) in [
+        ("host=c.com:81", "is not a service that this namespace can call"),
+        ("host=b.com:81", "is not a service that this namespace can call"),
+        ("'host=b.com, subset=v1'", "no such subset or port"),
+        ("host=a.com", "or it is the same one"),
+    ] {
+        let found = said(wrong);
+        assert!(found.len() == 1 && found[0].contains("t.yaml:6:5: error[unknown-reference]"), "{wrong}: {found:?}");
+        assert!(found[0].contains(what), "{wrong}: {found:?}");
+    }
+}
+
+#[test]
+fn a_fallback_is_an_aggregate_for_every_kind_of_client_and_an_answer_is_lost_on_grpc() {
+    use crate::support::{Seen, client, grpc_client, plane_from};
+    use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, LbPolicy};
+    use envoy_types::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig;
+    use prost::Message;
+    let plane = plane_from(&falling_back("host=b.com"));
+    for (client, policy) in
+        [(client("default"), LbPolicy::ClusterProvided), (grpc_client("default"), LbPolicy::RoundRobin)]
+    {
+        let seen = Seen::new(&plane, client);
+        let routes = format!("{:?}", seen.routes_of("a.com:80"));
+        assert!(routes.contains("fallback|80||a.com"), "{routes}");
+        let aggregate = seen.cluster("fallback|80||a.com");
+        assert_eq!(aggregate.lb_policy(), policy);
+        assert_eq!(aggregate.load_balancing_policy.is_some(), policy == LbPolicy::RoundRobin);
+        let Some(ClusterDiscoveryType::ClusterType(custom)) = aggregate.cluster_discovery_type else { panic!() };
+        let config = ClusterConfig::decode(custom.typed_config.unwrap().value.as_slice()).unwrap();
+        assert_eq!(config.clusters, ["outbound|80||a.com", "outbound|80||b.com"]);
+        seen.cluster("outbound|80||b.com");
+    }
+    // Routes that a client still has are led somewhere when the rule is gone.
+    let plane = plane_from(SERVICE);
+    let seen = Seen::new(&plane, client("default"));
+    assert!(!format!("{:?}", seen.routes_of("a.com:80")).contains("fallback|"));
+    seen.cluster("fallback|80||a.com");
+    assert_eq!(
+        said_for_grpc(&falling_back("status=503")),
+        [
+            "t.yaml:6:5: warning[degraded]: DestinationRule default/x: metadata.annotations.mesh-control/fallback: a gRPC client \
+          cannot do this: calls fail where nothing is healthy, and are not answered with 503"
+        ]
+    );
+    assert_eq!(said_for_grpc(&falling_back("host=b.com")), [""; 0]);
+}
+
+#[test]
+fn of_two_rules_for_a_host_the_first_annotation_counts() {
+    let other = falling_back("status=404").replace("name: x", "name: z");
+    let two = format!("{}---\n{}", falling_back("status=503"), other.split("---").next().unwrap());
+    let found = validate([("t.yaml", two.as_str())]);
+    let found: Vec<_> = found.iter().map(ToString::to_string).filter(|line| line.contains("mesh-control/")).collect();
+    assert!(
+        found.len() == 1
+            && found[0].contains("has its annotation mesh-control/fallback from DestinationRule default/x"),
+        "{found:?}"
+    );
+}

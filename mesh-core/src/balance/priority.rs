@@ -94,19 +94,27 @@ impl Levels {
     /// over degraded ones. Where all of them together cannot take everything, each takes its share of what they can,
     /// and a priority below the panic threshold spreads it over all of its endpoints.
     ///
+    /// Of an aggregate's leaves, the first of which anything is available takes everything, as in gRFC A37: the next one is for
+    /// when nothing is, and not for what the one before lacks.
+    ///
     /// `previous` is what the cluster had until now: the picker of a level is built with the one before it in mind.
     pub fn settle(&mut self, previous: Option<&Levels>) {
         let priorities = std::mem::take(&mut self.priorities);
-        let available =
-            priorities.iter().map(|priority| priority.health + priority.degraded_health).sum::<u64>().min(100);
+        let available_of = |priority: &Priority| priority.health + priority.degraded_health;
+        let leaf = priorities.iter().find(|priority| available_of(priority) > 0).map(|priority| priority.leaf);
+        let takes_load = |priority: &&Priority| Some(priority.leaf) == leaf;
+        let available = priorities.iter().filter(takes_load).map(available_of).sum::<u64>().min(100);
         let mut left = 100;
-        let mut share = |health: u64| {
+        let mut share = |priority: &Priority, health: u64| {
+            if !takes_load(&priority) {
+                return 0;
+            }
             let share = (health * 100).checked_div(available).unwrap_or(0).min(left);
             left -= share;
             share
         };
-        let mut healthy: Vec<u64> = priorities.iter().map(|priority| share(priority.health)).collect();
-        let degraded: Vec<u64> = priorities.iter().map(|priority| share(priority.degraded_health)).collect();
+        let mut healthy: Vec<u64> = priorities.iter().map(|priority| share(priority, priority.health)).collect();
+        let degraded: Vec<u64> = priorities.iter().map(|priority| share(priority, priority.degraded_health)).collect();
         // Nothing is available anywhere: the first that may serve in panic takes everything.
         if available == 0
             && let Some((share, _)) = healthy.iter_mut().zip(&priorities).find(|(_, priority)| priority.all.is_some())
@@ -368,6 +376,40 @@ mod tests {
         ];
         for (localities, panic_percent, expected) in cases {
             assert_eq!(levels(localities, *panic_percent).loads, *expected, "{localities:?}");
+        }
+    }
+
+    /// A leaf: its localities, and its panic threshold.
+    type LeafGroups<'g> = (&'g [Group], u8);
+
+    #[test]
+    fn of_several_leaves_the_first_that_has_anything_takes_everything() {
+        // (leaves, the share of each)
+        let cases: &[(&[LeafGroups<'_>], [u64; 2])] = &[
+            (&[(&[(0, None, [1, 0, 9])], 0), (&[(0, None, [9, 0, 0])], 0)], [100, 0]),
+            (&[(&[(0, None, [0, 0, 9]), (1, None, [1, 0, 9])], 0), (&[(0, None, [9, 0, 0])], 0)], [100, 0]),
+            (&[(&[(0, None, [0, 1, 9])], 0), (&[(0, None, [9, 0, 0])], 0)], [100, 0]),
+            // Nobody panics as long as another leaf has somebody.
+            (&[(&[(0, None, [0, 0, 9])], 50), (&[(0, None, [1, 0, 9])], 0)], [0, 100]),
+            (&[(&[], 50), (&[(0, None, [1, 0, 9])], 50)], [0, 100]),
+            (&[(&[(0, None, [0, 0, 9])], 50), (&[(0, None, [0, 0, 9])], 50)], [100, 0]),
+            (&[(&[(0, None, [0, 0, 9])], 0), (&[(0, None, [0, 0, 9])], 50)], [0, 100]),
+        ];
+        for (leaves, expected) in cases {
+            let mut levels = Levels::default();
+            let balancer: Arc<dyn LoadBalancer> = Arc::new(Random);
+            for (leaf, (localities, panic_percent)) in leaves.iter().enumerate() {
+                let endpoints = Endpoints { localities: groups(localities), ..Endpoints::default() };
+                let policy = PriorityPolicy { panic_percent: *panic_percent };
+                levels.add_leaf(leaf, &endpoints, policy, &balancer, &Arc::default());
+            }
+            levels.settle(None);
+            let (mut shares, mut before) = ([0, 0], 0);
+            for (level, load) in levels.iter().zip(&levels.loads) {
+                shares[level.leaf] += load - before;
+                before = *load;
+            }
+            assert_eq!(shares, *expected, "{leaves:?}");
         }
     }
 

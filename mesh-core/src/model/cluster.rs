@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::id::ClusterName;
 use crate::identity::SpiffeId;
-use crate::model::{CircuitBreakers, Endpoints, FileTls, OutlierDetection};
+use crate::model::{CircuitBreakers, DirectResponse, Endpoints, FileTls, OutlierDetection};
 
 /// A validated Cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct Cluster {
     pub circuit_breakers: CircuitBreakers,
     /// Which of its endpoints get no requests for a while, since they fail; `None` = none.
     pub outlier_detection: Option<OutlierDetection>,
+    /// The answer to a request for which it has no healthy endpoint; `None`: the request fails.
+    pub fallback: Option<Arc<DirectResponse>>,
     /// The service it stands for: host, name and namespace (`metadata.filter_metadata["istio"].services[0]`).
     pub service: Option<Arc<(String, String, String)>>,
 }
@@ -297,6 +299,7 @@ impl Cluster {
             http2_keepalive: None,
             circuit_breakers: CircuitBreakers::default(),
             outlier_detection: None,
+            fallback: None,
             service: None,
         }
     }

@@ -7,7 +7,7 @@ use super::Extensions;
 use crate::balance::{Levels, PickArgs, built_in};
 use crate::error::{ErrorKind, MeshError};
 use crate::id::{Address, ClusterName, EndpointId};
-use crate::model::{BalancerPolicy, Cluster, ClusterKind, Endpoint, Endpoints, Health};
+use crate::model::{BalancerPolicy, Cluster, ClusterKind, DirectResponse, Endpoint, Endpoints, Health};
 use crate::state::{ClusterState, EndpointState, InFlight};
 
 /// One cluster, compiled: ready to pick from.
@@ -111,7 +111,9 @@ impl ClusterView {
     ) -> Self {
         let mut compiled = Self::levels(&leaves, extensions, previous, true);
         // Where nobody can be reached, everybody is tried: one of them may be back.
-        if compiled.0.taking_load().next().is_none() && leaves.iter().any(|leaf| leaf.state.has_unreachable()) {
+        let has_answer = leaves.last().is_some_and(|leaf| leaf.cluster.fallback.is_some());
+        let has_unreachable = || leaves.iter().any(|leaf| leaf.state.has_unreachable());
+        if compiled.0.taking_load().next().is_none() && !has_answer && has_unreachable() {
             compiled = Self::levels(&leaves, extensions, previous, false);
         }
         let (levels, unusable, set_aside) = compiled;
@@ -185,6 +187,11 @@ impl ClusterView {
                 .iter()
                 .zip(leaves)
                 .all(|(a, b)| Arc::ptr_eq(&a.cluster, &b.cluster) && same_endpoints(&a.endpoints, &b.endpoints))
+    }
+
+    /// The answer to a request for which there is no healthy endpoint.
+    pub fn fallback(&self) -> Option<&DirectResponse> {
+        self.leaves.last()?.cluster.fallback.as_deref()
     }
 
     /// Whether an endpoint takes load now.

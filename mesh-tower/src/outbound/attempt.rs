@@ -24,6 +24,7 @@ use mesh_core::view::RouteRef;
 
 use super::request::{ActiveRequest, Attempt, FOUND, Step, Woken};
 use crate::body::Body;
+use crate::reply;
 use crate::transport::{Failure, FailureCause, HttpVersion, Security, Transport};
 
 /// How many connections may turn out to be closed under one try, before a new one is dialled for it.
@@ -182,7 +183,16 @@ impl<T: Transport> ActiveRequest<T> {
     #[inline]
     pub(super) fn try_once(&mut self, route: &RouteRef<'_>, head: &mut Parts) -> Result<Step<T>, MeshError> {
         let original_destination = self.original_destination.as_deref().unwrap_or_default();
-        let (mut attempt, cluster) = Attempt::pick(route, &mut self.info, original_destination)?;
+        let (mut attempt, cluster) = match Attempt::pick(route, &mut self.info, original_destination) {
+            Ok(picked) => picked,
+            Err(error) => {
+                let fallback = route.cluster.and_then(|cluster| cluster.fallback());
+                return match fallback.filter(|_| error.kind() == ErrorKind::NoHealthyEndpoint) {
+                    Some(answer) => Ok(Step::Done(reply::direct(answer, self.info.is_grpc))),
+                    None => Err(error),
+                };
+            }
+        };
         if attempt.security.is_tls() && !T::SPEAKS_CLUSTER_TLS {
             let what = "it asks for TLS of the mesh's making, which a client below `client_layer` does not speak: use the \
                 mesh's own client, or a client over its connector";

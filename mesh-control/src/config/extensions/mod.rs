@@ -4,10 +4,12 @@
 //! One line of the table below, a type that is read from text, a row in `config/support/extensions.rs` and a section of the
 //! document make one. An annotation of ours that is not in the table, or not for its kind of object, is an error.
 
+mod fallback;
 mod hedge;
 mod pairs;
 mod sticky_split;
 
+pub use fallback::Fallback;
 pub use hedge::Hedge;
 pub use pairs::Pairs;
 pub use sticky_split::StickySplit;
@@ -62,6 +64,8 @@ extensions! {
     hedge: Hedge = "mesh-control/hedge" of VirtualService,
     /// What a weighted split goes by.
     sticky_split: StickySplit = "mesh-control/sticky-split" of VirtualService,
+    /// Who answers where the service has nothing healthy.
+    fallback: Fallback = "mesh-control/fallback" of DestinationRule,
 }
 
 /// Reads those of an object from its `metadata`.

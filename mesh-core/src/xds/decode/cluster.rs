@@ -18,10 +18,13 @@ use super::{balancer, limits, route::cluster_name, tls};
 use crate::error::Invalid;
 use crate::id::{Address, ClusterName};
 use crate::model::{
-    CircuitBreakers, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Endpoints, Http2Keepalive, PriorityPolicy,
+    CircuitBreakers, Cluster, ClusterKind, ClusterProtocol, ClusterTls, DirectResponse, Endpoints, Http2Keepalive,
+    PriorityPolicy,
 };
 use crate::resources::{Resource, ResourceType};
 use crate::xds::names;
+use ::http::StatusCode;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::LbPolicy;
 
 /// Why a cluster is unusable: a connection here is for all requests of its cluster.
 const BY_REQUEST: &str = "auto_sni and auto_san_validation are not supported: set sni, or auto_host_sni with \
@@ -107,9 +110,12 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
     let kind = Kinds { name: &name, eds_cluster_config, load_assignment, dns_refresh_rate };
     let kind = kind.decode(notes, cluster_discovery_type)?;
     let passes_through = kind == ClusterKind::PassThrough;
+    // Envoy insists on it for aggregates; gRPC's clients do not know it (gRFC A37). The leaves have their own policies.
+    let may_bring_its_own = load_balancing_policy.is_some() || lb_policy == i32::from(LbPolicy::ClusterProvided);
+    let brings_its_own = passes_through || matches!(kind, ClusterKind::Aggregate(_)) && may_bring_its_own;
     let hashing = common_lb_config.as_ref().and_then(|common| common.consistent_hashing_lb_config);
     let older = balancer::Older { lb_policy, lb_config, hashing };
-    let (balancer, slow_start) = balancer::balancer(notes, load_balancing_policy, older, passes_through)?;
+    let (balancer, slow_start) = balancer::balancer(notes, load_balancing_policy, older, brings_its_own)?;
     validate_lrs(notes, lrs_server)?;
     let circuit_breakers = notes.optional("circuit_breakers", circuit_breakers, limits::circuit_breakers)?;
     let outlier_detection = notes.optional("outlier_detection", outlier_detection, limits::outlier_detection)?;
@@ -157,7 +163,10 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
     if asks_by_request && matches!(cluster.tls, ClusterTls::Files(_)) {
         cluster.tls = ClusterTls::Unusable(BY_REQUEST.into());
     }
-    cluster.service = metadata.and_then(|metadata| istio_service(&metadata)).map(Arc::new);
+    if let Some(metadata) = metadata {
+        cluster.service = istio_service(&metadata).map(Arc::new);
+        cluster.fallback = notes.field("metadata", |_| fallback(&metadata))?.map(Arc::new);
+    }
     Ok(cluster)
 }
 
@@ -475,6 +484,21 @@ fn common_lb(notes: &mut Notes<'_>, value: pb::cluster::CommonLbConfig) -> Resul
         Some(panic) => PriorityPolicy { panic_percent: panic.round() as u8 },
         None => PriorityPolicy::default(),
     })
+}
+
+/// The answer where there is no healthy endpoint: `mesh-control` says it in texts, which others pass over.
+fn fallback(metadata: &core::Metadata) -> Result<Option<DirectResponse>, Invalid> {
+    let Some(fields) = metadata.filter_metadata.get("mesh-control") else { return Ok(None) };
+    let text = |key: &str| match fields.fields.get(key).and_then(|value| value.kind.as_ref()) {
+        Some(Kind::StringValue(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let Some(status) = text("fallback.status") else { return Ok(None) };
+    let status = status.parse().ok().and_then(|status: u16| StatusCode::from_u16(status).ok());
+    let status = status.filter(|status| (200..600).contains(&status.as_u16()));
+    let status =
+        status.ok_or_else(|| Invalid::new("not a status from 200 to 599").at("mesh-control.fallback.status"))?;
+    Ok(Some(DirectResponse::new(status, text("fallback.body").unwrap_or_default().to_owned())))
 }
 
 /// Istio's name of the service behind a cluster: host, name and namespace.

@@ -207,6 +207,13 @@ fn where_endpoints_come_from() {
         cluster.cluster_discovery_type = custom("envoy.clusters.aggregate", pack(&config));
     });
     assert!(matches!(aggregate.kind, ClusterKind::Aggregate(clusters) if clusters.len() == 2));
+    // Envoy insists on it.
+    let aggregate = with(|cluster| {
+        let config = ClusterConfig { clusters: vec!["a".into()] };
+        cluster.cluster_discovery_type = custom("envoy.clusters.aggregate", pack(&config));
+        cluster.lb_policy = LbPolicy::ClusterProvided as i32;
+    });
+    assert!(matches!(aggregate.kind, ClusterKind::Aggregate(_)));
     let through = with(|cluster| {
         cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32));
         cluster.lb_policy = LbPolicy::ClusterProvided as i32;
@@ -542,4 +549,26 @@ fn outlier_detection_has_every_field_of_envoys() {
         enforcing_local_origin: 21,
     };
     assert_eq!(detection(every), Some(expected));
+}
+
+#[test]
+fn the_answer_where_nothing_is_healthy_is_read_from_metadata() {
+    let of = |texts: &[(&str, &str)]| {
+        let value = |text: &str| protobuf::Value { kind: Some(protobuf::value::Kind::StringValue(text.to_owned())) };
+        let fields = texts.iter().map(|(key, text)| ((*key).to_owned(), value(text))).collect();
+        core::Metadata {
+            filter_metadata: [("mesh-control".to_owned(), protobuf::Struct { fields })].into(),
+            ..Default::default()
+        }
+    };
+    let metadata = of(&[("fallback.status", "203"), ("fallback.body", "later")]);
+    let answer = with(|cluster| cluster.metadata = Some(metadata)).fallback.unwrap();
+    assert_eq!((answer.status.as_u16(), &answer.body[..]), (203, &b"later"[..]));
+    assert!(with(|cluster| cluster.metadata = Some(of(&[]))).fallback.is_none());
+    for wrong in ["", "ok", "99", "199", "600", "65536"] {
+        let mut cluster = eds();
+        cluster.metadata = Some(of(&[("fallback.status", wrong)]));
+        let text = reject(ResourceType::Cluster, &cluster).to_string();
+        assert!(text.contains("metadata.mesh-control.fallback.status"), "{wrong}: {text}");
+    }
 }
