@@ -38,7 +38,7 @@ const CRATES: [Crate; 4] = [
     Crate {
         name: "mesh-tower",
         layers: &[
-            &["body", "connection", "drain", "filters", "headers", "io", "reply", "uri"],
+            &["body", "connection", "drain", "filters", "headers", "inherited", "io", "reply", "uri"],
             &["health", "transport"],
             &["listeners", "outbound/mirror", "outbound/response_body", "outbound/rewrite"],
             &["outbound/request"],

@@ -5,6 +5,7 @@
 //! - [`fixed::Fixed`], configuration in code, for tests and for a mesh without a control plane;
 //! - [`error::MeshError`] and [`error::ErrorKind`], what a request fails with;
 //! - [`request_info::Deadline`], how long a request may take, as an extension of it;
+//! - [`request_info::Inherited`], what a request hands on to those that are made for it, as an extension of these;
 //! - [`request_info::Repeat`], whether it may be sent more than once, as an extension of it;
 //! - [`request_info::Observer`], who is told of every request that ended;
 //! - [`filter`] and [`balance`], for filters and balancers of its own;

@@ -3,6 +3,8 @@
 //! Decisions read them, the async code around the decisions notes what happens, and whoever registered as an
 //! [`Observer`] is told of all of it once, when the request is over. Envoy calls this `StreamInfo`.
 
+mod inherited;
+
 use std::any::Any;
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,6 +18,8 @@ use smallvec::SmallVec;
 use crate::error::ErrorKind;
 use crate::id::ClusterName;
 use crate::state::EndpointState;
+
+pub use inherited::{ATTEMPT_COUNT, CRITICALITY, Criticality, EXPECTED_TIMEOUT, Inherited, PREVIOUS_ATTEMPTS};
 
 /// When the caller of a request stops waiting. Put it into a request's extensions: the client enforces it, and
 /// a server puts it there for the requests that its handlers make in turn.
@@ -93,6 +97,8 @@ pub struct RequestInfo {
     pub is_grpc: bool,
     /// Whether the caller speaks HTTP/2; the protocol of a try may be another.
     pub is_http2: bool,
+    /// What it inherits from the request that it is made for. Its deadline is a part of the one above.
+    pub inherited: Inherited,
     /// What consistent hashing chooses by, where a policy computed it.
     pub hash: Option<u64>,
     /// What the application says of sending it more than once.
@@ -167,6 +173,7 @@ impl RequestInfo {
             deadline: None,
             is_grpc: false,
             is_http2: false,
+            inherited: Inherited::default(),
             hash: None,
             repeat: None,
             attempts: 0,
@@ -213,6 +220,15 @@ impl RequestInfo {
     /// Brings the deadline forward; a later one than the present has no effect.
     pub fn not_after(&mut self, deadline: Instant) {
         self.deadline = Some(self.deadline.map_or(deadline, |present| present.min(deadline)));
+    }
+
+    /// When the head of the answer has to be here: nobody waits for it any longer.
+    #[inline]
+    pub fn answer_by(&self) -> Option<Instant> {
+        match (self.deadline, self.inherited.answer_by) {
+            (Some(deadline), Some(by)) => Some(deadline.min(by)),
+            (deadline, by) => deadline.or(by),
+        }
     }
 
     /// Notes what was asked for.

@@ -92,15 +92,15 @@ pub fn looks_at_answers(policy: &RetryPolicy, is_grpc: bool) -> bool {
 /// assert_eq!(decide(&DEFAULT_POLICY, refused, &mut request, now), RetryDecision::Stop);
 /// ```
 pub fn decide(policy: &RetryPolicy, outcome: Outcome<'_>, request: &mut RequestInfo, now: Instant) -> RetryDecision {
-    if request.attempts > policy.retries || !may_repeat(outcome, request.repeat) || !wants(policy, outcome, request) {
+    if request.attempts > policy.retries || !may_repeat(outcome, request) || !wants(policy, outcome, request) {
         return RetryDecision::Stop;
     }
     pause(policy, outcome, request).map_or(RetryDecision::Stop, |after| in_time(after, request, now))
 }
 
-/// A try after this pause, if that begins before the deadline.
+/// A try after this pause, if that begins while the answer is wanted.
 fn in_time(after: Duration, request: &RequestInfo, now: Instant) -> RetryDecision {
-    let is_in_time = request.deadline.is_none_or(|deadline| now + after < deadline);
+    let is_in_time = request.answer_by().is_none_or(|by| now + after < by);
     if is_in_time { RetryDecision::Retry { after } } else { RetryDecision::Stop }
 }
 
@@ -108,7 +108,7 @@ fn in_time(after: Duration, request: &RequestInfo, now: Instant) -> RetryDecisio
 /// no two tries at a time, either.
 #[inline]
 pub fn hedges(policy: &RetryPolicy, request: &RequestInfo) -> bool {
-    policy.hedges && matches!(request.repeat, None | Some(Repeat::Idempotent))
+    policy.hedges && !request.inherited.is_retried() && matches!(request.repeat, None | Some(Repeat::Idempotent))
 }
 
 /// Decides where a try takes too long, and goes on: whether the next one begins. As long as there are retries left it does,
@@ -121,15 +121,26 @@ pub fn hedge(policy: &RetryPolicy, request: &mut RequestInfo, now: Instant) -> R
     in_time(after, request, now)
 }
 
-/// Whether the application lets the request be sent once more.
-fn may_repeat(outcome: Outcome<'_>, repeat: Option<Repeat>) -> bool {
-    match repeat {
-        None | Some(Repeat::Idempotent) => true,
-        Some(Repeat::IfUnprocessed) => {
-            matches!(outcome, Outcome::Failed(ErrorKind::ConnectFailure | ErrorKind::RefusedStream))
-        }
+/// Whether the application lets the request be sent once more, and no hop further out is at that already: its retries and
+/// those in here would multiply. What nobody processed costs nobody anything, and is tried again where that is known.
+fn may_repeat(outcome: Outcome<'_>, request: &RequestInfo) -> bool {
+    match request.repeat {
+        None | Some(Repeat::Idempotent) => !request.inherited.is_retried() || is_unprocessed(outcome),
+        Some(Repeat::IfUnprocessed) => is_unprocessed(outcome),
         Some(Repeat::Never) => false,
     }
+}
+
+/// Whether no server has begun with the request: another try is no more work for any.
+pub fn is_unprocessed(outcome: Outcome<'_>) -> bool {
+    matches!(outcome, Outcome::Failed(ErrorKind::ConnectFailure | ErrorKind::RefusedStream))
+}
+
+/// Whether an answer earns its cluster a part of a retry, see [`ClusterState::earn`](crate::state::ClusterState::earn): the
+/// server did what it is there for.
+#[inline]
+pub fn is_success(status: StatusCode, headers: &HeaderMap, is_grpc: bool) -> bool {
+    !status.is_server_error() && (!is_grpc || grpc_status(headers).is_none_or(|code| code == 0))
 }
 
 /// The conditions that some answer can meet, whatever else the policy says.

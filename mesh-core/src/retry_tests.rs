@@ -239,3 +239,47 @@ fn the_backoff_grows_and_has_a_limit() {
         assert!(backoff(&DEFAULT_POLICY, attempts, &mut random) <= limit);
     }
 }
+
+#[test]
+fn what_an_outer_hop_retries_is_not_retried_in_here_unless_nobody_processed_it() {
+    let unavailable = headers(&[("grpc-status", "14")]);
+    let (policy, none) = (policy("5xx,unavailable", 3), HeaderMap::new());
+    for attempt in [1, 2, 7] {
+        let inherited = || {
+            let mut request = request(1);
+            request.inherited.attempt = attempt;
+            request
+        };
+        let retried = |outcome| is_retried(&policy, outcome, inherited());
+        assert_eq!(retried(Outcome::Answered(StatusCode::SERVICE_UNAVAILABLE, &none)), attempt == 1);
+        let mut call = inherited();
+        call.is_grpc = true;
+        assert_eq!(is_retried(&policy, Outcome::Answered(StatusCode::OK, &unavailable), call), attempt == 1);
+        assert_eq!(retried(Outcome::Failed(ErrorKind::Timeout)), attempt == 1);
+        assert_eq!(retried(Outcome::Failed(ErrorKind::ConnectionLost)), attempt == 1);
+        assert!(
+            retried(Outcome::Failed(ErrorKind::ConnectFailure)) && retried(Outcome::Failed(ErrorKind::RefusedStream))
+        );
+        // The application knows better, and only where it says less.
+        for (repeat, kind, expected) in [
+            (Repeat::Idempotent, ErrorKind::ConnectionLost, attempt == 1),
+            (Repeat::IfUnprocessed, ErrorKind::ConnectFailure, true),
+            (Repeat::Never, ErrorKind::ConnectFailure, false),
+        ] {
+            let mut request = inherited();
+            request.repeat = Some(repeat);
+            assert_eq!(is_retried(&policy, Outcome::Failed(kind), request), expected, "{repeat:?} {kind:?} {attempt}");
+        }
+    }
+}
+
+#[test]
+fn no_try_begins_when_the_outer_hop_does_not_wait_for_its_answer() {
+    let lost = Outcome::Failed(ErrorKind::ConnectionLost);
+    for (millis, expected) in [(0, false), (1, false), (1000, true)] {
+        let mut request = request(1);
+        request.inherited.answer_by = Some(request.started + Duration::from_millis(millis));
+        let policy = RetryPolicy { base_interval: Duration::from_millis(100), ..policy("5xx", 3) };
+        assert_eq!(is_retried(&policy, lost, request), expected, "{millis} ms");
+    }
+}

@@ -24,7 +24,7 @@ use crate::outlier::{Detector, Outcome, Record};
 use crate::tls::Certificates;
 
 pub use health::HealthNews;
-pub use retries::RetryPermit;
+pub use retries::{RetryPermit, RetryPrice, TooManyRetries};
 pub use usage::{ConnectionPermit, Freed, HostConnections, PendingPermit, Usage};
 
 use health::{Reach, Teller};
@@ -41,6 +41,7 @@ struct Shared {
     usage: Usage,
     /// Of requests, where the limit of retries goes by them.
     beginnings: Mutex<retries::Beginnings>,
+    reserve: retries::Reserve,
     teller: Teller,
 }
 

@@ -6,14 +6,12 @@ mod layer;
 use std::time::Instant;
 
 use http::{Extensions, HeaderMap};
+use mesh_tower::core::request_info::Inherited;
+use mesh_tower::inherited;
 
 pub use layer::{DeadlineBody, DeadlineFuture, DeadlineLayer, DeadlineService};
 pub use mesh_core::grpc_timeout::{GRPC_TIMEOUT, format, parse};
 pub use mesh_core::request_info::Deadline;
-
-tokio::task_local! {
-    static CURRENT: Option<Deadline>;
-}
 
 /// The deadline of the call that this task is answering, if it has one: what [`DeadlineLayer`] found in its
 /// headers. Calls that [`crate::Channel`] makes in the same task keep it by themselves; hand it to those of other
@@ -28,7 +26,14 @@ tokio::task_local! {
 /// }
 /// ```
 pub fn current() -> Option<Deadline> {
-    CURRENT.try_with(|deadline| *deadline).ok().flatten()
+    inherited::current().deadline.map(Deadline)
+}
+
+/// What calls inherit that are made for one with this deadline.
+fn until(deadline: Option<Deadline>) -> Inherited {
+    let mut until = Inherited::default();
+    until.deadline = deadline.map(|deadline| deadline.0);
+    until
 }
 
 /// A `grpc-timeout` that cannot be understood.
@@ -75,12 +80,12 @@ mod tests {
             (Some("50m"), None, Some(at(40)), Ok(Some(at(40)))),
             (Some("nonsense"), None, None, Err(())),
         ];
-        for (own, handed, inherited, expected) in table {
+        for (own, handed, current, expected) in table {
             let (mut headers, mut extensions) = (HeaderMap::new(), Extensions::new());
             own.map(|own| headers.insert(GRPC_TIMEOUT, own.parse().unwrap()));
             handed.map(|handed| extensions.insert(handed));
-            let deadline = CURRENT.sync_scope(inherited, || of_call(&headers, &extensions, now));
-            assert_eq!(deadline.map_err(|_| ()), expected, "{own:?} {handed:?} {inherited:?}");
+            let deadline = inherited::sync_scope(until(current), || of_call(&headers, &extensions, now));
+            assert_eq!(deadline.map_err(|_| ()), expected, "{own:?} {handed:?} {current:?}");
         }
     }
 }

@@ -47,6 +47,7 @@ pub mod drain;
 mod filters;
 mod headers;
 pub mod health;
+pub mod inherited;
 mod io;
 mod listeners;
 mod mesh;

@@ -149,6 +149,14 @@ impl RetryConditions {
         self.0 & other.0 != 0
     }
 
+    /// Whether one is about requests that a server may have begun with.
+    #[inline]
+    pub const fn is_of_processed(self) -> bool {
+        const OTHERS: u32 =
+            RetryConditions::NONE.with(RetryCondition::ConnectFailure).with(RetryCondition::RefusedStream).0;
+        self.0 & !OTHERS != 0
+    }
+
     /// Those that are named in a list of Envoy's words, separated by commas. Other words are passed over, as Envoy does
     /// with those that it does not know.
     ///

@@ -1,6 +1,12 @@
-//! Retries under way, by cluster: how many there may be is exact however many requests ask at once.
+//! Retries of a cluster: how many there may be under way, which is exact however many requests ask at once, and how many are
+//! left of those that its successes have paid for.
+//!
+//! A server that fails some of its requests is worth another try, and one that fails all of them has nothing but more work
+//! from it. So a retry is paid for by successes, two of them each (as in gRFC A6, whose tokens a client has to be given by its
+//! service). Some are kept for what fails at once, such as all that was under way to an endpoint that died.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{ClusterState, Shared, lock};
@@ -58,6 +64,51 @@ impl Beginnings {
     }
 }
 
+/// What a retry costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryPrice {
+    /// Nothing: no server has begun with the try before.
+    Nothing,
+    /// What two successes have earned.
+    Usual,
+    /// The same, as long as more than half of what is kept is there: it can be left out.
+    OfPlenty,
+}
+
+/// Why there is to be no retry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TooManyRetries {
+    /// So many are under way, which is the limit of the configuration.
+    UnderWay(u32),
+    /// None is left that successes have paid for.
+    Unpaid,
+}
+
+/// How many retries are kept for a cluster, as halves. A cluster with more requests under way keeps one for each of them.
+const KEPT: u32 = 2 * 20;
+
+/// What is left of the retries that were earned, as halves.
+#[derive(Debug)]
+pub(super) struct Reserve(AtomicU32);
+
+impl Default for Reserve {
+    fn default() -> Self {
+        Reserve(AtomicU32::new(KEPT))
+    }
+}
+
+impl Reserve {
+    fn pay(&self, price: RetryPrice) -> bool {
+        let kept = match price {
+            RetryPrice::Nothing => return true,
+            RetryPrice::Usual => 0,
+            RetryPrice::OfPlenty => KEPT / 2,
+        };
+        let less = |left: u32| left.checked_sub(2).filter(|left| *left >= kept);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+}
+
 impl ClusterState {
     /// Notes that a request begins, where the limit of retries goes by when they began.
     #[inline]
@@ -69,21 +120,38 @@ impl ClusterState {
         }
     }
 
-    /// Counts a retry in, if the cluster allows one more.
-    pub fn retry(&self, limit: RetryLimit, now: Instant) -> Option<RetryPermit> {
+    /// Counts a retry in, if the cluster allows one more. Where its configuration says how many there may be, that counts,
+    /// and otherwise what successes have paid for.
+    ///
+    /// # Errors
+    /// Why there is to be none.
+    pub fn retry(&self, limit: RetryLimit, price: RetryPrice, now: Instant) -> Result<RetryPermit, TooManyRetries> {
         let usage = &self.shared.usage;
-        let most = match limit {
-            RetryLimit::AtMost(most) => most,
+        let (most, price) = match limit {
+            RetryLimit::NONE => (u32::MAX, price),
+            RetryLimit::AtMost(most) => (most, RetryPrice::Nothing),
             RetryLimit::Budget { share, at_least, interval } => {
                 let requests = match interval.is_zero() {
                     true => usage.requests(),
                     false => lock(&self.shared.beginnings).count(interval, now),
                 };
-                share.of(requests).max(at_least)
+                (share.of(requests).max(at_least), RetryPrice::Nothing)
             }
         };
-        usage.retries.enter(most)?;
-        Some(RetryPermit(Arc::clone(&self.shared)))
+        usage.retries.enter(most).ok_or_else(|| TooManyRetries::UnderWay(usage.retries()))?;
+        let permit = RetryPermit(Arc::clone(&self.shared));
+        if self.shared.reserve.pay(price) { Ok(permit) } else { Err(TooManyRetries::Unpaid) }
+    }
+
+    /// A request succeeded, which earns half a retry, as long as there are not enough of them.
+    #[inline]
+    pub fn earn(&self) {
+        let kept = KEPT.max(self.shared.usage.requests().saturating_mul(2));
+        let reserve = &self.shared.reserve.0;
+        // Nearly always there are, and nothing is written.
+        if reserve.load(Ordering::Relaxed) < kept {
+            reserve.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -102,7 +170,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..100 {
-                        held.lock().unwrap().extend(cluster.retry(limit, now));
+                        held.lock().unwrap().extend(cluster.retry(limit, RetryPrice::Nothing, now));
                         assert!(cluster.usage().retries() <= 10);
                     }
                 });
@@ -124,7 +192,8 @@ mod tests {
         {
             let limit = RetryLimit::Budget { share: Fraction::new(share, 100), at_least, interval: Duration::ZERO };
             let _busy: Vec<_> = (0..in_flight).map(|at| endpoints[at % 2].enter()).collect();
-            let held: Vec<_> = std::iter::from_fn(|| cluster.retry(limit, Instant::now())).collect();
+            let held: Vec<_> =
+                std::iter::from_fn(|| cluster.retry(limit, RetryPrice::Usual, Instant::now()).ok()).collect();
             assert_eq!(held.len(), expected, "{share}% of {in_flight}, at least {at_least}");
         }
     }
@@ -139,7 +208,7 @@ mod tests {
             interval: Duration::from_secs(seconds),
         };
         let cluster = ClusterState::default();
-        let allowed = |limit, now| std::iter::from_fn(|| cluster.retry(limit, now)).collect::<Vec<_>>().len();
+        let allowed = |limit, now| std::iter::from_fn(|| cluster.retry(limit, RetryPrice::Usual, now).ok()).collect::<Vec<_>>().len();
         for millis in [0, 0, 10, 900, 900, 900] {
             cluster.note_beginning(budget(1), || after(millis));
         }
@@ -154,5 +223,40 @@ mod tests {
         let endpoint = cluster.endpoint(&EndpointId::new(std::net::SocketAddr::from(([10, 0, 0, 1], 1))), false);
         let _busy = [endpoint.enter(), endpoint.enter()];
         assert_eq!(allowed(budget(2), after(2_000_100)), 0);
+    }
+
+    /// How many retries the cluster allows now.
+    fn left(cluster: &Arc<ClusterState>, price: RetryPrice) -> u32 {
+        let mut count = 0;
+        while cluster.retry(RetryLimit::NONE, price, Instant::now()).is_ok() {
+            count += 1;
+        }
+        assert_eq!(cluster.retry(RetryLimit::NONE, price, Instant::now()).unwrap_err(), TooManyRetries::Unpaid);
+        assert_eq!(cluster.usage().retries(), 0, "what is not paid for is not under way");
+        count
+    }
+
+    #[test]
+    fn retries_are_paid_for_by_successes() {
+        let cluster = Arc::new(ClusterState::default());
+        assert_eq!((left(&cluster, RetryPrice::OfPlenty), left(&cluster, RetryPrice::Usual)), (10, 10));
+        (0..9).for_each(|_| cluster.earn());
+        assert_eq!((left(&cluster, RetryPrice::OfPlenty), left(&cluster, RetryPrice::Usual)), (0, 4));
+        assert!(cluster.retry(RetryLimit::NONE, RetryPrice::Nothing, Instant::now()).is_ok(), "of what was not processed");
+        for limit in [RetryLimit::Budget { share: Fraction::new(0, 100), at_least: 1, interval: Duration::ZERO }, RetryLimit::AtMost(1)] {
+            assert!(cluster.retry(limit, RetryPrice::Usual, Instant::now()).is_ok(), "what the configuration says takes its place");
+        }
+        // Of a long time without failures no more is kept than of a short one.
+        (0..1000).for_each(|_| cluster.earn());
+        assert_eq!(left(&cluster, RetryPrice::Usual), 20);
+    }
+
+    #[test]
+    fn all_that_is_under_way_can_fail_at_once() {
+        let cluster = Arc::new(ClusterState::default());
+        let endpoint = cluster.endpoint(&EndpointId::new(std::net::SocketAddr::from(([10, 0, 0, 1], 1))), false);
+        let _busy: Vec<_> = (0..300).map(|_| endpoint.enter()).collect();
+        (0..1000).for_each(|_| cluster.earn());
+        assert_eq!(left(&cluster, RetryPrice::Usual), 300);
     }
 }

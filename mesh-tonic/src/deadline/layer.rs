@@ -10,6 +10,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use mesh_core::request::is_grpc;
+use mesh_core::request_info::Inherited;
+use mesh_tower::inherited;
 use mesh_tower::server::ConnectionInfo;
 use pin_project_lite::pin_project;
 use tokio::task::futures::TaskLocalFuture;
@@ -19,7 +21,7 @@ use tonic::transport::server::TcpConnectInfo;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{CURRENT, Deadline, of_headers};
+use super::{Deadline, of_headers, until};
 
 /// Ends calls at the deadline that their `grpc-timeout` sets, streams included, with DEADLINE_EXCEEDED; puts
 /// the [`Deadline`] into the request's extensions and makes it the [`super::current`] one. A `grpc-timeout` that
@@ -86,7 +88,8 @@ where
             let ends = TcpConnectInfo { local_addr: Some(connection.local), remote_addr: Some(connection.peer) };
             request.extensions_mut().insert(ends);
         }
-        let call = CURRENT.scope(deadline, self.inner.call(request));
+        let call =
+            inherited::scope(until(deadline), inherited::sync_scope(until(deadline), || self.inner.call(request)));
         let sleep = deadline.map(|deadline| tokio::time::sleep_until(deadline.0.into()));
         DeadlineFuture { state: State::Running { call, sleep, deadline } }
     }
@@ -105,7 +108,7 @@ pin_project! {
     enum State<F> {
         Running {
             #[pin]
-            call: TaskLocalFuture<Option<Deadline>, F>,
+            call: TaskLocalFuture<Inherited, F>,
             #[pin]
             sleep: Option<Sleep>,
             deadline: Option<Deadline>,
@@ -166,7 +169,7 @@ impl<B: Body<Data = Bytes>> Body for DeadlineBody<B> {
         let Some(body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
         let Some(deadline) = *this.deadline else { return body.poll_frame(cx) };
         // The stream of the handler is polled here, and may make calls.
-        if let Poll::Ready(frame) = CURRENT.sync_scope(Some(deadline), || body.poll_frame(cx)) {
+        if let Poll::Ready(frame) = inherited::sync_scope(until(Some(deadline)), || body.poll_frame(cx)) {
             return Poll::Ready(frame);
         }
         let sleep = this.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.0.into())));

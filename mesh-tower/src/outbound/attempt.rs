@@ -10,16 +10,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::Body as _;
 use mesh_core::balance::PickArgs;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::grpc_timeout;
 use mesh_core::model::{Cluster, RetryConditions, RetryPolicy, RouteAction};
 use mesh_core::outlier::Outcome as Outlier;
-use mesh_core::request_info::{Repeat, RequestInfo};
+use mesh_core::request_info::{Criticality, EXPECTED_TIMEOUT, Repeat, RequestInfo};
 use mesh_core::retry::{self, Outcome, RetryDecision};
-use mesh_core::state::RetryPermit;
+use mesh_core::state::{RetryPermit, RetryPrice, TooManyRetries};
 use mesh_core::view::RouteRef;
 
 use super::request::{ActiveRequest, Attempt, FOUND, Step, Woken};
@@ -108,7 +108,7 @@ impl Attempt {
         let RetryDecision::Retry { after } = retry::decide(policy, outcome, info, now) else {
             return Again::No;
         };
-        self.permitted(route, after, info, now)
+        self.permitted(route, after, retry::is_unprocessed(outcome), info, now)
     }
 
     /// Whether another try begins beside this one, which takes too long.
@@ -116,21 +116,38 @@ impl Attempt {
         self.report_failure(ErrorKind::Timeout, route, info);
         let now = Instant::now();
         let RetryDecision::Retry { after } = retry::hedge(policy(route), info, now) else { return None };
-        match self.permitted(route, after, info, now) {
+        match self.permitted(route, after, false, info, now) {
             Again::Wanted(retry) => Some(retry),
             Again::TooMany(_) | Again::No => None,
         }
     }
 
     /// The try that the policy wants after this one, if the cluster allows one more.
-    fn permitted(&self, route: &RouteRef<'_>, after: Duration, info: &mut RequestInfo, now: Instant) -> Again {
+    fn permitted(
+        &self,
+        route: &RouteRef<'_>,
+        after: Duration,
+        is_unprocessed: bool,
+        info: &mut RequestInfo,
+        now: Instant,
+    ) -> Again {
         let policy = policy(route);
         let Some(leaf) = route.cluster.and_then(|cluster| cluster.leaves().get(self.leaf)) else { return Again::No };
-        let Some(permit) = leaf.state.retry(leaf.cluster.circuit_breakers.retries, now) else {
-            let retries = leaf.state.usage().retries();
-            return Again::TooMany(format!(
-                "it is not tried again: {retries} retries are under way, which is the limit"
-            ));
+        let price = match info.inherited.criticality {
+            _ if is_unprocessed => RetryPrice::Nothing,
+            Criticality::Sheddable => RetryPrice::OfPlenty,
+            _ => RetryPrice::Usual,
+        };
+        let permit = match leaf.state.retry(leaf.cluster.circuit_breakers.retries, price, now) {
+            Ok(permit) => permit,
+            Err(TooManyRetries::UnderWay(retries)) => {
+                return Again::TooMany(format!(
+                    "it is not tried again: {retries} retries are under way, which is the limit"
+                ));
+            }
+            Err(TooManyRetries::Unpaid) => {
+                return Again::TooMany("it is not tried again: too few requests to the cluster succeed".into());
+            }
         };
         // One that is out of the next view is passed over in this one, too.
         let endpoint = self.endpoint();
@@ -143,9 +160,6 @@ impl Attempt {
         Again::Wanted(Retry { after, permit })
     }
 }
-
-/// How long an answer is waited for, in milliseconds, as Envoy tells it.
-const EXPECTED: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 
 /// The next try of a request.
 pub(crate) struct Retry {
@@ -205,9 +219,11 @@ impl<T: Transport> ActiveRequest<T> {
             || !self.set_cookies.is_empty();
         let policy = policy(route);
         self.policy_wants_response = retry::looks_at_answers(policy, self.info.is_grpc);
-        if policy.per_try_timeout.is_some() || self.info.deadline.is_some() {
+        self.policy_is_paid = policy.on.is_of_processed();
+        if policy.per_try_timeout.is_some() || self.info.answer_by().is_some() {
             self.limit_try(policy, head);
         }
+        self.info.inherited.tell(self.info.attempts, self.info.is_grpc, &mut head.headers);
         let ready = match self.was_cut {
             false => self.transport.ready(cluster, attempt.endpoint(), attempt.version, attempt.security),
             true => None,
@@ -233,11 +249,11 @@ impl<T: Transport> ActiveRequest<T> {
                 return grpc_timeout::tell(&mut head.headers, deadline.saturating_duration_since(now));
             }
             (true, None) => return,
-            (false, deadline) => deadline.into_iter().chain(self.try_until).min(),
+            (false, _) => self.info.answer_by().into_iter().chain(self.try_until).min(),
         };
         if let Some(nearest) = nearest {
             let left = nearest.saturating_duration_since(now).as_millis();
-            head.headers.insert(EXPECTED, HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX).max(1)));
+            head.headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX).max(1)));
         }
     }
 
@@ -354,6 +370,17 @@ impl<T: Transport> ActiveRequest<T> {
         self.retry = None;
         let (error, retry) = attempt.failed(failure.error, &route, &mut self.info);
         (error, retry.map(|retry| self.pause(retry)))
+    }
+
+    /// The endpoint answered, and this is what the caller gets: what it did well pays for retries.
+    #[inline]
+    pub(super) fn earn(&self, status: StatusCode, headers: &HeaderMap) {
+        if retry::is_success(status, headers, self.info.is_grpc)
+            && let (Some(attempt), Some(route)) = (&self.attempt, &self.route)
+            && let Some(leaf) = route.get().cluster.and_then(|cluster| cluster.leaves().get(attempt.leaf))
+        {
+            leaf.state.earn();
+        }
     }
 
     /// Another try, where the policy wants one after this answer and the request is still whole.

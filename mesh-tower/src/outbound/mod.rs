@@ -67,6 +67,7 @@ pub(crate) fn send<T: Transport>(
             was_cut: false,
             route_wants_response: false,
             policy_wants_response: false,
+            policy_is_paid: false,
             retry: None,
             try_until: None,
             rivals: Vec::new(),
@@ -305,6 +306,9 @@ impl<T: Transport> ActiveRequest<T> {
             self.transport.answered(connection);
         }
         let (mut head, body) = response.into_parts();
+        if self.policy_is_paid {
+            self.earn(head.status, &head.headers);
+        }
         if self.replay.opens_tunnel(head.status) {
             self.open_tunnel(&head)?;
         }

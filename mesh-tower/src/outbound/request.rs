@@ -70,6 +70,8 @@ pub(super) struct ActiveRequest<T: Transport> {
     pub(super) route_wants_response: bool,
     /// Whether the retry policy may want another try after an answer.
     pub(super) policy_wants_response: bool,
+    /// Whether successes pay for retries of the policy.
+    pub(super) policy_is_paid: bool,
     /// The present try is a retry, and counts as such.
     pub(super) retry: Option<RetryPermit>,
     /// When the present try has taken too long.
@@ -267,7 +269,7 @@ impl<T: Transport> ActiveRequest<T> {
     /// What takes too long by now, the request or the present try.
     #[inline]
     pub(super) fn poll_limits(&mut self, cx: &mut Context<'_>) -> Poll<Expired> {
-        let (until, is_try) = match (self.info.deadline, self.try_until) {
+        let (until, is_try) = match (self.info.answer_by(), self.try_until) {
             (None, None) => return Poll::Pending,
             (Some(deadline), Some(limit)) if limit < deadline => (limit, true),
             (Some(deadline), _) => (deadline, false),
@@ -282,7 +284,9 @@ impl<T: Transport> ActiveRequest<T> {
     /// The failure of a request whose deadline has passed.
     #[cold]
     fn too_late(&mut self) -> MeshError {
-        if let (Some(attempt), Some(route)) = (&self.attempt, &self.route) {
+        // Whoever sent the request that this one is made for may have left any time, and that says nothing of the endpoint.
+        let is_inherited = self.info.inherited.has_passed(Instant::now());
+        if let (Some(attempt), Some(route), false) = (&self.attempt, &self.route, is_inherited) {
             attempt.report_failure(ErrorKind::Timeout, &route.get(), &mut self.info);
         }
         let error = match &self.route {

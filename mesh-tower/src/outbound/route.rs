@@ -11,7 +11,7 @@ use mesh_core::filter::Resume;
 use mesh_core::hashing;
 use mesh_core::model::{Forward, RouteAction};
 use mesh_core::request::{RequestHead, has_port, host_and_port, is_grpc};
-use mesh_core::request_info::{Deadline, Direction, Repeat, RequestInfo};
+use mesh_core::request_info::{Deadline, Direction, Inherited, Repeat, RequestInfo};
 use mesh_core::store::TargetEntry;
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 
@@ -19,6 +19,7 @@ use super::mirror::Copies;
 use super::request::{ActiveRequest, FOUND, OutboundContext, Step, Woken, too_late};
 use super::rewrite::rewrite;
 use crate::filters::{self, Passage};
+use crate::inherited;
 use crate::reply;
 use crate::transport::Transport;
 use crate::uri::{complete_path, edit, strip_user};
@@ -29,7 +30,11 @@ pub(super) fn info_of(context: &OutboundContext, head: &Parts) -> RequestInfo {
     let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::new());
     info.is_grpc = is_grpc(&head.headers);
     info.is_http2 = head.version == Version::HTTP_2;
+    info.inherited = head.extensions.get::<Inherited>().copied().unwrap_or_else(inherited::current);
     info.deadline = head.extensions.get::<Deadline>().map(|deadline| deadline.0);
+    if let Some(deadline) = info.inherited.deadline {
+        info.not_after(deadline);
+    }
     info.repeat = head.extensions.get::<Repeat>().copied();
     if !context.observers.is_empty() {
         observe(&mut info, context, head);
@@ -221,7 +226,7 @@ pub(crate) fn original_destination(head: &RequestHead<'_>) -> Result<Box<str>, M
 #[inline]
 fn limit(info: &mut RequestInfo, forward: &Forward, route: &RouteRef<'_>) -> Result<(), MeshError> {
     let limit = forward.time_limit(info.is_grpc, route.max_stream_duration);
-    if info.deadline.is_none() && limit.is_none() {
+    if info.answer_by().is_none() && limit.is_none() {
         return Ok(());
     }
     let now = Instant::now();
@@ -229,7 +234,7 @@ fn limit(info: &mut RequestInfo, forward: &Forward, route: &RouteRef<'_>) -> Res
     if let Some(limit) = limit.and_then(|limit| now.checked_add(limit)) {
         info.not_after(limit);
     }
-    if info.deadline.is_some_and(|deadline| deadline <= now) {
+    if info.answer_by().is_some_and(|by| by <= now) {
         return Err(too_late(route));
     }
     Ok(())

@@ -3,11 +3,14 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{Extensions, Request, Response, Version};
 use mesh_core::identity::SpiffeId;
 use mesh_core::model::HeadersWithUnderscores;
+use mesh_core::request::is_grpc;
+use mesh_core::request_info::{Deadline, Inherited};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -205,6 +208,17 @@ fn connection_extension(extensions: &Extensions) -> Option<Arc<ConnectionInfo>> 
     extensions.get().cloned()
 }
 
+/// What a request hands on to those that are made for it. Its headers are read before those are taken off that only a proxy
+/// may set: all that they can do is to take time and retries from the request itself.
+#[inline]
+fn inherited_by<B>(request: &Request<B>) -> Inherited {
+    let mut inherited = Inherited::of_headers(request.headers(), is_grpc(request.headers()), Instant::now);
+    if let Some(Deadline(deadline)) = request.extensions().get() {
+        inherited.deadline = Some(inherited.deadline.map_or(*deadline, |told| told.min(*deadline)));
+    }
+    inherited
+}
+
 /// A service behind the mesh.
 #[derive(Clone, Debug)]
 pub struct ServerService<S> {
@@ -228,12 +242,13 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> ResponseFuture<S, B> {
         complete_path(request.uri_mut());
+        let inherited = inherited_by(&request);
         let mut facts = self.context.observed(&request);
         let admission = self.context.route(&mut request, &mut facts);
         let is_http1 = request.version() <= Version::HTTP_11;
-        let active = ActiveRequest::new(self.context.in_flight(), is_http1, facts);
+        let active = ActiveRequest::new(self.context.in_flight(), is_http1, inherited, facts);
         match admission {
-            Admission::Admit => ResponseFuture::forward(self.inner.call(request), active),
+            Admission::Admit => ResponseFuture::forward(active.on_behalf(|| self.inner.call(request)), active),
             Admission::Held(callout) => {
                 // The service that is ready is the one that will be called.
                 let next = self.inner.clone();

@@ -15,7 +15,7 @@ use mesh_core::authz::external::Denial;
 use mesh_core::error::ErrorKind;
 use mesh_core::filter::Callout;
 use mesh_core::model::HeaderChange;
-use mesh_core::request_info::RequestInfo;
+use mesh_core::request_info::{Inherited, RequestInfo};
 use mesh_core::view::{RoutePosition, RouteTable};
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
@@ -27,7 +27,7 @@ use crate::server::asked::{Asked, BODY_TIMEOUT, NotShown};
 use crate::server::check::Answers;
 use crate::server::request::{Admission, ServerContext, resume, too_late};
 use crate::server::request_body::{Reading, Wanted};
-use crate::{filters, headers};
+use crate::{filters, headers, inherited};
 
 pin_project! {
     /// A response to come from a service behind the mesh.
@@ -156,7 +156,8 @@ where
         loop {
             let next = match this.state.as_mut().project() {
                 StateProjection::Forwarded { future } => {
-                    let response = ready!(future.poll(cx));
+                    let request = this.request.as_ref().expect(ONCE);
+                    let response = ready!(request.on_behalf(|| future.poll(cx)));
                     let mut request = this.request.take().expect(ONCE);
                     if response.is_err() {
                         request.note_application_error();
@@ -185,8 +186,9 @@ where
                         Some(decide) => resume(decide, facts, &mut request),
                         None => too_late(facts, &request),
                     };
+                    let active = this.request.as_ref().expect(ONCE);
                     match admission {
-                        Admission::Admit => State::Forwarded { future: service.call(request) },
+                        Admission::Admit => State::Forwarded { future: active.on_behalf(|| service.call(request)) },
                         Admission::Answer(response) => State::Answered { response: Some(response) },
                         Admission::Held(callout) => {
                             State::Held { callout, deadline: deadline.take(), then: Some(Box::new((service, request))) }
@@ -236,8 +238,9 @@ where
                             context.answered(asked, answer.unwrap_or_else(in_doubt), facts, &mut request)
                         }
                     };
+                    let active = this.request.as_ref().expect(ONCE);
                     match admission {
-                        Admission::Admit => State::Forwarded { future: service.call(request) },
+                        Admission::Admit => State::Forwarded { future: active.on_behalf(|| service.call(request)) },
                         Admission::Answer(response) => State::Answered { response: Some(response) },
                         Admission::Held(callout) => {
                             State::Held { callout, deadline: deadline.take(), then: Some(Box::new((service, request))) }
@@ -265,6 +268,8 @@ where
 pub(super) struct ActiveRequest {
     in_flight: InFlight,
     is_http1: bool,
+    /// For those that are made for it.
+    inherited: Inherited,
     /// Only where an observer, a filter or the route wants to see the response.
     facts: Option<Box<Facts>>,
 }
@@ -330,8 +335,14 @@ impl fmt::Debug for Facts {
 
 impl ActiveRequest {
     #[inline]
-    pub(super) fn new(in_flight: InFlight, is_http1: bool, facts: Option<Box<Facts>>) -> Self {
-        ActiveRequest { in_flight, is_http1, facts }
+    pub(super) fn new(in_flight: InFlight, is_http1: bool, inherited: Inherited, facts: Option<Box<Facts>>) -> Self {
+        ActiveRequest { in_flight, is_http1, inherited, facts }
+    }
+
+    /// Has the application do something for this request.
+    #[inline]
+    pub(super) fn on_behalf<R>(&self, work: impl FnOnce() -> R) -> R {
+        inherited::sync_scope(self.inherited, work)
     }
 
     /// The application returned an error instead of a response.
@@ -349,6 +360,8 @@ impl ActiveRequest {
         content: impl FnOnce(A) -> Content<R>,
     ) -> Response<ServerBody<R>> {
         let (mut head, body) = response.into_parts();
+        // From here on nobody waits for the head.
+        self.inherited.answer_by = None;
         let content = content(body);
         if let Some(facts) = &mut self.facts {
             // Nobody reads the body of these.
@@ -400,8 +413,9 @@ impl<B: http_body::Body<Data = Bytes>> http_body::Body for ServerBody<B> {
     #[inline]
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let mut this = self.project();
+        let request = &*this.request;
         let polled = match this.content.as_mut().project() {
-            ContentProjection::App { body } => body.poll_frame(cx),
+            ContentProjection::App { body } => request.on_behalf(|| body.poll_frame(cx)),
             ContentProjection::Local { bytes } if bytes.is_empty() => Poll::Ready(None),
             ContentProjection::Local { bytes } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
         };

@@ -2,6 +2,7 @@
 //! own client, and servers that do what the path of a request says.
 
 mod bodies;
+mod chains;
 mod hedging;
 mod limits;
 mod policies;

@@ -15,6 +15,7 @@ use hyper_util::server::conn::auto;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::error::MeshError;
 use mesh_core::request_info::{Observer, RequestInfo};
+use mesh_core::state::ClusterState;
 use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
 use mesh_tower::body::{Body, BoxError};
@@ -249,15 +250,26 @@ impl World {
     /// Requests in flight, and retries, as the client counts them.
     pub(crate) fn under_way(&self) -> (u32, u32) {
         let (mut requests, mut retries) = (0, 0);
+        self.each_cluster(|state| {
+            state.each(|endpoint| requests += endpoint.in_flight());
+            retries += state.usage().retries();
+        });
+        (requests, retries)
+    }
+
+    /// How many endpoints are ejected.
+    pub(crate) fn ejected(&self) -> u32 {
+        let mut ejected = 0;
+        self.each_cluster(|state| state.each(|endpoint| ejected += u32::from(endpoint.is_ejected())));
+        ejected
+    }
+
+    fn each_cluster(&self, mut each: impl FnMut(&ClusterState)) {
         for port in [80, 81] {
             let entry = self.mesh.store().find(&format!("web.example.com:{port}"));
             let Some(view) = entry.and_then(|entry| entry.view()) else { continue };
-            for leaf in view.clusters().iter().flat_map(|cluster| cluster.leaves()) {
-                leaf.state.each(|endpoint| requests += endpoint.in_flight());
-                retries += leaf.state.usage().retries();
-            }
+            view.clusters().iter().flat_map(|cluster| cluster.leaves()).for_each(|leaf| each(&leaf.state));
         }
-        (requests, retries)
     }
 }
 

@@ -12,7 +12,7 @@ pub const ANNOTATIONS: &[Row] = &[
 ];
 
 fn answer(value: &Node) -> Option<String> {
-    value.as_str()?.contains("status").then(|| "gRPC's clients fail the call".to_owned())
+    value.as_str()?.starts_with("status=").then(|| "gRPC's clients fail the call".to_owned())
 }
 
 /// What becomes of the one of this key.

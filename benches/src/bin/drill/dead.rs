@@ -1,0 +1,93 @@
+//! An endpoint is killed that the configuration goes on listing: a second later, calls have to be as fast as before, by each
+//! way of calling.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use hyper_util::client::legacy;
+use hyper_util::rt::TokioExecutor;
+use mesh_benches::{Result, grpc};
+use mesh_tower::Mesh;
+use mesh_tower::body::Body;
+use tower::{Layer, ServiceExt};
+
+use crate::endpoint::{get, mesh, yaml};
+use crate::judge;
+use crate::load::{Load, latency};
+use crate::upstream::{Apart, Task};
+
+/// Requests a second.
+const RATE: u32 = 200;
+/// How much slower nine of ten calls may be.
+const BAR: f64 = 1.2;
+
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Client,
+    Layer,
+    Grpc,
+}
+
+pub(crate) async fn run() -> Result<bool> {
+    let mut is_met = true;
+    for way in [Way::Client, Way::Layer, Way::Grpc] {
+        is_met &= by(way).await?;
+    }
+    Ok(is_met)
+}
+
+async fn by(way: Way) -> Result<bool> {
+    let mut victim = Apart::start()?;
+    let others = [Task::start()?, Task::start()?];
+    let endpoints: Vec<_> = std::iter::once(victim.at).chain(others.iter().map(|other| other.at)).collect();
+    let (_control, mesh) = mesh(yaml(&endpoints)).await?;
+    for _ in 0..100 {
+        anyhow::ensure!(call(way, mesh.clone()).await, "{way:?}: a call before anything breaks fails");
+    }
+    let caller = mesh.clone();
+    let load = Load::start(RATE, move || call(way, caller.clone()));
+    let quiet = Instant::now();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    victim.kill();
+    let killed = Instant::now();
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    let samples = load.end().await?;
+
+    let second = Duration::from_secs(1);
+    let p90 = |from, to| latency(&samples, from, to, 0.9);
+    let (before, first, after) =
+        (p90(quiet + second, killed), p90(killed, killed + second), p90(killed + second, Instant::now()));
+    let failed = samples.iter().filter(|sample| !sample.outcome).count();
+    let ratio = after.as_secs_f64() / before.as_secs_f64();
+    println!(
+        "a dead endpoint that is still listed, by {way:?}: p90 {before:?} before, {first:?} in the first second, {after:?} later; {failed} of {} failed",
+        samples.len()
+    );
+    Ok(judge(&format!("p90 after the first second {ratio:.2} times that before (bar {BAR})"), ratio <= BAR))
+}
+
+async fn call(way: Way, mesh: Mesh) -> bool {
+    match way {
+        Way::Client => get(mesh.client()).await.is_some(),
+        Way::Layer => by_layer(&mesh).await.is_ok_and(|status| status == StatusCode::OK),
+        Way::Grpc => {
+            let channel = mesh_tonic::channel(&mesh, "xds:///web.example.com:81");
+            grpc::call(channel, Bytes::from_static(b"hello")).await.is_ok()
+        }
+    }
+}
+
+async fn by_layer(mesh: &Mesh) -> Result<StatusCode> {
+    static OWN: std::sync::OnceLock<legacy::Client<legacy::connect::HttpConnector, Body>> = std::sync::OnceLock::new();
+    let own = OWN.get_or_init(|| legacy::Client::builder(TokioExecutor::new()).build_http()).clone();
+    let request = Request::get("http://web.example.com/").body(Body::empty())?;
+    let response = mesh.client_layer().layer(own).oneshot(request).await?;
+    let status = response.status();
+    http_body_util::BodyExt::collect(response.into_body())
+        .await
+        .map_err(|error| anyhow::anyhow!("{error:?}"))
+        .context("no body")?;
+    Ok(status)
+}

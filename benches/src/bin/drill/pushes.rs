@@ -1,0 +1,215 @@
+//! 100 changes of the configuration in a second, each of a route and of the endpoints of its cluster, of which there are
+//! 10,000: requests are as fast as without, and none sees half a change.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use mesh_benches::Result;
+use mesh_core::error::Invalid;
+use mesh_core::fixed::route_to;
+use mesh_core::id::{EndpointId, ListenerName, Locality, Target};
+use mesh_core::model::{
+    ApiListener, Cluster, ClusterKind, Endpoint, Endpoints, HeaderChange, HttpManager, Listener, LocalityEndpoints,
+    RouteConfiguration, RouteSource, VirtualHost,
+};
+use mesh_core::resources::{Change, Resource, ResourceKey, ResourceType, Update};
+use mesh_core::store::{Sink, Source};
+use mesh_tower::{Client, Mesh};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+
+use crate::judge;
+use crate::load::{Load, Sample, latency};
+
+/// Requests a second.
+const RATE: u32 = 500;
+const CHANGES: u32 = 100;
+const ENDPOINTS: u32 = 10_000;
+/// How much slower 999 of 1,000 requests may be.
+const BAR: f64 = 1.5;
+/// How long each of the two runs is, and how often they come by turns.
+const RUN: Duration = Duration::from_secs(4);
+const ROUNDS: usize = 4;
+
+const GROUP: HeaderName = HeaderName::from_static("x-group");
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Whole,
+    /// It went by the route of one configuration to the endpoints of another.
+    Half,
+    Failed,
+}
+
+pub(crate) async fn run() -> Result<bool> {
+    let groups = [serve(0).await?, serve(1).await?];
+    let changing = watch::Sender::new(false);
+    let applied = watch::Sender::new(0);
+    let source = Changing { groups, is_on: changing.subscribe(), applied: applied.clone() };
+    let mesh = Mesh::builder().source(source).start()?;
+    let client = mesh.client();
+    for _ in 0..100 {
+        anyhow::ensure!(call(client.clone()).await == Outcome::Whole, "a request before anything changes fails");
+    }
+    let (mut quiet, mut changed) = (Vec::new(), Vec::new());
+    let before = *applied.borrow();
+    for _ in 0..ROUNDS {
+        for is_on in [false, true] {
+            changing.send_replace(is_on);
+            let caller = client.clone();
+            let load = Load::start(RATE, move || call(caller.clone()));
+            tokio::time::sleep(RUN).await;
+            if is_on { &mut changed } else { &mut quiet }.append(&mut load.end().await?);
+        }
+    }
+    let changes = *applied.borrow() - before;
+    let rate = f64::from(changes) / (RUN.as_secs_f64() * ROUNDS as f64);
+    let all = |samples: &[Sample<Outcome>], share| {
+        latency(samples, Instant::now() - Duration::from_secs(3600), Instant::now(), share)
+    };
+    println!("{rate:.0} changes a second, {ENDPOINTS} endpoints, {RATE} requests a second:");
+    for share in [0.5, 0.99, 0.999] {
+        println!("  p{}: {:?} quiet, {:?} with changes", share * 100.0, all(&quiet, share), all(&changed, share));
+    }
+    let count = |outcome| quiet.iter().chain(&changed).filter(|sample| sample.outcome == outcome).count();
+    let (half, failed) = (count(Outcome::Half), count(Outcome::Failed));
+    let ratio = all(&changed, 0.999).as_secs_f64() / all(&quiet, 0.999).as_secs_f64();
+    let met = [
+        judge(
+            &format!("{rate:.0} changes a second are applied (bar {CHANGES}, within a tenth)"),
+            rate >= 0.9 * f64::from(CHANGES),
+        ),
+        judge(&format!("p99.9 is {ratio:.2} times that of the quiet run (bar {BAR})"), ratio <= BAR),
+        judge(
+            &format!("{half} of {} requests see half a change, {failed} fail (bar 0)", quiet.len() + changed.len()),
+            half + failed == 0,
+        ),
+    ];
+    Ok(met.into_iter().all(|is_met| is_met))
+}
+
+async fn call(client: Client) -> Outcome {
+    let asked = async {
+        let response = client.get("http://web:80/").await.ok()?;
+        response.into_body().collect().await.ok()
+    };
+    match asked.await.map(http_body_util::Collected::to_bytes).as_deref() {
+        Some(b"whole") => Outcome::Whole,
+        Some(b"half") => Outcome::Half,
+        _ => Outcome::Failed,
+    }
+}
+
+/// A server of one group, which knows by a header that the route sets which one the route meant.
+async fn serve(group: u32) -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let at = listener.local_addr()?;
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            _ = stream.set_nodelay(true);
+            let service = service_fn(move |request: Request<Incoming>| async move {
+                let is_meant = request.headers().get(GROUP) == Some(&HeaderValue::from(group));
+                let answer: &[u8] = if is_meant { b"whole" } else { b"half" };
+                Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from_static(answer))))
+            });
+            tokio::spawn(async move {
+                _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    Ok(at)
+}
+
+/// A source whose configuration names one group of endpoints, and then the other.
+struct Changing {
+    groups: [SocketAddr; 2],
+    is_on: watch::Receiver<bool>,
+    applied: watch::Sender<u32>,
+}
+
+impl Changing {
+    /// A resource as it is after so many changes.
+    fn resource(&self, key: &ResourceKey, changes: u32) -> Option<Resource> {
+        let group = changes % 2;
+        Some(match key.kind {
+            ResourceType::Listener => {
+                let mut route = route_to("all");
+                route.mutations.request.push(HeaderChange::Set(GROUP, HeaderValue::from(group).into()));
+                let config = RouteConfiguration::new(vec![VirtualHost::new(["*"], vec![route])]);
+                let http = HttpManager::new(RouteSource::Inline(Arc::new(config)));
+                Resource::Listener(Arc::new(Listener::Api(ApiListener::new("web:80", http))))
+            }
+            ResourceType::Cluster => {
+                let kind = ClusterKind::Eds { service_name: "all".into() };
+                Resource::Cluster(Arc::new(Cluster::new("all", kind)))
+            }
+            ResourceType::Endpoints => Resource::Endpoints(Arc::new(self.endpoints(group))),
+            _ => return None,
+        })
+    }
+
+    /// The one of the group that serves; all others are there in case that it does not.
+    fn endpoints(&self, group: u32) -> Endpoints {
+        let of = |addresses: Vec<SocketAddr>, priority| {
+            let endpoints = addresses.into_iter().map(|at| Endpoint::new(EndpointId::new(at))).collect();
+            let mut locality = LocalityEndpoints::new(Locality::default(), endpoints);
+            locality.priority = priority;
+            locality
+        };
+        let at = self.groups.into_iter().nth(group as usize);
+        let others = (1..ENDPOINTS).map(|number| (Ipv4Addr::from(0x0a00_0000 + number), 8080).into());
+        Endpoints::new(vec![of(at.into_iter().collect(), 0), of(others.collect(), 1)])
+    }
+}
+
+impl Source for Changing {
+    fn listener_name(&self, target: &Target) -> Result<ListenerName, Invalid> {
+        Ok(target.as_str().into())
+    }
+
+    fn server_listener_name(&self, address: SocketAddr) -> Result<ListenerName, Invalid> {
+        Ok(address.to_string().into())
+    }
+
+    fn run(self: Arc<Self>, mut sink: Sink) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            let (mut changes, mut is_on) = (0, self.is_on.clone());
+            let mut ticks = tokio::time::interval(Duration::from_secs(1) / CHANGES);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+            let mut wanted = Vec::new();
+            loop {
+                tokio::select! {
+                    progress = sink.changed() => match progress {
+                        Some(progress) => wanted = progress.subscribe,
+                        None => return,
+                    },
+                    _ = ticks.tick(), if *is_on.borrow() => {
+                        changes += 1;
+                        self.applied.send_replace(changes);
+                        wanted = vec![
+                            ResourceKey::new(ResourceType::Listener, "web:80"),
+                            ResourceKey::new(ResourceType::Endpoints, "all"),
+                        ];
+                    }
+                    Ok(()) = is_on.changed() => ticks.reset(),
+                }
+                while !wanted.is_empty() {
+                    let change = |key: ResourceKey| Some(Change::Put(key.clone(), self.resource(&key, changes)?));
+                    let changes = wanted.drain(..).filter_map(change).collect();
+                    wanted = sink.apply(Update { changes }).subscribe;
+                }
+            }
+        })
+    }
+}
