@@ -6,9 +6,10 @@ use http::{Method, Request};
 use mesh_core::error::ErrorKind;
 use mesh_core::request_info::Repeat;
 use mesh_tower::body::Body;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 
-use super::world::{Log, World, grpc, http2, nobody, request, retries, rule};
+use super::world::{Log, World, grpc, http2, nobody, request, retries, rule, server};
 
 const METHODS: [Method; 4] = [Method::GET, Method::PUT, Method::POST, Method::DELETE];
 
@@ -271,4 +272,51 @@ async fn an_answer_whose_head_was_handed_on_is_never_tried_again() {
     let world = World::of(&[address], &retries("attempts: 3, retryOn: '5xx,reset'"), log, &open).await;
     let error = world.ask(request("GET", "/")).await.unwrap_err();
     assert_eq!((error.kind(), *open.borrow()), (ErrorKind::ConnectionLost, 1));
+}
+
+/// Half of a change would be the header of one configuration at a server of the other.
+#[tokio::test]
+async fn every_try_of_a_request_is_by_the_configuration_that_it_began_with() {
+    let (log, open) = (Log::default(), watch::Sender::new(0));
+    let (one, two) = (server(&log, &open).await, server(&log, &open).await);
+    let other = format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: other}}\nspec: {{hosts: [other.example.com], resolution: STATIC, ports: [{{number: 80, name: http, protocol: HTTP}}], endpoints: [{{address: {}, ports: {{http: {}}}}}]}}\n",
+        two.ip(),
+        two.port()
+    );
+    let rule = |name: &str| {
+        let armed = retries("attempts: 1, perTryTimeout: 300ms, retryOn: '5xx', backoff: 1ms");
+        let armed = armed.replace("route:", &format!("headers: {{request: {{set: {{x-config: {name}}}}}}}, route:"));
+        armed.replace("host: web.example.com}", &format!("host: {name}.example.com}}")) + &other
+    };
+    let world = World::of(&[one], &rule("web"), log, &open).await;
+    let asked = world.mesh.client().request(request("GET", "/then-ok/1/hang"));
+    let asked = tokio::spawn(asked);
+    world.until_open(1).await;
+    world.change(&rule("other")).await;
+    assert_eq!(asked.await.unwrap().unwrap().status(), 200);
+    world.ask(request("GET", "/ok")).await.unwrap();
+    let seen: Vec<_> = world.log.take().iter().map(|seen| (seen.server, seen.headers["x-config"].clone())).collect();
+    assert_eq!(seen, [(one, "web".parse().unwrap()), (one, "web".parse().unwrap()), (two, "other".parse().unwrap())]);
+}
+
+/// The system drops what comes for a port whose backlog is full.
+#[tokio::test]
+async fn an_endpoint_that_does_not_answer_dials_fails_no_request_and_gets_none_any_more() {
+    let (log, open) = (Log::default(), watch::Sender::new(0));
+    let good = server(&log, &open).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let full = socket.listen(1).unwrap();
+    let silent = full.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(stream) = tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(silent)).await {
+        waiting.push(stream.unwrap());
+    }
+    let world = World::of(&[silent, good], &retries("attempts: 1, retryOn: connect-failure"), log, &open).await;
+    for _ in 0..20 {
+        assert_eq!(world.ask(request("POST", "/ok")).await.unwrap().0, 200);
+    }
+    assert_eq!(world.unreachable(), 1);
+    assert_eq!(world.log.take().len(), 20);
 }

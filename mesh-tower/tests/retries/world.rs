@@ -163,7 +163,9 @@ impl Observer for Tries {
 
 /// A client, and the servers of the host `web.example.com`.
 pub(crate) struct World {
-    _control: Embedded,
+    control: Embedded,
+    /// What every configuration of it begins with.
+    service: String,
     pub(crate) mesh: Mesh,
     pub(crate) log: Log,
     /// How many requests servers have not answered yet.
@@ -210,7 +212,16 @@ impl World {
         let tries = Tries::default();
         let mesh = Mesh::builder().source(control.source(Bootstrap::new("embedded"))).observer(tries.clone());
         let mesh = mesh.cold_start_wait(Duration::from_secs(20)).start().unwrap();
-        World { _control: control, mesh, log, open: open.subscribe(), tries }
+        World { control, service, mesh, log, open: open.subscribe(), tries }
+    }
+
+    /// Puts another YAML in force, and waits until the client goes by it.
+    pub(crate) async fn change(&self, yaml: &str) {
+        let entry = self.mesh.store().find("web.example.com:80").expect("it was called");
+        let before = entry.view().expect("it was called");
+        self.control.set_yaml("config.yaml", &format!("{}{yaml}", self.service)).unwrap();
+        let changed = entry.changed(&before);
+        tokio::time::timeout(Duration::from_secs(60), changed).await.expect("it changes");
     }
 
     /// The status of the answer, or the failure.
@@ -262,6 +273,13 @@ impl World {
         let mut ejected = 0;
         self.each_cluster(|state| state.each(|endpoint| ejected += u32::from(endpoint.is_ejected())));
         ejected
+    }
+
+    /// How many endpoints cannot be reached.
+    pub(crate) fn unreachable(&self) -> u32 {
+        let mut unreachable = 0;
+        self.each_cluster(|state| state.each(|endpoint| unreachable += u32::from(!endpoint.is_reachable())));
+        unreachable
     }
 
     fn each_cluster(&self, mut each: impl FnMut(&ClusterState)) {

@@ -56,7 +56,8 @@ pub(crate) async fn run() -> Result<bool> {
     let groups = [serve(0).await?, serve(1).await?];
     let changing = watch::Sender::new(false);
     let applied = watch::Sender::new(0);
-    let source = Changing { groups, is_on: changing.subscribe(), applied: applied.clone() };
+    let endpoints = groups.map(|at| Arc::new(endpoints(at)));
+    let source = Changing { endpoints, is_on: changing.subscribe(), applied: applied.clone() };
     let mesh = Mesh::builder().source(source).start()?;
     let client = mesh.client();
     for _ in 0..100 {
@@ -133,7 +134,8 @@ async fn serve(group: u32) -> Result<SocketAddr> {
 
 /// A source whose configuration names one group of endpoints, and then the other.
 struct Changing {
-    groups: [SocketAddr; 2],
+    /// The endpoints, as one configuration has them and as the other.
+    endpoints: [Arc<Endpoints>; 2],
     is_on: watch::Receiver<bool>,
     applied: watch::Sender<u32>,
 }
@@ -154,23 +156,22 @@ impl Changing {
                 let kind = ClusterKind::Eds { service_name: "all".into() };
                 Resource::Cluster(Arc::new(Cluster::new("all", kind)))
             }
-            ResourceType::Endpoints => Resource::Endpoints(Arc::new(self.endpoints(group))),
+            ResourceType::Endpoints => Resource::Endpoints(self.endpoints.iter().nth(group as usize).map(Arc::clone)?),
             _ => return None,
         })
     }
+}
 
-    /// The one of the group that serves; all others are there in case that it does not.
-    fn endpoints(&self, group: u32) -> Endpoints {
-        let of = |addresses: Vec<SocketAddr>, priority| {
-            let endpoints = addresses.into_iter().map(|at| Endpoint::new(EndpointId::new(at))).collect();
-            let mut locality = LocalityEndpoints::new(Locality::default(), endpoints);
-            locality.priority = priority;
-            locality
-        };
-        let at = self.groups.into_iter().nth(group as usize);
-        let others = (1..ENDPOINTS).map(|number| (Ipv4Addr::from(0x0a00_0000 + number), 8080).into());
-        Endpoints::new(vec![of(at.into_iter().collect(), 0), of(others.collect(), 1)])
-    }
+/// The one that serves; all others are there in case that it does not.
+fn endpoints(at: SocketAddr) -> Endpoints {
+    let of = |addresses: Vec<SocketAddr>, priority| {
+        let endpoints = addresses.into_iter().map(|at| Endpoint::new(EndpointId::new(at))).collect();
+        let mut locality = LocalityEndpoints::new(Locality::default(), endpoints);
+        locality.priority = priority;
+        locality
+    };
+    let others = (1..ENDPOINTS).map(|number| (Ipv4Addr::from(0x0a00_0000 + number), 8080).into());
+    Endpoints::new(vec![of(vec![at], 0), of(others.collect(), 1)])
 }
 
 impl Source for Changing {
