@@ -156,7 +156,7 @@ impl Changing {
                 let kind = ClusterKind::Eds { service_name: "all".into() };
                 Resource::Cluster(Arc::new(Cluster::new("all", kind)))
             }
-            ResourceType::Endpoints => Resource::Endpoints(self.endpoints.iter().nth(group as usize).map(Arc::clone)?),
+            ResourceType::Endpoints => Resource::Endpoints(Arc::clone(self.endpoints.get(group as usize)?)),
             _ => return None,
         })
     }
