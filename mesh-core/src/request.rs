@@ -36,7 +36,9 @@ impl<'r> RequestHead<'r> {
 
     /// The view of a request that a server received, where nothing is taken for granted: its authority is well formed and
     /// has no user in it, and so is its `Host`, which HTTP/1.1 must have (RFC 9112, 3.2; RFC 9113, 8.3.1). HTTP/1.0
-    /// without one has the empty authority: that of the default host. Its target is a path, or has a scheme and an
+    /// without one has the empty authority: that of the default host. Where the target names an authority, that is the one,
+    /// whatever `Host` says. The body of HTTP/1.1 has a length or is `chunked`, and nothing else: what else a
+    /// `transfer-encoding` says, others may read as the end of the body in another place (RFC 9112, 6.1). Its target is a path, or has a scheme and an
     /// authority; that of CONNECT is an authority, and `*` stands for the server as a whole (RFC 9112, 3.2.4). Methods have
     /// no small letters, since some applications take `delete` for `DELETE`; and no value of HTTP/2 begins or ends with a
     /// blank (RFC 9113, 8.2.1), which some take off.
@@ -48,6 +50,9 @@ impl<'r> RequestHead<'r> {
         }
         if version == Version::HTTP_2 && request.headers().values().any(|value| has_outer_blank(value.as_bytes())) {
             return Err(bad("a header that begins or ends with a blank"));
+        }
+        if !is_chunked_or_none(request.headers()) {
+            return Err(bad("transfer-encoding is something else than chunked"));
         }
         let mut hosts = request.headers().get_all(http::header::HOST).iter();
         let host = match (hosts.next(), hosts.next()) {
@@ -201,6 +206,16 @@ pub fn split_authority(authority: &str) -> Option<(&str, Option<&str>)> {
 /// Whether a method is of those that servers know: no registered one has anything else in it, or is so long.
 fn is_method(method: &[u8]) -> bool {
     method.len() <= 64 && method.iter().all(|byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_'))
+}
+
+/// Whether the transfer coding is `chunked` alone, where there is any.
+fn is_chunked_or_none(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(http::header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(coding), None) => coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
+        (Some(_), Some(_)) => false,
+    }
 }
 
 fn has_outer_blank(value: &[u8]) -> bool {
@@ -411,6 +426,28 @@ mod tests {
         for (value, expected) in [("", true), ("a b", true), (" a", false), ("a\t", false), (" ", false)] {
             assert_eq!(received("GET", value, Version::HTTP_2), expected, "{value:?}");
             assert!(received("GET", value, Version::HTTP_11), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_server_takes_no_transfer_coding_but_chunked_alone() {
+        for (codings, expected) in [
+            (&[][..], true),
+            (&["chunked"], true),
+            (&["Chunked "], true),
+            (&["identity", "chunked"], false),
+            (&["identity, chunked"], false),
+            (&["chunked", "chunked"], false),
+            (&["gzip, chunked"], false),
+            (&["chunked,"], false),
+            (&["identity"], false),
+            (&[""], false),
+        ] {
+            let mut request = Request::get("/").header("host", "a");
+            for coding in codings {
+                request = request.header("transfer-encoding", *coding);
+            }
+            assert_eq!(RequestHead::received(&request.body(()).unwrap()).is_ok(), expected, "{codings:?}");
         }
     }
 

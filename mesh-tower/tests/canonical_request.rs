@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use mesh_control::embedded::{Config, Embedded, Options, PathNormalization, PlaneOptions};
 use mesh_core::model::PathTest;
 use mesh_core::xds::Bootstrap;
+use mesh_tower::server::{Allow, AuthorizationRequest};
 use mesh_tower::{Mesh, server};
 use serde_json::json;
 use server_support::within;
@@ -356,4 +357,70 @@ async fn a26_dot_segments_with_parameters_are_refused_where_policies_guard() {
         assert_eq!(world.get(path).await, (400, None), "{path}");
     }
     world.check(&[("/user/...;x/admin", 200, "/user/...;x/admin")]).await;
+}
+
+/// RFC 9112, 3.2.2, and RFC 9113, 8.3.1: the target's authority is the host, whatever `Host` says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_host_that_is_decided_by_is_the_one_host_that_the_application_sees() {
+    let policy = authorization("{action: DENY, rules: [{to: [{operation: {hosts: [admin.example]}}]}]}");
+    let control = Embedded::start(Config::yaml(format!("{REVIEWS}{policy}")), Options::default()).await.unwrap();
+    let bootstrap = Bootstrap::new("embedded")
+        .node_id("mesh~127.0.0.1~reviews.default~default.svc.cluster.local")
+        .metadata("NAMESPACE", "default")
+        .metadata("LABELS", json!({"app": "reviews"}));
+    let mesh = Mesh::builder().source(control.source(bootstrap)).start().unwrap();
+    let seen = Seen::default();
+    // Every host that somebody could go by.
+    let hosts = |uri: Option<&str>, headers: &http::HeaderMap| {
+        let named = headers.get_all("host").iter().map(|host| host.to_str().unwrap());
+        uri.into_iter().chain(named).collect::<Vec<_>>().join(" ")
+    };
+    let (asked, served) = (Arc::clone(&seen), Arc::clone(&seen));
+    let decide = move |request: AuthorizationRequest| {
+        asked.lock().unwrap().push(hosts(Some(&request.authority), &request.headers));
+        std::future::ready(Ok(Allow::new().into()))
+    };
+    let app = service_fn(move |request: Request<Incoming>| {
+        served.lock().unwrap().push(hosts(request.uri().host(), request.headers()));
+        std::future::ready(Ok::<_, Infallible>(Response::new(Full::new(Bytes::new()))))
+    });
+    let bound = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = bound.local_addr();
+    tokio::spawn(server::serve(bound, mesh.server_layer().authorizer(decide).layer(app)).into_future());
+    within(mesh.serving()).await.unwrap();
+    let world = World { _control: Some(control), _mesh: mesh, address, seen };
+    let only_public = |seen: &str| seen.split(' ').all(|host| host == "public.example");
+    // (authority of the target, hosts, status)
+    let cases = [
+        ("public.example", &["admin.example"][..], 200),
+        ("public.example", &["public.example"], 200),
+        ("admin.example", &["public.example"], 403),
+        ("", &["admin.example"], 403),
+        ("", &["public.example"], 200),
+        ("public.example", &["public.example", "admin.example"], 400),
+        ("", &["public.example", "public.example"], 400),
+    ];
+    for (authority, hosts, status) in cases {
+        let scheme = if authority.is_empty() { "" } else { "http://" };
+        let named: String = hosts.iter().map(|host| format!("host: {host}\r\n")).collect();
+        let one = format!("GET {scheme}{authority}/a HTTP/1.1\r\n{named}connection: close\r\n\r\n");
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(one.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        within(stream.read_to_string(&mut answer)).await.unwrap();
+        assert_eq!(answer.split(' ').nth(1), Some(&*status.to_string()), "{authority} {hosts:?}");
+        let seen = world.take();
+        assert!(seen.iter().all(|seen| only_public(seen)) || status == 403, "{authority} {hosts:?}: {seen:?}");
+        assert!((seen.len() == 2) == (status == 200), "{authority} {hosts:?}: {seen:?}");
+        let mut fields = vec![(":method", "GET"), (":scheme", "http"), (":path", "/a")];
+        if !authority.is_empty() {
+            fields.push((":authority", authority));
+        }
+        fields.extend(hosts.iter().map(|host| ("host", *host)));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(&frames(&fields)).await.unwrap();
+        assert_eq!(within(status_of(&mut stream)).await, status, "HTTP/2 {authority} {hosts:?}");
+        let seen = world.take();
+        assert!(seen.iter().all(|seen| only_public(seen)) || status == 403, "HTTP/2 {authority} {hosts:?}: {seen:?}");
+    }
 }

@@ -22,6 +22,10 @@ async fn h9_a_body_whose_end_can_be_seen_in_two_places_ends_the_connection() {
         "transfer-encoding: chunked, identity",
         "transfer-encoding: identity",
         "transfer-encoding: xchunked",
+        "transfer-encoding: identity\r\ntransfer-encoding: chunked",
+        "transfer-encoding: identity, chunked",
+        "transfer-encoding: gzip, chunked",
+        "transfer-encoding: chunked\r\ntransfer-encoding: chunked",
         "transfer-encoding : chunked",
         "content-length : 5",
     ] {

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
+use http::header::{CONNECTION, HOST};
 use http::request::Parts;
-use http::{Extensions, Method, Request, Response, Version};
+use http::{Extensions, HeaderValue, Method, Request, Response, Version};
 use mesh_core::authz::external::{CheckedChanges, Denial};
 use mesh_core::authz::{Connection, Verdict};
 use mesh_core::error::{ErrorKind, MeshError};
@@ -94,7 +95,7 @@ impl ServerContext {
         }
     }
 
-    fn connection<B>(&self, request: &Request<B>) -> Option<Arc<ConnectionInfo>> {
+    pub(super) fn connection<B>(&self, request: &Request<B>) -> Option<Arc<ConnectionInfo>> {
         ConnectionInfo::current().or_else(|| (self.connection_of)(request.extensions()))
     }
 
@@ -120,6 +121,7 @@ impl ServerContext {
         if headers::are_reserved(request.headers()) && !self.is_trusted_proxy(request) {
             headers::strip_reserved(request.headers_mut());
         }
+        one_host(request);
         // A server that does not serve says so first, whatever it was asked.
         let head = RequestHead::received(request);
         if let (Some(facts), Ok(head)) = (&mut *facts, &head) {
@@ -378,7 +380,12 @@ fn failed<B>(error: &MeshError, facts: Option<&mut Facts>, request: &Request<B>)
     if let Some(facts) = facts {
         facts.info.note_error(error.kind());
     }
-    answer(request, reply::error(error, is_grpc(request.headers())))
+    let mut response = reply::error(error, is_grpc(request.headers()));
+    // Who wrote what cannot be understood, or can be in two ways, may mean what follows otherwise, too (RFC 9112, 11.2).
+    if error.kind() == ErrorKind::BadRequest && request.version() <= Version::HTTP_11 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    answer(request, response)
 }
 
 /// The mesh answers itself.
@@ -441,6 +448,20 @@ fn chain(view: &ServerView, connection: impl Fn() -> Option<Arc<ConnectionInfo>>
     // The connection may be older than what is asked of it.
     chain.admits(is_mutual_tls).map_err(|reason| refused(ErrorKind::Security, &reason))?;
     Ok(chain)
+}
+
+/// Where the target names an authority, that is the host of the request, whatever its `Host` says (RFC 9112, 3.2.2; RFC 9113,
+/// 8.3.1): everybody who decides sees the one that the application sees. What is malformed stays, to be refused.
+#[inline]
+fn one_host<B>(request: &mut Request<B>) {
+    let Some(authority) = request.uri().authority() else { return };
+    let differs = |host: &HeaderValue| host.as_bytes() != authority.as_str().as_bytes();
+    if request.headers().get(HOST).is_some_and(differs)
+        && RequestHead::received(request).is_ok()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        request.headers_mut().insert(HOST, host);
+    }
 }
 
 /// Does something with the parts of a request that stays in its place.
