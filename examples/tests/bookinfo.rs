@@ -10,7 +10,7 @@ use mesh_core::identity::SpiffeId;
 use mesh_core::xds::Bootstrap;
 use mesh_examples::bookinfo::manifests::{self, Phase};
 use mesh_examples::bookinfo::tour::{self, Json, Options, Outlook};
-use mesh_examples::bookinfo::{App, Bookinfo, Product};
+use mesh_examples::bookinfo::{App, Bookinfo, Product, Service};
 use mesh_tower::Mesh;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -250,4 +250,49 @@ async fn policies_that_are_suggested_from_its_traffic_take_the_place_of_its_own(
         assert!(product.is_complete(), "{product:?}");
     }
     bookinfo.stop().await.unwrap();
+}
+
+/// `includeRequestBodyInCheck`, at a server of the examples' own.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authorizer_is_shown_the_bodies_of_requests_to_a_service() {
+    let authorizer = axum::Router::new().fallback(|body: String| async move {
+        if body == "bad" { http::StatusCode::FORBIDDEN } else { http::StatusCode::OK }
+    });
+    let bound = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = bound.local_addr().unwrap().port();
+    tokio::spawn(async move { axum::serve(bound, authorizer).await });
+    let yaml = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    \
+         extensionProviders:\n    - name: authz\n      envoyExtAuthzHttp: {{service: authz.example.com, port: 8000, \
+         includeRequestBodyInCheck: {{maxRequestBytes: 8}}}}\n---\n\
+         apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: authz}}\n\
+         spec: {{hosts: [authz.example.com], ports: [{{number: 8000, name: http, targetPort: {port}}}], \
+         resolution: STATIC, endpoints: [{{address: 127.0.0.1}}]}}\n---\n\
+         apiVersion: v1\nkind: Service\nmetadata: {{name: details}}\n\
+         spec: {{selector: {{app: details}}, ports: [{{name: http, port: 9080}}]}}\n---\n\
+         apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: ask}}\n\
+         spec: {{action: CUSTOM, provider: {{name: authz}}, rules: [{{}}]}}\n"
+    );
+    let control = Embedded::start(Config::yaml(yaml), embedded::Options::default()).await.unwrap();
+    let bootstrap = Bootstrap::new("embedded")
+        .node_id("mesh~127.0.0.1~details.default~default.svc.cluster.local")
+        .metadata("NAMESPACE", "default")
+        .metadata("LABELS", json!({"app": "details"}));
+    let mesh = Mesh::builder().source(control.source(bootstrap)).start().unwrap();
+    let service = Service::new(App::Details, "v1").start(mesh, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    // A POST that is let in finds that there is nothing to post to.
+    for (head, body, expected) in
+        [("GET", "", "200"), ("POST", "bad", "403"), ("POST", "good", "405"), ("POST", "far too long", "413")]
+    {
+        let mut stream = TcpStream::connect(service.address).await.unwrap();
+        let length = body.len();
+        let request = format!(
+            "{head} /details/0 HTTP/1.1\r\nhost: details\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        assert_eq!(answer.split(' ').nth(1), Some(expected), "{head} {body:?}: {answer}");
+    }
 }

@@ -68,7 +68,8 @@ fn connection_of(extensions: &Extensions) -> Option<Arc<ConnectionInfo>> {
 /// longer than 25 s after nobody could connect any more.
 ///
 /// Limits are tonic's, as set at its `Server`. For the mesh's own, give `tonic::service::Routes` under
-/// [`server_layer`] to [`mesh_tower::server::serve`], which also cuts what outlasts the deadline.
+/// [`server_layer`] to [`mesh_tower::server::serve`], which also cuts what outlasts the deadline; authorizers are shown
+/// bodies there with [`mesh_tower::server::Serve::readable_bodies`].
 ///
 /// # Errors
 /// [`ErrorKind::Draining`] if calls outlasted the deadline, which go on until the runtime ends;

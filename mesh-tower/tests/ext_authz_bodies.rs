@@ -18,7 +18,7 @@ use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::model::{CheckProtocol, CheckedBody, ExtAuthz, FilterConfig, NamedFilter};
 use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
-use mesh_tower::server::{Allow, AuthorizationRequest, Decision, RequestBody, ServerBody, ServerLayer};
+use mesh_tower::server::{Allow, AuthorizationRequest, ConnectionInfo, Decision, RequestBody, ServerBody, ServerLayer};
 use serde_json::json;
 use server_support::{app_route, chain, listener, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -231,36 +231,122 @@ async fn a_body_that_breaks_off_or_never_comes_is_refused_and_trailers_stay() {
     assert_eq!(*seen.lock().unwrap(), [("POST".to_owned(), "false".to_owned(), Bytes::from_static(b"12345678"))]);
 }
 
-#[tokio::test]
-async fn a_body_that_nobody_can_read_is_refused_with_the_reason() {
-    let permits = Arc::new(Semaphore::new(100));
-    let (_mesh, _player, seen, service) =
-        in_process::<Full<Bytes>>(CheckedBody::whole(8), permits, |layer| layer).await;
-    let (status, why) = text(service.clone().oneshot(post(Full::new(Bytes::new()))).await.unwrap()).await;
-    assert!(status == 503 && why.contains("bodies_by") && seen.lock().unwrap().is_empty(), "{status} {why}");
+/// What is logged by this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 #[tokio::test]
-async fn what_is_held_of_all_bodies_together_has_a_bound() {
+async fn a_body_that_nobody_can_read_is_refused_with_the_reason_and_told_once() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_max_level(tracing::Level::WARN);
+    let _default = tracing::subscriber::set_default(subscriber.finish());
+    let permits = Arc::new(Semaphore::new(100));
+    let (_mesh, _player, seen, service) =
+        in_process::<Full<Bytes>>(CheckedBody::whole(8), permits, |layer| layer).await;
+    for _ in 0..3 {
+        let body = Full::new(Bytes::from_static(b"x"));
+        let (status, why) = text(service.clone().oneshot(post(body)).await.unwrap()).await;
+        assert!(status == 503 && why.contains("bodies_by") && seen.lock().unwrap().is_empty(), "{status} {why}");
+    }
+    let told = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(told.matches("readable_bodies").count(), 1, "{told}");
+    // Nobody has to say how an empty one is read.
+    let (status, _) = text(service.clone().oneshot(post(Full::new(Bytes::new()))).await.unwrap()).await;
+    assert_eq!(status, 200);
+    assert_eq!(*seen.lock().unwrap(), [("POST".to_owned(), "false".to_owned(), Bytes::new())]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_meshs_own_server_shows_bodies_where_it_is_told_to_and_empty_ones_in_any_case() {
+    let (control, _mesh, _, seen) = start("maxRequestBytes: 8").await;
+    let bootstrap = Bootstrap::new("embedded")
+        .node_id("mesh~127.0.0.1~reviews.shop~shop.svc.cluster.local")
+        .metadata("NAMESPACE", "shop")
+        .metadata("LABELS", json!({"app": "reviews"}));
+    for is_readable in [false, true] {
+        let mesh = Mesh::builder().source(control.source(bootstrap.clone())).start().unwrap();
+        let bound = mesh.bind("127.0.0.1:0").await.unwrap();
+        let address = bound.local_addr();
+        let layer = mesh.server_layer();
+        match is_readable {
+            true => {
+                let echo = |request: http::Request<mesh_tower::body::Body>| async {
+                    Ok::<_, Infallible>(http::Response::new(request.into_body()))
+                };
+                let app = layer.layer(tower::service_fn(echo));
+                tokio::spawn(mesh_tower::server::serve(bound, app).readable_bodies().into_future());
+            }
+            false => {
+                let echo = |request: http::Request<hyper::body::Incoming>| async {
+                    Ok::<_, Infallible>(http::Response::new(request.into_body()))
+                };
+                tokio::spawn(mesh_tower::server::serve(bound, layer.layer(tower::service_fn(echo))).into_future());
+            }
+        }
+        within(mesh.serving()).await.unwrap();
+        let asked = || std::mem::take(&mut *seen.lock().unwrap());
+        let (status, _) = ask(address, "GET /private HTTP/1.1", b"").await;
+        assert_eq!(status, 200, "readable {is_readable}");
+        assert_eq!(asked(), [("GET".to_owned(), "false".to_owned(), Bytes::new())], "readable {is_readable}");
+        let (status, body) = ask(address, "POST /private HTTP/1.1\r\ncontent-length: 5", b"hello").await;
+        match is_readable {
+            true => {
+                assert_eq!((status, &body[..]), (200, &b"hello"[..]));
+                assert_eq!(asked(), [("POST".to_owned(), "false".to_owned(), Bytes::from_static(b"hello"))]);
+            }
+            false => assert!(status == 503 && asked().is_empty(), "{status}"),
+        }
+        let (status, _) = ask(address, "POST /open HTTP/1.1\r\ncontent-length: 5", b"hello").await;
+        assert_eq!(status, 200, "readable {is_readable}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_held_of_all_bodies_together_has_a_bound_and_a_client_leaves_room_for_others() {
     const LONG: usize = CheckedBody::LIMIT;
     let permits = Arc::new(Semaphore::new(0));
     let with = |layer: ServerLayer| layer.bodies_by(axum_body);
     let (_mesh, _player, seen, service) =
         in_process::<Body>(CheckedBody::whole(LONG), Arc::clone(&permits), with).await;
     let body = Bytes::from(vec![0; LONG]);
-    let ask = || service.clone().oneshot(post(Body::from(body.clone())));
-    let held: Vec<_> = (0..4).map(|_| tokio::spawn(ask())).collect();
-    within(async {
-        while seen.lock().unwrap().len() < 4 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-    let (status, why) = text(within(ask()).await.unwrap()).await;
+    let ask = |client: &str, length: usize| {
+        let mut request = post(Body::from(body.slice(..length)));
+        let (here, peer) = ("127.0.0.1:80".parse().unwrap(), client.parse().unwrap());
+        request.extensions_mut().insert(Arc::new(ConnectionInfo::new(here, peer)));
+        service.clone().oneshot(request)
+    };
+    let hold = async |client: &str| {
+        let (before, held) = (seen.lock().unwrap().len(), tokio::spawn(ask(client, LONG)));
+        within(async {
+            while seen.lock().unwrap().len() == before {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        held
+    };
+    // Two of one client are half of all there is.
+    let mut held = vec![hold("10.0.0.1:1").await, hold("10.0.0.1:2").await];
+    let (status, why) = text(within(ask("10.0.0.1:3", LONG)).await.unwrap()).await;
     assert!(status == 503 && why.contains("held"), "{status} {why}");
-    permits.add_permits(5);
+    held.push(hold("10.0.0.2:1").await);
+    let (status, why) = text(within(ask("10.0.0.3:1", LONG)).await.unwrap()).await;
+    assert!(status == 503 && why.contains("held"), "{status} {why}");
+    permits.add_permits(6);
     for held in held {
         assert_eq!(text(within(held).await.unwrap().unwrap()).await, (200, format!("false {LONG}")));
     }
-    assert_eq!(text(within(ask()).await.unwrap()).await.0, 200, "there is room again");
+    assert_eq!(text(within(ask("10.0.0.1:3", LONG)).await.unwrap()).await.0, 200, "there is room again");
 }

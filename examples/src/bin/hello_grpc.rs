@@ -33,7 +33,7 @@ async fn main() -> anyhow::Result<()> {
     let listener = mesh.bind("127.0.0.1:0").await?;
     let health = HealthService::new(&mesh).into_server();
     let app = mesh_tonic::server_layer(&mesh).layer(Routes::new(health));
-    let server = tokio::spawn(server::serve(listener, app).into_future());
+    let server = tokio::spawn(server::serve(listener, app).readable_bodies().into_future());
     mesh.serving().await?;
 
     // The caller: any generated client, over a channel of the mesh. Its deadline travels with the call.

@@ -43,7 +43,7 @@ async fn main() -> anyhow::Result<()> {
     let address = listener.local_addr();
     let identity = Identity::new(&args.name, &args.version, address);
     let app = mesh_tonic::server_layer(&mesh).layer(echo::app(&mesh, identity.clone()));
-    let serving = tokio::spawn(server::serve(listener, app).into_future());
+    let serving = tokio::spawn(server::serve(listener, app).readable_bodies().into_future());
     let backend = &identity.backend;
     let state = |state: &str| json!({ "backend": backend, "address": address, "state": state });
     args.printing.say(format_args!("{backend} listening on {address}"), &state("listening"))?;

@@ -128,9 +128,9 @@ impl Service {
             std::future::ready(response)
         };
         let app = self.router(&mesh, &identity).layer(axum::middleware::map_response(name));
-        let serving =
-            server::serve(listener, mesh_tonic::server_layer(&mesh).layer(app)).deadline(GIVE_UP).into_future();
-        let serving = tokio::spawn(serving);
+        let app = mesh_tonic::server_layer(&mesh).layer(app);
+        let serving = server::serve(listener, app).readable_bodies().deadline(GIVE_UP);
+        let serving = tokio::spawn(serving.into_future());
         mesh.serving().await.map_err(io::Error::other)?;
         Ok(Running { service: self.clone(), address, mesh, serving })
     }

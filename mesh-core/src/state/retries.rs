@@ -208,7 +208,9 @@ mod tests {
             interval: Duration::from_secs(seconds),
         };
         let cluster = ClusterState::default();
-        let allowed = |limit, now| std::iter::from_fn(|| cluster.retry(limit, RetryPrice::Usual, now).ok()).collect::<Vec<_>>().len();
+        let allowed = |limit, now| {
+            std::iter::from_fn(|| cluster.retry(limit, RetryPrice::Usual, now).ok()).collect::<Vec<_>>().len()
+        };
         for millis in [0, 0, 10, 900, 900, 900] {
             cluster.note_beginning(budget(1), || after(millis));
         }
@@ -242,9 +244,18 @@ mod tests {
         assert_eq!((left(&cluster, RetryPrice::OfPlenty), left(&cluster, RetryPrice::Usual)), (10, 10));
         (0..9).for_each(|_| cluster.earn());
         assert_eq!((left(&cluster, RetryPrice::OfPlenty), left(&cluster, RetryPrice::Usual)), (0, 4));
-        assert!(cluster.retry(RetryLimit::NONE, RetryPrice::Nothing, Instant::now()).is_ok(), "of what was not processed");
-        for limit in [RetryLimit::Budget { share: Fraction::new(0, 100), at_least: 1, interval: Duration::ZERO }, RetryLimit::AtMost(1)] {
-            assert!(cluster.retry(limit, RetryPrice::Usual, Instant::now()).is_ok(), "what the configuration says takes its place");
+        assert!(
+            cluster.retry(RetryLimit::NONE, RetryPrice::Nothing, Instant::now()).is_ok(),
+            "of what was not processed"
+        );
+        for limit in [
+            RetryLimit::Budget { share: Fraction::new(0, 100), at_least: 1, interval: Duration::ZERO },
+            RetryLimit::AtMost(1),
+        ] {
+            assert!(
+                cluster.retry(limit, RetryPrice::Usual, Instant::now()).is_ok(),
+                "what the configuration says takes its place"
+            );
         }
         // Of a long time without failures no more is kept than of a short one.
         (0..1000).for_each(|_| cluster.earn());

@@ -53,6 +53,16 @@ impl Asked {
         check::ask(mesh.clone(), self.listener.name().clone(), questions, own)
     }
 
+    /// Says what the application has to do for bodies to be shown.
+    pub(super) fn tell_of_unknown(&self) {
+        tracing::warn!(
+            listener = %self.listener.name(),
+            "an authorizer is to be shown bodies of requests (includeRequestBodyInCheck), and this server does not say how they are \
+             read: requests that have one are answered with 503. Serve with `serve(..).readable_bodies()`, or tell the layer by \
+             `ServerLayer::bodies_by`"
+        );
+    }
+
     /// Asks nobody, since there is no body to be shown: for this reason.
     pub(super) fn refuse(&self, why: NotShown) -> Answers {
         let (status, why) = why.told();
@@ -82,15 +92,17 @@ impl NotShown {
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "the body is longer than what an authorizer is shown, which has to see all of it",
             ),
-            NotShown::Unread(Unread::NoRoom) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "too much of other bodies is held for authorizers")
-            }
+            NotShown::Unread(Unread::NoRoom) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too much of other bodies is held for authorizers, of this client's or of all",
+            ),
             NotShown::Late => {
                 (StatusCode::REQUEST_TIMEOUT, "the body that an authorizer is to be shown did not come in time")
             }
             NotShown::UnknownType => (
                 StatusCode::SERVICE_UNAVAILABLE,
-                "an authorizer is to be shown the body, and this server does not say how it is read (`ServerLayer::bodies_by`)",
+                "an authorizer is to be shown the body, and this server does not say how it is read (`Serve::readable_bodies`, \
+                 `ServerLayer::bodies_by`)",
             ),
         }
     }

@@ -14,6 +14,7 @@ use mesh_core::request_info::{Deadline, Inherited};
 use tower_layer::Layer;
 use tower_service::Service;
 
+use crate::body::Body;
 use crate::connection::ConnectionInfo;
 use crate::listeners::ListenerState;
 use crate::mesh::Mesh;
@@ -77,12 +78,14 @@ impl ServerLayer {
         self
     }
 
-    /// The same, for a server with request bodies of another type than axum's (Cargo feature `axum`) or tonic's (`mesh-tonic`):
-    /// this makes one of what was read of it. It is needed where an authorizer is to be shown bodies
-    /// (`includeRequestBodyInCheck`); else requests that it is asked about are answered with 503 and the reason.
+    /// The same, for a server with request bodies of another type than [`Body`], axum's (Cargo feature `axum`) or tonic's
+    /// (`mesh-tonic`): this makes one of what was read of it. It is needed where an authorizer is to be shown bodies
+    /// (`includeRequestBodyInCheck`); else requests that have one, and that it is asked about, are answered with 503 and the
+    /// reason. For [`crate::server::serve`] there is [`crate::server::Serve::readable_bodies`].
     ///
     /// A body that is shown reaches the application whole. It is held in memory until then, up to as much as the authorizer
-    /// wants to see, and all bodies of a layer together up to 64 MiB. A client gets 60 s to send it.
+    /// wants to see, and all bodies of a layer together up to 64 MiB. Of those a client, by its address, has no more than it
+    /// leaves to others. It gets 60 s to send one.
     ///
     /// ```
     /// use http_body_util::BodyExt;
@@ -193,8 +196,8 @@ impl<S> Layer<S> for ServerLayer {
 
 /// Bodies that can be read without a word of the application.
 fn known_bodies() -> Bodies {
-    #[allow(unused_mut, reason = "without axum there are none")]
     let mut bodies = Bodies::default();
+    bodies.add::<Body>(Body::new);
     #[cfg(feature = "axum")]
     bodies.add::<axum::body::Body>(axum::body::Body::new);
     bodies

@@ -37,7 +37,7 @@ pub use layer::{ServerLayer, ServerService};
 pub use limits::Limits;
 pub use request_body::RequestBody;
 pub use response::{ResponseFuture, ServerBody};
-pub use serve::{Serve, serve};
+pub use serve::{ReadableBodies, Serve, serve};
 pub use tcp::MeshTcpListener;
 
 impl Mesh {

@@ -113,7 +113,7 @@ fn is_flood(why: &(dyn Error + 'static)) -> bool {
 }
 
 /// Who an address stands for: of IPv6, whoever has a network of 64 bits has all of its addresses.
-fn client_of(address: IpAddr) -> IpAddr {
+pub(super) fn client_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
         v4 => v4,

@@ -1,15 +1,21 @@
 //! Bodies of requests that authorizers want to see: read in part or to their end, and put together again for the application.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::{Empty, Full};
+use hyper::body::Incoming;
+
+use crate::server::peers::client_of;
 
 /// The most bytes of bodies that the requests of one layer hold in memory: more requests are refused.
 pub(super) const MOST_HELD: usize = 64 << 20;
@@ -31,7 +37,8 @@ pub struct RequestBody<B> {
 #[derive(Clone, Default)]
 pub(super) struct Bodies {
     known: Vec<Arc<dyn Any + Send + Sync>>,
-    held: Arc<AtomicUsize>,
+    room: Arc<Mutex<Room>>,
+    told: Arc<AtomicBool>,
 }
 
 /// How a body is made again of what was read of it and of its rest.
@@ -54,14 +61,27 @@ impl Bodies {
         self.known.push(Arc::new(reads));
     }
 
-    /// Begins to read a body; it comes back where nobody said how that is done.
-    pub(super) fn read<B: 'static>(&self, body: B) -> Result<Box<dyn Reading<B>>, B> {
-        let held = Held { all: Arc::clone(&self.held), bytes: 0 };
+    /// Begins to read a body of this client; it comes back where nobody said how that is done.
+    pub(super) fn read<B: 'static>(&self, body: B, client: Option<IpAddr>) -> Result<Box<dyn Reading<B>>, B> {
+        let held = Held { room: Arc::clone(&self.room), client: client.map(client_of), bytes: 0 };
         match self.known.iter().find_map(|reads| reads.downcast_ref::<Reads<B>>()) {
             Some(reads) => Ok(reads(body, held)),
             None => Err(body),
         }
     }
+
+    /// Whether this is the first time that it is told of a type of bodies that nobody can read.
+    pub(super) fn tells_of_unknown(&self) -> bool {
+        !self.told.swap(true, Ordering::Relaxed)
+    }
+}
+
+/// Whether a body is known to be empty, so that nobody has to say how it is read: hyper's, and those that are complete.
+pub(super) fn is_empty<B: 'static>(body: &B) -> bool {
+    let body: &dyn Any = body;
+    body.downcast_ref::<Incoming>().is_some_and(Incoming::is_end_stream)
+        || body.downcast_ref::<Full<Bytes>>().is_some_and(Full::is_end_stream)
+        || body.is::<Empty<Bytes>>()
 }
 
 /// A body that is read.
@@ -107,21 +127,65 @@ impl Wanted {
     }
 }
 
+/// What all requests hold in memory, and those of each client; who is not known counts as one.
+#[derive(Debug, Default)]
+struct Room {
+    all: usize,
+    of: HashMap<Option<IpAddr>, usize>,
+}
+
+impl Room {
+    /// Counts these, too. A client may hold as much as it leaves free: so there is room for another one, however many of its
+    /// requests stall.
+    fn add(&mut self, client: Option<IpAddr>, bytes: usize) -> bool {
+        let of_client = self.of.get(&client).copied().unwrap_or_default().saturating_add(bytes);
+        let all = self.all.saturating_add(bytes);
+        let fits = of_client <= MOST_HELD.saturating_sub(all);
+        if fits {
+            self.all = all;
+            self.of.insert(client, of_client);
+        }
+        fits
+    }
+
+    fn release(&mut self, client: Option<IpAddr>, bytes: usize) {
+        self.all = self.all.saturating_sub(bytes);
+        if let Some(of_client) = self.of.get_mut(&client) {
+            *of_client = of_client.saturating_sub(bytes);
+            if *of_client == 0 {
+                self.of.remove(&client);
+            }
+        }
+    }
+}
+
 /// What one request holds in memory, until its body is handed on.
 struct Held {
-    all: Arc<AtomicUsize>,
+    room: Arc<Mutex<Room>>,
+    client: Option<IpAddr>,
     bytes: usize,
 }
 
 impl Held {
     /// Counts these, too; `false` where there is no room.
     fn add(&mut self, bytes: usize) -> bool {
-        self.bytes += bytes;
-        self.all.fetch_add(bytes, Ordering::Relaxed) + bytes <= MOST_HELD
+        let fits = self.room().add(self.client, bytes);
+        if fits {
+            self.bytes += bytes;
+        }
+        fits
     }
 
     fn release(&mut self) {
-        self.all.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
+        let bytes = std::mem::take(&mut self.bytes);
+        if bytes > 0 {
+            self.room().release(self.client, bytes);
+        }
+    }
+
+    /// Two numbers cannot be left half-done, so a poisoned lock is as good as any.
+    fn room(&self) -> MutexGuard<'_, Room> {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -215,6 +279,6 @@ impl<B> fmt::Debug for RequestBody<B> {
 
 impl fmt::Debug for Bodies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bodies").field("held", &self.held).finish_non_exhaustive()
+        f.debug_struct("Bodies").field("room", &self.room).finish_non_exhaustive()
     }
 }

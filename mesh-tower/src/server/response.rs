@@ -26,7 +26,7 @@ use crate::drain::InFlight;
 use crate::server::asked::{Asked, BODY_TIMEOUT, NotShown};
 use crate::server::check::Answers;
 use crate::server::request::{Admission, ServerContext, resume, too_late};
-use crate::server::request_body::{Reading, Wanted};
+use crate::server::request_body::{Reading, Wanted, is_empty};
 use crate::{filters, headers, inherited};
 
 pin_project! {
@@ -104,10 +104,20 @@ where
         let wanted = asked.wanted().filter(|_| *request.method() != Method::CONNECT);
         let (answers, request) = match wanted {
             None => (asked.ask(&context.mesh), request),
+            Some(_) if is_empty(request.body()) => {
+                asked.show(|_| (Bytes::new(), false));
+                (asked.ask(&context.mesh), request)
+            }
             Some(wanted) => {
+                let client = context.connection(&request).map(|connection| connection.peer.ip());
                 let (head, body) = request.into_parts();
-                match context.bodies.read(body) {
-                    Err(body) => (asked.refuse(NotShown::UnknownType), Request::from_parts(head, body)),
+                match context.bodies.read(body, client) {
+                    Err(body) => {
+                        if context.bodies.tells_of_unknown() {
+                            asked.tell_of_unknown();
+                        }
+                        (asked.refuse(NotShown::UnknownType), Request::from_parts(head, body))
+                    }
                     Ok(body) => {
                         let late = Box::pin(tokio::time::sleep(BODY_TIMEOUT));
                         let reading = Some(Box::new(Shown { asked, context, service, head, body, wanted, late }));

@@ -16,7 +16,7 @@ use pin_project_lite::pin_project;
 use tokio::task::{AbortHandle, JoinSet};
 use tower_service::Service;
 
-use crate::body::BoxError;
+use crate::body::{Body, BoxError};
 use crate::connection::ConnectionInfo;
 use crate::mesh::Mesh;
 use crate::server::accept::{MeshIo, MeshListener};
@@ -75,6 +75,50 @@ impl<S> Serve<S> {
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
+    }
+
+    /// The same, with requests whose bodies can be shown to authorizers (`includeRequestBodyInCheck`): the service gets a
+    /// [`Body`] in the place of hyper's, which nobody can put together again once something of it was read. It costs a box for
+    /// each request that has a body. A service for any body, such as axum's `Router`, needs nothing else.
+    ///
+    /// ```
+    /// use http::{Request, Response};
+    /// use mesh_core::fixed::Fixed;
+    /// use mesh_tower::body::Body;
+    /// use mesh_tower::{Mesh, server};
+    /// use tower_layer::Layer;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mesh = Mesh::builder().source(Fixed::new()).start()?;
+    /// let echo = |request: Request<Body>| async { Ok::<_, std::io::Error>(Response::new(request.into_body())) };
+    /// let app = mesh.server_layer().layer(tower::service_fn(echo));
+    /// let serving = server::serve(mesh.bind("127.0.0.1:0").await?, app).readable_bodies();
+    /// # drop(serving);
+    /// # Ok(()) }
+    /// ```
+    pub fn readable_bodies(self) -> Serve<ReadableBodies<S>> {
+        let Serve { listener, service, limits, deadline } = self;
+        Serve { listener, service: ReadableBodies { service }, limits, deadline }
+    }
+}
+
+/// A service whose requests have bodies that authorizers can be shown: see [`Serve::readable_bodies`].
+#[derive(Clone, Debug)]
+pub struct ReadableBodies<S> {
+    service: S,
+}
+
+impl<S: Service<Request<Body>>> Service<Request<Incoming>> for ReadableBodies<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> S::Future {
+        self.service.call(request.map(Body::new))
     }
 }
 
