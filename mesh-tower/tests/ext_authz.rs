@@ -249,6 +249,11 @@ async fn no_answer_and_one_that_makes_no_sense_let_nobody_in_unless_it_is_writte
         }
         authorizer.says("200 OK", &long_header, "");
         check("a head without an end", expected).await;
+        let broken = "HTTP/1.1 200 OK\r\nx-user: mallory\r\ncontent-length: 9\r\n\r\nwhole".to_owned();
+        authorizer.does(Script::Say(broken));
+        check("a word that is broken off", expected).await;
+        authorizer.says("200 OK", "", &huge);
+        check("a long word", 200).await;
         // Only 200 lets in, and only 5xx is no answer.
         for status in ["204 No Content", "202 Accepted", "299 What"] {
             authorizer.says(status, "", "");
@@ -257,7 +262,7 @@ async fn no_answer_and_one_that_makes_no_sense_let_nobody_in_unless_it_is_writte
         // A refusal is one, however long it is.
         authorizer.says("403 Forbidden", "", &huge);
         check("a huge refusal", 403).await;
-        assert_eq!(mesh.passed_unchecked(), if fail_open { 6 } else { 0 }, "whoever passes without a word is counted");
+        assert_eq!(mesh.passed_unchecked(), if fail_open { 7 } else { 0 }, "whoever passes without a word is counted");
         drop(control);
     }
 }

@@ -255,14 +255,18 @@ async fn one(
 }
 
 async fn by_http_said(check: &HttpCheck, response: Response<ResponseBody>) -> Result<Answer, String> {
-    let (head, body) = response.into_parts();
-    let is_refusal = matches!(http_answer(check, head.status, &head.headers, Bytes::new()), Ok(Answer::Deny(_)));
-    // What is told to the client of a refusal; one whose body cannot be read is one all the same.
-    let body = match is_refusal {
-        true => Limited::new(body, MOST_BYTES).collect().await.map_or_else(|_| Bytes::new(), |body| body.to_bytes()),
-        false => Bytes::new(),
-    };
-    http_answer(check, head.status, &head.headers, body)
+    let (head, mut body) = response.into_parts();
+    let answer = http_answer(check, head.status, &head.headers, Bytes::new())?;
+    if matches!(answer, Answer::Deny(_)) {
+        // What is told to the client of a refusal; one whose body cannot be read is one all the same.
+        let body = Limited::new(body, MOST_BYTES).collect().await.map_or_else(|_| Bytes::new(), |body| body.to_bytes());
+        return http_answer(check, head.status, &head.headers, body);
+    }
+    // What lets in has to be whole, though nobody reads its body.
+    while let Some(frame) = body.frame().await {
+        frame.map_err(|error| format!("its answer: {error:#}"))?;
+    }
+    Ok(answer)
 }
 
 #[cfg(feature = "xds")]
