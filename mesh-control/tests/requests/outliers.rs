@@ -144,6 +144,45 @@ async fn an_endpoint_that_hangs_is_ejected_for_its_timeouts() {
     passes_by(&world, &bad).await;
 }
 
+/// A time that is over before the request can be sent says nothing of where it would have gone.
+#[tokio::test]
+async fn an_endpoint_that_no_request_reached_is_not_to_blame() {
+    let upstream = Upstream::new().await;
+    let detection = format!("outlierDetection: {{consecutive5xxErrors: 1, {LONG}}}");
+    let policy = format!("{{{detection}, connectionPool: {{tcp: {{maxConnections: 1}}}}}}");
+    let route = "    route: [{destination: {host: web.example.com}}]\n";
+    let rule = |path: &str, limit: &str| format!("  - match: [{{uri: {{exact: {path}}}}}]\n    {limit}\n{route}");
+    let hurried = [
+        rule("/now", "timeout: 1ns"),
+        rule("/soon", "timeout: 20ms"),
+        rule("/try", "retries: {attempts: 1, perTryTimeout: 20ms, retryOn: connect-failure}"),
+    ];
+    let patient = format!("  - retries: {{attempts: 0}}\n{route}");
+    let world = World::new(&(called_by(&policy, &[&upstream]) + &rules(&(hurried.concat() + &patient)))).await;
+    let fails = async |path: &str, kind: ErrorKind| {
+        let error = world.get(&format!("http://web.example.com{path}")).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{path}: {error}");
+        assert!(!is_out(&world, &upstream), "{path}: {error}");
+    };
+    world.get("http://web.example.com/").await.unwrap();
+    // There is a connection, and no time.
+    fails("/now", ErrorKind::Timeout).await;
+    assert_eq!(upstream.requests.all(), 1);
+    // There is none, since another request has it.
+    upstream.hold(true);
+    let held = world.mesh.client().get("http://web.example.com/");
+    let held = tokio::spawn(held);
+    until("it is held", || upstream.requests.now() == 1).await;
+    fails("/now", ErrorKind::Timeout).await;
+    fails("/soon", ErrorKind::Timeout).await;
+    fails("/try", ErrorKind::ConnectFailure).await;
+    // Nor does it say anything that a caller goes away.
+    held.abort();
+    until("it is gone", || held.is_finished()).await;
+    assert!(!is_out(&world, &upstream));
+    assert_eq!(upstream.requests.all(), 2);
+}
+
 #[tokio::test]
 async fn no_more_endpoints_are_out_than_may_be() {
     for (percent, are_out) in [(10, [false, false]), (50, [true, false]), (100, [true, true])] {

@@ -221,7 +221,11 @@ impl<T: Transport> ActiveRequest<T> {
         self.policy_wants_response = retry::looks_at_answers(policy, self.info.is_grpc);
         self.policy_is_paid = policy.on.is_of_processed();
         if policy.per_try_timeout.is_some() || self.info.answer_by().is_some() {
-            self.limit_try(policy, head);
+            let is_late = self.limit_try(policy, head);
+            // Nobody is sent what is over by now.
+            if is_late {
+                return Err(self.too_late());
+            }
         }
         self.info.inherited.tell(self.info.attempts, self.info.is_grpc, &mut head.headers);
         let ready = match self.was_cut {
@@ -240,21 +244,20 @@ impl<T: Transport> ActiveRequest<T> {
     }
 
     /// From here on the try has its own time, and the server is told how long there is. gRPC's own header is about all of a
-    /// call, and so is not about the time of a try, which ends with the head of the answer.
-    fn limit_try(&mut self, policy: &RetryPolicy, head: &mut Parts) {
+    /// call, and so is not about the time of a try, which ends with the head of the answer. Whether the request's own is over.
+    fn limit_try(&mut self, policy: &RetryPolicy, head: &mut Parts) -> bool {
         let now = Instant::now();
         self.try_until = policy.per_try_timeout.and_then(|limit| now.checked_add(limit));
-        let nearest = match (self.info.is_grpc, self.info.deadline) {
-            (true, Some(deadline)) => {
-                return grpc_timeout::tell(&mut head.headers, deadline.saturating_duration_since(now));
+        let answer_by = self.info.answer_by();
+        if !self.info.is_grpc {
+            if let Some(nearest) = answer_by.into_iter().chain(self.try_until).min() {
+                let left = nearest.saturating_duration_since(now).as_millis();
+                head.headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX).max(1)));
             }
-            (true, None) => return,
-            (false, _) => self.info.answer_by().into_iter().chain(self.try_until).min(),
-        };
-        if let Some(nearest) = nearest {
-            let left = nearest.saturating_duration_since(now).as_millis();
-            head.headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX).max(1)));
+        } else if let Some(deadline) = self.info.deadline {
+            grpc_timeout::tell(&mut head.headers, deadline.saturating_duration_since(now));
         }
+        answer_by.is_some_and(|by| by <= now)
     }
 
     /// Waits for a connection, an old one only if `reuse` says so.
@@ -268,6 +271,10 @@ impl<T: Transport> ActiveRequest<T> {
     pub(super) fn connected(&mut self, connected: Result<T::Connection, MeshError>) -> Result<Step<T>, MeshError> {
         match connected {
             Ok(connection) => {
+                if self.info.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                    self.connection = None;
+                    return Err(self.too_late());
+                }
                 let (attempt, route) = (self.attempt.as_mut().expect(PICKED), self.route.as_ref().expect(FOUND));
                 let cluster = attempt.cluster(&route.get()).expect(OF_THE_VIEW);
                 attempt.is_reusable = self.transport.may_go_on(&connection, cluster);
@@ -317,10 +324,13 @@ impl<T: Transport> ActiveRequest<T> {
         self.failed_underway(Failure { error, cause: FailureCause::Endpoint, unreachable: false })
     }
 
-    /// The failure of a try that had no connection in its time.
+    /// A try had no connection in its time. How short that is, is not the endpoint's fault: it has seen nothing of the request.
     #[cold]
-    pub(super) fn no_connection(&self) -> MeshError {
-        MeshError::new(ErrorKind::ConnectFailure, "no connection in the time of a try")
+    pub(super) fn unconnected(&mut self) -> Result<Step<T>, MeshError> {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.is_watched = false;
+        }
+        self.connected(Err(MeshError::new(ErrorKind::ConnectFailure, "no connection in the time of a try")))
     }
 
     fn failed_underway(&mut self, failure: Failure) -> (Whole, Result<Step<T>, MeshError>) {

@@ -200,7 +200,7 @@ impl<T: Transport> Underway<T::Body> for Outbound<T> {
                     Poll::Ready(woken) => woken,
                     Poll::Pending => match ready!(this.request.poll_limits(cx)) {
                         Expired::Request(error) => return Poll::Ready(Err(error)),
-                        Expired::Try => Woken::Connected(Err(this.request.no_connection())),
+                        Expired::Try => Woken::Unconnected,
                     },
                 };
                 *this.wait = None;
@@ -296,6 +296,7 @@ impl<T: Transport> ActiveRequest<T> {
             Woken::Filter(decide) => self.resume(decide, head),
             Woken::Retry => self.retry(head),
             Woken::Connected(connected) => self.connected(connected),
+            Woken::Unconnected => self.unconnected(),
         }
     }
 

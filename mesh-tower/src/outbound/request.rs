@@ -105,6 +105,8 @@ pub(super) enum Woken<C> {
     Retry,
     /// There is a connection, or none could be had.
     Connected(Result<C, MeshError>),
+    /// There was none in the time of a try.
+    Unconnected,
 }
 
 /// What took too long.
@@ -281,12 +283,12 @@ impl<T: Transport> ActiveRequest<T> {
         Poll::Ready(if is_try { Expired::Try } else { Expired::Request(self.too_late()) })
     }
 
-    /// The failure of a request whose deadline has passed.
+    /// The failure of a request whose deadline has passed. It speaks against an endpoint only where that has the request.
     #[cold]
-    fn too_late(&mut self) -> MeshError {
+    pub(super) fn too_late(&mut self) -> MeshError {
         // Whoever sent the request that this one is made for may have left any time, and that says nothing of the endpoint.
-        let is_inherited = self.info.inherited.has_passed(Instant::now());
-        if let (Some(attempt), Some(route), false) = (&self.attempt, &self.route, is_inherited) {
+        let is_blamed = self.connection.is_some() && !self.info.inherited.has_passed(Instant::now());
+        if let (Some(attempt), Some(route), true) = (&self.attempt, &self.route, is_blamed) {
             attempt.report_failure(ErrorKind::Timeout, &route.get(), &mut self.info);
         }
         let error = match &self.route {
