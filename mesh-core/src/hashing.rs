@@ -226,6 +226,8 @@ mod tests {
         assert_eq!((second.hash, second.set_cookies), (first.hash, vec![]));
         let session = key.clone().made(Duration::ZERO, "", []).unwrap();
         assert_eq!(session.set_cookie("1").unwrap(), "c=\"1\"; HttpOnly");
+        let once = key.clone().made(Duration::ZERO, "", [("httponly", ""), ("Secure", "")]).unwrap();
+        assert_eq!(once.set_cookie("1").unwrap(), "c=\"1\"; httponly; Secure");
         for wrong in ["a;b", "a\nb", "é"] {
             assert!(key.clone().made(Duration::ZERO, wrong, []).is_err(), "{wrong}");
             assert!(key.clone().made(Duration::ZERO, "", [(wrong, "")]).is_err(), "{wrong}");

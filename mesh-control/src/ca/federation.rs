@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{anyhow, bail, ensure};
 use arc_swap::ArcSwap;
 use mesh_core::identity::TrustDomain;
-use mesh_core::tls::{Revoked, SpiffeBundle, TrustBundles};
+use mesh_core::tls::{Revoked, SpiffeBundle, TrustBundles, pem_error};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 
@@ -201,7 +201,8 @@ fn parse(text: &[u8], domain: &TrustDomain, now: SystemTime) -> anyhow::Result<G
         let bundle = SpiffeBundle::from_json(text).map_err(invalid)?;
         Good { roots: bundle.roots, revoked: String::new(), revoked_end: None, sequence: bundle.sequence }
     } else {
-        let roots = CertificateDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>().context("malformed PEM")?;
+        let roots = CertificateDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>();
+        let roots = roots.map_err(|error| anyhow!("malformed PEM: {}", pem_error(&error)))?;
         ensure!(!roots.is_empty(), "there is no certificate in it, and no bundle in SPIFFE's form (JSON)");
         let revoked = Revoked::from_pem(text).map_err(invalid)?;
         revoked.check(now).map_err(invalid)?;

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use mesh_core::identity::TrustDomain;
-use mesh_core::tls::Revoked;
+use mesh_core::tls::{Revoked, pem_error};
 use rustix::fs::OFlags;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
@@ -272,7 +272,8 @@ fn ends_soon(certificate: &[u8], path: &Path, now: u64) -> Option<Finding> {
 /// The lists in a text, as they are read and as they are handed on.
 fn lists(text: &[u8]) -> anyhow::Result<(Revoked, Vec<CertificateRevocationListDer<'static>>)> {
     let revoked = Revoked::from_pem(text).map_err(|invalid| anyhow!("{invalid}"))?;
-    let lists = CertificateRevocationListDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>()?;
+    let lists = CertificateRevocationListDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>();
+    let lists = lists.map_err(|error| anyhow!(pem_error(&error)))?;
     ensure!(!lists.is_empty(), "there is no list of revoked certificates in it");
     Ok((revoked, lists))
 }
@@ -280,12 +281,13 @@ fn lists(text: &[u8]) -> anyhow::Result<(Revoked, Vec<CertificateRevocationListD
 fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let text = read(path).map_err(|why| anyhow!("it cannot be read: {why}"))?;
     let certificates = CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>();
-    certificates.context("it is malformed PEM")
+    certificates.map_err(|error| anyhow!("it is malformed PEM: {}", pem_error(&error)))
 }
 
 /// The lists of revoked certificates in a text, in PEM and nothing else.
 pub(super) fn crl_pem(text: &[u8]) -> anyhow::Result<String> {
-    let lists = CertificateRevocationListDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>()?;
+    let lists = CertificateRevocationListDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>();
+    let lists = lists.map_err(|error| anyhow!(pem_error(&error)))?;
     Ok(lists.iter().map(|list| block("X509 CRL", list)).collect())
 }
 

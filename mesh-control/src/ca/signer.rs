@@ -3,8 +3,9 @@
 
 use std::time::SystemTime;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use mesh_core::identity::TrustDomain;
+use mesh_core::tls::pem_error;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose, SanType,
     SerialNumber,
@@ -77,7 +78,10 @@ impl Signer {
         let mut certificates = CertificateDer::pem_slice_iter(text);
         let certificate = certificates.next().context("there is no certificate in it")?;
         ensure!(certificates.next().is_none(), "there is more than one certificate in it");
-        Ok(Signer { key, certificate: certificate.context("its certificate is malformed")? })
+        Ok(Signer {
+            key,
+            certificate: certificate.map_err(|error| anyhow!("its certificate is malformed: {}", pem_error(&error)))?,
+        })
     }
 }
 

@@ -90,7 +90,7 @@ impl CookieKey {
     }
 
     /// The same, made for who has none: for `ttl`, or where that is zero, for as long as the caller's session lasts.
-    /// An empty path is none. Of attributes, a value may be empty.
+    /// An empty path is none. Of attributes, a value may be empty. It is `HttpOnly` in any case.
     pub fn made<'a>(
         mut self,
         ttl: Duration,
@@ -105,14 +105,19 @@ impl CookieKey {
             check(path).map_err(|invalid| invalid.at("path"))?;
             after += &format!("; Path={path}");
         }
+        let mut is_http_only = false;
         for (name, value) in attributes {
+            is_http_only |= name.eq_ignore_ascii_case("HttpOnly");
             check(name).and_then(|()| check(value)).map_err(|invalid| invalid.at("attributes"))?;
             after += &match value {
                 "" => format!("; {name}"),
                 value => format!("; {name}={value}"),
             };
         }
-        self.made = Some(after + "; HttpOnly");
+        if !is_http_only {
+            after += "; HttpOnly";
+        }
+        self.made = Some(after);
         Ok(self)
     }
 

@@ -12,7 +12,7 @@ use webpki::{RevocationCheckDepth, anchor_from_trusted_cert};
 
 use super::chain::{Side, Trust};
 use super::revoked::Revoked;
-use super::svid;
+use super::{pem_error, svid};
 use crate::error::Invalid;
 use crate::identity::{SpiffeId, TrustDomain};
 
@@ -45,7 +45,7 @@ impl TrustBundles {
     /// Where one is no certificate of an authority, or there is none.
     pub fn add_pem(&mut self, domain: TrustDomain, pem: &[u8]) -> Result<(), Invalid> {
         let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-        let roots = roots.map_err(|error| Invalid::new(format!("not a certificate: {error}")))?;
+        let roots = roots.map_err(|error| Invalid::new(format!("not a certificate: {}", pem_error(&error))))?;
         let revoked = Revoked::from_pem(pem)?;
         self.add(domain.clone(), &roots)?;
         self.domains.entry(domain).or_default().revoked.extend(revoked);

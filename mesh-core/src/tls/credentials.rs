@@ -14,7 +14,7 @@ use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 
 use super::bundle::TrustBundles;
 use super::chain::Side;
-use super::{bundle, handshake, svid};
+use super::{bundle, handshake, pem_error, svid};
 use crate::error::Invalid;
 use crate::identity::{SpiffeId, TrustDomain};
 
@@ -54,7 +54,7 @@ impl Credentials {
         foreign: &BTreeMap<String, String>,
     ) -> Result<Self, Invalid> {
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
-        let chain = chain.map_err(|error| Invalid::new(error.to_string()).at("certificate chain"))?;
+        let chain = chain.map_err(|error| Invalid::new(pem_error(&error)).at("certificate chain"))?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| Invalid::new("no private key").at("private key"))?;
         let leaf = chain.first().ok_or_else(|| Invalid::new("no certificate").at("certificate chain"))?;
         let id = svid::identity(leaf).map_err(|invalid| invalid.at("certificate chain"))?;

@@ -19,6 +19,7 @@ use tokio_rustls::rustls::{CertificateError, Error as TlsError};
 use webpki::anchor_from_trusted_cert;
 
 use super::credentials::PROVIDER;
+use super::pem_error;
 use super::revoked::Revoked;
 use crate::error::Invalid;
 use crate::model::{Roots, TlsFiles};
@@ -227,7 +228,8 @@ impl<'f> Texts<'f> {
 
 fn identity(((certificate, chain), (key, private)): (Text<'_>, Text<'_>)) -> Result<Arc<CertifiedKey>, Invalid> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&chain).collect();
-    let chain = chain.map_err(|error| within(certificate, &format_args!("not a certificate: {error}")))?;
+    let chain =
+        chain.map_err(|error| within(certificate, &format_args!("not a certificate: {}", pem_error(&error))))?;
     if chain.is_empty() {
         return Err(within(certificate, &"no certificate"));
     }
@@ -254,7 +256,8 @@ fn is_old(why: &(dyn std::error::Error + 'static)) -> bool {
 /// The authorities in a file. Those that no verifier knows what to make of are passed over: bundles have some.
 fn anchors(path: &Path, pem: &[u8]) -> Result<Vec<TrustAnchor<'static>>, Invalid> {
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let certificates = certificates.map_err(|error| within(path, &format_args!("not a certificate: {error}")))?;
+    let certificates =
+        certificates.map_err(|error| within(path, &format_args!("not a certificate: {}", pem_error(&error))))?;
     let anchors = certificates.iter().filter_map(|one| anchor_from_trusted_cert(one).ok());
     let anchors: Vec<_> = anchors.map(|anchor| anchor.to_owned()).collect();
     if anchors.is_empty() { Err(within(path, &"no certificate of an authority")) } else { Ok(anchors) }

@@ -12,6 +12,7 @@ use webpki::{
     RevocationOptionsBuilder, UnknownStatusPolicy,
 };
 
+use super::pem_error;
 use crate::error::Invalid;
 
 type Scope = (Vec<u8>, Option<Vec<u8>>);
@@ -35,7 +36,8 @@ impl Revoked {
     /// Where one cannot be read, or does not say until when it holds.
     pub fn from_pem(pem: &[u8]) -> Result<Self, Invalid> {
         let der: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
-        let der = der.map_err(|error| Invalid::new(format!("not a list of revoked certificates: {error}")))?;
+        let der =
+            der.map_err(|error| Invalid::new(format!("not a list of revoked certificates: {}", pem_error(&error))))?;
         let mut revoked = Revoked::default();
         for der in der {
             let list = OwnedCertRevocationList::from_der(&der)

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use mesh_core::identity::TrustDomain;
+use mesh_core::tls::pem_error;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -64,7 +65,7 @@ impl TlsFiles {
         let Contents { cert, key, client_ca, roots: own, revoked } = contents;
         let chain = certificates(&self.cert, cert)?;
         let key = PrivateKeyDer::from_pem_slice(key)
-            .with_context(|| format!("cannot read a private key from {}", self.key.display()))?;
+            .map_err(|error| anyhow!("cannot read a private key from {}: {}", self.key.display(), pem_error(&error)))?;
         let operators = self.client_ca.as_ref().zip(client_ca.as_ref());
         let operators = operators.map(|(path, pem)| root_certificates(path, pem)).transpose()?;
         let (own, revoked) = (own.clone(), revoked.clone());
@@ -190,8 +191,9 @@ fn root_certificates(path: &Path, pem: &[u8]) -> anyhow::Result<Vec<CertificateD
 }
 
 fn certificates(path: &Path, pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let context = || format!("cannot read certificates from {}", path.display());
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().with_context(context)?;
+    let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+    let certificates = certificates
+        .map_err(|error| anyhow!("cannot read certificates from {}: {}", path.display(), pem_error(&error)))?;
     if certificates.is_empty() {
         bail!("no certificate in {}", path.display());
     }
