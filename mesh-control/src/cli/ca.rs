@@ -6,9 +6,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Subcommand;
 use mesh_core::identity::{SpiffeId, TrustDomain};
+use mesh_core::tls::svid;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
 
 use crate::ca::CertificateAuthority;
 
@@ -38,6 +41,9 @@ struct Issue {
     /// How long the certificate holds: 24 hours unless set, 7 days at most.
     #[arg(long, value_name = "SECONDS", value_parser = super::serve::seconds)]
     ttl: Option<Duration>,
+    /// Replaces what another identity has there, too.
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     place: Place,
 }
@@ -80,16 +86,38 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
+const KEY: &str = "key.pem";
+const CHAIN: &str = "cert-chain.pem";
+
+/// Whether a directory has nobody's key in it, or that of this identity: nobody can get another one back.
+fn check_place(dir: &Path, identity: &SpiffeId) -> anyhow::Result<()> {
+    let there = [KEY, CHAIN].map(|name| dir.join(name)).into_iter().find(|path| path.symlink_metadata().is_ok());
+    let Some(there) = there else { return Ok(()) };
+    let chain = dir.join(CHAIN);
+    // A pipe would be waited for.
+    let leaf = if chain.is_file() { CertificateDer::from_pem_file(&chain).ok() } else { None };
+    let whose = match leaf.and_then(|leaf| svid::id(&leaf).ok()) {
+        Some(whose) if whose == *identity => return Ok(()),
+        Some(whose) => format!("belongs to {whose}"),
+        None => "belongs to nobody knows whom".to_owned(),
+    };
+    let there = there.display();
+    bail!("{there} is there, and {whose}, not to {identity}: nothing is replaced; choose another --out, or say --force")
+}
+
 fn issue(args: &Issue) -> anyhow::Result<()> {
     let domain: TrustDomain = args.identity.trust_domain().parse()?;
+    if !args.force {
+        check_place(&args.out, &args.identity)?;
+    }
     let authority = open(args.place.ca_dir.as_deref(), args.place.state_dir.as_deref(), &domain)?;
     let ttl = i64::try_from(args.ttl.unwrap_or_default().as_secs())?;
     let (key, issued) = authority.issue_with_key(&args.identity, ttl, SystemTime::now())?;
     let dir = &args.out;
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let (roots, chain) = issued.chain.split_last().context("the chain is empty")?;
-    write(&dir.join("key.pem"), key.as_bytes(), 0o600)?;
-    write(&dir.join("cert-chain.pem"), chain.concat().as_bytes(), 0o644)?;
+    write(&dir.join(KEY), key.as_bytes(), 0o600)?;
+    write(&dir.join(CHAIN), chain.concat().as_bytes(), 0o644)?;
     write(&dir.join("root-cert.pem"), roots.as_bytes(), 0o644)?;
     let serial = &issued.serial;
     super::say(&format!(

@@ -188,6 +188,25 @@ async fn ca_issue_writes_what_foreign_programs_need_and_the_server_vouches_for_i
     assert_eq!(root_of(chain.last().unwrap()), root_of(&read("root-cert.pem")));
     drop(server.log());
 
+    // Nobody gets the key of another identity back.
+    let kept = read("key.pem");
+    let other = |more: &[&str]| {
+        let identity = WEB.replace("/web", "/other");
+        let to = path(&out, "web");
+        output(&[&["ca", "issue", "--identity", &identity, "--out", &to, "--state-dir", state_dir], more].concat())
+    };
+    let refused = other(&[]);
+    let said = text(&refused.stderr);
+    assert!(!refused.status.success() && said.contains(WEB) && said.contains("--force"), "{said}");
+    assert_eq!((read("key.pem"), owner(&read("cert-chain.pem"))), (kept.clone(), WEB.to_owned()));
+    assert!(issue(&["--state-dir", state_dir]).status.success(), "a new one of the same identity");
+    assert_ne!(read("key.pem"), kept);
+    fs::remove_file(out.path().join("web/cert-chain.pem")).unwrap();
+    assert!(!issue(&["--state-dir", state_dir]).status.success(), "a key of nobody knows whom");
+    assert!(other(&["--force"]).status.success());
+    assert_eq!(owner(&read("cert-chain.pem")), WEB.replace("/web", "/other"));
+    assert!(issue(&["--state-dir", state_dir, "--force"]).status.success());
+
     let refused = issue(&[]);
     assert_eq!(refused.status.code(), Some(2), "it has to be said which authority");
     let refused = issue(&["--state-dir", state_dir, "--ttl", "99999999"]);
