@@ -16,7 +16,11 @@ use hyper_util::rt::TokioExecutor;
 use mesh_core::error::ErrorKind;
 use mesh_core::fixed::Fixed;
 use mesh_core::identity::SpiffeId;
-use mesh_core::model::{Cluster, ClusterKind, ClusterProtocol, ClusterTls, Endpoints, ServerTls, UpstreamTls};
+use mesh_core::model::{
+    Cluster, ClusterKind, ClusterProtocol, ClusterTls, DirectResponse, Endpoints, Listener, Route, RouteAction,
+    RouteMatch, ServerTls, UpstreamTls,
+};
+use mesh_core::resources::{Change, Resource};
 use mesh_core::tls::{Credentials, client_config, server_name};
 use mesh_tower::client::Client;
 use mesh_tower::server::{self, ConnectionInfo, MeshListener};
@@ -258,4 +262,45 @@ async fn who_reads_and_who_writes_both_learn_of_the_end_of_the_handshake() {
         within(stream.write_all(b"world")).await.unwrap();
         assert_eq!(&within(read).await.unwrap().unwrap(), b"world");
     }
+}
+
+/// Objects, files and lines of the configuration are for who belongs to the mesh.
+#[tokio::test]
+async fn why_a_server_must_not_serve_is_told_to_peers_and_to_nobody_else() {
+    const WHY: &str = "AuthorizationPolicy shop/p (rules.yaml:7:3) is not enforced";
+    let authority = Authority::new();
+    let refusing = |address| {
+        let mut change = permissive(address);
+        let Change::Put(_, Resource::Listener(listener)) = &mut change else { panic!("a listener") };
+        let Listener::Server(listener) = Arc::make_mut(listener) else { panic!("of a server") };
+        let direct = DirectResponse::new(StatusCode::SERVICE_UNAVAILABLE, WHY);
+        for of in &mut listener.filter_chains {
+            let route = Route::new(RouteMatch::any(), RouteAction::Direct(direct.clone()));
+            of.http = server_support::chain(vec![route], vec![]).http;
+        }
+        change
+    };
+    let server = serve(Some(authority.credentials(SERVER)), refusing).await;
+    let none = serve(Some(authority.credentials(SERVER)), |address| {
+        let chain = server_support::chain(vec![], vec![]);
+        server_support::listener(address, vec![chain])
+    })
+    .await;
+    let peer = client(&server, Some(authority.credentials(CLIENT)), mutual(&[SERVER]), ClusterProtocol::Http1);
+    assert_eq!(get(&peer.client()).await.unwrap(), (StatusCode::SERVICE_UNAVAILABLE, WHY.to_owned()));
+    for (server, status) in [(&server, StatusCode::SERVICE_UNAVAILABLE), (&none, StatusCode::NOT_FOUND)] {
+        let stranger = client(server, None, ClusterTls::None, ClusterProtocol::Http1);
+        let (answered, told) = get(&stranger.client()).await.unwrap();
+        assert!(answered == status && told.contains("mesh-control status"), "{answered} {told}");
+        assert!(!told.contains("shop") && !told.contains("server/"), "{told}");
+    }
+    // Who cannot tell peers from others tells everybody.
+    let plain = serve(None, |address| {
+        let direct = DirectResponse::new(StatusCode::SERVICE_UNAVAILABLE, WHY);
+        let route = Route::new(RouteMatch::any(), RouteAction::Direct(direct));
+        server_support::listener(address, vec![server_support::chain(vec![route], vec![])])
+    })
+    .await;
+    let stranger = client(&plain, None, ClusterTls::None, ClusterProtocol::Http1);
+    assert_eq!(get(&stranger.client()).await.unwrap(), (StatusCode::SERVICE_UNAVAILABLE, WHY.to_owned()));
 }

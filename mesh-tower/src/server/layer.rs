@@ -22,6 +22,7 @@ use crate::server::authorizer::{Authorizer, Authorizers, Own};
 use crate::server::request::{Admission, ConnectionOf, ServerContext};
 use crate::server::request_body::{Bodies, RequestBody};
 use crate::server::response::{ActiveRequest, ResponseFuture, ServerBody};
+use crate::server::untold::Untold;
 use crate::uri::complete_path;
 
 /// Puts a service behind the mesh: see [`Mesh::server_layer`].
@@ -40,6 +41,7 @@ impl ServerLayer {
             underscores: HeadersWithUnderscores::Allow,
             authorizers: Authorizers::default(),
             bodies: known_bodies(),
+            untold: Untold::default(),
         };
         ServerLayer { context: Arc::new(context) }
     }
@@ -256,7 +258,7 @@ where
                 // The service that is ready is the one that will be called.
                 let next = self.inner.clone();
                 let ready = std::mem::replace(&mut self.inner, next);
-                ResponseFuture::held(callout, ready, request, active)
+                ResponseFuture::held(callout, Arc::clone(&self.context), ready, request, active)
             }
             Admission::Asked(asked) => {
                 let next = self.inner.clone();

@@ -20,6 +20,7 @@ mod request_body;
 mod response;
 mod serve;
 mod tcp;
+mod untold;
 
 use std::io;
 

@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime};
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST};
 use http::request::Parts;
-use http::{Extensions, HeaderValue, Method, Request, Response, Version};
+use http::{Extensions, HeaderValue, Method, Request, Response, StatusCode, Version};
 use mesh_core::authz::external::{CheckedChanges, Denial};
 use mesh_core::authz::{Connection, Verdict};
 use mesh_core::error::{ErrorKind, MeshError};
@@ -37,6 +37,7 @@ use crate::server::calls;
 use crate::server::check;
 use crate::server::request_body::Bodies;
 use crate::server::response::Facts;
+use crate::server::untold::{Untold, instead};
 use crate::uri::set_path;
 use crate::{headers, reply};
 
@@ -55,6 +56,8 @@ pub(super) struct ServerContext {
     pub(super) authorizers: Authorizers,
     /// Which bodies can be shown to authorizers.
     pub(super) bodies: Bodies,
+    /// When refusals that clients were not told the reason of were last told of in the log.
+    pub(super) untold: Untold,
 }
 
 /// What becomes of a request.
@@ -110,7 +113,7 @@ impl ServerContext {
     #[inline]
     pub(super) fn route<B>(&self, request: &mut Request<B>, facts: &mut Option<Box<Facts>>) -> Admission {
         let admission = self.find_and_filter(request, facts);
-        admission.unwrap_or_else(|error| failed(&error, facts.as_deref_mut(), request))
+        admission.unwrap_or_else(|error| self.failed(&error, facts.as_deref_mut(), request))
     }
 
     fn find_and_filter<B>(
@@ -266,7 +269,7 @@ impl ServerContext {
         }
         with_parts(request, |head| headers::apply_to_request(&changes.request, head));
         let admission = self.enter_checked(asked, request, facts);
-        admission.unwrap_or_else(|error| failed(&error, facts.as_deref_mut(), request))
+        admission.unwrap_or_else(|error| self.failed(&error, facts.as_deref_mut(), request))
     }
 
     fn enter_checked<B>(
@@ -290,7 +293,7 @@ impl ServerContext {
         facts: &mut Option<Box<Facts>>,
     ) -> Result<Admission, MeshError> {
         if facts.is_none() && destination.filters().is_empty() && destination.response_changes().is_empty() {
-            return forward(route, destination, request);
+            return self.forward(route, destination, request);
         }
         let facts = facts.get_or_insert_with(|| facts_of(request));
         if !destination.filters().is_empty() && !facts.info.is_observed() {
@@ -300,12 +303,105 @@ impl ServerContext {
         facts.info.note_route(&route.name, None);
         facts.route = Some((Arc::clone(routes), position));
         if destination.filters().is_empty() {
-            return forward(route, destination, request);
+            return self.forward(route, destination, request);
         }
         let Facts { info, filters_entered, .. } = &mut **facts;
         let passage =
             with_parts(request, |head| filters::on_request(destination.filters(), filters_entered, info, head));
-        passed(passage, info.is_grpc, route, destination, request)
+        let is_grpc = info.is_grpc;
+        self.passed(passage, is_grpc, route, destination, request)
+    }
+
+    /// The filter that held a request back knows more.
+    pub(super) fn resume<B>(&self, decide: Resume, facts: &mut Facts, request: &mut Request<B>) -> Admission {
+        let Facts { info, filters_entered, route, .. } = facts;
+        let found = route.as_ref().and_then(|(routes, position)| routes.at(*position));
+        let (route, destination) = found.expect("a request that is held back passes the filters of its route");
+        let passage =
+            with_parts(request, |head| filters::resume(decide, destination.filters(), filters_entered, info, head));
+        let admission = self.passed(passage, info.is_grpc, route, destination, request);
+        admission.unwrap_or_else(|error| self.failed(&error, Some(facts), request))
+    }
+
+    /// The deadline has passed while a filter held the request back.
+    pub(super) fn too_late<B>(&self, facts: &mut Facts, request: &Request<B>) -> Admission {
+        let error = MeshError::new(ErrorKind::Timeout, "the deadline passed while a filter held the request back");
+        self.failed(&error, Some(facts), request)
+    }
+
+    fn passed<B>(
+        &self,
+        passage: Passage,
+        is_grpc: bool,
+        route: &Route,
+        destination: &Destination,
+        request: &mut Request<B>,
+    ) -> Result<Admission, MeshError> {
+        match passage {
+            Passage::Passed => self.forward(route, destination, request),
+            Passage::Answered(reply) => Ok(answer(request, reply::filter(reply, is_grpc))),
+            Passage::Held(callout) => Ok(Admission::Held(callout)),
+        }
+    }
+
+    /// It is answered with what went wrong.
+    fn failed<B>(&self, error: &MeshError, facts: Option<&mut Facts>, request: &Request<B>) -> Admission {
+        if let Some(facts) = facts {
+            facts.info.note_error(error.kind());
+        }
+        let told = self.keep_from_stranger(error, request);
+        let mut response = reply::error(told.as_ref().unwrap_or(error), is_grpc(request.headers()));
+        // Who wrote what cannot be understood, or can be in two ways, may mean what follows otherwise, too (RFC 9112, 11.2).
+        if error.kind() == ErrorKind::BadRequest && request.version() <= Version::HTTP_11 {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        answer(request, response)
+    }
+
+    /// What a client is told in the place of a reason that is none of its business: objects, files and lines of the
+    /// configuration are for peers that have shown who they are. A server that has no identity itself cannot tell them from
+    /// others, and tells everybody. Who runs the server reads it in the log.
+    #[cold]
+    fn keep_from_stranger<B>(&self, error: &MeshError, request: &Request<B>) -> Option<MeshError> {
+        let instead = instead(error.kind())?;
+        self.mesh.certificates().current()?;
+        let connection = self.connection(request);
+        if connection.as_deref().is_some_and(|connection| connection.peer_identity().is_some()) {
+            return None;
+        }
+        if self.untold.is_due(Instant::now()) {
+            let reason = format!("{error:#}");
+            tracing::warn!(reason, "a request was refused; its client has no identity, and was not told why");
+        }
+        Some(MeshError::new(error.kind(), instead))
+    }
+
+    /// The last thing before the application.
+    #[inline]
+    fn forward<B>(
+        &self,
+        route: &Route,
+        destination: &Destination,
+        request: &mut Request<B>,
+    ) -> Result<Admission, MeshError> {
+        // The configuration's own answer.
+        if let RouteAction::Direct(direct) = &route.action {
+            let reply = reply::direct(direct, is_grpc(request.headers()));
+            // So a control plane keeps a server from serving: with the reason, which counts as one of the mesh's own.
+            if direct.status == StatusCode::SERVICE_UNAVAILABLE {
+                let reason = MeshError::new(ErrorKind::NotServing, &*String::from_utf8_lossy(&direct.body));
+                if self.keep_from_stranger(&reason, request).is_some() {
+                    return Err(reason);
+                }
+            }
+            return Ok(answer(request, reply));
+        }
+        check_action(route)?;
+        let changes = destination.request_changes();
+        if !changes.is_empty() {
+            with_parts(request, |head| headers::apply_to_request(changes, head));
+        }
+        Ok(Admission::Admit)
     }
 }
 
@@ -344,68 +440,9 @@ pub(super) fn tell(verdict: &Verdict<'_>, listener: &ListenerName, connection: O
     }
 }
 
-/// The filter that held a request back knows more.
-pub(super) fn resume<B>(decide: Resume, facts: &mut Facts, request: &mut Request<B>) -> Admission {
-    let Facts { info, filters_entered, route, .. } = facts;
-    let found = route.as_ref().and_then(|(routes, position)| routes.at(*position));
-    let (route, destination) = found.expect("a request that is held back passes the filters of its route");
-    let passage =
-        with_parts(request, |head| filters::resume(decide, destination.filters(), filters_entered, info, head));
-    let admission = passed(passage, info.is_grpc, route, destination, request);
-    admission.unwrap_or_else(|error| failed(&error, Some(facts), request))
-}
-
-/// The deadline has passed while a filter held the request back.
-pub(super) fn too_late<B>(facts: &mut Facts, request: &Request<B>) -> Admission {
-    let error = MeshError::new(ErrorKind::Timeout, "the deadline passed while a filter held the request back");
-    failed(&error, Some(facts), request)
-}
-
-fn passed<B>(
-    passage: Passage,
-    is_grpc: bool,
-    route: &Route,
-    destination: &Destination,
-    request: &mut Request<B>,
-) -> Result<Admission, MeshError> {
-    match passage {
-        Passage::Passed => forward(route, destination, request),
-        Passage::Answered(reply) => Ok(answer(request, reply::filter(reply, is_grpc))),
-        Passage::Held(callout) => Ok(Admission::Held(callout)),
-    }
-}
-
-/// It is answered with what went wrong.
-fn failed<B>(error: &MeshError, facts: Option<&mut Facts>, request: &Request<B>) -> Admission {
-    if let Some(facts) = facts {
-        facts.info.note_error(error.kind());
-    }
-    let mut response = reply::error(error, is_grpc(request.headers()));
-    // Who wrote what cannot be understood, or can be in two ways, may mean what follows otherwise, too (RFC 9112, 11.2).
-    if error.kind() == ErrorKind::BadRequest && request.version() <= Version::HTTP_11 {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    answer(request, response)
-}
-
 /// The mesh answers itself.
 fn answer<B>(request: &Request<B>, response: Response<Bytes>) -> Admission {
     Admission::Answer(Box::new(reply::to(request.method(), response)))
-}
-
-/// The last thing before the application.
-#[inline]
-fn forward<B>(route: &Route, destination: &Destination, request: &mut Request<B>) -> Result<Admission, MeshError> {
-    // The configuration's own answer.
-    if let RouteAction::Direct(direct) = &route.action {
-        return Ok(answer(request, reply::direct(direct, is_grpc(request.headers()))));
-    }
-    check_action(route)?;
-    let changes = destination.request_changes();
-    if !changes.is_empty() {
-        with_parts(request, |head| headers::apply_to_request(changes, head));
-    }
-    Ok(Admission::Admit)
 }
 
 /// The facts of a request that arrives now.

@@ -25,7 +25,7 @@ use crate::body::note_frame;
 use crate::drain::InFlight;
 use crate::server::asked::{Asked, BODY_TIMEOUT, NotShown};
 use crate::server::check::Answers;
-use crate::server::request::{Admission, ServerContext, resume, too_late};
+use crate::server::request::{Admission, ServerContext};
 use crate::server::request_body::{Reading, Wanted, is_empty};
 use crate::{filters, headers, inherited};
 
@@ -53,7 +53,7 @@ pin_project! {
         Held {
             callout: Callout,
             deadline: Option<Pin<Box<Sleep>>>,
-            then: Option<Box<(S, Request<B>)>>,
+            then: Option<Box<(Arc<ServerContext>, S, Request<B>)>>,
         },
         /// Its body is read, which authorizers are to be shown.
         Reading {
@@ -83,9 +83,15 @@ where
         ResponseFuture { state: State::Forwarded { future }, request: Some(request) }
     }
 
-    pub(super) fn held(callout: Callout, service: S, request: Request<B>, active: ActiveRequest) -> Self {
+    pub(super) fn held(
+        callout: Callout,
+        context: Arc<ServerContext>,
+        service: S,
+        request: Request<B>,
+        active: ActiveRequest,
+    ) -> Self {
         let deadline = deadline_of(&active);
-        let then = Some(Box::new((service, request)));
+        let then = Some(Box::new((context, service, request)));
         ResponseFuture { state: State::Held { callout, deadline, then }, request: Some(active) }
     }
 
@@ -189,19 +195,20 @@ where
                             None
                         }
                     };
-                    let (mut service, mut request) = *then.take().expect(ONCE);
+                    let (context, mut service, mut request) = *then.take().expect(ONCE);
                     let facts = this.request.as_mut().and_then(|request| request.facts.as_deref_mut());
                     let facts = facts.expect("a request that has filters has facts");
                     let admission = match decide {
-                        Some(decide) => resume(decide, facts, &mut request),
-                        None => too_late(facts, &request),
+                        Some(decide) => context.resume(decide, facts, &mut request),
+                        None => context.too_late(facts, &request),
                     };
                     let active = this.request.as_ref().expect(ONCE);
                     match admission {
                         Admission::Admit => State::Forwarded { future: active.on_behalf(|| service.call(request)) },
                         Admission::Answer(response) => State::Answered { response: Some(response) },
                         Admission::Held(callout) => {
-                            State::Held { callout, deadline: deadline.take(), then: Some(Box::new((service, request))) }
+                            let then = Some(Box::new((context, service, request)));
+                            State::Held { callout, deadline: deadline.take(), then }
                         }
                         Admission::Asked(_) => unreachable!("filters come after authorizers"),
                     }
@@ -242,7 +249,7 @@ where
                     let (context, mut service, mut request) = *then.take().expect(ONCE);
                     let facts = &mut this.request.as_mut().expect(ONCE).facts;
                     let admission = match (answer, facts.as_deref_mut()) {
-                        (None, Some(facts)) => too_late(facts, &request),
+                        (None, Some(facts)) => context.too_late(facts, &request),
                         (answer, _) => {
                             let in_doubt = || Err(Box::new(Denial::new(StatusCode::FORBIDDEN)));
                             context.answered(asked, answer.unwrap_or_else(in_doubt), facts, &mut request)
@@ -253,7 +260,8 @@ where
                         Admission::Admit => State::Forwarded { future: active.on_behalf(|| service.call(request)) },
                         Admission::Answer(response) => State::Answered { response: Some(response) },
                         Admission::Held(callout) => {
-                            State::Held { callout, deadline: deadline.take(), then: Some(Box::new((service, request))) }
+                            let then = Some(Box::new((context, service, request)));
+                            State::Held { callout, deadline: deadline.take(), then }
                         }
                         Admission::Asked(_) => unreachable!("they were asked"),
                     }
