@@ -190,6 +190,11 @@ pub fn header_matches(field: &Field, test: &HeaderTest, head: &RequestHead<'_>) 
     value_passes(test, &value_is)
 }
 
+/// Whether a request passes one of some tests on its headers.
+pub fn request_matches_any(tests: &[HeaderTest], head: &RequestHead<'_>) -> bool {
+    tests.iter().any(|test| Field::of(test).is_ok_and(|field| header_matches(&field, test, head)))
+}
+
 /// Whether an answer passes a test on one of its headers.
 pub fn answer_matches(test: &HeaderTest, headers: &HeaderMap) -> bool {
     let (HeaderTest::Value { name, .. } | HeaderTest::Range { name, .. } | HeaderTest::Present { name, .. }) = test;

@@ -21,6 +21,7 @@ pub static DEFAULT_POLICY: RetryPolicy = RetryPolicy {
     retries: 1,
     statuses: Vec::new(),
     headers: Vec::new(),
+    request_headers: Vec::new(),
     per_try_timeout: None,
     avoids_tried: true,
     previous_priorities: None,

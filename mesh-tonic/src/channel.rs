@@ -26,7 +26,8 @@ use crate::status::{of_foreign_answer, status};
 ///
 /// It is a [`tonic::client::GrpcService`], so that every generated client takes it. It never connects ahead and
 /// is always ready; a call is balanced over the endpoints that the target has at that moment. Dropping a call
-/// cancels it. A call that is made while another is answered ends at the latest with that one's deadline (see
+/// cancels it. A [`Repeat`](mesh_tower::Repeat) in the extensions of a `tonic::Request` says whether the call may be made more than
+/// once. A call that is made while another is answered ends at the latest with that one's deadline (see
 /// [`crate::deadline`]).
 ///
 /// ```

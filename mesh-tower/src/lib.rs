@@ -61,7 +61,7 @@ pub use client::Client;
 pub use mesh::{Mesh, MeshBuilder, StartError};
 pub use mesh_core as core;
 pub use mesh_core::error::MeshError;
-pub use mesh_core::request_info::Deadline;
+pub use mesh_core::request_info::{Deadline, Repeat};
 #[cfg(feature = "xds")]
 pub use mesh_core::xds::Bootstrap;
 pub use outbound::MirrorCounts;

@@ -13,7 +13,8 @@ use http_body_util::{BodyExt, StreamBody};
 use mesh_core::error::ErrorKind;
 use mesh_core::fixed::{Fixed, route_to};
 use mesh_core::model::{
-    Cluster, ClusterKind, DirectResponse, Endpoints, Forward, Fraction, Route, RouteAction, RouteMatch,
+    Cluster, ClusterKind, DirectResponse, Endpoints, Forward, Fraction, HeaderTest, RetryPolicy, Route, RouteAction,
+    RouteMatch, StringTest,
 };
 use mesh_core::request_info::{Deadline, Observer, RequestInfo};
 use mesh_tower::body::Body;
@@ -153,6 +154,40 @@ async fn a_request_that_kills_its_server_does_not_go_on_to_kill_all_the_others()
     client.get("http://s/poison").await.unwrap_err();
     let sent = requests.load(Ordering::SeqCst) - before;
     assert!(sent <= 2, "sent {sent} times");
+}
+
+/// As a control plane of another kind has it (`retriable_request_headers`).
+#[tokio::test]
+async fn only_requests_that_the_policy_names_are_tried_again() {
+    let tries = Tries::default();
+    let gone = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut policy = RetryPolicy::default();
+    let is = |name: &str, value: &str| HeaderTest::Value {
+        name: name.into(),
+        test: StringTest::Exact { value: value.into(), ignore_case: false },
+        invert: false,
+        missing_is_empty: false,
+    };
+    policy.request_headers = vec![is(":method", "GET"), is("x-again", "yes")];
+    let route = forwarding(|forward| forward.retry = Some(Box::new(policy)));
+    let cluster = Cluster::new("c", ClusterKind::Static(Endpoints::fixed([gone(), gone()])));
+    let source = Fixed::new().routes("s:80", vec![route]).cluster(cluster);
+    let client = Mesh::builder().source(source).observer(tries.clone()).start().unwrap().client();
+    for (method, again, expected) in [("GET", "", 2), ("POST", "", 1), ("POST", "yes", 2), ("POST", "no", 1)] {
+        let request = Request::builder().method(method).uri("http://s/").header("x-again", again);
+        client.request(request.body(Body::empty()).unwrap()).await.unwrap_err();
+        assert_eq!(tries.0.lock().unwrap().pop(), Some(expected), "{method} {again:?}");
+    }
+}
+
+/// How many tries each request took.
+#[derive(Clone, Debug, Default)]
+struct Tries(Arc<Mutex<Vec<u32>>>);
+
+impl Observer for Tries {
+    fn on_end(&self, request: &RequestInfo) {
+        self.0.lock().unwrap().push(request.attempts);
+    }
 }
 
 #[tokio::test]

@@ -450,7 +450,8 @@ mod tests {
         let degraded: &[Group] = &[(0, None, [10, 0, 0]), (1, None, [0, 5, 5]), (2, None, [2, 0, 8])];
         let gone: &[Group] = &[(0, None, [10, 0, 0]), (1, None, [0, 0, 10])];
         // (localities, after how many tries, the priorities of the tries, running totals of load where they differ)
-        let cases: &[(&[Group], u32, &[u32], Option<&[u64]>)] = &[
+        type Case<'c> = (&'c [Group], u32, &'c [u32], Option<&'c [u64]>);
+        let cases: &[Case<'_>] = &[
             (three, 2, &[], None),
             (three, 2, &[0], None),
             (three, 2, &[0, 0], Some(&[0, 70, 100])),

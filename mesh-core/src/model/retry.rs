@@ -19,6 +19,8 @@ pub struct RetryPolicy {
     pub statuses: Vec<StatusCode>,
     /// The headers of `retriable-headers`: an answer that has one of them.
     pub headers: Vec<HeaderTest>,
+    /// What requests have to have to be tried again, one of it; empty: nothing (`retriable_request_headers`).
+    pub request_headers: Vec<HeaderTest>,
     /// How long a try may take until the head of its answer is here; `None` = as long as the request may.
     pub per_try_timeout: Option<Duration>,
     /// Whether a retry goes to an endpoint that was not tried yet, as long as there is one (`previous_hosts`).

@@ -34,7 +34,7 @@ pub use tcp::MeshStream;
 /// start to the end of its body.
 ///
 /// A request is tried again as its route's retry policy says, whatever its method; a
-/// [`Repeat`](mesh_core::request_info::Repeat) in its extensions says less. A body that is streamed comes again as far as
+/// [`Repeat`](crate::Repeat) in its extensions says less. A body that is streamed comes again as far as
 /// 64 KiB of it are kept; more is sent once. A request that is made for another one that the mesh is serving inherits from it
 /// ([`inherited`](crate::inherited)): it is given up when nobody waits for its answer any more, and is not tried again where a
 /// hop further out tries again already, unless nobody processed it. Nor is it where a cluster fails everything: two successes

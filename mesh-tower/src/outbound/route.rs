@@ -9,6 +9,7 @@ use http::{Method, Uri, Version};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
 use mesh_core::hashing;
+use mesh_core::matcher::request_matches_any;
 use mesh_core::model::{Forward, RouteAction};
 use mesh_core::request::{RequestHead, has_port, host_and_port, is_grpc};
 use mesh_core::request_info::{Deadline, Direction, Inherited, Repeat, RequestInfo};
@@ -180,6 +181,12 @@ impl<T: Transport> ActiveRequest<T> {
                 limit(&mut self.info, forward, route)?;
                 if !forward.hash_policies.is_empty() {
                     self.hash(forward, head)?;
+                }
+                if let Some(policy) = &forward.retry
+                    && !policy.request_headers.is_empty()
+                    && !request_matches_any(&policy.request_headers, &head_of(&self.context, head)?)
+                {
+                    self.info.repeat = Some(Repeat::Never);
                 }
                 // Where the caller wants to go, if that is where the cluster's requests go: what the route writes over
                 // it is only told there.

@@ -38,8 +38,7 @@ pub(super) fn policy(notes: &mut Notes<'_>, value: pb::RetryPolicy) -> Result<Bo
         refresh_cluster_on_retry,
     } = value;
     ignored!(notes;
-        per_try_idle_timeout, retry_options_predicates, retriable_request_headers,
-        refresh_cluster_on_retry);
+        per_try_idle_timeout, retry_options_predicates, refresh_cluster_on_retry);
     let retries = num_retries.map_or(1, |retries| retries.value);
     if retries == 0 {
         return Err(Invalid::new("must be at least 1").at("num_retries"));
@@ -62,6 +61,7 @@ pub(super) fn policy(notes: &mut Notes<'_>, value: pb::RetryPolicy) -> Result<Bo
         retries,
         statuses: notes.each("retriable_status_codes", retriable_status_codes, |_, code| status(code))?,
         headers: notes.each("retriable_headers", retriable_headers, header_test)?,
+        request_headers: notes.each("retriable_request_headers", retriable_request_headers, header_test)?,
         // Zero is as long as the request may take.
         per_try_timeout: per_try_timeout.filter(|limit| !limit.is_zero()),
         avoids_tried: predicates.contains(&true),

@@ -65,6 +65,11 @@ fn every_part_of_a_policy_is_taken() {
             name: "envoy.retry_host_predicates.previous_hosts".into(),
             ..Default::default()
         }],
+        retriable_request_headers: vec![pb::HeaderMatcher {
+            name: ":method".into(),
+            header_match_specifier: Some(HeaderMatchSpecifier::PresentMatch(true)),
+            ..Default::default()
+        }],
         host_selection_retry_max_attempts: 5,
         retry_priority: previous_priorities(2),
         rate_limited_retry_back_off: Some(RateLimitedRetryBackOff {
@@ -77,6 +82,7 @@ fn every_part_of_a_policy_is_taken() {
     assert_eq!((policy.retries, policy.per_try_timeout), (7, Some(Duration::from_secs(2))));
     assert_eq!(policy.statuses, [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS]);
     assert_eq!(policy.headers, [HeaderTest::Present { name: "x-again".into(), present: true }]);
+    assert_eq!(policy.request_headers, [HeaderTest::Present { name: ":method".into(), present: true }]);
     assert!(policy.avoids_tried);
     assert_eq!(policy.previous_priorities, NonZeroU32::new(2));
     let headers = vec![HeaderName::from_static("x-reset")];
