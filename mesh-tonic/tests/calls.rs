@@ -9,8 +9,8 @@ use mesh_core::error::ErrorKind;
 use mesh_core::fixed::{Fixed, route_to};
 use mesh_core::model::{Forward, MaxStreamDuration, Route, RouteAction, RouteMatch};
 use mesh_tonic::status::mesh_error;
-use mesh_tower::Mesh;
 use mesh_tower::drain::Phase;
+use mesh_tower::{Mesh, Repeat};
 use support::{Calculator, CalculatorClient, Number, channel, number, start, within};
 use tokio_stream::StreamExt;
 use tonic::{Code, Request, Status, Streaming};
@@ -201,6 +201,34 @@ async fn a_call_that_is_made_for_another_one_has_at_most_its_deadline() {
     assert_eq!(ask(None).await, -1);
     let left = ask(Some(Duration::from_secs(10))).await;
     assert!((1..10_000).contains(&left), "{left} ms");
+}
+
+/// How many tries each call took.
+#[derive(Clone, Debug, Default)]
+struct Tries(std::sync::Arc<std::sync::Mutex<Vec<u32>>>);
+
+impl mesh_core::request_info::Observer for Tries {
+    fn on_end(&self, request: &mesh_core::request_info::RequestInfo) {
+        self.0.lock().unwrap().push(request.attempts);
+    }
+}
+
+#[tokio::test]
+async fn a_call_says_itself_whether_it_may_be_made_more_than_once() {
+    let gone = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let tries = Tries::default();
+    let source = Fixed::new().service("gone:1", [gone(), gone()]);
+    let mesh = Mesh::builder().source(source).observer(tries.clone()).start().unwrap();
+    let client = CalculatorClient(mesh_tonic::channel(&mesh, "gone:1"));
+    // Nobody took a connection, so that it was certainly not processed.
+    for (repeat, expected) in [(None, 2), (Some(Repeat::Never), 1), (Some(Repeat::IfUnprocessed), 2)] {
+        let mut call = Request::new(number(1));
+        if let Some(repeat) = repeat {
+            call.extensions_mut().insert(repeat);
+        }
+        assert_eq!(within(client.unary("Double", call)).await.unwrap_err().code(), Code::Unavailable);
+        assert_eq!(tries.0.lock().unwrap().pop(), Some(expected), "{repeat:?}");
+    }
 }
 
 #[tokio::test]
