@@ -19,6 +19,7 @@ use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::OWN_BYTES;
 use super::csr;
 use super::key::{self, Key};
 
@@ -151,13 +152,27 @@ impl Authority {
             root_ends: LAST,
         };
         authority.check(&signer, now)?;
+        authority.check_size()?;
         Ok(authority)
+    }
+
+    /// Whether workloads can be told of it.
+    fn check_size(&self) -> anyhow::Result<()> {
+        let chain = self.chain.iter().map(|certificate| pem(certificate).len());
+        let size = self.bundle_pem().len() + chain.sum::<usize>();
+        ensure!(
+            size <= OWN_BYTES,
+            "the chain, the roots and the lists of revoked certificates have {size} bytes, and {OWN_BYTES} fit into what a workload \
+             is told"
+        );
+        Ok(())
     }
 
     /// The same authority with these lists of revoked certificates, the first of which ends then.
     ///
     /// # Errors
-    /// Where with them none of its certificates would be accepted: each authority of its chain needs a list.
+    /// Where with them none of its certificates would be accepted: each authority of its chain needs a list. Where they are too
+    /// large to be told.
     pub(super) fn revoking(
         &self,
         revoked: Vec<CertificateRevocationListDer<'static>>,
@@ -174,6 +189,7 @@ impl Authority {
             revoked_end,
             ..*self
         };
+        next.check_size()?;
         next.root_ends = next.probe(now)?;
         Ok(next)
     }

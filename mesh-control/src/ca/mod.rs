@@ -25,9 +25,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
 use mesh_core::identity::{SpiffeId, TrustDomain};
+use mesh_core::xds::istio_ca::MAX_RESPONSE;
 use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use zeroize::Zeroizing;
 
@@ -47,6 +48,11 @@ pub use tokens::{MAX_TOKEN_TTL, TOKEN_TTL, Tokens};
 const DIRECTORY: &str = "ca";
 /// How long after a look at what there should be the next one comes.
 const LOOK: Duration = Duration::from_secs(3600);
+
+/// How much of an answer to a workload is for whom to trust of the mesh itself: the chain, the roots, the lists of revoked certificates.
+const OWN_BYTES: usize = MAX_RESPONSE / 2;
+/// And of foreign trust domains. What is left is for the workload's own certificate.
+const FOREIGN_BYTES: usize = MAX_RESPONSE / 2 - (1 << 20);
 
 /// A certificate authority of one trust domain.
 ///
@@ -141,17 +147,19 @@ impl CertificateAuthority {
     }
 
     /// Has workloads trust foreign domains, too: the roots in these files vouch for the identities of their domain, and for no
-    /// others. They are PEM, or bundles in SPIFFE's form (JSON), and are followed. One that cannot be used is told, and leaves what
-    /// it said before in force, or nobody of its domain is trusted.
+    /// others. They are PEM, or bundles in SPIFFE's form (JSON), and are followed. One that cannot be used, or is older than what it
+    /// said before, is told, and leaves that in force, or nobody of its domain is trusted. A server keeps in its state directory what
+    /// is in force.
     ///
     /// # Errors
     /// Where a domain is named twice, or is the authority's own.
     pub fn trust_bundles(
         mut self,
         files: Vec<(TrustDomain, PathBuf)>,
+        state: Option<&Path>,
         now: SystemTime,
     ) -> anyhow::Result<CertificateAuthority> {
-        self.federation = Federation::new(files, &self.trust_domain())?;
+        self.federation = Federation::new(files, state, &self.trust_domain())?;
         self.federation.look(&self.roots(), now);
         Ok(self)
     }
@@ -264,7 +272,17 @@ impl CertificateAuthority {
     pub fn issue(&self, csr: &str, identity: &SpiffeId, ttl: i64, now: SystemTime) -> Result<Issued, Refused> {
         let serial = Serial::random().map_err(Refused::Authority)?;
         let issued = self.at(now).issue(csr, identity, ttl, serial, now)?;
-        Ok(Issued { trust_bundles: self.federation.roots(), ..issued })
+        let issued = Issued { trust_bundles: self.federation.roots(), ..issued };
+        // It would not be read, and the token that it is the answer to would be used up. There is room for what stands around texts.
+        let foreign: usize = issued.trust_bundles.iter().map(|(domain, roots)| domain.len() + roots.len() + 32).sum();
+        let size = issued.chain.iter().map(|pem| pem.len() + 16).sum::<usize>() + foreign;
+        if size > MAX_RESPONSE {
+            let why = anyhow!(
+                "an answer with all whom to trust would have {size} bytes, of which a workload reads {MAX_RESPONSE}"
+            );
+            return Err(Refused::Authority(why));
+        }
+        Ok(issued)
     }
 
     /// A new key, in PEM, and a certificate for it; `ttl` as for [`issue`](Self::issue).
@@ -353,3 +371,5 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trust_tests;

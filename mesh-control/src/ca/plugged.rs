@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use mesh_core::identity::TrustDomain;
-use mesh_core::tls::{Revoked, pem_error};
+use mesh_core::tls::{NewestLists, Revoked, pem_error};
 use rustix::fs::OFlags;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
@@ -28,7 +28,7 @@ const REVOKED: &str = "ca-crl.pem";
 const KEPT: &str = "last-good-crl.pem";
 
 /// That there is nothing of that name.
-const GONE: &str = "there is no such file";
+pub(super) const GONE: &str = "there is no such file";
 /// The largest file that is read.
 const MOST: u64 = 16 << 20;
 /// A certificate that ends this soon is worth a word, unless it is one of those that hold for weeks.
@@ -56,6 +56,8 @@ pub(super) struct Plugged {
     kept: Option<PathBuf>,
     /// What is in the file, or why it could not be read.
     seen: Result<Vec<u8>, String>,
+    /// How new the lists were that were in force.
+    newest: NewestLists,
     /// Why what is there is not in force.
     problem: Option<String>,
     /// What was kept, or why it could not be.
@@ -81,11 +83,17 @@ impl Plugged {
         }
         let mut plugged = Plugged::new(dir);
         plugged.kept = state.map(|state| state.join(KEPT));
+        let remembered = plugged.remembered(&authority, now);
         let found = plugged.look(&authority, now);
         if let Ok(Some(revoking)) = found {
+            if let Err(why) = remembered {
+                tracing::warn!(
+                    "nobody knows whether the lists of revoked certificates are older than those before: {why:#}"
+                );
+            }
             return Ok((revoking, plugged));
         }
-        match (plugged.remembered(&authority, now)?, found) {
+        match (remembered?, found) {
             (Some(revoking), found) => {
                 let path = plugged.path.display();
                 let why =
@@ -100,7 +108,14 @@ impl Plugged {
     }
 
     fn new(dir: &Path) -> Plugged {
-        Plugged { path: dir.join(REVOKED), kept: None, seen: Err(GONE.to_owned()), problem: None, written: None }
+        Plugged {
+            path: dir.join(REVOKED),
+            kept: None,
+            seen: Err(GONE.to_owned()),
+            newest: NewestLists::default(),
+            problem: None,
+            written: None,
+        }
     }
 
     /// The authority with the lists that are there by now; `None` where they are as they were.
@@ -116,21 +131,26 @@ impl Plugged {
         let context = || format!("{} cannot be used", self.path.display());
         let next = found.map_err(anyhow::Error::msg).with_context(context).and_then(|text| {
             let (revoked, lists) = lists(&text).with_context(context)?;
-            revoked.check(now).map_err(|invalid| anyhow!("{invalid}")).with_context(context)?;
-            present.revoking(lists, revoked.first_end(), now).with_context(context)
+            let checked = revoked.check(now).and_then(|()| self.newest.check(&revoked));
+            checked.map_err(|invalid| anyhow!("{invalid}")).with_context(context)?;
+            let next = present.revoking(lists, revoked.first_end(), now).with_context(context)?;
+            self.newest.note(&revoked);
+            Ok(next)
         });
         self.problem = next.as_ref().err().map(|why| format!("{why:#}"));
         next.map(Some)
     }
 
     /// The authority with the lists that were kept. They count beyond their end: who is on them stays revoked.
-    fn remembered(&self, present: &Authority, now: SystemTime) -> anyhow::Result<Option<Authority>> {
+    fn remembered(&mut self, present: &Authority, now: SystemTime) -> anyhow::Result<Option<Authority>> {
         let Some(kept) = self.kept.as_deref().filter(|kept| fs::symlink_metadata(kept).is_ok()) else {
             return Ok(None);
         };
         let read = read(kept).map_err(anyhow::Error::msg).and_then(|text| {
             let (revoked, lists) = lists(&text)?;
-            present.revoking(lists, revoked.first_end(), now)
+            let next = present.revoking(lists, revoked.first_end(), now)?;
+            self.newest.note(&revoked);
+            Ok(next)
         });
         let read = read.with_context(|| {
             let (path, kept) = (self.path.display(), kept.display());

@@ -21,13 +21,13 @@ use super::rotation::{INTERMEDIATE, NEXT, ROOT};
 use super::signer::Signer;
 use super::*;
 
-const NOW: u64 = 1_795_824_000;
+pub(super) const NOW: u64 = 1_795_824_000;
 
-fn at(seconds: u64) -> SystemTime {
+pub(super) fn at(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
-fn web() -> SpiffeId {
+pub(super) fn web() -> SpiffeId {
     "spiffe://cluster.local/ns/shop/sa/web".parse().expect("an ID")
 }
 
@@ -264,13 +264,13 @@ fn c12_of_many_that_begin_at_once_one_makes_the_root() {
 }
 
 /// A certificate that signs, and its key.
-struct Ca {
+pub(super) struct Ca {
     params: CertificateParams,
-    key: KeyPair,
-    pem: String,
+    pub(super) key: KeyPair,
+    pub(super) pem: String,
 }
 
-fn ca_params(name: &str) -> CertificateParams {
+pub(super) fn ca_params(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -278,14 +278,14 @@ fn ca_params(name: &str) -> CertificateParams {
     params
 }
 
-fn self_signed(params: CertificateParams) -> Ca {
+pub(super) fn self_signed(params: CertificateParams) -> Ca {
     let key = KeyPair::generate().expect("a key");
     let pem = params.self_signed(&key).expect("signed").pem();
     Ca { params, key, pem }
 }
 
 impl Ca {
-    fn sign(&self, params: CertificateParams) -> Ca {
+    pub(super) fn sign(&self, params: CertificateParams) -> Ca {
         let key = KeyPair::generate().expect("a key");
         let issuer = Issuer::from_params(&self.params, &self.key);
         let pem = params.signed_by(&key, &issuer).expect("signed").pem();
@@ -294,7 +294,7 @@ impl Ca {
 }
 
 /// Istio's files.
-fn plug(dir: &Path, cert: &str, key: &KeyPair, chain: &str, root: &str) {
+pub(super) fn plug(dir: &Path, cert: &str, key: &KeyPair, chain: &str, root: &str) {
     fs::write(dir.join("ca-cert.pem"), cert).expect("written");
     fs::write(dir.join("ca-key.pem"), key.serialize_pem()).expect("written");
     fs::write(dir.join("cert-chain.pem"), chain).expect("written");
@@ -343,6 +343,11 @@ impl Ca {
     }
 
     fn list_of(&self, serials: &[SerialNumber], ends: u64) -> String {
+        self.list_made(1, NOW - 7200, serials, ends)
+    }
+
+    /// The one with this number, made then.
+    pub(super) fn list_made(&self, number: u64, made: u64, serials: &[SerialNumber], ends: u64) -> String {
         let time = |seconds: u64| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
         let one = |serial: &SerialNumber| rcgen::RevokedCertParams {
             serial_number: serial.clone(),
@@ -351,9 +356,9 @@ impl Ca {
             invalidity_date: None,
         };
         let params = rcgen::CertificateRevocationListParams {
-            this_update: time(NOW - 7200),
+            this_update: time(made),
             next_update: time(ends),
-            crl_number: SerialNumber::from(1),
+            crl_number: SerialNumber::from(number),
             issuing_distribution_point: None,
             revoked_certs: serials.iter().map(one).collect(),
             key_identifier_method: rcgen::KeyIdMethod::Sha256,

@@ -336,7 +336,9 @@ fn authority(args: &Args, domain: &TrustDomain) -> anyhow::Result<Option<Arc<Cer
         return Ok(None);
     }
     let authority = super::ca::open(args.ca_dir.as_deref(), args.state_dir.as_deref(), domain)?;
-    let authority = authority.trust_bundles(args.trust_bundle.clone(), SystemTime::now()).context("--trust-bundle")?;
+    let authority = authority
+        .trust_bundles(args.trust_bundle.clone(), args.state_dir.as_deref(), SystemTime::now())
+        .context("--trust-bundle")?;
     Ok(Some(Arc::new(authority)))
 }
 

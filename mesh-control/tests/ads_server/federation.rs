@@ -240,3 +240,22 @@ async fn roots_of_a_foreign_domain_are_followed_and_a_file_that_cannot_be_used_l
     becomes(&caller, Result::is_err).await;
     assert!(ready().contains("revoked all its roots"), "{}", ready());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_reads_what_it_is_told_of_whom_to_trust_beyond_the_four_mebibytes_of_grpc() {
+    let root = Authority::signing();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.custom_extensions =
+        vec![rcgen::CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99_999, 1], vec![7; 40_000])];
+    let large = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem();
+    let files = tempfile::tempdir().unwrap();
+    let of_b = files.path().join("b.pem");
+    put(&of_b, &large.repeat((5 << 20) / large.len()));
+    let a = Realm::start(A, &root, WEB, &[(B, &of_b)]);
+    assert!(!page(a.control.status, "/ready").contains("trust bundle"));
+    let web = a.workload("web");
+    let certificates = web.certificates();
+    tokio::time::timeout(PATIENCE, certificates.get()).await.expect("a certificate");
+    assert_eq!(certificates.problem().map(|problem| problem.to_string()), None);
+}

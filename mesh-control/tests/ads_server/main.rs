@@ -19,4 +19,5 @@ mod secured_process;
 mod streams;
 mod support;
 mod unknown;
+mod unreadable;
 mod wildcards;

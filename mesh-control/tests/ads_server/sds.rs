@@ -93,7 +93,7 @@ fn authority(files: &Path) -> Arc<CertificateAuthority> {
     let now = SystemTime::now();
     let authority = CertificateAuthority::in_memory("cluster.local".parse().unwrap(), now).unwrap();
     let partner = ("partner.example".parse().unwrap(), files.join("partner.pem"));
-    Arc::new(authority.trust_bundles(vec![partner], now).unwrap())
+    Arc::new(authority.trust_bundles(vec![partner], None, now).unwrap())
 }
 
 async fn control(offers: Certificates) -> Embedded {

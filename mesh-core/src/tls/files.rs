@@ -20,7 +20,7 @@ use webpki::anchor_from_trusted_cert;
 
 use super::credentials::PROVIDER;
 use super::pem_error;
-use super::revoked::Revoked;
+use super::revoked::{NewestLists, Revoked};
 use crate::error::Invalid;
 use crate::model::{Roots, TlsFiles};
 
@@ -95,6 +95,8 @@ pub struct FileReader {
 struct Last {
     read: SystemTime,
     trust: Arc<FileTrust>,
+    /// How new its lists of revoked certificates were.
+    newest: NewestLists,
     /// Why what came later cannot be used. Told once: the files are read for every connection.
     complaint: Option<Invalid>,
 }
@@ -120,8 +122,16 @@ impl FileReader {
                 None => FileTrust::parse(texts, now).map(Arc::new),
             });
         let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let read = read.and_then(|trust| match (last.get(files), &files.revoked) {
+            (Some(present), Some(path)) => match present.newest.check(&trust.revoked) {
+                Ok(()) => Ok(trust),
+                Err(older) => Err(within(path, &older.reason)),
+            },
+            _ => Ok(trust),
+        });
         match (read, last.get_mut(files)) {
             (Ok(trust), Some(present)) => {
+                present.newest.note(&trust.revoked);
                 (present.trust, present.complaint) = (Arc::clone(&trust), None);
                 Ok(trust)
             }
@@ -134,7 +144,9 @@ impl FileReader {
                 if files.roots == Roots::Nobody {
                     tracing::warn!("servers are called whose certificates nobody verifies (insecureSkipVerify)");
                 }
-                last.insert(files.clone(), Last { read: now, trust: Arc::clone(&trust), complaint: None });
+                let mut newest = NewestLists::default();
+                newest.note(&trust.revoked);
+                last.insert(files.clone(), Last { read: now, trust: Arc::clone(&trust), newest, complaint: None });
                 Ok(trust)
             }
             (Err(invalid), Some(present)) => {

@@ -28,5 +28,5 @@ pub use handshake::{client_config, peer_identity, server_name};
 pub use peer::Peer;
 pub use pem::pem_error;
 pub use provider::Certificates;
-pub use revoked::Revoked;
+pub use revoked::{NewestLists, Revoked};
 pub use spiffe_bundle::SpiffeBundle;

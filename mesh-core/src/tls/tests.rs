@@ -267,6 +267,80 @@ fn m18_of_two_lists_of_one_issuer_neither_is_passed_over() {
 }
 
 #[test]
+fn m18_no_list_takes_the_place_of_a_newer_one_of_its_issuer() {
+    let (ours, theirs) = (Authority::named("ours"), Authority::named("theirs"));
+    let start = time::OffsetDateTime::now_utc();
+    let list = |authority: &Authority, number: u64, after: u64, point: Option<&str>| {
+        crl_pem(&revoked(authority, &[], |it| {
+            it.crl_number = SerialNumber::from(number);
+            it.this_update = start + Duration::from_secs(after);
+            it.issuing_distribution_point = point.map(|uri| CrlIssuingDistributionPoint {
+                distribution_point: CrlDistributionPoint { uris: vec![uri.to_owned()] },
+                scope: None,
+            });
+        }))
+    };
+    let read = |text: &str| Revoked::from_pem(text.as_bytes()).expect("lists");
+    let mut newest = NewestLists::default();
+    newest.check(&Revoked::default()).expect("there were none");
+    newest.note(&read(&list(&ours, 5, 10, None)));
+    for (text, is_newer) in [
+        (list(&ours, 5, 10, None), true),
+        (list(&ours, 6, 11, None) + &list(&theirs, 1, 0, None), true),
+        (list(&ours, 4, 11, None), false),
+        (list(&ours, 6, 9, None), false),
+        (list(&theirs, 1, 0, None), true),
+        (String::new(), false),
+        // For some certificates only, and older than the one for all.
+        (list(&ours, 6, 9, Some("http://a")), false),
+        (list(&ours, 1, 11, Some("http://a")), true),
+    ] {
+        assert_eq!(newest.check(&read(&text)).is_ok(), is_newer, "{text}");
+    }
+    // One that was not there for a while does not come back as it was before.
+    newest.note(&read(&list(&theirs, 1, 0, None)));
+    newest.check(&read(&list(&ours, 4, 9, None))).expect_err("it is older");
+
+    // Nor does one in a file that a rule names.
+    let dir = std::env::temp_dir().join(format!("mesh-core-lists-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("a directory");
+    let (roots, path) = (dir.join("ca.pem"), dir.join("crl.pem"));
+    let put = |text: &str| std::fs::write(&path, text).expect("written");
+    std::fs::write(&roots, &ours.pem).expect("written");
+    put(&list(&ours, 5, 10, None));
+    let mut files = crate::model::FileTls::with(crate::model::Sni::Host, crate::model::Roots::File(roots)).files;
+    files.revoked = Some(path.clone());
+    let (reader, now) = (FileReader::default(), std::time::SystemTime::now());
+    let good = reader.read(&files, now).expect("good");
+    put(&list(&ours, 4, 11, None));
+    assert!(reader.read(&files, now).expect("what it said before").is_same(&good));
+    assert!(reader.problems(now).iter().any(|problem| problem.to_string().contains("goes back")));
+    std::fs::remove_dir_all(&dir).expect("removed");
+}
+
+#[test]
+fn m18_what_no_reader_of_pem_knows_is_an_error_beside_lists_and_roots() {
+    let ours = Authority::named("ours");
+    let list = crl_pem(&revoked(&ours, &[7], |_| {}));
+    for text in [
+        list.replace("X509 CRL", "CRL"),
+        list.replace("X509 CRL", "X509 crl"),
+        format!(" {list}"),
+        list.replace("-----BEGIN", "----BEGIN"),
+        list.to_lowercase(),
+        ours.pem.replace("CERTIFICATE", "TRUSTED CERTIFICATE"),
+    ] {
+        let why = Revoked::from_pem((ours.pem.clone() + &text).as_bytes()).map(drop).expect_err(&text);
+        assert!(why.to_string().contains("nobody reads"), "{why}");
+        TrustBundles::new()
+            .add_pem("td".parse().expect("a domain"), (ours.pem.clone() + &text).as_bytes())
+            .expect_err(&text);
+    }
+    let key = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
+    Revoked::from_pem((key.to_owned() + &list).as_bytes()).expect("no list, and nothing like one");
+}
+
+#[test]
 fn m18_a_malformed_list_is_an_error_or_lets_nobody_in() {
     let ours = Authority::named("ours");
     let mut params = leaf(&[WEB]);

@@ -17,11 +17,11 @@ use tonic_prost::ProstCodec;
 
 use crate::error::Invalid;
 use crate::request::split_authority;
-use crate::tls::{CertificateRequest, Certificates, Credentials, Revoked, files};
+use crate::tls::{CertificateRequest, Certificates, Credentials, NewestLists, Revoked, files};
 use crate::xds::bootstrap::{Bootstrap, CertificateProvider, ChannelCredentials, Node, Server};
 use crate::xds::connect::Connector;
 use crate::xds::istio_ca::{
-    CREATE_CERTIFICATE, IstioCertificateRequest, IstioCertificateResponse, NAMESPACE, SERVICE_ACCOUNT,
+    CREATE_CERTIFICATE, IstioCertificateRequest, IstioCertificateResponse, MAX_RESPONSE, NAMESPACE, SERVICE_ACCOUNT,
 };
 use crate::xds::place::Place;
 use crate::xds::transport::{self, Keepalive};
@@ -78,10 +78,10 @@ pub(crate) async fn keep(certificates: Arc<Certificates>, bootstrap: Arc<Bootstr
         Ok(provider) => provider,
         Err(invalid) => return wrong(invalid),
     };
-    let mut failures = 0;
+    let (mut failures, mut known) = (0, Known::default());
     loop {
         let present = certificates.current().filter(|present| present.not_after() > SystemTime::now());
-        let wait = match provider.get(&bootstrap, &connector, present).await {
+        let wait = match provider.get(&bootstrap, &connector, present, &mut known).await {
             Ok(credentials) => {
                 failures = 0;
                 let wait = provider.refresh(&credentials, random.f64());
@@ -174,6 +174,28 @@ fn backoff(failures: u32, jitter: f64) -> Duration {
     longest.mul_f64(0.5 + 0.5 * jitter)
 }
 
+/// What is remembered from one certificate to the next.
+#[derive(Default)]
+struct Known {
+    /// How new the lists of revoked certificates were in a file.
+    newest: NewestLists,
+    /// Why an answer was not understood. The token that it was the answer to is used up: what it says of later tries is no reason.
+    unread: Option<String>,
+}
+
+/// Why an authority gave no certificate.
+enum Unsigned {
+    /// It has signed, or may have, and its answer cannot be read.
+    Unreadable(String),
+    Refused(String),
+}
+
+impl From<String> for Unsigned {
+    fn from(reason: String) -> Self {
+        Unsigned::Refused(reason)
+    }
+}
+
 /// Where certificates come from.
 enum Provider {
     Files { certificate: PathBuf, key: PathBuf, roots: PathBuf, refresh: Duration },
@@ -217,14 +239,21 @@ impl Provider {
         bootstrap: &Bootstrap,
         connector: &Connector,
         present: Option<Arc<Credentials>>,
+        known: &mut Known,
     ) -> Result<Credentials, String> {
         match self {
             Provider::Files { certificate, key, roots, .. } => {
                 let read = |path| files::bytes(path).map_err(|invalid| invalid.to_string());
                 let (certificate, key, authority) = (read(certificate)?, read(key)?, read(roots)?);
-                let revoked = Revoked::from_pem(&authority).and_then(|revoked| revoked.check(SystemTime::now()));
-                revoked.map_err(|invalid| format!("{}: {invalid}", roots.display()))?;
-                Credentials::from_pem(&certificate, &key, &authority).map_err(|invalid| invalid.to_string())
+                let revoked = Revoked::from_pem(&authority).and_then(|revoked| {
+                    revoked.check(SystemTime::now())?;
+                    known.newest.check(&revoked).map(|()| revoked)
+                });
+                let revoked = revoked.map_err(|invalid| format!("{}: {invalid}", roots.display()))?;
+                let credentials = Credentials::from_pem(&certificate, &key, &authority);
+                let credentials = credentials.map_err(|invalid| invalid.to_string())?;
+                known.newest.note(&revoked);
+                Ok(credentials)
             }
             Provider::Authority { token } => {
                 let mut reasons = Vec::new();
@@ -236,14 +265,22 @@ impl Provider {
                     for (present, token) in renewal.into_iter().chain([(None, token.as_deref())]) {
                         let way = if present.is_some() { "renewal by the present certificate: " } else { "" };
                         let asked = ask(server, connector, &bootstrap.node, present, token);
-                        let late = |_| format!("no answer within {} s", SIGNING.as_secs());
+                        let late = |_| Unsigned::from(format!("no answer within {} s", SIGNING.as_secs()));
                         match tokio::time::timeout(SIGNING, asked).await.map_err(late).flatten() {
-                            Ok(credentials) => return Ok(credentials),
-                            Err(reason) => reasons.push(format!("{}: {way}{reason}", server.uri)),
+                            Ok(credentials) => {
+                                known.unread = None;
+                                return Ok(credentials);
+                            }
+                            Err(Unsigned::Refused(reason)) => reasons.push(format!("{}: {way}{reason}", server.uri)),
+                            // Its answer to a token would be no shorter.
+                            Err(Unsigned::Unreadable(reason)) => {
+                                known.unread = Some(format!("{}: {way}{reason}", server.uri));
+                                break;
+                            }
                         }
                     }
                 }
-                Err(reasons.join("; "))
+                Err(known.unread.iter().cloned().chain(reasons).collect::<Vec<_>>().join("; "))
             }
         }
     }
@@ -283,11 +320,10 @@ async fn ask(
     node: &Node,
     present: Option<Arc<Credentials>>,
     token: Option<&str>,
-) -> Result<Credentials, String> {
+) -> Result<Credentials, Unsigned> {
     if token.is_some() && server.credentials == ChannelCredentials::Insecure && !is_of_this_machine(&server.uri) {
-        return Err(
-            "the token is not sent in plaintext to another machine: the bootstrap needs `tls` credentials".to_owned()
-        );
+        let why = "the token is not sent in plaintext to another machine: the bootstrap needs `tls` credentials";
+        return Err(Unsigned::Refused(why.to_owned()));
     }
     let request = CertificateRequest::new().map_err(|invalid| invalid.to_string())?;
     let keepalive = Keepalive::new(SIGNING, SIGNING);
@@ -297,22 +333,34 @@ async fn ask(
     let mut message = tonic::Request::new(message);
     if let Some(token) = token {
         let bearer = format!("Bearer {token}").parse();
-        message.metadata_mut().insert("authorization", bearer.map_err(|_| "the token is no header's value")?);
+        message
+            .metadata_mut()
+            .insert("authorization", bearer.map_err(|_| "the token is no header's value".to_owned())?);
     }
-    let mut client = Grpc::new(channel);
+    let mut client = Grpc::new(channel).max_decoding_message_size(MAX_RESPONSE);
     client.ready().await.map_err(|error| error.to_string())?;
     let codec = ProstCodec::<IstioCertificateRequest, IstioCertificateResponse>::default();
     let path = http::uri::PathAndQuery::from_static(CREATE_CERTIFICATE);
     let answer = client.unary(message, path, codec).await;
     let answer = answer.map_err(|status| {
+        if transport::is_unreadable(&status) {
+            return Unsigned::Unreadable(format!(
+                "the answer of the authority cannot be read, which may be up to {} MiB long with its lists of revoked \
+                 certificates and the roots of other trust domains: {:?}: {}",
+                MAX_RESPONSE >> 20,
+                status.code(),
+                status.message()
+            ));
+        }
         let hint = match (status.code(), token) {
             (tonic::Code::Unauthenticated, Some(_)) => SPENT,
             _ => "",
         };
-        format!("{:?}: {}{hint}", status.code(), status.message())
+        Unsigned::Refused(format!("{:?}: {}{hint}", status.code(), status.message()))
     })?;
     let answer = answer.into_inner();
-    request.signed(&answer.cert_chain, &answer.trust_bundles).map_err(|invalid| invalid.to_string())
+    let signed = request.signed(&answer.cert_chain, &answer.trust_bundles);
+    signed.map_err(|invalid| Unsigned::Unreadable(format!("the answer of the authority cannot be used: {invalid}")))
 }
 
 /// Whether nobody else can read what is sent to a server.

@@ -11,6 +11,10 @@ pub const SERVICE: &str = "istio.v1.auth.IstioCertificateService";
 /// The path of its only method.
 pub const CREATE_CERTIFICATE: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
 
+/// The largest answer, in bytes. Lists of revoked certificates may be long: gRPC's own default of 4 MiB is less than some hundred
+/// thousand of them need. An authority hands out no more, and who asks it reads as much.
+pub const MAX_RESPONSE: usize = 16 << 20;
+
 /// A request to sign a key.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct IstioCertificateRequest {

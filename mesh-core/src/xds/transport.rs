@@ -255,14 +255,17 @@ async fn read<R>(
 
 fn ended(status: &Status) -> End {
     let text = format!("{:?}: {}", status.code(), chain(status));
-    // What tonic and prost say of a message that is too large, or no Protobuf. A status of the server's own that
-    // happens to read the same costs it nothing but time.
-    let is_unreadable = match status.code() {
+    if is_unreadable(status) { End::Unreadable(text) } else { End::Closed(text) }
+}
+
+/// What tonic and prost say of a message that is too large, or no Protobuf. A status of the server's own that happens to read the
+/// same costs it nothing but time.
+pub(crate) fn is_unreadable(status: &Status) -> bool {
+    match status.code() {
         Code::OutOfRange => status.message().contains("message length too large"),
         Code::Internal => status.message().contains("failed to decode Protobuf message"),
         _ => false,
-    };
-    if is_unreadable { End::Unreadable(text) } else { End::Closed(text) }
+    }
 }
 
 /// An error with all its causes.

@@ -17,6 +17,7 @@ use crate::identity::{SpiffeId, TrustDomain};
 use crate::tls::{Certificates, Credentials, TrustBundles};
 use crate::xds::bootstrap::Server;
 use crate::xds::connect::Connector;
+use crate::xds::istio_ca::MAX_RESPONSE;
 use crate::xds::transport::{self, Keepalive};
 
 const FETCH_X509_SVID: &str = "/SpiffeWorkloadAPI/FetchX509SVID";
@@ -87,7 +88,7 @@ pub(crate) async fn follow(
     };
     let mut request = tonic::Request::new(X509SvidRequest {});
     request.metadata_mut().insert(SECURITY_HEADER, tonic::metadata::MetadataValue::from_static("true"));
-    let mut client = Grpc::new(channel);
+    let mut client = Grpc::new(channel).max_decoding_message_size(MAX_RESPONSE);
     if let Err(error) = client.ready().await {
         return Ended::ForNow(error.to_string());
     }
