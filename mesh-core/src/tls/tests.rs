@@ -308,7 +308,7 @@ fn m18_no_list_takes_the_place_of_a_newer_one_of_its_issuer() {
     let put = |text: &str| std::fs::write(&path, text).expect("written");
     std::fs::write(&roots, &ours.pem).expect("written");
     put(&list(&ours, 5, 10, None));
-    let mut files = crate::model::FileTls::with(crate::model::Sni::Host, crate::model::Roots::File(roots)).files;
+    let mut files = crate::model::FileTls::with(crate::model::Sni::None, crate::model::Roots::File(roots)).files;
     files.revoked = Some(path.clone());
     let (reader, now) = (FileReader::default(), std::time::SystemTime::now());
     let good = reader.read(&files, now).expect("good");

@@ -252,7 +252,8 @@ impl<T: Transport> ActiveRequest<T> {
         if !self.info.is_grpc {
             if let Some(nearest) = answer_by.into_iter().chain(self.try_until).min() {
                 let left = nearest.saturating_duration_since(now).as_millis();
-                head.headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX).max(1)));
+                head.headers
+                    .insert(EXPECTED_TIMEOUT, HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX).max(1)));
             }
         } else if let Some(deadline) = self.info.deadline {
             grpc_timeout::tell(&mut head.headers, deadline.saturating_duration_since(now));
