@@ -40,7 +40,8 @@ const CRATES: [Crate; 4] = [
         layers: &[
             &["body", "connection", "drain", "filters", "headers", "inherited", "io", "reply", "uri"],
             &["health", "transport"],
-            &["listeners", "outbound/mirror", "outbound/response_body", "outbound/rewrite"],
+            &["listeners", "outbound/mirror", "outbound/placement", "outbound/response_body", "outbound/rewrite"],
+            &["outbound/coalesced"],
             &["outbound/request"],
             &["outbound/attempt"],
             &["outbound/hedge", "outbound/route"],
@@ -49,7 +50,7 @@ const CRATES: [Crate; 4] = [
             &["client", "server"],
         ],
     },
-    Crate { name: "mesh-tonic", layers: &[&["status", "health"], &["deadline"], &["channel", "server"]] },
+    Crate { name: "mesh-tonic", layers: &[&["status", "health", "streams"], &["deadline"], &["channel", "server"]] },
     Crate {
         name: "mesh-control",
         layers: &[

@@ -5,6 +5,7 @@
 //! endpoints that callers name themselves, which no view can hold, are held here for a while.
 
 mod health;
+mod leaving;
 mod retries;
 mod usage;
 
@@ -24,6 +25,7 @@ use crate::outlier::{Detector, Outcome, Record};
 use crate::tls::Certificates;
 
 pub use health::HealthNews;
+pub use leaving::Leaving;
 pub use retries::{RetryPermit, RetryPrice, TooManyRetries};
 pub use usage::{ConnectionPermit, Freed, HostConnections, PendingPermit, Usage};
 
@@ -139,6 +141,7 @@ impl TlsChanges {
 pub struct EndpointState {
     id: EndpointId,
     in_flight: AtomicU32,
+    leaving: AtomicU32,
     mutual_tls: bool,
     new_since: OnceLock<Instant>,
     certificates: Arc<Certificates>,
@@ -155,6 +158,7 @@ impl EndpointState {
     fn new(id: EndpointId, mutual_tls: bool, cluster: &ClusterState) -> Self {
         EndpointState {
             in_flight: AtomicU32::new(0),
+            leaving: AtomicU32::new(0),
             mutual_tls,
             new_since: OnceLock::new(),
             certificates: Arc::clone(&cluster.certificates),

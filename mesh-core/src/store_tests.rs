@@ -466,7 +466,7 @@ fn ports(entry: &TargetEntry) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn endpoints_that_cannot_be_reached_get_no_requests_and_their_priority_gives_way_without_a_push() {
+async fn endpoints_that_cannot_be_reached_get_no_requests_and_their_cluster_gives_way_without_a_push() {
     let (store, mut sink) = store();
     let entry = store.target("t").unwrap();
     _ = sink.changed().await;
@@ -489,8 +489,8 @@ async fn endpoints_that_cannot_be_reached_get_no_requests_and_their_priority_giv
     };
     one.note_unreachable(now, &mut random);
     settled(&mut sink);
-    // Of its priority 70 % are left: the rest goes to the next one.
-    sees(&[2, 3]);
+    // The next cluster is for when nothing is left of this one.
+    sees(&[2]);
     two.note_unreachable(now, &mut random);
     settled(&mut sink);
     sees(&[3]);

@@ -11,7 +11,7 @@ use http::uri::Authority;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use mesh_core::error::{ErrorKind, MeshError};
-use mesh_tower::client::{ResponseBody, ResponseFuture};
+use mesh_tower::client::{Follow, ResponseBody, ResponseFuture};
 use mesh_tower::{Client, Mesh};
 use pin_project_lite::pin_project;
 use tonic::Status;
@@ -50,13 +50,23 @@ use crate::status::{of_foreign_answer, status};
 /// ```
 pub fn channel(mesh: &Mesh, target: &str) -> Channel {
     let name = name_of(target).map_err(|error| error.within(format_args!("target {target:?}")));
-    Channel { client: name.and_then(|name| mesh.client_for(&name)) }
+    Channel { client: name.and_then(|name| mesh.client_for(&name)), follows: false }
 }
 
 /// A gRPC channel: see [`channel`].
 #[derive(Clone, Debug)]
 pub struct Channel {
     client: Result<Client, MeshError>,
+    follows: bool,
+}
+
+impl Channel {
+    /// The same channel, whose responses say which endpoint they come from: so that streams can level out
+    /// ([`crate::streams`]).
+    #[must_use]
+    pub fn following(self) -> Channel {
+        Channel { follows: true, ..self }
+    }
 }
 
 impl<B> Service<Request<B>> for Channel
@@ -75,6 +85,9 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> ChannelFuture {
+        if self.follows {
+            request.extensions_mut().insert(Follow);
+        }
         let sent = match &self.client {
             Ok(client) => limit(&mut request).map(|()| client.request(request)),
             Err(error) => Err(status(error.clone())),

@@ -21,6 +21,7 @@
 //! | `status` | every failure of the mesh as exactly one `tonic::Status`, with the mesh's own message |
 //! | `deadline` | `grpc-timeout` in and out; a call never outlives the one that it is made for |
 //! | `server` | [`serve`] and [`server_layer`]: a tonic server behind the mesh, from bound to drained |
+//! | `streams` | [`streams::resuming`]: streams that last move to servers that come later |
 //! | `health` | `grpc.health.v1`, told by the mesh |
 
 #![warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
@@ -30,6 +31,7 @@ pub mod deadline;
 pub mod health;
 pub mod server;
 pub mod status;
+pub mod streams;
 
 pub use channel::{Channel, channel};
 pub use deadline::Deadline;

@@ -19,7 +19,7 @@ use mesh_core::view::Extensions;
 
 use crate::drain::Drain;
 use crate::listeners::Listeners;
-use crate::outbound::{FixedTarget, MirrorCounts, Mirrors, OutboundContext};
+use crate::outbound::{Coalescer, FixedTarget, MirrorCounts, Mirrors, OutboundContext};
 use crate::transport::{close_idle, look_after};
 
 /// The longest time that can be set. Longer ones mean "for ever", and a clock cannot add them to the present.
@@ -54,6 +54,7 @@ struct Inner {
     limits_told: Arc<Mutex<HashSet<Target>>>,
     passed_unchecked: AtomicU64,
     mirrors: Arc<Mirrors>,
+    coalescer: Arc<Coalescer>,
     /// By which this process is known to others, without a port.
     address: Arc<str>,
 }
@@ -156,6 +157,7 @@ impl Mesh {
             cold_start_wait: self.inner.cold_start_wait,
             target,
             mirrors: Arc::clone(&self.inner.mirrors),
+            coalescer: Arc::clone(&self.inner.coalescer),
             caller: Caller::new(Arc::clone(&self.inner.address), fastrand::u64(..)),
         })
     }
@@ -298,6 +300,7 @@ impl MeshBuilder {
             limits_told: Arc::default(),
             passed_unchecked: AtomicU64::new(0),
             mirrors: Arc::default(),
+            coalescer: Arc::default(),
             address: own_address(),
         };
         Ok(Mesh { inner: Arc::new(inner) })

@@ -178,6 +178,7 @@ fn forward(rule: &Rule, port: u16, around: &Surroundings<'_>) -> Option<Forward>
         timeout: route.timeout.filter(|timeout| !timeout.is_zero()),
         retry,
         hashed_by: Vec::new(),
+        coalesces: rule.extensions.coalesce.is_some(),
         sticky_split: rule.extensions.sticky_split.as_ref().and_then(|by| sticky_split(by, route, &targets)),
         targets,
         mirrors: route

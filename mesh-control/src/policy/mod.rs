@@ -438,6 +438,7 @@ fn default_route(address: &Address, retry: Option<Retry>) -> Route {
             timeout: None,
             retry,
             hashed_by: Vec::new(),
+            coalesces: false,
             sticky_split: None,
             mirrors: Vec::new(),
         }),

@@ -109,6 +109,8 @@ pub struct Forward {
     pub retry: Option<Retry>,
     /// What requests are hashed by, each once: what the rules on the destinations ask for.
     pub hashed_by: Vec<HashedBy>,
+    /// Whether identical GETs that are under way at the same time are one.
+    pub coalesces: bool,
     /// How targets share users, where a split does not go by chance.
     pub sticky_split: Option<Box<StickySplit>>,
     /// Who gets a copy, and of how many requests in a million: never none.

@@ -31,7 +31,7 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value, UInt64Value};
 
 use super::endpoints::{dns_assignment, single_assignment};
-use super::proto::{FAULT_FILTER, ads, any, duration, number, regex};
+use super::proto::{FAULT_FILTER, ads, any, duration, number, regex, text_metadata};
 use super::tls::Security;
 use super::{Found, PASSTHROUGH, callers_http, fault, found_by, hash_policy, http_options, nowhere, share};
 use crate::policy::Cluster;
@@ -78,8 +78,10 @@ fn render_route(rendered: &Route) -> route::Route {
         Action::Fail(reason) => route::route::Action::DirectResponse(unavailable(reason)),
     };
     let fault = fault(&rendered.faults).map(|fault| (FAULT_FILTER.to_owned(), any(&fault)));
+    let coalesces = matches!(&rendered.action, Action::Forward(forward) if forward.coalesces);
     route::Route {
         name: rendered.name.clone(),
+        metadata: coalesces.then(|| text_metadata("mesh-control", "coalesce", "get".to_owned())),
         r#match: Some(render_match(&rendered.condition)),
         typed_per_filter_config: fault.into_iter().collect(),
         request_headers_to_add: own.request_add,

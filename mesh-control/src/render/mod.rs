@@ -37,7 +37,6 @@ use prost::Message;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::catalog::{ClientClass, Encoded, Kind};
-use crate::config::Meta;
 use crate::config::diagnostic::{Code, Diagnostic, Origin, Severity};
 use crate::policy::access::Access;
 use crate::policy::destination_rules::MergedRule;
@@ -94,9 +93,9 @@ impl Degraded {
         Degraded { object: rule.meta.id(), field: format!("trafficPolicy.{field}"), message, origin }
     }
 
-    fn of_annotation(meta: &Meta, key: &str, message: String) -> Degraded {
+    fn of_annotation(rule: &MergedRule, key: &str, message: String) -> Degraded {
         let field = format!("metadata.annotations.{key}");
-        Degraded { object: meta.id(), field, message, origin: meta.origin.clone() }
+        Degraded { object: rule.meta.id(), field, message, origin: rule.meta.origin.clone() }
     }
 
     fn of_service(seen: &Cluster<'_>, field: &str, message: String) -> Degraded {
@@ -351,7 +350,7 @@ pub fn render_cluster(
         (Some(Fallback::Respond(answer)), ClientClass::Grpc) => {
             if let Some(rule) = seen.rule {
                 let what = format!("calls fail where nothing is healthy, and are not answered with {}", answer.status);
-                degraded.push(Degraded::of_annotation(&rule.meta, "mesh-control/fallback", what));
+                degraded.push(Degraded::of_annotation(rule, "mesh-control/fallback", what));
             }
         }
         (Some(Fallback::Respond(answer)), _) => metadata.add_fallback(answer),

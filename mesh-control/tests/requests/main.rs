@@ -3,6 +3,7 @@
 mod balancing;
 mod breakers;
 mod calling;
+mod coalescing;
 mod fallbacks;
 mod mirroring;
 mod objects;

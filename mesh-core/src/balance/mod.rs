@@ -4,6 +4,7 @@
 //! random choice comes from the request, so a test repeats it.
 
 mod hashed;
+mod leveling;
 mod policies;
 mod priority;
 mod warmup;
@@ -18,6 +19,7 @@ use crate::request_info::{RequestInfo, TriedPriorities};
 use crate::state::{ClusterState, EndpointState};
 
 pub use hashed::{Maglev, RingHash};
+pub use leveling::{Leveling, Loads};
 pub use policies::{LeastRequest, Random, RoundRobin};
 pub use priority::{Level, Levels};
 pub use warmup::Warmup;

@@ -250,6 +250,8 @@ pub struct Forward {
     pub hash_policies: Vec<HashPolicy>,
     /// Who else gets a copy.
     pub mirrors: Vec<Mirror>,
+    /// Whether identical GETs that are under way at the same time may be one.
+    pub coalesces: bool,
 }
 
 /// Who else gets a copy of a request, and is not waited for.
@@ -300,6 +302,7 @@ impl Forward {
             retry: None,
             hash_policies: Vec::new(),
             mirrors: Vec::new(),
+            coalesces: false,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::Extensions;
-use crate::balance::{Levels, PickArgs, built_in};
+use crate::balance::{Levels, Loads, PickArgs, built_in};
 use crate::error::{ErrorKind, MeshError};
 use crate::id::{Address, ClusterName, EndpointId};
 use crate::model::{BalancerPolicy, Cluster, ClusterKind, DirectResponse, Endpoint, Endpoints, Health};
@@ -197,6 +197,11 @@ impl ClusterView {
     /// Whether an endpoint takes load now.
     pub fn may_pick(&self, endpoint: &EndpointState) -> bool {
         self.passes_through() || self.levels.taking_load().any(|level| level.endpoints.contains(endpoint))
+    }
+
+    /// What a client has under way on an endpoint, and beside it.
+    pub fn loads_of(&self, endpoint: &EndpointState) -> Loads {
+        Loads::of(endpoint, &self.levels)
     }
 
     /// Whether requests go to the address that the caller asked for.

@@ -8,7 +8,7 @@ use http::HeaderValue;
 use super::{ClusterView, Destination, RoutePosition, RouteTable};
 use crate::error::MeshError;
 use crate::id::Target;
-use crate::model::{HttpManager, Route};
+use crate::model::{HttpManager, Route, RouteAction};
 use crate::request::RequestHead;
 
 /// Everything that a request to one target needs, compiled.
@@ -39,6 +39,13 @@ pub struct RouteRef<'v> {
     /// The listener's limit of streams.
     pub max_stream_duration: Option<Duration>,
     position: RoutePosition,
+}
+
+impl RouteRef<'_> {
+    /// Whether identical GETs that are under way at the same time may be one.
+    pub fn coalesces(&self) -> bool {
+        matches!(&self.route.action, RouteAction::Forward(forward) if forward.coalesces)
+    }
 }
 
 /// Where a request goes, for as long as it lasts: the view stays with it to the end of its body.

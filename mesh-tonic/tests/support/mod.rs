@@ -190,10 +190,16 @@ impl CalculatorClient {
     }
 
     pub async fn count(&self, request: tonic::Request<Number>) -> Result<Streaming<Number>, Status> {
+        self.counting(request).await.map(tonic::Response::into_inner)
+    }
+
+    pub async fn counting(
+        &self,
+        request: tonic::Request<Number>,
+    ) -> Result<tonic::Response<Streaming<Number>>, Status> {
         let mut grpc = self.grpc();
         grpc.ready().await?;
-        let answer = grpc.server_streaming(request, Self::path("Count"), Self::codec()).await;
-        answer.map(tonic::Response::into_inner)
+        grpc.server_streaming(request, Self::path("Count"), Self::codec()).await
     }
 
     pub async fn sum(&self, numbers: impl Stream<Item = Number> + Send + 'static) -> Result<i64, Status> {

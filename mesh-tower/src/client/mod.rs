@@ -20,7 +20,7 @@ use crate::mesh::Mesh;
 use crate::outbound::{self, FixedTarget, OutboundContext};
 use crate::transport::pooled;
 
-pub use crate::outbound::{ResponseBody, ResponseFuture};
+pub use crate::outbound::{Follow, Placement, ResponseBody, ResponseFuture};
 
 pub use connector::{Connector, ConnectorStream};
 pub use layer::{ClientLayer, ClientService};
@@ -111,7 +111,10 @@ impl Client {
     /// Not generic, so that it is compiled once, and not again in each crate that sends another body.
     #[inline(never)]
     fn send(&self, head: Parts, body: Body) -> ResponseFuture {
-        outbound::send(&self.context, pooled(), head, body)
+        match outbound::key(&self.context, &head, &body) {
+            None => outbound::send(&self.context, pooled(), head, body),
+            Some(key) => ResponseFuture::waiting(outbound::join(&self.context, key, head)),
+        }
     }
 }
 

@@ -9,8 +9,11 @@
 //! go on.
 
 mod attempt;
+mod coalesce;
+mod coalesced;
 mod hedge;
 mod mirror;
+mod placement;
 mod request;
 mod response_body;
 mod rewrite;
@@ -33,8 +36,11 @@ use crate::body::{Body, BoxError, length, note_frame};
 use crate::reply;
 use crate::transport::{Replay, Transport};
 
+pub(crate) use coalesce::{join, key};
+pub(crate) use coalesced::Coalescer;
 pub use mirror::MirrorCounts;
 pub(crate) use mirror::Mirrors;
+pub use placement::{Follow, Placement};
 pub(crate) use request::{Attempt, FixedTarget, OutboundContext, within};
 pub use response_body::ResponseBody;
 pub(crate) use route::{entry, original_destination, refuse_tls};
@@ -56,6 +62,7 @@ pub(crate) fn send<T: Transport>(
             context: Arc::clone(context),
             transport,
             info: route::info_of(context, &head),
+            follows: head.extensions.get::<Follow>().is_some(),
             route: None,
             filters_entered: 0,
             original_destination: None,
@@ -318,9 +325,26 @@ impl<T: Transport> ActiveRequest<T> {
         // They are given up before the answer is read.
         self.rivals.clear();
         self.pass_back(&mut head, body.is_end_stream());
+        if self.follows {
+            self.tell_placement(&mut head);
+        }
         let is_observed = self.info.is_observed() || (self.info.is_grpc && self.is_watched());
         let body = ResponseBody::new(Content::Upstream { body }, self.take_deadline(), is_observed);
         Ok(Response::from_parts(head, body))
+    }
+
+    /// Says where the answer comes from.
+    #[cold]
+    fn tell_placement(&self, head: &mut http::response::Parts) {
+        let (Some(attempt), Some(route)) = (&self.attempt, &self.route) else { return };
+        let target = match &self.context.target {
+            Some(target) => Some(Arc::clone(&target.entry)),
+            None => self.context.store.find(route.view().target().as_str()),
+        };
+        if let (Some(target), Some(cluster)) = (target, route.get().cluster) {
+            let (endpoint, cluster) = (Arc::clone(attempt.endpoint()), cluster.name().clone());
+            head.extensions.insert(Placement { endpoint, target, cluster });
+        }
     }
 
     /// The connection speaks another protocol from here on, and belongs to whoever asked for that.
@@ -351,8 +375,12 @@ pub struct ResponseFuture<B: 'static = Incoming> {
     state: State<B>,
 }
 
+/// A response that is made elsewhere.
+type Waiting<B> = Pin<Box<dyn Future<Output = Concluded<B>> + Send>>;
+
 enum State<B: 'static> {
     Underway { outbound: Pin<Box<dyn Underway<B>>> },
+    Waiting { response: Waiting<B> },
     Ready { result: Option<Box<Concluded<B>>> },
 }
 
@@ -360,6 +388,11 @@ impl<B: 'static> ResponseFuture<B> {
     #[cold]
     pub(crate) fn ready(result: Concluded<B>) -> Self {
         ResponseFuture { state: State::Ready { result: Some(Box::new(result)) } }
+    }
+
+    #[cold]
+    pub(crate) fn waiting(response: Waiting<B>) -> Self {
+        ResponseFuture { state: State::Waiting { response } }
     }
 }
 
@@ -382,6 +415,7 @@ where
                 }
                 concluded
             }
+            State::Waiting { response } => response.as_mut().poll(cx),
             State::Ready { result } => Poll::Ready(*result.take().expect("a future is not polled after it returned")),
         }
     }

@@ -21,6 +21,7 @@ use mesh_core::store::{Store, TargetEntry};
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 use tokio::time::Sleep;
 
+use super::coalesced::Coalescer;
 use super::mirror::{Copies, Mirrors};
 use crate::transport::{HttpVersion, Replay, Security, Sending, Transport};
 use crate::{filters, headers};
@@ -34,6 +35,8 @@ pub(crate) struct OutboundContext {
     pub(crate) target: Option<FixedTarget>,
     /// Copies of requests, of all clients of the mesh.
     pub(crate) mirrors: Arc<Mirrors>,
+    /// Requests that several wait for, of all clients of the mesh.
+    pub(crate) coalescer: Arc<Coalescer>,
     /// Who this client is, for routes that hash by it.
     pub(crate) caller: Caller,
 }
@@ -64,6 +67,8 @@ pub(super) struct ActiveRequest<T: Transport> {
     pub(super) attempt: Option<Attempt>,
     pub(super) connection: Option<T::Connection>,
     pub(super) replay: Replay,
+    /// Whether the response says where it comes from.
+    pub(super) follows: bool,
     /// Whether a connection that had been in use before closed under it: from then on only new ones will do.
     pub(super) was_cut: bool,
     /// Whether the route has something to do with the response. Where it has not, nobody looks the route up again.

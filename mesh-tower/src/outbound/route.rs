@@ -179,6 +179,9 @@ impl<T: Transport> ActiveRequest<T> {
         let response = match &route.route.action {
             RouteAction::Forward(forward) => {
                 limit(&mut self.info, forward, route)?;
+                if forward.coalesces {
+                    self.context.coalescer.want();
+                }
                 if !forward.hash_policies.is_empty() {
                     self.hash(forward, head)?;
                 }

@@ -4,11 +4,13 @@
 //! One line of the table below, a type that is read from text, a row in `config/support/extensions.rs` and a section of the
 //! document make one. An annotation of ours that is not in the table, or not for its kind of object, is an error.
 
+mod coalesce;
 mod fallback;
 mod hedge;
 mod pairs;
 mod sticky_split;
 
+pub use coalesce::Coalesce;
 pub use fallback::Fallback;
 pub use hedge::Hedge;
 pub use pairs::Pairs;
@@ -64,6 +66,8 @@ extensions! {
     hedge: Hedge = "mesh-control/hedge" of VirtualService,
     /// What a weighted split goes by.
     sticky_split: StickySplit = "mesh-control/sticky-split" of VirtualService,
+    /// Identical requests that are under way at the same time are one.
+    coalesce: Coalesce = "mesh-control/coalesce" of VirtualService,
     /// Who answers where the service has nothing healthy.
     fallback: Fallback = "mesh-control/fallback" of DestinationRule,
 }

@@ -1,6 +1,6 @@
 //! What becomes of annotations of our own (`config::extensions`), by their keys.
 
-use super::Support::{Enforced, Partly};
+use super::Support::{Enforced, Indifferent, Partly};
 use super::{Row, http_only};
 use crate::config::node::Node;
 
@@ -8,6 +8,8 @@ use crate::config::node::Node;
 pub const ANNOTATIONS: &[Row] = &[
     http_only("mesh-control/hedge", "gRPC's clients begin no try beside another one"),
     http_only("mesh-control/sticky-split", "gRPC's clients split calls by chance"),
+    // gRPC's calls are never GETs.
+    Row { path: "mesh-control/coalesce", library: Enforced, grpc: Indifferent },
     Row { path: "mesh-control/fallback", library: Enforced, grpc: Partly(answer) },
 ];
 

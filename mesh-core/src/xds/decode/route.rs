@@ -3,7 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::google::protobuf::value::Kind;
 
 use super::action::{self, Inherited, unusable};
 use super::common::{filled, parse};
@@ -12,7 +14,7 @@ use super::notes::{Notes, ignored};
 use super::{filter, retry, route_match};
 use crate::error::Invalid;
 use crate::id::{ClusterName, RouteName};
-use crate::model::{Route, RouteAction, RouteConfiguration, VirtualHost};
+use crate::model::{Forward, Route, RouteAction, RouteConfiguration, VirtualHost};
 use crate::resources::{Resource, ResourceType};
 use crate::xds::names;
 
@@ -208,7 +210,7 @@ fn route(notes: &mut Notes<'_>, value: pb::Route, inherited: &Inherited) -> Resu
     let pb::Route {
         name,
         r#match,
-        metadata: _,
+        metadata,
         decorator: _,
         typed_per_filter_config,
         request_headers_to_add,
@@ -226,6 +228,13 @@ fn route(notes: &mut Notes<'_>, value: pb::Route, inherited: &Inherited) -> Resu
     let matches = notes.required("match", r#match, route_match::route_match)?;
     let action = action::action(notes, action, inherited)?;
     let action = if route_specifiers.is_empty() { action } else { unusable("route_specifiers are not supported") };
+    let action = match action {
+        RouteAction::Forward(forward) => RouteAction::Forward(Forward {
+            coalesces: metadata.is_some_and(|metadata| coalesces(&metadata)),
+            ..forward
+        }),
+        other => other,
+    };
     if let RouteAction::Unusable(reason) = &action {
         notes.ignore(&format!("action ({reason})"));
     }
@@ -244,4 +253,10 @@ fn route(notes: &mut Notes<'_>, value: pb::Route, inherited: &Inherited) -> Resu
         )?,
         filters: filter::overrides(notes, typed_per_filter_config)?,
     })
+}
+
+/// Whether identical requests of a route may be one: `mesh-control` says it in a text, which others pass over.
+fn coalesces(metadata: &core::Metadata) -> bool {
+    let text = metadata.filter_metadata.get("mesh-control").and_then(|fields| fields.fields.get("coalesce"));
+    matches!(text.and_then(|text| text.kind.as_ref()), Some(Kind::StringValue(method)) if method == "get")
 }
