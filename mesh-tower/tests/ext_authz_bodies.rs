@@ -327,21 +327,21 @@ async fn what_is_held_of_all_bodies_together_has_a_bound_and_a_client_leaves_roo
         request.extensions_mut().insert(Arc::new(ConnectionInfo::new(here, peer)));
         service.clone().oneshot(request)
     };
-    let hold = async |client: &str| {
-        let (before, held) = (seen.lock().unwrap().len(), tokio::spawn(ask(client, LONG)));
+    let shown = async |count: usize| {
         within(async {
-            while seen.lock().unwrap().len() == before {
+            while seen.lock().unwrap().len() < count {
                 tokio::task::yield_now().await;
             }
         })
         .await;
-        held
     };
     // Two of one client are half of all there is.
-    let mut held = vec![hold("10.0.0.1:1").await, hold("10.0.0.1:2").await];
+    let mut held = vec![tokio::spawn(ask("10.0.0.1:1", LONG)), tokio::spawn(ask("10.0.0.1:2", LONG))];
+    shown(2).await;
     let (status, why) = text(within(ask("10.0.0.1:3", LONG)).await.unwrap()).await;
     assert!(status == 503 && why.contains("held"), "{status} {why}");
-    held.push(hold("10.0.0.2:1").await);
+    held.push(tokio::spawn(ask("10.0.0.2:1", LONG)));
+    shown(3).await;
     let (status, why) = text(within(ask("10.0.0.3:1", LONG)).await.unwrap()).await;
     assert!(status == 503 && why.contains("held"), "{status} {why}");
     permits.add_permits(6);
