@@ -4,7 +4,7 @@
 //! of the header map, so that a matcher cannot look for them in the wrong place.
 
 use std::borrow::Cow;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use http::{HeaderMap, Method, Request, Uri, Version, request::Parts};
 
@@ -171,6 +171,24 @@ pub fn without_user(authority: &str) -> &str {
 fn well_formed(authority: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(authority).ok()?;
     split_authority(text).map(|_| text)
+}
+
+/// Whose connections are counted together: those of one address, and of IPv6 those of a network of 64 bits, for whoever has one has
+/// all of its addresses.
+///
+/// ```
+/// use mesh_core::request::client_of;
+///
+/// let client = |text: &str| client_of(text.parse().unwrap());
+/// assert_eq!(client("2001:db8:1:2::7"), client("2001:db8:1:2:ffff::1"));
+/// assert_ne!(client("2001:db8:1:2::7"), client("2001:db8:1:3::7"));
+/// assert_eq!(client("::ffff:10.0.0.1"), client("10.0.0.1"));
+/// ```
+pub fn client_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        v4 => v4,
+    }
 }
 
 /// Host and port of an authority, if it is one and has no user in it: the port as digits, and empty where there is nothing

@@ -7,9 +7,10 @@ use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::error::ErrorKind;
 use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
+use mesh_tower::server::Limits;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 const LEDGER: &str = "
 apiVersion: v1
@@ -33,8 +34,12 @@ fn mesh(control: &Embedded, account: &str) -> Mesh {
 
 /// A server of `ledger` that says who the client is, and then sends back what it gets.
 async fn serve(control: &Embedded) -> (Mesh, SocketAddr) {
+    serve_with(control, &Limits::default()).await
+}
+
+async fn serve_with(control: &Embedded, limits: &Limits) -> (Mesh, SocketAddr) {
     let mesh = mesh(control, "ledger");
-    let mut listener = mesh.bind_tcp("127.0.0.1:0").await.unwrap();
+    let mut listener = mesh.bind_tcp("127.0.0.1:0").await.unwrap().limits(limits);
     let address = listener.local_addr();
     tokio::spawn(async move {
         while let Some((mut io, _)) = listener.accept().await {
@@ -206,4 +211,50 @@ async fn a_client_connects_to_nobody_but_those_who_may_answer_and_never_in_plain
     })
     .await;
     assert_eq!(seen.await.unwrap(), 0x16, "the first byte of a handshake, and none of the application's");
+}
+
+/// A connection from another address of this machine.
+async fn from(client: &str, server: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{client}:0").parse().unwrap()).unwrap();
+    within(socket.connect(server)).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h7_a_client_with_too_many_connections_gets_no_more_and_holds_up_nobody_else() {
+    let control = Embedded::start(Config::yaml(LEDGER), Options::default()).await.unwrap();
+    let mut limits = Limits::default();
+    limits.max_connections_per_client = 3;
+    let (_mesh, address) = serve_with(&control, &limits).await;
+    // They say nothing.
+    let _silent = [from("127.0.0.2", address).await, from("127.0.0.2", address).await];
+    let mut third = from("127.0.0.2", address).await;
+    third.write_all(b"h").await.unwrap();
+    within(third.read_exact(&mut [0; 7])).await.expect("it may have three");
+    let mut fourth = from("127.0.0.2", address).await;
+    assert!(matches!(within(fourth.read(&mut [0])).await, Ok(0) | Err(_)), "it is one too many");
+    assert_eq!(in_plaintext(address).await, "nobody", "another client is served");
+    // Whoever leaves makes room again.
+    drop(third);
+    let again = async { while say(from("127.0.0.2", address).await).await != "nobody" {} };
+    within(again).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_beyond_the_limit_of_a_server_wait_for_their_turn() {
+    let control = Embedded::start(Config::yaml(LEDGER), Options::default()).await.unwrap();
+    let mut limits = Limits::default();
+    limits.max_connections = 1;
+    let (_mesh, address) = serve_with(&control, &limits).await;
+    let mut first = TcpStream::connect(address).await.unwrap();
+    first.write_all(b"hello").await.unwrap();
+    let mut said = [0; 12];
+    within(first.read_exact(&mut said)).await.unwrap();
+    let second = tokio::spawn(in_plaintext(address));
+    // It is served by then, and the second one is not.
+    within(first.write_all(b"!")).await.unwrap();
+    within(first.read_exact(&mut [0])).await.unwrap();
+    assert!(!second.is_finished());
+    drop(first);
+    assert_eq!(within(second).await.unwrap(), "nobody");
 }

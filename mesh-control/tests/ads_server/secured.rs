@@ -252,7 +252,7 @@ async fn a_connection_that_says_nothing_is_closed_and_keeps_nobody_out() {
     let end = tokio::time::timeout(PATIENCE, tokio::io::AsyncReadExt::read(&mut silent, &mut [0])).await;
     assert!(matches!(end, Ok(Ok(0) | Err(_))), "{end:?}");
     let told = || serde_json::to_string(&secured.fixture.report().turned_away).unwrap();
-    until("it is told", || told().contains("did not come to an end in time")).await;
+    until("it is told", || told().contains("it said nothing within 3 s")).await;
 }
 
 /// A report of one call to a workload that says that it is `reviews` of a namespace.

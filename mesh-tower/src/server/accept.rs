@@ -30,6 +30,7 @@ use crate::listeners::{ListenerGuard, ListenerState, WatchTask, watch_listener};
 use crate::mesh::Mesh;
 use crate::server::handshake::{self, Carries, Handshake};
 use crate::server::layer::ServerLayer;
+use crate::server::tcp::Place;
 
 /// After how long without a word a peer is probed, and how often from then on.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
@@ -267,7 +268,7 @@ impl MeshListener {
                 State::Opening(Both::new(handshake.within_time(stream)))
             }
         };
-        Some(MeshIo { state, connection, _listener: self.guard.clone(), in_flight: None })
+        Some(MeshIo { state, connection, _listener: self.guard.clone(), in_flight: None, place: None })
     }
 }
 
@@ -390,6 +391,8 @@ pub struct MeshIo {
     _listener: ListenerGuard,
     /// Where it is one of those that the drain waits for.
     in_flight: Option<InFlight>,
+    /// Where it is one of those that are limited by number.
+    place: Option<Place>,
 }
 
 enum State {
@@ -408,6 +411,11 @@ impl MeshIo {
     /// The drain waits for it.
     pub(super) fn counts_in(&mut self, in_flight: InFlight) {
         self.in_flight = Some(in_flight);
+    }
+
+    /// It takes its place until it is dropped.
+    pub(super) fn takes(&mut self, place: Place) {
+        self.place = Some(place);
     }
 
     /// Whether the peer has said all that it had to say. Pending while nothing is to be read.

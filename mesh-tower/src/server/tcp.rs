@@ -12,18 +12,19 @@ use std::sync::Arc;
 use mesh_core::error::MeshError;
 use mesh_core::id::ListenerName;
 use mesh_core::store::ServerState;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use crate::connection::ConnectionInfo;
+use crate::drain::Phase;
 use crate::io::Half;
 use crate::listeners::ListenerState;
 use crate::mesh::Mesh;
 use crate::server::accept::{MeshIo, MeshListener};
 use crate::server::handshake::Carries;
+use crate::server::limits::Limits;
+use crate::server::peers::{PeerTable, Seat};
 use crate::server::request::{ends, tell};
-
-/// How many connections may be on their way in at a time; more wait in the socket's backlog.
-const MOST_OPENING: usize = 1024;
 
 /// A bound socket for connections that are not HTTP: see [`Mesh::bind_tcp`].
 #[derive(Debug)]
@@ -31,12 +32,39 @@ pub struct MeshTcpListener {
     listener: MeshListener,
     opening: JoinSet<Option<(MeshIo, SocketAddr)>>,
     is_closed: bool,
+    /// For so many connections there is room.
+    room: Arc<Semaphore>,
+    peers: PeerTable,
+    max_per_client: usize,
+}
+
+/// What a connection takes of what there is for all, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    _seat: Seat,
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl MeshTcpListener {
     pub(super) async fn bind(mesh: &Mesh, address: impl tokio::net::ToSocketAddrs) -> io::Result<Self> {
         let listener = MeshListener::bind(mesh, address, Carries::Bytes).await?;
-        Ok(MeshTcpListener { listener, opening: JoinSet::new(), is_closed: false })
+        let listener = MeshTcpListener {
+            listener,
+            opening: JoinSet::new(),
+            is_closed: false,
+            room: Arc::new(Semaphore::new(0)),
+            peers: PeerTable::default(),
+            max_per_client: 0,
+        };
+        Ok(listener.limits(&Limits::default()))
+    }
+
+    /// Other limits than the default ones, for connections from now on: [`Limits::max_connections`] and
+    /// [`Limits::max_connections_per_client`], those that shake hands included. The others are about HTTP.
+    pub fn limits(mut self, limits: &Limits) -> Self {
+        self.room = Arc::new(Semaphore::new(limits.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
+        self.max_per_client = limits.max_connections_per_client;
+        self
     }
 
     /// Where it is bound.
@@ -58,7 +86,8 @@ impl MeshTcpListener {
     }
 
     /// The next connection that is let in, with its handshake done: who the client is stands in [`MeshIo::connection`]. `None`
-    /// when the drain is over. A client that is slow to shake hands holds up nobody else. Cancel safe.
+    /// when the drain is over. A client that is slow to shake hands holds up nobody else, and one that has too many connections gets
+    /// no more of them. Cancel safe.
     pub async fn accept(&mut self) -> Option<(MeshIo, SocketAddr)> {
         loop {
             tokio::select! {
@@ -68,9 +97,14 @@ impl MeshTcpListener {
                         return Some(opened);
                     }
                 }
-                accepted = self.listener.accept(), if !self.is_closed && self.opening.len() < MOST_OPENING => {
+                accepted = next(&mut self.listener, &self.room), if !self.is_closed => {
                     match accepted {
-                        Some((io, peer)) => {
+                        Some((mut io, peer, room)) => {
+                            let Some(seat) = self.peers.enter(peer.ip(), self.max_per_client) else {
+                                tracing::info!(%peer, "connection refused: its client has too many");
+                                continue;
+                            };
+                            io.takes(Place { _seat: seat, _room: room });
                             let listener = Arc::clone(self.listener.listener());
                             let mesh = self.listener.mesh().clone();
                             self.opening.spawn(async move { Some((open(io, &listener, &mesh).await?, peer)) });
@@ -82,6 +116,20 @@ impl MeshTcpListener {
             }
         }
     }
+}
+
+/// The next connection for which there is room. When nobody connects any more, what is left in the backlog is let in.
+async fn next(
+    listener: &mut MeshListener,
+    room: &Arc<Semaphore>,
+) -> Option<(MeshIo, SocketAddr, Option<OwnedSemaphorePermit>)> {
+    let mesh = listener.mesh().clone();
+    let room = tokio::select! {
+        room = Arc::clone(room).acquire_owned() => room.ok(),
+        () = mesh.drain().reached(Phase::Closing) => None,
+    };
+    let (io, peer) = listener.accept().await?;
+    Some((io, peer, room))
 }
 
 /// Waits for the handshake, and asks the policies.

@@ -4,6 +4,7 @@ pub(crate) mod access_log;
 pub(crate) mod admin;
 pub(crate) mod ads;
 pub(crate) mod certificates;
+mod door;
 mod own_tls;
 mod secrets;
 pub(crate) mod server;

@@ -2,7 +2,7 @@
 //! certificate of the mesh, and so its roots, comes back with it over the address that its bootstrap names.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::Context;
 use mesh_core::identity::SpiffeId;
@@ -61,9 +61,6 @@ impl OwnTls {
         Ok(Present { acceptor, trust, renewed_at: now + issued.ttl / 2 })
     }
 }
-
-/// How long a client may take until it is known whether it speaks TLS: HTTP/2 begins with the client's words, too.
-pub(crate) const FIRST_BYTE: Duration = Duration::from_secs(10);
 
 /// The first byte of a TLS handshake (RFC 8446, 5.1).
 pub(crate) const HANDSHAKE: u8 = 0x16;

@@ -9,13 +9,10 @@ use std::time::{Duration, SystemTime};
 
 use mesh_core::error::Invalid;
 use mesh_core::identity::{SpiffeId, TrustDomain};
-use mesh_core::tls::svid;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -34,13 +31,14 @@ use crate::serve::clients::fleet::{Fleet, Limits};
 use crate::serve::clients::load::{Load, Reporting};
 use crate::serve::clients::metrics::Metrics;
 use crate::serve::clients::presence::{Presence, Workloads};
-use crate::serve::clients::refusals::{Reason, Refusals};
+use crate::serve::clients::refusals::Refusals;
 use crate::serve::clients::settling::Settling;
 use crate::serve::clients::state::ServerState;
 use crate::serve::io::access_log::AccessLogs;
 use crate::serve::io::ads::Ads;
 use crate::serve::io::certificates::CertificateService;
-use crate::serve::io::own_tls::{FIRST_BYTE, HANDSHAKE, OwnTls};
+use crate::serve::io::door::{Door, accept};
+use crate::serve::io::own_tls::{HANDSHAKE, OwnTls};
 use crate::serve::io::secrets::Secrets;
 use crate::serve::io::tls::{Reloading, TlsFiles};
 use crate::serve::protocol::push::Pace;
@@ -177,10 +175,6 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAMS_PER_CONNECTION: u32 = 1024;
 /// Connections that were accepted and are not served yet.
 const BACKLOG: usize = 64;
-/// Handshakes at a time.
-const HANDSHAKES: usize = 256;
-/// How long one may take.
-const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
 /// Between the GOAWAY of a connection and the end of its streams, so that clients see a server that
 /// leaves, rather than an error (gRFC A57).
 const GOAWAY_LEAD: Duration = Duration::from_millis(100);
@@ -273,28 +267,21 @@ impl Server {
         let own = self.desk.as_ref().map(|desk| Arc::new(OwnTls::new(desk.authority().clone())));
         self.keep(tokio::spawn(async move {
             while let Some((stream, peer)) = accept(&listener, &door.connections).await {
-                let Some(own) = own.clone() else {
-                    door.plaintext(stream, peer).await;
-                    continue;
-                };
-                let Some(permit) = door.permit().await else { return };
-                let door = door.clone();
-                tokio::spawn(async move {
-                    let mut first = [0];
-                    let first = match tokio::time::timeout(FIRST_BYTE, stream.peek(&mut first)).await {
-                        Ok(Ok(1)) => first[0],
-                        // It has said nothing, or is gone.
-                        _ => return,
-                    };
-                    if first != HANDSHAKE {
-                        drop(permit);
-                        return door.plaintext(stream, peer).await;
-                    }
-                    match own.latest(SystemTime::now()) {
-                        Ok(acceptor) => door.tls(acceptor, stream, peer, permit).await,
-                        Err(why) => tracing::error!("the server has no certificate of its own authority: {why:#}"),
-                    }
-                });
+                match own.clone() {
+                    None => door.plaintext(stream, peer).await,
+                    Some(own) => door.let_in(stream, peer, move |door, stream, first| async move {
+                        if first != HANDSHAKE {
+                            return Some(Conn::plaintext(stream, peer));
+                        }
+                        match own.latest(SystemTime::now()) {
+                            Ok(acceptor) => door.tls(acceptor, stream, peer).await,
+                            Err(why) => {
+                                tracing::error!("the server has no certificate of its own authority: {why:#}");
+                                None
+                            }
+                        }
+                    }),
+                }
             }
         }));
         Ok(bound)
@@ -311,17 +298,17 @@ impl Server {
         let door = self.door(files.client_ca.is_some());
         self.keep(tokio::spawn(async move {
             while let Some((stream, peer)) = accept(&listener, &door.connections).await {
-                let Some(permit) = door.permit().await else { return };
-                let (acceptor, door) = (acceptor.clone(), door.clone());
-                tokio::spawn(async move { door.tls(acceptor.latest().await, stream, peer, permit).await });
+                let acceptor = acceptor.clone();
+                door.let_in(stream, peer, move |door, stream, _| async move {
+                    door.tls(acceptor.latest().await, stream, peer).await
+                });
             }
         }));
         Ok(bound)
     }
 
     fn door(&self, verifies: bool) -> Door {
-        let (connections, state) = (self.connections.clone(), self.state.clone());
-        Door { connections, state, handshakes: Arc::new(Semaphore::new(HANDSHAKES)), verifies }
+        Door::new(self.connections.clone(), self.state.clone(), verifies)
     }
 
     /// A connection inside the process, to the same server.
@@ -401,84 +388,6 @@ async fn reconsider(state: &ServerState) {
     }
 }
 
-/// What a listener does with the connections that it accepts.
-#[derive(Clone)]
-struct Door {
-    connections: mpsc::Sender<Conn>,
-    state: Arc<ServerState>,
-    handshakes: Arc<Semaphore>,
-    /// Whether everybody has to show a certificate.
-    verifies: bool,
-}
-
-impl Door {
-    /// Without a permit the next ones wait in the kernel's queue.
-    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
-        self.handshakes.clone().acquire_owned().await.ok()
-    }
-
-    async fn plaintext(&self, stream: TcpStream, peer: SocketAddr) {
-        self.hand_over(Conn { peer: Peer::nameless(peer.ip()), io: Io::Tcp(stream) }).await;
-    }
-
-    async fn tls(&self, acceptor: TlsAcceptor, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
-        let refused = |reason, text: &str| self.state.refusals.note(peer.ip(), reason, "", text, now());
-        let handshake = tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await;
-        drop(permit);
-        let stream = match handshake {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return refused(reason_of(&error), &error.to_string()),
-            Err(_) => return refused(Reason::Handshake, "it did not come to an end in time"),
-        };
-        let chain = stream.get_ref().1.peer_certificates();
-        let identity = match chain.and_then(|chain| chain.first()) {
-            Some(leaf) => Some(svid::id(leaf)),
-            None if self.verifies => Some(Err(Invalid::new("there is none"))),
-            None => None,
-        };
-        let expires = chain.and_then(|chain| svid::not_after(chain.first()?).ok());
-        let chain = chain.map(|chain| chain.iter().cloned().map(CertificateDer::into_owned).collect());
-        let peer = Peer { ip: peer.ip(), is_secured: true, identity, chain, expires, asked: Arc::default() };
-        self.hand_over(Conn { peer, io: Io::Tls(Box::new(stream)) }).await;
-    }
-
-    async fn hand_over(&self, connection: Conn) {
-        // The server may have stopped meanwhile.
-        let _ = self.connections.send(connection).await;
-    }
-}
-
-/// The next connection, as long as there is a server to take it.
-async fn accept(listener: &TcpListener, server: &mpsc::Sender<Conn>) -> Option<(TcpStream, SocketAddr)> {
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = server.closed() => return None,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                // A response is written in pieces, and each is waited for.
-                let _ = stream.set_nodelay(true);
-                return Some((stream, peer));
-            }
-            Err(error) => {
-                // Out of file descriptors, most likely: trying again at once would only burn time.
-                tracing::warn!(%error, "cannot accept");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-/// Why a handshake failed.
-fn reason_of(error: &io::Error) -> Reason {
-    match error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
-        Some(rustls::Error::NoCertificatesPresented) => Reason::NoCertificate,
-        Some(rustls::Error::InvalidCertificate(_)) => Reason::BadCertificate,
-        _ => Reason::Handshake,
-    }
-}
-
 /// Who is on the other end of a connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
@@ -496,7 +405,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    fn nameless(ip: IpAddr) -> Peer {
+    pub(crate) fn nameless(ip: IpAddr) -> Peer {
         Peer { ip, identity: None, is_secured: false, chain: None, expires: None, asked: Arc::default() }
     }
 }
@@ -510,12 +419,18 @@ fn certified(request: Request<()>) -> Result<Request<()>, Status> {
 }
 
 /// A connection of either sort.
-struct Conn {
-    peer: Peer,
-    io: Io,
+pub(crate) struct Conn {
+    pub(crate) peer: Peer,
+    pub(crate) io: Io,
 }
 
-enum Io {
+impl Conn {
+    pub(crate) fn plaintext(stream: TcpStream, peer: SocketAddr) -> Conn {
+        Conn { peer: Peer::nameless(peer.ip()), io: Io::Tcp(stream) }
+    }
+}
+
+pub(crate) enum Io {
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
     Memory(DuplexStream),
