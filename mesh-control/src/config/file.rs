@@ -157,6 +157,14 @@ objects! {
     mesh_configs: MeshConfig,
 }
 
+impl Item {
+    /// Whether it guards workloads.
+    pub(super) fn guards(&self) -> bool {
+        use ObjectKind::{AuthorizationPolicy, Foreign, PeerAuthentication, RequestAuthentication};
+        matches!(self.meta().kind, AuthorizationPolicy | PeerAuthentication | RequestAuthentication | Foreign(_))
+    }
+}
+
 impl Objects {
     /// Whether none is in force.
     pub fn is_empty(&self) -> bool {
@@ -422,8 +430,8 @@ impl Reader<'_> {
     /// These parts of a document may be any object.
     fn unread_parts<'n>(&mut self, parts: impl Iterator<Item = (Option<&'n str>, &'n Node)>, d: &mut Decoder<'_>) {
         let Some(finding) = d.take_rejection() else { return };
-        let suspect = suspect::in_nodes(parts, self.source, &finding);
-        self.items.extend(suspect.map(|refused| Item::Refused(Arc::new(refused))));
+        let suspects = suspect::in_nodes(parts, self.source, &finding);
+        self.items.extend(suspects.into_iter().map(|refused| Item::Refused(Arc::new(refused))));
         self.unread.push(finding);
     }
 }

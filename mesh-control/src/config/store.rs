@@ -27,6 +27,8 @@ pub struct Store {
     state: Option<State>,
     notes: Vec<Diagnostic>,
     alarm: Option<Diagnostic>,
+    /// That the settings of the mesh are gone that were in force.
+    lost_settings: Option<Diagnostic>,
     allow_empty: bool,
     /// Whether a directory was looked at before: there is a state of it that goes on.
     has_looked: bool,
@@ -243,7 +245,7 @@ impl Store {
     /// Everything that is in force, and what is wrong.
     pub fn loaded(&self) -> Loaded {
         let mut loaded = self.loaded.clone();
-        let alarms = self.alarm.iter().chain(&self.notes);
+        let alarms = self.alarm.iter().chain(&self.lost_settings).chain(&self.notes);
         let of_state = self.state.iter().flat_map(State::diagnostics);
         loaded.diagnostics.splice(0..0, alarms.chain(of_state).cloned());
         loaded
@@ -294,9 +296,11 @@ impl Store {
                 let parsed = file::read(source(text));
                 let holds_something = self.good.values().any(|good| good.file == name);
                 let is_emptied = parsed.items.is_empty() && !holds_something && !failing.is_empty();
-                if !parsed.rejected
-                    && let Some(known) = self.texts.get_mut(&name)
-                    && (is_emptied || (!parsed.items.is_empty() && known.is_cut_off_in(text)))
+                let loses_guard = parsed.unread.is_empty() && self.loses_guard(&name, &parsed.items);
+                if let Some(known) = self.texts.get_mut(&name)
+                    && (loses_guard
+                        || (!parsed.rejected
+                            && (is_emptied || (!parsed.items.is_empty() && known.is_cut_off_in(text)))))
                     && known.doubted.as_ref() != Some(text)
                 {
                     known.doubted = Some(text.clone());
@@ -318,6 +322,14 @@ impl Store {
         let text = Text { items, keeps, unread, diagnostics, ..Text::of(content) };
         self.texts.insert(name, text);
         true
+    }
+
+    /// Whether one of the objects that guard workloads is not in a text any more. Half a file may end where an object does.
+    fn loses_guard(&self, name: &str, now: &[Item]) -> bool {
+        let known = self.texts.get(name).into_iter().flat_map(|text| &text.items);
+        let good = self.good.values().filter(|good| *good.file == *name).map(|good| &good.item);
+        let mut guards = known.chain(good).filter(|item| item.guards() && !item.meta().name.is_empty());
+        guards.any(|guard| now.iter().all(|item| item.meta().key() != guard.meta().key()))
     }
 
     /// Decides what is in force. Of an object that is written twice the last one counts, in the order of the files'
@@ -392,6 +404,18 @@ impl Store {
         }
         loaded.diagnostics = found;
         self.loaded = loaded;
+        let settings = |good: &BTreeMap<ObjectKey, Good>| {
+            good.values().find(|good| good.item.meta().kind == ObjectKind::MeshConfig).map(|good| good.file.clone())
+        };
+        match (settings(&self.good), settings(&good)) {
+            (_, Some(_)) => self.lost_settings = None,
+            (Some(file), None) => {
+                let message = "the settings of the mesh that it held are gone: the defaults are in force, or come into force with \
+                               the next start (trust domain, root namespace)";
+                self.lost_settings = Some(Diagnostic::of_file(file, Severity::Warning, Code::File, message));
+            }
+            (None, None) => {}
+        }
         self.good = good;
         if let Some(state) = &mut self.state {
             let handed_in = |good: &&Good| self.texts.get(&good.file).is_some_and(|text| text.is_handed_in);
@@ -438,11 +462,11 @@ impl Text {
         self.items.iter().filter(|item| matches!(item, Item::Refused(_))).cloned().collect()
     }
 
-    /// Whether what it is now lacks the newline at its end that it had. Half of an object may be a good one that says less:
-    /// it is believed when the next look finds it unchanged.
+    /// Whether what it is now lacks the newline at its end that it had, or is the beginning of what it was. Half of an object may be
+    /// a good one that says less: it is believed when the next look finds it unchanged.
     fn is_cut_off_in(&self, now: &str) -> bool {
-        let ended = matches!(&self.seen, Some(Ok(before)) if before.ends_with('\n'));
-        ended && !now.is_empty() && !now.ends_with('\n')
+        let Some(Ok(before)) = &self.seen else { return false };
+        !now.is_empty() && ((before.ends_with('\n') && !now.ends_with('\n')) || before.starts_with(now))
     }
 }
 

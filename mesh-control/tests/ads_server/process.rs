@@ -247,19 +247,25 @@ fn what_is_not_read_stops_a_strict_start_and_is_told_by_validate_with_its_name()
 #[test]
 fn a_start_that_is_refused_for_its_settings_puts_nothing_in_force_and_validate_says_so() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: 'trustDomian: a'}\n";
-    std::fs::write(dir.path().join("mesh.yaml"), settings).unwrap();
     let path = dir.path().to_str().unwrap();
     let free = "127.0.0.1:0";
-    let out = command(&["serve", "--config", path, "--xds-addr", free, "--status-addr", free])
-        .env("RUST_LOG", "info")
-        .output()
-        .expect("it runs");
-    let stderr = text(&out.stderr);
-    assert_eq!(out.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("the settings of the mesh are wrong") && !stderr.contains("in force"), "{stderr}");
-    let out = output(&["validate", path]);
-    assert!(text(&out.stdout).contains("mesh-control does not start with these settings"), "{}", text(&out.stdout));
+    let config_map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: ";
+    // The last ones are in a document that nobody can read.
+    for settings in
+        ["{mesh: 'trustDomian: a'}", "{mesh: 'rootNamespace: a}", "\n  mesh: \"\n    rootNamespace: a\n", "{"]
+    {
+        std::fs::write(dir.path().join("mesh.yaml"), format!("{config_map}{settings}\n")).unwrap();
+        let out = command(&["serve", "--config", path, "--xds-addr", free, "--status-addr", free])
+            .env("RUST_LOG", "info")
+            .output()
+            .expect("it runs");
+        let stderr = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{settings}: {stderr}");
+        assert!(stderr.contains("the settings of the mesh are wrong") && !stderr.contains("in force"), "{stderr}");
+        assert!(stderr.contains("mesh.yaml"), "{stderr}");
+        let out = output(&["validate", path]);
+        assert!(text(&out.stdout).contains("mesh-control does not start with these settings"), "{}", text(&out.stdout));
+    }
 }
 
 /// A page of the status, with its head.

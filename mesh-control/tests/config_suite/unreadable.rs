@@ -92,6 +92,26 @@ async fn what_may_guard_workloads_guards_its_namespace_or_else_everybody() {
         (one(&replaced("  namespace: shop\n", "").replace("spec: {}", "spec: {")), &EVERYBODY),
         (one(&replaced("namespace: shop", "namespace: istio-system").replace("spec: {}", "spec: {")), &EVERYBODY),
         (one(&format!("{GUARD}--\n{}spec: {{\n", replaced("  namespace: shop\n", ""))), &EVERYBODY),
+        // Nor can its kind be read in a text that is no YAML.
+        (one(&replaced("kind: ", "kind: &k ").replace("spec: {}", "spec: {")), shop),
+        (one(&replaced("kind: ", "kind: !!str ").replace("spec: {}", "spec: {")), shop),
+        (one(&replaced("kind: ", "kind: >-\n  ").replace("spec: {}", "spec: {")), shop),
+        (
+            one(&format!("x: &k AuthorizationPolicy\n{}", replaced("kind: AuthorizationPolicy", "kind: *k"))
+                .replace("spec: {}", "spec: {")),
+            shop,
+        ),
+        (
+            one(&format!(
+                "apiVersion: v1\nkind: Service\n{}",
+                replaced("kind: ", "kind: &k ").replace("spec: {}", "spec: {")
+            )),
+            &EVERYBODY,
+        ),
+        (
+            one(&replaced("kind: A", "kind: \"\\x41").replace("Policy\n", "Policy\"\n").replace("spec: {}", "spec: {")),
+            shop,
+        ),
         (
             one(
                 "{\"apiVersion\": \"security.istio.io/v1\", \"kind\": \"AuthorizationPolicy\", \"metadata\": {\"name\": \"a\", \"namespace\": \"shop\"}, \"spec\": {",

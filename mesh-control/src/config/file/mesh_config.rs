@@ -12,7 +12,7 @@ use crate::config::support::ObjectKind;
 
 /// Where Istio keeps them.
 const NAMESPACE: &str = "istio-system";
-const NAME: &str = "istio";
+pub(super) const NAME: &str = "istio";
 /// What the name of a file of settings alone begins with: the option that names it.
 const OPTION: &str = "--mesh-config=";
 
@@ -150,7 +150,12 @@ fn camel_case(name: &str) -> String {
 }
 
 fn refused(meta: Meta, finding: Option<&Diagnostic>) -> Item {
-    Item::Refused(Arc::new(Refused {
+    Item::Refused(Arc::new(wrong(meta, finding)))
+}
+
+/// Settings that are wrong, or that nobody can read.
+pub(super) fn wrong(meta: Meta, finding: Option<&Diagnostic>) -> Refused {
+    Refused {
         meta,
         reason: finding.map(Diagnostic::in_short).unwrap_or_default().into(),
         place: finding.map(Diagnostic::span).unwrap_or_default(),
@@ -158,10 +163,11 @@ fn refused(meta: Meta, finding: Option<&Diagnostic>) -> Item {
         is_whole: true,
         is_identified: true,
         delegates: Vec::new(),
-    }))
+    }
 }
 
-fn meta(source: &Source, span: Span) -> Meta {
+/// Who they are.
+pub(super) fn meta(source: &Source, span: Span) -> Meta {
     Meta {
         kind: ObjectKind::MeshConfig,
         namespace: NAMESPACE.into(),

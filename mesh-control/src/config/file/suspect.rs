@@ -1,7 +1,8 @@
 //! Documents of which nobody can tell what they are: whether one of them may guard workloads.
 //!
 //! What may be an object of security guards the namespace that is written in it, or else everybody. What it is comes from
-//! its words: those after `kind:`, and where there are none, any that name such an object.
+//! its words: those after `kind:`, and where no kind can be read, any that name such an object. What may be the settings of the
+//! mesh counts as those, which are wrong.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -9,11 +10,12 @@ use std::sync::Arc;
 
 use super::classify::{guard_like, is_guarding_group};
 use super::foreign::{Foreign, is_for_all};
+use super::mesh_config;
 use super::refused::{Governs, Refused, Workloads};
 use super::{Meta, is_namespace};
 use crate::config::diagnostic::{Diagnostic, Origin, Source, Span};
 use crate::config::node::{Node, Value};
-use crate::config::spelling::nearest;
+use crate::config::spelling::{is_like, nearest};
 use crate::config::support::ObjectKind;
 
 /// A word of a document.
@@ -24,18 +26,20 @@ struct Word<'t> {
     span: Span,
     /// Whether it belongs to the document itself, and not to something inside it.
     is_outer: bool,
+    /// Whether it is all that its key has for a value: no tag, anchor or alias stands there, and nothing goes on in the next line.
+    is_plain: bool,
 }
 
 /// What may guard workloads in a part of a text that is no YAML: one for each document, as they are divided by `---`.
 pub(super) fn in_text(source: &Source, part: &Range<usize>, finding: &Diagnostic) -> Vec<Refused> {
-    let suspects = |source: &Source, part| -> Vec<Refused> {
-        documents(&source.text, part).iter().filter_map(|words| suspect(words, source, finding)).collect()
+    let found = |source: &Source, part| -> Vec<Refused> {
+        documents(&source.text, part).iter().flat_map(|words| suspects(words, source, finding)).collect()
     };
     match source.text.contains('\0') {
-        false => suspects(source, part),
+        false => found(source, part),
         true => {
             let source = without_zeros(source);
-            suspects(&source, &(0..source.text.len()))
+            found(&source, &(0..source.text.len()))
         }
     }
 }
@@ -86,15 +90,34 @@ impl Word<'_> {
     }
 }
 
-/// Whether these parts of a document, with their keys, may guard workloads.
+/// What these parts of a document, with their keys, may be: what guards workloads, or the settings of the mesh.
 pub(super) fn in_nodes<'n>(
     parts: impl Iterator<Item = (Option<&'n str>, &'n Node)>,
     source: &Source,
     finding: &Diagnostic,
-) -> Option<Refused> {
+) -> Vec<Refused> {
     let mut words = Vec::new();
     parts.for_each(|(key, node)| walk(key, node, true, &mut words));
-    suspect(&words, source, finding)
+    suspects(&words, source, finding)
+}
+
+fn suspects(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Vec<Refused> {
+    suspect(words, source, finding).into_iter().chain(settings(words, source, finding)).collect()
+}
+
+/// The settings of the mesh, where a document may be the ConfigMap that has them. Without them everything would fall to defaults:
+/// the trust domain, the root namespace and the policies in it, whom policies ask.
+fn settings(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<Refused> {
+    let is_config_map = |word: &&Word<'_>| is_like(word.text, "ConfigMap");
+    let kind = words.iter().find(is_config_map).filter(|_| !is_another(words, |kind| is_like(kind, "ConfigMap")))?;
+    let is_named = words.iter().any(|word| word.text == mesh_config::NAME);
+    is_named.then(|| mesh_config::wrong(mesh_config::meta(source, kind.span), Some(finding)))
+}
+
+/// Whether a document says plainly that it is something else than what is asked about.
+fn is_another(words: &[Word<'_>], is_meant: impl Fn(&str) -> bool) -> bool {
+    let mut kinds = words.iter().filter(|word| word.is_outer && word.key == Some("kind")).peekable();
+    kinds.peek().is_some() && kinds.all(|kind| kind.is_plain && !is_meant(kind.text))
 }
 
 fn suspect(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<Refused> {
@@ -103,13 +126,12 @@ fn suspect(words: &[Word<'_>], source: &Source, finding: &Diagnostic) -> Option<
     let named = || words.iter().find_map(guard);
     let in_group = || words.iter().find(|word| is_guarding_group(word.text));
     let of_group = || Some((ObjectKind::AuthorizationPolicy, in_group()?.span));
-    let is_another = || of_kind().any(|word| word.is_outer && word.key == Some("kind"));
     let foreign = |word: &Word<'_>| {
         let foreign = Foreign::by_words(word.text, words.iter().map(|word| word.text))?;
         Some((ObjectKind::Foreign(foreign.name()), word.span))
     };
     let found = of_kind().find_map(guard).or_else(|| of_kind().find_map(foreign));
-    let (kind, span) = found.or_else(|| if is_another() { None } else { named().or_else(of_group) })?;
+    let (kind, span) = found.or_else(|| if is_another(words, |_| false) { None } else { named().or_else(of_group) })?;
     // Each object has to name its own, and all of them the same one.
     let objects =
         of_kind().filter(|word| word.text != "List" && (word.is_outer || guard_like(word.text).is_some())).count();
@@ -159,19 +181,27 @@ fn words<'t>(line: &'t str, number: u32, start: usize, into: &mut Vec<Word<'t>>)
         let span = Span { line: number, column: small(column), start: small(first), end: small(end) };
         column += text.chars().count();
         let is_key = after.trim_start_matches(['"', '\'', ' ']).starts_with(':');
-        into.push(Word { key: key.filter(|_| !is_key), text, span, is_outer });
+        let is_quote = |c: char| matches!(c, '"' | '\'' | ' ');
+        let end_of_line = after.trim_start_matches(is_quote);
+        let is_plain = before.trim_start_matches(is_quote).trim_start_matches(':').chars().all(is_quote)
+            && (end_of_line.trim().is_empty() || end_of_line.starts_with(['#', ',', '}']));
+        into.push(Word { key: key.filter(|_| !is_key), text, span, is_outer, is_plain });
         key = is_key.then_some(text);
+        // Its value is in the next line, or is no word.
+        if is_key && text == "kind" && !after.contains(is_word) {
+            into.push(Word { key, text: "", span, is_outer, is_plain: false });
+        }
         rest = after;
     }
 }
 
 fn walk<'n>(key: Option<&'n str>, node: &'n Node, is_outer: bool, into: &mut Vec<Word<'n>>) {
     match &node.value {
-        Value::Str(text) => into.push(Word { key, text, span: node.span, is_outer }),
+        Value::Str(text) => into.push(Word { key, text, span: node.span, is_outer, is_plain: true }),
         Value::Seq(items) => items.iter().for_each(|item| walk(key, item, is_outer && key.is_some(), into)),
         Value::Map(entries) => {
             for (name, value) in entries {
-                into.push(Word { key: None, text: &name.name, span: name.span, is_outer: false });
+                into.push(Word { key: None, text: &name.name, span: name.span, is_outer: false, is_plain: true });
                 walk(Some(&name.name), value, is_outer && key.is_none(), into);
             }
         }

@@ -84,6 +84,61 @@ fn a_file_that_is_cut_in_the_middle_of_an_object_is_believed_only_if_it_stays_so
 }
 
 #[test]
+fn a_guard_that_is_gone_from_its_text_is_believed_gone_only_if_it_stays_so() {
+    let guard =
+        "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: nobody}\nspec: {}\n";
+    let wrong = guard.replace("name: nobody", "name: wrong").replace("spec: {}", "spec: {actoin: DENY}");
+    let guards = |store: &Store| {
+        let objects = store.loaded().objects;
+        objects.authorization_policies.len()
+            + objects.refused.iter().filter(|it| it.meta.name == "wrong".into()).count()
+    };
+    let whole = format!("{SERVICE}{guard}{wrong}");
+    let mut store = Store::new(false);
+    store.apply(files([("a.yaml", &whole)]));
+    assert_eq!(guards(&store), 2);
+    // Half of it ends where an object does, and what is written in its place may be wrong.
+    let other = "---\napiVersion: v1\nkind: Service\nmetadata: {name: other}\nspec: {prots: []}\n";
+    for half in [SERVICE.to_owned(), format!("{SERVICE}{guard}"), format!("{SERVICE}{wrong}{other}")] {
+        assert!(!store.apply(files([("a.yaml", &half)])), "the writer may not be done");
+        assert_eq!(guards(&store), 2, "{half}");
+        assert!(!store.apply(files([("a.yaml", &whole)])));
+    }
+    assert!(!store.apply(files([("a.yaml", SERVICE)])));
+    assert!(store.apply(files([("a.yaml", SERVICE)])), "it is meant");
+    assert_eq!(guards(&store), 0);
+    // A guard that is another one by now is believed at once.
+    store.apply(files([("a.yaml", &whole)]));
+    assert!(store.apply(files([("a.yaml", &whole.replace("spec: {}", "spec: {action: DENY}"))])));
+}
+
+#[test]
+fn settings_of_the_mesh_that_are_gone_are_told_also_after_a_restart() {
+    let settings = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: 'rootNamespace: r'}\n";
+    let is_told =
+        |store: &Store| said(store).iter().any(|line| line.contains("mesh.yaml") && line.contains("are gone"));
+    let state = tempfile::tempdir().unwrap();
+    let mut store = Store::with_state(false, state.path(), None).unwrap();
+    store.apply(files([("a.yaml", SERVICE), ("mesh.yaml", settings)]));
+    assert!(!is_told(&store));
+    drop(store);
+    let mut store = Store::with_state(false, state.path(), None).unwrap();
+    store.apply(files([("a.yaml", SERVICE)]));
+    assert!(is_told(&store), "{:?}", said(&store));
+    store.apply(files([("a.yaml", SERVICE), ("other.yaml", settings)]));
+    assert!(!is_told(&store));
+    // Nobody can read them: what was in force stays.
+    let broken = settings.replace("data: {mesh: '", "data: {mesh: \"");
+    store.apply(files([("a.yaml", SERVICE), ("other.yaml", &broken)]));
+    assert_eq!(store.loaded().objects.mesh_configs.len(), 1);
+    assert_eq!(wrong(&store).first().map(|(_, standing)| *standing), Some(Standing::Held));
+    drop(store);
+    let mut first = Store::new(false);
+    first.apply(files([("other.yaml", &broken)]));
+    assert!(first.loaded().objects.refused.iter().any(|refused| refused.meta.kind == ObjectKind::MeshConfig));
+}
+
+#[test]
 fn a_directory_that_is_emptied_or_gone_takes_nothing_away() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("mesh");
