@@ -205,7 +205,7 @@ impl Authority {
     }
 
     /// The lists in PEM.
-    pub(super) fn revoked_pem(&self) -> String {
+    pub(crate) fn revoked_pem(&self) -> String {
         self.revoked.iter().map(|list| block("X509 CRL", list)).collect()
     }
 

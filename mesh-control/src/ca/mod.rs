@@ -32,9 +32,10 @@ use mesh_core::xds::istio_ca::MAX_RESPONSE;
 use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use zeroize::Zeroizing;
 
+pub(crate) use authority::Authority;
 pub(crate) use authority::verifier;
-use authority::{Authority, Serial, since_epoch};
 pub use authority::{DEFAULT_TTL, Issued, MAX_TTL, Refused};
+use authority::{Serial, since_epoch};
 use federation::Federation;
 pub use federation::TrustBundle;
 use key::Key;
@@ -203,14 +204,10 @@ impl CertificateAuthority {
         mesh_core::tls::trust_fingerprint(self.current.load().bundle_pem().as_bytes(), &self.federation.roots())
     }
 
-    /// Its lists of revoked certificates, in PEM.
-    pub(crate) fn revoked_pem(&self) -> String {
-        self.current.load().revoked_pem()
-    }
-
-    /// The roots of foreign trust domains, in PEM by their names.
-    pub(crate) fn foreign_roots(&self) -> Arc<BTreeMap<String, String>> {
-        self.federation.roots()
+    /// Whom workloads trust: the authority, with its lists, and the roots of foreign trust domains, in PEM by their names. As long as
+    /// these are the same ones, nothing has changed.
+    pub(crate) fn trusted(&self) -> (Arc<Authority>, Arc<BTreeMap<String, String>>) {
+        (self.current.load_full(), self.federation.roots())
     }
 
     pub(crate) fn roots(&self) -> Vec<CertificateDer<'static>> {

@@ -28,7 +28,7 @@ fn problem(authority: &CertificateAuthority) -> String {
 }
 
 fn in_force(authority: &CertificateAuthority) -> String {
-    authority.foreign_roots().get("partner").cloned().unwrap_or_default()
+    authority.trusted().1.get("partner").cloned().unwrap_or_default()
 }
 
 /// A root that takes some 50 KiB.
@@ -50,7 +50,7 @@ fn m18_lists_of_revoked_certificates_do_not_go_back_in_time_nor_across_a_restart
     };
     put(5, NOW - 100);
     let authority = plugged(dir.path(), Some(state.path())).expect("usable");
-    let lists = authority.revoked_pem();
+    let lists = authority.trusted().0.revoked_pem();
     let told =
         |authority: &CertificateAuthority| authority.revocation(at(NOW)).and_then(|it| it.problem).unwrap_or_default();
     for (number, made, why) in
@@ -59,11 +59,11 @@ fn m18_lists_of_revoked_certificates_do_not_go_back_in_time_nor_across_a_restart
         put(number, made);
         assert!(!authority.look_for_revoked(at(NOW)), "{why}");
         assert!(told(&authority).contains(why), "{}", told(&authority));
-        assert_eq!(authority.revoked_pem(), lists);
+        assert_eq!(authority.trusted().0.revoked_pem(), lists);
     }
     // It stays so where the process starts anew.
     let authority = plugged(dir.path(), Some(state.path())).expect("usable");
-    assert_eq!(authority.revoked_pem(), lists);
+    assert_eq!(authority.trusted().0.revoked_pem(), lists);
     assert!(told(&authority).contains("goes back"), "{}", told(&authority));
     put(6, NOW - 99);
     assert!(authority.look_for_revoked(at(NOW)));

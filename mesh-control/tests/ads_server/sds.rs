@@ -199,3 +199,70 @@ async fn c10_a_key_that_is_handed_out_is_in_no_log() {
     assert!(seen.contains("\"method\":\"secret\"") && seen.len() > 5_000, "{seen}");
     assert!(!has(seen.as_bytes(), &secret));
 }
+
+/// What an Envoy is told to trust.
+fn context(secrets: &[pb::Secret]) -> pb::CertificateValidationContext {
+    match secrets.first().and_then(|secret| secret.r#type.clone()) {
+        Some(pb::secret::Type::ValidationContext(context)) => context,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whose_roots_an_envoy_cannot_be_told_together_with_lists_it_does_not_trust_and_it_is_a_problem() {
+    let (files, ca) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (partner, root) = (Authority::signing(), Authority::signing());
+    let signer = root.intermediate();
+    // The lists of the partner.
+    std::fs::write(files.path().join("partner.pem"), partner.0.pem() + &partner.revoked(&[])).unwrap();
+    let authority = authority(files.path());
+    let control = self::control(Certificates::new(authority.clone())).await;
+    let secrets = |control: &Embedded| control.status().authority.and_then(|authority| authority.secrets);
+    assert_eq!(secrets(&control), None, "there is no Envoy");
+    let door = Door::open(control.server()).await;
+    let mut stream = Subscription::open(door.enter(&authority, WEB).await, &["ROOTCA"]).await.unwrap();
+    assert_eq!(domains(&stream.next().await.unwrap()[0]), [("cluster.local".to_owned(), 1)]);
+    let told = secrets(&control).expect("a problem");
+    assert!(told.contains("partner.example") && told.contains("ROOTCA"), "{told}");
+    assert!(control.metrics().contains("\nmesh_sds_trust_wrong 1\n"));
+
+    // The mesh's own.
+    crate::certificates_process::plug_in(ca.path(), &signer, &[&root]);
+    std::fs::write(ca.path().join("ca-crl.pem"), root.revoked(&[]) + &signer.revoked(&[])).unwrap();
+    std::fs::write(files.path().join("partner.pem"), partner.0.pem()).unwrap();
+    let now = SystemTime::now();
+    let plugged = CertificateAuthority::plugged_in(ca.path(), None, "cluster.local".parse().unwrap(), now).unwrap();
+    let partner = ("partner.example".parse().unwrap(), files.path().join("partner.pem"));
+    let plugged = Arc::new(plugged.trust_bundles(vec![partner], None, now).unwrap());
+    let control = self::control(Certificates::new(plugged.clone()).hands_out_keys(true)).await;
+    assert!(secrets(&control).is_some_and(|told| told.contains("partner.example")), "from the start");
+    let door = Door::open(control.server()).await;
+    let mut stream = Subscription::open(door.enter(&plugged, WEB).await, &["ROOTCA"]).await.unwrap();
+    let context = context(&stream.next().await.unwrap());
+    let inline = |source: Option<envoy_types::pb::envoy::config::core::v3::DataSource>| match source.unwrap().specifier
+    {
+        Some(Specifier::InlineString(text)) => text,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(inline(context.trusted_ca).matches("BEGIN CERTIFICATE").count(), 1, "its own root alone");
+    assert_eq!(inline(context.crl).matches("BEGIN X509 CRL").count(), 2);
+    assert!(context.custom_validator_config.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_of_secrets_are_counted_by_identity() {
+    let files = tempfile::tempdir().unwrap();
+    let authority = authority(files.path());
+    let serve = serve::Options::default().certificates(Certificates::new(authority.clone())).streams_per_identity(1);
+    let control = Embedded::start(Config::yaml(""), Options::default().serve(serve)).await.unwrap();
+    let door = Door::open(control.server()).await;
+    let mut first = Subscription::open(door.enter(&authority, WEB).await, &["ROOTCA"]).await.unwrap();
+    first.next().await.unwrap();
+    let refused = asked(door.enter(&authority, WEB).await, "ROOTCA").await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("--streams-per-identity"), "{refused}");
+    asked(door.enter(&authority, "spiffe://cluster.local/ns/shop/sa/other").await, "ROOTCA").await.unwrap();
+    drop(first);
+    let again = async { while asked(door.enter(&authority, WEB).await, "ROOTCA").await.is_err() {} };
+    tokio::time::timeout(PATIENCE, again).await.expect("its stream has ended");
+}

@@ -1,5 +1,6 @@
 //! The certificate authority in status reports and metrics: when it ends, whom it has revoked, whom it trusts besides.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
@@ -25,11 +26,37 @@ pub struct AuthorityStatus {
     /// The foreign trust domains whose identities are trusted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trust_bundles: Vec<TrustBundleStatus>,
+    /// Whom Envoys are not told to trust, and why, where there are some or may be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<String>,
 }
 
+/// Which foreign roots an Envoy is not told: it looks at lists of revoked certificates, or at the trust domain that a root is for, and
+/// not at both. What it is not told it does not trust.
+pub(crate) fn untold<'f>(revoked: &str, foreign: &'f BTreeMap<String, String>) -> impl Iterator<Item = &'f str> {
+    let has_lists = !revoked.is_empty();
+    foreign.iter().filter(move |(_, pem)| has_lists || pem.contains(LIST)).map(|(domain, _)| domain.as_str())
+}
+
+/// The same in words.
+pub(crate) fn told_of(authority: &CertificateAuthority) -> Option<String> {
+    let (own, foreign) = authority.trusted();
+    let untold: Vec<_> = untold(&own.revoked_pem(), &foreign).collect();
+    (!untold.is_empty()).then(|| {
+        format!(
+            "Envoys trust nobody of {}: they look at lists of revoked certificates, or at the trust domain that a root is for, and \
+             not at both, so that ROOTCA has none of these roots; leave ca-crl.pem, the lists in the bundle, or --trust-bundle out",
+            untold.join(", ")
+        )
+    })
+}
+
+/// What a list of revoked certificates is called in PEM.
+const LIST: &str = "X509 CRL";
+
 impl AuthorityStatus {
-    /// What there is to say of an authority.
-    pub(crate) fn of(authority: &CertificateAuthority, now: SystemTime) -> AuthorityStatus {
+    /// What there is to say of an authority, and of the secrets of Envoys, where there are some.
+    pub(crate) fn of(authority: &CertificateAuthority, has_envoys: bool, now: SystemTime) -> AuthorityStatus {
         let (root_expires, chain_expires) = authority.ends();
         let revoked = authority.revocation(now).map(|lists| RevokedStatus {
             file: lists.file.display().to_string(),
@@ -46,7 +73,8 @@ impl AuthorityStatus {
             problem: bundle.problem,
         });
         let (trust_domain, trust_bundles) = (authority.trust_domain().to_string(), trust_bundles.collect());
-        AuthorityStatus { trust_domain, root_expires, chain_expires, revoked, trust_bundles }
+        let secrets = has_envoys.then(|| told_of(authority)).flatten();
+        AuthorityStatus { trust_domain, root_expires, chain_expires, revoked, trust_bundles, secrets }
     }
 
     /// Appends it as Prometheus text, by Istio's names where it has them.
@@ -67,6 +95,8 @@ impl AuthorityStatus {
         let is_wrong = revoked.as_ref().is_some_and(|revoked| revoked.problem.is_some());
         let help = "Whether lists of revoked certificates are missing, cannot be used or have expired.";
         single(out, "mesh_ca_crl_wrong", "gauge", help, is_wrong.into());
+        let help = "Whether Envoys are not told of all whom to trust.";
+        single(out, "mesh_sds_trust_wrong", "gauge", help, self.secrets.is_some().into());
         if let Some(expires) = revoked.as_ref().and_then(|revoked| revoked.expires) {
             let help = "When the first list of revoked certificates expires, in Unix time.";
             single(out, "mesh_ca_crl_expiry_timestamp", "gauge", help, expires);
@@ -101,7 +131,8 @@ impl AuthorityStatus {
         let revoked = self.revoked.iter().filter_map(|revoked| revoked.problem.as_ref());
         let bundles = self.trust_bundles.iter().filter_map(|bundle| bundle.problem.as_ref());
         let revoked = revoked.map(|problem| format!("revoked certificates: {problem}"));
-        revoked.chain(bundles.map(|problem| format!("trust bundle: {problem}")))
+        let bundles = bundles.map(|problem| format!("trust bundle: {problem}"));
+        revoked.chain(bundles).chain(self.secrets.iter().map(|problem| format!("secrets: {problem}")))
     }
 }
 

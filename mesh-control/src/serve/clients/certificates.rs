@@ -169,11 +169,13 @@ pub(crate) struct Desk {
     offers: Certificates,
     limits: Mutex<Limits>,
     counts: Counts,
+    /// Streams on which Envoys are told whom to trust.
+    envoys: AtomicU64,
 }
 
 impl Desk {
     pub(crate) fn new(offers: Certificates) -> Desk {
-        Desk { offers, limits: Mutex::default(), counts: Counts::default() }
+        Desk { offers, limits: Mutex::default(), counts: Counts::default(), envoys: AtomicU64::new(0) }
     }
 
     pub(crate) fn authority(&self) -> &Arc<CertificateAuthority> {
@@ -350,7 +352,16 @@ impl Desk {
 
     /// What there is to say of the authority.
     pub(crate) fn status(&self, now: SystemTime) -> AuthorityStatus {
-        AuthorityStatus::of(self.authority(), now)
+        let has_envoys = self.offers.hands_out_keys || self.envoys.load(Ordering::Relaxed) > 0;
+        AuthorityStatus::of(self.authority(), has_envoys, now)
+    }
+
+    /// An Envoy asks whom to trust, or leaves.
+    pub(crate) fn note_envoy(&self, is_here: bool) {
+        match is_here {
+            true => self.envoys.fetch_add(1, Ordering::Relaxed),
+            false => self.envoys.fetch_sub(1, Ordering::Relaxed),
+        };
     }
 
     /// Appends what was issued and what was not as Prometheus text, by Istio's names where it has them.

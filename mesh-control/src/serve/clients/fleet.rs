@@ -102,17 +102,7 @@ impl Fleet {
         about: About,
         certificate: Option<(String, SystemTime)>,
     ) -> Result<Arc<ClientStream>, String> {
-        let who = Who::of(session.client());
-        {
-            let mut shares = self.shares();
-            let has = shares.get(&who).map_or(0, |share| share.streams);
-            if has >= self.limits.streams {
-                return Err(format!(
-                    "{who} has {has} streams, and one identity gets no more (--streams-per-identity of mesh-control)"
-                ));
-            }
-            shares.entry(who).or_default().streams += 1;
-        }
+        self.take_share(Who::of(session.client()))?;
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let stream = Arc::new(ClientStream {
             id,
@@ -125,6 +115,41 @@ impl Fleet {
         });
         self.streams().insert(id, stream.clone());
         Ok(stream)
+    }
+
+    /// Counts a stream of secrets in; [`exit_secrets`](Self::exit_secrets) counts it out.
+    ///
+    /// # Errors
+    /// Its identity has too many.
+    pub(crate) fn enter_secrets(&self, identity: &SpiffeId) -> Result<(), String> {
+        self.take_share(Who::Identity(identity.clone()))
+    }
+
+    pub(crate) fn exit_secrets(&self, identity: &SpiffeId) {
+        self.leave_share(&Who::Identity(identity.clone()), 0);
+    }
+
+    fn take_share(&self, who: Who) -> Result<(), String> {
+        let mut shares = self.shares();
+        let has = shares.get(&who).map_or(0, |share| share.streams);
+        if has >= self.limits.streams {
+            return Err(format!(
+                "{who} has {has} streams, and one identity gets no more (--streams-per-identity of mesh-control)"
+            ));
+        }
+        shares.entry(who).or_default().streams += 1;
+        Ok(())
+    }
+
+    fn leave_share(&self, who: &Who, name_bytes: usize) {
+        let mut shares = self.shares();
+        if let Some(share) = shares.get_mut(who) {
+            share.streams = share.streams.saturating_sub(1);
+            share.name_bytes = share.name_bytes.saturating_sub(name_bytes);
+            if share.streams == 0 {
+                shares.remove(who);
+            }
+        }
     }
 
     /// Notes by how much the names of a stream have become more, from `before` bytes to `now`.
@@ -153,14 +178,7 @@ impl Fleet {
     pub(crate) fn exit(&self, stream: &ClientStream, name_bytes: usize) {
         self.streams().remove(&stream.id);
         let who = Who::of(stream.session().client());
-        let mut shares = self.shares();
-        if let Some(share) = shares.get_mut(&who) {
-            share.streams = share.streams.saturating_sub(1);
-            share.name_bytes = share.name_bytes.saturating_sub(name_bytes);
-            if share.streams == 0 {
-                shares.remove(&who);
-            }
-        }
+        self.leave_share(&who, name_bytes);
     }
 
     /// Ends a stream, with the reason.

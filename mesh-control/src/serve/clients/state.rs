@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use crate::calls::Calls;
 use crate::serve::clients::admission::Admission;
+use crate::serve::clients::authority::told_of;
 use crate::serve::clients::certificates::Desk;
 use crate::serve::clients::feed::Feed;
 use crate::serve::clients::fleet::Fleet;
@@ -47,11 +48,20 @@ impl ServerState {
     /// Follows whose certificates are revoked, and who else is trusted, for as long as it is polled.
     pub(crate) async fn follow_revoked(&self) {
         let Some(authority) = self.desk.as_ref().map(|desk| desk.authority().clone()) else { return };
+        let (mut is_first, mut untold) = (true, None);
         loop {
-            let authority = authority.clone();
-            let looked = tokio::task::spawn_blocking(move || authority.look_for_trust(SystemTime::now())).await;
-            if looked.is_ok_and(|is_news| is_news) {
+            let looking = authority.clone();
+            let looked = tokio::task::spawn_blocking(move || looking.look_for_trust(SystemTime::now())).await;
+            let is_news = looked.is_ok_and(|is_news| is_news);
+            if is_news {
                 self.revoked.send_replace(());
+            }
+            if is_news || std::mem::take(&mut is_first) {
+                let now = told_of(&authority);
+                if let Some(why) = now.as_ref().filter(|_| now != untold) {
+                    tracing::warn!("{why}");
+                }
+                untold = now;
             }
             tokio::time::sleep(LOOK).await;
         }

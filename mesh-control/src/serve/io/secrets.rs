@@ -3,8 +3,9 @@
 //! A subscriber has shown a live certificate of the mesh. It is given what is its own, under the names that Istio's agents have for
 //! it, and nothing of anybody else.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
@@ -15,6 +16,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_server::{
     SecretDiscoveryService, SecretDiscoveryServiceServer,
 };
+use envoy_types::pb::google::protobuf::Any;
 use mesh_core::identity::SpiffeId;
 use prost::Name;
 use tokio::sync::mpsc;
@@ -23,8 +25,9 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use crate::ca::CertificateAuthority;
+use crate::ca::{Authority, CertificateAuthority};
 use crate::render::proto::{any, extension};
+use crate::serve::clients::authority::untold;
 use crate::serve::clients::certificates::{Desk, Rejection};
 use crate::serve::clients::clock::now;
 use crate::serve::clients::refusals::Reason;
@@ -42,11 +45,15 @@ const LOOK: Duration = Duration::from_secs(5);
 const MAX_REQUEST: usize = 64 << 10;
 
 /// See the [module](self).
-pub(crate) struct Secrets(Arc<ServerState>);
+pub(crate) struct Secrets {
+    state: Arc<ServerState>,
+    trust: Arc<Trust>,
+}
 
 impl Secrets {
     pub(crate) fn service(state: &Arc<ServerState>) -> SecretDiscoveryServiceServer<Secrets> {
-        SecretDiscoveryServiceServer::new(Secrets(state.clone())).max_decoding_message_size(MAX_REQUEST)
+        SecretDiscoveryServiceServer::new(Secrets { state: state.clone(), trust: Arc::default() })
+            .max_decoding_message_size(MAX_REQUEST)
     }
 }
 
@@ -61,7 +68,7 @@ impl SecretDiscoveryService for Secrets {
     ) -> Result<Response<Self::StreamSecretsStream>, Status> {
         let peer = request.extensions().get::<Peer>().cloned();
         let peer = peer.ok_or_else(|| Status::internal("a connection without an address"))?;
-        let subscriber = Subscriber::of(&self.0, peer)?;
+        let subscriber = Subscriber::of(self, peer)?;
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(async move {
             if let Err(status) = subscriber.serve(request.into_inner(), &sender).await {
@@ -91,10 +98,17 @@ struct Subscriber {
     desk: Arc<Desk>,
     peer: Peer,
     identity: SpiffeId,
+    trust: Arc<Trust>,
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        self.state.fleet.exit_secrets(&self.identity);
+    }
 }
 
 impl Subscriber {
-    fn of(state: &Arc<ServerState>, peer: Peer) -> Result<Subscriber, Status> {
+    fn of(Secrets { state, trust }: &Secrets, peer: Peer) -> Result<Subscriber, Status> {
         let refused = |why: String| {
             state.refusals.note(peer.ip, Reason::Identity, "", &why, now());
             Err(Status::permission_denied(why))
@@ -106,7 +120,11 @@ impl Subscriber {
             Some(Ok(identity)) if peer.chain.is_some() => {
                 still_holds(state, &peer)?;
                 let identity = identity.clone();
-                Ok(Subscriber { state: state.clone(), desk, peer, identity })
+                if let Err(why) = state.fleet.enter_secrets(&identity) {
+                    state.refusals.note(peer.ip, Reason::Limit, "", &why, now());
+                    return Err(Status::resource_exhausted(why));
+                }
+                Ok(Subscriber { state: state.clone(), desk, peer, identity, trust: trust.clone() })
             }
             Some(Err(why)) => {
                 refused(format!("secrets are for who shows a certificate, and this one names nobody: {why}"))
@@ -130,7 +148,8 @@ impl Subscriber {
         // It comes back with the next one.
         let mut ended = std::pin::pin!(tokio::time::sleep(left.min(FAR)));
         let mut look = tokio::time::interval(LOOK);
-        let (mut names, mut own, mut sent, mut number) = (Vec::new(), None, Vec::new(), 0_u64);
+        let (mut names, mut own, mut sent, mut number) = (Vec::new(), None, Vec::<Arc<Any>>::new(), 0_u64);
+        let mut envoy = None;
         loop {
             tokio::select! {
                 request = requests.message() => match request? {
@@ -146,6 +165,9 @@ impl Subscriber {
                         names = request.resource_names;
                         names.sort();
                         names.dedup();
+                        if envoy.is_none() && names.iter().any(|name| name == TRUST) {
+                            envoy = Some(Envoy::of(&self.desk));
+                        }
                     }
                 },
                 changed = trust.changed() => match changed {
@@ -159,33 +181,34 @@ impl Subscriber {
             }
             let mut resources = Vec::new();
             for name in &names {
-                resources
-                    .push(any(&pb::Secret { name: name.clone(), r#type: Some(self.secret(name, &mut own).await?) }));
+                resources.push(self.secret(name, &mut own).await?);
             }
-            if resources == sent {
+            // Most of it is shared with all others, and long.
+            let is_same = |(one, other): (&Arc<Any>, &Arc<Any>)| Arc::ptr_eq(one, other) || one == other;
+            if resources.len() == sent.len() && resources.iter().zip(&sent).all(is_same) {
                 continue;
             }
             number += 1;
-            sent.clone_from(&resources);
             let response = DiscoveryResponse {
                 version_info: number.to_string(),
                 nonce: number.to_string(),
                 type_url: pb::Secret::type_url(),
-                resources,
+                resources: resources.iter().map(|secret| (**secret).clone()).collect(),
                 ..DiscoveryResponse::default()
             };
+            sent = resources;
             if sender.send(Ok(response)).await.is_err() {
                 return Ok(());
             }
         }
     }
 
-    async fn secret(&self, name: &str, own: &mut Option<Own>) -> Result<pb::secret::Type, Status> {
+    async fn secret(&self, name: &str, own: &mut Option<Own>) -> Result<Arc<Any>, Status> {
         let refused = |why: &str| {
             Err(Status::permission_denied(format!("{} asks for the secret {name:?}: {why}", self.identity)))
         };
         match name {
-            TRUST => Ok(pb::secret::Type::ValidationContext(trust(self.desk.authority())?)),
+            TRUST => Ok(self.trust.latest(self.desk.authority())),
             OWN if !self.desk.hands_out_keys() => refused(
                 "private keys leave this server only with --sds-private-keys; a workload makes its own and has it signed",
             ),
@@ -196,7 +219,7 @@ impl Subscriber {
                 };
                 let secret = certificate.secret.clone();
                 *own = Some(certificate);
-                Ok(pb::secret::Type::TlsCertificate(secret))
+                Ok(secret)
             }
             _ => refused("there are `ROOTCA`, and `default` of its own, and nobody else's"),
         }
@@ -220,48 +243,86 @@ impl Subscriber {
         };
         // As soon as a workload would that asks by itself.
         let life = issued.ttl.mul_f64(0.45 + 0.1 * fastrand::f64());
+        let secret = named(OWN, pb::secret::Type::TlsCertificate(secret));
         Ok(Own { secret, renewed_at: Instant::now() + life })
     }
 }
 
 /// What was made for a subscriber.
 struct Own {
-    secret: pb::TlsCertificate,
+    secret: Arc<Any>,
     renewed_at: Instant,
 }
 
 /// Long enough to be never, short enough for the timer.
 const FAR: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
+/// A stream on which an Envoy is told whom to trust, until it is dropped.
+struct Envoy(Arc<Desk>);
+
+impl Envoy {
+    fn of(desk: &Arc<Desk>) -> Envoy {
+        desk.note_envoy(true);
+        Envoy(desk.clone())
+    }
+}
+
+impl Drop for Envoy {
+    fn drop(&mut self) {
+        self.0.note_envoy(false);
+    }
+}
+
+/// Whom all of them trust, made once.
+#[derive(Default)]
+struct Trust(Mutex<Option<(Trusted, Arc<Any>)>>);
+
+type Trusted = (Arc<Authority>, Arc<BTreeMap<String, String>>);
+
+impl Trust {
+    fn latest(&self, authority: &CertificateAuthority) -> Arc<Any> {
+        let trusted = authority.trusted();
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_same = |(own, foreign): &Trusted| Arc::ptr_eq(own, &trusted.0) && Arc::ptr_eq(foreign, &trusted.1);
+        if let Some((_, made)) = made.as_ref().filter(|(of, _)| is_same(of)) {
+            return made.clone();
+        }
+        let context = named(TRUST, pb::secret::Type::ValidationContext(trust(&trusted)));
+        *made = Some((trusted, context.clone()));
+        context
+    }
+}
+
+fn named(name: &str, secret: pb::secret::Type) -> Arc<Any> {
+    Arc::new(any(&pb::Secret { name: name.to_owned(), r#type: Some(secret) }))
+}
+
 /// Whom a workload trusts: the roots of each trust domain for its own identities alone, which Envoy's SPIFFE validator looks at. It
-/// knows no lists of revoked certificates, which Envoy applies to one pool of roots.
-fn trust(authority: &CertificateAuthority) -> Result<pb::CertificateValidationContext, Status> {
-    let (roots, revoked, foreign) = (authority.roots_pem(), authority.revoked_pem(), authority.foreign_roots());
-    if revoked.is_empty() && foreign.values().all(|pem| !pem.contains("X509 CRL")) {
-        let own = (authority.trust_domain().to_string(), roots);
-        let all = std::iter::once(own).chain(foreign.iter().map(|(domain, roots)| (domain.clone(), roots.clone())));
-        let trust_domains = all.map(|(name, roots)| pb::spiffe_cert_validator_config::TrustDomain {
-            name,
-            trust_bundle: Some(inline(roots)),
-            ..Default::default()
-        });
-        let config = pb::SpiffeCertValidatorConfig { trust_domains: trust_domains.collect(), trust_bundles: None };
-        return Ok(pb::CertificateValidationContext {
-            custom_validator_config: Some(extension("envoy.tls.cert_validator.spiffe", &config)),
+/// knows no lists of revoked certificates, which Envoy applies to one pool of roots: then these are the mesh's own. Whose roots
+/// cannot be told is not trusted.
+fn trust((own, foreign): &Trusted) -> pb::CertificateValidationContext {
+    let (roots, revoked) = (own.roots_pem(), own.revoked_pem());
+    if !revoked.is_empty() {
+        return pb::CertificateValidationContext {
+            trusted_ca: Some(inline(roots)),
+            crl: Some(inline(revoked)),
             ..pb::CertificateValidationContext::default()
-        });
+        };
     }
-    if !foreign.is_empty() {
-        return Err(Status::failed_precondition(
-            "ROOTCA: Envoy can look at lists of revoked certificates, or at the trust domain that a root is for, and not at both: \
-             leave ca-crl.pem or --trust-bundle out",
-        ));
-    }
-    Ok(pb::CertificateValidationContext {
-        trusted_ca: Some(inline(roots)),
-        crl: Some(inline(revoked)),
+    let untold: BTreeSet<&str> = untold(&revoked, foreign).collect();
+    let foreign = foreign.iter().filter(|(domain, _)| !untold.contains(domain.as_str()));
+    let all = std::iter::once((own.domain().to_string(), roots))
+        .chain(foreign.map(|(domain, roots)| (domain.clone(), roots.clone())));
+    let trust_domains = all.map(|(name, roots)| pb::spiffe_cert_validator_config::TrustDomain {
+        name,
+        trust_bundle: Some(inline(roots)),
+        ..Default::default()
+    });
+    let config = pb::SpiffeCertValidatorConfig { trust_domains: trust_domains.collect(), trust_bundles: None };
+    pb::CertificateValidationContext {
+        custom_validator_config: Some(extension("envoy.tls.cert_validator.spiffe", &config)),
         ..pb::CertificateValidationContext::default()
-    })
+    }
 }
 
 fn inline(text: String) -> DataSource {
