@@ -14,7 +14,10 @@ use mesh_core::authz::Connection;
 use mesh_core::filter::FilterRegistry;
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use mesh_core::jwt::Authenticator;
-use mesh_core::model::{FilterConfig, FullRegex, HeaderTarget, HeaderText, HttpManager, JwkSet, Listener, RouteSource};
+use mesh_core::load_report::{BINARY, LoadReport};
+use mesh_core::model::{
+    FilterConfig, FullRegex, HeaderTarget, HeaderText, HttpManager, JwkSet, Listener, LoadWeights, RouteSource,
+};
 use mesh_core::path::PathNormalization;
 use mesh_core::request::RequestHead;
 use mesh_core::resources::{Resource, ResourceType};
@@ -48,6 +51,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("jwt", jwt),
     ("jwt_filter", jwt_filter),
     ("listener", listener),
+    ("load_report", load_report),
     ("path", path),
     ("rbac_filter", rbac_filter),
     ("regex", regex),
@@ -79,6 +83,26 @@ pub fn calls(data: &[u8]) {
     }
     if let Ok(record) = Record::parse(data) {
         _ = mesh_control::calls::suggest(&[record], true);
+    }
+}
+
+/// What a server says of its load, in each of its forms: what is taken is the same in every other one, and is no weight that
+/// would upset a balancer.
+pub fn load_report(data: &[u8]) {
+    let check = |report: LoadReport| {
+        let numbers = [report.cpu_utilization, report.application_utilization, report.requests_per_second];
+        assert!(numbers.iter().all(|number| number.is_finite() && *number >= 0.0), "{report:?}");
+        assert_eq!(LoadReport::from_binary(&report.to_binary()), Some(report.clone()));
+        let weight = LoadWeights::default().weight(&report);
+        assert!(weight.is_none_or(|weight| weight.is_finite() && weight > 0.0), "{report:?}");
+    };
+    LoadReport::from_binary(data).into_iter().for_each(check);
+    if let Ok(text) = std::str::from_utf8(data) {
+        LoadReport::from_text(text).into_iter().for_each(check);
+    }
+    if let Ok(value) = HeaderValue::from_bytes(data) {
+        let headers = HeaderMap::from_iter([(BINARY, value)]);
+        LoadReport::of(&headers).into_iter().for_each(check);
     }
 }
 

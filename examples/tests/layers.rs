@@ -20,11 +20,11 @@ const CRATES: [Crate; 4] = [
     Crate {
         name: "mesh-core",
         layers: &[
-            &["id", "grpc_timeout"],
+            &["id", "grpc_timeout", "load_report"],
             &["error"],
             &["request", "identity", "path"],
             &["model"],
-            &["matcher", "hashing", "outlier", "resources", "tls"],
+            &["matcher", "hashing", "outlier", "health_check", "resources", "tls"],
             &["state", "client_status", "jwt", "calls"],
             &["authz"],
             &["request_info"],

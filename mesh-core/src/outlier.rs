@@ -259,6 +259,18 @@ impl Detector {
         true
     }
 
+    /// Lets an endpoint back before its time is over. Whether it was out.
+    pub fn readmit(&mut self, host: &Record) -> bool {
+        let mut turn = host.turn();
+        if !host.is_ejected() {
+            return false;
+        }
+        turn.ejected_at = None;
+        host.reset_consecutive();
+        host.is_ejected.store(false, Ordering::Relaxed);
+        true
+    }
+
     /// The end of an interval: who was out long enough comes back, and rates are compared. Whether anything changed.
     pub fn sweep(&mut self, config: &OutlierDetection, now: Instant, random: &mut fastrand::Rng) -> bool {
         self.next_sweep = now.checked_add(config.interval);

@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderName, Method, StatusCode};
 use smallvec::SmallVec;
 
 use crate::error::ErrorKind;
-use crate::id::ClusterName;
+use crate::id::{Address, ClusterName};
 use crate::state::EndpointState;
 
 pub use inherited::{ATTEMPT_COUNT, CRITICALITY, Criticality, EXPECTED_TIMEOUT, Inherited, PREVIOUS_ATTEMPTS};
@@ -80,6 +80,16 @@ pub trait Observer: Send + Sync + fmt::Debug {
     fn on_end(&self, request: &RequestInfo);
 }
 
+/// The endpoint that a request belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Pinned {
+    /// Where it is; `None` where the request does not say.
+    pub address: Option<Address>,
+    /// Whether the request fails where that endpoint is not there, or may not be called.
+    pub is_strict: bool,
+}
+
 /// Those who are told of every request.
 pub type Observers = Arc<[Arc<dyn Observer>]>;
 
@@ -101,6 +111,8 @@ pub struct RequestInfo {
     pub inherited: Inherited,
     /// What consistent hashing chooses by, where a policy computed it.
     pub hash: Option<u64>,
+    /// The endpoint that it belongs to, where a filter knows of one.
+    pub pinned: Option<Box<Pinned>>,
     /// What the application says of sending it more than once.
     pub repeat: Option<Repeat>,
     /// Tries so far, the current one included; 0 before the first.
@@ -175,6 +187,7 @@ impl RequestInfo {
             is_http2: false,
             inherited: Inherited::default(),
             hash: None,
+            pinned: None,
             repeat: None,
             attempts: 0,
             tried: SmallVec::new(),

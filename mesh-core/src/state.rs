@@ -4,8 +4,10 @@
 //! view or some request in flight refers to it, and an update that mentions the same endpoint finds it again. Only
 //! endpoints that callers name themselves, which no view can hold, are held here for a while.
 
+mod checks;
 mod health;
 mod leaving;
+mod load;
 mod retries;
 mod usage;
 
@@ -19,17 +21,20 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
+use crate::health_check::Checks;
 use crate::id::{ClusterName, EndpointId};
 use crate::model::{CircuitBreakers, ClusterTls, Endpoints, OutlierDetection};
 use crate::outlier::{Detector, Outcome, Record};
 use crate::tls::Certificates;
 
+pub use checks::CheckedEndpoint;
 pub use health::HealthNews;
 pub use leaving::Leaving;
 pub use retries::{RetryPermit, RetryPrice, TooManyRetries};
 pub use usage::{ConnectionPermit, Freed, HostConnections, PendingPermit, Usage};
 
 use health::{Reach, Teller};
+use load::{Latency, Load};
 
 /// How a cluster is secured, and which of its states that is.
 type KnownTls = (u64, ClusterTls);
@@ -151,6 +156,9 @@ pub struct EndpointState {
     connections: Arc<HostConnections>,
     reach: Reach,
     record: Arc<Record>,
+    checks: Checks,
+    load: Load,
+    latency: Latency,
     attachment: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
@@ -168,6 +176,9 @@ impl EndpointState {
             connections: Arc::default(),
             reach: Reach::default(),
             record: Arc::default(),
+            checks: Checks::default(),
+            load: Load::default(),
+            latency: Latency::default(),
             id,
             attachment: OnceLock::new(),
         }
@@ -257,6 +268,7 @@ impl EndpointState {
     /// look after a pause that grows with each failure.
     pub fn note_unreachable(&self, now: Instant, random: &mut fastrand::Rng) {
         if self.reach.lose(now, random) {
+            self.forget_load();
             self.shared.teller.count_lost(true);
             self.shared.teller.tell();
         }
@@ -340,6 +352,8 @@ impl Drop for InFlight {
 pub struct ClusterState {
     /// The position of round robin, one for all priorities.
     pub round_robin: AtomicU32,
+    /// By which this client differs from others.
+    seed: u64,
     certificates: Arc<Certificates>,
     /// The position is that among the states of the cluster.
     tls: KnownTls,
@@ -349,6 +363,8 @@ pub struct ClusterState {
     /// Endpoints that no view holds.
     visited: Mutex<HashMap<EndpointId, Visited>>,
     outliers: Mutex<Detector>,
+    /// Those that have health checks.
+    checked: Mutex<Vec<CheckedEndpoint>>,
 }
 
 /// An endpoint that a caller named, kept so that the next one finds its connections.
@@ -365,6 +381,16 @@ struct Visited {
 const MAX_VISITED: usize = 1000;
 
 impl ClusterState {
+    /// The state of a cluster whose choices for this client follow from this seed.
+    pub fn seeded(seed: u64) -> Self {
+        ClusterState { seed, ..ClusterState::default() }
+    }
+
+    /// By which this client differs from others.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// The state of an endpoint: the present one while anything refers to it, else a new one.
     pub fn endpoint(&self, id: &EndpointId, mutual_tls: bool) -> Arc<EndpointState> {
         let mut endpoints = lock(&self.endpoints);
@@ -601,7 +627,7 @@ impl States {
             self.certificates.want();
         }
         let (certificates, tls) = (Arc::clone(&self.certificates), (last + 1, tls.clone()));
-        let state = ClusterState { certificates, tls, shared, ..ClusterState::default() };
+        let state = ClusterState { certificates, tls, shared, ..ClusterState::seeded(fastrand::u64(..)) };
         let state = Arc::new(state);
         let (tls, shared) = (state.tls.clone(), Arc::clone(&state.shared));
         clusters.insert(name.clone(), Kept { tls, shared, state: Arc::downgrade(&state) });

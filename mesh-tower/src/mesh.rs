@@ -15,7 +15,7 @@ use mesh_core::id::Target;
 use mesh_core::request_info::{Observer, Observers};
 use mesh_core::store::{Source, Store};
 use mesh_core::tls::{Certificates, Credentials};
-use mesh_core::view::Extensions;
+use mesh_core::view::{EndpointStatus, Extensions};
 
 use crate::drain::Drain;
 use crate::listeners::Listeners;
@@ -125,6 +125,33 @@ impl Mesh {
     /// ```
     pub fn client_status(&self) -> Arc<ClientStatus> {
         self.inner.status.get()
+    }
+
+    /// What this process knows of the endpoints of the clusters in use: who is ejected, fails health checks, cannot be
+    /// reached, and who gets requests. For a page of status and for metrics; it costs as much as there are endpoints.
+    ///
+    /// ```
+    /// use mesh_tower::Mesh;
+    ///
+    /// /// How many endpoints there are, and one line for each that gets no requests.
+    /// fn endpoints(mesh: &Mesh) -> (usize, Vec<String>) {
+    ///     let all = mesh.endpoints();
+    ///     let idle = all.iter().filter(|one| !one.takes_load).map(ToString::to_string);
+    ///     (all.len(), idle.collect())
+    /// }
+    /// # let mesh = Mesh::builder().source(mesh_core::fixed::Fixed::new()).start().unwrap();
+    /// # assert_eq!(endpoints(&mesh), (0, Vec::new()));
+    /// ```
+    pub fn endpoints(&self) -> Vec<EndpointStatus> {
+        let mut seen = HashSet::new();
+        let mut all = Vec::new();
+        for entry in self.inner.store.targets().list() {
+            let Some(view) = entry.peek() else { continue };
+            for cluster in view.clusters().iter().filter(|cluster| seen.insert(cluster.name().clone())) {
+                all.extend(cluster.endpoints());
+            }
+        }
+        all
     }
 
     /// Those who are told of every finished request.

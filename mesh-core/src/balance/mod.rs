@@ -5,8 +5,10 @@
 
 mod hashed;
 mod leveling;
+mod measured;
 mod policies;
 mod priority;
+mod subset;
 mod warmup;
 
 use std::any::Any;
@@ -15,13 +17,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::model::{BalancerPolicy, SlowStart};
-use crate::request_info::{RequestInfo, TriedPriorities};
+use crate::request_info::{Pinned, RequestInfo, TriedPriorities};
 use crate::state::{ClusterState, EndpointState};
 
 pub use hashed::{Maglev, RingHash};
 pub use leveling::{Leveling, Loads};
+pub use measured::{PeakEwma, WeightedByLoad};
 pub use policies::{LeastRequest, Random, RoundRobin};
 pub use priority::{Level, Levels};
+pub use subset::RandomSubset;
 pub use warmup::Warmup;
 
 /// A policy that chooses among the endpoints of one priority. It is asked for a [`Picker`] whenever the set of
@@ -64,6 +68,10 @@ pub trait Picker: Any + Send + Sync + fmt::Debug {
     /// block.
     fn pick(&self, set: &EndpointSet, args: &mut PickArgs<'_>) -> Option<usize>;
 
+    /// Takes in what is known by now of the endpoints that it was built for. Called every 200 ms or so while the cluster is
+    /// in use, on the mesh's configuration thread, beside [`Picker::pick`].
+    fn refresh(&self, _set: &EndpointSet, _now: Instant) {}
+
     /// Whether it chooses by the request's hash: then the hash chooses the priority, too.
     fn goes_by_hash(&self) -> bool {
         false
@@ -76,6 +84,8 @@ pub trait Picker: Any + Send + Sync + fmt::Debug {
 pub struct PickArgs<'r> {
     /// What consistent hashing chooses by, where a policy computed it.
     pub hash: Option<u64>,
+    /// The endpoint that the request belongs to, where a filter knows of one; policies are not asked then.
+    pub pinned: Option<&'r Pinned>,
     /// Endpoints that this request has tried: not to be picked again while there are others. The caller of the picker
     /// sees to it.
     pub tried: &'r [Arc<EndpointState>],
@@ -90,15 +100,16 @@ pub struct PickArgs<'r> {
 impl<'r> PickArgs<'r> {
     /// A choice that goes by nothing but chance.
     pub fn new(random: &'r mut fastrand::Rng) -> Self {
-        PickArgs { hash: None, tried: &[], tried_priorities: None, now: None, random }
+        PickArgs { hash: None, pinned: None, tried: &[], tried_priorities: None, now: None, random }
     }
 
     /// The choice for a request's next try.
     #[inline]
     pub fn of(request: &'r mut RequestInfo) -> Self {
-        let RequestInfo { hash, tried, tried_priorities, started, random, .. } = request;
+        let RequestInfo { hash, pinned, tried, tried_priorities, started, random, .. } = request;
         let tried_priorities = Some(&*tried_priorities).filter(|tried| !tried.is_empty());
-        PickArgs { hash: *hash, tried, tried_priorities, now: Some(*started), random }
+        let pinned = pinned.as_deref();
+        PickArgs { hash: *hash, pinned, tried, tried_priorities, now: Some(*started), random }
     }
 }
 
@@ -113,6 +124,8 @@ pub fn built_in(policy: &BalancerPolicy, slow_start: Option<SlowStart>) -> Optio
             warming(Arc::new(LeastRequest { choices: *choices, bias: *bias }))
         }
         BalancerPolicy::RoundRobin => warming(Arc::new(RoundRobin)),
+        BalancerPolicy::WeightedByLoad(config) => warming(Arc::new(WeightedByLoad(Arc::clone(config)))),
+        BalancerPolicy::PeakEwma { decay } => Arc::new(PeakEwma { decay: *decay }),
         BalancerPolicy::Random => Arc::new(Random),
         BalancerPolicy::RingHash { min_size, max_size, function, hashing } => {
             let (min_size, max_size, function, hashing) = (*min_size, *max_size, *function, *hashing);
@@ -120,6 +133,9 @@ pub fn built_in(policy: &BalancerPolicy, slow_start: Option<SlowStart>) -> Optio
         }
         BalancerPolicy::Maglev { table_size, hashing } => {
             Arc::new(Maglev { table_size: *table_size, hashing: *hashing })
+        }
+        BalancerPolicy::RandomSubset { size, child } => {
+            Arc::new(RandomSubset { size: *size as usize, child: built_in(child, slow_start)? })
         }
         BalancerPolicy::Custom(_) => return None,
     })
@@ -132,6 +148,8 @@ pub struct EndpointSet {
     weights: Weights,
     /// Empty where no endpoint has one.
     names: Box<[HashNames]>,
+    /// The locality of each endpoint; empty where localities have no shares.
+    localities: Box<[u32]>,
     cluster: Arc<ClusterState>,
 }
 
@@ -176,7 +194,7 @@ impl EndpointSet {
             Weights::Each { totals: totals.collect(), strides, exact }
         };
         let endpoints = endpoints.into_iter().map(|(state, _)| state).collect();
-        EndpointSet { endpoints, weights, names: Box::default(), cluster }
+        EndpointSet { endpoints, weights, names: Box::default(), localities: Box::default(), cluster }
     }
 
     /// With what consistent hashing goes by, in the order of the endpoints.
@@ -184,6 +202,31 @@ impl EndpointSet {
         let is_named = names.iter().any(|names| *names != HashNames::default());
         self.names = if is_named { names.into_boxed_slice() } else { Box::default() };
         self
+    }
+
+    /// With the localities whose shares its weights are made of, in the order of the endpoints.
+    pub fn with_localities(mut self, localities: Vec<u32>) -> Self {
+        self.localities = localities.into_boxed_slice();
+        self
+    }
+
+    /// Some of its endpoints, in this order.
+    fn part(&self, positions: &[usize]) -> EndpointSet {
+        let endpoints = positions.iter().filter_map(|at| Some((Arc::clone(self.get(*at)?), self.exact_weight(*at))));
+        let pick = |all: &[u32]| positions.iter().filter_map(|at| all.get(*at).copied()).collect();
+        let names = positions.iter().filter_map(|at| self.names.get(*at).cloned()).collect();
+        let part = EndpointSet::new(endpoints.collect(), Arc::clone(&self.cluster));
+        part.with_names(names).with_localities(pick(&self.localities))
+    }
+
+    /// Whether weights are made of the shares of localities.
+    pub fn has_localities(&self) -> bool {
+        !self.localities.is_empty()
+    }
+
+    /// The locality of the endpoint at a position; all are in the same one where localities have no shares.
+    pub fn locality(&self, position: usize) -> u32 {
+        self.localities.get(position).copied().unwrap_or_default()
     }
 
     /// What stands for the endpoint at a position where endpoints are hashed: its key, its name if that is asked for, its
@@ -292,5 +335,32 @@ impl EndpointSet {
         }
         let (before, after) = self.endpoints.split_at(args.random.usize(0..self.endpoints.len()));
         after.iter().chain(before).find(|endpoint| !tried(args, endpoint)).or(Some(picked))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::EndpointId;
+
+    /// Endpoints of these weights.
+    pub(super) fn set(weights: &[u64]) -> EndpointSet {
+        set_of(weights, Arc::default())
+    }
+
+    /// The same of this cluster.
+    pub(super) fn set_of(weights: &[u64], cluster: Arc<ClusterState>) -> EndpointSet {
+        let endpoint = |port: usize| {
+            cluster.endpoint(&EndpointId::new(std::net::SocketAddr::from(([10, 0, 0, 1], 1 + port as u16))), false)
+        };
+        let endpoints = weights.iter().enumerate().map(|(at, weight)| (endpoint(at), *weight)).collect();
+        EndpointSet::new(endpoints, Arc::clone(&cluster))
+    }
+
+    /// The value of chi-square that is exceeded in 1 % of cases, by Wilson and Hilferty; 2.326 is the normal quantile.
+    pub(super) fn critical(freedom: usize) -> f64 {
+        let freedom = freedom as f64;
+        let spread = 2.0 / (9.0 * freedom);
+        freedom * (1.0 - spread + 2.326 * spread.sqrt()).powi(3)
     }
 }

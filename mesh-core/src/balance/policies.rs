@@ -1,6 +1,6 @@
 //! Least request, round robin and random. Envoy's load balancers overview, gRFC A48; static stride: gRFC A58.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{EndpointSet, LoadBalancer, PickArgs, Picker};
 
@@ -81,27 +81,38 @@ impl LoadBalancer for RoundRobin {
 
 impl Picker for RoundRobin {
     fn pick(&self, set: &EndpointSet, args: &mut PickArgs<'_>) -> Option<usize> {
-        let count = u32::try_from(set.len()).ok().filter(|count| *count > 0)?;
-        let cursor = &set.cluster().round_robin;
-        loop {
-            let mut turn = cursor.fetch_add(1, Ordering::Relaxed);
-            if turn == 0 {
-                // Anywhere, so that clients which start together do not all begin with the same endpoint.
-                turn = args.random.u32(..);
-                cursor.store(turn.wrapping_add(1), Ordering::Relaxed);
-            }
-            let position = (turn % count) as usize;
-            if set.is_equal() {
-                return Some(position);
-            }
-            // In `MAX` rounds an endpoint of weight w is taken w times, spread evenly. The heaviest has `MAX`
-            // and is taken every round, so this ends within one round.
-            const MAX: u64 = u16::MAX as u64;
-            let weight = set.weight(position);
-            let round = u64::from(turn / count) + position as u64 * (MAX / 2);
-            if (weight * round) % MAX >= MAX - weight || weight == MAX {
-                return Some(position);
-            }
+        let is_equal = set.is_equal();
+        let weight = |at| Some(if is_equal { MOST_TURNS } else { set.weight(at) });
+        by_turns(&set.cluster().round_robin, set.len(), args.random, weight)
+    }
+}
+
+/// The weight of an endpoint that is taken in every round.
+const MOST_TURNS: u64 = u16::MAX as u64;
+
+/// One position after the other, each as often as its weight says, of which the heaviest has to be [`MOST_TURNS`].
+#[inline]
+pub(super) fn by_turns(
+    cursor: &AtomicU32,
+    count: usize,
+    random: &mut fastrand::Rng,
+    weight: impl Fn(usize) -> Option<u64>,
+) -> Option<usize> {
+    let count = u32::try_from(count).ok().filter(|count| *count > 0)?;
+    loop {
+        let mut turn = cursor.fetch_add(1, Ordering::Relaxed);
+        if turn == 0 {
+            // Anywhere, so that clients which start together do not all begin with the same endpoint.
+            turn = random.u32(..);
+            cursor.store(turn.wrapping_add(1), Ordering::Relaxed);
+        }
+        let position = (turn % count) as usize;
+        // In `MOST_TURNS` rounds an endpoint of weight w is taken w times, spread evenly. The heaviest is taken every
+        // round, so this ends within one round.
+        let weight = weight(position)?;
+        let round = u64::from(turn / count) + position as u64 * (MOST_TURNS / 2);
+        if weight == MOST_TURNS || (weight * round) % MOST_TURNS >= MOST_TURNS - weight {
+            return Some(position);
         }
     }
 }
@@ -111,19 +122,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::id::EndpointId;
-    use crate::state::{ClusterState, EndpointState};
+    use crate::balance::tests::{critical, set};
+    use crate::state::EndpointState;
 
     const LEAST_REQUEST: LeastRequest = LeastRequest { choices: 2, bias: 1000 };
-
-    fn set(weights: &[u64]) -> EndpointSet {
-        let cluster = Arc::new(ClusterState::default());
-        let endpoint = |port: usize| {
-            cluster.endpoint(&EndpointId::new(std::net::SocketAddr::from(([10, 0, 0, 1], 1 + port as u16))), false)
-        };
-        let endpoints = weights.iter().enumerate().map(|(at, weight)| (endpoint(at), *weight)).collect();
-        EndpointSet::new(endpoints, Arc::clone(&cluster))
-    }
 
     fn counts(picker: &dyn Picker, set: &EndpointSet, picks: usize) -> Vec<usize> {
         let mut random = fastrand::Rng::with_seed(3);
@@ -132,13 +134,6 @@ mod tests {
             counts[picker.pick(set, &mut PickArgs::new(&mut random)).unwrap()] += 1;
         }
         counts
-    }
-
-    /// The value of chi-square that is exceeded in 1 % of cases, by Wilson and Hilferty; 2.326 is the normal quantile.
-    fn critical(freedom: usize) -> f64 {
-        let freedom = freedom as f64;
-        let spread = 2.0 / (9.0 * freedom);
-        freedom * (1.0 - spread + 2.326 * spread.sqrt()).powi(3)
     }
 
     /// Least request among idle endpoints, since one that is picked is idle again before the next pick.
@@ -192,7 +187,7 @@ mod tests {
         let mut starts: Vec<usize> = (0..20)
             .map(|seed| {
                 let mut random = fastrand::Rng::with_seed(seed);
-                RoundRobin.pick(&super::tests::set(&[5, 5, 5]), &mut PickArgs::new(&mut random)).unwrap()
+                RoundRobin.pick(&crate::balance::tests::set(&[5, 5, 5]), &mut PickArgs::new(&mut random)).unwrap()
             })
             .collect();
         starts.sort_unstable();

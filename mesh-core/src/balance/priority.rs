@@ -2,6 +2,7 @@
 //! overprovisioning and panic threshold (`xds.md`'s formulas are Envoy's `arch_overview/upstream/load_balancing`).
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::{EndpointSet, HashNames, LoadBalancer, PickArgs, Picker};
 use crate::model::{Endpoints, Health, LocalityEndpoints, PriorityPolicy};
@@ -225,6 +226,13 @@ impl Levels {
         )
     }
 
+    /// Has pickers take in what is known of endpoints by now.
+    pub fn refresh(&self, now: Instant) {
+        for level in &self.levels {
+            level.picker.refresh(&level.endpoints, now);
+        }
+    }
+
     /// All levels, highest priority first.
     pub fn iter(&self) -> impl Iterator<Item = &Level> {
         self.levels.iter()
@@ -252,8 +260,13 @@ impl Priority {
             endpoints.filter(|endpoint| wanted(endpoint.health)).count() as u64
         };
         let set = |wanted| {
-            let (endpoints, names) = weighted(localities, wanted, factor, state).into_iter().unzip();
-            EndpointSet::new(endpoints, Arc::clone(state)).with_names(names)
+            let (endpoints, (names, of_localities)) = weighted(localities, wanted, factor, state).into_iter().unzip();
+            let set = EndpointSet::new(endpoints, Arc::clone(state)).with_names(names);
+            if localities.iter().any(|locality| locality.weight.is_some()) {
+                set.with_localities(of_localities)
+            } else {
+                set
+            }
         };
         let is_degraded: fn(Health) -> bool = |health| health == Health::Degraded;
         let is_not_leaving: fn(Health) -> bool = |health| health != Health::Draining;
@@ -275,17 +288,20 @@ impl Priority {
     }
 }
 
-/// Every wanted endpoint with its share: its weight alone, or, where localities have weights, its part of its
+/// An endpoint and its share.
+type Share = (Arc<EndpointState>, u64);
+
+/// Every wanted endpoint with its share, its names and the number of its locality: its weight alone, or, where localities have weights, its part of its
 /// locality's share, which shrinks with the locality's health.
 fn weighted(
     localities: &[&LocalityEndpoints],
     wanted: fn(Health) -> bool,
     factor: u64,
     state: &ClusterState,
-) -> Vec<((Arc<EndpointState>, u64), HashNames)> {
+) -> Vec<(Share, (HashNames, u32))> {
     let by_locality = localities.iter().any(|locality| locality.weight.is_some());
     let mut weighted = Vec::with_capacity(localities.iter().map(|locality| locality.endpoints.len()).sum());
-    for locality in localities {
+    for (number, locality) in (0..).zip(localities) {
         let picked = || locality.endpoints.iter().filter(|endpoint| wanted(endpoint.health));
         let share = match (by_locality, locality.weight) {
             (false, _) => None,
@@ -309,7 +325,7 @@ fn weighted(
             };
             let key = endpoint.metadata.get("envoy.lb").and_then(|fields| fields.get("hash_key")).cloned();
             let names = HashNames { key, hostname: endpoint.hostname.clone() };
-            ((state.endpoint(&endpoint.id, endpoint.mutual_tls), weight), names)
+            ((state.endpoint(&endpoint.id, endpoint.mutual_tls), weight), (names, number))
         }));
     }
     weighted
@@ -355,7 +371,13 @@ mod tests {
         let mut levels = Levels::default();
         let endpoints = Endpoints { localities: groups(localities), ..Endpoints::default() };
         let balancer: Arc<dyn LoadBalancer> = Arc::new(Random);
-        levels.add_leaf(0, &endpoints, PriorityPolicy { panic_percent }, &balancer, &Arc::default());
+        levels.add_leaf(
+            0,
+            &endpoints,
+            PriorityPolicy { panic_percent, ..Default::default() },
+            &balancer,
+            &Arc::default(),
+        );
         levels.settle(None);
         levels
     }
@@ -400,7 +422,7 @@ mod tests {
             let balancer: Arc<dyn LoadBalancer> = Arc::new(Random);
             for (leaf, (localities, panic_percent)) in leaves.iter().enumerate() {
                 let endpoints = Endpoints { localities: groups(localities), ..Endpoints::default() };
-                let policy = PriorityPolicy { panic_percent: *panic_percent };
+                let policy = PriorityPolicy { panic_percent: *panic_percent, ..Default::default() };
                 levels.add_leaf(leaf, &endpoints, policy, &balancer, &Arc::default());
             }
             levels.settle(None);
@@ -510,7 +532,8 @@ mod tests {
             let mut levels = Levels::default();
             let endpoints = Endpoints { localities: groups(localities), ..Endpoints::default() };
             let balancer: Arc<dyn LoadBalancer> = Arc::new(Counting);
-            levels.add_leaf(0, &endpoints, PriorityPolicy { panic_percent: 0 }, &balancer, &Arc::default());
+            let policy = PriorityPolicy { panic_percent: 0, ..Default::default() };
+            levels.add_leaf(0, &endpoints, policy, &balancer, &Arc::default());
             levels.settle(previous);
             levels
         };

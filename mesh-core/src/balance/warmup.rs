@@ -52,6 +52,10 @@ impl Picker for Warming {
         Some(picked)
     }
 
+    fn refresh(&self, set: &EndpointSet, now: Instant) {
+        self.picker.refresh(set, now);
+    }
+
     fn goes_by_hash(&self) -> bool {
         self.picker.goes_by_hash()
     }

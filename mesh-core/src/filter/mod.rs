@@ -6,6 +6,7 @@
 //! has a file for each built-in one.
 
 mod fault;
+mod session;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -23,6 +24,7 @@ use crate::request_info::RequestInfo;
 use crate::state::FilterState;
 
 pub use fault::{ActiveFaults, FaultFilter};
+pub use session::SessionFilter;
 
 /// What becomes of a request after a filter saw it. Exhaustive: one more must not pass for [`Decision::Continue`].
 pub enum Decision {
@@ -163,6 +165,7 @@ impl FilterRegistry {
             FilterConfig::Fault(fault) => {
                 Ok(Some(Arc::new(FaultFilter::new(fault)?.counted(state.get(ActiveFaults::default)))))
             }
+            FilterConfig::StatefulSession(session) => Ok(Some(Arc::new(SessionFilter::new(session)))),
             FilterConfig::Custom(name, json) => match self.factories.get(name) {
                 Some(factory) => factory(json, state).map(Some),
                 None => Err(Invalid::new(format!("no filter is registered as {name:?}"))),

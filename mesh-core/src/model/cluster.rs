@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::id::ClusterName;
 use crate::identity::SpiffeId;
-use crate::model::{CircuitBreakers, DirectResponse, Endpoints, FileTls, OutlierDetection};
+use crate::model::{CircuitBreakers, DirectResponse, Endpoints, FileTls, Health, HealthCheck, OutlierDetection};
 
 /// A validated Cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +46,10 @@ pub struct Cluster {
     pub outlier_detection: Option<OutlierDetection>,
     /// The answer to a request for which it has no healthy endpoint; `None`: the request fails.
     pub fallback: Option<Arc<DirectResponse>>,
+    /// How its endpoints are asked whether they are well; `None` = not at all.
+    pub health_check: Option<Arc<HealthCheck>>,
+    /// In which states of health an endpoint gets the requests that belong to it (stateful sessions).
+    pub session_health: Vec<Health>,
     /// The service it stands for: host, name and namespace (`metadata.filter_metadata["istio"].services[0]`).
     pub service: Option<Arc<(String, String, String)>>,
 }
@@ -110,6 +114,20 @@ pub enum BalancerPolicy {
         /// What is hashed of endpoints, and how much one may get.
         hashing: ConsistentHashing,
     },
+    /// One after the other, in proportion to what they can do for their load as they report it (gRFC A58).
+    WeightedByLoad(Arc<LoadWeights>),
+    /// Of two random ones, the one that answers sooner, by a peak-sensitive average of how long its answers take.
+    PeakEwma {
+        /// How long it takes until an answer counts for a third.
+        decay: Duration,
+    },
+    /// Among so many, which differ from one client to another (gRFC A68).
+    RandomSubset {
+        /// How many endpoints of a priority this client calls.
+        size: u32,
+        /// How one of them is chosen.
+        child: Box<BalancerPolicy>,
+    },
     /// A policy of the application's own, by the name it was registered under.
     Custom(Arc<str>),
 }
@@ -121,9 +139,59 @@ impl Default for BalancerPolicy {
 }
 
 impl BalancerPolicy {
+    /// The policy that chooses one endpoint: where it is among some of them, the policy in that.
+    pub fn choosing(&self) -> &BalancerPolicy {
+        match self {
+            BalancerPolicy::RandomSubset { child, .. } => child.choosing(),
+            policy => policy,
+        }
+    }
+
+    /// How weights follow from reports of load, where they do.
+    pub fn load_weights(&self) -> Option<&Arc<LoadWeights>> {
+        match self.choosing() {
+            BalancerPolicy::WeightedByLoad(config) => Some(config),
+            _ => None,
+        }
+    }
+
     /// Of so many random endpoints, the one with the fewest requests in flight.
     pub fn least_request(choices: u32) -> Self {
         BalancerPolicy::LeastRequest { choices, bias: 1000 }
+    }
+}
+
+/// The type of [`BalancerPolicy::PeakEwma`] over xDS: that of a `TypedStruct`, with `decay` in seconds. Others do not know it.
+pub const PEAK_EWMA: &str = "mesh.load_balancing.v1.PeakEwma";
+
+/// How weights follow from reports of load (gRFC A58).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LoadWeights {
+    /// For how long the first reports of an endpoint do not count.
+    pub blackout: Duration,
+    /// For how long the last one counts.
+    pub expiration: Duration,
+    /// How often weights are worked out.
+    pub update_period: Duration,
+    /// How much errors count, in thousandths: by this share of requests that failed, an endpoint is more utilized.
+    pub error_penalty: u32,
+    /// How often endpoints are to report on a stream of their own; `None`: they do with their answers.
+    pub oob: Option<Duration>,
+    /// Metrics by name, the highest of which counts where the application says nothing (gRFC A114).
+    pub metrics: Vec<Arc<str>>,
+}
+
+impl Default for LoadWeights {
+    fn default() -> Self {
+        LoadWeights {
+            blackout: Duration::from_secs(10),
+            expiration: Duration::from_secs(180),
+            update_period: Duration::from_secs(1),
+            error_penalty: 1000,
+            oob: None,
+            metrics: Vec::new(),
+        }
     }
 }
 
@@ -173,11 +241,14 @@ impl SlowStart {
 pub struct PriorityPolicy {
     /// Below this share of healthy endpoints, health is ignored. Envoy: 50; gRPC and Istio: 0 (never).
     pub panic_percent: u8,
+    /// Whether endpoints that were not checked yet do not count, where others are known to be healthy; else they are
+    /// unhealthy until they are. Matters where there are health checks.
+    pub ignores_unchecked: bool,
 }
 
 impl Default for PriorityPolicy {
     fn default() -> Self {
-        PriorityPolicy { panic_percent: 50 }
+        PriorityPolicy { panic_percent: 50, ignores_unchecked: false }
     }
 }
 
@@ -300,6 +371,8 @@ impl Cluster {
             circuit_breakers: CircuitBreakers::default(),
             outlier_detection: None,
             fallback: None,
+            health_check: None,
+            session_health: vec![Health::Unknown, Health::Healthy, Health::Degraded],
             service: None,
         }
     }

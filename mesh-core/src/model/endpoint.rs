@@ -46,6 +46,10 @@ pub struct Endpoint {
     /// Whether it speaks the mesh's mutual TLS (`envoy.transport_socket_match`, `tlsMode: istio`). Counts in clusters that
     /// leave it to their endpoints.
     pub mutual_tls: bool,
+    /// Whether it is checked, where its cluster has health checks.
+    pub is_checked: bool,
+    /// The host that checks ask it for, in place of the cluster's.
+    pub check_host: Option<Arc<str>>,
     /// String metadata by filter namespace and key, as in `istio` / `workload`.
     pub metadata: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Arc<str>>>,
 }
@@ -59,6 +63,8 @@ impl Endpoint {
             weight: 1,
             hostname: None,
             mutual_tls: false,
+            is_checked: true,
+            check_host: None,
             metadata: BTreeMap::new(),
         }
     }

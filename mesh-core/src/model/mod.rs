@@ -26,6 +26,7 @@ mod file_tls;
 mod filter;
 mod hash_policy;
 mod header_text;
+mod health_check;
 mod jwks;
 mod jwt;
 mod limits;
@@ -36,11 +37,12 @@ mod rbac;
 mod re2;
 mod retry;
 mod route;
+mod session;
 mod strings;
 
 pub use cluster::{
     BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, ConsistentHashing, HashFunction, Http2Keepalive,
-    PriorityPolicy, SlowStart, TcpKeepalive, UpstreamTls,
+    LoadWeights, PEAK_EWMA, PriorityPolicy, SlowStart, TcpKeepalive, UpstreamTls,
 };
 pub use endpoint::{Endpoint, Endpoints, Health, LocalityEndpoints};
 pub use ext_authz::{CheckProtocol, CheckedBody, ExtAuthz, HttpCheck, IN_PROCESS};
@@ -48,6 +50,7 @@ pub use file_tls::{FileTls, NameKind, NameTest, Roots, Sni, TlsFiles, TlsVersion
 pub use filter::{Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, NamedFilter};
 pub use hash_policy::{CookieKey, HashKey, HashPolicy, HashedHeader};
 pub use header_text::{HeaderFormat, HeaderTarget, HeaderText};
+pub use health_check::{GrpcProbe, HealthCheck, HttpProbe, Probe, TcpProbe};
 pub use jwks::{Jwk, JwkSet, JwsAlgorithm, KeyMaterial, MOST_JWKS_BYTES, MOST_JWKS_KEYS};
 pub use jwt::{ClaimHeader, JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, TokenLocation};
 pub use limits::{CircuitBreakers, RetryLimit};
@@ -64,4 +67,5 @@ pub use route::{
     MirrorHost, PathChange, PathTest, QueryTest, Redirect, Route, RouteAction, RouteConfiguration, RouteMatch,
     SegmentTemplate, SplitBy, TemplatePart, VirtualHost, WeightedCluster,
 };
+pub use session::{SessionCarrier, StatefulSession};
 pub use strings::{FullRegex, StringTest};

@@ -26,6 +26,8 @@ pub struct OutlierDetection {
     pub max_ejection_percent: u32,
     /// Whether one may be out however few there are.
     pub always_eject_one_host: bool,
+    /// Whether one that passes a health check is back at once.
+    pub readmits_checked: bool,
     /// Endpoints that succeed far less often than the others.
     pub success_rate: SuccessRate,
     /// Endpoints that fail more often than a threshold.
@@ -85,6 +87,7 @@ impl Default for OutlierDetection {
             max_ejection_time_jitter: Duration::ZERO,
             max_ejection_percent: 10,
             always_eject_one_host: false,
+            readmits_checked: true,
             success_rate: SuccessRate {
                 minimum_hosts: 5,
                 request_volume: 100,

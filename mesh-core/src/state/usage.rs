@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -51,12 +51,17 @@ pub struct Usage {
     pending: Gauge,
     connections: Gauge,
     overflows: AtomicU64,
+    was_called: AtomicBool,
 }
 
 impl Usage {
     /// One request more, if there may be; it has to leave.
     #[inline]
     pub(super) fn request(&self, max: u32) -> bool {
+        // Written once, so that a request finds it where it may stay.
+        if !self.was_called() {
+            self.was_called.store(true, Ordering::Relaxed);
+        }
         let entered = self.requests.enter(max).is_some();
         if !entered {
             self.overflow();
@@ -67,6 +72,12 @@ impl Usage {
     /// Notes that a limit was in the way of one.
     pub(super) fn overflow(&self) {
         self.overflows.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether there has ever been a request.
+    #[inline]
+    pub fn was_called(&self) -> bool {
+        self.was_called.load(Ordering::Relaxed)
     }
 
     /// Requests in flight.

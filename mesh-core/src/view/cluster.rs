@@ -1,14 +1,18 @@
 //! One cluster: ready to pick from.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use super::Extensions;
 use crate::balance::{Levels, Loads, PickArgs, built_in};
 use crate::error::{ErrorKind, MeshError};
+use crate::health_check::Checked;
 use crate::id::{Address, ClusterName, EndpointId};
 use crate::model::{BalancerPolicy, Cluster, ClusterKind, DirectResponse, Endpoint, Endpoints, Health};
-use crate::state::{ClusterState, EndpointState, InFlight};
+use crate::request_info::Pinned;
+use crate::state::{CheckedEndpoint, ClusterState, EndpointState, InFlight};
 
 /// One cluster, compiled: ready to pick from.
 #[derive(Debug)]
@@ -20,6 +24,17 @@ pub struct ClusterView {
     unusable: Option<Arc<str>>,
     /// The state of endpoints that are not picked, so that it is known when they are back.
     set_aside: Vec<Arc<EndpointState>>,
+    /// Where each endpoint is, for requests that belong to one: made for the first of them.
+    by_address: OnceLock<HashMap<Address, Listed>>,
+}
+
+/// An endpoint as the control plane lists it: the leaf and the priority that it is of, and its health.
+#[derive(Debug)]
+struct Listed {
+    leaf: usize,
+    priority: u32,
+    health: Health,
+    state: Arc<EndpointState>,
 }
 
 /// What a compiled cluster was made of. An aggregate has several leaves, any other cluster one.
@@ -45,8 +60,12 @@ impl Leaf {
         self.state.endpoint(&endpoint.id, endpoint.mutual_tls)
     }
 
-    /// Its endpoints, with what this process found out of their health: who is ejected, and, where that `counts`, who cannot
-    /// be reached.
+    fn checked(&self, endpoint: &Endpoint) -> CheckedEndpoint {
+        CheckedEndpoint { endpoint: self.state_of(endpoint), host: endpoint.check_host.clone() }
+    }
+
+    /// Its endpoints, with what this process found out of their health: who is ejected, who fails health checks, and, where
+    /// `reach_counts`, who cannot be reached.
     /// They are `set_aside`.
     fn found<'l>(
         &self,
@@ -55,20 +74,31 @@ impl Leaf {
         set_aside: &mut Vec<Arc<EndpointState>>,
     ) -> Cow<'l, Endpoints> {
         let can_eject = self.cluster.outlier_detection.is_some();
+        let is_checked = self.cluster.health_check.is_some();
+        let mut all = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
+        // Where nobody is known to be well, as at the beginning, those of whom nothing is known are as good as any.
+        let unchecked = is_checked
+            .then(|| all.any(|one| one.is_checked && self.state_of(one).checked() == Checked::Healthy))
+            .filter(|is_known| *is_known)
+            .map(|_| if self.cluster.priorities.ignores_unchecked { Health::Draining } else { Health::Unhealthy });
         let mut found = |endpoint: &Endpoint| {
             if !matches!(endpoint.health, Health::Unknown | Health::Healthy | Health::Degraded) {
                 return None;
             }
             let state = self.state_of(endpoint);
-            let health = match () {
-                () if reach_counts && !state.is_reachable() => Health::Unreachable,
-                () if can_eject && state.is_ejected() => Health::Unhealthy,
-                () => return None,
+            let checked = (is_checked && endpoint.is_checked).then(|| state.checked());
+            let health = match (checked, unchecked) {
+                _ if reach_counts && !state.is_reachable() => Health::Unreachable,
+                _ if can_eject && state.is_ejected() => Health::Unhealthy,
+                (Some(Checked::Unhealthy), _) => Health::Unhealthy,
+                (Some(Checked::Never), Some(health)) => health,
+                (Some(Checked::Degraded), _) => Health::Degraded,
+                _ => return None,
             };
             set_aside.push(state);
             Some(health)
         };
-        let may_differ = can_eject || (reach_counts && self.state.has_unreachable());
+        let may_differ = can_eject || is_checked || (reach_counts && self.state.has_unreachable());
         if !may_differ {
             return Cow::Borrowed(endpoints);
         }
@@ -117,7 +147,7 @@ impl ClusterView {
             compiled = Self::levels(&leaves, extensions, previous, false);
         }
         let (levels, unusable, set_aside) = compiled;
-        ClusterView { name, leaves, levels, unusable, set_aside }
+        ClusterView { name, leaves, levels, unusable, set_aside, by_address: OnceLock::new() }
     }
 
     fn levels(
@@ -137,6 +167,9 @@ impl ClusterView {
                     let found = leaf.found(endpoints, reach_counts, &mut set_aside);
                     levels.add_leaf(position, &found, leaf.cluster.priorities, &balancer, &leaf.state);
                     leaf.state.note_marks(endpoints);
+                    let checked = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
+                    let checked = checked.filter(|endpoint| leaf.cluster.health_check.is_some() && endpoint.is_checked);
+                    leaf.state.set_checked(checked.map(|endpoint| leaf.checked(endpoint)).collect());
                     if leaf.cluster.outlier_detection.is_some() {
                         let all = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
                         leaf.state.set_hosts(all.map(|endpoint| leaf.state_of(endpoint)));
@@ -160,6 +193,7 @@ impl ClusterView {
             levels: Levels::default(),
             unusable: Some(reason),
             set_aside: Vec::new(),
+            by_address: OnceLock::new(),
         }
     }
 
@@ -194,6 +228,11 @@ impl ClusterView {
         self.leaves.last()?.cluster.fallback.as_deref()
     }
 
+    /// Has policies take in what is known of endpoints by now.
+    pub fn refresh(&self, now: Instant) {
+        self.levels.refresh(now);
+    }
+
     /// Whether an endpoint takes load now.
     pub fn may_pick(&self, endpoint: &EndpointState) -> bool {
         self.passes_through() || self.levels.taking_load().any(|level| level.endpoints.contains(endpoint))
@@ -202,6 +241,12 @@ impl ClusterView {
     /// What a client has under way on an endpoint, and beside it.
     pub fn loads_of(&self, endpoint: &EndpointState) -> Loads {
         Loads::of(endpoint, &self.levels)
+    }
+
+    /// Who takes load now.
+    pub(super) fn taking_load(&self) -> HashSet<*const EndpointState> {
+        let sets = self.levels.taking_load().map(|level| &level.endpoints);
+        sets.flat_map(|set| (0..set.len()).filter_map(|at| set.get(at).map(Arc::as_ptr))).collect()
     }
 
     /// Whether requests go to the address that the caller asked for.
@@ -216,6 +261,11 @@ impl ClusterView {
         args: &mut PickArgs<'_>,
         authority: impl FnOnce() -> &'a str,
     ) -> Result<Pick<'_>, MeshError> {
+        if let Some(pinned) = args.pinned
+            && let Some(pick) = self.pick_pinned(pinned, args.tried)?
+        {
+            return Ok(pick);
+        }
         if let Some((level, endpoint)) = self.levels.pick(args)
             && let Some(leaf) = self.leaves.get(level.leaf)
         {
@@ -229,6 +279,59 @@ impl ClusterView {
             };
         }
         self.pick_without_endpoints(authority())
+    }
+
+    /// The endpoint that a request belongs to, if it may be called: the configuration says in which state of health. One
+    /// that was tried is not tried again.
+    #[cold]
+    fn pick_pinned(&self, pinned: &Pinned, tried: &[Arc<EndpointState>]) -> Result<Option<Pick<'_>>, MeshError> {
+        let Some(address) = &pinned.address else { return Ok(None) };
+        let listed = self.by_address.get_or_init(|| self.listed()).get(address);
+        let may_call = |listed: &&Listed| {
+            let Some(leaf) = self.leaves.get(listed.leaf) else { return false };
+            let cluster = &leaf.cluster;
+            let fails = cluster.health_check.is_some() && listed.state.checked() == Checked::Unhealthy;
+            let is_ejected = cluster.outlier_detection.is_some() && listed.state.is_ejected();
+            let was_tried = tried.iter().any(|tried| Arc::ptr_eq(tried, &listed.state));
+            cluster.session_health.contains(&listed.health)
+                && listed.state.is_reachable()
+                && !(fails || is_ejected || was_tried)
+        };
+        match (listed.filter(may_call), listed.and_then(|listed| self.leaves.get(listed.leaf))) {
+            (Some(listed), Some(leaf)) => {
+                let max = leaf.cluster.circuit_breakers.max_requests;
+                let in_flight = listed.state.enter_within(max).ok_or_else(|| overflow(&leaf.cluster, max))?;
+                let (leaf_of, priority) = (listed.leaf, listed.priority);
+                Ok(Some(Pick { cluster: &leaf.cluster, leaf: leaf_of, priority, in_flight }))
+            }
+            _ if pinned.is_strict => {
+                let what = format!("the session's endpoint {address} is not there any more, or may not be called");
+                let error = MeshError::new(ErrorKind::NoHealthyEndpoint, what);
+                Err(error.within(format_args!("cluster {}", self.name)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn listed(&self) -> HashMap<Address, Listed> {
+        let mut by_address = HashMap::new();
+        for (number, leaf) in self.leaves.iter().enumerate() {
+            let localities = leaf.endpoints.iter().flat_map(|endpoints| &endpoints.localities);
+            for (locality, endpoint) in
+                localities.flat_map(|of| of.endpoints.iter().map(move |endpoint| (of, endpoint)))
+            {
+                for address in endpoint.id.addresses() {
+                    // The leaf that goes first counts.
+                    by_address.entry(address.clone()).or_insert_with(|| Listed {
+                        leaf: number,
+                        priority: locality.priority,
+                        health: endpoint.health,
+                        state: leaf.state_of(endpoint),
+                    });
+                }
+            }
+        }
+        by_address
     }
 
     #[cold]
@@ -251,8 +354,17 @@ impl ClusterView {
     /// How many endpoints there are, and what keeps them from being picked.
     fn known(&self) -> String {
         let known: usize = self.leaves.iter().filter_map(|leaf| leaf.endpoints.as_ref()).map(|all| all.len()).sum();
-        let ejected = self.set_aside.iter().filter(|endpoint| endpoint.is_ejected()).count();
-        if ejected > 0 { format!("{known} known, {ejected} ejected") } else { format!("{known} known") }
+        let count = |wanted: fn(&EndpointState) -> bool| self.set_aside.iter().filter(|one| wanted(one)).count();
+        let mut text = format!("{known} known");
+        for (count, what) in [
+            (count(EndpointState::is_ejected), "ejected"),
+            (count(|endpoint| endpoint.checked() == Checked::Unhealthy), "failing health checks"),
+        ] {
+            if count > 0 {
+                text += &format!(", {count} {what}");
+            }
+        }
+        text
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod cluster;
 mod routes;
+mod status;
 mod target;
 
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use crate::filter::FilterRegistry;
 
 pub use cluster::{ClusterView, Leaf, Pick};
 pub use routes::{Admission, Destination, Found, RoutePosition, RouteTable};
+pub use status::EndpointStatus;
 pub use target::{RouteRef, SelectedRoute, TargetView};
 
 /// What the application adds to the built-in parts, by name.

@@ -15,17 +15,18 @@ use http_body::Body as _;
 use mesh_core::balance::PickArgs;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::grpc_timeout;
-use mesh_core::model::{Cluster, RetryConditions, RetryPolicy, RouteAction};
+use mesh_core::load_report::LoadReport;
+use mesh_core::model::{BalancerPolicy, Cluster, RetryConditions, RetryPolicy, RouteAction};
 use mesh_core::outlier::Outcome as Outlier;
 use mesh_core::request_info::{Criticality, EXPECTED_TIMEOUT, Repeat, RequestInfo};
 use mesh_core::retry::{self, Outcome, RetryDecision};
 use mesh_core::state::{RetryPermit, RetryPrice, TooManyRetries};
 use mesh_core::view::RouteRef;
 
-use super::request::{ActiveRequest, Attempt, FOUND, Step, Woken};
+use super::request::{ActiveRequest, Attempt, FOUND, Step, Watch, Woken};
 use crate::body::Body;
 use crate::reply;
-use crate::transport::{Failure, FailureCause, HttpVersion, Security, Transport};
+use crate::transport::{FAIL, Failure, FailureCause, HttpVersion, Security, Transport};
 
 /// How many connections may turn out to be closed under one try, before a new one is dialled for it.
 const MAX_STALE: u8 = 3;
@@ -59,14 +60,14 @@ impl Attempt {
             version: HttpVersion::Http1,
             stale: 0,
             is_reusable: false,
-            is_watched: pick.cluster.outlier_detection.is_some(),
+            watch: Watch::of(pick.cluster),
         };
         Ok((attempt, pick.cluster))
     }
 
     /// Tells outlier detection how the try ended, where the cluster has any.
     pub(crate) fn report(&self, outcome: Outlier, route: &RouteRef<'_>, info: &mut RequestInfo) {
-        if self.is_watched
+        if self.watch.outcomes
             && let Some(leaf) = route.cluster.and_then(|cluster| cluster.leaves().get(self.leaf))
             && let Some(detection) = &leaf.cluster.outlier_detection
         {
@@ -74,9 +75,35 @@ impl Attempt {
         }
     }
 
+    /// Takes in what the head of an answer, or its trailers, say of the endpoint itself.
+    pub(super) fn heed(&self, headers: &HeaderMap) {
+        if self.watch.health && headers.contains_key(FAIL) {
+            self.endpoint().note_unwell();
+        }
+        if let Some(config) = &self.watch.load
+            && let Some(report) = LoadReport::of(headers)
+        {
+            self.endpoint().note_load(config, &report, Instant::now());
+        }
+    }
+
+    /// Notes how long the try took until the head of its answer, or until it failed: then as long as a second at least, so
+    /// that who fails fast is not taken for fast.
+    pub(super) fn time(&self, is_answered: bool) {
+        if let Some((began, decay)) = self.watch.since {
+            let now = Instant::now();
+            let took = now.saturating_duration_since(began);
+            self.endpoint().note_latency(if is_answered { took } else { took.max(FAILED) }, decay, now);
+        }
+    }
+
     /// The same of a try without an answer. Limits of the mesh's own, and what is wrong with the request, say nothing of the
     /// endpoint.
     pub(crate) fn report_failure(&self, kind: ErrorKind, route: &RouteRef<'_>, info: &mut RequestInfo) {
+        use ErrorKind::{ConnectFailure, ConnectionLost, RefusedStream, Timeout};
+        if matches!(kind, ConnectFailure | ConnectionLost | RefusedStream | Timeout) {
+            self.time(false);
+        }
         match kind {
             ErrorKind::ConnectFailure | ErrorKind::ConnectionLost | ErrorKind::RefusedStream => {
                 self.report(Outlier::LocalFailure, route, info);
@@ -158,6 +185,27 @@ impl Attempt {
             info.tried_priorities.note(frequency, (self.leaf, self.priority));
         }
         Again::Wanted(Retry { after, permit })
+    }
+}
+
+/// How long a try counts at least that fails.
+const FAILED: Duration = Duration::from_secs(1);
+
+impl Watch {
+    fn of(cluster: &Cluster) -> Watch {
+        let (load, since) = match cluster.balancer.choosing() {
+            // Endpoints that report on a stream of their own are not heard twice.
+            BalancerPolicy::WeightedByLoad(config) if config.oob.is_none() => (Some(Arc::clone(config)), None),
+            BalancerPolicy::PeakEwma { decay } => (None, Some((Instant::now(), *decay))),
+            _ => (None, None),
+        };
+        let (outcomes, health) = (cluster.outlier_detection.is_some(), cluster.health_check.is_some());
+        Watch { outcomes, health, load, since }
+    }
+
+    /// Whether anything is.
+    pub(super) fn is_on(&self) -> bool {
+        self.outcomes || self.health || self.load.is_some() || self.since.is_some()
     }
 }
 

@@ -328,7 +328,7 @@ impl<T: Transport> ActiveRequest<T> {
         if self.follows {
             self.tell_placement(&mut head);
         }
-        let is_observed = self.info.is_observed() || (self.info.is_grpc && self.is_watched());
+        let is_observed = self.info.is_observed() || self.awaits_trailers();
         let body = ResponseBody::new(Content::Upstream { body }, self.take_deadline(), is_observed);
         Ok(Response::from_parts(head, body))
     }

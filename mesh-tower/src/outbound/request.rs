@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
 use mesh_core::hashing::Caller;
-use mesh_core::model::Cluster;
+use mesh_core::model::{Cluster, LoadWeights};
 use mesh_core::outlier::Outcome as Outlier;
 use mesh_core::request_info::{Observers, RequestInfo, grpc_status};
 use mesh_core::state::{EndpointState, InFlight, RetryPermit};
@@ -146,8 +146,20 @@ pub(crate) struct Attempt {
     pub(super) stale: u8,
     /// Whether the connection may carry another request after this one.
     pub(super) is_reusable: bool,
-    /// Whether the cluster wants to know how it ends (outlier detection).
-    pub(super) is_watched: bool,
+    /// What the cluster wants to know of it.
+    pub(super) watch: Watch,
+}
+
+/// What a cluster wants to know of a try.
+pub(super) struct Watch {
+    /// How it ends (outlier detection).
+    pub(super) outcomes: bool,
+    /// Whether its endpoint says that it is not well (health checks).
+    pub(super) health: bool,
+    /// The load that its endpoint reports, where the policy goes by that.
+    pub(super) load: Option<Arc<LoadWeights>>,
+    /// When it began, and how long that counts, where the policy goes by how long answers take.
+    pub(super) since: Option<(Instant, Duration)>,
 }
 
 impl Attempt {
@@ -180,14 +192,25 @@ impl Attempt {
 }
 
 impl<T: Transport> ActiveRequest<T> {
-    /// Whether the cluster wants to know how the present try ends.
+    /// Whether the cluster wants to know anything of the present try.
     #[inline]
     pub(super) fn is_watched(&self) -> bool {
-        self.attempt.as_ref().is_some_and(|attempt| attempt.is_watched)
+        self.attempt.as_ref().is_some_and(|attempt| attempt.watch.is_on())
+    }
+
+    /// Whether trailers may have in them what the present try is watched for.
+    #[inline]
+    pub(super) fn awaits_trailers(&self) -> bool {
+        let is_load = || self.attempt.as_ref().is_some_and(|attempt| attempt.watch.load.is_some());
+        self.is_watched() && (self.info.is_grpc || is_load())
     }
 
     /// The head of an answer came. A gRPC call ends with its trailers, unless these are all of it.
     pub(super) fn note_answer(&mut self, status: StatusCode, headers: &HeaderMap) {
+        if let Some(attempt) = &self.attempt {
+            attempt.time(true);
+            attempt.heed(headers);
+        }
         if let Some(outcome) = outcome_of(status, headers, self.info.is_grpc) {
             self.note_outcome(outcome);
         }
@@ -195,6 +218,9 @@ impl<T: Transport> ActiveRequest<T> {
 
     /// The trailers of an answer came.
     pub(super) fn note_trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(attempt) = &self.attempt {
+            attempt.heed(trailers);
+        }
         if let Some(code) = grpc_status(trailers).filter(|_| self.info.is_grpc) {
             self.note_outcome(Outlier::of_grpc(code));
         }

@@ -14,8 +14,8 @@ use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::{Empty, Full};
 use hyper::body::Incoming;
-
 use mesh_core::request::client_of;
+
 /// The most bytes of bodies that the requests of one layer hold in memory: more requests are refused.
 pub(super) const MOST_HELD: usize = 64 << 20;
 

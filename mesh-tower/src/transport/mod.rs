@@ -5,10 +5,12 @@
 //! [`Transport`]. Nothing outside this folder looks at a cluster's TLS: whoever wants a connection needs a
 //! [`Security`], and only [`Security::of`] makes one.
 
+mod check;
 mod dial;
 mod failure;
 mod http1;
 mod http2;
+mod orca;
 mod pool;
 mod replay;
 mod security;
@@ -27,6 +29,7 @@ use mesh_core::state::EndpointState;
 
 use crate::body::{Body, BoxError};
 
+pub(crate) use check::FAIL;
 pub(crate) use dial::dial;
 pub(crate) use failure::{Failure, FailureCause};
 pub(crate) use pool::{close_idle, pooled};

@@ -271,6 +271,28 @@ async fn connect(
     }
 }
 
+/// A connection that only one exchange goes over, whatever others there are.
+pub(super) async fn connect_apart(
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<EndpointState>,
+    version: HttpVersion,
+    security: Security,
+) -> Result<PooledConnection, MeshError> {
+    let overflow = || MeshError::new(ErrorKind::Overflow, "no connection is permitted");
+    match version {
+        HttpVersion::Http1 => {
+            let permit = endpoint.open(&cluster.circuit_breakers).ok_or_else(overflow)?;
+            super::http1::dial(cluster, endpoint, security, permit).await.map(PooledConnection::Http1)
+        }
+        HttpVersion::Http2 => {
+            let own = Http2Pool::default();
+            own.dial(cluster, endpoint, security).await.ok_or_else(overflow)??;
+            let closed = || MeshError::new(ErrorKind::ConnectFailure, "the connection closed as soon as it was made");
+            own.take(cluster).map(PooledConnection::Http2).ok_or_else(closed)
+        }
+    }
+}
+
 /// The failure of a request that may not even wait for a connection.
 #[cold]
 fn too_many_wait(max: u32) -> MeshError {

@@ -6,23 +6,25 @@ use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{LbConfig, LbPolicy};
 use envoy_types::pb::envoy::config::core::v3::RuntimeDouble;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::{
+    client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
     cluster_provided::v3::ClusterProvided,
     common::v3::{ConsistentHashingLbConfig, SlowStartConfig},
     least_request::v3::LeastRequest,
     maglev::v3::Maglev,
     random::v3::Random,
+    random_subsetting::v3::RandomSubsetting,
     ring_hash::v3::RingHash,
     round_robin::v3::RoundRobin,
     wrr_locality::v3::WrrLocality,
 };
 use envoy_types::pb::envoy::r#type::v3::Percent;
-use envoy_types::pb::google::protobuf::{Any, Duration, UInt32Value};
+use envoy_types::pb::google::protobuf::{self, Any, Duration, UInt32Value};
 
-use super::common::{TypedStruct, duration, holds, percent, type_name, unpack};
+use super::common::{TypedStruct, duration, holds, percent, positive, type_name, unpack};
 use super::hashing;
 use super::notes::{Notes, ignored};
 use crate::error::Invalid;
-use crate::model::{BalancerPolicy, ConsistentHashing, SlowStart};
+use crate::model::{BalancerPolicy, ConsistentHashing, LoadWeights, PEAK_EWMA, SlowStart};
 
 /// How deeply policies may be nested (gRFC A52).
 const MAX_DEPTH: usize = 16;
@@ -176,6 +178,12 @@ fn policy(notes: &mut Notes<'_>, any: &Any, passes_through: bool, depth: usize) 
         ignored!(notes; locality_lb_config, enable_full_scan, selection_method);
         return least_request(notes, choice_count, active_request_bias, slow_start_config.map(parts)).map(Some);
     }
+    if holds::<ClientSideWeightedRoundRobin>(any) {
+        return weighted_by_load(notes, unpack(any)?).map(Some);
+    }
+    if holds::<RandomSubsetting>(any) {
+        return random_subset(notes, unpack(any)?, passes_through, depth);
+    }
     if holds::<Random>(any) {
         let Random { locality_lb_config } = unpack(any)?;
         ignored!(notes; locality_lb_config);
@@ -202,6 +210,9 @@ fn policy(notes: &mut Notes<'_>, any: &Any, passes_through: bool, depth: usize) 
     if holds::<ClusterProvided>(any) && passes_through {
         return Ok(Some(Chosen::default()));
     }
+    if let Some(own) = TypedStruct::from_any(any)?.filter(|own| type_name(&own.type_url) == PEAK_EWMA) {
+        return peak_ewma(&own).map(|policy| Some((policy, None)));
+    }
     if let Some(custom) = TypedStruct::from_any(any)?
         && let Some(registered) = notes.options.custom_balancers.get(type_name(&custom.type_url))
     {
@@ -211,6 +222,88 @@ fn policy(notes: &mut Notes<'_>, any: &Any, passes_through: bool, depth: usize) 
         return Ok(Some((BalancerPolicy::Custom(Arc::clone(registered)), None)));
     }
     Ok(None)
+}
+
+/// gRFC A68.
+fn random_subset(
+    notes: &mut Notes<'_>,
+    value: RandomSubsetting,
+    passes_through: bool,
+    depth: usize,
+) -> Result<Option<Chosen>, Invalid> {
+    let RandomSubsetting { subset_size, child_policy } = value;
+    let size = match subset_size.map(|size| size.value) {
+        None | Some(0) => return Err(Invalid::new("must be more than zero").at("subset_size")),
+        Some(size) => size,
+    };
+    let (child, slow_start) = notes.required("child_policy", child_policy, |notes, inner| {
+        first_supported(notes, inner, passes_through, depth + 1)
+    })?;
+    if matches!(child, BalancerPolicy::Custom(_)) {
+        return Err(Invalid::new("a policy of the application's own is not supported here").at("child_policy"));
+    }
+    Ok(Some((BalancerPolicy::RandomSubset { size, child: Box::new(child) }, slow_start)))
+}
+
+/// How long it takes until an answer counts for a third, where nothing is said: as elsewhere (Finagle, Linkerd).
+const DECAY: std::time::Duration = std::time::Duration::from_secs(10);
+
+fn peak_ewma(own: &TypedStruct) -> Result<BalancerPolicy, Invalid> {
+    let mut decay = DECAY;
+    for (name, value) in own.value.iter().flat_map(|value| &value.fields) {
+        let seconds = match (name.as_str(), &value.kind) {
+            ("decay", Some(protobuf::value::Kind::NumberValue(seconds))) => *seconds,
+            ("decay", _) => return Err(Invalid::new("not a number of seconds").at("decay")),
+            _ => return Err(Invalid::new("not a known field").at(name)),
+        };
+        if !(0.001..=86_400.0).contains(&seconds) {
+            return Err(Invalid::new("must be from 1 ms to a day, in seconds").at("decay"));
+        }
+        decay = std::time::Duration::from_secs_f64(seconds);
+    }
+    Ok(BalancerPolicy::PeakEwma { decay })
+}
+
+/// gRFC A58 and A114. Periods are bounded as there.
+fn weighted_by_load(notes: &mut Notes<'_>, value: ClientSideWeightedRoundRobin) -> Result<Chosen, Invalid> {
+    let ClientSideWeightedRoundRobin {
+        enable_oob_load_report,
+        oob_reporting_period,
+        blackout_period,
+        weight_expiration_period,
+        weight_update_period,
+        error_utilization_penalty,
+        metric_names_for_computing_utilization,
+        slow_start_config,
+        oob_reporting_config,
+    } = value;
+    // gRPC has no more of it.
+    ignored!(notes; oob_reporting_config);
+    let mut config = LoadWeights::default();
+    if let Some(period) = notes.optional("blackout_period", blackout_period, |_, value| duration(&value))? {
+        config.blackout = period;
+    }
+    if let Some(period) =
+        notes.optional("weight_expiration_period", weight_expiration_period, |_, value| duration(&value))?
+    {
+        config.expiration = period;
+    }
+    if let Some(period) = notes.optional("weight_update_period", weight_update_period, |_, value| duration(&value))? {
+        config.update_period = period.max(std::time::Duration::from_millis(100));
+    }
+    config.error_penalty = match error_utilization_penalty.map_or(1.0, |penalty| penalty.value) {
+        penalty if (0.0..=1_000_000.0).contains(&penalty) => (f64::from(penalty) * 1000.0).round() as u32,
+        penalty => {
+            return Err(Invalid::new(format!("{penalty} is not from 0 to 1000000")).at("error_utilization_penalty"));
+        }
+    };
+    let period = notes.optional("oob_reporting_period", oob_reporting_period, |_, value| positive(&value))?;
+    // gRFC A58: ten seconds where nothing is said.
+    let period = period.unwrap_or(std::time::Duration::from_secs(10));
+    config.oob = enable_oob_load_report.is_some_and(|enabled| enabled.value).then_some(period);
+    config.metrics = metric_names_for_computing_utilization.into_iter().map(Arc::from).collect();
+    let slow_start = notes.optional("slow_start_config", slow_start_config.map(parts), slow_start)?.flatten();
+    Ok((BalancerPolicy::WeightedByLoad(Arc::new(config)), slow_start))
 }
 
 #[expect(deprecated, reason = "older control planes say it here")]

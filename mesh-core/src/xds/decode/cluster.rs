@@ -12,9 +12,9 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
 use envoy_types::pb::google::protobuf::{Any, value::Kind};
 
 use super::common::{duration, holds, parse, percent, positive, same_stream, type_name, unpack};
-use super::endpoint::assignment;
+use super::endpoint::{self, assignment};
 use super::notes::{Notes, ignored};
-use super::{balancer, limits, route::cluster_name, tls};
+use super::{balancer, health_check, limits, route::cluster_name, tls};
 use crate::error::Invalid;
 use crate::id::{Address, ClusterName};
 use crate::model::{
@@ -81,7 +81,8 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
         protocol_selection,
         upstream_connection_options,
         close_connections_on_host_health_failure,
-        ignore_health_on_host_removal,
+        // Who is not listed any more gets no requests, whatever its health is.
+        ignore_health_on_host_removal: _,
         filters,
         load_balancing_policy,
         lrs_server,
@@ -100,7 +101,7 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
         upstream_http_protocol_options, http_protocol_options, dns_jitter, dns_failure_refresh_rate,
         respect_dns_ttl, dns_lookup_family, dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config,
         typed_dns_resolver_config, wait_for_warm_on_init, cleanup_interval, upstream_bind_config, lb_subset_config,
-        close_connections_on_host_health_failure, ignore_health_on_host_removal,
+        close_connections_on_host_health_failure,
         filters, lrs_report_endpoint_metrics, track_timeout_budgets, upstream_config, track_cluster_stats,
         preconnect_policy, connection_pool_per_downstream_connection, queuing_policies);
 
@@ -122,7 +123,7 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
     let connection_options = upstream_connection_options;
     let tcp_keepalive =
         notes.optional("upstream_connection_options", connection_options, limits::connection_options)?.flatten();
-    notes.each("health_checks", health_checks, health_check)?;
+    let health_check = health_check::health_checks(notes, health_checks)?;
 
     let circuit_breakers = circuit_breakers.unwrap_or(CircuitBreakers::ENVOY);
     let mut cluster = Cluster {
@@ -130,6 +131,7 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
         slow_start,
         circuit_breakers,
         outlier_detection,
+        health_check,
         tcp_keepalive,
         ..Cluster::new(name, kind)
     };
@@ -150,6 +152,10 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
         protocol_extensions(notes, typed_extension_protocol_options, &mut cluster)? || asks_by_request;
     if let Some(timeout) = notes.optional("connect_timeout", connect_timeout, |_, value| positive(&value))? {
         cluster.connect_timeout = timeout;
+    }
+    if let Some(status) = common_lb_config.as_ref().and_then(|common| common.override_host_status.as_ref()) {
+        // Where none is listed, nobody is sent back (Envoy).
+        cluster.session_health = status.statuses.iter().map(|status| endpoint::health(*status)).collect();
     }
     if let Some(priorities) = notes.optional("common_lb_config", common_lb_config, common_lb)? {
         cluster.priorities = priorities;
@@ -300,13 +306,6 @@ fn validate_lrs(notes: &mut Notes<'_>, source: Option<core::ConfigSource>) -> Re
         }
         Some(_) => Err(Invalid::new("must be self").at("lrs_server")),
     }
-}
-
-fn health_check(notes: &mut Notes<'_>, value: core::HealthCheck) -> Result<(), Invalid> {
-    notes.required("timeout", value.timeout, |_, value| positive(&value))?;
-    notes.required("interval", value.interval, |_, value| positive(&value))?;
-    notes.ignore("(active health checks are not supported yet)");
-    Ok(())
 }
 
 /// `HttpProtocolOptions` of the upstream; the map's key is a name, the type decides. Tells whether they want names of servers
@@ -463,15 +462,14 @@ fn common_lb(notes: &mut Notes<'_>, value: pb::cluster::CommonLbConfig) -> Resul
     let pb::cluster::CommonLbConfig {
         healthy_panic_threshold,
         update_merge_window,
-        ignore_new_hosts_until_first_hc,
+        ignore_new_hosts_until_first_hc: ignores_unchecked,
         close_connections_on_host_set_change,
         consistent_hashing_lb_config: _,
-        override_host_status,
+        override_host_status: _,
         locality_config_specifier,
     } = value;
     ignored!(notes;
-        update_merge_window, ignore_new_hosts_until_first_hc, close_connections_on_host_set_change,
-        override_host_status);
+        update_merge_window, close_connections_on_host_set_change);
     match locality_config_specifier {
         Some(pb::cluster::common_lb_config::LocalityConfigSpecifier::ZoneAwareLbConfig(config)) => {
             notes.ignore_if_set("zone_aware_lb_config", &Some(config));
@@ -481,8 +479,8 @@ fn common_lb(notes: &mut Notes<'_>, value: pb::cluster::CommonLbConfig) -> Resul
     }
     let panic = notes.optional("healthy_panic_threshold", healthy_panic_threshold, |_, value| percent(&value))?;
     Ok(match panic {
-        Some(panic) => PriorityPolicy { panic_percent: panic.round() as u8 },
-        None => PriorityPolicy::default(),
+        Some(panic) => PriorityPolicy { panic_percent: panic.round() as u8, ignores_unchecked },
+        None => PriorityPolicy { ignores_unchecked, ..PriorityPolicy::default() },
     })
 }
 

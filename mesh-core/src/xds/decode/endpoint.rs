@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 use envoy_types::pb::google::protobuf::value::Kind;
 
 use super::common::{address, fraction, parse};
+use super::health_check::{self, OwnCheck};
 use super::notes::{Notes, ignored};
 use super::tls::{ISTIO, TLS_MODE};
 use crate::error::Invalid;
@@ -142,7 +143,7 @@ fn lb_endpoint(
         Some(weight) if weight.value > 0 => weight.value,
         Some(_) => return Err(Invalid::new("must be more than zero").at("load_balancing_weight")),
     };
-    let (id, hostname) = notes.field("endpoint", |notes| self::endpoint(notes, endpoint, may_be_host))?;
+    let (id, hostname, check) = notes.field("endpoint", |notes| self::endpoint(notes, endpoint, may_be_host))?;
     for address in id.addresses() {
         if !seen.insert(address.clone()) {
             return Err(Invalid::new(format!("the address {address} is listed twice")).at("endpoint"));
@@ -151,27 +152,29 @@ fn lb_endpoint(
     let metadata = string_metadata(metadata);
     let mode = metadata.get("envoy.transport_socket_match").and_then(|fields| fields.get(TLS_MODE));
     let mutual_tls = mode.is_some_and(|mode| &**mode == ISTIO);
-    Ok(Endpoint { id, health: health(health_status), weight, hostname, mutual_tls, metadata })
+    let (is_unchecked, check_host) = check;
+    let (health, is_checked) = (health(health_status), !is_unchecked);
+    Ok(Endpoint { id, health, weight, hostname, mutual_tls, is_checked, check_host, metadata })
 }
 
 fn endpoint(
     notes: &mut Notes<'_>,
     value: pb::Endpoint,
     may_be_host: bool,
-) -> Result<(EndpointId, Option<Arc<str>>), Invalid> {
+) -> Result<(EndpointId, Option<Arc<str>>, OwnCheck), Invalid> {
     let pb::Endpoint { address: first, health_check_config, hostname, additional_addresses, observability_name: _ } =
         value;
-    ignored!(notes; health_check_config);
+    let check = notes.optional("health_check_config", health_check_config, health_check::of_endpoint)?;
     let mut addresses = vec![notes.required("address", first, |notes, first| address(notes, first, may_be_host))?];
     addresses.extend(notes.each("additional_addresses", additional_addresses, |notes, additional| {
         notes.required("address", additional.address, |notes, value| address(notes, value, may_be_host))
     })?);
     let id = EndpointId::from_addresses(addresses).ok_or_else(|| Invalid::new("missing").at("address"))?;
-    Ok((id, (!hostname.is_empty()).then(|| Arc::from(hostname))))
+    Ok((id, (!hostname.is_empty()).then(|| Arc::from(hostname)), check.unwrap_or_default()))
 }
 
 /// A health state that is not known is not healthy.
-fn health(status: i32) -> Health {
+pub(super) fn health(status: i32) -> Health {
     match core::HealthStatus::try_from(status) {
         Ok(core::HealthStatus::Unknown) => Health::Unknown,
         Ok(core::HealthStatus::Healthy) => Health::Healthy,

@@ -9,6 +9,9 @@ use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac, RbacPerRoute};
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::http::stateful_session::v3::{
+    StatefulSession, StatefulSessionPerRoute,
+};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::google::protobuf::Any;
 
@@ -18,6 +21,7 @@ use super::fault::fault;
 use super::jwt::jwt;
 use super::notes::Notes;
 use super::rbac::{rbac, rbac_per_route};
+use super::session;
 use crate::error::Invalid;
 use crate::model::{FilterConfig, NamedFilter};
 use crate::state::States;
@@ -155,6 +159,9 @@ fn override_config(notes: &mut Notes<'_>, any: &Any) -> Result<Option<FilterConf
 }
 
 fn config_per_route(notes: &mut Notes<'_>, any: &Any, is_optional: bool) -> Result<Known, Invalid> {
+    if holds::<StatefulSessionPerRoute>(any) {
+        return session::per_route(notes, unpack(any)?).map(Known::Filter);
+    }
     match holds::<RbacPerRoute>(any) {
         true => rbac_per_route(notes, any).map(Known::Filter),
         false => config(notes, any, is_optional),
@@ -167,6 +174,9 @@ fn config(notes: &mut Notes<'_>, any: &Any, is_optional: bool) -> Result<Known, 
     }
     if holds::<HttpFault>(any) {
         return Ok(Known::Filter(FilterConfig::Fault(Arc::new(fault(notes, unpack(any)?)?))));
+    }
+    if holds::<StatefulSession>(any) {
+        return session::session(notes, unpack(any)?).map(Known::Filter);
     }
     let custom = TypedStruct::from_any(any)?;
     let name = custom.as_ref().map_or(&any.type_url, |custom| &custom.type_url);

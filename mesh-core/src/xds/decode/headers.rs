@@ -1,7 +1,7 @@
 //! Changes to headers (`envoy.config.core.v3.HeaderValueOption`).
 
 use envoy_types::pb::envoy::config::core::v3 as core;
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 
 use super::notes::Notes;
 use crate::error::Invalid;
@@ -54,6 +54,19 @@ fn add(option: core::HeaderValueOption, target: HeaderTarget) -> Result<Option<H
         HeaderAppendAction::OverwriteIfExistsOrAdd => HeaderChange::Set(name, value),
         HeaderAppendAction::OverwriteIfExists => HeaderChange::ReplaceIfPresent(name, value),
     }))
+}
+
+/// A header with a value that is made of nothing; `None` where the value is empty and empty values are not kept.
+pub(super) fn fixed(option: core::HeaderValueOption) -> Result<Option<(HeaderName, HeaderValue)>, Invalid> {
+    match add(option, HeaderTarget::Request)? {
+        None => Ok(None),
+        Some(
+            HeaderChange::Append(name, HeaderText::Fixed(value))
+            | HeaderChange::AddIfAbsent(name, HeaderText::Fixed(value))
+            | HeaderChange::Set(name, HeaderText::Fixed(value)),
+        ) => Ok(Some((name, value))),
+        Some(_) => Err(Invalid::new("only a fixed value, of a header that is added, is supported").at("header")),
+    }
 }
 
 /// What says how a message is framed, or is for one connection only (RFC 9110, 7.6.1). The data plane writes these itself,

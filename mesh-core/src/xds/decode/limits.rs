@@ -72,9 +72,6 @@ pub(super) fn outlier_detection(
     value: pb::OutlierDetection,
 ) -> Result<OutlierDetection, Invalid> {
     let default = OutlierDetection::default();
-    if value.successful_active_health_check_uneject_host.as_ref().is_some_and(|unejects| !unejects.value) {
-        notes.ignore("successful_active_health_check_uneject_host");
-    }
     notes.ignore_if_set("monitors", &value.monitors);
     let count = |value: Option<UInt32Value>, default: u32| value.map_or(default, |value| value.value);
     let share = |name, value: Option<UInt32Value>, default: u32| match count(value, default) {
@@ -110,6 +107,7 @@ pub(super) fn outlier_detection(
             duration,
         )?,
         max_ejection_percent: share("max_ejection_percent", value.max_ejection_percent, 10)?,
+        readmits_checked: value.successful_active_health_check_uneject_host.is_none_or(|readmits| readmits.value),
         always_eject_one_host: value.always_eject_one_host.is_some_and(|always| always.value),
         success_rate: SuccessRate {
             minimum_hosts: count(value.success_rate_minimum_hosts, 5),

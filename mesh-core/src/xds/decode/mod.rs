@@ -19,6 +19,7 @@ mod fault;
 mod filter;
 mod hashing;
 mod headers;
+mod health_check;
 mod http_manager;
 mod jwt;
 mod limits;
@@ -30,6 +31,7 @@ mod refused;
 mod retry;
 mod route;
 mod route_match;
+mod session;
 #[cfg(test)]
 mod tests;
 mod tls;

@@ -432,14 +432,9 @@ fn what_is_validated_and_not_yet_built_is_listed() {
         ..Default::default()
     };
     cluster.circuit_breakers = Some(pb::CircuitBreakers { thresholds: vec![thresholds], ..Default::default() });
-    let second = Some(protobuf::Duration { seconds: 1, nanos: 0 });
-    cluster.health_checks = vec![core::HealthCheck { timeout: second, interval: second, ..Default::default() }];
     assert_eq!(
         accept(ResourceType::Cluster, &cluster).ignored,
-        [
-            "circuit_breakers.thresholds[0].max_connection_pools",
-            "health_checks[0].(active health checks are not supported yet)",
-        ]
+        ["circuit_breakers.thresholds[0].max_connection_pools"]
     );
 }
 

@@ -3,8 +3,10 @@
 mod clusters;
 mod endpoints;
 mod ext_authz;
+mod health_checks;
 mod jwt;
 mod listeners;
+mod policies;
 mod rbac;
 mod retries;
 mod routes;
