@@ -31,6 +31,7 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
             let finding = Diagnostic::at(&origin, Severity::Warning, Code::UnknownReference, message);
             found.push(finding.object(object.meta.id()).field("host"));
         }
+        check_balancer(object, found);
         check_ports(object, policy, &host, found);
         check_fallback(object, policy, &host, found);
         check_localities(object, policy, &host, found);
@@ -70,6 +71,37 @@ fn check_fallback(object: &Object<DestinationRule>, policy: &Policy, host: &str,
     let message = format!("{message}: nothing stands in for it");
     let finding = Diagnostic::at(&locate(&object.meta.origin, field), Severity::Error, Code::UnknownReference, message);
     found.push(finding.object(object.meta.id()).field(field));
+}
+
+/// What has no effect beside a policy of our own. `simple` beside it is for clients that do not know it.
+fn check_balancer(object: &Object<DestinationRule>, found: &mut Vec<Diagnostic>) {
+    let (own, subset) = (&object.meta.extensions.load_balancer, object.meta.extensions.endpoint_subset);
+    for (path, written) in policies(&object.spec) {
+        let ports =
+            written.port_level_settings.iter().enumerate().map(|(index, settings)| {
+                (format!("{path}.portLevelSettings[{index}]"), settings.load_balancer.as_ref())
+            });
+        for (path, balancer) in ports.chain([(path.clone(), written.load_balancer.as_ref())]) {
+            let Some(balancer) = balancer else { continue };
+            let warms = balancer.warmup.is_some() || balancer.warmup_duration_secs.is_some();
+            let ignored = [
+                ("consistentHash", balancer.consistent_hash.is_some() && own.is_some()),
+                ("warmup", warms && matches!(own, Some(config::LoadBalancer::PeakEwma { .. }))),
+            ];
+            for (field, _) in ignored.into_iter().filter(|(_, is_written)| *is_written) {
+                let message = "without effect: the annotation mesh-control/load-balancer stands in its place";
+                let origin = object.meta.origin.at(balancer.span);
+                let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
+                found.push(finding.object(object.meta.id()).field(format!("{path}.loadBalancer.{field}")));
+            }
+            if subset.is_some() && own.is_none() && balancer.consistent_hash.is_some() {
+                let message = "requests go by their hash, which is the same for all clients only among all endpoints: the annotation mesh-control/endpoint-subset is without effect here";
+                let origin = object.meta.origin.at(balancer.span);
+                let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
+                found.push(finding.object(object.meta.id()).field(format!("{path}.loadBalancer.consistentHash")));
+            }
+        }
+    }
 }
 
 /// Settings for ports that the service lacks, and those that keep the `tls` of the level above.

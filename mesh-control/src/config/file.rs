@@ -20,7 +20,7 @@ use super::istio::destination_rule::DestinationRule;
 use super::istio::mesh_config::MeshConfig;
 use super::istio::names::export_faults;
 use super::istio::security::{AuthorizationPolicy, DRY_RUN, PeerAuthentication, RequestAuthentication};
-use super::istio::service::{EXPORT_TO, Service, exported_to};
+use super::istio::service::{self, EXPORT_TO, Service, exported_to};
 use super::istio::service_entry::ServiceEntry;
 use super::istio::virtual_service::VirtualService;
 use super::istio::workload_entry::WorkloadEntry;
@@ -565,6 +565,12 @@ fn read_meta(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decoder
             let field = format!("metadata.annotations.{EXPORT_TO}");
             d.report_at(metadata.span, field, Severity::Error, Code::InvalidValue, message);
         }
+    }
+    if matches!(kind, ObjectKind::Service | ObjectKind::ServiceEntry)
+        && let Err((label, message)) = service::session(&metadata.labels)
+    {
+        let field = format!("metadata.labels.{label}");
+        d.report_at(metadata.span, field, Severity::Error, Code::InvalidValue, message);
     }
     Some(Meta {
         kind,

@@ -174,6 +174,8 @@ impl MergedRule {
         };
         traffic::TrafficPolicy {
             balancer: settings.load_balancer.map(balancer).unwrap_or_default(),
+            own_balancer: self.meta.extensions.load_balancer.clone(),
+            subset: self.meta.extensions.endpoint_subset,
             hashed_by: settings.load_balancer.and_then(|balancer| hashed_by(balancer.consistent_hash.as_ref()?)),
             warmup: settings.load_balancer.and_then(warmup),
             locality: LocalitySetting::of(
@@ -183,6 +185,7 @@ impl MergedRule {
             ),
             connection_pool: settings.connection_pool.map(connection_pool).unwrap_or_default(),
             outlier_detection: settings.outlier_detection.map(outlier_detection),
+            health_check: self.meta.extensions.health_check.clone(),
             tls: settings.tls.map(Tls::from).unwrap_or_default(),
             retry_budget: settings.retry_budget.map(retry_budget),
         }

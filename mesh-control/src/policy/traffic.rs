@@ -4,6 +4,8 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::locality::LocalitySetting;
+pub use crate::config::extensions::{EndpointSubset, HealthCheck, LoadBalancer as OwnBalancer, Probe};
+pub use crate::config::istio::service::Session;
 
 /// How long establishing a connection may take where no rule says so: Istio's default (pkg/config/mesh/mesh.go).
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -14,6 +16,10 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct TrafficPolicy {
     /// Which endpoint a request goes to.
     pub balancer: Balancer,
+    /// A policy that Istio has no name for, in the place of it.
+    pub own_balancer: Option<OwnBalancer>,
+    /// How many endpoints each client calls, if not all.
+    pub subset: Option<EndpointSubset>,
     /// What requests are hashed by, where the balancer goes by it.
     pub hashed_by: Option<HashedBy>,
     /// How new endpoints come to their full share, if a rule says so.
@@ -24,10 +30,19 @@ pub struct TrafficPolicy {
     pub connection_pool: ConnectionPool,
     /// Which endpoints are left out for a while; `None` if none are.
     pub outlier_detection: Option<OutlierDetection>,
+    /// How endpoints are asked whether they are well, if they are.
+    pub health_check: Option<HealthCheck>,
     /// Transport security.
     pub tls: Tls,
     /// How many retries there may be for what is under way, in place of `max_retries`.
     pub retry_budget: Option<RetryBudget>,
+}
+
+impl TrafficPolicy {
+    /// Whether the hash of a request says where it goes.
+    pub fn goes_by_hash(&self) -> bool {
+        self.own_balancer.is_none() && self.balancer.goes_by_hash()
+    }
 }
 
 /// How many retries there may be for what is under way.

@@ -11,7 +11,7 @@ use super::protocol::{self, Protocol};
 use crate::catalog::TLS_MODE;
 use crate::config::Origin;
 use crate::config::file::{Meta, Object};
-use crate::config::istio::service::{self, TargetPort};
+use crate::config::istio::service::{self, Session, TargetPort};
 use crate::config::istio::service_entry::{self, ServiceEntry};
 use crate::config::istio::workload_entry::WorkloadEntry;
 use crate::config::support::ObjectKind;
@@ -218,6 +218,8 @@ pub struct Service {
     pub names: Vec<String>,
     /// Who sees it.
     pub visibility: Visibility,
+    /// What carries the endpoint of a session, where requests of one stay at theirs.
+    pub session: Option<Session>,
     /// The object.
     pub meta: Meta,
 }
@@ -315,6 +317,7 @@ pub fn of_service(object: &Object<service::Service>) -> Service {
         names: Vec::new(),
         alias: external.map(Arc::from),
         visibility: Visibility::new(service::exported_to(&meta.annotations), &meta.namespace),
+        session: service::session(&meta.labels).ok().flatten(),
         meta: meta.clone(),
     }
 }
@@ -375,6 +378,7 @@ pub fn of_entry(object: &Object<ServiceEntry>, domain: &TrustDomain) -> Vec<Serv
                 peers: spec.subject_alt_names.iter().filter_map(|name| name.parse().ok()).collect(),
                 names: spec.subject_alt_names.clone(),
                 visibility: visibility.clone(),
+                session: service::session(&meta.labels).ok().flatten(),
                 meta: meta.clone(),
             }
         })

@@ -25,6 +25,7 @@ use envoy_types::pb::envoy::extensions::load_balancing_policies::wrr_locality::v
 use envoy_types::pb::google::protobuf::{BoolValue, UInt64Value};
 
 use super::endpoints::single_assignment;
+use super::extensions::{in_subset, simple_policy, weighted_by_load};
 use super::library::{back_off, retry_on, threshold};
 use super::proto::{FAULT_FILTER, ads, any, duration, extension, number, regex};
 use super::tls::Security;
@@ -34,7 +35,7 @@ use crate::policy::destination_rules::MergedRule;
 use crate::policy::locality::LocalitySetting;
 use crate::policy::route::{AbortWith, Action, Condition, Faults, Forward, PathRewrite, Retry, RetryOn, Route};
 use crate::policy::text::TextMatch;
-use crate::policy::traffic::{Balancer, HashedBy, Limit, LocalOrigin, OutlierDetection};
+use crate::policy::traffic::{Balancer, HashedBy, Limit, LocalOrigin, OutlierDetection, OwnBalancer};
 use crate::registry::WrittenEndpoint;
 
 /// Beyond this many conditions on missing headers, their combinations are too many.
@@ -338,17 +339,20 @@ pub(super) fn render_cluster(
         let what = "new endpoints take their full share at once".to_owned();
         degraded.push(Degraded::of_rule(rule, "loadBalancer.warmup", what));
     }
-    match seen.traffic.balancer {
+    note_extensions(seen, degraded);
+    let balancer = match seen.traffic.own_balancer {
+        None => seen.traffic.balancer,
+        Some(OwnBalancer::PeakEwma { .. }) => Balancer::LeastRequest,
+        Some(OwnBalancer::WeightedByLoad { .. }) => Balancer::Unspecified,
+    };
+    if let Some(by_load) = seen.traffic.own_balancer.as_ref().and_then(weighted_by_load) {
+        let by_load = extension("envoy.load_balancing_policies.client_side_weighted_round_robin", &by_load);
+        rendered.load_balancing_policy = Some(by_locality(seen, or_round_robin(by_load)));
+    }
+    match balancer {
         Balancer::LeastRequest => {
             let least = extension("envoy.load_balancing_policies.least_request", &LeastRequest::default());
-            let mut policy = or_round_robin(least);
-            if seen.traffic.locality.as_ref().is_some_and(LocalitySetting::has_shares) {
-                // gRFC A52: without it, the shares of localities do not count.
-                let by_locality = WrrLocality { endpoint_picking_policy: Some(policy) };
-                let by_locality = extension("envoy.load_balancing_policies.wrr_locality", &by_locality);
-                policy = or_round_robin(by_locality);
-            }
-            rendered.load_balancing_policy = Some(policy);
+            rendered.load_balancing_policy = Some(by_locality(seen, or_round_robin(least)));
         }
         Balancer::RingHash(_) | Balancer::Maglev(_) => {
             rendered.load_balancing_policy = Some(or_round_robin(ring_hash(seen, degraded)));
@@ -360,6 +364,15 @@ pub(super) fn render_cluster(
             }
         }
         Balancer::Unspecified | Balancer::RoundRobin => {}
+    }
+    if let Some(subset) = seen.traffic.subset.filter(|_| !seen.traffic.goes_by_hash()) {
+        let whole = rendered.load_balancing_policy.take();
+        let whole = whole.unwrap_or_else(|| simple_policy(Balancer::RoundRobin, None));
+        rendered.load_balancing_policy = Some(in_subset(subset, whole));
+    }
+    if seen.service.session.is_some() {
+        let what = "calls of a session go to any endpoint".to_owned();
+        degraded.push(Degraded::of_service(seen, "metadata.labels", what));
     }
     let discovery = match found_by(seen) {
         Found::Endpoints => {
@@ -384,6 +397,29 @@ pub(super) fn render_cluster(
     };
     rendered.cluster_discovery_type = Some(ClusterDiscoveryType::Type(discovery.into()));
     rendered
+}
+
+/// A policy for the endpoints of each locality, where localities have shares: without that, they do not count (gRFC A52).
+fn by_locality(seen: &Cluster<'_>, policy: cluster::LoadBalancingPolicy) -> cluster::LoadBalancingPolicy {
+    if !seen.traffic.locality.as_ref().is_some_and(LocalitySetting::has_shares) {
+        return policy;
+    }
+    let by_locality = WrrLocality { endpoint_picking_policy: Some(policy) };
+    or_round_robin(extension("envoy.load_balancing_policies.wrr_locality", &by_locality))
+}
+
+/// What is lost of annotations of our own.
+fn note_extensions(seen: &Cluster<'_>, degraded: &mut Vec<Degraded>) {
+    let Some(rule) = seen.rule else { return };
+    let mut note = |key: &str, what: &str| {
+        degraded.push(Degraded::of_annotation(&rule.meta, key, what.to_owned()));
+    };
+    if seen.traffic.health_check.is_some() {
+        note("mesh-control/health-check", "endpoints are not asked how they are");
+    }
+    if matches!(seen.traffic.own_balancer, Some(OwnBalancer::PeakEwma { .. })) {
+        note("mesh-control/load-balancer", "of two random endpoints, the one with fewer calls under way is picked");
+    }
 }
 
 /// gRPC's clients have their own ways with connections.

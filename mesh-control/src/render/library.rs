@@ -31,6 +31,7 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value, UInt64Value};
 
 use super::endpoints::{dns_assignment, single_assignment};
+use super::extensions::{health_check, in_subset, own_policy, simple_policy};
 use super::proto::{FAULT_FILTER, ads, any, duration, number, regex, text_metadata};
 use super::tls::Security;
 use super::{Found, PASSTHROUGH, callers_http, fault, found_by, hash_policy, http_options, nowhere, share};
@@ -357,12 +358,23 @@ pub(super) fn render_cluster(
         circuit_breakers: Some(circuit_breakers(&seen.traffic)),
         upstream_connection_options: seen.traffic.connection_pool.tcp_keepalive.map(keepalive),
         outlier_detection: seen.traffic.outlier_detection.as_ref().map(outlier_detection),
-        common_lb_config: seen.traffic.outlier_detection.as_ref().map(panic_threshold),
+        health_checks: seen.traffic.health_check.iter().map(|check| health_check(seen, check)).collect(),
+        common_lb_config: common_lb(seen),
         typed_extension_protocol_options: http_options(seen),
         transport_socket: security.socket,
         transport_socket_matches: security.matches,
         ..Default::default()
     };
+    if let Some(own) = &seen.traffic.own_balancer {
+        rendered.load_balancing_policy = Some(own_policy(own, seen.traffic.warmup));
+        (rendered.lb_policy, rendered.lb_config) = (LbPolicy::RoundRobin.into(), None);
+    }
+    if let Some(subset) = seen.traffic.subset.filter(|_| !seen.traffic.goes_by_hash()) {
+        let whole = rendered.load_balancing_policy.take();
+        let whole = whole.unwrap_or_else(|| simple_policy(seen.traffic.balancer, seen.traffic.warmup));
+        rendered.load_balancing_policy = Some(in_subset(subset, whole));
+        (rendered.lb_policy, rendered.lb_config) = (LbPolicy::RoundRobin.into(), None);
+    }
     if seen.is_refused {
         return nowhere(&name);
     }
@@ -503,7 +515,15 @@ fn outlier_detection(detection: &OutlierDetection) -> cluster::OutlierDetection 
     }
 }
 
-fn panic_threshold(detection: &OutlierDetection) -> CommonLbConfig {
-    let value = f64::from(detection.min_health_percent);
-    CommonLbConfig { healthy_panic_threshold: Some(Percent { value }), ..Default::default() }
+/// Istio's panic threshold, and its idea of who keeps a session (cluster_builder.go).
+fn common_lb(seen: &Cluster<'_>) -> Option<CommonLbConfig> {
+    use core::HealthStatus::{Degraded, Draining, Healthy, Unknown};
+    let panic = seen.traffic.outlier_detection.as_ref().map(|detection| f64::from(detection.min_health_percent));
+    let statuses = || [Healthy, Draining, Unknown, Degraded].map(i32::from).to_vec();
+    let sessions = seen.service.session.as_ref().map(|_| core::HealthStatusSet { statuses: statuses() });
+    (panic.is_some() || sessions.is_some()).then(|| CommonLbConfig {
+        healthy_panic_threshold: panic.map(|value| Percent { value }),
+        override_host_status: sessions,
+        ..Default::default()
+    })
 }

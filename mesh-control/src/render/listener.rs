@@ -14,22 +14,25 @@ use envoy_types::pb::google::protobuf::BoolValue;
 
 use mesh_core::path::{EscapedSlashes, PathNormalization};
 
+use super::extensions::session_filter;
 use super::proto::{ads, any, duration, http_filters, socket_address};
 use super::{PASSTHROUGH, tls};
-use crate::policy::traffic::ServerTls;
+use crate::policy::traffic::{ServerTls, Session};
 
 /// What names of server listeners start with (Istio: grpc_bootstrap.go).
 pub const SERVER_PREFIX: &str = "xds.istio.io/grpc/lds/inbound/";
 
 /// The listener that a client asks for by `host:port`; its routes are another resource.
-pub fn client(name: &str, routes: &str, with_faults: bool) -> pb::Listener {
+pub fn client(name: &str, routes: &str, with_faults: bool, session: Option<&Session>) -> pb::Listener {
+    let mut filters = http_filters(with_faults);
+    filters.splice(0..0, session.map(session_filter));
     let manager = hcm::HttpConnectionManager {
         stat_prefix: routes.to_owned(),
         route_specifier: Some(RouteSpecifier::Rds(hcm::Rds {
             config_source: Some(ads()),
             route_config_name: routes.to_owned(),
         })),
-        http_filters: http_filters(with_faults),
+        http_filters: filters,
         ..Default::default()
     };
     pb::Listener {

@@ -6,6 +6,7 @@
 pub mod access;
 mod authorizer;
 pub mod endpoints;
+mod extensions;
 mod grpc;
 mod json;
 pub mod judge;
@@ -250,7 +251,11 @@ pub fn render_listener(
     };
     let routes = policy.routes(&address, view);
     let with_faults = routes.iter().any(|route| has_fault(route, class));
-    let encoded = encode(name, &listener::client(name, &routes_name(&address), with_faults));
+    let key = ClusterKey { host: address.host.clone(), port: address.port, subset: "".into() };
+    let service = policy.cluster(key, view).map(|seen| Arc::clone(seen.service));
+    let session = service.as_ref().and_then(|service| service.session.as_ref());
+    let session = session.filter(|_| class == ClientClass::Library);
+    let encoded = encode(name, &listener::client(name, &routes_name(&address), with_faults, session));
     // A name that cannot be one leads nowhere.
     judge.verdict(ResourceType::Listener, &encoded.body).is_ok().then(|| plain(encoded))
 }

@@ -523,6 +523,30 @@ fn a_cluster_for_grpc_balances_by_round_robin_unless_a_rule_says_otherwise() {
 }
 
 #[test]
+fn annotations_of_our_own_are_told_as_far_as_grpc_knows_them_and_what_is_lost_is_said() {
+    let lost = |key: &str| vec![format!("metadata.annotations.mesh-control/{key}")];
+    for (annotation, policies, fields) in [
+        ("health-check: 'path=/healthz'", &[][..], lost("health-check")),
+        ("load-balancer: policy=weighted-by-load", &["ClientSideWeightedRoundRobin", "RoundRobin"], vec![]),
+        ("load-balancer: policy=peak-ewma", &["LeastRequest", "RoundRobin"], lost("load-balancer")),
+        ("endpoint-subset: size=2", &["RandomSubsetting", "RoundRobin"], vec![]),
+    ] {
+        let text = SERVICE.replace("SUBSETS", "subsets: []") + "  - route: [{destination: {host: web}}]";
+        let rule = "kind: DestinationRule\nmetadata: {";
+        assert!(text.contains(rule), "{text}");
+        let text = text.replace(rule, &format!("{rule}annotations: {{mesh-control/{annotation}}}, "));
+        let plane = plane_from(&text);
+        let cluster = Seen::new(&plane, grpc_client("shop")).cluster("outbound|80||web.shop.svc.cluster.local");
+        let told = cluster.load_balancing_policy.iter().flat_map(|policy| &policy.policies);
+        let told = told.map(|policy| policy.typed_extension_config.as_ref().unwrap().typed_config.as_ref().unwrap());
+        let told: Vec<_> = told.map(|any| any.type_url.rsplit('.').next().unwrap()).collect();
+        assert_eq!(told, policies, "{annotation}");
+        assert_eq!(degraded(&plane), fields, "{annotation}");
+        assert!(cluster.health_checks.is_empty());
+    }
+}
+
+#[test]
 fn outlier_detection_is_told_as_far_as_grpc_goes_and_what_is_lost_is_said() {
     let field = |name: &str| format!("trafficPolicy.outlierDetection{name}");
     for (written, volume, lost) in [

@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(take_message(&mut buffer).unwrap().as_deref(), Some(&[7, 8][..]));
         assert_eq!(take_message(&mut buffer).unwrap().as_deref(), Some(&[][..]));
         assert_eq!(take_message(&mut buffer).unwrap(), None);
-        buffer.extend_from_slice(&[1, 9]);
+        buffer.extend_from_slice(&[0, 1, 9]);
         assert_eq!(take_message(&mut buffer).unwrap().as_deref(), Some(&[9][..]));
         for wrong in [[1, 0, 0, 0, 1], [0, 0, 1, 0, 1]] {
             assert!(take_message(&mut BytesMut::from(&wrong[..])).is_err());

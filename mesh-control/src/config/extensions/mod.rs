@@ -5,14 +5,20 @@
 //! document make one. An annotation of ours that is not in the table, or not for its kind of object, is an error.
 
 mod coalesce;
+mod endpoint_subset;
 mod fallback;
+mod health_check;
 mod hedge;
+mod load_balancer;
 mod pairs;
 mod sticky_split;
 
 pub use coalesce::Coalesce;
+pub use endpoint_subset::EndpointSubset;
 pub use fallback::Fallback;
+pub use health_check::{HealthCheck, Probe};
 pub use hedge::Hedge;
+pub use load_balancer::LoadBalancer;
 pub use pairs::Pairs;
 pub use sticky_split::StickySplit;
 
@@ -64,6 +70,12 @@ macro_rules! extensions {
 extensions! {
     /// Whether requests are hedged.
     hedge: Hedge = "mesh-control/hedge" of VirtualService,
+    /// How many endpoints each client calls.
+    endpoint_subset: EndpointSubset = "mesh-control/endpoint-subset" of DestinationRule,
+    /// How clients ask endpoints whether they are well.
+    health_check: HealthCheck = "mesh-control/health-check" of DestinationRule,
+    /// A policy that Istio has no name for.
+    load_balancer: LoadBalancer = "mesh-control/load-balancer" of DestinationRule,
     /// What a weighted split goes by.
     sticky_split: StickySplit = "mesh-control/sticky-split" of VirtualService,
     /// Identical requests that are under way at the same time are one.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use http::HeaderName;
+
 use super::names::is_domain;
 use super::{check_labels, is_protocol};
 use crate::config::decode::{Decode, Decoder, Opaque, PortNumber, Text, message};
@@ -102,6 +104,41 @@ pub const EXPORT_TO: &str = "networking.istio.io/exportTo";
 pub fn exported_to(annotations: &BTreeMap<String, String>) -> impl Iterator<Item = &str> + Clone {
     let text = annotations.get(EXPORT_TO).map(|text| text.trim()).filter(|text| !text.is_empty());
     text.into_iter().flat_map(|text| text.split(',')).map(str::trim)
+}
+
+/// The labels by which requests of a session stay at their endpoint, by a cookie or by a header (Istio's persistent sessions).
+pub const SESSION_COOKIE: &str = "istio.io/persistent-session";
+/// The same by a header, which goes before.
+pub const SESSION_HEADER: &str = "istio.io/persistent-session-header";
+
+/// What carries the endpoint of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Session {
+    /// A cookie of the caller's session, for a path.
+    Cookie(String, String),
+    /// A header.
+    Header(String),
+}
+
+/// What these labels of a service say of sessions, or which of them is wrong.
+pub fn session(labels: &BTreeMap<String, String>) -> Result<Option<Session>, (&'static str, String)> {
+    let filled = |label: &str| labels.get(label).map(String::as_str).filter(|text| !text.is_empty());
+    let is_name = |name: &str| HeaderName::from_bytes(name.as_bytes()).is_ok();
+    if let Some(name) = filled(SESSION_HEADER) {
+        return match is_name(name) {
+            true => Ok(Some(Session::Header(name.to_ascii_lowercase()))),
+            false => Err((SESSION_HEADER, format!("{} is not the name of a header", quoted(name)))),
+        };
+    }
+    let Some(text) = filled(SESSION_COOKIE) else { return Ok(None) };
+    let (name, path) = text.split_once(':').unwrap_or((text, "/"));
+    match is_name(name)
+        && path.starts_with('/')
+        && path.bytes().all(|byte| (b'!'..0x7f).contains(&byte) && byte != b';')
+    {
+        true => Ok(Some(Session::Cookie(name.to_owned(), path.to_owned()))),
+        false => Err((SESSION_COOKIE, format!("{} is not a cookie: `name`, or `name:/path`", quoted(text)))),
+    }
 }
 
 impl Service {
