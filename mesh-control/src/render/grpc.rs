@@ -412,7 +412,7 @@ fn by_locality(seen: &Cluster<'_>, policy: cluster::LoadBalancingPolicy) -> clus
 fn note_extensions(seen: &Cluster<'_>, degraded: &mut Vec<Degraded>) {
     let Some(rule) = seen.rule else { return };
     let mut note = |key: &str, what: &str| {
-        degraded.push(Degraded::of_annotation(&rule.meta, key, what.to_owned()));
+        degraded.push(Degraded::of_annotation(rule, key, what.to_owned()));
     };
     if seen.traffic.health_check.is_some() {
         note("mesh-control/health-check", "endpoints are not asked how they are");

@@ -377,7 +377,7 @@ impl<T: Transport> ActiveRequest<T> {
     #[cold]
     pub(super) fn unconnected(&mut self) -> Result<Step<T>, MeshError> {
         if let Some(attempt) = &mut self.attempt {
-            attempt.is_watched = false;
+            (attempt.watch.outcomes, attempt.watch.since) = (false, None);
         }
         self.connected(Err(MeshError::new(ErrorKind::ConnectFailure, "no connection in the time of a try")))
     }
