@@ -76,6 +76,9 @@ struct StoreState {
     idle: Duration,
 }
 
+/// How often it is looked whether requests still hold views that others have taken the place of.
+const RETIRED_CHECK: Duration = Duration::from_millis(100);
+
 /// Looked into once per request, by names that callers may choose: a fast hash with a random seed.
 type Entries = HashMap<Box<str>, Arc<TargetEntry>, foldhash::fast::RandomState>;
 
@@ -158,9 +161,11 @@ impl TargetEntry {
         }
     }
 
-    fn publish(&self, view: Arc<TargetView>) {
-        self.view.store(Some(view));
+    /// Returns the view before.
+    fn publish(&self, view: Arc<TargetView>) -> Option<Arc<TargetView>> {
+        let before = self.view.swap(Some(view));
         self.news.notify_waiters();
+        before
     }
 }
 
@@ -389,6 +394,7 @@ impl Sink {
                 }
             }
             self.assembly.follow_health();
+            let has_retired = self.assembly.free_retired();
             let progress = self.assembly.progress();
             if !progress.is_empty() {
                 return Some(progress);
@@ -396,6 +402,7 @@ impl Sink {
             let idle_check = *self.idle_check.get_or_insert_with(|| tokio::time::Instant::now() + self.shared.idle);
             tokio::select! {
                 () = self.shared.news.notified() => {}
+                () = tokio::time::sleep(RETIRED_CHECK), if has_retired => {}
                 () = tokio::time::sleep_until(idle_check) => {
                     self.idle_check = None;
                     self.forget_idle();

@@ -240,6 +240,31 @@ async fn an_update_shares_what_it_did_not_touch_and_carries_state_over() {
     assert_eq!(picked.in_flight(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_former_view_is_freed_by_the_sink_and_not_by_the_last_request_that_holds_it() {
+    let (store, mut sink) = store();
+    let entry = store.target("t").unwrap();
+    sink.changed().await.unwrap();
+    for change in [listener("t", "r"), route("r", &["a"]), eds("a"), endpoints("a", &[1])] {
+        sink.apply(update([change]));
+    }
+    let request = entry.view().unwrap();
+    let (former, its_cluster) = (Arc::downgrade(&request), Arc::downgrade(&request.clusters()[0]));
+    sink.apply(update([endpoints("a", &[2])]));
+    drop(request);
+    assert_eq!(former.strong_count(), 1, "the sink's");
+    // Nothing happens meanwhile; the sink looks by itself.
+    tokio::select! {
+        _ = sink.changed() => panic!("nobody wants anything"),
+        () = tokio::time::sleep(2 * RETIRED_CHECK) => {}
+    }
+    assert_eq!((former.strong_count(), its_cluster.strong_count()), (0, 0));
+    // One that nobody holds goes at once.
+    let former = Arc::downgrade(&entry.view().unwrap());
+    sink.apply(update([endpoints("a", &[3])]));
+    assert_eq!(former.strong_count(), 0);
+}
+
 #[tokio::test]
 async fn aggregates_fail_over_from_leaf_to_leaf() {
     let (store, mut sink) = store();

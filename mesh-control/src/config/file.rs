@@ -641,7 +641,6 @@ spec:
                 "t.yaml:6:3: warning[not-supported-yet]: VirtualService default/a: gateways: not supported yet: gateways are not built; the rules apply inside the mesh",
                 "t.yaml:8:5: warning[not-supported-yet]: VirtualService default/a: http[0].corsPolicy: not supported yet: no header of it is added or answered",
                 "t.yaml:10:28: warning[not-supported-yet]: VirtualService default/a: http[0].retries.retryOn: not supported yet: retriable-headers; there is no field that names the headers",
-                "t.yaml:10:62: warning[not-supported-yet]: VirtualService default/a: http[0].retries.retryRemoteLocalities: not supported yet: localities are not told apart",
             ]
         );
     }

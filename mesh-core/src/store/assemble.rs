@@ -28,6 +28,9 @@ pub(super) struct Assembly {
     /// Who needs a resource.
     needed_by: HashMap<ResourceKey, HashSet<UserId>>,
     compiled: HashMap<ClusterName, Arc<ClusterView>>,
+    /// Former views that requests still hold. The last of them is not to be the one that frees them, with thousands of
+    /// endpoints maybe.
+    retired: Vec<Arc<TargetView>>,
     progress: Progress,
 }
 
@@ -82,6 +85,7 @@ impl Assembly {
             users: HashMap::new(),
             needed_by: HashMap::new(),
             compiled: HashMap::new(),
+            retired: Vec::new(),
             progress: Progress::default(),
         }
     }
@@ -113,6 +117,19 @@ impl Assembly {
         self.remove(&UserId::Server(listener.clone(), address));
     }
 
+    /// Frees former views that no request holds any more, and what was kept for them only. Whether there are others.
+    pub(super) fn free_retired(&mut self) -> bool {
+        if !self.retired.is_empty() {
+            self.retired.retain(|view| Arc::strong_count(view) > 1);
+            self.forget_unused();
+        }
+        !self.retired.is_empty()
+    }
+
+    fn forget_unused(&mut self) {
+        self.compiled.retain(|_, view| Arc::strong_count(view) > 1);
+    }
+
     /// Merges what was learned and rebuilds the views of those who need any of it.
     pub(super) fn apply(&mut self, update: Update) {
         let mut affected = HashSet::new();
@@ -127,7 +144,8 @@ impl Assembly {
             self.rebuild(&user);
         }
         self.states.tell();
-        self.compiled.retain(|_, view| Arc::strong_count(view) > 1);
+        self.free_retired();
+        self.forget_unused();
     }
 
     /// Makes the views anew whose endpoints are not what they were: some are ejected, cannot be reached, or are back.
@@ -164,11 +182,12 @@ impl Assembly {
                 made
             });
             if let Some(view) = present.with_clusters(clusters.collect()) {
-                entry.publish(Arc::new(view));
+                self.retired.extend(entry.publish(Arc::new(view)));
             }
         }
         self.states.tell();
-        self.compiled.retain(|_, view| Arc::strong_count(view) > 1);
+        self.free_retired();
+        self.forget_unused();
     }
 
     /// What is wanted since the last time this was asked.
@@ -220,7 +239,7 @@ impl Assembly {
                 let view = self.target_view(&entry, &mut walk);
                 let view = view.filter(|_| !walk.incomplete).or_else(|| self.refreshed(&entry));
                 if let Some(view) = view {
-                    entry.publish(Arc::new(view));
+                    self.retired.extend(entry.publish(Arc::new(view)));
                 }
             }
             UserKind::Server { address, listener, state } => {
