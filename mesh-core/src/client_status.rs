@@ -37,18 +37,29 @@ impl ClientStatus {
     /// server.error = Some("cannot connect: connection refused".to_owned());
     /// status.servers = vec![server];
     /// assert_eq!(status.silence(), "no answer from the control plane mesh:15010: cannot connect: connection refused");
+    /// let mut server = ServerStatus::new("mesh:15010");
+    /// (server.connected, server.last_ack_age) = (true, Some(std::time::Duration::from_millis(200)));
+    /// status.servers = vec![server];
+    /// assert!(status.silence().ends_with("; other answers are arriving, the last one 0.2 s ago"), "{}", status.silence());
     /// ```
     pub fn silence(&self) -> String {
         let failed =
             self.servers.iter().filter_map(|server| Some(format!("{}: {}", server.uri, server.error.as_ref()?)));
         let mut servers: Vec<String> = failed.collect();
+        // Much may have been asked for, and not all of it be there yet.
+        let connected = self.servers.iter().filter(|server| server.connected && server.error.is_none());
+        let last = connected.filter_map(|server| server.last_ack_age).min();
+        let arriving = match last {
+            Some(age) => format!("; other answers are arriving, the last one {:.1} s ago", age.as_secs_f64()),
+            None => String::new(),
+        };
         if servers.is_empty() {
             let asked = self.servers.iter().filter(|server| server.connected);
             servers = asked.map(|server| format!("{}, which is connected", server.uri)).collect();
         }
         match servers.is_empty() {
             true => "no answer from the control plane".to_owned(),
-            false => format!("no answer from the control plane {}", servers.join("; ")),
+            false => format!("no answer from the control plane {}{arriving}", servers.join("; ")),
         }
     }
 }

@@ -621,8 +621,11 @@ impl States {
                 (0, Arc::new(Shared { teller, ..Shared::default() }))
             }
         };
-        // Whoever holds an endpoint's state holds what its cluster has under way.
-        clusters.retain(|_, kept| Arc::strong_count(&kept.shared) > 1 || kept.shared.told.receiver_count() > 0);
+        // Now and then, so that clusters that come and go leave nothing behind, and thousands that come together are not all looked
+        // at for each of them. Whoever holds an endpoint's state holds what its cluster has under way.
+        if clusters.len().is_power_of_two() {
+            clusters.retain(|_, kept| Arc::strong_count(&kept.shared) > 1 || kept.shared.told.receiver_count() > 0);
+        }
         if tls.upstream().is_some() {
             self.certificates.want();
         }
