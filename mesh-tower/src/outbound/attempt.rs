@@ -320,14 +320,15 @@ impl<T: Transport> ActiveRequest<T> {
     pub(super) fn connected(&mut self, connected: Result<T::Connection, MeshError>) -> Result<Step<T>, MeshError> {
         match connected {
             Ok(connection) => {
-                if self.info.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                    self.connection = None;
-                    return Err(self.too_late());
-                }
                 let (attempt, route) = (self.attempt.as_mut().expect(PICKED), self.route.as_ref().expect(FOUND));
                 let cluster = attempt.cluster(&route.get()).expect(OF_THE_VIEW);
                 attempt.is_reusable = self.transport.may_go_on(&connection, cluster);
                 self.connection = Some(connection);
+                if self.info.answer_by().is_some_and(|by| by <= Instant::now()) {
+                    // Another request may have the connection.
+                    self.give_up(true);
+                    return Err(self.too_late());
+                }
                 Ok(Step::Send)
             }
             Err(error) => {

@@ -311,7 +311,11 @@ impl<T: Transport> ActiveRequest<T> {
         let sleep = self.timer.get_or_insert_with(|| sleep_until(until));
         keep_to(sleep, until);
         ready!(sleep.as_mut().poll(cx));
-        Poll::Ready(if is_try { Expired::Try } else { Expired::Request(self.too_late()) })
+        if is_try {
+            return Poll::Ready(Expired::Try);
+        }
+        let error = self.too_late();
+        Poll::Ready(Expired::Request(self.fail(error)))
     }
 
     /// The failure of a request whose deadline has passed. It speaks against an endpoint only where that has the request.
@@ -322,7 +326,7 @@ impl<T: Transport> ActiveRequest<T> {
         if let (Some(attempt), Some(route), true) = (&self.attempt, &self.route, is_blamed) {
             attempt.report_failure(ErrorKind::Timeout, &route.get(), &mut self.info);
         }
-        let error = match &self.route {
+        match &self.route {
             None => {
                 let silence = self.context.store.silence();
                 let what = format!("the deadline passed before there was a configuration ({silence})");
@@ -332,8 +336,7 @@ impl<T: Transport> ActiveRequest<T> {
                 MeshError::new(ErrorKind::Timeout, "the deadline passed while a filter held the request back")
             }
             Some(route) => too_late(&route.get()),
-        };
-        self.fail(error)
+        }
     }
 
     /// The response has come to its end, and the request with it: the connection can be used again, unless the request
