@@ -255,10 +255,10 @@ async fn idle_connections_are_probed_where_that_is_wanted() {
 }
 
 #[tokio::test]
-async fn limits_of_zero_and_less_are_none() {
+async fn limits_of_zero_are_none() {
     let upstream = Upstream::new().await;
     let policy =
-        "{connectionPool: {tcp: {maxConnections: 0}, http: {http1MaxPendingRequests: -1, http2MaxRequests: 0}}}";
+        "{connectionPool: {tcp: {maxConnections: 0}, http: {http1MaxPendingRequests: 0, http2MaxRequests: 0}}}";
     let world = Arc::new(
         World::new(
             &(called_by(policy, &[&upstream]) + &rules("  - route: [{destination: {host: web.example.com}}]\n")),
