@@ -22,21 +22,23 @@ enum Step {
     Index(usize),
 }
 
-/// An enforced field where it is written: which document, its path without indexes, and the way there.
+/// An enforced field where it is written: which configuration and document, its path without indexes, and the way there.
 struct Place {
+    configuration: usize,
     document: usize,
     field: String,
     way: Vec<Step>,
 }
 
-fn documents() -> Vec<Json> {
+/// Two configurations that say nothing of each other, so that a change in one is not looked for in both.
+fn configurations() -> [Vec<Json>; 2] {
     let mut files: Vec<_> =
         std::fs::read_dir(testdata("everything")).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     // The settings of the mesh are a text in another object: `mesh_config.rs` has a test for each.
     files.retain(|file| !file.ends_with("mesh-config.yaml"));
     let texts = files.iter().map(|file| std::fs::read_to_string(file).unwrap());
-    texts.chain([MORE.to_owned()]).flat_map(|text| parse(&text)).chain(guards()).collect()
+    [texts.chain([MORE.to_owned()]).flat_map(|text| parse(&text)).collect(), guards()]
 }
 
 /// What `testdata/everything` cannot have, as one value rules out the other there.
@@ -284,15 +286,21 @@ fn told(documents: &[Json], class: ClientClass) -> Option<Told> {
     Asked::new(documents, class).map(|asked| asked.told())
 }
 
-/// What clients were told, to be compared with what they are told of changed documents.
+/// What clients were told of a configuration, to be compared with what they are told of changed documents.
 struct Before {
     class: ClientClass,
+    documents: Vec<Json>,
     told: Told,
     /// Where the last differences were: where the next one is, too, most of the time.
     likely: Vec<Key>,
 }
 
 impl Before {
+    fn of(documents: Vec<Json>, class: ClientClass) -> Before {
+        let told = told(&documents, class).expect("it is a good configuration");
+        Before { class, documents, told, likely: Vec::new() }
+    }
+
     /// Not so where they are refused: nobody is told of them.
     fn differs_from(&mut self, documents: &[Json]) -> bool {
         let Some(asked) = Asked::new(documents, self.class) else { return false };
@@ -308,14 +316,16 @@ impl Before {
 }
 
 /// Where fields stand that are enforced for this class of client.
-fn enforced(documents: &[Json], class: ClientClass) -> Vec<Place> {
+fn enforced(configurations: &[Vec<Json>], class: ClientClass) -> Vec<Place> {
     let mut places = Vec::new();
-    for (number, document) in documents.iter().enumerate() {
+    let documents = configurations.iter().enumerate();
+    let documents = documents.flat_map(|(number, documents)| documents.iter().enumerate().map(move |it| (number, it)));
+    for (configuration, (number, document)) in documents {
         let kind = ObjectKind::ALL.into_iter().find(|kind| document["kind"] == kind.name()).unwrap();
         let mut collect = |field: &str, way: &[Step]| {
             if is_enforced(kind, field, class) {
                 let field = format!("{} {field}", kind.name());
-                places.push(Place { document: number, field, way: way.to_vec() });
+                places.push(Place { configuration, document: number, field, way: way.to_vec() });
             }
         };
         walk(&document["spec"], "", false, &mut vec![Step::Key("spec".to_owned())], &mut collect);
@@ -444,21 +454,24 @@ fn others(value: &Json) -> Vec<Json> {
     }
 }
 
-/// Whether it makes a difference somewhere: taken out first, which is the more likely, and then changed.
-fn has_effect(documents: &[Json], places: &[Place], before: &mut Before) -> bool {
-    let mut makes_a_difference = |place: &Place, edit: &dyn Fn(&mut Json)| {
-        let mut changed = documents.to_vec();
-        edit(&mut changed[place.document]);
-        before.differs_from(&changed)
-    };
-    let mut is_missed = |place: &Place| makes_a_difference(place, &|document| without(document, &place.way));
+/// Whether clients are told something else where the document of a place is edited.
+fn makes_a_difference(place: &Place, before: &mut [Before], edit: impl FnOnce(&mut Json)) -> bool {
+    let before = &mut before[place.configuration];
+    let mut changed = before.documents.clone();
+    edit(&mut changed[place.document]);
+    before.differs_from(&changed)
+}
+
+/// Whether a field makes a difference somewhere: taken out first, which is the more likely, and then changed.
+fn has_effect(places: &[Place], before: &mut [Before]) -> bool {
+    let mut is_missed = |place: &Place| makes_a_difference(place, before, |document| without(document, &place.way));
     if places.iter().any(&mut is_missed) {
         return true;
     }
     places.iter().any(|place| {
-        let value = at(&mut documents[place.document].clone(), &place.way).clone();
-        let mut others = others(&value).into_iter();
-        others.any(|other| makes_a_difference(place, &|document| *at(document, &place.way) = other.clone()))
+        let value = at(&mut before[place.configuration].documents[place.document].clone(), &place.way).clone();
+        let change = |other: Json| makes_a_difference(place, before, |document| *at(document, &place.way) = other);
+        others(&value).into_iter().any(change)
     })
 }
 
@@ -468,27 +481,26 @@ const ELSEWHERE_TESTED: [&str; 4] =
     ["serviceAccount", "ServiceEntry location", "ServiceEntry subjectAltNames", "localityLbSetting.distribute.to"];
 
 fn check(class: ClientClass) {
-    let documents = documents();
-    let told = told(&documents, class).expect("it is a good configuration");
-    let targets = told.iter().filter(|((_, kind, _), _)| *kind == Kind::Listener);
+    let configurations = configurations();
+    let mut before = configurations.clone().map(|documents| Before::of(documents, class));
+    let targets = before.iter().flat_map(|before| &before.told).filter(|((_, kind, _), _)| *kind == Kind::Listener);
     assert!(targets.clone().count() > 20);
     for ((_, _, name), body) in targets {
         assert_eq!(Listener::decode(&**body).unwrap().name, *name);
     }
     let mut places: BTreeMap<String, Vec<Place>> = BTreeMap::new();
     // The last are those of `MORE`, which stand alone.
-    for place in enforced(&documents, class).into_iter().rev() {
+    for place in enforced(&configurations, class).into_iter().rev() {
         places.entry(place.field.clone()).or_default().push(place);
     }
     for field in own_rows(class) {
         assert!(places.contains_key(&field), "{field} is written nowhere");
     }
-    let reported = reported(&documents);
-    let mut before = Before { class, told, likely: Vec::new() };
+    let reported: BTreeSet<String> = configurations.iter().flat_map(|documents| reported(documents)).collect();
     let idle = places
         .iter()
         .filter(|(field, _)| !ELSEWHERE_TESTED.iter().any(|end| field.ends_with(end)))
-        .filter(|(field, places)| !reported.contains(*field) && !has_effect(&documents, places, &mut before));
+        .filter(|(field, places)| !reported.contains(*field) && !has_effect(places, &mut before));
     let idle: Vec<&String> = idle.map(|(field, _)| field).collect();
     assert!(idle.is_empty(), "enforced for {class:?}, and nobody is told: {idle:#?}");
 }
@@ -499,7 +511,7 @@ fn check(class: ClientClass) {
 fn the_library_accepts_what_it_is_told_and_passes_over_nothing_that_is_not_reported() {
     use mesh_core::resources::ResourceType;
     let mut ignored = BTreeSet::new();
-    for ((_, kind, name), body) in told(&documents(), ClientClass::Library).unwrap() {
+    for ((_, kind, name), body) in told(&configurations().concat(), ClientClass::Library).unwrap() {
         let kind = match kind {
             Kind::Cluster => ResourceType::Cluster,
             Kind::Endpoints => ResourceType::Endpoints,
@@ -512,7 +524,7 @@ fn the_library_accepts_what_it_is_told_and_passes_over_nothing_that_is_not_repor
         let fields = decoded.ignored.iter().map(|field| field.split(['[', ']']).step_by(2).collect::<String>());
         ignored.extend(fields.map(|field| format!("{kind:?} {field}")));
     }
-    let reported = reported(&documents());
+    let reported = reported(&configurations().concat());
     let (passed_over, because_of) = (
         "Route virtual_hosts.routes.action (host_rewrite_literal of a weighted cluster is not supported yet)",
         "VirtualService http.route.headers.request",
