@@ -168,6 +168,10 @@ struct Held {
 impl Held {
     /// Counts these, too; `false` where there is no room.
     fn add(&mut self, bytes: usize) -> bool {
+        // Nobody would take the client out again that holds nothing.
+        if bytes == 0 {
+            return true;
+        }
         let fits = self.room().add(self.client, bytes);
         if fits {
             self.bytes += bytes;
@@ -279,5 +283,24 @@ impl<B> fmt::Debug for RequestBody<B> {
 impl fmt::Debug for Bodies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Bodies").field("room", &self.room).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_remembered_for_a_body_that_is_empty_or_over() {
+        let room = Arc::<Mutex<Room>>::default();
+        for sizes in [&[0][..], &[0, 0], &[3, 0], &[0, 3]] {
+            for last in 0..9 {
+                let client = Some(IpAddr::from([10, 0, 0, last]));
+                let mut held = Held { room: Arc::clone(&room), client, bytes: 0 };
+                assert!(sizes.iter().all(|size| held.add(*size)));
+            }
+            let room = room.lock().unwrap();
+            assert_eq!((room.all, room.of.len()), (0, 0), "{sizes:?}");
+        }
     }
 }
