@@ -12,9 +12,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::health_check::CheckOutcome;
-use mesh_core::model::{
-    CircuitBreakers, Cluster, ClusterKind, ClusterProtocol, GrpcProbe, HealthCheck, HttpProbe, Probe, TcpProbe,
-};
+use mesh_core::model::{CircuitBreakers, Cluster, ClusterProtocol, GrpcProbe, HealthCheck, HttpProbe, Probe, TcpProbe};
 use mesh_core::request_info::{RequestInfo, grpc_status};
 use mesh_core::state::EndpointState;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -166,15 +164,10 @@ async fn ask(
     Ok(outcome)
 }
 
-/// How connections to a cluster are made, but for limits, and for this protocol.
+/// The same cluster without the limits of requests, and with this protocol. Whatever there is about connections is kept.
 pub(super) fn without_limits(cluster: &Cluster, version: HttpVersion) -> Cluster {
-    let mut unlimited = Cluster::new(cluster.name.clone(), ClusterKind::PassThrough);
-    unlimited.tls = cluster.tls.clone();
-    unlimited.connect_timeout = cluster.connect_timeout;
-    unlimited.tcp_keepalive = cluster.tcp_keepalive;
-    unlimited.max_requests_per_connection = cluster.max_requests_per_connection;
-    unlimited.max_concurrent_streams = cluster.max_concurrent_streams;
-    unlimited.max_connection_duration = cluster.max_connection_duration;
+    let mut unlimited = cluster.clone();
+    unlimited.circuit_breakers = CircuitBreakers::default();
     unlimited.protocol = match version {
         HttpVersion::Http1 => ClusterProtocol::Http1,
         HttpVersion::Http2 => ClusterProtocol::Http2,
@@ -218,8 +211,8 @@ async fn tcp(
         connection.write_all(bytes).await.map_err(lost)?;
         connection.flush().await.map_err(lost)?;
     }
-    let mut seen = BytesMut::new();
-    while !contains_in_order(&seen, &probe.receive) {
+    let (mut seen, mut search) = (BytesMut::new(), Search::new(&probe.receive));
+    while !search.is_over(&seen) {
         if seen.len() >= MOST_BYTES || connection.read_buf(&mut seen).await.map_err(lost)? == 0 {
             return Ok(CheckOutcome::Failed);
         }
@@ -250,13 +243,36 @@ fn unsendable(error: impl Into<http::Error>) -> MeshError {
 
 /// Whether all of these are there, one after the other, with anything in between.
 fn contains_in_order(bytes: &[u8], parts: &[Arc<[u8]>]) -> bool {
-    let mut rest = bytes;
-    parts.iter().all(|part| {
-        let found = rest.windows(part.len().max(1)).position(|window| window == &**part);
-        let end = found.map(|found| found + part.len());
-        rest = end.and_then(|end| rest.get(end..)).unwrap_or_default();
-        found.is_some()
-    })
+    Search::new(parts).is_over(bytes)
+}
+
+/// Looks for parts in their order, in bytes that may come bit by bit: no byte is looked at again in which no match can begin.
+struct Search<'p> {
+    /// What is still to be found.
+    parts: &'p [Arc<[u8]>],
+    /// Where the next match can begin at the earliest.
+    from: usize,
+}
+
+impl<'p> Search<'p> {
+    fn new(parts: &'p [Arc<[u8]>]) -> Self {
+        Search { parts, from: 0 }
+    }
+
+    /// Whether all parts are there by now. `bytes` is all that came.
+    fn is_over(&mut self, bytes: &[u8]) -> bool {
+        while let Some((part, others)) = self.parts.split_first() {
+            let rest = bytes.get(self.from..).unwrap_or_default();
+            let Some(found) = rest.windows(part.len().max(1)).position(|window| window == &**part) else {
+                // The last bytes may be the beginning of it.
+                self.from += rest.len().saturating_sub(part.len().saturating_sub(1));
+                return false;
+            };
+            self.from += found + part.len();
+            self.parts = others;
+        }
+        true
+    }
 }
 
 /// `HealthCheckRequest { service = 1 }`, as one message of gRPC.
@@ -300,6 +316,10 @@ fn is_serving(framed: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use mesh_core::model::{ClusterKind, Http2Keepalive};
+
     use super::*;
 
     #[test]
@@ -315,7 +335,37 @@ mod tests {
             ("", &["a"], false),
         ] {
             assert_eq!(contains_in_order(bytes.as_bytes(), &parts(wanted)), expected, "{bytes} {wanted:?}");
+            let (wanted, mut came) = (parts(wanted), Vec::new());
+            let mut search = Search::new(&wanted);
+            for byte in bytes.bytes() {
+                search.is_over(&came);
+                came.push(byte);
+            }
+            assert_eq!(search.is_over(&came), expected, "{bytes} {wanted:?}: byte by byte");
         }
+    }
+
+    #[test]
+    fn bytes_in_which_nothing_can_begin_are_not_looked_at_again() {
+        let wanted: [Arc<[u8]>; 2] = [b"first".as_slice().into(), b"second".as_slice().into()];
+        let mut search = Search::new(&wanted);
+        for (came, from) in [("", 0), ("xxxx", 0), ("xxxxxxfi", 4), ("xxxxxxfirst", 11), ("xxxxxxfirstxxxxxxsec", 15)] {
+            assert_eq!((search.is_over(came.as_bytes()), search.from), (false, from), "{came}");
+        }
+        assert!(search.is_over(b"xxxxxxfirstxxxxxxsecond"));
+    }
+
+    #[test]
+    fn checks_keep_all_of_their_cluster_but_its_limits_and_its_protocol() {
+        let mut cluster = Cluster::new("web", ClusterKind::PassThrough);
+        cluster.circuit_breakers = CircuitBreakers::ENVOY;
+        cluster.protocol = ClusterProtocol::Http1;
+        cluster.http2_keepalive =
+            Some(Http2Keepalive { interval: Duration::from_secs(1), timeout: Duration::from_secs(2) });
+        let unlimited = without_limits(&cluster, HttpVersion::Http2);
+        cluster.circuit_breakers = CircuitBreakers::default();
+        cluster.protocol = ClusterProtocol::Http2;
+        assert_eq!(unlimited, cluster);
     }
 
     #[test]
