@@ -20,6 +20,8 @@ pub struct Levels {
     levels: Vec<Level>,
     /// Running totals of load, in percent; the last is 100 unless nothing can be picked.
     loads: Vec<u64>,
+    /// The leaf that takes load; `None` where nothing is available anywhere.
+    leaf: Option<usize>,
     /// Whether the hash of a request chooses among them, so that equal ones go to the same priority.
     by_hash: bool,
 }
@@ -103,6 +105,7 @@ impl Levels {
         let priorities = std::mem::take(&mut self.priorities);
         let available_of = |priority: &Priority| priority.health + priority.degraded_health;
         let leaf = priorities.iter().find(|priority| available_of(priority) > 0).map(|priority| priority.leaf);
+        self.leaf = leaf;
         let takes_load = |priority: &&Priority| Some(priority.leaf) == leaf;
         let available = priorities.iter().filter(takes_load).map(available_of).sum::<u64>().min(100);
         let mut left = 100;
@@ -182,11 +185,15 @@ impl Levels {
 
     /// The running totals where priorities that were tried get nothing, and the others all of the load by Envoy's formula.
     /// Where none of the others is available, all are as if they had not been tried (its `PreviousPrioritiesRetryPriority`).
+    /// Other leaves than the one that takes load are none of the others: they are for when that has nobody.
     /// `None` where nothing is different.
     #[cold]
     fn loads_beyond(&self, tried: &TriedPriorities) -> Option<Vec<u64>> {
+        let counts = |level: &Level, left_out: &[PriorityOf]| {
+            Some(level.leaf) == self.leaf && !left_out.contains(&level.priority())
+        };
         let available = |left_out: &[PriorityOf]| {
-            let left = self.levels.iter().filter(|level| !left_out.contains(&level.priority()));
+            let left = self.levels.iter().filter(|level| counts(level, left_out));
             left.map(|level| level.availability).sum::<u64>().min(100)
         };
         let mut left_out = Vec::new();
@@ -206,7 +213,7 @@ impl Levels {
             for is_degraded in [false, true] {
                 let of_part = |level: &Level| (level.part.1 == Part::Degraded) == is_degraded;
                 for (share, level) in shares.iter_mut().zip(&self.levels) {
-                    if of_part(level) && !left_out.contains(&level.priority()) {
+                    if of_part(level) && counts(level, &left_out) {
                         let more = (level.availability * 100 / total).min(left);
                         *share += more;
                         left -= more;
@@ -368,16 +375,17 @@ mod tests {
     }
 
     fn levels(localities: &[Group], panic_percent: u8) -> Levels {
+        of_leaves(&[(localities, panic_percent)])
+    }
+
+    fn of_leaves(leaves: &[LeafGroups<'_>]) -> Levels {
         let mut levels = Levels::default();
-        let endpoints = Endpoints { localities: groups(localities), ..Endpoints::default() };
         let balancer: Arc<dyn LoadBalancer> = Arc::new(Random);
-        levels.add_leaf(
-            0,
-            &endpoints,
-            PriorityPolicy { panic_percent, ..Default::default() },
-            &balancer,
-            &Arc::default(),
-        );
+        for (leaf, (localities, panic_percent)) in leaves.iter().enumerate() {
+            let endpoints = Endpoints { localities: groups(localities), ..Endpoints::default() };
+            let policy = PriorityPolicy { panic_percent: *panic_percent, ..Default::default() };
+            levels.add_leaf(leaf, &endpoints, policy, &balancer, &Arc::default());
+        }
         levels.settle(None);
         levels
     }
@@ -418,14 +426,7 @@ mod tests {
             (&[(&[(0, None, [0, 0, 9])], 0), (&[(0, None, [0, 0, 9])], 50)], [0, 100]),
         ];
         for (leaves, expected) in cases {
-            let mut levels = Levels::default();
-            let balancer: Arc<dyn LoadBalancer> = Arc::new(Random);
-            for (leaf, (localities, panic_percent)) in leaves.iter().enumerate() {
-                let endpoints = Endpoints { localities: groups(localities), ..Endpoints::default() };
-                let policy = PriorityPolicy { panic_percent: *panic_percent, ..Default::default() };
-                levels.add_leaf(leaf, &endpoints, policy, &balancer, &Arc::default());
-            }
-            levels.settle(None);
+            let levels = of_leaves(leaves);
             let (mut shares, mut before) = ([0, 0], 0);
             for (level, load) in levels.iter().zip(&levels.loads) {
                 shares[level.leaf] += load - before;
@@ -503,6 +504,30 @@ mod tests {
             let mut args = PickArgs { tried_priorities: Some(&tried), ..PickArgs::new(&mut second) };
             let picked = levels.pick(&mut args).map(|(level, _)| level.priority().1);
             assert!(expected.is_some() || picked == usual, "{localities:?} {frequency} {tries:?}");
+        }
+    }
+
+    #[test]
+    fn a_retry_goes_to_another_leaf_only_where_the_first_has_nobody() {
+        let two: &[Group] = &[(0, None, [4, 0, 0]), (1, None, [4, 0, 0])];
+        let (one, gone): (&[Group], &[Group]) = (&[(0, None, [4, 0, 0])], &[(0, None, [0, 0, 4])]);
+        // (leaves, the priorities of the tries, running totals of load where they differ)
+        type Case<'c> = ([&'c [Group]; 2], &'c [PriorityOf], Option<&'c [u64]>);
+        let cases: &[Case<'_>] = &[
+            ([one, two], &[(0, 0)], None),
+            ([two, one], &[(0, 0)], Some(&[0, 100, 100])),
+            ([two, one], &[(0, 0), (0, 1)], None),
+            ([gone, two], &[(1, 0)], Some(&[0, 0, 100])),
+            // That was before the first one was back.
+            ([one, two], &[(1, 0), (0, 0)], None),
+        ];
+        for (leaves, tries, expected) in cases {
+            let levels = of_leaves(&leaves.map(|localities| (localities, 0)));
+            let mut tried = TriedPriorities::default();
+            for priority in *tries {
+                tried.note(std::num::NonZeroU32::MIN, *priority);
+            }
+            assert_eq!(levels.loads_beyond(&tried).as_deref(), *expected, "{leaves:?} {tries:?}");
         }
     }
 
