@@ -92,6 +92,9 @@ fn strides(set: &EndpointSet, known: &[Option<f64>]) -> Option<Arc<Vec<u16>>> {
         })
         .collect();
     let heaviest = weights.iter().copied().fold(0.0, f64::max);
+    if !heaviest.is_normal() {
+        return None;
+    }
     let stride = |weight: &f64| ((weight / heaviest * f64::from(u16::MAX)).round() as u16).max(1);
     Some(Arc::new(weights.iter().map(stride).collect()))
 }
@@ -221,6 +224,26 @@ mod tests {
         assert!(share(&*next).abs_diff(1_000) < 50, "at once");
         next.refresh(&set, now + 200 * SECOND);
         assert!(share(&*next).abs_diff(2_000) < 50, "what they said is too old");
+    }
+
+    #[test]
+    fn reports_that_cannot_be_true_leave_the_others_their_shares() {
+        let (set, now) = (set(&[1; 4]), Instant::now());
+        let config = Arc::new(LoadWeights { blackout: Duration::ZERO, ..LoadWeights::default() });
+        let picker = WeightedByLoad(Arc::clone(&config)).build(&set, None);
+        for at in 0..4 {
+            let mut report = LoadReport::default();
+            (report.cpu_utilization, report.requests_per_second) = (1.0, f64::MAX);
+            set.get(at).unwrap().note_load(&config, &report, now);
+        }
+        picker.refresh(&set, now);
+        let (sum, limit) = chi_square(&counts(&*picker, &set, None, 10_000), &[1.0; 4]);
+        assert!(sum < limit, "{sum} of at most {limit}");
+        let set_of_shares = set.with_localities(vec![0; 4]);
+        for weight in [f64::MAX, f64::MIN_POSITIVE / 4.0, f64::NAN] {
+            let strides = strides(&set_of_shares, &[Some(weight); 4]);
+            assert!(strides.is_none_or(|strides| strides.contains(&u16::MAX)), "{weight}");
+        }
     }
 
     #[test]

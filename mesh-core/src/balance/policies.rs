@@ -90,6 +90,9 @@ impl Picker for RoundRobin {
 /// The weight of an endpoint that is taken in every round.
 const MOST_TURNS: u64 = u16::MAX as u64;
 
+/// After so many rounds without a turn, any position will do.
+const MOST_ROUNDS: u32 = 4;
+
 /// One position after the other, each as often as its weight says, of which the heaviest has to be [`MOST_TURNS`].
 #[inline]
 pub(super) fn by_turns(
@@ -99,14 +102,16 @@ pub(super) fn by_turns(
     weight: impl Fn(usize) -> Option<u64>,
 ) -> Option<usize> {
     let count = u32::try_from(count).ok().filter(|count| *count > 0)?;
-    loop {
+    let mut position = 0;
+    // Others move the cursor, too, so that one of them may always be at the heaviest: nobody looks for long.
+    for _ in 0..count.saturating_mul(MOST_ROUNDS) {
         let mut turn = cursor.fetch_add(1, Ordering::Relaxed);
         if turn == 0 {
             // Anywhere, so that clients which start together do not all begin with the same endpoint.
             turn = random.u32(..);
             cursor.store(turn.wrapping_add(1), Ordering::Relaxed);
         }
-        let position = (turn % count) as usize;
+        position = (turn % count) as usize;
         // In `MOST_TURNS` rounds an endpoint of weight w is taken w times, spread evenly. The heaviest is taken every
         // round, so this ends within one round.
         let weight = weight(position)?;
@@ -115,6 +120,7 @@ pub(super) fn by_turns(
             return Some(position);
         }
     }
+    Some(position)
 }
 
 #[cfg(test)]
@@ -134,6 +140,20 @@ mod tests {
             counts[picker.pick(set, &mut PickArgs::new(&mut random)).unwrap()] += 1;
         }
         counts
+    }
+
+    #[test]
+    fn nobody_looks_for_a_turn_for_long_whatever_the_weights_are() {
+        let (looked, mut random) = (std::cell::Cell::new(0), fastrand::Rng::with_seed(1));
+        let cursor = AtomicU32::new(1);
+        for _ in 0..100 {
+            looked.set(0);
+            let picked = by_turns(&cursor, 10, &mut random, |_| {
+                looked.set(looked.get() + 1);
+                Some(1)
+            });
+            assert!(picked.is_some_and(|picked| picked < 10) && looked.get() <= 10 * MOST_ROUNDS, "{}", looked.get());
+        }
     }
 
     /// Least request among idle endpoints, since one that is picked is idle again before the next pick.

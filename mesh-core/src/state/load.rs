@@ -21,6 +21,10 @@ struct Known {
     updated: Instant,
 }
 
+/// The bounds of weights: what lies outside is no server's load, and the sum of any number of weights is a number.
+const LEAST: f64 = 1e-9;
+const MOST: f64 = 1e12;
+
 impl LoadWeights {
     /// The weight that follows from a report: what it does for its utilization. `None` where it says too little.
     pub fn weight(&self, report: &LoadReport) -> Option<f64> {
@@ -33,7 +37,7 @@ impl LoadWeights {
         }
         let penalty = errors / rate * f64::from(self.error_penalty) / 1000.0;
         let weight = rate / (utilization + penalty);
-        (weight.is_finite() && weight > 0.0).then_some(weight)
+        (weight.is_finite() && weight > 0.0).then(|| weight.clamp(LEAST, MOST))
     }
 }
 
@@ -143,6 +147,11 @@ mod tests {
             (0.5, 0.0, 100.0, 50.0, Some(100.0)),
             (0.0, 0.0, 100.0, 0.0, None),
             (0.5, 0.0, 0.0, 0.0, None),
+            // Whatever a server says.
+            (1.0, 0.0, 1e308, 0.0, Some(1e12)),
+            (1e308, 0.0, 1.0, 0.0, Some(1e-9)),
+            (1e-308, 0.0, 1e308, 0.0, None),
+            (0.5, 0.0, 1e-308, 1e308, None),
         ] {
             assert_eq!(config.weight(&report(cpu, application, rate, errors)), expected, "{cpu} {application} {rate}");
         }
