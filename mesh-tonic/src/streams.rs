@@ -24,6 +24,7 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::time::Duration;
 
 pub use mesh_core::balance::Leveling;
 use mesh_core::state::Leaving;
@@ -96,11 +97,31 @@ pub struct Resuming<M, O, F> {
     open: O,
     leveling: Leveling,
     /// A call that is on its way. It is kept when nobody waits for a message, or each wait would make another one.
-    opening: Option<(Pin<Box<F>>, Option<Leaving>)>,
+    opening: Option<Opening<F>>,
     current: Option<Current<M>>,
     last: Option<M>,
     is_over: bool,
     moves: u64,
+}
+
+struct Opening<F> {
+    call: Pin<Box<F>>,
+    began: Instant,
+    /// The endpoint that the stream is about to leave.
+    _leaving: Option<Leaving>,
+}
+
+/// How long a stream that moves is not read, so that the other call can begin after its last message. Then it goes on, and
+/// ends the move with its next message.
+const HEAD_START: Duration = Duration::from_millis(500);
+
+/// How long the call to another endpoint may take at all.
+const LONGEST_OPENING: Duration = Duration::from_secs(10);
+
+impl<F> Opening<F> {
+    fn new(call: F, leaving: Option<Leaving>) -> Self {
+        Opening { call: Box::pin(call), began: Instant::now(), _leaving: leaving }
+    }
 }
 
 struct Current<M> {
@@ -115,10 +136,15 @@ impl<M> Current<M> {
     }
 }
 
-/// What a stream that is waited for comes to.
+/// What is waited for.
 enum Next<M> {
     Message(Result<Option<M>, Status>),
+    /// The stream should move.
     Move,
+    /// The call that was on its way is answered.
+    Opened(Result<Response<Streaming<M>>, Status>),
+    /// It took too long.
+    Late,
 }
 
 impl<M, O, F> Resuming<M, O, F>
@@ -128,7 +154,8 @@ where
     F: Future<Output = Result<Response<Streaming<M>>, Status>>,
 {
     /// The next message; `None` at the end. A move is not seen: the call goes on elsewhere after the last message, and stays
-    /// where it is as long as it cannot. Dropping the future loses no message.
+    /// where it is as long as it cannot: an endpoint that does not answer holds it up for half a second at most. Dropping the
+    /// future loses no message.
     ///
     /// # Errors
     /// What the first call, or the stream, fails with. After it, and after the end, there is nothing.
@@ -138,16 +165,17 @@ where
                 return Ok(None);
             }
             if self.current.is_none() && self.opening.is_none() {
-                self.opening = Some((Box::pin((self.open)(None)), None));
+                self.opening = Some(Opening::new((self.open)(None), None));
             }
-            if let Some((opening, _)) = &mut self.opening {
-                let opened = opening.await;
-                let _leaving = self.opening.take();
-                self.opened(opened)?;
-            }
-            let Some(current) = &mut self.current else { continue };
-            match next(current).await {
+            match next(&mut self.current, &mut self.opening).await {
+                Next::Opened(opened) => {
+                    let _opening = self.opening.take();
+                    self.opened(opened)?;
+                }
+                Next::Late => self.opening = None,
                 Next::Message(message) => {
+                    // A call that is still on its way would bring this message once more.
+                    self.opening = None;
                     match &message {
                         Ok(Some(message)) => self.last = Some(message.clone()),
                         Ok(None) | Err(_) => (self.is_over, self.current) = (true, None),
@@ -156,7 +184,7 @@ where
                 }
                 Next::Move => {
                     let leaving = self.placement().map(|placement| placement.endpoint().leaving());
-                    self.opening = Some((Box::pin((self.open)(self.last.clone())), leaving));
+                    self.opening = Some(Opening::new((self.open)(self.last.clone()), leaving));
                 }
             }
         }
@@ -193,18 +221,39 @@ where
     }
 }
 
-async fn next<M>(current: &mut Current<M>) -> Next<M> {
-    let advised = async {
-        match &mut current.advice {
-            Some(advice) => advice.advised().await,
-            None => std::future::pending().await,
-        }
+/// Waits for the stream that there is, for the call that is on its way, or for both. Dropped, it loses nothing.
+async fn next<M, F>(current: &mut Option<Current<M>>, opening: &mut Option<Opening<F>>) -> Next<M>
+where
+    F: Future<Output = Result<Response<Streaming<M>>, Status>>,
+{
+    let (current, opening) = match (current, opening) {
+        (None, None) => return Next::Late,
+        (None, Some(opening)) => return Next::Opened(opening.call.as_mut().await),
+        (Some(current), opening) => (current, opening),
     };
+    let Some(opening) = opening else {
+        let advised = async {
+            match &mut current.advice {
+                Some(advice) => advice.advised().await,
+                None => std::future::pending().await,
+            }
+        };
+        return tokio::select! {
+            // A stream that always has a message is not exempt.
+            biased;
+            () = advised => Next::Move,
+            message = current.stream.message() => Next::Message(message),
+        };
+    };
+    let began = opening.began;
     tokio::select! {
-        // A stream that always has a message is not exempt.
         biased;
-        () = advised => Next::Move,
-        message = current.stream.message() => Next::Message(message),
+        opened = opening.call.as_mut() => Next::Opened(opened),
+        () = sleep_until(began + LONGEST_OPENING) => Next::Late,
+        message = async {
+            sleep_until(began + HEAD_START).await;
+            current.stream.message().await
+        } => Next::Message(message),
     }
 }
 

@@ -207,6 +207,47 @@ async fn a_call_that_cannot_be_made_elsewhere_stays_where_it_is() {
 }
 
 #[tokio::test]
+async fn a_stream_goes_on_where_it_is_while_another_endpoint_does_not_answer() {
+    let all = servers(2).await;
+    let (tell, endpoints) = watch::channel(all[..1].to_vec());
+    let client = CalculatorClient(channel(endpoints));
+    let asked = Arc::new(Mutex::new(0));
+    let seen = Arc::clone(&asked);
+    let mut count = resuming(every(Duration::from_millis(10)), move |last: Option<Number>| {
+        let (client, seen) = (client.clone(), Arc::clone(&seen));
+        async move {
+            if last.is_some() {
+                *seen.lock().unwrap() += 1;
+                return std::future::pending().await;
+            }
+            client.counting(tonic::Request::new(number(2000))).await
+        }
+    });
+    let mut expected = 2000;
+    while *asked.lock().unwrap() == 0 {
+        let next = within(count.message()).await.unwrap().unwrap();
+        expected -= 1;
+        assert_eq!(next.value, expected, "none is missing, and none comes twice");
+        if expected == 1950 {
+            tell.send(all[1..].to_vec()).unwrap();
+        }
+    }
+    assert!(expected > 0, "it was not over");
+    assert_eq!(count.moves(), 0);
+}
+
+#[tokio::test]
+async fn a_stream_that_never_looks_is_one_that_stays() {
+    let (_tell, endpoints) = watch::channel(servers(1).await);
+    let client = CalculatorClient(channel(endpoints));
+    let mut count = resuming(every(Duration::MAX), move |_: Option<Number>| {
+        let client = client.clone();
+        async move { client.counting(tonic::Request::new(number(2))).await }
+    });
+    assert_eq!(within(count.message()).await.unwrap().unwrap().value, 1);
+}
+
+#[tokio::test]
 async fn only_a_channel_that_follows_says_where_its_calls_are() {
     let all = servers(1).await;
     let (_tell, endpoints) = watch::channel(all.clone());

@@ -82,10 +82,13 @@ impl Loads {
     }
 }
 
+/// So long is as good as for ever: 30 years, which any clock can add to the present.
+const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
 impl Leveling {
-    /// The time to a stream's next look.
+    /// The time to a stream's next look. What no clock can add to the present is as good as never.
     pub fn pause(&self, random: &mut fastrand::Rng) -> Duration {
-        self.interval.mul_f64(0.5 + random.f64())
+        self.interval.min(NEVER).mul_f64(0.5 + random.f64())
     }
 
     /// Whether a stream should move now. `age` is that of the stream, `since_move` the time since it moved last, if it ever
@@ -192,6 +195,14 @@ mod tests {
         let (loads, moves) = level(Leveling::default(), (1000, 3, 10), minute, any);
         assert!(ratio(&loads) <= 1.3, "{loads:?}");
         assert_eq!(moves, 1);
+    }
+
+    #[test]
+    fn an_interval_that_is_too_long_for_any_clock_is_never() {
+        let leveling = Leveling { interval: Duration::MAX, ..Leveling::default() };
+        let pause = leveling.pause(&mut fastrand::Rng::with_seed(1));
+        assert!(pause > Duration::from_secs(10 * 365 * 24 * 60 * 60));
+        assert!(std::time::Instant::now().checked_add(pause).is_some());
     }
 
     #[test]
