@@ -1,15 +1,16 @@
 //! `mesh-control/coalesce`: identical GETs that are under way at the same time are one.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::Request;
 use http_body_util::BodyExt;
 use mesh_core::error::ErrorKind;
-use mesh_core::request_info::Deadline;
+use mesh_core::request_info::{ATTEMPT_COUNT, CRITICALITY, Criticality, Deadline, Inherited};
 use mesh_tower::body::Body;
+use mesh_tower::inherited;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -21,6 +22,8 @@ struct Held {
     at: SocketAddr,
     requests: Arc<AtomicUsize>,
     cancelled: Arc<AtomicUsize>,
+    /// What each of them inherits: which attempt it is, and how much it matters.
+    inherited: Arc<Mutex<Vec<[String; 2]>>>,
     go_on: watch::Sender<bool>,
 }
 
@@ -41,7 +44,11 @@ impl Held {
         let (requests, cancelled) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let go_on = watch::Sender::new(false);
         let (seen, gone, told) = (Arc::clone(&requests), Arc::clone(&cancelled), go_on.clone());
-        let app = axum::Router::new().fallback(move || {
+        let inherited = Arc::<Mutex<Vec<_>>>::default();
+        let noted = Arc::clone(&inherited);
+        let app = axum::Router::new().fallback(move |headers: http::HeaderMap| {
+            let text = |name| headers.get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
+            noted.lock().unwrap().push([ATTEMPT_COUNT, CRITICALITY].map(text));
             let (seen, gone, mut told) = (Arc::clone(&seen), Arc::clone(&gone), told.subscribe());
             async move {
                 let number = seen.fetch_add(1, Ordering::SeqCst) + 1;
@@ -55,7 +62,7 @@ impl Held {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, app).await });
-        Held { at, requests, cancelled, go_on }
+        Held { at, requests, cancelled, inherited, go_on }
     }
 
     fn asked(&self) -> usize {
@@ -82,6 +89,7 @@ spec:
         world.get("http://web.example.com:80/first").await.unwrap();
         self.go_on.send_replace(false);
         self.requests.store(0, Ordering::SeqCst);
+        self.inherited.lock().unwrap().clear();
         world
     }
 }
@@ -178,6 +186,63 @@ async fn each_caller_has_a_deadline_of_its_own_and_a_failure_is_everybodys() {
     server.go_on.send_replace(true);
     assert_eq!(patient.await.unwrap().unwrap(), "answer 1");
     assert_eq!(server.asked(), 1);
+}
+
+/// What is inherited, as an extension of a request or from the request that the task serves.
+fn send_inheriting(
+    world: &World,
+    inherited: Inherited,
+    is_by_task: bool,
+) -> tokio::task::JoinHandle<Result<String, ErrorKind>> {
+    let mut request = get(&[]);
+    if is_by_task {
+        return inherited::sync_scope(inherited, || send(world, request));
+    }
+    request.extensions_mut().insert(inherited);
+    send(world, request)
+}
+
+#[tokio::test]
+async fn a_request_for_several_says_what_all_of_them_inherit() {
+    let server = Held::new(("x-answer", "server"), 0).await;
+    let world = server.world().await;
+    let (mut retried, mut sheddable) = (Inherited::default(), Inherited::default());
+    retried.attempt = 3;
+    sheddable.criticality = Criticality::Sheddable;
+    let mut tasks = Vec::new();
+    for inherited in [Inherited::default(), retried, sheddable] {
+        for is_by_task in [true, false] {
+            tasks.push(send_inheriting(&world, inherited, is_by_task));
+        }
+    }
+    until("there is one of each", || server.asked() == 3).await;
+    server.go_on.send_replace(true);
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+    let mut seen = server.inherited.lock().unwrap().clone();
+    seen.sort();
+    assert_eq!(seen, [["", ""], ["", "sheddable"], ["3", ""]]);
+}
+
+#[tokio::test]
+async fn inherited_times_end_the_wait_of_their_caller_and_of_nobody_else() {
+    for (is_by_task, is_of_answer) in [(true, true), (true, false), (false, true), (false, false)] {
+        let server = Held::new(("x-answer", "server"), 0).await;
+        let world = server.world().await;
+        let mut inherited = Inherited::default();
+        let soon = Some(std::time::Instant::now() + Duration::from_millis(30));
+        *if is_of_answer { &mut inherited.answer_by } else { &mut inherited.deadline } = soon;
+        // The one that makes the request, and one that joins.
+        let hurried = [0, 1].map(|_| send_inheriting(&world, inherited, is_by_task));
+        let patient = send(&world, get(&[]));
+        for hurried in hurried {
+            assert_eq!(hurried.await.unwrap(), Err(ErrorKind::Timeout), "{is_by_task} {is_of_answer}");
+        }
+        server.go_on.send_replace(true);
+        assert_eq!(patient.await.unwrap().unwrap(), "answer 1", "{is_by_task} {is_of_answer}");
+        assert_eq!(server.asked(), 1);
+    }
 }
 
 #[tokio::test]

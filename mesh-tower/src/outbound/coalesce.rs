@@ -16,7 +16,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::request::{RequestHead, has_port, host_and_port};
-use mesh_core::request_info::{Deadline, Repeat};
+use mesh_core::request_info::{Deadline, Inherited, Repeat};
 use mesh_core::view::{SelectedRoute, TargetView};
 use tokio::sync::watch;
 
@@ -24,6 +24,7 @@ use super::coalesced::{Key, OF_ONE_REQUEST, Outcome, Shared, outcome_of};
 use super::placement::Follow;
 use super::request::OutboundContext;
 use super::response_body::{Content, ResponseBody};
+use super::route::inherited_by;
 use super::{Concluded, Waiting, send};
 use crate::body::Body;
 use crate::transport::pooled;
@@ -62,8 +63,11 @@ fn key_of(context: &OutboundContext, view: &Arc<TargetView>, head: &Parts) -> Op
     if !route.coalesces() {
         return None;
     }
+    // What is retried already is retried less, and what can be left out gives way: a request is as good as those it is for.
+    let Inherited { attempt, criticality, .. } = inherited_by(head);
     let mut key = String::new();
     _ = write!(key, "{}\n{authority}\n{}\n{:?}\n", view.target(), head.uri, head.version);
+    _ = write!(key, "{attempt}\n{criticality:?}\n");
     let mut key = key.into_bytes();
     let mut headers: Vec<(&[u8], &[u8])> =
         head.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())).collect();
@@ -82,8 +86,10 @@ fn key_of(context: &OutboundContext, view: &Arc<TargetView>, head: &Parts) -> Op
 
 /// Waits for the answer to a request that may be under way already, and else makes it.
 pub(crate) fn join(context: &Arc<OutboundContext>, key: Key, head: Parts) -> Waiting<Incoming> {
-    let deadline = head.extensions.get::<Deadline>().map(|deadline| deadline.0);
-    let shared = shared(context, key, &head);
+    let inherited = inherited_by(&head);
+    let own = head.extensions.get::<Deadline>().map(|deadline| deadline.0);
+    let deadline = own.into_iter().chain(inherited.deadline).chain(inherited.answer_by).min();
+    let shared = shared(context, key, &head, inherited);
     let context = Arc::clone(context);
     Box::pin(async move {
         let answered = answer(&context, shared, head);
@@ -98,7 +104,7 @@ pub(crate) fn join(context: &Arc<OutboundContext>, key: Key, head: Parts) -> Wai
 }
 
 /// The request that is under way, or a new one.
-fn shared(context: &Arc<OutboundContext>, key: Key, head: &Parts) -> Arc<Shared> {
+fn shared(context: &Arc<OutboundContext>, key: Key, head: &Parts, mut inherited: Inherited) -> Arc<Shared> {
     let of = Arc::clone(&context.coalescer);
     let mut all = of.lock();
     if let Some(shared) = all.get(&key).and_then(Weak::upgrade) {
@@ -106,8 +112,10 @@ fn shared(context: &Arc<OutboundContext>, key: Key, head: &Parts) -> Arc<Shared>
     }
     let (tell, outcome) = watch::channel(None);
     let mut own = head.clone();
-    // The time of one caller is not that of the others.
+    // The time of one caller is not that of the others. The rest is the same for all, and a task inherits nothing by itself.
     own.extensions.remove::<Deadline>();
+    (inherited.deadline, inherited.answer_by) = (None, None);
+    own.extensions.insert(inherited);
     let (request_context, request_key, request_of) = (Arc::clone(context), Arc::clone(&key), Arc::clone(&of));
     let task = tokio::spawn(async move {
         let outcome = outcome_of(send(&request_context, pooled(), own, Body::empty()).await).await;

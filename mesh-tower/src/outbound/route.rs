@@ -31,7 +31,7 @@ pub(super) fn info_of(context: &OutboundContext, head: &Parts) -> RequestInfo {
     let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::new());
     info.is_grpc = is_grpc(&head.headers);
     info.is_http2 = head.version == Version::HTTP_2;
-    info.inherited = head.extensions.get::<Inherited>().copied().unwrap_or_else(inherited::current);
+    info.inherited = inherited_by(head);
     info.deadline = head.extensions.get::<Deadline>().map(|deadline| deadline.0);
     if let Some(deadline) = info.inherited.deadline {
         info.not_after(deadline);
@@ -41,6 +41,12 @@ pub(super) fn info_of(context: &OutboundContext, head: &Parts) -> RequestInfo {
         observe(&mut info, context, head);
     }
     info
+}
+
+/// What a request inherits: as it says itself, or else from the one that this task serves.
+#[inline]
+pub(super) fn inherited_by(head: &Parts) -> Inherited {
+    head.extensions.get::<Inherited>().copied().unwrap_or_else(inherited::current)
 }
 
 /// Notes from here on what becomes of the request.
