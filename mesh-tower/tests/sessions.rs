@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{COOKIE, SET_COOKIE};
 use http::{HeaderMap, Request};
@@ -10,8 +11,8 @@ use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::fixed::{Fixed, route_to};
 use mesh_core::id::{EndpointId, Locality};
 use mesh_core::model::{
-    BalancerPolicy, Cluster, ClusterKind, Endpoint, Endpoints, FilterConfig, Health, LocalityEndpoints, NamedFilter,
-    SessionCarrier, StatefulSession,
+    BalancerPolicy, Cluster, ClusterKind, Endpoint, Endpoints, FilterConfig, Health, HealthCheck, LocalityEndpoints,
+    NamedFilter, Probe, SessionCarrier, StatefulSession, TcpProbe,
 };
 use mesh_tower::Mesh;
 use mesh_tower::body::Body;
@@ -83,6 +84,34 @@ async fn a_cookie_brings_requests_back_to_the_server_that_gave_it() {
     others.sort_unstable();
     others.dedup();
     assert_eq!(others.len(), 3);
+}
+
+#[tokio::test]
+async fn what_an_endpoint_without_checks_says_of_its_health_keeps_no_session_away() {
+    let mut servers = Vec::new();
+    for _ in 0..3 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let answer = move || async move { ([("x-envoy-immediate-health-check-fail", "1")], at.to_string()) };
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+        servers.push(at);
+    }
+    let endpoints = servers.iter().map(|at| {
+        let mut endpoint = Endpoint::new(EndpointId::new(*at));
+        endpoint.is_checked = false;
+        endpoint
+    });
+    let locality = LocalityEndpoints::new(Locality::default(), endpoints.collect());
+    let mut cluster = Cluster::new("web.shop", ClusterKind::Static(Endpoints::new(vec![locality])));
+    cluster.balancer = BalancerPolicy::RoundRobin;
+    let check = HealthCheck::new(Probe::Tcp(TcpProbe::default()), Duration::from_secs(3600));
+    cluster.health_check = Some(Arc::new(check));
+    let mesh = mesh(cluster, Some(by_cookie()));
+    let (first, headers) = ask(&mesh, "/shop", &[]).await.unwrap();
+    let cookie = headers[SET_COOKIE].to_str().unwrap().split(';').next().unwrap().to_owned();
+    for _ in 0..6 {
+        assert_eq!(ask(&mesh, "/shop", &[(COOKIE.as_str(), &cookie)]).await.unwrap().0, first);
+    }
 }
 
 #[tokio::test]

@@ -28,12 +28,13 @@ pub struct ClusterView {
     by_address: OnceLock<HashMap<Address, Listed>>,
 }
 
-/// An endpoint as the control plane lists it: the leaf and the priority that it is of, and its health.
+/// An endpoint as the control plane lists it: the leaf and the priority that it is of, its health, and whether it is checked.
 #[derive(Debug)]
 struct Listed {
     leaf: usize,
     priority: u32,
     health: Health,
+    is_checked: bool,
     state: Arc<EndpointState>,
 }
 
@@ -60,6 +61,11 @@ impl Leaf {
         self.state.endpoint(&endpoint.id, endpoint.mutual_tls)
     }
 
+    /// Whether health checks say anything of an endpoint: the cluster has some, and the endpoint is not left out of them.
+    pub(super) fn is_checked(&self, endpoint: &Endpoint) -> bool {
+        self.cluster.health_check.is_some() && endpoint.is_checked
+    }
+
     fn checked(&self, endpoint: &Endpoint) -> CheckedEndpoint {
         CheckedEndpoint { endpoint: self.state_of(endpoint), host: endpoint.check_host.clone() }
     }
@@ -74,11 +80,11 @@ impl Leaf {
         set_aside: &mut Vec<Arc<EndpointState>>,
     ) -> Cow<'l, Endpoints> {
         let can_eject = self.cluster.outlier_detection.is_some();
-        let is_checked = self.cluster.health_check.is_some();
+        let has_checks = self.cluster.health_check.is_some();
         let mut all = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
         // Where nobody is known to be well, as at the beginning, those of whom nothing is known are as good as any.
-        let unchecked = is_checked
-            .then(|| all.any(|one| one.is_checked && self.state_of(one).checked() == Checked::Healthy))
+        let unchecked = has_checks
+            .then(|| all.any(|one| self.is_checked(one) && self.state_of(one).checked() == Checked::Healthy))
             .filter(|is_known| *is_known)
             .map(|_| if self.cluster.priorities.ignores_unchecked { Health::Draining } else { Health::Unhealthy });
         let mut found = |endpoint: &Endpoint| {
@@ -86,7 +92,7 @@ impl Leaf {
                 return None;
             }
             let state = self.state_of(endpoint);
-            let checked = (is_checked && endpoint.is_checked).then(|| state.checked());
+            let checked = self.is_checked(endpoint).then(|| state.checked());
             let health = match (checked, unchecked) {
                 _ if reach_counts && !state.is_reachable() => Health::Unreachable,
                 _ if can_eject && state.is_ejected() => Health::Unhealthy,
@@ -98,7 +104,7 @@ impl Leaf {
             set_aside.push(state);
             Some(health)
         };
-        let may_differ = can_eject || is_checked || (reach_counts && self.state.has_unreachable());
+        let may_differ = can_eject || has_checks || (reach_counts && self.state.has_unreachable());
         if !may_differ {
             return Cow::Borrowed(endpoints);
         }
@@ -168,7 +174,7 @@ impl ClusterView {
                     levels.add_leaf(position, &found, leaf.cluster.priorities, &balancer, &leaf.state);
                     leaf.state.note_marks(endpoints);
                     let checked = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
-                    let checked = checked.filter(|endpoint| leaf.cluster.health_check.is_some() && endpoint.is_checked);
+                    let checked = checked.filter(|endpoint| leaf.is_checked(endpoint));
                     leaf.state.set_checked(checked.map(|endpoint| leaf.checked(endpoint)).collect());
                     if leaf.cluster.outlier_detection.is_some() {
                         let all = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
@@ -290,7 +296,7 @@ impl ClusterView {
         let may_call = |listed: &&Listed| {
             let Some(leaf) = self.leaves.get(listed.leaf) else { return false };
             let cluster = &leaf.cluster;
-            let fails = cluster.health_check.is_some() && listed.state.checked() == Checked::Unhealthy;
+            let fails = listed.is_checked && listed.state.checked() == Checked::Unhealthy;
             let is_ejected = cluster.outlier_detection.is_some() && listed.state.is_ejected();
             let was_tried = tried.iter().any(|tried| Arc::ptr_eq(tried, &listed.state));
             cluster.session_health.contains(&listed.health)
@@ -326,6 +332,7 @@ impl ClusterView {
                         leaf: number,
                         priority: locality.priority,
                         health: endpoint.health,
+                        is_checked: leaf.is_checked(endpoint),
                         state: leaf.state_of(endpoint),
                     });
                 }

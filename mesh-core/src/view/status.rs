@@ -62,14 +62,13 @@ impl ClusterView {
             for locality in leaf.endpoints.iter().flat_map(|endpoints| &endpoints.localities) {
                 for endpoint in &locality.endpoints {
                     let state = leaf.state.endpoint(&endpoint.id, endpoint.mutual_tls);
-                    let is_checked = leaf.cluster.health_check.is_some() && endpoint.is_checked;
                     all.push(EndpointStatus {
                         cluster: leaf.cluster.name.clone(),
                         endpoint: endpoint.id.clone(),
                         locality: locality.locality.clone(),
                         priority: locality.priority,
                         told: endpoint.health,
-                        checked: is_checked.then(|| state.checked()),
+                        checked: leaf.is_checked(endpoint).then(|| state.checked()),
                         is_ejected: leaf.cluster.outlier_detection.is_some() && state.is_ejected(),
                         is_reachable: state.is_reachable(),
                         takes_load: taking_load.contains(&Arc::as_ptr(&state)),
