@@ -49,7 +49,10 @@ impl Attempt {
         let pick = cluster.pick(&mut PickArgs::of(info), || original_destination)?;
         let endpoint = pick.in_flight.endpoint();
         info.note_attempt(endpoint);
-        if let Some(leaf) = cluster.leaves().get(pick.leaf) {
+        // A budget of retries is a share of requests, and not of tries.
+        if info.attempts == 1
+            && let Some(leaf) = cluster.leaves().get(pick.leaf)
+        {
             leaf.state.note_beginning(pick.cluster.circuit_breakers.retries, Instant::now);
         }
         let attempt = Attempt {

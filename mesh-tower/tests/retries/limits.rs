@@ -198,6 +198,18 @@ async fn a_budget_allows_a_share_of_the_requests_under_way_and_some_in_any_case(
 }
 
 #[tokio::test]
+async fn a_budget_is_a_share_of_requests_and_not_of_tries() {
+    let budget = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web}\nspec: {host: web.example.com, trafficPolicy: {retryBudget: {percent: 50, minRetryConcurrency: 1, budgetInterval: 1h}}}\n";
+    let world = World::new(1, &(retries("attempts: 3, retryOn: '503', backoff: 1ms") + budget)).await;
+    let task = spawn(&world, request("GET", "/then-hang/3/status/503"));
+    until(|| world.log.seen() == 4).await;
+    // Half of two requests is one retry, and that is under way.
+    world.ask(request("GET", "/status/503")).await.unwrap();
+    assert_eq!(world.log.seen(), 5);
+    task.abort();
+}
+
+#[tokio::test]
 async fn a_failure_says_that_there_are_too_many_retries() {
     let yaml = limited("connectionPool: {http: {maxRetries: 1}}").replace("retryOn: '503'", "retryOn: 'reset,503'");
     let world = World::new(2, &yaml).await;
