@@ -23,7 +23,7 @@ use mesh_core::retry::{self, Outcome, RetryDecision};
 use mesh_core::state::{RetryPermit, RetryPrice, TooManyRetries};
 use mesh_core::view::RouteRef;
 
-use super::request::{ActiveRequest, Attempt, FOUND, Step, Watch, Woken};
+use super::request::{ActiveRequest, Attempt, FOUND, Step, Watch, Woken, outcome_of};
 use crate::body::Body;
 use crate::reply;
 use crate::transport::{FAIL, Failure, FailureCause, HttpVersion, Security, Transport};
@@ -90,13 +90,26 @@ impl Attempt {
         }
     }
 
-    /// Notes how long the try took until the head of its answer, or until it failed: then as long as a second at least, so
-    /// that who fails fast is not taken for fast.
-    pub(super) fn time(&self, is_answered: bool) {
+    /// The head of an answer came. A gRPC call ends with its trailers, unless these are all of it.
+    pub(super) fn note_answer(
+        &self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        route: &RouteRef<'_>,
+        info: &mut RequestInfo,
+    ) {
+        self.time(Duration::ZERO);
+        self.heed(headers);
+        if let Some(outcome) = outcome_of(status, headers, info.is_grpc) {
+            self.report(outcome, route, info);
+        }
+    }
+
+    /// Notes how long the try has taken until now, and `at_least` so long.
+    fn time(&self, at_least: Duration) {
         if let Some((began, decay)) = self.watch.since {
             let now = Instant::now();
-            let took = now.saturating_duration_since(began);
-            self.endpoint().note_latency(if is_answered { took } else { took.max(FAILED) }, decay, now);
+            self.endpoint().note_latency(now.saturating_duration_since(began).max(at_least), decay, now);
         }
     }
 
@@ -105,7 +118,7 @@ impl Attempt {
     pub(crate) fn report_failure(&self, kind: ErrorKind, route: &RouteRef<'_>, info: &mut RequestInfo) {
         use ErrorKind::{ConnectFailure, ConnectionLost, RefusedStream, Timeout};
         if matches!(kind, ConnectFailure | ConnectionLost | RefusedStream | Timeout) {
-            self.time(false);
+            self.time(FAILED);
         }
         match kind {
             ErrorKind::ConnectFailure | ErrorKind::ConnectionLost | ErrorKind::RefusedStream => {
@@ -143,7 +156,9 @@ impl Attempt {
 
     /// Whether another try begins beside this one, which takes too long.
     pub(super) fn beside(&self, route: &RouteRef<'_>, info: &mut RequestInfo) -> Option<Retry> {
-        self.report_failure(ErrorKind::Timeout, route, info);
+        // It is slow, and has not failed: an answer may still come.
+        self.time(Duration::ZERO);
+        self.report(Outlier::LocalTimeout, route, info);
         let now = Instant::now();
         let RetryDecision::Retry { after } = retry::hedge(policy(route), info, now) else { return None };
         match self.permitted(route, after, false, info, now) {
@@ -191,7 +206,7 @@ impl Attempt {
     }
 }
 
-/// How long a try counts at least that fails.
+/// How long a try counts at least that fails, so that who fails fast is not taken for fast.
 const FAILED: Duration = Duration::from_secs(1);
 
 impl Watch {

@@ -11,7 +11,7 @@ use mesh_core::error::MeshError;
 use mesh_core::retry::{self, Outcome};
 
 use super::attempt::policy;
-use super::request::{ActiveRequest, Rival, Step, outcome_of};
+use super::request::{ActiveRequest, Rival, Step};
 use crate::body::Body;
 use crate::transport::Transport;
 
@@ -77,9 +77,7 @@ impl<T: Transport> ActiveRequest<T> {
     ) -> Option<Response<T::Body>> {
         let selected = self.route.clone()?;
         let route = selected.get();
-        if let Some(outcome) = outcome_of(response.status(), response.headers(), self.info.is_grpc) {
-            rival.attempt.report(outcome, &route, &mut self.info);
-        }
+        rival.attempt.note_answer(response.status(), response.headers(), &route, &mut self.info);
         let outcome = Outcome::Answered(response.status(), response.headers());
         if !is_last && retry::wants(policy(&route), outcome, &self.info) {
             return None;

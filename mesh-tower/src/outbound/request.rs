@@ -207,12 +207,8 @@ impl<T: Transport> ActiveRequest<T> {
 
     /// The head of an answer came. A gRPC call ends with its trailers, unless these are all of it.
     pub(super) fn note_answer(&mut self, status: StatusCode, headers: &HeaderMap) {
-        if let Some(attempt) = &self.attempt {
-            attempt.time(true);
-            attempt.heed(headers);
-        }
-        if let Some(outcome) = outcome_of(status, headers, self.info.is_grpc) {
-            self.note_outcome(outcome);
+        if let (Some(attempt), Some(route)) = (&self.attempt, &self.route) {
+            attempt.note_answer(status, headers, &route.get(), &mut self.info);
         }
     }
 

@@ -58,6 +58,16 @@ async fn a_bad_answer_is_not_taken_as_long_as_there_may_be_a_better_one() {
 }
 
 #[tokio::test]
+async fn an_answer_to_a_try_beside_another_says_how_its_endpoint_is() {
+    let checked = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web, annotations: {mesh-control/health-check: 'path=/hang, interval=1h, timeout=30m'}}\nspec: {host: web.example.com}\n";
+    let world = World::new(2, &(hedged(TWO) + checked)).await;
+    let mut asked = request("GET", "/then-hang/1/late/ok");
+    asked.headers_mut().insert("give-x-envoy-immediate-health-check-fail", "1".parse().unwrap());
+    assert_eq!(world.ask(asked).await.unwrap().0, 200);
+    assert_eq!(world.unwell(), 1);
+}
+
+#[tokio::test]
 async fn what_may_not_be_sent_twice_has_one_try() {
     let world = World::new(2, &hedged(TWO)).await;
     for (repeat, tries) in [(Repeat::Never, 1), (Repeat::IfUnprocessed, 1), (Repeat::Idempotent, 2)] {

@@ -14,6 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use mesh_control::embedded::{Config, Embedded, Options};
 use mesh_core::error::MeshError;
+use mesh_core::health_check::Checked;
 use mesh_core::request_info::{Observer, RequestInfo};
 use mesh_core::state::ClusterState;
 use mesh_core::xds::Bootstrap;
@@ -273,6 +274,13 @@ impl World {
         let mut ejected = 0;
         self.each_cluster(|state| state.each(|endpoint| ejected += u32::from(endpoint.is_ejected())));
         ejected
+    }
+
+    /// How many endpoints fail their health checks, or say so themselves.
+    pub(crate) fn unwell(&self) -> u32 {
+        let mut unwell = 0;
+        self.each_cluster(|state| state.each(|endpoint| unwell += u32::from(endpoint.checked() == Checked::Unhealthy)));
+        unwell
     }
 
     /// How many endpoints cannot be reached.
