@@ -142,7 +142,7 @@ enum Next<M> {
     /// The stream should move.
     Move,
     /// The call that was on its way is answered.
-    Opened(Result<Response<Streaming<M>>, Status>),
+    Opened(Box<Result<Response<Streaming<M>>, Status>>),
     /// It took too long.
     Late,
 }
@@ -170,7 +170,7 @@ where
             match next(&mut self.current, &mut self.opening).await {
                 Next::Opened(opened) => {
                     let _opening = self.opening.take();
-                    self.opened(opened)?;
+                    self.opened(*opened)?;
                 }
                 Next::Late => self.opening = None,
                 Next::Message(message) => {
@@ -228,7 +228,7 @@ where
 {
     let (current, opening) = match (current, opening) {
         (None, None) => return Next::Late,
-        (None, Some(opening)) => return Next::Opened(opening.call.as_mut().await),
+        (None, Some(opening)) => return Next::Opened(Box::new(opening.call.as_mut().await)),
         (Some(current), opening) => (current, opening),
     };
     let Some(opening) = opening else {
@@ -248,7 +248,7 @@ where
     let began = opening.began;
     tokio::select! {
         biased;
-        opened = opening.call.as_mut() => Next::Opened(opened),
+        opened = opening.call.as_mut() => Next::Opened(Box::new(opened)),
         () = sleep_until(began + LONGEST_OPENING) => Next::Late,
         message = async {
             sleep_until(began + HEAD_START).await;
