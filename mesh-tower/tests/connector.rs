@@ -19,8 +19,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::fixed::route_to;
 use mesh_core::model::{
-    ApiListener, Cluster, ClusterKind, ClusterTls, Clusters, Endpoints, FilterConfig, Forward, HttpManager, Listener,
-    NamedFilter, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, VirtualHost, WeightedCluster,
+    ApiListener, Cluster, ClusterKind, ClusterTls, Clusters, Endpoints, FilterConfig, Forward, HashKey, HashPolicy,
+    HttpManager, Listener, Mirror, NamedFilter, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource,
+    VirtualHost, WeightedCluster,
 };
 use mesh_core::resources::{Change, Resource, ResourceKey, ResourceType};
 use mesh_tower::Mesh;
@@ -305,7 +306,11 @@ async fn what_a_connector_cannot_honour_is_said_once_for_each_target() {
     let mut canary = route_to("c");
     canary.matches.path = mesh_core::model::PathTest::Exact { value: "/canary".into(), ignore_case: false };
     let fault = NamedFilter::new("fault", FilterConfig::Fault(Arc::default()));
-    put_routes(&player, vec![canary, route_to("c")], vec![fault]);
+    let mut forward = Forward::to("c");
+    forward.hash_policies = vec![HashPolicy::by(HashKey::SourceAddress)];
+    forward.mirrors = vec![Mirror::to("copies")];
+    let copied = Route::new(RouteMatch::any(), RouteAction::Forward(forward));
+    put_routes(&player, vec![canary, copied], vec![fault]);
     put_cluster(&player, cluster("c", a));
     let client = pooled(&mesh);
     for _ in 0..3 {
@@ -317,7 +322,7 @@ async fn what_a_connector_cannot_honour_is_said_once_for_each_target() {
     }
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     assert_eq!(text.matches("a connector cannot honour").count(), 1, "{text}");
-    for part in ["s:80", "routes other than that of its connections", "filters"] {
+    for part in ["s:80", "routes other than that of its connections", "filters", "consistent hashing", "mirrors"] {
         assert!(text.contains(part), "{part}: {text}");
     }
 }

@@ -13,6 +13,8 @@ mod mesh_config;
 mod mutual_tls;
 mod objects;
 mod reload;
+mod resilience;
+mod resilience_groups;
 mod robust;
 mod routing;
 mod scale;

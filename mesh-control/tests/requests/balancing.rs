@@ -232,6 +232,13 @@ async fn near_endpoints_go_first_where_outliers_are_detected() {
     }
 }
 
+/// Settings of localities for the whole mesh.
+fn of_mesh(setting: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |-\n    localityLbSetting: {setting}\n"
+    )
+}
+
 #[tokio::test]
 async fn a_region_fails_over_to_the_one_that_is_named() {
     let places = [("far", "p/z/s", ""), ("named", "q/z/s", "")];
@@ -239,8 +246,13 @@ async fn a_region_fails_over_to_the_one_that_is_named() {
     for (setting, expected) in [("failover: [{from: r, to: q}]", 1), ("failover: [{from: x, to: q}]", 2)] {
         let policy =
             format!("{{loadBalancer: {{simple: ROUND_ROBIN, localityLbSetting: {{{setting}}}}}, {detection}}}");
-        let counts = counts(&placed(&places, &policy).await.0, 40).await;
-        assert_eq!((counts.len(), counts.contains_key("named")), (expected, true), "{setting}: {counts:?}");
+        let by_rule = placed(&places, &policy).await.0;
+        let (_, yaml) = placed(&places, &format!("{{loadBalancer: {{simple: ROUND_ROBIN}}, {detection}}}")).await;
+        let by_mesh = World::at(["r", "z", "s"], &[], &format!("{yaml}{}", of_mesh(&format!("{{{setting}}}")))).await;
+        for world in [by_rule, by_mesh] {
+            let counts = counts(&world, 40).await;
+            assert_eq!((counts.len(), counts.contains_key("named")), (expected, true), "{setting}: {counts:?}");
+        }
     }
 }
 
@@ -256,11 +268,6 @@ async fn localities_have_the_shares_that_are_written() {
 
 #[tokio::test]
 async fn the_mesh_says_it_where_no_rule_does() {
-    let settings = |text: &str| {
-        format!(
-            "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |-\n    localityLbSetting: {text}\n"
-        )
-    };
     let shares = "{distribute: [{from: r/z/s, to: {q/z/s: 100}}]}";
     let detection = "outlierDetection: {consecutive5xxErrors: 5}";
     for (mesh, policy, expected) in [
@@ -271,13 +278,18 @@ async fn the_mesh_says_it_where_no_rule_does() {
             vec!["near"],
         ),
         (
+            "{failoverPriority: [net]}",
+            format!("{{loadBalancer: {{simple: ROUND_ROBIN}}, {detection}}}"),
+            vec!["region", "zone"],
+        ),
+        (
             "{enabled: false}",
             format!("{{loadBalancer: {{simple: ROUND_ROBIN}}, {detection}}}"),
             vec!["far", "near", "region", "zone"],
         ),
     ] {
         let (_, yaml) = placed(&PLACES, &policy).await;
-        let world = World::at(["r", "z", "s"], &[], &format!("{yaml}{}", settings(mesh))).await;
+        let world = World::at(["r", "z", "s"], &[("net", "n1")], &format!("{yaml}{}", of_mesh(mesh))).await;
         let counts = counts(&world, 80).await;
         assert_eq!(counts.keys().collect::<Vec<_>>(), expected, "{mesh} {policy}: {counts:?}");
     }

@@ -4,14 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Version};
-use http_body_util::BodyExt;
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_tower::body::Body;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
-use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::support::{World, rules, service};
@@ -41,12 +37,7 @@ async fn ask(world: &World, request: Request<Body>) -> Result<u16, MeshError> {
 
 /// The same through a client of the application's own, below the mesh.
 pub(crate) async fn ask_through_layer(world: &World, request: Request<Body>) -> Result<u16, MeshError> {
-    let own = Client::builder(TokioExecutor::new()).build_http::<Body>();
-    let mut client = world.mesh.client_layer().layer(own);
-    std::future::poll_fn(|cx| Service::<Request<Body>>::poll_ready(&mut client, cx)).await?;
-    let (head, body) = client.call(request).await?.into_parts();
-    body.collect().await?;
-    Ok(head.status.as_u16())
+    world.ask_through_layer(request).await.map(|answer| answer.status)
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use mesh_core::error::ErrorKind;
 
-use crate::support::{World, rules, server, virtual_service};
+use crate::support::{World, rules, server, service, virtual_service};
 
 /// A ServiceEntry `web` in a namespace, for this host and endpoint.
 fn entry(namespace: &str, host: &str, more: &str, at: SocketAddr) -> String {
@@ -174,5 +174,45 @@ spec: {type: ExternalName, externalName: far.example.com}
     for asked in ["http://far/", "http://web.example.com/"] {
         let told = world.get(asked).await.map_or_else(|error| error.to_string(), |answer| answer.body);
         assert!(told.contains("far.example.com, which nothing describes"), "{asked}: {told}");
+    }
+}
+
+#[tokio::test]
+async fn who_sees_what_says_nothing_of_it_and_what_is_called_that_nothing_describes_is_up_to_the_mesh() {
+    let answer = virtual_service("web", "  hosts: [web.example.com]\n  http: [{directResponse: {status: 201}}]\n");
+    let upgrade = "---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web-policy}
+spec: {host: web.example.com, trafficPolicy: {connectionPool: {http: {h2UpgradePolicy: UPGRADE}}}}
+";
+    let at = server("v1").await;
+    let entry = service("web", &[("v1", at)]);
+    let (entry, _) = entry.rsplit_once("---\n").unwrap();
+    let outside = format!("http://127.0.0.1:{}/", at.port());
+    let web = "http://web.example.com/";
+    for (setting, objects, uri, seen, unseen) in [
+        ("defaultServiceExportTo: ['.']", entry.to_owned(), web, Some("200 HTTP/1.1"), None),
+        ("defaultVirtualServiceExportTo: ['.']", format!("{entry}{answer}"), web, Some("201 "), Some("200 HTTP/1.1")),
+        (
+            "defaultDestinationRuleExportTo: ['.']",
+            format!("{entry}{upgrade}"),
+            web,
+            Some("200 HTTP/2.0"),
+            Some("200 HTTP/1.1"),
+        ),
+        ("outboundTrafficPolicy: {mode: REGISTRY_ONLY}", String::new(), &*outside, Some("200 HTTP/1.1"), None),
+    ] {
+        let map = format!(
+            "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: '{}'\n",
+            setting.replace('\'', "''")
+        );
+        for (yaml, expected) in [(objects.clone(), seen), (format!("{objects}{map}"), unseen)] {
+            // A client of another namespace than the objects.
+            let answer = World::of("other", &[], &yaml).await.get(uri).await;
+            let told =
+                answer.map(|answer| format!("{} {}", answer.status, answer.body.lines().nth(2).unwrap_or_default()));
+            assert_eq!(told.as_deref().ok(), expected, "{setting}: {told:?}\n{yaml}");
+        }
     }
 }

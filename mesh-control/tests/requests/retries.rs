@@ -1,5 +1,11 @@
 //! Where retries go.
 
+use std::time::{Duration, Instant};
+
+use http::Request;
+use mesh_core::request_info::Deadline;
+use mesh_tower::body::Body;
+
 use crate::support::{World, nobody, rules, server, web};
 use crate::upstream::Upstream;
 
@@ -28,17 +34,25 @@ fn retries(fields: &str) -> String {
     rules(&format!("  - retries: {{{fields}}}\n    route: [{{destination: {{host: web.example.com}}}}]\n"))
 }
 
+/// The policy of the mesh, for routes that say nothing.
+fn meshs_own(fields: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |-\n    defaultHttpRetryPolicy: {{{fields}}}\n"
+    )
+}
+
 #[tokio::test]
 async fn who_is_found_by_a_hash_is_asked_again_unless_a_rule_wants_somebody_else() {
-    let mesh = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |-\n    defaultHttpRetryPolicy: {attempts: 2, retryOn: '503', backoff: 1ms}\n";
     let three = "attempts: 2, retryOn: '503', backoff: 1ms";
+    let mesh = meshs_own(three);
     for (rules, policy, asked) in [
         (retries(three), HASHED, 1),
         (retries(&format!("{three}, retryIgnorePreviousHosts: true")), HASHED, 3),
         (retries(three), "{loadBalancer: {simple: RANDOM}}", 3),
         // Without any rule, too.
-        (mesh.to_owned(), HASHED, 1),
-        (mesh.to_owned(), "{loadBalancer: {simple: RANDOM}}", 3),
+        (mesh.clone(), HASHED, 1),
+        (mesh, "{loadBalancer: {simple: RANDOM}}", 3),
+        (meshs_own(&format!("{three}, retryIgnorePreviousHosts: true")), HASHED, 3),
     ] {
         let (upstreams, yaml) = upstreams(5, 503, policy).await;
         let world = World::new(&format!("{yaml}{rules}")).await;
@@ -77,11 +91,35 @@ async fn every_second_retry_goes_to_a_priority_that_was_not_tried() {
         ("attempts: 4, retryRemoteLocalities: true", 3, 2),
         ("attempts: 4, retryRemoteLocalities: false", 5, 0),
     ] {
-        let (upstreams, yaml) = upstreams(2, 503, policy).await;
-        let world = World::new(&format!("{yaml}{}", retries(&format!("{fields}, retryOn: '503', backoff: 1ms")))).await;
-        assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 503);
-        let seen: Vec<usize> = upstreams.iter().map(|upstream| upstream.requests.all()).collect();
-        assert_eq!(seen, [near, far], "{fields}");
+        for said_by in [retries, meshs_own] {
+            let (upstreams, yaml) = upstreams(2, 503, policy).await;
+            let said = said_by(&format!("{fields}, retryOn: '503', backoff: 1ms"));
+            let world = World::new(&format!("{yaml}{said}")).await;
+            assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 503);
+            let seen: Vec<usize> = upstreams.iter().map(|upstream| upstream.requests.all()).collect();
+            assert_eq!(seen, [near, far], "{said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn times_of_the_meshs_own_policy_hold_where_a_rule_says_nothing() {
+    let slow = web(&[("v1", server("v1").await)]);
+    for (fields, tries) in [("perTryTimeout: 50ms, ", 2), ("", 1)] {
+        let policy = meshs_own(&format!("{fields}attempts: 1, retryOn: '5xx', backoff: 1ms"));
+        let world = World::new(&format!("{slow}{policy}")).await;
+        assert_eq!(world.get("http://web.example.com/slow").await.is_ok(), fields.is_empty(), "{fields}");
+        assert_eq!(world.attempts(), tries, "{fields}");
+    }
+    // Nobody waits for a pause that is longer than there is time.
+    for (backoff, tries) in [("1000h", 1), ("1ms", 3)] {
+        let (_upstreams, yaml) = upstreams(1, 503, "{}").await;
+        let policy = meshs_own(&format!("attempts: 2, retryOn: '503', backoff: {backoff}"));
+        let world = World::new(&format!("{yaml}{policy}")).await;
+        let mut request = Request::get("http://web.example.com/").body(Body::empty()).unwrap();
+        request.extensions_mut().insert(Deadline(Instant::now() + Duration::from_secs(30)));
+        assert_eq!(world.ask(request).await.unwrap().status, 503);
+        assert_eq!(world.attempts(), tries, "{backoff}");
     }
 }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 use axum::extract::Request as Received;
 use http::{HeaderMap, Request};
 use http_body_util::BodyExt;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use mesh_control::embedded::{Config, Embedded, Options, OutboundTrafficPolicy, PlaneOptions};
 use mesh_core::error::MeshError;
 use mesh_core::id::Locality;
@@ -16,6 +18,8 @@ use mesh_tower::body::Body;
 use mesh_tower::{Mesh, MirrorCounts};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tower_layer::Layer;
+use tower_service::Service;
 
 /// The answer to a request.
 #[derive(Debug)]
@@ -123,6 +127,16 @@ impl World {
 
     pub(crate) async fn ask(&self, request: Request<Body>) -> Result<Answer, MeshError> {
         let (head, body) = self.mesh.client().request(request).await?.into_parts();
+        let body = body.collect().await?.to_bytes();
+        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body: String::from_utf8_lossy(&body).into() })
+    }
+
+    /// The same through a client of the application's own, below the mesh.
+    pub(crate) async fn ask_through_layer(&self, request: Request<Body>) -> Result<Answer, MeshError> {
+        let own = Client::builder(TokioExecutor::new()).build_http::<Body>();
+        let mut client = self.mesh.client_layer().layer(own);
+        std::future::poll_fn(|cx| Service::<Request<Body>>::poll_ready(&mut client, cx)).await?;
+        let (head, body) = client.call(request).await?.into_parts();
         let body = body.collect().await?.to_bytes();
         Ok(Answer { status: head.status.as_u16(), headers: head.headers, body: String::from_utf8_lossy(&body).into() })
     }

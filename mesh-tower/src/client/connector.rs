@@ -39,9 +39,9 @@ use stream::Origin;
 /// A connector sees names and bytes, and no requests. So it follows the route that `GET` and the URI's path find (most
 /// clients tell a connector the authority alone, and the path is `/` then); weights divide connections. What it cannot
 /// honour is said once for each target, as a warning: other routes, filters such as faults, header changes and rewrites,
-/// timeouts, retries after a connection was made. Observers are told of requests, and so of nothing here. Requests that
-/// need them need the mesh's own client, or its [layer](super::ClientLayer). Of a cluster's limits that of its connections
-/// holds, and of its outlier detection failures to connect count.
+/// timeouts, retries after a connection was made, consistent hashing, mirrors. Observers are told of requests, and so of
+/// nothing here. Requests that need them need the mesh's own client, or its [layer](super::ClientLayer). Of a cluster's
+/// limits that of its connections holds, and of its outlier detection failures to connect count.
 ///
 /// A connection lasts as long as the configuration allows it: see [`ConnectorStream`].
 ///
@@ -223,6 +223,8 @@ fn not_honoured(view: &TargetView, forward: &Forward) -> Vec<&'static str> {
         (forward.path.is_some() || forward.authority.is_some(), "rewrites"),
         (forwards().any(limited), "timeouts"),
         (forwards().any(retries), "retries of requests"),
+        (forwards().any(|forward| !forward.hash_policies.is_empty()), "consistent hashing"),
+        (forwards().any(|forward| !forward.mirrors.is_empty()), "mirrors"),
     ];
     limits.into_iter().filter(|(applies, _)| *applies).map(|(_, what)| what).collect()
 }

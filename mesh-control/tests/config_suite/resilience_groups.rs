@@ -1,0 +1,577 @@
+//! What each way into the mesh does with the fields that are honoured, and the tests that show it.
+
+use Face::{No, Partly, Rendered, Shown, Untested};
+use mesh_control::config::support::ObjectKind::{self, DestinationRule, MeshConfig, VirtualService};
+
+/// Its file, and its name.
+pub(crate) type Test = (&'static str, &'static str);
+
+/// What a way into the mesh does with a field.
+#[derive(Clone, Copy)]
+pub(crate) enum Face {
+    /// It honours it: these tests show it by what a request, a server or a connection experiences.
+    Shown(&'static [Test]),
+    /// The same, and what of it they show, or how it honours it.
+    Partly(&'static str, &'static [Test]),
+    /// It is in what is sent over xDS, and no request shows it.
+    Rendered,
+    /// By the code of the column before, without a test.
+    Untested,
+    /// Why not.
+    No(&'static str),
+}
+
+/// Fields of which the same is said.
+pub(crate) struct Group {
+    pub(crate) kind: ObjectKind,
+    pub(crate) fields: &'static [&'static str],
+    pub(crate) client: Face,
+    pub(crate) layer: Face,
+    pub(crate) connector: Face,
+}
+
+const fn group(kind: ObjectKind, fields: &'static [&'static str], client: Face, layer: Face, connector: Face) -> Group {
+    Group { kind, fields, client, layer, connector }
+}
+
+const BALANCING: &str = "mesh-control/tests/requests/balancing.rs";
+const BREAKERS: &str = "mesh-control/tests/requests/breakers.rs";
+const CALLING: &str = "mesh-control/tests/requests/calling.rs";
+const MIRRORING: &str = "mesh-control/tests/requests/mirroring.rs";
+const OUTLIERS: &str = "mesh-control/tests/requests/outliers.rs";
+const RETRIES: &str = "mesh-control/tests/requests/retries.rs";
+const CONNECTOR: &str = "mesh-tower/tests/connector.rs";
+const EDGES: &str = "mesh-tower/tests/client_edges.rs";
+const LIMITS: &str = "mesh-tower/tests/retries/limits.rs";
+const POLICIES: &str = "mesh-tower/tests/retries/policies.rs";
+const TLS_FILES: &str = "mesh-tower/tests/tls_files.rs";
+
+const TABLE: Test = (
+    "mesh-control/tests/requests/table.rs",
+    "every_enforced_field_of_a_virtual_service_makes_its_difference_to_a_request",
+);
+const TOLD: Test = (CONNECTOR, "what_a_connector_cannot_honour_is_said_once_for_each_target");
+const UP_TO_THE_MESH: Test = (
+    "mesh-control/tests/requests/objects.rs",
+    "who_sees_what_says_nothing_of_it_and_what_is_called_that_nothing_describes_is_up_to_the_mesh",
+);
+
+const CLIENTS_OWN: Face = No("connections are those of the client below");
+const CLIENTS_ABOVE: Face = No("the client above it has its own");
+const NO_REQUESTS: Face = No("it sees no requests");
+const SAID: Face = Partly("no, and says so", &[TOLD]);
+const NO_TLS: Face = Partly(
+    "no: calls fail, since the client below speaks no TLS of the mesh",
+    &[("mesh-tower/tests/mtls.rs", "a_client_that_was_told_of_tls_never_falls_back_to_plaintext")],
+);
+const SUBSET: Test = (CALLING, "a_subset_is_where_a_rule_for_this_client_defines_it");
+const PORT_AND_SUBSET: Test = (CALLING, "a_policy_is_for_its_port_and_its_subset");
+const COOKIE: Test = (BALANCING, "who_has_no_cookie_is_given_one_that_leads_back");
+const NEAR: Test = (BALANCING, "near_endpoints_go_first_where_outliers_are_detected");
+const SHARES: Test = (BALANCING, "localities_have_the_shares_that_are_written");
+const FAILS_OVER: Test = (BALANCING, "a_region_fails_over_to_the_one_that_is_named");
+const MESH_LOCALITY: Test = (BALANCING, "the_mesh_says_it_where_no_rule_does");
+const ENDS: Test = (BREAKERS, "connections_end_when_they_are_old_or_idle_for_too_long");
+const WAIT: Test = (BREAKERS, "requests_wait_for_one_of_the_connections_that_there_may_be_as_many_as_may_wait");
+const PINGS: Test = (BREAKERS, "a_server_that_answers_no_pings_is_given_up");
+const PROBED: Test = (BREAKERS, "idle_connections_are_probed_where_that_is_wanted");
+const EACH_FAILURE: Test = (OUTLIERS, "each_kind_of_failure_counts_as_it_is_configured");
+const OUT: Test = (OUTLIERS, "an_endpoint_that_fails_so_often_in_a_row_gets_no_requests_until_its_time_is_over");
+const OWN_CLIENT: Test = (OUTLIERS, "answers_count_that_a_client_of_the_applications_own_has");
+const BUDGET: Test = (LIMITS, "a_budget_allows_a_share_of_the_requests_under_way_and_some_in_any_case");
+const RULE_SAYS_HOW: Test =
+    ("mesh-tower/tests/identities.rs", "a_destination_rule_says_how_to_call_whatever_the_server_wants");
+const ANOTHER_NAME: Test = (TLS_FILES, "a_server_may_prove_another_name_where_a_rule_says_so");
+const MUTUAL: Test = (TLS_FILES, "a_client_shows_its_certificate_where_the_mode_is_mutual_and_only_there");
+const BY_BYTES: Test = ("mesh-tower/tests/mtls.rs", "both_sides_know_each_other_over_http1_and_http2");
+const MESH_RETRIES: Test = (POLICIES, "the_meshs_own_default_holds_where_a_rule_says_nothing");
+const LAYER_RETRIES: Test = (EDGES, "the_layer_tries_another_endpoint_where_one_refuses_and_says_what_failed");
+const DIALS_ANOTHER: Test = (CONNECTOR, "where_an_endpoint_refuses_another_one_is_dialled");
+const COPY_GOES: Test = (MIRRORING, "a_copy_goes_to_the_subset_and_the_port_that_are_written");
+const COPIES: Test = (MIRRORING, "as_many_requests_are_copied_as_is_written");
+const LAYER_COPIES: Test = (MIRRORING, "requests_of_the_applications_own_client_are_copied_too");
+const COMPARED: Test = ("interop/hashing.py", "compare");
+
+pub(crate) const GROUPS: &[Group] = &[
+    // Whose rule it is, and for whom.
+    group(
+        DestinationRule,
+        &["host", "exportTo", "workloadSelector.matchLabels", "subsets.name", "subsets.labels"],
+        Shown(&[SUBSET]),
+        Untested,
+        Untested,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.portLevelSettings.port.number"],
+        Shown(&[PORT_AND_SUBSET, (BALANCING, "a_port_and_a_subset_have_their_own_policy")]),
+        Untested,
+        Untested,
+    ),
+    // Balancing.
+    group(
+        DestinationRule,
+        &["trafficPolicy.loadBalancer.simple"],
+        Partly(
+            "yes; that turns are taken or not, and not what tells `RANDOM` from `LEAST_REQUEST`",
+            &[(BALANCING, "round_robin_takes_turns_and_the_others_do_not")],
+        ),
+        Untested,
+        Untested,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.loadBalancer.consistentHash.httpHeaderName"],
+        Shown(&[(BALANCING, "requests_with_the_same_header_go_to_the_same_endpoint")]),
+        Untested,
+        SAID,
+    ),
+    group(
+        DestinationRule,
+        &[
+            "trafficPolicy.loadBalancer.consistentHash.httpCookie.name",
+            "trafficPolicy.loadBalancer.consistentHash.httpCookie.path",
+            "trafficPolicy.loadBalancer.consistentHash.httpCookie.attributes.name",
+            "trafficPolicy.loadBalancer.consistentHash.httpCookie.attributes.value",
+        ],
+        Shown(&[COOKIE]),
+        Untested,
+        SAID,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.loadBalancer.consistentHash.httpCookie.ttl"],
+        Shown(&[COOKIE, (BALANCING, "a_cookie_without_a_life_is_looked_at_and_not_made")]),
+        Untested,
+        SAID,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.loadBalancer.consistentHash.useSourceIp"],
+        Shown(&[(BALANCING, "requests_of_one_process_go_to_one_endpoint_where_its_address_is_hashed")]),
+        Untested,
+        SAID,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.loadBalancer.consistentHash.httpQueryParameterName"],
+        Shown(&[(BALANCING, "requests_with_the_same_query_parameter_go_to_the_same_endpoint")]),
+        Untested,
+        SAID,
+    ),
+    group(
+        DestinationRule,
+        &[
+            "trafficPolicy.loadBalancer.consistentHash.ringHash.minimumRingSize",
+            "trafficPolicy.loadBalancer.consistentHash.maglev.tableSize",
+        ],
+        Partly("yes, as Envoy finds endpoints", &[COMPARED]),
+        Untested,
+        SAID,
+    ),
+    group(DestinationRule, &["trafficPolicy.loadBalancer.consistentHash.minimumRingSize"], Rendered, Untested, SAID),
+    group(
+        DestinationRule,
+        &[
+            "trafficPolicy.loadBalancer.warmupDurationSecs",
+            "trafficPolicy.loadBalancer.warmup.duration",
+            "trafficPolicy.loadBalancer.warmup.minimumPercent",
+            "trafficPolicy.loadBalancer.warmup.aggression",
+        ],
+        Rendered,
+        Untested,
+        Untested,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.loadBalancer.localityLbSetting.distribute.from"],
+        Shown(&[NEAR, SHARES]),
+        Untested,
+        Untested,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.loadBalancer.localityLbSetting.distribute.to"],
+        Shown(&[SHARES]),
+        Untested,
+        Untested,
+    ),
+    group(
+        DestinationRule,
+        &[
+            "trafficPolicy.loadBalancer.localityLbSetting.failover.from",
+            "trafficPolicy.loadBalancer.localityLbSetting.failover.to",
+        ],
+        Shown(&[FAILS_OVER]),
+        Untested,
+        Untested,
+    ),
+    group(
+        DestinationRule,
+        &[
+            "trafficPolicy.loadBalancer.localityLbSetting.failoverPriority",
+            "trafficPolicy.loadBalancer.localityLbSetting.enabled",
+        ],
+        Shown(&[NEAR]),
+        Untested,
+        Untested,
+    ),
+    // Connections, and how many requests there may be.
+    group(DestinationRule, &["trafficPolicy.connectionPool.tcp.connectTimeout"], Rendered, CLIENTS_OWN, Untested),
+    group(
+        DestinationRule,
+        &["trafficPolicy.connectionPool.tcp.maxConnections"],
+        Shown(&[WAIT, (BREAKERS, "a_connection_that_fails_makes_room_for_those_who_wait")]),
+        CLIENTS_OWN,
+        Shown(&[(BREAKERS, "a_connector_makes_no_more_connections_than_there_may_be")]),
+    ),
+    group(
+        DestinationRule,
+        &[
+            "trafficPolicy.connectionPool.tcp.tcpKeepalive.time",
+            "trafficPolicy.connectionPool.tcp.tcpKeepalive.interval",
+            "trafficPolicy.connectionPool.tcp.tcpKeepalive.probes",
+        ],
+        Partly("yes; that there are probes, and not how many and when", &[PROBED]),
+        CLIENTS_OWN,
+        Untested,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.connectionPool.tcp.maxConnectionDuration"],
+        Shown(&[ENDS]),
+        CLIENTS_OWN,
+        Untested,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.connectionPool.tcp.idleTimeout", "trafficPolicy.connectionPool.http.idleTimeout"],
+        Shown(&[ENDS]),
+        CLIENTS_OWN,
+        CLIENTS_ABOVE,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.connectionPool.http.maxRequestsPerConnection"],
+        Shown(&[
+            ("mesh-tower/tests/client.rs", "a_connection_retires_after_its_number_of_requests"),
+            (TLS_FILES, "files_are_read_anew_and_what_cannot_be_used_leaves_the_last_good_ones_in_force"),
+        ]),
+        CLIENTS_OWN,
+        CLIENTS_ABOVE,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.connectionPool.http.h2UpgradePolicy"],
+        Shown(&[PORT_AND_SUBSET]),
+        CLIENTS_OWN,
+        CLIENTS_ABOVE,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.connectionPool.http.useClientProtocol"],
+        Shown(&[(BREAKERS, "the_clients_own_protocol_is_kept_where_that_is_wanted")]),
+        CLIENTS_OWN,
+        CLIENTS_ABOVE,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.connectionPool.http.http2MaxRequests"],
+        Shown(&[(BREAKERS, "never_more_requests_are_in_flight_than_the_limit_and_the_others_fail_at_once")]),
+        Shown(&[(BREAKERS, "never_more_requests_are_in_flight_than_the_limit_and_the_others_fail_at_once")]),
+        NO_REQUESTS,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.connectionPool.http.http1MaxPendingRequests"],
+        Shown(&[WAIT]),
+        No("requests wait in the client below"),
+        NO_REQUESTS,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.connectionPool.http.maxConcurrentStreams"],
+        Shown(&[WAIT]),
+        CLIENTS_OWN,
+        CLIENTS_ABOVE,
+    ),
+    group(
+        DestinationRule,
+        &[
+            "trafficPolicy.connectionPool.http.http2KeepAlive.interval",
+            "trafficPolicy.connectionPool.http.http2KeepAlive.timeout",
+        ],
+        Shown(&[PINGS]),
+        CLIENTS_OWN,
+        CLIENTS_ABOVE,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.connectionPool.http.maxRetries"],
+        Shown(&[(LIMITS, "there_are_never_more_retries_under_way_than_the_cluster_allows")]),
+        Untested,
+        Untested,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.retryBudget.percent", "trafficPolicy.retryBudget.minRetryConcurrency"],
+        Shown(&[BUDGET]),
+        Untested,
+        Untested,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.retryBudget.budgetInterval"],
+        Shown(&[(RETRIES, "a_budget_with_a_time_has_requests_count_that_are_over")]),
+        Untested,
+        Untested,
+    ),
+    // Endpoints that fail.
+    group(
+        DestinationRule,
+        &["trafficPolicy.outlierDetection.consecutive5xxErrors"],
+        Shown(&[OUT, EACH_FAILURE]),
+        Shown(&[OWN_CLIENT]),
+        No("of connections, failures of the local origin count"),
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.outlierDetection.consecutiveGatewayErrors"],
+        Shown(&[EACH_FAILURE]),
+        Untested,
+        No("of connections, failures of the local origin count"),
+    ),
+    group(
+        DestinationRule,
+        &[
+            "trafficPolicy.outlierDetection.splitExternalLocalOriginErrors",
+            "trafficPolicy.outlierDetection.consecutiveLocalOriginFailures",
+        ],
+        Shown(&[EACH_FAILURE]),
+        Untested,
+        Untested,
+    ),
+    group(DestinationRule, &["trafficPolicy.outlierDetection.interval"], Rendered, Untested, Untested),
+    group(DestinationRule, &["trafficPolicy.outlierDetection.baseEjectionTime"], Shown(&[OUT]), Untested, Untested),
+    group(
+        DestinationRule,
+        &["trafficPolicy.outlierDetection.maxEjectionPercent"],
+        Shown(&[(OUTLIERS, "no_more_endpoints_are_out_than_may_be")]),
+        Untested,
+        Untested,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.outlierDetection.minHealthPercent"],
+        Shown(&[(OUTLIERS, "where_too_few_are_healthy_those_that_fail_are_used_too")]),
+        Untested,
+        Untested,
+    ),
+    // TLS.
+    group(
+        DestinationRule,
+        &["trafficPolicy.tls", "trafficPolicy.tls.mode"],
+        Shown(&[RULE_SAYS_HOW, MUTUAL]),
+        NO_TLS,
+        Partly("mutual TLS of the mesh; by files, no test of its own", &[BY_BYTES]),
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.tls.clientCertificate", "trafficPolicy.tls.privateKey"],
+        Shown(&[MUTUAL]),
+        NO_TLS,
+        Untested,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.tls.caCertificates"],
+        Shown(&[(TLS_FILES, "a_server_that_does_not_prove_who_it_is_gets_no_request_and_the_reason_is_told")]),
+        NO_TLS,
+        Untested,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.tls.caCrl"],
+        Shown(&[(TLS_FILES, "m18_with_lists_of_revoked_certificates_each_authority_of_a_chain_needs_one")]),
+        NO_TLS,
+        Untested,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.tls.insecureSkipVerify", "trafficPolicy.tls.sni"],
+        Shown(&[ANOTHER_NAME]),
+        NO_TLS,
+        Untested,
+    ),
+    group(
+        DestinationRule,
+        &["trafficPolicy.tls.subjectAltNames"],
+        Shown(&[ANOTHER_NAME, RULE_SAYS_HOW]),
+        NO_TLS,
+        Untested,
+    ),
+    // VirtualService.
+    group(
+        VirtualService,
+        &["http.timeout"],
+        Shown(&[TABLE, ("mesh-tower/tests/retries/tables.rs", "of_all_limits_of_time_the_nearest_holds")]),
+        Shown(&[TABLE]),
+        SAID,
+    ),
+    group(
+        VirtualService,
+        &["http.retries.attempts", "http.retries.retryOn"],
+        Shown(&[TABLE, (POLICIES, "each_condition_is_about_its_own_outcomes_whatever_the_method")]),
+        Shown(&[TABLE, LAYER_RETRIES]),
+        Partly("of connections that cannot be made; of the rest it says so", &[DIALS_ANOTHER]),
+    ),
+    group(
+        VirtualService,
+        &["http.retries.perTryTimeout"],
+        Shown(&[TABLE, (LIMITS, "a_try_that_takes_too_long_is_given_up_and_made_again")]),
+        Shown(&[TABLE]),
+        SAID,
+    ),
+    group(
+        VirtualService,
+        &["http.retries.backoff"],
+        Shown(&[TABLE, (POLICIES, "pauses_are_as_long_as_the_policy_says_and_as_servers_ask")]),
+        Shown(&[TABLE]),
+        Untested,
+    ),
+    group(
+        VirtualService,
+        &["http.retries.retryIgnorePreviousHosts"],
+        Shown(&[TABLE, (RETRIES, "who_is_found_by_a_hash_is_asked_again_unless_a_rule_wants_somebody_else")]),
+        Shown(&[TABLE]),
+        Untested,
+    ),
+    group(
+        VirtualService,
+        &["http.retries.retryRemoteLocalities"],
+        Shown(&[TABLE, (RETRIES, "every_second_retry_goes_to_a_priority_that_was_not_tried")]),
+        Shown(&[TABLE]),
+        Untested,
+    ),
+    group(
+        VirtualService,
+        &[
+            "http.fault.delay.fixedDelay",
+            "http.fault.delay.percent",
+            "http.fault.delay.percentage.value",
+            "http.fault.abort.httpStatus",
+            "http.fault.abort.grpcStatus",
+            "http.fault.abort.percent",
+            "http.fault.abort.percentage.value",
+        ],
+        Shown(&[
+            TABLE,
+            ("mesh-tower/tests/retries/tables.rs", "faults_come_before_everything_but_the_callers_own_deadline"),
+        ]),
+        Shown(&[TABLE]),
+        SAID,
+    ),
+    group(
+        VirtualService,
+        &["http.mirror.host", "http.mirrors.destination.host"],
+        Shown(&[(MIRRORING, "a_copy_has_all_of_the_request_and_its_answer_is_nobodys"), COPY_GOES]),
+        Shown(&[LAYER_COPIES]),
+        SAID,
+    ),
+    group(
+        VirtualService,
+        &[
+            "http.mirror.subset",
+            "http.mirror.port.number",
+            "http.mirrors.destination.subset",
+            "http.mirrors.destination.port.number",
+        ],
+        Shown(&[COPY_GOES]),
+        Untested,
+        SAID,
+    ),
+    group(
+        VirtualService,
+        &["http.mirrors.percentage.value", "http.mirrorPercent", "http.mirrorPercentage.value"],
+        Shown(&[COPIES]),
+        Untested,
+        SAID,
+    ),
+    // Settings of the mesh.
+    group(
+        MeshConfig,
+        &["defaultHttpRetryPolicy.attempts", "defaultHttpRetryPolicy.retryOn"],
+        Shown(&[MESH_RETRIES]),
+        Untested,
+        Partly("of connections that cannot be made; of the rest it says so", &[DIALS_ANOTHER]),
+    ),
+    group(
+        MeshConfig,
+        &["defaultHttpRetryPolicy.perTryTimeout"],
+        Shown(&[(RETRIES, "times_of_the_meshs_own_policy_hold_where_a_rule_says_nothing")]),
+        Untested,
+        SAID,
+    ),
+    group(
+        MeshConfig,
+        &["defaultHttpRetryPolicy.backoff"],
+        Shown(&[(RETRIES, "times_of_the_meshs_own_policy_hold_where_a_rule_says_nothing")]),
+        Untested,
+        Untested,
+    ),
+    group(
+        MeshConfig,
+        &["defaultHttpRetryPolicy.retryIgnorePreviousHosts"],
+        Shown(&[(RETRIES, "who_is_found_by_a_hash_is_asked_again_unless_a_rule_wants_somebody_else")]),
+        Untested,
+        Untested,
+    ),
+    group(
+        MeshConfig,
+        &["defaultHttpRetryPolicy.retryRemoteLocalities"],
+        Shown(&[(RETRIES, "every_second_retry_goes_to_a_priority_that_was_not_tried")]),
+        Untested,
+        Untested,
+    ),
+    group(
+        MeshConfig,
+        &[
+            "localityLbSetting.distribute.from",
+            "localityLbSetting.distribute.to",
+            "localityLbSetting.enabled",
+            "localityLbSetting.failoverPriority",
+        ],
+        Shown(&[MESH_LOCALITY]),
+        Untested,
+        Untested,
+    ),
+    group(
+        MeshConfig,
+        &["localityLbSetting.failover.from", "localityLbSetting.failover.to"],
+        Shown(&[FAILS_OVER]),
+        Untested,
+        Untested,
+    ),
+    group(
+        MeshConfig,
+        &[
+            "defaultServiceExportTo",
+            "defaultVirtualServiceExportTo",
+            "defaultDestinationRuleExportTo",
+            "outboundTrafficPolicy.mode",
+        ],
+        Shown(&[UP_TO_THE_MESH]),
+        Untested,
+        Untested,
+    ),
+    group(
+        MeshConfig,
+        &["enableAutoMtls"],
+        Rendered,
+        Partly(
+            "calls to servers that speak it fail while it is on",
+            &[("mesh-tower/tests/mtls.rs", "a_client_that_was_told_of_tls_never_falls_back_to_plaintext")],
+        ),
+        Untested,
+    ),
+];
