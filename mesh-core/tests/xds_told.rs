@@ -92,7 +92,7 @@ async fn the_end_of_what_is_said_of_fields_without_effect_is_said_once() {
     server.put_all(names.iter().map(|name| {
         let mut cluster = eds_cluster(name);
         cluster.lrs_report_endpoint_metrics = vec!["cpu_utilization".to_owned()];
-        cluster.ignore_health_on_host_removal = true;
+        cluster.track_cluster_stats = Some(Default::default());
         cluster.close_connections_on_host_health_failure = true;
         cluster.connection_pool_per_downstream_connection = true;
         (name.clone(), cluster)

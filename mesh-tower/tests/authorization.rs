@@ -134,7 +134,6 @@ async fn a_policy_without_rules_lets_nobody_in_and_deny_goes_before_allow() {
         (allow_all.clone(), 200, 200),
         (format!("{allow_all}{deny_admin}"), 200, 403),
         (deny_admin.clone(), 200, 403),
-        (named("deny", "shop", "{action: DENY}"), 200, 200),
         (named("deny", "shop", "{action: DENY, rules: [{}]}"), 403, 403),
         (named("audit", "shop", "{action: AUDIT, rules: [{}]}"), 200, 200),
         (named("some", "shop", "{selector: {matchLabels: {app: reviews}}}"), 403, 403),

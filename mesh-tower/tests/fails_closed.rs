@@ -246,7 +246,7 @@ async fn what_guards_nobody_or_is_allowed_not_to_be_enforced_is_in_nobodys_way()
             false,
         ),
         (security("AuthorizationPolicy", "default", "{action: AUDIT, rules: [{}]}"), false),
-        (security("AuthorizationPolicy", "default", "{action: DENY}"), false),
+        (security("AuthorizationPolicy", "default", "{action: AUDIT}"), false),
         (security("AuthorizationPolicy", "other", "{}"), false),
         (custom, true),
     ];

@@ -492,11 +492,19 @@ fn brought(route: &Route, head: &RequestHead<'_>) -> Option<u64> {
         SplitBy::Header(name) => {
             let mut values = head.headers.get_all(name).iter();
             let only = values.next().filter(|_| values.next().is_none())?;
-            // More than digits is no number: `parse` would take a sign.
-            let digits = only.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
-            digits.parse().ok()
+            number(only.as_bytes())
         }
     }
+}
+
+/// A number of digits alone.
+fn number(digits: &[u8]) -> Option<u64> {
+    let more = |number: u64, digit: &u8| {
+        let digit = digit.is_ascii_digit().then(|| u64::from(digit - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    };
+    let (first, rest) = digits.split_first()?;
+    rest.iter().try_fold(more(0, first)?, more)
 }
 
 impl CompiledRoute {
