@@ -247,17 +247,24 @@ impl Asked {
 
     /// What there may be to ask for.
     fn keys(&self) -> Vec<Key> {
-        let mut hosts: BTreeSet<String> = self.plane.services().into_iter().map(|service| service.host).collect();
-        hosts.extend(["a.web.example.com".to_owned(), "b.dns.example.com".to_owned(), "changed".to_owned()]);
+        // A service is asked for at its own ports, and what may have become a host at all of these.
+        const PORTS: [u16; 6] = [80, 81, 82, 443, 8080, 9090];
+        let mut hosts: BTreeMap<String, BTreeSet<u16>> = BTreeMap::new();
+        for service in self.plane.services() {
+            hosts.entry(service.host).or_default().extend(service.ports.iter().map(|port| port.number));
+        }
+        for host in ["a.web.example.com", "b.dns.example.com", "changed"] {
+            hosts.entry(host.to_owned()).or_default().extend(PORTS);
+        }
         let inbound = "xds.istio.io/grpc/lds/inbound/";
         let workloads: Vec<_> = self.plane.workloads().into_iter().map(|workload| workload.address).collect();
         let (of_namespaces, of_guards) =
             (0..self.clients.len() - GUARDS, self.clients.len() - GUARDS..self.clients.len());
         let mut keys = Vec::new();
         for who in of_namespaces {
-            for host in &hosts {
+            for (host, ports) in &hosts {
                 keys.push((who, Kind::Listener, host.clone()));
-                for port in [80, 81, 82, 443, 8080, 9090] {
+                for port in ports {
                     keys.push((who, Kind::Listener, format!("{host}:{port}")));
                     for subset in ["", "v1", "v2", "changed"] {
                         for kind in [Kind::Route, Kind::Cluster, Kind::Endpoints] {
