@@ -164,15 +164,13 @@ pub fn row(kind: ObjectKind, path: &str) -> Option<&'static Row> {
 
 /// Whether the path of this row is the whole path.
 pub fn is_own_row(row: &Row, path: &str) -> bool {
-    path == row.path || path.ends_with(&format!(".{}", row.path))
+    path.strip_suffix(row.path).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 fn has_rows_below(kind: ObjectKind, path: &str) -> bool {
-    tables(kind).iter().any(|(prefix, rows)| {
-        rows.iter().any(|row| {
-            let full = if prefix.is_empty() { row.path.to_owned() } else { format!("{prefix}.{}", row.path) };
-            below(&full, path).is_some()
-        })
+    tables(kind).iter().any(|(prefix, rows)| match below(path, prefix) {
+        Some(rest) => rows.iter().any(|row| below(row.path, rest).is_some()),
+        None => path == *prefix || below(prefix, path).is_some(),
     })
 }
 
