@@ -37,7 +37,7 @@ use tonic::{Extensions, Response, Status, Streaming};
 ///
 /// It looks at the loads now and then, and decides by chance, so that of many streams as many are advised as are too many
 /// (see [`Leveling`]). As long as it is about to leave, it should hold a
-/// [`Leaving`](mesh_core::state::Leaving) of its endpoint, so that no others go in its place. Nothing happens by itself: who is advised opens another call and ends this one, or does not.
+/// [`Leaving`] of its endpoint, so that no others go in its place. Nothing happens by itself: who is advised opens another call and ends this one, or does not.
 #[derive(Debug)]
 pub struct MoveAdvice {
     placement: Placement,
