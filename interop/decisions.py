@@ -119,7 +119,9 @@ class Generator:
 
     def policy(self, namespace, index):
         action = self.dice.choice(["ALLOW", "ALLOW", "DENY", "AUDIT"])
-        rules = [self.rule() for _ in range(self.dice.choice([0, 1, 1, 2, 3] if index else [1, 2, 3]))]
+        # Only ALLOW means something without rules; the others are refused.
+        may_be_empty = index > 0 and action == "ALLOW"
+        rules = [self.rule() for _ in range(self.dice.choice([0, 1, 1, 2, 3] if may_be_empty else [1, 2, 3]))]
         metadata = {"name": f"p{index}", "namespace": namespace}
         if self.dice.random() < 0.1:
             metadata["annotations"] = {"istio.io/dry-run": "true"}
