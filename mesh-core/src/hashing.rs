@@ -5,12 +5,11 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::HeaderValue;
-use http::header::COOKIE;
 use smallvec::SmallVec;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::model::{CookieKey, HashKey, HashPolicy, HashedHeader, PathRewrite};
-use crate::request::RequestHead;
+use crate::request::{RequestHead, cookie};
 
 /// Who makes requests, for policies that hash by it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -119,12 +118,7 @@ fn of_header(header: &HashedHeader, rewrite: Option<&PathRewrite>, head: &Reques
 }
 
 fn of_cookie(key: &CookieKey, head: &RequestHead<'_>) -> Option<u64> {
-    let pairs = head.headers.get_all(COOKIE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
-    let value = pairs.map(<[u8]>::trim_ascii).find_map(|pair| {
-        let value = pair.strip_prefix(key.name.as_bytes())?.strip_prefix(b"=")?;
-        Some(value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value))
-    });
-    value.filter(|value| !value.is_empty()).map(|value| xxh64(value, 0))
+    cookie(head.headers, &key.name).filter(|value| !value.is_empty()).map(|value| xxh64(value, 0))
 }
 
 fn of_query(name: &str, head: &RequestHead<'_>) -> Option<u64> {

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr};
 
+use http::header::COOKIE;
 use http::{HeaderMap, Method, Request, Uri, Version, request::Parts};
 
 use crate::error::{ErrorKind, MeshError};
@@ -171,6 +172,22 @@ pub fn without_user(authority: &str) -> &str {
 fn well_formed(authority: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(authority).ok()?;
     split_authority(text).map(|_| text)
+}
+
+/// The value of the first cookie of this name, without quotes around it, as Envoy reads it.
+///
+/// ```
+/// use mesh_core::request::cookie;
+///
+/// let request = http::Request::builder().header("cookie", "a=1; user=\"bob\"").body(()).unwrap();
+/// assert_eq!(cookie(request.headers(), "user"), Some(b"bob".as_slice()));
+/// assert_eq!(cookie(request.headers(), "use"), None);
+/// ```
+pub fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
+    let pairs = headers.get_all(COOKIE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
+    let value =
+        pairs.map(<[u8]>::trim_ascii).find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
+    Some(value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value))
 }
 
 /// Whose connections are counted together: those of one address, and of IPv6 those of a network of 64 bits, for whoever has one has

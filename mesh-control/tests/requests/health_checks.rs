@@ -50,15 +50,6 @@ fn yaml(servers: [&Server; 2], check: &str) -> String {
     )
 }
 
-fn is_used(world: &World, at: SocketAddr) -> bool {
-    let view = world.mesh.store().find("web.example.com:80").unwrap().view().unwrap();
-    let (cluster, mut used) = (&view.clusters()[0], false);
-    cluster.leaves()[0].state.each(|endpoint| {
-        used |= endpoint.id().to_string() == at.to_string() && cluster.may_pick(endpoint);
-    });
-    used
-}
-
 #[tokio::test]
 async fn an_endpoint_that_says_it_is_not_well_gets_no_requests_until_it_is_and_across_changes() {
     let servers = [Server::new().await, Server::new().await];
@@ -67,7 +58,7 @@ async fn an_endpoint_that_says_it_is_not_well_gets_no_requests_until_it_is_and_a
     let world = World::of_file(&yaml([ill, well], check)).await;
     world.get("http://web.example.com/").await.unwrap();
     ill.status.store(503, Ordering::SeqCst);
-    until("it is out", || !is_used(&world, ill.at) && is_used(&world, well.at)).await;
+    until("it is out", || !world.uses(ill.at) && world.uses(well.at)).await;
     let before = ill.requests.load(Ordering::SeqCst);
     for _ in 0..20 {
         assert_eq!(world.get("http://web.example.com/").await.unwrap().status, 200);
@@ -79,12 +70,12 @@ async fn an_endpoint_that_says_it_is_not_well_gets_no_requests_until_it_is_and_a
     };
     world.rewrite(&yaml([ill, well], &format!("{check}, healthyThreshold=2")));
     until("the change is there", || {
-        assert!(!is_used(&world, ill.at));
+        assert!(!world.uses(ill.at));
         changed(&world)
     })
     .await;
-    assert!(!is_used(&world, ill.at));
+    assert!(!world.uses(ill.at));
     assert_eq!(ill.requests.load(Ordering::SeqCst), before);
     ill.status.store(200, Ordering::SeqCst);
-    until("it is back", || is_used(&world, ill.at)).await;
+    until("it is back", || world.uses(ill.at)).await;
 }

@@ -62,6 +62,16 @@ impl Observer for Ends {
 }
 
 impl World {
+    /// Whether the endpoint of `web.example.com` at this address gets requests.
+    pub(crate) fn uses(&self, at: SocketAddr) -> bool {
+        let view = self.mesh.store().find("web.example.com:80").unwrap().view().unwrap();
+        let (cluster, mut used) = (&view.clusters()[0], false);
+        cluster.leaves()[0].state.each(|endpoint| {
+            used |= endpoint.id().to_string() == at.to_string() && cluster.may_pick(endpoint);
+        });
+        used
+    }
+
     /// A client in the namespace `default`, without labels.
     pub(crate) async fn new(yaml: &str) -> World {
         World::of("default", &[], yaml).await

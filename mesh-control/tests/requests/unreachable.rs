@@ -46,16 +46,6 @@ impl Face {
     }
 }
 
-/// Whether an endpoint gets requests.
-fn is_used(world: &World, at: SocketAddr) -> bool {
-    let view = world.mesh.store().find("web.example.com:80").unwrap().view().unwrap();
-    let (cluster, mut used) = (&view.clusters()[0], false);
-    cluster.leaves()[0].state.each(|endpoint| {
-        used |= endpoint.id().to_string() == at.to_string() && cluster.may_pick(endpoint);
-    });
-    used
-}
-
 #[tokio::test]
 async fn one_that_refuses_is_tried_once_and_gets_no_requests_until_it_is_back() {
     for face in [Face::Client, Face::Grpc, Face::Layer, Face::Connector] {
@@ -67,7 +57,7 @@ async fn one_that_refuses_is_tried_once_and_gets_no_requests_until_it_is_back() 
         let at = dead.at;
         dead.kill().await;
         let killed = Instant::now();
-        while is_used(&world, at) {
+        while world.uses(at) {
             assert!(killed.elapsed() < PATIENCE, "{face:?}: it is still used");
             face.ask(&world).await;
         }
@@ -78,7 +68,7 @@ async fn one_that_refuses_is_tried_once_and_gets_no_requests_until_it_is_back() 
             }
         }
         let back = Upstream::bind(at).await;
-        until("it is found again", || is_used(&world, at)).await;
+        until("it is found again", || world.uses(at)).await;
         let before = back.connections.all();
         let started = Instant::now();
         while back.requests.all() == 0 && !(matches!(face, Face::Connector) && back.connections.all() > before) {

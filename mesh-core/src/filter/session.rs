@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use http::header::{COOKIE, SET_COOKIE};
+use http::header::SET_COOKIE;
 use http::request::Parts;
 use http::{HeaderValue, response};
 
 use super::{Decision, Filter};
 use crate::id::Address;
 use crate::model::{SessionCarrier, StatefulSession};
+use crate::request::cookie;
 use crate::request_info::{Pinned, RequestInfo};
 
 /// Sends requests back to the endpoint that they name.
@@ -30,7 +31,7 @@ impl Filter for SessionFilter {
     fn on_request(&self, request: &mut RequestInfo, head: &mut Parts) -> Decision {
         let named = match &self.0.carrier {
             SessionCarrier::Header(name) => head.headers.get(name).map(HeaderValue::as_bytes),
-            SessionCarrier::Cookie { name, path, .. } if covers(path, head.uri.path()) => cookie(head, name),
+            SessionCarrier::Cookie { name, path, .. } if covers(path, head.uri.path()) => cookie(&head.headers, name),
             SessionCarrier::Cookie { .. } => return Decision::Continue,
         };
         let address = named.and_then(address);
@@ -83,13 +84,6 @@ fn covers(path: &str, requested: &str) -> bool {
         Some(rest) => path.is_empty() || path.ends_with('/') || rest.is_empty() || rest.starts_with(['/', '?']),
         None => false,
     }
-}
-
-fn cookie<'h>(head: &'h Parts, name: &str) -> Option<&'h [u8]> {
-    let pairs = head.headers.get_all(COOKIE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
-    let value =
-        pairs.map(<[u8]>::trim_ascii).find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
-    Some(value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value))
 }
 
 /// The address in a value: Envoy's message, its older form without one, or gRPC's, which names the cluster behind it.
