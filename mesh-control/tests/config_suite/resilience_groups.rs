@@ -40,11 +40,11 @@ const CALLING: &str = "mesh-control/tests/requests/calling.rs";
 const MIRRORING: &str = "mesh-control/tests/requests/mirroring.rs";
 const OUTLIERS: &str = "mesh-control/tests/requests/outliers.rs";
 const RETRIES: &str = "mesh-control/tests/requests/retries.rs";
-const CONNECTOR: &str = "mesh-tower/tests/connector.rs";
-const EDGES: &str = "mesh-tower/tests/client_edges.rs";
+const CONNECTOR: &str = "mesh-tower/tests/client/connector.rs";
+const EDGES: &str = "mesh-tower/tests/client/edges.rs";
 const LIMITS: &str = "mesh-tower/tests/retries/limits.rs";
 const POLICIES: &str = "mesh-tower/tests/retries/policies.rs";
-const TLS_FILES: &str = "mesh-tower/tests/tls_files.rs";
+const TLS_FILES: &str = "mesh-tower/tests/security/tls_files.rs";
 
 const TABLE: Test = (
     "mesh-control/tests/requests/table.rs",
@@ -62,7 +62,7 @@ const NO_REQUESTS: Face = No("it sees no requests");
 const SAID: Face = Partly("no, and says so", &[TOLD]);
 const NO_TLS: Face = Partly(
     "no: calls fail, since the client below speaks no TLS of the mesh",
-    &[("mesh-tower/tests/mtls.rs", "a_client_that_was_told_of_tls_never_falls_back_to_plaintext")],
+    &[("mesh-tower/tests/security/mtls.rs", "a_client_that_was_told_of_tls_never_falls_back_to_plaintext")],
 );
 const SUBSET: Test = (CALLING, "a_subset_is_where_a_rule_for_this_client_defines_it");
 const PORT_AND_SUBSET: Test = (CALLING, "a_policy_is_for_its_port_and_its_subset");
@@ -80,10 +80,10 @@ const OUT: Test = (OUTLIERS, "an_endpoint_that_fails_so_often_in_a_row_gets_no_r
 const OWN_CLIENT: Test = (OUTLIERS, "answers_count_that_a_client_of_the_applications_own_has");
 const BUDGET: Test = (LIMITS, "a_budget_allows_a_share_of_the_requests_under_way_and_some_in_any_case");
 const RULE_SAYS_HOW: Test =
-    ("mesh-tower/tests/identities.rs", "a_destination_rule_says_how_to_call_whatever_the_server_wants");
+    ("mesh-tower/tests/security/identities.rs", "a_destination_rule_says_how_to_call_whatever_the_server_wants");
 const ANOTHER_NAME: Test = (TLS_FILES, "a_server_may_prove_another_name_where_a_rule_says_so");
 const MUTUAL: Test = (TLS_FILES, "a_client_shows_its_certificate_where_the_mode_is_mutual_and_only_there");
-const BY_BYTES: Test = ("mesh-tower/tests/mtls.rs", "both_sides_know_each_other_over_http1_and_http2");
+const BY_BYTES: Test = ("mesh-tower/tests/security/mtls.rs", "both_sides_know_each_other_over_http1_and_http2");
 const MESH_RETRIES: Test = (POLICIES, "the_meshs_own_default_holds_where_a_rule_says_nothing");
 const LAYER_RETRIES: Test = (EDGES, "the_layer_tries_another_endpoint_where_one_refuses_and_says_what_failed");
 const DIALS_ANOTHER: Test = (CONNECTOR, "where_an_endpoint_refuses_another_one_is_dialled");
@@ -254,7 +254,7 @@ pub(crate) const GROUPS: &[Group] = &[
         DestinationRule,
         &["trafficPolicy.connectionPool.http.maxRequestsPerConnection"],
         Shown(&[
-            ("mesh-tower/tests/client.rs", "a_connection_retires_after_its_number_of_requests"),
+            ("mesh-tower/tests/client/requests.rs", "a_connection_retires_after_its_number_of_requests"),
             (TLS_FILES, "files_are_read_anew_and_what_cannot_be_used_leaves_the_last_good_ones_in_force"),
         ]),
         CLIENTS_OWN,
@@ -570,7 +570,7 @@ pub(crate) const GROUPS: &[Group] = &[
         Rendered,
         Partly(
             "calls to servers that speak it fail while it is on",
-            &[("mesh-tower/tests/mtls.rs", "a_client_that_was_told_of_tls_never_falls_back_to_plaintext")],
+            &[("mesh-tower/tests/security/mtls.rs", "a_client_that_was_told_of_tls_never_falls_back_to_plaintext")],
         ),
         Untested,
     ),

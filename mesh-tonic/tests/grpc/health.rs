@@ -1,11 +1,9 @@
 //! The health service over a real socket, from starting to drained.
 
-mod support;
-
+use crate::support::{Calculator, channel, start, within};
 use mesh_core::fixed::Fixed;
 use mesh_tower::Mesh;
 use mesh_tower::drain::Phase;
-use support::{Calculator, channel, start, within};
 use tokio_stream::StreamExt;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;

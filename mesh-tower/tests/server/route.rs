@@ -1,10 +1,9 @@
 //! The server layer: a request finds its route, passes the filters, and goes on to the application or is answered.
 
-mod server_support;
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::server_support::{Player, absent, app_route, chain, listener, mesh, within};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Empty, Full};
@@ -18,7 +17,6 @@ use mesh_core::request_info::{Observer, RequestInfo};
 use mesh_core::state::FilterState;
 use mesh_tower::Mesh;
 use mesh_tower::server::{ConnectionInfo, MeshListener, ServerBody, ServerLayer};
-use server_support::{Player, absent, app_route, chain, listener, mesh, within};
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 
@@ -140,7 +138,7 @@ async fn a_filter_of_the_applications_own_is_configured_by_name() {
             mesh_core::filter::Decision::Reply(mesh_core::filter::Reply::new(StatusCode::IM_A_TEAPOT, self.0.clone()))
         }
     }
-    let (player, source) = server_support::played();
+    let (player, source) = crate::server_support::played();
     let factory = Arc::new(|json: &str, _: &FilterState<'_>| -> Result<Arc<dyn mesh_core::filter::Filter>, Invalid> {
         Ok(Arc::new(Teapot(json.to_owned())))
     });
@@ -178,7 +176,7 @@ async fn a_change_bites_on_the_next_request_and_its_withdrawal_too() {
     let refused = send(&layer, get("/")).await;
     assert_eq!(refused.status(), 503);
     assert!(text(refused).await.ends_with("TLS is not built"));
-    player.send(server_support::serve_all(bound.local_addr()));
+    player.send(crate::server_support::serve_all(bound.local_addr()));
     becomes(200).await;
 }
 

@@ -1,13 +1,12 @@
 //! A drain loses no request: real sockets, clients that keep going, and a second server to go to.
 
-mod server_support;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::server_support::within;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -18,7 +17,6 @@ use mesh_core::error::MeshError;
 use mesh_core::fixed::Fixed;
 use mesh_tower::drain::Phase;
 use mesh_tower::{Mesh, server};
-use server_support::within;
 use tokio::net::TcpStream;
 use tokio::task::{JoinHandle, JoinSet};
 use tower::service_fn;

@@ -1,12 +1,11 @@
 //! What a server makes of requests as they are on the wire: their host, their target, and a client that has said all
 //! that it had to say.
 
-mod server_support;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
+use crate::server_support::{app_route, listener, within};
 use bytes::Bytes;
 use http::{HeaderName, Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -18,7 +17,6 @@ use mesh_core::model::{
 };
 use mesh_core::request_info::{Observer, RequestInfo};
 use mesh_tower::{Mesh, server};
-use server_support::{app_route, listener, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower::service_fn;
@@ -146,7 +144,7 @@ impl Observer for Authorities {
 /// Every target form of RFC 9112, 3.2, against hosts and routes.
 #[tokio::test]
 async fn a_request_goes_by_its_target_whatever_form_that_has() {
-    let (player, source) = server_support::played();
+    let (player, source) = crate::server_support::played();
     let seen = Authorities::default();
     let mesh = Mesh::builder().source(source).observer(seen.clone()).start().unwrap();
     let address = serve_app(mesh.clone()).await;
@@ -194,7 +192,7 @@ async fn http10_without_a_host_is_served_by_the_default_host() {
 /// There is no authority to put in, but all the rest.
 #[tokio::test]
 async fn http10_without_a_host_gets_its_headers_from_the_route() {
-    let (player, source) = server_support::played();
+    let (player, source) = crate::server_support::played();
     let mesh = Mesh::builder().source(source).start().unwrap();
     let bound = mesh.bind("127.0.0.1:0").await.unwrap();
     let address = bound.local_addr();

@@ -1,14 +1,13 @@
 //! Streams that last move to servers that come later, and whoever reads them does not notice.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::support::{Calculator, CalculatorClient, Number, number, within};
 use mesh_core::error::Invalid;
 use mesh_core::fixed::route_to;
 use mesh_core::id::{ListenerName, Target};
@@ -21,7 +20,6 @@ use mesh_core::store::{Sink, Source};
 use mesh_tonic::Channel;
 use mesh_tonic::streams::{Leveling, MoveAdvice, resuming};
 use mesh_tower::Mesh;
-use support::{Calculator, CalculatorClient, Number, number, within};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;

@@ -1,14 +1,13 @@
 //! Filters on both sides: what they see of a request and its response, what they may decide, what they keep, and
 //! what is known of the request at its end.
 
-mod server_support;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::server_support::{Played, Player, app_route, chain, listener, played, within};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, request, response};
 use http_body::Frame;
@@ -27,7 +26,6 @@ use mesh_core::request_info::{Deadline, Observer, RequestInfo};
 use mesh_core::resources::{Change, Resource, ResourceKey, ResourceType};
 use mesh_tower::body::Body;
 use mesh_tower::{Mesh, MeshBuilder, server};
-use server_support::{Played, Player, app_route, chain, listener, played, within};
 use tokio::net::TcpListener;
 use tower_layer::Layer;
 

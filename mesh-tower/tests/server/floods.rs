@@ -1,12 +1,14 @@
 //! Frames that cost a server more than whoever sends them: what comes of each, over real sockets.
 
-mod server_support;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::server_support::frames::{
+    END_HEADERS, END_STREAM, GET, PREFACE, ask, field, frame, frames, goaway, is_reset, start,
+};
+use crate::server_support::within;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
@@ -14,10 +16,6 @@ use hyper::body::Incoming;
 use mesh_core::fixed::Fixed;
 use mesh_tower::server::{Limits, Serve};
 use mesh_tower::{Mesh, server};
-use server_support::frames::{
-    END_HEADERS, END_STREAM, GET, PREFACE, ask, field, frame, frames, goaway, is_reset, start,
-};
-use server_support::within;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower_layer::Layer;

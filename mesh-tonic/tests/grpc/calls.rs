@@ -1,17 +1,15 @@
 //! Calls of all four kinds through the mesh on both sides, over real sockets.
 
-mod support;
-
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::support::{Calculator, CalculatorClient, Number, channel, number, start, within};
 use mesh_core::error::ErrorKind;
 use mesh_core::fixed::{Fixed, route_to};
 use mesh_core::model::{Forward, MaxStreamDuration, Route, RouteAction, RouteMatch};
 use mesh_tonic::status::mesh_error;
 use mesh_tower::drain::Phase;
 use mesh_tower::{Mesh, Repeat};
-use support::{Calculator, CalculatorClient, Number, channel, number, start, within};
 use tokio_stream::StreamExt;
 use tonic::{Code, Request, Status, Streaming};
 

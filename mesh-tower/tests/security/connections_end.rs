@@ -2,14 +2,13 @@
 //! certificate expires, when the server asks for mutual TLS, when somebody else answers for a service. And nothing else
 //! ends them. Each over real sockets, with an answer that is on its way.
 
-mod mtls_support;
-mod server_support;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::mtls_support::{Authority, CLIENT, SERVER, id, mutual, permissive, with_tls};
+use crate::server_support::{Player, app_route, chain, listener, played, within};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
@@ -24,8 +23,6 @@ use mesh_core::tls::Credentials;
 use mesh_tower::Mesh;
 use mesh_tower::body::Body;
 use mesh_tower::server::{self, MeshListener};
-use mtls_support::{Authority, CLIENT, SERVER, id, mutual, permissive, with_tls};
-use server_support::{Player, app_route, chain, listener, played, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;

@@ -1,10 +1,9 @@
 //! The listener and the layer under `axum::serve` (Cargo feature `axum`).
 #![cfg(feature = "axum")]
 
-mod server_support;
-
 use std::net::SocketAddr;
 
+use crate::server_support::{chain, listener, mesh, serve_all, within};
 use axum::Router;
 use axum::extract::ConnectInfo;
 use axum::routing::get;
@@ -12,7 +11,6 @@ use mesh_core::fixed::Fixed;
 use mesh_tower::Mesh;
 use mesh_tower::drain::Phase;
 use mesh_tower::server::ConnectionInfo;
-use server_support::{chain, listener, mesh, serve_all, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

@@ -1,8 +1,6 @@
 //! A client's own pool over the mesh's connector: what happens to its connections when the configuration changes, and
 //! where an endpoint refuses.
 
-mod server_support;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use crate::server_support::{Player, mesh, within};
 use bytes::Bytes;
 use http::Response;
 use http_body_util::{BodyExt, Empty, Full};
@@ -26,7 +25,6 @@ use mesh_core::model::{
 use mesh_core::resources::{Change, Resource, ResourceKey, ResourceType};
 use mesh_tower::Mesh;
 use mesh_tower::client::Connector;
-use server_support::{Player, mesh, within};
 use tokio::net::TcpListener;
 
 /// A server that answers with its name, and counts its open connections.

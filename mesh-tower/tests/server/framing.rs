@@ -1,11 +1,9 @@
 //! Requests whose bytes can be read in two ways, and floods that cost a server more than their sender: refused, with the
 //! connection, before the application sees any of it.
 
-mod server_support;
-
 use std::sync::atomic::Ordering;
 
-use server_support::frames::{END_HEADERS, END_STREAM, GET, PREFACE, ask, frame, frames, goaway, start};
+use crate::server_support::frames::{END_HEADERS, END_STREAM, GET, PREFACE, ask, frame, frames, goaway, start};
 
 /// RFC 9112, 6.3 and 7.1: a length that is not one is no way to hide a request behind another one.
 #[tokio::test]

@@ -1,17 +1,15 @@
 //! A listener, from bound to drained, over real sockets.
 
-mod server_support;
-
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::server_support::{Player, absent, app_route, chain, listener, mesh, serve_all, within};
 use mesh_core::error::ErrorKind;
 use mesh_core::model::ServerTls;
 use mesh_tower::Mesh;
 use mesh_tower::health::Health;
 use mesh_tower::server::{MeshIo, MeshListener};
-use server_support::{Player, absent, app_route, chain, listener, mesh, serve_all, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -85,7 +83,7 @@ async fn the_loss_of_the_control_plane_changes_nothing_for_a_listener_that_serve
 
 #[tokio::test]
 async fn without_an_answer_nothing_is_served_and_the_wait_ends_with_the_reason() {
-    let (_player, source) = server_support::played();
+    let (_player, source) = crate::server_support::played();
     let mesh = Mesh::builder().source(source).cold_start_wait(Duration::from_millis(50)).start().unwrap();
     let error = mesh.serving().await.unwrap_err();
     assert!(error.kind() == ErrorKind::NoListener && error.to_string().contains("no listener"), "{error}");
@@ -174,7 +172,7 @@ async fn the_stream_of_connections_ends_with_the_drain() {
 #[expect(clippy::disallowed_methods, reason = "the test tells its child by it")]
 fn the_loop_goes_on_when_there_are_no_file_descriptors() {
     const CHILD: &str = "MESH_TEST_FEW_DESCRIPTORS";
-    const NAME: &str = "the_loop_goes_on_when_there_are_no_file_descriptors";
+    const NAME: &str = "accept::the_loop_goes_on_when_there_are_no_file_descriptors";
     if std::env::var_os(CHILD).is_some() {
         return accept_with_few_descriptors();
     }
@@ -186,6 +184,7 @@ fn the_loop_goes_on_when_there_are_no_file_descriptors() {
         .output();
     let output = shell.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{NAME} is the test's name");
 }
 
 #[tokio::main(flavor = "current_thread")]

@@ -1,12 +1,12 @@
 //! The bytes before HTTP: handshakes in pieces, and a protocol that was not agreed on.
 
-mod mtls_support;
-mod server_support;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::mtls_support::{Authority, CLIENT, SERVER, id, with_tls};
+use crate::server_support::frames::{END_HEADERS, END_STREAM, GET, PREFACE, frame, frames};
+use crate::server_support::{Player, played, within};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
@@ -14,9 +14,6 @@ use hyper::body::Incoming;
 use mesh_core::model::{ServerTls, UpstreamTls};
 use mesh_core::tls::{client_config, server_name};
 use mesh_tower::{Mesh, server};
-use mtls_support::{Authority, CLIENT, SERVER, id, with_tls};
-use server_support::frames::{END_HEADERS, END_STREAM, GET, PREFACE, frame, frames};
-use server_support::{Player, played, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;

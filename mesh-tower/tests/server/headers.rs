@@ -1,10 +1,10 @@
 //! Headers that a client may not send, or not like this: off what policies, routes and the application see.
 
-mod server_support;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 
+use crate::server_support::frames::ask;
+use crate::server_support::within;
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3::HttpProtocolOptions;
 use envoy_types::pb::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
@@ -21,8 +21,6 @@ use mesh_core::testing::resources::{
 use mesh_core::xds::{Bootstrap, XdsSource};
 use mesh_tower::server::ServerLayer;
 use mesh_tower::{Mesh, server};
-use server_support::frames::ask;
-use server_support::within;
 use tower_layer::Layer;
 
 /// A server that says the names of the headers that it sees, one a line.

@@ -1,10 +1,9 @@
 //! Whole streams against a management server, good and bad. Time is virtual: a test of minutes takes milliseconds.
 #![cfg(feature = "testing")]
 
-mod xds_support;
-
 use std::time::Duration;
 
+use crate::support::{Client, bootstrap};
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as PbCluster;
 use mesh_core::resources::ResourceType::{Cluster, Endpoints, Listener};
 use mesh_core::resources::{Progress, ResourceKey, Update};
@@ -14,7 +13,6 @@ use mesh_core::xds::bootstrap::Server;
 use mesh_core::xds::client_status::ResourceState;
 use mesh_core::xds::{Bootstrap, Consumer, XdsSource};
 use tokio::time::Instant;
-use xds_support::{Client, bootstrap};
 
 /// Both variants of the protocol.
 const VARIANTS: [&[&str]; 2] = [&[], &["delta"]];

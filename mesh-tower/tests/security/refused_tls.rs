@@ -1,13 +1,12 @@
 //! A version of a listener or a cluster that is refused, or accepted and not complete yet, and asks for TLS: its predecessor
 //! does not go on in plaintext; nor by its policies, where the later one has others. With a management server that sends what it likes, over real sockets.
 
-mod mtls_support;
-mod server_support;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::mtls_support::{SERVER, id, permissive, with_tls};
+use crate::server_support::{listener, serve_all, within};
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::TransportSocketMatch;
 use envoy_types::pb::envoy::config::core::v3::{TransportSocket, transport_socket::ConfigType};
@@ -31,8 +30,6 @@ use mesh_core::testing::resources::{
 use mesh_core::xds::{Bootstrap, XdsSource};
 use mesh_tower::health::Health;
 use mesh_tower::{Mesh, server};
-use mtls_support::{SERVER, id, permissive, with_tls};
-use server_support::{listener, serve_all, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tower_layer::Layer;
@@ -143,7 +140,7 @@ fn put(kind: ResourceType, name: &str, resource: Resource) -> Change {
 #[tokio::test]
 async fn a_server_stops_serving_in_plaintext_when_a_listener_asks_for_tls_whose_routes_are_not_there_yet() {
     for first in [with_tls, |address, _| permissive(address)] {
-        let (mut player, mesh) = server_support::mesh();
+        let (mut player, mesh) = crate::server_support::mesh();
         let bound = mesh.bind("127.0.0.1:0").await.unwrap();
         let address = bound.local_addr();
         player.send(first(address, ServerTls::None));
@@ -203,7 +200,7 @@ async fn a_server_lets_nobody_in_by_old_policies_when_a_listener_has_others_whos
         ("a chain with a policy", vec![from_here(named("nowhere", &[nobody()])), all(named("nowhere", &[]))]),
     ];
     for (what, chains) in cases {
-        let (mut player, mesh) = server_support::mesh();
+        let (mut player, mesh) = crate::server_support::mesh();
         let bound = mesh.bind("127.0.0.1:0").await.unwrap();
         let address = bound.local_addr();
         player.send(serve_all(address));
@@ -249,7 +246,7 @@ async fn a_client_sends_no_plaintext_when_a_cluster_asks_for_tls_whose_endpoints
     let secured = [ClusterTls::Mutual(upstream()), ClusterTls::MutualWhereMarked(upstream())];
     // The cluster itself asks for it, or one that takes its place.
     for (tls, is_itself) in secured.iter().flat_map(|tls| [(tls, true), (tls, false)]) {
-        let (mut player, mesh) = server_support::mesh();
+        let (mut player, mesh) = crate::server_support::mesh();
         let config = RouteConfiguration::new(vec![VirtualHost::new(["*"], vec![route_to(SERVICE)])]);
         let http = HttpManager::new(RouteSource::Inline(Arc::new(config)));
         let listener = ListenerModel::Api(ApiListener::new(SERVICE, http));

@@ -1,13 +1,12 @@
 //! Bodies that authorizers are shown (`includeRequestBodyInCheck`): what they see, what the application gets, and what is
 //! refused. Over sockets with an authorizer that speaks HTTP, and with one in the same process whose configuration the test plays.
 
-mod server_support;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::server_support::{app_route, chain, listener, within};
 use axum::body::Body;
 use axum::extract::Request;
 use bytes::Bytes;
@@ -20,7 +19,6 @@ use mesh_core::xds::Bootstrap;
 use mesh_tower::Mesh;
 use mesh_tower::server::{Allow, AuthorizationRequest, ConnectionInfo, Decision, RequestBody, ServerBody, ServerLayer};
 use serde_json::json;
-use server_support::{app_route, chain, listener, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -150,7 +148,7 @@ async fn in_process<B>(
     shown: CheckedBody,
     permits: Arc<Semaphore>,
     with: impl FnOnce(ServerLayer) -> ServerLayer,
-) -> (Mesh, server_support::Player, Seen, Served<B>)
+) -> (Mesh, crate::server_support::Player, Seen, Served<B>)
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<mesh_tower::body::BoxError>,
@@ -166,7 +164,7 @@ where
             Ok(Decision::from(Allow::new()))
         }
     };
-    let (player, mesh) = server_support::mesh();
+    let (player, mesh) = crate::server_support::mesh();
     let bound = mesh.bind("127.0.0.1:0").await.unwrap();
     let mut config = ExtAuthz::new("own.in-process.invalid:1", CheckProtocol::InProcess("own".into()));
     config.timeout = Duration::from_secs(3600);

@@ -2,12 +2,11 @@
 #![cfg(feature = "testing")]
 
 #[allow(dead_code, reason = "shared with tests that need more of it")]
-mod xds_support;
-
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::Client;
 use mesh_core::error::ErrorKind;
 use mesh_core::resources::ResourceType::{Cluster, Route};
 use mesh_core::store::{Source, Store};
@@ -15,7 +14,6 @@ use mesh_core::testing::resources::{eds_cluster, routes_to};
 use mesh_core::testing::{Asked, ManagementServer, Mode};
 use mesh_core::view::Extensions;
 use mesh_core::xds::{Bootstrap, XdsSource};
-use xds_support::Client;
 
 /// The lines of this test's thread.
 #[derive(Clone, Default)]

@@ -1,11 +1,11 @@
 //! What a server does not let its clients do (hazards of slow and large heads, streams, connections).
 
-mod server_support;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::server_support::frames::{END_HEADERS, END_STREAM, GET, PREFACE, ask, frame, frames, goaway};
+use crate::server_support::within;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::{Request, Response};
@@ -16,8 +16,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::fixed::Fixed;
 use mesh_tower::server::{ConnectionInfo, Limits, serve};
 use mesh_tower::{Mesh, server};
-use server_support::frames::{END_HEADERS, END_STREAM, GET, PREFACE, ask, frame, frames, goaway};
-use server_support::within;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower::service_fn;

@@ -1,16 +1,14 @@
 //! TLS by files with servers outside of the mesh (`SIMPLE` and `MUTUAL` of a DestinationRule): from YAML to the server.
 
-mod tls_support;
-
 use std::time::Duration;
 
+use crate::tls_support::{
+    ANY, Authority, Foreign, HOST, OLD, Pair, ask, control, mesh, origination, put, rule, service_entry, tls,
+};
 use mesh_core::error::ErrorKind;
 use rcgen::SanType;
 use tempfile::TempDir;
 use time::OffsetDateTime;
-use tls_support::{
-    ANY, Authority, Foreign, HOST, OLD, Pair, ask, control, mesh, origination, put, rule, service_entry, tls,
-};
 
 /// Generous: it only bounds a test that fails.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,13 +1,12 @@
 //! The path that a policy decides by, that a route is found by, and that the application sees are one, whatever a client
 //! writes: hazards A1 to A8, A21, A22 and A26, by bytes over sockets.
 
-mod server_support;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::server_support::within;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
@@ -18,7 +17,6 @@ use mesh_core::xds::Bootstrap;
 use mesh_tower::server::{Allow, AuthorizationRequest};
 use mesh_tower::{Mesh, server};
 use serde_json::json;
-use server_support::within;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower::service_fn;
@@ -253,18 +251,18 @@ async fn a2_of_every_escape_the_path_authorized_is_the_path_seen() {
 
 #[tokio::test]
 async fn a2_of_every_escape_the_path_routed_is_the_path_seen() {
-    let (player, source) = server_support::played();
+    let (player, source) = crate::server_support::played();
     let mesh = Mesh::builder().source(source).start().unwrap();
     let (address, seen) = serve(&mesh).await;
     let routed: Vec<String> = (1..=255u8).step_by(2).map(|byte| canonical(byte, true)).collect();
     let routes = routed.iter().map(|path| {
-        let mut route = server_support::app_route();
+        let mut route = crate::server_support::app_route();
         route.matches.path = PathTest::Exact { value: path.as_str().into(), ignore_case: false };
         route
     });
-    let mut chain = server_support::chain(routes.collect(), vec![]);
+    let mut chain = crate::server_support::chain(routes.collect(), vec![]);
     chain.http.paths = mesh_core::path::PathNormalization::DECODE_AND_MERGE_SLASHES;
-    player.send(server_support::listener(address, vec![chain]));
+    player.send(crate::server_support::listener(address, vec![chain]));
     within(mesh.serving()).await.unwrap();
     let world = World { _control: None, _mesh: mesh, address, seen };
     for byte in 1..=255u8 {

@@ -1,13 +1,12 @@
 //! Mutual TLS between a client and a server of the mesh, over real sockets: who is let in, who is talked to, and that not
 //! a byte travels otherwise.
 
-mod mtls_support;
-mod server_support;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::mtls_support::{Authority, CLIENT, SERVER, mutual, permissive, with_tls};
+use crate::server_support::{Player, played, within};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -25,8 +24,6 @@ use mesh_core::tls::{Credentials, client_config, server_name};
 use mesh_tower::client::Client;
 use mesh_tower::server::{self, ConnectionInfo, MeshListener};
 use mesh_tower::{Mesh, body::Body};
-use mtls_support::{Authority, CLIENT, SERVER, mutual, permissive, with_tls};
-use server_support::{Player, played, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -276,14 +273,14 @@ async fn why_a_server_must_not_serve_is_told_to_peers_and_to_nobody_else() {
         let direct = DirectResponse::new(StatusCode::SERVICE_UNAVAILABLE, WHY);
         for of in &mut listener.filter_chains {
             let route = Route::new(RouteMatch::any(), RouteAction::Direct(direct.clone()));
-            of.http = server_support::chain(vec![route], vec![]).http;
+            of.http = crate::server_support::chain(vec![route], vec![]).http;
         }
         change
     };
     let server = serve(Some(authority.credentials(SERVER)), refusing).await;
     let none = serve(Some(authority.credentials(SERVER)), |address| {
-        let chain = server_support::chain(vec![], vec![]);
-        server_support::listener(address, vec![chain])
+        let chain = crate::server_support::chain(vec![], vec![]);
+        crate::server_support::listener(address, vec![chain])
     })
     .await;
     let peer = client(&server, Some(authority.credentials(CLIENT)), mutual(&[SERVER]), ClusterProtocol::Http1);
@@ -298,7 +295,7 @@ async fn why_a_server_must_not_serve_is_told_to_peers_and_to_nobody_else() {
     let plain = serve(None, |address| {
         let direct = DirectResponse::new(StatusCode::SERVICE_UNAVAILABLE, WHY);
         let route = Route::new(RouteMatch::any(), RouteAction::Direct(direct));
-        server_support::listener(address, vec![server_support::chain(vec![route], vec![])])
+        crate::server_support::listener(address, vec![crate::server_support::chain(vec![route], vec![])])
     })
     .await;
     let stranger = client(&plain, None, ClusterTls::None, ClusterProtocol::Http1);

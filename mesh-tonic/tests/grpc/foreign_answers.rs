@@ -1,12 +1,11 @@
 //! Calls that are answered by somebody who does not speak gRPC: an error page, the configuration, an interceptor, or
 //! nobody until the route's time is over.
 
-mod support;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::support::{Calculator, CalculatorClient, number, start, within};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
@@ -21,7 +20,6 @@ use mesh_core::model::{
 use mesh_tonic::Channel;
 use mesh_tonic::status::mesh_error;
 use mesh_tower::Mesh;
-use support::{Calculator, CalculatorClient, number, start, within};
 use tokio::net::TcpListener;
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -178,7 +176,7 @@ async fn the_server_is_told_the_routes_timeout_and_a_route_without_one_leaves_it
 #[tokio::test]
 async fn an_interceptor_sees_the_call_and_may_refuse_it() {
     let server = start(Calculator::default()).await;
-    let channel = support::channel(&[server.address]);
+    let channel = crate::support::channel(&[server.address]);
     let mut client = HealthClient::with_interceptor(channel.clone(), |mut request: tonic::Request<()>| {
         request.metadata_mut().insert("x-seen", "1".parse().unwrap());
         Ok(request)

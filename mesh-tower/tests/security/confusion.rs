@@ -1,13 +1,12 @@
 //! Certificates that must not count, shown over real sockets: to a server by a client, and to a client by a server. The peer
 //! is rustls alone, which shows whatever it is given and takes whatever it is shown.
 
-mod mtls_support;
-mod server_support;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::mtls_support::Authority;
+use crate::server_support::{app_route, chain, listener, played, within};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
@@ -16,11 +15,9 @@ use mesh_core::fixed::Fixed;
 use mesh_core::model::{Cluster, ClusterKind, ClusterTls, Endpoints, ServerTls, UpstreamTls};
 use mesh_tower::server::{self, ConnectionInfo, MeshListener};
 use mesh_tower::{Mesh, body::Body};
-use mtls_support::Authority;
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
-use server_support::{app_route, chain, listener, played, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-const TABLE: &str = include_str!("../../docs/xds-client-rules.md");
+const TABLE: &str = include_str!("../../../docs/xds-client-rules.md");
 
 #[test]
 fn every_rule_has_a_test_and_every_test_is_in_the_table() {

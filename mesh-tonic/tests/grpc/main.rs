@@ -1,0 +1,8 @@
+//! gRPC by tonic through the mesh, over real sockets.
+
+mod calls;
+mod foreign_answers;
+mod health;
+mod identities;
+mod streams;
+mod support;

@@ -1,0 +1,18 @@
+//! What goes out of a process, over real sockets: by the client, the layer and the connector.
+
+mod connector;
+mod early_answers;
+mod edges;
+mod faults;
+mod filters;
+mod health_checks;
+mod load;
+mod mesh;
+mod outside;
+mod requests;
+mod sessions;
+mod walk;
+mod wire;
+
+#[path = "../server_support/mod.rs"]
+mod server_support;

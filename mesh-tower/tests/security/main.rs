@@ -1,0 +1,21 @@
+//! Who is let in and who is talked to, over real sockets: mutual TLS, policies, tokens, authorizers.
+
+mod authorization;
+mod authorizer;
+mod confusion;
+mod connections_end;
+mod ext_authz;
+mod ext_authz_bodies;
+mod fails_closed;
+mod identities;
+mod mtls;
+mod refused_tls;
+mod tls_files;
+mod tokens;
+
+#[path = "../mtls_support/mod.rs"]
+mod mtls_support;
+#[path = "../server_support/mod.rs"]
+mod server_support;
+#[path = "../tls_support/mod.rs"]
+mod tls_support;
