@@ -26,7 +26,7 @@ fn the_environment_names_a_file_or_holds_the_text() {
     ];
     for (environment, expected) in cases {
         let output = Command::new(std::env::current_exe().expect("this test's own program"))
-            .args(["--exact", "shows_the_bootstrap_of_its_environment", "--ignored", "--nocapture"])
+            .args(["--exact", "bootstrap::shows_the_bootstrap_of_its_environment", "--ignored", "--nocapture"])
             .env_remove("GRPC_XDS_BOOTSTRAP")
             .env_remove("GRPC_XDS_BOOTSTRAP_CONFIG")
             .envs(environment.clone())
