@@ -24,7 +24,7 @@ const CRATES: [Crate; 4] = [
             &["error"],
             &["request", "identity", "path"],
             &["model"],
-            &["matcher", "hashing", "outlier", "health_check", "resources", "tls"],
+            &["matcher", "hashing", "outlier", "health_check", "resources", "rewrite", "tls"],
             &["state", "client_status", "jwt", "calls"],
             &["authz"],
             &["request_info"],
@@ -163,9 +163,15 @@ fn protobuf_and_tonic_stay_at_the_border() {
 /// in (CVE-2026-73552).
 #[test]
 fn matchers_compare_bytes() {
-    for file in
-        ["matcher.rs", "matcher/index.rs", "filter/mod.rs", "filter/fault.rs", "view/routes.rs", "authz/condition.rs"]
-    {
+    for file in [
+        "matcher.rs",
+        "matcher/index.rs",
+        "matcher/unmet.rs",
+        "filter/mod.rs",
+        "filter/fault.rs",
+        "view/routes.rs",
+        "authz/condition.rs",
+    ] {
         let file = root().join("mesh-core/src").join(file);
         for (number, line) in code(&file) {
             assert!(!line.contains(".to_str()"), "{}:{number}: match the bytes of a header's value", shown(&file));

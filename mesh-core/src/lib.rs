@@ -43,6 +43,7 @@ pub mod request;
 pub mod request_info;
 pub mod resources;
 pub mod retry;
+pub mod rewrite;
 pub mod state;
 pub mod store;
 #[cfg(feature = "testing")]

@@ -4,6 +4,7 @@
 //! narrows the candidates. Rules: `envoy.config.route.v3`, gRFC A28, A63.
 
 mod index;
+mod unmet;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use crate::model::{HeaderTest, PathTest, QueryTest, SegmentTemplate, StringTest,
 use crate::request::RequestHead;
 
 pub use index::RouteIndex;
+pub use unmet::{Unmet, conditions};
 
 /// Finds the virtual host of an authority: exact, then the longest `*.suffix`, then the longest `prefix.*`,
 /// then `*`. Case is folded.
@@ -65,6 +67,26 @@ impl DomainIndex {
             return self.find_lower(&authority.to_ascii_lowercase());
         }
         self.find_lower(authority)
+    }
+
+    /// The domain by which [`find`](DomainIndex::find) gave `authority` to this host: the first of its own in the same order.
+    pub fn domain_of<'h>(host: &'h VirtualHost, authority: &str) -> Option<&'h str> {
+        let authority = authority.to_ascii_lowercase();
+        let rank = |domain: &str| {
+            let domain = domain.to_ascii_lowercase();
+            let fits = |part: &str, is_part: bool| is_part && authority.len() > part.len();
+            match (domain.strip_prefix('*'), domain.strip_suffix('*')) {
+                _ if domain == authority => Some((0, 0)),
+                (Some(""), _) => Some((3, 0)),
+                (Some(suffix), _) => fits(suffix, authority.ends_with(suffix)).then(|| (1, usize::MAX - suffix.len())),
+                (None, Some(prefix)) => {
+                    fits(prefix, authority.starts_with(prefix)).then(|| (2, usize::MAX - prefix.len()))
+                }
+                (None, None) => None,
+            }
+        };
+        let ranked = host.domains.iter().filter_map(|domain| Some((rank(domain)?, domain)));
+        ranked.min_by_key(|(rank, _)| *rank).map(|(_, domain)| domain.as_str())
     }
 
     fn find_lower(&self, authority: &str) -> Option<usize> {
@@ -243,15 +265,19 @@ fn any_value(headers: &HeaderMap, name: &HeaderName, condition: &dyn Fn(&[u8]) -
 
 /// Whether a query passes a test on one parameter; the first of several counts.
 pub fn query_matches(test: &QueryTest, query: Option<&str>) -> bool {
-    let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
-    let value = pairs
-        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-        .find_map(|(name, value)| (name == test.name).then_some(value));
-    match (&test.test, value) {
+    match (&test.test, query_value(&test.name, query)) {
         (None, value) => value.is_some(),
         (Some(_), None) => false,
         (Some(test), Some(value)) => StringTest::is_match(test, value.as_bytes()),
     }
+}
+
+/// The value of the first parameter of a name.
+fn query_value<'q>(wanted: &str, query: Option<&'q str>) -> Option<&'q str> {
+    let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .find_map(|(name, value)| (name == wanted).then_some(value))
 }
 
 #[cfg(test)]

@@ -249,5 +249,66 @@ fn compare(routes: &[RouteMatch], path: &str, marked: bool) -> Result<(), TestCa
     });
     let index = RouteIndex::new(routes).unwrap();
     prop_assert_eq!(index.find(&head, &mut fastrand::Rng::with_seed(1)), walked);
+    let first = (0..routes.len()).find(|at| index.unmet(*at, &routes[*at], &head).is_none());
+    prop_assert_eq!(first, walked, "what is said of each route before");
     Ok(())
+}
+
+#[test]
+fn the_first_condition_that_a_request_does_not_meet_in_words() {
+    let exact = |value: &str| StringTest::Exact { value: value.into(), ignore_case: false };
+    let header = |name: &str, test: StringTest, invert| HeaderTest::Value {
+        name: name.into(),
+        test,
+        invert,
+        missing_is_empty: false,
+    };
+    let headers = |test: HeaderTest| RouteMatch { headers: vec![test], ..RouteMatch::any() };
+    let query = |name: &str, test| RouteMatch { query: vec![QueryTest::new(name, test)], ..RouteMatch::any() };
+    let path = RouteMatch::path;
+    let cases = [
+        (
+            path(PathTest::Prefix { value: "/v2".into(), ignore_case: true }),
+            r#"path: prefix "/v2" in any case, request has "/v1?a=1""#,
+        ),
+        (path(PathTest::Regex(FullRegex::new("/x.*").unwrap())), r#"path: regex "/x.*", request has "/v1?a=1""#),
+        (
+            path(PathTest::Template(SegmentTemplate {
+                parts: vec![TemplatePart::Literal("a".into()), TemplatePart::One],
+            })),
+            r#"path: template "/a/{*}", request has "/v1?a=1""#,
+        ),
+        (headers(header("x-tier", exact("gold"), false)), r#"header x-tier: exact "gold", request has "silver""#),
+        (headers(header("x-none", exact("gold"), false)), r#"header x-none: exact "gold", is absent"#),
+        (
+            headers(header("x-tier", exact("silver"), true)),
+            r#"header x-tier: not exact "silver", request has "silver""#,
+        ),
+        (headers(header("twice", exact("c"), false)), r#"header twice: exact "c", request has "a" and "b""#),
+        (headers(header(":method", exact("PUT"), false)), r#"header :method: exact "PUT", request has "GET""#),
+        (
+            headers(header("authorization", exact("x"), false)),
+            r#"header authorization: exact "x", request has another"#,
+        ),
+        (
+            headers(HeaderTest::Present { name: "x-tier".into(), present: false }),
+            r#"header x-tier: absent, request has "silver""#,
+        ),
+        (query("a", Some(exact("2"))), r#"query parameter a: exact "2", request has "1""#),
+        (query("b", None), "query parameter b: present, is absent"),
+        (RouteMatch { grpc: true, ..RouteMatch::any() }, "header content-type: that of gRPC, is absent"),
+        (
+            RouteMatch { fraction: Some(Fraction::new(1, 1000)), ..RouteMatch::any() },
+            "share: 0.1 % of requests, this one was not drawn",
+        ),
+    ];
+    let own: &[(&str, &[u8])] =
+        &[("x-tier", b"silver"), ("twice", b"a"), ("twice", b"b"), ("authorization", b"secret")];
+    let parts = request("GET", "/v1?a=1", own);
+    for (route, expected) in cases {
+        let index = RouteIndex::new([&route]).unwrap();
+        let unmet = index.unmet(0, &route, &RequestHead::with_authority(&parts, "h")).unwrap();
+        assert_eq!(unmet.to_string(), expected);
+        assert!(conditions(&route).contains(&format!("{}: {}", unmet.what, unmet.wanted)), "{expected}");
+    }
 }

@@ -8,8 +8,9 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Reply;
-use mesh_core::model::{DirectResponse, PathChange, PathTest, Redirect, RouteMatch};
-use mesh_core::request::{RequestHead, split_authority};
+use mesh_core::model::{DirectResponse, Redirect, RouteMatch};
+use mesh_core::request::RequestHead;
+use mesh_core::rewrite::location;
 
 /// The answer to a request that the mesh failed: the status of the error's kind, the error's own text with its causes, and
 /// the headers that the request's route sets on its responses.
@@ -75,25 +76,7 @@ pub(crate) fn redirect(
     head: &RequestHead<'_>,
     is_grpc: bool,
 ) -> Result<Response<Bytes>, MeshError> {
-    let scheme = redirect.scheme.as_deref().unwrap_or(head.scheme);
-    let (host, port) = split_authority(head.authority).unwrap_or((head.authority, None));
-    let port = port.filter(|port| !port.is_empty());
-    let mut location = format!("{scheme}://{}", redirect.host.as_deref().unwrap_or(host));
-    let standard = |port: &str| matches!((scheme, port), ("http", "80") | ("https", "443"));
-    match (redirect.port, port) {
-        (Some(port), _) if !standard(&port.to_string()) => _ = write!(location, ":{port}"),
-        // A port of the old scheme does not belong to the new one (Envoy's scheme redirect).
-        (None, Some(port)) if redirect.scheme.is_none() && redirect.host.is_none() => _ = write!(location, ":{port}"),
-        _ => {}
-    }
-    let path = match &redirect.path {
-        Some(change) => change_path(change, &matches.path, head.path())?,
-        None => head.path().to_owned(),
-    };
-    location.push_str(&path);
-    if let Some(query) = head.query().filter(|_| !redirect.strip_query && !path.contains('?')) {
-        _ = write!(location, "?{query}");
-    }
+    let location = location(redirect, matches, head)?;
     let mut response = match is_grpc {
         true => trailers_only(grpc_code(redirect.status), &format!("the route redirects to {location}")),
         false => text(redirect.status, ""),
@@ -103,36 +86,6 @@ pub(crate) fn redirect(
     })?;
     response.headers_mut().insert(LOCATION, location);
     Ok(response)
-}
-
-/// What a path becomes; `matched` says how much of it a prefix change replaces. An error where that is no path: it would be
-/// taken for a part of the authority, or for the `*` of OPTIONS.
-pub(crate) fn change_path(change: &PathChange, matched: &PathTest, path: &str) -> Result<String, MeshError> {
-    let changed = match change {
-        PathChange::Full(new) => new.clone(),
-        PathChange::Regex(rewrite) => rewrite.apply(path).into_owned(),
-        PathChange::Prefix(new) => {
-            let matched = match matched {
-                PathTest::Prefix { value, .. } | PathTest::Separated { value, .. } => value.len().min(path.len()),
-                _ => path.len(),
-            };
-            let rest = path.get(matched..).unwrap_or_default();
-            match matched_boundary(new, rest) {
-                true => format!("{new}/{rest}"),
-                false => format!("{new}{rest}"),
-            }
-        }
-    };
-    if !changed.starts_with('/') {
-        let message = "the path that the route makes of the request's does not begin with /";
-        return Err(MeshError::new(ErrorKind::BadRequest, message));
-    }
-    Ok(changed)
-}
-
-/// Whether a slash is missing between a new prefix and the rest: a path must begin with one.
-fn matched_boundary(new: &str, rest: &str) -> bool {
-    new.is_empty() && !rest.starts_with('/')
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Bytes> {
@@ -186,30 +139,6 @@ pub fn grpc_code(status: StatusCode) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn redirects() {
-        let prefix = |value: &str| PathTest::Prefix { value: value.into(), ignore_case: false };
-        let changed = |change: fn(&mut Redirect)| {
-            let mut redirect = Redirect::new(StatusCode::MOVED_PERMANENTLY);
-            change(&mut redirect);
-            redirect
-        };
-        let cases = [
-            (changed(|it| it.host = Some("b".into())), "http://a:1/x?q", "http://b/x?q"),
-            (changed(|it| it.scheme = Some("https".into())), "http://a:80/x", "https://a/x"),
-            (changed(|it| it.port = Some(8443)), "http://a/x", "http://a:8443/x"),
-            (changed(|it| it.strip_query = true), "http://a:1/x?q", "http://a:1/x"),
-            (changed(|it| it.path = Some(PathChange::Full("/y".into()))), "http://a/x?q", "http://a/y?q"),
-            (changed(|it| it.path = Some(PathChange::Prefix("/y".into()))), "http://a/x/z", "http://a/y/z"),
-        ];
-        for (it, uri, expected) in cases {
-            let parts = http::Request::get(uri).body(()).unwrap().into_parts().0;
-            let matches = RouteMatch::path(prefix("/x"));
-            let response = redirect(&it, &matches, &RequestHead::of(&parts).unwrap(), false).unwrap();
-            assert_eq!((response.status(), response.headers()[LOCATION].to_str().unwrap()), (it.status, expected));
-        }
-    }
 
     #[test]
     fn a_grpc_message_is_percent_encoded() {

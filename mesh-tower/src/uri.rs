@@ -1,11 +1,12 @@
-//! A request's URI and authority: their form on the wire, and changes that keep a URI whole.
+//! A request's URI and authority: their form on the wire.
 
 use http::header::HOST;
 use http::request::Parts;
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Uri, Version};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::request::{host_and_port, without_user};
+use mesh_core::rewrite::edit;
 
 /// The host that a request is sent with, in place of that of its target: an extension of it.
 #[derive(Clone, Debug)]
@@ -43,22 +44,6 @@ fn to_authority_form(uri: &mut Uri) -> Result<(), MeshError> {
     let name = host_and_port(authority.as_str(), uri.scheme_str().unwrap_or("http"))?.into_owned();
     *uri = Uri::from(Authority::try_from(name).map_err(malformed)?);
     Ok(())
-}
-
-/// Gives a path to a URI that has a query alone: `http://host?x=1` asks for `/?x=1` (RFC 9112, 3.2.1).
-#[inline]
-pub(crate) fn complete_path(uri: &mut Uri) {
-    if uri.path_and_query().is_some_and(|query| query.as_str().starts_with('?')) {
-        add_slash(uri);
-    }
-}
-
-#[cold]
-fn add_slash(uri: &mut Uri) {
-    // What has become too long by this stays what it was, and is no path.
-    if let Ok(path) = PathAndQuery::try_from(format!("/?{}", uri.query().unwrap_or_default())) {
-        edit(uri, |uri| uri.path_and_query = Some(path));
-    }
 }
 
 /// Puts another path in the place of the one that there is; the query stays.
@@ -106,23 +91,6 @@ pub(crate) fn strip_user(head: &mut Parts) -> Result<(), MeshError> {
     Ok(())
 }
 
-/// Changes parts of a URI in place, without copying the others.
-pub(crate) fn edit(uri: &mut Uri, change: impl FnOnce(&mut http::uri::Parts)) {
-    let mut parts = std::mem::take(uri).into_parts();
-    change(&mut parts);
-    if parts.path_and_query.is_none() {
-        parts.path_and_query = Some(PathAndQuery::from_static("/"));
-    }
-    if parts.authority.is_some() {
-        // A URI of an authority alone had none.
-        parts.scheme.get_or_insert(Scheme::HTTP);
-    } else {
-        parts.scheme = None;
-    }
-    // With both or neither and a path, the parts always fit.
-    *uri = Uri::from_parts(parts).unwrap_or_default();
-}
-
 #[cfg(test)]
 mod tests {
     use http::Request;
@@ -149,18 +117,6 @@ mod tests {
             assert_eq!((two.uri.to_string().as_str(), two.headers.get(HOST)), ("http://a:1/p?q", None), "{uri}");
         }
         assert!(to_http2(&mut head("/p", None)).is_err());
-    }
-
-    #[test]
-    fn a_uri_that_is_edited_stays_one() {
-        for uri in ["reviews:9080", "http://reviews:9080/p", "http://reviews:9080"] {
-            let mut request = head(uri, None);
-            edit(&mut request.uri, |uri| uri.path_and_query = Some(PathAndQuery::from_static("/new")));
-            assert_eq!(request.uri, "http://reviews:9080/new", "{uri}");
-        }
-        let mut path = head("/p", None);
-        edit(&mut path.uri, |uri| uri.path_and_query = Some(PathAndQuery::from_static("/new")));
-        assert_eq!(path.uri, "/new");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use smallvec::SmallVec;
 
-use super::{Field, header_matches, path_matches, query_matches};
+use super::{Field, Unmet, header_matches, path_matches, query_matches};
 use crate::error::Invalid;
 use crate::model::{Fraction, HeaderTest, PathTest, QueryTest, RouteMatch};
 use crate::request::RequestHead;
@@ -130,6 +130,12 @@ impl RouteIndex {
             }
             *nearest = *self.next.get(position)?;
         }
+    }
+
+    /// The first condition of the route at a position that a request does not meet. `route` is what it was made of. A share of
+    /// the requests is no condition here that could be met: for a route that was passed over although all else holds, it is why.
+    pub fn unmet(&self, position: usize, route: &RouteMatch, head: &RequestHead<'_>) -> Option<Unmet> {
+        self.matchers.get(position)?.unmet(route, head)
     }
 
     /// Calls `chain` with the heads of all chains that may have a route for this request.
@@ -375,6 +381,23 @@ impl Matcher {
 
     fn is_match(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> bool {
         self.path.is_match(head) && self.more.as_ref().is_none_or(|more| more.are_met(head, random))
+    }
+
+    /// In the order of `is_match`.
+    #[cold]
+    fn unmet(&self, route: &RouteMatch, head: &RequestHead<'_>) -> Option<Unmet> {
+        if !self.path.is_match(head) {
+            return Some(Unmet::of_path(&route.path, head));
+        }
+        let Conditions { headers, query, grpc, fraction } = &**self.more.as_ref()?;
+        if *grpc && !head.is_grpc() {
+            return Some(Unmet::of_grpc(head));
+        }
+        if let Some((field, test)) = headers.iter().find(|(field, test)| !header_matches(field, test, head)) {
+            return Some(Unmet::of_header(field, test, head));
+        }
+        let test = query.iter().find(|test| !query_matches(test, head.query()));
+        test.map(|test| Unmet::of_query(test, head)).or_else(|| fraction.map(Unmet::of_share))
     }
 }
 

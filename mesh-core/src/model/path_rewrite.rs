@@ -57,6 +57,11 @@ impl PathRewrite {
         Ok(PathRewrite { pattern, substitution: parts })
     }
 
+    /// The expression, in the words of the `regex` crate.
+    pub fn pattern(&self) -> &str {
+        self.pattern.as_str()
+    }
+
     /// The rewritten path; where it would be longer than 65,535 bytes, something else that is.
     pub fn apply<'p>(&self, path: &'p str) -> Cow<'p, str> {
         let mut matches = self.pattern.captures_iter(path).peekable();

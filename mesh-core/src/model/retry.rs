@@ -159,6 +159,11 @@ impl RetryConditions {
         self.0 & !OTHERS != 0
     }
 
+    /// Envoy's words for them.
+    pub fn words(self) -> impl Iterator<Item = &'static str> {
+        RetryCondition::ALL.into_iter().filter(move |condition| self.contains(*condition)).map(RetryCondition::word)
+    }
+
     /// Those that are named in a list of Envoy's words, separated by commas. Other words are passed over, as Envoy does
     /// with those that it does not know.
     ///

@@ -213,6 +213,11 @@ impl ClusterView {
         &self.leaves
     }
 
+    /// Why it cannot be used at all, if it cannot.
+    pub fn why_unusable(&self) -> Option<&Arc<str>> {
+        self.unusable.as_ref()
+    }
+
     /// Whether it was compiled from these very inputs.
     pub fn is_of(&self, leaves: &[Leaf]) -> bool {
         let same_endpoints = |a: &Option<Arc<Endpoints>>, b: &Option<Arc<Endpoints>>| match (a, b) {

@@ -5,6 +5,7 @@
 //! file each: the [`RouteTable`], the [`ClusterView`], and the [`TargetView`] that joins them.
 
 mod cluster;
+mod explain;
 mod routes;
 mod status;
 mod target;
@@ -16,6 +17,7 @@ use crate::balance::LoadBalancer;
 use crate::filter::FilterRegistry;
 
 pub use cluster::{ClusterView, Leaf, Pick};
+pub use explain::{ClusterChoice, Explanation, HostChoice, PassedOver, RouteChoice};
 pub use routes::{Admission, Destination, Found, RoutePosition, RouteTable};
 pub use status::EndpointStatus;
 pub use target::{RouteRef, SelectedRoute, TargetView};

@@ -16,7 +16,7 @@ use crate::id::ClusterName;
 use crate::jwt::{Authenticator, Claims};
 use crate::matcher::{DomainIndex, RouteIndex};
 use crate::model::{
-    Clusters, FilterConfig, Forward, HeaderChange, HttpManager, Mirror, NamedFilter, Rbac, Route, RouteAction,
+    Clusters, Fault, FilterConfig, Forward, HeaderChange, HttpManager, Mirror, NamedFilter, Rbac, Route, RouteAction,
     RouteConfiguration, RouteMatch, SplitBy, VirtualHost, WeightedCluster,
 };
 use crate::request::RequestHead;
@@ -82,8 +82,14 @@ impl Destination {
         self.weight > 0
     }
 
-    pub(crate) fn cluster(&self) -> Option<usize> {
+    /// The cluster, by its place in [`RouteTable::clusters`]; `None` where the route goes to none.
+    pub fn cluster(&self) -> Option<usize> {
         self.cluster.map(|position| position as usize)
+    }
+
+    /// Its share among those of its route.
+    pub fn weight(&self) -> u32 {
+        self.weight
     }
 
     /// The filters to pass, in order.
@@ -336,8 +342,19 @@ impl RouteTable {
         }
     }
 
+    /// The virtual host of a request, by its place.
+    pub(super) fn host_of(&self, head: &RequestHead<'_>) -> Option<usize> {
+        self.domains.find(head.authority)
+    }
+
+    /// The index of the routes of a virtual host.
+    pub(super) fn index(&self, host: usize) -> Option<&RouteIndex> {
+        self.hosts.get(host).map(|host| &host.index)
+    }
+
+    /// The way of [`find`](RouteTable::find), for whoever asks besides what policies say.
     #[inline]
-    fn route(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Result<Found<'_>, MeshError> {
+    pub(super) fn route(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Result<Found<'_>, MeshError> {
         let no_route = |what: &str| {
             let name = self.config.name.as_ref().map_or("inline", |name| name.as_str());
             let at = format!("{} {}{}", head.method, head.authority, head.path());
@@ -370,8 +387,28 @@ impl RouteTable {
         routes.flat_map(|route| &route.destinations).any(|destination| !destination.filters.is_empty())
     }
 
+    /// The virtual host of a position.
+    pub fn virtual_host(&self, position: RoutePosition) -> Option<&VirtualHost> {
+        self.config.virtual_hosts.get(position.host())
+    }
+
+    /// What goes wrong on purpose on the route at a position: its own word for it, else that of its virtual host or the listener.
+    pub fn fault_of(&self, position: RoutePosition) -> Option<&Arc<Fault>> {
+        let host = self.virtual_host(position)?;
+        let route = host.routes.get(position.route())?;
+        let configs = self.filters.iter().map(|filter| {
+            let mut levels = [&route.filters, &host.filters].into_iter();
+            levels.find_map(|level| level.get(&filter.name)).unwrap_or(&filter.config)
+        });
+        let mut faults = configs.filter_map(|config| match config {
+            FilterConfig::Fault(fault) => Some(fault),
+            _ => None,
+        });
+        faults.find(|fault| fault.delay.is_some() || fault.abort.is_some())
+    }
+
     /// All that the route at a position may choose among, by weight.
-    pub(super) fn alternatives(&self, position: RoutePosition) -> &[Destination] {
+    pub fn destinations(&self, position: RoutePosition) -> &[Destination] {
         let route = self.hosts.get(position.host as usize).and_then(|host| host.routes.get(position.route as usize));
         route.map_or(&[], |route| &route.destinations)
     }
@@ -423,6 +460,16 @@ pub struct RoutePosition {
     host: u32,
     route: u32,
     destination: u32,
+}
+
+impl RoutePosition {
+    pub(super) fn host(self) -> usize {
+        self.host as usize
+    }
+
+    pub(super) fn route(self) -> usize {
+        self.route as usize
+    }
 }
 
 /// The one JWT filter of a listener. Two would each take the other's token for somebody's who is not known.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
-use super::{ClusterView, Destination, RoutePosition, RouteTable};
+use super::{ClusterView, Destination, Explanation, RoutePosition, RouteTable};
 use crate::error::MeshError;
 use crate::id::Target;
 use crate::model::{HttpManager, Route, RouteAction};
@@ -136,10 +136,37 @@ impl TargetView {
         Ok(content.route(position, route, destination))
     }
 
+    /// Why a request goes where [`find`](TargetView::find) sends it.
+    pub fn explain(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Explanation {
+        let content = match &self.content {
+            Ok(content) => content,
+            Err(error) => {
+                let request = format!("{} {}{}", head.method, head.authority, head.path_and_query);
+                return Explanation::failed(request, error.clone());
+            }
+        };
+        let mut explained = content.routes.explain(head, random);
+        if let Some(route) = &mut explained.route
+            && let RouteAction::Forward(forward) = &route.route.action
+        {
+            route.time_limit = forward.time_limit(head.is_grpc(), content.max_stream_duration);
+        }
+        for choice in &mut explained.clusters {
+            let Some(view) = content.clusters.iter().find(|view| *view.name() == choice.name) else { continue };
+            choice.leaves = view.leaves().iter().map(|leaf| Arc::clone(&leaf.cluster)).collect();
+            choice.problem = view.why_unusable().cloned();
+            if !view.passes_through() {
+                let endpoints = view.endpoints();
+                choice.endpoints = Some((endpoints.len(), endpoints.iter().filter(|one| one.takes_load).count()));
+            }
+        }
+        explained
+    }
+
     /// The clusters that requests on this route may go to: one, or several by weight, without those of none.
     pub fn alternatives(&self, route: &RouteRef<'_>) -> impl Iterator<Item = &Arc<ClusterView>> {
         let content = self.content.as_ref().ok();
-        let destinations = content.map_or(&[][..], |content| content.routes.alternatives(route.position));
+        let destinations = content.map_or(&[][..], |content| content.routes.destinations(route.position));
         let cluster = move |destination: &Destination| content?.clusters.get(destination.cluster()?);
         destinations.iter().filter(|destination| destination.takes_load()).filter_map(cluster)
     }

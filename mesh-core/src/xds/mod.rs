@@ -53,6 +53,7 @@ pub(crate) mod task;
 pub(crate) mod timers;
 pub(crate) mod tls;
 pub(crate) mod transport;
+pub(crate) mod validate;
 pub(crate) mod workload_api;
 
 pub use crate::client_status::{self, ClientStatus, StatusHandle};
@@ -61,6 +62,7 @@ pub use client::{Consumer, XdsSource};
 pub use connect::Connector;
 pub use dns::Resolver;
 pub use tls::Io;
+pub use validate::validate;
 
 #[cfg(test)]
 #[path = "tests/histories.rs"]

@@ -19,6 +19,7 @@ use mesh_core::outlier::Outcome;
 use mesh_core::request::RequestHead;
 use mesh_core::request_info::RequestInfo;
 use mesh_core::retry;
+use mesh_core::rewrite::complete_path;
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 use tower_service::Service;
 
@@ -26,7 +27,6 @@ use crate::io::Io;
 use crate::mesh::Mesh;
 use crate::outbound::{self, Attempt, OutboundContext};
 use crate::transport::dial;
-use crate::uri::complete_path;
 
 pub use stream::ConnectorStream;
 

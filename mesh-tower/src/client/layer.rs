@@ -12,6 +12,7 @@ use http::{HeaderValue, Method, Request, Response};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::Cluster;
 use mesh_core::request_info::RequestInfo;
+use mesh_core::rewrite::edit;
 use mesh_core::state::EndpointState;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -21,7 +22,7 @@ use crate::body::{Body, BoxError};
 use crate::mesh::Mesh;
 use crate::outbound::{self, OutboundContext};
 use crate::transport::{Connecting, Failure, HttpVersion, Security, Transport};
-use crate::uri::{edit, to_http1};
+use crate::uri::to_http1;
 
 /// Puts the mesh in front of another client. The mesh does what its own [`Client`](super::Client) does, from the route to
 /// the retries; only that the other client sends each try to the endpoint's address, over connections of its own.

@@ -2,6 +2,7 @@
 //! and a [connector](Connector) below one. All of them go the same way, see `outbound/`.
 
 mod connector;
+mod explain;
 mod layer;
 mod tcp;
 

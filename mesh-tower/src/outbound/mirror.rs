@@ -17,11 +17,11 @@ use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::{Forward, Mirror, MirrorHost};
 use mesh_core::request::split_authority;
 use mesh_core::request_info::RequestInfo;
+use mesh_core::rewrite::edit;
 use mesh_core::view::{ClusterView, TargetView};
 
 use crate::body::{Body, Whole};
 use crate::transport::{Security, Transport, pooled};
-use crate::uri::edit;
 
 /// How many copies are under way at a time, of all clients of a mesh together.
 const MOST: u32 = 256;

@@ -16,6 +16,7 @@ use mesh_core::hashing::Caller;
 use mesh_core::model::{Cluster, LoadWeights};
 use mesh_core::outlier::Outcome as Outlier;
 use mesh_core::request_info::{Observers, RequestInfo, grpc_status};
+use mesh_core::rewrite;
 use mesh_core::state::{EndpointState, InFlight, RetryPermit};
 use mesh_core::store::{Store, TargetEntry};
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
@@ -23,8 +24,8 @@ use tokio::time::Sleep;
 
 use super::coalesced::Coalescer;
 use super::mirror::{Copies, Mirrors};
+use crate::filters;
 use crate::transport::{HttpVersion, Replay, Security, Sending, Transport};
-use crate::{filters, headers};
 
 /// What the requests of one client have in common.
 pub(crate) struct OutboundContext {
@@ -241,7 +242,7 @@ impl<T: Transport> ActiveRequest<T> {
         let Some(route) = &self.route else { return };
         let destination = route.get().destination;
         filters::on_response(destination.filters(), self.filters_entered, &mut self.info, head);
-        headers::apply_to_response(destination.response_changes(), head);
+        rewrite::apply_to_response(destination.response_changes(), head);
         for cookie in self.set_cookies.drain(..) {
             head.headers.append(SET_COOKIE, cookie);
         }
@@ -426,7 +427,7 @@ fn with_changes(route: &SelectedRoute, error: MeshError) -> MeshError {
     }
     let (mut head, ()) = Response::new(()).into_parts();
     head.status = error.kind().http_status();
-    headers::apply_to_response(changes, &mut head);
+    rewrite::apply_to_response(changes, &mut head);
     error.with_response_headers(head.headers)
 }
 

@@ -13,6 +13,7 @@ use mesh_core::matcher::request_matches_any;
 use mesh_core::model::{Forward, RouteAction};
 use mesh_core::request::{RequestHead, has_port, host_and_port, is_grpc};
 use mesh_core::request_info::{Deadline, Direction, Inherited, Repeat, RequestInfo};
+use mesh_core::rewrite::{complete_path, edit};
 use mesh_core::store::TargetEntry;
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 
@@ -23,7 +24,7 @@ use crate::filters::{self, Passage};
 use crate::inherited;
 use crate::reply;
 use crate::transport::Transport;
-use crate::uri::{complete_path, edit, strip_user};
+use crate::uri::strip_user;
 
 /// What is known of a request before it is routed.
 #[inline]

@@ -11,6 +11,7 @@ use mesh_core::identity::SpiffeId;
 use mesh_core::model::HeadersWithUnderscores;
 use mesh_core::request::is_grpc;
 use mesh_core::request_info::{Deadline, Inherited};
+use mesh_core::rewrite::complete_path;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -23,7 +24,6 @@ use crate::server::request::{Admission, ConnectionOf, ServerContext};
 use crate::server::request_body::{Bodies, RequestBody};
 use crate::server::response::{ActiveRequest, ResponseFuture, ServerBody};
 use crate::server::untold::Untold;
-use crate::uri::complete_path;
 
 /// Puts a service behind the mesh: see [`Mesh::server_layer`].
 #[derive(Clone, Debug)]

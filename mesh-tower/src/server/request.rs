@@ -23,6 +23,7 @@ use mesh_core::jwt::{Authenticated, Claims, Refusal};
 use mesh_core::model::{HeadersWithUnderscores, Route, RouteAction, ServerTls};
 use mesh_core::request::{RequestHead, is_grpc};
 use mesh_core::request_info::{Deadline, Direction, RequestInfo};
+use mesh_core::rewrite;
 use mesh_core::store::{ChainView, ServerState, ServerView};
 use mesh_core::view::{Destination, Found, RouteTable};
 
@@ -267,7 +268,7 @@ impl ServerContext {
             self.mesh.count_unchecked();
             facts_of_it.info.note_unchecked();
         }
-        with_parts(request, |head| headers::apply_to_request(&changes.request, head));
+        with_parts(request, |head| rewrite::apply_to_request(&changes.request, head));
         let admission = self.enter_checked(asked, request, facts);
         admission.unwrap_or_else(|error| self.failed(&error, facts.as_deref_mut(), request))
     }
@@ -399,7 +400,7 @@ impl ServerContext {
         check_action(route)?;
         let changes = destination.request_changes();
         if !changes.is_empty() {
-            with_parts(request, |head| headers::apply_to_request(changes, head));
+            with_parts(request, |head| rewrite::apply_to_request(changes, head));
         }
         Ok(Admission::Admit)
     }

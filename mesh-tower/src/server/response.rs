@@ -16,6 +16,7 @@ use mesh_core::error::ErrorKind;
 use mesh_core::filter::Callout;
 use mesh_core::model::HeaderChange;
 use mesh_core::request_info::{Inherited, RequestInfo};
+use mesh_core::rewrite;
 use mesh_core::view::{RoutePosition, RouteTable};
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
@@ -27,7 +28,7 @@ use crate::server::asked::{Asked, BODY_TIMEOUT, NotShown};
 use crate::server::check::Answers;
 use crate::server::request::{Admission, ServerContext};
 use crate::server::request_body::{Reading, Wanted, is_empty};
-use crate::{filters, headers, inherited};
+use crate::{filters, inherited};
 
 pin_project! {
     /// A response to come from a service behind the mesh.
@@ -318,10 +319,10 @@ impl Facts {
 
     /// Filters and the route's changes, on the way back.
     fn pass_back(&mut self, head: &mut Parts, is_end: bool) {
-        headers::apply_to_response(&self.checked, head);
+        rewrite::apply_to_response(&self.checked, head);
         if let Some((_, destination)) = self.route.as_ref().and_then(|(routes, position)| routes.at(*position)) {
             filters::on_response(destination.filters(), self.filters_entered, &mut self.info, head);
-            headers::apply_to_response(destination.response_changes(), head);
+            rewrite::apply_to_response(destination.response_changes(), head);
         }
         self.info.note_response(head.status, &head.headers, is_end);
     }

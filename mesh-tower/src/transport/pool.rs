@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::model::{Cluster, ClusterProtocol, ClusterTls};
 use mesh_core::request_info::RequestInfo;
+use mesh_core::rewrite::edit;
 use mesh_core::state::EndpointState;
 use mesh_core::store::Targets;
 
@@ -21,7 +22,7 @@ use super::http1::{Http1Connection, Http1Pool};
 use super::http2::{Http2Pool, Http2Stream};
 use super::{Connecting, Failure, HttpVersion, Security, Transport};
 use crate::body::Body;
-use crate::uri::{edit, to_http1, to_http2};
+use crate::uri::{to_http1, to_http2};
 
 /// The connections to one endpoint.
 #[derive(Default)]

@@ -1,0 +1,177 @@
+//! Conditions of routes in words, and which one a request does not meet. Decided by the matchers that find routes; this only
+//! says it.
+
+use std::fmt;
+
+use http::header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION};
+use serde_json::{Value, json};
+
+use super::Field;
+use crate::model::{Fraction, HeaderTest, PathTest, QueryTest, RouteMatch, SegmentTemplate, StringTest, TemplatePart};
+use crate::request::RequestHead;
+
+/// So much of a text is shown.
+const LONGEST_TEXT: usize = 200;
+
+/// The first condition of a route that a request does not meet.
+///
+/// Displays as `header x-tier: exact "gold", request has "silver"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unmet {
+    /// What is looked at: `path`, `header x-tier`, `query parameter v`.
+    pub what: String,
+    /// What it would have to be: `exact "gold"`.
+    pub wanted: String,
+    /// What it is: `request has "silver"` or `is absent`. Credentials are not shown.
+    pub found: String,
+}
+
+impl Unmet {
+    /// The same as JSON.
+    pub fn to_json(&self) -> Value {
+        json!({"what": self.what, "wanted": self.wanted, "found": self.found})
+    }
+
+    pub(super) fn of_path(test: &PathTest, head: &RequestHead<'_>) -> Unmet {
+        Unmet { what: "path".to_owned(), wanted: path(test), found: has(head.path_and_query.as_bytes()) }
+    }
+
+    pub(super) fn of_grpc(head: &RequestHead<'_>) -> Unmet {
+        let (what, wanted) = grpc();
+        let field = Field::Header(http::header::CONTENT_TYPE);
+        Unmet { what, wanted, found: found(&field, head) }
+    }
+
+    pub(super) fn of_header(field: &Field, test: &HeaderTest, head: &RequestHead<'_>) -> Unmet {
+        let (what, wanted) = header(test);
+        Unmet { what, wanted, found: found(field, head) }
+    }
+
+    pub(super) fn of_query(test: &QueryTest, head: &RequestHead<'_>) -> Unmet {
+        let (what, wanted) = query(test);
+        let value = super::query_value(&test.name, head.query());
+        let found = value.map_or_else(|| ABSENT.to_owned(), |value| has(value.as_bytes()));
+        Unmet { what, wanted, found }
+    }
+
+    pub(super) fn of_share(share: Fraction) -> Unmet {
+        let (what, wanted) = of_requests(share);
+        Unmet { what, wanted, found: "this one was not drawn".to_owned() }
+    }
+}
+
+impl fmt::Display for Unmet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}, {}", self.what, self.wanted, self.found)
+    }
+}
+
+/// Every condition of a route in words, in the order in which they are looked at.
+///
+/// ```
+/// use mesh_core::matcher::conditions;
+/// use mesh_core::model::RouteMatch;
+///
+/// assert_eq!(conditions(&RouteMatch::any()), [r#"path: prefix "/""#]);
+/// ```
+pub fn conditions(route: &RouteMatch) -> Vec<String> {
+    let path = ("path".to_owned(), path(&route.path));
+    let all = std::iter::once(path).chain(route.grpc.then(grpc));
+    let all = all.chain(route.headers.iter().map(header)).chain(route.query.iter().map(query));
+    all.chain(route.fraction.map(of_requests)).map(|(what, wanted)| format!("{what}: {wanted}")).collect()
+}
+
+const ABSENT: &str = "is absent";
+
+fn grpc() -> (String, String) {
+    ("header content-type".to_owned(), "that of gRPC".to_owned())
+}
+
+fn header(test: &HeaderTest) -> (String, String) {
+    let not = |invert: bool| if invert { "not " } else { "" };
+    let (name, wanted) = match test {
+        HeaderTest::Value { name, test, invert, .. } => (name, format!("{}{}", not(*invert), string(test))),
+        HeaderTest::Range { name, start, end, invert, .. } => {
+            (name, format!("{}a number of {start} or more and less than {end}", not(*invert)))
+        }
+        HeaderTest::Present { name, present: true } => (name, "present".to_owned()),
+        HeaderTest::Present { name, present: false } => (name, "absent".to_owned()),
+    };
+    (format!("header {name}"), wanted)
+}
+
+fn query(test: &QueryTest) -> (String, String) {
+    let wanted = test.test.as_ref().map_or_else(|| "present".to_owned(), string);
+    (format!("query parameter {}", test.name), wanted)
+}
+
+fn of_requests(share: Fraction) -> (String, String) {
+    ("share".to_owned(), format!("{} % of requests", f64::from(share.per_million()) / 10_000.0))
+}
+
+fn string(test: &StringTest) -> String {
+    match test {
+        StringTest::Exact { value, ignore_case } => text("exact", value, *ignore_case),
+        StringTest::Prefix { value, ignore_case } => text("prefix", value, *ignore_case),
+        StringTest::Suffix { value, ignore_case } => text("suffix", value, *ignore_case),
+        StringTest::Contains { value, ignore_case } => text("containing", value, *ignore_case),
+        StringTest::Regex(regex) => text("regex", regex.as_str(), false),
+    }
+}
+
+fn path(test: &PathTest) -> String {
+    match test {
+        PathTest::Prefix { value, ignore_case } => text("prefix", value, *ignore_case),
+        PathTest::Exact { value, ignore_case } => text("exact", value, *ignore_case),
+        PathTest::Separated { value, ignore_case } => text("at or below", value, *ignore_case),
+        PathTest::Regex(regex) => text("regex", regex.as_str(), false),
+        PathTest::Template(SegmentTemplate { parts }) => {
+            let parts = parts.iter().map(|part| match part {
+                TemplatePart::Literal(literal) => format!("/{literal}"),
+                TemplatePart::One => "/{*}".to_owned(),
+                TemplatePart::Many => "/{**}".to_owned(),
+            });
+            text("template", &parts.collect::<String>(), false)
+        }
+    }
+}
+
+fn text(kind: &str, value: &str, ignore_case: bool) -> String {
+    let case = if ignore_case { " in any case" } else { "" };
+    format!("{kind} {}{case}", quoted(value.as_bytes()))
+}
+
+/// What a request has in a field. Of several values, all count.
+fn found(field: &Field, head: &RequestHead<'_>) -> String {
+    match field {
+        Field::Method => has(head.method.as_str().as_bytes()),
+        Field::Path => has(head.path_and_query.as_bytes()),
+        Field::Authority => has(head.authority.as_bytes()),
+        Field::Scheme => has(head.scheme.as_bytes()),
+        Field::Header(name) => {
+            let values: Vec<_> = head.headers.get_all(name).iter().collect();
+            match values.as_slice() {
+                [] => ABSENT.to_owned(),
+                _ if [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION].contains(name) => "request has another".to_owned(),
+                values if values.iter().any(|value| value.is_sensitive()) => "request has another".to_owned(),
+                values => {
+                    let values: Vec<String> = values.iter().map(|value| quoted(value.as_bytes())).collect();
+                    format!("request has {}", values.join(" and "))
+                }
+            }
+        }
+    }
+}
+
+fn has(value: &[u8]) -> String {
+    format!("request has {}", quoted(value))
+}
+
+/// A text between quotes, not too long.
+fn quoted(value: &[u8]) -> String {
+    match value.get(..LONGEST_TEXT) {
+        Some(start) if value.len() > LONGEST_TEXT => format!("{:?}...", String::from_utf8_lossy(start)),
+        _ => format!("{:?}", String::from_utf8_lossy(value)),
+    }
+}

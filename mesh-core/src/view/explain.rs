@@ -1,0 +1,652 @@
+//! Why a request goes where it goes, in words: what [`RouteTable::find`] decided, which condition each route before did not
+//! hold by, and the settings that are in force for it.
+
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::RouteTable;
+use crate::error::MeshError;
+use crate::id::ClusterName;
+use crate::matcher::{DomainIndex, Unmet, conditions};
+use crate::model::{
+    BalancerPolicy, CircuitBreakers, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Clusters, Consecutive, Fault,
+    Forward, HealthCheck, OutlierDetection, PathChange, RetryLimit, RetryPolicy, Route, RouteAction, SplitBy,
+};
+use crate::request::RequestHead;
+use crate::rewrite::{location, rewrite};
+
+/// Why a request goes where it goes. Displays as text; [`to_json`](Explanation::to_json) has the same for programs.
+///
+/// Values of headers are shown as the request has them, but for those that are credentials.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use mesh_core::filter::FilterRegistry;
+/// use mesh_core::fixed::route_to;
+/// use mesh_core::model::{HttpManager, PathTest, RouteConfiguration, RouteSource, VirtualHost};
+/// use mesh_core::request::RequestHead;
+/// use mesh_core::state::States;
+/// use mesh_core::view::RouteTable;
+///
+/// let mut first = route_to("new");
+/// first.matches.path = PathTest::Prefix { value: "/v2".into(), ignore_case: false };
+/// let config = Arc::new(RouteConfiguration::new(vec![VirtualHost::new(["*"], vec![first, route_to("old")])]));
+/// let http = HttpManager::new(RouteSource::Inline(Arc::clone(&config)));
+/// let table = RouteTable::compile(config, &http, &FilterRegistry::default(), &States::default(), "l").unwrap();
+///
+/// let (parts, ()) = http::Request::get("http://reviews/v1").body(()).unwrap().into_parts();
+/// let explained = table.explain(&RequestHead::of(&parts).unwrap(), &mut fastrand::Rng::new());
+/// assert_eq!(explained.passed_over[0].unmet.to_string(), r#"path: prefix "/v2", request has "/v1""#);
+/// assert_eq!(explained.to_json()["clusters"][0]["name"], "old");
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Explanation {
+    /// The request: `GET reviews:9080/x`.
+    pub request: String,
+    /// The route configuration; `None` where it has no name.
+    pub route_configuration: Option<Arc<str>>,
+    /// The virtual host that has the authority; `None` where there is none.
+    pub virtual_host: Option<HostChoice>,
+    /// The routes before the one that the request takes, in order, or all of them.
+    pub passed_over: Vec<PassedOver>,
+    /// The route that it takes; `None` where there is none.
+    pub route: Option<RouteChoice>,
+    /// Where it goes, by weight.
+    pub clusters: Vec<ClusterChoice>,
+    /// Why it fails, where that is known by now.
+    pub error: Option<MeshError>,
+}
+
+/// A virtual host that was chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HostChoice {
+    /// Its name.
+    pub name: Arc<str>,
+    /// By which of its domains.
+    pub domain: Arc<str>,
+}
+
+/// A route that a request does not take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PassedOver {
+    /// Its place among those of its virtual host, from 0.
+    pub position: usize,
+    /// Its name; may be empty.
+    pub name: Arc<str>,
+    /// The first condition that the request does not meet.
+    pub unmet: Unmet,
+    /// Where it is written, where that is known: `mesh-control explain` does.
+    pub origin: Option<Arc<str>>,
+}
+
+/// The route that a request takes.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RouteChoice {
+    /// Its place among those of its virtual host, from 0.
+    pub position: usize,
+    /// What it says.
+    pub route: Route,
+    /// How long a request may take on it; `None`: as long as the caller waits.
+    pub time_limit: Option<Duration>,
+    /// Where the request asks for with the route's changes of path and authority, or the place that the route redirects to;
+    /// `None` where neither is the case. Headers apart, it is what would be sent.
+    pub becomes: Option<String>,
+    /// What goes wrong on purpose before anything else happens.
+    pub fault: Option<Arc<Fault>>,
+    /// Where it is written, where that is known.
+    pub origin: Option<Arc<str>>,
+    /// The same of some of its settings, by their name.
+    pub origins: Vec<(&'static str, Arc<str>)>,
+}
+
+/// A cluster that requests of the route go to.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ClusterChoice {
+    /// Its name.
+    pub name: ClusterName,
+    /// Its share.
+    pub weight: u32,
+    /// What it is made of, as far as it is known: the cluster itself, or those of an aggregate.
+    pub leaves: Vec<Arc<Cluster>>,
+    /// How many endpoints there are, and how many of them take load; `None` where nobody knows.
+    pub endpoints: Option<(usize, usize)>,
+    /// Why it cannot be used.
+    pub problem: Option<Arc<str>>,
+    /// Where some of its settings are written, by their name, where that is known.
+    pub origins: Vec<(&'static str, Arc<str>)>,
+}
+
+impl Explanation {
+    /// That of a request which fails before any route is looked at.
+    pub fn failed(request: String, error: MeshError) -> Self {
+        Explanation::of(request, Some(error))
+    }
+
+    fn of(request: String, error: Option<MeshError>) -> Self {
+        Explanation {
+            request,
+            route_configuration: None,
+            virtual_host: None,
+            passed_over: Vec::new(),
+            route: None,
+            clusters: Vec::new(),
+            error,
+        }
+    }
+
+    /// The same for programs: an object with `request`, `outcome` (`forward`, `redirect`, `direct`, `serve`, `error`),
+    /// `virtual_host`, `passed_over`, `route` and `clusters`. Durations are texts such as `250ms`.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "request": self.request,
+            "route_configuration": self.route_configuration.as_deref(),
+            "virtual_host": self.virtual_host.as_ref().map(|host| json!({"name": &*host.name, "domain": &*host.domain})),
+            "passed_over": self.passed_over.iter().map(PassedOver::to_json).collect::<Vec<_>>(),
+            "route": self.route.as_ref().map(RouteChoice::to_json),
+            "clusters": self.clusters.iter().map(ClusterChoice::to_json).collect::<Vec<_>>(),
+            "outcome": self.outcome(),
+            "error": self.error(),
+        })
+    }
+
+    fn outcome(&self) -> &'static str {
+        match self.route.as_ref().map(|route| &route.route.action) {
+            _ if self.error.is_some() => "error",
+            Some(RouteAction::Forward(_)) => "forward",
+            Some(RouteAction::Redirect(_)) => "redirect",
+            Some(RouteAction::Direct(_)) => "direct",
+            Some(RouteAction::NonForwarding) => "serve",
+            Some(RouteAction::Unusable(_)) | None => "error",
+        }
+    }
+
+    fn error(&self) -> Option<String> {
+        let of_route = || match self.route.as_ref().map(|route| &route.route.action) {
+            Some(RouteAction::Unusable(reason)) => Some(reason.to_string()),
+            _ => None,
+        };
+        self.error.as_ref().map(ToString::to_string).or_else(of_route)
+    }
+}
+
+/// How many routes of those that a request does not take are printed one by one, from each end: the others are in the JSON.
+const MOST_PRINTED: usize = 50;
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.request)?;
+        if let Some(HostChoice { name, domain }) = &self.virtual_host {
+            writeln!(f, "virtual host {name}, by its domain {domain}")?;
+        }
+        let count = self.passed_over.len();
+        for (at, over) in self.passed_over.iter().enumerate() {
+            match count > 2 * MOST_PRINTED {
+                true if at == MOST_PRINTED => writeln!(f, "  ... and {} more", count - 2 * MOST_PRINTED)?,
+                true if (MOST_PRINTED..count - MOST_PRINTED).contains(&at) => {}
+                _ => writeln!(f, "  not {over}")?,
+            }
+        }
+        if let Some(route) = &self.route {
+            writeln!(f, "{route}")?;
+        }
+        self.clusters.iter().try_for_each(|cluster| write!(f, "{cluster}"))?;
+        match self.error() {
+            Some(error) => writeln!(f, "error: {error}"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn titled(position: usize, name: &str, origin: Option<&Arc<str>>) -> String {
+    let name = if name.is_empty() { String::new() } else { format!(" {name}") };
+    format!("route {position}{name}{}", written(origin))
+}
+
+fn written(origin: Option<&Arc<str>>) -> String {
+    origin.map(|origin| format!(" ({origin})")).unwrap_or_default()
+}
+
+impl fmt::Display for PassedOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", titled(self.position, &self.name, self.origin.as_ref()), self.unmet)
+    }
+}
+
+impl PassedOver {
+    fn to_json(&self) -> Value {
+        json!({
+            "position": self.position,
+            "name": &*self.name,
+            "origin": self.origin.as_deref(),
+            "unmet": self.unmet.to_json(),
+        })
+    }
+}
+
+/// Settings with their names, and where each is written.
+type Settings = Vec<(&'static str, Value)>;
+type Origins = [(&'static str, Arc<str>)];
+
+fn origin_of<'o>(origins: &'o Origins, name: &str) -> Option<&'o Arc<str>> {
+    origins.iter().find(|(of, _)| *of == name).map(|(_, origin)| origin)
+}
+
+fn with_settings(mut object: Map<String, Value>, settings: Settings, origins: &Origins) -> Value {
+    object.extend(settings.into_iter().map(|(name, value)| (name.to_owned(), value)));
+    let origins = origins.iter().map(|(name, origin)| ((*name).to_owned(), Value::from(&**origin)));
+    object.insert("origins".to_owned(), Value::Object(origins.collect()));
+    Value::Object(object)
+}
+
+fn printed(f: &mut fmt::Formatter<'_>, indent: &str, settings: Settings, origins: &Origins) -> fmt::Result {
+    for (name, value) in settings {
+        let title = name.replace('_', " ");
+        write!(f, "\n{indent}{title}: {}{}", said(&value), written(origin_of(origins, name)))?;
+    }
+    Ok(())
+}
+
+/// A setting as text.
+fn said(value: &Value) -> String {
+    match value {
+        Value::Null => "none".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(said).collect::<Vec<_>>().join(" and "),
+        Value::Object(fields) => {
+            /// What names the rest.
+            const FIRST: [&str; 4] = ["policy", "status", "attempts", "on"];
+            let mut fields: Vec<(&String, &Value)> = fields.iter().collect();
+            fields.sort_by_key(|(name, _)| FIRST.iter().position(|first| first == name).unwrap_or(FIRST.len()));
+            let fields = fields.into_iter().filter_map(|(name, value)| {
+                let title = name.replace('_', " ");
+                match value {
+                    Value::Bool(is_so) => is_so.then_some(title),
+                    value if *name == "policy" => Some(said(value)),
+                    value => Some(format!("{title} {}", said(value))),
+                }
+            });
+            fields.collect::<Vec<_>>().join(", ")
+        }
+        other => other.to_string(),
+    }
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(fields) => fields.into_iter().filter(|(_, value)| !value.is_null()).collect(),
+        _ => Map::new(),
+    }
+}
+
+/// An object without what is null.
+fn fields(value: Value) -> Value {
+    Value::Object(object(value))
+}
+
+fn time(duration: Duration) -> Value {
+    format!("{duration:?}").into()
+}
+
+impl RouteChoice {
+    fn to_json(&self) -> Value {
+        let start = json!({
+            "position": self.position,
+            "name": &*self.route.name,
+            "origin": self.origin.as_deref(),
+            "conditions": conditions(&self.route.matches),
+        });
+        let Value::Object(start) = start else { return start };
+        with_settings(start, self.settings(), &self.origins)
+    }
+
+    fn settings(&self) -> Settings {
+        let mut all = Vec::new();
+        if let Some(fault) = &self.fault {
+            all.push(("fault", faults(fault)));
+        }
+        match &self.route.action {
+            RouteAction::Forward(forward) => self.forwarded(forward, &mut all),
+            RouteAction::Redirect(redirect) => {
+                let parts = json!({
+                    "status": redirect.status.as_u16(),
+                    "scheme": redirect.scheme,
+                    "host": redirect.host,
+                    "port": redirect.port,
+                    "path": redirect.path.as_ref().map(path_change),
+                });
+                all.push(("redirect", fields(parts)));
+            }
+            RouteAction::Direct(direct) => {
+                let body = String::from_utf8_lossy(&direct.body);
+                all.push(("direct_response", fields(json!({"status": direct.status.as_u16(), "body": body}))));
+            }
+            RouteAction::NonForwarding => all.push(("action", "the application answers".into())),
+            RouteAction::Unusable(_) => {}
+        }
+        if let Some(becomes) = &self.becomes {
+            all.insert(0, ("becomes", becomes.as_str().into()));
+        }
+        all
+    }
+
+    fn forwarded(&self, forward: &Forward, all: &mut Settings) {
+        if let Some(change) = &forward.path {
+            all.push(("path", path_change(change)));
+        }
+        if let Some(authority) = &forward.authority {
+            all.push(("authority", String::from_utf8_lossy(authority.as_bytes()).into()));
+        }
+        all.push(("timeout", self.time_limit.map_or(Value::Null, time)));
+        all.push(("retry", forward.retry.as_deref().map_or(Value::Null, retry)));
+        let split = match &forward.split_by {
+            SplitBy::Chance => None,
+            SplitBy::HashPolicies => Some("hash of the request".to_owned()),
+            SplitBy::Header(name) => Some(format!("header {name}")),
+        };
+        all.extend(split.map(|by| ("split_by", by.into())));
+        let mirrors = forward.mirrors.iter().map(
+            |mirror| json!({"cluster": mirror.cluster.as_str(), "percent": percent(mirror.fraction.per_million())}),
+        );
+        let mirrors: Vec<Value> = mirrors.collect();
+        if !mirrors.is_empty() {
+            all.push(("mirrors", mirrors.into()));
+        }
+    }
+}
+
+impl fmt::Display for RouteChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let conditions = conditions(&self.route.matches).join(", ");
+        write!(f, "{}: {conditions}", titled(self.position, &self.route.name, self.origin.as_ref()))?;
+        printed(f, "  ", self.settings(), &self.origins)
+    }
+}
+
+impl ClusterChoice {
+    fn to_json(&self) -> Value {
+        let services = self.leaves.iter().filter_map(|leaf| leaf.service.as_deref());
+        let services =
+            services.map(|(host, name, namespace)| json!({"host": host, "name": name, "namespace": namespace}));
+        let start = json!({
+            "name": self.name.as_str(),
+            "weight": self.weight,
+            "services": services.collect::<Vec<_>>(),
+            "endpoints": self.endpoints.map(|(all, taking)| json!({"known": all, "taking_load": taking})),
+            "problem": self.problem.as_deref(),
+            "leaves": match &*self.leaves {
+                [] | [_] => Value::Null,
+                leaves => leaves.iter().map(|leaf| with_settings(object(json!({"name": leaf.name.as_str()})), settings(leaf), &[])).collect(),
+            },
+        });
+        let Value::Object(start) = start else { return start };
+        let own = self.leaves.first().map(|leaf| settings(leaf)).unwrap_or_default();
+        with_settings(start, own, &self.origins)
+    }
+}
+
+impl fmt::Display for ClusterChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut about = format!("weight {}", self.weight);
+        if let Some((all, taking)) = self.endpoints {
+            let _ = write!(about, ", {taking} of {all} endpoints take load");
+        }
+        let origin = |name| written(origin_of(&self.origins, name));
+        write!(f, "cluster {}: {about}{}{}", self.name, origin("service"), origin("subset"))?;
+        if let Some(problem) = &self.problem {
+            write!(f, "\n  problem: {problem}")?;
+        }
+        match self.leaves.as_slice() {
+            [] => {}
+            [only] => printed(f, "  ", settings(only), &self.origins)?,
+            leaves => {
+                for (at, leaf) in leaves.iter().enumerate() {
+                    write!(f, "\n  {} {}", if at == 0 { "of" } else { "else" }, leaf.name)?;
+                    printed(f, "    ", settings(leaf), if at == 0 { &self.origins } else { &[] })?;
+                }
+            }
+        }
+        writeln!(f)
+    }
+}
+
+/// How a cluster is called.
+fn settings(cluster: &Cluster) -> Settings {
+    let protocol = match cluster.protocol {
+        ClusterProtocol::Http1 => "HTTP/1.1",
+        ClusterProtocol::Http2 => "HTTP/2",
+        ClusterProtocol::AsCaller => "as the caller",
+    };
+    let found_by = match &cluster.kind {
+        ClusterKind::Eds { .. } => "endpoints from the control plane",
+        ClusterKind::Static(_) => "fixed endpoints",
+        ClusterKind::StrictDns { .. } | ClusterKind::LogicalDns(_) => "DNS",
+        ClusterKind::Aggregate(_) => "other clusters",
+        ClusterKind::PassThrough => "the address that the caller asked for",
+    };
+    let tls = match &cluster.tls {
+        ClusterTls::None => "plaintext".to_owned(),
+        ClusterTls::Mutual(_) => "mutual TLS".to_owned(),
+        ClusterTls::MutualWhereMarked(_) => "mutual TLS with those that speak it".to_owned(),
+        ClusterTls::Files(_) => "TLS by files".to_owned(),
+        ClusterTls::Unusable(why) => format!("no connection: {why}"),
+    };
+    let limits = json!({
+        "connect_timeout": time(cluster.connect_timeout),
+        "idle_timeout": cluster.idle_timeout.map(time),
+        "max_requests_per_connection": cluster.max_requests_per_connection,
+        "max_connection_duration": cluster.max_connection_duration.map(time),
+        "max_concurrent_streams": cluster.max_concurrent_streams,
+    });
+    let mut all: Settings = vec![
+        ("balancer", balancer(cluster)),
+        ("outlier_detection", cluster.outlier_detection.as_ref().map_or(Value::Null, outlier_detection)),
+        ("circuit_breakers", circuit_breakers(&cluster.circuit_breakers)),
+        ("connections", fields(limits)),
+        ("protocol", protocol.into()),
+        ("tls", tls.into()),
+        ("found_by", found_by.into()),
+    ];
+    all.extend(cluster.health_check.as_deref().map(|check| ("health_check", health_check(check))));
+    let answer = cluster.fallback.as_ref();
+    all.extend(answer.map(|answer| ("fallback", format!("answer {}", answer.status.as_u16()).into())));
+    all
+}
+
+fn balancer(cluster: &Cluster) -> Value {
+    fn named(policy: &BalancerPolicy) -> Value {
+        match policy {
+            BalancerPolicy::LeastRequest { choices, .. } => json!({"policy": "least request", "choices": choices}),
+            BalancerPolicy::RoundRobin => json!({"policy": "round robin"}),
+            BalancerPolicy::Random => json!({"policy": "random"}),
+            BalancerPolicy::RingHash { min_size, .. } => json!({"policy": "ring hash", "minimum_ring_size": min_size}),
+            BalancerPolicy::Maglev { table_size, .. } => json!({"policy": "maglev", "table_size": table_size}),
+            BalancerPolicy::WeightedByLoad(_) => json!({"policy": "weighted by load"}),
+            BalancerPolicy::PeakEwma { decay } => json!({"policy": "peak EWMA", "decay": time(*decay)}),
+            BalancerPolicy::RandomSubset { size, child } => {
+                let mut of = object(named(child));
+                of.insert("subset_size".to_owned(), (*size).into());
+                Value::Object(of)
+            }
+            BalancerPolicy::Custom(name) => json!({"policy": &**name}),
+        }
+    }
+    let mut named = object(named(&cluster.balancer));
+    if let Some(slow) = cluster.slow_start {
+        named.insert("warm_up".to_owned(), time(slow.window));
+    }
+    Value::Object(named)
+}
+
+fn outlier_detection(outliers: &OutlierDetection) -> Value {
+    let in_a_row = |of: Consecutive| (of.enforcing > 0 && of.failures > 0).then_some(of.failures);
+    let local = outliers.split_external_local_origin_errors;
+    fields(json!({
+        "consecutive_5xx": in_a_row(outliers.consecutive_5xx),
+        "consecutive_gateway_failures": in_a_row(outliers.consecutive_gateway_failure),
+        "consecutive_local_failures": in_a_row(outliers.consecutive_local_origin_failure).filter(|_| local),
+        "interval": time(outliers.interval),
+        "base_ejection_time": time(outliers.base_ejection_time),
+        "max_ejection_percent": outliers.max_ejection_percent,
+    }))
+}
+
+/// Those that are limits; null where there is none.
+fn circuit_breakers(limits: &CircuitBreakers) -> Value {
+    let limit = |number: u32| (number != u32::MAX).then_some(number);
+    let (retries, budget) = match limits.retries {
+        RetryLimit::AtMost(number) => (limit(number), None),
+        RetryLimit::Budget { share, at_least, .. } => {
+            (None, Some(json!({"percent": percent(share.per_million()), "at_least": at_least})))
+        }
+    };
+    let all = object(json!({
+        "max_connections": limit(limits.max_connections),
+        "max_connections_per_host": limit(limits.max_connections_per_host),
+        "max_pending_requests": limit(limits.max_pending_requests),
+        "max_requests": limit(limits.max_requests),
+        "max_retries": retries,
+        "retry_budget": budget,
+    }));
+    if all.is_empty() { Value::Null } else { Value::Object(all) }
+}
+
+fn health_check(check: &HealthCheck) -> Value {
+    json!({"interval": time(check.interval), "timeout": time(check.timeout)})
+}
+
+fn retry(policy: &RetryPolicy) -> Value {
+    let on = policy.on.words().collect::<Vec<_>>();
+    if policy.retries == 0 || on.is_empty() {
+        return Value::Null;
+    }
+    let statuses: Vec<String> = policy.statuses.iter().map(|status| status.as_u16().to_string()).collect();
+    fields(json!({
+        "attempts": policy.retries,
+        "on": on.join(","),
+        "statuses": (!statuses.is_empty()).then(|| statuses.join(",")),
+        "per_try_timeout": policy.per_try_timeout.map(time),
+        "back_off": format!("{:?} to {:?}", policy.base_interval, policy.max_interval),
+        "avoids_tried_endpoints": policy.avoids_tried,
+        "hedges": policy.hedges.then_some(true),
+    }))
+}
+
+fn faults(fault: &Fault) -> Value {
+    let delay = fault
+        .delay
+        .as_ref()
+        .map(|delay| json!({"for": delay.duration.map(time), "percent": percent(delay.fraction.per_million())}));
+    let abort = fault.abort.as_ref().map(|abort| {
+        let with = json!({
+            "status": abort.http_status,
+            "grpc_status": abort.grpc_code,
+            "percent": percent(abort.fraction.per_million()),
+        });
+        fields(with)
+    });
+    fields(json!({"delay": delay, "abort": abort}))
+}
+
+fn path_change(change: &PathChange) -> Value {
+    match change {
+        PathChange::Prefix(new) => json!({"prefix_becomes": new}),
+        PathChange::Full(new) => json!({"becomes": new}),
+        PathChange::Regex(rewrite) => json!({"rewritten_by": rewrite.pattern()}),
+    }
+}
+
+fn percent(per_million: u32) -> f64 {
+    f64::from(per_million) / 10_000.0
+}
+
+/// What a route makes of where a request asks for.
+fn becomes(head: &RequestHead<'_>, route: &Route) -> Option<String> {
+    match &route.action {
+        RouteAction::Redirect(redirect) => location(redirect, &route.matches, head).ok(),
+        RouteAction::Forward(forward) if forward.path.is_some() || forward.authority.is_some() => {
+            let (mut parts, ()) = http::Request::new(()).into_parts();
+            parts.uri = head.path_and_query.parse().ok()?;
+            rewrite(&mut parts, &[], forward, &route.matches).ok()?;
+            let host = parts.headers.get(http::header::HOST);
+            let host = host.map_or(head.authority.into(), |host| String::from_utf8_lossy(host.as_bytes()));
+            Some(format!("{host}{}", parts.uri))
+        }
+        _ => None,
+    }
+}
+
+impl RouteTable {
+    /// Why a request goes where [`find`](RouteTable::find) sends it: the decision is its own, and said in words. What clusters
+    /// are made of is not known here.
+    pub fn explain(&self, head: &RequestHead<'_>, random: &mut fastrand::Rng) -> Explanation {
+        let found = self.route(head, random);
+        let request = format!("{} {}{}", head.method, head.authority, head.path_and_query);
+        let name = self.config().name.as_ref().map(|name| Arc::from(name.as_str()));
+        let mut explained = Explanation::of(request, found.as_ref().err().cloned());
+        explained.route_configuration = name;
+        let position = found.as_ref().ok().map(|(position, ..)| *position);
+        let host = position.map_or_else(|| self.host_of(head), |position| Some(position.host()));
+        let Some((host, index)) =
+            host.and_then(|host| Some((self.config().virtual_hosts.get(host)?, self.index(host)?)))
+        else {
+            return explained;
+        };
+        let domain = DomainIndex::domain_of(host, head.authority).unwrap_or("*");
+        explained.virtual_host = Some(HostChoice { name: Arc::clone(&host.name), domain: domain.into() });
+        let chosen = position.map_or(host.routes.len(), |position| position.route());
+        let before = host.routes.iter().enumerate().take(chosen);
+        let before = before.filter_map(|(position, route)| {
+            let unmet = index.unmet(position, &route.matches, head)?;
+            Some(PassedOver { position, name: Arc::clone(&route.name), unmet, origin: None })
+        });
+        explained.passed_over = before.collect();
+        let Some(route) = host.routes.get(chosen) else { return explained };
+        let (mut time_limit, mut clusters) = (None, Vec::new());
+        if let RouteAction::Forward(forward) = &route.action {
+            time_limit = forward.time_limit(head.is_grpc(), None);
+            let weighted = match &forward.clusters {
+                Clusters::One(name) => vec![(name, 1)],
+                Clusters::Weighted(all) => all.iter().map(|one| (&one.name, one.weight)).collect(),
+            };
+            // A sticky split has several parts of one cluster.
+            for (name, weight) in weighted {
+                match clusters.iter_mut().find(|choice: &&mut ClusterChoice| choice.name == *name) {
+                    Some(choice) => choice.weight = choice.weight.saturating_add(weight),
+                    None => clusters.push(ClusterChoice {
+                        name: name.clone(),
+                        weight,
+                        leaves: Vec::new(),
+                        endpoints: None,
+                        problem: None,
+                        origins: Vec::new(),
+                    }),
+                }
+            }
+        }
+        let fault = position.and_then(|position| self.fault_of(position)).cloned();
+        explained.route = Some(RouteChoice {
+            position: chosen,
+            route: route.clone(),
+            time_limit,
+            becomes: becomes(head, route),
+            fault,
+            origin: None,
+            origins: Vec::new(),
+        });
+        explained.clusters = clusters;
+        explained
+    }
+}
+
+#[cfg(test)]
+#[path = "explain_tests.rs"]
+mod tests;
