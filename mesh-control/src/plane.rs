@@ -5,6 +5,7 @@
 //! watches. What was in force stays in force while a new configuration is wrong.
 
 mod keys;
+mod origins;
 mod snapshot;
 mod source;
 mod summary;

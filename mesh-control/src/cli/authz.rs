@@ -1,12 +1,10 @@
 //! `mesh-control authz`: what the policies of a configuration say of a request. Decided by what the data plane decides by:
 //! the listener is rendered for the workload, read by the library's own decoder, and asked.
 
-mod input;
 mod preview;
 mod records;
 mod render;
 mod suggest;
-mod workload;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -33,12 +31,12 @@ use mesh_core::view::RouteTable;
 use mesh_core::xds::decode::{Options, decode};
 use serde::{Deserialize, Serialize};
 
-use super::{Format, Printing};
+use super::input::{Lines, Values, object};
+use super::workload::{self, Workload, pair};
+use super::{Format, Printing, directory};
 use crate::catalog::{Catalog, Client, ClientClass, Kind};
-use crate::config::{Code, Diagnostic, Severity};
 use crate::plane::{Plane, PlaneOptions};
 use crate::render::listener::SERVER_PREFIX;
-use input::Lines;
 
 /// Works with policies of who may do what.
 #[derive(Clone, Debug, clap::Args)]
@@ -160,19 +158,6 @@ struct Asked {
     claims: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Workload {
-    namespace: String,
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
-}
-
-fn pair(text: &str, by: char) -> anyhow::Result<(String, String)> {
-    let (name, value) = text.split_once(by).ok_or_else(|| anyhow!("{text}: no {by} in it"))?;
-    Ok((name.trim().to_owned(), value.trim().to_owned()))
-}
-
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 enum Protocol {
@@ -180,13 +165,6 @@ enum Protocol {
     Http,
     Grpc,
     Tcp,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
-enum Values {
-    One(String),
-    Several(Vec<String>),
 }
 
 /// What the policies say.
@@ -229,18 +207,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// A plane of a directory. What is wrong there, or not read, is told: the answers are without it.
 fn plane(config: &Path, is_federated: bool) -> anyhow::Result<Plane> {
-    let plane = started(config, is_federated)?;
-    let is_told = |finding: &Diagnostic| finding.severity == Severity::Error || finding.code == Code::NotRead;
-    for finding in plane.diagnostics().iter().filter(|finding| is_told(finding)) {
-        eprintln!("mesh-control: {finding}");
-    }
-    Ok(plane)
+    directory::plane(config, PlaneOptions::default().federated(is_federated))
 }
 
 /// A plane of a directory, which it follows in the background.
 fn started(config: &Path, is_federated: bool) -> anyhow::Result<Plane> {
-    let options = PlaneOptions::default().config_dir(config).issues_certificates(true).trust_claims(true);
-    Plane::start(options.federated(is_federated)).with_context(|| format!("cannot read {}", config.display()))
+    directory::started(config, PlaneOptions::default().federated(is_federated))
 }
 
 fn test(args: &Test) -> anyhow::Result<ExitCode> {
@@ -263,7 +235,7 @@ fn test(args: &Test) -> anyhow::Result<ExitCode> {
     };
     let mut lines = Lines::of(file)?;
     while let Some((place, line)) = lines.next_line()? {
-        let asked: Asked = serde_json::from_slice(&line).with_context(|| place.clone())?;
+        let asked: Asked = object(&line).with_context(|| place.clone())?;
         print(&answer(&mut servers, &asked).with_context(|| place)?)?;
     }
     Ok(ExitCode::SUCCESS)
@@ -272,7 +244,7 @@ fn test(args: &Test) -> anyhow::Result<ExitCode> {
 /// The request of the command line.
 fn asked(args: &Single, plane: &Plane) -> anyhow::Result<Asked> {
     let to = args.to.as_deref().unwrap_or_default();
-    let (name, workload) = Workload::named(to, &args.label, plane)?;
+    let (name, workload) = Workload::named("--to", to, &args.label, plane)?;
     let mut headers: BTreeMap<String, Values> = BTreeMap::new();
     for text in &args.header {
         let (name, value) = pair(text, ':')?;
@@ -489,11 +461,7 @@ fn request(asked: &Asked) -> Result<Request<()>, http::Error> {
         request = request.header("content-type", "application/grpc");
     }
     for (name, values) in &asked.headers {
-        let values = match values {
-            Values::One(value) => std::slice::from_ref(value),
-            Values::Several(values) => values,
-        };
-        for value in values.iter().filter(|_| !name.eq_ignore_ascii_case("host") && !is_proxys(name)) {
+        for value in values.as_slice().iter().filter(|_| !name.eq_ignore_ascii_case("host") && !is_proxys(name)) {
             request = request.header(name, value);
         }
     }

@@ -6,6 +6,8 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// No record and no request is as long.
 const LONGEST_LINE: u64 = 1 << 20;
@@ -54,6 +56,31 @@ impl Lines {
             if !line.iter().all(u8::is_ascii_whitespace) {
                 return Ok(Some((place, line)));
             }
+        }
+    }
+}
+
+/// A line as what it says: an object. A list would be read by the places of its items.
+pub(super) fn object<T: DeserializeOwned>(line: &[u8]) -> anyhow::Result<T> {
+    if !line.trim_ascii_start().starts_with(b"{") {
+        bail!("it is no JSON object");
+    }
+    Ok(serde_json::from_slice(line)?)
+}
+
+/// The values of a header: a text, or a list of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Values {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Values {
+    pub(super) fn as_slice(&self) -> &[String] {
+        match self {
+            Values::One(value) => std::slice::from_ref(value),
+            Values::Several(values) => values,
         }
     }
 }

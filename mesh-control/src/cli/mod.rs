@@ -6,10 +6,16 @@
 mod authz;
 mod bootstrap;
 mod ca;
+mod directory;
+mod explain;
+mod input;
+mod route;
+mod seen;
 mod serve;
 mod status;
 mod token;
 mod validate;
+mod workload;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -37,6 +43,8 @@ enum Command {
     Bootstrap(Box<bootstrap::Args>),
     Ca(ca::Args),
     Status(status::Args),
+    Explain(Box<explain::Args>),
+    Route(Box<route::Args>),
     Token(token::Args),
     /// Prints the script with which a shell completes this command: `source <(mesh-control completions bash)`.
     Completions {
@@ -121,6 +129,8 @@ fn run(line: Line) -> anyhow::Result<ExitCode> {
         }
         Command::Validate(args) => return validate::run(&args),
         Command::Authz(args) => return authz::run(&args),
+        Command::Explain(args) => return explain::run(&args),
+        Command::Route(args) => return route::run(&args),
         Command::Bootstrap(args) => bootstrap::run(&args)?,
         Command::Ca(args) => ca::run(&args)?,
         Command::Token(args) => token::run(&args)?,

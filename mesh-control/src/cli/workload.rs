@@ -1,26 +1,46 @@
-//! Who is asked: a workload by its name, and what the configuration knows of it. One that it does not know is most likely
-//! mistyped, and no policy would be for it.
+//! A workload that a command is about: by its name, and what the configuration knows of it. One that it does not know is most
+//! likely mistyped, and nothing would be for it.
 
 use std::collections::BTreeMap;
 
 use anyhow::{anyhow, bail};
+use serde::Deserialize;
 
-use super::{Workload, pair};
 use crate::config::spelling::nearest;
 use crate::plane::{Plane, Snapshot};
 
 /// How many names are told where none is like the one that was given.
 const FEW: usize = 5;
 
+/// A workload.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Workload {
+    pub(super) namespace: String,
+    #[serde(default)]
+    pub(super) labels: BTreeMap<String, String>,
+}
+
+/// The two sides of `KEY=VALUE` or `NAME:VALUE`.
+pub(super) fn pair(text: &str, by: char) -> anyhow::Result<(String, String)> {
+    let (name, value) = text.split_once(by).ok_or_else(|| anyhow!("{text}: no {by} in it"))?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
 impl Workload {
     /// That of a command line, with its name: NAMESPACE/NAME, and labels in place of those that the configuration knows. The other
     /// way round is understood where the configuration knows a workload by that only.
-    pub(super) fn named(to: &str, labels: &[String], plane: &Plane) -> anyhow::Result<(String, Workload)> {
+    pub(super) fn named(
+        option: &str,
+        to: &str,
+        labels: &[String],
+        plane: &Plane,
+    ) -> anyhow::Result<(String, Workload)> {
         let is_name = |part: &str| !part.is_empty() && !part.contains('/');
         let (first, second) = to
             .split_once('/')
             .filter(|(first, second)| is_name(first) && is_name(second))
-            .ok_or_else(|| anyhow!("--to {to}: NAMESPACE/NAME is needed"))?;
+            .ok_or_else(|| anyhow!("{option} {to}: NAMESPACE/NAME is needed"))?;
         let given: BTreeMap<_, _> = labels.iter().map(|text| pair(text, '=')).collect::<Result<_, _>>()?;
         let snapshot = plane.snapshot();
         let (straight, turned) = match given.is_empty() {
@@ -35,16 +55,16 @@ impl Workload {
             (Some(labels), turned) => {
                 if turned.is_some() {
                     eprintln!(
-                        "mesh-control: --to {to} is {second} in namespace {first}; there is {first} in namespace {second}, too"
+                        "mesh-control: {option} {to} is {second} in namespace {first}; there is {first} in namespace {second}, too"
                     );
                 }
                 (first, second, labels)
             }
             (None, Some(labels)) => {
-                eprintln!("mesh-control: --to {to} is taken for {second}/{first}: the namespace comes first");
+                eprintln!("mesh-control: {option} {to} is taken for {second}/{first}: the namespace comes first");
                 (second, first, labels)
             }
-            (None, None) => bail!("--to {to}: {}", unknown(second, first, &snapshot)),
+            (None, None) => bail!("{option} {to}: {}", unknown(second, first, &snapshot)),
         };
         Ok((name.to_owned(), Workload { namespace: namespace.to_owned(), labels }))
     }

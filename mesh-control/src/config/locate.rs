@@ -6,15 +6,23 @@ use super::node::{Key, Node, parse};
 /// The place of a field of the object that an origin lies in: of as much of the path, such as `http[0].match.headers`, as
 /// is written. In a list that the path gives no number for, the first item that has the field counts.
 pub fn locate(origin: &Origin, path: &str) -> Origin {
+    locate_all(origin, &[path]).pop().unwrap_or_else(|| origin.clone())
+}
+
+/// The places of several fields; the text is read once.
+pub fn locate_all(origin: &Origin, paths: &[impl AsRef<str>]) -> Vec<Origin> {
     let documents = parse(&origin.source).unwrap_or_default();
     let mut objects = documents.iter().flat_map(|document| match document.get("items") {
         Some(items) => items.items(),
         None => std::slice::from_ref(document),
     });
     let object = objects.rfind(|object| object.span.start <= origin.span.start);
-    let under = |object| if path.starts_with("metadata.") { Some(object) } else { Node::get(object, "spec") };
-    let found = object.and_then(under).and_then(|node| deepest(node, path));
-    found.map_or_else(|| origin.clone(), |span| origin.at(span))
+    let place = |path: &str| {
+        let under = |object| if path.starts_with("metadata.") { Some(object) } else { Node::get(object, "spec") };
+        let found = object.and_then(under).and_then(|node| deepest(node, path));
+        found.map_or_else(|| origin.clone(), |span| origin.at(span))
+    };
+    paths.iter().map(|path| place(path.as_ref())).collect()
 }
 
 fn deepest(from: &Node, path: &str) -> Option<Span> {

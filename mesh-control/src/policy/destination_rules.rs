@@ -9,6 +9,7 @@ use super::locality::LocalitySetting;
 use super::route::ClusterKey;
 use super::traffic::{self, Balancer, FileTls, HashedBy, Limit, LocalOrigin, Roots, Tls, Warmup};
 use super::view::View;
+use crate::config::diagnostic::{Origin, Span};
 use crate::config::file::{Governs, Meta, Object, Refused};
 use crate::config::istio::destination_rule::{
     ClientTls, ConnectionPool, ConsistentHash, DestinationRule, H2UpgradePolicy, LoadBalancer, LocalityLb,
@@ -29,10 +30,17 @@ pub struct MergedRule {
     pub meta: Meta,
     visibility: Visibility,
     selector: BTreeMap<String, String>,
-    policy: Option<TrafficPolicy>,
-    subsets: Vec<Subset>,
+    policy: Option<Placed<TrafficPolicy>>,
+    subsets: Vec<Placed<Subset>>,
     /// Why nobody knows what it says: its object is wrong.
     refused: Option<Arc<str>>,
+}
+
+/// A part of a rule, and the object that says it: a rule may be made of several.
+#[derive(Clone, Debug)]
+struct Placed<T> {
+    part: T,
+    origin: Origin,
 }
 
 /// All rules.
@@ -150,28 +158,22 @@ impl MergedRule {
 
     /// The labels of the subset of this name: all of them must be there.
     pub fn labels_of(&self, subset: &str) -> Option<&BTreeMap<String, String>> {
-        self.subset(subset).map(|subset| &subset.labels)
+        self.subset(subset).map(|subset| &subset.part.labels)
     }
 
-    fn subset(&self, name: &str) -> Option<&Subset> {
-        self.subsets.iter().find(|subset| subset.name.value == name)
+    fn subset(&self, name: &str) -> Option<&Placed<Subset>> {
+        self.subsets.iter().find(|subset| subset.part.name.value == name)
     }
 
     /// The names of all subsets.
     pub fn subset_names(&self) -> impl Iterator<Item = &str> {
-        self.subsets.iter().map(|subset| subset.name.value.as_str())
+        self.subsets.iter().map(|subset| subset.part.name.value.as_str())
     }
 
     /// How to call a cluster of the service: the whole of it, or the subset that the key names. `mesh` is what the mesh
     /// says of localities.
     pub fn traffic_policy(&self, key: &ClusterKey, mesh: Option<&LocalityLb>) -> traffic::TrafficPolicy {
-        let of_rule = self.policy.as_ref().map(|policy| Settings::default().overridden_by(policy, key.port));
-        let of_rule = of_rule.unwrap_or_default();
-        let subset = Some(&*key.subset).filter(|name| !name.is_empty()).and_then(|name| self.subset(name));
-        let settings = match subset.and_then(|subset| subset.traffic_policy.as_ref()) {
-            Some(policy) => of_rule.overridden_by(policy, key.port),
-            None => of_rule,
-        };
+        let settings = self.settings(key, self.subset_of(key));
         traffic::TrafficPolicy {
             balancer: settings.load_balancer.map(balancer).unwrap_or_default(),
             own_balancer: self.meta.extensions.load_balancer.clone(),
@@ -189,6 +191,63 @@ impl MergedRule {
             tls: settings.tls.map(Tls::from).unwrap_or_default(),
             retry_budget: settings.retry_budget.map(retry_budget),
         }
+    }
+}
+
+impl MergedRule {
+    fn subset_of(&self, key: &ClusterKey) -> Option<&Placed<Subset>> {
+        Some(&*key.subset).filter(|name| !name.is_empty()).and_then(|name| self.subset(name))
+    }
+
+    /// What is written for a cluster; without `subset`, for all of the service.
+    fn settings<'r>(&'r self, key: &ClusterKey, subset: Option<&'r Placed<Subset>>) -> Settings<'r> {
+        let of_rule = self.policy.as_ref().map(|policy| Settings::default().overridden_by(&policy.part, key.port));
+        let of_rule = of_rule.unwrap_or_default();
+        match subset.and_then(|subset| subset.part.traffic_policy.as_ref()) {
+            Some(policy) => of_rule.overridden_by(policy, key.port),
+            None => of_rule,
+        }
+    }
+
+    /// Where the subset of a cluster and what counts for it is written: `subset`, and fields of a traffic policy.
+    pub fn places(&self, key: &ClusterKey) -> Vec<(&'static str, Origin)> {
+        let subset = self.subset_of(key);
+        let (of_rule, settings) = (self.settings(key, None), self.settings(key, subset));
+        // What is not what the rule says is what its subset says.
+        let at = |span: Option<Span>, is_of_rule: bool| {
+            let origin = match is_of_rule {
+                true => self.policy.as_ref().map(|policy| &policy.origin),
+                false => subset.map(|subset| &subset.origin),
+            };
+            Some(origin?.at(span?))
+        };
+        fn same<T>(one: Option<&T>, other: Option<&T>) -> bool {
+            one.zip(other).is_some_and(|(one, other)| std::ptr::eq(one, other))
+        }
+        let places = [
+            ("subset", at(subset.map(|subset| subset.part.name.span), false)),
+            (
+                "loadBalancer",
+                at(settings.load_balancer.map(|it| it.span), same(settings.load_balancer, of_rule.load_balancer)),
+            ),
+            (
+                "connectionPool",
+                at(settings.connection_pool.map(|it| it.span), same(settings.connection_pool, of_rule.connection_pool)),
+            ),
+            (
+                "outlierDetection",
+                at(
+                    settings.outlier_detection.map(|it| it.span),
+                    same(settings.outlier_detection, of_rule.outlier_detection),
+                ),
+            ),
+            ("tls", at(settings.tls.map(|it| it.span), same(settings.tls, of_rule.tls))),
+            (
+                "retryBudget",
+                at(settings.retry_budget.map(|it| it.span), same(settings.retry_budget, of_rule.retry_budget)),
+            ),
+        ];
+        places.into_iter().filter_map(|(name, origin)| Some((name, origin?))).collect()
     }
 }
 
@@ -345,8 +404,8 @@ fn single(object: &Object<DestinationRule>) -> MergedRule {
         meta: meta.clone(),
         visibility: Visibility::new(export_to, &meta.namespace),
         selector: spec.workload_selector.as_ref().map(|s| s.match_labels.clone()).unwrap_or_default(),
-        policy: spec.traffic_policy.clone(),
-        subsets: spec.subsets.clone(),
+        policy: spec.traffic_policy.clone().map(|part| Placed { part, origin: meta.origin.clone() }),
+        subsets: spec.subsets.iter().map(|part| Placed { part: part.clone(), origin: meta.origin.clone() }).collect(),
         refused: None,
     }
 }
@@ -385,8 +444,9 @@ fn merge_into(earlier: &mut MergedRule, later: MergedRule, found: &mut Vec<Diagn
         _ => {}
     }
     for subset in later.subsets {
-        if earlier.has_subset(&subset.name) {
-            report(format!("host {} has its subset `{}` from {winner} already", later.host, subset.name.value));
+        let name = &subset.part.name;
+        if earlier.has_subset(name) {
+            report(format!("host {} has its subset `{}` from {winner} already", later.host, name.value));
         } else {
             earlier.subsets.push(subset);
         }

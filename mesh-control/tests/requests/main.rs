@@ -4,6 +4,7 @@ mod balancing;
 mod breakers;
 mod calling;
 mod coalescing;
+mod explained;
 mod fallbacks;
 mod health_checks;
 mod load;

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow};
 
 use super::super::{runtime, status};
-use super::input::Lines;
 use crate::calls::Record;
+use crate::cli::input::Lines;
 
 /// Where the records are.
 #[derive(Clone, Debug, clap::Args)]

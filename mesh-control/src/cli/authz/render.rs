@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 
 use crate::catalog::{Client, ClientClass};
+use crate::cli::workload::Workload;
 
 /// Prints the policies that are for a workload as Envoy's filters: the part of a connection manager, as JSON, that decides
 /// what `authz test` says. Where Envoy cannot tell for sure, it lets nobody in.
@@ -35,7 +36,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = super::super::runtime()?;
     let _entered = runtime.enter();
     let plane = super::plane(&args.config, args.federated)?;
-    let (_, workload) = super::Workload::named(&args.to, &args.label, &plane)?;
+    let (_, workload) = Workload::named("--to", &args.to, &args.label, &plane)?;
     let labels = workload.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     // It has a certificate, as the library does.
     let client = Client::new("authz", ClientClass::Library, IpAddr::V4(Ipv4Addr::LOCALHOST))

@@ -1,0 +1,102 @@
+//! `mesh-control route test`: where requests go, many at a time, so that routing can be tested like code.
+
+mod answer;
+mod difference;
+mod request;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use super::directory::Configuration;
+use super::input::Lines;
+use super::{Format, Printing};
+use answer::{Answer, Deciders};
+use difference::Difference;
+use request::Asked;
+
+/// Works with routes.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Command {
+    Test(Test),
+}
+
+/// Says where requests go, and what becomes of them on the way; or which answers change between two versions of the files.
+///
+/// The exit code is 0 when every line has its answer, and 1 when a line is no request, which is said in its place. With --against
+/// it is 1, too, when an answer changes.
+#[derive(Clone, Debug, clap::Args)]
+struct Test {
+    #[command(flatten)]
+    configuration: Configuration,
+    /// The requests, one JSON object a line; - is stdin. Each has `id`, `kind` (mesh, gateway, inbound), `source` {namespace,
+    /// labels}, `host`, and as they are needed `gateway`, `protocol` (http, http2, grpc, tcp), `scheme`, `port`, `method`,
+    /// `path`, `headers`, `tls`, `sni`, `alpn`, `address`.
+    #[arg(long, value_name = "FILE")]
+    requests: PathBuf,
+    /// The directory of the configuration as it was: only answers that are others with --config are printed, both of them.
+    #[arg(long, value_name = "DIR")]
+    against: Option<PathBuf>,
+    #[command(flatten)]
+    printing: Printing,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let Command::Test(args) = &args.command;
+    test(args)
+}
+
+fn test(args: &Test) -> anyhow::Result<ExitCode> {
+    let runtime = super::runtime()?;
+    let _entered = runtime.enter();
+    let after = args.configuration.plane()?;
+    let before = args.against.as_deref().map(|before| args.configuration.at(before).plane()).transpose()?;
+    let mut after = Deciders::of(after.snapshot());
+    let mut before = before.map(|before| Deciders::of(before.snapshot()));
+    let (mut is_good, mut asked, mut changed) = (true, 0_usize, 0_usize);
+    let mut lines = Lines::of(&args.requests)?;
+    while let Some((place, line)) = lines.next_line()? {
+        asked += 1;
+        let request = match Asked::read(&line) {
+            Ok(request) => request,
+            Err(wrong) => {
+                is_good = false;
+                let answer = Answer::no_request(wrong.id, format!("{place}: {:#}", wrong.why));
+                print(&answer, args.printing)?;
+                continue;
+            }
+        };
+        let answer = after.answer(&request);
+        match &mut before {
+            None => print(&answer, args.printing)?,
+            Some(before) => {
+                if let Some(difference) = Difference::between(&request, before.answer(&request), answer)? {
+                    changed += 1;
+                    match args.printing.format() {
+                        Format::Json => super::say(&format!("{}\n", serde_json::to_string(&difference)?))?,
+                        Format::Text => super::say(&difference.to_string())?,
+                    }
+                }
+            }
+        }
+    }
+    if before.is_some() && args.printing.format() == Format::Text {
+        super::say(&format!("{changed} of {asked} answers change\n"))?;
+    }
+    Ok(if is_good && changed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print(answer: &Answer, printing: Printing) -> anyhow::Result<()> {
+    match printing.format() {
+        Format::Json => super::say(&format!("{}\n", serde_json::to_string(answer)?))?,
+        Format::Text => super::say(&format!("{answer}\n"))?,
+    }
+    Ok(())
+}

@@ -1,0 +1,547 @@
+//! Where a request goes, by the routes that its workload is told of. They are rendered, decoded and compiled once for each
+//! workload and target; a request then costs a look-up.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use http::header::HOST;
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, Response, Uri};
+use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::model::{Fault, Forward, Fraction, HeaderChange, Mirror, Route, RouteAction};
+use mesh_core::request::RequestHead;
+use mesh_core::rewrite::{apply_to_response, location, rewrite};
+use mesh_core::view::{Destination, RoutePosition};
+use serde::Serialize;
+
+use super::request::{Asked, Kind, Protocol};
+use crate::cli::input::Values;
+use crate::cli::seen::{Seen, Told, client};
+use crate::cli::workload::Workload;
+use crate::plane::Snapshot;
+use crate::policy::route::{ClusterKey, FallbackName};
+
+/// What becomes of a request.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Answer {
+    id: serde_json::Value,
+    pub(super) outcome: Outcome,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    clusters: Vec<To>,
+    /// As it would be sent to the first of the clusters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<Sent>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    location: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    route: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    virtual_host: Option<String>,
+    /// What the route sets on answers.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    response_headers: BTreeMap<String, Values>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    response_headers_removed: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    mirrors: Vec<Mirrored>,
+    /// What of the line had no effect, and what else may become of such a request.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Outcome {
+    Forward,
+    Redirect,
+    Direct,
+    #[default]
+    Error,
+}
+
+/// A cluster that requests go to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct To {
+    #[serde(flatten)]
+    service: Service,
+    weight: u32,
+    /// Where they are others than those of the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<Sent>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_headers: Option<BTreeMap<String, Values>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_headers_removed: Option<Vec<String>>,
+}
+
+/// What a cluster is of: a service by its name and namespace, or a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Service {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subset: Option<String>,
+    name: String,
+}
+
+/// A request as it would be sent.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Sent {
+    path: String,
+    host: String,
+    headers: BTreeMap<String, Values>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Mirrored {
+    #[serde(flatten)]
+    service: Service,
+    percent: f64,
+}
+
+impl Answer {
+    /// That to a line which is no request.
+    pub(super) fn no_request(id: serde_json::Value, why: String) -> Answer {
+        Answer { id, reason: Some(why), ..Answer::default() }
+    }
+
+    fn failed(error: &MeshError) -> Answer {
+        let status = Some(error.kind().http_status().as_u16());
+        Answer { status, reason: Some(error.detail().to_owned()), ..Answer::default() }
+    }
+}
+
+/// What requests are decided by, as far as it was asked for before: there is less of it than of requests.
+pub(super) struct Deciders {
+    snapshot: Arc<Snapshot>,
+    /// By workload, then by target.
+    targets: HashMap<Workload, HashMap<String, Result<Seen, MeshError>>>,
+    servers: HashMap<(Workload, SocketAddr), Result<Seen, MeshError>>,
+}
+
+/// How many targets are remembered: a file may ask for any number.
+const MOST_REMEMBERED: usize = 10_000;
+
+impl Deciders {
+    pub(super) fn of(snapshot: Arc<Snapshot>) -> Deciders {
+        Deciders { snapshot, targets: HashMap::new(), servers: HashMap::new() }
+    }
+
+    /// What becomes of a request.
+    pub(super) fn answer(&mut self, asked: &Asked) -> Answer {
+        let mut answer = match asked.kind {
+            Kind::Gateway => {
+                let gateway = asked.gateway.as_deref().unwrap_or("one");
+                let why = format!("gateways are not built: nothing is known of what {gateway} does with a request");
+                Answer { reason: Some(why), ..Answer::default() }
+            }
+            Kind::Mesh => self.outbound(asked).unwrap_or_else(|error| Answer::failed(&error)),
+            Kind::Inbound => self.inbound(asked).unwrap_or_else(|error| Answer::failed(&error)),
+        };
+        answer.id = asked.id.clone();
+        answer
+    }
+
+    fn outbound(&mut self, asked: &Asked) -> Result<Answer, MeshError> {
+        let target = format!("{}:{}", asked.name.to_ascii_lowercase(), asked.port);
+        let seen = self.target(&asked.source, &target).as_ref().map_err(MeshError::clone)?;
+        let head = RequestHead::with_authority(&asked.head, &asked.host);
+        let (position, route, chosen) = seen.table.find(&head, &mut fastrand::Rng::with_seed(0))?;
+        let mut answer = Decided { asked, seen, position, route }.answer(chosen);
+        if asked.address.is_some() {
+            answer.notes.push("address has no effect: the library goes by the host".to_owned());
+        }
+        if asked.sni.is_some() || asked.alpn {
+            answer.notes.push("sni and alpn have no effect: TLS routes are not built".to_owned());
+        }
+        if asked.protocol == Protocol::Tcp && answer.outcome == Outcome::Forward {
+            answer.request = None;
+            answer.notes.push("bytes follow the route of GET /: TCP and TLS routes are not built".to_owned());
+        }
+        Ok(answer)
+    }
+
+    fn target(&mut self, source: &Workload, target: &str) -> &Result<Seen, MeshError> {
+        if !self.targets.contains_key(source) {
+            if self.targets.len() >= MOST_REMEMBERED {
+                self.targets.clear();
+            }
+            self.targets.insert(source.clone(), HashMap::new());
+        }
+        let of_source = self.targets.entry(source.clone()).or_default();
+        if !of_source.contains_key(target) && of_source.len() >= MOST_REMEMBERED {
+            of_source.clear();
+        }
+        of_source.entry(target.to_owned()).or_insert_with(|| Seen::of_target(&self.snapshot, &client(source), target))
+    }
+
+    fn inbound(&mut self, asked: &Asked) -> Result<Answer, MeshError> {
+        let bad = |what: String| MeshError::new(ErrorKind::BadRequest, what);
+        let bound = match asked.address.as_deref() {
+            None => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), asked.port),
+            Some(text) => match (text.parse::<SocketAddr>(), text.parse::<IpAddr>()) {
+                (Ok(bound), _) => bound,
+                (_, Ok(ip)) => SocketAddr::new(ip, asked.port),
+                _ => return Err(bad(format!("address: {text:?} is no IP address, alone or with a port"))),
+            },
+        };
+        if self.servers.len() >= MOST_REMEMBERED {
+            self.servers.clear();
+        }
+        let seen = match self.servers.entry((asked.source.clone(), bound)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(first) => first.insert(Seen::of_server(&self.snapshot, &client(&asked.source), bound)),
+        };
+        let seen = seen.as_ref().map_err(MeshError::clone)?;
+        let mut head = asked.head.clone();
+        if head.method != Method::CONNECT {
+            let before = RequestHead::with_authority(&asked.head, &asked.host);
+            let path = seen.paths.canonical(before.path(), seen.table.is_guarded())?;
+            let whole = before.query().map_or_else(|| path.to_string(), |query| format!("{path}?{query}"));
+            let mut uri = std::mem::take(&mut head.uri).into_parts();
+            uri.path_and_query = Some(PathAndQuery::try_from(whole).map_err(|error| bad(error.to_string()))?);
+            head.uri = Uri::from_parts(uri).map_err(|error| bad(error.to_string()))?;
+        }
+        let explained =
+            seen.table.explain(&RequestHead::with_authority(&head, &asked.host), &mut fastrand::Rng::with_seed(0));
+        let Some(choice) = explained.route else {
+            return Err(explained.error.unwrap_or_else(|| bad("there is no route".to_owned())));
+        };
+        let (route, virtual_host) = (choice.route.name.to_string(), explained.virtual_host);
+        let mut answer = match &choice.route.action {
+            RouteAction::NonForwarding => {
+                let name = format!("inbound|{}||", bound.port());
+                let service = Service { port: Some(bound.port()), ..Service::named(name) };
+                let request = (asked.protocol != Protocol::Tcp).then(|| sent(&head, &asked.host));
+                Answer { outcome: Outcome::Forward, clusters: vec![To::of(service, 1)], request, ..Answer::default() }
+            }
+            RouteAction::Direct(direct) => Answer {
+                outcome: Outcome::Direct,
+                status: Some(direct.status.as_u16()),
+                reason: Some(String::from_utf8_lossy(&direct.body).into_owned()),
+                ..Answer::default()
+            },
+            _ => return Err(bad("the route is not for a server".to_owned())),
+        };
+        answer.route = Some(route);
+        answer.virtual_host = virtual_host.map(|host| host.name.to_string());
+        if seen.table.needs_verdict() || seen.table.authenticator().is_some() {
+            answer.notes.push("who may do what is not looked at here, but by `authz test`".to_owned());
+        }
+        Ok(answer)
+    }
+}
+
+/// A request whose route is known.
+struct Decided<'d> {
+    asked: &'d Asked,
+    seen: &'d Seen,
+    position: RoutePosition,
+    route: &'d Route,
+}
+
+impl Decided<'_> {
+    fn answer(&self, chosen: &Destination) -> Answer {
+        let Decided { asked, seen, position, route } = self;
+        let virtual_host = seen.table.virtual_host(*position).map(|host| host.name.to_string());
+        let mut answer = Answer { route: Some(route.name.to_string()), virtual_host, ..Answer::default() };
+        if let Some(fault) = seen.table.fault_of(*position)
+            && self.is_aborted(fault, &mut answer)
+        {
+            return answer;
+        }
+        let head = RequestHead::with_authority(&asked.head, &asked.host);
+        match &route.action {
+            RouteAction::Forward(forward) => self.forward(forward, &mut answer),
+            RouteAction::Redirect(redirect) => match location(redirect, &route.matches, &head) {
+                Ok(location) => {
+                    answer.outcome = Outcome::Redirect;
+                    (answer.status, answer.location) = (Some(redirect.status.as_u16()), Some(location));
+                }
+                Err(error) => answer.fails(&error),
+            },
+            RouteAction::Direct(direct) => {
+                answer.outcome = Outcome::Direct;
+                answer.status = Some(direct.status.as_u16());
+                answer.reason = (!direct.body.is_empty()).then(|| String::from_utf8_lossy(&direct.body).into_owned());
+            }
+            RouteAction::Unusable(reason) => answer.fails(&MeshError::new(ErrorKind::NoRoute, Arc::clone(reason))),
+            RouteAction::NonForwarding => {
+                answer.fails(&MeshError::new(ErrorKind::NoRoute, "the route is for a server and leads nowhere"));
+            }
+        }
+        if matches!(answer.outcome, Outcome::Redirect | Outcome::Direct) {
+            (answer.response_headers, answer.response_headers_removed) = response_changes(chosen.response_changes());
+        }
+        answer
+    }
+
+    /// Whether a fault on purpose is all that becomes of the request. One that is not for all of them is noted.
+    fn is_aborted(&self, fault: &Fault, answer: &mut Answer) -> bool {
+        let percent = |fraction: Fraction| f64::from(fraction.per_million()) / 10_000.0;
+        if let Some(delay) = &fault.delay
+            && let Some(pause) = delay.duration
+        {
+            answer
+                .notes
+                .push(format!("a fault holds {} % of such requests back for {pause:?}", percent(delay.fraction)));
+        }
+        let Some(abort) = &fault.abort else { return false };
+        let with = match (abort.http_status, abort.grpc_code) {
+            (Some(status), _) => format!("status {status}"),
+            (None, Some(code)) => format!("gRPC status {code}"),
+            (None, None) => return false,
+        };
+        if abort.fraction != Fraction::ALL {
+            answer.notes.push(format!("a fault answers {} % of such requests with {with}", percent(abort.fraction)));
+            return false;
+        }
+        answer.outcome = Outcome::Direct;
+        answer.status = Some(abort.http_status.unwrap_or(200));
+        answer.reason = Some(format!("a fault answers every such request with {with}"));
+        true
+    }
+
+    fn forward(&self, forward: &Forward, answer: &mut Answer) {
+        let Decided { asked, seen, position, route } = self;
+        let names = seen.table.clusters();
+        let mut all: Vec<(&str, u32, Effects)> = Vec::new();
+        let mut passes_through = false;
+        for destination in seen.table.destinations(*position) {
+            let Some(name) = destination.cluster().and_then(|at| names.get(at)) else { continue };
+            passes_through |= seen.clusters.get(name).is_some_and(Told::passes_through);
+            // A sticky split has several parts of one cluster.
+            if let Some((_, weight, _)) = all.iter_mut().find(|(known, ..)| *known == name.as_str()) {
+                *weight = weight.saturating_add(destination.weight());
+                continue;
+            }
+            let mut head = asked.head.clone();
+            if let Err(error) = rewrite(&mut head, destination.request_changes(), forward, &route.matches) {
+                return answer.fails(&error);
+            }
+            let (response_headers, removed) = response_changes(destination.response_changes());
+            let effects = Effects { request: sent(&head, &asked.host), response_headers, removed };
+            all.push((name.as_str(), destination.weight(), effects));
+        }
+        if asked.is_tls && asked.protocol != Protocol::Tcp && !passes_through {
+            let why = "a client that speaks TLS itself is not for the mesh, which secures connections itself: ask for http. \
+                       TLS routes are not built";
+            return answer.fails(&MeshError::new(ErrorKind::Security, why));
+        }
+        let problems: Vec<&str> = all
+            .iter()
+            .filter_map(|(name, ..)| match seen.clusters.get(*name)? {
+                Told::Nowhere(why) => Some(why.as_str()),
+                Told::Leaves(_) => None,
+            })
+            .collect();
+        answer.outcome = Outcome::Forward;
+        if !problems.is_empty() {
+            answer.reason = Some(problems.join("; "));
+            if problems.len() == all.len() {
+                answer.outcome = Outcome::Error;
+                answer.status = Some(ErrorKind::NoHealthyEndpoint.http_status().as_u16());
+            }
+        }
+        let service = |name: &str| self.service(name);
+        let first = all.first().map(|(.., effects)| effects.clone());
+        answer.clusters = all
+            .into_iter()
+            .map(|(name, weight, effects)| {
+                let mut to = To::of(service(name), weight);
+                if let Some(first) = first.as_ref().filter(|first| **first != effects) {
+                    to.request = (first.request != effects.request).then_some(effects.request);
+                    to.response_headers =
+                        (first.response_headers != effects.response_headers).then_some(effects.response_headers);
+                    to.response_headers_removed = (first.removed != effects.removed).then_some(effects.removed);
+                }
+                to
+            })
+            .collect();
+        if let Some(Effects { request, response_headers, removed }) = first {
+            answer.request = Some(request);
+            (answer.response_headers, answer.response_headers_removed) = (response_headers, removed);
+        }
+        let mirrors = forward.mirrors.iter().map(|Mirror { cluster, fraction, .. }| Mirrored {
+            service: service(cluster.as_str()),
+            percent: f64::from(fraction.per_million()) / 10_000.0,
+        });
+        answer.mirrors = mirrors.collect();
+    }
+
+    /// What a cluster is of.
+    fn service(&self, name: &str) -> Service {
+        let Decided { asked, seen, .. } = self;
+        let told = seen.clusters.get(name);
+        if told.is_some_and(Told::passes_through) {
+            let host = Some(asked.name.clone());
+            return Service { host, port: Some(asked.port), ..Service::named(name.to_owned()) };
+        }
+        let Some(key) = ClusterKey::parse(name).or_else(|| FallbackName::parse(name)) else {
+            return Service::named(name.to_owned());
+        };
+        let mut of = Service::named(name.to_owned());
+        of.port = Some(key.port);
+        of.subset = (!key.subset.is_empty()).then(|| key.subset.to_string());
+        let known = told.and_then(|told| told.leaves().first()?.service.as_deref());
+        match known {
+            // The name of a service and its host go together; a ServiceEntry has hosts of its own.
+            Some((host, service, namespace)) if host.starts_with(&format!("{service}.{namespace}.svc.")) => {
+                (of.service, of.namespace) = (Some(service.clone()), Some(namespace.clone()));
+            }
+            _ => {
+                let mut parts = key.host.splitn(4, '.');
+                match (parts.next(), parts.next(), parts.next(), parts.next()) {
+                    (Some(service), Some(namespace), Some("svc"), Some(_)) => {
+                        (of.service, of.namespace) = (Some(service.to_owned()), Some(namespace.to_owned()));
+                    }
+                    _ => {
+                        of.host = Some(key.host.to_string());
+                        of.namespace = known.map(|(_, _, namespace)| namespace.clone());
+                    }
+                }
+            }
+        }
+        of
+    }
+}
+
+impl Answer {
+    /// What it says in one of its fields, for people.
+    pub(super) fn said(&self, field: &str) -> Option<String> {
+        match (field, self.clusters.as_slice()) {
+            ("clusters", []) => None,
+            ("clusters", [To { service, request: None, response_headers: None, .. }]) => Some(service.to_string()),
+            ("clusters", several) => {
+                let several = several.iter().map(|to| match (&to.request, &to.response_headers) {
+                    (None, None) => format!("{} (weight {})", to.service, to.weight),
+                    _ => serde_json::to_string(to).unwrap_or_default(),
+                });
+                Some(several.collect::<Vec<_>>().join(", "))
+            }
+            _ => match serde_json::to_value(self).ok()?.get(field)? {
+                serde_json::Value::String(text) => Some(text.clone()),
+                value => Some(value.to_string()),
+            },
+        }
+    }
+
+    fn fails(&mut self, error: &MeshError) {
+        self.outcome = Outcome::Error;
+        self.status = Some(error.kind().http_status().as_u16());
+        self.reason = Some(error.detail().to_owned());
+    }
+}
+
+impl Service {
+    fn named(name: String) -> Service {
+        Service { service: None, host: None, namespace: None, port: None, subset: None, name }
+    }
+}
+
+impl To {
+    fn of(service: Service, weight: u32) -> To {
+        To { service, weight, request: None, response_headers: None, response_headers_removed: None }
+    }
+}
+
+/// What a destination makes of a request and of its answer.
+#[derive(Clone, PartialEq)]
+struct Effects {
+    request: Sent,
+    response_headers: BTreeMap<String, Values>,
+    removed: Vec<String>,
+}
+
+fn sent(head: &Parts, host: &str) -> Sent {
+    let mut headers = values(&head.headers);
+    let host = match headers.remove(HOST.as_str()) {
+        Some(Values::One(host)) => host,
+        _ => host.to_owned(),
+    };
+    Sent { path: head.uri.path_and_query().map_or("/", PathAndQuery::as_str).to_owned(), host, headers }
+}
+
+fn values(headers: &HeaderMap) -> BTreeMap<String, Values> {
+    let values = headers.keys().map(|name| {
+        let all: Vec<String> =
+            headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect();
+        let values = match <[String; 1]>::try_from(all) {
+            Ok([only]) => Values::One(only),
+            Err(all) => Values::Several(all),
+        };
+        (name.as_str().to_owned(), values)
+    });
+    values.collect()
+}
+
+/// What changes make of an answer without headers, and what they take off any other.
+fn response_changes(changes: &[HeaderChange]) -> (BTreeMap<String, Values>, Vec<String>) {
+    if changes.is_empty() {
+        return (BTreeMap::new(), Vec::new());
+    }
+    let (mut head, ()) = Response::new(()).into_parts();
+    apply_to_response(changes, &mut head);
+    let removed = changes.iter().filter_map(|change| match change {
+        HeaderChange::Remove(name) if !head.headers.contains_key(name) => Some(name.to_string()),
+        _ => None,
+    });
+    (values(&head.headers), removed.collect())
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.service, &self.host, &self.namespace) {
+            (Some(service), _, Some(namespace)) => write!(f, "{service}.{namespace}")?,
+            (_, Some(host), _) => f.write_str(host)?,
+            _ => return f.write_str(&self.name),
+        }
+        self.port.iter().try_for_each(|port| write!(f, ":{port}"))?;
+        self.subset.iter().try_for_each(|subset| write!(f, " subset {subset}"))
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let outcome = match self.outcome {
+            Outcome::Forward => "forward",
+            Outcome::Redirect => "redirect",
+            Outcome::Direct => "direct",
+            Outcome::Error => "error",
+        };
+        match &self.id {
+            serde_json::Value::Null => {}
+            serde_json::Value::String(id) => write!(f, "{id}: ")?,
+            id => write!(f, "{id}: ")?,
+        }
+        f.write_str(outcome)?;
+        self.status.iter().try_for_each(|status| write!(f, " {status}"))?;
+        let several = self.clusters.len() > 1;
+        for (at, To { service, weight, .. }) in self.clusters.iter().enumerate() {
+            write!(f, "{} {service}", if at == 0 { "" } else { "," })?;
+            if several {
+                write!(f, " (weight {weight})")?;
+            }
+        }
+        if let Some(Sent { path, host, .. }) = &self.request {
+            write!(f, " as {host}{path}")?;
+        }
+        self.location.iter().try_for_each(|location| write!(f, " to {location}"))?;
+        self.reason.iter().try_for_each(|reason| write!(f, ": {reason}"))?;
+        self.notes.iter().try_for_each(|note| write!(f, "\n  note: {note}"))
+    }
+}

@@ -1,0 +1,156 @@
+//! What a workload is told of a target, and what it makes of it: rendered as it is published, read by the library's own
+//! decoder, compiled as the library compiles it.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::filter::FilterRegistry;
+use mesh_core::id::{ClusterName, RouteName};
+use mesh_core::model::{Cluster, ClusterKind, HttpManager, Listener, RouteSource};
+use mesh_core::path::PathNormalization;
+use mesh_core::resources::{Resource, ResourceType};
+use mesh_core::state::States;
+use mesh_core::view::RouteTable;
+use mesh_core::xds::decode::{Options, decode};
+
+use super::workload::Workload;
+use crate::catalog::{Catalog, Client, ClientClass, Kind};
+use crate::plane::Snapshot;
+use crate::render::BLACK_HOLE;
+use crate::render::listener::SERVER_PREFIX;
+
+/// How deep aggregates may be in one another: deeper than they are rendered.
+const DEEPEST: usize = 4;
+
+/// The routes of a listener as a workload is told of them.
+pub(super) struct Seen {
+    pub(super) table: RouteTable,
+    /// The listener's limit of streams.
+    pub(super) max_stream: Option<Duration>,
+    /// What a server makes of paths.
+    pub(super) paths: PathNormalization,
+    /// What the clusters of the routes are made of.
+    pub(super) clusters: HashMap<ClusterName, Told>,
+}
+
+/// A cluster as a workload is told of it.
+pub(super) enum Told {
+    /// What it is made of: itself, or those of an aggregate.
+    Leaves(Vec<Arc<Cluster>>),
+    /// Nothing can be called by it, and this is why.
+    Nowhere(String),
+}
+
+impl Told {
+    pub(super) fn leaves(&self) -> &[Arc<Cluster>] {
+        match self {
+            Told::Leaves(leaves) => leaves,
+            Told::Nowhere(_) => &[],
+        }
+    }
+
+    pub(super) fn passes_through(&self) -> bool {
+        matches!(self.leaves(), [only] if only.kind == ClusterKind::PassThrough)
+    }
+}
+
+/// A workload, as `mesh-control` knows its own clients.
+pub(super) fn client(workload: &Workload) -> Client {
+    let labels = workload.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    Client::new("explain", ClientClass::Library, IpAddr::V4(Ipv4Addr::LOCALHOST))
+        .namespace(&*workload.namespace)
+        .labels(labels)
+}
+
+impl Seen {
+    /// What a client is told of `host:port`.
+    pub(super) fn of_target(snapshot: &Snapshot, client: &Client, target: &str) -> Result<Seen, MeshError> {
+        let Some(listener) = resource(snapshot, client, Kind::Listener, target)? else {
+            let why = snapshot.absence(client, Kind::Listener, target);
+            let why = why.unwrap_or_else(|| "no object describes it, and such hosts are not called".to_owned());
+            return Err(MeshError::new(ErrorKind::UnknownTarget, format!("listener {target}: {why}")));
+        };
+        let Resource::Listener(listener) = listener else { return Err(other(target)) };
+        let Listener::Api(listener) = &*listener else { return Err(other(target)) };
+        let mut seen = Seen::of(snapshot, client, &listener.http, target)?;
+        for name in seen.table.clusters() {
+            let told = told(snapshot, client, name, DEEPEST)?;
+            seen.clusters.insert(name.clone(), told);
+        }
+        Ok(seen)
+    }
+
+    /// What a server is told that is bound to an address.
+    pub(super) fn of_server(snapshot: &Snapshot, client: &Client, bound: SocketAddr) -> Result<Seen, MeshError> {
+        let name = format!("{SERVER_PREFIX}{bound}");
+        let Some(Resource::Listener(listener)) = resource(snapshot, client, Kind::Listener, &name)? else {
+            return Err(MeshError::new(ErrorKind::UnknownTarget, format!("there is no server at {bound}")));
+        };
+        let Listener::Server(server) = &*listener else { return Err(other(&name)) };
+        let chain = server.chains().next().ok_or_else(|| other(&name))?;
+        Seen::of(snapshot, client, &chain.http, &name)
+    }
+
+    fn of(snapshot: &Snapshot, client: &Client, http: &HttpManager, name: &str) -> Result<Seen, MeshError> {
+        let named = |routes: &RouteName| match resource(snapshot, client, Kind::Route, routes.as_str())? {
+            Some(Resource::Route(routes)) => Ok(routes),
+            _ => {
+                let why = format!("listener {name}: there is no route configuration {routes}");
+                Err(MeshError::new(ErrorKind::UnknownTarget, why))
+            }
+        };
+        let routes = match &http.routes {
+            RouteSource::Inline(routes) => Arc::clone(routes),
+            RouteSource::Named(routes) => named(routes)?,
+            _ => return Err(other(name)),
+        };
+        let compiled = RouteTable::compile(routes, http, &FilterRegistry::default(), &States::default(), name);
+        let table = compiled.map_err(|invalid| MeshError::new(ErrorKind::UnknownTarget, invalid.to_string()))?;
+        let (max_stream, paths) = (http.max_stream_duration, http.paths);
+        Ok(Seen { table, max_stream, paths, clusters: HashMap::new() })
+    }
+
+    /// Why nothing can be called by a cluster.
+    pub(super) fn problem(&self, cluster: &ClusterName) -> Option<&str> {
+        match self.clusters.get(cluster) {
+            Some(Told::Nowhere(why)) => Some(why),
+            _ => None,
+        }
+    }
+}
+
+fn other(name: &str) -> MeshError {
+    MeshError::new(ErrorKind::UnknownTarget, format!("listener {name} is not of the kind that is needed"))
+}
+
+fn resource(snapshot: &Snapshot, client: &Client, kind: Kind, name: &str) -> Result<Option<Resource>, MeshError> {
+    let of = match kind {
+        Kind::Listener => ResourceType::Listener,
+        Kind::Route => ResourceType::Route,
+        Kind::Cluster => ResourceType::Cluster,
+        Kind::Endpoints => ResourceType::Endpoints,
+    };
+    let Some(encoded) = snapshot.resource(client, kind, name) else { return Ok(None) };
+    let decoded = decode(of, &encoded.body, &Options::default());
+    let decoded = decoded.map_err(|invalid| MeshError::new(ErrorKind::UnknownTarget, invalid.to_string()))?;
+    Ok(Some(decoded.resource))
+}
+
+fn told(snapshot: &Snapshot, client: &Client, name: &ClusterName, depth: usize) -> Result<Told, MeshError> {
+    let nowhere = || Told::Nowhere(format!("cluster {name} leads nowhere: nothing describes what it would be made of"));
+    let Some(Resource::Cluster(cluster)) = resource(snapshot, client, Kind::Cluster, name.as_str())? else {
+        return Ok(nowhere());
+    };
+    Ok(match &cluster.kind {
+        ClusterKind::Eds { service_name } if **service_name == *BLACK_HOLE => nowhere(),
+        ClusterKind::Aggregate(parts) if depth > 0 => {
+            let parts =
+                parts.iter().map(|part| told(snapshot, client, part, depth - 1)).collect::<Result<Vec<_>, _>>()?;
+            Told::Leaves(parts.iter().flat_map(Told::leaves).cloned().collect())
+        }
+        _ => Told::Leaves(vec![cluster]),
+    })
+}

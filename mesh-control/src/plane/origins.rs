@@ -1,0 +1,111 @@
+//! Where what a client is told is written. It is no part of what is told: a line that moves is no news to anybody.
+
+use mesh_core::model::PASSTHROUGH_CLUSTER;
+
+use super::Snapshot;
+use crate::catalog::Client;
+use crate::config::file::Meta;
+use crate::config::locate::{locate, locate_all};
+use crate::policy::Address;
+use crate::policy::route::{ClusterKey, FallbackName, Written};
+
+/// Settings by the name that an explanation has for them, each with `file:line`.
+pub(crate) type Origins = Vec<(&'static str, String)>;
+
+impl Snapshot {
+    /// Of each route of a route configuration, in its order, the rule that it is made of; `None` for the default route of a
+    /// service.
+    pub(crate) fn rules_of(&self, client: &Client, routes: &str) -> Vec<Option<Written>> {
+        let policy = &self.compiled.policy;
+        let Some(key) = ClusterKey::parse(routes) else { return Vec::new() };
+        let view = policy.view(&client.namespace, &client.labels);
+        let routes = policy.routes(&Address { host: key.host, port: key.port }, &view);
+        routes.into_iter().map(|route| route.written).collect()
+    }
+
+    /// Where the settings of a rule are written.
+    pub(crate) fn settings_of_rule(&self, rule: &Written) -> Origins {
+        /// A setting's name, and its field in a rule.
+        const FIELDS: [(&str, &str); 9] = [
+            ("timeout", "timeout"),
+            ("retry", "retries"),
+            ("fault", "fault"),
+            ("redirect", "redirect"),
+            ("direct_response", "directResponse"),
+            ("path", "rewrite"),
+            ("authority", "rewrite"),
+            ("mirrors", "mirrors"),
+            ("mirrors", "mirror"),
+        ];
+        let paths = FIELDS.iter().map(|(_, field)| format!("{}.{field}", rule.field));
+        let mut places = locate_all(&rule.origin, &paths.chain([rule.field.to_string()]).collect::<Vec<_>>());
+        let whole = places.pop();
+        let places = FIELDS.iter().zip(places).filter_map(|((name, _), place)| {
+            // Of a field that is not there, the place is that of what it would be in.
+            let is_written = whole.as_ref().is_some_and(|whole| whole.span != place.span);
+            is_written.then(|| (*name, place.to_string()))
+        });
+        let mut all: Origins = places.collect();
+        if !all.iter().any(|(name, _)| *name == "retry") {
+            all.push(("retry", self.default_retry()));
+        }
+        all
+    }
+
+    /// Where it is written when a route tries again that does not say it.
+    pub(crate) fn default_retry(&self) -> String {
+        let object = self.compiled.policy.mesh.object.as_ref();
+        let policy = object.and_then(|object| Some((object, object.spec.default_http_retry_policy.as_ref()?)));
+        match policy {
+            Some((object, policy)) => object.meta.origin.at(policy.span).to_string(),
+            None => "Istio's default".to_owned(),
+        }
+    }
+
+    /// Where the service and the subset of a cluster are written, and the settings in force for it.
+    pub(crate) fn settings_of_cluster(&self, client: &Client, name: &str) -> Origins {
+        let policy = &self.compiled.policy;
+        let view = policy.view(&client.namespace, &client.labels);
+        let key = ClusterKey::parse(name).or_else(|| FallbackName::parse(name));
+        let Some(seen) = key.and_then(|key| policy.cluster(key, &view)) else {
+            let outbound = || policy.mesh.object.as_ref()?.spec.outbound_traffic_policy.as_ref().map(|it| it.span);
+            let place = outbound().zip(policy.mesh.object.as_ref()).filter(|_| name == PASSTHROUGH_CLUSTER);
+            return place
+                .map(|(span, object)| ("service", object.meta.origin.at(span).to_string()))
+                .into_iter()
+                .collect();
+        };
+        let meta = &seen.service.meta;
+        let mut all: Origins = vec![("service", format!("{}, {}", meta.origin, meta.id()))];
+        let Some(rule) = seen.rule else { return all };
+        for (field, origin) in rule.places(&seen.key) {
+            let place = origin.to_string();
+            match field {
+                "subset" => all.push(("subset", format!("{place}, subset {}", seen.key.subset))),
+                "loadBalancer" => all.push(("balancer", place)),
+                "connectionPool" => all.extend([("connections", place.clone()), ("circuit_breakers", place)]),
+                "outlierDetection" => all.push(("outlier_detection", place)),
+                "retryBudget" if !all.iter().any(|(name, _)| *name == "circuit_breakers") => {
+                    all.push(("circuit_breakers", place));
+                }
+                "tls" => all.push(("tls", place)),
+                _ => {}
+            }
+        }
+        let own = &rule.meta.extensions;
+        let annotated = [
+            ("balancer", "load-balancer", own.load_balancer.is_some() || own.endpoint_subset.is_some()),
+            ("health_check", "health-check", own.health_check.is_some()),
+            ("fallback", "fallback", own.fallback.is_some()),
+        ];
+        for (name, key, _) in annotated.into_iter().filter(|(.., is_set)| *is_set) {
+            all.retain(|(other, _)| *other != name);
+            all.push((name, annotation(&rule.meta, key)));
+        }
+        all
+    }
+}
+
+fn annotation(meta: &Meta, key: &str) -> String {
+    locate(&meta.origin, &format!("metadata.annotations.mesh-control/{key}")).to_string()
+}

@@ -1,0 +1,72 @@
+//! What changes between two versions of the files.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::support::{SHOP, answers, dir_of, rules, run};
+
+const REQUESTS: [&str; 2] = [
+    r#"{"id": "a", "source": {"namespace": "shop"}, "host": "reviews"}"#,
+    r#"{"id": "b", "source": {"namespace": "shop"}, "host": "ratings:9080"}"#,
+];
+
+#[test]
+fn an_answer_that_changes_is_shown_with_both_of_its_forms_and_the_exit_code_says_so() {
+    let before = dir_of(SHOP);
+    let after =
+        dir_of(&format!("{SHOP}{}", rules("  - name: new\n    route: [{destination: {host: reviews, subset: v2}}]\n")));
+    let against = ["--against", before.path().to_str().unwrap()];
+    let (changes, code) = answers(after.path(), &REQUESTS, &against);
+    assert_eq!((changes.len(), code), (1, Some(1)), "{changes:?}");
+    assert_eq!((&changes[0]["id"], &changes[0]["changed"]), (&json!("a"), &json!(["clusters", "route"])));
+    assert_eq!(changes[0]["before"]["clusters"][0]["subset"], json!(null));
+    assert_eq!(changes[0]["after"]["clusters"][0]["subset"], "v2");
+    let arguments = ["route", "test", "--config", ".", "--requests", "-", against[0], against[1]];
+    let output = run(&arguments, after.path(), &REQUESTS.join("\n"));
+    let expected = "a: GET reviews/ from shop\n  \
+        - clusters: reviews.shop:80\n  \
+        + clusters: reviews.shop:80 subset v2\n  \
+        - route: default\n  \
+        + route: new\n\
+        1 of 2 answers change\n";
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+}
+
+#[test]
+fn a_line_that_moves_changes_no_answer() {
+    let before = dir_of(SHOP);
+    let after = tempfile::tempdir().unwrap();
+    fs::write(after.path().join("other.yaml"), format!("# a line more\n{SHOP}")).unwrap();
+    let (changes, code) = answers(after.path(), &REQUESTS, &["--against", before.path().to_str().unwrap()]);
+    assert_eq!((changes.len(), code), (0, Some(0)), "{changes:?}");
+}
+
+#[test]
+fn what_a_cluster_has_counts_where_the_files_do_not_say_it() {
+    let dump = "apiVersion: v1
+kind: List
+items:
+- apiVersion: v1
+  kind: Service
+  metadata: {name: ratings, namespace: shop, resourceVersion: '7', uid: x, managedFields: [{manager: kubectl}]}
+  spec: {clusterIP: 10.0.0.1, selector: {app: ratings}, ports: [{name: http, port: 9080, targetPort: 9080}]}
+  status: {loadBalancer: {}}
+- apiVersion: networking.istio.io/v1
+  kind: VirtualService
+  metadata: {name: reviews, namespace: shop, creationTimestamp: '2026-01-01T00:00:00Z'}
+  spec: {hosts: [reviews], http: [{name: of-cluster, route: [{destination: {host: ratings}}]}]}
+";
+    let empty = dir_of(SHOP);
+    fs::write(empty.path().join("dump"), dump).unwrap();
+    let (of_both, code) = answers(empty.path(), &REQUESTS, &["--dump", "dump"]);
+    assert_eq!((&of_both[0]["route"], code), (&json!("of-cluster"), Some(0)), "{of_both:?}");
+    // What the files say of an object goes before what the cluster has of it.
+    let rules = rules("  - name: of-files\n    route: [{destination: {host: reviews}}]\n");
+    fs::write(empty.path().join("config.yaml"), format!("{SHOP}{rules}")).unwrap();
+    let (of_files, _) = answers(empty.path(), &REQUESTS, &["--dump", "dump"]);
+    assert_eq!(of_files[0]["route"], "of-files", "{of_files:?}");
+    let alone = ["route", "test", "--dump", "dump", "--requests", "-"];
+    let output = run(&alone, empty.path(), REQUESTS[1]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "b: forward ratings.shop:9080 as ratings:9080/\n");
+}

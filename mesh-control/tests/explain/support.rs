@@ -1,0 +1,65 @@
+//! A directory of files, and the command in it.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// Two services in `shop`, one outside of the mesh, and rules for `reviews`.
+pub(crate) const SHOP: &str = r"
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, namespace: shop}
+spec: {selector: {app: reviews}, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: ratings, namespace: shop}
+spec: {selector: {app: ratings}, ports: [{name: http, port: 9080}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: api, namespace: shop}
+spec: {hosts: [api.example.com], location: MESH_EXTERNAL, resolution: DNS, ports: [{name: http, number: 80, protocol: HTTP}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews, namespace: shop}
+spec: {host: reviews, subsets: [{name: v1, labels: {v: v1}}, {name: v2, labels: {v: v2}}]}
+";
+
+/// A VirtualService of `shop/reviews` with these rules.
+pub(crate) fn rules(http: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: reviews, namespace: shop}}\nspec:\n  hosts: [reviews]\n  http:\n{http}"
+    )
+}
+
+/// A directory with one file.
+pub(crate) fn dir_of(yaml: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("config.yaml"), yaml).unwrap();
+    dir
+}
+
+/// The command with these arguments, with something on stdin.
+pub(crate) fn run(arguments: &[&str], at: &Path, stdin: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
+    command.args(arguments).current_dir(at).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // Who does not read it has said why.
+    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+/// The answers to these requests, and the exit code.
+pub(crate) fn answers(dir: &Path, requests: &[&str], more: &[&str]) -> (Vec<Value>, Option<i32>) {
+    let mut arguments = vec!["route", "test", "--config", ".", "--requests", "-", "-o", "json"];
+    arguments.extend(more);
+    let output = run(&arguments, dir, &requests.join("\n"));
+    let out = String::from_utf8(output.stdout).unwrap();
+    let answers = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    (answers, output.status.code())
+}
