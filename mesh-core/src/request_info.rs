@@ -113,6 +113,8 @@ pub struct RequestInfo {
     pub hash: Option<u64>,
     /// The endpoint that it belongs to, where a filter knows of one.
     pub pinned: Option<Box<Pinned>>,
+    /// Headers that its answer gets, in the place of its own of the same names: who may read it.
+    pub answer_headers: Option<Box<HeaderMap>>,
     /// What the application says of sending it more than once.
     pub repeat: Option<Repeat>,
     /// Tries so far, the current one included; 0 before the first.
@@ -188,6 +190,7 @@ impl RequestInfo {
             inherited: Inherited::default(),
             hash: None,
             pinned: None,
+            answer_headers: None,
             repeat: None,
             attempts: 0,
             tried: SmallVec::new(),

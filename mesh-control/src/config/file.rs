@@ -626,8 +626,7 @@ spec:
   hosts: [b]
   gateways: [mesh, ingress]
   http:
-  - corsPolicy:
-      allowOrigins: [{exact: x}]
+  - match: [{statPrefix: a}]
     retries: {attempts: 3, retryOn: '5xx,retriable-headers', retryRemoteLocalities: true}
     route:
     - destination: {host: b}
@@ -639,8 +638,8 @@ spec:
             found,
             [
                 "t.yaml:6:3: warning[not-supported-yet]: VirtualService default/a: gateways: not supported yet: gateways are not built; the rules apply inside the mesh",
-                "t.yaml:8:5: warning[not-supported-yet]: VirtualService default/a: http[0].corsPolicy: not supported yet: no header of it is added or answered",
-                "t.yaml:10:28: warning[not-supported-yet]: VirtualService default/a: http[0].retries.retryOn: not supported yet: retriable-headers; there is no field that names the headers",
+                "t.yaml:8:14: warning[not-supported-yet]: VirtualService default/a: http[0].match[0].statPrefix: not supported yet: statistics carry the route's name only",
+                "t.yaml:9:28: warning[not-supported-yet]: VirtualService default/a: http[0].retries.retryOn: not supported yet: retriable-headers; there is no field that names the headers",
             ]
         );
     }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use super::retry;
 use super::route::{
-    AbortWith, Action, Body, Changes, ClusterKey, Condition, Faults, Forward, HeaderChanges, PathRewrite, RedirectTo,
-    Response, Retry, Route, StickySplit, Target, Written,
+    AbortWith, Action, Body, Changes, ClusterKey, Condition, Cors, Faults, Forward, HeaderChanges, PathRewrite,
+    RedirectTo, Response, Retry, Route, StickySplit, Target, Written,
 };
 use super::split::{self, Part};
 use super::text::{TextMatch, TextMatches};
@@ -18,8 +18,9 @@ use super::view::View;
 use crate::config::extensions::{self as config, Extensions};
 use crate::config::istio::string_match::StringMatch;
 use crate::config::istio::virtual_service::{
-    AddedValue, DerivePort, Destination, DirectResponse, Fault, FaultAbort, HeaderOperations, HttpDestination,
-    HttpMatch, HttpRoute, Percent, Redirect, Rewrite, decode_base64, grpc_status_code, is_authority, is_for_mesh,
+    AddedValue, CorsPolicy, DerivePort, Destination, DirectResponse, Fault, FaultAbort, HeaderOperations,
+    HttpDestination, HttpMatch, HttpRoute, Percent, Redirect, Rewrite, UnmatchedPreflights, decode_base64,
+    grpc_status_code, is_authority, is_for_mesh,
 };
 use crate::registry::host::in_namespace;
 use crate::registry::service::is_subset;
@@ -122,6 +123,7 @@ fn compile_one(rule: &Rule, condition: &HttpMatch, port: u16, around: &Surroundi
         condition: condition_of(condition),
         action,
         faults: route.fault.as_ref().map(faults).unwrap_or_default(),
+        cors: route.cors_policy.as_ref().map(|policy| Box::new(cors(policy))),
         headers: changes(&route.headers.request, &route.headers.response),
         written: Some(rule.written.clone()),
     })
@@ -231,7 +233,12 @@ fn weight(destination: &HttpDestination) -> u32 {
 
 /// The port of a destination is the written one, else the only one that the service has, else the one that
 /// is being addressed (Istio: GetDestinationCluster).
-fn cluster_of(destination: &Destination, namespace: &str, addressed: u16, service_of: &ServiceOf<'_>) -> ClusterKey {
+pub(super) fn cluster_of(
+    destination: &Destination,
+    namespace: &str,
+    addressed: u16,
+    service_of: &ServiceOf<'_>,
+) -> ClusterKey {
     let host = in_namespace(&destination.host, namespace);
     let (host, ports) = service_of(&host).unwrap_or_else(|| (host.into(), Vec::new()));
     let port = match (&destination.port, ports.as_slice()) {
@@ -290,6 +297,27 @@ fn faults(fault: &Fault) -> Faults {
             .abort
             .as_ref()
             .and_then(|abort| Some((abort_with(abort)?, share(abort.percentage, abort.percent)?))),
+    }
+}
+
+fn cors(policy: &CorsPolicy) -> Cors {
+    let origins = match policy.allow_origins.as_slice() {
+        // What others were called before they could be anything but exact.
+        [] => policy.allow_origin.iter().cloned().map(TextMatch::Exact).collect(),
+        origins => origins.iter().map(TextMatch::from).collect(),
+    };
+    Cors {
+        origins,
+        methods: policy.allow_methods.join(","),
+        headers: policy.allow_headers.join(","),
+        exposed: policy.expose_headers.join(","),
+        max_age: policy.max_age,
+        credentials: policy.allow_credentials,
+        forwards_others: match policy.unmatched_preflights {
+            None | Some(UnmatchedPreflights::Unspecified) => None,
+            Some(UnmatchedPreflights::Forward) => Some(true),
+            Some(UnmatchedPreflights::Ignore) => Some(false),
+        },
     }
 }
 

@@ -325,6 +325,7 @@ fn connection_pool(written: &ConnectionPool) -> traffic::ConnectionPool {
         connect_timeout: tcp.and_then(|tcp| tcp.connect_timeout),
         // Istio takes that of TCP where HTTP has none of its own (cluster_traffic_policy.go).
         idle_timeout: http.and_then(|http| http.idle_timeout).or(tcp.and_then(|tcp| tcp.idle_timeout)),
+        tcp_idle_timeout: tcp.and_then(|tcp| tcp.idle_timeout),
         max_connection_duration: tcp.and_then(|tcp| tcp.max_connection_duration),
         tcp_keepalive: tcp.and_then(|tcp| tcp.tcp_keepalive.as_ref()).map(|written| traffic::TcpKeepalive {
             probes: written.probes,

@@ -7,6 +7,7 @@
 pub mod access;
 pub mod authorizer;
 pub mod compile;
+pub mod connections;
 pub mod delegate;
 pub mod destination_rules;
 pub mod locality;
@@ -24,6 +25,7 @@ pub mod view;
 pub mod virtual_services;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_core::identity::TrustDomain;
@@ -31,8 +33,10 @@ use mesh_core::identity::TrustDomain;
 use crate::config::extensions as config;
 use crate::config::{Diagnostic, Objects};
 use crate::registry::host::{candidates, split_port};
+use crate::registry::protocol::Protocol;
 use crate::registry::{Service, ServiceId, ServicePort, Services};
 use compile::Surroundings;
+use connections::{Addressed, Connections};
 use destination_rules::{DestinationRules, MergedRule};
 use locality::LocalitySetting;
 use mesh::MeshSettings;
@@ -157,7 +161,10 @@ impl Policy {
         let (host, port) = split_port(target)?;
         let names = candidates(host, &view.namespace);
         let is_refused = |name: &str| self.services.refused(name, &view.namespace).is_some();
-        let has_rules = |name: &str| !self.ruled(name, port.unwrap_or(80), view).is_empty();
+        let has_rules = |name: &str| {
+            let address = Address { host: name.into(), port: port.unwrap_or(80) };
+            !self.ruled(name, address.port, view).is_empty() || !self.connections(&address, view).is_empty()
+        };
         let exact = names.iter().find(|name| {
             self.services.exact(name, &view.namespace).is_some()
                 || is_refused(name)
@@ -264,6 +271,45 @@ impl Policy {
         routes
     }
 
+    /// Where connections to an address go whose bytes are not HTTP: by the rules in force for them, or else to the service
+    /// itself, where applications speak something else than HTTP to it. None where they go as requests do.
+    pub fn connections(&self, address: &Address, view: &View) -> Vec<Connections> {
+        let of_service = self.service_port(&address.host, address.port, view);
+        let key = ClusterKey { host: address.host.clone(), port: address.port, subset: "".into() };
+        let is_refused = self.refusal(&key, view).is_some();
+        let entry = self.virtual_services.find(&address.host, &view.namespace);
+        let protocol = of_service.as_ref().map(|(_, _, port)| port.protocol);
+        let is_tls = match protocol {
+            Some(Protocol::Unspecified) | None => None,
+            Some(protocol) => Some(matches!(protocol, Protocol::Tls | Protocol::Https)),
+        };
+        // Who is wrong has no rules, and its host answers with the reason.
+        if is_refused || entry.is_some_and(|entry| entry.object.is_none()) {
+            return Vec::new();
+        }
+        let to = Addressed { port: address.port, addresses: &self.addresses_of(address, view), is_tls };
+        let service_of = |host: &str| self.ports_of(host, view);
+        let object = entry.and_then(|entry| entry.object.as_ref());
+        let mut ways = object.map(|object| connections::ways(object, view, &to, &service_of)).unwrap_or_default();
+        let is_raw = matches!(protocol, Some(Protocol::Tcp | Protocol::Tls | Protocol::Https));
+        // Names that no rule has lead nowhere where there are rules for others.
+        if ways.is_empty() && is_raw {
+            let (name, server_names) = ("default".to_owned(), Vec::new());
+            ways.push(Connections { name, server_names, targets: vec![(key, 1)], idle_timeout: None });
+        }
+        for way in &mut ways {
+            // As for Istio's weighted clusters, the first one decides.
+            let first = way.targets.first().and_then(|(key, _)| self.cluster(key.clone(), view));
+            way.idle_timeout = first.and_then(|seen| seen.traffic.connection_pool.tcp_idle_timeout);
+        }
+        ways
+    }
+
+    /// The addresses that are known of an address: itself, where it is one.
+    fn addresses_of(&self, address: &Address, _view: &View) -> Vec<IpAddr> {
+        address.host.parse().ok().into_iter().collect()
+    }
+
     /// What the rules on a route's destinations want its requests to be hashed by.
     fn hashed_by(&self, forward: &Forward, view: &View) -> Vec<HashedBy> {
         let mut all = Vec::new();
@@ -314,15 +360,18 @@ impl Policy {
 
     /// The routes that rules give to a host.
     fn ruled(&self, host: &str, port: u16, view: &View) -> Vec<Route> {
-        let service_of = |host: &str| {
-            let host = self.services.real(host, &view.namespace)?;
-            let service = self.services.find(&host, &view.namespace);
-            let ports = service.map(|(_, service)| service.ports.iter().map(|port| port.number).collect());
-            Some((host, ports.unwrap_or_default()))
-        };
+        let service_of = |host: &str| self.ports_of(host, view);
         let entry = self.virtual_services.find(host, &view.namespace);
         let around = Surroundings { service_of: &service_of, default_retry: self.mesh.retry.as_ref() };
         entry.map(|entry| compile::routes(&entry.rules, view, port, &around)).unwrap_or_default()
+    }
+
+    /// The host that a full name stands for, and its ports.
+    fn ports_of(&self, host: &str, view: &View) -> Option<(Arc<str>, Vec<u16>)> {
+        let host = self.services.real(host, &view.namespace)?;
+        let service = self.services.find(&host, &view.namespace);
+        let ports = service.map(|(_, service)| service.ports.iter().map(|port| port.number).collect());
+        Some((host, ports.unwrap_or_default()))
     }
 
     /// Whether the address is one of a service.
@@ -443,6 +492,7 @@ fn default_route(address: &Address, retry: Option<Retry>) -> Route {
             mirrors: Vec::new(),
         }),
         faults: Faults::default(),
+        cors: None,
         headers: HeaderChanges::default(),
         written: None,
     }

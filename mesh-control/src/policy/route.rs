@@ -21,6 +21,8 @@ pub struct Route {
     pub action: Action,
     /// What goes wrong on purpose.
     pub faults: Faults,
+    /// Which pages of other origins may read the answer.
+    pub cors: Option<Box<Cors>>,
     /// Changes to headers: before those of the only destination, after those of one of several.
     pub headers: HeaderChanges,
     /// Where it is written; `None` for the default route of a service.
@@ -398,6 +400,25 @@ impl Faults {
     pub fn is_none(&self) -> bool {
         self.delay.is_none() && self.abort.is_none()
     }
+}
+
+/// Which pages of other origins may read answers, and what they may ask for. Lists are as a browser is told them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cors {
+    /// Origins.
+    pub origins: Vec<TextMatch>,
+    /// Methods.
+    pub methods: String,
+    /// Headers of requests.
+    pub headers: String,
+    /// Headers of answers that a page may read.
+    pub exposed: String,
+    /// How long a browser may remember that.
+    pub max_age: Option<Duration>,
+    /// Whether cookies and the like may travel.
+    pub credentials: Option<bool>,
+    /// Whether preflights of other origins travel on; they do where nobody says.
+    pub forwards_others: Option<bool>,
 }
 
 /// The error of an abort.

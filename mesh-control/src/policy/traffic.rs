@@ -125,6 +125,8 @@ pub struct ConnectionPool {
     pub connect_timeout: Option<Duration>,
     /// How long a connection may be idle, if a rule says so.
     pub idle_timeout: Option<Duration>,
+    /// The same of a connection whose bytes are not HTTP.
+    pub tcp_idle_timeout: Option<Duration>,
     /// How old a connection may become, if a rule says so.
     pub max_connection_duration: Option<Duration>,
     /// Probes of the operating system, if a rule says so.

@@ -9,7 +9,7 @@ use super::delegate;
 use super::route::Written;
 use crate::config::extensions::Extensions;
 use crate::config::file::{Governs, Meta, Object, Refused};
-use crate::config::istio::virtual_service::{HttpRoute, VirtualService, is_for_mesh};
+use crate::config::istio::virtual_service::{Destination, HttpRoute, VirtualService, is_for_mesh};
 use crate::config::support::ObjectKind;
 use crate::config::{Code, Diagnostic, Severity};
 use crate::registry::Visibility;
@@ -26,6 +26,8 @@ pub struct Entry {
     pub visibility: Visibility,
     /// Its rules.
     pub rules: Vec<Rule>,
+    /// What is written, with the rules on connections; `None` where it is wrong.
+    pub object: Option<Arc<Object<VirtualService>>>,
 }
 
 /// All that apply inside the mesh.
@@ -64,6 +66,7 @@ impl VirtualServices {
                 visibility: visibility(object),
                 rules: rules(object, &sorted, &refused, &mut found),
                 meta: object.meta.clone(),
+                object: Some(Arc::clone(object)),
             };
             entries.push(entry);
         }
@@ -89,6 +92,11 @@ impl VirtualServices {
         for condition in entry.rules.iter().flat_map(|rule| &rule.route.matches) {
             self.label_keys.extend(condition.source_labels.keys().cloned());
         }
+        if let Some(object) = &entry.object {
+            let tls = object.spec.tls.iter().flat_map(|rule| &rule.matches).map(|it| &it.source_labels);
+            let tcp = object.spec.tcp.iter().flat_map(|rule| &rule.matches).map(|it| &it.source_labels);
+            self.label_keys.extend(tls.chain(tcp).flat_map(|labels| labels.keys().cloned()));
+        }
         self.entries.push(Arc::new(entry));
     }
 
@@ -110,15 +118,24 @@ impl VirtualServices {
 
     /// Host and subset of every destination, and the namespace of the rule.
     pub fn destinations(&self) -> impl Iterator<Item = (String, Arc<str>, &Arc<str>)> {
+        let of = |to: &Destination, namespace| {
+            let subset = to.subset.as_ref().map_or("", |subset| &subset.value);
+            (in_namespace(&to.host, namespace), subset.into())
+        };
         let rules = self.entries.iter().flat_map(|entry| &entry.rules);
-        rules.flat_map(|rule| {
+        let of_requests = rules.flat_map(move |rule| {
             let mirrored = rule.route.mirrored().map(|(_, to, _)| to);
-            rule.route.route.iter().map(|route| &route.destination).chain(mirrored).map(|to| {
-                let host = in_namespace(&to.host, &rule.namespace);
-                let subset = to.subset.as_ref().map_or("", |subset| &subset.value);
-                (host, subset.into(), &rule.namespace)
-            })
-        })
+            let routed = rule.route.route.iter().map(|route| &route.destination);
+            routed.chain(mirrored).map(move |to| (of(to, &rule.namespace), &rule.namespace))
+        });
+        let objects = self.entries.iter().filter_map(|entry| entry.object.as_ref());
+        let of_connections = objects.flat_map(move |object| {
+            let tls = object.spec.tls.iter().flat_map(|rule| &rule.route);
+            let tcp = object.spec.tcp.iter().flat_map(|rule| &rule.route);
+            let namespace = &object.meta.namespace;
+            tls.chain(tcp).map(move |to| (of(&to.destination, namespace), namespace))
+        });
+        of_requests.chain(of_connections).map(|((host, subset), namespace)| (host, subset, namespace))
     }
 
     /// Whether some object names this host, and not merely everything.
@@ -190,6 +207,7 @@ fn refused_entry(object: &Refused) -> Option<Entry> {
         visibility: Visibility::new(export_to.iter().map(String::as_str), &object.meta.namespace),
         rules: vec![refused_rule(object, &HttpRoute::default(), written)],
         meta: object.meta.clone(),
+        object: None,
     })
 }
 

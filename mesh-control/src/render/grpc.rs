@@ -109,6 +109,9 @@ fn render_route(route: &Route, note: &mut impl FnMut(&str, String)) -> route::Ro
         }
         Action::Fail(_) => always_abort(&mut faults, 503),
     };
+    if route.cors.is_some() {
+        note("corsPolicy", "no header of it is added, and nothing is answered by it".to_owned());
+    }
     if !route.headers.is_none() {
         note("headers", "headers stay as they are".to_owned());
     }

@@ -90,6 +90,7 @@ fn failing(route: &Route, condition: Condition, reason: &str) -> Route {
         condition,
         action: Action::Fail(reason.into()),
         faults: Faults::default(),
+        cors: None,
         headers: HeaderChanges::default(),
         written: route.written.clone(),
     }
@@ -157,6 +158,7 @@ mod tests {
             condition,
             action: Action::Fail("the one it has".into()),
             faults: Faults::default(),
+            cors: None,
             headers: HeaderChanges::default(),
             written: None,
         }

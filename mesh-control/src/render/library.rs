@@ -25,6 +25,7 @@ use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::{
     ClusterWeight, RandomValueSpecifier, cluster_weight,
 };
+use envoy_types::pb::envoy::extensions::filters::http::cors::v3 as cors_pb;
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatchAndSubstitute, StringMatcher};
 use envoy_types::pb::envoy::r#type::v3::Percent;
@@ -32,13 +33,13 @@ use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value, UInt64Value};
 
 use super::endpoints::{dns_assignment, single_assignment};
 use super::extensions::{health_check, in_subset, own_policy, simple_policy};
-use super::proto::{FAULT_FILTER, ads, any, duration, number, regex, text_metadata};
+use super::proto::{CORS_FILTER, FAULT_FILTER, ads, any, duration, number, regex, text_metadata};
 use super::tls::Security;
 use super::{Found, PASSTHROUGH, callers_http, fault, found_by, hash_policy, http_options, nowhere, share};
 use crate::policy::Cluster;
 use crate::policy::route::{
-    Action, Backoff, Body, Changes, ClusterKey, Condition, Forward, HeaderChanges, PathRewrite, RedirectTo, Response,
-    Retry, RetryOn, Route, StickySplit, Target,
+    Action, Backoff, Body, Changes, ClusterKey, Condition, Cors, Forward, HeaderChanges, PathRewrite, RedirectTo,
+    Response, Retry, RetryOn, Route, StickySplit, Target,
 };
 use crate::policy::text::TextMatch;
 use crate::policy::traffic::{
@@ -79,12 +80,13 @@ fn render_route(rendered: &Route) -> route::Route {
         Action::Fail(reason) => route::route::Action::DirectResponse(unavailable(reason)),
     };
     let fault = fault(&rendered.faults).map(|fault| (FAULT_FILTER.to_owned(), any(&fault)));
+    let cors = rendered.cors.as_deref().map(|cors| (CORS_FILTER.to_owned(), any(&cors_policy(cors))));
     let coalesces = matches!(&rendered.action, Action::Forward(forward) if forward.coalesces);
     route::Route {
         name: rendered.name.clone(),
         metadata: coalesces.then(|| text_metadata("mesh-control", "coalesce", "get".to_owned())),
         r#match: Some(render_match(&rendered.condition)),
-        typed_per_filter_config: fault.into_iter().collect(),
+        typed_per_filter_config: fault.into_iter().chain(cors).collect(),
         request_headers_to_add: own.request_add,
         request_headers_to_remove: own.request_remove,
         response_headers_to_add: own.response_add,
@@ -340,6 +342,25 @@ impl HeaderOptions {
         self.response_add.extend(options(&changes.response));
         self.request_remove.extend(changes.request.remove.iter().cloned());
         self.response_remove.extend(changes.response.remove.iter().cloned());
+    }
+}
+
+/// Cross-origin rules (Istio: TranslateCORSPolicy).
+fn cors_policy(cors: &Cors) -> cors_pb::CorsPolicy {
+    let flag = |value: Option<bool>| value.map(|value| BoolValue { value });
+    cors_pb::CorsPolicy {
+        allow_origin_string_match: cors.origins.iter().filter_map(string_matcher).collect(),
+        allow_methods: cors.methods.clone(),
+        allow_headers: cors.headers.clone(),
+        expose_headers: cors.exposed.clone(),
+        max_age: cors.max_age.map(|age| age.as_secs().to_string()).unwrap_or_default(),
+        allow_credentials: flag(cors.credentials),
+        filter_enabled: Some(core::RuntimeFractionalPercent {
+            default_value: Some(share(1_000_000)),
+            ..Default::default()
+        }),
+        forward_not_matching_preflights: flag(cors.forwards_others),
+        ..Default::default()
     }
 }
 

@@ -15,7 +15,7 @@ use envoy_types::pb::google::protobuf::BoolValue;
 use mesh_core::path::{EscapedSlashes, PathNormalization};
 
 use super::extensions::session_filter;
-use super::proto::{ads, any, duration, http_filters, socket_address};
+use super::proto::{OfRoutes, ads, any, duration, http_filters, socket_address};
 use super::{PASSTHROUGH, tls};
 use crate::policy::traffic::{ServerTls, Session};
 
@@ -23,8 +23,8 @@ use crate::policy::traffic::{ServerTls, Session};
 pub const SERVER_PREFIX: &str = "xds.istio.io/grpc/lds/inbound/";
 
 /// The listener that a client asks for by `host:port`; its routes are another resource.
-pub fn client(name: &str, routes: &str, with_faults: bool, session: Option<&Session>) -> pb::Listener {
-    let mut filters = http_filters(with_faults);
+pub fn client(name: &str, routes: &str, of_routes: OfRoutes, session: Option<&Session>) -> pb::Listener {
+    let mut filters = http_filters(of_routes);
     filters.splice(0..0, session.map(session_filter));
     let manager = hcm::HttpConnectionManager {
         stat_prefix: routes.to_owned(),
@@ -143,7 +143,7 @@ fn inline(name: &str, route_name: &str, action: route::route::Action) -> hcm::Ht
             }],
             ..Default::default()
         })),
-        http_filters: http_filters(false),
+        http_filters: http_filters(OfRoutes::default()),
         ..Default::default()
     }
 }

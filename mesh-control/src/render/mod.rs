@@ -5,6 +5,7 @@
 
 pub mod access;
 mod authorizer;
+mod connections;
 pub mod endpoints;
 mod extensions;
 mod grpc;
@@ -23,6 +24,7 @@ use bytes::Bytes;
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::config::route::v3::route_action::HashPolicy;
 use envoy_types::pb::envoy::extensions::filters::common::fault::v3::FaultDelay;
 use envoy_types::pb::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
@@ -51,6 +53,7 @@ use crate::policy::{Address, Cluster, Policy};
 use crate::registry::host::{candidates, short_forms, split_port};
 use crate::registry::{Discovery, Endpoint, ServiceEndpoints, WrittenEndpoint};
 use judge::Judge;
+use proto::OfRoutes;
 use tls::Security;
 
 /// The cluster of calls that go nowhere, by Istio's name.
@@ -156,6 +159,9 @@ fn clusters(policy: &Policy, view: &View, addresses: &BTreeSet<Address>) -> BTre
                 names.extend(forward.mirrors.iter().map(|(cluster, _)| cluster.to_string()));
             }
         }
+        for way in policy.connections(address, view) {
+            names.extend(way.targets.iter().map(|(cluster, _)| cluster.to_string()));
+        }
         names.insert(whole.to_string());
     }
     names
@@ -250,12 +256,19 @@ pub fn render_listener(
         return passes.then(|| plain(encode(name, &listener::passing_by(name))));
     };
     let routes = policy.routes(&address, view);
-    let with_faults = routes.iter().any(|route| has_fault(route, class));
+    let of_routes = OfRoutes {
+        faults: routes.iter().any(|route| has_fault(route, class)),
+        cors: class == ClientClass::Library && routes.iter().any(|route| route.cors.is_some()),
+    };
     let key = ClusterKey { host: address.host.clone(), port: address.port, subset: "".into() };
     let service = policy.cluster(key, view).map(|seen| Arc::clone(seen.service));
     let session = service.as_ref().and_then(|service| service.session.as_ref());
     let session = session.filter(|_| class == ClientClass::Library);
-    let encoded = encode(name, &listener::client(name, &routes_name(&address), with_faults, session));
+    let mut listener = listener::client(name, &routes_name(&address), of_routes, session);
+    if class == ClientClass::Library {
+        listener.filter_chains = connections::filter_chains(&policy.connections(&address, view));
+    }
+    let encoded = encode(name, &listener);
     // A name that cannot be one leads nowhere.
     judge.verdict(ResourceType::Listener, &encoded.body).is_ok().then(|| plain(encoded))
 }
@@ -276,14 +289,14 @@ pub fn render_routes(judge: &Judge, policy: &Policy, class: ClientClass, view: &
     let mut degraded = Vec::new();
     let rendered = render(&routes, &mut degraded);
     if judge.verdict_on_routes(&rendered).is_ok() {
-        return Some(Rendered { encoded: encode(name, &rendered), degraded, refused: Vec::new() });
+        return Some(Rendered { encoded: encode_routes(name, rendered), degraded, refused: Vec::new() });
     }
     let verdict = |routes: &[Route]| judge.verdict_on_routes(&render(routes, &mut Vec::new()));
     let (routes, refused) = judge::publishable(routes, verdict);
     degraded.clear();
     let rendered = render(&routes, &mut degraded);
     let is_good = judge.verdict_on_routes(&rendered).is_ok();
-    is_good.then(|| Rendered { encoded: encode(name, &rendered), degraded, refused })
+    is_good.then(|| Rendered { encoded: encode_routes(name, rendered), degraded, refused })
 }
 
 /// What the data plane would refuse of these routes, whoever they are for.
@@ -690,6 +703,11 @@ fn plain(encoded: Encoded) -> Rendered {
 
 fn encode(name: &str, message: &impl Message) -> Encoded {
     encoded(name, message.encode_to_vec())
+}
+
+/// A route may have several filters, which are a map: by an order of its own.
+fn encode_routes(name: &str, config: route::RouteConfiguration) -> Encoded {
+    encoded(name, proto::ordered_routes(config))
 }
 
 fn encoded(name: &str, bytes: Vec<u8>) -> Encoded {

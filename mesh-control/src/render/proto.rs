@@ -7,6 +7,8 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
+use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::envoy::extensions::filters::http::cors::v3::Cors;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
@@ -17,6 +19,8 @@ use prost::{Message, Name};
 
 use crate::policy::route::{Body, Response};
 
+/// The filter for cross-origin requests, by name.
+pub const CORS_FILTER: &str = "envoy.filters.http.cors";
 /// The filter that injects faults, by name.
 pub const FAULT_FILTER: &str = "envoy.filters.http.fault";
 /// The filter at the end of every chain, by name.
@@ -79,15 +83,25 @@ pub fn extension<M: Message + Name>(name: &str, config: &M) -> core::TypedExtens
     core::TypedExtensionConfig { name: name.to_owned(), typed_config: Some(any(config)) }
 }
 
+/// Filters that do what routes say to them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OfRoutes {
+    /// Faults.
+    pub faults: bool,
+    /// Cross-origin rules.
+    pub cors: bool,
+}
+
 /// The filters of a client's or server's connection manager.
-pub fn http_filters(with_faults: bool) -> Vec<hcm::HttpFilter> {
+pub fn http_filters(of_routes: OfRoutes) -> Vec<hcm::HttpFilter> {
     let filter = |name: &str, config| hcm::HttpFilter {
         name: name.to_owned(),
         config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
         ..Default::default()
     };
-    let fault = with_faults.then(|| filter(FAULT_FILTER, any(&HttpFault::default())));
-    fault.into_iter().chain([filter(ROUTER_FILTER, any(&Router::default()))]).collect()
+    let fault = of_routes.faults.then(|| filter(FAULT_FILTER, any(&HttpFault::default())));
+    let cors = of_routes.cors.then(|| filter(CORS_FILTER, any(&Cors::default())));
+    fault.into_iter().chain(cors).chain([filter(ROUTER_FILTER, any(&Router::default()))]).collect()
 }
 
 /// Metadata with one text under one key of one filter: maps of one entry have one encoding.
@@ -95,6 +109,49 @@ pub fn text_metadata(filter: &str, key: &str, text: String) -> core::Metadata {
     let value = protobuf::Value { kind: Some(Kind::StringValue(text)) };
     let fields = [(key.to_owned(), value)].into();
     core::Metadata { filter_metadata: [(filter.to_owned(), protobuf::Struct { fields })].into(), ..Default::default() }
+}
+
+/// Routes with the filters of each in order. On the wire a message inside another one is a text of bytes like any other, so
+/// that what has a map is encoded before what it stands in.
+pub fn ordered_routes(mut config: route::RouteConfiguration) -> Vec<u8> {
+    let hosts = std::mem::take(&mut config.virtual_hosts).into_iter().map(|mut host| {
+        let routes = std::mem::take(&mut host.routes).into_iter().map(|mut route| {
+            let own = std::mem::take(&mut route.typed_per_filter_config).into_iter().collect();
+            joined(&route, &OwnFilters { own })
+        });
+        let routes = OwnRoutes { own: routes.collect() };
+        joined(&host, &routes)
+    });
+    let hosts = OwnHosts { own: hosts.collect() };
+    joined(&config, &hosts)
+}
+
+/// A message and fields of it that were left out.
+fn joined(message: &impl Message, rest: &impl Message) -> Vec<u8> {
+    let mut bytes = message.encode_to_vec();
+    bytes.extend(rest.encode_to_vec());
+    bytes
+}
+
+/// `typed_per_filter_config` of `envoy.config.route.v3.Route`.
+#[derive(Clone, PartialEq, Message)]
+struct OwnFilters {
+    #[prost(btree_map = "string, message", tag = "13")]
+    own: BTreeMap<String, protobuf::Any>,
+}
+
+/// `routes` of `envoy.config.route.v3.VirtualHost`.
+#[derive(Clone, PartialEq, Message)]
+struct OwnRoutes {
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    own: Vec<Vec<u8>>,
+}
+
+/// `virtual_hosts` of `envoy.config.route.v3.RouteConfiguration`.
+#[derive(Clone, PartialEq, Message)]
+struct OwnHosts {
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    own: Vec<Vec<u8>>,
 }
 
 /// `envoy.config.core.v3.Metadata` with sorted maps, so that equal metadata has equal bytes.

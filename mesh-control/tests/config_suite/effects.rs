@@ -103,12 +103,43 @@ spec:
     - {uri: {prefix: /labels}, sourceLabels: {tier: gold}}
     - {uri: {prefix: /namespace}, sourceNamespace: shop}
     timeout: 2s
+    corsPolicy: {allowOrigin: [a, b]}
     fault: {abort: {httpStatus: 503, percent: 5}, delay: {fixedDelay: 2s, percentage: {value: 3}}}
     retries: {attempts: 2, retryOn: "unavailable,503", backoff: 2s, perTryTimeout: 1s, retryRemoteLocalities: true, retryIgnorePreviousHosts: false}
     route: [{destination: {host: two, port: {number: 8080}}, weight: 1}, {destination: {host: web, port: {number: 80}, subset: v1}, weight: 2}]
   - match: [{gateways: [mesh], uri: {prefix: /mesh}}]
     fault: {abort: {httpStatus: 500, percentage: {value: 2}}}
     route: [{destination: {host: two, port: {number: 8080}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: raw, namespace: shop}
+spec:
+  hosts: [raw.example.com]
+  ports: [{number: 443, name: tls, protocol: TLS}, {number: 8080, name: tcp, protocol: TCP}]
+  resolution: STATIC
+  endpoints: [{address: 10.1.0.9, labels: {v: "1"}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: raw, namespace: shop}
+spec: {host: raw.example.com, subsets: [{name: v1, labels: {v: "1"}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: raw, namespace: shop}
+spec:
+  hosts: [raw.example.com, "*.raw.example.com"]
+  tls:
+  - match: [{sniHosts: [a.raw.example.com], destinationSubnets: [10.0.0.0/8]}]
+    route: [{destination: {host: two}}]
+  - match: [{sniHosts: [b.raw.example.com, c.raw.example.com], port: 443, sourceLabels: {tier: gold}, gateways: [mesh], sourceNamespace: shop}]
+    route: [{destination: {host: raw.example.com, subset: v1, port: {number: 443}}, weight: 1}, {destination: {host: two}, weight: 2}]
+  tcp:
+  - match: [{destinationSubnets: [10.0.0.0/8]}]
+    route: [{destination: {host: two}}]
+  - match: [{port: 8080, sourceLabels: {tier: gold}, gateways: [mesh], sourceNamespace: shop}]
+    route: [{destination: {host: raw.example.com, subset: v1, port: {number: 8080}}, weight: 1}, {destination: {host: two}, weight: 2}]
 "#;
 
 /// For each document, a configuration of those that speak of the same, and where it stands in it. What has an effect there

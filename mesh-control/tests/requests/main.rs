@@ -4,6 +4,8 @@ mod balancing;
 mod breakers;
 mod calling;
 mod coalescing;
+mod connections;
+mod cors;
 mod explained;
 mod fallbacks;
 mod health_checks;

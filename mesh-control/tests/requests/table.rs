@@ -40,13 +40,20 @@ struct Ask {
 const ROOT: Ask =
     Ask { method: "GET", uri: "http://web.example.com/", headers: &[], patience: Duration::from_secs(30) };
 
-fn to(uri: &'static str) -> Ask {
+const fn to(uri: &'static str) -> Ask {
     Ask { uri, ..ROOT }
 }
 
-fn headed(headers: &'static [(&'static str, &'static str)]) -> Ask {
+const fn headed(headers: &'static [(&'static str, &'static str)]) -> Ask {
     Ask { headers, ..ROOT }
 }
+
+/// What a page of another origin makes a browser ask.
+const OF_A: Ask = headed(&[("origin", "https://a.example")]);
+const PREFLIGHT: Ask =
+    Ask { method: "OPTIONS", ..headed(&[("origin", "https://a.example"), ("access-control-request-method", "PUT")]) };
+const PREFLIGHT_OF_B: Ask =
+    Ask { method: "OPTIONS", ..headed(&[("origin", "https://b.example"), ("access-control-request-method", "PUT")]) };
 
 const TO_WEB: &str = "route: [{destination: {host: web.example.com}}]";
 
@@ -317,6 +324,76 @@ fn effects() -> Vec<Case> {
             ", backoff: 1000h",
             ROOT,
             "tries: 1\n",
+        ),
+        (
+            "http.corsPolicy.allowOrigins.exact",
+            "{corsPolicy: {allowOrigins: [{exact: 'https://a.example'}]}, TO_WEB}",
+            "allowOrigins: [{exact: 'https://a.example'}]",
+            OF_A,
+            "< access-control-allow-origin: https://a.example\n",
+        ),
+        (
+            "http.corsPolicy.allowOrigins.prefix",
+            "{corsPolicy: {allowOrigins: [{prefix: 'https://a.'}]}, TO_WEB}",
+            "allowOrigins: [{prefix: 'https://a.'}]",
+            OF_A,
+            "< access-control-allow-origin: https://a.example\n",
+        ),
+        (
+            "http.corsPolicy.allowOrigins.regex",
+            "{corsPolicy: {allowOrigins: [{regex: 'https://[a-z].example'}]}, TO_WEB}",
+            "allowOrigins: [{regex: 'https://[a-z].example'}]",
+            OF_A,
+            "< access-control-allow-origin: https://a.example\n",
+        ),
+        (
+            "http.corsPolicy.allowOrigin",
+            "{corsPolicy: {allowOrigin: ['https://a.example']}, TO_WEB}",
+            "allowOrigin: ['https://a.example']",
+            OF_A,
+            "< access-control-allow-origin: https://a.example\n",
+        ),
+        (
+            "http.corsPolicy.allowMethods",
+            "{corsPolicy: {allowOrigins: [{exact: 'https://a.example'}], allowMethods: [GET, PUT]}, TO_WEB}",
+            ", allowMethods: [GET, PUT]",
+            PREFLIGHT,
+            "< access-control-allow-methods: GET,PUT\n",
+        ),
+        (
+            "http.corsPolicy.allowHeaders",
+            "{corsPolicy: {allowOrigins: [{exact: 'https://a.example'}], allowHeaders: [x-a, x-b]}, TO_WEB}",
+            ", allowHeaders: [x-a, x-b]",
+            PREFLIGHT,
+            "< access-control-allow-headers: x-a,x-b\n",
+        ),
+        (
+            "http.corsPolicy.exposeHeaders",
+            "{corsPolicy: {allowOrigins: [{exact: 'https://a.example'}], exposeHeaders: [x-answer]}, TO_WEB}",
+            ", exposeHeaders: [x-answer]",
+            OF_A,
+            "< access-control-expose-headers: x-answer\n",
+        ),
+        (
+            "http.corsPolicy.maxAge",
+            "{corsPolicy: {allowOrigins: [{exact: 'https://a.example'}], maxAge: 1h}, TO_WEB}",
+            ", maxAge: 1h",
+            PREFLIGHT,
+            "< access-control-max-age: 3600\n",
+        ),
+        (
+            "http.corsPolicy.allowCredentials",
+            "{corsPolicy: {allowOrigins: [{exact: 'https://a.example'}], allowCredentials: true}, TO_WEB}",
+            ", allowCredentials: true",
+            OF_A,
+            "< access-control-allow-credentials: true\n",
+        ),
+        (
+            "http.corsPolicy.unmatchedPreflights",
+            "{corsPolicy: {allowOrigins: [{exact: 'https://a.example'}], unmatchedPreflights: IGNORE}, TO_WEB}",
+            ", unmatchedPreflights: IGNORE",
+            PREFLIGHT_OF_B,
+            "status: 200\nby: \n",
         ),
         (
             "http.headers.request.set",
@@ -599,6 +676,8 @@ async fn every_enforced_field_of_a_virtual_service_makes_its_difference_to_a_req
     });
     // Of copies, the request that is copied knows nothing: what reaches whom is in `mirroring.rs`.
     let enforced = enforced.filter(|field| !field.starts_with("http.mirror"));
+    // Of connections: `connections.rs`.
+    let enforced = enforced.filter(|field| !field.starts_with("tcp.") && !field.starts_with("tls."));
     let untested: Vec<&str> = enforced.filter(|field| !tested.contains(field)).collect();
     assert!(untested.is_empty(), "enforced, and no request says so: {untested:#?}");
     let mut wrong = Vec::new();

@@ -5,6 +5,7 @@
 //! application's own filters are registered by name and configured over xDS (as a `TypedStruct`) or in code; this folder
 //! has a file for each built-in one.
 
+mod cors;
 mod fault;
 mod session;
 
@@ -23,6 +24,7 @@ use crate::model::FilterConfig;
 use crate::request_info::RequestInfo;
 use crate::state::FilterState;
 
+pub use cors::CorsFilter;
 pub use fault::{ActiveFaults, FaultFilter};
 pub use session::SessionFilter;
 
@@ -165,6 +167,7 @@ impl FilterRegistry {
             FilterConfig::Fault(fault) => {
                 Ok(Some(Arc::new(FaultFilter::new(fault)?.counted(state.get(ActiveFaults::default)))))
             }
+            FilterConfig::Cors(policy) => Ok(Some(Arc::new(CorsFilter::new(policy)))),
             FilterConfig::StatefulSession(session) => Ok(Some(Arc::new(SessionFilter::new(session)))),
             FilterConfig::Custom(name, json) => match self.factories.get(name) {
                 Some(factory) => factory(json, state).map(Some),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::model::{ExtAuthz, HeaderTest, JwtAuthentication, Rbac, StatefulSession};
+use crate::model::{CorsPolicy, ExtAuthz, HeaderTest, JwtAuthentication, Rbac, StatefulSession};
 
 /// One entry of a listener's filter list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ impl NamedFilter {
 pub enum FilterConfig {
     /// `envoy.filters.http.fault` (gRFC A33).
     Fault(Arc<Fault>),
+    /// `envoy.filters.http.cors`. What a route says is completed by what is said above it.
+    Cors(Arc<CorsPolicy>),
     /// `envoy.filters.http.jwt_authn`. On servers only, before RBAC.
     Jwt(Arc<JwtAuthentication>),
     /// `envoy.filters.http.rbac`. On servers only, and decided before every other filter.

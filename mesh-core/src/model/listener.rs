@@ -69,12 +69,15 @@ pub struct ApiListener {
     pub name: ListenerName,
     /// Routes and filters.
     pub http: HttpManager,
+    /// Where connections go whose bytes are not HTTP: a virtual host's domains are the names of servers that a client may ask
+    /// for, and its first route is for all of its connections. `None`: as requests do.
+    pub connections: Option<Arc<RouteConfiguration>>,
 }
 
 impl ApiListener {
     /// The listener of this name.
     pub fn new(name: impl Into<ListenerName>, http: HttpManager) -> Self {
-        ApiListener { name: name.into(), http }
+        ApiListener { name: name.into(), http, connections: None }
     }
 }
 

@@ -20,6 +20,7 @@
 //! ```
 
 mod cluster;
+mod cors;
 mod endpoint;
 mod ext_authz;
 mod file_tls;
@@ -44,6 +45,7 @@ pub use cluster::{
     BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, ConsistentHashing, HashFunction, Http2Keepalive,
     LoadWeights, PEAK_EWMA, PriorityPolicy, SlowStart, TcpKeepalive, UpstreamTls,
 };
+pub use cors::CorsPolicy;
 pub use endpoint::{Endpoint, Endpoints, Health, LocalityEndpoints};
 pub use ext_authz::{CheckProtocol, CheckedBody, ExtAuthz, HttpCheck, IN_PROCESS};
 pub use file_tls::{FileTls, NameKind, NameTest, Roots, Sni, TlsFiles, TlsVersions};

@@ -252,6 +252,8 @@ pub struct Forward {
     pub mirrors: Vec<Mirror>,
     /// Whether identical GETs that are under way at the same time may be one.
     pub coalesces: bool,
+    /// How long a connection whose bytes are not HTTP may be idle; `None` = as long as both sides want.
+    pub idle_timeout: Option<Duration>,
 }
 
 /// Who else gets a copy of a request, and is not waited for.
@@ -303,6 +305,7 @@ impl Forward {
             hash_policies: Vec::new(),
             mirrors: Vec::new(),
             coalesces: false,
+            idle_timeout: None,
         }
     }
 }

@@ -10,7 +10,9 @@ use super::TargetEntry;
 use super::server::{ChainView, ServerState, ServerView};
 use crate::error::{ErrorKind, MeshError};
 use crate::id::{ClusterName, ListenerName, Target};
-use crate::model::{Cluster, ClusterKind, ClusterTls, HttpManager, Listener, RouteSource, ServerListener, ServerTls};
+use crate::model::{
+    Cluster, ClusterKind, ClusterTls, HttpManager, Listener, RouteConfiguration, RouteSource, ServerListener, ServerTls,
+};
 use crate::resources::{Known, Progress, ResourceKey, ResourceType, Resources, Update};
 use crate::state::{HealthNews, States};
 use crate::tls::Certificates;
@@ -306,8 +308,35 @@ impl Assembly {
             view
         });
         let clusters: Vec<_> = clusters.collect();
+        let connections = listener.connections.as_ref().map(|config| {
+            let present = previous.as_ref().and_then(|view| view.connections()?.routes());
+            self.connections(config, present, name, walk)
+        });
         let clusters: Option<Vec<_>> = clusters.into_iter().collect();
-        Some(TargetView::new(entry.target.clone(), &listener.http, routes, clusters?))
+        let view = TargetView::new(entry.target.clone(), &listener.http, routes, clusters?);
+        match connections {
+            None => Some(view),
+            Some(Ok((http, table, clusters))) => Some(view.with_connections(&http, table, clusters?)),
+            Some(Err(reason)) => failed(format!("listener {name}: connections: {reason}")),
+        }
+    }
+
+    /// The routes of connections whose bytes are not HTTP, and their clusters; `None` where one of these is not known.
+    #[allow(clippy::type_complexity, reason = "a table, and the clusters that it names")]
+    fn connections(
+        &mut self,
+        config: &Arc<RouteConfiguration>,
+        present: Option<&Arc<RouteTable>>,
+        listener: &str,
+        walk: &mut Walk,
+    ) -> Result<(HttpManager, Arc<RouteTable>, Option<Vec<Arc<ClusterView>>>), String> {
+        let http = HttpManager::new(RouteSource::Inline(Arc::clone(config)));
+        let place = format!("{listener}/connections");
+        // What is inline is always known.
+        let table =
+            self.route_table(&http, present, &place, walk).unwrap_or_else(|| Err("there are none".to_owned()))?;
+        let clusters: Vec<_> = table.clusters().iter().map(|name| self.cluster_view(name, walk)).collect();
+        Ok((http, table, clusters.into_iter().collect()))
     }
 
     /// The present view with what is known of its clusters by now; `None` if nothing of that is new. New routes may

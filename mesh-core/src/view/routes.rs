@@ -10,14 +10,14 @@ use tokio::sync::Semaphore;
 use crate::authz::external::{Asker, MOST_CHECKS};
 use crate::authz::{AccessRequest, Authorizer, Connection, Verdict, verdict};
 use crate::error::{ErrorKind, Invalid, MeshError};
-use crate::filter::{Filter, FilterRegistry};
+use crate::filter::{CorsFilter, Filter, FilterRegistry};
 use crate::hashing::hash_of_request;
 use crate::id::ClusterName;
 use crate::jwt::{Authenticator, Claims};
 use crate::matcher::{DomainIndex, RouteIndex};
 use crate::model::{
-    Clusters, Fault, FilterConfig, Forward, HeaderChange, HttpManager, Mirror, NamedFilter, Rbac, Route, RouteAction,
-    RouteConfiguration, RouteMatch, SplitBy, VirtualHost, WeightedCluster,
+    Clusters, CorsPolicy, Fault, FilterConfig, Forward, HeaderChange, HttpManager, Mirror, NamedFilter, Rbac, Route,
+    RouteAction, RouteConfiguration, RouteMatch, SplitBy, VirtualHost, WeightedCluster,
 };
 use crate::request::RequestHead;
 use crate::state::States;
@@ -135,7 +135,7 @@ impl RouteTable {
             config: Arc::clone(&config),
         };
         let base = builder.base(listener)?;
-        table.access = builder.effective(&[&base]).1;
+        table.access = builder.effective(&[&base], false).1;
         table.needs_verdict = !table.access.is_empty() || !table.askers.is_empty();
         table.is_guarded = !table.askers.is_empty() || table.access.iter().any(|access| access.may_refuse());
         let mut known = HashMap::new();
@@ -188,6 +188,7 @@ impl RouteTable {
             name => format!("{place}/{name}"),
         };
         let filters = builder.level(&route.filters, &place)?;
+        let is_answered = matches!(route.action, RouteAction::Redirect(_) | RouteAction::Direct(_));
         let mut destination = |name: Option<&ClusterName>, weight, own: Option<&WeightedCluster>| {
             let cluster = name.map(|name| {
                 *known.entry(name.clone()).or_insert_with(|| {
@@ -208,7 +209,8 @@ impl RouteTable {
                 Some(own) => builder.level(&own.filters, &format!("{place}/{}", own.name))?,
                 None => FilterLevel::new(),
             };
-            let (filters, access) = builder.effective(&[&own_filters, &filters, above[0], above[1]]);
+            let levels = [&own_filters, &filters, above[0], above[1]];
+            let (filters, access) = builder.effective(&levels, is_answered);
             let is_as_above = access.len() == self.access.len()
                 && access.iter().zip(&self.access).all(|(own, above)| Arc::ptr_eq(own, above));
             self.needs_verdict |= !access.is_empty();
@@ -592,6 +594,7 @@ type FilterLevel = BTreeMap<Arc<str>, Built>;
 #[derive(Clone)]
 enum Built {
     Off,
+    Cors(Arc<CorsPolicy>),
     Filter(Arc<dyn Filter>),
     Access(Arc<Authorizer>),
 }
@@ -635,6 +638,7 @@ impl FilterBuilder<'_> {
                 }
             },
             FilterConfig::Rbac(rbac) => Authorizer::new(rbac).map(|access| Built::Access(Arc::new(access))),
+            FilterConfig::Cors(policy) => Ok(Built::Cors(Arc::clone(policy))),
             config => {
                 let built = self.registry.build(config, &self.states.filter(place, name));
                 built.map(|filter| filter.map_or(Built::Off, Built::Filter))
@@ -644,16 +648,30 @@ impl FilterBuilder<'_> {
     }
 
     /// The listener's filters with the most specific override of each (gRFC A39), those that decide who is let in apart.
-    /// The most specific level is first.
-    fn effective(&self, levels: &[&FilterLevel]) -> (Box<[Arc<dyn Filter>]>, Access) {
+    /// The most specific level is first. A route that answers itself has no cross-origin rules, as in Envoy.
+    fn effective(&self, levels: &[&FilterLevel], is_answered: bool) -> (Box<[Arc<dyn Filter>]>, Access) {
         let (mut filters, mut access) = (Vec::new(), Vec::new());
         for filter in self.filters {
             match levels.iter().find_map(|level| level.get(&filter.name)) {
+                Some(Built::Cors(policy)) if !is_answered => filters.extend(cors(policy, &filter.name, levels)),
                 Some(Built::Filter(filter)) => filters.push(Arc::clone(filter)),
                 Some(Built::Access(filter)) => access.push(Arc::clone(filter)),
-                Some(Built::Off) | None => {}
+                Some(Built::Off | Built::Cors(_)) | None => {}
             }
         }
         (filters.into(), access.into())
     }
+}
+
+/// The one filter for cross-origin requests that says what no level has to say alone: each completes the one below it.
+/// `None` where no request makes a difference to it.
+fn cors(policy: &Arc<CorsPolicy>, name: &Arc<str>, levels: &[&FilterLevel]) -> Option<Arc<dyn Filter>> {
+    let said = levels.iter().filter_map(|level| level.get(name)).skip(1);
+    let above: Vec<_> =
+        said.map_while(|built| if let Built::Cors(above) = built { Some(above) } else { None }).collect();
+    let policy = match above.iter().all(|above| **above == Arc::default()) {
+        true => Arc::clone(policy),
+        false => Arc::new(above.into_iter().fold(CorsPolicy::clone(policy), |policy, above| policy.or(above))),
+    };
+    (!policy.is_idle()).then(|| Arc::new(CorsFilter::new(&policy)) as Arc<dyn Filter>)
 }

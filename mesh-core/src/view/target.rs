@@ -23,7 +23,9 @@ pub struct TargetView {
 struct Content {
     max_stream_duration: Option<Duration>,
     routes: Arc<RouteTable>,
+    /// Those of the routes, then those of the connections.
     clusters: Vec<Arc<ClusterView>>,
+    connections: Option<Arc<TargetView>>,
 }
 
 /// Where a request goes, as long as its view is borrowed.
@@ -89,15 +91,37 @@ impl TargetView {
         TargetView {
             target,
             host,
-            content: Ok(Content { max_stream_duration: http.max_stream_duration, routes, clusters }),
+            content: Ok(Content { max_stream_duration: http.max_stream_duration, routes, clusters, connections: None }),
         }
+    }
+
+    /// The same, with routes of their own for connections whose bytes are not HTTP: `clusters` are those that the table
+    /// names, in its order.
+    pub fn with_connections(
+        mut self,
+        http: &HttpManager,
+        table: Arc<RouteTable>,
+        clusters: Vec<Arc<ClusterView>>,
+    ) -> Self {
+        if let Ok(content) = &mut self.content {
+            content.clusters.extend(clusters.iter().cloned());
+            content.connections = Some(Arc::new(TargetView::new(self.target.clone(), http, table, clusters)));
+        }
+        self
     }
 
     /// The same with its clusters renewed, in the same order; `None` if it is a failure.
     pub fn with_clusters(&self, clusters: Vec<Arc<ClusterView>>) -> Option<Self> {
-        let Content { max_stream_duration, routes, .. } = self.content.as_ref().ok()?;
+        let Content { max_stream_duration, routes, connections, .. } = self.content.as_ref().ok()?;
         let (max_stream_duration, routes) = (*max_stream_duration, Arc::clone(routes));
-        let content = Ok(Content { max_stream_duration, routes, clusters });
+        let connections = match connections {
+            Some(connections) => {
+                let own = clusters.get(routes.clusters().len()..)?;
+                Some(Arc::new(connections.with_clusters(own.to_vec())?))
+            }
+            None => None,
+        };
+        let content = Ok(Content { max_stream_duration, routes, clusters, connections });
         Some(TargetView { target: self.target.clone(), host: self.host.clone(), content })
     }
 
@@ -121,7 +145,12 @@ impl TargetView {
         self.content.as_ref().ok().map(|content| &content.routes)
     }
 
-    /// The compiled clusters, in the order of the routes' own list.
+    /// The view of those of its connections whose bytes are not HTTP, where these have routes of their own.
+    pub fn connections(&self) -> Option<&Arc<TargetView>> {
+        self.content.as_ref().ok()?.connections.as_ref()
+    }
+
+    /// The compiled clusters, in the order of the routes' own list, and then those of the connections.
     pub fn clusters(&self) -> &[Arc<ClusterView>] {
         self.content.as_ref().map_or(&[], |content| &content.clusters)
     }

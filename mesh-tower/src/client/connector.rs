@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use http::request::Parts;
+use http::uri::Scheme;
 use http::{Request, Uri};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::id::Target;
@@ -103,14 +104,17 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        Box::pin(self.clone().open(uri))
+        Box::pin(self.clone().open(uri, Bytes::OfRequests))
     }
 }
 
 impl Connector {
-    pub(super) async fn open(self, uri: Uri) -> Result<ConnectorStream, MeshError> {
-        if !self.under_tls {
-            outbound::refuse_tls(&uri)?;
+    pub(super) async fn open(self, uri: Uri, mut bytes: Bytes) -> Result<ConnectorStream, MeshError> {
+        match self.under_tls {
+            false => outbound::refuse_tls(&uri)?,
+            // The client above asks for the host of the URI.
+            true if uri.scheme() == Some(&Scheme::HTTPS) => bytes = Bytes::OfTls(uri.host().map(str::to_owned)),
+            true => {}
         }
         let (mut head, ()) = Request::new(()).into_parts();
         head.uri = uri;
@@ -119,11 +123,24 @@ impl Connector {
         let seed = fastrand::u64(..);
         let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(seed));
         let view = entry.wait(info.started + self.context.cold_start_wait).await?;
-        let (route, _) = SelectedRoute::find(&view, &RequestHead::of(&head)?, &mut info.random)?;
-        let opened = self.open_on(&route, &head, &mut info).await;
+        let route = match bytes.routes(&view) {
+            Some(connections) => {
+                SelectedRoute::find(connections, &bytes.head(&head), &mut info.random)
+                    .map_err(|error| bytes.explain(error))?
+                    .0
+            }
+            None => SelectedRoute::find(&view, &RequestHead::of(&head)?, &mut info.random)?.0,
+        };
+        let is_of_connections = !Arc::ptr_eq(route.view(), &view);
+        let opened = self.open_on(&route, &head, &mut info, is_of_connections).await;
         let (attempt, stream) = opened.map_err(|error| outbound::within(&route, error))?;
+        let idle = match &route.get().route.action {
+            RouteAction::Forward(forward) => forward.idle_timeout,
+            _ => None,
+        };
         let leaf = route.get().cluster.and_then(|cluster| cluster.leaves().get(attempt.leaf())).cloned();
-        Ok(ConnectorStream::new(stream, Origin { attempt, leaf, head, seed }, entry, view))
+        let stream = ConnectorStream::new(stream, Origin { attempt, leaf, head, bytes, seed }, entry, view);
+        Ok(stream.idle_for(idle))
     }
 
     async fn open_on(
@@ -131,8 +148,12 @@ impl Connector {
         route: &SelectedRoute,
         head: &Parts,
         info: &mut RequestInfo,
+        is_of_connections: bool,
     ) -> Result<(Attempt, Io), MeshError> {
-        self.tell(route.view(), forward(&route.get())?);
+        let forward = forward(&route.get())?;
+        if !is_of_connections {
+            self.tell(route.view(), forward);
+        }
         let original_destination = outbound::original_destination(&RequestHead::of(head)?)?;
         let mut retried = None;
         loop {
@@ -178,6 +199,50 @@ impl Connector {
                 limits.join(", ")
             );
         }
+    }
+}
+
+/// What travels over a connection, as far as its route depends on it.
+#[derive(Clone, Debug)]
+pub(super) enum Bytes {
+    /// Requests: their route is that of `GET` and the path.
+    OfRequests,
+    /// Bytes of which nothing is known, to routes of connections where there are any.
+    Unknown,
+    /// TLS that the application makes itself, by which it asks for the server of this name.
+    OfTls(Option<String>),
+}
+
+impl Bytes {
+    /// The routes of connections, where these bytes follow them and there are any.
+    fn routes<'v>(&self, view: &'v Arc<TargetView>) -> Option<&'v Arc<TargetView>> {
+        match self {
+            Bytes::OfRequests => None,
+            Bytes::Unknown | Bytes::OfTls(_) => view.connections(),
+        }
+    }
+
+    /// What routes of connections look at: the name of the server stands in the place of an authority.
+    fn head<'r>(&'r self, head: &'r Parts) -> RequestHead<'r> {
+        let name = match self {
+            Bytes::OfTls(Some(name)) => name.as_str(),
+            Bytes::OfTls(None) | Bytes::OfRequests | Bytes::Unknown => "",
+        };
+        RequestHead::with_authority(head, name)
+    }
+
+    /// Why there is no route for them.
+    fn explain(&self, error: MeshError) -> MeshError {
+        if error.kind() != ErrorKind::NoRoute {
+            return error;
+        }
+        let what = match self {
+            Bytes::OfTls(Some(name)) => format!("no rule on TLS connections is for the server name {name:?}"),
+            _ => "its rules are for TLS connections by the name of their server, and none is said: \
+                  ask with mesh.connect_by_name(host, port, server_name)"
+                .to_owned(),
+        };
+        MeshError::new(ErrorKind::NoRoute, what).caused_by(error)
     }
 }
 

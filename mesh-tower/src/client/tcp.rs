@@ -9,23 +9,28 @@ use hyper_util::rt::TokioIo;
 use mesh_core::error::{ErrorKind, MeshError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::connector::ConnectorStream;
+use super::connector::{Bytes, ConnectorStream};
 use crate::mesh::Mesh;
 
 /// A connection of [`Mesh::connect`].
 ///
-/// Nobody knows where a pause in its bytes is, so that it goes on where a change of the configuration only leads new
-/// connections elsewhere. Where its bytes must not travel as they do any more (TLS is asked for by now, or nobody trusted vouches
+/// Nobody knows where a pause in its bytes is. So where a change of the configuration leads new connections elsewhere, it goes on
+/// for 45 s, as with Envoy, and is closed at the first pause after a word of the server then; without routes of connections it goes
+/// on as long as both sides want. Where its bytes must not travel as they do any more (TLS is asked for by now, or nobody trusted vouches
 /// for the server), every use of it is an error.
 pub struct MeshStream(TokioIo<ConnectorStream>);
 
 impl Mesh {
     /// Connects to an endpoint of a service, for bytes that are not HTTP: balanced, within its cluster's connect timeout, and by
-    /// mutual TLS where its server speaks it, in plaintext never in its place. It follows the route of `GET /`, and counts as in
-    /// flight as long as it is open.
+    /// mutual TLS where its server speaks it, in plaintext never in its place. It follows the routes of connections (`tcp` of a
+    /// VirtualService), or where the service has none, the route of `GET /`; it counts as in flight as long as it is open.
+    ///
+    /// Rules by the name of a server (`tls`) are for [`Mesh::connect_by_name`]: nobody looks into bytes for it, since a
+    /// connection would have to be chosen before there are any.
     ///
     /// # Errors
-    /// As for a request: nothing describes the service, no endpoint takes a connection, or it cannot be secured.
+    /// As for a request: nothing describes the service, no endpoint takes a connection, or it cannot be secured. `NoRoute` where
+    /// all of its rules are for names of servers.
     ///
     /// ```no_run
     /// use tokio::io::AsyncWriteExt;
@@ -36,12 +41,31 @@ impl Mesh {
     /// # Ok(()) }
     /// ```
     pub async fn connect(&self, host: &str, port: u16) -> Result<MeshStream, MeshError> {
+        self.connect_for(host, port, Bytes::Unknown).await
+    }
+
+    /// The same, for TLS that the application speaks over the connection itself: by which name it will ask for the server (SNI).
+    /// That name finds the rule of `tls` in a VirtualService, exactly or by the longest wildcard.
+    ///
+    /// # Errors
+    /// As [`Mesh::connect`]; `NoRoute` where there are rules, and none is for the name.
+    ///
+    /// ```no_run
+    /// # async fn example(mesh: mesh_tower::Mesh) -> Result<(), Box<dyn std::error::Error>> {
+    /// let stream = mesh.connect_by_name("db.shop", 5432, "replica.db.shop").await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn connect_by_name(&self, host: &str, port: u16, server_name: &str) -> Result<MeshStream, MeshError> {
+        self.connect_for(host, port, Bytes::OfTls(Some(server_name.to_owned()))).await
+    }
+
+    async fn connect_for(&self, host: &str, port: u16, bytes: Bytes) -> Result<MeshStream, MeshError> {
         let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
         let uri = format!("http://{host}:{port}/").parse();
         let uri = uri.map_err(|error: http::uri::InvalidUri| {
             MeshError::new(ErrorKind::BadRequest, format!("{host:?} is not a host")).caused_by(error)
         })?;
-        let stream = self.connector().open(uri).await?;
+        let stream = self.connector().open(uri, bytes).await?;
         Ok(MeshStream(TokioIo::new(stream.of_bytes())))
     }
 }

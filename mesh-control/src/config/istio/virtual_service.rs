@@ -1,6 +1,8 @@
 //! `VirtualService` (networking.istio.io): which requests go where, and what happens to them on the way.
 
 mod actions;
+mod connections;
+mod cors;
 mod words;
 
 use std::collections::BTreeMap;
@@ -15,6 +17,7 @@ use crate::config::decode::{At, Decode, Decoder, Opaque, PortNumber, Text, keywo
 use crate::config::diagnostic::{Code, Severity, quoted};
 use crate::config::node::Node;
 
+pub use connections::Subnet;
 pub use words::{RETRY_TOKENS, decode_base64, grpc_status_code};
 
 message! {
@@ -310,7 +313,7 @@ message! {
         /// Where to.
         destination: Destination = "destination" required,
         /// Share of the connections.
-        weight: Option<i32> = "weight",
+        weight: Option<At<i32>> = "weight",
     }
 }
 
@@ -413,6 +416,7 @@ impl VirtualService {
         for (index, route) in self.http.iter().enumerate() {
             route.check(&format!("http[{index}]"), d);
         }
+        connections::check(self, d);
     }
 }
 
@@ -471,6 +475,7 @@ impl HttpRoute {
         }
         self.check_conditions(path, d);
         actions::check(self, path, d);
+        cors::check(self, path, d);
     }
 
     fn check_conditions(&self, path: &str, d: &mut Decoder<'_>) {

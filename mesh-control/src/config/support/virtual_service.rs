@@ -1,6 +1,6 @@
 //! What becomes of the fields of a `VirtualService`.
 
-use super::Support::{Enforced, NotYet, Partly};
+use super::Support::{Enforced, Indifferent, NotYet, Partly};
 use super::{Row, Tables, both, http_only};
 use crate::config::node::{Node, Value};
 
@@ -9,6 +9,7 @@ pub(super) const TABLES: Tables = &[("", VIRTUAL_SERVICE), ("http.retries", RETR
 const NO_HEADERS: &str = "gRPC's xDS clients leave headers as they are";
 const NO_REWRITE: &str = "gRPC's xDS clients leave path and authority as they are";
 const AS_STATUS: &str = "a gRPC client fails the call with the status that the HTTP status maps to";
+const NO_CORS: &str = "gRPC's xDS clients add no headers to answers, and answer no preflights";
 const NO_COPY: &str = "gRPC's xDS clients mirror nothing";
 const NO_PSEUDO: &str = "gRPC's xDS clients do not match on pseudo headers";
 
@@ -96,10 +97,43 @@ const VIRTUAL_SERVICE: &[Row] = &[
     http_only("http.mirrors.percentage.value", NO_COPY),
     http_only("http.mirrorPercent", NO_COPY),
     http_only("http.mirrorPercentage.value", NO_COPY),
-    both("http.corsPolicy", NotYet("no header of it is added or answered")),
-    both("tls", NotYet("raw TLS connections are not routed")),
-    both("tcp", NotYet("raw connections are not routed")),
+    http_only("http.corsPolicy.allowOrigin", NO_CORS),
+    http_only("http.corsPolicy.allowOrigins.exact", NO_CORS),
+    http_only("http.corsPolicy.allowOrigins.prefix", NO_CORS),
+    http_only("http.corsPolicy.allowOrigins.regex", NO_CORS),
+    http_only("http.corsPolicy.allowMethods", NO_CORS),
+    http_only("http.corsPolicy.allowHeaders", NO_CORS),
+    http_only("http.corsPolicy.exposeHeaders", NO_CORS),
+    http_only("http.corsPolicy.maxAge", NO_CORS),
+    http_only("http.corsPolicy.allowCredentials", NO_CORS),
+    http_only("http.corsPolicy.unmatchedPreflights", NO_CORS),
+    raw("tls.match.sniHosts"),
+    Row { path: "tls.match.destinationSubnets", library: Partly(subnets), grpc: Indifferent },
+    raw("tls.match.port"),
+    both("tls.match.sourceSubnet", NotYet("Istio does not look at it either")),
+    raw("tls.match.sourceLabels"),
+    Row { path: "tls.match.gateways", library: Partly(gateways), grpc: Indifferent },
+    raw("tls.match.sourceNamespace"),
+    raw("tls.route.destination.host"),
+    raw("tls.route.destination.subset"),
+    raw("tls.route.destination.port.number"),
+    raw("tls.route.weight"),
+    Row { path: "tcp.match.destinationSubnets", library: Partly(subnets), grpc: Indifferent },
+    raw("tcp.match.port"),
+    both("tcp.match.sourceSubnet", NotYet("Istio does not look at it either")),
+    raw("tcp.match.sourceLabels"),
+    Row { path: "tcp.match.gateways", library: Partly(gateways), grpc: Indifferent },
+    raw("tcp.match.sourceNamespace"),
+    raw("tcp.route.destination.host"),
+    raw("tcp.route.destination.subset"),
+    raw("tcp.route.destination.port.number"),
+    raw("tcp.route.weight"),
 ];
+
+/// Of connections whose bytes are not HTTP: gRPC's clients make none.
+const fn raw(path: &'static str) -> Row {
+    Row { path, library: Enforced, grpc: Indifferent }
+}
 
 /// Of a retry policy, wherever it stands.
 pub(super) const RETRIES: &[Row] = &[
@@ -121,6 +155,13 @@ fn gateways(node: &Node) -> Option<String> {
         true => "gateways are not built; the rules apply inside the mesh".to_owned(),
         false => "gateways are not built; the rules apply nowhere".to_owned(),
     })
+}
+
+/// A client knows an address where it asks for one; of a name it does not ask which.
+fn subnets(node: &Node) -> Option<String> {
+    let all = ["0.0.0.0/0", "::/0"];
+    let is_some = node.items().iter().filter_map(Node::as_str).any(|text| !all.contains(&text));
+    is_some.then(|| "of connections by name: the condition holds for hosts that are addresses".to_owned())
 }
 
 /// Conditions that nothing meets.

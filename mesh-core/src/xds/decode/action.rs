@@ -129,6 +129,7 @@ fn forward(notes: &mut Notes<'_>, value: pb::RouteAction, inherited: &Inherited)
             .flatten()
             .collect(),
         coalesces: false,
+        idle_timeout: None,
         hash_policies: notes.each("hash_policy", hash_policy, hashing::hash_policy)?.into_iter().flatten().collect(),
     };
     let is_of_caller = |policy: &HashPolicy| matches!(policy.key, HashKey::SourceAddress | HashKey::Channel);

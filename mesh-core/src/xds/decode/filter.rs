@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::route::v3::FilterConfig as Wrapper;
+use envoy_types::pb::envoy::extensions::filters::http::cors::v3::{Cors, CorsPolicy};
 use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthz;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication;
@@ -16,6 +17,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::google::protobuf::Any;
 
 use super::common::{TypedStruct, filled, holds, type_name, unpack};
+use super::cors;
 use super::ext_authz::ext_authz;
 use super::fault::fault;
 use super::jwt::jwt;
@@ -162,6 +164,9 @@ fn config_per_route(notes: &mut Notes<'_>, any: &Any, is_optional: bool) -> Resu
     if holds::<StatefulSessionPerRoute>(any) {
         return session::per_route(notes, unpack(any)?).map(Known::Filter);
     }
+    if holds::<CorsPolicy>(any) {
+        return Ok(Known::Filter(FilterConfig::Cors(Arc::new(cors::policy(notes, unpack(any)?)?))));
+    }
     match holds::<RbacPerRoute>(any) {
         true => rbac_per_route(notes, any).map(Known::Filter),
         false => config(notes, any, is_optional),
@@ -174,6 +179,10 @@ fn config(notes: &mut Notes<'_>, any: &Any, is_optional: bool) -> Result<Known, 
     }
     if holds::<HttpFault>(any) {
         return Ok(Known::Filter(FilterConfig::Fault(Arc::new(fault(notes, unpack(any)?)?))));
+    }
+    // It has no policy: routes and virtual hosts have.
+    if holds::<Cors>(any) {
+        return unpack::<Cors>(any).map(|_| Known::Filter(FilterConfig::Cors(Arc::default())));
     }
     if holds::<StatefulSession>(any) {
         return session::session(notes, unpack(any)?).map(Known::Filter);

@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use super::common::{address, filled, holds, parse, type_name, unpack};
 use super::http_manager::http_manager;
 use super::notes::{Notes, ignored};
-use super::tls;
+use super::{tcp, tls};
 use crate::error::Invalid;
 use crate::id::{Address, ListenerName};
 use crate::model::{ApiListener, FilterChain, FilterChainMatch, FilterConfig, HttpManager, Listener, ServerListener};
@@ -77,7 +77,7 @@ fn listener(notes: &mut Notes<'_>, name: ListenerName, value: pb::Listener) -> R
         bind_to_port, enable_mptcp, ignore_global_conn_limit, bypass_overload_manager, tcp_keepalive,
         listener_specifier);
     if let Some(api) = api_listener {
-        ignored!(notes; address, filter_chains, default_filter_chain, listener_filters);
+        ignored!(notes; address, listener_filters);
         let http = notes.field("api_listener", |notes| {
             notes.required("api_listener", api.api_listener, |notes, any| http_manager(notes, unpack(&any)?))
         })?;
@@ -85,7 +85,8 @@ fn listener(notes: &mut Notes<'_>, name: ListenerName, value: pb::Listener) -> R
             let reason = "RBAC is for servers, and a client cannot enforce it";
             return Err(Invalid::new(reason).at("api_listener.api_listener.http_filters"));
         }
-        return Ok(Listener::Api(ApiListener { name, http }));
+        let connections = tcp::connections(notes, filter_chains, default_filter_chain)?;
+        return Ok(Listener::Api(ApiListener { name, http, connections }));
     }
     for (field, is_set) in [
         // Whether a client speaks TLS is looked at wherever that matters.

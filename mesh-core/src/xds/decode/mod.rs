@@ -13,6 +13,7 @@ mod action;
 mod balancer;
 mod cluster;
 mod common;
+mod cors;
 mod endpoint;
 mod ext_authz;
 mod fault;
@@ -32,6 +33,7 @@ mod retry;
 mod route;
 mod route_match;
 mod session;
+mod tcp;
 #[cfg(test)]
 mod tests;
 mod tls;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::request::Parts;
@@ -17,7 +17,7 @@ use mesh_core::store::TargetEntry;
 use mesh_core::view::{Leaf, TargetView};
 use tokio::time::{Instant, Sleep};
 
-use super::forward;
+use super::{Bytes, forward};
 use crate::io::Io;
 use crate::outbound::Attempt;
 use crate::transport::Security;
@@ -38,6 +38,10 @@ const HTTP2: Patience = Patience { quiet: Duration::from_secs(5), longest: Durat
 const BYTES: Patience = Patience { quiet: FOREVER, longest: FOREVER };
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
+/// Bytes whose connection has rules of its own: as long as Istio's Envoy goes on with a connection whose rule is gone.
+const ROUTED: Patience = Patience { quiet: DRAIN, longest: DRAIN };
+const DRAIN: Duration = Duration::from_secs(45);
+
 /// A connection to an endpoint that the mesh chose.
 ///
 /// When the configuration of its target changes so that its endpoint is no longer where the route leads (weights, another
@@ -57,6 +61,13 @@ pub struct ConnectorStream {
     answered: bool,
     /// `None` before the client's first byte.
     patience: Option<&'static Patience>,
+    idle: Option<Idle>,
+}
+
+/// When a connection was idle for too long.
+struct Idle {
+    longest: Duration,
+    until: Pin<Box<Sleep>>,
 }
 
 /// What a connection was made for, and how.
@@ -65,6 +76,7 @@ pub(super) struct Origin {
     /// The cluster and its state, which stays the same as long as somebody holds it.
     pub(super) leaf: Option<Leaf>,
     pub(super) head: Parts,
+    pub(super) bytes: Bytes,
     /// Of the choices that led here: with the same routes they lead here again.
     pub(super) seed: u64,
 }
@@ -91,13 +103,34 @@ impl ConnectorStream {
             standing: Standing::Allowed,
             answered: true,
             patience: None,
+            idle: None,
         }
     }
 
     /// The same, for bytes that are not HTTP.
     pub(in crate::client) fn of_bytes(mut self) -> Self {
-        self.patience = Some(&BYTES);
+        let has_rules = self.entry.view().is_some_and(|view| view.connections().is_some());
+        self.patience = Some(if has_rules { &ROUTED } else { &BYTES });
         self
+    }
+
+    /// The same, to end when nothing went over it for so long.
+    pub(super) fn idle_for(mut self, longest: Option<Duration>) -> Self {
+        self.idle = longest.map(|longest| Idle { longest, until: Box::pin(tokio::time::sleep(longest)) });
+        self
+    }
+
+    /// # Errors
+    /// Where nothing went over it for too long.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let Some(idle) = &mut self.idle else { return Ok(()) };
+        match idle.until.as_mut().poll(cx) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(()) => {
+                let what = format!("nothing went over the connection for {:?} (idle timeout)", idle.longest);
+                Err(io::Error::new(io::ErrorKind::TimedOut, what))
+            }
+        }
     }
 
     /// Takes in what the configuration says by now.
@@ -137,6 +170,9 @@ impl ConnectorStream {
     /// Bytes went over it.
     fn used(&mut self, answered: bool) {
         self.answered = answered;
+        if let Some(idle) = &mut self.idle {
+            idle.until.as_mut().reset(Instant::now() + idle.longest);
+        }
         let patience = self.patience();
         if let Standing::Retired { quiet, .. } = &mut self.standing {
             quiet.as_mut().reset(Instant::now() + patience.quiet);
@@ -163,7 +199,10 @@ impl ConnectorStream {
         self.follow(cx)?;
         // No method of HTTP/1.1 begins as the preface of HTTP/2 does (RFC 9113, 3.4).
         self.patience.get_or_insert(if first.starts_with(b"PRI") { &HTTP2 } else { &HTTP1 });
-        let written = ready!(write(Pin::new(&mut self.io), cx))?;
+        let Poll::Ready(written) = write(Pin::new(&mut self.io), cx)? else {
+            self.poll_idle(cx)?;
+            return Poll::Pending;
+        };
         self.used(false);
         Poll::Ready(Ok(written))
     }
@@ -179,9 +218,15 @@ impl Origin {
     ///
     /// # Errors
     /// [`Security`](mesh_core::error::ErrorKind::Security) where it must not, from now on.
-    fn judge(&self, view: &TargetView) -> Result<bool, MeshError> {
+    fn judge(&self, view: &Arc<TargetView>) -> Result<bool, MeshError> {
         let endpoint = self.attempt.endpoint();
-        let Ok(head) = RequestHead::of(&self.head) else { return Ok(false) };
+        let (view, head) = match self.bytes.routes(view) {
+            Some(connections) => (connections, self.bytes.head(&self.head)),
+            None => match RequestHead::of(&self.head) {
+                Ok(head) => (view, head),
+                Err(_) => return Ok(false),
+            },
+        };
         let Ok(route) = view.find(&head, &mut fastrand::Rng::with_seed(self.seed)) else { return Ok(false) };
         if forward(&route).is_err() {
             return Ok(false);
@@ -223,7 +268,10 @@ impl Read for ConnectorStream {
         self.follow(cx)?;
         match Pin::new(&mut self.io).poll_read(cx, buf) {
             Poll::Pending if self.ends(cx) => Poll::Ready(Ok(())),
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => {
+                self.poll_idle(cx)?;
+                Poll::Pending
+            }
             Poll::Ready(read) => {
                 self.used(true);
                 Poll::Ready(read)

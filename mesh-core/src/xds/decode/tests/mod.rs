@@ -1,6 +1,8 @@
 //! What is accepted, what is rejected and with which path, and that no bytes make the decoder panic.
 
 mod clusters;
+mod connections;
+mod cors;
 mod endpoints;
 mod ext_authz;
 mod health_checks;
