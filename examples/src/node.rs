@@ -1,12 +1,16 @@
 //! Who a program is to the control plane and to others, and where the control plane is.
 
 use std::collections::BTreeMap;
+use std::net::ToSocketAddrs;
 use std::sync::Arc;
 
+use anyhow::Context;
 use mesh_control::embedded::Embedded;
 use mesh_core::xds::{Bootstrap, XdsSource};
 use mesh_tower::{Mesh, MeshBuilder};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+
+use crate::cli::Printing;
 
 /// Who a program is: its name, its namespace and service account, which are its identity, and the labels that services
 /// select it by.
@@ -101,6 +105,13 @@ pub struct Join {
     /// and version].
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = crate::text::label)]
     pub labels: Vec<(String, String)>,
+    /// Counts requests, and serves metrics, readiness and what is known of the mesh here, for whoever asks: on a loopback
+    /// address, unless --admin-anywhere is given.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub admin_addr: Option<String>,
+    /// Lets --admin-addr be any address: whoever reaches it reads what this process knows.
+    #[arg(long, requires = "admin_addr")]
+    pub admin_anywhere: bool,
 }
 
 impl Join {
@@ -111,7 +122,7 @@ impl Join {
     pub fn mesh(&self, mut workload: Workload) -> anyhow::Result<MeshBuilder> {
         let Some(server) = &self.control else {
             let bootstrap = self.complete(Bootstrap::from_env()?, &workload);
-            return Ok(Mesh::builder().source(XdsSource::new(bootstrap)));
+            return Ok(self.counted(Mesh::builder().source(XdsSource::new(bootstrap))));
         };
         workload.labels.extend(self.labels.iter().cloned());
         if let Some(namespace) = &self.namespace {
@@ -120,7 +131,28 @@ impl Join {
         if let Some(account) = &self.service_account {
             workload.service_account.clone_from(account);
         }
-        Ok(Control::Server(server.clone()).mesh(&workload))
+        Ok(self.counted(Control::Server(server.clone()).mesh(&workload)))
+    }
+
+    /// Metrics are kept where there is a port to read them from.
+    fn counted(&self, builder: MeshBuilder) -> MeshBuilder {
+        if self.admin_addr.is_some() { builder.metrics() } else { builder }
+    }
+
+    /// Serves the admin port, where one is asked for, and says where it is.
+    ///
+    /// # Errors
+    /// If it cannot be had, or nobody reads.
+    pub fn serve_admin(&self, mesh: &Mesh, printing: Printing) -> anyhow::Result<()> {
+        let Some(asked) = &self.admin_addr else { return Ok(()) };
+        let mut found = asked.to_socket_addrs().with_context(|| format!("--admin-addr {asked}"))?;
+        let address = found.next().with_context(|| format!("--admin-addr {asked}: no address has this name"))?;
+        let bound = match self.admin_anywhere {
+            true => mesh.serve_admin_anywhere(address)?,
+            false => mesh.serve_admin(address).context("--admin-anywhere lets it be any address")?,
+        };
+        printing.say(format_args!("admin listening on {bound}"), &json!({ "admin": bound }))?;
+        Ok(())
     }
 
     /// A bootstrap with what the options say of its node, and with labels in any case.
@@ -146,8 +178,6 @@ fn text_map(texts: &BTreeMap<String, String>) -> Map<String, Value> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use http::{HeaderMap, StatusCode};
 
+use crate::response_flags::ResponseFlags;
+
 /// The ways in which the mesh itself fails a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -150,21 +152,50 @@ impl ErrorKind {
         }
     }
 
-    /// Envoy's response flag, for access logs and metrics.
-    pub fn response_flag(self) -> &'static str {
+    /// Envoy's response flags, for access logs and metrics.
+    pub fn response_flags(self) -> ResponseFlags {
         match self {
-            ErrorKind::BadRequest => "DPE",
-            ErrorKind::UnknownTarget | ErrorKind::NoRoute => "NR",
-            ErrorKind::NoCluster => "NC",
-            ErrorKind::NoHealthyEndpoint => "UH",
-            ErrorKind::ConnectFailure | ErrorKind::Security => "UF",
-            ErrorKind::RefusedStream | ErrorKind::ConnectionLost | ErrorKind::Application => "UC",
-            ErrorKind::Timeout => "UT",
-            ErrorKind::Overflow => "UO",
-            ErrorKind::FaultInjected => "FI",
+            ErrorKind::BadRequest => ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
+            ErrorKind::UnknownTarget | ErrorKind::NoRoute => ResponseFlags::NO_ROUTE_FOUND,
+            ErrorKind::NoCluster => ResponseFlags::NO_CLUSTER_FOUND,
+            ErrorKind::NoHealthyEndpoint => ResponseFlags::NO_HEALTHY_UPSTREAM,
+            ErrorKind::ConnectFailure | ErrorKind::Security => ResponseFlags::UPSTREAM_CONNECTION_FAILURE,
+            ErrorKind::RefusedStream => ResponseFlags::UPSTREAM_REMOTE_RESET,
+            ErrorKind::ConnectionLost | ErrorKind::Application => ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
+            ErrorKind::Timeout => ResponseFlags::UPSTREAM_REQUEST_TIMEOUT,
+            ErrorKind::Overflow => ResponseFlags::UPSTREAM_OVERFLOW,
+            ErrorKind::FaultInjected => ResponseFlags::FAULT_INJECTED,
             // Envoy has no flag for it, only the response code's details.
-            ErrorKind::AccessDenied | ErrorKind::Unauthenticated => "-",
-            ErrorKind::NotServing | ErrorKind::NotServingYet | ErrorKind::NoListener | ErrorKind::Draining => "LR",
+            ErrorKind::AccessDenied | ErrorKind::Unauthenticated => ResponseFlags::NONE,
+            ErrorKind::NotServing | ErrorKind::NotServingYet | ErrorKind::NoListener | ErrorKind::Draining => {
+                ResponseFlags::LOCAL_RESET
+            }
+        }
+    }
+
+    /// Envoy's details of the response code: for each way to fail one word that machines find.
+    pub fn response_details(self) -> &'static str {
+        match self {
+            ErrorKind::BadRequest => "http.invalid_request",
+            ErrorKind::UnknownTarget => "route_configuration_not_found",
+            ErrorKind::NoRoute => "route_not_found",
+            ErrorKind::NoCluster => "cluster_not_found",
+            ErrorKind::NoHealthyEndpoint => "no_healthy_upstream",
+            ErrorKind::ConnectFailure => "upstream_reset_before_response_started{connection_failure}",
+            ErrorKind::Security => "upstream_reset_before_response_started{connection_failure|tls}",
+            ErrorKind::RefusedStream => "upstream_reset_before_response_started{remote_refused_stream_reset}",
+            ErrorKind::ConnectionLost | ErrorKind::Application => {
+                "upstream_reset_before_response_started{connection_termination}"
+            }
+            ErrorKind::Timeout => "response_timeout",
+            ErrorKind::Overflow => "upstream_reset_before_response_started{overflow}",
+            ErrorKind::FaultInjected => "fault_filter_abort",
+            ErrorKind::AccessDenied => "rbac_access_denied",
+            ErrorKind::Unauthenticated => "jwt_authn_access_denied",
+            ErrorKind::NotServing => "not_serving",
+            ErrorKind::NotServingYet => "not_serving_yet",
+            ErrorKind::NoListener => "no_listener",
+            ErrorKind::Draining => "draining",
         }
     }
 }

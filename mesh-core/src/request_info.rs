@@ -4,22 +4,31 @@
 //! [`Observer`] is told of all of it once, when the request is over. Envoy calls this `StreamInfo`.
 
 mod inherited;
+mod messages;
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Instant;
+use std::thread::LocalKey;
+use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderName, Method, StatusCode};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, Method, StatusCode, Version};
 use smallvec::SmallVec;
 
 use crate::error::ErrorKind;
 use crate::id::{Address, ClusterName};
+use crate::model::ServiceNames;
+use crate::recycled::{Recycle, Recycled, Spare};
+use crate::response_flags::ResponseFlags;
 use crate::state::EndpointState;
+use crate::workload::Peer;
 
 pub use inherited::{ATTEMPT_COUNT, CRITICALITY, Criticality, EXPECTED_TIMEOUT, Inherited, PREVIOUS_ATTEMPTS};
+pub use messages::Messages;
 
 /// When the caller of a request stops waiting. Put it into a request's extensions: the client enforces it, and
 /// a server puts it there for the requests that its handlers make in turn.
@@ -78,6 +87,53 @@ pub trait Observer: Send + Sync + fmt::Debug {
     /// the request's task, with [`RequestInfo::started`] to measure from. A connection that is upgraded (101) is over as a
     /// request with that answer. Must not block, and must not panic.
     fn on_end(&self, request: &RequestInfo);
+
+    /// What it wants to know of requests that begin now. Nothing is kept that nobody wants.
+    fn interest(&self) -> Interest {
+        Interest::Outcome
+    }
+}
+
+/// How much somebody wants to know of requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Interest {
+    /// Nothing: nobody is told.
+    Nothing,
+    /// Where they go, and what becomes of them.
+    #[default]
+    Outcome,
+    /// Also their heads, and those of their answers: [`RequestInfo::head`].
+    Head,
+}
+
+/// The most that any of these wants to know.
+#[inline]
+pub fn interest_of(observers: &Observers) -> Interest {
+    observers.iter().map(|observer| observer.interest()).max().unwrap_or(Interest::Nothing)
+}
+
+/// The head of a request as it came, and that of its answer as it left, for those who want to know.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Heads {
+    /// Path and query, before any route changed it.
+    pub path: Box<str>,
+    /// The protocol that the caller speaks.
+    pub version: Version,
+    /// The headers of the request.
+    pub request: HeaderMap,
+    /// The headers of the answer.
+    pub response: HeaderMap,
+    /// The trailers of the answer.
+    pub trailers: HeaderMap,
+    /// Where the request's connection ends here, on a server.
+    pub local: Option<SocketAddr>,
+    /// The name that the client asked for in TLS, on a server.
+    pub server_name: Option<Arc<str>>,
+    /// When the last try began.
+    attempt: Option<Instant>,
+    /// How long the endpoint took until the head of its answer was here.
+    pub upstream_time: Option<Duration>,
 }
 
 /// The endpoint that a request belongs to.
@@ -127,7 +183,7 @@ pub struct RequestInfo {
     pub random: fastrand::Rng,
     /// What is held to its end.
     held: Vec<Box<dyn Any + Send + Sync>>,
-    record: Option<Box<Record>>,
+    record: Option<Recycled<Record>>,
 }
 
 /// One of the priorities of a cluster: which of its leaves it belongs to, and its number there.
@@ -167,15 +223,31 @@ struct Record {
     authority: SmallVec<[u8; 64]>,
     method: Method,
     peer: Option<SocketAddr>,
+    source: Option<Arc<Peer>>,
+    is_secured: bool,
     route: Option<Arc<str>>,
     cluster: Option<ClusterName>,
+    service: Option<Arc<ServiceNames>>,
     endpoint: Option<Arc<EndpointState>>,
     status: Option<StatusCode>,
     grpc_status: Option<u32>,
     error: Option<ErrorKind>,
     is_unchecked: bool,
+    flags: ResponseFlags,
+    details: Option<Cow<'static, str>>,
+    request_bytes: u64,
+    request_messages: Messages,
     response_bytes: u64,
+    response_messages: Messages,
     is_complete: bool,
+    heads: Option<Box<Heads>>,
+}
+
+impl Recycle for Record {
+    fn spare() -> &'static LocalKey<Spare<Self>> {
+        thread_local!(static SPARE: Spare<Record> = const { Spare::new(Vec::new()) });
+        &SPARE
+    }
 }
 
 impl RequestInfo {
@@ -204,21 +276,30 @@ impl RequestInfo {
     /// Notes from here on what becomes of the request, and has these told when it is over; filters are told besides. For
     /// data planes.
     pub fn observe(&mut self, observers: &Observers, direction: Direction, method: &Method) {
-        self.record = Some(Box::new(Record {
+        self.record = Some(Recycled::new(Record {
             observers: Arc::clone(observers),
             direction,
             authority: SmallVec::new(),
             method: method.clone(),
             peer: None,
+            source: None,
+            is_secured: false,
             route: None,
             cluster: None,
+            service: None,
             endpoint: None,
             status: None,
             grpc_status: None,
             error: None,
             is_unchecked: false,
+            flags: ResponseFlags::NONE,
+            details: None,
+            request_bytes: 0,
+            request_messages: Messages::default(),
             response_bytes: 0,
+            response_messages: Messages::default(),
             is_complete: false,
+            heads: None,
         }));
     }
 
@@ -262,6 +343,21 @@ impl RequestInfo {
         }
     }
 
+    /// Notes who is at the other end: on a server, the client. `is_secured`, as mutual TLS has shown.
+    pub fn note_source(&mut self, source: Option<Arc<Peer>>, is_secured: bool) {
+        if let Some(record) = &mut self.record {
+            (record.source, record.is_secured) = (source, is_secured);
+        }
+    }
+
+    /// Notes that the present try goes over mutual TLS, or not.
+    #[inline]
+    pub fn note_secured(&mut self, is_secured: bool) {
+        if let Some(record) = &mut self.record {
+            record.is_secured = is_secured;
+        }
+    }
+
     /// Notes where it goes.
     #[inline]
     pub fn note_route(&mut self, route: &Arc<str>, cluster: Option<&ClusterName>) {
@@ -271,12 +367,76 @@ impl RequestInfo {
         }
     }
 
+    /// Notes the service that it is for.
+    #[inline]
+    pub fn note_service(&mut self, service: Option<&Arc<ServiceNames>>) {
+        if let Some(record) = &mut self.record {
+            record.service = service.cloned();
+        }
+    }
+
+    /// Notes the head of the request as it came, where somebody wants to know.
+    pub fn note_head(&mut self, path: &str, version: Version, headers: &HeaderMap) {
+        if let Some(record) = &mut self.record {
+            let (path, request) = (path.into(), headers.clone());
+            record.heads = Some(Box::new(Heads { path, version, request, ..Heads::default() }));
+        }
+    }
+
+    /// Notes where its connection ends, on a server, and the name that its client asked for in TLS.
+    pub fn note_connection(&mut self, local: SocketAddr, server_name: Option<&Arc<str>>) {
+        if let Some(heads) = self.heads() {
+            (heads.local, heads.server_name) = (Some(local), server_name.cloned());
+        }
+    }
+
+    fn heads(&mut self) -> Option<&mut Heads> {
+        self.record.as_mut()?.heads.as_deref_mut()
+    }
+
+    /// Notes Envoy's flags, besides those of its error.
+    #[inline]
+    pub fn note_flags(&mut self, flags: ResponseFlags) {
+        if let Some(record) = &mut self.record {
+            record.flags |= flags;
+        }
+    }
+
+    /// Notes why it was answered as it was. What was noted first counts.
+    pub fn note_details(&mut self, details: impl Into<Cow<'static, str>>) {
+        if let Some(record) = &mut self.record {
+            record.details.get_or_insert_with(|| details.into());
+        }
+    }
+
+    /// Notes bytes of the request's body that were sent, or on a server read.
+    #[inline]
+    pub fn note_request_data(&mut self, data: &Bytes) {
+        let is_grpc = self.is_grpc;
+        if let Some(record) = &mut self.record {
+            record.request_bytes = record.request_bytes.saturating_add(data.len() as u64);
+            if is_grpc {
+                record.request_messages.pass(data);
+            }
+        }
+    }
+
+    /// Notes what was sent of the request's body, all of it at once.
+    pub fn note_request_body(&mut self, bytes: u64, messages: Messages) {
+        if let Some(record) = &mut self.record {
+            (record.request_bytes, record.request_messages) = (bytes, messages);
+        }
+    }
+
     /// Notes a try, and the endpoint that it goes to.
     #[inline]
     pub fn note_attempt(&mut self, endpoint: &Arc<EndpointState>) {
         self.attempts = self.attempts.saturating_add(1);
         if let Some(record) = &mut self.record {
             record.endpoint = Some(Arc::clone(endpoint));
+            if let Some(heads) = &mut record.heads {
+                heads.attempt = Some(Instant::now());
+            }
         }
     }
 
@@ -296,14 +456,22 @@ impl RequestInfo {
             if is_end {
                 record.grpc_status = grpc_status(headers);
             }
+            if let Some(heads) = &mut record.heads {
+                heads.response = headers.clone();
+                heads.upstream_time = heads.attempt.map(|attempt| attempt.elapsed());
+            }
         }
     }
 
-    /// Notes bytes of the response's body.
+    /// Notes data of the response's body.
     #[inline]
-    pub fn note_response_bytes(&mut self, bytes: usize) {
+    pub fn note_response_data(&mut self, data: &Bytes) {
+        let is_grpc = self.is_grpc;
         if let Some(record) = &mut self.record {
-            record.response_bytes = record.response_bytes.saturating_add(bytes as u64);
+            record.response_bytes = record.response_bytes.saturating_add(data.len() as u64);
+            if is_grpc {
+                record.response_messages.pass(data);
+            }
         }
     }
 
@@ -312,6 +480,9 @@ impl RequestInfo {
     pub fn note_trailers(&mut self, trailers: &HeaderMap) {
         if let Some(record) = &mut self.record {
             record.grpc_status = grpc_status(trailers).or(record.grpc_status);
+            if let Some(heads) = &mut record.heads {
+                heads.trailers = trailers.clone();
+            }
         }
     }
 
@@ -393,13 +564,86 @@ impl RequestInfo {
         self.record.as_ref().is_some_and(|record| record.is_unchecked)
     }
 
-    /// Envoy's response flag: why the mesh failed it, `DC` where the caller gave it up, else empty.
-    pub fn response_flag(&self) -> &'static str {
-        match self.error() {
-            Some(error) => error.response_flag(),
-            None if self.is_observed() && !self.is_complete() => "DC",
-            None => "",
+    /// Envoy's response flags: why the mesh failed it, `DC` where the caller gave it up.
+    pub fn response_flags(&self) -> ResponseFlags {
+        let Some(record) = &self.record else { return ResponseFlags::NONE };
+        record.flags
+            | match record.error {
+                // What an authorizer refused has a flag of its own.
+                Some(error) => error.response_flags(),
+                None if !record.is_complete => ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
+                None => ResponseFlags::NONE,
+            }
+    }
+
+    /// Why it was answered as it was, in Envoy's words: `via_upstream`, `direct_response`, `route_not_found`.
+    pub fn response_details(&self) -> &str {
+        let Some(record) = &self.record else { return "" };
+        match (&record.details, record.error) {
+            (Some(details), _) => details,
+            (None, Some(error)) => error.response_details(),
+            (None, None) if !record.is_complete => "downstream_remote_disconnect",
+            (None, None) => "via_upstream",
         }
+    }
+
+    /// The code of the answer: where there was none, that of the answer that is made of the failure, and 0 where the caller
+    /// did not wait. gRPC's failures are told with 200.
+    pub fn response_code(&self) -> u16 {
+        match (self.status(), self.error()) {
+            (Some(status), _) => status.as_u16(),
+            (None, Some(_)) if self.is_grpc => 200,
+            (None, Some(error)) => error.http_status().as_u16(),
+            (None, None) => 0,
+        }
+    }
+
+    /// The gRPC status of the answer, or that of the answer that is made of the failure; `None` for HTTP.
+    pub fn grpc_response_status(&self) -> Option<u32> {
+        if !self.is_grpc {
+            return None;
+        }
+        self.grpc_status().or_else(|| self.error().map(ErrorKind::grpc_code))
+    }
+
+    /// On a server, who the client is, as far as telemetry knows.
+    pub fn source(&self) -> Option<&Arc<Peer>> {
+        self.record.as_ref()?.source.as_ref()
+    }
+
+    /// Whether it came, or its last try went, by mutual TLS.
+    pub fn is_secured(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.is_secured)
+    }
+
+    /// The service that it is for.
+    pub fn service(&self) -> Option<&Arc<ServiceNames>> {
+        self.record.as_ref()?.service.as_ref()
+    }
+
+    /// The heads of request and answer, where somebody wants to know them.
+    pub fn head(&self) -> Option<&Heads> {
+        self.record.as_ref()?.heads.as_deref()
+    }
+
+    /// Whether somebody wants to know the heads who was told of the request.
+    pub fn wants_head(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| interest_of(&record.observers) == Interest::Head)
+    }
+
+    /// Bytes of the request's body that were sent, or on a server read, without framing.
+    pub fn request_bytes(&self) -> u64 {
+        self.record.as_ref().map_or(0, |record| record.request_bytes)
+    }
+
+    /// Messages of a gRPC request.
+    pub fn request_messages(&self) -> u64 {
+        self.record.as_ref().map_or(0, |record| record.request_messages.count())
+    }
+
+    /// Messages of a gRPC response.
+    pub fn response_messages(&self) -> u64 {
+        self.record.as_ref().map_or(0, |record| record.response_messages.count())
     }
 
     /// Bytes of the response's body, without framing.
@@ -412,7 +656,6 @@ impl RequestInfo {
         self.record.as_ref().is_some_and(|record| record.is_complete)
     }
 
-    #[cold]
     fn tell(&self, observers: &Observers) {
         observers.iter().for_each(|observer| observer.on_end(self));
     }
@@ -471,7 +714,7 @@ mod tests {
         request.observe(&observers, Direction::Outbound, &Method::GET);
         request.note_authority("a:80");
         request.note_response(StatusCode::OK, &HeaderMap::new(), false);
-        request.note_response_bytes(3);
+        request.note_response_data(&Bytes::from_static(b"abc"));
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", 14.into());
         request.note_trailers(&trailers);

@@ -99,6 +99,14 @@ pub fn decide(policy: &RetryPolicy, outcome: Outcome<'_>, request: &mut RequestI
     pause(policy, outcome, request).map_or(RetryDecision::Stop, |after| in_time(after, request, now))
 }
 
+/// Whether the policy wants another try after this outcome, and there were as many as it allows (Envoy's flag `URX`).
+pub fn is_exhausted(policy: &RetryPolicy, outcome: Outcome<'_>, request: &RequestInfo) -> bool {
+    policy.retries > 0
+        && request.attempts > policy.retries
+        && may_repeat(outcome, request)
+        && wants(policy, outcome, request)
+}
+
 /// A try after this pause, if that begins while the answer is wanted.
 fn in_time(after: Duration, request: &RequestInfo, now: Instant) -> RetryDecision {
     let is_in_time = request.answer_by().is_none_or(|by| now + after < by);

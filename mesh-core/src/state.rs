@@ -8,6 +8,7 @@ mod checks;
 mod health;
 mod leaving;
 mod load;
+mod peer;
 mod retries;
 mod usage;
 
@@ -159,6 +160,7 @@ pub struct EndpointState {
     checks: Checks,
     load: Load,
     latency: Latency,
+    known: peer::Known,
     attachment: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
@@ -179,6 +181,7 @@ impl EndpointState {
             checks: Checks::default(),
             load: Load::default(),
             latency: Latency::default(),
+            known: peer::Known::default(),
             id,
             attachment: OnceLock::new(),
         }

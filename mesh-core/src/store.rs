@@ -27,6 +27,7 @@ use crate::resources::{Progress, Update};
 use crate::state::{HealthNews, lock};
 use crate::tls::Certificates;
 use crate::view::{Extensions, TargetView};
+use crate::workload::{Introductions, Workload};
 
 pub use server::{ChainView, ServerState, ServerView};
 
@@ -50,6 +51,16 @@ pub trait Source: Send + Sync + 'static {
     /// Where it tells what it knows and how it came by it. Nothing, unless a source says otherwise.
     fn status(&self) -> StatusHandle {
         StatusHandle::default()
+    }
+
+    /// Who this process is, to telemetry. Nobody, unless a source says otherwise.
+    fn workload(&self) -> Workload {
+        Workload::default()
+    }
+
+    /// How it tells others who it is. It does not, unless a source says otherwise.
+    fn introductions(&self) -> Option<Introductions> {
+        None
     }
 
     /// Learns until the last [`Store`] is gone. It decodes and compiles on the thread that polls it, and may keep it busy

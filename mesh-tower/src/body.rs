@@ -15,7 +15,7 @@ use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
-use mesh_core::request_info::RequestInfo;
+use mesh_core::request_info::{Messages, RequestInfo};
 use pin_project_lite::pin_project;
 
 pub(crate) use copied::Whole;
@@ -279,6 +279,30 @@ impl Replay {
         }
     }
 
+    pub(crate) fn sent_at_once(&self, is_grpc: bool) -> (u64, Messages) {
+        let mut messages = Messages::default();
+        match self {
+            Replay::Bytes(bytes) => {
+                if is_grpc {
+                    messages.pass(bytes);
+                }
+                (bytes.len() as u64, messages)
+            }
+            Replay::Stream(upload) | Replay::Pieces(_, upload) => {
+                upload.count_messages(is_grpc);
+                (0, messages)
+            }
+            Replay::Gone => (0, messages),
+        }
+    }
+
+    pub(crate) fn streamed(&self) -> Option<(u64, Messages)> {
+        match self {
+            Replay::Stream(upload) | Replay::Pieces(_, upload) => Some(upload.sent()),
+            Replay::Bytes(_) | Replay::Gone => None,
+        }
+    }
+
     /// Ends a stream that is still being sent. Whether there was one.
     #[inline]
     pub(crate) fn cut_off(&self) -> bool {
@@ -396,7 +420,7 @@ impl fmt::Debug for Body {
 /// Notes a frame of a response's body.
 pub(crate) fn note_frame(info: &mut RequestInfo, frame: &Frame<Bytes>) {
     if let Some(data) = frame.data_ref() {
-        info.note_response_bytes(data.len());
+        info.note_response_data(data);
     } else if let Some(trailers) = frame.trailers_ref() {
         info.note_trailers(trailers);
     }

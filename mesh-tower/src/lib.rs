@@ -40,6 +40,7 @@
 
 #![warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+mod admin;
 pub mod body;
 pub mod client;
 pub mod connection;
@@ -51,9 +52,11 @@ pub mod inherited;
 mod io;
 mod listeners;
 mod mesh;
+mod metrics;
 mod outbound;
 pub mod reply;
 pub mod server;
+mod telemetry;
 mod transport;
 mod uri;
 

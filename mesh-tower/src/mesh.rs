@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use mesh_core::balance::LoadBalancer;
@@ -20,6 +20,7 @@ use mesh_core::view::{EndpointStatus, Extensions};
 use crate::drain::Drain;
 use crate::listeners::Listeners;
 use crate::outbound::{Coalescer, FixedTarget, MirrorCounts, Mirrors, OutboundContext};
+use crate::telemetry::Telemetry;
 use crate::transport::{close_idle, look_after};
 
 /// The longest time that can be set. Longer ones mean "for ever", and a clock cannot add them to the present.
@@ -43,6 +44,16 @@ pub struct Mesh {
     inner: Arc<Inner>,
 }
 
+/// A mesh that is not kept alive.
+#[derive(Clone)]
+pub(crate) struct WeakMesh(Weak<Inner>);
+
+impl WeakMesh {
+    pub(crate) fn upgrade(&self) -> Option<Mesh> {
+        self.0.upgrade().map(|inner| Mesh { inner })
+    }
+}
+
 struct Inner {
     store: Store,
     observers: Observers,
@@ -55,6 +66,7 @@ struct Inner {
     passed_unchecked: AtomicU64,
     mirrors: Arc<Mirrors>,
     coalescer: Arc<Coalescer>,
+    telemetry: Option<Arc<Telemetry>>,
     /// By which this process is known to others, without a port.
     address: Arc<str>,
 }
@@ -185,6 +197,7 @@ impl Mesh {
             target,
             mirrors: Arc::clone(&self.inner.mirrors),
             coalescer: Arc::clone(&self.inner.coalescer),
+            telemetry: self.inner.telemetry.clone(),
             caller: Caller::new(Arc::clone(&self.inner.address), fastrand::u64(..)),
         })
     }
@@ -202,6 +215,16 @@ impl Mesh {
 
     pub(crate) fn count_unchecked(&self) {
         self.inner.passed_unchecked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakMesh {
+        WeakMesh(Arc::downgrade(&self.inner))
+    }
+
+    /// What keeps the metrics, where they are kept.
+    #[inline]
+    pub(crate) fn telemetry(&self) -> Option<&Arc<Telemetry>> {
+        self.inner.telemetry.as_ref()
     }
 
     /// The targets of which it was said what a connector cannot honour.
@@ -231,6 +254,7 @@ pub struct MeshBuilder {
     target_idle: Option<Duration>,
     lame_duck: Option<Duration>,
     credentials: Option<Credentials>,
+    keeps_metrics: bool,
 }
 
 impl MeshBuilder {
@@ -289,12 +313,21 @@ impl MeshBuilder {
         self
     }
 
+    /// Keeps Istio's standard metrics of all requests, and of connections that are not HTTP: [`Mesh::prometheus`] has them as
+    /// a text. To services of the mesh each request then tells who this process is (`x-envoy-peer-metadata`), as Istio's
+    /// proxies do.
+    pub fn metrics(mut self) -> Self {
+        self.keeps_metrics = true;
+        self
+    }
+
     /// Starts the mesh: the source gets a thread of its own, the only one that the mesh has, so that a flood of updates
     /// cannot stall the application's.
     ///
     /// # Errors
     /// [`StartError`] without a source, or if no thread can be had.
     pub fn start(self) -> Result<Mesh, StartError> {
+        let mut observers = self.observers;
         let source = self.source.ok_or_else(|| StartError("no source of configuration was set".into()))?;
         let idle = self.target_idle.unwrap_or(Duration::from_secs(600));
         let status = source.status();
@@ -302,6 +335,11 @@ impl MeshBuilder {
         if let Some(credentials) = self.credentials {
             store.certificates().set(Arc::new(credentials));
         }
+        let telemetry = self.keeps_metrics.then(|| {
+            let telemetry = Telemetry::new(source.workload(), source.introductions(), store.certificates());
+            Arc::new(telemetry)
+        });
+        observers.extend(telemetry.iter().map(|telemetry| Arc::clone(telemetry.metrics()) as Arc<dyn Observer>));
         let targets = store.targets();
         let failed = |error: std::io::Error| StartError(format!("cannot start the configuration thread: {error}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
@@ -318,7 +356,7 @@ impl MeshBuilder {
             .map_err(failed)?;
         let inner = Inner {
             store,
-            observers: self.observers.into(),
+            observers: observers.into(),
             drain: Drain::new(self.lame_duck.unwrap_or(Duration::from_secs(1))),
             listeners: Arc::default(),
             cold_start_wait: self.cold_start_wait.unwrap_or(Duration::from_secs(20)),
@@ -328,6 +366,7 @@ impl MeshBuilder {
             passed_unchecked: AtomicU64::new(0),
             mirrors: Arc::default(),
             coalescer: Arc::default(),
+            telemetry,
             address: own_address(),
         };
         Ok(Mesh { inner: Arc::new(inner) })

@@ -1,4 +1,5 @@
-//! What the server side adds to a request: at most two heap allocations above bare hyper, held here.
+//! What the server side adds to a request: at most two heap allocations above bare hyper, held here; and that metrics add none,
+//! on either side.
 //!
 //! Client and server share one thread, and the client is hyper's own connection in every case; so what differs
 //! is the server.
@@ -42,8 +43,14 @@ async fn bare() -> SocketAddr {
     address
 }
 
-async fn meshed() -> SocketAddr {
-    let mesh = Mesh::builder().source(Fixed::new()).start().unwrap();
+/// A mesh, with metrics or without.
+fn mesh(source: Fixed, counts: bool) -> Mesh {
+    let builder = Mesh::builder().source(source);
+    if counts { builder.metrics() } else { builder }.start().unwrap()
+}
+
+async fn meshed(counts: bool) -> SocketAddr {
+    let mesh = mesh(Fixed::new(), counts);
     let listener = mesh.bind("127.0.0.1:0").await.unwrap();
     mesh.serving().await.unwrap();
     let address = listener.local_addr();
@@ -100,10 +107,44 @@ fn allocations(runtime: &tokio::runtime::Runtime, address: SocketAddr, version: 
 #[test]
 fn a_request_costs_at_most_two_allocations_above_bare_hyper() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (bare, meshed) = runtime.block_on(async { (bare().await, meshed().await) });
+    let (bare, meshed) = runtime.block_on(async { (bare().await, meshed(false).await) });
     for version in [Version::HTTP_11, Version::HTTP_2] {
         let (without, with) = (allocations(&runtime, bare, version), allocations(&runtime, meshed, version));
         println!("{version:?}: {without:.2} without the mesh, {with:.2} with it");
         assert!(with - without <= 2.0, "{version:?}: {without:.2} without the mesh, {with:.2} with it");
+    }
+}
+
+/// Allocations per request of the mesh's client, after a warm-up.
+fn of_client(runtime: &tokio::runtime::Runtime, address: SocketAddr, version: Version, counts: bool) -> f64 {
+    let _guard = runtime.enter();
+    let client = mesh(Fixed::new().service("h:80", [address]), counts).client();
+    let send = |times: u32| {
+        for _ in 0..times {
+            runtime.block_on(async {
+                let request = Request::post("http://h/path").version(version);
+                let request = request.body(Full::new(Bytes::from_static(&[b'x'; 256]))).unwrap();
+                let response = client.request(request).await.unwrap();
+                assert_eq!(response.into_body().collect().await.unwrap().to_bytes().len(), 256);
+            });
+        }
+    };
+    send(50);
+    let info = allocation_counter::measure(|| send(REQUESTS));
+    info.count_total as f64 / f64::from(REQUESTS)
+}
+
+#[test]
+fn metrics_cost_no_allocation_on_either_side() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (bare, off, on) = runtime.block_on(async { (bare().await, meshed(false).await, meshed(true).await) });
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        let server = [off, on].map(|address| allocations(&runtime, address, version));
+        let client = [false, true].map(|counts| of_client(&runtime, bare, version, counts));
+        for (side, [without, with]) in [("server", server), ("client", client)] {
+            println!("{side} {version:?}: {without:.2} without metrics, {with:.2} with them");
+            // Now and then hyper grows a buffer.
+            assert!(with - without <= 0.1, "{side} {version:?}: {without:.2} without metrics, {with:.2} with them");
+        }
     }
 }

@@ -265,7 +265,8 @@ impl Snapshot {
             &*security.tokens(served, services),
             &*self.keys,
         );
-        render::render_server(&self.compiled.judge, client.class, listener, refusal, guards, *paths, tls)
+        let service = services.served_by(&client.namespace, &labels, port);
+        render::render_server(&self.compiled.judge, client.class, listener, refusal, guards, (*paths, tls, service))
     }
 
     /// Why a server must not serve, if it must not.

@@ -260,6 +260,16 @@ impl Services {
         }
     }
 
+    /// The service that a bound port of a workload serves: one whose target port it is, or else any that selects the workload,
+    /// the first by its host.
+    pub fn served_by(&self, namespace: &str, labels: &BTreeMap<String, String>, bound: u16) -> Option<&Service> {
+        let own = self.all.iter().map(|service| &**service).filter(|service| *service.namespace == *namespace);
+        let mut selecting = own.filter(|service| service.takes_registrations() && service.selects(labels));
+        let first = selecting.next()?;
+        let is_target = |service: &Service| service.ports.iter().any(|port| port.target == Target::Number(bound));
+        if is_target(first) { Some(first) } else { selecting.find(|service| is_target(service)).or(Some(first)) }
+    }
+
     /// The labels of a workload with those that its group adds to them.
     pub fn labels_in_group(
         &self,

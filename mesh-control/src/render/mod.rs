@@ -51,6 +51,7 @@ use crate::policy::traffic::{CONNECT_TIMEOUT, HashedBy, Limit, ServerTls, Tls};
 use crate::policy::view::View;
 use crate::policy::{Address, Cluster, Policy};
 use crate::registry::host::{candidates, short_forms, split_port};
+use crate::registry::service::Service;
 use crate::registry::{Discovery, Endpoint, ServiceEndpoints, WrittenEndpoint};
 use judge::Judge;
 use proto::OfRoutes;
@@ -179,8 +180,7 @@ pub fn render_server(
     name: &str,
     refusal: Option<String>,
     (access, tokens, keys): (&Access<'_>, &[&TokenRule], &FetchedKeys),
-    paths: PathNormalization,
-    tls: ServerTls,
+    (paths, tls, service): (PathNormalization, ServerTls, Option<&Service>),
 ) -> Option<Encoded> {
     use envoy_types::pb::envoy::config::route::v3::NonForwardingAction;
     use envoy_types::pb::envoy::config::route::v3::route::Action;
@@ -190,6 +190,8 @@ pub fn render_server(
         ClientClass::Library => paths.of(access.is_guarded()),
         ClientClass::Grpc | ClientClass::Envoy => PathNormalization::None.of(false),
     };
+    // Others have no use for it.
+    let service = service.filter(|_| class == ClientClass::Library);
     let refusal = match (class, refusal) {
         (ClientClass::Envoy, _) => return None,
         (_, Some(reason)) => reason,
@@ -197,7 +199,7 @@ pub fn render_server(
             Err(reason) => reason,
             Ok(filters) => {
                 let action = Action::NonForwardingAction(NonForwardingAction {});
-                let encoded = encode(name, &listener::server(name, bound, action, filters, paths, tls));
+                let encoded = with_service(name, &listener::server(name, bound, action, filters, paths, tls), service);
                 match judge.verdict(ResourceType::Listener, &encoded.body) {
                     Ok(()) => return Some(encoded),
                     Err(invalid) => format!("refused by the data plane: {}: {}", invalid.field, invalid.reason),
@@ -211,7 +213,7 @@ pub fn render_server(
         ClientClass::Grpc => Action::Route(grpc::to_nowhere()),
         ClientClass::Library | ClientClass::Envoy => Action::DirectResponse(library::unavailable(&refusal)),
     };
-    Some(encode(name, &listener::server(name, bound, action, Vec::new(), paths, tls)))
+    Some(with_service(name, &listener::server(name, bound, action, Vec::new(), paths, tls), service))
 }
 
 /// Who may do what to a server, as JSON for an Envoy that is configured by hand.
@@ -362,8 +364,7 @@ pub fn render_cluster(
         ClientClass::Envoy => return None,
     };
     // The metadata comes last and by hand: it is a map of several entries, which has to be sorted.
-    let service = &seen.service;
-    let mut metadata = proto::service_metadata(&service.host, &service.name, &service.namespace);
+    let mut metadata = proto::service_metadata(seen.service);
     match (&seen.fallback, class) {
         (Some(Fallback::Respond(answer)), ClientClass::Grpc) => {
             if let Some(rule) = seen.rule {
@@ -695,6 +696,21 @@ fn nowhere(name: &str) -> cluster::Cluster {
 struct ClusterMetadata {
     #[prost(message, optional, tag = "25")]
     metadata: Option<proto::OrderedMetadata>,
+}
+
+/// The one field of `envoy.config.listener.v3.Listener` that is encoded apart.
+#[derive(Clone, PartialEq, Message)]
+struct ListenerMetadata {
+    #[prost(message, optional, tag = "6")]
+    metadata: Option<proto::OrderedMetadata>,
+}
+
+/// A server's listener with the service that it serves, for telemetry.
+fn with_service(name: &str, listener: &impl Message, service: Option<&Service>) -> Encoded {
+    let mut bytes = listener.encode_to_vec();
+    let metadata = ListenerMetadata { metadata: service.map(proto::service_metadata) };
+    bytes.extend(metadata.encode_to_vec());
+    encoded(name, bytes)
 }
 
 fn plain(encoded: Encoded) -> Rendered {

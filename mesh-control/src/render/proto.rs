@@ -18,6 +18,7 @@ use envoy_types::pb::google::protobuf::value::Kind;
 use prost::{Message, Name};
 
 use crate::policy::route::{Body, Response};
+use crate::registry::service::Service;
 
 /// The filter for cross-origin requests, by name.
 pub const CORS_FILTER: &str = "envoy.filters.http.cors";
@@ -199,7 +200,7 @@ struct OrderedStruct {
 
 #[derive(Clone, PartialEq, Message)]
 struct OrderedValue {
-    #[prost(oneof = "OrderedKind", tags = "3, 5, 6")]
+    #[prost(oneof = "OrderedKind", tags = "3, 4, 5, 6")]
     kind: Option<OrderedKind>,
 }
 
@@ -207,6 +208,8 @@ struct OrderedValue {
 enum OrderedKind {
     #[prost(string, tag = "3")]
     Text(String),
+    #[prost(bool, tag = "4")]
+    Bool(bool),
     #[prost(message, tag = "5")]
     Struct(OrderedStruct),
     #[prost(message, tag = "6")]
@@ -219,14 +222,16 @@ struct OrderedList {
     values: Vec<OrderedValue>,
 }
 
-/// `filter_metadata["istio"].services[]` of a cluster (Istio: cluster_builder.go), in which telemetry finds
-/// the service behind it.
-pub(super) fn service_metadata(host: &str, name: &str, namespace: &str) -> OrderedMetadata {
+/// `filter_metadata["istio"].services[]` of a cluster or a listener (Istio: cluster_builder.go), in which telemetry finds
+/// the service behind it. One outside of the mesh is marked: nobody tells it who calls.
+pub(super) fn service_metadata(service: &Service) -> OrderedMetadata {
+    let Service { host, name, namespace, is_internal, .. } = service;
     let value = |kind| OrderedValue { kind: Some(kind) };
     let text = |key: &str, text: &str| (key.to_owned(), value(OrderedKind::Text(text.to_owned())));
     let fields = [text("host", host), text("name", name), text("namespace", namespace)].into();
     let service = value(OrderedKind::Struct(OrderedStruct { fields }));
     let services = value(OrderedKind::List(OrderedList { values: vec![service] }));
-    let istio = OrderedStruct { fields: [("services".to_owned(), services)].into() };
+    let external = (!is_internal).then(|| ("external".to_owned(), value(OrderedKind::Bool(true))));
+    let istio = OrderedStruct { fields: external.into_iter().chain([("services".to_owned(), services)]).collect() };
     OrderedMetadata { filter_metadata: [("istio".to_owned(), istio)].into() }
 }

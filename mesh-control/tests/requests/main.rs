@@ -19,5 +19,6 @@ mod sessions;
 mod sticky_splits;
 mod support;
 mod table;
+mod telemetry;
 mod unreachable;
 mod upstream;

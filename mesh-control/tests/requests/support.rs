@@ -52,12 +52,12 @@ pub(crate) struct World {
 struct Ends(Arc<Mutex<Vec<End>>>);
 
 /// One of them.
-type End = (u32, String, &'static str);
+type End = (u32, String, String);
 
 impl Observer for Ends {
     fn on_end(&self, request: &RequestInfo) {
         let route = request.route().unwrap_or_default().to_owned();
-        self.0.lock().unwrap().push((request.attempts, route, request.response_flag()));
+        self.0.lock().unwrap().push((request.attempts, route, request.response_flags().to_string()));
     }
 }
 
@@ -175,7 +175,7 @@ impl World {
     }
 
     /// Why the mesh failed the last request, as Envoy says it.
-    pub(crate) fn flag(&self) -> &'static str {
+    pub(crate) fn flag(&self) -> String {
         self.last().2
     }
 

@@ -15,6 +15,7 @@ use crate::matcher::{Field, header_matches};
 use crate::model::{Fault, FaultAbort, FaultDelay, Fraction, HeaderTest};
 use crate::request::RequestHead;
 use crate::request_info::RequestInfo;
+use crate::response_flags::ResponseFlags;
 
 const NODE: HeaderName = HeaderName::from_static("x-envoy-downstream-service-node");
 const DELAY: HeaderName = HeaderName::from_static("x-envoy-fault-delay-request");
@@ -96,11 +97,20 @@ impl Filter for FaultFilter {
         let mut hit = |fraction: Fraction| fraction.contains(request.random.u32(0..1_000_000));
         let delay = self.fault.delay.as_ref().and_then(|delay| pause(delay, &head.headers, &mut hit));
         let reply = self.fault.abort.as_ref().and_then(|abort| answer(abort, &head.headers, &mut hit));
+        if (delay.is_none() && reply.is_none()) || !self.begin(request) {
+            return Decision::Continue;
+        }
+        if delay.is_some() {
+            request.note_flags(ResponseFlags::DELAY_INJECTED);
+        }
+        if reply.is_some() {
+            request.note_flags(ResponseFlags::FAULT_INJECTED);
+            request.note_details("fault_filter_abort");
+        }
         match (delay, reply) {
-            (None, None) => Decision::Continue,
-            _ if !self.begin(request) => Decision::Continue,
             (Some(delay), reply) => Decision::Delay(delay, reply),
             (None, Some(reply)) => Decision::Reply(reply),
+            (None, None) => Decision::Continue,
         }
     }
 }

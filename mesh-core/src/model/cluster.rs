@@ -51,7 +51,28 @@ pub struct Cluster {
     /// In which states of health an endpoint gets the requests that belong to it (stateful sessions).
     pub session_health: Vec<Health>,
     /// The service it stands for: host, name and namespace (`metadata.filter_metadata["istio"].services[0]`).
-    pub service: Option<Arc<(String, String, String)>>,
+    pub service: Option<Arc<ServiceNames>>,
+}
+
+/// How a service is called, for telemetry.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct ServiceNames {
+    /// Its full name.
+    pub host: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Whether it is known to be outside of the mesh, which then tells it nothing.
+    pub is_external: bool,
+}
+
+impl ServiceNames {
+    /// A service of the mesh.
+    pub fn new(host: impl Into<Arc<str>>, name: impl Into<Arc<str>>, namespace: impl Into<Arc<str>>) -> Self {
+        ServiceNames { host: host.into(), name: name.into(), namespace: namespace.into(), is_external: false }
+    }
 }
 
 /// Where a cluster's endpoints come from.

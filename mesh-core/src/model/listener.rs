@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::id::{ListenerName, RouteName};
-use crate::model::{Clusters, Forward, NamedFilter, RouteAction, RouteConfiguration};
+use crate::model::{Clusters, Forward, NamedFilter, RouteAction, RouteConfiguration, ServiceNames};
 use crate::path::PathNormalization;
 
 /// A validated Listener.
@@ -145,6 +145,8 @@ pub struct ServerListener {
     pub filter_chains: Vec<FilterChain>,
     /// Where nothing matches.
     pub default_filter_chain: Option<FilterChain>,
+    /// The service that it serves, for telemetry (`metadata.filter_metadata["istio"].services[0]`).
+    pub service: Option<Arc<ServiceNames>>,
 }
 
 impl ServerListener {
@@ -164,7 +166,13 @@ impl ServerListener {
     /// listener.default_filter_chain = Some(FilterChain::new("default", http));
     /// ```
     pub fn new(name: impl Into<ListenerName>, address: SocketAddr) -> Self {
-        ServerListener { name: name.into(), address, filter_chains: Vec::new(), default_filter_chain: None }
+        ServerListener {
+            name: name.into(),
+            address,
+            filter_chains: Vec::new(),
+            default_filter_chain: None,
+            service: None,
+        }
     }
 
     /// All chains, the default one last.

@@ -43,7 +43,7 @@ mod strings;
 
 pub use cluster::{
     BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, ConsistentHashing, HashFunction, Http2Keepalive,
-    LoadWeights, PEAK_EWMA, PriorityPolicy, SlowStart, TcpKeepalive, UpstreamTls,
+    LoadWeights, PEAK_EWMA, PriorityPolicy, ServiceNames, SlowStart, TcpKeepalive, UpstreamTls,
 };
 pub use cors::CorsPolicy;
 pub use endpoint::{Endpoint, Endpoints, Health, LocalityEndpoints};

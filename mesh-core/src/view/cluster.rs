@@ -66,6 +66,15 @@ impl Leaf {
         self.cluster.health_check.is_some() && endpoint.is_checked
     }
 
+    /// Takes in whose endpoints they are, for telemetry.
+    fn note_workloads(&self, endpoints: &Endpoints) {
+        for endpoint in endpoints.localities.iter().flat_map(|locality| &locality.endpoints) {
+            if let Some(told) = endpoint.metadata.get("istio").and_then(|istio| istio.get("workload")) {
+                self.state_of(endpoint).note_workload(told);
+            }
+        }
+    }
+
     fn checked(&self, endpoint: &Endpoint) -> CheckedEndpoint {
         CheckedEndpoint { endpoint: self.state_of(endpoint), host: endpoint.check_host.clone() }
     }
@@ -173,6 +182,7 @@ impl ClusterView {
                     let found = leaf.found(endpoints, reach_counts, &mut set_aside);
                     levels.add_leaf(position, &found, leaf.cluster.priorities, &balancer, &leaf.state);
                     leaf.state.note_marks(endpoints);
+                    leaf.note_workloads(endpoints);
                     let checked = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
                     let checked = checked.filter(|endpoint| leaf.is_checked(endpoint));
                     leaf.state.set_checked(checked.map(|endpoint| leaf.checked(endpoint)).collect());

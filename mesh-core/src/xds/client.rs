@@ -19,6 +19,7 @@ use crate::model::ClusterKind;
 use crate::resources::{Change, Progress, Resource, ResourceKey, ResourceType, Update};
 use crate::store::{Sink, Source};
 use crate::tls::Certificates;
+use crate::workload::{Introductions, Workload};
 use crate::xds::access_log::Telling;
 use crate::xds::bootstrap::{Bootstrap, Server};
 use crate::xds::certificates::{self, Showing};
@@ -28,6 +29,7 @@ use crate::xds::decode::Options;
 use crate::xds::dns::{Dns, Resolver, cluster_of};
 use crate::xds::intake;
 use crate::xds::names;
+use crate::xds::peer_metadata;
 use crate::xds::session::{Action, End, Outcome, Session};
 use crate::xds::task::Owned;
 use crate::xds::transport::{self, Event, Keepalive, Requests, Told};
@@ -121,6 +123,15 @@ impl Source for XdsSource {
 
     fn status(&self) -> StatusHandle {
         self.status.clone()
+    }
+
+    fn workload(&self) -> Workload {
+        let node = &self.bootstrap.node;
+        Workload::of_node(&node.id, &node.metadata)
+    }
+
+    fn introductions(&self) -> Option<Introductions> {
+        Some(Introductions::new(peer_metadata::encode, peer_metadata::decode))
     }
 
     fn run(self: Arc<Self>, sink: Sink) -> Pin<Box<dyn Future<Output = ()> + Send>> {

@@ -45,6 +45,7 @@ pub(crate) mod ignored;
 pub(crate) mod intake;
 pub mod istio_ca;
 pub(crate) mod names;
+pub mod peer_metadata;
 pub(crate) mod place;
 pub(crate) mod session;
 pub(crate) mod sotw;

@@ -16,6 +16,7 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
+use mesh_core::request_info::Messages;
 use pin_project_lite::pin_project;
 use smallvec::SmallVec;
 
@@ -61,6 +62,10 @@ struct State {
     /// What is left of a frame.
     rest: Bytes,
     waker: Option<Waker>,
+    /// How many bytes the present try has read, and messages of gRPC, where these are counted.
+    sent: u64,
+    messages: Messages,
+    is_grpc: bool,
 }
 
 /// What a stream gave; `None` at its end.
@@ -142,6 +147,7 @@ impl Upload {
         }
         state.turn += 1;
         (state.had, state.rest, state.is_over, state.has_task) = (0, Bytes::new(), false, false);
+        (state.sent, state.messages) = (0, Messages::default());
         let (turn, waker) = (state.turn, state.waker.take());
         drop(state);
         if let Some(waker) = waker {
@@ -170,6 +176,17 @@ impl Upload {
         let stream = if kept.is_some() && state.is_over { state.stream.take() } else { None };
         drop(state);
         drop((kept, stream));
+    }
+
+    /// Whether messages of gRPC are counted in it.
+    pub(super) fn count_messages(&self, is_grpc: bool) {
+        self.lock().is_grpc = is_grpc;
+    }
+
+    /// How many bytes of it the present try has sent, and messages of gRPC.
+    pub(super) fn sent(&self) -> (u64, Messages) {
+        let state = self.lock();
+        (state.sent, state.messages)
     }
 
     /// Ends it. Whether there was something to end.
@@ -286,6 +303,12 @@ impl State {
 
     /// A frame, or its first piece.
     fn begin(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        if let Some(data) = frame.data_ref() {
+            self.sent = self.sent.saturating_add(data.len() as u64);
+            if self.is_grpc {
+                self.messages.pass(data);
+            }
+        }
         self.is_over = self.is_at_end();
         let is_large = |data: &&Bytes| self.in_pieces && !self.is_cut && data.len() > PIECE;
         match frame.data_ref().filter(is_large) {
@@ -325,6 +348,9 @@ impl Reader {
             in_pieces,
             rest: Bytes::new(),
             waker: None,
+            sent: 0,
+            messages: Messages::default(),
+            is_grpc: false,
         };
         Reader(Upload { state: Arc::new(Mutex::new(state)), turn: 0 })
     }

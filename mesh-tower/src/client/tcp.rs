@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connector::{Bytes, ConnectorStream};
 use crate::mesh::Mesh;
+use crate::telemetry::TcpCount;
 
 /// A connection of [`Mesh::connect`].
 ///
@@ -18,7 +19,11 @@ use crate::mesh::Mesh;
 /// for 45 s, as with Envoy, and is closed at the first pause after a word of the server then; without routes of connections it goes
 /// on as long as both sides want. Where its bytes must not travel as they do any more (TLS is asked for by now, or nobody trusted vouches
 /// for the server), every use of it is an error.
-pub struct MeshStream(TokioIo<ConnectorStream>);
+pub struct MeshStream {
+    stream: TokioIo<ConnectorStream>,
+    /// Where its bytes are counted.
+    count: Option<TcpCount>,
+}
 
 impl Mesh {
     /// Connects to an endpoint of a service, for bytes that are not HTTP: balanced, within its cluster's connect timeout, and by
@@ -66,19 +71,35 @@ impl Mesh {
             MeshError::new(ErrorKind::BadRequest, format!("{host:?} is not a host")).caused_by(error)
         })?;
         let stream = self.connector().open(uri, bytes).await?;
-        Ok(MeshStream(TokioIo::new(stream.of_bytes())))
+        let count = self.telemetry().map(|telemetry| telemetry.connection(&stream.both_ends()));
+        Ok(MeshStream { stream: TokioIo::new(stream.of_bytes()), count })
+    }
+}
+
+impl MeshStream {
+    fn note_written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let (Some(count), Poll::Ready(Ok(bytes))) = (&self.count, &written) {
+            count.written(*bytes);
+        }
+        written
     }
 }
 
 impl AsyncRead for MeshStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let Some(count) = &self.count {
+            count.read(buf.filled().len().saturating_sub(before));
+        }
+        polled
     }
 }
 
 impl AsyncWrite for MeshStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.note_written(written)
     }
 
     fn poll_write_vectored(
@@ -86,24 +107,25 @@ impl AsyncWrite for MeshStream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.note_written(written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
 impl fmt::Debug for MeshStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("MeshStream").field(self.0.inner()).finish()
+        f.debug_tuple("MeshStream").field(self.stream.inner()).finish()
     }
 }

@@ -19,6 +19,7 @@ use mesh_core::load_report::LoadReport;
 use mesh_core::model::{BalancerPolicy, Cluster, RetryConditions, RetryPolicy, RouteAction};
 use mesh_core::outlier::Outcome as Outlier;
 use mesh_core::request_info::{Criticality, EXPECTED_TIMEOUT, Repeat, RequestInfo};
+use mesh_core::response_flags::ResponseFlags;
 use mesh_core::retry::{self, Outcome, RetryDecision};
 use mesh_core::state::{RetryPermit, RetryPrice, TooManyRetries};
 use mesh_core::view::RouteRef;
@@ -49,6 +50,9 @@ impl Attempt {
         let pick = cluster.pick(&mut PickArgs::of(info), || original_destination)?;
         let endpoint = pick.in_flight.endpoint();
         info.note_attempt(endpoint);
+        if pick.leaf > 0 {
+            info.note_service(pick.cluster.service.as_ref());
+        }
         // A budget of retries is a share of requests, and not of tries.
         if info.attempts == 1
             && let Some(leaf) = cluster.leaves().get(pick.leaf)
@@ -149,6 +153,9 @@ impl Attempt {
     fn again(&self, route: &RouteRef<'_>, outcome: Outcome<'_>, info: &mut RequestInfo) -> Again {
         let (policy, now) = (policy(route), Instant::now());
         let RetryDecision::Retry { after } = retry::decide(policy, outcome, info, now) else {
+            if info.is_observed() && retry::is_exhausted(policy, outcome, info) {
+                info.note_flags(ResponseFlags::RETRY_LIMIT_EXCEEDED);
+            }
             return Again::No;
         };
         self.permitted(route, after, retry::is_unprocessed(outcome), info, now)
@@ -186,6 +193,7 @@ impl Attempt {
         let permit = match leaf.state.retry(leaf.cluster.circuit_breakers.retries, price, now) {
             Ok(permit) => permit,
             Err(TooManyRetries::UnderWay(retries)) => {
+                info.note_flags(ResponseFlags::UPSTREAM_OVERFLOW);
                 return Again::TooMany(format!(
                     "it is not tried again: {retries} retries are under way, which is the limit"
                 ));
@@ -268,7 +276,11 @@ impl<T: Transport> ActiveRequest<T> {
             Err(error) => {
                 let fallback = route.cluster.and_then(|cluster| cluster.fallback());
                 return match fallback.filter(|_| error.kind() == ErrorKind::NoHealthyEndpoint) {
-                    Some(answer) => Ok(Step::Done(reply::direct(answer, self.info.is_grpc))),
+                    Some(answer) => {
+                        self.info.note_flags(error.kind().response_flags());
+                        self.info.note_details(error.kind().response_details());
+                        Ok(Step::Done(reply::direct(answer, self.info.is_grpc)))
+                    }
                     None => Err(error),
                 };
             }
@@ -279,6 +291,7 @@ impl<T: Transport> ActiveRequest<T> {
             return Err(MeshError::new(ErrorKind::Security, what).within(format_args!("cluster {}", cluster.name)));
         }
         let host = self.route.as_ref().and_then(|route| route.view().host());
+        self.info.note_secured(attempt.security.is_tls());
         attempt.version = self.transport.form(head, cluster, &self.info, host)?;
         self.route_wants_response = self.filters_entered > 0
             || !route.destination.response_changes().is_empty()
@@ -358,11 +371,29 @@ impl<T: Transport> ActiveRequest<T> {
 
     /// Sends the request over its connection, and keeps what it takes to send it once more.
     #[inline(always)]
-    pub(super) fn dispatch(&mut self, head: Parts, mut body: Body) -> T::Exchange {
+    pub(super) fn dispatch(&mut self, mut head: Parts, mut body: Body) -> T::Exchange {
         self.replay.keep(&head, &mut body, self.keeps_body(), T::READS_EXTENSIONS);
+        if self.info.is_observed() {
+            self.observe_sending(&mut head);
+        }
         let endpoint = self.attempt.as_ref().expect(PICKED).endpoint();
         let connection = self.connection.as_mut().expect("a connection was found for the try");
         self.transport.send(connection, Request::from_parts(head, body), endpoint)
+    }
+
+    /// Notes what is sent, and tells servers of the mesh who this process is. That is told for this try alone: the next one may
+    /// go elsewhere.
+    #[inline]
+    fn observe_sending(&mut self, head: &mut Parts) {
+        let (bytes, messages) = self.replay.sent_at_once(self.info.is_grpc);
+        self.info.note_request_body(bytes, messages);
+        let Some(telemetry) = &self.context.telemetry else { return };
+        let (Some(attempt), Some(route)) = (&self.attempt, &self.route) else { return };
+        let service = attempt.cluster(&route.get()).and_then(|cluster| cluster.service.as_ref());
+        let is_of_mesh = service.is_some_and(|service| !service.is_external) && attempt.endpoint().peer().is_some();
+        if is_of_mesh {
+            telemetry.introduce(&mut head.headers);
+        }
     }
 
     /// Whether what is read of a streamed body is kept for another try: where the route has a policy that may want one.
@@ -389,7 +420,11 @@ impl<T: Transport> ActiveRequest<T> {
     #[cold]
     pub(super) fn no_answer(&mut self) -> (Whole, Result<Step<T>, MeshError>) {
         let error = MeshError::new(ErrorKind::Timeout, "no response in the time of a try");
-        self.failed_underway(Failure { error, cause: FailureCause::Endpoint, unreachable: false })
+        let failed = self.failed_underway(Failure { error, cause: FailureCause::Endpoint, unreachable: false });
+        if failed.1.is_err() {
+            self.info.note_details("upstream_per_try_timeout");
+        }
+        failed
     }
 
     /// A try had no connection in its time. How short that is, is not the endpoint's fault: it has seen nothing of the request.

@@ -314,6 +314,9 @@ impl<T: Transport> ActiveRequest<T> {
             self.transport.answered(connection);
         }
         let (mut head, body) = response.into_parts();
+        if let Some(telemetry) = &self.context.telemetry {
+            telemetry.answered(&mut head.headers, self.attempt.as_ref().map(Attempt::endpoint));
+        }
         if self.policy_is_paid {
             self.earn(head.status, &head.headers);
         }

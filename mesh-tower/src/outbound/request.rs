@@ -25,6 +25,7 @@ use tokio::time::Sleep;
 use super::coalesced::Coalescer;
 use super::mirror::{Copies, Mirrors};
 use crate::filters;
+use crate::telemetry::Telemetry;
 use crate::transport::{HttpVersion, Replay, Security, Sending, Transport};
 
 /// What the requests of one client have in common.
@@ -38,6 +39,8 @@ pub(crate) struct OutboundContext {
     pub(crate) mirrors: Arc<Mirrors>,
     /// Requests that several wait for, of all clients of the mesh.
     pub(crate) coalescer: Arc<Coalescer>,
+    /// What keeps the metrics, where they are kept.
+    pub(crate) telemetry: Option<Arc<Telemetry>>,
     /// Who this client is, for routes that hash by it.
     pub(crate) caller: Caller,
 }
@@ -381,6 +384,11 @@ impl<T: Transport> Drop for ActiveRequest<T> {
     #[inline]
     fn drop(&mut self) {
         self.replay.cut_off();
+        if self.info.is_observed()
+            && let Some((bytes, messages)) = self.replay.streamed()
+        {
+            self.info.note_request_body(bytes, messages);
+        }
         if self.attempt.is_some() {
             self.end_attempt();
         }

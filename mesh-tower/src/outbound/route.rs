@@ -12,7 +12,7 @@ use mesh_core::hashing;
 use mesh_core::matcher::request_matches_any;
 use mesh_core::model::{Forward, RouteAction};
 use mesh_core::request::{RequestHead, has_port, host_and_port, is_grpc};
-use mesh_core::request_info::{Deadline, Direction, Inherited, Repeat, RequestInfo};
+use mesh_core::request_info::{Deadline, Direction, Inherited, Interest, Repeat, RequestInfo, interest_of};
 use mesh_core::rewrite::{complete_path, edit};
 use mesh_core::store::TargetEntry;
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
@@ -38,7 +38,7 @@ pub(super) fn info_of(context: &OutboundContext, head: &Parts) -> RequestInfo {
         info.not_after(deadline);
     }
     info.repeat = head.extensions.get::<Repeat>().copied();
-    if !context.observers.is_empty() {
+    if interest_of(&context.observers) > Interest::Nothing {
         observe(&mut info, context, head);
     }
     info
@@ -57,6 +57,10 @@ fn observe(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
         Some(target) => target.authority.as_str(),
         None => RequestHead::of(head).map_or("", |head| head.authority),
     });
+    if info.wants_head() {
+        let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+        info.note_head(path, head.version, &head.headers);
+    }
 }
 
 /// What is looked at of a request; a fixed target's authority stands above the request's own. There is no user in the
@@ -153,6 +157,8 @@ impl<T: Transport> ActiveRequest<T> {
             observe(&mut self.info, &self.context, head);
         }
         self.info.note_route(&route.route.name, route.cluster.map(|cluster| cluster.name()));
+        let leaf = route.cluster.and_then(|cluster| cluster.leaves().first());
+        self.info.note_service(leaf.and_then(|leaf| leaf.cluster.service.as_ref()));
         if has_filters { self.filter(&route, head) } else { self.act(&route, head) }
     }
 
@@ -175,7 +181,10 @@ impl<T: Transport> ActiveRequest<T> {
     fn passed(&mut self, passage: Passage, route: &RouteRef<'_>, head: &mut Parts) -> Result<Step<T>, MeshError> {
         match passage {
             Passage::Passed => self.act(route, head),
-            Passage::Answered(answer) => Ok(Step::Done(reply::filter(answer, self.info.is_grpc))),
+            Passage::Answered(answer) => {
+                self.info.note_details("filter_response");
+                Ok(Step::Done(reply::filter(answer, self.info.is_grpc)))
+            }
             Passage::Held(callout) => Ok(Step::Wait(Box::pin(async move { Woken::Filter(callout.await) }))),
         }
     }
@@ -221,6 +230,7 @@ impl<T: Transport> ActiveRequest<T> {
                 return Err(MeshError::new(ErrorKind::NoRoute, "the route is for a server and leads nowhere"));
             }
         };
+        self.info.note_details("direct_response");
         Ok(Step::Done(response))
     }
 

@@ -31,6 +31,7 @@ use crate::mesh::Mesh;
 use crate::server::handshake::{self, Carries, Handshake};
 use crate::server::layer::ServerLayer;
 use crate::server::tcp::Place;
+use crate::telemetry::TcpCount;
 
 /// After how long without a word a peer is probed, and how often from then on.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
@@ -268,7 +269,7 @@ impl MeshListener {
                 State::Opening(Both::new(handshake.within_time(stream)))
             }
         };
-        Some(MeshIo { state, connection, _listener: self.guard.clone(), in_flight: None, place: None })
+        Some(MeshIo { state, connection, _listener: self.guard.clone(), in_flight: None, place: None, count: None })
     }
 }
 
@@ -393,6 +394,8 @@ pub struct MeshIo {
     in_flight: Option<InFlight>,
     /// Where it is one of those that are limited by number.
     place: Option<Place>,
+    /// Where its bytes are counted.
+    count: Option<TcpCount>,
 }
 
 enum State {
@@ -411,6 +414,20 @@ impl MeshIo {
     /// The drain waits for it.
     pub(super) fn counts_in(&mut self, in_flight: InFlight) {
         self.in_flight = Some(in_flight);
+    }
+
+    /// Its bytes are counted.
+    pub(super) fn counts_bytes(&mut self, count: TcpCount) {
+        self.count = Some(count);
+    }
+
+    /// Notes what was written.
+    #[inline]
+    fn note_written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let (Some(count), Poll::Ready(Ok(bytes))) = (&self.count, &written) {
+            count.written(*bytes);
+        }
+        written
     }
 
     /// It takes its place until it is dropped.
@@ -457,14 +474,20 @@ impl std::fmt::Debug for MeshIo {
 impl AsyncRead for MeshIo {
     #[inline]
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_open(cx, Half::Reader))?.poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = ready!(self.poll_open(cx, Half::Reader))?.poll_read(cx, buf);
+        if let Some(count) = &self.count {
+            count.read(buf.filled().len().saturating_sub(before));
+        }
+        polled
     }
 }
 
 impl AsyncWrite for MeshIo {
     #[inline]
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_open(cx, Half::Writer))?.poll_write(cx, buf)
+        let written = ready!(self.poll_open(cx, Half::Writer))?.poll_write(cx, buf);
+        self.note_written(written)
     }
 
     #[inline]
@@ -473,7 +496,8 @@ impl AsyncWrite for MeshIo {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_open(cx, Half::Writer))?.poll_write_vectored(cx, bufs)
+        let written = ready!(self.poll_open(cx, Half::Writer))?.poll_write_vectored(cx, bufs);
+        self.note_written(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -248,7 +248,12 @@ where
     fn call(&mut self, mut request: Request<B>) -> ResponseFuture<S, B> {
         complete_path(request.uri_mut());
         let inherited = inherited_by(&request);
-        let mut facts = self.context.observed(&request);
+        let mut facts = self.context.observed(&mut request);
+        if let Some(facts) = &mut facts
+            && let Some(count) = facts.counts_body(request.headers())
+        {
+            request = request.map(|body| self.context.bodies.counted(body, &count));
+        }
         let admission = self.context.route(&mut request, &mut facts);
         let is_http1 = request.version() <= Version::HTTP_11;
         let active = ActiveRequest::new(self.context.in_flight(), is_http1, inherited, facts);

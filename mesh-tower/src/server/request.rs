@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HOST};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST};
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{Extensions, HeaderValue, Method, Request, Response, StatusCode, Version};
 use mesh_core::authz::external::{CheckedChanges, Denial};
 use mesh_core::authz::{Connection, Verdict};
@@ -21,8 +22,10 @@ use mesh_core::id::ListenerName;
 use mesh_core::identity::SpiffeId;
 use mesh_core::jwt::{Authenticated, Claims, Refusal};
 use mesh_core::model::{HeadersWithUnderscores, Route, RouteAction, ServerTls};
+use mesh_core::recycled::Recycled;
 use mesh_core::request::{RequestHead, is_grpc};
-use mesh_core::request_info::{Deadline, Direction, RequestInfo};
+use mesh_core::request_info::{Deadline, Direction, Interest, Messages, RequestInfo, interest_of};
+use mesh_core::response_flags::ResponseFlags;
 use mesh_core::rewrite;
 use mesh_core::store::{ChainView, ServerState, ServerView};
 use mesh_core::view::{Destination, Found, RouteTable};
@@ -82,20 +85,36 @@ impl ServerContext {
 
     /// The facts of a request, where somebody is told of them.
     #[inline]
-    pub(super) fn observed<B>(&self, request: &Request<B>) -> Option<Box<Facts>> {
-        if self.mesh.observers().is_empty() {
+    pub(super) fn observed<B>(&self, request: &mut Request<B>) -> Option<Recycled<Facts>> {
+        if interest_of(self.mesh.observers()) == Interest::Nothing {
             return None;
         }
         let mut facts = facts_of(request);
         self.observe(&mut facts.info, request);
+        if let Some(telemetry) = self.mesh.telemetry() {
+            let (connection, began) = (self.connection(request), facts.info.started);
+            let (source, is_secured, wants) = telemetry.source(request.headers_mut(), connection.as_deref(), began);
+            facts.info.note_source(source, is_secured);
+            facts.introduces = wants.then(|| Arc::clone(telemetry));
+        }
         Some(facts)
     }
 
     /// Notes from here on what becomes of the request.
     fn observe<B>(&self, info: &mut RequestInfo, request: &Request<B>) {
         info.observe(self.mesh.observers(), Direction::Inbound, request.method());
-        if let Some(connection) = self.connection(request) {
+        let connection = self.connection(request);
+        if let Some(connection) = &connection {
             info.note_peer(connection.peer);
+        }
+        let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        info.note_request_body(length.unwrap_or(0), Messages::default());
+        if info.wants_head() {
+            let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+            info.note_head(path, request.version(), request.headers());
+            if let Some(connection) = &connection {
+                info.note_connection(connection.local, connection.tls().and_then(|tls| tls.sni.as_ref()));
+            }
         }
     }
 
@@ -112,7 +131,7 @@ impl ServerContext {
     }
 
     #[inline]
-    pub(super) fn route<B>(&self, request: &mut Request<B>, facts: &mut Option<Box<Facts>>) -> Admission {
+    pub(super) fn route<B>(&self, request: &mut Request<B>, facts: &mut Option<Recycled<Facts>>) -> Admission {
         let admission = self.find_and_filter(request, facts);
         admission.unwrap_or_else(|error| self.failed(&error, facts.as_deref_mut(), request))
     }
@@ -120,7 +139,7 @@ impl ServerContext {
     fn find_and_filter<B>(
         &self,
         request: &mut Request<B>,
-        facts: &mut Option<Box<Facts>>,
+        facts: &mut Option<Recycled<Facts>>,
     ) -> Result<Admission, MeshError> {
         if headers::are_reserved(request.headers()) && !self.is_trusted_proxy(request) {
             headers::strip_reserved(request.headers_mut());
@@ -153,6 +172,9 @@ impl ServerContext {
                 return Err(MeshError::new(ErrorKind::NotServingYet, "no configuration yet").within(place));
             }
         };
+        if let Some(facts) = facts {
+            facts.info.note_service(view.listener.service.as_ref());
+        }
         let ChainView { routes, paths, underscores, .. } = chain(view, connection)?;
         let mut head = head?;
         match self.underscores.max(*underscores) {
@@ -223,7 +245,7 @@ impl ServerContext {
                 })));
             }
         }
-        let found = self.admit(routes, listener, &head, peer.as_deref(), tokens)?;
+        let found = self.admit(routes, listener, &head, peer.as_deref(), tokens, facts.as_deref_mut())?;
         self.enter(routes, found, request, facts)
     }
 
@@ -236,11 +258,16 @@ impl ServerContext {
         head: &RequestHead<'_>,
         peer: Option<&ConnectionInfo>,
         tokens: &[Claims],
+        facts: Option<&mut Facts>,
     ) -> Result<Found<'r>, MeshError> {
         let mut random = fastrand::Rng::new();
         let admission = routes.admit(head, peer.map(ends), tokens, &mut random);
         tell(admission.verdict(), listener.name(), peer);
         let verdict = *admission.verdict();
+        if let (Some(facts), false) = (facts, verdict.is_allowed) {
+            let policy = verdict.policy.unwrap_or("none");
+            facts.info.note_details(format!("rbac_access_denied_matched_policy[{policy}]"));
+        }
         let found = admission.into_route();
         calls::record(&self.mesh, head, &verdict, &found, (listener.port(), peer), &mut random);
         found
@@ -251,7 +278,7 @@ impl ServerContext {
         &self,
         asked: &Asked,
         answer: Result<CheckedChanges, Box<Denial>>,
-        facts: &mut Option<Box<Facts>>,
+        facts: &mut Option<Recycled<Facts>>,
         request: &mut Request<B>,
     ) -> Admission {
         let facts_of_it = facts.get_or_insert_with(|| facts_of(request));
@@ -259,6 +286,8 @@ impl ServerContext {
             Ok(changes) => changes,
             Err(denial) => {
                 facts_of_it.info.note_error(ErrorKind::AccessDenied);
+                facts_of_it.info.note_flags(ResponseFlags::UNAUTHORIZED_EXTERNAL_SERVICE);
+                facts_of_it.info.note_details("ext_authz_denied");
                 calls::record_refused(&self.mesh, request, asked.listener.port(), || self.connection(request));
                 return self::answer(request, check::refusal(*denial, facts_of_it.info.is_grpc));
             }
@@ -277,10 +306,11 @@ impl ServerContext {
         &self,
         Asked { routes, listener, tokens, .. }: &Asked,
         request: &mut Request<B>,
-        facts: &mut Option<Box<Facts>>,
+        facts: &mut Option<Recycled<Facts>>,
     ) -> Result<Admission, MeshError> {
         let peer = self.connection(request);
-        let found = self.admit(routes, listener, &RequestHead::received(request)?, peer.as_deref(), tokens)?;
+        let head = RequestHead::received(request)?;
+        let found = self.admit(routes, listener, &head, peer.as_deref(), tokens, facts.as_deref_mut())?;
         self.enter(routes, found, request, facts)
     }
 
@@ -291,7 +321,7 @@ impl ServerContext {
         routes: &Arc<RouteTable>,
         (position, route, destination): Found<'_>,
         request: &mut Request<B>,
-        facts: &mut Option<Box<Facts>>,
+        facts: &mut Option<Recycled<Facts>>,
     ) -> Result<Admission, MeshError> {
         if facts.is_none() && destination.filters().is_empty() && destination.response_changes().is_empty() {
             return self.forward(route, destination, request);
@@ -303,12 +333,18 @@ impl ServerContext {
         }
         facts.info.note_route(&route.name, None);
         facts.route = Some((Arc::clone(routes), position));
+        if matches!(route.action, RouteAction::Direct(_)) {
+            facts.info.note_details("direct_response");
+        }
         if destination.filters().is_empty() {
             return self.forward(route, destination, request);
         }
         let Facts { info, filters_entered, .. } = &mut **facts;
         let passage =
             with_parts(request, |head| filters::on_request(destination.filters(), filters_entered, info, head));
+        if matches!(passage, Passage::Answered(_)) {
+            info.note_details("filter_response");
+        }
         let is_grpc = info.is_grpc;
         self.passed(passage, is_grpc, route, destination, request)
     }
@@ -320,6 +356,9 @@ impl ServerContext {
         let (route, destination) = found.expect("a request that is held back passes the filters of its route");
         let passage =
             with_parts(request, |head| filters::resume(decide, destination.filters(), filters_entered, info, head));
+        if matches!(passage, Passage::Answered(_)) {
+            info.note_details("filter_response");
+        }
         let admission = self.passed(passage, info.is_grpc, route, destination, request);
         admission.unwrap_or_else(|error| self.failed(&error, Some(facts), request))
     }
@@ -447,8 +486,8 @@ fn answer<B>(request: &Request<B>, response: Response<Bytes>) -> Admission {
 }
 
 /// The facts of a request that arrives now.
-fn facts_of<B>(request: &Request<B>) -> Box<Facts> {
-    let mut facts = Box::new(Facts::new(Instant::now()));
+fn facts_of<B>(request: &Request<B>) -> Recycled<Facts> {
+    let mut facts = Recycled::new(Facts::new(Instant::now()));
     facts.info.is_grpc = is_grpc(request.headers());
     facts.info.is_http2 = request.version() == Version::HTTP_2;
     facts.info.deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);

@@ -15,6 +15,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::{Empty, Full};
 use hyper::body::Incoming;
 use mesh_core::request::client_of;
+use mesh_core::request_info::Messages;
 
 /// The most bytes of bodies that the requests of one layer hold in memory: more requests are refused.
 pub(super) const MOST_HELD: usize = 64 << 20;
@@ -30,6 +31,35 @@ pub struct RequestBody<B> {
     rest: Pin<Box<B>>,
     is_over: bool,
     held: Held,
+    /// Where what the application reads is counted.
+    count: Option<Arc<BodyCount>>,
+}
+
+/// How much of a body the application has read.
+#[derive(Debug, Default)]
+pub(super) struct BodyCount {
+    is_grpc: bool,
+    read: Mutex<(u64, Messages)>,
+}
+
+impl BodyCount {
+    /// Nothing yet; messages of gRPC are counted where it `is_grpc`.
+    pub(super) fn new(is_grpc: bool) -> Self {
+        BodyCount { is_grpc, read: Mutex::default() }
+    }
+
+    /// So many bytes, and messages.
+    pub(super) fn get(&self) -> (u64, Messages) {
+        *self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, data: &Bytes) {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        read.0 = read.0.saturating_add(data.len() as u64);
+        if self.is_grpc {
+            read.1.pass(data);
+        }
+    }
 }
 
 /// Which bodies a layer can read, and how much of them it holds.
@@ -43,8 +73,11 @@ pub(super) struct Bodies {
 /// How a body is made again of what was read of it and of its rest.
 type Rebuild<B> = fn(RequestBody<B>) -> B;
 
-/// What reads bodies of one type.
-type Reads<B> = Box<dyn Fn(B, Held) -> Box<dyn Reading<B>> + Send + Sync>;
+/// What is known of bodies of one type.
+struct Known<B> {
+    read: Box<dyn Fn(B, Held) -> Box<dyn Reading<B>> + Send + Sync>,
+    count: Box<dyn Fn(B, Held, Arc<BodyCount>) -> B + Send + Sync>,
+}
 
 impl Bodies {
     /// Bodies of this type can be read.
@@ -52,21 +85,35 @@ impl Bodies {
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
     {
-        let reads: Reads<B> = Box::new(move |body, held| {
+        let unread = |body, held, count| {
             let (reading, bytes, trailers) = (BytesMut::new(), Bytes::new(), None);
-            let body = RequestBody { reading, bytes, trailers, rest: Box::pin(body), is_over: false, held };
-            Box::new(Begun { body, rebuild })
-        });
-        self.known.push(Arc::new(reads));
+            RequestBody { reading, bytes, trailers, rest: Box::pin(body), is_over: false, held, count }
+        };
+        self.known.push(Arc::new(Known {
+            read: Box::new(move |body, held| Box::new(Begun { body: unread(body, held, None), rebuild })),
+            count: Box::new(move |body, held, count| rebuild(unread(body, held, Some(count)))),
+        }));
     }
 
     /// Begins to read a body of this client; it comes back where nobody said how that is done.
     pub(super) fn read<B: 'static>(&self, body: B, client: Option<IpAddr>) -> Result<Box<dyn Reading<B>>, B> {
-        let held = Held { room: Arc::clone(&self.room), client: client.map(client_of), bytes: 0 };
-        match self.known.iter().find_map(|reads| reads.downcast_ref::<Reads<B>>()) {
-            Some(reads) => Ok(reads(body, held)),
+        let held = self.held(client);
+        match self.known.iter().find_map(|known| known.downcast_ref::<Known<B>>()) {
+            Some(known) => Ok((known.read)(body, held)),
             None => Err(body),
         }
+    }
+
+    /// A body whose bytes are counted as the application reads them, where somebody said how it is made.
+    pub(super) fn counted<B: 'static>(&self, body: B, count: &Arc<BodyCount>) -> B {
+        match self.known.iter().find_map(|known| known.downcast_ref::<Known<B>>()) {
+            Some(known) => (known.count)(body, self.held(None), Arc::clone(count)),
+            None => body,
+        }
+    }
+
+    fn held(&self, client: Option<IpAddr>) -> Held {
+        Held { room: Arc::clone(&self.room), client: client.map(client_of), bytes: 0 }
     }
 
     /// Whether this is the first time that it is told of a type of bodies that nobody can read.
@@ -254,7 +301,15 @@ impl<B: http_body::Body<Data = Bytes>> http_body::Body for RequestBody<B> {
         match self.trailers.take() {
             Some(trailers) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
             None if self.is_over => Poll::Ready(None),
-            None => self.rest.as_mut().poll_frame(cx),
+            None => {
+                let polled = self.rest.as_mut().poll_frame(cx);
+                if let (Some(count), Poll::Ready(Some(Ok(frame)))) = (&self.count, &polled)
+                    && let Some(data) = frame.data_ref()
+                {
+                    count.add(data);
+                }
+                polled
+            }
         }
     }
 

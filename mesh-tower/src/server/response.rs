@@ -4,17 +4,19 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::thread::LocalKey;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH};
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::response::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode, request};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, request};
 use http_body::{Frame, SizeHint};
 use mesh_core::authz::external::Denial;
 use mesh_core::error::ErrorKind;
 use mesh_core::filter::Callout;
 use mesh_core::model::HeaderChange;
+use mesh_core::recycled::{Recycle, Recycled, Spare};
 use mesh_core::request_info::{Inherited, RequestInfo};
 use mesh_core::rewrite;
 use mesh_core::view::{RoutePosition, RouteTable};
@@ -27,8 +29,9 @@ use crate::drain::InFlight;
 use crate::server::asked::{Asked, BODY_TIMEOUT, NotShown};
 use crate::server::check::Answers;
 use crate::server::request::{Admission, ServerContext};
-use crate::server::request_body::{Reading, Wanted, is_empty};
-use crate::{filters, inherited};
+use crate::server::request_body::{BodyCount, Reading, Wanted, is_empty};
+use crate::telemetry::Telemetry;
+use crate::{filters, headers, inherited};
 
 pin_project! {
     /// A response to come from a service behind the mesh.
@@ -290,7 +293,7 @@ pub(super) struct ActiveRequest {
     /// For those that are made for it.
     inherited: Inherited,
     /// Only where an observer, a filter or the route wants to see the response.
-    facts: Option<Box<Facts>>,
+    facts: Option<Recycled<Facts>>,
 }
 
 /// What is known of a request, and who wants to know.
@@ -304,6 +307,17 @@ pub(super) struct Facts {
     pub(super) checked: Vec<HeaderChange>,
     /// How long the response's body is, where the application says so: nobody asks for more.
     content_length: Option<u64>,
+    /// Where the client wants to know who this process is.
+    pub(super) introduces: Option<Arc<Telemetry>>,
+    /// How much of the request's body the application has read, where its length is not told.
+    body: Option<Arc<BodyCount>>,
+}
+
+impl Recycle for Facts {
+    fn spare() -> &'static LocalKey<Spare<Self>> {
+        thread_local!(static SPARE: Spare<Facts> = const { Spare::new(Vec::new()) });
+        &SPARE
+    }
 }
 
 impl Facts {
@@ -314,7 +328,18 @@ impl Facts {
             filters_entered: 0,
             checked: Vec::new(),
             content_length: None,
+            introduces: None,
+            body: None,
         }
+    }
+
+    /// What counts the request's body, where its headers do not say all: it has no length, or has messages of gRPC in it.
+    pub(super) fn counts_body(&mut self, headers: &HeaderMap) -> Option<Arc<BodyCount>> {
+        if !self.info.is_grpc && (headers.contains_key(CONTENT_LENGTH) || !headers.contains_key(TRANSFER_ENCODING)) {
+            return None;
+        }
+        self.body = Some(Arc::new(BodyCount::new(self.info.is_grpc)));
+        self.body.clone()
     }
 
     /// Filters and the route's changes, on the way back.
@@ -323,6 +348,9 @@ impl Facts {
         if let Some((_, destination)) = self.route.as_ref().and_then(|(routes, position)| routes.at(*position)) {
             filters::on_response(destination.filters(), self.filters_entered, &mut self.info, head);
             rewrite::apply_to_response(destination.response_changes(), head);
+        }
+        if let Some(telemetry) = &self.introduces {
+            telemetry.introduce(&mut head.headers);
         }
         self.info.note_response(head.status, &head.headers, is_end);
     }
@@ -340,6 +368,9 @@ impl Facts {
 
 impl Drop for Facts {
     fn drop(&mut self) {
+        if let Some((bytes, messages)) = self.body.as_ref().map(|body| body.get()) {
+            self.info.note_request_body(bytes, messages);
+        }
         if let Some((_, destination)) = self.route.as_ref().and_then(|(routes, position)| routes.at(*position)) {
             filters::on_end(destination.filters(), self.filters_entered, &self.info);
         }
@@ -354,7 +385,12 @@ impl fmt::Debug for Facts {
 
 impl ActiveRequest {
     #[inline]
-    pub(super) fn new(in_flight: InFlight, is_http1: bool, inherited: Inherited, facts: Option<Box<Facts>>) -> Self {
+    pub(super) fn new(
+        in_flight: InFlight,
+        is_http1: bool,
+        inherited: Inherited,
+        facts: Option<Recycled<Facts>>,
+    ) -> Self {
         ActiveRequest { in_flight, is_http1, inherited, facts }
     }
 

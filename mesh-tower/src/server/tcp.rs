@@ -146,6 +146,14 @@ async fn open(mut io: MeshIo, listener: &ListenerState, mesh: &Mesh) -> Option<M
         tracing::debug!(listener = %listener.name(), peer = %connection.peer, %reason, "connection refused");
         return None;
     }
+    if let Some(telemetry) = mesh.telemetry() {
+        let service = match &**listener.state() {
+            ServerState::Serving(view) => view.listener.service.clone(),
+            ServerState::NotServing(_) | ServerState::Waiting => None,
+        };
+        let count = telemetry.accepted(io.connection(), service.as_ref());
+        io.counts_bytes(count);
+    }
     io.counts_in(mesh.drain().enter());
     Some(io)
 }

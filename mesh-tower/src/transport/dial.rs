@@ -182,6 +182,7 @@ async fn secure(
     let stream = shaken.map_err(|error| failed("mutual TLS".into()).caused_by(error))?;
     let peer = Peer::server(stream.get_ref().1, credentials);
     let peer = peer.ok_or_else(|| failed("mutual TLS: the server has not shown who it is".into()))?;
+    endpoint.note_principal(peer.id());
     let unwanted = forbidden(endpoint.tls_changes(), Secured::Mutual(peer.id().clone()));
     let certificates = endpoint.certificates();
     // The server closes it once our own certificate has expired, or when nobody vouches for that any more: the next request

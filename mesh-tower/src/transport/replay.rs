@@ -4,6 +4,7 @@
 use http::header::UPGRADE;
 use http::request::Parts;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
+use mesh_core::request_info::Messages;
 use smallvec::SmallVec;
 
 use crate::body::{self, Body};
@@ -112,6 +113,19 @@ impl Replay {
     #[inline]
     pub(crate) fn cut_off(&self) -> bool {
         self.body.cut_off()
+    }
+
+    /// How much of a body that is sent at once is sent, and how many messages of gRPC are in it. Streams are counted as they are
+    /// read: see [`Replay::streamed`].
+    #[inline]
+    pub(crate) fn sent_at_once(&self, is_grpc: bool) -> (u64, Messages) {
+        self.body.sent_at_once(is_grpc)
+    }
+
+    /// How much of a stream was sent by the present try; `None` where it is none.
+    #[inline]
+    pub(crate) fn streamed(&self) -> Option<(u64, Messages)> {
+        self.body.streamed()
     }
 
     /// Whether the request asked for the protocols that an answer switches to (RFC 9110, 7.8). Known until it is

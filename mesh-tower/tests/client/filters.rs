@@ -460,7 +460,7 @@ impl Observer for Told {
             request.grpc_status(),
             request.response_bytes(),
             request.is_complete(),
-            request.response_flag(),
+            request.response_flags().to_string(),
         );
         self.0.lock().unwrap().push(line);
     }
@@ -481,7 +481,7 @@ async fn at_the_end_of_the_body_both_sides_know_all_of_the_request() {
     within(response.into_body().collect()).await.unwrap();
     assert_eq!(
         *client_told.0.lock().unwrap(),
-        ["Outbound POST s:80 peer=false Some(200) grpc=Some(8) 1 bytes complete=true flag=\"\""]
+        ["Outbound POST s:80 peer=false Some(200) grpc=Some(8) 1 bytes complete=true flag=\"-\""]
     );
     within(async {
         while server_told.0.lock().unwrap().is_empty() {
@@ -491,7 +491,7 @@ async fn at_the_end_of_the_body_both_sides_know_all_of_the_request() {
     .await;
     assert_eq!(
         *server_told.0.lock().unwrap(),
-        ["Inbound POST s:80 peer=true Some(200) grpc=Some(8) 1 bytes complete=true flag=\"\""]
+        ["Inbound POST s:80 peer=true Some(200) grpc=Some(8) 1 bytes complete=true flag=\"-\""]
     );
     // A body that is given up.
     client_told.0.lock().unwrap().clear();

@@ -13,6 +13,7 @@ use envoy_types::pb::google::protobuf::{Any, value::Kind};
 
 use super::common::{duration, holds, parse, percent, positive, same_stream, type_name, unpack};
 use super::endpoint::{self, assignment};
+use super::metadata::istio_service;
 use super::notes::{Notes, ignored};
 use super::{balancer, health_check, limits, route::cluster_name, tls};
 use crate::error::Invalid;
@@ -497,16 +498,4 @@ fn fallback(metadata: &core::Metadata) -> Result<Option<DirectResponse>, Invalid
     let status =
         status.ok_or_else(|| Invalid::new("not a status from 200 to 599").at("mesh-control.fallback.status"))?;
     Ok(Some(DirectResponse::new(status, text("fallback.body").unwrap_or_default().to_owned())))
-}
-
-/// Istio's name of the service behind a cluster: host, name and namespace.
-fn istio_service(metadata: &core::Metadata) -> Option<(String, String, String)> {
-    let services = metadata.filter_metadata.get("istio")?.fields.get("services")?;
-    let Some(Kind::ListValue(services)) = &services.kind else { return None };
-    let Some(Kind::StructValue(service)) = &services.values.first()?.kind else { return None };
-    let text = |key: &str| match service.fields.get(key).and_then(|value| value.kind.as_ref()) {
-        Some(Kind::StringValue(text)) => text.clone(),
-        _ => String::new(),
-    };
-    Some((text("host"), text("name"), text("namespace")))
 }

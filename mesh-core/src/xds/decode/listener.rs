@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 
 use super::common::{address, filled, holds, parse, type_name, unpack};
 use super::http_manager::http_manager;
+use super::metadata::istio_service;
 use super::notes::{Notes, ignored};
 use super::{tcp, tls};
 use crate::error::Invalid;
@@ -43,7 +44,7 @@ fn listener(notes: &mut Notes<'_>, name: ListenerName, value: pb::Listener) -> R
         default_filter_chain,
         per_connection_buffer_limit_bytes,
         per_connection_buffer_high_watermark_timeout,
-        metadata: _,
+        metadata,
         deprecated_v1,
         drain_type,
         listener_filters,
@@ -114,7 +115,8 @@ fn listener(notes: &mut Notes<'_>, name: ListenerName, value: pb::Listener) -> R
     if filter_chains.is_empty() && default_filter_chain.is_none() {
         return Err(Invalid::new("no supported filter chain and no default one").at("filter_chains"));
     }
-    Ok(Listener::Server(ServerListener { name, address, filter_chains, default_filter_chain }))
+    let service = metadata.as_ref().and_then(istio_service).map(Arc::new);
+    Ok(Listener::Server(ServerListener { name, address, filter_chains, default_filter_chain, service }))
 }
 
 fn is_tls_inspector(filter: &pb::ListenerFilter) -> bool {

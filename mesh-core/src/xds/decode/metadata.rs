@@ -1,15 +1,17 @@
-//! Matchers of dynamic metadata, where RBAC asks for what a JWT filter left there (`envoy.type.matcher.v3`): the payload of
+//! What Istio says of services in metadata, and matchers of dynamic metadata, where RBAC asks for what a JWT filter left there (`envoy.type.matcher.v3`): the payload of
 //! a token under `payload`, as Istio has its sidecars do it, and the attributes of Istio's own filter before that. Other
 //! metadata there is none, so that nobody can tell what was meant.
 
+use envoy_types::pb::envoy::config::core::v3::Metadata;
 use envoy_types::pb::envoy::config::rbac::v3::{MetadataSource, SourcedMetadata};
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
+use envoy_types::pb::google::protobuf::value::Kind;
 use matcher::value_matcher::MatchPattern;
 
 use super::common::string_test;
 use super::notes::Notes;
 use crate::error::Invalid;
-use crate::model::{ClaimTest, RbacCondition, TokenTest};
+use crate::model::{ClaimTest, RbacCondition, ServiceNames, TokenTest};
 
 /// Who verifies tokens in Envoy, and where it leaves what they say.
 const JWT: &str = "envoy.filters.http.jwt_authn";
@@ -73,4 +75,19 @@ fn claim_test(notes: &mut Notes<'_>, value: matcher::ValueMatcher) -> Result<Cla
         MatchPattern::DoubleMatch(_) => unsupported("double_match"),
         MatchPattern::BoolMatch(_) => unsupported("bool_match"),
     }
+}
+
+/// How Istio calls the service behind a cluster or a listener: `filter_metadata.istio.services`, of which the first counts.
+pub(super) fn istio_service(metadata: &Metadata) -> Option<ServiceNames> {
+    let istio = &metadata.filter_metadata.get("istio")?.fields;
+    let Some(Kind::ListValue(services)) = &istio.get("services")?.kind else { return None };
+    let Some(Kind::StructValue(service)) = &services.values.first()?.kind else { return None };
+    let text = |key: &str| match service.fields.get(key).and_then(|value| value.kind.as_ref()) {
+        Some(Kind::StringValue(text)) => text.as_str(),
+        _ => "",
+    };
+    let mut names = ServiceNames::new(text("host"), text("name"), text("namespace"));
+    names.is_external =
+        matches!(istio.get("external").and_then(|value| value.kind.as_ref()), Some(Kind::BoolValue(true)));
+    Some(names)
 }

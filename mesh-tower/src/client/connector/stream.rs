@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::request::RequestHead;
 use mesh_core::store::TargetEntry;
+use mesh_core::telemetry::{Ends, Reporter};
 use mesh_core::view::{Leaf, TargetView};
 use tokio::time::{Instant, Sleep};
 
@@ -105,6 +106,17 @@ impl ConnectorStream {
             patience: None,
             idle: None,
         }
+    }
+
+    /// Its two ends.
+    pub(in crate::client) fn both_ends(&self) -> Ends<'_> {
+        let Origin { attempt, leaf, .. } = &self.origin;
+        let mut ends = Ends::new(Reporter::Source);
+        ends.endpoint = Some(attempt.endpoint());
+        ends.service = leaf.as_ref().and_then(|leaf| leaf.cluster.service.as_ref());
+        ends.name = leaf.as_ref().map_or("", |leaf| leaf.cluster.name.as_str());
+        ends.is_secured = attempt.security.is_tls();
+        ends
     }
 
     /// The same, for bytes that are not HTTP.

@@ -23,7 +23,7 @@ use super::{Case, accept, all_rejected, reject};
 use crate::id::Address;
 use crate::model::{
     BalancerPolicy, CircuitBreakers, Cluster, ClusterKind, ClusterProtocol, ClusterTls, Consecutive, ConsistentHashing,
-    FailurePercentage, HashFunction, OutlierDetection, SuccessRate,
+    FailurePercentage, HashFunction, OutlierDetection, ServiceNames, SuccessRate,
 };
 use crate::resources::{Resource, ResourceType};
 use crate::testing::resources::{eds_cluster, inline_cluster, lb_endpoint, pack};
@@ -459,7 +459,7 @@ fn panic_threshold_and_istios_service_name() {
         });
     });
     assert_eq!(cluster.priorities.panic_percent, 0);
-    assert_eq!(*cluster.service.unwrap(), ("r.default".into(), "r".into(), "default".into()));
+    assert_eq!(*cluster.service.unwrap(), ServiceNames::new("r.default", "r", "default"));
 }
 
 #[test]

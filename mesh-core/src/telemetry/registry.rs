@@ -1,0 +1,340 @@
+//! The series of a process: found by what is alike, kept within bounds, given up with what they are of.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::Instant;
+
+use foldhash::fast::RandomState;
+
+use crate::model::{PASSTHROUGH_CLUSTER, ServiceNames};
+use crate::request_info::{Direction, Observer, RequestInfo};
+use crate::state::{EndpointState, lock};
+use crate::tls::Certificates;
+use crate::workload::{Peer, Workload};
+
+use super::labels::{Facts, Labels};
+use super::series::{Sample, Series};
+
+/// How many series there are at most. What there is no room for counts as one, whose labels are `unknown`.
+pub const MOST_SERIES: usize = 10_000;
+/// How many ways to a series are kept before all are looked through.
+const MOST_WAYS: usize = 1 << 18;
+/// For how many seconds a series is kept after the last endpoint that it is of is gone, so that its end is scraped.
+const RETENTION: u32 = 300;
+/// For how many seconds one without an endpoint is kept after its last request.
+const IDLE: u32 = 3600;
+const SHARDS: usize = 16;
+
+/// Which end of a request tells of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reporter {
+    /// The client.
+    Source,
+    /// The server.
+    Destination,
+}
+
+impl Reporter {
+    /// Istio's name of it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reporter::Source => "source",
+            Reporter::Destination => "destination",
+        }
+    }
+}
+
+/// The two ends of something, seen from this process.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Ends<'a> {
+    /// Which one this process is.
+    pub reporter: Reporter,
+    /// The endpoint, on a client.
+    pub endpoint: Option<&'a Arc<EndpointState>>,
+    /// The client, on a server.
+    pub source: Option<&'a Arc<Peer>>,
+    /// The service.
+    pub service: Option<&'a Arc<ServiceNames>>,
+    /// What the client asked for, where no service is known: a cluster, or a host.
+    pub name: &'a str,
+    /// Whether mutual TLS has shown who both are.
+    pub is_secured: bool,
+}
+
+impl<'a> Ends<'a> {
+    /// Those of which nothing is known.
+    pub fn new(reporter: Reporter) -> Ends<'a> {
+        Ends { reporter, endpoint: None, source: None, service: None, name: "", is_secured: false }
+    }
+}
+
+/// Istio's standard metrics of this process. Register it as an observer of the mesh.
+pub struct Metrics {
+    own: Workload,
+    certificates: Arc<Certificates>,
+    began: Instant,
+    hashing: RandomState,
+    ways: [RwLock<HashMap<Way, Found, RandomState>>; SHARDS],
+    series: Mutex<HashMap<(Labels, bool), Arc<Series>>>,
+    without_room: AtomicU64,
+}
+
+/// What requests of one series have in common that is found without a text: addresses of what lives as long as its way.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Way {
+    endpoint: usize,
+    peer: usize,
+    service: usize,
+    name: u64,
+    code: u16,
+    grpc_status: u8,
+    flags: u32,
+    /// Reporter, gRPC, TLS, TCP.
+    kind: u8,
+}
+
+struct Found {
+    series: Arc<Series>,
+    endpoint: Option<Weak<EndpointState>>,
+    /// Keeps its address from being another one's.
+    peer: Option<Weak<Peer>>,
+    _service: Option<Arc<ServiceNames>>,
+}
+
+/// What is told of a request, besides its ends.
+#[derive(Clone, Copy)]
+struct Outcome<'a> {
+    protocol: Protocol,
+    code: u16,
+    grpc_status: Option<u32>,
+    request: Option<&'a RequestInfo>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Http,
+    Grpc,
+    Tcp,
+}
+
+impl Metrics {
+    /// The metrics of this workload, which shows who it is by these certificates.
+    pub fn new(own: Workload, certificates: Arc<Certificates>, now: Instant) -> Metrics {
+        Metrics {
+            own,
+            certificates,
+            began: now,
+            hashing: RandomState::default(),
+            ways: std::array::from_fn(|_| RwLock::default()),
+            series: Mutex::default(),
+            without_room: AtomicU64::new(0),
+        }
+    }
+
+    /// Whose metrics they are.
+    pub fn own(&self) -> &Workload {
+        &self.own
+    }
+
+    /// The second of their clock that it is.
+    #[inline]
+    pub fn second(&self, now: Instant) -> u32 {
+        u32::try_from(now.saturating_duration_since(self.began).as_secs()).unwrap_or(u32::MAX)
+    }
+
+    /// Counts a request that ended now.
+    #[inline]
+    pub fn record(&self, request: &RequestInfo, now: Instant) {
+        let Some(direction) = request.direction() else { return };
+        let reporter = match direction {
+            Direction::Outbound => Reporter::Source,
+            Direction::Inbound => Reporter::Destination,
+        };
+        let ends = Ends {
+            reporter,
+            endpoint: request.endpoint(),
+            source: request.source(),
+            service: request.service(),
+            name: request.cluster().map_or_else(|| request.authority(), |cluster| cluster.as_str()),
+            is_secured: request.is_secured(),
+        };
+        let outcome = Outcome {
+            protocol: if request.is_grpc { Protocol::Grpc } else { Protocol::Http },
+            code: request.response_code(),
+            // To clients a code that there is none of is UNKNOWN.
+            grpc_status: request.grpc_response_status().map(|status| if status > 16 { 2 } else { status }),
+            request: Some(request),
+        };
+        let sample = Sample {
+            duration: now.saturating_duration_since(request.started),
+            request_bytes: request.request_bytes(),
+            response_bytes: request.response_bytes(),
+            request_messages: request.request_messages(),
+            response_messages: request.response_messages(),
+        };
+        let second = self.second(now);
+        self.find(&ends, outcome, second, |series| series.record(&sample, second));
+    }
+
+    /// What a connection between these ends counts by that is not HTTP.
+    pub fn connection(&self, ends: &Ends<'_>, now: Instant) -> Arc<Series> {
+        let outcome = Outcome { protocol: Protocol::Tcp, code: 0, grpc_status: None, request: None };
+        let second = self.second(now);
+        let mut found = None;
+        self.find(ends, outcome, second, |series| {
+            series.touch(second);
+            found = Some(Arc::clone(series));
+        });
+        found.unwrap_or_else(|| Arc::new(Series::new(Labels::of_the_rest(ends.reporter), true, false)))
+    }
+
+    #[inline]
+    fn find(&self, ends: &Ends<'_>, outcome: Outcome<'_>, second: u32, then: impl FnOnce(&Arc<Series>)) {
+        let peer = match ends.endpoint {
+            Some(endpoint) => endpoint.peer(),
+            None => ends.source.cloned(),
+        };
+        let way = Way {
+            endpoint: ends.endpoint.map_or(0, |endpoint| Arc::as_ptr(endpoint) as usize),
+            peer: peer.as_ref().map_or(0, |peer| Arc::as_ptr(peer) as usize),
+            service: ends.service.map_or(0, |service| Arc::as_ptr(service) as usize),
+            name: if ends.service.is_some() { 0 } else { self.hashing.hash_one(ends.name) },
+            code: outcome.code,
+            grpc_status: outcome.grpc_status.map_or(u8::MAX, |status| u8::try_from(status).unwrap_or(2)),
+            flags: outcome.request.map_or(0, |request| request.response_flags().bits()),
+            kind: u8::from(ends.reporter == Reporter::Source)
+                | u8::from(ends.is_secured) << 1
+                | (outcome.protocol as u8) << 2,
+        };
+        let Some(shard) = self.ways.get(self.hashing.hash_one(way) as usize % SHARDS) else { return };
+        if let Some(found) = shard.read().unwrap_or_else(PoisonError::into_inner).get(&way) {
+            return then(&found.series);
+        }
+        let series = self.series_of(ends, peer.as_deref(), outcome, second);
+        then(&series);
+        let found = Found {
+            series,
+            endpoint: ends.endpoint.map(Arc::downgrade),
+            peer: peer.as_ref().map(Arc::downgrade),
+            _service: ends.service.cloned(),
+        };
+        let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+        if shard.len().is_power_of_two() {
+            // Now and then, so that nothing is left of what comes and goes, scraped or not.
+            shard.retain(|_, found| found.is_needed(second));
+        }
+        if shard.len() >= MOST_WAYS / SHARDS {
+            shard.clear();
+        }
+        shard.insert(way, found);
+    }
+
+    #[cold]
+    fn series_of(&self, ends: &Ends<'_>, peer: Option<&Peer>, outcome: Outcome<'_>, second: u32) -> Arc<Series> {
+        let principal = self.certificates.current().filter(|_| ends.is_secured).map(|own| own.id().clone());
+        let own = Peer::new(self.own.clone(), principal);
+        let nobody = Peer::default();
+        let mut peer = peer.cloned().unwrap_or(nobody);
+        if !ends.is_secured {
+            peer.principal = None;
+        }
+        let (source, destination) = match ends.reporter {
+            Reporter::Source => (&own, &peer),
+            Reporter::Destination => (&peer, &own),
+        };
+        let namespace = destination.workload.namespace.as_deref().unwrap_or_default();
+        let service = match (ends.service, ends.reporter) {
+            (Some(service), _) if !service.host.is_empty() => [&*service.host, &*service.name, &*service.namespace],
+            (_, Reporter::Source) if matches!(ends.name, PASSTHROUGH_CLUSTER | BLACK_HOLE_CLUSTER) => {
+                ["", ends.name, namespace]
+            }
+            (_, Reporter::Source) => [ends.name, ends.name, namespace],
+            // A server that serves no service is called by its own name.
+            (_, Reporter::Destination) => ["", own.workload.canonical_name.as_deref().unwrap_or_default(), namespace],
+        };
+        let labels = Labels::of(Facts {
+            reporter: ends.reporter,
+            source,
+            destination,
+            service,
+            protocol: match outcome.protocol {
+                Protocol::Http => "http",
+                Protocol::Grpc => "grpc",
+                Protocol::Tcp => "tcp",
+            },
+            code: outcome.code,
+            grpc_status: outcome.grpc_status,
+            flags: outcome.request.map_or_else(|| "-".to_owned(), |request| request.response_flags().to_string()),
+            is_secured: ends.is_secured,
+        });
+        let (is_tcp, is_grpc) = (outcome.protocol == Protocol::Tcp, outcome.protocol == Protocol::Grpc);
+        let mut all = lock(&self.series);
+        if let Some(series) = all.get(&(labels.clone(), is_tcp)) {
+            return Arc::clone(series);
+        }
+        if all.len() >= MOST_SERIES {
+            self.without_room.fetch_add(1, Ordering::Relaxed);
+            let rest = Labels::of_the_rest(ends.reporter);
+            let make = || Arc::new(Series::new(rest.clone(), is_tcp, is_grpc));
+            return Arc::clone(all.entry((rest.clone(), is_tcp)).or_insert_with(make));
+        }
+        let series = Arc::new(Series::new(labels.clone(), is_tcp, is_grpc));
+        series.touch(second);
+        all.insert((labels, is_tcp), Arc::clone(&series));
+        series
+    }
+
+    /// All series, in order of their labels. Those of endpoints that are gone are given up.
+    pub fn gather(&self, now: Instant) -> Vec<Arc<Series>> {
+        let second = self.second(now);
+        for shard in &self.ways {
+            shard.write().unwrap_or_else(PoisonError::into_inner).retain(|_, found| found.is_needed(second));
+        }
+        let mut series: Vec<Arc<Series>> = {
+            let mut all = lock(&self.series);
+            all.retain(|_, series| Arc::strong_count(series) > 1 || series.idle(second) < RETENTION);
+            all.values().cloned().collect()
+        };
+        series.sort_by(|a, b| (&a.labels, a.is_tcp).cmp(&(&b.labels, b.is_tcp)));
+        series
+    }
+
+    /// How many kinds of requests found no room for a series of their own.
+    pub fn without_room(&self) -> u64 {
+        self.without_room.load(Ordering::Relaxed)
+    }
+}
+
+/// Istio's name for where requests go that lead nowhere.
+const BLACK_HOLE_CLUSTER: &str = "BlackHoleCluster";
+
+impl Found {
+    fn is_needed(&self, second: u32) -> bool {
+        let is_gone = |peer: &Weak<Peer>| peer.strong_count() == 0;
+        match &self.endpoint {
+            _ if self.peer.as_ref().is_some_and(is_gone) => false,
+            Some(endpoint) => endpoint.strong_count() > 0,
+            None => self.series.idle(second) < IDLE,
+        }
+    }
+}
+
+impl Observer for Metrics {
+    fn on_end(&self, request: &RequestInfo) {
+        self.record(request, Instant::now());
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").field("own", &self.own).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+#[path = "registry_tests.rs"]
+mod tests;

@@ -1,0 +1,186 @@
+use std::time::Duration;
+
+use http::{HeaderMap, Method, StatusCode};
+
+use super::*;
+use crate::error::ErrorKind;
+use crate::id::{ClusterName, EndpointId};
+use crate::request_info::Observers;
+use crate::response_flags::ResponseFlags;
+use crate::state::ClusterState;
+use crate::telemetry::{Exposition, LABELS};
+
+fn metrics(now: Instant) -> Metrics {
+    let mut own = Workload::of_endpoint("web-v1;shop;web;v1;east");
+    own.app = Some("web".into());
+    Metrics::new(own, Arc::default(), now)
+}
+
+fn reviews() -> Arc<ServiceNames> {
+    Arc::new(ServiceNames::new("reviews.shop.svc.cluster.local", "reviews", "shop"))
+}
+
+fn request(now: Instant, direction: Direction) -> RequestInfo {
+    let mut request = RequestInfo::new(now, fastrand::Rng::with_seed(1));
+    request.observe(&Observers::from([]), direction, &Method::GET);
+    request
+}
+
+fn answered(now: Instant, endpoint: &Arc<EndpointState>, service: &Arc<ServiceNames>, status: u16) -> RequestInfo {
+    let mut request = request(now, Direction::Outbound);
+    request.note_route(&"r".into(), Some(&ClusterName::from("outbound|80||reviews")));
+    request.note_service(Some(service));
+    request.note_attempt(endpoint);
+    request.note_response(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), true);
+    request.note_complete();
+    request
+}
+
+fn endpoint(cluster: &ClusterState, at: &str, workload: &str) -> Arc<EndpointState> {
+    let endpoint = cluster.endpoint(&EndpointId::new(at.parse::<std::net::SocketAddr>().unwrap()), false);
+    endpoint.note_workload(&workload.into());
+    endpoint
+}
+
+#[test]
+fn requests_that_are_alike_are_one_series_with_all_labels() {
+    let now = Instant::now();
+    let (metrics, cluster, service) = (metrics(now), ClusterState::default(), reviews());
+    let both = ["10.0.0.1:80", "10.0.0.2:80"].map(|at| endpoint(&cluster, at, "reviews-v2;shop;reviews;v2;"));
+    for one in &both {
+        metrics.record(&answered(now, one, &service, 200), now + Duration::from_millis(7));
+    }
+    metrics.record(&answered(now, &both[0], &service, 503), now);
+    let all = metrics.gather(now);
+    assert_eq!(all.len(), 2);
+    let good = all.iter().find(|series| series.labels.get("response_code") == Some("200")).unwrap();
+    assert_eq!(good.requests.load(Ordering::Relaxed), 2);
+    let shown: Vec<_> = LABELS.iter().map(|name| good.labels.get(name).unwrap()).collect();
+    assert_eq!(
+        shown,
+        [
+            "source",
+            "web-v1",
+            "shop",
+            "unknown",
+            "web",
+            "unknown",
+            "web",
+            "v1",
+            "east",
+            "reviews-v2",
+            "shop",
+            "unknown",
+            "unknown",
+            "unknown",
+            "reviews",
+            "v2",
+            "unknown",
+            "reviews.shop.svc.cluster.local",
+            "reviews",
+            "shop",
+            "http",
+            "200",
+            "",
+            "-",
+            "unknown",
+        ]
+    );
+    let mut text = Exposition::default();
+    text.standard(&all);
+    let text = text.finish();
+    let bucket = text.lines().find(|line| line.starts_with("istio_request_duration_milliseconds_bucket{"));
+    assert!(bucket.unwrap().contains("le=\"0.5\""));
+    let count = text.lines().filter(|line| line.starts_with("istio_request_duration_milliseconds_bucket{"));
+    assert_eq!(count.count(), 2 * 20);
+}
+
+#[test]
+fn failures_have_the_code_that_is_made_of_them_and_envoys_flags() {
+    let now = Instant::now();
+    let metrics = metrics(now);
+    let mut failed = request(now, Direction::Outbound);
+    failed.note_authority("nobody:80");
+    failed.note_flags(ResponseFlags::RETRY_LIMIT_EXCEEDED);
+    failed.note_error(ErrorKind::ConnectFailure);
+    metrics.record(&failed, now);
+    let mut call = request(now, Direction::Outbound);
+    call.is_grpc = true;
+    call.note_error(ErrorKind::NoHealthyEndpoint);
+    metrics.record(&call, now);
+    metrics.record(&request(now, Direction::Inbound), now);
+    let shown = |series: &Arc<Series>| {
+        ["reporter", "destination_service", "response_code", "grpc_response_status", "response_flags"]
+            .map(|name| series.labels.get(name).unwrap().to_owned())
+    };
+    let mut all: Vec<_> = metrics.gather(now).iter().map(shown).collect();
+    all.sort();
+    assert_eq!(
+        all,
+        [
+            ["destination", "unknown", "0", "", "DC"],
+            ["source", "nobody:80", "503", "", "URX,UF"],
+            ["source", "unknown", "200", "14", "UH"],
+        ]
+    );
+}
+
+#[test]
+fn a_day_of_churn_leaves_no_more_than_the_endpoints_that_there_are() {
+    let began = Instant::now();
+    let (metrics, service) = (metrics(began), reviews());
+    // 10,000 endpoints, of which each hour half are replaced; each is a workload of its own.
+    let cluster = ClusterState::default();
+    let fresh =
+        |number: u32| endpoint(&cluster, &format!("10.0.0.1:{}", number % 60_000 + 1), &format!("w{number};shop;;;"));
+    let mut present: std::collections::VecDeque<_> = (0..1_000).map(fresh).collect();
+    let mut next = 1_000;
+    let mut sizes = Vec::new();
+    for hour in 0..24 {
+        let now = began + Duration::from_secs(3600 * hour);
+        present.iter().for_each(|one| metrics.record(&answered(now, one, &service, 200), now));
+        sizes.push(metrics.gather(now + Duration::from_secs(3599)).len());
+        for _ in 0..500 {
+            present.pop_front();
+            present.push_back(fresh(next));
+            next += 1;
+        }
+    }
+    assert!(sizes.iter().all(|size| *size == 1_000), "{sizes:?}");
+    drop(present);
+    assert_eq!(metrics.gather(began + Duration::from_secs(3600 * 25)).len(), 0);
+    assert_eq!(metrics.without_room(), 0);
+}
+
+#[test]
+fn what_there_is_no_room_for_counts_as_one() {
+    let now = Instant::now();
+    let metrics = metrics(now);
+    for number in 0..MOST_SERIES + 100 {
+        let mut request = request(now, Direction::Outbound);
+        request.note_authority(&format!("h{number}:80"));
+        metrics.record(&request, now);
+    }
+    let all = metrics.gather(now);
+    assert_eq!((all.len(), metrics.without_room()), (MOST_SERIES + 1, 100));
+    let rest = all.iter().find(|series| series.labels.get("source_workload") == Some("unknown")).unwrap();
+    assert_eq!(rest.requests.load(Ordering::Relaxed), 100);
+}
+
+#[test]
+fn connections_that_are_not_http_have_series_of_their_own() {
+    let now = Instant::now();
+    let metrics = metrics(now);
+    let mut ends = Ends::new(Reporter::Destination);
+    let service = reviews();
+    (ends.service, ends.is_secured) = (Some(&service), true);
+    let series = metrics.connection(&ends, now);
+    series.opened.fetch_add(1, Ordering::Relaxed);
+    assert!(Arc::ptr_eq(&series, &metrics.connection(&ends, now)));
+    let shown = ["request_protocol", "response_code", "connection_security_policy"].map(|name| series.labels.get(name));
+    assert_eq!(shown, [Some("tcp"), Some("0"), Some("mutual_tls")]);
+    let mut text = Exposition::default();
+    text.standard(&metrics.gather(now));
+    let text = text.finish();
+    assert!(text.contains("istio_tcp_connections_opened_total{") && !text.contains("istio_requests_total"), "{text}");
+}

@@ -1,0 +1,103 @@
+//! What is counted under one set of labels.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::histogram::Histogram;
+use super::labels::Labels;
+
+/// What is counted under one set of labels: of requests, or of connections that are not HTTP.
+#[derive(Debug)]
+pub struct Series {
+    /// The labels.
+    pub labels: Labels,
+    /// Whether it is of connections that are not HTTP.
+    pub is_tcp: bool,
+    /// Whether it is of gRPC.
+    pub is_grpc: bool,
+    /// Requests that ended.
+    pub requests: AtomicU64,
+    /// How long they took, in milliseconds.
+    pub duration: Histogram,
+    /// How large their bodies were, in bytes.
+    pub request_bytes: Histogram,
+    /// How large the bodies of their answers were, in bytes.
+    pub response_bytes: Histogram,
+    /// Messages of gRPC requests.
+    pub request_messages: AtomicU64,
+    /// Messages of gRPC answers.
+    pub response_messages: AtomicU64,
+    /// Connections that were opened.
+    pub opened: AtomicU64,
+    /// Connections that were closed.
+    pub closed: AtomicU64,
+    /// Bytes that the server sent.
+    pub sent_bytes: AtomicU64,
+    /// Bytes that the server received.
+    pub received_bytes: AtomicU64,
+    /// When something was counted last, in seconds of its metrics' own clock.
+    used: AtomicU32,
+}
+
+/// One request that ended.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct Sample {
+    /// How long it took.
+    pub duration: Duration,
+    /// How large its body was.
+    pub request_bytes: u64,
+    /// How large the body of its answer was.
+    pub response_bytes: u64,
+    /// Messages in it, of gRPC.
+    pub request_messages: u64,
+    /// Messages in its answer, of gRPC.
+    pub response_messages: u64,
+}
+
+impl Series {
+    pub(super) fn new(labels: Labels, is_tcp: bool, is_grpc: bool) -> Series {
+        Series {
+            labels,
+            is_tcp,
+            is_grpc,
+            requests: AtomicU64::new(0),
+            duration: Histogram::default(),
+            request_bytes: Histogram::default(),
+            response_bytes: Histogram::default(),
+            request_messages: AtomicU64::new(0),
+            response_messages: AtomicU64::new(0),
+            opened: AtomicU64::new(0),
+            closed: AtomicU64::new(0),
+            sent_bytes: AtomicU64::new(0),
+            received_bytes: AtomicU64::new(0),
+            used: AtomicU32::new(0),
+        }
+    }
+
+    #[inline]
+    pub(super) fn record(&self, sample: &Sample, second: u32) {
+        self.touch(second);
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.duration.record(u64::try_from(sample.duration.as_micros()).unwrap_or(u64::MAX));
+        self.request_bytes.record(sample.request_bytes.saturating_mul(1000));
+        self.response_bytes.record(sample.response_bytes.saturating_mul(1000));
+        if self.is_grpc {
+            self.request_messages.fetch_add(sample.request_messages, Ordering::Relaxed);
+            self.response_messages.fetch_add(sample.response_messages, Ordering::Relaxed);
+        }
+    }
+
+    #[inline]
+    pub(super) fn touch(&self, second: u32) {
+        // Written only when it changes: cores keep the line shared.
+        if self.used.load(Ordering::Relaxed) != second {
+            self.used.store(second, Ordering::Relaxed);
+        }
+    }
+
+    /// For how many seconds nothing was counted.
+    pub(super) fn idle(&self, second: u32) -> u32 {
+        second.saturating_sub(self.used.load(Ordering::Relaxed))
+    }
+}

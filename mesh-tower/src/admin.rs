@@ -1,0 +1,292 @@
+//! The admin port of a mesh: what it counts, knows and follows, for people and for Prometheus. Off unless it is asked for,
+//! read only, and without a secret in it.
+//!
+//! Nobody has to prove anything to read it, so that it is served on the loopback address, unless the application says
+//! otherwise. A web page must not be a way around that, with a name of its own that it lets point at this machine (DNS
+//! rebinding): requests are for an address or for `localhost`, or are refused.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST};
+use http::uri::Authority;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body_util::Full;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_core::client_status::{ResourceState, ResourceStatus};
+use mesh_core::health_check::Checked;
+use mesh_core::resources::ResourceType;
+use mesh_core::telemetry::Exposition;
+use mesh_core::view::EndpointStatus;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::health::Health;
+use crate::mesh::{Mesh, StartError, WeakMesh};
+
+/// How long a client may take for the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain; charset=utf-8";
+const NOSNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
+
+impl Mesh {
+    /// Serves what this process counts, knows and follows, at an address of the loopback, for as long as the mesh lives; returns
+    /// the address. There are `/stats/prometheus` (and `/metrics`), `/ready`, `/clusters`, `/certs` and `/config_dump`. It is
+    /// read only, nobody is asked who he is, and no secret is in it.
+    ///
+    /// # Errors
+    /// [`StartError`] for an address that is not of the loopback, and if it cannot be bound.
+    ///
+    /// ```
+    /// use mesh_core::fixed::Fixed;
+    /// use mesh_tower::Mesh;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mesh = Mesh::builder().source(Fixed::new()).metrics().start()?;
+    /// let address = mesh.serve_admin("127.0.0.1:0".parse()?)?;
+    /// println!("admin listening on {address}");
+    /// assert!(mesh.serve_admin("0.0.0.0:0".parse()?).is_err());
+    /// # Ok(()) }
+    /// ```
+    pub fn serve_admin(&self, address: SocketAddr) -> Result<SocketAddr, StartError> {
+        if !address.ip().to_canonical().is_loopback() {
+            return Err(StartError::new(format!(
+                "the admin port {address} is not on the loopback address, and whoever reaches it reads the configuration: \
+                 say so if that is meant (serve_admin_anywhere)"
+            )));
+        }
+        self.serve_admin_anywhere(address)
+    }
+
+    /// The same at any address: whoever reaches it reads what this process knows of its mesh.
+    ///
+    /// # Errors
+    /// [`StartError`] if it cannot be bound.
+    pub fn serve_admin_anywhere(&self, address: SocketAddr) -> Result<SocketAddr, StartError> {
+        let failed = |error: io::Error| StartError::new(format!("cannot serve the admin port {address}: {error}"));
+        let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
+        // It ends with the configuration thread.
+        self.background().spawn(serve(listener, self.downgrade()));
+        Ok(bound)
+    }
+}
+
+async fn serve(listener: std::net::TcpListener, mesh: WeakMesh) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "the admin port is not served"),
+    };
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of descriptors, as a rule: they come back.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let mesh = mesh.clone();
+        tokio::spawn(async move {
+            let answer = service_fn(|request| {
+                let answer = answer(&request, &mesh);
+                async { Ok::<_, Infallible>(answer) }
+            });
+            let mut server = hyper::server::conn::http1::Builder::new();
+            server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+            if let Err(error) = server.serve_connection(TokioIo::new(stream), answer).await {
+                tracing::debug!(%error, "a connection to the admin port failed");
+            }
+        });
+    }
+}
+
+fn answer<B>(request: &Request<B>, mesh: &WeakMesh) -> Response<Full<Bytes>> {
+    if !is_for_us(request) {
+        let what = "this page is served for an address or for localhost only\n";
+        return page(StatusCode::MISDIRECTED_REQUEST, TEXT, what.to_owned());
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET is answered here\n".to_owned());
+    }
+    let Some(mesh) = mesh.upgrade() else {
+        return page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the mesh is gone\n".to_owned());
+    };
+    match request.uri().path() {
+        "/stats/prometheus" | "/metrics" => page(StatusCode::OK, Exposition::CONTENT_TYPE, mesh.prometheus()),
+        "/ready" => match mesh.health().now() {
+            // A process that only calls others is ready as soon as it is there.
+            Health::Serving => page(StatusCode::OK, TEXT, "ready\n".to_owned()),
+            Health::Starting if mesh.listeners().load().is_empty() => page(StatusCode::OK, TEXT, "ready\n".to_owned()),
+            Health::Starting => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "starting\n".to_owned()),
+            Health::NotServing(why) => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("not serving: {why}\n")),
+            Health::Draining => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n".to_owned()),
+        },
+        "/clusters" => page(StatusCode::OK, TEXT, clusters(&mesh)),
+        "/certs" => page(StatusCode::OK, JSON, certificates(&mesh).to_string()),
+        "/config_dump" => page(StatusCode::OK, JSON, configuration(&mesh).to_string()),
+        _ => {
+            let there = "there are /stats/prometheus, /metrics, /ready, /clusters, /certs, /config_dump\n";
+            page(StatusCode::NOT_FOUND, TEXT, there.to_owned())
+        }
+    }
+}
+
+fn page(status: StatusCode, content_type: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut page = Response::new(Full::new(text.into()));
+    *page.status_mut() = status;
+    let headers = page.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(NOSNIFF, HeaderValue::from_static("nosniff"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    page
+}
+
+/// Whether each host that a request names is an address or `localhost`.
+fn is_for_us<B>(request: &Request<B>) -> bool {
+    let own = request.uri().authority().map(|authority| Some(authority.as_str()));
+    let named = request.headers().get_all(HOST).iter().map(|host| host.to_str().ok());
+    let mut hosts = own.into_iter().chain(named).peekable();
+    match hosts.peek() {
+        // Checks of health are made so, and no browser's requests are.
+        None => request.version() < Version::HTTP_11,
+        Some(_) => hosts.all(|host| host.is_some_and(is_ours)),
+    }
+}
+
+fn is_ours(host: &str) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else { return false };
+    let host = authority.host();
+    let v6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    // A user before the host is nobody's way to ask for a page.
+    !authority.as_str().contains('@')
+        && (host.parse::<IpAddr>().is_ok()
+            || v6.is_some_and(|host| host.parse::<Ipv6Addr>().is_ok())
+            || host.eq_ignore_ascii_case("localhost"))
+}
+
+/// In the form of Envoy's page.
+fn clusters(mesh: &Mesh) -> String {
+    let mut text = String::new();
+    for EndpointStatus {
+        cluster,
+        endpoint,
+        priority,
+        checked,
+        is_ejected,
+        is_reachable,
+        in_flight,
+        locality,
+        told,
+        ..
+    } in mesh.endpoints()
+    {
+        let mut flags = Vec::new();
+        let fails = checked == Some(Checked::Unhealthy);
+        let flagged = [
+            (fails, "/failed_active_hc"),
+            (is_ejected, "/failed_outlier_check"),
+            (!told.is_pickable(), "/failed_eds_health"),
+            (!is_reachable, "/unreachable"),
+        ];
+        flags.extend(flagged.into_iter().filter(|(is_so, _)| *is_so).map(|(_, flag)| flag));
+        let health = if flags.is_empty() { "healthy".to_owned() } else { flags.concat() };
+        for (key, value) in [
+            ("rq_active", in_flight.to_string()),
+            ("health_flags", health),
+            ("region", locality.region.to_string()),
+            ("zone", locality.zone.to_string()),
+            ("sub_zone", locality.sub_zone.to_string()),
+            ("priority", priority.to_string()),
+        ] {
+            text += &format!("{cluster}::{endpoint}::{key}::{value}\n");
+        }
+    }
+    text
+}
+
+fn certificates(mesh: &Mesh) -> Value {
+    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let current = mesh.certificates().current();
+    let chain = current.iter().map(|own| {
+        let left = own.not_after().duration_since(SystemTime::now()).unwrap_or_default();
+        json!({
+            "serial_number": own.serial(),
+            "subject_alt_names": [{"uri": own.id().as_str()}],
+            "days_until_expiration": left.as_secs() / 86_400,
+            "expires_at_unix_seconds": seconds(own.not_after()),
+        })
+    });
+    let chain: Vec<Value> = chain.collect();
+    json!({ "certificates": [{ "cert_chain": chain }], "problems": mesh.certificates().problems(SystemTime::now()) })
+}
+
+/// What the control plane told, with its versions, in the form of Envoy's dump. Of each resource it has the name: what is in
+/// one only its own server can say.
+fn configuration(mesh: &Mesh) -> Value {
+    let status = mesh.client_status();
+    let of = |kind: ResourceType, wrap: &dyn Fn(&ResourceStatus) -> Value| {
+        let resources = status.resources.iter().filter(|resource| resource.key.kind == kind);
+        resources.map(wrap).collect::<Vec<_>>()
+    };
+    let part = |key: &'static str, type_url: &'static str| {
+        move |resource: &ResourceStatus| {
+            let mut shown = json!({ key: { "@type": type_url, "name": &*resource.key.name } });
+            let text = resource.error.as_ref().map(|error| error.details.to_string());
+            let state = match resource.state {
+                ResourceState::Acked => "ACKED",
+                ResourceState::Nacked => "NACKED",
+                ResourceState::Requested => "REQUESTED",
+                _ => "UNKNOWN",
+            };
+            shown["version_info"] = resource.version.clone().into();
+            shown["client_status"] = state.into();
+            if let Some(text) = text {
+                shown["error_state"] = json!({ "details": text });
+            }
+            if !resource.ignored.is_empty() {
+                shown["without_effect"] = json!(&*resource.ignored);
+            }
+            shown
+        }
+    };
+    let url = |name: &str| format!("type.googleapis.com/envoy.admin.v3.{name}ConfigDump");
+    json!({ "configs": [
+        { "@type": url("Bootstrap"), "bootstrap": { "node": { "id": status.node_id } } },
+        { "@type": url("Clusters"), "dynamic_active_clusters":
+            of(ResourceType::Cluster, &part("cluster", "type.googleapis.com/envoy.config.cluster.v3.Cluster")) },
+        { "@type": url("Listeners"), "dynamic_listeners":
+            of(ResourceType::Listener, &part("listener", "type.googleapis.com/envoy.config.listener.v3.Listener")) },
+        { "@type": url("Routes"), "dynamic_route_configs": of(
+            ResourceType::Route,
+            &part("route_config", "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"),
+        ) },
+        { "@type": url("Endpoints"), "dynamic_endpoint_configs": of(
+            ResourceType::Endpoints,
+            &part("endpoint_config", "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"),
+        ) },
+    ] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_for_an_address_or_for_localhost() {
+        for (host, expected) in [
+            ("127.0.0.1:15000", true),
+            ("[::1]:15000", true),
+            ("LocalHost", true),
+            ("localhost.evil.example", false),
+            ("127.0.0.1@evil.example", false),
+            ("evil.example", false),
+            ("", false),
+        ] {
+            assert_eq!(is_ours(host), expected, "{host}");
+        }
+    }
+}

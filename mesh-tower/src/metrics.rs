@@ -1,0 +1,146 @@
+//! What Prometheus reads of a mesh: Istio's standard metrics, and what is so now of its clusters, its certificate, its
+//! configuration and itself.
+
+use std::collections::BTreeMap;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use mesh_core::client_status::ResourceState;
+use mesh_core::telemetry::{Exposition, Kind};
+
+use crate::mesh::Mesh;
+
+/// What is so of a cluster now.
+#[derive(Default)]
+struct Cluster {
+    requests: u32,
+    retries: u32,
+    pending: u32,
+    connections: u32,
+    overflows: u64,
+    /// All, those that get requests, ejected ones, unreachable ones, those that fail their checks.
+    endpoints: [u64; 5],
+}
+
+impl Mesh {
+    /// All metrics, as a text for Prometheus, for a server of the application's own. Istio's standard ones are in it where
+    /// the mesh keeps them: see [`MeshBuilder::metrics`](crate::MeshBuilder::metrics).
+    ///
+    /// ```
+    /// use mesh_core::fixed::Fixed;
+    /// use mesh_tower::Mesh;
+    ///
+    /// let mesh = Mesh::builder().source(Fixed::new()).metrics().start()?;
+    /// assert!(mesh.prometheus().contains("istio_build{component=\"proxy\""));
+    /// # Ok::<(), mesh_tower::StartError>(())
+    /// ```
+    pub fn prometheus(&self) -> String {
+        let mut text = Exposition::default();
+        if let Some(telemetry) = self.telemetry() {
+            let series = telemetry.metrics().gather(Instant::now());
+            text.standard(&series);
+            let help = "Kinds of requests that found no room for a series of their own.";
+            text.family("mesh_telemetry_without_room_total", Kind::Counter, help);
+            text.sample("mesh_telemetry_without_room_total", [], telemetry.metrics().without_room());
+        }
+        text.family("istio_build", Kind::Gauge, "The version of this library.");
+        text.sample("istio_build", [("component", "proxy"), ("tag", env!("CARGO_PKG_VERSION"))], 1);
+        self.clusters(&mut text);
+        self.itself(&mut text);
+        self.configuration(&mut text);
+        text.finish()
+    }
+
+    fn clusters(&self, text: &mut Exposition) {
+        let mut clusters = BTreeMap::<String, Cluster>::new();
+        for entry in self.store().targets().list() {
+            let Some(view) = entry.peek() else { continue };
+            for leaf in view.clusters().iter().flat_map(|cluster| cluster.leaves()) {
+                let usage = leaf.state.usage();
+                let cluster = clusters.entry(leaf.cluster.name.to_string()).or_default();
+                (cluster.requests, cluster.retries) = (usage.requests(), usage.retries());
+                (cluster.pending, cluster.connections) = (usage.pending(), usage.connections());
+                cluster.overflows = usage.overflows();
+            }
+        }
+        for endpoint in self.endpoints() {
+            let cluster = clusters.entry(endpoint.cluster.to_string()).or_default();
+            let fails = endpoint.checked == Some(mesh_core::health_check::Checked::Unhealthy);
+            let states = [true, endpoint.takes_load, endpoint.is_ejected, !endpoint.is_reachable, fails];
+            for (count, is_so) in cluster.endpoints.iter_mut().zip(states) {
+                *count += u64::from(is_so);
+            }
+        }
+        type Read = fn(&Cluster) -> u64;
+        let families: [(&str, Kind, &str, Read); 5] = [
+            ("mesh_cluster_requests_active", Kind::Gauge, "Requests in flight.", |one| one.requests.into()),
+            ("mesh_cluster_retries_active", Kind::Gauge, "Retries in flight.", |one| one.retries.into()),
+            ("mesh_cluster_requests_pending", Kind::Gauge, "Requests that wait for a connection.", |one| {
+                one.pending.into()
+            }),
+            ("mesh_cluster_connections_active", Kind::Gauge, "Connections.", |one| one.connections.into()),
+            ("mesh_cluster_overflows_total", Kind::Counter, "Times that a circuit breaker was in the way.", |one| {
+                one.overflows
+            }),
+        ];
+        for (name, kind, help, read) in families {
+            text.family(name, kind, help);
+            for (cluster, one) in &clusters {
+                text.sample(name, [("cluster", cluster.as_str())], read(one));
+            }
+        }
+        let name = "mesh_cluster_endpoints";
+        text.family(name, Kind::Gauge, "Endpoints, by what this process knows of them.");
+        for (cluster, one) in &clusters {
+            for (state, count) in
+                ["known", "taking_load", "ejected", "unreachable", "failing_checks"].into_iter().zip(one.endpoints)
+            {
+                text.sample(name, [("cluster", cluster.as_str()), ("state", state)], count);
+            }
+        }
+    }
+
+    fn itself(&self, text: &mut Exposition) {
+        let certificates = self.certificates();
+        if let Some(current) = certificates.current() {
+            let end = current.not_after().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let help = "When this process's certificate expires, in seconds since 1970.";
+            text.family("mesh_certificate_expiry_timestamp_seconds", Kind::Gauge, help);
+            text.sample("mesh_certificate_expiry_timestamp_seconds", [], end.as_secs());
+        }
+        let problems = certificates.problems(SystemTime::now()).len();
+        text.family("mesh_certificate_problems", Kind::Gauge, "What is wrong with certificates and TLS files.");
+        text.sample("mesh_certificate_problems", [], problems);
+        let unchecked = self.passed_unchecked();
+        let help = "Requests that passed although no authorizer answered (failOpen).";
+        text.family("mesh_requests_unchecked_total", Kind::Counter, help);
+        text.sample("mesh_requests_unchecked_total", [], unchecked);
+    }
+
+    fn configuration(&self, text: &mut Exposition) {
+        let status = self.client_status();
+        if status.servers.is_empty() {
+            return;
+        }
+        text.family("mesh_xds_connected", Kind::Gauge, "Whether a stream to the control plane is open.");
+        for server in &status.servers {
+            text.sample("mesh_xds_connected", [("server", server.uri.as_str())], u8::from(server.connected));
+        }
+        let help = "How long ago the control plane last told something, in seconds.";
+        text.family("mesh_xds_last_update_age_seconds", Kind::Gauge, help);
+        for server in &status.servers {
+            if let Some(age) = server.last_ack_age {
+                text.sample("mesh_xds_last_update_age_seconds", [("server", server.uri.as_str())], age.as_secs_f64());
+            }
+        }
+        text.family("mesh_xds_failures_total", Kind::Counter, "Times that the control plane could not be reached.");
+        for server in &status.servers {
+            text.sample("mesh_xds_failures_total", [("server", server.uri.as_str())], server.failures);
+        }
+        let rejected = status.resources.iter().filter(|resource| resource.state == ResourceState::Nacked).count();
+        let help = "Resources whose last version was rejected; an older one stays in use.";
+        text.family("mesh_xds_resources_rejected", Kind::Gauge, help);
+        text.sample("mesh_xds_resources_rejected", [], rejected);
+        text.family("mesh_xds_resources", Kind::Gauge, "Resources that are subscribed to.");
+        text.sample("mesh_xds_resources", [], status.resources.len());
+    }
+}

@@ -1,0 +1,144 @@
+//! Istio's standard metrics of this process, and what its two sides tell each other of themselves for them: the headers
+//! `x-envoy-peer-metadata` and `x-envoy-peer-metadata-id`, as Istio's proxies do.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use mesh_core::model::ServiceNames;
+use mesh_core::state::EndpointState;
+use mesh_core::telemetry::{Ends, Metrics, Peers, Reporter, Series};
+use mesh_core::tls::Certificates;
+use mesh_core::workload::{Introductions, Peer, Workload};
+
+use crate::connection::ConnectionInfo;
+
+const METADATA: HeaderName = HeaderName::from_static("x-envoy-peer-metadata");
+const METADATA_ID: HeaderName = HeaderName::from_static("x-envoy-peer-metadata-id");
+
+/// The metrics of a mesh that keeps them.
+pub(crate) struct Telemetry {
+    metrics: Arc<Metrics>,
+    peers: Peers,
+    decode: fn(&[u8]) -> Option<Workload>,
+    /// What this process tells of itself, where it knows who it is.
+    own: Option<[HeaderValue; 2]>,
+}
+
+impl Telemetry {
+    pub(crate) fn new(own: Workload, introductions: Option<Introductions>, certificates: &Arc<Certificates>) -> Self {
+        // Nothing is to be read where nobody says who he is.
+        let decode = introductions.map_or((|_| None) as fn(&[u8]) -> Option<Workload>, |known| known.decode);
+        Telemetry {
+            own: headers_of(&own, introductions),
+            decode,
+            metrics: Arc::new(Metrics::new(own, Arc::clone(certificates), Instant::now())),
+            peers: Peers::new(decode),
+        }
+    }
+
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Tells who this process is.
+    #[inline]
+    pub(crate) fn introduce(&self, headers: &mut HeaderMap) {
+        if let Some([metadata, id]) = &self.own {
+            headers.insert(METADATA, metadata.clone());
+            headers.insert(METADATA_ID, id.clone());
+        }
+    }
+
+    /// Takes off what the other side tells of itself, and says whether it wants to know of this one, too.
+    #[inline]
+    fn take(headers: &mut HeaderMap) -> (Option<HeaderValue>, bool) {
+        let told = headers.remove(METADATA);
+        let wants = headers.remove(METADATA_ID).is_some();
+        (told, wants)
+    }
+
+    /// Who sends a request, whether mutual TLS has shown it, and whether the sender wants to know of this process.
+    #[inline]
+    pub(crate) fn source(
+        &self,
+        headers: &mut HeaderMap,
+        connection: Option<&ConnectionInfo>,
+        now: Instant,
+    ) -> (Option<Arc<Peer>>, bool, bool) {
+        let (told, wants) = Self::take(headers);
+        let told = told.as_ref().map_or(&[][..], HeaderValue::as_bytes);
+        let principal = connection.and_then(ConnectionInfo::peer_identity);
+        (self.peers.find(told, principal, self.metrics.second(now)), principal.is_some(), wants)
+    }
+
+    /// Takes in what an endpoint tells of itself in an answer, which is no business of the application's.
+    #[inline]
+    pub(crate) fn answered(&self, headers: &mut HeaderMap, endpoint: Option<&Arc<EndpointState>>) {
+        if let ((Some(told), _), Some(endpoint)) = (Self::take(headers), endpoint) {
+            endpoint.note_said(&told, self.decode);
+        }
+    }
+
+    /// Counts a connection that is not HTTP, from now until what is returned is dropped.
+    pub(crate) fn connection(&self, ends: &Ends<'_>) -> TcpCount {
+        let series = self.metrics.connection(ends, Instant::now());
+        series.opened.fetch_add(1, Ordering::Relaxed);
+        TcpCount { series, is_server: ends.reporter == Reporter::Destination }
+    }
+
+    /// The same on a server.
+    pub(crate) fn accepted(&self, connection: &ConnectionInfo, service: Option<&Arc<ServiceNames>>) -> TcpCount {
+        let principal = connection.peer_identity();
+        let source = self.peers.find(&[], principal, self.metrics.second(Instant::now()));
+        let mut ends = Ends::new(Reporter::Destination);
+        (ends.source, ends.service, ends.is_secured) = (source.as_ref(), service, principal.is_some());
+        self.connection(&ends)
+    }
+}
+
+impl fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Telemetry").field("metrics", &self.metrics).finish_non_exhaustive()
+    }
+}
+
+/// A connection that is not HTTP, as it is counted.
+#[derive(Debug)]
+pub(crate) struct TcpCount {
+    series: Arc<Series>,
+    is_server: bool,
+}
+
+impl TcpCount {
+    /// Bytes came in.
+    #[inline]
+    pub(crate) fn read(&self, bytes: usize) {
+        self.add(!self.is_server, bytes);
+    }
+
+    /// Bytes went out.
+    #[inline]
+    pub(crate) fn written(&self, bytes: usize) {
+        self.add(self.is_server, bytes);
+    }
+
+    fn add(&self, is_from_server: bool, bytes: usize) {
+        let counter = if is_from_server { &self.series.sent_bytes } else { &self.series.received_bytes };
+        counter.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+impl Drop for TcpCount {
+    fn drop(&mut self) {
+        self.series.closed.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn headers_of(own: &Workload, introductions: Option<Introductions>) -> Option<[HeaderValue; 2]> {
+    let metadata = (introductions?.encode)(own);
+    let id = own.node.as_deref()?;
+    Some([HeaderValue::try_from(metadata).ok()?, HeaderValue::from_str(id).ok()?])
+}
