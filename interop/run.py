@@ -27,6 +27,7 @@ import matrix
 import mutual
 import scan
 import sds
+import sidecar
 
 HERE = pathlib.Path(__file__).resolve().parent
 PROGRAMS = ["mesh-control", "bookinfo", "mesh-curl", "mesh-echo"]
@@ -379,6 +380,7 @@ class Suite:
         matrix.Matrix(self, Failure).run()
         decisions.Decisions(self, Failure).run()
         sds.Sds(self, Failure).run()
+        sidecar.Sidecar(self, Failure).run()
         hashing.Hashing(self, Failure).run()
         scan.Scan(self, Failure).run()
 
@@ -447,9 +449,11 @@ class Suite:
         self.start_instance("v1")
         self.each(clients, "a new instance takes its share", on_both_of_v1)
 
-    def corpus(self):
-        """Whatever `validate` passes is accepted by a gRPC client: every field of every kind, in one go."""
+    def write_corpus(self):
+        """Every field of every kind in one folder, as far as `validate` passes it; and what there is to ask for."""
         folder = self.folder / "corpus"
+        if folder.exists():
+            return folder, (self.folder / "targets").read_text().splitlines()
         folder.mkdir()
         (folder / "base.yaml").write_text(corpus.base())
 
@@ -465,11 +469,16 @@ class Suite:
             return is_passed
 
         targets = [target for name, outcome, text, target in corpus.cases() if passes(name, outcome, text)]
+        if len(targets) < 200:
+            raise Failure(f"only {len(targets)} of the manifests pass")
         (self.folder / "targets").write_text("\n".join(dict.fromkeys(targets)))
+        return folder, targets
+
+    def corpus(self):
+        """Whatever `validate` passes is accepted by a gRPC client: every field of every kind, in one go."""
 
         def run():
-            if len(targets) < 200:
-                raise Failure(f"only {len(targets)} of the manifests pass")
+            folder, targets = self.write_corpus()
             control = self.start("mesh-control of the corpus", self.serve(folder, "127.0.0.1:0"))
             xds = control.wait_for_line("xds listening on ")
             status = control.wait_for_line("status listening on ")

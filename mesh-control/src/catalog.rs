@@ -3,8 +3,8 @@
 //! `policy/` and `registry/` decide what a resource means, `render/` encodes it once per kind of client;
 //! `serve/` only compares versions and moves bytes. A catalog is immutable: a change publishes a new one.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -98,6 +98,33 @@ pub struct Client {
     pub group: Option<Arc<str>>,
     /// Who it is, where its stream came with a certificate of the mesh.
     pub identity: Option<SpiffeId>,
+    /// What it is a proxy for, where it is one beside a workload (an Envoy whose node id begins with `sidecar~`).
+    pub sidecar: Option<Sidecar>,
+}
+
+/// Where a workload listens whose sidecar binds addresses itself (Istio's default endpoint).
+pub const WORKLOAD_IP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+/// How connections come to a sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Sidecar {
+    /// Where others reach the workload (the address in the node's id).
+    pub ip: IpAddr,
+    /// The address on which it listens for its own workload, where that has to call it (`MESH_OUTBOUND_IP`).
+    pub outbound_ip: IpAddr,
+    /// Whether the system redirects the workload's connections to it (`INTERCEPTION_MODE` REDIRECT), or it binds each address
+    /// itself (NONE).
+    pub redirects: bool,
+    /// Whether it may bind ports below 1024 (`UNPRIVILEGED_POD` says that it may not).
+    pub is_privileged: bool,
+}
+
+impl Sidecar {
+    /// Whether what comes for the workload would have to be taken where the workload itself listens.
+    pub fn is_where_its_workload_is(&self) -> bool {
+        self.ip.is_unspecified() || (!self.redirects && self.ip == WORKLOAD_IP)
+    }
 }
 
 /// Istio's label of a workload that has a certificate of the mesh.
@@ -136,7 +163,16 @@ impl Client {
             empty_means_all: class == ClientClass::Envoy,
             group: None,
             identity: None,
+            sidecar: None,
         }
+    }
+
+    /// The same client as a sidecar whose workload is reached at `ip`, and which binds addresses itself unless the system
+    /// `redirects` connections to it.
+    pub fn sidecar(mut self, ip: impl Into<IpAddr>, redirects: bool) -> Client {
+        let (ip, outbound_ip) = (ip.into(), WORKLOAD_IP);
+        self.sidecar = Some(Sidecar { ip, outbound_ip, redirects, is_privileged: true });
+        self
     }
 
     /// The same client in this namespace.
@@ -200,10 +236,17 @@ pub trait Catalog: Send + Sync + 'static {
         None
     }
 
-    /// Whether there is anything for clients of this class. One that is not served is refused, rather than given
-    /// nothing.
-    fn serves(&self, _class: ClientClass) -> bool {
-        true
+    /// Why there is nothing for a client: it is refused, rather than given nothing.
+    fn refusal(&self, _client: &Client) -> Option<String> {
+        None
+    }
+
+    /// Where a sidecar serves for its workload, which is then an endpoint there: for as long as its stream is up.
+    ///
+    /// # Errors
+    /// Why it cannot serve.
+    fn served_at(&self, _client: &Client) -> Result<BTreeSet<SocketAddr>, String> {
+        Ok(BTreeSet::new())
     }
 
     /// A number that moves whenever any resource of this kind may have changed for any client. Two

@@ -6,6 +6,7 @@
 
 mod keys;
 mod origins;
+mod sidecar;
 mod snapshot;
 mod source;
 mod summary;

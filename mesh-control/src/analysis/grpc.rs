@@ -9,7 +9,7 @@ use crate::policy::access::Effect;
 use crate::policy::route::ClusterKey;
 use crate::policy::view::View;
 use crate::registry::protocol::Protocol;
-use crate::render::{self, access::not_for_grpc, judge::Judge};
+use crate::render::{self, access::not_for, judge::Judge};
 
 /// Looks at every port that may speak gRPC as a client of the service's own namespace does.
 pub(super) fn check(judge: &Judge, policy: &Policy, found: &mut Vec<Diagnostic>) {
@@ -47,7 +47,7 @@ fn check_servers(policy: &Policy, found: &mut Vec<Diagnostic>) {
             say(meta, "action", "AUDIT is passed over, so nothing is told of its requests");
         } else {
             for (index, rule) in access.rules.iter().enumerate() {
-                if let Some(what) = not_for_grpc(rule, access.effect) {
+                if let Some(what) = not_for(ClientClass::Grpc, rule, access.effect) {
                     say(meta, &format!("rules[{index}]"), &format!("{what}; every call to one that it is for fails"));
                 }
             }

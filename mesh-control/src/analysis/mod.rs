@@ -7,6 +7,7 @@
 #![warn(clippy::indexing_slicing, clippy::string_slice)]
 
 mod destination_rule;
+mod envoy;
 mod export_to;
 mod grpc;
 mod hosts;
@@ -64,6 +65,8 @@ impl Report {
 pub struct Mesh {
     /// Whether gRPC's own clients and servers are in it: what they cannot do is said, too.
     pub has_grpc: bool,
+    /// Whether Envoys are in it: what they cannot do is said, too.
+    pub has_envoys: bool,
     /// Whether its control plane issues certificates.
     pub issues_certificates: bool,
     /// Whether mutual TLS is PERMISSIVE there where no PeerAuthentication says anything, and not STRICT.
@@ -111,6 +114,9 @@ fn report(loaded: Loaded, mesh: Mesh) -> Report {
     let (policy, mut diagnostics) = examine(loaded, &given, None, &judge);
     if mesh.has_grpc {
         grpc::check(&judge, &policy, &mut diagnostics);
+    }
+    if mesh.has_envoys {
+        envoy::check(&judge, &policy, &mut diagnostics);
     }
     diagnostics.retain(|finding| !(mesh.issues_certificates && finding.code == Code::NeedsCertificates));
     if let Some(settings) = settings {

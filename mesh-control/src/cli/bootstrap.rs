@@ -13,9 +13,28 @@ use serde_json::{Map, Value, json};
 
 use crate::catalog::TLS_MODE;
 
+mod envoy;
+
 /// Prints a bootstrap file.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
+    /// Prints the configuration of a plain Envoy instead, which is then the proxy of a workload in any language: what it calls,
+    /// and what calls it, go through it.
+    #[arg(long, value_enum, value_name = "TYPE")]
+    envoy: Option<EnvoyType>,
+    /// How connections come to an Envoy: none has the workload call its addresses on loopback, and binds --ip for those who
+    /// call the workload; redirect is for a system that redirects them to ports 15001 and 15006, as Istio's does.
+    #[arg(long, value_enum, default_value_t, value_name = "MODE", requires = "envoy")]
+    interception: Interception,
+    /// The loopback address at which an Envoy that intercepts nothing listens for its workload [default: 127.0.0.1].
+    #[arg(long, value_name = "IP", requires = "envoy")]
+    outbound_ip: Option<IpAddr>,
+    /// The Envoy may not bind ports below 1024: there are no listeners for services at them.
+    #[arg(long, requires = "envoy")]
+    unprivileged: bool,
+    /// Where Envoy serves its own administration, on this machine only.
+    #[arg(long, default_value_t = 15000, value_name = "PORT", requires = "envoy")]
+    admin_port: u16,
     /// Whose client the file is for. Istio's istiod takes other words for who a client is.
     #[arg(long = "for", value_enum, default_value_t, value_name = "SERVER")]
     dialect: Dialect,
@@ -71,6 +90,23 @@ pub(super) struct Args {
     out: Option<PathBuf>,
 }
 
+/// Which proxy an Envoy is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum EnvoyType {
+    /// One beside a workload.
+    Sidecar,
+}
+
+/// How connections come to an Envoy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Interception {
+    /// It binds each address itself.
+    #[default]
+    None,
+    /// The system redirects them.
+    Redirect,
+}
+
 /// The control planes that a bootstrap can be for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 enum Dialect {
@@ -82,7 +118,11 @@ enum Dialect {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let text = format!("{:#}\n", bootstrap(args)?);
+    let text = match args.envoy {
+        Some(EnvoyType::Sidecar) => envoy::bootstrap(args)?,
+        None => bootstrap(args)?,
+    };
+    let text = format!("{text:#}\n");
     match &args.out {
         Some(path) if args.token.is_some() => super::ca::write(path, text.as_bytes(), 0o600),
         Some(path) => fs::write(path, text).with_context(|| format!("cannot write {}", path.display())),

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use mesh_core::tls::svid;
+use serde_json::json;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 
@@ -29,7 +30,8 @@ enum Command {
 }
 
 /// Writes a new key (key.pem), its certificate chain (cert-chain.pem) and the roots (root-cert.pem) into a directory, for
-/// programs that do not ask for certificates themselves.
+/// programs that do not ask for certificates themselves; and what tells an Envoy to read them, again whenever they are
+/// replaced (envoy-certificate.json, envoy-roots.json).
 #[derive(Clone, Debug, clap::Args)]
 struct Issue {
     /// Whom the certificate is for: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT.
@@ -88,6 +90,27 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 
 const KEY: &str = "key.pem";
 const CHAIN: &str = "cert-chain.pem";
+const ROOTS: &str = "root-cert.pem";
+
+/// Where an Envoy is told of the files of a certificate.
+pub(super) const ENVOY_CERTIFICATE: &str = "envoy-certificate.json";
+/// Where an Envoy is told of the file of the roots.
+pub(super) const ENVOY_ROOTS: &str = "envoy-roots.json";
+
+/// Envoy's secrets: files of this directory, which are read again when one of them is replaced.
+fn envoy_secrets(dir: &Path) -> [(&'static str, serde_json::Value); 2] {
+    const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+    let file = |name: &str| json!({ "filename": dir.join(name) });
+    let watched = json!({ "path": dir });
+    let secret =
+        |name: &str, kind: &str, value| json!({ "resources": [{ "@type": SECRET, "name": name, kind: value }] });
+    let own = json!({ "certificate_chain": file(CHAIN), "private_key": file(KEY), "watched_directory": watched });
+    let roots = json!({ "trusted_ca": file(ROOTS), "watched_directory": watched });
+    [
+        (ENVOY_CERTIFICATE, secret("own", "tls_certificate", own)),
+        (ENVOY_ROOTS, secret("roots", "validation_context", roots)),
+    ]
+}
 
 /// Whether a directory has nobody's key in it, or that of this identity: nobody can get another one back.
 fn check_place(dir: &Path, identity: &SpiffeId) -> anyhow::Result<()> {
@@ -118,7 +141,10 @@ fn issue(args: &Issue) -> anyhow::Result<()> {
     let (roots, chain) = issued.chain.split_last().context("the chain is empty")?;
     write(&dir.join(KEY), key.as_bytes(), 0o600)?;
     write(&dir.join(CHAIN), chain.concat().as_bytes(), 0o644)?;
-    write(&dir.join("root-cert.pem"), roots.as_bytes(), 0o644)?;
+    write(&dir.join(ROOTS), roots.as_bytes(), 0o644)?;
+    for (name, secret) in envoy_secrets(&fs::canonicalize(dir)?) {
+        write(&dir.join(name), format!("{secret:#}\n").as_bytes(), 0o644)?;
+    }
     let serial = &issued.serial;
     super::say(&format!(
         "{} holds for {} s, serial {serial}: {}\n",

@@ -50,6 +50,8 @@ pub(super) struct Args {
 enum Clients {
     /// gRPC's own xDS clients.
     Grpc,
+    /// Envoys beside workloads in other languages.
+    Envoy,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -57,7 +59,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let trust_domain = args.trust_domain.clone();
     // As for `serve`: an authority that only has a place asks nobody for a certificate.
     let permissive = !args.dev && args.ca_dir.is_none();
-    let mesh = Mesh { has_grpc: args.clients.is_some(), issues_certificates, permissive, trust_domain };
+    let (has_grpc, has_envoys) = (args.clients == Some(Clients::Grpc), args.clients == Some(Clients::Envoy));
+    let mesh = Mesh { has_grpc, has_envoys, issues_certificates, permissive, trust_domain };
     let mut report = examine(&args.paths, mesh)?;
     if let Some(dir) = &args.ca_dir {
         let found = ca::findings(dir, &report.trust_domain, SystemTime::now()).into_iter().map(|finding| {

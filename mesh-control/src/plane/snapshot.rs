@@ -2,6 +2,7 @@
 //! of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mesh_core::identity::SpiffeId;
@@ -19,6 +20,7 @@ use crate::policy::traffic::{ServerTls, Tls};
 use crate::policy::view::View;
 use crate::registry::endpoints::EncodedKey;
 use crate::registry::{Endpoint, EndpointsSnapshot};
+use crate::render::envoy::{self, Outbound};
 use crate::render::judge::Judge;
 use crate::render::{self, Degraded, Rendered};
 
@@ -52,11 +54,11 @@ struct Made {
 
 /// Both ends of a cluster's connections, as far as mutual TLS goes.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Peers {
+pub(super) struct Peers {
     /// Whether the client calls by mutual TLS.
-    may_have_certificate: bool,
+    pub(super) may_have_certificate: bool,
     /// Who serves by mutual TLS.
-    identities: Arc<[SpiffeId]>,
+    pub(super) identities: Arc<[SpiffeId]>,
 }
 
 #[derive(Debug, Default)]
@@ -64,6 +66,8 @@ pub(super) struct RenderCache {
     resources: HashMap<(ClientClass, Kind), HashMap<View, ByName>>,
     /// Every name of a kind, as clients of a view see it.
     names: HashMap<(Kind, View), Arc<[Arc<str>]>>,
+    /// What sidecars of a view may call.
+    outbound: HashMap<View, Arc<Outbound>>,
     count: usize,
     found: BTreeMap<String, Diagnostic>,
 }
@@ -87,7 +91,36 @@ impl Compiled {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn resource(&self, class: ClientClass, view: View, kind: Kind, name: &str, peers: Peers) -> Option<Encoded> {
+    /// Keeps what was found when something was rendered.
+    pub(super) fn note(&self, found: impl IntoIterator<Item = Diagnostic>) {
+        let mut cache = self.cache();
+        for finding in found {
+            if cache.found.len() < MOST_FOUND {
+                cache.found.insert(finding.to_string(), finding);
+            }
+        }
+    }
+
+    /// What the sidecars of a view may call.
+    pub(super) fn outbound(&self, view: &View) -> Arc<Outbound> {
+        if let Some(outbound) = self.cache().outbound.get(view) {
+            return outbound.clone();
+        }
+        let outbound = Arc::new(Outbound::of(&self.policy, view));
+        let mut cache = self.cache();
+        cache.make_room(outbound.clusters.len());
+        cache.outbound.insert(view.clone(), outbound.clone());
+        outbound
+    }
+
+    pub(super) fn resource(
+        &self,
+        class: ClientClass,
+        view: View,
+        kind: Kind,
+        name: &str,
+        peers: Peers,
+    ) -> Option<Encoded> {
         let remembered = {
             let cache = self.cache();
             let by_view = cache.resources.get(&(class, kind));
@@ -100,6 +133,10 @@ impl Compiled {
         let (judge, policy) = (&*self.judge, &self.policy);
         let rendered = match kind {
             Kind::Listener => render::render_listener(judge, policy, class, &view, name),
+            Kind::Route if class == ClientClass::Envoy => {
+                let port = name.parse().ok().filter(|port: &u16| port.to_string() == name)?;
+                envoy::routes(judge, policy, &view, &self.outbound(&view), port)
+            }
             Kind::Route => render::render_routes(judge, policy, class, &view, name),
             Kind::Cluster => {
                 render::render_cluster(judge, policy, class, &view, name, peers.may_have_certificate, &peers.identities)
@@ -108,13 +145,9 @@ impl Compiled {
         };
         let Rendered { encoded, degraded, refused } = rendered?;
         let remember = render::is_worth_remembering(&self.policy, &view, name);
-        let mut cache = self.cache();
-        for finding in degraded.iter().map(Degraded::diagnostic).chain(refused) {
-            if cache.found.len() < MOST_FOUND {
-                cache.found.insert(finding.to_string(), finding);
-            }
-        }
+        self.note(degraded.iter().map(Degraded::diagnostic).chain(refused));
         if remember {
+            let mut cache = self.cache();
             cache.make_room(1);
             let by_view = cache.resources.entry((class, kind)).or_default();
             let made = Made { peers, encoded: encoded.clone() };
@@ -141,6 +174,7 @@ impl RenderCache {
         if self.count >= MOST_CACHED {
             self.resources.clear();
             self.names.clear();
+            self.outbound.clear();
             self.count = 0;
         }
         self.count += wanted;
@@ -253,13 +287,7 @@ impl Snapshot {
         let labels = services.labels_in_group(&client.namespace, client.group.as_ref(), &client.labels);
         let port = render::listener::bound_address(listener)?.port();
         let served = Served { namespace: &client.namespace, labels: &labels, port };
-        let refusal = self.refusal(client, served);
-        let tls = match (self.is_certified(client), security.server_tls(served, services)) {
-            (false, _) => ServerTls::Plaintext,
-            // gRPC's servers take the one or the other, and a client that has a certificate shows it (Istio: lds.go).
-            (true, ServerTls::Permissive) if client.class == ClientClass::Grpc => ServerTls::Strict,
-            (true, tls) => tls,
-        };
+        let (refusal, tls) = (self.not_served(client, served), self.taken_by(client, served));
         let guards = (
             &security.access(served, services, self.compiled.allow_unenforced),
             &*security.tokens(served, services),
@@ -269,8 +297,19 @@ impl Snapshot {
         render::render_server(&self.compiled.judge, client.class, listener, refusal, guards, (*paths, tls, service))
     }
 
+    /// How a server takes connections.
+    pub(super) fn taken_by(&self, client: &Client, served: Served<'_>) -> ServerTls {
+        let Policy { services, security, .. } = &self.compiled.policy;
+        match (self.is_certified(client), security.server_tls(served, services)) {
+            (false, _) => ServerTls::Plaintext,
+            // gRPC's servers take the one or the other, and a client that has a certificate shows it (Istio: lds.go).
+            (true, ServerTls::Permissive) if client.class == ClientClass::Grpc => ServerTls::Strict,
+            (true, tls) => tls,
+        }
+    }
+
     /// Why a server must not serve, if it must not.
-    fn refusal(&self, client: &Client, served: Served<'_>) -> Option<String> {
+    pub(super) fn not_served(&self, client: &Client, served: Served<'_>) -> Option<String> {
         if self.compiled.allow_unenforced {
             return None;
         }
@@ -287,7 +326,7 @@ impl Snapshot {
     pub fn envoy_guards(&self, client: &Client, port: u16) -> Result<serde_json::Value, String> {
         let Policy { services, security, paths, .. } = &self.compiled.policy;
         let served = Served { namespace: &client.namespace, labels: &client.labels, port };
-        match self.refusal(client, served) {
+        match self.not_served(client, served) {
             Some(reason) => Err(reason),
             None => {
                 let guards = (
@@ -301,7 +340,7 @@ impl Snapshot {
 
     /// Whether a client may have a certificate of this mesh: it is told to call by mutual TLS. Its word is enough for that, since
     /// who has none then calls nobody.
-    fn may_have_certificate(&self, client: &Client) -> bool {
+    pub(super) fn may_have_certificate(&self, client: &Client) -> bool {
         let Policy { security, trust_domain, .. } = &self.compiled.policy;
         let has_one = if security.is_permissive { client.shows_certificate() } else { client.has_certificate() };
         has_one && trust_domain.is_some()
@@ -325,14 +364,14 @@ impl Snapshot {
     }
 
     /// Who serves a cluster by mutual TLS.
-    fn identities(&self, view: &View, name: &str) -> Option<Arc<[SpiffeId]>> {
+    pub(super) fn identities(&self, view: &View, name: &str) -> Option<Arc<[SpiffeId]>> {
         let policy = &self.compiled.policy;
         policy.trust_domain.as_ref()?;
         let cluster = policy.cluster(ClusterKey::parse(name)?, view)?;
         self.endpoints.of(cluster.id).map(|endpoints| endpoints.identities().clone())
     }
 
-    fn endpoints(&self, view: &View, client: Place<'_>, name: &str) -> Option<Encoded> {
+    pub(super) fn endpoints(&self, view: &View, client: Place<'_>, name: &str) -> Option<Encoded> {
         if name == render::BLACK_HOLE {
             return Some(render::render_no_endpoints(name));
         }
@@ -380,8 +419,8 @@ impl Snapshot {
 
 impl Catalog for Snapshot {
     fn resource(&self, client: &Client, kind: Kind, name: &str) -> Option<Encoded> {
-        if client.class == ClientClass::Envoy {
-            return None;
+        if let Some(sidecar) = &client.sidecar {
+            return self.sidecar_resource(client, sidecar, kind, name);
         }
         if kind == Kind::Listener && name.starts_with(render::listener::SERVER_PREFIX) {
             return self.server(client, name);
@@ -402,6 +441,9 @@ impl Catalog for Snapshot {
     }
 
     fn everything(&self, client: &Client, kind: Kind) -> Vec<Arc<str>> {
+        if let Some(sidecar) = &client.sidecar {
+            return self.sidecar_names(client, sidecar, kind);
+        }
         let view = self.compiled.policy.view(&client.namespace, &client.labels);
         let names = self.compiled.names(view, kind);
         // A name may stand in a route and have nothing behind it.
@@ -409,7 +451,8 @@ impl Catalog for Snapshot {
     }
 
     fn absence(&self, client: &Client, kind: Kind, name: &str) -> Option<String> {
-        if kind != Kind::Listener || name.starts_with(render::listener::SERVER_PREFIX) {
+        let has_own_names = client.sidecar.is_some();
+        if kind != Kind::Listener || name.starts_with(render::listener::SERVER_PREFIX) || has_own_names {
             return None;
         }
         let policy = &self.compiled.policy;
@@ -418,8 +461,19 @@ impl Catalog for Snapshot {
         policy.absence(name, &view).or_else(held_back)
     }
 
-    fn serves(&self, class: ClientClass) -> bool {
-        class != ClientClass::Envoy
+    fn refusal(&self, client: &Client) -> Option<String> {
+        let is_other = client.class == ClientClass::Envoy && client.sidecar.is_none();
+        is_other.then(|| {
+            format!(
+                "of Envoys, sidecars are served here (`sidecar~IP~NAME.NAMESPACE~NAMESPACE.svc.cluster.local`, as `mesh-control \
+                 bootstrap --envoy sidecar` writes it), and the id of this node is {:?}",
+                client.node_id
+            )
+        })
+    }
+
+    fn served_at(&self, client: &Client) -> Result<BTreeSet<SocketAddr>, String> {
+        client.sidecar.as_ref().map_or_else(|| Ok(BTreeSet::new()), |sidecar| self.sidecar_addresses(client, sidecar))
     }
 
     fn revision(&self, kind: Kind) -> Option<u64> {

@@ -145,7 +145,7 @@ fn all_of(service: &Service, of_endpoints: impl Iterator<Item = SpiffeId>) -> Ar
 }
 
 /// Which ports of the service a workload serves, if it is selected: those that its bound port matches by
-/// number or by name, else the only one that there is.
+/// number or by name, else the only one that there is, unless its sidecar binds what services name.
 ///
 /// Listeners are judged one by one, not by process: nodes that share a bootstrap file share their id.
 fn ports_served(service: &Service, workload: &Workload) -> Vec<u16> {
@@ -153,7 +153,8 @@ fn ports_served(service: &Service, workload: &Workload) -> Vec<u16> {
         return Vec::new();
     }
     let ports = ports_by_target(service, workload);
-    if ports.is_empty() { only_port(service).into_iter().collect() } else { ports }
+    let is_known = !ports.is_empty() || workload.is_proxied;
+    if is_known { ports } else { only_port(service).into_iter().collect() }
 }
 
 fn registered(workload: &Workload) -> Endpoint {

@@ -1,11 +1,13 @@
 //! All services of a configuration, and who answers to which host.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_core::identity::TrustDomain;
 
 use super::host;
+use super::protocol::Protocol;
 use super::service::{self, Service, ServicePort, Target, Visibility, WrittenEndpoint};
 use super::workload::{self, Workload};
 use crate::config::file::{Governs, Object, Objects, Refused};
@@ -28,6 +30,26 @@ pub struct Targets {
     pub doubtful: Vec<u16>,
     /// Whether it may stand for any, since a service calls its target port by a name.
     pub is_open: bool,
+}
+
+/// At which ports of its own a workload serves, and what it speaks there.
+#[derive(Clone, Debug, Default)]
+pub struct ServedPorts {
+    /// As one that services select: it is an endpoint there while it is connected.
+    pub registered: BTreeMap<u16, Protocol>,
+    /// As one that is written down.
+    pub written: BTreeMap<u16, Protocol>,
+    /// Ports of services whose target port it has no number for.
+    pub unknown: Vec<(Arc<Service>, ServicePort)>,
+}
+
+impl ServedPorts {
+    /// All of them.
+    pub fn all(&self) -> BTreeMap<u16, Protocol> {
+        let mut all = self.written.clone();
+        all.extend(&self.registered);
+        all
+    }
 }
 
 /// The place of a service among all, and of its endpoints in [`super::Endpoints`].
@@ -268,6 +290,51 @@ impl Services {
         let first = selecting.next()?;
         let is_target = |service: &Service| service.ports.iter().any(|port| port.target == Target::Number(bound));
         if is_target(first) { Some(first) } else { selecting.find(|service| is_target(service)).or(Some(first)) }
+    }
+
+    /// At which ports of its own a workload serves, and what it speaks there: those that services which select it name, and those
+    /// that are written down for its address. `named` are ports by the names that it has for them.
+    pub fn served_ports(
+        &self,
+        namespace: &Arc<str>,
+        group: Option<&Arc<str>>,
+        own: &BTreeMap<String, String>,
+        named: &[(String, u16)],
+        ip: IpAddr,
+    ) -> ServedPorts {
+        let labels = self.labels_in_group(namespace, group, own);
+        let group = group.and_then(|group| self.groups.get(&(namespace.clone(), group.clone())));
+        let of_group = group.into_iter().flat_map(|group| &group.spec.template).flat_map(|template| &template.ports);
+        let named: BTreeMap<&str, u16> = of_group
+            .map(|(name, port)| (name.as_str(), port.0))
+            .chain(named.iter().map(|(n, port)| (n.as_str(), *port)))
+            .collect();
+        let mut served = ServedPorts::default();
+        for (id, service) in self.iter().filter(|(_, service)| service.namespace == *namespace) {
+            let is_selected = service.takes_registrations() && service.selects(&labels);
+            let written = self.written(id).find(|written| written.ip() == Some(ip));
+            for port in &service.ports {
+                let target = match &port.target {
+                    Target::Number(number) => Some(*number),
+                    Target::Name(name) => named.get(&**name).copied(),
+                };
+                if is_selected && let Some(target) = target {
+                    served.registered.entry(target).or_insert(port.protocol);
+                } else if is_selected {
+                    served.unknown.push((service.clone(), port.clone()));
+                }
+                if let Some(target) = written.and_then(|written| written.port_for(port)) {
+                    served.written.entry(target).or_insert(port.protocol);
+                }
+            }
+        }
+        served
+    }
+
+    /// Hosts of which nobody knows how they are called, for their objects are wrong, as a client of this namespace sees them.
+    pub fn refused_hosts(&self, client_namespace: &str) -> impl Iterator<Item = &str> {
+        let seen = self.refused.iter().filter(move |refused| refused.visibility.includes(client_namespace));
+        seen.map(|refused| refused.host.as_str())
     }
 
     /// The labels of a workload with those that its group adds to them.

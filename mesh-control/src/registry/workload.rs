@@ -52,6 +52,8 @@ pub struct Workload {
     pub health: Health,
     /// Who it is by mutual TLS, where it speaks it.
     pub identity: Option<SpiffeId>,
+    /// Whether its sidecar listens in its place: at the target ports of its services, and nowhere else.
+    pub is_proxied: bool,
 }
 
 impl Workload {
@@ -71,6 +73,7 @@ impl Workload {
             weight: 1,
             health: Health::Healthy,
             identity: None,
+            is_proxied: false,
         }
     }
 

@@ -63,17 +63,9 @@ pub(super) fn filters(access: &Access<'_>, class: ClientClass) -> Result<Vec<hcm
     };
     // gRPC's servers have no use for what refuses nobody.
     let tells = class != ClientClass::Grpc;
-    if let Some((authorizer, _)) = access.asks.first().filter(|_| class != ClientClass::Library) {
+    if let Some((authorizer, _)) = access.asks.first().filter(|_| class == ClientClass::Grpc) {
         let name = &authorizer.name;
-        return Err(match class {
-            ClientClass::Grpc => {
-                format!("{name}: nobody is asked by gRPC's servers; every call fails until it is taken out")
-            }
-            _ => format!(
-                "{name}: an AuthorizationPolicy (CUSTOM) has it asked, which has no form here: only policies that decide by \
-                 themselves are written"
-            ),
-        });
+        return Err(format!("{name}: nobody is asked by gRPC's servers; every call fails until it is taken out"));
     }
     let mut asks = Vec::new();
     for (number, (authorizer, asked)) in access.asks.iter().enumerate() {
@@ -107,11 +99,34 @@ fn filter(name: String, type_url: String, value: Vec<u8>) -> hcm::HttpFilter {
     hcm::HttpFilter { name, config_type, ..Default::default() }
 }
 
-/// What gRPC's servers cannot do of a rule, whoever it is for.
-pub fn not_for_grpc(rule: &AccessRule, effect: Effect) -> Option<&'static str> {
+/// What servers of this class cannot do of a rule, whoever it is for.
+pub fn not_for(class: ClientClass, rule: &AccessRule, effect: Effect) -> Option<&'static str> {
     let access = Access::default();
-    let render = Renderer { access: &access, class: ClientClass::Grpc, refuses: effect == Effect::Deny };
+    let render = Renderer { access: &access, class, refuses: matches!(effect, Effect::Deny | Effect::Ask) };
     render.policy(rule).err()
+}
+
+/// What has a form for an Envoy that is told the rest over xDS, and none for one that is configured by hand.
+pub(super) fn not_by_hand(access: &Access<'_>) -> Option<String> {
+    if let Some((authorizer, _)) = access.asks.first() {
+        return Some(format!(
+            "{}: an AuthorizationPolicy (CUSTOM) has it asked, which has no form here: only policies that decide by themselves \
+             are written",
+            authorizer.name
+        ));
+    }
+    let rules = |of: &RulesByEffect<'_>| {
+        of.allow.iter().flatten().chain(&of.deny).map(|rule| (*rule).clone()).collect::<Vec<_>>()
+    };
+    let all =
+        [rules(&access.enforced), rules(&access.tried), access.audit.iter().map(|rule| (*rule).clone()).collect()];
+    let is_on_tokens = |rule: &AccessRule| {
+        let conditions = &rule.conditions;
+        let mut all = conditions.from.iter().chain(&conditions.to).flatten().chain(&conditions.when);
+        all.any(|condition| matches!(condition.fact, Fact::RequestPrincipal | Fact::Claim(_)))
+    };
+    let rule = all.into_iter().flatten().find(is_on_tokens)?;
+    Some(format!("{}: a condition on tokens has no form here", rule.id))
 }
 
 fn rules_of(rules: &[&AccessRule], effect: Effect, access: &Access<'_>, class: ClientClass) -> Result<Rules, String> {
@@ -124,7 +139,7 @@ fn rules_of(rules: &[&AccessRule], effect: Effect, access: &Access<'_>, class: C
     let render = Renderer { access, class, refuses: matches!(effect, Effect::Deny | Effect::Ask) };
     let policies = rules.iter().map(|rule| {
         let policy = render.policy(rule).map_err(|what| match class {
-            ClientClass::Envoy => format!("{}: {what} has no form here", rule.id),
+            ClientClass::Envoy => format!("{}: {what} has no form for an Envoy", rule.id),
             _ => format!(
                 "{}: {what} cannot be enforced by gRPC's servers; every call fails until it is taken out",
                 rule.id
@@ -187,7 +202,9 @@ impl Renderer<'_> {
         let is_peer =
             matches!(condition.fact, Fact::Principal | Fact::Namespace | Fact::ServiceAccount | Fact::TrustDomain);
         let is_token = matches!(condition.fact, Fact::RequestPrincipal | Fact::Claim(_));
-        if is_token && self.class != ClientClass::Library {
+        // What of a token is no text may be meant all the same, and only the library refuses in such a doubt.
+        let may_refuse = self.refuses != condition.is_negated;
+        if is_token && (self.class == ClientClass::Grpc || self.class == ClientClass::Envoy && may_refuse) {
             return Err("a condition on tokens");
         }
         if is_peer || is_token || matches!(condition.fact, Fact::SourceIp | Fact::RemoteIp) {

@@ -70,7 +70,17 @@ pub(super) fn health_check(seen: &Cluster<'_>, check: &HealthCheck) -> core::Hea
 
 /// The filter by which requests of a session stay at their endpoint (Istio: util.MaybeBuildStatefulSessionFilter).
 pub(super) fn session_filter(session: &Session) -> hcm::HttpFilter {
-    let state = match session {
+    let filter = StatefulSession { session_state: Some(session_state(session)), ..Default::default() };
+    hcm::HttpFilter {
+        name: "envoy.filters.http.stateful_session".to_owned(),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(any(&filter))),
+        ..Default::default()
+    }
+}
+
+/// What carries the endpoint of a session.
+pub(super) fn session_state(session: &Session) -> core::TypedExtensionConfig {
+    match session {
         Session::Cookie(name, path) => {
             let cookie = Some(Cookie { name: name.clone(), path: path.clone(), ..Default::default() });
             extension("envoy.http.stateful_session.cookie", &CookieBasedSessionState { cookie })
@@ -78,12 +88,6 @@ pub(super) fn session_filter(session: &Session) -> hcm::HttpFilter {
         Session::Header(name) => {
             extension("envoy.http.stateful_session.header", &HeaderBasedSessionState { name: name.clone() })
         }
-    };
-    let filter = StatefulSession { session_state: Some(state), ..Default::default() };
-    hcm::HttpFilter {
-        name: "envoy.filters.http.stateful_session".to_owned(),
-        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(any(&filter))),
-        ..Default::default()
     }
 }
 

@@ -52,17 +52,22 @@ const LARGEST_BODY: u32 = 1 << 20;
 
 /// The routes of one address.
 pub(super) fn route_configuration(name: &str, domains: Vec<String>, routes: &[Route]) -> route::RouteConfiguration {
+    let (host, routes) = (name.to_owned(), render_routes(routes));
+    configuration(name, vec![route::VirtualHost { name: host, domains, routes, ..Default::default() }])
+}
+
+/// Virtual hosts under this name.
+pub(super) fn configuration(name: &str, virtual_hosts: Vec<route::VirtualHost>) -> route::RouteConfiguration {
     route::RouteConfiguration {
         name: name.to_owned(),
-        virtual_hosts: vec![route::VirtualHost {
-            name: name.to_owned(),
-            domains,
-            routes: routes.iter().map(render_route).collect(),
-            ..Default::default()
-        }],
+        virtual_hosts,
         max_direct_response_body_size_bytes: number(LARGEST_BODY),
         ..Default::default()
     }
+}
+
+pub(super) fn render_routes(routes: &[Route]) -> Vec<route::Route> {
+    routes.iter().map(render_route).collect()
 }
 
 fn render_route(rendered: &Route) -> route::Route {

@@ -7,6 +7,7 @@ pub mod access;
 mod authorizer;
 mod connections;
 pub mod endpoints;
+pub mod envoy;
 mod extensions;
 mod grpc;
 mod json;
@@ -51,8 +52,8 @@ use crate::policy::traffic::{CONNECT_TIMEOUT, HashedBy, Limit, ServerTls, Tls};
 use crate::policy::view::View;
 use crate::policy::{Address, Cluster, Policy};
 use crate::registry::host::{candidates, short_forms, split_port};
-use crate::registry::service::Service;
-use crate::registry::{Discovery, Endpoint, ServiceEndpoints, WrittenEndpoint};
+use crate::registry::protocol::Protocol;
+use crate::registry::{Discovery, Endpoint, Service, ServiceEndpoints, WrittenEndpoint};
 use judge::Judge;
 use proto::OfRoutes;
 use tls::Security;
@@ -62,6 +63,10 @@ pub const BLACK_HOLE: &str = "BlackHoleCluster";
 
 /// The cluster of calls to hosts that nothing describes, by Istio's name: each goes where its own authority says.
 pub const PASSTHROUGH: &str = mesh_core::model::PASSTHROUGH_CLUSTER;
+
+/// Who cannot do something, in findings.
+const GRPC: &str = "a gRPC client";
+const ENVOY: &str = "an Envoy";
 
 /// A resource, what the client cannot do of what it means, and what of it was refused.
 #[derive(Clone, Debug)]
@@ -74,9 +79,11 @@ pub struct Rendered {
     pub refused: Vec<Diagnostic>,
 }
 
-/// Something that a gRPC client cannot do.
+/// Something that a client of another kind than the library cannot do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Degraded {
+    /// Who cannot.
+    who: &'static str,
     object: Arc<str>,
     field: String,
     message: String,
@@ -86,6 +93,7 @@ pub struct Degraded {
 impl Degraded {
     fn new(written: &Written, field: &str, message: String) -> Degraded {
         Degraded {
+            who: GRPC,
             object: written.object.clone(),
             field: format!("{}.{field}", written.field),
             message,
@@ -95,17 +103,33 @@ impl Degraded {
 
     fn of_rule(rule: &MergedRule, field: &str, message: String) -> Degraded {
         let origin = rule.meta.origin.clone();
-        Degraded { object: rule.meta.id(), field: format!("trafficPolicy.{field}"), message, origin }
+        Degraded { who: GRPC, object: rule.meta.id(), field: format!("trafficPolicy.{field}"), message, origin }
     }
 
     fn of_annotation(rule: &MergedRule, key: &str, message: String) -> Degraded {
         let field = format!("metadata.annotations.{key}");
-        Degraded { object: rule.meta.id(), field, message, origin: rule.meta.origin.clone() }
+        Degraded { who: GRPC, object: rule.meta.id(), field, message, origin: rule.meta.origin.clone() }
+    }
+
+    /// Of an annotation of the object that a route stands in.
+    fn of_route_annotation(written: &Written, key: &str, message: String) -> Degraded {
+        let field = format!("metadata.annotations.{key}");
+        Degraded { who: GRPC, object: written.object.clone(), field, message, origin: written.origin.clone() }
     }
 
     fn of_service(seen: &Cluster<'_>, field: &str, message: String) -> Degraded {
-        let meta = &seen.service.meta;
-        Degraded { object: meta.id(), field: field.to_owned(), message, origin: meta.origin.clone() }
+        Degraded::of_port(seen.service, field, message)
+    }
+
+    fn of_port(service: &Service, field: &str, message: String) -> Degraded {
+        let meta = &service.meta;
+        Degraded { who: GRPC, object: meta.id(), field: field.to_owned(), message, origin: meta.origin.clone() }
+    }
+
+    /// The same of an Envoy.
+    fn for_envoy(mut self) -> Degraded {
+        self.who = ENVOY;
+        self
     }
 
     /// The rule that asks for it, and the path of the field.
@@ -120,7 +144,7 @@ impl Degraded {
 
     /// As a finding at this place.
     pub fn diagnostic_at(&self, origin: &Origin) -> Diagnostic {
-        let message = format!("a gRPC client cannot do this: {}", self.message);
+        let message = format!("{} cannot do this: {}", self.who, self.message);
         Diagnostic::at(origin, Severity::Warning, Code::Degraded, message)
             .object(self.object.clone())
             .field(self.field.as_str())
@@ -226,6 +250,9 @@ pub fn render_envoy_guards(
             "a RequestAuthentication is for it, and only policies on who may do what are written here".to_owned()
         );
     }
+    if let Some(why) = access::not_by_hand(access) {
+        return Err(why);
+    }
     let filters = access::filters(access, ClientClass::Envoy)?;
     let manager = hcm::HttpConnectionManager { http_filters: filters, ..Default::default() };
     json::manager(&listener::normalized(manager, paths.of(access.is_guarded())))
@@ -238,7 +265,16 @@ fn guards(
     keys: &FetchedKeys,
     class: ClientClass,
 ) -> Result<Vec<hcm::HttpFilter>, String> {
+    let in_process = access.asks.iter().map(|(authorizer, _)| authorizer).find(|authorizer| authorizer.is_in_process());
+    if let Some(authorizer) = in_process.filter(|_| class == ClientClass::Envoy) {
+        return Err(format!("{}: nobody in the process of an Envoy can be asked", authorizer.name));
+    }
     Ok(tokens::filter(tokens, keys, class)?.into_iter().chain(access::filters(access, class)?).collect())
+}
+
+/// What a sidecar cannot do for a port of its own workload.
+pub fn lost_at_sidecar(service: &Service, message: String) -> Diagnostic {
+    Degraded::of_port(service, "spec.ports", message).for_envoy().diagnostic()
 }
 
 /// The listener of `host:port`.
@@ -323,8 +359,10 @@ pub fn render_cluster(
     may_have_certificate: bool,
     identities: &[SpiffeId],
 ) -> Option<Rendered> {
-    if class == ClientClass::Envoy {
-        return None;
+    if class == ClientClass::Envoy
+        && let Some(special) = envoy::special(name)
+    {
+        return Some(plain(encode(name, &special)));
     }
     if name == BLACK_HOLE {
         return Some(plain(encode(name, &nowhere(name))));
@@ -337,8 +375,11 @@ pub fn render_cluster(
     }
     let key = ClusterKey::parse(name)?;
     let is_destination = policy.is_destination(&key);
-    let seen =
-        policy.cluster(key, view).filter(|seen| found_by(seen) != Found::Host || !seen.key.host.starts_with('*'));
+    // An Envoy may know where a connection to one of many hosts was going.
+    let is_callable = |seen: &Cluster<'_>| {
+        class == ClientClass::Envoy || found_by(seen) != Found::Host || !seen.key.host.starts_with('*')
+    };
+    let seen = policy.cluster(key, view).filter(is_callable);
     let Some(seen) = seen else {
         // A client waits for what it is not told of, and with it for every route beside: gRPC's clients for 15 s. Told
         // that there is no endpoint, it fails what this route takes, and nothing else.
@@ -361,7 +402,7 @@ pub fn render_cluster(
             let security = tls::of_grpc(&seen, &written, may_have_certificate, &peers);
             grpc::render_cluster(&seen, &written, security, &mut degraded)
         }
-        ClientClass::Envoy => return None,
+        ClientClass::Envoy => envoy::cluster(&seen, &written, may_have_certificate, &peers, &mut degraded),
     };
     // The metadata comes last and by hand: it is a map of several entries, which has to be sorted.
     let mut metadata = proto::service_metadata(seen.service);
@@ -372,7 +413,7 @@ pub fn render_cluster(
                 degraded.push(Degraded::of_annotation(rule, "mesh-control/fallback", what));
             }
         }
-        (Some(Fallback::Respond(answer)), _) => metadata.add_fallback(answer),
+        (Some(Fallback::Respond(answer)), ClientClass::Library) => metadata.add_fallback(answer),
         _ => {}
     }
     let metadata = ClusterMetadata { metadata: Some(metadata) };
@@ -387,7 +428,13 @@ pub fn render_cluster(
         let version = Encoded::version_of(xxh3_64(&encoded.body), identities.len());
         (encoded.version, encoded.endpoints, encoded.self_registered) = (version.into(), identities.len(), true);
     }
-    let Err(invalid) = judge.verdict(ResourceType::Cluster, &encoded.body) else {
+    // What the library would not take of what is said, Envoy would not either. Hosts that stand for many are Envoy's alone.
+    let judged = match class {
+        ClientClass::Envoy if seen.key.host.starts_with('*') => with_metadata(&nowhere(name)).body,
+        ClientClass::Envoy => with_metadata(&library::render_cluster(&seen, &written, Security::default())).body,
+        ClientClass::Library | ClientClass::Grpc => encoded.body.clone(),
+    };
+    let Err(invalid) = judge.verdict(ResourceType::Cluster, &judged) else {
         return Some(Rendered { encoded, degraded, refused: Vec::new() });
     };
     let encoded = with_metadata(&nowhere(name));
@@ -474,6 +521,10 @@ fn encoded_endpoints(name: &str, assignment: &ClusterLoadAssignment) -> Encoded 
 /// Whether a name is one of the few by which a service is known, so that remembering what was made for it
 /// is bounded by the configuration and not by what clients ask for.
 pub fn is_worth_remembering(policy: &Policy, view: &View, name: &str) -> bool {
+    // An Envoy's routes of a port: they exist only where a service has it.
+    if name.parse::<u16>().is_ok() {
+        return true;
+    }
     let by_host = |host: &str| policy.services.exact(host, &view.namespace).is_some();
     match ClusterKey::parse(name) {
         Some(key) => by_host(&key.host),
@@ -508,6 +559,13 @@ fn domains(address: &Address, view: &View) -> Vec<String> {
     }
     domains.push("*".to_owned());
     domains
+}
+
+/// The names by which a client may call a host.
+fn names_of(host: &str, view: &View) -> Vec<String> {
+    let is_name = !host.starts_with('*') && host.parse::<std::net::IpAddr>().is_err();
+    let full = is_name.then(|| format!("{host}."));
+    std::iter::once(host.to_owned()).chain(full).chain(short_forms(host, &view.namespace)).collect()
 }
 
 fn has_fault(route: &Route, class: ClientClass) -> bool {
@@ -655,6 +713,23 @@ fn http_options(seen: &Cluster<'_>) -> HashMap<String, Any> {
     extension_options(&options)
 }
 
+/// The HTTP that a workload speaks: HTTP/1.1 where it is that, and as its caller where nobody says.
+fn http_options_for(protocol: Protocol) -> HashMap<String, Any> {
+    use upstream::http_protocol_options::explicit_http_config::ProtocolConfig::Http2ProtocolOptions;
+    use upstream::http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions};
+    match protocol {
+        Protocol::Unspecified => callers_http(),
+        protocol if protocol.is_http2() => {
+            let http2 = ExplicitHttpConfig { protocol_config: Some(Http2ProtocolOptions(Default::default())) };
+            extension_options(&upstream::HttpProtocolOptions {
+                upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(http2)),
+                ..Default::default()
+            })
+        }
+        _ => HashMap::new(),
+    }
+}
+
 /// HTTP/1.1 or HTTP/2, as the caller has it.
 fn callers_http() -> HashMap<String, Any> {
     use upstream::http_protocol_options::UpstreamProtocolOptions::UseDownstreamProtocolConfig;
@@ -717,7 +792,8 @@ fn plain(encoded: Encoded) -> Rendered {
     Rendered { encoded, degraded: Vec::new(), refused: Vec::new() }
 }
 
-fn encode(name: &str, message: &impl Message) -> Encoded {
+/// A resource as bytes, under its name.
+pub fn encode(name: &str, message: &impl Message) -> Encoded {
     encoded(name, message.encode_to_vec())
 }
 

@@ -146,7 +146,7 @@ const SECRETS: &str = "secrets of Kubernetes (credentialName)";
 
 /// TLS by files. The server has to prove the name that it is asked for, unless a rule names others: Istio, which lets the
 /// name of each request take its place, asks no proof of an `sni` that is written.
-fn by_files(seen: &Cluster<'_>, files: &FileTls) -> pb::UpstreamTlsContext {
+pub(super) fn by_files(seen: &Cluster<'_>, files: &FileTls) -> pb::UpstreamTlsContext {
     let file = |path: &str| core::DataSource {
         specifier: Some(core::data_source::Specifier::Filename(path.to_owned())),
         ..Default::default()
@@ -197,7 +197,7 @@ fn kind_of(name: &str) -> SanType {
     }
 }
 
-fn exact(kind: SanType, name: String) -> pb::SubjectAltNameMatcher {
+pub(super) fn exact(kind: SanType, name: String) -> pb::SubjectAltNameMatcher {
     pb::SubjectAltNameMatcher {
         san_type: kind.into(),
         matcher: Some(StringMatcher { match_pattern: Some(MatchPattern::Exact(name)), ignore_case: false }),
@@ -220,7 +220,7 @@ fn mutual(sni: String, peers: Vec<String>, has_certificates: bool) -> pb::Upstre
 }
 
 /// By Istio's own scheme.
-fn own_sni(seen: &Cluster<'_>) -> String {
+pub(super) fn own_sni(seen: &Cluster<'_>) -> String {
     format!("outbound_.{}_.{}_.{}", seen.key.port, seen.key.subset, seen.key.host)
 }
 
@@ -240,13 +240,13 @@ fn validation(provider: &str, peers: Vec<String>) -> Option<ValidationContextTyp
     }))
 }
 
-fn socket<M: Message + Name>(context: &M) -> core::TransportSocket {
+pub(super) fn socket<M: Message + Name>(context: &M) -> core::TransportSocket {
     core::TransportSocket {
         name: "envoy.transport_sockets.tls".to_owned(),
         config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(context))),
     }
 }
 
-fn text(text: &str) -> Value {
+pub(super) fn text(text: &str) -> Value {
     Value { kind: Some(Kind::StringValue(text.to_owned())) }
 }

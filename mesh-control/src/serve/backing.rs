@@ -36,6 +36,7 @@ impl Workloads for Plane {
                 cluster: about.cluster.into(),
                 group: about.group.map(Into::into),
                 identity,
+                is_proxied: client.sidecar.is_some(),
                 ..base
             },
         );

@@ -16,6 +16,7 @@ mod sds;
 mod secrets;
 mod secured;
 mod secured_process;
+mod sidecars;
 mod streams;
 mod support;
 mod unknown;

@@ -18,6 +18,7 @@ mod resilience_groups;
 mod robust;
 mod routing;
 mod scale;
+mod sidecar;
 mod support;
 mod tls_modes;
 mod unmet;

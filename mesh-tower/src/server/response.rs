@@ -31,7 +31,7 @@ use crate::server::check::Answers;
 use crate::server::request::{Admission, ServerContext};
 use crate::server::request_body::{BodyCount, Reading, Wanted, is_empty};
 use crate::telemetry::Telemetry;
-use crate::{filters, headers, inherited};
+use crate::{filters, inherited};
 
 pin_project! {
     /// A response to come from a service behind the mesh.

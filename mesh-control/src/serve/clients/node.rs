@@ -16,7 +16,12 @@ use envoy_types::pb::google::protobuf::{Struct, Value as Wrapped};
 use mesh_core::identity::SpiffeId;
 use serde::Deserialize;
 
-use crate::catalog::{Client, ClientClass};
+use crate::catalog::{Client, ClientClass, Sidecar};
+
+/// How connections come to a sidecar, in Istio's words.
+const INTERCEPTION_MODE: &str = "INTERCEPTION_MODE";
+/// Where a sidecar that binds addresses itself listens for its workload.
+const OUTBOUND_IP: &str = "MESH_OUTBOUND_IP";
 
 /// How many labels, addresses and ports one client may have.
 const MANY: usize = 256;
@@ -52,6 +57,11 @@ pub(crate) fn unreadable(node: &Node) -> Option<String> {
             return fault(key, "a string");
         }
     }
+    if class(&node.user_agent_name) == ClientClass::Envoy
+        && let Some(fault) = unreadable_sidecar(metadata)
+    {
+        return Some(fault);
+    }
     match field(metadata, "LABELS") {
         None | Some(Value::NullValue(_)) => None,
         Some(Value::StructValue(labels)) => {
@@ -62,6 +72,35 @@ pub(crate) fn unreadable(node: &Node) -> Option<String> {
         }
         Some(_) => fault("LABELS", "an object of strings"),
     }
+}
+
+/// What a sidecar says of how connections come to it, in words that mean nothing here: what it would bind is anybody's guess.
+fn unreadable_sidecar(metadata: &Struct) -> Option<String> {
+    let mode = field(metadata, INTERCEPTION_MODE).filter(|mode| !matches!(mode, Value::NullValue(_)));
+    if let Some(mode) = mode
+        && !matches!(mode, Value::StringValue(mode) if matches!(&**mode, "" | "REDIRECT" | "NONE"))
+    {
+        return Some("metadata of the node: INTERCEPTION_MODE is neither REDIRECT nor NONE".to_owned());
+    }
+    let ip = field(metadata, OUTBOUND_IP).filter(|ip| !matches!(ip, Value::NullValue(_)));
+    let is_own =
+        |ip: &Value| matches!(ip, Value::StringValue(ip) if ip.parse().is_ok_and(|ip: IpAddr| ip.is_loopback()));
+    // On any other address, whoever reaches it would call in the name of the workload.
+    let is_wrong = ip.is_some_and(|ip| !is_own(ip));
+    is_wrong.then(|| "metadata of the node: MESH_OUTBOUND_IP is no loopback address".to_owned())
+}
+
+/// What an Envoy is a proxy for: that it is one beside a workload, and where, says its id (Istio: `sidecar~IP~...`).
+fn sidecar(node: &Node, metadata: &Struct) -> Option<Sidecar> {
+    let mut parts = node.id.split('~');
+    let (kind, ip) = (parts.next()?, parts.next()?.parse::<IpAddr>().ok()?);
+    let outbound_ip = text(metadata, OUTBOUND_IP).and_then(|ip| ip.parse().ok());
+    (kind == "sidecar" && class(&node.user_agent_name) == ClientClass::Envoy).then(|| Sidecar {
+        ip: ip.to_canonical(),
+        outbound_ip: outbound_ip.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)),
+        redirects: text(metadata, INTERCEPTION_MODE) != Some("NONE"),
+        is_privileged: text(metadata, "UNPRIVILEGED_POD") != Some("true"),
+    })
 }
 
 /// What a node says beyond what resources are rendered by: for telemetry and for people.
@@ -130,6 +169,7 @@ pub(crate) fn read(node: &Node, peer_ip: IpAddr) -> Client {
         empty_means_all: !never_asks_for_all(&node.user_agent_name),
         group: text(metadata, "AUTO_REGISTER_GROUP").filter(|text| !text.is_empty()).map(|text| brief(text).into()),
         identity: None,
+        sidecar: sidecar(node, metadata),
     }
 }
 
@@ -344,6 +384,36 @@ mod tests {
             assert_eq!(said, expected.map(|expected| format!("metadata of the node: {expected}")), "{key}");
         }
         assert_eq!(unreadable(&Node::default()), None);
+    }
+
+    #[test]
+    fn a_sidecar_says_where_it_is_and_how_connections_come_to_it() {
+        let envoy =
+            |id: &str, metadata: &[(&str, Value)]| Node { user_agent_name: "envoy".into(), ..node(id, metadata) };
+        let id = "sidecar~10.0.0.1~web-1.shop~shop.svc.cluster.local";
+        let of = |node: &Node| {
+            read(node, PEER).sidecar.map(|it| (it.ip.to_string(), it.outbound_ip.to_string(), it.redirects))
+        };
+        let said = |ip: &str, outbound: &str, redirects| Some((ip.to_owned(), outbound.to_owned(), redirects));
+        assert_eq!(of(&envoy(id, &[])), said("10.0.0.1", "127.0.0.1", true));
+        assert_eq!(of(&envoy(id, &[("INTERCEPTION_MODE", string("NONE"))])), said("10.0.0.1", "127.0.0.1", false));
+        let outbound = [("INTERCEPTION_MODE", string("NONE")), ("MESH_OUTBOUND_IP", string("127.0.0.9"))];
+        assert_eq!(of(&envoy(id, &outbound)), said("10.0.0.1", "127.0.0.9", false));
+        // Anything else is none: another kind of proxy, no address, another client.
+        for other in ["router~10.0.0.1~a.b~b.svc.cluster.local", "sidecar~here~a.b~b.svc.cluster.local", "envoy"] {
+            assert_eq!(of(&envoy(other, &[])), None, "{other}");
+        }
+        assert_eq!(of(&node(id, &[])), None);
+        for (key, value) in [
+            ("INTERCEPTION_MODE", string("TPROXY")),
+            ("INTERCEPTION_MODE", Value::BoolValue(true)),
+            ("MESH_OUTBOUND_IP", string("10.0.0.1")),
+            ("MESH_OUTBOUND_IP", string("0.0.0.0")),
+        ] {
+            let metadata = [(key, value)];
+            assert!(unreadable(&envoy(id, &metadata)).is_some_and(|why| why.contains(key)), "{key}");
+            assert_eq!(unreadable(&node(id, &metadata)), None, "others have no such thing");
+        }
     }
 
     #[test]

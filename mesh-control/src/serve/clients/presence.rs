@@ -1,4 +1,5 @@
-//! Self-registration: a workload is an endpoint for as long as it asks for its server listener.
+//! Self-registration: a workload is an endpoint for as long as it asks for its server listener, or, where its sidecar takes
+//! its connections, for as long as that has its stream.
 //!
 //! To give the listener up is to say goodbye, and the endpoint goes at once. A stream that breaks says
 //! nothing about the workload: its endpoint stays for a grace period, in which the same workload usually
@@ -42,11 +43,12 @@ impl Workload {
             ip if ip.is_unspecified() => client.instance_ips.first().copied().unwrap_or(client.peer_ip),
             ip => ip,
         };
-        (bound.port() != 0).then(|| Workload {
-            client: client.clone(),
-            about: about.clone(),
-            address: SocketAddr::new(ip, bound.port()),
-        })
+        (bound.port() != 0).then(|| Workload::at(client, about, SocketAddr::new(ip, bound.port())))
+    }
+
+    /// The workload of a client that serves at this address.
+    pub(crate) fn at(client: &Client, about: &About, address: SocketAddr) -> Workload {
+        Workload { client: client.clone(), about: about.clone(), address }
     }
 
     /// What tells it from every other.

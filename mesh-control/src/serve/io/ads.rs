@@ -1,11 +1,13 @@
 //! The gRPC service. One task per stream moves requests into its [`Session`] and responses out of it, one
 //! at a time and only when the client has taken the one before; it decides nothing.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -23,7 +25,7 @@ use tonic::metadata::MetadataValue;
 use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Status, Streaming};
 
-use crate::catalog::{Catalog, Client, ClientClass, Kind};
+use crate::catalog::{Catalog, Client, Kind};
 use crate::serve::clients::clock::now;
 use crate::serve::clients::fleet::ClientStream;
 use crate::serve::clients::metrics::short;
@@ -192,7 +194,7 @@ async fn converse<M: Method>(
         Ok(()) => Ok(client),
         Err(status) => Err((Reason::Identity, status)),
     });
-    let client = client.and_then(|client| served(client, node, &*catalog));
+    let client = client.and_then(|client| served(client, &*catalog));
     let client = match client {
         Ok(client) => client,
         Err((reason, status)) => {
@@ -217,7 +219,14 @@ async fn converse<M: Method>(
             return fail(&sender, Status::resource_exhausted(why)).await;
         }
     };
-    let stay = Stay { stream, state: &state, expires: peer.expires, name_bytes: AtomicUsize::default() };
+    let is_sidecar = stream.session().client().sidecar.is_some();
+    let stay = Stay {
+        stream,
+        state: &state,
+        expires: peer.expires,
+        name_bytes: AtomicUsize::default(),
+        served_at: is_sidecar.then(Mutex::default),
+    };
     state.metrics.stream_opened();
     tracing::debug!(node = node.id, peer = %peer.ip, protocol = M::VARIANT.name(), "stream opened");
     let end = exchange::<M>(&stay, request, &mut requests, &sender, stop).await;
@@ -274,19 +283,12 @@ pub(super) fn still_holds(state: &ServerState, peer: &Peer) -> Result<(), Status
     verified.map_err(|why| Status::unauthenticated(format!("the client certificate is not good any more: {why:#}")))
 }
 
-/// A client of a class for which there is nothing is told so: an empty list would pass for all that there is.
-fn served(client: Client, node: &Node, catalog: &dyn Catalog) -> Result<Client, (Reason, Status)> {
-    if catalog.serves(client.class) {
-        return Ok(client);
+/// A client for which there is nothing is told so: an empty list would pass for all that there is.
+fn served(client: Client, catalog: &dyn Catalog) -> Result<Client, (Reason, Status)> {
+    match catalog.refusal(&client) {
+        None => Ok(client),
+        Some(why) => Err((Reason::Class, Status::unimplemented(why))),
     }
-    let served: Vec<_> = ClientClass::ALL.into_iter().filter(|class| catalog.serves(*class)).collect();
-    let served = served.into_iter().map(ClientClass::name).collect::<Vec<_>>().join(" and ");
-    let why = format!(
-        "clients of the class {} (user_agent_name {:?}) are not served here; served are the classes {served}",
-        client.class.name(),
-        node.user_agent_name,
-    );
-    Err((Reason::Class, Status::unimplemented(why)))
 }
 
 async fn fail(sender: &Sender, status: Status) {
@@ -302,6 +304,8 @@ struct Stay<'a> {
     expires: Option<SystemTime>,
     /// How many bytes of names it asks for.
     name_bytes: AtomicUsize,
+    /// Where it is registered, if it is a sidecar: it announces itself by taking its listeners, and not by a name.
+    served_at: Option<Mutex<BTreeSet<SocketAddr>>>,
 }
 
 impl Drop for Stay<'_> {
@@ -368,7 +372,10 @@ async fn exchange<M: Method>(
                 None => return Ok(End::ClientLeft),
             },
             changed = pulse.changed() => match changed {
-                Ok(()) => stay.refresh(),
+                Ok(()) => {
+                    stay.refresh();
+                    stay.attend_sidecar(false)?;
+                }
                 Err(_) => return Ok(End::Stop),
             },
             () = sleep_until(wake), if wake.is_some() => {}
@@ -400,7 +407,43 @@ impl Stay<'_> {
             return Err(Status::resource_exhausted("this stream asks for too many names"));
         }
         self.count_names()?;
+        self.attend_sidecar(heard.answer == Some(Answer::Ack(Kind::Listener)))?;
         self.attend(&heard)
+    }
+
+    /// Tells the registry where a sidecar serves. It comes to serve where it `has_taken` listeners, and stops as soon as the
+    /// configuration says so.
+    fn attend_sidecar(&self, has_taken: bool) -> Result<(), Status> {
+        let Some(served_at) = &self.served_at else { return Ok(()) };
+        let client = self.stream.session().client().clone();
+        let refuse = |why: String| {
+            let why = format!("this workload cannot register: {why}");
+            self.state.refusals.note(client.peer_ip, Reason::Registration, &client.node_id, &why, now());
+            Err(Status::permission_denied(why))
+        };
+        let wanted = match self.state.feed.latest().served_at(&client) {
+            Ok(wanted) => wanted,
+            Err(why) => return refuse(why),
+        };
+        let workload = |address: SocketAddr| Workload::at(&client, &self.stream.about, address);
+        let mut served_at = served_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone: Vec<SocketAddr> = served_at.difference(&wanted).copied().collect();
+        let new: Vec<SocketAddr> = wanted.difference(&served_at).copied().filter(|_| has_taken).collect();
+        if gone.is_empty() && new.is_empty() {
+            return Ok(());
+        }
+        for address in gone {
+            served_at.remove(&address);
+            self.state.presence.leave(self.stream.id, &workload(address).key());
+        }
+        for address in new {
+            if let Err(why) = self.state.presence.join(self.stream.id, workload(address)) {
+                return refuse(why);
+            }
+            served_at.insert(address);
+        }
+        self.refresh();
+        Ok(())
     }
 
     /// Holds the identity to the names that it may ask for.

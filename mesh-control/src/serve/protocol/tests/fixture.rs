@@ -83,6 +83,7 @@ pub(crate) fn client(class: ClientClass) -> Client {
         empty_means_all: class == ClientClass::Envoy,
         group: None,
         identity: None,
+        sidecar: None,
     }
 }
 

@@ -1,0 +1,298 @@
+//! What a workload calls: for each port of any service that it sees a listener, and for each port that speaks HTTP one
+//! configuration of routes with a virtual host for each service (Istio: listener.go, httproute.go).
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+use envoy_types::pb::envoy::extensions::filters::http::stateful_session::v3 as session_pb;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::google::protobuf::{Any, BoolValue, UInt32Value};
+
+use super::super::extensions::session_state;
+use super::super::judge::{self, Judge};
+use super::super::proto::{FAULT_FILTER, any};
+use super::super::{BLACK_HOLE, Degraded, PASSTHROUGH, Rendered, clusters, encode, join, library, names_of};
+use super::inbound::speaks_http;
+use super::{VIRTUAL_OUTBOUND, proxy};
+use crate::catalog::{Encoded, Sidecar};
+use crate::config::diagnostic::Diagnostic;
+use crate::policy::outbound::OutboundTrafficPolicy;
+use crate::policy::route::{Action, ClusterKey, Route};
+use crate::policy::view::View;
+use crate::policy::{Address, Policy};
+use crate::registry::Service;
+use crate::registry::protocol::Protocol;
+
+/// Where redirected calls of a workload are taken (Istio's port).
+const REDIRECTED_TO: u16 = 15_001;
+
+const SESSION_FILTER: &str = "envoy.filters.http.stateful_session";
+
+/// Everything that a client of a view may call, by port.
+#[derive(Clone, Debug, Default)]
+pub struct Outbound {
+    ports: BTreeMap<u16, AtPort>,
+    /// Every cluster that there is for it.
+    pub clusters: BTreeSet<String>,
+    /// Whether calls to what nothing describes go on to where they were going.
+    passes: bool,
+}
+
+/// What is called at one port.
+#[derive(Clone, Debug, Default)]
+struct AtPort {
+    http: Vec<Address>,
+    /// By the name that their clients ask for in TLS of their own.
+    tls: Vec<Address>,
+    /// By nothing but the port.
+    tcp: Vec<Address>,
+}
+
+impl Outbound {
+    /// What a client of this view may call.
+    pub fn of(policy: &Policy, view: &View) -> Outbound {
+        let mut addresses = policy.addresses(view);
+        let wildcards = policy.services.iter().filter(|(_, service)| service.host.starts_with('*'));
+        let seen = wildcards.filter_map(|(_, service)| policy.services.exact(&service.host, &view.namespace));
+        addresses.extend(seen.flat_map(|(_, service)| {
+            service.ports.iter().map(|port| Address { host: service.host.clone(), port: port.number })
+        }));
+        let clusters = clusters(policy, view, &addresses);
+        let mut ports: BTreeMap<u16, AtPort> = BTreeMap::new();
+        for address in addresses {
+            let key = ClusterKey { host: address.host.clone(), port: address.port, subset: "".into() };
+            let protocol = policy.cluster(key, view).map_or(Protocol::Http, |seen| seen.port.protocol);
+            let at = ports.entry(address.port).or_default();
+            match protocol {
+                protocol if speaks_http(protocol) => at.http.push(address),
+                Protocol::Https | Protocol::Tls => at.tls.push(address),
+                _ => at.tcp.push(address),
+            }
+        }
+        // A host whose object is wrong may have any port: nothing passes it by, and its requests are told why.
+        let refused: BTreeSet<&str> = policy.services.refused_hosts(&view.namespace).collect();
+        let passes = policy.outbound == OutboundTrafficPolicy::AllowAny && refused.is_empty();
+        for (port, at) in &mut ports {
+            let refused = refused.iter().map(|&host| Address { host: host.into(), port: *port });
+            let new = refused.filter(|address| !at.http.contains(address)).collect::<Vec<_>>();
+            at.http.extend(new);
+        }
+        Outbound { ports, clusters, passes }
+    }
+
+    /// Ports that have a listener.
+    pub fn ports(&self) -> impl Iterator<Item = u16> {
+        self.ports.keys().copied()
+    }
+
+    /// The services that are called at a port.
+    pub fn at<'p>(&self, policy: &'p Policy, view: &View, port: u16) -> impl Iterator<Item = &'p Service> {
+        let at = self.ports.get(&port).into_iter().flat_map(|at| at.http.iter().chain(&at.tls).chain(&at.tcp));
+        at.filter_map(|address| Some(&**policy.services.exact(&address.host, &view.namespace)?.1))
+    }
+
+    /// Ports that have routes.
+    pub fn with_routes(&self) -> impl Iterator<Item = u16> {
+        self.ports.iter().filter(|(_, at)| !at.http.is_empty()).map(|(port, _)| *port)
+    }
+}
+
+/// The listener of a port, or of all that is redirected and no port has.
+pub fn outbound_listener(
+    policy: &Policy,
+    view: &View,
+    outbound: &Outbound,
+    sidecar: &Sidecar,
+    name: &str,
+    port: Option<u16>,
+) -> Option<Rendered> {
+    let mut degraded = Vec::new();
+    let encoded = match port {
+        None => redirected(outbound),
+        Some(port) => at_port(policy, view, (port, outbound.ports.get(&port)?), sidecar, name, &mut degraded),
+    };
+    Some(Rendered { encoded, degraded, refused: Vec::new() })
+}
+
+fn redirected(outbound: &Outbound) -> Encoded {
+    let any = std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+    let mut rendered = proxy::listener(VIRTUAL_OUTBOUND, any, REDIRECTED_TO, core::TrafficDirection::Outbound);
+    rendered.use_original_dst = Some(BoolValue { value: true });
+    let chain = |name: &str, port: Option<u16>, cluster: &str| pb::FilterChain {
+        name: name.to_owned(),
+        filter_chain_match: port.map(|port| pb::FilterChainMatch {
+            destination_port: Some(UInt32Value { value: port.into() }),
+            ..Default::default()
+        }),
+        filters: vec![proxy::bytes(cluster.to_owned())],
+        ..Default::default()
+    };
+    let passes = if outbound.passes { PASSTHROUGH } else { BLACK_HOLE };
+    // What nobody has redirected would go round in a circle.
+    rendered.filter_chains = vec![chain("virtualOutbound-blackhole", Some(REDIRECTED_TO), BLACK_HOLE)];
+    rendered.default_filter_chain = Some(chain("virtualOutbound-catchall-tcp", None, passes));
+    encode(VIRTUAL_OUTBOUND, &rendered)
+}
+
+fn at_port(
+    policy: &Policy,
+    view: &View,
+    (port, at): (u16, &AtPort),
+    sidecar: &Sidecar,
+    name: &str,
+    degraded: &mut Vec<Degraded>,
+) -> Encoded {
+    let any = std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+    let ip = if sidecar.redirects { any } else { sidecar.outbound_ip };
+    let mut rendered = proxy::listener(name, ip, port, core::TrafficDirection::Outbound);
+    rendered.bind_to_port = sidecar.redirects.then_some(BoolValue { value: false });
+    let key = |address: &Address| ClusterKey { host: address.host.clone(), port: address.port, subset: "".into() };
+    let mut told = HashSet::new();
+    for address in &at.tls {
+        let names: Vec<String> =
+            names_of(&address.host, view).into_iter().filter(|name| told.insert(name.clone())).collect();
+        if names.is_empty() {
+            continue;
+        }
+        rendered.filter_chains.push(pb::FilterChain {
+            name: key(address).to_string(),
+            filter_chain_match: Some(pb::FilterChainMatch { server_names: names, ..Default::default() }),
+            filters: vec![proxy::bytes(key(address).to_string())],
+            ..Default::default()
+        });
+    }
+    if !at.tls.is_empty() {
+        rendered.listener_filters.push(proxy::tls_inspector());
+    }
+    let mut tcp = at.tcp.iter();
+    let rest = match at.http.is_empty() {
+        false => Some(proxy::http(&manager(port, ip))),
+        true => tcp.next().map(|address| proxy::bytes(key(address).to_string())),
+    };
+    rendered.default_filter_chain =
+        rest.map(|filter| pb::FilterChain { name: name.to_owned(), filters: vec![filter], ..Default::default() });
+    for address in tcp {
+        if let Some(seen) = policy.cluster(key(address), view) {
+            let what =
+                format!("port {port} is another service's, too, and nothing but the port tells their calls apart");
+            degraded.push(Degraded::of_service(&seen, "spec.ports", what).for_envoy());
+        }
+    }
+    // Where there is TLS only, and all of it by name.
+    encode(name, &rendered)
+}
+
+/// In Istio's order: faults, sessions, the router.
+fn manager(port: u16, ip: std::net::IpAddr) -> hcm::HttpConnectionManager {
+    let filter = |name: &str, config: Any| hcm::HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
+        ..Default::default()
+    };
+    let filters = vec![
+        filter(FAULT_FILTER, any(&HttpFault::default())),
+        filter(SESSION_FILTER, any(&session_pb::StatefulSession::default())),
+    ];
+    proxy::manager(format!("outbound_{ip}_{port}"), proxy::by_rds(port.to_string()), filters)
+}
+
+/// The routes of a port: a virtual host for each service, and one for all that nothing describes.
+pub fn routes(judge: &Judge, policy: &Policy, view: &View, outbound: &Outbound, port: u16) -> Option<Rendered> {
+    let at = outbound.ports.get(&port).filter(|at| !at.http.is_empty())?;
+    let (mut degraded, mut refused) = (Vec::new(), Vec::new());
+    let (mut hosts, mut told) = (Vec::new(), HashSet::new());
+    for address in &at.http {
+        let routes = publishable(judge, policy.routes(address, view), &mut refused);
+        for (route, written) in routes.iter().filter_map(|route| Some((route, route.written.as_ref()?))) {
+            if matches!(&route.action, Action::Forward(forward) if forward.coalesces) {
+                let what = "identical requests are sent one by one".to_owned();
+                degraded.push(Degraded::of_route_annotation(written, "mesh-control/coalesce", what).for_envoy());
+            }
+        }
+        // Envoy refuses all of them where two have a name in common.
+        let domains: Vec<String> = domains(policy, address, view)
+            .into_iter()
+            .filter(|domain| told.insert(domain.to_ascii_lowercase()))
+            .collect();
+        if domains.is_empty() {
+            continue;
+        }
+        let key = ClusterKey { host: address.host.clone(), port, subset: "".into() };
+        let session = policy.cluster(key, view).and_then(|seen| seen.service.session.clone());
+        let session = session.map(|session| {
+            let session_state = Some(session_state(&session));
+            let own = session_pb::StatefulSession { session_state, ..Default::default() };
+            let own = session_pb::stateful_session_per_route::Override::StatefulSession(own);
+            any(&session_pb::StatefulSessionPerRoute { r#override: Some(own) })
+        });
+        hosts.push(route::VirtualHost {
+            name: join(&address.host, port),
+            domains,
+            routes: library::render_routes(&routes),
+            include_request_attempt_count: true,
+            typed_per_filter_config: session.map(|own| (SESSION_FILTER.to_owned(), own)).into_iter().collect(),
+            ..Default::default()
+        });
+    }
+    hosts.push(everything_else(outbound.passes));
+    let rendered = library::configuration(&port.to_string(), hosts);
+    Some(Rendered { encoded: encode(&port.to_string(), &rendered), degraded, refused })
+}
+
+/// Routes as they can be published: the data plane's own decoder finds what Envoy would refuse for the same reason.
+fn publishable(judge: &Judge, routes: Vec<Route>, refused: &mut Vec<Diagnostic>) -> Vec<Route> {
+    let verdict = |routes: &[Route]| {
+        let config = library::route_configuration("judged", vec!["*".to_owned()], routes);
+        judge.verdict_on_routes(&config)
+    };
+    if verdict(&routes).is_ok() {
+        return routes;
+    }
+    let (routes, found) = judge::publishable(routes, verdict);
+    refused.extend(found);
+    routes
+}
+
+/// The authorities of a service: all of its names, those of its aliases, and each with the port.
+fn domains(policy: &Policy, address: &Address, view: &View) -> Vec<String> {
+    let aliases = policy.services.iter().filter(|(_, service)| service.alias.is_some());
+    let aliases = aliases.map(|(_, service)| &service.host).filter(|host| {
+        let is_seen = policy.services.exact(host, &view.namespace).is_some_and(|(_, seen)| seen.alias.is_some());
+        is_seen && policy.services.real(host, &view.namespace).as_ref() == Some(&address.host)
+    });
+    let hosts = std::iter::once(&address.host).chain(aliases);
+    hosts
+        .flat_map(|host| names_of(host, view))
+        .flat_map(|name| {
+            let with_port = join(&name, address.port);
+            [if name.contains(':') { format!("[{name}]") } else { name }, with_port]
+        })
+        .collect()
+}
+
+/// The virtual host of what nothing describes, in Istio's words.
+fn everything_else(passes: bool) -> route::VirtualHost {
+    let (name, action) = match passes {
+        true => ("allow_any", proxy::to_cluster(PASSTHROUGH.to_owned())),
+        false => (
+            "block_all",
+            route::route::Action::DirectResponse(route::DirectResponseAction { status: 502, ..Default::default() }),
+        ),
+    };
+    let any_path = route::route_match::PathSpecifier::Prefix("/".to_owned());
+    route::VirtualHost {
+        name: name.to_owned(),
+        domains: vec!["*".to_owned()],
+        routes: vec![route::Route {
+            name: name.to_owned(),
+            r#match: Some(route::RouteMatch { path_specifier: Some(any_path), ..Default::default() }),
+            action: Some(action),
+            ..Default::default()
+        }],
+        include_request_attempt_count: true,
+        ..Default::default()
+    }
+}

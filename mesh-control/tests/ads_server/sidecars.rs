@@ -1,0 +1,250 @@
+//! Envoys beside workloads over the ADS server: what they are told when something is added, changed and removed, in which order,
+//! and when the workload is an endpoint.
+
+use std::collections::BTreeSet;
+
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
+use envoy_types::pb::google::protobuf::value::Kind as Text;
+use envoy_types::pb::google::protobuf::{Struct, Value};
+use hyper_util::rt::TokioIo;
+use mesh_control::catalog::Kind;
+use mesh_control::embedded::{Config, Embedded, Options};
+use prost::Message;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::support::{Delta, ServiceFn, Sotw, node, said, settled};
+
+const SHOP: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, namespace: shop}
+spec: {selector: {app: reviews}, ports: [{name: http, port: 9080, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: http}, {name: admin, port: 81, targetPort: 8081}]}
+";
+
+const RATINGS: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: ratings, namespace: shop}
+spec: {selector: {app: ratings}, ports: [{name: http, port: 9100}]}
+";
+
+const TIMEOUT: &str = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews, namespace: shop}
+spec: {hosts: [reviews], http: [{timeout: 3s, route: [{destination: {host: reviews}}]}]}
+";
+
+async fn start() -> (Embedded, Channel) {
+    let mesh = Embedded::start(Config::yaml(SHOP), Options::default().serve(settled())).await.unwrap();
+    let server = mesh.server().clone();
+    let connect = ServiceFn(move || {
+        let server = server.clone();
+        async move { server.connect().await.map(TokioIo::new) }
+    });
+    let channel = Endpoint::from_static("http://embedded").connect_with_connector(connect).await.unwrap();
+    (mesh, channel)
+}
+
+fn text(text: &str) -> Value {
+    Value { kind: Some(Text::StringValue(text.to_owned())) }
+}
+
+/// The node of an Envoy beside a workload of this name.
+fn sidecar(app: &str, ip: &str) -> Node {
+    let labels = Struct { fields: [("app".to_owned(), text(app))].into() };
+    let metadata = [
+        ("INTERCEPTION_MODE", text("NONE")),
+        ("NAMESPACE", text("shop")),
+        ("LABELS", Value { kind: Some(Text::StructValue(labels)) }),
+        ("POD_PORTS", text(r#"[{"name": "http", "containerPort": 8000}]"#)),
+    ];
+    let fields = metadata.map(|(key, value)| (key.to_owned(), value)).into();
+    Node {
+        id: format!("sidecar~{ip}~{app}-1.shop~shop.svc.cluster.local"),
+        metadata: Some(Struct { fields }),
+        ..node("envoy")
+    }
+}
+
+/// The names in a response of all that there is.
+fn names(response: &DiscoveryResponse) -> BTreeSet<String> {
+    let name = |bytes: &[u8]| match Kind::from_type_url(&response.type_url).unwrap() {
+        Kind::Cluster => Cluster::decode(bytes).unwrap().name,
+        Kind::Endpoints => ClusterLoadAssignment::decode(bytes).unwrap().cluster_name,
+        Kind::Listener => Listener::decode(bytes).unwrap().name,
+        _ => RouteConfiguration::decode(bytes).unwrap().name,
+    };
+    response.resources.iter().map(|any| name(&any.value)).collect()
+}
+
+const CLUSTERS: [&str; 7] = [
+    "BlackHoleCluster",
+    "PassthroughCluster",
+    "inbound|8000||",
+    "inbound|8081||",
+    "outbound|80||web.shop.svc.cluster.local",
+    "outbound|81||web.shop.svc.cluster.local",
+    "outbound|9080||reviews.shop.svc.cluster.local",
+];
+const LISTENERS: [&str; 5] = ["10.0.0.1_8000", "10.0.0.1_8081", "127.0.0.1_80", "127.0.0.1_81", "127.0.0.1_9080"];
+
+/// The parts of a response without their versions.
+fn told(response: &DeltaDiscoveryResponse) -> (String, Vec<String>) {
+    let kind = response.type_url.rsplit('.').next().unwrap().to_owned();
+    (kind, said(response).into_iter().map(|one| one.split('=').next().unwrap().to_owned()).collect())
+}
+
+/// An Envoy that has taken everything, and what it was told meanwhile.
+async fn served(channel: &Channel) -> Delta {
+    let mut envoy = Delta::open(channel.clone(), sidecar("web", "10.0.0.1")).await.unwrap();
+    for (kind, names, expected) in [
+        (Kind::Cluster, &["*"][..], &CLUSTERS[..]),
+        (Kind::Endpoints, &CLUSTERS[4..], &CLUSTERS[4..]),
+        (Kind::Listener, &["*"], &LISTENERS),
+        (Kind::Route, &["80", "81", "9080"], &["80", "81", "9080"]),
+    ] {
+        envoy.send(kind, names, &[]).await;
+        // Meanwhile its own workload comes to be an endpoint.
+        let response = loop {
+            let response = envoy.next().await;
+            envoy.answer(&response, None).await;
+            if response.type_url == kind.type_url() {
+                break response;
+            }
+        };
+        assert_eq!(told(&response).1, expected, "{kind:?}");
+    }
+    envoy
+}
+
+#[tokio::test]
+async fn an_envoy_is_told_what_is_added_changed_and_removed_and_never_of_a_route_before_its_cluster() {
+    let (mesh, channel) = start().await;
+    let mut envoy = served(&channel).await;
+    let next = async |envoy: &mut Delta| loop {
+        let response = envoy.next().await;
+        envoy.answer(&response, None).await;
+        // Who comes to be an endpoint is another story.
+        if response.type_url != Kind::Endpoints.type_url() {
+            return told(&response);
+        }
+    };
+    let parts = |kind: &str, names: &[&str]| (kind.to_owned(), names.iter().map(|&name| name.to_owned()).collect());
+
+    mesh.set_yaml("more.yaml", RATINGS).unwrap();
+    let cluster = "outbound|9100||ratings.shop.svc.cluster.local";
+    assert_eq!(next(&mut envoy).await, parts("Cluster", &[cluster]));
+    assert_eq!(next(&mut envoy).await, parts("Listener", &["127.0.0.1_9100"]));
+    envoy.send(Kind::Route, &["9100"], &[]).await;
+    assert_eq!(next(&mut envoy).await, parts("RouteConfiguration", &["9100"]));
+
+    mesh.set_yaml("routes.yaml", TIMEOUT).unwrap();
+    assert_eq!(next(&mut envoy).await, parts("RouteConfiguration", &["9080"]), "and nothing else");
+
+    mesh.set_yaml("more.yaml", "# nothing").unwrap();
+    assert_eq!(next(&mut envoy).await, parts("Listener", &["!127.0.0.1_9100"]));
+    assert_eq!(next(&mut envoy).await, parts("RouteConfiguration", &["!9100"]));
+    assert_eq!(next(&mut envoy).await, parts("Cluster", &[&format!("!{cluster}")]));
+}
+
+#[tokio::test]
+async fn an_envoy_of_the_older_protocol_is_given_all_of_a_kind_each_time_and_in_the_same_order() {
+    let (mesh, channel) = start().await;
+    let mut envoy = Sotw::open(channel, sidecar("web", "10.0.0.1")).await.unwrap();
+    let set = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<BTreeSet<_>>();
+    let mut latest = Vec::new();
+    for (kind, asked, expected) in [
+        (Kind::Cluster, &[][..], &CLUSTERS[..]),
+        (Kind::Listener, &[], &LISTENERS),
+        (Kind::Route, &["80", "81", "9080"], &["80", "81", "9080"]),
+    ] {
+        envoy.send(kind, asked, None, None).await;
+        let response = envoy.next().await;
+        assert_eq!(names(&response), set(expected), "{kind:?}");
+        envoy.send(kind, asked, Some(&response), None).await;
+        latest.push(response);
+    }
+    mesh.set_yaml("more.yaml", RATINGS).unwrap();
+    let cluster = envoy.next().await;
+    assert_eq!(names(&cluster), &set(&CLUSTERS) | &set(&["outbound|9100||ratings.shop.svc.cluster.local"]));
+    envoy.send(Kind::Cluster, &[], Some(&cluster), None).await;
+    let listeners = envoy.next().await;
+    assert_eq!(names(&listeners), &set(&LISTENERS) | &set(&["127.0.0.1_9100"]));
+    envoy.send(Kind::Listener, &[], Some(&listeners), None).await;
+    mesh.set_yaml("more.yaml", "# nothing").unwrap();
+    assert_eq!(names(&envoy.next().await), set(&LISTENERS));
+}
+
+#[tokio::test]
+async fn the_workload_of_an_envoy_is_an_endpoint_once_its_listeners_are_taken_and_while_services_select_it() {
+    let (mesh, channel) = start().await;
+    let [main, admin] = ["outbound|80||web.shop.svc.cluster.local", "outbound|81||web.shop.svc.cluster.local"];
+    let mut caller = Delta::open(channel.clone(), node("mesh-core")).await.unwrap();
+    let addresses = |response: &DeltaDiscoveryResponse| -> Vec<(String, String)> {
+        let resource = |one: &envoy_types::pb::envoy::service::discovery::v3::Resource| {
+            let assignment = ClusterLoadAssignment::decode(&*one.resource.as_ref().unwrap().value).unwrap();
+            (one.name.clone(), format!("{:?}", assignment.endpoints))
+        };
+        response.resources.iter().map(resource).collect()
+    };
+    caller.send(Kind::Endpoints, &[main, admin], &[]).await;
+    let none = caller.next().await;
+    assert!(addresses(&none).iter().all(|(_, endpoints)| endpoints == "[]"), "{none:?}");
+    caller.answer(&none, None).await;
+
+    let mut envoy = Delta::open(channel.clone(), sidecar("web", "10.0.0.1")).await.unwrap();
+    envoy.send(Kind::Listener, &["*"], &[]).await;
+    let listeners = envoy.next().await;
+    assert!(mesh.plane().workloads().is_empty(), "nobody listens yet");
+    envoy.answer(&listeners, None).await;
+    // Each port is that of its own service port, and of no other.
+    let mut expected = BTreeSet::from([(main, "8000"), (admin, "8081")]);
+    while !expected.is_empty() {
+        let response = caller.next().await;
+        caller.answer(&response, None).await;
+        for (name, endpoints) in addresses(&response) {
+            assert_eq!(endpoints.matches("10.0.0.1").count(), usize::from(endpoints != "[]"), "{name}: {endpoints}");
+            expected.retain(|(cluster, port)| *cluster != name || !endpoints.contains(&format!("PortValue({port})")));
+        }
+    }
+
+    // Nobody selects it any more: it leaves before its listeners do.
+    mesh.set_yaml("config.yaml", &SHOP.replace("selector: {app: web}", "selector: {app: others}")).unwrap();
+    let mut expected = BTreeSet::from([main, admin]);
+    while !expected.is_empty() {
+        let response = caller.next().await;
+        caller.answer(&response, None).await;
+        for (name, endpoints) in addresses(&response) {
+            expected.retain(|cluster| *cluster != name || endpoints != "[]");
+        }
+    }
+    assert!(mesh.plane().workloads().is_empty());
+    drop(envoy);
+}
+
+#[tokio::test]
+async fn an_envoy_that_would_listen_where_its_workload_does_is_refused_with_what_to_do() {
+    let (mesh, channel) = start().await;
+    let mut envoy = Delta::open(channel.clone(), sidecar("web", "127.0.0.1")).await.unwrap();
+    envoy.send(Kind::Cluster, &["*"], &[]).await;
+    let status = envoy.responses.message().await.map(drop).unwrap_err();
+    assert_eq!(status.code(), tonic::Code::PermissionDenied, "{status}");
+    assert!(status.message().contains("--ip"), "{status}");
+    let report = serde_json::to_value(mesh.status()).unwrap();
+    assert_eq!(report["turned_away"][0]["reason"], "registration");
+    // Who serves nobody may be anywhere.
+    let mut client = Delta::open(channel, sidecar("client", "127.0.0.1")).await.unwrap();
+    client.send(Kind::Cluster, &["*"], &[]).await;
+    assert!(client.take().await.len() >= 4);
+}
