@@ -14,7 +14,11 @@ import envoy
 
 # How long a change may take to be felt. Generous: the machine may be busy.
 PATIENCE = 60.0
+# A key on P-256 (the one of RFC 7515, A.3): nobody here signs with it.
+KEY = {"x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}
 SERVICES = 20
+# Fields that name files.
+FILES = ("clientCertificate", "privateKey", "caCertificates", "caCrl")
 REVISIONS = 40
 # Where the plain client is.
 SHOP = "127.0.0.4"
@@ -54,6 +58,42 @@ metadata: {name: ratings}
 spec: {host: ratings, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}
 """
 
+GUARDS = """\
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |-
+    extensionProviders:
+    - name: asker
+      envoyExtAuthzHttp: {service: asker.example, port: 80, includeRequestHeadersInCheck: [x-token]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: asker}
+spec:
+  hosts: [asker.example]
+  ports: [{number: 80, targetPort: %(asker)d, name: http, protocol: HTTP}]
+  resolution: STATIC
+  endpoints: [{address: 127.0.0.1}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: asked}
+spec:
+  selector: {matchLabels: {app: reviews}}
+  action: CUSTOM
+  provider: {name: asker}
+  rules: [{to: [{operation: {paths: [/asked]}}]}]
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: tokens}
+spec:
+  selector: {matchLabels: {app: reviews}}
+  jwtRules: [{issuer: somebody, jwks: '{"keys":[{"kty":"EC","crv":"P-256","kid":"a","alg":"ES256","x":"%(x)s","y":"%(y)s"}]}'}]
+"""
+
 SPLIT = """\
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -87,6 +127,20 @@ spec:
   hosts: [storm-%(index)d]
   http: [{route: [{destination: {host: storm-%(index)d, subset: %(subset)s}}]}]
 """
+
+
+class Asker(http.server.BaseHTTPRequestHandler):
+    """Says whether a request may pass, by a header that it is shown."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.send_response(200 if self.headers.get("x-token") == "good" else 403)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
@@ -136,15 +190,18 @@ class Sidecar:
         temporary.rename(self.config / name)
 
     def start(self):
-        names = ("reviews", "ratings", "v1", "v2")
+        names = ("reviews", "ratings", "v1", "v2", "asker")
         self.ports = dict(zip(names, envoy.free_ports(len(names))))
         self.write("objects.yaml", OBJECTS % self.ports)
+        self.write("guards.yaml", GUARDS % {**self.ports, **KEY})
         self.split("reviews", 100, 0)
         self.split("ratings", 100, 0)
         command = [*self.suite.serve(self.config, "127.0.0.1:0"), "--dev", "--state-dir", self.folder / "state"]
         control = self.suite.start("mesh-control of sidecars", [*command, "--sds-private-keys"])
         self.xds = control.wait_for_line("xds listening on ")
         self.status = control.wait_for_line("status listening on ")
+        asker = http.server.ThreadingHTTPServer(("127.0.0.1", self.ports["asker"]), Asker)
+        threading.Thread(target=asker.serve_forever, daemon=True).start()
         for version, ip in (("v1", "127.0.0.2"), ("v2", "127.0.0.3")):
             # Where the workload listens, its sidecar does not.
             server = http.server.ThreadingHTTPServer(("127.0.0.1", self.ports[version]), Answer)
@@ -204,10 +261,11 @@ class Sidecar:
         errors = {name: list(process.errors)[-2:] for name, (process, *_) in self.envoys.items()}
         raise self.failure(f"not {what}: {last}; {errors}")
 
-    def ours(self, account, count=40):
+    def ours(self, account, count=40, path="/", header="a: b"):
         """What a client of ours gets of reviews: statuses, versions, and whom it was taken for."""
-        url = f"http://reviews:{self.ports['reviews']}/"
+        url = f"http://reviews:{self.ports['reviews']}{path}"
         command = [self.bin / "mesh-curl", "--control", self.xds, "--service-account", account, "-o", "json", "-n", str(count)]
+        command += ["-H", header]
         done = subprocess.run([*map(str, command), url], capture_output=True, timeout=60, text=True)
         calls = [json.loads(line) for line in done.stdout.splitlines()]
         calls = [call for call in calls if "summary" not in call]
@@ -237,6 +295,13 @@ class Sidecar:
         refused = self.ours("somebody", 2)
         if refused["status"] != {403}:
             raise self.failure(f"a policy lets in somebody else: {refused}")
+        for path, header, status in (
+            ("/asked", "x-token: bad", 403),
+            ("/asked", "x-token: good", 200),
+            ("/", "authorization: Bearer eyJhbGciOiJFUzI1NiJ9.e30.c2ln", 401),
+        ):
+            if (got := self.ours("shop", 2, path, header))["status"] != {status}:
+                raise self.failure(f"{path} with {header}: {got}")
         for version, ip in (("v1", "127.0.0.2"), ("v2", "127.0.0.3")):
             address = f"http://{ip}:{self.ports[version]}/"
             try:
@@ -244,7 +309,7 @@ class Sidecar:
                     raise self.failure(f"{address} is served in plaintext: {answer.status}")
             except OSError:
                 pass
-        return f"moved from v1 to v2 as {caller.split(';')[-1]}; 403 for somebody else, nothing in plaintext"
+        return f"moved from v1 to v2 as {caller.split(';')[-1]}; 403 and 401 where policies say so, nothing in plaintext"
 
     def plain(self, count=40):
         """What a client that knows nothing of any mesh gets of ratings, through its sidecar."""
@@ -293,7 +358,14 @@ class Sidecar:
 
     def corpus(self):
         """Every field of every kind, in one go, to an Envoy that would bind none of the ports."""
-        folder, targets = self.suite.write_corpus()
+        everything, _ = self.suite.write_corpus()
+        folder = self.folder / "corpus-config"
+        folder.mkdir()
+        # Files of the machine that are not there are refused, and have to be.
+        texts = {path.name: path.read_text() for path in everything.iterdir()}
+        texts = {name: text for name, text in texts.items() if not any(key in text for key in FILES)}
+        for name, text in texts.items():
+            (folder / name).write_text(text)
         state = ["--state-dir", self.folder / "state-of-corpus", "--sds-private-keys"]
         command = [*self.suite.serve(folder, "127.0.0.1:0"), "--dev", *state]
         control = self.suite.start("mesh-control of the corpus for Envoy", command)
@@ -315,7 +387,7 @@ class Sidecar:
         finally:
             process.kill()
             control.end()
-        return f"{len(targets)} manifests, " + ", ".join(f"{kind['subscribed']} {kind['kind']}" for kind in kinds)
+        return f"{len(texts)} manifests, " + ", ".join(f"{kind['subscribed']} {kind['kind']}" for kind in kinds)
 
     def storm(self):
         """Every revision changes each service: its route, its cluster, and whether it is there."""

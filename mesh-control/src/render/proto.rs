@@ -32,8 +32,9 @@ pub fn any<M: Message + Name>(message: &M) -> protobuf::Any {
     protobuf::Any { type_url: M::type_url(), value: message.encode_to_vec() }
 }
 
-/// The longest duration that protobuf has, in seconds (10,000 years).
-const LONGEST: u64 = 315_576_000_000;
+/// The longest duration that every client takes, in seconds: Envoy counts nanoseconds in 63 bits (292 years), and refuses what
+/// protobuf has beyond (10,000 years).
+const LONGEST: u64 = 9_223_372_035;
 
 /// A duration, or the longest that there is.
 pub fn duration(duration: Duration) -> protobuf::Duration {
