@@ -182,6 +182,7 @@ class Sidecar:
         check("envoy", "redirected connections: every listener is taken", self.redirected)
         check("envoy", "whatever validate passes is accepted", self.corpus)
         check("envoy", f"a storm of {REVISIONS} revisions of {SERVICES} services", self.storm)
+        check("envoy", "mesh-control killed and back: calls go on, and workloads are endpoints again", self.restarted)
         check("envoy", "no sidecar refused anything", self.none_refused)
 
     def write(self, name, text):
@@ -196,10 +197,8 @@ class Sidecar:
         self.write("guards.yaml", GUARDS % {**self.ports, **KEY})
         self.split("reviews", 100, 0)
         self.split("ratings", 100, 0)
-        command = [*self.suite.serve(self.config, "127.0.0.1:0"), "--dev", "--state-dir", self.folder / "state"]
-        control = self.suite.start("mesh-control of sidecars", [*command, "--sds-private-keys"])
-        self.xds = control.wait_for_line("xds listening on ")
-        self.status = control.wait_for_line("status listening on ")
+        self.xds = "127.0.0.1:0"
+        self.start_control()
         asker = http.server.ThreadingHTTPServer(("127.0.0.1", self.ports["asker"]), Asker)
         threading.Thread(target=asker.serve_forever, daemon=True).start()
         for version, ip in (("v1", "127.0.0.2"), ("v2", "127.0.0.3")):
@@ -215,6 +214,16 @@ class Sidecar:
             command = [self.bin / "mesh-echo", "--name", "ratings", "--version", version, *listen]
             server = self.suite.start(f"ratings {version}", [*command, "--control", self.xds])
             server.wait_for_line(" serving")
+
+    def start_control(self):
+        command = [*self.suite.serve(self.config, self.xds), "--dev", "--state-dir", self.folder / "state"]
+        self.control = self.suite.start("mesh-control of sidecars", [*command, "--sds-private-keys"])
+        self.xds = self.control.wait_for_line("xds listening on ")
+        self.status = self.control.wait_for_line("status listening on ")
+
+    def read_status(self):
+        with urllib.request.urlopen(f"http://{self.status}/status", timeout=10) as answer:
+            return json.loads(answer.read())
 
     def split(self, host, first, second):
         self.write(f"{host}.yaml", SPLIT % {"host": host, "first": first, "second": second})
@@ -422,14 +431,27 @@ class Sidecar:
             self.until(f"{name} calm after the storm", lambda: is_calm(name))
         return f"{len(self.envoys)} Envoys: nothing missing, nothing warming"
 
+    def restarted(self):
+        self.control.kill()
+        versions, _ = self.plain()
+        self.start_control()
+
+        def is_back():
+            workloads = [one["address"] for one in self.read_status()["workloads"] if one["connected"]]
+            wanted = {f"{ip}:{self.ports[version]}" for version, ip in (("v1", "127.0.0.2"), ("v2", "127.0.0.3"))}
+            return workloads if wanted <= set(workloads) else None
+
+        workloads = self.until("every workload an endpoint again", is_back)
+        got = self.until("answers", lambda: self.ours("shop") if self.ours("shop", 4)["status"] == {200} else None)
+        return f"{versions} meanwhile; then {len(workloads)} workloads, and {got['versions']} called"
+
     def none_refused(self):
         found = {}
         for name in self.envoys:
             for key, value in self.stats(name).items():
                 if key.endswith("update_rejected") and value:
                     found[f"{name} {key}"] = value
-        with urllib.request.urlopen(f"http://{self.status}/status", timeout=10) as answer:
-            status = json.loads(answer.read())
+        status = self.read_status()
         envoys = [client for client in status["clients"] if client["node"].startswith("sidecar~")]
         kinds = [(client["node"], kind) for client in envoys for kind in client["kinds"] if kind["subscribed"]]
         for node, kind in kinds:

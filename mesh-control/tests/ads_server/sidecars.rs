@@ -8,7 +8,9 @@ use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
-use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryResponse,
+};
 use envoy_types::pb::google::protobuf::value::Kind as Text;
 use envoy_types::pb::google::protobuf::{Struct, Value};
 use hyper_util::rt::TokioIo;
@@ -17,7 +19,7 @@ use mesh_control::embedded::{Config, Embedded, Options};
 use prost::Message;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::support::{Delta, ServiceFn, Sotw, node, said, settled};
+use crate::support::{Delta, ServiceFn, Sotw, node, said, settled, until};
 
 const SHOP: &str = "
 apiVersion: v1
@@ -231,6 +233,28 @@ async fn the_workload_of_an_envoy_is_an_endpoint_once_its_listeners_are_taken_an
     }
     assert!(mesh.plane().workloads().is_empty());
     drop(envoy);
+}
+
+#[tokio::test]
+async fn an_envoy_that_comes_back_with_what_it_has_is_an_endpoint_at_once_though_nothing_is_new() {
+    let (mesh, channel) = start().await;
+    let mut envoy = Delta::open(channel.clone(), sidecar("web", "10.0.0.1")).await.unwrap();
+    envoy.send(Kind::Listener, &["*"], &[]).await;
+    let had = envoy.next().await.resources.into_iter().map(|one| (one.name, one.version)).collect();
+    drop(envoy);
+    assert!(mesh.plane().workloads().is_empty(), "it has not said that it took them");
+
+    let again = Delta::open(channel, Node::default()).await.unwrap();
+    let request = DeltaDiscoveryRequest {
+        node: Some(sidecar("web", "10.0.0.1")),
+        type_url: Kind::Listener.type_url().to_owned(),
+        resource_names_subscribe: vec!["*".to_owned()],
+        initial_resource_versions: had,
+        ..DeltaDiscoveryRequest::default()
+    };
+    again.requests.send(request).await.unwrap();
+    let is_there = || mesh.plane().workloads().len() == 2;
+    until("both of its ports are endpoints", is_there).await;
 }
 
 #[tokio::test]

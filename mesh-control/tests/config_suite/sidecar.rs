@@ -234,7 +234,7 @@ spec: {hosts: [reviews], http: [{route: [{destination: {host: reviews}}]}]}
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: reviews, namespace: shop, annotations: {mesh-control/endpoint-subset: size=3, mesh-control/fallback: 'status=200'}}
-spec: {host: reviews}
+spec: {host: reviews, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: /etc/roots.pem}}}
 ---
 apiVersion: v1
 kind: Service
@@ -257,6 +257,7 @@ spec: {selector: {app: second}, ports: [{name: tcp, port: 9100}]}
         "metadata.annotations.mesh-control/endpoint-subset",
         "metadata.annotations.mesh-control/fallback",
         "spec.ports",
+        "trafficPolicy.tls",
     ];
     assert_eq!(found(true), fields.map(|field| (field.to_owned(), true)).into());
     assert_eq!(found(false), BTreeMap::new());

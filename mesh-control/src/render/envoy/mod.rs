@@ -27,7 +27,7 @@ use super::{BLACK_HOLE, Degraded, Found, PASSTHROUGH, found_by, http_options_for
 use crate::catalog::{Sidecar, WORKLOAD_IP};
 use crate::policy::Cluster;
 use crate::policy::route::Fallback;
-use crate::policy::traffic::{CONNECT_TIMEOUT, OwnBalancer};
+use crate::policy::traffic::{CONNECT_TIMEOUT, OwnBalancer, Roots, Tls};
 use crate::registry::WrittenEndpoint;
 use crate::registry::protocol::Protocol;
 
@@ -103,6 +103,13 @@ pub(super) fn cluster(
         if let Some(OwnBalancer::WeightedByLoad { out_of_band: Some(_), .. }) = &seen.traffic.own_balancer {
             say("mesh-control/load-balancer", "reports of load count only where they come with answers");
         }
+    }
+    if let (Some(rule), Tls::ByFiles(files)) = (seen.rule, &seen.traffic.tls)
+        && (files.identity.is_some() || matches!(files.roots, Roots::File(_)) || files.revoked.is_some())
+    {
+        let what = "it refuses a cluster whose files it cannot read, and goes on with what it had; they have to be there before \
+            the rule is";
+        degraded.push(Degraded::of_rule(rule, "tls", what.to_owned()).for_envoy());
     }
     let Some(security) = tls::upstream(seen, written, may_have_certificate, identities) else {
         return nowhere(&name);

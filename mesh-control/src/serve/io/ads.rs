@@ -407,7 +407,8 @@ impl Stay<'_> {
             return Err(Status::resource_exhausted("this stream asks for too many names"));
         }
         self.count_names()?;
-        self.attend_sidecar(heard.answer == Some(Answer::Ack(Kind::Listener)))?;
+        let has_taken = heard.brought_listeners || heard.answer == Some(Answer::Ack(Kind::Listener));
+        self.attend_sidecar(has_taken)?;
         self.attend(&heard)
     }
 

@@ -21,6 +21,7 @@ pub(crate) fn on_request(session: &mut Session, request: &DeltaDiscoveryRequest,
     // The change of subscription counts whatever the nonce says.
     let (ledger, _) = session.ledger(kind);
     let first = ledger.open();
+    heard.brought_listeners = first && kind == Kind::Listener && !request.initial_resource_versions.is_empty();
     unsubscribe(session, kind, request, &mut heard);
     subscribe(session, kind, request, first, &mut heard);
     session.conclude(kind, heard, now)

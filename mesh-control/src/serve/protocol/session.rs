@@ -74,6 +74,8 @@ pub(crate) struct Heard {
     pub(crate) converged: Option<Duration>,
     /// The client asks for more names than a stream may.
     pub(crate) overfull: bool,
+    /// The client has listeners that it took on an earlier stream, and may be told of nothing new.
+    pub(crate) brought_listeners: bool,
 }
 
 /// The client's verdict on a response.

@@ -17,7 +17,8 @@ pub(crate) fn on_request(session: &mut Session, request: &DiscoveryRequest, now:
     let nonce = session.nonce(&request.response_nonce);
     let (ledger, _) = session.ledger(kind);
     let first = ledger.open();
-    let mut heard = Heard::default();
+    let brought_listeners = first && kind == Kind::Listener && !request.version_info.is_empty();
+    let mut heard = Heard { brought_listeners, ..Heard::default() };
     let error = request.error_detail.as_ref().map(|status| &*status.message);
     if ledger.last_nonce() > 0 {
         match nonce {
