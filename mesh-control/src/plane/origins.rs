@@ -81,7 +81,7 @@ impl Snapshot {
         for (field, origin) in rule.places(&seen.key) {
             let place = origin.to_string();
             match field {
-                "subset" => all.push(("subset", format!("{place}, subset {}", seen.key.subset))),
+                "subset" => all.push(("subset", place)),
                 "loadBalancer" => all.push(("balancer", place)),
                 "connectionPool" => all.extend([("connections", place.clone()), ("circuit_breakers", place)]),
                 "outlierDetection" => all.push(("outlier_detection", place)),

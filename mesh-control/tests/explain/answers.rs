@@ -228,7 +228,7 @@ fn explain_as_json_has_what_a_program_needs_with_files_and_lines() {
         "passed_over": [{"position": 0, "origin": "config.yaml:28, VirtualService shop/reviews http[0]",
             "unmet": {"what": "header x-tier", "wanted": "exact \"gold\"", "found": "request has \"silver\""}}],
         "route": {"position": 1, "timeout": "2s", "origins": {"timeout": "config.yaml:30", "retry": "Istio's default"}},
-        "clusters": [{"weight": 1, "balancer": {"policy": "least request"}, "origins": {"subset": "config.yaml:20, subset v1"}}],
+        "clusters": [{"weight": 1, "balancer": {"policy": "least request"}, "subset": "v1", "origins": {"subset": "config.yaml:20"}}],
     });
     assert!(has(&said, &expected), "{said:#}");
 }

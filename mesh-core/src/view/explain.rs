@@ -372,6 +372,14 @@ impl fmt::Display for RouteChoice {
 }
 
 impl ClusterChoice {
+    /// The subset of its service, where its name says one as Istio writes it: `outbound|port|subset|host`.
+    pub fn subset(&self) -> Option<&str> {
+        let mut parts = self.name.as_str().split('|');
+        let (direction, _, subset, _host) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let is_named = matches!(direction, "outbound" | "fallback") && parts.next().is_none() && !subset.is_empty();
+        is_named.then_some(subset)
+    }
+
     fn to_json(&self) -> Value {
         let services = self.leaves.iter().filter_map(|leaf| leaf.service.as_deref());
         let services =
@@ -379,6 +387,7 @@ impl ClusterChoice {
         let start = json!({
             "name": self.name.as_str(),
             "weight": self.weight,
+            "subset": self.subset(),
             "services": services.collect::<Vec<_>>(),
             "endpoints": self.endpoints.map(|(all, taking)| json!({"known": all, "taking_load": taking})),
             "problem": self.problem.as_deref(),
@@ -400,7 +409,10 @@ impl fmt::Display for ClusterChoice {
             let _ = write!(about, ", {taking} of {all} endpoints take load");
         }
         let origin = |name| written(origin_of(&self.origins, name));
-        write!(f, "cluster {}: {about}{}{}", self.name, origin("service"), origin("subset"))?;
+        write!(f, "cluster {}: {about}{}", self.name, origin("service"))?;
+        if let Some(subset) = self.subset() {
+            write!(f, ", subset {subset}{}", origin("subset"))?;
+        }
         if let Some(problem) = &self.problem {
             write!(f, "\n  problem: {problem}")?;
         }

@@ -112,28 +112,22 @@ mod tests {
 
     #[test]
     fn what_is_only_found_when_it_is_compiled_is_found() {
-        use crate::testing::TokenIssuer;
-        use crate::testing::resources::{api_listener_of, http_filter, http_manager};
-        use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source};
-        use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3 as jwt;
-        use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
-        let keys = DataSource {
-            specifier: Some(data_source::Specifier::InlineString(TokenIssuer::new("a").jwks())),
-            ..Default::default()
+        use crate::testing::resources::{filter_chain, http_filter, http_manager, server_listener};
+        use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+        use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
+        use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+        let listener = |in_place_of_the_guard: Option<Any>| {
+            let mut route = route_to_application();
+            route.typed_per_filter_config.extend(in_place_of_the_guard.map(|config| ("guard".to_owned(), config)));
+            let routes = routes("r", vec![virtual_host("all", &["*"], vec![route])]);
+            let mut manager = http_manager(hcm::http_connection_manager::RouteSpecifier::RouteConfig(routes.clone()));
+            manager.http_filters.insert(0, http_filter("guard", pack(&Rbac::default())));
+            let mut listener = server_listener("l", "127.0.0.1:80".parse().expect("an address"), routes);
+            listener.filter_chains = vec![filter_chain(&manager)];
+            pack(&listener)
         };
-        let provider = jwt::JwtProvider {
-            issuer: "me".to_owned(),
-            jwks_source_specifier: Some(jwt::jwt_provider::JwksSourceSpecifier::LocalJwks(keys)),
-            ..Default::default()
-        };
-        let filter =
-            pack(&jwt::JwtAuthentication { providers: [("p".to_owned(), provider)].into(), ..Default::default() });
-        let routes = routes("r", vec![virtual_host("all", &["*"], vec![route_to_application()])]);
-        let mut manager = http_manager(RouteSpecifier::RouteConfig(routes));
-        manager.http_filters.insert(0, http_filter("one", filter.clone()));
-        assert!(validated(&pack(&api_listener_of("l", &manager))).is_ok());
-        manager.http_filters.insert(0, http_filter("two", filter));
-        let refused = validated(&pack(&api_listener_of("l", &manager))).unwrap_err().to_string();
-        assert!(refused.contains("a second JWT filter"), "{refused}");
+        assert!(validated(&listener(None)).is_ok());
+        let refused = validated(&listener(Some(pack(&HttpFault::default())))).unwrap_err().to_string();
+        assert!(refused.contains("only RBAC can stand in its place"), "{refused}");
     }
 }
