@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use http::{Method, Request, Uri};
 use mesh_core::model::{Forward, RouteAction};
-use mesh_core::request::{RequestHead, host_and_port};
+use mesh_core::request::{RequestHead, host_and_port, split_authority};
 use mesh_core::rewrite::complete_path;
 use mesh_core::view::Explanation;
 
@@ -95,7 +95,15 @@ fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'_>) -> anyh
             return Ok(Explanation::failed(request, error));
         }
     };
-    let mut explained = seen.table.explain(head, &mut fastrand::Rng::new());
+    // TLS that the application makes itself is looked at by the name of its server.
+    let connections = seen.connections.as_ref().filter(|_| head.scheme == "https");
+    let name = split_authority(head.authority).map_or(head.authority, |(host, _)| host);
+    let mut by_name = *head;
+    by_name.authority = name;
+    let mut explained = match connections {
+        Some(connections) => connections.explain(&by_name, &mut fastrand::Rng::new()),
+        None => seen.table.explain(head, &mut fastrand::Rng::new()),
+    };
     for choice in &mut explained.clusters {
         choice.leaves = seen.clusters.get(&choice.name).map(|told| told.leaves().to_vec()).unwrap_or_default();
         choice.problem = seen.problem(&choice.name).map(Arc::from);
@@ -109,7 +117,8 @@ fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'_>) -> anyh
     }
     if let Some(choice) = &mut explained.route {
         let rule = rule_at(choice.position);
-        choice.origin = rule.map(origin);
+        let of_connection = || snapshot.rule_on_connections(client, &target, &choice.route.name).map(Arc::from);
+        choice.origin = rule.map(origin).or_else(|| connections.and_then(|_| of_connection()));
         choice.origins = match (rule, &choice.route.action) {
             (Some(rule), _) => shared(snapshot.settings_of_rule(rule)),
             (None, RouteAction::Forward(Forward { retry: Some(_), .. })) if !rules.is_empty() => {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::FilterRegistry;
 use mesh_core::id::{ClusterName, RouteName};
-use mesh_core::model::{Cluster, ClusterKind, HttpManager, Listener, RouteSource};
+use mesh_core::model::{Cluster, ClusterKind, HttpManager, Listener, RouteConfiguration, RouteSource};
 use mesh_core::path::PathNormalization;
 use mesh_core::resources::{Resource, ResourceType};
 use mesh_core::state::States;
@@ -28,6 +28,8 @@ const DEEPEST: usize = 4;
 /// The routes of a listener as a workload is told of them.
 pub(super) struct Seen {
     pub(super) table: RouteTable,
+    /// The routes of connections whose bytes are not HTTP, where they have any of their own: by the name of a server.
+    pub(super) connections: Option<RouteTable>,
     /// The listener's limit of streams.
     pub(super) max_stream: Option<Duration>,
     /// What a server makes of paths.
@@ -76,9 +78,15 @@ impl Seen {
         let Resource::Listener(listener) = listener else { return Err(other(target)) };
         let Listener::Api(listener) = &*listener else { return Err(other(target)) };
         let mut seen = Seen::of(snapshot, client, &listener.http, target)?;
-        for name in seen.table.clusters() {
-            let told = told(snapshot, client, name, DEEPEST)?;
-            seen.clusters.insert(name.clone(), told);
+        if let Some(connections) = &listener.connections {
+            let http = HttpManager::new(RouteSource::Inline(Arc::clone(connections)));
+            seen.connections = Some(compile(Arc::clone(connections), &http, target)?);
+        }
+        for table in [Some(&seen.table), seen.connections.as_ref()].into_iter().flatten() {
+            for name in table.clusters() {
+                let told = told(snapshot, client, name, DEEPEST)?;
+                seen.clusters.insert(name.clone(), told);
+            }
         }
         Ok(seen)
     }
@@ -107,10 +115,9 @@ impl Seen {
             RouteSource::Named(routes) => named(routes)?,
             _ => return Err(other(name)),
         };
-        let compiled = RouteTable::compile(routes, http, &FilterRegistry::default(), &States::default(), name);
-        let table = compiled.map_err(|invalid| MeshError::new(ErrorKind::UnknownTarget, invalid.to_string()))?;
+        let table = compile(routes, http, name)?;
         let (max_stream, paths) = (http.max_stream_duration, http.paths);
-        Ok(Seen { table, max_stream, paths, clusters: HashMap::new() })
+        Ok(Seen { table, connections: None, max_stream, paths, clusters: HashMap::new() })
     }
 
     /// Why nothing can be called by a cluster.
@@ -120,6 +127,11 @@ impl Seen {
             _ => None,
         }
     }
+}
+
+fn compile(routes: Arc<RouteConfiguration>, http: &HttpManager, name: &str) -> Result<RouteTable, MeshError> {
+    let compiled = RouteTable::compile(routes, http, &FilterRegistry::default(), &States::default(), name);
+    compiled.map_err(|invalid| MeshError::new(ErrorKind::UnknownTarget, invalid.to_string()))
 }
 
 fn other(name: &str) -> MeshError {

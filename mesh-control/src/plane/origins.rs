@@ -23,6 +23,16 @@ impl Snapshot {
         routes.into_iter().map(|route| route.written).collect()
     }
 
+    /// The rule on connections of this name, as a client of a target sees it: `tcp[0]`, `tls[1].match[0]`.
+    pub(crate) fn rule_on_connections(&self, client: &Client, target: &str, name: &str) -> Option<String> {
+        let policy = &self.compiled.policy;
+        let view = policy.view(&client.namespace, &client.labels);
+        let address = policy.resolve(target, &view)?;
+        let object = &policy.virtual_services.find(&address.host, &client.namespace)?.meta;
+        let is_rule = name.starts_with("tcp[") || name.starts_with("tls[");
+        is_rule.then(|| format!("{}, {} {name}", locate(&object.origin, name), object.id()))
+    }
+
     /// Where the settings of a rule are written.
     pub(crate) fn settings_of_rule(&self, rule: &Written) -> Origins {
         /// A setting's name, and its field in a rule.

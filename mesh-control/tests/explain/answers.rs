@@ -100,11 +100,93 @@ fn a_request_goes_where_the_rules_of_its_caller_send_it() {
         ),
         (
             r#"{"id": 10, "source": {"namespace": "shop"}, "host": "reviews", "tls": true, "sni": "reviews", "alpn": ["h2"]}"#,
-            json!({"outcome": "error", "notes": ["sni and alpn have no effect: TLS routes are not built"]}),
+            json!({"outcome": "error", "status": 503, "notes": ["alpn has no effect: no rule goes by it"]}),
         ),
         (
             r#"{"id": 11, "source": {"namespace": "shop"}, "host": "reviews", "protocol": "tcp", "address": "10.0.0.1"}"#,
-            json!({"outcome": "forward", "clusters": [{"service": "reviews"}], "request": null}),
+            json!({"outcome": "forward", "clusters": [{"service": "reviews"}], "request": null,
+                   "notes": ["no rule is on its connections: they follow the route of GET /", "address has no effect: the library goes by the host"]}),
+        ),
+    ];
+    check(&format!("{SHOP}{}", rules(http)), &cases);
+}
+
+#[test]
+fn bytes_go_by_the_rules_on_connections() {
+    let db = "---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: db, namespace: shop}
+spec: {hosts: [db.example.com], resolution: DNS, ports: [{name: tcp, number: 5432, protocol: TCP}, {name: tls, number: 5433, protocol: TLS}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: db, namespace: shop}
+spec:
+  hosts: [db.example.com, '*.db.example.com']
+  tcp: [{route: [{destination: {host: ratings}, weight: 75}, {destination: {host: db.example.com}, weight: 25}]}]
+  tls: [{match: [{sniHosts: ['*.db.example.com']}], route: [{destination: {host: reviews}}]}]
+";
+    let source = r#""source": {"namespace": "shop"}, "host": "db.example.com""#;
+    let at = |more: &str| format!("{{{source}, {more}}}");
+    let requests = [
+        at(r#""port": 5432, "protocol": "tcp""#),
+        at(r#""port": 5433, "protocol": "tcp", "tls": true, "sni": "Replica.db.example.com""#),
+        at(r#""port": 5433, "protocol": "tcp", "tls": true, "sni": "other.example.com""#),
+        at(r#""port": 5433, "protocol": "tcp""#),
+        at(r#""port": 5433, "scheme": "https", "sni": "replica.db.example.com""#),
+        at(r#""port": 5433, "scheme": "https""#),
+    ];
+    let to_reviews = || json!({"outcome": "forward", "route": "tls[0].match[0]", "clusters": [{"service": "reviews"}], "request": null});
+    let refused = |reason: &str| json!({"outcome": "error", "status": 404, "reason": reason});
+    let expected = [
+        json!({"outcome": "forward", "route": "tcp[0]", "request": null,
+               "clusters": [{"service": "ratings", "weight": 75}, {"host": "db.example.com", "weight": 25}]}),
+        to_reviews(),
+        refused(r#"no rule on TLS connections is for the server name "other.example.com""#),
+        refused("its rules are for TLS connections by the name of their server, and none is said"),
+        to_reviews(),
+        refused(r#"no rule on TLS connections is for the server name "db.example.com""#),
+    ];
+    let cases: Vec<(&str, Value)> = requests.iter().map(String::as_str).zip(expected).collect();
+    check(&format!("{SHOP}{db}"), &cases);
+    let dir = dir_of(&format!("{SHOP}{db}"));
+    let arguments = [
+        "explain",
+        "--config",
+        ".",
+        "--from",
+        "shop/reviews",
+        "GET",
+        "https://replica.db.example.com:5433/",
+        "-o",
+        "json",
+    ];
+    let said: Value = serde_json::from_slice(&run(&arguments, dir.path(), "").stdout).unwrap();
+    assert_eq!(said["route"]["origin"], "config.yaml:33, VirtualService shop/db tls[0].match[0]", "{said:#}");
+}
+
+#[test]
+fn preflights_are_answered_and_faults_for_some_are_noted() {
+    let http = "  - corsPolicy: {allowOrigins: [{exact: 'https://a.example'}], allowMethods: [GET]}
+    fault: {abort: {httpStatus: 503, percentage: {value: 50}}}
+    headers: {response: {set: {x-by: mesh}}}
+    route: [{destination: {host: reviews}}]
+";
+    let origin = r#""source": {"namespace": "shop"}, "host": "reviews", "headers": {"origin": "https://a.example""#;
+    let preflight = format!(r#"{{"method": "OPTIONS", {origin}, "access-control-request-method": "GET"}}}}"#);
+    let request = format!("{{{origin}}}}}");
+    let half = "a fault answers 50 % of such requests with status 503";
+    let cases = [
+        (
+            preflight.as_str(),
+            json!({"outcome": "direct", "status": 200, "notes": [half], "clusters": null, "response_headers":
+                {"access-control-allow-origin": "https://a.example", "access-control-allow-methods": "GET", "x-by": "mesh"}}),
+        ),
+        (
+            request.as_str(),
+            json!({"outcome": "forward", "notes": [half], "response_headers":
+                {"access-control-allow-origin": "https://a.example", "x-by": "mesh"}}),
         ),
     ];
     check(&format!("{SHOP}{}", rules(http)), &cases);

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use http::Request;
+use http::uri::Scheme;
 use mesh_core::error::MeshError;
 use mesh_core::request::RequestHead;
 use mesh_core::rewrite::complete_path;
@@ -14,7 +15,9 @@ use crate::outbound;
 impl Mesh {
     /// Why a request would go where it would go: the virtual host, the first condition that each route before its own did not
     /// hold by, its route, the clusters by weight, and the settings in force. Nothing is sent. It is what [`Mesh::client`]
-    /// decides by, at this moment. Filters are not asked; a fault that is configured is said.
+    /// decides by, at this moment. Filters are not asked; a fault that is configured is said. A request to `https` stands for a
+    /// connection on which the application speaks TLS itself ([`Mesh::connector`]), and goes by the rules on those, where there
+    /// are any.
     ///
     /// The first view of a target is waited for as by a request, 20 s at most unless set otherwise. Dropping the future ends
     /// that. The text may have values of the request's headers in it; those that are credentials are left out.
@@ -48,6 +51,14 @@ impl Mesh {
         complete_path(&mut head.uri);
         let entry = outbound::entry(&self.outbound(None), &mut head)?;
         let view = entry.wait(Instant::now() + self.cold_start_wait()).await?;
-        Ok(view.explain(&RequestHead::of(&head)?, &mut fastrand::Rng::new()))
+        let seen = RequestHead::of(&head)?;
+        let mut random = fastrand::Rng::new();
+        Ok(match view.connections().filter(|_| head.uri.scheme() == Some(&Scheme::HTTPS)) {
+            Some(connections) => {
+                let server_name = head.uri.host().unwrap_or_default();
+                connections.explain(&RequestHead::with_authority(&head, server_name), &mut random)
+            }
+            None => view.explain(&seen, &mut random),
+        })
     }
 }

@@ -6,16 +6,20 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::header::HOST;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Response, Uri};
 use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::filter::{Decision, Reply};
+use mesh_core::id::ClusterName;
 use mesh_core::model::{Fault, Forward, Fraction, HeaderChange, Mirror, Route, RouteAction};
 use mesh_core::request::RequestHead;
+use mesh_core::request_info::RequestInfo;
 use mesh_core::rewrite::{apply_to_response, location, rewrite};
-use mesh_core::view::{Destination, RoutePosition};
+use mesh_core::view::{Destination, RoutePosition, RouteTable};
 use serde::Serialize;
 
 use super::request::{Asked, Kind, Protocol};
@@ -159,18 +163,46 @@ impl Deciders {
     fn outbound(&mut self, asked: &Asked) -> Result<Answer, MeshError> {
         let target = format!("{}:{}", asked.name.to_ascii_lowercase(), asked.port);
         let seen = self.target(&asked.source, &target).as_ref().map_err(MeshError::clone)?;
-        let head = RequestHead::with_authority(&asked.head, &asked.host);
-        let (position, route, chosen) = seen.table.find(&head, &mut fastrand::Rng::with_seed(0))?;
-        let mut answer = Decided { asked, seen, position, route }.answer(chosen);
+        let is_bytes = asked.is_tls || asked.protocol == Protocol::Tcp;
+        let mut answer = match seen.connections.as_ref().filter(|_| is_bytes) {
+            Some(table) => {
+                // What of the library takes the connection knows the name that the application asks for.
+                let name = match (&asked.sni, asked.protocol) {
+                    _ if !asked.is_tls => "",
+                    (Some(sni), _) => sni,
+                    (None, Protocol::Tcp) => "",
+                    (None, _) => &asked.name,
+                };
+                let head = RequestHead::with_authority(&asked.head, name);
+                let found = table.find(&head, &mut fastrand::Rng::with_seed(0));
+                let (position, route, chosen) = found.map_err(|error| no_connection(error, name))?;
+                let mut answer = Decided { asked, seen, table, position, route }.answer(chosen);
+                answer.request = None;
+                answer
+            }
+            None => {
+                let head = RequestHead::with_authority(&asked.head, &asked.host);
+                let (position, route, chosen) = seen.table.find(&head, &mut fastrand::Rng::with_seed(0))?;
+                let decided = Decided { asked, seen, table: &seen.table, position, route };
+                let mut answer = decided.answer(chosen);
+                if asked.protocol == Protocol::Tcp && answer.outcome == Outcome::Forward {
+                    answer.request = None;
+                    answer.notes.push("no rule is on its connections: they follow the route of GET /".to_owned());
+                }
+                if asked.is_tls && asked.protocol != Protocol::Tcp {
+                    decided.refuse_tls(&mut answer);
+                }
+                answer
+            }
+        };
         if asked.address.is_some() {
             answer.notes.push("address has no effect: the library goes by the host".to_owned());
         }
-        if asked.sni.is_some() || asked.alpn {
-            answer.notes.push("sni and alpn have no effect: TLS routes are not built".to_owned());
+        if asked.alpn {
+            answer.notes.push("alpn has no effect: no rule goes by it".to_owned());
         }
-        if asked.protocol == Protocol::Tcp && answer.outcome == Outcome::Forward {
-            answer.request = None;
-            answer.notes.push("bytes follow the route of GET /: TCP and TLS routes are not built".to_owned());
+        if asked.sni.is_some() && !asked.is_tls {
+            answer.notes.push("sni has no effect without tls".to_owned());
         }
         Ok(answer)
     }
@@ -246,27 +278,58 @@ impl Deciders {
     }
 }
 
+/// Why no rule on connections takes one.
+fn no_connection(error: MeshError, name: &str) -> MeshError {
+    if error.kind() != ErrorKind::NoRoute {
+        return error;
+    }
+    let what = match name {
+        "" => "its rules are for TLS connections by the name of their server, and none is said".to_owned(),
+        name => format!("no rule on TLS connections is for the server name {name:?}"),
+    };
+    MeshError::new(ErrorKind::NoRoute, what)
+}
+
+/// What became of a request in the filters of its route.
+struct Passed {
+    /// It is answered there.
+    reply: Option<Reply>,
+    head: Parts,
+    /// What they add to answers.
+    answer_headers: HeaderMap,
+}
+
+/// So many draws are made to find one by which a fault that is for some requests only is for others.
+const DRAWS: u64 = 256;
+
 /// A request whose route is known.
 struct Decided<'d> {
     asked: &'d Asked,
     seen: &'d Seen,
+    table: &'d RouteTable,
     position: RoutePosition,
     route: &'d Route,
 }
 
 impl Decided<'_> {
     fn answer(&self, chosen: &Destination) -> Answer {
-        let Decided { asked, seen, position, route } = self;
-        let virtual_host = seen.table.virtual_host(*position).map(|host| host.name.to_string());
+        let Decided { asked, table, position, route, .. } = self;
+        let virtual_host = table.virtual_host(*position).map(|host| host.name.to_string());
         let mut answer = Answer { route: Some(route.name.to_string()), virtual_host, ..Answer::default() };
-        if let Some(fault) = seen.table.fault_of(*position)
-            && self.is_aborted(fault, &mut answer)
-        {
+        let fault = table.fault_of(*position);
+        let of_fault = fault.and_then(|fault| noted(fault, &mut answer.notes));
+        let passed = self.pass(chosen, fault);
+        if let Some(reply) = &passed.reply {
+            answer.outcome = Outcome::Direct;
+            answer.status = Some(reply.status.as_u16());
+            answer.reason = Some(of_fault.unwrap_or_else(|| "the mesh answers preflights (corsPolicy)".to_owned()));
+            let effects = response_changes(&passed.answer_headers, chosen.response_changes());
+            (answer.response_headers, answer.response_headers_removed) = effects;
             return answer;
         }
         let head = RequestHead::with_authority(&asked.head, &asked.host);
         match &route.action {
-            RouteAction::Forward(forward) => self.forward(forward, &mut answer),
+            RouteAction::Forward(forward) => self.forward(forward, &passed, &mut answer),
             RouteAction::Redirect(redirect) => match location(redirect, &route.matches, &head) {
                 Ok(location) => {
                     answer.outcome = Outcome::Redirect;
@@ -285,62 +348,78 @@ impl Decided<'_> {
             }
         }
         if matches!(answer.outcome, Outcome::Redirect | Outcome::Direct) {
-            (answer.response_headers, answer.response_headers_removed) = response_changes(chosen.response_changes());
+            let effects = response_changes(&passed.answer_headers, chosen.response_changes());
+            (answer.response_headers, answer.response_headers_removed) = effects;
         }
         answer
     }
 
-    /// Whether a fault on purpose is all that becomes of the request. One that is not for all of them is noted.
-    fn is_aborted(&self, fault: &Fault, answer: &mut Answer) -> bool {
-        let percent = |fraction: Fraction| f64::from(fraction.per_million()) / 10_000.0;
-        if let Some(delay) = &fault.delay
-            && let Some(pause) = delay.duration
-        {
-            answer
-                .notes
-                .push(format!("a fault holds {} % of such requests back for {pause:?}", percent(delay.fraction)));
-        }
-        let Some(abort) = &fault.abort else { return false };
-        let with = match (abort.http_status, abort.grpc_code) {
-            (Some(status), _) => format!("status {status}"),
-            (None, Some(code)) => format!("gRPC status {code}"),
-            (None, None) => return false,
+    /// Passes the filters of a route. A fault that is not for all requests is for others.
+    fn pass(&self, chosen: &Destination, fault: Option<&Arc<Fault>>) -> Passed {
+        let filters = chosen.filters();
+        let abort = fault.and_then(|fault| fault.abort.as_ref()).filter(|abort| abort.fraction != Fraction::ALL);
+        let is_for_some = |reply: &Reply| {
+            abort.is_some_and(|abort| match (abort.http_status, abort.grpc_code) {
+                (Some(status), _) => status == reply.status.as_u16(),
+                (None, code) => code.is_some() && code == reply.grpc_code,
+            })
         };
-        if abort.fraction != Fraction::ALL {
-            answer.notes.push(format!("a fault answers {} % of such requests with {with}", percent(abort.fraction)));
-            return false;
+        let mut draw = 0;
+        loop {
+            let mut info = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(draw));
+            info.is_grpc = self.asked.protocol == Protocol::Grpc;
+            let (mut head, mut reply, mut entered) = (self.asked.head.clone(), None, 0);
+            for filter in filters {
+                entered += 1;
+                match filter.on_request(&mut info, &mut head) {
+                    Decision::Continue | Decision::Delay(_, None) | Decision::Callout(_) => {}
+                    Decision::Reply(answer) | Decision::Delay(_, Some(answer)) => {
+                        reply = Some(answer);
+                        break;
+                    }
+                }
+            }
+            draw += 1;
+            if reply.as_ref().is_some_and(is_for_some) && draw < DRAWS {
+                continue;
+            }
+            let (mut answer, ()) = Response::new(()).into_parts();
+            for filter in filters.iter().take(entered).rev() {
+                filter.on_response(&mut info, &mut answer);
+            }
+            return Passed { reply, head, answer_headers: answer.headers };
         }
-        answer.outcome = Outcome::Direct;
-        answer.status = Some(abort.http_status.unwrap_or(200));
-        answer.reason = Some(format!("a fault answers every such request with {with}"));
-        true
     }
 
-    fn forward(&self, forward: &Forward, answer: &mut Answer) {
-        let Decided { asked, seen, position, route } = self;
-        let names = seen.table.clusters();
+    /// A client that speaks TLS over the mesh is for hosts that nothing describes.
+    fn refuse_tls(&self, answer: &mut Answer) {
+        let passes = |name: &ClusterName| self.seen.clusters.get(name).is_some_and(Told::passes_through);
+        if answer.outcome == Outcome::Forward && !self.table.clusters().iter().any(passes) {
+            let why = "https is not for the mesh, which secures connections itself: ask for http. Rules on TLS connections (tls) \
+                       hold at ports whose protocol is TLS or HTTPS, or is not said";
+            answer.request = None;
+            answer.fails(&MeshError::new(ErrorKind::Security, why));
+        }
+    }
+
+    fn forward(&self, forward: &Forward, passed: &Passed, answer: &mut Answer) {
+        let Decided { asked, seen, table, position, route } = self;
+        let names = table.clusters();
         let mut all: Vec<(&str, u32, Effects)> = Vec::new();
-        let mut passes_through = false;
-        for destination in seen.table.destinations(*position) {
+        for destination in table.destinations(*position) {
             let Some(name) = destination.cluster().and_then(|at| names.get(at)) else { continue };
-            passes_through |= seen.clusters.get(name).is_some_and(Told::passes_through);
             // A sticky split has several parts of one cluster.
             if let Some((_, weight, _)) = all.iter_mut().find(|(known, ..)| *known == name.as_str()) {
                 *weight = weight.saturating_add(destination.weight());
                 continue;
             }
-            let mut head = asked.head.clone();
+            let mut head = passed.head.clone();
             if let Err(error) = rewrite(&mut head, destination.request_changes(), forward, &route.matches) {
                 return answer.fails(&error);
             }
-            let (response_headers, removed) = response_changes(destination.response_changes());
+            let (response_headers, removed) = response_changes(&passed.answer_headers, destination.response_changes());
             let effects = Effects { request: sent(&head, &asked.host), response_headers, removed };
             all.push((name.as_str(), destination.weight(), effects));
-        }
-        if asked.is_tls && asked.protocol != Protocol::Tcp && !passes_through {
-            let why = "a client that speaks TLS itself is not for the mesh, which secures connections itself: ask for http. \
-                       TLS routes are not built";
-            return answer.fails(&MeshError::new(ErrorKind::Security, why));
         }
         let problems: Vec<&str> = all
             .iter()
@@ -489,18 +568,40 @@ fn values(headers: &HeaderMap) -> BTreeMap<String, Values> {
     values.collect()
 }
 
-/// What changes make of an answer without headers, and what they take off any other.
-fn response_changes(changes: &[HeaderChange]) -> (BTreeMap<String, Values>, Vec<String>) {
-    if changes.is_empty() {
+/// What filters and changes make of an answer without headers, and what they take off any other.
+fn response_changes(of_filters: &HeaderMap, changes: &[HeaderChange]) -> (BTreeMap<String, Values>, Vec<String>) {
+    if changes.is_empty() && of_filters.is_empty() {
         return (BTreeMap::new(), Vec::new());
     }
     let (mut head, ()) = Response::new(()).into_parts();
+    head.headers.clone_from(of_filters);
     apply_to_response(changes, &mut head);
     let removed = changes.iter().filter_map(|change| match change {
         HeaderChange::Remove(name) if !head.headers.contains_key(name) => Some(name.to_string()),
         _ => None,
     });
     (values(&head.headers), removed.collect())
+}
+
+/// Notes what a fault makes of some requests; what it answers, where that is the answer to all of them.
+fn noted(fault: &Fault, notes: &mut Vec<String>) -> Option<String> {
+    let percent = |fraction: Fraction| f64::from(fraction.per_million()) / 10_000.0;
+    if let Some(delay) = &fault.delay
+        && let Some(pause) = delay.duration
+    {
+        notes.push(format!("a fault holds {} % of such requests back for {pause:?}", percent(delay.fraction)));
+    }
+    let abort = fault.abort.as_ref()?;
+    let with = match (abort.http_status, abort.grpc_code) {
+        (Some(status), _) => format!("status {status}"),
+        (None, Some(code)) => format!("gRPC status {code}"),
+        (None, None) => return None,
+    };
+    if abort.fraction == Fraction::ALL {
+        return Some(format!("a fault answers every such request with {with}"));
+    }
+    notes.push(format!("a fault answers {} % of such requests with {with}", percent(abort.fraction)));
+    None
 }
 
 impl fmt::Display for Service {
