@@ -17,6 +17,9 @@ KINDS = (
     "PeerAuthentication",
     "RequestAuthentication",
     "AuthorizationPolicy",
+    "HTTPRoute",
+    "GRPCRoute",
+    "ReferenceGrant",
 )
 WORDS = [line.split(" ", 1) for line in (FOLDER / "words.txt").read_text().splitlines()]
 

@@ -59,7 +59,7 @@ const CRATES: [Crate; 4] = [
             &["config/node", "config/spelling"],
             &["config/decode", "config/locate"],
             &["config/istio", "config/support"],
-            &["config/extensions"],
+            &["config/extensions", "config/gateway_api"],
             &["config/file"],
             &["config"],
             &["policy/locality"],

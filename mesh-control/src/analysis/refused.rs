@@ -14,6 +14,9 @@ pub(super) fn check(judge: &Judge, policy: &Policy, found: &mut Vec<Diagnostic>)
     for entry in policy.virtual_services.iter() {
         found.extend(render::refused_routes(judge, compile::routes_of_anybody(&entry.rules)));
     }
+    for routes in policy.gateway_routes.all_routes() {
+        found.extend(render::refused_routes(judge, routes));
+    }
     for (_, service) in policy.services.iter() {
         let view = View::of_namespace(&service.namespace);
         let rule = policy.destination_rules.find(&service.host, &service.namespace, &view);

@@ -16,6 +16,9 @@ use std::sync::Arc;
 use super::decode::{Decode, Decoder, Opaque, Text, message};
 use super::diagnostic::{Code, Diagnostic, NO_PROXY, Origin, Severity, Source, Span, quoted};
 use super::extensions::{self, Extensions};
+use super::gateway_api::grpc_route::GrpcRoute;
+use super::gateway_api::http_route::HttpRoute;
+use super::gateway_api::reference_grant::ReferenceGrant;
 use super::istio::destination_rule::DestinationRule;
 use super::istio::mesh_config::MeshConfig;
 use super::istio::names::export_faults;
@@ -29,7 +32,7 @@ use super::node::{self, Node, Value};
 use super::support::{self, ObjectKind};
 use classify::{Class, classify, is_foreign, without_version};
 pub use mesh_config::{is_mesh_file, mesh_file_name};
-pub use refused::{Governs, Refused, Workloads};
+pub use refused::{Governs, Parent, Refused, Workloads};
 
 /// Who an object is and where it is written.
 #[derive(Clone, Debug)]
@@ -155,6 +158,12 @@ objects! {
     authorization_policies: AuthorizationPolicy,
     /// Settings of the mesh: there is one object of them at most.
     mesh_configs: MeshConfig,
+    /// HTTPRoutes.
+    http_routes: HttpRoute,
+    /// GRPCRoutes.
+    grpc_routes: GrpcRoute,
+    /// ReferenceGrants.
+    reference_grants: ReferenceGrant,
 }
 
 impl Item {
@@ -346,7 +355,7 @@ impl Reader<'_> {
                 self.refused(document, read, d);
             }
             Class::Mistyped(meant) => {
-                let article = if meant.name().starts_with(['A', 'E', 'I', 'O', 'U']) { "an" } else { "a" };
+                let article = if meant.name().starts_with(['A', 'E', 'H', 'I', 'O', 'U']) { "an" } else { "a" };
                 let message = format!(
                     "{} has no kind {}; it is taken for {article} {} that is wrong",
                     quoted(api_version_text),
@@ -493,6 +502,9 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
                 policy.check(&namespace, d)
             })?)
         }
+        ObjectKind::HttpRoute => Item::HttpRoute(read_spec(meta, spec, d, HttpRoute::check)?),
+        ObjectKind::GrpcRoute => Item::GrpcRoute(read_spec(meta, spec, d, GrpcRoute::check)?),
+        ObjectKind::ReferenceGrant => Item::ReferenceGrant(read_spec(meta, spec, d, ReferenceGrant::check)?),
         // They are no objects of their own: `mesh_config`, `foreign`.
         ObjectKind::MeshConfig | ObjectKind::Foreign(_) => return None,
         ObjectKind::AuthorizationPolicy => {
@@ -649,14 +661,14 @@ spec:
         let (file, found) = found(
             "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n---\n\
              apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {name: p, namespace: x}\nspec: {}\n---\n\
-             apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: h}\n---\n\
+             apiVersion: gateway.networking.k8s.io/v1\nkind: TCPRoute\nmetadata: {name: h}\n---\n\
              apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: s}\n",
         );
         assert!(!file.rejected);
         let starts = [
             "t.yaml:2:7: info[ignored]: Deployment default/d:",
             "t.yaml:6:7: warning[not-supported-yet]: BackendTLSPolicy x/p:",
-            "t.yaml:11:7: warning[not-supported-yet]: HTTPRoute default/h:",
+            "t.yaml:11:7: warning[not-supported-yet]: TCPRoute default/h:",
             "t.yaml:15:7: info[ignored]: NetworkPolicy default/s:",
         ];
         for (found, start) in found.iter().zip(starts) {

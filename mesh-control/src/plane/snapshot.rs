@@ -12,6 +12,7 @@ use crate::config::Diagnostic;
 use crate::config::store::Wrong;
 use crate::policy::Policy;
 use crate::policy::access::{Condition, Conditions, RulesByEffect};
+use crate::policy::gateway_api::ParentStatus;
 use crate::policy::locality::Place;
 use crate::policy::route::ClusterKey;
 use crate::policy::security::Served;
@@ -201,6 +202,11 @@ impl Snapshot {
     /// Counts changes of the configuration; between snapshots with the same count, only endpoints differ.
     pub fn config_generation(&self) -> u64 {
         self.config_generation
+    }
+
+    /// What became of each route of Gateway API at each of its parents.
+    pub fn route_statuses(&self) -> &[ParentStatus] {
+        &self.compiled.policy.gateway_routes.statuses
     }
 
     /// The labels of the workload of this name, as the configuration has it: those that the service of its name selects, those

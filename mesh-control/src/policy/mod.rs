@@ -10,6 +10,7 @@ pub mod compile;
 pub mod connections;
 pub mod delegate;
 pub mod destination_rules;
+pub mod gateway_api;
 pub mod locality;
 pub mod mesh;
 pub mod outbound;
@@ -38,6 +39,7 @@ use crate::registry::{Service, ServiceId, ServicePort, Services};
 use compile::Surroundings;
 use connections::{Addressed, Connections};
 use destination_rules::{DestinationRules, MergedRule};
+use gateway_api::{GatewayRoutes, goes_before};
 use locality::LocalitySetting;
 use mesh::MeshSettings;
 use outbound::OutboundTrafficPolicy;
@@ -58,6 +60,8 @@ pub struct Policy {
     pub services: Services,
     /// The routing rules.
     pub virtual_services: VirtualServices,
+    /// The routes of Gateway API.
+    pub gateway_routes: GatewayRoutes,
     /// The rules on how to call.
     pub destination_rules: DestinationRules,
     /// What becomes of calls to hosts that none of them describes.
@@ -116,6 +120,9 @@ impl Policy {
         let (services, mut found) = Services::new(objects, &mesh.fixed.trust_domain);
         let (virtual_services, conflicts) = VirtualServices::new(&objects.virtual_services, &objects.refused);
         found.extend(conflicts);
+        let (gateway_routes, about_routes) = GatewayRoutes::new(objects, &services, mesh.retry.as_ref());
+        found.extend(about_routes);
+        found.extend(gateway_routes.conflicts(&virtual_services));
         let (destination_rules, conflicts) =
             DestinationRules::new(&objects.destination_rules, &objects.refused, &mesh.fixed.root_namespace);
         found.extend(conflicts);
@@ -124,11 +131,12 @@ impl Policy {
             let real = services.real(&host, namespace);
             [Some(host.into()), real].into_iter().flatten().map(move |host| (host, subset.clone()))
         });
-        let destinations = destinations.collect();
+        let destinations = destinations.chain(gateway_routes.destinations()).collect();
         let security = Security::new(objects, &mesh);
         let policy = Policy {
             services,
             virtual_services,
+            gateway_routes,
             destination_rules,
             outbound: mesh.outbound,
             paths: mesh.paths,
@@ -358,8 +366,22 @@ impl Policy {
         key.subset.is_empty() || rule().is_some_and(|rule| rule.has_subset(&key.subset))
     }
 
-    /// The routes that rules give to a host.
+    /// The routes that rules give to a host: those of Gateway API where there are some, unless a VirtualService goes before
+    /// them; else those of a VirtualService.
     fn ruled(&self, host: &str, port: u16, view: &View) -> Vec<Route> {
+        let service = self.services.find(host, &view.namespace).map(|(_, service)| &service.host);
+        let table = service.and_then(|host| self.gateway_routes.find(host, port, &view.namespace));
+        let Some(table) = table else { return self.of_virtual_service(host, port, view) };
+        let entry = self.virtual_services.find(host, &view.namespace);
+        let is_first = |entry: &virtual_services::Entry| {
+            let is_exact = entry.hosts.iter().any(|own| own == host);
+            is_exact && !table.is_consumer && table.meta().is_some_and(|meta| goes_before(entry, meta))
+        };
+        let first = entry.filter(|entry| is_first(entry)).map(|_| self.of_virtual_service(host, port, view));
+        first.filter(|routes| !routes.is_empty()).unwrap_or_else(|| table.routes())
+    }
+
+    fn of_virtual_service(&self, host: &str, port: u16, view: &View) -> Vec<Route> {
         let service_of = |host: &str| self.ports_of(host, view);
         let entry = self.virtual_services.find(host, &view.namespace);
         let around = Surroundings { service_of: &service_of, default_retry: self.mesh.retry.as_ref() };

@@ -2,6 +2,7 @@
 //! changed, and what clients are told must change with it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::listener::v3::Listener;
@@ -29,15 +30,17 @@ struct Place {
     way: Vec<Step>,
 }
 
-/// Two configurations that say nothing of each other, so that a change in one is not looked for in both.
-fn configurations() -> [Vec<Json>; 2] {
-    let mut files: Vec<_> =
+/// Configurations that say nothing of each other, so that a change in one is not looked for in all.
+fn configurations() -> [Vec<Json>; 3] {
+    let mut files: Vec<PathBuf> =
         std::fs::read_dir(testdata("everything")).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     // The settings of the mesh are a text in another object: `mesh_config.rs` has a test for each.
     files.retain(|file| !file.ends_with("mesh-config.yaml"));
-    let texts = files.iter().map(|file| std::fs::read_to_string(file).unwrap());
-    [texts.chain([MORE.to_owned()]).flat_map(|text| parse(&text)).collect(), guards()]
+    let (routes, files): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| file.ends_with("gateway-api.yaml"));
+    let texts = |files: &[PathBuf]| files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect::<Vec<_>>();
+    let parsed = |texts: Vec<String>| texts.iter().flat_map(|text| parse(text)).collect();
+    [parsed([texts(&files), vec![MORE.to_owned()]].concat()), guards(), parsed(texts(&routes))]
 }
 
 /// What `testdata/everything` cannot have, as one value rules out the other there.
@@ -409,7 +412,8 @@ fn walk(value: &Json, field: &str, is_keyed: bool, way: &mut Vec<Step>, collect:
     match value {
         Json::Array(items) => {
             for (index, item) in items.iter().enumerate() {
-                inside(field, Step::Index(index), item, false);
+                // The items of a list are no entries of a map, whatever it is called.
+                inside(field, Step::Index(index), item, true);
             }
         }
         Json::Object(entries) => {
@@ -488,6 +492,7 @@ fn others(value: &Json) -> Vec<Json> {
         }
         Json::String(_) => [
             ".",
+            "/changed",
             "changed",
             "(changed)",
             "7s",
@@ -567,10 +572,18 @@ impl Learned {
     }
 }
 
-/// Fields of which nobody is told where no certificates are issued, as here: `mutual_tls.rs` has their effect. And shares
-/// of localities, of which none can be changed alone: `requests/balancing.rs` has theirs.
-const ELSEWHERE_TESTED: [&str; 4] =
-    ["serviceAccount", "ServiceEntry location", "ServiceEntry subjectAltNames", "localityLbSetting.distribute.to"];
+/// Fields of which nobody is told where no certificates are issued, as here: `mutual_tls.rs` has their effect. Shares of
+/// localities, of which none can be changed alone: `requests/balancing.rs` has theirs. And words that say which other field
+/// there is: `requests/gateway_api` has theirs.
+const ELSEWHERE_TESTED: [&str; 7] = [
+    "serviceAccount",
+    "ServiceEntry location",
+    "ServiceEntry subjectAltNames",
+    "localityLbSetting.distribute.to",
+    "filters.type",
+    "requestRedirect.path.type",
+    "urlRewrite.path.type",
+];
 
 fn check(class: ClientClass) {
     let whole = configurations();

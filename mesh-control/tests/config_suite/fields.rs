@@ -7,6 +7,9 @@ use std::collections::BTreeSet;
 
 use mesh_control::config::decode::Decode;
 use mesh_control::config::file::read;
+use mesh_control::config::gateway_api::grpc_route::GrpcRoute;
+use mesh_control::config::gateway_api::http_route::HttpRoute;
+use mesh_control::config::gateway_api::reference_grant::ReferenceGrant;
 use mesh_control::config::istio::destination_rule::DestinationRule;
 use mesh_control::config::istio::mesh_config::MeshConfig;
 use mesh_control::config::istio::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
@@ -34,6 +37,9 @@ fn typed(kind: ObjectKind) -> Vec<String> {
         ObjectKind::RequestAuthentication => RequestAuthentication::fields("", &mut out),
         ObjectKind::AuthorizationPolicy => AuthorizationPolicy::fields("", &mut out),
         ObjectKind::MeshConfig => MeshConfig::fields("", &mut out),
+        ObjectKind::HttpRoute => HttpRoute::fields("", &mut out),
+        ObjectKind::GrpcRoute => GrpcRoute::fields("", &mut out),
+        ObjectKind::ReferenceGrant => ReferenceGrant::fields("", &mut out),
         ObjectKind::Foreign(_) => {}
         other => panic!("{other:?} has no fields here"),
     }

@@ -8,6 +8,7 @@ mod experienced;
 mod extensions;
 mod fields;
 mod foreign;
+mod gateway_api;
 mod grpc;
 mod mesh_config;
 mod mutual_tls;

@@ -124,8 +124,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_accepted_after_any_edit_is_still_good_for_grpc(edits in edits(), which in 0..3usize) {
-        let files = ["virtual-service.yaml", "destination-rule.yaml", "services.yaml"];
+    fn what_is_accepted_after_any_edit_is_still_good_for_grpc(edits in edits(), which in 0..4usize) {
+        let files = ["virtual-service.yaml", "destination-rule.yaml", "services.yaml", "gateway-api.yaml"];
         let plane = Plane::empty();
         for (index, file) in files.iter().enumerate() {
             let text = fixture("everything", file);

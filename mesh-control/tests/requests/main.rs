@@ -8,6 +8,7 @@ mod connections;
 mod cors;
 mod explained;
 mod fallbacks;
+mod gateway_api;
 mod health_checks;
 mod load;
 mod mirroring;

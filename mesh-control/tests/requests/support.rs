@@ -22,7 +22,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 /// The answer to a request.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
@@ -83,9 +83,14 @@ impl World {
 
     /// A client in the namespace `default` of a directory with this file, in which objects may be wrong.
     pub(crate) async fn of_file(yaml: &str) -> World {
+        World::of_file_in("default", yaml).await
+    }
+
+    /// The same in another namespace.
+    pub(crate) async fn of_file_in(namespace: &str, yaml: &str) -> World {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.yaml"), yaml).unwrap();
-        let world = World::start(Config::dir(dir.path()), "default", &[]).await;
+        let world = World::start(Config::dir(dir.path()), namespace, &[]).await;
         World { dir: Some(dir), ..world }
     }
 

@@ -382,8 +382,7 @@ impl ClusterChoice {
 
     fn to_json(&self) -> Value {
         let services = self.leaves.iter().filter_map(|leaf| leaf.service.as_deref());
-        let services =
-            services.map(|(host, name, namespace)| json!({"host": host, "name": name, "namespace": namespace}));
+        let services = services.map(|of| json!({"host": &*of.host, "name": &*of.name, "namespace": &*of.namespace}));
         let start = json!({
             "name": self.name.as_str(),
             "weight": self.weight,

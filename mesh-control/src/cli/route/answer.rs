@@ -479,8 +479,8 @@ impl Decided<'_> {
         let known = told.and_then(|told| told.leaves().first()?.service.as_deref());
         match known {
             // The name of a service and its host go together; a ServiceEntry has hosts of its own.
-            Some((host, service, namespace)) if host.starts_with(&format!("{service}.{namespace}.svc.")) => {
-                (of.service, of.namespace) = (Some(service.clone()), Some(namespace.clone()));
+            Some(known) if known.host.starts_with(&format!("{}.{}.svc.", known.name, known.namespace)) => {
+                (of.service, of.namespace) = (Some(known.name.to_string()), Some(known.namespace.to_string()));
             }
             _ => {
                 let mut parts = key.host.splitn(4, '.');
@@ -490,7 +490,7 @@ impl Decided<'_> {
                     }
                     _ => {
                         of.host = Some(key.host.to_string());
-                        of.namespace = known.map(|(_, _, namespace)| namespace.clone());
+                        of.namespace = known.map(|known| known.namespace.to_string());
                     }
                 }
             }

@@ -33,6 +33,26 @@ const NETWORKING_KINDS: [(&str, ObjectKind); 5] = [
     ("WorkloadGroup", ObjectKind::WorkloadGroup),
 ];
 
+/// The kinds of Gateway API that are read, with their versions.
+const GATEWAY_KINDS: [(&str, ObjectKind, &[&str], &str); 3] = [
+    ("HTTPRoute", ObjectKind::HttpRoute, &["v1", "v1beta1", "v1alpha2"], "v1, v1beta1 or v1alpha2"),
+    ("GRPCRoute", ObjectKind::GrpcRoute, &["v1", "v1alpha2"], "v1 or v1alpha2"),
+    ("ReferenceGrant", ObjectKind::ReferenceGrant, &["v1", "v1beta1", "v1alpha2"], "v1, v1beta1 or v1alpha2"),
+];
+
+/// Its other kinds, each a name of its own: none of them is one that is read, mistyped.
+const OTHER_GATEWAY_KINDS: [&str; 9] = [
+    "BackendLBPolicy",
+    "BackendTLSPolicy",
+    "Gateway",
+    "GatewayClass",
+    "ListenerSet",
+    "Mesh",
+    "TCPRoute",
+    "TLSRoute",
+    "UDPRoute",
+];
+
 const ELSEWHERE: Class = Class::Elsewhere("is of no concern to the mesh");
 
 /// The other kinds of the group without a name: a mistyped `Service` is not one of them.
@@ -64,6 +84,7 @@ const SECURITY_KINDS: [(&str, ObjectKind); 3] = [
 
 const NETWORKING: &str = "networking.istio.io";
 const SECURITY: &str = "security.istio.io";
+const GATEWAY: &str = "gateway.networking.k8s.io";
 /// Istio's former security API.
 const FORMER_SECURITY: [&str; 2] = ["authentication.istio.io", "rbac.istio.io"];
 
@@ -80,8 +101,9 @@ pub(super) fn is_guarding_group(api_version: &str) -> bool {
 
 /// The kind of a document that says nothing of its version.
 pub(super) fn without_version(kind: &str) -> Option<ObjectKind> {
-    let known = NETWORKING_KINDS.iter().find(|(name, _)| *name == kind).map(|(_, read)| *read);
-    known.or_else(|| guard_like(kind))
+    let networking = NETWORKING_KINDS.iter().find(|(name, _)| *name == kind).map(|(_, read)| *read);
+    let gateway = || GATEWAY_KINDS.iter().find(|(name, ..)| *name == kind).map(|(_, read, ..)| *read);
+    networking.or_else(gateway).or_else(|| guard_like(kind))
 }
 
 /// What is to be done with an object of this kind.
@@ -119,11 +141,8 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
         "telemetry.istio.io" | "extensions.istio.io" | "install.istio.io" | "operator.istio.io" => {
             Class::NotYet(Severity::Warning)
         }
-        "gateway.networking.k8s.io" | "gateway.networking.x-k8s.io" | "inference.networking.k8s.io" => {
-            // BackendTLSPolicy says how a gateway calls what is behind it (GEP-1897). There is no gateway here, and so no call that would
-            // go out in plaintext because of it; calls of the mesh's own clients have a DestinationRule.
-            Class::NotYet(Severity::Warning)
-        }
+        GATEWAY => gateway_kind(kind, version),
+        "gateway.networking.x-k8s.io" | "inference.networking.k8s.io" => Class::NotYet(Severity::Warning),
         "discovery.k8s.io" => Class::NotYet(Severity::Warning),
         "networking.k8s.io" if kind == "Ingress" => Class::NotYet(Severity::Warning),
         // The cluster's network enforces it, below every connection of the mesh and whether there is a mesh or not.
@@ -144,6 +163,22 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
         }
         _ => ELSEWHERE,
     }
+}
+
+/// What is to be done with a kind of Gateway API.
+fn gateway_kind(kind: &str, version: &str) -> Class {
+    if let Some((_, read, versions, known)) = GATEWAY_KINDS.iter().find(|(name, ..)| *name == kind) {
+        return match versions.contains(&version) {
+            true => Class::Read(*read),
+            false => Class::UnknownVersion(*read, known),
+        };
+    }
+    // BackendTLSPolicy says how a gateway calls what is behind it (GEP-1897). There is no gateway here, and so no call that would
+    // go out in plaintext because of it; calls of the mesh's own clients have a DestinationRule.
+    let names = GATEWAY_KINDS.map(|(name, ..)| name);
+    let meant = if OTHER_GATEWAY_KINDS.contains(&kind) { None } else { nearest(kind, &names) };
+    let meant = meant.and_then(|meant| GATEWAY_KINDS.iter().find(|(name, ..)| *name == meant));
+    meant.map_or(Class::NotYet(Severity::Warning), |(_, read, ..)| Class::Mistyped(*read))
 }
 
 /// The kind of routes and services, if a word is nearly one.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::foreign::Foreign;
 use super::{Meta, is_name, is_namespace};
 use crate::config::diagnostic::{Diagnostic, Origin, Source, Span};
+use crate::config::gateway_api::ParentKind;
 use crate::config::istio::names::{export_faults, host_fault};
 use crate::config::istio::security::{TargetRef, is_workload_target};
 use crate::config::istio::service::exported_to;
@@ -50,12 +51,25 @@ pub enum Governs {
     },
     /// What another VirtualService delegates to it.
     Delegated,
+    /// Requests to what it is attached to.
+    Parents(Vec<Parent>),
     /// Requests to workloads.
     Workloads(Workloads),
     /// Nobody can tell: it is a file of which nothing is known. It may guard any workload.
     Anything,
     /// Nothing that anything could be let through by.
     Nothing,
+}
+
+/// What a route of Gateway API is attached to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Parent {
+    /// Its kind.
+    pub kind: ParentKind,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
 }
 
 /// The workloads that an object of security is for. In the root namespace, labels are those of any namespace.
@@ -165,6 +179,8 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
         ObjectKind::AuthorizationPolicy => &["selector", "targetRef", "targetRefs", "rules", "action", "provider"],
         ObjectKind::RequestAuthentication => &["selector", "targetRef", "targetRefs", "jwtRules"],
         ObjectKind::PeerAuthentication => &["selector", "mtls", "portLevelMtls"],
+        ObjectKind::HttpRoute | ObjectKind::GrpcRoute => &["parentRefs", "useDefaultGateways", "hostnames", "rules"],
+        ObjectKind::ReferenceGrant => &["from", "to"],
         ObjectKind::Foreign(_) => &["workloadSelector", "selector", "targetRef", "targetRefs"],
         ObjectKind::Service | ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::MeshConfig => &[],
     }
@@ -270,12 +286,55 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         // takes their labels to tell what guards them.
         // What was in force of the settings of a mesh stays; without any, nothing starts.
         ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::MeshConfig => (Governs::Nothing, true),
+        // Of a grant that is wrong, nothing is granted.
+        ObjectKind::ReferenceGrant => (Governs::Nothing, true),
+        ObjectKind::HttpRoute | ObjectKind::GrpcRoute => parents(&spec, &meta.namespace)?,
     };
     let delegates = delegates(&spec, &meta.namespace);
     // In a namespace that cannot be, nobody can tell which host a short name is.
     let is_whole = is_whole && (is_guard(kind) || is_namespace(&meta.namespace));
     let (reason, place) = (finding.in_short().into(), finding.span());
     Some(Refused { meta, reason, place, governs, is_whole, is_identified, delegates })
+}
+
+/// What a route is attached to. Where that cannot be read, every text there is taken for the name of a Service.
+fn parents(spec: &Spec<'_>, own: &str) -> Option<(Governs, bool)> {
+    let Some(written) = spec.get("parentRefs") else {
+        // Attached to nothing, unless it is `parentRefs` that is mistyped.
+        return spec.is_known().then_some((Governs::Nothing, true));
+    };
+    let items = match written.items() {
+        [] => std::slice::from_ref(written),
+        items => items,
+    };
+    const FIELDS: [&str; 6] = ["group", "kind", "namespace", "name", "sectionName", "port"];
+    let (mut parents, mut is_whole) = (Vec::new(), true);
+    for item in items {
+        let text = |name| like(item, name, &FIELDS).and_then(plain_case);
+        let (group, kind) = (text("group"), text("kind"));
+        let read = ParentKind::of(group.as_deref(), kind.as_deref());
+        // A Gateway is none of the mesh; what is no kind that anybody knows may be a Service.
+        let is_elsewhere =
+            matches!(kind.as_deref(), None | Some("Gateway" | "ListenerSet")) && !item.entries().is_empty();
+        if read.is_none() && is_elsewhere {
+            continue;
+        }
+        is_whole &= read.is_some();
+        let namespace = like(item, "namespace", &FIELDS).and_then(plain).unwrap_or_else(|| own.to_owned());
+        let mut names = Vec::new();
+        collect(like(item, "name", &FIELDS).unwrap_or(item), &mut names);
+        let kind = read.unwrap_or(ParentKind::Service);
+        parents.extend(names.into_iter().map(|name| Parent { kind, namespace: namespace.clone(), name }));
+    }
+    match parents.is_empty() {
+        true => is_whole.then_some((Governs::Nothing, true)),
+        false => Some((Governs::Parents(parents), is_whole)),
+    }
+}
+
+/// A word as it is written.
+fn plain_case(node: &Node) -> Option<String> {
+    Some(node.as_str()?.trim().to_owned())
 }
 
 /// All of the namespace, unless something narrower can be read in full.

@@ -66,21 +66,24 @@ struct Expression(String);
 impl Decode for Expression {
     fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
         let text = String::decode(node, d)?;
-        if text.is_empty() {
-            d.error(node.span, Code::InvalidValue, "must not be empty; `.*` is any text");
-            return None;
-        }
-        if !d.afford(cost(&text)) {
-            d.error(node.span, Code::InvalidValue, TOO_MUCH);
-            return None;
-        }
-        if whole_text_regex(&text).is_none() {
-            let message = format!("{} is not a regular expression: {}", quoted(&text), why_not(&text));
+        if let Some(message) = expression_fault(&text, d) {
             d.error(node.span, Code::InvalidValue, message);
             return None;
         }
         Some(Expression(text))
     }
+}
+
+/// What is wrong with an expression, by itself or since the object has others.
+pub fn expression_fault(text: &str, d: &mut Decoder<'_>) -> Option<String> {
+    if text.is_empty() {
+        return Some("must not be empty; `.*` is any text".to_owned());
+    }
+    if !d.afford(cost(text)) {
+        return Some(TOO_MUCH.to_owned());
+    }
+    let is_wrong = whole_text_regex(text).is_none();
+    is_wrong.then(|| format!("{} is not a regular expression: {}", quoted(text), why_not(text)))
 }
 
 /// What is said of an object whose expressions cost too much.

@@ -7,7 +7,10 @@
 
 mod destination_rule;
 mod extensions;
+mod grpc_route;
+mod http_route;
 mod mesh_config;
+mod reference_grant;
 mod security;
 mod service;
 mod service_entry;
@@ -48,13 +51,19 @@ pub enum ObjectKind {
     AuthorizationPolicy,
     /// Istio's `MeshConfig`, in a ConfigMap or in a file of its own.
     MeshConfig,
+    /// `HTTPRoute` of Kubernetes' Gateway API.
+    HttpRoute,
+    /// `GRPCRoute` of Kubernetes' Gateway API.
+    GrpcRoute,
+    /// `ReferenceGrant` of Kubernetes' Gateway API.
+    ReferenceGrant,
     /// A kind that guards workloads elsewhere, of which nothing is known but whom it is for. It is none of [`Self::ALL`].
     Foreign(&'static str),
 }
 
 impl ObjectKind {
     /// All kinds of which each field is known.
-    pub const ALL: [ObjectKind; 10] = [
+    pub const ALL: [ObjectKind; 13] = [
         ObjectKind::VirtualService,
         ObjectKind::DestinationRule,
         ObjectKind::ServiceEntry,
@@ -65,6 +74,9 @@ impl ObjectKind {
         ObjectKind::RequestAuthentication,
         ObjectKind::AuthorizationPolicy,
         ObjectKind::MeshConfig,
+        ObjectKind::HttpRoute,
+        ObjectKind::GrpcRoute,
+        ObjectKind::ReferenceGrant,
     ];
 
     /// The word after `kind:`.
@@ -80,6 +92,9 @@ impl ObjectKind {
             ObjectKind::RequestAuthentication => "RequestAuthentication",
             ObjectKind::AuthorizationPolicy => "AuthorizationPolicy",
             ObjectKind::MeshConfig => "MeshConfig",
+            ObjectKind::HttpRoute => "HTTPRoute",
+            ObjectKind::GrpcRoute => "GRPCRoute",
+            ObjectKind::ReferenceGrant => "ReferenceGrant",
             ObjectKind::Foreign(name) => name,
         }
     }
@@ -140,6 +155,9 @@ fn tables(kind: ObjectKind) -> Tables {
         ObjectKind::RequestAuthentication => security::REQUEST_AUTHENTICATION,
         ObjectKind::AuthorizationPolicy => security::AUTHORIZATION_POLICY,
         ObjectKind::MeshConfig => mesh_config::TABLES,
+        ObjectKind::HttpRoute => http_route::TABLES,
+        ObjectKind::GrpcRoute => grpc_route::TABLES,
+        ObjectKind::ReferenceGrant => reference_grant::TABLES,
         ObjectKind::Foreign(_) => &[],
     }
 }
@@ -258,6 +276,9 @@ fn needs_certificates(kind: ObjectKind, value: &Node) -> bool {
 mod tests {
     use super::*;
     use crate::config::decode::Decode;
+    use crate::config::gateway_api::grpc_route::GrpcRoute;
+    use crate::config::gateway_api::http_route::HttpRoute;
+    use crate::config::gateway_api::reference_grant::ReferenceGrant;
     use crate::config::istio::destination_rule::DestinationRule;
     use crate::config::istio::mesh_config::MeshConfig;
     use crate::config::istio::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
@@ -280,6 +301,9 @@ mod tests {
             ObjectKind::RequestAuthentication => RequestAuthentication::fields("", &mut out),
             ObjectKind::AuthorizationPolicy => AuthorizationPolicy::fields("", &mut out),
             ObjectKind::MeshConfig => MeshConfig::fields("", &mut out),
+            ObjectKind::HttpRoute => HttpRoute::fields("", &mut out),
+            ObjectKind::GrpcRoute => GrpcRoute::fields("", &mut out),
+            ObjectKind::ReferenceGrant => ReferenceGrant::fields("", &mut out),
             ObjectKind::Foreign(_) => {}
         }
         out

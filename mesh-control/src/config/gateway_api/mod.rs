@@ -1,0 +1,330 @@
+//! The kinds of Kubernetes' Gateway API that say how services are called (GAMMA), one file each, and what they share.
+//!
+//! Every field of their schemas is here, those of the experimental channel too, whether it is enforced or not:
+//! `config::support` says which ones are.
+
+pub mod filters;
+pub mod grpc_route;
+pub mod http_route;
+pub mod reference_grant;
+
+use std::time::Duration;
+
+use super::decode::{Decode, Decoder, PortNumber, Text, keywords, message, parse_duration};
+use super::diagnostic::{Code, Severity, Span, quoted};
+use super::istio::names::is_label;
+use super::istio::string_match::expression_fault;
+use super::node::Node;
+
+/// The group of Gateways and of routes.
+pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+/// The group of what Istio adds: ServiceEntries as parents, hosts as backends.
+pub const ISTIO_GROUP: &str = "networking.istio.io";
+
+message! {
+    /// What a route is attached to.
+    pub struct ParentReference {
+        /// Its group; that of Gateways where nothing is written.
+        group: Option<Text> = "group",
+        /// Its kind; `Gateway` where nothing is written.
+        kind: Option<Text> = "kind",
+        /// Its namespace; the route's own where nothing is written.
+        namespace: Option<Text> = "namespace",
+        /// Its name.
+        name: Text = "name" required,
+        /// The name of one of its ports.
+        section_name: Option<Text> = "sectionName",
+        /// One of its ports.
+        port: Option<PortNumber> = "port",
+    }
+    /// Something that requests are sent to.
+    pub struct ObjectReference {
+        /// Its group.
+        group: Option<Text> = "group",
+        /// Its kind; `Service` where nothing is written.
+        kind: Option<Text> = "kind",
+        /// Its name.
+        name: Text = "name" required,
+        /// Its namespace; the route's own where nothing is written.
+        namespace: Option<Text> = "namespace",
+        /// Its port.
+        port: Option<PortNumber> = "port",
+    }
+    /// An object of the route's own namespace.
+    pub struct LocalReference {
+        /// Its group.
+        group: String = "group" required,
+        /// Its kind.
+        kind: String = "kind" required,
+        /// Its name.
+        name: String = "name" required,
+    }
+    /// A condition on a header or a query parameter.
+    pub struct ValueMatch {
+        /// How it is compared.
+        kind: MatchType = "type",
+        /// Its name.
+        name: Text = "name" required,
+        /// The text, or the expression.
+        value: Text = "value" required,
+    }
+    /// Whether a session stays where it is.
+    pub struct SessionPersistence {
+        /// Its name.
+        session_name: Option<String> = "sessionName",
+        /// When it is over.
+        absolute_timeout: Option<GatewayDuration> = "absoluteTimeout",
+        /// When it is over, if nothing happens.
+        idle_timeout: Option<GatewayDuration> = "idleTimeout",
+        /// What carries it.
+        kind: SessionType = "type",
+        /// Of a cookie.
+        cookie_config: Option<CookieConfig> = "cookieConfig",
+    }
+    /// Of a cookie that carries a session.
+    pub struct CookieConfig {
+        /// Whether a browser keeps it.
+        lifetime_type: LifetimeType = "lifetimeType",
+    }
+}
+
+keywords! {
+    /// How texts are compared.
+    pub enum MatchType {
+        /// As they are.
+        Exact = "Exact",
+        /// By an expression for the whole text.
+        RegularExpression = "RegularExpression",
+    }
+    /// What carries a session.
+    pub enum SessionType {
+        /// A cookie.
+        Cookie = "Cookie",
+        /// A header.
+        Header = "Header",
+    }
+    /// How long a cookie is kept.
+    pub enum LifetimeType {
+        /// As long as the browser is open.
+        Session = "Session",
+        /// Until it ends.
+        Permanent = "Permanent",
+    }
+    /// Whether a route is attached to the cluster's default Gateways.
+    pub enum DefaultGateways {
+        /// To none.
+        None = "None",
+        /// To all.
+        All = "All",
+    }
+}
+
+/// A duration as Gateway API writes it (GEP-2257): up to four whole numbers with the units h, m, s and ms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GatewayDuration(pub Duration);
+
+impl Decode for GatewayDuration {
+    fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
+        let Some(text) = node.as_str() else {
+            d.wrong_type(node, "a duration such as 10s");
+            return None;
+        };
+        let read = is_gateway_duration(text).then(|| parse_duration(text)).flatten();
+        if read.is_none() {
+            let message = format!("{} is not a duration such as 1h, 1m30s or 500ms", quoted(text));
+            d.error(node.span, Code::InvalidValue, message);
+        }
+        read.map(GatewayDuration)
+    }
+}
+
+fn is_gateway_duration(text: &str) -> bool {
+    let mut rest = text;
+    for _ in 0..4 {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let after = rest.get(digits..).unwrap_or_default();
+        let unit = ["ms", "h", "m", "s"].into_iter().find(|unit| after.starts_with(unit));
+        let (1..=5, Some(unit)) = (digits, unit) else { return false };
+        rest = after.get(unit.len()..).unwrap_or_default();
+        if rest.is_empty() {
+            return true;
+        }
+    }
+    false
+}
+
+/// What a route can be attached to in a mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ParentKind {
+    /// A Service of Kubernetes.
+    Service,
+    /// A ServiceEntry of Istio.
+    ServiceEntry,
+}
+
+impl ParentKind {
+    /// The kind of this group and name; `None` where it is something else, such as a Gateway.
+    pub fn of(group: Option<&str>, kind: Option<&str>) -> Option<ParentKind> {
+        match (group.unwrap_or(GATEWAY_GROUP), kind.unwrap_or("Gateway")) {
+            ("" | "core", "Service") => Some(ParentKind::Service),
+            (ISTIO_GROUP, "ServiceEntry") => Some(ParentKind::ServiceEntry),
+            _ => None,
+        }
+    }
+
+    /// The word after `kind:`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ParentKind::Service => "Service",
+            ParentKind::ServiceEntry => "ServiceEntry",
+        }
+    }
+}
+
+impl ParentReference {
+    /// What it is, where it is something of the mesh.
+    pub fn parent_kind(&self) -> Option<ParentKind> {
+        let text = |text: &'_ Option<Text>| text.as_ref().map(|text| text.value.clone());
+        ParentKind::of(text(&self.group).as_deref(), text(&self.kind).as_deref())
+    }
+}
+
+impl ObjectReference {
+    /// Its group, `""` where nothing is written.
+    pub fn group(&self) -> &str {
+        self.group.as_ref().map_or("", |group| group.value.as_str())
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> &str {
+        self.kind.as_ref().map_or("Service", |kind| kind.value.as_str())
+    }
+
+    /// Whether it is a Service of Kubernetes.
+    pub fn is_service(&self) -> bool {
+        matches!(self.group(), "" | "core") && self.kind() == "Service"
+    }
+}
+
+/// Reports an invalid value of a field.
+fn fault(d: &mut Decoder<'_>, span: Span, path: String, message: impl Into<String>) {
+    d.report_at(span, path, Severity::Error, Code::InvalidValue, message);
+}
+
+fn check_namespace(namespace: &Option<Text>, path: &str, d: &mut Decoder<'_>) {
+    if let Some(text) = namespace.as_ref().filter(|text| !is_namespace(text)) {
+        fault(d, text.span, format!("{path}.namespace"), format!("{} is not the name of a namespace", quoted(text)));
+    }
+}
+
+fn is_namespace(text: &str) -> bool {
+    is_label(text) && !text.bytes().any(|byte| byte.is_ascii_uppercase())
+}
+
+fn check_name(name: &Text, path: &str, d: &mut Decoder<'_>) {
+    if name.is_empty() || name.len() > 253 {
+        fault(d, name.span, format!("{path}.name"), format!("{} is not a name", quoted(name)));
+    }
+}
+
+fn check_parents(parents: &[ParentReference], d: &mut Decoder<'_>) {
+    for (index, parent) in parents.iter().enumerate() {
+        let path = format!("parentRefs[{index}]");
+        check_name(&parent.name, &path, d);
+        check_namespace(&parent.namespace, &path, d);
+        let key = |parent: &ParentReference| {
+            let text = |text: &Option<Text>| text.as_ref().map(|text| text.value.clone()).unwrap_or_default();
+            let kind = (text(&parent.group), text(&parent.kind), text(&parent.namespace), parent.name.value.clone());
+            (kind, text(&parent.section_name), parent.port)
+        };
+        if parents.iter().take(index).any(|earlier| key(earlier) == key(parent)) {
+            fault(d, parent.span, path, "the same parent twice: each has a port or a section of its own");
+        }
+    }
+}
+
+fn check_reference(reference: &ObjectReference, path: &str, d: &mut Decoder<'_>) {
+    check_name(&reference.name, path, d);
+    check_namespace(&reference.namespace, path, d);
+    if reference.port.is_none() && reference.is_service() {
+        d.report_at(
+            reference.span,
+            format!("{path}.port"),
+            Severity::Error,
+            Code::MissingField,
+            "a Service is referred to with its port",
+        );
+    }
+}
+
+fn check_weight(weight: Option<i32>, span: Span, path: &str, d: &mut Decoder<'_>) {
+    if weight.is_some_and(|weight| !(0..=1_000_000).contains(&weight)) {
+        fault(d, span, format!("{path}.weight"), "a weight is between 0 and 1000000");
+    }
+}
+
+/// Conditions on headers or on parameters: of several with one name the first one counts.
+fn check_values(values: &[ValueMatch], path: &str, are_headers: bool, d: &mut Decoder<'_>) {
+    for (index, value) in values.iter().enumerate() {
+        let path = format!("{path}[{index}]");
+        let is_name = |name: &str| http::HeaderName::from_bytes(name.as_bytes()).is_ok();
+        if value.name.is_empty() || are_headers && !is_name(&value.name) {
+            let what = if are_headers { "a header" } else { "a parameter" };
+            fault(
+                d,
+                value.name.span,
+                format!("{path}.name"),
+                format!("{} is not the name of {what}", quoted(&value.name)),
+            );
+        }
+        if value.kind == MatchType::RegularExpression
+            && let Some(message) = expression_fault(&value.value, d)
+        {
+            fault(d, value.value.span, format!("{path}.value"), message);
+        }
+        let same = |other: &&ValueMatch| match are_headers {
+            true => other.name.eq_ignore_ascii_case(&value.name),
+            false => other.name.value == value.name.value,
+        };
+        if values.iter().take(index).any(|other| same(&other)) {
+            let message = "without effect: of conditions with the same name, the first one counts";
+            d.report_at(value.span, path, Severity::Warning, Code::Ignored, message);
+        }
+    }
+}
+
+/// The conditions that count: of those with one name, the first.
+pub fn first_of_each(values: &[ValueMatch], are_headers: bool) -> Vec<(String, &ValueMatch)> {
+    let mut kept: Vec<(String, &ValueMatch)> = Vec::new();
+    for value in values {
+        let name = if are_headers { value.name.to_ascii_lowercase() } else { value.name.value.clone() };
+        if kept.iter().all(|(earlier, _)| *earlier != name) {
+            kept.push((name, value));
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_those_of_gateway_api() {
+        for text in ["1h", "1m30s", "500ms", "0s", "1h2m3s4ms", "99999s"] {
+            assert!(is_gateway_duration(text), "{text}");
+        }
+        for text in ["", "1", "1.5s", "-1s", "100000s", "1us", "1h1h1h1h1h", "s", "1s "] {
+            assert!(!is_gateway_duration(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_services_are_parents_in_a_mesh() {
+        assert_eq!(ParentKind::of(Some(""), Some("Service")), Some(ParentKind::Service));
+        assert_eq!(ParentKind::of(Some("core"), Some("Service")), Some(ParentKind::Service));
+        assert_eq!(ParentKind::of(Some(ISTIO_GROUP), Some("ServiceEntry")), Some(ParentKind::ServiceEntry));
+        assert_eq!(ParentKind::of(None, Some("Service")), None);
+        assert_eq!(ParentKind::of(None, None), None);
+    }
+}

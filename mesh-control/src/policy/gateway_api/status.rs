@@ -1,0 +1,64 @@
+//! What became of a route at one of its parents, as Gateway API says it: conditions.
+
+use std::sync::Arc;
+
+use super::compile::{Problem, UNSUPPORTED};
+use crate::config::file::Meta;
+
+/// The status of a route at one of its parents (`status.parents[]`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParentStatus {
+    /// The route, `HTTPRoute namespace/name`.
+    pub route: Arc<str>,
+    /// Which of its `parentRefs`.
+    pub parent_ref: usize,
+    /// What that is, `Service namespace/name`.
+    pub parent: String,
+    /// The conditions.
+    pub conditions: Vec<RouteCondition>,
+}
+
+/// A condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteCondition {
+    /// `Accepted`, `ResolvedRefs` or `PartiallyInvalid`.
+    pub name: &'static str,
+    /// Whether it holds.
+    pub holds: bool,
+    /// The reason, one of Gateway API's words.
+    pub reason: &'static str,
+    /// The same for people; empty where there is nothing to say.
+    pub message: String,
+}
+
+impl ParentStatus {
+    /// The status of a route of so many rules with these problems. `unmatched` says what the parent lacks.
+    pub(super) fn new(
+        meta: &Meta,
+        parent_ref: usize,
+        parent: String,
+        unmatched: Option<String>,
+        (problems, rules): (&[Problem], usize),
+    ) -> ParentStatus {
+        let condition = |name, holds, reason, message: String| RouteCondition { name, holds, reason, message };
+        let unsupported: Vec<&Problem> = problems.iter().filter(|problem| problem.reason == UNSUPPORTED).collect();
+        let is_affected = |rule: usize| unsupported.iter().any(|problem| problem.rule == rule);
+        let is_whole = rules > 0 && (0..rules).all(is_affected);
+        let told = |problem: &Problem| format!("{}: {}", problem.field, problem.message);
+        let mut conditions = Vec::new();
+        conditions.push(match (unmatched, unsupported.first()) {
+            (Some(message), _) => condition("Accepted", false, "NoMatchingParent", message),
+            (None, Some(problem)) if is_whole => condition("Accepted", false, UNSUPPORTED, told(problem)),
+            (None, _) => condition("Accepted", true, "Accepted", String::new()),
+        });
+        let unresolved = problems.iter().find(|problem| problem.reason != UNSUPPORTED);
+        conditions.push(match unresolved {
+            Some(problem) => condition("ResolvedRefs", false, problem.reason, told(problem)),
+            None => condition("ResolvedRefs", true, "ResolvedRefs", String::new()),
+        });
+        if let Some(problem) = unsupported.first().filter(|_| !is_whole) {
+            conditions.push(condition("PartiallyInvalid", true, UNSUPPORTED, told(problem)));
+        }
+        ParentStatus { route: meta.id(), parent_ref, parent, conditions }
+    }
+}
