@@ -18,7 +18,7 @@ pub(super) fn filter_chains(ways: &[Connections]) -> Vec<pb::FilterChain> {
     ways.iter().map(filter_chain).collect()
 }
 
-fn filter_chain(way: &Connections) -> pb::FilterChain {
+pub(super) fn filter_chain(way: &Connections) -> pb::FilterChain {
     let specifier = match way.targets.as_slice() {
         [(only, _)] => ClusterSpecifier::Cluster(only.to_string()),
         several => {

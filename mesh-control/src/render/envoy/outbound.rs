@@ -6,19 +6,24 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::envoy::extensions::filters::http::cors::v3::Cors;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::stateful_session::v3 as session_pb;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::google::protobuf::{Any, BoolValue, UInt32Value};
 
+use super::super::connections;
 use super::super::extensions::session_state;
 use super::super::judge::{self, Judge};
-use super::super::proto::{FAULT_FILTER, any};
-use super::super::{BLACK_HOLE, Degraded, PASSTHROUGH, Rendered, clusters, encode, join, library, names_of};
+use super::super::proto::{CORS_FILTER, FAULT_FILTER, any};
+use super::super::{
+    BLACK_HOLE, Degraded, PASSTHROUGH, Rendered, clusters, encode, encode_routes, join, library, names_of,
+};
 use super::inbound::speaks_http;
 use super::{VIRTUAL_OUTBOUND, proxy};
 use crate::catalog::{Encoded, Sidecar};
 use crate::config::diagnostic::Diagnostic;
+use crate::policy::connections::Connections;
 use crate::policy::outbound::OutboundTrafficPolicy;
 use crate::policy::route::{Action, ClusterKey, Route};
 use crate::policy::view::View;
@@ -152,28 +157,31 @@ fn at_port(
     let key = |address: &Address| ClusterKey { host: address.host.clone(), port: address.port, subset: "".into() };
     let mut told = HashSet::new();
     for address in &at.tls {
-        let names: Vec<String> =
-            names_of(&address.host, view).into_iter().filter(|name| told.insert(name.clone())).collect();
-        if names.is_empty() {
-            continue;
+        for way in ways(policy, view, address) {
+            // Without a name, connections are told apart by those of the service.
+            let names =
+                if way.server_names.is_empty() { names_of(&address.host, view) } else { way.server_names.clone() };
+            let names: Vec<String> = names.into_iter().filter(|name| told.insert(name.clone())).collect();
+            if !names.is_empty() {
+                rendered.filter_chains.push(chain(address, Connections { server_names: names, ..way }));
+            }
         }
-        rendered.filter_chains.push(pb::FilterChain {
-            name: key(address).to_string(),
-            filter_chain_match: Some(pb::FilterChainMatch { server_names: names, ..Default::default() }),
-            filters: vec![proxy::bytes(key(address).to_string())],
-            ..Default::default()
-        });
     }
     if !at.tls.is_empty() {
         rendered.listener_filters.push(proxy::tls_inspector());
     }
     let mut tcp = at.tcp.iter();
-    let rest = match at.http.is_empty() {
-        false => Some(proxy::http(&manager(port, ip))),
-        true => tcp.next().map(|address| proxy::bytes(key(address).to_string())),
+    rendered.default_filter_chain = match at.http.is_empty() {
+        false => Some(pb::FilterChain {
+            name: name.to_owned(),
+            filters: vec![proxy::http(&manager(port, ip))],
+            ..Default::default()
+        }),
+        true => tcp.next().and_then(|address| {
+            let way = ways(policy, view, address).pop()?;
+            Some(chain(address, Connections { server_names: Vec::new(), ..way }))
+        }),
     };
-    rendered.default_filter_chain =
-        rest.map(|filter| pb::FilterChain { name: name.to_owned(), filters: vec![filter], ..Default::default() });
     for address in tcp {
         if let Some(seen) = policy.cluster(key(address), view) {
             let what =
@@ -185,7 +193,23 @@ fn at_port(
     encode(name, &rendered)
 }
 
-/// In Istio's order: faults, sessions, the router.
+/// Where connections to an address go; to its cluster, which has no endpoints, where nobody knows.
+fn ways(policy: &Policy, view: &View, address: &Address) -> Vec<Connections> {
+    let mut ways = policy.connections(address, view);
+    if ways.is_empty() {
+        let key = ClusterKey { host: address.host.clone(), port: address.port, subset: "".into() };
+        let (name, server_names) = ("default".to_owned(), Vec::new());
+        ways.push(Connections { name, server_names, targets: vec![(key, 1)], idle_timeout: None });
+    }
+    ways
+}
+
+fn chain(address: &Address, way: Connections) -> pb::FilterChain {
+    let name = format!("{}_{}", join(&address.host, address.port), way.name);
+    pb::FilterChain { name, ..connections::filter_chain(&way) }
+}
+
+/// In Istio's order: faults, cross-origin rules, sessions, the router.
 fn manager(port: u16, ip: std::net::IpAddr) -> hcm::HttpConnectionManager {
     let filter = |name: &str, config: Any| hcm::HttpFilter {
         name: name.to_owned(),
@@ -194,6 +218,7 @@ fn manager(port: u16, ip: std::net::IpAddr) -> hcm::HttpConnectionManager {
     };
     let filters = vec![
         filter(FAULT_FILTER, any(&HttpFault::default())),
+        filter(CORS_FILTER, any(&Cors::default())),
         filter(SESSION_FILTER, any(&session_pb::StatefulSession::default())),
     ];
     proxy::manager(format!("outbound_{ip}_{port}"), proxy::by_rds(port.to_string()), filters)
@@ -239,7 +264,7 @@ pub fn routes(judge: &Judge, policy: &Policy, view: &View, outbound: &Outbound, 
     }
     hosts.push(everything_else(outbound.passes));
     let rendered = library::configuration(&port.to_string(), hosts);
-    Some(Rendered { encoded: encode(&port.to_string(), &rendered), degraded, refused })
+    Some(Rendered { encoded: encode_routes(&port.to_string(), rendered), degraded, refused })
 }
 
 /// Routes as they can be published: the data plane's own decoder finds what Envoy would refuse for the same reason.

@@ -17,18 +17,18 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use envoy_types::pb::google::protobuf::BoolValue;
 use prost::{Message, Name};
 
-use super::super::proto::{ads, any, duration, socket_address};
+use super::super::proto::{OfRoutes, ads, any, duration, http_filters, socket_address};
 
 /// A connection manager with these routes and filters, the router excepted.
 pub(super) fn manager(
     stat_prefix: String,
     routes: RouteSpecifier,
-    http_filters: Vec<hcm::HttpFilter>,
+    filters: Vec<hcm::HttpFilter>,
 ) -> hcm::HttpConnectionManager {
     hcm::HttpConnectionManager {
         stat_prefix,
         route_specifier: Some(routes),
-        http_filters: http_filters.into_iter().chain(super::super::proto::http_filters(false)).collect(),
+        http_filters: filters.into_iter().chain(http_filters(OfRoutes::default())).collect(),
         use_remote_address: Some(BoolValue { value: false }),
         upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".to_owned(), ..Default::default() }],
         // A stream lasts as long as its two ends want it (Istio: listener_builder.go).
