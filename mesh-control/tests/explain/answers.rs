@@ -235,6 +235,7 @@ fn a_line_that_is_no_request_is_an_answer_with_its_error_and_the_others_have_the
     let cases = [
         (r#"{"id": 1, "host": "reviews", "hots": "x"}"#, "unknown field `hots`"),
         (r#"{"id": 1, "host": "reviews", "source": {"namespace": "shop", "label": {}}}"#, "unknown field `label`"),
+        (r#"{"id": 1, "host": "reviews", "source": ["shop", {}]}"#, "expected a map"),
         ("nonsense", "no JSON object"),
         (r#"[1, "mesh", null, null, "http", "http", "reviews"]"#, "no JSON object"),
         ("{nonsense", "key must be a string"),

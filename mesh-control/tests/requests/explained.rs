@@ -66,3 +66,25 @@ async fn a_target_that_does_not_exist_is_an_explanation_and_none_is_an_error() {
     assert_eq!(explained.error.map(|error| error.kind()), Some(ErrorKind::UnknownTarget));
     assert_eq!(world.mesh.explain(&request("/", &[])).await.unwrap_err().kind(), ErrorKind::BadRequest);
 }
+
+#[tokio::test]
+async fn tls_of_the_application_is_explained_by_the_rules_on_connections() {
+    let db = "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: db}
+spec: {hosts: [db.example.com], resolution: STATIC, ports: [{number: 5433, name: tls, protocol: TLS}], endpoints: [{address: 127.0.0.1}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: db}
+spec:
+  hosts: [db.example.com, '*.db.example.com']
+  tls: [{match: [{sniHosts: ['*.db.example.com']}], route: [{destination: {host: db.example.com}}]}]
+";
+    let world = World::new(db).await;
+    let explained = world.mesh.explain(&request("https://replica.db.example.com:5433/", &[])).await.unwrap();
+    let choice = explained.route.as_ref().unwrap_or_else(|| panic!("{explained}"));
+    assert_eq!((&*choice.route.name, explained.clusters.len()), ("tls[0].match[0]", 1), "{explained}");
+    let explained = world.mesh.explain(&request("https://db.example.com:5433/", &[])).await.unwrap();
+    assert_eq!(explained.error.as_ref().map(|error| error.kind()), Some(ErrorKind::NoRoute), "{explained}");
+}

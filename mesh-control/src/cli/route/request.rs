@@ -8,7 +8,8 @@ use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderName, HeaderValue, Method, Request, Uri, Version};
 use mesh_core::request::split_authority;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use crate::cli::input::{Values, object};
 use crate::cli::workload::Workload;
@@ -21,7 +22,7 @@ struct Line {
     id: serde_json::Value,
     #[serde(default)]
     kind: Kind,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "source")]
     source: Option<Workload>,
     #[serde(default)]
     gateway: Option<String>,
@@ -47,6 +48,12 @@ struct Line {
     alpn: Option<Values>,
     #[serde(default)]
     address: Option<String>,
+}
+
+/// A workload as an object: a list would be read by the places of its items.
+fn source<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Workload>, D::Error> {
+    let fields = Option::<serde_json::Map<String, serde_json::Value>>::deserialize(from)?;
+    fields.map(|fields| serde_json::from_value(fields.into()).map_err(D::Error::custom)).transpose()
 }
 
 /// Where a request is looked at.
