@@ -36,7 +36,7 @@ impl Snapshot {
     /// Where the settings of a rule are written.
     pub(crate) fn settings_of_rule(&self, rule: &Written) -> Origins {
         /// A setting's name, and its field in a rule.
-        const FIELDS: [(&str, &str); 9] = [
+        const FIELDS: [(&str, &str); 15] = [
             ("timeout", "timeout"),
             ("retry", "retries"),
             ("fault", "fault"),
@@ -46,6 +46,13 @@ impl Snapshot {
             ("authority", "rewrite"),
             ("mirrors", "mirrors"),
             ("mirrors", "mirror"),
+            // The same in a route of Gateway API.
+            ("timeout", "timeouts"),
+            ("retry", "retry"),
+            ("redirect", "filters"),
+            ("path", "filters"),
+            ("authority", "filters"),
+            ("mirrors", "filters"),
         ];
         let paths = FIELDS.iter().map(|(_, field)| format!("{}.{field}", rule.field));
         let mut places = locate_all(&rule.origin, &paths.chain([rule.field.to_string()]).collect::<Vec<_>>());

@@ -104,11 +104,11 @@ message! {
     /// Cross-origin rules.
     pub struct Cors {
         /// Origins.
-        allow_origins: Vec<String> = "allowOrigins",
+        allow_origins: Vec<Text> = "allowOrigins",
         /// Whether credentials may travel.
         allow_credentials: Option<bool> = "allowCredentials",
         /// Methods.
-        allow_methods: Vec<String> = "allowMethods",
+        allow_methods: Vec<CorsMethod> = "allowMethods",
         /// Request headers.
         allow_headers: Vec<String> = "allowHeaders",
         /// Response headers that the page may read.
@@ -197,6 +197,29 @@ keywords! {
         /// Something that Gateway API does not know.
         ExtensionRef = "ExtensionRef",
     }
+    /// A method that pages may use.
+    pub enum CorsMethod {
+        /// Any.
+        Any = "*",
+        /// GET.
+        Get = "GET",
+        /// HEAD.
+        Head = "HEAD",
+        /// POST.
+        Post = "POST",
+        /// PUT.
+        Put = "PUT",
+        /// DELETE.
+        Delete = "DELETE",
+        /// CONNECT.
+        Connect = "CONNECT",
+        /// OPTIONS.
+        Options = "OPTIONS",
+        /// TRACE.
+        Trace = "TRACE",
+        /// PATCH.
+        Patch = "PATCH",
+    }
     /// The scheme of a redirect.
     pub enum RedirectScheme {
         /// In plaintext.
@@ -217,6 +240,24 @@ keywords! {
         Http = "HTTP",
         /// Over gRPC.
         Grpc = "GRPC",
+    }
+}
+
+impl CorsMethod {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            CorsMethod::Any => "*",
+            CorsMethod::Get => "GET",
+            CorsMethod::Head => "HEAD",
+            CorsMethod::Post => "POST",
+            CorsMethod::Put => "PUT",
+            CorsMethod::Delete => "DELETE",
+            CorsMethod::Connect => "CONNECT",
+            CorsMethod::Options => "OPTIONS",
+            CorsMethod::Trace => "TRACE",
+            CorsMethod::Patch => "PATCH",
+        }
     }
 }
 
@@ -293,6 +334,9 @@ impl HttpFilter {
             if let Some(modifier) = &rewrite.path {
                 modifier.check(&format!("{path}.path"), d);
             }
+        }
+        if let Some(cors) = &self.cors {
+            cors.check(&format!("{path}.cors"), d);
         }
         if let Some(auth) = &self.external_auth {
             check_reference(&auth.backend_ref, &format!("{path}.externalAuth.backendRef"), d);
@@ -425,6 +469,31 @@ impl PathModifier {
         }
         if other.1.is_some() {
             say(self.span, other.0, "it is for another type".to_owned());
+        }
+    }
+}
+
+impl Cors {
+    fn check(&self, path: &str, d: &mut Decoder<'_>) {
+        for (index, origin) in self.allow_origins.iter().enumerate() {
+            let host = origin.split_once("://").map(|(scheme, rest)| (scheme, rest.strip_prefix("*.").unwrap_or(rest)));
+            let is_host = |host: &str| !host.is_empty() && !host.contains(['/', '*', ' ']);
+            let is_origin = host.is_some_and(|(scheme, host)| matches!(scheme, "http" | "https") && is_host(host));
+            if origin.value != "*" && !is_origin {
+                let message = format!("{} is no origin such as https://a.example or https://*.example", quoted(origin));
+                fault(d, origin.span, format!("{path}.allowOrigins[{index}]"), message);
+            }
+        }
+        for (field, names) in [("allowHeaders", &self.allow_headers), ("exposeHeaders", &self.expose_headers)] {
+            for (index, name) in names.iter().enumerate() {
+                if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+                    let message = format!("{} is not the name of a header", quoted(name));
+                    fault(d, self.span, format!("{path}.{field}[{index}]"), message);
+                }
+            }
+        }
+        if self.max_age == Some(0) {
+            fault(d, self.span, format!("{path}.maxAge"), "less than 1");
         }
     }
 }

@@ -15,6 +15,7 @@ pub(super) const TABLES: Tables = &[
 const NO_HEADERS: &str = "gRPC's xDS clients leave headers as they are";
 const NO_REWRITE: &str = "gRPC's xDS clients leave path and authority as they are";
 const AS_STATUS: &str = "a gRPC client fails the call with the status that the HTTP status maps to";
+const NO_CORS: &str = "no page of a browser calls by gRPC's xDS clients";
 const NO_COPY: &str = "gRPC's xDS clients mirror nothing";
 const NO_QUERY: &str = "a gRPC call has no query";
 const NO_PSEUDO: &str = "gRPC's xDS clients do not match on pseudo headers";
@@ -95,7 +96,12 @@ const HTTP_FILTERS: &[Row] = &[
     http_only("urlRewrite.path.type", NO_REWRITE),
     http_only("urlRewrite.path.replaceFullPath", NO_REWRITE),
     http_only("urlRewrite.path.replacePrefixMatch", NO_REWRITE),
-    both("cors", NotYet("no header of it is added or answered")),
+    http_only("cors.allowOrigins", NO_CORS),
+    http_only("cors.allowCredentials", NO_CORS),
+    http_only("cors.allowMethods", NO_CORS),
+    http_only("cors.allowHeaders", NO_CORS),
+    http_only("cors.exposeHeaders", NO_CORS),
+    http_only("cors.maxAge", NO_CORS),
     both("externalAuth", NotYet(ANSWERED)),
 ];
 

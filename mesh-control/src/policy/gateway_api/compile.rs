@@ -6,12 +6,12 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::filters::{self, authority_of, header_changes};
 use super::references::{References, Unresolved};
 use crate::config::diagnostic::Span;
 use crate::config::file::{Meta, Object};
 use crate::config::gateway_api::filters::{
-    FilterType, GrpcFilter, Header, HeaderModifier, HttpFilter, PathModifier, PathModifierType, Retry as WrittenRetry,
-    Timeouts,
+    FilterType, GrpcFilter, HttpFilter, PathModifier, PathModifierType, Retry as WrittenRetry, Timeouts,
 };
 use crate::config::gateway_api::grpc_route::{GrpcBackendRef, GrpcRoute, GrpcRouteMatch, MethodMatch};
 use crate::config::gateway_api::http_route::{HttpBackendRef, HttpRoute, HttpRouteMatch, HttpRule, PathMatchType};
@@ -19,8 +19,8 @@ use crate::config::gateway_api::{MatchType, ValueMatch, first_of_each};
 use crate::config::support::ObjectKind;
 use crate::policy::retry::default_policy;
 use crate::policy::route::{
-    AbortWith, Action, Backoff, Body, Changes, Condition, Faults, Forward, HeaderChanges, PathRewrite, RedirectTo,
-    Response, Retry, RetryOn, Route, Target, Written,
+    AbortWith, Action, Backoff, Body, Condition, Faults, Forward, HeaderChanges, PathRewrite, RedirectTo, Response,
+    Retry, RetryOn, Route, Target, Written,
 };
 use crate::policy::text::{TextMatch, TextMatches};
 
@@ -273,7 +273,7 @@ impl Compiler<'_> {
                     condition: Condition { path, ..condition.clone() },
                     action,
                     faults: faults.clone(),
-                    cors: None,
+                    cors: filters::cors(way.filters).map(Box::new),
                     headers: header_changes(way.filters),
                     written: Some(written.clone()),
                 };
@@ -481,44 +481,5 @@ fn change_path(action: &mut Action, modifier: &PathModifier, case: &PathCase) {
             };
         }
         _ => {}
-    }
-}
-
-fn header_changes(filters: &[HttpFilter]) -> HeaderChanges {
-    let request = filters.iter().find_map(|filter| filter.request_header_modifier.as_ref());
-    let response = filters.iter().find_map(|filter| filter.response_header_modifier.as_ref());
-    HeaderChanges {
-        request: request.map(changes).unwrap_or_default(),
-        response: response.map(changes).unwrap_or_default(),
-    }
-}
-
-fn is_authority(name: &str) -> bool {
-    name.eq_ignore_ascii_case("host")
-}
-
-/// Setting the header `Host` is a rewrite of the authority, as with a VirtualService.
-fn authority_of(filters: &[HttpFilter]) -> Option<String> {
-    let modifier = filters.iter().find_map(|filter| filter.request_header_modifier.as_ref())?;
-    let mut all = modifier.set.iter().chain(&modifier.add);
-    all.find(|header| is_authority(&header.name)).map(|header| header.value.value.clone())
-}
-
-fn changes(modifier: &HeaderModifier) -> Changes {
-    // Of headers with one name, the first counts. Values are as they are written: `%` means nothing in them.
-    let pairs = |headers: &[Header]| {
-        let mut kept: Vec<(String, String)> = Vec::new();
-        for header in headers.iter().filter(|header| !is_authority(&header.name)) {
-            let name = header.name.to_ascii_lowercase();
-            if kept.iter().all(|(earlier, _)| *earlier != name) {
-                kept.push((name, header.value.replace('%', "%%")));
-            }
-        }
-        kept
-    };
-    Changes {
-        remove: modifier.remove.iter().map(|name| name.to_ascii_lowercase()).collect(),
-        set: pairs(&modifier.set),
-        add: pairs(&modifier.add),
     }
 }

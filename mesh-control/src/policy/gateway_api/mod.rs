@@ -6,6 +6,7 @@
 //! which conditions have an order of their own. Where there are GRPCRoutes, HTTPRoutes for the same port do not count.
 
 mod compile;
+mod filters;
 mod references;
 mod status;
 

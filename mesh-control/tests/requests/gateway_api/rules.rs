@@ -312,3 +312,26 @@ async fn what_is_tried_again_is_what_the_route_says() {
         assert_eq!(world.attempts(), attempts, "{path}");
     }
 }
+
+#[tokio::test]
+async fn pages_of_other_origins_are_told_what_they_may() {
+    let cors = "{allowOrigins: ['https://*.a.example'], allowMethods: [GET, PUT], allowHeaders: [x-a], exposeHeaders: [x-b], allowCredentials: true}";
+    let rules = format!("  - filters: [{{type: CORS, cors: {cors}}}]\n    {V1}");
+    let world = world(&(echo().await + &http_route("cors", "echo", &rules))).await;
+    let ask = async |method: &str, origin: &str| {
+        let request = Request::builder().method(method).uri("http://echo/").header("origin", origin);
+        let request = request.header("access-control-request-method", "PUT");
+        world.ask(request.body(Body::empty()).unwrap()).await.unwrap()
+    };
+    let preflight = ask("OPTIONS", "https://x.a.example").await;
+    let told = ["allow-origin", "allow-methods", "allow-headers", "allow-credentials", "max-age"];
+    let told = told.map(|name| preflight.header(&format!("access-control-{name}")).unwrap_or_default().to_owned());
+    assert_eq!(told, ["https://x.a.example", "GET,PUT", "x-a", "true", "5"]);
+    assert!(preflight.body.is_empty(), "{preflight:?}");
+    let answer = ask("PUT", "https://x.a.example").await;
+    assert_eq!(answer.header("access-control-expose-headers"), Some("x-b"));
+    assert_eq!(who(Ok(answer)), "v1");
+    // Those of others are answered, too, and give no leave.
+    let other = ask("OPTIONS", "https://a.example.evil").await;
+    assert_eq!((other.header("access-control-allow-origin"), other.body.as_str()), (None, ""));
+}
