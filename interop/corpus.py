@@ -13,6 +13,7 @@ KINDS = (
     "ServiceEntry",
     "WorkloadEntry",
     "WorkloadGroup",
+    "Sidecar",
     "Service",
     "PeerAuthentication",
     "RequestAuthentication",

@@ -8,10 +8,11 @@ use mesh_core::identity::SpiffeId;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, quoted};
 use crate::config::file::{Object, Objects};
 use crate::config::istio::authorization::{Condition, Fact, Value, written};
-use crate::config::istio::security::{Action, AuthorizationPolicy, TargetRef, selected};
+use crate::config::istio::security::{Action, AuthorizationPolicy, Rule, TargetRef, selected};
 use crate::config::locate::locate;
 use crate::config::spelling::nearest;
 use crate::policy::Policy;
+use crate::registry::protocol::Protocol;
 use crate::registry::service::Target;
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
@@ -27,11 +28,49 @@ pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnost
             &object.spec.targets(),
         );
         for (index, rule) in object.spec.rules.iter().enumerate() {
+            check_bytes(object, index, rule, &ports, found);
             for (path, condition) in written(rule) {
                 let path = format!("rules[{index}].{path}");
                 check_condition(object, &path, &condition, (&known, &ports), found);
             }
         }
+    }
+}
+
+/// A rule that refuses by what only requests have, for a port that carries none: there it refuses by the rest.
+fn check_bytes(
+    object: &Object<AuthorizationPolicy>,
+    index: usize,
+    rule: &Rule,
+    ports: &TargetPorts,
+    found: &mut Vec<Diagnostic>,
+) {
+    if object.spec.action != Action::Deny {
+        return;
+    }
+    let conditions = written(rule);
+    let is_of_requests = |fact: &Fact| {
+        use Fact::{Claim, Header, Host, Method, Path, RequestPrincipal};
+        matches!(fact, Claim(_) | Header(_) | Host | Method | Path | RequestPrincipal)
+    };
+    let Some((path, _)) = conditions.iter().find(|(_, condition)| is_of_requests(&condition.fact)) else { return };
+    let meant: Vec<u16> = conditions
+        .iter()
+        .filter(|(_, condition)| condition.fact == Fact::Port && !condition.is_negated)
+        .flat_map(|(_, condition)| &condition.values)
+        .filter_map(|value| if let Value::Port(port) = value { Some(*port) } else { None })
+        .collect();
+    let is_meant = |target: &u16| meant.is_empty() || meant.contains(target);
+    let raw = ports.known.iter().find(|port| is_meant(&port.target) && port.carries_bytes);
+    if let Some(KnownPort { target, service, .. }) = raw {
+        let path = format!("rules[{index}].{path}");
+        let message = format!(
+            "port {target} of {service} carries no requests: this is taken to hold there, so that the rule refuses \
+             connections by the rest of it"
+        );
+        let origin = locate(&object.meta.origin, &path);
+        let finding = Diagnostic::at(&origin, Severity::Warning, Code::Ignored, message);
+        found.push(finding.object(object.meta.id()).field(path));
     }
 }
 
@@ -70,8 +109,18 @@ fn check_condition(
 
 /// The ports that the workloads of an object listen on, as far as their services tell.
 pub(super) struct TargetPorts {
-    /// Target ports, with the port and the service that each stands behind; none where any of them is a name.
-    known: Vec<(u16, u16, String)>,
+    /// None where any of them is a name.
+    known: Vec<KnownPort>,
+}
+
+/// A port that workloads listen on.
+struct KnownPort {
+    target: u16,
+    /// The port that it stands behind, and its service.
+    number: u16,
+    service: String,
+    /// Whether what is spoken there is not HTTP.
+    carries_bytes: bool,
 }
 
 impl TargetPorts {
@@ -95,9 +144,12 @@ impl TargetPorts {
         let ports: Option<Vec<_>> = services
             .flat_map(|service| service.ports.iter().map(move |port| (service, port)))
             .map(|(service, port)| match port.target {
-                Target::Number(target) => {
-                    Some((target, port.number, format!("{}/{}", service.namespace, service.name)))
-                }
+                Target::Number(target) => Some(KnownPort {
+                    target,
+                    number: port.number,
+                    service: format!("{}/{}", service.namespace, service.name),
+                    carries_bytes: matches!(port.protocol, Protocol::Tcp | Protocol::Tls | Protocol::Https),
+                }),
                 // It stands for whatever number the workload says.
                 Target::Name(_) => None,
             })
@@ -109,14 +161,14 @@ impl TargetPorts {
     pub(super) fn unknown(&self, port: u16) -> Option<String> {
         /// How many are named.
         const MOST: usize = 5;
-        let targets: BTreeSet<u16> = self.known.iter().map(|(target, ..)| *target).collect();
+        let targets: BTreeSet<u16> = self.known.iter().map(|port| port.target).collect();
         if targets.is_empty() || targets.contains(&port) {
             return None;
         }
         let more = if targets.len() > MOST { ", ..." } else { "" };
         let targets: Vec<String> = targets.iter().take(MOST).map(u16::to_string).collect();
-        let meant = self.known.iter().find(|(_, number, _)| *number == port);
-        let meant = meant.map(|(target, _, service)| {
+        let meant = self.known.iter().find(|known| known.number == port);
+        let meant = meant.map(|KnownPort { target, service, .. }| {
             format!("; did you mean `{target}`, the target port of port {port} of {service}?")
         });
         Some(format!(

@@ -6,18 +6,20 @@ use std::collections::BTreeSet;
 use super::unknown::{entry_of_short_name, nearby, unknown_host};
 use super::{alias_finding, unmet};
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span, quoted};
+use crate::config::extensions::Extensions;
 use crate::config::file::Objects;
-use crate::config::istio::virtual_service::{Destination, HttpDestination};
+use crate::config::istio::virtual_service::{Destination, HttpDestination, HttpRoute};
 use crate::config::locate::locate;
 use crate::config::spelling::nearest;
 use crate::policy::Policy;
 use crate::policy::compile::{self, Rule, Surroundings, authority_in};
-use crate::policy::route::ClusterKey;
+use crate::policy::route::{ClusterKey, Written};
 use crate::policy::traffic::HashedBy;
 use crate::policy::view::View;
 use crate::policy::virtual_services::Entry;
 use crate::registry::Service;
 use crate::registry::host::in_namespace;
+use crate::registry::protocol::Protocol;
 
 pub(super) fn check(objects: &Objects, policy: &Policy, found: &mut Vec<Diagnostic>) {
     for entry in policy.virtual_services.iter() {
@@ -64,6 +66,7 @@ struct Checker<'a> {
 impl Checker<'_> {
     fn check(&mut self) {
         self.check_sticky_split();
+        self.check_connections();
         for rule in &self.entry.rules {
             self.check_rule(rule);
         }
@@ -110,6 +113,78 @@ impl Checker<'_> {
         self.found.push(finding.object(self.entry.meta.id()).field(field));
     }
 
+    /// Rules on connections: where they lead, and whether there is a port that they are for.
+    fn check_connections(&mut self) {
+        let Some(object) = self.entry.object.clone() else { return };
+        let hosts = self.entry.hosts.iter().filter(|host| !host.starts_with('*'));
+        let services: Vec<_> = hosts.map(|host| self.policy.services.find(host, &object.meta.namespace)).collect();
+        let spoken: Option<Vec<Protocol>> = services
+            .iter()
+            .map(|service| Some(service.as_ref()?.1.ports.iter().map(|port| port.protocol)))
+            .collect::<Option<Vec<_>>>()
+            .map(|ports| ports.into_iter().flatten().collect());
+        let of_tls = object.spec.tls.iter().enumerate().map(|(index, rule)| ("tls", index, rule.span, &rule.route));
+        let of_tcp = object.spec.tcp.iter().enumerate().map(|(index, rule)| ("tcp", index, rule.span, &rule.route));
+        for (kind, index, span, route) in of_tls.chain(of_tcp) {
+            let written = Written {
+                object: object.meta.id(),
+                field: format!("{kind}[{index}]").into(),
+                origin: object.meta.origin.at(span),
+            };
+            let rule = Rule {
+                route: HttpRoute::default(),
+                namespace: object.meta.namespace.clone(),
+                written,
+                refused: None,
+                extensions: Extensions::default(),
+            };
+            for (position, to) in route.iter().enumerate() {
+                self.check_destination(&rule, &format!("route[{position}].destination"), &to.destination);
+            }
+            let is_for = |protocol: &Protocol| match (kind, protocol) {
+                (_, Protocol::Unspecified) => true,
+                ("tls", protocol) => matches!(protocol, Protocol::Tls | Protocol::Https),
+                (_, protocol) => !matches!(protocol, Protocol::Tls | Protocol::Https),
+            };
+            if spoken.as_ref().is_some_and(|spoken| !spoken.is_empty() && !spoken.iter().any(is_for)) {
+                let message = match kind {
+                    "tls" => "without effect: it is for ports whose protocol is TLS or HTTPS, and its hosts have none",
+                    _ => "without effect: applications speak TLS to every port of its hosts, for which `tls` is",
+                };
+                self.say(&rule, span, "", Severity::Warning, Code::Ignored, message);
+            }
+        }
+    }
+
+    /// Destinations of one rule that are chosen from by different hashes.
+    fn check_hashes(&mut self, rule: &Rule) {
+        let view = View::of_namespace(&self.entry.meta.namespace);
+        let addressed = self.addressed_ports();
+        let mut by: Vec<HashedBy> = Vec::new();
+        for HttpDestination { destination: to, .. } in &rule.route.route {
+            let host = in_namespace(&to.host, &rule.namespace);
+            let service = self.policy.services.find(&host, &self.entry.meta.namespace);
+            let only = service.and_then(|(_, service)| match service.ports.as_slice() {
+                [only] => Some(only.number),
+                _ => addressed.first().copied(),
+            });
+            let Some(port) = to.port.as_ref().map(|port| port.number.0).or(only) else { continue };
+            let subset = to.subset.as_ref().map_or("", |subset| subset.value.as_str());
+            let key = ClusterKey { host: host.as_str().into(), port, subset: subset.into() };
+            let hashed = self.policy.cluster(key, &view).and_then(|seen| seen.traffic.hashed_by);
+            by.extend(hashed.filter(|hashed| !by.contains(hashed)));
+        }
+        if by.len() > 1 {
+            let by: Vec<String> = by.iter().map(named).collect();
+            let message = format!(
+                "the rules on its destinations hash requests by {}: each request is hashed by all of them, whichever \
+                 destination it goes to",
+                by.join(", and by ")
+            );
+            self.say(rule, rule.route.span, "route", Severity::Warning, Code::Conflict, message);
+        }
+    }
+
     fn check_rule(&mut self, rule: &Rule) {
         for (field, why) in unmet::in_rule(&rule.route, &self.addressed_ports()) {
             self.say(rule, rule.route.span, &field, Severity::Warning, Code::Ignored, why);
@@ -117,6 +192,9 @@ impl Checker<'_> {
         let several = rule.route.route.len() > 1;
         let weight_of = |destination: &HttpDestination| destination.weight.as_ref().map_or(0, |weight| weight.value);
         let is_split = rule.route.route.iter().filter(|destination| weight_of(destination) > 0).count() > 1;
+        if is_split {
+            self.check_hashes(rule);
+        }
         let mut before = Vec::new();
         for (index, destination) in rule.route.route.iter().enumerate() {
             let weight = weight_of(destination);
@@ -251,6 +329,16 @@ impl Checker<'_> {
         };
         let finding = Diagnostic::at(&written.origin.at(span), severity, code, message);
         self.found.push(finding.object(written.object.clone()).field(path));
+    }
+}
+
+/// What requests are hashed by, in the words of a DestinationRule.
+fn named(by: &HashedBy) -> String {
+    match by {
+        HashedBy::Header(name) => format!("the header {name}"),
+        HashedBy::Cookie { name, .. } => format!("the cookie {name}"),
+        HashedBy::SourceAddress => "the address of the client".to_owned(),
+        HashedBy::Query(name) => format!("the query parameter {name}"),
     }
 }
 

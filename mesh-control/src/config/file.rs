@@ -25,6 +25,7 @@ use super::istio::names::export_faults;
 use super::istio::security::{AuthorizationPolicy, DRY_RUN, PeerAuthentication, RequestAuthentication};
 use super::istio::service::{self, EXPORT_TO, Service, exported_to};
 use super::istio::service_entry::ServiceEntry;
+use super::istio::sidecar::Sidecar;
 use super::istio::virtual_service::VirtualService;
 use super::istio::workload_entry::WorkloadEntry;
 use super::istio::workload_group::WorkloadGroup;
@@ -148,6 +149,8 @@ objects! {
     workload_entries: WorkloadEntry,
     /// WorkloadGroups.
     workload_groups: WorkloadGroup,
+    /// Sidecars.
+    sidecars: Sidecar,
     /// Services.
     services: Service,
     /// PeerAuthentications.
@@ -320,6 +323,9 @@ impl Reader<'_> {
         };
         let class = classify(api_version_text, kind);
         d.object(loose_id(document, kind));
+        if !matches!(class, Class::Read(_) | Class::List | Class::UnknownVersion(..) | Class::Mistyped(_)) {
+            idle_extensions(document, kind, d);
+        }
         match class {
             Class::Read(kind) => match read_object(document, kind, self.source, d) {
                 Some(item) if !d.is_rejected() => self.items.push(item),
@@ -445,6 +451,18 @@ impl Reader<'_> {
     }
 }
 
+/// Settings of our own on an object of a kind that has none.
+fn idle_extensions(document: &Node, kind: &str, d: &mut Decoder<'_>) {
+    let annotations = document.get("metadata").and_then(|node| node.get("annotations"));
+    for (key, _) in annotations.map(Node::entries).unwrap_or_default() {
+        if key.name.starts_with(extensions::PREFIX) {
+            let message = format!("without effect: no setting of a {} is read from it", quoted(kind));
+            let field = format!("metadata.annotations.{}", quoted(&key.name).trim_matches('`'));
+            d.report_at(key.span, field, Severity::Warning, Code::Ignored, message);
+        }
+    }
+}
+
 /// Settings of one workload's proxy, as an annotation.
 const PROXY_CONFIG: &str = "proxy.istio.io/config";
 
@@ -493,6 +511,7 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
             Item::WorkloadEntry(read_spec(meta, spec, d, |entry: &WorkloadEntry, d| entry.check("", d))?)
         }
         ObjectKind::WorkloadGroup => Item::WorkloadGroup(read_spec(meta, spec, d, WorkloadGroup::check)?),
+        ObjectKind::Sidecar => Item::Sidecar(read_spec(meta, spec, d, Sidecar::check)?),
         ObjectKind::Service => Item::Service(read_spec(meta, spec, d, Service::check)?),
         ObjectKind::PeerAuthentication => {
             Item::PeerAuthentication(read_spec(meta, spec, d, PeerAuthentication::check)?)

@@ -18,6 +18,7 @@ pub mod paths;
 pub mod retry;
 pub mod route;
 pub mod security;
+pub mod sidecars;
 pub mod split;
 pub mod text;
 pub mod tokens;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 use mesh_core::identity::TrustDomain;
 
 use crate::config::extensions as config;
+use crate::config::istio::virtual_service::Subnet;
 use crate::config::{Diagnostic, Objects};
 use crate::registry::host::{candidates, split_port};
 use crate::registry::protocol::Protocol;
@@ -49,6 +51,7 @@ use route::{
     Target,
 };
 use security::Security;
+use sidecars::{Scope, Sidecars, Sight};
 use traffic::{HashedBy, Roots, Tls, TrafficPolicy};
 use view::View;
 use virtual_services::VirtualServices;
@@ -64,6 +67,8 @@ pub struct Policy {
     pub gateway_routes: GatewayRoutes,
     /// The rules on how to call.
     pub destination_rules: DestinationRules,
+    /// What clients see.
+    pub sidecars: Sidecars,
     /// What becomes of calls to hosts that none of them describes.
     pub outbound: OutboundTrafficPolicy,
     /// What servers make of the paths of their requests.
@@ -132,12 +137,15 @@ impl Policy {
             [Some(host.into()), real].into_iter().flatten().map(move |host| (host, subset.clone()))
         });
         let destinations = destinations.chain(gateway_routes.destinations()).collect();
+        let (sidecars, conflicts) = Sidecars::new(&objects.sidecars, &mesh.fixed.root_namespace);
+        found.extend(conflicts);
         let security = Security::new(objects, &mesh);
         let policy = Policy {
             services,
             virtual_services,
             gateway_routes,
             destination_rules,
+            sidecars,
             outbound: mesh.outbound,
             paths: mesh.paths,
             mesh,
@@ -151,12 +159,34 @@ impl Policy {
 
     /// A client, reduced to what can change what it is told.
     pub fn view(&self, namespace: &Arc<str>, labels: &BTreeMap<String, String>) -> View {
+        let sidecar = self.sidecars.of(namespace, labels);
         if self.label_keys.is_empty() {
-            return View { namespace: namespace.clone(), labels: Arc::default() };
+            return View { namespace: namespace.clone(), labels: Arc::default(), sidecar };
         }
         let kept = labels.iter().filter(|(key, _)| self.label_keys.contains(*key));
         let labels = kept.map(|(key, value)| (key.clone(), value.clone())).collect();
-        View { namespace: namespace.clone(), labels: Arc::new(labels) }
+        View { namespace: namespace.clone(), labels: Arc::new(labels), sidecar }
+    }
+
+    /// What the Sidecar of a client says, where one is for it.
+    pub fn scope(&self, view: &View) -> Option<&Scope> {
+        self.sidecars.get(view.sidecar?)
+    }
+
+    /// What a client sees of objects that rule hosts.
+    fn sight<'a>(&'a self, view: &'a View) -> Sight<'a> {
+        Sight { namespace: &view.namespace, scope: self.scope(view) }
+    }
+
+    /// Whether a client's Sidecar has this host: as a service, or as what only a rule names.
+    fn is_imported(&self, host: &str, view: &View) -> bool {
+        let Some(scope) = self.scope(view) else { return true };
+        if let Some((_, service)) = self.services.find(host, &view.namespace) {
+            return scope.imports(&service.namespace, host);
+        }
+        // Rules that are not seen are not found; without any, nobody says anything of the host.
+        self.virtual_services.find(host, &view.namespace).is_none()
+            || self.virtual_services.find(host, self.sight(view)).is_some()
     }
 
     /// What a client means by a target as the application wrote it, `host:port` or `host`.
@@ -167,7 +197,10 @@ impl Policy {
     /// stands for. Without a port, it is 80 or else the service's only port.
     pub fn resolve(&self, target: &str, view: &View) -> Option<Address> {
         let (host, port) = split_port(target)?;
-        let names = candidates(host, &view.namespace);
+        let of_address = self.of_address(host, view);
+        let host = of_address.as_deref().unwrap_or(host);
+        let mut names = candidates(host, &view.namespace);
+        names.retain(|name| self.is_imported(name, view));
         let is_refused = |name: &str| self.services.refused(name, &view.namespace).is_some();
         let has_rules = |name: &str| {
             let address = Address { host: name.into(), port: port.unwrap_or(80) };
@@ -176,9 +209,9 @@ impl Policy {
         let exact = names.iter().find(|name| {
             self.services.exact(name, &view.namespace).is_some()
                 || is_refused(name)
-                || self.virtual_services.names_exactly(name, &view.namespace) && has_rules(name)
+                || self.virtual_services.names_exactly(name, self.sight(view)) && has_rules(name)
         });
-        let named = || names.iter().filter(|name| self.virtual_services.names(name, &view.namespace));
+        let named = || names.iter().filter(|name| self.virtual_services.names(name, self.sight(view)));
         let ruled = || named().find(|name| has_rules(name));
         let covered = || names.iter().find(|name| self.services.find(name, &view.namespace).is_some());
         let host = exact.or_else(ruled).or_else(covered).or_else(|| named().next())?;
@@ -208,6 +241,11 @@ impl Policy {
                 _ => format!("ports {}", numbers.join(", ")),
             }
         };
+        if let Some(host) = self.is_left_out(target, view)
+            && let Some(scope) = self.scope(view)
+        {
+            return Some(format!("{} does not have {host} among the hosts of its egress", scope.object.meta.id()));
+        }
         let (host, port) = split_port(target)?;
         let names = candidates(host, &view.namespace);
         if let Some((_, service)) = names.iter().find_map(|name| self.services.find(name, &view.namespace)) {
@@ -242,7 +280,7 @@ impl Policy {
             || self.closed_alias(&address.host, view).is_some()
             || self.has_cluster(address, view)
             || self.services.find(&address.host, &view.namespace).is_none()
-                && self.virtual_services.names(&address.host, &view.namespace)
+                && self.virtual_services.names(&address.host, self.sight(view))
     }
 
     /// The routes of an address: those of the rules in force for it, or the one to the service itself. Rules that are all
@@ -285,7 +323,7 @@ impl Policy {
         let of_service = self.service_port(&address.host, address.port, view);
         let key = ClusterKey { host: address.host.clone(), port: address.port, subset: "".into() };
         let is_refused = self.refusal(&key, view).is_some();
-        let entry = self.virtual_services.find(&address.host, &view.namespace);
+        let entry = self.virtual_services.find(&address.host, self.sight(view));
         let protocol = of_service.as_ref().map(|(_, _, port)| port.protocol);
         let is_tls = match protocol {
             Some(Protocol::Unspecified) | None => None,
@@ -314,8 +352,19 @@ impl Policy {
     }
 
     /// The addresses that are known of an address: itself, where it is one.
-    fn addresses_of(&self, address: &Address, _view: &View) -> Vec<IpAddr> {
-        address.host.parse().ok().into_iter().collect()
+    fn addresses_of(&self, address: &Address, view: &View) -> Vec<IpAddr> {
+        let service = self.services.find(&address.host, &view.namespace).map(|(_, service)| service);
+        let of_service = service.iter().flat_map(|service| &service.addresses).filter_map(Subnet::address);
+        address.host.parse().ok().into_iter().chain(of_service).collect()
+    }
+
+    /// The host of the service that a client means by an address, unless something has it as its own host.
+    fn of_address(&self, host: &str, view: &View) -> Option<Arc<str>> {
+        let address: IpAddr = host.parse().ok()?;
+        let is_host = self.services.exact(host, &view.namespace).is_some()
+            || self.virtual_services.names_exactly(host, self.sight(view));
+        let service = (!is_host).then(|| self.services.of_address(address, &view.namespace)).flatten()?;
+        Some(Arc::clone(&service.host))
     }
 
     /// What the rules on a route's destinations want its requests to be hashed by.
@@ -383,7 +432,7 @@ impl Policy {
 
     fn of_virtual_service(&self, host: &str, port: u16, view: &View) -> Vec<Route> {
         let service_of = |host: &str| self.ports_of(host, view);
-        let entry = self.virtual_services.find(host, &view.namespace);
+        let entry = self.virtual_services.find(host, self.sight(view));
         let around = Surroundings { service_of: &service_of, default_retry: self.mesh.retry.as_ref() };
         entry.map(|entry| compile::routes(&entry.rules, view, port, &around)).unwrap_or_default()
     }
@@ -424,6 +473,7 @@ impl Policy {
     pub fn addresses(&self, view: &View) -> BTreeSet<Address> {
         let is_exact = |host: &str| !host.starts_with('*');
         let services = self.services.iter().map(|(_, service)| &service.host).filter(|host| is_exact(host));
+        let services = services.filter(|host| self.is_imported(host, view));
         let visible = services.filter_map(|host| self.services.exact(host, &view.namespace));
         let mut addresses: BTreeSet<Address> = visible
             .flat_map(|(_, service)| {
@@ -432,7 +482,8 @@ impl Policy {
             .collect();
         let ruled = self.virtual_services.iter().flat_map(|entry| &entry.hosts).filter(|host| is_exact(host));
         let ruled = ruled.map(|host| Address { host: host.as_str().into(), port: 80 });
-        addresses.extend(ruled.filter(|address| self.exists(address, view)));
+        let is_seen = |address: &Address| self.exists(address, view) && self.is_imported(&address.host, view);
+        addresses.extend(ruled.filter(is_seen));
         addresses
     }
 
@@ -456,7 +507,8 @@ impl Policy {
 
     /// Why a host that only an alias speaks of is not called, where no undescribed host is.
     fn closed_alias(&self, host: &str, view: &View) -> Option<Arc<str>> {
-        if self.outbound == OutboundTrafficPolicy::AllowAny || self.services.find(host, &view.namespace).is_some() {
+        if self.outbound(view) == OutboundTrafficPolicy::AllowAny || self.services.find(host, &view.namespace).is_some()
+        {
             return None;
         }
         let (_, alias) = self.services.alias_of(host, &view.namespace)?;

@@ -1,6 +1,7 @@
 //! Hosts that nothing describes: whether clients may call them (Istio's `outboundTrafficPolicy`).
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::Policy;
 use super::view::View;
@@ -20,7 +21,22 @@ impl Policy {
     /// Whether a call to this target, `host:port`, passes by all that is configured. A name that any object has something
     /// to say of does not, whoever may see that object, whatever its ports are, and whether or not it is right.
     pub fn passes_by(&self, target: &str, view: &View) -> bool {
-        self.outbound == OutboundTrafficPolicy::AllowAny && self.is_undescribed(target, view)
+        self.outbound(view) == OutboundTrafficPolicy::AllowAny
+            && (self.is_undescribed(target, view) || self.is_left_out(target, view).is_some())
+    }
+
+    /// What becomes of a client's calls to hosts that nothing describes.
+    pub fn outbound(&self, view: &View) -> OutboundTrafficPolicy {
+        self.scope(view).and_then(|scope| scope.outbound).unwrap_or(self.outbound)
+    }
+
+    /// The host of a target that a client would see, were it not for its Sidecar.
+    pub fn is_left_out(&self, target: &str, view: &View) -> Option<Arc<str>> {
+        self.scope(view)?;
+        let without = View { sidecar: None, ..view.clone() };
+        let meant = self.resolve(target, &without)?.host;
+        let is_refused = self.services.refused(&meant, &view.namespace).is_some();
+        (!is_refused && self.resolve(target, view).is_none()).then_some(meant)
     }
 
     /// Whether no object speaks of this target.

@@ -10,11 +10,13 @@ pub struct View {
     pub namespace: Arc<str>,
     /// Its labels that some rule asks for.
     pub labels: Arc<BTreeMap<String, String>>,
+    /// The Sidecar that is for it, by its place among all.
+    pub sidecar: Option<usize>,
 }
 
 impl View {
-    /// A client of this namespace without labels.
+    /// A client of this namespace without labels, for whom no Sidecar is.
     pub fn of_namespace(namespace: &str) -> View {
-        View { namespace: namespace.into(), labels: Arc::default() }
+        View { namespace: namespace.into(), labels: Arc::default(), sidecar: None }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::compile::Rule;
 use super::delegate;
 use super::route::Written;
+use super::sidecars::Sight;
 use crate::config::extensions::Extensions;
 use crate::config::file::{Governs, Meta, Object, Refused};
 use crate::config::istio::virtual_service::{Destination, HttpRoute, VirtualService, is_for_mesh};
@@ -103,17 +104,18 @@ impl VirtualServices {
     /// The one in force for a full host name: that of the most specific host; of equals, what only the
     /// client's namespace sees goes before what is exported to it by name, and that before what all see;
     /// then the oldest, then by name.
-    pub fn find(&self, host: &str, client_namespace: &str) -> Option<&Arc<Entry>> {
-        let exact = self.exact.get(host).and_then(|indexes| self.best(indexes, client_namespace));
+    pub fn find<'a>(&self, host: &str, client: impl Into<Sight<'a>>) -> Option<&Arc<Entry>> {
+        let client = client.into();
+        let exact = self.exact.get(host).and_then(|indexes| self.best(indexes, host, client));
         exact.or_else(|| {
             let mut covering = self.wildcards.iter().filter(|(pattern, _)| covers(pattern, host));
-            covering.find_map(|(_, indexes)| self.best(indexes, client_namespace))
+            covering.find_map(|(_, indexes)| self.best(indexes, host, client))
         })
     }
 
     /// Whether some object has exactly this host.
-    pub fn names_exactly(&self, host: &str, client_namespace: &str) -> bool {
-        self.exact.get(host).and_then(|indexes| self.best(indexes, client_namespace)).is_some()
+    pub fn names_exactly(&self, host: &str, client: Sight<'_>) -> bool {
+        self.exact.get(host).and_then(|indexes| self.best(indexes, host, client)).is_some()
     }
 
     /// Host and subset of every destination, and the namespace of the rule.
@@ -139,8 +141,8 @@ impl VirtualServices {
     }
 
     /// Whether some object names this host, and not merely everything.
-    pub fn names(&self, host: &str, client_namespace: &str) -> bool {
-        self.find(host, client_namespace)
+    pub fn names<'a>(&self, host: &str, client: impl Into<Sight<'a>>) -> bool {
+        self.find(host, client)
             .is_some_and(|entry| entry.hosts.iter().any(|pattern| pattern != "*" && covers(pattern, host)))
     }
 
@@ -154,13 +156,13 @@ impl VirtualServices {
         self.entries.iter()
     }
 
-    fn best(&self, indexes: &[usize], client_namespace: &str) -> Option<&Arc<Entry>> {
+    fn best(&self, indexes: &[usize], host: &str, client: Sight<'_>) -> Option<&Arc<Entry>> {
         indexes
             .iter()
             .filter_map(|index| self.entries.get(*index))
-            .filter(|entry| entry.visibility.includes(client_namespace))
+            .filter(|entry| entry.visibility.includes(client.namespace) && client.imports(&entry.meta.namespace, host))
             .min_by_key(|entry| match &entry.visibility {
-                Visibility::Namespaces(_) if *entry.meta.namespace == *client_namespace => 0,
+                Visibility::Namespaces(_) if *entry.meta.namespace == *client.namespace => 0,
                 Visibility::Namespaces(_) => 1,
                 Visibility::All => 2,
             })

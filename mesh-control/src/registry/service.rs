@@ -13,6 +13,7 @@ use crate::config::Origin;
 use crate::config::file::{Meta, Object};
 use crate::config::istio::service::{self, Session, TargetPort};
 use crate::config::istio::service_entry::{self, ServiceEntry};
+use crate::config::istio::virtual_service::Subnet;
 use crate::config::istio::workload_entry::WorkloadEntry;
 use crate::config::support::ObjectKind;
 
@@ -199,6 +200,8 @@ pub struct Service {
     pub name: Arc<str>,
     /// Its namespace.
     pub namespace: Arc<str>,
+    /// Addresses that stand for it, whoever answers there.
+    pub addresses: Vec<Subnet>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
     /// How its endpoints are found.
@@ -254,6 +257,7 @@ impl Service {
             .extend(endpoints.map(|endpoint| WrittenEndpoint { of_ports: Some(new_numbers.clone()), ..endpoint }));
         self.peers.extend(other.peers.iter().cloned());
         self.names.extend(other.names.iter().cloned());
+        self.addresses.extend(other.addresses.iter().copied());
         let both = both.into_iter().map(|port| port.number).collect();
         self.ports.extend(new.into_iter().cloned());
         Some(both)
@@ -307,6 +311,7 @@ pub fn of_service(object: &Object<service::Service>) -> Service {
         host: service_host(&meta.name, &meta.namespace).into(),
         name: meta.name.clone(),
         namespace: meta.namespace.clone(),
+        addresses: Vec::new(),
         // Those of an alias are those of the real host.
         ports: ports.filter(|_| external.is_none()).collect(),
         discovery: if external.is_some() { Discovery::Dns } else { Discovery::Registry },
@@ -370,6 +375,11 @@ pub fn of_entry(object: &Object<ServiceEntry>, domain: &TrustDomain) -> Vec<Serv
                 host,
                 name: meta.name.clone(),
                 namespace: meta.namespace.clone(),
+                addresses: match discovery {
+                    // Calls go to the address that they ask for.
+                    Discovery::Passthrough => Vec::new(),
+                    _ => spec.addresses.iter().filter_map(|text| Subnet::parse(text)).collect(),
+                },
                 ports: ports.clone(),
                 discovery,
                 alias: None,

@@ -11,6 +11,7 @@ use super::protocol::Protocol;
 use super::service::{self, Service, ServicePort, Target, Visibility, WrittenEndpoint};
 use super::workload::{self, Workload};
 use crate::config::file::{Governs, Object, Objects, Refused};
+use crate::config::istio::virtual_service::Subnet;
 use crate::config::istio::workload_entry::WorkloadEntry;
 use crate::config::istio::workload_group::WorkloadGroup;
 use crate::config::support::ObjectKind;
@@ -65,6 +66,8 @@ pub struct Services {
     by_name: HashMap<Arc<str>, Vec<ServiceId>>,
     /// The longest suffix first.
     wildcards: Vec<(Arc<str>, Vec<ServiceId>)>,
+    /// Those that have addresses.
+    addressed: Vec<ServiceId>,
     /// Aliases, by the host that they stand for.
     aliases: HashMap<Arc<str>, Vec<ServiceId>>,
     /// Services that take registrations, by namespace and the first label of their selector.
@@ -109,6 +112,8 @@ impl Services {
             }
         }
         services.wildcards.sort_by(|a, b| (b.0.len(), &a.0).cmp(&(a.0.len(), &b.0)));
+        let addressed = services.iter().filter(|(_, service)| !service.addresses.is_empty()).map(|(id, _)| id);
+        services.addressed = addressed.collect();
         let entries = entries_by_namespace(objects);
         services.selected = services.all.iter().map(|service| selected(service, &entries, domain)).collect();
         for group in &objects.workload_groups {
@@ -189,6 +194,21 @@ impl Services {
             services.sort_by(|a, b| a.rank("").cmp(&b.rank("")));
             services
         })
+    }
+
+    /// The service that an address stands for, to a client of this namespace: of several, the one of the smallest subnet.
+    pub fn of_address(&self, address: IpAddr, client_namespace: &str) -> Option<&Arc<Service>> {
+        let seen = self.addressed.iter().filter_map(|id| self.get(*id));
+        let seen =
+            seen.filter(|service| service.visibility.includes(client_namespace) && !service.host.starts_with('*'));
+        let covering = seen.filter_map(|service| {
+            let subnets = service.addresses.iter().filter(|subnet| subnet.contains(address));
+            Some((subnets.map(Subnet::bits).max()?, service))
+        });
+        let best = covering.min_by(|(a, one), (b, other)| {
+            b.cmp(a).then_with(|| one.rank(client_namespace).cmp(&other.rank(client_namespace)))
+        });
+        best.map(|(_, service)| service)
     }
 
     /// The service that answers to this full host name, exactly or by its wildcard.

@@ -312,7 +312,7 @@ impl Asked {
         for service in self.plane.services() {
             hosts.entry(service.host).or_default().extend(service.ports.iter().map(|port| port.number));
         }
-        for host in ["a.web.example.com", "b.dns.example.com", "changed"] {
+        for host in ["a.web.example.com", "b.dns.example.com", "240.0.0.1", "changed"] {
             hosts.entry(host.to_owned()).or_default().extend(PORTS);
         }
         let inbound = "xds.istio.io/grpc/lds/inbound/";

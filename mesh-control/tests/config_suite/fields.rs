@@ -15,6 +15,7 @@ use mesh_control::config::istio::mesh_config::MeshConfig;
 use mesh_control::config::istio::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use mesh_control::config::istio::service::Service;
 use mesh_control::config::istio::service_entry::ServiceEntry;
+use mesh_control::config::istio::sidecar::Sidecar;
 use mesh_control::config::istio::virtual_service::VirtualService;
 use mesh_control::config::istio::workload_entry::WorkloadEntry;
 use mesh_control::config::istio::workload_group::WorkloadGroup;
@@ -32,6 +33,7 @@ fn typed(kind: ObjectKind) -> Vec<String> {
         ObjectKind::ServiceEntry => ServiceEntry::fields("", &mut out),
         ObjectKind::WorkloadEntry => WorkloadEntry::fields("", &mut out),
         ObjectKind::WorkloadGroup => WorkloadGroup::fields("", &mut out),
+        ObjectKind::Sidecar => Sidecar::fields("", &mut out),
         ObjectKind::Service => Service::fields("", &mut out),
         ObjectKind::PeerAuthentication => PeerAuthentication::fields("", &mut out),
         ObjectKind::RequestAuthentication => RequestAuthentication::fields("", &mut out),

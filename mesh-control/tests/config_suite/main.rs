@@ -1,5 +1,6 @@
 //! Configuration, registry, policy and rendering from the outside: YAML in, xDS out.
 
+mod beside;
 mod calling;
 mod cross;
 mod determinism;
@@ -18,6 +19,7 @@ mod resilience;
 mod resilience_groups;
 mod robust;
 mod routing;
+mod routing_page;
 mod scale;
 mod sidecar;
 mod support;

@@ -45,7 +45,7 @@ const KINDS: [(ObjectKind, &str, &str); 3] = [
 const ABOVE: &[(ObjectKind, &str)] = &[(DestinationRule, "trafficPolicy.tls")];
 
 /// Values of which the table of support reports something.
-const SAMPLES: &[(ObjectKind, &str, &str)] = &[
+pub(crate) const SAMPLES: &[(ObjectKind, &str, &str)] = &[
     (DestinationRule, "trafficPolicy.loadBalancer.simple", "PASSTHROUGH"),
     (DestinationRule, "trafficPolicy.loadBalancer.simple", "RANDOM"),
     (DestinationRule, "trafficPolicy.tls", "{mode: ISTIO_MUTUAL}"),
@@ -164,7 +164,12 @@ fn group(kind: ObjectKind, field: &str) -> Option<&'static Group> {
 }
 
 /// What the table of support reports of a field whatever its value, or of the samples of it.
-fn reported(kind: ObjectKind, field: &str, judge: fn(&Node) -> Option<String>) -> String {
+pub(crate) fn reported(
+    kind: ObjectKind,
+    field: &str,
+    samples: &[(ObjectKind, &str, &str)],
+    judge: fn(&Node) -> Option<String>,
+) -> String {
     let judged = |sample: &str| {
         let text = format!("value: {sample}");
         let parsed = node::parse(&Source { name: "sample".into(), text: text.into() }).unwrap();
@@ -173,7 +178,7 @@ fn reported(kind: ObjectKind, field: &str, judge: fn(&Node) -> Option<String>) -
     if let Some(said) = judged("null") {
         return said;
     }
-    let of_field = SAMPLES.iter().filter(|(of, path, _)| *of == kind && *path == field);
+    let of_field = samples.iter().filter(|(of, path, _)| *of == kind && *path == field);
     let said: Vec<String> = of_field
         .filter_map(|(_, _, sample)| {
             let said = judged(sample)?;
@@ -190,7 +195,7 @@ fn library(kind: ObjectKind, field: &str, row: &Row) -> String {
     match row.library {
         Support::Enforced => "honoured".to_owned(),
         Support::NotYet(reason) => format!("reported: {reason}"),
-        Support::Partly(judge) => format!("honoured; reported: {}", reported(kind, field, judge)),
+        Support::Partly(judge) => format!("honoured; reported: {}", reported(kind, field, SAMPLES, judge)),
         ref other => panic!("{} {field}: say in ELSEWHERE that it is about something else: {other:?}", kind.name()),
     }
 }
@@ -200,7 +205,7 @@ fn grpc(kind: ObjectKind, field: &str, row: &Row) -> String {
         Support::Enforced => "yes".to_owned(),
         Support::NotYet(_) if matches!(row.library, Support::NotYet(_)) => "no".to_owned(),
         Support::NotYet(instead) => format!("no: {instead}"),
-        Support::Partly(judge) => format!("in part: {}", reported(kind, field, judge)),
+        Support::Partly(judge) => format!("in part: {}", reported(kind, field, SAMPLES, judge)),
         Support::Indifferent => "they have no need of it".to_owned(),
         ref other => panic!("{} {field}: {other:?}", kind.name()),
     }
@@ -208,7 +213,7 @@ fn grpc(kind: ObjectKind, field: &str, row: &Row) -> String {
 
 /// The tests that were named, by their numbers.
 #[derive(Default)]
-struct Tests(Vec<Test>);
+pub(crate) struct Tests(Vec<Test>);
 
 impl Tests {
     fn face(&mut self, what: &str, face: Face) -> String {
@@ -224,7 +229,15 @@ impl Tests {
         text
     }
 
-    fn numbers(&mut self, what: &str, tests: &[Test]) -> String {
+    /// The part of a page that names them.
+    pub(crate) fn list(&self) -> String {
+        let tests = self.0.iter().enumerate();
+        let lines: String =
+            tests.map(|(number, (file, name))| format!("{}. `{name}` in [{file}](../{file})\n", number + 1)).collect();
+        format!("\n## Tests\n\n{lines}")
+    }
+
+    pub(crate) fn numbers(&mut self, what: &str, tests: &[Test]) -> String {
         assert!(!tests.is_empty(), "{what}: no test is named: is it `Untested`?");
         let numbers: Vec<String> = tests
             .iter()
@@ -292,28 +305,28 @@ fn page() -> String {
             assert!(lines.contains(&(group.kind, (*field).to_owned())), "{} has no field {field}", group.kind.name());
         }
     }
-    page += "\n## Tests\n\n";
-    for (number, (file, name)) in tests.0.iter().enumerate() {
-        _ = writeln!(page, "{}. `{name}` in [{file}](../{file})", number + 1);
-    }
-    page
+    page + &tests.list()
 }
 
-#[test]
+/// Holds a page to what the tables say, or writes it where that is asked for.
 #[expect(clippy::disallowed_methods, reason = "a test, which writes the page where it is told to")]
-fn the_page_on_resilience_has_every_field_and_says_what_each_face_does_and_which_test_shows_it() {
-    let page = page();
-    let path = root().join("docs/resilience.md");
+pub(crate) fn assert_page(path: &str, page: &str, test: &str) {
+    let file = root().join(path);
     if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(&path, &page).unwrap();
+        std::fs::write(&file, page).unwrap();
     }
-    let is = std::fs::read_to_string(&path).unwrap_or_default();
+    let is = std::fs::read_to_string(&file).unwrap_or_default();
     let differing = page.lines().zip(is.lines()).find(|(wanted, is)| wanted != is);
     assert!(
         page == is,
-        "docs/resilience.md is not what the tables say: UPDATE_DOCS=1 cargo test -p mesh-control --test config_suite \
-         resilience writes it. First difference: {differing:#?}"
+        "{path} is not what the tables say: UPDATE_DOCS=1 cargo test -p mesh-control --test config_suite {test} writes it. \
+         First difference: {differing:#?}"
     );
+}
+
+#[test]
+fn the_page_on_resilience_has_every_field_and_says_what_each_face_does_and_which_test_shows_it() {
+    assert_page("docs/resilience.md", &page(), "resilience");
 }
 
 /// What says the same of a field wherever a traffic policy stands may be told once.

@@ -268,3 +268,29 @@ async fn a_connection_goes_on_for_a_while_where_its_rule_leads_elsewhere_by_now_
     let took = begun.elapsed().as_secs();
     assert!((40..=50).contains(&took), "{took} s");
 }
+
+#[tokio::test]
+async fn who_asks_for_an_address_of_a_service_reaches_the_service() {
+    let services = services().await.replacen(
+        "  resolution: STATIC\n",
+        "  resolution: STATIC\n  addresses: [192.0.2.9, 198.51.100.0/24]\n",
+        1,
+    );
+    let world = World::new(&services).await;
+    for address in ["192.0.2.9", "198.51.100.7"] {
+        assert_eq!(reached(&world, To(address, 5432, None)).await, "v1 v2", "{address}");
+    }
+    // What the service is at, a condition on subnets is told of.
+    let to_v2 = "route: [{destination: {host: db.example.com, subset: v2}}]";
+    for (subnet, expected) in [("192.0.2.0/24", "v2"), ("203.0.113.0/24", "v1 v2")] {
+        let rules = rules(&format!("tcp: [{{match: [{{destinationSubnets: [{subnet}]}}], {to_v2}}}]"))
+            .replace(", 192.0.2.7]", "]");
+        let world = World::new(&format!("{services}{rules}")).await;
+        assert_eq!(reached(&world, DB).await, expected, "{subnet}");
+        assert_eq!(reached(&world, To("192.0.2.9", 5432, None)).await, expected, "{subnet}");
+    }
+    // An address that another object has as its host is that one's.
+    let own = rules(&format!("tcp: [{{{to_v2}}}]")).replace("192.0.2.7", "192.0.2.9");
+    let world = World::new(&format!("{services}{own}")).await;
+    assert_eq!(reached(&world, To("192.0.2.9", 5432, None)).await, "v2");
+}

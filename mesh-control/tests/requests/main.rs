@@ -17,6 +17,7 @@ mod outliers;
 mod retries;
 mod rules;
 mod sessions;
+mod sidecars;
 mod sticky_splits;
 mod support;
 mod table;

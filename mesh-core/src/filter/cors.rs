@@ -199,10 +199,7 @@ mod tests {
             CorsPolicy { allow_methods: star(), allow_headers: star(), ..CorsPolicy::for_origins(vec![exact("*")]) };
         let expected = "allow-headers: x-a,x-b, allow-methods: PUT, allow-origin: https://a.example";
         assert_eq!(pass(&open, "OPTIONS", PREFLIGHT), (true, expected.to_owned()));
-        assert_eq!(
-            pass(&open, "OPTIONS", PREFLIGHT.get(..2).unwrap()).1,
-            "allow-methods: PUT, allow-origin: https://a.example"
-        );
+        assert_eq!(pass(&open, "OPTIONS", &PREFLIGHT[..2]).1, "allow-methods: PUT, allow-origin: https://a.example");
         for (test, is_allowed) in [
             (StringTest::Prefix { value: "https://a.".into(), ignore_case: false }, true),
             (StringTest::Prefix { value: "https://b.".into(), ignore_case: false }, false),

@@ -25,12 +25,13 @@ pub(super) enum Class {
     UnknownKind,
 }
 
-const NETWORKING_KINDS: [(&str, ObjectKind); 5] = [
+const NETWORKING_KINDS: [(&str, ObjectKind); 6] = [
     ("VirtualService", ObjectKind::VirtualService),
     ("DestinationRule", ObjectKind::DestinationRule),
     ("ServiceEntry", ObjectKind::ServiceEntry),
     ("WorkloadEntry", ObjectKind::WorkloadEntry),
     ("WorkloadGroup", ObjectKind::WorkloadGroup),
+    ("Sidecar", ObjectKind::Sidecar),
 ];
 
 /// The kinds of Gateway API that are read, with their versions.
@@ -122,7 +123,10 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
             }
             match kind {
                 "EnvoyFilter" => Class::Foreign(Foreign::EnvoyFilter),
-                "Gateway" | "Sidecar" | "ProxyConfig" => Class::NotYet(Severity::Warning),
+                "Gateway" => Class::NotYet(Severity::Warning),
+                "ProxyConfig" => Class::Elsewhere(
+                    "says how proxies are started (concurrency, environmentVariables, image), and there are none here",
+                ),
                 _ => networking_like(kind).or_else(|| guard_like(kind)).map_or(Class::UnknownKind, Class::Mistyped),
             }
         }

@@ -386,8 +386,27 @@ impl TrafficPolicy {
             let path = format!("{path}.retryBudget.percent");
             d.report_at(budget.span, path, Severity::Error, Code::InvalidValue, "not from 0 to 100");
         }
+        if self.retry_budget.is_some() {
+            let of_ports = self.port_level_settings.iter().enumerate();
+            let of_ports = of_ports
+                .map(|(index, port)| (format!("{path}.portLevelSettings[{index}]"), port.connection_pool.as_ref()));
+            for (path, pool) in of_ports.chain([(path.to_owned(), self.connection_pool.as_ref())]) {
+                let Some(http) = pool.and_then(|pool| pool.http.as_ref()) else { continue };
+                if http.max_retries.is_some() {
+                    let path = format!("{path}.connectionPool.http.maxRetries");
+                    let message = "without effect: `retryBudget` counts";
+                    d.report_at(http.span, path, Severity::Warning, Code::Ignored, message);
+                }
+            }
+        }
         for (index, port) in self.port_level_settings.iter().enumerate() {
             let path = format!("{path}.portLevelSettings[{index}]");
+            let number = port.port.number.0;
+            let before = self.port_level_settings.iter().take(index);
+            if before.into_iter().any(|earlier| earlier.port.number.0 == number) {
+                let message = format!("port {number} is written twice: the settings that come first count");
+                d.report_at(port.span, path.clone(), Severity::Warning, Code::Duplicate, message);
+            }
             check_settings(port.load_balancer.as_ref(), port.connection_pool.as_ref(), &path, d);
             balancer::check_outliers(port.load_balancer.as_ref(), port.outlier_detection.is_some(), &path, d);
             check_outlier_detection(port.outlier_detection.as_ref(), &path, d);

@@ -11,6 +11,7 @@ mod regex_cost;
 pub mod security;
 pub mod service;
 pub mod service_entry;
+pub mod sidecar;
 pub mod string_match;
 pub mod virtual_service;
 pub mod workload_entry;

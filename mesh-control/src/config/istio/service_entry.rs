@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::names::{host_fault, is_domain, is_label};
+use super::virtual_service::Subnet;
 use super::workload_entry::WorkloadEntry;
 use super::{PROTOCOLS, check_export, check_labels, is_protocol};
 use crate::config::decode::{Decoder, PortNumber, Text, keywords, message};
@@ -89,6 +90,29 @@ impl ServiceEntry {
             } else if host.starts_with("*.") && self.resolution == Resolution::Dns && self.endpoints.is_empty() {
                 error(host.span, path, "a wildcard has no addresses in DNS; give endpoints".into());
             }
+        }
+        for (index, text) in self.addresses.iter().enumerate() {
+            let path = format!("addresses[{index}]");
+            match Subnet::parse(text) {
+                None => {
+                    error(
+                        self.span,
+                        path,
+                        format!("{} is neither an address nor a subnet such as 10.0.0.0/8", quoted(text)),
+                    );
+                }
+                Some(subnet)
+                    if subnet.address().is_none()
+                        && !matches!(self.resolution, Resolution::None | Resolution::Static) =>
+                {
+                    error(self.span, path, "a subnet is for resolution NONE or STATIC only".into());
+                }
+                Some(_) => {}
+            }
+        }
+        if !self.addresses.is_empty() && matches!(self.resolution, Resolution::None | Resolution::DynamicDns) {
+            let message = "without effect: calls go to the address that they ask for, as without it";
+            d.report_at(self.span, "addresses", Severity::Warning, Code::Ignored, message);
         }
         check_export(&self.export_to, true, d);
         let mut error = |span, path: String, message: String| {

@@ -14,6 +14,7 @@ mod reference_grant;
 mod security;
 mod service;
 mod service_entry;
+mod sidecar;
 mod virtual_service;
 mod workload_entry;
 mod workload_group;
@@ -41,6 +42,8 @@ pub enum ObjectKind {
     WorkloadEntry,
     /// `WorkloadGroup` of networking.istio.io.
     WorkloadGroup,
+    /// `Sidecar` of networking.istio.io.
+    Sidecar,
     /// `Service` of Kubernetes.
     Service,
     /// `PeerAuthentication` of security.istio.io.
@@ -63,12 +66,13 @@ pub enum ObjectKind {
 
 impl ObjectKind {
     /// All kinds of which each field is known.
-    pub const ALL: [ObjectKind; 13] = [
+    pub const ALL: [ObjectKind; 14] = [
         ObjectKind::VirtualService,
         ObjectKind::DestinationRule,
         ObjectKind::ServiceEntry,
         ObjectKind::WorkloadEntry,
         ObjectKind::WorkloadGroup,
+        ObjectKind::Sidecar,
         ObjectKind::Service,
         ObjectKind::PeerAuthentication,
         ObjectKind::RequestAuthentication,
@@ -87,6 +91,7 @@ impl ObjectKind {
             ObjectKind::ServiceEntry => "ServiceEntry",
             ObjectKind::WorkloadEntry => "WorkloadEntry",
             ObjectKind::WorkloadGroup => "WorkloadGroup",
+            ObjectKind::Sidecar => "Sidecar",
             ObjectKind::Service => "Service",
             ObjectKind::PeerAuthentication => "PeerAuthentication",
             ObjectKind::RequestAuthentication => "RequestAuthentication",
@@ -150,6 +155,7 @@ fn tables(kind: ObjectKind) -> Tables {
         ObjectKind::ServiceEntry => service_entry::TABLES,
         ObjectKind::WorkloadEntry => workload_entry::TABLES,
         ObjectKind::WorkloadGroup => workload_group::TABLES,
+        ObjectKind::Sidecar => sidecar::TABLES,
         ObjectKind::Service => service::TABLES,
         ObjectKind::PeerAuthentication => security::PEER_AUTHENTICATION,
         ObjectKind::RequestAuthentication => security::REQUEST_AUTHENTICATION,
@@ -284,6 +290,7 @@ mod tests {
     use crate::config::istio::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
     use crate::config::istio::service::Service;
     use crate::config::istio::service_entry::ServiceEntry;
+    use crate::config::istio::sidecar::Sidecar;
     use crate::config::istio::virtual_service::VirtualService;
     use crate::config::istio::workload_entry::WorkloadEntry;
     use crate::config::istio::workload_group::WorkloadGroup;
@@ -296,6 +303,7 @@ mod tests {
             ObjectKind::ServiceEntry => ServiceEntry::fields("", &mut out),
             ObjectKind::WorkloadEntry => WorkloadEntry::fields("", &mut out),
             ObjectKind::WorkloadGroup => WorkloadGroup::fields("", &mut out),
+            ObjectKind::Sidecar => Sidecar::fields("", &mut out),
             ObjectKind::Service => Service::fields("", &mut out),
             ObjectKind::PeerAuthentication => PeerAuthentication::fields("", &mut out),
             ObjectKind::RequestAuthentication => RequestAuthentication::fields("", &mut out),

@@ -1,6 +1,6 @@
 //! What becomes of the fields of a `ServiceEntry`.
 
-use super::Support::{Enforced, Indifferent, NotYet, Partly};
+use super::Support::{Enforced, Indifferent, Partly};
 use super::{Row, Tables, both, workload_entry};
 use crate::config::node::Node;
 
@@ -8,7 +8,7 @@ pub(super) const TABLES: Tables = &[("", SERVICE_ENTRY), ("endpoints", workload_
 
 const SERVICE_ENTRY: &[Row] = &[
     both("hosts", Enforced),
-    both("addresses", NotYet("the service answers to its hosts only")),
+    both("addresses", Enforced),
     both("ports.number", Enforced),
     Row { path: "ports.protocol", library: Partly(transport), grpc: Indifferent },
     both("ports.name", Enforced),

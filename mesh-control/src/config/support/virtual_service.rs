@@ -161,7 +161,10 @@ fn gateways(node: &Node) -> Option<String> {
 fn subnets(node: &Node) -> Option<String> {
     let all = ["0.0.0.0/0", "::/0"];
     let is_some = node.items().iter().filter_map(Node::as_str).any(|text| !all.contains(&text));
-    is_some.then(|| "of connections by name: the condition holds for hosts that are addresses".to_owned())
+    is_some.then(|| {
+        "of connections by name: the condition holds for hosts that are addresses, and for services that have some"
+            .to_owned()
+    })
 }
 
 /// Conditions that nothing meets.

@@ -31,6 +31,10 @@ pub(super) fn check(balancer: &LoadBalancer, path: &str, d: &mut Decoder<'_>) {
     if let Some(setting) = &balancer.locality_lb_setting {
         check_locality(setting, &format!("{path}.loadBalancer.localityLbSetting"), check.d);
     }
+    if balancer.warmup.is_some() && balancer.warmup_duration_secs.is_some() {
+        let message = "without effect: `warmup` counts";
+        check.say(balancer.span, "warmupDurationSecs", Severity::Warning, Code::Ignored, message);
+    }
     let warms = balancer.warmup.is_some() || balancer.warmup_duration_secs.is_some();
     let ignores = match (&balancer.consistent_hash, balancer.simple) {
         (Some(_), _) => Some("consistentHash"),

@@ -81,6 +81,9 @@ impl Checker<'_, '_> {
         {
             ignored(mirrors, &format!("`{answer}` answers, and there is nothing to copy"));
         }
+        if route.mirror_percentage.is_some() && route.mirror_percent.is_some() {
+            ignored("mirrorPercent", "`mirrorPercentage` counts");
+        }
         for (field, is_set) in
             [("mirrorPercentage", route.mirror_percentage.is_some()), ("mirrorPercent", route.mirror_percent.is_some())]
         {

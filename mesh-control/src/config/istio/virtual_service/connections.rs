@@ -28,6 +28,17 @@ impl Subnet {
         Some(Subnet(address, bits))
     }
 
+    /// How many bits count.
+    pub fn bits(&self) -> u32 {
+        self.1
+    }
+
+    /// The only address of it, where it has one only.
+    pub fn address(&self) -> Option<IpAddr> {
+        let all = if self.0.is_ipv4() { 32 } else { 128 };
+        (self.1 == all).then_some(self.0)
+    }
+
     /// Whether every address is one of it.
     pub fn is_everywhere(&self) -> bool {
         self.1 == 0

@@ -1,0 +1,140 @@
+//! What is written and has no effect for something that is written beside it, or for the kind of object or port that it is on: each
+//! has a finding.
+
+use mesh_control::analysis::validate;
+
+fn said(texts: &[&str]) -> Vec<String> {
+    let texts: Vec<(String, &str)> =
+        texts.iter().enumerate().map(|(index, text)| (format!("{index}.yaml"), *text)).collect();
+    validate(texts.iter().map(|(name, text)| (name.as_str(), *text))).iter().map(ToString::to_string).collect()
+}
+
+/// Each has one finding that says all of this.
+fn check(cases: &[(&[&str], &[&str])]) {
+    for (texts, parts) in cases {
+        let said = said(texts);
+        let meant = said.iter().filter(|line| parts.iter().all(|part| line.contains(part)));
+        assert_eq!(meant.count(), 1, "{parts:?} under {texts:#?}: {said:#?}");
+    }
+}
+
+fn object(kind: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: web, namespace: shop}}\nspec: {spec}\n"
+    )
+}
+
+const SERVICES: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: ledger, namespace: shop}
+spec: {selector: {app: ledger}, ports: [{name: tcp-ledger, port: 7000}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: secret, namespace: shop}
+spec: {selector: {app: secret}, ports: [{name: tls, port: 7443}]}
+";
+
+#[test]
+fn of_two_fields_for_one_thing_the_one_that_does_not_count_is_named() {
+    let mirrors = object(
+        "VirtualService",
+        "{hosts: [web], http: [{route: [{destination: {host: web}}], mirror: {host: web}, mirrorPercent: 5, mirrorPercentage: {value: 5}}]}",
+    );
+    let rule = |policy: &str| object("DestinationRule", &format!("{{host: web, trafficPolicy: {{{policy}}}}}"));
+    let retries = rule("retryBudget: {percent: 20}, connectionPool: {http: {maxRetries: 5}}");
+    let of_port = rule(
+        "retryBudget: {percent: 20}, portLevelSettings: [{port: {number: 80}, connectionPool: {http: {maxRetries: 5}}}]",
+    );
+    let warmups = rule("loadBalancer: {simple: ROUND_ROBIN, warmupDurationSecs: 9s, warmup: {duration: 5s}}");
+    let ports = rule("portLevelSettings: [{port: {number: 80}}, {port: {number: 80}, loadBalancer: {simple: RANDOM}}]");
+    check(&[
+        (&[SERVICES, &mirrors], &["http[0].mirrorPercent", "`mirrorPercentage` counts"]),
+        (&[SERVICES, &retries], &["trafficPolicy.connectionPool.http.maxRetries", "`retryBudget` counts"]),
+        (&[SERVICES, &of_port], &["portLevelSettings[0].connectionPool.http.maxRetries", "`retryBudget` counts"]),
+        (&[SERVICES, &warmups], &["loadBalancer.warmupDurationSecs", "`warmup` counts"]),
+        (&[SERVICES, &ports], &["warning[duplicate]", "portLevelSettings[1]", "port 80 is written twice"]),
+    ]);
+}
+
+#[test]
+fn destinations_that_hash_requests_by_different_things_are_named() {
+    let split = object(
+        "VirtualService",
+        "{hosts: [web], http: [{route: [{destination: {host: web, subset: a}, weight: 1}, {destination: {host: web, subset: b}, weight: 1}]}]}",
+    );
+    let hash = |by: &str| format!("trafficPolicy: {{loadBalancer: {{consistentHash: {{{by}}}}}}}");
+    let rule = |a: &str, b: &str| {
+        let subset = |name: &str, by: &str| format!("{{name: {name}, labels: {{v: {name}}}, {}}}", hash(by));
+        object("DestinationRule", &format!("{{host: web, subsets: [{}, {}]}}", subset("a", a), subset("b", b)))
+    };
+    let differ = rule("httpHeaderName: x-a", "httpQueryParameterName: b");
+    let said_of_both = &["http[0].route", "the header x-a, and by the query parameter b"][..];
+    check(&[(&[SERVICES, &split, &differ], said_of_both)]);
+    let same = said(&[SERVICES, &split, &rule("httpHeaderName: x-a", "httpHeaderName: x-a")]);
+    assert!(!same.iter().any(|line| line.contains("hash requests by")), "{same:#?}");
+}
+
+#[test]
+fn a_rule_that_refuses_requests_on_a_port_without_any_is_named() {
+    let policy = |app: &str, to: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: web, namespace: shop}}\n\
+             spec: {{action: DENY, selector: {{matchLabels: {{app: {app}}}}}, rules: [{{to: [{{operation: {{{to}}}}}]}}]}}\n"
+        )
+    };
+    let (paths, port) = (policy("ledger", "paths: [/admin]"), policy("ledger", "methods: [PUT], ports: ['7000']"));
+    check(&[
+        (&[SERVICES, &paths], &["rules[0].to[0].operation.paths", "port 7000 of shop/ledger carries no requests"]),
+        (&[SERVICES, &port], &["rules[0].to[0].operation.methods", "port 7000 of shop/ledger carries no requests"]),
+    ]);
+    for fine in [policy("web", "paths: [/admin]"), policy("ledger", "ports: ['7000']")] {
+        let said = said(&[SERVICES, &fine]);
+        assert!(!said.iter().any(|line| line.contains("carries no requests")), "{said:#?}");
+    }
+}
+
+#[test]
+fn a_setting_of_ours_on_a_kind_that_has_none_is_named() {
+    let annotated = |head: &str| format!("{head}\nmetadata: {{name: a, annotations: {{mesh-control/hedge: 'on'}}}}\n");
+    for head in [
+        "apiVersion: apps/v1\nkind: Deployment",
+        "apiVersion: networking.istio.io/v1\nkind: Gateway",
+        "apiVersion: v1\nkind: ConfigMap",
+    ] {
+        let said = said(&[&annotated(head)]);
+        let meant = |line: &&String| line.contains("metadata.annotations.mesh-control/hedge: without effect");
+        assert_eq!(said.iter().filter(meant).count(), 1, "{head}: {said:#?}");
+    }
+}
+
+#[test]
+fn rules_on_connections_are_looked_at_as_those_on_requests_are() {
+    let rules = |spec: &str| object("VirtualService", spec);
+    let tls = |host: &str| {
+        rules(&format!(
+            "{{hosts: [{host}], tls: [{{match: [{{sniHosts: [{host}]}}], route: [{{destination: {{host: {host}}}}}]}}]}}"
+        ))
+    };
+    let tcp =
+        |host: &str, to: &str| rules(&format!("{{hosts: [{host}], tcp: [{{route: [{{destination: {{{to}}}}}]}}]}}"));
+    let (unknown, subset) = (tcp("ledger", "host: nobody"), tcp("ledger", "host: ledger, subset: v9"));
+    let (port, of_tls) = (tcp("ledger", "host: ledger, port: {number: 1}"), tcp("secret", "host: secret"));
+    check(&[
+        (&[SERVICES, &unknown], &["error[unknown-reference]", "tcp[0].route[0].destination.host"]),
+        (&[SERVICES, &subset], &["error[unknown-reference]", "tcp[0].route[0].destination.subset"]),
+        (&[SERVICES, &port], &["error[unknown-reference]", "tcp[0].route[0].destination.port"]),
+        (&[SERVICES, &tls("ledger")], &["tls[0]", "without effect: it is for ports whose protocol is TLS or HTTPS"]),
+        (&[SERVICES, &of_tls], &["tcp[0]", "without effect: applications speak TLS to every port"]),
+    ]);
+    for fine in [tls("secret"), tcp("ledger", "host: ledger"), tcp("web", "host: web")] {
+        let said = said(&[SERVICES, &fine]);
+        assert!(said.is_empty(), "{said:#?}");
+    }
+}

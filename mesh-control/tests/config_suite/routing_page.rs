@@ -1,0 +1,238 @@
+//! `docs/routing.md`: what becomes of each field that says which requests go where, and what a client sees. It is made of the
+//! table of support, and of [`SHOWN`]; `UPDATE_DOCS=1 cargo test -p mesh-control --test config_suite routing_page` writes it.
+
+use std::fmt::Write as _;
+
+use mesh_control::config::support::ObjectKind::{
+    self, ServiceEntry, Sidecar, VirtualService, WorkloadEntry, WorkloadGroup,
+};
+use mesh_control::config::support::{Row, Support, is_own_row, row};
+
+use crate::resilience::{Tests, assert_page, reported};
+use crate::resilience_groups::Test;
+use crate::support::testdata;
+
+const HEAD: &str = "# Routing and visibility, field by field
+
+Made by `mesh-control/tests/config_suite/routing_page.rs`; `UPDATE_DOCS=1 cargo test -p mesh-control --test config_suite routing_page`
+writes it anew.
+
+\"Honoured (1)\" is shown by what a request, a connection or a client experiences, in test 1 of [the list](#tests). What is reported is
+a finding of `mesh-control validate` and of the log, with line and column; `validate --for grpc` has what gRPC's own clients do
+instead. What each way into the mesh makes of timeouts, retries, faults and mirrors is in [resilience.md](resilience.md).
+";
+
+const KINDS: [(ObjectKind, &str); 5] = [
+    (
+        VirtualService,
+        "Rules of `http` are for requests, those of `tls` and `tcp` for `mesh.connect` and `mesh.connect_by_name`; gRPC's clients \
+         make no such connections. Gateways are not built, so that rules that are for gateways alone apply nowhere.",
+    ),
+    (ServiceEntry, "Who calls one of its `addresses` calls the service, at its own ports."),
+    (WorkloadEntry, "Alone, or as `endpoints` of a ServiceEntry."),
+    (WorkloadGroup, "Members register themselves; `template` says the rest of them."),
+    (
+        Sidecar,
+        "One that selects a workload goes before that of its namespace, and that before the one of the root namespace; of several, the \
+         oldest counts. A host that is not among `egress.hosts` is to a client as if nobody had described it: `outboundTrafficPolicy` \
+         decides. Rules (VirtualServices) of namespaces that are not among them do not count. It is no firewall.",
+    ),
+];
+
+/// Values of which the table of support reports something, where it does not of every value.
+const SAMPLES: &[(ObjectKind, &str, &str)] = &[
+    (VirtualService, "gateways", "[edge]"),
+    (VirtualService, "gateways", "[mesh, edge]"),
+    (VirtualService, "http.match.gateways", "[edge]"),
+    (VirtualService, "http.match.gateways", "[mesh, edge]"),
+    (VirtualService, "tls.match.gateways", "[edge]"),
+    (VirtualService, "tcp.match.gateways", "[edge]"),
+    (VirtualService, "tls.match.destinationSubnets", "[10.0.0.0/8]"),
+    (VirtualService, "tcp.match.destinationSubnets", "[10.0.0.0/8]"),
+    (ServiceEntry, "ports.protocol", "UDP"),
+    (ServiceEntry, "endpoints.address", "unix:///a.sock"),
+    (ServiceEntry, "endpoints.network", "a"),
+    (WorkloadEntry, "address", "unix:///a.sock"),
+    (WorkloadEntry, "network", "a"),
+    (WorkloadGroup, "template.network", "a"),
+];
+
+const TABLE: Test = (
+    "mesh-control/tests/requests/table.rs",
+    "every_enforced_field_of_a_virtual_service_makes_its_difference_to_a_request",
+);
+const CONNECTIONS: Test = (
+    "mesh-control/tests/requests/connections.rs",
+    "every_enforced_field_of_a_rule_on_connections_makes_its_difference_to_one",
+);
+const MIRRORS: &str = "mesh-control/tests/requests/mirroring.rs";
+const OBJECTS: &str = "mesh-control/tests/requests/objects.rs";
+const BALANCING: &str = "mesh-control/tests/requests/balancing.rs";
+const SEEN: Test = ("mesh-control/tests/requests/sidecars.rs", "a_client_sees_the_hosts_of_the_sidecar_that_is_for_it");
+/// What clients are told changes with the field.
+const TOLD: Test =
+    ("mesh-control/tests/config_suite/effects.rs", "every_field_that_is_enforced_changes_what_the_library_is_told");
+const SUBSET: Test = ("mesh-control/tests/requests/calling.rs", "a_subset_is_where_a_rule_for_this_client_defines_it");
+const TWO_ENTRIES: Test =
+    (OBJECTS, "of_two_entries_for_a_host_the_one_of_the_clients_namespace_counts_else_the_oldest");
+const IN_CAPITALS: Test = (OBJECTS, "a_host_is_the_same_in_capitals_and_with_a_dot_at_its_end_wherever_it_is_written");
+const WHO_SEES: Test =
+    (OBJECTS, "who_sees_what_says_nothing_of_it_and_what_is_called_that_nothing_describes_is_up_to_the_mesh");
+const NEAR: Test = (BALANCING, "near_endpoints_go_first_where_outliers_are_detected");
+const NAMES: Test = (
+    "mesh-control/tests/config_suite/mutual_tls.rs",
+    "an_endpoint_that_is_written_down_and_speaks_mutual_tls_is_not_called_in_plaintext",
+);
+const GROUP: Test =
+    (OBJECTS_OF_CONFIG, "a_member_of_a_wrong_group_does_not_serve_where_its_labels_tell_what_guards_it");
+const OBJECTS_OF_CONFIG: &str = "mesh-control/tests/config_suite/objects.rs";
+
+/// Which tests show fields, by what these begin with: the longest beginning counts.
+const SHOWN: &[(ObjectKind, &str, &[Test])] = &[
+    (VirtualService, "", &[TABLE]),
+    (
+        VirtualService,
+        "http.corsPolicy",
+        &[
+            TABLE,
+            (
+                "mesh-control/tests/requests/cors.rs",
+                "a_browser_is_told_who_may_ask_and_a_server_is_asked_only_by_who_may",
+            ),
+        ],
+    ),
+    (
+        VirtualService,
+        "http.corsPolicy.unmatchedPreflights",
+        &[TABLE, ("mesh-control/tests/requests/cors.rs", "preflights_of_others_reach_the_server_or_not_as_is_written")],
+    ),
+    (
+        VirtualService,
+        "http.mirror",
+        &[
+            (MIRRORS, "a_copy_goes_to_the_subset_and_the_port_that_are_written"),
+            (MIRRORS, "as_many_requests_are_copied_as_is_written"),
+        ],
+    ),
+    (
+        VirtualService,
+        "http.mirrors",
+        &[
+            (MIRRORS, "a_copy_goes_to_the_subset_and_the_port_that_are_written"),
+            (MIRRORS, "as_many_requests_are_copied_as_is_written"),
+        ],
+    ),
+    (VirtualService, "http.mirrorPercent", &[(MIRRORS, "as_many_requests_are_copied_as_is_written")]),
+    (VirtualService, "http.mirrorPercentage", &[(MIRRORS, "as_many_requests_are_copied_as_is_written")]),
+    (
+        VirtualService,
+        "tls",
+        &[
+            CONNECTIONS,
+            (
+                "mesh-control/tests/requests/connections.rs",
+                "a_name_of_a_server_finds_the_rule_that_is_for_it_most_closely",
+            ),
+        ],
+    ),
+    (VirtualService, "tcp", &[CONNECTIONS]),
+    (ServiceEntry, "", &[TOLD]),
+    (ServiceEntry, "hosts", &[TWO_ENTRIES, IN_CAPITALS]),
+    (ServiceEntry, "exportTo", &[WHO_SEES]),
+    (
+        ServiceEntry,
+        "addresses",
+        &[("mesh-control/tests/requests/connections.rs", "who_asks_for_an_address_of_a_service_reaches_the_service")],
+    ),
+    (ServiceEntry, "ports.number", &[TABLE]),
+    (ServiceEntry, "ports.name", &[TABLE]),
+    (ServiceEntry, "resolution", &[TWO_ENTRIES]),
+    (ServiceEntry, "endpoints.address", &[TWO_ENTRIES]),
+    (ServiceEntry, "endpoints.ports", &[TWO_ENTRIES, TABLE]),
+    (ServiceEntry, "endpoints.labels", &[SUBSET]),
+    (ServiceEntry, "endpoints.locality", &[NEAR]),
+    (WorkloadEntry, "", &[TOLD]),
+    (WorkloadGroup, "", &[TOLD]),
+    (WorkloadGroup, "metadata.labels", &[TOLD, GROUP]),
+    (Sidecar, "", &[SEEN]),
+    (
+        Sidecar,
+        "outboundTrafficPolicy",
+        &[("mesh-control/tests/requests/sidecars.rs", "what_is_not_seen_is_as_if_nobody_had_described_it")],
+    ),
+];
+
+/// With those of the other page.
+fn samples() -> Vec<(ObjectKind, &'static str, &'static str)> {
+    [SAMPLES, crate::resilience::SAMPLES].concat()
+}
+
+/// Where no certificates are issued nobody is told of these.
+const BY_IDENTITY: [&str; 4] = ["serviceAccount", "location", "subjectAltNames", "endpoints.serviceAccount"];
+
+fn shown(kind: ObjectKind, field: &str) -> &'static [Test] {
+    let begins = |prefix: &str| {
+        prefix.is_empty() || field.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    if kind != VirtualService && BY_IDENTITY.iter().any(|end| field.ends_with(end)) {
+        return &[NAMES];
+    }
+    let of_kind = SHOWN.iter().filter(|(of, prefix, _)| *of == kind && begins(prefix));
+    of_kind.max_by_key(|(_, prefix, _)| prefix.len()).map(|(.., tests)| *tests).unwrap_or_default()
+}
+
+fn library(kind: ObjectKind, field: &str, row: &Row, tests: &mut Tests) -> String {
+    let what = format!("{} {field}", kind.name());
+    match row.library {
+        Support::Enforced => format!("honoured {}", tests.numbers(&what, shown(kind, field))),
+        Support::NotYet(reason) => format!("reported: {reason}"),
+        Support::Partly(judge) => format!(
+            "honoured {}; reported: {}",
+            tests.numbers(&what, shown(kind, field)),
+            reported(kind, field, &samples(), judge)
+        ),
+        Support::Indifferent | Support::MostlyIndifferent(_) => {
+            "noted: it says something of a proxy or a cluster".to_owned()
+        }
+        ref other => panic!("{what}: {other:?}"),
+    }
+}
+
+fn grpc(kind: ObjectKind, field: &str, row: &Row) -> String {
+    match (row.grpc, row.library) {
+        (Support::Enforced, _) => "the same".to_owned(),
+        (Support::NotYet(_), Support::NotYet(_)) => "the same".to_owned(),
+        (Support::NotYet(instead), _) => format!("degraded: {instead}"),
+        (Support::Partly(judge), Support::Partly(own)) if std::ptr::fn_addr_eq(judge, own) => "the same".to_owned(),
+        (Support::Partly(judge), _) => format!("in part: {}", reported(kind, field, &samples(), judge)),
+        (Support::Indifferent | Support::MostlyIndifferent(_), _) => "they have no need of it".to_owned(),
+        (ref other, _) => panic!("{} {field}: {other:?}", kind.name()),
+    }
+}
+
+fn page() -> String {
+    let (mut page, mut tests) = (HEAD.to_owned(), Tests::default());
+    for (kind, about) in KINDS {
+        _ = write!(
+            page,
+            "\n## {}\n\n{about}\n\n| field | this library | gRPC's own clients |\n| --- | --- | --- |\n",
+            kind.name()
+        );
+        let text = std::fs::read_to_string(testdata("fields").join(format!("{}.txt", kind.name()))).unwrap();
+        let mut fields: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        fields.sort_unstable();
+        for field in fields {
+            let row = row(kind, field).unwrap_or_else(|| panic!("{} {field} is in no column", kind.name()));
+            let is_told = is_own_row(row, field) || !matches!(row.library, Support::Enforced);
+            assert!(is_told, "{} {field} hides behind {}", kind.name(), row.path);
+            let (library, grpc) = (library(kind, field, row, &mut tests), grpc(kind, field, row));
+            _ = writeln!(page, "| `{field}` | {library} | {grpc} |");
+        }
+    }
+    page + &tests.list()
+}
+
+#[test]
+fn the_page_on_routing_has_every_field_and_says_what_becomes_of_it() {
+    assert_page("docs/routing.md", &page(), "routing_page");
+}
