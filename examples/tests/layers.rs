@@ -39,7 +39,7 @@ const CRATES: [Crate; 4] = [
         name: "mesh-tower",
         layers: &[
             &["body", "connection", "drain", "filters", "headers", "inherited", "io", "reply", "uri"],
-            &["health", "telemetry", "transport"],
+            &["access_log", "health", "telemetry", "transport"],
             &["listeners", "outbound/mirror", "outbound/placement", "outbound/response_body", "outbound/rewrite"],
             &["outbound/coalesced"],
             &["outbound/request"],

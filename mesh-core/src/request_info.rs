@@ -21,7 +21,7 @@ use smallvec::SmallVec;
 
 use crate::error::ErrorKind;
 use crate::id::{Address, ClusterName};
-use crate::model::ServiceNames;
+use crate::model::{AccessLog, ServiceNames};
 use crate::recycled::{Recycle, Recycled, Spare};
 use crate::response_flags::ResponseFlags;
 use crate::state::EndpointState;
@@ -241,6 +241,7 @@ struct Record {
     response_messages: Messages,
     is_complete: bool,
     heads: Option<Box<Heads>>,
+    logs: Option<Arc<[AccessLog]>>,
 }
 
 impl Recycle for Record {
@@ -300,6 +301,7 @@ impl RequestInfo {
             response_messages: Messages::default(),
             is_complete: false,
             heads: None,
+            logs: None,
         }));
     }
 
@@ -387,6 +389,13 @@ impl RequestInfo {
     pub fn note_connection(&mut self, local: SocketAddr, server_name: Option<&Arc<str>>) {
         if let Some(heads) = self.heads() {
             (heads.local, heads.server_name) = (Some(local), server_name.cloned());
+        }
+    }
+
+    /// Notes that the configuration wants it in these access logs.
+    pub fn note_logs(&mut self, logs: &Arc<[AccessLog]>) {
+        if let Some(record) = &mut self.record {
+            record.logs = Some(Arc::clone(logs));
         }
     }
 
@@ -629,6 +638,11 @@ impl RequestInfo {
     /// Whether somebody wants to know the heads who was told of the request.
     pub fn wants_head(&self) -> bool {
         self.record.as_ref().is_some_and(|record| interest_of(&record.observers) == Interest::Head)
+    }
+
+    /// The access logs that the configuration wants it in.
+    pub fn access_logs(&self) -> &[AccessLog] {
+        self.record.as_ref().and_then(|record| record.logs.as_deref()).unwrap_or_default()
     }
 
     /// Bytes of the request's body that were sent, or on a server read, without framing.

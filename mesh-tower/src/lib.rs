@@ -40,6 +40,7 @@
 
 #![warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+mod access_log;
 mod admin;
 pub mod body;
 pub mod client;
@@ -60,6 +61,7 @@ mod telemetry;
 mod transport;
 mod uri;
 
+pub use access_log::LogSink;
 pub use client::Client;
 pub use mesh::{Mesh, MeshBuilder, StartError};
 pub use mesh_core as core;

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -12,11 +13,13 @@ use mesh_core::client_status::{ClientStatus, StatusHandle};
 use mesh_core::filter::FilterFactory;
 use mesh_core::hashing::Caller;
 use mesh_core::id::Target;
+use mesh_core::model::{AccessLog, LogFormat};
 use mesh_core::request_info::{Observer, Observers};
 use mesh_core::store::{Source, Store};
 use mesh_core::tls::{Certificates, Credentials};
 use mesh_core::view::{EndpointStatus, Extensions};
 
+use crate::access_log::{AccessLogs, LogSink};
 use crate::drain::Drain;
 use crate::listeners::Listeners;
 use crate::outbound::{Coalescer, FixedTarget, MirrorCounts, Mirrors, OutboundContext};
@@ -67,6 +70,7 @@ struct Inner {
     mirrors: Arc<Mirrors>,
     coalescer: Arc<Coalescer>,
     telemetry: Option<Arc<Telemetry>>,
+    access_logs: Arc<AccessLogs>,
     /// By which this process is known to others, without a port.
     address: Arc<str>,
 }
@@ -221,6 +225,11 @@ impl Mesh {
         WeakMesh(Arc::downgrade(&self.inner))
     }
 
+    /// How many lines of access logs were left out, since their file was too slow or could not be written.
+    pub fn lost_log_lines(&self) -> u64 {
+        self.inner.access_logs.lost()
+    }
+
     /// What keeps the metrics, where they are kept.
     #[inline]
     pub(crate) fn telemetry(&self) -> Option<&Arc<Telemetry>> {
@@ -255,6 +264,7 @@ pub struct MeshBuilder {
     lame_duck: Option<Duration>,
     credentials: Option<Credentials>,
     keeps_metrics: bool,
+    access_logs: AccessLogs,
 }
 
 impl MeshBuilder {
@@ -321,6 +331,34 @@ impl MeshBuilder {
         self
     }
 
+    /// Adds a line for each request that ended to a file: `/dev/stdout` and `/dev/stderr` are this process's own.
+    /// [`Mesh::lost_log_lines`] counts those that the file was too slow for. What the configuration wants logged is so without.
+    ///
+    /// ```
+    /// use mesh_core::model::{AccessLog, LogFormat};
+    /// use mesh_tower::Mesh;
+    ///
+    /// // Istio's default line, or its JSON (`LogFormat::json()`).
+    /// let builder = Mesh::builder().access_log(AccessLog::new("/dev/stdout", LogFormat::default()));
+    /// ```
+    pub fn access_log(mut self, log: AccessLog) -> Self {
+        self.access_logs.add(log);
+        self
+    }
+
+    /// The same to somebody of the application's own.
+    pub fn access_log_to(mut self, format: LogFormat, sink: impl LogSink) -> Self {
+        self.access_logs.add_sink(format, Box::new(sink));
+        self
+    }
+
+    /// Lets the configuration (`accessLogFile`) name files below this directory for access logs. Without, it has stdout and
+    /// stderr: whoever writes the configuration must not be able to add to any file of this machine.
+    pub fn access_log_files_in(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.access_logs.allow(directory.into());
+        self
+    }
+
     /// Starts the mesh: the source gets a thread of its own, the only one that the mesh has, so that a flood of updates
     /// cannot stall the application's.
     ///
@@ -340,6 +378,8 @@ impl MeshBuilder {
             Arc::new(telemetry)
         });
         observers.extend(telemetry.iter().map(|telemetry| Arc::clone(telemetry.metrics()) as Arc<dyn Observer>));
+        let access_logs = Arc::new(self.access_logs);
+        observers.push(Arc::clone(&access_logs) as Arc<dyn Observer>);
         let targets = store.targets();
         let failed = |error: std::io::Error| StartError(format!("cannot start the configuration thread: {error}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
@@ -367,6 +407,7 @@ impl MeshBuilder {
             mirrors: Arc::default(),
             coalescer: Arc::default(),
             telemetry,
+            access_logs,
             address: own_address(),
         };
         Ok(Mesh { inner: Arc::new(inner) })

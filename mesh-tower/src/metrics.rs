@@ -114,6 +114,8 @@ impl Mesh {
         let help = "Requests that passed although no authorizer answered (failOpen).";
         text.family("mesh_requests_unchecked_total", Kind::Counter, help);
         text.sample("mesh_requests_unchecked_total", [], unchecked);
+        text.family("mesh_access_log_lost_total", Kind::Counter, "Lines of access logs that were left out.");
+        text.sample("mesh_access_log_lost_total", [], self.lost_log_lines());
     }
 
     fn configuration(&self, text: &mut Exposition) {

@@ -300,7 +300,10 @@ impl Snapshot {
             &*self.keys,
         );
         let service = services.served_by(&client.namespace, &labels, port);
-        render::render_server(&self.compiled.judge, client.class, listener, refusal, guards, (*paths, tls, service))
+        let settings = self.compiled.policy.mesh.object.as_ref();
+        let log = settings.and_then(|settings| render::access_log::of_mesh(&settings.spec));
+        let serving = render::Serving { paths: *paths, tls, service, log };
+        render::render_server(&self.compiled.judge, client.class, listener, refusal, guards, serving)
     }
 
     /// How a server takes connections.

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use mesh_core::identity::{SpiffeId, TrustDomain};
+use mesh_core::model::AccessLog;
 
 use super::outbound::OutboundTrafficPolicy;
 use super::paths::PathNormalization;
@@ -74,6 +75,11 @@ impl Default for MeshSettings {
 }
 
 impl MeshSettings {
+    /// The access log that all workloads write, where they write one.
+    pub fn access_log(&self) -> Option<AccessLog> {
+        self.object.as_ref()?.spec.access_log().ok()?
+    }
+
     /// What is said of near and far endpoints, for services of which no rule says it.
     pub fn locality(&self) -> Option<&LocalityLb> {
         self.object.as_ref()?.spec.locality_lb_setting.as_ref()

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
 use envoy_types::pb::envoy::config::route::v3 as route;
@@ -23,7 +24,13 @@ use crate::policy::traffic::{ServerTls, Session};
 pub const SERVER_PREFIX: &str = "xds.istio.io/grpc/lds/inbound/";
 
 /// The listener that a client asks for by `host:port`; its routes are another resource.
-pub fn client(name: &str, routes: &str, of_routes: OfRoutes, session: Option<&Session>) -> pb::Listener {
+pub fn client(
+    name: &str,
+    routes: &str,
+    of_routes: OfRoutes,
+    session: Option<&Session>,
+    log: Option<AccessLog>,
+) -> pb::Listener {
     let mut filters = http_filters(of_routes);
     filters.splice(0..0, session.map(session_filter));
     let manager = hcm::HttpConnectionManager {
@@ -33,6 +40,7 @@ pub fn client(name: &str, routes: &str, of_routes: OfRoutes, session: Option<&Se
             route_config_name: routes.to_owned(),
         })),
         http_filters: filters,
+        access_log: log.into_iter().collect(),
         ..Default::default()
     };
     pb::Listener {
@@ -43,7 +51,7 @@ pub fn client(name: &str, routes: &str, of_routes: OfRoutes, session: Option<&Se
 }
 
 /// The listener of a host that nothing describes: every request goes on to where it asks for. The route has Istio's name.
-pub fn passing_by(name: &str) -> pb::Listener {
+pub fn passing_by(name: &str, log: Option<AccessLog>) -> pb::Listener {
     const ALLOW_ANY: &str = "allow_any";
     let action = route::route::Action::Route(route::RouteAction {
         cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(PASSTHROUGH.to_owned())),
@@ -51,7 +59,8 @@ pub fn passing_by(name: &str) -> pb::Listener {
         timeout: Some(duration(Duration::ZERO)),
         ..Default::default()
     });
-    let manager = inline(ALLOW_ANY, ALLOW_ANY, action);
+    let mut manager = inline(ALLOW_ANY, ALLOW_ANY, action);
+    manager.access_log.extend(log);
     pb::Listener {
         name: name.to_owned(),
         api_listener: Some(pb::ApiListener { api_listener: Some(any(&manager)) }),
@@ -67,10 +76,11 @@ pub fn server(
     action: route::route::Action,
     filters: Vec<hcm::HttpFilter>,
     paths: PathNormalization,
-    tls: ServerTls,
+    (tls, log): (ServerTls, Option<&AccessLog>),
 ) -> pb::Listener {
     let mut manager = inline(&format!("inbound|{}||", bound.port()), "default", action);
     manager.http_filters.splice(0..0, filters);
+    manager.access_log.extend(log.cloned());
     let manager = normalized(manager, paths);
     let chain = |name: &str, protocol: &str, transport_socket| pb::FilterChain {
         name: name.to_owned(),

@@ -4,6 +4,7 @@
 //! a hash of them.
 
 pub mod access;
+pub mod access_log;
 mod authorizer;
 mod connections;
 pub mod endpoints;
@@ -22,6 +23,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
@@ -196,6 +198,18 @@ fn join(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
+/// How a server serves, besides who may do what to it.
+pub struct Serving<'a> {
+    /// What it makes of paths.
+    pub paths: PathNormalization,
+    /// How it takes connections.
+    pub tls: ServerTls,
+    /// The service that it serves.
+    pub service: Option<&'a Service>,
+    /// Where its requests are logged.
+    pub log: Option<AccessLog>,
+}
+
 /// The listener of a server, by its name, with who may do what to it, and which tokens are good. With a reason not to serve, every request is answered
 /// with it; so it is where a client cannot enforce what is asked of it.
 pub fn render_server(
@@ -204,7 +218,7 @@ pub fn render_server(
     name: &str,
     refusal: Option<String>,
     (access, tokens, keys): (&Access<'_>, &[&TokenRule], &FetchedKeys),
-    (paths, tls, service): (PathNormalization, ServerTls, Option<&Service>),
+    Serving { paths, tls, service, log }: Serving<'_>,
 ) -> Option<Encoded> {
     use envoy_types::pb::envoy::config::route::v3::NonForwardingAction;
     use envoy_types::pb::envoy::config::route::v3::route::Action;
@@ -215,7 +229,10 @@ pub fn render_server(
         ClientClass::Grpc | ClientClass::Envoy => PathNormalization::None.of(false),
     };
     // Others have no use for it.
-    let service = service.filter(|_| class == ClientClass::Library);
+    let (service, log) = match class {
+        ClientClass::Library => (service, log.as_ref()),
+        ClientClass::Grpc | ClientClass::Envoy => (None, None),
+    };
     let refusal = match (class, refusal) {
         (ClientClass::Envoy, _) => return None,
         (_, Some(reason)) => reason,
@@ -223,7 +240,8 @@ pub fn render_server(
             Err(reason) => reason,
             Ok(filters) => {
                 let action = Action::NonForwardingAction(NonForwardingAction {});
-                let encoded = with_service(name, &listener::server(name, bound, action, filters, paths, tls), service);
+                let encoded =
+                    with_service(name, &listener::server(name, bound, action, filters, paths, (tls, log)), service);
                 match judge.verdict(ResourceType::Listener, &encoded.body) {
                     Ok(()) => return Some(encoded),
                     Err(invalid) => format!("refused by the data plane: {}: {}", invalid.field, invalid.reason),
@@ -237,7 +255,7 @@ pub fn render_server(
         ClientClass::Grpc => Action::Route(grpc::to_nowhere()),
         ClientClass::Library | ClientClass::Envoy => Action::DirectResponse(library::unavailable(&refusal)),
     };
-    Some(with_service(name, &listener::server(name, bound, action, Vec::new(), paths, tls), service))
+    Some(with_service(name, &listener::server(name, bound, action, Vec::new(), paths, (tls, log)), service))
 }
 
 /// Who may do what to a server, as JSON for an Envoy that is configured by hand.
@@ -288,10 +306,12 @@ pub fn render_listener(
     if class == ClientClass::Envoy {
         return None;
     }
+    let settings = policy.mesh.object.as_ref().filter(|_| class == ClientClass::Library);
+    let log = settings.and_then(|settings| access_log::of_mesh(&settings.spec));
     let Some(address) = policy.resolve(name, view) else {
         // A gRPC client that asks for a listener cannot look the name up instead.
         let passes = class == ClientClass::Library && policy.passes_by(name, view);
-        return passes.then(|| plain(encode(name, &listener::passing_by(name))));
+        return passes.then(|| plain(encode(name, &listener::passing_by(name, log))));
     };
     let routes = policy.routes(&address, view);
     let of_routes = OfRoutes {
@@ -302,7 +322,7 @@ pub fn render_listener(
     let service = policy.cluster(key, view).map(|seen| Arc::clone(seen.service));
     let session = service.as_ref().and_then(|service| service.session.as_ref());
     let session = session.filter(|_| class == ClientClass::Library);
-    let mut listener = listener::client(name, &routes_name(&address), of_routes, session);
+    let mut listener = listener::client(name, &routes_name(&address), of_routes, session, log);
     if class == ClientClass::Library {
         listener.filter_chains = connections::filter_chains(&policy.connections(&address, view));
     }

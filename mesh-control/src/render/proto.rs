@@ -193,10 +193,19 @@ impl OrderedMetadata {
     }
 }
 
+/// `google.protobuf.Struct` with sorted keys.
 #[derive(Clone, PartialEq, Message)]
-struct OrderedStruct {
+pub(super) struct OrderedStruct {
     #[prost(btree_map = "string, message", tag = "1")]
     fields: BTreeMap<String, OrderedValue>,
+}
+
+impl OrderedStruct {
+    /// One that has texts only.
+    pub(super) fn of_texts(texts: BTreeMap<String, String>) -> OrderedStruct {
+        let value = |text| OrderedValue { kind: Some(OrderedKind::Text(text)) };
+        OrderedStruct { fields: texts.into_iter().map(|(key, text)| (key, value(text))).collect() }
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -135,11 +135,11 @@ fn a_wrong_setting_is_told_with_its_line_and_column_in_the_file() {
 #[test]
 fn what_is_not_enforced_is_told_and_what_guards_louder() {
     let plane = plane(
-        "accessLogFile: /dev/stdout\ndefaultConfig: {concurrency: 2}\ncaCertificates: [{pem: x}]\nmeshMTLS: {minProtocolVersion: TLSV1_3, cipherSuites: [a]}\nenableAutoMtls: false\nextensionProviders:\n- name: logs\n  envoyFileAccessLog: {path: /dev/stdout}\n",
+        "enableTracing: true\ndefaultConfig: {concurrency: 2}\ncaCertificates: [{pem: x}]\nmeshMTLS: {minProtocolVersion: TLSV1_3, cipherSuites: [a]}\nenableAutoMtls: false\nextensionProviders:\n- name: logs\n  envoyFileAccessLog: {path: /dev/stdout}\n",
     );
     let said = said(&plane);
     for expected in [
-        "config.yaml:9:5: info[ignored]: MeshConfig: accessLogFile",
+        "config.yaml:9:5: info[ignored]: MeshConfig: enableTracing",
         "config.yaml:10:5: info[ignored]: MeshConfig: defaultConfig",
         "config.yaml:11:5: warning[not-supported-yet]: MeshConfig istio-system/istio: caCertificates",
         "config.yaml:12:",

@@ -1,5 +1,6 @@
 //! What a request experiences: YAML, the embedded control plane, the library's own client, and servers over sockets.
 
+mod access_logs;
 mod balancing;
 mod breakers;
 mod calling;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::id::{ListenerName, RouteName};
-use crate::model::{Clusters, Forward, NamedFilter, RouteAction, RouteConfiguration, ServiceNames};
+use crate::model::{AccessLog, Clusters, Forward, NamedFilter, RouteAction, RouteConfiguration, ServiceNames};
 use crate::path::PathNormalization;
 
 /// A validated Listener.
@@ -95,6 +95,8 @@ pub struct HttpManager {
     pub paths: PathNormalization,
     /// What a server makes of headers whose names have an underscore.
     pub underscores: HeadersWithUnderscores,
+    /// Where requests are logged.
+    pub access_logs: Arc<[AccessLog]>,
 }
 
 /// What a server makes of headers whose names have an underscore: some applications take `x_role` for `x-role`. The later is
@@ -114,7 +116,8 @@ impl HttpManager {
     /// These routes, without filters and without a limit of streams. Paths stay as they were sent.
     pub fn new(routes: RouteSource) -> Self {
         let (paths, underscores) = (PathNormalization::NONE, HeadersWithUnderscores::Allow);
-        HttpManager { routes, filters: Vec::new(), max_stream_duration: None, paths, underscores }
+        let (filters, access_logs) = (Vec::new(), Arc::default());
+        HttpManager { routes, filters, max_stream_duration: None, paths, underscores, access_logs }
     }
 
     /// Whether the filters of both are the same, and what is made of a request before they see it.

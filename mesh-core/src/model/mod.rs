@@ -19,6 +19,7 @@
 //! let host = VirtualHost::new(["reviews.shop"], vec![route]);
 //! ```
 
+mod access_log;
 mod cluster;
 mod cors;
 mod endpoint;
@@ -41,6 +42,7 @@ mod route;
 mod session;
 mod strings;
 
+pub use access_log::{AccessLog, DEFAULT_JSON, DEFAULT_LINE, LogFact, LogFormat, LogHeader, LogPart, LogText};
 pub use cluster::{
     BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, ConsistentHashing, HashFunction, Http2Keepalive,
     LoadWeights, PEAK_EWMA, PriorityPolicy, ServiceNames, SlowStart, TcpKeepalive, UpstreamTls,

@@ -460,8 +460,9 @@ impl Assembly {
             match self.route_table(&chain.http, before, &place, walk) {
                 None => {}
                 Some(Ok(routes)) => {
-                    let (tls, HttpManager { paths, underscores, .. }) = (chain.tls.clone(), &chain.http);
-                    chains.push(ChainView { routes, tls, paths: *paths, underscores: *underscores });
+                    let HttpManager { paths, underscores, access_logs, .. } = &chain.http;
+                    let (tls, access_logs) = (chain.tls.clone(), Arc::clone(access_logs));
+                    chains.push(ChainView { routes, tls, paths: *paths, underscores: *underscores, access_logs });
                 }
                 Some(Err(reason)) => return Some(Err(format!("filter chain {:?}: {reason}", chain.name))),
             }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::model::{FilterChain, FilterChainMatch, HeadersWithUnderscores, ServerListener, ServerTls};
+use crate::model::{AccessLog, FilterChain, FilterChainMatch, HeadersWithUnderscores, ServerListener, ServerTls};
 use crate::path::PathNormalization;
 use crate::view::RouteTable;
 
@@ -41,13 +41,15 @@ pub struct ChainView {
     pub paths: PathNormalization,
     /// What is made of their headers whose names have an underscore.
     pub underscores: HeadersWithUnderscores,
+    /// Where its requests are logged.
+    pub access_logs: Arc<[AccessLog]>,
 }
 
 impl ChainView {
     /// A chain with these routes whose connections are let in, and whose paths and headers stay as they were sent.
     pub fn new(routes: Arc<RouteTable>) -> Self {
         let (paths, underscores) = (PathNormalization::NONE, HeadersWithUnderscores::Allow);
-        ChainView { routes, tls: ServerTls::None, paths, underscores }
+        ChainView { routes, tls: ServerTls::None, paths, underscores, access_logs: Arc::default() }
     }
 
     /// Whether a connection may be served by this chain. `is_mutual_tls` says whether its peer has shown who it is.

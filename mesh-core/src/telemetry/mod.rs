@@ -6,6 +6,7 @@
 
 mod histogram;
 mod labels;
+mod log_line;
 mod peers;
 mod registry;
 mod series;
@@ -13,6 +14,7 @@ mod text;
 
 pub use histogram::{BOUNDS, Histogram};
 pub use labels::{LABELS, Labels};
+pub use log_line::line as log_line;
 pub use peers::Peers;
 pub use registry::{Ends, MOST_SERIES, Metrics, Reporter};
 pub use series::{Sample, Series};

@@ -8,7 +8,7 @@ use http::HeaderValue;
 use super::{ClusterView, Destination, Explanation, RoutePosition, RouteTable};
 use crate::error::MeshError;
 use crate::id::Target;
-use crate::model::{HttpManager, Route, RouteAction};
+use crate::model::{AccessLog, HttpManager, Route, RouteAction};
 use crate::request::RequestHead;
 
 /// Everything that a request to one target needs, compiled.
@@ -22,6 +22,7 @@ pub struct TargetView {
 #[derive(Debug)]
 struct Content {
     max_stream_duration: Option<Duration>,
+    access_logs: Arc<[AccessLog]>,
     routes: Arc<RouteTable>,
     /// Those of the routes, then those of the connections.
     clusters: Vec<Arc<ClusterView>>,
@@ -91,7 +92,13 @@ impl TargetView {
         TargetView {
             target,
             host,
-            content: Ok(Content { max_stream_duration: http.max_stream_duration, routes, clusters, connections: None }),
+            content: Ok(Content {
+                max_stream_duration: http.max_stream_duration,
+                access_logs: Arc::clone(&http.access_logs),
+                routes,
+                clusters,
+                connections: None,
+            }),
         }
     }
 
@@ -112,8 +119,9 @@ impl TargetView {
 
     /// The same with its clusters renewed, in the same order; `None` if it is a failure.
     pub fn with_clusters(&self, clusters: Vec<Arc<ClusterView>>) -> Option<Self> {
-        let Content { max_stream_duration, routes, connections, .. } = self.content.as_ref().ok()?;
+        let Content { max_stream_duration, access_logs, routes, connections, .. } = self.content.as_ref().ok()?;
         let (max_stream_duration, routes) = (*max_stream_duration, Arc::clone(routes));
+        let access_logs = Arc::clone(access_logs);
         let connections = match connections {
             Some(connections) => {
                 let own = clusters.get(routes.clusters().len()..)?;
@@ -121,7 +129,7 @@ impl TargetView {
             }
             None => None,
         };
-        let content = Ok(Content { max_stream_duration, routes, clusters, connections });
+        let content = Ok(Content { max_stream_duration, access_logs, routes, clusters, connections });
         Some(TargetView { target: self.target.clone(), host: self.host.clone(), content })
     }
 
@@ -138,6 +146,12 @@ impl TargetView {
     /// The target's name as a `Host` header, made once.
     pub fn host(&self) -> Option<&HeaderValue> {
         self.host.as_ref()
+    }
+
+    /// Where requests are logged.
+    #[inline]
+    pub fn access_logs(&self) -> Option<&Arc<[AccessLog]>> {
+        self.content.as_ref().ok().map(|content| &content.access_logs).filter(|logs| !logs.is_empty())
     }
 
     /// The compiled routes, unless the view is a failure.

@@ -58,9 +58,13 @@ fn observe(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
         None => RequestHead::of(head).map_or("", |head| head.authority),
     });
     if info.wants_head() {
-        let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
-        info.note_head(path, head.version, &head.headers);
+        note_head(info, head);
     }
+}
+
+fn note_head(info: &mut RequestInfo, head: &Parts) {
+    let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+    info.note_head(path, head.version, &head.headers);
 }
 
 /// What is looked at of a request; a fixed target's authority stands above the request's own. There is no user in the
@@ -153,8 +157,12 @@ impl<T: Transport> ActiveRequest<T> {
             refuse_tls(&head.uri)?;
         }
         let has_filters = !route.destination.filters().is_empty();
-        if has_filters && !self.info.is_observed() {
+        if (has_filters || view.access_logs().is_some()) && !self.info.is_observed() {
             observe(&mut self.info, &self.context, head);
+        }
+        if let Some(logs) = view.access_logs() {
+            self.info.note_logs(logs);
+            note_head(&mut self.info, head);
         }
         self.info.note_route(&route.route.name, route.cluster.map(|cluster| cluster.name()));
         let leaf = route.cluster.and_then(|cluster| cluster.leaves().first());

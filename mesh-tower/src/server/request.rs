@@ -21,7 +21,7 @@ use mesh_core::filter::{Callout, Resume};
 use mesh_core::id::ListenerName;
 use mesh_core::identity::SpiffeId;
 use mesh_core::jwt::{Authenticated, Claims, Refusal};
-use mesh_core::model::{HeadersWithUnderscores, Route, RouteAction, ServerTls};
+use mesh_core::model::{AccessLog, HeadersWithUnderscores, Route, RouteAction, ServerTls};
 use mesh_core::recycled::Recycled;
 use mesh_core::request::{RequestHead, is_grpc};
 use mesh_core::request_info::{Deadline, Direction, Interest, Messages, RequestInfo, interest_of};
@@ -110,11 +110,28 @@ impl ServerContext {
         let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         info.note_request_body(length.unwrap_or(0), Messages::default());
         if info.wants_head() {
-            let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
-            info.note_head(path, request.version(), request.headers());
-            if let Some(connection) = &connection {
-                info.note_connection(connection.local, connection.tls().and_then(|tls| tls.sni.as_ref()));
-            }
+            self.note_head(info, request, connection.as_deref());
+        }
+    }
+
+    /// The configuration wants it in these access logs.
+    #[cold]
+    fn log<B>(&self, logs: &Arc<[AccessLog]>, facts: &mut Facts, request: &Request<B>) {
+        if !facts.info.is_observed() {
+            self.observe(&mut facts.info, request);
+            facts.info.note_authority(RequestHead::received(request).map_or("", |head| head.authority));
+        }
+        facts.info.note_logs(logs);
+        if facts.info.head().is_none() {
+            self.note_head(&mut facts.info, request, self.connection(request).as_deref());
+        }
+    }
+
+    fn note_head<B>(&self, info: &mut RequestInfo, request: &Request<B>, connection: Option<&ConnectionInfo>) {
+        let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+        info.note_head(path, request.version(), request.headers());
+        if let Some(connection) = connection {
+            info.note_connection(connection.local, connection.tls().and_then(|tls| tls.sni.as_ref()));
         }
     }
 
@@ -175,7 +192,10 @@ impl ServerContext {
         if let Some(facts) = facts {
             facts.info.note_service(view.listener.service.as_ref());
         }
-        let ChainView { routes, paths, underscores, .. } = chain(view, connection)?;
+        let ChainView { routes, paths, underscores, access_logs, .. } = chain(view, connection)?;
+        if !access_logs.is_empty() {
+            self.log(access_logs, facts.get_or_insert_with(|| facts_of(request)), request);
+        }
         let mut head = head?;
         match self.underscores.max(*underscores) {
             HeadersWithUnderscores::Allow => {}

@@ -1,11 +1,13 @@
 //! `MeshConfig`: the settings of a whole mesh, as Istio has them in the ConfigMap `istio` or in a file.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
+use mesh_core::error::Invalid;
 use mesh_core::identity::TrustDomain;
-use mesh_core::model::{CheckedBody, IN_PROCESS};
+use mesh_core::model::{AccessLog, CheckedBody, IN_PROCESS, LogFormat, LogText};
 
 use super::destination_rule::LocalityLb;
 use super::destination_rule::balancer::check_locality;
@@ -98,11 +100,11 @@ message! {
         /// Of telemetry.
         enable_tracing: Opaque = "enableTracing",
         /// Of telemetry.
-        access_log_file: Opaque = "accessLogFile",
+        access_log_file: String = "accessLogFile",
         /// Of telemetry.
-        access_log_format: Opaque = "accessLogFormat",
+        access_log_format: Option<Text> = "accessLogFormat",
         /// Of telemetry.
-        access_log_encoding: Opaque = "accessLogEncoding",
+        access_log_encoding: Option<LogEncoding> = "accessLogEncoding",
         /// Of telemetry.
         enable_envoy_access_log_service: Opaque = "enableEnvoyAccessLogService",
         /// Of telemetry.
@@ -232,6 +234,13 @@ message! {
 }
 
 keywords! {
+    /// What a line of an access log is.
+    pub enum LogEncoding {
+        /// A text.
+        Text = "TEXT",
+        /// An object of JSON.
+        Json = "JSON",
+    }
     /// Whether calls to hosts that nothing describes pass.
     pub enum OutboundMode {
         /// They fail.
@@ -269,6 +278,25 @@ keywords! {
 pub const AUTHORIZER_TIMEOUT: Duration = Duration::from_secs(600);
 
 impl MeshConfig {
+    /// The access log that all workloads write, where they write one.
+    ///
+    /// # Errors
+    /// What is wrong with its format, and where.
+    pub fn access_log(&self) -> Result<Option<AccessLog>, (Span, String)> {
+        let is_json = self.access_log_encoding == Some(LogEncoding::Json);
+        let format = match &self.access_log_format {
+            None if is_json => LogFormat::json(),
+            None => LogFormat::default(),
+            Some(text) if text.is_empty() && is_json => LogFormat::json(),
+            Some(text) if text.is_empty() => LogFormat::default(),
+            Some(text) => {
+                let format = if is_json { json_format(text) } else { LogText::parse(text).map(LogFormat::Text) };
+                format.map_err(|invalid| (text.span, invalid.to_string()))?
+            }
+        };
+        Ok((!self.access_log_file.is_empty()).then(|| AccessLog::new(self.access_log_file.as_str(), format)))
+    }
+
     /// What is wrong with it.
     pub fn check(&self, d: &mut Decoder<'_>) {
         if let Some(setting) = &self.locality_lb_setting {
@@ -298,6 +326,9 @@ impl MeshConfig {
                 let span = list.get(index).map_or(self.span, |entry| entry.span);
                 wrong(span, format!("{field}[{index}]"), message);
             }
+        }
+        if let Err((span, message)) = self.access_log() {
+            wrong(span, "accessLogFormat".to_owned(), message);
         }
         if let Some(retries) = &self.default_http_retry_policy {
             for (field, message) in retries.faults() {
@@ -462,4 +493,15 @@ fn is_of_the_wire(name: &str) -> bool {
 fn is_namespace(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     !text.is_empty() && text.len() <= 63 && text.chars().all(allowed)
+}
+
+/// The keys of lines, with what stands under each.
+fn json_format(text: &str) -> Result<LogFormat, Invalid> {
+    let keys: BTreeMap<String, String> =
+        serde_json::from_str(text).map_err(|error| Invalid::new(format!("not an object of strings: {error}")))?;
+    let keys = keys.into_iter().map(|(key, text)| {
+        let parsed = LogText::parse(&text).map_err(|invalid| invalid.at(&key))?;
+        Ok((Arc::from(key), parsed))
+    });
+    Ok(LogFormat::Json(keys.collect::<Result<_, Invalid>>()?))
 }

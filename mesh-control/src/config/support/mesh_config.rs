@@ -66,9 +66,9 @@ const MESH: &[Row] = &[
     both("ingressControllerMode", Indifferent),
     both("ingressSelector", Indifferent),
     both("enableTracing", Indifferent),
-    both("accessLogFile", Indifferent),
-    both("accessLogFormat", Indifferent),
-    both("accessLogEncoding", Indifferent),
+    http_only("accessLogFile", NO_LOG),
+    http_only("accessLogFormat", NO_LOG),
+    http_only("accessLogEncoding", NO_LOG),
     both("enableEnvoyAccessLogService", Indifferent),
     both("disableEnvoyListenerLog", Indifferent),
     both("defaultProviders", Indifferent),
@@ -100,6 +100,9 @@ const PROVIDER: &[Row] = &[
     both("envoyOtelAls", Indifferent),
     both("sds", NotYet("certificates are of the control plane's own authority, and of no other")),
 ];
+
+/// What gRPC's own clients and servers do with access logs.
+const NO_LOG: &str = "gRPC's own clients and servers write no access log";
 
 const NO_SERVER: &str = "gRPC's servers ask nobody; every call of those that a CUSTOM policy is for fails";
 

@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 
 use super::common::{duration, same_stream};
 use super::notes::{Notes, ignored};
-use super::{filter, route};
+use super::{access_log, filter, route};
 use crate::error::Invalid;
 use crate::id::RouteName;
 use crate::model::{HeadersWithUnderscores, HttpManager, RouteSource};
@@ -89,7 +89,7 @@ pub(super) fn http_manager(notes: &mut Notes<'_>, value: pb::HttpConnectionManag
         add_user_agent, tracing, http1_safe_max_connection_duration, http_protocol_options, http2_protocol_options,
         http3_protocol_options, server_name, server_header_transformation, scheme_header_transformation,
         max_request_headers_kb, stream_idle_timeout, stream_flush_timeout, request_timeout, request_headers_timeout,
-        drain_timeout, drain_timeout_jitter, delayed_close_timeout, access_log, access_log_flush_interval,
+        drain_timeout, drain_timeout_jitter, delayed_close_timeout, access_log_flush_interval,
         flush_access_log_on_new_request, access_log_options, use_remote_address, early_header_mutation_extensions,
         internal_address_config, skip_xff_append, via, generate_request_id, preserve_external_request_id,
         always_set_request_id_in_response, forward_client_cert_details, set_current_client_cert_details,
@@ -108,7 +108,9 @@ pub(super) fn http_manager(notes: &mut Notes<'_>, value: pb::HttpConnectionManag
     };
     let common = notes.optional("common_http_protocol_options", common_http_protocol_options, common_options)?;
     let (max_stream_duration, underscores) = common.unwrap_or_default();
+    let access_logs = notes.each("access_log", access_log, access_log::decode)?.into_iter().flatten().collect();
     Ok(HttpManager {
+        access_logs,
         paths,
         underscores,
         routes: route_source(notes, route_specifier)?,

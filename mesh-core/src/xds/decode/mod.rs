@@ -9,6 +9,7 @@
 #![warn(clippy::indexing_slicing, clippy::string_slice)]
 #![allow(deprecated, reason = "a deprecated field that is set is honoured or named, too")]
 
+mod access_log;
 mod action;
 mod balancer;
 mod cluster;

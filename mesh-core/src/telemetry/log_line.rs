@@ -1,0 +1,248 @@
+//! One line of an access log. Whatever a client sends, it stays one entry: in a text, quotes, backslashes and control
+//! characters are escaped, which Envoy's text log does not do.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::{HeaderMap, Method, Version};
+
+use crate::model::{LogFact, LogFormat, LogHeader, LogPart, LogText};
+use crate::request_info::{Direction, Heads, RequestInfo};
+
+/// A request that ended now, as a line with its end.
+pub fn line(format: &LogFormat, request: &RequestInfo, took: Duration, now: SystemTime) -> String {
+    let entry = Entry { request, heads: request.head(), took, now };
+    match format {
+        LogFormat::Text(text) => {
+            let mut line = entry.text(text, |text| escaped(text));
+            if !line.ends_with('\n') {
+                line.push('\n');
+            }
+            line
+        }
+        LogFormat::Json(keys) => entry.json(keys),
+    }
+}
+
+struct Entry<'a> {
+    request: &'a RequestInfo,
+    heads: Option<&'a Heads>,
+    took: Duration,
+    now: SystemTime,
+}
+
+impl Entry<'_> {
+    fn text(&self, text: &LogText, escape: impl Fn(&str) -> Cow<'_, str>) -> String {
+        let mut line = String::with_capacity(256);
+        for part in &text.0 {
+            match part {
+                LogPart::Text(text) => line.push_str(text),
+                LogPart::Fact(fact, length) => match self.fact(fact) {
+                    Some(value) => line.push_str(&escape(shortened(&value, *length))),
+                    None => line.push('-'),
+                },
+            }
+        }
+        line
+    }
+
+    /// A number stays one where it is all that stands under a key.
+    fn json(&self, keys: &[(std::sync::Arc<str>, LogText)]) -> String {
+        let mut object = serde_json::Map::new();
+        for (key, text) in keys {
+            let value = match text.0.as_slice() {
+                [LogPart::Fact(fact, length)] => match self.fact(fact) {
+                    Some(value) if fact.is_number() => value.parse::<u64>().map_or(serde_json::Value::Null, Into::into),
+                    Some(value) => shortened(&value, *length).into(),
+                    None => serde_json::Value::Null,
+                },
+                _ => self.text(text, |text| Cow::Borrowed(text)).into(),
+            };
+            object.insert(key.to_string(), value);
+        }
+        let mut line = serde_json::Value::Object(object).to_string();
+        line.push('\n');
+        line
+    }
+
+    fn fact(&self, fact: &LogFact) -> Option<Cow<'_, str>> {
+        let request = self.request;
+        let text = |text: String| Some(Cow::Owned(text));
+        let known = |text: &str| (!text.is_empty()).then(|| Cow::Owned(text.to_owned()));
+        match fact {
+            LogFact::StartTime => text(time(self.now.checked_sub(self.took).unwrap_or(self.now))),
+            LogFact::Request(headers) => headers.iter().find_map(|header| self.header(header, |heads| &heads.request)),
+            LogFact::Response(headers) => {
+                headers.iter().find_map(|header| self.header(header, |heads| &heads.response))
+            }
+            LogFact::Trailer(headers) => headers.iter().find_map(|header| self.header(header, |heads| &heads.trailers)),
+            LogFact::Protocol => self.heads.map(|heads| {
+                Cow::Borrowed(match heads.version {
+                    Version::HTTP_10 => "HTTP/1.0",
+                    Version::HTTP_2 => "HTTP/2",
+                    _ => "HTTP/1.1",
+                })
+            }),
+            LogFact::ResponseCode => text(request.response_code().to_string()),
+            LogFact::ResponseFlags => text(request.response_flags().to_string()),
+            // No blanks: lines are split at them.
+            LogFact::ResponseCodeDetails => known(&request.response_details().replace(' ', "_")),
+            LogFact::BytesReceived => text(request.request_bytes().to_string()),
+            LogFact::BytesSent => text(request.response_bytes().to_string()),
+            LogFact::Duration => text(self.took.as_millis().to_string()),
+            LogFact::UpstreamHost => request.endpoint().and_then(|one| text(one.id().to_string())),
+            LogFact::UpstreamCluster => request.cluster().and_then(|cluster| text(cluster.to_string())),
+            LogFact::DownstreamLocalAddress => self.heads?.local.and_then(|address| text(address.to_string())),
+            LogFact::DownstreamRemoteAddress => request.peer().and_then(|address| text(address.to_string())),
+            LogFact::PeerIdentity => match request.direction()? {
+                Direction::Inbound => request.source()?.principal.as_ref().and_then(|id| text(id.as_str().to_owned())),
+                Direction::Outbound => None,
+            },
+            LogFact::RequestedServerName => self.heads?.server_name.as_ref().and_then(|name| text(name.to_string())),
+            LogFact::RouteName => request.route().and_then(known),
+            LogFact::GrpcStatus => request.grpc_response_status().and_then(|status| text(status.to_string())),
+            LogFact::Attempts => text(request.attempts.to_string()),
+            LogFact::Other(_) => None,
+        }
+    }
+
+    fn header(&self, header: &LogHeader, of: impl Fn(&Heads) -> &HeaderMap) -> Option<Cow<'_, str>> {
+        let heads = self.heads?;
+        match header {
+            LogHeader::Method => self.request.method().map(Method::as_str).map(Cow::Borrowed),
+            LogHeader::Path => Some(Cow::Borrowed(&*heads.path)),
+            LogHeader::Authority => {
+                Some(self.request.authority()).filter(|authority| !authority.is_empty()).map(Cow::Borrowed)
+            }
+            LogHeader::UpstreamTime => heads.upstream_time.map(|time| Cow::Owned(time.as_millis().to_string())),
+            LogHeader::Named(name) => {
+                of(heads).get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned().into())
+            }
+        }
+    }
+}
+
+impl LogFact {
+    fn is_number(&self) -> bool {
+        matches!(
+            self,
+            LogFact::ResponseCode | LogFact::BytesReceived | LogFact::BytesSent | LogFact::Duration | LogFact::Attempts
+        )
+    }
+}
+
+fn shortened(text: &str, length: Option<usize>) -> &str {
+    let end = length.and_then(|length| text.char_indices().nth(length)).map_or(text.len(), |(at, _)| at);
+    text.get(..end).unwrap_or(text)
+}
+
+/// A text in which no quote, no backslash and no control character stands by itself.
+fn escaped(text: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| !c.is_control() && !matches!(c, '"' | '\\' | '\u{2028}' | '\u{2029}');
+    if text.chars().all(is_plain) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if is_plain(c) => out.push(c),
+            c => _ = write!(out, "\\u{:04x}", u32::from(c)),
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// `2026-11-29T08:00:00.123Z`
+fn time(at: SystemTime) -> String {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    // Howard Hinnant's days to a civil date, for the years from 1970 on.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use http::StatusCode;
+
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::request_info::Observers;
+
+    fn request(direction: Direction) -> RequestInfo {
+        let mut request = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(1));
+        request.observe(&Observers::from([]), direction, &Method::GET);
+        request.note_authority("reviews:9080");
+        let mut headers = HeaderMap::new();
+        headers.insert("user-agent", "curl/8 \"x\"\\".parse().unwrap());
+        headers.insert("x-request-id", http::HeaderValue::from_bytes(b"a\tb\xff").unwrap());
+        request.note_head("/a?b=1", Version::HTTP_11, &headers);
+        request
+    }
+
+    fn at() -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(1_795_939_200_123)
+    }
+
+    #[test]
+    fn a_line_has_all_columns_and_a_client_cannot_forge_another() {
+        let mut answered = request(Direction::Outbound);
+        answered.note_response(StatusCode::OK, &HeaderMap::new(), true);
+        answered.note_complete();
+        assert_eq!(
+            line(&LogFormat::default(), &answered, Duration::from_millis(7), at()),
+            "[2026-11-29T08:00:00.116Z] \"GET /a?b=1 HTTP/1.1\" 200 - via_upstream - \"-\" 0 0 7 - \"-\" \
+             \"curl/8 \\\"x\\\"\\\\\" \"a\\tb\u{fffd}\" \"reviews:9080\" \"-\" - - - - - -\n"
+        );
+        let mut failed = request(Direction::Outbound);
+        failed.note_error(ErrorKind::NoHealthyEndpoint);
+        let shown = line(&LogFormat::default(), &failed, Duration::ZERO, at());
+        assert!(shown.contains("\" 503 UH no_healthy_upstream - "), "{shown}");
+    }
+
+    #[test]
+    fn json_has_numbers_and_null_where_there_is_nothing() {
+        let mut given_up = request(Direction::Inbound);
+        given_up.note_peer("10.0.0.1:5".parse().unwrap());
+        let shown = line(&LogFormat::json(), &given_up, Duration::from_millis(7), at());
+        let object: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        assert_eq!((&object["response_code"], &object["response_flags"]), (&0.into(), &"DC".into()));
+        assert_eq!(object["user_agent"], "curl/8 \"x\"\\");
+        assert_eq!((&object["duration"], &object["route_name"]), (&7.into(), &serde_json::Value::Null));
+        assert_eq!(object["downstream_remote_address"], "10.0.0.1:5");
+        assert_eq!(shown.matches('\n').count(), 1);
+    }
+
+    #[test]
+    fn a_time_is_a_date_of_the_calendar() {
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000Z"),
+            (1_709_251_199, "2024-02-29T23:59:59.000Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
+        ] {
+            assert_eq!(time(UNIX_EPOCH + Duration::from_secs(seconds)), expected);
+        }
+    }
+
+    #[test]
+    fn a_text_is_cut_where_the_format_says() {
+        let format = LogFormat::Text(LogText::parse("%REQ(:PATH):3% %REQ(none?:METHOD)% %GRPC_STATUS%").unwrap());
+        assert_eq!(line(&format, &request(Direction::Outbound), Duration::ZERO, at()), "/a? GET -\n");
+    }
+}

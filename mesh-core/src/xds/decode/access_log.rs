@@ -1,0 +1,71 @@
+//! Access logs: those that go to a file. Others have no effect here, and neither have filters that choose among requests:
+//! a log that has one is left out, and not written whole.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::accesslog::v3 as pb;
+use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
+use envoy_types::pb::envoy::config::core::v3::substitution_format_string::Format;
+use envoy_types::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
+use envoy_types::pb::envoy::extensions::access_loggers::file::v3::file_access_log::AccessLogFormat;
+use envoy_types::pb::google::protobuf::Struct;
+use envoy_types::pb::google::protobuf::value::Kind;
+
+use super::common::{holds, unpack};
+use super::notes::Notes;
+use crate::error::Invalid;
+use crate::model::{AccessLog, LogFormat, LogText};
+
+pub(super) fn decode(notes: &mut Notes<'_>, value: pb::AccessLog) -> Result<Option<AccessLog>, Invalid> {
+    let pb::AccessLog { name: _, filter, config_type } = value;
+    let Some(pb::access_log::ConfigType::TypedConfig(any)) = config_type else {
+        return Err(Invalid::new("is missing").at("typed_config"));
+    };
+    if !holds::<FileAccessLog>(&any) {
+        notes.ignore("typed_config");
+        return Ok(None);
+    }
+    if filter.is_some() {
+        notes.ignore("filter");
+        return Ok(None);
+    }
+    let FileAccessLog { path, access_log_format } = unpack(&any)?;
+    if path.is_empty() {
+        return Err(Invalid::new("is empty").at("typed_config.path"));
+    }
+    let format = match access_log_format {
+        None => LogFormat::default(),
+        Some(AccessLogFormat::Format(text)) if text.is_empty() => LogFormat::default(),
+        Some(AccessLogFormat::Format(text)) => text_format(&text)?,
+        Some(AccessLogFormat::JsonFormat(keys) | AccessLogFormat::TypedJsonFormat(keys)) => json_format(keys)?,
+        Some(AccessLogFormat::LogFormat(format)) => match format.format {
+            Some(Format::TextFormat(text)) => text_format(&text)?,
+            Some(Format::TextFormatSource(source)) => match source.specifier {
+                Some(Specifier::InlineString(text)) => text_format(&text)?,
+                _ => return Err(Invalid::new("only inline_string is supported").at("typed_config.log_format")),
+            },
+            Some(Format::JsonFormat(keys)) => json_format(keys)?,
+            None => return Err(Invalid::new("is empty").at("typed_config.log_format")),
+        },
+    };
+    Ok(Some(AccessLog::new(path, format)))
+}
+
+fn text_format(text: &str) -> Result<LogFormat, Invalid> {
+    Ok(LogFormat::Text(LogText::parse(text).map_err(|invalid| invalid.at("typed_config.log_format"))?))
+}
+
+fn json_format(keys: Struct) -> Result<LogFormat, Invalid> {
+    let one = |(key, value): (String, envoy_types::pb::google::protobuf::Value)| {
+        let at = |invalid: Invalid| invalid.at(format_args!("typed_config.log_format.json_format.{key}"));
+        let Some(Kind::StringValue(text)) = value.kind else {
+            return Err(at(Invalid::new("only a string is supported")));
+        };
+        let text = LogText::parse(&text).map_err(at)?;
+        Ok((Arc::from(key), text))
+    };
+    let mut keys = keys.fields.into_iter().map(one).collect::<Result<Vec<_>, _>>()?;
+    // The order of the map is another one every time.
+    keys.sort();
+    Ok(LogFormat::Json(keys))
+}
