@@ -183,6 +183,34 @@ fn calls_are_mutual_tls_with_who_serves_and_with_nobody_where_that_is_not_known(
     assert!(socket.contains("spiffe://cluster.local/ns/shop/sa/reviews") && !socket.contains("nobody.invalid"));
 }
 
+#[test]
+fn connections_whose_bytes_are_not_http_go_by_their_rules_and_by_the_names_of_their_service() {
+    let rules = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: raw, namespace: shop}
+spec: {hosts: [reviews], tcp: [{match: [{port: 9100}], route: [{destination: {host: ratings.other.svc.cluster.local, port: {number: 9080}}}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: secret, namespace: shop}
+spec: {hosts: [a.secret.example], ports: [{number: 443, name: tls, protocol: TLS}], resolution: STATIC}
+";
+    let plane = plane(rules);
+    let client = sidecar(true);
+    let raw = text(&listener(&plane, &client, "0.0.0.0_9100"));
+    assert!(raw.contains("outbound|9080||ratings.other.svc.cluster.local"), "{raw}");
+    let by_name = listener(&plane, &client, "0.0.0.0_443");
+    let names = |chain: &listener_pb::FilterChain| chain.filter_chain_match.clone().unwrap().server_names.join(" ");
+    let names: Vec<_> = by_name.filter_chains.iter().map(names).collect();
+    assert_eq!(names, ["*.example.org", "a.secret.example a.secret.example."]);
+    assert!(by_name.default_filter_chain.is_none(), "what names nobody goes nowhere");
+    let outbound = text(&listener(&plane, &client, "0.0.0.0_9080"));
+    let filters =
+        ["envoy.filters.http.fault", "envoy.filters.http.cors", "stateful_session", "envoy.filters.http.router"];
+    assert!(filters.windows(2).all(|two| outbound.find(two[0]) < outbound.find(two[1])), "in Istio's order");
+}
+
 #[tokio::test]
 async fn what_an_envoy_cannot_enforce_is_answered_with_503_and_what_it_can_is_there() {
     let policy = |spec: &str| {

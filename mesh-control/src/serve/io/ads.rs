@@ -341,6 +341,7 @@ async fn exchange<M: Method>(
     let age = age.into_iter().chain(left.filter(|left| *left < FAR)).min();
     let mut old = std::pin::pin!(tokio::time::sleep(age.unwrap_or(FAR)));
     let mut dismissal = std::pin::pin!(stay.stream.dismissal());
+    stay.attend_sidecar(false)?;
     stay.hear::<M>(&first)?;
     let mut room = None;
     loop {
@@ -408,7 +409,9 @@ impl Stay<'_> {
         }
         self.count_names()?;
         let has_taken = heard.brought_listeners || heard.answer == Some(Answer::Ack(Kind::Listener));
-        self.attend_sidecar(has_taken)?;
+        if has_taken {
+            self.attend_sidecar(true)?;
+        }
         self.attend(&heard)
     }
 
