@@ -552,9 +552,9 @@ impl Inner {
         let wrong = std::mem::take(&mut loaded.wrong);
         let (mut policy, mut diagnostics) = examine(loaded, &self.options.given(), self.fixed.get(), &self.judge);
         self.fixed.get_or_init(|| policy.mesh.fixed.clone());
-        let held_back = held_back(&wrong).filter(|_| policy.outbound == OutboundTrafficPolicy::AllowAny);
+        let held_back = held_back(&wrong).filter(|_| policy.lets_any_pass());
         if held_back.is_some() {
-            policy.outbound = OutboundTrafficPolicy::RegistryOnly;
+            policy.hold_back();
         }
         policy.trust_domain = self.options.issues_certificates.then(|| policy.mesh.fixed.trust_domain.clone());
         policy.security.is_permissive = self.options.permissive;

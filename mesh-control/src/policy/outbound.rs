@@ -30,6 +30,17 @@ impl Policy {
         self.scope(view).and_then(|scope| scope.outbound).unwrap_or(self.outbound)
     }
 
+    /// Whether calls of any client to hosts that nothing describes pass.
+    pub fn lets_any_pass(&self) -> bool {
+        self.outbound == OutboundTrafficPolicy::AllowAny || self.sidecars.let_any_pass()
+    }
+
+    /// Lets none of them pass, whatever a Sidecar says.
+    pub fn hold_back(&mut self) {
+        self.outbound = OutboundTrafficPolicy::RegistryOnly;
+        self.sidecars.let_none_pass();
+    }
+
     /// The host of a target that a client would see, were it not for its Sidecar.
     pub fn is_left_out(&self, target: &str, view: &View) -> Option<Arc<str>> {
         self.scope(view)?;

@@ -117,6 +117,16 @@ impl Sidecars {
             .or_else(|| find(&|scope| scope.object.meta.namespace == self.root_namespace && scope.selector().is_none()))
     }
 
+    /// Whether one of them lets calls to hosts pass that nothing describes.
+    pub fn let_any_pass(&self) -> bool {
+        self.scopes.iter().any(|scope| scope.outbound == Some(OutboundTrafficPolicy::AllowAny))
+    }
+
+    /// None of them says any more whether they pass.
+    pub fn let_none_pass(&mut self) {
+        self.scopes.iter_mut().for_each(|scope| scope.outbound = None);
+    }
+
     /// The one at a place.
     pub fn get(&self, place: usize) -> Option<&Scope> {
         self.scopes.get(place)
