@@ -226,3 +226,27 @@ async fn http_in_the_program_is_tls_on_the_way_to_a_host_that_a_rule_says_so_of(
         assert!(all.contains(said), "{all}");
     }
 }
+
+#[tokio::test]
+async fn an_admin_port_is_served_where_it_is_asked_for_and_on_the_loopback_alone() {
+    let fixture = Fixture::start().await;
+    let control = fixture.address();
+    let echo = |admin: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-echo"));
+        command.args(["--control", &control, "--listen", "127.0.0.1:0", "--admin-addr", admin]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
+    };
+    let mut running = echo("127.0.0.1:0").spawn().unwrap();
+    let mut lines = BufReader::new(running.stdout.take().unwrap()).lines();
+    let line = lines.next_line().await.unwrap().unwrap();
+    let address = line.strip_prefix("admin listening on ").unwrap_or_else(|| panic!("{line}"));
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("istio_build{"), "{answer}");
+    let open = echo("0.0.0.0:0").output().await.unwrap();
+    let why = String::from_utf8_lossy(&open.stderr);
+    assert!(!open.status.success() && why.contains("--admin-anywhere"), "{why}");
+}

@@ -15,7 +15,7 @@ pub fn line(format: &LogFormat, request: &RequestInfo, took: Duration, now: Syst
     let entry = Entry { request, heads: request.head(), took, now };
     match format {
         LogFormat::Text(text) => {
-            let mut line = entry.text(text, |text| escaped(text));
+            let mut line = entry.text(text, escaped);
             if !line.ends_with('\n') {
                 line.push('\n');
             }

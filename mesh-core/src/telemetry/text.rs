@@ -2,8 +2,9 @@
 
 use std::fmt::{Display, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
+use super::families::{FAMILIES, Family, Read};
 use super::histogram::{BOUNDS, Histogram};
 use super::labels::Labels;
 use super::series::Series;
@@ -87,64 +88,37 @@ impl Exposition {
 
     /// Istio's standard metrics.
     pub fn standard(&mut self, all: &[Arc<Series>]) {
-        let http = || all.iter().filter(|series| !series.is_tcp);
-        self.counters("istio_requests_total", "Requests.", http(), |series| &series.requests);
-        let name = "istio_request_duration_milliseconds";
-        self.histograms(name, "How long requests took, in milliseconds.", http(), |series| &series.duration);
-        let what = "How large the bodies of requests were, in bytes.";
-        self.histograms("istio_request_bytes", what, http(), |series| &series.request_bytes);
-        let what = "How large the bodies of responses were, in bytes.";
-        self.histograms("istio_response_bytes", what, http(), |series| &series.response_bytes);
-        let grpc = || http().filter(|series| series.is_grpc);
-        let name = "istio_request_messages_total";
-        self.counters(name, "Messages of gRPC requests.", grpc(), |series| &series.request_messages);
-        let name = "istio_response_messages_total";
-        self.counters(name, "Messages of gRPC responses.", grpc(), |series| &series.response_messages);
-        let tcp = || all.iter().filter(|series| series.is_tcp);
-        for (name, help, counter) in TCP {
-            self.counters(name, help, tcp(), counter);
-        }
-    }
-
-    fn counters<'a>(
-        &mut self,
-        name: &str,
-        help: &str,
-        all: impl Iterator<Item = &'a Arc<Series>>,
-        counter: impl Fn(&Series) -> &AtomicU64,
-    ) {
-        let mut all = all.peekable();
-        if all.peek().is_some() {
-            self.family(name, Kind::Counter, help);
-        }
-        for series in all {
-            self.sample(name, texts(&series.labels), counter(series).load(Ordering::Relaxed));
-        }
-    }
-
-    fn histograms<'a>(
-        &mut self,
-        name: &str,
-        help: &str,
-        all: impl Iterator<Item = &'a Arc<Series>>,
-        histogram: impl Fn(&Series) -> &Histogram,
-    ) {
-        let mut all = all.peekable();
-        if all.peek().is_some() {
-            self.family(name, Kind::Histogram, help);
-        }
-        let bucket = format!("{name}_bucket");
-        for series in all {
-            let (counts, sum) = histogram(series).read();
-            let mut total = 0;
-            for (at, count) in counts.into_iter().enumerate() {
-                total += count;
-                let bound = BOUNDS.get(at).map_or_else(|| "+Inf".to_owned(), f64::to_string);
-                self.sample(&bucket, texts(&series.labels).chain([("le", &*bound)]), total);
+        for Family { name, help, is_of, read } in FAMILIES {
+            let mut all = all.iter().filter(|series| is_of(series)).peekable();
+            if all.peek().is_none() {
+                continue;
             }
-            self.sample(&format!("{name}_sum"), texts(&series.labels), sum);
-            self.sample(&format!("{name}_count"), texts(&series.labels), total);
+            match read {
+                Read::Counter(read) => {
+                    self.family(name, Kind::Counter, help);
+                    for series in all {
+                        self.sample(name, texts(&series.labels), read(series).load(Ordering::Relaxed));
+                    }
+                }
+                Read::Histogram(read) => {
+                    self.family(name, Kind::Histogram, help);
+                    for series in all {
+                        self.histogram(name, &series.labels, read(series));
+                    }
+                }
+            }
         }
+    }
+
+    fn histogram(&mut self, name: &str, labels: &Labels, histogram: &Histogram) {
+        let (bucket, (counts, sum), mut total) = (format!("{name}_bucket"), histogram.read(), 0);
+        for (at, count) in counts.into_iter().enumerate() {
+            total += count;
+            let bound = BOUNDS.get(at).map_or_else(|| "+Inf".to_owned(), f64::to_string);
+            self.sample(&bucket, texts(labels).chain([("le", &*bound)]), total);
+        }
+        self.sample(&format!("{name}_sum"), texts(labels), sum);
+        self.sample(&format!("{name}_count"), texts(labels), total);
     }
 
     /// The text.
@@ -152,20 +126,6 @@ impl Exposition {
         self.0
     }
 }
-
-/// Name, help and counter of a family.
-type Counted = (&'static str, &'static str, fn(&Series) -> &AtomicU64);
-
-const TCP: [Counted; 4] = [
-    ("istio_tcp_sent_bytes_total", "Bytes that servers sent over connections that are not HTTP.", |series| {
-        &series.sent_bytes
-    }),
-    ("istio_tcp_received_bytes_total", "Bytes that servers received over connections that are not HTTP.", |series| {
-        &series.received_bytes
-    }),
-    ("istio_tcp_connections_opened_total", "Connections that are not HTTP that were opened.", |series| &series.opened),
-    ("istio_tcp_connections_closed_total", "Connections that are not HTTP that were closed.", |series| &series.closed),
-];
 
 fn texts(labels: &Labels) -> impl Iterator<Item = (&str, &str)> {
     labels.iter().map(|(label, value)| (label, &**value))

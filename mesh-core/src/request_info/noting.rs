@@ -1,0 +1,195 @@
+//! What data planes note of a request, where somebody is told of it in the end.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, Version};
+use smallvec::SmallVec;
+
+use super::{Heads, Messages, RequestInfo, grpc_status};
+use crate::error::ErrorKind;
+use crate::id::ClusterName;
+use crate::model::{AccessLog, ServiceNames};
+use crate::response_flags::ResponseFlags;
+use crate::state::EndpointState;
+use crate::workload::Peer;
+
+impl RequestInfo {
+    /// Notes what was asked for.
+    #[inline]
+    pub fn note_authority(&mut self, authority: &str) {
+        if let Some(record) = &mut self.record {
+            record.authority = SmallVec::from_slice(authority.as_bytes());
+        }
+    }
+
+    /// Notes who asks, on a server.
+    pub fn note_peer(&mut self, peer: SocketAddr) {
+        if let Some(record) = &mut self.record {
+            record.peer = Some(peer);
+        }
+    }
+
+    /// Notes who is at the other end: on a server, the client. `is_secured`, as mutual TLS has shown.
+    pub fn note_source(&mut self, source: Option<Arc<Peer>>, is_secured: bool) {
+        if let Some(record) = &mut self.record {
+            (record.source, record.is_secured) = (source, is_secured);
+        }
+    }
+
+    /// Notes that the present try goes over mutual TLS, or not.
+    #[inline]
+    pub fn note_secured(&mut self, is_secured: bool) {
+        if let Some(record) = &mut self.record {
+            record.is_secured = is_secured;
+        }
+    }
+
+    /// Notes where it goes.
+    #[inline]
+    pub fn note_route(&mut self, route: &Arc<str>, cluster: Option<&ClusterName>) {
+        if let Some(record) = &mut self.record {
+            record.route = Some(Arc::clone(route));
+            record.cluster = cluster.cloned();
+        }
+    }
+
+    /// Notes the service that it is for.
+    #[inline]
+    pub fn note_service(&mut self, service: Option<&Arc<ServiceNames>>) {
+        if let Some(record) = &mut self.record {
+            record.service = service.cloned();
+        }
+    }
+
+    /// Notes the head of the request as it came, where somebody wants to know.
+    pub fn note_head(&mut self, path: &str, version: Version, headers: &HeaderMap) {
+        if let Some(record) = &mut self.record {
+            let (path, request) = (path.into(), headers.clone());
+            record.heads = Some(Box::new(Heads { path, version, request, ..Heads::default() }));
+        }
+    }
+
+    /// Notes where its connection ends, on a server, and the name that its client asked for in TLS.
+    pub fn note_connection(&mut self, local: SocketAddr, server_name: Option<&Arc<str>>) {
+        if let Some(heads) = self.heads() {
+            (heads.local, heads.server_name) = (Some(local), server_name.cloned());
+        }
+    }
+
+    /// Notes that the configuration wants it in these access logs.
+    pub fn note_logs(&mut self, logs: &Arc<[AccessLog]>) {
+        if let Some(record) = &mut self.record {
+            record.logs = Some(Arc::clone(logs));
+        }
+    }
+
+    fn heads(&mut self) -> Option<&mut Heads> {
+        self.record.as_mut()?.heads.as_deref_mut()
+    }
+
+    /// Notes Envoy's flags, besides those of its error.
+    #[inline]
+    pub fn note_flags(&mut self, flags: ResponseFlags) {
+        if let Some(record) = &mut self.record {
+            record.flags |= flags;
+        }
+    }
+
+    /// Notes why it was answered as it was. What was noted first counts.
+    pub fn note_details(&mut self, details: impl Into<Cow<'static, str>>) {
+        if let Some(record) = &mut self.record {
+            record.details.get_or_insert_with(|| details.into());
+        }
+    }
+
+    /// Notes how much of the request's body was sent, or on a server read.
+    pub fn note_request_body(&mut self, bytes: u64, messages: Messages) {
+        if let Some(record) = &mut self.record {
+            (record.request_bytes, record.request_messages) = (bytes, messages);
+        }
+    }
+
+    /// Notes a try, and the endpoint that it goes to.
+    #[inline]
+    pub fn note_attempt(&mut self, endpoint: &Arc<EndpointState>) {
+        self.attempts = self.attempts.saturating_add(1);
+        if let Some(record) = &mut self.record {
+            record.endpoint = Some(Arc::clone(endpoint));
+            if let Some(heads) = &mut record.heads {
+                heads.attempt = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Notes that the answer is that of an earlier try, which went to this endpoint.
+    pub fn note_winner(&mut self, endpoint: &Arc<EndpointState>) {
+        if let Some(record) = &mut self.record {
+            record.endpoint = Some(Arc::clone(endpoint));
+        }
+    }
+
+    /// Notes the head of the response. Where it is all of it, as `is_end` says, its headers are a gRPC response's
+    /// trailers (trailers-only).
+    #[inline]
+    pub fn note_response(&mut self, status: StatusCode, headers: &HeaderMap, is_end: bool) {
+        if let Some(record) = &mut self.record {
+            record.status = Some(status);
+            if is_end {
+                record.grpc_status = grpc_status(headers);
+            }
+            if let Some(heads) = &mut record.heads {
+                heads.response = headers.clone();
+                heads.upstream_time = heads.attempt.map(|attempt| attempt.elapsed());
+            }
+        }
+    }
+
+    /// Notes data of the response's body.
+    #[inline]
+    pub fn note_response_data(&mut self, data: &Bytes) {
+        let is_grpc = self.is_grpc;
+        if let Some(record) = &mut self.record {
+            record.response_bytes = record.response_bytes.saturating_add(data.len() as u64);
+            if is_grpc {
+                record.response_messages.pass(data);
+            }
+        }
+    }
+
+    /// Notes the trailers of the response.
+    #[inline]
+    pub fn note_trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(record) = &mut self.record {
+            record.grpc_status = grpc_status(trailers).or(record.grpc_status);
+            if let Some(heads) = &mut record.heads {
+                heads.trailers = trailers.clone();
+            }
+        }
+    }
+
+    /// Notes that it failed, or that its response broke off.
+    pub fn note_error(&mut self, error: ErrorKind) {
+        if let Some(record) = &mut self.record {
+            record.error = Some(error);
+        }
+    }
+
+    /// Notes that an authorizer gave no answer about it, and that it passes all the same.
+    pub fn note_unchecked(&mut self) {
+        if let Some(record) = &mut self.record {
+            record.is_unchecked = true;
+        }
+    }
+
+    /// Notes that the response came to its end.
+    #[inline]
+    pub fn note_complete(&mut self) {
+        if let Some(record) = &mut self.record {
+            record.is_complete = true;
+        }
+    }
+}
