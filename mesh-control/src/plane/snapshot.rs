@@ -300,8 +300,7 @@ impl Snapshot {
             &*self.keys,
         );
         let service = services.served_by(&client.namespace, &labels, port);
-        let settings = self.compiled.policy.mesh.object.as_ref();
-        let log = settings.and_then(|settings| render::access_log::of_mesh(&settings.spec));
+        let log = self.compiled.policy.mesh.access_log().map(render::access_log::file);
         let serving = render::Serving { paths: *paths, tls, service, log };
         render::render_server(&self.compiled.judge, client.class, listener, refusal, guards, serving)
     }

@@ -306,8 +306,7 @@ pub fn render_listener(
     if class == ClientClass::Envoy {
         return None;
     }
-    let settings = policy.mesh.object.as_ref().filter(|_| class == ClientClass::Library);
-    let log = settings.and_then(|settings| access_log::of_mesh(&settings.spec));
+    let log = policy.mesh.access_log().filter(|_| class == ClientClass::Library).map(access_log::file);
     let Some(address) = policy.resolve(name, view) else {
         // A gRPC client that asks for a listener cannot look the name up instead.
         let passes = class == ClientClass::Library && policy.passes_by(name, view);

@@ -402,8 +402,18 @@ async fn the_admin_port_is_read_only_and_not_a_web_pages_to_read() {
     let certificates: serde_json::Value = serde_json::from_str(&page("/certs").await.1).unwrap();
     let own = &certificates["certificates"][0]["cert_chain"][0]["subject_alt_names"][0]["uri"];
     assert_eq!(own, "spiffe://cluster.local/ns/shop/sa/web");
-    let dump = page("/config_dump").await.1;
-    assert!(dump.contains("\"reviews.shop:80\"") && !dump.contains("PRIVATE"), "{dump}");
+    // What became of a resource is told after it is in use.
+    let dump = async {
+        loop {
+            let dump = page("/config_dump").await.1;
+            if dump.contains("\"reviews.shop:80\"") {
+                return dump;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let dump = tokio::time::timeout(Duration::from_secs(20), dump).await.expect("a dump with the target");
+    assert!(!dump.contains("PRIVATE"), "{dump}");
     let numbers = client.samples().await;
     for name in ["mesh_cluster_connections_active", "mesh_certificate_expiry_timestamp_seconds", "mesh_xds_connected"] {
         assert!(numbers.iter().any(|sample| sample.name == name && sample.value >= 1.0), "{name}");

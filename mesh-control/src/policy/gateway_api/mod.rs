@@ -289,9 +289,8 @@ impl Table<'_> {
         let mut routes: Vec<Route> = Vec::new();
         for (_, compiled) in self.in_order() {
             let mut route = compiled.route.clone();
-            // A new host is reached at the port of the request, unless something else is said.
+            // The port is that of the service, unless something else is said (the standard one of a scheme is not written).
             if let Action::Redirect(redirect) = &mut route.action
-                && redirect.authority.is_some()
                 && redirect.scheme.is_none()
             {
                 redirect.port.get_or_insert(self.port);
