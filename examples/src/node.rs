@@ -1,7 +1,6 @@
 //! Who a program is to the control plane and to others, and where the control plane is.
 
 use std::collections::BTreeMap;
-use std::net::ToSocketAddrs;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -143,9 +142,9 @@ impl Join {
     ///
     /// # Errors
     /// If it cannot be had, or nobody reads.
-    pub fn serve_admin(&self, mesh: &Mesh, printing: Printing) -> anyhow::Result<()> {
+    pub async fn serve_admin(&self, mesh: &Mesh, printing: Printing) -> anyhow::Result<()> {
         let Some(asked) = &self.admin_addr else { return Ok(()) };
-        let mut found = asked.to_socket_addrs().with_context(|| format!("--admin-addr {asked}"))?;
+        let mut found = tokio::net::lookup_host(asked).await.with_context(|| format!("--admin-addr {asked}"))?;
         let address = found.next().with_context(|| format!("--admin-addr {asked}: no address has this name"))?;
         let bound = match self.admin_anywhere {
             true => mesh.serve_admin_anywhere(address)?,

@@ -145,7 +145,7 @@ async fn service(app: App, version: &str, listen: SocketAddr, printing: Printing
     let mesh = join.mesh(service.workload())?.start()?;
     // Before anything is said: whoever reads the address may send a signal at once.
     mesh.drain_on_signals()?;
-    join.serve_admin(&mesh, printing)?;
+    join.serve_admin(&mesh, printing).await?;
     let mut running = service.start(mesh, listen).await?;
     let (name, address) = (service.to_string(), running.address);
     let state = json!({ "service": name, "address": address, "state": "serving" });

@@ -101,7 +101,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let output = Output { format: args.printing.format(), headers: args.include };
     let mut signals = Signals::new()?;
     let mesh = args.join.mesh(Workload::new("mesh-curl", "v1"))?.observer(Endpoints).start()?;
-    args.join.serve_admin(&mesh, args.printing)?;
+    args.join.serve_admin(&mesh, args.printing).await?;
     let told = Notify::new();
     let abort = async {
         signals.first().await;

@@ -39,7 +39,7 @@ async fn main() -> anyhow::Result<()> {
     let mesh = args.join.mesh(Workload::new(&args.name, &args.version))?.start()?;
     // Before anything is said: whoever reads the address may send a signal at once.
     mesh.drain_on_signals()?;
-    args.join.serve_admin(&mesh, args.printing)?;
+    args.join.serve_admin(&mesh, args.printing).await?;
     let listener = mesh.bind(args.listen).await?;
     let address = listener.local_addr();
     let identity = Identity::new(&args.name, &args.version, address);
