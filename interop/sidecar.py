@@ -451,14 +451,22 @@ class Sidecar:
             for key, value in self.stats(name).items():
                 if key.endswith("update_rejected") and value:
                     found[f"{name} {key}"] = value
-        status = self.read_status()
-        envoys = [client for client in status["clients"] if client["node"].startswith("sidecar~")]
-        kinds = [(client["node"], kind) for client in envoys for kind in client["kinds"] if kind["subscribed"]]
+
+        def subscriptions():
+            envoys = [one for one in self.read_status()["clients"] if one["node"].startswith("sidecar~")]
+            return envoys, [(one["node"], kind) for one in envoys for kind in one["kinds"] if kind["subscribed"]]
+
+        def all_synced():
+            # A mesh-control that has just started holds back what may only be missing yet.
+            envoys, kinds = subscriptions()
+            return kinds if len(envoys) == len(self.envoys) and all(kind["state"] == "synced" for _, kind in kinds) else None
+
+        kinds = self.until("every subscription synced", all_synced)
         for node, kind in kinds:
-            if kind["nacks"] or kind["state"] != "synced":
+            if kind["nacks"]:
                 found[f"{node} {kind['kind']}"] = kind
-        if found or len(envoys) != len(self.envoys):
-            raise self.failure(f"{found or status['clients']}")
+        if found:
+            raise self.failure(f"{found}")
         for process, *_ in self.envoys.values():
             process.end()
         return f"{len(kinds)} subscriptions, all acked"

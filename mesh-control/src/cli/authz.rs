@@ -301,12 +301,14 @@ fn answer(servers: &mut Servers<'_>, asked: &Asked) -> anyhow::Result<Answer> {
     let peer: Option<SpiffeId> = asked
         .principal
         .as_deref()
-        .map(|principal| match principal.starts_with("spiffe://") {
-            true => principal.parse(),
-            false => format!("spiffe://{principal}").parse(),
+        .map(|principal| {
+            let id = principal.strip_prefix("spiffe://").unwrap_or(principal);
+            // NAMESPACE/NAME would be a workload of a trust domain that nobody has.
+            let is_workload = id.contains("/ns/") && id.contains("/sa/");
+            anyhow::ensure!(is_workload, "principal: {principal}: TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT is needed");
+            format!("spiffe://{id}").parse().map_err(|invalid| anyhow!("principal: {invalid}"))
         })
-        .transpose()
-        .map_err(|invalid| anyhow!("principal: {invalid}"))?;
+        .transpose()?;
     let connection = Connection {
         peer: peer.as_ref(),
         source: SocketAddr::new(asked.source_ip.unwrap_or(LOCALHOST), 0),

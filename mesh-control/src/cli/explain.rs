@@ -15,6 +15,7 @@ use super::seen::{Seen, client};
 use super::workload::{Workload, pair};
 use super::{Format, Printing};
 use crate::catalog::Client;
+use crate::config::file::is_namespace;
 use crate::plane::{Plane, Snapshot};
 use crate::policy::route::Written;
 
@@ -76,7 +77,7 @@ fn caller(args: &Args, plane: &Plane) -> anyhow::Result<Workload> {
     match (given, args.from.split_once('/')) {
         (Ok((_, workload)), _) => Ok(workload),
         (Err(unknown), Some((namespace, name)))
-            if !namespace.is_empty() && !name.is_empty() && args.label.is_empty() =>
+            if is_namespace(namespace) && !name.is_empty() && !name.contains('/') && args.label.is_empty() =>
         {
             eprintln!("mesh-control: {unknown}; taken for a workload without labels");
             Ok(Workload { namespace: namespace.to_owned(), labels: Default::default() })

@@ -28,7 +28,7 @@ impl Snapshot {
         let policy = &self.compiled.policy;
         let view = policy.view(&client.namespace, &client.labels);
         let address = policy.resolve(target, &view)?;
-        let object = &policy.virtual_services.find(&address.host, &client.namespace)?.meta;
+        let object = &policy.rule_of(&address.host, &view)?.meta;
         let is_rule = name.starts_with("tcp[") || name.starts_with("tls[");
         is_rule.then(|| format!("{}, {} {name}", locate(&object.origin, name), object.id()))
     }

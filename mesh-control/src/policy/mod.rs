@@ -179,7 +179,7 @@ impl Policy {
     }
 
     /// Whether a client's Sidecar has this host: as a service, or as what only a rule names.
-    fn is_imported(&self, host: &str, view: &View) -> bool {
+    pub(crate) fn is_imported(&self, host: &str, view: &View) -> bool {
         let Some(scope) = self.scope(view) else { return true };
         if let Some((_, service)) = self.services.find(host, &view.namespace) {
             return scope.imports(&service.namespace, host);
@@ -322,7 +322,6 @@ impl Policy {
     pub fn connections(&self, address: &Address, view: &View) -> Vec<Connections> {
         let of_service = self.service_port(&address.host, address.port, view);
         let key = ClusterKey { host: address.host.clone(), port: address.port, subset: "".into() };
-        let is_refused = self.refusal(&key, view).is_some();
         let entry = self.virtual_services.find(&address.host, self.sight(view));
         let protocol = of_service.as_ref().map(|(_, _, port)| port.protocol);
         let is_tls = match protocol {
@@ -330,7 +329,7 @@ impl Policy {
             Some(protocol) => Some(matches!(protocol, Protocol::Tls | Protocol::Https)),
         };
         // Who is wrong has no rules, and its host answers with the reason.
-        if is_refused || entry.is_some_and(|entry| entry.object.is_none()) {
+        if self.refuses_connections(address, view) {
             return Vec::new();
         }
         let to = Addressed { port: address.port, addresses: &self.addresses_of(address, view), is_tls };
@@ -349,6 +348,18 @@ impl Policy {
             way.idle_timeout = first.and_then(|seen| seen.traffic.connection_pool.tcp_idle_timeout);
         }
         ways
+    }
+
+    /// The VirtualService that a client sees for a host.
+    pub fn rule_of(&self, host: &str, view: &View) -> Option<&virtual_services::Entry> {
+        self.virtual_services.find(host, self.sight(view)).map(|entry| &**entry)
+    }
+
+    /// Whether what says where connections to an address go is wrong.
+    pub fn refuses_connections(&self, address: &Address, view: &View) -> bool {
+        let key = ClusterKey { host: address.host.clone(), port: address.port, subset: "".into() };
+        let entry = self.virtual_services.find(&address.host, self.sight(view));
+        self.refusal(&key, view).is_some() || entry.is_some_and(|entry| entry.object.is_none())
     }
 
     /// The addresses that are known of an address: itself, where it is one.
@@ -421,7 +432,7 @@ impl Policy {
         let service = self.services.find(host, &view.namespace).map(|(_, service)| &service.host);
         let table = service.and_then(|host| self.gateway_routes.find(host, port, &view.namespace));
         let Some(table) = table else { return self.of_virtual_service(host, port, view) };
-        let entry = self.virtual_services.find(host, &view.namespace);
+        let entry = self.virtual_services.find(host, self.sight(view));
         let is_first = |entry: &virtual_services::Entry| {
             let is_exact = entry.hosts.iter().any(|own| own == host);
             is_exact && !table.is_consumer && table.meta().is_some_and(|meta| goes_before(entry, meta))
@@ -455,7 +466,7 @@ impl Policy {
     fn service_port(&self, host: &str, port: u16, view: &View) -> Option<(ServiceId, &Arc<Service>, ServicePort)> {
         match self.services.find(host, &view.namespace) {
             Some((id, service)) => Some((id, service, service.port(port)?.clone())),
-            None if self.outbound == OutboundTrafficPolicy::RegistryOnly => None,
+            None if self.outbound(view) == OutboundTrafficPolicy::RegistryOnly => None,
             None => {
                 let (id, alias) = self.services.alias_of(host, &view.namespace)?;
                 Some((id, alias, ServicePort::unnamed(port)))

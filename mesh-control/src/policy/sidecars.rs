@@ -9,7 +9,7 @@ use crate::config::file::Object;
 use crate::config::istio::mesh_config::OutboundMode;
 use crate::config::istio::sidecar::Sidecar;
 use crate::config::{Code, Diagnostic, Severity};
-use crate::registry::host::covers;
+use crate::registry::host::{covers, plain};
 use crate::registry::service::is_subset;
 
 /// What one Sidecar says.
@@ -35,10 +35,10 @@ impl Scope {
     fn new(object: &Arc<Object<Sidecar>>) -> Scope {
         let entries = object.spec.egress.iter().flat_map(|egress| &egress.hosts);
         let imports = entries.filter_map(|entry| Import::parse(entry, &object.meta.namespace));
-        let mode = object.spec.outbound_traffic_policy.as_ref().and_then(|policy| policy.mode.as_ref());
-        let outbound = mode.map(|mode| match mode {
-            OutboundMode::RegistryOnly => OutboundTrafficPolicy::RegistryOnly,
-            OutboundMode::AllowAny | OutboundMode::AllowAnyDynamicDns => OutboundTrafficPolicy::AllowAny,
+        // A policy that does not say its mode is REGISTRY_ONLY: that is the enumeration's zero.
+        let outbound = object.spec.outbound_traffic_policy.as_ref().map(|policy| match policy.mode {
+            None | Some(OutboundMode::RegistryOnly) => OutboundTrafficPolicy::RegistryOnly,
+            Some(OutboundMode::AllowAny | OutboundMode::AllowAnyDynamicDns) => OutboundTrafficPolicy::AllowAny,
         });
         Scope { imports: imports.collect(), outbound, object: Arc::clone(object) }
     }
@@ -74,7 +74,7 @@ impl Import {
             "." => Some(Arc::clone(own)),
             name => Some(name.into()),
         };
-        Some(Import { namespace, host: host.to_ascii_lowercase(), is_left_out })
+        Some(Import { namespace, host: plain(host), is_left_out })
     }
 }
 

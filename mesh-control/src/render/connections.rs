@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_pro
     ClusterSpecifier, WeightedCluster, weighted_cluster::ClusterWeight,
 };
 
+use super::BLACK_HOLE;
 use super::proto::{any, duration, number};
 use crate::policy::connections::Connections;
 use crate::policy::route::ClusterKey;
@@ -20,6 +21,7 @@ pub(super) fn filter_chains(ways: &[Connections]) -> Vec<pb::FilterChain> {
 
 pub(super) fn filter_chain(way: &Connections) -> pb::FilterChain {
     let specifier = match way.targets.as_slice() {
+        [] => ClusterSpecifier::Cluster(BLACK_HOLE.to_owned()),
         [(only, _)] => ClusterSpecifier::Cluster(only.to_string()),
         several => {
             ClusterSpecifier::WeightedClusters(WeightedCluster { clusters: several.iter().map(weighted).collect() })

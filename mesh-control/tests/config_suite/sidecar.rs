@@ -290,3 +290,50 @@ spec: {selector: {app: second}, ports: [{name: tcp, port: 9100}]}
     assert_eq!(found(true), fields.map(|field| (field.to_owned(), true)).into());
     assert_eq!(found(false), BTreeMap::new());
 }
+
+const EGRESS: &str = "
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: own, namespace: shop}
+spec: {egress: [{hosts: ['shop/reviews.shop.svc.cluster.local']}], outboundTrafficPolicy: {mode: REGISTRY_ONLY}}
+";
+
+#[test]
+fn a_sidecar_says_what_an_envoy_sees_wildcards_too_and_whether_other_calls_pass() {
+    let (open, closed) = (plane(""), plane(EGRESS));
+    let envoy = sidecar(true);
+    let others = |plane: &Plane| routes(plane, &envoy, "9080").into_keys().any(|name| name == "allow_any");
+    assert!(others(&open) && !others(&closed));
+    let ports = |plane: &Plane| plane.snapshot().everything(&envoy, Kind::Listener).join(" ");
+    assert!(ports(&open).contains("0.0.0.0_443") && !ports(&closed).contains("0.0.0.0_443"), "{}", ports(&closed));
+    // A policy without a mode is REGISTRY_ONLY, as in Istio.
+    assert!(!others(&plane(&EGRESS.replace("mode: REGISTRY_ONLY", ""))));
+}
+
+#[tokio::test]
+async fn connections_whose_rule_is_wrong_lead_nowhere() {
+    const WRONG: &str = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews, namespace: shop}
+spec: {hosts: [reviews], tcp: [{route: [{destination: {host: ratings.other}, wieght: 3}]}]}
+";
+    let envoy = sidecar(true);
+    let (good, (wrong, _dir)) = (plane(""), plane_of_dir(WRONG));
+    assert!(text(&listener(&good, &envoy, "0.0.0.0_9100")).contains("outbound|9100||reviews.shop.svc.cluster.local"));
+    let told = text(&listener(&wrong, &envoy, "0.0.0.0_9100"));
+    assert!(told.contains("BlackHoleCluster") && !told.contains("outbound|9100"), "{told}");
+}
+
+#[tokio::test]
+async fn while_a_sidecar_with_an_outbound_policy_is_wrong_nothing_passes_the_mesh_by() {
+    let passes = |spec: &str| {
+        let (plane, _dir) = plane_of_dir(&format!(
+            "\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {{name: own, namespace: shop}}\nspec: {spec}\n"
+        ));
+        routes(&plane, &sidecar(true), "9080").contains_key("allow_any")
+    };
+    assert!(passes("{egress: [{hosts: ['./*'], bogus: 1}]}"), "it says nothing of other hosts");
+    assert!(!passes("{outboundTrafficPolicy: {mode: REGISTRY_ONLY, bogus: 1}}"));
+    assert!(!passes("{outboundTrafficPolcy: {mode: REGISTRY_ONLY}, bogus: 1}"));
+}

@@ -54,8 +54,8 @@ spec: {selector: {app: reviews}, ports: [{name: http, port: 80}]}
         };
         let (client, server) = (start("web"), start("reviews"));
         let listener = server.bind("127.0.0.1:0").await.unwrap();
-        let app = server.server_layer().layer(axum::Router::new().fallback(|| async { "hello" }));
-        tokio::spawn(mesh_tower::server::serve(listener, app).into_future());
+        let app = server.server_layer().layer(axum::Router::new().fallback(|_read: bytes::Bytes| async { "hello" }));
+        tokio::spawn(mesh_tower::server::serve(listener, app).readable_bodies().into_future());
         server.serving().await.unwrap();
         World { _control: control, client, _server: server }
     }
@@ -205,4 +205,49 @@ fn a_format_that_cannot_be_read_is_an_error_where_it_is_written() {
         let found: Vec<_> = found.iter().map(ToString::to_string).filter(|line| line.contains("error[")).collect();
         assert!(found.first().is_some_and(|line| line.contains(expected)), "{mesh}: {found:?}");
     }
+}
+
+#[tokio::test]
+async fn a_request_without_a_route_has_its_line_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, text) = file(&dir);
+    let rule = "
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews, namespace: shop}
+spec: {hosts: [reviews], http: [{match: [{uri: {prefix: /a}}], route: [{destination: {host: reviews}}]}]}
+";
+    let allow = |builder: MeshBuilder| builder.access_log_files_in(dir.path());
+    let settings = format!("accessLogFile: {text}\naccessLogFormat: '%RESPONSE_CODE% %RESPONSE_FLAGS% %REQ(:PATH)%'");
+    let world = World::start(&settings, rule, allow).await;
+    world.get("http://reviews.shop/none", "x").await;
+    assert_eq!(lines(&path, 1).await, ["404 NR /none"]);
+}
+
+#[tokio::test]
+async fn a_server_writes_who_called_and_how_much_it_was_sent_also_without_metrics() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, text) = file(&dir);
+    let allow = |builder: MeshBuilder| builder.access_log_files_in(dir.path());
+    let format = "%DOWNSTREAM_PEER_URI_SAN% %BYTES_RECEIVED% %PROTOCOL%";
+    let world = World::start(&format!("accessLogFile: {text}\naccessLogFormat: '{format}'"), "", allow).await;
+    let pieces = futures_util::stream::iter(["abc", "de"].map(|piece| {
+        Ok::<_, std::convert::Infallible>(hyper::body::Frame::data(bytes::Bytes::from_static(piece.as_bytes())))
+    }));
+    let body = mesh_tower::body::Body::new(http_body_util::StreamBody::new(pieces));
+    let request = http::Request::post("http://reviews.shop/").body(body).unwrap();
+    world.client.client().request(request).await.unwrap().into_body().collect().await.unwrap();
+    let all = lines(&path, 2).await;
+    assert!(all.contains(&"spiffe://cluster.local/ns/shop/sa/web 5 HTTP/1.1".to_owned()), "{all:?}");
+}
+
+#[test]
+fn a_command_that_is_unknown_is_told() {
+    let told = |format: &str| {
+        let mesh = format!("accessLogFile: /dev/stdout\naccessLogFormat: '{format}'");
+        validate([("t.yaml", settings(&mesh).as_str())]).iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    };
+    assert!(told("%NO_SUCH% %RESPONSE_CODE%").contains("%NO_SUCH%: there is nothing of it here"));
+    assert_eq!(told("%RESPONSE_CODE% %CONNECTION_TERMINATION_DETAILS%"), "");
 }

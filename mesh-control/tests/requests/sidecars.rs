@@ -72,6 +72,8 @@ async fn a_client_sees_the_hosts_of_the_sidecar_that_is_for_it() {
         (only("own", "default", "", "'shop/c.example.com'"), ""),
         (only("own", "default", "", "'*/*', '~shop/*'"), "a c"),
         (only("own", "default", "", "'*/*', '~*/a.example.com'"), "b c"),
+        (only("own", "default", "", "'*/*', '~*/A.example.com.'"), "b c"),
+        (only("own", "default", "", "'shop/B.example.com.'"), "b"),
         // Of another namespace, or for other workloads.
         (only("theirs", "shop", "", "'~/*'"), "a b c"),
         (only("others", "default", "workloadSelector: {labels: {app: other}}, ", "'~/*'"), "a b c"),

@@ -379,7 +379,7 @@ spec: {mtls: {mode: PERMISSIVE}}
     let (head, seen) = ask(at, &head).await;
     assert!(head.starts_with("HTTP/1.1 200") && !seen.contains("x-envoy"), "{head} {seen}");
     let labels = [
-        ("source_workload", "a\"} 1\nforged{\\"),
+        ("source_workload", "a\"} 1forged{\\"),
         ("source_principal", "unknown"),
         ("connection_security_policy", "none"),
     ];

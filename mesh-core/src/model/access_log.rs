@@ -83,6 +83,15 @@ impl LogFormat {
         all.sort();
         LogFormat::Json(all)
     }
+
+    /// Commands that there is nothing of here.
+    pub fn without_effect(&self) -> impl Iterator<Item = &str> {
+        let (text, json) = match self {
+            LogFormat::Text(text) => (Some(text), &[][..]),
+            LogFormat::Json(all) => (None, all.as_slice()),
+        };
+        text.into_iter().chain(json.iter().map(|(_, text)| text)).flat_map(LogText::without_effect)
+    }
 }
 
 /// A text with commands in it.

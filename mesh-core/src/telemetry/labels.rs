@@ -117,9 +117,22 @@ impl Labels {
 }
 
 /// Workload, namespace, principal, app, version, canonical service, canonical revision, cluster.
+/// The most characters of what a peer says of itself that a label has: twice what a label of Kubernetes may have. Each
+/// stands in a hundred lines of the page.
+const LONGEST: usize = 126;
+
+/// What a peer says of itself, as a label: without its end, where it is too long, and without what no terminal should see.
+fn label(said: &Arc<str>) -> Arc<str> {
+    let is_fine = said.len() <= LONGEST && !said.chars().any(char::is_control);
+    if is_fine {
+        return Arc::clone(said);
+    }
+    said.chars().filter(|character| !character.is_control()).take(LONGEST).collect::<String>().into()
+}
+
 fn of_peer(peer: &Peer) -> [Arc<str>; 8] {
     let Peer { workload, principal } = peer;
-    let or = |text: &Option<Arc<str>>, default: &str| text.clone().unwrap_or_else(|| default.into());
+    let or = |text: &Option<Arc<str>>, default: &str| text.as_ref().map_or_else(|| default.into(), label);
     let of = |text| or(text, UNKNOWN);
     [
         of(&workload.name),
@@ -131,4 +144,20 @@ fn of_peer(peer: &Peer) -> [Arc<str>; 8] {
         or(&workload.canonical_revision, "latest"),
         of(&workload.cluster),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_says_is_a_label_of_bounded_length_without_control_characters() {
+        for (said, expected) in [
+            ("web", "web".to_owned()),
+            ("a\u{1b}[31m\nb", "a[31mb".to_owned()),
+            (&"é".repeat(200), "é".repeat(LONGEST)),
+        ] {
+            assert_eq!(*label(&said.into()), *expected);
+        }
+    }
 }

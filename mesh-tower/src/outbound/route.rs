@@ -151,18 +151,21 @@ impl<T: Transport> ActiveRequest<T> {
     /// Finds the route.
     #[inline]
     pub(super) fn select(&mut self, view: Arc<TargetView>, head: &mut Parts) -> Result<Step<T>, MeshError> {
+        if let Some(logs) = view.access_logs() {
+            if !self.info.is_observed() {
+                observe(&mut self.info, &self.context, head);
+            }
+            self.info.note_logs(logs);
+            note_head(&mut self.info, head);
+        }
         let (selected, route) = SelectedRoute::find(&view, &head_of(&self.context, head)?, &mut self.info.random)?;
         self.route = Some(selected);
         if T::SPEAKS_TLS && !route.cluster.is_some_and(|cluster| cluster.passes_through()) {
             refuse_tls(&head.uri)?;
         }
         let has_filters = !route.destination.filters().is_empty();
-        if (has_filters || view.access_logs().is_some()) && !self.info.is_observed() {
+        if has_filters && !self.info.is_observed() {
             observe(&mut self.info, &self.context, head);
-        }
-        if let Some(logs) = view.access_logs() {
-            self.info.note_logs(logs);
-            note_head(&mut self.info, head);
         }
         self.info.note_route(&route.route.name, route.cluster.map(|cluster| cluster.name()));
         let leaf = route.cluster.and_then(|cluster| cluster.leaves().first());

@@ -249,12 +249,18 @@ where
         complete_path(request.uri_mut());
         let inherited = inherited_by(&request);
         let mut facts = self.context.observed(&mut request);
-        if let Some(facts) = &mut facts
-            && let Some(count) = facts.counts_body(request.headers())
-        {
-            request = request.map(|body| self.context.bodies.counted(body, &count));
-        }
         let admission = self.context.route(&mut request, &mut facts);
+        if let Some(facts) = &mut facts
+            && facts.info.is_observed()
+            && let Some(count) = facts.counts_body(&request)
+        {
+            let (head, body) = request.into_parts();
+            let body = self.context.bodies.counted(body, &count);
+            if body.is_ok() {
+                facts.body_counted_by(count);
+            }
+            request = Request::from_parts(head, body.unwrap_or_else(|body| body));
+        }
         let is_http1 = request.version() <= Version::HTTP_11;
         let active = ActiveRequest::new(self.context.in_flight(), is_http1, inherited, facts);
         match admission {

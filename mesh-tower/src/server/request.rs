@@ -29,6 +29,7 @@ use mesh_core::response_flags::ResponseFlags;
 use mesh_core::rewrite;
 use mesh_core::store::{ChainView, ServerState, ServerView};
 use mesh_core::view::{Destination, Found, RouteTable};
+use mesh_core::workload::{Peer, Workload};
 
 use crate::connection::ConnectionInfo;
 use crate::drain::InFlight;
@@ -122,6 +123,12 @@ impl ServerContext {
             facts.info.note_authority(RequestHead::received(request).map_or("", |head| head.authority));
         }
         facts.info.note_logs(logs);
+        if facts.info.source().is_none() {
+            let connection = self.connection(request);
+            let id = connection.as_deref().and_then(ConnectionInfo::peer_identity).cloned();
+            let is_secured = id.is_some();
+            facts.info.note_source(id.map(|id| Arc::new(Peer::new(Workload::default(), Some(id)))), is_secured);
+        }
         if facts.info.head().is_none() {
             self.note_head(&mut facts.info, request, self.connection(request).as_deref());
         }

@@ -17,6 +17,8 @@ use hyper::body::Incoming;
 use mesh_core::request::client_of;
 use mesh_core::request_info::Messages;
 
+use crate::body::Body;
+
 /// The most bytes of bodies that the requests of one layer hold in memory: more requests are refused.
 pub(super) const MOST_HELD: usize = 64 << 20;
 
@@ -104,11 +106,11 @@ impl Bodies {
         }
     }
 
-    /// A body whose bytes are counted as the application reads them, where somebody said how it is made.
-    pub(super) fn counted<B: 'static>(&self, body: B, count: &Arc<BodyCount>) -> B {
+    /// A body whose bytes are counted as the application reads them; it comes back where nobody said how it is made.
+    pub(super) fn counted<B: 'static>(&self, body: B, count: &Arc<BodyCount>) -> Result<B, B> {
         match self.known.iter().find_map(|known| known.downcast_ref::<Known<B>>()) {
-            Some(known) => (known.count)(body, self.held(None), Arc::clone(count)),
-            None => body,
+            Some(known) => Ok((known.count)(body, self.held(None), Arc::clone(count))),
+            None => Err(body),
         }
     }
 
@@ -127,6 +129,7 @@ pub(super) fn is_empty<B: 'static>(body: &B) -> bool {
     let body: &dyn Any = body;
     body.downcast_ref::<Incoming>().is_some_and(Incoming::is_end_stream)
         || body.downcast_ref::<Full<Bytes>>().is_some_and(Full::is_end_stream)
+        || body.downcast_ref::<Body>().is_some_and(Body::is_end_stream)
         || body.is::<Empty<Bytes>>()
 }
 

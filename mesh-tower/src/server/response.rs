@@ -10,7 +10,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::response::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, request};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request};
 use http_body::{Frame, SizeHint};
 use mesh_core::authz::external::Denial;
 use mesh_core::error::ErrorKind;
@@ -333,13 +333,20 @@ impl Facts {
         }
     }
 
-    /// What counts the request's body, where its headers do not say all: it has no length, or has messages of gRPC in it.
-    pub(super) fn counts_body(&mut self, headers: &HeaderMap) -> Option<Arc<BodyCount>> {
-        if !self.info.is_grpc && (headers.contains_key(CONTENT_LENGTH) || !headers.contains_key(TRANSFER_ENCODING)) {
-            return None;
-        }
-        self.body = Some(Arc::new(BodyCount::new(self.info.is_grpc)));
-        self.body.clone()
+    /// What is to count the request's body, where its headers do not say all: it has no length, or has messages of gRPC in it.
+    pub(super) fn counts_body<B: 'static>(&self, request: &Request<B>) -> Option<Arc<BodyCount>> {
+        let is_told = || {
+            let headers = request.headers();
+            // Without either, a request of HTTP/1.1 has no body (RFC 9112, 6.3).
+            let has_none = request.version() <= Version::HTTP_11 && !headers.contains_key(TRANSFER_ENCODING);
+            has_none || headers.contains_key(CONTENT_LENGTH) || is_empty(request.body())
+        };
+        (self.info.is_grpc || !is_told()).then(|| Arc::new(BodyCount::new(self.info.is_grpc)))
+    }
+
+    /// The request's body is counted by this.
+    pub(super) fn body_counted_by(&mut self, count: Arc<BodyCount>) {
+        self.body = Some(count);
     }
 
     /// Filters and the route's changes, on the way back.

@@ -626,6 +626,8 @@ impl fmt::Display for Answer {
         };
         match &self.id {
             serde_json::Value::Null => {}
+            // Whoever writes the requests writes no lines of the report.
+            serde_json::Value::String(id) if id.chars().any(char::is_control) => write!(f, "{id:?}: ")?,
             serde_json::Value::String(id) => write!(f, "{id}: ")?,
             id => write!(f, "{id}: ")?,
         }

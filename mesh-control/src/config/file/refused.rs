@@ -181,12 +181,11 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
         ObjectKind::PeerAuthentication => &["selector", "mtls", "portLevelMtls"],
         ObjectKind::HttpRoute | ObjectKind::GrpcRoute => &["parentRefs", "useDefaultGateways", "hostnames", "rules"],
         ObjectKind::ReferenceGrant => &["from", "to"],
+        ObjectKind::Sidecar => {
+            &["workloadSelector", "ingress", "egress", "inboundConnectionPool", "outboundTrafficPolicy"]
+        }
         ObjectKind::Foreign(_) => &["workloadSelector", "selector", "targetRef", "targetRefs"],
-        ObjectKind::Service
-        | ObjectKind::WorkloadEntry
-        | ObjectKind::WorkloadGroup
-        | ObjectKind::Sidecar
-        | ObjectKind::MeshConfig => &[],
+        ObjectKind::Service | ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::MeshConfig => &[],
     }
 }
 
@@ -288,10 +287,10 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         | ObjectKind::Foreign(_) => (Governs::Workloads(workloads(&spec, &meta.namespace)), true),
         // Without it there are fewer endpoints, and none that should not be there. Members of a group do not serve where it
         // takes their labels to tell what guards them.
-        // What was in force of the settings of a mesh stays; without any, nothing starts. What a Sidecar hides is no secret.
-        ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::Sidecar | ObjectKind::MeshConfig => {
-            (Governs::Nothing, true)
-        }
+        // What was in force of the settings of a mesh stays; without any, nothing starts.
+        ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::MeshConfig => (Governs::Nothing, true),
+        // What it hides is no secret. It may keep calls inside of the mesh, and nobody can tell whose.
+        ObjectKind::Sidecar => (Governs::Nothing, spec.is_known() && spec.get("outboundTrafficPolicy").is_none()),
         // Of a grant that is wrong, nothing is granted.
         ObjectKind::ReferenceGrant => (Governs::Nothing, true),
         ObjectKind::HttpRoute | ObjectKind::GrpcRoute => parents(&spec, &meta.namespace)?,

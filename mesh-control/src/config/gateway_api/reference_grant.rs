@@ -50,5 +50,11 @@ impl ReferenceGrant {
         for kind in kinds.filter(|kind| kind.is_empty()) {
             fault(d, kind.span, "from".to_owned(), "an empty kind is none");
         }
+        for (index, to) in self.to.iter().enumerate() {
+            if let Some(name) = to.name.as_ref().filter(|name| name.is_empty()) {
+                let message = "an empty name is none; without `name` it is for all of them";
+                fault(d, name.span, format!("to[{index}].name"), message);
+            }
+        }
     }
 }

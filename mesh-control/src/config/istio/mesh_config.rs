@@ -363,6 +363,13 @@ impl MeshConfig {
                 );
             }
         }
+        if let (Ok(Some(log)), Some(written)) = (self.access_log(), &self.access_log_format) {
+            let commands: BTreeSet<&str> = log.format.without_effect().collect();
+            for command in commands {
+                let message = format!("%{command}%: there is nothing of it here, and `-` is written in its place");
+                d.report_at(written.span, "accessLogFormat".to_owned(), Severity::Warning, Code::Ignored, message);
+            }
+        }
     }
 }
 

@@ -411,6 +411,12 @@ impl VirtualService {
             if let Some(message) = host_fault(host) {
                 d.report_at(host.span, format!("hosts[{index}]"), Severity::Error, Code::InvalidValue, message);
             }
+            let is_in_mesh = self.gateways.is_empty() || self.gateways.iter().any(|gateway| gateway.value == "mesh");
+            if host.value == "*" && is_in_mesh {
+                let message = "every service of every namespace that sees it, and every host that nothing describes, goes by \
+                    it where no other object has the host; Istio refuses that inside of the mesh";
+                d.report_at(host.span, format!("hosts[{index}]"), Severity::Warning, Code::Conflict, message);
+            }
         }
         check_export(&self.export_to, false, d);
         for (index, route) in self.http.iter().enumerate() {

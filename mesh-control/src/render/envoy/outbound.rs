@@ -62,6 +62,7 @@ impl Outbound {
         let mut addresses = policy.addresses(view);
         let wildcards = policy.services.iter().filter(|(_, service)| service.host.starts_with('*'));
         let seen = wildcards.filter_map(|(_, service)| policy.services.exact(&service.host, &view.namespace));
+        let seen = seen.filter(|(_, service)| policy.is_imported(&service.host, view));
         addresses.extend(seen.flat_map(|(_, service)| {
             service.ports.iter().map(|port| Address { host: service.host.clone(), port: port.number })
         }));
@@ -79,7 +80,7 @@ impl Outbound {
         }
         // A host whose object is wrong may have any port: nothing passes it by, and its requests are told why.
         let refused: BTreeSet<&str> = policy.services.refused_hosts(&view.namespace).collect();
-        let passes = policy.outbound == OutboundTrafficPolicy::AllowAny && refused.is_empty();
+        let passes = policy.outbound(view) == OutboundTrafficPolicy::AllowAny && refused.is_empty();
         for (port, at) in &mut ports {
             let refused = refused.iter().map(|&host| Address { host: host.into(), port: *port });
             let new = refused.filter(|address| !at.http.contains(address)).collect::<Vec<_>>();
@@ -193,13 +194,13 @@ fn at_port(
     encode(name, &rendered)
 }
 
-/// Where connections to an address go; to its cluster, which has no endpoints, where nobody knows.
+/// Where connections to an address go: where no rule says, to its cluster; nowhere, where the rule is wrong.
 fn ways(policy: &Policy, view: &View, address: &Address) -> Vec<Connections> {
     let mut ways = policy.connections(address, view);
     if ways.is_empty() {
         let key = ClusterKey { host: address.host.clone(), port: address.port, subset: "".into() };
-        let (name, server_names) = ("default".to_owned(), Vec::new());
-        ways.push(Connections { name, server_names, targets: vec![(key, 1)], idle_timeout: None });
+        let targets = if policy.refuses_connections(address, view) { Vec::new() } else { vec![(key, 1)] };
+        ways.push(Connections { name: "default".to_owned(), server_names: Vec::new(), targets, idle_timeout: None });
     }
     ways
 }
