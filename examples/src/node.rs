@@ -148,7 +148,10 @@ impl Join {
         let address = found.next().with_context(|| format!("--admin-addr {asked}: no address has this name"))?;
         let bound = match self.admin_anywhere {
             true => mesh.serve_admin_anywhere(address)?,
-            false => mesh.serve_admin(address).context("--admin-anywhere lets it be any address")?,
+            false if !address.ip().is_loopback() => {
+                anyhow::bail!("--admin-addr {asked} is not on the loopback; --admin-anywhere lets it be any address")
+            }
+            false => mesh.serve_admin(address).with_context(|| format!("--admin-addr {asked}"))?,
         };
         printing.say(format_args!("admin listening on {bound}"), &json!({ "admin": bound }))?;
         Ok(())

@@ -38,7 +38,7 @@ struct Args {
     /// How many calls at most are under way at once [default: 1; with --rate 10000].
     #[arg(short = 'c', long, value_name = "N")]
     concurrency: Option<NonZeroUsize>,
-    /// A header, or gRPC metadata; may be repeated. {n} in its value is the number of the call, from 1.
+    /// A header, or gRPC metadata; may be repeated. `n` in braces, in its value, is the number of the call, from 1.
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = header)]
     headers: Vec<(HeaderName, HeaderValue)>,
     /// The HTTP method [default: GET, with a body POST].

@@ -72,7 +72,10 @@ impl SecretDiscoveryService for Secrets {
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(async move {
             if let Err(status) = subscriber.serve(request.into_inner(), &sender).await {
-                subscriber.note(status.message());
+                // Who hangs up was not turned away.
+                if std::error::Error::source(&status).is_none() {
+                    subscriber.note(status.message());
+                }
                 // It may be gone: then there is nobody to tell.
                 let _ = sender.send(Err(status)).await;
             }
