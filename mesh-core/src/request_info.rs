@@ -511,8 +511,8 @@ impl fmt::Debug for RequestInfo {
     }
 }
 
-/// The status in a gRPC response's trailers; `None` where there is none, or no number.
-/// The gRPC status code in trailers, or in the head of an answer that has nothing else.
+/// The gRPC status code in trailers, or in the head of an answer that has nothing else; `None` where there is none, or no
+/// number.
 pub fn grpc_status(headers: &HeaderMap) -> Option<u32> {
     const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
     std::str::from_utf8(headers.get(GRPC_STATUS)?.as_bytes()).ok()?.parse().ok()

@@ -70,7 +70,7 @@ pub struct Policy {
     /// What clients see.
     pub sidecars: Sidecars,
     /// What becomes of calls to hosts that none of them describes.
-    pub outbound: OutboundTrafficPolicy,
+    outbound: OutboundTrafficPolicy,
     /// What servers make of the paths of their requests.
     pub paths: PathNormalization,
     /// The settings of the mesh.

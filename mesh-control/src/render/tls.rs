@@ -47,21 +47,8 @@ pub(super) fn upstream(
         Tls::Automatic if !has_certificates || !is_marked(seen, written) => Security::default(),
         // Also where nobody is known to serve it so: an endpoint that is marked must not be called in plaintext meanwhile.
         Tls::Automatic => {
-            let marked = Struct { fields: [("tlsMode".to_owned(), text("istio"))].into() };
             let secured = socket(&mutual(own_sni(seen), of_identities(), has_certificates));
-            let plain = core::TransportSocket {
-                name: "envoy.transport_sockets.raw_buffer".to_owned(),
-                config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(&RawBuffer {}))),
-            };
-            let one = |name: &str, fields, socket| TransportSocketMatch {
-                name: name.to_owned(),
-                r#match: Some(fields),
-                transport_socket: Some(socket),
-            };
-            // Istio's names (cluster_tls.go).
-            let matches =
-                vec![one("tlsMode-istio", marked, secured), one("tlsMode-disabled", Struct::default(), plain)];
-            Security { matches, ..Security::default() }
+            Security { matches: where_marked(secured), ..Security::default() }
         }
         Tls::Mesh { sni, peers } => {
             let peers = if peers.is_empty() { of_identities() } else { peers.clone() };
@@ -249,4 +236,19 @@ pub(super) fn socket<M: Message + Name>(context: &M) -> core::TransportSocket {
 
 pub(super) fn text(text: &str) -> Value {
     Value { kind: Some(Kind::StringValue(text.to_owned())) }
+}
+
+/// This way to endpoints that are marked for it, and plaintext to the others, under Istio's names (cluster_tls.go).
+pub(super) fn where_marked(secured: core::TransportSocket) -> Vec<TransportSocketMatch> {
+    let marked = Struct { fields: [("tlsMode".to_owned(), text("istio"))].into() };
+    let plain = core::TransportSocket {
+        name: "envoy.transport_sockets.raw_buffer".to_owned(),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(&RawBuffer {}))),
+    };
+    let one = |name: &str, fields, socket| TransportSocketMatch {
+        name: name.to_owned(),
+        r#match: Some(fields),
+        transport_socket: Some(socket),
+    };
+    vec![one("tlsMode-istio", marked, secured), one("tlsMode-disabled", Struct::default(), plain)]
 }

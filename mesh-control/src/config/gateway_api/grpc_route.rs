@@ -3,8 +3,8 @@
 use super::filters::{GrpcFilter, HttpFilter, check_filters};
 use super::http_route::HttpBackendRef;
 use super::{
-    DefaultGateways, MatchType, ParentReference, SessionPersistence, ValueMatch, check_parents, check_reference,
-    check_values, check_weight, fault,
+    DefaultGateways, MatchType, ParentReference, SessionPersistence, ValueMatch, check_names, check_parents,
+    check_reference, check_values, check_weight, fault,
 };
 use crate::config::decode::{Decoder, PortNumber, Text, message};
 use crate::config::diagnostic::quoted;
@@ -92,12 +92,8 @@ impl GrpcRoute {
         check_parents(&self.parent_refs, d);
         for (index, rule) in self.rules.iter().enumerate() {
             rule.check(&format!("rules[{index}]"), d);
-            let name = |rule: &GrpcRule| rule.name.as_ref().map(|name| name.value.clone());
-            let mut earlier = self.rules.iter().take(index);
-            if name(rule).is_some_and(|own| earlier.any(|other| name(other).as_deref() == Some(&own))) {
-                fault(d, rule.span, format!("rules[{index}].name"), "another rule has the same name");
-            }
         }
+        check_names(self.rules.iter().map(|rule| (rule.name.as_ref(), rule.span)), d);
     }
 }
 

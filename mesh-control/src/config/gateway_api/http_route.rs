@@ -2,8 +2,8 @@
 
 use super::filters::{FilterType, HttpFilter, PathModifierType, Retry, Timeouts, check_filters};
 use super::{
-    DefaultGateways, ObjectReference, ParentReference, SessionPersistence, ValueMatch, check_parents, check_reference,
-    check_values, check_weight, fault,
+    DefaultGateways, ObjectReference, ParentReference, SessionPersistence, ValueMatch, check_names, check_parents,
+    check_reference, check_values, check_weight, fault,
 };
 use crate::config::decode::{Decoder, PortNumber, Text, keywords, message};
 use crate::config::diagnostic::quoted;
@@ -157,12 +157,8 @@ impl HttpRoute {
         check_parents(&self.parent_refs, d);
         for (index, rule) in self.rules.iter().enumerate() {
             rule.check(&format!("rules[{index}]"), d);
-            let name = |rule: &HttpRule| rule.name.as_ref().map(|name| name.value.clone());
-            let mut earlier = self.rules.iter().take(index);
-            if name(rule).is_some_and(|own| earlier.any(|other| name(other).as_deref() == Some(&own))) {
-                fault(d, rule.span, format!("rules[{index}].name"), "another rule has the same name");
-            }
         }
+        check_names(self.rules.iter().map(|rule| (rule.name.as_ref(), rule.span)), d);
     }
 }
 

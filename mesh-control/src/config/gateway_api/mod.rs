@@ -8,6 +8,7 @@ pub mod grpc_route;
 pub mod http_route;
 pub mod reference_grant;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::decode::{Decode, Decoder, PortNumber, Text, keywords, message, parse_duration};
@@ -224,6 +225,16 @@ fn is_namespace(text: &str) -> bool {
 fn check_name(name: &Text, path: &str, d: &mut Decoder<'_>) {
     if name.is_empty() || name.len() > 253 {
         fault(d, name.span, format!("{path}.name"), format!("{} is not a name", quoted(name)));
+    }
+}
+
+/// A name is that of one rule.
+fn check_names<'r>(rules: impl Iterator<Item = (Option<&'r Text>, Span)>, d: &mut Decoder<'_>) {
+    let mut known = BTreeSet::new();
+    for (index, (name, span)) in rules.enumerate() {
+        if name.is_some_and(|name| !known.insert(name.value.as_str())) {
+            fault(d, span, format!("rules[{index}].name"), "another rule has the same name");
+        }
     }
 }
 

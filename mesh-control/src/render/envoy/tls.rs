@@ -1,22 +1,20 @@
 //! Transport sockets whose certificates and roots Envoy is told by its secret discovery service, under Istio's names
 //! (Istio: cluster_tls.go, authn/utils).
 
-use envoy_types::pb::envoy::config::cluster::v3::cluster::TransportSocketMatch;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
-use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::{
     CombinedCertificateValidationContext, ValidationContextType,
 };
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::subject_alt_name_matcher::SanType;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::tls_parameters::TlsProtocol;
-use envoy_types::pb::google::protobuf::{BoolValue, Struct};
+use envoy_types::pb::google::protobuf::BoolValue;
 use mesh_core::identity::SpiffeId;
 
 use super::super::is_marked;
-use super::super::proto::{any, duration};
-use super::super::tls::{Security, by_files, exact, own_sni, socket, text};
+use super::super::proto::duration;
+use super::super::tls::{Security, by_files, exact, own_sni, socket, where_marked};
 use crate::policy::Cluster;
 use crate::policy::traffic::{FileTls, Roots, Tls};
 use crate::registry::WrittenEndpoint;
@@ -43,20 +41,8 @@ pub(super) fn upstream(
         Tls::Plaintext => Some(Security::default()),
         Tls::Automatic if !may_have_certificate || !is_marked(seen, written) => Some(Security::default()),
         Tls::Automatic => {
-            let marked = Struct { fields: [("tlsMode".to_owned(), text("istio"))].into() };
             let secured = socket(&mutual(own_sni(seen), of_identities(), is_http2));
-            let plain = core::TransportSocket {
-                name: "envoy.transport_sockets.raw_buffer".to_owned(),
-                config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(&RawBuffer {}))),
-            };
-            let one = |name: &str, fields, socket| TransportSocketMatch {
-                name: name.to_owned(),
-                r#match: Some(fields),
-                transport_socket: Some(socket),
-            };
-            let matches =
-                vec![one("tlsMode-istio", marked, secured), one("tlsMode-disabled", Struct::default(), plain)];
-            Some(Security { matches, ..Security::default() })
+            Some(Security { matches: where_marked(secured), ..Security::default() })
         }
         Tls::Mesh { sni, peers } if may_have_certificate => {
             let peers = if peers.is_empty() { of_identities() } else { peers.clone() };
