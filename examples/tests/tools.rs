@@ -167,6 +167,22 @@ async fn the_echo_tells_its_health_and_keeps_grpc_deadlines() {
 }
 
 #[tokio::test]
+async fn bytes_come_back_over_a_connection_of_the_mesh() {
+    let server = Mesh::builder().source(Fixed::new()).start().unwrap();
+    let listener = server.bind_tcp("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    tokio::spawn(echo::bytes(listener));
+    let mesh = Mesh::builder().source(Fixed::new().service("bytes:7", [address])).start().unwrap();
+    let (summary, lines) = run(&mesh, call("tcp://bytes:7", "hello\n"), 2).await;
+    assert!(summary.is_ok(), "{lines:?}");
+    assert_eq!((&lines[0]["status"], &lines[0]["body"]), (&"OK".into(), &"hello\n".into()));
+    let (summary, lines) = run(&mesh, call("tcp://nobody:7", "hello"), 1).await;
+    assert!(!summary.is_ok());
+    assert_eq!(lines[0]["status"], "FAILED");
+    assert!(lines[0]["error"].as_str().unwrap().contains("nobody:7"), "{lines:?}");
+}
+
+#[tokio::test]
 async fn a_backend_without_a_name_is_its_endpoint() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

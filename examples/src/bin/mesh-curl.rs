@@ -18,12 +18,13 @@ use tokio::sync::Notify;
 
 /// Sends requests through the mesh, and says who answered what, and how fast.
 ///
-/// The exit code is 0 if every call succeeded (an HTTP status below 400, gRPC OK), 1 if one failed or none was made,
+/// The exit code is 0 if every call succeeded (an HTTP status below 400, gRPC OK, a connection that ended after its answer), 1 if one failed or none was made,
 /// 2 if the command line makes no sense.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-curl", version, after_help = HELP)]
 struct Args {
-    /// http://HOST:PORT/PATH, or gRPC as xds:///NAME:PORT/package.Service/Method (without a method, that of mesh-echo).
+    /// http://HOST:PORT/PATH, gRPC as xds:///NAME:PORT/package.Service/Method (without a method, that of mesh-echo), or bytes
+    /// as tcp://HOST:PORT.
     target: Target,
     /// How many calls [default: 1, or without end with --duration].
     #[arg(short = 'n', long, value_name = "N")]
@@ -44,8 +45,8 @@ struct Args {
     /// The HTTP method [default: GET, with a body POST].
     #[arg(short = 'X', long, value_name = "METHOD")]
     request: Option<Method>,
-    /// The body. For gRPC, the text of field 1 of the message; @FILE sends the bytes of a file, for gRPC as the whole
-    /// message.
+    /// The body, or the bytes that a connection sends. For gRPC, the text of field 1 of the message; @FILE sends the bytes
+    /// of a file, for gRPC as the whole message.
     #[arg(short = 'd', long, value_name = "TEXT|@FILE")]
     data: Option<String>,
     /// Asks for HTTP/2 where the configuration leaves that to the caller. gRPC always uses it.
@@ -67,7 +68,7 @@ const HELP: &str = r#"With -o json each call becomes a line as it ends, and the 
   {"status": 200, "ms": 1.234, "backend": "echo-v1-127.0.0.1:8080", "body": "...", "error": null}
   {"summary": {"requests": 1, "ok": 1, "failed": 0, "seconds": 0.01, "rate": 81.0, "status": {"200": 1},
    "backend": {...}, "error": {}, "ms": {"p50": 1.234, "p90": 1.234, "p99": 1.234, "max": 1.234}}}
-status   the HTTP status, or "OK" or the name of another gRPC code; where the mesh failed the call, the status that
+status   the HTTP status, or "OK" or the name of another gRPC code, or "OK" or "FAILED" of a connection; where the mesh failed the call, the status that
          it answers such a failure with
 backend  what the answer calls its backend (header x-mesh-backend, or "backend" in its JSON), else the endpoint's
          ip:port, else null

@@ -14,6 +14,7 @@ use mesh_core::request_info::{Deadline, Observer, RequestInfo};
 use mesh_tonic::Channel;
 use mesh_tower::{Client, Mesh};
 use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Streaming};
 
@@ -35,14 +36,36 @@ pub enum Status {
     Http(StatusCode),
     /// gRPC.
     Grpc(Code),
+    /// A connection for bytes.
+    Tcp(Connection),
+}
+
+/// What became of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connection {
+    /// The bytes went out, and the other side closed it after its answer.
+    Answered,
+    /// There was none, or it broke off.
+    Failed,
+}
+
+impl Connection {
+    /// Its name in what is printed.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Connection::Answered => "OK",
+            Connection::Failed => "FAILED",
+        }
+    }
 }
 
 impl Status {
-    /// Whether the call succeeded: HTTP below 400, gRPC `OK`.
+    /// Whether the call succeeded: HTTP below 400, gRPC `OK`, a connection to its end.
     pub fn is_ok(self) -> bool {
         match self {
             Status::Http(status) => status.as_u16() < 400,
             Status::Grpc(code) => code == Code::Ok,
+            Status::Tcp(connection) => connection == Connection::Answered,
         }
     }
 }
@@ -117,6 +140,7 @@ pub(super) struct Sender {
 enum Way {
     Http(Client, Uri),
     Grpc(Channel, PathAndQuery),
+    Tcp { mesh: Mesh, host: String, port: u16 },
 }
 
 impl Sender {
@@ -124,6 +148,7 @@ impl Sender {
         let way = match &call.target {
             Target::Http(uri) => Way::Http(mesh.client(), uri.clone()),
             Target::Grpc { channel, method } => Way::Grpc(mesh_tonic::channel(mesh, channel), method.clone()),
+            Target::Tcp { host, port } => Way::Tcp { mesh: mesh.clone(), host: host.clone(), port: *port },
         };
         Sender { call, way, begun: AtomicU64::new(0) }
     }
@@ -135,6 +160,7 @@ impl Sender {
             let mut outcome = match &self.way {
                 Way::Http(client, uri) => self.http(client, uri, deadline).await,
                 Way::Grpc(channel, method) => self.grpc(channel, method, deadline).await,
+                Way::Tcp { mesh, host, port } => self.tcp(mesh, host, *port, deadline).await,
             };
             outcome.backend = outcome.backend.or_else(|| ENDPOINT.with(RefCell::take));
             outcome
@@ -221,6 +247,29 @@ impl Sender {
             Err(status) => (status.code(), status.metadata().clone().into_headers(), Some(status.message().to_owned())),
         };
         Outcome { backend, headers, trailers, body: shown.join("\n"), error, ..Outcome::new(Status::Grpc(code)) }
+    }
+
+    /// Sends the bytes, says that there are no more, and reads what comes back to its end.
+    async fn tcp(&self, mesh: &Mesh, host: &str, port: u16, Deadline(deadline): Deadline) -> Outcome {
+        let exchange = async {
+            let mut stream = mesh.connect(host, port).await.map_err(|error| format!("{error:#}"))?;
+            let mut answer = Vec::new();
+            let exchanged = async {
+                stream.write_all(&self.call.body).await?;
+                stream.shutdown().await?;
+                (&mut stream).take(MAX_BODY as u64).read_to_end(&mut answer).await
+            };
+            exchanged.await.map_err(|error| error.to_string())?;
+            Ok(answer)
+        };
+        let exchanged = tokio::time::timeout_at(deadline.into(), exchange).await;
+        match exchanged.unwrap_or_else(|_| Err("no answer to its end in time".to_owned())) {
+            Ok(answer) => Outcome {
+                body: String::from_utf8_lossy(&answer).into_owned(),
+                ..Outcome::new(Status::Tcp(Connection::Answered))
+            },
+            Err(error) => Outcome { error: Some(error), ..Outcome::new(Status::Tcp(Connection::Failed)) },
+        }
     }
 }
 

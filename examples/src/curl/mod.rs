@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use crate::cli::Format;
 use crate::load::{self, Pace};
 
-pub use call::{Endpoints, Outcome, Status};
+pub use call::{Connection, Endpoints, Outcome, Status};
 pub use report::Summary;
 pub use target::{Target, TargetError};
 pub use wire::text_message;
@@ -31,7 +31,7 @@ pub struct Call {
     pub method: Method,
     /// Headers, or gRPC metadata.
     pub headers: HeaderMap,
-    /// The body; for gRPC, one message without its frame.
+    /// The body; for gRPC, one message without its frame; for a connection, the bytes to send.
     pub body: Bytes,
     /// Whether to ask for HTTP/2 where the configuration leaves the choice to the caller.
     pub http2: bool,

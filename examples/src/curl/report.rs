@@ -74,6 +74,7 @@ impl std::fmt::Display for Status {
         match self {
             Status::Http(status) => write!(f, "{}", status.as_u16()),
             Status::Grpc(code) => f.write_str(grpc::code_name(*code)),
+            Status::Tcp(connection) => f.write_str(connection.as_str()),
         }
     }
 }
@@ -83,6 +84,7 @@ impl Serialize for Status {
         match self {
             Status::Http(status) => serializer.serialize_u16(status.as_u16()),
             Status::Grpc(code) => serializer.serialize_str(grpc::code_name(*code)),
+            Status::Tcp(connection) => serializer.serialize_str(connection.as_str()),
         }
     }
 }

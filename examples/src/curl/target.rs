@@ -1,4 +1,5 @@
-//! Where a call goes: `http://host:port/path`, or gRPC as `xds:///name:port/package.Service/Method`.
+//! Where a call goes: `http://host:port/path`, gRPC as `xds:///name:port/package.Service/Method`, or bytes as
+//! `tcp://host:port`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,6 +21,13 @@ pub enum Target {
         /// The method: `/package.Service/Method`.
         method: PathAndQuery,
     },
+    /// A connection for bytes.
+    Tcp {
+        /// Its host.
+        host: String,
+        /// Its port.
+        port: u16,
+    },
 }
 
 /// What is wrong with a target.
@@ -28,7 +36,11 @@ pub struct TargetError(String);
 
 impl fmt::Display for TargetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; expected http://host:port/path or xds:///name:port/package.Service/Method", self.0)
+        write!(
+            f,
+            "{}; expected http://host:port/path, xds:///name:port/package.Service/Method or tcp://host:port",
+            self.0
+        )
     }
 }
 
@@ -44,7 +56,14 @@ impl FromStr for Target {
             let uri: Uri = text.parse().map_err(|error| wrong(&format!("{error}")))?;
             return match (uri.scheme_str(), uri.authority()) {
                 (Some("http" | "https"), Some(_)) => Ok(Target::Http(uri)),
-                _ => Err(wrong("neither an http nor an xds target")),
+                (Some("tcp"), Some(authority)) => {
+                    if uri.path_and_query().is_some_and(|path| path.as_str() != "/") {
+                        return Err(wrong("a connection for bytes has no path"));
+                    }
+                    let port = authority.port_u16().ok_or_else(|| wrong("no port"))?;
+                    Ok(Target::Tcp { host: authority.host().to_owned(), port })
+                }
+                _ => Err(wrong("neither an http, an xds nor a tcp target")),
             };
         };
         let (authority, rest) = match rest.strip_prefix("//") {
@@ -79,9 +98,21 @@ mod tests {
         assert_eq!("xds://east/a/p.S/M".parse(), grpc("xds://east/a", "/p.S/M"));
         assert_eq!("xds:///a:80".parse(), grpc("xds:///a:80", "/mesh.echo.v1.Echo/Unary"));
         assert!(matches!("http://a:80/b?c".parse(), Ok(Target::Http(_))));
-        for text in
-            ["", "a:80", "/path", "ftp://a/", "xds://a", "xds:///", "xds:///a/S", "xds:///a/S/", "xds:///a/S/M/x"]
-        {
+        assert_eq!("tcp://a:7".parse(), Ok(Target::Tcp { host: "a".into(), port: 7 }));
+        for text in [
+            "",
+            "a:80",
+            "/path",
+            "ftp://a/",
+            "xds://a",
+            "xds:///",
+            "xds:///a/S",
+            "xds:///a/S/",
+            "xds:///a/S/M/x",
+            "tcp://a",
+            "tcp://a:7/x",
+            "tcp://",
+        ] {
             assert!(text.parse::<Target>().is_err(), "{text}");
         }
     }

@@ -16,9 +16,11 @@ use http::{Extensions, HeaderMap, HeaderValue, StatusCode};
 use mesh_core::jwt::Claims;
 use mesh_tonic::health::HealthService;
 use mesh_tower::Mesh;
-use mesh_tower::server::{ConnectionInfo, TlsInfo};
+use mesh_tower::server::{ConnectionInfo, MeshTcpListener, TlsInfo};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tokio::io::AsyncWriteExt;
+use tokio::task::JoinSet;
 use tonic::Status;
 
 use crate::grpc;
@@ -121,6 +123,27 @@ pub fn app(mesh: &Mesh, identity: Identity) -> Router {
         .route(&rpc("ClientStream"), post(move |request| rpc::client_stream(three.clone(), request)))
         .route(&rpc("BidiStream"), post(move |request| rpc::bidi_stream(four.clone(), request)))
         .fallback(move |request| http_echo(rest.clone(), request))
+}
+
+/// Sends back what comes over each connection, until nobody is let in any more.
+pub async fn bytes(mut listener: MeshTcpListener) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let Some((io, _)) = accepted else { break };
+                connections.spawn(async move {
+                    let (mut reader, mut writer) = tokio::io::split(io);
+                    // Whoever breaks off has had enough.
+                    _ = tokio::io::copy(&mut reader, &mut writer).await;
+                    _ = writer.shutdown().await;
+                });
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+    // Those that are open have as long as the drain gives them.
+    while connections.join_next().await.is_some() {}
 }
 
 async fn http_echo(identity: Identity, request: Request) -> Response {
