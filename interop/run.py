@@ -25,6 +25,7 @@ import decisions
 import hashing
 import matrix
 import mutual
+import prometheus
 import scan
 import sds
 import sidecar
@@ -381,6 +382,7 @@ class Suite:
         decisions.Decisions(self, Failure).run()
         sds.Sds(self, Failure).run()
         sidecar.Sidecar(self, Failure).run()
+        prometheus.Metrics(self, Failure).run()
         hashing.Hashing(self, Failure).run()
         scan.Scan(self, Failure).run()
 
@@ -543,6 +545,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bin", type=pathlib.Path, help="the folder of " + ", ".join(PROGRAMS))
     parser.add_argument("--node-path", type=pathlib.Path, required=True, help="the folder with @grpc/grpc-js-xds")
+    parser.add_argument("--dashboards", action="store_true", help="write docs/dashboards.md anew, and do nothing else")
     args = parser.parse_args()
     target = HERE.parent / "target"
     built = [args.bin] if args.bin else [target / "release", target / "debug"]
@@ -552,7 +555,10 @@ def main():
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         suite = Suite(args, pathlib.Path(folder), stack)
         try:
-            suite.run()
+            if args.dashboards:
+                prometheus.Metrics(suite, Failure).run(write=True)
+            else:
+                suite.run()
         except Failure as failure:
             suite.failed += 1
             print(f"FAILED {failure}", flush=True)
@@ -560,4 +566,5 @@ def main():
     sys.exit(1 if suite.failed else 0)
 
 
-main()
+if __name__ == "__main__":
+    main()
