@@ -10,10 +10,12 @@ use envoy_types::pb::google::protobuf::Any;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, header};
 use mesh_control::ca::CertificateAuthority;
 use mesh_control::calls::Record;
+use mesh_control::live_trace::Traced;
 use mesh_core::authz::Connection;
 use mesh_core::filter::FilterRegistry;
 use mesh_core::identity::{SpiffeId, TrustDomain};
 use mesh_core::jwt::Authenticator;
+use mesh_core::live_trace::{Condition, Mark};
 use mesh_core::load_report::{BINARY, LoadReport};
 use mesh_core::model::{
     FilterConfig, FullRegex, HeaderTarget, HeaderText, HttpManager, JwkSet, Listener, LoadWeights, RouteSource,
@@ -51,6 +53,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("jwt", jwt),
     ("jwt_filter", jwt_filter),
     ("listener", listener),
+    ("live_trace", live_trace),
     ("load_report", load_report),
     ("path", path),
     ("rbac_filter", rbac_filter),
@@ -83,6 +86,22 @@ pub fn calls(data: &[u8]) {
     }
     if let Ok(record) = Record::parse(data) {
         _ = mesh_control::calls::suggest(&[record], true);
+    }
+}
+
+/// The mark of a live trace in a header, a condition on requests, and what processes tell of one: a hop on each line.
+pub fn live_trace(data: &[u8]) {
+    if let Some(mark) = Mark::parse(data) {
+        assert_eq!(Mark::parse(mark.to_string().as_bytes()), Some(mark));
+    }
+    let text = String::from_utf8_lossy(data);
+    if let Ok(condition) = text.parse::<Condition>() {
+        assert_eq!(condition.to_string().parse::<Condition>().as_ref(), Ok(&condition), "{text}");
+    }
+    let hops = text.lines().take(64).filter_map(|line| serde_json::from_str(line).ok());
+    if let Some(traced) = Traced::of(hops) {
+        let printable = |line: &str| !line.contains(char::is_control);
+        assert!(traced.to_string().lines().all(printable), "{traced}");
     }
 }
 

@@ -105,8 +105,8 @@ pub struct Join {
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = crate::text::label)]
     pub labels: Vec<(String, String)>,
     /// Counts requests, and serves metrics, readiness and what is known of the mesh here, for whoever asks: on a loopback
-    /// address, unless --admin-anywhere is given.
-    #[arg(long, value_name = "HOST:PORT")]
+    /// address, unless --admin-anywhere is given, or over a socket of this user's (unix:PATH).
+    #[arg(long, value_name = "HOST:PORT|unix:PATH")]
     pub admin_addr: Option<String>,
     /// Lets --admin-addr be any address: whoever reaches it reads what this process knows.
     #[arg(long, requires = "admin_addr")]
@@ -144,6 +144,11 @@ impl Join {
     /// If it cannot be had, or nobody reads.
     pub async fn serve_admin(&self, mesh: &Mesh, printing: Printing) -> anyhow::Result<()> {
         let Some(asked) = &self.admin_addr else { return Ok(()) };
+        if let Some(path) = asked.strip_prefix("unix:") {
+            mesh.serve_admin_unix(path).with_context(|| format!("--admin-addr {asked}"))?;
+            printing.say(format_args!("admin listening on {asked}"), &json!({ "admin": asked }))?;
+            return Ok(());
+        }
         let mut found = tokio::net::lookup_host(asked).await.with_context(|| format!("--admin-addr {asked}"))?;
         let address = found.next().with_context(|| format!("--admin-addr {asked}: no address has this name"))?;
         let bound = match self.admin_anywhere {

@@ -246,6 +246,22 @@ async fn an_admin_port_is_served_where_it_is_asked_for_and_on_the_loopback_alone
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("istio_build{"), "{answer}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("admin.sock");
+    let mut own = echo(&format!("unix:{}", path.display())).spawn().unwrap();
+    let line = BufReader::new(own.stdout.take().unwrap()).lines().next_line().await.unwrap().unwrap();
+    assert_eq!(line, format!("admin listening on unix:{}", path.display()));
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600, "it is this user's alone");
+    let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+    let page = "/explain?url=http%3A%2F%2Fnobody%2F";
+    stream
+        .write_all(format!("GET {page} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("nobody here has asked for nobody:80"), "{answer}");
     let open = echo("0.0.0.0:0").output().await.unwrap();
     let why = String::from_utf8_lossy(&open.stderr);
     assert!(!open.status.success() && why.contains("--admin-anywhere"), "{why}");

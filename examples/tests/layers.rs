@@ -25,7 +25,7 @@ const CRATES: [Crate; 4] = [
             &["request", "identity", "path"],
             &["model", "workload"],
             &["matcher", "hashing", "outlier", "health_check", "resources", "rewrite", "tls"],
-            &["state", "client_status", "jwt", "calls"],
+            &["state", "client_status", "jwt", "calls", "live_trace"],
             &["authz"],
             &["request_info"],
             &["balance", "filter", "retry", "telemetry"],
@@ -38,7 +38,7 @@ const CRATES: [Crate; 4] = [
     Crate {
         name: "mesh-tower",
         layers: &[
-            &["body", "connection", "drain", "filters", "headers", "inherited", "io", "reply", "uri"],
+            &["body", "connection", "drain", "filters", "followed", "headers", "inherited", "io", "reply", "uri"],
             &["access_log", "health", "telemetry", "transport"],
             &["listeners", "outbound/mirror", "outbound/placement", "outbound/response_body", "outbound/rewrite"],
             &["outbound/coalesced"],
@@ -55,7 +55,7 @@ const CRATES: [Crate; 4] = [
     Crate {
         name: "mesh-control",
         layers: &[
-            &["ca", "calls", "catalog", "config/diagnostic"],
+            &["ca", "calls", "catalog", "config/diagnostic", "live_trace"],
             &["config/node", "config/spelling"],
             &["config/decode", "config/locate"],
             &["config/istio", "config/support"],

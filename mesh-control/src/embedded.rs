@@ -31,10 +31,11 @@ use tokio::io::DuplexStream;
 use crate::ca::CertificateAuthority;
 use crate::calls::Calls;
 pub use crate::jwks::KeyFetching;
+use crate::live_trace::Wanted;
 pub use crate::plane::{OutboundTrafficPolicy, PathNormalization, PlaneOptions};
 use crate::plane::{Plane, Rejected};
 use crate::serve::status::{self, Status};
-use crate::serve::{self, Certificates, Feed, Server};
+use crate::serve::{self, Certificates, Feed, LiveTrace, Server};
 
 /// Where the configuration comes from.
 #[derive(Clone, Debug)]
@@ -283,6 +284,14 @@ impl Embedded {
     /// The decisions behind it.
     pub fn plane(&self) -> &Plane {
         &self.plane
+    }
+
+    /// Follows live requests through the meshes of its workloads, as `mesh-control trace` does: see [`LiveTrace::next`].
+    ///
+    /// # Errors
+    /// With a sentence for whoever asks, where what is wanted makes no sense, or too many ask.
+    pub fn trace(&self, wanted: Wanted) -> Result<LiveTrace, String> {
+        LiveTrace::start(&self.server, Arc::new(self.plane.clone()), wanted)
     }
 
     /// The server that carries them.

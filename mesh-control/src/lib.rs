@@ -30,6 +30,7 @@ pub mod cli;
 pub mod config;
 pub mod embedded;
 mod jwks;
+pub mod live_trace;
 pub mod plane;
 pub mod policy;
 pub mod registry;

@@ -4,6 +4,7 @@
 //! of its services and nothing else. Every change publishes a new, immutable [`Snapshot`] to everyone who
 //! watches. What was in force stays in force while a new configuration is wrong.
 
+mod followed;
 mod keys;
 mod origins;
 mod sidecar;

@@ -34,6 +34,7 @@ pub mod health_check;
 pub mod id;
 pub mod identity;
 pub mod jwt;
+pub mod live_trace;
 pub mod load_report;
 pub mod matcher;
 pub mod model;

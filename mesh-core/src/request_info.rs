@@ -21,6 +21,7 @@ use smallvec::SmallVec;
 
 use crate::error::ErrorKind;
 use crate::id::{Address, ClusterName};
+use crate::live_trace::{End, Hop};
 use crate::model::{AccessLog, ServiceNames};
 use crate::recycled::{Recycle, Recycled, Spare};
 use crate::response_flags::ResponseFlags;
@@ -242,6 +243,8 @@ struct Record {
     is_complete: bool,
     heads: Option<Box<Heads>>,
     logs: Option<Arc<[AccessLog]>>,
+    /// Where it is followed. Its heads are noted then, too.
+    hop: Option<Box<Hop>>,
 }
 
 impl Recycle for Record {
@@ -302,6 +305,7 @@ impl RequestInfo {
             is_complete: false,
             heads: None,
             logs: None,
+            hop: None,
         }));
     }
 
@@ -483,8 +487,32 @@ impl RequestInfo {
         self.record.as_ref().is_some_and(|record| record.is_complete)
     }
 
+    /// Whether somebody follows it through the mesh.
+    #[inline]
+    pub fn is_followed(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.hop.is_some())
+    }
+
+    /// What is told of it here, where somebody follows it.
+    pub fn hop(&self) -> Option<&Hop> {
+        self.record.as_ref()?.hop.as_deref()
+    }
+
     fn tell(&self, observers: &Observers) {
         observers.iter().for_each(|observer| observer.on_end(self));
+    }
+
+    #[cold]
+    fn end_hop(&mut self) {
+        let Some(hop) = self.record.as_mut().and_then(|record| record.hop.take()) else { return };
+        hop.end(&End {
+            status: self.response_code(),
+            grpc_status: self.grpc_response_status(),
+            flags: self.response_flags().to_string(),
+            details: self.response_details(),
+            is_complete: self.is_complete(),
+            attempts: self.attempts,
+        });
     }
 }
 
@@ -493,6 +521,9 @@ impl Drop for RequestInfo {
     fn drop(&mut self) {
         if let Some(record) = &self.record {
             self.tell(&record.observers);
+            if record.hop.is_some() {
+                self.end_hop();
+            }
         }
     }
 }

@@ -272,6 +272,7 @@ impl EndpointState {
     pub fn note_unreachable(&self, now: Instant, random: &mut fastrand::Rng) {
         if self.reach.lose(now, random) {
             self.forget_load();
+            self.shared.usage.lost.fetch_add(1, Ordering::Relaxed);
             self.shared.teller.count_lost(true);
             self.shared.teller.tell();
         }

@@ -23,6 +23,7 @@ use crate::calls::Recorder;
 use crate::client_status::StatusHandle;
 use crate::error::{ErrorKind, Invalid, MeshError};
 use crate::id::{ListenerName, Target};
+use crate::live_trace::LiveTraces;
 use crate::resources::{Progress, Update};
 use crate::state::{HealthNews, lock};
 use crate::tls::Certificates;
@@ -84,6 +85,7 @@ struct StoreState {
     source: Arc<dyn Source>,
     certificates: Arc<Certificates>,
     calls: Arc<Recorder>,
+    live_traces: Arc<LiveTraces>,
     idle: Duration,
 }
 
@@ -197,6 +199,7 @@ impl Store {
         let shared = Arc::new(StoreState {
             certificates,
             calls: Arc::default(),
+            live_traces: Arc::default(),
             targets: ArcSwap::default(),
             commands: Mutex::default(),
             news,
@@ -227,6 +230,11 @@ impl Store {
     /// Who called the servers of this process, where the control plane wants to know.
     pub fn calls(&self) -> &Arc<Recorder> {
         &self.shared.calls
+    }
+
+    /// Which requests are followed through the mesh, where somebody asks why they go where they go.
+    pub fn live_traces(&self) -> &Arc<LiveTraces> {
+        &self.shared.live_traces
     }
 
     /// The view of a target, if somebody asked for it before and it is there. Allocates nothing.
@@ -379,6 +387,11 @@ impl Sink {
     /// Who called the servers of this process: a source that can tell turns it on where somebody wants to be told.
     pub fn calls(&self) -> &Arc<Recorder> {
         &self.shared.calls
+    }
+
+    /// Which requests are followed: a source that can be asked to says so there.
+    pub fn live_traces(&self) -> &Arc<LiveTraces> {
+        &self.shared.live_traces
     }
 
     /// What the application adds to the built-in parts: names beyond these mean nothing to it.

@@ -8,6 +8,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -23,6 +24,7 @@ use mesh_core::resources::ResourceType;
 use mesh_core::telemetry::Exposition;
 use mesh_core::view::EndpointStatus;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 
 use crate::health::Health;
@@ -36,8 +38,8 @@ const NOSNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
 
 impl Mesh {
     /// Serves what this process counts, knows and follows, at an address of the loopback, for as long as the mesh lives; returns
-    /// the address. There are `/stats/prometheus` (and `/metrics`), `/ready`, `/clusters`, `/certs` and `/config_dump`. It is
-    /// read only, nobody is asked who he is, and no secret is in it.
+    /// the address. There are `/stats/prometheus` (and `/metrics`), `/ready`, `/clusters`, `/certs`, `/config_dump` and `/explain`. It
+    /// is read only, nobody is asked who he is, and no secret is in it.
     ///
     /// # Errors
     /// [`StartError`] for an address that is not of the loopback, and if it cannot be bound.
@@ -73,18 +75,83 @@ impl Mesh {
         listener.set_nonblocking(true).map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
         // It ends with the configuration thread.
-        self.background().spawn(serve(listener, self.downgrade()));
+        self.background().spawn(serve(self.downgrade(), async || {
+            let listener = TcpListener::from_std(listener)?;
+            Ok(async move || Ok(listener.accept().await?.0))
+        }));
         Ok(bound)
+    }
+
+    /// The same over a Unix socket at this path, which nobody but the user of this process may open (mode 0600). A socket that is
+    /// there is replaced: one process has it, the last one.
+    ///
+    /// # Errors
+    /// [`StartError`] where something else is there, or it cannot be made.
+    ///
+    /// ```
+    /// use mesh_core::fixed::Fixed;
+    /// use mesh_tower::Mesh;
+    ///
+    /// # let directory = std::env::temp_dir().join(format!("mesh-admin-{}", std::process::id()));
+    /// # std::fs::create_dir_all(&directory)?;
+    /// let mesh = Mesh::builder().source(Fixed::new()).metrics().start()?;
+    /// // curl --unix-socket PATH http://localhost/clusters
+    /// mesh.serve_admin_unix(directory.join("admin.sock"))?;
+    /// # std::fs::remove_dir_all(&directory)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[cfg(unix)]
+    pub fn serve_admin_unix(&self, path: impl AsRef<Path>) -> Result<(), StartError> {
+        let path = path.as_ref();
+        let failed =
+            |error: io::Error| StartError::new(format!("cannot serve the admin port {}: {error}", path.display()));
+        let listener = own_socket(path).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        self.background().spawn(serve(self.downgrade(), async || {
+            let listener = tokio::net::UnixListener::from_std(listener)?;
+            Ok(async move || Ok(listener.accept().await?.0))
+        }));
+        Ok(())
     }
 }
 
-async fn serve(listener: std::net::TcpListener, mesh: WeakMesh) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
+/// A socket that is nobody else's at any time: it is made in a directory of its own, and moved.
+#[cfg(unix)]
+fn own_socket(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    use std::fs::{self, DirBuilder, Permissions};
+    use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.file_type().is_socket()) {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "what is there is no socket"));
+    }
+    // Short, since the path of a socket has a bound.
+    let parent = path.parent().unwrap_or(Path::new(""));
+    let private = parent.join(format!(".{:08x}", fastrand::u32(..)));
+    DirBuilder::new().mode(0o700).create(&private)?;
+    let made = || {
+        let socket = private.join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&socket)?;
+        fs::set_permissions(&socket, Permissions::from_mode(0o600))?;
+        fs::rename(&socket, path)?;
+        Ok(listener)
+    };
+    let listener = made();
+    // What is left of a failure.
+    _ = fs::remove_dir_all(&private);
+    listener
+}
+
+async fn serve<S, A>(mesh: WeakMesh, listen: impl AsyncFnOnce() -> io::Result<A>)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    A: AsyncFn() -> io::Result<S>,
+{
+    let accept = match listen().await {
+        Ok(accept) => accept,
         Err(error) => return tracing::error!(%error, "the admin port is not served"),
     };
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok(stream) = accept().await else {
             // Out of descriptors, as a rule: they come back.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
@@ -127,9 +194,10 @@ fn answer<B>(request: &Request<B>, mesh: &WeakMesh) -> Response<Full<Bytes>> {
         },
         "/clusters" => page(StatusCode::OK, TEXT, clusters(&mesh)),
         "/certs" => page(StatusCode::OK, JSON, certificates(&mesh).to_string()),
+        "/explain" => explain(&mesh, request.uri().query().unwrap_or_default()),
         "/config_dump" => page(StatusCode::OK, JSON, configuration(&mesh).to_string()),
         _ => {
-            let there = "there are /stats/prometheus, /metrics, /ready, /clusters, /certs, /config_dump\n";
+            let there = "there are /stats/prometheus, /metrics, /ready, /clusters, /certs, /config_dump, /explain\n";
             page(StatusCode::NOT_FOUND, TEXT, there.to_owned())
         }
     }
@@ -143,6 +211,61 @@ fn page(status: StatusCode, content_type: &'static str, text: String) -> Respons
     headers.insert(NOSNIFF, HeaderValue::from_static("nosniff"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     page
+}
+
+/// Why a request would go where it would go: `method`, `url` and `header` (NAME:VALUE, as often as there are any), and `format=text`.
+/// Of targets that this process has asked for alone: whoever reads has it subscribe to nothing.
+fn explain(mesh: &Mesh, query: &str) -> Response<Full<Bytes>> {
+    let wrong = |what: String| page(StatusCode::BAD_REQUEST, TEXT, format!("{what}\n"));
+    let (mut request, mut has_url, mut is_text) = (Request::builder(), false, false);
+    for (name, value) in
+        query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+    {
+        let Some(value) = unescaped(value) else { return wrong(format!("{name}: not what a URL can say")) };
+        request = match name {
+            "method" => request.method(value.as_str()),
+            "url" => {
+                has_url = true;
+                request.uri(value)
+            }
+            "header" => match value.split_once(':') {
+                Some((name, value)) => request.header(name.trim(), value.trim()),
+                None => return wrong("header: expected NAME:VALUE".to_owned()),
+            },
+            "format" => {
+                is_text = value == "text";
+                request
+            }
+            name => return wrong(format!("there is no {name}: give method, url, header, format")),
+        };
+    }
+    let request = match request.body(()) {
+        Ok(request) if has_url => request,
+        Ok(_) => return wrong("url is missing: /explain?url=http://reviews:9080/".to_owned()),
+        Err(error) => return wrong(error.to_string()),
+    };
+    match mesh.explain_known(&request) {
+        Ok(explained) if is_text => page(StatusCode::OK, TEXT, explained.to_string()),
+        Ok(explained) => page(StatusCode::OK, JSON, format!("{:#}\n", explained.to_json())),
+        Err(error) => page(StatusCode::NOT_FOUND, TEXT, format!("{error:#}\n")),
+    }
+}
+
+/// A value of a query, without the escapes of a URL.
+fn unescaped(value: &str) -> Option<String> {
+    let mut bytes = value.bytes();
+    let mut text = Vec::with_capacity(value.len());
+    while let Some(byte) = bytes.next() {
+        text.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let mut digit = || char::from(bytes.next()?).to_digit(16);
+                u8::try_from(digit()? * 16 + digit()?).ok()?
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(text).ok()
 }
 
 /// Whether each host that a request names is an address or `localhost`.
@@ -274,6 +397,21 @@ fn configuration(mesh: &Mesh) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_url_says_is_read_without_its_escapes() {
+        for (escaped, expected) in [
+            ("http%3A%2F%2Fa%3A80%2Fx", Some("http://a:80/x")),
+            ("a+b", Some("a b")),
+            ("http://a/", Some("http://a/")),
+            ("%", None),
+            ("%2", None),
+            ("%zz", None),
+            ("%ff", None),
+        ] {
+            assert_eq!(unescaped(escaped).as_deref(), expected, "{escaped}");
+        }
+    }
 
     #[test]
     fn a_page_is_for_an_address_or_for_localhost() {

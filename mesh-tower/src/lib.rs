@@ -47,6 +47,7 @@ pub mod client;
 pub mod connection;
 pub mod drain;
 mod filters;
+mod followed;
 mod headers;
 pub mod health;
 pub mod inherited;

@@ -202,6 +202,7 @@ impl Mesh {
             mirrors: Arc::clone(&self.inner.mirrors),
             coalescer: Arc::clone(&self.inner.coalescer),
             telemetry: self.inner.telemetry.clone(),
+            live_traces: Arc::clone(self.inner.store.live_traces()),
             caller: Caller::new(Arc::clone(&self.inner.address), fastrand::u64(..)),
         })
     }

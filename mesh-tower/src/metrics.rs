@@ -17,6 +17,11 @@ struct Cluster {
     pending: u32,
     connections: u32,
     overflows: u64,
+    retried: u64,
+    opened: u64,
+    lost: u64,
+    ejected: u64,
+    kept: u64,
     /// All, those that get requests, ejected ones, unreachable ones, those that fail their checks.
     endpoints: [u64; 5],
 }
@@ -60,6 +65,8 @@ impl Mesh {
                 (cluster.requests, cluster.retries) = (usage.requests(), usage.retries());
                 (cluster.pending, cluster.connections) = (usage.pending(), usage.connections());
                 cluster.overflows = usage.overflows();
+                (cluster.retried, cluster.opened, cluster.lost) = (usage.retried(), usage.opened(), usage.lost());
+                (cluster.ejected, cluster.kept) = leaf.state.ejections();
             }
         }
         for endpoint in self.endpoints() {
@@ -71,7 +78,7 @@ impl Mesh {
             }
         }
         type Read = fn(&Cluster) -> u64;
-        let families: [(&str, Kind, &str, Read); 5] = [
+        let families: [(&str, Kind, &str, Read); 10] = [
             ("mesh_cluster_requests_active", Kind::Gauge, "Requests in flight.", |one| one.requests.into()),
             ("mesh_cluster_retries_active", Kind::Gauge, "Retries in flight.", |one| one.retries.into()),
             ("mesh_cluster_requests_pending", Kind::Gauge, "Requests that wait for a connection.", |one| {
@@ -81,6 +88,23 @@ impl Mesh {
             ("mesh_cluster_overflows_total", Kind::Counter, "Times that a circuit breaker was in the way.", |one| {
                 one.overflows
             }),
+            ("mesh_cluster_retries_total", Kind::Counter, "Retries.", |one| one.retried),
+            ("mesh_cluster_connections_total", Kind::Counter, "Connections that were begun.", |one| one.opened),
+            (
+                "mesh_cluster_unreachable_total",
+                Kind::Counter,
+                "Times that an endpoint could not be reached any more.",
+                |one| one.lost,
+            ),
+            ("mesh_cluster_ejections_total", Kind::Counter, "Endpoints that outlier detection ejected.", |one| {
+                one.ejected
+            }),
+            (
+                "mesh_cluster_ejections_overflow_total",
+                Kind::Counter,
+                "Times that it did not, since too many were out.",
+                |one| one.kept,
+            ),
         ];
         for (name, kind, help, read) in families {
             text.family(name, kind, help);

@@ -14,6 +14,7 @@ mod seen;
 mod serve;
 mod status;
 mod token;
+mod trace;
 mod validate;
 mod workload;
 
@@ -46,6 +47,7 @@ enum Command {
     Explain(Box<explain::Args>),
     Route(Box<route::Args>),
     Token(token::Args),
+    Trace(Box<trace::Args>),
     /// Prints the script with which a shell completes this command: `source <(mesh-control completions bash)`.
     Completions {
         /// The shell.
@@ -133,6 +135,7 @@ fn run(line: Line) -> anyhow::Result<ExitCode> {
         Command::Route(args) => return route::run(&args),
         Command::Bootstrap(args) => bootstrap::run(&args)?,
         Command::Ca(args) => ca::run(&args)?,
+        Command::Trace(args) => return runtime()?.block_on(trace::run(&args)),
         Command::Token(args) => token::run(&args)?,
         Command::Status(args) => runtime()?.block_on(status::run(&args))?,
         Command::Completions { shell } => {

@@ -14,6 +14,7 @@ use super::tokens::{KeySource, Keys, TokenRule, token_rules};
 use super::traffic::ServerTls;
 use crate::config::file::{Meta, Objects, Workloads, is_namespace};
 use crate::config::istio::security::{MtlsMode, selected};
+use crate::config::locate::locate;
 use crate::registry::Services;
 use crate::registry::service::is_subset;
 use crate::registry::services::Targets;
@@ -143,6 +144,15 @@ impl Security {
             Workloads::OfServices(_) => None,
         });
         labelled.chain(self.peers.iter().map(|peers| (&*peers.meta.namespace, &peers.labels)))
+    }
+
+    /// Where a rule is written that answers and logs call `AuthorizationPolicy/namespace/name#index`.
+    pub(crate) fn place_of(&self, rule: &str) -> Option<String> {
+        let (object, index) = rule.strip_prefix("AuthorizationPolicy/")?.rsplit_once('#')?;
+        let (namespace, name) = object.split_once('/')?;
+        let mut all = self.access.iter().map(|(selection, _)| &selection.meta);
+        let meta = all.find(|meta| *meta.namespace == *namespace && *meta.name == *name)?;
+        Some(locate(&meta.origin, &format!("rules[{index}]")).to_string())
     }
 
     /// PeerAuthentications that never count, for another one is for the same workloads: with that one.

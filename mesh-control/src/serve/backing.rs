@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::catalog::Catalog;
+use serde_json::Value;
+
+use crate::catalog::{Catalog, Client};
 use crate::config::Diagnostic;
 use crate::config::store::{Standing, Wrong};
 use crate::plane::{Plane, Snapshot};
@@ -70,6 +72,10 @@ impl Inspect for Plane {
 
     fn services(&self) -> usize {
         Plane::services(self).len()
+    }
+
+    fn locate(&self, client: &Client, hop: &mut Value) {
+        self.snapshot().locate_hop(client, hop);
     }
 
     fn serving(&self) -> BTreeMap<String, Serving> {

@@ -9,6 +9,7 @@ mod connections;
 mod cors;
 mod explained;
 mod fallbacks;
+mod followed;
 mod gateway_api;
 mod health_checks;
 mod load;

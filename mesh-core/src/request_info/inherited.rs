@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::grpc_timeout::{self, GRPC_TIMEOUT};
+use crate::live_trace::Mark;
 
 /// How long an answer is waited for, in milliseconds (Envoy's).
 pub const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
@@ -57,12 +58,14 @@ pub struct Inherited {
     pub attempt: u32,
     /// How much it matters.
     pub criticality: Criticality,
+    /// The live trace that it belongs to, where somebody follows it.
+    pub mark: Option<Mark>,
 }
 
 /// Of a request that nobody waits for with a limit, and that is not retried.
 impl Default for Inherited {
     fn default() -> Self {
-        Inherited { deadline: None, answer_by: None, attempt: 1, criticality: Criticality::default() }
+        Inherited { deadline: None, answer_by: None, attempt: 1, criticality: Criticality::default(), mark: None }
     }
 }
 
@@ -90,6 +93,8 @@ impl Inherited {
             attempt: count(number(ATTEMPT_COUNT))
                 .max(count(number(PREVIOUS_ATTEMPTS).filter(|_| is_grpc).map(|before| before.saturating_add(1)))),
             criticality: if is_sheddable { Criticality::Sheddable } else { Criticality::Critical },
+            // Whether it is one is asked only where somebody follows.
+            mark: None,
         }
     }
 

@@ -7,11 +7,13 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Version};
+use serde_json::{Value, json};
 use smallvec::SmallVec;
 
 use super::{Heads, Messages, RequestInfo, grpc_status};
 use crate::error::ErrorKind;
 use crate::id::ClusterName;
+use crate::live_trace::Hop;
 use crate::model::{AccessLog, ServiceNames};
 use crate::response_flags::ResponseFlags;
 use crate::state::EndpointState;
@@ -87,6 +89,21 @@ impl RequestInfo {
         }
     }
 
+    /// Follows it from here on, for somebody who asks why it goes where it goes.
+    pub fn follow(&mut self, hop: Box<Hop>) {
+        if let Some(record) = &mut self.record {
+            record.hop = Some(hop);
+        }
+    }
+
+    /// Tells who follows it what happens now, as an object.
+    #[inline]
+    pub fn note_event(&mut self, what: &str, of_it: impl FnOnce() -> Value) {
+        if let Some(hop) = self.record.as_mut().and_then(|record| record.hop.as_mut()) {
+            hop.note(what, of_it());
+        }
+    }
+
     fn heads(&mut self) -> Option<&mut Heads> {
         self.record.as_mut()?.heads.as_deref_mut()
     }
@@ -121,6 +138,9 @@ impl RequestInfo {
             record.endpoint = Some(Arc::clone(endpoint));
             if let Some(heads) = &mut record.heads {
                 heads.attempt = Some(Instant::now());
+                if let Some(hop) = &mut record.hop {
+                    hop.note("picked", json!({"attempt": self.attempts, "endpoint": endpoint.id().to_string()}));
+                }
             }
         }
     }
@@ -144,6 +164,9 @@ impl RequestInfo {
             if let Some(heads) = &mut record.heads {
                 heads.response = headers.clone();
                 heads.upstream_time = heads.attempt.map(|attempt| attempt.elapsed());
+                if let Some(hop) = &mut record.hop {
+                    hop.note("answered", json!({"status": status.as_u16()}));
+                }
             }
         }
     }

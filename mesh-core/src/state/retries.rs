@@ -140,7 +140,11 @@ impl ClusterState {
         };
         usage.retries.enter(most).ok_or_else(|| TooManyRetries::UnderWay(usage.retries()))?;
         let permit = RetryPermit(Arc::clone(&self.shared));
-        if self.shared.reserve.pay(price) { Ok(permit) } else { Err(TooManyRetries::Unpaid) }
+        if !self.shared.reserve.pay(price) {
+            return Err(TooManyRetries::Unpaid);
+        }
+        usage.retried.fetch_add(1, Ordering::Relaxed);
+        Ok(permit)
     }
 
     /// A request succeeded, which earns half a retry, as long as there are not enough of them.

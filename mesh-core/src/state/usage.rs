@@ -51,6 +51,9 @@ pub struct Usage {
     pending: Gauge,
     connections: Gauge,
     overflows: AtomicU64,
+    pub(super) retried: AtomicU64,
+    opened: AtomicU64,
+    pub(super) lost: AtomicU64,
     was_called: AtomicBool,
 }
 
@@ -98,6 +101,21 @@ impl Usage {
     /// Connections, with those that are being made.
     pub fn connections(&self) -> u32 {
         self.connections.get()
+    }
+
+    /// How many retries there were since the start.
+    pub fn retried(&self) -> u64 {
+        self.retried.load(Ordering::Relaxed)
+    }
+
+    /// How many connections were begun since the start.
+    pub fn opened(&self) -> u64 {
+        self.opened.load(Ordering::Relaxed)
+    }
+
+    /// How often one of its endpoints could not be reached any more.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// How many requests and connections a limit was in the way of.
@@ -183,6 +201,7 @@ impl ConnectionPermit {
             host.open.leave();
             return None;
         }
+        cluster.usage.opened.fetch_add(1, Ordering::Relaxed);
         Some(ConnectionPermit { cluster: Arc::clone(cluster), host: Arc::clone(host) })
     }
 }

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use crate::calls::Recorder;
 use crate::error::Invalid;
 use crate::id::{ListenerName, Target};
+use crate::live_trace::LiveTraces;
 use crate::model::ClusterKind;
 use crate::resources::{Change, Progress, Resource, ResourceKey, ResourceType, Update};
 use crate::store::{Sink, Source};
@@ -28,6 +29,7 @@ use crate::xds::connect::Connector;
 use crate::xds::decode::Options;
 use crate::xds::dns::{Dns, Resolver, cluster_of};
 use crate::xds::intake;
+use crate::xds::live_trace::Following;
 use crate::xds::names;
 use crate::xds::peer_metadata;
 use crate::xds::session::{Action, End, Outcome, Session};
@@ -156,6 +158,11 @@ pub trait Consumer: Send {
         None
     }
 
+    /// Which live requests are followed, if any are.
+    fn live_traces(&self) -> Option<Arc<LiveTraces>> {
+        None
+    }
+
     /// Takes in what was learned, and says what is wanted next.
     fn apply(&mut self, update: Update) -> Progress;
 
@@ -174,6 +181,10 @@ impl Consumer for Sink {
 
     fn calls(&self) -> Option<Arc<Recorder>> {
         Some(Arc::clone(Sink::calls(self)))
+    }
+
+    fn live_traces(&self) -> Option<Arc<LiveTraces>> {
+        Some(Arc::clone(Sink::live_traces(self)))
     }
 
     fn apply(&mut self, update: Update) -> Progress {
@@ -206,6 +217,8 @@ struct Client<C> {
     showing: Option<Showing>,
     /// Tells who called what, and hears whether that is wanted.
     calls: Option<Telling>,
+    /// Follows live requests, where servers ask for it.
+    following: Option<Following>,
     status: StatusHandle,
     status_due: Option<Instant>,
     status_set: Option<Instant>,
@@ -262,6 +275,8 @@ impl<C: Consumer> Client<C> {
             Owned::spawn(certificates::keep(certificates, bootstrap, connector, source.seed))
         });
         let calls = consumer.calls().map(|calls| Telling::start(calls, intake::node(&bootstrap.node), source.seed));
+        let follow = |traces| Following::start(traces, intake::node(&bootstrap.node), source.seed);
+        let following = consumer.live_traces().map(follow);
         Client {
             consumer,
             connector: source.connector.clone(),
@@ -273,6 +288,7 @@ impl<C: Consumer> Client<C> {
             _certificates: certificates,
             showing,
             calls,
+            following,
             dns: Dns::new(source.resolver.clone()),
             status: source.status.clone(),
             status_due: Some(now),
@@ -446,11 +462,12 @@ impl<C: Consumer> Client<C> {
                 let keepalive = running.keepalives.get(index)?.clone();
                 // Only the bootstrap's own servers are told of calls.
                 let calls = self.calls.as_ref().filter(|_| session == 0).map(|calls| calls.wanted(turn));
+                let traces = self.following.as_ref().filter(|_| session == 0).map(|following| following.asked(turn));
                 let task = Owned::spawn(transport::run(
                     self.connector.clone(),
                     server,
                     keepalive,
-                    Told { showing: self.showing.clone(), calls },
+                    Told { showing: self.showing.clone(), calls, traces },
                     report,
                 ));
                 *running.streams.get_mut(index)? = Some(Stream { turn, requests: None, _task: task });

@@ -44,6 +44,7 @@ pub mod dns;
 pub(crate) mod ignored;
 pub(crate) mod intake;
 pub mod istio_ca;
+pub mod live_trace;
 pub(crate) mod names;
 pub mod peer_metadata;
 pub(crate) mod place;

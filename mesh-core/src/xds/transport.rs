@@ -25,6 +25,7 @@ use crate::xds::bootstrap::{ChannelCredentials, Server};
 use crate::xds::certificates::Showing;
 use crate::xds::connect::{Connector, Watched};
 use crate::xds::istio_ca::ROOTS;
+use crate::xds::live_trace::Asked;
 use crate::xds::place::Place;
 use crate::xds::session::{End, Request, Response};
 
@@ -95,10 +96,12 @@ impl Requests {
 pub(crate) struct Told {
     pub(crate) showing: Option<Showing>,
     pub(crate) calls: Option<Wanted>,
+    pub(crate) traces: Option<Asked>,
 }
 
 impl Told {
-    /// The head may say that the authority has other roots than the workload knows, and that calls are wanted.
+    /// The head may say that the authority has other roots than the workload knows, that calls are wanted, and that
+    /// live requests may be followed.
     fn hear<R>(&self, response: tonic::Response<Streaming<R>>, channel: &Channel) -> Streaming<R> {
         if let Some(showing) = &self.showing
             && let Some(Ok(roots)) = response.metadata().get(ROOTS).map(|roots| roots.to_str())
@@ -107,6 +110,9 @@ impl Told {
         }
         if let Some(calls) = &self.calls {
             calls.hear(response.metadata(), channel);
+        }
+        if let Some(traces) = &self.traces {
+            traces.hear(response.metadata(), channel);
         }
         response.into_inner()
     }

@@ -3,11 +3,12 @@
 use std::time::Instant;
 
 use http::Request;
+use http::request::Parts;
 use http::uri::Scheme;
-use mesh_core::error::MeshError;
-use mesh_core::request::RequestHead;
+use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::request::{RequestHead, host_and_port};
 use mesh_core::rewrite::complete_path;
-use mesh_core::view::Explanation;
+use mesh_core::view::{Explanation, TargetView};
 
 use crate::mesh::Mesh;
 use crate::outbound;
@@ -43,22 +44,42 @@ impl Mesh {
     /// # Ok(()) }
     /// ```
     pub async fn explain<B>(&self, request: &Request<B>) -> Result<Explanation, MeshError> {
-        let (mut head, ()) = Request::new(()).into_parts();
-        head.method.clone_from(request.method());
-        head.uri.clone_from(request.uri());
-        head.headers.clone_from(request.headers());
-        head.version = request.version();
-        complete_path(&mut head.uri);
+        let mut head = head_of(request);
         let entry = outbound::entry(&self.outbound(None), &mut head)?;
         let view = entry.wait(Instant::now() + self.cold_start_wait()).await?;
-        let seen = RequestHead::of(&head)?;
-        let mut random = fastrand::Rng::new();
-        Ok(match view.connections().filter(|_| head.uri.scheme() == Some(&Scheme::HTTPS)) {
-            Some(connections) => {
-                let server_name = head.uri.host().unwrap_or_default();
-                connections.explain(&RequestHead::with_authority(&head, server_name), &mut random)
-            }
-            None => view.explain(&seen, &mut random),
-        })
+        explained(&view, &head)
     }
+
+    /// The same of a target that this process has asked for and knows: nothing is waited for.
+    pub(crate) fn explain_known<B>(&self, request: &Request<B>) -> Result<Explanation, MeshError> {
+        let head = head_of(request);
+        let seen = RequestHead::of(&head)?;
+        let target = host_and_port(seen.authority, seen.scheme)?;
+        let view = self.store().find(&target).and_then(|entry| entry.peek());
+        let unknown = || MeshError::new(ErrorKind::UnknownTarget, format!("nobody here has asked for {target}"));
+        let view = view.ok_or_else(unknown)?;
+        explained(&view, &head)
+    }
+}
+
+fn head_of<B>(request: &Request<B>) -> Parts {
+    let (mut head, ()) = Request::new(()).into_parts();
+    head.method.clone_from(request.method());
+    head.uri.clone_from(request.uri());
+    head.headers.clone_from(request.headers());
+    head.version = request.version();
+    complete_path(&mut head.uri);
+    head
+}
+
+fn explained(view: &TargetView, head: &Parts) -> Result<Explanation, MeshError> {
+    let seen = RequestHead::of(head)?;
+    let mut random = fastrand::Rng::new();
+    Ok(match view.connections().filter(|_| head.uri.scheme() == Some(&Scheme::HTTPS)) {
+        Some(connections) => {
+            let server_name = head.uri.host().unwrap_or_default();
+            connections.explain(&RequestHead::with_authority(head, server_name), &mut random)
+        }
+        None => view.explain(&seen, &mut random),
+    })
 }

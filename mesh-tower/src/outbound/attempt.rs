@@ -15,6 +15,7 @@ use http_body::Body as _;
 use mesh_core::balance::PickArgs;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::grpc_timeout;
+use mesh_core::live_trace::MARK;
 use mesh_core::load_report::LoadReport;
 use mesh_core::model::{BalancerPolicy, Cluster, RetryConditions, RetryPolicy, RouteAction};
 use mesh_core::outlier::Outcome as Outlier;
@@ -23,9 +24,11 @@ use mesh_core::response_flags::ResponseFlags;
 use mesh_core::retry::{self, Outcome, RetryDecision};
 use mesh_core::state::{RetryPermit, RetryPrice, TooManyRetries};
 use mesh_core::view::RouteRef;
+use serde_json::json;
 
 use super::request::{ActiveRequest, Attempt, FOUND, Step, Watch, Woken, outcome_of};
 use crate::body::Body;
+use crate::followed;
 use crate::reply;
 use crate::transport::{FAIL, Failure, FailureCause, HttpVersion, Security, Transport};
 
@@ -342,6 +345,7 @@ impl<T: Transport> ActiveRequest<T> {
 
     /// Waits for a connection, an old one only if `reuse` says so.
     fn connect(&mut self, attempt: Attempt, cluster: &Arc<Cluster>, reuse: bool) -> Step<T> {
+        self.info.note_event("connecting", || json!({"reuse": reuse}));
         let connecting = self.transport.connect(cluster, attempt.endpoint(), attempt.version, attempt.security, reuse);
         self.attempt = Some(attempt);
         Step::Wait(Box::pin(async move { Woken::Connected(connecting.await) }))
@@ -355,6 +359,7 @@ impl<T: Transport> ActiveRequest<T> {
                 let cluster = attempt.cluster(&route.get()).expect(OF_THE_VIEW);
                 attempt.is_reusable = self.transport.may_go_on(&connection, cluster);
                 self.connection = Some(connection);
+                self.info.note_event("connected", || json!({}));
                 if self.info.answer_by().is_some_and(|by| by <= Instant::now()) {
                     // Another request may have the connection.
                     self.give_up(true);
@@ -387,9 +392,22 @@ impl<T: Transport> ActiveRequest<T> {
     fn observe_sending(&mut self, head: &mut Parts) {
         let (bytes, messages) = self.replay.sent_at_once(self.info.is_grpc);
         self.info.note_request_body(bytes, messages);
-        let Some(telemetry) = &self.context.telemetry else { return };
+        let is_followed = self.info.is_followed();
+        if self.context.telemetry.is_none() && !is_followed {
+            return;
+        }
         let (Some(attempt), Some(route)) = (&self.attempt, &self.route) else { return };
         let service = attempt.cluster(&route.get()).and_then(|cluster| cluster.service.as_ref());
+        let is_outside = service.is_some_and(|service| service.is_external);
+        if is_followed
+            && !is_outside
+            && let Some(mark) = self.info.hop().and_then(|hop| hop.mark(self.info.attempts).to_header())
+        {
+            head.headers.insert(MARK, mark);
+            let attempt = self.info.attempts;
+            self.info.note_event("sent", || json!({"attempt": attempt}));
+        }
+        let Some(telemetry) = &self.context.telemetry else { return };
         let is_of_mesh = service.is_some_and(|service| !service.is_external) && attempt.endpoint().peer().is_some();
         if is_of_mesh {
             telemetry.introduce(&mut head.headers);
@@ -457,6 +475,7 @@ impl<T: Transport> ActiveRequest<T> {
     /// A try failed: the error, and if there is to be another one the step to it. That is the same once more over another
     /// connection, or a try.
     fn failed(&mut self, failure: Failure) -> (MeshError, Option<Step<T>>) {
+        self.info.note_event("attempt failed", || followed::failure(&failure.error));
         let selected = self.route.clone().expect(FOUND);
         let route = selected.get();
         let until = self.try_until;
@@ -502,6 +521,7 @@ impl<T: Transport> ActiveRequest<T> {
         let selected = self.route.clone()?;
         let route = selected.get();
         let outcome = Outcome::Answered(response.status(), response.headers());
+        self.info.note_event("attempt answered", || json!({"status": response.status().as_u16()}));
         self.retry = None;
         let Again::Wanted(retry) = self.attempt.as_ref()?.again(&route, outcome, &mut self.info) else { return None };
         let request = self.replay.restore()?;
@@ -513,6 +533,7 @@ impl<T: Transport> ActiveRequest<T> {
     pub(super) fn pause(&mut self, retry: Retry) -> Step<T> {
         self.retry = Some(retry.permit);
         let after = retry.after;
+        self.info.note_event("retry", || json!({"after_ms": after.as_secs_f64() * 1e3}));
         Step::Wait(Box::pin(async move {
             tokio::time::sleep(after).await;
             Woken::Retry

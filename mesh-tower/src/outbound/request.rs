@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
 use mesh_core::hashing::Caller;
+use mesh_core::live_trace::LiveTraces;
 use mesh_core::model::{Cluster, LoadWeights};
 use mesh_core::outlier::Outcome as Outlier;
 use mesh_core::request_info::{Observers, RequestInfo, grpc_status};
@@ -24,9 +25,9 @@ use tokio::time::Sleep;
 
 use super::coalesced::Coalescer;
 use super::mirror::{Copies, Mirrors};
-use crate::filters;
 use crate::telemetry::Telemetry;
 use crate::transport::{HttpVersion, Replay, Security, Sending, Transport};
+use crate::{filters, followed};
 
 /// What the requests of one client have in common.
 pub(crate) struct OutboundContext {
@@ -41,6 +42,8 @@ pub(crate) struct OutboundContext {
     pub(crate) coalescer: Arc<Coalescer>,
     /// What keeps the metrics, where they are kept.
     pub(crate) telemetry: Option<Arc<Telemetry>>,
+    /// Which requests somebody follows.
+    pub(crate) live_traces: Arc<LiveTraces>,
     /// Who this client is, for routes that hash by it.
     pub(crate) caller: Caller,
 }
@@ -260,6 +263,7 @@ impl<T: Transport> ActiveRequest<T> {
             None => error,
         };
         self.info.note_error(error.kind());
+        self.info.note_event("failed", || followed::failure(&error));
         error
     }
 

@@ -1,7 +1,7 @@
 //! The first steps: the target's view, the route, the route's filters, and what the route wants.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use http::request::Parts;
 use http::uri::Scheme;
@@ -9,6 +9,7 @@ use http::{Method, Uri, Version};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
 use mesh_core::hashing;
+use mesh_core::live_trace::Side;
 use mesh_core::matcher::request_matches_any;
 use mesh_core::model::{Forward, RouteAction};
 use mesh_core::request::{RequestHead, has_port, host_and_port, is_grpc};
@@ -16,11 +17,13 @@ use mesh_core::request_info::{Deadline, Direction, Inherited, Interest, Repeat, 
 use mesh_core::rewrite::{complete_path, edit};
 use mesh_core::store::TargetEntry;
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
+use serde_json::json;
 
 use super::mirror::Copies;
 use super::request::{ActiveRequest, FOUND, OutboundContext, Step, Woken, too_late};
 use super::rewrite::rewrite;
 use crate::filters::{self, Passage};
+use crate::followed;
 use crate::inherited;
 use crate::reply;
 use crate::transport::Transport;
@@ -41,7 +44,25 @@ pub(super) fn info_of(context: &OutboundContext, head: &Parts) -> RequestInfo {
     if interest_of(&context.observers) > Interest::Nothing {
         observe(&mut info, context, head);
     }
+    if context.live_traces.is_armed() {
+        follow(&mut info, context, head);
+    }
     info
+}
+
+/// Somebody follows requests: this may be one of them.
+#[cold]
+fn follow(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
+    let Ok(seen) = head_of(context, head) else { return };
+    let times = (info.started, SystemTime::now());
+    let Some(hop) = context.live_traces.begin(Side::Client, info.inherited.mark, &seen, times) else { return };
+    if !info.is_observed() {
+        observe(info, context, head);
+    }
+    if info.head().is_none() {
+        note_head(info, head);
+    }
+    info.follow(hop);
 }
 
 /// What a request inherits: as it says itself, or else from the one that this task serves.
@@ -156,7 +177,15 @@ impl<T: Transport> ActiveRequest<T> {
                 observe(&mut self.info, &self.context, head);
             }
             self.info.note_logs(logs);
-            note_head(&mut self.info, head);
+            if self.info.head().is_none() {
+                note_head(&mut self.info, head);
+            }
+        }
+        if self.info.is_followed()
+            && let Ok(seen) = head_of(&self.context, head)
+        {
+            let random = self.info.random.clone();
+            self.info.note_event("routed", || followed::route(&view, &seen, random));
         }
         let (selected, route) = SelectedRoute::find(&view, &head_of(&self.context, head)?, &mut self.info.random)?;
         self.route = Some(selected);
@@ -194,9 +223,13 @@ impl<T: Transport> ActiveRequest<T> {
             Passage::Passed => self.act(route, head),
             Passage::Answered(answer) => {
                 self.info.note_details("filter_response");
+                self.info.note_event("filter", || json!({"outcome": "answered"}));
                 Ok(Step::Done(reply::filter(answer, self.info.is_grpc)))
             }
-            Passage::Held(callout) => Ok(Step::Wait(Box::pin(async move { Woken::Filter(callout.await) }))),
+            Passage::Held(callout) => {
+                self.info.note_event("filter", || json!({"outcome": "held back"}));
+                Ok(Step::Wait(Box::pin(async move { Woken::Filter(callout.await) })))
+            }
         }
     }
 

@@ -42,6 +42,7 @@ impl ServerLayer {
             authorizers: Authorizers::default(),
             bodies: known_bodies(),
             untold: Untold::default(),
+            live_traces: Arc::clone(mesh.store().live_traces()),
         };
         ServerLayer { context: Arc::new(context) }
     }
@@ -247,7 +248,7 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> ResponseFuture<S, B> {
         complete_path(request.uri_mut());
-        let inherited = inherited_by(&request);
+        let mut inherited = inherited_by(&request);
         let mut facts = self.context.observed(&mut request);
         let admission = self.context.route(&mut request, &mut facts);
         if let Some(facts) = &mut facts
@@ -260,6 +261,9 @@ where
                 facts.body_counted_by(count);
             }
             request = Request::from_parts(head, body.unwrap_or_else(|body| body));
+        }
+        if let Some(hop) = facts.as_ref().and_then(|facts| facts.info.hop()) {
+            inherited.mark = Some(hop.mark(0));
         }
         let is_http1 = request.version() <= Version::HTTP_11;
         let active = ActiveRequest::new(self.context.in_flight(), is_http1, inherited, facts);

@@ -21,6 +21,7 @@ use mesh_core::filter::{Callout, Resume};
 use mesh_core::id::ListenerName;
 use mesh_core::identity::SpiffeId;
 use mesh_core::jwt::{Authenticated, Claims, Refusal};
+use mesh_core::live_trace::{LiveTraces, MARK, Mark, Side};
 use mesh_core::model::{AccessLog, HeadersWithUnderscores, Route, RouteAction, ServerTls};
 use mesh_core::recycled::Recycled;
 use mesh_core::request::{RequestHead, is_grpc};
@@ -30,6 +31,7 @@ use mesh_core::rewrite;
 use mesh_core::store::{ChainView, ServerState, ServerView};
 use mesh_core::view::{Destination, Found, RouteTable};
 use mesh_core::workload::{Peer, Workload};
+use serde_json::json;
 
 use crate::connection::ConnectionInfo;
 use crate::drain::InFlight;
@@ -44,7 +46,7 @@ use crate::server::request_body::Bodies;
 use crate::server::response::Facts;
 use crate::server::untold::{Untold, instead};
 use crate::uri::set_path;
-use crate::{headers, reply};
+use crate::{followed, headers, reply};
 
 /// Finds a request's connection in its extensions.
 pub(super) type ConnectionOf = fn(&Extensions) -> Option<Arc<ConnectionInfo>>;
@@ -63,6 +65,8 @@ pub(super) struct ServerContext {
     pub(super) bodies: Bodies,
     /// When refusals that clients were not told the reason of were last told of in the log.
     pub(super) untold: Untold,
+    /// Which requests somebody follows.
+    pub(super) live_traces: Arc<LiveTraces>,
 }
 
 /// What becomes of a request.
@@ -87,8 +91,9 @@ impl ServerContext {
     /// The facts of a request, where somebody is told of them.
     #[inline]
     pub(super) fn observed<B>(&self, request: &mut Request<B>) -> Option<Recycled<Facts>> {
+        let is_armed = self.live_traces.is_armed();
         if interest_of(self.mesh.observers()) == Interest::Nothing {
-            return None;
+            return if is_armed { self.follow(None, request) } else { None };
         }
         let mut facts = facts_of(request);
         self.observe(&mut facts.info, request);
@@ -98,6 +103,34 @@ impl ServerContext {
             facts.info.note_source(source, is_secured);
             facts.introduces = wants.then(|| Arc::clone(telemetry));
         }
+        if is_armed { self.follow(Some(facts), request) } else { Some(facts) }
+    }
+
+    /// Somebody follows requests: this may be one of them.
+    #[cold]
+    fn follow<B>(&self, facts: Option<Recycled<Facts>>, request: &Request<B>) -> Option<Recycled<Facts>> {
+        let mark = request.headers().get(MARK).and_then(|mark| Mark::parse(mark.as_bytes()));
+        let Ok(head) = RequestHead::received(request) else { return facts };
+        let times = (Instant::now(), SystemTime::now());
+        let Some(hop) = self.live_traces.begin(Side::Server, mark, &head, times) else { return facts };
+        let mut facts = facts.unwrap_or_else(|| facts_of(request));
+        let info = &mut facts.info;
+        if !info.is_observed() {
+            self.observe(info, request);
+        }
+        let connection = self.connection(request);
+        if info.head().is_none() {
+            self.note_head(info, request, connection.as_deref());
+        }
+        info.follow(hop);
+        info.note_event("received", || {
+            let peer = connection.as_deref().and_then(ConnectionInfo::peer_identity);
+            json!({
+                "peer": peer.map(SpiffeId::as_str),
+                "from": connection.as_deref().map(|connection| connection.peer.to_string()),
+                "at": connection.as_deref().map(|connection| connection.local.to_string()),
+            })
+        });
         Some(facts)
     }
 
@@ -291,9 +324,12 @@ impl ServerContext {
         let admission = routes.admit(head, peer.map(ends), tokens, &mut random);
         tell(admission.verdict(), listener.name(), peer);
         let verdict = *admission.verdict();
-        if let (Some(facts), false) = (facts, verdict.is_allowed) {
-            let policy = verdict.policy.unwrap_or("none");
-            facts.info.note_details(format!("rbac_access_denied_matched_policy[{policy}]"));
+        if let Some(facts) = facts {
+            facts.info.note_event("policy", || json!({"allowed": verdict.is_allowed, "policy": verdict.policy}));
+            if !verdict.is_allowed {
+                let policy = verdict.policy.unwrap_or("none");
+                facts.info.note_details(format!("rbac_access_denied_matched_policy[{policy}]"));
+            }
         }
         let found = admission.into_route();
         calls::record(&self.mesh, head, &verdict, &found, (listener.port(), peer), &mut random);
@@ -315,6 +351,9 @@ impl ServerContext {
                 facts_of_it.info.note_error(ErrorKind::AccessDenied);
                 facts_of_it.info.note_flags(ResponseFlags::UNAUTHORIZED_EXTERNAL_SERVICE);
                 facts_of_it.info.note_details("ext_authz_denied");
+                facts_of_it
+                    .info
+                    .note_event("authorizer", || json!({"allowed": false, "status": denial.status.as_u16()}));
                 calls::record_refused(&self.mesh, request, asked.listener.port(), || self.connection(request));
                 return self::answer(request, check::refusal(*denial, facts_of_it.info.is_grpc));
             }
@@ -359,6 +398,11 @@ impl ServerContext {
             facts.info.note_authority(RequestHead::received(request)?.authority);
         }
         facts.info.note_route(&route.name, None);
+        facts.info.note_event("let in", || json!({"route": &*route.name}));
+        if let Some(hop) = facts.info.hop() {
+            // Its end may be far, and whoever made it may give it up before.
+            hop.tell_so_far();
+        }
         facts.route = Some((Arc::clone(routes), position));
         if matches!(route.action, RouteAction::Direct(_)) {
             facts.info.note_details("direct_response");
@@ -369,9 +413,7 @@ impl ServerContext {
         let Facts { info, filters_entered, .. } = &mut **facts;
         let passage =
             with_parts(request, |head| filters::on_request(destination.filters(), filters_entered, info, head));
-        if matches!(passage, Passage::Answered(_)) {
-            info.note_details("filter_response");
-        }
+        tell_passage(&passage, info);
         let is_grpc = info.is_grpc;
         self.passed(passage, is_grpc, route, destination, request)
     }
@@ -383,9 +425,7 @@ impl ServerContext {
         let (route, destination) = found.expect("a request that is held back passes the filters of its route");
         let passage =
             with_parts(request, |head| filters::resume(decide, destination.filters(), filters_entered, info, head));
-        if matches!(passage, Passage::Answered(_)) {
-            info.note_details("filter_response");
-        }
+        tell_passage(&passage, info);
         let admission = self.passed(passage, info.is_grpc, route, destination, request);
         admission.unwrap_or_else(|error| self.failed(&error, Some(facts), request))
     }
@@ -415,6 +455,7 @@ impl ServerContext {
     fn failed<B>(&self, error: &MeshError, facts: Option<&mut Facts>, request: &Request<B>) -> Admission {
         if let Some(facts) = facts {
             facts.info.note_error(error.kind());
+            facts.info.note_event("failed", || followed::failure(error));
         }
         let told = self.keep_from_stranger(error, request);
         let mut response = reply::error(told.as_ref().unwrap_or(error), is_grpc(request.headers()));
@@ -469,6 +510,18 @@ impl ServerContext {
             with_parts(request, |head| rewrite::apply_to_request(changes, head));
         }
         Ok(Admission::Admit)
+    }
+}
+
+/// Notes what filters made of a request, where they did not pass it on.
+fn tell_passage(passage: &Passage, info: &mut RequestInfo) {
+    match passage {
+        Passage::Passed => {}
+        Passage::Answered(_) => {
+            info.note_details("filter_response");
+            info.note_event("filter", || json!({"outcome": "answered"}));
+        }
+        Passage::Held(_) => info.note_event("filter", || json!({"outcome": "held back"})),
     }
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod clock;
 pub(crate) mod csds;
 pub(crate) mod feed;
 pub(crate) mod fleet;
+pub(crate) mod following;
 pub(crate) mod kubernetes;
 pub(crate) mod load;
 pub(crate) mod metrics;

@@ -11,6 +11,7 @@ use crate::serve::clients::authority::told_of;
 use crate::serve::clients::certificates::Desk;
 use crate::serve::clients::feed::Feed;
 use crate::serve::clients::fleet::Fleet;
+use crate::serve::clients::following::Following;
 use crate::serve::clients::load::Load;
 use crate::serve::clients::metrics::Metrics;
 use crate::serve::clients::presence::Presence;
@@ -28,6 +29,8 @@ pub(crate) struct ServerState {
     pub(crate) feed: Feed,
     pub(crate) presence: Presence,
     pub(crate) fleet: Fleet,
+    /// Which live requests are followed.
+    pub(crate) following: Arc<Following>,
     pub(crate) metrics: Metrics,
     pub(crate) load: Load,
     pub(crate) refusals: Refusals,

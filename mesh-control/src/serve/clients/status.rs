@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use crate::catalog::Client;
 use crate::config::store::Standing;
 use crate::serve::clients::authority::AuthorityStatus;
 use crate::serve::clients::clock::now;
@@ -42,6 +44,9 @@ pub trait Inspect: Send + Sync + 'static {
     fn services(&self) -> usize {
         0
     }
+
+    /// Adds to what a client tells of a live request where the reasons are written.
+    fn locate(&self, _client: &Client, _hop: &mut Value) {}
 
     /// What the workloads that registered serve, by the text form of their keys.
     fn serving(&self) -> BTreeMap<String, Serving> {

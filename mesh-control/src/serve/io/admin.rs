@@ -1,4 +1,4 @@
-//! The status of a server over HTTP, for people and for Prometheus: read only.
+//! The status of a server over HTTP, for people and for Prometheus: it changes nothing.
 //!
 //! Nobody has to prove anything to read it, so where it is reached from decides who reads it. A web page must not be a way
 //! around that, with a name of its own that it lets point at this machine (DNS rebinding): requests say by an address, as
@@ -16,13 +16,15 @@ use axum::http::uri::Authority;
 use axum::http::{StatusCode, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::live_trace::Wanted;
 use crate::serve::clients::fleet::KindStatus;
 use crate::serve::clients::status::{self, Inspect, Status};
+use crate::serve::io::live_trace::{self, LiveTrace};
 use crate::serve::io::server::Server;
 
 /// Puts a report together. `all_names` lists every name that a client asks for, rather than the first
@@ -57,11 +59,12 @@ pub async fn listen(
         .route("/status", get(status_page))
         .route("/metrics", get(metrics_page))
         .route("/calls", get(calls_page))
+        .route("/trace", post(trace_page))
         .route("/debug/syncz", get(syncz))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/ready", get(ready))
         .fallback(|| async {
-            (StatusCode::NOT_FOUND, "there are /status, /metrics, /calls, /healthz, /ready, /debug/syncz\n")
+            (StatusCode::NOT_FOUND, "there are /status, /metrics, /calls, /trace, /healthz, /ready, /debug/syncz\n")
         })
         .with_state(Sources { server, inspect })
         .layer(middleware::from_fn_with_state(Arc::<[String]>::from(names), for_us));
@@ -150,6 +153,17 @@ async fn calls_page(State(sources): State<Sources>, Query(whose): Query<Whose>) 
     match lines.await {
         Ok(lines) => ([(header::CONTENT_TYPE, "application/jsonl")], lines).into_response(),
         Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+/// Follows live requests for as long as somebody reads. It takes JSON alone, so that no page of a browser can ask for it.
+async fn trace_page(State(sources): State<Sources>, Json(wanted): Json<Wanted>) -> Response {
+    match LiveTrace::start(&sources.server, Arc::clone(&sources.inspect), wanted) {
+        Ok(trace) => {
+            let lines = axum::body::Body::from_stream(live_trace::lines(trace));
+            ([(header::CONTENT_TYPE, "application/jsonl")], lines).into_response()
+        }
+        Err(why) => (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response(),
     }
 }
 

@@ -17,6 +17,7 @@ use futures_util::FutureExt;
 use mesh_core::tls::svid;
 use mesh_core::xds::access_log::CALLS;
 use mesh_core::xds::istio_ca::ROOTS;
+use mesh_core::xds::live_trace::TRACES;
 use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -151,6 +152,7 @@ impl<M: Method> StreamingService<M::Request> for Streams<M> {
         if let Some(roots) = self.0.desk.as_ref().and_then(|desk| desk.authority().roots_name().parse().ok()) {
             response.metadata_mut().insert(ROOTS, roots);
         }
+        response.metadata_mut().insert(TRACES, MetadataValue::from_static("1"));
         if self.0.calls.is_some() {
             response.metadata_mut().insert(CALLS, MetadataValue::from_static("1"));
         }

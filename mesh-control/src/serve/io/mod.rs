@@ -5,6 +5,7 @@ pub(crate) mod admin;
 pub(crate) mod ads;
 pub(crate) mod certificates;
 mod door;
+pub(crate) mod live_trace;
 mod own_tls;
 mod secrets;
 pub(crate) mod server;

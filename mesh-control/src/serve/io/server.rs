@@ -38,6 +38,7 @@ use crate::serve::io::access_log::AccessLogs;
 use crate::serve::io::ads::Ads;
 use crate::serve::io::certificates::CertificateService;
 use crate::serve::io::door::{Door, accept};
+use crate::serve::io::live_trace::LiveTraces;
 use crate::serve::io::own_tls::{HANDSHAKE, OwnTls};
 use crate::serve::io::secrets::Secrets;
 use crate::serve::io::tls::{Reloading, TlsFiles};
@@ -211,6 +212,7 @@ impl Server {
             feed,
             presence: Presence::new(workloads, options.grace),
             fleet: Fleet::new(limits),
+            following: Arc::default(),
             metrics: Metrics::default(),
             load: Load::default(),
             refusals: Refusals::default(),
@@ -229,6 +231,7 @@ impl Server {
             .add_service(Ads(state.clone()))
             .add_service(InterceptedService::new(Csds::service(state.clone()), certified))
             .add_service(InterceptedService::new(Reporting::service(state.clone()), certified))
+            .add_service(InterceptedService::new(LiveTraces(state.clone()), certified))
             .add_optional_service(AccessLogs::service(&state).map(|logs| InterceptedService::new(logs, certified)))
             .add_optional_service(desk.as_ref().map(|_| Secrets::service(&state)))
             .add_optional_service(desk.clone().map(CertificateService));

@@ -1,0 +1,320 @@
+//! Why a request went as it went, from what each hop tells: what decided comes first.
+//!
+//! A request that failed is followed to where it failed: through the endpoint that answered so, and through what that one's
+//! handler asked of others. One that succeeded went where its route sends it, and where it was slow, one hop was.
+
+use serde_json::Value;
+
+use super::gather::{events, parent, text};
+
+/// One side is slow that took so much of the whole time, and so many milliseconds.
+const SLOW: (f64, f64) = (0.6, 100.0);
+
+/// The reasons, the deciding one first. The first hop comes first.
+pub(super) fn causes(hops: &[Value]) -> Vec<String> {
+    let Some(first) = hops.first() else { return Vec::new() };
+    let mut causes = Vec::new();
+    match has_failed(first) {
+        true => failed(hops, first, &mut causes, 0),
+        false => went_well(hops, first, &mut causes),
+    }
+    retried(first, &mut causes);
+    causes.dedup();
+    causes
+}
+
+fn number(value: &Value, field: &str) -> f64 {
+    value.get(field).and_then(Value::as_f64).unwrap_or_default()
+}
+
+fn status(hop: &Value) -> u64 {
+    hop.get("status").and_then(Value::as_u64).unwrap_or_default()
+}
+
+fn has_failed(hop: &Value) -> bool {
+    let grpc = hop.get("grpc_status").and_then(Value::as_u64);
+    status(hop) == 0 || status(hop) >= 400 || grpc.is_some_and(|code| code != 0) || text(hop, "error") != ""
+}
+
+/// How it answered, in words.
+fn answer(hop: &Value) -> String {
+    match (status(hop), hop.get("grpc_status").and_then(Value::as_u64)) {
+        (_, Some(code)) if code != 0 => format!("gRPC status {code}"),
+        (0, _) => "no answer that anybody waited for".to_owned(),
+        (status, _) => status.to_string(),
+    }
+}
+
+/// Who it is.
+fn who(hop: &Value) -> &str {
+    match text(hop, "workload") {
+        "" => "a workload",
+        workload => workload,
+    }
+}
+
+/// Those that a hop made, which of them where it is a client.
+fn made<'h>(hops: &'h [Value], by: &Value, attempt: Option<u64>) -> impl DoubleEndedIterator<Item = &'h Value> {
+    let id = text(by, "hop").to_owned();
+    let is_meant = move |(hop, of): (&str, u64)| hop == id && attempt.is_none_or(|attempt| attempt == of);
+    hops.iter().filter(move |hop| parent(hop).is_some_and(&is_meant))
+}
+
+/// The event that says why a hop failed.
+fn failure(hop: &Value) -> Option<&Value> {
+    events(hop, "failed").next_back()
+}
+
+fn failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: usize) {
+    if depth > 32 {
+        return;
+    }
+    match text(hop, "side") {
+        "client" => client_failed(hops, hop, causes, depth),
+        _ => server_failed(hops, hop, causes, depth),
+    }
+}
+
+fn client_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: usize) {
+    let routed = events(hop, "routed").next_back();
+    let route = routed.map(route_of).unwrap_or_default();
+    let attempt = events(hop, "picked").next_back();
+    let server =
+        attempt.and_then(|attempt| made(hops, hop, attempt.get("attempt").and_then(Value::as_u64)).next_back());
+    let endpoint = attempt.map_or("", |attempt| text(attempt, "endpoint"));
+    let flags = text(hop, "flags");
+    if flags.split(',').any(|flag| flag == "FI") {
+        causes.push(format!("a fault that is injected answered {}: {}", answer(hop), setting(routed, "fault", &route)));
+        return;
+    }
+    let Some(failure) = failure(hop) else {
+        if text(hop, "details") == "direct_response" {
+            causes.push(format!("the route answers {} itself: {route}", answer(hop)));
+            return;
+        }
+        if events(hop, "filter").any(|filter| text(filter, "outcome") == "answered") {
+            causes.push(format!("a filter of the route answered {}: {route}", answer(hop)));
+            return;
+        }
+        match server {
+            Some(server) if has_failed(server) => failed(hops, server, causes, depth + 1),
+            _ if endpoint.is_empty() => {
+                causes.push(format!("it was answered with {}: {}", answer(hop), text(hop, "details")))
+            }
+            _ if status(hop) == 0 => causes.push(gave_up(hop, endpoint, server)),
+            _ => causes.push(format!("endpoint {endpoint} answered {}, and did not tell why", answer(hop))),
+        }
+        causes.push(route);
+        return;
+    };
+    let error = text(failure, "error");
+    match text(failure, "kind") {
+        "NoRoute" | "NoCluster" => {
+            causes.push(format!("no route takes it: {error}"));
+            let passed_over = routed.and_then(|routed| routed.pointer("/explanation/passed_over")?.as_array());
+            causes.extend(passed_over.into_iter().flatten().rev().take(3).map(over));
+        }
+        "NoHealthyEndpoint" => {
+            causes.push(format!("no endpoint can take it: {error}{}", endpoints(routed)));
+            causes.push(route);
+        }
+        "Timeout" => {
+            causes.push(too_late(routed, error, endpoint, hop, server));
+            causes.push(route);
+        }
+        "Overflow" => {
+            causes.push(format!("a limit of the cluster: {error}{}", origin_of_cluster(routed, "circuit_breakers")));
+            causes.push(route);
+        }
+        _ => {
+            causes.push(error.to_owned());
+            if let Some(server) = server.filter(|server| has_failed(server)) {
+                failed(hops, server, causes, depth + 1);
+            }
+            causes.push(route);
+        }
+    }
+}
+
+fn server_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: usize) {
+    if let Some(policy) = events(hop, "policy").next_back()
+        && policy.get("allowed").and_then(Value::as_bool) == Some(false)
+    {
+        let peer = events(hop, "received").next().map_or("", |received| text(received, "peer"));
+        let peer = if peer.is_empty() { "a client without an identity" } else { peer };
+        causes.push(match text(policy, "policy") {
+            "" => format!("{} answered {}: no policy lets in {peer}{}", who(hop), answer(hop), origin(policy)),
+            name => format!("{} answered {}: {name} refuses {peer}{}", who(hop), answer(hop), origin(policy)),
+        });
+        return;
+    }
+    if events(hop, "authorizer").next().is_some() {
+        causes.push(format!("{} answered {}: an authorizer refused it", who(hop), answer(hop)));
+        return;
+    }
+    if let Some(failure) = failure(hop) {
+        causes.push(format!("{} answered {}: {}", who(hop), answer(hop), text(failure, "error")));
+        return;
+    }
+    if text(hop, "flags").split(',').any(|flag| flag == "FI") {
+        causes.push(format!("a fault that {} injects answered {}", who(hop), answer(hop)));
+        return;
+    }
+    let onward = made(hops, hop, None).filter(|made| has_failed(made));
+    let before = causes.len();
+    if let Some(onward) = onward.last() {
+        failed(hops, onward, causes, depth + 1);
+    }
+    let application = format!("the application of {} answered {} after {}", who(hop), answer(hop), took(hop));
+    // What it asked of others was there first.
+    let at = if causes.len() > before { causes.len() } else { before };
+    causes.insert(at, application);
+}
+
+fn went_well(hops: &[Value], first: &Value, causes: &mut Vec<String>) {
+    let whole = number(first, "took_ms");
+    let is_most = |took: f64| took >= SLOW.1 && took >= whole * SLOW.0;
+    let delayed = hops.iter().find(|hop| text(hop, "flags").split(',').any(|flag| flag == "DI"));
+    if let Some(delayed) = delayed.filter(|_| whole >= SLOW.1) {
+        let routed = events(delayed, "routed").next_back();
+        let route = routed.map(route_of).unwrap_or_default();
+        causes.push(format!("it was delayed by a fault that is injected: {}", setting(routed, "fault", &route)));
+    } else if let Some(slow) = hops.iter().rev().find(|hop| is_most(number(hop, "took_ms"))) {
+        causes.push(match text(slow, "side") {
+            "server" => format!("the application of {} took {} of {whole:.0} ms", who(slow), took(slow)),
+            _ => match events(slow, "picked").next_back() {
+                Some(picked) => format!("endpoint {} took {} of {whole:.0} ms", text(picked, "endpoint"), took(slow)),
+                None => format!("{} took {}", who(slow), took(slow)),
+            },
+        });
+    }
+    if let Some(routed) = events(first, "routed").next_back() {
+        causes.push(route_of(routed));
+        if let Some(picked) = events(first, "picked").next_back() {
+            let others = routed.get("endpoints").and_then(Value::as_array).map_or(0, Vec::len);
+            causes.push(format!("endpoint {} was picked, of {others} that there are", text(picked, "endpoint")));
+        }
+    } else {
+        causes.push(format!("{} answered {}", who(first), answer(first)));
+    }
+}
+
+/// Tries that came to nothing before the last one.
+fn retried(hop: &Value, causes: &mut Vec<String>) {
+    let failed = events(hop, "attempt failed").map(|event| text(event, "error").to_owned());
+    let answered = events(hop, "attempt answered").map(|event| format!("status {}", number(event, "status")));
+    let tries: Vec<String> = failed.chain(answered).collect();
+    if number(hop, "attempts") > 1.0 && !tries.is_empty() {
+        causes.push(format!("{} attempts; before the last: {}", number(hop, "attempts"), tries.join("; ")));
+    }
+}
+
+/// The route that was taken, and where it leads.
+fn route_of(routed: &Value) -> String {
+    let Some(route) = routed.pointer("/explanation/route").filter(|route| !route.is_null()) else {
+        return format!(
+            "no route was found{}",
+            routed.pointer("/explanation/error").map(|e| format!(": {e}")).unwrap_or_default()
+        );
+    };
+    let name = match text(route, "name") {
+        "" => format!("route {}", number(route, "position")),
+        name => format!("route {} {name}", number(route, "position")),
+    };
+    let clusters =
+        routed.pointer("/explanation/clusters").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let total: f64 = clusters.iter().map(|cluster| number(cluster, "weight")).sum();
+    let to = clusters.iter().map(|cluster| match clusters.len() {
+        1 => text(cluster, "name").to_owned(),
+        _ => format!("{} % to {}", 100.0 * number(cluster, "weight") / total.max(1.0), text(cluster, "name")),
+    });
+    let to: Vec<String> = to.collect();
+    let drawn = match text(routed, "cluster") {
+        cluster if clusters.len() > 1 && !cluster.is_empty() => format!("; {cluster} was drawn"),
+        _ => String::new(),
+    };
+    let leads = if to.is_empty() { String::new() } else { format!(" sends it to {}{drawn}", to.join(", ")) };
+    format!("{name}{}{leads}", origin(route))
+}
+
+fn origin(of: &Value) -> String {
+    match text(of, "origin") {
+        "" => String::new(),
+        origin => format!(" ({origin})"),
+    }
+}
+
+/// A setting of the route, and where it is written.
+fn setting(routed: Option<&Value>, name: &str, route: &str) -> String {
+    let place = routed.and_then(|routed| routed.pointer(&format!("/explanation/route/origins/{name}"))?.as_str());
+    match place {
+        Some(place) => format!("{name} of {route}, at {place}"),
+        None => route.to_owned(),
+    }
+}
+
+fn origin_of_cluster(routed: Option<&Value>, name: &str) -> String {
+    let clusters = routed.and_then(|routed| routed.pointer("/explanation/clusters")?.as_array());
+    let place =
+        clusters.and_then(|all| all.iter().find_map(|cluster| cluster.pointer(&format!("/origins/{name}"))?.as_str()));
+    place.map(|place| format!(" ({place})")).unwrap_or_default()
+}
+
+/// A route that was passed over.
+fn over(over: &Value) -> String {
+    let unmet = over.get("unmet").cloned().unwrap_or_default();
+    let unmet = format!("{}: {}, {}", text(&unmet, "what"), text(&unmet, "wanted"), text(&unmet, "found"));
+    format!("not route {} {}{}: {unmet}", number(over, "position"), text(over, "name"), origin(over))
+}
+
+/// How the endpoints stand that there are.
+fn endpoints(routed: Option<&Value>) -> String {
+    let Some(all) = routed.and_then(|routed| routed.get("endpoints")?.as_array()) else { return String::new() };
+    let subset = origin_of_cluster(routed, "subset");
+    if all.is_empty() {
+        return format!("; there is none{subset}");
+    }
+    let said = all.iter().take(5).map(|one| {
+        let flag = |name: &str| one.get(name).and_then(Value::as_bool).unwrap_or_default();
+        let mut said = format!("{} {}", text(one, "endpoint"), text(one, "told").to_lowercase());
+        if flag("ejected") {
+            said += ", ejected";
+        }
+        if !flag("reachable") {
+            said += ", cannot be reached";
+        }
+        said
+    });
+    format!("; {}{subset}", said.collect::<Vec<_>>().join("; "))
+}
+
+/// Where the time went of a request that was too late.
+fn too_late(routed: Option<&Value>, error: &str, endpoint: &str, hop: &Value, server: Option<&Value>) -> String {
+    let timeout = routed.and_then(|routed| routed.pointer("/explanation/route/timeout")?.as_str());
+    let place = routed.and_then(|routed| routed.pointer("/explanation/route/origins/timeout")?.as_str());
+    let limit = match (timeout, place) {
+        (Some(timeout), Some(place)) => format!("; its route gives it {timeout} ({place})"),
+        (Some(timeout), None) => format!("; its route gives it {timeout}"),
+        (None, _) => String::new(),
+    };
+    let waited = took(hop);
+    let has_connection =
+        events(hop, "connecting").next_back().is_none() || events(hop, "connected").next_back().is_some();
+    match (endpoint, server) {
+        ("", _) => format!("it was too late before there was an endpoint: {error}{limit}"),
+        (_, Some(server)) => {
+            format!("the application of {} at {endpoint} had not answered after {waited}{limit}", who(server))
+        }
+        (_, None) if !has_connection => format!("endpoint {endpoint} had no connection after {waited}{limit}"),
+        (_, None) => format!("endpoint {endpoint} had not answered after {waited}{limit}"),
+    }
+}
+
+fn gave_up(hop: &Value, endpoint: &str, server: Option<&Value>) -> String {
+    let of = server.map(|server| format!(", of {}", who(server))).unwrap_or_default();
+    format!("the caller gave it up after {}, while endpoint {endpoint}{of} had it", took(hop))
+}
+
+fn took(hop: &Value) -> String {
+    format!("{:.1} ms", number(hop, "took_ms"))
+}

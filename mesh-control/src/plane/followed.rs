@@ -1,0 +1,58 @@
+//! Where what a workload tells of a live request is written: the rules of its routes, their settings, and policies.
+
+use serde_json::{Value, json};
+
+use super::Snapshot;
+use crate::catalog::Client;
+use crate::policy::route::Written;
+
+impl Snapshot {
+    /// Adds to a hop that this client tells of where each of its reasons is written.
+    pub(crate) fn locate_hop(&self, client: &Client, hop: &mut Value) {
+        for event in hop.get_mut("events").and_then(Value::as_array_mut).into_iter().flatten() {
+            match event.get("what").and_then(Value::as_str) {
+                Some("routed") => self.locate_route(client, event),
+                Some("policy") => {
+                    let name = event.get("policy").and_then(Value::as_str);
+                    if let Some(place) = name.and_then(|name| self.compiled.policy.security.place_of(name)) {
+                        event["origin"] = place.into();
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn locate_route(&self, client: &Client, event: &mut Value) {
+        let Some(explained) = event.get_mut("explanation").filter(|explained| explained.is_object()) else { return };
+        let name = explained.get("route_configuration").and_then(Value::as_str);
+        let rules = name.map(|name| self.rules_of(client, name)).unwrap_or_default();
+        let rule_of = |of: &Value| {
+            let position = usize::try_from(of.get("position")?.as_u64()?).ok()?;
+            rules.get(position)?.as_ref()
+        };
+        let place = |rule: &Written| format!("{}, {} {}", rule.origin, rule.object, rule.field);
+        let passed_over = explained.get_mut("passed_over").and_then(Value::as_array_mut);
+        for over in passed_over.into_iter().flatten().filter(|over| over.is_object()) {
+            if let Some(rule) = rule_of(over) {
+                over["origin"] = place(rule).into();
+            }
+        }
+        if let Some(route) = explained.get_mut("route").filter(|route| route.is_object())
+            && let Some(rule) = rule_of(route)
+        {
+            route["origin"] = place(rule).into();
+            route["origins"] = origins(self.settings_of_rule(rule));
+        }
+        let clusters = explained.get_mut("clusters").and_then(Value::as_array_mut);
+        for cluster in clusters.into_iter().flatten().filter(|cluster| cluster.is_object()) {
+            if let Some(name) = cluster.get("name").and_then(Value::as_str) {
+                cluster["origins"] = origins(self.settings_of_cluster(client, name));
+            }
+        }
+    }
+}
+
+fn origins(all: super::origins::Origins) -> Value {
+    all.into_iter().map(|(name, place)| (name.to_owned(), json!(place))).collect::<serde_json::Map<_, _>>().into()
+}

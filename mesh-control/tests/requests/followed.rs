@@ -1,0 +1,336 @@
+//! `mesh-control trace`: a live request is followed over real sockets through the processes that it passes, and what decided is the
+//! first thing that is said. Each fault here was planted by somebody.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::extract::Request as Received;
+use http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use mesh_control::embedded::{Config, Embedded, Options};
+use mesh_control::live_trace::{Traced, Wanted};
+use mesh_core::xds::Bootstrap;
+use mesh_tower::body::Body;
+use mesh_tower::{Mesh, inherited};
+use serde_json::json;
+use tower_layer::Layer;
+
+use crate::support::nobody;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const SERVICES: &str = "
+---
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, namespace: shop}
+spec: {selector: {app: reviews}, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: ratings, namespace: shop}
+spec: {selector: {app: ratings}, ports: [{name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews, namespace: shop}
+spec:
+  host: reviews
+  subsets:
+  - {name: v1, labels: {version: v1}}
+  - {name: v9, labels: {version: v9}}
+";
+
+/// A mesh of `web`, which calls `reviews`, which calls `ratings` where it is asked for `/stars`.
+struct World {
+    control: Embedded,
+    web: Mesh,
+    _others: Vec<Mesh>,
+}
+
+fn workload(control: &Embedded, app: &str) -> Mesh {
+    let bootstrap = Bootstrap::new("embedded")
+        .node_id(format!("mesh~127.0.0.1~{app}-v1-7.shop~shop.svc.cluster.local"))
+        .metadata("NAMESPACE", "shop")
+        .metadata("SERVICE_ACCOUNT", app)
+        .metadata("WORKLOAD_NAME", format!("{app}-v1"))
+        .metadata("LABELS", json!({"app": app, "version": "v1"}));
+    Mesh::builder().source(control.source(bootstrap)).cold_start_wait(PATIENCE).start().unwrap()
+}
+
+async fn serve(mesh: &Mesh) -> SocketAddr {
+    let listener = mesh.bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr();
+    let client = mesh.client();
+    let app = axum::Router::new().fallback(move |request: Received| {
+        let client = client.clone();
+        async move {
+            match request.uri().path() {
+                "/broken" => (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
+                "/hang" => std::future::pending().await,
+                "/stars" => {
+                    let onward = Request::get("http://ratings/").extension(inherited::current());
+                    match client.request(onward.body(Body::empty()).unwrap()).await {
+                        Ok(stars) => (stars.status(), String::new()),
+                        Err(error) => (error.kind().http_status(), error.to_string()),
+                    }
+                }
+                path => (StatusCode::OK, format!("{path} {}", request.headers().contains_key("x-mesh-trace"))),
+            }
+        }
+    });
+    let app = mesh.server_layer().layer(app);
+    tokio::spawn(mesh_tower::server::serve(listener, app).readable_bodies().into_future());
+    mesh.serving().await.unwrap();
+    address
+}
+
+impl World {
+    async fn start(yaml: &str) -> World {
+        let options = Options::default().dev();
+        let control = Embedded::start(Config::yaml(format!("{SERVICES}{yaml}")), options).await.unwrap();
+        let (web, reviews, ratings) =
+            (workload(&control, "web"), workload(&control, "reviews"), workload(&control, "ratings"));
+        serve(&reviews).await;
+        serve(&ratings).await;
+        let world = World { control, web, _others: vec![reviews, ratings] };
+        let known = async {
+            world.get("http://ratings/", &[]).await;
+            // They came one after the other.
+            while !world.web.endpoints().iter().any(|one| one.cluster.as_str().contains("ratings")) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, known).await.expect("they are endpoints");
+        // Who calls nobody has no stream. From here on all three are asked to follow.
+        world.get("http://reviews/", &[]).await;
+        let wait = async {
+            while world.control.trace(Wanted::to("x")).unwrap().processes().0 < 3 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.expect("they follow");
+        world
+    }
+
+    /// The status of a request that `web` makes, and its body; 0 where the mesh failed it.
+    async fn get(&self, uri: &str, headers: &[(&str, &str)]) -> (u16, String) {
+        let mut request = Request::get(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        match self.web.client().request(request.body(Body::empty()).unwrap()).await {
+            Ok(answer) => {
+                let status = answer.status().as_u16();
+                let body = answer.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+                (status, String::from_utf8_lossy(&body).into_owned())
+            }
+            Err(error) => (0, error.to_string()),
+        }
+    }
+
+    /// Makes requests until one was followed.
+    async fn follow(&self, wanted: Wanted, uri: &str, headers: &[(&str, &str)]) -> Traced {
+        let mut trace = self.control.trace(wanted).unwrap();
+        let calls = async {
+            loop {
+                self.get(uri, headers).await;
+                // The order travels.
+                tokio::task::yield_now().await;
+            }
+        };
+        let traced = async {
+            tokio::select! {
+                traced = trace.next() => traced,
+                () = calls => unreachable!("it calls for ever"),
+            }
+        };
+        let traced = tokio::time::timeout(PATIENCE, traced).await.expect("one is followed");
+        traced.expect("one is followed")
+    }
+}
+
+fn web_to_reviews() -> Wanted {
+    Wanted::to("reviews").from("shop/web")
+}
+
+/// A VirtualService for reviews, or ratings, with these rules.
+fn routes(host: &str, http: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {host}, namespace: shop}}\n\
+         spec:\n  hosts: [{host}]\n  http:\n{http}"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_request_comes_back_from_every_hop_and_both_sides() {
+    let world = World::start("").await;
+    assert_eq!(world.get("http://reviews/stars", &[]).await.0, 200);
+    let wanted = web_to_reviews().and("header end-user=jason").and("path /stars");
+    let headers = [("end-user", "jason"), ("authorization", "Bearer secret"), ("x-request-id", "r-7")];
+    let traced = world.follow(wanted, "http://reviews/stars", &headers).await;
+    let hops: Vec<String> = traced
+        .hops
+        .iter()
+        .map(|hop| format!("{} {} {}", hop["depth"], hop["side"], hop["workload"]).replace('"', ""))
+        .collect();
+    let expected =
+        ["0 client shop/web-v1", "1 server shop/reviews-v1", "2 client shop/reviews-v1", "3 server shop/ratings-v1"];
+    assert_eq!(hops, expected, "{traced}");
+    assert!(traced.complete);
+    let text = traced.to_string();
+    assert!(text.contains("x-request-id: r-7") && !text.contains("secret"), "{text}");
+    assert!(!serde_json::to_string(&traced).unwrap().contains("secret"));
+    assert_eq!(traced.hops[1]["events"][0]["peer"], "spiffe://cluster.local/ns/shop/sa/web");
+    assert!(text.contains("picked") && text.contains("let in"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_nobody_asks_for_are_left_alone_and_applications_see_no_mark() {
+    let world = World::start("").await;
+    let mut trace = world.control.trace(web_to_reviews().and("header end-user=jason").seconds(60)).unwrap();
+    let (status, body) = world.get("http://reviews/x", &[]).await;
+    assert_eq!((status, &*body), (200, "/x false"));
+    let come = async {
+        loop {
+            assert_eq!(world.get("http://reviews/x", &[("end-user", "jason")]).await.1, "/x false");
+            tokio::task::yield_now().await;
+        }
+    };
+    let traced = tokio::select! { traced = trace.next() => traced.unwrap(), () = come => unreachable!() };
+    assert_eq!(traced.hops[0]["headers"]["end-user"], "jason");
+    assert!(trace.next().await.is_none(), "one was asked for");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_planted_cause_is_the_first_thing_that_is_said() {
+    let gone = nobody().await;
+    let dead = format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: gone, namespace: shop}}\nspec:\n  \
+         hosts: [gone.example.com]\n  resolution: STATIC\n  ports: [{{number: 80, name: http, protocol: HTTP}}]\n  \
+         endpoints: [{{address: {}, ports: {{http: {}}}}}]\n",
+        gone.ip(),
+        gone.port()
+    );
+    let only = |account: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: only, namespace: shop}}\n\
+             spec:\n  selector: {{matchLabels: {{app: ratings}}}}\n  rules:\n  - from: [{{source: {{principals: [cluster.local/ns/shop/sa/{account}]}}}}]\n"
+        )
+    };
+    let deny = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: closed, namespace: shop}\n\
+         spec:\n  selector: {matchLabels: {app: reviews}}\n  action: DENY\n  rules:\n  - to: [{operation: {paths: [/x]}}]\n";
+    // What is planted, what is asked for, and what the first cause has to name.
+    let cases: Vec<(&str, String, &str, &[&str])> = vec![
+        (
+            "a weight that is wrong",
+            routes(
+                "reviews",
+                "  - route:\n    - {destination: {host: reviews, subset: v1}, weight: 99}\n    - {destination: {host: reviews, subset: v9}, weight: 1}\n",
+            ),
+            "http://reviews/x",
+            &["99 % to outbound|80|v1|reviews", "VirtualService shop/reviews http[0]"],
+        ),
+        (
+            "a subset without endpoints",
+            routes("reviews", "  - route: [{destination: {host: reviews, subset: v9}}]\n"),
+            "http://reviews/x",
+            &["no endpoint can take it", "v9"],
+        ),
+        ("an endpoint that is not there", dead, "http://gone.example.com/", &["refused"]),
+        (
+            "a policy that lets in others",
+            only("web"),
+            "http://reviews/stars",
+            &["no policy lets in", "sa/reviews", "ratings-v1"],
+        ),
+        (
+            "a policy that refuses",
+            deny.to_owned(),
+            "http://reviews/x",
+            &["AuthorizationPolicy/shop/closed#0 refuses", "sa/web"],
+        ),
+        (
+            "a fault that is injected",
+            routes(
+                "reviews",
+                "  - fault: {abort: {httpStatus: 418, percentage: {value: 100}}}\n    route: [{destination: {host: reviews}}]\n",
+            ),
+            "http://reviews/x",
+            &["a fault that is injected answered 418", "VirtualService shop/reviews http[0]"],
+        ),
+        (
+            "a fault two hops away",
+            routes(
+                "ratings",
+                "  - fault: {abort: {httpStatus: 503, percentage: {value: 100}}}\n    route: [{destination: {host: ratings}}]\n",
+            ),
+            "http://reviews/stars",
+            &["a fault that is injected answered 503", "VirtualService shop/ratings http[0]"],
+        ),
+        (
+            "no rule for the request",
+            routes("reviews", "  - match: [{uri: {prefix: /v2}}]\n    route: [{destination: {host: reviews}}]\n"),
+            "http://reviews/x",
+            &["no route takes it"],
+        ),
+        (
+            "a timeout that is too short",
+            routes("reviews", "  - timeout: 50ms\n    route: [{destination: {host: reviews}}]\n"),
+            "http://reviews/hang",
+            &["the application of shop/reviews-v1", "had not answered", "50ms"],
+        ),
+        (
+            "an application that is broken",
+            String::new(),
+            "http://reviews/broken",
+            &["the application of shop/reviews-v1 answered 500"],
+        ),
+        (
+            "an answer of the route's own",
+            routes("reviews", "  - directResponse: {status: 404}\n"),
+            "http://reviews/x",
+            &["the route answers 404 itself", "VirtualService shop/reviews http[0]"],
+        ),
+        (
+            "a delay that is injected",
+            routes(
+                "reviews",
+                "  - fault: {delay: {fixedDelay: 150ms, percentage: {value: 100}}}\n    route: [{destination: {host: reviews}}]\n",
+            ),
+            "http://reviews/x",
+            &["delayed by a fault that is injected"],
+        ),
+        ("a host that nobody knows", String::new(), "http://nowhere.shop.svc.cluster.local/", &["nowhere"]),
+    ];
+    let mut wrong = Vec::new();
+    for (planted, yaml, uri, expected) in cases {
+        let world = World::start(&yaml).await;
+        let traced = world.follow(Wanted::to("").from("shop/web"), uri, &[]).await;
+        let first = traced.causes.first().map_or("", String::as_str);
+        if !expected.iter().all(|part| first.contains(part)) {
+            wrong.push(format!("{planted}: {expected:?} in\n{traced}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_waited_for_any_more_is_not_followed_any_more() {
+    let world = World::start("").await;
+    let trace = world.control.trace(web_to_reviews()).unwrap();
+    let is_armed = |expected| async move {
+        while world.web.store().live_traces().is_armed() != expected {
+            tokio::task::yield_now().await;
+        }
+        world
+    };
+    let world = tokio::time::timeout(PATIENCE, is_armed(true)).await.expect("it is asked");
+    drop(trace);
+    let disarmed = async {
+        while world.web.store().live_traces().is_armed() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, disarmed).await.expect("nobody asks any more");
+}
