@@ -300,8 +300,8 @@ impl Snapshot {
             &*self.keys,
         );
         let service = services.served_by(&client.namespace, &labels, port);
-        let log = self.compiled.policy.mesh.access_log().map(render::access_log::file);
-        let serving = render::Serving { paths: *paths, tls, service, log };
+        let telemetry = render::telemetry(&self.compiled.policy);
+        let serving = render::Serving { paths: *paths, tls, service, telemetry };
         render::render_server(&self.compiled.judge, client.class, listener, refusal, guards, serving)
     }
 

@@ -22,6 +22,7 @@ pub mod sidecars;
 pub mod split;
 pub mod text;
 pub mod tokens;
+pub mod tracing;
 pub mod traffic;
 pub mod view;
 pub mod virtual_services;

@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::Tracing;
 use envoy_types::pb::google::protobuf::BoolValue;
 
 use mesh_core::path::{EscapedSlashes, PathNormalization};
@@ -23,13 +24,22 @@ use crate::policy::traffic::{ServerTls, Session};
 /// What names of server listeners start with (Istio: grpc_bootstrap.go).
 pub const SERVER_PREFIX: &str = "xds.istio.io/grpc/lds/inbound/";
 
+/// What is told of the requests of a listener.
+#[derive(Clone, Debug, Default)]
+pub struct Telemetry {
+    /// Where they are logged.
+    pub logs: Vec<AccessLog>,
+    /// How they are traced; `None` where the application says it.
+    pub tracing: Option<Tracing>,
+}
+
 /// The listener that a client asks for by `host:port`; its routes are another resource.
 pub fn client(
     name: &str,
     routes: &str,
     of_routes: OfRoutes,
     session: Option<&Session>,
-    log: Option<AccessLog>,
+    telemetry: Telemetry,
 ) -> pb::Listener {
     let mut filters = http_filters(of_routes);
     filters.splice(0..0, session.map(session_filter));
@@ -40,7 +50,8 @@ pub fn client(
             route_config_name: routes.to_owned(),
         })),
         http_filters: filters,
-        access_log: log.into_iter().collect(),
+        access_log: telemetry.logs,
+        tracing: telemetry.tracing,
         ..Default::default()
     };
     pb::Listener {
@@ -51,7 +62,7 @@ pub fn client(
 }
 
 /// The listener of a host that nothing describes: every request goes on to where it asks for. The route has Istio's name.
-pub fn passing_by(name: &str, log: Option<AccessLog>) -> pb::Listener {
+pub fn passing_by(name: &str, telemetry: Telemetry) -> pb::Listener {
     const ALLOW_ANY: &str = "allow_any";
     let action = route::route::Action::Route(route::RouteAction {
         cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(PASSTHROUGH.to_owned())),
@@ -60,7 +71,7 @@ pub fn passing_by(name: &str, log: Option<AccessLog>) -> pb::Listener {
         ..Default::default()
     });
     let mut manager = inline(ALLOW_ANY, ALLOW_ANY, action);
-    manager.access_log.extend(log);
+    (manager.access_log, manager.tracing) = (telemetry.logs, telemetry.tracing);
     pb::Listener {
         name: name.to_owned(),
         api_listener: Some(pb::ApiListener { api_listener: Some(any(&manager)) }),
@@ -76,11 +87,11 @@ pub fn server(
     action: route::route::Action,
     filters: Vec<hcm::HttpFilter>,
     paths: PathNormalization,
-    (tls, log): (ServerTls, Option<&AccessLog>),
+    (tls, telemetry): (ServerTls, &Telemetry),
 ) -> pb::Listener {
     let mut manager = inline(&format!("inbound|{}||", bound.port()), "default", action);
     manager.http_filters.splice(0..0, filters);
-    manager.access_log.extend(log.cloned());
+    (manager.access_log, manager.tracing) = (telemetry.logs.clone(), telemetry.tracing.clone());
     let manager = normalized(manager, paths);
     let chain = |name: &str, protocol: &str, transport_socket| pb::FilterChain {
         name: name.to_owned(),

@@ -18,12 +18,12 @@ pub mod listener;
 pub mod proto;
 mod tls;
 mod tokens;
+pub mod tracing;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
@@ -57,6 +57,7 @@ use crate::registry::host::{candidates, short_forms, split_port};
 use crate::registry::protocol::Protocol;
 use crate::registry::{Discovery, Endpoint, Service, ServiceEndpoints, WrittenEndpoint};
 use judge::Judge;
+use listener::Telemetry;
 use proto::OfRoutes;
 use tls::Security;
 
@@ -206,8 +207,8 @@ pub struct Serving<'a> {
     pub tls: ServerTls,
     /// The service that it serves.
     pub service: Option<&'a Service>,
-    /// Where its requests are logged.
-    pub log: Option<AccessLog>,
+    /// What is told of its requests.
+    pub telemetry: Telemetry,
 }
 
 /// The listener of a server, by its name, with who may do what to it, and which tokens are good. With a reason not to serve, every request is answered
@@ -218,7 +219,7 @@ pub fn render_server(
     name: &str,
     refusal: Option<String>,
     (access, tokens, keys): (&Access<'_>, &[&TokenRule], &FetchedKeys),
-    Serving { paths, tls, service, log }: Serving<'_>,
+    Serving { paths, tls, service, telemetry }: Serving<'_>,
 ) -> Option<Encoded> {
     use envoy_types::pb::envoy::config::route::v3::NonForwardingAction;
     use envoy_types::pb::envoy::config::route::v3::route::Action;
@@ -229,9 +230,9 @@ pub fn render_server(
         ClientClass::Grpc | ClientClass::Envoy => PathNormalization::None.of(false),
     };
     // Others have no use for it.
-    let (service, log) = match class {
-        ClientClass::Library => (service, log.as_ref()),
-        ClientClass::Grpc | ClientClass::Envoy => (None, None),
+    let (service, telemetry) = match class {
+        ClientClass::Library => (service, telemetry),
+        ClientClass::Grpc | ClientClass::Envoy => (None, Telemetry::default()),
     };
     let refusal = match (class, refusal) {
         (ClientClass::Envoy, _) => return None,
@@ -240,8 +241,11 @@ pub fn render_server(
             Err(reason) => reason,
             Ok(filters) => {
                 let action = Action::NonForwardingAction(NonForwardingAction {});
-                let encoded =
-                    with_service(name, &listener::server(name, bound, action, filters, paths, (tls, log)), service);
+                let encoded = with_service(
+                    name,
+                    &listener::server(name, bound, action, filters, paths, (tls, &telemetry)),
+                    service,
+                );
                 match judge.verdict(ResourceType::Listener, &encoded.body) {
                     Ok(()) => return Some(encoded),
                     Err(invalid) => format!("refused by the data plane: {}: {}", invalid.field, invalid.reason),
@@ -255,7 +259,7 @@ pub fn render_server(
         ClientClass::Grpc => Action::Route(grpc::to_nowhere()),
         ClientClass::Library | ClientClass::Envoy => Action::DirectResponse(library::unavailable(&refusal)),
     };
-    Some(with_service(name, &listener::server(name, bound, action, Vec::new(), paths, (tls, log)), service))
+    Some(with_service(name, &listener::server(name, bound, action, Vec::new(), paths, (tls, &telemetry)), service))
 }
 
 /// Who may do what to a server, as JSON for an Envoy that is configured by hand.
@@ -295,6 +299,14 @@ pub fn lost_at_sidecar(service: &Service, message: String) -> Diagnostic {
     Degraded::of_port(service, "spec.ports", message).for_envoy().diagnostic()
 }
 
+/// What the settings of the mesh want told of requests.
+pub fn telemetry(policy: &Policy) -> Telemetry {
+    Telemetry {
+        logs: policy.mesh.access_log().map(access_log::file).into_iter().collect(),
+        tracing: policy.mesh.tracing().as_ref().map(tracing::manager),
+    }
+}
+
 /// The listener of `host:port`.
 pub fn render_listener(
     judge: &Judge,
@@ -306,11 +318,14 @@ pub fn render_listener(
     if class == ClientClass::Envoy {
         return None;
     }
-    let log = policy.mesh.access_log().filter(|_| class == ClientClass::Library).map(access_log::file);
+    let telemetry = match class {
+        ClientClass::Library => telemetry(policy),
+        ClientClass::Grpc | ClientClass::Envoy => Telemetry::default(),
+    };
     let Some(address) = policy.resolve(name, view) else {
         // A gRPC client that asks for a listener cannot look the name up instead.
         let passes = class == ClientClass::Library && policy.passes_by(name, view);
-        return passes.then(|| plain(encode(name, &listener::passing_by(name, log))));
+        return passes.then(|| plain(encode(name, &listener::passing_by(name, telemetry))));
     };
     let routes = policy.routes(&address, view);
     let of_routes = OfRoutes {
@@ -321,7 +336,7 @@ pub fn render_listener(
     let service = policy.cluster(key, view).map(|seen| Arc::clone(seen.service));
     let session = service.as_ref().and_then(|service| service.session.as_ref());
     let session = session.filter(|_| class == ClientClass::Library);
-    let mut listener = listener::client(name, &routes_name(&address), of_routes, session, log);
+    let mut listener = listener::client(name, &routes_name(&address), of_routes, session, telemetry);
     if class == ClientClass::Library {
         listener.filter_chains = connections::filter_chains(&policy.connections(&address, view));
     }

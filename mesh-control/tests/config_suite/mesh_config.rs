@@ -3,12 +3,19 @@
 use std::fs;
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, http_connection_manager as hcm,
+};
+use envoy_types::pb::envoy::r#type::v3::Percent;
 use mesh_control::catalog::{Catalog, ClientClass, Kind};
 use mesh_control::config::Severity;
 use mesh_control::plane::{OutboundTrafficPolicy, Plane, PlaneOptions};
 use mesh_core::path::{EscapedSlashes, PathNormalization};
 use mesh_core::resources::{Resource, ResourceType};
 use mesh_core::xds::decode::{Options, decode};
+use prost::Message;
 use tokio::time::timeout;
 
 use crate::support::{client, client_of};
@@ -139,7 +146,6 @@ fn what_is_not_enforced_is_told_and_what_guards_louder() {
     );
     let said = said(&plane);
     for expected in [
-        "config.yaml:9:5: info[ignored]: MeshConfig: enableTracing",
         "config.yaml:10:5: info[ignored]: MeshConfig: defaultConfig",
         "config.yaml:11:5: warning[not-supported-yet]: MeshConfig istio-system/istio: caCertificates",
         "config.yaml:12:",
@@ -147,6 +153,49 @@ fn what_is_not_enforced_is_told_and_what_guards_louder() {
         "info[ignored]: MeshConfig: extensionProviders.envoyFileAccessLog",
     ] {
         assert!(said.iter().any(|line| line.contains(expected)), "{expected} is not in\n{}", said.join("\n"));
+    }
+}
+
+/// How the requests of a client's target, and those of a server, are traced.
+fn tracing(plane: &Plane) -> [Option<hcm::Tracing>; 2] {
+    ["reviews.shop.svc.cluster.local:9080", "xds.istio.io/grpc/lds/inbound/127.0.0.1:9080"].map(|name| {
+        let found = plane.snapshot().resource(&client("shop"), Kind::Listener, name).unwrap();
+        let listener = Listener::decode(&*found.body).unwrap();
+        let manager = match listener.api_listener {
+            Some(client) => client.api_listener.unwrap(),
+            None => match listener.filter_chains[0].filters[0].config_type.clone().unwrap() {
+                ConfigType::TypedConfig(any) => any,
+                ConfigType::ConfigDiscovery(_) => panic!("not written out"),
+            },
+        };
+        HttpConnectionManager::decode(&*manager.value).unwrap().tracing
+    })
+}
+
+#[test]
+fn how_requests_are_traced_is_told_to_clients_and_servers() {
+    assert_eq!(tracing(&plane("trustDomain: example.org\n")), [None, None], "it is the application's to say");
+    let percent = |value| Some(Percent { value });
+    for both in tracing(&plane("enableTracing: true\n")) {
+        assert_eq!(both.unwrap().random_sampling, percent(1.0), "Istio's default");
+    }
+    for both in tracing(&plane("enableTracing: false\ndefaultConfig: {tracing: {sampling: 50}}\n")) {
+        assert_eq!(both.unwrap().overall_sampling, percent(0.0));
+    }
+    let settings = "defaultConfig:\n  tracing:\n    sampling: 12.5\n    max_path_tag_length: 64\n    customTags:\n      \
+        my_team: {literal: {value: shop}}\n      zone: {environment: {name: ZONE, default_value: nowhere}}\n      \
+        user: {header: {name: x-user}}\n";
+    let plane = plane(settings);
+    assert!(said(&plane).is_empty(), "{:?}", said(&plane));
+    for both in tracing(&plane) {
+        let both = both.unwrap();
+        assert_eq!((both.random_sampling, both.overall_sampling), (percent(12.5), percent(100.0)));
+        assert_eq!(both.max_path_tag_length.unwrap().value, 64);
+        let tags: Vec<String> = both.custom_tags.iter().map(|tag| format!("{}: {:?}", tag.tag, tag.r#type)).collect();
+        for (tag, expected) in tags.iter().zip([["my_team", "shop"], ["user", "x-user"], ["zone", "nowhere"]]) {
+            assert!(expected.iter().all(|part| tag.contains(part)), "{tag}");
+        }
+        assert_eq!(tags.len(), 3);
     }
 }
 

@@ -130,6 +130,12 @@ fn as_protojson(node: &mut Node) {
                 match (key.name.as_str(), value.as_str().map(str::parse)) {
                     // Its keys are names of headers.
                     ("includeAdditionalHeadersInCheck", _) => {}
+                    // Its keys are names of tags.
+                    ("customTags", _) => {
+                        if let Value::Map(tags) = &mut value.value {
+                            tags.iter_mut().for_each(|(_, tag)| as_protojson(tag));
+                        }
+                    }
                     ("port", Some(Ok(port))) => value.value = Value::Int(port),
                     _ => as_protojson(value),
                 }

@@ -13,8 +13,9 @@ use super::destination_rule::LocalityLb;
 use super::destination_rule::balancer::check_locality;
 use super::names::export_faults;
 use super::virtual_service::Retry;
-use crate::config::decode::{Decoder, Opaque, PortNumber, Text, keywords, message};
+use crate::config::decode::{Decode, Decoder, Opaque, PortNumber, Text, field_paths, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
+use crate::config::node::Node;
 
 message! {
     /// The settings of a mesh.
@@ -78,7 +79,7 @@ message! {
         /// Other places of configuration.
         config_sources: Opaque = "configSources",
         /// How proxies are run.
-        default_config: Opaque = "defaultConfig",
+        default_config: Option<ProxyConfig> = "defaultConfig",
         /// Where proxies send what came in.
         inbound_traffic_policy: Opaque = "inboundTrafficPolicy",
         /// Of proxies.
@@ -97,8 +98,8 @@ message! {
         ingress_controller_mode: Opaque = "ingressControllerMode",
         /// Of gateways.
         ingress_selector: Opaque = "ingressSelector",
-        /// Of telemetry.
-        enable_tracing: Opaque = "enableTracing",
+        /// Whether requests are traced.
+        enable_tracing: Option<bool> = "enableTracing",
         /// Of telemetry.
         access_log_file: String = "accessLogFile",
         /// Of telemetry.
@@ -138,6 +139,50 @@ message! {
         ecdh_curves: Opaque = "ecdhCurves",
         /// The ciphers of TLS 1.2.
         cipher_suites: Opaque = "cipherSuites",
+    }
+    /// How requests are traced.
+    pub struct ProxyTracing {
+        /// How many of 100 begin a trace, of those that are no part of one.
+        sampling: Option<f64> = "sampling",
+        /// What spans have besides.
+        custom_tags: BTreeMap<String, CustomTag> = "customTags",
+        /// How much of a path is in a span.
+        max_path_tag_length: Option<u32> = "maxPathTagLength",
+        /// Whether spans say whose they are in Istio's words.
+        enable_istio_tags: Option<bool> = "enableIstioTags",
+        /// Where spans go.
+        zipkin: Opaque = "zipkin",
+        /// Where spans go.
+        lightstep: Opaque = "lightstep",
+        /// Where spans go.
+        datadog: Opaque = "datadog",
+        /// Where spans go.
+        stackdriver: Opaque = "stackdriver",
+        /// Where spans go.
+        open_census_agent: Opaque = "openCensusAgent",
+        /// How that is called.
+        tls_settings: Opaque = "tlsSettings",
+    }
+    /// What a span has besides: one of these.
+    pub struct CustomTag {
+        /// A text.
+        literal: Option<LiteralTag> = "literal",
+        /// A variable of the workload's environment.
+        environment: Option<VariableTag> = "environment",
+        /// A header of the request.
+        header: Option<VariableTag> = "header",
+    }
+    /// A text.
+    pub struct LiteralTag {
+        /// What it says.
+        value: String = "value",
+    }
+    /// What has a name and a value.
+    pub struct VariableTag {
+        /// Its name.
+        name: Text = "name" required,
+        /// What stands there where it has no value.
+        default_value: String = "defaultValue",
     }
     /// Somebody who can be asked, or a place that telemetry goes to.
     pub struct ExtensionProvider {
@@ -230,6 +275,23 @@ message! {
         include_request_body_in_check: Option<BodyInCheck> = "includeRequestBodyInCheck",
         /// Whether the route is looked for again.
         clear_route_cache: bool = "clearRouteCache",
+    }
+}
+
+/// How proxies are run. There are none here, so that of all that it says only how requests are traced is read.
+#[derive(Clone, Debug, Default)]
+pub struct ProxyConfig {
+    /// How requests are traced.
+    pub tracing: Option<ProxyTracing>,
+}
+
+impl Decode for ProxyConfig {
+    fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
+        Some(ProxyConfig { tracing: d.optional(node, "tracing")? })
+    }
+
+    fn fields(prefix: &str, out: &mut Vec<String>) {
+        field_paths::<Option<ProxyTracing>>(prefix, "tracing", out);
     }
 }
 
@@ -330,6 +392,9 @@ impl MeshConfig {
         if let Err((span, message)) = self.access_log() {
             wrong(span, "accessLogFormat".to_owned(), message);
         }
+        if let Some(tracing) = self.default_config.as_ref().and_then(|config| config.tracing.as_ref()) {
+            tracing.check("defaultConfig.tracing", &mut wrong);
+        }
         if let Some(retries) = &self.default_http_retry_policy {
             for (field, message) in retries.faults() {
                 wrong(retries.span, format!("defaultHttpRetryPolicy.{field}"), message);
@@ -392,6 +457,43 @@ impl ExtensionProvider {
         ];
         let others = others.into_iter().filter(|kind| kind.is_some()).count();
         others + usize::from(self.http.is_some()) + usize::from(self.grpc.is_some())
+    }
+}
+
+impl ProxyTracing {
+    fn check(&self, at: &str, wrong: &mut impl FnMut(Span, String, String)) {
+        if let Some(sampling) = self.sampling.filter(|sampling| !(0.0..=100.0).contains(sampling)) {
+            wrong(self.span, format!("{at}.sampling"), format!("{sampling} is not a percentage from 0 to 100"));
+        }
+        for (name, tag) in &self.custom_tags {
+            let at = format!("{at}.customTags[{name}]");
+            if name.is_empty() {
+                wrong(tag.span, at.clone(), "a tag has a name".to_owned());
+            }
+            for (span, field, message) in tag.faults() {
+                wrong(span, if field.is_empty() { at.clone() } else { format!("{at}.{field}") }, message);
+            }
+        }
+    }
+}
+
+impl CustomTag {
+    /// What is wrong with it: where, in which of its fields, and what.
+    pub fn faults(&self) -> Vec<(Span, &'static str, String)> {
+        let mut faults = Vec::new();
+        let kinds = [self.literal.is_some(), self.environment.is_some(), self.header.is_some()];
+        let kinds = kinds.into_iter().filter(|is_there| *is_there).count();
+        if kinds != 1 {
+            faults.push((self.span, "", format!("one of literal, environment and header, and here are {kinds}")));
+        }
+        if let Some(variable) = self.environment.as_ref().filter(|variable| variable.name.is_empty()) {
+            faults.push((variable.name.span, "environment.name", "is empty".to_owned()));
+        }
+        if let Some(header) = self.header.as_ref().filter(|it| HeaderName::try_from(it.name.as_str()).is_err()) {
+            let message = format!("{} is not the name of a header", quoted(&header.name));
+            faults.push((header.name.span, "header.name", message));
+        }
+        faults
     }
 }
 

@@ -12,6 +12,7 @@ pub(super) const TABLES: Tables = &[
     ("pathNormalization", &[both("normalization", Enforced)]),
     ("meshMTLS", MESH_TLS),
     ("defaultHttpRetryPolicy", super::virtual_service::RETRIES),
+    ("defaultConfig.tracing", TRACING),
     ("extensionProviders", PROVIDER),
     ("extensionProviders.envoyExtAuthzHttp", HTTP),
     ("extensionProviders.envoyExtAuthzGrpc", GRPC),
@@ -65,7 +66,7 @@ const MESH: &[Row] = &[
     both("ingressService", Indifferent),
     both("ingressControllerMode", Indifferent),
     both("ingressSelector", Indifferent),
-    both("enableTracing", Indifferent),
+    http_only("enableTracing", NO_SPANS),
     http_only("accessLogFile", NO_LOG),
     http_only("accessLogFormat", NO_LOG),
     http_only("accessLogEncoding", NO_LOG),
@@ -77,6 +78,29 @@ const MESH: &[Row] = &[
     both("outboundClusterStatName", Indifferent),
     both("dnsRefreshRate", Indifferent),
 ];
+
+const TRACING: &[Row] = &[
+    http_only("sampling", NO_SPANS),
+    http_only("customTags.literal.value", NO_SPANS),
+    http_only("customTags.environment.name", NO_SPANS),
+    http_only("customTags.environment.defaultValue", NO_SPANS),
+    http_only("customTags.header.name", NO_SPANS),
+    http_only("customTags.header.defaultValue", NO_SPANS),
+    http_only("maxPathTagLength", NO_SPANS),
+    both("enableIstioTags", Partly(istio_tags)),
+    both("zipkin", ELSEWHERE),
+    both("lightstep", ELSEWHERE),
+    both("datadog", ELSEWHERE),
+    both("stackdriver", ELSEWHERE),
+    both("openCensusAgent", ELSEWHERE),
+    both("tlsSettings", ELSEWHERE),
+];
+
+/// What gRPC's own clients and servers do with tracing.
+const NO_SPANS: &str = "gRPC's own clients and servers trace as their application says";
+
+const ELSEWHERE: super::Support =
+    NotYet("spans go where the application sends them (OTEL_EXPORTER_OTLP_ENDPOINT), whatever the settings say");
 
 const MESH_TLS: &[Row] = &[
     both("minProtocolVersion", Partly(version)),
@@ -156,6 +180,10 @@ fn auto_mtls(node: &Node) -> Option<String> {
          STRICT refuse them"
             .to_owned()
     })
+}
+
+fn istio_tags(node: &Node) -> Option<String> {
+    (node.value == Value::Bool(false)).then(|| "spans say whose they are in Istio's words in any case".to_owned())
 }
 
 fn version(node: &Node) -> Option<String> {

@@ -21,7 +21,7 @@ mod workload_group;
 
 use crate::config::decode::Decoder;
 use crate::config::diagnostic::{Code, Severity};
-use crate::config::node::{Node, Value};
+use crate::config::node::{Key, Node, Value};
 
 pub use extensions::{ANNOTATIONS, annotation};
 pub use virtual_service::GRPC_RETRY_TOKENS;
@@ -236,13 +236,15 @@ fn visit(kind: ObjectKind, node: &Node, path: &str, shown: &str, d: &mut Decoder
                 }
                 NotYet(instead) => Some(instead.to_owned()),
                 Partly(judge) => judge(value),
-                MostlyIndifferent(judge) => match judge(value) {
-                    None => {
+                MostlyIndifferent(judge) => {
+                    // What has rows of its own below speaks for itself.
+                    let is_silent = |(key, _): &(Key, Node)| !has_rows_below(kind, &format!("{path}.{}", key.name));
+                    let instead = judge(value);
+                    if instead.is_none() && (value.entries().is_empty() || value.entries().iter().any(is_silent)) {
                         d.idle(kind.name(), &path, key.span);
-                        continue;
                     }
-                    instead => instead,
-                },
+                    instead
+                }
             };
             if let Some(instead) = what {
                 // Calls fail until it is built, rather than travel unprotected: more than a warning.
