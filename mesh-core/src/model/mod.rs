@@ -20,6 +20,7 @@
 //! ```
 
 mod access_log;
+mod cel;
 mod cluster;
 mod cors;
 mod endpoint;
@@ -43,6 +44,7 @@ mod session;
 mod strings;
 
 pub use access_log::{AccessLog, DEFAULT_JSON, DEFAULT_LINE, LogFact, LogFormat, LogHeader, LogPart, LogText};
+pub use cel::{CelAttribute, CelExpression, CelFault, CelValue, Facts, LONGEST_EXPRESSION};
 pub use cluster::{
     BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, ConsistentHashing, HashFunction, Http2Keepalive,
     LoadWeights, PEAK_EWMA, PriorityPolicy, ServiceNames, SlowStart, TcpKeepalive, UpstreamTls,

@@ -1,0 +1,123 @@
+//! Expressions of CEL (Common Expression Language) on one request that is over, as Istio's users write them in filters of
+//! access logs and in tags of metrics: `response.code >= 400 && !request.url_path.startsWith('/healthz')`.
+//!
+//! Read once and strictly: what is not known, or cannot be compared, is a [`CelFault`] with its line and column, since an
+//! expression that is half understood would leave out lines that somebody counts on. Evaluating one is a plain function of the
+//! [`Facts`]: it ends, takes time in proportion to its length, and never fails louder than with `None`. Attributes are Envoy's.
+
+mod attributes;
+mod eval;
+mod lex;
+mod parse;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use attributes::{CelAttribute, Facts};
+pub use eval::CelValue;
+
+use eval::Node;
+
+/// How long an expression may be, in bytes.
+pub const LONGEST_EXPRESSION: usize = 4096;
+
+/// An expression that was read, and means something.
+#[derive(Clone)]
+pub struct CelExpression {
+    /// In the words of the standard.
+    text: Arc<str>,
+    root: Arc<Node>,
+    needs_head: bool,
+}
+
+/// Why an expression cannot be read, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CelFault {
+    /// The line, from 1.
+    pub line: usize,
+    /// The column, in characters from 1.
+    pub column: usize,
+    /// What is wrong there.
+    pub message: String,
+}
+
+impl fmt::Display for CelFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}, column {}: {}", self.line, self.column, self.message)
+    }
+}
+
+impl std::error::Error for CelFault {}
+
+impl CelExpression {
+    /// Reads an expression that is true or false.
+    ///
+    /// # Errors
+    /// What is wrong with it, and where.
+    ///
+    /// ```
+    /// use mesh_core::model::CelExpression;
+    ///
+    /// assert!(CelExpression::condition("response.code >= 400 || connection.mtls").is_ok());
+    /// let fault = CelExpression::condition("response.cod >= 400").unwrap_err();
+    /// assert_eq!((fault.line, fault.column), (1, 1));
+    /// ```
+    pub fn condition(text: &str) -> Result<CelExpression, CelFault> {
+        parse::condition(text)
+    }
+
+    /// Reads an expression that has a value: a text, a number, or whether something is so.
+    ///
+    /// # Errors
+    /// What is wrong with it, and where.
+    ///
+    /// ```
+    /// use mesh_core::model::CelExpression;
+    ///
+    /// assert!(CelExpression::value("request.method + ' ' + string(response.code)").is_ok());
+    /// assert!(CelExpression::value("request.headers").is_err());
+    /// ```
+    pub fn value(text: &str) -> Result<CelExpression, CelFault> {
+        parse::value(text)
+    }
+
+    /// The expression in words that every reader of CEL knows: `has(request.headers['x'])`, which is common and taken here, is
+    /// `('x' in request.headers)` there.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether it is of the heads of request or answer, which are kept only where somebody asks for them.
+    pub fn needs_head(&self) -> bool {
+        self.needs_head
+    }
+
+    /// Whether it holds. Where a fact is missing that decides it, it does not (as in Envoy).
+    pub fn holds(&self, facts: &dyn Facts) -> bool {
+        matches!(self.root.value(facts), Some(CelValue::Bool(true)))
+    }
+
+    /// Its value as a text; `None` where a fact is missing.
+    pub fn show(&self, facts: &dyn Facts) -> Option<String> {
+        self.root.value(facts).map(|value| value.to_string())
+    }
+}
+
+impl PartialEq for CelExpression {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for CelExpression {}
+
+impl fmt::Debug for CelExpression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.text)
+    }
+}
+
+#[cfg(test)]
+#[path = "cel/tests.rs"]
+mod tests;
