@@ -21,6 +21,7 @@ use smallvec::SmallVec;
 
 use crate::error::ErrorKind;
 use crate::id::{Address, ClusterName};
+use crate::identity::SpiffeId;
 use crate::live_trace::{End, Hop};
 use crate::model::{AccessLog, ServiceNames};
 use crate::recycled::{Recycle, Recycled, Spare};
@@ -435,6 +436,12 @@ impl RequestInfo {
     /// On a server, who the client is, as far as telemetry knows.
     pub fn source(&self) -> Option<&Arc<Peer>> {
         self.record.as_ref()?.source.as_ref()
+    }
+
+    /// On a server, who its client has shown to be.
+    pub fn client_identity(&self) -> Option<&SpiffeId> {
+        let is_inbound = self.direction() == Some(Direction::Inbound);
+        self.source().filter(|_| is_inbound)?.principal.as_ref()
     }
 
     /// Whether it came, or its last try went, by mutual TLS.

@@ -18,7 +18,7 @@ pub struct ResponseFlags(u32);
 /// The flags with their codes, in the order in which they are written: that a route's retries were not enough is known
 /// before what the last one came to, and the others stand in Envoy's order.
 macro_rules! flags {
-    ($($(#[$doc:meta])* $name:ident = $code:literal),+ $(,)?) => {
+    ($($(#[$doc:meta])* $name:ident = $code:literal $bit:literal),+ $(,)?) => {
         #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
         enum Position { $($name),+ }
 
@@ -26,47 +26,48 @@ macro_rules! flags {
             $($(#[$doc])* pub const $name: ResponseFlags = ResponseFlags(1 << Position::$name as u32);)+
 
             const CODES: &[&str] = &[$($code),+];
+            const ENVOYS: &[u32] = &[$($bit),+];
         }
     };
 }
 
 flags! {
     /// All tries of the retry policy failed.
-    RETRY_LIMIT_EXCEEDED = "URX",
+    RETRY_LIMIT_EXCEEDED = "URX" 0x8000,
     /// The cluster has no healthy endpoint.
-    NO_HEALTHY_UPSTREAM = "UH",
+    NO_HEALTHY_UPSTREAM = "UH" 0x2,
     /// No answer in time.
-    UPSTREAM_REQUEST_TIMEOUT = "UT",
+    UPSTREAM_REQUEST_TIMEOUT = "UT" 0x4,
     /// This process reset the stream, or would not serve it.
-    LOCAL_RESET = "LR",
+    LOCAL_RESET = "LR" 0x8,
     /// The endpoint reset the stream.
-    UPSTREAM_REMOTE_RESET = "UR",
+    UPSTREAM_REMOTE_RESET = "UR" 0x10,
     /// No connection to the endpoint.
-    UPSTREAM_CONNECTION_FAILURE = "UF",
+    UPSTREAM_CONNECTION_FAILURE = "UF" 0x20,
     /// The connection ended under the request.
-    UPSTREAM_CONNECTION_TERMINATION = "UC",
+    UPSTREAM_CONNECTION_TERMINATION = "UC" 0x40,
     /// A circuit breaker was open.
-    UPSTREAM_OVERFLOW = "UO",
+    UPSTREAM_OVERFLOW = "UO" 0x80,
     /// No route.
-    NO_ROUTE_FOUND = "NR",
+    NO_ROUTE_FOUND = "NR" 0x100,
     /// Delayed on purpose.
-    DELAY_INJECTED = "DI",
+    DELAY_INJECTED = "DI" 0x200,
     /// Aborted on purpose.
-    FAULT_INJECTED = "FI",
+    FAULT_INJECTED = "FI" 0x400,
     /// Too many requests of its kind.
-    RATE_LIMITED = "RL",
+    RATE_LIMITED = "RL" 0x800,
     /// An external authorizer refused it.
-    UNAUTHORIZED_EXTERNAL_SERVICE = "UAEX",
+    UNAUTHORIZED_EXTERNAL_SERVICE = "UAEX" 0x1000,
     /// The caller gave it up.
-    DOWNSTREAM_CONNECTION_TERMINATION = "DC",
+    DOWNSTREAM_CONNECTION_TERMINATION = "DC" 0x4000,
     /// Nothing moved for too long.
-    STREAM_IDLE_TIMEOUT = "SI",
+    STREAM_IDLE_TIMEOUT = "SI" 0x10000,
     /// It was no good HTTP.
-    DOWNSTREAM_PROTOCOL_ERROR = "DPE",
+    DOWNSTREAM_PROTOCOL_ERROR = "DPE" 0x40000,
     /// It lasted longer than a stream may.
-    MAX_STREAM_DURATION_REACHED = "UMSDR",
+    MAX_STREAM_DURATION_REACHED = "UMSDR" 0x80000,
     /// The route's cluster does not exist.
-    NO_CLUSTER_FOUND = "NC",
+    NO_CLUSTER_FOUND = "NC" 0x1000000,
 }
 
 impl ResponseFlags {
@@ -87,6 +88,12 @@ impl ResponseFlags {
     #[inline]
     pub fn bits(self) -> u32 {
         self.0
+    }
+
+    /// As Envoy's own number, in which each flag has its bit (`response.flags` of an expression).
+    pub fn envoys_bits(self) -> u32 {
+        let flags = Self::ENVOYS.iter().enumerate().filter(|(position, _)| self.0 & (1 << position) != 0);
+        flags.fold(0, |bits, (_, bit)| bits | bit)
     }
 
     /// The codes, in order.

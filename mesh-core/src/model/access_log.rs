@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use http::HeaderName;
 
+use super::LogFilter;
+use super::command::{Command, Piece, pieces};
 use crate::error::Invalid;
 
 /// Istio's default line.
@@ -50,12 +52,14 @@ pub struct AccessLog {
     pub path: Arc<str>,
     /// What a line is made of.
     pub format: LogFormat,
+    /// Which requests are in it; `None` for all.
+    pub filter: Option<LogFilter>,
 }
 
 impl AccessLog {
     /// A log of this file, whose lines are made so.
     pub fn new(path: impl Into<Arc<str>>, format: LogFormat) -> Self {
-        AccessLog { path: path.into(), format }
+        AccessLog { path: path.into(), format, filter: None }
     }
 }
 
@@ -64,8 +68,63 @@ impl AccessLog {
 pub enum LogFormat {
     /// A text with commands in it.
     Text(LogText),
-    /// An object of JSON, in the order of its keys; empty texts and facts that there are none of are left out, as in Envoy.
-    Json(Vec<(Arc<str>, LogText)>),
+    /// An object of JSON, in the order of its keys.
+    Json(Vec<(Arc<str>, LogJson)>),
+}
+
+/// A value in a line of JSON.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogJson {
+    /// A text; a number, where nothing but a fact is in it that is one, and `null`, where there is none.
+    Text(LogText),
+    /// The same in every line: a number, whether something is so, `null`.
+    Fixed(serde_json::Value),
+    /// An object.
+    Object(Vec<(Arc<str>, LogJson)>),
+    /// A list.
+    List(Vec<LogJson>),
+}
+
+/// How deep values may stand in each other.
+const DEEPEST: usize = 16;
+
+impl LogJson {
+    fn read(value: &serde_json::Value, depth: usize) -> Result<LogJson, Invalid> {
+        use serde_json::Value;
+        if depth > DEEPEST {
+            return Err(Invalid::new(format!("is more than {DEEPEST} deep")));
+        }
+        Ok(match value {
+            Value::String(text) => LogJson::Text(LogText::parse(text)?),
+            Value::Object(fields) => LogJson::Object(LogJson::fields(fields, depth + 1)?),
+            Value::Array(items) => {
+                let item = |(index, item)| LogJson::read(item, depth + 1).map_err(|invalid| invalid.at(format!("[{index}]")));
+                LogJson::List(items.iter().enumerate().map(item).collect::<Result<_, _>>()?)
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => LogJson::Fixed(value.clone()),
+        })
+    }
+
+    fn fields(
+        fields: &serde_json::Map<String, serde_json::Value>,
+        depth: usize,
+    ) -> Result<Vec<(Arc<str>, LogJson)>, Invalid> {
+        let one = |(key, value): (&String, &serde_json::Value)| {
+            Ok((Arc::from(key.as_str()), LogJson::read(value, depth).map_err(|invalid| invalid.at(key))?))
+        };
+        let mut fields = fields.iter().map(one).collect::<Result<Vec<(Arc<str>, LogJson)>, Invalid>>()?;
+        fields.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(fields)
+    }
+
+    fn texts<'j>(&'j self, texts: &mut Vec<&'j LogText>) {
+        match self {
+            LogJson::Text(text) => texts.push(text),
+            LogJson::Fixed(_) => {}
+            LogJson::Object(fields) => fields.iter().for_each(|(_, value)| value.texts(texts)),
+            LogJson::List(items) => items.iter().for_each(|item| item.texts(texts)),
+        }
+    }
 }
 
 impl Default for LogFormat {
@@ -78,19 +137,41 @@ impl Default for LogFormat {
 impl LogFormat {
     /// Istio's default JSON.
     pub fn json() -> Self {
-        let text = |(key, text): (&str, &str)| (key.into(), LogText::parse(text).unwrap_or_default());
-        let mut all: Vec<_> = DEFAULT_JSON.map(text).into();
-        all.sort();
+        let text = |(key, text): (&str, &str)| (key.into(), LogJson::Text(LogText::parse(text).unwrap_or_default()));
+        let mut all: Vec<(Arc<str>, LogJson)> = DEFAULT_JSON.map(text).into();
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
         LogFormat::Json(all)
+    }
+
+    /// An object of JSON whose texts have commands in them, as Envoy's `json_format`: objects and lists in it stay what they
+    /// are, and so do numbers.
+    ///
+    /// # Errors
+    /// Where it is no object, is too deep, or has a text that cannot be read; the error has the path of the key.
+    ///
+    /// ```
+    /// use mesh_core::model::LogFormat;
+    /// use serde_json::json;
+    ///
+    /// let format = LogFormat::of_json(&json!({"http": {"status": "%RESPONSE_CODE%"}, "version": 2}));
+    /// assert!(format.is_ok());
+    /// assert_eq!(LogFormat::of_json(&json!({"a": {"b": "%"}})).unwrap_err().field, "a.b");
+    /// ```
+    pub fn of_json(value: &serde_json::Value) -> Result<Self, Invalid> {
+        match value {
+            serde_json::Value::Object(fields) => LogJson::fields(fields, 1).map(LogFormat::Json),
+            _ => Err(Invalid::new("not an object")),
+        }
     }
 
     /// Commands that there is nothing of here.
     pub fn without_effect(&self) -> impl Iterator<Item = &str> {
-        let (text, json) = match self {
-            LogFormat::Text(text) => (Some(text), &[][..]),
-            LogFormat::Json(all) => (None, all.as_slice()),
-        };
-        text.into_iter().chain(json.iter().map(|(_, text)| text)).flat_map(LogText::without_effect)
+        let mut texts = Vec::new();
+        match self {
+            LogFormat::Text(text) => texts.push(text),
+            LogFormat::Json(fields) => fields.iter().for_each(|(_, value)| value.texts(&mut texts)),
+        }
+        texts.into_iter().flat_map(LogText::without_effect)
     }
 }
 
@@ -185,35 +266,11 @@ impl LogText {
     /// assert!(LogText::parse("%REQ(").is_err());
     /// ```
     pub fn parse(text: &str) -> Result<Self, Invalid> {
-        let (mut parts, mut plain, mut rest) = (Vec::new(), String::new(), text);
-        while let Some((before, after)) = rest.split_once('%') {
-            plain.push_str(before);
-            if let Some(after) = after.strip_prefix('%') {
-                plain.push('%');
-                rest = after;
-                continue;
-            }
-            let unended = || Invalid::new(format!("%{after:?} has no end, which is another %"));
-            let (command, after) = match after.find(['(', '%']) {
-                Some(open) if after.as_bytes().get(open) == Some(&b'(') => {
-                    let close = after.find(')').ok_or_else(unended)?;
-                    let (head, tail) = after.split_at(close);
-                    let (end, after) = tail.split_once('%').ok_or_else(unended)?;
-                    ((head.to_owned() + end), after)
-                }
-                _ => after.split_once('%').map(|(command, after)| (command.to_owned(), after)).ok_or_else(unended)?,
-            };
-            if !plain.is_empty() {
-                parts.push(LogPart::Text(std::mem::take(&mut plain)));
-            }
-            parts.push(part(&command)?);
-            rest = after;
-        }
-        plain.push_str(rest);
-        if !plain.is_empty() {
-            parts.push(LogPart::Text(plain));
-        }
-        Ok(LogText(parts))
+        let part = |piece| match piece {
+            Piece::Text(text) => Ok(LogPart::Text(String::from_utf8_lossy(&text).into_owned())),
+            Piece::Command(command) => part(&command),
+        };
+        Ok(LogText(pieces(text.as_bytes())?.into_iter().map(part).collect::<Result<_, _>>()?))
     }
 
     /// Commands that there is nothing of here, which are written as `-`.
@@ -229,32 +286,10 @@ impl LogText {
 const NEVER: [&str; 3] =
     ["CONNECTION_TERMINATION_DETAILS", "UPSTREAM_TRANSPORT_FAILURE_REASON", "UPSTREAM_LOCAL_ADDRESS"];
 
-fn part(command: &str) -> Result<LogPart, Invalid> {
-    let wrong = |what: &str| Invalid::new(format!("%{command}%: {what}"));
-    let (name, arguments, length) = match command.split_once('(') {
-        Some((name, rest)) => {
-            let (arguments, end) = rest.split_once(')').ok_or_else(|| wrong("`)` is missing"))?;
-            let length = match end {
-                "" => None,
-                end => Some(end.strip_prefix(':').ok_or_else(|| wrong("what follows is not `:LENGTH`"))?),
-            };
-            (name, arguments, length)
-        }
-        None => match command.split_once(':') {
-            Some((name, length)) => (name, "", Some(length)),
-            None => (command, "", None),
-        },
-    };
-    let is_name = |name: &str| {
-        !name.is_empty() && name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
-    };
-    if !is_name(name) {
-        return Err(wrong("not a command: `%NAME%` or `%NAME(ARGUMENT):LENGTH%`"));
-    }
-    let length = length.map(str::parse).transpose().map_err(|_| wrong("what follows is not `:LENGTH`"))?;
+fn part(&Command { name, arguments, length }: &Command<'_>) -> Result<LogPart, Invalid> {
     let headers = || {
-        let all = arguments.split('?').map(header).collect::<Option<Vec<_>>>();
-        all.ok_or_else(|| wrong("not the name of a header"))
+        let all = arguments.unwrap_or_default().split('?').map(header).collect::<Option<Vec<_>>>();
+        all.ok_or_else(|| Invalid::new(format!("%{name}%: not the name of a header")))
     };
     let fact = match name {
         "START_TIME" => LogFact::StartTime,
@@ -304,13 +339,13 @@ mod tests {
         assert_eq!((facts, line.without_effect().count()), (24, 0));
         let LogFormat::Json(keys) = LogFormat::json() else { panic!("JSON") };
         assert_eq!(keys.len(), 24);
-        assert!(keys.iter().all(|(_, text)| text.0.len() == 1 && text.without_effect().next().is_none()));
+        assert!(keys.iter().all(|(_, value)| matches!(value, LogJson::Text(text) if text.0.len() == 1)));
     }
 
     #[test]
     fn what_is_no_command_is_said() {
         for (text, expected) in [
-            ("%", "has no end"),
+            ("%", "a lone %"),
             ("a %REQ(x", "has no end"),
             ("%REQ(x)", "has no end"),
             ("%REQ(a b)%", "not the name of a header"),

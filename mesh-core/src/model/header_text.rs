@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 
+use super::command::{Command, Piece, pieces};
 use crate::error::Invalid;
 use crate::request::RequestHead;
 
@@ -81,70 +82,22 @@ impl HeaderText {
     /// assert!(parse("100%").is_err());
     /// ```
     pub fn parse(text: &[u8], target: HeaderTarget, keep_empty: bool) -> Result<HeaderText, Invalid> {
-        let mut parts = Vec::new();
-        let mut plain = Vec::new();
-        let mut rest = text;
-        while let Some((byte, after)) = rest.split_first() {
-            rest = after;
-            if *byte != b'%' {
-                plain.push(*byte);
-                continue;
-            }
-            if let Some(after) = rest.strip_prefix(b"%") {
-                plain.push(b'%');
-                rest = after;
-                continue;
-            }
-            let (part, after) = command(rest, target)?;
-            if !plain.is_empty() {
-                parts.push(Part::Text(std::mem::take(&mut plain)));
-            }
-            parts.push(part);
-            rest = after;
-        }
         // What is put in between are values of headers, so that the whole is one if the rest is.
         let is_value = |bytes: &[u8]| HeaderValue::from_bytes(bytes).map_err(|_| Invalid::new("not a header value"));
-        let last = is_value(&plain)?;
-        if parts.is_empty() {
-            return Ok(HeaderText::Fixed(last));
+        let parts = pieces(text)?.into_iter().map(|piece| match piece {
+            Piece::Text(text) => is_value(&text).map(|_| Part::Text(text)),
+            Piece::Command(command) => part(&command, target),
+        });
+        let parts = parts.collect::<Result<Vec<_>, _>>()?;
+        match parts.as_slice() {
+            [] => is_value(b"").map(HeaderText::Fixed),
+            [Part::Text(text)] => is_value(text).map(HeaderText::Fixed),
+            _ => Ok(HeaderText::Format(Arc::new(HeaderFormat { parts, keep_empty }))),
         }
-        for part in &parts {
-            if let Part::Text(text) = part {
-                is_value(text)?;
-            }
-        }
-        if !plain.is_empty() {
-            parts.push(Part::Text(plain));
-        }
-        Ok(HeaderText::Format(Arc::new(HeaderFormat { parts, keep_empty })))
     }
 }
 
-/// A command and what follows it, from behind its first `%`: `NAME`, `NAME(ARGUMENTS)`, either with `:LENGTH`.
-fn command(text: &[u8], target: HeaderTarget) -> Result<(Part, &[u8]), Invalid> {
-    let lone = || Invalid::new("a lone %: write %% for a percent sign, or %COMMAND%");
-    let name_length = text.iter().take_while(|byte| byte.is_ascii_uppercase() || **byte == b'_').count();
-    let (name, mut rest) = text.split_at_checked(name_length).ok_or_else(lone)?;
-    if name.is_empty() {
-        return Err(lone());
-    }
-    let mut arguments: Option<&str> = None;
-    if let Some(after) = rest.strip_prefix(b"(") {
-        let end = after.iter().position(|byte| *byte == b')').ok_or_else(lone)?;
-        let (inside, after) = after.split_at_checked(end).ok_or_else(lone)?;
-        arguments = Some(std::str::from_utf8(inside).map_err(|_| lone())?);
-        rest = after.strip_prefix(b")").ok_or_else(lone)?;
-    }
-    let mut length = None;
-    if let Some(after) = rest.strip_prefix(b":") {
-        let digits = after.iter().take_while(|byte| byte.is_ascii_digit()).count();
-        let (number, after) = after.split_at_checked(digits).ok_or_else(lone)?;
-        let number = std::str::from_utf8(number).ok().and_then(|number| number.parse().ok());
-        length = Some(number.ok_or_else(lone)?);
-        rest = after;
-    }
-    let rest = rest.strip_prefix(b"%").ok_or_else(lone)?;
-    let name = std::str::from_utf8(name).map_err(|_| lone())?;
+fn part(&Command { name, arguments, length }: &Command<'_>, target: HeaderTarget) -> Result<Part, Invalid> {
     let fact = match (name, target, arguments) {
         ("REQ", HeaderTarget::Request, Some(names)) | ("RESP", HeaderTarget::Response, Some(names)) => {
             Fact::Header(names_in(names, target)?)
@@ -159,7 +112,7 @@ fn command(text: &[u8], target: HeaderTarget) -> Result<(Part, &[u8]), Invalid> 
             return Err(Invalid::new(format!("%{name}% is not supported here; {known} are")));
         }
     };
-    Ok((Part::Fact(fact, length), rest))
+    Ok(Part::Fact(fact, length))
 }
 
 /// `x-user?x-account`: the second stands in where the first is missing.

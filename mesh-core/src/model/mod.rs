@@ -22,6 +22,7 @@
 mod access_log;
 mod cel;
 mod cluster;
+mod command;
 mod cors;
 mod endpoint;
 mod ext_authz;
@@ -34,6 +35,7 @@ mod jwks;
 mod jwt;
 mod limits;
 mod listener;
+mod log_filter;
 mod outlier;
 mod path_rewrite;
 mod rbac;
@@ -43,7 +45,7 @@ mod route;
 mod session;
 mod strings;
 
-pub use access_log::{AccessLog, DEFAULT_JSON, DEFAULT_LINE, LogFact, LogFormat, LogHeader, LogPart, LogText};
+pub use access_log::{AccessLog, DEFAULT_JSON, DEFAULT_LINE, LogFact, LogFormat, LogHeader, LogJson, LogPart, LogText};
 pub use cel::{CelAttribute, CelExpression, CelFault, CelValue, Facts, LONGEST_EXPRESSION};
 pub use cluster::{
     BalancerPolicy, Cluster, ClusterKind, ClusterProtocol, ClusterTls, ConsistentHashing, HashFunction, Http2Keepalive,
@@ -64,6 +66,7 @@ pub use listener::{
     ApiListener, FilterChain, FilterChainMatch, HeadersWithUnderscores, HttpManager, Listener, PASSTHROUGH_CLUSTER,
     RouteSource, ServerListener, ServerTls,
 };
+pub use log_filter::{Comparison, LogFilter};
 pub use outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
 pub use path_rewrite::PathRewrite;
 pub use rbac::{ClaimTest, IpPrefix, PeerTest, Rbac, RbacAction, RbacCondition, RbacPolicy, RbacRules, TokenTest};

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, Method, Version};
 
-use crate::model::{LogFact, LogFormat, LogHeader, LogPart, LogText};
-use crate::request_info::{Direction, Heads, RequestInfo};
+use crate::model::{LogFact, LogFormat, LogHeader, LogJson, LogPart, LogText};
+use crate::request_info::{Heads, RequestInfo};
 
 /// A request that ended now, as a line with its end.
 pub fn line(format: &LogFormat, request: &RequestInfo, took: Duration, now: SystemTime) -> String {
@@ -21,7 +21,11 @@ pub fn line(format: &LogFormat, request: &RequestInfo, took: Duration, now: Syst
             }
             line
         }
-        LogFormat::Json(keys) => entry.json(keys),
+        LogFormat::Json(keys) => {
+            let mut line = entry.object(keys).to_string();
+            line.push('\n');
+            line
+        }
     }
 }
 
@@ -47,23 +51,25 @@ impl Entry<'_> {
         line
     }
 
+    fn object(&self, keys: &[(std::sync::Arc<str>, LogJson)]) -> serde_json::Value {
+        serde_json::Value::Object(keys.iter().map(|(key, value)| (key.to_string(), self.json(value))).collect())
+    }
+
     /// A number stays one where it is all that stands under a key.
-    fn json(&self, keys: &[(std::sync::Arc<str>, LogText)]) -> String {
-        let mut object = serde_json::Map::new();
-        for (key, text) in keys {
-            let value = match text.0.as_slice() {
+    fn json(&self, value: &LogJson) -> serde_json::Value {
+        match value {
+            LogJson::Fixed(value) => value.clone(),
+            LogJson::Object(keys) => self.object(keys),
+            LogJson::List(items) => items.iter().map(|item| self.json(item)).collect(),
+            LogJson::Text(text) => match text.0.as_slice() {
                 [LogPart::Fact(fact, length)] => match self.fact(fact) {
                     Some(value) if fact.is_number() => value.parse::<u64>().map_or(serde_json::Value::Null, Into::into),
                     Some(value) => shortened(&value, *length).into(),
                     None => serde_json::Value::Null,
                 },
                 _ => self.text(text, |text| Cow::Borrowed(text)).into(),
-            };
-            object.insert(key.to_string(), value);
+            },
         }
-        let mut line = serde_json::Value::Object(object).to_string();
-        line.push('\n');
-        line
     }
 
     fn fact(&self, fact: &LogFact) -> Option<Cow<'_, str>> {
@@ -77,13 +83,7 @@ impl Entry<'_> {
                 headers.iter().find_map(|header| self.header(header, |heads| &heads.response))
             }
             LogFact::Trailer(headers) => headers.iter().find_map(|header| self.header(header, |heads| &heads.trailers)),
-            LogFact::Protocol => self.heads.map(|heads| {
-                Cow::Borrowed(match heads.version {
-                    Version::HTTP_10 => "HTTP/1.0",
-                    Version::HTTP_2 => "HTTP/2",
-                    _ => "HTTP/1.1",
-                })
-            }),
+            LogFact::Protocol => self.heads.map(|heads| Cow::Borrowed(protocol(heads.version))),
             LogFact::ResponseCode => text(request.response_code().to_string()),
             LogFact::ResponseFlags => text(request.response_flags().to_string()),
             // No blanks: lines are split at them.
@@ -95,10 +95,7 @@ impl Entry<'_> {
             LogFact::UpstreamCluster => request.cluster().and_then(|cluster| text(cluster.to_string())),
             LogFact::DownstreamLocalAddress => self.heads?.local.and_then(|address| text(address.to_string())),
             LogFact::DownstreamRemoteAddress => request.peer().and_then(|address| text(address.to_string())),
-            LogFact::PeerIdentity => match request.direction()? {
-                Direction::Inbound => request.source()?.principal.as_ref().and_then(|id| text(id.as_str().to_owned())),
-                Direction::Outbound => None,
-            },
+            LogFact::PeerIdentity => request.client_identity().and_then(|id| text(id.as_str().to_owned())),
             LogFact::RequestedServerName => self.heads?.server_name.as_ref().and_then(|name| text(name.to_string())),
             LogFact::RouteName => request.route().and_then(known),
             LogFact::GrpcStatus => request.grpc_response_status().and_then(|status| text(status.to_string())),
@@ -123,6 +120,15 @@ impl Entry<'_> {
     }
 }
 
+/// In Envoy's words.
+pub(super) fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        _ => "HTTP/1.1",
+    }
+}
+
 impl LogFact {
     fn is_number(&self) -> bool {
         matches!(
@@ -137,9 +143,10 @@ fn shortened(text: &str, length: Option<usize>) -> &str {
     text.get(..end).unwrap_or(text)
 }
 
-/// A text in which no quote, no backslash and no control character stands by itself.
+/// A text in which no quote, no backslash and no control character stands by itself, nor what turns around the order in which
+/// a terminal shows it.
 fn escaped(text: &str) -> Cow<'_, str> {
-    let is_plain = |c: char| !c.is_control() && !matches!(c, '"' | '\\' | '\u{2028}' | '\u{2029}');
+    let is_plain = |c: char| !c.is_control() && !matches!(c, '"' | '\\') && !is_unseen(c);
     if text.chars().all(is_plain) {
         return Cow::Borrowed(text);
     }
@@ -155,6 +162,11 @@ fn escaped(text: &str) -> Cow<'_, str> {
         }
     }
     Cow::Owned(out)
+}
+
+/// Ends of lines and directions of writing, of which Unicode has characters beyond its control characters.
+fn is_unseen(c: char) -> bool {
+    matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// `2026-11-29T08:00:00.123Z`
@@ -182,7 +194,7 @@ mod tests {
 
     use super::*;
     use crate::error::ErrorKind;
-    use crate::request_info::Observers;
+    use crate::request_info::{Direction, Observers};
 
     fn request(direction: Direction) -> RequestInfo {
         let mut request = RequestInfo::new(Instant::now(), fastrand::Rng::with_seed(1));
@@ -226,6 +238,31 @@ mod tests {
         assert_eq!((&object["duration"], &object["route_name"]), (&7.into(), &serde_json::Value::Null));
         assert_eq!(object["downstream_remote_address"], "10.0.0.1:5");
         assert_eq!(shown.matches('\n').count(), 1);
+    }
+
+    #[test]
+    fn json_is_as_deep_as_its_format_and_what_is_fixed_stays() {
+        let format = serde_json::json!({
+            "http": {"status": "%RESPONSE_CODE%", "line": "%REQ(:METHOD)% %RESPONSE_CODE%"},
+            "list": ["%REQ(:PATH)%", 1.5, {"deep": "%REQ(none)%"}],
+            "version": 2, "is": true, "none": null,
+        });
+        let format = LogFormat::of_json(&format).unwrap();
+        let shown = line(&format, &request(Direction::Outbound), Duration::ZERO, at());
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        let expected = serde_json::json!({
+            "http": {"status": 0, "line": "GET 0"}, "list": ["/a?b=1", 1.5, {"deep": null}],
+            "version": 2, "is": true, "none": null,
+        });
+        assert_eq!(shown, expected);
+        let deep = (0..20).fold(serde_json::json!("x"), |inner, _| serde_json::json!({"a": inner}));
+        assert!(LogFormat::of_json(&deep).unwrap_err().reason.contains("deep"));
+    }
+
+    #[test]
+    fn what_a_terminal_would_show_the_other_way_around_is_escaped() {
+        assert_eq!(escaped("a\u{202e}b\u{2066}\u{200f}c\u{2028}\u{7f}"), "a\\u202eb\\u2066\\u200fc\\u2028\\u007f");
+        assert_eq!(escaped("grün \u{05d0}"), "grün \u{05d0}");
     }
 
     #[test]

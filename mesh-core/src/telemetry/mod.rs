@@ -4,6 +4,7 @@
 //! [`Metrics`] is an [`Observer`](crate::request_info::Observer). A request like one before costs a hash, a look, and a few
 //! additions; nothing is allocated for it. How many series there are is bounded, and those of endpoints that are gone go, too.
 
+mod facts;
 mod families;
 mod histogram;
 mod labels;
@@ -13,6 +14,7 @@ mod registry;
 mod series;
 mod text;
 
+pub use facts::Ended;
 pub use families::{FAMILIES, Family, Read};
 pub use histogram::{BOUNDS, Histogram};
 pub use labels::{LABELS, Labels};

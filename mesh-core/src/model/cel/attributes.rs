@@ -81,7 +81,6 @@ attributes! {
     RequestUrlPath = "request.url_path" Text head,
     RequestQuery = "request.query" Text head,
     RequestHost = "request.host" Text,
-    RequestScheme = "request.scheme" Text head,
     RequestHeaders = "request.headers" Map head,
     RequestReferer = "request.referer" Text head,
     RequestUserAgent = "request.useragent" Text head,

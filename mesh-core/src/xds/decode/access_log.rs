@@ -1,7 +1,5 @@
-//! Access logs: those that go to a file. Others have no effect here, and neither have filters that choose among requests:
-//! a log that has one is left out, and not written whole.
-
-use std::sync::Arc;
+//! Access logs: those that go to a file. Others have no effect here, and neither have those with a filter that is not known:
+//! they are left out, and not written whole.
 
 use envoy_types::pb::envoy::config::accesslog::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
@@ -9,9 +7,9 @@ use envoy_types::pb::envoy::config::core::v3::substitution_format_string::Format
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::file_access_log::AccessLogFormat;
 use envoy_types::pb::google::protobuf::Struct;
-use envoy_types::pb::google::protobuf::value::Kind;
 
-use super::common::{holds, unpack};
+use super::common::{holds, struct_json, unpack};
+use super::log_filter;
 use super::notes::Notes;
 use crate::error::Invalid;
 use crate::model::{AccessLog, LogFormat, LogText};
@@ -25,10 +23,13 @@ pub(super) fn decode(notes: &mut Notes<'_>, value: pb::AccessLog) -> Result<Opti
         notes.ignore("typed_config");
         return Ok(None);
     }
-    if filter.is_some() {
-        notes.ignore("filter");
-        return Ok(None);
-    }
+    let filter = match filter.map(log_filter::decode).transpose() {
+        Ok(filter) => filter,
+        Err(unknown) => {
+            notes.ignore(&format!("filter ({unknown})"));
+            return Ok(None);
+        }
+    };
     let FileAccessLog { path, access_log_format } = unpack(&any)?;
     if path.is_empty() {
         return Err(Invalid::new("is empty").at("typed_config.path"));
@@ -48,7 +49,9 @@ pub(super) fn decode(notes: &mut Notes<'_>, value: pb::AccessLog) -> Result<Opti
             None => return Err(Invalid::new("is empty").at("typed_config.log_format")),
         },
     };
-    Ok(Some(AccessLog::new(path, format)))
+    let mut log = AccessLog::new(path, format);
+    log.filter = filter;
+    Ok(Some(log))
 }
 
 fn text_format(text: &str) -> Result<LogFormat, Invalid> {
@@ -56,16 +59,6 @@ fn text_format(text: &str) -> Result<LogFormat, Invalid> {
 }
 
 fn json_format(keys: Struct) -> Result<LogFormat, Invalid> {
-    let one = |(key, value): (String, envoy_types::pb::google::protobuf::Value)| {
-        let at = |invalid: Invalid| invalid.at(format_args!("typed_config.log_format.json_format.{key}"));
-        let Some(Kind::StringValue(text)) = value.kind else {
-            return Err(at(Invalid::new("only a string is supported")));
-        };
-        let text = LogText::parse(&text).map_err(at)?;
-        Ok((Arc::from(key), text))
-    };
-    let mut keys = keys.fields.into_iter().map(one).collect::<Result<Vec<_>, _>>()?;
-    // The order of the map is another one every time.
-    keys.sort();
-    Ok(LogFormat::Json(keys))
+    let format = struct_json(&keys).and_then(|keys| LogFormat::of_json(&keys));
+    format.map_err(|invalid| invalid.at("typed_config.log_format.json_format"))
 }

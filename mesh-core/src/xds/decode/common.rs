@@ -201,7 +201,8 @@ impl TypedStruct {
     }
 }
 
-fn struct_json(value: &protobuf::Struct) -> Result<serde_json::Value, Invalid> {
+/// As JSON, keys sorted.
+pub(super) fn struct_json(value: &protobuf::Struct) -> Result<serde_json::Value, Invalid> {
     let mut fields: Vec<_> = value.fields.iter().collect();
     fields.sort_by_key(|(key, _)| *key);
     let fields = fields.into_iter().map(|(key, value)| Ok((key.clone(), value_json(value)?)));

@@ -26,6 +26,7 @@ mod http_manager;
 mod jwt;
 mod limits;
 mod listener;
+mod log_filter;
 mod metadata;
 mod notes;
 mod rbac;
