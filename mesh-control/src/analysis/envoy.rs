@@ -33,6 +33,20 @@ pub(super) fn check(judge: &Judge, policy: &Policy, found: &mut Vec<Diagnostic>)
         }
     }
     check_servers(policy, found);
+    for object in policy.telemetries.iter() {
+        let mut say = |field: &str, what: &str| {
+            let message = format!("an Envoy is not told of this: {what}");
+            let origin = locate(&object.meta.origin, field);
+            let finding = Diagnostic::at(&origin, Severity::Warning, Code::Degraded, message);
+            found.push(finding.object(object.meta.id()).field(field));
+        };
+        if !object.spec.metrics.is_empty() {
+            say("metrics", "the filter that counts is one of Istio's own proxy");
+        }
+        if !object.spec.tracing.is_empty() {
+            say("tracing", "it reports no spans");
+        }
+    }
 }
 
 /// What of the policies on who may do what an Envoy cannot decide: it answers every request with 503 instead.

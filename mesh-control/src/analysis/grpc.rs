@@ -14,6 +14,7 @@ use crate::render::{self, access::not_for, judge::Judge};
 /// Looks at every port that may speak gRPC as a client of the service's own namespace does.
 pub(super) fn check(judge: &Judge, policy: &Policy, found: &mut Vec<Diagnostic>) {
     check_servers(policy, found);
+    check_telemetry(policy, found);
     for (_, service) in policy.services.iter() {
         let view = View::of_namespace(&service.namespace);
         let never = |protocol| matches!(protocol, Protocol::Https | Protocol::Tls | Protocol::Tcp);
@@ -24,6 +25,24 @@ pub(super) fn check(judge: &Judge, policy: &Policy, found: &mut Vec<Diagnostic>)
             for degraded in routes.into_iter().chain(cluster).flat_map(|rendered| rendered.degraded) {
                 let (origin, field) = degraded.place();
                 found.push(degraded.diagnostic_at(&locate(origin, field)));
+            }
+        }
+    }
+}
+
+/// What of Telemetry gRPC's clients and servers cannot do: all of it.
+fn check_telemetry(policy: &Policy, found: &mut Vec<Diagnostic>) {
+    for object in policy.telemetries.iter() {
+        for (field, what, is_written) in [
+            ("accessLogging", "they write no access log", !object.spec.access_logging.is_empty()),
+            ("metrics", "they count as their application says", !object.spec.metrics.is_empty()),
+            ("tracing", "they trace as their application says", !object.spec.tracing.is_empty()),
+        ] {
+            if is_written {
+                let origin = locate(&object.meta.origin, field);
+                let message = format!("gRPC's own clients and servers cannot do this: {what}");
+                let finding = Diagnostic::at(&origin, Severity::Warning, Code::Degraded, message);
+                found.push(finding.object(object.meta.id()).field(field));
             }
         }
     }

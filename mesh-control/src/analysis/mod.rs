@@ -16,6 +16,7 @@ mod refused;
 mod rules;
 mod security;
 mod service;
+mod telemetry;
 mod tls;
 mod unknown;
 mod unmet;
@@ -159,6 +160,7 @@ fn check(objects: &Objects, policy: &Policy, default_tls: Option<ServerTls>, jud
     service::check(policy, &mut found);
     security::check(objects, policy, &mut found);
     rules::check(objects, policy, &mut found);
+    telemetry::check(objects, policy, &mut found);
     tls::check(objects, policy, default_tls, &mut found);
     plaintext::check(objects, policy, &mut found);
     refused::check(judge, policy, &mut found);

@@ -126,7 +126,7 @@ fn check_tokens(objects: &Objects, policy: &Object<AuthorizationPolicy>, root: &
     }
 }
 
-fn check_targets(objects: &Objects, meta: &Meta, targets: &[&TargetRef], found: &mut Vec<Diagnostic>) {
+pub(super) fn check_targets(objects: &Objects, meta: &Meta, targets: &[&TargetRef], found: &mut Vec<Diagnostic>) {
     for target in targets {
         let is_meant = |other: &Meta| *other.name == *target.name.value && other.namespace == meta.namespace;
         let is_known = match target.kind.as_str() {

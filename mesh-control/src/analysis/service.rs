@@ -1,6 +1,5 @@
 //! Services: endpoints that cannot be used.
 
-use std::sync::Arc;
 
 use mesh_core::identity::SpiffeId;
 
@@ -43,7 +42,7 @@ fn check_names(policy: &Policy, service: &Service, found: &mut Vec<Diagnostic>) 
     if service.names.is_empty() {
         return;
     }
-    let view = View { sidecar: None, namespace: service.namespace.clone(), labels: Arc::default() };
+    let view = View::of_namespace(&service.namespace);
     for port in &service.ports {
         let key = ClusterKey { host: service.host.clone(), port: port.number, subset: "".into() };
         let Some(seen) = policy.cluster(key, &view).filter(|seen| !seen.is_refused) else { continue };

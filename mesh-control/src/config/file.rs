@@ -26,6 +26,7 @@ use super::istio::security::{AuthorizationPolicy, DRY_RUN, PeerAuthentication, R
 use super::istio::service::{self, EXPORT_TO, Service, exported_to};
 use super::istio::service_entry::ServiceEntry;
 use super::istio::sidecar::Sidecar;
+use super::istio::telemetry::Telemetry;
 use super::istio::virtual_service::VirtualService;
 use super::istio::workload_entry::WorkloadEntry;
 use super::istio::workload_group::WorkloadGroup;
@@ -161,6 +162,8 @@ objects! {
     authorization_policies: AuthorizationPolicy,
     /// Settings of the mesh: there is one object of them at most.
     mesh_configs: MeshConfig,
+    /// Telemetries.
+    telemetries: Telemetry,
     /// HTTPRoutes.
     http_routes: HttpRoute,
     /// GRPCRoutes.
@@ -524,6 +527,9 @@ fn read_object(document: &Node, kind: ObjectKind, source: &Source, d: &mut Decod
         ObjectKind::HttpRoute => Item::HttpRoute(read_spec(meta, spec, d, HttpRoute::check)?),
         ObjectKind::GrpcRoute => Item::GrpcRoute(read_spec(meta, spec, d, GrpcRoute::check)?),
         ObjectKind::ReferenceGrant => Item::ReferenceGrant(read_spec(meta, spec, d, ReferenceGrant::check)?),
+        ObjectKind::Telemetry => {
+            Item::Telemetry(read_spec(meta, spec, d, |object: &Telemetry, d| object.check(&namespace, d))?)
+        }
         // They are no objects of their own: `mesh_config`, `foreign`.
         ObjectKind::MeshConfig | ObjectKind::Foreign(_) => return None,
         ObjectKind::AuthorizationPolicy => {

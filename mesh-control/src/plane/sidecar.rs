@@ -9,6 +9,7 @@ use crate::catalog::{Catalog, Client, ClientClass, Encoded, Kind, Sidecar, WORKL
 use crate::policy::Policy;
 use crate::policy::locality::Place;
 use crate::policy::security::Served;
+use crate::policy::telemetry::Side;
 use crate::policy::traffic::ServerTls;
 use crate::policy::view::View;
 use crate::registry::protocol::Protocol;
@@ -185,8 +186,10 @@ impl Snapshot {
         port: u16,
         protocol: Protocol,
     ) -> Inbound<'a> {
-        let Policy { services, security, .. } = &self.compiled.policy;
+        let policy = &self.compiled.policy;
+        let Policy { services, security, telemetries, .. } = policy;
         let served = Served { namespace: &client.namespace, labels, port };
+        let applied = telemetries.of(&client.namespace, labels, services);
         Inbound {
             port,
             protocol,
@@ -194,6 +197,7 @@ impl Snapshot {
             access: security.access(served, services, self.compiled.allow_unenforced),
             tokens: security.tokens(served, services),
             tls: self.taken_by(client, served),
+            logs: render::telemetry(policy, applied, Side::Server).logs,
         }
     }
 

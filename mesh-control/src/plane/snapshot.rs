@@ -16,6 +16,7 @@ use crate::policy::gateway_api::ParentStatus;
 use crate::policy::locality::Place;
 use crate::policy::route::ClusterKey;
 use crate::policy::security::Served;
+use crate::policy::telemetry::Side;
 use crate::policy::tokens::FetchedKeys;
 use crate::policy::traffic::{ServerTls, Tls};
 use crate::policy::view::View;
@@ -300,7 +301,8 @@ impl Snapshot {
             &*self.keys,
         );
         let service = services.served_by(&client.namespace, &labels, port);
-        let telemetry = render::telemetry(&self.compiled.policy);
+        let applied = self.compiled.policy.telemetries.of(&client.namespace, &labels, services);
+        let telemetry = render::telemetry(&self.compiled.policy, applied, Side::Server);
         let serving = render::Serving { paths: *paths, tls, service, telemetry };
         render::render_server(&self.compiled.judge, client.class, listener, refusal, guards, serving)
     }

@@ -2,11 +2,10 @@
 //! start takes.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use mesh_core::identity::{SpiffeId, TrustDomain};
-use mesh_core::model::{DEFAULT_JSON, DEFAULT_LINE};
 
 use super::outbound::OutboundTrafficPolicy;
 use super::paths::PathNormalization;
@@ -17,7 +16,7 @@ use crate::config::decode::Text;
 use crate::config::diagnostic::{Code, Diagnostic, Severity, Span};
 use crate::config::file::{Object, Objects};
 use crate::config::istio::destination_rule::LocalityLb;
-use crate::config::istio::mesh_config::{LogEncoding, MeshConfig, NormalizationType, OutboundMode};
+use crate::config::istio::mesh_config::{MeshConfig, NormalizationType, OutboundMode};
 use crate::config::istio::service::EXPORT_TO;
 
 /// The namespace whose objects are for everybody, where nothing else is said.
@@ -68,24 +67,6 @@ pub struct MeshSettings {
     pub object: Option<Arc<Object<MeshConfig>>>,
 }
 
-/// An access log in a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AccessLogFile {
-    /// Where it is.
-    pub path: String,
-    /// What is written for each request.
-    pub lines: LogLines,
-}
-
-/// A request in an access log, in Envoy's words (`%RESPONSE_CODE%`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LogLines {
-    /// A line of text.
-    Text(String),
-    /// An object of JSON.
-    Json(BTreeMap<String, String>),
-}
-
 impl Default for MeshSettings {
     fn default() -> Self {
         MeshSettings::new(&Objects::default(), &Given::default(), None).0
@@ -93,22 +74,6 @@ impl Default for MeshSettings {
 }
 
 impl MeshSettings {
-    /// The access log that all workloads write, where they write one. What is wrong with its format was said where it is read.
-    pub fn access_log(&self) -> Option<AccessLogFile> {
-        let spec = &self.object.as_ref()?.spec;
-        spec.access_log().ok()??;
-        let written = spec.access_log_format.as_ref().map_or("", |text| text.value.as_str());
-        let lines = match (spec.access_log_encoding, written) {
-            (Some(LogEncoding::Json), "") => {
-                LogLines::Json(DEFAULT_JSON.map(|(key, text)| (key.to_owned(), text.to_owned())).into())
-            }
-            (Some(LogEncoding::Json), written) => LogLines::Json(serde_json::from_str(written).ok()?),
-            (Some(LogEncoding::Text) | None, "") => LogLines::Text(DEFAULT_LINE.to_owned()),
-            (Some(LogEncoding::Text) | None, written) => LogLines::Text(written.to_owned()),
-        };
-        Some(AccessLogFile { path: spec.access_log_file.clone(), lines })
-    }
-
     /// What is said of near and far endpoints, for services of which no rule says it.
     pub fn locality(&self) -> Option<&LocalityLb> {
         self.object.as_ref()?.spec.locality_lb_setting.as_ref()

@@ -20,6 +20,7 @@ pub mod route;
 pub mod security;
 pub mod sidecars;
 pub mod split;
+pub mod telemetry;
 pub mod text;
 pub mod tokens;
 pub mod tracing;
@@ -53,6 +54,7 @@ use route::{
 };
 use security::Security;
 use sidecars::{Scope, Sidecars, Sight};
+use telemetry::Telemetries;
 use traffic::{HashedBy, Roots, Tls, TrafficPolicy};
 use view::View;
 use virtual_services::VirtualServices;
@@ -78,6 +80,8 @@ pub struct Policy {
     pub mesh: MeshSettings,
     /// What guards workloads.
     pub security: Security,
+    /// What is told of requests.
+    pub telemetries: Telemetries,
     /// The trust domain whose authority gives workloads their certificates; `None` where there is none, and so no mutual
     /// TLS.
     pub trust_domain: Option<TrustDomain>,
@@ -141,6 +145,8 @@ impl Policy {
         let (sidecars, conflicts) = Sidecars::new(&objects.sidecars, &mesh.fixed.root_namespace);
         found.extend(conflicts);
         let security = Security::new(objects, &mesh);
+        let (telemetries, conflicts) = Telemetries::new(objects, &mesh.fixed.root_namespace);
+        found.extend(conflicts);
         let policy = Policy {
             services,
             virtual_services,
@@ -151,6 +157,7 @@ impl Policy {
             paths: mesh.paths,
             mesh,
             security,
+            telemetries,
             label_keys,
             destinations,
             trust_domain: None,
@@ -161,12 +168,13 @@ impl Policy {
     /// A client, reduced to what can change what it is told.
     pub fn view(&self, namespace: &Arc<str>, labels: &BTreeMap<String, String>) -> View {
         let sidecar = self.sidecars.of(namespace, labels);
+        let telemetry = self.telemetries.of(namespace, labels, &self.services);
         if self.label_keys.is_empty() {
-            return View { namespace: namespace.clone(), labels: Arc::default(), sidecar };
+            return View { namespace: namespace.clone(), labels: Arc::default(), sidecar, telemetry };
         }
         let kept = labels.iter().filter(|(key, _)| self.label_keys.contains(*key));
         let labels = kept.map(|(key, value)| (key.clone(), value.clone())).collect();
-        View { namespace: namespace.clone(), labels: Arc::new(labels), sidecar }
+        View { namespace: namespace.clone(), labels: Arc::new(labels), sidecar, telemetry }
     }
 
     /// What the Sidecar of a client says, where one is for it.

@@ -12,11 +12,17 @@ pub struct View {
     pub labels: Arc<BTreeMap<String, String>>,
     /// The Sidecar that is for it, by its place among all.
     pub sidecar: Option<usize>,
+    /// The Telemetry objects that are for it.
+    pub telemetry: Applied,
 }
 
+/// The Telemetry objects that are for a workload, by their places among all: of the root namespace, of its own, for itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Applied(pub [Option<usize>; 3]);
+
 impl View {
-    /// A client of this namespace without labels, for whom no Sidecar is.
+    /// A client of this namespace without labels, for whom no Sidecar is, and no Telemetry.
     pub fn of_namespace(namespace: &str) -> View {
-        View { namespace: namespace.into(), labels: Arc::default(), sidecar: None }
+        View { namespace: namespace.into(), labels: Arc::default(), sidecar: None, telemetry: Applied::default() }
     }
 }

@@ -31,6 +31,8 @@ pub struct Telemetry {
     pub logs: Vec<AccessLog>,
     /// How they are traced; `None` where the application says it.
     pub tracing: Option<Tracing>,
+    /// The filter that says how they are counted, where that is otherwise than usual.
+    pub metrics: Option<hcm::HttpFilter>,
 }
 
 /// The listener that a client asks for by `host:port`; its routes are another resource.
@@ -42,7 +44,7 @@ pub fn client(
     telemetry: Telemetry,
 ) -> pb::Listener {
     let mut filters = http_filters(of_routes);
-    filters.splice(0..0, session.map(session_filter));
+    filters.splice(0..0, session.map(session_filter).into_iter().chain(telemetry.metrics));
     let manager = hcm::HttpConnectionManager {
         stat_prefix: routes.to_owned(),
         route_specifier: Some(RouteSpecifier::Rds(hcm::Rds {
@@ -72,6 +74,7 @@ pub fn passing_by(name: &str, telemetry: Telemetry) -> pb::Listener {
     });
     let mut manager = inline(ALLOW_ANY, ALLOW_ANY, action);
     (manager.access_log, manager.tracing) = (telemetry.logs, telemetry.tracing);
+    manager.http_filters.splice(0..0, telemetry.metrics);
     pb::Listener {
         name: name.to_owned(),
         api_listener: Some(pb::ApiListener { api_listener: Some(any(&manager)) }),
@@ -90,7 +93,7 @@ pub fn server(
     (tls, telemetry): (ServerTls, &Telemetry),
 ) -> pb::Listener {
     let mut manager = inline(&format!("inbound|{}||", bound.port()), "default", action);
-    manager.http_filters.splice(0..0, filters);
+    manager.http_filters.splice(0..0, filters.into_iter().chain(telemetry.metrics.clone()));
     (manager.access_log, manager.tracing) = (telemetry.logs.clone(), telemetry.tracing.clone());
     let manager = normalized(manager, paths);
     let chain = |name: &str, protocol: &str, transport_socket| pb::FilterChain {

@@ -15,6 +15,7 @@ mod json;
 pub mod judge;
 mod library;
 pub mod listener;
+mod metrics;
 pub mod proto;
 mod tls;
 mod tokens;
@@ -49,9 +50,10 @@ use crate::policy::destination_rules::MergedRule;
 use crate::policy::locality::{Nearness, Place};
 use crate::policy::paths::PathNormalization;
 use crate::policy::route::{AbortWith, Action, ClusterKey, Fallback, FallbackName, Faults, Route, Written};
+use crate::policy::telemetry::Side;
 use crate::policy::tokens::{FetchedKeys, TokenRule};
 use crate::policy::traffic::{CONNECT_TIMEOUT, HashedBy, Limit, ServerTls, Tls};
-use crate::policy::view::View;
+use crate::policy::view::{Applied, View};
 use crate::policy::{Address, Cluster, Policy};
 use crate::registry::host::{candidates, short_forms, split_port};
 use crate::registry::protocol::Protocol;
@@ -299,11 +301,13 @@ pub fn lost_at_sidecar(service: &Service, message: String) -> Diagnostic {
     Degraded::of_port(service, "spec.ports", message).for_envoy().diagnostic()
 }
 
-/// What the settings of the mesh want told of requests.
-pub fn telemetry(policy: &Policy) -> Telemetry {
+/// What a workload tells of the requests of a side.
+pub fn telemetry(policy: &Policy, applied: Applied, side: Side) -> Telemetry {
+    let Policy { telemetries, mesh, .. } = policy;
     Telemetry {
-        logs: policy.mesh.access_log().map(access_log::file).into_iter().collect(),
-        tracing: policy.mesh.tracing().as_ref().map(tracing::manager),
+        logs: telemetries.access_logs(applied, side, mesh).into_iter().map(access_log::file).collect(),
+        tracing: telemetries.tracing(applied, side, mesh).as_ref().map(tracing::manager),
+        metrics: metrics::filter(&telemetries.metrics(applied, side, mesh)),
     }
 }
 
@@ -319,7 +323,7 @@ pub fn render_listener(
         return None;
     }
     let telemetry = match class {
-        ClientClass::Library => telemetry(policy),
+        ClientClass::Library => telemetry(policy, view.telemetry, Side::Client),
         ClientClass::Grpc | ClientClass::Envoy => Telemetry::default(),
     };
     let Some(address) = policy.resolve(name, view) else {

@@ -201,21 +201,42 @@ pub(super) struct OrderedStruct {
 }
 
 impl OrderedStruct {
-    /// One that has texts only.
-    pub(super) fn of_texts(texts: BTreeMap<String, String>) -> OrderedStruct {
-        let value = |text| OrderedValue { kind: Some(OrderedKind::Text(text)) };
-        OrderedStruct { fields: texts.into_iter().map(|(key, text)| (key, value(text))).collect() }
+    /// An object of JSON; of anything else, nothing.
+    pub(super) fn of_json(value: &serde_json::Value) -> OrderedStruct {
+        let fields = value.as_object().into_iter().flatten();
+        OrderedStruct { fields: fields.map(|(key, value)| (key.clone(), OrderedValue::of_json(value))).collect() }
     }
 }
 
 #[derive(Clone, PartialEq, Message)]
 struct OrderedValue {
-    #[prost(oneof = "OrderedKind", tags = "3, 4, 5, 6")]
+    #[prost(oneof = "OrderedKind", tags = "1, 2, 3, 4, 5, 6")]
     kind: Option<OrderedKind>,
+}
+
+impl OrderedValue {
+    fn of_json(value: &serde_json::Value) -> OrderedValue {
+        use serde_json::Value;
+        let kind = match value {
+            Value::Null => OrderedKind::Null(0),
+            Value::Bool(is_so) => OrderedKind::Bool(*is_so),
+            Value::Number(number) => OrderedKind::Number(number.as_f64().unwrap_or_default()),
+            Value::String(text) => OrderedKind::Text(text.clone()),
+            Value::Array(items) => {
+                OrderedKind::List(OrderedList { values: items.iter().map(OrderedValue::of_json).collect() })
+            }
+            Value::Object(_) => OrderedKind::Struct(OrderedStruct::of_json(value)),
+        };
+        OrderedValue { kind: Some(kind) }
+    }
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
 enum OrderedKind {
+    #[prost(int32, tag = "1")]
+    Null(i32),
+    #[prost(double, tag = "2")]
+    Number(f64),
     #[prost(string, tag = "3")]
     Text(String),
     #[prost(bool, tag = "4")]

@@ -16,6 +16,7 @@ use mesh_control::config::istio::security::{AuthorizationPolicy, PeerAuthenticat
 use mesh_control::config::istio::service::Service;
 use mesh_control::config::istio::service_entry::ServiceEntry;
 use mesh_control::config::istio::sidecar::Sidecar;
+use mesh_control::config::istio::telemetry::Telemetry;
 use mesh_control::config::istio::virtual_service::VirtualService;
 use mesh_control::config::istio::workload_entry::WorkloadEntry;
 use mesh_control::config::istio::workload_group::WorkloadGroup;
@@ -39,6 +40,7 @@ fn typed(kind: ObjectKind) -> Vec<String> {
         ObjectKind::RequestAuthentication => RequestAuthentication::fields("", &mut out),
         ObjectKind::AuthorizationPolicy => AuthorizationPolicy::fields("", &mut out),
         ObjectKind::MeshConfig => MeshConfig::fields("", &mut out),
+        ObjectKind::Telemetry => Telemetry::fields("", &mut out),
         ObjectKind::HttpRoute => HttpRoute::fields("", &mut out),
         ObjectKind::GrpcRoute => GrpcRoute::fields("", &mut out),
         ObjectKind::ReferenceGrant => ReferenceGrant::fields("", &mut out),

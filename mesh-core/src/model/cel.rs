@@ -93,6 +93,11 @@ impl CelExpression {
         self.needs_head
     }
 
+    /// Whether it is a value that is written out, and so the same for every request.
+    pub fn is_constant(&self) -> bool {
+        matches!(*self.root, Node::Literal(_))
+    }
+
     /// Whether it holds. Where a fact is missing that decides it, it does not (as in Envoy).
     pub fn holds(&self, facts: &dyn Facts) -> bool {
         matches!(self.root.value(facts), Some(CelValue::Bool(true)))

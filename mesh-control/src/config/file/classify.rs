@@ -84,6 +84,7 @@ const SECURITY_KINDS: [(&str, ObjectKind); 3] = [
 ];
 
 const NETWORKING: &str = "networking.istio.io";
+const TELEMETRY: &str = "telemetry.istio.io";
 const SECURITY: &str = "security.istio.io";
 const GATEWAY: &str = "gateway.networking.k8s.io";
 /// Istio's former security API.
@@ -104,7 +105,8 @@ pub(super) fn is_guarding_group(api_version: &str) -> bool {
 pub(super) fn without_version(kind: &str) -> Option<ObjectKind> {
     let networking = NETWORKING_KINDS.iter().find(|(name, _)| *name == kind).map(|(_, read)| *read);
     let gateway = || GATEWAY_KINDS.iter().find(|(name, ..)| *name == kind).map(|(_, read, ..)| *read);
-    networking.or_else(gateway).or_else(|| guard_like(kind))
+    let telemetry = || (kind == "Telemetry").then_some(ObjectKind::Telemetry);
+    networking.or_else(gateway).or_else(telemetry).or_else(|| guard_like(kind))
 }
 
 /// What is to be done with an object of this kind.
@@ -141,8 +143,13 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
         _ if is_like(group, NETWORKING) => {
             networking_like(kind).map_or(Class::NotYet(Severity::Warning), Class::Mistyped)
         }
+        TELEMETRY if kind == "Telemetry" => match version {
+            "v1" | "v1alpha1" => Class::Read(ObjectKind::Telemetry),
+            _ => Class::UnknownVersion(ObjectKind::Telemetry, "v1 or v1alpha1"),
+        },
+        TELEMETRY => Class::Mistyped(ObjectKind::Telemetry),
         "extensions.istio.io" if kind == "WasmPlugin" => Class::Foreign(Foreign::WasmPlugin),
-        "telemetry.istio.io" | "extensions.istio.io" | "install.istio.io" | "operator.istio.io" => {
+        "extensions.istio.io" | "install.istio.io" | "operator.istio.io" => {
             Class::NotYet(Severity::Warning)
         }
         GATEWAY => gateway_kind(kind, version),

@@ -128,8 +128,8 @@ fn as_protojson(node: &mut Node) {
                     key.name = name;
                 }
                 match (key.name.as_str(), value.as_str().map(str::parse)) {
-                    // Its keys are names of headers.
-                    ("includeAdditionalHeadersInCheck", _) => {}
+                    // Its keys are names of headers, or those of lines of JSON.
+                    ("includeAdditionalHeadersInCheck" | "labels", _) => {}
                     // Its keys are names of tags.
                     ("customTags", _) => {
                         if let Value::Map(tags) = &mut value.value {

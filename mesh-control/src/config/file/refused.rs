@@ -181,6 +181,7 @@ const fn fields(kind: ObjectKind) -> &'static [&'static str] {
         ObjectKind::PeerAuthentication => &["selector", "mtls", "portLevelMtls"],
         ObjectKind::HttpRoute | ObjectKind::GrpcRoute => &["parentRefs", "useDefaultGateways", "hostnames", "rules"],
         ObjectKind::ReferenceGrant => &["from", "to"],
+        ObjectKind::Telemetry => &["selector", "targetRef", "targetRefs", "tracing", "metrics", "accessLogging"],
         ObjectKind::Sidecar => {
             &["workloadSelector", "ingress", "egress", "inboundConnectionPool", "outboundTrafficPolicy"]
         }
@@ -291,6 +292,8 @@ pub(super) fn read(document: &Node, kind: ObjectKind, source: &Source, finding: 
         ObjectKind::WorkloadEntry | ObjectKind::WorkloadGroup | ObjectKind::MeshConfig => (Governs::Nothing, true),
         // What it hides is no secret. It may keep calls inside of the mesh, and nobody can tell whose.
         ObjectKind::Sidecar => (Governs::Nothing, spec.is_known() && spec.get("outboundTrafficPolicy").is_none()),
+        // What is told of requests is no business of theirs: workloads tell what wider objects say.
+        ObjectKind::Telemetry => (Governs::Nothing, true),
         // Of a grant that is wrong, nothing is granted.
         ObjectKind::ReferenceGrant => (Governs::Nothing, true),
         ObjectKind::HttpRoute | ObjectKind::GrpcRoute => parents(&spec, &meta.namespace)?,

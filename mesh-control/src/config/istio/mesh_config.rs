@@ -1,7 +1,6 @@
 //! `MeshConfig`: the settings of a whole mesh, as Istio has them in the ConfigMap `istio` or in a file.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
@@ -13,9 +12,9 @@ use super::destination_rule::LocalityLb;
 use super::destination_rule::balancer::check_locality;
 use super::names::export_faults;
 use super::virtual_service::Retry;
-use crate::config::decode::{Decode, Decoder, Opaque, PortNumber, Text, field_paths, keywords, message};
+use crate::config::decode::{At, Decode, Decoder, Opaque, PortNumber, Text, field_paths, keywords, message};
 use crate::config::diagnostic::{Code, Severity, Span, quoted};
-use crate::config::node::Node;
+use crate::config::node::{Node, Value};
 
 message! {
     /// The settings of a mesh.
@@ -111,7 +110,7 @@ message! {
         /// Of telemetry.
         disable_envoy_listener_log: Opaque = "disableEnvoyListenerLog",
         /// Of telemetry.
-        default_providers: Opaque = "defaultProviders",
+        default_providers: Option<DefaultProviders> = "defaultProviders",
         /// Of telemetry.
         enable_prometheus_merge: Opaque = "enablePrometheusMerge",
         /// Of telemetry.
@@ -209,7 +208,7 @@ message! {
         /// Of telemetry.
         prometheus: Option<Opaque> = "prometheus",
         /// Of telemetry.
-        envoy_file_access_log: Option<Opaque> = "envoyFileAccessLog",
+        envoy_file_access_log: Option<FileAccessLog> = "envoyFileAccessLog",
         /// Of telemetry.
         envoy_http_als: Option<Opaque> = "envoyHttpAls",
         /// Of telemetry.
@@ -218,6 +217,31 @@ message! {
         envoy_otel_als: Option<Opaque> = "envoyOtelAls",
         /// Certificates.
         sds: Option<Opaque> = "sds",
+    }
+    /// Who takes what is told of requests, where no Telemetry says it.
+    pub struct DefaultProviders {
+        /// Traces.
+        tracing: Vec<Text> = "tracing",
+        /// Metrics.
+        metrics: Vec<Text> = "metrics",
+        /// Access logs.
+        access_logging: Vec<Text> = "accessLogging",
+    }
+    /// An access log in a file.
+    pub struct FileAccessLog {
+        /// Where it is.
+        path: String = "path",
+        /// What a line is made of.
+        log_format: Option<FileLogFormat> = "logFormat",
+        /// Whether what is not there is left out.
+        omit_empty_values: bool = "omitEmptyValues",
+    }
+    /// What a line is made of: one of these.
+    pub struct FileLogFormat {
+        /// A text with commands in it.
+        text: Option<Text> = "text",
+        /// An object of JSON whose texts have commands in them.
+        labels: Option<At<Json>> = "labels",
     }
     /// How much of a request's body an authorizer is shown.
     pub struct BodyInCheck {
@@ -339,6 +363,65 @@ keywords! {
 /// The longest time that an authorizer is given unless its provider says otherwise (Istio: extension providers).
 pub const AUTHORIZER_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// Anything, as JSON has it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Json(pub serde_json::Value);
+
+impl Decode for Json {
+    fn decode(node: &Node, d: &mut Decoder<'_>) -> Option<Self> {
+        let inner = |node: &Node, d: &mut Decoder<'_>| Json::decode(node, d).map(|Json(value)| value);
+        Some(Json(match &node.value {
+            Value::Null => serde_json::Value::Null,
+            Value::Bool(value) => (*value).into(),
+            Value::Int(value) => (*value).into(),
+            Value::Float(value) => (*value).into(),
+            Value::Str(value) => value.as_str().into(),
+            Value::Seq(items) => items.iter().map(|item| inner(item, d)).collect::<Option<Vec<_>>>()?.into(),
+            Value::Map(entries) => {
+                let entries = entries.iter().map(|(key, value)| Some((key.name.clone(), inner(value, d)?)));
+                serde_json::Value::Object(entries.collect::<Option<_>>()?)
+            }
+        }))
+    }
+}
+
+/// The name of Istio's own provider of access logs, which every mesh has.
+pub const STDOUT_LOG: &str = "envoy";
+
+impl FileAccessLog {
+    /// The log of [`STDOUT_LOG`].
+    pub fn to_stdout() -> FileAccessLog {
+        FileAccessLog { path: String::new(), log_format: None, omit_empty_values: false, span: Span::default() }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &str {
+        if self.path.is_empty() { "/dev/stdout" } else { &self.path }
+    }
+
+    /// What a line is made of.
+    ///
+    /// # Errors
+    /// What is wrong with it, in which field, and where.
+    pub fn format(&self) -> Result<LogFormat, (Span, String, String)> {
+        let Some(written) = &self.log_format else { return Ok(LogFormat::default()) };
+        match (written.text.as_ref().filter(|text| !text.is_empty()), &written.labels) {
+            (Some(_), Some(labels)) => {
+                Err((labels.span, "labels".to_owned(), "beside text: only one of the two can be written".to_owned()))
+            }
+            (Some(text), None) => {
+                let read = LogText::parse(text).map(LogFormat::Text);
+                read.map_err(|invalid| (text.span, "text".to_owned(), invalid.to_string()))
+            }
+            (None, Some(labels)) => LogFormat::of_json(&labels.value.0).map_err(|invalid| {
+                let field = if invalid.field.is_empty() { "labels".to_owned() } else { format!("labels.{}", invalid.field) };
+                (labels.span, field, invalid.reason)
+            }),
+            (None, None) => Ok(LogFormat::default()),
+        }
+    }
+}
+
 impl MeshConfig {
     /// The access log that all workloads write, where they write one.
     ///
@@ -352,7 +435,12 @@ impl MeshConfig {
             Some(text) if text.is_empty() && is_json => LogFormat::json(),
             Some(text) if text.is_empty() => LogFormat::default(),
             Some(text) => {
-                let format = if is_json { json_format(text) } else { LogText::parse(text).map(LogFormat::Text) };
+                let format = match is_json {
+                    true => serde_json::from_str(text)
+                        .map_err(|error| Invalid::new(format!("not an object of JSON: {error}")))
+                        .and_then(|value| LogFormat::of_json(&value)),
+                    false => LogText::parse(text).map(LogFormat::Text),
+                };
                 format.map_err(|invalid| (text.span, invalid.to_string()))?
             }
         };
@@ -412,6 +500,11 @@ impl MeshConfig {
                     format!("{} is one kind of provider, and here are {}", provider.name.value, provider.kinds());
                 wrong(provider.span, at.clone(), message);
             }
+            if let Some(log) = &provider.envoy_file_access_log
+                && let Err((span, field, message)) = log.format()
+            {
+                wrong(span, format!("{at}.envoyFileAccessLog.logFormat.{field}"), message);
+            }
             if let Some(http) = &provider.http {
                 http.check(&format!("{at}.envoyExtAuthzHttp"), &mut wrong);
             }
@@ -428,15 +521,55 @@ impl MeshConfig {
                 );
             }
         }
-        if let (Ok(Some(log)), Some(written)) = (self.access_log(), &self.access_log_format) {
-            let commands: BTreeSet<&str> = log.format.without_effect().collect();
+        self.remark_on_logs(d);
+    }
+
+    /// What of access logs is without effect, or has one only where an application says so, too.
+    fn remark_on_logs(&self, d: &mut Decoder<'_>) {
+        let mut say = |span: Span, field: String, severity, message: String| {
+            d.report_at(span, field, severity, Code::Ignored, message);
+        };
+        let mut of_format = |span: Span, field: &str, format: &LogFormat| {
+            let commands: BTreeSet<&str> = format.without_effect().collect();
             for command in commands {
                 let message = format!("%{command}%: there is nothing of it here, and `-` is written in its place");
-                d.report_at(written.span, "accessLogFormat".to_owned(), Severity::Warning, Code::Ignored, message);
+                say(span, field.to_owned(), Severity::Warning, message);
             }
+        };
+        if let (Ok(Some(log)), Some(written)) = (self.access_log(), &self.access_log_format) {
+            of_format(written.span, "accessLogFormat", &log.format);
+        }
+        let logs = self.extension_providers.iter().enumerate();
+        let logs = logs.filter_map(|(index, provider)| Some((index, provider.envoy_file_access_log.as_ref()?)));
+        for (index, log) in logs.clone() {
+            if let (Some(written), Ok(format)) = (&log.log_format, log.format()) {
+                of_format(written.span, &format!("extensionProviders[{index}].envoyFileAccessLog.logFormat"), &format);
+            }
+        }
+        if self.access_log_file.is_empty() {
+            let message = "without effect: accessLogFile is not set, and providers have formats of their own";
+            if let Some(format) = self.access_log_format.as_ref().filter(|format| !format.is_empty()) {
+                say(format.span, "accessLogFormat".to_owned(), Severity::Warning, message.to_owned());
+            } else if self.access_log_encoding == Some(LogEncoding::Json) {
+                say(self.span, "accessLogEncoding".to_owned(), Severity::Warning, message.to_owned());
+            }
+        }
+        let files = logs.map(|(index, log)| {
+            (log.span, format!("extensionProviders[{index}].envoyFileAccessLog.path"), log.path())
+        });
+        let own = (!self.access_log_file.is_empty()).then_some((self.span, "accessLogFile".to_owned(), &*self.access_log_file));
+        for (span, field, path) in own.into_iter().chain(files).filter(|(_, _, path)| !IN_ANY_PROCESS.contains(path)) {
+            let message = format!(
+                "{path} is written only by applications that allow it (`access_log_files_in` of the library's builder): \
+                 whoever writes these settings must not be able to add to any file of a machine"
+            );
+            say(span, field, Severity::Info, message);
         }
     }
 }
+
+/// Files that every application has.
+const IN_ANY_PROCESS: [&str; 2] = ["/dev/stdout", "/dev/stderr"];
 
 impl ExtensionProvider {
     fn kinds(&self) -> usize {
@@ -449,14 +582,14 @@ impl ExtensionProvider {
             &self.skywalking,
             &self.opentelemetry,
             &self.prometheus,
-            &self.envoy_file_access_log,
             &self.envoy_http_als,
             &self.envoy_tcp_als,
             &self.envoy_otel_als,
             &self.sds,
         ];
         let others = others.into_iter().filter(|kind| kind.is_some()).count();
-        others + usize::from(self.http.is_some()) + usize::from(self.grpc.is_some())
+        let read = [self.http.is_some(), self.grpc.is_some(), self.envoy_file_access_log.is_some()];
+        others + read.into_iter().filter(|is_there| *is_there).count()
     }
 }
 
@@ -602,15 +735,4 @@ fn is_of_the_wire(name: &str) -> bool {
 fn is_namespace(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     !text.is_empty() && text.len() <= 63 && text.chars().all(allowed)
-}
-
-/// The keys of lines, with what stands under each.
-fn json_format(text: &str) -> Result<LogFormat, Invalid> {
-    let keys: BTreeMap<String, String> =
-        serde_json::from_str(text).map_err(|error| Invalid::new(format!("not an object of strings: {error}")))?;
-    let keys = keys.into_iter().map(|(key, text)| {
-        let parsed = LogText::parse(&text).map_err(|invalid| invalid.at(&key))?;
-        Ok((Arc::from(key), parsed))
-    });
-    Ok(LogFormat::Json(keys.collect::<Result<_, Invalid>>()?))
 }

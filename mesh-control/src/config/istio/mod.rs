@@ -13,6 +13,7 @@ pub mod service;
 pub mod service_entry;
 pub mod sidecar;
 pub mod string_match;
+pub mod telemetry;
 pub mod virtual_service;
 pub mod workload_entry;
 pub mod workload_group;

@@ -72,7 +72,9 @@ const MESH: &[Row] = &[
     http_only("accessLogEncoding", NO_LOG),
     both("enableEnvoyAccessLogService", Indifferent),
     both("disableEnvoyListenerLog", Indifferent),
-    both("defaultProviders", Indifferent),
+    http_only("defaultProviders.tracing", NO_SPANS),
+    http_only("defaultProviders.metrics", NO_METRICS),
+    http_only("defaultProviders.accessLogging", NO_LOG),
     both("enablePrometheusMerge", Indifferent),
     both("inboundClusterStatName", Indifferent),
     both("outboundClusterStatName", Indifferent),
@@ -110,20 +112,32 @@ const MESH_TLS: &[Row] = &[
 
 const PROVIDER: &[Row] = &[
     both("name", Enforced),
-    both("zipkin", Indifferent),
-    both("lightstep", Indifferent),
-    both("datadog", Indifferent),
-    both("stackdriver", Indifferent),
-    both("opencensus", Indifferent),
-    both("skywalking", Indifferent),
-    both("opentelemetry", Indifferent),
-    both("prometheus", Indifferent),
-    both("envoyFileAccessLog", Indifferent),
-    both("envoyHttpAls", Indifferent),
-    both("envoyTcpAls", Indifferent),
-    both("envoyOtelAls", Indifferent),
+    both("zipkin", ELSEWHERE),
+    both("lightstep", NO_PROVIDER),
+    both("datadog", NO_PROVIDER),
+    both("stackdriver", NO_PROVIDER),
+    both("opencensus", NO_PROVIDER),
+    both("skywalking", NO_PROVIDER),
+    both("opentelemetry", ELSEWHERE),
+    http_only("prometheus", NO_METRICS),
+    http_only("envoyFileAccessLog.path", NO_LOG),
+    http_only("envoyFileAccessLog.logFormat.text", NO_LOG),
+    http_only("envoyFileAccessLog.logFormat.labels", NO_LOG),
+    both("envoyFileAccessLog.omitEmptyValues", Partly(omits)),
+    both("envoyHttpAls", NO_PROVIDER),
+    both("envoyTcpAls", NO_PROVIDER),
+    both("envoyOtelAls", NO_PROVIDER),
     both("sds", NotYet("certificates are of the control plane's own authority, and of no other")),
 ];
+
+const NO_PROVIDER: super::Support = NotYet("nothing is sent there");
+
+fn omits(node: &Node) -> Option<String> {
+    (node.value == Value::Bool(true)).then(|| "what is not there is written as `-`, or `null`".to_owned())
+}
+
+/// What gRPC's own clients and servers do with metrics.
+const NO_METRICS: &str = "gRPC's own clients and servers count as their application says";
 
 /// What gRPC's own clients and servers do with access logs.
 const NO_LOG: &str = "gRPC's own clients and servers write no access log";

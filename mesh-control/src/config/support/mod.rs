@@ -15,6 +15,7 @@ mod security;
 mod service;
 mod service_entry;
 mod sidecar;
+mod telemetry;
 mod virtual_service;
 mod workload_entry;
 mod workload_group;
@@ -54,6 +55,8 @@ pub enum ObjectKind {
     AuthorizationPolicy,
     /// Istio's `MeshConfig`, in a ConfigMap or in a file of its own.
     MeshConfig,
+    /// `Telemetry` of telemetry.istio.io.
+    Telemetry,
     /// `HTTPRoute` of Kubernetes' Gateway API.
     HttpRoute,
     /// `GRPCRoute` of Kubernetes' Gateway API.
@@ -66,7 +69,7 @@ pub enum ObjectKind {
 
 impl ObjectKind {
     /// All kinds of which each field is known.
-    pub const ALL: [ObjectKind; 14] = [
+    pub const ALL: [ObjectKind; 15] = [
         ObjectKind::VirtualService,
         ObjectKind::DestinationRule,
         ObjectKind::ServiceEntry,
@@ -78,6 +81,7 @@ impl ObjectKind {
         ObjectKind::RequestAuthentication,
         ObjectKind::AuthorizationPolicy,
         ObjectKind::MeshConfig,
+        ObjectKind::Telemetry,
         ObjectKind::HttpRoute,
         ObjectKind::GrpcRoute,
         ObjectKind::ReferenceGrant,
@@ -97,6 +101,7 @@ impl ObjectKind {
             ObjectKind::RequestAuthentication => "RequestAuthentication",
             ObjectKind::AuthorizationPolicy => "AuthorizationPolicy",
             ObjectKind::MeshConfig => "MeshConfig",
+            ObjectKind::Telemetry => "Telemetry",
             ObjectKind::HttpRoute => "HTTPRoute",
             ObjectKind::GrpcRoute => "GRPCRoute",
             ObjectKind::ReferenceGrant => "ReferenceGrant",
@@ -161,6 +166,7 @@ fn tables(kind: ObjectKind) -> Tables {
         ObjectKind::RequestAuthentication => security::REQUEST_AUTHENTICATION,
         ObjectKind::AuthorizationPolicy => security::AUTHORIZATION_POLICY,
         ObjectKind::MeshConfig => mesh_config::TABLES,
+        ObjectKind::Telemetry => telemetry::TABLES,
         ObjectKind::HttpRoute => http_route::TABLES,
         ObjectKind::GrpcRoute => grpc_route::TABLES,
         ObjectKind::ReferenceGrant => reference_grant::TABLES,
@@ -293,6 +299,7 @@ mod tests {
     use crate::config::istio::service::Service;
     use crate::config::istio::service_entry::ServiceEntry;
     use crate::config::istio::sidecar::Sidecar;
+    use crate::config::istio::telemetry::Telemetry;
     use crate::config::istio::virtual_service::VirtualService;
     use crate::config::istio::workload_entry::WorkloadEntry;
     use crate::config::istio::workload_group::WorkloadGroup;
@@ -311,6 +318,7 @@ mod tests {
             ObjectKind::RequestAuthentication => RequestAuthentication::fields("", &mut out),
             ObjectKind::AuthorizationPolicy => AuthorizationPolicy::fields("", &mut out),
             ObjectKind::MeshConfig => MeshConfig::fields("", &mut out),
+            ObjectKind::Telemetry => Telemetry::fields("", &mut out),
             ObjectKind::HttpRoute => HttpRoute::fields("", &mut out),
             ObjectKind::GrpcRoute => GrpcRoute::fields("", &mut out),
             ObjectKind::ReferenceGrant => ReferenceGrant::fields("", &mut out),

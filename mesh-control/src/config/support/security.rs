@@ -94,7 +94,7 @@ fn modes(ports: &Node) -> Option<String> {
     ports.entries().iter().find_map(|(_, port)| mode(port.get("mode")?))
 }
 
-fn target(node: &Node) -> Option<String> {
+pub(super) fn target(node: &Node) -> Option<String> {
     let kind = node.as_str()?;
     kind.starts_with("Gateway").then(|| "gateways are not built; no workload is selected".to_owned())
 }

@@ -1,6 +1,7 @@
 //! What calls a workload: a chain of filters for each of its ports, which takes connections as its PeerAuthentication says and
 //! lets in whom its policies let in (Istio: listener_inbound.go).
 
+use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3::route::Action;
@@ -35,6 +36,8 @@ pub struct Inbound<'a> {
     pub tokens: Vec<&'a TokenRule>,
     /// How connections are taken.
     pub tls: ServerTls,
+    /// Where its requests are logged.
+    pub logs: Vec<AccessLog>,
 }
 
 /// The listener of these ports: of one, which it binds, or of all, where connections are redirected. `passes` says whether
@@ -128,7 +131,7 @@ fn filter(port: &Inbound<'_>, keys: &FetchedKeys, paths: PathNormalization) -> p
         Err(reason) => (Vec::new(), Action::DirectResponse(library::unavailable(&reason))),
     };
     let routes = proxy::inline(cluster, format!("inbound|http|{}", port.port), action);
-    let mut manager = proxy::manager(format!("inbound_0.0.0.0_{}", port.port), routes, filters);
+    let mut manager = proxy::manager(format!("inbound_0.0.0.0_{}", port.port), routes, filters, port.logs.clone());
     // Who calls is who the certificate names, whatever the request says.
     manager.forward_client_cert_details = ForwardClientCertDetails::SanitizeSet.into();
     manager.set_current_client_cert_details = Some(SetCurrentClientCertDetails {

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3 as route;
@@ -17,7 +18,7 @@ use super::super::extensions::session_state;
 use super::super::judge::{self, Judge};
 use super::super::proto::{CORS_FILTER, FAULT_FILTER, any};
 use super::super::{
-    BLACK_HOLE, Degraded, PASSTHROUGH, Rendered, clusters, encode, encode_routes, join, library, names_of,
+    BLACK_HOLE, Degraded, PASSTHROUGH, Rendered, clusters, encode, encode_routes, join, library, names_of, telemetry,
 };
 use super::inbound::speaks_http;
 use super::{VIRTUAL_OUTBOUND, proxy};
@@ -26,6 +27,7 @@ use crate::config::diagnostic::Diagnostic;
 use crate::policy::connections::Connections;
 use crate::policy::outbound::OutboundTrafficPolicy;
 use crate::policy::route::{Action, ClusterKey, Route};
+use crate::policy::telemetry::Side;
 use crate::policy::view::View;
 use crate::policy::{Address, Policy};
 use crate::registry::Service;
@@ -175,7 +177,7 @@ fn at_port(
     rendered.default_filter_chain = match at.http.is_empty() {
         false => Some(pb::FilterChain {
             name: name.to_owned(),
-            filters: vec![proxy::http(&manager(port, ip))],
+            filters: vec![proxy::http(&manager(port, ip, telemetry(policy, view.telemetry, Side::Client).logs))],
             ..Default::default()
         }),
         true => tcp.next().and_then(|address| {
@@ -211,7 +213,7 @@ fn chain(address: &Address, way: Connections) -> pb::FilterChain {
 }
 
 /// In Istio's order: faults, cross-origin rules, sessions, the router.
-fn manager(port: u16, ip: std::net::IpAddr) -> hcm::HttpConnectionManager {
+fn manager(port: u16, ip: std::net::IpAddr, logs: Vec<AccessLog>) -> hcm::HttpConnectionManager {
     let filter = |name: &str, config: Any| hcm::HttpFilter {
         name: name.to_owned(),
         config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
@@ -222,7 +224,7 @@ fn manager(port: u16, ip: std::net::IpAddr) -> hcm::HttpConnectionManager {
         filter(CORS_FILTER, any(&Cors::default())),
         filter(SESSION_FILTER, any(&session_pb::StatefulSession::default())),
     ];
-    proxy::manager(format!("outbound_{ip}_{port}"), proxy::by_rds(port.to_string()), filters)
+    proxy::manager(format!("outbound_{ip}_{port}"), proxy::by_rds(port.to_string()), filters, logs)
 }
 
 /// The routes of a port: a virtual host for each service, and one for all that nothing describes.

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3 as route;
@@ -19,14 +20,16 @@ use prost::{Message, Name};
 
 use super::super::proto::{OfRoutes, ads, any, duration, http_filters, socket_address};
 
-/// A connection manager with these routes and filters, the router excepted.
+/// A connection manager with these routes and filters, the router excepted, whose requests are logged so.
 pub(super) fn manager(
     stat_prefix: String,
     routes: RouteSpecifier,
     filters: Vec<hcm::HttpFilter>,
+    access_log: Vec<AccessLog>,
 ) -> hcm::HttpConnectionManager {
     hcm::HttpConnectionManager {
         stat_prefix,
+        access_log,
         route_specifier: Some(routes),
         http_filters: filters.into_iter().chain(http_filters(OfRoutes::default())).collect(),
         use_remote_address: Some(BoolValue { value: false }),

@@ -1,0 +1,75 @@
+//! What becomes of the fields of Telemetry.
+
+use super::Support::{Enforced, Indifferent, NotYet, Partly};
+use super::security::target;
+use super::{Row, Tables, both, http_only};
+use crate::config::node::{Node, Value};
+
+pub(super) const TABLES: Tables = &[
+    ("", TELEMETRY),
+    ("targetRef", TARGET),
+    ("targetRefs", TARGET),
+    ("accessLogging", LOGGING),
+    ("metrics", METRICS),
+    ("metrics.overrides", OVERRIDES),
+    ("tracing", TRACING),
+];
+
+const TELEMETRY: &[Row] = &[both("selector.matchLabels", Enforced)];
+
+const TARGET: &[Row] =
+    &[both("group", Indifferent), both("kind", Partly(target)), both("name", Enforced), both("namespace", Indifferent)];
+
+/// What gRPC's own clients and servers do with each.
+const NO_LOG: &str = "gRPC's own clients and servers write no access log";
+const NO_METRICS: &str = "gRPC's own clients and servers count as their application says";
+const NO_SPANS: &str = "gRPC's own clients and servers trace as their application says";
+
+const LOGGING: &[Row] = &[
+    http_only("match.mode", NO_LOG),
+    http_only("providers.name", NO_LOG),
+    http_only("disabled", NO_LOG),
+    http_only("filter.expression", NO_LOG),
+];
+
+const METRICS: &[Row] = &[
+    http_only("providers.name", NO_METRICS),
+    both("reportingInterval", NotYet("numbers are those of the moment in which they are read")),
+];
+
+const OVERRIDES: &[Row] = &[
+    http_only("match.metric", NO_METRICS),
+    http_only("match.customMetric", NO_METRICS),
+    http_only("match.mode", NO_METRICS),
+    http_only("disabled", NO_METRICS),
+    http_only("tagOverrides.operation", NO_METRICS),
+    http_only("tagOverrides.value", NO_METRICS),
+];
+
+const TRACING: &[Row] = &[
+    http_only("match.mode", NO_SPANS),
+    http_only("providers.name", NO_SPANS),
+    http_only("randomSamplingPercentage", NO_SPANS),
+    http_only("disableSpanReporting", NO_SPANS),
+    http_only("customTags.literal.value", NO_SPANS),
+    http_only("customTags.environment.name", NO_SPANS),
+    http_only("customTags.environment.defaultValue", NO_SPANS),
+    http_only("customTags.header.name", NO_SPANS),
+    http_only("customTags.header.defaultValue", NO_SPANS),
+    both("customTags.formatter", NotYet("a tag is a text, a variable of the environment or a header")),
+    both("enableIstioTags", Partly(istio_tags)),
+    both("useRequestIdForTraceSampling", Partly(by_request_id)),
+    both("disableContextPropagation", Partly(not_told)),
+];
+
+fn istio_tags(node: &Node) -> Option<String> {
+    (node.value == Value::Bool(false)).then(|| "spans say whose they are in Istio's words in any case".to_owned())
+}
+
+fn by_request_id(node: &Node) -> Option<String> {
+    (node.value == Value::Bool(true)).then(|| "the trace itself says whether it is sampled".to_owned())
+}
+
+fn not_told(node: &Node) -> Option<String> {
+    (node.value == Value::Bool(true)).then(|| "others are told of a trace in any case".to_owned())
+}

@@ -1,0 +1,357 @@
+//! What is told of the requests of a workload: which Telemetry objects are for it, and what they come to together with the
+//! settings of the mesh (Istio: pilot/pkg/model/telemetry.go). Of the root namespace, of its own namespace and for the workload
+//! itself one object each counts, the oldest; the narrower goes before the wider, field by field.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use mesh_core::model::{CelExpression, DEFAULT_JSON, DEFAULT_LINE};
+
+use super::mesh::MeshSettings;
+use super::tracing::{Provider, Tag, Tracing};
+use super::view::Applied;
+use crate::config::decode::Text;
+use crate::config::file::{Meta, Object, Objects, Workloads};
+use crate::config::istio::mesh_config::{ExtensionProvider, FileAccessLog, LogEncoding, MeshConfig, STDOUT_LOG};
+use crate::config::istio::security::selected;
+use crate::config::istio::telemetry::{METRICS, Metric, ProviderRef, TagOperation, Telemetry};
+use crate::config::{Code, Diagnostic, Severity};
+use crate::registry::Services;
+use crate::registry::service::is_subset;
+
+/// All Telemetry objects.
+#[derive(Debug, Default)]
+pub struct Telemetries {
+    root: Arc<str>,
+    /// In the order in which they compete.
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    object: Arc<Object<Telemetry>>,
+    workloads: Workloads,
+}
+
+/// Whose requests are told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Those that a workload makes.
+    Client,
+    /// Those that it serves.
+    Server,
+}
+
+/// An access log in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLogFile {
+    /// Where it is.
+    pub path: String,
+    /// What is written for each request.
+    pub lines: LogLines,
+    /// Which requests, in CEL; `None` for all.
+    pub filter: Option<String>,
+}
+
+/// A request in an access log, in Envoy's words (`%RESPONSE_CODE%`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogLines {
+    /// A line of text.
+    Text(String),
+    /// An object of JSON.
+    Json(serde_json::Value),
+}
+
+/// What is otherwise than usual of one metric.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MetricOverride {
+    /// It is not there.
+    pub is_disabled: bool,
+    /// Labels that are set, by an expression of CEL, or taken off.
+    pub labels: BTreeMap<String, Option<String>>,
+}
+
+/// The access log that the settings of the mesh name without a provider (`accessLogFile`): the default, where there is no other.
+const LEGACY: &str = "";
+
+impl Telemetries {
+    /// Those of these objects, and what is to be said about them.
+    pub fn new(objects: &Objects, root: &Arc<str>) -> (Telemetries, Vec<Diagnostic>) {
+        let mut sorted: Vec<_> = objects.telemetries.iter().collect();
+        sorted.sort_by(|a, b| a.meta.order().cmp(&b.meta.order()));
+        let entry = |object: &Arc<Object<Telemetry>>| Entry {
+            workloads: Workloads::of(selected(object.spec.selector.as_ref()), &object.spec.targets()),
+            object: Arc::clone(object),
+        };
+        let entries: Vec<Entry> = sorted.into_iter().map(entry).collect();
+        let mut found = Vec::new();
+        for (place, entry) in entries.iter().enumerate() {
+            let meta = &entry.object.meta;
+            let is_rival =
+                |other: &&Entry| other.workloads == entry.workloads && other.object.meta.namespace == meta.namespace;
+            if let Some(winner) = entries.iter().take(place).find(is_rival) {
+                let winner = &winner.object.meta;
+                let message = format!("{} ({}) is for the same workloads, and counts", winner.id(), winner.origin);
+                found.push(Diagnostic::at(&meta.origin, Severity::Warning, Code::Conflict, message).object(meta.id()));
+            }
+        }
+        (Telemetries { root: Arc::clone(root), entries }, found)
+    }
+
+    /// Those that are for a workload.
+    pub fn of(&self, namespace: &str, labels: &BTreeMap<String, String>, services: &Services) -> Applied {
+        let find = |is_meant: &dyn Fn(&Entry) -> bool| self.entries.iter().position(is_meant);
+        let is_in = |entry: &Entry, namespace: &str| *entry.object.meta.namespace == *namespace;
+        let root = find(&|entry| is_in(entry, &self.root) && entry.is_for_all());
+        let own = find(&|entry| is_in(entry, namespace) && entry.is_for_all());
+        let workload = find(&|entry| {
+            is_in(entry, namespace)
+                && match &entry.workloads {
+                    Workloads::Labelled(wanted) => !wanted.is_empty() && is_subset(wanted, labels),
+                    Workloads::OfServices(names) => services.any_selects(namespace, names, labels),
+                }
+        });
+        Applied([root, own.filter(|_| *namespace != *self.root), workload])
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Object<Telemetry>>> {
+        self.entries.iter().map(|entry| &entry.object)
+    }
+
+    /// Who they are that are for a workload.
+    pub fn metas(&self, applied: Applied) -> impl Iterator<Item = &Meta> {
+        self.scopes(applied).map(|object| &object.meta)
+    }
+
+    /// The wider first.
+    fn scopes(&self, applied: Applied) -> impl Iterator<Item = &Object<Telemetry>> {
+        applied.0.into_iter().flatten().filter_map(|place| Some(&*self.entries.get(place)?.object))
+    }
+
+    /// Where the requests of a side are logged. One file that several providers name is written for each.
+    pub fn access_logs(&self, applied: Applied, side: Side, mesh: &MeshSettings) -> Vec<AccessLogFile> {
+        let spec = mesh.object.as_ref().map(|object| &object.spec);
+        let mut defaults = spec.map(|spec| default_providers(spec).access_logging).unwrap_or_default();
+        if defaults.is_empty() && spec.is_some_and(|spec| !spec.access_log_file.is_empty()) {
+            defaults.push(LEGACY);
+        }
+        let is_meant = |logging: &&crate::config::istio::telemetry::AccessLogging| side.is_of(logging.side.as_ref());
+        // The providers of the narrowest scope that names any; what a wider one says of others is over.
+        let mut counting: BTreeSet<&str> = defaults.iter().copied().collect();
+        for object in self.scopes(applied) {
+            let logging = object.spec.access_logging.iter().filter(is_meant);
+            let named: BTreeSet<&str> = logging.flat_map(|logging| names(&logging.providers)).collect();
+            if !named.is_empty() {
+                counting = named;
+            }
+        }
+        let mut logs: BTreeMap<&str, Option<String>> = BTreeMap::new();
+        if self.scopes(applied).all(|object| object.spec.access_logging.is_empty()) {
+            logs.extend(defaults.iter().map(|name| (*name, None)));
+        }
+        let mut providers = defaults;
+        for logging in self.scopes(applied).flat_map(|object| &object.spec.access_logging) {
+            if !logging.providers.is_empty() {
+                providers = names(&logging.providers).collect();
+            }
+            if !is_meant(&logging) {
+                continue;
+            }
+            for name in providers.iter().filter(|name| counting.contains(*name)) {
+                if logging.disabled == Some(true) {
+                    logs.remove(name);
+                    continue;
+                }
+                let expression = logging.filter.as_ref().and_then(|filter| filter.expression.as_ref());
+                let expression = expression.filter(|expression| !expression.is_empty());
+                // What is wrong with it was said where it is read. Whoever understands it gets it in words that all know.
+                let filter = expression.and_then(|text| Some(CelExpression::condition(text).ok()?.text().to_owned()));
+                let known = logs.entry(name).or_default();
+                *known = filter.or_else(|| known.take());
+            }
+        }
+        let file = |(name, filter): (&str, Option<String>)| {
+            let (path, lines) = file_log(name, spec)?;
+            Some(AccessLogFile { path, lines, filter })
+        };
+        logs.into_iter().filter_map(file).collect()
+    }
+
+    /// What is otherwise than usual of the metrics of a side, by the names of Istio's statistics.
+    pub fn metrics(&self, applied: Applied, side: Side, mesh: &MeshSettings) -> BTreeMap<String, MetricOverride> {
+        let spec = mesh.object.as_ref().map(|object| &object.spec);
+        let mut providers = spec.map(|spec| default_providers(spec).metrics).unwrap_or_default();
+        if providers.is_empty() {
+            providers.push(PROMETHEUS);
+        }
+        let mut overrides: BTreeMap<String, MetricOverride> = BTreeMap::new();
+        for metrics in self.scopes(applied).flat_map(|object| &object.spec.metrics) {
+            if !metrics.providers.is_empty() {
+                providers = names(&metrics.providers).collect();
+            }
+            if !providers.iter().any(|name| is_prometheus(name, spec)) {
+                continue;
+            }
+            for one in metrics.overrides.iter().filter(|one| one.selector.mode.has(side == Side::Client)) {
+                let named = one.selector.metric.as_ref().map(|metric| metric.value);
+                let is_one = |metric: Metric| named.is_none_or(|named| named == metric || named == Metric::All);
+                let standard = METRICS.iter().filter(|(metric, _)| is_one(*metric)).map(|(_, name)| (*name).to_owned());
+                let meant: Vec<String> = match &one.selector.custom_metric {
+                    Some(custom) if !custom.is_empty() => vec![custom.value.clone()],
+                    _ => standard.collect(),
+                };
+                for name in meant {
+                    let metric = overrides.entry(name).or_default();
+                    metric.is_disabled = one.disabled.unwrap_or(metric.is_disabled);
+                    for (label, tag) in &one.tag_overrides {
+                        let value = tag.value.as_ref().filter(|_| tag.operation == TagOperation::Upsert);
+                        metric.labels.insert(label.clone(), value.map(|value| value.value.clone()));
+                    }
+                }
+            }
+        }
+        overrides.retain(|_, metric| *metric != MetricOverride::default());
+        overrides
+    }
+
+    /// How the requests of a side are traced; `None` where nobody says anything of it, so that it is the application's to say.
+    pub fn tracing(&self, applied: Applied, side: Side, mesh: &MeshSettings) -> Option<Tracing> {
+        let spec = mesh.object.as_ref().map(|object| &object.spec);
+        let mut tracing = mesh.tracing();
+        let mut provider = spec.and_then(|spec| default_providers(spec).tracing.first().copied());
+        for written in self.scopes(applied).flat_map(|object| &object.spec.tracing) {
+            if !side.is_of(written.side.as_ref()) {
+                continue;
+            }
+            let merged = tracing.get_or_insert_default();
+            if let Some(first) = names(&written.providers).next() {
+                // Whoever names one wants spans.
+                (provider, merged.is_disabled) = (Some(first), false);
+            }
+            merged.sampling = written.random_sampling_percentage.or(merged.sampling);
+            merged.is_disabled = written.disable_span_reporting.unwrap_or(merged.is_disabled);
+            if !written.custom_tags.is_empty() {
+                let tags = written.custom_tags.iter();
+                merged.custom_tags =
+                    tags.filter_map(|(name, tag)| Some((name.clone(), Tag::of(&tag.custom_tag())?))).collect();
+            }
+        }
+        if let Some(provider) = provider.and_then(|name| find(name, spec)) {
+            let kind = match provider {
+                Found::Other(provider) if provider.zipkin.is_some() => Some(Provider::Zipkin),
+                Found::Other(provider) if provider.opentelemetry.is_some() => Some(Provider::OpenTelemetry),
+                _ => None,
+            };
+            tracing = tracing.map(|tracing| Tracing { provider: kind.or(tracing.provider), ..tracing });
+        }
+        tracing
+    }
+}
+
+impl Entry {
+    fn is_for_all(&self) -> bool {
+        self.workloads == Workloads::Labelled(BTreeMap::new())
+    }
+}
+
+impl Side {
+    fn is_of(self, side: Option<&crate::config::istio::telemetry::Side>) -> bool {
+        side.is_none_or(|side| side.mode.has(self == Side::Client))
+    }
+}
+
+/// The name of Istio's own provider of metrics, which every mesh has.
+pub const PROMETHEUS: &str = "prometheus";
+
+/// What a provider is.
+#[derive(Clone, Copy, Debug)]
+pub enum Found<'a> {
+    /// A file.
+    File(&'a FileAccessLog),
+    /// The standard output, in Istio's default line.
+    Stdout,
+    /// Metrics for Prometheus.
+    Prometheus,
+    /// Another one.
+    Other(&'a ExtensionProvider),
+}
+
+/// The provider of this name, among those of the settings and those that every mesh has.
+pub fn find<'a>(name: &str, spec: Option<&'a MeshConfig>) -> Option<Found<'a>> {
+    let written = spec.and_then(|spec| spec.extension_providers.iter().find(|provider| *provider.name.value == *name));
+    match (written, name) {
+        (Some(provider), _) => Some(match (&provider.envoy_file_access_log, provider.prometheus) {
+            (Some(file), _) => Found::File(file),
+            (_, Some(_)) => Found::Prometheus,
+            _ => Found::Other(provider),
+        }),
+        (None, STDOUT_LOG) => Some(Found::Stdout),
+        (None, PROMETHEUS) => Some(Found::Prometheus),
+        _ => None,
+    }
+}
+
+fn is_prometheus(name: &str, spec: Option<&MeshConfig>) -> bool {
+    matches!(find(name, spec), Some(Found::Prometheus))
+}
+
+fn names(providers: &[ProviderRef]) -> impl Iterator<Item = &str> {
+    providers.iter().map(|provider| provider.name.value.as_str())
+}
+
+/// The names of those that count where no Telemetry names any.
+struct Defaults<'a> {
+    tracing: Vec<&'a str>,
+    metrics: Vec<&'a str>,
+    access_logging: Vec<&'a str>,
+}
+
+fn default_providers(spec: &MeshConfig) -> Defaults<'_> {
+    fn of(list: Option<&Vec<Text>>) -> Vec<&str> {
+        list.into_iter().flatten().map(|name| name.value.as_str()).collect()
+    }
+    let defaults = spec.default_providers.as_ref();
+    Defaults {
+        tracing: of(defaults.map(|defaults| &defaults.tracing)),
+        metrics: of(defaults.map(|defaults| &defaults.metrics)),
+        access_logging: of(defaults.map(|defaults| &defaults.access_logging)),
+    }
+}
+
+/// Where a provider writes, and what; `None` for one that writes no file. What is wrong with a format was said where it is read.
+fn file_log(name: &str, spec: Option<&MeshConfig>) -> Option<(String, LogLines)> {
+    let spec = spec.filter(|_| name == LEGACY).map_or(Err(spec), Ok);
+    match spec {
+        Ok(legacy) => {
+            legacy.access_log().ok()??;
+            let written = legacy.access_log_format.as_ref().map_or("", |text| text.value.as_str());
+            let is_json = legacy.access_log_encoding == Some(LogEncoding::Json);
+            let lines = match (is_json, written) {
+                (true, "") => LogLines::Json(DEFAULT_JSON.map(|(key, text)| (key.to_owned(), text)).into_iter().collect()),
+                (true, written) => LogLines::Json(serde_json::from_str(written).ok()?),
+                (false, "") => LogLines::Text(DEFAULT_LINE.to_owned()),
+                (false, written) => LogLines::Text(written.to_owned()),
+            };
+            Some((legacy.access_log_file.clone(), lines))
+        }
+        Err(spec) => {
+            let stdout = FileAccessLog::to_stdout();
+            let log = match find(name, spec)? {
+                Found::File(log) => log,
+                Found::Stdout => &stdout,
+                Found::Prometheus | Found::Other(_) => return None,
+            };
+            log.format().ok()?;
+            let written = log.log_format.as_ref();
+            let text = written.and_then(|format| format.text.as_ref()).filter(|text| !text.is_empty());
+            let labels = written.and_then(|format| format.labels.as_ref());
+            let lines = match (text, labels) {
+                (Some(text), _) => LogLines::Text(text.value.clone()),
+                (None, Some(labels)) => LogLines::Json(labels.value.0.clone()),
+                (None, None) => LogLines::Text(DEFAULT_LINE.to_owned()),
+            };
+            Some((log.path().to_owned(), lines))
+        }
+    }
+}
