@@ -23,7 +23,7 @@ use crate::error::ErrorKind;
 use crate::id::{Address, ClusterName};
 use crate::identity::SpiffeId;
 use crate::live_trace::{End, Hop};
-use crate::model::{AccessLog, ServiceNames};
+use crate::model::{AccessLog, MetricRules, ServiceNames};
 use crate::recycled::{Recycle, Recycled, Spare};
 use crate::response_flags::ResponseFlags;
 use crate::state::EndpointState;
@@ -246,6 +246,7 @@ struct Record {
     logs: Option<Arc<[AccessLog]>>,
     /// Where it is followed. Its heads are noted then, too.
     hop: Option<Box<Hop>>,
+    metrics: Option<Arc<MetricRules>>,
 }
 
 impl Recycle for Record {
@@ -307,6 +308,7 @@ impl RequestInfo {
             heads: None,
             logs: None,
             hop: None,
+            metrics: None,
         }));
     }
 
@@ -467,6 +469,12 @@ impl RequestInfo {
     /// The access logs that the configuration wants it in.
     pub fn access_logs(&self) -> &[AccessLog] {
         self.record.as_ref().and_then(|record| record.logs.as_deref()).unwrap_or_default()
+    }
+
+    /// How it is counted, where that is otherwise than usual.
+    #[inline]
+    pub fn metric_rules(&self) -> Option<&Arc<MetricRules>> {
+        self.record.as_ref()?.metrics.as_ref()
     }
 
     /// Bytes of the request's body that were sent, or on a server read, without framing.

@@ -59,6 +59,11 @@ pub trait Source: Send + Sync + 'static {
         Workload::default()
     }
 
+    /// What its node says of itself to the control plane. Nothing, unless a source says otherwise.
+    fn node_metadata(&self) -> serde_json::Map<String, serde_json::Value> {
+        serde_json::Map::new()
+    }
+
     /// How it tells others who it is. It does not, unless a source says otherwise.
     fn introductions(&self) -> Option<Introductions> {
         None

@@ -1,22 +1,26 @@
 //! Access logs: a line for each request that ended, where the configuration or the application wants one. Lines are written by
-//! a thread of their own, so that a slow disk holds up no request; what it cannot keep up with is left out and counted.
+//! a thread of their own, so that a slow disk holds up no request; what it cannot keep up with is left out and counted. The
+//! threads end with their mesh, and what is under way by then is written first.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::model::{AccessLog, LogFormat};
 use mesh_core::request_info::{Interest, Observer, RequestInfo};
-use mesh_core::telemetry::log_line;
+use mesh_core::telemetry::{Ended, log_line};
+use serde_json::{Map, Value};
 
 /// How many lines wait for a log at most.
 const WAITING: usize = 4096;
+/// How long the end of a mesh waits for lines that are under way, at most.
+const LAST_LINES: Duration = Duration::from_secs(1);
 const STDOUT: &str = "/dev/stdout";
 const STDERR: &str = "/dev/stderr";
 
@@ -40,8 +44,25 @@ pub(crate) struct AccessLogs {
     sinks: Vec<(LogFormat, Box<dyn LogSink>)>,
     /// Where files may be that the configuration names.
     directory: Option<PathBuf>,
-    files: Mutex<HashMap<Arc<str>, Option<SyncSender<String>>>>,
+    /// What the node of this process says of itself.
+    node: Map<String, Value>,
+    /// `None` for those that are not to be written.
+    files: Mutex<HashMap<Arc<str>, Option<Writer>>>,
     lost: Arc<AtomicU64>,
+}
+
+/// A file that is written to.
+struct Writer {
+    lines: SyncSender<Sent>,
+    /// Ends with the thread that writes.
+    done: Receiver<()>,
+}
+
+/// What is sent to the thread that writes.
+enum Sent {
+    Line(String),
+    /// Dropped when everything is written that was sent before.
+    Mark(SyncSender<()>),
 }
 
 impl AccessLogs {
@@ -55,6 +76,12 @@ impl AccessLogs {
 
     pub(crate) fn allow(&mut self, directory: PathBuf) {
         self.directory = Some(directory);
+    }
+
+    /// They are those of a process of this node.
+    pub(crate) fn of_node(mut self, node: Map<String, Value>) -> Self {
+        self.node = node;
+        self
     }
 
     /// Lines that were left out.
@@ -75,10 +102,25 @@ impl AccessLogs {
             }
             is_allowed.then(|| writer(path, &self.lost)).flatten()
         });
-        let is_sent = file.as_ref().is_some_and(|file| file.try_send(line).is_ok());
+        let is_sent = file.as_ref().is_some_and(|file| file.lines.try_send(Sent::Line(line)).is_ok());
         if !is_sent {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Waits until the lines that were sent so far are written, or the time is over.
+    pub(crate) fn flush(&self) {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let marks: Vec<Receiver<()>> = files
+            .values()
+            .flatten()
+            .filter_map(|writer| {
+                let (mark, written) = sync_channel(0);
+                writer.lines.try_send(Sent::Mark(mark)).ok().map(|()| written)
+            })
+            .collect();
+        drop(files);
+        wait_for(marks);
     }
 
     /// Whoever writes the configuration must not be able to add to any file of this machine.
@@ -96,10 +138,12 @@ impl Observer for AccessLogs {
             return;
         }
         let (took, now) = (request.started.elapsed(), SystemTime::now());
-        for log in request.access_logs() {
+        let ended = Ended::new(request, took, now, &self.node);
+        let has = |log: &&AccessLog| log.filter.as_ref().is_none_or(|filter| ended.is_in(filter));
+        for log in request.access_logs().iter().filter(has) {
             self.send(&log.path, false, log_line(&log.format, request, took, now));
         }
-        for log in &self.own {
+        for log in self.own.iter().filter(has) {
             self.send(&log.path, true, log_line(&log.format, request, took, now));
         }
         for (format, sink) in &self.sinks {
@@ -112,6 +156,22 @@ impl Observer for AccessLogs {
     }
 }
 
+impl Drop for AccessLogs {
+    fn drop(&mut self) {
+        let files = std::mem::take(self.files.get_mut().unwrap_or_else(PoisonError::into_inner));
+        // All of them end at once, and no disk is waited for longer than this.
+        wait_for(files.into_values().flatten().map(|writer| writer.done).collect());
+    }
+}
+
+/// Waits until all of these have ended, or the time is over.
+fn wait_for(all: Vec<Receiver<()>>) {
+    let until = Instant::now() + LAST_LINES;
+    for one in all {
+        _ = one.recv_timeout(until.saturating_duration_since(Instant::now()));
+    }
+}
+
 impl fmt::Debug for AccessLogs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AccessLogs").field("own", &self.own).finish_non_exhaustive()
@@ -119,25 +179,35 @@ impl fmt::Debug for AccessLogs {
 }
 
 /// Begins to write to a file; `None` if no thread can be had.
-fn writer(path: &Arc<str>, lost: &Arc<AtomicU64>) -> Option<SyncSender<String>> {
+fn writer(path: &Arc<str>, lost: &Arc<AtomicU64>) -> Option<Writer> {
     let (sender, lines) = sync_channel(WAITING);
+    let (ends, done) = sync_channel(0);
     let (path, lost) = (Arc::clone(path), Arc::clone(lost));
-    let spawned = std::thread::Builder::new().name("access-log".into()).spawn(move || write_all(&path, &lines, &lost));
-    spawned.is_ok().then_some(sender)
+    let write = move || {
+        write_all(&path, &lines, &lost);
+        drop(ends);
+    };
+    let spawned = std::thread::Builder::new().name("access-log".into()).spawn(write);
+    spawned.is_ok().then_some(Writer { lines: sender, done })
 }
 
-fn write_all(path: &str, lines: &Receiver<String>, lost: &AtomicU64) {
+fn write_all(path: &str, sent: &Receiver<Sent>, lost: &AtomicU64) {
     let mut file: Option<File> = None;
     let mut has_told = false;
-    while let Ok(line) = lines.recv() {
+    while let Ok(first) = sent.recv() {
+        let (mut block, mut count, mut marks) = (String::new(), 0, Vec::new());
         // What has come meanwhile goes with it.
-        let mut block = line;
-        let mut count = 1;
-        while let Ok(line) = lines.try_recv() {
-            block.push_str(&line);
-            count += 1;
+        for one in std::iter::once(first).chain(sent.try_iter().take(WAITING)) {
+            match one {
+                Sent::Line(line) => {
+                    block.push_str(&line);
+                    count += 1;
+                }
+                Sent::Mark(mark) => marks.push(mark),
+            }
         }
         let written = match path {
+            _ if block.is_empty() => Ok(()),
             STDOUT => io::stdout().lock().write_all(block.as_bytes()).and_then(|()| io::stdout().flush()),
             STDERR => io::stderr().lock().write_all(block.as_bytes()),
             _ => append(&mut file, path, block.as_bytes()),
@@ -152,9 +222,13 @@ fn write_all(path: &str, lines: &Receiver<String>, lost: &AtomicU64) {
     }
 }
 
-/// A file that is not there any more is made anew: whoever turns logs over moves it away.
+/// A file that is not there any more, or is another one by now, is opened anew: whoever turns logs over moves it away.
 fn append(file: &mut Option<File>, path: &str, block: &[u8]) -> io::Result<()> {
-    if !Path::new(path).exists() {
+    let is_there = |file: &File| {
+        let (Ok(own), Ok(named)) = (file.metadata(), std::fs::metadata(path)) else { return false };
+        is_same(&own, &named)
+    };
+    if !file.as_ref().is_some_and(is_there) {
         *file = None;
     }
     let file = match file {
@@ -162,4 +236,49 @@ fn append(file: &mut Option<File>, path: &str, block: &[u8]) -> io::Result<()> {
         None => file.insert(OpenOptions::new().append(true).create(true).open(path)?),
     };
     file.write_all(block)
+}
+
+#[cfg(unix)]
+fn is_same(a: &Metadata, b: &Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+/// Elsewhere nobody moves a file away that is open.
+#[cfg(not(unix))]
+fn is_same(_: &Metadata, _: &Metadata) -> bool {
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(path: &Path) -> String {
+        std::fs::read_to_string(path).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_file_that_was_moved_away_or_replaced_is_opened_anew_and_the_last_lines_are_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, moved) = (dir.path().join("a.log"), dir.path().join("a.log.1"));
+        let log: Arc<str> = path.display().to_string().into();
+        let logs = AccessLogs::default();
+        let send = |line: &str| {
+            logs.send(&log, true, format!("{line}\n"));
+            logs.flush();
+        };
+        send("first");
+        std::fs::rename(&path, &moved).unwrap();
+        send("second");
+        assert_eq!((read(&moved).as_str(), read(&path).as_str()), ("first\n", "second\n"));
+        // As logrotate does it: another file is there before the next line.
+        std::fs::rename(&path, &moved).unwrap();
+        std::fs::write(&path, "").unwrap();
+        send("third");
+        assert_eq!((read(&moved).as_str(), read(&path).as_str()), ("second\n", "third\n"));
+        logs.send(&log, true, "last\n".to_owned());
+        drop(logs);
+        assert_eq!(read(&path), "third\nlast\n");
+    }
 }

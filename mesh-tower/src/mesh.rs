@@ -231,6 +231,12 @@ impl Mesh {
         self.inner.access_logs.lost()
     }
 
+    /// Waits until the lines of access logs that are under way are written, for a second at most: for a process that is about
+    /// to exit while somebody still has a part of the mesh. Where nobody has, the last part that is dropped does the same.
+    pub fn flush_access_logs(&self) {
+        self.inner.access_logs.flush();
+    }
+
     /// What keeps the metrics, where they are kept.
     #[inline]
     pub(crate) fn telemetry(&self) -> Option<&Arc<Telemetry>> {
@@ -375,11 +381,11 @@ impl MeshBuilder {
             store.certificates().set(Arc::new(credentials));
         }
         let telemetry = self.keeps_metrics.then(|| {
-            let telemetry = Telemetry::new(source.workload(), source.introductions(), store.certificates());
-            Arc::new(telemetry)
+            let (own, node) = (source.workload(), source.node_metadata());
+            Arc::new(Telemetry::new(own, source.introductions(), store.certificates(), node))
         });
         observers.extend(telemetry.iter().map(|telemetry| Arc::clone(telemetry.metrics()) as Arc<dyn Observer>));
-        let access_logs = Arc::new(self.access_logs);
+        let access_logs = Arc::new(self.access_logs.of_node(source.node_metadata()));
         observers.push(Arc::clone(&access_logs) as Arc<dyn Observer>);
         let targets = store.targets();
         let failed = |error: std::io::Error| StartError(format!("cannot start the configuration thread: {error}"));

@@ -3,17 +3,25 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use mesh_core::model::ServiceNames;
+use mesh_core::model::{MetricRules, MetricSet, ServiceNames};
 use mesh_core::state::EndpointState;
 use mesh_core::telemetry::{Ends, Metrics, Peers, Reporter, Series};
 use mesh_core::tls::Certificates;
 use mesh_core::workload::{Introductions, Peer, Workload};
+use serde_json::{Map, Value};
+use smallvec::SmallVec;
 
 use crate::connection::ConnectionInfo;
+
+/// Places of the metrics of connections (`METRIC_NAMES`).
+const SENT: usize = 6;
+const RECEIVED: usize = 7;
+const OPENED: usize = 8;
+const CLOSED: usize = 9;
 
 const METADATA: HeaderName = HeaderName::from_static("x-envoy-peer-metadata");
 const METADATA_ID: HeaderName = HeaderName::from_static("x-envoy-peer-metadata-id");
@@ -28,13 +36,18 @@ pub(crate) struct Telemetry {
 }
 
 impl Telemetry {
-    pub(crate) fn new(own: Workload, introductions: Option<Introductions>, certificates: &Arc<Certificates>) -> Self {
+    pub(crate) fn new(
+        own: Workload,
+        introductions: Option<Introductions>,
+        certificates: &Arc<Certificates>,
+        node: Map<String, Value>,
+    ) -> Self {
         // Nothing is to be read where nobody says who he is.
         let decode = introductions.map_or((|_| None) as fn(&[u8]) -> Option<Workload>, |known| known.decode);
         Telemetry {
             own: headers_of(&own, introductions),
             decode,
-            metrics: Arc::new(Metrics::new(own, Arc::clone(certificates), Instant::now())),
+            metrics: Arc::new(Metrics::new(own, Arc::clone(certificates), Instant::now()).of_node(node)),
             peers: Peers::new(decode),
         }
     }
@@ -83,19 +96,25 @@ impl Telemetry {
     }
 
     /// Counts a connection that is not HTTP, from now until what is returned is dropped.
-    pub(crate) fn connection(&self, ends: &Ends<'_>) -> TcpCount {
-        let series = self.metrics.connection(ends, Instant::now());
-        series.opened.fetch_add(1, Ordering::Relaxed);
-        TcpCount { series, is_server: ends.reporter == Reporter::Destination }
+    pub(crate) fn connection(&self, ends: &Ends<'_>, rules: Option<&MetricRules>) -> TcpCount {
+        let series = self.metrics.connection(ends, rules, Instant::now());
+        let count = TcpCount { series, is_server: ends.reporter == Reporter::Destination };
+        count.add(OPENED, |series| &series.opened, 1);
+        count
     }
 
     /// The same on a server.
-    pub(crate) fn accepted(&self, connection: &ConnectionInfo, service: Option<&Arc<ServiceNames>>) -> TcpCount {
+    pub(crate) fn accepted(
+        &self,
+        connection: &ConnectionInfo,
+        service: Option<&Arc<ServiceNames>>,
+        rules: Option<&MetricRules>,
+    ) -> TcpCount {
         let principal = connection.peer_identity();
         let source = self.peers.find(&[], principal, self.metrics.second(Instant::now()));
         let mut ends = Ends::new(Reporter::Destination);
         (ends.source, ends.service, ends.is_secured) = (source.as_ref(), service, principal.is_some());
-        self.connection(&ends)
+        self.connection(&ends, rules)
     }
 }
 
@@ -108,7 +127,7 @@ impl fmt::Debug for Telemetry {
 /// A connection that is not HTTP, as it is counted.
 #[derive(Debug)]
 pub(crate) struct TcpCount {
-    series: Arc<Series>,
+    series: SmallVec<[(Arc<Series>, MetricSet); 1]>,
     is_server: bool,
 }
 
@@ -116,24 +135,34 @@ impl TcpCount {
     /// Bytes came in.
     #[inline]
     pub(crate) fn read(&self, bytes: usize) {
-        self.add(!self.is_server, bytes);
+        self.passed(!self.is_server, bytes);
     }
 
     /// Bytes went out.
     #[inline]
     pub(crate) fn written(&self, bytes: usize) {
-        self.add(self.is_server, bytes);
+        self.passed(self.is_server, bytes);
     }
 
-    fn add(&self, is_from_server: bool, bytes: usize) {
-        let counter = if is_from_server { &self.series.sent_bytes } else { &self.series.received_bytes };
-        counter.fetch_add(bytes as u64, Ordering::Relaxed);
+    fn passed(&self, is_from_server: bool, bytes: usize) {
+        match is_from_server {
+            true => self.add(SENT, |series| &series.sent_bytes, bytes as u64),
+            false => self.add(RECEIVED, |series| &series.received_bytes, bytes as u64),
+        }
+    }
+
+    /// Counts in the series that have this metric.
+    #[inline]
+    fn add(&self, place: usize, counter: fn(&Series) -> &AtomicU64, count: u64) {
+        for (series, _) in self.series.iter().filter(|(_, metrics)| metrics.has(place)) {
+            counter(series).fetch_add(count, Ordering::Relaxed);
+        }
     }
 }
 
 impl Drop for TcpCount {
     fn drop(&mut self) {
-        self.series.closed.fetch_add(1, Ordering::Relaxed);
+        self.add(CLOSED, |series| &series.closed, 1);
     }
 }
 

@@ -19,10 +19,10 @@ use crate::support::nobody;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A client and a server of the namespace `shop`, whose settings say so.
-struct World {
-    _control: Embedded,
-    client: Mesh,
-    _server: Mesh,
+pub struct World {
+    control: Embedded,
+    pub client: Mesh,
+    pub server: Mesh,
 }
 
 fn settings(settings: &str) -> String {
@@ -57,7 +57,7 @@ spec: {selector: {app: reviews}, ports: [{name: http, port: 80}]}
         let app = server.server_layer().layer(axum::Router::new().fallback(|_read: bytes::Bytes| async { "hello" }));
         tokio::spawn(mesh_tower::server::serve(listener, app).readable_bodies().into_future());
         server.serving().await.unwrap();
-        World { _control: control, client, _server: server }
+        World { control, client, server }
     }
 
     async fn get(&self, uri: &str, user_agent: &str) {
@@ -198,7 +198,7 @@ async fn the_configuration_names_no_file_that_the_application_has_not_allowed() 
 fn a_format_that_cannot_be_read_is_an_error_where_it_is_written() {
     for (mesh, expected) in [
         ("accessLogFile: /dev/stdout\naccessLogFormat: '%REQ('", "has no end"),
-        ("accessLogFile: /dev/stdout\naccessLogEncoding: JSON\naccessLogFormat: 'x'", "not an object of strings"),
+        ("accessLogFile: /dev/stdout\naccessLogEncoding: JSON\naccessLogFormat: 'x'", "not an object of JSON"),
         ("accessLogFile: /dev/stdout\naccessLogEncoding: JSON\naccessLogFormat: '{\"a\": \"%x%\"}'", "not a command"),
     ] {
         let found = validate([("t.yaml", settings(mesh).as_str())]);

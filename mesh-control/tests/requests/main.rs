@@ -24,5 +24,6 @@ mod sticky_splits;
 mod support;
 mod table;
 mod telemetry;
+mod telemetry_api;
 mod unreachable;
 mod upstream;

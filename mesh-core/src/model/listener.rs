@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::id::{ListenerName, RouteName};
-use crate::model::{AccessLog, Clusters, Forward, NamedFilter, RouteAction, RouteConfiguration, ServiceNames};
+use crate::model::{AccessLog, Clusters, Forward, MetricRules, NamedFilter, RouteAction, RouteConfiguration, ServiceNames};
 use crate::path::PathNormalization;
 
 /// A validated Listener.
@@ -97,6 +97,8 @@ pub struct HttpManager {
     pub underscores: HeadersWithUnderscores,
     /// Where requests are logged.
     pub access_logs: Arc<[AccessLog]>,
+    /// How they are counted, where that is otherwise than usual.
+    pub metrics: Option<Arc<MetricRules>>,
 }
 
 /// What a server makes of headers whose names have an underscore: some applications take `x_role` for `x-role`. The later is
@@ -117,7 +119,7 @@ impl HttpManager {
     pub fn new(routes: RouteSource) -> Self {
         let (paths, underscores) = (PathNormalization::NONE, HeadersWithUnderscores::Allow);
         let (filters, access_logs) = (Vec::new(), Arc::default());
-        HttpManager { routes, filters, max_stream_duration: None, paths, underscores, access_logs }
+        HttpManager { routes, filters, max_stream_duration: None, paths, underscores, access_logs, metrics: None }
     }
 
     /// Whether the filters of both are the same, and what is made of a request before they see it.

@@ -36,6 +36,7 @@ mod jwt;
 mod limits;
 mod listener;
 mod log_filter;
+mod metric_rules;
 mod outlier;
 mod path_rewrite;
 mod rbac;
@@ -67,6 +68,7 @@ pub use listener::{
     RouteSource, ServerListener, ServerTls,
 };
 pub use log_filter::{Comparison, LogFilter};
+pub use metric_rules::{LabelRule, METRIC_NAMES, MetricGroup, MetricRules, MetricSet};
 pub use outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
 pub use path_rewrite::PathRewrite;
 pub use rbac::{ClaimTest, IpPrefix, PeerTest, Rbac, RbacAction, RbacCondition, RbacPolicy, RbacRules, TokenTest};

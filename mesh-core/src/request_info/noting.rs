@@ -14,7 +14,7 @@ use super::{Heads, Messages, RequestInfo, grpc_status};
 use crate::error::ErrorKind;
 use crate::id::ClusterName;
 use crate::live_trace::Hop;
-use crate::model::{AccessLog, ServiceNames};
+use crate::model::{AccessLog, MetricRules, ServiceNames};
 use crate::response_flags::ResponseFlags;
 use crate::state::EndpointState;
 use crate::workload::Peer;
@@ -101,6 +101,13 @@ impl RequestInfo {
     pub fn note_event(&mut self, what: &str, of_it: impl FnOnce() -> Value) {
         if let Some(hop) = self.record.as_mut().and_then(|record| record.hop.as_mut()) {
             hop.note(what, of_it());
+        }
+    }
+
+    /// Notes that it is counted in another way than usual.
+    pub fn note_metric_rules(&mut self, rules: &Arc<MetricRules>) {
+        if let Some(record) = &mut self.record {
+            record.metrics = Some(Arc::clone(rules));
         }
     }
 

@@ -460,9 +460,10 @@ impl Assembly {
             match self.route_table(&chain.http, before, &place, walk) {
                 None => {}
                 Some(Ok(routes)) => {
-                    let HttpManager { paths, underscores, access_logs, .. } = &chain.http;
+                    let HttpManager { paths, underscores, access_logs, metrics, .. } = &chain.http;
                     let (tls, access_logs) = (chain.tls.clone(), Arc::clone(access_logs));
-                    chains.push(ChainView { routes, tls, paths: *paths, underscores: *underscores, access_logs });
+                    let (paths, underscores, metrics) = (*paths, *underscores, metrics.clone());
+                    chains.push(ChainView { routes, tls, paths, underscores, access_logs, metrics });
                 }
                 Some(Err(reason)) => return Some(Err(format!("filter chain {:?}: {reason}", chain.name))),
             }

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::model::{AccessLog, FilterChain, FilterChainMatch, HeadersWithUnderscores, ServerListener, ServerTls};
+use crate::model::{
+    AccessLog, FilterChain, FilterChainMatch, HeadersWithUnderscores, MetricRules, ServerListener, ServerTls,
+};
 use crate::path::PathNormalization;
 use crate::view::RouteTable;
 
@@ -43,13 +45,15 @@ pub struct ChainView {
     pub underscores: HeadersWithUnderscores,
     /// Where its requests are logged.
     pub access_logs: Arc<[AccessLog]>,
+    /// How they are counted, where that is otherwise than usual.
+    pub metrics: Option<Arc<MetricRules>>,
 }
 
 impl ChainView {
     /// A chain with these routes whose connections are let in, and whose paths and headers stay as they were sent.
     pub fn new(routes: Arc<RouteTable>) -> Self {
         let (paths, underscores) = (PathNormalization::NONE, HeadersWithUnderscores::Allow);
-        ChainView { routes, tls: ServerTls::None, paths, underscores, access_logs: Arc::default() }
+        ChainView { routes, tls: ServerTls::None, paths, underscores, access_logs: Arc::default(), metrics: None }
     }
 
     /// Whether a connection may be served by this chain. `is_mutual_tls` says whether its peer has shown who it is.

@@ -95,3 +95,14 @@ fn is_grpc(series: &Series) -> bool {
 fn is_tcp(series: &Series) -> bool {
     series.is_tcp
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::METRIC_NAMES;
+
+    #[test]
+    fn they_are_in_the_order_by_which_rules_name_them() {
+        assert_eq!(FAMILIES.map(|family| family.name.trim_start_matches("istio_")), METRIC_NAMES);
+    }
+}

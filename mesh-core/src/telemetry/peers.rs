@@ -63,13 +63,19 @@ impl Peers {
         hasher.write(principal.map_or(&[], |principal| principal.as_str().as_bytes()));
         let hash = hasher.finish();
         let is_it = |entry: &Entry| *entry.said == *said && entry.peer.principal.as_ref() == principal;
-        if let Some(entry) = known.read().unwrap_or_else(PoisonError::into_inner).by_hash.get(&hash)
-            && is_it(entry)
         {
-            if entry.used.load(Ordering::Relaxed) != second {
-                entry.used.store(second, Ordering::Relaxed);
+            let known = known.read().unwrap_or_else(PoisonError::into_inner);
+            match known.by_hash.get(&hash) {
+                Some(entry) if is_it(entry) => {
+                    if entry.used.load(Ordering::Relaxed) != second {
+                        entry.used.store(second, Ordering::Relaxed);
+                    }
+                    return Some(Arc::clone(&entry.peer));
+                }
+                // A flood of made-up names waits for nobody, and holds nobody up.
+                _ if known.by_hash.len() >= most && known.swept == Some(second) => return None,
+                _ => {}
             }
-            return Some(Arc::clone(&entry.peer));
         }
         let mut known = known.write().unwrap_or_else(PoisonError::into_inner);
         if known.by_hash.len() >= most && known.swept != Some(second) {

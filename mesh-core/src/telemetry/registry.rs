@@ -3,23 +3,28 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use foldhash::fast::RandomState;
+use serde_json::{Map, Value};
+use smallvec::SmallVec;
 
-use crate::model::{PASSTHROUGH_CLUSTER, ServiceNames};
+use crate::model::{CelExpression, LabelRule, MetricRules, MetricSet, PASSTHROUGH_CLUSTER, ServiceNames};
 use crate::request_info::{Direction, Observer, RequestInfo};
 use crate::state::{EndpointState, lock};
 use crate::tls::Certificates;
 use crate::workload::{Peer, Workload};
 
-use super::labels::{Facts, Labels};
+use super::facts::Ended;
+use super::labels::{LabelChanges, Labels, Nothing, Told};
 use super::series::{Sample, Series};
 
 /// How many series there are at most. What there is no room for counts as one, whose labels are `unknown`.
 pub const MOST_SERIES: usize = 10_000;
+/// How many sets of values there are at most that labels have by expressions: whoever makes requests makes them up.
+pub(super) const MOST_VALUES: usize = 1_000;
 /// How many ways to a series are kept before all are looked through.
 const MOST_WAYS: usize = 1 << 18;
 /// For how many seconds a series is kept after the last endpoint that it is of is gone, so that its end is scraped.
@@ -80,6 +85,12 @@ pub struct Metrics {
     hashing: RandomState,
     ways: [RwLock<HashMap<Way, Found, RandomState>>; SHARDS],
     series: Mutex<HashMap<(Labels, bool), Arc<Series>>>,
+    /// What labels have by expressions, by its hash, and when that was so last.
+    values: RwLock<HashMap<u64, AtomicU32>>,
+    /// When room was looked for last among them.
+    values_swept: AtomicU32,
+    /// What the node of this process says of itself.
+    node: Map<String, Value>,
     without_room: AtomicU64,
 }
 
@@ -93,6 +104,9 @@ struct Way {
     code: u16,
     grpc_status: u8,
     flags: u32,
+    /// What is otherwise than usual of its labels, and of which metrics.
+    changes: u64,
+    metrics: u16,
     /// Reporter, gRPC, TLS, TCP.
     kind: u8,
 }
@@ -131,8 +145,16 @@ impl Metrics {
             hashing: RandomState::default(),
             ways: std::array::from_fn(|_| RwLock::default()),
             series: Mutex::default(),
+            values: RwLock::default(),
+            values_swept: AtomicU32::new(u32::MAX),
+            node: Map::new(),
             without_room: AtomicU64::new(0),
         }
+    }
+
+    /// The same in a process whose node says this of itself.
+    pub fn of_node(self, node: Map<String, Value>) -> Metrics {
+        Metrics { node, ..self }
     }
 
     /// Whose metrics they are.
@@ -177,23 +199,111 @@ impl Metrics {
             response_messages: request.response_messages(),
         };
         let second = self.second(now);
-        self.find(&ends, outcome, second, |series| series.record(&sample, second));
+        match request.metric_rules() {
+            None => {
+                let usual = (&LabelChanges::default(), 0, MetricSet::ALL);
+                self.find(&ends, outcome, second, usual, |series| series.record(&sample, second, MetricSet::ALL));
+            }
+            Some(rules) => self.record_by(rules, (&ends, outcome), (&sample, second)),
+        }
     }
 
-    /// What a connection between these ends counts by that is not HTTP.
-    pub fn connection(&self, ends: &Ends<'_>, now: Instant) -> Arc<Series> {
+    /// Counts a request where that is otherwise than usual.
+    #[inline(never)]
+    fn record_by(&self, rules: &MetricRules, (ends, outcome): (&Ends<'_>, Outcome<'_>), (sample, second): (&Sample, u32)) {
+        let ended = outcome.request.map(|request| Ended::new(request, sample.duration, SystemTime::now(), &self.node));
+        let value = |expression: &CelExpression| match &ended {
+            Some(ended) => expression.show(ended),
+            None => expression.show(&Nothing),
+        };
+        for group in rules.groups() {
+            let (changes, hash) = self.changes(&group.labels, second, value);
+            let record = |series: &Arc<Series>| series.record(sample, second, group.metrics);
+            self.find(ends, outcome, second, (&changes, hash, group.metrics), record);
+        }
+    }
+
+    /// What these rules make of labels, with its hash; 0 for nothing.
+    fn changes(
+        &self,
+        rules: &[LabelRule],
+        second: u32,
+        value: impl Fn(&CelExpression) -> Option<String>,
+    ) -> (LabelChanges, u64) {
+        if rules.is_empty() {
+            return (LabelChanges::default(), 0);
+        }
+        let changes = LabelChanges::of(rules, value);
+        let hash = self.hashing.hash_one(&changes).max(1);
+        let is_bounded = rules.iter().all(|(_, rule)| rule.as_ref().is_none_or(CelExpression::is_constant));
+        if is_bounded || self.has_room(hash, second) {
+            return (changes, hash);
+        }
+        let changes = LabelChanges::unknown(rules);
+        let hash = self.hashing.hash_one(&changes).max(1);
+        (changes, hash)
+    }
+
+    /// Whether these values of labels are among those that there is room for.
+    fn has_room(&self, hash: u64, second: u32) -> bool {
+        {
+            let values = self.values.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(used) = values.get(&hash) {
+                used.store(second, Ordering::Relaxed);
+                return true;
+            }
+            if values.len() >= MOST_VALUES && self.values_swept.load(Ordering::Relaxed) == second {
+                self.without_room.fetch_add(1, Ordering::Relaxed);
+                return false;
+            }
+        }
+        let mut values = self.values.write().unwrap_or_else(PoisonError::into_inner);
+        if values.len() >= MOST_VALUES {
+            self.values_swept.store(second, Ordering::Relaxed);
+            values.retain(|_, used| second.saturating_sub(*used.get_mut()) < IDLE);
+        }
+        let has_room = values.len() < MOST_VALUES;
+        if has_room {
+            values.insert(hash, AtomicU32::new(second));
+        } else {
+            self.without_room.fetch_add(1, Ordering::Relaxed);
+        }
+        has_room
+    }
+
+    /// What a connection between these ends counts by that is not HTTP: the series, and which metrics of each.
+    pub fn connection(
+        &self,
+        ends: &Ends<'_>,
+        rules: Option<&MetricRules>,
+        now: Instant,
+    ) -> SmallVec<[(Arc<Series>, MetricSet); 1]> {
         let outcome = Outcome { protocol: Protocol::Tcp, code: 0, grpc_status: None, request: None };
         let second = self.second(now);
-        let mut found = None;
-        self.find(ends, outcome, second, |series| {
-            series.touch(second);
-            found = Some(Arc::clone(series));
-        });
-        found.unwrap_or_else(|| Arc::new(Series::new(Labels::of_the_rest(ends.reporter), true, false)))
+        let mut all = SmallVec::new();
+        let mut add = |labels: &[LabelRule], metrics| {
+            let (changes, hash) = self.changes(labels, second, |expression| expression.show(&Nothing));
+            self.find(ends, outcome, second, (&changes, hash, metrics), |series| {
+                series.touch(second);
+                all.push((Arc::clone(series), metrics));
+            });
+        };
+        match rules {
+            None => add(&[], MetricSet::ALL),
+            Some(rules) => rules.groups().iter().for_each(|group| add(&group.labels, group.metrics)),
+        }
+        all
     }
 
     #[inline]
-    fn find(&self, ends: &Ends<'_>, outcome: Outcome<'_>, second: u32, then: impl FnOnce(&Arc<Series>)) {
+    fn find(
+        &self,
+        ends: &Ends<'_>,
+        outcome: Outcome<'_>,
+        second: u32,
+        (changes, hash, metrics): (&LabelChanges, u64, MetricSet),
+        then: impl FnOnce(&Arc<Series>),
+    ) {
         let peer = match ends.endpoint {
             Some(endpoint) => endpoint.peer(),
             None => ends.source.cloned(),
@@ -206,6 +316,8 @@ impl Metrics {
             code: outcome.code,
             grpc_status: outcome.grpc_status.map_or(u8::MAX, |status| u8::try_from(status).unwrap_or(2)),
             flags: outcome.request.map_or(0, |request| request.response_flags().bits()),
+            changes: hash,
+            metrics: metrics.bits(),
             kind: u8::from(ends.reporter == Reporter::Source)
                 | u8::from(ends.is_secured) << 1
                 | (outcome.protocol as u8) << 2,
@@ -214,7 +326,8 @@ impl Metrics {
         if let Some(found) = shard.read().unwrap_or_else(PoisonError::into_inner).get(&way) {
             return then(&found.series);
         }
-        let series = self.series_of(ends, peer.as_deref(), outcome, second);
+        let series = self.series_of(ends, peer.as_deref(), outcome, second, changes);
+        series.show(metrics);
         then(&series);
         let found = Found {
             series,
@@ -234,7 +347,14 @@ impl Metrics {
     }
 
     #[cold]
-    fn series_of(&self, ends: &Ends<'_>, peer: Option<&Peer>, outcome: Outcome<'_>, second: u32) -> Arc<Series> {
+    fn series_of(
+        &self,
+        ends: &Ends<'_>,
+        peer: Option<&Peer>,
+        outcome: Outcome<'_>,
+        second: u32,
+        changes: &LabelChanges,
+    ) -> Arc<Series> {
         let principal = self.certificates.current().filter(|_| ends.is_secured).map(|own| own.id().clone());
         let own = Peer::new(self.own.clone(), principal);
         let nobody = Peer::default();
@@ -256,7 +376,7 @@ impl Metrics {
             // A server that serves no service is called by its own name.
             (_, Reporter::Destination) => ["", own.workload.canonical_name.as_deref().unwrap_or_default(), namespace],
         };
-        let labels = Labels::of(Facts {
+        let labels = Labels::of(Told {
             reporter: ends.reporter,
             source,
             destination,
@@ -271,6 +391,7 @@ impl Metrics {
             flags: outcome.request.map_or_else(|| "-".to_owned(), |request| request.response_flags().to_string()),
             is_secured: ends.is_secured,
         });
+        let labels = labels.changed(changes);
         let (is_tcp, is_grpc) = (outcome.protocol == Protocol::Tcp, outcome.protocol == Protocol::Grpc);
         let mut all = lock(&self.series);
         if let Some(series) = all.get(&(labels.clone(), is_tcp)) {
@@ -278,7 +399,7 @@ impl Metrics {
         }
         if all.len() >= MOST_SERIES {
             self.without_room.fetch_add(1, Ordering::Relaxed);
-            let rest = Labels::of_the_rest(ends.reporter);
+            let rest = Labels::of_the_rest(ends.reporter).changed(changes);
             let make = || Arc::new(Series::new(rest.clone(), is_tcp, is_grpc));
             return Arc::clone(all.entry((rest.clone(), is_tcp)).or_insert_with(make));
         }

@@ -5,6 +5,7 @@ use http::{HeaderMap, Method, StatusCode};
 use super::*;
 use crate::error::ErrorKind;
 use crate::id::{ClusterName, EndpointId};
+use crate::model::{CelExpression, LabelRule};
 use crate::request_info::Observers;
 use crate::response_flags::ResponseFlags;
 use crate::state::ClusterState;
@@ -174,13 +175,94 @@ fn connections_that_are_not_http_have_series_of_their_own() {
     let mut ends = Ends::new(Reporter::Destination);
     let service = reviews();
     (ends.service, ends.is_secured) = (Some(&service), true);
-    let series = metrics.connection(&ends, now);
+    let found = metrics.connection(&ends, None, now);
+    let (series, metrics_of_it) = &found[0];
+    assert_eq!((found.len(), *metrics_of_it), (1, MetricSet::ALL));
     series.opened.fetch_add(1, Ordering::Relaxed);
-    assert!(Arc::ptr_eq(&series, &metrics.connection(&ends, now)));
+    assert!(Arc::ptr_eq(series, &metrics.connection(&ends, None, now)[0].0));
     let shown = ["request_protocol", "response_code", "connection_security_policy"].map(|name| series.labels.get(name));
     assert_eq!(shown, [Some("tcp"), Some("0"), Some("mutual_tls")]);
     let mut text = Exposition::default();
     text.standard(&metrics.gather(now));
     let text = text.finish();
     assert!(text.contains("istio_tcp_connections_opened_total{") && !text.contains("istio_requests_total"), "{text}");
+}
+
+/// Rules for these metrics, by their places: `None` for one that is not there, else labels with what they are set to.
+fn rules(all: &[(usize, Option<&[(&str, Option<&str>)]>)]) -> Arc<MetricRules> {
+    let label = |(name, value): &(&str, Option<&str>)| -> LabelRule {
+        ((*name).into(), value.map(|text| CelExpression::value(text).unwrap()))
+    };
+    let rules = all.iter().map(|(place, labels)| (*place, labels.map(|labels| labels.iter().map(label).collect())));
+    Arc::new(MetricRules::new(rules).unwrap())
+}
+
+fn page(metrics: &Metrics, now: Instant) -> String {
+    let mut text = Exposition::default();
+    text.standard(&metrics.gather(now));
+    text.finish()
+}
+
+fn asked(now: Instant, rules: &Arc<MetricRules>, user: &str) -> RequestInfo {
+    let mut request = request(now, Direction::Outbound);
+    request.note_authority("reviews:80");
+    let user = http::HeaderValue::from_bytes(user.as_bytes()).unwrap();
+    request.note_head("/", http::Version::HTTP_11, &[("x-user".parse().unwrap(), user)].into_iter().collect());
+    request.note_metric_rules(rules);
+    request.note_response(StatusCode::OK, &HeaderMap::new(), true);
+    request.note_complete();
+    request
+}
+
+#[test]
+fn rules_take_metrics_and_labels_away_and_add_labels() {
+    let now = Instant::now();
+    let metrics = metrics(now);
+    let changes: &[_] =
+        &[("source_app", None), ("response_code", Some("'x' + string(response.code)")), ("user", Some("request.headers['x-user']"))];
+    let rules = rules(&[(0, Some(changes)), (1, None)]);
+    metrics.record(&asked(now, &rules, "a\"}\\é"), now);
+    metrics.record(&asked(now, &rules, "a\"}\\é"), now);
+    let page = page(&metrics, now);
+    let line = page.lines().find(|line| line.starts_with("istio_requests_total{")).unwrap();
+    for part in ["response_code=\"x200\"", "user=\"a\\\"}\\\\é\"", "source_version=\"unknown\"", "} 2"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    assert!(!line.contains("source_app=") && !page.contains("istio_request_duration_milliseconds"), "{page}");
+    let other = page.lines().find(|line| line.starts_with("istio_request_bytes_count{")).unwrap();
+    assert!(other.contains("source_app=\"web\"") && !other.contains("user="), "{other}");
+}
+
+#[test]
+fn values_of_labels_that_clients_make_up_are_bounded_and_make_room_an_hour_later() {
+    let now = Instant::now();
+    let metrics = metrics(now);
+    let rules = rules(&[(0, Some(&[("user", Some("request.headers['x-user']"))]))]);
+    for number in 0..MOST_VALUES + 50 {
+        metrics.record(&asked(now, &rules, &format!("u{number}")), now);
+    }
+    let unknown = |now| {
+        let page = page(&metrics, now);
+        let line = page.lines().find(|line| line.starts_with("istio_requests_total{") && line.contains("user=\"unknown\""));
+        line.map(|line| line.rsplit_once(' ').unwrap().1.to_owned())
+    };
+    assert_eq!((unknown(now).as_deref(), metrics.without_room()), (Some("50"), 50));
+    let later = now + Duration::from_secs(u64::from(IDLE) + 1);
+    metrics.record(&asked(later, &rules, "late"), later);
+    assert!(page(&metrics, later).contains("user=\"late\""));
+}
+
+#[test]
+fn a_connection_counts_by_rules_too() {
+    let now = Instant::now();
+    let metrics = metrics(now);
+    let (opened, closed) = (8, 9);
+    let rules = rules(&[(opened, None), (closed, Some(&[("team", Some("'a'")), ("user", Some("request.host"))]))]);
+    let found = metrics.connection(&Ends::new(Reporter::Source), Some(&rules), now);
+    for (series, metrics) in found.iter().filter(|(_, metrics)| metrics.has(closed)) {
+        assert!(!metrics.has(opened));
+        series.closed.fetch_add(1, Ordering::Relaxed);
+    }
+    let page = page(&metrics, now);
+    assert!(page.contains("team=\"a\",user=\"unknown\"} 1") && !page.contains("connections_opened"), "{page}");
 }

@@ -1,10 +1,11 @@
 //! What is counted under one set of labels.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::histogram::Histogram;
 use super::labels::Labels;
+use crate::model::MetricSet;
 
 /// What is counted under one set of labels: of requests, or of connections that are not HTTP.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub struct Series {
     pub sent_bytes: AtomicU64,
     /// Bytes that the server received.
     pub received_bytes: AtomicU64,
+    /// Which metrics have these labels, by their places.
+    shown: AtomicU16,
     /// When something was counted last, in seconds of its metrics' own clock.
     used: AtomicU32,
 }
@@ -71,21 +74,42 @@ impl Series {
             closed: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
             received_bytes: AtomicU64::new(0),
+            shown: AtomicU16::new(0),
             used: AtomicU32::new(0),
         }
     }
 
     #[inline]
-    pub(super) fn record(&self, sample: &Sample, second: u32) {
+    pub(super) fn record(&self, sample: &Sample, second: u32, metrics: MetricSet) {
         self.touch(second);
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        self.duration.record(u64::try_from(sample.duration.as_micros()).unwrap_or(u64::MAX));
-        self.request_bytes.record(sample.request_bytes.saturating_mul(1000));
-        self.response_bytes.record(sample.response_bytes.saturating_mul(1000));
-        if self.is_grpc {
+        if metrics.has(0) {
+            self.requests.fetch_add(1, Ordering::Relaxed);
+        }
+        if metrics.has(1) {
+            self.duration.record(u64::try_from(sample.duration.as_micros()).unwrap_or(u64::MAX));
+        }
+        if metrics.has(2) {
+            self.request_bytes.record(sample.request_bytes.saturating_mul(1000));
+        }
+        if metrics.has(3) {
+            self.response_bytes.record(sample.response_bytes.saturating_mul(1000));
+        }
+        if self.is_grpc && metrics.has(4) {
             self.request_messages.fetch_add(sample.request_messages, Ordering::Relaxed);
+        }
+        if self.is_grpc && metrics.has(5) {
             self.response_messages.fetch_add(sample.response_messages, Ordering::Relaxed);
         }
+    }
+
+    /// These metrics have its labels, too.
+    pub(super) fn show(&self, metrics: MetricSet) {
+        self.shown.fetch_or(metrics.bits(), Ordering::Relaxed);
+    }
+
+    /// Which metrics have its labels.
+    pub fn shown(&self) -> MetricSet {
+        MetricSet::of_bits(self.shown.load(Ordering::Relaxed))
     }
 
     #[inline]

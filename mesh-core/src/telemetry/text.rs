@@ -88,8 +88,8 @@ impl Exposition {
 
     /// Istio's standard metrics.
     pub fn standard(&mut self, all: &[Arc<Series>]) {
-        for Family { name, help, is_of, read } in FAMILIES {
-            let mut all = all.iter().filter(|series| is_of(series)).peekable();
+        for (place, Family { name, help, is_of, read }) in FAMILIES.into_iter().enumerate() {
+            let mut all = all.iter().filter(|series| is_of(series) && series.shown().has(place)).peekable();
             if all.peek().is_none() {
                 continue;
             }

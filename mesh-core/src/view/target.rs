@@ -8,7 +8,7 @@ use http::HeaderValue;
 use super::{ClusterView, Destination, Explanation, RoutePosition, RouteTable};
 use crate::error::MeshError;
 use crate::id::Target;
-use crate::model::{AccessLog, HttpManager, Route, RouteAction};
+use crate::model::{AccessLog, HttpManager, MetricRules, Route, RouteAction};
 use crate::request::RequestHead;
 
 /// Everything that a request to one target needs, compiled.
@@ -23,6 +23,7 @@ pub struct TargetView {
 struct Content {
     max_stream_duration: Option<Duration>,
     access_logs: Arc<[AccessLog]>,
+    metrics: Option<Arc<MetricRules>>,
     routes: Arc<RouteTable>,
     /// Those of the routes, then those of the connections.
     clusters: Vec<Arc<ClusterView>>,
@@ -95,6 +96,7 @@ impl TargetView {
             content: Ok(Content {
                 max_stream_duration: http.max_stream_duration,
                 access_logs: Arc::clone(&http.access_logs),
+                metrics: http.metrics.clone(),
                 routes,
                 clusters,
                 connections: None,
@@ -119,9 +121,9 @@ impl TargetView {
 
     /// The same with its clusters renewed, in the same order; `None` if it is a failure.
     pub fn with_clusters(&self, clusters: Vec<Arc<ClusterView>>) -> Option<Self> {
-        let Content { max_stream_duration, access_logs, routes, connections, .. } = self.content.as_ref().ok()?;
+        let Content { max_stream_duration, access_logs, metrics, routes, connections, .. } = self.content.as_ref().ok()?;
         let (max_stream_duration, routes) = (*max_stream_duration, Arc::clone(routes));
-        let access_logs = Arc::clone(access_logs);
+        let (access_logs, metrics) = (Arc::clone(access_logs), metrics.clone());
         let connections = match connections {
             Some(connections) => {
                 let own = clusters.get(routes.clusters().len()..)?;
@@ -129,7 +131,7 @@ impl TargetView {
             }
             None => None,
         };
-        let content = Ok(Content { max_stream_duration, access_logs, routes, clusters, connections });
+        let content = Ok(Content { max_stream_duration, access_logs, metrics, routes, clusters, connections });
         Some(TargetView { target: self.target.clone(), host: self.host.clone(), content })
     }
 
@@ -152,6 +154,12 @@ impl TargetView {
     #[inline]
     pub fn access_logs(&self) -> Option<&Arc<[AccessLog]>> {
         self.content.as_ref().ok().map(|content| &content.access_logs).filter(|logs| !logs.is_empty())
+    }
+
+    /// How requests are counted, where that is otherwise than usual.
+    #[inline]
+    pub fn metrics(&self) -> Option<&Arc<MetricRules>> {
+        self.content.as_ref().ok()?.metrics.as_ref()
     }
 
     /// The compiled routes, unless the view is a failure.

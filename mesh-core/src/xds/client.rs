@@ -132,6 +132,10 @@ impl Source for XdsSource {
         Workload::of_node(&node.id, &node.metadata)
     }
 
+    fn node_metadata(&self) -> serde_json::Map<String, serde_json::Value> {
+        self.bootstrap.node.metadata.clone()
+    }
+
     fn introductions(&self) -> Option<Introductions> {
         Some(Introductions::new(peer_metadata::encode, peer_metadata::decode))
     }

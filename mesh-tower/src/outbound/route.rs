@@ -187,6 +187,12 @@ impl<T: Transport> ActiveRequest<T> {
             let random = self.info.random.clone();
             self.info.note_event("routed", || followed::route(&view, &seen, random));
         }
+        if let Some(rules) = view.metrics().filter(|_| self.info.is_observed()) {
+            self.info.note_metric_rules(rules);
+            if rules.needs_head() && self.info.head().is_none() {
+                note_head(&mut self.info, head);
+            }
+        }
         let (selected, route) = SelectedRoute::find(&view, &head_of(&self.context, head)?, &mut self.info.random)?;
         self.route = Some(selected);
         if T::SPEAKS_TLS && !route.cluster.is_some_and(|cluster| cluster.passes_through()) {

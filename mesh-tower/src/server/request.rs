@@ -232,9 +232,15 @@ impl ServerContext {
         if let Some(facts) = facts {
             facts.info.note_service(view.listener.service.as_ref());
         }
-        let ChainView { routes, paths, underscores, access_logs, .. } = chain(view, connection)?;
+        let ChainView { routes, paths, underscores, access_logs, metrics, .. } = chain(view, connection)?;
         if !access_logs.is_empty() {
             self.log(access_logs, facts.get_or_insert_with(|| facts_of(request)), request);
+        }
+        if let (Some(rules), Some(facts)) = (metrics, facts.as_mut().filter(|facts| facts.info.is_observed())) {
+            facts.info.note_metric_rules(rules);
+            if rules.needs_head() && facts.info.head().is_none() {
+                self.note_head(&mut facts.info, request, self.connection(request).as_deref());
+            }
         }
         let mut head = head?;
         match self.underscores.max(*underscores) {

@@ -147,11 +147,15 @@ async fn open(mut io: MeshIo, listener: &ListenerState, mesh: &Mesh) -> Option<M
         return None;
     }
     if let Some(telemetry) = mesh.telemetry() {
-        let service = match &**listener.state() {
-            ServerState::Serving(view) => view.listener.service.clone(),
-            ServerState::NotServing(_) | ServerState::Waiting => None,
+        let connection = io.connection();
+        let (service, rules) = match &**listener.state() {
+            ServerState::Serving(view) => {
+                let chain = view.chain(connection.local, connection.peer, connection.tls().is_some());
+                (view.listener.service.clone(), chain.and_then(|chain| chain.metrics.clone()))
+            }
+            ServerState::NotServing(_) | ServerState::Waiting => (None, None),
         };
-        let count = telemetry.accepted(io.connection(), service.as_ref());
+        let count = telemetry.accepted(connection, service.as_ref(), rules.as_deref());
         io.counts_bytes(count);
     }
     io.counts_in(mesh.drain().enter());

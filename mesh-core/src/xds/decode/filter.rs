@@ -18,6 +18,7 @@ use envoy_types::pb::google::protobuf::Any;
 
 use super::common::{TypedStruct, filled, holds, type_name, unpack};
 use super::cors;
+use super::metrics;
 use super::ext_authz::ext_authz;
 use super::fault::fault;
 use super::jwt::jwt;
@@ -25,7 +26,7 @@ use super::notes::Notes;
 use super::rbac::{rbac, rbac_per_route};
 use super::session;
 use crate::error::Invalid;
-use crate::model::{FilterConfig, NamedFilter};
+use crate::model::{FilterConfig, MetricRules, NamedFilter};
 use crate::state::States;
 
 /// Filters that decide who may do what. Passing requests without one would be a hole, so a control plane cannot
@@ -45,18 +46,23 @@ const SECURITY: [&str; 8] = [
 enum Known {
     Filter(FilterConfig),
     Router,
+    /// It only says how requests are counted.
+    Metrics(MetricRules),
     /// Not known, and the control plane says that it may be left out.
     Skipped,
 }
 
-/// The filters of a listener, without the router that must end the list.
-pub(super) fn chain(notes: &mut Notes<'_>, filters: Vec<hcm::HttpFilter>) -> Result<Vec<NamedFilter>, Invalid> {
+/// The filters of a listener, without the router that must end the list, and how its requests are counted.
+pub(super) fn chain(
+    notes: &mut Notes<'_>,
+    filters: Vec<hcm::HttpFilter>,
+) -> Result<(Vec<NamedFilter>, Option<Arc<MetricRules>>), Invalid> {
     if filters.is_empty() {
         return Err(Invalid::new("the list is empty").at("http_filters"));
     }
     let last = filters.len() - 1;
     let mut names = BTreeSet::new();
-    let mut position = 0;
+    let (mut position, mut metrics) = (0, None);
     let decoded = notes.each("http_filters", filters, |notes, filter| {
         let is_last = position == last;
         position += 1;
@@ -69,6 +75,10 @@ pub(super) fn chain(notes: &mut Notes<'_>, filters: Vec<hcm::HttpFilter>) -> Res
             Known::Router => Err(Invalid::new("the router must be the last filter")),
             _ if is_last => Err(Invalid::new("the last filter must be the router")),
             Known::Filter(config) => Ok(Some(NamedFilter { name, config })),
+            Known::Metrics(rules) => {
+                metrics = Some(Arc::new(rules));
+                Ok(None)
+            }
             Known::Skipped => Ok(None),
         }
     })?;
@@ -76,7 +86,7 @@ pub(super) fn chain(notes: &mut Notes<'_>, filters: Vec<hcm::HttpFilter>) -> Res
     if decoded.iter().filter(|filter| matches!(filter.config, FilterConfig::Jwt(_))).count() > 1 {
         return Err(Invalid::new("a second JWT filter is not supported").at("http_filters"));
     }
-    Ok(decoded)
+    Ok((decoded, metrics))
 }
 
 fn http_filter(notes: &mut Notes<'_>, filter: hcm::HttpFilter) -> Result<(Arc<str>, Known), Invalid> {
@@ -94,6 +104,9 @@ fn http_filter(notes: &mut Notes<'_>, filter: hcm::HttpFilter) -> Result<(Arc<st
             if holds::<ExtAuthz>(&any) {
                 return ext_authz(notes, &any).map(Known::Filter);
             }
+            if metrics::is_one(&any) {
+                return metrics::decode(notes, &any).map(Known::Metrics);
+            }
             config(notes, &any, is_optional)
         })?,
         Some(ConfigType::ConfigDiscovery(_)) if is_optional => {
@@ -109,6 +122,7 @@ fn http_filter(notes: &mut Notes<'_>, filter: hcm::HttpFilter) -> Result<(Arc<st
         }
         // Off unless a route turns it on with a configuration of its own.
         Known::Filter(_) if disabled => Known::Filter(FilterConfig::Disabled),
+        Known::Metrics(_) if disabled => Known::Skipped,
         Known::Router if disabled => return Err(Invalid::new("the router cannot be turned off").at("disabled")),
         known => known,
     };
@@ -153,8 +167,8 @@ fn override_config(notes: &mut Notes<'_>, any: &Any) -> Result<Option<FilterConf
     match known {
         Known::Filter(config) => Ok(Some(config)),
         Known::Skipped => Ok(None),
-        Known::Router => {
-            notes.ignore("router");
+        Known::Router | Known::Metrics(_) => {
+            notes.ignore("(it has no effect on one route)");
             Ok(None)
         }
     }

@@ -109,12 +109,14 @@ pub(super) fn http_manager(notes: &mut Notes<'_>, value: pb::HttpConnectionManag
     let common = notes.optional("common_http_protocol_options", common_http_protocol_options, common_options)?;
     let (max_stream_duration, underscores) = common.unwrap_or_default();
     let access_logs = notes.each("access_log", access_log, access_log::decode)?.into_iter().flatten().collect();
+    let (filters, metrics) = filter::chain(notes, http_filters)?;
     Ok(HttpManager {
         access_logs,
+        metrics,
         paths,
         underscores,
         routes: route_source(notes, route_specifier)?,
-        filters: filter::chain(notes, http_filters)?,
+        filters,
         max_stream_duration,
     })
 }

@@ -27,6 +27,7 @@ mod jwt;
 mod limits;
 mod listener;
 mod log_filter;
+mod metrics;
 mod metadata;
 mod notes;
 mod rbac;

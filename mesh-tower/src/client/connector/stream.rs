@@ -12,6 +12,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use mesh_core::error::{ErrorKind, MeshError};
+use mesh_core::model::MetricRules;
 use mesh_core::request::RequestHead;
 use mesh_core::store::TargetEntry;
 use mesh_core::telemetry::{Ends, Reporter};
@@ -117,6 +118,11 @@ impl ConnectorStream {
         ends.name = leaf.as_ref().map_or("", |leaf| leaf.cluster.name.as_str());
         ends.is_secured = attempt.security.is_tls();
         ends
+    }
+
+    /// How it is counted, where that is otherwise than usual.
+    pub(in crate::client) fn metric_rules(&self) -> Option<Arc<MetricRules>> {
+        self.entry.view()?.metrics().cloned()
     }
 
     /// The same, for bytes that are not HTTP.
