@@ -18,7 +18,8 @@ use mesh_core::jwt::Authenticator;
 use mesh_core::live_trace::{Condition, Mark};
 use mesh_core::load_report::{BINARY, LoadReport};
 use mesh_core::model::{
-    FilterConfig, FullRegex, HeaderTarget, HeaderText, HttpManager, JwkSet, Listener, LoadWeights, RouteSource,
+    CelAttribute, CelExpression, CelValue, Facts, FilterConfig, FullRegex, HeaderTarget, HeaderText, HttpManager,
+    JwkSet, Listener, LoadWeights, RouteSource,
 };
 use mesh_core::path::PathNormalization;
 use mesh_core::request::RequestHead;
@@ -42,6 +43,7 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("bootstrap", bootstrap),
     ("calls", calls),
+    ("cel", cel),
     ("certificate_request", certificate_request),
     ("cluster", cluster),
     ("credentials", credentials),
@@ -261,6 +263,33 @@ pub fn request_head(data: &[u8]) {
 pub fn timeout(data: &[u8]) {
     if let Some(read) = grpc_timeout::parse(data) {
         assert!(grpc_timeout::parse(grpc_timeout::format(read).as_bytes()).is_some());
+    }
+}
+
+/// What is read is read again in the words of the standard, and means the same; what is not has a place in the text.
+pub fn cel(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match CelExpression::value(text) {
+        Ok(expression) => {
+            let again = CelExpression::value(expression.text()).expect("the standard's words are read, too");
+            assert_eq!(again.text(), expression.text());
+            assert_eq!(again.show(&NoFacts), expression.show(&NoFacts));
+            assert_eq!(CelExpression::condition(text).is_ok(), CelExpression::condition(expression.text()).is_ok());
+        }
+        Err(fault) => assert!((1..=text.lines().count().max(1) + 1).contains(&fault.line), "{fault}"),
+    }
+}
+
+/// A request of which nothing is known.
+struct NoFacts;
+
+impl Facts for NoFacts {
+    fn get(&self, _: CelAttribute) -> Option<CelValue<'_>> {
+        None
+    }
+
+    fn entry(&self, _: CelAttribute, _: &str) -> Option<std::borrow::Cow<'_, str>> {
+        None
     }
 }
 

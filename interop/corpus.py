@@ -21,6 +21,7 @@ KINDS = (
     "HTTPRoute",
     "GRPCRoute",
     "ReferenceGrant",
+    "Telemetry",
 )
 WORDS = [line.split(" ", 1) for line in (FOLDER / "words.txt").read_text().splitlines()]
 

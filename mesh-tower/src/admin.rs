@@ -158,9 +158,11 @@ where
         };
         let mesh = mesh.clone();
         tokio::spawn(async move {
-            let answer = service_fn(|request| {
-                let answer = answer(&request, &mesh);
-                async { Ok::<_, Infallible>(answer) }
+            let answer = service_fn(|request: Request<_>| {
+                let (request, mesh) = (request.into_parts().0, mesh.clone());
+                // Pages are long, and this thread is the one that configuration is taken in by.
+                let answer = tokio::task::spawn_blocking(move || answer(&Request::from_parts(request, ()), &mesh));
+                async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|_| no_page())) }
             });
             let mut server = hyper::server::conn::http1::Builder::new();
             server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
@@ -201,6 +203,11 @@ fn answer<B>(request: &Request<B>, mesh: &WeakMesh) -> Response<Full<Bytes>> {
             page(StatusCode::NOT_FOUND, TEXT, there.to_owned())
         }
     }
+}
+
+/// The mesh ends while a page is made.
+fn no_page() -> Response<Full<Bytes>> {
+    page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the mesh is gone\n".to_owned())
 }
 
 fn page(status: StatusCode, content_type: &'static str, text: String) -> Response<Full<Bytes>> {

@@ -1,6 +1,5 @@
 //! Services: endpoints that cannot be used.
 
-
 use mesh_core::identity::SpiffeId;
 
 use crate::catalog::TLS_MODE;

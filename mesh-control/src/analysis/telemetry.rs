@@ -82,14 +82,24 @@ fn check_providers(meta: &Meta, spec: &Telemetry, policy: &Policy, found: &mut V
         !settings.access_log_file.is_empty() || defaults.is_some_and(|defaults| !defaults.access_logging.is_empty())
     });
     let root = &policy.mesh.fixed.root_namespace;
-    let wider = policy.telemetries.iter().filter(|other| other.meta.namespace == *root && *other.meta.namespace != *meta.namespace);
+    let wider = policy
+        .telemetries
+        .iter()
+        .filter(|other| other.meta.namespace == *root && *other.meta.namespace != *meta.namespace);
     let is_named = wider.flat_map(|other| &other.spec.access_logging).any(|one| !one.providers.is_empty());
     for logging in &spec.access_logging {
         if logging.providers.is_empty() && logging.disabled != Some(true) && !has_default && !is_named {
             let message = "nothing is written: no provider is named here, in the root namespace or in \
                 defaultProviders.accessLogging of the mesh, and it has no accessLogFile; `providers: [{name: envoy}]` is \
                 the standard output";
-            say(meta, logging.span, "accessLogging.providers", (Severity::Warning, Code::Ignored), message.to_owned(), found);
+            say(
+                meta,
+                logging.span,
+                "accessLogging.providers",
+                (Severity::Warning, Code::Ignored),
+                message.to_owned(),
+                found,
+            );
         }
     }
 }
@@ -113,12 +123,19 @@ fn check_provider(meta: &Meta, name: &Text, field: &str, of: Use, policy: &Polic
             return;
         }
         (Some(Found::Other(provider)), _) => {
-            format!("the provider {} is {}, which is not supported: no {} go there", quoted(name), kind(provider), of.name())
+            format!(
+                "the provider {} is {}, which is not supported: no {} go there",
+                quoted(name),
+                kind(provider),
+                of.name()
+            )
         }
         (Some(Found::File(_) | Found::Stdout), _) => {
             format!("the provider {} is a file of access logs: no {} go there", quoted(name), of.name())
         }
-        (Some(Found::Prometheus), _) => format!("the provider {} is for metrics: no {} go there", quoted(name), of.name()),
+        (Some(Found::Prometheus), _) => {
+            format!("the provider {} is for metrics: no {} go there", quoted(name), of.name())
+        }
     };
     say(meta, name.span, field, (Severity::Warning, Code::NotSupportedYet), told, found);
 }
@@ -161,7 +178,8 @@ fn check_metrics(meta: &Meta, spec: &Telemetry, found: &mut Vec<Diagnostic>) {
             Some(Metric::TcpOpened | Metric::TcpClosed | Metric::TcpSent | Metric::TcpReceived)
         );
         for (label, tag) in one.tag_overrides.iter().filter(|_| is_of_connections) {
-            let value = tag.value.as_ref().filter(|value| CelExpression::value(value).is_ok_and(|read| !read.is_constant()));
+            let value =
+                tag.value.as_ref().filter(|value| CelExpression::value(value).is_ok_and(|read| !read.is_constant()));
             if let Some(value) = value {
                 let message = format!("{label}: nothing of a request is known of connections; it is `unknown`");
                 let how = (Severity::Warning, Code::NotSupportedYet);

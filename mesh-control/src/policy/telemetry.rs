@@ -328,7 +328,9 @@ fn file_log(name: &str, spec: Option<&MeshConfig>) -> Option<(String, LogLines)>
             let written = legacy.access_log_format.as_ref().map_or("", |text| text.value.as_str());
             let is_json = legacy.access_log_encoding == Some(LogEncoding::Json);
             let lines = match (is_json, written) {
-                (true, "") => LogLines::Json(DEFAULT_JSON.map(|(key, text)| (key.to_owned(), text)).into_iter().collect()),
+                (true, "") => {
+                    LogLines::Json(DEFAULT_JSON.map(|(key, text)| (key.to_owned(), text)).into_iter().collect())
+                }
                 (true, written) => LogLines::Json(serde_json::from_str(written).ok()?),
                 (false, "") => LogLines::Text(DEFAULT_LINE.to_owned()),
                 (false, written) => LogLines::Text(written.to_owned()),

@@ -20,11 +20,7 @@ pub(super) fn filter(overrides: &BTreeMap<String, MetricOverride>) -> Option<hcm
     }
     let metric = |(name, metric): (&String, &MetricOverride)| MetricConfig {
         name: name.clone(),
-        dimensions: metric
-            .labels
-            .iter()
-            .filter_map(|(label, value)| Some((label.clone(), value.clone()?)))
-            .collect(),
+        dimensions: metric.labels.iter().filter_map(|(label, value)| Some((label.clone(), value.clone()?))).collect(),
         tags_to_remove: metric
             .labels
             .iter()

@@ -23,6 +23,8 @@ mod routing_page;
 mod scale;
 mod sidecar;
 mod support;
+mod telemetry;
+mod telemetry_page;
 mod tls_modes;
 mod unmet;
 mod unreadable;

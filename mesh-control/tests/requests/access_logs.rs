@@ -19,10 +19,10 @@ use crate::support::nobody;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A client and a server of the namespace `shop`, whose settings say so.
-pub struct World {
-    control: Embedded,
-    pub client: Mesh,
-    pub server: Mesh,
+struct World {
+    _control: Embedded,
+    client: Mesh,
+    _server: Mesh,
 }
 
 fn settings(settings: &str) -> String {
@@ -57,7 +57,7 @@ spec: {selector: {app: reviews}, ports: [{name: http, port: 80}]}
         let app = server.server_layer().layer(axum::Router::new().fallback(|_read: bytes::Bytes| async { "hello" }));
         tokio::spawn(mesh_tower::server::serve(listener, app).readable_bodies().into_future());
         server.serving().await.unwrap();
-        World { control, client, server }
+        World { _control: control, client, _server: server }
     }
 
     async fn get(&self, uri: &str, user_agent: &str) {
@@ -85,7 +85,7 @@ async fn lines(path: &Path, count: usize) -> Vec<String> {
 }
 
 /// The columns of a line, as parsers of the field split it: at blanks, but for those in quotes and brackets.
-fn columns(line: &str) -> Vec<String> {
+pub(crate) fn columns(line: &str) -> Vec<String> {
     let (mut columns, mut chars) = (vec![String::new()], line.chars());
     let mut until = None;
     while let Some(c) = chars.next() {

@@ -13,6 +13,7 @@ mod followed;
 mod gateway_api;
 mod health_checks;
 mod load;
+mod log_columns;
 mod mirroring;
 mod objects;
 mod outliers;

@@ -135,7 +135,8 @@ async fn only_requests_of_which_the_expression_holds_are_in_the_log() {
         ("has(xds.cluster_name) && request.method == 'GET'", 2, 0),
         ("node.metadata['CLUSTER_ID'] == 'east'", 2, 2),
     ] {
-        let spec = format!("{{accessLogging: [{{providers: [{{name: file}}], filter: {{expression: \"{expression}\"}}}}]}}");
+        let spec =
+            format!("{{accessLogging: [{{providers: [{{name: file}}], filter: {{expression: \"{expression}\"}}}}]}}");
         let world = World::start("", &telemetry("shop", "all", &spec)).await;
         world.get("/missing", &[]).await;
         world.get("/", &[("x-log", "a\" 200 - \u{202e}")]).await;
@@ -147,9 +148,13 @@ async fn only_requests_of_which_the_expression_holds_are_in_the_log() {
 #[tokio::test]
 async fn the_narrower_object_goes_before_the_wider_and_each_side_has_its_own() {
     let logged = "{accessLogging: [{providers: [{name: file}]}]}";
-    let of = |app: &str, spec: &str| format!("{{selector: {{matchLabels: {{app: {app}}}}}, {}", spec.trim_start_matches('{'));
-    let (off, client_only) =
-        ("{accessLogging: [{disabled: true}]}", "{accessLogging: [{match: {mode: CLIENT}, providers: [{name: file}]}]}");
+    let of = |app: &str, spec: &str| {
+        format!("{{selector: {{matchLabels: {{app: {app}}}}}, {}", spec.trim_start_matches('{'))
+    };
+    let (off, client_only) = (
+        "{accessLogging: [{disabled: true}]}",
+        "{accessLogging: [{match: {mode: CLIENT}, providers: [{name: file}]}]}",
+    );
     let target = "{targetRefs: [{kind: Service, name: reviews, group: ''}], accessLogging: [{disabled: true}]}";
     let legacy = "accessLogFile: LOGS/file.log\naccessLogFormat: '%RESPONSE_CODE% %REQ(:PATH)% %UPSTREAM_CLUSTER%'";
     for (more, objects, client, server) in [
@@ -184,14 +189,29 @@ async fn the_narrower_object_goes_before_the_wider_and_each_side_has_its_own() {
 fn who_takes_what_is_told_and_what_is_wrong_is_said_by_name_and_place() {
     let settings = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    extensionProviders: [{name: als, envoyHttpAls: {service: a.example.com, port: 80}}, {name: st, stackdriver: {}}]\n";
     for (spec, expected) in [
-        ("{accessLogging: [{providers: [{name: nobody}]}]}", "error[unknown-reference]: Telemetry shop/t: accessLogging.providers.name: there is no provider `nobody`"),
+        (
+            "{accessLogging: [{providers: [{name: nobody}]}]}",
+            "error[unknown-reference]: Telemetry shop/t: accessLogging.providers.name: there is no provider `nobody`",
+        ),
         ("{accessLogging: [{providers: [{name: als}]}]}", "the provider `als` is envoyHttpAls, which is not supported"),
-        ("{metrics: [{providers: [{name: st}]}]}", "the provider `st` is stackdriver, which is not supported: no metrics go there"),
+        (
+            "{metrics: [{providers: [{name: st}]}]}",
+            "the provider `st` is stackdriver, which is not supported: no metrics go there",
+        ),
         ("{metrics: [{providers: [{name: envoy}]}]}", "the provider `envoy` is a file of access logs"),
         ("{accessLogging: [{filter: {expression: 'response.code > 1'}}]}", "nothing is written: no provider is named"),
-        ("{accessLogging: [{providers: [{name: envoy}], filter: {expression: 'response.cod > 1'}}]}", "accessLogging[0].filter.expression: line 1, column 1: there is no attribute response.cod"),
-        ("{accessLogging: [{providers: [{name: envoy}], filter: {expression: 'response.code'}}]}", "line 1, column 1: it is an int, and a condition is a bool"),
-        ("{metrics: [{overrides: [{tagOverrides: {x: {value: 'request.nope'}}}]}]}", "metrics[0].overrides[0].tagOverrides[x].value: line 1, column 1: there is no attribute request.nope"),
+        (
+            "{accessLogging: [{providers: [{name: envoy}], filter: {expression: 'response.cod > 1'}}]}",
+            "accessLogging[0].filter.expression: line 1, column 1: there is no attribute response.cod",
+        ),
+        (
+            "{accessLogging: [{providers: [{name: envoy}], filter: {expression: 'response.code'}}]}",
+            "line 1, column 1: it is an int, and a condition is a bool",
+        ),
+        (
+            "{metrics: [{overrides: [{tagOverrides: {x: {value: 'request.nope'}}}]}]}",
+            "metrics[0].overrides[0].tagOverrides[x].value: line 1, column 1: there is no attribute request.nope",
+        ),
         ("{metrics: [{overrides: [{tagOverrides: {x: {operation: REMOVE, value: a}}}]}]}", "REMOVE takes no value"),
         ("{metrics: [{overrides: [{tagOverrides: {'x-y': {value: \"'a'\"}}}]}]}", "is not the name of a label"),
         ("{metrics: [{overrides: [{match: {customMetric: mine}, disabled: true}]}]}", "there is no metric `mine`"),
@@ -200,7 +220,10 @@ fn who_takes_what_is_told_and_what_is_wrong_is_said_by_name_and_place() {
         ("{tracing: [{providers: [{name: jaeger}]}]}", "there is no provider `jaeger`"),
         ("{}", "it says nothing"),
         ("{accessLogging: [{filters: {}}]}", "did you mean `filter`?"),
-        ("{targetRefs: [{kind: Service, group: '', name: none}], accessLogging: [{providers: [{name: envoy}]}]}", "there is no Service shop/none"),
+        (
+            "{targetRefs: [{kind: Service, group: '', name: none}], accessLogging: [{providers: [{name: envoy}]}]}",
+            "there is no Service shop/none",
+        ),
     ] {
         let yaml = format!("{SERVICE}{settings}{}", telemetry("shop", "t", spec));
         let found: Vec<_> = validate([("t.yaml", yaml.as_str())]).iter().map(ToString::to_string).collect();
@@ -220,7 +243,8 @@ async fn metrics_and_labels_are_those_that_the_object_leaves() {
 
     let nothing = "{metrics: [{overrides: [{disabled: true}]}]}";
     let again = "{metrics: [{overrides: [{match: {metric: REQUEST_SIZE}, disabled: false}]}]}";
-    let world = World::start("", &(telemetry("istio-system", "mesh", nothing) + &telemetry("shop", "own", again))).await;
+    let world =
+        World::start("", &(telemetry("istio-system", "mesh", nothing) + &telemetry("shop", "own", again))).await;
     world.get("/", &[]).await;
     for side in [true, false] {
         let lines = world.counted(side).await;
@@ -248,7 +272,9 @@ async fn labels_are_taken_off_and_set_and_nobody_breaks_out_of_one() {
         let totals: Vec<_> = lines.iter().filter(|line| line.starts_with("istio_requests_total{")).collect();
         assert_eq!(totals.len(), 2, "{totals:#?}");
         for line in &totals {
-            for label in ["request_host=\"reviews.shop\"", "where=\"east\"", "destination_app=\"fixed\"", "none=\"unknown\""] {
+            for label in
+                ["request_host=\"reviews.shop\"", "where=\"east\"", "destination_app=\"fixed\"", "none=\"unknown\""]
+            {
                 assert!(line.contains(label), "{label}: {line}");
             }
             assert!(line.ends_with("} 1"), "{line}");

@@ -98,7 +98,8 @@ impl LogJson {
             Value::String(text) => LogJson::Text(LogText::parse(text)?),
             Value::Object(fields) => LogJson::Object(LogJson::fields(fields, depth + 1)?),
             Value::Array(items) => {
-                let item = |(index, item)| LogJson::read(item, depth + 1).map_err(|invalid| invalid.at(format!("[{index}]")));
+                let item =
+                    |(index, item)| LogJson::read(item, depth + 1).map_err(|invalid| invalid.at(format!("[{index}]")));
                 LogJson::List(items.iter().enumerate().map(item).collect::<Result<_, _>>()?)
             }
             Value::Null | Value::Bool(_) | Value::Number(_) => LogJson::Fixed(value.clone()),

@@ -63,8 +63,9 @@ fn command(text: &[u8]) -> Result<(Command<'_>, &[u8]), Invalid> {
     let not_a_length = || Invalid::new(format!("%{name}: what follows is not `:LENGTH`"));
     let mut length = None;
     if let Some(after) = rest.strip_prefix(b":") {
-        let (number, after) =
-            after.split_at_checked(after.iter().take_while(|byte| byte.is_ascii_digit()).count()).ok_or_else(unended)?;
+        let (number, after) = after
+            .split_at_checked(after.iter().take_while(|byte| byte.is_ascii_digit()).count())
+            .ok_or_else(unended)?;
         let number = std::str::from_utf8(number).ok().and_then(|number| number.parse().ok());
         length = Some(number.ok_or_else(not_a_length)?);
         rest = after;

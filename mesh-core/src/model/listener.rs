@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::id::{ListenerName, RouteName};
-use crate::model::{AccessLog, Clusters, Forward, MetricRules, NamedFilter, RouteAction, RouteConfiguration, ServiceNames};
+use crate::model::{
+    AccessLog, Clusters, Forward, MetricRules, NamedFilter, RouteAction, RouteConfiguration, ServiceNames,
+};
 use crate::path::PathNormalization;
 
 /// A validated Listener.

@@ -97,10 +97,11 @@ impl MetricRules {
     /// ```
     pub fn new(rules: impl IntoIterator<Item = (usize, Option<Vec<LabelRule>>)>) -> Result<MetricRules, Invalid> {
         let (mut groups, mut named) = (Vec::<MetricGroup>::new(), MetricSet::default());
-        let mut add = |metrics: MetricSet, labels: Vec<LabelRule>| match groups.iter_mut().find(|it| it.labels == labels) {
-            Some(group) => group.metrics = group.metrics.with(metrics),
-            None => groups.push(MetricGroup { metrics, labels }),
-        };
+        let mut add =
+            |metrics: MetricSet, labels: Vec<LabelRule>| match groups.iter_mut().find(|it| it.labels == labels) {
+                Some(group) => group.metrics = group.metrics.with(metrics),
+                None => groups.push(MetricGroup { metrics, labels }),
+            };
         for (place, labels) in rules {
             named = named.with(MetricSet::one(place));
             let Some(mut labels) = labels else { continue };

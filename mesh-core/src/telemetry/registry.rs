@@ -210,7 +210,12 @@ impl Metrics {
 
     /// Counts a request where that is otherwise than usual.
     #[inline(never)]
-    fn record_by(&self, rules: &MetricRules, (ends, outcome): (&Ends<'_>, Outcome<'_>), (sample, second): (&Sample, u32)) {
+    fn record_by(
+        &self,
+        rules: &MetricRules,
+        (ends, outcome): (&Ends<'_>, Outcome<'_>),
+        (sample, second): (&Sample, u32),
+    ) {
         let ended = outcome.request.map(|request| Ended::new(request, sample.duration, SystemTime::now(), &self.node));
         let value = |expression: &CelExpression| match &ended {
             Some(ended) => expression.show(ended),

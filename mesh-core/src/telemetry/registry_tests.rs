@@ -218,8 +218,11 @@ fn asked(now: Instant, rules: &Arc<MetricRules>, user: &str) -> RequestInfo {
 fn rules_take_metrics_and_labels_away_and_add_labels() {
     let now = Instant::now();
     let metrics = metrics(now);
-    let changes: &[_] =
-        &[("source_app", None), ("response_code", Some("'x' + string(response.code)")), ("user", Some("request.headers['x-user']"))];
+    let changes: &[_] = &[
+        ("source_app", None),
+        ("response_code", Some("'x' + string(response.code)")),
+        ("user", Some("request.headers['x-user']")),
+    ];
     let rules = rules(&[(0, Some(changes)), (1, None)]);
     metrics.record(&asked(now, &rules, "a\"}\\é"), now);
     metrics.record(&asked(now, &rules, "a\"}\\é"), now);
@@ -243,7 +246,8 @@ fn values_of_labels_that_clients_make_up_are_bounded_and_make_room_an_hour_later
     }
     let unknown = |now| {
         let page = page(&metrics, now);
-        let line = page.lines().find(|line| line.starts_with("istio_requests_total{") && line.contains("user=\"unknown\""));
+        let line =
+            page.lines().find(|line| line.starts_with("istio_requests_total{") && line.contains("user=\"unknown\""));
         line.map(|line| line.rsplit_once(' ').unwrap().1.to_owned())
     };
     assert_eq!((unknown(now).as_deref(), metrics.without_room()), (Some("50"), 50));

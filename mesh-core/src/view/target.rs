@@ -121,7 +121,8 @@ impl TargetView {
 
     /// The same with its clusters renewed, in the same order; `None` if it is a failure.
     pub fn with_clusters(&self, clusters: Vec<Arc<ClusterView>>) -> Option<Self> {
-        let Content { max_stream_duration, access_logs, metrics, routes, connections, .. } = self.content.as_ref().ok()?;
+        let Content { max_stream_duration, access_logs, metrics, routes, connections, .. } =
+            self.content.as_ref().ok()?;
         let (max_stream_duration, routes) = (*max_stream_duration, Arc::clone(routes));
         let (access_logs, metrics) = (Arc::clone(access_logs), metrics.clone());
         let connections = match connections {

@@ -149,9 +149,7 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
         },
         TELEMETRY => Class::Mistyped(ObjectKind::Telemetry),
         "extensions.istio.io" if kind == "WasmPlugin" => Class::Foreign(Foreign::WasmPlugin),
-        "extensions.istio.io" | "install.istio.io" | "operator.istio.io" => {
-            Class::NotYet(Severity::Warning)
-        }
+        "extensions.istio.io" | "install.istio.io" | "operator.istio.io" => Class::NotYet(Severity::Warning),
         GATEWAY => gateway_kind(kind, version),
         "gateway.networking.x-k8s.io" | "inference.networking.k8s.io" => Class::NotYet(Severity::Warning),
         "discovery.k8s.io" => Class::NotYet(Severity::Warning),

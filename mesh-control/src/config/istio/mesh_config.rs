@@ -414,7 +414,8 @@ impl FileAccessLog {
                 read.map_err(|invalid| (text.span, "text".to_owned(), invalid.to_string()))
             }
             (None, Some(labels)) => LogFormat::of_json(&labels.value.0).map_err(|invalid| {
-                let field = if invalid.field.is_empty() { "labels".to_owned() } else { format!("labels.{}", invalid.field) };
+                let field =
+                    if invalid.field.is_empty() { "labels".to_owned() } else { format!("labels.{}", invalid.field) };
                 (labels.span, field, invalid.reason)
             }),
             (None, None) => Ok(LogFormat::default()),
@@ -554,10 +555,13 @@ impl MeshConfig {
                 say(self.span, "accessLogEncoding".to_owned(), Severity::Warning, message.to_owned());
             }
         }
-        let files = logs.map(|(index, log)| {
-            (log.span, format!("extensionProviders[{index}].envoyFileAccessLog.path"), log.path())
-        });
-        let own = (!self.access_log_file.is_empty()).then_some((self.span, "accessLogFile".to_owned(), &*self.access_log_file));
+        let files = logs
+            .map(|(index, log)| (log.span, format!("extensionProviders[{index}].envoyFileAccessLog.path"), log.path()));
+        let own = (!self.access_log_file.is_empty()).then_some((
+            self.span,
+            "accessLogFile".to_owned(),
+            &*self.access_log_file,
+        ));
         for (span, field, path) in own.into_iter().chain(files).filter(|(_, _, path)| !IN_ANY_PROCESS.contains(path)) {
             let message = format!(
                 "{path} is written only by applications that allow it (`access_log_files_in` of the library's builder): \

@@ -256,7 +256,11 @@ impl Override {
         for (name, tag) in &self.tag_overrides {
             let at = format!("{at}.tagOverrides[{name}]");
             if !is_label(name) {
-                wrong(tag.span, at.clone(), format!("{} is not the name of a label: letters, digits and `_`", quoted(name)));
+                wrong(
+                    tag.span,
+                    at.clone(),
+                    format!("{} is not the name of a label: letters, digits and `_`", quoted(name)),
+                );
             }
             match (tag.operation, tag.value.as_ref().filter(|value| !value.is_empty())) {
                 (TagOperation::Upsert, None) => wrong(tag.span, at, "UPSERT needs a value".to_owned()),

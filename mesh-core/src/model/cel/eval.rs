@@ -165,7 +165,8 @@ impl Node {
             },
             Node::In(node, list) => {
                 let value = node.value(facts)?;
-                let is_it = |one: &Node| one.value(facts).is_some_and(|one| one.compare(&value) == Some(Ordering::Equal));
+                let is_it =
+                    |one: &Node| one.value(facts).is_some_and(|one| one.compare(&value) == Some(Ordering::Equal));
                 CelValue::Bool(list.iter().any(is_it))
             }
             Node::Text(test, nodes) => {

@@ -40,8 +40,7 @@ fn whole(text: &str) -> Result<(CelExpression, Kind), CelFault> {
         return Err(fault(text, next.start, message));
     }
     let standard = parser.standard();
-    let expression =
-        CelExpression { text: standard.into(), root: typed.node.into(), needs_head: parser.needs_head };
+    let expression = CelExpression { text: standard.into(), root: typed.node.into(), needs_head: parser.needs_head };
     Ok((expression, typed.kind))
 }
 
@@ -174,8 +173,8 @@ impl Parser<'_> {
         }
         let Some(mark) = self.mark(&["==", "!=", "<=", ">=", "<", ">"]) else { return Ok(left) };
         let right = self.sum()?;
-        let is_comparable = left.kind == right.kind && left.kind != Kind::Map
-            || left.kind.is_number() && right.kind.is_number();
+        let is_comparable =
+            left.kind == right.kind && left.kind != Kind::Map || left.kind.is_number() && right.kind.is_number();
         if !is_comparable {
             let message = format!("{} and {} cannot be compared", left.kind.name(), right.kind.name());
             return self.wrong(left.at, message);
@@ -337,7 +336,8 @@ impl Parser<'_> {
             (Some(test), node) => Node::Text(test, Box::new([value.node, node])),
             (None, Node::Literal(CelValue::Text(pattern))) => {
                 // The whole of a text that has it somewhere.
-                let regex = FullRegex::new(&pattern).and_then(|_| FullRegex::new(&format!("(?s:.*)(?:{pattern})(?s:.*)")));
+                let regex =
+                    FullRegex::new(&pattern).and_then(|_| FullRegex::new(&format!("(?s:.*)(?:{pattern})(?s:.*)")));
                 match regex {
                     Ok(regex) => Node::Matches(value.node.into(), regex),
                     Err(invalid) => return self.wrong(argument.at, invalid.reason),
@@ -366,9 +366,7 @@ impl Parser<'_> {
                 Ok(inner)
             }
             Token::Name(name) => self.named(name, at),
-            Token::Mark(_) | Token::End => {
-                self.wrong(at, format!("expected a value, found {}", self.shown(&next)))
-            }
+            Token::Mark(_) | Token::End => self.wrong(at, format!("expected a value, found {}", self.shown(&next))),
         }
     }
 
@@ -384,9 +382,9 @@ impl Parser<'_> {
                 self.needs_head |= attribute.needs_head();
                 return self.made(at, attribute.kind(), Node::Attribute(attribute));
             }
-            let is_part = CelAttribute::ALL.iter().any(|(known, _)| {
-                known.strip_prefix(path.as_str()).is_some_and(|rest| rest.starts_with('.'))
-            });
+            let is_part = CelAttribute::ALL
+                .iter()
+                .any(|(known, _)| known.strip_prefix(path.as_str()).is_some_and(|rest| rest.starts_with('.')));
             let (dot, name) = (self.peek().token, self.tokens.get(self.at + 1).map(|placed| placed.token.clone()));
             match (is_part, dot, name) {
                 (true, Token::Mark("."), Some(Token::Name(name))) => {

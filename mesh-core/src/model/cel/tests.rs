@@ -107,7 +107,10 @@ fn what_is_not_known_or_makes_no_sense_is_told_with_its_place() {
 #[test]
 fn it_is_handed_on_in_the_words_of_the_standard() {
     for (text, expected) in [
-        ("!has(request.headers['x']) || has(request.headers[\"y\"])", "!('x' in request.headers) || (\"y\" in request.headers)"),
+        (
+            "!has(request.headers['x']) || has(request.headers[\"y\"])",
+            "!('x' in request.headers) || (\"y\" in request.headers)",
+        ),
         ("has(request.headers.x)", "has(request.headers.x)"),
         ("response.code >= 400", "response.code >= 400"),
     ] {

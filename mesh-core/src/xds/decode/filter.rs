@@ -18,10 +18,10 @@ use envoy_types::pb::google::protobuf::Any;
 
 use super::common::{TypedStruct, filled, holds, type_name, unpack};
 use super::cors;
-use super::metrics;
 use super::ext_authz::ext_authz;
 use super::fault::fault;
 use super::jwt::jwt;
+use super::metrics;
 use super::notes::Notes;
 use super::rbac::{rbac, rbac_per_route};
 use super::session;
