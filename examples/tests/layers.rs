@@ -20,7 +20,7 @@ const CRATES: [Crate; 4] = [
     Crate {
         name: "mesh-core",
         layers: &[
-            &["id", "grpc_timeout", "load_report", "recycled", "response_flags"],
+            &["id", "grpc_timeout", "histogram", "load_report", "recycled", "response_flags"],
             &["error"],
             &["request", "identity", "path"],
             &["model", "workload"],
@@ -70,6 +70,7 @@ const CRATES: [Crate; 4] = [
             &["render"],
             &["analysis", "jwks"],
             &["plane"],
+            &["explain"],
             &["serve/protocol"],
             &["serve/clients"],
             &["serve/io"],

@@ -29,6 +29,7 @@ pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod embedded;
+mod explain;
 mod jwks;
 pub mod live_trace;
 pub mod plane;

@@ -472,6 +472,14 @@ impl Plane {
         self.inner.live().compiled.objects
     }
 
+    /// Every object of the configuration, those that are wrong among them: `Kind namespace/name`, and `file:line`.
+    pub(crate) fn object_places(&self) -> Vec<(String, String)> {
+        let store = self.inner.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = store.loaded();
+        drop(store);
+        loaded.objects.metas().map(|meta| (meta.id().to_string(), meta.origin.to_string())).collect()
+    }
+
     /// All services, for people to look at.
     pub fn services(&self) -> Vec<ServiceSummary> {
         let snapshot = self.snapshot();

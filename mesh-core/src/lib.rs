@@ -31,6 +31,7 @@ pub mod fixed;
 pub mod grpc_timeout;
 pub mod hashing;
 pub mod health_check;
+mod histogram;
 pub mod id;
 pub mod identity;
 pub mod jwt;

@@ -10,6 +10,7 @@ mod leaving;
 mod load;
 mod peer;
 mod retries;
+mod traffic;
 mod usage;
 
 use std::any::{Any, TypeId};
@@ -20,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use tokio::sync::{Notify, watch};
 
 use crate::health_check::Checks;
@@ -32,10 +34,12 @@ pub use checks::CheckedEndpoint;
 pub use health::HealthNews;
 pub use leaving::Leaving;
 pub use retries::{RetryPermit, RetryPrice, TooManyRetries};
+pub use traffic::{ClusterTraffic, LocalityFigures, ReportedTry, Traffic};
 pub use usage::{ConnectionPermit, Freed, HostConnections, PendingPermit, Usage};
 
 use health::{Reach, Teller};
 use load::{Latency, Load};
+use traffic::LocalityTraffic;
 
 /// How a cluster is secured, and which of its states that is.
 type KnownTls = (u64, ClusterTls);
@@ -161,6 +165,7 @@ pub struct EndpointState {
     load: Load,
     latency: Latency,
     known: peer::Known,
+    traffic: ArcSwapOption<LocalityTraffic>,
     attachment: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
@@ -182,6 +187,7 @@ impl EndpointState {
             load: Load::default(),
             latency: Latency::default(),
             known: peer::Known::default(),
+            traffic: ArcSwapOption::empty(),
             id,
             attachment: OnceLock::new(),
         }
@@ -367,6 +373,8 @@ pub struct ClusterState {
     /// Endpoints that no view holds.
     visited: Mutex<HashMap<EndpointId, Visited>>,
     outliers: Mutex<Detector>,
+    /// Where it is counted what becomes of requests, for reports of load.
+    traffic: Arc<Traffic>,
     /// Those that have health checks.
     checked: Mutex<Vec<CheckedEndpoint>>,
 }
@@ -548,6 +556,7 @@ const LONGEST_SWEEP: Duration = Duration::from_secs(3600);
 pub struct States {
     certificates: Arc<Certificates>,
     news: Arc<HealthNews>,
+    traffic: Arc<Traffic>,
     clusters: Mutex<HashMap<ClusterName, Kept>>,
     filters: Mutex<HashMap<FilterKey, Weak<dyn Any + Send + Sync>>>,
 }
@@ -598,6 +607,11 @@ impl States {
         States { certificates, news, ..States::default() }
     }
 
+    /// What becomes of requests, for reports of load.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
+    }
+
     /// Where it is told whose endpoints are not what they were.
     pub fn news(&self) -> &HealthNews {
         &self.news
@@ -634,7 +648,8 @@ impl States {
             self.certificates.want();
         }
         let (certificates, tls) = (Arc::clone(&self.certificates), (last + 1, tls.clone()));
-        let state = ClusterState { certificates, tls, shared, ..ClusterState::seeded(fastrand::u64(..)) };
+        let traffic = Arc::clone(&self.traffic);
+        let state = ClusterState { certificates, tls, shared, traffic, ..ClusterState::seeded(fastrand::u64(..)) };
         let state = Arc::new(state);
         let (tls, shared) = (state.tls.clone(), Arc::clone(&state.shared));
         clusters.insert(name.clone(), Kept { tls, shared, state: Arc::downgrade(&state) });

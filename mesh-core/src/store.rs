@@ -25,7 +25,7 @@ use crate::error::{ErrorKind, Invalid, MeshError};
 use crate::id::{ListenerName, Target};
 use crate::live_trace::LiveTraces;
 use crate::resources::{Progress, Update};
-use crate::state::{HealthNews, lock};
+use crate::state::{HealthNews, Traffic, lock};
 use crate::tls::Certificates;
 use crate::view::{Extensions, TargetView};
 use crate::workload::{Introductions, Workload};
@@ -91,6 +91,7 @@ struct StoreState {
     certificates: Arc<Certificates>,
     calls: Arc<Recorder>,
     live_traces: Arc<LiveTraces>,
+    traffic: Arc<Traffic>,
     idle: Duration,
 }
 
@@ -205,6 +206,7 @@ impl Store {
             certificates,
             calls: Arc::default(),
             live_traces: Arc::default(),
+            traffic: Arc::clone(assembly.traffic()),
             targets: ArcSwap::default(),
             commands: Mutex::default(),
             news,
@@ -397,6 +399,11 @@ impl Sink {
     /// Which requests are followed: a source that can be asked to says so there.
     pub fn live_traces(&self) -> &Arc<LiveTraces> {
         &self.shared.live_traces
+    }
+
+    /// What becomes of requests, for a source whose control plane wants reports of load.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.shared.traffic
     }
 
     /// What the application adds to the built-in parts: names beyond these mean nothing to it.

@@ -32,9 +32,9 @@ use mesh_core::xds::decode::{Options, decode};
 use serde::{Deserialize, Serialize};
 
 use super::input::{Lines, Values, object};
-use super::workload::{self, Workload, pair};
 use super::{Format, Printing, directory};
 use crate::catalog::{Catalog, Client, ClientClass, Kind};
+use crate::explain::workload::{self, Workload, pair};
 use crate::plane::{Plane, PlaneOptions};
 use crate::render::listener::SERVER_PREFIX;
 

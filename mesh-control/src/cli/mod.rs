@@ -6,17 +6,17 @@
 mod authz;
 mod bootstrap;
 mod ca;
+mod describe;
 mod directory;
 mod explain;
 mod input;
 mod route;
-mod seen;
 mod serve;
 mod status;
 mod token;
+mod top;
 mod trace;
 mod validate;
-mod workload;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -44,6 +44,8 @@ enum Command {
     Bootstrap(Box<bootstrap::Args>),
     Ca(ca::Args),
     Status(status::Args),
+    Top(top::Args),
+    Describe(describe::Args),
     Explain(Box<explain::Args>),
     Route(Box<route::Args>),
     Token(token::Args),
@@ -138,6 +140,8 @@ fn run(line: Line) -> anyhow::Result<ExitCode> {
         Command::Trace(args) => return runtime()?.block_on(trace::run(&args)),
         Command::Token(args) => token::run(&args)?,
         Command::Status(args) => runtime()?.block_on(status::run(&args))?,
+        Command::Top(args) => runtime()?.block_on(top::run(&args))?,
+        Command::Describe(args) => runtime()?.block_on(describe::run(&args))?,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut self::line(), "mesh-control", &mut script);

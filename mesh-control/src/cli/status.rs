@@ -216,13 +216,13 @@ fn diagnostics(status: &Status, out: &mut String) {
 }
 
 /// `name.namespace` of an Istio node id; any other id as it is.
-fn short(node: &str) -> String {
+pub(super) fn short(node: &str) -> String {
     let name = node.split('~').nth(2).filter(|name| !name.is_empty()).unwrap_or(node);
     if name.is_empty() { "(no id)".to_owned() } else { name.to_owned() }
 }
 
 /// Columns as wide as their widest cell; nothing at all without a row.
-fn section<const N: usize>(rows: Vec<[String; N]>, out: &mut String) {
+pub(super) fn section<const N: usize>(rows: Vec<[String; N]>, out: &mut String) {
     if rows.len() < 2 {
         return;
     }
@@ -236,7 +236,7 @@ fn section<const N: usize>(rows: Vec<[String; N]>, out: &mut String) {
 }
 
 /// What clients say about themselves must not reach the terminal as control sequences.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

@@ -27,7 +27,7 @@ use envoy_types::pb::google::protobuf::{BoolValue, UInt64Value};
 use super::endpoints::single_assignment;
 use super::extensions::{in_subset, simple_policy, weighted_by_load};
 use super::library::{back_off, retry_on, threshold};
-use super::proto::{FAULT_FILTER, ads, any, duration, extension, number, regex};
+use super::proto::{FAULT_FILTER, ads, any, duration, extension, its_own_server, number, regex};
 use super::tls::Security;
 use super::{BLACK_HOLE, Degraded, Found, fault, found_by, hash_policy, nowhere};
 use crate::policy::Cluster;
@@ -323,6 +323,7 @@ pub(super) fn render_cluster(
         name: name.clone(),
         lb_policy: LbPolicy::RoundRobin.into(),
         circuit_breakers: Some(circuit_breakers(seen)),
+        lrs_server: Some(its_own_server()),
         ..Default::default()
     };
     if seen.is_refused {

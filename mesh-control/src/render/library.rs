@@ -33,7 +33,7 @@ use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value, UInt64Value};
 
 use super::endpoints::{dns_assignment, single_assignment};
 use super::extensions::{health_check, in_subset, own_policy, simple_policy};
-use super::proto::{CORS_FILTER, FAULT_FILTER, ads, any, duration, number, regex, text_metadata};
+use super::proto::{CORS_FILTER, FAULT_FILTER, ads, any, duration, its_own_server, number, regex, text_metadata};
 use super::tls::Security;
 use super::{Found, PASSTHROUGH, callers_http, fault, found_by, hash_policy, http_options, nowhere, share};
 use crate::policy::Cluster;
@@ -389,6 +389,7 @@ pub(super) fn render_cluster(
         typed_extension_protocol_options: http_options(seen),
         transport_socket: security.socket,
         transport_socket_matches: security.matches,
+        lrs_server: Some(its_own_server()),
         ..Default::default()
     };
     if let Some(own) = &seen.traffic.own_balancer {

@@ -75,6 +75,15 @@ pub fn ads() -> core::ConfigSource {
     }
 }
 
+/// "By the server that this is from": where clients report their load (gRFC A27).
+pub fn its_own_server() -> core::ConfigSource {
+    core::ConfigSource {
+        resource_api_version: core::ApiVersion::V3.into(),
+        config_source_specifier: Some(ConfigSourceSpecifier::Self_(core::SelfConfigSource::default())),
+        ..Default::default()
+    }
+}
+
 /// An expression.
 pub fn regex(regex: &str) -> RegexMatcher {
     RegexMatcher { regex: regex.to_owned(), ..Default::default() }

@@ -4,16 +4,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_core::request::RequestHead;
 use serde_json::Value;
 
 use crate::catalog::{Catalog, Client};
 use crate::config::Diagnostic;
 use crate::config::store::{Standing, Wrong};
+use crate::explain;
 use crate::plane::{Plane, Snapshot};
 use crate::registry;
 use crate::serve::clients::feed::Feed;
 use crate::serve::clients::presence::{Workload, WorkloadKey, Workloads};
-use crate::serve::clients::status::{DiagnosticStatus, Inspect, Serving, WrongStatus};
+use crate::serve::clients::status::{
+    DiagnosticStatus, Inspect, ObjectStatus, Question, ServiceStatus, Serving, WrongStatus,
+};
 
 impl Feed {
     /// Follows the snapshots of a plane. To be called inside a runtime.
@@ -76,6 +80,56 @@ impl Inspect for Plane {
 
     fn locate(&self, client: &Client, hop: &mut Value) {
         self.snapshot().locate_hop(client, hop);
+    }
+
+    fn service_list(&self) -> Vec<ServiceStatus> {
+        let services = Plane::services(self).into_iter();
+        let statuses = services.map(|service| ServiceStatus {
+            endpoints: service.ports.iter().map(|port| port.endpoints.len()).sum(),
+            ports: service.ports.iter().map(|port| port.number).collect(),
+            host: service.host,
+            namespace: service.namespace,
+            object: service.object,
+            written: service.written,
+        });
+        statuses.collect()
+    }
+
+    fn objects(&self) -> Vec<ObjectStatus> {
+        let wrong = Plane::wrong(self);
+        let standings: BTreeMap<String, &str> = wrong
+            .iter()
+            .filter_map(|wrong| Some((wrong.object.as_ref()?.to_string(), wrong.standing.as_str())))
+            .collect();
+        let objects = self.object_places().into_iter();
+        let statuses = objects.map(|(object, written)| {
+            let standing = standings.get(&object).copied().unwrap_or("in-force");
+            ObjectStatus::new(object, written, standing)
+        });
+        statuses.collect()
+    }
+
+    fn explain(&self, question: &Question) -> Result<serde_json::Value, String> {
+        let said = |error: anyhow::Error| format!("{error:#}");
+        let method = question.method.parse().map_err(|_| format!("{:?} is no method", question.method))?;
+        let url = question.url.parse().map_err(|_| format!("{:?} is no URL", question.url))?;
+        let headers: Vec<String> =
+            question.headers.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+        let head = explain::request(&method, &url, &headers).map_err(said)?;
+        let head = RequestHead::of(&head).map_err(|error| error.to_string())?;
+        let snapshot = self.snapshot();
+        let client = explain::asker(&snapshot, &question.from).map_err(said)?;
+        let explained = explain::explain(&snapshot, &client, &head).map_err(said)?;
+        let mut json = explained.to_json();
+        // For people: the same in words.
+        json["text"] = explained.to_string().into();
+        Ok(json)
+    }
+
+    fn routes(&self, from: &str, target: &str) -> Result<serde_json::Value, String> {
+        let snapshot = self.snapshot();
+        let client = explain::asker(&snapshot, from).map_err(|error| format!("{error:#}"))?;
+        Ok(explain::routes(&snapshot, &client, target))
     }
 
     fn serving(&self) -> BTreeMap<String, Serving> {

@@ -35,6 +35,9 @@ pub mod kubernetes {
 /// What the server knows, for people and for Prometheus.
 pub mod status {
     pub use super::clients::authority::{AuthorityStatus, RevokedStatus, TrustBundleStatus};
-    pub use super::clients::status::{DiagnosticStatus, Inspect, Serving, Status, WorkloadStatus, WrongStatus};
+    pub use super::clients::graph::{Edge, Graph, Node};
+    pub use super::clients::status::{
+        DiagnosticStatus, Inspect, ObjectStatus, Question, ServiceStatus, Serving, Status, WorkloadStatus, WrongStatus,
+    };
     pub use super::io::admin::{listen, metrics, report};
 }

@@ -97,7 +97,7 @@ async fn server_rule_19_load_reports_are_taken_from_any_number_of_streams_of_a_n
         let mut lrs = LoadReportingServiceClient::new(fixture.channel().await);
         let mut answers = lrs.stream_load_stats(requests).await.unwrap().into_inner();
         let answer = answers.message().await.unwrap().unwrap();
-        assert_eq!(answer.load_reporting_interval.unwrap().seconds, 10);
+        assert_eq!(answer.load_reporting_interval.unwrap().seconds, 2);
         assert_eq!(answer.send_all_clusters, !feature.is_empty());
         assert_eq!(answer.clusters, if feature.is_empty() { vec!["a"] } else { vec![] });
     }

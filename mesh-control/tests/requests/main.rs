@@ -17,6 +17,7 @@ mod log_columns;
 mod mirroring;
 mod objects;
 mod outliers;
+mod reported;
 mod retries;
 mod rules;
 mod sessions;

@@ -52,6 +52,8 @@ pub struct Cluster {
     pub session_health: Vec<Health>,
     /// The service it stands for: host, name and namespace (`metadata.filter_metadata["istio"].services[0]`).
     pub service: Option<Arc<ServiceNames>>,
+    /// Whether the control plane wants to know how many requests go to it (`lrs_server: self`, gRFC A27).
+    pub reports_load: bool,
 }
 
 /// How a service is called, for telemetry.
@@ -395,6 +397,7 @@ impl Cluster {
             health_check: None,
             session_health: vec![Health::Unknown, Health::Healthy, Health::Degraded],
             service: None,
+            reports_load: false,
         }
     }
 }

@@ -54,6 +54,8 @@ pub struct Usage {
     pub(super) retried: AtomicU64,
     opened: AtomicU64,
     pub(super) lost: AtomicU64,
+    /// Requests that were not sent for a limit, since that was told the last time.
+    dropped: AtomicU64,
     was_called: AtomicBool,
 }
 
@@ -67,7 +69,7 @@ impl Usage {
         }
         let entered = self.requests.enter(max).is_some();
         if !entered {
-            self.overflow();
+            self.drop_request();
         }
         entered
     }
@@ -75,6 +77,16 @@ impl Usage {
     /// Notes that a limit was in the way of one.
     pub(super) fn overflow(&self) {
         self.overflows.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn drop_request(&self) {
+        self.overflow();
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many requests were not sent for a limit since it was asked the last time.
+    pub(super) fn take_dropped(&self) -> u64 {
+        self.dropped.swap(0, Ordering::Relaxed)
     }
 
     /// Whether there has ever been a request.
@@ -223,7 +235,7 @@ impl PendingPermit {
     pub(super) fn take(cluster: &Arc<super::Shared>, limits: &CircuitBreakers) -> Option<PendingPermit> {
         let usage = &cluster.usage;
         if usage.pending.enter(limits.max_pending_requests).is_none() {
-            usage.overflow();
+            usage.drop_request();
             return None;
         }
         Some(PendingPermit(Arc::clone(cluster)))

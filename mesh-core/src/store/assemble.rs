@@ -14,7 +14,7 @@ use crate::model::{
     Cluster, ClusterKind, ClusterTls, HttpManager, Listener, RouteConfiguration, RouteSource, ServerListener, ServerTls,
 };
 use crate::resources::{Known, Progress, ResourceKey, ResourceType, Resources, Update};
-use crate::state::{HealthNews, States};
+use crate::state::{HealthNews, States, Traffic};
 use crate::tls::Certificates;
 use crate::view::{ClusterView, Extensions, Leaf, RouteTable, TargetView};
 
@@ -90,6 +90,11 @@ impl Assembly {
             retired: Vec::new(),
             progress: Progress::default(),
         }
+    }
+
+    /// What becomes of requests, for reports of load.
+    pub(super) fn traffic(&self) -> &Arc<Traffic> {
+        self.states.traffic()
     }
 
     pub(super) fn extensions(&self) -> &Extensions {

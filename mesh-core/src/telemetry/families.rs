@@ -2,8 +2,8 @@
 
 use std::sync::atomic::AtomicU64;
 
-use super::histogram::Histogram;
 use super::series::Series;
+use crate::histogram::Histogram;
 
 /// What is read of a series.
 #[derive(Clone, Copy, Debug)]

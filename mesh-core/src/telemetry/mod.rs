@@ -6,7 +6,6 @@
 
 mod facts;
 mod families;
-mod histogram;
 mod labels;
 mod log_line;
 mod peers;
@@ -14,9 +13,9 @@ mod registry;
 mod series;
 mod text;
 
+pub use crate::histogram::{BOUNDS, Histogram};
 pub use facts::Ended;
 pub use families::{FAMILIES, Family, Read};
-pub use histogram::{BOUNDS, Histogram};
 pub use labels::{LABELS, Labels};
 pub use log_line::line as log_line;
 pub use peers::Peers;

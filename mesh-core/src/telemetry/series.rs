@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::histogram::Histogram;
 use super::labels::Labels;
+use crate::histogram::Histogram;
 use crate::model::MetricSet;
 
 /// What is counted under one set of labels: of requests, or of connections that are not HTTP.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::families::{FAMILIES, Family, Read};
-use super::histogram::{BOUNDS, Histogram};
 use super::labels::Labels;
 use super::series::Series;
+use crate::histogram::{BOUNDS, Histogram};
 
 /// What a family of metrics counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

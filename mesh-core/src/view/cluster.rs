@@ -183,6 +183,7 @@ impl ClusterView {
                     levels.add_leaf(position, &found, leaf.cluster.priorities, &balancer, &leaf.state);
                     leaf.state.note_marks(endpoints);
                     leaf.note_workloads(endpoints);
+                    leaf.state.note_reported(&leaf.cluster, endpoints);
                     let checked = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
                     let checked = checked.filter(|endpoint| leaf.is_checked(endpoint));
                     leaf.state.set_checked(checked.map(|endpoint| leaf.checked(endpoint)).collect());

@@ -30,6 +30,7 @@ use tonic::transport::Channel;
 
 use crate::calls::{Call, CallKey, Counted, Lost, Recorder, Report};
 use crate::identity::SpiffeId;
+use crate::xds::channels::{Open, OpenStream};
 
 /// In the head of the responses on a stream of xDS: the server keeps records of calls, and wants this workload's.
 pub const CALLS: &str = "x-mesh-calls";
@@ -54,15 +55,11 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// Entries of one message.
 const MOST_ENTRIES: usize = 500;
 
-/// The connection of a stream whose server wants to be told, and which stream that is.
-type Open = Option<(u64, Channel)>;
-
 /// One stream's word on whether its server wants to be told, for as long as the stream lasts.
 #[derive(Debug)]
 pub(crate) struct Wanted {
     calls: Arc<Recorder>,
-    open: watch::Sender<Open>,
-    stream: u64,
+    stream: OpenStream,
 }
 
 impl Wanted {
@@ -70,14 +67,7 @@ impl Wanted {
     pub(crate) fn hear(&self, head: &MetadataMap, channel: &Channel) {
         let is_wanted = head.contains_key(CALLS);
         self.calls.set_on(is_wanted);
-        self.open.send_replace(is_wanted.then(|| (self.stream, channel.clone())));
-    }
-}
-
-impl Drop for Wanted {
-    fn drop(&mut self) {
-        // Another stream may have taken its place already.
-        self.open.send_if_modified(|open| open.take_if(|(stream, _)| *stream == self.stream).is_some());
+        self.stream.set(is_wanted.then_some(channel));
     }
 }
 
@@ -102,7 +92,7 @@ impl Telling {
 
     /// For a new stream, by its number.
     pub(crate) fn wanted(&self, stream: u64) -> Wanted {
-        Wanted { calls: Arc::clone(&self.calls), open: self.open.clone(), stream }
+        Wanted { calls: Arc::clone(&self.calls), stream: OpenStream::new(&self.open, stream) }
     }
 
     /// Tells what is left, within this time.

@@ -18,6 +18,7 @@ use crate::id::{ListenerName, Target};
 use crate::live_trace::LiveTraces;
 use crate::model::ClusterKind;
 use crate::resources::{Change, Progress, Resource, ResourceKey, ResourceType, Update};
+use crate::state::Traffic;
 use crate::store::{Sink, Source};
 use crate::tls::Certificates;
 use crate::workload::{Introductions, Workload};
@@ -30,6 +31,7 @@ use crate::xds::decode::Options;
 use crate::xds::dns::{Dns, Resolver, cluster_of};
 use crate::xds::intake;
 use crate::xds::live_trace::Following;
+use crate::xds::load_stats::Reporting;
 use crate::xds::names;
 use crate::xds::peer_metadata;
 use crate::xds::session::{Action, End, Outcome, Session};
@@ -167,6 +169,11 @@ pub trait Consumer: Send {
         None
     }
 
+    /// Where it is counted what becomes of requests, if it is.
+    fn traffic(&self) -> Option<Arc<Traffic>> {
+        None
+    }
+
     /// Takes in what was learned, and says what is wanted next.
     fn apply(&mut self, update: Update) -> Progress;
 
@@ -189,6 +196,10 @@ impl Consumer for Sink {
 
     fn live_traces(&self) -> Option<Arc<LiveTraces>> {
         Some(Arc::clone(Sink::live_traces(self)))
+    }
+
+    fn traffic(&self) -> Option<Arc<Traffic>> {
+        Some(Arc::clone(Sink::traffic(self)))
     }
 
     fn apply(&mut self, update: Update) -> Progress {
@@ -223,6 +234,8 @@ struct Client<C> {
     calls: Option<Telling>,
     /// Follows live requests, where servers ask for it.
     following: Option<Following>,
+    /// Tells how many requests went where.
+    load: Option<Reporting>,
     status: StatusHandle,
     status_due: Option<Instant>,
     status_set: Option<Instant>,
@@ -281,6 +294,8 @@ impl<C: Consumer> Client<C> {
         let calls = consumer.calls().map(|calls| Telling::start(calls, intake::node(&bootstrap.node), source.seed));
         let follow = |traces| Following::start(traces, intake::node(&bootstrap.node), source.seed);
         let following = consumer.live_traces().map(follow);
+        let load =
+            consumer.traffic().map(|traffic| Reporting::start(traffic, intake::node(&bootstrap.node), source.seed));
         Client {
             consumer,
             connector: source.connector.clone(),
@@ -293,6 +308,7 @@ impl<C: Consumer> Client<C> {
             showing,
             calls,
             following,
+            load,
             dns: Dns::new(source.resolver.clone()),
             status: source.status.clone(),
             status_due: Some(now),
@@ -464,14 +480,15 @@ impl<C: Consumer> Client<C> {
                 let report = async move |event: Event| events.send((session, index, turn, event)).await.is_ok();
                 let server = running.session.server(index)?.clone();
                 let keepalive = running.keepalives.get(index)?.clone();
-                // Only the bootstrap's own servers are told of calls.
+                // Only the bootstrap's own servers are told of calls, and of load.
                 let calls = self.calls.as_ref().filter(|_| session == 0).map(|calls| calls.wanted(turn));
                 let traces = self.following.as_ref().filter(|_| session == 0).map(|following| following.asked(turn));
+                let load = self.load.as_ref().filter(|_| session == 0).map(|load| load.stream(turn));
                 let task = Owned::spawn(transport::run(
                     self.connector.clone(),
                     server,
                     keepalive,
-                    Told { showing: self.showing.clone(), calls, traces },
+                    Told { showing: self.showing.clone(), calls, traces, load },
                     report,
                 ));
                 *running.streams.get_mut(index)? = Some(Stream { turn, requests: None, _task: task });
@@ -520,9 +537,19 @@ impl<C: Consumer> Client<C> {
     /// a timeout that this client is gone.
     async fn farewell(mut self) {
         // Over the streams that are still there.
-        if let Some(calls) = self.calls.take() {
-            calls.end(FAREWELL).await;
-        }
+        let (calls, load) = (self.calls.take(), self.load.take());
+        tokio::join!(
+            async {
+                if let Some(calls) = calls {
+                    calls.end(FAREWELL).await;
+                }
+            },
+            async {
+                if let Some(load) = load {
+                    load.end(FAREWELL).await;
+                }
+            }
+        );
         let now = now();
         for session in 0..self.sessions.len() {
             if let Some(running) = self.sessions.get_mut(session) {

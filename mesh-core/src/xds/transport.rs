@@ -23,6 +23,7 @@ use crate::tls::Credentials;
 use crate::xds::access_log::Wanted;
 use crate::xds::bootstrap::{ChannelCredentials, Server};
 use crate::xds::certificates::Showing;
+use crate::xds::channels::OpenStream;
 use crate::xds::connect::{Connector, Watched};
 use crate::xds::istio_ca::ROOTS;
 use crate::xds::live_trace::Asked;
@@ -97,6 +98,7 @@ pub(crate) struct Told {
     pub(crate) showing: Option<Showing>,
     pub(crate) calls: Option<Wanted>,
     pub(crate) traces: Option<Asked>,
+    pub(crate) load: Option<OpenStream>,
 }
 
 impl Told {
@@ -113,6 +115,9 @@ impl Told {
         }
         if let Some(traces) = &self.traces {
             traces.hear(response.metadata(), channel);
+        }
+        if let Some(load) = &self.load {
+            load.set(Some(channel));
         }
         response.into_inner()
     }

@@ -22,7 +22,7 @@ use mesh_core::outlier::Outcome as Outlier;
 use mesh_core::request_info::{Criticality, EXPECTED_TIMEOUT, Repeat, RequestInfo};
 use mesh_core::response_flags::ResponseFlags;
 use mesh_core::retry::{self, Outcome, RetryDecision};
-use mesh_core::state::{RetryPermit, RetryPrice, TooManyRetries};
+use mesh_core::state::{EndpointState, RetryPermit, RetryPrice, TooManyRetries};
 use mesh_core::view::RouteRef;
 use serde_json::json;
 
@@ -64,19 +64,24 @@ impl Attempt {
         }
         let attempt = Attempt {
             security: Security::of(pick.cluster, endpoint.is_mutual_tls())?,
-            in_flight: pick.in_flight,
             leaf: pick.leaf,
             priority: pick.priority,
             version: HttpVersion::Http1,
             stale: 0,
             is_reusable: false,
-            watch: Watch::of(pick.cluster),
+            watch: Watch::of(pick.cluster, endpoint),
+            in_flight: pick.in_flight,
         };
         Ok((attempt, pick.cluster))
     }
 
-    /// Tells outlier detection how the try ended, where the cluster has any.
+    /// Tells outlier detection and the report of load how the try ended, where the cluster has any.
     pub(crate) fn report(&self, outcome: Outlier, route: &RouteRef<'_>, info: &mut RequestInfo) {
+        if let Some(reported) = &self.watch.reported {
+            // Any status of gRPC's but OK is a failure, and stands for one of HTTP from 400 up.
+            let least = if info.is_grpc { 400 } else { 500 };
+            reported.note(matches!(outcome, Outlier::Status(status) if status < least));
+        }
         if self.watch.outcomes
             && let Some(leaf) = route.cluster.and_then(|cluster| cluster.leaves().get(self.leaf))
             && let Some(detection) = &leaf.cluster.outlier_detection
@@ -221,7 +226,7 @@ impl Attempt {
 const FAILED: Duration = Duration::from_secs(1);
 
 impl Watch {
-    fn of(cluster: &Cluster) -> Watch {
+    fn of(cluster: &Cluster, endpoint: &EndpointState) -> Watch {
         let (load, since) = match cluster.balancer.choosing() {
             // Endpoints that report on a stream of their own are not heard twice.
             BalancerPolicy::WeightedByLoad(config) if config.oob.is_none() => (Some(Arc::clone(config)), None),
@@ -229,12 +234,13 @@ impl Watch {
             _ => (None, None),
         };
         let (outcomes, health) = (cluster.outlier_detection.is_some(), cluster.health_check.is_some());
-        Watch { outcomes, health, load, since }
+        let reported = if cluster.reports_load { endpoint.begin_reported(Instant::now) } else { None };
+        Watch { outcomes, health, load, since, reported }
     }
 
     /// Whether anything is.
     pub(super) fn is_on(&self) -> bool {
-        self.outcomes || self.health || self.load.is_some() || self.since.is_some()
+        self.outcomes || self.health || self.load.is_some() || self.since.is_some() || self.reported.is_some()
     }
 }
 

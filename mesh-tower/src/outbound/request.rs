@@ -18,7 +18,7 @@ use mesh_core::model::{Cluster, LoadWeights};
 use mesh_core::outlier::Outcome as Outlier;
 use mesh_core::request_info::{Observers, RequestInfo, grpc_status};
 use mesh_core::rewrite;
-use mesh_core::state::{EndpointState, InFlight, RetryPermit};
+use mesh_core::state::{EndpointState, InFlight, ReportedTry, RetryPermit};
 use mesh_core::store::{Store, TargetEntry};
 use mesh_core::view::{RouteRef, SelectedRoute, TargetView};
 use tokio::time::Sleep;
@@ -167,6 +167,8 @@ pub(super) struct Watch {
     pub(super) load: Option<Arc<LoadWeights>>,
     /// When it began, and how long that counts, where the policy goes by how long answers take.
     pub(super) since: Option<(Instant, Duration)>,
+    /// It is counted, where the control plane wants reports of load.
+    pub(super) reported: Option<ReportedTry>,
 }
 
 impl Attempt {

@@ -275,7 +275,7 @@ impl<'p> Preview<'p> {
         let [_, after] = self.planes;
         self.met.extend(after.snapshot().guards_of(&client, port));
         self.namespaces.insert(workload.namespace.clone());
-        (crate::cli::workload::Workload { namespace: workload.namespace.to_string(), labels }, peers)
+        (crate::explain::workload::Workload { namespace: workload.namespace.to_string(), labels }, peers)
     }
 
     /// New objects that are for no workload of the records.
@@ -349,7 +349,7 @@ fn is_recorded(condition: &Condition) -> bool {
 }
 
 /// A call of a record as a request. A segment that stands for many is one that no policy names.
-fn request(record: &Record, workload: crate::cli::workload::Workload, port: u16) -> Asked {
+fn request(record: &Record, workload: crate::explain::workload::Workload, port: u16) -> Asked {
     let path = if record.path.contains('{') {
         record.path.replace(REST, "0").replace(ANY, "0")
     } else {
@@ -378,7 +378,7 @@ fn request(record: &Record, workload: crate::cli::workload::Workload, port: u16)
 
 /// What is known of a workload of the records: who is asked, and how it takes connections before and after, as the
 /// PeerAuthentication in force says, if any does.
-type Met = (crate::cli::workload::Workload, [Option<(Arc<str>, ServerTls)>; 2]);
+type Met = (crate::explain::workload::Workload, [Option<(Arc<str>, ServerTls)>; 2]);
 
 fn decide(servers: &mut Servers<'_>, asked: &Asked, peers: &Option<(Arc<str>, ServerTls)>) -> anyhow::Result<Decided> {
     let answer = match peers {

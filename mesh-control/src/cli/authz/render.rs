@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 
 use crate::catalog::{Client, ClientClass};
-use crate::cli::workload::Workload;
+use crate::explain::workload::Workload;
 
 /// Prints the policies that are for a workload as Envoy's filters: the part of a connection manager, as JSON, that decides
 /// what `authz test` says. Where Envoy cannot tell for sure, it lets nobody in.

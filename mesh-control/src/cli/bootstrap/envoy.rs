@@ -64,6 +64,12 @@ pub(super) fn bootstrap(args: &Args) -> anyhow::Result<Value> {
             "lds_config": by_ads,
             "cds_config": by_ads,
         },
+        // It tells how many requests it sends where, over the connection of its configuration.
+        "cluster_manager": { "load_stats_config": {
+            "api_type": "GRPC",
+            "transport_api_version": "V3",
+            "grpc_services": [{ "envoy_grpc": { "cluster_name": "xds-grpc" } }],
+        } },
         "static_resources": { "clusters": clusters },
     }))
 }
@@ -163,6 +169,8 @@ mod tests {
         assert_eq!(plain["node"]["id"], "sidecar~10.0.0.1~web-1.shop~shop.svc.cluster.local");
         let metadata = &plain["node"]["metadata"];
         assert_eq!((&metadata["INTERCEPTION_MODE"], &metadata["LABELS"]["app"]), (&json!("NONE"), &json!("web")));
+        let reports = &plain["cluster_manager"]["load_stats_config"]["grpc_services"][0]["envoy_grpc"];
+        assert_eq!(reports["cluster_name"], "xds-grpc");
         assert_eq!(plain["admin"]["address"]["socket_address"]["address"], "127.0.0.1");
         let clusters = plain["static_resources"]["clusters"].as_array().expect("a list");
         assert_eq!(clusters.len(), 1, "there is nobody to tell it of certificates");

@@ -24,8 +24,8 @@ use serde::Serialize;
 
 use super::request::{Asked, Kind, Protocol};
 use crate::cli::input::Values;
-use crate::cli::seen::{Seen, Told, client};
-use crate::cli::workload::Workload;
+use crate::explain::seen::{Seen, Told, client};
+use crate::explain::workload::Workload;
 use crate::plane::Snapshot;
 use crate::policy::route::{ClusterKey, FallbackName};
 

@@ -12,7 +12,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use crate::cli::input::{Values, object};
-use crate::cli::workload::Workload;
+use crate::explain::workload::Workload;
 
 /// A line.
 #[derive(Clone, Debug, Deserialize)]

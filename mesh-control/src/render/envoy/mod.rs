@@ -118,6 +118,8 @@ pub(super) fn cluster(
     if seen.is_refused {
         return rendered;
     }
+    // It reports the load of all clusters, where its bootstrap says so.
+    rendered.lrs_server = None;
     match found_by(seen) {
         // Nobody can look up a host that stands for many: it is called where the connection was going.
         Found::Host if seen.key.host.starts_with('*') => {

@@ -129,6 +129,18 @@ impl Fleet {
         self.leave_share(&Who::Identity(identity.clone()), 0);
     }
 
+    /// Counts a stream of reports in; [`exit_reports`](Self::exit_reports) counts it out.
+    ///
+    /// # Errors
+    /// Its identity has too many.
+    pub(crate) fn enter_reports(&self, client: &Client) -> Result<(), String> {
+        self.take_share(Who::of(client))
+    }
+
+    pub(crate) fn exit_reports(&self, client: &Client) {
+        self.leave_share(&Who::of(client), 0);
+    }
+
     fn take_share(&self, who: Who) -> Result<(), String> {
         let mut shares = self.shares();
         let has = shares.get(&who).map_or(0, |share| share.streams);
@@ -186,6 +198,11 @@ impl Fleet {
         if let Some(stream) = self.streams().get(&id) {
             stream.dismissed.send_replace(Some(why));
         }
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.streams().len()
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<ClientStream>> {
@@ -291,11 +308,11 @@ pub struct NackStatus {
 }
 
 /// How many names of a kind are listed unless all are asked for.
-const NAMES: usize = 100;
+pub(crate) const NAMES: usize = 100;
 
 impl ClientStream {
     /// What there is to say about this stream.
-    pub(crate) fn status(&self, all_names: bool, now: Instant) -> ClientStatus {
+    pub(crate) fn status(&self, names: usize, now: Instant) -> ClientStatus {
         let session = self.session();
         let client = session.client();
         ClientStatus {
@@ -310,12 +327,12 @@ impl ClientStream {
             peer: self.peer_ip,
             protocol: session.variant().name().to_owned(),
             connected_since: unix(self.since),
-            kinds: session.reports().into_iter().map(|report| kind(report, all_names, now)).collect(),
+            kinds: session.reports().into_iter().map(|report| kind(report, names, now)).collect(),
         }
     }
 }
 
-fn kind(report: Report, all_names: bool, now: Instant) -> KindStatus {
+fn kind(report: Report, limit: usize, now: Instant) -> KindStatus {
     let ago = |at: Instant| seconds(now.saturating_duration_since(at));
     let state = if report.refused {
         "refused"
@@ -329,7 +346,6 @@ fn kind(report: Report, all_names: bool, now: Instant) -> KindStatus {
         "synced"
     };
     let subscribed = report.names.len();
-    let limit = if all_names { usize::MAX } else { NAMES };
     let names = report.names.into_iter().take(limit).map(|name| NameStatus {
         name: name.name.to_string(),
         version: name.version.map(|version| version.to_string()),

@@ -17,6 +17,7 @@ use crate::serve::clients::metrics::Metrics;
 use crate::serve::clients::presence::Presence;
 use crate::serve::clients::refusals::Refusals;
 use crate::serve::clients::settling::Settling;
+use crate::serve::clients::traffic::Traffic;
 use crate::serve::protocol::push::Pace;
 
 /// See the [module](self).
@@ -33,6 +34,7 @@ pub(crate) struct ServerState {
     pub(crate) following: Arc<Following>,
     pub(crate) metrics: Metrics,
     pub(crate) load: Load,
+    pub(crate) traffic: Traffic,
     pub(crate) refusals: Refusals,
     pub(crate) admission: Mutex<Admission>,
     pub(crate) pace: Pace,

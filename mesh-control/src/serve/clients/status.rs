@@ -13,10 +13,12 @@ use crate::config::store::Standing;
 use crate::serve::clients::authority::AuthorityStatus;
 use crate::serve::clients::clock::now;
 use crate::serve::clients::fleet::{ClientStatus, seconds, unix};
+use crate::serve::clients::graph::{self, Graph};
 use crate::serve::clients::metrics::{family, single};
 use crate::serve::clients::presence::Registered;
 use crate::serve::clients::refusals::TurnedAwayStatus;
 use crate::serve::clients::state::ServerState;
+use crate::serve::clients::traffic::Caller;
 
 /// What the rest of mesh-control has to say in a status report.
 pub trait Inspect: Send + Sync + 'static {
@@ -48,9 +50,87 @@ pub trait Inspect: Send + Sync + 'static {
     /// Adds to what a client tells of a live request where the reasons are written.
     fn locate(&self, _client: &Client, _hop: &mut Value) {}
 
+    /// Which services are known.
+    fn service_list(&self) -> Vec<ServiceStatus> {
+        Vec::new()
+    }
+
+    /// The objects of the configuration, those that are wrong among them.
+    fn objects(&self) -> Vec<ObjectStatus> {
+        Vec::new()
+    }
+
+    /// Why a request goes where it goes, as `mesh-control explain -o json` says it.
+    ///
+    /// # Errors
+    /// What is wrong with the question.
+    fn explain(&self, _question: &Question) -> Result<serde_json::Value, String> {
+        Err("this server explains nothing".to_owned())
+    }
+
+    /// The routes that a workload (`NAMESPACE/NAME`) has to `HOST:PORT`.
+    ///
+    /// # Errors
+    /// What is wrong with the question.
+    fn routes(&self, _from: &str, _target: &str) -> Result<serde_json::Value, String> {
+        Err("this server explains nothing".to_owned())
+    }
+
     /// What the workloads that registered serve, by the text form of their keys.
     fn serving(&self) -> BTreeMap<String, Serving> {
         BTreeMap::new()
+    }
+}
+
+/// A request that is asked about.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[non_exhaustive]
+pub struct Question {
+    /// Who asks: `NAMESPACE/NAME`.
+    pub from: String,
+    /// The method.
+    pub method: String,
+    /// Where to: `http://HOST[:PORT]/PATH`.
+    pub url: String,
+    /// Headers, `NAME:VALUE`, one a line.
+    #[serde(default)]
+    pub headers: String,
+}
+
+/// A service that is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ServiceStatus {
+    /// Its full host name.
+    pub host: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// `Kind namespace/name`.
+    pub object: String,
+    /// `file:line`.
+    pub written: String,
+    /// Its ports.
+    pub ports: Vec<u16>,
+    /// How many endpoints are known; those of one workload on several ports are as many.
+    pub endpoints: usize,
+}
+
+/// An object of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ObjectStatus {
+    /// `Kind namespace/name`.
+    pub object: String,
+    /// `file:line`.
+    pub written: String,
+    /// `in-force`, or the standing of what is wrong: `held`, `fails-closed` or `unread`.
+    pub standing: String,
+}
+
+impl ObjectStatus {
+    /// One that is written there.
+    pub fn new(object: String, written: String, standing: &str) -> ObjectStatus {
+        ObjectStatus { object, written, standing: standing.to_owned() }
     }
 }
 
@@ -199,9 +279,8 @@ impl DiagnosticStatus {
     }
 }
 
-/// Puts a report together. `all_names` lists every name that a client asks for, rather than the first
-/// hundred of each kind.
-pub(crate) fn report(state: &ServerState, inspect: &dyn Inspect, all_names: bool) -> Status {
+/// Puts a report together, with so many of the names of each kind that a client asks for.
+pub(crate) fn report(state: &ServerState, inspect: &dyn Inspect, names: usize) -> Status {
     let now = now();
     let mut serving = inspect.serving();
     Status {
@@ -217,12 +296,29 @@ pub(crate) fn report(state: &ServerState, inspect: &dyn Inspect, all_names: bool
             .map(seconds),
         services: inspect.services(),
         authority: state.desk.as_ref().map(|desk| desk.status(SystemTime::now())),
-        clients: state.fleet.all().iter().map(|stream| stream.status(all_names, now)).collect(),
+        clients: state.fleet.all().iter().map(|stream| stream.status(names, now)).collect(),
         turned_away: state.refusals.report(now),
         workloads: state.presence.registered().into_iter().map(|one| workload(one, &mut serving, now)).collect(),
         diagnostics: inspect.diagnostics(),
         wrong: inspect.wrong(),
     }
+}
+
+/// The graph, as of now.
+pub(crate) fn graph(state: &ServerState, inspect: &dyn Inspect) -> Graph {
+    let mut serving = inspect.serving();
+    let mut serves = BTreeMap::new();
+    for Registered { workload, .. } in state.presence.registered() {
+        let host = serving.remove(&workload.key().to_string()).and_then(|serving| {
+            let hosts = serving.services.iter().filter_map(|service| service.rsplit_once(':'));
+            hosts.map(|(host, _)| host.to_owned()).min()
+        });
+        if let Some(host) = host {
+            let Caller { namespace, name, .. } = Caller::of(&workload.client, &workload.about);
+            serves.entry((namespace, name)).or_insert(host);
+        }
+    }
+    graph::graph(&state.traffic.edges(now()), &serves, &inspect.service_list())
 }
 
 fn workload(registered: Registered, serving: &mut BTreeMap<String, Serving>, now: Instant) -> WorkloadStatus {

@@ -21,8 +21,9 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use super::console;
 use crate::live_trace::Wanted;
-use crate::serve::clients::fleet::KindStatus;
+use crate::serve::clients::fleet::{KindStatus, NAMES};
 use crate::serve::clients::status::{self, Inspect, Status};
 use crate::serve::io::live_trace::{self, LiveTrace};
 use crate::serve::io::server::Server;
@@ -30,7 +31,7 @@ use crate::serve::io::server::Server;
 /// Puts a report together. `all_names` lists every name that a client asks for, rather than the first
 /// hundred of each kind.
 pub fn report(server: &Server, inspect: &dyn Inspect, all_names: bool) -> Status {
-    status::report(server.state(), inspect, all_names)
+    status::report(server.state(), inspect, if all_names { usize::MAX } else { NAMES })
 }
 
 /// The metrics as Prometheus text.
@@ -38,10 +39,11 @@ pub fn metrics(server: &Server, inspect: &dyn Inspect) -> String {
     status::metrics(server.state(), inspect)
 }
 
+/// What there is to tell of.
 #[derive(Clone)]
-struct Sources {
-    server: Arc<Server>,
-    inspect: Arc<dyn Inspect>,
+pub(super) struct Sources {
+    pub(super) server: Arc<Server>,
+    pub(super) inspect: Arc<dyn Inspect>,
 }
 
 /// Serves the status of `server` at `address` until `stop` turns true or its sender is gone. Returns the
@@ -56,6 +58,7 @@ pub async fn listen(
     let listener = TcpListener::bind(address).await?;
     let bound = listener.local_addr()?;
     let router = axum::Router::new()
+        .merge(console::routes())
         .route("/status", get(status_page))
         .route("/metrics", get(metrics_page))
         .route("/calls", get(calls_page))
@@ -64,10 +67,14 @@ pub async fn listen(
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/ready", get(ready))
         .fallback(|| async {
-            (StatusCode::NOT_FOUND, "there are /status, /metrics, /calls, /trace, /healthz, /ready, /debug/syncz\n")
+            (
+                StatusCode::NOT_FOUND,
+                "there are / (the console), /status, /metrics, /calls, /trace, /healthz, /ready, /debug/syncz\n",
+            )
         })
         .with_state(Sources { server, inspect })
-        .layer(middleware::from_fn_with_state(Arc::<[String]>::from(names), for_us));
+        .layer(middleware::from_fn_with_state(Arc::<[String]>::from(names), for_us))
+        .layer(middleware::map_response(console::guarded));
     let task = tokio::spawn(async move {
         // Reports are read and gone: nothing is worth waiting for.
         tokio::select! {
@@ -119,13 +126,18 @@ fn is_ours(host: &str, names: &[String]) -> bool {
 
 #[derive(Deserialize)]
 struct Detail {
-    /// `all` lists every name.
+    /// `all` lists every name, `none` lists none.
     #[serde(default)]
     names: String,
 }
 
 async fn status_page(State(sources): State<Sources>, Query(detail): Query<Detail>) -> impl IntoResponse {
-    Json(report(&sources.server, &*sources.inspect, detail.names == "all"))
+    let names = match &*detail.names {
+        "all" => usize::MAX,
+        "none" => 0,
+        _ => NAMES,
+    };
+    Json(status::report(sources.server.state(), &*sources.inspect, names))
 }
 
 async fn metrics_page(State(sources): State<Sources>) -> impl IntoResponse {

@@ -28,17 +28,19 @@ use crate::serve::clients::clock::now;
 use crate::serve::clients::csds::Csds;
 use crate::serve::clients::feed::Feed;
 use crate::serve::clients::fleet::{Fleet, Limits};
-use crate::serve::clients::load::{Load, Reporting};
+use crate::serve::clients::load::Load;
 use crate::serve::clients::metrics::Metrics;
 use crate::serve::clients::presence::{Presence, Workloads};
 use crate::serve::clients::refusals::Refusals;
 use crate::serve::clients::settling::Settling;
 use crate::serve::clients::state::ServerState;
+use crate::serve::clients::traffic::Traffic;
 use crate::serve::io::access_log::AccessLogs;
 use crate::serve::io::ads::Ads;
 use crate::serve::io::certificates::CertificateService;
 use crate::serve::io::door::{Door, accept};
 use crate::serve::io::live_trace::LiveTraces;
+use crate::serve::io::load_stats::LoadReports;
 use crate::serve::io::own_tls::{HANDSHAKE, OwnTls};
 use crate::serve::io::secrets::Secrets;
 use crate::serve::io::tls::{Reloading, TlsFiles};
@@ -215,6 +217,7 @@ impl Server {
             following: Arc::default(),
             metrics: Metrics::default(),
             load: Load::default(),
+            traffic: Traffic::new(now()),
             refusals: Refusals::default(),
             admission: Mutex::new(Admission::new(options.stream_rate, options.stream_burst, STREAM_PATIENCE)),
             pace: options.pace,
@@ -232,6 +235,7 @@ impl Server {
             .add_service(InterceptedService::new(Csds::service(state.clone()), certified))
             .add_service(InterceptedService::new(Reporting::service(state.clone()), certified))
             .add_service(InterceptedService::new(LiveTraces(state.clone()), certified))
+            .add_service(InterceptedService::new(LoadReports::service(&state), certified))
             .add_optional_service(AccessLogs::service(&state).map(|logs| InterceptedService::new(logs, certified)))
             .add_optional_service(desk.as_ref().map(|_| Secrets::service(&state)))
             .add_optional_service(desk.clone().map(CertificateService));

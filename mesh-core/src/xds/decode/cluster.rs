@@ -118,7 +118,7 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
     let hashing = common_lb_config.as_ref().and_then(|common| common.consistent_hashing_lb_config);
     let older = balancer::Older { lb_policy, lb_config, hashing };
     let (balancer, slow_start) = balancer::balancer(notes, load_balancing_policy, older, brings_its_own)?;
-    validate_lrs(notes, lrs_server)?;
+    let reports_load = reports_load(lrs_server)?;
     let circuit_breakers = notes.optional("circuit_breakers", circuit_breakers, limits::circuit_breakers)?;
     let outlier_detection = notes.optional("outlier_detection", outlier_detection, limits::outlier_detection)?;
     let connection_options = upstream_connection_options;
@@ -134,6 +134,7 @@ fn cluster(notes: &mut Notes<'_>, name: ClusterName, value: pb::Cluster) -> Resu
         outlier_detection,
         health_check,
         tcp_keepalive,
+        reports_load,
         ..Cluster::new(name, kind)
     };
     // The older places first, so that the newer one wins.
@@ -297,14 +298,11 @@ fn one_host(endpoints: &Endpoints) -> Result<(), Invalid> {
 }
 
 /// gRFC A27: load is reported to the server that the cluster came from, or not at all.
-fn validate_lrs(notes: &mut Notes<'_>, source: Option<core::ConfigSource>) -> Result<(), Invalid> {
+fn reports_load(to: Option<core::ConfigSource>) -> Result<bool, Invalid> {
     use core::config_source::ConfigSourceSpecifier;
-    match source.map(|source| source.config_source_specifier) {
-        None => Ok(()),
-        Some(Some(ConfigSourceSpecifier::Self_(_))) => {
-            notes.ignore("lrs_server");
-            Ok(())
-        }
+    match to.map(|source| source.config_source_specifier) {
+        None => Ok(false),
+        Some(Some(ConfigSourceSpecifier::Self_(_))) => Ok(true),
         Some(_) => Err(Invalid::new("must be self").at("lrs_server")),
     }
 }

@@ -15,14 +15,14 @@ const FEW: usize = 5;
 /// A workload.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Workload {
-    pub(super) namespace: String,
+pub(crate) struct Workload {
+    pub(crate) namespace: String,
     #[serde(default)]
-    pub(super) labels: BTreeMap<String, String>,
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 /// The two sides of `KEY=VALUE` or `NAME:VALUE`.
-pub(super) fn pair(text: &str, by: char) -> anyhow::Result<(String, String)> {
+pub(crate) fn pair(text: &str, by: char) -> anyhow::Result<(String, String)> {
     let (name, value) = text.split_once(by).ok_or_else(|| anyhow!("{text}: no {by} in it"))?;
     Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
@@ -30,7 +30,7 @@ pub(super) fn pair(text: &str, by: char) -> anyhow::Result<(String, String)> {
 impl Workload {
     /// That of a command line, with its name: NAMESPACE/NAME, and labels in place of those that the configuration knows. The other
     /// way round is understood where the configuration knows a workload by that only.
-    pub(super) fn named(
+    pub(crate) fn named(
         option: &str,
         to: &str,
         labels: &[String],
@@ -91,7 +91,7 @@ fn unknown(name: &str, namespace: &str, snapshot: &Snapshot) -> String {
 }
 
 /// That no object is in a namespace: it is most likely mistyped.
-pub(super) fn foreign(namespace: &str, plane: &Plane) -> Option<String> {
+pub(crate) fn foreign(namespace: &str, plane: &Plane) -> Option<String> {
     let known = plane.snapshot().namespaces();
     if known.contains(namespace) {
         return None;

@@ -26,20 +26,20 @@ use crate::render::listener::SERVER_PREFIX;
 const DEEPEST: usize = 4;
 
 /// The routes of a listener as a workload is told of them.
-pub(super) struct Seen {
-    pub(super) table: RouteTable,
+pub(crate) struct Seen {
+    pub(crate) table: RouteTable,
     /// The routes of connections whose bytes are not HTTP, where they have any of their own: by the name of a server.
-    pub(super) connections: Option<RouteTable>,
+    pub(crate) connections: Option<RouteTable>,
     /// The listener's limit of streams.
-    pub(super) max_stream: Option<Duration>,
+    pub(crate) max_stream: Option<Duration>,
     /// What a server makes of paths.
-    pub(super) paths: PathNormalization,
+    pub(crate) paths: PathNormalization,
     /// What the clusters of the routes are made of.
-    pub(super) clusters: HashMap<ClusterName, Told>,
+    pub(crate) clusters: HashMap<ClusterName, Told>,
 }
 
 /// A cluster as a workload is told of it.
-pub(super) enum Told {
+pub(crate) enum Told {
     /// What it is made of: itself, or those of an aggregate.
     Leaves(Vec<Arc<Cluster>>),
     /// Nothing can be called by it, and this is why.
@@ -47,20 +47,20 @@ pub(super) enum Told {
 }
 
 impl Told {
-    pub(super) fn leaves(&self) -> &[Arc<Cluster>] {
+    pub(crate) fn leaves(&self) -> &[Arc<Cluster>] {
         match self {
             Told::Leaves(leaves) => leaves,
             Told::Nowhere(_) => &[],
         }
     }
 
-    pub(super) fn passes_through(&self) -> bool {
+    pub(crate) fn passes_through(&self) -> bool {
         matches!(self.leaves(), [only] if only.kind == ClusterKind::PassThrough)
     }
 }
 
 /// A workload, as `mesh-control` knows its own clients.
-pub(super) fn client(workload: &Workload) -> Client {
+pub(crate) fn client(workload: &Workload) -> Client {
     let labels = workload.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     Client::new("explain", ClientClass::Library, IpAddr::V4(Ipv4Addr::LOCALHOST))
         .namespace(&*workload.namespace)
@@ -69,7 +69,7 @@ pub(super) fn client(workload: &Workload) -> Client {
 
 impl Seen {
     /// What a client is told of `host:port`.
-    pub(super) fn of_target(snapshot: &Snapshot, client: &Client, target: &str) -> Result<Seen, MeshError> {
+    pub(crate) fn of_target(snapshot: &Snapshot, client: &Client, target: &str) -> Result<Seen, MeshError> {
         let Some(listener) = resource(snapshot, client, Kind::Listener, target)? else {
             let why = snapshot.absence(client, Kind::Listener, target);
             let why = why.unwrap_or_else(|| "no object describes it, and such hosts are not called".to_owned());
@@ -92,7 +92,7 @@ impl Seen {
     }
 
     /// What a server is told that is bound to an address.
-    pub(super) fn of_server(snapshot: &Snapshot, client: &Client, bound: SocketAddr) -> Result<Seen, MeshError> {
+    pub(crate) fn of_server(snapshot: &Snapshot, client: &Client, bound: SocketAddr) -> Result<Seen, MeshError> {
         let name = format!("{SERVER_PREFIX}{bound}");
         let Some(Resource::Listener(listener)) = resource(snapshot, client, Kind::Listener, &name)? else {
             return Err(MeshError::new(ErrorKind::UnknownTarget, format!("there is no server at {bound}")));
@@ -121,7 +121,7 @@ impl Seen {
     }
 
     /// Why nothing can be called by a cluster.
-    pub(super) fn problem(&self, cluster: &ClusterName) -> Option<&str> {
+    pub(crate) fn problem(&self, cluster: &ClusterName) -> Option<&str> {
         match self.clusters.get(cluster) {
             Some(Told::Nowhere(why)) => Some(why),
             _ => None,

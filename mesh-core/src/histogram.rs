@@ -45,6 +45,12 @@ impl Histogram {
         self.sum.fetch_add(thousandths, Ordering::Relaxed);
     }
 
+    /// What was counted since it was taken the last time: how many values are in each bucket, and their sum.
+    pub fn take(&self) -> ([u64; BOUNDS.len() + 1], f64) {
+        let counts = self.buckets.each_ref().map(|bucket| bucket.swap(0, Ordering::Relaxed));
+        (counts, self.sum.swap(0, Ordering::Relaxed) as f64 / 1000.0)
+    }
+
     /// How many values there are in each bucket, and the sum of all.
     pub fn read(&self) -> ([u64; BOUNDS.len() + 1], f64) {
         let counts = self.buckets.each_ref().map(|bucket| bucket.load(Ordering::Relaxed));
@@ -65,5 +71,6 @@ mod tests {
         let (counts, sum) = histogram.read();
         assert_eq!((counts[0], counts[1], counts[18], counts[19]), (2, 2, 1, 1));
         assert!((sum - 7_200_002.002).abs() < 1e-6);
+        assert_eq!((histogram.take(), histogram.read().0), ((counts, sum), [0; 20]));
     }
 }

@@ -1,0 +1,259 @@
+//! `mesh-control describe`: everything that a running server knows of one service, workload or object, in the manner of
+//! `istioctl experimental describe`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::status::{get, printable, short};
+use super::top::graph;
+use super::{Format, Printing};
+use crate::config::spelling::nearest;
+use crate::serve::status::{Edge, ObjectStatus, ServiceStatus, Status};
+
+/// Says what a running server knows of one service, workload or object of the configuration.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Args {
+    /// Of what kind it is.
+    #[arg(value_name = "KIND")]
+    what: What,
+    /// A service: its host, NAME.NAMESPACE, or NAME. A workload: its name or that with its namespace, NAME.NAMESPACE, or the id of
+    /// its node. An object: KIND/NAMESPACE/NAME.
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// As whom the routes of a service are looked at: NAMESPACE/NAME.
+    #[arg(long, value_name = "NAMESPACE/NAME", default_value = "default/client")]
+    from: String,
+    /// Where mesh-control serves its status.
+    #[arg(long, aliases = ["addr", "control"], value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
+    status_addr: String,
+    #[command(flatten)]
+    printing: Printing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum What {
+    #[value(alias = "svc")]
+    Service,
+    #[value(alias = "pod")]
+    Workload,
+    Object,
+}
+
+/// What `/api/objects` says.
+#[derive(Deserialize)]
+struct Known {
+    objects: Vec<ObjectStatus>,
+    services: Vec<ServiceStatus>,
+}
+
+pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
+    let server = args.status_addr.as_str();
+    let status: Status = serde_json::from_str(&get(server, "/status").await?).context("not a status report")?;
+    let known: Known = serde_json::from_str(&get(server, "/api/objects").await?).context("no list of objects")?;
+    let edges = graph(server).await?.edges;
+    let described = match args.what {
+        What::Service => service(args, &status, &known, &edges).await?,
+        What::Workload => workload(args, &status, &edges)?,
+        What::Object => object(args, &status, &known)?,
+    };
+    Ok(super::say(&match args.printing.format() {
+        Format::Json => format!("{described:#}\n"),
+        Format::Text => text(&described),
+    })?)
+}
+
+async fn service(args: &Args, status: &Status, known: &Known, edges: &[Edge]) -> anyhow::Result<Value> {
+    let name = args.name.as_str();
+    let fits = |host: &str| host == name || host.starts_with(&format!("{name}."));
+    let fitting: Vec<_> = known.services.iter().filter(|service| fits(&service.host)).collect();
+    let service = match fitting.as_slice() {
+        [only] => only,
+        [] => bail!("{}", unknown("service", name, known.services.iter().map(|service| service.host.as_str()))),
+        [first, ..] => match fitting.iter().find(|service| service.host == name) {
+            Some(exact) => exact,
+            None => {
+                bail!("{name} may be {} or another of {} services: say its namespace, too", first.host, fitting.len())
+            }
+        },
+    };
+    let mut routes = Vec::new();
+    for port in &service.ports {
+        let path = format!("/api/routes?from={}&target={}:{port}", args.from, service.host);
+        routes.push(serde_json::from_str::<Value>(&get(&args.status_addr, &path).await?).context("no routes")?);
+    }
+    let serves = |of: &&crate::serve::status::WorkloadStatus| {
+        of.serves.iter().any(|served| served.rsplit_once(':').is_some_and(|(host, _)| host == service.host))
+    };
+    let workloads = status.workloads.iter().filter(serves).map(|workload| {
+        json!({
+            "name": short(&workload.node),
+            "address": workload.address,
+            "certificate": workload.certificate,
+            "connected": workload.connected,
+        })
+    });
+    Ok(json!({
+        "service": service.host,
+        "namespace": service.namespace,
+        "written": format!("{}, {}", service.written, service.object),
+        "ports": service.ports,
+        "endpoints": service.endpoints,
+        "workloads": workloads.collect::<Vec<_>>(),
+        "routes": routes,
+        "called_by": edges.iter().filter(|edge| edge.service == service.host).map(told).collect::<Vec<_>>(),
+        "findings": findings(status, |object| object == service.object),
+    }))
+}
+
+fn workload(args: &Args, status: &Status, edges: &[Edge]) -> anyhow::Result<Value> {
+    let name = args.name.as_str();
+    let fits = |node: &str| {
+        let short = short(node);
+        node == name || short == name || short.rsplit_once('.').is_some_and(|(first, _)| first == name)
+    };
+    let Some(client) = status.clients.iter().find(|client| fits(&client.node)) else {
+        let all: Vec<String> = status.clients.iter().map(|client| short(&client.node)).collect();
+        bail!("{}", unknown("connected workload", name, all.iter().map(String::as_str)));
+    };
+    let registered: Vec<_> = status.workloads.iter().filter(|workload| workload.node == client.node).collect();
+    let kinds: BTreeMap<&str, &str> = client.kinds.iter().map(|kind| (&*kind.kind, &*kind.state)).collect();
+    let refusals = client.kinds.iter().filter_map(|kind| {
+        let nack = kind.last_nack.as_ref()?;
+        Some(json!({ "kind": kind.kind, "text": nack.text, "names": nack.names, "seconds_ago": nack.seconds_ago }))
+    });
+    let label = |names: &[&str]| names.iter().find_map(|name| client.labels.get(*name)).cloned();
+    let canonical = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"])
+        .unwrap_or_else(|| short(&client.node).split('.').next().unwrap_or_default().to_owned());
+    let caller = format!("{}/{canonical}", client.namespace);
+    Ok(json!({
+        "workload": short(&client.node),
+        "node": client.node,
+        "namespace": client.namespace,
+        "labels": client.labels,
+        "client": format!("{} ({})", client.class, client.user_agent),
+        "identity": client.identity,
+        "certificate_expires": client.certificate_expires,
+        "configuration": kinds,
+        "refused": refusals.collect::<Vec<_>>(),
+        "serves": registered.iter().flat_map(|one| one.serves.clone()).collect::<Vec<_>>(),
+        "notes": registered.iter().filter_map(|one| one.note.clone()).collect::<Vec<_>>(),
+        "calls": edges.iter().filter(|edge| edge.workload == caller).map(told).collect::<Vec<_>>(),
+    }))
+}
+
+fn object(args: &Args, status: &Status, known: &Known) -> anyhow::Result<Value> {
+    let wanted = args.name.replacen('/', " ", 1);
+    let found = known.objects.iter().find(|object| object.object == wanted || object.object == args.name);
+    let wrong = status.wrong.iter().find(|wrong| wrong.object.as_ref().is_some_and(|object| *object == wanted));
+    let (name, written, standing) = match (found, wrong) {
+        (Some(object), _) => (object.object.clone(), object.written.clone(), object.standing.clone()),
+        (None, Some(wrong)) => (wanted.clone(), wrong.file.clone(), wrong.standing.clone()),
+        (None, None) => {
+            bail!("{}", unknown("object", &wanted, known.objects.iter().map(|object| object.object.as_str())))
+        }
+    };
+    Ok(json!({
+        "object": name,
+        "written": written,
+        "standing": standing,
+        "reason": wrong.map(|wrong| wrong.reason.clone()),
+        "findings": findings(status, |object| object == name),
+    }))
+}
+
+fn unknown<'n>(what: &str, name: &str, known: impl Iterator<Item = &'n str>) -> String {
+    let known: Vec<&str> = known.collect();
+    let meant = match nearest(name, &known) {
+        Some(near) => format!("; did you mean {near}?"),
+        None if known.len() <= 10 => format!("; known are: {}", known.join(", ")),
+        None => String::new(),
+    };
+    format!("no {what} is called {name}{meant}")
+}
+
+fn findings(status: &Status, is_it: impl Fn(&str) -> bool) -> Vec<String> {
+    let all = status.diagnostics.iter().filter(|one| one.object.as_deref().is_some_and(&is_it));
+    let line = |one: &crate::serve::status::DiagnosticStatus| {
+        let place = match (&one.file, one.line) {
+            (Some(file), Some(line)) => format!("{file}:{line}: "),
+            _ => String::new(),
+        };
+        format!("{place}{} {}: {}", one.severity, one.code, one.message)
+    };
+    all.map(line).collect()
+}
+
+fn told(edge: &Edge) -> Value {
+    json!({
+        "source": edge.source,
+        "destination": edge.destination,
+        "requests_per_second": edge.requests_per_second,
+        "error_rate": edge.error_rate,
+        "p50_ms": edge.p50_ms,
+        "p99_ms": edge.p99_ms,
+        "mutual_tls": edge.mutual_tls,
+    })
+}
+
+/// The same to read: a line for each fact, lists below their title.
+fn text(described: &Value) -> String {
+    let mut out = String::new();
+    for (name, value) in described.as_object().into_iter().flatten() {
+        let title = title(name);
+        match value {
+            Value::Null => {}
+            Value::Array(all) if all.is_empty() => {}
+            Value::Array(all) if all.iter().all(Value::is_number) => {
+                let _ = writeln!(out, "{title}: {}", all.iter().map(Value::to_string).collect::<Vec<_>>().join(", "));
+            }
+            Value::Array(all) => {
+                let _ = writeln!(out, "{title}:");
+                for one in all {
+                    let _ = writeln!(out, "   {}", line(one));
+                    for route in one["routes"].as_array().into_iter().flatten() {
+                        let _ = writeln!(out, "      {}", route_line(route));
+                    }
+                }
+            }
+            value => {
+                let _ = writeln!(out, "{title}: {}", line(value));
+            }
+        }
+    }
+    out
+}
+
+fn title(name: &str) -> String {
+    let words = name.replace('_', " ");
+    let mut letters = words.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
+}
+
+fn line(value: &Value) -> String {
+    match value {
+        Value::String(text) => printable(text),
+        Value::Object(fields) => {
+            let fields = fields.iter().filter(|(name, value)| !value.is_null() && *name != "routes");
+            fields.map(|(name, value)| format!("{}: {}", title(name), line(value))).collect::<Vec<_>>().join(", ")
+        }
+        Value::Array(all) => all.iter().map(line).collect::<Vec<_>>().join(" "),
+        value => value.to_string(),
+    }
+}
+
+fn route_line(route: &Value) -> String {
+    let clusters = route["clusters"].as_array().into_iter().flatten().map(|cluster| {
+        let subset = cluster["subset"].as_str().filter(|subset| !subset.is_empty());
+        let subset = subset.map(|subset| format!(" subset {subset}")).unwrap_or_default();
+        let host = cluster["host"].as_str().or(cluster["name"].as_str()).unwrap_or_default();
+        format!("{:.0}% {host}{subset}", cluster["percent"].as_f64().unwrap_or_default())
+    });
+    let clusters = clusters.collect::<Vec<_>>().join(", ");
+    let to = if clusters.is_empty() { line(&route["action"]) } else { clusters };
+    let written = route["origin"].as_str().map(|origin| format!(" ({origin})")).unwrap_or_default();
+    printable(&format!("{} -> {to}{written}", line(&route["conditions"])))
+}

@@ -1,0 +1,156 @@
+//! Why a request goes where it goes, and which routes a workload has to a service: as it is published, decided on by the
+//! library's own matcher, with the places where it is written. For `mesh-control explain`, and for those who look at a server.
+
+pub(crate) mod seen;
+pub(crate) mod workload;
+
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use http::request::Parts;
+use http::{Method, Request, Uri};
+use mesh_core::matcher::conditions;
+use mesh_core::model::{Clusters, Forward, Route, RouteAction};
+use mesh_core::request::{RequestHead, host_and_port, split_authority};
+use mesh_core::rewrite::complete_path;
+use mesh_core::view::Explanation;
+use serde_json::{Value, json};
+
+use crate::catalog::Client;
+use crate::config::file::is_namespace;
+use crate::plane::Snapshot;
+use crate::policy::route::{ClusterKey, Written};
+use seen::{Seen, client};
+use workload::{Workload, pair};
+
+/// A request that is asked about, of headers `NAME:VALUE`.
+pub(crate) fn request(method: &Method, url: &Uri, headers: &[String]) -> anyhow::Result<Parts> {
+    let mut request = Request::builder().method(method).uri(url);
+    for text in headers {
+        let (name, value) = pair(text, ':')?;
+        request = request.header(name, value);
+    }
+    let (mut head, ()) = request.body(()).context("malformed header")?.into_parts();
+    if head.uri.authority().is_none() {
+        return Err(anyhow!("{url}: a host is needed, as in http://reviews:9080/"));
+    }
+    complete_path(&mut head.uri);
+    Ok(head)
+}
+
+/// Who NAMESPACE/NAME is, as far as the configuration says; whom it does not know has no labels.
+pub(crate) fn asker(snapshot: &Snapshot, from: &str) -> anyhow::Result<Client> {
+    let parts = from.split_once('/').filter(|(namespace, name)| {
+        is_namespace(namespace) && !name.is_empty() && name.len() <= 253 && !name.contains('/')
+    });
+    let (namespace, name) = parts.ok_or_else(|| anyhow!("from {from:?}: NAMESPACE/NAME is needed"))?;
+    let labels = snapshot.labels_of(namespace, name).unwrap_or_default();
+    Ok(client(&Workload { namespace: namespace.to_owned(), labels }))
+}
+
+/// Why a client's request goes where it goes.
+pub(crate) fn explain(snapshot: &Snapshot, client: &Client, head: &RequestHead<'_>) -> anyhow::Result<Explanation> {
+    let target = host_and_port(head.authority, head.scheme)?;
+    let seen = match Seen::of_target(snapshot, client, &target) {
+        Ok(seen) => seen,
+        Err(error) => {
+            let request = format!("{} {}{}", head.method, head.authority, head.path_and_query);
+            return Ok(Explanation::failed(request, error));
+        }
+    };
+    // TLS that the application makes itself is looked at by the name of its server.
+    let connections = seen.connections.as_ref().filter(|_| head.scheme == "https");
+    let name = split_authority(head.authority).map_or(head.authority, |(host, _)| host);
+    let mut by_name = *head;
+    by_name.authority = name;
+    let mut explained = match connections {
+        Some(connections) => connections.explain(&by_name, &mut fastrand::Rng::new()),
+        None => seen.table.explain(head, &mut fastrand::Rng::new()),
+    };
+    for choice in &mut explained.clusters {
+        choice.leaves = seen.clusters.get(&choice.name).map(|told| told.leaves().to_vec()).unwrap_or_default();
+        choice.problem = seen.problem(&choice.name).map(Arc::from);
+        choice.origins = shared(snapshot.settings_of_cluster(client, choice.name.as_str()));
+    }
+    let rules = explained.route_configuration.as_deref().map(|name| snapshot.rules_of(client, name));
+    let rules = rules.unwrap_or_default();
+    let rule_at = |position: usize| rules.get(position).and_then(Option::as_ref);
+    for over in &mut explained.passed_over {
+        over.origin = rule_at(over.position).map(origin);
+    }
+    if let Some(choice) = &mut explained.route {
+        let rule = rule_at(choice.position);
+        let of_connection = || snapshot.rule_on_connections(client, &target, &choice.route.name).map(Arc::from);
+        choice.origin = rule.map(origin).or_else(|| connections.and_then(|_| of_connection()));
+        choice.origins = match (rule, &choice.route.action) {
+            (Some(rule), _) => shared(snapshot.settings_of_rule(rule)),
+            (None, RouteAction::Forward(Forward { retry: Some(_), .. })) if !rules.is_empty() => {
+                shared(vec![("retry", snapshot.default_retry())])
+            }
+            _ => Vec::new(),
+        };
+        if let RouteAction::Forward(forward) = &choice.route.action {
+            choice.time_limit = forward.time_limit(head.is_grpc(), seen.max_stream);
+        }
+    }
+    Ok(explained)
+}
+
+/// The routes of a client to `HOST:PORT`, in the order in which they are looked at.
+pub(crate) fn routes(snapshot: &Snapshot, client: &Client, target: &str) -> Value {
+    let seen = match Seen::of_target(snapshot, client, target) {
+        Ok(seen) => seen,
+        Err(error) => return json!({ "target": target, "error": error.to_string(), "routes": [] }),
+    };
+    let config = seen.table.config();
+    let name = config.name.as_ref().map(|name| name.as_str().to_owned());
+    let rules = name.as_deref().map(|name| snapshot.rules_of(client, name)).unwrap_or_default();
+    let routes = config.virtual_hosts.iter().flat_map(|host| host.routes.iter().enumerate());
+    let routes = routes.map(|(position, route)| shown(&seen, route, rules.get(position).and_then(Option::as_ref)));
+    json!({ "target": target, "route_configuration": name, "routes": routes.collect::<Vec<_>>() })
+}
+
+fn shown(seen: &Seen, route: &Route, rule: Option<&Written>) -> Value {
+    let (action, clusters) = match &route.action {
+        RouteAction::Forward(forward) => ("forward".to_owned(), shares(seen, forward)),
+        RouteAction::Redirect(redirect) => (format!("redirect with {}", redirect.status.as_u16()), Vec::new()),
+        RouteAction::Direct(direct) => (format!("answer {}", direct.status.as_u16()), Vec::new()),
+        RouteAction::NonForwarding => ("the application answers".to_owned(), Vec::new()),
+        RouteAction::Unusable(why) => (format!("fails: {why}"), Vec::new()),
+    };
+    json!({
+        "name": &*route.name,
+        "origin": rule.map(|rule| origin(rule).to_string()),
+        "conditions": conditions(&route.matches),
+        "action": action,
+        "clusters": clusters,
+    })
+}
+
+fn shares(seen: &Seen, forward: &Forward) -> Vec<Value> {
+    let weighted = match &forward.clusters {
+        Clusters::One(name) => vec![(name, 1)],
+        Clusters::Weighted(all) => all.iter().map(|one| (&one.name, one.weight)).collect(),
+        _ => Vec::new(),
+    };
+    let all: u64 = weighted.iter().map(|(_, weight)| u64::from(*weight)).sum();
+    let shares = weighted.into_iter().map(|(name, weight)| {
+        let key = ClusterKey::parse(name.as_str());
+        json!({
+            "name": name.as_str(),
+            "host": key.as_ref().map(|key| &*key.host),
+            "subset": key.as_ref().map(|key| &*key.subset),
+            "percent": f64::from(weight) * 100.0 / all.max(1) as f64,
+            "problem": seen.problem(name),
+        })
+    });
+    shares.collect()
+}
+
+fn origin(rule: &Written) -> Arc<str> {
+    format!("{}, {} {}", rule.origin, rule.object, rule.field).into()
+}
+
+fn shared(origins: Vec<(&'static str, String)>) -> Vec<(&'static str, Arc<str>)> {
+    origins.into_iter().map(|(name, origin)| (name, origin.into())).collect()
+}

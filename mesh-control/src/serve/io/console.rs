@@ -1,0 +1,110 @@
+//! The console: what this server knows, for people with a browser, read only. A page, its scripts and its style, all of which are
+//! in the program, and what they ask for as JSON.
+//!
+//! Who may read it is who may read the status ([`admin`](super::admin)), on whose port it is.
+
+use std::sync::Arc;
+
+use axum::extract::{Query, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use super::admin::Sources;
+use crate::serve::clients::graph::Graph;
+use crate::serve::clients::status::{self, Inspect, Question};
+
+/// Every file: its path, its type, what is in it.
+const FILES: [(&str, &str, &str); 9] = [
+    ("/", HTML, include_str!("console/index.html")),
+    ("/console/console.css", "text/css; charset=utf-8", include_str!("console/console.css")),
+    ("/console/icon.svg", "image/svg+xml", include_str!("console/icon.svg")),
+    ("/console/main.js", SCRIPT, include_str!("console/main.js")),
+    ("/console/dom.js", SCRIPT, include_str!("console/dom.js")),
+    ("/console/graph.js", SCRIPT, include_str!("console/graph.js")),
+    ("/console/layout.js", SCRIPT, include_str!("console/layout.js")),
+    ("/console/tables.js", SCRIPT, include_str!("console/tables.js")),
+    ("/console/explain.js", SCRIPT, include_str!("console/explain.js")),
+];
+const HTML: &str = "text/html; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
+/// What browsers are told of every answer: it is nothing but what it says it is, in no frame, and runs nothing but the files above.
+/// What clients call themselves is in these pages.
+pub(super) const HEADERS: [(HeaderName, &str); 5] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; \
+         form-action 'none'; frame-ancestors 'none'",
+    ),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+];
+
+/// Questions that are worked out at a time: each renders resources, and whoever reaches the port may ask.
+static ASKED: Semaphore = Semaphore::const_new(2);
+
+/// The pages, and what they ask for.
+pub(super) fn routes() -> Router<Sources> {
+    let pages = FILES.into_iter().fold(Router::new(), |router, (path, kind, content)| {
+        let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-cache")];
+        router.route(path, get(move || async move { (headers, content) }))
+    });
+    pages
+        .route("/api/graph", get(graph))
+        .route("/api/objects", get(objects))
+        .route("/api/routes", get(routes_of))
+        .route("/api/explain", get(explain))
+}
+
+/// Adds to an answer what browsers are told of all.
+pub(super) async fn guarded(mut answer: Response) -> Response {
+    for (name, value) in HEADERS {
+        answer.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    answer
+}
+
+async fn graph(State(sources): State<Sources>) -> Json<Graph> {
+    Json(status::graph(sources.server.state(), &*sources.inspect))
+}
+
+async fn objects(State(sources): State<Sources>) -> Json<Value> {
+    Json(json!({ "objects": sources.inspect.objects(), "services": sources.inspect.service_list() }))
+}
+
+#[derive(Deserialize)]
+struct Routes {
+    /// NAMESPACE/NAME of who calls.
+    from: String,
+    /// HOST:PORT.
+    target: String,
+}
+
+async fn routes_of(State(sources): State<Sources>, Query(asked): Query<Routes>) -> Response {
+    work_out(sources, move |inspect| inspect.routes(&asked.from, &asked.target)).await
+}
+
+async fn explain(State(sources): State<Sources>, Query(question): Query<Question>) -> Response {
+    work_out(sources, move |inspect| inspect.explain(&question)).await
+}
+
+async fn work_out(
+    sources: Sources,
+    answer: impl FnOnce(&dyn Inspect) -> Result<Value, String> + Send + 'static,
+) -> Response {
+    let inspect = Arc::clone(&sources.inspect);
+    let Ok(_turn) = ASKED.acquire().await else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
+    // It takes as long as it takes, and streams must not wait for it.
+    match tokio::task::spawn_blocking(move || answer(&*inspect)).await {
+        Ok(Ok(answer)) => Json(answer).into_response(),
+        Ok(Err(why)) => (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response(),
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}

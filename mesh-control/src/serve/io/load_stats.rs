@@ -1,0 +1,157 @@
+//! The load reporting service: clients say how many requests they sent where, and how those ended.
+//!
+//! Who reports is known as on a stream of xDS: by the certificate, which the node of the first report may not contradict. What is
+//! told goes into the sums ([`Load`](crate::serve::clients::load::Load)) and into the picture of now
+//! ([`Traffic`](crate::serve::clients::traffic::Traffic)).
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::service::load_stats::v3::load_reporting_service_server::{
+    LoadReportingService, LoadReportingServiceServer,
+};
+use envoy_types::pb::envoy::service::load_stats::v3::{LoadStatsRequest, LoadStatsResponse};
+use envoy_types::pb::google::protobuf::Duration;
+use mesh_core::xds::load_stats::SEND_ALL;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use crate::catalog::{Client, Kind};
+use crate::serve::clients::clock::now;
+use crate::serve::clients::node::About;
+use crate::serve::clients::refusals::Reason;
+use crate::serve::clients::state::ServerState;
+use crate::serve::clients::traffic::Caller;
+use crate::serve::io::ads::{identify, still_holds};
+use crate::serve::io::server::Peer;
+
+/// How often clients report, in seconds, and how often where there are many of them.
+const INTERVAL: i64 = 2;
+const INTERVAL_OF_MANY: i64 = 5;
+const MANY: usize = 500;
+/// Clusters of one report that are looked at.
+const MOST_CLUSTERS: usize = 5_000;
+
+/// The service.
+pub(crate) struct LoadReports(Arc<ServerState>);
+
+impl LoadReports {
+    pub(crate) fn service(state: &Arc<ServerState>) -> LoadReportingServiceServer<LoadReports> {
+        LoadReportingServiceServer::new(LoadReports(state.clone()))
+    }
+}
+
+#[async_trait]
+impl LoadReportingService for LoadReports {
+    type StreamLoadStatsStream = ReceiverStream<Result<LoadStatsResponse, Status>>;
+
+    async fn stream_load_stats(
+        &self,
+        requests: Request<Streaming<LoadStatsRequest>>,
+    ) -> Result<Response<Self::StreamLoadStatsStream>, Status> {
+        let Some(peer) = requests.extensions().get::<Peer>().cloned() else {
+            return Err(Status::internal("a connection without an address"));
+        };
+        let (sender, receiver) = mpsc::channel(1);
+        let state = self.0.clone();
+        tokio::spawn(async move {
+            if let Err(status) = gather(&state, &peer, requests.into_inner(), &sender).await {
+                // The client may be gone: then there is nobody to tell.
+                let _ = sender.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+/// A place among the streams of its identity.
+struct Place<'s>(&'s ServerState, Client);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fleet.exit_reports(&self.1);
+    }
+}
+
+/// The life of one stream: one answer to the first request, then reports until somebody leaves.
+async fn gather(
+    state: &ServerState,
+    peer: &Peer,
+    mut requests: Streaming<LoadStatsRequest>,
+    sender: &mpsc::Sender<Result<LoadStatsResponse, Status>>,
+) -> Result<(), Status> {
+    let (mut stop, mut revoked) = (state.stop.clone(), state.revoked.subscribe());
+    still_holds(state, peer)?;
+    let mut reporter: Option<(Place<'_>, Caller)> = None;
+    loop {
+        let request = tokio::select! {
+            request = requests.message() => request,
+            () = sender.closed() => return Ok(()),
+            Ok(()) = revoked.changed() => {
+                still_holds(state, peer)?;
+                continue;
+            }
+            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+        };
+        let Ok(Some(request)) = request else { return Ok(()) };
+        // Somebody is who their certificate says for as long as that holds.
+        if peer.expires.is_some_and(|expires| expires <= SystemTime::now()) {
+            return Err(Status::unauthenticated("the client certificate has expired: come back with the next one"));
+        }
+        if reporter.is_none() {
+            let node = request.node.as_ref();
+            let node = node.ok_or_else(|| Status::invalid_argument("the first report has no node"))?;
+            reporter = Some(admit(state, peer, node)?);
+            // The client may have left; the next turn of the loop finds out.
+            let _ = sender.send(Ok(answer(state, node))).await;
+        }
+        let Some((place, caller)) = &reporter else { continue };
+        for stats in request.cluster_stats.iter().take(MOST_CLUSTERS) {
+            state.load.add(stats);
+            state.traffic.add(caller, place.1.class, stats, now());
+        }
+    }
+}
+
+/// Who reports, if they may.
+fn admit<'s>(state: &'s ServerState, peer: &Peer, node: &Node) -> Result<(Place<'s>, Caller), Status> {
+    let refused = |(reason, status): (Reason, Status)| {
+        state.refusals.note(peer.ip, reason, &node.id, status.message(), now());
+        status
+    };
+    let client = identify(node, peer).map_err(refused)?;
+    let entered = state.fleet.enter_reports(&client);
+    entered.map_err(|why| refused((Reason::Limit, Status::resource_exhausted(why))))?;
+    let caller = Caller::of(&client, &About::read(node));
+    Ok((Place(state, client), caller))
+}
+
+fn answer(state: &ServerState, node: &Node) -> LoadStatsResponse {
+    let all = node.client_features.iter().any(|feature| feature == SEND_ALL);
+    let seconds = if state.fleet.count() > MANY { INTERVAL_OF_MANY } else { INTERVAL };
+    LoadStatsResponse {
+        clusters: if all { Vec::new() } else { clusters_of(state, &node.id) },
+        send_all_clusters: all,
+        load_reporting_interval: Some(Duration { seconds, nanos: 0 }),
+        report_endpoint_granularity: false,
+    }
+}
+
+/// Every cluster that a node asks for, on whichever stream.
+fn clusters_of(state: &ServerState, node_id: &str) -> Vec<String> {
+    let streams = state.fleet.all();
+    let mut names: Vec<String> = streams
+        .iter()
+        .map(|stream| stream.session())
+        .filter(|session| &*session.client().node_id == node_id)
+        .flat_map(|mut session| {
+            let (ledger, _) = session.ledger(Kind::Cluster);
+            ledger.explicit().map(|name| name.to_string()).collect::<Vec<_>>()
+        })
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
