@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 
+import console
 import corpus
 import decisions
 import hashing
@@ -335,6 +336,24 @@ class Suite:
             for client, calls in zip(clients, shown):
                 self.check(client.name, what, lambda calls=calls: told(calls.result()))
 
+    def edges(self, addr=None):
+        """What goes from whom to whom, as mesh-control tells it."""
+        command = [self.args.bin / "mesh-control", "top", "-o", "json", "--addr", addr or self.status_addr]
+        done = subprocess.run(command, check=True, timeout=30, capture_output=True, text=True)
+        return json.loads(done.stdout)["edges"]
+
+    def reported(self, client):
+        """Waits until what a client calls is an edge of the graph."""
+        end = time.monotonic() + PATIENCE
+        wanted = (f"default/{client.name}", f"{SERVICE}.default.svc.cluster.local/v1", "grpc")
+        while time.monotonic() < end:
+            for edge in self.edges():
+                is_it = (edge["source"], edge["destination"], edge["class"]) == wanted
+                if is_it and edge["requests_per_second"] > 1 and edge["error_rate"] == 0:
+                    return f"{edge['requests']} calls, {edge['requests_per_second']:.0f} a second"
+            time.sleep(0.2)
+        raise Failure(f"no edge {wanted}: {self.edges()}")
+
     def none_refused(self, what):
         def run():
             time.sleep(1)
@@ -355,6 +374,8 @@ class Suite:
             ),
         ]
         self.each(clients, "calls are balanced over both endpoints of v1", on_both_of_v1)
+        for client in clients:
+            self.check(client.name, "its calls are in the graph, by its load reports", lambda client=client: self.reported(client))
 
         self.write("routes.yaml", routes(V2))
         self.each(clients, "a changed route moves every call to v2", lambda it: all_ok(it) and versions(it) == {"v2"})
@@ -385,6 +406,7 @@ class Suite:
         prometheus.Metrics(self, Failure).run()
         hashing.Hashing(self, Failure).run()
         scan.Scan(self, Failure).run()
+        console.Console(self, Failure).run()
 
         for client in clients:
             self.check(client.name, "no call failed that should not", lambda client=client: unfailing(client))
@@ -546,6 +568,7 @@ def main():
     parser.add_argument("--bin", type=pathlib.Path, help="the folder of " + ", ".join(PROGRAMS))
     parser.add_argument("--node-path", type=pathlib.Path, required=True, help="the folder with @grpc/grpc-js-xds")
     parser.add_argument("--dashboards", action="store_true", help="write docs/dashboards.md anew, and do nothing else")
+    parser.add_argument("--screenshots", type=pathlib.Path, help="looks at the console only, and writes its pictures to this folder")
     args = parser.parse_args()
     target = HERE.parent / "target"
     built = [args.bin] if args.bin else [target / "release", target / "debug"]
@@ -557,6 +580,8 @@ def main():
         try:
             if args.dashboards:
                 prometheus.Metrics(suite, Failure).run(write=True)
+            elif args.screenshots:
+                console.Console(suite, Failure, args.screenshots.resolve()).run()
             else:
                 suite.run()
         except Failure as failure:

@@ -179,6 +179,7 @@ class Sidecar:
         check = self.suite.check
         check("envoy", "a sidecar in front of a plain server: STRICT, split, moved, and closed to others", self.called)
         check("envoy", "a sidecar behind a plain client: STRICT, split, moved", self.calls)
+        check("envoy", "what it calls is in the graph, by its load reports", self.reported)
         check("envoy", "redirected connections: every listener is taken", self.redirected)
         check("envoy", "whatever validate passes is accepted", self.corpus)
         check("envoy", f"a storm of {REVISIONS} revisions of {SERVICES} services", self.storm)
@@ -319,6 +320,17 @@ class Sidecar:
             except OSError:
                 pass
         return f"moved from v1 to v2 as {caller.split(';')[-1]}; 403 and 401 where policies say so, nothing in plaintext"
+
+    def reported(self):
+        def holds():
+            self.plain(20)
+            wanted = ("default/shop/v1", "ratings.default.svc.cluster.local", "envoy")
+            edges = self.suite.edges(self.status)
+            found = [edge for edge in edges if (edge["source"], edge["service"], edge["class"]) == wanted]
+            return [edge for edge in found if edge["requests"] >= 20] or None
+
+        edge = self.until("an edge of the Envoy", holds)[0]
+        return f"{edge['requests']} requests to {edge['destination']}"
 
     def plain(self, count=40):
         """What a client that knows nothing of any mesh gets of ratings, through its sidecar."""

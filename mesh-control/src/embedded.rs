@@ -34,7 +34,7 @@ pub use crate::jwks::KeyFetching;
 use crate::live_trace::Wanted;
 pub use crate::plane::{OutboundTrafficPolicy, PathNormalization, PlaneOptions};
 use crate::plane::{Plane, Rejected};
-use crate::serve::status::{self, Status};
+use crate::serve::status::{self, Graph, Status};
 use crate::serve::{self, Certificates, Feed, LiveTrace, Server};
 
 /// Where the configuration comes from.
@@ -302,6 +302,11 @@ impl Embedded {
     /// Who is connected, what they were sent and what they said to it, with every name.
     pub fn status(&self) -> Status {
         status::report(&self.server, &self.plane, true)
+    }
+
+    /// What goes between services now, as workloads report it.
+    pub fn graph(&self) -> Graph {
+        status::graph(&self.server, &self.plane)
     }
 
     /// The metrics as Prometheus text.

@@ -88,7 +88,7 @@ pub(super) struct Args {
     /// Where to serve xDS over TLS; needs --tls-cert and --tls-key.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15012", value_parser = address)]
     secure_addr: SocketAddr,
-    /// Where to serve status and metrics over HTTP, to whoever reaches it, or `none`.
+    /// Where to serve the console, status and metrics over HTTP, to whoever reaches it, or `none`.
     #[arg(long, value_name = "HOST:PORT|none", default_value = "127.0.0.1:15014", value_parser = listen)]
     status_addr: Listen,
     /// A name by which requests for status and metrics may ask for this server, beside its addresses and localhost: whatever

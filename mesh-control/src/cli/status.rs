@@ -272,6 +272,7 @@ mod tests {
             settling_seconds: None,
             services: 4,
             authority: None,
+            certificates: Vec::new(),
             clients: vec![ClientStatus {
                 node: "mesh~10.0.0.1~web-1.shop~shop.svc.cluster.local".to_owned(),
                 class: "grpc".to_owned(),

@@ -74,6 +74,12 @@ impl Inspect for Plane {
         Plane::wrong(self).iter().map(Into::into).collect()
     }
 
+    fn changes(&self) -> Option<(u64, u64)> {
+        let snapshot = self.snapshot();
+        let config = snapshot.config_generation();
+        Some((config, snapshot.generation().saturating_sub(config)))
+    }
+
     fn services(&self) -> usize {
         Plane::services(self).len()
     }

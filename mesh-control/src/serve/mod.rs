@@ -36,8 +36,9 @@ pub mod kubernetes {
 pub mod status {
     pub use super::clients::authority::{AuthorityStatus, RevokedStatus, TrustBundleStatus};
     pub use super::clients::graph::{Edge, Graph, Node};
+    pub use super::clients::issued::IssuedStatus;
     pub use super::clients::status::{
         DiagnosticStatus, Inspect, ObjectStatus, Question, ServiceStatus, Serving, Status, WorkloadStatus, WrongStatus,
     };
-    pub use super::io::admin::{listen, metrics, report};
+    pub use super::io::admin::{graph, listen, metrics, report};
 }

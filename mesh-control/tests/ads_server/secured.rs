@@ -4,12 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::config::endpoint::v3::{ClusterStats, UpstreamLocalityStats};
 use envoy_types::pb::envoy::service::accesslog::v3::StreamAccessLogsMessage;
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_client::AccessLogServiceClient;
+use envoy_types::pb::envoy::service::load_stats::v3::LoadStatsRequest;
+use envoy_types::pb::envoy::service::load_stats::v3::load_reporting_service_client::LoadReportingServiceClient;
 use envoy_types::pb::google::protobuf::{Struct, Value, value};
 use hyper_util::rt::TokioIo;
 use mesh_control::catalog::Kind;
-use mesh_control::serve::TlsFiles;
+use mesh_control::serve::{TlsFiles, status};
 use mesh_core::calls::{Call, CallKey, Counted, Report};
 use mesh_core::xds::access_log;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType, SerialNumber};
@@ -299,4 +302,38 @@ async fn whose_record_a_report_of_calls_is_for_says_the_certificate_and_not_the_
     assert_eq!(found, [("reviews", true, 1), ("web", true, 1)]);
     let refused = mesh_control::calls::of_workload(calls(), "shop", "reviews", None).unwrap_err();
     assert!(refused.contains("--service-account: reviews, web"), "{refused}");
+}
+
+#[tokio::test]
+async fn whose_calls_a_report_of_load_is_of_says_the_certificate_and_not_the_node() {
+    let secured = Secured::start(true).await;
+    let send = async |uri: Option<&str>, namespace: &str| {
+        let channel = secured.channel(uri).await.map_err(|_| tonic::Code::Unavailable)?;
+        let node = report(namespace).identifier.and_then(|identifier| identifier.node);
+        let locality = UpstreamLocalityStats { total_issued_requests: 5, ..UpstreamLocalityStats::default() };
+        let told = LoadStatsRequest {
+            node,
+            cluster_stats: vec![ClusterStats {
+                cluster_name: "outbound|80||bank.pay.svc.cluster.local".to_owned(),
+                upstream_locality_stats: vec![locality],
+                ..ClusterStats::default()
+            }],
+        };
+        let mut client = LoadReportingServiceClient::new(channel);
+        let answers = client.stream_load_stats(tokio_stream::iter([told])).await.map_err(|status| status.code())?;
+        let mut answers = answers.into_inner();
+        answers.message().await.map_err(|status| status.code())?.expect("an answer");
+        // The server ends its side when it has read all of it.
+        answers.message().await.map(drop).map_err(|status| status.code())
+    };
+    let edges = || status::graph(&secured.fixture.server, &crate::support::Quiet).edges;
+    // Another namespace's, and without a certificate.
+    assert_eq!(send(Some(SHOP), "pay").await, Err(tonic::Code::PermissionDenied));
+    assert!(send(None, "shop").await.is_err());
+    assert!(edges().is_empty());
+    assert!(secured.fixture.metrics().contains("mesh_xds_refused_total{reason=\"identity\"} 1\n"));
+    assert_eq!(send(Some(SHOP), "shop").await, Ok(()));
+    let found = edges();
+    let ends: Vec<_> = found.iter().map(|edge| (&*edge.source, &*edge.destination, edge.requests)).collect();
+    assert_eq!(ends, [("shop/reviews", "bank.pay.svc.cluster.local", 5)]);
 }

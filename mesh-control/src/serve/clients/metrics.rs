@@ -9,13 +9,23 @@ use crate::catalog::Kind;
 /// Upper bounds of the convergence histogram, in seconds: Istiod's.
 const BOUNDS: [f64; 10] = [0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0];
 
+/// Upper bounds of the sizes of responses, in bytes: Istiod's.
+const SIZES: [u64; 6] = [1, 10_000, 1_000_000, 4_000_000, 10_000_000, 40_000_000];
+
+/// The sizes of responses of one type, by bucket.
+#[derive(Debug, Default)]
+struct Sizes {
+    buckets: [AtomicU64; SIZES.len()],
+    sum: AtomicU64,
+}
+
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     pushes: [AtomicU64; 4],
     acks: [AtomicU64; 4],
     nacks: [AtomicU64; 4],
-    pushed_bytes: AtomicU64,
+    sizes: [Sizes; 4],
     streams: AtomicU64,
     turned_away: AtomicU64,
     convergence: [AtomicU64; BOUNDS.len()],
@@ -26,7 +36,9 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn pushed(&self, kind: Kind, bytes: usize) {
         add(&self.pushes[kind as usize], 1);
-        add(&self.pushed_bytes, bytes as u64);
+        let (sizes, bytes) = (&self.sizes[kind as usize], bytes as u64);
+        SIZES.iter().zip(&sizes.buckets).filter(|(bound, _)| bytes <= **bound).for_each(|(_, bucket)| add(bucket, 1));
+        add(&sizes.sum, bytes);
     }
 
     pub(crate) fn acked(&self, kind: Kind) {
@@ -67,7 +79,13 @@ impl Metrics {
         per_kind(out, "mesh_xds_rejects_total", &self.nacks);
         let rejects: u64 = self.nacks.iter().map(get).sum();
         single(out, "pilot_total_xds_rejects", "counter", "Responses that clients refused.", rejects);
-        single(out, "mesh_xds_sent_bytes_total", "counter", "Bytes of resources sent.", get(&self.pushed_bytes));
+        for (kind, nacks) in Kind::ALL.into_iter().zip(&self.nacks) {
+            let name = format!("pilot_xds_{}_reject", short(kind));
+            single(out, &name, "counter", "Responses of this type that clients refused.", get(nacks));
+        }
+        let sent = self.sizes.iter().map(|sizes| get(&sizes.sum)).sum();
+        single(out, "mesh_xds_sent_bytes_total", "counter", "Bytes of resources sent.", sent);
+        self.write_sizes(out);
         single(out, "mesh_xds_streams_total", "counter", "Streams opened since the start.", get(&self.streams));
         let crowded = get(&self.turned_away);
         single(
@@ -87,6 +105,26 @@ impl Metrics {
         let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {count}");
         let _ = writeln!(out, "{name}_sum {}", Duration::from_micros(get(&self.convergence_micros)).as_secs_f64());
         let _ = writeln!(out, "{name}_count {count}");
+    }
+}
+
+impl Metrics {
+    fn write_sizes(&self, out: &mut String) {
+        let name = "pilot_xds_config_size_bytes";
+        family(out, name, "histogram", "Bytes of resources in responses, by type.");
+        for (kind, (sizes, count)) in Kind::ALL.into_iter().zip(self.sizes.iter().zip(&self.pushes)) {
+            let kind = short(kind);
+            for (bound, bucket) in SIZES.iter().zip(&sizes.buckets) {
+                let _ = writeln!(out, "{name}_bucket{{type=\"{kind}\",le=\"{bound}\"}} {}", get(bucket));
+            }
+            let count = get(count);
+            let _ = writeln!(out, "{name}_bucket{{type=\"{kind}\",le=\"+Inf\"}} {count}");
+            let _ = writeln!(
+                out,
+                "{name}_sum{{type=\"{kind}\"}} {}\n{name}_count{{type=\"{kind}\"}} {count}",
+                get(&sizes.sum)
+            );
+        }
     }
 }
 
@@ -142,6 +180,13 @@ mod tests {
             "pilot_xds_pushes{type=\"cds\"} 0",
             "mesh_xds_rejects_total{type=\"rds\"} 1",
             "pilot_total_xds_rejects 1",
+            "pilot_xds_rds_reject 1",
+            "pilot_xds_cds_reject 0",
+            "mesh_xds_sent_bytes_total 10",
+            "pilot_xds_config_size_bytes_bucket{type=\"eds\",le=\"1\"} 0",
+            "pilot_xds_config_size_bytes_bucket{type=\"eds\",le=\"10000\"} 1",
+            "pilot_xds_config_size_bytes_sum{type=\"eds\"} 10",
+            "pilot_xds_config_size_bytes_count{type=\"lds\"} 0",
             "pilot_proxy_convergence_time_bucket{le=\"0.1\"} 0",
             "pilot_proxy_convergence_time_bucket{le=\"0.5\"} 1",
             "pilot_proxy_convergence_time_bucket{le=\"+Inf\"} 1",

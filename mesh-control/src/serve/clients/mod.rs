@@ -11,6 +11,7 @@ pub(crate) mod feed;
 pub(crate) mod fleet;
 pub(crate) mod following;
 pub(crate) mod graph;
+pub(crate) mod issued;
 pub(crate) mod kubernetes;
 pub(crate) mod load;
 pub(crate) mod metrics;

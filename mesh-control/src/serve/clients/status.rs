@@ -14,6 +14,7 @@ use crate::serve::clients::authority::AuthorityStatus;
 use crate::serve::clients::clock::now;
 use crate::serve::clients::fleet::{ClientStatus, seconds, unix};
 use crate::serve::clients::graph::{self, Graph};
+use crate::serve::clients::issued::IssuedStatus;
 use crate::serve::clients::metrics::{family, single};
 use crate::serve::clients::presence::Registered;
 use crate::serve::clients::refusals::TurnedAwayStatus;
@@ -40,6 +41,11 @@ pub trait Inspect: Send + Sync + 'static {
     /// What is wrong so that it is not in force, and what is instead.
     fn wrong(&self) -> Vec<WrongStatus> {
         Vec::new()
+    }
+
+    /// How often the configuration has changed since the start, and how often endpoints alone.
+    fn changes(&self) -> Option<(u64, u64)> {
+        None
     }
 
     /// How many services are known.
@@ -164,6 +170,9 @@ pub struct Status {
     /// The authority that signs certificates, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authority: Option<AuthorityStatus>,
+    /// The certificates that it has issued and that hold, of each identity the last one, the next to end first.
+    #[serde(default)]
+    pub certificates: Vec<IssuedStatus>,
     /// Who is connected.
     pub clients: Vec<ClientStatus>,
     /// Who was turned away, the last one first.
@@ -296,6 +305,7 @@ pub(crate) fn report(state: &ServerState, inspect: &dyn Inspect, names: usize) -
             .map(seconds),
         services: inspect.services(),
         authority: state.desk.as_ref().map(|desk| desk.status(SystemTime::now())),
+        certificates: state.desk.as_ref().map(|desk| desk.held(SystemTime::now())).unwrap_or_default(),
         clients: state.fleet.all().iter().map(|stream| stream.status(names, now)).collect(),
         turned_away: state.refusals.report(now),
         workloads: state.presence.registered().into_iter().map(|one| workload(one, &mut serving, now)).collect(),
@@ -352,6 +362,15 @@ pub(crate) fn metrics(state: &ServerState, inspect: &dyn Inspect) -> String {
         *streams.entry((session.client().class.name(), session.variant().name())).or_default() += 1;
     }
     let version = env!("CARGO_PKG_VERSION");
+    family(&mut out, "istio_build", "gauge", "What runs.");
+    let _ = writeln!(out, "istio_build{{component=\"pilot\",tag=\"{version}\"}} 1");
+    let started = unix(state.started);
+    single(&mut out, "process_start_time_seconds", "gauge", "Unix time of the start, in seconds.", started);
+    if let Some((config, endpoints)) = inspect.changes() {
+        family(&mut out, "pilot_push_triggers", "counter", "Changes that clients were told of, by what changed.");
+        let _ = writeln!(out, "pilot_push_triggers{{type=\"config\"}} {config}");
+        let _ = writeln!(out, "pilot_push_triggers{{type=\"endpoint\"}} {endpoints}");
+    }
     family(&mut out, "pilot_xds", "gauge", "Streams that are open.");
     let _ = writeln!(out, "pilot_xds{{version=\"{version}\"}} {}", streams.values().sum::<u64>());
     family(&mut out, "mesh_xds_connections", "gauge", "Streams that are open, by class of client and protocol.");
@@ -360,6 +379,10 @@ pub(crate) fn metrics(state: &ServerState, inspect: &dyn Inspect) -> String {
     }
     state.metrics.write(&mut out);
     state.load.write(&mut out);
+    let (edges, lost) = state.traffic.counts();
+    let help = "Pairs of a workload and a service that requests were reported for lately.";
+    single(&mut out, "mesh_traffic_edges", "gauge", help, edges as u64);
+    single(&mut out, "mesh_traffic_lost_total", "counter", "Reports for which there was no room among them.", lost);
     state.refusals.write(&mut out);
     if let Some(desk) = &state.desk {
         desk.write(&mut out, SystemTime::now());

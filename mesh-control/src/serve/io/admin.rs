@@ -21,9 +21,10 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::console;
+use super::{console, process};
 use crate::live_trace::Wanted;
 use crate::serve::clients::fleet::{KindStatus, NAMES};
+use crate::serve::clients::graph::Graph;
 use crate::serve::clients::status::{self, Inspect, Status};
 use crate::serve::io::live_trace::{self, LiveTrace};
 use crate::serve::io::server::Server;
@@ -34,9 +35,16 @@ pub fn report(server: &Server, inspect: &dyn Inspect, all_names: bool) -> Status
     status::report(server.state(), inspect, if all_names { usize::MAX } else { NAMES })
 }
 
+/// What goes between services now.
+pub fn graph(server: &Server, inspect: &dyn Inspect) -> Graph {
+    status::graph(server.state(), inspect)
+}
+
 /// The metrics as Prometheus text.
 pub fn metrics(server: &Server, inspect: &dyn Inspect) -> String {
-    status::metrics(server.state(), inspect)
+    let mut out = status::metrics(server.state(), inspect);
+    process::write(&mut out);
+    out
 }
 
 /// What there is to tell of.

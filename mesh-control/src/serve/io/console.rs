@@ -14,9 +14,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use super::admin::Sources;
+use super::admin::{self, Sources};
 use crate::serve::clients::graph::Graph;
-use crate::serve::clients::status::{self, Inspect, Question};
+use crate::serve::clients::status::{Inspect, Question};
 
 /// Every file: its path, its type, what is in it.
 const FILES: [(&str, &str, &str); 9] = [
@@ -72,7 +72,7 @@ pub(super) async fn guarded(mut answer: Response) -> Response {
 }
 
 async fn graph(State(sources): State<Sources>) -> Json<Graph> {
-    Json(status::graph(sources.server.state(), &*sources.inspect))
+    Json(admin::graph(&sources.server, &*sources.inspect))
 }
 
 async fn objects(State(sources): State<Sources>) -> Json<Value> {

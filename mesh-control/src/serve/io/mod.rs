@@ -9,6 +9,7 @@ mod door;
 pub(crate) mod live_trace;
 pub(crate) mod load_stats;
 mod own_tls;
+mod process;
 mod secrets;
 pub(crate) mod server;
 pub(crate) mod tls;

@@ -33,7 +33,6 @@ export function graphView(root) {
     const edges = data.edges.filter((edge) => matching.has(edge.source) || matching.has(edge.destination));
     const used = new Set(edges.flatMap((edge) => [edge.source, edge.destination]));
     for (const node of data.nodes) {
-      if (node.kind === 'version' && used.has(node.id)) used.add(node.service);
       if ((idle.checked || (wanted && data.edges.length === 0)) && matching.has(node.id)) used.add(node.id);
     }
     return { nodes: data.nodes.filter((node) => used.has(node.id)), edges };
@@ -53,8 +52,10 @@ export function graphView(root) {
   }
 
   function draw(key, nodes, edges) {
-    const members = nodes.filter((node) => node.kind === 'version').map((node) => [node.service, node.id]);
     const ids = nodes.map((node) => node.id);
+    const known = new Set(ids);
+    // A service that is called as a whole goes on in its versions.
+    const members = nodes.filter((node) => node.kind === 'version' && known.has(node.service)).map((node) => [node.service, node.id]);
     const { positions, width, height } = layout(ids, [...edges.map((edge) => [edge.source, edge.destination]), ...members]);
     drawn = { key, nodes: new Map(), edges: new Map(), size: { width, height } };
     const ways = s('g', {});
@@ -103,7 +104,7 @@ export function graphView(root) {
     const { x, y } = parts.middle;
     const left = x - 9 - parts.text.textContent.length * 3.2;
     const tls = edge.mutual_tls;
-    parts.lock.setAttribute('class', `lock ${tls === null ? 'unknown' : tls >= 1 ? '' : 'open'}`);
+    parts.lock.setAttribute('class', `lock ${tls === null ? 'unknown' : tls >= 1 ? 'closed' : 'open'}`);
     const shackle = tls >= 1 ? `M${left - 2} ${y - 11}v-2a3 3 0 0 1 6 0v2` : `M${left - 2} ${y - 11}v-2a3 3 0 0 1 6 0`;
     parts.lock.setAttribute('d', `${shackle}M${left - 4} ${y - 11}h10v7h-10z`);
     parts.title.textContent = `${edge.source} to ${edge.destination}: ${said(edge)}`;

@@ -74,7 +74,7 @@ function spread(columns, count) {
   })));
   return {
     positions,
-    width: parts.length * (NODE.width + GAP.x) - GAP.x,
+    width: Math.max(1, parts.length) * (NODE.width + GAP.x) - GAP.x,
     height: tallest * (NODE.height + GAP.y) - GAP.y,
   };
 }

@@ -58,15 +58,18 @@ export function certificatesView(root) {
     if (!data) return;
     const now = Date.now() / 1000;
     const until = (expires) => ({ text: `${new Date(expires * 1000).toISOString().slice(0, 19)}Z, ${expires > now ? `in ${ago(expires - now)}` : 'over'}`, class: expires - now < 600 ? 'bad' : expires - now < 7200 ? 'fair' : 'good' });
-    const shown = data.clients.filter((client) => client.certificate_expires).sort((a, b) => a.certificate_expires - b.certificate_expires);
-    const found = chosen(input, shown, (client) => [client.node, client.identity || '', client.certificate_serial || '']);
+    const issued = data.certificates.map((one) => ({ ...one, of: 'issued here' }));
+    // Those that others have issued, and workloads are connected with.
+    const own = new Set(issued.map((one) => one.identity));
+    const others = data.clients.filter((client) => client.certificate_expires && !own.has(client.identity))
+      .map((client) => ({ identity: client.identity, serial: client.certificate_serial || '', expires: client.certificate_expires, of: short(client.node) }));
+    const shown = [...issued, ...others].sort((a, b) => a.expires - b.expires);
+    const found = chosen(input, shown, (one) => [one.identity, one.serial, one.of]);
     note.textContent = found.note;
-    const rows = found.rows.map((client) => ({ attributes: { 'data-certificate': client.identity }, cells: [client.identity, short(client.node), until(client.certificate_expires), client.certificate_serial || ''] }));
+    const rows = found.rows.map((one) => ({ attributes: { 'data-certificate': one.identity }, cells: [one.identity, until(one.expires), one.serial, one.of, one.count || ''] }));
     const authority = data.authority ? [h('h3', {}, 'Authority'), facts(data.authority)] : [h('p', { class: 'dim' }, 'This server signs no certificates.')];
-    const without = data.clients.length - shown.length;
-    body.replaceChildren(...authority, h('h3', {}, 'Of connected workloads, the next to end first'),
-      rows.length ? table(['Identity', 'Workload', 'Ends', 'Serial number'].map((name) => ({ name })), rows) : h('p', { class: 'dim' }, 'None.'),
-      h('p', { class: 'dim' }, `${without} connected without a certificate.`));
+    body.replaceChildren(...authority, h('h3', {}, 'Of workloads: the last one of each identity, the next to end first'),
+      rows.length ? table([{ name: 'Identity' }, { name: 'Ends' }, { name: 'Serial number' }, { name: 'From' }, { name: 'Issued', number: true }], rows) : h('p', { class: 'dim' }, 'None.'));
   }
 
   function facts(object) {
