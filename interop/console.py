@@ -3,6 +3,7 @@ object that is wrong, and a client that refuses what it is told.
 """
 
 import json
+import subprocess
 import threading
 import time
 
@@ -122,6 +123,7 @@ class Console:
         check("chromium", "a broken VirtualService shows its diagnostic", self.broken)
         check("chromium", "a NACK shows its text, as text", self.refused)
         check("chromium", "the form explains a request", self.explains)
+        check("control", "top and describe say the same on a terminal", self.says)
         check("chromium", "a keyboard reaches everything, and nothing went wrong in the page", self.behaves)
 
     def write(self, name, text):
@@ -203,7 +205,10 @@ class Console:
         self.shot("console-workloads.png")
         if self.page.value("document.title") != "mesh-control" or self.page.value("document.querySelectorAll('main img').length"):
             raise self.failure("what a client says has become more than text")
+        told = self.command("describe", "workload", "refuser")
         refuser.end()
+        if "refused by the client" not in told:
+            raise self.failure(f"describe has no refusal: {told}")
         return None
 
     def explains(self):
@@ -216,6 +221,26 @@ class Console:
         self.page.value("location.hash = '#certificates'")
         self.page.until("certificates", "/spiffe:\\/\\/cluster.local\\/ns\\/default\\/sa\\//.test(document.body.innerText)")
         return told.splitlines()[0]
+
+    def command(self, *words):
+        """What mesh-control says of this server."""
+        command = [self.suite.args.bin / "mesh-control", *words, "--status-addr", self.status]
+        done = subprocess.run(command, timeout=30, capture_output=True, text=True)
+        if done.returncode:
+            raise self.failure(f"{words}: {done.stderr}")
+        return done.stdout
+
+    def says(self):
+        reviews, page = HOST % "reviews", HOST % "productpage"
+        for words, wanted in (
+            (("top",), (f"{page}/v1", f"{reviews}/v2", "mutual", "library")),
+            (("describe", "service", "reviews"), (f"70% {reviews} subset v2", "reviews.yaml:7", f"{page}/v1", "9080")),
+            (("describe", "object", "VirtualService/default/broken"), ("fails-closed", "broken.yaml:7", "`route`")),
+        ):
+            told = self.command(*words)
+            if missing := [text for text in wanted if text not in told]:
+                raise self.failure(f"{' '.join(words)} says nothing of {missing}: {told}")
+        return None
 
     def behaves(self):
         self.page.size(1280, 860, dark=True)

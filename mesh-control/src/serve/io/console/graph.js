@@ -3,7 +3,7 @@
 import { NODE, layout } from './layout.js';
 import { badness, fetched, h, millis, rate, s, share, table } from './dom.js';
 
-const ROWS = 200;
+const ROWS = 100;
 const DENSE = 150;
 
 export function graphView(root) {
@@ -24,6 +24,7 @@ export function graphView(root) {
   let data = { nodes: [], edges: [] };
   let drawn = { key: null, nodes: new Map(), edges: new Map(), size: { width: 1, height: 1 } };
   let box = null;
+  let listed = 0;
   let chosen = null;
 
   function shown() {
@@ -40,15 +41,18 @@ export function graphView(root) {
 
   function show() {
     const { nodes, edges } = shown();
+    const before = drawn.key;
     const key = JSON.stringify([nodes.map((node) => node.id), edges.map((edge) => [edge.source, edge.destination]).sort()]);
     if (key !== drawn.key) draw(key, nodes, edges);
     const splits = shares(edges);
     for (const edge of edges) update(drawn.edges.get(name(edge)), edge, splits.get(edge));
     const quiet = data.nodes.filter((node) => node.kind === 'service').length;
+    if (chosen) detail(chosen, false);
     count.textContent = `${nodes.length} nodes, ${edges.length} edges; ${quiet} services are known`;
+    if (edges.length > DENSE && Date.now() < listed + 8000 && key === before) return;
+    listed = Date.now();
     list.replaceChildren(edges.length ? rows(edges, splits) : h('p', { class: 'dim' },
       'No requests were reported yet. Clients of the library, of gRPC and Envoys report every few seconds while they call.'));
-    if (chosen) detail(chosen, false);
   }
 
   function draw(key, nodes, edges) {
@@ -70,7 +74,8 @@ export function graphView(root) {
         title: s('title', {}),
         middle,
       };
-      parts.group = s('g', { class: 'edge', 'data-edge': name(edge) }, parts.title, parts.way, parts.lock, parts.text);
+      const tell = () => { parts.title.textContent = `${edge.source} to ${edge.destination}: ${said(parts.edge)}`; };
+      parts.group = s('g', { class: 'edge', 'data-edge': name(edge), onpointerenter: tell }, parts.title, parts.way, parts.lock, parts.text);
       drawn.edges.set(name(edge), parts);
       ways.append(parts.group);
     }
@@ -96,9 +101,15 @@ export function graphView(root) {
   }
 
   function update(parts, edge, part) {
+    parts.edge = edge;
+    const what = `${edge.requests_per_second} ${edge.error_rate} ${edge.mutual_tls} ${part}`;
+    // Most edges of a large mesh are as they were.
+    if (parts.what === what) return;
+    parts.what = what;
     const idle_now = edge.requests_per_second === 0;
     parts.group.setAttribute('class', `edge ${idle_now ? 'idle' : badness(edge.error_rate)}`);
     parts.way.setAttribute('stroke-width', (1.2 + Math.min(4, Math.log10(1 + edge.requests_per_second))).toFixed(2));
+    if (drawn.edges.size > DENSE) return;
     const errors = edge.error_rate > 0 ? `, ${share(edge.error_rate)} fail` : '';
     parts.text.textContent = `${rate(edge.requests_per_second)}/s${part === null ? '' : ` (${share(part)})`}${errors}`;
     const { x, y } = parts.middle;
@@ -107,7 +118,6 @@ export function graphView(root) {
     parts.lock.setAttribute('class', `lock ${tls === null ? 'unknown' : tls >= 1 ? 'closed' : 'open'}`);
     const shackle = tls >= 1 ? `M${left - 2} ${y - 11}v-2a3 3 0 0 1 6 0v2` : `M${left - 2} ${y - 11}v-2a3 3 0 0 1 6 0`;
     parts.lock.setAttribute('d', `${shackle}M${left - 4} ${y - 11}h10v7h-10z`);
-    parts.title.textContent = `${edge.source} to ${edge.destination}: ${said(edge)}`;
   }
 
   function detail(id, moved) {

@@ -2,12 +2,16 @@
 
 export const NODE = { width: 190, height: 40 };
 const GAP = { x: 130, y: 26 };
+/** More columns than that are not read as a path. */
+const DEEP = 12;
 
 /** Positions by id, of nodes `ids` with `links` (pairs of ids). */
 export function layout(ids, links) {
   const next = new Map(ids.map((id) => [id, []]));
   for (const [from, to] of links) if (from !== to && next.has(from) && next.has(to)) next.get(from).push(to);
-  const ranks = ranked(ids, next);
+  let ranks = ranked(ids, next);
+  // Where many call each other, the longest way through them says nothing, and is as long as there are nodes.
+  if (Math.max(0, ...ranks.values()) > DEEP) ranks = levels(ids, next);
   const columns = [];
   for (const id of ids) (columns[ranks.get(id)] ||= []).push(id);
   const before = new Map(ids.map((id) => [id, []]));
@@ -55,6 +59,20 @@ function ranked(ids, next) {
   }
   const ranks = new Map(ids.map((id) => [id, 0]));
   for (const id of order.reverse()) for (const to of next.get(id)) ranks.set(to, Math.max(ranks.get(to), ranks.get(id) + 1));
+  return ranks;
+}
+
+/** How far each node is from whom nobody calls; beyond what is read, all are in one column. */
+function levels(ids, next) {
+  const called = new Set([...next.values()].flat());
+  const ranks = new Map();
+  let here = ids.filter((id) => !called.has(id));
+  if (here.length === 0) here = ids.slice(0, 1);
+  for (let rank = 0; here.length; rank++) {
+    for (const id of here) ranks.set(id, Math.min(rank, DEEP));
+    here = [...new Set(here.flatMap((id) => next.get(id)))].filter((id) => !ranks.has(id));
+  }
+  for (const id of ids) if (!ranks.has(id)) ranks.set(id, 0);
   return ranks;
 }
 
