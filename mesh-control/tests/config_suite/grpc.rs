@@ -263,9 +263,13 @@ fn check_cluster(cluster: &Cluster, name: &str) -> bool {
         outlier_detection: cluster.outlier_detection.clone(),
         metadata: cluster.metadata.clone(),
         connect_timeout: cluster.connect_timeout,
+        lrs_server: cluster.lrs_server.clone(),
         ..Default::default()
     };
     assert_eq!(*cluster, known, "nothing but what gRPC takes");
+    // gRFC A27: load is reported to the server that the cluster is from, or not at all.
+    let reports_to = cluster.lrs_server.as_ref().and_then(|server| server.config_source_specifier.as_ref());
+    assert!(cluster.lrs_server.is_none() || matches!(reports_to, Some(ConfigSourceSpecifier::Self_(_))));
     assert_eq!(cluster.lb_policy(), LbPolicy::RoundRobin);
     if let Some(policy) = &cluster.load_balancing_policy {
         let mut kinds = policy.policies.iter().map(|policy| {
