@@ -2,15 +2,17 @@
 //!
 //! An [`Order`] is what a control plane asks a process to follow: requests that fit begin a trace, and requests that come with
 //! the [`Mark`] of one go on with it. What a process sees of such a request on one side is a [`Hop`]. Nothing is looked at and
-//! nothing is kept while there is no order; all that there is then is one flag.
+//! nothing is kept while there is no order; all that there is then is one flag. It is the same one for who wants to see all requests
+//! that are [under way](UnderWay), which the admin port of a process does.
 
 mod condition;
 mod hop;
+mod under_way;
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use http::{HeaderName, HeaderValue};
@@ -20,6 +22,9 @@ use crate::request::RequestHead;
 
 pub use condition::{Condition, Where};
 pub use hop::{End, Hop, Side};
+pub use under_way::{Place, Stage, UnderWay};
+
+use under_way::Seats;
 
 /// The header in which a request that is followed says so to the next process. Servers take it off what they hand to the
 /// application.
@@ -141,7 +146,9 @@ struct Armed {
 /// ```
 #[derive(Debug, Default)]
 pub struct LiveTraces {
+    is_looking: AtomicBool,
     is_armed: AtomicBool,
+    seats: OnceLock<Arc<Seats>>,
     armed: Mutex<Vec<Armed>>,
     told: Mutex<Told>,
     news: Notify,
@@ -154,10 +161,36 @@ struct Told {
 }
 
 impl LiveTraces {
-    /// Whether there is an order.
+    /// Whether somebody looks at requests.
     #[inline]
+    pub fn is_looking(&self) -> bool {
+        self.is_looking.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is an order.
     pub fn is_armed(&self) -> bool {
         self.is_armed.load(Ordering::Relaxed)
+    }
+
+    /// Keeps from now on who is under way.
+    pub fn keep_under_way(&self) {
+        self.seats.get_or_init(Arc::default);
+        self.is_looking.store(true, Ordering::Relaxed);
+    }
+
+    /// A request begins: its place among those that are under way, where these are kept and there is room.
+    pub fn enter(&self, side: Side, head: &RequestHead<'_>, started: Instant) -> Option<Place> {
+        self.seats.get()?.enter(side, head, started)
+    }
+
+    /// Who is under way, the oldest first, and how many found no room since the start; nobody where nothing is kept.
+    pub fn under_way(&self, now: Instant) -> (Vec<UnderWay>, u64) {
+        self.seats.get().map(|seats| seats.list(now)).unwrap_or_default()
+    }
+
+    fn look(&self, armed: &[Armed]) {
+        self.is_armed.store(!armed.is_empty(), Ordering::Relaxed);
+        self.is_looking.store(!armed.is_empty() || self.seats.get().is_some(), Ordering::Relaxed);
     }
 
     /// Follows these from now on, and no others. What is counted of an order that stays goes on.
@@ -173,14 +206,14 @@ impl LiveTraces {
                 None => Armed { starts: order.next, hops: MOST_HOPS, order },
             })
             .collect();
-        self.is_armed.store(!armed.is_empty(), Ordering::Relaxed);
+        self.look(&armed);
     }
 
     /// Gives up those whose time is over; when the next one's is.
     pub fn expire(&self, now: Instant) -> Option<Instant> {
         let mut armed = self.armed();
         armed.retain(|one| one.order.until > now);
-        self.is_armed.store(!armed.is_empty(), Ordering::Relaxed);
+        self.look(&armed);
         armed.iter().map(|one| one.order.until).min()
     }
 
@@ -192,6 +225,9 @@ impl LiveTraces {
         head: &RequestHead<'_>,
         (now, wall): (Instant, SystemTime),
     ) -> Option<Box<Hop>> {
+        if !self.is_armed() {
+            return None;
+        }
         let mut armed = self.armed();
         let is_due = |one: &Armed| one.order.until > now && one.hops > 0;
         let one = match mark {

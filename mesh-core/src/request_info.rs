@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 use crate::error::ErrorKind;
 use crate::id::{Address, ClusterName};
 use crate::identity::SpiffeId;
-use crate::live_trace::{End, Hop};
+use crate::live_trace::{End, Hop, Place};
 use crate::model::{AccessLog, MetricRules, ServiceNames};
 use crate::recycled::{Recycle, Recycled, Spare};
 use crate::response_flags::ResponseFlags;
@@ -247,6 +247,8 @@ struct Record {
     /// Where it is followed. Its heads are noted then, too.
     hop: Option<Box<Hop>>,
     metrics: Option<Arc<MetricRules>>,
+    /// Where it is seen while it is under way.
+    place: Option<Place>,
 }
 
 impl Recycle for Record {
@@ -309,6 +311,7 @@ impl RequestInfo {
             logs: None,
             hop: None,
             metrics: None,
+            place: None,
         }));
     }
 

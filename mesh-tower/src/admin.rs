@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST};
@@ -20,6 +20,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_core::client_status::{ResourceState, ResourceStatus};
 use mesh_core::health_check::Checked;
+use mesh_core::live_trace::Side;
 use mesh_core::resources::ResourceType;
 use mesh_core::telemetry::Exposition;
 use mesh_core::view::EndpointStatus;
@@ -38,7 +39,7 @@ const NOSNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
 
 impl Mesh {
     /// Serves what this process counts, knows and follows, at an address of the loopback, for as long as the mesh lives; returns
-    /// the address. There are `/stats/prometheus` (and `/metrics`), `/ready`, `/clusters`, `/certs`, `/config_dump` and `/explain`. It
+    /// the address. There are `/stats/prometheus` (and `/metrics`), `/ready`, `/clusters`, `/certs`, `/config_dump`, `/requests` and `/explain`. It
     /// is read only, nobody is asked who he is, and no secret is in it.
     ///
     /// # Errors
@@ -74,6 +75,7 @@ impl Mesh {
         let listener = std::net::TcpListener::bind(address).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
+        self.store().live_traces().keep_under_way();
         // It ends with the configuration thread.
         self.background().spawn(serve(self.downgrade(), async || {
             let listener = TcpListener::from_std(listener)?;
@@ -107,6 +109,7 @@ impl Mesh {
             |error: io::Error| StartError::new(format!("cannot serve the admin port {}: {error}", path.display()));
         let listener = own_socket(path).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
+        self.store().live_traces().keep_under_way();
         self.background().spawn(serve(self.downgrade(), async || {
             let listener = tokio::net::UnixListener::from_std(listener)?;
             Ok(async move || Ok(listener.accept().await?.0))
@@ -196,10 +199,12 @@ fn answer<B>(request: &Request<B>, mesh: &WeakMesh) -> Response<Full<Bytes>> {
         },
         "/clusters" => page(StatusCode::OK, TEXT, clusters(&mesh)),
         "/certs" => page(StatusCode::OK, JSON, certificates(&mesh).to_string()),
+        "/requests" => page(StatusCode::OK, JSON, requests(&mesh).to_string()),
         "/explain" => explain(&mesh, request.uri().query().unwrap_or_default()),
         "/config_dump" => page(StatusCode::OK, JSON, configuration(&mesh).to_string()),
         _ => {
-            let there = "there are /stats/prometheus, /metrics, /ready, /clusters, /certs, /config_dump, /explain\n";
+            let there =
+                "there are /stats/prometheus, /metrics, /ready, /clusters, /certs, /config_dump, /requests, /explain\n";
             page(StatusCode::NOT_FOUND, TEXT, there.to_owned())
         }
     }
@@ -218,6 +223,23 @@ fn page(status: StatusCode, content_type: &'static str, text: String) -> Respons
     headers.insert(NOSNIFF, HeaderValue::from_static("nosniff"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     page
+}
+
+/// Who is under way, the oldest first.
+fn requests(mesh: &Mesh) -> Value {
+    let (all, without_room) = mesh.store().live_traces().under_way(Instant::now());
+    let requests = all.iter().map(|one| {
+        json!({
+            "side": match one.side { Side::Client => "client", Side::Server => "server" },
+            "method": one.method.as_str(),
+            "authority": one.authority,
+            "path": one.path,
+            "endpoint": one.endpoint.as_ref().map(ToString::to_string),
+            "age_ms": u64::try_from(one.age.as_millis()).unwrap_or(u64::MAX),
+            "waits_for": one.stage.as_str(),
+        })
+    });
+    json!({"requests": requests.collect::<Vec<_>>(), "without_room": without_room})
 }
 
 /// Why a request would go where it would go: `method`, `url` and `header` (NAME:VALUE, as often as there are any), and `format=text`.

@@ -61,11 +61,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let line: Value = serde_json::from_slice(&line).context("not an answer of mesh-control")?;
         if let Some(armed) = line.get("armed") {
             let count = |name: &str| armed.get(name).and_then(Value::as_u64).unwrap_or_default();
-            let looked_at = count("looked_at");
-            eprintln!(
-                "mesh-control: {} processes follow; the requests of {looked_at} are looked at",
-                count("processes")
-            );
+            let (follow, begin) = (count("processes"), count("looked_at"));
+            eprintln!("mesh-control: processes that follow: {follow}; whose requests are looked at: {begin}");
         } else if let Some(request) = line.get("request") {
             match args.printing.format() {
                 Format::Json => super::say(&format!("{request}\n"))?,

@@ -16,7 +16,10 @@ pub(super) fn causes(hops: &[Value]) -> Vec<String> {
     let mut causes = Vec::new();
     match has_failed(first) {
         true => failed(hops, first, &mut causes, 0),
-        false => went_well(hops, first, &mut causes),
+        false => {
+            went_well(hops, first, &mut causes);
+            done_without(hops, &mut causes);
+        }
     }
     retried(first, &mut causes);
     causes.dedup();
@@ -89,7 +92,9 @@ fn client_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: u
     }
     let Some(failure) = failure(hop) else {
         if text(hop, "details") == "direct_response" {
-            causes.push(format!("the route answers {} itself: {route}", answer(hop)));
+            let body = routed.and_then(|routed| routed.pointer("/explanation/route/direct_response/body")?.as_str());
+            let body = body.filter(|body| !body.is_empty()).map(|body| format!(" ({body})")).unwrap_or_default();
+            causes.push(format!("the route answers {} itself{body}: {route}", answer(hop)));
             return;
         }
         if events(hop, "filter").any(|filter| text(filter, "outcome") == "answered") {
@@ -110,9 +115,13 @@ fn client_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: u
     let error = text(failure, "error");
     match text(failure, "kind") {
         "NoRoute" | "NoCluster" => {
-            causes.push(format!("no route takes it: {error}"));
-            let passed_over = routed.and_then(|routed| routed.pointer("/explanation/passed_over")?.as_array());
-            causes.extend(passed_over.into_iter().flatten().rev().take(3).map(over));
+            let has_route =
+                routed.and_then(|routed| routed.pointer("/explanation/route")).is_some_and(Value::is_object);
+            causes.push(match has_route {
+                true => format!("the route that it finds refuses it: {error}; {route}"),
+                false => format!("no route takes it: {error}"),
+            });
+            causes.extend(passed_over(routed));
         }
         "NoHealthyEndpoint" => {
             causes.push(format!("no endpoint can take it: {error}{}", endpoints(routed)));
@@ -171,6 +180,16 @@ fn server_failed(hops: &[Value], hop: &Value, causes: &mut Vec<String>, depth: u
     causes.insert(at, application);
 }
 
+/// What failed on the way of a request that did not: somebody did without it.
+fn done_without(hops: &[Value], causes: &mut Vec<String>) {
+    let failures = hops.iter().skip(1).filter(|hop| text(hop, "side") == "client" && has_failed(hop));
+    for hop in failures.take(3) {
+        let mut why = Vec::new();
+        failed(hops, hop, &mut why, 0);
+        causes.extend(why.first().map(|why| format!("a call of {} failed on the way: {why}", who(hop))));
+    }
+}
+
 fn went_well(hops: &[Value], first: &Value, causes: &mut Vec<String>) {
     let whole = number(first, "took_ms");
     let is_most = |took: f64| took >= SLOW.1 && took >= whole * SLOW.0;
@@ -194,6 +213,7 @@ fn went_well(hops: &[Value], first: &Value, causes: &mut Vec<String>) {
             let others = routed.get("endpoints").and_then(Value::as_array).map_or(0, Vec::len);
             causes.push(format!("endpoint {} was picked, of {others} that there are", text(picked, "endpoint")));
         }
+        causes.extend(passed_over(Some(routed)));
     } else {
         causes.push(format!("{} answered {}", who(first), answer(first)));
     }
@@ -258,6 +278,12 @@ fn origin_of_cluster(routed: Option<&Value>, name: &str) -> String {
     let place =
         clusters.and_then(|all| all.iter().find_map(|cluster| cluster.pointer(&format!("/origins/{name}"))?.as_str()));
     place.map(|place| format!(" ({place})")).unwrap_or_default()
+}
+
+/// The routes that were passed over, the nearest first.
+fn passed_over(routed: Option<&Value>) -> impl Iterator<Item = String> {
+    let all = routed.and_then(|routed| routed.pointer("/explanation/passed_over")?.as_array());
+    all.into_iter().flatten().rev().take(3).map(over)
 }
 
 /// A route that was passed over.

@@ -6,6 +6,7 @@ mod embedded;
 mod federation;
 mod identity;
 mod kubernetes;
+mod live_trace_process;
 mod process;
 mod renewal;
 mod restart;

@@ -68,6 +68,16 @@ async fn serve(mesh: &Mesh) -> SocketAddr {
             match request.uri().path() {
                 "/broken" => (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
                 "/hang" => std::future::pending().await,
+                "/slow" => {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    (StatusCode::OK, String::new())
+                }
+                "/page" => {
+                    let onward = Request::get("http://ratings/").extension(inherited::current());
+                    // A page without stars is a page, too.
+                    _ = client.request(onward.body(Body::empty()).unwrap()).await;
+                    (StatusCode::OK, String::new())
+                }
                 "/stars" => {
                     let onward = Request::get("http://ratings/").extension(inherited::current());
                     match client.request(onward.body(Body::empty()).unwrap()).await {
@@ -186,6 +196,18 @@ async fn a_live_request_comes_back_from_every_hop_and_both_sides() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_failed_on_the_way_of_a_request_that_did_not_is_told_too() {
+    let closed = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: none, namespace: shop}\n\
+         spec: {selector: {matchLabels: {app: ratings}}}\n";
+    let world = World::start(closed).await;
+    let traced = world.follow(web_to_reviews(), "http://reviews/page", &[]).await;
+    assert!(traced.causes[0].starts_with("route 0"), "{traced}");
+    let on_the_way =
+        traced.causes.iter().find(|cause| cause.starts_with("a call of shop/reviews-v1 failed on the way"));
+    assert!(on_the_way.is_some_and(|cause| cause.contains("no policy lets in")), "{traced}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_that_nobody_asks_for_are_left_alone_and_applications_see_no_mark() {
     let world = World::start("").await;
     let mut trace = world.control.trace(web_to_reviews().and("header end-user=jason").seconds(60)).unwrap();
@@ -301,6 +323,27 @@ async fn the_planted_cause_is_the_first_thing_that_is_said() {
             "http://reviews/x",
             &["delayed by a fault that is injected"],
         ),
+        ("an application that is slow", String::new(), "http://reviews/slow", &["the application of shop/reviews-v1 took"]),
+        (
+            "a service that selects nobody",
+            "---\napiVersion: v1\nkind: Service\nmetadata: {name: ghost, namespace: shop}\nspec: {selector: {app: ghost}, ports: [{name: http, port: 80}]}\n".to_owned(),
+            "http://ghost/",
+            &["no endpoint can take it", "there is none"],
+        ),
+        (
+            "a rule whose delegate is none",
+            routes("reviews", "  - delegate: {name: nobody}\n"),
+            "http://reviews/x",
+            &["the route answers 503 itself", "nobody", "VirtualService shop/reviews http[0]"],
+        ),
+        (
+            "plaintext to a server that speaks TLS alone",
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: ratings, namespace: shop}\n\
+             spec: {host: ratings, trafficPolicy: {tls: {mode: DISABLE}}}\n"
+                .to_owned(),
+            "http://ratings/",
+            &["outbound|80||ratings.shop.svc.cluster.local: endpoint", "connection"],
+        ),
         ("a host that nobody knows", String::new(), "http://nowhere.shop.svc.cluster.local/", &["nowhere"]),
     ];
     let mut wrong = Vec::new();
@@ -313,6 +356,55 @@ async fn the_planted_cause_is_the_first_thing_that_is_said() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_flight_is_on_the_admin_port_with_what_it_waits_for() {
+    let world = World::start("").await;
+    let mut admins = Vec::new();
+    for mesh in [&world.web, &world._others[0]] {
+        assert!(!mesh.store().live_traces().is_looking(), "nobody asked");
+        admins.push(mesh.serve_admin("127.0.0.1:0".parse().unwrap()).unwrap());
+    }
+    let request = world.web.client().request(Request::get("http://reviews/hang").body(Body::empty()).unwrap());
+    let hanging = tokio::spawn(request);
+    for (admin, side, waits_for) in [(admins[0], "client", "answer"), (admins[1], "server", "application")] {
+        let seen = async {
+            loop {
+                let page = page_of(admin, "/requests").await;
+                let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+                let all = page["requests"].as_array().unwrap();
+                if let Some(found) = all.iter().find(|one| one["path"] == "/hang" && one["waits_for"] == waits_for) {
+                    break found.clone();
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let found = tokio::time::timeout(PATIENCE, seen).await.unwrap_or_else(|_| panic!("{side}"));
+        assert_eq!(
+            (&found["side"], &found["method"], &found["authority"]),
+            (&side.into(), &"GET".into(), &"reviews".into())
+        );
+        assert!(found["age_ms"].is_u64());
+    }
+    hanging.abort();
+    let gone = async {
+        while !world.web.store().live_traces().under_way(std::time::Instant::now()).0.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("it is over");
+}
+
+/// The body of a page.
+async fn page_of(admin: SocketAddr, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(admin).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.split_once("\r\n\r\n").unwrap().1.to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]

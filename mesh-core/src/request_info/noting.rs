@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use super::{Heads, Messages, RequestInfo, grpc_status};
 use crate::error::ErrorKind;
 use crate::id::ClusterName;
-use crate::live_trace::Hop;
+use crate::live_trace::{Hop, Place, Stage};
 use crate::model::{AccessLog, MetricRules, ServiceNames};
 use crate::response_flags::ResponseFlags;
 use crate::state::EndpointState;
@@ -96,6 +96,21 @@ impl RequestInfo {
         }
     }
 
+    /// Has it seen while it is under way.
+    pub fn take_place(&mut self, place: Place) {
+        if let Some(record) = &mut self.record {
+            record.place = Some(place);
+        }
+    }
+
+    /// Says what it waits for from here on.
+    #[inline]
+    pub fn waits_for(&self, stage: Stage) {
+        if let Some(place) = self.record.as_ref().and_then(|record| record.place.as_ref()) {
+            place.waits_for(stage);
+        }
+    }
+
     /// Tells who follows it what happens now, as an object.
     #[inline]
     pub fn note_event(&mut self, what: &str, of_it: impl FnOnce() -> Value) {
@@ -143,6 +158,9 @@ impl RequestInfo {
         self.attempts = self.attempts.saturating_add(1);
         if let Some(record) = &mut self.record {
             record.endpoint = Some(Arc::clone(endpoint));
+            if let Some(place) = &record.place {
+                place.goes_to(endpoint.id());
+            }
             if let Some(heads) = &mut record.heads {
                 heads.attempt = Some(Instant::now());
                 if let Some(hop) = &mut record.hop {
@@ -167,6 +185,9 @@ impl RequestInfo {
             record.status = Some(status);
             if is_end {
                 record.grpc_status = grpc_status(headers);
+            }
+            if let Some(place) = &record.place {
+                place.waits_for(Stage::Body);
             }
             if let Some(heads) = &mut record.heads {
                 heads.response = headers.clone();

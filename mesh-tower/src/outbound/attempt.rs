@@ -15,7 +15,7 @@ use http_body::Body as _;
 use mesh_core::balance::PickArgs;
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::grpc_timeout;
-use mesh_core::live_trace::MARK;
+use mesh_core::live_trace::{MARK, Stage};
 use mesh_core::load_report::LoadReport;
 use mesh_core::model::{BalancerPolicy, Cluster, RetryConditions, RetryPolicy, RouteAction};
 use mesh_core::outlier::Outcome as Outlier;
@@ -351,6 +351,7 @@ impl<T: Transport> ActiveRequest<T> {
 
     /// Waits for a connection, an old one only if `reuse` says so.
     fn connect(&mut self, attempt: Attempt, cluster: &Arc<Cluster>, reuse: bool) -> Step<T> {
+        self.info.waits_for(Stage::Connection);
         self.info.note_event("connecting", || json!({"reuse": reuse}));
         let connecting = self.transport.connect(cluster, attempt.endpoint(), attempt.version, attempt.security, reuse);
         self.attempt = Some(attempt);
@@ -398,6 +399,7 @@ impl<T: Transport> ActiveRequest<T> {
     fn observe_sending(&mut self, head: &mut Parts) {
         let (bytes, messages) = self.replay.sent_at_once(self.info.is_grpc);
         self.info.note_request_body(bytes, messages);
+        self.info.waits_for(Stage::Answer);
         let is_followed = self.info.is_followed();
         if self.context.telemetry.is_none() && !is_followed {
             return;
@@ -527,10 +529,10 @@ impl<T: Transport> ActiveRequest<T> {
         let selected = self.route.clone()?;
         let route = selected.get();
         let outcome = Outcome::Answered(response.status(), response.headers());
-        self.info.note_event("attempt answered", || json!({"status": response.status().as_u16()}));
         self.retry = None;
         let Again::Wanted(retry) = self.attempt.as_ref()?.again(&route, outcome, &mut self.info) else { return None };
         let request = self.replay.restore()?;
+        self.info.note_event("attempt answered", || json!({"status": response.status().as_u16()}));
         // An answer that is not read leaves its connection in no state to be used again.
         self.give_up(response.body().is_end_stream());
         Some((self.pause(retry), request))
@@ -539,6 +541,7 @@ impl<T: Transport> ActiveRequest<T> {
     pub(super) fn pause(&mut self, retry: Retry) -> Step<T> {
         self.retry = Some(retry.permit);
         let after = retry.after;
+        self.info.waits_for(Stage::Pause);
         self.info.note_event("retry", || json!({"after_ms": after.as_secs_f64() * 1e3}));
         Step::Wait(Box::pin(async move {
             tokio::time::sleep(after).await;

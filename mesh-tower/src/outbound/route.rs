@@ -9,7 +9,7 @@ use http::{Method, Uri, Version};
 use mesh_core::error::{ErrorKind, MeshError};
 use mesh_core::filter::Resume;
 use mesh_core::hashing;
-use mesh_core::live_trace::Side;
+use mesh_core::live_trace::{Side, Stage};
 use mesh_core::matcher::request_matches_any;
 use mesh_core::model::{Forward, RouteAction};
 use mesh_core::request::{RequestHead, has_port, host_and_port, is_grpc};
@@ -44,21 +44,29 @@ pub(super) fn info_of(context: &OutboundContext, head: &Parts) -> RequestInfo {
     if interest_of(&context.observers) > Interest::Nothing {
         observe(&mut info, context, head);
     }
-    if context.live_traces.is_armed() {
+    if context.live_traces.is_looking() {
         follow(&mut info, context, head);
     }
     info
 }
 
-/// Somebody follows requests: this may be one of them.
+/// Somebody looks at requests: at all of them, or at some, of which this may be one.
 #[cold]
 fn follow(info: &mut RequestInfo, context: &OutboundContext, head: &Parts) {
     let Ok(seen) = head_of(context, head) else { return };
     let times = (info.started, SystemTime::now());
-    let Some(hop) = context.live_traces.begin(Side::Client, info.inherited.mark, &seen, times) else { return };
+    let place = context.live_traces.enter(Side::Client, &seen, info.started);
+    let hop = context.live_traces.begin(Side::Client, info.inherited.mark, &seen, times);
+    if place.is_none() && hop.is_none() {
+        return;
+    }
     if !info.is_observed() {
         observe(info, context, head);
     }
+    if let Some(place) = place {
+        info.take_place(place);
+    }
+    let Some(hop) = hop else { return };
     if info.head().is_none() {
         note_head(info, head);
     }
@@ -234,6 +242,7 @@ impl<T: Transport> ActiveRequest<T> {
             }
             Passage::Held(callout) => {
                 self.info.note_event("filter", || json!({"outcome": "held back"}));
+                self.info.waits_for(Stage::Filter);
                 Ok(Step::Wait(Box::pin(async move { Woken::Filter(callout.await) })))
             }
         }

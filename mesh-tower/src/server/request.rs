@@ -21,7 +21,7 @@ use mesh_core::filter::{Callout, Resume};
 use mesh_core::id::ListenerName;
 use mesh_core::identity::SpiffeId;
 use mesh_core::jwt::{Authenticated, Claims, Refusal};
-use mesh_core::live_trace::{LiveTraces, MARK, Mark, Side};
+use mesh_core::live_trace::{LiveTraces, MARK, Mark, Side, Stage};
 use mesh_core::model::{AccessLog, HeadersWithUnderscores, Route, RouteAction, ServerTls};
 use mesh_core::recycled::Recycled;
 use mesh_core::request::{RequestHead, is_grpc};
@@ -91,9 +91,9 @@ impl ServerContext {
     /// The facts of a request, where somebody is told of them.
     #[inline]
     pub(super) fn observed<B>(&self, request: &mut Request<B>) -> Option<Recycled<Facts>> {
-        let is_armed = self.live_traces.is_armed();
+        let is_looking = self.live_traces.is_looking();
         if interest_of(self.mesh.observers()) == Interest::Nothing {
-            return if is_armed { self.follow(None, request) } else { None };
+            return if is_looking { self.follow(None, request) } else { None };
         }
         let mut facts = facts_of(request);
         self.observe(&mut facts.info, request);
@@ -103,21 +103,29 @@ impl ServerContext {
             facts.info.note_source(source, is_secured);
             facts.introduces = wants.then(|| Arc::clone(telemetry));
         }
-        if is_armed { self.follow(Some(facts), request) } else { Some(facts) }
+        if is_looking { self.follow(Some(facts), request) } else { Some(facts) }
     }
 
-    /// Somebody follows requests: this may be one of them.
+    /// Somebody looks at requests: at all of them, or at some, of which this may be one.
     #[cold]
     fn follow<B>(&self, facts: Option<Recycled<Facts>>, request: &Request<B>) -> Option<Recycled<Facts>> {
         let mark = request.headers().get(MARK).and_then(|mark| Mark::parse(mark.as_bytes()));
         let Ok(head) = RequestHead::received(request) else { return facts };
         let times = (Instant::now(), SystemTime::now());
-        let Some(hop) = self.live_traces.begin(Side::Server, mark, &head, times) else { return facts };
+        let place = self.live_traces.enter(Side::Server, &head, times.0);
+        let hop = self.live_traces.begin(Side::Server, mark, &head, times);
+        if place.is_none() && hop.is_none() {
+            return facts;
+        }
         let mut facts = facts.unwrap_or_else(|| facts_of(request));
         let info = &mut facts.info;
         if !info.is_observed() {
             self.observe(info, request);
         }
+        if let Some(place) = place {
+            info.take_place(place);
+        }
+        let Some(hop) = hop else { return Some(facts) };
         let connection = self.connection(request);
         if info.head().is_none() {
             self.note_head(info, request, connection.as_deref());
@@ -300,7 +308,7 @@ impl ServerContext {
             });
             let own = self.authorizers.every.as_ref().map(|own| own.question(&head, connection.as_ref(), tokens));
             if !questions.is_empty() || own.is_some() {
-                facts.get_or_insert_with(|| facts_of(request));
+                facts.get_or_insert_with(|| facts_of(request)).info.waits_for(Stage::Authorizer);
                 let (routes, listener) = (Arc::clone(routes), Arc::clone(listener));
                 return Ok(Admission::Asked(Box::new(Asked {
                     routes,
@@ -404,6 +412,7 @@ impl ServerContext {
             facts.info.note_authority(RequestHead::received(request)?.authority);
         }
         facts.info.note_route(&route.name, None);
+        facts.info.waits_for(Stage::Application);
         facts.info.note_event("let in", || json!({"route": &*route.name}));
         if let Some(hop) = facts.info.hop() {
             // Its end may be far, and whoever made it may give it up before.
@@ -527,7 +536,10 @@ fn tell_passage(passage: &Passage, info: &mut RequestInfo) {
             info.note_details("filter_response");
             info.note_event("filter", || json!({"outcome": "answered"}));
         }
-        Passage::Held(_) => info.note_event("filter", || json!({"outcome": "held back"})),
+        Passage::Held(_) => {
+            info.waits_for(Stage::Filter);
+            info.note_event("filter", || json!({"outcome": "held back"}));
+        }
     }
 }
 

@@ -1,0 +1,91 @@
+//! `mesh-control trace` as people run it, against a server in a process of its own.
+
+use mesh_core::xds::{Bootstrap, XdsSource};
+use mesh_tower::Mesh;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::process::{Control, output, text};
+use crate::support::PATIENCE;
+
+/// What a POST to the status port is answered with: the first line.
+async fn post(status: &str, path: &str, content_type: &str, body: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(status).await.unwrap();
+    let length = body.len();
+    let request = format!(
+        "POST {path} HTTP/1.0\r\nhost: localhost\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.lines().next().unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trace_says_why_a_request_went_as_it_went_and_no_page_of_a_browser_can_ask_for_it() {
+    let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: gone, namespace: shop}}\nspec:\n  \
+         hosts: [gone.example.com]\n  resolution: STATIC\n  ports: [{{number: 80, name: http, protocol: HTTP}}]\n  \
+         endpoints: [{{address: {}, ports: {{http: {}}}}}]\n",
+        gone.ip(),
+        gone.port()
+    );
+    std::fs::write(dir.path().join("gone.yaml"), yaml).unwrap();
+    let mut control = Control::start(dir.path(), &[]);
+    let xds = control.address("xds listening on ");
+    assert!(control.line().starts_with("secured xds not listening"));
+    let status = control.address("status listening on ").to_string();
+
+    // What a form can send, and what is no question.
+    for (content_type, body, expected) in [
+        ("text/plain", r#"{"to": "a"}"#, " 415 "),
+        ("application/x-www-form-urlencoded", "to=a", " 415 "),
+        ("application/json", r#"{"to": "a", "next": 0}"#, " 400 "),
+        ("application/json", r#"{"too": "a"}"#, " 422 "),
+    ] {
+        let answer = post(&status, "/trace", content_type, body).await;
+        assert!(answer.contains(expected), "{content_type} {body}: {answer}");
+    }
+
+    let bootstrap = Bootstrap::new(xds.to_string())
+        .node_id("mesh~127.0.0.1~web-7.shop~shop.svc.cluster.local")
+        .metadata("NAMESPACE", "shop")
+        .metadata("WORKLOAD_NAME", "web")
+        .metadata("LABELS", json!({"app": "web"}));
+    let mesh = Mesh::builder().source(XdsSource::new(bootstrap)).cold_start_wait(PATIENCE).start().unwrap();
+    for form in ["json", "text"] {
+        let status = status.clone();
+        let trace = tokio::task::spawn_blocking(move || {
+            let wanted = ["--from", "shop/web", "--to", "gone.example.com", "--where", "path /x", "-o", form];
+            output(&[&["trace", "--status-addr", &status][..], &wanted].concat())
+        });
+        while !trace.is_finished() {
+            // It fails, as it has to.
+            _ = mesh.client().get("http://gone.example.com/x").await;
+            tokio::task::yield_now().await;
+        }
+        let out = trace.await.unwrap();
+        let (said, why) = (text(&out.stdout), text(&out.stderr));
+        assert!(out.status.success(), "{said} {why}");
+        assert!(why.contains("processes that follow: 1;"), "{why}");
+        if form == "json" {
+            let said: Value = serde_json::from_str(&said).unwrap();
+            assert!(said["causes"][0].as_str().unwrap().contains("refused"), "{said}");
+            assert_eq!((&said["hops"][0]["workload"], &said["hops"][0]["path"]), (&"shop/web".into(), &"/x".into()));
+        } else {
+            assert!(said.starts_with("cause: ") && said.contains("client shop/web: GET gone.example.com/x"), "{said}");
+        }
+    }
+
+    for (wanted, expected) in [
+        (&["--where", "colour red"][..], "expected `header NAME=VALUE`"),
+        (&["--from", "web"], "NAMESPACE/WORKLOAD"),
+        (&["--to", "nobody", "--timeout", "1"], "not as many requests came"),
+    ] {
+        let out = output(&[&["trace", "--status-addr", &status][..], wanted].concat());
+        let why = text(&out.stderr);
+        assert!(out.status.code() == Some(1) && why.contains(expected), "{wanted:?}: {why}");
+    }
+}
