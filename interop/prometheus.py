@@ -145,20 +145,22 @@ class Metrics:
         return [one for one in found if one["value"][1] != "NaN"]
 
     def found(self):
-        """How many series each query finds, as soon as those of workloads have found something."""
+        """How many series each query finds, as soon as those of workloads have found something, and find no more."""
         queries = list(dashboards.all_queries())
-        end = time.monotonic() + PATIENCE
+        end, before = time.monotonic() + PATIENCE, None
         while True:
             try:
                 found = [(*one, len(self.series(variables(one[1], one[2])))) for one in queries]
             except (OSError, ValueError):
                 found = [(*one, 0) for one in queries]
             missing = [(dashboard, what) for dashboard, what, _, whose, count in found if whose == "data" and not count]
-            if not missing:
+            is_late = time.monotonic() > end
+            if not missing and (found == before or is_late):
                 return found
-            if time.monotonic() > end:
+            if is_late:
                 raise self.failure(f"{len(missing)} queries find nothing: {missing[:8]}")
-            time.sleep(0.5)
+            before = found
+            time.sleep(0.5 if missing else 3.0)
 
     def labels(self):
         wrong, count = set(), 0
